@@ -1,0 +1,146 @@
+"""What can go wrong, as one tree:
+
+    JobError                            how a job ended, when not with a value
+    ├── JobTimeoutError                 also a TimeoutError: past max_runtime, queue_timeout or deadline
+    ├── WorkerCrashedError              the worker's process died under the job
+    │   └── MemoryLimitError            ... because its process tree outgrew memory_limit
+    ├── JobCancelledError               also a concurrent.futures.CancelledError
+    ├── JobSerializationError           function, argument or result cannot travel to or from a worker
+    ├── DataCollectionException         raised by collection functions, with the error code of their choice
+    └── DataProcessingException         raised by processing functions, alike
+    InvalidJobError                     also a ValueError: refused at submit
+    QueueFullError                      max_pending jobs are queued already
+    ExecutorClosedError                 also a RuntimeError: submitted after shutdown
+    ConfigurationError                  also a ValueError: config.yaml or the environment is wrong
+    SoftTimeoutError                    raised inside a function at its soft_timeout, so that it can clean up
+
+Every worker imports this module, so it needs the standard library alone.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import CancelledError
+from typing import Any
+
+
+class JobError(Exception):
+    """How a job ended, when not with a value; `error_code` decides whether it is retried."""
+
+    error_code: str = "EXECUTION_ERROR"
+
+    def __init__(self, message: str = "", *, error_code: str | None = None, **context: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.context = context
+        if error_code is not None:
+            self.error_code = str(error_code)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The default would call the class with the message alone and lose the code.
+        return _rebuild, (type(self), self.message, self.__dict__)
+
+
+def _rebuild(kind: type[JobError], message: str, attributes: dict[str, Any]) -> JobError:
+    error = kind.__new__(kind, message)
+    Exception.__init__(error, message)
+    error.__dict__.update(attributes)
+    return error
+
+
+class JobTimeoutError(JobError, TimeoutError):
+    """The job passed a limit: TIMEOUT_ERROR, QUEUE_TIMEOUT or DEADLINE_EXCEEDED says which."""
+
+    error_code = "TIMEOUT_ERROR"
+
+
+class WorkerCrashedError(JobError):
+    """The worker's process died under the job.
+
+    `exit_code` or `exit_signal` (a signal number) says how; `output_tail` is the end of what the worker wrote to
+    stdout and stderr, faulthandler's traceback included.
+    """
+
+    error_code = "WORKER_CRASHED"
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        exit_code: int | None = None,
+        exit_signal: int | None = None,
+        output_tail: str = "",
+        error_code: str | None = None,
+        **context: Any,
+    ) -> None:
+        super().__init__(message, error_code=error_code, **context)
+        self.exit_code = exit_code
+        self.exit_signal = exit_signal
+        self.output_tail = output_tail
+
+
+class MemoryLimitError(WorkerCrashedError):
+    """The attempt's process tree outgrew its memory_limit and was killed."""
+
+    error_code = "MEMORY_LIMIT"
+
+
+class JobCancelledError(JobError, CancelledError):
+    """The job was cancelled, by its future, its id, its flow run or the executor's shutdown."""
+
+    error_code = "CANCELLED"
+
+
+class JobSerializationError(JobError):
+    """The function, an argument or the result could not be pickled or unpickled."""
+
+    error_code = "SERIALIZATION_ERROR"
+
+
+class DataCollectionException(JobError):
+    """A collection function failed; `error_code` says how, and with it whether a retry makes sense."""
+
+    error_code = "COLLECTION_ERROR"
+
+    def __init__(
+        self, message: str = "", error_code: str | None = None, tool_name: str | None = None, **context: Any
+    ) -> None:
+        super().__init__(message, error_code=error_code, **context)
+        self.tool_name = tool_name
+
+
+class DataProcessingException(JobError):
+    """A processing function failed; `error_code` says how, and with it whether a retry makes sense."""
+
+    error_code = "PROCESSING_ERROR"
+
+    def __init__(
+        self, message: str = "", error_code: str | None = None, processing_stage: str | None = None, **context: Any
+    ) -> None:
+        super().__init__(message, error_code=error_code, **context)
+        self.processing_stage = processing_stage
+
+
+class InvalidJobError(ValueError):
+    """The job was refused at submit; the message says what was wrong and the way out."""
+
+    error_code = "CONFIGURATION_ERROR"
+
+
+class QueueFullError(Exception):
+    """`max_pending` jobs are queued already."""
+
+
+class ExecutorClosedError(RuntimeError):
+    """A job was submitted to an executor that is shut down."""
+
+
+class ConfigurationError(ValueError):
+    """One line: the key, its value and what is allowed."""
+
+    error_code = "CONFIGURATION_ERROR"
+
+
+class SoftTimeoutError(Exception):
+    """Raised inside a function at its soft_timeout; if it lets this pass, the attempt ends as TIMEOUT_ERROR."""
+
+    error_code = "TIMEOUT_ERROR"

@@ -1,0 +1,347 @@
+"""Job: what is to be run and under which limits; and the states it passes through.
+
+    PENDING ──► RUNNING ──► COMPLETED
+       ▲  │      │ │ │ └──► FAILED
+       │  │      │ │ └────► CANCELLED
+       └──┼──────┘ ▼
+          │     RETRYING ──► RUNNING
+          └──► FAILED, CANCELLED, COMPLETED (a cached result)
+
+RUNNING falls back to PENDING, or to RETRYING, when its worker died before it began: no attempt is counted.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, field_serializer
+
+from executor_adapter.exceptions import InvalidJobError
+from executor_adapter.retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from executor_adapter.executor import JobFuture
+
+
+class JobStatus(StrEnum):
+    """Where a job stands."""
+
+    PENDING = "pending"
+    """Queued, from the moment it is submitted."""
+    RUNNING = "running"
+    """An attempt is under way."""
+    RETRYING = "retrying"
+    """An attempt failed; the next one has a time."""
+    COMPLETED = "completed"
+    """The function returned."""
+    FAILED = "failed"
+    """No attempt is left, or the error is not one to retry."""
+    CANCELLED = "cancelled"
+    """Ended on request; nothing of it runs any more."""
+
+    @property
+    def is_terminal(self) -> bool:
+        return self in TERMINAL
+
+
+TERMINAL = frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED})
+
+LEGAL_TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.PENDING: frozenset({JobStatus.RUNNING}) | TERMINAL,
+    JobStatus.RUNNING: frozenset({JobStatus.RETRYING, JobStatus.PENDING}) | TERMINAL,
+    JobStatus.RETRYING: frozenset({JobStatus.RUNNING}) | TERMINAL,
+    JobStatus.COMPLETED: frozenset(),
+    JobStatus.FAILED: frozenset(),
+    JobStatus.CANCELLED: frozenset(),
+}
+
+
+class ErrorCode(StrEnum):
+    """Why an attempt failed; a plain string of the user's own is a code too."""
+
+    TIMEOUT_ERROR = "TIMEOUT_ERROR"
+    """Past max_runtime or soft_timeout, or the function raised a TimeoutError."""
+    QUEUE_TIMEOUT = "QUEUE_TIMEOUT"
+    """Not started within queue_timeout."""
+    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
+    """Past the deadline over all attempts."""
+    NETWORK_ERROR = "NETWORK_ERROR"
+    """The other side could not be reached."""
+    API_ERROR = "API_ERROR"
+    """The other side answered, with an error."""
+    RATE_LIMITED = "RATE_LIMITED"
+    """The other side asked to slow down (HTTP 429)."""
+    DATA_ERROR = "DATA_ERROR"
+    """The data is broken: a retry would find it so again. Not retried."""
+    CONFIGURATION_ERROR = "CONFIGURATION_ERROR"
+    """Set up wrongly. Not retried."""
+    SERIALIZATION_ERROR = "SERIALIZATION_ERROR"
+    """Cannot travel to or from a worker. Not retried."""
+    WORKER_CRASHED = "WORKER_CRASHED"
+    """The worker's process died under the job."""
+    MEMORY_LIMIT = "MEMORY_LIMIT"
+    """The attempt's process tree outgrew memory_limit."""
+    CANCELLED = "CANCELLED"
+    """Ended on request. Not retried."""
+    COLLECTION_ERROR = "COLLECTION_ERROR"
+    """A DataCollectionException without a code of its own."""
+    PROCESSING_ERROR = "PROCESSING_ERROR"
+    """A DataProcessingException without a code of its own."""
+    EXECUTION_ERROR = "EXECUTION_ERROR"
+    """Any other exception."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One attempt of a job, over. Times in seconds, sizes in bytes."""
+
+    number: int
+    pool: str
+    pid: int | None
+    queue_seconds: float
+    run_seconds: float
+    kill_seconds: float | None = None
+    """From the limit or the cancel until nothing of it was alive; None where it ended by itself."""
+    peak_rss: int | None = None
+    exit_code: int | None = None
+    exit_signal: int | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobResult:
+    """How a job ended: what `map` and `run_jobs` give for each."""
+
+    job_id: str
+    status: JobStatus
+    value: Any = None
+    error: BaseException | None = None
+    error_code: str | None = None
+    attempts: int = 0
+    duration: float | None = None
+    """Seconds from the first start to the end; None where it never started."""
+
+    def unwrap(self) -> Any:
+        """The value; raises the error where there is one."""
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+
+class LiveState:
+    """What changes in a job; only `Job.advance` and the supervisor write to it."""
+
+    __slots__ = (
+        "attempt", "attempts", "completed_at", "created_at", "error_code", "error_message", "future", "progress",
+        "records_processed", "retry_at", "started_at", "status",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.status = JobStatus.PENDING
+        self.attempt = 0
+        self.attempts: list[Attempt] | None = None
+        self.created_at = time.time()
+        self.started_at: float | None = None
+        self.completed_at: float | None = None
+        self.retry_at: float | None = None
+        self.records_processed: int | None = None
+        self.progress: Progress | None = None
+        self.error_code: str | None = None
+        self.error_message: str | None = None
+        self.future: JobFuture | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a running function last said of itself."""
+
+    done: float
+    total: float | None = None
+    message: str = ""
+
+
+def uuid7() -> str:
+    """A UUID of version 7 (RFC 9562): its first 48 bits are the time in milliseconds, so ids sort by age."""
+    random_bits = int.from_bytes(os.urandom(10), "big")
+    value = (time.time_ns() // 1_000_000) << 80 | random_bits
+    value = value & ~(0xF000 << 64) & ~(0xC000 << 48) | (0x7000 << 64) | (0x8000 << 48)
+    return str(uuid.UUID(int=value))
+
+
+def _check_function(value: Any) -> Any:
+    if callable(value) or (isinstance(value, str) and re.fullmatch(r"[\w.]+:[\w.]+", value)):
+        return value
+    raise ValueError(f"{value!r} is no function: give a callable, or a reference such as 'package.module:function'")
+
+
+_UNITS = {"": 1, "B": 1} | {
+    prefix + suffix: base**power
+    for power, prefix in enumerate("KMGT", 1)
+    for suffix, base in (("B", 1000), ("iB", 1024))
+}
+
+
+def _check_memory_limit(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", value.strip())
+    if match is None or match[2] not in _UNITS:
+        raise ValueError(f"{value!r} is no size: give bytes, or a number with one of {', '.join(filter(None, _UNITS))}")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+PoolName = Literal["auto", "coroutine", "thread", "process", "dask", "ray"]
+
+
+class Job(BaseModel):
+    """One call of one function, with its limits and what has become of it.
+
+    Fields are what the caller asks for; the read-only properties say what came of it and are live. Seconds
+    throughout; times are aware and in UTC. Two jobs are equal only if they are the same object.
+
+    Raises:
+        pydantic.ValidationError: a field is unknown, or its value is none that could ever work.
+    """
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    function: Annotated[Any, BeforeValidator(_check_function)]
+    job_id: str = Field(default_factory=uuid7, min_length=1)
+    job_type: str = "job"
+    tool_name: str | None = None
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    pool: PoolName = "auto"
+    max_runtime: float | None = Field(default=3600.0, gt=0, allow_inf_nan=False)
+    soft_timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    queue_timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    deadline: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    retry_attempts: int = Field(default=3, ge=0)
+    retry_delay: float = Field(default=60.0, ge=0, allow_inf_nan=False)
+    retry: RetryPolicy | None = None
+    memory_limit: Annotated[int | None, BeforeValidator(_check_memory_limit), Field(gt=0)] = None
+    priority: int = 0
+    dedupe_key: str | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+    _live: LiveState = PrivateAttr(default_factory=LiveState)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    @field_serializer("function")
+    def _function_reference(self, function: Any) -> str:
+        return function if isinstance(function, str) else function_reference(function)
+
+    # --- read-only and live ---
+
+    @property
+    def status(self) -> JobStatus:
+        return self._live.status
+
+    @property
+    def attempt(self) -> int:
+        """The number of the attempt that runs or ran last, from 1; 0 before the first."""
+        return self._live.attempt
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """Each attempt that is over, oldest first."""
+        return tuple(self._live.attempts or ())
+
+    @property
+    def created_at(self) -> datetime:
+        return datetime.fromtimestamp(self._live.created_at, UTC)
+
+    @property
+    def started_at(self) -> datetime | None:
+        """When the first attempt began."""
+        return _aware(self._live.started_at)
+
+    @property
+    def completed_at(self) -> datetime | None:
+        """When the job reached its terminal state, whichever that is."""
+        return _aware(self._live.completed_at)
+
+    @property
+    def retry_at(self) -> datetime | None:
+        """When the next attempt is due, while RETRYING."""
+        return _aware(self._live.retry_at)
+
+    @property
+    def duration(self) -> float | None:
+        """Seconds from the first start to the end, or to now while it is live; None before the start."""
+        if self._live.started_at is None:
+            return None
+        return max(0.0, (self._live.completed_at or time.time()) - self._live.started_at)
+
+    @property
+    def records_processed(self) -> int | None:
+        return self._live.records_processed
+
+    @property
+    def progress(self) -> Progress | None:
+        return self._live.progress
+
+    @property
+    def error_code(self) -> str | None:
+        return self._live.error_code
+
+    @property
+    def error_message(self) -> str | None:
+        return self._live.error_message
+
+    @property
+    def policy(self) -> RetryPolicy:
+        """The retry policy in force: `retry`, else one of `retry_attempts` and `retry_delay`."""
+        return self.retry or _simple_policy(self.retry_attempts, self.retry_delay)
+
+    def advance(self, status: JobStatus, *, at: float | None = None) -> None:
+        """Enter `status` at the wall-clock time `at` (seconds since the epoch; default now).
+
+        The one writer of a job's state; called by the supervisor alone.
+
+        Raises:
+            InvalidJobError: no legal transition leads there.
+        """
+        live = self._live
+        if status not in LEGAL_TRANSITIONS[live.status]:
+            raise InvalidJobError(f"job {self.job_id} is {live.status}: it cannot become {status}")
+        live.status = status
+        if status is JobStatus.RUNNING:
+            if live.started_at is None:
+                live.started_at = time.time() if at is None else at
+        elif status in TERMINAL:
+            live.completed_at = time.time() if at is None else at
+        if status is not JobStatus.RETRYING:
+            live.retry_at = None
+
+
+def _aware(timestamp: float | None) -> datetime | None:
+    return None if timestamp is None else datetime.fromtimestamp(timestamp, UTC)
+
+
+@functools.lru_cache(maxsize=256)
+def _simple_policy(retry_attempts: int, retry_delay: float) -> RetryPolicy:
+    # crash_attempts may not exceed what is asked for in all.
+    return RetryPolicy(retry_attempts=retry_attempts, retry_delay=retry_delay)
+
+
+def function_reference(function: Callable[..., Any]) -> str:
+    """`module:qualname` of a function; of a partial, a bound method or an object, as near as it comes."""
+    inner = function.func if isinstance(function, functools.partial) else function
+    qualname = getattr(inner, "__qualname__", type(inner).__qualname__)
+    return f"{getattr(inner, '__module__', None) or type(inner).__module__}:{qualname}"

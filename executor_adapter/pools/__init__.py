@@ -1,0 +1,1 @@
+"""Where an attempt runs: coroutines, threads, processes, each behind `base.WorkerPool`."""

@@ -1,0 +1,120 @@
+"""Whether and when a failed attempt is followed by another: pure, so that every seam decides alike."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+NEVER_RETRIED = frozenset({"DATA_ERROR", "CONFIGURATION_ERROR", "SERIALIZATION_ERROR", "CANCELLED", "DEADLINE_EXCEEDED"})
+"""Codes that a retry would only meet again; a rule of the user's own may say otherwise."""
+
+CRASHES = frozenset({"WORKER_CRASHED", "MEMORY_LIMIT"})
+"""Codes with a budget of their own, since such a job may harm more than itself."""
+
+
+class RetryRule(BaseModel):
+    """What to do after certain errors; the first rule that matches wins.
+
+    `codes`: the error codes it is for ("*" is all). `action`: "retry" or "fail". `retry_delay` and
+    `backoff_coefficient` replace the policy's. `memory_factor` grows the job's memory_limit for the next attempt;
+    `alone` runs the next attempt while nothing else runs in its pool.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    codes: tuple[str, ...] = Field(min_length=1)
+    action: Literal["retry", "fail"] = "retry"
+    retry_delay: float | None = Field(default=None, ge=0)
+    backoff_coefficient: float | None = Field(default=None, ge=1)
+    memory_factor: float = Field(default=1.0, ge=1)
+    alone: bool = False
+
+    def matches(self, code: str) -> bool:
+        return code in self.codes or "*" in self.codes
+
+
+class RetryPolicy(BaseModel):
+    """How often and how soon: the n-th retry waits `retry_delay * backoff_coefficient ** (n - 1)` seconds, at most
+    `max_delay`, give or take a random share of `jitter`.
+
+    `crash_attempts`: of the retries, at most so many after WORKER_CRASHED or MEMORY_LIMIT; past it the job is
+    quarantined. `retry_attempts=0` means one attempt, whatever happens.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    retry_attempts: int = Field(default=3, ge=0)
+    retry_delay: float = Field(default=60.0, ge=0, allow_inf_nan=False)
+    backoff_coefficient: float = Field(default=2.0, ge=1, allow_inf_nan=False)
+    max_delay: float = Field(default=900.0, ge=0, allow_inf_nan=False)
+    jitter: float = Field(default=0.1, ge=0, le=1)
+    crash_attempts: int = Field(default=2, ge=0)
+    rules: tuple[RetryRule, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryDecision:
+    """Whether another attempt follows, when, and under which changed terms."""
+
+    retry: bool
+    delay: float = 0.0
+    """Seconds until the next attempt may start."""
+    reason: str = ""
+    quarantine: bool = False
+    """The job used up its crash budget: it must not be started again until released."""
+    memory_factor: float = 1.0
+    alone: bool = False
+
+
+def decide(
+    policy: RetryPolicy,
+    *,
+    code: str,
+    attempt: int,
+    crashes: int,
+    retry_after: float | None = None,
+    draw: Callable[[], float] = random.random,
+) -> RetryDecision:
+    """Decide what follows attempt number `attempt` (from 1), which ended with the error code `code`.
+
+    `crashes` counts the job's crashes, this one included. `retry_after` is what the other side asked for, in
+    seconds: the delay is never shorter. `draw` gives the jitter's random number from [0, 1).
+    """
+    rule = next((rule for rule in policy.rules if rule.matches(code)), None)
+    crash_budget_spent = code in CRASHES and crashes > policy.crash_attempts
+    if rule is not None and rule.action == "fail":
+        return RetryDecision(retry=False, reason=f"a rule says that {code} fails")
+    if rule is None and code in NEVER_RETRIED:
+        return RetryDecision(retry=False, reason=f"{code} is never retried")
+    if attempt > policy.retry_attempts:
+        return RetryDecision(
+            retry=False,
+            reason=f"attempt {attempt} of {policy.retry_attempts + 1} was the last",
+            quarantine=crash_budget_spent,
+        )
+    if crash_budget_spent:
+        return RetryDecision(
+            retry=False, reason=f"{crashes} crashes are more than crash_attempts={policy.crash_attempts}", quarantine=True
+        )
+    rule = rule or RetryRule(codes=(code,))
+    first = policy.retry_delay if rule.retry_delay is None else rule.retry_delay
+    growth = policy.backoff_coefficient if rule.backoff_coefficient is None else rule.backoff_coefficient
+    return RetryDecision(
+        retry=True,
+        delay=max(_backoff(first, growth, attempt, policy, draw), retry_after or 0.0),
+        reason=f"retry {attempt} of {policy.retry_attempts}",
+        memory_factor=rule.memory_factor,
+        alone=rule.alone,
+    )
+
+
+def _backoff(first: float, growth: float, attempt: int, policy: RetryPolicy, draw: Callable[[], float]) -> float:
+    try:
+        delay = min(first * growth ** (attempt - 1), policy.max_delay)
+    except OverflowError:
+        delay = policy.max_delay
+    return delay * (1.0 + policy.jitter * (2.0 * draw() - 1.0))
