@@ -1,0 +1,60 @@
+"""A JobExecutor whose jobs end when they must, fail alone, retry by a policy and are always accounted for.
+
+Names are loaded when first used: every worker process imports this package and needs little of it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from executor_adapter.context import JobContext, current_job
+    from executor_adapter.executor import JobExecutor, JobFuture
+    from executor_adapter.job import Attempt, ErrorCode, Job, JobResult, JobStatus
+    from executor_adapter.queue import JobQueue
+    from executor_adapter.retry import RetryDecision, RetryPolicy, RetryRule
+
+_HOMES = {
+    "Attempt": "job",
+    "ErrorCode": "job",
+    "Job": "job",
+    "JobContext": "context",
+    "JobExecutor": "executor",
+    "JobFuture": "executor",
+    "JobQueue": "queue",
+    "JobResult": "job",
+    "JobStatus": "job",
+    "RetryDecision": "retry",
+    "RetryPolicy": "retry",
+    "RetryRule": "retry",
+    "current_job": "context",
+}
+
+__all__ = [
+    "Attempt",
+    "ErrorCode",
+    "Job",
+    "JobContext",
+    "JobExecutor",
+    "JobFuture",
+    "JobQueue",
+    "JobResult",
+    "JobStatus",
+    "RetryDecision",
+    "RetryPolicy",
+    "RetryRule",
+    "current_job",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
