@@ -50,6 +50,9 @@ $(INTERPRETER):
 	for python in $(PYTHON) $(CANDIDATES); do \
 	    if $$python -c "$$fits" >/dev/null 2>&1; then \
 	        echo "making $(VENV) with $$($$python --version)"; \
+	        $$python -m venv $(VENV) && exit 0; \
+	        rm -rf $(VENV); \
+	        exit 1; \
 	    fi; \
 	done; \
 	echo "no Python that can make a virtual environment: install Python 3.11 or newer with its venv module" \
