@@ -35,8 +35,8 @@ class Assignment:
     """One attempt of one job, given to one pool; the pool fills in what it learns."""
 
     __slots__ = (
-        "context", "ended_at", "exit_code", "exit_signal", "extra", "job", "number", "payload", "peak_rss", "pid",
-        "scope", "short", "started_at", "stop_asked_at", "worker",
+        "checkpoint", "context", "ended_at", "exit_code", "exit_signal", "extra", "job", "memory_limit", "number",
+        "payload", "peak_rss", "pid", "scope", "short", "started_at", "stop_asked_at", "worker",
     )  # fmt: skip
 
     def __init__(self, job: Job, number: int, payload: Any) -> None:
@@ -50,6 +50,10 @@ class Assignment:
         self.scope: tuple[str, Any] | None = None
         """A context manager to be entered around the function, in whichever process it runs: its reference
         "module:qualname" and one picklable argument."""
+        self.checkpoint: bytes | None = None
+        """What an earlier attempt of the job last gave to `JobContext.checkpoint`, pickled."""
+        self.memory_limit: int | None = None
+        """Bytes that the process tree of this attempt may hold resident, where its pool `can_limit_memory`."""
         self.short = False
         """The function is known to take so little time that others may lie ready behind it."""
         self.worker: Any = None
