@@ -1,0 +1,129 @@
+"""What is wrong with a configuration, in one line: where it was said, the key, its value, and what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from executor_adapter.exceptions import ConfigurationError
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key twice in one mapping is an error, not a silent choice of the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable) and key in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key!r} is there twice", problem_mark=key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The mapping in `file`; an empty file is an empty one.
+
+    Raises:
+        ConfigurationError: there is no such file, or it is no YAML, and at which line and column.
+    """
+    try:
+        content = yaml.load(file.read_bytes(), Loader=_Loader)
+    except OSError as error:
+        raise ConfigurationError(f"{file}: cannot be read: {error.strerror}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
+        raise ConfigurationError(f"{file}: {where}{one_line(error.problem)}") from None
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{file}: {one_line(error)}") from None
+    if content is not None and not isinstance(content, dict):
+        raise ConfigurationError(f"{file}: {_short(content)} is not allowed: must be a mapping of keys to values")
+    return {str(key): value for key, value in (content or {}).items()}
+
+
+def describe(
+    error: ValidationError, file: str, written: Mapping[str, Any], given: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """Say the first error of `error` in one line, and how many more there are.
+
+    `written` is what `file` holds; `given` what each place that wins over it holds, the strongest first.
+    """
+    details = error.errors(include_url=False)
+    first = details[0]
+    key, what = _said(first)
+    path = _path(first["loc"], [written, *given.values()]) + key
+    place = next((name for name, values in given.items() if _holds(values, path)), file)
+    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+    return one_line(f"{place}: {'.'.join(path)}{what}{more}")
+
+
+def _said(error: ErrorDetails) -> tuple[list[str], str]:
+    """What is to be added to the error's path, and what is to be said of the key there."""
+    context = error.get("ctx", {})
+    match error["type"]:
+        case "unknown_key":
+            return [context["key"]], f" is not a key: {_nearest(context['key'], context['allowed'])}"
+        case "missing_key":
+            return [context["key"]], f" is missing: must be {context['wanted']}"
+        case "union_tag_not_found":
+            return ["source"], " is missing: must be 'files' or 'rest'"
+        case "union_tag_invalid":
+            return ["source"], f": {_short(context['tag'])} is not allowed: must be {context['expected_tags']}"
+        case "place" | "parent":
+            return [], f": {error['msg']}"
+    return [], f": {_short(error['input'])} is not allowed: {_rule(error)}"
+
+
+def _rule(error: ErrorDetails) -> str:
+    match error["type"]:
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return "must be a mapping of keys to values"
+        case "too_short":
+            return "must have at least one entry"
+        case "string_pattern_mismatch":
+            return f"must match {error['ctx']['pattern']}"
+    rule = error["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    return rule[:1].lower() + rule[1:]
+
+
+def _nearest(key: str, allowed: list[str]) -> str:
+    near = difflib.get_close_matches(key, allowed, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"{hint}allowed are {', '.join(allowed)}"
+
+
+def _path(location: tuple[int | str, ...], places: list[Mapping[str, Any]]) -> list[str]:
+    """The location without what pydantic adds to it, such as the tag of a union: parts that no place holds."""
+    path: list[str] = []
+    for part in location:
+        if any(_holds(values, [*path, str(part)]) for values in places):
+            path.append(str(part))
+    return path
+
+
+def _holds(values: Any, path: list[str]) -> bool:
+    for part in path:
+        if isinstance(values, list | tuple) and part.isdigit() and int(part) < len(values):
+            values = values[int(part)]
+        elif isinstance(values, Mapping) and part in {str(key) for key in values}:
+            values = next(value for key, value in values.items() if str(key) == part)
+        else:
+            return False
+    return bool(path)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def one_line(text: object) -> str:
+    """`text` without line breaks."""
+    return " ".join(str(text).split())

@@ -1,0 +1,184 @@
+"""What is wrong with a configuration is said before anything starts, in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from executor_adapter.config import FilesTool, RestTool, Settings, load_config
+from executor_adapter.exceptions import ConfigurationError
+
+Write = Callable[[str], Path]
+
+TOOLS = """
+tools:
+  flights:
+    source: files
+    directory: incoming
+    tables:
+      flights: {file: flights.csv, partition: [year, month], schema: flights}
+  orders:
+    source: rest
+    url: http://127.0.0.1:1/api
+    resources:
+      orders: {path: /orders}
+      lines: {path: "/orders/{id}/lines", for_each: orders}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No config.yaml, no .env and no variable of the developer's own is in the way."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("EXECUTOR_ADAPTER_CONFIG", raising=False)
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write_config(text: str) -> Path:
+        (tmp_path / "config.yaml").write_text(text)
+        return Path("config.yaml")
+
+    return write_config
+
+
+def refusal(path: Path | str | None = None) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        load_config(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_without_a_file_the_defaults_of_the_guide_are_in_force(tmp_path: Path) -> None:
+    settings = load_config()
+    assert (settings.collection.max_concurrent_jobs, settings.processing.max_concurrent_jobs) == (4, 2)
+    assert (settings.collection.job_timeout, settings.collection.retry_attempts) == (3600.0, 3)
+    assert (settings.processing.retry_delay, settings.processing.batch_size) == (60.0, 1000)
+    assert settings.collection.rate_limit_buffer == 0.1
+    assert (settings.executor.max_workers, settings.executor.kill_grace) == (4, 5.0)
+    assert settings.lake == tmp_path / "data"
+
+
+def test_the_guides_own_file_is_read(write: Write) -> None:
+    settings = load_config(
+        write(
+            "processing: {max_concurrent_jobs: 2, job_timeout: 3600, retry_attempts: 3, retry_delay: 60.0,"
+            " batch_size: 1000}\n"
+            "collection: {max_concurrent_jobs: 2, job_timeout: 3600, retry_attempts: 3, retry_delay: 60.0,"
+            " rate_limit_buffer: 0.1}\n"
+        )
+    )
+    assert settings.collection.max_concurrent_jobs == 2
+
+
+def test_a_named_file_wins_over_the_variable_and_that_over_the_one_found(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("processing: {batch_size: 1}")
+    (tmp_path / "variable.yaml").write_text("processing: {batch_size: 2}")
+    (tmp_path / "named.yaml").write_text("processing: {batch_size: 3}")
+    assert load_config().processing.batch_size == 1
+    monkeypatch.setenv("EXECUTOR_ADAPTER_CONFIG", "variable.yaml")
+    assert load_config().processing.batch_size == 2
+    assert load_config("named.yaml").processing.batch_size == 3
+
+
+def test_the_environment_wins_over_dotenv_and_that_over_the_file(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write("collection: {job_timeout: 1, retry_delay: 1, retry_attempts: 1}")
+    (tmp_path / ".env").write_text(
+        "UNRELATED=yes\nEXECUTOR_ADAPTER_COLLECTION__JOB_TIMEOUT=2\nEXECUTOR_ADAPTER_COLLECTION__RETRY_DELAY=2\n"
+    )
+    monkeypatch.setenv("EXECUTOR_ADAPTER_COLLECTION__JOB_TIMEOUT", "3")
+    collection = load_config(file).collection
+    assert (collection.job_timeout, collection.retry_delay, collection.retry_attempts) == (3.0, 2.0, 1)
+
+
+def test_tools_are_told_apart_by_their_source(write: Write, tmp_path: Path) -> None:
+    tools = load_config(write(TOOLS)).tools
+    flights, orders = tools["flights"], tools["orders"]
+    assert isinstance(flights, FilesTool)
+    assert isinstance(orders, RestTool)
+    assert flights.tables["flights"].partition == ("year", "month")
+    assert flights.directory == tmp_path / "incoming"
+    assert orders.resources["lines"].for_each == "orders"
+
+
+def test_a_secret_header_comes_from_the_environment(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXECUTOR_ADAPTER_TOOLS__ORDERS__HEADERS", '{"Authorization": "Bearer abc"}')
+    orders = load_config(write(TOOLS)).tools["orders"]
+    assert isinstance(orders, RestTool)
+    assert orders.headers == {"Authorization": "Bearer abc"}
+    assert orders.url == "http://127.0.0.1:1/api"
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().collection.job_timeout = 5.0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("collection: {job_timeout: -5}", "collection.job_timeout: -5 is not allowed: must be greater than 0"),
+        ("executor: {max_workers: many}", "executor.max_workers: 'many' is not allowed: must be a valid integer"),
+        ("executor: {max_workers: yes}", "executor.max_workers: True is not allowed: must be a number"),
+        ("collection: {job_timeout: .inf}", "collection.job_timeout: inf is not allowed: must be a finite"),
+        ("collection:", "collection: None is not allowed: must be a mapping of keys to values"),
+        ("colection: {}", "colection is not a key: did you mean collection? allowed are collection, executor, lake"),
+        ("collection: {jobs_timeout: 5}", "collection.jobs_timeout is not a key: did you mean job_timeout? allowed"),
+        ("tools: {../up: {source: files}}", "tools.../up: '../up' is not allowed: must be letters, digits"),
+        ("tools: {x: {package: p}}", "tools.x.source is missing: must be 'files' or 'rest'"),
+        ("tools: {x: {source: sql}}", "tools.x.source: 'sql' is not allowed: must be 'files', 'rest'"),
+        ("tools: {x: {source: files, package: p}}", "tools.x.tables is missing: must be a mapping of table names"),
+        (
+            "tools: {x: {source: files, package: p, tables: {t: {member: a}}}}",
+            "tools.x.tables.t.file is missing: must be the path of a CSV or ZIP file",
+        ),
+        (
+            "tools: {x: {source: files, tables: {t: {file: a}}}}",
+            "tools.x: must have one of the keys package and directory",
+        ),
+        (
+            "tools: {x: {source: rest, url: ftp://a, resources: {r: {path: /r}}}}",
+            "tools.x.url: 'ftp://a' is not allowed: must match ^https?://",
+        ),
+        (
+            "tools: {x: {source: rest, resources: {r: {path: /r, for_each: s}}}}",
+            "tools.x: resources.r.for_each: 's' is none of r",
+        ),
+        ("a: [\n b: {", "line 2, column 6: expected the node content, but found '<stream end>'"),
+        ("lake: a\nlake: b", "line 2, column 1: 'lake' is there twice"),
+        ("- 1", "[1] is not allowed: must be a mapping of keys to values"),
+    ],
+)
+def test_a_wrong_file_is_refused_in_one_line(write: Write, text: str, said: str) -> None:
+    assert refusal(write(text)).startswith(f"config.yaml: {said}")
+
+
+def test_several_faults_are_counted(write: Write) -> None:
+    message = refusal(write("collection: {job_timeout: -5, retry_delay: -1}"))
+    assert message == "config.yaml: collection.job_timeout: -5 is not allowed: must be greater than 0 (and 1 more)"
+
+
+def test_a_named_file_must_be_there() -> None:
+    assert refusal("nowhere.yaml") == "nowhere.yaml: cannot be read: No such file or directory"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("COLLECTION__JOB_TIMEOUT", "0", "collection.job_timeout: '0' is not allowed: must be greater than 0"),
+        ("COLLECTION__JOBTIMEOUT", "1", "collection.jobtimeout is not a key: did you mean job_timeout?"),
+        ("COLECTION__JOB_TIMEOUT", "1", "EXECUTOR_ADAPTER_COLECTION__JOB_TIMEOUT is not a key: allowed are"),
+        ("COLLECTION", "x", 'error parsing value for field "collection"'),
+    ],
+)
+def test_a_wrong_variable_is_refused_as_one_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    monkeypatch.setenv(f"EXECUTOR_ADAPTER_{name}", value)
+    assert refusal().startswith(f"environment: {said}")
