@@ -12,6 +12,7 @@ RUNNING falls back to PENDING, or to RETRYING, when its worker died before it be
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import re
@@ -23,7 +24,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, field_serializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serializer
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.retry import RetryPolicy
@@ -118,6 +119,22 @@ class Attempt:
     error_message: str | None = None
 
 
+_ATTEMPT_FIELDS = tuple(field.name for field in dataclasses.fields(Attempt))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transition:
+    """A job entered `status`; observers are told of each, in order. `at` is in seconds since the epoch."""
+
+    job: Job
+    previous: JobStatus | None
+    """None where the job was submitted just now."""
+    status: JobStatus
+    at: float
+    attempt: int
+    error: BaseException | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobResult:
     """How a job ended: what `map` and `run_jobs` give for each."""
@@ -139,17 +156,23 @@ class JobResult:
 
 
 class LiveState:
-    """What changes in a job; only `Job.advance` and the supervisor write to it."""
+    """What changes in a job. Only `Job.advance` and the supervisor write to it.
+
+    The second half is the supervisor's own: what it needs to know of a job while the job is live.
+    """
 
     __slots__ = (
-        "attempt", "attempts", "completed_at", "created_at", "error_code", "error_message", "future", "progress",
+        "attempt", "attempts", "completed_at", "created_at", "error_code", "error_message", "progress",
         "records_processed", "retry_at", "started_at", "status",
+        "alone", "assignment", "checkpoint", "crashes", "driver", "future", "memory_limit", "payload", "pool", "queued_at",
+        "place", "timers",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.status = JobStatus.PENDING
         self.attempt = 0
-        self.attempts: list[Attempt] | None = None
+        self.attempts: tuple[tuple[Any, ...], ...] | None = None
+        """Each one's fields in order: most are never looked at, so an Attempt is made of them when asked for."""
         self.created_at = time.time()
         self.started_at: float | None = None
         self.completed_at: float | None = None
@@ -158,7 +181,19 @@ class LiveState:
         self.progress: Progress | None = None
         self.error_code: str | None = None
         self.error_message: str | None = None
+
+        self.alone = False
+        self.assignment: Any = None
+        self.checkpoint: bytes | None = None
+        self.crashes = 0
+        self.driver: Any = None
         self.future: JobFuture | None = None
+        self.memory_limit: int | None = None
+        self.payload: Any = None
+        self.pool = ""
+        self.queued_at = 0.0
+        self.place = False
+        self.timers: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +269,28 @@ class Job(BaseModel):
     dedupe_key: str | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
 
-    _live: LiveState = PrivateAttr(default_factory=LiveState)
+    __slots__ = ("_live",)
+    _live: (
+        LiveState  # a slot, since every transition reads it: a private attribute of pydantic's takes 20 times as long
+    )
+
+    def model_post_init(self, context: Any, /) -> None:
+        object.__setattr__(self, "_live", LiveState())
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        super().__setstate__(state)
+        object.__setattr__(self, "_live", LiveState())
+
+    def __copy__(self) -> Job:
+        """A copy is a job of its own: pending, whatever has become of the original."""
+        copied = super().__copy__()
+        object.__setattr__(copied, "_live", LiveState())
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Job:
+        copied = super().__deepcopy__(memo)
+        object.__setattr__(copied, "_live", LiveState())
+        return copied
 
     def __eq__(self, other: object) -> bool:
         return self is other
@@ -260,7 +316,7 @@ class Job(BaseModel):
     @property
     def attempts(self) -> tuple[Attempt, ...]:
         """Each attempt that is over, oldest first."""
-        return tuple(self._live.attempts or ())
+        return tuple(Attempt(**dict(zip(_ATTEMPT_FIELDS, record, strict=True))) for record in self._live.attempts or ())
 
     @property
     def created_at(self) -> datetime:

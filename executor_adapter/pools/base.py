@@ -79,7 +79,9 @@ class Supervisor(Protocol):
     def started(self, assignment: Assignment, at: float) -> None:
         """The function began at the monotonic time `at`: its limits count from there. Told once per assignment."""
 
-    def ended(self, assignment: Assignment, ending: Ending, value: Any = None, error: BaseException | None = None) -> None:
+    def ended(
+        self, assignment: Assignment, ending: Ending, value: Any = None, error: BaseException | None = None
+    ) -> None:
         """The attempt is over, and nothing of it is alive (but for ABANDONED). Told once per assignment, unless
         `handed_back` is."""
 

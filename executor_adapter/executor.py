@@ -1,0 +1,336 @@
+"""JobExecutor: what users hold. It takes jobs in and hands them to its supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import contextvars
+import itertools
+import logging
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from executor_adapter.config import Settings, load_config
+from executor_adapter.driver import JobDriver
+from executor_adapter.exceptions import InvalidJobError, JobTimeoutError
+from executor_adapter.futures import JobFuture
+from executor_adapter.hooks import HookedExecution
+from executor_adapter.job import Job, JobResult, JobStatus
+from executor_adapter.pools import pool_kind
+from executor_adapter.pools.base import WorkerPool
+from executor_adapter.supervisor import Observer, Supervisor
+
+logger = logging.getLogger("executor_adapter")
+
+_current: contextvars.ContextVar[JobExecutor | None] = contextvars.ContextVar("executor", default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutorStats:
+    """Counts of jobs since the executor was made, and of workers now."""
+
+    jobs_pending: int
+    jobs_running: int
+    jobs_retrying: int
+    jobs_completed: int
+    jobs_failed: int
+    jobs_cancelled: int
+    retries: int
+    workers_busy: int
+    abandoned_threads: int
+    """Threads and coroutines that could not be ended at their limit and were written off."""
+    quarantined: tuple[str, ...]
+    """Ids of jobs that killed more workers than their policy allows."""
+
+
+class JobExecutor:
+    """Runs jobs in coroutines, threads and processes, each within its limits, retried by its policy.
+
+    `max_workers`: at most so many attempts at once, over all its pools; pools start when first used.
+    `max_pending`: at most so many jobs that wait for their first start; None: no bound.
+    `observers`: callables told of each `Transition`, in order, on the supervisor's thread: they must be quick.
+    `config`: Settings; default: `load_config()`.
+
+    Leaving it as a context manager waits for its jobs; leaving it by an exception ends them first.
+    """
+
+    def __init__(
+        self,
+        max_workers: int = 4,
+        *,
+        config: Settings | None = None,
+        observers: Iterable[Observer] = (),
+        max_pending: int | None = None,
+    ) -> None:
+        if max_workers < 1:
+            raise ValueError(f"max_workers={max_workers} leaves no worker: give at least 1")
+        if max_pending is not None and max_pending < 1:
+            raise ValueError(f"max_pending={max_pending} leaves no place: give at least 1, or None for no bound")
+        self.max_workers = max_workers
+        self.config = config if config is not None else load_config()
+        self._supervisor = Supervisor(
+            max_workers=max_workers,
+            make_pool=self._make_pool,
+            observers=tuple(observers),
+            max_pending=max_pending,
+            kill_grace=self.config.executor.kill_grace,
+        )
+        self._hooked = HookedExecution(self) if _overrides(type(self)) else None
+        self._tokens: list[contextvars.Token[JobExecutor | None]] = []
+        _close_at_exit(self)
+
+    # --- jobs ---
+
+    def submit(self, job: Job, *, timeout: float | None = None) -> JobFuture:
+        """Queue a job; its future.
+
+        While `max_pending` jobs wait it blocks, for at most `timeout` seconds where that is given. A live job with
+        the same `dedupe_key` is returned instead of a second one.
+
+        Raises:
+            InvalidJobError: the job can never run as it asks to; the message says why and the way out.
+            JobSerializationError: pool="process", and the function or an argument cannot be pickled.
+            QueueFullError: no place within `timeout`.
+            ExecutorClosedError: after shutdown.
+        """
+        if self._hooked is None:
+            return self._supervisor.admit(job, timeout=timeout)
+        return self._hooked.submit(job, timeout)
+
+    def run(self, job: Job) -> Any:
+        """Submit the job and wait: its value, or the exception it ended with."""
+        return self.submit(job).result()
+
+    def map(
+        self,
+        function: Callable[..., Any] | str,
+        *iterables: Iterable[Any],
+        ordered: bool = True,
+        window: int | None = None,
+        **job_fields: Any,
+    ) -> Iterator[JobResult]:
+        """One job for each tuple of arguments; results in order of submission, or as they come (`ordered=False`).
+
+        Lazy and bounded: at most `window` jobs (default: four a worker) are under way at a time, so that an endless
+        iterable is fine. `job_fields` are fields of `Job`, for all of them. A failed job gives a JobResult with its
+        error, and raises nothing.
+        """
+        jobs = (Job(function=function, args=args, **job_fields) for args in zip(*iterables, strict=False))
+        limit = window or 4 * self.max_workers
+        return self._in_order(jobs, limit) if ordered else self._as_completed(jobs, limit)
+
+    def cancel(self, job_id: str) -> bool:
+        """End a job wherever it is: queued, waiting for a retry or running. False where no live job has this id."""
+        job = self._supervisor.find(job_id)
+        return job is not None and self._supervisor.cancel(job)
+
+    def drive(self, job: Job) -> JobDriver:
+        """Take in a job whose retries the caller decides; see JobDriver. Raises as `submit` does."""
+        driver = JobDriver(job, self._supervisor)
+        self._supervisor.admit(job, driver=driver)
+        return driver
+
+    def jobs(self) -> list[Job]:
+        """The jobs that are not over."""
+        return self._supervisor.live_jobs()
+
+    def stats(self) -> ExecutorStats:
+        counts, pools = self._supervisor.counts, list(self._supervisor.pools.values())
+        return ExecutorStats(
+            jobs_pending=counts[JobStatus.PENDING],
+            jobs_running=counts[JobStatus.RUNNING],
+            jobs_retrying=counts[JobStatus.RETRYING],
+            jobs_completed=counts[JobStatus.COMPLETED],
+            jobs_failed=counts[JobStatus.FAILED],
+            jobs_cancelled=counts[JobStatus.CANCELLED],
+            retries=self._supervisor.retries,
+            workers_busy=sum(pool.busy for pool in pools),
+            abandoned_threads=sum(getattr(pool, "abandoned", 0) for pool in pools),
+            quarantined=tuple(self._supervisor.quarantined),
+        )
+
+    # --- lifetime ---
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None) -> None:
+        """Take no more jobs. Then, by mode:
+
+        drain (the default): what was submitted is run to its end. `cancel_futures=True`: what has not started is
+        cancelled, what runs may end. `timeout`: what is not over after so many seconds is cancelled, running or not;
+        0 ends all at once. `wait=False` returns immediately, whatever the mode. Calling it again only hastens it.
+        """
+        self._supervisor.close(cancel_pending=cancel_futures, cancel_running=timeout == 0)
+        if timeout and not wait:
+            threading.Timer(timeout, self._cancel_all).start()
+        if not wait:
+            return
+        if timeout and not self._supervisor.closed.wait(timeout):
+            self._cancel_all()
+        self._supervisor.closed.wait()
+        if self._hooked is not None:
+            self._hooked.close()
+
+    def _cancel_all(self) -> None:
+        self._supervisor.close(cancel_pending=True, cancel_running=True)
+
+    async def start(self) -> None:
+        """Nothing to do: the executor starts with its first job. For symmetry with `stop`."""
+
+    async def stop(self) -> None:
+        """Shut down, waiting for what runs and cancelling what does not, without blocking the event loop."""
+        await asyncio.to_thread(self.shutdown, cancel_futures=True)
+
+    def __enter__(self) -> Self:
+        self._tokens.append(_current.set(self))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        _current.reset(self._tokens.pop())
+        self.shutdown(timeout=None if kind is None else 0)
+
+    async def __aenter__(self) -> Self:
+        self._tokens.append(_current.set(self))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        _current.reset(self._tokens.pop())
+        await asyncio.to_thread(self.shutdown, timeout=None if kind is None else 0)
+
+    # --- to be overridden ---
+
+    async def execute_job(self, job: Job) -> Any:
+        """One attempt: hooks, max_runtime, the value or the exception.
+
+        Where a subclass overrides this or a hook, every attempt passes through here, on an event loop of the
+        executor's; its timeout is then the one that counts.
+        """
+        await self.pre_execution_hook(job)
+        try:
+            result = await self._within_max_runtime(job)
+        except Exception as error:
+            await self.error_hook(job, error)
+            raise
+        await self.post_execution_hook(job, result)
+        return result
+
+    async def _within_max_runtime(self, job: Job) -> Any:
+        try:
+            async with asyncio.timeout(job.max_runtime) as limit:
+                return await self._execute_function(job)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise JobTimeoutError(f"ran longer than max_runtime={job.max_runtime} s") from error
+
+    async def _execute_function(self, job: Job) -> Any:
+        """The function itself, in the job's pool, with no limit of its own.
+
+        Cancelling it returns once the work is dead or written off.
+        """
+        if self._hooked is None:
+            raise InvalidJobError("execute_job runs inside the executor: submit the job instead of calling it")
+        return await self._hooked.attempt(job)
+
+    async def pre_execution_hook(self, job: Job) -> None:
+        """Called before each attempt, once it has a slot."""
+
+    async def post_execution_hook(self, job: Job, result: Any) -> None:
+        """Called after each attempt that returned."""
+
+    async def error_hook(self, job: Job, error: Exception) -> None:
+        """Called after each attempt that failed."""
+
+    # --- inside ---
+
+    def _make_pool(self, name: str, supervisor: Supervisor) -> WorkerPool:
+        options = {"preload": self.config.executor.preload} if name == "process" else {}
+        return pool_kind(name)(supervisor, self.max_workers, **options)
+
+    def _in_order(self, jobs: Iterator[Job], limit: int) -> Iterator[JobResult]:
+        with _cancelling() as futures:
+            futures.extend(self.submit(job) for job in itertools.islice(jobs, limit))
+            while futures:
+                wait([futures[0]])
+                yield _result(futures.popleft())
+                futures.extend(self.submit(job) for job in itertools.islice(jobs, 1))
+
+    def _as_completed(self, jobs: Iterator[Job], limit: int) -> Iterator[JobResult]:
+        with _cancelling() as futures:
+            futures.extend(self.submit(job) for job in itertools.islice(jobs, limit))
+            while futures:
+                done, _ = wait(futures, return_when=FIRST_COMPLETED)
+                for future in done:
+                    futures.remove(future)
+                futures.extend(self.submit(job) for job in itertools.islice(jobs, len(done)))
+                yield from map(_result, done)
+
+
+@contextlib.contextmanager
+def _cancelling() -> Iterator[deque[Future[Any]]]:
+    """Futures that are cancelled if whoever wanted them goes away."""
+    futures: deque[Future[Any]] = deque()
+    try:
+        yield futures
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def _result(future: Future[Any]) -> JobResult:
+    assert isinstance(future, JobFuture)
+    error = future.exception()
+    job = future.job
+    return JobResult(
+        job_id=job.job_id,
+        status=job.status,
+        value=future.result() if error is None else None,
+        error=error,
+        error_code=job.error_code if error is not None else None,
+        attempts=len(job.attempts),
+        duration=job.duration,
+    )
+
+
+def _overrides(kind: type[JobExecutor]) -> bool:
+    """Whether attempts have to pass through methods of a subclass."""
+    names = ("execute_job", "_execute_function", "pre_execution_hook", "post_execution_hook", "error_hook")
+    return any(getattr(kind, name) is not getattr(JobExecutor, name) for name in names)
+
+
+def _close_at_exit(executor: JobExecutor) -> None:
+    """At the interpreter's exit let what was submitted end, as concurrent.futures does."""
+    reference = weakref.ref(executor)
+
+    def close() -> None:
+        live = reference()
+        if live is not None:
+            live.shutdown()
+
+    atexit.register(close)
+    weakref.finalize(executor, atexit.unregister, close)
+
+
+_default_lock = threading.Lock()
+_default: list[JobExecutor] = []
+
+
+def current_executor() -> JobExecutor:
+    """The innermost `with JobExecutor(...)` around the caller; else one per process, made from the configuration."""
+    executor = _current.get()
+    if executor is not None:
+        return executor
+    with _default_lock:
+        if not _default or _default[0]._supervisor.closed.is_set():
+            config = load_config()
+            _default[:] = [JobExecutor(config.executor.max_workers, config=config)]
+        return _default[0]

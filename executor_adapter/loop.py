@@ -1,0 +1,177 @@
+"""The one loop that the supervisor's thread runs: file descriptors, times and calls from other threads.
+
+It sleeps in a selector until the next thing is due, and not at all before: an idle executor costs no wake-up. Waking
+it is one byte on a pipe, written only while it sleeps, so that a burst of submissions costs one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import logging
+import os
+import selectors
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+logger = logging.getLogger("executor_adapter.loop")
+
+CALLS_PER_TURN = 4096
+"""Calls from other threads taken at once, so that a burst of them cannot starve what the workers say."""
+
+
+class LoopTimer:
+    """A call at a time. Cancelled ones stay in the heap until they are due or outnumber the rest."""
+
+    __slots__ = ("callback", "loop", "order", "when")
+
+    def __init__(self, loop: SupervisorLoop, when: float, order: int, callback: Callable[[], None]) -> None:
+        self.loop = loop
+        self.when = when
+        self.order = order
+        self.callback: Callable[[], None] | None = callback
+
+    def __lt__(self, other: LoopTimer) -> bool:
+        return (self.when, self.order) < (other.when, other.order)
+
+    def cancel(self) -> None:
+        if self.callback is not None:
+            self.callback = None
+            self.loop.timer_cancelled()
+
+
+class _Watched:
+    __slots__ = ("on_readable", "on_writable")
+
+    def __init__(self, on_readable: Callable[[], None]) -> None:
+        self.on_readable = on_readable
+        self.on_writable: Callable[[], None] | None = None
+
+
+class SupervisorLoop:
+    """A selector, a heap of timers and an inbox. All but `call_soon` and `wake` belong to the thread in `run`."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.now = clock
+        self.before_sleep: Callable[[], float] = lambda: float("inf")
+        """Called once a turn, after all that was due; gives the time at which it wants to be called again."""
+        self._selector = selectors.DefaultSelector()
+        self._watched: dict[int, _Watched] = {}
+        self._timers: list[LoopTimer] = []
+        self._cancelled_timers = 0
+        self._order = itertools.count()
+        self._inbox: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self._asleep = False
+        self._stopped = False
+        self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.watch(self._wake_reader, self._drain_wake_pipe)
+
+    # --- from any thread ---
+
+    def call_soon(self, callback: Callable[..., None], *args: Any) -> None:
+        self._inbox.append((callback, args))
+        if self._asleep:
+            self.wake()
+
+    def wake(self) -> None:
+        """End the loop's sleep, if it sleeps."""
+        if self._asleep:
+            self._asleep = False
+            with contextlib.suppress(OSError):
+                # Full: it is awake already. Closed: it is over.
+                os.write(self._wake_writer, b"\0")
+
+    # --- from the loop's own thread ---
+
+    def watch(self, fd: int, on_readable: Callable[[], None]) -> None:
+        self._watched[fd] = _Watched(on_readable)
+        self._selector.register(fd, selectors.EVENT_READ)
+
+    def watch_writable(self, fd: int, on_writable: Callable[[], None] | None) -> None:
+        watched = self._watched[fd]
+        if (watched.on_writable is None) != (on_writable is None):
+            self._selector.modify(fd, selectors.EVENT_READ | (selectors.EVENT_WRITE if on_writable else 0))
+        watched.on_writable = on_writable
+
+    def unwatch(self, fd: int) -> None:
+        if self._watched.pop(fd, None) is not None:
+            self._selector.unregister(fd)
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> LoopTimer:
+        timer = LoopTimer(self, when, next(self._order), callback)
+        heapq.heappush(self._timers, timer)
+        return timer
+
+    def timer_cancelled(self) -> None:
+        self._cancelled_timers += 1
+        if self._cancelled_timers > 64 and self._cancelled_timers * 2 > len(self._timers):
+            self._timers = [timer for timer in self._timers if timer.callback is not None]
+            heapq.heapify(self._timers)
+            self._cancelled_timers = 0
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    def run(self) -> None:
+        """Turn until `stop`; then let go of the selector and the pipe."""
+        try:
+            while not self._stopped:
+                self._turn()
+        finally:
+            self._selector.close()
+            os.close(self._wake_reader)
+            os.close(self._wake_writer)
+
+    def _turn(self) -> None:
+        self._run_inbox()
+        self._run_timers()
+        timeout = self._time_to_sleep(self.before_sleep())
+        self._asleep = True
+        if self._inbox or self._stopped:  # looked at after _asleep is set: no wake-up is missed
+            timeout = 0.0
+        events = self._selector.select(timeout)
+        self._asleep = False
+        for key, mask in events:
+            self._run_watched(key.fd, mask)
+
+    def _run_watched(self, fd: int, mask: int) -> None:
+        watched = self._watched.get(fd)  # an earlier callback of this turn may have let go of it
+        if watched is not None and mask & selectors.EVENT_READ:
+            self._call(watched.on_readable)
+        if watched is not None and mask & selectors.EVENT_WRITE and watched.on_writable is not None:
+            self._call(watched.on_writable)
+
+    def _run_inbox(self) -> None:
+        inbox = self._inbox
+        for _ in range(min(len(inbox), CALLS_PER_TURN)):
+            callback, args = inbox.popleft()
+            self._call(callback, *args)
+
+    def _run_timers(self) -> None:
+        now = self.now()
+        while self._timers and (self._timers[0].when <= now or self._timers[0].callback is None):
+            timer = heapq.heappop(self._timers)
+            if timer.callback is None:
+                self._cancelled_timers -= 1
+                continue
+            callback, timer.callback = timer.callback, None
+            self._call(callback)
+
+    def _time_to_sleep(self, wanted: float) -> float | None:
+        due = min(self._timers[0].when if self._timers else float("inf"), wanted)
+        return None if due == float("inf") else max(0.0, due - self.now())
+
+    def _drain_wake_pipe(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_reader, 4096)
+
+    @staticmethod
+    def _call(callback: Callable[..., None], *args: Any) -> None:
+        try:
+            callback(*args)
+        except Exception:
+            # A fault here must not end the loop: every other job depends on it.
+            logger.exception("a call of the supervisor's loop failed")
