@@ -22,7 +22,7 @@ run: $(DEMO) ## collect and process real data through every layer: the demo pipe
 	@$(BIN)/python flows/pipeline.py $(ARGS)
 
 ui: $(DEMO) ## open Prefect's UI at the last run of the pipeline
-	@$(BIN)/python -m deployments.ui $(ARGS)
+	@$(BIN)/python deployments/ui.py $(ARGS)
 
 test: check ## check, then run all tests but chaos and bench
 	@$(BIN)/python -m pytest -m "not chaos and not bench" $(ARGS)

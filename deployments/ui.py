@@ -1,0 +1,116 @@
+"""Prefect's UI over this machine's run history, at the last run of the pipeline.
+
+    python deployments/ui.py
+
+Where PREFECT_API_URL names a server its UI is meant; else a server is started here over the database that the embedded
+one wrote to, on port 4200 or, where that is taken, a free one. Ctrl-C ends it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import webbrowser
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from prefect.settings import get_current_settings
+
+from executor_adapter.config import load_config
+
+HOST = "127.0.0.1"
+STARTS_WITHIN = 60.0
+DEFAULTS = {
+    # One transaction for many events: the default of one each falls behind a pipeline.
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "500",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+}
+
+
+def last_run_page(lake: Path) -> str:
+    """The path of the last run's page in the UI; that of all runs where the pipeline never ran."""
+    try:
+        return f"/runs/flow-run/{json.loads((lake / 'last_run.json').read_text())['flow_run_id']}"
+    except FileNotFoundError:
+        return "/runs"
+
+
+def free_port(preferred: int = 4200) -> int:
+    """`preferred` if nothing listens there, else one that the system picks."""
+    for port in (preferred, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise OSError(f"no port is free on {HOST}")
+
+
+@contextmanager
+def server(port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A Prefect server that answers; ended on leaving.
+
+    Raises:
+        SystemExit: it ended, or does not answer within a minute.
+    """
+    # The UI in the browser calls the address that its server was told, else port 4200.
+    env = DEFAULTS | os.environ | {"PREFECT_UI_API_URL": f"http://{HOST}:{port}/api"}
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
+    try:
+        wait_until_healthy(process, port)
+        yield process
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def wait_until_healthy(process: subprocess.Popen[bytes], port: int) -> None:
+    ends = time.monotonic() + STARTS_WITHIN
+    while time.monotonic() < ends:
+        if process.poll() is not None:
+            raise SystemExit(f"the Prefect server ended with exit code {process.returncode}")
+        try:
+            with urllib.request.urlopen(f"http://{HOST}:{port}/api/health", timeout=5):
+                return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.2)
+    raise SystemExit(f"the Prefect server does not answer on port {port} after {STARTS_WITHIN:.0f} s")
+
+
+def show(url: str) -> None:
+    """Print the address, and open it where there is a screen."""
+    print(url, flush=True)
+    if sys.platform in {"darwin", "win32"} or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
+        webbrowser.open(url)
+
+
+def main() -> None:
+    page = last_run_page(load_config().lake)
+    settings = get_current_settings()
+    if settings.api.url:
+        show(f"{settings.ui_url}{page}")
+        return
+    port = free_port()
+    with server(port) as process:
+        show(f"http://{HOST}:{port}{page}")
+        print("Ctrl-C ends the server", flush=True)
+        try:
+            process.wait()
+        except KeyboardInterrupt:
+            print()
+
+
+if __name__ == "__main__":
+    main()
