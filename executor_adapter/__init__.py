@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from executor_adapter.context import JobContext, current_job
-    from executor_adapter.executor import JobExecutor, JobFuture
+    from executor_adapter.executor import JobExecutor
+    from executor_adapter.futures import JobFuture
     from executor_adapter.job import Attempt, ErrorCode, Job, JobResult, JobStatus
     from executor_adapter.queue import JobQueue
     from executor_adapter.retry import RetryDecision, RetryPolicy, RetryRule
@@ -21,7 +22,7 @@ _HOMES = {
     "Job": "job",
     "JobContext": "context",
     "JobExecutor": "executor",
-    "JobFuture": "executor",
+    "JobFuture": "futures",
     "JobQueue": "queue",
     "JobResult": "job",
     "JobStatus": "job",

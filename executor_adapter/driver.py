@@ -16,14 +16,14 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from executor_adapter.error_codes import error_code_of
 from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.job import TERMINAL, Job, JobStatus
 from executor_adapter.pools.base import Assignment
 from executor_adapter.retry import RetryDecision
 
 if TYPE_CHECKING:
-    from executor_adapter.supervisor import StopReason, Supervisor
+    from executor_adapter.limits import StopReason
+    from executor_adapter.supervisor import Supervisor
 
 logger = logging.getLogger("executor_adapter")
 
@@ -69,7 +69,7 @@ class JobDriver:
 
     def decide(self, error: BaseException) -> RetryDecision:
         """What the job's policy makes of `error`, with which the last attempt ended."""
-        return self._supervisor.decide(self.job, error, error_code_of(error))
+        return self._supervisor.decide(self.job, error)
 
     def retry(self, decision: RetryDecision) -> Future[None]:
         """RETRYING from now on, without a slot; it resolves when the delay is over."""
@@ -77,12 +77,11 @@ class JobDriver:
 
     def complete(self, value: Any = None) -> None:
         """End the job COMPLETED; a slot still held (a cached result needs no attempt) is free again."""
-        self._supervisor.call_soon(self._finish, JobStatus.COMPLETED, value, None)
+        self._supervisor.call_soon(self._finish, value)
 
     def fail(self, error: BaseException) -> None:
         """End the job FAILED; CANCELLED where `error` says so."""
-        cancelled = isinstance(error, JobCancelledError)
-        self._supervisor.call_soon(self._finish, JobStatus.CANCELLED if cancelled else JobStatus.FAILED, None, error)
+        self._supervisor.call_soon(self._fail, error)
 
     def cancel(self) -> bool:
         """End whatever runs of the job; the outstanding future raises JobCancelledError once it is dead."""
@@ -126,12 +125,13 @@ class JobDriver:
     def _retry(self, decision: RetryDecision) -> None:
         self._supervisor.retry_later(self.job, decision, lambda job: self._resolve(None), self._last_error)
 
-    def _finish(self, status: JobStatus, value: Any, error: BaseException | None) -> None:
-        if self.job.status in TERMINAL:
-            return
-        if error is not None:
-            self._supervisor.note_error(self.job, error)
-        self._supervisor.finish(self.job, status, value, error)
+    def _finish(self, value: Any) -> None:
+        if self.job.status not in TERMINAL:
+            self._supervisor.finish(self.job, JobStatus.COMPLETED, value)
+
+    def _fail(self, error: BaseException) -> None:
+        if self.job.status not in TERMINAL:
+            self._supervisor.give_up(self.job, self.decide(error), error)
 
     def slot_granted(self) -> None:
         self.wants_slot = False

@@ -128,7 +128,7 @@ class JobExecutor:
 
     def cancel(self, job_id: str) -> bool:
         """End a job wherever it is: queued, waiting for a retry or running. False where no live job has this id."""
-        job = self._supervisor.find(job_id)
+        job = self._supervisor.intake.jobs.get(job_id)
         return job is not None and self._supervisor.cancel(job)
 
     def drive(self, job: Job) -> JobDriver:
@@ -139,7 +139,7 @@ class JobExecutor:
 
     def jobs(self) -> list[Job]:
         """The jobs that are not over."""
-        return self._supervisor.live_jobs()
+        return list(self._supervisor.intake.jobs.values())
 
     def stats(self) -> ExecutorStats:
         counts, pools = self._supervisor.counts, list(self._supervisor.pools.values())

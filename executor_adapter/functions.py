@@ -42,7 +42,7 @@ def is_coroutine_function(function: Callable[..., Any] | str) -> bool:
     return inspect.iscoroutinefunction(found) or inspect.iscoroutinefunction(getattr(type(found), "__call__", None))
 
 
-def function_key(function: Callable[..., Any] | str) -> Any:
+def function_key(function: object) -> object:
     """What the run times of a function are remembered under: it must be hashable, and not keep an object alive."""
     if isinstance(function, str | types.FunctionType | types.BuiltinFunctionType):
         return function

@@ -11,7 +11,7 @@ from executor_adapter.driver import JobDriver
 from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.futures import JobFuture
 from executor_adapter.job import Job
-from executor_adapter.supervisor import StopReason
+from executor_adapter.limits import StopReason
 
 if TYPE_CHECKING:
     from executor_adapter.executor import JobExecutor

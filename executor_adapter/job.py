@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serializer
 
@@ -30,7 +30,7 @@ from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.retry import RetryPolicy
 
 if TYPE_CHECKING:
-    from executor_adapter.executor import JobFuture
+    from executor_adapter.futures import JobFuture
 
 
 class JobStatus(StrEnum):
@@ -122,8 +122,7 @@ class Attempt:
 _ATTEMPT_FIELDS = tuple(field.name for field in dataclasses.fields(Attempt))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Transition:
+class Transition(NamedTuple):
     """A job entered `status`; observers are told of each, in order. `at` is in seconds since the epoch."""
 
     job: Job
@@ -162,10 +161,29 @@ class LiveState:
     """
 
     __slots__ = (
-        "attempt", "attempts", "completed_at", "created_at", "error_code", "error_message", "progress",
-        "records_processed", "retry_at", "started_at", "status",
-        "alone", "assignment", "checkpoint", "crashes", "driver", "future", "memory_limit", "payload", "pool", "queued_at",
-        "place", "timers",
+        "alone",
+        "assignment",
+        "attempt",
+        "attempts",
+        "checkpoint",
+        "completed_at",
+        "crashes",
+        "created_at",
+        "driver",
+        "error_code",
+        "error_message",
+        "future",
+        "memory_limit",
+        "payload",
+        "place",
+        "pool",
+        "progress",
+        "queued_at",
+        "records_processed",
+        "retry_at",
+        "started_at",
+        "status",
+        "timers",
     )  # fmt: skip
 
     def __init__(self) -> None:

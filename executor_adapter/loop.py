@@ -58,6 +58,8 @@ class SupervisorLoop:
         self.now = clock
         self.before_sleep: Callable[[], float] = lambda: float("inf")
         """Called once a turn, after all that was due; gives the time at which it wants to be called again."""
+        self.before_calls: Callable[[], None] = lambda: None
+        """Called once a turn, before the calls of other threads that had arrived by then."""
         self._selector = selectors.DefaultSelector()
         self._watched: dict[int, _Watched] = {}
         self._timers: list[LoopTimer] = []
@@ -116,14 +118,18 @@ class SupervisorLoop:
         self._stopped = True
 
     def run(self) -> None:
-        """Turn until `stop`; then let go of the selector and the pipe."""
+        """Turn until `stop`, then close."""
         try:
             while not self._stopped:
                 self._turn()
         finally:
-            self._selector.close()
-            os.close(self._wake_reader)
-            os.close(self._wake_writer)
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the selector and the pipe; `run` does so itself."""
+        self._selector.close()
+        os.close(self._wake_reader)
+        os.close(self._wake_writer)
 
     def _turn(self) -> None:
         self._run_inbox()
@@ -146,7 +152,9 @@ class SupervisorLoop:
 
     def _run_inbox(self) -> None:
         inbox = self._inbox
-        for _ in range(min(len(inbox), CALLS_PER_TURN)):
+        arrived = min(len(inbox), CALLS_PER_TURN)
+        self.before_calls()
+        for _ in range(arrived):
             callback, args = inbox.popleft()
             self._call(callback, *args)
 

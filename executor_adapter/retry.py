@@ -9,7 +9,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-NEVER_RETRIED = frozenset({"DATA_ERROR", "CONFIGURATION_ERROR", "SERIALIZATION_ERROR", "CANCELLED", "DEADLINE_EXCEEDED"})
+NEVER_RETRIED = frozenset(
+    {"DATA_ERROR", "CONFIGURATION_ERROR", "SERIALIZATION_ERROR", "CANCELLED", "DEADLINE_EXCEEDED"}
+)
 """Codes that a retry would only meet again; a rule of the user's own may say otherwise."""
 
 CRASHES = frozenset({"WORKER_CRASHED", "MEMORY_LIMIT"})
@@ -98,7 +100,9 @@ def decide(
         )
     if crash_budget_spent:
         return RetryDecision(
-            retry=False, reason=f"{crashes} crashes are more than crash_attempts={policy.crash_attempts}", quarantine=True
+            retry=False,
+            reason=f"{crashes} crashes are more than crash_attempts={policy.crash_attempts}",
+            quarantine=True,
         )
     rule = rule or RetryRule(codes=(code,))
     first = policy.retry_delay if rule.retry_delay is None else rule.retry_delay

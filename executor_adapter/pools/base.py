@@ -150,7 +150,7 @@ class WorkerPool(ABC):
         """Lay the assignment ready behind a short one that runs; False where no worker has room."""
         return False
 
-    def flush(self) -> None:
+    def flush(self) -> None:  # noqa: B027
         """Send what was gathered since the last flush; called once at the end of each turn of the supervisor."""
 
     def recall(self, assignment: Assignment) -> bool:
@@ -163,7 +163,7 @@ class WorkerPool(ABC):
         """End a running assignment: ask it to end, and after `grace` seconds make it. `ended` is told once nothing of
         it is alive. Harmless when it is over or being stopped already (the shorter grace then counts)."""
 
-    def interrupt(self, assignment: Assignment) -> None:
+    def interrupt(self, assignment: Assignment) -> None:  # noqa: B027
         """Raise SoftTimeoutError inside the function, and log the stack it interrupts."""
 
     @abstractmethod

@@ -175,13 +175,12 @@ class _LoopThread:
 
     async def _execute(self, assignment: Assignment) -> None:
         assignment.started_at = time.monotonic()
-        ending, value, error = Ending.RETURNED, None, None
+        ending, value = Ending.RETURNED, None
+        error: BaseException | None = None
         try:
             value = await self._call(assignment)
-        except asyncio.CancelledError as raised:
-            # Cancelled by itself, not by us, is an error like any other; `finished` knows which.
-            ending, error = Ending.RAISED, raised
         except BaseException as raised:
+            # A CancelledError too: cancelled by itself, not by us, it is an error like any other.
             ending, error = Ending.RAISED, raised
         assignment.ended_at = time.monotonic()
         self._tasks.pop(assignment, None)

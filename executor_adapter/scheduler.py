@@ -1,0 +1,231 @@
+"""Schedulers for programs without Prefect: named queues of collection and processing jobs over a JobExecutor.
+
+    from executor_adapter.scheduler import collection_scheduler
+
+    await collection_scheduler.start()
+    job_id = await collection_scheduler.add_manual_job("collection", collect, tool_name="cequence")
+
+Jobs may be added before `start`: they wait for it. A scheduler that was stopped can be started again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from executor_adapter.config import Settings, StageSettings, load_config
+from executor_adapter.exceptions import InvalidJobError
+from executor_adapter.executor import ExecutorStats, JobExecutor
+from executor_adapter.functions import is_coroutine_function, resolve
+from executor_adapter.intake import check_job
+from executor_adapter.job import Job
+from executor_adapter.queue import JobQueue
+
+__all__ = ["CollectionScheduler", "Job", "ProcessingScheduler", "collection_scheduler", "processing_scheduler"]
+
+STOP_TIMEOUT = 30.0
+"""Seconds that running jobs get to end when their scheduler stops."""
+
+
+class _Scheduler:
+    """What both schedulers share. `config` default: `load_config()`, read at `start`."""
+
+    section: ClassVar[str]
+    bound_metadata: ClassVar[tuple[str, ...]]
+    """Keys of a job's metadata that its function gets as arguments of the same name, if it takes them."""
+
+    def __init__(self, max_concurrent_jobs: int | None = None, *, config: Settings | None = None) -> None:
+        self.job_queue = JobQueue(self._accept)
+        self._max_concurrent_jobs = max_concurrent_jobs
+        self._config = config
+        self._executor: JobExecutor | None = None
+        self._waiting: list[Job] = []
+        self._lock = threading.Lock()
+
+    async def start(self) -> None:
+        """Read the configuration and run what was added; harmless when it runs already.
+
+        Raises:
+            ConfigurationError: naming key and value.
+        """
+        with self._lock:
+            if self._executor is not None:
+                return
+            config = self._config or load_config()
+            section = self._settings(config)
+            self._executor = JobExecutor(self._max_concurrent_jobs or section.max_concurrent_jobs, config=config)
+            waiting, self._waiting = self._waiting, []
+            for job in waiting:
+                self._submit(job, self._executor)
+
+    async def stop(self, timeout: float | None = STOP_TIMEOUT) -> None:
+        """Cancel what waits and let what runs end; after `timeout` seconds (None: never) cancel that too."""
+        with self._lock:
+            executor, self._executor = self._executor, None
+        if executor is not None:
+            await asyncio.to_thread(executor.shutdown, cancel_futures=True, timeout=timeout)
+
+    def close(self) -> None:
+        """End what still runs, at once, and let go of all workers. Harmless when it is stopped or closed already."""
+        with self._lock:
+            executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.shutdown(cancel_futures=True, timeout=0)
+
+    async def get_job_status(self, job_id: str) -> Job | None:
+        """The job itself, live; None where no such job is known."""
+        return await self.job_queue.get_job(job_id)
+
+    async def get_all_jobs(self) -> list[Job]:
+        return await self.job_queue.list_jobs()
+
+    async def cleanup_old_jobs(self, max_age_hours: float = 24) -> int:
+        """Forget the jobs that have been over for more than `max_age_hours`; how many that were."""
+        return await self.job_queue.cleanup_old_jobs(max_age_hours)
+
+    def stats(self) -> ExecutorStats | None:
+        """The executor's counts; None while it is not started."""
+        return None if self._executor is None else self._executor.stats()
+
+    async def _add(self, job: Job, own: dict[str, Any]) -> str:
+        _refuse_unfit(job.function, own)
+        job.kwargs.update(own)
+        return await self.job_queue.add_job(job)
+
+    def _accept(self, job: Job) -> None:
+        self._choose_pool(job)
+        self._bind(job)
+        with self._lock:
+            if self._executor is not None:
+                self._submit(job, self._executor)
+            else:
+                check_job(job)
+                self._waiting.append(job)
+
+    def _submit(self, job: Job, executor: JobExecutor) -> None:
+        section = self._settings(executor.config)
+        configured = {
+            "max_runtime": section.job_timeout,
+            "retry_attempts": section.retry_attempts,
+            "retry_delay": section.retry_delay,
+        }
+        for field, value in configured.items():
+            if field not in job.model_fields_set:
+                setattr(job, field, value)
+        executor.submit(job)
+
+    def _bind(self, job: Job) -> None:
+        """Give the function what the job knows under a name that it takes and does not have yet."""
+        takes = _Parameters(job.function)
+        known = {"tool_name": job.tool_name} | {key: job.metadata.get(key) for key in self.bound_metadata}
+        positional = takes.filled_by_position(len(job.args))
+        for name, value in known.items():
+            if value is not None and takes.accept(name) and name not in positional:
+                job.kwargs.setdefault(name, value)
+
+    def _choose_pool(self, job: Job) -> None:
+        """Collection waits for others: a coroutine or a thread, as pool="auto" gives."""
+
+    @classmethod
+    def _settings(cls, config: Settings) -> StageSettings:
+        section: StageSettings = getattr(config, cls.section)
+        return section
+
+
+class CollectionScheduler(_Scheduler):
+    """Runs collection jobs: coroutine functions on an event loop, others in threads."""
+
+    section = "collection"
+    bound_metadata = ("collection_type",)
+
+    async def add_manual_job(
+        self,
+        job_type: str,
+        function: Callable[..., Any] | str,
+        tool_name: str | None = None,
+        collection_type: str = "manual",
+        **kwargs: Any,
+    ) -> str:
+        """Queue a collection job; its id. `kwargs` are the function's own arguments.
+
+        The function also gets `tool_name` and `collection_type` where its signature takes them.
+
+        Raises:
+            InvalidJobError: the function takes no such argument, or the argument is named like a field of Job.
+        """
+        metadata = {"collection_type": collection_type}
+        job = Job(job_type=job_type, function=function, tool_name=tool_name, metadata=metadata)
+        return await self._add(job, kwargs)
+
+
+class ProcessingScheduler(_Scheduler):
+    """Runs processing jobs: synchronous functions in processes, coroutine functions on an event loop."""
+
+    section = "processing"
+    bound_metadata = ("processing_stage",)
+
+    async def add_processing_job(
+        self,
+        function: Callable[..., Any] | str,
+        tool_name: str | None = None,
+        processing_stage: str | None = None,
+        data: Any = None,
+        **kwargs: Any,
+    ) -> str:
+        """Queue a processing job; its id. `kwargs` are the function's own arguments.
+
+        The function also gets `tool_name`, `processing_stage` and `data` where its signature takes them.
+
+        Raises:
+            InvalidJobError: the function takes no such argument, or the argument is named like a field of Job.
+        """
+        metadata = {} if processing_stage is None else {"processing_stage": processing_stage}
+        job = Job(job_type="processing", function=function, tool_name=tool_name, metadata=metadata)
+        if data is not None and _Parameters(function).accept("data"):
+            job.kwargs["data"] = data
+        return await self._add(job, kwargs)
+
+    def _choose_pool(self, job: Job) -> None:
+        if job.pool == "auto" and not is_coroutine_function(job.function):
+            job.pool = "process"
+
+
+class _Parameters:
+    """What a function can be called with, as far as its signature tells."""
+
+    def __init__(self, function: Callable[..., Any] | str) -> None:
+        try:
+            parameters = list(inspect.signature(resolve(function)).parameters.values())
+        except ValueError:  # some built-in functions have none: take it that they know what they do
+            parameters = [inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)]
+        by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        self.takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+        self.names = [p.name for p in parameters if p.kind in by_name]
+        self._in_order = [p.name for p in parameters if p.kind in by_position]
+
+    def accept(self, name: str) -> bool:
+        return self.takes_any or name in self.names
+
+    def filled_by_position(self, count: int) -> list[str]:
+        return self._in_order[:count]
+
+
+def _refuse_unfit(function: Callable[..., Any] | str, own: dict[str, Any]) -> None:
+    takes = _Parameters(function)
+    for name in own:
+        if name in Job.model_fields:
+            raise InvalidJobError(
+                f"{name!r} is a field of Job, not an argument: make a Job with it and give that to job_queue.add_job"
+            )
+        if not takes.accept(name):
+            raise InvalidJobError(
+                f"{function!r} takes no argument {name!r}: it takes {', '.join(takes.names) or 'none by name'}"
+            )
+
+
+collection_scheduler = CollectionScheduler()
+processing_scheduler = ProcessingScheduler()
