@@ -1,0 +1,129 @@
+"""The little of Prefect that a function sees in a worker process: no client, no network, no engine.
+
+`get_run_logger()`, `print` with `log_prints`, `prefect.runtime` and the task run's tags work there. The parent packs
+the task run into about 1 KB of JSON (`task_run_payload`), the worker enters it around the function
+(`task_run_scope`). Log records travel as any other of a job's do, and are logged by the parent against the task run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from prefect.client.schemas.objects import FlowRun, TaskRun
+from prefect.context import FlowRunContext, TagsContext, TaskRunContext
+from prefect.logging.handlers import APILogHandler, PrefectConsoleHandler
+from prefect.logging.loggers import patch_print
+from prefect.utilities.engine import should_log_prints
+
+if TYPE_CHECKING:
+    from prefect import Task
+
+TASK_RUN_SCOPE = f"{__name__}:task_run_scope"
+
+_TASK_RUN_FIELDS = {
+    "id", "name", "flow_run_id", "task_key", "dynamic_key", "task_version", "tags", "run_count", "flow_run_run_count",
+    "start_time",
+}  # fmt: skip
+_FLOW_RUN_FIELDS = {
+    "id", "name", "flow_id", "flow_version", "deployment_id", "tags", "run_count", "parent_task_run_id", "start_time",
+    "expected_start_time", "work_queue_name",
+}  # fmt: skip
+
+MAX_SHOWN_VALUE = 200
+"""Characters of JSON: longer parameters are left out of `prefect.runtime`, since the function has them anyway."""
+
+
+# --- in the parent ---
+
+
+def task_run_payload(task: Task[..., Any], task_run: TaskRun, parameters: Mapping[str, Any]) -> str:
+    """What the worker needs to know of `task_run` and of the flow run around it, as JSON."""
+    flow_run_context = FlowRunContext.get()
+    about = {
+        "task": {"name": task.name, "version": task.version, "description": task.description},
+        "task_run": json.loads(task_run.model_dump_json(include=_TASK_RUN_FIELDS)),
+        "parameters": _shown(parameters),
+        "log_prints": should_log_prints(task),
+        "flow": _flow_json(flow_run_context) if flow_run_context is not None else None,
+    }
+    return json.dumps(about)
+
+
+def _flow_json(context: FlowRunContext) -> str | None:
+    if context.flow_run is None:
+        return None
+    about = {
+        "flow": {"name": context.flow.name, "version": context.flow.version} if context.flow else {"name": "<unknown>"},
+        "flow_run": json.loads(context.flow_run.model_dump_json(include=_FLOW_RUN_FIELDS)),
+        "parameters": _shown(context.parameters or {}),
+    }
+    return json.dumps(about)
+
+
+def _shown(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in parameters.items()
+        if isinstance(value, str | int | float | bool | None) and len(str(value)) <= MAX_SHOWN_VALUE
+    }
+
+
+# --- in the worker ---
+
+
+@contextlib.contextmanager
+def task_run_scope(payload: str) -> Iterator[None]:
+    """Let the function see the task run and the flow run that `payload` tells of."""
+    _prepare_process()
+    about = json.loads(payload)
+    task_run = TaskRun.model_validate(about["task_run"])
+    # Built without validation: a valid one would need a client and a result store.
+    fields: dict[str, Any] = {
+        "task": SimpleNamespace(**about["task"], tags=set(task_run.tags)),
+        "task_run": task_run,
+        "parameters": about["parameters"],
+        "log_prints": about["log_prints"],
+        "persist_result": False,
+    }
+    with contextlib.ExitStack() as stack:
+        if about["flow"] is not None:
+            stack.enter_context(_flow_run_context(about["flow"]))
+        stack.enter_context(TagsContext.model_construct(current_tags=set(task_run.tags)))
+        stack.enter_context(TaskRunContext.model_construct(**fields))
+        if about["log_prints"]:
+            stack.enter_context(patch_print())
+        yield
+
+
+@functools.lru_cache(maxsize=16)
+def _flow_run_context(flow: str) -> FlowRunContext:
+    """The context of a flow run, built once a worker: it is entered by one job at a time."""
+    about = json.loads(flow)
+    fields: dict[str, Any] = {
+        "flow": SimpleNamespace(**about["flow"]),
+        "flow_run": FlowRun.model_validate(about["flow_run"]),
+        "parameters": about["parameters"],
+        "persist_result": False,
+        "detached": True,
+    }
+    return FlowRunContext.model_construct(**fields)
+
+
+@functools.cache
+def _prepare_process() -> None:
+    """Leave the logging of this worker to the pool: Prefect's own handlers would write each record a second time."""
+    handlers = list(logging.root.handlers)
+    importlib.import_module("prefect.main")  # sets up the levels of Prefect's loggers, and replaces root's handlers
+    logging.root.handlers = handlers
+    loggers = (logging.getLogger(name) for name in ("", *logging.root.manager.loggerDict))
+    for logger in loggers:
+        for handler in list(logger.handlers):
+            if isinstance(handler, APILogHandler | PrefectConsoleHandler):
+                logger.removeHandler(handler)

@@ -1,0 +1,107 @@
+"""Tells the Prefect server of a task run's state from outside its engine, and remembers what the engines told it."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from prefect import Task
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.results import ResultRecord  # type: ignore[attr-defined]  # imported there, and meant to be
+from prefect.utilities.engine import emit_task_run_state_change_event
+
+KEPT_FLOW_RUNS = 50
+"""Final states are remembered for so many flow runs, since one process may serve flows for months."""
+
+
+def emit_state(task: Task[..., Any], task_run: TaskRun, state: State[Any], *, persist_result: bool = False) -> None:
+    """Send the event of `task_run` entering `state`, related to the flow run and to nothing of the caller's own.
+
+    `persist_result`: the state's data is the record of a persisted result, to be known to the server.
+    """
+    # The event worker takes the related resources from the contexts it finds: with the caller's own task run there,
+    # the event would carry that one's tags.
+    fields: dict[str, Any] = {
+        "task": task,
+        "task_run": task_run,
+        "parameters": {},
+        "persist_result": persist_result,
+    }
+    with TaskRunContext.model_construct(**fields):
+        emit_task_run_state_change_event(task_run=task_run, initial_state=None, validated_state=state)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinalState:
+    """How a task run ended, and all that is needed to tell the server again."""
+
+    task: Task[..., Any]
+    task_run: TaskRun
+    state: State[Any]
+    persist_result: bool
+
+    def matches(self, recorded: TaskRun) -> bool:
+        """Whether the server knows it so. A transaction may have rolled a completed task run back since."""
+        return recorded.state_type is self.state.type and recorded.state_name in {self.state.name, "RolledBack"}
+
+    def emit_again(self) -> None:
+        """Tell the server once more, stamped anew: it ignores an id it has seen, and a time older than what it has."""
+        state = self.state.fresh_copy()
+        state.state_details = self.state.state_details
+        flow_run_context = FlowRunContext.get()
+        flow_run = flow_run_context.flow_run if flow_run_context else None
+        within = contextvars.copy_context()
+        if flow_run is not None and flow_run.id != self.task_run.flow_run_id:
+            within = contextvars.Context()  # else the server would move the task run to the caller's flow run
+        within.run(emit_state, self.task, self.task_run, state, persist_result=self.persist_result)
+
+
+class FinalStates:
+    """The final states that engines of this process set, by flow run. Safe to use from any thread."""
+
+    def __init__(self, kept_flow_runs: int = KEPT_FLOW_RUNS) -> None:
+        self._by_flow_run: OrderedDict[UUID, dict[UUID, FinalState]] = OrderedDict()
+        self._kept = kept_flow_runs
+        self._lock = threading.Lock()
+
+    def note(self, task: Task[..., Any], task_run: TaskRun, state: State[Any], *, persist_result: bool) -> None:
+        """Remember that `task_run` ended in `state`; a task run outside a flow run is nobody's to wait for."""
+        if task_run.flow_run_id is None:
+            return
+        final = FinalState(
+            task=task,
+            task_run=task_run.model_copy(update={"state": None}),
+            state=state.model_copy(update={"data": _without_value(state.data)}),
+            persist_result=persist_result,
+        )
+        with self._lock:
+            runs = self._by_flow_run.setdefault(task_run.flow_run_id, {})
+            runs[task_run.id] = final
+            self._by_flow_run.move_to_end(task_run.flow_run_id)
+            while len(self._by_flow_run) > self._kept:
+                self._by_flow_run.popitem(last=False)
+
+    def of(self, flow_run_id: UUID) -> dict[UUID, FinalState]:
+        """A copy of what is remembered for a flow run, the oldest first."""
+        with self._lock:
+            return dict(self._by_flow_run.get(flow_run_id, {}))
+
+    def forget(self, flow_run_id: UUID, task_run_ids: set[UUID]) -> None:
+        """Drop what the server is known to have recorded."""
+        with self._lock:
+            runs = self._by_flow_run.get(flow_run_id, {})
+            for task_run_id in task_run_ids:
+                runs.pop(task_run_id, None)
+
+
+def _without_value(data: Any) -> Any:
+    """The record of a persisted result without the result, which may be large: the event carries the record alone."""
+    return data.model_copy(update={"result": None}) if isinstance(data, ResultRecord) else None
+
+
+final_states = FinalStates()

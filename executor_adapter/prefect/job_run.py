@@ -1,0 +1,164 @@
+"""One task run as one job: what the two engines share."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from prefect.client.schemas.objects import State, StateType, TaskRun
+from prefect.exceptions import FailedRun
+
+from executor_adapter.exceptions import JobCancelledError, JobError
+from executor_adapter.executor import current_executor
+from executor_adapter.job import TERMINAL, JobStatus
+from executor_adapter.prefect.child import TASK_RUN_SCOPE, task_run_payload
+from executor_adapter.prefect.events import final_states
+from executor_adapter.prefect.states import awaiting_retry, failure_kind, failure_message
+from executor_adapter.retry import RetryDecision
+
+if TYPE_CHECKING:
+    from executor_adapter.driver import JobDriver
+    from executor_adapter.prefect.job_task import JobTask
+
+IN_THIS_PROCESS = frozenset({"auto", "thread", "coroutine"})
+"""Pools whose functions see the engine's own context variables."""
+
+ENDED_EARLY = "its flow run ended first"
+
+
+class JobRun:
+    """The job behind one task run, from the moment its inputs are known until a final state settles it.
+
+    Its engine's thread uses it; `end_early` alone may be called from elsewhere.
+    """
+
+    def __init__(self, task: JobTask[..., Any]) -> None:
+        self.task = task
+        self.driver: JobDriver | None = None
+        self.due: Future[None] | None = None
+        """Resolves when the next attempt may ask for a slot; None where no retry is pending."""
+        self.refusal: Exception | None = None
+        """Why no further attempt can begin."""
+        self.failure: BaseException | None = None
+        """The error that the final state tells of, where it is not one that the function made itself."""
+        self.value: Any = None
+        self._last_error: BaseException | None = None
+        self._running: Future[Any] | None = None
+        self._ended_early = threading.Event()
+
+    # --- attempts ---
+
+    def open(self, task_run: TaskRun, parameters: Mapping[str, Any], hear: Callable[[str, Any], None]) -> JobDriver:
+        """Hand the job to the executor; it is PENDING. `hear(topic, content)` is told what the function says.
+
+        Raises:
+            InvalidJobError, JobSerializationError, QueueFullError, ExecutorClosedError: the executor refuses it.
+            JobCancelledError: the flow run is over.
+        """
+        if self._ended_early.is_set():
+            raise JobCancelledError(ENDED_EARLY)
+        job = self.task.make_job(str(task_run.id), parameters)
+        self.driver = driver = current_executor().drive(job)
+        driver.on_message(hear)
+        if self._ended_early.is_set():
+            driver.cancel()
+        return driver
+
+    def attempt(self, task_run: TaskRun, parameters: Mapping[str, Any]) -> Future[Any]:
+        """Start one attempt in the slot that is held, with what the function may see of Prefect."""
+        assert self.driver is not None, "an attempt needs a slot, and a slot a driver"
+        if self.driver.job.pool in IN_THIS_PROCESS:
+            self._running = self.driver.attempt(context=contextvars.copy_context())
+        else:
+            scope = (TASK_RUN_SCOPE, task_run_payload(self.task, task_run, parameters))
+            self._running = self.driver.attempt(scope=scope)
+        return self._running
+
+    def decide(self, failure: BaseException | State[Any]) -> RetryDecision:
+        """Whether another attempt follows the one that ended with `failure`, an error or a state that was returned."""
+        self._last_error = error = failure if isinstance(failure, BaseException) else _error_of(failure)
+        if self.driver is None or self.refusal is not None:
+            return RetryDecision(retry=False, reason="it was never started")
+        if self._ended_early.is_set():
+            return RetryDecision(retry=False, reason=ENDED_EARLY)
+        return self.driver.decide(error)
+
+    def await_retry(self, decision: RetryDecision) -> State[Any]:
+        """Let the delay begin, without a slot; the state that says so."""
+        assert self.driver is not None, "a retry is one of a job that was started"
+        assert self._last_error is not None, "a retry follows an error"
+        job = self.driver.job
+        self.due = self.driver.retry(decision)
+        return awaiting_retry(
+            self._last_error,
+            attempt=job.attempt,
+            attempts=job.policy.retry_attempts + 1,
+            scheduled_time=datetime.now(UTC) + timedelta(seconds=decision.delay),
+        )
+
+    # --- the end ---
+
+    def failed_with(self, failure: BaseException | State[Any]) -> None:
+        """No attempt follows: an error names the final state, a state that the function returned stays its own."""
+        self.failure = failure if isinstance(failure, BaseException) else None
+
+    def named(self, state: State[Any]) -> State[Any]:
+        """`state`, by the table of `states` if it tells of this job's failure."""
+        if self.failure is None or state.type not in {StateType.FAILED, StateType.CRASHED}:
+            return state
+        kind = failure_kind(self.failure)
+        return state.model_copy(update={**kind._asdict(), "message": failure_message(self.failure)})
+
+    def settle(self, task_run: TaskRun, state: State[Any], *, persist_result: bool) -> None:
+        """Take note of a final state: the job ends as it says."""
+        final_states.note(self.task, task_run, state, persist_result=persist_result)
+        if self.driver is None:
+            return
+        if state.is_completed():
+            self.driver.complete(self.value)
+        else:
+            self.driver.fail(self.failure or self._last_error or _error_of(state))
+
+    def interrupt(self, reason: str) -> Future[Any] | None:
+        """End the job at once, since its engine is interrupted; what it gives is done once nothing of it is alive."""
+        self.failure = JobCancelledError(reason)
+        if self.driver is None or not self.driver.cancel():
+            return None
+        return self._running
+
+    def end_early(self, *, cancel_running: bool) -> None:
+        """Begin no further attempt, since the flow run is over; from any thread.
+
+        A job that waits is cancelled, one that runs is left to end, unless `cancel_running`.
+        """
+        self._ended_early.set()
+        if self.driver is not None and (cancel_running or self.driver.job.status is not JobStatus.RUNNING):
+            self.driver.cancel()
+
+    def give_up(self, error: Exception) -> Exception:
+        """Begin no further attempt after an error of the engine's own; what the final state is to tell."""
+        self.refusal = JobCancelledError(ENDED_EARLY) if self._ended_early.is_set() else error
+        return self.refusal
+
+    def close(self) -> None:
+        """Leave nothing of the job behind, however its engine ended."""
+        if self.driver is not None and self.driver.job.status not in TERMINAL:
+            self.driver.cancel()
+            self.driver.fail(self.failure or JobCancelledError("its task run was given up"))
+
+
+def outcome(future: Future[Any]) -> Any:
+    """The value of an attempt that is over; raises its error, as an Exception that an engine treats as a failure."""
+    error = future.exception()
+    if error is None or isinstance(error, Exception):
+        return future.result()
+    # A SystemExit from the function must not end the engine's thread, nor pass for a signal to the flow.
+    raise JobError(f"the function raised {error!r}") from error
+
+
+def _error_of(state: State[Any]) -> BaseException:
+    return state.data if isinstance(state.data, BaseException) else FailedRun(state.message or f"it is {state.name}")

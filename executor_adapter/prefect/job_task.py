@@ -1,0 +1,129 @@
+"""@job_task: a Prefect task whose body is one Job.
+
+    @job_task(pool="process", max_runtime=600, retry_attempts=3, tags=["nightly"])
+    def collect(tool: str) -> pd.DataFrame: ...
+
+    @flow
+    def nightly() -> None:
+        frames = collect.map(["flights", "weather"])
+
+It is called, submitted and mapped as any Prefect task is, in flows and outside. The executor that runs it is the one
+of the innermost `with JobExecutor(...)` around the call, else one per process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
+
+from prefect import Task
+from prefect.utilities.callables import get_call_parameters, parameters_to_args_kwargs
+from prefect.utilities.visualization import get_task_viz_tracker, track_viz_task
+
+from executor_adapter.exceptions import InvalidJobError
+from executor_adapter.job import Job
+from executor_adapter.prefect.options import check_job_options, merge_options, shown_retries, split_options
+from executor_adapter.prefect.run import run_async, run_sync
+from executor_adapter.prefect.task_runner import flow_run_context_for_jobs
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+FORMATTED = ("tool_name", "dedupe_key")
+"""Fields of a Job in which `{parameter}` stands for a call's argument, as in Prefect's `task_run_name`."""
+
+
+def _typed_as(method: Method) -> Callable[[Callable[..., Any]], Method]:
+    """Give a method the overloaded signature of the one it stands for."""
+    return lambda own: cast(Method, functools.wraps(method)(own))
+
+
+def _under_companion(method: Method) -> Method:
+    """Let a method of Task that submits find the runner for job tasks where it looks for the flow's."""
+
+    def submit(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with flow_run_context_for_jobs() or contextlib.nullcontext():
+            return method(self, *args, **kwargs)
+
+    return _typed_as(method)(submit)
+
+
+class JobTask(Task[P, R]):
+    """A Prefect task whose calls are run by a JobExecutor.
+
+    `options`: each field of a Job but function, args, kwargs and job_id, and each option of `prefect.task`. In
+    `tool_name` and `dedupe_key`, `{parameter}` stands for an argument of the call.
+
+    Raises:
+        TypeError: an option is unknown.
+        InvalidJobError: its value is none that could ever work, or the function is a generator.
+    """
+
+    def __init__(self, fn: Callable[P, R], **options: Any) -> None:
+        job_options, task_options = split_options(options)
+        policy = check_job_options(fn, job_options).policy
+        super().__init__(fn, **task_options, **shown_retries(policy))
+        if self.isgenerator:
+            raise InvalidJobError(f"job task {self.name}: a generator function cannot be a job: return a list")
+        self.job_options: dict[str, Any] = job_options
+
+    def make_job(self, job_id: str, parameters: Mapping[str, Any]) -> Job:
+        """The job of one call; `parameters` are bound to the function's signature, and its futures resolved."""
+        args, kwargs = parameters_to_args_kwargs(self.fn, dict(parameters))
+        options = dict(self.job_options)
+        for name in FORMATTED:
+            if isinstance(options.get(name), str):
+                options[name] = options[name].format(**parameters)
+        return Job(job_id=job_id, function=self.fn, args=args, kwargs=kwargs, **options)
+
+    @_typed_as(Task.with_options)
+    def with_options(self, **options: Any) -> JobTask[P, R]:
+        """A copy of this task with some options changed, of a Job or of a Prefect task."""
+        job_options, task_options = split_options(options)
+        merged = merge_options(self.job_options, job_options)
+        policy = check_job_options(self.fn, merged).policy
+        plain = super().with_options(**task_options, **shown_retries(policy))
+        task = copy.copy(self)
+        vars(task).update(vars(plain), job_options=merged)
+        return task
+
+    def _call(
+        self, *args: Any, return_state: bool = False, wait_for: Iterable[Any] | None = None, **kwargs: Any
+    ) -> Any:
+        """Run one job and give its value, or its final State; of an async function, a coroutine that does."""
+        parameters = get_call_parameters(self.fn, args, kwargs)
+        if get_task_viz_tracker():
+            isasync: Any = self.isasync
+            return track_viz_task(isasync, self.name, parameters, self.viz_return_value)
+        run = run_async if self.isasync else run_sync
+        return run(self, parameters, wait_for=wait_for, return_type="state" if return_state else "result")
+
+    if not TYPE_CHECKING:  # there Task's overloads stand: they give a call the function's own types
+        __call__ = _call
+
+    submit = _under_companion(Task.submit)
+    map = _under_companion(Task.map)
+
+    @_typed_as(Task.apply_async)
+    def apply_async(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused, as `delay` and `serve` are: a task worker would run the function itself, without its limits."""
+        raise TypeError(f"job task {self.name!r} cannot be run by a task worker: call, submit or map it in a flow")
+
+
+@overload
+def job_task(function: Callable[P, R], /) -> JobTask[P, R]: ...
+
+
+@overload
+def job_task(**options: Any) -> Callable[[Callable[P, R]], JobTask[P, R]]: ...
+
+
+def job_task(function: Callable[P, R] | None = None, /, **options: Any) -> Any:
+    """Make a function a job task, with or without options: see JobTask."""
+    if function is None:
+        return functools.partial(JobTask, **options)
+    return JobTask(function, **options)

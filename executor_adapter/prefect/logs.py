@@ -1,0 +1,46 @@
+"""What a job says becomes lines of its task run's log."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+RunLogger = logging.Logger | logging.LoggerAdapter[logging.Logger]
+
+_STREAM_LEVELS = {"stdout": logging.INFO, "stderr": logging.WARNING}
+_RESERVED = frozenset(vars(logging.makeLogRecord({}))) | {"level"}
+
+
+def log_message(logger: RunLogger, topic: str, content: Any) -> None:
+    """Log what a function said: a log record or a line of output; other topics are not for a log.
+
+    `logger` is the task run's; topics and contents are those of `pools.base.Supervisor.said`.
+    """
+    if topic == "log":
+        _log_record(logger, content)
+    elif topic == "output":
+        stream, text = content
+        logger.log(_STREAM_LEVELS[stream], "%s", text)
+
+
+def _log_record(logger: RunLogger, fields: Mapping[str, Any]) -> None:
+    """Handle a record of another process as if it had been logged here: with its own time, level and name."""
+    if not logger.isEnabledFor(fields["level"]):
+        return
+    target, run = (logger.logger, logger.extra) if isinstance(logger, logging.LoggerAdapter) else (logger, None)
+    extra = {name: value for name, value in fields.items() if name not in _RESERVED}
+    record = logging.makeLogRecord(
+        {
+            **extra,
+            **(run or {}),
+            "name": fields["name"],
+            "levelno": fields["level"],
+            "levelname": logging.getLevelName(fields["level"]),
+            "msg": fields["message"],
+            "created": fields["created"],
+            "msecs": fields["created"] % 1 * 1000,
+            "exc_text": fields.get("exc_text"),
+        }
+    )
+    target.handle(record)

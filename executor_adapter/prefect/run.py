@@ -1,0 +1,87 @@
+"""Runs one task run of a job task to its end, as `prefect.task_engine.run_task` does for a task."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal
+
+from prefect.client.schemas.objects import RunInput, State, TaskRun
+
+from executor_adapter.prefect.engine import AsyncJobEngine, SyncJobEngine
+from executor_adapter.prefect.job_run import JobRun
+
+if TYPE_CHECKING:
+    from executor_adapter.prefect.job_task import JobTask
+
+ReturnType = Literal["state", "result"]
+
+
+def run_sync(
+    task: JobTask[..., Any],
+    parameters: dict[str, Any],
+    *,
+    wait_for: Iterable[Any] | None = None,
+    return_type: ReturnType = "result",
+    task_run: TaskRun | None = None,
+    dependencies: dict[str, set[RunInput]] | None = None,
+    job_run: JobRun | None = None,
+) -> Any:
+    """Run `task` and block until it is over; its value, or its final State with `return_type="state"`.
+
+    `task_run`: one that exists already (its Pending was told to the server); else one is made.
+
+    Raises:
+        Exception: the function's own, or the executor's; with `return_type="state"` it is in the state instead.
+    """
+    engine = SyncJobEngine(
+        task=task,
+        parameters=parameters,
+        task_run=task_run,
+        wait_for=wait_for,
+        job_run=job_run or JobRun(task),
+    )
+    with contextlib.closing(engine.job_run):
+        try:
+            with engine.start(dependencies=dependencies):
+                while engine.is_running():
+                    engine.wait_until_ready()
+                    with engine.asset_context(), engine.run_context(), engine.transaction_context() as transaction:
+                        engine.call_task_fn(transaction)
+        except Exception as error:
+            if not engine.has_no_end():
+                raise
+            engine.handle_exception(engine.job_run.give_up(error))
+    return engine.state if return_type == "state" else engine.result()
+
+
+async def run_async(
+    task: JobTask[..., Any],
+    parameters: dict[str, Any],
+    *,
+    wait_for: Iterable[Any] | None = None,
+    return_type: ReturnType = "result",
+) -> State[Any] | Any:
+    """Run `task` in the running event loop, as `run_sync` does in a thread."""
+    engine = AsyncJobEngine(
+        task=task,
+        parameters=parameters,
+        wait_for=wait_for,
+        job_run=JobRun(task),
+    )
+    with contextlib.closing(engine.job_run):
+        try:
+            async with engine.start():
+                while engine.is_running():
+                    await engine.wait_until_ready()
+                    async with (
+                        engine.asset_context(),
+                        engine.run_context(),
+                        engine.transaction_context() as transaction,
+                    ):
+                        await engine.call_task_fn(transaction)
+        except Exception as error:
+            if not engine.has_no_end():
+                raise
+            await engine.handle_exception(engine.job_run.give_up(error))
+    return engine.state if return_type == "state" else await engine.result()

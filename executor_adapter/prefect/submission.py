@@ -1,0 +1,129 @@
+"""Submits task runs: each is Pending at once, and run by an engine in a thread of its own.
+
+A thread costs little while it waits for a slot, and holding them all lets priorities decide, not the order of
+submission. Attempts are bounded by the executor's `max_workers`, not here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any, cast
+
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import RunInput, State, TaskRun
+from prefect.futures import PrefectConcurrentFuture
+from prefect.states import Pending
+
+from executor_adapter.prefect.events import emit_state
+from executor_adapter.prefect.job_run import JobRun
+from executor_adapter.prefect.run import run_sync
+
+if TYPE_CHECKING:
+    from executor_adapter.prefect.job_task import JobTask
+
+MAX_THREADS = 32_768
+"""Live task runs of one flow run: beyond it they queue. `run_jobs` needs no thread a job."""
+
+
+class JobTaskFuture(PrefectConcurrentFuture[Any]):
+    """The future of a submitted job task: its state is known here, without asking the server."""
+
+    def __init__(self, task_run: TaskRun, wrapped_future: Future[Any]) -> None:
+        super().__init__(task_run.id, wrapped_future)
+        self._task_run = task_run
+
+    @property
+    def state(self) -> State[Any]:
+        """The state that the engine set last."""
+        return self._task_run.state or Pending()
+
+
+def create_task_run(
+    task: JobTask[..., Any],
+    parameters: dict[str, Any],
+    wait_for: Iterable[Any] | None,
+    dependencies: dict[str, set[RunInput]] | None,
+) -> TaskRun:
+    """Make the task run of a call, in the context of the caller, and tell the server that it is Pending."""
+    making = task.create_local_run(
+        client=cast(PrefectClient, contextlib.nullcontext()),  # asked for, entered, and not used for a local run
+        parameters=parameters,
+        wait_for=wait_for,
+        extra_task_inputs=dependencies,
+    )
+    try:
+        making.send(None)
+    except StopIteration as finished:
+        task_run: TaskRun = finished.value
+    else:
+        making.close()
+        raise RuntimeError("Prefect's Task.create_local_run waits for something: it did not in the versions known")
+    assert task_run.state is not None, "a new task run is Pending"
+    emit_state(task, task_run, task_run.state)
+    return task_run
+
+
+class EngineThreads:
+    """The threads of one flow run's submitted job tasks."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="job-task")
+        self._live: set[JobRun] = set()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def submit(
+        self,
+        task: JobTask[..., Any],
+        parameters: dict[str, Any],
+        wait_for: Iterable[Any] | None = None,
+        dependencies: dict[str, set[RunInput]] | None = None,
+    ) -> JobTaskFuture:
+        """Run `task` in the caller's context variables; the future gives its final State.
+
+        Raises:
+            RuntimeError: the flow run is over.
+        """
+        if self._closed:
+            raise RuntimeError(f"task {task.name!r} was submitted after its flow run had ended")
+        task_run = create_task_run(task, parameters, wait_for, dependencies)
+        job_run = JobRun(task)
+        with self._lock:
+            self._live.add(job_run)
+        future = self._threads.submit(
+            copy_context().run,
+            run_sync,
+            task,
+            parameters,
+            wait_for=wait_for,
+            return_type="state",
+            task_run=task_run,
+            job_run=job_run,
+        )
+        future.add_done_callback(lambda _: self._forget(job_run))
+        return JobTaskFuture(task_run, future)
+
+    def _forget(self, job_run: JobRun) -> None:
+        with self._lock:
+            self._live.discard(job_run)
+
+    def end_early(self, *, cancel_running: bool) -> None:
+        """Cancel what waits, and what runs if `cancel_running`; returns at once."""
+        with self._lock:
+            self._closed = True
+            live = list(self._live)
+        for job_run in live:
+            job_run.end_early(cancel_running=cancel_running)
+
+    def join(self) -> None:
+        """Return when every task run is over; an exception meanwhile (a signal) cancels them all."""
+        try:
+            self._threads.shutdown(wait=True)
+        except BaseException:
+            self.end_early(cancel_running=True)
+            self._threads.shutdown(wait=True)
+            raise
