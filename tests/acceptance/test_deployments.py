@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.acceptance.servers import ROOT, Server, poll, prefect, running
+from tests.servers import ROOT, Server, poll, prefect, running
 
 FILE = "deployments/prefect.yaml"
 DESCRIBED = {described["name"]: described for described in yaml.safe_load((ROOT / FILE).read_text())["deployments"]}

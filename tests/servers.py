@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 QUICK = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -106,3 +106,26 @@ class Server:
             return bool(self.call("GET", "/health"))
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             return False
+
+
+def new_user_env(home: Path, **variables: str) -> dict[str, str]:
+    """The environment of a new user: a Prefect home of its own, nothing of Prefect's or ours set but `variables`.
+
+    The package is importable, as an editable install makes it.
+    """
+    ours = ("PREFECT_", "EXECUTOR_ADAPTER_")
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
+    return inherited | QUICK | {"PREFECT_HOME": str(home), "PYTHONPATH": str(ROOT)} | variables
+
+
+@contextmanager
+def prefect_server(directory: Path, env: dict[str, str]) -> Iterator[Server]:
+    """A Prefect server on SQLite in `directory`, on a free port, with nothing in it."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    api = {"PREFECT_API_URL": f"{url}/api", "PREFECT_UI_API_URL": f"{url}/api", "PREFECT_HOME": str(directory)}
+    server = Server(url=url, env=env | api)
+    command = prefect("server", "start", "--host", "127.0.0.1", "--port", str(port))
+    with running(command, env=server.env, cwd=directory, log=directory / "server.log"):
+        poll(server.healthy, within=60, what=f"a Prefect server on {url}")
+        yield server

@@ -1,0 +1,41 @@
+"""What a user installs: the wheel that this source builds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """The wheel, built without a network: the build backend is among the development tools."""
+    directory = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", str(ROOT), "--no-deps", "--no-build-isolation", "--no-index"]
+    done = subprocess.run([*command, "--wheel-dir", str(directory)], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    (built,) = directory.glob("*.whl")
+    assert built.name.startswith("prefect_executor_adapter-")
+    return zipfile.ZipFile(built)
+
+
+def test_the_wheel_holds_the_package_alone(wheel: zipfile.ZipFile) -> None:
+    """No flow, task, test or deployment of this project lands in a user's site-packages; every module does."""
+    houses = {name.split("/")[0] for name in wheel.namelist()}
+    assert {house for house in houses if not house.endswith(".dist-info")} == {"executor_adapter"}
+    written = {str(path.relative_to(ROOT)) for path in (ROOT / "executor_adapter").rglob("*.py")}
+    assert written <= set(wheel.namelist())
+
+
+def test_the_wheel_is_typed_and_licensed(wheel: zipfile.ZipFile) -> None:
+    """Type checkers use its annotations, and the licence travels along."""
+    names = wheel.namelist()
+    assert "executor_adapter/py.typed" in names
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+    (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
+    assert "License-Expression: Apache-2.0" in wheel.read(metadata).decode()
