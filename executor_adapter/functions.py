@@ -39,7 +39,8 @@ def is_coroutine_function(function: Callable[..., Any] | str) -> bool:
     found = resolve(function)
     while isinstance(found, functools.partial):
         found = found.func
-    return inspect.iscoroutinefunction(found) or inspect.iscoroutinefunction(getattr(type(found), "__call__", None))
+    call = getattr(type(found), "__call__", None)  # noqa: B004 - of an object: whether calling it gives a coroutine
+    return inspect.iscoroutinefunction(found) or inspect.iscoroutinefunction(call)
 
 
 def function_key(function: object) -> object:

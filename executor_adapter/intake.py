@@ -26,7 +26,8 @@ class Intake:
         self._max_pending = max_pending
         self._places = max_pending
         self._by_dedupe_key: dict[str, Job] = {}
-        self._gate = threading.Condition()
+        self._lock = threading.Lock()
+        self._place_free = threading.Condition(self._lock)
 
     def twin(self, job: Job) -> JobFuture | None:
         """The future of the live job with the same dedupe_key."""
@@ -43,7 +44,7 @@ class Intake:
         Raises:
             QueueFullError, ExecutorClosedError, InvalidJobError
         """
-        with self._gate:
+        with self._lock:
             if (twin := self.twin(job)) is not None:
                 return twin
             self._take_place(timeout)
@@ -67,7 +68,7 @@ class Intake:
         if job._live.place:
             job._live.place = False
             if self._places is not None:
-                with self._gate:
+                with self._lock:
                     self._give_place()
 
     def leave(self, job: Job) -> None:
@@ -79,14 +80,14 @@ class Intake:
 
     def close(self) -> None:
         """Let nobody in any more, and tell those who wait for a place."""
-        with self._gate:
+        with self._lock:
             self.closed = True
-            self._gate.notify_all()
+            self._place_free.notify_all()
 
     def _take_place(self, timeout: float | None) -> None:
         if self._places is None:
             return
-        if not self._gate.wait_for(lambda: self.closed or bool(self._places), timeout):
+        if not self._place_free.wait_for(lambda: self.closed or bool(self._places), timeout):
             held = self._max_pending
             raise QueueFullError(
                 f"the queue holds {held} of {held} jobs: raise max_pending, or wait longer for a place"
@@ -96,7 +97,7 @@ class Intake:
     def _give_place(self) -> None:
         if self._places is not None:
             self._places += 1
-            self._gate.notify()
+            self._place_free.notify()
 
 
 def check_job(job: Job) -> tuple[str, Any]:

@@ -22,17 +22,8 @@ class StopReason(enum.Enum):
     CANCEL = "cancelled"
 
 
-class _Limits:
-    __slots__ = ("hard", "reason", "soft")
-
-    def __init__(self, hard: float = NEVER, soft: float = NEVER) -> None:
-        self.hard = hard
-        self.soft = soft
-        self.reason: StopReason | None = None
-
-
 class RunningAttempts:
-    """The attempts under way with their limits, in monotonic seconds.
+    """The attempts under way; each carries its limits, in monotonic seconds.
 
     `due` is a time before which no limit can be reached. Most attempts end long before theirs, so nothing is sorted:
     when `due` comes all are looked at, and the next one is found.
@@ -40,67 +31,74 @@ class RunningAttempts:
 
     def __init__(self) -> None:
         self.due = NEVER
-        self._limits: dict[Assignment, _Limits] = {}
+        self._attempts: set[Assignment] = set()
 
     def __contains__(self, assignment: Assignment) -> bool:
-        return assignment in self._limits
+        return assignment in self._attempts
 
     def add(self, assignment: Assignment, at: float, *, apply_max_runtime: bool) -> None:
-        if assignment in self._limits:
-            return  # it is being stopped already
+        self._attempts.add(assignment)
         job = assignment.job
-        limits = self._limits[assignment] = _Limits()
         if job.max_runtime is not None and apply_max_runtime:
-            limits.hard = at + job.max_runtime
-            self.due = min(self.due, limits.hard)
+            assignment.hard_limit = limit = at + job.max_runtime
+            if limit < self.due:
+                self.due = limit
         if job.soft_timeout is not None:
-            limits.soft = at + job.soft_timeout
-            self.due = min(self.due, limits.soft)
+            assignment.soft_limit = at + job.soft_timeout
+            self.due = min(self.due, assignment.soft_limit)
 
     def remove(self, assignment: Assignment) -> StopReason | None:
         """The attempt is over; why it was stopped, if it was."""
-        limits = self._limits.pop(assignment, None)
-        return None if limits is None else limits.reason
+        self._attempts.discard(assignment)
+        reason: StopReason | None = assignment.stop_reason
+        return reason
 
     def stopping(self, assignment: Assignment, reason: StopReason) -> None:
         """It is being stopped; the first reason counts."""
-        limits = self._limits.setdefault(assignment, _Limits())
-        if limits.reason is None:
-            limits.reason = reason
+        self._attempts.add(assignment)
+        if assignment.stop_reason is None:
+            assignment.stop_reason = reason
 
     def apply(
         self, now: float, interrupt: Callable[[Assignment], None], stop: Callable[[Assignment, StopReason], None]
     ) -> None:
         """Interrupt and stop what is past its limits; find the next time to look."""
         self.due = NEVER
-        for assignment, limits in list(self._limits.items()):
-            if limits.reason is not None:
+        for assignment in list(self._attempts):
+            if assignment.stop_reason is not None:
                 continue
-            if limits.hard <= now:
+            if assignment.hard_limit <= now:
                 stop(assignment, StopReason.LIMIT)
                 continue
-            if limits.soft <= now:
-                limits.soft = NEVER
+            if assignment.soft_limit <= now:
+                assignment.soft_limit = NEVER
                 interrupt(assignment)
-            self.due = min(self.due, limits.soft, limits.hard)
+            self.due = min(self.due, assignment.soft_limit, assignment.hard_limit)
+
+
+class RunTime:
+    """How long one function takes, as a moving average."""
+
+    __slots__ = ("seconds",)
+
+    def __init__(self) -> None:
+        self.seconds = NEVER
+
+    def learn(self, took: float) -> None:
+        self.seconds = took if self.seconds == NEVER else self.seconds + 0.3 * (took - self.seconds)
 
 
 class RunTimes:
-    """How long each function takes, as a moving average: whether others may lie ready behind it."""
+    """The run time of each function; of one that never ran nothing is known, and it is not taken to be short."""
 
     def __init__(self) -> None:
-        self._seconds: dict[object, float] = {}
+        self._by_function: dict[object, RunTime] = {}
 
-    def learn(self, assignment: Assignment, ended_at: float) -> None:
-        if assignment.started_at is None:
-            return
-        key = function_key(assignment.job.function)
-        took = ended_at - assignment.started_at
-        known = self._seconds.get(key)
-        if known is None and len(self._seconds) >= 1024:
-            self._seconds.clear()  # functions made on the fly: none of them comes again
-        self._seconds[key] = took if known is None else known + 0.3 * (took - known)
-
-    def short(self, function: object) -> bool:
-        """Whether it is known to be short; of a function that never ran nothing is known."""
-        return self._seconds.get(function_key(function), NEVER) <= SHORT_RUN
+    def of(self, function: object) -> RunTime:
+        key = function_key(function)
+        known = self._by_function.get(key)
+        if known is None:
+            if len(self._by_function) >= 1024:
+                self._by_function.clear()  # functions made on the fly: none of them comes again
+            known = self._by_function[key] = RunTime()
+        return known

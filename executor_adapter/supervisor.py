@@ -24,7 +24,7 @@ from executor_adapter.exceptions import JobCancelledError, JobTimeoutError, Soft
 from executor_adapter.futures import Callbacks, JobFuture
 from executor_adapter.intake import Intake, check_job
 from executor_adapter.job import TERMINAL, Job, JobStatus, Progress, Transition
-from executor_adapter.limits import RunningAttempts, RunTimes, StopReason
+from executor_adapter.limits import SHORT_RUN, RunningAttempts, RunTimes, StopReason
 from executor_adapter.loop import LoopTimer, SupervisorLoop
 from executor_adapter.pools.base import Assignment, Ending, WorkerPool
 from executor_adapter.queue import Backlog
@@ -217,9 +217,10 @@ class Supervisor:
         """Lay the job ready behind a short one, if it is short itself."""
         live = job._live
         pool = self.pools.get(live.pool)
-        if pool is None or live.driver is not None or live.alone or not self._run_times.short(job.function):
+        if pool is None or live.driver is not None or live.alone:
             return False
-        if pool.start_behind(self._assign(job, live.attempt + 1)):
+        assignment = self._assign(job, live.attempt + 1)
+        if assignment.short and pool.start_behind(assignment):
             return True
         live.assignment = None
         return False
@@ -236,7 +237,8 @@ class Supervisor:
         live.assignment = assignment = Assignment(job, number, live.payload)
         assignment.checkpoint = live.checkpoint
         assignment.memory_limit = live.memory_limit
-        assignment.short = self._run_times.short(job.function)
+        assignment.run_time = run_time = self._run_times.of(job.function)
+        assignment.short = run_time.seconds <= SHORT_RUN
         return assignment
 
     def _give_to_pool(self, assignment: Assignment) -> None:
@@ -272,7 +274,6 @@ class Supervisor:
     ) -> None:
         job = assignment.job
         reason = self._forget(assignment)
-        self._run_times.learn(assignment, assignment.ended_at or self.now())
         if ending is Ending.RETURNED:
             self._record(assignment, None)
             self._succeeded(job, value)
@@ -520,6 +521,7 @@ class Supervisor:
         live = assignment.job._live
         ended_at = assignment.ended_at or self.now()
         started_at = assignment.started_at or ended_at
+        assignment.run_time.learn(ended_at - started_at)
         asked_at = assignment.stop_asked_at
         if error is None:
             live.error_code = live.error_message = None

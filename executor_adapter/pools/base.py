@@ -35,8 +35,9 @@ class Assignment:
     """One attempt of one job, given to one pool; the pool fills in what it learns."""
 
     __slots__ = (
-        "checkpoint", "context", "ended_at", "exit_code", "exit_signal", "extra", "job", "memory_limit", "number",
-        "payload", "peak_rss", "pid", "scope", "short", "started_at", "stop_asked_at", "worker",
+        "checkpoint", "context", "ended_at", "exit_code", "exit_signal", "hard_limit", "job", "memory_limit", "number",
+        "payload", "peak_rss", "pid", "run_time", "scope", "short", "soft_limit", "started_at", "stop_asked_at",
+        "stop_reason", "worker",
     )  # fmt: skip
 
     def __init__(self, job: Job, number: int, payload: Any) -> None:
@@ -65,8 +66,10 @@ class Assignment:
         self.peak_rss: int | None = None
         self.exit_code: int | None = None
         self.exit_signal: int | None = None
-        self.extra: Any = None
-        """The supervisor's own."""
+        # The supervisor's own:
+        self.run_time: Any = None
+        self.hard_limit = self.soft_limit = float("inf")
+        self.stop_reason: Any = None
 
 
 class Timer(Protocol):
