@@ -1,0 +1,90 @@
+"""What a person sees after the pipeline: Prefect's own UI, in a browser, at the page that `make ui` opens."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from playwright.sync_api import Page, expect, sync_playwright
+
+from tests.servers import ROOT, Server, poll, running
+
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Page]:
+    """A page of a real browser."""
+    if not CHROMIUM.exists():
+        missing = f"{CHROMIUM} is missing: apt-get install chromium"
+        pytest.fail(missing) if os.environ.get("CI") == "true" else pytest.skip(missing)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser.new_page(viewport={"width": 1440, "height": 1400})
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def ran(user_env: dict[str, str], small_config: Path) -> str:
+    """The id of a flow run of the pipeline on the embedded server, which has ended with the flow."""
+    command = [sys.executable, "flows/pipeline.py"]
+    done = subprocess.run(command, env=user_env, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lake = Path(yaml.safe_load(small_config.read_text())["lake"])
+    return str(json.loads((lake / "last_run.json").read_text())["flow_run_id"])
+
+
+@pytest.fixture(scope="module")
+def url(ran: str, user_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """What `make ui` prints, while its server runs."""
+    log = tmp_path_factory.mktemp("ui") / "ui.log"
+    with running([sys.executable, "deployments/ui.py"], env=user_env, cwd=ROOT, log=log):
+        printed = poll(lambda: re.search(r"^http\S+$", log.read_text(), re.MULTILINE), within=60, what="an address")
+        assert printed[0].endswith(f"/runs/flow-run/{ran}")
+        yield printed[0]
+
+
+@pytest.fixture(scope="module")
+def task_runs(url: str, ran: str) -> list[dict[str, Any]]:
+    server = Server(url=url.partition("/runs")[0], env={})
+    found: list[dict[str, Any]] = server.call("POST", "/task_runs/filter", {"flow_runs": {"id": {"any_": [ran]}}})
+    return found
+
+
+def test_the_embedded_server_knew_every_task_run_to_its_end(task_runs: list[dict[str, Any]]) -> None:
+    """Nothing is lost when the flow, and with it the server, ends."""
+    assert task_runs
+    assert {run["state_type"] for run in task_runs} == {"COMPLETED"}
+
+
+def test_the_page_shows_the_run_and_its_task_runs(
+    page: Page, url: str, task_runs: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """The run is Completed, its timeline is drawn, and its task runs are listed by names that tell them apart."""
+    page.goto(url)
+    expect(page.get_by_text("Completed").first).to_be_visible(timeout=30_000)
+    expect(page.locator("canvas").first).to_be_visible(timeout=30_000)
+    page.get_by_role("tab", name="Task Runs").or_(page.get_by_text("Task Runs", exact=True)).first.click()
+    names = [run["name"] for run in task_runs]
+    assert len(set(names)) == len(names)
+    for name in names[:5]:
+        expect(page.get_by_text(name, exact=True).first).to_be_visible(timeout=30_000)
+    shot = page.screenshot(path=tmp_path / "run.png")
+    assert len(shot) > 20_000
