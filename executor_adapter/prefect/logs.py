@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import builtins
 import logging
 from collections.abc import Mapping
 from typing import Any
+
+from prefect.logging.loggers import print_as_log
 
 RunLogger = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
 _STREAM_LEVELS = {"stdout": logging.INFO, "stderr": logging.WARNING}
 _RESERVED = frozenset(vars(logging.makeLogRecord({}))) | {"level"}
+
+
+def keep_print_patched() -> None:
+    """Let `print` be logged wherever the task run around it says so, for good; elsewhere it prints.
+
+    Prefect patches `print` for each task and puts back what it found; of tasks that overlap, the first to end would
+    put back the plain one under the feet of the others.
+    """
+    builtins.print = print_as_log
 
 
 def log_message(logger: RunLogger, topic: str, content: Any) -> None:

@@ -7,9 +7,11 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 from prefect.client.schemas.objects import RunInput, State, TaskRun
+from prefect.utilities.engine import should_log_prints
 
 from executor_adapter.prefect.engine import AsyncJobEngine, SyncJobEngine
 from executor_adapter.prefect.job_run import JobRun
+from executor_adapter.prefect.logs import keep_print_patched
 
 if TYPE_CHECKING:
     from executor_adapter.prefect.job_task import JobTask
@@ -34,6 +36,8 @@ def run_sync(
     Raises:
         Exception: the function's own, or the executor's; with `return_type="state"` it is in the state instead.
     """
+    if should_log_prints(task):
+        keep_print_patched()
     engine = SyncJobEngine(
         task=task,
         parameters=parameters,
@@ -63,6 +67,8 @@ async def run_async(
     return_type: ReturnType = "result",
 ) -> State[Any] | Any:
     """Run `task` in the running event loop, as `run_sync` does in a thread."""
+    if should_log_prints(task):
+        keep_print_patched()
     engine = AsyncJobEngine(
         task=task,
         parameters=parameters,

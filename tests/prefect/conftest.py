@@ -1,0 +1,159 @@
+"""A real Prefect server, in a process of its own, and what its API says of a run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+import prefect.context
+import pytest
+
+from executor_adapter import JobExecutor
+
+RECORDER = {
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "500",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+}
+"""The recorder's own defaults write one event a transaction."""
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _wait_until_healthy(url: str, server: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        assert server.poll() is None, "the Prefect server ended while it started"
+        try:
+            if httpx.get(f"{url}/health", timeout=1).is_success:
+                return
+        except httpx.HTTPError:
+            time.sleep(0.1)
+    raise AssertionError("the Prefect server was not up within 60 s")
+
+
+@pytest.fixture(scope="session")
+def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a server that ends with the session; Prefect's settings in this process point to it."""
+    home, port = tmp_path_factory.mktemp("prefect"), _free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    environment = {**os.environ, **RECORDER, "PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with (home / "server.log").open("wb") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        _wait_until_healthy(url, server)
+        with _settings(PREFECT_API_URL=url, PREFECT_HOME=str(home), PREFECT_LOGGING_TO_API_BATCH_INTERVAL="0.2"):
+            yield url
+    finally:
+        os.kill(server.pid, signal.SIGTERM)
+        server.wait(timeout=30)
+
+
+class _settings:
+    """Prefect's settings for this whole process, all its threads included."""
+
+    def __init__(self, **settings: str) -> None:
+        self._settings = settings
+        self._before: dict[str, str | None] = {}
+
+    def __enter__(self) -> None:
+        self._before = {name: os.environ.get(name) for name in self._settings}
+        os.environ.update(self._settings)
+        prefect.context.refresh_global_settings_context()
+
+    def __exit__(self, *_: object) -> None:
+        for name, value in self._before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+        prefect.context.refresh_global_settings_context()
+
+
+class Api:
+    """What the server knows, polled until it is what is waited for, or 30 s are over."""
+
+    def __init__(self, url: str) -> None:
+        self._client = httpx.Client(base_url=url, timeout=10)
+
+    def task_runs(self, flow_run_id: UUID | str) -> list[dict[str, Any]]:
+        body = {"flow_runs": {"id": {"any_": [str(flow_run_id)]}}, "sort": "EXPECTED_START_TIME_ASC"}
+        return self._post("/task_runs/filter", body)
+
+    def task_run(self, task_run_id: UUID | str) -> dict[str, Any]:
+        answer = self._client.get(f"/task_runs/{task_run_id}")
+        return answer.json() if answer.is_success else {"state_name": None}
+
+    def states(self, task_run_id: UUID | str) -> list[dict[str, Any]]:
+        answer = self._client.get("/task_run_states/", params={"task_run_id": str(task_run_id)})
+        answer.raise_for_status()
+        return sorted(answer.json(), key=lambda state: state["timestamp"])
+
+    def state_names(self, task_run_id: UUID | str) -> list[str]:
+        return [state["name"] for state in self.states(task_run_id)]
+
+    def logs(self, task_run_id: UUID | str) -> list[dict[str, Any]]:
+        body = {"logs": {"task_run_id": {"any_": [str(task_run_id)]}}, "sort": "TIMESTAMP_ASC"}
+        return self._post("/logs/filter", body)
+
+    def messages(self, task_run_id: UUID | str) -> list[str]:
+        return [log["message"] for log in self.logs(task_run_id)]
+
+    def _post(self, path: str, body: dict[str, Any]) -> Any:
+        answer = self._client.post(path, json=body)
+        answer.raise_for_status()
+        return answer.json()
+
+    def close(self) -> None:
+        self._client.close()
+
+
+@pytest.fixture
+def api(prefect_api: str) -> Iterator[Api]:
+    client = Api(prefect_api)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def executor() -> Iterator[JobExecutor]:
+    """An executor of two workers around the test: job tasks use it."""
+    with JobExecutor(max_workers=2) as executor:
+        yield executor
+
+
+Wait = Callable[..., Any]
+
+
+@pytest.fixture
+def wait_for() -> Wait:
+    """Poll until `condition()` is true, at most `seconds`; its value."""
+
+    def wait(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
+        deadline = time.monotonic() + seconds
+        while not (value := condition()):
+            assert time.monotonic() < deadline, f"not within {seconds} s: {condition}"
+            time.sleep(0.05)
+        return value
+
+    return wait
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Path:
+    """A folder in which the attempts of a job leave what the next one, or the test, reads."""
+    return tmp_path

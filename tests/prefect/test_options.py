@@ -1,0 +1,139 @@
+"""Options are checked where they are written, and the two vocabularies agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from prefect import Task
+
+from executor_adapter import RetryPolicy
+from executor_adapter.exceptions import InvalidJobError
+from executor_adapter.prefect import JobTask, job_task
+
+
+def double(x: int) -> int:
+    return 2 * x
+
+
+def test_a_bare_decorator_makes_a_job_task() -> None:
+    task = job_task(double)
+    assert isinstance(task, JobTask)
+    assert isinstance(task, Task)
+    assert task.name == "double"
+    assert task.fn is double
+
+
+def test_fields_of_a_job_and_options_of_a_task_go_together() -> None:
+    task = job_task(pool="process", max_runtime=600, retry_attempts=2, tags=["nightly"], name="Double it")(double)
+    job = task.make_job("an-id", {"x": 21})
+    assert (task.name, task.tags) == ("Double it", {"nightly"})
+    assert (job.job_id, job.pool, job.max_runtime, job.retry_attempts) == ("an-id", "process", 600, 2)
+    assert (job.function, job.args, job.kwargs) == (double, (21,), {})
+
+
+def test_an_unknown_option_is_refused_with_the_one_that_was_meant() -> None:
+    with pytest.raises(TypeError, match=r"no option 'max_runtme': did you mean max_runtime\?"):
+        job_task(max_runtme=1)(double)
+    with pytest.raises(TypeError, match="neither a field of Job nor an option of a Prefect task"):
+        job_task(xyzzy=1)(double)
+    with pytest.raises(TypeError, match="job_id"):
+        job_task(job_id="mine")(double)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"max_runtime": -1}, "max_runtime=-1"),
+        ({"pool": "rocket"}, "pool='rocket'"),
+        ({"retry_attempts": -2}, "retry_attempts=-2"),
+        ({"memory_limit": "lots"}, "memory_limit='lots'"),
+    ],
+)
+def test_a_wrong_value_is_refused_in_one_line_that_names_it(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidJobError, match=said) as refusal:
+        job_task(**options)(double)
+    assert "\n" not in str(refusal.value)
+    assert "double" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"retries": 1, "retry_attempts": 1},
+        {"retries": 1, "retry": RetryPolicy()},
+        {"timeout_seconds": 1, "max_runtime": 1},
+        {"retry_delay_seconds": 1, "retry_delay": 1},
+    ],
+)
+def test_saying_one_thing_under_two_names_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidJobError, match="say the same: give one of them"):
+        job_task(**options)(double)
+
+
+def test_prefects_names_are_understood() -> None:
+    job = job_task(retries=2, timeout_seconds=5)(double).make_job("id", {"x": 1})
+    assert (job.policy.retry_attempts, job.max_runtime) == (2, 5.0)
+    job = job_task(retries=3, retry_delay_seconds=7)(double).make_job("id", {"x": 1})
+    assert (job.policy.retry_attempts, job.policy.retry_delay, job.policy.backoff_coefficient) == (3, 7.0, 1.0)
+    with pytest.raises(InvalidJobError, match="retry=RetryPolicy"):
+        job_task(retries=2, retry_delay_seconds=[1, 2])(double)
+
+
+def test_prefect_is_shown_the_retries_but_not_left_to_time_out() -> None:
+    task = job_task(retry_attempts=3, retry_delay=60, max_runtime=5)(double)
+    assert (task.retries, task.retry_delay_seconds, task.timeout_seconds) == (3, [60, 120, 240], None)
+    assert job_task(retry_attempts=0)(double).retries == 0
+
+
+def test_with_options_changes_both_kinds_and_leaves_the_rest() -> None:
+    task = job_task(pool="process", max_runtime=5, name="first", tags=["a"])(double)
+    other = task.with_options(max_runtime=9, name="second")
+    assert isinstance(other, JobTask)
+    assert (other.name, other.tags, other.job_options) == ("second", {"a"}, {"pool": "process", "max_runtime": 9})
+    assert (task.name, task.job_options["max_runtime"]) == ("first", 5)
+    with pytest.raises(InvalidJobError, match="max_runtime=0"):
+        task.with_options(max_runtime=0)
+
+
+def test_with_options_keeps_hooks_and_lets_the_last_word_on_retries_count() -> None:
+    task = job_task(retry=RetryPolicy(retry_attempts=5, retry_delay=1))(double)
+
+    @task.on_failure
+    def tell(*_: object) -> None: ...
+
+    other = task.with_options(retry_attempts=1)
+    assert other.on_failure_hooks == [tell]
+    assert other.make_job("id", {"x": 1}).policy == RetryPolicy(retry_attempts=1, retry_delay=1)
+    assert other.retries == 1
+    assert task.with_options(retries=2).retries == 2
+
+
+def test_tool_name_and_dedupe_key_take_arguments_of_the_call() -> None:
+    task = job_task(tool_name="tool {x}", dedupe_key="double-{x}")(double)
+    job = task.make_job("id", {"x": 3})
+    assert (job.tool_name, job.dedupe_key) == ("tool 3", "double-3")
+
+
+def test_generators_and_task_workers_are_refused() -> None:
+    def numbers() -> Iterator[int]:
+        yield 1
+
+    with pytest.raises(InvalidJobError, match="return a list"):
+        job_task(numbers)
+    with pytest.raises(TypeError, match="task worker"):
+        job_task(double).delay(1)
+
+
+def test_a_method_can_be_a_job_task() -> None:
+    class Tool:
+        factor = 3
+
+        @job_task(retry_attempts=0)
+        def times(self, x: int) -> int:
+            return self.factor * x
+
+    tool = Tool()
+    job = Tool.times.make_job("id", {"self": tool, "x": 2})
+    assert job.function(*job.args, **job.kwargs) == 6

@@ -1,0 +1,80 @@
+"""The table of states, row by row."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from executor_adapter.exceptions import (
+    DataCollectionException,
+    JobCancelledError,
+    JobTimeoutError,
+    MemoryLimitError,
+    WorkerCrashedError,
+)
+from executor_adapter.job import ErrorCode, JobStatus
+from executor_adapter.prefect.states import awaiting_retry, failure_kind, failure_message, retrying, state_kind
+
+
+@pytest.mark.parametrize(
+    ("status", "attempt", "expected"),
+    [
+        (JobStatus.PENDING, 0, ("PENDING", "Pending")),
+        (JobStatus.RUNNING, 1, ("RUNNING", "Running")),
+        (JobStatus.RUNNING, 2, ("RUNNING", "Retrying")),
+        (JobStatus.RETRYING, 1, ("SCHEDULED", "AwaitingRetry")),
+        (JobStatus.COMPLETED, 3, ("COMPLETED", "Completed")),
+        (JobStatus.CANCELLED, 1, ("CANCELLED", "Cancelled")),
+    ],
+)
+def test_a_job_that_has_not_failed_has_its_state_by_status_and_attempt(
+    status: JobStatus, attempt: int, expected: tuple[str, str]
+) -> None:
+    assert state_kind(status, attempt=attempt) == expected
+
+
+@pytest.mark.parametrize("code", [*ErrorCode, "A_CODE_OF_THE_USERS_OWN", None])
+def test_a_failed_job_has_its_state_by_error_code(code: str | None) -> None:
+    special = {
+        "TIMEOUT_ERROR": ("FAILED", "TimedOut"),
+        "QUEUE_TIMEOUT": ("FAILED", "TimedOut"),
+        "DEADLINE_EXCEEDED": ("FAILED", "TimedOut"),
+        "WORKER_CRASHED": ("CRASHED", "Crashed"),
+        "MEMORY_LIMIT": ("CRASHED", "OutOfMemory"),
+    }
+    assert state_kind(JobStatus.FAILED, error_code=code) == special.get(str(code), ("FAILED", "Failed"))
+
+
+@pytest.mark.parametrize(
+    ("error", "name"),
+    [
+        (ConnectionError("refused"), "Failed"),
+        (TimeoutError("slow"), "TimedOut"),
+        (JobTimeoutError("late", error_code="QUEUE_TIMEOUT"), "TimedOut"),
+        (WorkerCrashedError("gone", exit_signal=9), "Crashed"),
+        (MemoryLimitError("too big"), "OutOfMemory"),
+        (JobCancelledError("stopped"), "Cancelled"),
+    ],
+)
+def test_an_error_names_the_final_state(error: Exception, name: str) -> None:
+    assert failure_kind(error).name == name
+
+
+def test_a_failure_says_code_and_message() -> None:
+    assert failure_message(ConnectionError("refused")) == "NETWORK_ERROR: refused"
+    assert failure_message(DataCollectionException("bad row", error_code="DATA_ERROR")) == "DATA_ERROR: bad row"
+    assert failure_message(ValueError()) == "EXECUTION_ERROR: ValueError"
+
+
+def test_a_retry_says_which_attempt_failed_and_when_the_next_may_start() -> None:
+    due = datetime(2026, 1, 2, tzinfo=UTC)
+    state = awaiting_retry(ConnectionError("refused"), attempt=1, attempts=4, scheduled_time=due)
+    assert (state.type, state.name) == ("SCHEDULED", "AwaitingRetry")
+    assert state.message == "attempt 1 of 4: NETWORK_ERROR: refused"
+    assert state.state_details.scheduled_time == due
+
+
+def test_a_later_attempt_is_running_by_another_name() -> None:
+    state = retrying()
+    assert (state.type, state.name) == ("RUNNING", "Retrying")
