@@ -86,7 +86,7 @@ def test_every_deployment_arrives_as_described(deployed: dict[str, dict[str, Any
 def test_a_worker_completes_runs_by_schedule_and_by_hand(server: Server, deployed: dict[str, dict[str, Any]]) -> None:
     """One collection because its time has come, one because somebody asked for it."""
     schedule_soon(server, deployed["flights"])
-    server.run(*prefect("deployment", "run", "collection-flow/prefect"))
+    server.run(*prefect("deployment", "run", "collection/prefect"))
 
     assert ended_run(server, deployed["prefect"], by_schedule=False)["state_name"] == "Completed"
     assert ended_run(server, deployed["flights"], by_schedule=True)["state_name"] == "Completed"
