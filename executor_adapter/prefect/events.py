@@ -52,7 +52,6 @@ class FinalState:
     def emit_again(self) -> None:
         """Tell the server once more, stamped anew: it ignores an id it has seen, and a time older than what it has."""
         state = self.state.fresh_copy()
-        state.state_details = self.state.state_details
         flow_run_context = FlowRunContext.get()
         flow_run = flow_run_context.flow_run if flow_run_context else None
         within = contextvars.copy_context()
@@ -76,7 +75,7 @@ class FinalStates:
         final = FinalState(
             task=task,
             task_run=task_run.model_copy(update={"state": None}),
-            state=state.model_copy(update={"data": _without_value(state.data)}),
+            state=state.model_copy(update={"data": _without_value(state.data), "timestamp": state.timestamp}),
             persist_result=persist_result,
         )
         with self._lock:

@@ -107,11 +107,16 @@ class JobRun:
         self.failure = failure if isinstance(failure, BaseException) else None
 
     def named(self, state: State[Any]) -> State[Any]:
-        """`state`, by the table of `states` if it tells of this job's failure."""
+        """`state`, named by the table of `states` if it tells of this job's failure."""
+        if state.name == "NotReady" and self._ended_early.is_set():
+            # What it waited for was cancelled with the flow run, and so is this.
+            self.failure, state.type = JobCancelledError(ENDED_EARLY), StateType.FAILED
         if self.failure is None or state.type not in {StateType.FAILED, StateType.CRASHED}:
             return state
-        kind = failure_kind(self.failure)
-        return state.model_copy(update={**kind._asdict(), "message": failure_message(self.failure)})
+        # In place, since a State's model_copy takes its timestamp away.
+        state.type, state.name = failure_kind(self.failure)
+        state.message = failure_message(self.failure)
+        return state
 
     def settle(self, task_run: TaskRun, state: State[Any], *, persist_result: bool) -> None:
         """Take note of a final state: the job ends as it says."""
