@@ -1,0 +1,226 @@
+"""One attempt in a worker: what arrived becomes a call, and what came of the call becomes the body of a frame.
+
+Every worker imports this module, so it needs the standard library alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import importlib
+import os
+import pickle
+import time
+import traceback
+import types
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+from executor_adapter.context import JobContext, enter_job
+from executor_adapter.exceptions import JobError, SoftTimeoutError
+from executor_adapter.pools import values, wire
+from executor_adapter.pools.voice import Voice
+
+REFERENCE, PICKLE = b"R", b"P"
+"""First byte of an encoded function: `module:qualname` follows, or a pickle."""
+
+Reply = tuple[int, int, bytes, values.MemoryFile | None]
+"""Kind and flags of a frame, its body, and the memory file that goes with it."""
+
+
+class Call(NamedTuple):
+    """A CALL frame, not yet looked into. `fd`: the memory file with its arguments, or -1."""
+
+    flags: int
+    number: int
+    seq: int
+    function: int
+    max_runtime: float
+    body: bytes
+    fd: int
+
+    def drop(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+
+
+class Functions:
+    """The functions that this worker was sent, decoded when first called."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, bytes | Callable[..., Any]] = {}
+
+    def add(self, number: int, encoded: bytes, *, forget: bool) -> None:
+        if forget:
+            self._known.clear()
+        self._known[number] = encoded
+
+    def remove(self, number: int) -> None:
+        self._known.pop(number, None)
+
+    def get(self, number: int) -> Callable[..., Any]:
+        function = self._known[number]
+        if isinstance(function, bytes):
+            function = self._known[number] = self.decode(function)
+        return function
+
+    @staticmethod
+    def decode(encoded: bytes) -> Callable[..., Any]:
+        if encoded[:1] == PICKLE:
+            return pickle.loads(memoryview(encoded)[1:])  # type: ignore[no-any-return]
+        return find(encoded[1:].decode())  # type: ignore[no-any-return]
+
+
+def find(reference: str) -> Any:
+    """What `module:qualname` names."""
+    module, _, qualname = reference.partition(":")
+    found = importlib.import_module(module)
+    for name in qualname.split("."):
+        found = getattr(found, name)
+    return found
+
+
+class Attempt:
+    """Run one call. A signal may raise in it while it is `armed`."""
+
+    def __init__(self, call: Call, functions: Functions, voice: Voice) -> None:
+        self.armed = False
+        self._call = call
+        self._functions = functions
+        self._voice = voice
+        self._asked_to_end = False
+        self._looked = False
+        self._stage = "function"
+
+    def ask_to_end(self) -> bool:
+        """Set the flag that the function may look at; whether it never has, and must be ended by an exception."""
+        self._asked_to_end = True
+        return not self._looked
+
+    def _cancelled(self) -> bool:
+        self._looked = True
+        return self._asked_to_end
+
+    def run(self) -> Reply:
+        self._voice.seq = self._call.seq
+        try:
+            try:
+                self.armed = True
+                return contextvars.copy_context().run(self._run)
+            finally:
+                self.armed = False
+        except BaseException as error:
+            self.armed = False
+            return self._failure(error)
+
+    def _run(self) -> Reply:
+        call = self._call
+        ends_at = time.monotonic() + call.max_runtime if call.max_runtime else None
+        function = self._function()
+        job_id, about, args, kwargs, (scope, checkpoint) = self._unpack()
+        self._stage = "run"
+        enter_job(
+            JobContext(
+                job_id,
+                call.number,
+                emit=self._voice.emit,
+                ends_at=ends_at,
+                cancelled=self._cancelled,
+                checkpoint=checkpoint,
+                tool_name=about[0],
+                metadata=about[1],
+            )
+        )
+        with find(scope[0])(scope[1]) if scope is not None else nullcontext():
+            value = function(*args, **kwargs)
+            if type(value) is types.CoroutineType:
+                value = asyncio.run(value)
+        self._stage = "result"
+        return self._success(value)
+
+    def _function(self) -> Callable[..., Any]:
+        try:
+            return self._functions.get(self._call.function)
+        finally:
+            if self._call.flags & wire.ONCE:
+                self._functions.remove(self._call.function)
+
+    def _unpack(self) -> tuple[str, tuple[Any, Any], tuple[Any, ...], dict[str, Any], tuple[Any, Any]]:
+        self._stage = "arguments"
+        body = memoryview(self._call.body)
+        id_size, about_size, args_size = wire.CALL_SIZES.unpack_from(body)
+        about_at = wire.CALL_SIZES.size + id_size
+        args_at = about_at + about_size
+        rest_at = args_at + args_size
+        job_id = str(body[wire.CALL_SIZES.size : about_at], "utf-8")
+        about = pickle.loads(body[about_at:args_at]) if about_size else (None, None)
+        rest = pickle.loads(body[rest_at:]) if rest_at < len(body) else (None, None)
+        args, kwargs = self._arguments(body[args_at:rest_at])
+        return job_id, about, args, kwargs, rest
+
+    def _arguments(self, encoded: memoryview) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if self._call.flags & wire.NOTHING:
+            return (), {}
+        if self._call.flags & wire.IN_FILE:
+            return values.load_from_file(self._call.fd, bytes(encoded))  # type: ignore[no-any-return]
+        return pickle.loads(encoded)  # type: ignore[no-any-return]
+
+    def _success(self, value: Any) -> Reply:
+        if value is None:
+            return wire.RETURNED, wire.NOTHING, b"", None
+        body, file = values.dump(value, values.checked_dumps)
+        return wire.RETURNED, 0 if file is None else wire.IN_FILE, body, file
+
+    # --- failures ---
+
+    def _failure(self, error: BaseException) -> Reply:
+        text = _traceback_text(error)
+        error.__traceback__ = None
+        if self._stage != "run" and not isinstance(error, SoftTimeoutError | SystemExit):
+            message = f"the {_STAGES[self._stage]}: {type(error).__name__}: {_text_of(error)}"
+            return wire.UNSENDABLE, 0, pickle.dumps((message, text), 5), None
+        try:
+            body = values.checked_dumps((_sendable(error), text))
+        except BaseException:
+            # It does not travel: what it said, its traceback and its error code do.
+            body = pickle.dumps((_told_apart(error, f"{type(error).__name__}: {_text_of(error)}"), text), 5)
+        return wire.RAISED, 0, body, None
+
+
+_STAGES = {
+    "function": "function cannot be loaded in the worker",
+    "arguments": "arguments cannot be unpickled in the worker",
+    "result": "result cannot travel back",
+}
+
+
+def _traceback_text(error: BaseException) -> str:
+    tb = error.__traceback__
+    while tb is not None and tb.tb_frame.f_code.co_filename == __file__:
+        tb = tb.tb_next
+    try:
+        return "".join(traceback.format_exception(type(error), error, tb))
+    except Exception:  # a __str__ that fails
+        return f"{type(error).__name__}, whose traceback cannot be shown\n"
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return "(no text: its __str__ fails)"
+
+
+def _sendable(error: BaseException) -> Exception:
+    """Exceptions that would end the host's threads, were they raised there, are told as errors of the job."""
+    if isinstance(error, Exception):
+        return error
+    if isinstance(error, SystemExit):
+        return _told_apart(error, f"the function called sys.exit({error.code!r})")
+    return _told_apart(error, f"the function raised {type(error).__name__}: {_text_of(error)}")
+
+
+def _told_apart(error: BaseException, message: str) -> JobError:
+    code = getattr(error, "error_code", None)
+    return JobError(message, error_code=code if isinstance(code, str) else None)

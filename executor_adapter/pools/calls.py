@@ -1,0 +1,95 @@
+"""What a job becomes on its way to a worker: made when it is submitted, on the submitter's thread."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from executor_adapter.exceptions import JobSerializationError
+from executor_adapter.functions import resolve
+from executor_adapter.pools import encoding, values, wire
+from executor_adapter.pools.attempt import REFERENCE
+from executor_adapter.pools.encoding import EncodedFunction, encode_function
+
+if TYPE_CHECKING:
+    from executor_adapter.job import Job
+
+
+class Payload:
+    """The part of a CALL frame that is the same in every attempt of the job."""
+
+    __slots__ = ("body", "file", "flags", "function", "max_runtime")
+
+    def __init__(
+        self, function: EncodedFunction, flags: int, body: bytes, file: values.MemoryFile | None, max_runtime: float
+    ) -> None:
+        self.function = function
+        self.flags = flags
+        self.body = body
+        self.file = file
+        """Arguments too large for the frame; held until no attempt can follow."""
+        self.max_runtime = max_runtime
+
+
+_by_reference: dict[str, EncodedFunction] = {}
+
+
+def make_payload(job: Job) -> Payload:
+    """Write function and arguments of a job for a worker.
+
+    Raises:
+        InvalidJobError: the function is a reference that leads nowhere.
+        JobSerializationError: function or arguments cannot be pickled.
+    """
+    function = job.function
+    encoded = _encode_reference(function) if isinstance(function, str) else encode_function(function)
+    flags = wire.ONCE if encoded.once else 0
+    args = b""
+    file = None
+    if job.args or job.kwargs:
+        args, file = _encode_arguments(job)
+        flags |= wire.IN_FILE if file is not None else 0
+    else:
+        flags |= wire.NOTHING
+    about = _encode_about(job) if job.tool_name or job.metadata else b""
+    job_id = job.job_id.encode()
+    sizes = wire.CALL_SIZES.pack(len(job_id), len(about), len(args))
+    return Payload(encoded, flags, b"".join((sizes, job_id, about, args)), file, job.max_runtime or 0.0)
+
+
+def _encode_reference(function: str) -> EncodedFunction:
+    encoded = _by_reference.get(function)
+    if encoded is None:
+        resolve(function)
+        encoded = _by_reference[function] = EncodedFunction(REFERENCE + function.encode(), once=False)
+    return encoded
+
+
+def _encode_arguments(job: Job) -> tuple[bytes, values.MemoryFile | None]:
+    try:
+        return values.dump((job.args, job.kwargs), encoding.dumps)
+    except Exception as error:
+        raise JobSerializationError(
+            f"{_culprit(job)} cannot be pickled: {type(error).__name__}: {error}: pass something that describes it "
+            "instead (a path, a URL, an id), or run the job with pool='thread'"
+        ) from error
+
+
+def _encode_about(job: Job) -> bytes:
+    try:
+        return encoding.dumps((job.tool_name, job.metadata))
+    except Exception as error:
+        raise JobSerializationError(
+            f"metadata={job.metadata!r} cannot be pickled: {error}: use plain values"
+        ) from error
+
+
+def _culprit(job: Job) -> str:
+    """Which argument it is."""
+    named: list[tuple[str, Any]] = [(f"argument {n}", value) for n, value in enumerate(job.args, 1)]
+    named += [(f"argument {name!r}", value) for name, value in job.kwargs.items()]
+    for name, value in named:
+        try:
+            encoding.dumps(value)
+        except Exception:
+            return f"{name} (a {type(value).__name__})"
+    return "the arguments"

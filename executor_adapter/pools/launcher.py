@@ -1,0 +1,192 @@
+"""The host's side of the guardian: started when the first worker is needed, asked for workers, watched."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import os
+import pickle
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from executor_adapter.pools import guardian
+from executor_adapter.pools.base import Supervisor, Timer
+from executor_adapter.pools.process_tree import TREE_VARIABLE, kill_marked
+
+_EXIT_PATIENCE = 1.0
+_SWEEP_EVERY = 0.005
+_SWEEP_PATIENCE = 5.0
+
+
+class Listener(Protocol):
+    """Told what the guardian says; all on the supervisor's thread."""
+
+    def forked(self, number: int, pid: int, pidfd: int) -> None:
+        """The worker lives; `pidfd` is the listener's to close."""
+
+    def gone(self, number: int, si_code: int, si_status: int) -> None:
+        """The worker has exited so, and nothing that it started is alive."""
+
+    def unable(self, number: int, errno: int) -> None:
+        """The system refused another process for seconds."""
+
+    def noted(self, text: str) -> None: ...
+
+    def guardian_lost(self, lost: Guardian) -> None:
+        """It died unasked, and nothing of its tree is alive any more."""
+
+
+class Guardian:
+    """One guardian process. `settings` (the rest of its set-up: preload, initializer, nice, cpu_affinity, log_level)
+    go to it and to every worker as they are.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+
+    def __init__(self, supervisor: Supervisor, listener: Listener, settings: dict[str, Any]) -> None:
+        self.is_up = False
+        self._supervisor = supervisor
+        self._listener = listener
+        self._token = secrets.token_hex(16)
+        self._unsent: deque[tuple[bytes, list[int]]] = deque()
+        self._on_stopped: Callable[[], None] | None = None
+        self._patience: Timer | None = None
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = self._spawn(theirs, settings | {"host": os.getpid(), "path": current_path()})
+        self._pidfd = os.pidfd_open(self._process.pid)
+        self._socket.setblocking(False)
+        supervisor.watch(self._socket.fileno(), self._on_readable)
+        supervisor.watch(self._pidfd, self._on_dead)
+
+    def _spawn(self, theirs: socket.socket, setup: dict[str, Any]) -> subprocess.Popen[bytes]:
+        # Not an argument or a variable: these have a size limit, and are there for all to see.
+        setup_fd = os.memfd_create("executor-adapter-setup")
+        try:
+            with open(setup_fd, "wb", closefd=False) as file:
+                pickle.dump(setup, file)
+            os.lseek(setup_fd, 0, os.SEEK_SET)
+            return subprocess.Popen(
+                [sys.executable, "-c", guardian.BOOTSTRAP, str(setup_fd), str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env={**os.environ, TREE_VARIABLE: self._token},
+                pass_fds=(setup_fd, theirs.fileno()),
+                start_new_session=True,
+            )
+        finally:
+            os.close(setup_fd)
+
+    # --- asking ---
+
+    def fork(self, number: int, fds: list[int]) -> None:
+        """Ask for a worker on these descriptors, which are closed once they are on their way."""
+        self._send(guardian.FORK, number, fds)
+
+    def terminate(self, number: int) -> None:
+        """Send SIGTERM to the worker and its process group."""
+        self._send(guardian.TERMINATE, number, [])
+
+    def kill(self) -> None:
+        """End a guardian that does not answer: its workers die with it, and `guardian_lost` follows."""
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def stop(self, on_stopped: Callable[[], None]) -> None:
+        """Let it exit, when it has no worker left; the socket's end tells it."""
+        self._on_stopped = on_stopped
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._patience = self._supervisor.call_at(self._supervisor.now() + _EXIT_PATIENCE, self.kill)
+
+    def _send(self, kind: int, number: int, fds: list[int]) -> None:
+        self._unsent.append((guardian.PACKET.pack(kind, number, 0, 0), fds))
+        if len(self._unsent) == 1:
+            self._send_waiting()
+
+    def _send_waiting(self) -> None:
+        while self._unsent:
+            packet, fds = self._unsent[0]
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+            try:
+                self._socket.sendmsg([packet], rights)
+            except BlockingIOError:
+                self._supervisor.watch_writable(self._socket.fileno(), self._send_waiting)
+                return
+            except OSError:
+                pass  # it is dead, which its pidfd tells
+            for fd in fds:
+                os.close(fd)
+            self._unsent.popleft()
+        self._supervisor.watch_writable(self._socket.fileno(), None)
+
+    # --- hearing ---
+
+    def _on_readable(self) -> None:
+        while self._receive():
+            pass
+
+    def _receive(self) -> bool:
+        try:
+            packet, ancillary, _, _ = self._socket.recvmsg(
+                guardian.PACKET_LIMIT, guardian.FD_SPACE, socket.MSG_CMSG_CLOEXEC
+            )
+        except BlockingIOError:
+            return False
+        except OSError:
+            packet, ancillary = b"", []
+        if not packet:
+            self._supervisor.unwatch(self._socket.fileno())
+            return False
+        kind, number, first, second = guardian.PACKET.unpack_from(packet)
+        if kind == guardian.FORKED:
+            self._listener.forked(number, first, array.array("i", ancillary[0][2])[0])
+        elif kind == guardian.GONE:
+            self._listener.gone(number, first, second)
+        elif kind == guardian.UNABLE:
+            self._listener.unable(number, first)
+        elif kind == guardian.NOTE:
+            self._listener.noted(packet[guardian.PACKET.size :].decode())
+        elif kind == guardian.UP:
+            self.is_up = True
+        return True
+
+    # --- its end ---
+
+    def _on_dead(self) -> None:
+        self._on_readable()
+        self._process.wait()
+        self._supervisor.unwatch(self._pidfd)
+        os.close(self._pidfd)
+        self._pidfd = -1
+        self._supervisor.unwatch(self._socket.fileno())
+        self._socket.close()
+        for _, fds in self._unsent:
+            for fd in fds:
+                os.close(fd)
+        if self._patience is not None:
+            self._patience.cancel()
+        if self._on_stopped is not None:
+            self._on_stopped()
+        else:
+            self._sweep(self._supervisor.now() + _SWEEP_PATIENCE)
+
+    def _sweep(self, until: float) -> None:
+        """Kill what is left of the tree: the workers die with their guardian, but not what they started."""
+        now = self._supervisor.now()
+        if kill_marked(self._token) and now < until:
+            self._supervisor.call_at(now + _SWEEP_EVERY, lambda: self._sweep(until))
+        else:
+            self._listener.guardian_lost(self)
+
+
+def current_path() -> list[str]:
+    """sys.path as another process can use it: an empty entry means the directory this one is in."""
+    return [os.path.abspath(entry) if isinstance(entry, str) else entry for entry in sys.path]

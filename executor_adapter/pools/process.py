@@ -1,0 +1,387 @@
+"""Processes: able to be killed, to crash alone, and to use every core.
+
+    supervisor's thread                guardian (one small process)      worker (one process each)
+    ProcessPool ── Guardian ───────────► forks, buries ─────────────────► reads a call, takes its ticket,
+         └─────── WorkerHandle ◄────────── one socket, one eventfd, two pipes ──► runs it, writes its result whole
+
+No lock, queue or pipe is shared by two workers, so none can be left broken by the death of one.
+
+**Starting.** The guardian is started with the first worker, workers when they are needed, and one more than were ever
+busy at once (at most max_workers + 1), so that capacity is back at once when one is killed. A worker is bound to an
+assignment before it is ready: its socket holds the call until then. The first call at a worker that is ready counts as
+started when it is sent, the one behind it when the result before it arrives; results carry exact times.
+
+**Ending.** `stop` takes back a call that has not begun (see `worker`: tickets). Else the worker's process group gets
+SIGTERM, and the worker SIGKILL after the grace. Its attempt is over once the guardian says that nothing below the
+worker is alive. A function that ended by itself before it was asked to is reported as it ended. Kills run side by side.
+A worker that was asked to stop is not used again.
+
+**Dying.** The guardian reports how a worker exited and that its tree is dead. What the worker had written is read
+first; then the tickets it left tell what it had begun: that attempt CRASHED, the others are handed back. A worker
+that dies before it is ready takes its first assignment along from the third time in a row on: else a failing
+initializer would be tried for ever. If the guardian dies, the kernel kills its workers, and what they had started is
+found by a mark in its environment (`process_tree.kill_marked`); the next need starts another guardian.
+
+**Leaving things behind.** What a function leaves running (processes, threads, changed globals) stays until its worker
+is stopped or recycled (`max_jobs_per_worker`, `max_rss_growth`), as in any pool that reuses processes. All our
+descriptors are close-on-exec. A process that the host forks without exec holds copies of them: harmless, since workers
+are told to leave by shutting the socket down, and the guardian watches the host itself.
+
+Needs Linux 5.4 or later: pidfds, eventfds, memfds and subreapers have no counterpart elsewhere.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from executor_adapter.exceptions import InvalidJobError, MemoryLimitError
+from executor_adapter.pools import wire
+from executor_adapter.pools.base import Assignment, Ending, Supervisor, WorkerPool
+from executor_adapter.pools.calls import Payload, make_payload
+from executor_adapter.pools.crew import START_FAILURES, Crew
+from executor_adapter.pools.encoding import encode_function
+from executor_adapter.pools.handle import SharedPath, WorkerHandle
+from executor_adapter.pools.launcher import current_path
+from executor_adapter.pools.memory_watch import MemoryWatch
+from executor_adapter.pools.process_tree import resident
+from executor_adapter.pools.reports import discard, tell_result, tell_said
+from executor_adapter.pools.verdict import crash_error, set_exit
+from executor_adapter.pools.worker import INTERRUPT
+
+if TYPE_CHECKING:
+    from executor_adapter.job import Job
+
+PIPELINE_DEPTH = 8
+"""Short jobs that may lie ready behind a running one."""
+_RESULTS = frozenset({wire.RETURNED, wire.RAISED, wire.UNSENDABLE})
+_SUPPORTED = all(hasattr(os, name) for name in ("pidfd_open", "eventfd", "memfd_create"))
+
+
+class ProcessPool(WorkerPool):
+    """Worker processes under a guardian; see the module.
+
+    `preload`: modules that the guardian imports, so that no worker needs to. `initializer`: a function and its
+    arguments, called in each worker before its first job. `max_jobs_per_worker`, `max_rss_growth` (bytes): a worker is
+    replaced after so many jobs, or when it has grown by so much since it was ready. `nice`, `cpu_affinity`: of every
+    worker.
+
+    Raises:
+        InvalidJobError: this system cannot run it.
+    """
+
+    name: ClassVar[str] = "process"
+    can_limit_memory: ClassVar[bool] = True
+    can_stop_soft: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        max_workers: int,
+        *,
+        preload: tuple[str, ...] = (),
+        initializer: tuple[Callable[..., Any], tuple[Any, ...]] | None = None,
+        max_jobs_per_worker: int | None = None,
+        max_rss_growth: int | None = None,
+        nice: int | None = None,
+        cpu_affinity: tuple[int, ...] | None = None,
+    ) -> None:
+        super().__init__(supervisor, max_workers)
+        _check_platform()
+        settings = {
+            "preload": tuple(preload),
+            "initializer": _encode_initializer(initializer),
+            "nice": nice,
+            "cpu_affinity": cpu_affinity,
+            "log_level": min(logging.INFO, logging.getLogger().level or logging.INFO),
+        }
+        self._crew = Crew(supervisor, max_workers, settings, on_frames=self._on_frames, on_gone=self._on_gone)
+        self._max_jobs = max_jobs_per_worker or sys.maxsize
+        self._max_rss_growth = max_rss_growth or sys.maxsize
+        self._path = SharedPath(current_path)
+        self._memory = MemoryWatch(supervisor, self._memory_exceeded)
+        self._most_busy = 0
+        self._given: list[WorkerHandle] = []
+        self._busy_workers: deque[WorkerHandle] = deque()
+        self._has_room = True
+
+    @classmethod
+    def prepare(cls, job: Job) -> Payload:
+        _check_platform()
+        return make_payload(job)
+
+    @property
+    def pids(self) -> list[int]:
+        """The workers that are alive, the spare one included."""
+        return self._crew.pids
+
+    def close(self, on_closed: Callable[[], None]) -> None:
+        self._crew.close(on_closed)
+
+    # --- giving ---
+
+    def start(self, assignment: Assignment) -> None:
+        worker = self._crew.take()
+        self.busy += 1
+        if self.busy > self._most_busy:
+            self._most_busy = self.busy
+        self._busy_workers.append(worker)
+        self._has_room = True
+        try:
+            self._give(worker, assignment)
+        except Exception:
+            self._emptied(worker)
+            raise
+
+    def start_behind(self, assignment: Assignment) -> bool:
+        if not self._has_room or assignment.memory_limit is not None:
+            return False
+        busy = self._busy_workers
+        for _ in range(len(busy)):
+            worker = busy[0]
+            busy.rotate(-1)
+            if self._takes_another(worker):
+                self._give(worker, assignment)
+                return True
+        self._has_room = False
+        return False
+
+    def _takes_another(self, worker: WorkerHandle) -> bool:
+        queue = worker.queue
+        return (
+            len(queue) <= PIPELINE_DEPTH
+            and worker.ready
+            and not (worker.doomed or worker.dropping)
+            and queue[-1].short
+            and queue[0].short
+            and queue[0].memory_limit is None
+            and worker.done + len(queue) < self._max_jobs
+        )
+
+    def _give(self, worker: WorkerHandle, assignment: Assignment) -> None:
+        worker.give(assignment)
+        if worker.unsent == 1:
+            self._given.append(worker)
+
+    def flush(self) -> None:
+        if self._given:
+            self._path.look()
+            given, self._given = self._given, []
+            for worker in given:
+                self._write(worker)
+            self._crew.keep_spare(self._most_busy)
+
+    def _write(self, worker: WorkerHandle) -> None:
+        if not worker.unsent:  # taken back
+            return
+        none_before = worker.unsent == len(worker.queue)
+        worker.write(self._path)
+        if none_before and worker.ready:
+            self._tell_started(worker, self.supervisor.now())
+
+    def _tell_started(self, worker: WorkerHandle, at: float) -> None:
+        assignment = worker.queue[0]
+        assignment.pid = worker.pid
+        assignment.started_at = at
+        if assignment.memory_limit is not None:
+            self._memory.add(worker, assignment)
+        self.supervisor.started(assignment, at)
+
+    # --- hearing ---
+
+    def _on_frames(self, worker: WorkerHandle) -> None:
+        self._read(worker)
+
+    def _read(self, worker: WorkerHandle) -> bool:
+        """Take what one read gives; False where nothing is left."""
+        try:
+            frames = worker.reader.read()
+        except BlockingIOError:
+            return False
+        except (EOFError, OSError):
+            self._crew.doom(worker)
+            worker.deafen()
+            return False
+        for kind, flags, _, seq, word, first, second, body in frames:
+            if kind in _RESULTS:
+                self._on_result(worker, kind, flags, word, first, second, body)
+            elif kind == wire.SAID:
+                self._on_said(worker, flags, seq, body)
+            elif kind == wire.READY:
+                self._on_ready(worker, word, first)
+            elif kind == wire.DROPPED:
+                worker.dropping = False
+                if not worker.queue and not worker.doomed:
+                    self._crew.put_back(worker)
+        return True
+
+    def _on_ready(self, worker: WorkerHandle, pid: int, at: float) -> None:
+        self._crew.ready(worker, pid)
+        if len(worker.queue) > worker.unsent:
+            self._tell_started(worker, at)
+
+    def _on_result(
+        self, worker: WorkerHandle, kind: int, flags: int, peak: int, began: float, ended: float, body: bytes
+    ) -> None:
+        queue = worker.queue
+        fd = worker.reader.fds.popleft() if flags & wire.IN_FILE else -1
+        if flags & wire.OUTPUT:
+            worker.output.drain()
+        worker.output.finish()
+        assignment = queue[0]
+        if assignment.memory_limit is not None:
+            self._memory.remove(worker)
+        assignment.pid = worker.pid
+        assignment.started_at = began
+        assignment.ended_at = ended
+        assignment.peak_rss = max(peak << 10, assignment.peak_rss or 0)
+        if worker.stopping is not None:
+            # What it started must go too; `gone` follows.
+            worker.kill()
+            if ended > worker.stop_at:  # it did as it was asked
+                discard(fd)
+                return
+            worker.stopping = None
+        queue.popleft()
+        worker.head += 1
+        worker.done += 1
+        assignment.worker = None
+        if not queue:
+            self._emptied(worker)
+        else:
+            self._has_room = True
+            if len(queue) > worker.unsent:
+                self._tell_started(worker, ended)
+        tell_result(self.supervisor, assignment, kind, flags, body, fd)
+
+    def _on_said(self, worker: WorkerHandle, flags: int, seq: int, body: bytes) -> None:
+        if flags & wire.LOUD or worker.output.allowance.grant(len(body)):
+            speaker = worker.speaker() if seq == worker.head & wire.WORD else None
+            tell_said(self.supervisor, speaker, body)
+
+    def _emptied(self, worker: WorkerHandle) -> None:
+        """It has no assignment left."""
+        self.busy -= 1
+        self._busy_workers.remove(worker)
+        if worker.doomed:
+            return
+        if self._is_worn(worker):
+            self._crew.dismiss(worker)
+            self._crew.keep_spare(self._most_busy)
+        elif not worker.dropping:
+            self._crew.put_back(worker)
+
+    def _is_worn(self, worker: WorkerHandle) -> bool:
+        if worker.done >= self._max_jobs:
+            return True
+        if self._max_rss_growth == sys.maxsize or worker.pid is None:
+            return False
+        return resident(worker.pid) > worker.first_rss + self._max_rss_growth
+
+    # --- taking back, and ending ---
+
+    def recall(self, assignment: Assignment) -> bool:
+        worker: WorkerHandle | None = assignment.worker
+        if worker is None:
+            return False
+        index = worker.queue.index(assignment)
+        begun = worker.freeze()
+        if index < begun:
+            worker.thaw(worker.sent - begun)
+            return False
+        worker.thaw(min(index, worker.sent) - begun)
+        for voided in self._void(worker, index):
+            self.supervisor.handed_back(voided)
+        return True
+
+    def _void(self, worker: WorkerHandle, index: int) -> list[Assignment]:
+        voided = worker.void(index)
+        if voided and not worker.queue:
+            self._emptied(worker)
+        return voided
+
+    def stop(self, assignment: Assignment, *, grace: float) -> None:
+        worker: WorkerHandle | None = assignment.worker
+        if worker is None:
+            return
+        if worker.stopping is assignment:
+            worker.hasten(grace)
+            return
+        index = worker.queue.index(assignment)
+        begun = worker.freeze()
+        if index < begun - 1:  # it is over: its result is on its way
+            worker.thaw(worker.sent - begun)
+            return
+        if index >= begun:
+            worker.thaw(min(index, worker.sent) - begun)
+            _, *behind = self._void(worker, index)
+            self.supervisor.ended(assignment, Ending.STOPPED)
+        else:
+            behind = self._void(worker, index + 1)
+            self._crew.doom(worker)
+            worker.terminate(assignment, grace)
+            self._crew.keep_spare(self._most_busy)
+        for voided in behind:
+            self.supervisor.handed_back(voided)
+
+    def interrupt(self, assignment: Assignment) -> None:
+        worker: WorkerHandle | None = assignment.worker
+        if worker is None or worker.stopping is not None:
+            return
+        begun = worker.freeze()
+        if worker.queue.index(assignment) == begun - 1:
+            # Nothing else can begin before the signal is pending.
+            worker.signal(INTERRUPT)
+        worker.thaw(worker.sent - begun)
+
+    def _memory_exceeded(self, worker: WorkerHandle, assignment: Assignment, held: int) -> None:
+        worker.verdict = MemoryLimitError(
+            f"its process tree held {held >> 20} MiB, more than memory_limit={assignment.memory_limit} bytes: "
+            "raise it, or do less at once"
+        )
+        self._crew.doom(worker)
+        worker.kill()
+
+    def _on_gone(self, worker: WorkerHandle, si_code: int, si_status: int) -> None:
+        """Read what it had still written; then what it had begun crashed, or was stopped, and the rest comes back."""
+        while worker.hears and self._read(worker):
+            pass
+        worker.output.drain()
+        tail = worker.output.tail()
+        worker.output.finish()
+        self._memory.remove(worker)
+        begun = worker.freeze()
+        left = list(worker.queue)
+        worker.queue.clear()
+        if left:
+            self._emptied(worker)
+        cannot_start = not worker.ready and self._crew.start_failures >= START_FAILURES
+        fallen = max(begun, 1) if cannot_start else begun
+        for index, assignment in enumerate(left):
+            assignment.worker = None
+            if index >= fallen:
+                self.supervisor.handed_back(assignment)
+                continue
+            set_exit(assignment, si_code, si_status)
+            if assignment is worker.stopping:
+                self.supervisor.ended(assignment, Ending.STOPPED)
+            else:
+                error = crash_error(assignment, tail, was_up=worker.ready, verdict=worker.verdict)
+                self.supervisor.ended(assignment, Ending.CRASHED, error=error)
+
+
+def _encode_initializer(initializer: tuple[Callable[..., Any], tuple[Any, ...]] | None) -> bytes | None:
+    if initializer is None:
+        return None
+    function, args = initializer
+    return encode_function(functools.partial(function, *args)).encoded
+
+
+def _check_platform() -> None:
+    if not _SUPPORTED:
+        raise InvalidJobError(f"pool='process' needs Linux 5.4 or later, not {sys.platform}: use pool='thread'")

@@ -1,0 +1,54 @@
+"""What a worker says, made into what the supervisor is told."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+from typing import Any
+
+from executor_adapter.exceptions import JobSerializationError
+from executor_adapter.pools import values, wire
+from executor_adapter.pools.base import Assignment, Ending, Supervisor
+
+logger = logging.getLogger("executor_adapter.process")
+
+
+def tell_result(supervisor: Supervisor, assignment: Assignment, kind: int, flags: int, body: bytes, fd: int) -> None:
+    """Tell how an attempt ended; a result that cannot be loaded here is UNSENDABLE, whatever it raises."""
+    if flags & wire.NOTHING:
+        supervisor.ended(assignment, Ending.RETURNED, None)
+        return
+    try:
+        content = pickle.loads(body) if fd < 0 else values.load_from_file(fd, body)
+    except BaseException as error:
+        failure = JobSerializationError(f"the result cannot be unpickled: {type(error).__name__}: {error}")
+        failure.__cause__ = error
+        supervisor.ended(assignment, Ending.UNSENDABLE, error=failure)
+        return
+    if kind == wire.RETURNED:
+        supervisor.ended(assignment, Ending.RETURNED, content)
+    else:
+        _tell_failure(supervisor, assignment, kind, *content)
+
+
+def _tell_failure(supervisor: Supervisor, assignment: Assignment, kind: int, told: Any, text: str) -> None:
+    raised = kind == wire.RAISED
+    error: BaseException = told if raised else JobSerializationError(told)
+    error.__cause__ = wire.RemoteTraceback(text)
+    supervisor.ended(assignment, Ending.RAISED if raised else Ending.UNSENDABLE, error=error)
+
+
+def tell_said(supervisor: Supervisor, assignment: Assignment | None, body: bytes) -> None:
+    try:
+        topic, content = pickle.loads(body)
+    except BaseException:
+        logger.exception("what a job said cannot be unpickled")
+        return
+    supervisor.said(assignment, topic, content)
+
+
+def discard(fd: int) -> None:
+    """Nobody wants the large value that came along."""
+    if fd >= 0:
+        os.close(fd)
