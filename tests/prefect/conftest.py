@@ -135,12 +135,10 @@ class Api:
     def state_names(self, task_run_id: UUID | str) -> list[str]:
         return [state["name"] for state in self.states(task_run_id)]
 
-    def logs(self, task_run_id: UUID | str) -> list[dict[str, Any]]:
-        body = {"logs": {"task_run_id": {"any_": [str(task_run_id)]}}, "sort": "TIMESTAMP_ASC"}
-        return self._post("/logs/filter", body)
-
-    def messages(self, task_run_id: UUID | str) -> list[str]:
-        return [log["message"] for log in self.logs(task_run_id)]
+    def messages(self, task_run_id: UUID | str, *, offset: int = 0) -> list[str]:
+        """A page of the task run's log, the oldest line first."""
+        body = {"logs": {"task_run_id": {"any_": [str(task_run_id)]}}, "sort": "TIMESTAMP_ASC", "offset": offset}
+        return [log["message"] for log in self._post("/logs/filter", body)]
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
         answer = self._client.post(path, json=body)
