@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import contextlib
 import contextvars
+import functools
 import itertools
 import logging
 import threading
@@ -77,14 +78,14 @@ class JobExecutor:
         self.config = config if config is not None else load_config()
         self._supervisor = Supervisor(
             max_workers=max_workers,
-            make_pool=self._make_pool,
+            make_pool=functools.partial(_make_pool, max_workers, self.config),
             observers=tuple(observers),
             max_pending=max_pending,
             kill_grace=self.config.executor.kill_grace,
         )
-        self._hooked = HookedExecution(self) if _overrides(type(self)) else None
+        self._hooked = HookedExecution(self._supervisor) if _overrides(type(self)) else None
         self._tokens: list[contextvars.Token[JobExecutor | None]] = []
-        _close_at_exit(self)
+        _track(self, self._supervisor)
 
     # --- jobs ---
 
@@ -102,7 +103,7 @@ class JobExecutor:
         """
         if self._hooked is None:
             return self._supervisor.admit(job, timeout=timeout)
-        return self._hooked.submit(job, timeout)
+        return self._hooked.submit(job, self, timeout)
 
     def run(self, job: Job) -> Any:
         """Submit the job and wait: its value, or the exception it ended with."""
@@ -173,8 +174,6 @@ class JobExecutor:
         if timeout and not self._supervisor.closed.wait(timeout):
             self._cancel_all()
         self._supervisor.closed.wait()
-        if self._hooked is not None:
-            self._hooked.close()
 
     def _cancel_all(self) -> None:
         self._supervisor.close(cancel_pending=True, cancel_running=True)
@@ -252,10 +251,6 @@ class JobExecutor:
 
     # --- inside ---
 
-    def _make_pool(self, name: str, supervisor: Supervisor) -> WorkerPool:
-        options = {"preload": self.config.executor.preload} if name == "process" else {}
-        return pool_kind(name)(supervisor, self.max_workers, **options)
-
     def _in_order(self, jobs: Iterator[Job], limit: int) -> Iterator[JobResult]:
         with _cancelling() as futures:
             futures.extend(self.submit(job) for job in itertools.islice(jobs, limit))
@@ -286,6 +281,11 @@ def _cancelling() -> Iterator[deque[Future[Any]]]:
             future.cancel()
 
 
+def _make_pool(max_workers: int, config: Settings, name: str, supervisor: Supervisor) -> WorkerPool:
+    options = {"preload": config.executor.preload} if name == "process" else {}
+    return pool_kind(name)(supervisor, max_workers, **options)
+
+
 def _result(future: Future[Any]) -> JobResult:
     assert isinstance(future, JobFuture)
     error = future.exception()
@@ -307,17 +307,25 @@ def _overrides(kind: type[JobExecutor]) -> bool:
     return any(getattr(kind, name) is not getattr(JobExecutor, name) for name in names)
 
 
-def _close_at_exit(executor: JobExecutor) -> None:
-    """At the interpreter's exit let what was submitted end, as concurrent.futures does."""
-    reference = weakref.ref(executor)
+_open: set[Supervisor] = set()
+"""Those with jobs or workers. Kept here, since an executor may be let go of before its jobs are over."""
 
-    def close() -> None:
-        live = reference()
-        if live is not None:
-            live.shutdown()
 
-    atexit.register(close)
-    weakref.finalize(executor, atexit.unregister, close)
+def _track(executor: JobExecutor, supervisor: Supervisor) -> None:
+    """Close the supervisor when its executor is let go of, and at the interpreter's exit."""
+    _open.add(supervisor)
+    supervisor.on_closed.append(functools.partial(_open.discard, supervisor))
+    drain = functools.partial(supervisor.close, cancel_pending=False, cancel_running=False)
+    weakref.finalize(executor, drain).atexit = False
+
+
+@atexit.register
+def _drain_all() -> None:
+    """At the interpreter's exit what was submitted is run to its end, as concurrent.futures does."""
+    for supervisor in list(_open):
+        supervisor.close(cancel_pending=False, cancel_running=False)
+    for supervisor in list(_open):
+        supervisor.closed.wait()
 
 
 _default_lock = threading.Lock()

@@ -15,25 +15,26 @@ from executor_adapter.limits import StopReason
 
 if TYPE_CHECKING:
     from executor_adapter.executor import JobExecutor
+    from executor_adapter.supervisor import Supervisor
 
 
 class HookedExecution:
-    """Drives each job of `executor` through its `execute_job`: acquire, execute, then complete, retry or fail."""
+    """Drives each job through an executor's `execute_job`: acquire, execute, then complete, retry or fail."""
 
-    def __init__(self, executor: JobExecutor) -> None:
-        self._executor = executor
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
         self._drivers: dict[Job, JobDriver] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
+        supervisor.on_closed.append(self._close)
 
-    def submit(self, job: Job, timeout: float | None) -> JobFuture:
-        driver = JobDriver(job, self._executor._supervisor, applies_max_runtime=False)
-        future = self._executor._supervisor.admit(job, driver=driver, timeout=timeout)
+    def submit(self, job: Job, executor: JobExecutor, timeout: float | None) -> JobFuture:
+        driver = JobDriver(job, self._supervisor, applies_max_runtime=False)
+        future = self._supervisor.admit(job, driver=driver, timeout=timeout)
         if future.job is job:  # else a live job with the same dedupe_key
             self._drivers[job] = driver
-            loop = self._running_loop()
-            loop.call_soon_threadsafe(self._begin, job)
+            self._running_loop().call_soon_threadsafe(self._begin, driver, executor)
         return future
 
     async def attempt(self, job: Job) -> Any:
@@ -49,32 +50,31 @@ class HookedExecution:
             await _ended(running)
             raise
 
-    def close(self) -> None:
+    def _close(self) -> None:
         with self._lock:
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(self._loop.stop)
                 self._loop = None
 
-    def _begin(self, job: Job) -> None:
-        task = asyncio.get_running_loop().create_task(self._drive(job))
+    def _begin(self, driver: JobDriver, executor: JobExecutor) -> None:
+        task = asyncio.get_running_loop().create_task(self._drive(driver, executor))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _drive(self, job: Job) -> None:
-        driver = self._drivers[job]
+    async def _drive(self, driver: JobDriver, executor: JobExecutor) -> None:
         try:
-            while await self._attempt_once(driver):
+            while await self._attempt_once(driver, executor):
                 pass
         except BaseException as error:
             driver.fail(error)
         finally:
-            del self._drivers[job]
+            del self._drivers[driver.job]
 
-    async def _attempt_once(self, driver: JobDriver) -> bool:
+    async def _attempt_once(self, driver: JobDriver, executor: JobExecutor) -> bool:
         """Whether another attempt is to follow."""
         await asyncio.wrap_future(driver.acquire())
         try:
-            driver.complete(await self._executor.execute_job(driver.job))
+            driver.complete(await executor.execute_job(driver.job))
             return False
         except Exception as error:
             decision = driver.decide(error)
@@ -87,8 +87,15 @@ class HookedExecution:
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, name="executor-hooks", daemon=True).start()
+                threading.Thread(target=_run, args=(self._loop,), name="executor-hooks", daemon=True).start()
             return self._loop
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
 
 
 async def _ended(future: Future[Any]) -> None:

@@ -67,6 +67,7 @@ class SupervisorLoop:
         self._order = itertools.count()
         self._inbox: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._asleep = False
+        self._woken = False
         self._stopped = False
         self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.watch(self._wake_reader, self._drain_wake_pipe)
@@ -75,11 +76,11 @@ class SupervisorLoop:
 
     def call_soon(self, callback: Callable[..., None], *args: Any) -> None:
         self._inbox.append((callback, args))
-        if self._asleep:
-            self.wake()
+        self.wake()
 
     def wake(self) -> None:
-        """End the loop's sleep, if it sleeps."""
+        """Have another turn follow: end the loop's sleep, or keep it from falling asleep."""
+        self._woken = True
         if self._asleep:
             self._asleep = False
             with contextlib.suppress(OSError):
@@ -132,11 +133,12 @@ class SupervisorLoop:
         os.close(self._wake_writer)
 
     def _turn(self) -> None:
+        self._woken = False
         self._run_inbox()
         self._run_timers()
         timeout = self._time_to_sleep(self.before_sleep())
         self._asleep = True
-        if self._inbox or self._stopped:  # looked at after _asleep is set: no wake-up is missed
+        if self._woken or self._inbox or self._stopped:  # looked at after _asleep is set: no wake-up is missed
             timeout = 0.0
         events = self._selector.select(timeout)
         self._asleep = False

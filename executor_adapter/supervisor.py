@@ -60,6 +60,8 @@ class Supervisor:
         self.pools: dict[str, WorkerPool] = {}
         self.quarantined: dict[str, Job] = {}
         self.closed = threading.Event()
+        self.on_closed: list[Callable[[], object]] = []
+        """Called once all is over, in order."""
         self.intake = Intake(max_pending)
         self._make_pool = make_pool
         self._callbacks = Callbacks()
@@ -121,7 +123,7 @@ class Supervisor:
             self.call_soon(self._close, cancel_pending, cancel_running)
         elif not self.closed.is_set():
             self._loop.close()
-            self.closed.set()
+            self._over()
 
     def _start_thread(self) -> None:
         with self._start_lock:
@@ -134,8 +136,13 @@ class Supervisor:
         try:
             self._loop.run()
         finally:
-            self._callbacks.close()
-            self.closed.set()
+            self._over()
+
+    def _over(self) -> None:
+        self._callbacks.close()
+        for callback in self.on_closed:
+            callback()
+        self.closed.set()
 
     def _end_turn(self) -> float:
         """What every turn ends with; the time at which the next is wanted at the latest."""

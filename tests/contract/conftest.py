@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import pytest
+
+from executor_adapter import Job, JobExecutor
+from executor_adapter.config import Settings
+from executor_adapter.executor import Observer
+from tests.contract.functions import for_pool
+
+
+class MakeJob(Protocol):
+    def __call__(self, function: Callable[..., Any], *args: Any, **fields: Any) -> Job: ...
+
+
+class MakeExecutor(Protocol):
+    def __call__(
+        self, max_workers: int = 2, *, observers: tuple[Observer, ...] = (), **options: Any
+    ) -> JobExecutor: ...
+
+
+@pytest.fixture(params=["coroutine", "thread", "process"])
+def pool(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def make_job(pool: str) -> MakeJob:
+    """Jobs of the pool under test, with retries that do not keep a test waiting."""
+
+    def make(function: Callable[..., Any], *args: Any, **fields: Any) -> Job:
+        settings = {"retry_delay": 0.01, "max_runtime": 30.0, "pool": pool} | fields
+        return Job(function=for_pool(function, pool), args=args, **settings)
+
+    return make
+
+
+@pytest.fixture
+def make_executor() -> Iterator[MakeExecutor]:
+    made: list[JobExecutor] = []
+
+    def make(max_workers: int = 2, **options: Any) -> JobExecutor:
+        executor = JobExecutor(max_workers, config=Settings(), **options)
+        made.append(executor)
+        return executor
+
+    yield make
+    for executor in made:
+        executor.shutdown(timeout=0)
+
+
+@pytest.fixture
+def executor(make_executor: MakeExecutor) -> JobExecutor:
+    return make_executor()
+
+
+def wait_for(condition: Callable[[], Any], *, seconds: float = 10.0) -> None:
+    """Poll until the condition holds; fail if it does not within `seconds`."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "the condition did not come true"
+        time.sleep(0.002)

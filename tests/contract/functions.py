@@ -1,0 +1,83 @@
+"""What the contract's jobs do, once as a function and once as a coroutine function; importable in a worker."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from executor_adapter import current_job
+from executor_adapter.exceptions import DataCollectionException
+
+
+def add(left: int, right: int = 1) -> int:
+    return left + right
+
+
+def fail_with_code(code: str) -> None:
+    raise DataCollectionException(f"broken: {code}", error_code=code)
+
+
+def fail_with_value_error(text: str) -> None:
+    raise ValueError(text)
+
+
+def count_call(path: str) -> int:
+    """How many times it was called with this path, this call included."""
+    with Path(path).open("a") as file:
+        file.write("x")
+    return Path(path).stat().st_size
+
+
+def fail_until(path: str, succeed_at: int) -> int:
+    calls = count_call(path)
+    if calls < succeed_at:
+        raise ConnectionError(f"call {calls}")
+    return calls
+
+
+def collect(count: int) -> dict[str, int]:
+    return {"records_collected": count}
+
+
+def raise_timeout_error() -> None:
+    raise TimeoutError("the function's own")
+
+
+def describe_job() -> dict[str, Any]:
+    job = current_job()
+    return {"job_id": job.job_id, "attempt": job.attempt, "remaining": job.remaining, "tool": job.tool_name}
+
+
+def count_up_in_checkpoints(succeed_at: int) -> int:
+    done = (current_job().checkpoint_value or 0) + 1
+    current_job().checkpoint(done)
+    current_job().progress(done, succeed_at, "counting")
+    if done < succeed_at:
+        raise ConnectionError(f"only {done}")
+    return done
+
+
+def append_line(path: str, line: str) -> None:
+    with Path(path).open("a") as file:
+        file.write(line + "\n")
+
+
+async def sleep_on_loop(seconds: float) -> None:
+    await asyncio.sleep(seconds)
+
+
+def as_coroutine_function(function: Callable[..., Any]) -> Callable[..., Any]:
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return call
+
+
+def for_pool(function: Callable[..., Any], pool: str) -> Callable[..., Any]:
+    """The function in the form that the pool runs."""
+    if pool != "coroutine":
+        return function
+    return sleep_on_loop if function is time.sleep else as_coroutine_function(function)

@@ -1,0 +1,310 @@
+"""What the process pool's jobs do: well-behaved, guilty, and hard to kill."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from executor_adapter import current_job
+
+# --- ways to go wrong ---
+
+
+def crash() -> None:
+    ctypes.string_at(0)
+
+
+def exit_at_once() -> None:
+    os._exit(3)
+
+
+def exit_in_c() -> None:
+    ctypes.CDLL(None).exit(4)
+
+
+def exit_in_python() -> None:
+    sys.exit(5)
+
+
+def fail() -> None:
+    raise LookupError("on purpose")
+
+
+class GuiltyOnPickling:
+    def __init__(self, act: Callable[[], Any]) -> None:
+        self.act = act
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self.act()
+        return (GuiltyOnPickling, (self.act,))
+
+
+class GuiltyOnUnpickling:
+    def __init__(self, act: Callable[[], Any]) -> None:
+        self.act = act
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _act_and_make, (self.act,)
+
+
+def _act_and_make(act: Callable[[], Any]) -> GuiltyOnUnpickling:
+    act()
+    return GuiltyOnUnpickling(act)
+
+
+def accept(*_: Any) -> str:
+    return "accepted"
+
+
+def run(act: Callable[[], Any]) -> None:
+    act()
+
+
+def give_guilty_on_pickling(act: Callable[[], Any]) -> GuiltyOnPickling:
+    return GuiltyOnPickling(act)
+
+
+def give_guilty_on_unpickling(act: Callable[[], Any]) -> GuiltyOnUnpickling:
+    return GuiltyOnUnpickling(act)
+
+
+class CannotLoad(Exception):
+    """Pickles, but its class cannot be called with what the pickle has."""
+
+    error_code = "RATE_LIMITED"
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(f"{first} {second}")
+
+
+def raise_cannot_load() -> None:
+    raise CannotLoad("hold", "on")
+
+
+# --- honest ---
+
+
+def add(left: int, right: int) -> int:
+    return left + right
+
+
+def pid() -> int:
+    return os.getpid()
+
+
+async def add_later(left: int, right: int) -> int:
+    return left + right
+
+
+def echo(value: Any) -> Any:
+    return value
+
+
+def nap(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
+def large_bytes(size: int) -> bytes:
+    return bytes(size)
+
+
+def overwrite(array: Any) -> Any:
+    array += 1
+    return array
+
+
+def hold_memory(size: int, seconds: float) -> int:
+    held = bytearray(os.urandom(1 << 16)) * (size >> 16)
+    time.sleep(seconds)
+    return len(held)
+
+
+def describe() -> tuple[Any, ...]:
+    job = current_job()
+    return job.job_id, job.attempt, job.tool_name, job.metadata, job.remaining, job.checkpoint_value
+
+
+@contextlib.contextmanager
+def noting(path: str) -> Iterator[None]:
+    Path(path).write_text(f"entered for {current_job().job_id}")
+    yield
+    Path(path).write_text("left")
+
+
+def read(path: str) -> str:
+    return Path(path).read_text()
+
+
+def environment_of_worker() -> dict[str, Any]:
+    return {
+        "session": os.getsid(0),
+        "pid": os.getpid(),
+        "stdin": sys.stdin.read(),
+        "modules": sorted(sys.modules),
+        "nice": os.nice(0),
+        "cpus": os.sched_getaffinity(0),
+        "random": _random_number(),
+    }
+
+
+def _random_number() -> float | None:
+    numpy = sys.modules.get("numpy")
+    return None if numpy is None else float(numpy.random.random())
+
+
+def remember(value: str) -> None:
+    os.environ["PROCESS_POOL_TEST"] = value
+
+
+def remembered() -> str | None:
+    return os.environ.get("PROCESS_POOL_TEST")
+
+
+# --- that say something ---
+
+
+def speak(name: str) -> None:
+    print("printed", name)
+    os.write(1, b"raw to 1\n")
+    os.write(2, b"raw to 2\n")
+    subprocess.run(["echo", "from a child"], check=True)
+    print("no end", name, end="")
+    logging.getLogger("collector").info("logged %s", name, extra={"page": 3, "thing": object()})
+
+
+def report_progress(count: int) -> None:
+    for done in range(1, count + 1):
+        current_job().progress(done, count, f"page {done}")
+
+
+def save_checkpoint(value: Any) -> None:
+    current_job().checkpoint(value)
+
+
+def send_event(kind: str, content: Any) -> None:
+    current_job().send(kind, content)
+
+
+def shout(lines: int) -> None:
+    for number in range(lines):
+        print("line", number)
+
+
+def write_garbage() -> str:
+    os.write(1, os.urandom(1 << 20))
+    os.write(2, bytes(1 << 20))
+    return "wrote"
+
+
+def write_and_crash() -> None:
+    print("last words")
+    crash()
+
+
+# --- that harm their worker ---
+
+
+def close_low_descriptors() -> str:
+    os.closerange(3, 256)
+    return "closed"
+
+
+def close_all_descriptors() -> str:
+    os.closerange(0, 4096)
+    return "closed"
+
+
+def close_streams() -> str:
+    sys.stdout.close()
+    os.close(1)
+    os.close(2)
+    return "closed"
+
+
+def replace_handlers() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def fork_and_return() -> int:
+    return os.fork()
+
+
+# --- that are hard to end ---
+
+
+def hold_gil(seconds: int) -> None:
+    ctypes.PyDLL(None).sleep(seconds)
+
+
+def ignore_sigterm(path: str, seconds: float) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    Path(path).write_text(str(os.getpid()))
+    time.sleep(seconds)
+
+
+def clean_up_at_end(path: str) -> None:
+    try:
+        Path(path).write_text("begun")
+        time.sleep(30)
+    finally:
+        Path(path).write_text("cleaned")
+
+
+def watch_flag(path: str) -> str:
+    assert not current_job().cancelled
+    Path(path).write_text("begun")
+    while not current_job().cancelled:
+        time.sleep(0.005)
+    Path(path).write_text("saw it")
+    return "ended by itself"
+
+
+def stop_self(path: str) -> None:
+    Path(path).write_text(str(os.getpid()))
+    os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(30)
+
+
+def leave_daemon(path: str, then: Callable[[], Any] | None = None) -> None:
+    """Fork twice with a session of its own; write the grandchild's pid; then act, or wait."""
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            Path(path + ".new").write_text(str(os.getpid()))
+            os.rename(path + ".new", path)
+            time.sleep(60)
+        os._exit(0)
+    while not Path(path).exists():
+        time.sleep(0.002)
+    if then is None:
+        time.sleep(60)
+    else:
+        then()
+
+
+def catch_soft_timeout() -> str:
+    try:
+        time.sleep(30)
+    except Exception as error:
+        return type(error).__name__
+    return "slept"
+
+
+def mark(path: str, seconds: float) -> None:
+    Path(path).write_text(str(os.getpid()))
+    time.sleep(seconds)
+
+
+def fail_to_initialize() -> None:
+    raise RuntimeError("the initializer's own")

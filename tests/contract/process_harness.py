@@ -1,0 +1,208 @@
+"""A small supervisor of one thread: turned by the test itself, it drives a real ProcessPool without an executor."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import heapq
+import itertools
+import os
+import selectors
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from executor_adapter.job import Job
+from executor_adapter.pools.base import Assignment, Ending
+from executor_adapter.pools.process import ProcessPool
+
+
+class DueCall:
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self.callback: Callable[[], None] | None = callback
+
+    def cancel(self) -> None:
+        self.callback = None
+
+
+class Harness:
+    """Implements `pools.base.Supervisor`. What is handed back is started again; all that was told is kept."""
+
+    def __init__(self, max_workers: int = 2, **options: Any) -> None:
+        self.endings: dict[Assignment, tuple[Ending, Any, BaseException | None]] = {}
+        self.starts: dict[Assignment, int] = defaultdict(int)
+        self.hand_backs: list[Assignment] = []
+        self.sayings: list[tuple[Assignment | None, str, Any]] = []
+        self.pending: deque[Assignment] = deque()
+        self._selector = selectors.DefaultSelector()
+        self._callbacks: dict[int, list[Callable[[], None] | None]] = {}
+        self._due: list[tuple[float, int, DueCall]] = []
+        self._order = itertools.count()
+        self.pool = ProcessPool(self, max_workers, **options)
+
+    # --- what a pool tells ---
+
+    def started(self, assignment: Assignment, at: float) -> None:
+        self.starts[assignment] += 1
+
+    def ended(
+        self, assignment: Assignment, ending: Ending, value: Any = None, error: BaseException | None = None
+    ) -> None:
+        assert assignment not in self.endings, "ended twice"
+        self.endings[assignment] = (ending, value, error)
+
+    def handed_back(self, assignment: Assignment) -> None:
+        assert assignment not in self.endings, "handed back after its end"
+        self.hand_backs.append(assignment)
+        self.starts[assignment] = 0
+        self.pending.append(assignment)
+
+    def said(self, assignment: Assignment | None, topic: str, content: Any) -> None:
+        self.sayings.append((assignment, topic, content))
+
+    # --- what a pool asks ---
+
+    def watch(self, fd: int, on_readable: Callable[[], None]) -> None:
+        self._callbacks[fd] = [on_readable, None]
+        self._selector.register(fd, selectors.EVENT_READ)
+
+    def watch_writable(self, fd: int, on_writable: Callable[[], None] | None) -> None:
+        self._callbacks[fd][1] = on_writable
+        self._selector.modify(fd, selectors.EVENT_READ | (selectors.EVENT_WRITE if on_writable else 0))
+
+    def unwatch(self, fd: int) -> None:
+        if self._callbacks.pop(fd, None) is not None:
+            self._selector.unregister(fd)
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> DueCall:
+        call = DueCall(callback)
+        heapq.heappush(self._due, (when, next(self._order), call))
+        return call
+
+    def call_soon(self, callback: Callable[..., None], *args: Any) -> None:
+        self.call_at(0.0, lambda: callback(*args))
+
+    @staticmethod
+    def now() -> float:
+        return time.monotonic()
+
+    # --- what a test does ---
+
+    def give(self, function: Any, *args: Any, short: bool = False, **fields: Any) -> Assignment:
+        """Queue one attempt of a job. `memory_limit`, `scope` and `checkpoint` are the assignment's."""
+        of_assignment = {name: fields.pop(name) for name in ("memory_limit", "scope", "checkpoint") if name in fields}
+        job = Job(function=function, args=args, pool="process", **fields)
+        assignment = Assignment(job, 1, ProcessPool.prepare(job))
+        assignment.short = short
+        for name, value in of_assignment.items():
+            setattr(assignment, name, value)
+        self.pending.append(assignment)
+        return assignment
+
+    def until(self, condition: Callable[[], Any], *, seconds: float = 20.0) -> None:
+        """Turn until the condition holds; fail if it does not within `seconds`."""
+        end = self.now() + seconds
+        while not condition():
+            assert self.now() < end, "the condition did not come true"
+            self.turn()
+
+    def turn(self, longest: float = 0.02) -> None:
+        self._dispatch()
+        self.pool.flush()
+        for key, mask in self._selector.select(longest):
+            for bit, callback in enumerate(self._callbacks.get(key.fd, ())):
+                if mask & (1 << bit) and callback is not None and key.fd in self._callbacks:
+                    callback()
+        while self._due and self._due[0][0] <= self.now():
+            _, _, call = heapq.heappop(self._due)
+            if call.callback is not None:
+                call.callback()
+
+    def _dispatch(self) -> None:
+        while self.pending:
+            first = self.pending[0]
+            if self.pool.busy < self.pool.max_workers:
+                self.pending.popleft()
+                self.pool.start(first)
+            elif first.short and self.pool.start_behind(first):
+                self.pending.popleft()
+            else:
+                return
+
+    def until_ended(self, *assignments: Assignment, seconds: float = 20.0) -> None:
+        self.until(lambda: all(each in self.endings for each in assignments), seconds=seconds)
+
+    def until_running(self, assignment: Assignment) -> None:
+        self.until(lambda: self.starts[assignment])
+
+    def ending(self, assignment: Assignment) -> Ending:
+        self.until_ended(assignment)
+        return self.endings[assignment][0]
+
+    def value(self, assignment: Assignment) -> Any:
+        self.until_ended(assignment)
+        ending, value, error = self.endings[assignment]
+        assert ending is Ending.RETURNED, (ending, error)
+        return value
+
+    def error(self, assignment: Assignment) -> Any:
+        self.until_ended(assignment)
+        return self.endings[assignment][2]
+
+    def said_by(self, assignment: Assignment, topic: str) -> list[Any]:
+        return [content for speaker, its_topic, content in self.sayings if (speaker, its_topic) == (assignment, topic)]
+
+    def close(self) -> None:
+        """Stop what is left, and let the pool go."""
+        self.pending.clear()
+        for assignment in list(self.starts):
+            if assignment not in self.endings:
+                self.pool.stop(assignment, grace=0)
+        self.until(lambda: self.pool.busy == 0)
+        self.pending.clear()
+        closed: list[bool] = []
+        self.pool.close(lambda: closed.append(True))
+        self.until(lambda: closed)
+        self._selector.close()
+
+
+@contextlib.contextmanager
+def harness(max_workers: int = 2, **options: Any) -> Iterator[Harness]:
+    made = Harness(max_workers, **options)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs: a zombie does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def marked(token: str) -> list[int]:
+    """The processes whose environment has the text in it."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and token.encode() in (entry / "environ").read_bytes():
+                found.append(int(entry.name))
+    return found
+
+
+def open_descriptors() -> int:
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+
+def wait_for(condition: Callable[[], Any], *, seconds: float = 10.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "the condition did not come true"
+        time.sleep(0.002)

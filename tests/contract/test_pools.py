@@ -1,0 +1,451 @@
+"""The contract of the executor, the same over every pool."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from executor_adapter import Job, JobExecutor, JobStatus, RetryPolicy, RetryRule
+from executor_adapter.exceptions import (
+    DataCollectionException,
+    ExecutorClosedError,
+    InvalidJobError,
+    JobCancelledError,
+    JobTimeoutError,
+    QueueFullError,
+)
+from executor_adapter.job import Transition
+from tests.contract import functions
+from tests.contract.conftest import MakeExecutor, MakeJob, wait_for
+
+
+def statuses(told: list[Transition], job: Job) -> list[str]:
+    return [str(transition.status) for transition in told if transition.job is job]
+
+
+# --- outcomes ---
+
+
+def test_a_function_s_value_is_the_job_s(executor: JobExecutor, make_job: MakeJob) -> None:
+    job = make_job(functions.add, 2, kwargs={"right": 3})
+
+    assert executor.run(job) == 5
+    assert job.status is JobStatus.COMPLETED
+    assert job.duration is not None
+    assert job.started_at is not None
+    assert job.created_at <= job.started_at
+
+
+def test_a_function_s_exception_is_raised_as_itself(executor: JobExecutor, make_job: MakeJob) -> None:
+    job = make_job(functions.fail_with_value_error, "no good", retry_attempts=0)
+
+    with pytest.raises(ValueError, match="no good"):
+        executor.run(job)
+    assert (job.status, job.error_code, job.error_message) == ("failed", "EXECUTION_ERROR", "no good")
+
+
+def test_records_are_taken_from_the_result(executor: JobExecutor, make_job: MakeJob) -> None:
+    job = make_job(functions.collect, 7)
+    executor.run(job)
+    assert job.records_processed == 7
+
+
+def test_a_timeout_error_of_the_function_s_own_is_a_timeout(executor: JobExecutor, make_job: MakeJob) -> None:
+    job = make_job(functions.raise_timeout_error, retry_attempts=0)
+    with pytest.raises(TimeoutError, match="own"):
+        executor.run(job)
+    assert job.error_code == "TIMEOUT_ERROR"
+
+
+def test_a_function_knows_its_job(executor: JobExecutor, make_job: MakeJob) -> None:
+    job = make_job(functions.describe_job, tool_name="radar", max_runtime=20.0)
+    seen = executor.run(job)
+    assert (seen["job_id"], seen["attempt"], seen["tool"]) == (job.job_id, 1, "radar")
+    assert 0 < seen["remaining"] <= 20.0
+
+
+# --- retries ---
+
+
+def test_a_job_that_fails_twice_succeeds_at_the_third_attempt(
+    make_executor: MakeExecutor, make_job: MakeJob, tmp_path: Path
+) -> None:
+    told: list[Transition] = []
+    executor = make_executor(observers=(told.append,))
+    job = make_job(functions.fail_until, str(tmp_path / "calls"), 3)
+
+    assert executor.run(job) == 3
+    assert statuses(told, job) == ["pending", "running", "retrying", "running", "retrying", "running", "completed"]
+    assert [(attempt.number, attempt.error_code) for attempt in job.attempts] == [
+        (1, "NETWORK_ERROR"),
+        (2, "NETWORK_ERROR"),
+        (3, None),
+    ]
+    assert job.error_code is None
+
+
+def test_retries_end_with_the_policy_s_budget(executor: JobExecutor, make_job: MakeJob, tmp_path: Path) -> None:
+    job = make_job(functions.fail_until, str(tmp_path / "calls"), 99, retry_attempts=2)
+    with pytest.raises(ConnectionError, match="call 3"):
+        executor.run(job)
+    assert len(job.attempts) == 3
+
+
+def test_broken_data_is_not_retried(executor: JobExecutor, make_job: MakeJob) -> None:
+    job = make_job(functions.fail_with_code, "DATA_ERROR", retry_attempts=5)
+    with pytest.raises(DataCollectionException, match="broken: DATA_ERROR") as caught:
+        executor.run(job)
+    assert caught.value.error_code == "DATA_ERROR"
+    assert len(job.attempts) == 1
+
+
+def test_a_rule_decides_before_the_defaults(executor: JobExecutor, make_job: MakeJob) -> None:
+    policy = RetryPolicy(retry_attempts=2, retry_delay=0.01, rules=(RetryRule(codes=("DATA_ERROR",)),))
+    job = make_job(functions.fail_with_code, "DATA_ERROR", retry=policy)
+    with pytest.raises(DataCollectionException):
+        executor.run(job)
+    assert len(job.attempts) == 3
+
+
+def test_a_waiting_retry_holds_no_slot(make_executor: MakeExecutor, make_job: MakeJob, tmp_path: Path) -> None:
+    executor = make_executor(1)
+    waiting = executor.submit(make_job(functions.fail_until, str(tmp_path / "calls"), 2, retry_delay=60.0))
+    wait_for(lambda: waiting.job.status is JobStatus.RETRYING)
+    assert executor.run(make_job(functions.add, 1)) == 2
+    assert waiting.job.retry_at is not None
+
+
+def test_the_next_attempt_sees_the_last_checkpoint(executor: JobExecutor, make_job: MakeJob) -> None:
+    job = make_job(functions.count_up_in_checkpoints, 3)
+    assert executor.run(job) == 3
+    assert job.progress is not None
+    assert (job.progress.done, job.progress.total, job.progress.message) == (3, 3, "counting")
+
+
+# --- limits ---
+
+
+def test_a_job_past_max_runtime_ends_and_its_neighbours_go_on(executor: JobExecutor, make_job: MakeJob) -> None:
+    began = time.monotonic()
+    stuck = executor.submit(make_job(time.sleep, 30, max_runtime=0.3, retry_attempts=0))
+    neighbours = [executor.submit(make_job(functions.add, n)) for n in range(20)]
+
+    with pytest.raises(JobTimeoutError, match=r"max_runtime=0\.3"):
+        stuck.result(timeout=10)
+    assert time.monotonic() - began < 1.3
+    assert (stuck.job.status, stuck.job.error_code) == ("failed", "TIMEOUT_ERROR")
+    assert stuck.job.attempts[0].kill_seconds is not None
+    assert [future.result(timeout=10) for future in neighbours] == list(range(1, 21))
+
+
+def test_a_timed_out_attempt_is_retried(executor: JobExecutor, make_job: MakeJob) -> None:
+    job = make_job(time.sleep, 30, max_runtime=0.1, retry_attempts=1)
+    with pytest.raises(JobTimeoutError):
+        executor.run(job)
+    assert [attempt.error_code for attempt in job.attempts] == ["TIMEOUT_ERROR", "TIMEOUT_ERROR"]
+
+
+def test_queue_timeout_counts_until_the_start(make_executor: MakeExecutor, make_job: MakeJob) -> None:
+    executor = make_executor(1)
+    running = executor.submit(make_job(time.sleep, 30))
+    queued = executor.submit(make_job(functions.add, 1, queue_timeout=0.1))
+    with pytest.raises(JobTimeoutError, match=r"queue_timeout=0\.1"):
+        queued.result(timeout=10)
+    assert (queued.job.status, queued.job.error_code, queued.job.attempt) == ("failed", "QUEUE_TIMEOUT", 0)
+    assert running.running()
+
+
+def test_deadline_counts_over_all_attempts_and_waits(executor: JobExecutor, make_job: MakeJob, tmp_path: Path) -> None:
+    job = make_job(functions.fail_until, str(tmp_path / "calls"), 99, retry_delay=60.0, deadline=0.4)
+    with pytest.raises(JobTimeoutError, match=r"deadline=0\.4"):
+        executor.submit(job).result(timeout=10)
+    assert job.error_code == "DEADLINE_EXCEEDED"
+
+
+def test_deadline_ends_what_runs(executor: JobExecutor, make_job: MakeJob) -> None:
+    job = make_job(time.sleep, 30, deadline=0.3)
+    with pytest.raises(JobTimeoutError, match=r"deadline=0\.3"):
+        executor.submit(job).result(timeout=10)
+    assert (job.error_code, len(job.attempts)) == ("DEADLINE_EXCEEDED", 1)
+
+
+# --- cancel ---
+
+
+def test_a_running_job_is_cancelled(executor: JobExecutor, make_job: MakeJob) -> None:
+    future = executor.submit(make_job(time.sleep, 30))
+    wait_for(future.running)
+    assert executor.cancel(future.job.job_id)
+    with pytest.raises(JobCancelledError):
+        future.result(timeout=10)
+    assert future.cancelled()
+    assert future.job.status is JobStatus.CANCELLED
+    assert not future.cancel()
+
+
+def test_a_queued_job_is_cancelled_without_an_attempt(make_executor: MakeExecutor, make_job: MakeJob) -> None:
+    executor = make_executor(1)
+    executor.submit(make_job(time.sleep, 30))
+    queued = executor.submit(make_job(functions.add, 1))
+    assert queued.cancel()
+    with pytest.raises(JobCancelledError):
+        queued.result(timeout=10)
+    assert queued.job.attempt == 0
+
+
+def test_a_waiting_retry_is_cancelled(executor: JobExecutor, make_job: MakeJob, tmp_path: Path) -> None:
+    future = executor.submit(make_job(functions.fail_until, str(tmp_path / "calls"), 9, retry_delay=60.0))
+    wait_for(lambda: future.job.status is JobStatus.RETRYING)
+    future.cancel()
+    with pytest.raises(JobCancelledError):
+        future.result(timeout=10)
+
+
+def test_a_burst_of_cancelled_submissions_ends_in_order(executor: JobExecutor, make_job: MakeJob) -> None:
+    futures = [executor.submit(make_job(functions.add, n)) for n in range(200)]
+    for future in futures[::2]:
+        future.cancel()
+    for future in futures:
+        future.exception(timeout=10) if not future.cancelled() else None
+        assert future.job.status in (JobStatus.COMPLETED, JobStatus.CANCELLED)
+
+
+# --- queue ---
+
+
+def test_higher_priority_starts_first(make_executor: MakeExecutor, make_job: MakeJob, tmp_path: Path) -> None:
+    executor = make_executor(1)
+    path = str(tmp_path / "order")
+    blocker = executor.submit(make_job(time.sleep, 0.3))
+    wait_for(blocker.running)
+    jobs = [make_job(functions.append_line, path, str(p), priority=p) for p in (0, 5, -3, 5, 9)]
+    for future in [executor.submit(job) for job in jobs]:
+        future.result(timeout=10)
+    assert Path(path).read_text().split() == ["9", "5", "5", "0", "-3"]
+
+
+def test_a_full_queue_refuses_or_waits_as_asked(make_executor: MakeExecutor, make_job: MakeJob) -> None:
+    executor = make_executor(1, max_pending=2)
+    running = executor.submit(make_job(time.sleep, 30))
+    wait_for(running.running)
+    queued = [executor.submit(make_job(functions.add, n)) for n in range(2)]
+
+    with pytest.raises(QueueFullError, match="2 of 2 jobs"):
+        executor.submit(make_job(functions.add, 3), timeout=0.05)
+    threading.Timer(0.1, running.cancel).start()
+    assert executor.submit(make_job(functions.add, 4), timeout=10).result(timeout=10) == 5
+    assert [future.result() for future in queued] == [1, 2]
+
+
+def test_a_live_job_with_the_same_dedupe_key_is_returned(executor: JobExecutor, make_job: MakeJob) -> None:
+    first = executor.submit(make_job(time.sleep, 0.2, dedupe_key="once"))
+    assert executor.submit(make_job(time.sleep, 0.2, dedupe_key="once")) is first
+    first.result(timeout=10)
+    later = executor.submit(make_job(functions.add, 1, dedupe_key="once"))
+    assert later is not first
+    assert later.result(timeout=10) == 2
+
+
+def test_a_job_is_submitted_once(executor: JobExecutor, make_job: MakeJob) -> None:
+    job = make_job(functions.add, 1)
+    executor.run(job)
+    with pytest.raises(InvalidJobError, match="submitted already"):
+        executor.submit(job)
+    assert executor.run(job.model_copy()) == 2
+
+
+def test_live_ids_are_unique(executor: JobExecutor, make_job: MakeJob) -> None:
+    executor.submit(make_job(time.sleep, 30, job_id="same"))
+    with pytest.raises(InvalidJobError, match="'same' is live already"):
+        executor.submit(make_job(functions.add, 1, job_id="same"))
+
+
+def test_map_is_lazy_in_order_and_bounded(executor: JobExecutor, pool: str) -> None:
+    taken = itertools.count()
+    endless = (next(taken) for _ in itertools.count())
+    results = executor.map(functions.for_pool(functions.add, pool), endless, pool=pool, window=4)
+    assert [next(results).value for _ in range(50)] == list(range(1, 51))
+    results.close()  # type: ignore[attr-defined]
+    assert next(taken) <= 55
+
+
+def test_map_gives_failures_as_results(executor: JobExecutor, pool: str) -> None:
+    function = functions.for_pool(functions.fail_with_code, pool)
+    (result,) = executor.map(function, ["DATA_ERROR"], pool=pool)
+    assert (result.status, result.error_code, result.attempts) == ("failed", "DATA_ERROR", 1)
+    with pytest.raises(DataCollectionException):
+        result.unwrap()
+
+
+def test_map_as_completed_gives_the_quick_first(make_executor: MakeExecutor, pool: str) -> None:
+    executor = make_executor(2)
+    sleep = functions.for_pool(time.sleep, pool)
+    warm = list(executor.map(sleep, [0.05, 0.05], pool=pool))
+    assert len(warm) == 2
+    results = list(executor.map(sleep, [0.5, 0.01], pool=pool, ordered=False))
+    assert results[0].duration is not None
+    assert results[0].duration < 0.4
+
+
+# --- observers, futures, stats ---
+
+
+def test_a_failing_observer_harms_nobody(make_executor: MakeExecutor, make_job: MakeJob) -> None:
+    told: list[Transition] = []
+
+    def fail(transition: Transition) -> None:
+        raise RuntimeError("observer")
+
+    executor = make_executor(observers=(fail, told.append))
+    job = make_job(functions.add, 1)
+    assert executor.run(job) == 2
+    wait_for(lambda: statuses(told, job) == ["pending", "running", "completed"])
+
+
+def test_a_callback_that_blocks_does_not_hold_up_other_jobs(executor: JobExecutor, make_job: MakeJob) -> None:
+    release = threading.Event()
+    first = executor.submit(make_job(functions.add, 1))
+    first.add_done_callback(lambda future: release.wait(10))
+    assert executor.run(make_job(functions.add, 2)) == 3
+    release.set()
+
+
+def test_stats_count_every_job_once(executor: JobExecutor, make_job: MakeJob) -> None:
+    futures = [executor.submit(make_job(functions.add, n)) for n in range(10)]
+    futures.append(executor.submit(make_job(functions.fail_with_code, "DATA_ERROR")))
+    for future in futures:
+        future.exception(timeout=10)
+    stats = executor.stats()
+    assert (stats.jobs_completed, stats.jobs_failed) == (10, 1)
+    assert (stats.jobs_pending, stats.jobs_running, stats.workers_busy) == (0, 0, 0)
+
+
+# --- shutdown ---
+
+
+def test_shutdown_drains_by_default(make_executor: MakeExecutor, make_job: MakeJob) -> None:
+    executor = make_executor(1)
+    futures = [executor.submit(make_job(time.sleep, 0.02)) for _ in range(10)]
+    executor.shutdown()
+    assert {future.job.status for future in futures} == {JobStatus.COMPLETED}
+    with pytest.raises(ExecutorClosedError):
+        executor.submit(make_job(functions.add, 1))
+    executor.shutdown()
+
+
+def test_shutdown_can_cancel_what_has_not_started(make_executor: MakeExecutor, make_job: MakeJob) -> None:
+    executor = make_executor(1)
+    running = executor.submit(make_job(time.sleep, 0.3))
+    wait_for(running.running)
+    queued = executor.submit(make_job(time.sleep, 30))
+    executor.shutdown(cancel_futures=True)
+    assert (running.job.status, queued.job.status) == ("completed", "cancelled")
+
+
+def test_shutdown_can_end_all_after_a_time(make_executor: MakeExecutor, make_job: MakeJob) -> None:
+    executor = make_executor(1)
+    future = executor.submit(make_job(time.sleep, 30))
+    wait_for(future.running)
+    began = time.monotonic()
+    executor.shutdown(timeout=0.2)
+    assert 0.15 < time.monotonic() - began < 5
+    assert future.job.status is JobStatus.CANCELLED
+
+
+def test_leaving_the_block_by_an_exception_ends_all(make_executor: MakeExecutor, make_job: MakeJob) -> None:
+    executor = make_executor(1)
+    futures = [executor.submit(make_job(time.sleep, 30)) for _ in range(3)]
+    wait_for(futures[0].running)
+    began = time.monotonic()
+    with pytest.raises(KeyError), executor:
+        raise KeyError("out")
+    assert time.monotonic() - began < 5
+    assert {future.job.status for future in futures} == {JobStatus.CANCELLED}
+
+
+# --- subclassing ---
+
+
+class HookedExecutor(JobExecutor):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.calls: list[str] = []
+
+    async def pre_execution_hook(self, job: Job) -> None:
+        self.calls.append(f"pre {job.attempt}")
+
+    async def post_execution_hook(self, job: Job, result: Any) -> None:
+        self.calls.append(f"post {result}")
+
+    async def error_hook(self, job: Job, error: Exception) -> None:
+        self.calls.append(f"error {type(error).__name__}")
+
+
+def test_every_attempt_passes_through_the_hooks(make_job: MakeJob, tmp_path: Path) -> None:
+    with HookedExecutor(2) as executor:
+        assert executor.run(make_job(functions.fail_until, str(tmp_path / "calls"), 2)) == 2
+        assert executor.calls == ["pre 1", "error ConnectionError", "pre 2", "post 2"]
+
+
+def test_max_runtime_holds_under_hooks(make_job: MakeJob) -> None:
+    with HookedExecutor(2) as executor:
+        future = executor.submit(make_job(time.sleep, 30, max_runtime=0.2, retry_attempts=0))
+        with pytest.raises(JobTimeoutError, match=r"max_runtime=0\.2"):
+            future.result(timeout=10)
+        assert executor.calls == ["pre 1", "error JobTimeoutError"]
+        assert (future.job.status, future.job.error_code) == ("failed", "TIMEOUT_ERROR")
+
+
+def test_a_hooked_job_is_cancelled(make_job: MakeJob) -> None:
+    with HookedExecutor(2) as executor:
+        future = executor.submit(make_job(time.sleep, 30))
+        wait_for(future.running)
+        future.cancel()
+        with pytest.raises(JobCancelledError):
+            future.result(timeout=10)
+        assert future.job.status is JobStatus.CANCELLED
+
+
+# --- driven from outside ---
+
+
+def test_a_driver_decides_what_follows(executor: JobExecutor, make_job: MakeJob, tmp_path: Path) -> None:
+    driver = executor.drive(make_job(functions.fail_until, str(tmp_path / "calls"), 2))
+    driver.acquire().result(timeout=10)
+    assert (driver.job.status, driver.job.attempt) == ("running", 1)
+    error = driver.attempt().exception(timeout=10)
+    assert isinstance(error, ConnectionError)
+    decision = driver.decide(error)
+    assert decision.retry
+    driver.retry(decision).result(timeout=10)
+    driver.acquire().result(timeout=10)
+    assert driver.attempt().result(timeout=10) == 2
+    driver.complete(2)
+    wait_for(lambda: driver.job.status is JobStatus.COMPLETED)
+    assert len(driver.job.attempts) == 2
+
+
+def test_a_driver_s_slot_is_free_again_without_an_attempt(make_executor: MakeExecutor, make_job: MakeJob) -> None:
+    executor = make_executor(1)
+    driver = executor.drive(make_job(functions.add, 1))
+    driver.acquire().result(timeout=10)
+    other = executor.submit(make_job(functions.add, 2))
+    driver.complete("cached")
+    assert other.result(timeout=10) == 3
+
+
+def test_a_driven_job_is_cancelled_while_it_waits_for_a_slot(make_executor: MakeExecutor, make_job: MakeJob) -> None:
+    executor = make_executor(1)
+    executor.submit(make_job(time.sleep, 30))
+    driver = executor.drive(make_job(functions.add, 1))
+    waiting = driver.acquire()
+    assert driver.cancel()
+    error = waiting.exception(timeout=10)
+    assert isinstance(error, JobCancelledError)
+    driver.fail(error)
+    wait_for(lambda: driver.job.status is JobStatus.CANCELLED)

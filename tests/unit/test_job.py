@@ -1,0 +1,125 @@
+"""What a job accepts, and the states it passes through."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import pickle
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+import executor_adapter
+from executor_adapter import ErrorCode, Job, JobStatus, RetryPolicy
+from executor_adapter.exceptions import InvalidJobError
+from executor_adapter.job import LEGAL_TRANSITIONS, uuid7
+
+
+def work() -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"function": 3}, "3 is no function"),
+        ({"function": "no_colon"}, "'no_colon' is no function"),
+        ({"function": work, "max_runtime": -1}, "greater than 0"),
+        ({"function": work, "max_runtime": float("nan")}, "finite"),
+        ({"function": work, "retry_attempts": -1}, "greater than or equal to 0"),
+        ({"function": work, "retry_delay": float("inf")}, "finite"),
+        ({"function": work, "memory_limit": "512 potatoes"}, "'512 potatoes' is no size"),
+        ({"function": work, "memory_limit": 0}, "greater than 0"),
+        ({"function": work, "pool": "swimming"}, "'coroutine', 'thread', 'process'"),
+        ({"function": work, "job_id": ""}, "at least 1 character"),
+        ({"function": work, "max_runtme": 3}, "max_runtme"),
+        ({}, "function"),
+    ],
+)
+def test_what_can_never_work_is_refused(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        Job(**fields)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("512MiB", 512 * 2**20), ("1.5 GB", 1_500_000_000), ("100", 100), (2**30, 2**30)]
+)
+def test_sizes_have_units(text: Any, size: int) -> None:
+    assert Job(function=work, memory_limit=text).memory_limit == size
+
+
+@pytest.mark.parametrize("before", JobStatus)
+@pytest.mark.parametrize("after", JobStatus)
+def test_only_legal_transitions_are_made(before: JobStatus, after: JobStatus) -> None:
+    job = Job(function=work)
+    job._live.status = before
+    if after in LEGAL_TRANSITIONS[before]:
+        job.advance(after)
+        assert job.status is after
+    else:
+        with pytest.raises(InvalidJobError, match=f"is {before}: it cannot become {after}"):
+            job.advance(after)
+
+
+def test_times_are_aware_and_ordered() -> None:
+    job = Job(function=work)
+    assert (job.started_at, job.completed_at, job.duration) == (None, None, None)
+    job.advance(JobStatus.RUNNING, at=job.created_at.timestamp() + 1)
+    job.advance(JobStatus.COMPLETED, at=job.created_at.timestamp() + 3)
+    assert job.completed_at is not None
+    assert job.completed_at.tzinfo is not None
+    assert job.duration == pytest.approx(2.0)
+
+
+def test_states_and_codes_are_strings() -> None:
+    assert JobStatus.COMPLETED == "completed"
+    assert f"{JobStatus.FAILED}" == "failed"
+    assert ErrorCode.TIMEOUT_ERROR == "TIMEOUT_ERROR"
+
+
+def test_equality_is_identity() -> None:
+    job = Job(function=work)
+    assert job != Job(function=work, job_id=job.job_id)
+    assert {job: 1}[job] == 1
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, Job.model_copy, lambda job: pickle.loads(pickle.dumps(job))]
+)
+def test_a_copy_is_a_job_of_its_own(copied: Any) -> None:
+    job = Job(function=work, kwargs={"a": 1})
+    job.advance(JobStatus.RUNNING)
+    assert copied(job).status is JobStatus.PENDING
+    assert copied(job).kwargs == {"a": 1}
+
+
+def test_a_function_is_serialised_as_its_reference() -> None:
+    assert json.loads(Job(function=json.loads).model_dump_json())["function"] == "json:loads"
+    assert Job(function=functools.partial(json.loads, "1")).model_dump()["function"] == "json:loads"
+    assert Job(function="json:loads").model_dump()["function"] == "json:loads"
+
+
+def test_the_policy_is_made_of_the_two_fields_unless_given() -> None:
+    assert Job(function=work, retry_attempts=1, retry_delay=2.0).policy == RetryPolicy(
+        retry_attempts=1, retry_delay=2.0
+    )
+    policy = RetryPolicy(retry_attempts=7)
+    assert Job(function=work, retry=policy).policy is policy
+
+
+def test_ids_sort_by_age_and_are_version_7() -> None:
+    ids = [uuid7() for _ in range(1000)]
+    assert len(set(ids)) == 1000
+    assert all(id_[14] == "7" and id_[19] in "89ab" for id_ in ids)
+    assert ids[0][:8] <= ids[-1][:8]
+
+
+def test_the_public_names_are_these() -> None:
+    assert set(executor_adapter.__all__) >= {
+        "Job", "JobStatus", "ErrorCode", "JobResult", "JobExecutor", "JobQueue", "JobContext", "RetryPolicy",
+        "RetryRule", "current_job",
+    }  # fmt: skip
+    assert all(getattr(executor_adapter, name) is not None for name in executor_adapter.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Jobb'"):
+        executor_adapter.Jobb  # noqa: B018

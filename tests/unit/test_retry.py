@@ -1,0 +1,84 @@
+"""The one rule that retries."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from executor_adapter import RetryDecision, RetryPolicy, RetryRule
+from executor_adapter.retry import NEVER_RETRIED, decide
+
+
+def decided(policy: RetryPolicy, code: str = "API_ERROR", attempt: int = 1, crashes: int = 0) -> RetryDecision:
+    return decide(policy, code=code, attempt=attempt, crashes=crashes, draw=lambda: 0.5)
+
+
+def test_delays_grow_up_to_max_delay() -> None:
+    policy = RetryPolicy(retry_attempts=6, retry_delay=1.0, max_delay=10.0)
+    assert [decided(policy, attempt=n).delay for n in range(1, 7)] == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
+
+
+def test_no_retry_follows_the_last_attempt() -> None:
+    policy = RetryPolicy(retry_attempts=2)
+    assert decided(policy, attempt=2).retry
+    assert not decided(policy, attempt=3).retry
+    assert not decided(RetryPolicy(retry_attempts=0), code="WORKER_CRASHED", crashes=1).retry
+
+
+@pytest.mark.parametrize("code", sorted(NEVER_RETRIED))
+def test_some_codes_are_never_retried_unless_a_rule_says_so(code: str) -> None:
+    assert not decided(RetryPolicy(), code=code).retry
+    assert decided(RetryPolicy(rules=(RetryRule(codes=(code,)),)), code=code).retry
+
+
+def test_the_first_rule_that_matches_wins() -> None:
+    rules = (
+        RetryRule(codes=("API_ERROR",), retry_delay=5.0, backoff_coefficient=1.0),
+        RetryRule(codes=("*",), action="fail"),
+    )
+    policy = RetryPolicy(rules=rules)
+    assert decided(policy, attempt=3).delay == 5.0
+    assert not decided(policy, code="NETWORK_ERROR").retry
+
+
+def test_crashes_have_a_budget_of_their_own_and_end_in_quarantine() -> None:
+    policy = RetryPolicy(retry_attempts=9, crash_attempts=1)
+    assert decided(policy, code="WORKER_CRASHED", attempt=1, crashes=1).retry
+    spent = decided(policy, code="MEMORY_LIMIT", attempt=2, crashes=2)
+    assert (spent.retry, spent.quarantine) == (False, True)
+    assert decided(policy, code="API_ERROR", attempt=2, crashes=2).retry
+
+
+def test_a_rule_can_grow_the_memory_limit_and_run_alone() -> None:
+    rule = RetryRule(codes=("MEMORY_LIMIT",), memory_factor=2.0, alone=True)
+    decision = decided(RetryPolicy(rules=(rule,)), code="MEMORY_LIMIT", crashes=1)
+    assert (decision.memory_factor, decision.alone) == (2.0, True)
+
+
+def test_the_other_side_s_retry_after_is_a_lower_bound() -> None:
+    policy = RetryPolicy(retry_delay=1.0, jitter=0.0)
+    assert decide(policy, code="RATE_LIMITED", attempt=1, crashes=0, retry_after=30.0).delay == 30.0
+    assert decide(policy, code="RATE_LIMITED", attempt=1, crashes=0, retry_after=0.1).delay == 1.0
+
+
+@given(
+    attempt=st.integers(1, 10_000),
+    retry_delay=st.floats(0, 1e6),
+    coefficient=st.floats(1, 1e6),
+    jitter=st.floats(0, 1),
+    draw=st.floats(0, 1, exclude_max=True),
+)
+def test_a_delay_is_never_negative_nor_beyond_max_delay_and_its_jitter(
+    attempt: int, retry_delay: float, coefficient: float, jitter: float, draw: float
+) -> None:
+    policy = RetryPolicy(
+        retry_attempts=10_000, retry_delay=retry_delay, backoff_coefficient=coefficient, jitter=jitter, max_delay=900
+    )
+    decision = decide(policy, code="API_ERROR", attempt=attempt, crashes=0, draw=lambda: draw)
+    assert 0 <= decision.delay <= 900 * (1 + jitter)
+
+
+def test_a_policy_survives_yaml() -> None:
+    policy = RetryPolicy(rules=(RetryRule(codes=("API_ERROR",)),))
+    assert RetryPolicy.model_validate(policy.model_dump(mode="json")) == policy
