@@ -16,6 +16,7 @@ from tests.servers import ROOT, Server, poll, prefect, running
 FILE = "deployments/prefect.yaml"
 DESCRIBED = {described["name"]: described for described in yaml.safe_load((ROOT / FILE).read_text())["deployments"]}
 RUN_WITHIN = 60.0
+COMPLETED = ("Completed", None)
 
 
 def deployments(server: Server) -> dict[str, dict[str, Any]]:
@@ -36,16 +37,16 @@ def schedule_soon(server: Server, deployment: dict[str, Any]) -> None:
     server.call("POST", f"/deployments/{deployment['id']}/schedules", [schedule])
 
 
-def ended_run(server: Server, deployment: dict[str, Any], *, by_schedule: bool) -> dict[str, Any]:
-    """The first run of the deployment that has ended, made by a schedule or by hand."""
+def ending(server: Server, deployment: dict[str, Any], *, by_schedule: bool) -> tuple[str, str | None]:
+    """State and message of the first run of the deployment that has ended, made by a schedule or by hand."""
 
     def ended() -> dict[str, Any] | None:
         over = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
         mine = (run for run in runs_of(server, deployment) if run["auto_scheduled"] == by_schedule)
         return next((run for run in mine if run["state_type"] in over), None)
 
-    found: dict[str, Any] = poll(ended, within=RUN_WITHIN, what=f"an ended run of {deployment['name']}")
-    return found
+    run = poll(ended, within=RUN_WITHIN, what=f"an ended run of {deployment['name']}")
+    return run["state"]["name"], run["state"]["message"]
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +89,8 @@ def test_a_worker_completes_runs_by_schedule_and_by_hand(server: Server, deploye
     schedule_soon(server, deployed["flights"])
     server.run(*prefect("deployment", "run", "collection/prefect"))
 
-    assert ended_run(server, deployed["prefect"], by_schedule=False)["state_name"] == "Completed"
-    assert ended_run(server, deployed["flights"], by_schedule=True)["state_name"] == "Completed"
+    assert ending(server, deployed["prefect"], by_schedule=False) == COMPLETED
+    assert ending(server, deployed["flights"], by_schedule=True) == COMPLETED
 
 
 def test_served_from_one_process_a_schedule_fires(server: Server, deployed: object, tmp_path: Path) -> None:
@@ -104,7 +105,7 @@ def test_served_from_one_process_a_schedule_fires(server: Server, deployed: obje
         processing = poll(served, within=30, what="serve.py's deployments on the server")
         assert deployments(server).keys() == DESCRIBED.keys()
         schedule_soon(server, processing)
-        assert ended_run(server, processing, by_schedule=True)["state_name"] == "Completed"
+        assert ending(server, processing, by_schedule=True) == COMPLETED
 
     # Interrupted, it leaves no schedule behind that nobody would serve.
     assert all(known["paused"] for known in deployments(server).values())

@@ -43,7 +43,7 @@ def page() -> Iterator[Page]:
 
 @pytest.fixture(scope="module")
 def ran(user_env: dict[str, str], small_config: Path) -> str:
-    """The id of a flow run of the pipeline on the embedded server, which has ended with the flow."""
+    """The id of a run of the pipeline, whose embedded server has ended with it."""
     command = [sys.executable, "flows/pipeline.py"]
     done = subprocess.run(command, env=user_env, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -64,7 +64,8 @@ def url(ran: str, user_env: dict[str, str], tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="module")
 def task_runs(url: str, ran: str) -> list[dict[str, Any]]:
     server = Server(url=url.partition("/runs")[0], env={})
-    found: list[dict[str, Any]] = server.call("POST", "/task_runs/filter", {"flow_runs": {"id": {"any_": [ran]}}})
+    wanted = {"flow_runs": {"id": {"any_": [ran]}}, "sort": "EXPECTED_START_TIME_DESC"}
+    found: list[dict[str, Any]] = server.call("POST", "/task_runs/filter", wanted)
     return found
 
 
@@ -84,7 +85,8 @@ def test_the_page_shows_the_run_and_its_task_runs(
     page.get_by_role("tab", name="Task Runs").or_(page.get_by_text("Task Runs", exact=True)).first.click()
     names = [run["name"] for run in task_runs]
     assert len(set(names)) == len(names)
-    for name in names[:5]:
+    expect(page.get_by_text(f"{len(names)} Task runs", exact=True).first).to_be_visible(timeout=30_000)
+    for name in names[:5]:  # the newest, which the page lists first
         expect(page.get_by_text(name, exact=True).first).to_be_visible(timeout=30_000)
     shot = page.screenshot(path=tmp_path / "run.png")
     assert len(shot) > 20_000
