@@ -24,14 +24,14 @@ from tasks import lake, sources
 Result = dict[str, Any]
 
 
-def find_windows(tool: FilesTool, table: str) -> dict[str, int]:
-    """The windows of a table in a file, each with its number of rows."""
+def find_windows(tool_name: str, tool: FilesTool, table: str) -> dict[str, int]:
+    """The windows of a table in a file of `tool_name`, each with its number of rows."""
     return sources.windows_of(tool, tool.tables[table])
 
 
-def collect_window(name: str, tool: FilesTool, table: str, window: str, root: Path) -> Result:
+def collect_window(tool_name: str, tool: FilesTool, table: str, window: str, root: Path) -> Result:
     """Land the rows that the file of `table` holds of `window` in the lake at `root`."""
-    partition = lake.Partition(lake=root, layer="raw", tool=name, table=table, window=window)
+    partition = lake.Partition(lake=root, layer="raw", tool=tool_name, table=table, window=window)
     fingerprint = sources.fingerprint(tool, tool.tables[table])
     found = lake.complete(partition, fingerprint)
     if found is not None:
@@ -43,7 +43,7 @@ def collect_window(name: str, tool: FilesTool, table: str, window: str, root: Pa
 
 
 def collect_resource(
-    name: str, tool: RestTool, table: str, root: Path, headers: Mapping[str, str], now: datetime | None = None
+    tool_name: str, tool: RestTool, table: str, root: Path, headers: Mapping[str, str], now: datetime | None = None
 ) -> Result:
     """Land the objects of a resource, a partition for each UTC day from `tool.days` ago until `now`.
 
@@ -55,16 +55,16 @@ def collect_resource(
     with sources.client_for(tool, dict(headers)) as client:
         api = sources.Api(tool=tool, client=client, said=_say)
         for day in sources.days_until(now, tool.days):
-            new, rows = _collect_day(name, api, table, day, root, over=day.is_over(now))
+            new, rows = _collect_day(tool_name, api, table, day, root, over=day.is_over(now))
             collected, total = collected + new, total + rows
     return _result(collected, total)
 
 
 def _collect_day(
-    name: str, api: sources.Api, table: str, day: sources.Day, root: Path, *, over: bool
+    tool_name: str, api: sources.Api, table: str, day: sources.Day, root: Path, *, over: bool
 ) -> tuple[int, int]:
     """How many objects of the day are new, and how many there are."""
-    partition = lake.Partition(lake=root, layer="raw", tool=name, table=table, window=day.name)
+    partition = lake.Partition(lake=root, layer="raw", tool=tool_name, table=table, window=day.name)
     resource = api.tool.resources[table]
     described = json.dumps(resource.model_dump(), sort_keys=True)
     definition = hashlib.sha256(described.encode()).hexdigest()[:16]
@@ -89,14 +89,14 @@ def _known(partition: lake.Partition, column: str) -> frozenset[str]:
 
 
 def _merged(before: pa.Table | None, rows: pa.Table, key: str) -> pa.Table:
-    """Both, each key once; an object that is there already is left as it is, since what is over does not change."""
+    """Both, each key once: of an object that is there already the newer wins, since a run may have been run again."""
     if before is None or before.num_rows == 0:
         return rows
     if rows.num_rows == 0:
         return before
-    new = rows.filter(pc.invert(pc.is_in(rows[key], before[key].combine_chunks())))
+    old = before.filter(pc.invert(pc.is_in(before[key], rows[key].combine_chunks())))
     try:
-        return pa.concat_tables([before, new], promote_options="permissive")
+        return pa.concat_tables([old, rows], promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise DataCollectionException(f"the objects have changed their type: {error}", "DATA_ERROR") from error
 

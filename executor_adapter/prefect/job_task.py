@@ -80,7 +80,6 @@ class JobTask(Task[P, R]):
                 options[name] = options[name].format(**parameters)
         return Job(job_id=job_id, function=self.fn, args=args, kwargs=kwargs, **options)
 
-    @_typed_as(Task.with_options)
     def with_options(self, **options: Any) -> JobTask[P, R]:
         """A copy of this task with some options changed, of a Job or of a Prefect task."""
         job_options, task_options = split_options(options)

@@ -1,0 +1,52 @@
+"""What the configuration says of jobs and tables, in the words of job tasks and rules."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from executor_adapter.config import FilesTool, RestTool, Settings, StageSettings
+from executor_adapter.exceptions import ConfigurationError
+from executor_adapter.retry import RetryPolicy
+from tasks import rules
+
+
+def limits(settings: StageSettings) -> dict[str, Any]:
+    """The options of a job task that a section of the configuration sets."""
+    policy = RetryPolicy(retry_attempts=settings.retry_attempts, retry_delay=settings.retry_delay)
+    return {"max_runtime": settings.job_timeout, "retry": policy}
+
+
+def schemas_of(tool: FilesTool | RestTool) -> dict[str, str | None]:
+    """The tool's tables, each with the name of its rules."""
+    tables = tool.tables if isinstance(tool, FilesTool) else tool.resources
+    return {name: table.schema_name for name, table in tables.items()}
+
+
+def check_tools(settings: Settings, names: list[str] | None = None) -> tuple[str, ...]:
+    """The tools called `names`, or all there are, once it is sure that the flows can work with them.
+
+    Raises:
+        ConfigurationError: there is none, no such, or one of its tables has rules that no one knows.
+    """
+    if not settings.tools:
+        raise ConfigurationError("tools is missing: describe at least one tool in config.yaml")
+    for name in names or ():
+        if name not in settings.tools:
+            raise ConfigurationError(f"tools: {name!r} is not described: must be one of {', '.join(settings.tools)}")
+    chosen = tuple(names or settings.tools)
+    for name in chosen:
+        tool = settings.tools[name]
+        kind = "tables" if isinstance(tool, FilesTool) else "resources"
+        for table, schema in schemas_of(tool).items():
+            if schema is not None and schema not in rules.NAMES:
+                raise ConfigurationError(
+                    f"tools.{name}.{kind}.{table}.schema: {schema!r} is not allowed: {_known(schema)}"
+                )
+    return chosen
+
+
+def _known(schema: str) -> str:
+    near = difflib.get_close_matches(schema, rules.NAMES, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"{hint}must be one of {', '.join(rules.NAMES)}"

@@ -1,0 +1,89 @@
+"""What a tool's processed rows tell, in words and in a picture. Plain functions, run in a worker."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from tasks import lake, rules, stages
+
+RUNS = ("flow_runs", "task_runs")
+
+
+def summarise(root: Path, tool_name: str, schemas: dict[str, str | None]) -> dict[str, Any]:
+    """What there is to say of a tool, from the measures of its tables (name -> schema).
+
+    `lines`: sentences; `png`: the path of a picture in the lake, or None; `records_processed`: the measures' rows.
+    """
+    lines: list[str] = []
+    png, used = None, 0
+    for table, schema in schemas.items():
+        if schema not in ("flights", *RUNS):
+            continue
+        counted = measures(root, tool_name, table, schema)
+        used += len(counted)
+        if counted.empty:
+            lines.append(f"{table}: nothing yet")
+        elif schema in RUNS:
+            lines.append(describe_runs(table, counted))
+        else:
+            lines.append(describe_flights(counted))
+            png = root / "reports" / tool_name / f"{table}.png"
+            lake.write_file(png, to_png(mean_delays(counted)))
+    return {"records_processed": used, "lines": lines, "png": None if png is None else str(png)}
+
+
+def describe_flights(counted: pd.DataFrame) -> str:
+    total = counted.sum(numeric_only=True)
+    return (
+        f"flights: {total['flights']:,.0f}, {total['cancelled']:,.0f} cancelled, {total['diverted']:,.0f} diverted, "
+        f"on average {total['dep_delay_sum'] / total['departed']:.1f} minutes late at departure"
+    )
+
+
+def describe_runs(table: str, counted: pd.DataFrame) -> str:
+    runs, seconds = counted["runs"].sum(), counted["seconds_sum"].sum()
+    return (
+        f"{table.replace('_', ' ')}: {runs:,} are over, {counted['succeeded'].sum() / runs:.1%} of them succeeded, "
+        f"{counted['retried'].sum():,} were retried, "
+        f"{seconds / runs:.2f} s on average, {counted['seconds_max'].max():.2f} s the longest"
+    )
+
+
+def measures(root: Path, tool: str, table: str, schema: str) -> pd.DataFrame:
+    """The measures of all processed partitions of a table together; empty where there are none."""
+    by = rules.load(schema)
+    parts = [
+        lake.read(partition).to_pandas()
+        for partition in lake.partitions(root, "aggregates", tool, table)
+        if lake.complete(partition.at("processed")) is not None
+    ]
+    # A partition without rows has no measures.
+    counted = [part for part in parts if set(by.measures) <= set(part.columns)]
+    return stages.combine(counted, by) if counted else pd.DataFrame(columns=[*by.by, *by.measures])
+
+
+def mean_delays(counted: pd.DataFrame) -> pd.DataFrame:
+    """Minutes, a row a month and a column an origin, from the measures of flights."""
+    mean = counted["dep_delay_sum"] / counted["departed"]
+    return counted.assign(mean=mean).pivot(index="month", columns="origin", values="mean").astype("float64")
+
+
+def to_png(delays: pd.DataFrame) -> bytes:
+    # A Figure of its own, not pyplot's: that one keeps state, and looks for a screen.
+    figure = Figure(figsize=(8, 4.5), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    for origin, minutes in delays.items():
+        axes.plot(delays.index, minutes, marker="o", label=str(origin))
+    axes.set(xlabel="month", ylabel="minutes", title="Mean departure delay by month and origin")
+    axes.set_xticks(list(delays.index))
+    axes.set_ylim(bottom=min(0.0, float(delays.min().min())))
+    axes.grid(alpha=0.3)
+    axes.legend(title="origin")
+    content = BytesIO()
+    figure.savefig(content, format="png")
+    return content.getvalue()
