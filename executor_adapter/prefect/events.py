@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from prefect import Task
-from prefect.client.schemas.objects import State, TaskRun
+from prefect.client.schemas.objects import FlowRun, State, TaskRun
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.results import ResultRecord  # type: ignore[attr-defined]  # imported there, and meant to be
 from prefect.utilities.engine import emit_task_run_state_change_event
@@ -19,21 +18,30 @@ KEPT_FLOW_RUNS = 50
 """Final states are remembered for so many flow runs, since one process may serve flows for months."""
 
 
-def emit_state(task: Task[..., Any], task_run: TaskRun, state: State[Any], *, persist_result: bool = False) -> None:
-    """Send the event of `task_run` entering `state`, related to the flow run and to nothing of the caller's own.
+def emit_state(
+    task: Task[..., Any],
+    task_run: TaskRun,
+    state: State[Any],
+    *,
+    flow_run: FlowRun | None,
+    persist_result: bool = False,
+) -> None:
+    """Send the event of `task_run` entering `state`, related to `flow_run` and to nothing of the caller's own.
 
     `persist_result`: the state's data is the record of a persisted result, to be known to the server.
     """
-    # The event worker takes the related resources from the contexts it finds: with the caller's own task run there,
-    # the event would carry that one's tags.
-    fields: dict[str, Any] = {
-        "task": task,
-        "task_run": task_run,
-        "parameters": {},
-        "persist_result": persist_result,
-    }
-    with TaskRunContext.model_construct(**fields):
+    # The worker that sends events takes the flow run and the task run they belong to from these contexts, and where
+    # there is none, from whatever was around the first event of this process.
+    of_flow: dict[str, Any] = {"flow_run": flow_run}
+    of_task: dict[str, Any] = {"task": task, "task_run": task_run, "parameters": {}, "persist_result": persist_result}
+    with FlowRunContext.model_construct(**of_flow), TaskRunContext.model_construct(**of_task):
         emit_task_run_state_change_event(task_run=task_run, initial_state=None, validated_state=state)
+
+
+def current_flow_run() -> FlowRun | None:
+    """The flow run around the caller."""
+    context = FlowRunContext.get()
+    return context.flow_run if context is not None else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +51,7 @@ class FinalState:
     task: Task[..., Any]
     task_run: TaskRun
     state: State[Any]
+    flow_run: FlowRun | None
     persist_result: bool
 
     def matches(self, recorded: TaskRun) -> bool:
@@ -52,12 +61,7 @@ class FinalState:
     def emit_again(self) -> None:
         """Tell the server once more, stamped anew: it ignores an id it has seen, and a time older than what it has."""
         state = self.state.fresh_copy()
-        flow_run_context = FlowRunContext.get()
-        flow_run = flow_run_context.flow_run if flow_run_context else None
-        within = contextvars.copy_context()
-        if flow_run is not None and flow_run.id != self.task_run.flow_run_id:
-            within = contextvars.Context()  # else the server would move the task run to the caller's flow run
-        within.run(emit_state, self.task, self.task_run, state, persist_result=self.persist_result)
+        emit_state(self.task, self.task_run, state, flow_run=self.flow_run, persist_result=self.persist_result)
 
 
 class FinalStates:
@@ -69,13 +73,17 @@ class FinalStates:
         self._lock = threading.Lock()
 
     def note(self, task: Task[..., Any], task_run: TaskRun, state: State[Any], *, persist_result: bool) -> None:
-        """Remember that `task_run` ended in `state`; a task run outside a flow run is nobody's to wait for."""
+        """Remember that `task_run` ended in `state`; called in its context.
+
+        A task run outside a flow run is nobody's to wait for.
+        """
         if task_run.flow_run_id is None:
             return
         final = FinalState(
             task=task,
             task_run=task_run.model_copy(update={"state": None}),
             state=state.model_copy(update={"data": _without_value(state.data), "timestamp": state.timestamp}),
+            flow_run=current_flow_run(),
             persist_result=persist_result,
         )
         with self._lock:

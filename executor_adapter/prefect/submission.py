@@ -18,7 +18,7 @@ from prefect.client.schemas.objects import RunInput, State, TaskRun
 from prefect.futures import PrefectConcurrentFuture
 from prefect.states import Pending
 
-from executor_adapter.prefect.events import emit_state
+from executor_adapter.prefect.events import current_flow_run, emit_state
 from executor_adapter.prefect.job_run import JobRun
 from executor_adapter.prefect.run import run_sync
 
@@ -63,7 +63,7 @@ def create_task_run(
         making.close()
         raise RuntimeError("Prefect's Task.create_local_run waits for something: it did not in the versions known")
     assert task_run.state is not None, "a new task run is Pending"
-    emit_state(task, task_run, task_run.state)
+    emit_state(task, task_run, task_run.state, flow_run=current_flow_run())
     return task_run
 
 
