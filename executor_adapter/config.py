@@ -109,6 +109,14 @@ class ExecutorSettings(Section):
     """Seconds between asking a job to end (SIGTERM) and making it (SIGKILL)."""
     preload: Names = ()
     """Modules that workers of the process pool find imported when they start."""
+    max_jobs_per_worker: Count | None = Field(default=None, ge=1)
+    """Jobs after which a worker process is replaced."""
+    max_rss_growth: Count | None = Field(default=None, ge=1)
+    """Bytes by which a worker process may grow before it is replaced."""
+    nice: Count | None = Field(default=None, ge=-20, le=19)
+    """Scheduling priority of worker processes, as nice(1) has it."""
+    cpu_affinity: tuple[Count, ...] | None = None
+    """Processors that worker processes may run on."""
 
 
 class FileTable(Section):

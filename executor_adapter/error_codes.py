@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Final
 
 from executor_adapter.job import ErrorCode
@@ -57,6 +59,23 @@ def error_code_of(error: BaseException) -> str:
     if isinstance(own, str):
         return str(own)
     return _registered(error) or _http_status(error) or _named(error) or _builtin(error)
+
+
+def retry_after_of(error: BaseException) -> float | None:
+    """Seconds that the other side asked to wait: the exception's `retry_after`, or its response's Retry-After header
+    (RFC 9110, 10.2.3: seconds or an HTTP date)."""
+    own = getattr(error, "retry_after", None)
+    if isinstance(own, int | float):
+        return max(0.0, float(own))
+    header = getattr(getattr(error, "response", None), "headers", {}).get("retry-after")
+    if not isinstance(header, str):
+        return None
+    if header.strip().isdigit():
+        return float(header)
+    try:
+        return max(0.0, (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds())
+    except (TypeError, ValueError):
+        return None
 
 
 def _registered(error: BaseException) -> str | None:

@@ -35,6 +35,11 @@ class JobError(Exception):
         if error_code is not None:
             self.error_code = str(error_code)
 
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds to wait before a retry, as `retry_after=` was given when it was raised."""
+        return self.context.get("retry_after")
+
     def __reduce__(self) -> tuple[Any, ...]:
         # The default would call the class with the message alone and lose the code.
         return _rebuild, (type(self), self.message, self.__dict__)

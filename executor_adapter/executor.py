@@ -12,7 +12,7 @@ import logging
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from types import TracebackType
@@ -27,6 +27,7 @@ from executor_adapter.job import Job, JobResult, JobStatus
 from executor_adapter.pools import pool_kind
 from executor_adapter.pools.base import WorkerPool
 from executor_adapter.supervisor import Observer, Supervisor
+from executor_adapter.throttle import ToolLimit
 
 logger = logging.getLogger("executor_adapter")
 
@@ -57,6 +58,8 @@ class JobExecutor:
     `max_workers`: at most so many attempts at once, over all its pools; pools start when first used.
     `max_pending`: at most so many jobs that wait for their first start; None: no bound.
     `observers`: callables told of each `Transition`, in order, on the supervisor's thread: they must be quick.
+    `tool_limits`: by tool name, how many of its jobs run at once and how many start in a second.
+    `initializer`, `initargs`: called in each worker process before its first job.
     `config`: Settings; default: `load_config()`.
 
     Leaving it as a context manager waits for its jobs; leaving it by an exception ends them first.
@@ -69,6 +72,9 @@ class JobExecutor:
         config: Settings | None = None,
         observers: Iterable[Observer] = (),
         max_pending: int | None = None,
+        tool_limits: Mapping[str, ToolLimit] | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
     ) -> None:
         if max_workers < 1:
             raise ValueError(f"max_workers={max_workers} leaves no worker: give at least 1")
@@ -78,9 +84,10 @@ class JobExecutor:
         self.config = config if config is not None else load_config()
         self._supervisor = Supervisor(
             max_workers=max_workers,
-            make_pool=functools.partial(_make_pool, max_workers, self.config),
+            make_pool=functools.partial(_make_pool, max_workers, self.config, initializer and (initializer, initargs)),
             observers=tuple(observers),
             max_pending=max_pending,
+            tool_limits=tool_limits,
             kill_grace=self.config.executor.kill_grace,
         )
         self._hooked = HookedExecution(self._supervisor) if _overrides(type(self)) else None
@@ -138,6 +145,14 @@ class JobExecutor:
         self._supervisor.admit(job, driver=driver)
         return driver
 
+    def quarantined(self) -> list[Job]:
+        """The jobs that killed more workers than their policy allows; submitting one again needs `release` first."""
+        return list(self._supervisor.intake.quarantined.values())
+
+    def release(self, job_id: str) -> bool:
+        """Let a quarantined job be submitted again; False where none has this id."""
+        return self._supervisor.intake.quarantined.pop(job_id, None) is not None
+
     def jobs(self) -> list[Job]:
         """The jobs that are not over."""
         return list(self._supervisor.intake.jobs.values())
@@ -154,7 +169,7 @@ class JobExecutor:
             retries=self._supervisor.retries,
             workers_busy=sum(pool.busy for pool in pools),
             abandoned_threads=sum(getattr(pool, "abandoned", 0) for pool in pools),
-            quarantined=tuple(self._supervisor.quarantined),
+            quarantined=tuple(self._supervisor.intake.quarantined),
         )
 
     # --- lifetime ---
@@ -281,9 +296,20 @@ def _cancelling() -> Iterator[deque[Future[Any]]]:
             future.cancel()
 
 
-def _make_pool(max_workers: int, config: Settings, name: str, supervisor: Supervisor) -> WorkerPool:
-    options = {"preload": config.executor.preload} if name == "process" else {}
-    return pool_kind(name)(supervisor, max_workers, **options)
+def _make_pool(
+    max_workers: int,
+    config: Settings,
+    initializer: tuple[Callable[..., object], tuple[Any, ...]] | None,
+    name: str,
+    supervisor: Supervisor,
+) -> WorkerPool:
+    if name != "process":
+        return pool_kind(name)(supervisor, max_workers)
+    from executor_adapter.pools.process import ProcessPool  # here, since it is the heaviest and not always needed
+
+    names = {"preload", "max_jobs_per_worker", "max_rss_growth", "nice", "cpu_affinity"}
+    options = config.executor.model_dump(include=names)
+    return ProcessPool(supervisor, max_workers, initializer=initializer, **options)
 
 
 def _result(future: Future[Any]) -> JobResult:

@@ -23,6 +23,8 @@ class Intake:
         """Those that are not over, by id."""
         self.submitted: deque[Job] = deque()
         """Those that the supervisor has not seen yet."""
+        self.quarantined: dict[str, Job] = {}
+        """Those that killed more workers than their policy allows, by id: let in again only once released."""
         self._max_pending = max_pending
         self._places = max_pending
         self._by_dedupe_key: dict[str, Job] = {}
@@ -47,6 +49,7 @@ class Intake:
         with self._lock:
             if (twin := self.twin(job)) is not None:
                 return twin
+            self._refuse_quarantined(job)
             self._take_place(timeout)
             self.refuse_if_closed()
             if self.jobs.setdefault(job.job_id, job) is not job:
@@ -62,6 +65,14 @@ class Intake:
     def refuse_if_closed(self) -> None:
         if self.closed:
             raise ExecutorClosedError("the executor is shut down: submit before, or make another")
+
+    def _refuse_quarantined(self, job: Job) -> None:
+        known = self.quarantined.get(job.job_id)
+        if known is not None:
+            crashes = known._live.crashes
+            raise InvalidJobError(
+                f"job {job.job_id} is quarantined after {crashes} crashes: release({job.job_id!r}) first"
+            )
 
     def leave_queue(self, job: Job) -> None:
         """The job has started, or is over: its place is free."""

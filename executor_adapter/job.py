@@ -283,6 +283,13 @@ class Job(BaseModel):
     Fields are what the caller asks for; the read-only properties say what came of it and are live. Seconds
     throughout; times are aware and in UTC. Two jobs are equal only if they are the same object.
 
+    `max_runtime`: hard, of one attempt. `soft_timeout`: SoftTimeoutError is raised inside the function, to clean up.
+    `stall_timeout`: ends an attempt whose function has not called `current_job().progress` for so long.
+    `queue_timeout`: from submit to start. `deadline`: from submit to the end, all attempts and waits together.
+    `memory_limit`: bytes, or text such as "512MiB", of the attempt's process tree; pool="process".
+    `retry`: wins over `retry_attempts` and `retry_delay`. `dedupe_key`: a live job with the same key is returned
+    instead of a second one.
+
     Raises:
         pydantic.ValidationError: a field is unknown, or its value is none that could ever work.
     """
@@ -299,6 +306,7 @@ class Job(BaseModel):
     max_runtime: float | None = Field(default=3600.0, gt=0, allow_inf_nan=False)
     soft_timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     queue_timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    stall_timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     deadline: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     retry_attempts: int = Field(default=3, ge=0)
     retry_delay: float = Field(default=60.0, ge=0, allow_inf_nan=False)

@@ -18,6 +18,7 @@ class StopReason(enum.Enum):
     """Why an attempt is ended."""
 
     LIMIT = "past max_runtime"
+    STALL = "no progress within stall_timeout"
     DEADLINE = "past the deadline over all attempts"
     CANCEL = "cancelled"
 
@@ -46,6 +47,14 @@ class RunningAttempts:
         if job.soft_timeout is not None:
             assignment.soft_limit = at + job.soft_timeout
             self.due = min(self.due, assignment.soft_limit)
+        if job.stall_timeout is not None:
+            self.alive(assignment, at)
+
+    def alive(self, assignment: Assignment, at: float) -> None:
+        """The function has shown a sign of life."""
+        if assignment.job.stall_timeout is not None:
+            assignment.stall_limit = at + assignment.job.stall_timeout
+            self.due = min(self.due, assignment.stall_limit)
 
     def remove(self, assignment: Assignment) -> StopReason | None:
         """The attempt is over; why it was stopped, if it was."""
@@ -67,13 +76,13 @@ class RunningAttempts:
         for assignment in list(self._attempts):
             if assignment.stop_reason is not None:
                 continue
-            if assignment.hard_limit <= now:
-                stop(assignment, StopReason.LIMIT)
+            if min(assignment.hard_limit, assignment.stall_limit) <= now:
+                stop(assignment, StopReason.LIMIT if assignment.hard_limit <= now else StopReason.STALL)
                 continue
             if assignment.soft_limit <= now:
                 assignment.soft_limit = NEVER
                 interrupt(assignment)
-            self.due = min(self.due, assignment.soft_limit, assignment.hard_limit)
+            self.due = min(self.due, assignment.soft_limit, assignment.hard_limit, assignment.stall_limit)
 
 
 class RunTime:

@@ -15,11 +15,12 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from executor_adapter.error_codes import error_code_of
+from executor_adapter.dispatch import Dispatcher
+from executor_adapter.error_codes import error_code_of, retry_after_of
 from executor_adapter.exceptions import JobCancelledError, JobTimeoutError, SoftTimeoutError, WorkerCrashedError
 from executor_adapter.futures import Callbacks, JobFuture
 from executor_adapter.intake import Intake, check_job
@@ -27,8 +28,8 @@ from executor_adapter.job import TERMINAL, Job, JobStatus, Progress, Transition
 from executor_adapter.limits import SHORT_RUN, RunningAttempts, RunTimes, StopReason
 from executor_adapter.loop import LoopTimer, SupervisorLoop
 from executor_adapter.pools.base import Assignment, Ending, WorkerPool
-from executor_adapter.queue import Backlog
 from executor_adapter.retry import CRASHES, RetryDecision, decide
+from executor_adapter.throttle import Throttle, ToolLimit
 
 if TYPE_CHECKING:
     from executor_adapter.driver import JobDriver
@@ -48,17 +49,16 @@ class Supervisor:
         make_pool: Callable[[str, Supervisor], WorkerPool],
         observers: Sequence[Observer] = (),
         max_pending: int | None = None,
+        tool_limits: Mapping[str, ToolLimit] | None = None,
         kill_grace: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.max_workers = max_workers
         self.kill_grace = kill_grace
         self.observers = list(observers)
         self.now = clock
         self.counts: dict[JobStatus, int] = dict.fromkeys(JobStatus, 0)
         self.retries = 0
         self.pools: dict[str, WorkerPool] = {}
-        self.quarantined: dict[str, Job] = {}
         self.closed = threading.Event()
         self.on_closed: list[Callable[[], object]] = []
         """Called once all is over, in order."""
@@ -70,13 +70,13 @@ class Supervisor:
         self._loop = SupervisorLoop(clock)
         self._loop.before_calls = self._accept_submitted
         self._loop.before_sleep = self._end_turn
-        self._backlog = Backlog()
         self._running = RunningAttempts()
         self._run_times = RunTimes()
-        self._reserved = 0
-        """Slots granted to drivers that have not begun their attempt."""
-        self._exclusive: Assignment | None = None
-        """The attempt beside which no other may start."""
+        self._dispatcher = Dispatcher(max_workers, self.pools)
+        if tool_limits:
+            self._dispatcher.throttle = Throttle(
+                tool_limits, now=clock, call_at=self.call_at, let_go=self._dispatcher.push_front
+            )
         self._pools_open = 0
 
     # ------------------------------------------------------------------ from any thread
@@ -147,7 +147,7 @@ class Supervisor:
     def _end_turn(self) -> float:
         """What every turn ends with; the time at which the next is wanted at the latest."""
         self._accept_submitted()
-        self._dispatch()
+        self._dispatcher.run(self._start, self._start_behind)
         for pool in self.pools.values():
             pool.flush()
         now = self.now()
@@ -169,39 +169,13 @@ class Supervisor:
         if job.deadline is not None:
             self._set_timer(job, "deadline", live.queued_at + job.deadline, self._deadline_passed)
         if live.driver is None:
-            self._backlog.push(job)
+            self._dispatcher.push(job)
 
     def enqueue(self, job: Job) -> None:
         """Let a driven job wait for its turn."""
-        self._backlog.push(job)
+        self._dispatcher.push(job)
 
     # --- starting ---
-
-    def _dispatch(self) -> None:
-        """Start what there are slots for; lay short jobs ready behind short ones."""
-        backlog = self._backlog
-        while backlog:
-            job = backlog.peek()
-            if not self._waits(job):
-                backlog.pop()
-                continue
-            busy = self._reserved
-            for pool in self.pools.values():
-                busy += pool.busy
-            if self._exclusive is not None or (job._live.alone and busy):
-                return
-            if busy < self.max_workers:
-                backlog.pop()
-                self._start(job)
-            elif self._start_behind(job):
-                backlog.pop()
-            else:
-                return
-
-    @staticmethod
-    def _waits(job: Job) -> bool:
-        driver = job._live.driver
-        return job._live.status not in TERMINAL and (driver is None or driver.wants_slot)
 
     def _start(self, job: Job) -> None:
         live = job._live
@@ -210,11 +184,11 @@ class Supervisor:
             return
         assignment = self._assign(job, live.attempt + 1)
         if live.alone:
-            self._exclusive = assignment
+            self._dispatcher.exclusive = assignment
         self._give_to_pool(assignment)
 
     def _grant_slot(self, job: Job, driver: JobDriver) -> None:
-        self._reserved += 1
+        self._dispatcher.reserved += 1
         job._live.attempt += 1
         self.intake.leave_queue(job)
         self._advance(job, JobStatus.RUNNING)
@@ -223,11 +197,8 @@ class Supervisor:
     def _start_behind(self, job: Job) -> bool:
         """Lay the job ready behind a short one, if it is short itself."""
         live = job._live
-        pool = self.pools.get(live.pool)
-        if pool is None or live.driver is not None or live.alone:
-            return False
         assignment = self._assign(job, live.attempt + 1)
-        if assignment.short and pool.start_behind(assignment):
+        if assignment.short and self.pools[live.pool].start_behind(assignment):
             return True
         live.assignment = None
         return False
@@ -236,7 +207,7 @@ class Supervisor:
         """Run one attempt of a driven job in the slot that it holds."""
         assignment = self._assign(job, job._live.attempt)
         prepare(assignment)
-        self._reserved -= 1
+        self._dispatcher.reserved -= 1
         self._give_to_pool(assignment)
 
     def _assign(self, job: Job, number: int) -> Assignment:
@@ -281,6 +252,7 @@ class Supervisor:
     ) -> None:
         job = assignment.job
         reason = self._forget(assignment)
+        self._dispatcher.attempt_over(job)
         if ending is Ending.RETURNED:
             self._record(assignment, None)
             self._succeeded(job, value)
@@ -297,6 +269,8 @@ class Supervisor:
         job = assignment.job
         live = job._live
         reason = self._forget(assignment)
+        if live.driver is None or reason is not None:
+            self._dispatcher.attempt_over(job)
         if live.status in TERMINAL:
             return
         if reason is not None:
@@ -310,7 +284,7 @@ class Supervisor:
             if live.status is JobStatus.RUNNING:
                 live.attempt -= 1
                 self._advance(job, JobStatus.PENDING)
-            self._backlog.push_front(job)
+            self._dispatcher.push_front(job)
 
     def said(self, assignment: Assignment | None, topic: str, content: Any) -> None:
         if assignment is None:
@@ -318,6 +292,7 @@ class Supervisor:
         live = assignment.job._live
         if topic == "progress":
             live.progress = Progress(*content)
+            self._running.alive(assignment, self.now())
         elif topic == "checkpoint":
             live.checkpoint = content
         if live.driver is not None:
@@ -350,12 +325,14 @@ class Supervisor:
         live = job._live
         if live.error_code in CRASHES:
             live.crashes += 1
+        elif live.error_code == "RATE_LIMITED" and self._dispatcher.throttle is not None:
+            self._dispatcher.throttle.pause(job, retry_after_of(error) or 0.0)
         if live.driver is not None:
             live.driver.attempt_failed(error)
             return
         decision = self.decide(job, error)
         if decision.retry:
-            self.retry_later(job, decision, self._backlog.push, error)
+            self.retry_later(job, decision, self._dispatcher.push, error)
         else:
             self.give_up(job, decision, error)
 
@@ -366,7 +343,7 @@ class Supervisor:
             code=error_code_of(error),
             attempt=live.attempt,
             crashes=live.crashes,
-            retry_after=getattr(error, "retry_after", None),
+            retry_after=retry_after_of(error),
         )
 
     def retry_later(
@@ -388,7 +365,7 @@ class Supervisor:
 
     def give_up(self, job: Job, decision: RetryDecision, error: BaseException) -> None:
         if decision.quarantine:
-            self.quarantined[job.job_id] = job
+            self.intake.quarantined[job.job_id] = job
         self.fail(job, error)
 
     def fail(self, job: Job, error: BaseException) -> None:
@@ -404,7 +381,8 @@ class Supervisor:
             for timer in live.timers.values():
                 timer.cancel()
         if live.driver is not None and live.driver.release_slot():
-            self._reserved -= 1
+            self._dispatcher.reserved -= 1
+            self._dispatcher.attempt_over(job)
         if type(value) is dict:
             live.records_processed = records_in(value)
         self._advance(job, status, error=error)
@@ -514,8 +492,8 @@ class Supervisor:
 
     def _forget(self, assignment: Assignment) -> StopReason | None:
         assignment.job._live.assignment = None
-        if self._exclusive is assignment:
-            self._exclusive = None
+        if self._dispatcher.exclusive is assignment:
+            self._dispatcher.exclusive = None
         return self._running.remove(assignment)
 
     def _set_timer(self, job: Job, name: str, when: float, callback: Callable[[Job], None]) -> None:
@@ -556,6 +534,8 @@ def stop_error(job: Job, reason: StopReason | None) -> JobTimeoutError | JobCanc
     match reason:
         case StopReason.LIMIT:
             return JobTimeoutError(f"ran longer than max_runtime={job.max_runtime} s")
+        case StopReason.STALL:
+            return JobTimeoutError(f"no progress within stall_timeout={job.stall_timeout} s")
         case StopReason.DEADLINE:
             message = f"not over within deadline={job.deadline} s of its submission"
             return JobTimeoutError(message, error_code="DEADLINE_EXCEEDED")

@@ -36,7 +36,7 @@ class Assignment:
 
     __slots__ = (
         "checkpoint", "context", "ended_at", "exit_code", "exit_signal", "hard_limit", "job", "memory_limit", "number",
-        "payload", "peak_rss", "pid", "run_time", "scope", "short", "soft_limit", "started_at", "stop_asked_at",
+        "payload", "peak_rss", "pid", "run_time", "scope", "short", "soft_limit", "stall_limit", "started_at", "stop_asked_at",
         "stop_reason", "worker",
     )  # fmt: skip
 
@@ -68,7 +68,7 @@ class Assignment:
         self.exit_signal: int | None = None
         # The supervisor's own:
         self.run_time: Any = None
-        self.hard_limit = self.soft_limit = float("inf")
+        self.hard_limit = self.soft_limit = self.stall_limit = float("inf")
         self.stop_reason: Any = None
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from executor_adapter import current_job
-from executor_adapter.exceptions import DataCollectionException
+from executor_adapter.exceptions import DataCollectionException, SoftTimeoutError
 
 
 def add(left: int, right: int = 1) -> int:
@@ -63,6 +63,43 @@ def count_up_in_checkpoints(succeed_at: int) -> int:
 def append_line(path: str, line: str) -> None:
     with Path(path).open("a") as file:
         file.write(line + "\n")
+
+
+def report_then_sleep(times: int, interval: float, seconds: float) -> None:
+    for done in range(1, times + 1):
+        current_job().progress(done)
+        time.sleep(interval)
+    time.sleep(seconds)
+
+
+async def report_then_sleep_on_loop(times: int, interval: float, seconds: float) -> None:
+    for done in range(1, times + 1):
+        current_job().progress(done)
+        await asyncio.sleep(interval)
+    await asyncio.sleep(seconds)
+
+
+def spin(seconds: float) -> None:
+    """Sleep in steps so short that an exception raised in a thread is seen soon."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        time.sleep(0.01)
+
+
+def clean_up_at_soft_timeout(path: str) -> str:
+    try:
+        spin(30.0)
+    except SoftTimeoutError:
+        Path(path).touch()
+        return "cut short"
+    return "never interrupted"
+
+
+def be_rate_limited_once(path: str, retry_after: float) -> int:
+    calls = count_call(path)
+    if calls == 1:
+        raise DataCollectionException("slow down", error_code="RATE_LIMITED", retry_after=retry_after)
+    return calls
 
 
 async def sleep_on_loop(seconds: float) -> None:

@@ -20,6 +20,7 @@ from executor_adapter.exceptions import (
     QueueFullError,
 )
 from executor_adapter.job import Transition
+from executor_adapter.throttle import ToolLimit
 from tests.contract import functions
 from tests.contract.conftest import MakeExecutor, MakeJob, wait_for
 
@@ -172,6 +173,65 @@ def test_deadline_ends_what_runs(executor: JobExecutor, make_job: MakeJob) -> No
     with pytest.raises(JobTimeoutError, match=r"deadline=0\.3"):
         executor.submit(job).result(timeout=10)
     assert (job.error_code, len(job.attempts)) == ("DEADLINE_EXCEEDED", 1)
+
+
+def test_a_job_that_stops_making_progress_ends(executor: JobExecutor, make_job: MakeJob, pool: str) -> None:
+    function = functions.report_then_sleep_on_loop if pool == "coroutine" else functions.report_then_sleep
+    job = Job(function=function, args=(5, 0.1, 30), pool=pool, stall_timeout=0.4, retry_attempts=0)
+    with pytest.raises(JobTimeoutError, match=r"stall_timeout=0\.4"):
+        executor.submit(job).result(timeout=10)
+    assert job.progress is not None
+    assert job.progress.done == 5
+    assert job.attempts[0].run_seconds > 0.8
+
+
+def test_soft_timeout_lets_a_function_clean_up(executor: JobExecutor, tmp_path: Path, pool: str) -> None:
+    if pool == "coroutine":
+        with pytest.raises(InvalidJobError, match="pool='coroutine': choose 'thread' or 'process'"):
+            executor.submit(Job(function=functions.sleep_on_loop, args=(1,), soft_timeout=0.1))
+        return
+    path = tmp_path / "cleaned"
+    job = Job(
+        function=functions.clean_up_at_soft_timeout, args=(str(path),), pool=pool, soft_timeout=0.2, max_runtime=20,
+        retry_attempts=0,
+    )  # fmt: skip
+    assert executor.submit(job).result(timeout=10) == "cut short"
+    assert path.exists()
+
+
+def test_a_function_that_lets_soft_timeout_pass_is_timed_out(executor: JobExecutor, pool: str) -> None:
+    if pool == "coroutine":
+        return
+    job = Job(function=functions.spin, args=(30.0,), pool=pool, soft_timeout=0.2, max_runtime=20, retry_attempts=0)
+    with pytest.raises(JobTimeoutError, match=r"soft_timeout=0\.2"):
+        executor.submit(job).result(timeout=10)
+    assert job.error_code == "TIMEOUT_ERROR"
+
+
+# --- limits of a tool ---
+
+
+def test_a_tool_s_jobs_run_at_most_so_many_at_once(make_executor: MakeExecutor, make_job: MakeJob) -> None:
+    executor = make_executor(4, tool_limits={"api": ToolLimit(max_concurrent=1)})
+    held = executor.submit(make_job(time.sleep, 30, tool_name="api"))
+    wait_for(held.running)
+    next_one = executor.submit(make_job(functions.add, 1, tool_name="api"))
+    assert executor.run(make_job(functions.add, 2, tool_name="other")) == 3
+    assert next_one.job.status is JobStatus.PENDING
+    held.cancel()
+    assert next_one.result(timeout=10) == 2
+
+
+def test_retry_after_pauses_the_whole_tool(make_executor: MakeExecutor, make_job: MakeJob, tmp_path: Path) -> None:
+    executor = make_executor(4, tool_limits={"api": ToolLimit(max_concurrent=4)})
+    path = str(tmp_path / "calls")
+    first = executor.submit(make_job(functions.be_rate_limited_once, path, 0.5, tool_name="api"))
+    wait_for(lambda: first.job.status is JobStatus.RETRYING)
+    second = executor.submit(make_job(functions.add, 1, tool_name="api"))
+    assert second.result(timeout=10) == 2
+    assert first.result(timeout=10) == 2
+    assert second.job.started_at is not None
+    assert (second.job.started_at - second.job.created_at).total_seconds() > 0.3
 
 
 # --- cancel ---

@@ -1,0 +1,68 @@
+"""Which job starts next, and whether there is a slot for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from executor_adapter.job import TERMINAL, Job
+from executor_adapter.pools.base import Assignment, WorkerPool
+from executor_adapter.queue import Backlog
+from executor_adapter.throttle import Throttle
+
+
+class Dispatcher:
+    """Jobs that are ready, the slots, and what else may hold a job back. The supervisor's own.
+
+    A slot is held by each busy worker of the pools, and by each driver that was granted one and has not used it yet.
+    """
+
+    def __init__(self, max_workers: int, pools: Mapping[str, WorkerPool]) -> None:
+        self.max_workers = max_workers
+        self.throttle: Throttle | None = None
+        self.reserved = 0
+        """Slots granted to drivers that have not begun their attempt."""
+        self.exclusive: Assignment | None = None
+        """The attempt beside which no other may start."""
+        self._pools = pools
+        self._backlog = Backlog()
+
+    def push(self, job: Job) -> None:
+        self._backlog.push(job)
+
+    def push_front(self, job: Job) -> None:
+        """Put a job back that was taken too early: before all others of its priority."""
+        self._backlog.push_front(job)
+
+    def run(self, start: Callable[[Job], None], start_behind: Callable[[Job], bool]) -> None:
+        """Start what there are slots for; lay short jobs ready behind short ones."""
+        backlog = self._backlog
+        while backlog:
+            job = backlog.peek()
+            live = job._live
+            if live.status in TERMINAL or (live.driver is not None and not live.driver.wants_slot):
+                backlog.pop()  # it ended while it waited
+                continue
+            busy = self.reserved
+            for pool in self._pools.values():
+                busy += pool.busy
+            if self.exclusive is not None or (live.alone and busy):
+                return
+            if busy < self.max_workers:
+                backlog.pop()
+                if self.throttle is None or self.throttle.start(job):
+                    start(job)
+            elif self._may_follow(job) and start_behind(job):
+                backlog.pop()
+            else:
+                return
+
+    def _may_follow(self, job: Job) -> bool:
+        """Whether the job may lie ready behind another: not one that something else may still hold back."""
+        live = job._live
+        limited = self.throttle is not None and self.throttle.limits(job)
+        return live.pool in self._pools and live.driver is None and not live.alone and not limited
+
+    def attempt_over(self, job: Job) -> None:
+        """What `run` let start is over, or did not begin after all."""
+        if self.throttle is not None:
+            self.throttle.end(job)
