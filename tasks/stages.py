@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 from pandas.api.types import is_datetime64_any_dtype, is_float_dtype, is_integer_dtype
@@ -63,7 +64,7 @@ def _typed(rows: pd.DataFrame, schema: pa.DataFrameSchema, reasons: dict[int, li
     for name, column in schema.columns.items():
         typed[name], kind = _converted(rows[name], column.dtype.type)
         for index in rows.index[typed[name].isna() & rows[name].notna()]:
-            reasons.setdefault(index, []).append(f"{name}: {rows.at[index, name]!r} is no {kind}")
+            reasons.setdefault(index, []).append(f"{name}: {_shown(rows.at[index, name])} is no {kind}")
     return pd.DataFrame(typed, index=rows.index)
 
 
@@ -77,6 +78,11 @@ def _converted(values: pd.Series, dtype: Any) -> tuple[pd.Series, str]:
     if is_datetime64_any_dtype(dtype):
         return pd.to_datetime(values, errors="coerce", utc=True, format="ISO8601").astype(dtype), "time"
     return values.astype(dtype), "text"
+
+
+def _shown(value: Any) -> str:
+    """A value as a person writes it: 13, and not np.int64(13)."""
+    return repr(value.item() if isinstance(value, np.generic) else value)
 
 
 def _check(typed: pd.DataFrame, schema: pa.DataFrameSchema, reasons: dict[int, list[str]]) -> None:
@@ -95,7 +101,7 @@ def _note(failure: Any, reasons: dict[int, list[str]]) -> None:
         raise DataProcessingException(f"{check}: {value}", error_code="DATA_ERROR", processing_stage="validation")
     whole_row = failure.schema_context == "DataFrameSchema"
     empty = check == "not_nullable"
-    reason = str(check) if whole_row else f"{column}: is empty" if empty else f"{column}: {value!r} {check}"
+    reason = str(check) if whole_row else f"{column}: is empty" if empty else f"{column}: {_shown(value)} {check}"
     noted = reasons.setdefault(int(index), [])
     if reason not in noted:
         noted.append(reason)

@@ -16,7 +16,8 @@ _FINAL = ["COMPLETED", "FAILED", "CANCELLED", "CRASHED"]
 
 
 def _in_order(rows: pd.DataFrame) -> pd.Series:
-    return rows["start_time"].isna() | (rows["start_time"] <= rows["end_time"])
+    known = rows["start_time"].notna() & rows["end_time"].notna()
+    return ~known | (rows["start_time"] <= rows["end_time"])
 
 
 def _run_columns(**own: pa.Column) -> dict[str, pa.Column]:

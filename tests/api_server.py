@@ -1,0 +1,55 @@
+"""A real HTTP server in a thread, answering what a test tells it to."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Answer = tuple[int, dict[str, str], bytes]
+"""Status, headers, body."""
+Respond = Callable[[str, Any], Answer]
+"""From the path with its query, and the body's JSON (None without one)."""
+
+
+def as_json(rows: Any) -> Answer:
+    return 200, {"Content-Type": "application/json"}, json.dumps(rows).encode()
+
+
+@contextmanager
+def serving(respond: Respond) -> Iterator[tuple[str, list[tuple[str, Any]]]]:
+    """The server's URL, and the requests it has had."""
+    requests: list[tuple[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            length = int(self.headers.get("Content-Length") or 0)
+            content = self.rfile.read(length)
+            body = json.loads(content) if content else None
+            requests.append((self.path, body))
+            status, headers, answer = respond(self.path, body)
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(answer))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(answer)
+
+        do_POST = do_GET
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """A test's output is not the place for an access log."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", requests
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
