@@ -24,6 +24,7 @@ QUICK = {
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "500",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+    "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
     "PREFECT_WORKER_QUERY_SECONDS": "1",
     "PREFECT_RUNNER_POLL_FREQUENCY": "1",
     "NO_COLOR": "1",
@@ -76,6 +77,16 @@ def prefect(*words: str) -> list[str]:
     return [sys.executable, "-m", "prefect", *words]
 
 
+def _answer(request: urllib.request.Request) -> tuple[bytes] | None:
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return (answer.read(),)
+    except urllib.error.HTTPError as error:
+        if error.code != 503:
+            raise
+        return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Server:
     """A Prefect server, and the environment in which a process uses it."""
@@ -84,15 +95,14 @@ class Server:
     env: dict[str, str]
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
-        """What its API answers, from JSON; None for an empty answer."""
+        """What its API answers, from JSON; None for an empty answer. Asked again while its database is busy (503)."""
         request = urllib.request.Request(
             f"{self.url}/api{path}",
             method=method,
             data=None if body is None else json.dumps(body).encode(),
             headers={"content-type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            text = answer.read()
+        (text,) = poll(lambda: _answer(request), within=30, what=f"an answer to {method} {path}")
         return json.loads(text) if text else None
 
     def run(self, *command: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,19 @@ def runs_of(server: Server, deployment: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def schedule_soon(server: Server, deployment: dict[str, Any]) -> None:
-    """One more schedule, which fires in a moment and then not for a day: a cron fires once a minute at most."""
-    anchor = (datetime.now(UTC) + timedelta(seconds=3)).isoformat()
-    schedule = {"schedule": {"interval": 86400, "anchor_date": anchor}, "active": True}
-    server.call("POST", f"/deployments/{deployment['id']}/schedules", [schedule])
+@contextmanager
+def scheduled_often(server: Server, deployment: dict[str, Any]) -> Iterator[None]:
+    """One more schedule meanwhile, every ten seconds: a cron fires once a minute at most.
+
+    It repeats, since a time that has passed before the server's scheduler looks is left out.
+    """
+    schedule = {"schedule": {"interval": 10, "anchor_date": datetime.now(UTC).isoformat()}, "active": True}
+    path = f"/deployments/{deployment['id']}/schedules"
+    (made,) = server.call("POST", path, [schedule])
+    try:
+        yield
+    finally:
+        server.call("DELETE", f"{path}/{made['id']}")
 
 
 def ending(server: Server, deployment: dict[str, Any], *, by_schedule: bool) -> tuple[str, str | None]:
@@ -86,11 +95,10 @@ def test_every_deployment_arrives_as_described(deployed: dict[str, dict[str, Any
 @pytest.mark.usefixtures("worker")
 def test_a_worker_completes_runs_by_schedule_and_by_hand(server: Server, deployed: dict[str, dict[str, Any]]) -> None:
     """One collection because its time has come, one because somebody asked for it."""
-    schedule_soon(server, deployed["flights"])
-    server.run(*prefect("deployment", "run", "collection/prefect"))
-
-    assert ending(server, deployed["prefect"], by_schedule=False) == COMPLETED
-    assert ending(server, deployed["flights"], by_schedule=True) == COMPLETED
+    with scheduled_often(server, deployed["flights"]):
+        server.run(*prefect("deployment", "run", "collection/prefect"))
+        assert ending(server, deployed["prefect"], by_schedule=False) == COMPLETED
+        assert ending(server, deployed["flights"], by_schedule=True) == COMPLETED
 
 
 def test_served_from_one_process_a_schedule_fires(server: Server, deployed: object, tmp_path: Path) -> None:
@@ -104,8 +112,8 @@ def test_served_from_one_process_a_schedule_fires(server: Server, deployed: obje
 
         processing = poll(served, within=30, what="serve.py's deployments on the server")
         assert deployments(server).keys() == DESCRIBED.keys()
-        schedule_soon(server, processing)
-        assert ending(server, processing, by_schedule=True) == COMPLETED
+        with scheduled_often(server, processing):
+            assert ending(server, processing, by_schedule=True) == COMPLETED
 
     # Interrupted, it leaves no schedule behind that nobody would serve.
     assert all(known["paused"] for known in deployments(server).values())
