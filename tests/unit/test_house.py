@@ -24,8 +24,8 @@ FLOORS = (
     {"monitoring", "store"},
     {"pools"},
     {"queue"},
-    {"loop", "limits", "futures", "intake", "supervisor", "driver", "hooks", "executor"},
-    {"scheduler"},
+    {"loop", "limits", "futures", "intake", "dispatch", "throttle", "supervisor", "driver", "hooks", "executor"},
+    {"scheduler", "testing"},
     {"cli"},
     {"prefect"},
 )
