@@ -3,7 +3,7 @@
     python flows/pipeline.py [config.yaml]
 
 Where PREFECT_API_URL is unset it brings a Prefect server of its own along. Exit code 0: all is well; 1: a job failed,
-the work of the others is kept; 2: the configuration is wrong, nothing was started.
+the work of the others is kept; 2: the configuration is wrong, nothing was started; 130: it was interrupted.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ if __name__ == "__main__":
     prepare()
 
 from prefect import flow, tags
+from prefect.settings import get_current_settings
 
 from executor_adapter.config import load_config
 from executor_adapter.exceptions import ConfigurationError
@@ -50,12 +51,17 @@ def main(arguments: list[str]) -> int:
     except ConfigurationError as error:
         print(error, file=sys.stderr)
         return 2
+    if not get_current_settings().api.url:
+        print("starting an embedded Prefect server; set PREFECT_API_URL to use one that is there", flush=True)
     try:
         with tags("pipeline"):
             pipeline_flow(config)
     except JobsFailed as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted: what ran was ended, and what was done is kept", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -27,7 +27,7 @@ def summarise(root: Path, tool_name: str, schemas: dict[str, str | None]) -> dic
         counted = measures(root, tool_name, table, schema)
         used += len(counted)
         if counted.empty:
-            lines.append(f"{table}: nothing yet")
+            lines.append(f"{table.replace('_', ' ')}: nothing yet")
         elif schema in RUNS:
             lines.append(describe_runs(table, counted))
         else:
