@@ -153,6 +153,13 @@ class Crew:
         else:
             worker.forked(pid, pidfd, functools.partial(self._on_death_seen, worker))
 
+    def lose_touch(self, worker: WorkerHandle) -> None:
+        """Its end of the socket is closed: it is dead, or the function closed it, and then it will be."""
+        self.doom(worker)
+        worker.deafen()
+        if not worker.is_forked:
+            worker.call_after(_GUARDIAN_PATIENCE, worker.guardian.kill)
+
     def _on_death_seen(self, worker: WorkerHandle) -> None:
         worker.seen_dead()
         self.doom(worker)
@@ -163,7 +170,7 @@ class Crew:
         worker = self._members.pop(number, None)
         if worker is None:
             return
-        if not worker.ready and not worker.doomed:
+        if not worker.ready and not worker.let_go:
             self.start_failures += 1
         self.doom(worker)
         self._on_gone(worker, si_code, si_status)
@@ -185,6 +192,6 @@ class Crew:
         if self._guardian is lost:
             self._guardian = None
         for worker in [worker for worker in self._members.values() if worker.guardian is lost]:
-            self.doom(worker)
+            worker.let_go = True
             self.gone(worker.number, os.CLD_KILLED, signal.SIGKILL)
         self._close_further()

@@ -9,20 +9,18 @@ import os
 import pickle
 import signal
 import socket
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from executor_adapter.exceptions import WorkerCrashedError
 from executor_adapter.pools import encoding, wire
 from executor_adapter.pools.base import Assignment, Supervisor, Timer
 from executor_adapter.pools.calls import Payload
+from executor_adapter.pools.launcher import Guardian, current_path
 from executor_adapter.pools.output import Output
 from executor_adapter.pools.values import MemoryFile
-
-if TYPE_CHECKING:
-    from executor_adapter.pools.launcher import Guardian
 
 _MOST_FUNCTIONS = 512
 """Functions that a worker is let keep; past it, it forgets all and is sent anew what it needs."""
@@ -34,18 +32,16 @@ RECEIVE_BUFFER = bytearray(1 << 18)
 class SharedPath:
     """sys.path as the workers know it, and how often it has changed."""
 
-    def __init__(self, current: Callable[[], list[str]]) -> None:
+    def __init__(self) -> None:
         self.version = 0
         self.frame = b""
-        self._current = current
-        self._path = current()
+        self._seen = list(sys.path)
 
     def look(self) -> None:
-        path = self._current()
-        if path != self._path:
-            self._path = path
+        if sys.path != self._seen:
+            self._seen = list(sys.path)
             self.version += 1
-            body = pickle.dumps(path, 5)
+            body = pickle.dumps(current_path(), 5)
             self.frame = wire.HEADER.pack(len(body), wire.PATH, 0, 0, 0, 0, 0.0, 0.0) + body
 
 
@@ -74,6 +70,8 @@ class WorkerHandle:
         self.hears = True
         """Its socket is watched."""
         self.kill_wanted = False
+        self.let_go = False
+        """We had it end: that it did so is no failure of its own."""
         self.stopping: Assignment | None = None
         self.stop_at = 0.0
         self.kill_at = 0.0
@@ -108,7 +106,7 @@ class WorkerHandle:
         self.socket.setblocking(False)
         self.fd = self.socket.fileno()
         self.reader = wire.FrameReader(self.socket, RECEIVE_BUFFER)
-        self.output = Output(self._supervisor, stdout, stderr, self.speaker)
+        self.output = Output(self._supervisor, stdout, stderr, self.queue)
         self.guardian.fork(self.number, [theirs.detach(), their_tickets, their_stdout, their_stderr])
 
     @property
@@ -268,6 +266,11 @@ class WorkerHandle:
         if self.kill_wanted:
             self.kill()
 
+    @property
+    def is_forked(self) -> bool:
+        """Whether its process is known, and its death would be seen."""
+        return self._pidfd is not None
+
     def seen_dead(self) -> None:
         if self._pidfd is not None:
             self._supervisor.unwatch(self._pidfd)
@@ -302,11 +305,12 @@ class WorkerHandle:
 
     def kill(self) -> None:
         """SIGKILL, as soon as the process is known."""
-        self.kill_wanted = True
+        self.kill_wanted = self.let_go = True
         self.signal(signal.SIGKILL)
 
     def hang_up(self) -> None:
         """Let it exit once it has nothing to run. Reaches it even where a forked process holds our end too."""
+        self.let_go = True
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_WR)
 

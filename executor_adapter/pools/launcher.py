@@ -20,6 +20,8 @@ from executor_adapter.pools.base import Supervisor, Timer
 from executor_adapter.pools.process_tree import TREE_VARIABLE, kill_marked
 
 _EXIT_PATIENCE = 1.0
+_FORK_PATIENCE = 7.0
+"""Seconds for the answer to a request, the guardian's own patience with the system included."""
 _SWEEP_EVERY = 0.005
 _SWEEP_PATIENCE = 5.0
 
@@ -56,6 +58,7 @@ class Guardian:
         self._listener = listener
         self._token = secrets.token_hex(16)
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
+        self._asked: set[int] = set()
         self._on_stopped: Callable[[], None] | None = None
         self._patience: Timer | None = None
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -88,6 +91,8 @@ class Guardian:
 
     def fork(self, number: int, fds: list[int]) -> None:
         """Ask for a worker on these descriptors, which are closed once they are on their way."""
+        self._asked.add(number)
+        self._be_patient()
         self._send(guardian.FORK, number, fds)
 
     def terminate(self, number: int) -> None:
@@ -104,7 +109,24 @@ class Guardian:
         """Let it exit, when it has no worker left; the socket's end tells it."""
         self._on_stopped = on_stopped
         self._socket.shutdown(socket.SHUT_RDWR)
-        self._patience = self._supervisor.call_at(self._supervisor.now() + _EXIT_PATIENCE, self.kill)
+        self._wait(_EXIT_PATIENCE)
+
+    def _be_patient(self) -> None:
+        """Somebody may have stopped it: one that does not answer is killed. Its imports may take any time."""
+        if self._patience is None and self._asked and self.is_up:
+            self._wait(_FORK_PATIENCE)
+
+    def _answered(self, number: int) -> None:
+        self._asked.discard(number)
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+        self._be_patient()
+
+    def _wait(self, seconds: float) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+        self._patience = self._supervisor.call_at(self._supervisor.now() + seconds, self.kill)
 
     def _send(self, kind: int, number: int, fds: list[int]) -> None:
         self._unsent.append((guardian.PACKET.pack(kind, number, 0, 0), fds))
@@ -147,15 +169,18 @@ class Guardian:
             return False
         kind, number, first, second = guardian.PACKET.unpack_from(packet)
         if kind == guardian.FORKED:
+            self._answered(number)
             self._listener.forked(number, first, array.array("i", ancillary[0][2])[0])
         elif kind == guardian.GONE:
             self._listener.gone(number, first, second)
         elif kind == guardian.UNABLE:
+            self._answered(number)
             self._listener.unable(number, first)
         elif kind == guardian.NOTE:
             self._listener.noted(packet[guardian.PACKET.size :].decode())
         elif kind == guardian.UP:
             self.is_up = True
+            self._be_patient()
         return True
 
     # --- its end ---

@@ -3,6 +3,11 @@
 A job may say LINES_BURST lines at once and LINES_PER_SECOND on; what is more is left out, counted, and the count told
 when the job ends. Log records count as lines, long lines as several. Progress, checkpoints and events are never left
 out. A writer is never held up for long: the pipes are always read.
+
+**Whose it is.** A worker with calls lying ready may be further than the results that have arrived, so what is read from
+it then is held until the next result, whose times tell: what was read before that function ended is its, unless it was
+the one before's. A function that wrote what is not read yet says so with its result (OUTPUT), and its worker waits
+until it is read: it is all that function's.
 """
 
 from __future__ import annotations
@@ -10,7 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections import deque
 from typing import Any
 
 from executor_adapter.pools.base import Assignment, Supervisor
@@ -54,14 +59,13 @@ class Allowance:
 
 
 class Output:
-    """The two pipes of one worker. `speaker()` is the assignment that runs in it now."""
+    """The two pipes of one worker. `speakers` is its queue: the first speaks, or another where several were sent."""
 
-    def __init__(
-        self, supervisor: Supervisor, stdout_fd: int, stderr_fd: int, speaker: Callable[[], Assignment | None]
-    ) -> None:
+    def __init__(self, supervisor: Supervisor, stdout_fd: int, stderr_fd: int, speakers: deque[Assignment]) -> None:
         self.allowance = Allowance()
         self._supervisor = supervisor
-        self._speaker = speaker
+        self._speakers = speakers
+        self._held: deque[tuple[float, _Pipe, bytes]] = deque()
         self._tail = bytearray()
         self._spoke = False
         self._pipes = [_Pipe(self, "stdout", stdout_fd), _Pipe(self, "stderr", stderr_fd)]
@@ -69,15 +73,18 @@ class Output:
             supervisor.watch(pipe.fd, pipe.on_readable)
 
     def drain(self) -> None:
-        """Read what is there now."""
+        """Read what is there now: it is the first speaker's."""
         for pipe in self._pipes:
             # More than a pipe holds, yet not without end: what still runs may write as fast as this reads.
             for _ in range(4):
                 if not pipe.read():
                     break
+        self._release(time.monotonic())
 
-    def finish(self) -> None:
-        """The speaker is about to change: tell its last line, and what was left out."""
+    def finish(self, ended: float) -> None:
+        """The first speaker ended at `ended`, and leaves: tell its last line, and what was left out."""
+        if self._held:
+            self._release(ended)
         if not self._spoke and not self.allowance.refused:
             return
         for pipe in self._pipes:
@@ -88,13 +95,30 @@ class Output:
         if refused:
             self._supervisor.said(self._speaker(), "log", _left_out(refused))
 
-    def tail(self) -> str:
-        return self._tail.decode(errors="replace")
+    def _speaker(self) -> Assignment | None:
+        return self._speakers[0] if self._speakers else None
 
-    def took(self, chunk: bytes) -> None:
+    def _release(self, until: float) -> None:
+        while self._held and self._held[0][0] <= until:
+            _, pipe, chunk = self._held.popleft()
+            self._take(pipe, chunk)
+
+    def _take(self, pipe: _Pipe, chunk: bytes) -> None:
         self._spoke = True
         self._tail += chunk
         del self._tail[:-TAIL]
+        pipe.split(chunk)
+
+    def tail(self) -> str:
+        return self._tail.decode(errors="replace")
+
+    def took(self, pipe: _Pipe, chunk: bytes, at: float) -> None:
+        """`chunk` was read from `pipe` at `at`, or a little later."""
+        if len(self._speakers) > 1:
+            self._held.append((at, pipe, chunk))
+        else:
+            self._release(at)
+            self._take(pipe, chunk)
 
     def tell(self, stream: str, line: bytes) -> None:
         if self.allowance.grant(len(line)):
@@ -124,6 +148,7 @@ class _Pipe:
         """Take what one read gives; False where there was nothing."""
         if self.fd < 0:
             return False
+        at = time.monotonic()
         try:
             chunk = os.read(self.fd, _CHUNK)
         except BlockingIOError:
@@ -131,13 +156,15 @@ class _Pipe:
         if not chunk:
             self.close()
             return False
-        self._output.took(chunk)
+        self._output.took(self, chunk, at)
+        return True
+
+    def split(self, chunk: bytes) -> None:
         *lines, self._partial = (self._partial + chunk).split(b"\n")
         for line in lines:
             self._output.tell(self._stream, line.removesuffix(b"\r"))
         if len(self._partial) > _LONGEST_LINE:
             self.end_line()
-        return True
 
     def end_line(self) -> None:
         if self._partial:

@@ -36,6 +36,7 @@ import functools
 import logging
 import os
 import sys
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -47,7 +48,6 @@ from executor_adapter.pools.calls import Payload, make_payload
 from executor_adapter.pools.crew import START_FAILURES, Crew
 from executor_adapter.pools.encoding import encode_function
 from executor_adapter.pools.handle import SharedPath, WorkerHandle
-from executor_adapter.pools.launcher import current_path
 from executor_adapter.pools.memory_watch import MemoryWatch
 from executor_adapter.pools.process_tree import resident
 from executor_adapter.pools.reports import discard, tell_result, tell_said
@@ -103,7 +103,7 @@ class ProcessPool(WorkerPool):
         self._crew = Crew(supervisor, max_workers, settings, on_frames=self._on_frames, on_gone=self._on_gone)
         self._max_jobs = max_jobs_per_worker or sys.maxsize
         self._max_rss_growth = max_rss_growth or sys.maxsize
-        self._path = SharedPath(current_path)
+        self._path = SharedPath()
         self._memory = MemoryWatch(supervisor, self._memory_exceeded)
         self._most_busy = 0
         self._given: list[WorkerHandle] = []
@@ -204,8 +204,7 @@ class ProcessPool(WorkerPool):
         except BlockingIOError:
             return False
         except (EOFError, OSError):
-            self._crew.doom(worker)
-            worker.deafen()
+            self._crew.lose_touch(worker)
             return False
         for kind, flags, _, seq, word, first, second, body in frames:
             if kind in _RESULTS:
@@ -232,7 +231,7 @@ class ProcessPool(WorkerPool):
         fd = worker.reader.fds.popleft() if flags & wire.IN_FILE else -1
         if flags & wire.OUTPUT:
             worker.output.drain()
-        worker.output.finish()
+        worker.output.finish(ended)
         assignment = queue[0]
         if assignment.memory_limit is not None:
             self._memory.remove(worker)
@@ -353,7 +352,7 @@ class ProcessPool(WorkerPool):
             pass
         worker.output.drain()
         tail = worker.output.tail()
-        worker.output.finish()
+        worker.output.finish(time.monotonic())
         self._memory.remove(worker)
         begun = worker.freeze()
         left = list(worker.queue)

@@ -41,8 +41,7 @@ def _judge(name: str, module: ModuleType) -> bool:
         return False
     spec = _find_spec(name, parent)
     if spec is None:
-        # Some modules are attributes of their package that put themselves here (os.path, six.moves).
-        return bool(parent) and getattr(module, "__spec__", None) is None and not hasattr(module, "__file__")
+        return False
     file = getattr(module, "__file__", None)
     return spec.origin in ("built-in", "frozen") or file is None or _same_file(spec.origin, file)
 

@@ -12,9 +12,12 @@ import os
 import resource
 import sys
 import termios
+import time
 from typing import TextIO
 
 from executor_adapter.pools import wire
+
+_PATIENCE = 0.25
 
 
 class Stdio:
@@ -52,20 +55,29 @@ class Stdio:
             self._repair()
             return wire.OUTPUT
 
+    def wait_until_read(self) -> None:
+        """Let the host read what the function wrote, before another writes; not for ever, since what it left running
+        may write on."""
+        until = time.monotonic() + _PATIENCE
+        with contextlib.suppress(OSError):
+            while (self._unread(1) or self._unread(2)) and time.monotonic() < until:
+                time.sleep(0.0001)
+
     def _unread(self, fd: int) -> bool:
         fcntl.ioctl(fd, termios.FIONREAD, self._waiting, True)
         return any(self._waiting)
 
     def _repair(self) -> None:
-        for number, fd in self._fds.items():
-            os.dup2(fd, number)
         for stream in (self._stdout, self._stderr):
-            # Its buffer may hold what could not be written: it must not close, or flush into, what is repaired.
+            # Its buffer may hold what could not be written: it must not flush that into what is repaired.
             with contextlib.suppress(Exception):
                 stream.detach().detach()  # type: ignore[attr-defined]
-        self._stdout = _stream(1)
-        self._stderr = _stream(2)
-        self._put_streams()
+        with contextlib.suppress(OSError):  # it closed all: then the socket too, as will be seen
+            for number, fd in self._fds.items():
+                os.dup2(fd, number)
+            self._stdout = _stream(1)
+            self._stderr = _stream(2)
+            self._put_streams()
 
 
 class Memory:

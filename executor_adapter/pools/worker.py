@@ -131,6 +131,8 @@ class Worker:
         peak = self._memory.peak()
         header = wire.HEADER.pack(len(body), kind, flags, 0, call.seq, peak, started, ended)
         self._channel.send(header + body, None if file is None else file.fd)
+        if flags & wire.OUTPUT:
+            self._stdio.wait_until_read()
         self._take_signals()
 
     def _next(self) -> Call | None:

@@ -109,7 +109,15 @@ def echo(value: Any) -> Any:
     return value
 
 
-def nap(seconds: float) -> float:
+def announce(path: str, text: str = "") -> None:
+    """Write the text, or the pid, to the path, so that whoever finds it finds all of it."""
+    Path(path + ".new").write_text(text or str(os.getpid()))
+    os.rename(path + ".new", path)
+
+
+def nap(seconds: float, path: str | None = None) -> float:
+    if path is not None:
+        announce(path)
     time.sleep(seconds)
     return seconds
 
@@ -243,19 +251,21 @@ def fork_and_return() -> int:
 # --- that are hard to end ---
 
 
-def hold_gil(seconds: int) -> None:
+def hold_gil(seconds: int, path: str | None = None) -> None:
+    if path is not None:
+        announce(path)
     ctypes.PyDLL(None).sleep(seconds)
 
 
 def ignore_sigterm(path: str, seconds: float) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    Path(path).write_text(str(os.getpid()))
+    announce(path)
     time.sleep(seconds)
 
 
 def clean_up_at_end(path: str) -> None:
     try:
-        Path(path).write_text("begun")
+        announce(path, "begun")
         time.sleep(30)
     finally:
         Path(path).write_text("cleaned")
@@ -263,7 +273,7 @@ def clean_up_at_end(path: str) -> None:
 
 def watch_flag(path: str) -> str:
     assert not current_job().cancelled
-    Path(path).write_text("begun")
+    announce(path, "begun")
     while not current_job().cancelled:
         time.sleep(0.005)
     Path(path).write_text("saw it")
@@ -271,7 +281,7 @@ def watch_flag(path: str) -> str:
 
 
 def stop_self(path: str) -> None:
-    Path(path).write_text(str(os.getpid()))
+    announce(path)
     os.kill(os.getpid(), signal.SIGSTOP)
     time.sleep(30)
 
@@ -281,8 +291,7 @@ def leave_daemon(path: str, then: Callable[[], Any] | None = None) -> None:
     if os.fork() == 0:
         os.setsid()
         if os.fork() == 0:
-            Path(path + ".new").write_text(str(os.getpid()))
-            os.rename(path + ".new", path)
+            announce(path)
             time.sleep(60)
         os._exit(0)
     while not Path(path).exists():
@@ -293,17 +302,13 @@ def leave_daemon(path: str, then: Callable[[], Any] | None = None) -> None:
         then()
 
 
-def catch_soft_timeout() -> str:
+def catch_soft_timeout(path: str) -> str:
     try:
+        announce(path)
         time.sleep(30)
     except Exception as error:
         return type(error).__name__
     return "slept"
-
-
-def mark(path: str, seconds: float) -> None:
-    Path(path).write_text(str(os.getpid()))
-    time.sleep(seconds)
 
 
 def fail_to_initialize() -> None:

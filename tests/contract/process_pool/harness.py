@@ -151,6 +151,13 @@ class Harness:
         self.until_ended(assignment)
         return self.endings[assignment][2]
 
+    def stop(self, assignment: Assignment, *, grace: float) -> float:
+        """Stop it; the seconds until nothing of it was alive."""
+        asked = self.now()
+        self.pool.stop(assignment, grace=grace)
+        assert self.ending(assignment) is Ending.STOPPED
+        return self.now() - asked
+
     def said_by(self, assignment: Assignment, topic: str) -> list[Any]:
         return [content for speaker, its_topic, content in self.sayings if (speaker, its_topic) == (assignment, topic)]
 
@@ -175,6 +182,11 @@ def harness(max_workers: int = 2, **options: Any) -> Iterator[Harness]:
         yield made
     finally:
         made.close()
+
+
+def text_of(path: Path) -> str:
+    """What is in the file; nothing where there is none yet."""
+    return path.read_text() if path.exists() else ""
 
 
 def alive(pid: int) -> bool:

@@ -1,0 +1,218 @@
+"""Ending what runs: stop, recall, soft timeouts, memory limits."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from executor_adapter.exceptions import (
+    MemoryLimitError,
+    SoftTimeoutError,
+)
+from executor_adapter.pools.base import Ending
+from tests.contract.process_pool import functions
+from tests.contract.process_pool.harness import Harness, alive, harness, text_of
+
+# --- stopping ---
+
+
+def test_a_call_that_holds_the_gil_is_stopped_at_once(pool: Harness, tmp_path: Path) -> None:
+    assignment = pool.give(functions.hold_gil, 60, str(tmp_path / "pid"))
+    pool.until((tmp_path / "pid").exists)
+    assert pool.stop(assignment, grace=0) < 1.0
+    assert not alive(int((tmp_path / "pid").read_text()))
+
+
+def test_a_function_is_asked_to_end_and_cleans_up(pool: Harness, tmp_path: Path) -> None:
+    path = tmp_path / "note"
+    assignment = pool.give(functions.clean_up_at_end, str(path))
+    pool.until(lambda: text_of(path) == "begun")
+    assert pool.stop(assignment, grace=10) < 5.0
+    assert path.read_text() == "cleaned"
+
+
+def test_a_function_that_looks_at_the_flag_ends_by_itself(pool: Harness, tmp_path: Path) -> None:
+    path = tmp_path / "note"
+    assignment = pool.give(functions.watch_flag, str(path))
+    pool.until(lambda: text_of(path) == "begun")
+    assert pool.stop(assignment, grace=10) < 5.0
+    assert path.read_text() == "saw it"
+
+
+def test_functions_that_ignore_sigterm_are_killed_side_by_side(tmp_path: Path) -> None:
+    with harness(3) as pool:
+        paths = [tmp_path / str(number) for number in range(3)]
+        assignments = [pool.give(functions.ignore_sigterm, str(path), 30) for path in paths]
+        pool.until(lambda: all(text_of(path) for path in paths))
+        asked = time.monotonic()
+        for assignment in assignments:
+            pool.pool.stop(assignment, grace=0.3)
+        pool.until_ended(*assignments)
+        took = time.monotonic() - asked
+    print(f"killed {took - 0.3:.4f} s after their grace")
+    assert 0.3 <= took < 1.3
+    assert not any(alive(int(path.read_text())) for path in paths)
+
+
+def test_the_shorter_grace_counts(pool: Harness, tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    assignment = pool.give(functions.ignore_sigterm, str(path), 30)
+    pool.until(lambda: text_of(path))
+    pool.pool.stop(assignment, grace=20)
+    assert pool.stop(assignment, grace=0.05) < 2.0
+
+
+def test_a_stopped_worker_is_killed(pool: Harness, tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    assignment = pool.give(functions.stop_self, str(path))
+    pool.until(lambda: text_of(path))
+    assert pool.stop(assignment, grace=0.05) < 2.0
+    assert not alive(int(path.read_text()))
+
+
+@pytest.mark.parametrize("grace", [0.0, 5.0])
+def test_a_descendant_in_a_session_of_its_own_goes_too(pool: Harness, tmp_path: Path, grace: float) -> None:
+    path = tmp_path / "pid"
+    assignment = pool.give(functions.leave_daemon, str(path))
+    pool.until(path.exists)
+    assert pool.stop(assignment, grace=grace) < 3.0
+    assert not alive(int(path.read_text()))
+
+
+def test_a_descendant_goes_when_its_worker_crashes(pool: Harness, tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    assignment = pool.give(functions.leave_daemon, str(path), functions.crash)
+    assert pool.ending(assignment) is Ending.CRASHED
+    assert not alive(int(path.read_text()))
+
+
+def test_what_has_not_begun_is_stopped_without_harm() -> None:
+    with harness(1) as pool:
+        pool.value(pool.give(functions.pid))
+        running = pool.give(functions.nap, 0.2, short=True)
+        behind = [pool.give(functions.add, number, 1, short=True) for number in range(4)]
+        pool.until(lambda: not pool.pending)
+        pool.pool.stop(behind[1], grace=0)
+        assert pool.endings[behind[1]][0] is Ending.STOPPED
+        pool.until_ended(running, *behind)
+        assert pool.ending(running) is Ending.RETURNED
+        assert [pool.value(behind[index]) for index in (0, 2, 3)] == [1, 3, 4]
+        assert pool.hand_backs == [behind[2], behind[3]]
+
+
+def test_stopping_one_hands_back_those_behind(tmp_path: Path) -> None:
+    with harness(1) as pool:
+        pool.value(pool.give(functions.pid))
+        running = pool.give(functions.nap, 30, str(tmp_path / "pid"), short=True)
+        behind = [pool.give(functions.add, number, 1, short=True) for number in range(4)]
+        pool.until((tmp_path / "pid").exists)
+        assert not pool.pending
+        pool.pool.stop(running, grace=0)
+        assert pool.hand_backs == behind
+        pool.until_ended(running, *behind)
+        assert pool.ending(running) is Ending.STOPPED
+        assert [pool.value(each) for each in behind] == [1, 2, 3, 4]
+
+
+def test_recall_takes_back_what_has_not_begun(tmp_path: Path) -> None:
+    with harness(1) as pool:
+        pool.value(pool.give(functions.pid))
+        running = pool.give(functions.hold_gil, 1, str(tmp_path / "pid"), short=True)
+        behind = [pool.give(functions.pid, short=True) for _ in range(3)]
+        pool.until((tmp_path / "pid").exists)
+        assert not pool.pending
+        assert not pool.pool.recall(running)
+        assert pool.pool.recall(behind[1])
+        assert pool.hand_backs == behind[1:]
+        assert not pool.pool.recall(behind[1])
+        pool.until_ended(running, *behind)
+        assert all(pool.ending(each) is Ending.RETURNED for each in (running, *behind))
+
+
+def test_stop_and_recall_of_what_was_never_sent(pool: Harness) -> None:
+    stopped, recalled = pool.give(functions.pid), pool.give(functions.pid)
+    pool.pending.clear()
+    pool.pool.start(stopped)
+    pool.pool.start(recalled)
+    pool.pool.stop(stopped, grace=5)
+    assert pool.endings[stopped][0] is Ending.STOPPED
+    assert pool.pool.recall(recalled)
+    assert pool.hand_backs == [recalled]
+    assert pool.pool.busy == 0
+    assert pool.value(recalled) > 0
+
+
+def test_stopping_what_is_over_is_harmless(pool: Harness) -> None:
+    assignment = pool.give(functions.pid)
+    pool.value(assignment)
+    pool.pool.stop(assignment, grace=0)
+    pool.pool.interrupt(assignment)
+    assert not pool.pool.recall(assignment)
+    assert pool.value(pool.give(functions.add, 1, 1)) == 2
+
+
+def test_capacity_is_back_at_once_after_a_kill(pool: Harness, tmp_path: Path) -> None:
+    first = pool.give(functions.nap, 30, str(tmp_path / "pid"))
+    pool.until((tmp_path / "pid").exists)
+    pool.until(lambda: len(pool.pool.pids) == 2)
+    pool.stop(first, grace=0)
+    asked = time.monotonic()
+    assert pool.value(pool.give(functions.add, 1, 1)) == 2
+    took = time.monotonic() - asked
+    print(f"next job ended {took:.4f} s after the kill")
+    assert took < 1.0
+
+
+# --- soft timeout ---
+
+
+def test_interrupt_raises_in_the_function_and_logs_where(pool: Harness, tmp_path: Path) -> None:
+    assignment = pool.give(functions.catch_soft_timeout, str(tmp_path / "pid"))
+    pool.until((tmp_path / "pid").exists)
+    pool.pool.interrupt(assignment)
+    assert pool.value(assignment) == "SoftTimeoutError"
+    (record,) = pool.said_by(assignment, "log")
+    assert "in catch_soft_timeout" in record["message"]
+
+
+def test_a_soft_timeout_that_is_not_caught_is_the_error(pool: Harness, tmp_path: Path) -> None:
+    assignment = pool.give(functions.nap, 30, str(tmp_path / "pid"))
+    pool.until((tmp_path / "pid").exists)
+    pool.pool.interrupt(assignment)
+    assert isinstance(pool.error(assignment), SoftTimeoutError)
+    assert pool.value(pool.give(functions.add, 1, 1)) == 2
+
+
+# --- memory ---
+
+
+def test_a_tree_that_outgrows_its_limit_is_killed(pool: Harness) -> None:
+    assignment = pool.give(functions.hold_memory, 200 << 20, 30, memory_limit=100 << 20)
+    error = pool.error(assignment)
+    assert pool.ending(assignment) is Ending.CRASHED
+    assert isinstance(error, MemoryLimitError)
+    assert error.exit_signal == signal.SIGKILL
+    assert assignment.peak_rss is not None
+    assert assignment.peak_rss > 100 << 20
+
+
+def test_one_within_its_limit_is_left_alone_and_measured(pool: Harness) -> None:
+    assignment = pool.give(functions.hold_memory, 64 << 20, 0.2, memory_limit=400 << 20)
+    assert pool.value(assignment) == 64 << 20
+    assert assignment.peak_rss is not None
+    assert 64 << 20 < assignment.peak_rss < 400 << 20
+
+
+def test_the_peak_is_each_attempt_s_own() -> None:
+    with harness(1) as pool:
+        large = pool.give(functions.hold_memory, 100 << 20, 0)
+        pool.value(large)
+        small = pool.give(functions.pid)
+        pool.value(small)
+    assert large.pid == small.pid
+    assert large.peak_rss is not None
+    assert small.peak_rss is not None
+    assert small.peak_rss < large.peak_rss - (50 << 20)

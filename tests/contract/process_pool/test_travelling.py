@@ -1,0 +1,193 @@
+"""What travels to a worker and back: functions, arguments, results, exceptions."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from executor_adapter.exceptions import (
+    InvalidJobError,
+    JobError,
+    JobSerializationError,
+)
+from executor_adapter.pools.base import Assignment, Ending
+from tests.contract.process_pool import functions
+from tests.contract.process_pool.harness import Harness, harness, open_descriptors
+
+# --- what travels ---
+
+
+def make_closure(base: int) -> Callable[[int], int]:
+    return lambda value: base + value
+
+
+class Adder:
+    def __init__(self, base: int) -> None:
+        self.base = base
+
+    def add(self, value: int) -> int:
+        return self.base + value
+
+    def __call__(self, value: int) -> int:
+        return self.base + value
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        pytest.param(lambda value: value + 1, id="lambda"),
+        pytest.param(make_closure(1), id="closure"),
+        pytest.param(functools.partial(functions.add, 1), id="partial"),
+        pytest.param(functools.partial(make_closure(0), 3), id="partial of a closure"),
+        pytest.param(Adder(1).add, id="bound method"),
+        pytest.param(Adder(1), id="callable object"),
+        pytest.param((1).__add__, id="method of a builtin"),
+    ],
+)
+def test_any_callable_travels(pool: Harness, function: Any) -> None:
+    args = () if isinstance(function, functools.partial) and function.args == (3,) else (2,)
+    assert pool.value(pool.give(function, *args)) == 3
+
+
+def test_a_reference_travels(pool: Harness) -> None:
+    assert pool.value(pool.give("operator:add", 1, 2)) == 3
+
+
+@pytest.mark.parametrize("reference", ["no_such_module:f", "operator:no_such_function", "sys:path"])
+def test_a_reference_that_leads_nowhere_is_refused(pool: Harness, reference: str) -> None:
+    with pytest.raises(InvalidJobError, match=reference):
+        pool.give(reference)
+
+
+@pytest.mark.parametrize("name", ["__prefect_loader_123__", "flow_of_a_file", "os.path.of_nobody"])
+def test_a_module_that_a_child_would_not_find_travels_by_value(
+    pool: Harness, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its functions call one another, and its classes are the same ones when they come back."""
+    module = type(sys)(name)
+    monkeypatch.setitem(sys.modules, name, module)
+    source = (
+        "import dataclasses\n"
+        "FACTOR = 3\n"
+        "@dataclasses.dataclass\n"
+        "class Row:\n    value: int\n"
+        "def times(row):\n    return Row(row.value * FACTOR)\n"
+        "def main(row):\n    return times(row)\n"
+    )
+    exec(source, vars(module))
+    result = pool.value(pool.give(module.main, module.Row(2)))
+    assert type(result) is module.Row
+    assert result.value == 6
+    module.FACTOR = 5
+    assert pool.value(pool.give(module.main, module.Row(2))).value == 10
+
+
+def test_a_module_hidden_by_another_file_travels_by_value(
+    pool: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that was loaded under its stem, where the path leads to another file of that name."""
+    (tmp_path / "hidden_flow.py").write_text("def answer():\n    return 'the other'\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = type(sys)("hidden_flow")
+    module.__file__ = str(tmp_path / "elsewhere" / "hidden_flow.py")
+    monkeypatch.setitem(sys.modules, "hidden_flow", module)
+    exec("def answer():\n    return 'this one'\n", vars(module))
+    assert pool.value(pool.give(module.answer)) == "this one"
+
+
+def test_main_travels_by_value(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import dataclasses\n"
+        "from tests.contract.process_pool.harness import harness\n"
+        "@dataclasses.dataclass\n"
+        "class Row:\n    value: int\n"
+        "def helper(row): return Row(row.value + 1)\n"
+        "def main(row): return helper(row)\n"
+        "if __name__ == '__main__':\n"
+        "    with harness() as pool:\n"
+        "        result = pool.value(pool.give(main, Row(1)))\n"
+        "        assert type(result) is Row\n"
+        "        print(result)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()}
+    )
+    assert (done.stdout, done.stderr) == ("Row(value=2)\n", "")
+
+
+def test_an_argument_that_cannot_travel_is_refused_by_name(pool: Harness) -> None:
+    with pytest.raises(JobSerializationError, match=r"argument 2 \(a lock\).*pass something that describes it"):
+        pool.give(functions.accept, 1, threading.Lock())
+    with pytest.raises(JobSerializationError, match="argument 'handle'"):
+        pool.give(functions.accept, kwargs={"handle": threading.Lock()})
+
+
+def test_a_function_that_cannot_travel_is_refused(pool: Harness) -> None:
+    lock = threading.Lock()
+    with pytest.raises(JobSerializationError, match="leave out what it captures"):
+        pool.give(lambda: lock)
+
+
+def test_large_values_travel_both_ways_and_are_freed(pool: Harness) -> None:
+    numpy = pytest.importorskip("numpy")
+    pandas = pytest.importorskip("pandas")
+    pool.value(pool.give(functions.pid))
+    before = open_descriptors()
+    table = pandas.DataFrame({"a": numpy.arange(500_000), "b": numpy.random.random(500_000)})
+    back = pool.value(pool.give(functions.echo, table))
+    pandas.testing.assert_frame_equal(back, table)
+    assert pool.value(pool.give(functions.large_bytes, 3 << 20)) == bytes(3 << 20)
+    assert pool.value(pool.give(functions.echo, [b"x" * (1 << 20)] * 3)) == [b"x" * (1 << 20)] * 3
+    changed = pool.value(pool.give(functions.overwrite, numpy.zeros(300_000)))
+    changed += 1
+    assert changed.sum() == 600_000
+    del back, changed
+    pool.endings.clear()
+    pool.starts.clear()
+    assert open_descriptors() == before
+
+
+def test_an_argument_is_the_same_in_every_attempt(pool: Harness) -> None:
+    """What a function does to a large argument is its own affair."""
+    numpy = pytest.importorskip("numpy")
+    first = pool.give(functions.overwrite, numpy.zeros(300_000))
+    assert pool.value(first).sum() == 300_000
+    again = Assignment(first.job, 2, first.payload)
+    pool.pending.append(again)
+    assert pool.value(again).sum() == 300_000
+
+
+# --- exceptions ---
+
+
+def test_an_exception_arrives_with_its_traceback(pool: Harness) -> None:
+    assignment = pool.give(functions.fail)
+    error = pool.error(assignment)
+    assert pool.ending(assignment) is Ending.RAISED
+    assert type(error) is LookupError
+    assert "process_pool/functions.py" in str(error.__cause__)
+    assert "attempt.py" not in str(error.__cause__)
+
+
+def test_an_exception_that_cannot_travel_is_told_with_its_code(pool: Harness) -> None:
+    error = pool.error(pool.give(functions.raise_cannot_load))
+    assert type(error) is JobError
+    assert str(error) == "CannotLoad: hold on"
+    assert error.error_code == "RATE_LIMITED"
+
+
+def test_sys_exit_is_the_job_s_error_and_the_worker_lives_on() -> None:
+    with harness(1) as pool:
+        first = pool.give(functions.exit_in_python)
+        assert str(pool.error(first)) == "the function called sys.exit(5)"
+        assert pool.ending(first) is Ending.RAISED
+        assert pool.value(pool.give(functions.pid)) == first.pid
