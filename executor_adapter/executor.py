@@ -82,7 +82,7 @@ class JobExecutor:
             raise ValueError(f"max_pending={max_pending} leaves no place: give at least 1, or None for no bound")
         self.max_workers = max_workers
         self.config = config if config is not None else load_config()
-        self._supervisor = Supervisor(
+        self._supervisor = self._make_supervisor(
             max_workers=max_workers,
             make_pool=functools.partial(_make_pool, max_workers, self.config, initializer and (initializer, initargs)),
             observers=tuple(observers),
@@ -265,6 +265,9 @@ class JobExecutor:
         """Called after each attempt that failed."""
 
     # --- inside ---
+
+    def _make_supervisor(self, **options: Any) -> Supervisor:
+        return Supervisor(**options)
 
     def _in_order(self, jobs: Iterator[Job], limit: int) -> Iterator[JobResult]:
         with _cancelling() as futures:

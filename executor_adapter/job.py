@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serializer
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.retry import RetryPolicy
+from executor_adapter.retry import RetryPolicy, in_force
 
 if TYPE_CHECKING:
     from executor_adapter.futures import JobFuture
@@ -410,7 +410,7 @@ class Job(BaseModel):
     @property
     def policy(self) -> RetryPolicy:
         """The retry policy in force: `retry`, else one of `retry_attempts` and `retry_delay`."""
-        return self.retry or _simple_policy(self.retry_attempts, self.retry_delay)
+        return in_force(self.retry or _simple_policy(self.retry_attempts, self.retry_delay))
 
     def advance(self, status: JobStatus, *, at: float | None = None) -> None:
         """Enter `status` at the wall-clock time `at` (seconds since the epoch; default now).
@@ -439,7 +439,6 @@ def _aware(timestamp: float | None) -> datetime | None:
 
 @functools.lru_cache(maxsize=256)
 def _simple_policy(retry_attempts: int, retry_delay: float) -> RetryPolicy:
-    # crash_attempts may not exceed what is asked for in all.
     return RetryPolicy(retry_attempts=retry_attempts, retry_delay=retry_delay)
 
 

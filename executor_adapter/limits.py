@@ -14,13 +14,17 @@ SHORT_RUN = 0.002
 """Seconds: functions that take less on average may have others lie ready behind them."""
 
 
-class StopReason(enum.Enum):
-    """Why an attempt is ended."""
+class StopReason(enum.IntEnum):
+    """Why an attempt is ended. A later one outweighs an earlier: who cancels what is past its limit wants no retry."""
 
-    LIMIT = "past max_runtime"
-    STALL = "no progress within stall_timeout"
-    DEADLINE = "past the deadline over all attempts"
-    CANCEL = "cancelled"
+    LIMIT = enum.auto()
+    """Past max_runtime."""
+    STALL = enum.auto()
+    """No progress within stall_timeout."""
+    DEADLINE = enum.auto()
+    """Past the deadline over all attempts."""
+    CANCEL = enum.auto()
+    """Cancelled."""
 
 
 class RunningAttempts:
@@ -63,9 +67,9 @@ class RunningAttempts:
         return reason
 
     def stopping(self, assignment: Assignment, reason: StopReason) -> None:
-        """It is being stopped; the first reason counts."""
+        """It is being stopped; the weightiest reason counts."""
         self._attempts.add(assignment)
-        if assignment.stop_reason is None:
+        if assignment.stop_reason is None or assignment.stop_reason < reason:
             assignment.stop_reason = reason
 
     def apply(

@@ -68,7 +68,7 @@ class SupervisorLoop:
         self._inbox: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._asleep = False
         self._woken = False
-        self._stopped = False
+        self.stopped = False
         self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.watch(self._wake_reader, self._drain_wake_pipe)
 
@@ -116,12 +116,12 @@ class SupervisorLoop:
             self._cancelled_timers = 0
 
     def stop(self) -> None:
-        self._stopped = True
+        self.stopped = True
 
     def run(self) -> None:
         """Turn until `stop`, then close."""
         try:
-            while not self._stopped:
+            while not self.stopped:
                 self._turn()
         finally:
             self.close()
@@ -132,13 +132,21 @@ class SupervisorLoop:
         os.close(self._wake_reader)
         os.close(self._wake_writer)
 
-    def _turn(self) -> None:
+    def run_due(self) -> None:
+        """Turn without sleeping until nothing more is due: for tests, which move the clock in between."""
+        due = True
+        while due and not self.stopped:
+            self._turn(may_sleep=False)
+            due = self._woken or bool(self._inbox) or bool(self._timers and self._timers[0].when <= self.now())
+
+    def _turn(self, *, may_sleep: bool = True) -> None:
         self._woken = False
         self._run_inbox()
         self._run_timers()
         timeout = self._time_to_sleep(self.before_sleep())
         self._asleep = True
-        if self._woken or self._inbox or self._stopped:  # looked at after _asleep is set: no wake-up is missed
+        # Looked at after _asleep is set: no wake-up is missed.
+        if self._woken or self._inbox or self.stopped or not may_sleep:
             timeout = 0.0
         events = self._selector.select(timeout)
         self._asleep = False

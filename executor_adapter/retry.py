@@ -58,6 +58,25 @@ class RetryPolicy(BaseModel):
     rules: tuple[RetryRule, ...] = ()
 
 
+_attempts_in_tests: int | None = None
+
+
+def limit_attempts(attempts: int | None) -> int | None:
+    """Let no job have more than `attempts`, without delays (None: as its policy says); what held before. For tests."""
+    global _attempts_in_tests
+    before, _attempts_in_tests = _attempts_in_tests, attempts
+    return before
+
+
+def in_force(policy: RetryPolicy) -> RetryPolicy:
+    """The policy itself, but for tests that limit attempts."""
+    if _attempts_in_tests is None:
+        return policy
+    fewer = min(policy.retry_attempts, _attempts_in_tests - 1)
+    rules = tuple(rule.model_copy(update={"retry_delay": 0.0}) for rule in policy.rules)
+    return policy.model_copy(update={"retry_attempts": fewer, "retry_delay": 0.0, "rules": rules})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryDecision:
     """Whether another attempt follows, when, and under which changed terms."""

@@ -77,6 +77,8 @@ class Supervisor:
             self._dispatcher.throttle = Throttle(
                 tool_limits, now=clock, call_at=self.call_at, let_go=self._dispatcher.push_front
             )
+        self._starts_nothing = False
+        """Shut down in a way that lets no further attempt begin."""
         self._pools_open = 0
 
     # ------------------------------------------------------------------ from any thread
@@ -92,10 +94,13 @@ class Supervisor:
         live.driver = driver
         live.queued_at = self.now()
         future = self.intake.enter(job, JobFuture(job, self), timeout)
+        self._wake()
+        return future
+
+    def _wake(self) -> None:
         if self._thread.ident is None:
             self._start_thread()
         self._loop.wake()
-        return future
 
     def cancel(self, job: Job) -> bool:
         """Ask for the job's end; False where it is over, or not this executor's."""
@@ -117,13 +122,15 @@ class Supervisor:
     def close(self, *, cancel_pending: bool, cancel_running: bool) -> None:
         """Take no more jobs; end once those there are over. Calling again with more to cancel hastens it."""
         self.intake.close()
-        with self._start_lock:
-            started = self._thread.ident is not None
-        if started:
+        if self._is_started():
             self.call_soon(self._close, cancel_pending, cancel_running)
         elif not self.closed.is_set():
             self._loop.close()
             self._over()
+
+    def _is_started(self) -> bool:
+        with self._start_lock:
+            return self._thread.ident is not None
 
     def _start_thread(self) -> None:
         with self._start_lock:
@@ -150,10 +157,14 @@ class Supervisor:
         self._dispatcher.run(self._start, self._start_behind)
         for pool in self.pools.values():
             pool.flush()
+        self.apply_limits()
+        return self._running.due
+
+    def apply_limits(self) -> None:
+        """Interrupt and stop what is past its limits by now."""
         now = self.now()
         if self._running.due <= now:
             self._running.apply(now, self._interrupt, self._stop)
-        return self._running.due
 
     def _accept_submitted(self) -> None:
         submitted = self.intake.submitted
@@ -257,7 +268,7 @@ class Supervisor:
             self._record(assignment, None)
             self._succeeded(job, value)
             return
-        if ending is Ending.STOPPED or ending is Ending.ABANDONED:
+        if reason is not None or ending is Ending.STOPPED or ending is Ending.ABANDONED:
             error = stop_error(job, reason)
         elif isinstance(error, SoftTimeoutError):
             error = soft_timeout_error(job, error)
@@ -337,6 +348,9 @@ class Supervisor:
             self.give_up(job, decision, error)
 
     def decide(self, job: Job, error: BaseException) -> RetryDecision:
+        """What follows an attempt that ended with `error`."""
+        if self._starts_nothing:
+            return RetryDecision(retry=False, reason="the executor is shut down")
         live = job._live
         return decide(
             job.policy,
@@ -450,6 +464,7 @@ class Supervisor:
     # --- shutting down ---
 
     def _close(self, cancel_pending: bool, cancel_running: bool) -> None:
+        self._starts_nothing |= cancel_pending or cancel_running
         for job in list(self.intake.jobs.values()):
             running = job.status is JobStatus.RUNNING
             if cancel_running or (cancel_pending and not running):

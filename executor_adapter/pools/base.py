@@ -36,8 +36,8 @@ class Assignment:
 
     __slots__ = (
         "checkpoint", "context", "ended_at", "exit_code", "exit_signal", "hard_limit", "job", "memory_limit", "number",
-        "payload", "peak_rss", "pid", "run_time", "scope", "short", "soft_limit", "stall_limit", "started_at", "stop_asked_at",
-        "stop_reason", "worker",
+        "payload", "peak_rss", "pid", "run_time", "scope", "short", "soft_limit", "stall_limit", "started_at",
+        "stop_asked_at", "stop_reason", "worker",
     )  # fmt: skip
 
     def __init__(self, job: Job, number: int, payload: Any) -> None:

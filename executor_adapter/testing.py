@@ -1,0 +1,174 @@
+"""For users' own tests: jobs that run inline on a clock that the test moves, and retries that do not wait.
+
+from executor_adapter.testing import InlineExecutor, set_testing
+
+def test_a_failed_collection_is_tried_again_after_a_minute():
+    with InlineExecutor() as executor:
+        future = executor.submit(Job(function=collect, retry_delay=60.0, retry=...))
+        executor.clock.advance(61)
+        assert future.result(timeout=0) == ...
+
+def test_without_retries():
+    with set_testing(attempts=1):
+        ...
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+from executor_adapter.config import Settings
+from executor_adapter.context import enter_job, leave_job
+from executor_adapter.executor import JobExecutor
+from executor_adapter.functions import resolve
+from executor_adapter.pools.base import Assignment, Ending, WorkerPool
+from executor_adapter.pools.base import Supervisor as PoolSupervisor
+from executor_adapter.pools.thread import job_context, open_scope
+from executor_adapter.retry import limit_attempts
+from executor_adapter.supervisor import Supervisor
+
+__all__ = ["FakeClock", "InlineExecutor", "set_testing"]
+
+
+class FakeClock:
+    """A monotonic clock in seconds that stands still until it is moved; calling it gives the time."""
+
+    def __init__(self, start: float = 0.0) -> None:
+        self.time = start
+        self.on_advance: list[Callable[[], None]] = []
+
+    def __call__(self) -> float:
+        return self.time
+
+    def advance(self, seconds: float) -> None:
+        """Move it on, and let happen what is due by then.
+
+        Raises:
+            ValueError: time does not run backwards.
+        """
+        if seconds < 0:
+            raise ValueError(f"seconds={seconds}: a monotonic clock does not go back")
+        self.time += seconds
+        for callback in self.on_advance:
+            callback()
+
+
+class set_testing:
+    """Let no job have more than `attempts`, and no retry wait; until left as a context manager, or `restore`."""
+
+    def __init__(self, *, attempts: int = 1) -> None:
+        if attempts < 1:
+            raise ValueError(f"attempts={attempts} runs no job: give at least 1")
+        self._before = limit_attempts(attempts)
+
+    def restore(self) -> None:
+        limit_attempts(self._before)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.restore()
+
+
+class InlineExecutor(JobExecutor):
+    """A JobExecutor without threads and processes: `submit` runs the job before it returns, in the caller's thread.
+
+    Delays, limits and timeouts follow `clock`; a function that moves the clock past its max_runtime is timed out when
+    it returns. Retries, priorities, observers, `cancel` and `drive` are the real ones.
+    """
+
+    def __init__(self, max_workers: int = 1, *, clock: FakeClock | None = None, **options: Any) -> None:
+        self.clock = clock or FakeClock()
+        super().__init__(max_workers, **({"config": Settings()} | options))
+
+    def _make_supervisor(self, **options: Any) -> Supervisor:
+        return InlineSupervisor(**(options | {"clock": self.clock, "make_pool": InlinePool}))
+
+
+class InlineSupervisor(Supervisor):
+    """A supervisor that turns on its callers' thread, whenever something was asked of it or its clock was moved."""
+
+    def __init__(self, *, clock: FakeClock, **options: Any) -> None:
+        super().__init__(clock=clock, **options)
+        self._turning = False
+        clock.on_advance.append(self.turn)
+
+    def turn(self) -> None:
+        """Do all that is due; nothing where it is called from within."""
+        if self._turning or self.closed.is_set():
+            return
+        self._turning = True
+        try:
+            self._loop.run_due()
+            if self._loop.stopped:
+                self._loop.close()
+                self._over()
+        finally:
+            self._turning = False
+
+    def call_soon(self, callback: Callable[..., None], *args: Any) -> None:
+        super().call_soon(callback, *args)
+        self.turn()
+
+    def _wake(self) -> None:
+        self.turn()
+
+    def _is_started(self) -> bool:
+        return not self.closed.is_set()
+
+
+class InlinePool(WorkerPool):
+    """Runs each function on the supervisor's thread, which is the caller's."""
+
+    name: ClassVar[str] = "inline"
+
+    def __init__(self, name: str, supervisor: PoolSupervisor) -> None:
+        super().__init__(supervisor, max_workers=1)
+        self._stopped: set[Assignment] = set()
+
+    def start(self, assignment: Assignment) -> None:
+        self.busy += 1
+        self.supervisor.started(assignment, self.supervisor.now())
+        self.supervisor.call_soon(self._run, assignment)
+
+    def stop(self, assignment: Assignment, *, grace: float) -> None:
+        self._stopped.add(assignment)
+
+    def close(self, on_closed: Callable[[], None]) -> None:
+        on_closed()
+
+    def _run(self, assignment: Assignment) -> None:
+        ending, value, error = self._outcome(assignment)
+        assignment.ended_at = self.supervisor.now()
+        assert isinstance(self.supervisor, Supervisor)
+        self.supervisor.apply_limits()  # it may have moved the clock
+        if assignment in self._stopped:
+            ending = Ending.STOPPED
+        self.busy -= 1
+        self._stopped.discard(assignment)
+        self.supervisor.ended(assignment, ending, value, error)
+
+    def _outcome(self, assignment: Assignment) -> tuple[Ending, Any, BaseException | None]:
+        if assignment in self._stopped:
+            return Ending.STOPPED, None, None
+        try:
+            return Ending.RETURNED, self._call(assignment), None
+        except BaseException as raised:
+            return Ending.RAISED, None, raised
+
+    def _call(self, assignment: Assignment) -> Any:
+        token = enter_job(job_context(assignment, self.supervisor, lambda: assignment in self._stopped))
+        try:
+            with open_scope(assignment):
+                job = assignment.job
+                value = resolve(job.function)(*job.args, **job.kwargs)
+                return asyncio.run(value) if inspect.iscoroutine(value) else value
+        finally:
+            leave_job(token)

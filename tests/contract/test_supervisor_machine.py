@@ -1,0 +1,333 @@
+"""A state machine over the real supervisor: whatever happens in whatever order, every job is accounted for.
+
+The clock is moved by the machine, and the pool is a simulated one that ends attempts as the machine says.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict, deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, ClassVar
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
+
+from executor_adapter import Job, JobStatus, RetryPolicy
+from executor_adapter.driver import JobDriver
+from executor_adapter.exceptions import ExecutorClosedError, JobError, WorkerCrashedError
+from executor_adapter.futures import JobFuture
+from executor_adapter.job import LEGAL_TRANSITIONS, TERMINAL, Transition
+from executor_adapter.pools.base import Assignment, Ending, WorkerPool
+from executor_adapter.pools.base import Supervisor as PoolSupervisor
+from executor_adapter.supervisor import Supervisor
+from executor_adapter.testing import InlineExecutor, InlineSupervisor
+from executor_adapter.throttle import ToolLimit
+
+MAX_WORKERS = 2
+DEPTH = 2
+
+
+class SimulatedWorker:
+    def __init__(self) -> None:
+        self.assigned: deque[Assignment] = deque()
+        self.stopping = False
+
+
+class SimulatedPool(WorkerPool):
+    """Workers that do nothing until they are told how their attempt ends."""
+
+    name: ClassVar[str] = "simulated"
+    can_stop_soft: ClassVar[bool] = True
+
+    def __init__(self, name: str, supervisor: PoolSupervisor) -> None:
+        super().__init__(supervisor, MAX_WORKERS)
+        self.workers: list[SimulatedWorker] = []
+        self.interrupted: list[Assignment] = []
+        self.closed = False
+
+    def start(self, assignment: Assignment) -> None:
+        assert self.busy < MAX_WORKERS
+        assert not self.closed
+        worker = SimulatedWorker()
+        self.workers.append(worker)
+        self.busy += 1
+        self._give(worker, assignment)
+        self.supervisor.started(assignment, self.supervisor.now())
+
+    def start_behind(self, assignment: Assignment) -> bool:
+        for worker in self.workers:
+            if len(worker.assigned) <= DEPTH and not worker.stopping and worker.assigned[0].short:
+                self._give(worker, assignment)
+                return True
+        return False
+
+    def _give(self, worker: SimulatedWorker, assignment: Assignment) -> None:
+        assignment.worker = worker
+        worker.assigned.append(assignment)
+
+    def recall(self, assignment: Assignment) -> bool:
+        worker: SimulatedWorker = assignment.worker
+        if worker.assigned[0] is assignment:
+            return False
+        worker.assigned.remove(assignment)
+        self.supervisor.handed_back(assignment)
+        return True
+
+    def stop(self, assignment: Assignment, *, grace: float) -> None:
+        assert assignment.worker.assigned[0] is assignment
+        assignment.worker.stopping = True
+
+    def interrupt(self, assignment: Assignment) -> None:
+        self.interrupted.append(assignment)
+
+    def close(self, on_closed: Callable[[], None]) -> None:
+        assert not self.workers
+        self.closed = True
+        on_closed()
+
+    # --- what the machine does ---
+
+    def end(
+        self, worker: SimulatedWorker, ending: Ending, value: Any = None, error: BaseException | None = None
+    ) -> None:
+        """The running attempt ends and the worker goes on with what lies ready, as long as it lives."""
+        assignment = worker.assigned.popleft()
+        assignment.ended_at = self.supervisor.now()
+        dies = worker.stopping or ending in (Ending.CRASHED, Ending.ABANDONED)
+        if dies or not worker.assigned:
+            self.workers.remove(worker)
+            self.busy -= 1
+        if dies:
+            for waiting in list(worker.assigned):
+                self.supervisor.handed_back(waiting)
+        self.supervisor.ended(assignment, Ending.STOPPED if worker.stopping else ending, value, error)
+        if not dies and worker.assigned:
+            self.supervisor.started(worker.assigned[0], self.supervisor.now())
+
+    def die_unbegun(self, worker: SimulatedWorker) -> None:
+        """The worker dies before it began what it was given."""
+        self.workers.remove(worker)
+        self.busy -= 1
+        for assignment in list(worker.assigned):
+            self.supervisor.handed_back(assignment)
+
+
+class SimulatedExecutor(InlineExecutor):
+    def _make_supervisor(self, **options: Any) -> Supervisor:
+        return InlineSupervisor(**(options | {"clock": self.clock, "make_pool": SimulatedPool}))
+
+
+def work() -> None: ...
+
+
+def short_work() -> None: ...
+
+
+limits = st.one_of(st.none(), st.sampled_from([0.5, 2.0, 30.0]))
+
+
+class SupervisorMachine(RuleBasedStateMachine):
+    jobs = Bundle("jobs")
+    drivers = Bundle("drivers")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: dict[Job, list[Transition]] = defaultdict(list)
+        self.futures: list[JobFuture] = []
+        self.asked: dict[JobDriver, Future[Any]] = {}
+        self.executor = SimulatedExecutor(
+            MAX_WORKERS, observers=(self._observe,), tool_limits={"api": ToolLimit(max_concurrent=1, rate=1.0, burst=2)}
+        )
+        self.executor.clock.advance(1000.0)
+        self.shut = False
+
+    def _observe(self, transition: Transition) -> None:
+        self.told[transition.job].append(transition)
+
+    @property
+    def pools(self) -> list[SimulatedPool]:
+        return [pool for pool in self.executor._supervisor.pools.values() if isinstance(pool, SimulatedPool)]
+
+    @property
+    def workers(self) -> list[tuple[SimulatedPool, SimulatedWorker]]:
+        return [(pool, worker) for pool in self.pools for worker in pool.workers]
+
+    def _act(self, action: Callable[..., None], *args: Any) -> None:
+        """Let a pool report, on the supervisor's thread as it would be."""
+        self.executor._supervisor.call_soon(action, *args)
+
+    @staticmethod
+    def _job(**fields: Any) -> Job:
+        policy = RetryPolicy(
+            retry_attempts=fields.pop("retries"), crash_attempts=fields.pop("crashes"), retry_delay=fields.pop("delay"),
+            jitter=0.0,
+        )  # fmt: skip
+        return Job(retry=policy, pool="thread", **fields)
+
+    some_job = st.fixed_dictionaries(
+        {
+            "function": st.sampled_from([work, short_work]),
+            "priority": st.integers(-1, 1),
+            "retries": st.integers(0, 3),
+            "crashes": st.integers(0, 2),
+            "delay": st.sampled_from([0.0, 1.0, 60.0]),
+            "max_runtime": limits,
+            "queue_timeout": limits,
+            "deadline": limits,
+            "stall_timeout": limits,
+            "tool_name": st.sampled_from([None, "api"]),
+        }
+    )
+
+    @rule(target=jobs, fields=some_job)
+    def submit(self, fields: dict[str, Any]) -> Job:
+        job = self._job(**fields)
+        try:
+            self.futures.append(self.executor.submit(job))
+        except ExecutorClosedError:
+            assert self.shut
+        return job
+
+    @rule(target=drivers, fields=some_job)
+    def drive(self, fields: dict[str, Any]) -> JobDriver | None:
+        try:
+            driver = self.executor.drive(self._job(**fields))
+        except ExecutorClosedError:
+            assert self.shut
+            return None
+        future = driver.job._live.future
+        if future is not None:
+            self.futures.append(future)
+        self.asked[driver] = driver.acquire()
+        return driver
+
+    @rule(driver=drivers)
+    def go_on(self, driver: JobDriver | None) -> None:
+        """The driver's owner looks at what it asked for, and asks for what follows."""
+        if driver is None or driver not in self.asked or not self.asked[driver].done():
+            return
+        outcome = self.asked.pop(driver)
+        error = outcome.exception()
+        if error is None and outcome.result() == "value":
+            driver.complete("value")
+        elif error is None:
+            self.asked[driver] = driver.attempt() if driver.job.status is JobStatus.RUNNING else driver.acquire()
+        else:
+            decision = driver.decide(error)
+            if decision.retry and driver.job.status is JobStatus.RUNNING:
+                self.asked[driver] = driver.retry(decision)
+            else:
+                driver.fail(error)
+
+    @rule(driver=drivers)
+    def complete_early(self, driver: JobDriver | None) -> None:
+        """A cached result: the slot is given back unused."""
+        if driver is None or driver not in self.asked or not self.asked[driver].done():
+            return
+        if driver.job.status is JobStatus.RUNNING and self.asked[driver].exception() is None:
+            del self.asked[driver]
+            driver.complete("cached")
+
+    @precondition(lambda self: self.workers)
+    @rule(data=st.data())
+    def return_value(self, data: st.DataObject) -> None:
+        pool, worker = data.draw(st.sampled_from(self.workers))
+        self._act(pool.end, worker, Ending.RETURNED, "value")
+
+    @precondition(lambda self: self.workers)
+    @rule(data=st.data(), code=st.sampled_from(["API_ERROR", "DATA_ERROR", "RATE_LIMITED"]))
+    def raise_error(self, data: st.DataObject, code: str) -> None:
+        pool, worker = data.draw(st.sampled_from(self.workers))
+        error = JobError("no", error_code=code, retry_after=5.0 if code == "RATE_LIMITED" else None)
+        self._act(pool.end, worker, Ending.RAISED, None, error)
+
+    @precondition(lambda self: self.workers)
+    @rule(data=st.data())
+    def crash(self, data: st.DataObject) -> None:
+        pool, worker = data.draw(st.sampled_from(self.workers))
+        self._act(pool.end, worker, Ending.CRASHED, None, WorkerCrashedError("gone"))
+
+    @precondition(lambda self: self.workers)
+    @rule(data=st.data())
+    def die_unbegun(self, data: st.DataObject) -> None:
+        pool, worker = data.draw(st.sampled_from(self.workers))
+        self._act(pool.die_unbegun, worker)
+
+    @precondition(lambda self: self.workers)
+    @rule(data=st.data())
+    def make_progress(self, data: st.DataObject) -> None:
+        pool, worker = data.draw(st.sampled_from(self.workers))
+        self._act(pool.supervisor.said, worker.assigned[0], "progress", (1, 2, ""))
+
+    @rule(job=jobs)
+    def cancel(self, job: Job) -> None:
+        assert self.executor.cancel(job.job_id) in (True, False)
+
+    @rule(driver=drivers)
+    def cancel_driven(self, driver: JobDriver | None) -> None:
+        if driver is not None:
+            driver.cancel()
+
+    @rule(seconds=st.sampled_from([0.1, 0.5, 2.0, 31.0, 61.0, 1000.0]))
+    def advance(self, seconds: float) -> None:
+        self.executor.clock.advance(seconds)
+
+    @rule(cancel=st.booleans(), kill=st.booleans())
+    def shut_down(self, cancel: bool, kill: bool) -> None:
+        self.shut = True
+        self.executor.shutdown(wait=False, cancel_futures=cancel, timeout=0 if kill else None)
+
+    @invariant()
+    def slots_are_not_exceeded(self) -> None:
+        dispatcher = self.executor._supervisor._dispatcher
+        assert dispatcher.reserved >= 0
+        assert dispatcher.reserved + sum(pool.busy for pool in self.pools) <= MAX_WORKERS
+
+    @invariant()
+    def transitions_are_legal_and_told_in_order(self) -> None:
+        for job, told in self.told.items():
+            assert (told[0].previous, told[0].status) == (None, JobStatus.PENDING)
+            for before, after in itertools.pairwise(told):
+                assert after.previous is before.status
+                assert after.status in LEGAL_TRANSITIONS[before.status]
+            assert told[-1].status is job.status
+            assert len([one for one in told if one.status in TERMINAL]) <= 1
+
+    @invariant()
+    def attempts_stay_within_the_budget(self) -> None:
+        for job in self.told:
+            assert len(job.attempts) <= job.policy.retry_attempts + 1
+            assert job.attempt <= job.policy.retry_attempts + 1
+
+    @invariant()
+    def a_future_is_done_when_its_job_is_over(self) -> None:
+        for future in self.futures:
+            assert future.done() == (future.job.status in TERMINAL)
+
+    @invariant()
+    def counts_add_up(self) -> None:
+        counts = self.executor._supervisor.counts
+        assert all(count >= 0 for count in counts.values())
+        assert sum(counts.values()) == len(self.told)
+
+    def teardown(self) -> None:
+        self.executor.shutdown(wait=False, timeout=0)
+        for _ in range(20):
+            for pool, worker in self.workers:
+                self._act(pool.end, worker, Ending.STOPPED)
+            for driver in list(self.asked):
+                self.go_on(driver)
+        assert {job.status for job in self.told} <= TERMINAL
+        assert all(future.done() for future in self.futures)
+        assert self.executor._supervisor._dispatcher.reserved == 0
+        assert self.executor._supervisor.closed.is_set()
+        assert all(pool.closed and pool.busy == 0 for pool in self.pools)
+
+
+SupervisorMachine.TestCase.settings = settings(
+    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestSupervisor = SupervisorMachine.TestCase

@@ -1,0 +1,91 @@
+"""What users' tests are given: inline jobs, a clock to move, retries that do not wait."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from executor_adapter import Job, JobStatus, RetryPolicy, current_job
+from executor_adapter.exceptions import JobCancelledError, JobTimeoutError
+from executor_adapter.testing import FakeClock, InlineExecutor, set_testing
+
+
+class Flaky:
+    """Fails until it has been called `succeed_at` times."""
+
+    def __init__(self, succeed_at: int) -> None:
+        self.calls = 0
+        self._succeed_at = succeed_at
+
+    def __call__(self) -> int:
+        self.calls += 1
+        if self.calls < self._succeed_at:
+            raise ConnectionError(f"call {self.calls}")
+        return self.calls
+
+
+def test_a_job_runs_before_submit_returns_in_the_caller_s_thread() -> None:
+    with InlineExecutor() as executor:
+        future = executor.submit(Job(function=threading.get_ident))
+        assert future.done()
+        assert future.result() == threading.get_ident()
+
+
+def test_coroutines_and_job_contexts_work_inline() -> None:
+    async def attempt() -> int:
+        await asyncio.sleep(0)
+        return current_job().attempt
+
+    with InlineExecutor() as executor:
+        assert executor.run(Job(function=attempt)) == 1
+
+
+def test_a_retry_comes_when_the_clock_is_moved_so_far() -> None:
+    policy = RetryPolicy(retry_delay=60.0, jitter=0.0)
+    with InlineExecutor() as executor:
+        future = executor.submit(Job(function=Flaky(3), retry=policy))
+        executor.clock.advance(59)
+        assert future.job.status is JobStatus.RETRYING
+        executor.clock.advance(1)
+        assert future.job.attempt == 2
+        executor.clock.advance(120)
+        assert future.result(timeout=0) == 3
+
+
+def test_a_function_that_moves_the_clock_past_its_limit_is_timed_out() -> None:
+    with InlineExecutor() as executor:
+        job = Job(function=executor.clock.advance, args=(10.0,), max_runtime=5.0, retry_attempts=0)
+        with pytest.raises(JobTimeoutError, match=r"max_runtime=5\.0"):
+            executor.run(job)
+
+
+def test_a_waiting_retry_is_cancelled_inline() -> None:
+    with InlineExecutor() as executor:
+        future = executor.submit(Job(function=Flaky(9)))
+        assert future.cancel()
+        with pytest.raises(JobCancelledError):
+            future.result(timeout=0)
+
+
+def test_set_testing_limits_attempts_and_delays() -> None:
+    flaky = Flaky(9)
+    with InlineExecutor() as executor:
+        with set_testing(attempts=2), pytest.raises(ConnectionError, match="call 2"):
+            executor.submit(Job(function=flaky, retry_delay=60.0)).result(timeout=0)
+        later = executor.submit(Job(function=flaky, retry_delay=60.0))
+        assert later.job.status is JobStatus.RETRYING
+        later.cancel()
+
+
+def test_set_testing_does_not_add_attempts() -> None:
+    with set_testing(attempts=5):
+        assert Job(function=print, retry_attempts=1).policy.retry_attempts == 1
+
+
+def test_impossible_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match="attempts=0 runs no job"):
+        set_testing(attempts=0)
+    with pytest.raises(ValueError, match="does not go back"):
+        FakeClock().advance(-1)
