@@ -27,6 +27,7 @@ from prefect.task_engine import AsyncTaskRunEngine, BaseTaskRunEngine, SyncTaskR
 from prefect.transactions import AsyncTransaction, Transaction
 from prefect.utilities.asyncutils import run_coro_as_sync
 
+from executor_adapter.prefect.events import flush_events
 from executor_adapter.prefect.job_run import JobRun, outcome
 from executor_adapter.prefect.logs import log_message
 from executor_adapter.prefect.states import retrying
@@ -159,6 +160,7 @@ class SyncJobEngine(JobEngine, SyncTaskRunEngine[..., Any]):
         if running is not None:
             concurrent.futures.wait([running], timeout=INTERRUPT_SECONDS)
         super().handle_crash(exc)
+        flush_events()
 
 
 @dataclass(kw_only=True)

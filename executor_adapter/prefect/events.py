@@ -11,11 +11,14 @@ from uuid import UUID
 from prefect import Task
 from prefect.client.schemas.objects import FlowRun, State, TaskRun
 from prefect.context import FlowRunContext, TaskRunContext
+from prefect.events.worker import EventsWorker
 from prefect.results import ResultRecord  # type: ignore[attr-defined]  # imported there, and meant to be
 from prefect.utilities.engine import emit_task_run_state_change_event
 
 KEPT_FLOW_RUNS = 50
 """Final states are remembered for so many flow runs, since one process may serve flows for months."""
+
+FLUSH_SECONDS = 2.0
 
 
 def emit_state(
@@ -42,6 +45,18 @@ def current_flow_run() -> FlowRun | None:
     """The flow run around the caller."""
     context = FlowRunContext.get()
     return context.flow_run if context is not None else None
+
+
+def flush_events(timeout: float = FLUSH_SECONDS) -> None:
+    """Wait until the events of this process are on their way, at most `timeout` seconds.
+
+    For a process that is about to end by a signal, which is how Prefect ends one that was told to: what is queued then
+    would be lost.
+    """
+    # It has no timeout of its own, and a server that is away must not hold up the end.
+    waiting = threading.Thread(target=EventsWorker.instance().wait_until_empty, name="flush-events", daemon=True)
+    waiting.start()
+    waiting.join(timeout)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

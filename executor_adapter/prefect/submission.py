@@ -18,7 +18,7 @@ from prefect.client.schemas.objects import RunInput, State, TaskRun
 from prefect.futures import PrefectConcurrentFuture
 from prefect.states import Pending
 
-from executor_adapter.prefect.events import current_flow_run, emit_state
+from executor_adapter.prefect.events import current_flow_run, emit_state, flush_events
 from executor_adapter.prefect.job_run import JobRun
 from executor_adapter.prefect.run import run_sync
 
@@ -126,4 +126,5 @@ class EngineThreads:
         except BaseException:
             self.end_early(cancel_running=True)
             self._threads.shutdown(wait=True)
+            flush_events()
             raise

@@ -13,6 +13,7 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner
 
 from executor_adapter.exceptions import InvalidJobError
+from executor_adapter.prefect.events import flush_events
 from executor_adapter.prefect.submission import EngineThreads
 
 _lock = threading.Lock()
@@ -51,11 +52,21 @@ class CompanionTaskRunner(TaskRunner[PrefectFuture[Any]]):
     def close(self, cancel_others: Callable[[], object]) -> None:
         """End job tasks as the class says, around `cancel_others`, which does so with the flow's own runner's tasks."""
         # Waiting jobs first: a task of the other runner may wait for one. Then the others: a job may wait for them.
-        self._threads.end_early(cancel_running=isinstance(sys.exc_info()[1], BaseException))
+        interrupted = self._is_interrupted()
+        self._threads.end_early(cancel_running=interrupted)
         try:
             cancel_others()
         finally:
             self._threads.join()
+        if interrupted:
+            flush_events()
+
+    @staticmethod
+    def _is_interrupted() -> bool:
+        """Whether the flow run ends by a signal or its like. Its own exceptions do not come so far, and an Exception
+        seen here is one that the flow's caller handles."""
+        error = sys.exc_info()[1]
+        return error is not None and not isinstance(error, Exception)
 
 
 class _CancelAll:

@@ -310,6 +310,27 @@ def test_a_flow_in_a_flow_has_its_own_runner() -> None:
     assert outer() == (4, 2, 6)
 
 
+def test_a_flow_called_while_an_exception_is_handled_ends_as_any_other() -> None:
+    begun = threading.Event()
+
+    @job_task(pool="thread", retry_attempts=0)
+    def slow() -> None:
+        begun.set()
+        time.sleep(0.3)
+
+    @flow
+    def run() -> None:
+        futures.append(slow.submit())
+        assert begun.wait(10)
+
+    futures: list[Any] = []
+    try:
+        raise LookupError
+    except LookupError:
+        run()
+    assert futures[0].state.name == "Completed"
+
+
 def test_at_the_end_of_a_flow_running_jobs_are_waited_for_and_queued_ones_cancelled(api: Api, wait_for: Wait) -> None:
     begun = threading.Event()
 

@@ -1,0 +1,92 @@
+"""A flow whose process is told to end ends its jobs, and the server knows them as Cancelled."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from tests.prefect.conftest import Api, Wait
+
+FLOW = """
+import os, sys, time
+from pathlib import Path
+from prefect import flow
+from executor_adapter import JobExecutor
+from executor_adapter.prefect import job_task
+
+@job_task(pool=sys.argv[1], retry_attempts=3)
+def slow(folder: str) -> None:
+    Path(folder, f"pid-{os.getpid()}").touch()
+    time.sleep(60)
+
+@flow
+def run(folder: str) -> None:
+    futures = [slow.submit(folder) for _ in range(4)]
+    Path(folder, "flow-run").write_text(str(futures[0].state.state_details.flow_run_id))
+    if sys.argv[3] == "waiting":
+        for future in futures:
+            future.result()
+    elif sys.argv[3] == "calling":
+        slow(folder)
+
+if __name__ == "__main__":
+    with JobExecutor(max_workers=2):
+        run(sys.argv[2])
+"""
+
+
+def _names(api: Api, flow_run_id: UUID) -> list[str]:
+    return [run["state_name"] for run in api.task_runs(flow_run_id)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("pool", "doing", "jobs"),
+    [("process", "waiting", 4), ("process", "calling", 5), ("process", "leaving", 4), ("thread", "waiting", 4)],
+)
+def test_a_signal_to_the_flows_process_cancels_all_jobs_within_seconds(
+    api: Api, wait_for: Wait, scratch: Path, pool: str, doing: str, jobs: int, number: signal.Signals
+) -> None:
+    script = scratch / "a_flow.py"
+    script.write_text(FLOW)
+    command = [sys.executable, str(script), pool, str(scratch), doing]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with (scratch / "output").open("wb") as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+    try:
+        pids = wait_for(_at_least(scratch, 2 if pool == "process" else 1))
+        flow_run_id = UUID((scratch / "flow-run").read_text())
+        wait_for(lambda: _names(api, flow_run_id).count("Running") == 2 and len(_names(api, flow_run_id)) == jobs)
+        process.send_signal(number)
+        told = time.monotonic()
+        process.wait(timeout=10)
+        assert time.monotonic() - told < 5
+    finally:
+        process.kill()
+        process.wait()
+    wait_for(lambda: not any(_is_alive(pid) for pid in pids), 1.0)  # idle workers end just after their host
+    wait_for(lambda: _names(api, flow_run_id) == ["Cancelled"] * jobs)
+
+
+def _at_least(folder: Path, count: int) -> Callable[[], list[int]]:
+    def pids() -> list[int]:
+        found = [int(path.name.removeprefix("pid-")) for path in folder.glob("pid-*")]
+        return found if len(found) >= count and (folder / "flow-run").exists() else []
+
+    return pids
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
