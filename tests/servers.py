@@ -51,7 +51,14 @@ def running(command: list[str], *, env: dict[str, str], cwd: Path, log: Path) ->
     """A process in a session of its own; on leaving it is interrupted, then it and all that it started are killed."""
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, env=env, cwd=cwd, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            env=env,
+            cwd=cwd,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            # A shell's background job, as the tests may be, ignores SIGINT, and hands that on.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     try:
         yield process
