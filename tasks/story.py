@@ -45,7 +45,7 @@ def _new_rows(balance: Balance, lines: list[JobLine]) -> str:
 def failure_lines(lines: Iterable[JobLine]) -> list[str]:
     return [
         f"failed: {line.stage} {line.tool} {line.subject}: {line.note or line.status}"
-        f" after {line.attempts} attempts: {line.error or ''}"
+        f" after {line.attempts} attempt{'' if line.attempts == 1 else 's'}: {line.error or ''}"
         for line in lines
         if line.status in (JobStatus.FAILED, JobStatus.CANCELLED)
     ]

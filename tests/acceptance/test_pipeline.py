@@ -217,7 +217,7 @@ def test_a_failing_tool_ends_the_run_with_1_and_its_error_codes(
     assert done.returncode == 1, done.stdout + done.stderr
     assert "failed: collect down orders: NETWORK_ERROR after 2 attempts" in done.stdout
     assert "failed: collect failing orders: API_ERROR after 2 attempts" in done.stdout
-    assert "failed: collect broken orders: DATA_ERROR after 1 attempts" in done.stdout
+    assert "failed: collect broken orders: DATA_ERROR after 1 attempt:" in done.stdout
     assert done.stderr.count("\n") == 1
     assert "3 of " in done.stderr
 
