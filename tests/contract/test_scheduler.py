@@ -1,0 +1,259 @@
+"""The schedulers, in asyncio programs without Prefect."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from executor_adapter import Job, JobStatus
+from executor_adapter.config import CollectionSettings, ProcessingSettings, Settings
+from executor_adapter.exceptions import ConfigurationError, InvalidJobError
+from executor_adapter.scheduler import (
+    CollectionScheduler,
+    ProcessingScheduler,
+    collection_scheduler,
+    processing_scheduler,
+)
+
+
+def collect(tool_name: str, collection_type: str, **kwargs: Any) -> dict[str, Any]:
+    return {"records_collected": 3, "tool": tool_name, "type": collection_type, "own": kwargs}
+
+
+def describe(data: list[int], processing_stage: str) -> dict[str, Any]:
+    return {"records_processed": len(data), "stage": processing_stage, "pid": os.getpid()}
+
+
+def plain(value: int) -> int:
+    return value
+
+
+async def is_over(scheduler: CollectionScheduler | ProcessingScheduler, job_id: str) -> Job:
+    for _ in range(2000):
+        job = await scheduler.get_job_status(job_id)
+        assert job is not None
+        if job.status.is_terminal:
+            return job
+        await asyncio.sleep(0.005)
+    raise AssertionError("the job did not end")
+
+
+def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_a_manual_job_gets_what_its_function_takes() -> None:
+    async def main() -> None:
+        scheduler = CollectionScheduler(2, config=Settings())
+        await scheduler.start()
+        try:
+            job_id = await scheduler.add_manual_job("collection", collect, tool_name="radar", depth=2)
+            job = await is_over(scheduler, job_id)
+            assert (job.status, job.job_type, job.records_processed) == ("completed", "collection", 3)
+            assert job.kwargs == {"tool_name": "radar", "collection_type": "manual", "depth": 2}
+            assert job.attempts[0].pool == "thread"
+        finally:
+            await scheduler.stop()
+            scheduler.close()
+
+    run(main)
+
+
+def test_a_processing_job_runs_in_a_process_with_its_data() -> None:
+    async def main() -> None:
+        scheduler = ProcessingScheduler(1, config=Settings())
+        await scheduler.start()
+        try:
+            job_id = await scheduler.add_processing_job(describe, "radar", "validation", data=[1, 2, 3])
+            job = await is_over(scheduler, job_id)
+            assert (job.status, job.records_processed) == ("completed", 3)
+            assert job.attempts[0].pool == "process"
+            assert job.attempts[0].pid not in (None, os.getpid())
+        finally:
+            scheduler.close()
+
+    run(main)
+
+
+def test_jobs_added_before_the_start_run_after_it() -> None:
+    async def main() -> None:
+        scheduler = CollectionScheduler(config=Settings())
+        job_id = await scheduler.add_manual_job("collection", plain, value=1)
+        job = await scheduler.get_job_status(job_id)
+        assert job is not None
+        assert job.status is JobStatus.PENDING
+        await scheduler.start()
+        assert (await is_over(scheduler, job_id)).status is JobStatus.COMPLETED
+        await scheduler.stop()
+
+    run(main)
+
+
+def test_an_argument_the_function_cannot_take_is_refused() -> None:
+    async def main() -> None:
+        scheduler = CollectionScheduler(config=Settings())
+        with pytest.raises(InvalidJobError, match="takes no argument 'vlaue': it takes value"):
+            await scheduler.add_manual_job("collection", plain, vlaue=1)
+        with pytest.raises(InvalidJobError, match="'max_runtime' is a field of Job"):
+            await scheduler.add_manual_job("collection", collect, max_runtime=5)
+        with pytest.raises(InvalidJobError, match="cannot be imported"):
+            await scheduler.add_manual_job("collection", "no.such:function")
+        assert await scheduler.get_all_jobs() == []
+
+    run(main)
+
+
+def test_limits_come_from_the_scheduler_s_section_unless_the_job_has_its_own() -> None:
+    async def main() -> None:
+        config = Settings(collection=CollectionSettings(job_timeout=7.0, retry_attempts=1, retry_delay=2.0))
+        scheduler = CollectionScheduler(config=config)
+        await scheduler.start()
+        try:
+            added = await scheduler.add_manual_job("collection", plain, value=1)
+            own = Job(function=plain, args=(1,), max_runtime=9.0)
+            await scheduler.job_queue.add_job(own)
+            configured = await is_over(scheduler, added)
+            assert (configured.max_runtime, configured.retry_attempts, configured.retry_delay) == (7.0, 1, 2.0)
+            assert (own.max_runtime, own.retry_attempts) == (9.0, 1)
+        finally:
+            scheduler.close()
+
+    run(main)
+
+
+def test_a_job_of_one_s_own_gets_only_what_it_lacks() -> None:
+    async def main() -> None:
+        scheduler = CollectionScheduler(config=Settings())
+        job = Job(function=collect, args=("mine",), tool_name="radar", metadata={"collection_type": "full"})
+        await scheduler.job_queue.add_job(job)
+        assert job.kwargs == {"collection_type": "full"}
+
+    run(main)
+
+
+def test_a_copy_of_a_job_s_arguments_runs_again() -> None:
+    async def main() -> None:
+        scheduler = CollectionScheduler(config=Settings())
+        await scheduler.start()
+        try:
+            first = await is_over(scheduler, await scheduler.add_manual_job("collection", collect, tool_name="radar"))
+            again = Job(
+                job_id=f"{first.job_id}_retry", function=first.function, args=first.args, kwargs=first.kwargs,
+                tool_name=first.tool_name,
+            )  # fmt: skip
+            await scheduler.job_queue.add_job(again)
+            assert (await is_over(scheduler, again.job_id)).records_processed == 3
+            with pytest.raises(InvalidJobError, match="known already"):
+                await scheduler.job_queue.add_job(again)
+        finally:
+            scheduler.close()
+
+    run(main)
+
+
+def test_stop_cancels_what_waits_and_lets_what_runs_end() -> None:
+    async def main() -> None:
+        release = threading.Event()
+        scheduler = CollectionScheduler(1, config=Settings())
+        await scheduler.start()
+        running = await scheduler.add_manual_job("collection", release.wait, timeout=20)
+        waiting = await scheduler.add_manual_job("collection", plain, value=1)
+        jobs = [await scheduler.get_job_status(job_id) for job_id in (running, waiting)]
+        while jobs[0] is not None and jobs[0].status is not JobStatus.RUNNING:
+            await asyncio.sleep(0.005)
+        stopping = asyncio.create_task(scheduler.stop())
+        while jobs[1] is not None and jobs[1].status is not JobStatus.CANCELLED:
+            await asyncio.sleep(0.005)
+        release.set()
+        await stopping
+        assert jobs[0] is not None
+        assert jobs[0].status is JobStatus.COMPLETED
+
+    run(main)
+
+
+def test_a_stopped_scheduler_starts_again_and_remembers() -> None:
+    async def main() -> None:
+        scheduler = CollectionScheduler(config=Settings())
+        for value in range(2):
+            await scheduler.start()
+            await scheduler.start()
+            await is_over(scheduler, await scheduler.add_manual_job("collection", plain, value=value))
+            await scheduler.stop()
+            await scheduler.stop()
+        scheduler.close()
+        assert [job.status for job in await scheduler.get_all_jobs()] == ["completed", "completed"]
+
+    run(main)
+
+
+def test_cleanup_forgets_jobs_that_are_long_over_and_no_others() -> None:
+    async def main() -> None:
+        scheduler = CollectionScheduler(config=Settings())
+        await scheduler.start()
+        over = await scheduler.add_manual_job("collection", plain, value=1)
+        await is_over(scheduler, over)
+        assert await scheduler.cleanup_old_jobs(max_age_hours=1) == 0
+        await scheduler.stop()
+        waiting = await scheduler.add_manual_job("collection", plain, value=2)
+        assert await scheduler.cleanup_old_jobs(max_age_hours=0) == 1
+        assert await scheduler.get_job_status(over) is None
+        assert await scheduler.get_job_status(waiting) is not None
+
+    run(main)
+
+
+def test_listing_filters_and_pages() -> None:
+    async def main() -> None:
+        scheduler = CollectionScheduler(config=Settings())
+        for number in range(6):
+            await scheduler.add_manual_job("odd" if number % 2 else "even", plain, tool_name="radar", value=number)
+        odd = await scheduler.job_queue.list_jobs(job_type="odd", offset=1, limit=1)
+        assert [job.kwargs["value"] for job in odd] == [3]
+        assert await scheduler.job_queue.list_jobs(status=JobStatus.FAILED) == []
+        assert len(await scheduler.job_queue.list_jobs(tool_name="radar")) == 6
+
+    run(main)
+
+
+def test_ready_made_schedulers_read_the_configuration_when_they_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        monkeypatch.setenv("EXECUTOR_ADAPTER_CONFIG", str(tmp_path / "config.yaml"))
+        (tmp_path / "config.yaml").write_text("collection:\n  job_timeout: -5\n")
+        with pytest.raises(ConfigurationError, match=r"collection\.job_timeout: -5"):
+            await collection_scheduler.start()
+        (tmp_path / "config.yaml").write_text("collection:\n  job_timeout: 11\nprocessing:\n  job_timeout: 12\n")
+        await collection_scheduler.start()
+        await processing_scheduler.start()
+        try:
+            job = await is_over(
+                collection_scheduler, await collection_scheduler.add_manual_job("collection", plain, value=1)
+            )
+            assert job.max_runtime == 11
+        finally:
+            await collection_scheduler.stop()
+            await processing_scheduler.stop()
+            collection_scheduler.close()
+            processing_scheduler.close()
+
+    run(main)
+
+
+def test_settings_give_the_number_of_concurrent_jobs() -> None:
+    async def main() -> None:
+        config = Settings(processing=ProcessingSettings(max_concurrent_jobs=3))
+        scheduler = ProcessingScheduler(config=config)
+        await scheduler.start()
+        assert scheduler._executor is not None
+        assert scheduler._executor.max_workers == 3
+        scheduler.close()
+
+    run(main)
