@@ -311,7 +311,7 @@ class Job(BaseModel):
     retry_attempts: int = Field(default=3, ge=0)
     retry_delay: float = Field(default=60.0, ge=0, allow_inf_nan=False)
     retry: RetryPolicy | None = None
-    memory_limit: Annotated[int | None, BeforeValidator(_check_memory_limit), Field(gt=0)] = None
+    memory_limit: Annotated[Annotated[int, Field(gt=0)] | None, BeforeValidator(_check_memory_limit)] = None
     priority: int = 0
     dedupe_key: str | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)

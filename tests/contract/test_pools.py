@@ -154,6 +154,7 @@ def test_a_timed_out_attempt_is_retried(executor: JobExecutor, make_job: MakeJob
 def test_queue_timeout_counts_until_the_start(make_executor: MakeExecutor, make_job: MakeJob) -> None:
     executor = make_executor(1)
     running = executor.submit(make_job(time.sleep, 30))
+    wait_for(running.running)
     queued = executor.submit(make_job(functions.add, 1, queue_timeout=0.1))
     with pytest.raises(JobTimeoutError, match=r"queue_timeout=0\.1"):
         queued.result(timeout=10)

@@ -49,6 +49,10 @@ def test_sizes_have_units(text: Any, size: int) -> None:
     assert Job(function=work, memory_limit=text).memory_limit == size
 
 
+def test_no_limit_may_be_said_in_words() -> None:
+    assert Job(function=work, memory_limit=None, max_runtime=None).memory_limit is None
+
+
 @pytest.mark.parametrize("before", JobStatus)
 @pytest.mark.parametrize("after", JobStatus)
 def test_only_legal_transitions_are_made(before: JobStatus, after: JobStatus) -> None:
