@@ -72,8 +72,7 @@ class SyncJobEngine(JobEngine, SyncTaskRunEngine[..., Any]):
         assert self.task_run is not None, "the engine makes the task run before it begins"
         self._messages: SimpleQueue[Any] = SimpleQueue()
         try:
-            driver = self.job_run.open(self.task_run, self.parameters or {}, self._hear)
-            driver.acquire().result()
+            self.job_run.open(self.task_run, self.parameters or {}, self._hear).result()
         except Exception as error:
             self.job_run.refusal = error
             self.handle_exception(error)
@@ -176,8 +175,7 @@ class AsyncJobEngine(JobEngine, AsyncTaskRunEngine[..., Any]):
             loop.call_soon_threadsafe(self._log_message, topic, content, context=context)
 
         try:
-            driver = self.job_run.open(self.task_run, self.parameters or {}, hear)
-            await _result(driver.acquire())
+            await _result(self.job_run.open(self.task_run, self.parameters or {}, hear))
         except Exception as error:
             self.job_run.refusal = error
             await self.handle_exception(error)

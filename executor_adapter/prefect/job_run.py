@@ -13,8 +13,8 @@ from prefect.client.schemas.objects import State, StateType, TaskRun
 from prefect.exceptions import FailedRun
 
 from executor_adapter.exceptions import JobCancelledError, JobError
-from executor_adapter.executor import current_executor
-from executor_adapter.job import TERMINAL, JobStatus
+from executor_adapter.executor import JobExecutor, current_executor
+from executor_adapter.job import TERMINAL, Job, JobStatus
 from executor_adapter.prefect.child import TASK_RUN_SCOPE, task_run_payload
 from executor_adapter.prefect.events import final_states
 from executor_adapter.prefect.states import awaiting_retry, failure_kind, failure_message
@@ -28,6 +28,9 @@ IN_THIS_PROCESS = frozenset({"auto", "thread", "coroutine"})
 """Pools whose functions see the engine's own context variables."""
 
 ENDED_EARLY = "its flow run ended first"
+
+_by_dedupe_key: dict[tuple[JobExecutor, str], JobRun] = {}
+_lock = threading.Lock()
 
 
 class JobRun:
@@ -47,13 +50,21 @@ class JobRun:
         """The error that the final state tells of, where it is not one that the function made itself."""
         self.value: Any = None
         self._last_error: BaseException | None = None
+        self._error: BaseException | None = JobCancelledError("its task run was given up")
         self._running: Future[Any] | None = None
         self._ended_early = threading.Event()
+        self._twin: JobRun | None = None
+        """The live job with the same dedupe_key, whose end is this one's too."""
+        self._dedupe_key: tuple[JobExecutor, str] | None = None
+        self._over: Future[None] = Future()
 
     # --- attempts ---
 
-    def open(self, task_run: TaskRun, parameters: Mapping[str, Any], hear: Callable[[str, Any], None]) -> JobDriver:
-        """Hand the job to the executor; it is PENDING. `hear(topic, content)` is told what the function says.
+    def open(self, task_run: TaskRun, parameters: Mapping[str, Any], hear: Callable[[str, Any], None]) -> Future[None]:
+        """Hand the job to the executor, PENDING; what is given resolves when it has a slot.
+
+        `hear(topic, content)` is told what the function says. A job whose dedupe_key is that of a live job of another
+        task run gets no attempt: it ends as that does.
 
         Raises:
             InvalidJobError, JobSerializationError, QueueFullError, ExecutorClosedError: the executor refuses it.
@@ -61,15 +72,31 @@ class JobRun:
         """
         if self._ended_early.is_set():
             raise JobCancelledError(ENDED_EARLY)
-        job = self.task.make_job(str(task_run.id), parameters)
-        self.driver = driver = current_executor().drive(job)
+        job, executor = self.task.make_job(str(task_run.id), parameters), current_executor()
+        self._twin = self._find_twin(job, executor)
+        if self._twin is not None:
+            return self._twin._over
+        self.driver = driver = executor.drive(job)
         driver.on_message(hear)
         if self._ended_early.is_set():
             driver.cancel()
-        return driver
+        return driver.acquire()
+
+    def _find_twin(self, job: Job, executor: JobExecutor) -> JobRun | None:
+        if job.dedupe_key is None:
+            return None
+        key = executor, job.dedupe_key
+        with _lock:
+            first = _by_dedupe_key.setdefault(key, self)
+        if first is not self:
+            return first
+        self._dedupe_key = key
+        return None
 
     def attempt(self, task_run: TaskRun, parameters: Mapping[str, Any]) -> Future[Any]:
         """Start one attempt in the slot that is held, with what the function may see of Prefect."""
+        if self._twin is not None:
+            return self._twin.repeated()
         assert self.driver is not None, "an attempt needs a slot, and a slot a driver"
         if self.driver.job.pool in IN_THIS_PROCESS:
             self._running = self.driver.attempt(context=contextvars.copy_context())
@@ -102,6 +129,15 @@ class JobRun:
 
     # --- the end ---
 
+    def repeated(self) -> Future[Any]:
+        """How this job ended, for one that ends as it did."""
+        again: Future[Any] = Future()
+        if self._error is None:
+            again.set_result(self.value)
+        else:
+            again.set_exception(self._error)
+        return again
+
     def failed_with(self, failure: BaseException | State[Any]) -> None:
         """No attempt follows: an error names the final state, a state that the function returned stays its own."""
         self.failure = failure if isinstance(failure, BaseException) else None
@@ -121,12 +157,13 @@ class JobRun:
     def settle(self, task_run: TaskRun, state: State[Any], *, persist_result: bool) -> None:
         """Take note of a final state: the job ends as it says."""
         final_states.note(self.task, task_run, state, persist_result=persist_result)
+        self._error = None if state.is_completed() else self.failure or self._last_error or _error_of(state)
         if self.driver is None:
             return
-        if state.is_completed():
+        if self._error is None:
             self.driver.complete(self.value)
         else:
-            self.driver.fail(self.failure or self._last_error or _error_of(state))
+            self.driver.fail(self._error)
 
     def interrupt(self, reason: str) -> Future[Any] | None:
         """End the job at once, since its engine is interrupted; what it gives is done once nothing of it is alive."""
@@ -151,9 +188,13 @@ class JobRun:
 
     def close(self) -> None:
         """Leave nothing of the job behind, however its engine ended."""
-        if self.driver is not None and self.driver.job.status not in TERMINAL:
+        if self.driver is not None and self.driver.job.status not in TERMINAL and self._error is not None:
             self.driver.cancel()
-            self.driver.fail(self.failure or JobCancelledError("its task run was given up"))
+            self.driver.fail(self._error)
+        if self._dedupe_key is not None:
+            with _lock:
+                del _by_dedupe_key[self._dedupe_key]
+        self._over.set_result(None)
 
 
 def outcome(future: Future[Any]) -> Any:

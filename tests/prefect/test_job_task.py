@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from prefect.exceptions import UnfinishedRun
 from prefect.futures import as_completed
 from prefect.transactions import Transaction, transaction
 
-from executor_adapter import JobExecutor, current_job
+from executor_adapter import current_job
 from executor_adapter.exceptions import WorkerCrashedError
 from executor_adapter.prefect import job_task, wait_until_recorded
 from tests.prefect.conftest import Api, Wait
@@ -310,72 +309,26 @@ def test_a_flow_in_a_flow_has_its_own_runner() -> None:
     assert outer() == (4, 2, 6)
 
 
-def test_a_flow_called_while_an_exception_is_handled_ends_as_any_other() -> None:
-    begun = threading.Event()
+def test_calls_with_one_dedupe_key_run_once_and_end_alike() -> None:
+    calls: list[int] = []
 
-    @job_task(pool="thread", retry_attempts=0)
-    def slow() -> None:
-        begun.set()
+    @job_task(pool="thread", dedupe_key="once-{x}", retry_attempts=0)
+    def once(x: int) -> Any:
+        calls.append(x)
         time.sleep(0.3)
+        if x < 0:
+            raise LookupError("negative")
+        return [x]
 
     @flow
-    def run() -> None:
-        futures.append(slow.submit())
-        assert begun.wait(10)
+    def run() -> Any:
+        good, bad = [once.submit(1) for _ in range(3)], [once.submit(-1) for _ in range(2)]
+        ends = [future.result(raise_on_failure=False) for future in [*good, *bad]]
+        return ends, once(1)
 
-    futures: list[Any] = []
-    try:
-        raise LookupError
-    except LookupError:
-        run()
-    assert futures[0].state.name == "Completed"
-
-
-def test_at_the_end_of_a_flow_running_jobs_are_waited_for_and_queued_ones_cancelled(api: Api, wait_for: Wait) -> None:
-    begun = threading.Event()
-
-    @job_task(pool="thread", retry_attempts=0)
-    def slow() -> str:
-        begun.set()
-        time.sleep(1)
-        return "done"
-
-    @flow
-    def run() -> None:
-        futures.append(slow.submit())
-        assert begun.wait(10)
-        futures.append(slow.submit())
-        futures.append(double.submit(futures[1]))
-
-    futures: list[Any] = []
-    with JobExecutor(max_workers=1):
-        run()
-    assert [future.state.name for future in futures] == ["Completed", "Cancelled", "Cancelled"]
-    flow_run_id = futures[0].state.state_details.flow_run_id
-    assert wait_until_recorded(flow_run_id).complete
-    assert api.state_names(futures[1].task_run_id) == ["Pending", "Cancelled"]
-
-
-def test_a_flow_that_is_interrupted_cancels_its_jobs(api: Api) -> None:
-    begun = threading.Event()
-
-    @job_task(pool="coroutine", retry_attempts=0)
-    async def slow() -> None:
-        begun.set()
-        await asyncio.sleep(60)
-
-    @flow
-    def run() -> None:
-        futures.append(slow.submit())
-        assert begun.wait(10)
-        raise KeyboardInterrupt
-
-    futures: list[Any] = []
-    started = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        run()
-    assert time.monotonic() - started < 5
-    assert futures[0].state.name == "Cancelled"
-    report = wait_until_recorded(futures[0].state.state_details.flow_run_id)
-    assert report.complete, str(report)
-    assert api.state_names(futures[0].task_run_id) == ["Pending", "Running", "Cancelled"]
+    (*values, first, second), again = run()
+    assert values == [[1]] * 3
+    assert isinstance(first, LookupError)
+    assert isinstance(second, LookupError)
+    assert again == [1]
+    assert sorted(calls) == [-1, 1, 1]

@@ -47,10 +47,14 @@ def _names(api: Api, flow_run_id: UUID) -> list[str]:
     return [run["state_name"] for run in api.task_runs(flow_run_id)]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(
-    ("pool", "doing", "jobs"),
-    [("process", "waiting", 4), ("process", "calling", 5), ("process", "leaving", 4), ("thread", "waiting", 4)],
+    ("pool", "doing", "jobs", "number"),
+    [
+        ("process", "waiting", 4, signal.SIGTERM),
+        ("process", "calling", 5, signal.SIGINT),
+        ("process", "leaving", 4, signal.SIGTERM),
+        ("thread", "waiting", 4, signal.SIGINT),
+    ],
 )
 def test_a_signal_to_the_flows_process_cancels_all_jobs_within_seconds(
     api: Api, wait_for: Wait, scratch: Path, pool: str, doing: str, jobs: int, number: signal.Signals

@@ -1,0 +1,93 @@
+"""What becomes of job tasks that nobody waited for when their flow ends."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import Any
+
+import pytest
+from prefect import flow
+
+from executor_adapter import JobExecutor
+from executor_adapter.prefect import job_task, wait_until_recorded
+from tests.prefect.conftest import Api
+
+pytestmark = pytest.mark.usefixtures("prefect_api", "executor")
+
+
+@job_task(retry_attempts=0)
+def double(x: int) -> int:
+    return 2 * x
+
+
+def test_a_flow_called_while_an_exception_is_handled_ends_as_any_other() -> None:
+    begun = threading.Event()
+
+    @job_task(pool="thread", retry_attempts=0)
+    def slow() -> None:
+        begun.set()
+        time.sleep(0.3)
+
+    @flow
+    def run() -> None:
+        futures.append(slow.submit())
+        assert begun.wait(10)
+
+    futures: list[Any] = []
+    try:
+        raise LookupError
+    except LookupError:
+        run()
+    assert futures[0].state.name == "Completed"
+
+
+def test_at_the_end_of_a_flow_running_jobs_are_waited_for_and_queued_ones_cancelled(api: Api) -> None:
+    begun = threading.Event()
+
+    @job_task(pool="thread", retry_attempts=0)
+    def slow() -> str:
+        begun.set()
+        time.sleep(1)
+        return "done"
+
+    @flow
+    def run() -> None:
+        futures.append(slow.submit())
+        assert begun.wait(10)
+        futures.append(slow.submit())
+        futures.append(double.submit(futures[1]))
+
+    futures: list[Any] = []
+    with JobExecutor(max_workers=1):
+        run()
+    assert [future.state.name for future in futures] == ["Completed", "Cancelled", "Cancelled"]
+    flow_run_id = futures[0].state.state_details.flow_run_id
+    assert wait_until_recorded(flow_run_id).complete
+    assert api.state_names(futures[1].task_run_id) == ["Pending", "Cancelled"]
+
+
+def test_a_flow_that_is_interrupted_cancels_its_jobs(api: Api) -> None:
+    begun = threading.Event()
+
+    @job_task(pool="coroutine", retry_attempts=0)
+    async def slow() -> None:
+        begun.set()
+        await asyncio.sleep(60)
+
+    @flow
+    def run() -> None:
+        futures.append(slow.submit())
+        assert begun.wait(10)
+        raise KeyboardInterrupt
+
+    futures: list[Any] = []
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert time.monotonic() - started < 5
+    assert futures[0].state.name == "Cancelled"
+    report = wait_until_recorded(futures[0].state.state_details.flow_run_id)
+    assert report.complete, str(report)
+    assert api.state_names(futures[0].task_run_id) == ["Pending", "Running", "Cancelled"]
