@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures._base import FINISHED, PENDING  # the states that Future's own methods know
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -51,12 +52,39 @@ class JobFuture(Future[Any]):
 
     `result()` raises the function's own exception, or what the executor says instead: JobTimeoutError,
     WorkerCrashedError, MemoryLimitError, JobCancelledError, JobSerializationError.
+
+    What only waiting needs, a condition and two lists, is made when first asked for: most futures are done before
+    anyone waits, and it would be half of the memory of a queued job.
     """
 
     def __init__(self, job: Job, supervisor: Supervisor) -> None:
-        super().__init__()
+        # Instead of Future's own, which would make all of it at once.
         self.job = job
         self._supervisor = supervisor
+        self._state = PENDING
+        self._result: Any = None
+        self._exception: BaseException | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        make = _MADE_WHEN_NEEDED.get(name)
+        if make is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return self.__dict__.setdefault(name, make())  # one step under the GIL: two threads get the same
+
+    def settle(self, value: Any, error: BaseException | None) -> None:
+        """The job is over; the supervisor alone says so, and once."""
+        self._result = value
+        self._exception = error
+        # Before looking for the condition: who waits makes it before looking at the state, so one sees the other.
+        self._state = FINISHED
+        condition = self.__dict__.get("_condition")
+        if condition is None:
+            return
+        with condition:
+            for waiter in self._waiters:
+                waiter.add_exception(self) if error is not None else waiter.add_result(self)
+            condition.notify_all()
+        self._invoke_callbacks()
 
     def cancel(self) -> bool:
         """End the job wherever it is, also while it runs; False where it is over already.
@@ -64,6 +92,9 @@ class JobFuture(Future[Any]):
         It returns at once: the future is done when nothing of the job is alive any more.
         """
         return self._supervisor.cancel(self.job)
+
+    def done(self) -> bool:
+        return self._state == FINISHED
 
     def cancelled(self) -> bool:
         return self.done() and self.job.status is JobStatus.CANCELLED
@@ -74,3 +105,10 @@ class JobFuture(Future[Any]):
     def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
         """Call `fn(future)` when the job is over: on a thread for callbacks, or here and now if it is over already."""
         super().add_done_callback(functools.partial(self._supervisor.deliver, fn))
+
+
+_MADE_WHEN_NEEDED: dict[str, Callable[[], Any]] = {
+    "_condition": threading.Condition,
+    "_waiters": list,
+    "_done_callbacks": list,
+}

@@ -405,10 +405,7 @@ class Supervisor:
         future, live.future = live.future, None
         live.payload = live.assignment = live.timers = live.checkpoint = None
         assert future is not None
-        if error is None:
-            future.set_result(value)
-        else:
-            future.set_exception(error)
+        future.settle(value, error)
         if self.intake.closed and not self.intake.jobs:
             self._close_pools()
 
