@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from executor_adapter.exceptions import JobSerializationError
+from executor_adapter.exceptions import InvalidJobError, JobSerializationError
 from executor_adapter.functions import resolve
 from executor_adapter.pools import encoding, values, wire
 from executor_adapter.pools.attempt import REFERENCE
@@ -30,6 +34,18 @@ class Payload:
         self.max_runtime = max_runtime
 
 
+_SUPPORTED = all(hasattr(os, name) for name in ("pidfd_open", "eventfd", "memfd_create"))
+
+
+def check_platform() -> None:
+    """
+    Raises:
+        InvalidJobError: this system has not what the pool is built on.
+    """
+    if not _SUPPORTED:
+        raise InvalidJobError(f"pool='process' needs Linux 5.4 or later, not {sys.platform}: use pool='thread'")
+
+
 _by_reference: dict[str, EncodedFunction] = {}
 
 
@@ -37,9 +53,11 @@ def make_payload(job: Job) -> Payload:
     """Write function and arguments of a job for a worker.
 
     Raises:
-        InvalidJobError: the function is a reference that leads nowhere.
+        InvalidJobError: the function is a reference that leads nowhere, or this system cannot run it.
         JobSerializationError: function or arguments cannot be pickled.
     """
+    if not _SUPPORTED:
+        check_platform()
     function = job.function
     encoded = _encode_reference(function) if isinstance(function, str) else encode_function(function)
     flags = wire.ONCE if encoded.once else 0
@@ -93,3 +111,11 @@ def _culprit(job: Job) -> str:
         except Exception:
             return f"{name} (a {type(value).__name__})"
     return "the arguments"
+
+
+def encode_initializer(initializer: tuple[Callable[..., Any], tuple[Any, ...]] | None) -> bytes | None:
+    """A function and its arguments, as one encoded function without any."""
+    if initializer is None:
+        return None
+    function, args = initializer
+    return encode_function(functools.partial(function, *args)).encoded

@@ -2,47 +2,40 @@
 
 from __future__ import annotations
 
-import array
 import contextlib
 import itertools
 import os
-import pickle
 import signal
 import socket
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from enum import Enum
 
 from executor_adapter.exceptions import WorkerCrashedError
 from executor_adapter.pools import encoding, wire
 from executor_adapter.pools.base import Assignment, Supervisor, Timer
 from executor_adapter.pools.calls import Payload
-from executor_adapter.pools.launcher import Guardian, current_path
+from executor_adapter.pools.launcher import Guardian
+from executor_adapter.pools.outbox import Outbox, SharedPath
 from executor_adapter.pools.output import Output
-from executor_adapter.pools.values import MemoryFile
-
-_MOST_FUNCTIONS = 512
-"""Functions that a worker is let keep; past it, it forgets all and is sent anew what it needs."""
+from executor_adapter.pools.process_tree import resident
+from executor_adapter.pools.worker import INTERRUPT
 
 RECEIVE_BUFFER = bytearray(1 << 18)
 """Shared: all sockets are read by the supervisor's thread, and what is read is used up before the next read."""
 
 
-class SharedPath:
-    """sys.path as the workers know it, and how often it has changed."""
+PIPELINE_DEPTH = 8
+"""Short calls that may lie ready behind a running one."""
 
-    def __init__(self) -> None:
-        self.version = 0
-        self.frame = b""
-        self._seen = list(sys.path)
 
-    def look(self) -> None:
-        if sys.path != self._seen:
-            self._seen = list(sys.path)
-            self.version += 1
-            body = pickle.dumps(current_path(), 5)
-            self.frame = wire.HEADER.pack(len(body), wire.PATH, 0, 0, 0, 0, 0.0, 0.0) + body
+class Standing(Enum):
+    """How far the worker is with an assignment in its queue."""
+
+    WAITING = "not begun"
+    RUNNING = "begun, and perhaps just over"
+    OVER = "over: its result is on its way"
 
 
 class WorkerHandle:
@@ -79,11 +72,8 @@ class WorkerHandle:
         """Why we killed it, where that is what its job's error shall say."""
         self.first_rss = 0
         self.timer: Timer | None = None
-        self.path_version = 0
         self._supervisor = supervisor
         self._parts: dict[Assignment, bytes] = {}
-        self._known: set[int] = set()
-        self._backlog: deque[tuple[memoryview, MemoryFile | None]] = deque()
         self._pidfd: int | None = None
         self._open()
 
@@ -105,6 +95,7 @@ class WorkerHandle:
             undo.pop_all()
         self.socket.setblocking(False)
         self.fd = self.socket.fileno()
+        self.outbox = Outbox(self._supervisor, self.socket)
         self.reader = wire.FrameReader(self.socket, RECEIVE_BUFFER)
         self.output = Output(self._supervisor, stdout, stderr, self.queue)
         self.guardian.fork(self.number, [theirs.detach(), their_tickets, their_stdout, their_stderr])
@@ -118,6 +109,25 @@ class WorkerHandle:
         return self.queue[0] if self.queue else None
 
     # --- calls ---
+
+    def takes_another(self, max_jobs: int) -> bool:
+        """Whether another short call may be laid behind those it has."""
+        queue = self.queue
+        return (
+            len(queue) <= PIPELINE_DEPTH
+            and self.ready
+            and not (self.doomed or self.dropping)
+            and queue[-1].short
+            and queue[0].short
+            and queue[0].memory_limit is None
+            and self.done + len(queue) < max_jobs
+        )
+
+    def is_worn(self, max_jobs: int, max_growth: int | None) -> bool:
+        """Whether it is to be replaced: it has run so many calls, or grown by so many bytes."""
+        if self.done >= max_jobs or max_growth is None or self.pid is None:
+            return self.done >= max_jobs
+        return resident(self.pid) > self.first_rss + max_growth
 
     def give(self, assignment: Assignment) -> None:
         """Take an assignment, to be sent by `write`.
@@ -134,61 +144,69 @@ class WorkerHandle:
     def write(self, path: SharedPath) -> None:
         """Send what was given since the last time."""
         count, self.unsent = self.unsent, 0
-        pieces: list[bytes] = []
-        if self.path_version != path.version:
-            self.path_version = path.version
-            pieces.append(path.frame)
+        outbox = self.outbox
+        pieces = [outbox.path(path)]
         # Tickets first: a worker that has the frame must not find that it needs to wait for one.
         os.eventfd_write(self.tickets, count)
         first = len(self.queue) - count
         for index in range(first, first + count):
             assignment = self.queue[index]
             payload: Payload = assignment.payload
-            self._write_call(pieces, assignment, payload, self.head + index)
+            pieces.append(outbox.introduce(payload.function, may_forget=index == 0))
+            pieces.append(self._call(assignment, payload, self.head + index))
+            pieces.append(payload.body)
+            if self._parts:
+                pieces.append(self._parts.pop(assignment, b""))
             if payload.file is not None:
-                self.send(b"".join(pieces), payload.file)
+                outbox.send(b"".join(pieces), payload.file)
                 pieces.clear()
         if pieces:
-            self.send(b"".join(pieces))
+            outbox.send(b"".join(pieces))
 
-    def _write_call(self, pieces: list[bytes], assignment: Assignment, payload: Payload, seq: int) -> None:
-        function = payload.function
-        if function.number not in self._known:
-            pieces.append(self._introduce(payload))
-        part = self._parts.pop(assignment, b"") if self._parts else b""
-        body = payload.body
-        pieces.append(
-            wire.HEADER.pack(
-                len(body) + len(part),
-                wire.CALL,
-                payload.flags,
-                assignment.number & 0xFFFF,
-                seq & wire.WORD,
-                function.number,
-                payload.max_runtime,
-                0.0,
-            )
+    def _call(self, assignment: Assignment, payload: Payload, seq: int) -> bytes:
+        part = self._parts.get(assignment, b"") if self._parts else b""
+        return wire.HEADER.pack(
+            len(payload.body) + len(part),
+            wire.CALL,
+            payload.flags,
+            assignment.number & 0xFFFF,
+            seq & wire.WORD,
+            payload.function.number,
+            payload.max_runtime,
+            0.0,
         )
-        pieces.append(body)
-        if part:
-            pieces.append(part)
 
-    def _introduce(self, payload: Payload) -> bytes:
-        flags = 0
-        if len(self._known) >= _MOST_FUNCTIONS and self.unsent + len(self.queue) == 1:
-            # Only while no call before this one refers to what is forgotten.
-            self._known.clear()
-            flags = wire.FORGET
-        function = payload.function
-        if not function.once:
-            self._known.add(function.number)
-        header = wire.HEADER.pack(len(function.encoded), wire.FUNCTION, flags, 0, 0, function.number, 0.0, 0.0)
-        return header + function.encoded
+    # --- tickets (see `worker`) ---
 
-    # --- tickets ---
+    def take_back(self, assignment: Assignment, *, or_those_behind: bool = False) -> tuple[Standing, list[Assignment]]:
+        """Take back an assignment that has not begun, with those behind it, in order; how it stood.
+
+        `or_those_behind`: of one that runs, take back those behind it, so that nothing follows it.
+        """
+        index = self.queue.index(assignment)
+        begun = self.freeze()
+        first = len(self.queue)
+        if index >= begun:
+            standing, first = Standing.WAITING, index
+        elif index < begun - 1:
+            standing = Standing.OVER
+        else:
+            standing = Standing.RUNNING
+            first = index + 1 if or_those_behind else first
+        self._thaw(min(first, self.sent) - begun)
+        return standing, self._void(first)
+
+    def interrupt(self, assignment: Assignment) -> None:
+        """Raise SoftTimeoutError in it, if it runs."""
+        begun = self.freeze()
+        if self.queue.index(assignment) == begun - 1:
+            # Nothing else can begin before the signal is pending.
+            self._signal(INTERRUPT)
+        self._thaw(self.sent - begun)
 
     def freeze(self) -> int:
-        """Take all tickets, so that nothing begins until `thaw`; how many of the queue have begun (or ended)."""
+        """Take all tickets, so that nothing more begins; how many of the queue have begun, the last of them perhaps
+        running still."""
         left = 0
         with contextlib.suppress(BlockingIOError):
             while True:
@@ -196,17 +214,16 @@ class WorkerHandle:
                 left += 1
         return self.sent - left
 
-    def thaw(self, count: int) -> None:
+    def _thaw(self, count: int) -> None:
         if count > 0:
             os.eventfd_write(self.tickets, count)
 
-    def void(self, index: int) -> list[Assignment]:
-        """Take back all from `index` on, whose tickets are taken; in order."""
+    def _void(self, index: int) -> list[Assignment]:
+        """Take all from `index` on, whose tickets are taken, out of the queue."""
         sent = self.sent
         if index < sent:
             self.dropping = True
-            seq = (self.head + index) & wire.WORD
-            self.send(wire.HEADER.pack(0, wire.DROP, 0, 0, seq, 0, 0.0, 0.0))
+            self.outbox.send(wire.frame(wire.DROP, seq=self.head + index))
         voided = [self.queue.pop() for _ in range(len(self.queue) - index)]
         self.unsent = max(0, len(self.queue) - sent)
         for assignment in voided:
@@ -216,45 +233,11 @@ class WorkerHandle:
 
     # --- the socket ---
 
-    def send(self, frames: bytes, file: MemoryFile | None = None) -> None:
-        if not self._backlog and file is None:
-            try:
-                sent = self.socket.send(frames)
-            except BlockingIOError:
-                sent = 0
-            except OSError:  # it is dead, which its pidfd tells
-                return
-            if sent == len(frames):
-                return
-            self._backlog.append((memoryview(frames)[sent:], None))
-        else:
-            self._backlog.append((memoryview(frames), file))
-        self._send_waiting()
-
-    def _send_waiting(self) -> None:
-        while self._backlog:
-            frames, file = self._backlog[0]
-            rights = [] if file is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [file.fd]))]
-            try:
-                sent = self.socket.sendmsg([frames], rights)
-            except BlockingIOError:
-                self._supervisor.watch_writable(self.fd, self._send_waiting)
-                return
-            except OSError:
-                self._backlog.clear()
-                break
-            if sent < len(frames):
-                self._backlog[0] = (frames[sent:], None)
-            else:
-                self._backlog.popleft()
-        if self.hears:
-            self._supervisor.watch_writable(self.fd, None)
-
     def deafen(self) -> None:
         """Read its socket no more."""
         if self.hears:
             self.hears = False
-            self._backlog.clear()
+            self.outbox.discard()
             self._supervisor.unwatch(self.fd)
 
     # --- its end ---
@@ -298,7 +281,7 @@ class WorkerHandle:
             self.timer.cancel()
         self.timer = self._supervisor.call_at(self._supervisor.now() + seconds, callback)
 
-    def signal(self, number: int) -> None:
+    def _signal(self, number: int) -> None:
         if self._pidfd is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
@@ -306,7 +289,7 @@ class WorkerHandle:
     def kill(self) -> None:
         """SIGKILL, as soon as the process is known."""
         self.kill_wanted = self.let_go = True
-        self.signal(signal.SIGKILL)
+        self._signal(signal.SIGKILL)
 
     def hang_up(self) -> None:
         """Let it exit once it has nothing to run. Reaches it even where a forked process holds our end too."""

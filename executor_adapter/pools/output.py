@@ -4,10 +4,10 @@ A job may say LINES_BURST lines at once and LINES_PER_SECOND on; what is more is
 when the job ends. Log records count as lines, long lines as several. Progress, checkpoints and events are never left
 out. A writer is never held up for long: the pipes are always read.
 
-**Whose it is.** A worker with calls lying ready may be further than the results that have arrived, so what is read from
-it then is held until the next result, whose times tell: what was read before that function ended is its, unless it was
-the one before's. A function that wrote what is not read yet says so with its result (OUTPUT), and its worker waits
-until it is read: it is all that function's.
+**Whose it is.** A function that wrote what is not read yet says so with its result (OUTPUT), and its worker waits until
+it is told that all is read (HEARD): it is all that function's. So a worker that has calls lying ready, and may be
+further than the results that have arrived, is not read from at once, but on such a result, or after MUTED seconds. What
+is read then is held until the next result, whose times tell: it is of the first function that ended after it was read.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ import time
 from collections import deque
 from typing import Any
 
-from executor_adapter.pools.base import Assignment, Supervisor
+from executor_adapter.pools.base import Assignment, Supervisor, Timer
 
 LINES_BURST = 10_000.0
 LINES_PER_SECOND = 2_000.0
 TAIL = 8192
 """Bytes of the end of a job's output that are kept for the error, should its worker die."""
+
+MUTED = 0.05
 
 _CHUNK = 1 << 16
 _LONGEST_LINE = 1 << 14
@@ -68,9 +70,9 @@ class Output:
         self._held: deque[tuple[float, _Pipe, bytes]] = deque()
         self._tail = bytearray()
         self._spoke = False
-        self._pipes = [_Pipe(self, "stdout", stdout_fd), _Pipe(self, "stderr", stderr_fd)]
+        self._pipes = [_Pipe(self, supervisor, "stdout", stdout_fd), _Pipe(self, supervisor, "stderr", stderr_fd)]
         for pipe in self._pipes:
-            supervisor.watch(pipe.fd, pipe.on_readable)
+            pipe.listen()
 
     def drain(self) -> None:
         """Read what is there now: it is the first speaker's."""
@@ -113,8 +115,8 @@ class Output:
         return self._tail.decode(errors="replace")
 
     def took(self, pipe: _Pipe, chunk: bytes, at: float) -> None:
-        """`chunk` was read from `pipe` at `at`, or a little later."""
-        if len(self._speakers) > 1:
+        """`chunk` was read from `pipe` at `at`."""
+        if self.may_be_further:
             self._held.append((at, pipe, chunk))
         else:
             self._release(at)
@@ -125,9 +127,10 @@ class Output:
             text = line.decode(errors="replace")
             self._supervisor.said(self._speaker(), "output", (stream, text))
 
-    def over(self, fd: int) -> None:
-        self._supervisor.unwatch(fd)
-        os.close(fd)
+    @property
+    def may_be_further(self) -> bool:
+        """Whether the worker may run another call than the first in its queue."""
+        return len(self._speakers) > 1
 
     def close(self) -> None:
         for pipe in self._pipes:
@@ -135,20 +138,34 @@ class Output:
 
 
 class _Pipe:
-    def __init__(self, output: Output, stream: str, fd: int) -> None:
+    def __init__(self, output: Output, supervisor: Supervisor, stream: str, fd: int) -> None:
         self.fd = fd
         self._output = output
+        self._supervisor = supervisor
+        self._muted: Timer | None = None
         self._stream = stream
         self._partial = b""
 
-    def on_readable(self) -> None:
-        self.read()
+    def listen(self) -> None:
+        self._supervisor.watch(self.fd, self._on_readable)
+
+    def _on_readable(self) -> None:
+        if self._output.may_be_further:
+            self._supervisor.unwatch(self.fd)
+            self._muted = self._supervisor.call_at(self._supervisor.now() + MUTED, self._unmute)
+        else:
+            self.read()
+
+    def _unmute(self) -> None:
+        self._muted = None
+        if self.fd >= 0:
+            self.listen()
+            self.read()
 
     def read(self) -> bool:
         """Take what one read gives; False where there was nothing."""
         if self.fd < 0:
             return False
-        at = time.monotonic()
         try:
             chunk = os.read(self.fd, _CHUNK)
         except BlockingIOError:
@@ -156,7 +173,7 @@ class _Pipe:
         if not chunk:
             self.close()
             return False
-        self._output.took(self, chunk, at)
+        self._output.took(self, chunk, time.monotonic())
         return True
 
     def split(self, chunk: bytes) -> None:
@@ -174,8 +191,12 @@ class _Pipe:
     def close(self) -> None:
         if self.fd >= 0:
             self.end_line()
-            fd, self.fd = self.fd, -1
-            self._output.over(fd)
+            if self._muted is not None:
+                self._muted.cancel()
+            else:
+                self._supervisor.unwatch(self.fd)
+            os.close(self.fd)
+            self.fd = -1
 
 
 def _left_out(count: int) -> dict[str, Any]:

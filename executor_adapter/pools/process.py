@@ -32,35 +32,28 @@ Needs Linux 5.4 or later: pidfds, eventfds, memfds and subreapers have no counte
 
 from __future__ import annotations
 
-import functools
 import logging
-import os
 import sys
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from executor_adapter.exceptions import InvalidJobError, MemoryLimitError
 from executor_adapter.pools import wire
 from executor_adapter.pools.base import Assignment, Ending, Supervisor, WorkerPool
-from executor_adapter.pools.calls import Payload, make_payload
+from executor_adapter.pools.calls import Payload, check_platform, encode_initializer, make_payload
 from executor_adapter.pools.crew import START_FAILURES, Crew
-from executor_adapter.pools.encoding import encode_function
-from executor_adapter.pools.handle import SharedPath, WorkerHandle
+from executor_adapter.pools.handle import Standing, WorkerHandle
 from executor_adapter.pools.memory_watch import MemoryWatch
-from executor_adapter.pools.process_tree import resident
+from executor_adapter.pools.outbox import SharedPath
 from executor_adapter.pools.reports import discard, tell_result, tell_said
-from executor_adapter.pools.verdict import crash_error, set_exit
-from executor_adapter.pools.worker import INTERRUPT
+from executor_adapter.pools.verdict import crash_error, memory_error, set_exit
 
 if TYPE_CHECKING:
     from executor_adapter.job import Job
 
-PIPELINE_DEPTH = 8
-"""Short jobs that may lie ready behind a running one."""
+_HEARD = wire.frame(wire.HEARD)
 _RESULTS = frozenset({wire.RETURNED, wire.RAISED, wire.UNSENDABLE})
-_SUPPORTED = all(hasattr(os, name) for name in ("pidfd_open", "eventfd", "memfd_create"))
 
 
 class ProcessPool(WorkerPool):
@@ -92,17 +85,17 @@ class ProcessPool(WorkerPool):
         cpu_affinity: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__(supervisor, max_workers)
-        _check_platform()
+        check_platform()
         settings = {
             "preload": tuple(preload),
-            "initializer": _encode_initializer(initializer),
+            "initializer": encode_initializer(initializer),
             "nice": nice,
             "cpu_affinity": cpu_affinity,
             "log_level": min(logging.INFO, logging.getLogger().level or logging.INFO),
         }
         self._crew = Crew(supervisor, max_workers, settings, on_frames=self._on_frames, on_gone=self._on_gone)
         self._max_jobs = max_jobs_per_worker or sys.maxsize
-        self._max_rss_growth = max_rss_growth or sys.maxsize
+        self._max_rss_growth = max_rss_growth
         self._path = SharedPath()
         self._memory = MemoryWatch(supervisor, self._memory_exceeded)
         self._most_busy = 0
@@ -112,7 +105,6 @@ class ProcessPool(WorkerPool):
 
     @classmethod
     def prepare(cls, job: Job) -> Payload:
-        _check_platform()
         return make_payload(job)
 
     @property
@@ -145,23 +137,11 @@ class ProcessPool(WorkerPool):
         for _ in range(len(busy)):
             worker = busy[0]
             busy.rotate(-1)
-            if self._takes_another(worker):
+            if worker.takes_another(self._max_jobs):
                 self._give(worker, assignment)
                 return True
         self._has_room = False
         return False
-
-    def _takes_another(self, worker: WorkerHandle) -> bool:
-        queue = worker.queue
-        return (
-            len(queue) <= PIPELINE_DEPTH
-            and worker.ready
-            and not (worker.doomed or worker.dropping)
-            and queue[-1].short
-            and queue[0].short
-            and queue[0].memory_limit is None
-            and worker.done + len(queue) < self._max_jobs
-        )
 
     def _give(self, worker: WorkerHandle, assignment: Assignment) -> None:
         worker.give(assignment)
@@ -231,6 +211,7 @@ class ProcessPool(WorkerPool):
         fd = worker.reader.fds.popleft() if flags & wire.IN_FILE else -1
         if flags & wire.OUTPUT:
             worker.output.drain()
+            worker.outbox.send(_HEARD)
         worker.output.finish(ended)
         assignment = queue[0]
         if assignment.memory_limit is not None:
@@ -252,11 +233,13 @@ class ProcessPool(WorkerPool):
         assignment.worker = None
         if not queue:
             self._emptied(worker)
-        else:
-            self._has_room = True
-            if len(queue) > worker.unsent:
-                self._tell_started(worker, ended)
+            tell_result(self.supervisor, assignment, kind, flags, body, fd)
+            return
+        self._has_room = True
+        following = queue[0] if worker.sent else None
         tell_result(self.supervisor, assignment, kind, flags, body, fd)
+        if following is not None and following.worker is worker:  # else it was taken back meanwhile
+            self._tell_started(worker, ended)
 
     def _on_said(self, worker: WorkerHandle, flags: int, seq: int, body: bytes) -> None:
         if flags & wire.LOUD or worker.output.allowance.grant(len(body)):
@@ -269,18 +252,11 @@ class ProcessPool(WorkerPool):
         self._busy_workers.remove(worker)
         if worker.doomed:
             return
-        if self._is_worn(worker):
+        if worker.is_worn(self._max_jobs, self._max_rss_growth):
             self._crew.dismiss(worker)
             self._crew.keep_spare(self._most_busy)
         elif not worker.dropping:
             self._crew.put_back(worker)
-
-    def _is_worn(self, worker: WorkerHandle) -> bool:
-        if worker.done >= self._max_jobs:
-            return True
-        if self._max_rss_growth == sys.maxsize or worker.pid is None:
-            return False
-        return resident(worker.pid) > worker.first_rss + self._max_rss_growth
 
     # --- taking back, and ending ---
 
@@ -288,21 +264,10 @@ class ProcessPool(WorkerPool):
         worker: WorkerHandle | None = assignment.worker
         if worker is None:
             return False
-        index = worker.queue.index(assignment)
-        begun = worker.freeze()
-        if index < begun:
-            worker.thaw(worker.sent - begun)
-            return False
-        worker.thaw(min(index, worker.sent) - begun)
-        for voided in self._void(worker, index):
-            self.supervisor.handed_back(voided)
-        return True
-
-    def _void(self, worker: WorkerHandle, index: int) -> list[Assignment]:
-        voided = worker.void(index)
-        if voided and not worker.queue:
-            self._emptied(worker)
-        return voided
+        standing, voided = worker.take_back(assignment)
+        self._taken_back(worker, voided)
+        self._hand_back(voided)
+        return standing is Standing.WAITING
 
     def stop(self, assignment: Assignment, *, grace: float) -> None:
         worker: WorkerHandle | None = assignment.worker
@@ -311,38 +276,31 @@ class ProcessPool(WorkerPool):
         if worker.stopping is assignment:
             worker.hasten(grace)
             return
-        index = worker.queue.index(assignment)
-        begun = worker.freeze()
-        if index < begun - 1:  # it is over: its result is on its way
-            worker.thaw(worker.sent - begun)
-            return
-        if index >= begun:
-            worker.thaw(min(index, worker.sent) - begun)
-            _, *behind = self._void(worker, index)
-            self.supervisor.ended(assignment, Ending.STOPPED)
-        else:
-            behind = self._void(worker, index + 1)
+        standing, voided = worker.take_back(assignment, or_those_behind=True)
+        self._taken_back(worker, voided)
+        if standing is Standing.WAITING:
+            self.supervisor.ended(voided.pop(0), Ending.STOPPED)
+        elif standing is Standing.RUNNING:
             self._crew.doom(worker)
             worker.terminate(assignment, grace)
             self._crew.keep_spare(self._most_busy)
-        for voided in behind:
-            self.supervisor.handed_back(voided)
+        self._hand_back(voided)
+
+    def _taken_back(self, worker: WorkerHandle, voided: list[Assignment]) -> None:
+        if voided and not worker.queue:
+            self._emptied(worker)
+
+    def _hand_back(self, assignments: list[Assignment]) -> None:
+        for assignment in assignments:
+            self.supervisor.handed_back(assignment)
 
     def interrupt(self, assignment: Assignment) -> None:
         worker: WorkerHandle | None = assignment.worker
-        if worker is None or worker.stopping is not None:
-            return
-        begun = worker.freeze()
-        if worker.queue.index(assignment) == begun - 1:
-            # Nothing else can begin before the signal is pending.
-            worker.signal(INTERRUPT)
-        worker.thaw(worker.sent - begun)
+        if worker is not None and worker.stopping is None:
+            worker.interrupt(assignment)
 
     def _memory_exceeded(self, worker: WorkerHandle, assignment: Assignment, held: int) -> None:
-        worker.verdict = MemoryLimitError(
-            f"its process tree held {held >> 20} MiB, more than memory_limit={assignment.memory_limit} bytes: "
-            "raise it, or do less at once"
-        )
+        worker.verdict = memory_error(assignment, held)
         self._crew.doom(worker)
         worker.kill()
 
@@ -361,26 +319,16 @@ class ProcessPool(WorkerPool):
             self._emptied(worker)
         cannot_start = not worker.ready and self._crew.start_failures >= START_FAILURES
         fallen = max(begun, 1) if cannot_start else begun
-        for index, assignment in enumerate(left):
+        for assignment in left:
             assignment.worker = None
-            if index >= fallen:
-                self.supervisor.handed_back(assignment)
-                continue
+        for assignment in left[:fallen]:
             set_exit(assignment, si_code, si_status)
-            if assignment is worker.stopping:
-                self.supervisor.ended(assignment, Ending.STOPPED)
-            else:
-                error = crash_error(assignment, tail, was_up=worker.ready, verdict=worker.verdict)
-                self.supervisor.ended(assignment, Ending.CRASHED, error=error)
+            self._fell(worker, assignment, tail)
+        self._hand_back(left[fallen:])
 
-
-def _encode_initializer(initializer: tuple[Callable[..., Any], tuple[Any, ...]] | None) -> bytes | None:
-    if initializer is None:
-        return None
-    function, args = initializer
-    return encode_function(functools.partial(function, *args)).encoded
-
-
-def _check_platform() -> None:
-    if not _SUPPORTED:
-        raise InvalidJobError(f"pool='process' needs Linux 5.4 or later, not {sys.platform}: use pool='thread'")
+    def _fell(self, worker: WorkerHandle, assignment: Assignment, tail: str) -> None:
+        if assignment is worker.stopping:
+            self.supervisor.ended(assignment, Ending.STOPPED)
+        else:
+            error = crash_error(assignment, tail, was_up=worker.ready, verdict=worker.verdict)
+            self.supervisor.ended(assignment, Ending.CRASHED, error=error)

@@ -12,12 +12,9 @@ import os
 import resource
 import sys
 import termios
-import time
 from typing import TextIO
 
 from executor_adapter.pools import wire
-
-_PATIENCE = 0.25
 
 
 class Stdio:
@@ -54,14 +51,6 @@ class Stdio:
         except (OSError, ValueError):  # closed
             self._repair()
             return wire.OUTPUT
-
-    def wait_until_read(self) -> None:
-        """Let the host read what the function wrote, before another writes; not for ever, since what it left running
-        may write on."""
-        until = time.monotonic() + _PATIENCE
-        with contextlib.suppress(OSError):
-            while (self._unread(1) or self._unread(2)) and time.monotonic() < until:
-                time.sleep(0.0001)
 
     def _unread(self, fd: int) -> bool:
         fcntl.ioctl(fd, termios.FIONREAD, self._waiting, True)

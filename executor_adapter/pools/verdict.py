@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
-from executor_adapter.exceptions import WorkerCrashedError
+from executor_adapter.exceptions import MemoryLimitError, WorkerCrashedError
 from executor_adapter.pools.base import Assignment
 from executor_adapter.pools.voice import CHANNEL_LOST
 from executor_adapter.pools.worker import FAILED_TO_START
@@ -28,6 +28,13 @@ def crash_error(
     error.exit_signal = assignment.exit_signal
     error.output_tail = output_tail
     return error
+
+
+def memory_error(assignment: Assignment, held: int) -> MemoryLimitError:
+    return MemoryLimitError(
+        f"its process tree held {held >> 20} MiB, more than memory_limit={assignment.memory_limit} bytes: "
+        "raise it, or do less at once"
+    )
 
 
 def _describe(assignment: Assignment, was_up: bool) -> str:

@@ -9,6 +9,7 @@ frame that its writer did not live to finish is seen as the end of the stream, a
                     body: CALL_SIZES, job id, what describes the job, arguments, what is of this attempt
         DROP        seq: forget every call from it on, and say DROPPED
         PATH        body: sys.path, pickled
+        HEARD       all that the last function wrote is read (answers OUTPUT)
     worker -> host
         READY       word: its pid, first: when; it runs calls from now on
         RETURNED    seq, word: peak RSS in KiB, first and second: when it began and ended; body: the value
@@ -35,7 +36,7 @@ HEADER = struct.Struct("<IBBHIIdd")
 CALL_SIZES = struct.Struct("<III")
 """Sizes of job id, description and arguments in the body of a CALL; the rest is what is of this attempt."""
 
-FUNCTION, CALL, DROP, PATH = 1, 2, 3, 4
+FUNCTION, CALL, DROP, PATH, HEARD = 1, 2, 3, 4, 5
 READY, RETURNED, RAISED, UNSENDABLE, SAID, DROPPED = 16, 17, 18, 19, 20, 21
 
 NOTHING = 1
@@ -43,7 +44,8 @@ NOTHING = 1
 IN_FILE = 2
 """Flag: the body holds the sizes of what lies in the memory file passed along."""
 OUTPUT = 4
-"""Flag: the function wrote to its stdout or stderr, which is to be read before its result is told."""
+"""Flag: the function wrote to its stdout or stderr, which is to be read before its result is told; nothing else begins
+before HEARD."""
 ONCE = 8
 """Flag: the function of this CALL is not to be kept for another."""
 FORGET = 16
@@ -59,6 +61,11 @@ _FD_SPACE = socket.CMSG_SPACE(8 * 4)
 
 Frame = tuple[int, int, int, int, int, float, float, bytes]
 """Kind, flags, number, seq, word, first, second, body. Bare, since thousands are made a second."""
+
+
+def frame(kind: int, flags: int = 0, *, seq: int = 0, word: int = 0, first: float = 0.0, body: bytes = b"") -> bytes:
+    """A frame that is not a call nor a result: those are packed where they are made, for speed."""
+    return HEADER.pack(len(body), kind, flags, 0, seq & WORD, word, first, 0.0) + body
 
 
 class RemoteTraceback(Exception):

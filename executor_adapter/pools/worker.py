@@ -110,6 +110,7 @@ class Worker:
         self._functions = Functions()
         self._calls: deque[Call] = deque()
         self._attempt: Attempt | None = None
+        self._unheard = False
         self._take_signals()
         os.register_at_fork(after_in_child=self._let_go)
 
@@ -131,8 +132,7 @@ class Worker:
         peak = self._memory.peak()
         header = wire.HEADER.pack(len(body), kind, flags, 0, call.seq, peak, started, ended)
         self._channel.send(header + body, None if file is None else file.fd)
-        if flags & wire.OUTPUT:
-            self._stdio.wait_until_read()
+        self._unheard = bool(flags & wire.OUTPUT)
         self._take_signals()
 
     def _next(self) -> Call | None:
@@ -140,7 +140,7 @@ class Worker:
         calls = self._calls
         try:
             while True:
-                if not calls:
+                if not calls or self._unheard:
                     self._receive()
                 elif self._take_ticket():
                     return calls.popleft()
@@ -174,6 +174,8 @@ class Worker:
                 sys.path[:] = pickle.loads(body)
             elif kind == wire.DROP:
                 self._drop(seq)
+            elif kind == wire.HEARD:
+                self._unheard = False
 
     def _drop(self, seq: int) -> None:
         while self._calls and self._calls[-1].seq >= seq:
