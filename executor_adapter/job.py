@@ -317,9 +317,10 @@ class Job(BaseModel):
     metadata: dict[str, Any] = Field(default_factory=dict)
 
     __slots__ = ("_live",)
-    _live: (
-        LiveState  # a slot, since every transition reads it: a private attribute of pydantic's takes 20 times as long
-    )
+    # A slot, since every transition reads it: a private attribute of pydantic's takes 20 times as long. Pydantic would
+    # make it one if it saw the annotation.
+    if TYPE_CHECKING:
+        _live: LiveState
 
     def model_post_init(self, context: Any, /) -> None:
         object.__setattr__(self, "_live", LiveState())

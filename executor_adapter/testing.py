@@ -15,8 +15,6 @@ def test_without_retries():
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, ClassVar, Self
@@ -27,7 +25,7 @@ from executor_adapter.executor import JobExecutor
 from executor_adapter.functions import resolve
 from executor_adapter.pools.base import Assignment, Ending, WorkerPool
 from executor_adapter.pools.base import Supervisor as PoolSupervisor
-from executor_adapter.pools.thread import job_context, open_scope
+from executor_adapter.pools.in_process import finished, job_context, open_scope
 from executor_adapter.retry import limit_attempts
 from executor_adapter.supervisor import Supervisor
 
@@ -168,7 +166,6 @@ class InlinePool(WorkerPool):
         try:
             with open_scope(assignment):
                 job = assignment.job
-                value = resolve(job.function)(*job.args, **job.kwargs)
-                return asyncio.run(value) if inspect.iscoroutine(value) else value
+                return finished(resolve(job.function)(*job.args, **job.kwargs))
         finally:
             leave_job(token)

@@ -24,7 +24,7 @@ from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.functions import is_coroutine_function
 from executor_adapter.job import Job
 from executor_adapter.pools.base import Assignment, Ending, Supervisor, WorkerPool
-from executor_adapter.pools.thread import bind, job_context, open_scope
+from executor_adapter.pools.in_process import bind, job_context, open_scope
 
 logger = logging.getLogger("executor_adapter.coroutine")
 

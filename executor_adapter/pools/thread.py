@@ -7,12 +7,9 @@ counted, logged with its stack. It is a daemon, so it holds up neither a flow's 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ctypes
 import functools
-import importlib
-import inspect
 import logging
 import sys
 import threading
@@ -20,15 +17,14 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from queue import SimpleQueue
 from typing import Any, ClassVar
 
-from executor_adapter.context import JobContext, enter_job, leave_job
+from executor_adapter.context import enter_job, leave_job
 from executor_adapter.exceptions import SoftTimeoutError
-from executor_adapter.functions import resolve
 from executor_adapter.job import Job
 from executor_adapter.pools.base import Assignment, Ending, Supervisor, WorkerPool
+from executor_adapter.pools.in_process import bind, finished, job_context, open_scope
 
 logger = logging.getLogger("executor_adapter.thread")
 
@@ -222,52 +218,20 @@ class _Thread:
                 continue  # it came too late for the function, and must not lose its result
 
     def _call(self, assignment: Assignment) -> Any:
-        call = functools.partial(run_in_job, assignment, self._pool.supervisor, lambda: self.stopping)
-        return call() if assignment.context is None else assignment.context.run(call)
+        if assignment.context is None:
+            return self._call_in_job(assignment)
+        return assignment.context.run(self._call_in_job, assignment)
 
+    def _call_in_job(self, assignment: Assignment) -> Any:
+        """Call the function as `current_job()`'s, within its scope."""
+        token = enter_job(job_context(assignment, self._pool.supervisor, self.is_stopping))
+        try:
+            if assignment.scope is None:
+                return finished(assignment.payload())
+            with open_scope(assignment):
+                return finished(assignment.payload())
+        finally:
+            leave_job(token)
 
-def run_in_job(assignment: Assignment, supervisor: Supervisor, cancelled: Callable[[], bool]) -> Any:
-    """Call an assignment's function as `current_job()`'s, within its scope, on the calling thread."""
-    token = enter_job(job_context(assignment, supervisor, cancelled))
-    try:
-        with open_scope(assignment):
-            value = assignment.payload()
-            return asyncio.run(value) if inspect.iscoroutine(value) else value
-    finally:
-        leave_job(token)
-
-
-def job_context(assignment: Assignment, supervisor: Supervisor, cancelled: Callable[[], bool]) -> JobContext:
-    job = assignment.job
-    return JobContext(
-        job.job_id,
-        assignment.number,
-        emit=lambda topic, content: supervisor.call_soon(supervisor.said, assignment, topic, content),
-        ends_at=None if job.max_runtime is None else (assignment.started_at or 0.0) + job.max_runtime,
-        cancelled=cancelled,
-        checkpoint=assignment.checkpoint,
-        tool_name=job.tool_name,
-        metadata=job.metadata,
-    )
-
-
-def open_scope(assignment: Assignment) -> AbstractContextManager[Any]:
-    """The context manager that is to be entered around the function."""
-    if assignment.scope is None:
-        return contextlib.nullcontext()
-    reference, argument = assignment.scope
-    module, _, qualname = reference.partition(":")
-    enter = functools.reduce(getattr, qualname.split("."), importlib.import_module(module))
-    return enter(argument)  # type: ignore[no-any-return, operator]
-
-
-def bind(job: Job) -> Callable[[], Any]:
-    """The call that the job is.
-
-    Raises:
-        InvalidJobError: the function cannot be imported.
-    """
-    function = resolve(job.function)
-    if not job.args and not job.kwargs:
-        return function
-    return functools.partial(function, *job.args, **job.kwargs)
+    def is_stopping(self) -> bool:
+        return self.stopping

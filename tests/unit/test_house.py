@@ -30,7 +30,7 @@ FLOORS = (
     {"prefect"},
 )
 # In pools/: what all pools share, and those that are one module; the other modules are the process pool.
-SHARED_BY_POOLS = {"base"}
+SHARED_BY_POOLS = {"base", "in_process"}
 SMALL_POOLS = {"thread", "coroutine", "dask", "ray"}
 # Each starts in every child process, where an import costs every worker its time and memory.
 WORKER_SIDE = {

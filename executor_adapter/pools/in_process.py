@@ -1,0 +1,58 @@
+"""What the pools of this process share: a job's call, its context and its scope."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import importlib
+import types
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from executor_adapter.context import JobContext
+from executor_adapter.functions import resolve
+from executor_adapter.job import Job
+from executor_adapter.pools.base import Assignment, Supervisor
+
+
+def job_context(assignment: Assignment, supervisor: Supervisor, cancelled: Callable[[], bool]) -> JobContext:
+    job = assignment.job
+    return JobContext(
+        job.job_id,
+        assignment.number,
+        emit=lambda topic, content: supervisor.call_soon(supervisor.said, assignment, topic, content),
+        ends_at=None if job.max_runtime is None else (assignment.started_at or 0.0) + job.max_runtime,
+        cancelled=cancelled,
+        checkpoint=assignment.checkpoint,
+        tool_name=job.tool_name,
+        metadata=job.metadata,
+    )
+
+
+def open_scope(assignment: Assignment) -> AbstractContextManager[Any]:
+    """The context manager that is to be entered around the function."""
+    if assignment.scope is None:
+        return contextlib.nullcontext()
+    reference, argument = assignment.scope
+    module, _, qualname = reference.partition(":")
+    enter = functools.reduce(getattr, qualname.split("."), importlib.import_module(module))
+    return enter(argument)  # type: ignore[no-any-return, operator]
+
+
+def bind(job: Job) -> Callable[[], Any]:
+    """The call that the job is.
+
+    Raises:
+        InvalidJobError: the function cannot be imported.
+    """
+    function = resolve(job.function)
+    if not job.args and not job.kwargs:
+        return function
+    return functools.partial(function, *job.args, **job.kwargs)
+
+
+def finished(value: Any) -> Any:
+    """The value itself; of a coroutine function, what its coroutine gives in the end."""
+    return asyncio.run(value) if type(value) is types.CoroutineType else value
