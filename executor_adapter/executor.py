@@ -299,6 +299,17 @@ def _cancelling() -> Iterator[deque[Future[Any]]]:
             future.cancel()
 
 
+_preloads: list[str] = []
+
+
+def preload_in_workers(*modules: str) -> None:
+    """Have process pools made from now on preload these modules too, whatever their configuration says.
+
+    For what runs around functions in a worker: imported there on first use, it would count towards their limits.
+    """
+    _preloads.extend(modules)
+
+
 def _make_pool(
     max_workers: int,
     config: Settings,
@@ -312,6 +323,7 @@ def _make_pool(
 
     names = {"preload", "max_jobs_per_worker", "max_rss_growth", "nice", "cpu_affinity"}
     options = config.executor.model_dump(include=names)
+    options["preload"] = tuple(dict.fromkeys((*options["preload"], *_preloads)))
     return ProcessPool(supervisor, max_workers, initializer=initializer, **options)
 
 

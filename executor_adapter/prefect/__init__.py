@@ -1,6 +1,7 @@
 """The only part that imports Prefect: jobs as task runs, and every state of theirs in the Prefect UI."""
 
 # Not lazily, as the package above does: a module imported later would take the name of the function `job_task`.
+from executor_adapter.executor import preload_in_workers
 from executor_adapter.prefect.job_task import JobTask, job_task
 from executor_adapter.prefect.reconcile import ReconcileReport, wait_until_recorded
 
@@ -8,3 +9,5 @@ PRELOAD = ("prefect.main", "executor_adapter.prefect")
 """What a worker needs to run a job task: 0.6 s to import, so best imported once, before workers are forked."""
 
 __all__ = ["PRELOAD", "JobTask", "ReconcileReport", "job_task", "wait_until_recorded"]
+
+preload_in_workers(*PRELOAD)
