@@ -1,0 +1,96 @@
+"""Measured figures: medians with their spread, contestants in turn, and the table that shows them by their targets."""
+
+from __future__ import annotations
+
+import gc
+import os
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+ROUNDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What several runs of one measurement gave, in the order in which they were made."""
+
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    def percentile(self, share: float) -> float:
+        """The smallest value that at least `share` of all do not exceed."""
+        ordered = sorted(self.values)
+        return ordered[max(0, -(-round(share * 1000) * len(ordered) // 1000) - 1)]
+
+    def over(self, other: Figures) -> Figures:
+        """Ratios, round by round: what slows the machine slows both sides of a round."""
+        return Figures(tuple(mine / its for mine, its in zip(self.values, other.values, strict=True)))
+
+    def told(self, form: str = ",.0f", scale: float = 1.0) -> str:
+        low, high = min(self.values) * scale, max(self.values) * scale
+        return f"{self.median * scale:{form}} ({low:{form}} to {high:{form}})"
+
+
+def in_turn(contestants: Mapping[str, Callable[[], float]], rounds: int = ROUNDS) -> dict[str, Figures]:
+    """Measure each once a round, so that what else the machine does hits all alike."""
+    values: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name, measure in contestants.items():
+            gc.collect()
+            values[name].append(measure())
+    return {name: Figures(tuple(measured)) for name, measured in values.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One line of the table. `figure` is what is held against `target`, and must be at least it, or at most."""
+
+    what: str
+    ours: str
+    beside: str = ""
+    figure: float
+    form: str = ".2f"
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @property
+    def is_met(self) -> bool:
+        low = self.at_least is None or self.figure >= self.at_least
+        return low and (self.at_most is None or self.figure <= self.at_most)
+
+    @property
+    def target(self) -> str:
+        return f">= {self.at_least:{self.form}}" if self.at_least is not None else f"<= {self.at_most:{self.form}}"
+
+
+class Report:
+    """Gathers rows, each with the machine's load when it was measured, and prints them as they come and at the end."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[Row, float]] = []
+
+    def add(self, rows: Sequence[Row]) -> None:
+        fresh = [(row, os.getloadavg()[0]) for row in rows]
+        self._rows += fresh
+        _show(fresh)
+
+    def show(self) -> None:
+        if len(self._rows) > 1:
+            _show(self._rows)
+
+
+def _show(rows: Sequence[tuple[Row, float]]) -> None:
+    table = Table("measured", "ours", "beside it", "figure", "target", "met", "load", show_lines=False)
+    for row, load in rows:
+        met = "[green]yes[/]" if row.is_met else "[red]no[/]"
+        table.add_row(row.what, row.ours, row.beside, f"{row.figure:{row.form}}", row.target, met, f"{load:.1f}")
+    console = Console(width=170)
+    console.print()
+    console.print(table)

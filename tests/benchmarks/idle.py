@@ -1,0 +1,63 @@
+"""An idle executor, watched in a process of its own: `python -m tests.benchmarks.idle SECONDS` prints what it did as
+JSON. The main thread, which only sleeps, is left out."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from executor_adapter import Job, JobExecutor
+from executor_adapter.config import Settings
+from executor_adapter.pools.process_tree import children, tree
+from tests.benchmarks.functions import nothing, nothing_on_loop
+
+_TICK = os.sysconf("SC_CLK_TCK")
+
+
+def measure_idle(seconds: float) -> dict[str, float]:
+    """CPU seconds and voluntary context switches of all its threads and processes, while nothing is to be done."""
+    with JobExecutor(4, config=Settings()) as executor:
+        for _ in range(20):
+            futures = [executor.submit(Job(function=nothing, pool="process"))]
+            futures += [executor.submit(Job(function=nothing, pool="thread"))]
+            futures += [executor.submit(Job(function=nothing_on_loop))]
+            for future in futures:
+                future.result()
+        time.sleep(2.0)  # until the spare worker is up
+        before = _used()
+        time.sleep(seconds)
+        after = _used()
+    return {name: after[name] - before[name] for name in after}
+
+
+def _used() -> dict[str, float]:
+    tasks = list(_tasks())
+    return {
+        "cpu": sum(_cpu_seconds(task) for task in tasks),
+        "switches": sum(_voluntary_switches(task) for task in tasks),
+        "tasks": len(tasks),
+    }
+
+
+def _tasks() -> Iterator[Path]:
+    below = [pid for child in children(os.getpid()) for pid in tree(child)]
+    for pid in (os.getpid(), *below):
+        yield from (task for task in Path(f"/proc/{pid}/task").iterdir() if task.name != str(os.getpid()))
+
+
+def _cpu_seconds(task: Path) -> float:
+    user, system = (task / "stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / _TICK
+
+
+def _voluntary_switches(task: Path) -> int:
+    (line,) = [line for line in (task / "status").read_text().splitlines() if line.startswith("voluntary_ctxt")]
+    return int(line.split()[1])
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure_idle(float(sys.argv[1]))))

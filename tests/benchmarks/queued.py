@@ -1,0 +1,53 @@
+"""Many queued jobs, in a process of their own, whose memory is all theirs:
+`python -m tests.benchmarks.queued POOL JOBS` prints bytes a job and jobs a second as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from typing import get_args
+
+from executor_adapter import Job, JobExecutor
+from executor_adapter.config import Settings
+from executor_adapter.pools.process_tree import resident
+from tests.benchmarks.contestants import POLICY, PoolName
+from tests.benchmarks.functions import nothing, nothing_on_loop
+
+WORKERS = 4
+
+
+def measure_queued(pool: PoolName, jobs: int) -> dict[str, float]:
+    """Queue `jobs` no-op jobs while nothing can start; then let them run. The collector is left as it is."""
+    function = nothing_on_loop if pool == "coroutine" else nothing
+    with JobExecutor(WORKERS, config=Settings()) as executor:
+        executor.run(Job(function=function, pool=pool))
+        gate = threading.Event()
+        guards = [executor.submit(Job(function=gate.wait, pool="thread")) for _ in range(WORKERS)]
+        while executor.stats().workers_busy < WORKERS:
+            time.sleep(0.001)
+        before = resident(os.getpid())
+        started = time.perf_counter()
+        jobs_made = (Job(function=function, pool=pool, max_runtime=60.0, retry=POLICY) for _ in range(jobs))
+        futures = [executor.submit(job) for job in jobs_made]
+        while executor.stats().jobs_pending < jobs:
+            time.sleep(0.001)
+        queued = time.perf_counter()
+        held = resident(os.getpid()) - before
+        gate.set()
+        for future in (*guards, *futures):
+            future.result()
+        ended = time.perf_counter()
+    return {
+        "bytes": held / jobs,
+        "rate": jobs / (ended - started),
+        "queueing": queued - started,
+        "running": ended - queued,
+    }
+
+
+if __name__ == "__main__":
+    pool_name = next(name for name in get_args(PoolName) if name == sys.argv[1])
+    print(json.dumps(measure_queued(pool_name, int(sys.argv[2]))))

@@ -1,0 +1,43 @@
+"""No-op jobs in processes, beside concurrent.futures and pebble."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+
+from tests.benchmarks.contestants import bare, ours, pebbles, warm
+from tests.benchmarks.figures import Figures, Report, Row, in_turn
+
+WORKERS = os.cpu_count() or 2
+JOBS = 10_000
+
+
+def measure_process_throughput() -> dict[str, Figures]:
+    """Jobs a second of each pool."""
+    pools = {
+        "ours": ours("process", WORKERS),
+        "concurrent.futures": bare(ProcessPoolExecutor(WORKERS)),
+        "pebble": pebbles(WORKERS),
+    }
+    with warm(pools, JOBS) as rates:
+        return in_turn(rates)
+
+
+@pytest.mark.bench
+def test_process_throughput(report: Report) -> None:
+    measured = measure_process_throughput()
+    rows = []
+    for peer, target in (("concurrent.futures", 1.5), ("pebble", 1.1)):
+        rows.append(
+            Row(
+                what=f"no-op jobs/s, {WORKERS} processes, beside {peer}",
+                ours=measured["ours"].told(),
+                beside=measured[peer].told(),
+                figure=measured["ours"].over(measured[peer]).median,
+                at_least=target,
+            )
+        )
+    report.add(rows)
+    assert all(min(figures.values) > 0 for figures in measured.values())
