@@ -72,19 +72,21 @@ class JobFuture(Future[Any]):
         return self.__dict__.setdefault(name, make())  # one step under the GIL: two threads get the same
 
     def settle(self, value: Any, error: BaseException | None) -> None:
-        """The job is over; the supervisor alone says so, and once."""
-        self._result = value
-        self._exception = error
-        # Before looking for the condition: who waits makes it before looking at the state, so one sees the other.
-        self._state = FINISHED
-        condition = self.__dict__.get("_condition")
-        if condition is None:
-            return
+        """The job is over; the supervisor alone says so, and once.
+
+        The state is set under the condition, as whoever counts done futures relies on. Where nobody has made one, all
+        of a supervisor's futures share one: only one is settled at a time, so it wakes nobody else.
+        """
+        condition = self.__dict__.setdefault("_condition", self._supervisor.settling)
         with condition:
-            for waiter in self._waiters:
+            self._result = value
+            self._exception = error
+            self._state = FINISHED
+            for waiter in self.__dict__.get("_waiters", ()):
                 waiter.add_exception(self) if error is not None else waiter.add_result(self)
             condition.notify_all()
-        self._invoke_callbacks()
+        if "_done_callbacks" in self.__dict__:
+            self._invoke_callbacks()
 
     def cancel(self) -> bool:
         """End the job wherever it is, also while it runs; False where it is over already.

@@ -22,6 +22,9 @@ logger = logging.getLogger("executor_adapter.loop")
 CALLS_PER_TURN = 4096
 """Calls from other threads taken at once, so that a burst of them cannot starve what the workers say."""
 
+RECOVERY_SECONDS = 0.1
+"""After a turn that failed the next one comes so soon, and not at once: it may fail again."""
+
 
 class LoopTimer:
     """A call at a time. Cancelled ones stay in the heap until they are due or outnumber the rest."""
@@ -143,7 +146,7 @@ class SupervisorLoop:
         self._woken = False
         self._run_inbox()
         self._run_timers()
-        timeout = self._time_to_sleep(self.before_sleep())
+        timeout = self._time_to_sleep(self._end_turn())
         self._asleep = True
         # Looked at after _asleep is set: no wake-up is missed.
         if self._woken or self._inbox or self.stopped or not may_sleep:
@@ -152,6 +155,13 @@ class SupervisorLoop:
         self._asleep = False
         for key, mask in events:
             self._run_watched(key.fd, mask)
+
+    def _end_turn(self) -> float:
+        try:
+            return self.before_sleep()
+        except Exception:
+            logger.exception("the end of a turn of the supervisor's loop failed")
+            return self.now() + RECOVERY_SECONDS
 
     def _run_watched(self, fd: int, mask: int) -> None:
         watched = self._watched.get(fd)  # an earlier callback of this turn may have let go of it
@@ -163,7 +173,7 @@ class SupervisorLoop:
     def _run_inbox(self) -> None:
         inbox = self._inbox
         arrived = min(len(inbox), CALLS_PER_TURN)
-        self.before_calls()
+        self._call(self.before_calls)
         for _ in range(arrived):
             callback, args = inbox.popleft()
             self._call(callback, *args)

@@ -21,7 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 from executor_adapter.dispatch import Dispatcher
 from executor_adapter.error_codes import error_code_of, retry_after_of
-from executor_adapter.exceptions import JobCancelledError, JobTimeoutError, SoftTimeoutError, WorkerCrashedError
+from executor_adapter.exceptions import (
+    JobCancelledError,
+    JobError,
+    JobTimeoutError,
+    SoftTimeoutError,
+    WorkerCrashedError,
+)
 from executor_adapter.futures import Callbacks, JobFuture
 from executor_adapter.intake import Intake, check_job
 from executor_adapter.job import TERMINAL, Job, JobStatus, Progress, Transition
@@ -60,6 +66,8 @@ class Supervisor:
         self.retries = 0
         self.pools: dict[str, WorkerPool] = {}
         self.closed = threading.Event()
+        self.settling = threading.Condition()
+        """Shared by the futures that nobody waits for, see JobFuture.settle."""
         self.on_closed: list[Callable[[], object]] = []
         """Called once all is over, in order."""
         self.intake = Intake(max_pending)
@@ -142,8 +150,23 @@ class Supervisor:
     def _run(self) -> None:
         try:
             self._loop.run()
+        except BaseException as error:
+            logger.critical("the supervisor has failed: its jobs are given up", exc_info=True)
+            self._give_up_all(error)
+            raise
         finally:
             self._over()
+
+    def _give_up_all(self, error: BaseException) -> None:
+        """No promise holds any more; but nobody is left to wait for ever."""
+        self.intake.close()
+        for job in list(self.intake.jobs.values()):
+            failure = JobError(f"the executor has failed: {error!r}")
+            driver, future = job._live.driver, job._live.future
+            if driver is not None:
+                driver.doom(failure)
+            if future is not None:
+                future.settle(None, failure)
 
     def _over(self) -> None:
         self._callbacks.close()

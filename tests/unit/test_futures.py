@@ -37,7 +37,8 @@ def test_a_future_that_nobody_waits_for_makes_nothing_to_wait_with(executor: Inl
     future = future_of(executor)
     future.settle(1, None)
     assert future.done()
-    assert "_condition" not in vars(future)
+    assert vars(future)["_condition"] is executor._supervisor.settling
+    assert "_waiters" not in vars(future)
     assert future.result(timeout=0) == 1
 
 
@@ -80,6 +81,17 @@ def test_no_wake_up_is_lost_whoever_comes_first(executor: InlineExecutor) -> Non
     assert (len(done), len(pending)) == (3000, 0)
     assert results == list(range(3000))
     assert sorted(called) == list(range(3000))
+
+
+@pytest.mark.usefixtures("_switch_threads_often")
+def test_waiting_for_all_waits_for_all(executor: InlineExecutor) -> None:
+    for _ in range(300):
+        futures = [future_of(executor) for _ in range(20)]
+        thread = threading.Thread(target=lambda: [future.settle(1, None) for future in futures])  # noqa: B023
+        thread.start()
+        done, pending = concurrent.futures.wait(futures, timeout=10)
+        assert (len(done), len(pending)) == (20, 0)
+        thread.join(10)
 
 
 def test_as_completed_and_asyncio_take_it_as_any_future(executor: InlineExecutor) -> None:

@@ -71,6 +71,15 @@ def test_a_failing_callback_does_not_end_the_loop(loop: SupervisorLoop, caplog: 
     assert "a call of the supervisor's loop failed" in caplog.text
 
 
+def test_a_failing_end_of_turn_does_not_end_the_loop(loop: SupervisorLoop, caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> float:
+        raise KeyError(-1)
+
+    loop.before_sleep = fail
+    loop._turn()
+    assert "the end of a turn of the supervisor's loop failed" in caplog.text
+
+
 def test_what_was_submitted_before_a_call_is_seen_before_it(loop: SupervisorLoop) -> None:
     order: list[str] = []
     loop.before_calls = lambda: order.append("accept")
