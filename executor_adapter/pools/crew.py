@@ -62,6 +62,10 @@ class Crew:
     def pids(self) -> list[int]:
         return [worker.pid for worker in self._members.values() if worker.pid is not None]
 
+    @property
+    def idle(self) -> int:
+        return len(self._idle)
+
     # --- hiring ---
 
     def take(self) -> WorkerHandle:
@@ -192,6 +196,9 @@ class Crew:
         if self._guardian is lost:
             self._guardian = None
         for worker in [worker for worker in self._members.values() if worker.guardian is lost]:
-            worker.let_go = True
+            worker.let_go = lost.is_up
+            if not lost.is_up:
+                message = f"the guardian exited with code {lost.exit_code} before it was up: its stderr says why"
+                worker.verdict = WorkerCrashedError(message)
             self.gone(worker.number, os.CLD_KILLED, signal.SIGKILL)
         self._close_further()

@@ -23,6 +23,8 @@ _EXIT_PATIENCE = 1.0
 _FORK_PATIENCE = 7.0
 """Seconds for the answer to a request, the guardian's own patience with the system included."""
 _SWEEP_EVERY = 0.005
+_CLEAN_SWEEPS = 3
+"""Sweeps in a row that must find nobody: one may miss a process that is born of a dying parent while it looks."""
 _SWEEP_PATIENCE = 5.0
 
 
@@ -59,6 +61,7 @@ class Guardian:
         self._token = secrets.token_hex(16)
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
         self._asked: set[int] = set()
+        self._is_dead = False
         self._on_stopped: Callable[[], None] | None = None
         self._patience: Timer | None = None
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -108,8 +111,10 @@ class Guardian:
     def stop(self, on_stopped: Callable[[], None]) -> None:
         """Let it exit, when it has no worker left; the socket's end tells it."""
         self._on_stopped = on_stopped
-        self._socket.shutdown(socket.SHUT_RDWR)
-        self._wait(_EXIT_PATIENCE)
+        if not self._is_dead:
+            with contextlib.suppress(OSError):  # it is, and its pidfd has not told yet
+                self._socket.shutdown(socket.SHUT_RDWR)
+            self._wait(_EXIT_PATIENCE)
 
     def _be_patient(self) -> None:
         """Somebody may have stopped it: one that does not answer is killed. Its imports may take any time."""
@@ -129,6 +134,9 @@ class Guardian:
         self._patience = self._supervisor.call_at(self._supervisor.now() + seconds, self.kill)
 
     def _send(self, kind: int, number: int, fds: list[int]) -> None:
+        if self._is_dead:  # `guardian_lost` follows, and takes along who was to be
+            _close(fds)
+            return
         self._unsent.append((guardian.PACKET.pack(kind, number, 0, 0), fds))
         if len(self._unsent) == 1:
             self._send_waiting()
@@ -144,8 +152,7 @@ class Guardian:
                 return
             except OSError:
                 pass  # it is dead, which its pidfd tells
-            for fd in fds:
-                os.close(fd)
+            _close(fds)
             self._unsent.popleft()
         self._supervisor.watch_writable(self._socket.fileno(), None)
 
@@ -165,6 +172,7 @@ class Guardian:
         except OSError:
             packet, ancillary = b"", []
         if not packet:
+            self._is_dead = True
             self._supervisor.unwatch(self._socket.fileno())
             return False
         kind, number, first, second = guardian.PACKET.unpack_from(packet)
@@ -185,8 +193,14 @@ class Guardian:
 
     # --- its end ---
 
+    @property
+    def exit_code(self) -> int | None:
+        """As of subprocess: negative where a signal killed it."""
+        return self._process.returncode
+
     def _on_dead(self) -> None:
         self._on_readable()
+        self._is_dead = True
         self._process.wait()
         self._supervisor.unwatch(self._pidfd)
         os.close(self._pidfd)
@@ -194,22 +208,37 @@ class Guardian:
         self._supervisor.unwatch(self._socket.fileno())
         self._socket.close()
         for _, fds in self._unsent:
-            for fd in fds:
-                os.close(fd)
+            _close(fds)
+        self._unsent.clear()
         if self._patience is not None:
             self._patience.cancel()
-        if self._on_stopped is not None:
-            self._on_stopped()
+        if self._process.returncode == 0 and self._on_stopped is not None:  # it left nothing
+            self._over()
         else:
             self._sweep(self._supervisor.now() + _SWEEP_PATIENCE)
 
-    def _sweep(self, until: float) -> None:
+    def _sweep(self, until: float, clean: int = 0) -> None:
         """Kill what is left of the tree: the workers die with their guardian, but not what they started."""
+        try:
+            clean = 0 if kill_marked(self._token) else clean + 1
+        except OSError:  # no descriptor is left to look with
+            clean = 0
         now = self._supervisor.now()
-        if kill_marked(self._token) and now < until:
-            self._supervisor.call_at(now + _SWEEP_EVERY, lambda: self._sweep(until))
+        if clean < _CLEAN_SWEEPS and now < until:
+            self._supervisor.call_at(now + _SWEEP_EVERY, lambda: self._sweep(until, clean))
+        else:
+            self._over()
+
+    def _over(self) -> None:
+        if self._on_stopped is not None:
+            self._on_stopped()
         else:
             self._listener.guardian_lost(self)
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def current_path() -> list[str]:

@@ -112,6 +112,11 @@ class ProcessPool(WorkerPool):
         """The workers that are alive, the spare one included."""
         return self._crew.pids
 
+    @property
+    def idle(self) -> int:
+        """Workers that are ready and have nothing to do."""
+        return self._crew.idle
+
     def close(self, on_closed: Callable[[], None]) -> None:
         self._crew.close(on_closed)
 

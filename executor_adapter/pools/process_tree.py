@@ -96,7 +96,11 @@ def kill(pid: int, number: int = signal.SIGKILL) -> None:
 def kill_marked(token: str) -> int:
     """Kill every process whose environment bears the token of a guardian that is gone; how many there were.
 
-    Reads all of /proc, so it is for that case alone. One that was started with an environment of its own escapes.
+    Reads all of /proc, so it is for that case alone. One that was started with an environment of its own escapes, and
+    so may one that is born while this looks.
+
+    Raises:
+        OSError: /proc cannot be read.
     """
     mark = f"{TREE_VARIABLE}={token}".encode()
     killed = 0
@@ -104,7 +108,7 @@ def kill_marked(token: str) -> int:
         try:
             with open(f"/proc/{pid}/environ", "rb") as file:
                 marked = mark in file.read().split(b"\0")
-        except OSError:  # gone, or another user's
+        except (FileNotFoundError, ProcessLookupError, PermissionError):  # gone, or another user's
             continue
         if marked:
             kill(pid)

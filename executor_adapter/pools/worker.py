@@ -166,7 +166,7 @@ class Worker:
     def _receive(self) -> None:
         for kind, flags, number, seq, word, first, _, body in self._reader.read():
             if kind == wire.CALL:
-                fd = self._reader.fds.popleft() if flags & wire.IN_FILE else -1
+                fd = _raise(self._reader.fds.popleft()) if flags & wire.IN_FILE else -1
                 self._calls.append(Call(flags, number, seq, word, first, body, fd))
             elif kind == wire.FUNCTION:
                 self._functions.add(word, body, forget=bool(flags & wire.FORGET))

@@ -151,6 +151,11 @@ class Harness:
         self.until_ended(assignment)
         return self.endings[assignment][2]
 
+    def warm_up(self, workers: int) -> None:
+        """Have so many workers ready and idle, so that the one used last is the one used next."""
+        self.value(self.give(os.getpid))
+        self.until(lambda: self.pool.idle == workers)
+
     def stop(self, assignment: Assignment, *, grace: float) -> float:
         """Stop it; the seconds until nothing of it was alive."""
         asked = self.now()

@@ -78,7 +78,7 @@ def test_a_crash_is_described(pool: Harness) -> None:
 
 def test_those_behind_a_crash_are_handed_back_without_an_attempt(tmp_path: Path) -> None:
     with harness(1) as pool:
-        pool.value(pool.give(functions.pid))
+        pool.warm_up(2)
         crashing = pool.give(functions.nap, 30, str(tmp_path / "pid"), short=True)
         behind = [pool.give(functions.add, number, 1, short=True) for number in range(5)]
         pool.until((tmp_path / "pid").exists)
@@ -172,3 +172,21 @@ def test_workers_that_cannot_start_fail_their_jobs() -> None:
         assert pool.ending(assignment) is Ending.CRASHED
         assert "set-up failed" in str(error)
         assert "the initializer's own" in error.output_tail
+
+
+def test_a_guardian_that_cannot_start_fails_the_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with harness(1) as pool:
+        assignment = pool.give(functions.pid)
+        assert "the guardian exited with code 1" in str(pool.error(assignment))
+        assert pool.ending(assignment) is Ending.CRASHED
+
+
+def test_closing_while_the_guardian_dies() -> None:
+    pool = Harness(1)
+    assignment = pool.give(functions.pid)
+    pool.value(assignment)
+    guardian = int(Path(f"/proc/{assignment.pid}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(guardian, signal.SIGKILL)
+    pool.close()
+    assert pool.pool.pids == []

@@ -91,7 +91,7 @@ def test_a_descendant_goes_when_its_worker_crashes(pool: Harness, tmp_path: Path
 
 def test_what_has_not_begun_is_stopped_without_harm() -> None:
     with harness(1) as pool:
-        pool.value(pool.give(functions.pid))
+        pool.warm_up(2)
         running = pool.give(functions.nap, 0.2, short=True)
         behind = [pool.give(functions.add, number, 1, short=True) for number in range(4)]
         pool.until(lambda: not pool.pending)
@@ -105,7 +105,7 @@ def test_what_has_not_begun_is_stopped_without_harm() -> None:
 
 def test_stopping_one_hands_back_those_behind(tmp_path: Path) -> None:
     with harness(1) as pool:
-        pool.value(pool.give(functions.pid))
+        pool.warm_up(2)
         running = pool.give(functions.nap, 30, str(tmp_path / "pid"), short=True)
         behind = [pool.give(functions.add, number, 1, short=True) for number in range(4)]
         pool.until((tmp_path / "pid").exists)
@@ -119,7 +119,7 @@ def test_stopping_one_hands_back_those_behind(tmp_path: Path) -> None:
 
 def test_recall_takes_back_what_has_not_begun(tmp_path: Path) -> None:
     with harness(1) as pool:
-        pool.value(pool.give(functions.pid))
+        pool.warm_up(2)
         running = pool.give(functions.hold_gil, 1, str(tmp_path / "pid"), short=True)
         behind = [pool.give(functions.pid, short=True) for _ in range(3)]
         pool.until((tmp_path / "pid").exists)
@@ -208,6 +208,7 @@ def test_one_within_its_limit_is_left_alone_and_measured(pool: Harness) -> None:
 
 def test_the_peak_is_each_attempt_s_own() -> None:
     with harness(1) as pool:
+        pool.warm_up(2)
         large = pool.give(functions.hold_memory, 100 << 20, 0)
         pool.value(large)
         small = pool.give(functions.pid)

@@ -120,6 +120,7 @@ def test_a_worker_that_has_grown_is_replaced() -> None:
 )
 def test_a_worker_survives(function: Callable[[], str]) -> None:
     with harness(1) as pool:
+        pool.warm_up(2)
         first = pool.give(function)
         pool.value(first)
         after = pool.give(print, "heard")
@@ -137,6 +138,7 @@ def test_a_function_that_closes_everything_harms_itself_alone(pool: Harness) -> 
 
 def test_a_worker_takes_its_signals_back(tmp_path: Path) -> None:
     with harness(1) as pool:
+        pool.warm_up(2)
         first = pool.give(functions.replace_handlers)
         pool.value(first)
         second = pool.give(functions.nap, 30, str(tmp_path / "pid"))

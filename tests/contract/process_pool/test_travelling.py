@@ -187,6 +187,7 @@ def test_an_exception_that_cannot_travel_is_told_with_its_code(pool: Harness) ->
 
 def test_sys_exit_is_the_job_s_error_and_the_worker_lives_on() -> None:
     with harness(1) as pool:
+        pool.warm_up(2)
         first = pool.give(functions.exit_in_python)
         assert str(pool.error(first)) == "the function called sys.exit(5)"
         assert pool.ending(first) is Ending.RAISED
