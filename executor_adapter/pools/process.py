@@ -77,7 +77,7 @@ class ProcessPool(WorkerPool):
         supervisor: Supervisor,
         max_workers: int,
         *,
-        preload: tuple[str, ...] = (),
+        preload: str | tuple[str, ...] = (),
         initializer: tuple[Callable[..., Any], tuple[Any, ...]] | None = None,
         max_jobs_per_worker: int | None = None,
         max_rss_growth: int | None = None,
@@ -87,7 +87,7 @@ class ProcessPool(WorkerPool):
         super().__init__(supervisor, max_workers)
         check_platform()
         settings = {
-            "preload": tuple(preload),
+            "preload": (preload,) if isinstance(preload, str) else tuple(preload),
             "initializer": encode_initializer(initializer),
             "nice": nice,
             "cpu_affinity": cpu_affinity,
