@@ -12,7 +12,7 @@ from prefect import flow
 
 from executor_adapter import JobExecutor
 from executor_adapter.prefect import job_task, wait_until_recorded
-from tests.prefect.conftest import Api
+from tests.prefect.conftest import Api, Wait
 
 pytestmark = pytest.mark.usefixtures("prefect_api", "executor")
 
@@ -43,13 +43,13 @@ def test_a_flow_called_while_an_exception_is_handled_ends_as_any_other() -> None
     assert futures[0].state.name == "Completed"
 
 
-def test_at_the_end_of_a_flow_running_jobs_are_waited_for_and_queued_ones_cancelled(api: Api) -> None:
-    begun = threading.Event()
+def test_at_the_end_of_a_flow_running_jobs_are_waited_for_and_queued_ones_cancelled(api: Api, wait_for: Wait) -> None:
+    begun, ended = threading.Event(), threading.Event()
 
     @job_task(pool="thread", retry_attempts=0)
     def slow() -> str:
         begun.set()
-        time.sleep(1)
+        assert ended.wait(30)
         return "done"
 
     @flow
@@ -58,10 +58,17 @@ def test_at_the_end_of_a_flow_running_jobs_are_waited_for_and_queued_ones_cancel
         assert begun.wait(10)
         futures.append(slow.submit())
         futures.append(double.submit(futures[1]))
+        ending.start()
+
+    def end_when_others_are_over() -> None:
+        wait_for(lambda: [future.state.name for future in futures[1:]] == ["Cancelled", "Cancelled"])
+        ended.set()
 
     futures: list[Any] = []
+    ending = threading.Thread(target=end_when_others_are_over)
     with JobExecutor(max_workers=1):
         run()
+    ending.join()
     assert [future.state.name for future in futures] == ["Completed", "Cancelled", "Cancelled"]
     flow_run_id = futures[0].state.state_details.flow_run_id
     assert wait_until_recorded(flow_run_id).complete

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -57,10 +58,6 @@ async def sleep_long_async(scratch: Path) -> None:
 
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def rest(seconds: float) -> None:
-    time.sleep(seconds)
 
 
 def answer() -> int:
@@ -188,12 +185,28 @@ def test_the_slot_is_free_while_a_retry_waits(api: Api, scratch: Path) -> None:
     assert ran["Completed"]["timestamp"] < waited["Retrying"]["timestamp"]
 
 
-def test_a_job_is_pending_until_it_has_a_slot_and_late_is_timed_out(api: Api, scratch: Path) -> None:
-    long = job_task(rest, pool="thread")
+def test_a_job_is_pending_until_it_has_a_slot_and_late_is_timed_out(api: Api) -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    @job_task(pool="thread")
+    def hold() -> None:
+        begun.set()
+        ended.wait(30)
+
     late = job_task(answer, queue_timeout=0.2, pool="thread", retry_attempts=3)
+
+    def submit() -> list[PrefectFuture[Any]]:
+        holding = hold.submit()
+        assert begun.wait(30)
+        futures = [late.submit()]
+        futures[0].wait()
+        ended.set()
+        holding.wait()
+        return futures
+
     with JobExecutor(max_workers=1):
-        futures = run_in_flow(lambda: [long.submit(1.0), late.submit()])
-    states = api.states(futures[1].task_run_id)
+        futures = run_in_flow(submit)
+    states = api.states(only(futures))
     assert [state["name"] for state in states] == ["Pending", "TimedOut"]
     assert states[-1]["message"].startswith("QUEUE_TIMEOUT: ")
 
