@@ -44,6 +44,8 @@ class Crew:
         on_gone: Farewell,
     ) -> None:
         self.start_failures = 0
+        self.most_busy = 0
+        """Workers that were ever busy at once."""
         self._supervisor = supervisor
         self._limit = limit
         self._settings = settings
@@ -85,13 +87,19 @@ class Crew:
         else:
             (self._idle if worker.ready else self._warming).append(worker)
 
-    def keep_spare(self, most_busy: int) -> None:
+    def keep_spare(self) -> None:
         """Have one worker more than were ever busy at once."""
-        if self._serving <= most_busy and self.start_failures < START_FAILURES and not self._closing:
+        if self._serving <= self.most_busy and self._may_hire_spare():
             try:
                 self._warming.append(self._hire())
             except OSError as error:
                 logger.warning("no spare worker: %s", error)
+
+    def _may_hire_spare(self) -> bool:
+        if self._closing or self.start_failures >= START_FAILURES:
+            return False
+        # A fork would hold up the guardian, which has a death to tell; `gone` comes back to it.
+        return not any(worker.kill_wanted for worker in self._members.values())
 
     def ready(self, worker: WorkerHandle, pid: int) -> None:
         worker.ready = True
@@ -179,6 +187,7 @@ class Crew:
         self.doom(worker)
         self._on_gone(worker, si_code, si_status)
         worker.close()
+        self.keep_spare()
         self._close_further()
 
     def unable(self, number: int, errno: int) -> None:

@@ -66,6 +66,7 @@ class Guard:
         self._dead: list[tuple[int, int, int, float]] = []
         self._orphans: dict[int, float] = {}
         self._unforked: list[tuple[int, list[int], float]] = []
+        self._fork_at = 0.0
         self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
@@ -88,15 +89,21 @@ class Guard:
             poll.register(fd, select.POLLIN)
         host_lives = True
         while host_lives:
-            waiting = self._unforked or self._dead
-            for fd, _ in poll.poll(_RETRY * 1000 if waiting else None):
+            for fd, _ in poll.poll(self._time_to_sleep()):
                 if fd == self._wake_reader:
                     self._drain_wake_pipe()
                 else:
                     host_lives = host_lives and fd != self._host_pidfd and self._listen()
-            self._fork_waiting()
+            # A fork takes milliseconds: one at a time, and the dead first, since somebody waits for their slots.
             self._bury()
+            self._fork_next()
         self._end_all()
+
+    def _time_to_sleep(self) -> float | None:
+        """Milliseconds."""
+        if self._unforked:
+            return max(0.0, self._fork_at - time.monotonic()) * 1000
+        return _RETRY * 1000 if self._dead else None
 
     def _listen(self) -> bool:
         """Do what the host asks; False where it is gone."""
@@ -118,18 +125,20 @@ class Guard:
 
     # --- births ---
 
-    def _fork_waiting(self) -> None:
-        for _ in range(len(self._unforked)):
-            number, fds, until = self._unforked.pop(0)
-            try:
-                self._fork(number, fds)
-            except OSError as error:
-                if time.monotonic() < until:
-                    self._unforked.append((number, fds, until))
-                    continue
-                self._say(UNABLE, number, error.errno or 0)
-            for fd in fds:
-                os.close(fd)
+    def _fork_next(self) -> None:
+        if not self._unforked or time.monotonic() < self._fork_at:
+            return
+        number, fds, until = self._unforked.pop(0)
+        try:
+            self._fork(number, fds)
+        except OSError as error:
+            self._fork_at = time.monotonic() + _RETRY
+            if self._fork_at < until:
+                self._unforked.append((number, fds, until))
+                return
+            self._say(UNABLE, number, error.errno or 0)
+        for fd in fds:
+            os.close(fd)
 
     def _fork(self, number: int, fds: list[int]) -> None:
         pid = os.fork()

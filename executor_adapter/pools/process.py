@@ -98,7 +98,6 @@ class ProcessPool(WorkerPool):
         self._max_rss_growth = max_rss_growth
         self._path = SharedPath()
         self._memory = MemoryWatch(supervisor, self._memory_exceeded)
-        self._most_busy = 0
         self._given: list[WorkerHandle] = []
         self._busy_workers: deque[WorkerHandle] = deque()
         self._has_room = True
@@ -125,8 +124,8 @@ class ProcessPool(WorkerPool):
     def start(self, assignment: Assignment) -> None:
         worker = self._crew.take()
         self.busy += 1
-        if self.busy > self._most_busy:
-            self._most_busy = self.busy
+        if self.busy > self._crew.most_busy:
+            self._crew.most_busy = self.busy
         self._busy_workers.append(worker)
         self._has_room = True
         try:
@@ -159,7 +158,7 @@ class ProcessPool(WorkerPool):
             given, self._given = self._given, []
             for worker in given:
                 self._write(worker)
-            self._crew.keep_spare(self._most_busy)
+            self._crew.keep_spare()
 
     def _write(self, worker: WorkerHandle) -> None:
         if not worker.unsent:  # taken back
@@ -259,7 +258,7 @@ class ProcessPool(WorkerPool):
             return
         if worker.is_worn(self._max_jobs, self._max_rss_growth):
             self._crew.dismiss(worker)
-            self._crew.keep_spare(self._most_busy)
+            self._crew.keep_spare()
         elif not worker.dropping:
             self._crew.put_back(worker)
 
@@ -288,7 +287,6 @@ class ProcessPool(WorkerPool):
         elif standing is Standing.RUNNING:
             self._crew.doom(worker)
             worker.terminate(assignment, grace)
-            self._crew.keep_spare(self._most_busy)
         self._hand_back(voided)
 
     def _taken_back(self, worker: WorkerHandle, voided: list[Assignment]) -> None:
