@@ -25,30 +25,31 @@ def now() -> float:
     return time.monotonic()
 
 
-def announce(path: str, *pids: int) -> None:
-    """Write when it was called, and the pids of the tree, so that whoever finds the file finds all of it."""
-    Path(path + ".new").write_text(" ".join(map(str, (time.monotonic(), os.getpid(), *pids))))
+def announce(path: str, began: float, *others: int) -> None:
+    """Write when the function began, and the pids of its tree, so that whoever finds the file finds all of it."""
+    Path(path + ".new").write_text(" ".join(map(str, (began, os.getpid(), *others))))
     os.rename(path + ".new", path)
 
 
 def hang(path: str) -> None:
-    announce(path)
+    announce(path, now())
     time.sleep(60)
 
 
 def hang_with_child(path: str) -> None:
     """A tree of two."""
+    began = now()
     child = os.fork()
     if child == 0:
         time.sleep(60)
         os._exit(0)
-    announce(path, child)
+    announce(path, began, child)
     time.sleep(60)
 
 
 def hang_deaf(path: str) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    announce(path)
+    announce(path, now())
     time.sleep(60)
 
 
