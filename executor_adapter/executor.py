@@ -140,9 +140,14 @@ class JobExecutor:
         return job is not None and self._supervisor.cancel(job)
 
     def drive(self, job: Job) -> JobDriver:
-        """Take in a job whose retries the caller decides; see JobDriver. Raises as `submit` does."""
+        """Take in a job whose retries the caller decides; see JobDriver.
+
+        Raises as `submit` does, and InvalidJobError where a live job has the same dedupe_key: it cannot be driven too.
+        """
         driver = JobDriver(job, self._supervisor)
-        self._supervisor.admit(job, driver=driver)
+        twin = self._supervisor.admit(job, driver=driver).job
+        if twin is not job:
+            raise InvalidJobError(f"job {twin.job_id} with dedupe_key={job.dedupe_key!r} is live: wait for that one")
         return driver
 
     def quarantined(self) -> list[Job]:
@@ -358,6 +363,11 @@ def _track(executor: JobExecutor, supervisor: Supervisor) -> None:
     supervisor.on_closed.append(functools.partial(_open.discard, supervisor))
     drain = functools.partial(supervisor.close, cancel_pending=False, cancel_running=False)
     weakref.finalize(executor, drain).atexit = False
+
+
+def stop_tracking(supervisor: Supervisor) -> None:
+    """Do not wait for it at the interpreter's exit."""
+    _open.discard(supervisor)
 
 
 @atexit.register

@@ -45,6 +45,7 @@ def is_coroutine_function(function: Callable[..., Any] | str) -> bool:
 
 def function_key(function: object) -> object:
     """What the run times of a function are remembered under: it must be hashable, and not keep an object alive."""
-    if isinstance(function, str | types.FunctionType | types.BuiltinFunctionType):
-        return function
-    return type(function)
+    return function if isinstance(function, _KEPT) else type(function)
+
+
+_KEPT = (types.FunctionType, str, types.BuiltinFunctionType)

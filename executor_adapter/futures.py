@@ -53,8 +53,9 @@ class JobFuture(Future[Any]):
     `result()` raises the function's own exception, or what the executor says instead: JobTimeoutError,
     WorkerCrashedError, MemoryLimitError, JobCancelledError, JobSerializationError.
 
-    What only waiting needs, a condition and two lists, is made when first asked for: most futures are done before
-    anyone waits, and it would be half of the memory of a queued job.
+    All futures of a supervisor share one condition, and the lists of those who wait are made when first asked for: most
+    futures are done before anyone waits, and these would be half of the memory of a queued job. So nobody waits on the
+    condition itself: who does is a waiter of the future, as those of `concurrent.futures.wait` are.
     """
 
     def __init__(self, job: Job, supervisor: Supervisor) -> None:
@@ -64,29 +65,67 @@ class JobFuture(Future[Any]):
         self._state = PENDING
         self._result: Any = None
         self._exception: BaseException | None = None
+        self._made_waiters: list[Any] | None = None
+        self._made_callbacks: list[Any] | None = None
 
-    def __getattr__(self, name: str) -> Any:
-        make = _MADE_WHEN_NEEDED.get(name)
-        if make is None:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        return self.__dict__.setdefault(name, make())  # one step under the GIL: two threads get the same
+    @property
+    def _condition(self) -> threading.Condition:  # type: ignore[override]
+        return self._supervisor.settling
+
+    @property
+    def _waiters(self) -> list[Any]:  # type: ignore[override]
+        made = self._made_waiters
+        if made is None:
+            made = self._made_waiters = []
+        return made
+
+    @property
+    def _done_callbacks(self) -> list[Any]:  # type: ignore[override]
+        made = self._made_callbacks
+        if made is None:
+            made = self._made_callbacks = []
+        return made
 
     def settle(self, value: Any, error: BaseException | None) -> None:
-        """The job is over; the supervisor alone says so, and once.
-
-        The state is set under the condition, as whoever counts done futures relies on. Where nobody has made one, all
-        of a supervisor's futures share one: only one is settled at a time, so it wakes nobody else.
-        """
-        condition = self.__dict__.setdefault("_condition", self._supervisor.settling)
-        with condition:
+        """The job is over; the supervisor alone says so, and once."""
+        with self._supervisor.settling:
             self._result = value
             self._exception = error
             self._state = FINISHED
-            for waiter in self.__dict__.get("_waiters", ()):
-                waiter.add_exception(self) if error is not None else waiter.add_result(self)
-            condition.notify_all()
-        if "_done_callbacks" in self.__dict__:
+            if self._made_waiters:
+                for waiter in self._made_waiters:
+                    waiter.add_exception(self) if error is not None else waiter.add_result(self)
+        if self._made_callbacks:
             self._invoke_callbacks()
+
+    def result(self, timeout: float | None = None) -> Any:
+        self._wait(timeout)
+        error = self._exception
+        if error is None:
+            return self._result
+        try:
+            raise error
+        finally:
+            del error, self  # else the error's traceback would hold this frame, and with it the error
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        self._wait(timeout)
+        return self._exception
+
+    def _wait(self, timeout: float | None) -> None:
+        if self._state == FINISHED:
+            return
+        waiter = _Waiter()
+        with self._supervisor.settling:
+            if self._state == FINISHED:
+                return
+            self._waiters.append(waiter)
+        try:
+            if not waiter.lock.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+                raise TimeoutError
+        finally:
+            with self._supervisor.settling:
+                self._waiters.remove(waiter)
 
     def cancel(self) -> bool:
         """End the job wherever it is, also while it runs; False where it is over already.
@@ -109,8 +148,16 @@ class JobFuture(Future[Any]):
         super().add_done_callback(functools.partial(self._supervisor.deliver, fn))
 
 
-_MADE_WHEN_NEEDED: dict[str, Callable[[], Any]] = {
-    "_condition": threading.Condition,
-    "_waiters": list,
-    "_done_callbacks": list,
-}
+class _Waiter:
+    """One thread in `result` or `exception`."""
+
+    __slots__ = ("lock",)
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.lock.acquire()
+
+    def add_result(self, _: Future[Any]) -> None:
+        self.lock.release()
+
+    add_exception = add_result

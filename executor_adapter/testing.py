@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Self
 
 from executor_adapter.config import Settings
 from executor_adapter.context import enter_job, leave_job
-from executor_adapter.executor import JobExecutor
+from executor_adapter.executor import JobExecutor, stop_tracking
 from executor_adapter.functions import resolve
 from executor_adapter.pools.base import Assignment, Ending, WorkerPool
 from executor_adapter.pools.base import Supervisor as PoolSupervisor
@@ -85,6 +85,7 @@ class InlineExecutor(JobExecutor):
     def __init__(self, max_workers: int = 1, *, clock: FakeClock | None = None, **options: Any) -> None:
         self.clock = clock or FakeClock()
         super().__init__(max_workers, **({"config": Settings()} | options))
+        stop_tracking(self._supervisor)  # nobody moves the clock once the interpreter ends
 
     def _make_supervisor(self, **options: Any) -> Supervisor:
         return InlineSupervisor(**(options | {"clock": self.clock, "make_pool": InlinePool}))

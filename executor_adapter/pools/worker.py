@@ -21,6 +21,7 @@ It is forked from the guardian, so it needs the standard library alone.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # signal's own makes two enums a call
 import atexit
 import faulthandler
 import fcntl
@@ -48,6 +49,7 @@ INTERRUPT = signal.SIGRTMAX - 3
 FAILED_TO_START = 70
 """Exit code of a worker whose set-up or initializer failed."""
 
+_SIGTERM = int(signal.SIGTERM)
 _HIGH = 512
 """Our descriptors are moved above this number, out of the way of functions that close all low ones."""
 
@@ -189,7 +191,7 @@ class Worker:
 
     def _take_signals(self) -> None:
         """Have our handlers in place; a function may have set its own."""
-        if signal.getsignal(signal.SIGTERM) != self._on_terminate:
+        if _signal.getsignal(_SIGTERM) != self._on_terminate:
             signal.signal(signal.SIGTERM, self._on_terminate)
             signal.signal(signal.SIGHUP, signal.SIG_DFL)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -500,6 +500,12 @@ def test_a_driver_s_slot_is_free_again_without_an_attempt(make_executor: MakeExe
     assert other.result(timeout=10) == 3
 
 
+def test_a_job_whose_twin_is_live_cannot_be_driven(executor: JobExecutor, make_job: MakeJob) -> None:
+    executor.submit(make_job(time.sleep, 30, dedupe_key="once"))
+    with pytest.raises(InvalidJobError, match="dedupe_key='once' is live"):
+        executor.drive(make_job(functions.add, 1, dedupe_key="once"))
+
+
 def test_a_driven_job_is_cancelled_while_it_waits_for_a_slot(make_executor: MakeExecutor, make_job: MakeJob) -> None:
     executor = make_executor(1)
     executor.submit(make_job(time.sleep, 30))

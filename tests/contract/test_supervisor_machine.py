@@ -6,6 +6,7 @@ The clock is moved by the machine, and the pool is a simulated one that ends att
 from __future__ import annotations
 
 import itertools
+import logging
 from collections import defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -120,13 +121,22 @@ class SimulatedExecutor(InlineExecutor):
         return InlineSupervisor(**(options | {"clock": self.clock, "make_pool": SimulatedPool}))
 
 
+class Faults(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.records: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(self.format(record))
+
+
 def work() -> None: ...
 
 
 def short_work() -> None: ...
 
 
-limits = st.one_of(st.none(), st.sampled_from([0.5, 2.0, 30.0]))
+limits = st.sampled_from([None, None, None, 0.5, 2.0, 30.0])
 
 
 class SupervisorMachine(RuleBasedStateMachine):
@@ -143,6 +153,10 @@ class SupervisorMachine(RuleBasedStateMachine):
         )
         self.executor.clock.advance(1000.0)
         self.shut = False
+        self.cancelled: dict[Job, int] = {}
+        """How much had been told of a job when it was cancelled."""
+        self.faults = Faults()
+        logging.getLogger("executor_adapter").addHandler(self.faults)
 
     def _observe(self, transition: Transition) -> None:
         self.told[transition.job].append(transition)
@@ -264,7 +278,8 @@ class SupervisorMachine(RuleBasedStateMachine):
 
     @rule(job=jobs)
     def cancel(self, job: Job) -> None:
-        assert self.executor.cancel(job.job_id) in (True, False)
+        if self.executor.cancel(job.job_id):
+            self.cancelled.setdefault(job, len(self.told[job]))
 
     @rule(driver=drivers)
     def cancel_driven(self, driver: JobDriver | None) -> None:
@@ -275,10 +290,16 @@ class SupervisorMachine(RuleBasedStateMachine):
     def advance(self, seconds: float) -> None:
         self.executor.clock.advance(seconds)
 
+    @precondition(lambda self: len(self.told) > 8)  # what comes before is worth more than what is left after it
     @rule(cancel=st.booleans(), kill=st.booleans())
     def shut_down(self, cancel: bool, kill: bool) -> None:
         self.shut = True
         self.executor.shutdown(wait=False, cancel_futures=cancel, timeout=0 if kill else None)
+
+    @invariant()
+    def nothing_failed_unseen(self) -> None:
+        """The loop outlives faults, and says so in its log."""
+        assert self.faults.records == []
 
     @invariant()
     def slots_are_not_exceeded(self) -> None:
@@ -295,6 +316,11 @@ class SupervisorMachine(RuleBasedStateMachine):
                 assert after.status in LEGAL_TRANSITIONS[before.status]
             assert told[-1].status is job.status
             assert len([one for one in told if one.status in TERMINAL]) <= 1
+
+    @invariant()
+    def nothing_starts_after_cancel(self) -> None:
+        for job, told_before in self.cancelled.items():
+            assert not {JobStatus.RUNNING, JobStatus.RETRYING} & {one.status for one in self.told[job][told_before:]}
 
     @invariant()
     def attempts_stay_within_the_budget(self) -> None:
@@ -314,6 +340,7 @@ class SupervisorMachine(RuleBasedStateMachine):
         assert sum(counts.values()) == len(self.told)
 
     def teardown(self) -> None:
+        logging.getLogger("executor_adapter").removeHandler(self.faults)
         self.executor.shutdown(wait=False, timeout=0)
         for _ in range(20):
             for pool, worker in self.workers:
@@ -328,6 +355,6 @@ class SupervisorMachine(RuleBasedStateMachine):
 
 
 SupervisorMachine.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=200, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestSupervisor = SupervisorMachine.TestCase

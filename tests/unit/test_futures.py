@@ -37,8 +37,8 @@ def test_a_future_that_nobody_waits_for_makes_nothing_to_wait_with(executor: Inl
     future = future_of(executor)
     future.settle(1, None)
     assert future.done()
-    assert vars(future)["_condition"] is executor._supervisor.settling
-    assert "_waiters" not in vars(future)
+    assert vars(future)["_made_waiters"] is None
+    assert vars(future)["_made_callbacks"] is None
     assert future.result(timeout=0) == 1
 
 
