@@ -80,7 +80,7 @@ class JobFuture(Future[Any]):
         return made
 
     @property
-    def _done_callbacks(self) -> list[Any]:  # type: ignore[override]
+    def _done_callbacks(self) -> list[Any]:
         made = self._made_callbacks
         if made is None:
             made = self._made_callbacks = []
@@ -96,7 +96,7 @@ class JobFuture(Future[Any]):
                 for waiter in self._made_waiters:
                     waiter.add_exception(self) if error is not None else waiter.add_result(self)
         if self._made_callbacks:
-            self._invoke_callbacks()
+            self._invoke_callbacks()  # type: ignore[attr-defined]
 
     def result(self, timeout: float | None = None) -> Any:
         self._wait(timeout)

@@ -1,11 +1,8 @@
-"""An idle executor, watched in a process of its own: `python -m tests.benchmarks.idle SECONDS` prints what it did as
-JSON. The main thread, which only sleeps, is left out."""
+"""An idle executor; to be watched in a process of its own. Its main thread, which only sleeps, is left out."""
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,7 +54,3 @@ def _cpu_seconds(task: Path) -> float:
 def _voluntary_switches(task: Path) -> int:
     (line,) = [line for line in (task / "status").read_text().splitlines() if line.startswith("voluntary_ctxt")]
     return int(line.split()[1])
-
-
-if __name__ == "__main__":
-    print(json.dumps(measure_idle(float(sys.argv[1]))))

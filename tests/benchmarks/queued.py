@@ -1,14 +1,10 @@
-"""Many queued jobs, in a process of their own, whose memory is all theirs:
-`python -m tests.benchmarks.queued POOL JOBS` prints bytes a job and jobs a second as JSON."""
+"""Many queued jobs; to be measured in a process of their own, whose memory is all theirs."""
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 import threading
 import time
-from typing import get_args
 
 from executor_adapter import Job, JobExecutor
 from executor_adapter.config import Settings
@@ -20,7 +16,8 @@ WORKERS = 4
 
 
 def measure_queued(pool: PoolName, jobs: int) -> dict[str, float]:
-    """Queue `jobs` no-op jobs while nothing can start; then let them run. The collector is left as it is."""
+    """Queue `jobs` no-op jobs while nothing can start; then let them run: bytes a job, jobs a second, and the seconds of both
+    parts. The collector is left as it is."""
     function = nothing_on_loop if pool == "coroutine" else nothing
     with JobExecutor(WORKERS, config=Settings()) as executor:
         executor.run(Job(function=function, pool=pool))
@@ -46,8 +43,3 @@ def measure_queued(pool: PoolName, jobs: int) -> dict[str, float]:
         "queueing": queued - started,
         "running": ended - queued,
     }
-
-
-if __name__ == "__main__":
-    pool_name = next(name for name in get_args(PoolName) if name == sys.argv[1])
-    print(json.dumps(measure_queued(pool_name, int(sys.argv[2]))))

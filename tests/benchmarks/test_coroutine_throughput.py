@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.benchmarks.apart import apart
 from tests.benchmarks.contestants import ours, warm
 from tests.benchmarks.figures import Figures, Report, Row, in_turn
 
@@ -19,7 +20,7 @@ def measure_coroutine_throughput() -> Figures:
 
 @pytest.mark.bench
 def test_coroutine_throughput(report: Report) -> None:
-    measured = measure_coroutine_throughput()
+    measured = apart(measure_coroutine_throughput)
     report.add(
         [
             Row(

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-
 import pytest
 
+from tests.benchmarks.apart import apart
 from tests.benchmarks.figures import Report, Row
+from tests.benchmarks.idle import measure_idle
 
 SECONDS = 10
 
 
-def measure_idle_executor() -> dict[str, float]:
-    """CPU seconds and voluntary context switches over SECONDS."""
-    command = [sys.executable, "-m", "tests.benchmarks.idle", str(SECONDS)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    measured: dict[str, float] = json.loads(done.stdout)
-    return measured
-
-
 @pytest.mark.bench
 def test_idle(report: Report) -> None:
-    measured = measure_idle_executor()
+    measured = apart(measure_idle, SECONDS)
     what = f"of an idle executor over {SECONDS} s, all pools"
     report.add(
         [

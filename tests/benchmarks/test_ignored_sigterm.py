@@ -12,6 +12,7 @@ import pytest
 
 from executor_adapter import Job, JobExecutor
 from executor_adapter.config import ExecutorSettings, Settings
+from tests.benchmarks.apart import apart
 from tests.benchmarks.figures import ROUNDS, Figures, Report, Row
 from tests.benchmarks.functions import hang_deaf
 from tests.benchmarks.trees import Tree
@@ -53,8 +54,8 @@ def _begun(paths: list[Path], futures: Sequence[Future[Any]]) -> list[Tree]:
 
 @pytest.mark.bench
 def test_ignored_sigterm(report: Report, tmp_path: Path) -> None:
-    measured = measure_ignored_sigterm(tmp_path)
-    late = measure_pebble(tmp_path)
+    measured = apart(measure_ignored_sigterm, tmp_path)
+    late = apart(measure_pebble, tmp_path)
     report.add(
         [
             Row(

@@ -12,6 +12,7 @@ import pytest
 
 from executor_adapter import Job, JobExecutor
 from executor_adapter.config import ExecutorSettings, Settings
+from tests.benchmarks.apart import apart
 from tests.benchmarks.figures import Figures, Report, Row, in_turn
 from tests.benchmarks.functions import echo
 
@@ -47,7 +48,7 @@ def _seconds(run: Callable[[], pd.DataFrame]) -> Callable[[], float]:
 
 @pytest.mark.bench
 def test_large_value(report: Report) -> None:
-    measured = measure_large_value()
+    measured = apart(measure_large_value)
     report.add(
         [
             Row(

@@ -8,6 +8,7 @@ import pytest
 
 from executor_adapter import Job, JobExecutor
 from executor_adapter.config import ExecutorSettings, Settings
+from tests.benchmarks.apart import apart
 from tests.benchmarks.figures import Figures, Report, Row
 from tests.benchmarks.functions import hang, now
 from tests.benchmarks.trees import Tree
@@ -36,7 +37,7 @@ def measure_next_job(path: Path) -> Figures:
 
 @pytest.mark.bench
 def test_next_job(report: Report, tmp_path: Path) -> None:
-    measured = measure_next_job(tmp_path / "began")
+    measured = apart(measure_next_job, tmp_path / "began")
     report.add(
         [
             Row(

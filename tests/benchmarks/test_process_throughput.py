@@ -7,6 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
+from tests.benchmarks.apart import apart
 from tests.benchmarks.contestants import bare, ours, pebbles, warm
 from tests.benchmarks.figures import Figures, Report, Row, in_turn
 
@@ -27,7 +28,7 @@ def measure_process_throughput() -> dict[str, Figures]:
 
 @pytest.mark.bench
 def test_process_throughput(report: Report) -> None:
-    measured = measure_process_throughput()
+    measured = apart(measure_process_throughput)
     rows = []
     for peer, target in (("concurrent.futures", 1.5), ("pebble", 1.1)):
         rows.append(

@@ -5,16 +5,15 @@ QUEUED_JOBS in the environment gives another number than a million, for a quick 
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
-import subprocess
-import sys
 
 import pytest
 
+from tests.benchmarks.apart import apart
 from tests.benchmarks.contestants import PoolName
 from tests.benchmarks.figures import ROUNDS, Figures, Report, Row
+from tests.benchmarks.queued import measure_queued
 
 MANY = int(os.environ.get("QUEUED_JOBS", "1000000"))
 FEW = 10_000
@@ -22,17 +21,10 @@ FEW = 10_000
 
 def measure_queue(pool: PoolName) -> tuple[dict[str, float], Figures]:
     """Bytes a job and jobs a second where MANY are queued; jobs a second where FEW are, half before, half after."""
-    before = [_run(pool, FEW)["rate"] for _ in range(ROUNDS // 2)]
-    many = _run(pool, MANY)
-    after = [_run(pool, FEW)["rate"] for _ in range(ROUNDS - ROUNDS // 2)]
+    before = [apart(measure_queued, pool, FEW)["rate"] for _ in range(ROUNDS // 2)]
+    many = apart(measure_queued, pool, MANY)
+    after = [apart(measure_queued, pool, FEW)["rate"] for _ in range(ROUNDS - ROUNDS // 2)]
     return many, Figures((*before, *after))
-
-
-def _run(pool: PoolName, jobs: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "tests.benchmarks.queued", pool, str(jobs)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    measured: dict[str, float] = json.loads(done.stdout)
-    return measured
 
 
 @pytest.mark.bench

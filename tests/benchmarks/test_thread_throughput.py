@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.benchmarks.apart import apart
 from tests.benchmarks.contestants import bare, ours, warm
 from tests.benchmarks.figures import Figures, Report, Row, in_turn
 
@@ -22,7 +23,7 @@ def measure_thread_throughput() -> dict[str, Figures]:
 
 @pytest.mark.bench
 def test_thread_throughput(report: Report) -> None:
-    measured = measure_thread_throughput()
+    measured = apart(measure_thread_throughput)
     report.add(
         [
             Row(

@@ -8,6 +8,7 @@ import pytest
 
 from executor_adapter import Job, JobExecutor
 from executor_adapter.config import ExecutorSettings, Settings
+from tests.benchmarks.apart import apart
 from tests.benchmarks.figures import Figures, Report, Row
 from tests.benchmarks.functions import hang, hang_with_child, now
 from tests.benchmarks.trees import Tree
@@ -36,7 +37,7 @@ def measure_time_to_kill(path: Path, *, with_child: bool) -> Figures:
 @pytest.mark.bench
 @pytest.mark.parametrize("with_child", [False, True])
 def test_time_to_kill(report: Report, tmp_path: Path, with_child: bool) -> None:
-    measured = measure_time_to_kill(tmp_path / "began", with_child=with_child)
+    measured = apart(measure_time_to_kill, tmp_path / "began", with_child=with_child)
     what = f"ms from limit to tree dead, {KILLS} kills, pandas loaded" + (", with a child" if with_child else "")
     half, most = measured.percentile(0.5) * 1e3, measured.percentile(0.99) * 1e3
     told = measured.told(".1f", 1e3)

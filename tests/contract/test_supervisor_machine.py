@@ -355,6 +355,17 @@ class SupervisorMachine(RuleBasedStateMachine):
 
 
 SupervisorMachine.TestCase.settings = settings(
-    max_examples=200, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=400, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestSupervisor = SupervisorMachine.TestCase
+
+
+def test_a_job_cancelled_while_it_is_ended_at_its_limit_is_not_retried() -> None:
+    executor = SimulatedExecutor(1)
+    future = executor.submit(Job(function=work, pool="thread", max_runtime=1.0, retry_attempts=3))
+    (pool,) = (pool for pool in executor._supervisor.pools.values() if isinstance(pool, SimulatedPool))
+    executor.clock.advance(2.0)
+    assert pool.workers[0].stopping
+    future.cancel()
+    executor._supervisor.call_soon(pool.end, pool.workers[0], Ending.STOPPED)
+    assert future.job.status is JobStatus.CANCELLED
