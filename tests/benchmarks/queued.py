@@ -16,8 +16,10 @@ WORKERS = 4
 
 
 def measure_queued(pool: PoolName, jobs: int) -> dict[str, float]:
-    """Queue `jobs` no-op jobs while nothing can start; then let them run: bytes a job, jobs a second, and the seconds of both
-    parts. The collector is left as it is."""
+    """Queue `jobs` no-op jobs while nothing can start; then let them run. The collector is left as it is.
+
+    Bytes a job, jobs a second, and the seconds that either part took.
+    """
     function = nothing_on_loop if pool == "coroutine" else nothing
     with JobExecutor(WORKERS, config=Settings()) as executor:
         executor.run(Job(function=function, pool=pool))
