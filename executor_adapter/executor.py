@@ -14,7 +14,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -87,7 +87,7 @@ class JobExecutor:
             make_pool=functools.partial(_make_pool, max_workers, self.config, initializer and (initializer, initargs)),
             observers=tuple(observers),
             max_pending=max_pending,
-            tool_limits=tool_limits,
+            tool_limits=_with_buffer(tool_limits or {}, self.config.collection.rate_limit_buffer),
             kill_grace=self.config.executor.kill_grace,
         )
         self._hooked = HookedExecution(self._supervisor) if _overrides(type(self)) else None
@@ -345,6 +345,10 @@ def _result(future: Future[Any]) -> JobResult:
         attempts=len(job.attempts),
         duration=job.duration,
     )
+
+
+def _with_buffer(limits: Mapping[str, ToolLimit], buffer: float) -> dict[str, ToolLimit]:
+    return {name: replace(limit, buffer=buffer) if limit.buffer is None else limit for name, limit in limits.items()}
 
 
 def _overrides(kind: type[JobExecutor]) -> bool:

@@ -28,7 +28,8 @@ class Intake:
         self._max_pending = max_pending
         self._places = max_pending
         self._by_dedupe_key: dict[str, Job] = {}
-        self._lock = threading.Lock()
+        # Re-entrant: a signal handler may shut the executor down while its thread is in here.
+        self._lock = threading.RLock()
         self._place_free = threading.Condition(self._lock)
 
     def twin(self, job: Job) -> JobFuture | None:
@@ -60,7 +61,19 @@ class Intake:
             job._live.place = True
             job._live.future = future
             self.submitted.append(job)
+            if self.closed:
+                self._turn_back(job)
             return future
+
+    def _turn_back(self, job: Job) -> None:
+        """A signal handler closed the door while the job was in it; the supervisor may be gone, or have seen it yet."""
+        try:
+            self.submitted.remove(job)
+        except ValueError:
+            return
+        self.leave(job)
+        job._live.future = None
+        self.refuse_if_closed()
 
     def refuse_if_closed(self) -> None:
         if self.closed:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from executor_adapter.config import Settings, StageSettings, load_config
@@ -23,6 +23,7 @@ from executor_adapter.functions import is_coroutine_function, resolve
 from executor_adapter.intake import check_job
 from executor_adapter.job import Job
 from executor_adapter.queue import JobQueue
+from executor_adapter.throttle import ToolLimit
 
 __all__ = ["CollectionScheduler", "Job", "ProcessingScheduler", "collection_scheduler", "processing_scheduler"]
 
@@ -31,16 +32,27 @@ STOP_TIMEOUT = 30.0
 
 
 class _Scheduler:
-    """What both schedulers share. `config` default: `load_config()`, read at `start`."""
+    """What both schedulers share.
+
+    `config` default: `load_config()`, read at `start`. `tool_limits`: by tool name, how many of its jobs run at once
+    and how many start in a second.
+    """
 
     section: ClassVar[str]
     bound_metadata: ClassVar[tuple[str, ...]]
     """Keys of a job's metadata that its function gets as arguments of the same name, if it takes them."""
 
-    def __init__(self, max_concurrent_jobs: int | None = None, *, config: Settings | None = None) -> None:
+    def __init__(
+        self,
+        max_concurrent_jobs: int | None = None,
+        *,
+        config: Settings | None = None,
+        tool_limits: Mapping[str, ToolLimit] | None = None,
+    ) -> None:
         self.job_queue = JobQueue(self._accept)
         self._max_concurrent_jobs = max_concurrent_jobs
         self._config = config
+        self._tool_limits = tool_limits
         self._executor: JobExecutor | None = None
         self._waiting: list[Job] = []
         self._lock = threading.Lock()
@@ -56,7 +68,8 @@ class _Scheduler:
                 return
             config = self._config or load_config()
             section = self._settings(config)
-            self._executor = JobExecutor(self._max_concurrent_jobs or section.max_concurrent_jobs, config=config)
+            max_workers = self._max_concurrent_jobs or section.max_concurrent_jobs
+            self._executor = JobExecutor(max_workers, config=config, tool_limits=self._tool_limits)
             waiting, self._waiting = self._waiting, []
             for job in waiting:
                 self._submit(job, self._executor)

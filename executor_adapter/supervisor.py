@@ -74,7 +74,7 @@ class Supervisor:
         self._make_pool = make_pool
         self._callbacks = Callbacks()
         self._thread = threading.Thread(target=self._run, name="executor-supervisor", daemon=True)
-        self._start_lock = threading.Lock()
+        self._start_lock = threading.RLock()  # as Intake's
         self._loop = SupervisorLoop(clock)
         self._loop.before_calls = self._accept_submitted
         self._loop.before_sleep = self._end_turn

@@ -14,13 +14,14 @@ class ToolLimit:
     """Limits of one tool's jobs.
 
     `max_concurrent`: attempts at once; None: no limit. `rate`: starts a second, on average, of which the share
-    `buffer` is left unused; None: no limit. `burst`: starts that may follow at once after a pause.
+    `buffer` is left unused (None: the settings' `collection.rate_limit_buffer`); None: no limit. `burst`: starts that
+    may follow at once after a pause.
     """
 
     max_concurrent: int | None = None
     rate: float | None = None
     burst: int = 1
-    buffer: float = 0.0
+    buffer: float | None = None
 
     def __post_init__(self) -> None:
         if self.max_concurrent is not None and self.max_concurrent < 1:
@@ -29,7 +30,7 @@ class ToolLimit:
             raise ValueError(f"rate={self.rate} lets no job start: give more than 0, or None")
         if self.burst < 1:
             raise ValueError(f"burst={self.burst} lets no job start: give at least 1")
-        if not 0 <= self.buffer < 1:
+        if self.buffer is not None and not 0 <= self.buffer < 1:
             raise ValueError(f"buffer={self.buffer} is no share: give 0 to below 1")
 
 
@@ -38,7 +39,7 @@ class _Tool:
 
     def __init__(self, limit: ToolLimit, now: float) -> None:
         self.max_concurrent = limit.max_concurrent
-        self.rate = None if limit.rate is None else limit.rate * (1 - limit.buffer)
+        self.rate = None if limit.rate is None else limit.rate * (1 - (limit.buffer or 0.0))
         self.burst = float(limit.burst)
         self.tokens = self.burst
         self.filled_at = now

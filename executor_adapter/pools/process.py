@@ -331,6 +331,7 @@ class ProcessPool(WorkerPool):
 
     def _fell(self, worker: WorkerHandle, assignment: Assignment, tail: str) -> None:
         if assignment is worker.stopping:
+            assignment.ended_at = self.supervisor.now()  # when its tree was seen dead, not when its function let go
             self.supervisor.ended(assignment, Ending.STOPPED)
         else:
             error = crash_error(assignment, tail, was_up=worker.ready, verdict=worker.verdict)

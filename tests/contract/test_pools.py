@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 import threading
 import time
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from executor_adapter import Job, JobExecutor, JobStatus, RetryPolicy, RetryRule
+from executor_adapter import Job, JobExecutor, JobFuture, JobStatus, RetryPolicy, RetryRule
+from executor_adapter.config import CollectionSettings, Settings
 from executor_adapter.exceptions import (
     DataCollectionException,
     ExecutorClosedError,
@@ -235,6 +237,16 @@ def test_retry_after_pauses_the_whole_tool(make_executor: MakeExecutor, make_job
     assert (second.job.started_at - second.job.created_at).total_seconds() > 0.3
 
 
+def test_the_settings_buffer_leaves_a_share_of_a_tool_s_rate_unused(make_job: MakeJob) -> None:
+    """At 10 starts a second, half of them left unused, five jobs take at least 0.8 s."""
+    config = Settings(collection=CollectionSettings(rate_limit_buffer=0.5))
+    with JobExecutor(4, config=config, tool_limits={"api": ToolLimit(rate=10.0)}) as executor:
+        began = time.monotonic()
+        for future in [executor.submit(make_job(functions.add, n, tool_name="api")) for n in range(5)]:
+            future.result(timeout=20)
+        assert time.monotonic() - began >= 0.79
+
+
 # --- cancel ---
 
 
@@ -427,6 +439,31 @@ def test_leaving_the_block_by_an_exception_ends_all(make_executor: MakeExecutor,
         raise KeyError("out")
     assert time.monotonic() - began < 5
     assert {future.job.status for future in futures} == {JobStatus.CANCELLED}
+
+
+def submit_until_refused(executor: JobExecutor, make_job: MakeJob) -> list[JobFuture]:
+    futures = []
+    while True:
+        try:
+            futures.append(executor.submit(make_job(functions.add, 1)))
+        except ExecutorClosedError:
+            return futures
+
+
+@pytest.mark.parametrize("delay", [0.001, 0.003, 0.01, 0.03])
+def test_a_signal_handler_may_shut_down_while_jobs_are_submitted(make_job: MakeJob, delay: float) -> None:
+    """Whatever was let in is over then; whatever comes later is refused."""
+    executor = JobExecutor(2, config=Settings())
+    before = signal.signal(signal.SIGALRM, lambda *_: executor.shutdown(wait=False, cancel_futures=True))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, delay)
+        futures = submit_until_refused(executor, make_job)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    executor.shutdown()
+    assert all(future.done() for future in futures)
+    assert not executor.jobs()
 
 
 # --- subclassing ---

@@ -1,0 +1,103 @@
+"""Jobs that kill their workers: their own retry budget, quarantine, memory that grows, attempts that run alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from executor_adapter import Job, JobExecutor, RetryPolicy, RetryRule
+from executor_adapter.exceptions import InvalidJobError, MemoryLimitError, WorkerCrashedError
+from tests.contract import functions
+from tests.contract.conftest import MakeExecutor, wait_for
+
+
+def kill_self_until(path: str, succeed_at: int) -> int:
+    calls = functions.count_call(path)
+    if calls < succeed_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return calls
+
+
+def hold_memory(size: int, seconds: float) -> int:
+    held = bytearray(os.urandom(1)) * size
+    time.sleep(seconds)
+    return len(held)
+
+
+def mark_and_sleep(path: str, seconds: float) -> None:
+    """Append when it began and when it ended, as monotonic seconds."""
+    began = time.monotonic()
+    time.sleep(seconds)
+    functions.append_line(path, f"{began} {time.monotonic()}")
+
+
+def fail_once_then_mark(calls: str, path: str, seconds: float) -> None:
+    if functions.count_call(calls) == 1:
+        raise ConnectionError("once")
+    mark_and_sleep(path, seconds)
+
+
+def test_a_crash_is_retried_and_its_signal_is_told(executor: JobExecutor, tmp_path: Path) -> None:
+    job = Job(function=kill_self_until, args=(str(tmp_path / "calls"), 2), pool="process", retry_delay=0.01)
+    assert executor.run(job) == 2
+    assert (job.attempts[0].error_code, job.attempts[0].exit_signal) == ("WORKER_CRASHED", signal.SIGKILL)
+
+
+def test_past_its_crash_budget_a_job_is_quarantined_until_released(executor: JobExecutor, tmp_path: Path) -> None:
+    policy = RetryPolicy(retry_attempts=9, crash_attempts=1, retry_delay=0.01)
+    job = Job(function=kill_self_until, args=(str(tmp_path / "calls"), 99), pool="process", retry=policy)
+    with pytest.raises(WorkerCrashedError):
+        executor.run(job)
+    assert len(job.attempts) == 2
+    assert executor.quarantined() == [job]
+    assert executor.stats().quarantined == (job.job_id,)
+
+    again = Job(job_id=job.job_id, function=functions.add, args=(1,))
+    with pytest.raises(InvalidJobError, match="quarantined after 2 crashes"):
+        executor.submit(again)
+    assert executor.release(job.job_id)
+    assert not executor.release(job.job_id)
+    assert executor.run(again) == 2
+
+
+def test_a_job_past_its_memory_limit_is_retried_with_a_larger_one_where_a_rule_says_so(executor: JobExecutor) -> None:
+    rule = RetryRule(codes=("MEMORY_LIMIT",), memory_factor=8.0, retry_delay=0.01)
+    job = Job(
+        function=hold_memory, args=(120 << 20, 0.6), pool="process", memory_limit="80MiB",
+        retry=RetryPolicy(rules=(rule,)),
+    )  # fmt: skip
+    assert executor.run(job) == 120 << 20
+    assert [attempt.error_code for attempt in job.attempts] == ["MEMORY_LIMIT", None]
+
+
+def test_without_such_a_rule_it_fails_with_its_code_and_harms_nobody(executor: JobExecutor) -> None:
+    hungry = executor.submit(
+        Job(function=hold_memory, args=(200 << 20, 30), pool="process", memory_limit="80MiB", retry_attempts=0)
+    )
+    assert executor.run(Job(function=functions.add, args=(1,), pool="process")) == 2
+    with pytest.raises(MemoryLimitError):
+        hungry.result(timeout=20)
+
+
+@pytest.mark.parametrize("pool", ["thread", "process"])
+def test_a_rule_can_have_the_next_attempt_run_alone(make_executor: MakeExecutor, tmp_path: Path, pool: str) -> None:
+    executor = make_executor(3)
+    path = str(tmp_path / "times")
+    rule = RetryRule(codes=("NETWORK_ERROR",), retry_delay=0.05, alone=True)
+    lonely = Job(
+        function=fail_once_then_mark, args=(str(tmp_path / "calls"), path, 0.3), pool=pool,
+        retry=RetryPolicy(rules=(rule,)), priority=1,
+    )  # fmt: skip
+    futures = [executor.submit(lonely)]
+    futures += [executor.submit(Job(function=mark_and_sleep, args=(path, 0.15), pool=pool)) for _ in range(9)]
+    for future in futures:
+        future.result(timeout=30)
+    times = [tuple(map(float, line.split())) for line in Path(path).read_text().splitlines()]
+    (alone,) = (span for span in times if span[1] - span[0] > 0.28)
+    others = [span for span in times if span is not alone]
+    assert all(end <= alone[0] or begin >= alone[1] for begin, end in others)
+    wait_for(lambda: executor.stats().workers_busy == 0)
