@@ -64,7 +64,14 @@ def test_a_signal_to_the_flows_process_cancels_all_jobs_within_seconds(
     command = [sys.executable, str(script), pool, str(scratch), doing]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     with (scratch / "output").open("wb") as output:
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdout=output,
+            stderr=output,
+            # A shell's background job, as the tests may be, ignores SIGINT, and hands that on.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
     try:
         pids = wait_for(_at_least(scratch, 2 if pool == "process" else 1))
         flow_run_id = UUID((scratch / "flow-run").read_text())
