@@ -44,6 +44,9 @@ logger = logging.getLogger("executor_adapter")
 
 Observer = Callable[[Transition], None]
 
+CANCEL_GRACE = 3.0
+"""Seconds that a cancelled attempt gets at most: within five all is to be over, the kill included."""
+
 
 class Supervisor:
     """See the module. `make_pool` makes a pool when the first job asks for it."""
@@ -474,7 +477,8 @@ class Supervisor:
         self._running.stopping(assignment, reason)
         if assignment.stop_asked_at is None:
             assignment.stop_asked_at = self.now()
-        self._pool_of(assignment.job).stop(assignment, grace=self.kill_grace)
+        grace = min(self.kill_grace, CANCEL_GRACE) if reason is StopReason.CANCEL else self.kill_grace
+        self._pool_of(assignment.job).stop(assignment, grace=grace)
 
     def stop_attempt(self, job: Job, reason: StopReason) -> None:
         """End what runs of a driven job, and leave the rest to its driver."""

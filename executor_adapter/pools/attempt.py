@@ -10,6 +10,7 @@ import contextvars
 import importlib
 import os
 import pickle
+import signal
 import time
 import traceback
 import types
@@ -132,6 +133,8 @@ class Attempt:
                 metadata=about[1],
             )
         )
+        if self._asked_to_end:
+            raise SystemExit(128 + signal.SIGTERM)  # the signal came too early to be raised in the function
         with find(scope[0])(scope[1]) if scope is not None else nullcontext():
             value = function(*args, **kwargs)
             if type(value) is types.CoroutineType:

@@ -111,6 +111,7 @@ class Worker:
         self._voice = Voice(self._channel, log_level)
         self._functions = Functions()
         self._calls: deque[Call] = deque()
+        self._told_to_end = False
         self._attempt: Attempt | None = None
         self._unheard = False
         self._take_signals()
@@ -125,6 +126,8 @@ class Worker:
 
     def _answer(self, call: Call) -> None:
         attempt = self._attempt = Attempt(call, self._functions, self._voice)
+        if self._told_to_end:
+            attempt.ask_to_end()
         started = time.monotonic()
         kind, flags, body, file = attempt.run()
         self._attempt = None
@@ -152,6 +155,7 @@ class Worker:
             return None
 
     def _take_ticket(self) -> bool:
+        self._told_to_end = False  # the host asks only for the end of what has its ticket
         try:
             os.eventfd_read(self._tickets)
         except BlockingIOError:
@@ -200,7 +204,9 @@ class Worker:
             signal.signal(INTERRUPT, self._on_interrupt)
 
     def _on_terminate(self, *_: Any) -> None:
-        if self._attempt is not None and self._attempt.ask_to_end():
+        if self._attempt is None:
+            self._told_to_end = True
+        elif self._attempt.ask_to_end():
             self._channel.when_free(self._raise_exit)
 
     def _raise_exit(self) -> None:
