@@ -123,7 +123,7 @@ class JobDriver:
         self._supervisor.start_driven(self.job, prepare)
 
     def _retry(self, decision: RetryDecision) -> None:
-        self._supervisor.retry_later(self.job, decision, lambda job: self._resolve(None), self._last_error)
+        self._supervisor.retry_later(self.job, decision, lambda job: self.resolve(None), self._last_error)
 
     def _finish(self, value: Any) -> None:
         if self.job.status not in TERMINAL:
@@ -136,20 +136,16 @@ class JobDriver:
     def slot_granted(self) -> None:
         self.wants_slot = False
         self._holds_slot = True
-        self._resolve(None)
+        self.resolve(None)
 
     def release_slot(self) -> bool:
         """Whether a slot was held that no attempt used."""
         held, self._holds_slot = self._holds_slot, False
         return held
 
-    def attempt_succeeded(self, value: Any) -> None:
-        self._resolve(value)
-
     def attempt_failed(self, error: BaseException) -> None:
         self._last_error = error
-        future, self._outstanding = self._outstanding, None
-        if future is not None:
+        if (future := self._take_outstanding()) is not None:
             future.set_exception(error)
 
     def doom(self, error: BaseException) -> None:
@@ -166,7 +162,11 @@ class JobDriver:
             except Exception:
                 logger.exception("a listener of a job failed", extra={"job_id": self.job.job_id})
 
-    def _resolve(self, value: Any) -> None:
-        future, self._outstanding = self._outstanding, None
-        if future is not None:
+    def resolve(self, value: Any) -> None:
+        """What the driver waits for is there: a slot, a function's value, the end of a delay."""
+        if (future := self._take_outstanding()) is not None:
             future.set_result(value)
+
+    def _take_outstanding(self) -> Future[Any] | None:
+        future, self._outstanding = self._outstanding, None
+        return future

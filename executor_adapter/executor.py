@@ -8,7 +8,6 @@ import contextlib
 import contextvars
 import functools
 import itertools
-import logging
 import threading
 import weakref
 from collections import deque
@@ -28,8 +27,6 @@ from executor_adapter.pools import pool_kind
 from executor_adapter.pools.base import WorkerPool
 from executor_adapter.supervisor import Observer, Supervisor
 from executor_adapter.throttle import ToolLimit
-
-logger = logging.getLogger("executor_adapter")
 
 _current: contextvars.ContextVar[JobExecutor | None] = contextvars.ContextVar("executor", default=None)
 

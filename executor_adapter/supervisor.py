@@ -70,7 +70,7 @@ class Supervisor:
         self.pools: dict[str, WorkerPool] = {}
         self.closed = threading.Event()
         self.settling = threading.Condition()
-        """Shared by the futures that nobody waits for, see JobFuture.settle."""
+        """The condition of all futures, see JobFuture."""
         self.on_closed: list[Callable[[], object]] = []
         """Called once all is over, in order."""
         self.intake = Intake(max_pending)
@@ -354,7 +354,7 @@ class Supervisor:
     def _succeeded(self, job: Job, value: Any) -> None:
         driver = job._live.driver
         if driver is not None:
-            driver.attempt_succeeded(value)
+            driver.resolve(value)
         else:
             self.finish(job, JobStatus.COMPLETED, value)
 

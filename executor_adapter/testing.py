@@ -15,17 +15,16 @@ def test_without_retries():
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
 from executor_adapter.config import Settings
-from executor_adapter.context import enter_job, leave_job
 from executor_adapter.executor import JobExecutor, stop_tracking
-from executor_adapter.functions import resolve
 from executor_adapter.pools.base import Assignment, Ending, WorkerPool
 from executor_adapter.pools.base import Supervisor as PoolSupervisor
-from executor_adapter.pools.in_process import finished, job_context, open_scope
+from executor_adapter.pools.in_process import bind, call_in_job
 from executor_adapter.retry import limit_attempts
 from executor_adapter.supervisor import Supervisor
 
@@ -158,15 +157,7 @@ class InlinePool(WorkerPool):
         if assignment in self._stopped:
             return Ending.STOPPED, None, None
         try:
-            return Ending.RETURNED, self._call(assignment), None
+            is_stopped = functools.partial(self._stopped.__contains__, assignment)
+            return Ending.RETURNED, call_in_job(assignment, self.supervisor, is_stopped, bind(assignment.job)), None
         except BaseException as raised:
             return Ending.RAISED, None, raised
-
-    def _call(self, assignment: Assignment) -> Any:
-        token = enter_job(job_context(assignment, self.supervisor, lambda: assignment in self._stopped))
-        try:
-            with open_scope(assignment):
-                job = assignment.job
-                return finished(resolve(job.function)(*job.args, **job.kwargs))
-        finally:
-            leave_job(token)

@@ -56,7 +56,6 @@ class Crew:
         self._idle: list[WorkerHandle] = []
         self._warming: list[WorkerHandle] = []
         self._serving = 0
-        self._wanted = 0
         self._closing = False
         self._on_closed: Callable[[], None] | None = None
 

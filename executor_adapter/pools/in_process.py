@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import importlib
 import types
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-from executor_adapter.context import JobContext
+from executor_adapter.context import JobContext, enter_job, leave_job
 from executor_adapter.functions import resolve
 from executor_adapter.job import Job
 from executor_adapter.pools.base import Assignment, Supervisor
@@ -36,9 +35,7 @@ def open_scope(assignment: Assignment) -> AbstractContextManager[Any]:
     if assignment.scope is None:
         return contextlib.nullcontext()
     reference, argument = assignment.scope
-    module, _, qualname = reference.partition(":")
-    enter = functools.reduce(getattr, qualname.split("."), importlib.import_module(module))
-    return enter(argument)  # type: ignore[no-any-return, operator]
+    return resolve(reference)(argument)  # type: ignore[no-any-return]
 
 
 def bind(job: Job) -> Callable[[], Any]:
@@ -53,6 +50,20 @@ def bind(job: Job) -> Callable[[], Any]:
     return functools.partial(function, *job.args, **job.kwargs)
 
 
-def finished(value: Any) -> Any:
+def call_in_job(
+    assignment: Assignment, supervisor: Supervisor, cancelled: Callable[[], bool], call: Callable[[], Any]
+) -> Any:
+    """Call the function on this thread, as `current_job()`'s and within its scope; its value, a coroutine's too."""
+    token = enter_job(job_context(assignment, supervisor, cancelled))
+    try:
+        if assignment.scope is None:
+            return _finished(call())
+        with open_scope(assignment):
+            return _finished(call())
+    finally:
+        leave_job(token)
+
+
+def _finished(value: Any) -> Any:
     """The value itself; of a coroutine function, what its coroutine gives in the end."""
     return asyncio.run(value) if type(value) is types.CoroutineType else value

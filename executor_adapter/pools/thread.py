@@ -20,11 +20,10 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, ClassVar
 
-from executor_adapter.context import enter_job, leave_job
 from executor_adapter.exceptions import SoftTimeoutError
 from executor_adapter.job import Job
 from executor_adapter.pools.base import Assignment, Ending, Supervisor, WorkerPool
-from executor_adapter.pools.in_process import bind, finished, job_context, open_scope
+from executor_adapter.pools.in_process import bind, call_in_job
 
 logger = logging.getLogger("executor_adapter.thread")
 
@@ -220,20 +219,8 @@ class _Thread:
                 continue  # it came too late for the function, and must not lose its result
 
     def _call(self, assignment: Assignment) -> Any:
-        if assignment.context is None:
-            return self._call_in_job(assignment)
-        return assignment.context.run(self._call_in_job, assignment)
-
-    def _call_in_job(self, assignment: Assignment) -> Any:
-        """Call the function as `current_job()`'s, within its scope."""
-        token = enter_job(job_context(assignment, self._pool.supervisor, self.is_stopping))
-        try:
-            if assignment.scope is None:
-                return finished(assignment.payload())
-            with open_scope(assignment):
-                return finished(assignment.payload())
-        finally:
-            leave_job(token)
+        how = (assignment, self._pool.supervisor, self.is_stopping, assignment.payload)
+        return call_in_job(*how) if assignment.context is None else assignment.context.run(call_in_job, *how)
 
     def is_stopping(self) -> bool:
         return self.stopping

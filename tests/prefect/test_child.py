@@ -16,7 +16,7 @@ from prefect.client.schemas.objects import TaskRun
 from prefect.context import TagsContext
 
 from executor_adapter import JobExecutor, current_job
-from executor_adapter.prefect import PRELOAD, job_task, wait_until_recorded
+from executor_adapter.prefect import PRELOAD, JobTask, job_task, wait_until_recorded
 from executor_adapter.prefect.child import task_run_payload
 from tests.prefect.conftest import Api, Wait
 
@@ -108,14 +108,8 @@ def _all_messages(api: Api, task_run_id: Any) -> list[str]:
     return messages
 
 
-def crash_loudly() -> None:
-    print("last words")
-    sys.stdout.flush()
-    os.abort()
-
-
-def test_the_last_words_of_a_crash_are_in_the_log(api: Api, executor: JobExecutor, wait_for: Wait) -> None:
-    task = job_task(crash_loudly, pool="process", retry_attempts=0)
+def messages_of_a_run(task: JobTask[..., Any], api: Api, wait_for: Wait) -> list[str]:
+    """The log of a run of `task` that fails, once it says how it finished."""
 
     @flow
     def run() -> Any:
@@ -125,7 +119,19 @@ def test_the_last_words_of_a_crash_are_in_the_log(api: Api, executor: JobExecuto
 
     task_run_id = run()
     wait_for(lambda: any("Finished in state" in message for message in api.messages(task_run_id)))
-    messages = api.messages(task_run_id)
+    return api.messages(task_run_id)
+
+
+def crash_loudly() -> None:
+    print("last words")
+    sys.stdout.flush()
+    os.abort()
+
+
+def test_the_last_words_of_a_crash_are_in_the_log(api: Api, executor: JobExecutor, wait_for: Wait) -> None:
+    task = job_task(crash_loudly, pool="process", retry_attempts=0)
+
+    messages = messages_of_a_run(task, api, wait_for)
     assert "last words" in messages
     assert any("Fatal Python error: Aborted" in message for message in messages)
 
@@ -140,15 +146,8 @@ def fail_deep_inside() -> None:
 def test_the_remote_traceback_is_in_the_log(api: Api, executor: JobExecutor, wait_for: Wait) -> None:
     task = job_task(fail_deep_inside, pool="process", retry_attempts=0)
 
-    @flow
-    def run() -> Any:
-        future = task.submit()
-        future.wait()
-        return future.task_run_id
-
-    task_run_id = run()
-    wait_for(lambda: any("Finished in state" in message for message in api.messages(task_run_id)))
-    assert any('raise LookupError("deep")' in message for message in api.messages(task_run_id))
+    messages = messages_of_a_run(task, api, wait_for)
+    assert any('raise LookupError("deep")' in message for message in messages)
 
 
 def test_a_job_in_a_process_cannot_submit_tasks(prefect_api: str, executor: JobExecutor) -> None:
