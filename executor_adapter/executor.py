@@ -23,9 +23,10 @@ from executor_adapter.exceptions import InvalidJobError, JobTimeoutError
 from executor_adapter.futures import JobFuture
 from executor_adapter.hooks import HookedExecution
 from executor_adapter.job import Job, JobResult, JobStatus
+from executor_adapter.ledger import Observer
 from executor_adapter.pools import pool_kind
 from executor_adapter.pools.base import WorkerPool
-from executor_adapter.supervisor import Observer, Supervisor
+from executor_adapter.supervisor import Supervisor
 from executor_adapter.throttle import ToolLimit
 
 _current: contextvars.ContextVar[JobExecutor | None] = contextvars.ContextVar("executor", default=None)
@@ -160,7 +161,7 @@ class JobExecutor:
         return list(self._supervisor.intake.jobs.values())
 
     def stats(self) -> ExecutorStats:
-        counts, pools = self._supervisor.counts, list(self._supervisor.pools.values())
+        counts, pools = self._supervisor.ledger.counts, list(self._supervisor.pools.values())
         return ExecutorStats(
             jobs_pending=counts[JobStatus.PENDING],
             jobs_running=counts[JobStatus.RUNNING],
@@ -168,7 +169,7 @@ class JobExecutor:
             jobs_completed=counts[JobStatus.COMPLETED],
             jobs_failed=counts[JobStatus.FAILED],
             jobs_cancelled=counts[JobStatus.CANCELLED],
-            retries=self._supervisor.retries,
+            retries=self._supervisor.ledger.retries,
             workers_busy=sum(pool.busy for pool in pools),
             abandoned_threads=sum(getattr(pool, "abandoned", 0) for pool in pools),
             quarantined=tuple(self._supervisor.intake.quarantined),

@@ -30,9 +30,19 @@ from executor_adapter.exceptions import (
 )
 from executor_adapter.futures import Callbacks, JobFuture
 from executor_adapter.intake import Intake, check_job
-from executor_adapter.job import TERMINAL, Job, JobStatus, Progress, Transition
+from executor_adapter.job import TERMINAL, Job, JobStatus, Progress
+from executor_adapter.job_log import log_said
+from executor_adapter.ledger import Ledger, Observer
 from executor_adapter.limits import SHORT_RUN, RunningAttempts, RunTimes, StopReason
 from executor_adapter.loop import LoopTimer, SupervisorLoop
+from executor_adapter.outcome import (
+    note_error,
+    queue_timeout_error,
+    record_attempt,
+    records_in,
+    soft_timeout_error,
+    stop_error,
+)
 from executor_adapter.pools.base import Assignment, Ending, WorkerPool
 from executor_adapter.retry import CRASHES, RetryDecision, decide
 from executor_adapter.throttle import Throttle, ToolLimit
@@ -41,8 +51,6 @@ if TYPE_CHECKING:
     from executor_adapter.driver import JobDriver
 
 logger = logging.getLogger("executor_adapter")
-
-Observer = Callable[[Transition], None]
 
 CANCEL_GRACE = 3.0
 """Seconds that a cancelled attempt gets at most: within five all is to be over, the kill included."""
@@ -63,10 +71,8 @@ class Supervisor:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.kill_grace = kill_grace
-        self.observers = list(observers)
+        self.ledger = Ledger(observers)
         self.now = clock
-        self.counts: dict[JobStatus, int] = dict.fromkeys(JobStatus, 0)
-        self.retries = 0
         self.pools: dict[str, WorkerPool] = {}
         self.closed = threading.Event()
         self.settling = threading.Condition()
@@ -199,8 +205,7 @@ class Supervisor:
 
     def _accept(self, job: Job) -> None:
         live = job._live
-        self.counts[JobStatus.PENDING] += 1
-        self._tell(job, None, JobStatus.PENDING)
+        self.ledger.enter(job)
         if job.queue_timeout is not None:
             self._set_timer(job, "queue", live.queued_at + job.queue_timeout, self._queue_timed_out)
         if job.deadline is not None:
@@ -228,7 +233,7 @@ class Supervisor:
         self._dispatcher.reserved += 1
         job._live.attempt += 1
         self.intake.leave_queue(job)
-        self._advance(job, JobStatus.RUNNING)
+        self.ledger.advance(job, JobStatus.RUNNING)
         driver.slot_granted()
 
     def _start_behind(self, job: Job) -> bool:
@@ -282,7 +287,7 @@ class Supervisor:
         if driver is None:
             live.attempt = assignment.number
             self.intake.leave_queue(job)
-            self._advance(job, JobStatus.RUNNING)
+            self.ledger.advance(job, JobStatus.RUNNING)
 
     def ended(
         self, assignment: Assignment, ending: Ending, value: Any = None, error: BaseException | None = None
@@ -291,7 +296,7 @@ class Supervisor:
         reason = self._forget(assignment)
         self._dispatcher.attempt_over(job)
         if ending is Ending.RETURNED:
-            self._record(assignment, None)
+            record_attempt(assignment, None, self.now())
             self._succeeded(job, value)
             return
         if reason is not None or ending is Ending.STOPPED or ending is Ending.ABANDONED:
@@ -299,7 +304,7 @@ class Supervisor:
         elif isinstance(error, SoftTimeoutError):
             error = soft_timeout_error(job, error)
         assert error is not None
-        self._record(assignment, error)
+        record_attempt(assignment, error, self.now())
         self._failed(job, error)
 
     def handed_back(self, assignment: Assignment) -> None:
@@ -320,7 +325,7 @@ class Supervisor:
         else:
             if live.status is JobStatus.RUNNING:
                 live.attempt -= 1
-                self._advance(job, JobStatus.PENDING)
+                self.ledger.advance(job, JobStatus.PENDING)
             self._dispatcher.push_front(job)
 
     def said(self, assignment: Assignment | None, topic: str, content: Any) -> None:
@@ -335,7 +340,7 @@ class Supervisor:
         if live.driver is not None:
             live.driver.said(topic, content)
         elif topic in ("log", "output"):
-            _log(assignment, topic, content)
+            log_said(assignment, topic, content)
 
     def watch(self, fd: int, on_readable: Callable[[], None]) -> None:
         self._loop.watch(fd, on_readable)
@@ -391,12 +396,11 @@ class Supervisor:
     ) -> None:
         """RETRYING now, without a slot; `when_due(job)` once the delay is over."""
         live = job._live
-        self.retries += 1
         live.alone = decision.alone
         if live.memory_limit is not None:
             live.memory_limit = int(live.memory_limit * decision.memory_factor)
         live.retry_at = time.time() + decision.delay
-        self._advance(job, JobStatus.RETRYING, error=error)
+        self.ledger.advance(job, JobStatus.RETRYING, error)
         self._set_timer(job, "retry", self.now() + decision.delay, functools.partial(self._retry_due, when_due))
 
     def _retry_due(self, when_due: Callable[[Job], None], job: Job) -> None:
@@ -425,7 +429,7 @@ class Supervisor:
             self._dispatcher.attempt_over(job)
         if type(value) is dict:
             live.records_processed = records_in(value)
-        self._advance(job, status, error=error)
+        self.ledger.advance(job, status, error)
         self.intake.leave(job)
         # Let go of what only a live job needs. The future holds the job, so the job must not hold the future.
         future, live.future = live.future, None
@@ -464,8 +468,7 @@ class Supervisor:
             return
         if live.assignment is not None and not self._recall(live.assignment):
             return  # it has begun
-        message = f"not started within queue_timeout={job.queue_timeout} s: raise it, or max_workers"
-        self._end_unstarted(job, JobTimeoutError(message, error_code="QUEUE_TIMEOUT"))
+        self._end_unstarted(job, queue_timeout_error(job))
 
     def _deadline_passed(self, job: Job) -> None:
         self._end_early(job, StopReason.DEADLINE)
@@ -511,24 +514,6 @@ class Supervisor:
 
     # --- bookkeeping ---
 
-    def _advance(self, job: Job, status: JobStatus, *, error: BaseException | None = None) -> None:
-        previous = job._live.status
-        job.advance(status)
-        self.counts[previous] -= 1
-        self.counts[status] += 1
-        if self.observers:
-            self._tell(job, previous, status, error)
-
-    def _tell(
-        self, job: Job, previous: JobStatus | None, status: JobStatus, error: BaseException | None = None
-    ) -> None:
-        for observer in self.observers:
-            told = Transition(job, previous, status, time.time(), job._live.attempt, error)
-            try:
-                observer(told)
-            except Exception:
-                logger.exception("an observer failed", extra={"job_id": job.job_id})
-
     def _forget(self, assignment: Assignment) -> StopReason | None:
         assignment.job._live.assignment = None
         if self._dispatcher.exclusive is assignment:
@@ -540,73 +525,3 @@ class Supervisor:
         if timers is None:
             timers = job._live.timers = {}
         timers[name] = self.call_at(when, functools.partial(callback, job))
-
-    def _record(self, assignment: Assignment, error: BaseException | None) -> None:
-        live = assignment.job._live
-        ended_at = assignment.ended_at or self.now()
-        started_at = assignment.started_at or ended_at
-        assignment.run_time.learn(ended_at - started_at)
-        asked_at = assignment.stop_asked_at
-        if error is None:
-            live.error_code = live.error_message = None
-        else:
-            note_error(assignment.job, error)
-        # In the order of Attempt's fields.
-        record = (
-            assignment.number,
-            live.pool,
-            assignment.pid,
-            started_at - live.queued_at,
-            ended_at - started_at,
-            None if asked_at is None else ended_at - asked_at,
-            assignment.peak_rss,
-            assignment.exit_code,
-            assignment.exit_signal,
-            live.error_code,
-            live.error_message,
-        )
-        live.attempts = (*(live.attempts or ()), record)
-
-
-def stop_error(job: Job, reason: StopReason | None) -> JobTimeoutError | JobCancelledError:
-    """What a job that was ended for `reason` ends with."""
-    match reason:
-        case StopReason.LIMIT:
-            return JobTimeoutError(f"ran longer than max_runtime={job.max_runtime} s")
-        case StopReason.STALL:
-            return JobTimeoutError(f"no progress within stall_timeout={job.stall_timeout} s")
-        case StopReason.DEADLINE:
-            message = f"not over within deadline={job.deadline} s of its submission"
-            return JobTimeoutError(message, error_code="DEADLINE_EXCEEDED")
-        case StopReason.CANCEL | None:
-            return JobCancelledError(f"job {job.job_id} was cancelled")
-
-
-def soft_timeout_error(job: Job, cause: SoftTimeoutError) -> JobTimeoutError:
-    error = JobTimeoutError(f"ran longer than soft_timeout={job.soft_timeout} s")
-    error.__cause__ = cause
-    return error
-
-
-def note_error(job: Job, error: BaseException) -> None:
-    job._live.error_code, job._live.error_message = error_code_of(error), str(error) or repr(error)
-
-
-def records_in(value: dict[Any, Any]) -> int | None:
-    """The number of records that a function's result says it collected or processed."""
-    for key in ("records_collected", "records_processed"):
-        count = value.get(key)
-        if isinstance(count, int):
-            return count
-    return None
-
-
-def _log(assignment: Assignment, topic: str, content: Any) -> None:
-    """Pass on what a function in another process logged or printed."""
-    extra = {"job_id": assignment.job.job_id, "attempt": assignment.number}
-    if topic == "log":
-        log_as = logging.getLogger(content["name"])
-        if log_as.isEnabledFor(content["level"]):
-            log_as.log(content["level"], "%s", content["message"], extra=extra)
-    else:
-        logger.info("%s: %s", content[0], content[1], extra=extra)

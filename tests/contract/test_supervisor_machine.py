@@ -335,7 +335,7 @@ class SupervisorMachine(RuleBasedStateMachine):
 
     @invariant()
     def counts_add_up(self) -> None:
-        counts = self.executor._supervisor.counts
+        counts = self.executor._supervisor.ledger.counts
         assert all(count >= 0 for count in counts.values())
         assert sum(counts.values()) == len(self.told)
 

@@ -24,7 +24,10 @@ FLOORS = (
     {"monitoring", "store"},
     {"pools"},
     {"queue"},
-    {"loop", "limits", "futures", "intake", "dispatch", "throttle", "supervisor", "driver", "hooks", "executor"},
+    {
+        *{"loop", "limits", "futures", "intake", "dispatch", "throttle", "ledger", "outcome", "job_log"},
+        *{"supervisor", "driver", "hooks", "executor"},
+    },
     {"scheduler", "testing"},
     {"cli"},
     {"prefect"},

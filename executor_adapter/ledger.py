@@ -1,0 +1,51 @@
+"""The ledger: how many jobs are in which state, and who is told when one enters another."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+
+from executor_adapter.job import Job, JobStatus, Transition
+
+logger = logging.getLogger("executor_adapter")
+
+Observer = Callable[[Transition], None]
+
+
+class Ledger:
+    """Writes each transition into its job, counts it and tells the observers, in order. The supervisor's own."""
+
+    def __init__(self, observers: Iterable[Observer]) -> None:
+        self.observers = list(observers)
+        self.counts: dict[JobStatus, int] = dict.fromkeys(JobStatus, 0)
+        self.retries = 0
+
+    def enter(self, job: Job) -> None:
+        """The job is PENDING, from now on."""
+        self.counts[JobStatus.PENDING] += 1
+        if self.observers:
+            self._tell(job, None, JobStatus.PENDING, None)
+
+    def advance(self, job: Job, status: JobStatus, error: BaseException | None = None) -> None:
+        """The job enters `status`; `error` is why, where it is one of failure.
+
+        Raises:
+            InvalidJobError: no legal transition leads there.
+        """
+        previous = job._live.status
+        job.advance(status)
+        self.counts[previous] -= 1
+        self.counts[status] += 1
+        if status is JobStatus.RETRYING:
+            self.retries += 1
+        if self.observers:
+            self._tell(job, previous, status, error)
+
+    def _tell(self, job: Job, previous: JobStatus | None, status: JobStatus, error: BaseException | None) -> None:
+        told = Transition(job, previous, status, time.time(), job._live.attempt, error)
+        for observer in tuple(self.observers):
+            try:
+                observer(told)
+            except Exception:
+                logger.exception("an observer failed", extra={"job_id": job.job_id})

@@ -1,0 +1,77 @@
+"""How attempts end, and what of it is written into their jobs. The supervisor's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from executor_adapter.error_codes import error_code_of
+from executor_adapter.exceptions import JobCancelledError, JobTimeoutError, SoftTimeoutError
+from executor_adapter.job import Job
+from executor_adapter.limits import StopReason
+from executor_adapter.pools.base import Assignment
+
+
+def record_attempt(assignment: Assignment, error: BaseException | None, now: float) -> None:
+    """Add the attempt, which is over, to its job's; `now` where its pool did not say when it ended."""
+    live = assignment.job._live
+    ended_at = assignment.ended_at or now
+    started_at = assignment.started_at or ended_at
+    assignment.run_time.learn(ended_at - started_at)
+    asked_at = assignment.stop_asked_at
+    if error is None:
+        live.error_code = live.error_message = None
+    else:
+        note_error(assignment.job, error)
+    # In the order of Attempt's fields.
+    record = (
+        assignment.number,
+        live.pool,
+        assignment.pid,
+        started_at - live.queued_at,
+        ended_at - started_at,
+        None if asked_at is None else ended_at - asked_at,
+        assignment.peak_rss,
+        assignment.exit_code,
+        assignment.exit_signal,
+        live.error_code,
+        live.error_message,
+    )
+    live.attempts = (*(live.attempts or ()), record)
+
+
+def stop_error(job: Job, reason: StopReason | None) -> JobTimeoutError | JobCancelledError:
+    """What a job that was ended for `reason` ends with."""
+    match reason:
+        case StopReason.LIMIT:
+            return JobTimeoutError(f"ran longer than max_runtime={job.max_runtime} s")
+        case StopReason.STALL:
+            return JobTimeoutError(f"no progress within stall_timeout={job.stall_timeout} s")
+        case StopReason.DEADLINE:
+            message = f"not over within deadline={job.deadline} s of its submission"
+            return JobTimeoutError(message, error_code="DEADLINE_EXCEEDED")
+        case StopReason.CANCEL | None:
+            return JobCancelledError(f"job {job.job_id} was cancelled")
+
+
+def queue_timeout_error(job: Job) -> JobTimeoutError:
+    message = f"not started within queue_timeout={job.queue_timeout} s: raise it, or max_workers"
+    return JobTimeoutError(message, error_code="QUEUE_TIMEOUT")
+
+
+def soft_timeout_error(job: Job, cause: SoftTimeoutError) -> JobTimeoutError:
+    error = JobTimeoutError(f"ran longer than soft_timeout={job.soft_timeout} s")
+    error.__cause__ = cause
+    return error
+
+
+def note_error(job: Job, error: BaseException) -> None:
+    job._live.error_code, job._live.error_message = error_code_of(error), str(error) or repr(error)
+
+
+def records_in(value: dict[Any, Any]) -> int | None:
+    """The number of records that a function's result says it collected or processed."""
+    for key in ("records_collected", "records_processed"):
+        count = value.get(key)
+        if isinstance(count, int):
+            return count
+    return None
