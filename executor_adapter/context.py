@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-_current: contextvars.ContextVar[JobContext | None] = contextvars.ContextVar("executor_adapter_job", default=None)
+_current: contextvars.ContextVar[JobContext | Callable[[], JobContext] | None] = contextvars.ContextVar(
+    "executor_adapter_job", default=None
+)
 
 
 class JobContext:
@@ -86,13 +88,22 @@ def current_job() -> JobContext:
     context = _current.get()
     if context is None:
         raise RuntimeError("current_job() was called outside a job: run the function by a JobExecutor")
+    if not isinstance(context, JobContext):
+        context = context()
+        _current.set(context)
     return context
 
 
-def enter_job(context: JobContext) -> contextvars.Token[JobContext | None]:
-    """Make `context` what `current_job` gives; pools call it around a function."""
+Entered = contextvars.Token[JobContext | Callable[[], JobContext] | None]
+
+
+def enter_job(context: JobContext | Callable[[], JobContext]) -> Entered:
+    """Make `context` what `current_job` gives, or what makes it when first asked for; pools call it around a function.
+
+    Most functions never ask, and making one takes as long as all else around a short function.
+    """
     return _current.set(context)
 
 
-def leave_job(token: contextvars.Token[JobContext | None]) -> None:
+def leave_job(token: Entered) -> None:
     _current.reset(token)

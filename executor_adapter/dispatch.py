@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from executor_adapter.job import TERMINAL, Job
-from executor_adapter.pools.base import Assignment, WorkerPool
+from executor_adapter.pools.base import WorkerPool
 from executor_adapter.queue import Backlog
 from executor_adapter.throttle import Throttle
 
@@ -21,8 +21,8 @@ class Dispatcher:
         self.throttle: Throttle | None = None
         self.reserved = 0
         """Slots granted to drivers that have not begun their attempt."""
-        self.exclusive: Assignment | None = None
-        """The attempt beside which no other may start."""
+        self.exclusive: Job | None = None
+        """The job beside whose attempt no other may start."""
         self._pools = pools
         self._backlog = Backlog()
 
@@ -36,6 +36,7 @@ class Dispatcher:
     def run(self, start: Callable[[Job], None], start_behind: Callable[[Job], bool]) -> None:
         """Start what there are slots for; lay short jobs ready behind short ones."""
         backlog = self._backlog
+        pools = self._pools.values()
         while backlog:
             job = backlog.peek()
             live = job._live
@@ -43,13 +44,15 @@ class Dispatcher:
                 backlog.pop()  # it ended while it waited
                 continue
             busy = self.reserved
-            for pool in self._pools.values():
+            for pool in pools:
                 busy += pool.busy
             if self.exclusive is not None or (live.alone and busy):
                 return
             if busy < self.max_workers:
                 backlog.pop()
                 if self.throttle is None or self.throttle.start(job):
+                    if live.alone:
+                        self.exclusive = job
                     start(job)
             elif self._may_follow(job) and start_behind(job):
                 backlog.pop()
@@ -64,5 +67,7 @@ class Dispatcher:
 
     def attempt_over(self, job: Job) -> None:
         """What `run` let start is over, or did not begin after all."""
+        if self.exclusive is job:
+            self.exclusive = None
         if self.throttle is not None:
             self.throttle.end(job)

@@ -88,7 +88,7 @@ class JobFuture(Future[Any]):
 
     def settle(self, value: Any, error: BaseException | None) -> None:
         """The job is over; the supervisor alone says so, and once."""
-        with self._supervisor.settling:
+        with self._supervisor.settling_lock:
             self._result = value
             self._exception = error
             self._state = FINISHED
@@ -116,7 +116,7 @@ class JobFuture(Future[Any]):
         if self._state == FINISHED:
             return
         waiter = _Waiter()
-        with self._supervisor.settling:
+        with self._supervisor.settling_lock:
             if self._state == FINISHED:
                 return
             self._waiters.append(waiter)
@@ -124,7 +124,7 @@ class JobFuture(Future[Any]):
             if not waiter.lock.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
                 raise TimeoutError
         finally:
-            with self._supervisor.settling:
+            with self._supervisor.settling_lock:
                 self._waiters.remove(waiter)
 
     def cancel(self) -> bool:

@@ -222,34 +222,39 @@ class Progress:
     message: str = ""
 
 
-class _Entropy:
-    """Random bytes from the system, fetched for many ids at once: a system call for each takes longer than the rest."""
+class _Uuid7:
+    """Makes ids. What is random in them is made for many at once: a system call for each takes longer than the rest."""
 
     def __init__(self) -> None:
         self._forget()
         os.register_at_fork(after_in_child=self._forget)  # else parent and child would make the same ids
 
     def _forget(self) -> None:
-        self._chunks: list[bytes] = []
+        self._random: list[str] = []
+        self._time: tuple[int, str] = (0, "")
 
-    def take(self) -> bytes:
+    def __call__(self) -> str:
+        """A UUID of version 7 (RFC 9562): its first 48 bits are the time in milliseconds, so ids sort by age."""
+        now = time.time_ns() // 1_000_000
+        milliseconds, digits = self._time
+        if now != milliseconds:
+            digits = f"{now >> 16:08x}-{now & 0xFFFF:04x}-7"
+            self._time = now, digits
         try:
-            return self._chunks.pop()
+            return digits + self._random.pop()
         except IndexError:
-            fresh = os.urandom(10 * 256)
-            self._chunks.extend(fresh[at : at + 10] for at in range(10, len(fresh), 10))
-            return fresh[:10]
+            self._random.extend(self._fresh(255))
+            return digits + self._fresh(1)[0]
+
+    @staticmethod
+    def _fresh(count: int) -> list[str]:
+        """What follows the version in so many ids; the first two bits of its second group are the variant."""
+        digits = os.urandom(10 * count).hex()
+        drawn = (digits[at : at + 20] for at in range(0, 20 * count, 20))
+        return [f"{d[:3]}-{'89ab'[int(d[3], 16) & 3]}{d[4:7]}-{d[8:]}" for d in drawn]
 
 
-_entropy = _Entropy()
-
-
-def uuid7() -> str:
-    """A UUID of version 7 (RFC 9562): its first 48 bits are the time in milliseconds, so ids sort by age."""
-    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(_entropy.take(), "big")
-    value = value & ~(0xF000 << 64) & ~(0xC000 << 48) | (0x7000 << 64) | (0x8000 << 48)
-    digits = f"{value:032x}"
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+uuid7 = _Uuid7()
 
 
 def _check_function(value: Any) -> Any:

@@ -23,7 +23,7 @@ class RetryRule(BaseModel):
 
     `codes`: the error codes it is for ("*" is all). `action`: "retry" or "fail". `retry_delay` and
     `backoff_coefficient` replace the policy's. `memory_factor` grows the job's memory_limit for the next attempt;
-    `alone` runs the next attempt while nothing else runs in its pool.
+    `alone` runs the next attempt while nothing else runs in its executor.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -33,7 +33,7 @@ from executor_adapter.intake import Intake, check_job
 from executor_adapter.job import TERMINAL, Job, JobStatus, Progress
 from executor_adapter.job_log import log_said
 from executor_adapter.ledger import Ledger, Observer
-from executor_adapter.limits import SHORT_RUN, RunningAttempts, RunTimes, StopReason
+from executor_adapter.limits import NEVER, SHORT_RUN, RunningAttempts, RunTimes, StopReason
 from executor_adapter.loop import LoopTimer, SupervisorLoop
 from executor_adapter.outcome import (
     note_error,
@@ -55,6 +55,9 @@ logger = logging.getLogger("executor_adapter")
 CANCEL_GRACE = 3.0
 """Seconds that a cancelled attempt gets at most: within five all is to be over, the kill included."""
 
+PATIENCE = 0.05
+"""Seconds that a job lies ready behind one that runs, before it is taken back for another worker."""
+
 
 class Supervisor:
     """See the module. `make_pool` makes a pool when the first job asks for it."""
@@ -75,8 +78,9 @@ class Supervisor:
         self.now = clock
         self.pools: dict[str, WorkerPool] = {}
         self.closed = threading.Event()
-        self.settling = threading.Condition()
-        """The condition of all futures, see JobFuture."""
+        self.settling_lock = threading.RLock()
+        self.settling = threading.Condition(self.settling_lock)
+        """The condition of all futures, see JobFuture; and its lock, which is faster to take by itself."""
         self.on_closed: list[Callable[[], object]] = []
         """Called once all is over, in order."""
         self.intake = Intake(max_pending)
@@ -94,6 +98,8 @@ class Supervisor:
             self._dispatcher.throttle = Throttle(
                 tool_limits, now=clock, call_at=self.call_at, let_go=self._dispatcher.push_front
             )
+        self._relieve_at = NEVER
+        """When to look for jobs that lie ready behind one that takes long after all."""
         self._starts_nothing = False
         """Shut down in a way that lets no further attempt begin."""
         self._pools_open = 0
@@ -186,11 +192,13 @@ class Supervisor:
     def _end_turn(self) -> float:
         """What every turn ends with; the time at which the next is wanted at the latest."""
         self._accept_submitted()
+        if self._relieve_at <= self.now():
+            self._relieve()
         self._dispatcher.run(self._start, self._start_behind)
         for pool in self.pools.values():
             pool.flush()
         self.apply_limits()
-        return self._running.due
+        return min(self._running.due, self._relieve_at)
 
     def apply_limits(self) -> None:
         """Interrupt and stop what is past its limits by now."""
@@ -225,8 +233,6 @@ class Supervisor:
             self._grant_slot(job, live.driver)
             return
         assignment = self._assign(job, live.attempt + 1)
-        if live.alone:
-            self._dispatcher.exclusive = assignment
         self._give_to_pool(assignment)
 
     def _grant_slot(self, job: Job, driver: JobDriver) -> None:
@@ -241,9 +247,17 @@ class Supervisor:
         live = job._live
         assignment = self._assign(job, live.attempt + 1)
         if assignment.short and self.pools[live.pool].start_behind(assignment):
+            if self._relieve_at == NEVER:
+                self._relieve_at = self.now() + PATIENCE
             return True
         live.assignment = None
         return False
+
+    def _relieve(self) -> None:
+        """Let no job wait behind one that was taken for short and is not."""
+        now = self.now()
+        waiting = [pool.relieve(now - PATIENCE) for pool in self.pools.values()]
+        self._relieve_at = now + PATIENCE if any(waiting) else NEVER
 
     def start_driven(self, job: Job, prepare: Callable[[Assignment], None]) -> None:
         """Run one attempt of a driven job in the slot that it holds."""
@@ -516,8 +530,6 @@ class Supervisor:
 
     def _forget(self, assignment: Assignment) -> StopReason | None:
         assignment.job._live.assignment = None
-        if self._dispatcher.exclusive is assignment:
-            self._dispatcher.exclusive = None
         return self._running.remove(assignment)
 
     def _set_timer(self, job: Job, name: str, when: float, callback: Callable[[Job], None]) -> None:

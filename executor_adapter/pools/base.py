@@ -90,7 +90,7 @@ class Supervisor(Protocol):
 
     def handed_back(self, assignment: Assignment) -> None:
         """The worker died, or was asked by `recall`, before the function began: it is no attempt. May follow
-        `started`, where that was an inference."""
+        `started`, where that was an inference. Of several the last is told first: each goes to the queue's front."""
 
     def said(self, assignment: Assignment | None, topic: str, content: Any) -> None:
         """A function said something while it ran. Topics and contents:
@@ -151,6 +151,11 @@ class WorkerPool(ABC):
 
     def start_behind(self, assignment: Assignment) -> bool:
         """Lay the assignment ready behind a short one that runs; False where no worker has room."""
+        return False
+
+    def relieve(self, before: float) -> bool:
+        """Hand back what lies ready behind attempts that began before the monotonic time `before`: they are not short.
+        Whether anything still lies behind another."""
         return False
 
     def flush(self) -> None:  # noqa: B027

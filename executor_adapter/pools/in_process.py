@@ -54,7 +54,7 @@ def call_in_job(
     assignment: Assignment, supervisor: Supervisor, cancelled: Callable[[], bool], call: Callable[[], Any]
 ) -> Any:
     """Call the function on this thread, as `current_job()`'s and within its scope; its value, a coroutine's too."""
-    token = enter_job(job_context(assignment, supervisor, cancelled))
+    token = enter_job(functools.partial(job_context, assignment, supervisor, cancelled))
     try:
         if assignment.scope is None:
             return _finished(call())

@@ -147,6 +147,18 @@ class ProcessPool(WorkerPool):
         self._has_room = False
         return False
 
+    def relieve(self, before: float) -> bool:
+        waiting = False
+        for worker in list(self._busy_workers):
+            if len(worker.queue) > 1:
+                running = worker.queue[0]
+                if running.started_at is None or running.started_at > before:
+                    waiting = True
+                else:
+                    running.short = False
+                    self._hand_back(worker.take_back(running, or_those_behind=True)[1])
+        return waiting
+
     def _give(self, worker: WorkerHandle, assignment: Assignment) -> None:
         worker.give(assignment)
         if worker.unsent == 1:
@@ -294,7 +306,8 @@ class ProcessPool(WorkerPool):
             self._emptied(worker)
 
     def _hand_back(self, assignments: list[Assignment]) -> None:
-        for assignment in assignments:
+        """The last first: each goes back to the front of the queue."""
+        for assignment in reversed(assignments):
             self.supervisor.handed_back(assignment)
 
     def interrupt(self, assignment: Assignment) -> None:

@@ -27,8 +27,9 @@ from executor_adapter.pools.in_process import bind, call_in_job
 
 logger = logging.getLogger("executor_adapter.thread")
 
-PIPELINE_DEPTH = 8
-"""Short jobs that may lie ready behind a running one."""
+PIPELINE_DEPTH = 32
+PIPELINE_SECONDS = 0.016
+"""So many short jobs may lie ready behind a running one, and no more than take so long together."""
 
 ABANDON_AFTER = 0.2
 """Seconds after which a thread that was told to stop, and has not, is written off; a shorter grace wins."""
@@ -70,6 +71,17 @@ class ThreadPool(WorkerPool):
                 return True
         return False
 
+    def relieve(self, before: float) -> bool:
+        waiting = False
+        for worker in list(self._busy):
+            if len(worker.assigned) > 1:
+                running = worker.assigned[0]
+                if running.started_at is None or running.started_at > before:
+                    waiting = True
+                else:
+                    self._hand_back_behind(worker, running)
+        return waiting
+
     def recall(self, assignment: Assignment) -> bool:
         if assignment.worker is None or not assignment.worker.take_back(assignment):
             return False
@@ -79,15 +91,27 @@ class ThreadPool(WorkerPool):
     def interrupt(self, assignment: Assignment) -> None:
         worker: _Thread = assignment.worker
         logger.warning("soft_timeout reached:\n%s", worker.stack(), extra={"job_id": assignment.job.job_id})
-        worker.throw(assignment, SoftTimeoutError)
+        self._throw(worker, assignment, SoftTimeoutError)
 
     def stop(self, assignment: Assignment, *, grace: float) -> None:
         worker: _Thread = assignment.worker
-        if not worker.stopping:
-            worker.stopping = True
-            worker.throw(assignment, _Stop)
+        if worker.stopping is None:
+            worker.stopping = assignment
+            self._throw(worker, assignment, _Stop)
             when = self.supervisor.now() + min(grace, ABANDON_AFTER)
             self.supervisor.call_at(when, functools.partial(self._abandon, worker, assignment))
+
+    def _throw(self, worker: _Thread, assignment: Assignment, kind: type[BaseException]) -> None:
+        # First what lies behind, so that the exception cannot hit that, should the function end just now.
+        self._hand_back_behind(worker, assignment)
+        worker.throw(assignment, kind)
+
+    def _hand_back_behind(self, worker: _Thread, running: Assignment) -> None:
+        """Take back what has not begun, and let no more be laid behind `running`."""
+        running.short = False
+        for assignment in reversed(tuple(worker.assigned)):  # the last first: each goes back to the front of the queue
+            if assignment is not running and worker.take_back(assignment):
+                self.supervisor.handed_back(assignment)
 
     def close(self, on_closed: Callable[[], None]) -> None:
         for worker in self._idle:
@@ -103,14 +127,16 @@ class ThreadPool(WorkerPool):
         if assignment not in worker.assigned:
             return  # written off, or reported twice
         worker.assigned.remove(assignment)
-        if worker.stopping:
-            # A stop may still be on its way to this thread: it is not given another function.
-            self._part_with(worker)
-            self.supervisor.ended(assignment, Ending.STOPPED)
-            return
         if worker.assigned:
+            # Also where it was to be stopped: it had ended before, since the next has begun.
+            worker.stopping = None
             self.supervisor.ended(assignment, ending, value, error)
             self.supervisor.started(worker.assigned[0], assignment.ended_at or self.supervisor.now())
+            return
+        if worker.stopping is not None:
+            # The stop may still be on its way to this thread: it is not given another function.
+            self._part_with(worker)
+            self.supervisor.ended(assignment, Ending.STOPPED)
             return
         self.busy -= 1
         self._busy.remove(worker)
@@ -133,13 +159,10 @@ class ThreadPool(WorkerPool):
         self.supervisor.ended(assignment, Ending.ABANDONED)
 
     def _part_with(self, worker: _Thread) -> None:
-        """Give the thread nothing more, and take back what lies ready behind what it runs."""
+        """Give the thread nothing more."""
         self.busy -= 1
         self._busy.remove(worker)
         worker.dismiss()
-        for assignment in list(worker.assigned):
-            worker.take_back(assignment)
-            self.supervisor.handed_back(assignment)
 
 
 class _Thread:
@@ -148,8 +171,9 @@ class _Thread:
     def __init__(self, pool: ThreadPool) -> None:
         self.assigned: deque[Assignment] = deque()
         """What was given and is not known to be over; the first runs."""
-        self.stopping = False
+        self.stopping: Assignment | None = None
         self.abandoned = False
+        self._asleep = False
         self._pool = pool
         self._todo: deque[Assignment] = deque()
         self._signals: SimpleQueue[bool] = SimpleQueue()
@@ -161,10 +185,18 @@ class _Thread:
         assignment.worker = self
         self.assigned.append(assignment)
         self._todo.append(assignment)
-        self._signals.put(True)
+        if self._asleep:  # looked at after the append, and set before it looks at its list: no wake-up is missed
+            self._asleep = False
+            self._signals.put(True)
 
     def has_room(self) -> bool:
-        return len(self.assigned) <= PIPELINE_DEPTH and not self.stopping and self.assigned[0].short
+        running, laid = self.assigned[0], len(self.assigned)
+        return (
+            running.short
+            and laid <= PIPELINE_DEPTH
+            and laid * running.run_time.seconds <= PIPELINE_SECONDS
+            and self.stopping is None
+        )
 
     def take_back(self, assignment: Assignment) -> bool:
         try:
@@ -190,9 +222,14 @@ class _Thread:
     def _run(self) -> None:
         # A _Stop that arrives late, outside its function, ends the thread: it was to end anyway.
         with contextlib.suppress(_Stop):
-            while self._signals.get():
-                try:  # noqa: SIM105 - once a job, and a context manager takes as long as all the rest
-                    self._execute(self._todo.popleft())
+            while True:
+                try:
+                    while self._todo:
+                        self._execute(self._todo.popleft())
+                    self._asleep = True
+                    if not self._todo and not self._signals.get():
+                        return
+                    self._asleep = False
                 except (IndexError, SoftTimeoutError):
                     pass  # taken back; too late for its function
 
@@ -223,4 +260,4 @@ class _Thread:
         return call_in_job(*how) if assignment.context is None else assignment.context.run(call_in_job, *how)
 
     def is_stopping(self) -> bool:
-        return self.stopping
+        return self.stopping is not None and self.stopping is self._running

@@ -95,6 +95,18 @@ def clean_up_at_soft_timeout(path: str) -> str:
     return "never interrupted"
 
 
+def fail_then_stay(path: str, seconds: float) -> int:
+    calls = fail_until(path, 2)
+    time.sleep(seconds)
+    return calls
+
+
+def wait_for_file(path: str) -> None:
+    """Return once the file is there; at once where it is."""
+    while not Path(path).exists():
+        time.sleep(0.01)
+
+
 def be_rate_limited_once(path: str, retry_after: float) -> int:
     calls = count_call(path)
     if calls == 1:

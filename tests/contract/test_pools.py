@@ -6,6 +6,7 @@ import itertools
 import signal
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,60 @@ def test_a_function_that_lets_soft_timeout_pass_is_timed_out(executor: JobExecut
     with pytest.raises(JobTimeoutError, match=r"soft_timeout=0\.2"):
         executor.submit(job).result(timeout=10)
     assert job.error_code == "TIMEOUT_ERROR"
+
+
+@pytest.mark.parametrize("pool", ["thread", "process"])
+def test_no_job_waits_behind_one_that_was_taken_for_short(
+    make_executor: MakeExecutor, pool: str, tmp_path: Path
+) -> None:
+    """A function that was short so far takes long: what lay ready behind it goes to another worker."""
+    there, never = str(tmp_path), str(tmp_path / "never")
+    executor = make_executor(2)
+    list(executor.map(functions.wait_for_file, [there] * 200, pool=pool))
+    jobs = [Job(function=functions.wait_for_file, args=(path,), pool=pool) for path in (never, *[there] * 40)]
+    held, *others = [executor.submit(job) for job in jobs]
+    for future in others:
+        future.result(timeout=20)
+    assert held.running()
+    assert {len(future.job.attempts) for future in others} == {1}
+    held.cancel()
+
+
+# --- alone ---
+
+ALONE = RetryPolicy(retry_delay=0.01, rules=(RetryRule(codes=("NETWORK_ERROR",), alone=True),))
+
+
+def test_a_retry_alone_runs_beside_no_other(make_executor: MakeExecutor, make_job: MakeJob, tmp_path: Path) -> None:
+    executor = make_executor(4)
+    future = executor.submit(make_job(functions.fail_then_stay, str(tmp_path / "calls"), 0.3, retry=ALONE))
+    wait_for(lambda: future.job.attempt == 2)
+    other = executor.submit(make_job(functions.add, 1))
+    assert future.result(timeout=10) == 2
+    assert other.result(timeout=10) == 2
+    assert other.job.started_at is not None
+    assert future.job.completed_at is not None
+    assert other.job.started_at >= future.job.completed_at - timedelta(milliseconds=5)
+
+
+def test_a_driven_retry_alone_runs_beside_no_other(
+    make_executor: MakeExecutor, make_job: MakeJob, tmp_path: Path
+) -> None:
+    """From the grant of its slot until its attempt is over."""
+    executor = make_executor(4)
+    driver = executor.drive(make_job(functions.fail_then_stay, str(tmp_path / "calls"), 0.3, retry=ALONE))
+    driver.acquire().result(timeout=10)
+    error = driver.attempt().exception(timeout=10)
+    assert error is not None
+    driver.retry(driver.decide(error)).result(timeout=10)
+    driver.acquire().result(timeout=10)
+    other = executor.submit(make_job(functions.add, 1))
+    began = datetime.now(UTC)
+    assert driver.attempt().result(timeout=10) == 2
+    driver.complete(2)
+    assert other.result(timeout=10) == 2
+    assert other.job.started_at is not None
+    assert (other.job.started_at - began).total_seconds() >= 0.29
 
 
 # --- limits of a tool ---

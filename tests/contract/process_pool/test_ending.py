@@ -100,7 +100,7 @@ def test_what_has_not_begun_is_stopped_without_harm() -> None:
         pool.until_ended(running, *behind)
         assert pool.ending(running) is Ending.RETURNED
         assert [pool.value(behind[index]) for index in (0, 2, 3)] == [1, 3, 4]
-        assert pool.hand_backs == [behind[2], behind[3]]
+        assert pool.hand_backs == [behind[3], behind[2]]
 
 
 def test_stopping_one_hands_back_those_behind(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_stopping_one_hands_back_those_behind(tmp_path: Path) -> None:
         pool.until((tmp_path / "pid").exists)
         assert not pool.pending
         pool.pool.stop(running, grace=0)
-        assert pool.hand_backs == behind
+        assert pool.hand_backs == behind[::-1]
         pool.until_ended(running, *behind)
         assert pool.ending(running) is Ending.STOPPED
         assert [pool.value(each) for each in behind] == [1, 2, 3, 4]
@@ -126,7 +126,7 @@ def test_recall_takes_back_what_has_not_begun(tmp_path: Path) -> None:
         assert not pool.pending
         assert not pool.pool.recall(running)
         assert pool.pool.recall(behind[1])
-        assert pool.hand_backs == behind[1:]
+        assert pool.hand_backs == behind[:0:-1]
         assert not pool.pool.recall(behind[1])
         pool.until_ended(running, *behind)
         assert all(pool.ending(each) is Ending.RETURNED for each in (running, *behind))
