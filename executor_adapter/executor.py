@@ -13,11 +13,13 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 from executor_adapter.config import Settings, load_config
+from executor_adapter.defaults import JobDefaults
+from executor_adapter.defaults import tool_limits as limits_of_tools
 from executor_adapter.driver import JobDriver
 from executor_adapter.exceptions import InvalidJobError, JobTimeoutError
 from executor_adapter.futures import JobFuture
@@ -56,7 +58,8 @@ class JobExecutor:
     `max_workers`: at most so many attempts at once, over all its pools; pools start when first used.
     `max_pending`: at most so many jobs that wait for their first start; None: no bound.
     `observers`: callables told of each `Transition`, in order, on the supervisor's thread: they must be quick.
-    `tool_limits`: by tool name, how many of its jobs run at once and how many start in a second.
+    `tool_limits`: by tool name, how many of its jobs run at once and how many start in a second; wins over the
+    settings' section `tools`.
     `initializer`, `initargs`: called in each worker process before its first job.
     `config`: Settings; default: `load_config()`.
 
@@ -85,9 +88,10 @@ class JobExecutor:
             make_pool=functools.partial(_make_pool, max_workers, self.config, initializer and (initializer, initargs)),
             observers=tuple(observers),
             max_pending=max_pending,
-            tool_limits=_with_buffer(tool_limits or {}, self.config.collection.rate_limit_buffer),
+            tool_limits=limits_of_tools(self.config, tool_limits),
             kill_grace=self.config.executor.kill_grace,
         )
+        self._defaults = JobDefaults(self.config)
         self._hooked = HookedExecution(self._supervisor) if _overrides(type(self)) else None
         self._tokens: list[contextvars.Token[JobExecutor | None]] = []
         _track(self, self._supervisor)
@@ -106,6 +110,8 @@ class JobExecutor:
             QueueFullError: no place within `timeout`.
             ExecutorClosedError: after shutdown.
         """
+        if self._defaults.any:
+            self._defaults.fill_in(job)
         if self._hooked is None:
             return self._supervisor.admit(job, timeout=timeout)
         return self._hooked.submit(job, self, timeout)
@@ -142,6 +148,8 @@ class JobExecutor:
 
         Raises as `submit` does, and InvalidJobError where a live job has the same dedupe_key: it cannot be driven too.
         """
+        if self._defaults.any:
+            self._defaults.fill_in(job)
         driver = JobDriver(job, self._supervisor)
         twin = self._supervisor.admit(job, driver=driver).job
         if twin is not job:
@@ -343,10 +351,6 @@ def _result(future: Future[Any]) -> JobResult:
         attempts=len(job.attempts),
         duration=job.duration,
     )
-
-
-def _with_buffer(limits: Mapping[str, ToolLimit], buffer: float) -> dict[str, ToolLimit]:
-    return {name: replace(limit, buffer=buffer) if limit.buffer is None else limit for name, limit in limits.items()}
 
 
 def _overrides(kind: type[JobExecutor]) -> bool:

@@ -274,6 +274,7 @@ def _check_memory_limit(value: Any) -> Any:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
+MemoryLimit = Annotated[Annotated[int, Field(gt=0)] | None, BeforeValidator(_check_memory_limit)]
 PoolName = Literal["auto", "coroutine", "thread", "process", "dask", "ray"]
 
 
@@ -311,7 +312,7 @@ class Job(BaseModel):
     retry_attempts: int = Field(default=3, ge=0)
     retry_delay: float = Field(default=60.0, ge=0, allow_inf_nan=False)
     retry: RetryPolicy | None = None
-    memory_limit: Annotated[Annotated[int, Field(gt=0)] | None, BeforeValidator(_check_memory_limit)] = None
+    memory_limit: MemoryLimit = None
     priority: int = 0
     dedupe_key: str | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
