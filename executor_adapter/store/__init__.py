@@ -5,7 +5,6 @@ from __future__ import annotations
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.store.base import (
     ALL,
-    Host,
     JobFilter,
     JobRecord,
     JobStore,
@@ -13,6 +12,7 @@ from executor_adapter.store.base import (
     Page,
     StoreUnavailable,
 )
+from executor_adapter.store.host import Host
 
 __all__ = [
     "ALL",

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from executor_adapter.job import TERMINAL, Attempt, Job, JobStatus, Progress
+from executor_adapter.store.host import Host
 from executor_adapter.store.revival import restore
 
 LIVE = frozenset(JobStatus) - TERMINAL
@@ -33,18 +34,6 @@ class StoreUnavailable(Exception):
 
 class LeaseLost(Exception):
     """The host's lease was taken over: its jobs are another's now, and nothing was written."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Host:
-    """One executor, as others see it in the store."""
-
-    host_id: str
-    machine: str
-    """Processes that give the same text here see one another's process ids."""
-    pid: int
-    process_started: int
-    """With the pid it tells a process from a later one of the same pid; clock ticks since the machine started."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

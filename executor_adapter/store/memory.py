@@ -11,7 +11,8 @@ from typing import ClassVar
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job import TERMINAL, JobStatus
-from executor_adapter.store.base import ALL, Host, JobFilter, JobRecord, JobStore, LeaseLost, Page
+from executor_adapter.store.base import ALL, JobFilter, JobRecord, JobStore, LeaseLost, Page
+from executor_adapter.store.host import Host
 
 
 class MemoryStore(JobStore):
@@ -130,7 +131,7 @@ class MemoryStore(JobStore):
     def _put(self, host_id: str, record: JobRecord) -> bool:
         """Whether the record was the host's to write."""
         known = self._records.get(record.job_id)
-        if known is not None and known.host not in (host_id, record.host) and not _is_over_before(known, record):
+        if known is not None and known.host != host_id and not _is_over_before(known, record):
             return False
         if known is not None and record.call is None:
             record = replace(record, call=known.call, pickled=known.pickled, job=record.job or known.job)

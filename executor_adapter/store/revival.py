@@ -45,7 +45,7 @@ def given_fields(record: JobRecord) -> dict[str, Any]:
     """
     if record.call is None:
         raise InvalidJobError(f"job {record.job_id} was driven from outside: run it again there")
-    fields = _shown_fields(record) | json.loads(record.call)
+    fields: dict[str, Any] = _shown_fields(record) | json.loads(record.call)
     return fields if record.pickled is None else fields | _unpickled(record.job_id, record.pickled)
 
 

@@ -27,7 +27,7 @@ FLOORS = (
     {
         *{"loop", "limits", "futures", "intake", "dispatch", "throttle", "ledger", "outcome", "job_log"},
         *{"defaults"},
-        *{"supervisor", "driver", "hooks", "executor"},
+        *{"supervisor", "surroundings", "driver", "hooks", "executor"},
     },
     {"scheduler", "testing"},
     {"cli"},
@@ -35,7 +35,7 @@ FLOORS = (
 )
 # In pools/: what all pools share, and those that are one module; the other modules are the process pool.
 SHARED_BY_POOLS = {"base", "in_process"}
-SHARED_BY_STORES = {"base", "revival"}
+SHARED_BY_STORES = {"base", "host", "revival"}
 SMALL_POOLS = {"thread", "coroutine", "dask", "ray"}
 # Each starts in every child process, where an import costs every worker its time and memory.
 WORKER_SIDE = {
