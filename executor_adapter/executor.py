@@ -29,6 +29,7 @@ from executor_adapter.ledger import Observer
 from executor_adapter.pools import pool_kind
 from executor_adapter.pools.base import WorkerPool
 from executor_adapter.supervisor import Supervisor
+from executor_adapter.surroundings import Surroundings
 from executor_adapter.throttle import ToolLimit
 
 _current: contextvars.ContextVar[JobExecutor | None] = contextvars.ContextVar("executor", default=None)
@@ -98,11 +99,12 @@ class JobExecutor:
 
     # --- jobs ---
 
-    def submit(self, job: Job, *, timeout: float | None = None) -> JobFuture:
+    def submit(self, job: Job, *, timeout: float | None = None, surroundings: Surroundings | None = None) -> JobFuture:
         """Queue a job; its future.
 
         While `max_pending` jobs wait it blocks, for at most `timeout` seconds where that is given. A live job with
-        the same `dedupe_key` is returned instead of a second one.
+        the same `dedupe_key` is returned instead of a second one. `surroundings`: what its function sees, and who
+        hears what it says.
 
         Raises:
             InvalidJobError: the job can never run as it asks to; the message says why and the way out.
@@ -113,8 +115,8 @@ class JobExecutor:
         if self._defaults.any:
             self._defaults.fill_in(job)
         if self._hooked is None:
-            return self._supervisor.admit(job, timeout=timeout)
-        return self._hooked.submit(job, self, timeout)
+            return self._supervisor.admit(job, timeout=timeout, surroundings=surroundings)
+        return self._hooked.submit(job, self, timeout, surroundings)
 
     def run(self, job: Job) -> Any:
         """Submit the job and wait: its value, or the exception it ended with."""
@@ -167,6 +169,15 @@ class JobExecutor:
     def jobs(self) -> list[Job]:
         """The jobs that are not over."""
         return list(self._supervisor.intake.jobs.values())
+
+    def add_observer(self, observer: Observer) -> None:
+        """Have `observer` told of each transition from now on, as one of `observers`."""
+        self._supervisor.ledger.observers.append(observer)
+
+    def remove_observer(self, observer: Observer) -> None:
+        """Tell `observer` no more; it need not have been added."""
+        with contextlib.suppress(ValueError):
+            self._supervisor.ledger.observers.remove(observer)
 
     def stats(self) -> ExecutorStats:
         counts, pools = self._supervisor.ledger.counts, list(self._supervisor.pools.values())

@@ -184,6 +184,7 @@ class LiveState:
         "status",
         "timers",
     )  # fmt: skip
+        "surroundings",
 
     def __init__(self) -> None:
         self.status = JobStatus.PENDING
@@ -212,6 +213,7 @@ class LiveState:
         self.place = False
         self.timers: dict[str, Any] | None = None
 
+        self.surroundings: Any = None
 
 @dataclass(frozen=True, slots=True)
 class Progress:

@@ -45,6 +45,7 @@ from executor_adapter.outcome import (
 )
 from executor_adapter.pools.base import Assignment, Ending, WorkerPool
 from executor_adapter.retry import CRASHES, RetryDecision, decide
+from executor_adapter.surroundings import Surroundings
 from executor_adapter.throttle import Throttle, ToolLimit
 
 if TYPE_CHECKING:
@@ -100,7 +101,14 @@ class Supervisor:
 
     # ------------------------------------------------------------------ from any thread
 
-    def admit(self, job: Job, *, driver: JobDriver | None = None, timeout: float | None = None) -> JobFuture:
+    def admit(
+        self,
+        job: Job,
+        *,
+        driver: JobDriver | None = None,
+        surroundings: Surroundings | None = None,
+        timeout: float | None = None,
+    ) -> JobFuture:
         """Take a job in: checked, prepared for its pool and queued. See Intake for what it raises."""
         self.intake.refuse_if_closed()
         if (twin := self.intake.twin(job)) is not None:
@@ -109,6 +117,7 @@ class Supervisor:
         live.pool, live.payload = check_job(job)
         live.memory_limit = job.memory_limit
         live.driver = driver
+        live.surroundings = surroundings
         live.queued_at = self.now()
         future = self.intake.enter(job, JobFuture(job, self), timeout)
         self._wake()
@@ -259,6 +268,8 @@ class Supervisor:
         assignment.memory_limit = live.memory_limit
         assignment.run_time = run_time = self._run_times.of(job.function)
         assignment.short = run_time.seconds <= SHORT_RUN
+        if live.surroundings is not None:
+            live.surroundings.prepare(assignment)
         return assignment
 
     def _give_to_pool(self, assignment: Assignment) -> None:
@@ -337,7 +348,9 @@ class Supervisor:
             self._running.alive(assignment, self.now())
         elif topic == "checkpoint":
             live.checkpoint = content
-        if live.driver is not None:
+        if live.surroundings is not None:
+            live.surroundings.said(assignment, topic, content)
+        elif live.driver is not None:
             live.driver.said(topic, content)
         elif topic in ("log", "output"):
             log_said(assignment, topic, content)
@@ -433,7 +446,7 @@ class Supervisor:
         self.intake.leave(job)
         # Let go of what only a live job needs. The future holds the job, so the job must not hold the future.
         future, live.future = live.future, None
-        live.payload = live.assignment = live.timers = live.checkpoint = None
+        live.payload = live.assignment = live.timers = live.checkpoint = live.surroundings = None
         assert future is not None
         future.settle(value, error)
         if self.intake.closed and not self.intake.jobs:
