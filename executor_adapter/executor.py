@@ -32,7 +32,7 @@ from executor_adapter.supervisor import Supervisor
 from executor_adapter.surroundings import Surroundings
 from executor_adapter.throttle import ToolLimit
 
-_current: contextvars.ContextVar[JobExecutor | None] = contextvars.ContextVar("executor", default=None)
+_current: contextvars.ContextVar[Callable[[], JobExecutor] | None] = contextvars.ContextVar("executor", default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +94,7 @@ class JobExecutor:
         )
         self._defaults = JobDefaults(self.config)
         self._hooked = HookedExecution(self._supervisor) if _overrides(type(self)) else None
-        self._tokens: list[contextvars.Token[JobExecutor | None]] = []
+        self._tokens: list[contextvars.Token[Callable[[], JobExecutor] | None]] = []
         _track(self, self._supervisor)
 
     # --- jobs ---
@@ -223,23 +223,23 @@ class JobExecutor:
         await asyncio.to_thread(self.shutdown, cancel_futures=True)
 
     def __enter__(self) -> Self:
-        self._tokens.append(_current.set(self))
+        self._tokens.append(enter_executor(lambda: self))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        _current.reset(self._tokens.pop())
+        leave_executor(self._tokens.pop())
         self.shutdown(timeout=None if kind is None else 0)
 
     async def __aenter__(self) -> Self:
-        self._tokens.append(_current.set(self))
+        self._tokens.append(enter_executor(lambda: self))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        _current.reset(self._tokens.pop())
+        leave_executor(self._tokens.pop())
         await asyncio.to_thread(self.shutdown, timeout=None if kind is None else 0)
 
     # --- to be overridden ---
@@ -400,11 +400,22 @@ _default_lock = threading.Lock()
 _default: list[JobExecutor] = []
 
 
+def enter_executor(find: Callable[[], JobExecutor]) -> contextvars.Token[Callable[[], JobExecutor] | None]:
+    """Let `find` give what `current_executor` gives from here on: it is called when first one is needed."""
+    return _current.set(find)
+
+
+def leave_executor(token: contextvars.Token[Callable[[], JobExecutor] | None]) -> None:
+    """Let what was before `enter_executor` count again; of no effect in another context than it was entered in."""
+    with contextlib.suppress(ValueError):
+        _current.reset(token)
+
+
 def current_executor() -> JobExecutor:
     """The innermost `with JobExecutor(...)` around the caller; else one per process, made from the configuration."""
-    executor = _current.get()
-    if executor is not None:
-        return executor
+    find = _current.get()
+    if find is not None:
+        return find()
     with _default_lock:
         if not _default or _default[0]._supervisor.closed.is_set():
             config = load_config()

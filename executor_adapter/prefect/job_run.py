@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from prefect import Task
 from prefect.client.schemas.objects import State, StateType, TaskRun
 from prefect.exceptions import FailedRun
 
@@ -22,7 +23,6 @@ from executor_adapter.retry import RetryDecision
 
 if TYPE_CHECKING:
     from executor_adapter.driver import JobDriver
-    from executor_adapter.prefect.job_task import JobTask
 
 IN_THIS_PROCESS = frozenset({"auto", "thread", "coroutine"})
 """Pools whose functions see the engine's own context variables."""
@@ -36,11 +36,13 @@ _lock = threading.Lock()
 class JobRun:
     """The job behind one task run, from the moment its inputs are known until a final state settles it.
 
-    Its engine's thread uses it; `end_early` alone may be called from elsewhere.
+    Its engine's thread uses it; `end_early` alone may be called from elsewhere. `make_job` makes the job of the call,
+    from the task run's id and the call's parameters.
     """
 
-    def __init__(self, task: JobTask[..., Any]) -> None:
+    def __init__(self, task: Task[..., Any], make_job: Callable[[str, Mapping[str, Any]], Job]) -> None:
         self.task = task
+        self._make_job = make_job
         self.driver: JobDriver | None = None
         self.due: Future[None] | None = None
         """Resolves when the next attempt may ask for a slot; None where no retry is pending."""
@@ -72,7 +74,7 @@ class JobRun:
         """
         if self._ended_early.is_set():
             raise JobCancelledError(ENDED_EARLY)
-        job, executor = self.task.make_job(str(task_run.id), parameters), current_executor()
+        job, executor = self._make_job(str(task_run.id), parameters), current_executor()
         self._twin = self._find_twin(job, executor)
         if self._twin is not None:
             return self._twin._over

@@ -11,8 +11,9 @@ import threading
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
+from prefect import Task
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import RunInput, State, TaskRun
 from prefect.futures import PrefectConcurrentFuture
@@ -22,15 +23,12 @@ from executor_adapter.prefect.events import current_flow_run, emit_state, flush_
 from executor_adapter.prefect.job_run import JobRun
 from executor_adapter.prefect.run import run_sync
 
-if TYPE_CHECKING:
-    from executor_adapter.prefect.job_task import JobTask
-
 MAX_THREADS = 32_768
 """Live task runs of one flow run: beyond it they queue. `run_jobs` needs no thread a job."""
 
 
 class JobTaskFuture(PrefectConcurrentFuture[Any]):
-    """The future of a submitted job task: its state is known here, without asking the server."""
+    """The future of a submitted task: its state is known here, without asking the server."""
 
     def __init__(self, task_run: TaskRun, wrapped_future: Future[Any]) -> None:
         super().__init__(task_run.id, wrapped_future)
@@ -43,7 +41,7 @@ class JobTaskFuture(PrefectConcurrentFuture[Any]):
 
 
 def create_task_run(
-    task: JobTask[..., Any],
+    task: Task[..., Any],
     parameters: dict[str, Any],
     wait_for: Iterable[Any] | None,
     dependencies: dict[str, set[RunInput]] | None,
@@ -68,41 +66,39 @@ def create_task_run(
 
 
 class EngineThreads:
-    """The threads of one flow run's submitted job tasks."""
+    """The threads of one flow run's submitted tasks."""
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="job-task")
+        self._threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="task-engine")
         self._live: set[JobRun] = set()
         self._lock = threading.Lock()
         self._closed = False
 
     def submit(
         self,
-        task: JobTask[..., Any],
+        job_run: JobRun,
         parameters: dict[str, Any],
         wait_for: Iterable[Any] | None = None,
         dependencies: dict[str, set[RunInput]] | None = None,
     ) -> JobTaskFuture:
-        """Run `task` in the caller's context variables; the future gives its final State.
+        """Run the task of `job_run` in the caller's context variables; the future gives its final State.
 
         Raises:
             RuntimeError: the flow run is over.
         """
         if self._closed:
-            raise RuntimeError(f"task {task.name!r} was submitted after its flow run had ended")
-        task_run = create_task_run(task, parameters, wait_for, dependencies)
-        job_run = JobRun(task)
+            raise RuntimeError(f"task {job_run.task.name!r} was submitted after its flow run had ended")
+        task_run = create_task_run(job_run.task, parameters, wait_for, dependencies)
         with self._lock:
             self._live.add(job_run)
         future = self._threads.submit(
             copy_context().run,
             run_sync,
-            task,
+            job_run,
             parameters,
             wait_for=wait_for,
             return_type="state",
             task_run=task_run,
-            job_run=job_run,
         )
         future.add_done_callback(lambda _: self._forget(job_run))
         return JobTaskFuture(task_run, future)
