@@ -77,7 +77,9 @@ class ErrorCode(StrEnum):
     NETWORK_ERROR = "NETWORK_ERROR"
     """The other side could not be reached."""
     API_ERROR = "API_ERROR"
-    """The other side answered, with an error."""
+    """The other side answered, with an error that may pass."""
+    REQUEST_ERROR = "REQUEST_ERROR"
+    """The other side refused what was asked of it (HTTP 4xx): it would again. Not retried."""
     RATE_LIMITED = "RATE_LIMITED"
     """The other side asked to slow down (HTTP 429)."""
     DATA_ERROR = "DATA_ERROR"
@@ -182,9 +184,9 @@ class LiveState:
         "retry_at",
         "started_at",
         "status",
+        "surroundings",
         "timers",
     )  # fmt: skip
-        "surroundings",
 
     def __init__(self) -> None:
         self.status = JobStatus.PENDING
@@ -211,9 +213,9 @@ class LiveState:
         self.pool = ""
         self.queued_at = 0.0
         self.place = False
+        self.surroundings: Any = None
         self.timers: dict[str, Any] | None = None
 
-        self.surroundings: Any = None
 
 @dataclass(frozen=True, slots=True)
 class Progress:

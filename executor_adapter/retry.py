@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 NEVER_RETRIED = frozenset(
-    {"DATA_ERROR", "CONFIGURATION_ERROR", "SERIALIZATION_ERROR", "CANCELLED", "DEADLINE_EXCEEDED"}
+    {"DATA_ERROR", "REQUEST_ERROR", "CONFIGURATION_ERROR", "SERIALIZATION_ERROR", "CANCELLED", "DEADLINE_EXCEEDED"}
 )
 """Codes that a retry would only meet again; a rule of the user's own may say otherwise."""
 

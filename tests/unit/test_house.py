@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # From the ground floor up: a room imports from its own floor and from those below it.
 FLOORS = (
-    {"exceptions", "context", "config_errors"},
+    {"exceptions", "context", "config_errors", "signals"},
     {"retry"},
     {"job"},
     {"error_codes", "config", "config_sections", "config_tools", "functions"},
@@ -42,6 +42,7 @@ WORKER_SIDE = {
     "executor_adapter",
     "executor_adapter.exceptions",
     "executor_adapter.context",
+    "executor_adapter.error_codes",
     "executor_adapter.pools",
 } | {
     f"executor_adapter.pools.{part}"
