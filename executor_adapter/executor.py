@@ -28,6 +28,7 @@ from executor_adapter.job import Job, JobResult, JobStatus
 from executor_adapter.ledger import Observer
 from executor_adapter.pools import pool_kind
 from executor_adapter.pools.base import WorkerPool
+from executor_adapter.signals import signal_watch
 from executor_adapter.supervisor import Supervisor
 from executor_adapter.surroundings import Surroundings
 from executor_adapter.throttle import ToolLimit
@@ -64,7 +65,8 @@ class JobExecutor:
     `initializer`, `initargs`: called in each worker process before its first job.
     `config`: Settings; default: `load_config()`.
 
-    Leaving it as a context manager waits for its jobs; leaving it by an exception ends them first.
+    Leaving it as a context manager waits for its jobs; leaving it by an exception ends them first. A signal that ends
+    the program ends them at once, see `signals`.
     """
 
     def __init__(
@@ -211,6 +213,7 @@ class JobExecutor:
         if timeout and not self._supervisor.closed.wait(timeout):
             self._cancel_all()
         self._supervisor.closed.wait()
+        signal_watch.disarm()
 
     def _cancel_all(self) -> None:
         self._supervisor.close(cancel_pending=True, cancel_running=True)
@@ -224,6 +227,7 @@ class JobExecutor:
 
     def __enter__(self) -> Self:
         self._tokens.append(enter_executor(lambda: self))
+        signal_watch.arm()
         return self
 
     def __exit__(
@@ -234,6 +238,7 @@ class JobExecutor:
 
     async def __aenter__(self) -> Self:
         self._tokens.append(enter_executor(lambda: self))
+        signal_watch.arm()
         return self
 
     async def __aexit__(
@@ -375,9 +380,11 @@ _open: set[Supervisor] = set()
 
 
 def _track(executor: JobExecutor, supervisor: Supervisor) -> None:
-    """Close the supervisor when its executor is let go of, and at the interpreter's exit."""
+    """Close the supervisor when its executor is let go of, when the program is told to end, and at its exit."""
     _open.add(supervisor)
     supervisor.on_closed.append(functools.partial(_open.discard, supervisor))
+    signal_watch.listen(supervisor.told_to_end)
+    supervisor.on_closed.append(functools.partial(signal_watch.leave, supervisor.told_to_end))
     drain = functools.partial(supervisor.close, cancel_pending=False, cancel_running=False)
     weakref.finalize(executor, drain).atexit = False
 
@@ -417,7 +424,8 @@ def current_executor() -> JobExecutor:
     if find is not None:
         return find()
     with _default_lock:
-        if not _default or _default[0]._supervisor.closed.is_set():
+        # One that a signal has ended is not replaced while the program ends: nothing is to start any more.
+        if not _default or (_default[0]._supervisor.closed.is_set() and signal_watch.ended_by is None):
             config = load_config()
             _default[:] = [JobExecutor(config.executor.max_workers, config=config)]
         return _default[0]

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import functools
 import logging
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -153,6 +155,18 @@ class Supervisor:
         elif not self.closed.is_set():
             self._loop.close()
             self._over()
+
+    def told_to_end(self, number: signal.Signals) -> None:
+        """The program ends by a signal: so do all jobs, and no further ones are taken.
+
+        At a prompt, where the program goes on, the jobs end and the executor stays.
+        """
+        if self.intake.jobs:
+            logger.warning("%s ends %d jobs", number.name, len(self.intake.jobs))
+        if hasattr(sys, "ps1"):
+            self.call_soon(self._cancel_all)
+        else:
+            self.close(cancel_pending=True, cancel_running=True)
 
     def _is_started(self) -> bool:
         with self._start_lock:
@@ -511,6 +525,10 @@ class Supervisor:
                 self._end_early(job, StopReason.CANCEL)
         if not self.intake.jobs:
             self._close_pools()
+
+    def _cancel_all(self) -> None:
+        for job in list(self.intake.jobs.values()):
+            self._end_early(job, StopReason.CANCEL)
 
     def _close_pools(self) -> None:
         if self._pools_open:
