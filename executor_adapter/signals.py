@@ -9,9 +9,9 @@ default one of SIGINT, that of `asyncio.run`, and those that `ending_handlers` k
 own decides for itself, and ends its executors if it means to. Without any handler the process is gone, and the guardian
 ends its workers.
 
-Only the main thread may set the wake-up fd, so it is set by executors that are made or entered there, and again where
-somebody has taken it away (`loop.add_signal_handler` does). Bytes are passed on to the fd that was set before, which is
-put back when the last executor is closed.
+Only the main thread may set the wake-up fd, so it is set by executors that are made or entered there, and by flows that
+run there; again by each, since somebody may have taken it away (`loop.add_signal_handler` does). Bytes are passed on to
+the fd that was set before, which is put back when the last executor is closed.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class SignalWatch:
 
     def arm(self) -> None:
         """The program goes on, or begins: be written to. Done by the main thread alone; elsewhere it does nothing."""
-        if not self._listeners or threading.current_thread() is not threading.main_thread():
+        if threading.current_thread() is not threading.main_thread():
             return
         with self._lock:
             self.ended_by = None

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
 import threading
 from collections.abc import Callable, Iterable
 from contextvars import copy_context
@@ -22,8 +23,10 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import ObjectNotFound
+from prefect.utilities.engine import is_prefect_sigterm_handler_installed
 
 from executor_adapter.prefect.flow_end import FlowEnd
+from executor_adapter.signals import ending_handlers, signal_watch
 
 logger = logging.getLogger("executor_adapter.prefect")
 
@@ -120,6 +123,7 @@ class _Watcher:
         with self.lock:
             run = self._runs.get(flow_run_id)
             if run is None:
+                signal_watch.arm()
                 run = self._runs[flow_run_id] = _WatchedRun(flow_run_id)
                 run.cancelled = flow_run_id in self._cancelled
             watch = FlowRunWatch(run, on_cancel, until_over=until_over)
@@ -187,3 +191,6 @@ def _read(client: SyncPrefectClient, ids: Iterable[UUID]) -> dict[UUID, FlowRun]
 
 
 _watcher = _Watcher()
+
+# Under Prefect SIGTERM raises in the flow, and the process ends.
+ending_handlers.append(lambda number, _: number == signal.SIGTERM and is_prefect_sigterm_handler_installed())

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self
 
 from prefect.client.schemas.objects import RunInput
@@ -13,6 +14,7 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner
 
 from executor_adapter.exceptions import InvalidJobError
+from executor_adapter.prefect.cancellation import watch_flow_run
 from executor_adapter.prefect.events import flush_events
 from executor_adapter.prefect.job_run import JobRun
 from executor_adapter.prefect.submission import EngineThreads
@@ -51,6 +53,10 @@ class CompanionTaskRunner(TaskRunner[PrefectFuture[Any]]):
             return self._threads.submit(JobRun(task, task.make_job), parameters, wait_for, dependencies)
         return self.beside.submit(task, parameters, wait_for, dependencies)  # type: ignore[no-any-return]
 
+    def watch(self) -> None:
+        """Hear of the cancel of the flow run around the caller, as the first job submitted there would have it."""
+        self._threads.watch()
+
     def close(self, cancel_others: Callable[[], object]) -> None:
         """End job tasks as the class says, around `cancel_others`, which does so with the flow's own runner's tasks."""
         # Waiting jobs first: a task of the other runner may wait for one. Then the others: a job may wait for them.
@@ -85,7 +91,7 @@ class _CancelAll:
         self.companion.close(self._cancel_all)
 
 
-def companion_of(task_runner: TaskRunner[Any]) -> TaskRunner[Any]:
+def companion_of(task_runner: TaskRunner[Any]) -> CompanionTaskRunner | JobTaskRunner:
     """The runner for job tasks beside `task_runner`, which is entered; made when first asked for. A JobTaskRunner needs
     none.
 
@@ -104,6 +110,22 @@ def companion_of(task_runner: TaskRunner[Any]) -> TaskRunner[Any]:
         companion = CompanionTaskRunner(task_runner).__enter__()
         task_runner.cancel_all = _CancelAll(companion, cancel_all)  # type: ignore[attr-defined]
         return companion
+
+
+@contextlib.contextmanager
+def watching(on_cancel: Callable[[], object]) -> Iterator[None]:
+    """Have `on_cancel()` called when the flow run around the block is cancelled; see `watch_flow_run`.
+
+    For jobs that no task runner runs: its own runner is made to tell when the flow run is over.
+    """
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None or getattr(context, "task_runner", None) is None:
+        yield
+        return
+    with contextlib.suppress(InvalidJobError):  # one that cannot tell
+        companion_of(context.task_runner).watch()
+    with contextlib.closing(watch_flow_run(context.flow_run.id, on_cancel)):
+        yield
 
 
 def flow_run_context_for_jobs() -> FlowRunContext | None:

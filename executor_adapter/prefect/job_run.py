@@ -20,6 +20,7 @@ from executor_adapter.prefect.child import TASK_RUN_SCOPE, task_run_payload
 from executor_adapter.prefect.events import final_states
 from executor_adapter.prefect.states import awaiting_retry, failure_kind, failure_message
 from executor_adapter.retry import RetryDecision
+from executor_adapter.signals import signal_watch
 
 if TYPE_CHECKING:
     from executor_adapter.driver import JobDriver
@@ -146,7 +147,7 @@ class JobRun:
 
     def named(self, state: State[Any]) -> State[Any]:
         """`state`, named by the table of `states` if it tells of this job's failure."""
-        if state.name == "NotReady" and self._ended_early.is_set():
+        if state.name == "NotReady" and (self._ended_early.is_set() or signal_watch.ended_by is not None):
             # What it waited for was cancelled with the flow run, and so is this.
             self.failure, state.type = JobCancelledError(ENDED_EARLY), StateType.FAILED
         if self.failure is None or state.type not in {StateType.FAILED, StateType.CRASHED}:
@@ -182,6 +183,10 @@ class JobRun:
         self._ended_early.set()
         if self.driver is not None and (cancel_running or self.driver.job.status is not JobStatus.RUNNING):
             self.driver.cancel()
+
+    def cancel(self) -> None:
+        """The flow run is cancelled: end the job wherever it is, and begin no further attempt; from any thread."""
+        self.end_early(cancel_running=True)
 
     def give_up(self, error: Exception) -> Exception:
         """Begin no further attempt after an error of the engine's own; what the final state is to tell."""

@@ -25,11 +25,11 @@ from prefect.utilities.visualization import get_task_viz_tracker, track_viz_task
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job import Job
-from executor_adapter.prefect.companion import flow_run_context_for_jobs
+from executor_adapter.prefect.companion import flow_run_context_for_jobs, watching
 from executor_adapter.prefect.job_run import JobRun
 from executor_adapter.prefect.options import check_job_options, job_of_call, merge_options, split_options
 from executor_adapter.prefect.retries import shown_retries
-from executor_adapter.prefect.run import run_async, run_sync
+from executor_adapter.prefect.run import ReturnType, run_async, run_sync
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -94,7 +94,8 @@ class JobTask(Task[P, R]):
             return track_viz_task(isasync, self.name, parameters, self.viz_return_value)
         run = run_async if self.isasync else run_sync
         job_run = JobRun(self, self.make_job)
-        return run(job_run, parameters, wait_for=wait_for, return_type="state" if return_state else "result")
+        return_type: ReturnType = "state" if return_state else "result"
+        return run(job_run, parameters, wait_for=wait_for, return_type=return_type, scope=watching(job_run.cancel))
 
     if not TYPE_CHECKING:  # there Task's overloads stand: they give a call the function's own types
         __call__ = _call

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 from prefect.client.schemas.objects import RunInput, State, TaskRun
@@ -15,6 +16,8 @@ from executor_adapter.prefect.logs import keep_print_patched
 
 ReturnType = Literal["state", "result"]
 
+_NO_SCOPE = contextlib.nullcontext()
+
 
 def run_sync(
     job_run: JobRun,
@@ -24,10 +27,12 @@ def run_sync(
     return_type: ReturnType = "result",
     task_run: TaskRun | None = None,
     dependencies: dict[str, set[RunInput]] | None = None,
+    scope: AbstractContextManager[object] = _NO_SCOPE,
 ) -> Any:
     """Run the task of `job_run` and block until it is over; its value, or its final State with `return_type="state"`.
 
-    `task_run`: one that exists already (its Pending was told to the server); else one is made.
+    `task_run`: one that exists already (its Pending was told to the server); else one is made. `scope`: entered around
+    all of it.
 
     Raises:
         Exception: the function's own, or the executor's; with `return_type="state"` it is in the state instead.
@@ -41,7 +46,7 @@ def run_sync(
         wait_for=wait_for,
         job_run=job_run,
     )
-    with contextlib.closing(job_run):
+    with contextlib.closing(job_run), scope:
         try:
             with engine.start(dependencies=dependencies):
                 while engine.is_running():
@@ -61,6 +66,7 @@ async def run_async(
     *,
     wait_for: Iterable[Any] | None = None,
     return_type: ReturnType = "result",
+    scope: AbstractContextManager[object] = _NO_SCOPE,
 ) -> State[Any] | Any:
     """Run the task of `job_run` in the running event loop, as `run_sync` does in a thread."""
     if should_log_prints(job_run.task):
@@ -71,7 +77,7 @@ async def run_async(
         wait_for=wait_for,
         job_run=job_run,
     )
-    with contextlib.closing(job_run):
+    with contextlib.closing(job_run), scope:
         try:
             async with engine.start():
                 while engine.is_running():

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from prefect import Task
 from prefect.client.orchestration import PrefectClient
@@ -19,6 +19,8 @@ from prefect.client.schemas.objects import RunInput, State, TaskRun
 from prefect.futures import PrefectConcurrentFuture
 from prefect.states import Pending
 
+from executor_adapter.exceptions import JobCancelledError
+from executor_adapter.prefect.cancellation import FlowRunWatch, watch_flow_run
 from executor_adapter.prefect.events import current_flow_run, emit_state, flush_events
 from executor_adapter.prefect.job_run import JobRun
 from executor_adapter.prefect.run import run_sync
@@ -73,6 +75,19 @@ class EngineThreads:
         self._live: set[JobRun] = set()
         self._lock = threading.Lock()
         self._closed = False
+        self._watch: FlowRunWatch | None = None
+
+    def watch(self) -> None:
+        """Hear of the cancel of the flow run around the caller, from now on until all is over."""
+        flow_run = current_flow_run()
+        with self._lock:
+            if self._watch is not None or self._closed or flow_run is None:
+                return
+            self._watch = watch_flow_run(flow_run.id, self.cancel, until_over=True)
+
+    def cancel(self) -> None:
+        """Begin nothing further, and end what runs."""
+        self.end_early(cancel_running=True)
 
     def submit(
         self,
@@ -85,9 +100,11 @@ class EngineThreads:
 
         Raises:
             RuntimeError: the flow run is over.
+            JobCancelledError: it was cancelled.
         """
+        self.watch()
         if self._closed:
-            raise RuntimeError(f"task {job_run.task.name!r} was submitted after its flow run had ended")
+            self._refuse(job_run.task.name)
         task_run = create_task_run(job_run.task, parameters, wait_for, dependencies)
         with self._lock:
             self._live.add(job_run)
@@ -102,6 +119,11 @@ class EngineThreads:
         )
         future.add_done_callback(lambda _: self._forget(job_run))
         return JobTaskFuture(task_run, future)
+
+    def _refuse(self, name: str) -> NoReturn:
+        if self._watch is not None and self._watch.cancelled:
+            raise JobCancelledError(f"task {name!r} was submitted after its flow run was cancelled")
+        raise RuntimeError(f"task {name!r} was submitted after its flow run had ended")
 
     def _forget(self, job_run: JobRun) -> None:
         with self._lock:
@@ -124,3 +146,6 @@ class EngineThreads:
             self._threads.shutdown(wait=True)
             flush_events()
             raise
+        finally:
+            if self._watch is not None:
+                self._watch.close()

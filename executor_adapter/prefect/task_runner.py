@@ -89,6 +89,11 @@ class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
             raise RuntimeError("Task runner is not started: submit inside a flow, or in its `with` block")
         return self._run.submit(task, self.job_fields, parameters, wait_for, dependencies)
 
+    def watch(self) -> None:
+        """Hear of the cancel of the flow run around the caller, as the first task submitted there would have it."""
+        if self._run is not None:
+            self._run.threads.watch()
+
     def __enter__(self) -> Self:
         super().__enter__()
         self._run = _RunnerOfOneFlow(self.max_workers)
@@ -110,7 +115,7 @@ class _RunnerOfOneFlow:
 
     def __init__(self, max_workers: int | None) -> None:
         self._max_workers = max_workers
-        self._threads = EngineThreads()
+        self.threads = EngineThreads()
         self._flow_runs: set[UUID] = set()
         self._executor: JobExecutor | None = None
         self._lock = threading.Lock()
@@ -134,14 +139,14 @@ class _RunnerOfOneFlow:
         if (flow_run := current_flow_run()) is not None:
             self._flow_runs.add(flow_run.id)
         job_run = JobRun(task, job_maker(task, defaults))
-        return self._threads.submit(job_run, parameters, wait_for, dependencies)
+        return self.threads.submit(job_run, parameters, wait_for, dependencies)
 
     def end(self, *, interrupted: bool) -> None:
         """Jobs first, then workers, then what the server knows."""
         leave_executor(self._entered)
-        self._threads.end_early(cancel_running=interrupted)
+        self.threads.end_early(cancel_running=interrupted)
         try:
-            self._threads.join()
+            self.threads.join()
         finally:
             if self._executor is not None:
                 self._executor.shutdown(cancel_futures=True, timeout=0 if interrupted else None)
