@@ -3,17 +3,20 @@
 A key of the file is a variable of the environment too: `collection.job_timeout` is
 `EXECUTOR_ADAPTER_COLLECTION__JOB_TIMEOUT`. The environment wins over `.env`, `.env` over the file. What is wrong is
 said in one line by a ConfigurationError: the key, its value, and what is allowed.
+
+What a job is given where it says nothing itself, the strongest first: `tools.NAME.job`, then the section of the stage
+(`collection` or `processing`, for jobs of that scheduler), then `job`.
 """
 
 from __future__ import annotations
 
+import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
@@ -24,173 +27,45 @@ from pydantic_settings import (
 )
 
 from executor_adapter.config_errors import describe, one_line, read_yaml
+from executor_adapter.config_sections import (
+    CollectionSettings,
+    ExecutorSettings,
+    JobSettings,
+    MonitoringSettings,
+    Name,
+    ProcessingSettings,
+    StageSettings,
+    StoreSettings,
+    check_keys,
+)
+from executor_adapter.config_tools import FilesTool, FileTable, RestResource, RestTool, Tool, ToolSettings
 from executor_adapter.exceptions import ConfigurationError
 
+__all__ = [
+    "CollectionSettings",
+    "ExecutorSettings",
+    "FileTable",
+    "FilesTool",
+    "JobSettings",
+    "MonitoringSettings",
+    "ProcessingSettings",
+    "RestResource",
+    "RestTool",
+    "Settings",
+    "Stage",
+    "StageSettings",
+    "StoreSettings",
+    "Tool",
+    "load_config",
+]
+
+Stage = Literal["collection", "processing"]
+
 PREFIX = "EXECUTOR_ADAPTER_"
-
-
-def _no_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise PydanticCustomError("number", "must be a number")
-    return value
-
-
-def _as_tuple(value: Any) -> Any:
-    return (value,) if isinstance(value, str | int) and not isinstance(value, bool) else value
-
-
-def _check_name(value: str) -> str:
-    # Tools and tables name directories of the lake.
-    if not value or value.startswith(".") or not value.replace("-", "").replace("_", "").replace(".", "").isalnum():
-        raise ValueError("must be letters, digits, '-', '_' and '.', and not begin with '.'")
-    return value
-
-
-Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
-Count = Annotated[int, BeforeValidator(_no_bool)]
-Name = Annotated[str, AfterValidator(_check_name)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
-
-
-class Section(BaseModel):
-    """A part of the settings: frozen, every key known."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _check_keys(cls, values: Any) -> Any:
-        check_keys(cls, values)
-        return values
-
-
-def check_keys(model: type[BaseModel], values: Any) -> None:
-    """Refuse keys that `model` has not, and the lack of one it must have, in words that name the way out."""
-    if not isinstance(values, Mapping):
-        return
-    fields = {field.alias or name: field for name, field in model.model_fields.items()}
-    for key in values:
-        if key not in fields:
-            raise PydanticCustomError("unknown_key", "is not a key", {"key": str(key), "allowed": sorted(fields)})
-    for key, field in fields.items():
-        if field.is_required() and key not in values:
-            raise PydanticCustomError("missing_key", "is missing", {"key": key, "wanted": field.description or ""})
-
-
-class StageSettings(Section):
-    """Limits of the jobs of one stage; seconds."""
-
-    max_concurrent_jobs: Count = Field(default=2, ge=1)
-    job_timeout: Number = Field(default=3600.0, gt=0)
-    retry_attempts: Count = Field(default=3, ge=0)
-    retry_delay: Number = Field(default=60.0, ge=0)
-
-
-class CollectionSettings(StageSettings):
-    """Collection: mostly waiting for others, so in threads."""
-
-    max_concurrent_jobs: Count = Field(default=4, ge=1)
-    rate_limit_buffer: Number = Field(default=0.1, ge=0, lt=1)
-    """Share of a rate limit that is left unused."""
-
-
-class ProcessingSettings(StageSettings):
-    """Processing: computing, so in processes."""
-
-    batch_size: Count = Field(default=1000, ge=1)
-    """Rows in memory at a time, of each job."""
-
-
-class ExecutorSettings(Section):
-    """The executor itself."""
-
-    max_workers: Count = Field(default=4, ge=1)
-    kill_grace: Number = Field(default=5.0, ge=0)
-    """Seconds between asking a job to end (SIGTERM) and making it (SIGKILL)."""
-    preload: Names = ()
-    """Modules that workers of the process pool find imported when they start."""
-    max_jobs_per_worker: Count | None = Field(default=None, ge=1)
-    """Jobs after which a worker process is replaced."""
-    max_rss_growth: Count | None = Field(default=None, ge=1)
-    """Bytes by which a worker process may grow before it is replaced."""
-    nice: Count | None = Field(default=None, ge=-20, le=19)
-    """Scheduling priority of worker processes, as nice(1) has it."""
-    cpu_affinity: tuple[Count, ...] | None = None
-    """Processors that worker processes may run on."""
-
-
-class FileTable(Section):
-    """One table in a file."""
-
-    file: str = Field(min_length=1, description="the path of a CSV or ZIP file, relative to the package or directory")
-    member: str | None = None
-    """Of a ZIP archive: the file inside, where there are several; a pattern such as `flights*.csv` may name it."""
-    partition: Names = ()
-    """Columns whose values cut the table into windows, one collection job each; none: one window, `all`."""
-    windows: Names | None = None
-    """Collect only these windows."""
-    schema_name: str | None = Field(default=None, alias="schema")
-    """What its rows are checked against; none: they pass as they are."""
-
-
-class FilesTool(Section):
-    """Tables in files: of an installed package, or of a directory."""
-
-    source: Literal["files"] = Field(description="'files' or 'rest'")
-    package: str | None = None
-    directory: Path | None = None
-    tables: dict[Name, FileTable] = Field(min_length=1, description="a mapping of table names to {file: ...}")
-
-    @model_validator(mode="after")
-    def _check_place(self) -> FilesTool:
-        if (self.package is None) == (self.directory is None):
-            raise PydanticCustomError("place", "must have one of the keys package and directory")
-        return self
-
-
-class RestResource(Section):
-    """One resource of a REST API: a list of objects, read page by page.
-
-    In `path`, `params` and `body`, `{since}` and `{until}` stand for a window's first and last moment, and `{id}` for
-    each id of the resource that `for_each` names (asked for one after another, without pages).
-    """
-
-    path: str = Field(min_length=1, description="the path below the tool's url")
-    method: Literal["GET", "POST"] = "GET"
-    params: dict[str, str] = Field(default_factory=dict)
-    body: dict[str, Any] = Field(default_factory=dict)
-    key: str = "id"
-    """The field that tells one object from another."""
-    for_each: str | None = None
-    schema_name: str | None = Field(default=None, alias="schema")
-
-
-class RestTool(Section):
-    """A REST API over HTTP, its objects collected by the UTC day they belong to."""
-
-    source: Literal["rest"] = Field(description="'files' or 'rest'")
-    url: str | None = Field(default=None, pattern=r"^https?://")
-    """Left out: the API of the Prefect server that the flow runs against, with the credentials set for it."""
-    headers: dict[str, str] = Field(default_factory=dict)
-    page_size: Count = Field(default=200, ge=1)
-    pages: Count = Field(default=1000, ge=1)
-    """At most so many pages of one resource and day: more is an error, never a silent cut."""
-    timeout: Number = Field(default=30.0, gt=0)
-    """Seconds to wait for an answer."""
-    days: Count = Field(default=1, ge=0)
-    """How many days before today to look at; those collected after they were over are not asked for again."""
-    resources: dict[Name, RestResource] = Field(min_length=1, description="a mapping of table names to {path: ...}")
-
-    @model_validator(mode="after")
-    def _check_parents(self) -> RestTool:
-        for name, resource in self.resources.items():
-            if resource.for_each is not None and resource.for_each not in self.resources:
-                detail = f"resources.{name}.for_each: {resource.for_each!r} is none of {', '.join(self.resources)}"
-                raise PydanticCustomError("parent", "{detail}", {"detail": detail})
-        return self
-
-
-ToolSettings = Annotated[FilesTool | RestTool, Field(discriminator="source")]
+CONFIG = f"{PREFIX}CONFIG"
+"""The variable that names the file."""
+NO_SETTINGS = frozenset({CONFIG, f"{PREFIX}TREE"})
+"""Variables of ours that are no settings; the second marks what a worker process has started."""
 
 
 class _DotEnv(DotEnvSettingsSource):
@@ -200,17 +75,28 @@ class _DotEnv(DotEnvSettingsSource):
 
 
 class Settings(BaseSettings):
-    """All settings. A relative `lake` (or directory of a tool) is relative to the file that `load_config` read."""
+    """All settings. A relative `lake`, `store.url` or directory of a tool is relative to the file that `load_config`
+    read."""
 
     model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", env_prefix=PREFIX, env_nested_delimiter="__", env_file=".env"
+        frozen=True,
+        extra="forbid",
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        env_file=".env",
+        use_attribute_docstrings=True,
     )
 
     collection: CollectionSettings = CollectionSettings()
     processing: ProcessingSettings = ProcessingSettings()
+    job: JobSettings = JobSettings()
     executor: ExecutorSettings = ExecutorSettings()
+    store: StoreSettings = StoreSettings()
+    monitoring: MonitoringSettings = MonitoringSettings()
     tools: dict[Name, ToolSettings] = Field(default_factory=dict)
+    """By the tool's name."""
     lake: Path = Path("data")
+    """Where the demo's data lies."""
 
     @model_validator(mode="before")
     @classmethod
@@ -229,6 +115,11 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return env_settings, _DotEnv(settings_cls), init_settings
 
+    def for_stage(self, stage: Stage) -> Settings:
+        """These settings, with what the section of `stage` says of jobs put over the section `job`."""
+        section: StageSettings = getattr(self, stage)
+        return self.model_copy(update={"job": section.as_job().over(self.job)})
+
 
 def load_config(path: str | Path | None = None) -> Settings:
     """The settings in force: of `path`, else of $EXECUTOR_ADAPTER_CONFIG, else of ./config.yaml where there is one,
@@ -237,33 +128,57 @@ def load_config(path: str | Path | None = None) -> Settings:
     Raises:
         ConfigurationError: in one line, what is wrong: key, value, and what is allowed.
     """
-    file = _config_file(path)
-    written = {} if file is None else read_yaml(file)
-    _check_environment()
-    try:
-        settings = Settings(**written)
-    except ValidationError as error:
-        given = {"environment": EnvSettingsSource(Settings)(), ".env": _DotEnv(Settings)()}
-        raise ConfigurationError(describe(error, str(file or "defaults"), written, given)) from None
-    except SettingsError as error:
-        raise ConfigurationError(f"environment: {one_line(error)}: {one_line(error.__cause__)}") from None
-    return _anchored(settings, Path.cwd() if file is None else file.resolve().parent)
+    return read_config(path).settings()
 
 
-def _config_file(path: str | Path | None) -> Path | None:
-    named = path or os.environ.get(f"{PREFIX}CONFIG")
+class Sources:
+    """What the file, `.env` and the environment say, before it is checked."""
+
+    def __init__(self, file: Path | None) -> None:
+        self.file = file
+        self.written = {} if file is None else read_yaml(file)
+        try:
+            self.given = {"environment": EnvSettingsSource(Settings)(), ".env": _DotEnv(Settings)()}
+        except SettingsError as error:
+            raise ConfigurationError(f"environment: {one_line(error)}: {one_line(error.__cause__)}") from None
+
+    def settings(self) -> Settings:
+        """The settings that they make.
+
+        Raises:
+            ConfigurationError: in one line, what is wrong.
+        """
+        _refuse_unknown("environment", os.environ)
+        _refuse_unknown(".env", _DotEnv(Settings).env_vars)
+        try:
+            settings = Settings(**self.written)
+        except ValidationError as error:
+            raise ConfigurationError(describe(error, str(self.file or "defaults"), self.written, self.given)) from None
+        return _anchored(settings, Path.cwd() if self.file is None else self.file.resolve().parent)
+
+
+def read_config(path: str | Path | None = None) -> Sources:
+    """What there is to be read; see `load_config` for which file that is.
+
+    Raises:
+        ConfigurationError: a file cannot be read, or a variable is no JSON where it must be.
+    """
+    named = path or os.environ.get(CONFIG)
     if named:
-        return Path(named)
-    return Path("config.yaml") if Path("config.yaml").is_file() else None
+        return Sources(Path(named))
+    return Sources(Path("config.yaml") if Path("config.yaml").is_file() else None)
 
 
-def _check_environment() -> None:
+def _refuse_unknown(place: str, variables: Iterable[str]) -> None:
     """Refuse a variable of ours whose section no one knows: it was meant to change something and would not."""
-    for name in os.environ:
-        section, nested, _ = name.upper().removeprefix(PREFIX).partition("__")
-        if name.upper().startswith(PREFIX) and nested and section.lower() not in Settings.model_fields:
-            allowed = ", ".join(f"{PREFIX}{field.upper()}" for field in sorted(Settings.model_fields))
-            raise ConfigurationError(f"environment: {name} is not a key: allowed are {allowed}, and what is in them")
+    allowed = sorted(f"{PREFIX}{field.upper()}" for field in Settings.model_fields)
+    for name in variables:
+        key = name.upper()
+        if key.startswith(PREFIX) and key not in NO_SETTINGS and key.partition("__")[0] not in allowed:
+            near = difflib.get_close_matches(key.partition("__")[0], allowed, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            said = f"{hint}allowed are {', '.join(allowed)}, and what is in them"
+            raise ConfigurationError(f"{place}: {key} is not a key: {said}")
 
 
 def _anchored(settings: Settings, base: Path) -> Settings:
@@ -273,4 +188,12 @@ def _anchored(settings: Settings, base: Path) -> Settings:
         else tool
         for name, tool in settings.tools.items()
     }
-    return settings.model_copy(update={"lake": base / settings.lake, "tools": tools})
+    store = settings.store.model_copy(update={"url": _anchored_url(settings.store.url, base)})
+    return settings.model_copy(update={"lake": base / settings.lake, "tools": tools, "store": store})
+
+
+def _anchored_url(url: str | None, base: Path) -> str | None:
+    scheme, has_path, path = (url or "").partition(":///")
+    if not has_path or not scheme.startswith("sqlite") or path.startswith(("/", ":memory:")) or not path:
+        return url
+    return f"{scheme}:///{base / path}"

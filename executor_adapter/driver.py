@@ -63,7 +63,8 @@ class JobDriver:
         """
 
         def prepare(assignment: Assignment) -> None:
-            assignment.context, assignment.scope = context, scope
+            if context is not None or scope is not None:  # else its surroundings', if it has any
+                assignment.context, assignment.scope = context, scope
 
         return self._ask(self._attempt, prepare)
 

@@ -1,51 +1,109 @@
 """Which error code an exception stands for.
 
-An `error_code` attribute of the exception wins; else the first registered kind that it is an instance of, the newest
-registration first; else EXECUTION_ERROR. Kinds from other packages are named, not imported: a process that never
-imported pandas cannot raise its errors.
+The first of these that says anything:
+
+    its own `error_code` attribute
+    a registration (register_error_code) for one of its classes, the newest first
+    the HTTP status that it carries: httpx's, requests', aiohttp's and urllib's errors do
+    the table of known classes, by name: a process that never imported pandas cannot raise its errors
+    the kind of OSError
+    EXECUTION_ERROR
+
+| HTTP status | code | retried |
+| --- | --- | --- |
+| 408, 409, 423, 425, 5xx | API_ERROR | yes: the other side may recover |
+| 429 | RATE_LIMITED | yes, after what Retry-After asks for |
+| 401, 403, 407 | CONFIGURATION_ERROR | no: credentials or rights are missing |
+| any other 4xx | REQUEST_ERROR | no: the same request would be refused again |
+
+An ExceptionGroup stands for what its first error that is never retried stands for, else for what its first does.
+
+Workers use this to say what an error that cannot travel was, so it needs the standard library alone.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
+import ssl
 from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Final
+from typing import Any, Final
 
-from executor_adapter.job import ErrorCode
+logger = logging.getLogger("executor_adapter")
 
 Classify = Callable[[BaseException], str | None]
 
 _by_type: list[tuple[type[BaseException], str | Classify]] = []
 
 _BY_NAME: Final[dict[str, str]] = {
-    "httpx.TimeoutException": ErrorCode.NETWORK_ERROR,
-    "httpx.TransportError": ErrorCode.NETWORK_ERROR,
-    "httpx.HTTPError": ErrorCode.API_ERROR,
-    "httpx.InvalidURL": ErrorCode.CONFIGURATION_ERROR,
-    "requests.exceptions.JSONDecodeError": ErrorCode.DATA_ERROR,
-    "requests.exceptions.ConnectionError": ErrorCode.NETWORK_ERROR,
-    "requests.exceptions.Timeout": ErrorCode.NETWORK_ERROR,
-    "requests.exceptions.ChunkedEncodingError": ErrorCode.NETWORK_ERROR,
-    "requests.exceptions.RequestException": ErrorCode.API_ERROR,
-    "urllib3.exceptions.HTTPError": ErrorCode.NETWORK_ERROR,
-    "pandera.errors.SchemaError": ErrorCode.DATA_ERROR,
-    "pandera.errors.SchemaErrors": ErrorCode.DATA_ERROR,
-    "pandas.errors.ParserError": ErrorCode.DATA_ERROR,
-    "pandas.errors.EmptyDataError": ErrorCode.DATA_ERROR,
-    "pydantic_core._pydantic_core.ValidationError": ErrorCode.DATA_ERROR,
-    "yaml.error.YAMLError": ErrorCode.CONFIGURATION_ERROR,
+    "httpx.UnsupportedProtocol": "CONFIGURATION_ERROR",
+    "httpx.InvalidURL": "CONFIGURATION_ERROR",
+    "httpx.TransportError": "NETWORK_ERROR",
+    "httpx.HTTPError": "API_ERROR",
+    "requests.exceptions.JSONDecodeError": "DATA_ERROR",
+    "requests.exceptions.InvalidURL": "CONFIGURATION_ERROR",
+    "requests.exceptions.InvalidSchema": "CONFIGURATION_ERROR",
+    "requests.exceptions.MissingSchema": "CONFIGURATION_ERROR",
+    "requests.exceptions.ConnectionError": "NETWORK_ERROR",
+    "requests.exceptions.Timeout": "NETWORK_ERROR",
+    "requests.exceptions.ChunkedEncodingError": "NETWORK_ERROR",
+    "requests.exceptions.RequestException": "API_ERROR",
+    "urllib3.exceptions.HTTPError": "NETWORK_ERROR",
+    "aiohttp.client_exceptions.ClientConnectionError": "NETWORK_ERROR",
+    "aiohttp.client_exceptions.ClientPayloadError": "NETWORK_ERROR",
+    "aiohttp.client_exceptions.InvalidURL": "CONFIGURATION_ERROR",
+    "aiohttp.client_exceptions.ClientError": "API_ERROR",
+    "urllib.error.URLError": "NETWORK_ERROR",
+    "http.client.HTTPException": "NETWORK_ERROR",
+    "pandera.errors.SchemaError": "DATA_ERROR",
+    "pandera.errors.SchemaErrors": "DATA_ERROR",
+    "pandera.errors.SchemaInitError": "CONFIGURATION_ERROR",
+    "pandera.errors.SchemaDefinitionError": "CONFIGURATION_ERROR",
+    "pandas.errors.ParserError": "DATA_ERROR",
+    "pandas.errors.EmptyDataError": "DATA_ERROR",
+    "pandas.errors.DataError": "DATA_ERROR",
+    "pandas.errors.MergeError": "DATA_ERROR",
+    "pandas.errors.IntCastingNaNError": "DATA_ERROR",
+    "pandas.errors.OutOfBoundsDatetime": "DATA_ERROR",
+    "pandas._libs.tslibs.np_datetime.OutOfBoundsDatetime": "DATA_ERROR",
+    "pyarrow.lib.ArrowInvalid": "DATA_ERROR",
+    "pyarrow.lib.ArrowTypeError": "DATA_ERROR",
+    "sqlalchemy.exc.DataError": "DATA_ERROR",
+    "sqlalchemy.exc.IntegrityError": "DATA_ERROR",
+    "pydantic_core._pydantic_core.ValidationError": "DATA_ERROR",
+    "pydantic_settings.exceptions.SettingsError": "CONFIGURATION_ERROR",
+    "yaml.error.YAMLError": "CONFIGURATION_ERROR",
+    "configparser.Error": "CONFIGURATION_ERROR",
+    "tomllib.TOMLDecodeError": "CONFIGURATION_ERROR",
+    "_csv.Error": "DATA_ERROR",
+    "zipfile.BadZipFile": "DATA_ERROR",
+    "gzip.BadGzipFile": "DATA_ERROR",
+    "xml.etree.ElementTree.ParseError": "DATA_ERROR",
 }
 
 _BUILTIN: Final[tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str], ...]] = (
-    (TimeoutError, ErrorCode.TIMEOUT_ERROR),
-    (ConnectionError, ErrorCode.NETWORK_ERROR),
-    ((json.JSONDecodeError, UnicodeError), ErrorCode.DATA_ERROR),
+    (TimeoutError, "TIMEOUT_ERROR"),
+    (ConnectionError, "NETWORK_ERROR"),
+    (ssl.SSLCertVerificationError, "CONFIGURATION_ERROR"),
+    ((json.JSONDecodeError, UnicodeError), "DATA_ERROR"),
+    # What is wrong about the file system's or the program's set-up. A file that is not there may still come.
+    ((PermissionError, IsADirectoryError, NotADirectoryError, ImportError), "CONFIGURATION_ERROR"),
 )
 
-_NETWORK_ERRNOS: Final = frozenset({100, 101, 102, 103, 104, 110, 111, 112, 113})
-"""ENETDOWN to EHOSTUNREACH, as Linux numbers them (errno(3))."""
+_NETWORK_ERRNOS: Final = frozenset(
+    {
+        *(errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET, errno.ECONNABORTED, errno.ECONNRESET, errno.ENOTCONN),
+        *(errno.ETIMEDOUT, errno.ECONNREFUSED, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+    }
+)
+_SETUP_ERRNOS: Final = frozenset({errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP})
+
+_MAY_PASS: Final = frozenset({408, 409, 423, 425})
+_NO_RIGHT: Final = frozenset({401, 403, 407})
+_NEVER_RETRIED: Final = frozenset({"DATA_ERROR", "REQUEST_ERROR", "CONFIGURATION_ERROR", "SERIALIZATION_ERROR"})
 
 
 def register_error_code(kind: type[BaseException], code: str | Classify) -> None:
@@ -54,11 +112,17 @@ def register_error_code(kind: type[BaseException], code: str | Classify) -> None
 
 
 def error_code_of(error: BaseException) -> str:
-    """The error code that `error` stands for."""
-    own = getattr(error, "error_code", None)
-    if isinstance(own, str):
-        return str(own)
-    return _registered(error) or _http_status(error) or _named(error) or _builtin(error)
+    """The error code that `error` stands for; never raises, whatever a property or a registered function does."""
+    try:
+        own = getattr(error, "error_code", None)
+        if isinstance(own, str):
+            return str(own)
+        if isinstance(error, BaseExceptionGroup):
+            return _of_group(error)
+        return _registered(error) or _http_code(error) or _named(error) or _builtin(error)
+    except Exception:
+        logger.exception("no error code could be found for a %s", type(error).__qualname__)
+        return "EXECUTION_ERROR"
 
 
 def retry_after_of(error: BaseException) -> float | None:
@@ -67,8 +131,8 @@ def retry_after_of(error: BaseException) -> float | None:
     own = getattr(error, "retry_after", None)
     if isinstance(own, int | float):
         return max(0.0, float(own))
-    header = getattr(getattr(error, "response", None), "headers", {}).get("retry-after")
-    if not isinstance(header, str):
+    header = _header(error, "retry-after")
+    if header is None:
         return None
     if header.strip().isdigit():
         return float(header)
@@ -76,6 +140,20 @@ def retry_after_of(error: BaseException) -> float | None:
         return max(0.0, (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds())
     except (TypeError, ValueError):
         return None
+
+
+def http_status_of(error: BaseException) -> int | None:
+    """The status of the HTTP response that an error carries; of httpx and requests, urllib and aiohttp."""
+    for holder, name in ((getattr(error, "response", None), "status_code"), (error, "code"), (error, "status")):
+        status = getattr(holder, name, None)
+        if isinstance(status, int) and 100 <= status <= 599 and (holder is not error or hasattr(error, "headers")):
+            return status
+    return None
+
+
+def _of_group(group: BaseExceptionGroup[BaseException]) -> str:
+    codes = [error_code_of(error) for error in group.exceptions]
+    return next((code for code in codes if code in _NEVER_RETRIED), codes[0])
 
 
 def _registered(error: BaseException) -> str | None:
@@ -87,12 +165,24 @@ def _registered(error: BaseException) -> str | None:
     return None
 
 
-def _http_status(error: BaseException) -> str | None:
-    """From the response that httpx's, requests' and aiohttp's status errors carry."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if not isinstance(status, int):
+def _http_code(error: BaseException) -> str | None:
+    status = http_status_of(error)
+    if status is None or status < 400:
         return None
-    return ErrorCode.RATE_LIMITED if status == 429 else ErrorCode.API_ERROR if status >= 400 else None
+    if status == 429:
+        return "RATE_LIMITED"
+    if status >= 500 or status in _MAY_PASS:
+        return "API_ERROR"
+    return "CONFIGURATION_ERROR" if status in _NO_RIGHT else "REQUEST_ERROR"
+
+
+def _header(error: BaseException, name: str) -> str | None:
+    headers: Any = getattr(getattr(error, "response", None), "headers", None) or getattr(error, "headers", None)
+    get = getattr(headers, "get", None)
+    if not callable(get):
+        return None
+    found = get(name) or get(name.title())  # a plain dict regards case, other mappings of headers do not
+    return found if isinstance(found, str) else None
 
 
 def _named(error: BaseException) -> str | None:
@@ -108,6 +198,9 @@ def _builtin(error: BaseException) -> str:
     for kinds, code in _BUILTIN:
         if isinstance(error, kinds):
             return code
-    if isinstance(error, OSError) and (error.errno in _NETWORK_ERRNOS or type(error).__module__ in {"socket", "ssl"}):
-        return ErrorCode.NETWORK_ERROR
-    return ErrorCode.EXECUTION_ERROR
+    if isinstance(error, OSError):
+        if error.errno in _NETWORK_ERRNOS or type(error).__module__ in {"socket", "ssl"}:
+            return "NETWORK_ERROR"
+        if error.errno in _SETUP_ERRNOS:
+            return "CONFIGURATION_ERROR"
+    return "EXECUTION_ERROR"

@@ -136,7 +136,9 @@ class QueueFullError(Exception):
 
 
 class ExecutorClosedError(RuntimeError):
-    """A job was submitted to an executor that is shut down."""
+    """A job was submitted to an executor that is shut down: it counts as cancelled."""
+
+    error_code = "CANCELLED"
 
 
 class ConfigurationError(ValueError):

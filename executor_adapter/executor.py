@@ -13,11 +13,13 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 from executor_adapter.config import Settings, load_config
+from executor_adapter.defaults import JobDefaults
+from executor_adapter.defaults import tool_limits as limits_of_tools
 from executor_adapter.driver import JobDriver
 from executor_adapter.exceptions import InvalidJobError, JobTimeoutError
 from executor_adapter.futures import JobFuture
@@ -26,10 +28,12 @@ from executor_adapter.job import Job, JobResult, JobStatus
 from executor_adapter.ledger import Observer
 from executor_adapter.pools import pool_kind
 from executor_adapter.pools.base import WorkerPool
+from executor_adapter.signals import signal_watch
 from executor_adapter.supervisor import Supervisor
+from executor_adapter.surroundings import Surroundings
 from executor_adapter.throttle import ToolLimit
 
-_current: contextvars.ContextVar[JobExecutor | None] = contextvars.ContextVar("executor", default=None)
+_current: contextvars.ContextVar[Callable[[], JobExecutor] | None] = contextvars.ContextVar("executor", default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,11 +60,13 @@ class JobExecutor:
     `max_workers`: at most so many attempts at once, over all its pools; pools start when first used.
     `max_pending`: at most so many jobs that wait for their first start; None: no bound.
     `observers`: callables told of each `Transition`, in order, on the supervisor's thread: they must be quick.
-    `tool_limits`: by tool name, how many of its jobs run at once and how many start in a second.
+    `tool_limits`: by tool name, how many of its jobs run at once and how many start in a second; wins over the
+    settings' section `tools`.
     `initializer`, `initargs`: called in each worker process before its first job.
     `config`: Settings; default: `load_config()`.
 
-    Leaving it as a context manager waits for its jobs; leaving it by an exception ends them first.
+    Leaving it as a context manager waits for its jobs; leaving it by an exception ends them first. A signal that ends
+    the program ends them at once, see `signals`.
     """
 
     def __init__(
@@ -85,20 +91,22 @@ class JobExecutor:
             make_pool=functools.partial(_make_pool, max_workers, self.config, initializer and (initializer, initargs)),
             observers=tuple(observers),
             max_pending=max_pending,
-            tool_limits=_with_buffer(tool_limits or {}, self.config.collection.rate_limit_buffer),
+            tool_limits=limits_of_tools(self.config, tool_limits),
             kill_grace=self.config.executor.kill_grace,
         )
+        self._defaults = JobDefaults(self.config)
         self._hooked = HookedExecution(self._supervisor) if _overrides(type(self)) else None
-        self._tokens: list[contextvars.Token[JobExecutor | None]] = []
+        self._tokens: list[contextvars.Token[Callable[[], JobExecutor] | None]] = []
         _track(self, self._supervisor)
 
     # --- jobs ---
 
-    def submit(self, job: Job, *, timeout: float | None = None) -> JobFuture:
+    def submit(self, job: Job, *, timeout: float | None = None, surroundings: Surroundings | None = None) -> JobFuture:
         """Queue a job; its future.
 
         While `max_pending` jobs wait it blocks, for at most `timeout` seconds where that is given. A live job with
-        the same `dedupe_key` is returned instead of a second one.
+        the same `dedupe_key` is returned instead of a second one. `surroundings`: what its function sees, and who
+        hears what it says.
 
         Raises:
             InvalidJobError: the job can never run as it asks to; the message says why and the way out.
@@ -106,9 +114,11 @@ class JobExecutor:
             QueueFullError: no place within `timeout`.
             ExecutorClosedError: after shutdown.
         """
+        if self._defaults.any:
+            self._defaults.fill_in(job)
         if self._hooked is None:
-            return self._supervisor.admit(job, timeout=timeout)
-        return self._hooked.submit(job, self, timeout)
+            return self._supervisor.admit(job, timeout=timeout, surroundings=surroundings)
+        return self._hooked.submit(job, self, timeout, surroundings)
 
     def run(self, job: Job) -> Any:
         """Submit the job and wait: its value, or the exception it ended with."""
@@ -142,6 +152,8 @@ class JobExecutor:
 
         Raises as `submit` does, and InvalidJobError where a live job has the same dedupe_key: it cannot be driven too.
         """
+        if self._defaults.any:
+            self._defaults.fill_in(job)
         driver = JobDriver(job, self._supervisor)
         twin = self._supervisor.admit(job, driver=driver).job
         if twin is not job:
@@ -159,6 +171,15 @@ class JobExecutor:
     def jobs(self) -> list[Job]:
         """The jobs that are not over."""
         return list(self._supervisor.intake.jobs.values())
+
+    def add_observer(self, observer: Observer) -> None:
+        """Have `observer` told of each transition from now on, as one of `observers`."""
+        self._supervisor.ledger.observers.append(observer)
+
+    def remove_observer(self, observer: Observer) -> None:
+        """Tell `observer` no more; it need not have been added."""
+        with contextlib.suppress(ValueError):
+            self._supervisor.ledger.observers.remove(observer)
 
     def stats(self) -> ExecutorStats:
         counts, pools = self._supervisor.ledger.counts, list(self._supervisor.pools.values())
@@ -192,6 +213,7 @@ class JobExecutor:
         if timeout and not self._supervisor.closed.wait(timeout):
             self._cancel_all()
         self._supervisor.closed.wait()
+        signal_watch.disarm()
 
     def _cancel_all(self) -> None:
         self._supervisor.close(cancel_pending=True, cancel_running=True)
@@ -204,23 +226,25 @@ class JobExecutor:
         await asyncio.to_thread(self.shutdown, cancel_futures=True)
 
     def __enter__(self) -> Self:
-        self._tokens.append(_current.set(self))
+        self._tokens.append(enter_executor(lambda: self))
+        signal_watch.arm()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        _current.reset(self._tokens.pop())
+        leave_executor(self._tokens.pop())
         self.shutdown(timeout=None if kind is None else 0)
 
     async def __aenter__(self) -> Self:
-        self._tokens.append(_current.set(self))
+        self._tokens.append(enter_executor(lambda: self))
+        signal_watch.arm()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        _current.reset(self._tokens.pop())
+        leave_executor(self._tokens.pop())
         await asyncio.to_thread(self.shutdown, timeout=None if kind is None else 0)
 
     # --- to be overridden ---
@@ -345,10 +369,6 @@ def _result(future: Future[Any]) -> JobResult:
     )
 
 
-def _with_buffer(limits: Mapping[str, ToolLimit], buffer: float) -> dict[str, ToolLimit]:
-    return {name: replace(limit, buffer=buffer) if limit.buffer is None else limit for name, limit in limits.items()}
-
-
 def _overrides(kind: type[JobExecutor]) -> bool:
     """Whether attempts have to pass through methods of a subclass."""
     names = ("execute_job", "_execute_function", "pre_execution_hook", "post_execution_hook", "error_hook")
@@ -360,9 +380,11 @@ _open: set[Supervisor] = set()
 
 
 def _track(executor: JobExecutor, supervisor: Supervisor) -> None:
-    """Close the supervisor when its executor is let go of, and at the interpreter's exit."""
+    """Close the supervisor when its executor is let go of, when the program is told to end, and at its exit."""
     _open.add(supervisor)
     supervisor.on_closed.append(functools.partial(_open.discard, supervisor))
+    signal_watch.listen(supervisor.told_to_end)
+    supervisor.on_closed.append(functools.partial(signal_watch.leave, supervisor.told_to_end))
     drain = functools.partial(supervisor.close, cancel_pending=False, cancel_running=False)
     weakref.finalize(executor, drain).atexit = False
 
@@ -385,13 +407,25 @@ _default_lock = threading.Lock()
 _default: list[JobExecutor] = []
 
 
+def enter_executor(find: Callable[[], JobExecutor]) -> contextvars.Token[Callable[[], JobExecutor] | None]:
+    """Let `find` give what `current_executor` gives from here on: it is called when first one is needed."""
+    return _current.set(find)
+
+
+def leave_executor(token: contextvars.Token[Callable[[], JobExecutor] | None]) -> None:
+    """Let what was before `enter_executor` count again; of no effect in another context than it was entered in."""
+    with contextlib.suppress(ValueError):
+        _current.reset(token)
+
+
 def current_executor() -> JobExecutor:
     """The innermost `with JobExecutor(...)` around the caller; else one per process, made from the configuration."""
-    executor = _current.get()
-    if executor is not None:
-        return executor
+    find = _current.get()
+    if find is not None:
+        return find()
     with _default_lock:
-        if not _default or _default[0]._supervisor.closed.is_set():
+        # One that a signal has ended is not replaced while the program ends: nothing is to start any more.
+        if not _default or (_default[0]._supervisor.closed.is_set() and signal_watch.ended_by is None):
             config = load_config()
             _default[:] = [JobExecutor(config.executor.max_workers, config=config)]
         return _default[0]

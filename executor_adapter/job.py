@@ -77,7 +77,9 @@ class ErrorCode(StrEnum):
     NETWORK_ERROR = "NETWORK_ERROR"
     """The other side could not be reached."""
     API_ERROR = "API_ERROR"
-    """The other side answered, with an error."""
+    """The other side answered, with an error that may pass."""
+    REQUEST_ERROR = "REQUEST_ERROR"
+    """The other side refused what was asked of it (HTTP 4xx): it would again. Not retried."""
     RATE_LIMITED = "RATE_LIMITED"
     """The other side asked to slow down (HTTP 429)."""
     DATA_ERROR = "DATA_ERROR"
@@ -182,6 +184,7 @@ class LiveState:
         "retry_at",
         "started_at",
         "status",
+        "surroundings",
         "timers",
     )  # fmt: skip
 
@@ -210,6 +213,7 @@ class LiveState:
         self.pool = ""
         self.queued_at = 0.0
         self.place = False
+        self.surroundings: Any = None
         self.timers: dict[str, Any] | None = None
 
 
@@ -279,6 +283,7 @@ def _check_memory_limit(value: Any) -> Any:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
+MemoryLimit = Annotated[Annotated[int, Field(gt=0)] | None, BeforeValidator(_check_memory_limit)]
 PoolName = Literal["auto", "coroutine", "thread", "process", "dask", "ray"]
 
 
@@ -316,7 +321,7 @@ class Job(BaseModel):
     retry_attempts: int = Field(default=3, ge=0)
     retry_delay: float = Field(default=60.0, ge=0, allow_inf_nan=False)
     retry: RetryPolicy | None = None
-    memory_limit: Annotated[Annotated[int, Field(gt=0)] | None, BeforeValidator(_check_memory_limit)] = None
+    memory_limit: MemoryLimit = None
     priority: int = 0
     dedupe_key: str | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)

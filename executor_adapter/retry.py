@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 NEVER_RETRIED = frozenset(
-    {"DATA_ERROR", "CONFIGURATION_ERROR", "SERIALIZATION_ERROR", "CANCELLED", "DEADLINE_EXCEEDED"}
+    {"DATA_ERROR", "REQUEST_ERROR", "CONFIGURATION_ERROR", "SERIALIZATION_ERROR", "CANCELLED", "DEADLINE_EXCEEDED"}
 )
 """Codes that a retry would only meet again; a rule of the user's own may say otherwise."""
 
@@ -43,6 +43,7 @@ class RetryPolicy(BaseModel):
     """How often and how soon: the n-th retry waits `retry_delay * backoff_coefficient ** (n - 1)` seconds, at most
     `max_delay`, give or take a random share of `jitter`.
 
+    `delays`: given one by one instead, the last for all further retries; `max_delay` does not cap them.
     `crash_attempts`: of the retries, at most so many after WORKER_CRASHED or MEMORY_LIMIT; past it the job is
     quarantined. `retry_attempts=0` means one attempt, whatever happens.
     """
@@ -55,7 +56,21 @@ class RetryPolicy(BaseModel):
     max_delay: float = Field(default=900.0, ge=0, allow_inf_nan=False)
     jitter: float = Field(default=0.1, ge=0, le=1)
     crash_attempts: int = Field(default=2, ge=0)
+    delays: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = ()
     rules: tuple[RetryRule, ...] = ()
+
+    def delay_before(self, retry: int, rule: RetryRule | None = None) -> float:
+        """Seconds before the given retry (from 1), without jitter; `rule` may say otherwise."""
+        if self.delays and (rule is None or rule.retry_delay is None):
+            return self.delays[min(retry, len(self.delays)) - 1]
+        first, growth = self.retry_delay, self.backoff_coefficient
+        if rule is not None:
+            first = first if rule.retry_delay is None else rule.retry_delay
+            growth = growth if rule.backoff_coefficient is None else rule.backoff_coefficient
+        try:
+            return float(min(first * growth ** (retry - 1), self.max_delay))
+        except OverflowError:
+            return self.max_delay
 
 
 _attempts_in_tests: int | None = None
@@ -74,7 +89,7 @@ def in_force(policy: RetryPolicy) -> RetryPolicy:
         return policy
     fewer = min(policy.retry_attempts, _attempts_in_tests - 1)
     rules = tuple(rule.model_copy(update={"retry_delay": 0.0}) for rule in policy.rules)
-    return policy.model_copy(update={"retry_attempts": fewer, "retry_delay": 0.0, "rules": rules})
+    return policy.model_copy(update={"retry_attempts": fewer, "retry_delay": 0.0, "delays": (), "rules": rules})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,21 +138,11 @@ def decide(
             reason=f"{crashes} crashes are more than crash_attempts={policy.crash_attempts}",
             quarantine=True,
         )
-    rule = rule or RetryRule(codes=(code,))
-    first = policy.retry_delay if rule.retry_delay is None else rule.retry_delay
-    growth = policy.backoff_coefficient if rule.backoff_coefficient is None else rule.backoff_coefficient
+    delay = policy.delay_before(attempt, rule) * (1.0 + policy.jitter * (2.0 * draw() - 1.0))
     return RetryDecision(
         retry=True,
-        delay=max(_backoff(first, growth, attempt, policy, draw), retry_after or 0.0),
+        delay=max(delay, retry_after or 0.0),
         reason=f"retry {attempt} of {policy.retry_attempts}",
-        memory_factor=rule.memory_factor,
-        alone=rule.alone,
+        memory_factor=1.0 if rule is None else rule.memory_factor,
+        alone=rule is not None and rule.alone,
     )
-
-
-def _backoff(first: float, growth: float, attempt: int, policy: RetryPolicy, draw: Callable[[], float]) -> float:
-    try:
-        delay = min(first * growth ** (attempt - 1), policy.max_delay)
-    except OverflowError:
-        delay = policy.max_delay
-    return delay * (1.0 + policy.jitter * (2.0 * draw() - 1.0))

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from executor_adapter.config import Settings, StageSettings, load_config
+from executor_adapter.config import Settings, Stage, StageSettings, load_config
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.executor import ExecutorStats, JobExecutor
 from executor_adapter.functions import is_coroutine_function, resolve
@@ -38,7 +38,7 @@ class _Scheduler:
     and how many start in a second.
     """
 
-    section: ClassVar[str]
+    section: ClassVar[Stage]
     bound_metadata: ClassVar[tuple[str, ...]]
     """Keys of a job's metadata that its function gets as arguments of the same name, if it takes them."""
 
@@ -67,12 +67,13 @@ class _Scheduler:
             if self._executor is not None:
                 return
             config = self._config or load_config()
-            section = self._settings(config)
+            section: StageSettings = getattr(config, self.section)
             max_workers = self._max_concurrent_jobs or section.max_concurrent_jobs
+            config = config.for_stage(self.section)
             self._executor = JobExecutor(max_workers, config=config, tool_limits=self._tool_limits)
             waiting, self._waiting = self._waiting, []
             for job in waiting:
-                self._submit(job, self._executor)
+                self._executor.submit(job)
 
     async def stop(self, timeout: float | None = STOP_TIMEOUT) -> None:
         """Cancel what waits and let what runs end; after `timeout` seconds (None: never) cancel that too."""
@@ -113,22 +114,10 @@ class _Scheduler:
         self._bind(job)
         with self._lock:
             if self._executor is not None:
-                self._submit(job, self._executor)
+                self._executor.submit(job)
             else:
                 check_job(job)
                 self._waiting.append(job)
-
-    def _submit(self, job: Job, executor: JobExecutor) -> None:
-        section = self._settings(executor.config)
-        configured = {
-            "max_runtime": section.job_timeout,
-            "retry_attempts": section.retry_attempts,
-            "retry_delay": section.retry_delay,
-        }
-        for field, value in configured.items():
-            if field not in job.model_fields_set:
-                setattr(job, field, value)
-        executor.submit(job)
 
     def _bind(self, job: Job) -> None:
         """Give the function what the job knows under a name that it takes and does not have yet."""
@@ -142,16 +131,11 @@ class _Scheduler:
     def _choose_pool(self, job: Job) -> None:
         """Collection waits for others: a coroutine or a thread, as pool="auto" gives."""
 
-    @classmethod
-    def _settings(cls, config: Settings) -> StageSettings:
-        section: StageSettings = getattr(config, cls.section)
-        return section
-
 
 class CollectionScheduler(_Scheduler):
     """Runs collection jobs: coroutine functions on an event loop, others in threads."""
 
-    section = "collection"
+    section: ClassVar[Stage] = "collection"
     bound_metadata = ("collection_type",)
 
     async def add_manual_job(
@@ -177,7 +161,7 @@ class CollectionScheduler(_Scheduler):
 class ProcessingScheduler(_Scheduler):
     """Runs processing jobs: synchronous functions in processes, coroutine functions on an event loop."""
 
-    section = "processing"
+    section: ClassVar[Stage] = "processing"
     bound_metadata = ("processing_stage",)
 
     async def add_processing_job(

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import functools
 import logging
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -45,6 +47,7 @@ from executor_adapter.outcome import (
 )
 from executor_adapter.pools.base import Assignment, Ending, WorkerPool
 from executor_adapter.retry import CRASHES, RetryDecision, decide
+from executor_adapter.surroundings import Surroundings
 from executor_adapter.throttle import Throttle, ToolLimit
 
 if TYPE_CHECKING:
@@ -106,7 +109,14 @@ class Supervisor:
 
     # ------------------------------------------------------------------ from any thread
 
-    def admit(self, job: Job, *, driver: JobDriver | None = None, timeout: float | None = None) -> JobFuture:
+    def admit(
+        self,
+        job: Job,
+        *,
+        driver: JobDriver | None = None,
+        surroundings: Surroundings | None = None,
+        timeout: float | None = None,
+    ) -> JobFuture:
         """Take a job in: checked, prepared for its pool and queued. See Intake for what it raises."""
         self.intake.refuse_if_closed()
         if (twin := self.intake.twin(job)) is not None:
@@ -115,6 +125,7 @@ class Supervisor:
         live.pool, live.payload = check_job(job)
         live.memory_limit = job.memory_limit
         live.driver = driver
+        live.surroundings = surroundings
         live.queued_at = self.now()
         future = self.intake.enter(job, JobFuture(job, self), timeout)
         self._wake()
@@ -150,6 +161,18 @@ class Supervisor:
         elif not self.closed.is_set():
             self._loop.close()
             self._over()
+
+    def told_to_end(self, number: signal.Signals) -> None:
+        """The program ends by a signal: so do all jobs, and no further ones are taken.
+
+        At a prompt, where the program goes on, the jobs end and the executor stays.
+        """
+        if self.intake.jobs:
+            logger.warning("%s ends %d jobs", number.name, len(self.intake.jobs))
+        if hasattr(sys, "ps1"):
+            self.call_soon(self._cancel_all)
+        else:
+            self.close(cancel_pending=True, cancel_running=True)
 
     def _is_started(self) -> bool:
         with self._start_lock:
@@ -273,6 +296,8 @@ class Supervisor:
         assignment.memory_limit = live.memory_limit
         assignment.run_time = run_time = self._run_times.of(job.function)
         assignment.short = run_time.seconds <= SHORT_RUN
+        if live.surroundings is not None:
+            live.surroundings.prepare(assignment)
         return assignment
 
     def _give_to_pool(self, assignment: Assignment) -> None:
@@ -351,7 +376,9 @@ class Supervisor:
             self._running.alive(assignment, self.now())
         elif topic == "checkpoint":
             live.checkpoint = content
-        if live.driver is not None:
+        if live.surroundings is not None:
+            live.surroundings.said(assignment, topic, content)
+        elif live.driver is not None:
             live.driver.said(topic, content)
         elif topic in ("log", "output"):
             log_said(assignment, topic, content)
@@ -447,7 +474,7 @@ class Supervisor:
         self.intake.leave(job)
         # Let go of what only a live job needs. The future holds the job, so the job must not hold the future.
         future, live.future = live.future, None
-        live.payload = live.assignment = live.timers = live.checkpoint = None
+        live.payload = live.assignment = live.timers = live.checkpoint = live.surroundings = None
         assert future is not None
         future.settle(value, error)
         if self.intake.closed and not self.intake.jobs:
@@ -512,6 +539,10 @@ class Supervisor:
                 self._end_early(job, StopReason.CANCEL)
         if not self.intake.jobs:
             self._close_pools()
+
+    def _cancel_all(self) -> None:
+        for job in list(self.intake.jobs.values()):
+            self._end_early(job, StopReason.CANCEL)
 
     def _close_pools(self) -> None:
         if self._pools_open:

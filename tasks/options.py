@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from typing import Any
 
-from executor_adapter.config import FilesTool, RestTool, Settings, StageSettings
+from executor_adapter.config import FilesTool, FileTable, RestResource, RestTool, Settings, StageSettings, Tool
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.retry import RetryPolicy
 from tasks import rules
@@ -17,9 +18,13 @@ def limits(settings: StageSettings) -> dict[str, Any]:
     return {"max_runtime": settings.job_timeout, "retry": policy}
 
 
-def schemas_of(tool: FilesTool | RestTool) -> dict[str, str | None]:
+def schemas_of(tool: Tool) -> dict[str, str | None]:
     """The tool's tables, each with the name of its rules."""
-    tables = tool.tables if isinstance(tool, FilesTool) else tool.resources
+    tables: Mapping[str, FileTable | RestResource] = {}
+    if isinstance(tool, FilesTool):
+        tables = tool.tables
+    elif isinstance(tool, RestTool):
+        tables = tool.resources
     return {name: table.schema_name for name, table in tables.items()}
 
 
@@ -34,7 +39,7 @@ def check_tools(settings: Settings, names: list[str] | None = None) -> tuple[str
     for name in names or ():
         if name not in settings.tools:
             raise ConfigurationError(f"tools: {name!r} is not described: must be one of {', '.join(settings.tools)}")
-    chosen = tuple(names or settings.tools)
+    chosen = tuple(names or (name for name, tool in settings.tools.items() if schemas_of(tool)))
     for name in chosen:
         tool = settings.tools[name]
         kind = "tables" if isinstance(tool, FilesTool) else "resources"

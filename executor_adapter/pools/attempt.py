@@ -225,5 +225,6 @@ def _sendable(error: BaseException) -> Exception:
 
 
 def _told_apart(error: BaseException, message: str) -> JobError:
-    code = getattr(error, "error_code", None)
-    return JobError(message, error_code=code if isinstance(code, str) else None)
+    from executor_adapter.error_codes import error_code_of, retry_after_of  # here: a worker that never fails needs none
+
+    return JobError(message, error_code=error_code_of(error), retry_after=retry_after_of(error))

@@ -3,11 +3,13 @@
 # Not lazily, as the package above does: a module imported later would take the name of the function `job_task`.
 from executor_adapter.executor import preload_in_workers
 from executor_adapter.prefect.job_task import JobTask, job_task
+from executor_adapter.prefect.plain_task import job_options
 from executor_adapter.prefect.reconcile import ReconcileReport, wait_until_recorded
+from executor_adapter.prefect.task_runner import JobTaskRunner
 
 PRELOAD = ("prefect.main", "executor_adapter.prefect")
 """What a worker needs to run a job task: 0.6 s to import, so best imported once, before workers are forked."""
 
-__all__ = ["PRELOAD", "JobTask", "ReconcileReport", "job_task", "wait_until_recorded"]
+__all__ = ["PRELOAD", "JobTask", "JobTaskRunner", "ReconcileReport", "job_options", "job_task", "wait_until_recorded"]
 
 preload_in_workers(*PRELOAD)

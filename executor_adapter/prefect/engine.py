@@ -15,10 +15,11 @@ import asyncio
 import concurrent.futures
 import contextlib
 import contextvars
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Self
 
 import anyio
 from prefect.client.schemas.objects import State
@@ -78,6 +79,17 @@ class SyncJobEngine(JobEngine, SyncTaskRunEngine[..., Any]):
             self.handle_exception(error)
             return
         super().begin_run()
+
+    @contextlib.contextmanager
+    def run_context(self) -> Iterator[Self]:
+        """Where an attempt runs. The task's `timeout_seconds` is the job's limit, which needs no clock here."""
+        with self.setup_run_context():
+            try:
+                yield self
+            except TimeoutError as error:
+                self.handle_timeout(error)
+            except Exception as error:
+                self.handle_exception(error)
 
     def call_task_fn(self, transaction: Transaction) -> Any:
         """Run one attempt; a result that is cached needs none."""
@@ -184,6 +196,17 @@ class AsyncJobEngine(JobEngine, AsyncTaskRunEngine[..., Any]):
 
     def _log_message(self, topic: str, content: Any) -> None:
         log_message(self.logger, topic, content)
+
+    @contextlib.asynccontextmanager
+    async def run_context(self) -> AsyncIterator[Self]:
+        """Where an attempt runs. The task's `timeout_seconds` is the job's limit, which needs no clock here."""
+        async with self.setup_run_context():
+            try:
+                yield self
+            except TimeoutError as error:
+                await self.handle_timeout(error)
+            except Exception as error:
+                await self.handle_exception(error)
 
     async def call_task_fn(self, transaction: AsyncTransaction) -> Any:
         """Run one attempt; a result that is cached needs none."""

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from prefect import Task
 from prefect.client.schemas.objects import State, StateType, TaskRun
 from prefect.exceptions import FailedRun
 
@@ -19,10 +20,10 @@ from executor_adapter.prefect.child import TASK_RUN_SCOPE, task_run_payload
 from executor_adapter.prefect.events import final_states
 from executor_adapter.prefect.states import awaiting_retry, failure_kind, failure_message
 from executor_adapter.retry import RetryDecision
+from executor_adapter.signals import signal_watch
 
 if TYPE_CHECKING:
     from executor_adapter.driver import JobDriver
-    from executor_adapter.prefect.job_task import JobTask
 
 IN_THIS_PROCESS = frozenset({"auto", "thread", "coroutine"})
 """Pools whose functions see the engine's own context variables."""
@@ -36,11 +37,13 @@ _lock = threading.Lock()
 class JobRun:
     """The job behind one task run, from the moment its inputs are known until a final state settles it.
 
-    Its engine's thread uses it; `end_early` alone may be called from elsewhere.
+    Its engine's thread uses it; `end_early` alone may be called from elsewhere. `make_job` makes the job of the call,
+    from the task run's id and the call's parameters.
     """
 
-    def __init__(self, task: JobTask[..., Any]) -> None:
+    def __init__(self, task: Task[..., Any], make_job: Callable[[str, Mapping[str, Any]], Job]) -> None:
         self.task = task
+        self._make_job = make_job
         self.driver: JobDriver | None = None
         self.due: Future[None] | None = None
         """Resolves when the next attempt may ask for a slot; None where no retry is pending."""
@@ -72,7 +75,7 @@ class JobRun:
         """
         if self._ended_early.is_set():
             raise JobCancelledError(ENDED_EARLY)
-        job, executor = self.task.make_job(str(task_run.id), parameters), current_executor()
+        job, executor = self._make_job(str(task_run.id), parameters), current_executor()
         self._twin = self._find_twin(job, executor)
         if self._twin is not None:
             return self._twin._over
@@ -144,7 +147,7 @@ class JobRun:
 
     def named(self, state: State[Any]) -> State[Any]:
         """`state`, named by the table of `states` if it tells of this job's failure."""
-        if state.name == "NotReady" and self._ended_early.is_set():
+        if state.name == "NotReady" and (self._ended_early.is_set() or signal_watch.ended_by is not None):
             # What it waited for was cancelled with the flow run, and so is this.
             self.failure, state.type = JobCancelledError(ENDED_EARLY), StateType.FAILED
         if self.failure is None or state.type not in {StateType.FAILED, StateType.CRASHED}:
@@ -180,6 +183,10 @@ class JobRun:
         self._ended_early.set()
         if self.driver is not None and (cancel_running or self.driver.job.status is not JobStatus.RUNNING):
             self.driver.cancel()
+
+    def cancel(self) -> None:
+        """The flow run is cancelled: end the job wherever it is, and begin no further attempt; from any thread."""
+        self.end_early(cancel_running=True)
 
     def give_up(self, error: Exception) -> Exception:
         """Begin no further attempt after an error of the engine's own; what the final state is to tell."""

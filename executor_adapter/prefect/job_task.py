@@ -20,21 +20,20 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
 from prefect import Task
-from prefect.utilities.callables import get_call_parameters, parameters_to_args_kwargs
+from prefect.utilities.callables import get_call_parameters
 from prefect.utilities.visualization import get_task_viz_tracker, track_viz_task
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job import Job
-from executor_adapter.prefect.options import check_job_options, merge_options, shown_retries, split_options
-from executor_adapter.prefect.run import run_async, run_sync
-from executor_adapter.prefect.task_runner import flow_run_context_for_jobs
+from executor_adapter.prefect.companion import flow_run_context_for_jobs, watching
+from executor_adapter.prefect.job_run import JobRun
+from executor_adapter.prefect.options import check_job_options, job_of_call, merge_options, split_options
+from executor_adapter.prefect.retries import shown_retries
+from executor_adapter.prefect.run import ReturnType, run_async, run_sync
 
 P = ParamSpec("P")
 R = TypeVar("R")
 Method = TypeVar("Method", bound=Callable[..., Any])
-
-FORMATTED = ("tool_name", "dedupe_key")
-"""Fields of a Job in which `{parameter}` stands for a call's argument, as in Prefect's `task_run_name`."""
 
 
 def _typed_as(method: Method) -> Callable[[Callable[..., Any]], Method]:
@@ -73,12 +72,7 @@ class JobTask(Task[P, R]):
 
     def make_job(self, job_id: str, parameters: Mapping[str, Any]) -> Job:
         """The job of one call; `parameters` are bound to the function's signature, and its futures resolved."""
-        args, kwargs = parameters_to_args_kwargs(self.fn, dict(parameters))
-        options = dict(self.job_options)
-        for name in FORMATTED:
-            if isinstance(options.get(name), str):
-                options[name] = options[name].format(**parameters)
-        return Job(job_id=job_id, function=self.fn, args=args, kwargs=kwargs, **options)
+        return job_of_call(self, self.job_options, job_id, parameters)
 
     def with_options(self, **options: Any) -> JobTask[P, R]:
         """A copy of this task with some options changed, of a Job or of a Prefect task."""
@@ -99,7 +93,9 @@ class JobTask(Task[P, R]):
             isasync: Any = self.isasync
             return track_viz_task(isasync, self.name, parameters, self.viz_return_value)
         run = run_async if self.isasync else run_sync
-        return run(self, parameters, wait_for=wait_for, return_type="state" if return_state else "result")
+        job_run = JobRun(self, self.make_job)
+        return_type: ReturnType = "state" if return_state else "result"
+        return run(job_run, parameters, wait_for=wait_for, return_type=return_type, scope=watching(job_run.cancel))
 
     if not TYPE_CHECKING:  # there Task's overloads stand: they give a call the function's own types
         __call__ = _call

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from contextlib import AbstractContextManager
+from typing import Any, Literal
 
 from prefect.client.schemas.objects import RunInput, State, TaskRun
 from prefect.utilities.engine import should_log_prints
@@ -13,39 +14,39 @@ from executor_adapter.prefect.engine import AsyncJobEngine, SyncJobEngine
 from executor_adapter.prefect.job_run import JobRun
 from executor_adapter.prefect.logs import keep_print_patched
 
-if TYPE_CHECKING:
-    from executor_adapter.prefect.job_task import JobTask
-
 ReturnType = Literal["state", "result"]
+
+_NO_SCOPE = contextlib.nullcontext()
 
 
 def run_sync(
-    task: JobTask[..., Any],
+    job_run: JobRun,
     parameters: dict[str, Any],
     *,
     wait_for: Iterable[Any] | None = None,
     return_type: ReturnType = "result",
     task_run: TaskRun | None = None,
     dependencies: dict[str, set[RunInput]] | None = None,
-    job_run: JobRun | None = None,
+    scope: AbstractContextManager[object] = _NO_SCOPE,
 ) -> Any:
-    """Run `task` and block until it is over; its value, or its final State with `return_type="state"`.
+    """Run the task of `job_run` and block until it is over; its value, or its final State with `return_type="state"`.
 
-    `task_run`: one that exists already (its Pending was told to the server); else one is made.
+    `task_run`: one that exists already (its Pending was told to the server); else one is made. `scope`: entered around
+    all of it.
 
     Raises:
         Exception: the function's own, or the executor's; with `return_type="state"` it is in the state instead.
     """
-    if should_log_prints(task):
+    if should_log_prints(job_run.task):
         keep_print_patched()
     engine = SyncJobEngine(
-        task=task,
+        task=job_run.task,
         parameters=parameters,
         task_run=task_run,
         wait_for=wait_for,
-        job_run=job_run or JobRun(task),
+        job_run=job_run,
     )
-    with contextlib.closing(engine.job_run):
+    with contextlib.closing(job_run), scope:
         try:
             with engine.start(dependencies=dependencies):
                 while engine.is_running():
@@ -55,27 +56,28 @@ def run_sync(
         except Exception as error:
             if not engine.has_no_end():
                 raise
-            engine.handle_exception(engine.job_run.give_up(error))
+            engine.handle_exception(job_run.give_up(error))
     return engine.state if return_type == "state" else engine.result()
 
 
 async def run_async(
-    task: JobTask[..., Any],
+    job_run: JobRun,
     parameters: dict[str, Any],
     *,
     wait_for: Iterable[Any] | None = None,
     return_type: ReturnType = "result",
+    scope: AbstractContextManager[object] = _NO_SCOPE,
 ) -> State[Any] | Any:
-    """Run `task` in the running event loop, as `run_sync` does in a thread."""
-    if should_log_prints(task):
+    """Run the task of `job_run` in the running event loop, as `run_sync` does in a thread."""
+    if should_log_prints(job_run.task):
         keep_print_patched()
     engine = AsyncJobEngine(
-        task=task,
+        task=job_run.task,
         parameters=parameters,
         wait_for=wait_for,
-        job_run=JobRun(task),
+        job_run=job_run,
     )
-    with contextlib.closing(engine.job_run):
+    with contextlib.closing(job_run), scope:
         try:
             async with engine.start():
                 while engine.is_running():
@@ -89,5 +91,5 @@ async def run_async(
         except Exception as error:
             if not engine.has_no_end():
                 raise
-            await engine.handle_exception(engine.job_run.give_up(error))
+            await engine.handle_exception(job_run.give_up(error))
     return engine.state if return_type == "state" else await engine.result()

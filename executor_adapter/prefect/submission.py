@@ -11,26 +11,26 @@ import threading
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, NoReturn, cast
 
+from prefect import Task
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import RunInput, State, TaskRun
 from prefect.futures import PrefectConcurrentFuture
 from prefect.states import Pending
 
+from executor_adapter.exceptions import JobCancelledError
+from executor_adapter.prefect.cancellation import FlowRunWatch, watch_flow_run
 from executor_adapter.prefect.events import current_flow_run, emit_state, flush_events
 from executor_adapter.prefect.job_run import JobRun
 from executor_adapter.prefect.run import run_sync
-
-if TYPE_CHECKING:
-    from executor_adapter.prefect.job_task import JobTask
 
 MAX_THREADS = 32_768
 """Live task runs of one flow run: beyond it they queue. `run_jobs` needs no thread a job."""
 
 
 class JobTaskFuture(PrefectConcurrentFuture[Any]):
-    """The future of a submitted job task: its state is known here, without asking the server."""
+    """The future of a submitted task: its state is known here, without asking the server."""
 
     def __init__(self, task_run: TaskRun, wrapped_future: Future[Any]) -> None:
         super().__init__(task_run.id, wrapped_future)
@@ -43,7 +43,7 @@ class JobTaskFuture(PrefectConcurrentFuture[Any]):
 
 
 def create_task_run(
-    task: JobTask[..., Any],
+    task: Task[..., Any],
     parameters: dict[str, Any],
     wait_for: Iterable[Any] | None,
     dependencies: dict[str, set[RunInput]] | None,
@@ -68,44 +68,62 @@ def create_task_run(
 
 
 class EngineThreads:
-    """The threads of one flow run's submitted job tasks."""
+    """The threads of one flow run's submitted tasks."""
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="job-task")
+        self._threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="task-engine")
         self._live: set[JobRun] = set()
         self._lock = threading.Lock()
         self._closed = False
+        self._watch: FlowRunWatch | None = None
+
+    def watch(self) -> None:
+        """Hear of the cancel of the flow run around the caller, from now on until all is over."""
+        flow_run = current_flow_run()
+        with self._lock:
+            if self._watch is not None or self._closed or flow_run is None:
+                return
+            self._watch = watch_flow_run(flow_run.id, self.cancel, until_over=True)
+
+    def cancel(self) -> None:
+        """Begin nothing further, and end what runs."""
+        self.end_early(cancel_running=True)
 
     def submit(
         self,
-        task: JobTask[..., Any],
+        job_run: JobRun,
         parameters: dict[str, Any],
         wait_for: Iterable[Any] | None = None,
         dependencies: dict[str, set[RunInput]] | None = None,
     ) -> JobTaskFuture:
-        """Run `task` in the caller's context variables; the future gives its final State.
+        """Run the task of `job_run` in the caller's context variables; the future gives its final State.
 
         Raises:
             RuntimeError: the flow run is over.
+            JobCancelledError: it was cancelled.
         """
+        self.watch()
         if self._closed:
-            raise RuntimeError(f"task {task.name!r} was submitted after its flow run had ended")
-        task_run = create_task_run(task, parameters, wait_for, dependencies)
-        job_run = JobRun(task)
+            self._refuse(job_run.task.name)
+        task_run = create_task_run(job_run.task, parameters, wait_for, dependencies)
         with self._lock:
             self._live.add(job_run)
         future = self._threads.submit(
             copy_context().run,
             run_sync,
-            task,
+            job_run,
             parameters,
             wait_for=wait_for,
             return_type="state",
             task_run=task_run,
-            job_run=job_run,
         )
         future.add_done_callback(lambda _: self._forget(job_run))
         return JobTaskFuture(task_run, future)
+
+    def _refuse(self, name: str) -> NoReturn:
+        if self._watch is not None and self._watch.cancelled:
+            raise JobCancelledError(f"task {name!r} was submitted after its flow run was cancelled")
+        raise RuntimeError(f"task {name!r} was submitted after its flow run had ended")
 
     def _forget(self, job_run: JobRun) -> None:
         with self._lock:
@@ -128,3 +146,6 @@ class EngineThreads:
             self._threads.shutdown(wait=True)
             flush_events()
             raise
+        finally:
+            if self._watch is not None:
+                self._watch.close()

@@ -1,39 +1,76 @@
-"""The task runner that runs a flow's job tasks beside the flow's own, which knows nothing of them."""
+"""JobTaskRunner: each task that a flow submits is one Job, by changing one line of the flow.
+
+    @flow(task_runner=JobTaskRunner(max_workers=4, pool="process"))
+
+Prefect's engine stays here, in a thread a task; the function alone goes to a pool.
+"""
 
 from __future__ import annotations
 
-import sys
+import functools
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from contextvars import Token
+from types import TracebackType
 from typing import Any, Self
+from uuid import UUID
 
 from prefect.client.schemas.objects import RunInput
-from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner
+from prefect.tasks import Task
 
-from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.prefect.events import flush_events
+from executor_adapter.config import load_config
+from executor_adapter.executor import JobExecutor, enter_executor, leave_executor
+from executor_adapter.prefect.events import current_flow_run, flush_events
+from executor_adapter.prefect.job_run import JobRun
+from executor_adapter.prefect.plain_task import check_defaults, job_maker
+from executor_adapter.prefect.reconcile import wait_until_recorded
 from executor_adapter.prefect.submission import EngineThreads
 
-_lock = threading.Lock()
 
+class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
+    """Runs submitted tasks as jobs of an executor of its own; a `with JobExecutor(...)` inside the flow comes first.
 
-class CompanionTaskRunner(TaskRunner[PrefectFuture[Any]]):
-    """Runs job tasks in engine threads; leaves all other tasks to the flow's own runner.
+    `max_workers`: at most so many attempts at once; default: the configuration's `executor.max_workers`.
+    `pool`: where functions run: "auto" (a coroutine function as a coroutine, any other in a thread), "thread",
+    "coroutine" or "process". `job_fields`: further fields of `Job`, for all tasks that do not say otherwise.
 
-    It lives as long as that runner is entered. When the flow ends, jobs that run are waited for and the others are
-    cancelled, as Prefect's ThreadPoolTaskRunner does; when it ends by a signal or its like, all are cancelled.
+    A plain task's `timeout_seconds` is the job's `max_runtime`, and hard; its `retries` are made by the executor's
+    rules, after crashes too. `job_options` says more of one task; a job task keeps to its own options.
+
+    When the flow ends, jobs that run are waited for and those that wait are cancelled, as by Prefect's
+    ThreadPoolTaskRunner; then the server is waited for until it has recorded how each task ended (see
+    `wait_until_recorded`). When the flow is interrupted, by a signal or its like, all end at once.
+
+    Raises:
+        TypeError: a field is unknown, or each task's own.
+        InvalidJobError: a value is none that could ever work.
     """
 
-    def __init__(self, beside: TaskRunner[Any]) -> None:
+    def __init__(self, max_workers: int | None = None, pool: str = "auto", **job_fields: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.beside = beside
-        self._threads = EngineThreads()
+        if max_workers is not None and max_workers < 1:
+            raise ValueError(f"max_workers={max_workers} leaves no worker: give at least 1")
+        self.max_workers = max_workers
+        self.job_fields = {"pool": pool, **job_fields}
+        check_defaults(self.job_fields)
+        self._run: _RunnerOfOneFlow | None = None
 
     def duplicate(self) -> Self:
         """A runner for another flow run."""
-        return type(self)(self.beside.duplicate())
+        return type(self)(self.max_workers, **self.job_fields)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, JobTaskRunner):
+            return NotImplemented
+        return (self.max_workers, self.job_fields) == (other.max_workers, other.job_fields)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy is not entered, wherever it arrives: threads, locks and jobs stay here."""
+        return functools.partial(type(self), self.max_workers, **self.job_fields), ()
 
     def submit(
         self,
@@ -42,75 +79,79 @@ class CompanionTaskRunner(TaskRunner[PrefectFuture[Any]]):
         wait_for: Iterable[PrefectFuture[Any]] | None = None,
         dependencies: dict[str, set[RunInput]] | None = None,
     ) -> PrefectFuture[Any]:
-        """Submit a job task here, any other to the flow's own runner."""
-        from executor_adapter.prefect.job_task import JobTask
+        """Submit a task, plain or a job task: it is Pending from now on.
 
-        if isinstance(task, JobTask):
-            return self._threads.submit(task, parameters, wait_for, dependencies)
-        return self.beside.submit(task, parameters, wait_for, dependencies)  # type: ignore[no-any-return]
+        Raises:
+            RuntimeError: outside the flow run, or once that is over.
+            InvalidJobError: the task can never be a job; the message says why.
+        """
+        if self._run is None:
+            raise RuntimeError("Task runner is not started: submit inside a flow, or in its `with` block")
+        return self._run.submit(task, self.job_fields, parameters, wait_for, dependencies)
 
-    def close(self, cancel_others: Callable[[], object]) -> None:
-        """End job tasks as the class says, around `cancel_others`, which does so with the flow's own runner's tasks."""
-        # Waiting jobs first: a task of the other runner may wait for one. Then the others: a job may wait for them.
-        interrupted = self._is_interrupted()
-        self._threads.end_early(cancel_running=interrupted)
+    def watch(self) -> None:
+        """Hear of the cancel of the flow run around the caller, as the first task submitted there would have it."""
+        if self._run is not None:
+            self._run.threads.watch()
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self._run = _RunnerOfOneFlow(self.max_workers)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        run, self._run = self._run, None
+        assert run is not None, "it is left once"
         try:
-            cancel_others()
+            run.end(interrupted=kind is not None and not issubclass(kind, Exception))
         finally:
-            self._threads.join()
+            super().__exit__(kind, error, traceback)
+
+
+class _RunnerOfOneFlow:
+    """What a JobTaskRunner holds while it is entered. The executor starts with the first job that asks for it."""
+
+    def __init__(self, max_workers: int | None) -> None:
+        self._max_workers = max_workers
+        self.threads = EngineThreads()
+        self._flow_runs: set[UUID] = set()
+        self._executor: JobExecutor | None = None
+        self._lock = threading.Lock()
+        self._entered: Token[Any] = enter_executor(self._find_executor)
+
+    def _find_executor(self) -> JobExecutor:
+        with self._lock:
+            if self._executor is None:
+                config = load_config()
+                self._executor = JobExecutor(self._max_workers or config.executor.max_workers, config=config)
+            return self._executor
+
+    def submit(
+        self,
+        task: Task[..., Any],
+        defaults: dict[str, Any],
+        parameters: dict[str, Any],
+        wait_for: Iterable[PrefectFuture[Any]] | None,
+        dependencies: dict[str, set[RunInput]] | None,
+    ) -> PrefectFuture[Any]:
+        if (flow_run := current_flow_run()) is not None:
+            self._flow_runs.add(flow_run.id)
+        job_run = JobRun(task, job_maker(task, defaults))
+        return self.threads.submit(job_run, parameters, wait_for, dependencies)
+
+    def end(self, *, interrupted: bool) -> None:
+        """Jobs first, then workers, then what the server knows."""
+        leave_executor(self._entered)
+        self.threads.end_early(cancel_running=interrupted)
+        try:
+            self.threads.join()
+        finally:
+            if self._executor is not None:
+                self._executor.shutdown(cancel_futures=True, timeout=0 if interrupted else None)
         if interrupted:
             flush_events()
-
-    @staticmethod
-    def _is_interrupted() -> bool:
-        """Whether the flow run ends by a signal or its like. Its own exceptions do not come so far, and an Exception
-        seen here is one that the flow's caller handles."""
-        error = sys.exc_info()[1]
-        return error is not None and not isinstance(error, Exception)
-
-
-class _CancelAll:
-    """Stands for `cancel_all` of a flow's task runner, which that calls when its flow run ends.
-
-    It is the one public method of Prefect's runners that is called then: `__exit__` is looked up on the class.
-    """
-
-    def __init__(self, companion: CompanionTaskRunner, cancel_all: Callable[[], object]) -> None:
-        self.companion = companion
-        self._cancel_all = cancel_all
-
-    def __call__(self) -> None:
-        self.companion.close(self._cancel_all)
-
-
-def companion_of(task_runner: TaskRunner[Any]) -> TaskRunner[Any]:
-    """The runner for job tasks beside `task_runner`, which is entered; made when first asked for.
-
-    Raises:
-        InvalidJobError: that runner has no way to say that its flow run ends.
-    """
-    if isinstance(task_runner, CompanionTaskRunner):
-        return task_runner
-    with _lock:
-        cancel_all = getattr(task_runner, "cancel_all", None)
-        if isinstance(cancel_all, _CancelAll):
-            return cancel_all.companion
-        if cancel_all is None:
-            name = type(task_runner).__name__
-            raise InvalidJobError(f"a job task cannot be submitted under {name}: use ThreadPoolTaskRunner, or call it")
-        companion = CompanionTaskRunner(task_runner).__enter__()
-        task_runner.cancel_all = _CancelAll(companion, cancel_all)  # type: ignore[attr-defined]
-        return companion
-
-
-def flow_run_context_for_jobs() -> FlowRunContext | None:
-    """The flow run context around the caller, with the companion for its task runner; None outside a flow run."""
-    context = FlowRunContext.get()
-    if context is None:
-        return None
-    task_runner = getattr(context, "task_runner", None)
-    if task_runner is None:
-        raise RuntimeError(
-            "a job in a worker process cannot submit tasks: submit them in the flow, or use pool='thread'"
-        )
-    return context.model_copy(update={"task_runner": companion_of(task_runner)})
+            return
+        for flow_run_id in self._flow_runs:
+            wait_until_recorded(flow_run_id)

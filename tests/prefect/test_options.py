@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 from prefect import Task
+from prefect import task as plain_task
+from prefect.tasks import exponential_backoff
 
 from executor_adapter import RetryPolicy
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.prefect import JobTask, job_task
+from executor_adapter.prefect.retries import policy_of
 
 
 def double(x: int) -> int:
@@ -76,9 +79,24 @@ def test_prefects_names_are_understood() -> None:
     job = job_task(retries=2, timeout_seconds=5)(double).make_job("id", {"x": 1})
     assert (job.policy.retry_attempts, job.max_runtime) == (2, 5.0)
     job = job_task(retries=3, retry_delay_seconds=7)(double).make_job("id", {"x": 1})
-    assert (job.policy.retry_attempts, job.policy.retry_delay, job.policy.backoff_coefficient) == (3, 7.0, 1.0)
-    with pytest.raises(InvalidJobError, match="retry=RetryPolicy"):
-        job_task(retries=2, retry_delay_seconds=[1, 2])(double)
+    assert (job.policy.retry_attempts, job.policy.delays, job.policy.jitter) == (3, (7.0,), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("delays", "meant"),
+    [([1, 2.5], (1.0, 2.5)), (exponential_backoff(backoff_factor=3), (3.0, 6.0, 12.0)), (0, (0.0,))],
+)
+def test_prefects_delays_are_a_number_a_list_or_a_callable(delays: Any, meant: tuple[float, ...]) -> None:
+    task = job_task(retries=3, retry_delay_seconds=delays, retry_jitter_factor=0.5)(double)
+    assert (task.job_options["retry"].delays, task.job_options["retry"].jitter) == (meant, 0.5)
+    assert task.with_options(retry_delay=9).job_options["retry"].delay_before(2) == 18
+    assert policy_of(plain_task(retries=3, retry_delay_seconds=delays)(double)).delays == meant
+
+
+@pytest.mark.parametrize("delays", [["soon"], "soon", -1, [float("nan")], True])
+def test_delays_that_are_none_are_refused(delays: Any) -> None:
+    with pytest.raises(InvalidJobError, match="retry_delay_seconds"):
+        job_task(retries=2, retry_delay_seconds=delays)(double)
 
 
 def test_prefect_is_shown_the_retries_but_not_left_to_time_out() -> None:

@@ -128,7 +128,7 @@ def test_settings_are_frozen() -> None:
         ("executor: {max_workers: yes}", "executor.max_workers: True is not allowed: must be a number"),
         ("collection: {job_timeout: .inf}", "collection.job_timeout: inf is not allowed: must be a finite"),
         ("collection:", "collection: None is not allowed: must be a mapping of keys to values"),
-        ("colection: {}", "colection is not a key: did you mean collection? allowed are collection, executor, lake"),
+        ("colection: {}", "colection is not a key: did you mean collection? allowed are collection, executor, job"),
         ("collection: {jobs_timeout: 5}", "collection.jobs_timeout is not a key: did you mean job_timeout? allowed"),
         ("tools: {../up: {source: files}}", "tools.../up: '../up' is not allowed: must be letters, digits"),
         ("tools: {x: {package: p}}", "tools.x.source is missing: must be 'files' or 'rest'"),
@@ -173,7 +173,11 @@ def test_a_named_file_must_be_there() -> None:
     [
         ("COLLECTION__JOB_TIMEOUT", "0", "collection.job_timeout: '0' is not allowed: must be greater than 0"),
         ("COLLECTION__JOBTIMEOUT", "1", "collection.jobtimeout is not a key: did you mean job_timeout?"),
-        ("COLECTION__JOB_TIMEOUT", "1", "EXECUTOR_ADAPTER_COLECTION__JOB_TIMEOUT is not a key: allowed are"),
+        (
+            "COLECTION__JOB_TIMEOUT",
+            "1",
+            "EXECUTOR_ADAPTER_COLECTION__JOB_TIMEOUT is not a key: did you mean EXECUTOR_ADAPTER_COLLECTION?",
+        ),
         ("COLLECTION", "x", 'error parsing value for field "collection"'),
     ],
 )

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import csv
+import email.message
+import errno
 import json
 import socket
+import ssl
+import subprocess
+import sys
+import urllib.error
 
 import httpx
 import pandas as pd
+import pandera.errors
+import pyarrow as pa
 import pytest
+import requests
+import yaml
+from pydantic import BaseModel, ValidationError
 
 from executor_adapter import error_codes
-from executor_adapter.error_codes import error_code_of, register_error_code
-from executor_adapter.exceptions import DataCollectionException, JobTimeoutError, MemoryLimitError, WorkerCrashedError
+from executor_adapter.error_codes import error_code_of, http_status_of, register_error_code, retry_after_of
+from executor_adapter.exceptions import (
+    ConfigurationError,
+    DataCollectionException,
+    JobTimeoutError,
+    MemoryLimitError,
+    WorkerCrashedError,
+)
+from executor_adapter.job import ErrorCode
+from executor_adapter.retry import NEVER_RETRIED
 
 REQUEST = httpx.Request("GET", "http://127.0.0.1")
 
@@ -32,15 +52,40 @@ def http_error(status: int) -> httpx.HTTPStatusError:
         (ConnectionRefusedError(), "NETWORK_ERROR"),
         (socket.gaierror(-2, "unknown name"), "NETWORK_ERROR"),
         (OSError(113, "no route to host"), "NETWORK_ERROR"),
-        (OSError(2, "no such file"), "EXECUTION_ERROR"),
+        (OSError(2, "a file that may come"), "EXECUTION_ERROR"),
+        (OSError(errno.ENOSPC, "disk full"), "EXECUTION_ERROR"),
+        (OSError(errno.EROFS, "read-only"), "CONFIGURATION_ERROR"),
+        (PermissionError(13, "no"), "CONFIGURATION_ERROR"),
+        (ModuleNotFoundError("x"), "CONFIGURATION_ERROR"),
+        (ssl.SSLCertVerificationError("x"), "CONFIGURATION_ERROR"),
+        (ssl.SSLEOFError("x"), "NETWORK_ERROR"),
         (httpx.ConnectError("x"), "NETWORK_ERROR"),
         (httpx.ReadTimeout("x"), "NETWORK_ERROR"),
         (http_error(500), "API_ERROR"),
-        (http_error(404), "API_ERROR"),
+        (http_error(503), "API_ERROR"),
+        (http_error(408), "API_ERROR"),
+        (http_error(404), "REQUEST_ERROR"),
+        (http_error(422), "REQUEST_ERROR"),
+        (http_error(401), "CONFIGURATION_ERROR"),
         (http_error(429), "RATE_LIMITED"),
         (json.JSONDecodeError("x", "doc", 0), "DATA_ERROR"),
         (UnicodeDecodeError("utf-8", b"", 0, 1, "x"), "DATA_ERROR"),
         (pd.errors.ParserError("x"), "DATA_ERROR"),
+        (pd.errors.OutOfBoundsDatetime("x"), "DATA_ERROR"),
+        (pandera.errors.SchemaDefinitionError("x"), "CONFIGURATION_ERROR"),
+        (pa.lib.ArrowInvalid("x"), "DATA_ERROR"),
+        (csv.Error("x"), "DATA_ERROR"),
+        (yaml.YAMLError("x"), "CONFIGURATION_ERROR"),
+        (ConfigurationError("x"), "CONFIGURATION_ERROR"),
+        (httpx.UnsupportedProtocol("x"), "CONFIGURATION_ERROR"),
+        (requests.exceptions.MissingSchema("x"), "CONFIGURATION_ERROR"),
+        (requests.exceptions.JSONDecodeError("x", "doc", 0), "DATA_ERROR"),
+        (requests.ReadTimeout("x"), "NETWORK_ERROR"),
+        (urllib.error.URLError("x"), "NETWORK_ERROR"),
+        (urllib.error.HTTPError("u", 404, "x", email.message.Message(), None), "REQUEST_ERROR"),
+        (ExceptionGroup("x", [ConnectionError(), ValueError()]), "NETWORK_ERROR"),
+        (ExceptionGroup("x", [ConnectionError(), UnicodeError()]), "DATA_ERROR"),
+        (SystemExit(404), "EXECUTION_ERROR"),
         (ValueError("x"), "EXECUTION_ERROR"),
     ],
 )
@@ -63,3 +108,74 @@ def test_kinds_of_one_s_own_are_registered() -> None:
     assert error_code_of(QuotaError("quota gone")) == "QUOTA"
     assert error_code_of(QuotaError("else")) == "GENERAL"
     assert error_code_of(RuntimeError()) == "GENERAL"
+
+
+def test_every_code_that_is_given_is_one_of_the_known() -> None:
+    """The module says them as plain text, since workers import it and not the enumeration."""
+    named = set(error_codes._BY_NAME.values()) | {code for _, code in error_codes._BUILTIN}
+    assert named <= set(ErrorCode)
+    assert error_codes._NEVER_RETRIED <= NEVER_RETRIED
+
+
+def test_a_pydantic_error_is_one_of_the_data() -> None:
+    class Row(BaseModel):
+        age: int
+
+    with pytest.raises(ValidationError) as caught:
+        Row.model_validate({"age": "old"})
+    assert error_code_of(caught.value) == "DATA_ERROR"
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"Retry-After": "7"}, 7.0),
+        ({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0),
+        ({"Retry-After": "soon"}, None),
+        ({}, None),
+    ],
+)
+def test_what_the_other_side_asks_to_wait(headers: dict[str, str], seconds: float | None) -> None:
+    response = httpx.Response(429, request=REQUEST, headers=headers)
+    assert retry_after_of(httpx.HTTPStatusError("no", request=REQUEST, response=response)) == seconds
+    message = email.message.Message()
+    for name, value in headers.items():
+        message[name] = value
+    assert retry_after_of(urllib.error.HTTPError("u", 429, "no", message, None)) == seconds
+
+
+def test_an_error_s_status_is_found_in_its_response() -> None:
+    assert http_status_of(http_error(418)) == 418
+    response = requests.Response()
+    response.status_code = 503
+    assert http_status_of(requests.HTTPError(response=response)) == 503
+    assert http_status_of(httpx.ConnectError("x")) is None
+    assert http_status_of(ValueError()) is None
+
+
+class _Hostile(Exception):
+    @property
+    def response(self) -> None:
+        raise RuntimeError("no response")
+
+
+@pytest.mark.usefixtures("_registrations")
+def test_no_error_breaks_the_search_for_its_code(caplog: pytest.LogCaptureFixture) -> None:
+    """It is the supervisor that asks."""
+
+    def fail(error: BaseException) -> str:
+        raise KeyError(str(error))
+
+    register_error_code(LookupError, fail)
+    assert error_code_of(_Hostile()) == "EXECUTION_ERROR"
+    assert error_code_of(IndexError()) == "EXECUTION_ERROR"
+    assert "no error code could be found for a IndexError" in caplog.text
+
+
+def test_no_library_is_imported_for_its_errors() -> None:
+    code = (
+        "import sys; from executor_adapter.error_codes import error_code_of; error_code_of(ValueError());"
+        "print({'httpx', 'requests', 'pandas', 'pandera', 'pydantic', 'yaml', 'aiohttp'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "set()"

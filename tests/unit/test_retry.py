@@ -82,3 +82,11 @@ def test_a_delay_is_never_negative_nor_beyond_max_delay_and_its_jitter(
 def test_a_policy_survives_yaml() -> None:
     policy = RetryPolicy(rules=(RetryRule(codes=("API_ERROR",)),))
     assert RetryPolicy.model_validate(policy.model_dump(mode="json")) == policy
+
+
+def test_delays_can_be_given_one_by_one_and_the_last_is_repeated() -> None:
+    policy = RetryPolicy(retry_attempts=5, delays=(1, 2000, 3), jitter=0, max_delay=10)
+    assert [decided(policy, attempt=attempt).delay for attempt in (1, 2, 3, 4)] == [1, 2000, 3, 3]
+    in_a_rule = RetryPolicy(delays=(7,), jitter=0, rules=(RetryRule(codes=("API_ERROR",), retry_delay=0.5),))
+    assert [decided(in_a_rule, attempt=attempt).delay for attempt in (1, 2)] == [0.5, 1.0]
+    assert decided(in_a_rule, code="NETWORK_ERROR").delay == 7

@@ -1,0 +1,203 @@
+"""The sections of the settings: what each key means, its default, and what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from executor_adapter.job import MemoryLimit, PoolName
+from executor_adapter.retry import RetryPolicy, RetryRule
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise PydanticCustomError("number", "must be a number")
+    return value
+
+
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str | int) and not isinstance(value, bool) else value
+
+
+def _check_name(value: str) -> str:
+    # Tools and tables name directories of the lake.
+    if not value or value.startswith(".") or not value.replace("-", "").replace("_", "").replace(".", "").isalnum():
+        raise ValueError("must be letters, digits, '-', '_' and '.', and not begin with '.'")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+Seconds = Annotated[Number, Field(gt=0)]
+Count = Annotated[int, BeforeValidator(_no_bool)]
+Name = Annotated[str, AfterValidator(_check_name)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+
+
+def check_keys(model: type[BaseModel], values: Any) -> None:
+    """Refuse keys that `model` has not, and the lack of one it must have, in words that name the way out."""
+    if not isinstance(values, Mapping):
+        return
+    fields = {field.alias or name: field for name, field in model.model_fields.items()}
+    for key in values:
+        if key not in fields:
+            raise PydanticCustomError("unknown_key", "is not a key", {"key": str(key), "allowed": sorted(fields)})
+    for key, field in fields.items():
+        if field.is_required() and key not in values:
+            raise PydanticCustomError("missing_key", "is missing", {"key": key, "wanted": field.description or ""})
+
+
+class Section(BaseModel):
+    """A part of the settings: frozen, every key known."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_keys(cls, values: Any) -> Any:
+        check_keys(cls, values)
+        return values
+
+
+class RuleSettings(Section, RetryRule):
+    """What to do after certain errors; the first rule that matches wins."""
+
+    codes: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(
+        min_length=1, description='the error codes it is for; "*" is all'
+    )
+
+
+class RetrySettings(Section):
+    """The parts of a RetryPolicy that a job has no field of its own for."""
+
+    backoff_coefficient: Number = Field(default=2.0, ge=1)
+    """By how much each further retry waits longer than the one before."""
+    max_delay: Number = Field(default=900.0, ge=0)
+    """No retry waits longer, in seconds."""
+    jitter: Number = Field(default=0.1, ge=0, le=1)
+    """Share of the delay by which it varies at random."""
+    crash_attempts: Count = Field(default=2, ge=0)
+    """Of the retries, at most so many after a crash; past it the job is quarantined."""
+    delays: tuple[Annotated[Number, Field(ge=0)], ...] = ()
+    """Each retry's delay by itself, the last for all further ones, in place of delay and coefficient."""
+    rules: tuple[RuleSettings, ...] = ()
+    """What to do after certain error codes, before the defaults."""
+
+
+class JobSettings(Section):
+    """What a job is given where it says nothing itself; seconds."""
+
+    pool: PoolName = "auto"
+    """Where it runs: auto, coroutine, thread, process, dask or ray."""
+    max_runtime: Seconds | None = 3600.0
+    """Hard, of one attempt; null: none."""
+    soft_timeout: Seconds | None = None
+    """After so long SoftTimeoutError is raised inside the function, so that it can clean up; not in coroutines."""
+    queue_timeout: Seconds | None = None
+    """From submit to the first start."""
+    stall_timeout: Seconds | None = None
+    """An attempt whose function says nothing of its progress for so long is ended."""
+    deadline: Seconds | None = None
+    """From submit to the end, all attempts and waits together."""
+    retry_attempts: Count = Field(default=3, ge=0)
+    """Retries after the first attempt."""
+    retry_delay: Number = Field(default=60.0, ge=0)
+    """Before the first retry; each further one waits longer."""
+    memory_limit: MemoryLimit = Field(default=None, json_schema_extra={"type": ["integer", "string", "null"]})
+    """Bytes, or text such as "512MiB", of an attempt's process tree; for jobs of the pool `process` alone."""
+    priority: Count = 0
+    """Higher first."""
+    retry: RetrySettings = RetrySettings()
+
+    def given(self) -> dict[str, Any]:
+        """The fields that were set, and no defaults; `retry` as the section it is."""
+        return {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
+
+    def over(self, other: JobSettings) -> JobSettings:
+        """These settings, and where they say nothing, those of `other`."""
+        return JobSettings.model_construct(**{**other.given(), **self.given()})
+
+
+def retry_policy(section: RetrySettings, retry_attempts: int, retry_delay: float) -> RetryPolicy:
+    """The policy of a job with these two fields."""
+    rest = {name: getattr(section, name) for name in RetrySettings.model_fields}
+    return RetryPolicy(retry_attempts=retry_attempts, retry_delay=retry_delay, **rest)
+
+
+class StageSettings(Section):
+    """Limits of the jobs of one stage; seconds. They win over those in `job`."""
+
+    max_concurrent_jobs: Count = Field(default=2, ge=1)
+    """Jobs of the stage that run at once."""
+    job_timeout: Seconds = 3600.0
+    """Hard, of one attempt."""
+    retry_attempts: Count = Field(default=3, ge=0)
+    """Retries after the first attempt."""
+    retry_delay: Number = Field(default=60.0, ge=0)
+    """Before the first retry; each further one waits longer."""
+
+    def as_job(self) -> JobSettings:
+        """What was set here, in the words of a job."""
+        named = {"job_timeout": "max_runtime", "retry_attempts": "retry_attempts", "retry_delay": "retry_delay"}
+        return JobSettings(**{ours: getattr(self, key) for key, ours in named.items() if key in self.model_fields_set})
+
+
+class CollectionSettings(StageSettings):
+    """Collection: mostly waiting for others, so in threads."""
+
+    max_concurrent_jobs: Count = Field(default=4, ge=1)
+    """Jobs of the stage that run at once."""
+    rate_limit_buffer: Number = Field(default=0.1, ge=0, lt=1)
+    """Share of a tool's rate that is left unused."""
+
+
+class ProcessingSettings(StageSettings):
+    """Processing: computing, so in processes."""
+
+    batch_size: Count = Field(default=1000, ge=1)
+    """Rows in memory at a time, of each job."""
+
+
+class ExecutorSettings(Section):
+    """The executor itself."""
+
+    max_workers: Count = Field(default=4, ge=1)
+    """Attempts at once, over all pools."""
+    kill_grace: Number = Field(default=5.0, ge=0)
+    """Seconds between asking a job to end (SIGTERM) and making it (SIGKILL)."""
+    preload: Names = ()
+    """Modules that workers of the process pool find imported when they start."""
+    max_jobs_per_worker: Count | None = Field(default=None, ge=1)
+    """Jobs after which a worker process is replaced."""
+    max_rss_growth: Count | None = Field(default=None, ge=1)
+    """Bytes by which a worker process may grow before it is replaced."""
+    nice: Count | None = Field(default=None, ge=-20, le=19)
+    """Scheduling priority of worker processes, as nice(1) has it."""
+    cpu_affinity: tuple[Count, ...] | None = None
+    """Processors that worker processes may run on."""
+
+
+class StoreSettings(Section):
+    """Where jobs are remembered."""
+
+    url: str | None = None
+    """sqlite:///jobs.db (relative to the file that says so), or postgresql://...; null: in memory."""
+
+
+class MonitoringSettings(Section):
+    """What is measured, and when it is worth an alert; seconds."""
+
+    metrics_port: Count | None = Field(default=None, ge=0, le=65535)
+    """Serve Prometheus metrics on this port (0: a free one); null: none are kept."""
+    metrics_host: str = "127.0.0.1"
+    """The address that is listened on."""
+    stuck_after: Seconds = 3600.0
+    """A job that runs longer is an alert."""
+    failure_rate: Number = Field(default=0.5, gt=0, le=1)
+    """A larger share of failures within the window is an alert."""
+    window: Seconds = 3600.0
+    """How far back failures count."""
+    interval: Seconds = 300.0
+    """Between two looks."""

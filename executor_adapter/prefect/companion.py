@@ -1,0 +1,141 @@
+"""The task runner that runs a flow's job tasks beside the flow's own, which knows nothing of them."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Self
+
+from prefect.client.schemas.objects import RunInput
+from prefect.context import FlowRunContext
+from prefect.futures import PrefectFuture
+from prefect.task_runners import TaskRunner
+
+from executor_adapter.exceptions import InvalidJobError
+from executor_adapter.prefect.cancellation import watch_flow_run
+from executor_adapter.prefect.events import flush_events
+from executor_adapter.prefect.job_run import JobRun
+from executor_adapter.prefect.submission import EngineThreads
+from executor_adapter.prefect.task_runner import JobTaskRunner
+
+_lock = threading.Lock()
+
+
+class CompanionTaskRunner(TaskRunner[PrefectFuture[Any]]):
+    """Runs job tasks in engine threads; leaves all other tasks to the flow's own runner.
+
+    It lives as long as that runner is entered. When the flow ends, jobs that run are waited for and the others are
+    cancelled, as Prefect's ThreadPoolTaskRunner does; when it ends by a signal or its like, all are cancelled.
+    """
+
+    def __init__(self, beside: TaskRunner[Any]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.beside = beside
+        self._threads = EngineThreads()
+
+    def duplicate(self) -> Self:
+        """A runner for another flow run."""
+        return type(self)(self.beside.duplicate())
+
+    def submit(
+        self,
+        task: Any,
+        parameters: dict[str, Any],
+        wait_for: Iterable[PrefectFuture[Any]] | None = None,
+        dependencies: dict[str, set[RunInput]] | None = None,
+    ) -> PrefectFuture[Any]:
+        """Submit a job task here, any other to the flow's own runner."""
+        from executor_adapter.prefect.job_task import JobTask
+
+        if isinstance(task, JobTask):
+            return self._threads.submit(JobRun(task, task.make_job), parameters, wait_for, dependencies)
+        return self.beside.submit(task, parameters, wait_for, dependencies)  # type: ignore[no-any-return]
+
+    def watch(self) -> None:
+        """Hear of the cancel of the flow run around the caller, as the first job submitted there would have it."""
+        self._threads.watch()
+
+    def close(self, cancel_others: Callable[[], object]) -> None:
+        """End job tasks as the class says, around `cancel_others`, which does so with the flow's own runner's tasks."""
+        # Waiting jobs first: a task of the other runner may wait for one. Then the others: a job may wait for them.
+        interrupted = self._is_interrupted()
+        self._threads.end_early(cancel_running=interrupted)
+        try:
+            cancel_others()
+        finally:
+            self._threads.join()
+        if interrupted:
+            flush_events()
+
+    @staticmethod
+    def _is_interrupted() -> bool:
+        """Whether the flow run ends by a signal or its like. Its own exceptions do not come so far, and an Exception
+        seen here is one that the flow's caller handles."""
+        error = sys.exc_info()[1]
+        return error is not None and not isinstance(error, Exception)
+
+
+class _CancelAll:
+    """Stands for `cancel_all` of a flow's task runner, which that calls when its flow run ends.
+
+    It is the one public method of Prefect's runners that is called then: `__exit__` is looked up on the class.
+    """
+
+    def __init__(self, companion: CompanionTaskRunner, cancel_all: Callable[[], object]) -> None:
+        self.companion = companion
+        self._cancel_all = cancel_all
+
+    def __call__(self) -> None:
+        self.companion.close(self._cancel_all)
+
+
+def companion_of(task_runner: TaskRunner[Any]) -> CompanionTaskRunner | JobTaskRunner:
+    """The runner for job tasks beside `task_runner`, which is entered; made when first asked for. A JobTaskRunner needs
+    none.
+
+    Raises:
+        InvalidJobError: that runner has no way to say that its flow run ends.
+    """
+    if isinstance(task_runner, CompanionTaskRunner | JobTaskRunner):
+        return task_runner
+    with _lock:
+        cancel_all = getattr(task_runner, "cancel_all", None)
+        if isinstance(cancel_all, _CancelAll):
+            return cancel_all.companion
+        if cancel_all is None:
+            name = type(task_runner).__name__
+            raise InvalidJobError(f"a job task cannot be submitted under {name}: use ThreadPoolTaskRunner, or call it")
+        companion = CompanionTaskRunner(task_runner).__enter__()
+        task_runner.cancel_all = _CancelAll(companion, cancel_all)  # type: ignore[attr-defined]
+        return companion
+
+
+@contextlib.contextmanager
+def watching(on_cancel: Callable[[], object]) -> Iterator[None]:
+    """Have `on_cancel()` called when the flow run around the block is cancelled; see `watch_flow_run`.
+
+    For jobs that no task runner runs: its own runner is made to tell when the flow run is over.
+    """
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None or getattr(context, "task_runner", None) is None:
+        yield
+        return
+    with contextlib.suppress(InvalidJobError):  # one that cannot tell
+        companion_of(context.task_runner).watch()
+    with contextlib.closing(watch_flow_run(context.flow_run.id, on_cancel)):
+        yield
+
+
+def flow_run_context_for_jobs() -> FlowRunContext | None:
+    """The flow run context around the caller, with the companion for its task runner; None outside a flow run."""
+    context = FlowRunContext.get()
+    if context is None:
+        return None
+    task_runner = getattr(context, "task_runner", None)
+    if task_runner is None:
+        raise RuntimeError(
+            "a job in a worker process cannot submit tasks: submit them in the flow, or use pool='thread'"
+        )
+    return context.model_copy(update={"task_runner": companion_of(task_runner)})

@@ -1,0 +1,58 @@
+"""Prefect's words for retries and the policy they mean, in both directions.
+
+retries               retry_attempts
+retry_delay_seconds   delays: a number before every retry, a list one by one, or a callable that gives such a list
+retry_jitter_factor   jitter: a share of the delay; Prefect's factors above 1 count as 1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from prefect import Task
+
+from executor_adapter.exceptions import InvalidJobError
+from executor_adapter.retry import RetryPolicy
+
+SHOWN_DELAYS = 50
+"""Prefect takes no more delays than these for one task."""
+
+Delays = float | Sequence[float] | Callable[[int], Sequence[float]] | None
+
+
+def policy_meant(retries: int, delays: Delays, jitter: float | None, **fields: Any) -> RetryPolicy:
+    """The policy that Prefect's options mean; `fields` are others of RetryPolicy.
+
+    Raises:
+        InvalidJobError: the delays are neither a number, nor some numbers, nor a callable that gives some.
+    """
+    given = delays(retries) if callable(delays) else delays
+    listed = given if isinstance(given, list | tuple) else (given or 0.0,)
+    if not all(_is_delay(delay) for delay in listed):
+        raise InvalidJobError(
+            f"retry_delay_seconds={delays!r}: give seconds, a list of them, or a callable that makes one of `retries`"
+        )
+    return RetryPolicy(retry_attempts=retries, delays=tuple(listed), jitter=min(1.0, jitter or 0.0), **fields)
+
+
+def _is_delay(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
+
+
+def policy_of(task: Task[..., Any]) -> RetryPolicy:
+    """What a plain task asks for: its retries, all of them after crashes too."""
+    return policy_meant(
+        task.retries, task.retry_delay_seconds, task.retry_jitter_factor, crash_attempts=task.retries
+    )  # fmt: skip
+
+
+def shown_retries(policy: RetryPolicy) -> dict[str, Any]:
+    """What the task run's `empirical_policy` says of the retries; the delays without their jitter."""
+    retries = range(1, min(policy.retry_attempts, SHOWN_DELAYS) + 1)
+    delays = [policy.delay_before(retry) for retry in retries]
+    return {
+        "retries": policy.retry_attempts,
+        "retry_delay_seconds": delays or None,
+        "retry_jitter_factor": policy.jitter if delays else None,
+    }

@@ -1,0 +1,188 @@
+"""Jobs remembered in the memory of this process: what is used where no other store is given."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+from executor_adapter.exceptions import InvalidJobError
+from executor_adapter.job import TERMINAL, JobStatus
+from executor_adapter.store.base import ALL, JobFilter, JobRecord, JobStore, LeaseLost, Page
+from executor_adapter.store.host import Host
+
+
+class MemoryStore(JobStore):
+    """`max_history`: so many jobs that are over are remembered; past it the oldest are forgotten, live ones never."""
+
+    durable: ClassVar[bool] = False
+    url = "memory:"
+
+    def __init__(self, *, max_history: int = 100_000, clock: Callable[[], float] = time.time) -> None:
+        self._max_history = max_history
+        self._now = clock
+        self._lock = threading.Lock()
+        self._records: dict[str, JobRecord] = {}
+        self._leases: dict[str, float] = {}
+        self._to_cancel: set[str] = set()
+
+    # --- reading ---
+
+    def get(self, job_id: str) -> JobRecord | None:
+        return self._records.get(job_id)
+
+    def find(
+        self, wanted: JobFilter = ALL, *, offset: int = 0, limit: int | None = 100, newest_first: bool = True
+    ) -> Page:
+        found = sorted(self._matching(wanted), key=lambda record: (record.created_at, record.job_id))
+        if newest_first:
+            found.reverse()
+        return Page(records=tuple(found[offset : None if limit is None else offset + limit]), total=len(found))
+
+    def counts(self, wanted: JobFilter = ALL) -> dict[JobStatus, int]:
+        counts = dict.fromkeys(JobStatus, 0)
+        for record in self._matching(wanted):
+            counts[record.status] += 1
+        return counts
+
+    def durations(self, wanted: JobFilter = ALL, *, limit: int = 100_000) -> list[float]:
+        ended = [(record.completed_at, record.duration) for record in self._matching(wanted)]
+        ended.sort(key=lambda times: times[0] or 0.0, reverse=True)
+        return sorted(itertools.islice((took for _, took in ended if took is not None), limit))
+
+    def oldest_waiting(self, wanted: JobFilter = ALL) -> float | None:
+        waiting = (record.created_at for record in self._matching(wanted) if record.status is JobStatus.PENDING)
+        return min(waiting, default=None)
+
+    # --- asking ---
+
+    def request_cancel(self, job_id: str) -> bool:
+        with self._lock:
+            record = self._records.get(job_id)
+            if record is None or record.status in TERMINAL:
+                return False
+            if record.host is None:
+                self._records[job_id] = replace(
+                    record, status=JobStatus.CANCELLED, completed_at=self._now(), error_code="CANCELLED"
+                )
+            else:
+                self._to_cancel.add(job_id)
+            return True
+
+    def enqueue(self, record: JobRecord) -> None:
+        with self._lock:
+            if record.job_id in self._records:
+                raise InvalidJobError(f"a job with the id {record.job_id!r} is known already: ids must be unique")
+            self._records[record.job_id] = record
+
+    def release(self, job_id: str) -> bool:
+        with self._lock:
+            record = self._records.get(job_id)
+            if record is None or not record.quarantined:
+                return False
+            self._records[job_id] = replace(record, quarantined=False)
+            return True
+
+    def cleanup(self, max_age_hours: float = 24, *, queue: str | None = None) -> int:
+        before = self._now() - max_age_hours * 3600
+        old = list(self._matching(JobFilter(queue=queue, ended_before=before, quarantined=False)))
+        return self._forget(record.job_id for record in old)
+
+    # --- for hosts ---
+
+    def register(self, host: Host, *, lease: float) -> None:
+        self._leases[host.host_id] = self._now() + lease
+
+    def write(self, host_id: str, records: Sequence[JobRecord], *, lease: float) -> list[str]:
+        with self._lock:
+            if host_id not in self._leases:
+                raise LeaseLost(host_id)
+            self._leases[host_id] = self._now() + lease
+            taken = [record.job_id for record in records if not self._put(host_id, record)]
+        self._forget_surplus()
+        return taken
+
+    def leave(self, host_id: str) -> None:
+        self._leases.pop(host_id, None)
+
+    def claim(self, host: Host, *, queue: str, limit: int = 100) -> list[JobRecord]:
+        with self._lock:
+            for host_id in [known for known, until in self._leases.items() if until < self._now()]:
+                del self._leases[host_id]
+            orphans = (r for r in self._records.values() if r.queue == queue and self._is_orphan(r))
+            claimed = [replace(record, host=host.host_id) for record in itertools.islice(orphans, limit)]
+            self._records.update((record.job_id, record) for record in claimed)
+            return claimed
+
+    def cancel_requests(self, host_id: str) -> list[str]:
+        with self._lock:
+            asked = [job_id for job_id in self._to_cancel if self._records[job_id].host == host_id]
+            self._to_cancel.difference_update(asked)
+            return asked
+
+    def close(self) -> None:
+        """Nothing to let go of: what is remembered stays."""
+
+    # --- inside ---
+
+    def _put(self, host_id: str, record: JobRecord) -> bool:
+        """Whether the record was the host's to write."""
+        known = self._records.get(record.job_id)
+        if known is not None and known.host != host_id and not _is_over_before(known, record):
+            return False
+        if known is not None and record.call is None:
+            record = replace(record, call=known.call, pickled=known.pickled, job=record.job or known.job)
+        self._records[record.job_id] = record
+        return True
+
+    def _is_orphan(self, record: JobRecord) -> bool:
+        return record.status not in TERMINAL and (record.host is None or record.host not in self._leases)
+
+    def _matching(self, wanted: JobFilter) -> Iterable[JobRecord]:
+        with self._lock:
+            records = list(self._records.values())
+        return (record for record in records if _matches(record, wanted))
+
+    def _forget(self, job_ids: Iterable[str]) -> int:
+        with self._lock:
+            return sum(self._records.pop(job_id, None) is not None for job_id in job_ids)
+
+    def _forget_surplus(self) -> None:
+        surplus = len(self._records) - self._max_history
+        if surplus > 0:
+            # A tenth at once, so that the search is not made for each job.
+            over = (r.job_id for r in list(self._records.values()) if r.status in TERMINAL and not r.quarantined)
+            self._forget(list(itertools.islice(over, surplus + self._max_history // 10)))
+
+
+def _is_over_before(known: JobRecord, record: JobRecord) -> bool:
+    """Whether the id was used by a job that was over before this one was made."""
+    return known.status in TERMINAL and known.created_at < record.created_at
+
+
+def _matches(record: JobRecord, wanted: JobFilter) -> bool:
+    named = ((wanted.queue, record.queue), (wanted.job_type, record.job_type), (wanted.tool_name, record.tool_name))
+    return (
+        (wanted.statuses is None or record.status in wanted.statuses)
+        and all(asked is None or asked == has for asked, has in named)
+        and (wanted.quarantined is None or wanted.quarantined == record.quarantined)
+        and _within(record.created_at, wanted.created_from, wanted.created_before)
+        and _within(record.completed_at, wanted.ended_from, wanted.ended_before)
+        and (wanted.text is None or _contains(record, wanted.text))
+    )
+
+
+def _within(at: float | None, begin: float | None, end: float | None) -> bool:
+    if begin is None and end is None:
+        return True
+    return at is not None and (begin is None or at >= begin) and (end is None or at < end)
+
+
+def _contains(record: JobRecord, text: str) -> bool:
+    fields = (
+        record.job_id, record.job_type, record.tool_name, record.function, record.error_code, record.error_message,
+    )  # fmt: skip
+    return any(text.casefold() in field.casefold() for field in fields if field is not None)

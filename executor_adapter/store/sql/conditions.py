@@ -1,0 +1,46 @@
+"""A JobFilter, and what else jobs are looked for by, as conditions of SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sqlalchemy import ColumnElement, func, not_, or_, select
+
+from executor_adapter.job import TERMINAL, JobStatus
+from executor_adapter.store.base import LIVE, JobFilter
+from executor_adapter.store.sql.schema import hosts, jobs
+
+is_live = jobs.c.status.in_(sorted(LIVE))
+is_over = jobs.c.status.in_(sorted(TERMINAL))
+is_waiting = jobs.c.status == JobStatus.PENDING.value
+nobody_runs_it = or_(
+    jobs.c.host.is_(None), not_(select(hosts.c.host_id).where(hosts.c.host_id == jobs.c.host).exists())
+)
+
+_TEXT = ("job_id", "job_type", "tool_name", "function", "error_code", "error_message")
+
+
+def conditions(wanted: JobFilter) -> list[ColumnElement[bool]]:
+    return [*_named(wanted), *_in_time(wanted)]
+
+
+def _named(wanted: JobFilter) -> Iterator[ColumnElement[bool]]:
+    if wanted.statuses is not None:
+        yield jobs.c.status.in_(sorted(wanted.statuses))
+    for name in ("queue", "job_type", "tool_name", "quarantined"):
+        if (asked := getattr(wanted, name)) is not None:
+            yield jobs.c[name] == asked
+    if wanted.text is not None:
+        pattern = "%" + wanted.text.replace("\\", "\\\\").replace("%", r"\%").replace("_", r"\_") + "%"
+        yield or_(*(func.lower(jobs.c[name]).like(pattern.lower(), escape="\\") for name in _TEXT))
+
+
+def _in_time(wanted: JobFilter) -> Iterator[ColumnElement[bool]]:
+    if wanted.created_from is not None:
+        yield jobs.c.created_at >= wanted.created_from
+    if wanted.created_before is not None:
+        yield jobs.c.created_at < wanted.created_before
+    if wanted.ended_from is not None:
+        yield jobs.c.completed_at >= wanted.ended_from
+    if wanted.ended_before is not None:
+        yield jobs.c.completed_at < wanted.ended_before

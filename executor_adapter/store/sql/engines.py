@@ -1,0 +1,86 @@
+"""Engines: how SQLite and PostgreSQL are spoken to, and which of their errors mean "not now"."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DatabaseError, DataError, IntegrityError, InterfaceError, ProgrammingError
+from sqlalchemy.exc import TimeoutError as NoConnectionError
+
+from executor_adapter.exceptions import ConfigurationError
+from executor_adapter.store.base import StoreUnavailable
+
+BUSY_SECONDS = 5.0
+"""How long a write waits for another's to end before the store counts as unavailable."""
+
+
+def make_engine(url: str) -> Engine:
+    """
+    Raises:
+        ConfigurationError: the url is none, or its driver is not installed.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise ConfigurationError(f"store.url: {error}") from None
+    return _sqlite(parsed) if parsed.get_backend_name() == "sqlite" else _postgresql(parsed)
+
+
+def _sqlite(url: URL) -> Engine:
+    if not url.database or url.database == ":memory:":
+        raise ConfigurationError("store.url: 'sqlite://' names no file: give 'sqlite:///jobs.db', or 'memory:'")
+    directory = Path(url.database).absolute().parent
+    if not directory.is_dir():
+        raise ConfigurationError(f"store.url: {directory} is no directory: make it, or name another file")
+    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS}, hide_parameters=True)
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _: Any) -> None:
+    connection.isolation_level = None  # transactions begin as `_begin_sqlite` says, and not when the driver thinks so
+    connection.execute("PRAGMA journal_mode = WAL")  # readers do not wait for a writer, nor a writer for readers
+    connection.execute("PRAGMA synchronous = NORMAL")  # what is committed outlives the process; a power cut may undo it
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # Whoever is going to write says so at once: two that read first and write then would be refused, not wait.
+    writes = connection.get_execution_options().get("writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _postgresql(url: URL) -> Engine:
+    # hide_parameters: what jobs are called with belongs in no log.
+    options: dict[str, Any] = {"connect_args": {"connect_timeout": 10}, "hide_parameters": True}
+    try:
+        return create_engine(url.set(drivername="postgresql+psycopg"), **options)
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"store.url: PostgreSQL needs psycopg 3 ({error}): pip install 'prefect-executor-adapter[postgres]'"
+        ) from None
+
+
+_WRONG = (DataError, IntegrityError, ProgrammingError)
+"""These say that what was asked is wrong, and that it would be so again."""
+
+
+@contextlib.contextmanager
+def unavailable_said() -> Iterator[None]:
+    """
+    Raises:
+        StoreUnavailable: in one line, instead of the database's own error, where that may pass.
+    """
+    try:
+        yield
+    except (DatabaseError, InterfaceError, NoConnectionError) as error:
+        if isinstance(error, _WRONG):
+            raise
+        cause = getattr(error, "orig", None) or error
+        raise StoreUnavailable(" ".join(str(cause).split())) from error

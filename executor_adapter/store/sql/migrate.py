@@ -1,0 +1,54 @@
+"""Brings a database to the newest schema; many processes may do so at once."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine, inspect, text
+
+from executor_adapter.exceptions import ConfigurationError
+from executor_adapter.store.sql.schema import REVISION, VERSIONS
+
+_LOCK = 0x657865637574
+"""The advisory lock of PostgreSQL under which the schema is changed."""
+
+_one_at_a_time = threading.Lock()  # Alembic keeps what it works on in its module
+
+
+def migrate(engine: Engine) -> None:
+    """
+    Raises:
+        ConfigurationError: the database was made by a newer version of this package.
+    """
+    with engine.connect() as connection:
+        if _revision(connection) == REVISION:
+            return
+    with _one_at_a_time, engine.execution_options(writes=True).begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+        if _revision(connection) != REVISION:
+            _upgrade(connection)
+
+
+def _revision(connection: Connection) -> str | None:
+    if not inspect(connection).has_table(VERSIONS):
+        return None
+    found: str | None = connection.execute(text(f"SELECT version_num FROM {VERSIONS}")).scalar()
+    return found
+
+
+def _upgrade(connection: Connection) -> None:
+    from alembic import command  # here, since it is heavy and an open store needs it once in its life
+    from alembic.config import Config
+    from alembic.util import CommandError
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        raise ConfigurationError(
+            f"the store's schema is {_revision(connection)!r}, unknown to this version ({error}): upgrade the package"
+        ) from None

@@ -1,0 +1,83 @@
+"""Records as rows, and rows as records."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from sqlalchemy import RowMapping
+
+from executor_adapter.job import Attempt, JobStatus, Progress
+from executor_adapter.store.base import JobRecord
+
+_ATTEMPT = tuple(field.name for field in dataclasses.fields(Attempt))
+
+FIXED = frozenset({"job_id", "queue", "job_type", "tool_name", "function", "created_at", "metadata", "call", "pickled"})
+FIXED |= {"priority", "max_runtime", "retry_of"}
+"""What never changes of a job: written once."""
+
+
+def row_of(record: JobRecord) -> dict[str, Any]:
+    """All columns that a host writes."""
+    return changing_row_of(record) | {
+        "queue": record.queue,
+        "job_type": record.job_type,
+        "tool_name": record.tool_name,
+        "function": record.function,
+        "created_at": record.created_at,
+        "metadata": json.dumps(dict(record.metadata)) if record.metadata else "{}",
+        "priority": record.priority,
+        "max_runtime": record.max_runtime,
+        "call": record.call,
+        "pickled": record.pickled,
+        "retry_of": record.retry_of,
+    }
+
+
+def changing_row_of(record: JobRecord) -> dict[str, Any]:
+    """The job's id, and the columns that change while it lives."""
+    return {
+        "job_id": record.job_id,
+        "status": record.status.value,
+        "attempt": record.attempt,
+        "crashes": record.crashes,
+        "started_at": record.started_at,
+        "completed_at": record.completed_at,
+        "retry_at": record.retry_at,
+        "error_code": record.error_code,
+        "error_message": _storable(record.error_message),
+        "records_processed": record.records_processed,
+        "progress": None if record.progress is None else _dump(record.progress),
+        "attempts": json.dumps([[getattr(a, name) for name in _ATTEMPT] for a in record.attempts]),
+        "host": record.host,
+        "quarantined": record.quarantined,
+    }
+
+
+def record_of(row: RowMapping) -> JobRecord:
+    fields: dict[str, Any] = {str(name): value for name, value in row.items() if name != "cancel_requested"}
+    progress = fields["progress"]
+    return JobRecord(
+        **fields
+        | {
+            "status": JobStatus(fields["status"]),
+            "progress": None if progress is None else Progress(*json.loads(progress)),
+            "attempts": tuple(
+                Attempt(**dict(zip(_ATTEMPT, attempt, strict=False))) for attempt in json.loads(fields["attempts"])
+            ),
+            "metadata": json.loads(fields["metadata"]),
+            "quarantined": bool(fields["quarantined"]),
+        }
+    )
+
+
+def _dump(progress: Progress) -> str:
+    return json.dumps([progress.done, progress.total, progress.message])
+
+
+def _storable(text: str | None) -> str | None:
+    """Without what a database cannot hold as text: the character 0, and halves of a surrogate pair."""
+    if text is None or (text.isascii() and "\0" not in text):
+        return text
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()

@@ -1,0 +1,75 @@
+"""The tables. What changes here needs a migration, and REVISION its number."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    false,
+)
+
+REVISION = "0001"
+"""The newest migration: what an open store has."""
+
+VERSIONS = "executor_adapter_version"
+
+metadata = MetaData()
+
+jobs = Table(
+    "executor_adapter_jobs",
+    metadata,
+    Column("job_id", Text, primary_key=True),
+    Column("queue", Text, nullable=False),
+    Column("job_type", Text, nullable=False),
+    Column("tool_name", Text),
+    Column("function", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("crashes", Integer, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("started_at", Double),
+    Column("completed_at", Double),
+    Column("retry_at", Double),
+    Column("error_code", Text),
+    Column("error_message", Text),
+    Column("records_processed", BigInteger),
+    Column("progress", Text),
+    Column("attempts", Text, nullable=False),
+    Column("metadata", Text, nullable=False),
+    Column("priority", BigInteger, nullable=False),
+    Column("max_runtime", Double),
+    Column("call", Text),
+    Column("pickled", LargeBinary),
+    Column("host", Text),
+    Column("retry_of", Text),
+    Column("quarantined", Boolean, nullable=False),
+    Column("cancel_requested", Boolean, nullable=False, server_default=false()),
+)
+
+_live = jobs.c.status.in_(("pending", "running", "retrying"))
+
+Index("executor_adapter_jobs_created", jobs.c.created_at)
+Index("executor_adapter_jobs_status", jobs.c.status, jobs.c.created_at)
+Index("executor_adapter_jobs_type", jobs.c.job_type, jobs.c.status, jobs.c.created_at)
+Index("executor_adapter_jobs_tool", jobs.c.tool_name, jobs.c.status, jobs.c.created_at)
+Index("executor_adapter_jobs_ended", jobs.c.completed_at)
+# Few jobs are live of the many that are remembered: what hosts look for is in an index of its own.
+Index("executor_adapter_jobs_live", jobs.c.host, sqlite_where=_live, postgresql_where=_live)
+
+hosts = Table(
+    "executor_adapter_hosts",
+    metadata,
+    Column("host_id", Text, primary_key=True),
+    Column("machine", Text, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("process_started", BigInteger, nullable=False),
+    Column("expires_at", Double, nullable=False),
+)

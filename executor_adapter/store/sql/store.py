@@ -1,0 +1,164 @@
+"""SqlStore: the JobStore over SQLAlchemy. What hosts do there, leases and claims, is in `leases`."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+from sqlalchemy import ColumnElement, Connection, Engine, Select, delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from executor_adapter.exceptions import InvalidJobError
+from executor_adapter.job import JobStatus
+from executor_adapter.store.base import ALL, JobFilter, JobRecord, JobStore, LeaseLost, Page
+from executor_adapter.store.host import Host
+from executor_adapter.store.sql import leases
+from executor_adapter.store.sql.conditions import conditions, is_live, is_over, is_waiting
+from executor_adapter.store.sql.engines import unavailable_said
+from executor_adapter.store.sql.rows import record_of, row_of
+from executor_adapter.store.sql.schema import jobs
+from executor_adapter.store.sql.writing import Writing
+
+DELETED_AT_ONCE = 500
+"""Rows that one step of a clean-up deletes: another writer waits for one step at most."""
+
+
+class SqlStore(JobStore):
+    """See the module. `open_sql_store` makes it."""
+
+    durable: ClassVar[bool] = True
+
+    def __init__(self, engine: Engine) -> None:
+        self.url = engine.url.render_as_string(hide_password=True)
+        self.shared = engine.dialect.name != "sqlite"  # type: ignore[misc]
+        self._engine = engine
+        self._writing = Writing(engine.dialect)
+
+    # --- reading ---
+
+    def get(self, job_id: str) -> JobRecord | None:
+        with self._reading() as connection:
+            row = connection.execute(select(jobs).where(jobs.c.job_id == job_id)).mappings().first()
+        return None if row is None else record_of(row)
+
+    def find(
+        self, wanted: JobFilter = ALL, *, offset: int = 0, limit: int | None = 100, newest_first: bool = True
+    ) -> Page:
+        order: list[ColumnElement[Any]] = [jobs.c.created_at, jobs.c.job_id]
+        if newest_first:
+            order = [column.desc() for column in order]
+        which = select(jobs.c.job_id).where(*conditions(wanted)).order_by(*order).offset(offset).limit(limit)
+        # The ids come from an index alone; whole rows are read only of this page.
+        rows = select(jobs).where(jobs.c.job_id.in_(which)).order_by(*order)
+        with self._reading() as connection:
+            records = tuple(map(record_of, connection.execute(rows).mappings()))
+            return Page(records=records, total=self._total(connection, wanted, offset, limit, len(records)))
+
+    def _total(self, connection: Connection, wanted: JobFilter, offset: int, limit: int | None, found: int) -> int:
+        is_last_page = limit is None or (found < limit and (found or not offset))
+        if is_last_page:
+            return offset + found
+        total: int = connection.execute(select(func.count()).select_from(jobs).where(*conditions(wanted))).scalar_one()
+        return total
+
+    def counts(self, wanted: JobFilter = ALL) -> dict[JobStatus, int]:
+        query = select(jobs.c.status, func.count()).where(*conditions(wanted)).group_by(jobs.c.status)
+        with self._reading() as connection:
+            counted = {JobStatus(status): count for status, count in connection.execute(query)}
+        return dict.fromkeys(JobStatus, 0) | counted
+
+    def durations(self, wanted: JobFilter = ALL, *, limit: int = 100_000) -> list[float]:
+        took = jobs.c.completed_at - jobs.c.started_at
+        query = select(took).where(*conditions(wanted), took.is_not(None)).order_by(jobs.c.completed_at.desc())
+        return sorted(max(0.0, seconds) for seconds in self._column(query.limit(limit)))
+
+    def oldest_waiting(self, wanted: JobFilter = ALL) -> float | None:
+        (oldest,) = self._column(select(func.min(jobs.c.created_at)).where(is_waiting, *conditions(wanted)))
+        return None if oldest is None else float(oldest)
+
+    # --- asking ---
+
+    def request_cancel(self, job_id: str) -> bool:
+        this = (jobs.c.job_id == job_id, is_live)
+        at_once = {"status": JobStatus.CANCELLED.value, "completed_at": time.time(), "error_code": "CANCELLED"}
+        with self._changing() as connection:
+            asked = connection.execute(
+                update(jobs).where(*this, jobs.c.host.is_not(None)).values(cancel_requested=True)
+            )
+            if asked.rowcount:
+                return True
+            return connection.execute(update(jobs).where(*this).values(at_once)).rowcount > 0
+
+    def enqueue(self, record: JobRecord) -> None:
+        try:
+            with self._changing() as connection:
+                connection.execute(insert(jobs), [row_of(record)])
+        except IntegrityError:
+            taken = f"a job with the id {record.job_id!r} is known already: ids must be unique"
+            raise InvalidJobError(taken) from None
+
+    def release(self, job_id: str) -> bool:
+        quarantined = (jobs.c.job_id == job_id, jobs.c.quarantined)
+        with self._changing() as connection:
+            return connection.execute(update(jobs).where(*quarantined).values(quarantined=False)).rowcount > 0
+
+    def cleanup(self, max_age_hours: float = 24, *, queue: str | None = None) -> int:
+        before = time.time() - max_age_hours * 3600
+        old = conditions(JobFilter(queue=queue, ended_before=before, quarantined=False))
+        step = delete(jobs).where(jobs.c.job_id.in_(select(jobs.c.job_id).where(is_over, *old).limit(DELETED_AT_ONCE)))
+        total = 0
+        while True:
+            began = time.monotonic()
+            with self._changing() as connection:
+                deleted = connection.execute(step).rowcount
+            total += deleted
+            if deleted < DELETED_AT_ONCE:
+                return total
+            time.sleep(time.monotonic() - began)  # half of the time is for other writers
+
+    # --- for hosts ---
+
+    def register(self, host: Host, *, lease: float) -> None:
+        with self._changing() as connection:
+            leases.register(connection, host, lease)
+
+    def write(self, host_id: str, records: Sequence[JobRecord], *, lease: float) -> list[str]:
+        with self._changing() as connection:
+            if not leases.renew(connection, host_id, lease):
+                raise LeaseLost(host_id)
+            return self._writing.write(connection, host_id, records)
+
+    def leave(self, host_id: str) -> None:
+        with self._changing() as connection:
+            leases.end(connection, host_id)
+
+    def claim(self, host: Host, *, queue: str, limit: int = 100) -> list[JobRecord]:
+        with self._changing() as connection:
+            claimed = leases.claim(connection, host, queue, limit)
+            rows = select(jobs).where(jobs.c.job_id.in_(claimed)).order_by(jobs.c.created_at, jobs.c.job_id)
+            return list(map(record_of, connection.execute(rows).mappings()))
+
+    def cancel_requests(self, host_id: str) -> list[str]:
+        return self._column(select(jobs.c.job_id).where(is_live, jobs.c.host == host_id, jobs.c.cancel_requested))
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    # --- inside ---
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        with unavailable_said(), self._engine.connect() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[Connection]:
+        with unavailable_said(), self._engine.connect().execution_options(writes=True) as connection:
+            with connection.begin():
+                yield connection
+
+    def _column(self, query: Select[Any]) -> list[Any]:
+        with self._reading() as connection:
+            return list(connection.execute(query).scalars())

@@ -1,0 +1,160 @@
+"""Prefect servers to be measured against, each in a process of its own: as installed, tuned, or on PostgreSQL.
+
+A measurement runs `apart`, in the environment that `environment` gives it:
+
+    with prefect_server("default", tmp_path) as server, server.environment():
+        rate = apart(measure, ...)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+import psycopg
+
+from tests.servers import free_port
+
+Kind = Literal["default", "tuned", "postgresql"]
+
+TUNED = {
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "500",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+}
+POSTGRESQL = "127.0.0.1:5432"
+START_SECONDS = 90.0
+
+
+@dataclass(kw_only=True)
+class MeasuredServer:
+    """A running server. `kill` and `start` may be called at any time; it stays on its port, with its database."""
+
+    port: int
+    home: Path
+    variables: dict[str, str] = field(default_factory=dict)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def api(self) -> str:
+        return f"http://127.0.0.1:{self.port}/api"
+
+    @property
+    def log(self) -> str:
+        """What it has logged."""
+        return (self.home / "server.log").read_text()
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port)]
+        with (self.home / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                command, env=self._env(), cwd=self.home, stdout=log, stderr=log, start_new_session=True
+            )
+        ends = time.monotonic() + START_SECONDS
+        while not self._answers():
+            starting = self.process.poll() is None and time.monotonic() < ends
+            assert starting, f"no server on port {self.port}:\n{self.log[-4000:]}"
+            time.sleep(0.1)
+
+    def kill(self, sent: signal.Signals = signal.SIGKILL) -> None:
+        """End it as it is, with whatever it had in memory."""
+        assert self.process is not None, "it was not started"
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, sent)
+        self.process.wait(timeout=60)
+
+    @contextmanager
+    def environment(self, **more: str) -> Iterator[None]:
+        """Have processes started from here use this server, with a Prefect home of their own."""
+        home = self.home / "client"
+        home.mkdir(exist_ok=True)
+        changed = {"PREFECT_API_URL": self.api, "PREFECT_HOME": str(home), "PREFECT_LOGGING_LEVEL": "WARNING", **more}
+        before = {name: os.environ.get(name) for name in changed}
+        os.environ.update(changed)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+    def post(self, path: str, body: Any) -> Any:
+        """What the API answers; asked again for a while where the server is busy."""
+        for _ in range(20):
+            with contextlib.suppress(httpx.HTTPError):
+                answer = httpx.post(f"{self.api}{path}", json=body, timeout=60)
+                if answer.is_success:
+                    return answer.json()
+            time.sleep(0.5)
+        raise AssertionError(f"no answer to POST {path}")
+
+    def count(self, flow_run_id: str, *state_names: str) -> int:
+        """How many task runs of the flow run the server knows, in one of these states where any are given."""
+        body: dict[str, Any] = {"flow_runs": {"id": {"any_": [flow_run_id]}}}
+        if state_names:
+            body["task_runs"] = {"state": {"name": {"any_": list(state_names)}}}
+        return int(self.post("/task_runs/count", body))
+
+    def cpu_seconds(self) -> float:
+        """What the server has used of a processor so far."""
+        assert self.process is not None, "it was not started"
+        user, system = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(httpx.HTTPError):
+            return bool(httpx.get(f"{self.api}/health", timeout=2).is_success)
+        return False
+
+    def _env(self) -> dict[str, str]:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        own = {"PREFECT_HOME": str(self.home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+        return inherited | own | self.variables
+
+
+@contextmanager
+def prefect_server(kind: Kind, directory: Path, **variables: str) -> Iterator[MeasuredServer]:
+    """A server with nothing in it, which is gone afterwards, its database too.
+
+    "default": SQLite, everything as installed. "tuned": SQLite, the recorder writing many events in one transaction.
+    "postgresql": as installed, on a database of its own. `variables` are set for the server besides.
+    """
+    home = directory / f"server-{kind}"
+    home.mkdir(parents=True)
+    with _database(kind) as settings:
+        server = MeasuredServer(port=free_port(), home=home, variables={**settings, **variables})
+        server.start()
+        try:
+            yield server
+        finally:
+            server.kill()
+
+
+@contextmanager
+def _database(kind: Kind) -> Iterator[dict[str, str]]:
+    """What a server of this kind is started with."""
+    if kind != "postgresql":
+        yield TUNED if kind == "tuned" else {}
+        return
+    name = f"prefect_{uuid.uuid4().hex[:12]}"
+    _execute(f"CREATE DATABASE {name}")
+    try:
+        yield {"PREFECT_API_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://postgres@{POSTGRESQL}/{name}"}
+    finally:
+        _execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def _execute(statement: str) -> None:
+    with psycopg.connect(f"postgresql://postgres@{POSTGRESQL}/test", autocommit=True) as connection:
+        connection.execute(statement)

@@ -1,0 +1,124 @@
+"""A program that is told to end by a signal ends its jobs, whatever its main thread waits for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+PROGRAM = """
+import os, signal, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from executor_adapter import Job, JobExecutor
+from executor_adapter.signals import ending_handlers
+
+folder, doing = Path(sys.argv[1]), sys.argv[2]
+
+def slow(number):
+    Path(folder, f"pid-{number}-{os.getpid()}").touch()
+    time.sleep(60)
+
+def quit(*_):
+    raise SystemExit(3)
+
+def report(jobs):
+    Path(folder, "states").write_text(" ".join(job.status for job in jobs))
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, quit)
+    if doing != "deciding for itself":
+        ending_handlers.append(lambda number, handler: handler is quit)
+    executor = JobExecutor(max_workers=2)
+    jobs = [Job(function=slow, args=(number,), pool="process", retry_attempts=3) for number in range(4)]
+    try:
+        if doing == "waiting for threads":
+            # As a task runner does: leaving the block waits for what runs, also when an exception leaves it.
+            with ThreadPoolExecutor(4) as threads:
+                for job in jobs:
+                    threads.submit(executor.run, job)
+                time.sleep(60)
+        elif doing == "waiting in the block":
+            with executor:
+                for future in [executor.submit(job) for job in jobs]:
+                    future.result()
+        else:
+            for job in jobs:
+                executor.submit(job)
+            time.sleep(60)
+    finally:
+        if doing == "deciding for itself":
+            time.sleep(1)
+            report(jobs)
+            executor.shutdown(timeout=0)
+        else:
+            executor.shutdown()
+            report(jobs)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("doing", ["waiting for threads", "waiting in the block", "sleeping"])
+def test_all_jobs_end_within_seconds_and_none_begins(tmp_path: Path, number: signal.Signals, doing: str) -> None:
+    states, pids = _tell(tmp_path, number, doing)
+    assert states == ["cancelled"] * 4
+    assert len(pids) == 2, "a job began after the signal"
+
+
+def test_a_program_that_decides_for_itself_has_its_jobs_until_it_does(tmp_path: Path) -> None:
+    """Its handler is one of its own: a second after the signal the jobs run still."""
+    states, _ = _tell(tmp_path, signal.SIGTERM, "deciding for itself")
+    assert states == ["running", "running", "pending", "pending"]
+
+
+def _tell(folder: Path, number: signal.Signals, doing: str) -> tuple[list[str], list[int]]:
+    """Tell the program to end once two jobs run; their states when it ended, and the processes of those that began."""
+    script = folder / "program.py"
+    script.write_text(PROGRAM)
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(folder), doing],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.DEVNULL,
+        # A shell's background job, as the tests may be, ignores SIGINT, and hands that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        _poll(lambda: len(_pids(folder)) == 2, 30)
+        process.send_signal(number)
+        told = time.monotonic()
+        process.wait(timeout=30)
+        assert time.monotonic() - told < 5
+    finally:
+        process.kill()
+        process.wait()
+    pids = _pids(folder)
+    _poll(lambda: not any(_is_alive(pid) for pid in pids), 5)
+    return (folder / "states").read_text().split(), pids
+
+
+def _pids(folder: Path) -> list[int]:
+    return [int(path.name.rpartition("-")[2]) for path in folder.glob("pid-*")]
+
+
+def _poll(condition: object, seconds: float) -> None:
+    assert callable(condition)
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, f"not within {seconds} s"
+        time.sleep(0.02)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,0 +1,177 @@
+"""What the settings give to jobs that say nothing themselves, and to the tools they belong to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from executor_adapter import Job, JobExecutor, RetryPolicy
+from executor_adapter.config import JobSettings, Settings, load_config
+from executor_adapter.config_sections import RetrySettings
+from executor_adapter.defaults import JobDefaults, tool_limits
+from executor_adapter.exceptions import ConfigurationError
+from executor_adapter.throttle import ToolLimit
+
+
+def read(tmp_path: Path, text: str) -> Settings:
+    file = tmp_path / "settings.yaml"
+    file.write_text(text)
+    return load_config(file)
+
+
+def filled(settings: Settings, **fields: object) -> Job:
+    job = Job(function=len, **fields)
+    JobDefaults(settings).fill_in(job)
+    return job
+
+
+def test_every_default_of_a_job_is_a_key_with_the_same_default() -> None:
+    """... but for what only a single job can have."""
+    of_one_job = {"function", "job_id", "job_type", "tool_name", "args", "kwargs", "dedupe_key", "metadata"}
+    keys = JobSettings.model_fields
+    assert keys.keys() == Job.model_fields.keys() - of_one_job
+    assert {name: keys[name].default for name in keys if name != "retry"} == {
+        name: Job.model_fields[name].default for name in keys if name != "retry"
+    }
+
+
+def test_every_default_of_a_retry_policy_is_a_key_with_the_same_default() -> None:
+    keys = RetrySettings.model_fields
+    assert keys.keys() | {"retry_attempts", "retry_delay"} == RetryPolicy.model_fields.keys()
+    assert {name: field.default for name, field in keys.items()} == {
+        name: RetryPolicy.model_fields[name].default for name in keys
+    }
+
+
+def test_without_settings_a_job_is_not_even_asked() -> None:
+    assert not JobDefaults(Settings()).any
+
+
+def test_what_a_job_leaves_open_is_filled_in_and_what_it_says_stays(tmp_path: Path) -> None:
+    settings = read(tmp_path, "job: {max_runtime: 5, retry_attempts: 1, pool: process, memory_limit: 1GiB}")
+    job = filled(settings, retry_attempts=7)
+    assert (job.max_runtime, job.retry_attempts, job.pool, job.memory_limit) == (5, 7, "process", 1 << 30)
+
+
+def test_the_tool_wins_over_the_stage_and_that_over_the_rest(tmp_path: Path) -> None:
+    settings = read(
+        tmp_path,
+        "job: {max_runtime: 1, retry_delay: 1, retry_attempts: 1}\n"
+        "collection: {job_timeout: 2, retry_delay: 2}\n"
+        "tools: {radar: {job: {max_runtime: 3}}}\n",
+    ).for_stage("collection")
+    of_tool, other = filled(settings, tool_name="radar"), filled(settings, tool_name="sonar")
+    assert (of_tool.max_runtime, of_tool.retry_delay, of_tool.retry_attempts) == (3, 2, 1)
+    assert (other.max_runtime, other.retry_delay, other.retry_attempts) == (2, 2, 1)
+
+
+def test_retries_are_made_a_policy_with_the_job_s_own_attempts(tmp_path: Path) -> None:
+    settings = read(tmp_path, "job: {retry: {max_delay: 9, rules: [{codes: API_ERROR, action: fail}]}}")
+    policy = filled(settings, retry_attempts=1, retry_delay=2.0).policy
+    assert (policy.retry_attempts, policy.retry_delay, policy.max_delay) == (1, 2.0, 9.0)
+    assert policy.rules[0].codes == ("API_ERROR",)
+    own = RetryPolicy(max_delay=1)
+    assert filled(settings, retry=own).policy is own
+
+
+def test_a_default_is_left_out_where_the_pool_cannot_hold_it(tmp_path: Path) -> None:
+    """One that the job asks for itself is refused at submit instead."""
+    settings = read(tmp_path, "job: {memory_limit: 1000, soft_timeout: 5}")
+
+    async def on_loop() -> None: ...
+
+    assert filled(settings).memory_limit is None
+    assert filled(settings).soft_timeout == 5
+    job = Job(function=on_loop)
+    JobDefaults(settings).fill_in(job)
+    assert job.soft_timeout is None
+
+
+def test_an_executor_applies_them_at_submit(tmp_path: Path) -> None:
+    with JobExecutor(1, config=read(tmp_path, "job: {max_runtime: 5}")) as executor:
+        future = executor.submit(Job(function=len, args=((),)))
+        assert future.result() == 0
+        assert future.job.max_runtime == 5
+
+
+def test_limits_of_tools_are_those_of_their_section_unless_given(tmp_path: Path) -> None:
+    settings = read(
+        tmp_path,
+        "collection: {rate_limit_buffer: 0.2}\n"
+        "tools: {radar: {max_concurrent: 2, rate: 5}, sonar: {rate: 1, burst: 3, buffer: 0}, lidar: {}}\n",
+    )
+    own = ToolLimit(max_concurrent=9)
+    assert tool_limits(settings, {"radar": own}) == {
+        "radar": ToolLimit(max_concurrent=9, buffer=0.2),
+        "sonar": ToolLimit(rate=1, burst=3, buffer=0),
+    }
+    assert tool_limits(settings, None)["radar"] == ToolLimit(max_concurrent=2, rate=5, buffer=0.2)
+
+
+def test_an_executor_keeps_the_limits_of_the_settings(tmp_path: Path) -> None:
+    """At most one job of the tool runs at a time, though there are workers."""
+    running: list[int] = []
+
+    def overlap() -> int:
+        running.append(1)
+        most = len(running)
+        threads.wait(0.02)
+        running.pop()
+        return most
+
+    import threading
+
+    threads = threading.Event()
+    config = read(tmp_path, "tools: {radar: {max_concurrent: 1}}")
+    with JobExecutor(4, config=config) as executor:
+        futures = [executor.submit(Job(function=overlap, tool_name="radar")) for _ in range(8)]
+        assert [future.result() for future in futures] == [1] * 8
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("job: {max_runtme: 5}", "job.max_runtme is not a key: did you mean max_runtime?"),
+        ("job: {pool: threads}", "job.pool: 'threads' is not allowed: must be 'auto', 'coroutine', 'thread'"),
+        ("job: {memory_limit: lots}", "job.memory_limit: 'lots' is not allowed: 'lots' is no size: give bytes"),
+        ("job: {retry: {max_delays: 1}}", "job.retry.max_delays is not a key: did you mean max_delay?"),
+        ("job: {retry: {rules: [{code: X}]}}", "job.retry.rules.0.code is not a key: did you mean codes?"),
+        ("job: {retry: {rules: [{}]}}", "job.retry.rules.0.codes is missing: must be the error codes it is for"),
+        ("tools: {x: {max_concurent: 1}}", "tools.x.max_concurent is not a key: did you mean max_concurrent?"),
+        ("tools: {x: {rate: 0}}", "tools.x.rate: 0 is not allowed: must be greater than 0"),
+        ("store: {urls: x}", "store.urls is not a key: did you mean url?"),
+        ("monitoring: {failure_rate: 2}", "monitoring.failure_rate: 2 is not allowed: must be less than or equal to 1"),
+    ],
+)
+def test_a_wrong_key_is_named_with_the_nearest(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        read(tmp_path, text)
+    assert str(caught.value).startswith(f"{tmp_path / 'settings.yaml'}: {said}")
+
+
+def test_a_variable_of_dotenv_that_no_one_knows_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text("OTHERS=1\nEXECUTOR_ADAPTER_STOR__URL=memory:\n")
+    with pytest.raises(ConfigurationError, match=r"^\.env: \w+_STOR__URL is not a key: did you mean \w+_STORE\?"):
+        load_config()
+
+
+def test_a_tool_s_limit_comes_from_the_environment_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXECUTOR_ADAPTER_TOOLS__RADAR__MAX_CONCURRENT", "3")
+    assert Settings().tools["radar"].max_concurrent == 3
+
+
+@pytest.mark.parametrize(
+    ("url", "anchored"),
+    [
+        ("sqlite:///jobs.db", "sqlite:///{base}/jobs.db"),
+        ("sqlite:////var/jobs.db", "sqlite:////var/jobs.db"),
+        ("sqlite:///:memory:", "sqlite:///:memory:"),
+        ("postgresql://u@h/d", "postgresql://u@h/d"),
+        ("memory:", "memory:"),
+    ],
+)
+def test_a_store_s_file_is_relative_to_the_configuration(tmp_path: Path, url: str, anchored: str) -> None:
+    settings = read(tmp_path, f"store: {{url: '{url}'}}")
+    assert settings.store.url == anchored.format(base=tmp_path)

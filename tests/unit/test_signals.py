@@ -1,0 +1,201 @@
+"""What a signal means to those who own jobs, whoever handles it; each case in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+PRELUDE = """
+import os, signal, sys, threading, time
+from executor_adapter.signals import ending_handlers, signal_watch
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+heard = []
+told = threading.Event()
+
+def listener(number):
+    heard.append(number.name)
+    told.set()
+
+def kill(number):
+    try:
+        os.kill(os.getpid(), number)
+        time.sleep(0.2)
+    except KeyboardInterrupt:
+        pass
+"""
+
+
+def run(code: str) -> str:
+    """What the program printed; it must end well, within 30 s."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", PRELUDE + textwrap.dedent(code)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    return done.stdout.strip()
+
+
+def test_an_interrupt_is_heard_while_the_main_thread_handles_it_late() -> None:
+    """The main thread is in C code, which no handler interrupts; the listener knows all the same."""
+    code = """
+        import ctypes
+        signal_watch.listen(listener)
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        begun = time.monotonic()
+        try:
+            import hashlib
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 4_000_000)
+            took = time.monotonic() - begun
+            while True:
+                time.sleep(1)
+        except KeyboardInterrupt:
+            late = time.monotonic() - begun
+        assert told.wait(5)
+        print(heard)
+    """
+    assert run(code) == "['SIGINT']"
+
+
+def test_a_program_that_handles_a_signal_itself_keeps_its_jobs() -> None:
+    code = """
+        signal.signal(signal.SIGINT, lambda *_: None)
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        signal_watch.listen(listener)
+        kill(signal.SIGINT), kill(signal.SIGTERM)
+        print(heard, signal_watch.ended_by)
+    """
+    assert run(code) == "[] None"
+
+
+def test_a_handler_that_is_known_to_end_the_program_ends_its_jobs() -> None:
+    code = """
+        def quit(*_): raise KeyboardInterrupt
+        signal.signal(signal.SIGTERM, quit)
+        ending_handlers.append(lambda number, handler: handler is quit)
+        signal_watch.listen(listener)
+        kill(signal.SIGTERM)
+        assert told.wait(5)
+        print(heard, signal_watch.ended_by.name)
+    """
+    assert run(code) == "['SIGTERM'] SIGTERM"
+
+
+def test_asyncio_run_ends_at_an_interrupt_and_so_do_its_jobs() -> None:
+    code = """
+        import asyncio
+        async def main():
+            signal_watch.listen(listener)
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(10)
+        try:
+            asyncio.run(main())
+        except KeyboardInterrupt:
+            pass
+        assert told.wait(5)
+        print(heard)
+    """
+    assert run(code) == "['SIGINT']"
+
+
+def test_other_signals_end_nothing() -> None:
+    code = """
+        signal.signal(signal.SIGUSR1, signal.default_int_handler)
+        signal_watch.listen(listener)
+        kill(signal.SIGUSR1)
+        print(heard)
+    """
+    assert run(code) == "[]"
+
+
+def test_the_older_fd_is_written_to_and_put_back() -> None:
+    """asyncio's own handlers, set before, are called still; with the last listener all is as it was."""
+    code = """
+        import asyncio
+        async def main():
+            loop, came = asyncio.get_running_loop(), asyncio.Event()
+            loop.add_signal_handler(signal.SIGUSR1, came.set)
+            signal_watch.listen(listener)
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGUSR1)
+                await asyncio.wait_for(came.wait(), 5)
+                came.clear()
+            signal_watch.leave(listener)
+            os.kill(os.getpid(), signal.SIGUSR1)
+            await asyncio.wait_for(came.wait(), 5)
+            loop.remove_signal_handler(signal.SIGUSR1)
+            while threading.active_count() > 1:
+                await asyncio.sleep(0.01)
+            print(signal.set_wakeup_fd(-1))
+        asyncio.run(main())
+    """
+    assert run(code) == "-1"
+
+
+def test_whoever_set_the_fd_later_keeps_it() -> None:
+    code = """
+        signal_watch.listen(listener)
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer)
+        signal_watch.leave(listener)
+        print(signal.set_wakeup_fd(-1) == writer)
+    """
+    assert run(code) == "True"
+
+
+def test_a_forked_process_keeps_its_signals_to_itself() -> None:
+    """A pool of forked processes ends its own by SIGTERM: that must not end the jobs of their parent."""
+    code = """
+        import warnings
+        warnings.simplefilter("ignore")  # of forking beside a thread
+        def quit(*_): os._exit(0)
+        signal.signal(signal.SIGTERM, quit)
+        ending_handlers.append(lambda number, handler: handler is quit)
+        signal_watch.listen(listener)
+        if not (child := os.fork()):
+            print(signal.set_wakeup_fd(-1), flush=True)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        os.waitpid(child, 0)
+        time.sleep(0.2)
+        print(heard)
+    """
+    assert run(code) == "-1\n[]"
+
+
+def test_listening_in_another_thread_waits_for_the_main_thread() -> None:
+    """Only the main thread may set the fd: what it makes or enters next sets it for all."""
+    code = """
+        thread = threading.Thread(target=signal_watch.listen, args=(listener,))
+        thread.start(), thread.join()
+        kill(signal.SIGINT)
+        print(heard)
+        signal_watch.arm()
+        kill(signal.SIGINT)
+        assert told.wait(5)
+        print(heard)
+    """
+    assert run(code) == "[]\n['SIGINT']"
+
+
+def test_an_interrupt_of_our_own_raises_in_the_main_thread_and_ends_no_jobs() -> None:
+    code = """
+        signal_watch.listen(listener)
+        threading.Timer(0.2, signal_watch.interrupt_main_thread, (signal.SIGINT,)).start()
+        try:
+            time.sleep(30)
+        except KeyboardInterrupt:
+            print("interrupted")
+        time.sleep(0.2)
+        print(heard)
+    """
+    assert run(code) == "interrupted\n[]"
