@@ -102,18 +102,26 @@ class SimulatedPool(WorkerPool):
             self.workers.remove(worker)
             self.busy -= 1
         if dies:
-            for waiting in list(worker.assigned):
-                self.supervisor.handed_back(waiting)
+            self.hand_back_behind(worker, 0)
         self.supervisor.ended(assignment, Ending.STOPPED if worker.stopping else ending, value, error)
         if not dies and worker.assigned:
             self.supervisor.started(worker.assigned[0], self.supervisor.now())
+
+    def hand_back_behind(self, worker: SimulatedWorker, position: int) -> None:
+        while len(worker.assigned) > position:
+            self.supervisor.handed_back(worker.assigned.pop())
+
+    def relieve(self, before: float) -> bool:
+        for worker in self.workers:
+            if (worker.assigned[0].started_at or 0.0) <= before:
+                self.hand_back_behind(worker, 1)
+        return any(len(worker.assigned) > 1 for worker in self.workers)
 
     def die_unbegun(self, worker: SimulatedWorker) -> None:
         """The worker dies before it began what it was given."""
         self.workers.remove(worker)
         self.busy -= 1
-        for assignment in list(worker.assigned):
-            self.supervisor.handed_back(assignment)
+        self.hand_back_behind(worker, 0)
 
 
 class SimulatedExecutor(InlineExecutor):
