@@ -21,6 +21,8 @@ class Dispatcher:
         self.throttle: Throttle | None = None
         self.reserved = 0
         """Slots granted to drivers that have not begun their attempt."""
+        self.lent: set[Assignment] = set()
+        """Attempts that wait for another job: their slots are free meanwhile, or that one might never have any."""
         self.exclusive: Assignment | None = None
         """The attempt beside which no other may start."""
         self._pools = pools
@@ -42,10 +44,10 @@ class Dispatcher:
             if live.status in TERMINAL or (live.driver is not None and not live.driver.wants_slot):
                 backlog.pop()  # it ended while it waited
                 continue
-            busy = self.reserved
+            busy = self.reserved - len(self.lent)
             for pool in self._pools.values():
                 busy += pool.busy
-            if self.exclusive is not None or (live.alone and busy):
+            if (self.exclusive is not None and self.exclusive not in self.lent) or (live.alone and busy):
                 return
             if busy < self.max_workers:
                 backlog.pop()

@@ -510,6 +510,17 @@ class Supervisor:
         grace = min(self.kill_grace, CANCEL_GRACE) if reason is StopReason.CANCEL else self.kill_grace
         self._pool_of(assignment.job).stop(assignment, grace=grace)
 
+    def lend_slot(self, job: Job) -> None:
+        """The attempt that runs of a driven job waits for another job, which may have its slot."""
+        assignment: Assignment | None = job._live.assignment
+        if assignment is not None:
+            self._dispatcher.lent.add(assignment)
+            self._pool_of(job).waits(assignment)
+
+    def take_slot_back(self, job: Job) -> None:
+        """It waits no more. For a moment one attempt more than `max_workers` may run."""
+        self._dispatcher.lent.discard(job._live.assignment)
+
     def stop_attempt(self, job: Job, reason: StopReason) -> None:
         """End what runs of a driven job, and leave the rest to its driver."""
         if job._live.assignment is not None:
@@ -547,6 +558,8 @@ class Supervisor:
 
     def _forget(self, assignment: Assignment) -> StopReason | None:
         assignment.job._live.assignment = None
+        if self._dispatcher.lent:
+            self._dispatcher.lent.discard(assignment)
         if self._dispatcher.exclusive is assignment:
             self._dispatcher.exclusive = None
         return self._running.remove(assignment)
