@@ -31,6 +31,7 @@ from executor_adapter.pools.base import WorkerPool
 from executor_adapter.signals import signal_watch
 from executor_adapter.supervisor import Supervisor
 from executor_adapter.surroundings import Surroundings
+from executor_adapter.store.base import JobStore
 from executor_adapter.throttle import ToolLimit
 
 _current: contextvars.ContextVar[Callable[[], JobExecutor] | None] = contextvars.ContextVar("executor", default=None)
@@ -48,6 +49,10 @@ class ExecutorStats:
     jobs_cancelled: int
     retries: int
     workers_busy: int
+    `store`: where its jobs are remembered, a JobStore or the URL of one (see `store.open_store`); None: nowhere. With
+    one that outlives the program, jobs of a host that died run again from `start` or the `with` on. `queue` names whose
+    jobs they are: hosts take over those of their own queue. `hands_over`: what a shutdown or a signal cuts off stays
+    pending there, for the next host; else it is CANCELLED.
     abandoned_threads: int
     """Threads and coroutines that could not be ended at their limit and were written off."""
     quarantined: tuple[str, ...]
@@ -63,6 +68,9 @@ class JobExecutor:
     `tool_limits`: by tool name, how many of its jobs run at once and how many start in a second; wins over the
     settings' section `tools`.
     `initializer`, `initargs`: called in each worker process before its first job.
+        store: JobStore | str | None = None,
+        queue: str = "",
+        hands_over: bool = False,
     `config`: Settings; default: `load_config()`.
 
     Leaving it as a context manager waits for its jobs; leaving it by an exception ends them first. A signal that ends
@@ -80,6 +88,7 @@ class JobExecutor:
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
     ) -> None:
+        self._memory = None if store is None else Memory(store, self, queue=queue, hands_over=hands_over)
         if max_workers < 1:
             raise ValueError(f"max_workers={max_workers} leaves no worker: give at least 1")
         if max_pending is not None and max_pending < 1:
@@ -116,9 +125,13 @@ class JobExecutor:
         """
         if self._defaults.any:
             self._defaults.fill_in(job)
-        if self._hooked is None:
-            return self._supervisor.admit(job, timeout=timeout, surroundings=surroundings)
-        return self._hooked.submit(job, self, timeout, surroundings)
+        if self._memory is None:
+            return self._admit(job, timeout=timeout, surroundings=surroundings)
+        with self._memory.recording(job):
+            return self._admit(job, timeout=timeout, surroundings=surroundings)
+
+    def _admit(self, job: Job, **how: Any) -> JobFuture:
+        return self._supervisor.admit(job, **how) if self._hooked is None else self._hooked.submit(job, self, **how)
 
     def run(self, job: Job) -> Any:
         """Submit the job and wait: its value, or the exception it ended with."""
@@ -155,7 +168,8 @@ class JobExecutor:
         if self._defaults.any:
             self._defaults.fill_in(job)
         driver = JobDriver(job, self._supervisor)
-        twin = self._supervisor.admit(job, driver=driver).job
+        with self._memory.recording(job, driven=True) if self._memory is not None else contextlib.nullcontext():
+            twin = self._supervisor.admit(job, driver=driver).job
         if twin is not job:
             raise InvalidJobError(f"job {twin.job_id} with dedupe_key={job.dedupe_key!r} is live: wait for that one")
         return driver
@@ -166,7 +180,21 @@ class JobExecutor:
 
     def release(self, job_id: str) -> bool:
         """Let a quarantined job be submitted again; False where none has this id."""
-        return self._supervisor.intake.quarantined.pop(job_id, None) is not None
+        released = self._supervisor.intake.quarantined.pop(job_id, None) is not None
+        return (self._memory is not None and self._memory.release(job_id)) or released
+
+    def recover(self) -> list[Job]:
+        """Take over the jobs of this queue in the store that nobody runs, since their host is gone; they run here now.
+
+        Raises:
+            StoreUnavailable
+        """
+        return [] if self._memory is None else self._memory.recover()
+
+    @property
+    def store(self) -> JobStore | None:
+        """Where its jobs are remembered."""
+        return None if self._memory is None else self._memory.store
 
     def jobs(self) -> list[Job]:
         """The jobs that are not over."""
@@ -219,8 +247,10 @@ class JobExecutor:
         self._supervisor.close(cancel_pending=True, cancel_running=True)
 
     async def start(self) -> None:
-        """Nothing to do: the executor starts with its first job. For symmetry with `stop`."""
+        """Recover jobs, where there is a store; all else starts with the first job."""
+        await asyncio.to_thread(self.recover)
 
+        self.recover()
     async def stop(self) -> None:
         """Shut down, waiting for what runs and cancelling what does not, without blocking the event loop."""
         await asyncio.to_thread(self.shutdown, cancel_futures=True)
@@ -232,6 +262,7 @@ class JobExecutor:
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        await self.start()
     ) -> None:
         leave_executor(self._tokens.pop())
         self.shutdown(timeout=None if kind is None else 0)
@@ -301,7 +332,7 @@ class JobExecutor:
             futures.extend(self.submit(job) for job in itertools.islice(jobs, limit))
             while futures:
                 wait([futures[0]])
-                yield _result(futures.popleft())
+                yield result_of(futures.popleft())
                 futures.extend(self.submit(job) for job in itertools.islice(jobs, 1))
 
     def _as_completed(self, jobs: Iterator[Job], limit: int) -> Iterator[JobResult]:
@@ -312,7 +343,7 @@ class JobExecutor:
                 for future in done:
                     futures.remove(future)
                 futures.extend(self.submit(job) for job in itertools.islice(jobs, len(done)))
-                yield from map(_result, done)
+                yield from map(result_of, done)
 
 
 @contextlib.contextmanager
@@ -354,7 +385,8 @@ def _make_pool(
     return ProcessPool(supervisor, max_workers, initializer=initializer, **options)
 
 
-def _result(future: Future[Any]) -> JobResult:
+def result_of(future: Future[Any]) -> JobResult:
+    """How the job of a future that is done ended."""
     assert isinstance(future, JobFuture)
     error = future.exception()
     job = future.job
@@ -364,7 +396,7 @@ def _result(future: Future[Any]) -> JobResult:
         value=future.result() if error is None else None,
         error=error,
         error_code=job.error_code if error is not None else None,
-        attempts=len(job.attempts),
+        attempts=len(job._live.attempts or ()),
         duration=job.duration,
     )
 

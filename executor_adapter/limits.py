@@ -23,6 +23,8 @@ class StopReason(enum.IntEnum):
     """No progress within stall_timeout."""
     DEADLINE = enum.auto()
     """Past the deadline over all attempts."""
+    SHUTDOWN = enum.auto()
+    """Its executor does not wait for it, or has to let go of it."""
     CANCEL = enum.auto()
     """Cancelled."""
 

@@ -110,8 +110,12 @@ class Supervisor:
         driver: JobDriver | None = None,
         surroundings: Surroundings | None = None,
         timeout: float | None = None,
+        waited: float | None = None,
     ) -> JobFuture:
-        """Take a job in: checked, prepared for its pool and queued. See Intake for what it raises."""
+        """Take a job in: checked, prepared for its pool and queued. See Intake for what it raises.
+
+        `waited`: it was taken in before, by a host that is gone, so many seconds ago; no bound on the queue holds it.
+        """
         self.intake.refuse_if_closed()
         if (twin := self.intake.twin(job)) is not None:
             return twin
@@ -120,8 +124,8 @@ class Supervisor:
         live.memory_limit = job.memory_limit
         live.driver = driver
         live.surroundings = surroundings
-        live.queued_at = self.now()
-        future = self.intake.enter(job, JobFuture(job, self), timeout)
+        live.queued_at = self.now() - (waited or 0.0)
+        future = self.intake.enter(job, JobFuture(job, self), timeout, needs_place=waited is None)
         self._wake()
         return future
 
@@ -233,7 +237,9 @@ class Supervisor:
             self._set_timer(job, "queue", live.queued_at + job.queue_timeout, self._queue_timed_out)
         if job.deadline is not None:
             self._set_timer(job, "deadline", live.queued_at + job.deadline, self._deadline_passed)
-        if live.driver is None:
+        if live.driver is not None:
+            return
+        if live.retry_at is None:
             self._dispatcher.push(job)
 
     def enqueue(self, job: Job) -> None:
@@ -243,6 +249,9 @@ class Supervisor:
     # --- starting ---
 
     def _start(self, job: Job) -> None:
+        else:  # it was to be retried when its host died
+            due = self.now() + live.retry_at - time.time()
+            self._set_timer(job, "retry", due, functools.partial(self._retry_due, self._dispatcher.push))
         live = job._live
         if live.driver is not None:
             self._grant_slot(job, live.driver)
@@ -507,7 +516,7 @@ class Supervisor:
         self._running.stopping(assignment, reason)
         if assignment.stop_asked_at is None:
             assignment.stop_asked_at = self.now()
-        grace = min(self.kill_grace, CANCEL_GRACE) if reason is StopReason.CANCEL else self.kill_grace
+        grace = min(self.kill_grace, CANCEL_GRACE) if reason >= StopReason.SHUTDOWN else self.kill_grace
         self._pool_of(assignment.job).stop(assignment, grace=grace)
 
     def lend_slot(self, job: Job) -> None:
@@ -533,7 +542,7 @@ class Supervisor:
         for job in list(self.intake.jobs.values()):
             running = job.status is JobStatus.RUNNING
             if cancel_running or (cancel_pending and not running):
-                self._end_early(job, StopReason.CANCEL)
+                self._end_early(job, StopReason.SHUTDOWN)
         if not self.intake.jobs:
             self._close_pools()
 
