@@ -29,9 +29,9 @@ from executor_adapter.ledger import Observer
 from executor_adapter.pools import pool_kind
 from executor_adapter.pools.base import WorkerPool
 from executor_adapter.signals import signal_watch
+from executor_adapter.store.base import JobStore
 from executor_adapter.supervisor import Supervisor
 from executor_adapter.surroundings import Surroundings
-from executor_adapter.store.base import JobStore
 from executor_adapter.throttle import ToolLimit
 
 _current: contextvars.ContextVar[Callable[[], JobExecutor] | None] = contextvars.ContextVar("executor", default=None)
@@ -49,10 +49,6 @@ class ExecutorStats:
     jobs_cancelled: int
     retries: int
     workers_busy: int
-    `store`: where its jobs are remembered, a JobStore or the URL of one (see `store.open_store`); None: nowhere. With
-    one that outlives the program, jobs of a host that died run again from `start` or the `with` on. `queue` names whose
-    jobs they are: hosts take over those of their own queue. `hands_over`: what a shutdown or a signal cuts off stays
-    pending there, for the next host; else it is CANCELLED.
     abandoned_threads: int
     """Threads and coroutines that could not be ended at their limit and were written off."""
     quarantined: tuple[str, ...]
@@ -68,10 +64,11 @@ class JobExecutor:
     `tool_limits`: by tool name, how many of its jobs run at once and how many start in a second; wins over the
     settings' section `tools`.
     `initializer`, `initargs`: called in each worker process before its first job.
-        store: JobStore | str | None = None,
-        queue: str = "",
-        hands_over: bool = False,
     `config`: Settings; default: `load_config()`.
+    `store`: where its jobs are remembered, a JobStore or the URL of one (see `store.open_store`); None: nowhere. With
+    one that outlives the program, jobs of a host that died run again from `start` or the `with` on. `queue` names whose
+    jobs they are: hosts take over those of their own queue. `hands_over`: what a shutdown or a signal cuts off stays
+    pending there, for the next host; else it is CANCELLED.
 
     Leaving it as a context manager waits for its jobs; leaving it by an exception ends them first. A signal that ends
     the program ends them at once, see `signals`.
@@ -87,8 +84,10 @@ class JobExecutor:
         tool_limits: Mapping[str, ToolLimit] | None = None,
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
+        store: JobStore | str | None = None,
+        queue: str = "",
+        hands_over: bool = False,
     ) -> None:
-        self._memory = None if store is None else Memory(store, self, queue=queue, hands_over=hands_over)
         if max_workers < 1:
             raise ValueError(f"max_workers={max_workers} leaves no worker: give at least 1")
         if max_pending is not None and max_pending < 1:
@@ -105,6 +104,7 @@ class JobExecutor:
         )
         self._defaults = JobDefaults(self.config)
         self._hooked = HookedExecution(self._supervisor) if _overrides(type(self)) else None
+        self._memory = None if store is None else Memory(store, self, queue=queue, hands_over=hands_over)
         self._tokens: list[contextvars.Token[Callable[[], JobExecutor] | None]] = []
         _track(self, self._supervisor)
 
@@ -250,7 +250,6 @@ class JobExecutor:
         """Recover jobs, where there is a store; all else starts with the first job."""
         await asyncio.to_thread(self.recover)
 
-        self.recover()
     async def stop(self) -> None:
         """Shut down, waiting for what runs and cancelling what does not, without blocking the event loop."""
         await asyncio.to_thread(self.shutdown, cancel_futures=True)
@@ -258,11 +257,11 @@ class JobExecutor:
     def __enter__(self) -> Self:
         self._tokens.append(enter_executor(lambda: self))
         signal_watch.arm()
+        self.recover()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-        await self.start()
     ) -> None:
         leave_executor(self._tokens.pop())
         self.shutdown(timeout=None if kind is None else 0)
@@ -270,6 +269,7 @@ class JobExecutor:
     async def __aenter__(self) -> Self:
         self._tokens.append(enter_executor(lambda: self))
         signal_watch.arm()
+        await self.start()
         return self
 
     async def __aexit__(

@@ -141,6 +141,14 @@ class Supervisor:
         self.call_soon(self._end_early, job, StopReason.CANCEL)
         return True
 
+    def let_go(self, job: Job) -> None:
+        """End a live job that another host is to run."""
+        self.call_soon(self._end_early, job, StopReason.SHUTDOWN)
+
+    def running(self) -> list[Assignment]:
+        """The attempts under way."""
+        return self._running.snapshot()
+
     def call_soon(self, callback: Callable[..., None], *args: Any) -> None:
         self._loop.call_soon(callback, *args)
 
@@ -241,6 +249,9 @@ class Supervisor:
             return
         if live.retry_at is None:
             self._dispatcher.push(job)
+        else:  # it was to be retried when its host died
+            due = self.now() + live.retry_at - time.time()
+            self._set_timer(job, "retry", due, functools.partial(self._retry_due, self._dispatcher.push))
 
     def enqueue(self, job: Job) -> None:
         """Let a driven job wait for its turn."""
@@ -249,9 +260,6 @@ class Supervisor:
     # --- starting ---
 
     def _start(self, job: Job) -> None:
-        else:  # it was to be retried when its host died
-            due = self.now() + live.retry_at - time.time()
-            self._set_timer(job, "retry", due, functools.partial(self._retry_due, self._dispatcher.push))
         live = job._live
         if live.driver is not None:
             self._grant_slot(job, live.driver)
