@@ -26,6 +26,7 @@ from executor_adapter.futures import JobFuture
 from executor_adapter.hooks import HookedExecution
 from executor_adapter.job import Job, JobResult, JobStatus
 from executor_adapter.ledger import Observer
+from executor_adapter.memory import Memory
 from executor_adapter.pools import pool_kind
 from executor_adapter.pools.base import WorkerPool
 from executor_adapter.signals import signal_watch

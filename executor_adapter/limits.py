@@ -40,6 +40,10 @@ class RunningAttempts:
         self.due = NEVER
         self._attempts: set[Assignment] = set()
 
+    def snapshot(self) -> list[Assignment]:
+        """Those under way now; from any thread."""
+        return list(self._attempts)
+
     def __contains__(self, assignment: Assignment) -> bool:
         return assignment in self._attempts
 
