@@ -184,6 +184,12 @@ class StoreSettings(Section):
 
     url: str | None = None
     """sqlite:///jobs.db (relative to the file that says so), or postgresql://...; null: in memory."""
+    lease: Seconds = 60.0
+    """How long a host on another machine may be silent before its jobs are run elsewhere."""
+    recover_every: Seconds | None = None
+    """Look so often for jobs that nobody runs; null: when an executor starts, and not again."""
+    pickle_arguments: bool = False
+    """Store functions and arguments pickled: also what cannot be imported, or is no JSON."""
 
 
 class MonitoringSettings(Section):

@@ -21,6 +21,8 @@ class Dispatcher:
         self.throttle: Throttle | None = None
         self.reserved = 0
         """Slots granted to drivers that have not begun their attempt."""
+        self.lent: set[Job] = set()
+        """Those whose attempt waits for another job: its slot is free meanwhile, or that one might never have any."""
         self.exclusive: Job | None = None
         """The job beside whose attempt no other may start."""
         self._pools = pools
@@ -43,10 +45,10 @@ class Dispatcher:
             if live.status in TERMINAL or (live.driver is not None and not live.driver.wants_slot):
                 backlog.pop()  # it ended while it waited
                 continue
-            busy = self.reserved
+            busy = self.reserved - len(self.lent)
             for pool in pools:
                 busy += pool.busy
-            if self.exclusive is not None or (live.alone and busy):
+            if (self.exclusive is not None and self.exclusive not in self.lent) or (live.alone and busy):
                 return
             if busy < self.max_workers:
                 backlog.pop()

@@ -10,9 +10,10 @@ outstanding at a time.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +88,15 @@ class JobDriver:
     def cancel(self) -> bool:
         """End whatever runs of the job; the outstanding future raises JobCancelledError once it is dead."""
         return self._supervisor.cancel(self.job)
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """While it lasts, the attempt that runs waits for another job; its slot is free for that one."""
+        self._supervisor.call_soon(self._supervisor.lend_slot, self.job)
+        try:
+            yield
+        finally:
+            self._supervisor.call_soon(self._supervisor.take_slot_back, self.job)
 
     def stop_attempt(self, reason: StopReason) -> None:
         """End the attempt that runs; its future resolves once nothing of it is alive."""

@@ -26,9 +26,11 @@ from executor_adapter.futures import JobFuture
 from executor_adapter.hooks import HookedExecution
 from executor_adapter.job import Job, JobResult, JobStatus
 from executor_adapter.ledger import Observer
+from executor_adapter.memory import Memory
 from executor_adapter.pools import pool_kind
 from executor_adapter.pools.base import WorkerPool
 from executor_adapter.signals import signal_watch
+from executor_adapter.store.base import JobStore
 from executor_adapter.supervisor import Supervisor
 from executor_adapter.surroundings import Surroundings
 from executor_adapter.throttle import ToolLimit
@@ -64,6 +66,10 @@ class JobExecutor:
     settings' section `tools`.
     `initializer`, `initargs`: called in each worker process before its first job.
     `config`: Settings; default: `load_config()`.
+    `store`: where its jobs are remembered, a JobStore or the URL of one (see `store.open_store`); None: nowhere. With
+    one that outlives the program, jobs of a host that died run again from `start` or the `with` on. `queue` names whose
+    jobs they are: hosts take over those of their own queue. `hands_over`: what a shutdown or a signal cuts off stays
+    pending there, for the next host; else it is CANCELLED.
 
     Leaving it as a context manager waits for its jobs; leaving it by an exception ends them first. A signal that ends
     the program ends them at once, see `signals`.
@@ -79,6 +85,9 @@ class JobExecutor:
         tool_limits: Mapping[str, ToolLimit] | None = None,
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
+        store: JobStore | str | None = None,
+        queue: str = "",
+        hands_over: bool = False,
     ) -> None:
         if max_workers < 1:
             raise ValueError(f"max_workers={max_workers} leaves no worker: give at least 1")
@@ -96,6 +105,7 @@ class JobExecutor:
         )
         self._defaults = JobDefaults(self.config)
         self._hooked = HookedExecution(self._supervisor) if _overrides(type(self)) else None
+        self._memory = None if store is None else Memory(store, self, queue=queue, hands_over=hands_over)
         self._tokens: list[contextvars.Token[Callable[[], JobExecutor] | None]] = []
         _track(self, self._supervisor)
 
@@ -116,9 +126,13 @@ class JobExecutor:
         """
         if self._defaults.any:
             self._defaults.fill_in(job)
-        if self._hooked is None:
-            return self._supervisor.admit(job, timeout=timeout, surroundings=surroundings)
-        return self._hooked.submit(job, self, timeout, surroundings)
+        if self._memory is None:
+            return self._admit(job, timeout=timeout, surroundings=surroundings)
+        with self._memory.recording(job):
+            return self._admit(job, timeout=timeout, surroundings=surroundings)
+
+    def _admit(self, job: Job, **how: Any) -> JobFuture:
+        return self._supervisor.admit(job, **how) if self._hooked is None else self._hooked.submit(job, self, **how)
 
     def run(self, job: Job) -> Any:
         """Submit the job and wait: its value, or the exception it ended with."""
@@ -155,7 +169,8 @@ class JobExecutor:
         if self._defaults.any:
             self._defaults.fill_in(job)
         driver = JobDriver(job, self._supervisor)
-        twin = self._supervisor.admit(job, driver=driver).job
+        with self._memory.recording(job, driven=True) if self._memory is not None else contextlib.nullcontext():
+            twin = self._supervisor.admit(job, driver=driver).job
         if twin is not job:
             raise InvalidJobError(f"job {twin.job_id} with dedupe_key={job.dedupe_key!r} is live: wait for that one")
         return driver
@@ -166,7 +181,21 @@ class JobExecutor:
 
     def release(self, job_id: str) -> bool:
         """Let a quarantined job be submitted again; False where none has this id."""
-        return self._supervisor.intake.quarantined.pop(job_id, None) is not None
+        released = self._supervisor.intake.quarantined.pop(job_id, None) is not None
+        return (self._memory is not None and self._memory.release(job_id)) or released
+
+    def recover(self) -> list[Job]:
+        """Take over the jobs of this queue in the store that nobody runs, since their host is gone; they run here now.
+
+        Raises:
+            StoreUnavailable
+        """
+        return [] if self._memory is None else self._memory.recover()
+
+    @property
+    def store(self) -> JobStore | None:
+        """Where its jobs are remembered."""
+        return None if self._memory is None else self._memory.store
 
     def jobs(self) -> list[Job]:
         """The jobs that are not over."""
@@ -219,7 +248,8 @@ class JobExecutor:
         self._supervisor.close(cancel_pending=True, cancel_running=True)
 
     async def start(self) -> None:
-        """Nothing to do: the executor starts with its first job. For symmetry with `stop`."""
+        """Recover jobs, where there is a store; all else starts with the first job."""
+        await asyncio.to_thread(self.recover)
 
     async def stop(self) -> None:
         """Shut down, waiting for what runs and cancelling what does not, without blocking the event loop."""
@@ -228,6 +258,7 @@ class JobExecutor:
     def __enter__(self) -> Self:
         self._tokens.append(enter_executor(lambda: self))
         signal_watch.arm()
+        self.recover()
         return self
 
     def __exit__(
@@ -239,6 +270,7 @@ class JobExecutor:
     async def __aenter__(self) -> Self:
         self._tokens.append(enter_executor(lambda: self))
         signal_watch.arm()
+        await self.start()
         return self
 
     async def __aexit__(
@@ -301,7 +333,7 @@ class JobExecutor:
             futures.extend(self.submit(job) for job in itertools.islice(jobs, limit))
             while futures:
                 wait([futures[0]])
-                yield _result(futures.popleft())
+                yield result_of(futures.popleft())
                 futures.extend(self.submit(job) for job in itertools.islice(jobs, 1))
 
     def _as_completed(self, jobs: Iterator[Job], limit: int) -> Iterator[JobResult]:
@@ -312,7 +344,7 @@ class JobExecutor:
                 for future in done:
                     futures.remove(future)
                 futures.extend(self.submit(job) for job in itertools.islice(jobs, len(done)))
-                yield from map(_result, done)
+                yield from map(result_of, done)
 
 
 @contextlib.contextmanager
@@ -354,7 +386,8 @@ def _make_pool(
     return ProcessPool(supervisor, max_workers, initializer=initializer, **options)
 
 
-def _result(future: Future[Any]) -> JobResult:
+def result_of(future: Future[Any]) -> JobResult:
+    """How the job of a future that is done ended."""
     assert isinstance(future, JobFuture)
     error = future.exception()
     job = future.job
@@ -364,7 +397,7 @@ def _result(future: Future[Any]) -> JobResult:
         value=future.result() if error is None else None,
         error=error,
         error_code=job.error_code if error is not None else None,
-        attempts=len(job.attempts),
+        attempts=len(job._live.attempts or ()),
         duration=job.duration,
     )
 

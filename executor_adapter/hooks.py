@@ -16,7 +16,6 @@ from executor_adapter.limits import StopReason
 if TYPE_CHECKING:
     from executor_adapter.executor import JobExecutor
     from executor_adapter.supervisor import Supervisor
-    from executor_adapter.surroundings import Surroundings
 
 
 class HookedExecution:
@@ -30,11 +29,10 @@ class HookedExecution:
         self._loop: asyncio.AbstractEventLoop | None = None
         supervisor.on_closed.append(self._close)
 
-    def submit(
-        self, job: Job, executor: JobExecutor, timeout: float | None, surroundings: Surroundings | None
-    ) -> JobFuture:
+    def submit(self, job: Job, executor: JobExecutor, **how: Any) -> JobFuture:
+        """Take a job in as `Supervisor.admit` does."""
         driver = JobDriver(job, self._supervisor, applies_max_runtime=False)
-        future = self._supervisor.admit(job, driver=driver, surroundings=surroundings, timeout=timeout)
+        future = self._supervisor.admit(job, driver=driver, **how)
         if future.job is job:  # else a live job with the same dedupe_key
             self._drivers[job] = driver
             self._running_loop().call_soon_threadsafe(self._begin, driver, executor)

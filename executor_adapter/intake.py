@@ -39,10 +39,10 @@ class Intake:
         other = self._by_dedupe_key.get(job.dedupe_key)
         return None if other is None else other._live.future
 
-    def enter(self, job: Job, future: JobFuture, timeout: float | None) -> JobFuture:
+    def enter(self, job: Job, future: JobFuture, timeout: float | None, *, needs_place: bool = True) -> JobFuture:
         """Let the job in with its future; that of its live twin instead, if it has one.
 
-        Waits `timeout` seconds for a place, or without end.
+        Waits `timeout` seconds for a place, or without end, unless it needs none.
 
         Raises:
             QueueFullError, ExecutorClosedError, InvalidJobError
@@ -51,14 +51,16 @@ class Intake:
             if (twin := self.twin(job)) is not None:
                 return twin
             self._refuse_quarantined(job)
-            self._take_place(timeout)
+            if needs_place:
+                self._take_place(timeout)
             self.refuse_if_closed()
             if self.jobs.setdefault(job.job_id, job) is not job:
-                self._give_place()
+                if needs_place:
+                    self._give_place()
                 raise InvalidJobError(f"a job with the id {job.job_id!r} is live already: ids must be unique")
             if job.dedupe_key is not None:
                 self._by_dedupe_key[job.dedupe_key] = job
-            job._live.place = True
+            job._live.place = needs_place
             job._live.future = future
             self.submitted.append(job)
             if self.closed:

@@ -23,6 +23,8 @@ class StopReason(enum.IntEnum):
     """No progress within stall_timeout."""
     DEADLINE = enum.auto()
     """Past the deadline over all attempts."""
+    SHUTDOWN = enum.auto()
+    """Its executor does not wait for it, or has to let go of it."""
     CANCEL = enum.auto()
     """Cancelled."""
 
@@ -37,6 +39,10 @@ class RunningAttempts:
     def __init__(self) -> None:
         self.due = NEVER
         self._attempts: set[Assignment] = set()
+
+    def snapshot(self) -> list[Assignment]:
+        """Those under way now; from any thread."""
+        return list(self._attempts)
 
     def __contains__(self, assignment: Assignment) -> bool:
         return assignment in self._attempts

@@ -49,6 +49,8 @@ def stop_error(job: Job, reason: StopReason | None) -> JobTimeoutError | JobCanc
         case StopReason.DEADLINE:
             message = f"not over within deadline={job.deadline} s of its submission"
             return JobTimeoutError(message, error_code="DEADLINE_EXCEEDED")
+        case StopReason.SHUTDOWN:
+            return JobCancelledError(f"job {job.job_id} was cancelled: its executor was shut down", let_go=True)
         case StopReason.CANCEL | None:
             return JobCancelledError(f"job {job.job_id} was cancelled")
 

@@ -116,8 +116,12 @@ class Supervisor:
         driver: JobDriver | None = None,
         surroundings: Surroundings | None = None,
         timeout: float | None = None,
+        waited: float | None = None,
     ) -> JobFuture:
-        """Take a job in: checked, prepared for its pool and queued. See Intake for what it raises."""
+        """Take a job in: checked, prepared for its pool and queued. See Intake for what it raises.
+
+        `waited`: it was taken in before, by a host that is gone, so many seconds ago; no bound on the queue holds it.
+        """
         self.intake.refuse_if_closed()
         if (twin := self.intake.twin(job)) is not None:
             return twin
@@ -126,8 +130,8 @@ class Supervisor:
         live.memory_limit = job.memory_limit
         live.driver = driver
         live.surroundings = surroundings
-        live.queued_at = self.now()
-        future = self.intake.enter(job, JobFuture(job, self), timeout)
+        live.queued_at = self.now() - (waited or 0.0)
+        future = self.intake.enter(job, JobFuture(job, self), timeout, needs_place=waited is None)
         self._wake()
         return future
 
@@ -142,6 +146,14 @@ class Supervisor:
             return False
         self.call_soon(self._end_early, job, StopReason.CANCEL)
         return True
+
+    def let_go(self, job: Job) -> None:
+        """End a live job that another host is to run."""
+        self.call_soon(self._end_early, job, StopReason.SHUTDOWN)
+
+    def running(self) -> list[Assignment]:
+        """The attempts under way."""
+        return self._running.snapshot()
 
     def call_soon(self, callback: Callable[..., None], *args: Any) -> None:
         self._loop.call_soon(callback, *args)
@@ -241,8 +253,13 @@ class Supervisor:
             self._set_timer(job, "queue", live.queued_at + job.queue_timeout, self._queue_timed_out)
         if job.deadline is not None:
             self._set_timer(job, "deadline", live.queued_at + job.deadline, self._deadline_passed)
-        if live.driver is None:
+        if live.driver is not None:
+            return
+        if live.retry_at is None:
             self._dispatcher.push(job)
+        else:  # it was to be retried when its host died
+            due = self.now() + live.retry_at - time.time()
+            self._set_timer(job, "retry", due, functools.partial(self._retry_due, self._dispatcher.push))
 
     def enqueue(self, job: Job) -> None:
         """Let a driven job wait for its turn."""
@@ -521,8 +538,19 @@ class Supervisor:
         self._running.stopping(assignment, reason)
         if assignment.stop_asked_at is None:
             assignment.stop_asked_at = self.now()
-        grace = min(self.kill_grace, CANCEL_GRACE) if reason is StopReason.CANCEL else self.kill_grace
+        grace = min(self.kill_grace, CANCEL_GRACE) if reason >= StopReason.SHUTDOWN else self.kill_grace
         self._pool_of(assignment.job).stop(assignment, grace=grace)
+
+    def lend_slot(self, job: Job) -> None:
+        """The attempt that runs of a driven job waits for another job, which may have its slot."""
+        assignment: Assignment | None = job._live.assignment
+        if assignment is not None:
+            self._dispatcher.lent.add(job)
+            self._pool_of(job).waits(assignment)
+
+    def take_slot_back(self, job: Job) -> None:
+        """It waits no more. For a moment one attempt more than `max_workers` may run."""
+        self._dispatcher.lent.discard(job)
 
     def stop_attempt(self, job: Job, reason: StopReason) -> None:
         """End what runs of a driven job, and leave the rest to its driver."""
@@ -536,7 +564,7 @@ class Supervisor:
         for job in list(self.intake.jobs.values()):
             running = job.status is JobStatus.RUNNING
             if cancel_running or (cancel_pending and not running):
-                self._end_early(job, StopReason.CANCEL)
+                self._end_early(job, StopReason.SHUTDOWN)
         if not self.intake.jobs:
             self._close_pools()
 
@@ -561,6 +589,8 @@ class Supervisor:
 
     def _forget(self, assignment: Assignment) -> StopReason | None:
         assignment.job._live.assignment = None
+        if self._dispatcher.lent:
+            self._dispatcher.lent.discard(assignment.job)
         return self._running.remove(assignment)
 
     def _set_timer(self, job: Job, name: str, when: float, callback: Callable[[Job], None]) -> None:

@@ -166,6 +166,9 @@ class WorkerPool(ABC):
         begun (or ended)."""
         return False
 
+    def waits(self, assignment: Assignment) -> None:  # noqa: B027
+        """The function blocks until another job is over: that one must not be begun by what it blocks."""
+
     @abstractmethod
     def stop(self, assignment: Assignment, *, grace: float) -> None:
         """End a running assignment: ask it to end, and after `grace` seconds make it. `ended` is told once nothing of

@@ -61,6 +61,11 @@ class CoroutinePool(WorkerPool):
         if self._loop is not None and self._loop.given:
             self._loop.begin_given()
 
+    def waits(self, assignment: Assignment) -> None:
+        if self._loop is assignment.worker:
+            blocked, self._loop = self._loop, _LoopThread(self)
+            blocked.pass_on(self._loop)
+
     def stop(self, assignment: Assignment, *, grace: float) -> None:
         loop: _LoopThread = assignment.worker
         if assignment not in loop.stopping:
@@ -130,6 +135,20 @@ class _LoopThread:
         """Begin all that was given since the last call: one wake-up of the loop for all of it."""
         self._call_soon(self._begin_given)
 
+    def pass_on(self, other: _LoopThread) -> None:
+        """Let another loop have what this one has not begun, but for what it was told to end."""
+        for assignment in list(self.given):
+            if assignment in self.stopping:
+                continue
+            try:
+                self.given.remove(assignment)  # this and the loop's popleft are each one step under the GIL
+            except ValueError:
+                continue
+            self.live.discard(assignment)
+            assignment.worker = other
+            other.live.add(assignment)
+            other.given.append(assignment)
+
     def cancel(self, assignment: Assignment, answered: threading.Event) -> None:
         self._call_soon(self._cancel, assignment, answered)
 
@@ -164,7 +183,10 @@ class _LoopThread:
 
     def _begin_given(self) -> None:
         for _ in range(len(self.given)):
-            assignment = self.given.popleft()
+            try:
+                assignment = self.given.popleft()
+            except IndexError:
+                return  # passed on meanwhile
             self._tasks[assignment] = self._loop.create_task(self._execute(assignment), context=assignment.context)
 
     def _cancel(self, assignment: Assignment, answered: threading.Event) -> None:

@@ -2,7 +2,10 @@
 
 # Not lazily, as the package above does: a module imported later would take the name of the function `job_task`.
 from executor_adapter.executor import preload_in_workers
+from executor_adapter.prefect.bulk import arun_jobs, run_jobs
 from executor_adapter.prefect.job_task import JobTask, job_task
+from executor_adapter.prefect.mirror import PrefectMirror
+from executor_adapter.prefect.mirror_report import MirrorReport
 from executor_adapter.prefect.plain_task import job_options
 from executor_adapter.prefect.reconcile import ReconcileReport, wait_until_recorded
 from executor_adapter.prefect.task_runner import JobTaskRunner
@@ -10,6 +13,18 @@ from executor_adapter.prefect.task_runner import JobTaskRunner
 PRELOAD = ("prefect.main", "executor_adapter.prefect")
 """What a worker needs to run a job task: 0.6 s to import, so best imported once, before workers are forked."""
 
-__all__ = ["PRELOAD", "JobTask", "JobTaskRunner", "ReconcileReport", "job_options", "job_task", "wait_until_recorded"]
+__all__ = [
+    "PRELOAD",
+    "JobTask",
+    "JobTaskRunner",
+    "MirrorReport",
+    "PrefectMirror",
+    "ReconcileReport",
+    "arun_jobs",
+    "job_options",
+    "job_task",
+    "run_jobs",
+    "wait_until_recorded",
+]
 
 preload_in_workers(*PRELOAD)

@@ -14,18 +14,21 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from prefect.client.schemas.objects import FlowRun, TaskRun
 from prefect.context import FlowRunContext, TagsContext, TaskRunContext
+from prefect.futures import PrefectFuture
 from prefect.logging.handlers import APILogHandler, PrefectConsoleHandler
 from prefect.logging.loggers import patch_print
+from prefect.task_runners import TaskRunner
 from prefect.utilities.engine import should_log_prints
 
 if TYPE_CHECKING:
     from prefect import Task
 
 TASK_RUN_SCOPE = f"{__name__}:task_run_scope"
+TASK_RUN_SCOPE_HERE = f"{__name__}:task_run_scope_here"
 
 _TASK_RUN_FIELDS = {
     "id", "name", "flow_run_id", "task_key", "dynamic_key", "task_version", "tags", "run_count", "flow_run_run_count",
@@ -49,25 +52,28 @@ def task_run_payload(task: Task[..., Any], task_run: TaskRun, parameters: Mappin
     about = {
         "task": {"name": task.name, "version": task.version, "description": task.description},
         "task_run": json.loads(task_run.model_dump_json(include=_TASK_RUN_FIELDS)),
-        "parameters": _shown(parameters),
+        "parameters": shown_parameters(parameters),
+        "tags": sorted(TagsContext.get().current_tags),
         "log_prints": should_log_prints(task),
-        "flow": _flow_json(flow_run_context) if flow_run_context is not None else None,
+        "flow": flow_run_payload(flow_run_context) if flow_run_context is not None else None,
     }
     return json.dumps(about)
 
 
-def _flow_json(context: FlowRunContext) -> str | None:
+def flow_run_payload(context: FlowRunContext) -> str | None:
+    """What the worker needs to know of the flow run, as JSON; the same for all of its task runs."""
     if context.flow_run is None:
         return None
     about = {
         "flow": {"name": context.flow.name, "version": context.flow.version} if context.flow else {"name": "<unknown>"},
         "flow_run": json.loads(context.flow_run.model_dump_json(include=_FLOW_RUN_FIELDS)),
-        "parameters": _shown(context.parameters or {}),
+        "parameters": shown_parameters(context.parameters or {}),
     }
     return json.dumps(about)
 
 
-def _shown(parameters: Mapping[str, Any]) -> dict[str, Any]:
+def shown_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that `prefect.runtime` is to show."""
     return {
         name: value
         for name, value in parameters.items()
@@ -78,28 +84,56 @@ def _shown(parameters: Mapping[str, Any]) -> dict[str, Any]:
 # --- in the worker ---
 
 
+class NoTaskRunner(TaskRunner[PrefectFuture[Any]]):
+    """Stands in a worker process for the flow's task runner, which is in the parent: it refuses to submit."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def duplicate(self) -> Self:
+        """It runs nothing, so one is enough."""
+        return self
+
+    def submit(self, *_: Any, **__: Any) -> NoReturn:
+        raise RuntimeError(
+            "a job in a worker process cannot submit tasks: submit them in the flow, or use pool='thread'"
+        )
+
+
 @contextlib.contextmanager
 def task_run_scope(payload: str) -> Iterator[None]:
     """Let the function see the task run and the flow run that `payload` tells of."""
     _prepare_process()
     about = json.loads(payload)
+    with contextlib.ExitStack() as stack:
+        if about["flow"] is not None:
+            stack.enter_context(_flow_run_context(about["flow"]))
+        _enter_task_run(stack, about, log_prints=about["log_prints"])
+        if about["log_prints"]:
+            stack.enter_context(patch_print())
+        yield
+
+
+@contextlib.contextmanager
+def task_run_scope_here(payload: str) -> Iterator[None]:
+    """The same in the process of the flow run, whose context the caller is in: `print` goes to the task run's log."""
+    with contextlib.ExitStack() as stack:
+        _enter_task_run(stack, json.loads(payload), log_prints=True)
+        yield
+
+
+def _enter_task_run(stack: contextlib.ExitStack, about: dict[str, Any], *, log_prints: bool) -> None:
     task_run = TaskRun.model_validate(about["task_run"])
     # Built without validation: a valid one would need a client and a result store.
     fields: dict[str, Any] = {
         "task": SimpleNamespace(**about["task"], tags=set(task_run.tags)),
         "task_run": task_run,
         "parameters": about["parameters"],
-        "log_prints": about["log_prints"],
+        "log_prints": log_prints,
         "persist_result": False,
     }
-    with contextlib.ExitStack() as stack:
-        if about["flow"] is not None:
-            stack.enter_context(_flow_run_context(about["flow"]))
-        stack.enter_context(TagsContext.model_construct(current_tags=set(task_run.tags)))
-        stack.enter_context(TaskRunContext.model_construct(**fields))
-        if about["log_prints"]:
-            stack.enter_context(patch_print())
-        yield
+    stack.enter_context(TagsContext.model_construct(current_tags=set(about["tags"])))
+    stack.enter_context(TaskRunContext.model_construct(**fields))
 
 
 @functools.lru_cache(maxsize=16)
@@ -110,6 +144,7 @@ def _flow_run_context(flow: str) -> FlowRunContext:
         "flow": SimpleNamespace(**about["flow"]),
         "flow_run": FlowRun.model_validate(about["flow_run"]),
         "parameters": about["parameters"],
+        "task_runner": NoTaskRunner().__enter__(),
         "persist_result": False,
         "detached": True,
     }

@@ -30,6 +30,9 @@ IN_THIS_PROCESS = frozenset({"auto", "thread", "coroutine"})
 
 ENDED_EARLY = "its flow run ended first"
 
+running_driver: contextvars.ContextVar[JobDriver | None] = contextvars.ContextVar("running_driver", default=None)
+"""That of the job whose function the caller is in, in a pool of this process."""
+
 _by_dedupe_key: dict[tuple[JobExecutor, str], JobRun] = {}
 _lock = threading.Lock()
 
@@ -102,7 +105,9 @@ class JobRun:
             return self._twin.repeated()
         assert self.driver is not None, "an attempt needs a slot, and a slot a driver"
         if self.driver.job.pool in IN_THIS_PROCESS:
-            self._running = self.driver.attempt(context=contextvars.copy_context())
+            context = contextvars.copy_context()
+            context.run(running_driver.set, self.driver)
+            self._running = self.driver.attempt(context=context)
         else:
             scope = (TASK_RUN_SCOPE, task_run_payload(self.task, task_run, parameters))
             self._running = self.driver.attempt(scope=scope)

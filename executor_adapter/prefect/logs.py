@@ -56,3 +56,11 @@ def _log_record(logger: RunLogger, fields: Mapping[str, Any]) -> None:
         }
     )
     target.handle(record)
+
+
+def log_failed_attempt(logger: RunLogger, error: BaseException, delay: float | None) -> None:
+    """Say how an attempt failed: that the next follows in `delay` seconds, or, where none does, the whole traceback."""
+    if delay is None:
+        logger.error("Job failed: %r", error, exc_info=error)
+    else:
+        logger.warning("Attempt failed: %r. Next attempt in %.1f s", error, delay)

@@ -77,11 +77,16 @@ def failure_message(error: BaseException) -> str:
     return f"{error_code_of(error)}: {str(error) or type(error).__name__}"
 
 
+def awaiting_retry_message(error: BaseException, *, attempt: int, attempts: int) -> str:
+    """What such a state says: which attempt failed, and why."""
+    return f"attempt {attempt} of {attempts}: {failure_message(error)}"
+
+
 def awaiting_retry(error: BaseException, *, attempt: int, attempts: int, scheduled_time: datetime) -> State[Any]:
     """The state of a job whose `attempt` of at most `attempts` ended with `error`, until the next may start."""
     return State(
         **state_kind(JobStatus.RETRYING)._asdict(),
-        message=f"attempt {attempt} of {attempts}: {failure_message(error)}",
+        message=awaiting_retry_message(error, attempt=attempt, attempts=attempts),
         state_details=StateDetails(scheduled_time=scheduled_time),
     )
 

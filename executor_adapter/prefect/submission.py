@@ -10,6 +10,7 @@ import contextlib
 import threading
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from contextvars import copy_context
 from typing import Any, NoReturn, cast
 
@@ -22,7 +23,7 @@ from prefect.states import Pending
 from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.prefect.cancellation import FlowRunWatch, watch_flow_run
 from executor_adapter.prefect.events import current_flow_run, emit_state, flush_events
-from executor_adapter.prefect.job_run import JobRun
+from executor_adapter.prefect.job_run import JobRun, running_driver
 from executor_adapter.prefect.run import run_sync
 
 MAX_THREADS = 32_768
@@ -35,6 +36,20 @@ class JobTaskFuture(PrefectConcurrentFuture[Any]):
     def __init__(self, task_run: TaskRun, wrapped_future: Future[Any]) -> None:
         super().__init__(task_run.id, wrapped_future)
         self._task_run = task_run
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until the task run is over. A job that waits for it lends its slot meanwhile."""
+        with self._slot_lent():
+            super().wait(timeout)
+
+    def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> Any:
+        """Its value, once it is over; a job that waits for it lends its slot meanwhile."""
+        with self._slot_lent():
+            return super().result(timeout, raise_on_failure)
+
+    def _slot_lent(self) -> AbstractContextManager[None]:
+        driver = running_driver.get()
+        return contextlib.nullcontext() if driver is None or self.wrapped_future.done() else driver.waiting()
 
     @property
     def state(self) -> State[Any]:
@@ -108,8 +123,10 @@ class EngineThreads:
         task_run = create_task_run(job_run.task, parameters, wait_for, dependencies)
         with self._lock:
             self._live.add(job_run)
+        context = copy_context()
+        context.run(running_driver.set, None)  # an engine that waits for its inputs is no job that waits
         future = self._threads.submit(
-            copy_context().run,
+            context.run,
             run_sync,
             job_run,
             parameters,

@@ -153,6 +153,8 @@ class JobStore(ABC):
     """Whether it outlives this process, so that a job must be stored in a way that another process can run."""
     shared: ClassVar[bool] = False
     """Whether hosts of other machines use it. Then a host that cannot renew its lease must stop its jobs in time."""
+    pickle_arguments: bool = False
+    """Whether jobs may be stored pickled: functions that cannot be imported, arguments that are no JSON."""
     url: str
     """As `open_store` takes it, without a password."""
 
@@ -219,11 +221,13 @@ class JobStore(ABC):
         """Begin the lease of a host, for `lease` seconds."""
 
     @abstractmethod
-    def write(self, host_id: str, records: Sequence[JobRecord], *, lease: float) -> list[str]:
-        """Remember the records, all or none, and renew the host's lease; `[]` of records renews alone.
+    def write(
+        self, host_id: str, new: Sequence[JobRecord] = (), changed: Sequence[JobRecord] = (), *, lease: float
+    ) -> list[str]:
+        """Remember the records, all or none, and renew the host's lease; without any it renews alone.
 
-        A record without `call`, `pickled` and `job` changes what is remembered and leaves those as they are. What is
-        another host's by now stays as it is: the ids of those are given back.
+        Of `changed` ones only what changes while a job lives is written. What is another host's by now stays as it
+        is: the ids of those are given back. An id that is known may be `new` where its job is over: it is replaced.
 
         Raises:
             LeaseLost: another host has taken the lease. Nothing is written.

@@ -96,12 +96,15 @@ class MemoryStore(JobStore):
     def register(self, host: Host, *, lease: float) -> None:
         self._leases[host.host_id] = self._now() + lease
 
-    def write(self, host_id: str, records: Sequence[JobRecord], *, lease: float) -> list[str]:
+    def write(
+        self, host_id: str, new: Sequence[JobRecord] = (), changed: Sequence[JobRecord] = (), *, lease: float
+    ) -> list[str]:
         with self._lock:
             if host_id not in self._leases:
                 raise LeaseLost(host_id)
             self._leases[host_id] = self._now() + lease
-            taken = [record.job_id for record in records if not self._put(host_id, record)]
+            taken = [record.job_id for record in new if not self._put(host_id, record)]
+            taken += [record.job_id for record in changed if not self._change(host_id, record)]
         self._forget_surplus()
         return taken
 
@@ -129,13 +132,20 @@ class MemoryStore(JobStore):
     # --- inside ---
 
     def _put(self, host_id: str, record: JobRecord) -> bool:
-        """Whether the record was the host's to write."""
+        """Whether the id was free, or the host's own."""
         known = self._records.get(record.job_id)
         if known is not None and known.host != host_id and not _is_over_before(known, record):
             return False
-        if known is not None and record.call is None:
-            record = replace(record, call=known.call, pickled=known.pickled, job=record.job or known.job)
         self._records[record.job_id] = record
+        return True
+
+    def _change(self, host_id: str, record: JobRecord) -> bool:
+        known = self._records.get(record.job_id)
+        if known is None or known.host != host_id:
+            return False
+        self._records[record.job_id] = replace(
+            record, function=known.function, call=known.call, pickled=known.pickled, job=known.job
+        )
         return True
 
     def _is_orphan(self, record: JobRecord) -> bool:

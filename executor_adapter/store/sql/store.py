@@ -124,11 +124,13 @@ class SqlStore(JobStore):
         with self._changing() as connection:
             leases.register(connection, host, lease)
 
-    def write(self, host_id: str, records: Sequence[JobRecord], *, lease: float) -> list[str]:
+    def write(
+        self, host_id: str, new: Sequence[JobRecord] = (), changed: Sequence[JobRecord] = (), *, lease: float
+    ) -> list[str]:
         with self._changing() as connection:
             if not leases.renew(connection, host_id, lease):
                 raise LeaseLost(host_id)
-            return self._writing.write(connection, host_id, records)
+            return self._writing.write(connection, host_id, new, changed)
 
     def leave(self, host_id: str) -> None:
         with self._changing() as connection:

@@ -37,21 +37,18 @@ class Writing:
             .values({name: bindparam(name) for name in _CHANGING})
         )
 
-    def write(self, connection: Connection, host_id: str, records: Sequence[JobRecord]) -> list[str]:
+    def write(
+        self, connection: Connection, host_id: str, new: Sequence[JobRecord], changed: Sequence[JobRecord]
+    ) -> list[str]:
         """The ids of those that are another host's by now, and stay as they are."""
-        new = [row_of(record) | {"me": host_id} for record in records if _is_new(record)]
-        known = [_changes(record, host_id) for record in records if not _is_new(record)]
-        written = self._run(connection, self._new, new) + self._run(connection, self._known, known)
-        return [] if written == len(records) else _taken(connection, records)
+        written = self._run(connection, self._new, [row_of(record) | {"me": host_id} for record in new])
+        written += self._run(connection, self._known, [_changes(record, host_id) for record in changed])
+        return [] if written == len(new) + len(changed) else _taken(connection, (*new, *changed))
 
     def _run(self, connection: Connection, statement: Any, rows: list[dict[str, Any]]) -> int:
         if not rows:
             return 0
         return connection.execute(statement, rows, execution_options={"preserve_rowcount": True}).rowcount
-
-
-def _is_new(record: JobRecord) -> bool:
-    return record.job is not None or record.call is not None
 
 
 def _changes(record: JobRecord, host_id: str) -> dict[str, Any]:

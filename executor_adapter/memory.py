@@ -1,0 +1,66 @@
+"""An executor's memory: its store, the recorder that tells it of jobs, and the recovery of those that nobody runs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from executor_adapter.job import Job
+from executor_adapter.recorder import Recorder
+from executor_adapter.recovery import Recovery
+from executor_adapter.store import open_store
+from executor_adapter.store.base import JobStore
+
+if TYPE_CHECKING:
+    from executor_adapter.executor import JobExecutor
+
+
+class Memory:
+    """See the module. A store that was given by its URL is closed with the executor; another is its owner's."""
+
+    def __init__(self, store: JobStore | str, executor: JobExecutor, *, queue: str, hands_over: bool) -> None:
+        settings, supervisor = executor.config.store, executor._supervisor
+        self.store = open_store(store) if isinstance(store, str) else store
+        self.store.pickle_arguments |= settings.pickle_arguments
+        self.recorder = Recorder(self.store, supervisor, queue=queue, lease=settings.lease)
+        self.recorder.journal.hands_over = hands_over and self.store.durable
+        self._quarantined = supervisor.intake.quarantined
+        self._recovery = Recovery(
+            self.recorder, self._quarantined, lambda job, waited: executor._admit(job, waited=waited)
+        )
+        if self.store.durable:
+            self.recorder.recover = self._recovery
+            self.recorder.recover_every = settings.recover_every
+        if isinstance(store, str):
+            supervisor.on_closed.append(self.store.close)
+
+    @contextlib.contextmanager
+    def recording(self, job: Job, *, driven: bool = False) -> Iterator[None]:
+        """Record the job that is submitted within, unless it is refused, or a live twin taken for it.
+
+        Raises:
+            InvalidJobError: it cannot be stored; the message says why and the way out.
+            QueueFullError: the store has been away for too long.
+        """
+        self.recorder.take(job, driven=driven)
+        try:
+            yield
+        finally:
+            if job._live.future is None and not job.status.is_terminal:
+                self.recorder.drop(job)
+
+    def recover(self) -> list[Job]:
+        """
+        Raises:
+            StoreUnavailable
+        """
+        return self.recorder.ask(self._recovery, may_wait=False).result() if self.store.durable else []
+
+    def release(self, job_id: str) -> bool:
+        """
+        Raises:
+            StoreUnavailable
+        """
+        self.recorder.flush()
+        return self.store.release(job_id)

@@ -1,0 +1,92 @@
+"""What a mirror has still to tell: jobs' changes, in the order in which they happened, until the courier takes them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Literal
+
+from executor_adapter.prefect.job_history import JobHistory, Step
+from executor_adapter.prefect.state_events import FlowRunFacts, StateEvent, state_event
+
+History = Literal["auto", "full", "final"]
+
+MOST_UNSENT = 2_000
+"""Unsent changes beyond which "auto" leaves out what jobs have passed through."""
+
+
+class Backlog:
+    """`append` may be called from any thread; all else by one at a time."""
+
+    def __init__(self, history: History) -> None:
+        if history not in ("auto", "full", "final"):
+            raise ValueError(f"history={history!r} is none: choose 'auto', 'full' or 'final'")
+        self.left_out = 0
+        """States that were not told, since the job had passed through them and was over."""
+        self.hurries = False
+        """Tell only how jobs ended."""
+        self._history = history
+        self._inbox: deque[tuple[JobHistory, Step]] = deque()
+        self._waiting: deque[JobHistory] = deque()
+        """Those with unsent changes, each once."""
+        self._unsent = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting or self._inbox)
+
+    def append(self, history: JobHistory, step: Step) -> None:
+        """Something happened to a job."""
+        self._inbox.append((history, step))
+
+    def take_in(self) -> None:
+        """Note what was appended since the last time; here and not there, since `append` must be quick."""
+        for _ in range(len(self._inbox)):
+            history, step = self._inbox.popleft()
+            if not history.unsent:
+                self._waiting.append(history)
+            history.add(step)
+            self._unsent += 1
+            if history.is_over:
+                self._shorten(history)
+
+    def next_events(self, most: int, flow: FlowRunFacts) -> list[StateEvent]:
+        """At most so many events to be sent now, which are then no longer here."""
+        self.take_in()
+        if self.hurries:
+            self._finals_first()
+        events: list[StateEvent] = []
+        while self._waiting and len(events) < most:
+            history = self._waiting[0]
+            if history.is_over:
+                self._shorten(history)
+            elif self.hurries:
+                break
+            while history.unsent and len(events) < most:
+                events.append(state_event(history.facts, history.unsent.popleft(), flow))
+                self._unsent -= 1
+            if not history.unsent:
+                self._waiting.popleft()
+        return events
+
+    def finals(self, flow: FlowRunFacts) -> Iterator[StateEvent]:
+        """How the jobs ended whose end is not sent."""
+        self.take_in()
+        for history in self._waiting:
+            if history.is_over:
+                self._leave_out(history)
+                yield state_event(history.facts, history.unsent[-1], flow)
+
+    def _shorten(self, history: JobHistory) -> None:
+        """Leave out what a job that is over has passed through, if that is called for by now."""
+        behind = self.hurries or self._unsent > MOST_UNSENT
+        if self._history == "final" or (self._history == "auto" and behind):
+            self._leave_out(history)
+
+    def _leave_out(self, history: JobHistory) -> None:
+        left_out = history.leave_out_passed()
+        self.left_out += left_out
+        self._unsent -= left_out
+
+    def _finals_first(self) -> None:
+        over = [history for history in self._waiting if history.is_over]
+        self._waiting = deque([*over, *(history for history in self._waiting if not history.is_over)])

@@ -1,0 +1,240 @@
+"""run_jobs: tens of thousands of jobs in one flow, each a task run of it, without the cost of Prefect's task engine.
+
+    @flow
+    def nightly() -> None:
+        results = run_jobs(Job(function=fetch, args=(page,), pool="process") for page in range(20_000))
+
+Each job is a task run with its whole history, its log and its final state (`PrefectMirror`), and its function sees the
+task run around it as in a `job_task`. The executor's supervisor retries, by the job's policy; there is no engine, and
+so there is no caching, no transaction, no hook and no persisted result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import functools
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import Future, wait
+from typing import Any
+from uuid import UUID
+
+from prefect.client.schemas.objects import FlowRun
+from prefect.context import FlowRunContext
+
+from executor_adapter.error_codes import error_code_of
+from executor_adapter.exceptions import InvalidJobError, JobCancelledError, JobSerializationError
+from executor_adapter.executor import JobExecutor, current_executor, result_of
+from executor_adapter.futures import JobFuture
+from executor_adapter.job import Job, JobResult, JobStatus, Transition
+from executor_adapter.prefect.mirror import HURRY_SECONDS, PrefectMirror
+from executor_adapter.prefect.run_log import RunLog
+from executor_adapter.prefect.scene import FlowScene, JobScene
+
+WINDOW = 5_000
+"""Jobs under way at once, and so the most that are Pending: further ones are drawn from the iterable as these end."""
+
+KEPT_FLOW_RUNS = 8
+"""The ids of so many flow runs' jobs are remembered."""
+
+LEAST_HURRY_SECONDS = 1.5
+"""What the server has at least for how cancelled jobs ended, once nothing of them is alive."""
+
+CANCEL_SECONDS = 10.0
+"""How long a run that is left by an exception waits for its jobs to be dead."""
+
+
+def run_jobs(
+    jobs: Iterable[Job], *, executor: JobExecutor | None = None, mirror: PrefectMirror | None = None
+) -> list[JobResult]:
+    """Run the jobs as task runs of the flow run around the caller; their results, in the order of the jobs.
+
+    A job that fails, or that the executor refuses, gives a JobResult with its error, and raises nothing. Jobs are drawn
+    from the iterable as others end: it may be long, and lazy. It returns when all are over and the server knows how
+    each ended; what it could not be told is logged as a warning. Leaving it by an exception (a signal, a cancelled
+    flow run) ends its jobs.
+
+    `executor`: by default the one around the caller, else that of the process. `mirror`: one of your own, for another
+    `history` or for its report; it is drained, and yours to close.
+
+    Raises:
+        RuntimeError: outside a flow run; in an event loop, which it would block: await `arun_jobs` there.
+        InvalidJobError: two jobs have the same id; where `jobs` is a collection, before anything starts.
+        ExecutorClosedError: the executor was shut down meanwhile.
+    """
+    _check_caller()
+    return _BulkRun(executor or current_executor(), mirror).run(jobs)
+
+
+async def arun_jobs(
+    jobs: Iterable[Job], *, executor: JobExecutor | None = None, mirror: PrefectMirror | None = None
+) -> list[JobResult]:
+    """`run_jobs` for async flows: the event loop goes on meanwhile. Cancelling it ends the jobs."""
+    run = _BulkRun(executor or current_executor(), mirror)
+    context = contextvars.copy_context()
+    running = asyncio.get_running_loop().run_in_executor(None, context.run, run.run, jobs)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        run.stop()
+        with contextlib.suppress(Exception):
+            await running
+        raise
+
+
+class _BulkRun:
+    """One call of `run_jobs`."""
+
+    def __init__(self, executor: JobExecutor, mirror: PrefectMirror | None) -> None:
+        self._executor = executor
+        self._mirror = mirror or PrefectMirror()
+        self._owns_mirror = mirror is None
+        self._ids = _ids_of(_flow_run(FlowRunContext.get()))
+        self._log = RunLog()
+        self._scene = FlowScene(self._log)
+        self._results: list[JobResult | None] = []
+        self._live: dict[int, JobFuture] = {}
+        self._places = threading.Semaphore(WINDOW)
+        self._stopped = False
+
+    def run(self, jobs: Iterable[Job]) -> list[JobResult]:
+        """See `run_jobs`."""
+        jobs = _with_new_ids(jobs, self._ids)
+        self._executor.add_observer(self._observe)
+        try:
+            for job in jobs:
+                self._take_place()
+                self._submit(job)
+            for _ in range(WINDOW):  # all places are free once all jobs are over
+                self._take_place()
+            self._log.flush()
+            self._end(None)
+        except BaseException:
+            self._cancel()
+            raise
+        finally:
+            self._executor.remove_observer(self._observe)
+            self._log.close()
+        return [result for result in self._results if result is not None]
+
+    def stop(self) -> None:
+        """Leave the run, from another thread, as by an exception."""
+        self._stopped = True
+        self._places.release()
+
+    def _take_place(self) -> None:
+        self._places.acquire()
+        if self._stopped:
+            raise JobCancelledError("its caller was cancelled")
+
+    def _submit(self, job: Job) -> None:
+        number = len(self._results)
+        self._results.append(None)
+        history = self._mirror.expect(job)
+        try:
+            future = self._executor.submit(job, surroundings=JobScene(self._scene, history))
+        except (InvalidJobError, JobSerializationError) as error:
+            self._refused(number, job, error)
+            return
+        except BaseException:
+            self._mirror.dismiss(job)
+            raise
+        if future.job is not job:  # a live job with the same dedupe_key: that one's task run shows it
+            self._mirror.dismiss(job)
+        self._live[number] = future
+        future.add_done_callback(functools.partial(self._done, number))
+
+    def _done(self, number: int, future: Future[Any]) -> None:
+        self._results[number] = result_of(future)
+        del self._live[number]
+        self._places.release()
+
+    def _refused(self, number: int, job: Job, error: InvalidJobError | JobSerializationError) -> None:
+        """A job that the executor did not take failed all the same, and its task run says why."""
+        now = time.time()
+        self._mirror.note(Transition(job, None, JobStatus.PENDING, now, 0))
+        self._mirror.note(Transition(job, JobStatus.PENDING, JobStatus.FAILED, now, 0, error))
+        self._results[number] = JobResult(
+            job_id=job.job_id, status=JobStatus.FAILED, error=error, error_code=error_code_of(error)
+        )
+        self._places.release()
+
+    def _observe(self, transition: Transition) -> None:
+        if transition.error is not None:
+            scene = transition.job._live.surroundings
+            if isinstance(scene, JobScene) and scene.flow is self._scene:
+                scene.failed(transition)
+        self._mirror.note(transition)
+
+    def _end(self, timeout: float | None) -> None:
+        if self._owns_mirror:
+            self._mirror.close(timeout)
+        else:
+            self._mirror.drain(timeout)
+
+    def _cancel(self) -> None:
+        """End the jobs of this run, and tell how they ended while that takes its time."""
+        began = time.monotonic()
+        if self._owns_mirror:
+            self._mirror.hasten()
+        live = list(self._live.values())
+        for future in live:
+            future.cancel()
+        wait(live, timeout=CANCEL_SECONDS)
+        self._end(max(LEAST_HURRY_SECONDS, HURRY_SECONDS - (time.monotonic() - began)))
+
+
+def _flow_run(context: FlowRunContext | None) -> FlowRun:
+    """The flow run around the caller, in the process that runs it.
+
+    Raises:
+        RuntimeError: there is none.
+    """
+    if context is None or context.flow_run is None or getattr(context, "task_runner", None) is None:
+        raise RuntimeError("run_jobs makes task runs of a flow run: call it in a @flow, or use JobExecutor.map")
+    return context.flow_run
+
+
+def _check_caller() -> None:
+    context = FlowRunContext.get()
+    _flow_run(context)
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    if context is not None and context.flow is not None and not context.flow.isasync:
+        return  # a sync flow called from an event loop holds that up as a whole
+    raise RuntimeError("run_jobs would block the event loop: await arun_jobs(...) instead")
+
+
+_ids_by_flow_run: OrderedDict[tuple[UUID, int], set[str]] = OrderedDict()
+
+
+def _ids_of(flow_run: FlowRun) -> set[str]:
+    """The ids of all jobs that this run of the flow run has had; of a retried flow run, those since the retry."""
+    ids = _ids_by_flow_run.setdefault((flow_run.id, flow_run.run_count), set())
+    while len(_ids_by_flow_run) > KEPT_FLOW_RUNS:
+        _ids_by_flow_run.popitem(last=False)
+    return ids
+
+
+def _with_new_ids(jobs: Iterable[Job], ids: set[str]) -> Iterable[Job]:
+    """The jobs, if no id is there twice: looked for before the first, where that is possible."""
+    if not isinstance(jobs, Collection):
+        return _as_drawn(jobs, ids)
+    for _ in _as_drawn(jobs, known := set(ids)):
+        pass
+    ids |= known
+    return jobs
+
+
+def _as_drawn(jobs: Iterable[Job], ids: set[str]) -> Iterator[Job]:
+    for job in jobs:
+        if job.job_id in ids:
+            raise InvalidJobError(f"two jobs of one flow run have the id {job.job_id!r}: it is their task run's too")
+        ids.add(job.job_id)
+        yield job

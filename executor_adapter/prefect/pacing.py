@@ -1,0 +1,38 @@
+"""How many events may be on their way to a server: sent, and not known to be recorded.
+
+The server answers before it has recorded an event, holds what it has not recorded in queues that drop what is too much
+(10,000 messages, shared by everybody who uses the server), and works through them in order. So what is on its way is
+bounded, and so small that the server never idles and a state is recorded a few seconds after it was sent, however slow
+the server is: a final state that is sent in a hurry must not wait behind minutes of others.
+"""
+
+from __future__ import annotations
+
+FIRST_WINDOW = 300
+SMALLEST_WINDOW = 100
+LARGEST_WINDOW = 3_000
+BATCH = 300
+"""Events in one request, at most."""
+
+QUICK = 2.0
+SLOW = 4.0
+"""Seconds from sending to recorded: below the one there is room for more, beyond the other there are too many."""
+
+
+class Pace:
+    """Grows and shrinks the window by how long the server takes."""
+
+    def __init__(self) -> None:
+        self.window = FIRST_WINDOW
+
+    @property
+    def batch(self) -> int:
+        """Events to send at once: a third of the window, so that the server has the next while one is confirmed."""
+        return min(BATCH, self.window // 3)
+
+    def confirmed(self, seconds: float, *, was_full: bool) -> None:
+        """What was sent so many seconds ago is recorded; `was_full`: there was more to send than the window let."""
+        if seconds > SLOW:
+            self.window = max(SMALLEST_WINDOW, int(self.window * 0.7))
+        elif seconds < QUICK and was_full:
+            self.window = min(LARGEST_WINDOW, int(self.window * 1.5))

@@ -1,0 +1,115 @@
+"""What the function of a job of `run_jobs` sees of Prefect, and where what it says goes: its task run's log."""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import inspect
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from prefect.context import FlowRunContext, TagsContext
+
+from executor_adapter.functions import resolve
+from executor_adapter.job import Job, JobStatus, Transition
+from executor_adapter.pools.base import Assignment
+from executor_adapter.prefect.child import (
+    TASK_RUN_SCOPE,
+    TASK_RUN_SCOPE_HERE,
+    flow_run_payload,
+    shown_parameters,
+)
+from executor_adapter.prefect.job_history import JobHistory
+from executor_adapter.prefect.logs import keep_print_patched
+from executor_adapter.prefect.run_log import RunLog
+from executor_adapter.prefect.state_events import iso
+
+IN_THIS_PROCESS = frozenset({"thread", "coroutine"})
+
+
+class FlowScene:
+    """What all jobs of one `run_jobs` share. Made in the flow run's context."""
+
+    def __init__(self, log: RunLog) -> None:
+        context = FlowRunContext.get()
+        assert context is not None, "run_jobs is called in a flow run"
+        assert context.flow_run is not None, "run_jobs is called in a flow run"
+        self.log = log
+        self.context = contextvars.copy_context()
+        self.flow_run_id = str(context.flow_run.id)
+        self.run_count = context.flow_run.run_count
+        self.tags = sorted(TagsContext.get().current_tags)
+        self.payload = flow_run_payload(context)
+        keep_print_patched()
+
+
+class JobScene:
+    """The surroundings of one job."""
+
+    __slots__ = ("_history", "flow")
+
+    def __init__(self, flow: FlowScene, history: JobHistory) -> None:
+        self.flow = flow
+        self._history = history
+
+    def prepare(self, assignment: Assignment) -> None:
+        """The task run around the function: in a worker with the flow run, here within the flow run's own context."""
+        about = self._payload(assignment)
+        if assignment.job._live.pool in IN_THIS_PROCESS:
+            assignment.context = self.flow.context.copy()
+            assignment.scope = (TASK_RUN_SCOPE_HERE, about)
+        else:
+            assignment.scope = (TASK_RUN_SCOPE, about)
+
+    def said(self, assignment: Assignment, topic: str, content: Any) -> None:
+        """What goes into a log, goes into that of the task run."""
+        if topic in ("log", "output"):
+            self.flow.log.said(self._history.facts.id, self._history.name, topic, content)
+
+    def failed(self, transition: Transition) -> None:
+        """Say in the log how an attempt failed, and what follows."""
+        job, error = transition.job, transition.error
+        if transition.status is JobStatus.CANCELLED or error is None:
+            return
+        retry_at = job._live.retry_at
+        delay = None if retry_at is None else max(0.0, retry_at - transition.at)
+        self.flow.log.failed(self._history.facts.id, self._history.name, error, delay)
+
+    def _payload(self, assignment: Assignment) -> str:
+        """What `child.task_run_scope` wants to know, as JSON."""
+        facts, flow = self._history.facts, self.flow
+        task_run = {
+            "id": facts.id,
+            "name": self._history.name,
+            "flow_run_id": flow.flow_run_id,
+            "task_key": json.loads(facts.task_key),
+            "dynamic_key": assignment.job.job_id,
+            "tags": flow.tags,
+            "run_count": assignment.number,
+            "flow_run_run_count": flow.run_count,
+            "start_time": iso(assignment.job._live.started_at or self._history.created_at),
+        }
+        about = {
+            "task": {"name": self._history.name, "version": None, "description": None},
+            "task_run": task_run,
+            "parameters": shown_parameters(parameters_of(assignment.job)),
+            "log_prints": False,
+            "flow": flow.payload,
+        }
+        return json.dumps(about)
+
+
+def parameters_of(job: Job) -> Mapping[str, Any]:
+    """A job's arguments by the names that its function gives them."""
+    if not job.args:
+        return job.kwargs
+    return {**dict(zip(_names(job.function), job.args, strict=False)), **job.kwargs}
+
+
+@functools.lru_cache(maxsize=64)
+def _names(function: Any) -> tuple[str, ...]:
+    try:
+        return tuple(inspect.signature(resolve(function) if isinstance(function, str) else function).parameters)
+    except (ValueError, TypeError):
+        return ()
