@@ -9,11 +9,11 @@ import contextvars
 import functools
 import itertools
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -27,6 +27,7 @@ from executor_adapter.hooks import HookedExecution
 from executor_adapter.job import Job, JobResult, JobStatus
 from executor_adapter.ledger import Observer
 from executor_adapter.memory import Memory
+from executor_adapter.monitoring.stats import WINDOW, ExecutorStats, figures
 from executor_adapter.pools import pool_kind
 from executor_adapter.pools.base import WorkerPool
 from executor_adapter.signals import signal_watch
@@ -36,24 +37,6 @@ from executor_adapter.surroundings import Surroundings
 from executor_adapter.throttle import ToolLimit
 
 _current: contextvars.ContextVar[Callable[[], JobExecutor] | None] = contextvars.ContextVar("executor", default=None)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExecutorStats:
-    """Counts of jobs since the executor was made, and of workers now."""
-
-    jobs_pending: int
-    jobs_running: int
-    jobs_retrying: int
-    jobs_completed: int
-    jobs_failed: int
-    jobs_cancelled: int
-    retries: int
-    workers_busy: int
-    abandoned_threads: int
-    """Threads and coroutines that could not be ended at their limit and were written off."""
-    quarantined: tuple[str, ...]
-    """Ids of jobs that killed more workers than their policy allows."""
 
 
 class JobExecutor:
@@ -210,8 +193,15 @@ class JobExecutor:
         with contextlib.suppress(ValueError):
             self._supervisor.ledger.observers.remove(observer)
 
-    def stats(self) -> ExecutorStats:
-        counts, pools = self._supervisor.ledger.counts, list(self._supervisor.pools.values())
+    def running(self) -> list[Job]:
+        """The jobs that have an attempt under way."""
+        return [assignment.job for assignment in self._supervisor.running()]
+
+    def stats(self, *, window: float = WINDOW) -> ExecutorStats:
+        """Counts since the executor was made, and figures of the jobs that ended within the last `window` seconds."""
+        ledger, pools = self._supervisor.ledger, list(self._supervisor.pools.values())
+        counts, now = ledger.counts, self._supervisor.now()
+        begun = [run.started_at for run in self._supervisor.running() if run.started_at is not None]
         return ExecutorStats(
             jobs_pending=counts[JobStatus.PENDING],
             jobs_running=counts[JobStatus.RUNNING],
@@ -219,10 +209,12 @@ class JobExecutor:
             jobs_completed=counts[JobStatus.COMPLETED],
             jobs_failed=counts[JobStatus.FAILED],
             jobs_cancelled=counts[JobStatus.CANCELLED],
-            retries=self._supervisor.ledger.retries,
+            retries=ledger.retries,
             workers_busy=sum(pool.busy for pool in pools),
             abandoned_threads=sum(getattr(pool, "abandoned", 0) for pool in pools),
             quarantined=tuple(self._supervisor.intake.quarantined),
+            longest_running_seconds=now - min(begun) if begun else None,
+            **figures(ledger.ended, now=time.time(), window=window),
         )
 
     # --- lifetime ---

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from executor_adapter.job import Job, JobStatus, Transition
+from executor_adapter.monitoring.stats import QUEUE_SECONDS, ended_jobs
 
 logger = logging.getLogger("executor_adapter")
 
@@ -20,6 +21,7 @@ class Ledger:
         self.observers = list(observers)
         self.counts: dict[JobStatus, int] = dict.fromkeys(JobStatus, 0)
         self.retries = 0
+        self.ended = ended_jobs()
 
     def enter(self, job: Job) -> None:
         """The job is PENDING, from now on."""
@@ -37,8 +39,12 @@ class Ledger:
         job.advance(status)
         self.counts[previous] -= 1
         self.counts[status] += 1
+        live = job._live
         if status is JobStatus.RETRYING:
             self.retries += 1
+        elif live.completed_at is not None:
+            waited = live.attempts[0][QUEUE_SECONDS] if live.attempts else None
+            self.ended.append((live.completed_at, status, live.started_at, waited))
         if self.observers:
             self._tell(job, previous, status, error)
 

@@ -18,10 +18,11 @@ from typing import Any, ClassVar
 
 from executor_adapter.config import Settings, Stage, StageSettings, load_config
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.executor import ExecutorStats, JobExecutor
+from executor_adapter.executor import JobExecutor
 from executor_adapter.functions import is_coroutine_function, resolve
 from executor_adapter.intake import check_job
 from executor_adapter.job import Job
+from executor_adapter.monitoring.stats import WINDOW, ExecutorStats
 from executor_adapter.queue import JobQueue
 from executor_adapter.throttle import ToolLimit
 
@@ -100,9 +101,13 @@ class _Scheduler:
         """Forget the jobs that have been over for more than `max_age_hours`; how many that were."""
         return await self.job_queue.cleanup_old_jobs(max_age_hours)
 
-    def stats(self) -> ExecutorStats | None:
-        """The executor's counts; None while it is not started."""
-        return None if self._executor is None else self._executor.stats()
+    def running(self) -> list[Job]:
+        """The jobs that have an attempt under way."""
+        return [] if self._executor is None else self._executor.running()
+
+    def stats(self, *, window: float = WINDOW) -> ExecutorStats | None:
+        """The executor's counts and figures; None while it is not started."""
+        return None if self._executor is None else self._executor.stats(window=window)
 
     async def _add(self, job: Job, own: dict[str, Any]) -> str:
         _refuse_unfit(job.function, own)

@@ -132,7 +132,8 @@ def _enter_task_run(stack: contextlib.ExitStack, about: dict[str, Any], *, log_p
         "log_prints": log_prints,
         "persist_result": False,
     }
-    stack.enter_context(TagsContext.model_construct(current_tags=set(about["tags"])))
+    around = about.get("tags", task_run.tags)  # without the task's own, where the parent tells them apart
+    stack.enter_context(TagsContext.model_construct(current_tags=set(around)))
     stack.enter_context(TaskRunContext.model_construct(**fields))
 
 

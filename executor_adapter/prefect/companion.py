@@ -15,6 +15,7 @@ from prefect.task_runners import TaskRunner
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.prefect.cancellation import watch_flow_run
+from executor_adapter.prefect.child import NoTaskRunner
 from executor_adapter.prefect.events import flush_events
 from executor_adapter.prefect.job_run import JobRun
 from executor_adapter.prefect.submission import EngineThreads
@@ -119,7 +120,7 @@ def watching(on_cancel: Callable[[], object]) -> Iterator[None]:
     For jobs that no task runner runs: its own runner is made to tell when the flow run is over.
     """
     context = FlowRunContext.get()
-    if context is None or context.flow_run is None or getattr(context, "task_runner", None) is None:
+    if context is None or context.flow_run is None or isinstance(context.task_runner, NoTaskRunner):
         yield
         return
     with contextlib.suppress(InvalidJobError):  # one that cannot tell
@@ -129,13 +130,8 @@ def watching(on_cancel: Callable[[], object]) -> Iterator[None]:
 
 
 def flow_run_context_for_jobs() -> FlowRunContext | None:
-    """The flow run context around the caller, with the companion for its task runner; None outside a flow run."""
+    """The flow run context around the caller, with the companion for its task runner; None where there is none."""
     context = FlowRunContext.get()
-    if context is None:
+    if context is None or isinstance(context.task_runner, NoTaskRunner):
         return None
-    task_runner = getattr(context, "task_runner", None)
-    if task_runner is None:
-        raise RuntimeError(
-            "a job in a worker process cannot submit tasks: submit them in the flow, or use pool='thread'"
-        )
-    return context.model_copy(update={"task_runner": companion_of(task_runner)})
+    return context.model_copy(update={"task_runner": companion_of(context.task_runner)})

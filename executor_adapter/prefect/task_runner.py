@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextvars import Token
 from types import TracebackType
 from typing import Any, Self
@@ -21,7 +21,7 @@ from prefect.task_runners import TaskRunner
 from prefect.tasks import Task
 
 from executor_adapter.config import load_config
-from executor_adapter.executor import JobExecutor, enter_executor, leave_executor
+from executor_adapter.executor import JobExecutor, current_executor, enter_executor, leave_executor
 from executor_adapter.prefect.events import current_flow_run, flush_events
 from executor_adapter.prefect.job_run import JobRun
 from executor_adapter.prefect.plain_task import check_defaults, job_maker
@@ -33,6 +33,7 @@ class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
     """Runs submitted tasks as jobs of an executor of its own; a `with JobExecutor(...)` inside the flow comes first.
 
     `max_workers`: at most so many attempts at once; default: the configuration's `executor.max_workers`.
+    `initializer`, `initargs`: called in each worker process before its first job.
     `pool`: where functions run: "auto" (a coroutine function as a coroutine, any other in a thread), "thread",
     "coroutine" or "process". `job_fields`: further fields of `Job`, for all tasks that do not say otherwise.
 
@@ -48,29 +49,37 @@ class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
         InvalidJobError: a value is none that could ever work.
     """
 
-    def __init__(self, max_workers: int | None = None, pool: str = "auto", **job_fields: Any) -> None:
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        pool: str = "auto",
+        *,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        **job_fields: Any,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         if max_workers is not None and max_workers < 1:
             raise ValueError(f"max_workers={max_workers} leaves no worker: give at least 1")
-        self.max_workers = max_workers
         self.job_fields = {"pool": pool, **job_fields}
         check_defaults(self.job_fields)
+        self._options: dict[str, Any] = {"max_workers": max_workers, "initializer": initializer, "initargs": initargs}
         self._run: _RunnerOfOneFlow | None = None
 
     def duplicate(self) -> Self:
         """A runner for another flow run."""
-        return type(self)(self.max_workers, **self.job_fields)
+        return type(self)(**self._options, **self.job_fields)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, JobTaskRunner):
             return NotImplemented
-        return (self.max_workers, self.job_fields) == (other.max_workers, other.job_fields)
+        return (self._options, self.job_fields) == (other._options, other.job_fields)
 
     __hash__ = None  # type: ignore[assignment]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy is not entered, wherever it arrives: threads, locks and jobs stay here."""
-        return functools.partial(type(self), self.max_workers, **self.job_fields), ()
+        return functools.partial(type(self), **self._options, **self.job_fields), ()
 
     def submit(
         self,
@@ -96,7 +105,7 @@ class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
 
     def __enter__(self) -> Self:
         super().__enter__()
-        self._run = _RunnerOfOneFlow(self.max_workers)
+        self._run = _RunnerOfOneFlow(**self._options)
         return self
 
     def __exit__(
@@ -111,10 +120,11 @@ class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
 
 
 class _RunnerOfOneFlow:
-    """What a JobTaskRunner holds while it is entered. The executor starts with the first job that asks for it."""
+    """What a JobTaskRunner holds while it is entered. The executor is made when it is first asked for."""
 
-    def __init__(self, max_workers: int | None) -> None:
+    def __init__(self, *, max_workers: int | None, **options: Any) -> None:
         self._max_workers = max_workers
+        self._options = options
         self.threads = EngineThreads()
         self._flow_runs: set[UUID] = set()
         self._executor: JobExecutor | None = None
@@ -125,7 +135,8 @@ class _RunnerOfOneFlow:
         with self._lock:
             if self._executor is None:
                 config = load_config()
-                self._executor = JobExecutor(self._max_workers or config.executor.max_workers, config=config)
+                max_workers = self._max_workers or config.executor.max_workers
+                self._executor = JobExecutor(max_workers, config=config, **self._options)
             return self._executor
 
     def submit(
@@ -138,6 +149,7 @@ class _RunnerOfOneFlow:
     ) -> PrefectFuture[Any]:
         if (flow_run := current_flow_run()) is not None:
             self._flow_runs.add(flow_run.id)
+        current_executor()  # made by the flow's thread, if that is the main one: only there it can hear signals
         job_run = JobRun(task, job_maker(task, defaults))
         return self.threads.submit(job_run, parameters, wait_for, dependencies)
 

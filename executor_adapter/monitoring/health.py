@@ -1,0 +1,183 @@
+"""HealthMonitor: looks at an executor or a scheduler now and then, and says what is not well."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import TracebackType
+from typing import Protocol, Self
+
+from executor_adapter.config import MonitoringSettings
+from executor_adapter.job import Job
+from executor_adapter.monitoring.stats import ExecutorStats
+
+logger = logging.getLogger("executor_adapter.health")
+
+
+class AlertKind(StrEnum):
+    """What is not well."""
+
+    STUCK_JOB = "stuck-job"
+    """A job has been running for longer than `stuck_after`."""
+    HIGH_FAILURE_RATE = "high-failure-rate"
+    """Of the jobs that ended within the window, a larger share failed than `failure_rate`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alert:
+    """Something is not well; `value` (seconds, or a share) is past `limit`."""
+
+    kind: AlertKind
+    message: str
+    value: float
+    limit: float
+    job: Job | None = None
+    """The job that is stuck."""
+    at: float = field(default_factory=time.time)
+    """Seconds since the epoch."""
+
+
+class Watched(Protocol):
+    """What can be looked at: a JobExecutor, a CollectionScheduler, a ProcessingScheduler."""
+
+    def running(self) -> Sequence[Job]: ...
+
+    def stats(self, *, window: float = ...) -> ExecutorStats | None: ...
+
+
+class HealthMonitor:
+    """Looks at `watched` every `interval` seconds; each alert is logged, and given to every one of `on_alert`.
+
+    A job is said to be stuck once, and a failure rate to be high once, until it has been below the limit again. A
+    stuck job is a warning in the log, a high failure rate an error, as is a look that failed: the next one comes all
+    the same.
+
+        with HealthMonitor(executor, on_alert=[page_someone]):          # looks in a thread of its own
+        async with HealthMonitor(scheduler, stuck_after=600):           # looks in the running event loop
+
+    `settings` (the section `monitoring`) gives what is not given. `min_jobs`: a rate of fewer is no rate. `clock`:
+    seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        watched: Watched,
+        *,
+        stuck_after: float | None = None,
+        failure_rate: float | None = None,
+        window: float | None = None,
+        interval: float | None = None,
+        min_jobs: int = 1,
+        on_alert: Sequence[Callable[[Alert], object]] = (),
+        settings: MonitoringSettings | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        given = {"stuck_after": stuck_after, "failure_rate": failure_rate, "window": window, "interval": interval}
+        base = (settings or MonitoringSettings()).model_dump()
+        self.settings = MonitoringSettings(**base | {key: value for key, value in given.items() if value is not None})
+        self._watched = watched
+        self._min_jobs = min_jobs
+        self._on_alert = tuple(on_alert)
+        self._clock = clock
+        self._stuck: set[Job] = set()
+        self._rate_is_high = False
+        self._thread: threading.Thread | None = None
+        self._stopping = threading.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def check(self) -> list[Alert]:
+        """Look once; what is newly not well. The alerts have been logged and given to `on_alert`."""
+        alerts = [*self._stuck_jobs(), *self._high_failure_rate()]
+        for alert in alerts:
+            self._tell(alert)
+        return alerts
+
+    def _stuck_jobs(self) -> Iterator[Alert]:
+        now, limit = self._clock(), self.settings.stuck_after
+        running = {job: now - job.started_at.timestamp() for job in self._watched.running() if job.started_at}
+        stuck = {job for job, seconds in running.items() if seconds > limit}
+        fresh, self._stuck = stuck - self._stuck, stuck
+        for job in fresh:
+            message = f"job {job.job_id} has been running for {running[job]:.0f} s, more than {limit:.0f} s"
+            yield Alert(kind=AlertKind.STUCK_JOB, message=message, value=running[job], limit=limit, job=job, at=now)
+
+    def _high_failure_rate(self) -> Iterator[Alert]:
+        stats, limit = self._watched.stats(window=self.settings.window), self.settings.failure_rate
+        rate = None if stats is None or stats.window_jobs < self._min_jobs else stats.failure_rate
+        was_high, self._rate_is_high = self._rate_is_high, rate is not None and rate > limit
+        if rate is not None and self._rate_is_high and not was_high:
+            window = f"the last {self.settings.window:.0f} s"
+            message = f"{rate:.0%} of the jobs that ended within {window} failed, more than {limit:.0%}"
+            yield Alert(kind=AlertKind.HIGH_FAILURE_RATE, message=message, value=rate, limit=limit, at=self._clock())
+
+    def _tell(self, alert: Alert) -> None:
+        level = logging.WARNING if alert.kind is AlertKind.STUCK_JOB else logging.ERROR
+        logger.log(level, "%s", alert.message, extra={"job_id": alert.job.job_id if alert.job else None})
+        for callback in self._on_alert:
+            try:
+                callback(alert)
+            except Exception:
+                logger.exception("an alert could not be passed on")
+
+    def _look(self) -> None:
+        try:
+            self.check()
+        except Exception:
+            logger.exception("the jobs' health could not be looked at")
+
+    # --- in a thread ---
+
+    def start(self) -> None:
+        """Look now and from now on, in a thread; harmless when it does already."""
+        if self._thread is None:
+            self._stopping.clear()
+            self._thread = threading.Thread(target=self._watch, name="executor-health", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Look no more; harmless when it does not."""
+        thread, self._thread = self._thread, None
+        self._stopping.set()
+        if thread is not None:
+            thread.join()
+
+    def _watch(self) -> None:
+        self._look()
+        while not self._stopping.wait(self.settings.interval):
+            self._look()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    # --- in an event loop ---
+
+    async def run(self) -> None:
+        """Look now and every `interval` seconds, until cancelled."""
+        while True:
+            self._look()
+            await asyncio.sleep(self.settings.interval)
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self.run())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task

@@ -1,0 +1,224 @@
+"""What is measured of jobs, and what is said when it is not well."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from executor_adapter import Job, JobExecutor, JobStatus
+from executor_adapter.config import MonitoringSettings, Settings
+from executor_adapter.exceptions import DataCollectionException
+from executor_adapter.monitoring import Alert, AlertKind, HealthMonitor
+from executor_adapter.monitoring.stats import KEPT, ended_jobs, figures, percentile
+from executor_adapter.scheduler import CollectionScheduler
+from tests.contract.conftest import wait_for
+
+DONE, FAILED, CANCELLED = JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED
+
+
+def fail() -> None:
+    raise DataCollectionException("no", error_code="DATA_ERROR")
+
+
+def run_all(executor: JobExecutor, function: Callable[[], object], count: int) -> None:
+    for future in [executor.submit(Job(function=function)) for _ in range(count)]:
+        future.exception()
+
+
+# --- figures ---
+
+
+def test_figures_are_of_the_window_alone() -> None:
+    """What ended before it counts neither as success nor as failure, nor in any time."""
+    ended = ended_jobs()
+    ended.extend([(100.0, FAILED, 0.0, 50.0), (900.0, DONE, 899.0, 1.0), (950.0, FAILED, 947.0, 3.0)])
+    found = figures(ended, now=1000.0, window=200.0)
+    assert found == {
+        "window": 200.0,
+        "window_jobs": 2,
+        "failure_rate": 0.5,
+        "job_seconds_mean": 2.0,
+        "job_seconds_p50": 1.0,
+        "job_seconds_p95": 3.0,
+        "queue_seconds_mean": 2.0,
+        "queue_seconds_p95": 3.0,
+    }
+
+
+def test_a_cancelled_job_is_no_failure_and_one_that_never_started_took_no_time() -> None:
+    ended = ended_jobs()
+    ended.extend([(900.0, CANCELLED, None, None), (900.0, DONE, 899.0, 0.0)])
+    found = figures(ended, now=1000.0, window=200.0)
+    assert (found["window_jobs"], found["failure_rate"], found["job_seconds_mean"]) == (1, 0.0, 1.0)
+
+
+def test_without_jobs_there_is_nothing_to_tell() -> None:
+    found = figures(ended_jobs(), now=1000.0, window=200.0)
+    assert {value for name, value in found.items() if not name.startswith("window")} == {None}
+
+
+def test_a_percentile_is_a_value_that_was_seen() -> None:
+    values = [float(n) for n in range(1, 101)]
+    assert (percentile(values, 0.5), percentile(values, 0.95), percentile(values, 1.0)) == (50.0, 95.0, 100.0)
+    assert percentile([7.0], 0.95) == 7.0
+
+
+def test_memory_of_what_ended_is_bounded() -> None:
+    ended = ended_jobs()
+    ended.extend((float(n), DONE, 0.0, 0.0) for n in range(3 * KEPT))
+    assert len(ended) == KEPT
+
+
+def test_an_executor_measures_its_jobs() -> None:
+    with JobExecutor(1, config=Settings()) as executor:
+        run_all(executor, lambda: time.sleep(0.02), 3)
+        run_all(executor, fail, 1)
+        stats = executor.stats()
+    assert (stats.success_rate, stats.failure_rate, stats.window_jobs) == (0.75, 0.25, 4)
+    assert stats.job_seconds_p95 is not None
+    assert stats.job_seconds_p95 >= 0.02
+    assert stats.queue_seconds_p95 is not None
+    assert stats.queue_seconds_p95 >= 0.02, "the second waits for the first"
+
+
+def test_what_runs_is_known_with_its_time() -> None:
+    go_on = threading.Event()
+    with JobExecutor(1, config=Settings()) as executor:
+        job = executor.submit(Job(function=go_on.wait)).job
+        waiting = executor.submit(Job(function=fail)).job
+        wait_for(lambda: job.status is JobStatus.RUNNING)
+        assert executor.running() == [job]
+        wait_for(lambda: executor.stats().jobs_pending == 1)
+        assert executor.stats().longest_running_seconds is not None
+        go_on.set()
+        wait_for(lambda: waiting.status.is_terminal)
+        assert executor.stats().longest_running_seconds is None
+        assert executor.running() == []
+
+
+# --- health ---
+
+
+class Clock:
+    """Wall-clock time that a test moves."""
+
+    moved = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.moved
+
+
+def test_a_stuck_job_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """... as a warning, when it has run for longer than an hour; again only for another job."""
+    go_on, clock, told = threading.Event(), Clock(), list[Alert]()
+    with JobExecutor(2, config=Settings()) as executor:
+        job = executor.submit(Job(function=go_on.wait, job_id="stuck")).job
+        wait_for(lambda: job.status is JobStatus.RUNNING)
+        monitor = HealthMonitor(executor, on_alert=[told.append], clock=clock)
+        assert monitor.check() == []
+        clock.moved = 3601.0
+        (alert,) = monitor.check()
+        assert (alert.kind, alert.job, alert.limit) == (AlertKind.STUCK_JOB, job, 3600.0)
+        assert alert.value >= 3601.0
+        assert monitor.check() == []
+        go_on.set()
+        wait_for(lambda: job.status.is_terminal)
+        assert monitor.check() == []
+    assert told == [alert]
+    (record,) = caplog.records
+    assert (record.levelno, record.getMessage()) == (logging.WARNING, alert.message)
+    assert alert.message.startswith("job stuck has been running for 360")
+
+
+def test_a_high_failure_rate_is_said_when_it_becomes_high(caplog: pytest.LogCaptureFixture) -> None:
+    """More than half, and said again only after it was lower."""
+    with JobExecutor(2, config=Settings()) as executor:
+        monitor = HealthMonitor(executor)
+        assert monitor.check() == [], "no job, no rate"
+        run_all(executor, list, 1)
+        run_all(executor, fail, 1)
+        assert monitor.check() == [], "half is not more than half"
+        run_all(executor, fail, 1)
+        (alert,) = monitor.check()
+        assert alert.message == "67% of the jobs that ended within the last 3600 s failed, more than 50%"
+        assert (alert.kind, alert.value, alert.job) == (AlertKind.HIGH_FAILURE_RATE, pytest.approx(2 / 3), None)
+        assert monitor.check() == []
+        run_all(executor, list, 5)
+        assert monitor.check() == []
+        run_all(executor, fail, 9)
+        assert len(monitor.check()) == 1
+    assert [record.levelno for record in caplog.records] == [logging.ERROR] * 2
+
+
+def test_a_rate_of_too_few_jobs_is_none() -> None:
+    with JobExecutor(1, config=Settings()) as executor:
+        monitor = HealthMonitor(executor, min_jobs=3)
+        run_all(executor, fail, 2)
+        assert monitor.check() == []
+        run_all(executor, fail, 1)
+        assert len(monitor.check()) == 1
+
+
+def test_a_callback_that_fails_keeps_no_other_from_being_told(caplog: pytest.LogCaptureFixture) -> None:
+    told: list[Alert] = []
+
+    def broken(alert: Alert) -> None:
+        raise OSError("no one there")
+
+    with JobExecutor(1, config=Settings()) as executor:
+        run_all(executor, fail, 1)
+        HealthMonitor(executor, on_alert=[broken, told.append]).check()
+    assert len(told) == 1
+    assert "an alert could not be passed on" in caplog.text
+
+
+def test_limits_come_from_the_settings_unless_given() -> None:
+    settings = MonitoringSettings(stuck_after=5.0, interval=7.0)
+    with JobExecutor(1, config=Settings()) as executor:
+        monitor = HealthMonitor(executor, settings=settings, interval=9.0)
+    assert (monitor.settings.stuck_after, monitor.settings.interval, monitor.settings.failure_rate) == (5.0, 9.0, 0.5)
+
+
+def test_it_looks_in_a_thread_until_it_is_stopped(caplog: pytest.LogCaptureFixture) -> None:
+    """... also after a look that failed."""
+    looks: list[float] = []
+
+    class Watched:
+        def running(self) -> list[Job]:
+            looks.append(time.monotonic())
+            raise RuntimeError("not now")
+
+        def stats(self, *, window: float = 1.0) -> None: ...
+
+    monitor = HealthMonitor(Watched(), interval=0.01)
+    with monitor:
+        monitor.start()
+        wait_for(lambda: len(looks) >= 3)
+    seen = len(looks)
+    monitor.stop()
+    assert "executor-health" not in {thread.name for thread in threading.enumerate()}
+    assert len(looks) == seen
+    assert "the jobs' health could not be looked at" in caplog.text
+
+
+def test_it_looks_in_an_event_loop_until_it_is_left() -> None:
+    """At a scheduler, in an asyncio program."""
+    told: list[Alert] = []
+
+    async def main() -> None:
+        scheduler = CollectionScheduler(config=Settings())
+        async with HealthMonitor(scheduler, interval=0.01, on_alert=[told.append]):
+            await scheduler.start()
+            await scheduler.add_manual_job("collection", fail)
+            while not told:
+                await asyncio.sleep(0.005)
+        scheduler.close()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+    assert told[0].kind is AlertKind.HIGH_FAILURE_RATE
