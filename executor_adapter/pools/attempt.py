@@ -29,6 +29,12 @@ REFERENCE, PICKLE = b"R", b"P"
 Reply = tuple[int, int, bytes, values.MemoryFile | None]
 """Kind and flags of a frame, its body, and the memory file that goes with it."""
 
+TERMINATED = 128 + signal.SIGTERM
+"""Exit code of a worker that was asked to end, once its function has."""
+
+NO_REPLY: Reply = (0, 0, b"", None)
+"""Of an attempt that was asked to end: nobody waits for what came of it."""
+
 
 class Call(NamedTuple):
     """A CALL frame, not yet looked into. `fd`: the memory file with its arguments, or -1."""
@@ -90,18 +96,18 @@ class Attempt:
         self._call = call
         self._functions = functions
         self._voice = voice
-        self._asked_to_end = False
+        self.asked_to_end = False
         self._looked = False
         self._stage = "function"
 
     def ask_to_end(self) -> bool:
         """Set the flag that the function may look at; whether it never has, and must be ended by an exception."""
-        self._asked_to_end = True
+        self.asked_to_end = True
         return not self._looked
 
     def _cancelled(self) -> bool:
         self._looked = True
-        return self._asked_to_end
+        return self.asked_to_end
 
     def run(self) -> Reply:
         self._voice.seq = self._call.seq
@@ -113,7 +119,7 @@ class Attempt:
                 self.armed = False
         except BaseException as error:
             self.armed = False
-            return self._failure(error)
+            return NO_REPLY if self.asked_to_end else self._failure(error)
 
     def _run(self) -> Reply:
         call = self._call
@@ -133,8 +139,8 @@ class Attempt:
                 metadata=about[1],
             )
         )
-        if self._asked_to_end:
-            raise SystemExit(128 + signal.SIGTERM)  # the signal came too early to be raised in the function
+        if self.asked_to_end:
+            raise SystemExit(TERMINATED)  # the signal came too early to be raised in the function
         with find(scope[0])(scope[1]) if scope is not None else nullcontext():
             value = function(*args, **kwargs)
             if type(value) is types.CoroutineType:

@@ -9,8 +9,9 @@ while a function holds the GIL, that the calls it sent last will not begin; and 
 tell how many calls it had not begun. A worker with calls and no ticket waits for either.
 
 **Signals.** SIGTERM asks the function to end. One that has looked at `current_job().cancelled` is left to end by
-itself; in any other, SystemExit is raised, so that its `finally` and `with` blocks run. Whoever catches that, or sits
-in C code, is killed when the grace is over. A handler of the function's own has precedence, and is removed after it.
+itself; in any other, SystemExit is raised, so that its `finally` and `with` blocks run. When it has ended the worker
+exits. Whoever catches that, or sits in C code, is killed when the grace is over. A handler of the function's own has
+precedence, and is removed after it.
 INTERRUPT raises SoftTimeoutError in the function and logs the stack it interrupts. SIGINT is ignored.
 
 A process that the function forks gets none of this: neither socket nor tickets, and default signals. Processes that a
@@ -39,7 +40,7 @@ from typing import Any
 
 from executor_adapter.exceptions import SoftTimeoutError
 from executor_adapter.pools import wire
-from executor_adapter.pools.attempt import Attempt, Call, Functions
+from executor_adapter.pools.attempt import TERMINATED, Attempt, Call, Functions
 from executor_adapter.pools.stdio import Memory, Stdio
 from executor_adapter.pools.voice import Channel, Voice
 
@@ -133,6 +134,9 @@ class Worker:
         self._attempt = None
         self._voice.finish()
         flags |= self._stdio.settle()
+        if attempt.asked_to_end:
+            # Its host waits for its death; what a result would say is known, or comes too late.
+            os._exit(TERMINATED)
         ended = time.monotonic()
         peak = self._memory.peak()
         header = wire.HEADER.pack(len(body), kind, flags, 0, call.seq, peak, started, ended)
@@ -211,7 +215,7 @@ class Worker:
 
     def _raise_exit(self) -> None:
         if self._attempt is not None and self._attempt.armed:
-            raise SystemExit(128 + signal.SIGTERM)
+            raise SystemExit(TERMINATED)
 
     def _on_interrupt(self, _: int, frame: FrameType | None) -> None:
         stack = "".join(traceback.format_stack(frame))
