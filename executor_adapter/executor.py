@@ -184,6 +184,10 @@ class JobExecutor:
         """
         return [] if self._memory is None else self._memory.recover()
 
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until what became of its jobs by now is in the store; False where it is not within `timeout` seconds."""
+        return self._memory is None or self._memory.recorder.flush(timeout)
+
     @property
     def store(self) -> JobStore | None:
         """Where its jobs are remembered."""
