@@ -27,9 +27,12 @@ from executor_adapter.hooks import HookedExecution
 from executor_adapter.job import Job, JobResult, JobStatus
 from executor_adapter.ledger import Observer
 from executor_adapter.memory import Memory
+from executor_adapter.monitoring.metrics_port import serve_metrics
 from executor_adapter.monitoring.stats import WINDOW, ExecutorStats, figures
+from executor_adapter.monitoring.tracing import tracer_in_use
 from executor_adapter.pools import pool_kind
 from executor_adapter.pools.base import WorkerPool
+from executor_adapter.queue import StoredPast
 from executor_adapter.signals import signal_watch
 from executor_adapter.store.base import JobStore
 from executor_adapter.supervisor import Supervisor
@@ -89,6 +92,9 @@ class JobExecutor:
         self._defaults = JobDefaults(self.config)
         self._hooked = HookedExecution(self._supervisor) if _overrides(type(self)) else None
         self._memory = None if store is None else Memory(store, self, queue=queue, hands_over=hands_over)
+        ledger, on_closed = self._supervisor.ledger, self._supervisor.on_closed
+        self._metrics = serve_metrics(self, self.config.monitoring, observers=ledger.observers, on_closed=on_closed)
+        self._tracer = _job_tracer(ledger.observers)
         self._tokens: list[contextvars.Token[Callable[[], JobExecutor] | None]] = []
         _track(self, self._supervisor)
 
@@ -109,6 +115,8 @@ class JobExecutor:
         """
         if self._defaults.any:
             self._defaults.fill_in(job)
+        if self._tracer is not None:
+            surroundings = self._tracer(surroundings)
         if self._memory is None:
             return self._admit(job, timeout=timeout, surroundings=surroundings)
         with self._memory.recording(job):
@@ -153,7 +161,8 @@ class JobExecutor:
             self._defaults.fill_in(job)
         driver = JobDriver(job, self._supervisor)
         with self._memory.recording(job, driven=True) if self._memory is not None else contextlib.nullcontext():
-            twin = self._supervisor.admit(job, driver=driver).job
+            around = None if self._tracer is None else self._tracer(None)
+            twin = self._supervisor.admit(job, driver=driver, surroundings=around).job
         if twin is not job:
             raise InvalidJobError(f"job {twin.job_id} with dedupe_key={job.dedupe_key!r} is live: wait for that one")
         return driver
@@ -175,10 +184,18 @@ class JobExecutor:
         """
         return [] if self._memory is None else self._memory.recover()
 
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until what became of its jobs by now is in the store; False where it is not within `timeout` seconds."""
+        return self._memory is None or self._memory.recorder.flush(timeout)
+
     @property
     def store(self) -> JobStore | None:
         """Where its jobs are remembered."""
         return None if self._memory is None else self._memory.store
+
+    def past(self) -> StoredPast | None:
+        """What the store knows of the jobs of this queue; None where it does not outlive the program."""
+        return None if self._memory is None else self._memory.past()
 
     def jobs(self) -> list[Job]:
         """The jobs that are not over."""
@@ -216,6 +233,11 @@ class JobExecutor:
             longest_running_seconds=now - min(begun) if begun else None,
             **figures(ledger.ended, now=time.time(), window=window),
         )
+
+    @property
+    def metrics_url(self) -> str | None:
+        """Where Prometheus finds the metrics; None where none are served."""
+        return None if self._metrics is None else self._metrics.url
 
     # --- lifetime ---
 
@@ -392,6 +414,18 @@ def result_of(future: Future[Any]) -> JobResult:
         attempts=len(job._live.attempts or ()),
         duration=job.duration,
     )
+
+
+def _job_tracer(observers: list[Observer]) -> Callable[[Surroundings | None], Surroundings] | None:
+    """What puts a job that is submitted into a span, where a tracer is set up."""
+    tracer = tracer_in_use()
+    if tracer is None:
+        return None
+    from executor_adapter.traced import TracedSurroundings, job_tracer  # here: opentelemetry need not be installed
+
+    spans = job_tracer(tracer)
+    observers.append(spans.tell)
+    return functools.partial(TracedSurroundings, spans)
 
 
 def _overrides(kind: type[JobExecutor]) -> bool:

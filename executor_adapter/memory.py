@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from executor_adapter.job import Job
+from executor_adapter.queue import StoredPast
 from executor_adapter.recorder import Recorder
 from executor_adapter.recovery import Recovery
 from executor_adapter.store import open_store
@@ -25,6 +26,7 @@ class Memory:
         self.store.pickle_arguments |= settings.pickle_arguments
         self.recorder = Recorder(self.store, supervisor, queue=queue, lease=settings.lease)
         self.recorder.journal.hands_over = hands_over and self.store.durable
+        self._live = supervisor.intake.jobs
         self._quarantined = supervisor.intake.quarantined
         self._recovery = Recovery(
             self.recorder, self._quarantined, lambda job, waited: executor._admit(job, waited=waited)
@@ -56,6 +58,10 @@ class Memory:
             StoreUnavailable
         """
         return self.recorder.ask(self._recovery, may_wait=False).result() if self.store.durable else []
+
+    def past(self) -> StoredPast | None:
+        recorder = self.recorder
+        return StoredPast(self.store, recorder.queue, recorder, self._live) if self.store.durable else None
 
     def release(self, job_id: str) -> bool:
         """

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import bisect
 import itertools
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job import Job, JobStatus
+from executor_adapter.store.base import JobFilter, JobStore
+
+if TYPE_CHECKING:
+    from executor_adapter.recorder import Recorder
 
 
 class Backlog:
@@ -71,7 +77,8 @@ class JobQueue:
     """The jobs of one scheduler, live and past: add, look up, list, clean up. For any thread or event loop.
 
     `accept`: called with each new job; raises where it is refused. `max_history`: so many jobs that are over are
-    remembered; past it the oldest are forgotten, live ones never.
+    remembered; past it the oldest are forgotten, live ones never. With a store that outlives the program (`remember`)
+    the past is there: a job of it is made again from its record, to be looked at.
     """
 
     def __init__(self, accept: Callable[[Job], None], *, max_history: int = 100_000) -> None:
@@ -79,28 +86,41 @@ class JobQueue:
         self._max_history = max_history
         self._lock = threading.Lock()
         self._jobs: dict[str, Job] = {}
+        self._past: StoredPast | None = None
+
+    def remember(self, past: StoredPast | None) -> None:
+        """Keep the past in a store from now on; what is remembered here of jobs that are over is left to it."""
+        with self._lock:
+            self._past = past
+            if past is not None:
+                self._jobs = {job_id: job for job_id, job in self._jobs.items() if not job.status.is_terminal}
 
     async def add_job(self, job: Job) -> str:
-        """Queue a job; its id.
+        """Queue a job; its id. With a store it is in there when this returns, unless that cannot be written now.
 
         Raises:
             InvalidJobError: it can never run, or its id is taken.
         """
+        past = self._past
+        if past is not None and "job_id" in job.model_fields_set and await past.get(job.job_id) is not None:
+            raise _taken(job)
         with self._lock:
             if job.job_id in self._jobs:
-                raise InvalidJobError(f"a job with the id {job.job_id!r} is known already: ids must be unique")
+                raise _taken(job)
             self._jobs[job.job_id] = job
         try:
             self._accept(job)
         except BaseException:
-            with self._lock:
-                del self._jobs[job.job_id]
+            self.forget(job)
             raise
         self._forget_surplus()
+        if past is not None:
+            await past.recorded(job)
         return job.job_id
 
     async def get_job(self, job_id: str) -> Job | None:
-        return self._jobs.get(job_id)
+        job = self._jobs.get(job_id)
+        return job if job is not None or self._past is None else await self._past.get(job_id)
 
     async def list_jobs(
         self,
@@ -114,9 +134,12 @@ class JobQueue:
         """The jobs that match, in the order in which they were added."""
         wanted = {"status": status, "job_type": job_type, "tool_name": tool_name}
         asked = {name: value for name, value in wanted.items() if value is not None}
+        if self._past is not None:
+            found = await self._past.find(asked, offset=offset, limit=limit)
+            return [self._jobs.get(job.job_id, job) for job in found]
         with self._lock:
-            found = [job for job in self._jobs.values() if all(getattr(job, n) == v for n, v in asked.items())]
-        return found[offset : None if limit is None else offset + limit]
+            known = [job for job in self._jobs.values() if all(getattr(job, n) == v for n, v in asked.items())]
+        return known[offset : None if limit is None else offset + limit]
 
     async def cleanup_old_jobs(self, max_age_hours: float = 24) -> int:
         """Forget the jobs that have been over for more than `max_age_hours`; how many that were."""
@@ -125,14 +148,71 @@ class JobQueue:
             old = [id_ for id_, job in self._jobs.items() if job.completed_at is not None and job.completed_at < before]
             for job_id in old:
                 del self._jobs[job_id]
-        return len(old)
+        return len(old) if self._past is None else await self._past.cleanup(max_age_hours)
+
+    def forget(self, job: Job) -> None:
+        """It was not queued after all."""
+        with self._lock:
+            self._jobs.pop(job.job_id, None)
 
     def _forget_surplus(self) -> None:
-        surplus = len(self._jobs) - self._max_history
+        most = self._max_history if self._past is None else min(self._max_history, KEPT_BESIDE_STORE)
+        surplus = len(self._jobs) - most
         if surplus <= 0:
             return
         with self._lock:
             # A tenth at once, so that the search is not made for each job.
             over = (job_id for job_id, job in self._jobs.items() if job.status.is_terminal)
-            for job_id in list(itertools.islice(over, surplus + self._max_history // 10)):
+            for job_id in list(itertools.islice(over, surplus + most // 10)):
                 del self._jobs[job_id]
+
+
+class StoredPast:
+    """What a store that outlives the program knows of one queue, for event loops.
+
+    `recorder`: of the executor that runs the queue's jobs, for as long as it is not shut down. `live`: that executor's
+    jobs which are not over, by id.
+    """
+
+    def __init__(self, store: JobStore, queue: str, recorder: Recorder, live: Mapping[str, Job]) -> None:
+        self._store = store
+        self._queue = queue
+        self._recorder = recorder
+        self._live = live
+
+    async def get(self, job_id: str) -> Job | None:
+        job = self._live.get(job_id)
+        if job is not None:
+            return job
+        await self._settled()
+        record = await asyncio.to_thread(self._store.get, job_id)
+        return None if record is None or record.queue != self._queue else record.to_job()
+
+    async def find(self, asked: Mapping[str, Any], *, offset: int, limit: int | None) -> list[Job]:
+        """The jobs whose fields are as asked, by their creation."""
+        fields = {name: value for name, value in asked.items() if name != "status"}
+        statuses = frozenset({asked["status"]}) if "status" in asked else None
+        wanted = JobFilter(queue=self._queue, statuses=statuses, **fields)
+        await self._settled()
+        page = await asyncio.to_thread(self._store.find, wanted, offset=offset, limit=limit, newest_first=False)
+        return [self._live.get(record.job_id) or record.to_job() for record in page.records]
+
+    async def cleanup(self, max_age_hours: float) -> int:
+        await self._settled()
+        return await asyncio.to_thread(self._store.cleanup, max_age_hours, queue=self._queue)
+
+    async def recorded(self, job: Job) -> None:
+        await asyncio.wrap_future(self._recorder.recorded(job))
+
+    async def _settled(self) -> None:
+        """Wait for what was told to be in the store, where it can be."""
+        await asyncio.to_thread(self._recorder.flush, SETTLING)
+
+
+SETTLING = 5.0
+KEPT_BESIDE_STORE = 1000
+"""Jobs that are over and are kept as they are, beside a store that knows them."""
+
+
+def _taken(job: Job) -> InvalidJobError:
+    return InvalidJobError(f"a job with the id {job.job_id!r} is known already: ids must be unique")

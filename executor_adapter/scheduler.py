@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 from executor_adapter.config import Settings, Stage, StageSettings, load_config
@@ -22,8 +22,12 @@ from executor_adapter.executor import JobExecutor
 from executor_adapter.functions import is_coroutine_function, resolve
 from executor_adapter.intake import check_job
 from executor_adapter.job import Job
+from executor_adapter.ledger import Observer
 from executor_adapter.monitoring.stats import WINDOW, ExecutorStats
 from executor_adapter.queue import JobQueue
+from executor_adapter.recording import made_again
+from executor_adapter.store import open_store
+from executor_adapter.store.base import JobStore
 from executor_adapter.throttle import ToolLimit
 
 __all__ = ["CollectionScheduler", "Job", "ProcessingScheduler", "collection_scheduler", "processing_scheduler"]
@@ -35,8 +39,9 @@ STOP_TIMEOUT = 30.0
 class _Scheduler:
     """What both schedulers share.
 
-    `config` default: `load_config()`, read at `start`. `tool_limits`: by tool name, how many of its jobs run at once
-    and how many start in a second.
+    `config` default: `load_config()`, read at `start`. `store`: where jobs are remembered, a JobStore or the URL of
+    one; default: the settings' `store.url`, else the memory of this process. `observers`: as JobExecutor's.
+    `tool_limits`: by tool name, how many of its jobs run at once and how many start in a second.
     """
 
     section: ClassVar[Stage]
@@ -48,47 +53,122 @@ class _Scheduler:
         max_concurrent_jobs: int | None = None,
         *,
         config: Settings | None = None,
+        store: JobStore | str | None = None,
         tool_limits: Mapping[str, ToolLimit] | None = None,
+        observers: Iterable[Observer] = (),
     ) -> None:
         self.job_queue = JobQueue(self._accept)
         self._max_concurrent_jobs = max_concurrent_jobs
         self._config = config
+        self._given_store = store
+        self._store: JobStore | None = None
         self._tool_limits = tool_limits
+        self._observers = tuple(observers)
         self._executor: JobExecutor | None = None
         self._waiting: list[Job] = []
         self._lock = threading.Lock()
 
     async def start(self) -> None:
-        """Read the configuration and run what was added; harmless when it runs already.
+        """Read the configuration, run what a host that died has left in the store, and what was added; harmless when
+        it runs already.
 
         Raises:
             ConfigurationError: naming key and value.
+            StoreUnavailable: the store cannot be used now.
+            InvalidJobError: a job that was added before cannot be stored; it is forgotten, and all else runs.
         """
+        if self._executor is not None:
+            return
+        config = self._config or load_config()
+        await self._open_store(config)
+        executor, waiting = self._begin(config)
+        try:
+            await executor.start()
+        except BaseException:
+            self._waiting[:0] = waiting
+            self.close()
+            raise
+        self._submit_all(waiting, executor)
+
+    def _begin(self, config: Settings) -> tuple[JobExecutor, list[Job]]:
+        """The executor, and the jobs that have waited for it."""
         with self._lock:
-            if self._executor is not None:
-                return
-            config = self._config or load_config()
-            section: StageSettings = getattr(config, self.section)
-            max_workers = self._max_concurrent_jobs or section.max_concurrent_jobs
-            config = config.for_stage(self.section)
-            self._executor = JobExecutor(max_workers, config=config, tool_limits=self._tool_limits)
+            if self._executor is None:
+                self._executor = self._make_executor(config)
             waiting, self._waiting = self._waiting, []
-            for job in waiting:
-                self._executor.submit(job)
+            return self._executor, waiting
+
+    def _make_executor(self, config: Settings) -> JobExecutor:
+        section: StageSettings = getattr(config, self.section)
+        executor = JobExecutor(
+            self._max_concurrent_jobs or section.max_concurrent_jobs,
+            config=config.for_stage(self.section),
+            tool_limits=self._tool_limits,
+            observers=self._observers,
+            store=self._store,
+            queue=self.section,
+            hands_over=True,
+        )
+        self.job_queue.remember(executor.past())
+        return executor
+
+    async def _open_store(self, config: Settings) -> None:
+        wanted = self._given_store or config.store.url
+        if self._store is None and wanted is not None:
+            self._store = wanted if isinstance(wanted, JobStore) else await asyncio.to_thread(open_store, wanted)
+
+    def _submit_all(self, jobs: list[Job], executor: JobExecutor) -> None:
+        refused: InvalidJobError | None = None
+        for job in jobs:
+            try:
+                executor.submit(job)
+            except InvalidJobError as error:
+                self.job_queue.forget(job)
+                refused = error
+        if refused is not None:
+            raise refused
 
     async def stop(self, timeout: float | None = STOP_TIMEOUT) -> None:
-        """Cancel what waits and let what runs end; after `timeout` seconds (None: never) cancel that too."""
+        """Cancel what waits and let what runs end; after `timeout` seconds (None: never) cancel that too. With a store
+        that outlives the program nothing is cancelled: it stays there, for the next start."""
         with self._lock:
             executor, self._executor = self._executor, None
         if executor is not None:
             await asyncio.to_thread(executor.shutdown, cancel_futures=True, timeout=timeout)
+            self.job_queue.remember(executor.past())
 
     def close(self) -> None:
-        """End what still runs, at once, and let go of all workers. Harmless when it is stopped or closed already."""
+        """End what still runs, at once, and let go of all workers and of the store. Harmless when it is stopped or
+        closed already."""
         with self._lock:
             executor, self._executor = self._executor, None
+            store, self._store = self._store, None
         if executor is not None:
             executor.shutdown(cancel_futures=True, timeout=0)
+            self.job_queue.remember(executor.past())
+        if store is not None and store is not self._given_store:
+            store.close()
+
+    async def retry_job(self, job_id: str, **changes: Any) -> str:
+        """Queue a new job like one that is over, with `changes` to fields of Job (a longer `max_runtime`, other
+        `kwargs`); its id. The new one's metadata has the old one's id as `retry_of`.
+
+        Raises:
+            InvalidJobError: no such job is known, it is not over, or it is quarantined and not released.
+        """
+        job = await self.get_job_status(job_id)
+        if job is None:
+            raise InvalidJobError(f"no job with the id {job_id!r} is known")
+        if self._executor is not None and job_id in self._executor.stats().quarantined:
+            raise InvalidJobError(f"job {job_id} is quarantined: release({job_id!r}) first")
+        return await self.job_queue.add_job(made_again(job, **changes))
+
+    async def release(self, job_id: str) -> bool:
+        """End a job's quarantine: `retry_job` may run it again then. False where no quarantined job has this id."""
+        executor, store = self._executor, self._store
+        if executor is not None:
+            return await asyncio.to_thread(executor.release, job_id)
+        return store is not None and await asyncio.to_thread(store.release, job_id)
 
     async def get_job_status(self, job_id: str) -> Job | None:
         """The job itself, live; None where no such job is known."""

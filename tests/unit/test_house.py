@@ -26,7 +26,7 @@ FLOORS = (
     {"queue"},
     {
         *{"loop", "limits", "futures", "intake", "dispatch", "throttle", "ledger", "outcome", "job_log"},
-        *{"defaults", "journal", "memory", "recorder", "recording", "recovery"},
+        *{"defaults", "traced", "journal", "memory", "recorder", "recording", "recovery"},
         *{"supervisor", "surroundings", "driver", "hooks", "executor"},
     },
     {"scheduler", "testing"},

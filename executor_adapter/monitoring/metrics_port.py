@@ -1,0 +1,61 @@
+"""Metrics at a port, where the settings ask for it; else prometheus-client is not even imported."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from executor_adapter.config import MonitoringSettings
+from executor_adapter.exceptions import ConfigurationError
+from executor_adapter.job import Transition
+from executor_adapter.monitoring.stats import ExecutorStats
+
+if TYPE_CHECKING:
+    from executor_adapter.monitoring.prometheus import MetricsPort
+
+
+class Instrumented(Protocol):
+    def stats(self) -> ExecutorStats: ...
+
+
+def serve_metrics(
+    executor: Instrumented,
+    settings: MonitoringSettings,
+    *,
+    observers: list[Callable[[Transition], None]],
+    on_closed: list[Callable[[], object]],
+) -> MetricsPort | None:
+    """Count the executor's jobs and serve the figures until it is closed, where the settings name a port.
+
+    Raises:
+        ConfigurationError: they do, and prometheus-client is not installed.
+    """
+    if settings.metrics_port is None:
+        return None
+    port, watched = _port(settings.metrics_host, settings.metrics_port), _Weak(executor)
+    observers.append(port.metrics.tell)
+    port.add(watched)
+    on_closed.append(lambda: port.remove(watched))
+    return port
+
+
+class _Weak:
+    """An executor's figures, without keeping the executor: one that is let go of is to be closed."""
+
+    def __init__(self, executor: Instrumented) -> None:
+        self._executor = weakref.ref(executor)
+
+    def stats(self) -> ExecutorStats | None:
+        executor = self._executor()
+        return None if executor is None else executor.stats()
+
+
+def _port(host: str, port: int) -> MetricsPort:
+    try:
+        from executor_adapter.monitoring.prometheus import metrics_at
+    except ImportError as error:
+        raise ConfigurationError(
+            f"monitoring.metrics_port: {port} needs a library: pip install 'prefect-executor-adapter[metrics]' ({error})"
+        ) from None
+    return metrics_at(host, port)

@@ -1,0 +1,163 @@
+"""Metrics for Prometheus: counted as jobs end, and served at a port that all executors of the process share.
+
+    executor_adapter_jobs_ended_total        by status, job_type, tool_name, error_code
+    executor_adapter_retries_total           by job_type, tool_name, error_code
+    executor_adapter_job_seconds             from a job's first start to its end; a histogram by job_type, tool_name
+    executor_adapter_queue_seconds           from submit to the first start; alike
+    executor_adapter_jobs                    now, by status: pending, running, retrying
+    executor_adapter_workers_busy, executor_adapter_abandoned_threads, executor_adapter_quarantined_jobs
+    executor_adapter_longest_running_seconds of the attempts under way
+
+Needs prometheus-client: the extra `metrics`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from executor_adapter.job import TERMINAL, Job, JobStatus, Transition
+from executor_adapter.monitoring.stats import QUEUE_SECONDS, ExecutorStats
+
+logger = logging.getLogger("executor_adapter.metrics")
+
+PREFIX = "executor_adapter"
+BUCKETS = (0.005, 0.02, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
+MOST_NAMES = 100
+"""Different names that a label may have; further ones are told as "other", since each is a time series for ever."""
+
+
+class Measured(Protocol):
+    def stats(self) -> ExecutorStats | None: ...
+
+
+class JobMetrics(Collector):
+    """An observer of executors, and what a scrape finds. `tell` is called on supervisors' threads."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.executors: set[Measured] = set()
+        whose = ("job_type", "tool_name")
+        self._ended = Counter(
+            f"{PREFIX}_jobs_ended",
+            "Jobs that are over.",
+            ("status", *whose, "error_code"),
+            registry=self.registry,
+        )
+        self._retries = Counter(
+            f"{PREFIX}_retries", "Attempts that another follows.", (*whose, "error_code"), registry=self.registry
+        )
+        self._job_seconds = Histogram(
+            f"{PREFIX}_job_seconds", "From first start to end.", whose, buckets=BUCKETS, registry=self.registry
+        )
+        self._queue_seconds = Histogram(
+            f"{PREFIX}_queue_seconds", "From submit to first start.", whose, buckets=BUCKETS, registry=self.registry
+        )
+        self._names: set[str] = set()
+        self.registry.register(self)
+
+    def tell(self, transition: Transition) -> None:
+        """Count a transition."""
+        job, status = transition.job, transition.status
+        if status is JobStatus.RETRYING:
+            self._retries.labels(*self._whose(job), job.error_code or "").inc()
+        elif status in TERMINAL:
+            self._count_end(job, status)
+
+    def _count_end(self, job: Job, status: JobStatus) -> None:
+        whose, live = self._whose(job), job._live
+        self._ended.labels(status.value, *whose, job.error_code or "").inc()
+        if live.attempts:
+            self._queue_seconds.labels(*whose).observe(live.attempts[0][QUEUE_SECONDS])
+        if (seconds := job.duration) is not None:
+            self._job_seconds.labels(*whose).observe(seconds)
+
+    def _whose(self, job: Job) -> tuple[str, str]:
+        return self._label(job.job_type), self._label(job.tool_name or "")
+
+    def _label(self, name: str) -> str:
+        if name not in self._names:
+            if len(self._names) >= MOST_NAMES:
+                return "other"
+            self._names.add(name)
+        return name
+
+    def collect(self) -> Iterator[Metric]:
+        """What is so now, over all executors together; called at each scrape."""
+        stats = [found for executor in tuple(self.executors) if (found := executor.stats()) is not None]
+        jobs = GaugeMetricFamily(f"{PREFIX}_jobs", "Jobs that are not over.", labels=["status"])
+        jobs.add_metric(["pending"], sum(s.jobs_pending for s in stats))
+        jobs.add_metric(["running"], sum(s.jobs_running for s in stats))
+        jobs.add_metric(["retrying"], sum(s.jobs_retrying for s in stats))
+        yield jobs
+        busy, abandoned = sum(s.workers_busy for s in stats), sum(s.abandoned_threads for s in stats)
+        quarantined, longest = sum(len(s.quarantined) for s in stats), [s.longest_running_seconds or 0.0 for s in stats]
+        yield GaugeMetricFamily(f"{PREFIX}_workers_busy", "Workers that run something.", value=busy)
+        yield GaugeMetricFamily(f"{PREFIX}_abandoned_threads", "Threads that could not be ended.", value=abandoned)
+        yield GaugeMetricFamily(f"{PREFIX}_quarantined_jobs", "Jobs that killed too many workers.", value=quarantined)
+        oldest = max(longest, default=0.0)
+        yield GaugeMetricFamily(f"{PREFIX}_longest_running_seconds", "Of the attempts under way.", value=oldest)
+
+
+class MetricsPort:
+    """Serves what JobMetrics counts while any executor wants it; what was counted stays between them."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.metrics = JobMetrics()
+        self._host = host
+        self._port = port
+        self._lock = threading.Lock()
+        self._server: _Server | None = None
+
+    @property
+    def url(self) -> str | None:
+        """Where it is served; None while it is not."""
+        return None if self._server is None else f"http://{self._host}:{self._server.port}/metrics"
+
+    def add(self, executor: Measured) -> None:
+        """Serve this executor's figures too. A port that is taken is said in the log: jobs go on without."""
+        with self._lock:
+            self.metrics.executors.add(executor)
+            if self._server is None:
+                try:
+                    self._server = _Server(self._host, self._port, self.metrics.registry)
+                except OSError as error:
+                    where = f"{self._host}:{self._port}"
+                    logger.error("no metrics are served: %s: %s: free it, or set monitoring.metrics_port", where, error)
+
+    def remove(self, executor: Measured) -> None:
+        """It is closed."""
+        with self._lock:
+            self.metrics.executors.discard(executor)
+            server = None if self.metrics.executors else self._server
+            if server is not None:
+                self._server = None
+        if server is not None:
+            server.close()
+
+
+class _Server:
+    def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
+        self._server, self._thread = start_http_server(port, host, registry)
+        self.port = self._server.server_port
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+_ports: dict[tuple[str, int], MetricsPort] = {}
+_ports_lock = threading.Lock()
+
+
+def metrics_at(host: str, port: int) -> MetricsPort:
+    """The one of this process at that address."""
+    with _ports_lock:
+        return _ports.setdefault((host, port), MetricsPort(host, port))

@@ -1,0 +1,112 @@
+"""Spans for OpenTelemetry: one for each job, from submit to its end, and in it one for each attempt.
+
+A job's span is a child of the span in which it was submitted, and what its function opens is a child of the job's: in
+threads and coroutines by the context, in worker processes by the trace's and the span's id. Needs opentelemetry-api
+(the extra `tracing`) and a tracer provider that was set up before the executor was made; without one nothing is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from executor_adapter.job import TERMINAL, Job, JobStatus, Transition
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Span, Tracer
+
+INSIDE = f"{__name__}:inside"
+
+
+def tracer_in_use() -> Tracer | None:
+    """A tracer of the provider that was set up in this process; None where none was."""
+    trace = sys.modules.get("opentelemetry.trace")  # whoever set one up has imported it
+    if trace is None or isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+        return None
+    tracer: Tracer = trace.get_tracer("executor_adapter")
+    return tracer
+
+
+class JobTracer:
+    """An observer that opens and ends spans. `parent_of` gives the context in which a job was submitted."""
+
+    def __init__(self, tracer: Tracer, parent_of: Callable[[Job], Context | None]) -> None:
+        self._tracer = tracer
+        self._parent_of = parent_of
+        self._jobs: dict[Job, Span] = {}
+        self._attempts: dict[Job, Span] = {}
+
+    def tell(self, transition: Transition) -> None:
+        job, status = transition.job, transition.status
+        if transition.previous is None:
+            self._open(job)
+            return
+        if transition.previous is JobStatus.RUNNING:
+            self._end(self._attempts.pop(job, None), transition)
+        if status is JobStatus.RUNNING:
+            self._begin_attempt(job, transition)
+        elif status in TERMINAL:
+            self._end(self._jobs.pop(job, None), transition)
+
+    def context_of(self, job: Job) -> Context:
+        """The context in which the job's own span is the current one."""
+        from opentelemetry import trace
+
+        return trace.set_span_in_context(self._jobs[job])
+
+    # --- on the supervisor's thread ---
+
+    def _open(self, job: Job) -> None:
+        attributes = {"executor_adapter.job.id": job.job_id, "executor_adapter.job.type": job.job_type}
+        if job.tool_name is not None:
+            attributes["executor_adapter.job.tool"] = job.tool_name
+        self._jobs[job] = self._tracer.start_span(
+            f"job {job.job_type}",
+            context=self._parent_of(job),
+            attributes=attributes,
+            start_time=_nanoseconds(job._live.created_at),
+        )
+
+    def _begin_attempt(self, job: Job, transition: Transition) -> None:
+        self._attempts[job] = self._tracer.start_span(
+            f"attempt {transition.attempt}",
+            context=self.context_of(job),
+            attributes={
+                "executor_adapter.job.id": job.job_id,
+                "executor_adapter.attempt": transition.attempt,
+                "executor_adapter.pool": job._live.pool,
+            },
+            start_time=_nanoseconds(transition.at),
+        )
+
+    def _end(self, span: Span | None, transition: Transition) -> None:
+        if span is None:
+            return
+        if transition.error is not None:
+            from opentelemetry.trace import StatusCode
+
+            job = transition.job
+            span.set_attribute("executor_adapter.error_code", job.error_code or "")
+            span.set_status(StatusCode.ERROR, f"{job.error_code}: {job.error_message}")
+        elif transition.status is JobStatus.COMPLETED and transition.job.records_processed is not None:
+            span.set_attribute("executor_adapter.records_processed", transition.job.records_processed)
+        span.end(end_time=_nanoseconds(transition.at))
+
+
+def _nanoseconds(seconds: float) -> int:
+    return int(seconds * 1e9)
+
+
+@contextlib.contextmanager
+def inside(carrier: dict[str, str]) -> Iterator[None]:
+    """In a worker process: the span that `carrier` names is the current one."""
+    from opentelemetry import context, propagate
+
+    token = context.attach(propagate.extract(carrier))
+    try:
+        yield
+    finally:
+        context.detach(token)
