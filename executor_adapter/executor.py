@@ -423,6 +423,7 @@ def _job_tracer(observers: list[Observer]) -> Callable[[Surroundings | None], Su
         return None
     from executor_adapter.traced import TracedSurroundings, job_tracer  # here: opentelemetry need not be installed
 
+    preload_in_workers("executor_adapter.trace_scope")
     spans = job_tracer(tracer)
     observers.append(spans.tell)
     return functools.partial(TracedSurroundings, spans)

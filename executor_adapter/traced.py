@@ -11,9 +11,10 @@ from opentelemetry.trace import Tracer
 
 from executor_adapter.job import Job
 from executor_adapter.job_log import log_said
-from executor_adapter.monitoring.tracing import INSIDE, JobTracer
+from executor_adapter.monitoring.tracing import JobTracer
 from executor_adapter.pools.base import Assignment
 from executor_adapter.surroundings import Surroundings
+from executor_adapter.trace_scope import INSIDE
 
 IN_THIS_PROCESS = frozenset({"thread", "coroutine"})
 

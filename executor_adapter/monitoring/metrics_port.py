@@ -56,6 +56,7 @@ def _port(host: str, port: int) -> MetricsPort:
         from executor_adapter.monitoring.prometheus import metrics_at
     except ImportError as error:
         raise ConfigurationError(
-            f"monitoring.metrics_port: {port} needs a library: pip install 'prefect-executor-adapter[metrics]' ({error})"
+            f"monitoring.metrics_port: {port} needs prometheus-client ({error}): "
+            "pip install 'prefect-executor-adapter[metrics]'"
         ) from None
     return metrics_at(host, port)

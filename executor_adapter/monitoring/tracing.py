@@ -7,9 +7,8 @@ threads and coroutines by the context, in worker processes by the trace's and th
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from executor_adapter.job import TERMINAL, Job, JobStatus, Transition
@@ -17,8 +16,6 @@ from executor_adapter.job import TERMINAL, Job, JobStatus, Transition
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Span, Tracer
-
-INSIDE = f"{__name__}:inside"
 
 
 def tracer_in_use() -> Tracer | None:
@@ -98,15 +95,3 @@ class JobTracer:
 
 def _nanoseconds(seconds: float) -> int:
     return int(seconds * 1e9)
-
-
-@contextlib.contextmanager
-def inside(carrier: dict[str, str]) -> Iterator[None]:
-    """In a worker process: the span that `carrier` names is the current one."""
-    from opentelemetry import context, propagate
-
-    token = context.attach(propagate.extract(carrier))
-    try:
-        yield
-    finally:
-        context.detach(token)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # From the ground floor up: a room imports from its own floor and from those below it.
 FLOORS = (
-    {"exceptions", "context", "config_errors", "signals"},
+    {"exceptions", "context", "config_errors", "signals", "trace_scope"},
     {"retry"},
     {"job"},
     {"error_codes", "config", "config_sections", "config_tools", "functions"},

@@ -1,0 +1,143 @@
+"""Spans of jobs and attempts, as OpenTelemetry's own exporter gets them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode
+
+from executor_adapter import Job, JobExecutor
+from executor_adapter.config import Settings
+from executor_adapter.monitoring import tracing
+from tests.contract.conftest import MakeJob
+from tests.contract.functions import collect, fail_until, fail_with_code
+
+
+@pytest.fixture(scope="module")
+def provider() -> TracerProvider:
+    return TracerProvider()
+
+
+@pytest.fixture
+def spans(provider: TracerProvider, monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
+    """What is exported while a tracer is set up; others' tests find none set up."""
+    exporter = InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
+    yield exporter
+    exporter.shutdown()
+
+
+@pytest.fixture
+def executor(spans: InMemorySpanExporter) -> Iterator[JobExecutor]:
+    with JobExecutor(2, config=Settings()) as executor:
+        yield executor
+
+
+def by_name(spans: InMemorySpanExporter) -> dict[str, ReadableSpan]:
+    return {span.name: span for span in spans.get_finished_spans()}
+
+
+def current_span_id() -> int:
+    return trace.get_current_span().get_span_context().span_id
+
+
+def id_of(span: ReadableSpan) -> int:
+    context = span.get_span_context()
+    assert context is not None
+    return context.span_id
+
+
+def run(executor: JobExecutor, job: Job) -> Any:
+    """Its value or error, once all its spans are over."""
+    future = executor.submit(job)
+    error = future.exception()
+    executor.shutdown()
+    return future.result() if error is None else error
+
+
+def test_a_job_s_span_is_in_that_of_its_submitter_and_its_function_in_it(
+    executor: JobExecutor, make_job: MakeJob, spans: InMemorySpanExporter, provider: TracerProvider
+) -> None:
+    """In every pool: in a worker process too."""
+    with provider.get_tracer("test").start_as_current_span("submitter") as around:
+        seen = run(executor, make_job(current_span_id, job_id="traced", tool_name="radar"))
+    found = by_name(spans)
+    job, attempt = found["job job"], found["attempt 1"]
+    assert job.parent is not None
+    assert job.parent.span_id == around.get_span_context().span_id
+    assert attempt.parent is not None
+    assert attempt.parent.span_id == id_of(job) == seen
+    assert job.attributes is not None
+    assert job.attributes["executor_adapter.job.id"] == "traced"
+    assert job.attributes["executor_adapter.job.tool"] == "radar"
+
+
+def test_each_attempt_has_a_span_with_how_it_ended(
+    executor: JobExecutor, make_job: MakeJob, spans: InMemorySpanExporter, tmp_path: Any
+) -> None:
+    run(executor, make_job(fail_until, str(tmp_path / "calls"), 2))
+    found = by_name(spans)
+    first, second = found["attempt 1"], found["attempt 2"]
+    assert (first.status.status_code, second.status.status_code) == (StatusCode.ERROR, StatusCode.UNSET)
+    assert first.status.description == "NETWORK_ERROR: call 1"
+    assert first.attributes is not None
+    assert first.attributes["executor_adapter.error_code"] == "NETWORK_ERROR"
+    assert first.end_time is not None
+    assert second.start_time is not None
+    assert first.end_time <= second.start_time
+    assert found["job job"].status.status_code is StatusCode.UNSET
+
+
+def test_a_failed_job_s_span_says_so_and_a_completed_one_counts_its_records(
+    executor: JobExecutor, make_job: MakeJob, spans: InMemorySpanExporter
+) -> None:
+    failed = executor.submit(make_job(fail_with_code, "DATA_ERROR", job_type="broken"))
+    fine = executor.submit(make_job(collect, 7, job_type="fine"))
+    assert failed.exception() is not None
+    fine.result()
+    executor.shutdown()
+    found = by_name(spans)
+    assert found["job broken"].status.description == "DATA_ERROR: broken: DATA_ERROR"
+    attributes = found["job fine"].attributes
+    assert attributes is not None
+    assert attributes["executor_adapter.records_processed"] == 7
+
+
+def test_what_a_function_says_is_still_heard(
+    executor: JobExecutor, make_job: MakeJob, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its log and its output, though something was put around it."""
+    caplog.set_level("INFO", "executor_adapter")
+    job = Job(function=print, args=("heard",), pool="process")
+    run(executor, job)
+    assert "stdout: heard" in caplog.text
+
+
+def test_a_job_that_is_refused_leaves_no_span(executor: JobExecutor, spans: InMemorySpanExporter) -> None:
+    with pytest.raises(ValueError, match="memory_limit"):
+        executor.submit(Job(function=list, pool="thread", memory_limit=1))
+    executor.shutdown()
+    assert spans.get_finished_spans() == ()
+
+
+def test_without_a_tracer_nothing_is_imported_or_told() -> None:
+    """Nor where opentelemetry is imported and no provider set up."""
+    with JobExecutor(1, config=Settings()) as executor:
+        assert executor._tracer is None
+    assert tracing.tracer_in_use() is None
+    code = (
+        "import sys, json; from executor_adapter import Job, JobExecutor; executor = JobExecutor(1);"
+        "executor.run(Job(function=list)); print(json.dumps([m for m in sys.modules if 'opentelemetry' in m]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert json.loads(done.stdout) == []

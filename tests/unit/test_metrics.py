@@ -1,0 +1,149 @@
+"""What Prometheus finds: scraped over real HTTP, as Prometheus does."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from executor_adapter import Job, JobExecutor, JobStatus
+from executor_adapter.config import MonitoringSettings, Settings
+from executor_adapter.exceptions import DataCollectionException
+from executor_adapter.monitoring import prometheus
+from executor_adapter.monitoring.prometheus import MOST_NAMES
+from tests.contract.conftest import wait_for
+from tests.servers import free_port
+
+MakeExecutor = Callable[..., JobExecutor]
+
+
+@pytest.fixture(autouse=True)
+def _no_ports_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prometheus, "_ports", {})
+
+
+@pytest.fixture
+def make_executor() -> Iterator[MakeExecutor]:
+    made: list[JobExecutor] = []
+
+    def make(port: int = 0) -> JobExecutor:
+        config = Settings(monitoring=MonitoringSettings(metrics_port=port))
+        made.append(JobExecutor(2, config=config))
+        return made[-1]
+
+    yield make
+    for executor in made:
+        executor.shutdown(timeout=0)
+
+
+def scrape(executor: JobExecutor) -> dict[tuple[str, frozenset[str]], float]:
+    """Each sample by its name and the values of its labels."""
+    assert executor.metrics_url is not None
+    with urllib.request.urlopen(executor.metrics_url, timeout=10) as answer:
+        families = list(text_string_to_metric_families(answer.read().decode()))
+    return {
+        (sample.name.removeprefix("executor_adapter_"), frozenset(sample.labels.values()) - {""}): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def fail() -> None:
+    raise DataCollectionException("no", error_code="DATA_ERROR")
+
+
+def test_jobs_are_counted_as_they_end(make_executor: MakeExecutor) -> None:
+    """By status, type, tool and error code; with their times and their retries."""
+    executor = make_executor()
+    futures = [executor.submit(Job(function=list, job_type="listing", tool_name="radar")) for _ in range(3)]
+    futures.append(executor.submit(Job(function=fail)))
+    again = Job(function="os:abort_", job_id="x")
+    with pytest.raises(ValueError, match="cannot be imported"):
+        executor.submit(again)
+    retried = Job(function=_fail_once(), retry_delay=0.0)
+    futures.append(executor.submit(retried))
+    for future in futures:
+        future.exception()
+    found = scrape(executor)
+    assert found["jobs_ended_total", frozenset({"completed", "listing", "radar"})] == 3
+    assert found["jobs_ended_total", frozenset({"failed", "job", "DATA_ERROR"})] == 1
+    assert found["retries_total", frozenset({"job", "NETWORK_ERROR"})] == 1
+    assert found["job_seconds_count", frozenset({"listing", "radar"})] == 3
+    assert found["queue_seconds_count", frozenset({"listing", "radar"})] == 3
+    assert found["queue_seconds_bucket", frozenset({"listing", "radar", "+Inf"})] == 3
+    assert found["jobs", frozenset({"running"})] == 0
+
+
+def _fail_once() -> Callable[[], None]:
+    calls: list[int] = []
+
+    def function() -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise ConnectionError
+
+    return function
+
+
+def test_what_is_so_now_is_told_at_each_scrape(make_executor: MakeExecutor) -> None:
+    executor, go_on = make_executor(), threading.Event()
+    jobs = [executor.submit(Job(function=go_on.wait)).job for _ in range(5)]
+    wait_for(lambda: sum(job.status is JobStatus.RUNNING for job in jobs) == 2)
+    wait_for(lambda: executor.stats().jobs_pending == 3)
+    found = scrape(executor)
+    assert (found["jobs", frozenset({"running"})], found["jobs", frozenset({"pending"})]) == (2, 3)
+    assert found["workers_busy", frozenset()] == 2
+    assert found["longest_running_seconds", frozenset()] > 0
+    go_on.set()
+
+
+def test_all_executors_of_a_process_share_one_port(make_executor: MakeExecutor) -> None:
+    """What was counted stays when one is closed; the port is free again when all are."""
+    port = free_port()
+    first, second = make_executor(port), make_executor(port)
+    for executor in (first, second):
+        executor.run(Job(function=list))
+    first.shutdown()
+    assert scrape(second)["jobs_ended_total", frozenset({"completed", "job"})] == 2
+    url = second.metrics_url
+    assert url is not None
+    second.shutdown()
+    assert second.metrics_url is None
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(url, timeout=5)
+    third = make_executor(port)
+    assert scrape(third)["jobs_ended_total", frozenset({"completed", "job"})] == 2
+
+
+def test_a_port_that_is_taken_harms_no_job(make_executor: MakeExecutor, caplog: pytest.LogCaptureFixture) -> None:
+    """It is said, with the way out; the jobs run without."""
+    url = make_executor().metrics_url
+    assert url is not None
+    port = int(url.split(":")[2].partition("/")[0])
+    other = make_executor(port)
+    assert other.run(Job(function=list)) == []
+    assert other.metrics_url is None
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR
+    assert f"no metrics are served: 127.0.0.1:{port}: " in record.getMessage()
+
+
+def test_names_without_end_do_not_make_series_without_end(make_executor: MakeExecutor) -> None:
+    executor = make_executor()
+    for number in range(MOST_NAMES + 50):
+        executor.run(Job(function=list, job_type=f"type-{number}"))
+    found = scrape(executor)
+    types = {labels for name, labels in found if name == "jobs_ended_total"}
+    assert len(types) <= MOST_NAMES + 1
+    assert found["jobs_ended_total", frozenset({"completed", "other"})] >= 50
+
+
+def test_without_a_port_nothing_is_served_and_nothing_counted() -> None:
+    with JobExecutor(1, config=Settings()) as executor:
+        assert executor.metrics_url is None
+        assert executor._supervisor.ledger.observers == []
