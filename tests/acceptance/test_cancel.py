@@ -1,0 +1,222 @@
+"""A flow run that is told to end: by whom, where and how it runs does not matter; its jobs end, and the server knows.
+
+`make test` runs a few of the combinations, `make chaos` all of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import Popen
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+
+from tests.acceptance.test_ui import CHROMIUM, FLAGS
+from tests.servers import ROOT, Server, poll, prefect, running
+
+SCRIPT = ROOT / "tests" / "acceptance" / "cancellable.py"
+WORKERS = 2
+JOBS = 12
+WITHIN = {"button": 10.0, "command": 10.0, "SIGTERM": 5.0, "SIGINT": 5.0, "shutdown": 10.0}
+"""Seconds within which nothing may be alive: a runner asks every so often, and then tells the flow."""
+
+CHOSEN = {
+    ("button", "hand", "ours"),
+    ("button", "worker", "stock"),
+    ("command", "hand", "stock"),
+    ("command", "served", "ours"),
+    ("SIGTERM", "hand", "stock"),
+    ("shutdown", "worker", "ours"),
+}
+ALL = [
+    *itertools.product(("button", "command", "SIGTERM", "SIGINT"), ("hand", "served", "worker"), ("ours", "stock")),
+    *itertools.product(("shutdown",), ("served", "worker"), ("ours", "stock")),
+]
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowRun:
+    """A flow run whose first jobs run; `host` is what was started: the flow itself, or what serves it."""
+
+    id: str
+    folder: Path
+    server: Server
+    host: Popen[bytes]
+    by_hand: bool
+
+    def pids(self, kind: str) -> list[int]:
+        """Of the flow, of its jobs, or of the processes that these started."""
+        return [int(path.name.rpartition("-")[2]) for path in self.folder.glob(f"{kind}-*")]
+
+    def anything_alive(self) -> bool:
+        return any(_is_alive(pid) for kind in ("flow", "job", "child") for pid in self.pids(kind))
+
+    def state(self) -> str:
+        return str(self.server.call("GET", f"/flow_runs/{self.id}")["state_name"])
+
+    def task_states(self) -> Counter[str]:
+        wanted = {"flow_runs": {"id": {"any_": [self.id]}}, "limit": 200}
+        states: Counter[str] = Counter()
+        while page := self.server.call("POST", "/task_runs/filter", wanted | {"offset": states.total()}):
+            states.update(run["state_name"] for run in page)
+        return states
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+# --- where it runs ---
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    """The flows, somewhere else than in the clone."""
+    return Path(shutil.copy(SCRIPT, tmp_path))
+
+
+@pytest.fixture
+def start(server: Server, script: Path, tmp_path: Path) -> Iterator[Callable[..., FlowRun]]:
+    """Starts a flow run in a place, and gives it when its jobs run."""
+    with ExitStack() as stack:
+
+        def started(place: str, name: str, jobs: int = JOBS) -> FlowRun:
+            folder = tmp_path / "began"
+            folder.mkdir()
+            arguments = [str(folder), str(jobs)]
+            match place:
+                case "hand":
+                    command = [sys.executable, str(script), "hand", name, *arguments]
+                case "served":
+                    command = [sys.executable, str(script), "serve", name]
+                case _:
+                    _deploy(server, script, name)
+                    command = prefect("worker", "start", "--pool", "local", "--type", "process")
+            log = tmp_path / f"{place}.log"
+            host = stack.enter_context(running(command, env=server.env, cwd=tmp_path, log=log))
+            if place != "hand":
+                poll(lambda: "being served" in log.read_text() or "started!" in log.read_text(), within=60, what="host")
+                ask = prefect("deployment", "run", f"{name}/{name}", "-p", f"folder={folder}", "-p", f"jobs={jobs}")
+                server.run(*ask)
+            return _begun(server, folder, host, jobs, by_hand=place == "hand")
+
+        yield started
+
+
+def _deploy(server: Server, script: Path, name: str) -> None:
+    pools = {pool["name"] for pool in server.call("POST", "/work_pools/filter", {})}
+    if "local" not in pools:
+        server.run(*prefect("work-pool", "create", "local", "--type", "process"))
+    server.run(*prefect("--no-prompt", "deploy", f"{script}:{name}", "--name", name, "--pool", "local"))
+
+
+def _begun(server: Server, folder: Path, host: Popen[bytes], jobs: int, *, by_hand: bool) -> FlowRun:
+    def newest() -> str | None:
+        found = server.call("POST", "/flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})
+        return found[0]["id"] if found and found[0]["state_name"] == "Running" else None
+
+    poll(lambda: len(list(folder.glob("child-*"))) >= WORKERS and list(folder.glob("flow-*")), within=60, what="jobs")
+    flow_run_id = poll(newest, within=30, what="a flow run")
+    run = FlowRun(id=flow_run_id, folder=folder, server=server, host=host, by_hand=by_hand)
+    poll(lambda: run.task_states() == {"Running": WORKERS, "Pending": jobs - WORKERS}, within=60, what="their states")
+    return run
+
+
+# --- who tells it ---
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if not CHROMIUM.exists():
+        missing = f"{CHROMIUM} is missing: apt-get install chromium"
+        pytest.fail(missing) if os.environ.get("CI") == "true" else pytest.skip(missing)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+def _press_cancel(browser: Browser, run: FlowRun) -> float:
+    """Press the button on the run's page; when it was pressed.
+
+    Wide pages have it greyed for runs without a deployment; narrow ones have it in a menu, for all.
+    """
+    page = browser.new_page(viewport={"width": 500 if run.by_hand else 1400, "height": 900})
+    try:
+        page.goto(f"{run.server.url}/runs/flow-run/{run.id}")
+        if run.by_hand:
+            page.locator(".flow-run-menu button").first.click(timeout=30_000)
+            page.get_by_text("Cancel", exact=True).click()
+        else:
+            page.get_by_role("button", name="Cancel", exact=True).click(timeout=30_000)
+        page.get_by_role("button", name="Confirm", exact=True).click()
+        return time.monotonic()
+    finally:
+        page.close()
+
+
+def _tell(how: str, run: FlowRun, request: pytest.FixtureRequest) -> float:
+    """Tell the flow run to end; when that was."""
+    match how:
+        case "button":
+            return _press_cancel(request.getfixturevalue("browser"), run)
+        case "command":
+            run.server.run(*prefect("flow-run", "cancel", run.id))
+        case "shutdown":
+            run.host.send_signal(signal.SIGTERM)
+        case _:
+            os.kill(run.pids("flow")[0], signal.Signals[how])
+    return time.monotonic()
+
+
+# --- what becomes of it ---
+
+
+def _assert_ended(run: FlowRun, told: float, how: str, jobs: int) -> None:
+    poll(lambda: not run.anything_alive(), within=WITHIN[how] + 20, what="the end of all processes")
+    took = time.monotonic() - told
+    assert took < WITHIN[how], f"the last process lived for {took:.1f} s"
+    assert len(run.pids("job")) == WORKERS, "a job began after the flow run had been told to end"
+    poll(lambda: run.task_states() == {"Cancelled": jobs}, within=30, what=f"{jobs} Cancelled, {run.task_states()}")
+    if how in ("button", "command"):
+        poll(lambda: run.state() == "Cancelled", within=15, what=f"a flow run that is Cancelled, not {run.state()}")
+    elif how != "shutdown":
+        assert run.state() == "Crashed"  # what Prefect calls a flow whose process was told to end
+
+
+@pytest.mark.parametrize(
+    ("how", "place", "name"),
+    [pytest.param(*each, marks=() if each in CHOSEN else pytest.mark.chaos, id="-".join(each)) for each in ALL],
+)
+def test_a_flow_run_told_to_end_takes_its_jobs_along(
+    start: Callable[..., FlowRun], request: pytest.FixtureRequest, how: str, place: str, name: str
+) -> None:
+    """No process is left within seconds, nothing begins after, every task run is Cancelled."""
+    run = start(place, name)
+    told = _tell(how, run, request)
+    _assert_ended(run, told, how, JOBS)
+
+
+@pytest.mark.parametrize(("how", "place"), [("command", "hand"), ("command", "worker"), ("SIGTERM", "hand")])
+@pytest.mark.chaos
+def test_five_hundred_jobs_are_recorded_cancelled(
+    start: Callable[..., FlowRun], request: pytest.FixtureRequest, how: str, place: str
+) -> None:
+    run = start(place, "ours", 500)
+    told = _tell(how, run, request)
+    _assert_ended(run, told, how, 500)
