@@ -75,6 +75,8 @@ class Recorder:
         self._host: Host | None = None
         self._awaited: dict[Job, Future[None]] = {}
         self._requests: list[_Request] = []
+        self._flushes: list[_Request] = []
+        """Requests that the supervisor has yet to come to."""
         self._lock = threading.RLock()
         self._wake = threading.Event()
         self._closing = threading.Event()
@@ -132,14 +134,30 @@ class Recorder:
         return done
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait until all that was told so far is in the store; False where it is not within `timeout` seconds."""
-        if not len(self.journal) and not self.journal.calls:
-            return True
+        """Wait until what became of jobs by now, and what was submitted, is in the store; False where it is not within
+        `timeout` seconds."""
+        request = _Request(lambda: None, Future(), may_wait=True)
+        with self._lock:
+            if self._closing.is_set() or self._is_all_written() or not self._supervisor.is_started():
+                return self._is_all_written()
+            self._flushes.append(request)
+        # Through the supervisor's inbox: it has told of what was submitted before when it comes to this.
+        self._supervisor.call_soon(self._flush_now, request)
         try:
-            self.ask(lambda: None, may_wait=True).result(timeout)
+            request.done.result(timeout)
         except TimeoutError:
             return False
         return True
+
+    def _is_all_written(self) -> bool:
+        return not len(self.journal) and not self.journal.calls
+
+    def _flush_now(self, request: _Request) -> None:
+        with self._lock:
+            self._flushes.remove(request)
+            self._requests.append(request)
+            self._start()
+        self._wake.set()
 
     def ask(self, call: Callable[[], T], *, may_wait: bool) -> Future[T]:
         """Have `call` called on this thread once all that was told so far is in the store.
@@ -259,10 +277,13 @@ class Recorder:
 
     def _write_all(self) -> None:
         self.journal.gather()
-        if self._supervisor.intake.jobs and time.monotonic() >= self._renewed_at + self._lease / 4:
+        if self._down_since is not None or self._is_renewal_due():
             self._write(self.journal.batch(BATCH, self.host().host_id))
         for _ in range(-(-len(self.journal) // BATCH)):  # what is told meanwhile is for the next turn
             self._write(self.journal.batch(BATCH, self.host().host_id))
+
+    def _is_renewal_due(self) -> bool:
+        return bool(self._supervisor.intake.jobs) and time.monotonic() >= self._renewed_at + self._lease / 4
 
     def _write(self, batch: Batch) -> None:
         began = time.monotonic()
@@ -377,6 +398,8 @@ class Recorder:
     def _leave(self) -> None:
         if len(self.journal):
             logger.error("%d jobs could not be recorded: %s cannot be written", len(self.journal), self.store.url)
+        for request in self._flushes:
+            request.done.set_result(None)
         for request in self._requests:
             request.done.set_exception(ExecutorClosedError("the executor is shut down"))
         if self._host is not None:

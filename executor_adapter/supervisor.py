@@ -168,7 +168,7 @@ class Supervisor:
     def close(self, *, cancel_pending: bool, cancel_running: bool) -> None:
         """Take no more jobs; end once those there are over. Calling again with more to cancel hastens it."""
         self.intake.close()
-        if self._is_started():
+        if self.is_started():
             self.call_soon(self._close, cancel_pending, cancel_running)
         elif not self.closed.is_set():
             self._loop.close()
@@ -186,7 +186,7 @@ class Supervisor:
         else:
             self.close(cancel_pending=True, cancel_running=True)
 
-    def _is_started(self) -> bool:
+    def is_started(self) -> bool:
         with self._start_lock:
             return self._thread.ident is not None
 

@@ -118,7 +118,7 @@ class InlineSupervisor(Supervisor):
     def _wake(self) -> None:
         self.turn()
 
-    def _is_started(self) -> bool:
+    def is_started(self) -> bool:
         return not self.closed.is_set()
 
 

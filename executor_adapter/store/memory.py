@@ -113,6 +113,8 @@ class MemoryStore(JobStore):
 
     def claim(self, host: Host, *, queue: str, limit: int = 100) -> list[JobRecord]:
         with self._lock:
+            if host.host_id not in self._leases:
+                raise LeaseLost(host.host_id)
             for host_id in [known for known, until in self._leases.items() if until < self._now()]:
                 del self._leases[host_id]
             orphans = (r for r in self._records.values() if r.queue == queue and self._is_orphan(r))
@@ -135,14 +137,14 @@ class MemoryStore(JobStore):
         """Whether the id was free, or the host's own."""
         known = self._records.get(record.job_id)
         if known is not None and known.host != host_id and not _is_over_before(known, record):
-            return False
+            return known.host == record.host
         self._records[record.job_id] = record
         return True
 
     def _change(self, host_id: str, record: JobRecord) -> bool:
         known = self._records.get(record.job_id)
         if known is None or known.host != host_id:
-            return False
+            return known is not None and known.host == record.host
         self._records[record.job_id] = replace(
             record, function=known.function, call=known.call, pickled=known.pickled, job=known.job
         )

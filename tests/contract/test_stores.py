@@ -1,0 +1,352 @@
+"""What every store does: one suite over the memory, SQLite and a real PostgreSQL."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import delete
+
+from executor_adapter.exceptions import InvalidJobError
+from executor_adapter.job import Attempt, JobStatus, Progress, uuid7
+from executor_adapter.store import Host, JobFilter, JobRecord, JobStore, LeaseLost, open_store
+from executor_adapter.store.host import forget, new_host
+from executor_adapter.store.sql import SqlStore
+from executor_adapter.store.sql.schema import hosts, jobs
+from tests.contract.stores.databases import url_of
+
+LEASE = 60.0
+
+
+@pytest.fixture(scope="module", params=["memory", "sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with url_of(request.param, tmp_path_factory.mktemp("store")) as url:
+        yield url
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[JobStore]:
+    """The store, empty."""
+    store = open_store(url)
+    if isinstance(store, SqlStore):
+        with store._engine.execution_options(writes=True).begin() as connection:
+            connection.execute(delete(jobs))
+            connection.execute(delete(hosts))
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def host(store: JobStore) -> Iterator[Host]:
+    """A host of this process, which holds its lease."""
+    host = new_host()
+    store.register(host, lease=LEASE)
+    yield host
+    store.leave(host.host_id)
+    forget(host)
+
+
+def elsewhere(**fields: Any) -> Host:
+    """A host of another machine: only its lease tells whether it is gone."""
+    return Host(**{"host_id": uuid7(), "machine": "elsewhere", "pid": 1, "process_started": 1} | fields)
+
+
+def make(host: Host | None, status: JobStatus = JobStatus.RUNNING, **fields: Any) -> JobRecord:
+    defaults: dict[str, Any] = {
+        "job_id": uuid7(),
+        "function": "tests.contract.functions:add",
+        "status": status,
+        "created_at": time.time(),
+        "completed_at": time.time() if status.is_terminal else None,
+        "call": '{"function": "tests.contract.functions:add", "args": [1]}',
+        "host": None if host is None else host.host_id,
+    }
+    return JobRecord(**defaults | fields)
+
+
+def put(store: JobStore, host: Host, *records: JobRecord) -> None:
+    assert store.write(host.host_id, records, lease=LEASE) == []
+
+
+FULL = JobRecord(
+    job_id="nightly ☾ 7",
+    queue="collection",
+    job_type="nightly",
+    tool_name="radar",
+    function="module:function",
+    status=JobStatus.FAILED,
+    attempt=2,
+    crashes=1,
+    created_at=1000.25,
+    started_at=1001.5,
+    completed_at=1003.75,
+    retry_at=None,
+    error_code="DATA_ERROR",
+    error_message="Ünïcode: “broken” 'quotes' \\ % _",
+    records_processed=3_000_000_000,
+    progress=Progress(1.5, 3, "half"),
+    attempts=(
+        Attempt(number=1, pool="process", pid=7, queue_seconds=0.5, run_seconds=1.5, exit_signal=9, error_code="X"),
+        Attempt(number=2, pool="process", pid=8, queue_seconds=0.5, run_seconds=1.5, peak_rss=1 << 40),
+    ),
+    metadata={"collection_type": "manual", "deep": [1, {"a": None}]},
+    priority=-3,
+    max_runtime=7.5,
+    call='{"function": "module:function"}',
+    pickled=b"\x00\xff",
+    retry_of="nightly 6",
+    quarantined=True,
+)
+
+
+def test_a_record_comes_back_as_it_was_written(store: JobStore, host: Host) -> None:
+    record = dataclasses.replace(FULL, host=host.host_id)
+    put(store, host, record)
+    assert store.get(record.job_id) == record
+    assert store.find().records == (record,)
+    assert store.get("unknown") is None
+
+
+def test_what_cannot_be_text_in_a_database_is_replaced_in_messages(store: JobStore, host: Host) -> None:
+    """An exception may say anything; what became of its job is recorded all the same."""
+    record = make(host, JobStatus.FAILED, error_message="a\0b \udcff")
+    put(store, host, record)
+    found = store.get(record.job_id)
+    assert found is not None
+    assert found.error_message in ("a\0b \udcff", "a�b ?")
+
+
+def test_a_change_leaves_what_never_changes(store: JobStore, host: Host) -> None:
+    record = dataclasses.replace(FULL, host=host.host_id, status=JobStatus.RUNNING, completed_at=None)
+    put(store, host, record)
+    over = JobRecord(job_id=FULL.job_id, status=JobStatus.COMPLETED, attempt=3, completed_at=9.0, host=host.host_id)
+    assert store.write(host.host_id, changed=[over], lease=LEASE) == []
+    found = store.get(FULL.job_id)
+    assert found is not None
+    assert (found.status, found.attempt, found.completed_at) == (JobStatus.COMPLETED, 3, 9.0)
+    assert (found.call, found.pickled, found.function) == (record.call, record.pickled, record.function)
+
+
+def test_writing_again_changes_nothing(store: JobStore, host: Host) -> None:
+    """Whoever does not know whether a write arrived writes again."""
+    record = make(host)
+    left = dataclasses.replace(record, status=JobStatus.PENDING, host=None)
+    put(store, host, record)
+    put(store, host, record)
+    for _ in range(2):
+        assert store.write(host.host_id, changed=[left], lease=LEASE) == []
+    assert store.find().total == 1
+
+
+def test_an_id_may_be_used_again_once_its_job_is_over(store: JobStore, host: Host) -> None:
+    other = elsewhere()
+    store.register(other, lease=LEASE)
+    put(store, host, make(host, JobStatus.FAILED, job_id="daily", created_at=1.0))
+    put(store, other, make(other, JobStatus.RUNNING, job_id="daily", created_at=2.0))
+    found = store.get("daily")
+    assert found is not None
+    assert (found.status, found.host) == (JobStatus.RUNNING, other.host_id)
+    late = make(host, JobStatus.COMPLETED, job_id="daily", created_at=1.0)
+    assert store.write(host.host_id, [late], lease=LEASE) == ["daily"]
+    assert store.write(host.host_id, changed=[late], lease=LEASE) == ["daily"]
+    assert store.get("daily") == found
+
+
+# --- finding ---
+
+
+def ids(store: JobStore, wanted: JobFilter, **how: Any) -> list[str]:
+    return [record.job_id for record in store.find(wanted, **how).records]
+
+
+def test_filters_take_jobs_that_match_all_that_is_given(store: JobStore, host: Host) -> None:
+    put(
+        store,
+        host,
+        make(host, JobStatus.COMPLETED, job_id="a", created_at=1.0, completed_at=5.0, tool_name="radar"),
+        make(host, JobStatus.FAILED, job_id="b", created_at=2.0, completed_at=6.0, tool_name="Sonar", job_type="deep"),
+        make(host, JobStatus.RUNNING, job_id="c", created_at=3.0, queue="collection", error_message="50% of_it"),
+        make(host, JobStatus.FAILED, job_id="d", created_at=4.0, completed_at=7.0, quarantined=True),
+    )
+    oldest_first = {"newest_first": False}
+    for wanted, expected in {
+        JobFilter(): "abcd",
+        JobFilter(statuses=frozenset({JobStatus.FAILED})): "bd",
+        JobFilter(statuses=frozenset()): "",
+        JobFilter(statuses=frozenset({JobStatus.FAILED, JobStatus.RUNNING}), queue=""): "bd",
+        JobFilter(queue="collection"): "c",
+        JobFilter(job_type="deep", tool_name="Sonar"): "b",
+        JobFilter(created_from=2.0, created_before=4.0): "bc",
+        JobFilter(ended_from=6.0): "bd",
+        JobFilter(ended_before=6.0): "a",
+        JobFilter(quarantined=True): "d",
+        JobFilter(quarantined=False): "abc",
+        JobFilter(text="sonar"): "b",
+        JobFilter(text="50% OF_"): "c",
+        JobFilter(text="5_%"): "",
+        JobFilter(text="functions:add"): "abcd",
+    }.items():
+        assert "".join(ids(store, wanted, **oldest_first)) == expected, wanted
+
+
+def test_pages_hold_a_part_and_say_how_many_there_are(store: JobStore, host: Host) -> None:
+    put(store, host, *(make(host, job_id=f"{n}", created_at=float(n // 2)) for n in range(7)))
+    assert ids(store, JobFilter()) == ["6", "5", "4", "3", "2", "1", "0"]
+    assert ids(store, JobFilter(), offset=2, limit=3) == ["4", "3", "2"]
+    assert ids(store, JobFilter(), offset=5, limit=3, newest_first=False) == ["5", "6"]
+    assert ids(store, JobFilter(), limit=None) == ids(store, JobFilter())
+    for offset, limit in ((0, 2), (4, 2), (6, 2), (0, 7), (0, None), (9, 2)):
+        assert store.find(offset=offset, limit=limit).total == 7, (offset, limit)
+
+
+def test_counts_and_rates(store: JobStore, host: Host) -> None:
+    assert store.failure_rate() is None
+    statuses = [*[JobStatus.COMPLETED] * 3, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.PENDING]
+    ended = [10.0, 20.0, 30.0, 30.0, 40.0, None]
+    records = [make(host, status, completed_at=at) for status, at in zip(statuses, ended, strict=True)]
+    put(store, host, *records)
+    assert store.counts() == {
+        JobStatus.PENDING: 1,
+        JobStatus.RUNNING: 0,
+        JobStatus.RETRYING: 0,
+        JobStatus.COMPLETED: 3,
+        JobStatus.FAILED: 1,
+        JobStatus.CANCELLED: 1,
+    }
+    assert store.failure_rate() == 0.25
+    assert store.failure_rate(JobFilter(ended_from=30.0)) == 0.5
+    assert store.oldest_waiting() == records[-1].created_at
+    assert store.oldest_waiting(JobFilter(queue="collection")) is None
+
+
+def test_durations_are_those_of_jobs_that_are_over(store: JobStore, host: Host) -> None:
+    for took, at in ((1.0, 10.0), (5.0, 20.0), (3.0, 30.0)):
+        put(store, host, make(host, JobStatus.COMPLETED, started_at=at - took, completed_at=at))
+    put(store, host, make(host, JobStatus.CANCELLED), make(host, JobStatus.RUNNING, started_at=1.0))
+    assert store.durations() == [1.0, 3.0, 5.0]
+    assert store.durations(limit=2) == [3.0, 5.0]
+    assert store.durations(JobFilter(ended_before=25.0)) == [1.0, 5.0]
+
+
+# --- asking something of jobs ---
+
+
+def test_cleanup_forgets_what_is_long_over_and_nothing_else(store: JobStore, host: Host) -> None:
+    hours_ago = time.time() - 2 * 3600
+    old = {"created_at": 1.0, "completed_at": hours_ago}
+    put(store, host, *(make(host, JobStatus.COMPLETED, **old) for _ in range(1203)))
+    kept = [
+        make(host, JobStatus.COMPLETED),
+        make(host, JobStatus.RUNNING, created_at=1.0),
+        make(host, JobStatus.FAILED, quarantined=True, **old),
+        make(host, JobStatus.FAILED, queue="collection", **old),
+    ]
+    put(store, host, *kept)
+    assert store.cleanup(3) == 0
+    assert store.cleanup(1, queue="") == 1203
+    assert {record.job_id for record in store.find().records} == {record.job_id for record in kept}
+    assert store.cleanup(1) == 1
+
+
+def test_a_quarantined_job_is_released_once(store: JobStore, host: Host) -> None:
+    record = make(host, JobStatus.FAILED, quarantined=True)
+    put(store, host, record)
+    assert store.release(record.job_id)
+    assert not store.release(record.job_id)
+    assert not store.release("unknown")
+
+
+def test_whose_end_is_asked_for_is_told_to_its_host(store: JobStore, host: Host) -> None:
+    mine, waiting, over = make(host), make(None, JobStatus.PENDING), make(host, JobStatus.COMPLETED)
+    put(store, host, mine, over)
+    store.enqueue(waiting)
+    assert store.cancel_requests(host.host_id) == []
+    assert [store.request_cancel(job_id) for job_id in (mine.job_id, waiting.job_id, over.job_id, "unknown")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert store.cancel_requests(host.host_id) == [mine.job_id]
+    cancelled = store.get(waiting.job_id)
+    assert cancelled is not None
+    assert cancelled.status is JobStatus.CANCELLED
+    assert store.claim(host, queue="") == []
+
+
+def test_an_enqueued_job_waits_for_the_next_host_that_looks(store: JobStore, host: Host) -> None:
+    record = make(None, JobStatus.PENDING, queue="collection")
+    store.enqueue(record)
+    with pytest.raises(InvalidJobError, match="known already"):
+        store.enqueue(record)
+    assert store.claim(host, queue="") == []
+    assert store.claim(host, queue="collection") == [dataclasses.replace(record, host=host.host_id)]
+    assert store.claim(host, queue="collection") == []
+
+
+# --- leases ---
+
+
+def test_jobs_of_a_host_that_holds_its_lease_are_its_own(store: JobStore, host: Host) -> None:
+    other = elsewhere()
+    store.register(other, lease=LEASE)
+    put(store, other, make(other))
+    assert store.claim(host, queue="") == []
+    store.leave(other.host_id)
+    assert len(store.claim(host, queue="")) == 1
+
+
+def test_a_host_whose_lease_has_run_out_loses_its_jobs_and_writes_nothing_more(store: JobStore, host: Host) -> None:
+    """Fencing: what it still has to say changes nothing."""
+    other = elsewhere()
+    store.register(other, lease=0.05)
+    record = make(other)
+    assert store.write(other.host_id, [record, make(other, JobStatus.COMPLETED)], lease=0.05) == []
+    time.sleep(0.1)
+    assert store.claim(host, queue="") == [dataclasses.replace(record, host=host.host_id)]
+    done = dataclasses.replace(record, status=JobStatus.COMPLETED)
+    with pytest.raises(LeaseLost):
+        store.write(other.host_id, changed=[done], lease=LEASE)
+    with pytest.raises(LeaseLost):
+        store.write(other.host_id, [make(other)], lease=LEASE)
+    with pytest.raises(LeaseLost):
+        store.claim(other, queue="")
+    assert store.counts()[JobStatus.RUNNING] == 1
+
+
+def test_a_write_renews_the_lease(store: JobStore, host: Host) -> None:
+    other = elsewhere()
+    store.register(other, lease=0.05)
+    put(store, other, make(other))
+    time.sleep(0.1)
+    assert store.claim(host, queue="") == []
+
+
+def test_a_claim_takes_at_most_so_many(store: JobStore, host: Host) -> None:
+    for _ in range(5):
+        store.enqueue(make(None, JobStatus.PENDING))
+    assert [len(store.claim(host, queue="", limit=2)) for _ in range(4)] == [2, 2, 1, 0]
+
+
+def test_two_hosts_never_claim_the_same_job(store: JobStore) -> None:
+    for _ in range(200):
+        store.enqueue(make(None, JobStatus.PENDING))
+    hosts = [elsewhere() for _ in range(4)]
+    claimed: dict[str, list[str]] = {host.host_id: [] for host in hosts}
+
+    def claim_all(host: Host) -> None:
+        store.register(host, lease=LEASE)
+        while records := store.claim(host, queue="", limit=7):
+            claimed[host.host_id] += [record.job_id for record in records]
+
+    threads = [threading.Thread(target=claim_all, args=(host,)) for host in hosts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    taken = [job_id for job_ids in claimed.values() for job_id in job_ids]
+    assert len(taken) == len(set(taken)) == 200
