@@ -28,6 +28,7 @@ from prefect.task_engine import AsyncTaskRunEngine, BaseTaskRunEngine, SyncTaskR
 from prefect.transactions import AsyncTransaction, Transaction
 from prefect.utilities.asyncutils import run_coro_as_sync
 
+from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.prefect.events import flush_events
 from executor_adapter.prefect.job_run import JobRun, outcome
 from executor_adapter.prefect.logs import log_message
@@ -59,6 +60,9 @@ class JobEngine(BaseTaskRunEngine[..., Any]):
             self.logger.warning(
                 "Attempt failed: %r. Next attempt in %.1f s (%s)", failure, decision.delay, decision.reason
             )
+            return
+        if isinstance(failure, JobCancelledError):
+            self.logger.warning("Job cancelled: %s", failure)
             return
         error = failure if isinstance(failure, BaseException) else None
         self.logger.error("Job failed: %r (%s)", failure, decision.reason, exc_info=error)
