@@ -1,0 +1,87 @@
+"""A job that is over, queued once more: made from what the store has of it, without importing its function here."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import typer
+from pydantic import ValidationError
+
+from executor_adapter.exceptions import InvalidJobError
+from executor_adapter.job import TERMINAL, Job, uuid7
+from executor_adapter.recording import RETRY_OF
+from executor_adapter.store import JobRecord
+
+_IN_COLUMNS = frozenset({"job_type", "tool_name", "priority", "max_runtime"})
+"""Fields of a job that its record has apart from its call."""
+_NOT_ITS_OWN = frozenset({"job_id", "function", "metadata"})
+
+
+def parse_changes(given: Sequence[str]) -> dict[str, Any]:
+    """The fields of FIELD=VALUE; a value is JSON, or text where it is none.
+
+    Raises:
+        typer.BadParameter: there is no "=", no such field, or a value that it cannot have.
+    """
+    pairs = [text.partition("=") for text in given]
+    for name, equals, _ in pairs:
+        if not equals:
+            raise typer.BadParameter(f"--set {name!r} has no value: give FIELD=VALUE")
+        if name not in Job.model_fields.keys() - _NOT_ITS_OWN:
+            raise typer.BadParameter(f"--set {name!r}: a job has no such field that could be changed")
+    return {name: value_of(text) for name, _, text in pairs}
+
+
+def value_of(text: str) -> Any:
+    """What `text` says as JSON; the text itself where it is none."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def again(record: JobRecord, changes: Mapping[str, Any]) -> JobRecord:
+    """A PENDING record like that of a job that is over, under a new id, with `changes`.
+
+    Raises:
+        InvalidJobError: the job is not over, or quarantined, or nothing in the store can run it.
+        typer.BadParameter: a field cannot have the value given.
+    """
+    _refuse_unfit(record, changes)
+    try:
+        Job(**{"function": "builtins:print"} | dict(changes))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise typer.BadParameter(f"{'.'.join(map(str, first['loc']))}={first['input']!r}: {first['msg']}") from None
+    columns = {name: value for name, value in changes.items() if name in _IN_COLUMNS}
+    in_call = {name: value for name, value in changes.items() if name not in _IN_COLUMNS}
+    fresh = JobRecord(
+        job_id=uuid7(),
+        queue=record.queue,
+        job_type=record.job_type,
+        tool_name=record.tool_name,
+        function=record.function,
+        created_at=time.time(),
+        metadata={**record.metadata, RETRY_OF: record.job_id},
+        priority=record.priority,
+        max_runtime=record.max_runtime,
+        call=json.dumps(json.loads(record.call or "{}") | in_call),
+        pickled=record.pickled,
+        retry_of=record.job_id,
+    )
+    return replace(fresh, **columns)
+
+
+def _refuse_unfit(record: JobRecord, changes: Mapping[str, Any]) -> None:
+    if record.status not in TERMINAL:
+        raise InvalidJobError(f"job {record.job_id} is {record.status}: wait for its end, or cancel it")
+    if record.quarantined:
+        raise InvalidJobError(f"job {record.job_id} is quarantined: `jobs release {record.job_id}` first")
+    if record.call is None:
+        raise InvalidJobError(f"job {record.job_id} was driven by Prefect: run its flow again")
+    if record.pickled is not None and {"args", "kwargs"} & changes.keys():
+        raise InvalidJobError(f"job {record.job_id} has its arguments pickled: they cannot be changed here")

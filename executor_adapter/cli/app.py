@@ -1,0 +1,59 @@
+"""The commands, put together; and what becomes of the errors that they let pass."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version as version_of
+
+import click
+import typer
+
+from executor_adapter.cli import config, doctor, jobs, run, stats, watch
+from executor_adapter.cli.output import JsonOption, complain, print_json, print_pairs
+from executor_adapter.exceptions import ConfigurationError, InvalidJobError
+from executor_adapter.store import StoreUnavailable
+
+DISTRIBUTION = "prefect-executor-adapter"
+
+app = typer.Typer(
+    name="executor-adapter",
+    help="Jobs that end when they must, fail alone, retry by a policy and are always accounted for.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+jobs.app.command("watch")(watch.watch)
+app.add_typer(jobs.app, name="jobs")
+app.command("stats")(stats.stats)
+app.command("run")(run.run)
+app.add_typer(config.app, name="config")
+app.command("doctor")(doctor.doctor)
+
+
+@app.command()
+def version(as_json: JsonOption = False) -> None:
+    """Say which version this is, and of what it is built on."""
+    found = {name: version_of(name) for name in (DISTRIBUTION, "prefect", "pydantic")}
+    found["python"] = sys.version.split()[0]
+    if as_json:
+        print_json(found)
+    else:
+        print_pairs(found)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command, and exit as it says."""
+    # Typer would show a traceback where one line says it, and exit with 1.
+    try:
+        code = app(args=arguments, standalone_mode=False)
+    except click.exceptions.Abort:
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (ConfigurationError, InvalidJobError) as error:
+        code = complain(error, 2)
+    except StoreUnavailable as error:
+        code = complain(error, 3)
+    sys.exit(code)

@@ -1,0 +1,201 @@
+"""What `doctor` looks at, but for Prefect: each check tries the thing itself where it can be tried."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import platform
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from executor_adapter.config import Settings, read_config
+from executor_adapter.exceptions import ConfigurationError, InvalidJobError, JobSerializationError
+from executor_adapter.executor import JobExecutor
+from executor_adapter.functions import is_coroutine_function, resolve
+from executor_adapter.intake import check_job
+from executor_adapter.job import Job
+from executor_adapter.store import StoreUnavailable, open_store
+
+FILES_PER_WORKER = 8
+"""File descriptors of the host for each worker process: its socket, its output, its end, its tickets."""
+FILES_BESIDE = 128
+TRIAL_SECONDS = 20.0
+
+
+class Level(StrEnum):
+    FINE = "fine"
+    WARNING = "warning"
+    """It works, but not as well as it could, or not for long."""
+    WRONG = "wrong"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What one check found, and what to do about it."""
+
+    check: str
+    level: Level
+    found: str
+    way_out: str = ""
+
+
+def fine(check: str, found: str) -> Finding:
+    return Finding(check=check, level=Level.FINE, found=found)
+
+
+def warning(check: str, found: str, way_out: str) -> Finding:
+    return Finding(check=check, level=Level.WARNING, found=found, way_out=way_out)
+
+
+def wrong(check: str, found: str, way_out: str) -> Finding:
+    return Finding(check=check, level=Level.WRONG, found=found, way_out=way_out)
+
+
+def core_checks(config_file: Path | None, store: str | None, function: str | None) -> Iterator[Finding]:
+    """All but Prefect's, in the order in which they would matter."""
+    yield check_system()
+    found, settings = check_configuration(config_file)
+    yield found
+    yield check_open_files(settings.executor.max_workers)
+    yield check_processes(settings.executor.max_workers)
+    yield check_memory_files()
+    yield check_start_method()
+    yield check_process_pool(settings)
+    yield check_store(store or settings.store.url)
+    if function is not None:
+        yield check_function(function)
+
+
+def check_system() -> Finding:
+    """pidfd and subreapers are Linux's, from 5.3 on."""
+    name = f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
+    if sys.platform != "linux":
+        return wrong("system", name, "the process pool needs Linux; threads and coroutines work as described")
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError) as error:
+        return wrong("system", f"{name}: no pidfd ({error})", "the process pool needs Linux 5.3 or newer")
+    return fine("system", f"{name}, pidfd")
+
+
+def check_configuration(config_file: Path | None) -> tuple[Finding, Settings]:
+    """... and the settings, or the defaults where they are wrong."""
+    try:
+        sources = read_config(config_file)
+        return fine("configuration", str(sources.file or "no file: the defaults")), sources.settings()
+    except ConfigurationError as error:
+        return wrong("configuration", str(error), "nothing starts before this is right"), Settings.model_construct()
+
+
+def check_open_files(max_workers: int) -> Finding:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = FILES_BESIDE + FILES_PER_WORKER * max_workers
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        way_out = f"raise it (ulimit -n {needed}), or lower executor.max_workers"
+        return wrong("open files", f"at most {soft}: {max_workers} workers need about {needed}", way_out)
+    if soft != resource.RLIM_INFINITY and soft < 4096:
+        way_out = f"thousands of coroutines with a socket each need more: ulimit -n {min(hard, 65536)}"
+        return warning("open files", f"at most {soft}, enough for {max_workers} workers", way_out)
+    return fine("open files", f"at most {soft}")
+
+
+def check_processes(max_workers: int) -> Finding:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+    if soft != resource.RLIM_INFINITY and soft < 64 + 4 * max_workers:
+        return wrong("processes", f"at most {soft} of this user", "raise it: ulimit -u 4096")
+    return fine("processes", "no limit" if soft == resource.RLIM_INFINITY else f"at most {soft} of this user")
+
+
+def check_memory_files() -> Finding:
+    """Large values travel in memory files, which count as shared memory."""
+    try:
+        os.close(os.memfd_create("doctor"))
+    except (AttributeError, OSError) as error:
+        return wrong("memory files", f"cannot be made: {error}", "large arguments and results need memfd_create")
+    free = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
+    if 0 < free < 64 << 20:
+        way_out = "libraries that share memory by name will fail: docker run --shm-size=1g"
+        return warning("memory files", f"fine, but /dev/shm has only {free >> 20} MiB", way_out)
+    return fine("memory files", f"fine; /dev/shm has {free >> 20:,} MiB free")
+
+
+def check_start_method() -> Finding:
+    """Ours forks from a guardian whatever this says; what users' own pools do is another matter."""
+    method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+    return fine("start method", f"{method} for multiprocessing; our workers come from a guardian of their own")
+
+
+def check_process_pool(settings: Settings) -> Finding:
+    """A worker starts, runs a function, and is gone when a job passes its limit."""
+    began = time.monotonic()
+    with JobExecutor(1, config=settings) as executor:
+        try:
+            executor.submit(_trial(os.getpid)).result(TRIAL_SECONDS)
+            started = time.monotonic() - began
+            late = executor.submit(_trial(time.sleep, 60, max_runtime=0.2))
+            late.exception(TRIAL_SECONDS)
+        except Exception as error:
+            executor.shutdown(timeout=0)
+            way_out = "pool='process' cannot be used here; the log says more"
+            return wrong("process pool", f"{type(error).__name__}: {error}", way_out)
+    if late.job.error_code != "TIMEOUT_ERROR":
+        return wrong("process pool", f"a job past its limit ended as {late.job.error_code}", "please tell us")
+    overdue = max(0.0, late.job.attempts[0].run_seconds - 0.2)
+    return fine(
+        "process pool", f"first job after {started:.2f} s; a job past its limit was gone {overdue * 1000:.0f} ms later"
+    )
+
+
+def _trial(function: Callable[..., object], *args: object, **fields: object) -> Job:
+    given = {"max_runtime": TRIAL_SECONDS, "retry_attempts": 0, "memory_limit": None, **fields}
+    return Job(function=function, args=args, pool="process", **given)
+
+
+def check_store(url: str | None) -> Finding:
+    if url is None:
+        way_out = "jobs are lost when their program ends: set store.url, such as sqlite:///jobs.db"
+        return warning("store", "none: jobs are remembered in memory", way_out)
+    try:
+        with_file = url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists()
+        if with_file:
+            return _check_directory(Path(url.removeprefix("sqlite:///")).parent, url)
+        found = open_store(url)
+    except (ConfigurationError, StoreUnavailable) as error:
+        return wrong("store", str(error), "start it, or set store.url to another")
+    try:
+        began = time.monotonic()
+        jobs = sum(found.counts().values())
+        return fine("store", f"{found.url}: {jobs:,} jobs, answers in {(time.monotonic() - began) * 1000:.0f} ms")
+    except StoreUnavailable as error:
+        return wrong("store", str(error), "start it, or set store.url to another")
+    finally:
+        found.close()
+
+
+def _check_directory(directory: Path, url: str) -> Finding:
+    try:
+        with tempfile.TemporaryFile(dir=directory):
+            return fine("store", f"{url}: will be made by the first program that keeps jobs there")
+    except OSError as error:
+        return wrong("store", f"{url} cannot be made: {error}", "make the directory, or set store.url to another")
+
+
+def check_function(reference: str) -> Finding:
+    """It can be imported, travels to a worker, and is found there."""
+    sys.path.insert(0, os.getcwd())
+    check = f"function {reference}"
+    try:
+        found = resolve(reference)
+        if not is_coroutine_function(found):
+            check_job(Job(function=found, pool="process"))
+    except (InvalidJobError, JobSerializationError) as error:
+        return wrong(check, str(error), "define it at the top of a module that workers can import")
+    kind = "a coroutine function: pool='auto' runs it on an event loop" if is_coroutine_function(found) else "travels"
+    return fine(check, kind)

@@ -1,0 +1,125 @@
+"""`config check|show|schema`: what is set, where it was said, and what may be."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import BaseModel
+from rich.text import Text
+
+from executor_adapter.cli.output import JsonOption, console, print_json, print_rows
+from executor_adapter.cli.stores import ConfigOption
+from executor_adapter.config import Settings, Sources, read_config
+
+app = typer.Typer(help="Check, show and describe the configuration.", no_args_is_help=True)
+
+SECRET = re.compile(r"header|token|secret|password|api_key", re.I)
+_URL_PASSWORD = re.compile(r"(?<=://)([^:/@]*):[^@/]*@")
+
+
+@app.command()
+def check(config_file: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Say whether the configuration is right; else, in one line, what is wrong, with exit code 2."""
+    sources = read_config(config_file)
+    sources.settings()
+    found = str(sources.file) if sources.file else None
+    if as_json:
+        print_json({"file": found, "valid": True})
+    else:
+        console().print(f"{found or 'no file: the defaults'}: fine")
+
+
+@app.command()
+def show(
+    everything: Annotated[bool, typer.Option("--all", "-a", help="Also what is as by default.")] = False,
+    config_file: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the settings in force, and where each was said. Secrets are not shown."""
+    sources = read_config(config_file)
+    rows = [(key, value, place) for key, value, place in described(sources) if everything or place != "default"]
+    if as_json:
+        print_json([{"key": key, "value": value, "from": place} for key, value, place in rows])
+    elif not rows:
+        console().print(Text("all is as by default; --all shows it", style="dim"))
+    else:
+        print_rows(
+            ("KEY", "VALUE", "FROM"), [(key, json.dumps(value, default=str), place) for key, value, place in rows]
+        )
+
+
+def described(sources: Sources) -> Iterator[tuple[str, Any, str]]:
+    """Each key with its value and the place that said it: `environment`, `.env`, the file, or `default`."""
+    places = {**sources.given, str(sources.file): sources.written}
+    for key, value in flat(sources.settings()):
+        place = next((name for name, said in places.items() if says(said, key.split("."))), "default")
+        yield key, hidden(key, value), place
+
+
+def flat(settings: BaseModel | Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of the settings, by their dotted keys."""
+    if isinstance(settings, BaseModel):
+        fields = type(settings).model_fields
+        items = {field.alias or name: getattr(settings, name) for name, field in fields.items()}
+    else:
+        items = dict(settings)
+    for name, value in items.items():
+        if isinstance(value, BaseModel) or (isinstance(value, Mapping) and value):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            plain = (
+                [v.model_dump(mode="json") if isinstance(v, BaseModel) else v for v in value]
+                if isinstance(value, tuple)
+                else value
+            )
+            yield prefix + name, str(plain) if isinstance(plain, Path) else plain
+
+
+def says(said: Any, path: list[str]) -> bool:
+    """Whether the place that `said` this says anything of the key."""
+    for part in path:
+        if not isinstance(said, Mapping):
+            return False
+        found = [value for key, value in said.items() if str(key) == part]
+        if not found:
+            return False
+        said = found[0]
+    return True
+
+
+def hidden(key: str, value: Any) -> Any:
+    """The value, without what is secret in it."""
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if SECRET.search(key):
+        return "(hidden)"
+    return _URL_PASSWORD.sub(r"\1:(hidden)@", value) if isinstance(value, str) else value
+
+
+@app.command()
+def schema(
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write it to this file.")] = None,
+) -> None:
+    """Print the JSON schema of config.yaml, for editors.
+
+    Write it beside the configuration, and begin that with: # yaml-language-server: $schema=./config.schema.json
+    """
+    text = json.dumps(json_schema(), indent=2, ensure_ascii=False)
+    if output is None:
+        typer.echo(text)
+        return
+    output.write_text(text + "\n")
+    console().print(f"begin config.yaml with: # yaml-language-server: $schema=./{output.name}", soft_wrap=True)
+
+
+def json_schema() -> dict[str, Any]:
+    """Of what may stand in config.yaml."""
+    found = Settings.model_json_schema(mode="validation")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "executor adapter: config.yaml"} | {
+        key: value for key, value in found.items() if key != "title"
+    }

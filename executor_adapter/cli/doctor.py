@@ -1,0 +1,57 @@
+"""`doctor`: what would go wrong here, before it does."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from executor_adapter.cli.checks import Finding, Level, core_checks
+from executor_adapter.cli.output import JsonOption, console, new_table, print_json
+from executor_adapter.cli.stores import ConfigOption, StoreOption
+
+PREFECT_CHECKS = "executor_adapter.prefect.doctor"
+"""By its name, since only that package may import Prefect."""
+
+MARKS = {Level.FINE: ("ok", "green"), Level.WARNING: ("warn", "yellow"), Level.WRONG: ("FAIL", "bold red")}
+
+
+def doctor(
+    function: Annotated[
+        str | None, typer.Option("--function", metavar="MODULE:FUNCTION", help="Also: can a worker run this one?")
+    ] = None,
+    prefect: Annotated[bool, typer.Option("--prefect/--no-prefect", help="Also look at the Prefect server.")] = True,
+    store: StoreOption = None,
+    config_file: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Look for what would go wrong here; exit code 1 if something would."""
+    findings = list(core_checks(config_file, store, function))
+    if prefect:
+        findings += _prefect_checks()
+    if as_json:
+        print_json([{"check": f.check, "level": f.level, "found": f.found, "way_out": f.way_out} for f in findings])
+    else:
+        _print(findings)
+    if any(finding.level is Level.WRONG for finding in findings):
+        raise typer.Exit(1)
+
+
+def _prefect_checks() -> Iterator[Finding]:
+    checks: Callable[[], Iterator[Finding]] = importlib.import_module(PREFECT_CHECKS).checks
+    yield from checks()
+
+
+def _print(findings: list[Finding]) -> None:
+    table = new_table("", "CHECK", "FOUND")
+    table.columns[2].no_wrap = False
+    for finding in findings:
+        mark, style = MARKS[finding.level]
+        said = Text(finding.found)
+        if finding.way_out:
+            said.append(f"\n{finding.way_out}", style="dim")
+        table.add_row(Text(mark, style=style), Text(finding.check), said)
+    console().print(table)

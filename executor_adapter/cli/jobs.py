@@ -1,0 +1,239 @@
+"""`jobs ...`: what a store remembers, and what may be asked of its hosts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from executor_adapter.cli.again import again, parse_changes
+from executor_adapter.cli.output import (
+    JsonOption,
+    clock_time,
+    console,
+    new_table,
+    print_json,
+    print_pairs,
+    print_rows,
+    seconds,
+    status_text,
+)
+from executor_adapter.cli.stores import ConfigOption, JobId, JobIds, StoreOption, ago, find_job, length, opened
+from executor_adapter.job import Attempt, JobStatus
+from executor_adapter.store import JobFilter, JobRecord, Page
+
+app = typer.Typer(help="Look at the jobs of a store, and ask for their end or for another try.", no_args_is_help=True)
+
+COLUMNS = ("ID", "STATUS", "TYPE", "TOOL", "TRY", "CREATED", "TOOK", "ERROR")
+
+StatusOption = Annotated[list[JobStatus] | None, typer.Option("--status", "-s", help="Only these; may be repeated.")]
+TypeOption = Annotated[str | None, typer.Option("--type", "-t", help="Only this job type.")]
+ToolOption = Annotated[str | None, typer.Option("--tool", help="Only this tool's.")]
+QueueOption = Annotated[str | None, typer.Option("--queue", "-q", help="Only this queue's, such as collection.")]
+SearchOption = Annotated[str | None, typer.Option("--search", "-S", help="In id, type, tool, function and error.")]
+SinceOption = Annotated[str | None, typer.Option("--since", help="Created within so long: 90s, 15m, 2h, 7d.")]
+
+
+@app.command("list")
+def list_jobs(
+    status: StatusOption = None,
+    job_type: TypeOption = None,
+    tool: ToolOption = None,
+    queue: QueueOption = None,
+    search: SearchOption = None,
+    since: SinceOption = None,
+    quarantined: Annotated[bool, typer.Option("--quarantined", help="Only those that wait for a release.")] = False,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Jobs a page.")] = 20,
+    page: Annotated[int, typer.Option("--page", "-p", min=1)] = 1,
+    oldest_first: Annotated[bool, typer.Option("--oldest-first")] = False,
+    store: StoreOption = None,
+    config_file: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List jobs, the newest first."""
+    wanted = JobFilter(
+        statuses=frozenset(status) if status else None,
+        job_type=job_type,
+        tool_name=tool,
+        queue=queue,
+        text=search,
+        created_from=ago(since),
+        quarantined=True if quarantined else None,
+    )
+    with opened(store, config_file) as opened_store:
+        found = opened_store.find(wanted, offset=(page - 1) * limit, limit=limit, newest_first=not oldest_first)
+    if as_json:
+        print_json({"total": found.total, "jobs": [record.to_json() for record in found.records]})
+    else:
+        _print_page(found, page, limit)
+
+
+def _print_page(found: Page, page: int, limit: int) -> None:
+    if found.records:
+        print_rows(COLUMNS, [row(record) for record in found.records])
+    first = (page - 1) * limit + 1
+    if not found.records:
+        shown = "no jobs" if not found.total else f"no page {page}: there are {found.total:,} jobs"
+    elif len(found.records) < found.total:
+        last = first + len(found.records) - 1
+        shown = f"{first:,} to {last:,} of {found.total:,} jobs"
+        shown += f"; more with --page {page + 1}" if last < found.total else ""
+    else:
+        shown = f"{found.total:,} job{'s' if found.total != 1 else ''}"
+    console().print(Text(shown, style="dim"))
+
+
+def row(record: JobRecord) -> list[Any]:
+    error = "" if record.error_code is None else f"{record.error_code}: {first_line(record.error_message)}"
+    return [
+        record.job_id,
+        status_text(record.status, quarantined=record.quarantined),
+        record.job_type,
+        record.tool_name,
+        record.attempt or "",
+        clock_time(record.created_at),
+        seconds(record.duration),
+        error,
+    ]
+
+
+def first_line(text: str | None) -> str:
+    return (text or "").partition("\n")[0]
+
+
+@app.command()
+def show(
+    job_id: JobId, store: StoreOption = None, config_file: ConfigOption = None, as_json: JsonOption = False
+) -> None:
+    """Show all that is known of one job."""
+    with opened(store, config_file) as opened_store:
+        record = find_job(opened_store, job_id)
+    if as_json:
+        print_json(record.to_json() | {"arguments": record.arguments})
+        return
+    print_pairs({name: value for name, value in _facts(record).items() if value not in (None, "", {})})
+    if record.attempts:
+        console().print()
+        _print_attempts(record.attempts)
+
+
+def _facts(record: JobRecord) -> dict[str, Any]:
+    progress = record.progress
+    of_total = f" of {progress.total:g}" if progress is not None and progress.total is not None else ""
+    return {
+        "id": record.job_id,
+        "status": status_text(record.status, quarantined=record.quarantined),
+        "type": record.job_type,
+        "tool": record.tool_name,
+        "queue": record.queue,
+        "function": record.function,
+        "arguments": _arguments(record),
+        "metadata": dict(record.metadata),
+        "created": clock_time(record.created_at),
+        "started": clock_time(record.started_at),
+        "ended": clock_time(record.completed_at),
+        "took": seconds(record.duration),
+        "next try": clock_time(record.retry_at),
+        "records": record.records_processed,
+        "progress": "" if progress is None else f"{progress.done:g}{of_total} {progress.message}".strip(),
+        "error": "" if record.error_code is None else f"{record.error_code}: {record.error_message}",
+        "retry of": record.retry_of,
+        "max_runtime": seconds(record.max_runtime),
+    }
+
+
+def _arguments(record: JobRecord) -> str:
+    if record.arguments is None:
+        return "pickled" if record.pickled is not None else ""
+    args, kwargs = record.arguments
+    return ", ".join([*(repr(value) for value in args), *(f"{name}={value!r}" for name, value in kwargs.items())])
+
+
+def _print_attempts(attempts: Sequence[Attempt]) -> None:
+    table = new_table("TRY", "POOL", "PID", "WAITED", "RAN", "KILLED IN", "PEAK", "ENDED")
+    for attempt in attempts:
+        peak = "" if attempt.peak_rss is None else f"{attempt.peak_rss / (1 << 20):.0f} MiB"
+        how = (
+            "completed" if attempt.error_code is None else f"{attempt.error_code}: {first_line(attempt.error_message)}"
+        )
+        cells = [attempt.number, attempt.pool, attempt.pid or "", seconds(attempt.queue_seconds)]
+        cells += [seconds(attempt.run_seconds), seconds(attempt.kill_seconds), peak, how]
+        table.add_row(*map(str, cells))
+    console().print(table)
+
+
+@app.command()
+def retry(
+    job_ids: JobIds,
+    max_runtime: Annotated[float | None, typer.Option("--max-runtime", min=0, help="Seconds for each attempt.")] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Any other field of the job.")
+    ] = None,
+    store: StoreOption = None,
+    config_file: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Queue jobs that are over once more, as new jobs; a running host of their queue takes them."""
+    given = parse_changes(changes or []) | ({} if max_runtime is None else {"max_runtime": max_runtime})
+    queued: list[dict[str, Any]] = []
+    with opened(store, config_file) as opened_store:
+        for record in [find_job(opened_store, job_id) for job_id in job_ids]:
+            fresh = again(record, given)
+            opened_store.enqueue(fresh)
+            queued.append({"job_id": fresh.job_id, "retry_of": record.job_id, "queue": fresh.queue})
+    if as_json:
+        print_json(queued)
+        return
+    for new in queued:
+        of = f" of queue {new['queue']!r}" if new["queue"] else ""
+        console().print(f"{new['retry_of']} is queued again as {new['job_id']}: the next host{of} that looks runs it")
+
+
+@app.command()
+def cancel(
+    job_ids: JobIds, store: StoreOption = None, config_file: ConfigOption = None, as_json: JsonOption = False
+) -> None:
+    """Ask for the end of jobs, in whichever process they run; their hosts end them within seconds."""
+    _ask("request_cancel", job_ids, store, config_file, as_json, "its end is asked for", "it is over already")
+
+
+@app.command()
+def release(
+    job_ids: JobIds, store: StoreOption = None, config_file: ConfigOption = None, as_json: JsonOption = False
+) -> None:
+    """Let quarantined jobs be run again: they killed more workers than their policy allows."""
+    _ask(
+        "release", job_ids, store, config_file, as_json, "released: `jobs retry` runs it again", "it is not quarantined"
+    )
+
+
+def _ask(method: str, job_ids: list[str], store: Any, config: Any, as_json: bool, done: str, not_done: str) -> None:
+    with opened(store, config) as opened_store:
+        found = [find_job(opened_store, job_id).job_id for job_id in job_ids]
+        answers = {job_id: bool(getattr(opened_store, method)(job_id)) for job_id in found}
+    if as_json:
+        print_json([{"job_id": job_id, "done": answer} for job_id, answer in answers.items()])
+    else:
+        for job_id, answer in answers.items():
+            console().print(f"{job_id}: {done if answer else not_done}")
+    if not all(answers.values()):
+        raise typer.Exit(1)
+
+
+@app.command()
+def cleanup(
+    older_than: Annotated[str, typer.Option("--older-than", help="Over for longer than: 90s, 15m, 2h, 7d.")] = "24h",
+    queue: QueueOption = None,
+    store: StoreOption = None,
+    config_file: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Forget jobs that have long been over; live and quarantined ones stay."""
+    with opened(store, config_file) as opened_store:
+        forgotten = opened_store.cleanup(length(older_than) / 3600, queue=queue)
+    if as_json:
+        print_json({"forgotten": forgotten})
+    else:
+        console().print(f"{forgotten:,} job{'s' if forgotten != 1 else ''} forgotten")

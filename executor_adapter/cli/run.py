@@ -1,0 +1,176 @@
+"""`run`: one job from the shell, with all guarantees. Its exit code says how it ended:
+
+0     completed
+1     failed: its own error
+2     refused: the command line, the configuration, or a job that can never run so
+65    failed for good, by its data or its request: DATA_ERROR, REQUEST_ERROR   (EX_DATAERR of sysexits.h)
+78    failed by how it is set up: CONFIGURATION_ERROR, SERIALIZATION_ERROR      (EX_CONFIG)
+124   past a limit of time: TIMEOUT_ERROR, QUEUE_TIMEOUT, DEADLINE_EXCEEDED     (as timeout(1))
+130   cancelled, or interrupted                                                 (as a shell has it)
+134   WORKER_CRASHED: its process died                                            (as by SIGABRT)
+137   MEMORY_LIMIT: it outgrew memory_limit and was killed                        (as by the kernel)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from concurrent.futures import CancelledError
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.text import Text
+
+from executor_adapter.cli.again import value_of
+from executor_adapter.cli.output import JsonOption, print_json, seconds
+from executor_adapter.cli.stores import ConfigOption, StoreOption
+from executor_adapter.config import load_config
+from executor_adapter.executor import JobExecutor
+from executor_adapter.functions import resolve
+from executor_adapter.job import Job, JobStatus
+from executor_adapter.pools.base import Assignment
+
+CODES = {
+    "DATA_ERROR": 65,
+    "REQUEST_ERROR": 65,
+    "CONFIGURATION_ERROR": 78,
+    "SERIALIZATION_ERROR": 78,
+    "TIMEOUT_ERROR": 124,
+    "QUEUE_TIMEOUT": 124,
+    "DEADLINE_EXCEEDED": 124,
+    "CANCELLED": 130,
+    "WORKER_CRASHED": 134,
+    "MEMORY_LIMIT": 137,
+}
+
+
+def run(
+    function: Annotated[
+        str, typer.Argument(metavar="MODULE:FUNCTION", help="Found as `python -m` finds it, from here.")
+    ],
+    arg: Annotated[
+        list[str] | None,
+        typer.Option("--arg", "-a", metavar="[NAME=]VALUE", help="An argument, as JSON or text; may be repeated."),
+    ] = None,
+    pool: Annotated[str, typer.Option("--pool", help="auto, coroutine, thread or process.")] = "process",
+    max_runtime: Annotated[float | None, typer.Option("--max-runtime", help="Seconds for each attempt.")] = None,
+    deadline: Annotated[float | None, typer.Option("--deadline", help="Seconds for all attempts together.")] = None,
+    retries: Annotated[int | None, typer.Option("--retries", min=0, help="Retries after the first attempt.")] = None,
+    retry_delay: Annotated[float | None, typer.Option("--retry-delay", min=0, help="Seconds before the first.")] = None,
+    memory_limit: Annotated[str | None, typer.Option("--memory-limit", metavar="SIZE", help="Such as 512MiB.")] = None,
+    job_type: Annotated[str | None, typer.Option("--type", "-t", help="The job's type.")] = None,
+    tool: Annotated[str | None, typer.Option("--tool", help="The tool it is for: its limits hold.")] = None,
+    store: StoreOption = None,
+    config_file: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run one job here and now; the exit code says how it ended.
+
+    0 completed, 1 failed, 2 refused, 65 bad data, 78 set up wrongly, 124 past a limit of time, 130 cancelled,
+    134 its process died, 137 out of memory.
+
+    Example: executor-adapter run mypackage.jobs:collect --arg flights --arg year=2013 --max-runtime 600
+    """
+    sys.path.insert(0, os.getcwd())
+    resolve(function)
+    asked = {
+        "pool": pool, "max_runtime": max_runtime, "deadline": deadline, "retry_attempts": retries,
+        "retry_delay": retry_delay, "memory_limit": memory_limit, "job_type": job_type, "tool_name": tool,
+    }  # fmt: skip
+    job = _job(function, arg or [], {name: value for name, value in asked.items() if value is not None})
+    config = load_config(config_file)
+    with JobExecutor(1, config=config, store=store or config.store.url) as executor:
+        value, error = _wait(executor, job)
+    _tell(job, value, error, as_json=as_json)
+    raise typer.Exit(exit_code(job))
+
+
+def _job(function: str, given: list[str], fields: dict[str, Any]) -> Job:
+    args, kwargs = parse_arguments(given)
+    try:
+        return Job(function=function, args=args, kwargs=kwargs, **fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise typer.BadParameter(f"{'.'.join(map(str, first['loc']))}={first['input']!r}: {first['msg']}") from None
+
+
+def parse_arguments(given: list[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """VALUE is an argument by position, NAME=VALUE one by name; JSON in quotes ('"a=b"') is always a value."""
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if equals and name.isidentifier():
+            kwargs[name] = value_of(value)
+        else:
+            args.append(value_of(text))
+    return tuple(args), kwargs
+
+
+class _Voice:
+    """Passes on what the function prints and logs, to where it would have gone had it run here."""
+
+    def prepare(self, assignment: Assignment) -> None:
+        """Nothing is put around it."""
+
+    def said(self, assignment: Assignment, topic: str, content: Any) -> None:
+        if topic == "output":
+            stream, text = content
+            print(text, file=sys.stderr if stream == "stderr" else sys.stdout, flush=True)
+        elif topic == "log":
+            print(f"{content['name']}: {content['message']}", file=sys.stderr, flush=True)
+
+
+def _wait(executor: JobExecutor, job: Job) -> tuple[Any, BaseException | None]:
+    future = executor.submit(job, surroundings=_Voice())
+    try:
+        error = future.exception()
+    except CancelledError as cancelled:
+        return None, cancelled
+    except KeyboardInterrupt:
+        executor.shutdown(timeout=0)
+        return None, KeyboardInterrupt("interrupted")
+    return (future.result() if error is None else None), error
+
+
+def _tell(job: Job, value: Any, error: BaseException | None, *, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            {
+                "job_id": job.job_id,
+                "status": job.status,
+                "value": value,
+                "error_code": job.error_code,
+                "error_message": job.error_message,
+                "attempts": len(job.attempts),
+                "duration": job.duration,
+                "records_processed": job.records_processed,
+            }
+        )
+        return
+    if value is not None:
+        typer.echo(_shown(value))
+    took = seconds(job.duration) or "no time"
+    tries = f", {len(job.attempts)} attempts" if len(job.attempts) > 1 else ""
+    why = "" if error is None else f" {job.error_code}: {job.error_message}"
+    said = Text(f"{job.status} in {took}{tries}{why}", style="green" if error is None else "red")
+    Console(stderr=True, highlight=False, soft_wrap=True).print(said)
+
+
+def _shown(value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError):
+        return repr(value)
+
+
+def exit_code(job: Job) -> int:
+    """See the module."""
+    if job.status is JobStatus.COMPLETED:
+        return 0
+    if job.status is JobStatus.CANCELLED:
+        return CODES["CANCELLED"]
+    return CODES.get(job.error_code or "", 1)
