@@ -216,7 +216,7 @@ class JobExecutor:
 
     def stats(self, *, window: float = WINDOW) -> ExecutorStats:
         """Counts since the executor was made, and figures of the jobs that ended within the last `window` seconds."""
-        ledger, pools = self._supervisor.ledger, list(self._supervisor.pools.values())
+        ledger = self._supervisor.ledger
         counts, now = ledger.counts, self._supervisor.now()
         begun = [run.started_at for run in self._supervisor.running() if run.started_at is not None]
         return ExecutorStats(
@@ -227,8 +227,7 @@ class JobExecutor:
             jobs_failed=counts[JobStatus.FAILED],
             jobs_cancelled=counts[JobStatus.CANCELLED],
             retries=ledger.retries,
-            workers_busy=sum(pool.busy for pool in pools),
-            abandoned_threads=sum(getattr(pool, "abandoned", 0) for pool in pools),
+            **self._supervisor.pools.stats(),
             quarantined=tuple(self._supervisor.intake.quarantined),
             longest_running_seconds=now - min(begun) if begun else None,
             **figures(ledger.ended, now=time.time(), window=window),

@@ -35,7 +35,7 @@ from executor_adapter.intake import Intake, check_job
 from executor_adapter.job import TERMINAL, Job, JobStatus, Progress
 from executor_adapter.job_log import log_said
 from executor_adapter.ledger import Ledger, Observer
-from executor_adapter.limits import NEVER, SHORT_RUN, RunningAttempts, RunTimes, StopReason
+from executor_adapter.limits import SHORT_RUN, RunningAttempts, RunTimes, StopReason
 from executor_adapter.loop import LoopTimer, SupervisorLoop
 from executor_adapter.outcome import (
     note_error,
@@ -45,6 +45,7 @@ from executor_adapter.outcome import (
     soft_timeout_error,
     stop_error,
 )
+from executor_adapter.pool_set import PoolSet
 from executor_adapter.pools.base import Assignment, Ending, WorkerPool
 from executor_adapter.retry import CRASHES, RetryDecision, decide
 from executor_adapter.surroundings import Surroundings
@@ -57,9 +58,6 @@ logger = logging.getLogger("executor_adapter")
 
 CANCEL_GRACE = 3.0
 """Seconds that a cancelled attempt gets at most: within five all is to be over, the kill included."""
-
-PATIENCE = 0.05
-"""Seconds that a job lies ready behind one that runs, before it is taken back for another worker."""
 
 
 class Supervisor:
@@ -79,7 +77,7 @@ class Supervisor:
         self.kill_grace = kill_grace
         self.ledger = Ledger(observers)
         self.now = clock
-        self.pools: dict[str, WorkerPool] = {}
+        self.pools = PoolSet(lambda name: make_pool(name, self), clock)
         self.closed = threading.Event()
         self.settling_lock = threading.RLock()
         self.settling = threading.Condition(self.settling_lock)
@@ -87,7 +85,6 @@ class Supervisor:
         self.on_closed: list[Callable[[], object]] = []
         """Called once all is over, in order."""
         self.intake = Intake(max_pending)
-        self._make_pool = make_pool
         self._callbacks = Callbacks()
         self._thread = threading.Thread(target=self._run, name="executor-supervisor", daemon=True)
         self._start_lock = threading.RLock()  # as Intake's
@@ -96,16 +93,13 @@ class Supervisor:
         self._loop.before_sleep = self._end_turn
         self._running = RunningAttempts()
         self._run_times = RunTimes()
-        self._dispatcher = Dispatcher(max_workers, self.pools)
+        self._dispatcher = Dispatcher(max_workers, self.pools.made)
         if tool_limits:
             self._dispatcher.throttle = Throttle(
                 tool_limits, now=clock, call_at=self.call_at, let_go=self._dispatcher.push_front
             )
-        self._relieve_at = NEVER
-        """When to look for jobs that lie ready behind one that takes long after all."""
         self._starts_nothing = False
         """Shut down in a way that lets no further attempt begin."""
-        self._pools_open = 0
 
     # ------------------------------------------------------------------ from any thread
 
@@ -227,13 +221,11 @@ class Supervisor:
     def _end_turn(self) -> float:
         """What every turn ends with; the time at which the next is wanted at the latest."""
         self._accept_submitted()
-        if self._relieve_at <= self.now():
-            self._relieve()
+        self.pools.relieve_if_due()
         self._dispatcher.run(self._start, self._start_behind)
-        for pool in self.pools.values():
-            pool.flush()
+        self.pools.flush()
         self.apply_limits()
-        return min(self._running.due, self._relieve_at)
+        return min(self._running.due, self.pools.relieve_at)
 
     def apply_limits(self) -> None:
         """Interrupt and stop what is past its limits by now."""
@@ -286,18 +278,10 @@ class Supervisor:
         """Lay the job ready behind a short one, if it is short itself."""
         live = job._live
         assignment = self._assign(job, live.attempt + 1)
-        if assignment.short and self.pools[live.pool].start_behind(assignment):
-            if self._relieve_at == NEVER:
-                self._relieve_at = self.now() + PATIENCE
+        if assignment.short and self.pools.start_behind(assignment):
             return True
         live.assignment = None
         return False
-
-    def _relieve(self) -> None:
-        """Let no job wait behind one that was taken for short and is not."""
-        now = self.now()
-        waiting = [pool.relieve(now - PATIENCE) for pool in self.pools.values()]
-        self._relieve_at = now + PATIENCE if any(waiting) else NEVER
 
     def start_driven(self, job: Job, prepare: Callable[[Assignment], None]) -> None:
         """Run one attempt of a driven job in the slot that it holds."""
@@ -319,18 +303,11 @@ class Supervisor:
 
     def _give_to_pool(self, assignment: Assignment) -> None:
         try:
-            self._pool_of(assignment.job).start(assignment)
+            self.pools.start(assignment)
         except Exception as error:
             logger.exception("a pool could not start a job", extra={"job_id": assignment.job.job_id})
             failure = WorkerCrashedError(f"no worker could be started: {error!r}")
             self.ended(assignment, Ending.CRASHED, error=failure)
-
-    def _pool_of(self, job: Job) -> WorkerPool:
-        name = job._live.pool
-        pool = self.pools.get(name)
-        if pool is None:
-            pool = self.pools[name] = self._make_pool(name, self)
-        return pool
 
     # --- what pools tell (pools.base.Supervisor) ---
 
@@ -495,7 +472,7 @@ class Supervisor:
         assert future is not None
         future.settle(value, error)
         if self.intake.closed and not self.intake.jobs:
-            self._close_pools()
+            self.pools.close(self._loop.stop)
 
     # --- ending early ---
 
@@ -511,7 +488,7 @@ class Supervisor:
             self._end_unstarted(job, stop_error(job, reason))
 
     def _recall(self, assignment: Assignment) -> bool:
-        return self._pool_of(assignment.job).recall(assignment)
+        return self.pools.recall(assignment)
 
     def _end_unstarted(self, job: Job, error: JobTimeoutError | JobCancelledError) -> None:
         driver = job._live.driver
@@ -532,21 +509,21 @@ class Supervisor:
         self._end_early(job, StopReason.DEADLINE)
 
     def _interrupt(self, assignment: Assignment) -> None:
-        self._pool_of(assignment.job).interrupt(assignment)
+        self.pools.interrupt(assignment)
 
     def _stop(self, assignment: Assignment, reason: StopReason) -> None:
         self._running.stopping(assignment, reason)
         if assignment.stop_asked_at is None:
             assignment.stop_asked_at = self.now()
         grace = min(self.kill_grace, CANCEL_GRACE) if reason >= StopReason.SHUTDOWN else self.kill_grace
-        self._pool_of(assignment.job).stop(assignment, grace=grace)
+        self.pools.of(assignment.job).stop(assignment, grace=grace)
 
     def lend_slot(self, job: Job) -> None:
         """The attempt that runs of a driven job waits for another job, which may have its slot."""
         assignment: Assignment | None = job._live.assignment
         if assignment is not None:
             self._dispatcher.lent.add(job)
-            self._pool_of(job).waits(assignment)
+            self.pools.of(job).waits(assignment)
 
     def take_slot_back(self, job: Job) -> None:
         """It waits no more. For a moment one attempt more than `max_workers` may run."""
@@ -566,24 +543,11 @@ class Supervisor:
             if cancel_running or (cancel_pending and not running):
                 self._end_early(job, StopReason.SHUTDOWN)
         if not self.intake.jobs:
-            self._close_pools()
+            self.pools.close(self._loop.stop)
 
     def _cancel_all(self) -> None:
         for job in list(self.intake.jobs.values()):
             self._end_early(job, StopReason.CANCEL)
-
-    def _close_pools(self) -> None:
-        if self._pools_open:
-            return  # under way
-        self._pools_open = len(self.pools) + 1
-        for pool in self.pools.values():
-            pool.close(self._pool_closed)
-        self._pool_closed()
-
-    def _pool_closed(self) -> None:
-        self._pools_open -= 1
-        if not self._pools_open:
-            self._loop.stop()
 
     # --- bookkeeping ---
 

@@ -171,7 +171,7 @@ class SupervisorMachine(RuleBasedStateMachine):
 
     @property
     def pools(self) -> list[SimulatedPool]:
-        return [pool for pool in self.executor._supervisor.pools.values() if isinstance(pool, SimulatedPool)]
+        return [pool for pool in self.executor._supervisor.pools.made.values() if isinstance(pool, SimulatedPool)]
 
     @property
     def workers(self) -> list[tuple[SimulatedPool, SimulatedWorker]]:
@@ -371,7 +371,7 @@ TestSupervisor = SupervisorMachine.TestCase
 def test_a_job_cancelled_while_it_is_ended_at_its_limit_is_not_retried() -> None:
     executor = SimulatedExecutor(1)
     future = executor.submit(Job(function=work, pool="thread", max_runtime=1.0, retry_attempts=3))
-    (pool,) = (pool for pool in executor._supervisor.pools.values() if isinstance(pool, SimulatedPool))
+    (pool,) = (pool for pool in executor._supervisor.pools.made.values() if isinstance(pool, SimulatedPool))
     executor.clock.advance(2.0)
     assert pool.workers[0].stopping
     future.cancel()

@@ -25,7 +25,7 @@ FLOORS = (
     {"pools"},
     {"queue"},
     {
-        *{"loop", "limits", "futures", "intake", "dispatch", "throttle", "ledger", "outcome", "job_log"},
+        *{"loop", "limits", "futures", "intake", "dispatch", "throttle", "pool_set", "ledger", "outcome", "job_log"},
         *{"defaults", "traced", "journal", "memory", "recorder", "recording", "recovery"},
         *{"supervisor", "surroundings", "driver", "hooks", "executor"},
     },

@@ -154,7 +154,7 @@ class Storm:
 
 
 def worker_pids(executor: JobExecutor) -> list[int]:
-    pool = executor._supervisor.pools.get("process")
+    pool = executor._supervisor.pools.made.get("process")
     # The supervisor's own, read by another thread: it may change in between.
     with contextlib.suppress(RuntimeError):
         return pool.pids if isinstance(pool, ProcessPool) else []
