@@ -211,6 +211,7 @@ def test_it_looks_in_an_event_loop_until_it_is_left() -> None:
     told: list[Alert] = []
 
     async def main() -> None:
+        others = asyncio.all_tasks()
         scheduler = CollectionScheduler(config=Settings())
         async with HealthMonitor(scheduler, interval=0.01, on_alert=[told.append]):
             await scheduler.start()
@@ -218,7 +219,7 @@ def test_it_looks_in_an_event_loop_until_it_is_left() -> None:
             while not told:
                 await asyncio.sleep(0.005)
         scheduler.close()
-        assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert asyncio.all_tasks() == others
 
     asyncio.run(asyncio.wait_for(main(), 30))
     assert told[0].kind is AlertKind.HIGH_FAILURE_RATE
