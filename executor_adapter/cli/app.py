@@ -6,11 +6,11 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version as version_of
 
-import click
 import typer
 
 from executor_adapter.cli import config, doctor, jobs, run, stats, watch
 from executor_adapter.cli.output import JsonOption, complain, print_json, print_pairs
+from executor_adapter.cli.stores import NoSuchJob
 from executor_adapter.exceptions import ConfigurationError, InvalidJobError
 from executor_adapter.store import StoreUnavailable
 
@@ -44,16 +44,14 @@ def version(as_json: JsonOption = False) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command, and exit as it says."""
-    # Typer would show a traceback where one line says it, and exit with 1.
     try:
-        code = app(args=arguments, standalone_mode=False)
-    except click.exceptions.Abort:
-        code = 130
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
+        app(args=arguments)
+    except NoSuchJob as error:
+        code = complain(error, 1)
     except (ConfigurationError, InvalidJobError) as error:
         code = complain(error, 2)
     except StoreUnavailable as error:
         code = complain(error, 3)
+    else:
+        code = 0
     sys.exit(code)

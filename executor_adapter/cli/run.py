@@ -13,6 +13,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import json
 import os
 import sys
@@ -30,7 +32,7 @@ from executor_adapter.cli.stores import ConfigOption, StoreOption
 from executor_adapter.config import load_config
 from executor_adapter.executor import JobExecutor
 from executor_adapter.functions import resolve
-from executor_adapter.job import Job, JobStatus
+from executor_adapter.job import Job, JobStatus, Transition
 from executor_adapter.pools.base import Assignment
 
 CODES = {
@@ -75,23 +77,40 @@ def run(
     Example: executor-adapter run mypackage.jobs:collect --arg flights --arg year=2013 --max-runtime 600
     """
     sys.path.insert(0, os.getcwd())
-    resolve(function)
+    args, kwargs = parse_arguments(arg or [])
+    check_call(function, args, kwargs)
     asked = {
         "pool": pool, "max_runtime": max_runtime, "deadline": deadline, "retry_attempts": retries,
         "retry_delay": retry_delay, "memory_limit": memory_limit, "job_type": job_type, "tool_name": tool,
     }  # fmt: skip
-    job = _job(function, arg or [], {name: value for name, value in asked.items() if value is not None})
+    given = {name: value for name, value in asked.items() if value is not None}
+    job = _job(function=function, args=args, kwargs=kwargs, **given)
     config = load_config(config_file)
-    with JobExecutor(1, config=config, store=store or config.store.url) as executor:
+    url = store or config.store.url
+    with JobExecutor(1, config=config, store=url, observers=[_tell_retry]) as executor:
         value, error = _wait(executor, job)
     _tell(job, value, error, as_json=as_json)
     raise typer.Exit(exit_code(job))
 
 
-def _job(function: str, given: list[str], fields: dict[str, Any]) -> Job:
-    args, kwargs = parse_arguments(given)
+def check_call(function: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """
+    Raises:
+        InvalidJobError: there is no such function.
+        typer.BadParameter: it cannot be called so.
+    """
+    found = resolve(function)
+    with contextlib.suppress(ValueError):  # some built-in functions do not say what they take
+        signature = inspect.signature(found)
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise typer.BadParameter(f"{error}: {function} takes {signature}", param_hint="--arg") from None
+
+
+def _job(**fields: Any) -> Job:
     try:
-        return Job(function=function, args=args, kwargs=kwargs, **fields)
+        return Job(**fields)
     except ValidationError as error:
         first = error.errors()[0]
         raise typer.BadParameter(f"{'.'.join(map(str, first['loc']))}={first['input']!r}: {first['msg']}") from None
@@ -108,6 +127,16 @@ def parse_arguments(given: list[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         else:
             args.append(value_of(text))
     return tuple(args), kwargs
+
+
+def _tell_retry(transition: Transition) -> None:
+    """Whoever waits had better know why."""
+    if transition.status is JobStatus.RETRYING:
+        job = transition.job
+        wait = seconds((job._live.retry_at or transition.at) - transition.at)
+        tries = job.policy.retry_attempts + 1
+        said = f"attempt {job.attempt} of {tries} failed, the next in {wait}: {job.error_code}: {job.error_message}"
+        Console(stderr=True, highlight=False, soft_wrap=True).print(Text(said, style="yellow"))
 
 
 class _Voice:

@@ -66,7 +66,7 @@ def find_job(store: JobStore, job_id: str) -> JobRecord:
     """The job with this id, or the only one with this part of an id.
 
     Raises:
-        typer.BadParameter: there is none, or more than one.
+        NoSuchJob: there is none, or more than one.
     """
     record = store.get(job_id)
     if record is not None:
@@ -79,10 +79,8 @@ def find_job(store: JobStore, job_id: str) -> JobRecord:
     raise NoSuchJob(f"{len(found)} jobs or more have {job_id!r} in their id: give more of it")
 
 
-class NoSuchJob(typer.BadParameter):
-    """It is no fault of the command line as such: the exit code is 1."""
-
-    exit_code = 1
+class NoSuchJob(Exception):
+    """No job is meant, or more than one."""
 
 
 def ago(text: str | None) -> float | None:
