@@ -31,6 +31,7 @@ from executor_adapter.exceptions import InvalidJobError, JobCancelledError, JobS
 from executor_adapter.executor import JobExecutor, current_executor, result_of
 from executor_adapter.futures import JobFuture
 from executor_adapter.job import Job, JobResult, JobStatus, Transition
+from executor_adapter.prefect.companion import watching
 from executor_adapter.prefect.mirror import HURRY_SECONDS, PrefectMirror
 from executor_adapter.prefect.run_log import RunLog
 from executor_adapter.prefect.scene import FlowScene, JobScene
@@ -92,6 +93,7 @@ class _BulkRun:
     def __init__(self, executor: JobExecutor, mirror: PrefectMirror | None) -> None:
         self._executor = executor
         self._mirror = mirror or PrefectMirror()
+        self._mirror.join()
         self._owns_mirror = mirror is None
         self._ids = _ids_of(_flow_run(FlowRunContext.get()))
         self._log = RunLog()
@@ -103,6 +105,10 @@ class _BulkRun:
 
     def run(self, jobs: Iterable[Job]) -> list[JobResult]:
         """See `run_jobs`."""
+        with watching(self.stop):
+            return self._run(jobs)
+
+    def _run(self, jobs: Iterable[Job]) -> list[JobResult]:
         jobs = _with_new_ids(jobs, self._ids)
         self._executor.add_observer(self._observe)
         try:
@@ -122,14 +128,14 @@ class _BulkRun:
         return [result for result in self._results if result is not None]
 
     def stop(self) -> None:
-        """Leave the run, from another thread, as by an exception."""
+        """Leave the run, from another thread, as by an exception: its flow run or its caller was cancelled."""
         self._stopped = True
         self._places.release()
 
     def _take_place(self) -> None:
         self._places.acquire()
         if self._stopped:
-            raise JobCancelledError("its caller was cancelled")
+            raise JobCancelledError("its flow run was cancelled")
 
     def _submit(self, job: Job) -> None:
         number = len(self._results)

@@ -70,7 +70,6 @@ class PrefectMirror:
     """
 
     def __init__(self, *, history: History = "auto", patience: float = PATIENCE, spool: Spool | None = None) -> None:
-        self.flow_run_id = current_flow_run_id()
         self._patience = patience
         self._spool = spool or Spool(server_name())
         self._histories: dict[str, JobHistory] = {}
@@ -79,7 +78,6 @@ class PrefectMirror:
         self._spooled: tuple[str, ...] = ()
         self._missing: tuple[str, ...] = ()
         self._backlog = Backlog(history)
-        self._flow: FlowRunFacts = flow_run_facts()
         self._lock = threading.Lock()
         """Held by the sender but for the time it waits; guards courier and backlog."""
         self._courier = Courier(self._next_events, self._lock)
@@ -87,9 +85,25 @@ class PrefectMirror:
         self._closed = False
         self._deadline: float | None = None
         self._is_away = False
-        self._context = contextvars.copy_context()
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
+        self._be_of_flow_run()
+
+    def _be_of_flow_run(self) -> None:
+        self.flow_run_id = current_flow_run_id()
+        self._flow: FlowRunFacts = flow_run_facts()
+        self._context = contextvars.copy_context()
+
+    def join(self) -> None:
+        """Let the jobs be task runs of the flow run around the caller, wherever the mirror was made.
+
+        Raises:
+            RuntimeError: it has mirrored jobs elsewhere, or is closed.
+        """
+        if self._closed or (self._jobs and self.flow_run_id != current_flow_run_id()):
+            raise RuntimeError("this mirror is closed, or tells of another flow run's jobs: make one for each flow run")
+        if not self._jobs:
+            self._be_of_flow_run()
 
     # --- what happens, told on the supervisor's thread ---
 

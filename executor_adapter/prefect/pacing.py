@@ -8,7 +8,7 @@ the server is: a final state that is sent in a hurry must not wait behind minute
 
 from __future__ import annotations
 
-FIRST_WINDOW = 300
+FIRST_WINDOW = 600
 SMALLEST_WINDOW = 100
 LARGEST_WINDOW = 3_000
 BATCH = 300
@@ -35,4 +35,4 @@ class Pace:
         if seconds > SLOW:
             self.window = max(SMALLEST_WINDOW, int(self.window * 0.7))
         elif seconds < QUICK and was_full:
-            self.window = min(LARGEST_WINDOW, int(self.window * 1.5))
+            self.window = min(LARGEST_WINDOW, 2 * self.window)

@@ -37,10 +37,15 @@ class FlowScene:
         assert context.flow_run is not None, "run_jobs is called in a flow run"
         self.log = log
         self.context = contextvars.copy_context()
-        self.flow_run_id = str(context.flow_run.id)
-        self.run_count = context.flow_run.run_count
-        self.tags = sorted(TagsContext.get().current_tags)
-        self.payload = flow_run_payload(context)
+        self.shared = json.dumps(
+            {
+                "flow_run_id": str(context.flow_run.id),
+                "flow_run_run_count": context.flow_run.run_count,
+                "tags": sorted(TagsContext.get().current_tags),
+            }
+        )[1:-1]
+        """Fields of each task run, as JSON without the braces."""
+        self.payload = json.dumps(flow_run_payload(context))
         keep_print_patched()
 
 
@@ -77,27 +82,16 @@ class JobScene:
         self.flow.log.failed(self._history.facts.id, self._history.name, error, delay)
 
     def _payload(self, assignment: Assignment) -> str:
-        """What `child.task_run_scope` wants to know, as JSON."""
-        facts, flow = self._history.facts, self.flow
-        task_run = {
-            "id": facts.id,
-            "name": self._history.name,
-            "flow_run_id": flow.flow_run_id,
-            "task_key": json.loads(facts.task_key),
-            "dynamic_key": assignment.job.job_id,
-            "tags": flow.tags,
-            "run_count": assignment.number,
-            "flow_run_run_count": flow.run_count,
-            "start_time": iso(assignment.job._live.started_at or self._history.created_at),
-        }
-        about = {
-            "task": {"name": self._history.name, "version": None, "description": None},
-            "task_run": task_run,
-            "parameters": shown_parameters(parameters_of(assignment.job)),
-            "log_prints": False,
-            "flow": flow.payload,
-        }
-        return json.dumps(about)
+        """What `child.task_run_scope` wants to know: JSON, put together here since every attempt needs its own."""
+        facts, flow, job = self._history.facts, self.flow, assignment.job
+        started = iso(job._live.started_at or self._history.created_at)
+        shown = json.dumps(shown_parameters(parameters_of(job))) if job.args or job.kwargs else "{}"
+        return (
+            f'{{"task":{{"name":{facts.name},"version":null,"description":null}},"task_run":{{"id":"{facts.id}",'
+            f'"name":{facts.name},"task_key":{facts.task_key},"dynamic_key":{facts.dynamic_key},'
+            f'"run_count":{assignment.number},"start_time":"{started}",{flow.shared}}},"parameters":{shown},'
+            f'"log_prints":false,"flow":{flow.payload}}}'
+        )
 
 
 def parameters_of(job: Job) -> Mapping[str, Any]:

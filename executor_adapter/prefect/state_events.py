@@ -5,7 +5,7 @@ speaks: the event `prefect.task-run.<name of the state>`, whose id becomes the s
 timestamp. The server's recorder takes what the payload says of the task run where that timestamp is newer than what it
 has, and inserts each state once by its id: sending an event again is safe.
 
-Written with a template, since Prefect's own way through four pydantic models takes 40 times as long.
+Written as one f-string, since Prefect's own way through four pydantic models takes 40 times as long.
 """
 
 from __future__ import annotations
@@ -110,44 +110,38 @@ def iso(at: float) -> str:
 
 def state_event(run: TaskRunFacts, change: Change, flow: FlowRunFacts) -> StateEvent:
     """The event of a task run's change."""
-    kind, at = change.kind, iso(change.at)
-    state_type, name, message = kind.type.value, kind.name, quoted(change.message[:MESSAGE_LENGTH])
-    body = _TEMPLATE % {
-        "id": uuid7(),
-        "at": at,
-        "type": state_type,
-        "name": name,
-        "message": message,
-        "details": "{}" if change.scheduled is None else f'{{"scheduled_time":"{iso(change.scheduled)}"}}',
-        "initial": _initial_state(change.previous),
-        "from": "null" if change.previous is None else f'"{change.previous.type.value}"',
-        "run": run.id,
-        "run_name": run.name,
-        "task_key": run.task_key,
-        "dynamic_key": run.dynamic_key,
-        "policy": run.policy,
-        "related": flow.related,
-        "tags": flow.tags,
-        "flow_run_count": flow.run_count,
-        "count": change.run_count,
-        "times": _times(change),
-    }
+    (kind, name), at, count = change.kind, iso(change.at), change.run_count
+    state_type, message = kind.value, quoted(change.message[:MESSAGE_LENGTH])
+    details = "" if change.scheduled is None else f'"scheduled_time":"{iso(change.scheduled)}"'
+    came_from, initial = _previous(change.previous)
+    body = (
+        f'{{"id":"{uuid7()}","occurred":"{at}","event":"prefect.task-run.{name}","resource":{{'
+        f'"prefect.resource.id":"prefect.task-run.{run.id}","prefect.resource.name":{run.name},'
+        f'"prefect.run-count":"{count}","prefect.state-message":{message},"prefect.state-name":"{name}",'
+        f'"prefect.state-timestamp":"{at}","prefect.state-type":"{state_type}","prefect.orchestration":"client"}},'
+        f'"related":[{flow.related}],"payload":{{"intended":{{"from":{came_from},"to":"{state_type}"}},'
+        f'"initial_state":{initial},"validated_state":{{"type":"{state_type}","name":"{name}","message":{message},'
+        f'"state_details":{{{details}}},"data":null}},"task_run":{{"name":{run.name},"task_key":{run.task_key},'
+        f'"dynamic_key":{run.dynamic_key},"empirical_policy":{run.policy},"tags":{flow.tags},"labels":{{}},'
+        f'"task_inputs":{{}},"run_count":{count},"flow_run_run_count":{flow.run_count},{_times(change, at)}}}}}}}'
+    )
     return StateEvent(run.id, name, change.at, state_type in FINAL_TYPES, body.encode())
 
 
-def _initial_state(previous: StateKind | None) -> str:
-    if previous is None:
-        return "null"
-    return f'{{"type":"{previous.type.value}","name":"{previous.name}","message":"","state_details":{{}}}}'
+def _previous(kind: StateKind | None) -> tuple[str, str]:
+    """The type of the state before, and the state itself, as JSON."""
+    if kind is None:
+        return "null", "null"
+    came_from = f'"{kind.type.value}"'
+    return came_from, f'{{"type":{came_from},"name":"{kind.name}","message":"","state_details":{{}}}}'
 
 
-def _times(change: Change) -> str:
-    told = f'"expected_start_time":"{iso(change.expected)}","total_run_time":{change.total:.6f}'
-    if change.start is not None:
-        told += f',"start_time":"{iso(change.start)}"'
-    if change.end is not None:
-        told += f',"end_time":"{iso(change.end)}"'
-    return told
+def _times(change: Change, at: str) -> str:
+    expected, total, start = iso(change.expected), change.total, change.start
+    told = f'"expected_start_time":"{expected}","total_run_time":{total:.6f}'
+    if start is not None:
+        told += f',"start_time":"{at if start == change.at else iso(start)}"'
+    return told if change.end is None else f'{told},"end_time":"{at if change.end == change.at else iso(change.end)}"'
 
 
 def resource(kind: str, object_id: object, name: str) -> str:
@@ -158,16 +152,3 @@ def resource(kind: str, object_id: object, name: str) -> str:
         "prefect.resource.name": name,
     }
     return json.dumps(labels)
-
-
-_TEMPLATE = (
-    '{"id":"%(id)s","occurred":"%(at)s","event":"prefect.task-run.%(name)s","resource":{'
-    '"prefect.resource.id":"prefect.task-run.%(run)s","prefect.resource.name":%(run_name)s,'
-    '"prefect.run-count":"%(count)d","prefect.state-message":%(message)s,"prefect.state-name":"%(name)s",'
-    '"prefect.state-timestamp":"%(at)s","prefect.state-type":"%(type)s","prefect.orchestration":"client"},'
-    '"related":[%(related)s],"payload":{"intended":{"from":%(from)s,"to":"%(type)s"},"initial_state":%(initial)s,'
-    '"validated_state":{"type":"%(type)s","name":"%(name)s","message":%(message)s,"state_details":%(details)s,'
-    '"data":null},"task_run":{"name":%(run_name)s,"task_key":%(task_key)s,"dynamic_key":%(dynamic_key)s,'
-    '"empirical_policy":%(policy)s,"tags":%(tags)s,"labels":{},"task_inputs":{},"run_count":%(count)d,'
-    '"flow_run_run_count":%(flow_run_count)d,%(times)s}}}'
-)

@@ -119,8 +119,10 @@ class Api:
     def __init__(self, url: str) -> None:
         self._client = httpx.Client(base_url=url, timeout=10)
 
-    def task_runs(self, flow_run_id: UUID | str) -> list[dict[str, Any]]:
-        body = {"flow_runs": {"id": {"any_": [str(flow_run_id)]}}, "sort": "EXPECTED_START_TIME_ASC"}
+    def task_runs(self, flow_run_id: UUID | str, *, offset: int = 0) -> list[dict[str, Any]]:
+        """A page of the flow run's task runs, in the order of their submission."""
+        of_flow_run = {"id": {"any_": [str(flow_run_id)]}}
+        body = {"flow_runs": of_flow_run, "sort": "EXPECTED_START_TIME_ASC", "offset": offset}
         return self._post("/task_runs/filter", body)
 
     def task_run(self, task_run_id: UUID | str) -> dict[str, Any]:

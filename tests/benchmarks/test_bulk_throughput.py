@@ -1,0 +1,103 @@
+"""run_jobs beside Prefect's own task runners: to the last result, and until the server knows how each ended.
+
+BULK_JOBS in the environment gives another number of jobs than 2,000.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.apart import apart
+from tests.benchmarks.bulk import WORKERS, measure_bare_jobs, measure_run_jobs, measure_task_runner
+from tests.benchmarks.figures import Figures, Report, Row
+from tests.benchmarks.prefect_server import Kind, prefect_server
+
+JOBS = int(os.environ.get("BULK_JOBS", "2000"))
+TASKS_IN_PROCESSES = 100
+"""Twenty a second."""
+ROUNDS = 2
+LARGE = 100_000
+
+
+@pytest.mark.bench
+@pytest.mark.parametrize(("kind", "target"), [("default", 2.5), ("tuned", 2.0), ("postgresql", 2.0)])
+def test_recorded(report: Report, tmp_path: Path, kind: Kind, target: float) -> None:
+    """Until the server knows the last final state; the server's share of a processor says whether it is the limit."""
+    with prefect_server(kind, tmp_path) as server, server.environment():
+        shares = []
+        measured: dict[str, list[float]] = {"auto": [], "full": [], "threads": []}
+        for _ in range(ROUNDS):
+            began, used = time.monotonic(), server.cpu_seconds()
+            measured["auto"].append(apart(measure_run_jobs, JOBS, "auto")["recorded"])
+            shares.append((server.cpu_seconds() - used) / (time.monotonic() - began))
+            measured["full"].append(apart(measure_run_jobs, JOBS, "full")["recorded"])
+            measured["threads"].append(apart(measure_task_runner, "threads", JOBS)["recorded"])
+    figures = {name: Figures(tuple(values)) for name, values in measured.items()}
+    report.add(
+        [
+            Row(
+                what=f"run_jobs recorded/s, {kind} server, {mode!r}, beside ThreadPoolTaskRunner",
+                ours=figures[mode].told() + (f", server {max(shares):.0%} busy" if mode == "auto" else ""),
+                beside=figures["threads"].told(),
+                figure=figures[mode].over(figures["threads"]).median,
+                at_least=wanted,
+            )
+            for mode, wanted in (("auto", target), ("full", 1.0))
+        ]
+    )
+
+
+@pytest.mark.bench
+def test_results(report: Report, tmp_path: Path) -> None:
+    """To the last result, in processes."""
+    with prefect_server("default", tmp_path) as server, server.environment():
+        ours, theirs = [], []
+        for _ in range(ROUNDS):
+            ours.append(apart(measure_run_jobs, JOBS, "auto")["results"])
+            theirs.append(apart(measure_task_runner, "processes", TASKS_IN_PROCESSES)["results"])
+    figures, others = Figures(tuple(ours)), Figures(tuple(theirs))
+    report.add(
+        [
+            Row(
+                what=f"run_jobs to the last result, {WORKERS} processes, beside ProcessPoolTaskRunner",
+                ours=figures.told(),
+                beside=others.told(),
+                figure=figures.over(others).median,
+                form=".0f",
+                at_least=100,
+            )
+        ]
+    )
+
+
+@pytest.mark.bench
+def test_cost(report: Report, tmp_path: Path) -> None:
+    """What mirroring a job costs its own process; and what 100,000 jobs leave in its memory."""
+    with prefect_server("tuned", tmp_path) as server, server.environment():
+        bare = [apart(measure_bare_jobs, 10_000)["cpu"] for _ in range(ROUNDS)]
+        ours = [apart(measure_run_jobs, 10_000, "auto")["cpu"] for _ in range(ROUNDS)]
+        many = apart(measure_run_jobs, LARGE, "auto")
+    mirrored, alone = Figures(tuple(ours)), Figures(tuple(bare))
+    report.add(
+        [
+            Row(
+                what="microseconds of CPU a job for run_jobs' mirror, beside the executor alone",
+                ours=mirrored.told(),
+                beside=alone.told(),
+                figure=mirrored.median - alone.median,
+                form=".0f",
+                at_most=100,
+            ),
+            Row(
+                what=f"MB above idle after {LARGE:,} jobs of run_jobs",
+                ours=f"{many['recorded']:,.0f} recorded/s",
+                figure=many["memory"] / 1e6,
+                form=".0f",
+                at_most=300,
+            ),
+        ]
+    )
