@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from executor_adapter.driver import JobDriver
@@ -43,12 +42,13 @@ class HookedExecution:
         driver = self._drivers.get(job)
         if driver is None:
             raise JobCancelledError(f"job {job.job_id} is not running: submit it")
-        running = driver.attempt()
+        running = asyncio.wrap_future(driver.attempt())
+        running.add_done_callback(lambda over: over.exception())  # looked at: asyncio logs it where nobody does
         try:
-            return await asyncio.shield(asyncio.wrap_future(running))
+            return await asyncio.shield(running)
         except asyncio.CancelledError:
             driver.stop_attempt(StopReason.LIMIT)
-            await _ended(running)
+            await asyncio.wait([running])
             raise
 
     def _close(self) -> None:
@@ -97,8 +97,3 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
         loop.run_forever()
     finally:
         loop.close()
-
-
-async def _ended(future: Future[Any]) -> None:
-    """Wait until it is done, however it ends."""
-    await asyncio.wait([asyncio.wrap_future(future)])

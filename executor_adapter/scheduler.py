@@ -281,8 +281,11 @@ class _Parameters:
     def __init__(self, function: Callable[..., Any] | str) -> None:
         try:
             parameters = list(inspect.signature(resolve(function)).parameters.values())
-        except ValueError:  # some built-in functions have none: take it that they know what they do
-            parameters = [inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)]
+        except ValueError:
+            parameters = []
+            self.unknown = True  # some built-in functions have no signature
+        else:
+            self.unknown = False
         by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         self.takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
@@ -303,7 +306,7 @@ def _refuse_unfit(function: Callable[..., Any] | str, own: dict[str, Any]) -> No
             raise InvalidJobError(
                 f"{name!r} is a field of Job, not an argument: make a Job with it and give that to job_queue.add_job"
             )
-        if not takes.accept(name):
+        if not takes.accept(name) and not takes.unknown:
             raise InvalidJobError(
                 f"{function!r} takes no argument {name!r}: it takes {', '.join(takes.names) or 'none by name'}"
             )

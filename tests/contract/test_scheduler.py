@@ -65,6 +65,19 @@ def test_a_manual_job_gets_what_its_function_takes() -> None:
     run(main)
 
 
+def test_a_function_without_a_signature_gets_only_the_caller_s_own_arguments() -> None:
+    async def main() -> None:
+        scheduler = CollectionScheduler(2, config=Settings())
+        await scheduler.start()
+        try:
+            job = await is_over(scheduler, await scheduler.add_manual_job("collection", dict, "radar", depth=2))
+            assert (job.status, job.kwargs) == ("completed", {"depth": 2})
+        finally:
+            scheduler.close()
+
+    run(main)
+
+
 def test_a_processing_job_runs_in_a_process_with_its_data() -> None:
     async def main() -> None:
         scheduler = ProcessingScheduler(1, config=Settings())
