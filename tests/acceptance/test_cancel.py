@@ -30,18 +30,20 @@ JOBS = 12
 WITHIN = {"button": 10.0, "command": 10.0, "SIGTERM": 5.0, "SIGINT": 5.0, "shutdown": 10.0}
 """Seconds within which nothing may be alive: a runner asks every so often, and then tells the flow."""
 
+RUNNERS = ("ours", "stock", "bulk")
 CHOSEN = {
     ("button", "hand", "ours"),
     ("button", "worker", "stock"),
-    ("command", "hand", "stock"),
+    ("command", "hand", "bulk"),
     ("command", "served", "ours"),
     ("SIGTERM", "hand", "stock"),
+    ("SIGINT", "served", "bulk"),
     ("shutdown", "worker", "ours"),
     ("shutdown", "served", "stock"),
 }
 ALL = [
-    *itertools.product(("button", "command", "SIGTERM", "SIGINT"), ("hand", "served", "worker"), ("ours", "stock")),
-    *itertools.product(("shutdown",), ("served", "worker"), ("ours", "stock")),
+    *itertools.product(("button", "command", "SIGTERM", "SIGINT"), ("hand", "served", "worker"), RUNNERS),
+    *itertools.product(("shutdown",), ("served", "worker"), RUNNERS),
 ]
 
 pytestmark = pytest.mark.timeout(180)
