@@ -156,7 +156,10 @@ class ProcessPool(WorkerPool):
                     waiting = True
                 else:
                     running.short = False
-                    self._hand_back(worker.take_back(running, or_those_behind=True)[1])
+                    # All of them, where it had not begun after all.
+                    _, voided = worker.take_back(running, or_those_behind=True)
+                    self._taken_back(worker, voided)
+                    self._hand_back(voided)
         return waiting
 
     def _give(self, worker: WorkerHandle, assignment: Assignment) -> None:
