@@ -30,7 +30,7 @@ from executor_adapter.memory import Memory
 from executor_adapter.monitoring.metrics_port import serve_metrics
 from executor_adapter.monitoring.stats import WINDOW, ExecutorStats, figures
 from executor_adapter.monitoring.tracing import tracer_in_use
-from executor_adapter.pools import pool_kind
+from executor_adapter.pools import pool_kinds
 from executor_adapter.pools.base import WorkerPool
 from executor_adapter.queue import StoredPast
 from executor_adapter.signals import signal_watch
@@ -84,6 +84,7 @@ class JobExecutor:
         self._supervisor = self._make_supervisor(
             max_workers=max_workers,
             make_pool=functools.partial(_make_pool, max_workers, self.config, initializer and (initializer, initargs)),
+            kind_of=pool_kinds(self.config.executor.start_method),
             observers=tuple(observers),
             max_pending=max_pending,
             tool_limits=limits_of_tools(self.config, tool_limits),
@@ -389,14 +390,13 @@ def _make_pool(
     name: str,
     supervisor: Supervisor,
 ) -> WorkerPool:
+    kind: Callable[..., WorkerPool] = pool_kinds(config.executor.start_method)(name)
     if name != "process":
-        return pool_kind(name)(supervisor, max_workers)
-    from executor_adapter.pools.process import ProcessPool  # here, since it is the heaviest and not always needed
-
+        return kind(supervisor, max_workers)
     names = {"preload", "max_jobs_per_worker", "max_rss_growth", "nice", "cpu_affinity"}
-    options = config.executor.model_dump(include=names)
+    options = config.executor.model_dump(include=names, exclude_none=True)
     options["preload"] = tuple(dict.fromkeys((*options["preload"], *_preloads)))
-    return ProcessPool(supervisor, max_workers, initializer=initializer, **options)
+    return kind(supervisor, max_workers, initializer=initializer, **options)
 
 
 def result_of(future: Future[Any]) -> JobResult:
