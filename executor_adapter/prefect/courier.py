@@ -175,7 +175,7 @@ class Courier:
         for _ in range(there[-1] if there else 0):
             batch = self._sent.popleft()
             batch.arrived_at = self.progress_at = self._clock()
-            self._pace.confirmed(batch.arrived_at - batch.sent_at, was_full=batch.was_full)
+            self._pace.confirmed(batch.sent_at, batch.arrived_at, was_full=batch.was_full)
             self._arrived.append(batch)
             self._was_away, self._patience = False, PATIENCE
 

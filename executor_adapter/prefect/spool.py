@@ -71,6 +71,11 @@ class Spool:
         self._prefix = hashlib.sha256(server.encode()).hexdigest()[:16]
         self._max_bytes = max_bytes
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no file for this server, claimed or not."""
+        return not self._paths()
+
     def keep(self, events: Iterable[StateEvent]) -> int:
         """Write events down, the first ones first; how many there was room for.
 
