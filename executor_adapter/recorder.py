@@ -44,6 +44,7 @@ BATCH = 500
 LOOK_AROUND = 1.0
 """Seconds between looks at what running jobs say of their progress, and at whose end was asked for."""
 MOST_KEPT = 100_000
+"""Changes of jobs in memory while the store cannot be written, past which no job is taken in."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 """Seconds between tries while the store cannot be written."""
 LAST_WORDS = 30.0
@@ -100,7 +101,7 @@ class Recorder:
         """
         if len(self.journal) >= MOST_KEPT and self._down_since is not None:
             raise QueueFullError(
-                f"{len(self.journal)} jobs wait to be recorded, and {self.store.url} cannot be written"
+                f"{self.store.url} cannot be written, and {MOST_KEPT} changes of jobs wait for it: mend it, or wait"
             )
         if job.job_id in self._supervisor.intake.quarantined:
             self._forget_if_released(job.job_id)
