@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from executor_adapter.exceptions import ExecutorClosedError, QueueFullError
 from executor_adapter.job import TERMINAL, Job, Transition
 from executor_adapter.journal import Batch, Journal
+from executor_adapter.log_lines import LogLines, listen, stop_listening
 from executor_adapter.recording import StoredCall, refuse_unstorable_texts, shown_function, stored_call
 from executor_adapter.store.base import JobRecord, JobStore, LeaseLost, StoreUnavailable
 from executor_adapter.store.host import Host, forget, new_host
@@ -87,6 +88,9 @@ class Recorder:
         self._lease_ran_out = False
         self._renewed_at = self._looked_at = 0.0
         self._recovered_at = time.monotonic()
+        self.lines = LogLines(supervisor.intake.jobs)
+        supervisor.on_said = self.lines.said
+        listen(self.lines)
         supervisor.ledger.observers.insert(0, self.tell)
         supervisor.on_closed.append(self.close)
 
@@ -194,6 +198,7 @@ class Recorder:
         with self._lock:
             self._closing.set()
         self._wake.set()
+        stop_listening(self.lines)
         if self._thread is not None:
             self._thread.join()
 
@@ -243,6 +248,7 @@ class Recorder:
             requests, self._requests = self._requests, []
         try:
             self._write_all()
+            self.lines.write_to(self.store)
             self._look_around()
             self._recover_if_due()
             while requests:

@@ -85,6 +85,8 @@ class Supervisor:
         self.settling_lock = threading.RLock()
         self.settling = threading.Condition(self.settling_lock)
         """The condition of all futures, see JobFuture; and its lock, which is faster to take by itself."""
+        self.on_said: Callable[[Assignment, str, Any], object] | None = None
+        """Told of what functions in worker processes log and print."""
         self.on_closed: list[Callable[[], object]] = []
         """Called once all is over, in order."""
         self.intake = Intake(max_pending)
@@ -373,6 +375,8 @@ class Supervisor:
             self._running.alive(assignment, self.now())
         elif topic == "checkpoint":
             live.checkpoint = content
+        elif self.on_said is not None:
+            self.on_said(assignment, topic, content)
         if live.surroundings is not None:
             live.surroundings.said(assignment, topic, content)
         elif live.driver is not None:

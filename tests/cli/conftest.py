@@ -30,7 +30,7 @@ class Said(NamedTuple):
 Command = Callable[..., Said]
 
 WORK = """
-import os, time
+import os, sys, time
 from executor_adapter import current_job
 from executor_adapter.exceptions import DataCollectionException
 
@@ -45,6 +45,12 @@ def slow(seconds):
     for n in range(1, int(seconds * 20) + 1):
         current_job().progress(n, int(seconds * 20), f"page {n}")
         time.sleep(0.05)
+
+def talk(pause=0.0):
+    print("first", flush=True)
+    current_job().logger.warning("second")
+    time.sleep(pause + 0.1)
+    print("third", file=sys.stderr, flush=True)
 
 def crash():
     os._exit(7)

@@ -232,3 +232,28 @@ def test_json_is_one_line_for_programs(command: Command, filled: JobStore) -> No
     out = command("jobs", "show", "0001", "--json").out
     assert out.count("\n") == 1
     assert json.loads(out)["job_id"] == "oldest-0001"
+
+
+# --- logs ---
+
+
+def test_a_job_s_log_is_printed(command: Command, home: Path) -> None:
+    """Of what was printed the text, of what was logged also by whom; the newest lines, where asked for."""
+    assert command("run", "work_of_a_user:talk", "--pool", "process").code == 0
+    (job,) = command("jobs", "list", "--json").json["jobs"]
+    lines = command("jobs", "logs", job["job_id"]).out.splitlines()
+    # What is printed and what is logged come by ways of their own: their order is that of arrival.
+    assert {line[8:].strip() for line in lines} == {"first", "WARNING executor_adapter.job: second", "third"}
+    assert command("jobs", "logs", job["job_id"], "-n", "1").out.splitlines() == lines[-1:]
+    as_json = [json.loads(line) for line in command("jobs", "logs", job["job_id"], "--json").out.splitlines()]
+    sources = {(line["source"], line["attempt"]) for line in as_json}
+    assert sources == {("stdout", 1), ("executor_adapter.job", 1), ("stderr", 1)}
+
+
+def test_a_log_is_followed_until_the_job_is_over(command: Command, home: Path) -> None:
+    with JobExecutor(1, config=Settings(), store=f"sqlite:///{home / 'jobs.db'}") as executor:
+        job = Job(function="work_of_a_user:talk", kwargs={"pause": 1.5}, pool="process", job_id="talker")
+        executor.submit(job)
+        wait_for(lambda: command("jobs", "list", "--json").json["total"] == 1)
+        out = command("jobs", "logs", "talker", "--follow").out
+    assert len(out.splitlines()) == 3

@@ -26,7 +26,7 @@ FLOORS = (
     {"queue"},
     {
         *{"loop", "limits", "futures", "intake", "dispatch", "throttle", "pool_set", "ledger", "outcome", "job_log"},
-        *{"defaults", "traced", "journal", "memory", "recorder", "recording", "recovery"},
+        *{"defaults", "traced", "journal", "log_lines", "memory", "recorder", "recording", "recovery"},
         *{"supervisor", "surroundings", "driver", "hooks", "executor"},
     },
     {"scheduler", "testing"},
