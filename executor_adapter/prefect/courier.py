@@ -28,9 +28,6 @@ from executor_adapter.prefect.state_events import TICK, StateEvent
 
 logger = logging.getLogger("executor_adapter.prefect")
 
-LOOK_SECONDS = 0.5
-"""Between two looks at what the server has recorded."""
-
 PATIENCE = 15.0
 """Seconds without any progress after which what was sent is looked at one by one."""
 PATIENCE_AFTER_LOSS = 4.0
@@ -108,7 +105,7 @@ class Courier:
         """
         try:
             if self._clock() >= self._look_at and (self._sent or self._arrived):
-                self._look_at = self._clock() + LOOK_SECONDS
+                self._look_at = self._clock() + self._pace.look_seconds
                 self._look(api)
             self._send(api)
         except httpx.HTTPError:

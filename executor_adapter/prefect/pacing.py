@@ -8,7 +8,7 @@ the server is: a final state that is sent in a hurry must not wait behind minute
 
 from __future__ import annotations
 
-FIRST_WINDOW = 600
+FIRST_WINDOW = 300
 SMALLEST_WINDOW = 100
 LARGEST_WINDOW = 3_000
 BATCH = 300
@@ -24,6 +24,8 @@ class Pace:
 
     def __init__(self) -> None:
         self.window = FIRST_WINDOW
+        self.look_seconds = 0.5
+        """Between two looks at what is recorded: less often where that takes longer, since each costs the server."""
         self._changed_at = float("-inf")
 
     @property
@@ -37,6 +39,7 @@ class Pace:
         What was sent before the last change says nothing of the window since.
         """
         seconds = now - sent_at
+        self.look_seconds = 0.5 if seconds < QUICK else 1.0
         if sent_at < self._changed_at:
             return
         if seconds > SLOW:
