@@ -73,11 +73,6 @@ class FinalState:
         """Whether the server knows it so. A transaction may have rolled a completed task run back since."""
         return recorded.state_type is self.state.type and recorded.state_name in {self.state.name, "RolledBack"}
 
-    def emit_again(self) -> None:
-        """Tell the server once more, stamped anew: it ignores an id it has seen, and a time older than what it has."""
-        state = self.state.fresh_copy()
-        emit_state(self.task, self.task_run, state, flow_run=self.flow_run, persist_result=self.persist_result)
-
 
 class FinalStates:
     """The final states that engines of this process set, by flow run. Safe to use from any thread."""
