@@ -21,7 +21,7 @@ from subprocess import Popen
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from tests.acceptance.test_ui import CHROMIUM, FLAGS
+from tests.acceptance.test_ui import CHROMIUM, FLAGS, needs_chromium
 from tests.servers import ROOT, Server, poll, prefect, running
 
 SCRIPT = ROOT / "tests" / "acceptance" / "cancellable.py"
@@ -145,9 +145,7 @@ def _begun(server: Server, folder: Path, host: Popen[bytes], jobs: int, *, by_ha
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    if not CHROMIUM.exists():
-        missing = f"{CHROMIUM} is missing: apt-get install chromium"
-        pytest.fail(missing) if os.environ.get("CI") == "true" else pytest.skip(missing)
+    needs_chromium()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
