@@ -120,8 +120,7 @@ class JobExecutor:
             surroundings = self._tracer(surroundings)
         if self._memory is None:
             return self._admit(job, timeout=timeout, surroundings=surroundings)
-        with self._memory.recording(job):
-            return self._admit(job, timeout=timeout, surroundings=surroundings)
+        return self._memory.admit(job, lambda: self._admit(job, timeout=timeout, surroundings=surroundings))
 
     def _admit(self, job: Job, **how: Any) -> JobFuture:
         return self._supervisor.admit(job, **how) if self._hooked is None else self._hooked.submit(job, self, **how)
@@ -161,9 +160,9 @@ class JobExecutor:
         if self._defaults.any:
             self._defaults.fill_in(job)
         driver = JobDriver(job, self._supervisor)
-        with self._memory.recording(job, driven=True) if self._memory is not None else contextlib.nullcontext():
-            around = None if self._tracer is None else self._tracer(None)
-            twin = self._supervisor.admit(job, driver=driver, surroundings=around).job
+        around = None if self._tracer is None else self._tracer(None)
+        admit = functools.partial(self._supervisor.admit, job, driver=driver, surroundings=around)
+        twin = (admit() if self._memory is None else self._memory.admit(job, admit, driven=True)).job
         if twin is not job:
             raise InvalidJobError(f"job {twin.job_id} with dedupe_key={job.dedupe_key!r} is live: wait for that one")
         return driver

@@ -54,13 +54,13 @@ def changing_row_of(record: JobRecord) -> dict[str, Any]:
 
 def record_of(row: RowMapping) -> JobRecord:
     fields: dict[str, Any] = {str(name): value for name, value in row.items() if name != "cancel_requested"}
-    progress = fields["progress"]
+    progress, attempts = fields["progress"], json.loads(fields.pop("attempts"))
     return JobRecord(
         **fields
         | {
             "status": JobStatus(fields["status"]),
             "progress": None if progress is None else Progress(*json.loads(progress)),
-            "attempt_fields": tuple(map(tuple, json.loads(fields.pop("attempts")))),
+            "attempt_fields": tuple(map(tuple, attempts)),
             "metadata": json.loads(fields["metadata"]),
             "quarantined": bool(fields["quarantined"]),
         }

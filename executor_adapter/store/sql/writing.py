@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import operator
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Dialect, bindparam, false, or_, select, update
@@ -41,7 +41,8 @@ class Writing:
             .values({name: bindparam(name) for name in _CHANGING})
         )
         # By position, since that is what both drivers take as it is.
-        positional = type(dialect)(paramstyle="qmark" if dialect.name == "sqlite" else "format")
+        make: Callable[..., Dialect] = type(dialect)
+        positional = make(paramstyle="qmark" if dialect.name == "sqlite" else "format")
         self._new = _Statement(new, positional)
         self._known = _Statement(known, positional)
 
