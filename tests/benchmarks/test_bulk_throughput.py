@@ -76,11 +76,10 @@ def test_results(report: Report, tmp_path: Path) -> None:
 
 @pytest.mark.bench
 def test_cost(report: Report, tmp_path: Path) -> None:
-    """What mirroring a job costs its own process; and what 100,000 jobs leave in its memory."""
+    """What mirroring a job costs its own process."""
     with prefect_server("tuned", tmp_path) as server, server.environment():
         bare = [apart(measure_bare_jobs, 10_000)["cpu"] for _ in range(ROUNDS)]
         ours = [apart(measure_run_jobs, 10_000, "auto")["cpu"] for _ in range(ROUNDS)]
-        many = apart(measure_run_jobs, LARGE, "auto")
     mirrored, alone = Figures(tuple(ours)), Figures(tuple(bare))
     report.add(
         [
@@ -91,9 +90,20 @@ def test_cost(report: Report, tmp_path: Path) -> None:
                 figure=mirrored.median - alone.median,
                 form=".0f",
                 at_most=100,
-            ),
+            )
+        ]
+    )
+
+
+@pytest.mark.bench
+def test_memory(report: Report, tmp_path: Path) -> None:
+    """The most that 100,000 jobs hold of it, while the server is far behind."""
+    with prefect_server("tuned", tmp_path) as server, server.environment():
+        many = apart(measure_run_jobs, LARGE, "auto")
+    report.add(
+        [
             Row(
-                what=f"MB above idle after {LARGE:,} jobs of run_jobs",
+                what=f"most MB above idle, {LARGE:,} jobs of run_jobs",
                 ours=f"{many['recorded']:,.0f} recorded/s",
                 figure=many["memory"] / 1e6,
                 form=".0f",

@@ -65,7 +65,7 @@ def check(server: MeasuredServer, told: dict[str, Any], jobs: int) -> None:
 @pytest.mark.timeout(TIMEOUT)
 @pytest.mark.parametrize("kind", ["default", "tuned", "postgresql"])
 def test_of_many_jobs_none_is_lost(tmp_path: Path, kind: Kind) -> None:
-    with prefect_server(kind, tmp_path) as server, server.environment():
+    with prefect_server(kind, tmp_path) as server, server.environment(PREFECT_LOGGING_LEVEL="CRITICAL"):
         told = apart(run_many, MANY)
         print(f"{kind}: {MANY / told['seconds']:.0f} recorded/s; {told['report']}")
         check(server, told, MANY)
@@ -86,7 +86,7 @@ def test_a_killed_server_is_told_again_what_a_few_jobs_lost(tmp_path: Path) -> N
 
 
 def killed_half_way(directory: Path, jobs: int) -> None:
-    with prefect_server("default", directory) as server, server.environment():
+    with prefect_server("default", directory) as server, server.environment(PREFECT_LOGGING_LEVEL="CRITICAL"):
         running = in_background(jobs)
         wait_until(lambda: recorded(server) >= jobs / 2, TIMEOUT / 2)
         server.kill()
@@ -102,7 +102,7 @@ def killed_half_way(directory: Path, jobs: int) -> None:
 def test_ten_seconds_of_refused_connections_lose_nothing(tmp_path: Path) -> None:
     """The server goes on, but nobody gets through to it."""
     with prefect_server("default", tmp_path) as server, Gate(server.port) as gate:
-        with server.environment(PREFECT_API_URL=f"http://127.0.0.1:{gate.port}/api"):
+        with server.environment(PREFECT_API_URL=f"http://127.0.0.1:{gate.port}/api", PREFECT_LOGGING_LEVEL="CRITICAL"):
             running = in_background(MANY)
             wait_until(lambda: recorded(server) >= MANY / 4, TIMEOUT / 2)
             gate.close()
