@@ -5,6 +5,7 @@ from executor_adapter.executor import preload_in_workers
 from executor_adapter.prefect.artifacts import JobReport, job_report
 from executor_adapter.prefect.blocks import JobExecutorBlock
 from executor_adapter.prefect.bulk import arun_jobs, run_jobs
+from executor_adapter.prefect.health import emit_alert
 from executor_adapter.prefect.job_events import JobEvents, job_events
 from executor_adapter.prefect.job_task import JobTask, job_task
 from executor_adapter.prefect.mirror import PrefectMirror
@@ -27,6 +28,7 @@ __all__ = [
     "PrefectMirror",
     "ReconcileReport",
     "arun_jobs",
+    "emit_alert",
     "job_events",
     "job_options",
     "job_report",
