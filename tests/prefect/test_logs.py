@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 from prefect import flow, get_run_logger
 
-from executor_adapter import JobExecutor
+from executor_adapter import JobExecutor, current_job
 from executor_adapter.prefect import job_task
 from tests.prefect.conftest import Api, Wait
 
@@ -21,6 +21,10 @@ PAGE = 200
 
 def by_logger() -> Callable[[str], object]:
     return get_run_logger().info
+
+
+def by_job() -> Callable[[str], object]:
+    return current_job().logger.info
 
 
 def by_print() -> Callable[[str], object]:
@@ -62,6 +66,8 @@ def said(api: Api, task_run_id: UUID | str) -> list[str]:
         ("process", "by_print"),
         ("process", "by_fd"),
         ("process", "by_turns"),
+        ("process", "by_job"),
+        ("thread", "by_job"),
         ("thread", "by_logger"),
         ("thread", "by_print"),
     ],
