@@ -92,6 +92,6 @@ def _related(final: FinalState) -> list[dict[str, str]]:
 
 
 def _record_of(final: FinalState) -> Any:
-    data = final.state.data
-    is_told = final.persist_result and isinstance(data, ResultRecord)
-    return data.metadata.model_dump(mode="json") if is_told else None
+    """Where the result is, if it is persisted."""
+    data: Any = final.state.data
+    return data.metadata.model_dump(mode="json") if final.persist_result and isinstance(data, ResultRecord) else None
