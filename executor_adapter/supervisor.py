@@ -331,6 +331,8 @@ class Supervisor:
         self, assignment: Assignment, ending: Ending, value: Any = None, error: BaseException | None = None
     ) -> None:
         job = assignment.job
+        if ending is Ending.CRASHED and assignment not in self._running:
+            self.started(assignment, self.now())  # an attempt it was, though its worker died before it was ready
         reason = self._forget(assignment)
         self._dispatcher.attempt_over(job)
         if ending is Ending.RETURNED:

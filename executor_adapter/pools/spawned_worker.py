@@ -41,7 +41,7 @@ BOOTSTRAP = (
 """What the worker's interpreter runs: it must have the host's sys.path before it can find this package. The program's
 `__main__` is not imported."""
 
-_LOOK_EVERY = 5.0
+_LOOK_EVERY = 2.0
 """Seconds between two looks at who the parent is: another process may hold the pipe's other end too."""
 _SETTLE = 0.02
 """A process that dies closes its descriptors before it ceases to be a parent."""
