@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -116,6 +118,18 @@ def test_a_server_that_stays_away_is_given_up_in_time(tmp_path: Path, prefect_ap
         mirror = PrefectMirror(patience=1.0, spool=Spool(url, tmp_path))
         run_mirrored(mirror, jobs(3, "given-up"))
         assert len(mirror.close().spooled) == 3
+
+
+def test_a_server_that_does_not_answer_holds_up_no_end(tmp_path: Path, prefect_api: str) -> None:
+    """It takes the connection, and that is all: the end comes in time, and what it was sent is kept."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
+        with temporary_settings({PREFECT_API_URL: url}):
+            mirror = PrefectMirror(spool=Spool(url, tmp_path))
+            run_mirrored(mirror, jobs(3, "unheard"))
+            began = time.monotonic()
+            assert len(mirror.close(timeout=1.0).spooled) == 3
+            assert time.monotonic() - began < 5
 
 
 def test_what_there_is_no_room_for_is_named(tmp_path: Path, prefect_api: str, caplog: pytest.LogCaptureFixture) -> None:
