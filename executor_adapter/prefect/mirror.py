@@ -22,11 +22,12 @@ report says of how many jobs, and which.
 from __future__ import annotations
 
 import contextvars
+import itertools
 import json
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Self
 
@@ -223,14 +224,17 @@ class PrefectMirror:
         for event in events:
             if event.origin is not None:
                 event.origin.release()
-        own = [event for event in events if event.origin is None] + list(self._backlog.finals(self._flow))
+        ids: list[str] = []
+        own = (event for event in events if event.origin is None)
+        left = _noted(itertools.chain(own, self._backlog.finals(self._flow)), ids)
         kept = 0
         try:
-            kept = self._spool.keep(own) if own else 0
+            kept = self._spool.keep(left)
         except OSError:
             logger.exception("final states could not be written to disk")
-        ids = tuple(_job_id(event) for event in own)
-        self._spooled, self._missing = ids[:kept], ids[kept:]
+        for _ in left:  # those that there is no room for have names too
+            pass
+        self._spooled, self._missing = tuple(ids[:kept]), tuple(ids[kept:])
 
     # --- the sender's thread ---
 
@@ -291,6 +295,13 @@ class PrefectMirror:
         if not self._is_away:
             self._is_away = True
             logger.warning("the Prefect server is away, and is tried again: %r", error)
+
+
+def _noted(events: Iterable[StateEvent], ids: list[str]) -> Iterator[StateEvent]:
+    """The events; the ids of their jobs are written down as they pass."""
+    for event in events:
+        ids.append(_job_id(event))
+        yield event
 
 
 def _job_id(event: StateEvent) -> str:
