@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from executor_adapter.job import MemoryLimit, PoolName
 from executor_adapter.retry import RetryPolicy, RetryRule
+from executor_adapter.start_method import HAS_CPU_AFFINITY, START_METHOD, StartMethod, check_start_method
 
 
 def _no_bool(value: Any) -> Any:
@@ -167,6 +168,8 @@ class ExecutorSettings(Section):
     """Attempts at once, over all pools."""
     kill_grace: Number = Field(default=5.0, ge=0)
     """Seconds between asking a job to end (SIGTERM) and making it (SIGKILL)."""
+    start_method: Annotated[StartMethod, AfterValidator(check_start_method)] = START_METHOD
+    """How processes start: guardian (forked in milliseconds; Linux, the default there) or spawn (new interpreters)."""
     preload: Names = ()
     """Modules that workers of the process pool find imported when they start."""
     max_jobs_per_worker: Count | None = Field(default=None, ge=1)
@@ -177,6 +180,14 @@ class ExecutorSettings(Section):
     """Scheduling priority of worker processes, as nice(1) has it."""
     cpu_affinity: tuple[Count, ...] | None = None
     """Processors that worker processes may run on."""
+
+    @model_validator(mode="after")
+    def _check_start_method(self) -> Self:
+        if self.start_method == "spawn" and self.max_rss_growth is not None:
+            raise PydanticCustomError("place", "max_rss_growth needs start_method 'guardian': use max_jobs_per_worker")
+        if self.cpu_affinity is not None and not HAS_CPU_AFFINITY:
+            raise PydanticCustomError("place", "cpu_affinity is not to be had on this system: leave it out")
+        return self
 
 
 class StoreSettings(Section):

@@ -94,6 +94,11 @@ def current_job() -> JobContext:
     return context
 
 
+def running_job() -> JobContext | None:
+    """As `current_job`; None outside a job."""
+    return None if _current.get() is None else current_job()
+
+
 Entered = contextvars.Token[JobContext | Callable[[], JobContext] | None]
 
 

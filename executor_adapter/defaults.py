@@ -17,6 +17,7 @@ class JobDefaults:
 
     def __init__(self, settings: Settings) -> None:
         self._general = settings.job.given()
+        self._has_memory_limits = settings.executor.start_method == "guardian"
         self._of_tool = {name: tool.job.over(settings.job).given() for name, tool in settings.tools.items()}
         self.any = bool(self._general) or any(self._of_tool.values())
         """Whether there is anything to fill in: most programs ask each job in vain otherwise."""
@@ -25,17 +26,16 @@ class JobDefaults:
         """Set what the settings say and the job does not; harmless when done twice."""
         said = self._of_tool.get(job.tool_name or "", self._general)
         for field, value in said.items():
-            if field not in job.model_fields_set and field != "retry" and _can_hold(job, field):
+            if field not in job.model_fields_set and field != "retry" and self._can_hold(job, field):
                 setattr(job, field, value)
         if "retry" in said and "retry" not in job.model_fields_set:
             job.retry = retry_policy(said["retry"], job.retry_attempts, job.retry_delay)
 
-
-def _can_hold(job: Job, field: str) -> bool:
-    """Whether the job's pool can hold that limit: a default is for those that can, where an explicit one is refused."""
-    if field == "memory_limit":
-        return job.pool == "process"
-    return field != "soft_timeout" or (job.pool != "coroutine" and not is_coroutine_function(job.function))
+    def _can_hold(self, job: Job, field: str) -> bool:
+        """Whether the job's pool can hold that limit: a default is for those that can, an explicit one is refused."""
+        if field == "memory_limit":
+            return job.pool == "process" and self._has_memory_limits
+        return field != "soft_timeout" or (job.pool != "coroutine" and not is_coroutine_function(job.function))
 
 
 def tool_limits(settings: Settings, given: Mapping[str, ToolLimit] | None) -> dict[str, ToolLimit]:

@@ -30,7 +30,7 @@ from executor_adapter.memory import Memory
 from executor_adapter.monitoring.metrics_port import serve_metrics
 from executor_adapter.monitoring.stats import WINDOW, ExecutorStats, figures
 from executor_adapter.monitoring.tracing import tracer_in_use
-from executor_adapter.pools import pool_kind
+from executor_adapter.pools import pool_kinds
 from executor_adapter.pools.base import WorkerPool
 from executor_adapter.queue import StoredPast
 from executor_adapter.signals import signal_watch
@@ -84,6 +84,7 @@ class JobExecutor:
         self._supervisor = self._make_supervisor(
             max_workers=max_workers,
             make_pool=functools.partial(_make_pool, max_workers, self.config, initializer and (initializer, initargs)),
+            kind_of=pool_kinds(self.config.executor.start_method),
             observers=tuple(observers),
             max_pending=max_pending,
             tool_limits=limits_of_tools(self.config, tool_limits),
@@ -119,8 +120,7 @@ class JobExecutor:
             surroundings = self._tracer(surroundings)
         if self._memory is None:
             return self._admit(job, timeout=timeout, surroundings=surroundings)
-        with self._memory.recording(job):
-            return self._admit(job, timeout=timeout, surroundings=surroundings)
+        return self._memory.admit(job, lambda: self._admit(job, timeout=timeout, surroundings=surroundings))
 
     def _admit(self, job: Job, **how: Any) -> JobFuture:
         return self._supervisor.admit(job, **how) if self._hooked is None else self._hooked.submit(job, self, **how)
@@ -160,9 +160,9 @@ class JobExecutor:
         if self._defaults.any:
             self._defaults.fill_in(job)
         driver = JobDriver(job, self._supervisor)
-        with self._memory.recording(job, driven=True) if self._memory is not None else contextlib.nullcontext():
-            around = None if self._tracer is None else self._tracer(None)
-            twin = self._supervisor.admit(job, driver=driver, surroundings=around).job
+        around = None if self._tracer is None else self._tracer(None)
+        admit = functools.partial(self._supervisor.admit, job, driver=driver, surroundings=around)
+        twin = (admit() if self._memory is None else self._memory.admit(job, admit, driven=True)).job
         if twin is not job:
             raise InvalidJobError(f"job {twin.job_id} with dedupe_key={job.dedupe_key!r} is live: wait for that one")
         return driver
@@ -389,14 +389,13 @@ def _make_pool(
     name: str,
     supervisor: Supervisor,
 ) -> WorkerPool:
+    kind: Callable[..., WorkerPool] = pool_kinds(config.executor.start_method)(name)
     if name != "process":
-        return pool_kind(name)(supervisor, max_workers)
-    from executor_adapter.pools.process import ProcessPool  # here, since it is the heaviest and not always needed
-
+        return kind(supervisor, max_workers)
     names = {"preload", "max_jobs_per_worker", "max_rss_growth", "nice", "cpu_affinity"}
-    options = config.executor.model_dump(include=names)
+    options = config.executor.model_dump(include=names, exclude_none=True)
     options["preload"] = tuple(dict.fromkeys((*options["preload"], *_preloads)))
-    return ProcessPool(supervisor, max_workers, initializer=initializer, **options)
+    return kind(supervisor, max_workers, initializer=initializer, **options)
 
 
 def result_of(future: Future[Any]) -> JobResult:

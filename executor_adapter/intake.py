@@ -10,7 +10,7 @@ from executor_adapter.exceptions import ExecutorClosedError, InvalidJobError, Qu
 from executor_adapter.functions import is_coroutine_function
 from executor_adapter.futures import JobFuture
 from executor_adapter.job import Job, JobStatus
-from executor_adapter.pools import POOL_NAMES, pool_kind
+from executor_adapter.pools import POOL_NAMES, PoolKinds, pool_kinds
 from executor_adapter.pools.base import WorkerPool
 
 
@@ -126,8 +126,10 @@ class Intake:
             self._place_free.notify()
 
 
-def check_job(job: Job) -> tuple[str, Any]:
+def check_job(job: Job, kind_of: PoolKinds | None = None) -> tuple[str, Any]:
     """The name of the pool that the job is to run in, and what that pool prepared for it.
+
+    `kind_of`: the pools of the executor; those of the default start method otherwise.
 
     Raises:
         InvalidJobError: it was submitted before, or asks for what that pool cannot do.
@@ -140,12 +142,21 @@ def check_job(job: Job) -> tuple[str, Any]:
         name = "coroutine" if is_coroutine_function(job.function) else "thread"
     if name not in POOL_NAMES:
         raise InvalidJobError(f"pool={name!r} is not available here: choose one of {', '.join(POOL_NAMES)}")
-    kind = pool_kind(name)
+    kind = (kind_of or pool_kinds())(name)
     if job.memory_limit is not None and not kind.can_limit_memory:
-        raise InvalidJobError(f"memory_limit needs a process of its own, and pool={name!r} has none: pool='process'")
+        raise InvalidJobError(_memory_refusal(name))
     if job.soft_timeout is not None:
         _check_soft_timeout(job.soft_timeout, job.max_runtime, name, kind)
     return name, kind.prepare(job)
+
+
+def _memory_refusal(name: str) -> str:
+    if name == "process":
+        return (
+            "memory_limit needs executor.start_method='guardian', which needs Linux, and here it is 'spawn': "
+            "leave it out, or let the function limit itself (resource.setrlimit)"
+        )
+    return f"memory_limit needs a process of its own, and pool={name!r} has none: pool='process'"
 
 
 def _check_soft_timeout(soft: float, hard: float | None, name: str, kind: type[WorkerPool]) -> None:

@@ -112,11 +112,15 @@ class Journal:
 
     def _record(self, told: Transition, stored: StoredCall | None, host_id: str) -> JobRecord:
         job = told.job
-        record = record_of(job, told.status, queue=self._queue, host=host_id, stored=stored or _WRITTEN)
-        if self._keeps_jobs:
-            record = replace(record, job=job)
-        if told.status is JobStatus.FAILED and self._quarantined.get(job.job_id) is job:
-            record = replace(record, quarantined=True)
+        record = record_of(
+            job,
+            told.status,
+            queue=self._queue,
+            host=host_id,
+            stored=stored or _WRITTEN,
+            quarantined=told.status is JobStatus.FAILED and self._quarantined.get(job.job_id) is job,
+            keep=self._keeps_jobs,
+        )
         return _left(record) if self._is_left(told) else record
 
     def _is_left(self, told: Transition) -> bool:

@@ -72,7 +72,9 @@ class SupervisorLoop:
         self._asleep = False
         self._woken = False
         self.stopped = False
-        self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._wake_reader, self._wake_writer = os.pipe()
+        for fd in (self._wake_reader, self._wake_writer):
+            os.set_blocking(fd, False)
         self.watch(self._wake_reader, self._drain_wake_pipe)
 
     # --- from any thread ---

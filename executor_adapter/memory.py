@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from executor_adapter.job import Job
@@ -15,6 +14,7 @@ from executor_adapter.store.base import JobStore
 
 if TYPE_CHECKING:
     from executor_adapter.executor import JobExecutor
+    from executor_adapter.futures import JobFuture
 
 
 class Memory:
@@ -37,9 +37,8 @@ class Memory:
         if isinstance(store, str):
             supervisor.on_closed.append(self.store.close)
 
-    @contextlib.contextmanager
-    def recording(self, job: Job, *, driven: bool = False) -> Iterator[None]:
-        """Record the job that is submitted within, unless it is refused, or a live twin taken for it.
+    def admit(self, job: Job, admit: Callable[[], JobFuture], *, driven: bool = False) -> JobFuture:
+        """`admit()`, and have the job recorded, unless it is refused or a live twin taken for it.
 
         Raises:
             InvalidJobError: it cannot be stored; the message says why and the way out.
@@ -47,10 +46,13 @@ class Memory:
         """
         self.recorder.take(job, driven=driven)
         try:
-            yield
-        finally:
-            if job._live.future is None and not job.status.is_terminal:
-                self.recorder.drop(job)
+            future = admit()
+        except BaseException:
+            self.recorder.drop(job)
+            raise
+        if future.job is not job:
+            self.recorder.drop(job)
+        return future
 
     def recover(self) -> list[Job]:
         """

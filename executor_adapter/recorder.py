@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from executor_adapter.exceptions import ExecutorClosedError, QueueFullError
 from executor_adapter.job import TERMINAL, Job, Transition
 from executor_adapter.journal import Batch, Journal
+from executor_adapter.log_lines import LogLines, listen, stop_listening
 from executor_adapter.recording import StoredCall, refuse_unstorable_texts, shown_function, stored_call
 from executor_adapter.store.base import JobRecord, JobStore, LeaseLost, StoreUnavailable
 from executor_adapter.store.host import Host, forget, new_host
@@ -44,6 +45,7 @@ BATCH = 500
 LOOK_AROUND = 1.0
 """Seconds between looks at what running jobs say of their progress, and at whose end was asked for."""
 MOST_KEPT = 100_000
+"""Changes of jobs in memory while the store cannot be written, past which no job is taken in."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 """Seconds between tries while the store cannot be written."""
 LAST_WORDS = 30.0
@@ -86,6 +88,9 @@ class Recorder:
         self._lease_ran_out = False
         self._renewed_at = self._looked_at = 0.0
         self._recovered_at = time.monotonic()
+        self.lines = LogLines(supervisor.intake.jobs)
+        supervisor.on_said = self.lines.said
+        listen(self.lines)
         supervisor.ledger.observers.insert(0, self.tell)
         supervisor.on_closed.append(self.close)
 
@@ -100,7 +105,7 @@ class Recorder:
         """
         if len(self.journal) >= MOST_KEPT and self._down_since is not None:
             raise QueueFullError(
-                f"{len(self.journal)} jobs wait to be recorded, and {self.store.url} cannot be written"
+                f"{self.store.url} cannot be written, and {MOST_KEPT} changes of jobs wait for it: mend it, or wait"
             )
         if job.job_id in self._supervisor.intake.quarantined:
             self._forget_if_released(job.job_id)
@@ -193,6 +198,7 @@ class Recorder:
         with self._lock:
             self._closing.set()
         self._wake.set()
+        stop_listening(self.lines)
         if self._thread is not None:
             self._thread.join()
 
@@ -242,6 +248,7 @@ class Recorder:
             requests, self._requests = self._requests, []
         try:
             self._write_all()
+            self.lines.write_to(self.store)
             self._look_around()
             self._recover_if_due()
             while requests:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.functions import resolve
@@ -27,8 +26,7 @@ _IN_COLUMNS = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class StoredCall:
+class StoredCall(NamedTuple):
     """What of a job another process needs to run it; see JobRecord. `call` is None where nobody is to run it again."""
 
     function: str
@@ -136,8 +134,10 @@ def _not_json(value: Any) -> str | None:
     return f"a {kind.__name__}"
 
 
-def record_of(job: Job, status: JobStatus, *, queue: str, host: str | None, stored: StoredCall) -> JobRecord:
-    """The job as it stands, in `status`."""
+def record_of(
+    job: Job, status: JobStatus, *, queue: str, host: str, stored: StoredCall, quarantined: bool, keep: bool
+) -> JobRecord:
+    """The job as it stands, in `status`; with the job itself, to `keep` it."""
     live = job._live
     return JobRecord(
         job_id=job.job_id,
@@ -156,7 +156,7 @@ def record_of(job: Job, status: JobStatus, *, queue: str, host: str | None, stor
         error_message=live.error_message,
         records_processed=live.records_processed,
         progress=live.progress,
-        attempts=job.attempts if live.attempts else (),
+        attempt_fields=live.attempts or (),
         metadata=job.metadata,
         priority=job.priority,
         max_runtime=job.max_runtime,
@@ -164,6 +164,8 @@ def record_of(job: Job, status: JobStatus, *, queue: str, host: str | None, stor
         pickled=stored.pickled,
         host=host,
         retry_of=job.metadata.get(RETRY_OF),
+        quarantined=quarantined,
+        job=job if keep else None,
     )
 
 

@@ -7,6 +7,7 @@ killed it: such a death counts as a crash of the job, and past `crash_attempts` 
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable
@@ -103,8 +104,9 @@ def _cut_off(record: JobRecord) -> JobRecord:
         error_code="WORKER_CRASHED",
         error_message="its host died",
     )
+    fields = tuple(getattr(attempt, field.name) for field in dataclasses.fields(attempt))
     crashes = record.crashes + (pool != "process")
-    return replace(record, attempts=(*record.attempts, attempt), crashes=crashes)
+    return replace(record, attempt_fields=(*record.attempt_fields, fields), crashes=crashes)
 
 
 def _pending(record: JobRecord) -> Job:

@@ -92,7 +92,7 @@ class SignalWatch:
                     self._previous = previous
 
     def _open(self) -> None:
-        self._pipe = reader, writer = os.pipe2(os.O_CLOEXEC)
+        self._pipe = reader, writer = os.pipe()
         os.set_blocking(writer, False)
         threading.Thread(target=self._read, args=(reader,), name="executor-signals", daemon=True).start()
 

@@ -46,6 +46,7 @@ from executor_adapter.outcome import (
     stop_error,
 )
 from executor_adapter.pool_set import PoolSet
+from executor_adapter.pools import PoolKinds
 from executor_adapter.pools.base import Assignment, Ending, WorkerPool
 from executor_adapter.retry import CRASHES, RetryDecision, decide
 from executor_adapter.surroundings import Surroundings
@@ -61,13 +62,14 @@ CANCEL_GRACE = 3.0
 
 
 class Supervisor:
-    """See the module. `make_pool` makes a pool when the first job asks for it."""
+    """See the module. `make_pool` makes a pool when the first job asks for it, of the class that `kind_of` gives."""
 
     def __init__(
         self,
         *,
         max_workers: int,
         make_pool: Callable[[str, Supervisor], WorkerPool],
+        kind_of: PoolKinds | None = None,
         observers: Sequence[Observer] = (),
         max_pending: int | None = None,
         tool_limits: Mapping[str, ToolLimit] | None = None,
@@ -78,10 +80,13 @@ class Supervisor:
         self.ledger = Ledger(observers)
         self.now = clock
         self.pools = PoolSet(lambda name: make_pool(name, self), clock)
+        self._kind_of = kind_of
         self.closed = threading.Event()
         self.settling_lock = threading.RLock()
         self.settling = threading.Condition(self.settling_lock)
         """The condition of all futures, see JobFuture; and its lock, which is faster to take by itself."""
+        self.on_said: Callable[[Assignment, str, Any], object] | None = None
+        """Told of what functions in worker processes log and print."""
         self.on_closed: list[Callable[[], object]] = []
         """Called once all is over, in order."""
         self.intake = Intake(max_pending)
@@ -120,7 +125,7 @@ class Supervisor:
         if (twin := self.intake.twin(job)) is not None:
             return twin
         live = job._live
-        live.pool, live.payload = check_job(job)
+        live.pool, live.payload = check_job(job, self._kind_of)
         live.memory_limit = job.memory_limit
         live.driver = driver
         live.surroundings = surroundings
@@ -326,6 +331,8 @@ class Supervisor:
         self, assignment: Assignment, ending: Ending, value: Any = None, error: BaseException | None = None
     ) -> None:
         job = assignment.job
+        if ending is Ending.CRASHED and assignment not in self._running:
+            self.started(assignment, self.now())  # an attempt it was, though its worker died before it was ready
         reason = self._forget(assignment)
         self._dispatcher.attempt_over(job)
         if ending is Ending.RETURNED:
@@ -370,6 +377,8 @@ class Supervisor:
             self._running.alive(assignment, self.now())
         elif topic == "checkpoint":
             live.checkpoint = content
+        elif self.on_said is not None:
+            self.on_said(assignment, topic, content)
         if live.surroundings is not None:
             live.surroundings.said(assignment, topic, content)
         elif live.driver is not None:

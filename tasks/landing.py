@@ -17,16 +17,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from executor_adapter.config import FilesTool, RestTool
-from executor_adapter.context import current_job
 from executor_adapter.exceptions import DataCollectionException
 from tasks import lake, sources
+from tasks.saying import log, progress
 
 Result = dict[str, Any]
 
 
 def find_windows(tool_name: str, tool: FilesTool, table: str) -> dict[str, int]:
     """The windows of a table in a file of `tool_name`, each with its number of rows."""
-    return sources.windows_of(tool, tool.tables[table])
+    windows = sources.windows_of(tool, tool.tables[table])
+    log("%s: %d rows in %d windows", tool.tables[table].file, sum(windows.values()), len(windows))
+    return windows
 
 
 def collect_window(tool_name: str, tool: FilesTool, table: str, window: str, root: Path) -> Result:
@@ -35,10 +37,12 @@ def collect_window(tool_name: str, tool: FilesTool, table: str, window: str, roo
     fingerprint = sources.fingerprint(tool, tool.tables[table])
     found = lake.complete(partition, fingerprint)
     if found is not None:
+        log("%s: %d rows, collected before", partition, found.rows)
         return _result(0, found.rows)
     rows = sources.read_window(tool, tool.tables[table], window)
     with lake.writing(partition, fingerprint=fingerprint) as writer:
         writer.add(rows)
+    log("%s: %d rows of %s", partition, rows.num_rows, tool.tables[table].file)
     return _result(rows.num_rows, rows.num_rows)
 
 
@@ -53,7 +57,7 @@ def collect_resource(
     now = now or datetime.now(UTC)
     collected = total = 0
     with sources.client_for(tool, dict(headers)) as client:
-        api = sources.Api(tool=tool, client=client, said=_say)
+        api = sources.Api(tool=tool, client=client, said=lambda count, resource: progress(count, None, resource))
         for day in sources.days_until(now, tool.days):
             new, rows = _collect_day(tool_name, api, table, day, root, over=day.is_over(now))
             collected, total = collected + new, total + rows
@@ -70,6 +74,7 @@ def _collect_day(
     definition = hashlib.sha256(described.encode()).hexdigest()[:16]
     found = lake.complete(partition, f"{definition} whole")
     if found is not None:
+        log("%s: %d objects, collected before", partition, found.rows)
         return 0, found.rows
     parents = frozenset[str]() if resource.for_each is None else _known(partition, "parent_id")
     rows = sources.as_table(api.objects(table, day, parents))
@@ -77,7 +82,9 @@ def _collect_day(
         before = writer.previous()
         merged = _merged(before, rows, resource.key)
         writer.add(merged)
-    return merged.num_rows - (0 if before is None else before.num_rows), merged.num_rows
+    new = merged.num_rows - (0 if before is None else before.num_rows)
+    log("%s: %d new objects of %s%s, %d in all", partition, new, api.tool.url, resource.path, merged.num_rows)
+    return new, merged.num_rows
 
 
 def _known(partition: lake.Partition, column: str) -> frozenset[str]:
@@ -107,11 +114,3 @@ def _result(collected: int, rows: int) -> Result:
         "status": "already_collected" if rows and not collected else "success",
         "rows": rows,
     }
-
-
-def _say(count: int, resource: str) -> None:
-    try:
-        job = current_job()
-    except RuntimeError:
-        return  # called by hand, outside any job
-    job.progress(count, None, resource)

@@ -5,6 +5,7 @@ Rows are conserved: of each partition as many are read as are kept and rejected 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -13,11 +14,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from executor_adapter.context import current_job
 from executor_adapter.exceptions import DataProcessingException
 from tasks import accounts, lake, rules, stages
+from tasks.saying import log, progress
 
 Result = dict[str, Any]
+
+SHOWN_REASONS = 10
 
 
 def process_partition(raw: lake.Partition, schema: str | None, batch_size: int) -> Result:
@@ -34,6 +37,7 @@ def process_partition(raw: lake.Partition, schema: str | None, batch_size: int) 
     processed = raw.at("processed")
     done = lake.complete(processed, made_of)
     if done is not None:
+        log("%s: %d rows, processed before", processed, done.rows)
         return _result("already_processed", 0, done.rows, lake.count(raw.at("rejects")))
     with lake.reading(raw) as file, ExitStack() as stack:
         # The processed partition is published last: while it is not, none of the three counts.
@@ -45,9 +49,12 @@ def process_partition(raw: lake.Partition, schema: str | None, batch_size: int) 
             good, rejects = refinery.refine(rows)
             to_processed.add(_table(good))
             to_rejects.add(_table(rejects))
-            _say(refinery.kept + refinery.rejected, file.metadata.num_rows)
+            progress(refinery.kept + refinery.rejected, file.metadata.num_rows, "rows")
         to_aggregates.add(_table(refinery.measures()))
         _check_conserved(raw, file.metadata.num_rows, refinery)
+    log("%s: %d rows kept, %d rejected", processed, refinery.kept, refinery.rejected)
+    for reason, rows_rejected in refinery.reasons.most_common(SHOWN_REASONS):
+        log("%d rejected: %s", rows_rejected, reason)
     return _result("success", refinery.kept, refinery.kept, refinery.rejected)
 
 
@@ -59,6 +66,7 @@ class _Refinery:
         self._seen: set[int] = set()
         self._measures: list[pd.DataFrame] = []
         self.kept = self.rejected = 0
+        self.reasons: Counter[str] = Counter()
 
     def refine(self, rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The rows to keep, normalised, and the rejects, with the number of their row and the reason."""
@@ -70,6 +78,7 @@ class _Refinery:
             self._measures.append(stages.aggregate(good, self._rules))
         self.kept += len(good)
         self.rejected += len(rejects)
+        self.reasons.update(rejects[stages.REASON])
         return good, rejects.rename_axis("row").reset_index()
 
     def measures(self) -> pd.DataFrame:
@@ -109,11 +118,3 @@ def _check_conserved(raw: lake.Partition, rows: int, refinery: _Refinery) -> Non
 
 def _result(status: str, new: int, kept: int, rejected: int) -> Result:
     return {"records_processed": new, "status": status, "rows": kept, "rejected": rejected}
-
-
-def _say(done: int, total: int) -> None:
-    try:
-        job = current_job()
-    except RuntimeError:
-        return  # called by hand, outside any job
-    job.progress(done, total, "rows")

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from tasks import lake, rules, stages
+from tasks.saying import log
 
 RUNS = ("flow_runs", "task_runs")
 
@@ -34,6 +35,8 @@ def summarise(root: Path, tool_name: str, schemas: dict[str, str | None]) -> dic
             lines.append(describe_flights(counted))
             png = root / "reports" / tool_name / f"{table}.png"
             lake.write_file(png, to_png(mean_delays(counted)))
+    for line in lines:
+        log("%s", line)
     return {"records_processed": used, "lines": lines, "png": None if png is None else str(png)}
 
 

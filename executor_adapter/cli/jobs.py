@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 from rich.text import Text
 
 from executor_adapter.cli.again import again, parse_changes
+from executor_adapter.cli.logs import line_text, log_of
 from executor_adapter.cli.output import (
     JsonOption,
     clock_time,
@@ -23,6 +25,7 @@ from executor_adapter.cli.output import (
 from executor_adapter.cli.stores import ConfigOption, JobId, JobIds, StoreOption, ago, find_job, length, opened
 from executor_adapter.job import Attempt, JobStatus
 from executor_adapter.store import JobFilter, JobRecord, Page
+from executor_adapter.store.base import LINES_KEPT
 
 app = typer.Typer(help="Look at the jobs of a store, and ask for their end or for another try.", no_args_is_help=True)
 
@@ -162,6 +165,25 @@ def _print_attempts(attempts: Sequence[Attempt]) -> None:
         cells += [seconds(attempt.run_seconds), seconds(attempt.kill_seconds), peak, how]
         table.add_row(*map(str, cells))
     console().print(table)
+
+
+@app.command()
+def logs(
+    job_id: JobId,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job is over.")] = False,
+    tail: Annotated[int, typer.Option("--tail", "-n", min=1, help="Lines to begin with.")] = LINES_KEPT,
+    store: StoreOption = None,
+    config_file: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print what a job's function logged, and printed in a worker process: the newest 1000 lines are kept."""
+    with opened(store, config_file) as opened_store:
+        record = find_job(opened_store, job_id)
+        for line in log_of(opened_store, record.job_id, tail=tail, follow=follow):
+            if as_json:
+                print_json(asdict(line))
+            else:
+                console().print(line_text(line), soft_wrap=True)
 
 
 @app.command()

@@ -55,11 +55,30 @@ def new_table(*columns: str) -> Table:
     return table
 
 
+LEAST = 16
+"""Columns of the screen that the last column of a table gets, whatever has to be left out for it."""
+
+
 def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    table = new_table(*columns)
-    for row in rows:
-        table.add_row(*(cell if isinstance(cell, Text) else Text("" if cell is None else str(cell)) for cell in row))
-    console().print(table)
+    """A table of one line a row. Where the terminal is narrow the last column is cut, and those before it are left out
+    from the right, never the first two; columns without content are left out too."""
+    screen = console()
+    texts = [[_text(cell) for cell in row] for row in rows]
+    widths = [max([len(name), *(row[at].cell_len for row in texts)]) for at, name in enumerate(columns)]
+    kept = [at for at in range(len(columns)) if any(row[at].plain for row in texts)]
+    while len(kept) > 3 and sum(widths[at] + 2 for at in kept[:-1]) + min(LEAST, widths[kept[-1]]) > screen.width:
+        del kept[-2]
+    table = new_table(*(columns[at] for at in kept))
+    for at, column in zip(kept[:-1], table.columns[:-1], strict=True):
+        column.min_width = widths[at]
+    table.columns[-1].max_width = max(1, screen.width - sum(widths[at] + 2 for at in kept[:-1]))
+    for row in texts:
+        table.add_row(*(row[at] for at in kept))
+    screen.print(table)
+
+
+def _text(cell: Any) -> Text:
+    return cell if isinstance(cell, Text) else Text("" if cell is None else str(cell))
 
 
 def complain(error: object, code: int) -> int:

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from executor_adapter.start_method import START_METHOD, StartMethod
 
 if TYPE_CHECKING:
     from executor_adapter.pools.base import WorkerPool
 
 _KINDS = {
     "coroutine": "executor_adapter.pools.coroutine:CoroutinePool",
-    "process": "executor_adapter.pools.process:ProcessPool",
+    "guardian": "executor_adapter.pools.process:ProcessPool",
+    "spawn": "executor_adapter.pools.spawned:SpawnedPool",
     "thread": "executor_adapter.pools.thread:ThreadPool",
 }
 
-POOL_NAMES = tuple(_KINDS)
+POOL_NAMES = ("coroutine", "process", "thread")
+
+PoolKinds = Callable[[str], "type[WorkerPool]"]
+"""Gives the class of the pool with that name, imported when first asked for; a KeyError where there is no such pool."""
 
 
 @functools.cache
-def pool_kind(name: str) -> type[WorkerPool]:
-    """The class of a pool, imported when first asked for.
+def pool_kinds(start_method: StartMethod = START_METHOD) -> PoolKinds:
+    """The pools there are, where processes are started so."""
 
-    Raises:
-        KeyError: there is no such pool.
-    """
-    module, _, qualname = _KINDS[name].partition(":")
-    kind: type[WorkerPool] = getattr(importlib.import_module(module), qualname)
-    return kind
+    @functools.cache
+    def kind_of(name: str) -> type[WorkerPool]:
+        module, _, qualname = _KINDS[start_method if name == "process" else name].partition(":")
+        kind: type[WorkerPool] = getattr(importlib.import_module(module), qualname)
+        return kind
+
+    return kind_of

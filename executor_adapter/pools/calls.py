@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import functools
-import os
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from executor_adapter.exceptions import InvalidJobError, JobSerializationError
+from executor_adapter.exceptions import JobSerializationError
 from executor_adapter.functions import resolve
 from executor_adapter.pools import encoding, values, wire
 from executor_adapter.pools.attempt import REFERENCE
@@ -33,17 +31,18 @@ class Payload:
         """Arguments too large for the frame; held until no attempt can follow."""
         self.max_runtime = max_runtime
 
-
-_SUPPORTED = all(hasattr(os, name) for name in ("pidfd_open", "eventfd", "memfd_create"))
-
-
-def check_platform() -> None:
-    """
-    Raises:
-        InvalidJobError: this system has not what the pool is built on.
-    """
-    if not _SUPPORTED:
-        raise InvalidJobError(f"pool='process' needs Linux 5.4 or later, not {sys.platform}: use pool='thread'")
+    def header(self, number: int, seq: int, rest: int) -> bytes:
+        """The header of the frame for one attempt; `rest`: bytes of what is of this attempt alone, behind the body."""
+        return wire.HEADER.pack(
+            len(self.body) + rest,
+            wire.CALL,
+            self.flags,
+            number & 0xFFFF,
+            seq & wire.WORD,
+            self.function.number,
+            self.max_runtime,
+            0.0,
+        )
 
 
 _by_reference: dict[str, EncodedFunction] = {}
@@ -53,11 +52,9 @@ def make_payload(job: Job) -> Payload:
     """Write function and arguments of a job for a worker.
 
     Raises:
-        InvalidJobError: the function is a reference that leads nowhere, or this system cannot run it.
+        InvalidJobError: the function is a reference that leads nowhere.
         JobSerializationError: function or arguments cannot be pickled.
     """
-    if not _SUPPORTED:
-        check_platform()
     function = job.function
     encoded = _encode_reference(function) if isinstance(function, str) else encode_function(function)
     flags = wire.ONCE if encoded.once else 0

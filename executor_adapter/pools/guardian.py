@@ -161,6 +161,7 @@ class Guard:
             become("job-worker", dies_with_parent=True)
             if os.getppid() == self._pid:  # else the guardian died before it could take the worker along
                 self._let_go()
+                os.setsid()
                 code = worker.main(fds, self._setup)
         except BaseException:
             traceback.print_exc()

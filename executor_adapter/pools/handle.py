@@ -152,29 +152,17 @@ class WorkerHandle:
         for index in range(first, first + count):
             assignment = self.queue[index]
             payload: Payload = assignment.payload
+            part = self._parts.pop(assignment, b"") if self._parts else b""
             pieces.append(outbox.introduce(payload.function, may_forget=index == 0))
-            pieces.append(self._call(assignment, payload, self.head + index))
+            pieces.append(payload.header(assignment.number, self.head + index, len(part)))
             pieces.append(payload.body)
-            if self._parts:
-                pieces.append(self._parts.pop(assignment, b""))
+            if part:
+                pieces.append(part)
             if payload.file is not None:
                 outbox.send(b"".join(pieces), payload.file)
                 pieces.clear()
         if pieces:
             outbox.send(b"".join(pieces))
-
-    def _call(self, assignment: Assignment, payload: Payload, seq: int) -> bytes:
-        part = self._parts.get(assignment, b"") if self._parts else b""
-        return wire.HEADER.pack(
-            len(payload.body) + len(part),
-            wire.CALL,
-            payload.flags,
-            assignment.number & 0xFFFF,
-            seq & wire.WORD,
-            payload.function.number,
-            payload.max_runtime,
-            0.0,
-        )
 
     # --- tickets (see `worker`) ---
 

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from executor_adapter.pools import guardian
 from executor_adapter.pools.base import Supervisor, Timer
 from executor_adapter.pools.process_tree import TREE_VARIABLE, kill_marked
+from executor_adapter.pools.reach import current_path
 
 _EXIT_PATIENCE = 1.0
 _FORK_PATIENCE = 7.0
@@ -239,8 +240,3 @@ class Guardian:
 def _close(fds: list[int]) -> None:
     for fd in fds:
         os.close(fd)
-
-
-def current_path() -> list[str]:
-    """sys.path as another process can use it: an empty entry means the directory this one is in."""
-    return [os.path.abspath(entry) if isinstance(entry, str) else entry for entry in sys.path]

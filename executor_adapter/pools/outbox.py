@@ -11,7 +11,7 @@ from collections import deque
 from executor_adapter.pools import wire
 from executor_adapter.pools.base import Supervisor
 from executor_adapter.pools.encoding import EncodedFunction
-from executor_adapter.pools.launcher import current_path
+from executor_adapter.pools.reach import current_path
 from executor_adapter.pools.values import MemoryFile
 
 MOST_FUNCTIONS = 512
@@ -74,7 +74,7 @@ class Outbox:
                 sent = self._socket.send(frames)
             except BlockingIOError:
                 sent = 0
-            except OSError:  # it is dead, which its pidfd tells
+            except OSError:  # it is dead, which is seen elsewhere
                 return
             if sent == len(frames):
                 return

@@ -27,7 +27,8 @@ is stopped or recycled (`max_jobs_per_worker`, `max_rss_growth`), as in any pool
 descriptors are close-on-exec. A process that the host forks without exec holds copies of them: harmless, since workers
 are told to leave by shutting the socket down, and the guardian watches the host itself.
 
-Needs Linux 5.4 or later: pidfds, eventfds, memfds and subreapers have no counterpart elsewhere.
+Needs Linux 5.4 or later: pidfds, eventfds, memfds and subreapers have no counterpart elsewhere. There `spawned` takes
+its place.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from executor_adapter.pools import wire
 from executor_adapter.pools.base import Assignment, Ending, Supervisor, WorkerPool
-from executor_adapter.pools.calls import Payload, check_platform, encode_initializer, make_payload
+from executor_adapter.pools.calls import Payload, encode_initializer, make_payload
 from executor_adapter.pools.crew import START_FAILURES, Crew
 from executor_adapter.pools.handle import Standing, WorkerHandle
 from executor_adapter.pools.memory_watch import MemoryWatch
@@ -63,9 +64,6 @@ class ProcessPool(WorkerPool):
     arguments, called in each worker before its first job. `max_jobs_per_worker`, `max_rss_growth` (bytes): a worker is
     replaced after so many jobs, or when it has grown by so much since it was ready. `nice`, `cpu_affinity`: of every
     worker.
-
-    Raises:
-        InvalidJobError: this system cannot run it.
     """
 
     name: ClassVar[str] = "process"
@@ -85,7 +83,6 @@ class ProcessPool(WorkerPool):
         cpu_affinity: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__(supervisor, max_workers)
-        check_platform()
         settings = {
             "preload": (preload,) if isinstance(preload, str) else tuple(preload),
             "initializer": encode_initializer(initializer),
@@ -156,7 +153,10 @@ class ProcessPool(WorkerPool):
                     waiting = True
                 else:
                     running.short = False
-                    self._hand_back(worker.take_back(running, or_those_behind=True)[1])
+                    # All of them, where it had not begun after all.
+                    _, voided = worker.take_back(running, or_those_behind=True)
+                    self._taken_back(worker, voided)
+                    self._hand_back(voided)
         return waiting
 
     def _give(self, worker: WorkerHandle, assignment: Assignment) -> None:

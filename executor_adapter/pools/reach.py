@@ -18,6 +18,12 @@ _NEVER_FOUND = ("__main__", "__mp_main__")
 _LOADER_PREFIX = "__prefect_loader_"
 """Modules that a workflow engine loaded from a file are named so, and live in no directory of the path."""
 
+
+def current_path() -> list[str]:
+    """sys.path as another process can use it: an empty entry means the directory this one is in."""
+    return [os.path.abspath(entry) if isinstance(entry, str) else entry for entry in sys.path]
+
+
 _judged: dict[str, tuple[ModuleType, bool]] = {}
 _hidden: tuple[tuple[int, str | None], tuple[bytes, ...]] = ((-1, None), ())
 

@@ -16,6 +16,9 @@ from typing import TextIO
 
 from executor_adapter.pools import wire
 
+_IS_DARWIN = sys.platform == "darwin"
+"""There getrusage counts bytes, elsewhere KiB."""
+
 
 class Stdio:
     """File descriptors 1 and 2 on the pipes that the host reads, 0 on /dev/null, and Python's streams on them."""
@@ -77,7 +80,8 @@ class Memory:
 
     @staticmethod
     def _now() -> int:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak >> 10 if _IS_DARWIN else peak
 
     def peak(self) -> int:
         """KiB at most held since the last call; counted anew from here on."""

@@ -24,6 +24,8 @@ from typing import Any
 
 LARGE = 1 << 19
 """Bytes from which on a value travels in a memory file."""
+_LARGEST_FRAME = (1 << 32) - (1 << 20)
+"""Bytes that travel without a memory file at most; a frame has room for some more."""
 STACK_GLOBAL = b"\x93"
 """The opcode by which a pickle names code: one without it is plain data, whose loading cannot fail."""
 
@@ -44,7 +46,7 @@ class MemoryFile:
 
 
 _open_files = 0
-_may_be_open = max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+_may_be_open = max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4) if hasattr(os, "memfd_create") else 0
 
 
 def _release(fd: int) -> None:
@@ -57,7 +59,8 @@ def store(stream: bytes, buffers: list[pickle.PickleBuffer]) -> MemoryFile | Non
     """Write a value to a memory file; None where there is no room for another (its pickle then travels as it is)."""
     global _open_files
     if _open_files >= _may_be_open:
-        # A queue of large jobs must not eat the descriptors that the program needs for itself.
+        # A queue of large jobs must not eat the descriptors that the program needs for itself. Elsewhere than on Linux
+        # there are no memory files at all.
         return None
     try:
         fd = os.memfd_create("executor-adapter", os.MFD_CLOEXEC)
@@ -154,6 +157,8 @@ def dump(value: Any, dumps: Dumps) -> tuple[bytes, MemoryFile | None]:
     stream = dumps(value, buffers)
     if len(stream) + buffers.size >= LARGE and (stored := store(stream, buffers.kept)) is not None:
         return stored.sizes, stored
+    if len(stream) + buffers.size > _LARGEST_FRAME:
+        raise ValueError(f"it is {len(stream) + buffers.size} bytes, more than travels in one piece: use a file")
     return (dumps(value, None) if buffers.kept else stream), None
 
 

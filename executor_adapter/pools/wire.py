@@ -17,6 +17,7 @@ frame that its writer did not live to finish is seen as the end of the stream, a
         UNSENDABLE  as RETURNED; body: message and traceback text
         SAID        seq, or 0; body: topic and content
         DROPPED
+        BEGUN       a call begins: said where there are no tickets (`spawned_worker`)
 
 Times are of CLOCK_MONOTONIC, which all processes of a machine share.
 
@@ -37,7 +38,7 @@ CALL_SIZES = struct.Struct("<III")
 """Sizes of job id, description and arguments in the body of a CALL; the rest is what is of this attempt."""
 
 FUNCTION, CALL, DROP, PATH, HEARD = 1, 2, 3, 4, 5
-READY, RETURNED, RAISED, UNSENDABLE, SAID, DROPPED = 16, 17, 18, 19, 20, 21
+READY, RETURNED, RAISED, UNSENDABLE, SAID, DROPPED, BEGUN = 16, 17, 18, 19, 20, 21, 22
 
 NOTHING = 1
 """Flag: the value is None (of a CALL: there are no arguments), and its body empty."""
@@ -57,7 +58,8 @@ WORD = 0xFFFFFFFF
 """What seq and word hold at most: they start anew after it."""
 
 _FD_SPACE = socket.CMSG_SPACE(8 * 4)
-
+# Where it is missing, so are memory files: no descriptor travels.
+_CLOSED_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
 Frame = tuple[int, int, int, int, int, float, float, bytes]
 """Kind, flags, number, seq, word, first, second, body. Bare, since thousands are made a second."""
@@ -101,7 +103,7 @@ class FrameReader:
             BlockingIOError: nothing has arrived, and the socket does not wait.
             EOFError: the other side is gone.
         """
-        count, ancillary, _, _ = self._socket.recvmsg_into(self._buffers, _FD_SPACE, socket.MSG_CMSG_CLOEXEC)
+        count, ancillary, _, _ = self._socket.recvmsg_into(self._buffers, _FD_SPACE, _CLOSED_ON_EXEC)
         for _, _, numbers in ancillary:
             self.fds.extend(array.array("i", numbers))
         if not count:

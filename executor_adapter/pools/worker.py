@@ -35,6 +35,7 @@ import sys
 import time
 import traceback
 from collections import deque
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -44,7 +45,7 @@ from executor_adapter.pools.attempt import TERMINATED, Attempt, Call, Functions
 from executor_adapter.pools.stdio import Memory, Stdio
 from executor_adapter.pools.voice import Channel, Voice
 
-INTERRUPT = signal.SIGRTMAX - 3
+INTERRUPT = signal.SIGRTMAX - 3 if hasattr(signal, "SIGRTMAX") else signal.SIGUSR2
 """Asks the function to end by SoftTimeoutError: a signal that nobody else is likely to use."""
 
 FAILED_TO_START = 70
@@ -55,16 +56,17 @@ _HIGH = 512
 """Our descriptors are moved above this number, out of the way of functions that close all low ones."""
 
 
-def main(fds: list[int], setup: dict[str, Any]) -> int:
+def main(
+    fds: list[int], setup: dict[str, Any], make: Callable[[socket.socket, int, Stdio, int], Worker] | None = None
+) -> int:
     """Serve the host until it closes the socket; the exit code.
 
     `fds`: the worker's ends of socket, tickets, stdout and stderr. `setup`: see `launcher.Guardian`.
     """
-    os.setsid()
     socket_fd, ticket_fd, stdout_fd, stderr_fd = fds
     stdio = Stdio(_raise(stdout_fd), _raise(stderr_fd))
     faulthandler.enable(file=stdio.stderr_fd)
-    worker = Worker(socket.socket(fileno=_raise(socket_fd)), _raise(ticket_fd), stdio, setup["log_level"])
+    worker = (make or Worker)(socket.socket(fileno=_raise(socket_fd)), _raise(ticket_fd), stdio, setup["log_level"])
     _apply(setup)
     worker.serve()
     _leave()

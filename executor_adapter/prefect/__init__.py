@@ -2,7 +2,11 @@
 
 # Not lazily, as the package above does: a module imported later would take the name of the function `job_task`.
 from executor_adapter.executor import preload_in_workers
+from executor_adapter.prefect.artifacts import JobReport, job_report
+from executor_adapter.prefect.blocks import JobExecutorBlock
 from executor_adapter.prefect.bulk import arun_jobs, run_jobs
+from executor_adapter.prefect.health import emit_alert
+from executor_adapter.prefect.job_events import JobEvents, job_events
 from executor_adapter.prefect.job_task import JobTask, job_task
 from executor_adapter.prefect.mirror import PrefectMirror
 from executor_adapter.prefect.mirror_report import MirrorReport
@@ -15,13 +19,19 @@ PRELOAD = ("prefect.main", "executor_adapter.prefect")
 
 __all__ = [
     "PRELOAD",
+    "JobEvents",
+    "JobExecutorBlock",
+    "JobReport",
     "JobTask",
     "JobTaskRunner",
     "MirrorReport",
     "PrefectMirror",
     "ReconcileReport",
     "arun_jobs",
+    "emit_alert",
+    "job_events",
     "job_options",
+    "job_report",
     "job_task",
     "run_jobs",
     "wait_until_recorded",

@@ -24,6 +24,8 @@ from prefect.logging.loggers import patch_print
 from prefect.task_runners import TaskRunner
 from prefect.utilities.engine import should_log_prints
 
+from executor_adapter.prefect.logs import job_logger
+
 if TYPE_CHECKING:
     from prefect import Task
 
@@ -158,6 +160,7 @@ def _prepare_process() -> None:
     handlers = list(logging.root.handlers)
     importlib.import_module("prefect.main")  # sets up the levels of Prefect's loggers, and replaces root's handlers
     logging.root.handlers = handlers
+    job_logger.filters.clear()  # the parent hands its records to the task run's log
     loggers = (logging.getLogger(name) for name in ("", *logging.root.manager.loggerDict))
     for logger in loggers:
         for handler in list(logger.handlers):

@@ -51,7 +51,7 @@ class CompanionTaskRunner(TaskRunner[PrefectFuture[Any]]):
         from executor_adapter.prefect.job_task import JobTask
 
         if isinstance(task, JobTask):
-            return self._threads.submit(JobRun(task, task.make_job), parameters, wait_for, dependencies)
+            return self._threads.submit(JobRun(task, task.job_options), parameters, wait_for, dependencies)
         return self.beside.submit(task, parameters, wait_for, dependencies)  # type: ignore[no-any-return]
 
     def watch(self) -> None:

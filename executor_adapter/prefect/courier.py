@@ -28,9 +28,6 @@ from executor_adapter.prefect.state_events import TICK, StateEvent
 
 logger = logging.getLogger("executor_adapter.prefect")
 
-LOOK_SECONDS = 0.5
-"""Between two looks at what the server has recorded."""
-
 PATIENCE = 15.0
 """Seconds without any progress after which what was sent is looked at one by one."""
 PATIENCE_AFTER_LOSS = 4.0
@@ -108,7 +105,7 @@ class Courier:
         """
         try:
             if self._clock() >= self._look_at and (self._sent or self._arrived):
-                self._look_at = self._clock() + LOOK_SECONDS
+                self._look_at = self._clock() + self._pace.look_seconds
                 self._look(api)
             self._send(api)
         except httpx.HTTPError:
@@ -175,7 +172,7 @@ class Courier:
         for _ in range(there[-1] if there else 0):
             batch = self._sent.popleft()
             batch.arrived_at = self.progress_at = self._clock()
-            self._pace.confirmed(batch.arrived_at - batch.sent_at, was_full=batch.was_full)
+            self._pace.confirmed(batch.sent_at, batch.arrived_at, was_full=batch.was_full)
             self._arrived.append(batch)
             self._was_away, self._patience = False, PATIENCE
 

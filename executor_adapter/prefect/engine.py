@@ -78,6 +78,7 @@ class SyncJobEngine(JobEngine, SyncTaskRunEngine[..., Any]):
         self._messages: SimpleQueue[Any] = SimpleQueue()
         try:
             self.job_run.open(self.task_run, self.parameters or {}, self._hear).result()
+            self.job_run.begun()
         except Exception as error:
             self.job_run.refusal = error
             self.handle_exception(error)

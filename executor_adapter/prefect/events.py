@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import OrderedDict
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -35,10 +37,25 @@ def emit_state(
     """
     # The worker that sends events takes the flow run and the task run they belong to from these contexts, and where
     # there is none, from whatever was around the first event of this process.
-    of_flow: dict[str, Any] = {"flow_run": flow_run}
-    of_task: dict[str, Any] = {"task": task, "task_run": task_run, "parameters": {}, "persist_result": persist_result}
-    with FlowRunContext.model_construct(**of_flow), TaskRunContext.model_construct(**of_task):
+    of_task: dict[str, Any] = {"task": task, "task_run": task_run, "persist_result": persist_result}
+    with _within(flow_run), TaskRunContext.model_construct(**_REST, **of_task):
         emit_task_run_state_change_event(task_run=task_run, initial_state=None, validated_state=state)
+
+
+_REST: dict[str, Any] = {
+    **dict.fromkeys(("client", "input_keyset", "result_store", "start_time")),
+    "log_prints": False,
+    "parameters": {},
+}
+"""The other fields of a TaskRunContext: for each that is missing pydantic looks for a default, which takes long."""
+
+
+def _within(flow_run: FlowRun | None) -> AbstractContextManager[object]:
+    context = FlowRunContext.get()
+    if context is not None and context.flow_run is flow_run:
+        return contextlib.nullcontext()
+    of_flow: dict[str, Any] = {"flow_run": flow_run}
+    return FlowRunContext.model_construct(**of_flow)
 
 
 def current_flow_run() -> FlowRun | None:
@@ -72,11 +89,6 @@ class FinalState:
     def matches(self, recorded: TaskRun) -> bool:
         """Whether the server knows it so. A transaction may have rolled a completed task run back since."""
         return recorded.state_type is self.state.type and recorded.state_name in {self.state.name, "RolledBack"}
-
-    def emit_again(self) -> None:
-        """Tell the server once more, stamped anew: it ignores an id it has seen, and a time older than what it has."""
-        state = self.state.fresh_copy()
-        emit_state(self.task, self.task_run, state, flow_run=self.flow_run, persist_result=self.persist_result)
 
 
 class FinalStates:

@@ -18,6 +18,7 @@ from executor_adapter.executor import JobExecutor, current_executor
 from executor_adapter.job import TERMINAL, Job, JobStatus
 from executor_adapter.prefect.child import TASK_RUN_SCOPE, task_run_payload
 from executor_adapter.prefect.events import final_states
+from executor_adapter.prefect.options import job_of_call
 from executor_adapter.prefect.states import awaiting_retry, failure_kind, failure_message
 from executor_adapter.retry import RetryDecision
 from executor_adapter.signals import signal_watch
@@ -40,13 +41,15 @@ _lock = threading.Lock()
 class JobRun:
     """The job behind one task run, from the moment its inputs are known until a final state settles it.
 
-    Its engine's thread uses it; `end_early` alone may be called from elsewhere. `make_job` makes the job of the call,
-    from the task run's id and the call's parameters.
+    Its engine's thread uses it; `end_early` alone may be called from elsewhere. `options` are the job's fields but for
+    function, arguments and id.
     """
 
-    def __init__(self, task: Task[..., Any], make_job: Callable[[str, Mapping[str, Any]], Job]) -> None:
+    def __init__(self, task: Task[..., Any], options: Mapping[str, Any]) -> None:
         self.task = task
-        self._make_job = make_job
+        self.options = options
+        self.on_begun: Callable[[], object] | None = None
+        """To be called once, when the job has its slot, or is over without."""
         self.driver: JobDriver | None = None
         self.due: Future[None] | None = None
         """Resolves when the next attempt may ask for a slot; None where no retry is pending."""
@@ -78,7 +81,7 @@ class JobRun:
         """
         if self._ended_early.is_set():
             raise JobCancelledError(ENDED_EARLY)
-        job, executor = self._make_job(str(task_run.id), parameters), current_executor()
+        job, executor = job_of_call(self.task, self.options, str(task_run.id), parameters), current_executor()
         self._twin = self._find_twin(job, executor)
         if self._twin is not None:
             return self._twin._over
@@ -98,6 +101,12 @@ class JobRun:
             return first
         self._dedupe_key = key
         return None
+
+    def begun(self) -> None:
+        """The job has its slot, or is over without."""
+        on_begun, self.on_begun = self.on_begun, None
+        if on_begun is not None:
+            on_begun()
 
     def attempt(self, task_run: TaskRun, parameters: Mapping[str, Any]) -> Future[Any]:
         """Start one attempt in the slot that is held, with what the function may see of Prefect."""
@@ -200,6 +209,7 @@ class JobRun:
 
     def close(self) -> None:
         """Leave nothing of the job behind, however its engine ended."""
+        self.begun()
         if self.driver is not None and self.driver.job.status not in TERMINAL and self._error is not None:
             self.driver.cancel()
             self.driver.fail(self._error)

@@ -93,7 +93,7 @@ class JobTask(Task[P, R]):
             isasync: Any = self.isasync
             return track_viz_task(isasync, self.name, parameters, self.viz_return_value)
         run = run_async if self.isasync else run_sync
-        job_run = JobRun(self, self.make_job)
+        job_run = JobRun(self, self.job_options)
         return_type: ReturnType = "state" if return_state else "result"
         return run(job_run, parameters, wait_for=wait_for, return_type=return_type, scope=watching(job_run.cancel))
 

@@ -7,9 +7,13 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from prefect.logging.loggers import print_as_log
+from prefect.context import TaskRunContext
+from prefect.logging.loggers import get_run_logger, print_as_log
 
 RunLogger = logging.Logger | logging.LoggerAdapter[logging.Logger]
+
+job_logger = logging.getLogger("executor_adapter.job")
+"""That of `JobContext.logger`."""
 
 _STREAM_LEVELS = {"stdout": logging.INFO, "stderr": logging.WARNING}
 _RESERVED = frozenset(vars(logging.makeLogRecord({}))) | {"level"}
@@ -22,6 +26,21 @@ def keep_print_patched() -> None:
     put back the plain one under the feet of the others.
     """
     builtins.print = print_as_log
+
+
+class ToRunLog(logging.Filter):
+    """Hands what a job in this process says by `current_job().logger` to the log of the task run around it.
+
+    On the logger itself, so that Prefect's console shows the line once.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """False where there is a task run, and its log has it."""
+        if TaskRunContext.get() is None:
+            return True
+        fields = vars(record) | {"level": record.levelno, "message": record.getMessage()}
+        _log_record(get_run_logger(), fields)
+        return False
 
 
 def log_message(logger: RunLogger, topic: str, content: Any) -> None:
@@ -64,3 +83,7 @@ def log_failed_attempt(logger: RunLogger, error: BaseException, delay: float | N
         logger.error("Job failed: %r", error, exc_info=error)
     else:
         logger.warning("Attempt failed: %r. Next attempt in %.1f s", error, delay)
+
+
+job_logger.addFilter(ToRunLog())
+job_logger.setLevel(logging.INFO)

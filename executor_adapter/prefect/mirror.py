@@ -22,11 +22,12 @@ report says of how many jobs, and which.
 from __future__ import annotations
 
 import contextvars
+import itertools
 import json
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Self
 
@@ -72,6 +73,7 @@ class PrefectMirror:
     def __init__(self, *, history: History = "auto", patience: float = PATIENCE, spool: Spool | None = None) -> None:
         self._patience = patience
         self._spool = spool or Spool(server_name())
+        self._spool_is_sent = self._spool.is_empty
         self._histories: dict[str, JobHistory] = {}
         """Those of jobs that are not over, by job id."""
         self._jobs = 0
@@ -202,7 +204,12 @@ class PrefectMirror:
 
     def _is_done(self) -> bool:
         with self._lock:
-            return self._closed or not (self._backlog or not self._courier.is_idle)
+            return self._closed or not self._is_busy
+
+    @property
+    def _is_busy(self) -> bool:
+        spooled = not self._spool_is_sent and self._deadline is None  # no time for others' in a hurry
+        return bool(self._backlog) or not self._courier.is_idle or spooled
 
     def _is_given_up(self, began: float, ends: float | None) -> bool:
         now = time.monotonic()
@@ -217,14 +224,17 @@ class PrefectMirror:
         for event in events:
             if event.origin is not None:
                 event.origin.release()
-        own = [event for event in events if event.origin is None] + list(self._backlog.finals(self._flow))
+        ids: list[str] = []
+        own = (event for event in events if event.origin is None)
+        left = _noted(itertools.chain(own, self._backlog.finals(self._flow)), ids)
         kept = 0
         try:
-            kept = self._spool.keep(own) if own else 0
+            kept = self._spool.keep(left)
         except OSError:
             logger.exception("final states could not be written to disk")
-        ids = tuple(_job_id(event) for event in own)
-        self._spooled, self._missing = ids[:kept], ids[kept:]
+        for _ in left:  # those that there is no room for have names too
+            pass
+        self._spooled, self._missing = tuple(ids[:kept]), tuple(ids[kept:])
 
     # --- the sender's thread ---
 
@@ -264,15 +274,18 @@ class PrefectMirror:
     def _turn(self, api: ServerApi, left_behind: Iterator[SpoolFile]) -> None:
         self._backlog.take_in()
         self._courier.turn(api)
-        if self._courier.is_idle and self._deadline is None and (file := next(left_behind, None)) is not None:
+        if self._spool_is_sent or self._deadline is not None or not self._courier.is_idle:
+            return
+        file = next(left_behind, None)
+        self._spool_is_sent = file is None
+        if file is not None:
             events = file.events()
             logger.info("telling the server %d final states that an earlier process kept", len(events))
             self._courier.again.extend(events)
 
     def _rest(self) -> None:
         """Until there is something to do, and then a little, so that there is more; not in a hurry."""
-        busy = self._backlog or not self._courier.is_idle
-        if self._wake.wait(TURN_SECONDS if busy else None) and self._deadline is None:
+        if self._wake.wait(TURN_SECONDS if self._is_busy else None) and self._deadline is None:
             time.sleep(LINGER)
 
     def _next_events(self, most: int) -> list[StateEvent]:
@@ -282,6 +295,13 @@ class PrefectMirror:
         if not self._is_away:
             self._is_away = True
             logger.warning("the Prefect server is away, and is tried again: %r", error)
+
+
+def _noted(events: Iterable[StateEvent], ids: list[str]) -> Iterator[StateEvent]:
+    """The events; the ids of their jobs are written down as they pass."""
+    for event in events:
+        ids.append(_job_id(event))
+        yield event
 
 
 def _job_id(event: StateEvent) -> str:

@@ -8,7 +8,7 @@ the server is: a final state that is sent in a hurry must not wait behind minute
 
 from __future__ import annotations
 
-FIRST_WINDOW = 600
+FIRST_WINDOW = 300
 SMALLEST_WINDOW = 100
 LARGEST_WINDOW = 3_000
 BATCH = 300
@@ -24,15 +24,28 @@ class Pace:
 
     def __init__(self) -> None:
         self.window = FIRST_WINDOW
+        self.look_seconds = 0.5
+        """Between two looks at what is recorded: less often where that takes longer, since each costs the server."""
+        self._changed_at = float("-inf")
 
     @property
     def batch(self) -> int:
         """Events to send at once: a third of the window, so that the server has the next while one is confirmed."""
         return min(BATCH, self.window // 3)
 
-    def confirmed(self, seconds: float, *, was_full: bool) -> None:
-        """What was sent so many seconds ago is recorded; `was_full`: there was more to send than the window let."""
+    def confirmed(self, sent_at: float, now: float, *, was_full: bool) -> None:
+        """What was sent at `sent_at` is recorded; `was_full`: there was more to send than the window let.
+
+        What was sent before the last change says nothing of the window since.
+        """
+        seconds = now - sent_at
+        self.look_seconds = 0.5 if seconds < QUICK else 1.0
+        if sent_at < self._changed_at:
+            return
         if seconds > SLOW:
-            self.window = max(SMALLEST_WINDOW, int(self.window * 0.7))
+            self._change(max(SMALLEST_WINDOW, int(self.window * 0.7)), now)
         elif seconds < QUICK and was_full:
-            self.window = min(LARGEST_WINDOW, 2 * self.window)
+            self._change(min(LARGEST_WINDOW, 2 * self.window), now)
+
+    def _change(self, window: int, now: float) -> None:
+        self.window, self._changed_at = window, now

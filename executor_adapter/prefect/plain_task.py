@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from prefect import Task
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job import Job
-from executor_adapter.prefect.options import JOB_OPTIONS, check_job_options, job_of_call, unknown_option
+from executor_adapter.prefect.options import JOB_OPTIONS, check_job_options, unknown_option
 from executor_adapter.prefect.retries import policy_of
 
-JobMaker = Callable[[str, Mapping[str, Any]], Job]
 AnyTask = TypeVar("AnyTask", bound=Task[..., Any])
 
 OWN_RETRIES = frozenset({"retry", "retry_attempts", "retry_delay"})
@@ -54,7 +52,7 @@ def job_options(**fields: Any) -> Callable[[AnyTask], AnyTask]:
 
 
 def _refuse_others(task: object) -> None:
-    if hasattr(task, "make_job"):
+    if is_job_task(task):
         raise TypeError(f"{task!r} is a job task: give it these options itself, by @job_task(...) or with_options")
     if not isinstance(task, Task):
         raise TypeError(f"{task!r} is no task: put @job_options above @task")
@@ -64,8 +62,12 @@ def _with_options(task: Task[..., Any], **options: Any) -> Task[..., Any]:
     return job_options(**recorded_options(task))(type(task).with_options(task, **options))
 
 
+def is_job_task(task: object) -> bool:
+    return hasattr(task, "make_job")
+
+
 def recorded_options(task: Task[..., Any]) -> dict[str, Any]:
-    """What `job_options` said of the task."""
+    """What `job_options` said of the task, or a job task of itself."""
     return dict(vars(task).get("job_options", ()))
 
 
@@ -84,20 +86,20 @@ def check_defaults(fields: Mapping[str, Any]) -> None:
     check_job_options(check_defaults, fields, said_by="JobTaskRunner")
 
 
-def job_maker(task: Task[..., Any], defaults: Mapping[str, Any]) -> JobMaker:
-    """What makes the job of a call of `task`, from its id and the call's parameters. A job task makes its own.
+def options_of(task: Task[..., Any], defaults: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The fields of the jobs of `task` under a runner that says `defaults`. A job task has its own.
 
     Raises:
         InvalidJobError: the task's function is a generator, which cannot be a job.
     """
-    if (own_maker := getattr(task, "make_job", None)) is not None:
-        return cast(JobMaker, own_maker)
+    own = recorded_options(task)
+    if is_job_task(task):
+        return own
     if task.isgenerator:
         raise InvalidJobError(f"task {task.name}: a generator function cannot be a job: return a list, or call it")
-    own = recorded_options(task)
     options = {"max_runtime": None, **defaults}
     if task.timeout_seconds is not None:
         options["max_runtime"] = task.timeout_seconds
     if not own.keys() & OWN_RETRIES:
         options["retry"] = policy_of(task)
-    return functools.partial(job_of_call, task, options | own)
+    return options | own

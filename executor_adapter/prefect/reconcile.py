@@ -14,17 +14,15 @@ from typing import Any
 from uuid import UUID
 
 import httpx
-from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, TaskRunFilter, TaskRunFilterId
 from prefect.client.schemas.objects import StateType, TaskRun
 from prefect.context import FlowRunContext, TaskRunContext
 
 from executor_adapter.prefect.events import final_states
+from executor_adapter.prefect.retelling import tell_again
+from executor_adapter.prefect.server_api import PAGE, ServerApi
 
 logger = logging.getLogger("executor_adapter.prefect")
-
-PAGE = 200
-"""Task runs asked for at once: the most the server gives."""
 
 POLL_SECONDS = 0.25
 PATIENCE_SECONDS = 5.0
@@ -75,8 +73,8 @@ def wait_until_recorded(flow_run_id: UUID | str | None = None, timeout: float = 
         RuntimeError: no flow run is given, and the caller is in none.
     """
     wanted = _flow_run_id(flow_run_id)
-    with get_client(sync_client=True) as client:
-        report = _Reconciliation(client, wanted, time.monotonic() + timeout).run()
+    with ServerApi.connected() as api:
+        report = _Reconciliation(api, wanted, time.monotonic() + timeout).run()
     if not report.complete:
         logger.warning("after %.0f s %s", timeout, report)
     return report
@@ -94,8 +92,8 @@ def _flow_run_id(given: UUID | str | None) -> UUID:
 class _Reconciliation:
     """One wait. It looks at the oldest unconfirmed task runs first, a page at a time."""
 
-    def __init__(self, client: SyncPrefectClient, flow_run_id: UUID, deadline: float) -> None:
-        self._client = client
+    def __init__(self, api: ServerApi, flow_run_id: UUID, deadline: float) -> None:
+        self._api = api
         self._flow_run_id = flow_run_id
         self._of_flow_run = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
         self._deadline = deadline
@@ -137,8 +135,14 @@ class _Reconciliation:
     def _confirm_page(self) -> bool:
         """Confirm what can be of the oldest page; whether all of it was."""
         page = list(self._unconfirmed)[:PAGE]
-        if not page:
-            return True
+        return not page or self._confirm(page)
+
+    def _confirm_all(self) -> None:
+        ids = list(self._unconfirmed)
+        for start in range(0, len(ids), PAGE):
+            self._confirm(ids[start : start + PAGE])
+
+    def _confirm(self, page: list[UUID]) -> bool:
         recorded = self._read(TaskRunFilter(id=TaskRunFilterId(any_=page)))
         confirmed = {run.id for run in recorded if self._unconfirmed[run.id].matches(run)}
         final_states.forget(self._flow_run_id, confirmed)
@@ -147,16 +151,15 @@ class _Reconciliation:
         return len(confirmed) == len(page)
 
     def _emit_what_is_lost(self) -> None:
-        """Tell the server again of the oldest page, once it has shown no progress for some time."""
+        """Tell the server again of all that it does not have, once it has shown no progress for some time."""
         seen = (len(self._unconfirmed), self._count({}), self._count({"state": {"type": {"any_": _LIVE}}}))
         now = time.monotonic()
         if seen != self._seen:
             self._seen, self._patient_until = seen, now + PATIENCE_SECONDS
         elif now >= self._patient_until:
-            self._patient_until = now + PATIENCE_SECONDS
-            for final in list(self._unconfirmed.values())[:PAGE]:
-                final.emit_again()
-                self._emitted_again += 1
+            self._confirm_all()
+            self._emitted_again += tell_again(self._unconfirmed.values(), self._api, self._deadline)
+            self._patient_until = time.monotonic() + PATIENCE_SECONDS
 
     def _others_that_live(self) -> Iterable[UUID]:
         """Task runs that the server has in a state that is not final, but for the caller's and those never to start."""
@@ -166,10 +169,10 @@ class _Reconciliation:
         return [run.id for run in self._read(alive) if run.state_name != "NotReady" and run.id != own]
 
     def _read(self, task_run_filter: TaskRunFilter) -> list[TaskRun]:
-        return self._client.read_task_runs(
+        return self._api.client.read_task_runs(
             flow_run_filter=self._of_flow_run, task_run_filter=task_run_filter, limit=PAGE
         )
 
     def _count(self, task_runs: dict[str, Any]) -> int:
         body = {"flow_runs": self._of_flow_run.model_dump(mode="json", exclude_none=True), "task_runs": task_runs}
-        return int(self._client.request("POST", "/task_runs/count", json=body).json())
+        return int(self._api.client.request("POST", "/task_runs/count", json=body).json())

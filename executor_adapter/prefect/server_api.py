@@ -40,7 +40,7 @@ class ServerApi:
     """
 
     def __init__(self, client: SyncPrefectClient) -> None:
-        self._client = client
+        self.client = client
 
     @classmethod
     @contextlib.contextmanager
@@ -59,7 +59,7 @@ class ServerApi:
         """
         headers = {"content-type": "application/json"}
         try:
-            self._client.request("POST", "/events", content=b"[" + b",".join(bodies) + b"]", headers=headers)
+            self.client.request("POST", "/events", content=b"[" + b",".join(bodies) + b"]", headers=headers)
         except httpx.HTTPStatusError as error:
             if error.response.status_code in REFUSALS:
                 raise RefusedError(str(error)) from error
@@ -80,7 +80,7 @@ class ServerApi:
         return int(self._post("/task_runs/count", {"task_runs": wanted}))
 
     def _post(self, path: Any, body: dict[str, Any]) -> Any:
-        return self._client.request("POST", path, json=body).json()
+        return self.client.request("POST", path, json=body).json()
 
 
 def server_name() -> str:

@@ -71,6 +71,11 @@ class Spool:
         self._prefix = hashlib.sha256(server.encode()).hexdigest()[:16]
         self._max_bytes = max_bytes
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no file for this server, claimed or not."""
+        return not self._paths()
+
     def keep(self, events: Iterable[StateEvent]) -> int:
         """Write events down, the first ones first; how many there was room for.
 
@@ -78,11 +83,10 @@ class Spool:
             OSError: the disk is full or not to be written to.
         """
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lines = [event.body + b"\n" for event in events]
-        ends = itertools.accumulate(map(len, lines), initial=sum(map(_size, self._paths())))
-        kept = sum(end <= self._max_bytes for end in itertools.islice(ends, 1, None))
-        for start in range(0, kept, FILE_EVENTS):
-            self._write(lines[start : min(kept, start + FILE_EVENTS)])
+        lines, kept = _fitting(events, self._max_bytes - sum(map(_size, self._paths()))), 0
+        while part := list(itertools.islice(lines, FILE_EVENTS)):
+            self._write(part)
+            kept += len(part)
         return kept
 
     def _write(self, lines: list[bytes]) -> None:
@@ -110,6 +114,15 @@ class Spool:
 
     def _paths(self) -> list[Path]:
         return sorted(self._directory.glob(f"{self._prefix}-*.jsonl"))
+
+
+def _fitting(events: Iterable[StateEvent], room: int) -> Iterator[bytes]:
+    """The lines of the first events that there is room for."""
+    for event in events:
+        room -= len(event.body) + 1
+        if room < 0:
+            return
+        yield event.body + b"\n"
 
 
 def _size(path: Path) -> int:

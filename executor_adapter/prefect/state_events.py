@@ -5,7 +5,7 @@ speaks: the event `prefect.task-run.<name of the state>`, whose id becomes the s
 timestamp. The server's recorder takes what the payload says of the task run where that timestamp is newer than what it
 has, and inserts each state once by its id: sending an event again is safe.
 
-Written as one f-string, since Prefect's own way through four pydantic models takes 40 times as long.
+Written as one f-string: there is one for each state of each of tens of thousands of jobs.
 """
 
 from __future__ import annotations

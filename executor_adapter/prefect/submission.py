@@ -6,13 +6,16 @@ submission. Attempts are bounded by the executor's `max_workers`, not here.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
+import functools
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from contextvars import copy_context
 from typing import Any, NoReturn, cast
+from weakref import WeakKeyDictionary
 
 from prefect import Task
 from prefect.client.orchestration import PrefectClient
@@ -21,8 +24,10 @@ from prefect.futures import PrefectConcurrentFuture
 from prefect.states import Pending
 
 from executor_adapter.exceptions import JobCancelledError
+from executor_adapter.executor import JobExecutor, current_executor
 from executor_adapter.prefect.cancellation import FlowRunWatch, watch_flow_run
 from executor_adapter.prefect.events import current_flow_run, emit_state, flush_events
+from executor_adapter.prefect.gate import Gate
 from executor_adapter.prefect.job_run import JobRun, running_driver
 from executor_adapter.prefect.run import run_sync
 
@@ -82,12 +87,22 @@ def create_task_run(
     return task_run
 
 
+def waits_for_a_slot_alone(options: Mapping[str, Any], task_run: TaskRun) -> bool:
+    """Whether nothing else holds it back: no upstream task, no limit of a tag or tool, no clock that runs."""
+    return (
+        not task_run.tags
+        and not any(task_run.task_inputs.values())
+        and not any(options.get(name) for name in ("tool_name", "priority", "queue_timeout", "deadline", "dedupe_key"))
+    )
+
+
 class EngineThreads:
     """The threads of one flow run's submitted tasks."""
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="task-engine")
-        self._live: set[JobRun] = set()
+        self._live: dict[JobRun, Future[State[Any]]] = {}
+        self._gates: WeakKeyDictionary[JobExecutor, Gate] = WeakKeyDictionary()
         self._lock = threading.Lock()
         self._closed = False
         self._watch: FlowRunWatch | None = None
@@ -121,21 +136,38 @@ class EngineThreads:
         if self._closed:
             self._refuse(job_run.task.name)
         task_run = create_task_run(job_run.task, parameters, wait_for, dependencies)
+        future: Future[State[Any]] = Future()
+        future.set_running_or_notify_cancel()  # cancelling it would leave the task run Pending for ever
         with self._lock:
-            self._live.add(job_run)
+            self._live[job_run] = future
         context = copy_context()
         context.run(running_driver.set, None)  # an engine that waits for its inputs is no job that waits
-        future = self._threads.submit(
-            context.run,
-            run_sync,
-            job_run,
-            parameters,
-            wait_for=wait_for,
-            return_type="state",
-            task_run=task_run,
+        engine = functools.partial(
+            context.run, run_sync, job_run, parameters, wait_for=wait_for, return_type="state", task_run=task_run
         )
-        future.add_done_callback(lambda _: self._forget(job_run))
+
+        def set_out() -> None:
+            self._threads.submit(self._run, job_run, engine, future)
+
+        if waits_for_a_slot_alone(job_run.options, task_run):
+            gate = self._gate_of(current_executor())
+            job_run.on_begun = gate.leave
+            gate.enter(set_out)
+        else:
+            set_out()
         return JobTaskFuture(task_run, future)
+
+    def _gate_of(self, executor: JobExecutor) -> Gate:
+        with self._lock:
+            return self._gates.setdefault(executor, Gate())
+
+    def _run(self, job_run: JobRun, engine: Callable[[], State[Any]], future: Future[State[Any]]) -> None:
+        try:
+            future.set_result(engine())
+        except BaseException as error:
+            future.set_exception(error)
+        finally:
+            self._forget(job_run)
 
     def _refuse(self, name: str) -> NoReturn:
         if self._watch is not None and self._watch.cancelled:
@@ -144,7 +176,7 @@ class EngineThreads:
 
     def _forget(self, job_run: JobRun) -> None:
         with self._lock:
-            self._live.discard(job_run)
+            self._live.pop(job_run, None)
 
     def end_early(self, *, cancel_running: bool) -> None:
         """Cancel what waits, and what runs if `cancel_running`; returns at once."""
@@ -154,15 +186,21 @@ class EngineThreads:
         for job_run in live:
             job_run.end_early(cancel_running=cancel_running)
 
+    def _wait_for_all(self) -> None:
+        with self._lock:
+            futures = list(self._live.values())
+        concurrent.futures.wait(futures)
+
     def join(self) -> None:
         """Return when every task run is over; an exception meanwhile (a signal) cancels them all."""
         try:
-            self._threads.shutdown(wait=True)
+            self._wait_for_all()
         except BaseException:
             self.end_early(cancel_running=True)
-            self._threads.shutdown(wait=True)
+            self._wait_for_all()
             flush_events()
             raise
         finally:
+            self._threads.shutdown(wait=False)
             if self._watch is not None:
                 self._watch.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextvars import Token
 from types import TracebackType
@@ -24,9 +25,12 @@ from executor_adapter.config import load_config
 from executor_adapter.executor import JobExecutor, current_executor, enter_executor, leave_executor
 from executor_adapter.prefect.events import current_flow_run, flush_events
 from executor_adapter.prefect.job_run import JobRun
-from executor_adapter.prefect.plain_task import check_defaults, job_maker
+from executor_adapter.prefect.plain_task import check_defaults, options_of
 from executor_adapter.prefect.reconcile import wait_until_recorded
 from executor_adapter.prefect.submission import EngineThreads
+
+RECORDING_SECONDS, RECORDING_SECONDS_A_TASK = 30.0, 0.1
+"""How long the end of a flow waits at most for the server: a default one records about 50 task runs a second."""
 
 
 class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
@@ -41,8 +45,8 @@ class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
     rules, after crashes too. `job_options` says more of one task; a job task keeps to its own options.
 
     When the flow ends, jobs that run are waited for and those that wait are cancelled, as by Prefect's
-    ThreadPoolTaskRunner; then the server is waited for until it has recorded how each task ended (see
-    `wait_until_recorded`). When the flow is interrupted, by a signal or its like, all end at once.
+    ThreadPoolTaskRunner; then the server is waited for until it has recorded how each task ended, at most 30 s and
+    0.1 s a task; a warning says what is missing (see `wait_until_recorded`). When the flow is interrupted, by a signal or its like, all end at once.
 
     Raises:
         TypeError: a field is unknown, or each task's own.
@@ -126,7 +130,7 @@ class _RunnerOfOneFlow:
         self._max_workers = max_workers
         self._options = options
         self.threads = EngineThreads()
-        self._flow_runs: set[UUID] = set()
+        self._submitted: Counter[UUID] = Counter()
         self._executor: JobExecutor | None = None
         self._lock = threading.Lock()
         self._entered: Token[Any] = enter_executor(self._find_executor)
@@ -148,9 +152,9 @@ class _RunnerOfOneFlow:
         dependencies: dict[str, set[RunInput]] | None,
     ) -> PrefectFuture[Any]:
         if (flow_run := current_flow_run()) is not None:
-            self._flow_runs.add(flow_run.id)
+            self._submitted[flow_run.id] += 1
         current_executor()  # made by the flow's thread, if that is the main one: only there it can hear signals
-        job_run = JobRun(task, job_maker(task, defaults))
+        job_run = JobRun(task, options_of(task, defaults))
         return self.threads.submit(job_run, parameters, wait_for, dependencies)
 
     def end(self, *, interrupted: bool) -> None:
@@ -165,5 +169,5 @@ class _RunnerOfOneFlow:
         if interrupted:
             flush_events()
             return
-        for flow_run_id in self._flow_runs:
-            wait_until_recorded(flow_run_id)
+        for flow_run_id, submitted in self._submitted.items():
+            wait_until_recorded(flow_run_id, timeout=RECORDING_SECONDS + submitted * RECORDING_SECONDS_A_TASK)

@@ -9,6 +9,7 @@ from executor_adapter.store.base import (
     JobRecord,
     JobStore,
     LeaseLost,
+    LogLine,
     Page,
     StoreUnavailable,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "JobRecord",
     "JobStore",
     "LeaseLost",
+    "LogLine",
     "Page",
     "StoreUnavailable",
     "open_store",

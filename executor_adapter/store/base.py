@@ -62,8 +62,8 @@ class JobRecord:
     error_message: str | None = None
     records_processed: int | None = None
     progress: Progress | None = None
-    attempts: tuple[Attempt, ...] = ()
-    """Each attempt that is over, oldest first."""
+    attempt_fields: tuple[tuple[Any, ...], ...] = ()
+    """Of each attempt that is over the fields of Attempt, in order: most are never looked at."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     priority: int = 0
     max_runtime: float | None = None
@@ -80,6 +80,11 @@ class JobRecord:
     """It killed more workers than its policy allows: it is not run again until it is released."""
     job: Job | None = None
     """The job itself, where it is remembered in the memory of its own process."""
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """Each attempt that is over, oldest first."""
+        return tuple(Attempt(**dict(zip(_ATTEMPT, fields, strict=False))) for fields in self.attempt_fields)
 
     @property
     def duration(self) -> float | None:
@@ -112,7 +117,8 @@ class JobRecord:
         }
 
 
-_NOT_SHOWN = frozenset({"call", "pickled", "job"})
+_NOT_SHOWN = frozenset({"call", "pickled", "job", "attempt_fields"})
+_ATTEMPT = tuple(field.name for field in dataclasses.fields(Attempt))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +141,26 @@ class JobFilter:
 
 
 ALL = JobFilter()
+
+LINES_KEPT = 1000
+"""Of each job's log a store keeps so many lines, the newest."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """What a job's function logged or printed: one record or line."""
+
+    job_id: str
+    attempt: int
+    seq: int
+    """Orders the lines of a job, and tells one from another."""
+    at: float
+    """Seconds since the epoch."""
+    level: int
+    """As logging has it; that of what was printed is 0."""
+    source: str
+    """The logger's name, or "stdout" or "stderr"."""
+    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +216,10 @@ class JobStore(ABC):
         ended = counts[JobStatus.COMPLETED] + counts[JobStatus.FAILED]
         return counts[JobStatus.FAILED] / ended if ended else None
 
+    @abstractmethod
+    def lines(self, job_id: str, *, after: int = 0, limit: int = LINES_KEPT) -> list[LogLine]:
+        """The job's log, oldest first: the newest `limit` lines of those whose `seq` is greater than `after`."""
+
     # --- asking something of jobs, from any process ---
 
     @abstractmethod
@@ -232,6 +262,10 @@ class JobStore(ABC):
         Raises:
             LeaseLost: another host has taken the lease. Nothing is written.
         """
+
+    @abstractmethod
+    def write_lines(self, lines: Sequence[LogLine]) -> None:
+        """Add to the logs of jobs; of each the newest LINES_KEPT stay, until the job is forgotten."""
 
     @abstractmethod
     def leave(self, host_id: str) -> None:

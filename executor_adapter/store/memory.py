@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job import TERMINAL, JobStatus
-from executor_adapter.store.base import ALL, JobFilter, JobRecord, JobStore, LeaseLost, Page
+from executor_adapter.store.base import ALL, LINES_KEPT, JobFilter, JobRecord, JobStore, LeaseLost, LogLine, Page
 from executor_adapter.store.host import Host
 
 
@@ -28,6 +29,7 @@ class MemoryStore(JobStore):
         self._records: dict[str, JobRecord] = {}
         self._leases: dict[str, float] = {}
         self._to_cancel: set[str] = set()
+        self._lines: dict[str, deque[LogLine]] = {}
 
     # --- reading ---
 
@@ -56,6 +58,11 @@ class MemoryStore(JobStore):
     def oldest_waiting(self, wanted: JobFilter = ALL) -> float | None:
         waiting = (record.created_at for record in self._matching(wanted) if record.status is JobStatus.PENDING)
         return min(waiting, default=None)
+
+    def lines(self, job_id: str, *, after: int = 0, limit: int = LINES_KEPT) -> list[LogLine]:
+        with self._lock:
+            found = [line for line in self._lines.get(job_id, ()) if line.seq > after]
+        return found[max(0, len(found) - limit) :]
 
     # --- asking ---
 
@@ -107,6 +114,12 @@ class MemoryStore(JobStore):
             taken += [record.job_id for record in changed if not self._change(host_id, record)]
         self._forget_surplus()
         return taken
+
+    def write_lines(self, lines: Sequence[LogLine]) -> None:
+        with self._lock:
+            for line in lines:
+                if line.job_id in self._records:
+                    self._lines.setdefault(line.job_id, deque(maxlen=LINES_KEPT)).append(line)
 
     def leave(self, host_id: str) -> None:
         self._leases.pop(host_id, None)
@@ -160,7 +173,10 @@ class MemoryStore(JobStore):
 
     def _forget(self, job_ids: Iterable[str]) -> int:
         with self._lock:
-            return sum(self._records.pop(job_id, None) is not None for job_id in job_ids)
+            forgotten = [job_id for job_id in job_ids if self._records.pop(job_id, None) is not None]
+            for job_id in forgotten:
+                self._lines.pop(job_id, None)
+            return len(forgotten)
 
     def _forget_surplus(self) -> None:
         surplus = len(self._records) - self._max_history

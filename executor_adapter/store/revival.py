@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import pickle
 from typing import TYPE_CHECKING, Any
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job import Attempt, Job
+from executor_adapter.job import Job
 
 if TYPE_CHECKING:
     from executor_adapter.store.base import JobRecord
@@ -24,7 +23,7 @@ def restore(record: JobRecord) -> Job:
     live = job._live
     live.status = record.status
     live.attempt = record.attempt
-    live.attempts = tuple(_as_tuple(attempt) for attempt in record.attempts) or None
+    live.attempts = record.attempt_fields or None
     live.created_at = record.created_at
     live.started_at = record.started_at
     live.completed_at = record.completed_at
@@ -76,7 +75,3 @@ def _unpickled(job_id: str, pickled: bytes) -> dict[str, Any]:
     except Exception as error:
         raise InvalidJobError(f"job {job_id} cannot be unpickled here: {error!r}: run it where its code is") from error
     return {"function": function, "args": args, "kwargs": kwargs}
-
-
-def _as_tuple(attempt: Attempt) -> tuple[Any, ...]:
-    return tuple(getattr(attempt, field.name) for field in dataclasses.fields(attempt))

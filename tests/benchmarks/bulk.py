@@ -6,6 +6,7 @@ Prefect is imported inside, once that environment counts.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from typing import Any, Literal
 
@@ -37,6 +38,7 @@ def measure_run_jobs(jobs: int, history: Literal["auto", "full", "final"]) -> di
         with JobExecutor(WORKERS, config=Settings(), observers=[see]) as executor:
             _warm(executor)
             began, cpu, idle = time.time(), time.process_time(), resident(os.getpid())
+            peak = _Peak()
             results = run_jobs(
                 (Job(function=nothing, pool="process") for _ in range(jobs)), executor=executor, mirror=mirror
             )
@@ -48,7 +50,7 @@ def measure_run_jobs(jobs: int, history: Literal["auto", "full", "final"]) -> di
             results=jobs / (last[0] - began),
             recorded=jobs / (ended - began),
             cpu=(time.process_time() - cpu) / jobs * 1e6,
-            memory=resident(os.getpid()) - idle,
+            memory=peak.stop() - idle,
             left_out=report.left_out,
         )
 
@@ -99,6 +101,25 @@ def measure_task_runner(runner: Runner, tasks: int) -> dict[str, float]:
             time.sleep(0.25)
     told["recorded"] = tasks / (time.time() - told.pop("began"))
     return told
+
+
+class _Peak(threading.Thread):
+    """The most memory that this process held since."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._most = 0
+        self._over = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        while not self._over.wait(0.2):
+            self._most = max(self._most, resident(os.getpid()))
+
+    def stop(self) -> int:
+        self._over.set()
+        self.join()
+        return max(self._most, resident(os.getpid()))
 
 
 def _warm(executor: JobExecutor) -> None:

@@ -87,7 +87,7 @@ class MeasuredServer:
             yield
         finally:
             for name, value in before.items():
-                os.environ.pop(name) if value is None else os.environ.update({name: value})
+                os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
     def post(self, path: str, body: Any) -> Any:
         """What the API answers; asked again for a while where the server is busy."""

@@ -24,13 +24,13 @@ LARGE = 100_000
 
 
 @pytest.mark.bench
-@pytest.mark.parametrize(("kind", "target"), [("default", 2.5), ("tuned", 2.0), ("postgresql", 2.0)])
-def test_recorded(report: Report, tmp_path: Path, kind: Kind, target: float) -> None:
+@pytest.mark.parametrize(("kind", "target", "rounds"), [("default", 2.5, 1), ("tuned", 2.0, 2), ("postgresql", 2.0, 1)])
+def test_recorded(report: Report, tmp_path: Path, kind: Kind, target: float, rounds: int) -> None:
     """Until the server knows the last final state; the server's share of a processor says whether it is the limit."""
     with prefect_server(kind, tmp_path) as server, server.environment():
         shares = []
         measured: dict[str, list[float]] = {"auto": [], "full": [], "threads": []}
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             began, used = time.monotonic(), server.cpu_seconds()
             measured["auto"].append(apart(measure_run_jobs, JOBS, "auto")["recorded"])
             shares.append((server.cpu_seconds() - used) / (time.monotonic() - began))
@@ -76,11 +76,10 @@ def test_results(report: Report, tmp_path: Path) -> None:
 
 @pytest.mark.bench
 def test_cost(report: Report, tmp_path: Path) -> None:
-    """What mirroring a job costs its own process; and what 100,000 jobs leave in its memory."""
+    """What mirroring a job costs its own process."""
     with prefect_server("tuned", tmp_path) as server, server.environment():
         bare = [apart(measure_bare_jobs, 10_000)["cpu"] for _ in range(ROUNDS)]
         ours = [apart(measure_run_jobs, 10_000, "auto")["cpu"] for _ in range(ROUNDS)]
-        many = apart(measure_run_jobs, LARGE, "auto")
     mirrored, alone = Figures(tuple(ours)), Figures(tuple(bare))
     report.add(
         [
@@ -91,9 +90,20 @@ def test_cost(report: Report, tmp_path: Path) -> None:
                 figure=mirrored.median - alone.median,
                 form=".0f",
                 at_most=100,
-            ),
+            )
+        ]
+    )
+
+
+@pytest.mark.bench
+def test_memory(report: Report, tmp_path: Path) -> None:
+    """The most that 100,000 jobs hold of it, while the server is far behind."""
+    with prefect_server("tuned", tmp_path) as server, server.environment():
+        many = apart(measure_run_jobs, LARGE, "auto")
+    report.add(
+        [
             Row(
-                what=f"MB above idle after {LARGE:,} jobs of run_jobs",
+                what=f"most MB above idle, {LARGE:,} jobs of run_jobs",
                 ours=f"{many['recorded']:,.0f} recorded/s",
                 figure=many["memory"] / 1e6,
                 form=".0f",

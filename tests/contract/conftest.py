@@ -22,9 +22,13 @@ class MakeExecutor(Protocol):
     ) -> JobExecutor: ...
 
 
-@pytest.fixture(params=["coroutine", "thread", "process"])
-def pool(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+@pytest.fixture(params=["coroutine", "thread", "process", "process by spawn"])
+def pool(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of the pool under test; its executors start processes by the default method, or by spawn."""
+    name, _, method = str(request.param).partition(" by ")
+    if method:
+        monkeypatch.setenv("EXECUTOR_ADAPTER_EXECUTOR__START_METHOD", method)
+    return name
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import delete
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job import Attempt, JobStatus, Progress, uuid7
+from executor_adapter.job import JobStatus, Progress, uuid7
 from executor_adapter.store import Host, JobFilter, JobRecord, JobStore, LeaseLost, open_store
 from executor_adapter.store.host import forget, new_host
 from executor_adapter.store.sql import SqlStore
@@ -89,9 +89,9 @@ FULL = JobRecord(
     error_message="Ünïcode: “broken” 'quotes' \\ % _",
     records_processed=3_000_000_000,
     progress=Progress(1.5, 3, "half"),
-    attempts=(
-        Attempt(number=1, pool="process", pid=7, queue_seconds=0.5, run_seconds=1.5, exit_signal=9, error_code="X"),
-        Attempt(number=2, pool="process", pid=8, queue_seconds=0.5, run_seconds=1.5, peak_rss=1 << 40),
+    attempt_fields=(
+        (1, "process", 7, 0.5, 1.5, None, None, None, 9, "X", "killed"),
+        (2, "process", 8, 0.5, 1.5, 0.25, 1 << 40, 0, None, None, None),
     ),
     metadata={"collection_type": "manual", "deep": [1, {"a": None}]},
     priority=-3,

@@ -125,6 +125,11 @@ class Api:
         body = {"flow_runs": of_flow_run, "sort": "EXPECTED_START_TIME_ASC", "offset": offset}
         return self._post("/task_runs/filter", body)
 
+    def named(self, name: str) -> list[dict[str, Any]]:
+        """The task runs of that name, of whatever flow run."""
+        found: list[dict[str, Any]] = self._post("/task_runs/filter", {"task_runs": {"name": {"any_": [name]}}})
+        return found
+
     def task_run(self, task_run_id: UUID | str) -> dict[str, Any]:
         answer = self._client.get(f"/task_runs/{task_run_id}")
         return answer.json() if answer.is_success else {"state_name": None}

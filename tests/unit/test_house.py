@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # From the ground floor up: a room imports from its own floor and from those below it.
 FLOORS = (
-    {"exceptions", "context", "config_errors", "signals", "trace_scope"},
+    {"exceptions", "context", "config_errors", "signals", "start_method", "trace_scope"},
     {"retry"},
     {"job"},
     {"error_codes", "config", "config_sections", "config_tools", "functions"},
@@ -26,7 +26,7 @@ FLOORS = (
     {"queue"},
     {
         *{"loop", "limits", "futures", "intake", "dispatch", "throttle", "pool_set", "ledger", "outcome", "job_log"},
-        *{"defaults", "traced", "journal", "memory", "recorder", "recording", "recovery"},
+        *{"defaults", "traced", "journal", "log_lines", "memory", "recorder", "recording", "recovery"},
         *{"supervisor", "surroundings", "driver", "hooks", "executor"},
     },
     {"scheduler", "testing"},
@@ -44,9 +44,10 @@ WORKER_SIDE = {
     "executor_adapter.context",
     "executor_adapter.error_codes",
     "executor_adapter.pools",
+    "executor_adapter.start_method",
 } | {
     f"executor_adapter.pools.{part}"
-    for part in ("guardian", "worker", "wire", "attempt", "values", "voice", "stdio", "process_tree")
+    for part in ("guardian", "worker", "spawned_worker", "wire", "attempt", "values", "voice", "stdio", "process_tree")
 }
 KNOWS_PREFECT = re.compile(
     r"executor_adapter\.prefect(\.|$)|tasks\.(collection|processing|reporting)$|(flows|deployments)\."

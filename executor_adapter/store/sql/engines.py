@@ -27,8 +27,10 @@ def make_engine(url: str) -> Engine:
     """
     try:
         parsed = make_url(url)
-    except ArgumentError as error:
-        raise ConfigurationError(f"store.url: {error}") from None
+    except (ArgumentError, ValueError):  # neither is quoted: a password may be in it
+        raise ConfigurationError(
+            "store.url: cannot be read: write it as postgresql://user@host:port/database"
+        ) from None
     return _sqlite(parsed) if parsed.get_backend_name() == "sqlite" else _postgresql(parsed)
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from typing import Any
 
 from sqlalchemy import RowMapping
 
-from executor_adapter.job import Attempt, JobStatus, Progress
+from executor_adapter.job import JobStatus, Progress
 from executor_adapter.store.base import JobRecord
-
-_ATTEMPT = tuple(field.name for field in dataclasses.fields(Attempt))
 
 FIXED = frozenset({"job_id", "queue", "job_type", "tool_name", "function", "created_at", "metadata", "call", "pickled"})
 FIXED |= {"priority", "max_runtime", "retry_of"}
@@ -49,7 +46,7 @@ def changing_row_of(record: JobRecord) -> dict[str, Any]:
         "error_message": _storable(record.error_message),
         "records_processed": record.records_processed,
         "progress": None if record.progress is None else _dump(record.progress),
-        "attempts": json.dumps([[getattr(a, name) for name in _ATTEMPT] for a in record.attempts]),
+        "attempts": json.dumps(record.attempt_fields) if record.attempt_fields else "[]",
         "host": record.host,
         "quarantined": record.quarantined,
     }
@@ -57,15 +54,13 @@ def changing_row_of(record: JobRecord) -> dict[str, Any]:
 
 def record_of(row: RowMapping) -> JobRecord:
     fields: dict[str, Any] = {str(name): value for name, value in row.items() if name != "cancel_requested"}
-    progress = fields["progress"]
+    progress, attempts = fields["progress"], json.loads(fields.pop("attempts"))
     return JobRecord(
         **fields
         | {
             "status": JobStatus(fields["status"]),
             "progress": None if progress is None else Progress(*json.loads(progress)),
-            "attempts": tuple(
-                Attempt(**dict(zip(_ATTEMPT, attempt, strict=False))) for attempt in json.loads(fields["attempts"])
-            ),
+            "attempt_fields": tuple(map(tuple, attempts)),
             "metadata": json.loads(fields["metadata"]),
             "quarantined": bool(fields["quarantined"]),
         }

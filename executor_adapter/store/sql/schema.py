@@ -16,7 +16,7 @@ from sqlalchemy import (
     false,
 )
 
-REVISION = "0001"
+REVISION = "0002"
 """The newest migration: what an open store has."""
 
 VERSIONS = "executor_adapter_version"
@@ -72,4 +72,16 @@ hosts = Table(
     Column("pid", Integer, nullable=False),
     Column("process_started", BigInteger, nullable=False),
     Column("expires_at", Double, nullable=False),
+)
+
+lines = Table(
+    "executor_adapter_lines",
+    metadata,
+    Column("job_id", Text, primary_key=True),
+    Column("seq", BigInteger, primary_key=True),
+    Column("attempt", Integer, nullable=False),
+    Column("at", Double, nullable=False),
+    Column("level", Integer, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("text", Text, nullable=False),
 )

@@ -12,9 +12,9 @@ from sqlalchemy.exc import IntegrityError
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job import JobStatus
-from executor_adapter.store.base import ALL, JobFilter, JobRecord, JobStore, LeaseLost, Page
+from executor_adapter.store.base import ALL, LINES_KEPT, JobFilter, JobRecord, JobStore, LeaseLost, LogLine, Page
 from executor_adapter.store.host import Host
-from executor_adapter.store.sql import leases
+from executor_adapter.store.sql import leases, log
 from executor_adapter.store.sql.conditions import conditions, is_live, is_over, is_waiting
 from executor_adapter.store.sql.engines import unavailable_said
 from executor_adapter.store.sql.rows import record_of, row_of
@@ -107,16 +107,22 @@ class SqlStore(JobStore):
     def cleanup(self, max_age_hours: float = 24, *, queue: str | None = None) -> int:
         before = time.time() - max_age_hours * 3600
         old = conditions(JobFilter(queue=queue, ended_before=before, quarantined=False))
-        step = delete(jobs).where(jobs.c.job_id.in_(select(jobs.c.job_id).where(is_over, *old).limit(DELETED_AT_ONCE)))
+        some = select(jobs.c.job_id).where(is_over, *old).limit(DELETED_AT_ONCE)
+        step = delete(jobs).where(jobs.c.job_id.in_(some)).returning(jobs.c.job_id)
         total = 0
         while True:
             began = time.monotonic()
             with self._changing() as connection:
-                deleted = connection.execute(step).rowcount
-            total += deleted
-            if deleted < DELETED_AT_ONCE:
+                deleted = connection.execute(step).scalars().all()
+                log.forget(connection, deleted)
+            total += len(deleted)
+            if len(deleted) < DELETED_AT_ONCE:
                 return total
             time.sleep(time.monotonic() - began)  # half of the time is for other writers
+
+    def lines(self, job_id: str, *, after: int = 0, limit: int = LINES_KEPT) -> list[LogLine]:
+        with self._reading() as connection:
+            return log.read(connection, job_id, after, limit)
 
     # --- for hosts ---
 
@@ -131,6 +137,10 @@ class SqlStore(JobStore):
             if not leases.renew(connection, host_id, lease):
                 raise LeaseLost(host_id)
             return self._writing.write(connection, host_id, new, changed)
+
+    def write_lines(self, lines: Sequence[LogLine]) -> None:
+        with self._changing() as connection:
+            log.add(connection, lines)
 
     def leave(self, host_id: str) -> None:
         with self._changing() as connection:

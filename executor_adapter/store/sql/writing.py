@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+import operator
+import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Dialect, bindparam, or_, select, update
+from sqlalchemy import Connection, Dialect, bindparam, false, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from executor_adapter.store.base import JobRecord
@@ -13,6 +16,7 @@ from executor_adapter.store.sql.rows import FIXED, changing_row_of, row_of
 from executor_adapter.store.sql.schema import jobs
 
 _WRITTEN = [column.name for column in jobs.columns if column.name != "cancel_requested"]
+TOGETHER = 50
 _CHANGING = [name for name in _WRITTEN if name not in FIXED]
 
 
@@ -23,32 +27,65 @@ class Writing:
         flavour = sqlite if dialect.name == "sqlite" else postgresql
         new = flavour.insert(jobs).values({name: bindparam(name) for name in _WRITTEN})
         # A known id: the job is the host's own, or one that was over before this one was made.
-        self._new = new.on_conflict_do_update(
+        new = new.on_conflict_do_update(
             index_elements=["job_id"],
-            set_={name: new.excluded[name] for name in _WRITTEN} | {"cancel_requested": False},
+            set_={name: new.excluded[name] for name in _WRITTEN} | {"cancel_requested": false()},
             where=or_(
                 jobs.c.host == bindparam("me"),
                 jobs.c.completed_at.is_not(None) & (jobs.c.created_at < new.excluded.created_at),
             ),
         )
-        self._known = (
+        known = (
             update(jobs)
             .where(jobs.c.job_id == bindparam("its_id"), jobs.c.host == bindparam("me"))
             .values({name: bindparam(name) for name in _CHANGING})
         )
+        # By position, since that is what both drivers take as it is.
+        make: Callable[..., Dialect] = type(dialect)
+        positional = make(paramstyle="qmark" if dialect.name == "sqlite" else "format")
+        self._new = _Statement(new, positional)
+        self._known = _Statement(known, positional)
 
     def write(
         self, connection: Connection, host_id: str, new: Sequence[JobRecord], changed: Sequence[JobRecord]
     ) -> list[str]:
         """The ids of those that are another host's by now, and stay as they are."""
-        written = self._run(connection, self._new, [row_of(record) | {"me": host_id} for record in new])
-        written += self._run(connection, self._known, [_changes(record, host_id) for record in changed])
+        written = self._new.run_together(connection, [row_of(record) for record in new], host_id)
+        written += self._known.run(connection, [_changes(record, host_id) for record in changed])
         return [] if written == len(new) + len(changed) else _taken(connection, (*new, *changed))
 
-    def _run(self, connection: Connection, statement: Any, rows: list[dict[str, Any]]) -> int:
+
+class _Statement:
+    """A statement as its driver takes it: for one row, and for TOGETHER at once.
+
+    SQLite's driver lets go of the interpreter for every execution, and may have to wait to get it back while jobs run:
+    so rows that can go together do.
+    """
+
+    def __init__(self, statement: Any, dialect: Dialect) -> None:
+        compiled = statement.compile(dialect=dialect)
+        self._one = str(compiled)
+        values = re.search(r"VALUES (\(.*?\)) ON CONFLICT", self._one)
+        self._many = "" if values is None else self._one.replace(values[1], ", ".join([values[1]] * TOGETHER))
+        self._fields = [name for name in compiled.positiontup if values is None or name != "me"]
+        self._pick = operator.itemgetter(*self._fields)
+
+    def run(self, connection: Connection, rows: Sequence[dict[str, Any]]) -> int:
+        """How many rows were written."""
         if not rows:
             return 0
-        return connection.execute(statement, rows, execution_options={"preserve_rowcount": True}).rowcount
+        return connection.exec_driver_sql(self._one, [self._pick(row) for row in rows]).rowcount
+
+    def run_together(self, connection: Connection, rows: Sequence[dict[str, Any]], me: str) -> int:
+        picked = [self._pick(row) for row in rows]
+        written = 0
+        while len(picked) >= TOGETHER:
+            together, picked = picked[:TOGETHER], picked[TOGETHER:]
+            values = (*itertools.chain.from_iterable(together), me)
+            written += connection.exec_driver_sql(self._many, values).rowcount
+        if picked:
+            written += connection.exec_driver_sql(self._one, [(*row, me) for row in picked]).rowcount
+        return written
 
 
 def _changes(record: JobRecord, host_id: str) -> dict[str, Any]:

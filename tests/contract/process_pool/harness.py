@@ -1,4 +1,4 @@
-"""A small supervisor of one thread: turned by the test itself, it drives a real ProcessPool without an executor."""
+"""A small supervisor of one thread: turned by the test itself, it drives a real pool of processes, and no executor."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from executor_adapter.job import Job
+from executor_adapter.pools import pool_kinds
 from executor_adapter.pools.base import Assignment, Ending
-from executor_adapter.pools.process import ProcessPool
+from executor_adapter.start_method import START_METHOD, StartMethod
 
 
 class DueCall:
@@ -30,7 +31,7 @@ class DueCall:
 class Harness:
     """Implements `pools.base.Supervisor`. What is handed back is started again; all that was told is kept."""
 
-    def __init__(self, max_workers: int = 2, **options: Any) -> None:
+    def __init__(self, max_workers: int = 2, *, start_method: StartMethod = START_METHOD, **options: Any) -> None:
         self.endings: dict[Assignment, tuple[Ending, Any, BaseException | None]] = {}
         self.starts: dict[Assignment, int] = defaultdict(int)
         self.hand_backs: list[Assignment] = []
@@ -40,7 +41,8 @@ class Harness:
         self._callbacks: dict[int, list[Callable[[], None] | None]] = {}
         self._due: list[tuple[float, int, DueCall]] = []
         self._order = itertools.count()
-        self.pool = ProcessPool(self, max_workers, **options)
+        self._kind: Any = pool_kinds(start_method)("process")
+        self.pool = self._kind(self, max_workers, **options)
 
     # --- what a pool tells ---
 
@@ -94,7 +96,7 @@ class Harness:
         """Queue one attempt of a job. `memory_limit`, `scope` and `checkpoint` are the assignment's."""
         of_assignment = {name: fields.pop(name) for name in ("memory_limit", "scope", "checkpoint") if name in fields}
         job = Job(function=function, args=args, pool="process", **fields)
-        assignment = Assignment(job, 1, ProcessPool.prepare(job))
+        assignment = Assignment(job, 1, self._kind.prepare(job))
         assignment.short = short
         for name, value in of_assignment.items():
             setattr(assignment, name, value)

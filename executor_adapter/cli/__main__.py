@@ -1,0 +1,8 @@
+"""`python -m executor_adapter.cli`: the command where its script is not on the path."""
+
+from __future__ import annotations
+
+from executor_adapter.cli.app import main
+
+if __name__ == "__main__":
+    main()

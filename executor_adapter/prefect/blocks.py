@@ -1,0 +1,68 @@
+"""JobExecutorBlock: the settings of an executor, kept by the Prefect server and edited in its UI.
+
+JobExecutorBlock(max_workers=8, memory_limit="2GiB").save("nightly")
+
+with JobExecutorBlock.load("nightly").get_executor():
+    ...
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect.blocks.core import Block
+from pydantic import Field, field_validator
+
+from executor_adapter.config import load_config
+from executor_adapter.config_sections import JobSettings
+from executor_adapter.executor import JobExecutor
+from executor_adapter.job import PoolName
+
+OF_EXECUTOR = ("max_workers", "kill_grace", "preload", "max_jobs_per_worker")
+OF_JOBS = ("pool", "max_runtime", "retry_attempts", "retry_delay", "memory_limit")
+
+
+class JobExecutorBlock(Block):
+    """Settings of a job executor. What is left empty is as the configuration has it, where the executor is made."""
+
+    _block_type_name = "Job Executor"
+    _block_type_slug = "job-executor"
+    _description = "Settings of a JobExecutor: its workers, and what its jobs leave open."
+
+    max_workers: int = Field(default=4, ge=1, description="Attempts at once, over all pools.")
+    max_pending: int | None = Field(default=None, ge=1, description="Jobs that may wait for their first start.")
+    kill_grace: float | None = Field(
+        default=None, ge=0, description="Seconds between asking a job to end and making it."
+    )
+    preload: list[str] | None = Field(default=None, description="Modules that worker processes find imported.")
+    max_jobs_per_worker: int | None = Field(
+        default=None, ge=1, description="Jobs after which a worker process is replaced."
+    )
+    pool: PoolName | None = Field(default=None, description="Where jobs run that do not say.")
+    max_runtime: float | None = Field(default=None, gt=0, description="Seconds, hard, of one attempt.")
+    retry_attempts: int | None = Field(default=None, ge=0, description="Retries after the first attempt.")
+    retry_delay: float | None = Field(default=None, ge=0, description="Seconds before the first retry.")
+    memory_limit: str | None = Field(default=None, description='Of an attempt\'s process tree, such as "512MiB".')
+
+    @field_validator("memory_limit")
+    @classmethod
+    def _check_memory_limit(cls, value: str | None) -> str | None:
+        if value is not None:
+            JobSettings(memory_limit=value)
+        return value
+
+    def get_executor(self, **options: Any) -> JobExecutor:
+        """A JobExecutor with these settings, the configuration's for the rest; `options` are further ones of its own.
+
+        Raises:
+            ConfigurationError: the configuration is wrong.
+        """
+        config = load_config()
+        executor = config.executor.model_copy(update=self._given(OF_EXECUTOR))
+        job = JobSettings(**self._given(OF_JOBS)).over(config.job)
+        config = config.model_copy(update={"executor": executor, "job": job})
+        return JobExecutor(self.max_workers, max_pending=self.max_pending, config=config, **options)
+
+    def _given(self, names: tuple[str, ...]) -> dict[str, Any]:
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return given | ({"preload": tuple(given["preload"])} if "preload" in given else {})

@@ -1,0 +1,41 @@
+"""Alerts of a HealthMonitor as Prefect events, for automations to act on:
+
+    executor-adapter.health.stuck-job             a job has been running for longer than `stuck_after`
+    executor-adapter.health.high-failure-rate     of the jobs that ended within the window too many failed
+
+    with HealthMonitor(executor, on_alert=[emit_alert]): ...
+
+The resource of a stuck job is the job, `executor-adapter.job.ID`; that of a failure rate the program,
+`executor-adapter.program.HOST.PID`. The payload has the message, the value and the limit.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from datetime import UTC, datetime
+
+from prefect.events import emit_event
+
+from executor_adapter.monitoring import Alert
+
+PREFIX = "executor-adapter.health."
+
+
+def emit_alert(alert: Alert) -> None:
+    """Send the alert to the Prefect server as an event; it is on its way when this returns, not there."""
+    emit_event(
+        event=f"{PREFIX}{alert.kind}",
+        resource=_resource(alert),
+        occurred=datetime.fromtimestamp(alert.at, UTC),
+        payload={"message": alert.message, "value": alert.value, "limit": alert.limit},
+    )
+
+
+def _resource(alert: Alert) -> dict[str, str]:
+    if alert.job is None:
+        program = f"{socket.gethostname()}.{os.getpid()}"
+        return {"prefect.resource.id": f"executor-adapter.program.{program}", "prefect.resource.name": program}
+    job = alert.job
+    found = {"prefect.resource.id": f"executor-adapter.job.{job.job_id}", "executor-adapter.job-type": job.job_type}
+    return found if job.tool_name is None else found | {"executor-adapter.tool": job.tool_name}

@@ -1,0 +1,39 @@
+"""The logs of jobs: lines that are added, read, and cut to the newest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from sqlalchemy import Connection, bindparam, delete, insert, select
+
+from executor_adapter.store.base import LINES_KEPT, LogLine
+from executor_adapter.store.sql.schema import lines
+
+_COLUMNS = (lines.c.job_id, lines.c.attempt, lines.c.seq, lines.c.at, lines.c.level, lines.c.source, lines.c.text)
+"""In the order of LogLine's fields."""
+
+_oldest_kept = (
+    select(lines.c.seq)
+    .where(lines.c.job_id == bindparam("its_id"))
+    .order_by(lines.c.seq.desc())
+    .offset(LINES_KEPT)
+    .limit(1)
+    .scalar_subquery()
+)
+_cut = delete(lines).where(lines.c.job_id == bindparam("its_id"), lines.c.seq <= _oldest_kept)
+
+
+def read(connection: Connection, job_id: str, after: int, limit: int) -> list[LogLine]:
+    query = select(*_COLUMNS).where(lines.c.job_id == job_id, lines.c.seq > after)
+    newest = connection.execute(query.order_by(lines.c.seq.desc()).limit(limit))
+    return [LogLine(*row) for row in reversed(list(newest))]
+
+
+def add(connection: Connection, added: Sequence[LogLine]) -> None:
+    connection.execute(insert(lines), [asdict(line) for line in added])
+    connection.execute(_cut, [{"its_id": job_id} for job_id in {line.job_id for line in added}])
+
+
+def forget(connection: Connection, job_ids: Sequence[str]) -> None:
+    connection.execute(delete(lines).where(lines.c.job_id.in_(job_ids)))

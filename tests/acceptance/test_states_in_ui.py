@@ -1,0 +1,66 @@
+"""Every row of the table of states, as Prefect's own UI shows it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, expect, sync_playwright
+
+from tests.acceptance.every_state import LIVE, OVER
+from tests.acceptance.test_ui import CHROMIUM, FLAGS, needs_chromium
+from tests.servers import ROOT, Server, poll, running
+
+STATES = [*OVER, *LIVE]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    needs_chromium()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def flow_run(server: Server, tmp_path: Path) -> Iterator[str]:
+    """A flow run that has come to have a task run in each state; it stays so for the test."""
+    command = [sys.executable, str(ROOT / "tests" / "acceptance" / "every_state.py"), str(tmp_path)]
+    with running(command, env=server.env, cwd=tmp_path, log=tmp_path / "flow.log"):
+        poll((tmp_path / "there").exists, within=60, what="a task run in every state")
+        (found,) = server.call("POST", "/flow_runs/filter", {})
+        flow_run_id = found["id"]
+        poll(lambda: set(_states(server, flow_run_id)) == set(STATES), within=30, what="all states on the server")
+        yield flow_run_id
+        (tmp_path / "seen").touch()
+        poll(lambda: _state(server, flow_run_id) == "Completed", within=60, what="the flow's end")
+
+
+def _states(server: Server, flow_run_id: str) -> dict[str, str]:
+    """By the task run's state, its name: each is named after the state that it is to have.
+
+    Prefect gives a task run that name when it starts: before, it has a number after it.
+    """
+    runs = server.call("POST", "/task_runs/filter", {"flow_runs": {"id": {"any_": [flow_run_id]}}})
+    return {run["state_name"]: run["name"] for run in runs}
+
+
+def _state(server: Server, flow_run_id: str) -> str:
+    return str(server.call("GET", f"/flow_runs/{flow_run_id}")["state_name"])
+
+
+def test_the_page_of_a_run_names_every_state(browser: Browser, server: Server, flow_run: str, tmp_path: Path) -> None:
+    """Task runs in each of the ten states are listed with that state's name."""
+    names = _states(server, flow_run)
+    assert {state: name.partition("-")[0] for state, name in names.items()} == {state: state for state in STATES}
+    page = browser.new_page(viewport={"width": 1440, "height": 2200})
+    page.goto(f"{server.url}/runs/flow-run/{flow_run}")
+    page.get_by_role("tab", name="Task Runs").or_(page.get_by_text("Task Runs", exact=True)).first.click()
+    expect(page.get_by_text(f"{len(STATES)} Task runs", exact=True).first).to_be_visible(timeout=30_000)
+    for state, name in names.items():
+        listed = page.locator(".task-run-list-item", has=page.get_by_role("link", name=name, exact=True))
+        expect(listed.locator(".state-badge")).to_have_text(state, timeout=30_000)
+    assert len(page.screenshot(path=tmp_path / "states.png")) > 20_000

@@ -1,0 +1,35 @@
+"""A long history in SQLite: listed with a filter and paging, and half of it cleaned up while jobs run.
+
+HISTORY_JOBS in the environment gives another number than a million, for a quick look.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.benchmarks.apart import apart
+from tests.benchmarks.figures import Report, Row
+from tests.benchmarks.stored import LISTS, measure_history
+
+JOBS = int(os.environ.get("HISTORY_JOBS", "1000000"))
+
+
+@pytest.mark.bench
+def test_store_history(report: Report) -> None:
+    measured = apart(measure_history, JOBS)
+    size = f"{JOBS:,} jobs, {measured['megabytes']:,.0f} MB"
+    lists = [
+        Row(what=f"ms, list of 50 with the total: {name}", ours=size, figure=measured[name], form=".1f", at_most=100)
+        for name in LISTS
+    ]
+    cleaned = f"{measured['deleted']:,.0f} deleted in {measured['cleanup seconds']:.0f} s"
+    during = [
+        Row(what="ms, longest run of a no-op job during a clean-up", ours=cleaned, figure=measured["longest run"],
+            form=".1f", at_most=50),
+        Row(what="ms, longest wait of a job's record during a clean-up", ours=cleaned,
+            figure=measured["longest record"], form=".1f", at_most=50),
+    ]  # fmt: skip
+    report.add([*lists, *during])
+    assert measured["deleted"] > 0

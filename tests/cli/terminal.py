@@ -1,0 +1,80 @@
+"""A real terminal: tmux, on a server of its own, and what its screen shows."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.servers import ROOT
+
+COMMAND = f"{shlex.quote(sys.executable)} -m executor_adapter.cli"
+
+needs_tmux = pytest.mark.skipif(
+    shutil.which("tmux") is None and os.environ.get("CI") != "true", reason="no tmux: apt-get install tmux"
+)
+
+
+class Terminal:
+    """One pane of so many columns and lines, with a plain shell in it."""
+
+    def __init__(self, socket: str) -> None:
+        self._socket = socket
+
+    def type(self, text: str) -> None:
+        """Type a line and Enter."""
+        self._tmux("send-keys", "-t", "pane", "-l", text)
+        self._tmux("send-keys", "-t", "pane", "Enter")
+
+    def run(self, words: str) -> None:
+        """Type a command of ours."""
+        self.type(f"executor-adapter {words}")
+
+    def press(self, key: str) -> None:
+        self._tmux("send-keys", "-t", "pane", key)
+
+    def screen(self, *, colours: bool = False) -> str:
+        """What is on it now."""
+        return self._tmux("capture-pane", "-p", "-t", "pane", *(["-e"] if colours else []))
+
+    def wait_for(self, condition: str | Callable[[str], object], *, within: float = 30.0) -> str:
+        """The first screen with that text on it, or for which the condition holds."""
+        ends = time.monotonic() + within
+        while time.monotonic() < ends:
+            shown = self.screen()
+            if condition in shown if isinstance(condition, str) else condition(shown):
+                return shown
+            time.sleep(0.05)
+        raise AssertionError(f"not within {within:.0f} s: {condition}; the screen:\n{self.screen()}")
+
+    def _tmux(self, *words: str) -> str:
+        done = subprocess.run(
+            ["tmux", "-S", self._socket, *words], capture_output=True, text=True, check=True, timeout=30
+        )
+        return done.stdout
+
+
+@contextmanager
+def terminal(directory: Path, *, columns: int = 150, lines: int = 40) -> Iterator[Terminal]:
+    """A shell in `directory`, where `executor-adapter` is ours; ended with its tmux server."""
+    socket = str(directory / "tmux")
+    (directory / "rc").write_text(
+        f'PS1="ready> "\nexecutor-adapter() {{ PYTHONPATH={shlex.quote(str(ROOT))} {COMMAND} "$@"; }}\n'
+    )
+    start = ["tmux", "-S", socket, "-f", "/dev/null", "new-session", "-d", "-s", "pane"]
+    start += ["-x", str(columns), "-y", str(lines), f"bash --noprofile --rcfile {shlex.quote(str(directory / 'rc'))}"]
+    subprocess.run(start, check=True, cwd=directory, timeout=30, env=os.environ | {"TERM": "xterm-256color"})
+    try:
+        pane = Terminal(socket)
+        pane.wait_for("ready>")
+        yield pane
+    finally:
+        subprocess.run(["tmux", "-S", socket, "kill-server"], check=False, timeout=30, capture_output=True)

@@ -1,0 +1,259 @@
+"""`jobs ...` and `stats`: what a store remembers, and what may be asked of its hosts."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import typer
+
+from executor_adapter import Job, JobExecutor, JobStatus
+from executor_adapter.cli.app import app
+from executor_adapter.cli.stores import complete_job_id
+from executor_adapter.config import Settings
+from executor_adapter.store import JobStore
+from tests.cli.conftest import Command, fill, progress, record
+from tests.contract.conftest import wait_for
+
+FAILED, RUNNING, PENDING = JobStatus.FAILED, JobStatus.RUNNING, JobStatus.PENDING
+
+
+@pytest.fixture
+def filled(store: JobStore) -> JobStore:
+    fill(
+        store,
+        record("oldest-0001", job_type="collection", tool_name="radar", age=90),
+        record("broken-0002", FAILED, age=80, error_code="API_ERROR", error_message="HTTP 503\nand more"),
+        record("killer-0003", FAILED, age=70, error_code="WORKER_CRASHED", error_message="died", quarantined=True),
+        record("moving-0004", RUNNING, age=60, progress=progress(3, 12, "page 3"), queue="collection"),
+        record("newest-0005", PENDING, age=50),
+    )
+    return store
+
+
+def ids(text: str) -> list[str]:
+    return re.findall(r"^\w+-\d{4}", text, re.MULTILINE)
+
+
+# --- list, show ---
+
+
+def test_jobs_are_listed_newest_first(command: Command, filled: JobStore) -> None:
+    said = command("jobs", "list")
+    assert said.code == 0
+    assert ids(said.out) == ["newest-0005", "moving-0004", "killer-0003", "broken-0002", "oldest-0001"]
+    assert "API_ERROR: HTTP 503" in said.out
+    assert "and more" not in said.out
+    assert "failed (quarantined)" in said.out
+    assert said.out.splitlines()[-1].strip() == "5 jobs"
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        (("--status", "failed"), ["killer-0003", "broken-0002"]),
+        (("-s", "running", "-s", "pending"), ["newest-0005", "moving-0004"]),
+        (("--type", "collection"), ["oldest-0001"]),
+        (("--tool", "radar"), ["oldest-0001"]),
+        (("--queue", "collection"), ["moving-0004"]),
+        (("--search", "http 503"), ["broken-0002"]),
+        (("--since", "65s"), ["newest-0005", "moving-0004"]),
+        (("--quarantined",), ["killer-0003"]),
+        (("--limit", "2", "--page", "2"), ["killer-0003", "broken-0002"]),
+        (("--limit", "2", "--oldest-first"), ["oldest-0001", "broken-0002"]),
+    ],
+)
+def test_a_list_is_filtered_and_paged(
+    command: Command, filled: JobStore, options: tuple[str, ...], found: list[str]
+) -> None:
+    assert ids(command("jobs", "list", *options).out) == found
+    as_json = command("jobs", "list", *options, "--json").json
+    assert [job["job_id"] for job in as_json["jobs"]] == found
+
+
+def test_a_page_says_what_it_is_of(command: Command, filled: JobStore) -> None:
+    assert "1 to 2 of 5 jobs; more with --page 2" in command("jobs", "list", "-n", "2").out
+    assert "no page 9: there are 5 jobs" in command("jobs", "list", "--page", "9").out
+    assert "no jobs" in command("jobs", "list", "--tool", "nobody's").out
+
+
+def test_one_job_is_shown_by_part_of_its_id(command: Command, filled: JobStore) -> None:
+    """With its arguments and each of its attempts."""
+    said = command("jobs", "show", "0002")
+    for fact in (
+        "broken-0002",
+        "failed",
+        "work_of_a_user:collect",
+        "'flights'",
+        "10.0 s",
+        "4711",
+        "50 MiB",
+        "and more",
+    ):
+        assert fact in said.out
+    shown = command("jobs", "show", "moving-0004", "--json").json
+    assert shown["progress"] == {"done": 3, "total": 12, "message": "page 3"}
+    assert shown["arguments"] == [["flights"], {}]
+
+
+def test_a_job_that_is_not_there_is_said_in_one_line(command: Command, filled: JobStore) -> None:
+    said = command("jobs", "show", "nobody")
+    assert (said.code, said.out) == (1, "")
+    assert said.err == "executor-adapter: no job has the id 'nobody', or one with that in it\n"
+    assert "5 jobs or more have '000' in their id" in command("jobs", "show", "000").err
+
+
+# --- asking ---
+
+
+def test_a_job_without_a_host_is_cancelled_at_once_and_one_that_is_over_is_not(
+    command: Command, filled: JobStore
+) -> None:
+    queued = command("jobs", "retry", "0002", "--json").json[0]["job_id"]
+    assert command("jobs", "cancel", queued).code == 0
+    assert command("jobs", "show", queued, "--json").json["status"] == "cancelled"
+    said = command("jobs", "cancel", "oldest-0001", "--json")
+    assert (said.code, said.json) == (1, [{"job_id": "oldest-0001", "done": False}])
+
+
+def test_a_job_is_cancelled_in_the_process_that_runs_it(command: Command, home: Path) -> None:
+    """By its host, within seconds."""
+    with JobExecutor(1, config=Settings(), store=f"sqlite:///{home / 'jobs.db'}") as executor:
+        job = Job(function="work_of_a_user:slow", args=(60,), pool="process", job_id="far-away")
+        future = executor.submit(job)
+        wait_for(lambda: job.status is RUNNING)
+        wait_for(lambda: command("jobs", "list", "-s", "running", "--json").json["total"] == 1)
+        assert command("jobs", "cancel", "far-away").code == 0
+        wait_for(lambda: job.status is JobStatus.CANCELLED, seconds=20)
+        assert future.cancelled()
+    assert command("jobs", "show", "far-away", "--json").json["error_code"] == "CANCELLED"
+
+
+def test_a_job_is_queued_again_with_changes_and_a_host_runs_it(command: Command, filled: JobStore, home: Path) -> None:
+    """Its function need not be importable where the command runs."""
+    said = command(
+        "jobs",
+        "retry",
+        "0002",
+        "--max-runtime",
+        "7",
+        "--set",
+        'args=["weather"]',
+        "--set",
+        "priority=3",
+        "--set",
+        "pool=process",
+    )
+    assert said.code == 0
+    assert "broken-0002 is queued again as " in said.out
+    (queued,) = command("jobs", "list", "--search", "work_of_a_user", "-s", "pending", "-n", "1", "--json").json["jobs"]
+    assert (queued["retry_of"], queued["priority"], queued["max_runtime"]) == ("broken-0002", 3, 7.0)
+    with JobExecutor(1, config=Settings(), store=f"sqlite:///{home / 'jobs.db'}") as executor:
+        wait_for(lambda: executor.stats().jobs_completed, seconds=20)
+    shown = command("jobs", "show", queued["job_id"], "--json").json
+    assert (shown["status"], shown["records_processed"]) == ("completed", 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("moving-0004",), "job moving-0004 is running: wait for its end, or cancel it"),
+        (("killer-0003",), "job killer-0003 is quarantined: `jobs release killer-0003` first"),
+        (("0002", "--set", "max_runtime"), "give FIELD=VALUE"),
+        (("0002", "--set", "colour=red"), "a job has no such field"),
+        (("0002", "--set", "pool=pond"), "pool='pond': Input should be"),
+    ],
+)
+def test_what_cannot_be_retried_is_refused_with_the_way_out(
+    command: Command, filled: JobStore, words: tuple[str, ...], said: str
+) -> None:
+    answer = command("jobs", "retry", *words)
+    assert answer.code == 2
+    assert said in re.sub(r"[\s│]+", " ", answer.err)
+    assert command("jobs", "list", "--json").json["total"] == 5
+
+
+def test_a_quarantined_job_is_released(command: Command, filled: JobStore) -> None:
+    assert "released" in command("jobs", "release", "killer").out
+    assert command("jobs", "list", "--quarantined", "--json").json["total"] == 0
+    assert command("jobs", "release", "killer").code == 1
+    assert command("jobs", "retry", "killer").code == 0
+
+
+def test_old_jobs_are_forgotten_and_live_and_quarantined_ones_are_not(command: Command, filled: JobStore) -> None:
+    assert command("jobs", "cleanup", "--json").json == {"forgotten": 0}
+    assert "2 jobs forgotten" in command("jobs", "cleanup", "--older-than", "10s").out
+    assert ids(command("jobs", "list").out) == ["newest-0005", "moving-0004", "killer-0003"]
+
+
+# --- stats, stores ---
+
+
+def test_figures_are_of_the_store_s_jobs(command: Command, filled: JobStore) -> None:
+    found = command("stats", "--json").json
+    assert found["jobs"] == {
+        "pending": 1, "running": 1, "retrying": 0, "completed": 1, "failed": 2, "cancelled": 0,
+    }  # fmt: skip
+    assert found["success_rate"] == found["failure_rate"] / 2 == pytest.approx(1 / 3)
+    assert found["job_seconds_p95"] == pytest.approx(10.0)
+    assert found["oldest_waiting_seconds"] == pytest.approx(50, abs=30)
+    assert (found["queue_depth"], found["quarantined"]) == (1, 1)
+    shown = command("stats", "--window", "5s").out
+    assert re.search(r"success rate +33.3%", shown)
+    assert re.search(r"failure rate, 5s +-", shown), "none ended within the window"
+
+
+def test_without_a_store_the_way_out_is_said(command: Command, home: Path) -> None:
+    (home / "config.yaml").write_text("")
+    said = command("jobs", "list")
+    assert said.code == 2
+    assert "set store.url in config.yaml (sqlite:///jobs.db), or give --store URL" in said.err
+    assert "seen by its own program alone" in command("jobs", "list", "--store", "memory:").err
+
+
+def test_a_file_that_is_not_there_is_not_made(command: Command, home: Path) -> None:
+    said = command("jobs", "list", "--store", "sqlite:///elsewhere.db")
+    assert said.code == 3
+    assert "there is no file elsewhere.db" in said.err
+    assert not (home / "elsewhere.db").exists()
+
+
+def test_the_shell_completes_ids(filled: JobStore) -> None:
+    asked = typer.Context(typer.main.get_command(app), info_name="executor-adapter")
+    asked.params = {"store": None, "config_file": None}
+    assert complete_job_id(asked, "bro") == [("broken-0002", "failed job")]
+    assert len(complete_job_id(asked, "")) == 5
+
+
+def test_json_is_one_line_for_programs(command: Command, filled: JobStore) -> None:
+    """... and indented in a terminal."""
+    out = command("jobs", "show", "0001", "--json").out
+    assert out.count("\n") == 1
+    assert json.loads(out)["job_id"] == "oldest-0001"
+
+
+# --- logs ---
+
+
+def test_a_job_s_log_is_printed(command: Command, home: Path) -> None:
+    """Of what was printed the text, of what was logged also by whom; the newest lines, where asked for."""
+    assert command("run", "work_of_a_user:talk", "--pool", "process").code == 0
+    (job,) = command("jobs", "list", "--json").json["jobs"]
+    lines = command("jobs", "logs", job["job_id"]).out.splitlines()
+    # What is printed and what is logged come by ways of their own: their order is that of arrival.
+    assert {line[8:].strip() for line in lines} == {"first", "WARNING executor_adapter.job: second", "third"}
+    assert command("jobs", "logs", job["job_id"], "-n", "1").out.splitlines() == lines[-1:]
+    as_json = [json.loads(line) for line in command("jobs", "logs", job["job_id"], "--json").out.splitlines()]
+    sources = {(line["source"], line["attempt"]) for line in as_json}
+    assert sources == {("stdout", 1), ("executor_adapter.job", 1), ("stderr", 1)}
+
+
+def test_a_log_is_followed_until_the_job_is_over(command: Command, home: Path) -> None:
+    with JobExecutor(1, config=Settings(), store=f"sqlite:///{home / 'jobs.db'}") as executor:
+        job = Job(function="work_of_a_user:talk", kwargs={"pause": 1.5}, pool="process", job_id="talker")
+        executor.submit(job)
+        wait_for(lambda: command("jobs", "list", "--json").json["total"] == 1)
+        out = command("jobs", "logs", "talker", "--follow").out
+    assert len(out.splitlines()) == 3

@@ -1,0 +1,129 @@
+"""The command in a real terminal, as its users see it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from executor_adapter import Job, JobExecutor, JobStatus
+from executor_adapter.config import Settings
+from executor_adapter.store import JobStore
+from tests.cli.conftest import fill, progress, record
+from tests.cli.terminal import Terminal, needs_tmux, terminal
+from tests.contract.conftest import wait_for
+
+pytestmark = needs_tmux
+
+FAILED, RUNNING, PENDING = JobStatus.FAILED, JobStatus.RUNNING, JobStatus.PENDING
+
+
+@pytest.fixture
+def pane(home: Path) -> Iterator[Terminal]:
+    with terminal(home) as pane:
+        yield pane
+
+
+def test_a_list_is_a_table_in_colours(pane: Terminal, store: JobStore) -> None:
+    fill(
+        store,
+        record("fine-0001", tool_name="radar"),
+        record("broken-0002", FAILED, error_code="DATA_ERROR", error_message="no good"),
+    )
+    pane.run("jobs list")
+    shown = pane.wait_for("2 jobs")
+    assert re.search(r"^ID +STATUS +TYPE +TOOL +TRY +CREATED +TOOK +ERROR", shown, re.MULTILINE)
+    assert re.search(r"^broken-0002 +failed +job +1 .*DATA_ERROR: no good", shown, re.MULTILINE)
+    assert re.search(r"^fine-0001 +completed .*10\.0 s", shown, re.MULTILINE)
+    assert re.search("\x1b\\[3[12]m(failed|completed)", pane.screen(colours=True))
+
+
+def test_in_a_narrow_terminal_the_id_is_still_whole(home: Path, store: JobStore) -> None:
+    """It is what one copies."""
+    job_id = "019365b0-1234-7abc-8def-0123456789ab"
+    fill(store, record(job_id, FAILED, error_code="DATA_ERROR", error_message="a long message " * 9))
+    with terminal(home, columns=80) as pane:
+        pane.run("jobs list")
+        shown = pane.wait_for("1 job")
+        assert job_id in shown
+        assert "failed" in shown
+
+
+def test_a_job_is_run_and_its_exit_code_told(pane: Terminal) -> None:
+    pane.run("run work_of_a_user:collect --arg flights; echo code $?")
+    shown = pane.wait_for("code 0")
+    assert '{"records_collected": 3, "year": 2013}' in shown
+    assert re.search(r"^completed in 0\.\d\d s", shown, re.MULTILINE)
+    pane.run("run work_of_a_user:slow --arg 60 --max-runtime 0.5 --retries 0; echo code $?")
+    assert "TIMEOUT_ERROR: ran longer than max_runtime=0.5 s" in pane.wait_for("code 124")
+
+
+def test_ctrl_c_ends_a_job(pane: Terminal, home: Path) -> None:
+    (home / "ready.py").write_text("import time\ndef wait():\n    print('it runs', flush=True)\n    time.sleep(600)\n")
+    pane.run("run ready:wait; echo code $?")
+    pane.wait_for("it runs")
+    pane.press("C-c")
+    pane.wait_for("code 130", within=20)
+
+
+def test_jobs_are_watched_live(pane: Terminal, home: Path) -> None:
+    """Counts, progress and ends, as they come; Ctrl-C gives the shell back as it was."""
+    with JobExecutor(2, config=Settings(), store=f"sqlite:///{home / 'jobs.db'}") as executor:
+        job = Job(function="work_of_a_user:slow", args=(60,), pool="process", job_id="slow-1", job_type="crawl")
+        executor.submit(job)
+        wait_for(lambda: job.status is RUNNING)
+        pane.run("jobs watch --interval 0.1")
+        shown = pane.wait_for(lambda text: re.search(r"slow-1 +running +crawl .*━ +\d+% page \d+", text))
+        assert "1 running" in shown
+        executor.cancel("slow-1")
+        pane.wait_for(lambda text: "1 cancelled" in text and "0 running" in text)
+        pane.press("C-c")
+        assert "1 cancelled" not in pane.wait_for("ready>")
+
+
+def test_a_thousand_live_jobs_fit_the_screen(pane: Terminal, store: JobStore) -> None:
+    """Those that run come first; how many are not shown is said; it never scrolls."""
+    live = [record(f"run-{n:04}", RUNNING, age=60, progress=progress(n, 1000)) for n in range(200)]
+    live += [record(f"wait-{n:04}", PENDING, age=50) for n in range(800)]
+    fill(store, *live, record("over-0001"))
+    pane.run("jobs watch --interval 0.2")
+    shown = pane.wait_for("800 pending")
+    assert shown.splitlines()[0].startswith("800 pending   200 running")
+    assert len(re.findall(r"^run-\d{4} ", shown, re.MULTILINE)) >= 25
+    assert re.search(r"^and 9\d\d more", shown, re.MULTILINE)
+    assert re.search(r"^over-0001 +completed", shown, re.MULTILINE)
+    assert len(shown.rstrip("\n").splitlines()) <= 40
+    pane.press("C-c")
+    pane.wait_for("ready>")
+
+
+def test_watching_needs_a_terminal(pane: Terminal, store: JobStore) -> None:
+    fill(store, record("over-0001"))
+    pane.run("jobs watch | cat; echo code ${PIPESTATUS[0]}")
+    assert "needs a terminal" in pane.wait_for("code 2")
+    pane.run("jobs watch --until-done --json | cat")
+    pane.wait_for('"completed": 1')
+
+
+def test_doctor_says_what_it_found(pane: Terminal) -> None:
+    """Each check with a mark; what is wrong with the way out, and exit code 1."""
+    pane.run("doctor --no-prefect --function work_of_a_user:collect; echo code $?")
+    shown = pane.wait_for("code 0", within=60)
+    for check in ("system", "configuration", "process pool", "store", "function work_of_a_user:collect"):
+        assert re.search(rf"^ok +{check} ", shown, re.MULTILINE), check
+    pane.run("doctor --no-prefect --function work_of_a_user:nothing; echo code $?")
+    assert re.search(
+        r"^FAIL +function work_of_a_user:nothing +.*has no attribute", pane.wait_for("code 1", within=60), re.M
+    )
+
+
+def test_help_and_completion(pane: Terminal) -> None:
+    pane.run("--help")
+    shown = pane.wait_for("ready>", within=20)
+    pane.wait_for("--install-completion")
+    pane.run("jobs --help")
+    shown = pane.wait_for("watch")
+    for name in ("list", "show", "retry", "cancel", "release", "cleanup"):
+        assert name in shown

@@ -1,0 +1,60 @@
+"""Where there is no Linux: simulated, on Linux, by taking away what only Linux has (`elsewhere/sitecustomize.py`)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+ELSEWHERE = Path(__file__).parent / "elsewhere"
+
+PROGRAM = """
+import os, sys
+from executor_adapter import Job, JobExecutor
+from executor_adapter.config import load_config
+from executor_adapter.exceptions import ConfigurationError
+
+assert not hasattr(os, "pidfd_open")
+with JobExecutor(2) as executor:
+    assert executor.config.executor.start_method == "spawn"
+    assert executor.run(Job(function=hasattr, args=(os, "pidfd_open"), pool="process")) is False
+    large = bytes(5 << 20)
+    assert executor.run(Job(function=bytes, args=(large,), pool="process")) == large
+of_linux = {"process", "crew", "handle", "launcher", "guardian", "process_tree", "memory_watch"}
+print(sorted(name for name in of_linux if "executor_adapter.pools." + name in sys.modules))
+for key, value in {"START_METHOD": "guardian", "CPU_AFFINITY": "[0]", "MAX_RSS_GROWTH": "1000000"}.items():
+    os.environ["EXECUTOR_ADAPTER_EXECUTOR__" + key] = value
+    try:
+        load_config()
+    except ConfigurationError as error:
+        print(error)
+    del os.environ["EXECUTOR_ADAPTER_EXECUTOR__" + key]
+"""
+
+
+def run_elsewhere(*command: str, cwd: Path, seconds: float) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": f"{ELSEWHERE}:{ROOT}"}
+    return subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, env=environment, cwd=cwd, timeout=seconds
+    )
+
+
+def test_jobs_run_in_spawned_workers_and_nothing_of_linux_is_loaded(tmp_path: Path) -> None:
+    done = run_elsewhere("-c", PROGRAM, cwd=tmp_path, seconds=60)
+    assert done.stderr == ""
+    loaded, guardian, affinity, growth = done.stdout.splitlines()
+    assert loaded == "[]"
+    assert guardian.startswith("environment: executor.start_method: 'guardian' is not allowed: must be 'spawn' here")
+    assert "cpu_affinity" in affinity
+    assert "max_rss_growth needs start_method 'guardian'" in growth
+
+
+@pytest.mark.timeout(180)
+def test_the_contract_holds() -> None:
+    command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/contract/test_pools.py")
+    done = run_elsewhere(*command, "-k", "process and not spawn", cwd=ROOT, seconds=170)
+    assert done.returncode == 0, done.stdout[-5000:]

@@ -1,0 +1,87 @@
+"""What the workers of the guardian promise and spawned ones keep too: the same tests, over another pool."""
+
+from __future__ import annotations
+
+from tests.contract.process_pool.test_dying import (
+    test_a_crash_is_described,
+    test_an_error_at_the_pickling_of_an_argument_is_told_at_submit,
+    test_only_the_guilty_job_fails,
+    test_sigkill_in_the_middle_of_a_large_result,
+)
+from tests.contract.process_pool.test_ending import (
+    test_a_call_that_holds_the_gil_is_stopped_at_once,
+    test_a_function_is_asked_to_end_and_cleans_up,
+    test_a_function_that_looks_at_the_flag_ends_by_itself,
+    test_a_soft_timeout_that_is_not_caught_is_the_error,
+    test_a_stopped_worker_is_killed,
+    test_interrupt_raises_in_the_function_and_logs_where,
+    test_stopping_what_is_over_is_harmless,
+    test_the_shorter_grace_counts,
+)
+from tests.contract.process_pool.test_running import (
+    test_a_call_runs_in_another_process_and_its_value_comes_back,
+    test_a_coroutine_function_is_run_to_its_end,
+    test_a_forked_process_that_returns_is_no_second_worker,
+    test_a_function_sees_its_job,
+    test_a_function_that_closes_everything_harms_itself_alone,
+    test_a_worker_has_its_own_session_no_input_and_little_loaded,
+    test_the_host_s_path_reaches_workers_that_are_up,
+    test_the_scope_is_entered_around_the_function,
+)
+from tests.contract.process_pool.test_saying import (
+    test_a_flood_of_lines_is_cut_and_the_rest_counted,
+    test_a_thousand_lines_a_second_are_all_told,
+    test_all_that_a_function_says_is_told_and_is_its_own,
+    test_checkpoints_and_events_are_told,
+    test_progress_is_thinned_but_its_last_word_is_told,
+)
+from tests.contract.process_pool.test_travelling import (
+    test_a_function_that_cannot_travel_is_refused,
+    test_a_module_hidden_by_another_file_travels_by_value,
+    test_a_module_that_a_child_would_not_find_travels_by_value,
+    test_a_reference_that_leads_nowhere_is_refused,
+    test_a_reference_travels,
+    test_an_argument_is_the_same_in_every_attempt,
+    test_an_argument_that_cannot_travel_is_refused_by_name,
+    test_an_exception_arrives_with_its_traceback,
+    test_an_exception_that_cannot_travel_is_told_with_its_code,
+    test_any_callable_travels,
+)
+
+__all__ = [
+    "test_a_call_runs_in_another_process_and_its_value_comes_back",
+    "test_a_call_that_holds_the_gil_is_stopped_at_once",
+    "test_a_coroutine_function_is_run_to_its_end",
+    "test_a_crash_is_described",
+    "test_a_flood_of_lines_is_cut_and_the_rest_counted",
+    "test_a_forked_process_that_returns_is_no_second_worker",
+    "test_a_function_is_asked_to_end_and_cleans_up",
+    "test_a_function_sees_its_job",
+    "test_a_function_that_cannot_travel_is_refused",
+    "test_a_function_that_closes_everything_harms_itself_alone",
+    "test_a_function_that_looks_at_the_flag_ends_by_itself",
+    "test_a_module_hidden_by_another_file_travels_by_value",
+    "test_a_module_that_a_child_would_not_find_travels_by_value",
+    "test_a_reference_that_leads_nowhere_is_refused",
+    "test_a_reference_travels",
+    "test_a_soft_timeout_that_is_not_caught_is_the_error",
+    "test_a_stopped_worker_is_killed",
+    "test_a_thousand_lines_a_second_are_all_told",
+    "test_a_worker_has_its_own_session_no_input_and_little_loaded",
+    "test_all_that_a_function_says_is_told_and_is_its_own",
+    "test_an_argument_is_the_same_in_every_attempt",
+    "test_an_argument_that_cannot_travel_is_refused_by_name",
+    "test_an_error_at_the_pickling_of_an_argument_is_told_at_submit",
+    "test_an_exception_arrives_with_its_traceback",
+    "test_an_exception_that_cannot_travel_is_told_with_its_code",
+    "test_any_callable_travels",
+    "test_checkpoints_and_events_are_told",
+    "test_interrupt_raises_in_the_function_and_logs_where",
+    "test_only_the_guilty_job_fails",
+    "test_progress_is_thinned_but_its_last_word_is_told",
+    "test_sigkill_in_the_middle_of_a_large_result",
+    "test_stopping_what_is_over_is_harmless",
+    "test_the_host_s_path_reaches_workers_that_are_up",
+    "test_the_scope_is_entered_around_the_function",
+    "test_the_shorter_grace_counts",
+]

@@ -1,0 +1,295 @@
+"""Spawned workers: starting, dying, and what they leave."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from executor_adapter import Job, JobExecutor
+from executor_adapter.config import ExecutorSettings, JobSettings, Settings
+from executor_adapter.exceptions import InvalidJobError, JobTimeoutError, WorkerCrashedError
+from executor_adapter.pools.base import Ending
+from executor_adapter.start_method import StartMethod
+from tests.contract.process_pool import functions
+from tests.contract.process_pool.harness import Harness, alive, harness, open_descriptors, wait_for
+from tests.contract.spawned.functions import leave_child
+
+SPAWN = Settings(executor=ExecutorSettings(start_method="spawn"))
+
+
+@pytest.fixture
+def executor() -> Iterator[JobExecutor]:
+    with JobExecutor(2, config=SPAWN) as made:
+        yield made
+
+
+# --- dying ---
+
+
+def test_sigkill_of_idle_workers_harms_nobody() -> None:
+    with harness(2, start_method="spawn") as pool:
+        pool.warm_up(2)
+        for pid in pool.pool.pids:
+            os.kill(pid, signal.SIGKILL)
+        assert [pool.value(pool.give(functions.add, n, 1)) for n in range(5)] == [1, 2, 3, 4, 5]
+
+
+def test_sigkill_of_a_busy_worker_is_told_and_harms_its_job_alone(pool: Harness, tmp_path: Path) -> None:
+    killed, neighbour = pool.give(functions.nap, 30, str(tmp_path / "pid")), pool.give(functions.nap, 0.3)
+    pool.until((tmp_path / "pid").exists)
+    assert killed.pid is not None
+    os.kill(killed.pid, signal.SIGKILL)
+    assert pool.ending(killed) is Ending.CRASHED
+    assert (killed.exit_signal, pool.error(killed).exit_signal) == (signal.SIGKILL, signal.SIGKILL)
+    assert pool.value(neighbour) == 0.3
+
+
+def test_what_a_dead_worker_had_not_begun_is_handed_back_without_an_attempt() -> None:
+    with harness(1, start_method="spawn") as pool:
+        pool.warm_up(2)
+        for pid in pool.pool.pids:
+            os.kill(pid, signal.SIGSTOP)
+        assignment = pool.give(functions.add, 1, 1)
+        pool.until_running(assignment)
+        for pid in pool.pool.pids:
+            os.kill(pid, signal.SIGKILL)
+        assert pool.value(assignment) == 2
+        assert pool.hand_backs == [assignment]
+
+
+def test_a_worker_whose_socket_a_forked_process_holds_is_seen_dead(pool: Harness, tmp_path: Path) -> None:
+    """A fork in C lets go of nothing."""
+    code = "import ctypes, os, time\nif ctypes.CDLL(None).fork() == 0:\n    time.sleep(20)\n    os._exit(0)\n"
+    namespace: dict[str, Any] = {}
+    assignment = pool.give(exec, code + "time.sleep(0.2)\nos._exit(9)", namespace)
+    assert pool.ending(assignment) is Ending.CRASHED
+    assert assignment.exit_code == 9
+
+
+@pytest.mark.parametrize("grace", [0.0, 0.2])
+def test_what_a_stopped_function_started_in_its_group_goes_too(pool: Harness, tmp_path: Path, grace: float) -> None:
+    path = tmp_path / "pid"
+    assignment = pool.give(leave_child, str(path))
+    pool.until(path.exists)
+    assert pool.stop(assignment, grace=grace) < 3.0
+    assert not alive(int(path.read_text()))
+
+
+def test_what_a_crashed_function_started_in_its_group_goes_too(pool: Harness, tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    assignment = pool.give(leave_child, str(path), functions.crash)
+    assert pool.ending(assignment) is Ending.CRASHED
+    assert not alive(int(path.read_text()))
+
+
+HOST = """
+import os, sys, time
+from tests.contract.process_pool import functions
+from tests.contract.process_pool.harness import Harness
+pool = Harness(2, start_method="spawn")
+for _ in range(2):
+    pool.give(functions.nap, 60)
+pool.until(lambda: len(pool.starts) == 2)
+if sys.argv[1] == "which forked":
+    if os.fork() == 0:
+        time.sleep(20)
+        os._exit(0)
+print(*pool.pool.pids, flush=True)
+pool.until(lambda: False, seconds=60)
+"""
+
+
+@pytest.mark.parametrize("host", ["alone", "which forked"])
+def test_sigkill_of_the_host_ends_its_workers(host: str) -> None:
+    """Also where a process that it forked holds its ends of all pipes."""
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    command = [sys.executable, "-W", "ignore", "-c", HOST, host]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        pids = [int(pid) for pid in process.stdout.readline().split()]
+        assert len(pids) >= 2
+        process.kill()
+        wait_for(lambda: not any(map(alive, pids)), seconds=8.0)
+
+
+# --- what was stopped from outside ---
+
+
+IMPATIENT = Settings(executor=ExecutorSettings(start_method="spawn", kill_grace=0.1))
+
+
+def test_a_job_whose_worker_is_stopped_ends_at_its_limit(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    job = Job(function=functions.stop_self, args=(str(path),), pool="process", max_runtime=0.3, retry_attempts=0)
+    with JobExecutor(1, config=IMPATIENT) as executor:
+        with pytest.raises(JobTimeoutError):
+            executor.submit(job).result(timeout=10)
+    assert not alive(int(path.read_text()))
+
+
+def test_a_job_whose_worker_was_stopped_before_ends_at_its_limit() -> None:
+    """It is sent to a worker that never begins it; its limit counts from there."""
+    with JobExecutor(1, config=IMPATIENT) as executor:
+        os.kill(executor.run(Job(function=functions.pid, pool="process")), signal.SIGSTOP)
+        job = Job(function=functions.pid, pool="process", max_runtime=0.3, retry_attempts=0)
+        with pytest.raises(JobTimeoutError):
+            executor.submit(job).result(timeout=10)
+        assert executor.run(Job(function=functions.add, args=(1, 1), pool="process")) == 2
+
+
+# --- starting ---
+
+
+def test_settings_reach_every_worker(caplog: pytest.LogCaptureFixture) -> None:
+    options: dict[str, Any] = {
+        "preload": ("wave", "no_such_module"),
+        "initializer": (functions.remember, ("kept",)),
+        "nice": 3,
+    }
+    with harness(1, start_method="spawn", **options) as pool:
+        seen = pool.value(pool.give(functions.environment_of_worker))
+        assert pool.value(pool.give(functions.remembered)) == "kept"
+        pool.until(lambda: pool.pool.idle == 2)
+    assert seen["nice"] == 3
+    assert "wave" in seen["modules"]
+    noted = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(noted) == 1
+    assert noted[0].startswith("cannot preload no_such_module")
+
+
+def test_workers_that_cannot_start_fail_their_jobs() -> None:
+    with harness(1, start_method="spawn", initializer=(functions.fail_to_initialize, ())) as pool:
+        assignment = pool.give(functions.pid)
+        error = pool.error(assignment)
+        assert pool.ending(assignment) is Ending.CRASHED
+        assert "set-up failed" in str(error)
+        assert "the initializer's own" in error.output_tail
+
+
+@pytest.mark.parametrize("start_method", ["guardian", "spawn"])
+def test_a_job_whose_workers_cannot_start_has_an_attempt_and_fails(start_method: StartMethod) -> None:
+    config = Settings(executor=ExecutorSettings(start_method=start_method))
+    with JobExecutor(1, config=config, initializer=functions.fail_to_initialize) as executor:
+        job = Job(function=functions.pid, pool="process", retry_attempts=1, retry_delay=0.01)
+        with pytest.raises(WorkerCrashedError, match="set-up failed"):
+            executor.submit(job).result(timeout=20)
+    assert [attempt.error_code for attempt in job.attempts] == ["WORKER_CRASHED", "WORKER_CRASHED"]
+
+
+@pytest.mark.parametrize(("program", "told"), [("/bin/false", "exited with code 1 before"), ("/none", "No such file")])
+def test_an_interpreter_that_is_none_fails_the_jobs(
+    executor: JobExecutor, monkeypatch: pytest.MonkeyPatch, program: str, told: str
+) -> None:
+    monkeypatch.setattr(sys, "executable", program)
+    with pytest.raises(WorkerCrashedError, match=told):
+        executor.submit(Job(function=functions.pid, pool="process", retry_attempts=0)).result(timeout=20)
+
+
+def test_a_worker_is_replaced_after_its_number_of_jobs() -> None:
+    with harness(1, start_method="spawn", max_jobs_per_worker=3) as pool:
+        pids = [pool.value(pool.give(functions.pid)) for _ in range(8)]
+    assert all(pids.count(pid) <= 3 for pid in pids)
+
+
+def test_a_spare_worker_takes_over_after_a_kill() -> None:
+    with harness(1, start_method="spawn") as pool:
+        pool.warm_up(2)
+        before = set(pool.pool.pids)
+        running = pool.give(functions.nap, 30)
+        pool.until_running(running)
+        pool.stop(running, grace=0)
+        assert pool.value(pool.give(functions.pid)) in before - {running.pid}
+
+
+def test_what_no_worker_has_yet_is_stopped_or_taken_back_at_once() -> None:
+    with harness(2, start_method="spawn") as pool:
+        stopped, recalled = pool.give(functions.pid), pool.give(functions.pid)
+        pool.pending.clear()
+        pool.pool.start(stopped)
+        pool.pool.start(recalled)
+        pool.pool.stop(stopped, grace=5)
+        assert pool.endings[stopped][0] is Ending.STOPPED
+        assert pool.pool.recall(recalled)
+        assert pool.pool.busy == 0
+        assert pool.value(recalled) > 0
+
+
+def test_the_program_is_not_imported_again(tmp_path: Path) -> None:
+    """Not even one that runs jobs as it is imported, which nothing guards."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import dataclasses\n"
+        "from executor_adapter import Job, JobExecutor\n"
+        "print('imported')\n"
+        "@dataclasses.dataclass\n"
+        "class Row:\n    value: int\n"
+        "def double(row): return Row(2 * row.value)\n"
+        "with JobExecutor(2) as executor:\n"
+        "    print(executor.run(Job(function=double, args=(Row(1),), pool='process')))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.getcwd(), "EXECUTOR_ADAPTER_EXECUTOR__START_METHOD": "spawn"}
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("imported\nRow(value=2)\n", "")
+
+
+# --- closing ---
+
+
+def test_closing_leaves_no_process_and_no_descriptor() -> None:
+    before = open_descriptors()
+    with harness(2, start_method="spawn") as pool:
+        assignments = [pool.give(functions.nap, 0.01) for _ in range(4)]
+        crashed = pool.give(functions.crash)
+        pool.until_ended(crashed, *assignments)
+        pids = pool.pool.pids
+    assert not any(map(alive, pids))
+    del assignments, crashed, pool
+    assert open_descriptors() == before
+
+
+def test_large_values_travel_both_ways_and_are_freed() -> None:
+    numpy = pytest.importorskip("numpy")
+    with harness(1, start_method="spawn") as pool:
+        pool.warm_up(2)
+        before = open_descriptors()
+        back = pool.value(pool.give(functions.overwrite, numpy.zeros(1_000_000)))
+        assert back.sum() == 1_000_000
+        assert pool.value(pool.give(functions.large_bytes, 3 << 20)) == bytes(3 << 20)
+        del back
+        pool.endings.clear()
+        pool.starts.clear()
+        assert open_descriptors() == before
+
+
+def test_closing_while_workers_start() -> None:
+    pool = Harness(2, start_method="spawn")
+    pool.give(functions.pid)
+    pool.turn(0)
+    pool.close()
+    assert pool.pool.pids == []
+
+
+# --- what is refused ---
+
+
+def test_a_memory_limit_is_refused_at_submit(executor: JobExecutor) -> None:
+    with pytest.raises(InvalidJobError, match="start_method='guardian', which needs Linux"):
+        executor.submit(Job(function=functions.pid, pool="process", memory_limit="1GiB"))
+
+
+def test_a_memory_limit_of_the_settings_is_for_pools_that_can_hold_it() -> None:
+    config = SPAWN.model_copy(update={"job": JobSettings(memory_limit="1GiB", max_runtime=20)})
+    with JobExecutor(1, config=config) as executor:
+        job = Job(function=functions.add, args=(1, 1), pool="process")
+        assert executor.run(job) == 2
+    assert (job.memory_limit, job.max_runtime) == (None, 20)

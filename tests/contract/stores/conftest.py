@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from executor_adapter import JobExecutor
+from executor_adapter.config import Settings, StoreSettings
+from executor_adapter.job import JobStatus, uuid7
+from executor_adapter.store import Host, JobFilter, JobRecord, JobStore, open_store
+from tests.contract.conftest import wait_for
+from tests.contract.stores.databases import url_of
+
+
+class MakeStored(Protocol):
+    def __call__(self, max_workers: int = 2, **options: Any) -> JobExecutor: ...
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    with url_of(request.param, tmp_path) as url:
+        yield url
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[JobStore]:
+    """The store, as another process would see it."""
+    store = open_store(url)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def make_stored(url: str) -> Iterator[MakeStored]:
+    """Executors on the store; `settings` are those of the section `store`."""
+    made: list[JobExecutor] = []
+
+    def make(max_workers: int = 2, *, settings: dict[str, Any] | None = None, **options: Any) -> JobExecutor:
+        config = Settings(store=StoreSettings(**settings or {}))
+        executor = JobExecutor(max_workers, config=config, **{"store": url} | options)
+        made.append(executor)
+        return executor
+
+    yield make
+    for executor in made:
+        executor.shutdown(timeout=0)
+
+
+@pytest.fixture
+def orphan(store: JobStore) -> Callable[..., JobRecord]:
+    """Leaves a job of a host of this machine whose process is gone."""
+
+    def leave(**fields: Any) -> JobRecord:
+        host = Host(host_id=uuid7(), machine="elsewhere", pid=1, process_started=1)
+        defaults = {"job_id": uuid7(), "status": JobStatus.RUNNING, "attempt": 1, "created_at": time.time()}
+        record = JobRecord(**defaults | {"host": host.host_id} | fields)
+        store.register(host, lease=60)
+        assert store.write(host.host_id, [record], lease=60) == []
+        store.leave(host.host_id)
+        return record
+
+    return leave
+
+
+def record_in(store: JobStore, job_id: str) -> JobRecord:
+    record = store.get(job_id)
+    assert record is not None
+    return record
+
+
+def ended(store: JobStore, job_id: str, *, seconds: float = 15.0) -> JobRecord:
+    """The job's record, once it says that the job is over."""
+    wait_for(lambda: (record := store.get(job_id)) is not None and record.status.is_terminal, seconds=seconds)
+    return record_in(store, job_id)
+
+
+def without(record: JobRecord, *names: str) -> dict[str, Any]:
+    return {field.name: getattr(record, field.name) for field in dataclasses.fields(record) if field.name not in names}
+
+
+def hosts_of(store: JobStore) -> set[str | None]:
+    return {record.host for record in store.find(JobFilter(), limit=None).records}

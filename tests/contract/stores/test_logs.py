@@ -1,0 +1,148 @@
+"""What jobs log and print is in their log: in every store, from every pool."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from executor_adapter import Job, JobExecutor, current_job
+from executor_adapter.config import Settings
+from executor_adapter.job import JobStatus, uuid7
+from executor_adapter.store import JobRecord, JobStore, LogLine, open_store
+from executor_adapter.store.base import LINES_KEPT
+from executor_adapter.store.host import new_host
+from tests.contract.conftest import wait_for
+from tests.contract.stores.databases import url_of
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgresql"])
+def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[JobStore]:
+    with url_of(request.param, tmp_path) as url:
+        store = open_store(url)
+        yield store
+        store.close()
+
+
+def job_in(store: JobStore, job_id: str) -> None:
+    """A job that was over an hour ago."""
+    host = new_host()
+    store.register(host, lease=60)
+    ended = time.time() - 3600
+    record = JobRecord(job_id=job_id, status=JobStatus.COMPLETED, created_at=ended, completed_at=ended)
+    store.write(host.host_id, [replace(record, host=host.host_id)], lease=60)
+
+
+def line(job_id: str, seq: int, text: str = "") -> LogLine:
+    return LogLine(job_id, 1, seq, float(seq), logging.INFO, "mine", text or f"line {seq}")
+
+
+def texts(lines: list[LogLine]) -> list[str]:
+    return [line.text for line in lines]
+
+
+# --- the store ---
+
+
+def test_lines_come_back_as_they_were(any_store: JobStore) -> None:
+    """In their order, of their own job alone; those after one that is known, or the newest few."""
+    job_in(any_store, "a")
+    job_in(any_store, "b")
+    any_store.write_lines([line("a", 1), line("b", 2), line("a", 3), line("a", 4)])
+    assert any_store.lines("a") == [line("a", 1), line("a", 3), line("a", 4)]
+    assert texts(any_store.lines("a", after=1)) == ["line 3", "line 4"]
+    assert texts(any_store.lines("a", limit=2)) == ["line 3", "line 4"]
+    assert any_store.lines("nobody") == []
+
+
+def test_the_newest_lines_stay(any_store: JobStore) -> None:
+    """However much a job says, and no other job's are lost for it."""
+    job_in(any_store, "loud")
+    job_in(any_store, "quiet")
+    any_store.write_lines([line("quiet", 1)])
+    for begin in range(0, 2 * LINES_KEPT, 500):
+        any_store.write_lines([line("loud", begin + n) for n in range(500)])
+    kept = any_store.lines("loud", limit=10 * LINES_KEPT)
+    assert (len(kept), kept[0].seq, kept[-1].seq) == (LINES_KEPT, LINES_KEPT, 2 * LINES_KEPT - 1)
+    assert len(any_store.lines("quiet")) == 1
+
+
+def test_a_job_that_is_forgotten_takes_its_lines_along(any_store: JobStore) -> None:
+    job_in(any_store, "old")
+    any_store.write_lines([line("old", 1)])
+    assert any_store.cleanup(max_age_hours=0.5) == 1
+    assert any_store.lines("old") == []
+
+
+# --- from functions ---
+
+
+def speak(prints: bool) -> None:
+    current_job().logger.warning("by the job's logger %s", 1)
+    logging.getLogger("library").error("by a library")
+    if prints:
+        print("printed")
+
+
+async def speak_on_loop(prints: bool) -> None:
+    speak(prints)
+
+
+@pytest.mark.parametrize("pool", ["thread", "coroutine", "process"])
+def test_what_a_function_says_is_in_its_job_s_log(any_store: JobStore, pool: str) -> None:
+    """By the job's logger and by any other; what is printed, from worker processes."""
+    with JobExecutor(2, config=Settings(), store=any_store) as executor:
+        function: Any = speak_on_loop if pool == "coroutine" else speak
+        job = Job(function=function, args=(pool == "process",), pool=pool)
+        logging.getLogger("library").error("outside of any job")
+        executor.run(job)
+    found = any_store.lines(job.job_id)
+    assert [(said.source, said.level, said.text, said.attempt) for said in found[:2]] == [
+        ("executor_adapter.job", logging.WARNING, "by the job's logger 1", 1),
+        ("library", logging.ERROR, "by a library", 1),
+    ]
+    assert texts(found[2:]) == (["printed"] if pool == "process" else [])
+
+
+def speak_and_wait(path: str) -> None:
+    current_job().logger.warning("begun")
+    while not Path(path).exists():
+        time.sleep(0.01)
+
+
+def test_lines_are_there_while_the_job_runs(any_store: JobStore, tmp_path: Path) -> None:
+    """... a second later."""
+    with JobExecutor(1, config=Settings(), store=any_store) as executor:
+        job = Job(function=speak_and_wait, args=(str(tmp_path / "end"),), pool="thread")
+        future = executor.submit(job)
+        wait_for(lambda: texts(any_store.lines(job.job_id)) == ["begun"], seconds=20)
+        assert not future.done()
+        (tmp_path / "end").touch()
+
+
+def say(text: str) -> None:
+    current_job().logger.warning(text)
+
+
+def test_no_text_is_too_strange_for_a_store(any_store: JobStore) -> None:
+    """Neither the character 0 nor half of a pair, nor a very long line, keeps a job from being recorded."""
+    with JobExecutor(1, config=Settings(), store=any_store) as executor:
+        job = Job(function=say, args=("nul \0 half \ud800 long " + "x" * 100_000,), pool="thread")
+        executor.run(job)
+    (said,) = any_store.lines(job.job_id)
+    assert said.text.startswith("nul \N{REPLACEMENT CHARACTER} half ? long xxx")
+    assert len(said.text) < 20_000
+
+
+def test_logging_is_as_it_was_when_no_one_listens() -> None:
+    """Another's record factory is kept while executors come and go."""
+    before = logging.getLogRecordFactory()
+    with JobExecutor(1, config=Settings(), store="memory:") as executor:
+        executor.run(Job(function=list, job_id=uuid7()))
+        assert logging.getLogRecordFactory() is not before
+    assert logging.getLogRecordFactory() is before

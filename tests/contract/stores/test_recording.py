@@ -1,0 +1,165 @@
+"""An executor with a store: what is remembered of its jobs, and what is refused."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from executor_adapter import Job, JobExecutor, JobStatus, RetryPolicy
+from executor_adapter.config import Settings
+from executor_adapter.exceptions import InvalidJobError
+from executor_adapter.store import JobStore
+from tests.contract.conftest import wait_for
+from tests.contract.stores import store_jobs
+from tests.contract.stores.conftest import MakeStored, ended, record_in
+
+
+def test_a_shutdown_leaves_every_job_as_it_ended(make_stored: MakeStored, store: JobStore) -> None:
+    with make_stored() as executor:
+        good = [executor.submit(Job(function=store_jobs.give, args=(n,))).job for n in range(700)]
+        bad = Job(
+            function=store_jobs.lose_connection, tool_name="radar", retry=RetryPolicy(retry_attempts=1, retry_delay=0)
+        )
+        executor.submit(bad)
+    assert store.counts() == dict.fromkeys(JobStatus, 0) | {JobStatus.COMPLETED: 700, JobStatus.FAILED: 1}
+    record = record_in(store, good[0].job_id)
+    assert (record.completed_at, record.started_at) == (good[0]._live.completed_at, good[0]._live.started_at)
+    record = record_in(store, bad.job_id)
+    assert (record.error_code, record.error_message, record.tool_name) == ("NETWORK_ERROR", "on purpose", "radar")
+    assert record.attempts == bad.attempts
+    assert len(record.attempts) == 2
+
+
+def test_a_record_gives_the_job_back_as_it_was(make_stored: MakeStored, store: JobStore) -> None:
+    policy = RetryPolicy(retry_attempts=1, retry_delay=0.0, crash_attempts=7)
+    job = Job(
+        function=store_jobs.fail, kwargs={"code": 7}, max_runtime=5, priority=3, metadata={"a": [1]}, retry=policy
+    )
+    with make_stored() as executor:
+        executor.submit(job)
+    again = record_in(store, job.job_id).to_job()
+    assert again.model_dump() == job.model_dump() | {"function": "tests.contract.stores.store_jobs:fail"}
+    for name in ("status", "attempt", "attempts", "started_at", "completed_at", "duration", "error_code"):
+        assert getattr(again, name) == getattr(job, name), name
+    with make_stored() as executor, pytest.raises(InvalidJobError, match="submitted already"):
+        executor.submit(again)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"function": lambda: None}, "cannot be stored: another process would not find it"),
+        ({"function": store_jobs.give, "args": ({1, 2},)}, "argument 1 cannot be stored as JSON: it holds a set"),
+        ({"function": store_jobs.give, "kwargs": {"value": [{"a": (1,)}]}}, "argument 'value' .* holds a tuple"),
+        ({"function": store_jobs.give, "args": ({1: 2},)}, "argument 1 .* the key 1"),
+        ({"function": store_jobs.give, "args": (float("nan"),)}, "argument 1 .* nan"),
+        ({"function": store_jobs.give, "metadata": {"a": object()}}, "metadata cannot be stored: it holds a object"),
+        ({"function": store_jobs.give, "tool_name": "\udcff"}, "tool_name=.* cannot be stored"),
+        ({"function": store_jobs.give, "job_id": "a\0"}, "job_id=.* cannot be stored"),
+    ],
+)
+def test_what_another_process_could_not_run_is_refused(
+    make_stored: MakeStored, fields: dict[str, Any], message: str
+) -> None:
+    """... when it is submitted, with the way out; and nothing of it stays behind."""
+    executor = make_stored()
+    with pytest.raises(InvalidJobError, match=message):
+        executor.submit(Job(**fields))
+    assert executor.jobs() == []
+    assert executor.flush(5)
+
+
+def test_arguments_are_not_pickled_unless_asked(make_stored: MakeStored, store: JobStore) -> None:
+    with make_stored() as executor:
+        plain = executor.submit(Job(function=store_jobs.give, args=(1,))).job
+    assert record_in(store, plain.job_id).pickled is None
+    assert record_in(store, plain.job_id).arguments == ([1], {})
+    with make_stored(settings={"pickle_arguments": True}) as executor:
+        asked = executor.submit(Job(function=lambda value: len(value), args=({1, 2},))).job
+    record = record_in(store, asked.job_id)
+    assert record.arguments is None
+    assert record.pickled is not None
+    assert pickle.loads(record.pickled)[1] == ({1, 2},)
+    assert record.to_job().args == ({1, 2},)
+
+
+def test_a_result_is_not_stored(make_stored: MakeStored, url: str, tmp_path: Path) -> None:
+    secret = "correct horse battery staple"
+    with make_stored() as executor:
+        assert executor.run(Job(function=store_jobs.backwards, args=(secret[::-1],))) == secret
+    if url.startswith("sqlite"):
+        assert all(secret.encode() not in file.read_bytes() for file in tmp_path.glob("jobs.db*"))
+
+
+def test_a_job_of_the_memory_may_be_anything() -> None:
+    """Nobody else will run it, so its function and arguments need not travel."""
+    with JobExecutor(2, config=Settings(), store="memory:") as executor:
+        store = executor.store
+        assert store is not None
+        job = executor.submit(Job(function=lambda value: value, args=({1},))).job
+        executor.flush()
+        record = record_in(store, job.job_id)
+        assert record.to_job() is job
+    assert record_in(store, job.job_id).status is JobStatus.COMPLETED
+
+
+def test_what_runs_is_recorded_with_its_progress(make_stored: MakeStored, store: JobStore, tmp_path: Path) -> None:
+    """Another process sees it within seconds."""
+    executor = make_stored()
+    job = executor.submit(Job(function=store_jobs.report, args=(5, str(tmp_path / "go")))).job
+    wait_for(lambda: (record := store.get(job.job_id)) is not None and record.status is JobStatus.RUNNING)
+    wait_for(lambda: record_in(store, job.job_id).progress is not None)
+    record = record_in(store, job.job_id)
+    assert record.progress is not None
+    assert (record.progress.done, record.progress.total, record.progress.message) == (5, 10, "half way")
+    (tmp_path / "go").touch()
+    assert ended(store, job.job_id).status is JobStatus.COMPLETED
+
+
+def test_another_process_may_ask_for_a_job_s_end(make_stored: MakeStored, store: JobStore, tmp_path: Path) -> None:
+    executor = make_stored()
+    job = executor.submit(Job(function=store_jobs.wait_for_file, args=(str(tmp_path / "never"),))).job
+    assert executor.flush()
+    assert store.request_cancel(job.job_id)
+    record = ended(store, job.job_id)
+    assert (record.status, record.error_code) == (JobStatus.CANCELLED, "CANCELLED")
+
+
+def test_an_executor_without_jobs_does_nothing(make_stored: MakeStored) -> None:
+    """No thread of it wakes up: a store costs an idle program nothing."""
+    executor = make_stored()
+    executor.run(Job(function=store_jobs.give, args=(1,)))
+    assert executor.flush()
+    memory = executor._memory
+    assert memory is not None
+    thread = memory.recorder._thread
+    assert thread is not None
+    wait_for(lambda: _switches(thread.native_id) == (time.sleep(0.1), _switches(thread.native_id))[1])
+    before = _switches(thread.native_id)
+    time.sleep(1.5)
+    assert _switches(thread.native_id) == before
+
+
+def _switches(thread_id: int | None) -> int:
+    status = Path(f"/proc/self/task/{thread_id}/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("voluntary"))
+
+
+def test_a_job_that_cannot_be_written_does_not_hold_up_others(
+    make_stored: MakeStored, store: JobStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    executor = make_stored()
+    odd = Job(function=store_jobs.give, args=(1,))
+    odd._live.records_processed = 1 << 80  # no database holds it
+    jobs = [Job(function=store_jobs.give, args=(n,)) for n in range(5)]
+    for job in (*jobs[:2], odd, *jobs[2:]):
+        executor.submit(job)
+    for job in jobs:
+        assert ended(store, job.job_id).status is JobStatus.COMPLETED
+    assert executor.flush(10)
+    assert store.get(odd.job_id) is None
+    assert [r.job_id for r in caplog.records if "cannot be recorded" in r.message].count(odd.job_id) > 0  # type: ignore[attr-defined]

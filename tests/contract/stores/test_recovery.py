@@ -1,0 +1,262 @@
+"""Jobs of a host that is gone: who runs them again, and who does not."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from executor_adapter import Job, JobExecutor, JobStatus, RetryPolicy
+from executor_adapter.exceptions import InvalidJobError
+from executor_adapter.job import uuid7
+from executor_adapter.store import Host, JobRecord, JobStore
+from tests.contract.conftest import wait_for
+from tests.contract.stores import store_jobs
+from tests.contract.stores.conftest import MakeStored, ended, record_in
+
+Orphan = Callable[..., JobRecord]
+
+GIVE = '{"function": "tests.contract.stores.store_jobs:give", "args": [1]}'
+FAIL = '{"function": "tests.contract.stores.store_jobs:fail", "retry": {"retry_attempts": 1, "retry_delay": 0}}'
+
+
+class HookedExecutor(JobExecutor):
+    async def pre_execution_hook(self, job: Job) -> None:
+        job.metadata["hooked"] = True
+
+
+@pytest.mark.parametrize("status", [JobStatus.PENDING, JobStatus.RUNNING, JobStatus.RETRYING])
+@pytest.mark.parametrize("kind", [JobExecutor, HookedExecutor])
+def test_what_was_live_runs_again(
+    make_stored: MakeStored, store: JobStore, orphan: Orphan, status: JobStatus, kind: type[JobExecutor], url: str
+) -> None:
+    record = orphan(call=GIVE, status=status, attempt=0 if status is JobStatus.PENDING else 1)
+    with kind(2, store=url) as executor:
+        assert executor.flush()
+    again = record_in(store, record.job_id)
+    assert (again.status, again.created_at) == (JobStatus.COMPLETED, record.created_at)
+    assert again.attempt == record.attempt + 1
+    cut_off = [attempt.error_message for attempt in again.attempts if attempt.error_code == "WORKER_CRASHED"]
+    assert cut_off == ["its host died"] * (status is JobStatus.RUNNING)
+
+
+@pytest.mark.parametrize("status", [JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED])
+def test_what_was_over_does_not_run_again(make_stored: MakeStored, orphan: Orphan, status: JobStatus) -> None:
+    orphan(call=GIVE, status=status, completed_at=1.0, quarantined=status is JobStatus.FAILED)
+    assert make_stored().recover() == []
+
+
+def test_jobs_of_another_queue_are_left_to_their_own_hosts(make_stored: MakeStored, orphan: Orphan) -> None:
+    record = orphan(call=GIVE, queue="collection")
+    assert make_stored().recover() == []
+    assert [job.job_id for job in make_stored(queue="collection").recover()] == [record.job_id]
+
+
+def test_a_retry_that_was_due_later_waits_for_its_time(
+    make_stored: MakeStored, store: JobStore, orphan: Orphan
+) -> None:
+    at = time.time() + 0.6
+    record = orphan(call=FAIL, status=JobStatus.RETRYING, attempt=1, retry_at=at)
+    executor = make_stored()
+    executor.recover()
+    again = ended(store, record.job_id)
+    assert again.completed_at is not None
+    assert again.completed_at >= at
+    assert (again.status, again.attempt, again.error_code) == (JobStatus.FAILED, 2, "EXECUTION_ERROR")
+
+
+def test_a_deadline_goes_on_while_nobody_runs_the_job(make_stored: MakeStored, store: JobStore, orphan: Orphan) -> None:
+    call = GIVE[:-1] + ', "deadline": 5, "queue_timeout": 1}'
+    late = orphan(call=call, created_at=time.time() - 10, started_at=time.time() - 9)
+    in_time = orphan(call=call, created_at=time.time() - 2, started_at=time.time() - 1)
+    make_stored().recover()
+    assert ended(store, late.job_id).error_code == "DEADLINE_EXCEEDED"
+    assert ended(store, in_time.job_id).status is JobStatus.COMPLETED
+
+
+def test_a_job_that_cannot_run_here_is_accounted_for(make_stored: MakeStored, store: JobStore, orphan: Orphan) -> None:
+    gone = orphan(call='{"function": "no.such.module:function"}')
+    driven = orphan(call=None)
+    good = orphan(call=GIVE)
+    make_stored().recover()
+    assert ended(store, good.job_id).status is JobStatus.COMPLETED
+    for record, code, message in (
+        (gone, "CONFIGURATION_ERROR", "no.such.module"),
+        (driven, "CONFIGURATION_ERROR", "driven from outside"),
+    ):
+        found = ended(store, record.job_id)
+        assert (found.status, found.error_code) == (JobStatus.FAILED, code)
+        assert message in (found.error_message or "")
+
+
+def test_a_job_that_ran_whenever_its_hosts_died_is_quarantined(
+    make_stored: MakeStored, store: JobStore, orphan: Orphan
+) -> None:
+    """In a thread it may be what killed them; in a process of its own it cannot."""
+    suspect = orphan(call=GIVE, crashes=2)
+    innocent = orphan(call=GIVE[:-1] + ', "pool": "process"}', crashes=2)
+    executor = make_stored()
+    executor.recover()
+    assert ended(store, innocent.job_id).status is JobStatus.COMPLETED
+    record = ended(store, suspect.job_id)
+    assert (record.status, record.quarantined, record.crashes) == (JobStatus.FAILED, True, 3)
+    assert [job.job_id for job in executor.quarantined()] == [suspect.job_id]
+
+
+def test_quarantine_outlives_the_program(make_stored: MakeStored, store: JobStore) -> None:
+    def deadly() -> Job:
+        policy = RetryPolicy(retry_attempts=1, retry_delay=0, crash_attempts=0)
+        return Job(function=store_jobs.die, job_id="deadly", pool="process", retry=policy)
+
+    with make_stored() as executor:
+        executor.submit(deadly()).exception()
+    with make_stored() as executor:
+        with pytest.raises(InvalidJobError, match="quarantined"):
+            executor.submit(deadly())
+        assert executor.release("deadly")
+        assert not executor.release("deadly")
+    with make_stored() as executor:
+        executor.submit(deadly()).exception()
+        executor.flush()
+        assert store.release("deadly")  # by another process
+        executor.submit(deadly()).exception()
+
+
+@pytest.mark.parametrize("hands_over", [False, True])
+def test_what_a_shutdown_cuts_off_stays_for_the_next_if_asked(
+    make_stored: MakeStored, store: JobStore, hands_over: bool, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    executor = make_stored(1, hands_over=hands_over)
+    running = executor.submit(Job(function=store_jobs.count_run, args=(str(file), 30), pool="process")).job
+    waiting = executor.submit(Job(function=store_jobs.give, args=(1,))).job
+    unwanted = executor.submit(Job(function=store_jobs.give, args=(2,))).job
+    wait_for(file.exists)
+    assert executor.cancel(unwanted.job_id)
+    executor.shutdown(timeout=0)
+    assert {job.status for job in (running, waiting, unwanted)} == {JobStatus.CANCELLED}
+    left = JobStatus.PENDING if hands_over else JobStatus.CANCELLED
+    assert [record_in(store, job.job_id).status for job in (running, waiting, unwanted)] == [
+        left,
+        left,
+        JobStatus.CANCELLED,
+    ]
+    recovered = make_stored(1, queue="").recover()
+    assert {job.job_id for job in recovered} == ({running.job_id, waiting.job_id} if hands_over else set())
+
+
+def test_an_executor_that_lives_keeps_its_jobs(make_stored: MakeStored, tmp_path: Path) -> None:
+    """However long it has been silent: on one machine a lease is as good as the process that holds it."""
+    owner = make_stored(settings={"lease": 0.2})
+    job = owner.submit(Job(function=store_jobs.wait_for_file, args=(str(tmp_path / "go"),))).job
+    assert owner.flush()
+    other = make_stored()
+    time.sleep(0.5)
+    assert other.recover() == []
+    (tmp_path / "go").touch()
+    wait_for(lambda: job.status is JobStatus.COMPLETED)
+
+
+def test_who_lost_its_lease_stops_its_jobs_and_says_nothing_more_of_them(
+    make_stored: MakeStored, store: JobStore, tmp_path: Path
+) -> None:
+    """Fencing: another machine has taken over, and this one was only slow."""
+    executor = make_stored(2, settings={"lease": 0.8})
+    args = (str(tmp_path / "never"),)
+    jobs = [executor.submit(Job(function=store_jobs.wait_for_file, args=args)).job for _ in range(3)]
+    assert executor.flush()
+    rival = Host(host_id=uuid7(), machine="elsewhere", pid=1, process_started=1)
+    store.register(rival, lease=60)
+    take_lease_of(store, executor)
+    assert {record.job_id for record in store.claim(rival, queue="")} == {job.job_id for job in jobs}
+    wait_for(lambda: all(job.status is JobStatus.CANCELLED for job in jobs))
+    later = executor.submit(Job(function=store_jobs.give, args=(1,))).job
+    assert executor.flush(10)
+    assert record_in(store, later.job_id).status is JobStatus.COMPLETED
+    for job in jobs:
+        record = record_in(store, job.job_id)
+        assert (record.host, record.status.is_terminal) == (rival.host_id, False)
+
+
+def take_lease_of(store: JobStore, executor: JobExecutor) -> None:
+    memory = executor._memory
+    assert memory is not None
+    store.leave(memory.recorder.host().host_id)
+
+
+def test_a_host_that_looks_again_and_again_takes_over_while_it_runs(
+    make_stored: MakeStored, store: JobStore, orphan: Orphan
+) -> None:
+    executor = make_stored(settings={"recover_every": 0.05})
+    executor.recover()
+    record = orphan(call=GIVE)
+    assert ended(store, record.job_id).status is JobStatus.COMPLETED
+
+
+def test_a_bound_on_the_queue_does_not_keep_recovered_jobs_out(make_stored: MakeStored, orphan: Orphan) -> None:
+    for _ in range(5):
+        orphan(call=GIVE, status=JobStatus.PENDING, attempt=0)
+    assert len(make_stored(max_pending=1).recover()) == 5
+
+
+HOST = """
+import sys, time
+from executor_adapter import Job, JobExecutor
+from tests.contract.stores import store_jobs
+with JobExecutor(2, store=sys.argv[1]) as executor:
+    executor.submit(Job(function=store_jobs.count_run, args=(sys.argv[2], 600.0), job_id="long", pool=sys.argv[3]))
+    executor.flush()
+    print("there", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("pool", ["thread", "process"])
+def test_a_killed_program_s_jobs_run_in_the_next_at_once(
+    make_stored: MakeStored, store: JobStore, url: str, tmp_path: Path, pool: str
+) -> None:
+    """On the same machine nobody waits for a lease to run out."""
+    file = tmp_path / "runs"
+    with subprocess.Popen([sys.executable, "-c", HOST, url, str(file), pool], stdout=subprocess.PIPE) as host:
+        try:
+            assert host.stdout is not None
+            assert host.stdout.readline() == b"there\n"
+            wait_for(file.exists)
+            assert make_stored().recover() == []
+        finally:
+            host.kill()
+    began = time.monotonic()
+    (job,) = make_stored().recover()
+    wait_for(lambda: file.stat().st_size == 2)
+    assert time.monotonic() - began < 10
+    assert (job.job_id, job.attempt) == ("long", 2)
+
+
+def test_a_host_of_this_process_that_is_closed_is_gone(make_stored: MakeStored, store: JobStore) -> None:
+    """Though its process lives, and could not say goodbye."""
+    from executor_adapter.store.host import forget, new_host
+
+    host = new_host()
+    store.register(host, lease=600)
+    record = JobRecord(job_id=uuid7(), call=GIVE, host=host.host_id, created_at=1.0)
+    assert store.write(host.host_id, [record], lease=600) == []
+    executor = make_stored()
+    assert executor.recover() == []
+    forget(host)
+    assert len(executor.recover()) == 1
+
+
+def test_a_process_with_a_used_pid_is_another(store: JobStore, make_stored: MakeStored) -> None:
+    from executor_adapter.store.host import this_machine
+
+    host = Host(host_id=uuid7(), machine=this_machine(), pid=os.getppid(), process_started=1)
+    store.register(host, lease=600)
+    record = JobRecord(job_id=uuid7(), call=GIVE, host=host.host_id, created_at=1.0)
+    assert store.write(host.host_id, [dataclasses.replace(record)], lease=600) == []
+    assert len(make_stored().recover()) == 1

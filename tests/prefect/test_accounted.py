@@ -1,0 +1,113 @@
+"""Every one of many jobs is known to the server as it ended, whatever befalls the server meanwhile.
+
+The servers are as installed: their recorder writes one event in a transaction, their queues drop what is too much.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.benchmarks.apart import apart
+from tests.benchmarks.prefect_server import Kind, MeasuredServer, prefect_server
+from tests.prefect.gate import Gate
+from tests.prefect.many import failures_of, run_many
+
+MANY = 20_000
+TIMEOUT = 1_500
+
+
+def in_background(jobs: int) -> Future[dict[str, Any]]:
+    """Run the flow in a process of its own, in the environment of now."""
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(apart, run_many, jobs)
+        pool.shutdown(wait=False)
+    return future
+
+
+def recorded(server: MeasuredServer) -> int:
+    return int(server.post("/task_runs/count", {}))
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    ends = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends, f"not within {seconds} s"
+        time.sleep(0.2)
+
+
+def check(server: MeasuredServer, told: dict[str, Any], jobs: int) -> None:
+    """The server knows each job by its true final state, run count and times; and none but those."""
+    assert told["complete"], told["report"]
+    expected = Counter(failures_of(number) for number in range(jobs))
+    assert told["ends"] == {"completed": jobs - expected[2], "failed": expected[2]}
+    known: dict[str, dict[str, Any]] = {}
+    body = {"flow_runs": {"id": {"any_": [told["flow_run_id"]]}}, "limit": 200, "sort": "ID_DESC"}
+    for offset in range(0, jobs + 200, 200):
+        known |= {run["dynamic_key"]: run for run in server.post("/task_runs/filter", {**body, "offset": offset})}
+    assert len(known) == jobs
+    for number in range(jobs):
+        run, failures = known[f"job-{number}"], failures_of(number)
+        assert run["state_name"] == ("Failed" if failures == 2 else "Completed"), run
+        assert run["run_count"] == (1 if failures == 0 else 2), run
+        start, end = (datetime.fromisoformat(run[name]).timestamp() for name in ("start_time", "end_time"))
+        assert told["began"] <= start <= end <= told["began"] + told["seconds"], run
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(TIMEOUT)
+@pytest.mark.parametrize("kind", ["default", "tuned", "postgresql"])
+def test_of_many_jobs_none_is_lost(tmp_path: Path, kind: Kind) -> None:
+    with prefect_server(kind, tmp_path) as server, server.environment(PREFECT_LOGGING_LEVEL="CRITICAL"):
+        told = apart(run_many, MANY)
+        print(f"{kind}: {MANY / told['seconds']:.0f} recorded/s; {told['report']}")
+        check(server, told, MANY)
+        assert "dropping message" not in server.log
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(TIMEOUT)
+def test_a_killed_server_is_told_again_what_it_lost(tmp_path: Path) -> None:
+    """SIGKILL half-way, with what it had queued; restarted five seconds later."""
+    killed_half_way(tmp_path, MANY)
+
+
+@pytest.mark.timeout(240)
+def test_a_killed_server_is_told_again_what_a_few_jobs_lost(tmp_path: Path) -> None:
+    """The same with 1,500 jobs."""
+    killed_half_way(tmp_path, 1_500)
+
+
+def killed_half_way(directory: Path, jobs: int) -> None:
+    with prefect_server("default", directory) as server, server.environment(PREFECT_LOGGING_LEVEL="CRITICAL"):
+        running = in_background(jobs)
+        wait_until(lambda: recorded(server) >= jobs / 2, TIMEOUT / 2)
+        server.kill()
+        time.sleep(5)
+        server.start()
+        told = running.result(timeout=TIMEOUT / 2)
+        print(f"killed half-way: {told['seconds']:.0f} s; {told['report']}")
+        check(server, told, jobs)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(TIMEOUT)
+def test_ten_seconds_of_refused_connections_lose_nothing(tmp_path: Path) -> None:
+    """The server goes on, but nobody gets through to it."""
+    with prefect_server("default", tmp_path) as server, Gate(server.port) as gate:
+        with server.environment(PREFECT_API_URL=f"http://127.0.0.1:{gate.port}/api", PREFECT_LOGGING_LEVEL="CRITICAL"):
+            running = in_background(MANY)
+            wait_until(lambda: recorded(server) >= MANY / 4, TIMEOUT / 2)
+            gate.close()
+            time.sleep(10)
+            gate.open()
+            told = running.result(timeout=TIMEOUT / 2)
+            print(f"refused for 10 s: {told['seconds']:.0f} s; {told['report']}")
+            check(server, told, MANY)

@@ -1,0 +1,126 @@
+"""A run of jobs as artifacts of its flow run: progress while it runs, a table and a report when it is over."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+from prefect import flow, task
+
+from executor_adapter import Job, JobExecutor
+from executor_adapter.prefect import JobTaskRunner, job_report, job_task, run_jobs
+from executor_adapter.prefect.batches import Batches
+from tests.prefect.conftest import Api, Wait
+
+
+def work(number: int) -> int:
+    if number % 5 == 4:
+        raise ValueError(f"number {number} | is bad")
+    return number
+
+
+@job_task(tool_name="odd", retry_attempts=0)
+def job_work(number: int) -> int:
+    return work(number)
+
+
+@flow
+def with_job_tasks() -> None:
+    with JobExecutor(max_workers=2), job_report("A collection"):
+        for future in [job_work.submit(number) for number in range(10)]:
+            future.wait()
+
+
+@flow(task_runner=JobTaskRunner(max_workers=2))
+def with_plain_tasks() -> None:
+    with job_report("A collection"):
+        for future in [task(work, name="odd").submit(number) for number in range(10)]:
+            future.wait()
+
+
+@flow
+def with_jobs_in_bulk() -> None:
+    with JobExecutor(max_workers=2) as executor, job_report("A collection", executor=executor, total=10):
+        jobs = (Job(function=work, args=(number,), tool_name="odd", retry_attempts=0) for number in range(10))
+        run_jobs(jobs, executor=executor)
+
+
+def artifacts_of(url: str, flow_run_id: UUID | str) -> dict[str, Any]:
+    """What the server shows, by key."""
+    body = {"artifacts": {"flow_run_id": {"any_": [str(flow_run_id)]}}}
+    found = httpx.post(f"{url}/artifacts/filter", json=body).raise_for_status().json()
+    return {artifact["key"]: artifact["data"] for artifact in found}
+
+
+@pytest.mark.parametrize("run", [with_job_tasks, with_plain_tasks, with_jobs_in_bulk], ids=lambda run: run.name)
+def test_a_run_of_jobs_leaves_progress_table_and_report(prefect_api: str, run: Any) -> None:
+    state = run(return_state=True)
+    found = artifacts_of(prefect_api, state.state_details.flow_run_id)
+    assert found.keys() == {"a-collection-progress", "a-collection-jobs", "a-collection-report"}
+    assert found["a-collection-progress"] == 100.0
+    table = found["a-collection-jobs"]
+    rows = json.loads(table) if isinstance(table, str) else table
+    assert [(row["state"], row["jobs"], row["retries"]) for row in rows] == [("Completed", 8, 0), ("Failed", 2, 0)]
+    report = found["a-collection-report"]
+    assert "10 of 10 jobs are over: 8 Completed, 2 Failed." in report
+    assert "Completed: 80.0%. Retries: 0." in report
+    assert report.count("number 4 \\| is bad") == 1
+
+
+def test_progress_moves_while_jobs_run(prefect_api: str, wait_for: Wait) -> None:
+    half, seen = threading.Event(), []
+
+    @job_task(pool="thread", retry_attempts=0)
+    def waits(number: int) -> None:
+        if number:
+            assert half.wait(60)
+
+    @flow
+    def run() -> None:
+        with JobExecutor(max_workers=2), job_report("halves"):
+            futures = [waits.submit(number) for number in range(2)]
+            flow_run_id = futures[0].state.state_details.flow_run_id
+            seen.append(wait_for(lambda: artifacts_of(prefect_api, flow_run_id).get("halves-progress")))
+            wait_for(lambda: artifacts_of(prefect_api, flow_run_id)["halves-progress"] == 50.0)
+            half.set()
+            for future in futures:
+                future.wait()
+
+    run()
+
+
+def test_a_server_that_refuses_artifacts_fails_no_flow(prefect_api: str, mocker: Any) -> None:
+    refused = mocker.patch("executor_adapter.prefect.artifacts.create_progress_artifact", side_effect=OSError("away"))
+    with_job_tasks()
+    assert refused.called
+
+
+def test_many_items_are_taken_in_few_batches_and_none_is_lost() -> None:
+    batches: list[list[int]] = []
+    put_in = Batches[int](batches.append, every=0.2)
+    for number in range(10_000):
+        put_in.put(number)
+    put_in.close()
+    assert [number for batch in batches for number in batch] == list(range(10_000))
+    assert len(batches) <= 5
+
+
+def test_a_signal_leaves_no_table(api: Api, prefect_api: str) -> None:
+    """A flow that is ended has seconds left, and none for a report."""
+    ids: list[UUID] = []
+
+    @flow
+    def run() -> None:
+        with JobExecutor(max_workers=2), job_report("ended"):
+            future = job_work.submit(1)
+            future.wait()
+            ids.append(future.state.state_details.flow_run_id)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert artifacts_of(prefect_api, ids[0]).keys() <= {"ended-progress"}

@@ -1,0 +1,83 @@
+"""What a mirror still has to tell: in which order, and what of it is left out."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+import pytest
+
+from executor_adapter import Job, JobStatus
+from executor_adapter.prefect.backlog import MOST_UNSENT, Backlog, History
+from executor_adapter.prefect.job_history import JobHistory, Step
+from executor_adapter.prefect.state_events import FlowRunFacts
+
+FLOW = FlowRunFacts()
+
+
+def history() -> JobHistory:
+    return JobHistory(Job(function=dict), str(uuid4()))
+
+
+def step(status: JobStatus, at: float = 1_000_000.0) -> Step:
+    return Step(status, at, 0 if status is JobStatus.PENDING else 1, None, None)
+
+
+def fill(backlog: Backlog, jobs: int, *, over: bool = True) -> None:
+    for _ in range(jobs):
+        job = history()
+        for status in (JobStatus.PENDING, JobStatus.RUNNING, *([JobStatus.COMPLETED] if over else [])):
+            backlog.append(job, step(status))
+
+
+def names(backlog: Backlog) -> list[str]:
+    return [event.name for event in backlog.next_events(1_000_000, FLOW)]
+
+
+@pytest.mark.parametrize(("mode", "told"), [("auto", 3), ("full", 3), ("final", 1)])
+def test_a_mirror_that_keeps_up_tells_all(mode: History, told: int) -> None:
+    backlog = Backlog(mode)
+    fill(backlog, 10)
+    assert len(names(backlog)) == 10 * told
+    assert backlog.left_out == 10 * (3 - told)
+    assert not backlog
+
+
+@pytest.mark.parametrize("mode", ["auto", "full"])
+def test_one_that_is_far_behind_leaves_out_what_is_passed(mode: History) -> None:
+    """Until it has caught up; with "full" it never does. How a job ended is never left out."""
+    jobs = 2 * MOST_UNSENT
+    backlog = Backlog(mode)
+    fill(backlog, jobs)
+    told = names(backlog)
+    assert told.count("Completed") == jobs
+    assert len(told) + backlog.left_out == 3 * jobs
+    assert (backlog.left_out > jobs) is (mode == "auto")
+
+
+def test_what_is_not_over_is_never_left_out() -> None:
+    backlog = Backlog("final")
+    fill(backlog, MOST_UNSENT, over=False)
+    assert (len(names(backlog)), backlog.left_out) == (2 * MOST_UNSENT, 0)
+
+
+def test_in_a_hurry_only_ends_are_told() -> None:
+    backlog = Backlog("auto")
+    fill(backlog, 5, over=False)
+    fill(backlog, 5)
+    backlog.hurries = True
+    assert names(backlog) == ["Completed"] * 5
+    assert [event.name for event in backlog.finals(FLOW)] == []
+
+
+def test_an_unknown_mode_is_refused() -> None:
+    with pytest.raises(ValueError, match="choose 'auto', 'full' or 'final'"):
+        Backlog("all")  # type: ignore[arg-type]
+
+
+def test_times_rise_though_the_clock_is_set_back() -> None:
+    """The server takes a state with an older time for passed; and the end is never before the start."""
+    backlog, job = Backlog("full"), history()
+    for status, at in ((JobStatus.PENDING, 100.0), (JobStatus.RUNNING, 90.0), (JobStatus.COMPLETED, 80.0)):
+        backlog.append(job, step(status, at))
+    events = backlog.next_events(3, FLOW)
+    assert events[0].at < events[1].at < events[2].at

@@ -1,0 +1,90 @@
+"""Alerts reach a real Prefect server as events; `doctor` knows how a real server is set."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from executor_adapter import Job, JobExecutor
+from executor_adapter.cli.checks import Finding, Level
+from executor_adapter.config import Settings
+from executor_adapter.exceptions import DataCollectionException
+from executor_adapter.monitoring import Alert, AlertKind, HealthMonitor
+from executor_adapter.prefect import emit_alert
+from executor_adapter.prefect.doctor import checks
+from executor_adapter.prefect.events import flush_events
+from tests.servers import Server, free_port, new_user_env, poll, prefect_server
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """As `prefect server start` starts it, but for what makes tests quick; the recorder is as installed."""
+    directory = tmp_path_factory.mktemp("server")
+    env = {name: value for name, value in new_user_env(directory).items() if "TASK_RUN_RECORDER" not in name}
+    with prefect_server(directory, env) as server:
+        yield server
+
+
+def fail() -> None:
+    raise DataCollectionException("no", error_code="DATA_ERROR")
+
+
+def events(server: Server, name: str) -> list[dict[str, Any]]:
+    body = {"filter": {"event": {"name": [name]}}}
+    found: list[dict[str, Any]] = server.call("POST", "/events/filter", body)["events"]
+    return found
+
+
+@pytest.mark.usefixtures("prefect_api")
+def test_alerts_become_events_of_the_server(prefect_api: str) -> None:
+    """With what is stuck, or too often failed, as the resource, and how much it is past its limit."""
+    server = Server(url=prefect_api.removesuffix("/api"), env={})
+    with JobExecutor(1, config=Settings()) as executor:
+        executor.submit(Job(function=fail)).exception()
+        (rate,) = HealthMonitor(executor, on_alert=[emit_alert]).check()
+    stuck = Job(function=fail, job_id=f"stuck-{time.time()}", tool_name="radar")
+    emit_alert(Alert(kind=AlertKind.STUCK_JOB, message="stuck", value=7.0, limit=5.0, job=stuck))
+    flush_events(10)
+    (told,) = poll(lambda: events(server, "executor-adapter.health.stuck-job"), within=30, what="the event")
+    assert told["resource"]["prefect.resource.id"] == f"executor-adapter.job.{stuck.job_id}"
+    assert told["resource"]["executor-adapter.tool"] == "radar"
+    assert told["payload"] == {"message": "stuck", "value": 7.0, "limit": 5.0}
+    (told,) = poll(lambda: events(server, "executor-adapter.health.high-failure-rate"), within=30, what="the event")
+    assert told["payload"]["message"] == rate.message
+    assert told["resource"]["prefect.resource.id"].startswith("executor-adapter.program.")
+
+
+def by_name(findings: Iterator[Finding]) -> dict[str, Finding]:
+    return {finding.check: finding for finding in findings}
+
+
+def test_doctor_sees_an_untuned_recorder(server: Server) -> None:
+    """... of a server as it is installed, and says how to start it."""
+    with temporary_settings({PREFECT_API_URL: f"{server.url}/api"}):
+        found = by_name(checks())
+    assert found["prefect server"].level is Level.FINE
+    assert found["task run recorder"].level is Level.WARNING
+    assert "batch_size=1: it records about 50 task runs a second" in found["task run recorder"].found
+    assert "_BATCH_SIZE=500" in found["task run recorder"].way_out
+
+
+def test_doctor_is_content_with_a_tuned_one(prefect_api: str) -> None:
+    with temporary_settings({PREFECT_API_URL: prefect_api}):
+        assert by_name(checks())["task run recorder"].level is Level.FINE
+
+
+def test_doctor_sees_a_server_that_is_away() -> None:
+    with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api"}):
+        found = by_name(checks())["prefect server"]
+    assert found.level is Level.WRONG
+    assert "does not answer" in found.found
+
+
+def test_doctor_says_what_an_embedded_server_means(tmp_path: Path) -> None:
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        assert by_name(checks())["prefect server"].found == "none is set: each flow starts an embedded one"

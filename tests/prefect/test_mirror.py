@@ -1,0 +1,282 @@
+"""PrefectMirror on any executor; servers that are away, that want credentials, that are Prefect's cloud or embedded."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import flow
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_KEY,
+    PREFECT_API_URL,
+    PREFECT_CLIENT_CUSTOM_HEADERS,
+    PREFECT_CLOUD_API_URL,
+    temporary_settings,
+)
+
+from executor_adapter import Job, JobExecutor, RetryPolicy
+from executor_adapter.prefect import MirrorReport, PrefectMirror, job_task, run_jobs
+from executor_adapter.prefect.spool import Spool
+from executor_adapter.prefect.state_events import iso
+from tests.benchmarks.apart import apart
+from tests.benchmarks.prefect_server import MeasuredServer, prefect_server
+from tests.prefect.conftest import Api
+from tests.prefect.gate import Gate
+from tests.prefect.many import run_many, work
+from tests.prefect.recorder import Recorder
+from tests.prefect.test_accounted import check
+from tests.prefect.test_courier import COMPLETED, event
+from tests.servers import free_port
+
+ONCE = RetryPolicy(retry_attempts=1, retry_delay=0.1)
+
+
+def jobs(count: int, name: str) -> list[Job]:
+    return [Job(function=dict, pool="thread", job_id=f"{name}-{number}") for number in range(count)]
+
+
+def run_mirrored(mirror: PrefectMirror, todo: list[Job]) -> None:
+    with JobExecutor(2, observers=[mirror]) as executor:
+        for future in [executor.submit(job) for job in todo]:
+            future.exception()
+
+
+def test_the_jobs_of_any_executor_are_task_runs(api: Api) -> None:
+    """Without a flow, as a scheduler's are: each with its history."""
+    job = Job(function=work, args=(1,), pool="process", retry=ONCE, job_id="of-no-flow")
+    with PrefectMirror(history="full") as mirror:
+        run_mirrored(mirror, [job])
+    assert mirror.report() == MirrorReport(jobs=1, recorded=1)
+    (run,) = api.named("work-of-no-flow")
+    assert (run["flow_run_id"], run["state_name"], run["run_count"]) == (None, "Completed", 2)
+    assert api.state_names(run["id"]) == ["Pending", "Running", "AwaitingRetry", "Retrying", "Completed"]
+
+
+def test_what_prefects_engine_tells_of_is_left_to_it(api: Api) -> None:
+    """A job task under an executor that is mirrored is one task run, not two."""
+
+    @job_task(pool="thread")
+    def one() -> int:
+        return 1
+
+    with PrefectMirror() as mirror, JobExecutor(2, observers=[mirror]):
+        assert flow(lambda: one.submit().result())() == 1
+    assert mirror.report().jobs == 0
+
+
+def test_a_mirror_is_of_one_flow_run(prefect_api: str) -> None:
+    mirror = PrefectMirror()
+    run = flow(lambda: run_jobs(jobs(1, "once"), mirror=mirror))
+    run()
+    with pytest.raises(RuntimeError, match="make one for each flow run"):
+        run()
+    mirror.close()
+
+
+def test_final_states_that_the_server_did_not_get_are_sent_by_the_next_start(api: Api, tmp_path: Path) -> None:
+    """Kept for their owner's eyes alone, named in the report, sent as they were, and then gone."""
+    spool = tmp_path / "spool"
+    with _away() as (gate, url), temporary_settings({PREFECT_API_URL: url}):
+        first = PrefectMirror(spool=Spool(url, spool))
+        run_mirrored(first, jobs(30, "kept"))
+        report = first.close(timeout=1.0)
+        assert set(report.spooled) == {f"kept-{number}" for number in range(30)}
+        assert (report.complete, report.recorded, report.missing) == (False, 0, ())
+        (file,) = spool.iterdir()
+        assert (stat.S_IMODE(file.stat().st_mode), stat.S_IMODE(spool.stat().st_mode)) == (0o600, 0o700)
+        gate.open()
+        with PrefectMirror(spool=Spool(url, spool)) as second:
+            second.drain()
+        assert list(spool.iterdir()) == []
+    (run,) = api.named("dict-kept-7")
+    assert (run["state_name"], run["run_count"], run["start_time"] <= run["end_time"]) == ("Completed", 1, True)
+    assert second.report().jobs == 0
+
+
+def test_a_server_that_is_away_for_a_while_gets_all(api: Api) -> None:
+    with _away() as (gate, url), temporary_settings({PREFECT_API_URL: url}):
+        mirror = PrefectMirror()
+        run_mirrored(mirror, jobs(20, "late"))
+        threading.Timer(2.0, gate.open).start()
+        assert mirror.close().complete
+    assert {api.named(f"dict-late-{number}")[0]["state_name"] for number in range(20)} == {"Completed"}
+
+
+def test_a_server_that_stays_away_is_given_up_in_time(tmp_path: Path, prefect_api: str) -> None:
+    with _away() as (_, url), temporary_settings({PREFECT_API_URL: url}):
+        mirror = PrefectMirror(patience=1.0, spool=Spool(url, tmp_path))
+        run_mirrored(mirror, jobs(3, "given-up"))
+        assert len(mirror.close().spooled) == 3
+
+
+def test_a_server_that_does_not_answer_holds_up_no_end(tmp_path: Path, prefect_api: str) -> None:
+    """It takes the connection, and that is all: the end comes in time, and what it was sent is kept."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
+        with temporary_settings({PREFECT_API_URL: url}):
+            mirror = PrefectMirror(spool=Spool(url, tmp_path))
+            run_mirrored(mirror, jobs(3, "unheard"))
+            began = time.monotonic()
+            assert len(mirror.close(timeout=1.0).spooled) == 3
+            assert time.monotonic() - began < 5
+
+
+def test_what_there_is_no_room_for_is_named(tmp_path: Path, prefect_api: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The spool is bounded; the report says how many jobs are missing, and which."""
+    with _away() as (_, url), temporary_settings({PREFECT_API_URL: url}):
+        mirror = PrefectMirror(spool=Spool(url, tmp_path, max_bytes=3_000))
+        run_mirrored(mirror, jobs(10, "too-many"))
+        report = mirror.close(timeout=0.5)
+    assert 0 < len(report.spooled) < 4
+    assert len(report.spooled) + len(report.missing) == 10
+    assert "missing: too-many-" in str(report)
+    assert "not all jobs are recorded" in caplog.text
+
+
+def test_two_processes_do_not_send_the_same_file(tmp_path: Path) -> None:
+    """A file that is being sent is left alone; one whose sender let go of it is not."""
+    spool = Spool("server", tmp_path)
+    spool.keep([event(COMPLETED), event(COMPLETED)])
+    (file,) = spool.claim()
+    assert list(Spool("server", tmp_path).claim()) == []
+    assert list(Spool("another", tmp_path).claim()) == []
+    events = file.events()
+    events[0].origin.recorded()
+    file.release()
+    (again,) = Spool("server", tmp_path).claim()
+    assert len(again.events()) == 2
+    again.recorded()
+    again.recorded()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_line_that_was_cut_off_is_skipped(tmp_path: Path) -> None:
+    Spool("server", tmp_path).keep([event(COMPLETED)])
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes() + b'{"id": "half')
+    (file,) = Spool("server", tmp_path).claim()
+    assert len(file.events()) == 1
+    file.release()
+
+
+@pytest.mark.timeout(180)
+def test_a_server_that_wants_a_password(tmp_path: Path) -> None:
+    with prefect_server("tuned", tmp_path, PREFECT_SERVER_API_AUTH_STRING="user:secret") as server:
+        with server.environment(PREFECT_API_AUTH_STRING="user:secret"):
+            assert apart(run_many, 40)["complete"]
+
+
+@pytest.mark.timeout(180)
+def test_the_embedded_server(tmp_path: Path) -> None:
+    """It ends with the flow's process; what it was told is in the database that a server then shows."""
+    home = tmp_path / "home"
+    home.mkdir()
+    server = MeasuredServer(port=free_port(), home=home)
+    before = {name: os.environ.pop(name) for name in ("PREFECT_API_URL",) if name in os.environ}
+    try:
+        with server.environment(PREFECT_HOME=str(home), PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="90"):
+            del os.environ["PREFECT_API_URL"]
+            told = apart(run_many, 100)
+    finally:
+        os.environ.update(before)
+    server.start()
+    try:
+        check(server, told, 100)
+    finally:
+        server.kill()
+
+
+class _Cloud(ThreadingHTTPServer):
+    """Answers what a mirror asks, at the address of a workspace, and keeps the requests."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Answering)
+        self.recorder = Recorder()
+        self.requests: list[tuple[str, dict[str, str]]] = []
+
+
+class _Answering(BaseHTTPRequestHandler):
+    server: _Cloud
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        path = self.path.removeprefix("/api/accounts/mine/workspaces/here")
+        self.server.requests.append((path, {name.lower(): value for name, value in self.headers.items()}))
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        answer = json.dumps(self._answer(path, body)).encode()
+        self.send_response(204 if path == "/events" else 200)
+        if path != "/events":
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(answer)))
+        self.end_headers()
+        if path != "/events":
+            self.wfile.write(answer)
+
+    def _answer(self, path: str, body: Any) -> Any:
+        recorder = self.server.recorder
+        match path:
+            case "/events":
+                return recorder.send([json.dumps(event).encode() for event in body])
+            case "/task_runs/filter":
+                recorder.record()
+                known = recorder.recorded(body["task_runs"]["id"]["any_"])
+                return [{"id": run, "state": {"name": it.name, "timestamp": iso(it.at)}} for run, it in known.items()]
+            case _:
+                task_runs = body["task_runs"]
+                return recorder.count(task_runs["id"]["any_"], task_runs["state"]["name"]["any_"][0])
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+def test_a_workspace_of_the_cloud(prefect_api: str) -> None:
+    """Its own path, the key as bearer, and custom headers; a list of events in one request."""
+    with _serving(_Cloud()) as cloud:
+        address = f"http://127.0.0.1:{cloud.server_address[1]}/api"
+        settings: dict[Any, Any] = {
+            PREFECT_CLOUD_API_URL: address,
+            PREFECT_API_URL: f"{address}/accounts/mine/workspaces/here",
+            PREFECT_API_KEY: "pnu_key",
+            PREFECT_API_AUTH_STRING: None,
+            PREFECT_CLIENT_CUSTOM_HEADERS: {"X-Proxy": "open"},
+        }
+        with temporary_settings(settings), PrefectMirror() as mirror:
+            run_mirrored(mirror, jobs(50, "cloud"))
+    assert mirror.report().recorded == 50
+    assert {path for path, _ in cloud.requests} == {"/events", "/task_runs/filter", "/task_runs/count"}
+    for _, headers in cloud.requests:
+        assert (headers["authorization"], headers["x-proxy"]) == ("Bearer pnu_key", "open")
+    assert sum(path == "/events" for path, _ in cloud.requests) <= 5
+
+
+@contextmanager
+def _serving(server: _Cloud) -> Iterator[_Cloud]:
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@contextmanager
+def _away() -> Iterator[tuple[Gate, str]]:
+    """The session's server behind a gate that is closed; its address there."""
+    port = int(os.environ["PREFECT_API_URL"].split(":")[2].split("/")[0])
+    gate = Gate(port)
+    try:
+        yield gate, f"http://127.0.0.1:{gate.port}/api"
+    finally:
+        gate.close()

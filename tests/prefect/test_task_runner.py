@@ -1,0 +1,442 @@
+"""JobTaskRunner: what Prefect asks of a task runner, and what ours adds for plain tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import cloudpickle
+import pytest
+from prefect import allow_failure, flow, get_run_logger, tags, task, unmapped
+from prefect.context import TagsContext
+from prefect.futures import PrefectFuture, PrefectFutureList
+from prefect.tasks import exponential_backoff
+from prefect.utilities.annotations import quote
+
+from executor_adapter import JobExecutor, RetryPolicy, RetryRule, current_job
+from executor_adapter.exceptions import InvalidJobError
+from executor_adapter.prefect import JobTaskRunner, job_options, job_task
+from tests.prefect.conftest import Api, Wait
+
+pytestmark = pytest.mark.usefixtures("prefect_api")
+
+POOLS = ["thread", "process"]
+
+
+@task
+def double(x: int) -> int:
+    return 2 * x
+
+
+@task
+async def double_async(x: int) -> int:
+    await asyncio.sleep(0)
+    return 2 * x
+
+
+@task
+def fail(message: str = "no") -> None:
+    raise LookupError(message)
+
+
+@task
+def tags_around() -> set[str]:
+    return set(TagsContext.get().current_tags)
+
+
+@task
+def pid() -> int:
+    return os.getpid()
+
+
+_prepared: list[str] = []
+
+
+def prepare(word: str) -> None:
+    _prepared.append(word)
+
+
+@task
+def prepared() -> list[str]:
+    return _prepared
+
+
+# --- what Prefect asks of a runner ---
+
+
+def test_a_duplicate_is_another_runner_with_the_same_options() -> None:
+    runner = JobTaskRunner(max_workers=3, pool="process", memory_limit="1GiB", initializer=prepare, initargs=("a",))
+    other = runner.duplicate()
+    assert isinstance(other, JobTaskRunner)
+    assert other is not runner
+    assert other == runner
+    assert runner != JobTaskRunner(max_workers=4, pool="process")
+    assert runner != "a runner"
+    assert runner.name == "job"
+
+
+def test_it_must_be_started_and_only_once() -> None:
+    runner = JobTaskRunner()
+    with pytest.raises(RuntimeError, match="Task runner is not started"):
+        runner.submit(double, {"x": 1})
+    with runner, pytest.raises(RuntimeError, match="already started"):
+        runner.__enter__()
+    with pytest.raises(RuntimeError, match="Task runner is not started"):
+        runner.submit(double, {"x": 1})
+
+
+def test_a_pickled_runner_arrives_unstarted_with_its_options() -> None:
+    with JobTaskRunner(max_workers=2, pool="thread") as runner:
+        assert runner.submit(double, {"x": 1}).result() == 2
+        copies = pickle.loads(pickle.dumps(runner)), cloudpickle.loads(cloudpickle.dumps(runner))
+    assert copies[0] == copies[1] == runner
+    with copies[1] as copy:
+        assert copy.submit(double, {"x": 2}).result() == 4
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_outside_a_flow_it_submits_and_maps_sync_and_async_tasks(pool: str) -> None:
+    with tags("a", "b"), JobTaskRunner(max_workers=2, pool=pool) as runner:
+        future = runner.submit(double, {"x": 21})
+        mapped = runner.map(double_async, {"x": [1, 2, 3]})
+        seen = runner.submit(tags_around.with_options(tags=["own"]), {})
+        assert isinstance(future, PrefectFuture)
+        assert isinstance(future.task_run_id, UUID)
+        assert isinstance(future.wrapped_future, Future)
+        assert isinstance(mapped, PrefectFutureList)
+        assert (future.result(), mapped.result(), seen.result()) == (42, [2, 4, 6], {"a", "b"})
+
+
+def test_nothing_is_started_before_it_is_needed(executor: JobExecutor) -> None:
+    """A copy of the runner may be entered wherever a child task runs: it must cost nothing."""
+    before = {thread.name for thread in threading.enumerate()}
+    with JobTaskRunner(pool="process"):
+        assert {thread.name for thread in threading.enumerate()} <= before
+
+
+# --- in a flow ---
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_futures_and_annotations_are_inputs(pool: str) -> None:
+    @task
+    def add(x: int, others: list[int], last: Any) -> Any:
+        return x + sum(others) if isinstance(last, Exception) else None
+
+    @task
+    def as_it_is(value: Any) -> str:
+        return type(value).__name__
+
+    @flow(task_runner=JobTaskRunner(max_workers=2, pool=pool))
+    def run() -> Any:
+        first = double.submit(1)
+        second = double.submit(first, wait_for=[first])
+        mapped = add.map([second, 0], unmapped([10, 20]), allow_failure(fail.submit()))
+        after_failure = double.submit(1, wait_for=[fail.submit()])
+        after_failure.wait()
+        quoted = as_it_is.submit(quote([1, 2]))
+        return second.result(), mapped.result(), after_failure.state.name, quoted.result()
+
+    assert run() == (4, [34, 30], "NotReady", "list")
+
+
+def test_an_async_flow_submits_and_awaits() -> None:
+    @flow(task_runner=JobTaskRunner(max_workers=2, pool="process"))
+    async def run() -> Any:
+        futures = [double.submit(1), double_async.submit(2)]
+        return [future.result() for future in futures], await double_async(3), double(4)
+
+    assert asyncio.run(run()) == ([2, 4], 6, 8)
+
+
+def test_tasks_that_submit_tasks_never_starve_them() -> None:
+    """Each waits for the next one down, and there are fewer slots than that."""
+
+    @task
+    def countdown(n: int) -> int:
+        return n if n == 0 else countdown.submit(n - 1).result()
+
+    @task
+    async def countdown_async(n: int) -> int:
+        return n if n == 0 else countdown_async.submit(n - 1).result()
+
+    @flow(task_runner=JobTaskRunner(max_workers=2))
+    def run() -> Any:
+        return countdown.submit(8).result(), countdown_async.submit(8).result()
+
+    assert run() == (0, 0)
+
+
+def test_a_job_in_a_process_says_why_it_cannot_submit() -> None:
+    @task
+    def submit() -> None:
+        double.submit(1)
+
+    @flow(task_runner=JobTaskRunner(max_workers=1, pool="process"))
+    def run() -> None:
+        submit.submit().result()
+
+    with pytest.raises(RuntimeError, match="in a worker process cannot submit tasks"):
+        run()
+
+
+def test_a_subflow_and_with_options_have_runners_of_their_own() -> None:
+    @flow(task_runner=JobTaskRunner(max_workers=1, pool="process"))
+    def inner() -> Any:
+        return pid.submit().result()
+
+    @flow(task_runner=JobTaskRunner(max_workers=1, pool="thread"))
+    def outer() -> Any:
+        before = pid.submit()
+        return before.result(), inner(), inner.with_options(task_runner=JobTaskRunner(pool="thread"))()
+
+    outside, inside, elsewhere = outer()
+    assert outside == elsewhere == os.getpid() != inside
+
+
+def test_an_initializer_runs_in_each_worker() -> None:
+    @flow(task_runner=JobTaskRunner(max_workers=1, pool="process", initializer=prepare, initargs=("ready",)))
+    def run() -> Any:
+        return prepared.submit().result()
+
+    assert run() == ["ready"]
+
+
+def test_a_generator_is_refused_at_submit() -> None:
+    @task
+    def numbers() -> Iterator[int]:
+        yield 1
+
+    @flow(task_runner=JobTaskRunner())
+    def run() -> Any:
+        with pytest.raises(InvalidJobError, match="return a list"):
+            numbers.submit()
+        return list(numbers())
+
+    assert run() == [1]
+
+
+def test_a_submitted_task_run_cannot_be_lost_by_cancelling_its_future() -> None:
+    @flow(task_runner=JobTaskRunner(max_workers=1))
+    def run() -> Any:
+        futures = [double.submit(x) for x in range(20)]
+        assert not any(future.wrapped_future.cancel() for future in futures)
+        return [future.result() for future in futures]
+
+    assert run() == [2 * x for x in range(20)]
+
+
+def test_what_nobody_waits_for_is_over_when_the_flow_is(wait_for: Wait) -> None:
+    """What runs is waited for, what waits is cancelled, in the gate as in the queue."""
+    begun, ended = threading.Event(), threading.Event()
+
+    @task
+    def slow() -> str:
+        begun.set()
+        assert ended.wait(30)
+        return "done"
+
+    @flow(task_runner=JobTaskRunner(max_workers=1))
+    def run() -> None:
+        futures.append(slow.submit())
+        assert begun.wait(10)
+        futures.extend(double.submit(x) for x in range(20))
+        ending.start()
+
+    def end_when_others_are_over() -> None:
+        wait_for(lambda: {future.state.name for future in futures[1:]} == {"Cancelled"})
+        ended.set()
+
+    futures: list[Any] = []
+    ending = threading.Thread(target=end_when_others_are_over)
+    run()
+    ending.join()
+    assert futures[0].result() == "done"
+
+
+def test_an_interrupted_flow_ends_its_jobs_at_once() -> None:
+    begun = threading.Event()
+
+    @task
+    async def endless() -> None:
+        begun.set()
+        await asyncio.sleep(60)
+
+    @flow(task_runner=JobTaskRunner(max_workers=1))
+    def run() -> None:
+        futures.append(endless.submit())
+        assert begun.wait(10)
+        raise KeyboardInterrupt
+
+    futures: list[Any] = []
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert time.monotonic() - started < 5
+    assert futures[0].state.name == "Cancelled"
+
+
+# --- what a plain task's options become ---
+
+
+@pytest.mark.parametrize(
+    ("delays", "seconds"),
+    [(0.05, [0.05, 0.05]), ([0.05, 0.3], [0.05, 0.3]), (exponential_backoff(backoff_factor=0.1), [0.1, 0.2])],
+)
+def test_prefects_retries_are_made_once_each_with_its_delays(
+    api: Api, scratch: Path, delays: Any, seconds: list[float]
+) -> None:
+    @task(retries=2, retry_delay_seconds=delays, retry_jitter_factor=0.01)
+    def down() -> None:
+        with (scratch / "attempts").open("a") as attempts:
+            attempts.write("x")
+        raise ConnectionError("refused")
+
+    @flow(task_runner=JobTaskRunner())
+    def run() -> None:
+        futures.append(down.submit())
+        futures[0].wait()
+
+    futures: list[Any] = []
+    run()
+    assert (scratch / "attempts").read_text() == "xxx"
+    states = api.states(futures[0].task_run_id)
+    assert [state["name"] for state in states] == [
+        "Pending", "Running", "AwaitingRetry", "Retrying", "AwaitingRetry", "Retrying", "Failed",
+    ]  # fmt: skip
+    waited = [_seconds(state["timestamp"], state["state_details"]["scheduled_time"]) for state in states[2:5:2]]
+    assert waited == pytest.approx(seconds, rel=0.1, abs=0.02)
+
+
+def _seconds(earlier: str, later: str) -> float:
+    from datetime import datetime
+
+    return (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds()
+
+
+def test_retry_condition_fn_is_asked_on_the_engines_thread() -> None:
+    asked: list[str] = []
+
+    def refuse(*_: object) -> bool:
+        asked.append(threading.current_thread().name)
+        return False
+
+    @flow(task_runner=JobTaskRunner(max_workers=1))
+    def run() -> None:
+        fail.with_options(retries=3, retry_condition_fn=refuse).submit().wait()
+
+    run()
+    assert len(asked) == 1
+    assert asked[0].startswith("task-engine")
+
+
+def crash_twice(path: str) -> str:
+    attempts = Path(path)
+    attempts.write_text(attempts.read_text() + "x" if attempts.exists() else "x")
+    if len(attempts.read_text()) < 4:
+        os._exit(3)
+    return "survived"
+
+
+def test_all_retries_count_after_crashes_too(scratch: Path) -> None:
+    @flow(task_runner=JobTaskRunner(max_workers=1, pool="process"))
+    def run() -> Any:
+        return task(crash_twice, retries=3).submit(str(scratch / "attempts")).result()
+
+    assert run() == "survived"
+
+
+def test_job_options_choose_a_pool_and_a_policy_for_one_task() -> None:
+    calls: list[int] = []
+
+    @job_options(pool="thread", retry=RetryPolicy(retry_attempts=2, retry_delay=0, rules=(RetryRule(codes=("MINE",)),)))
+    @task
+    def here() -> int:
+        calls.append(current_job().attempt)
+        if current_job().attempt < 3:
+            error = LookupError("again")
+            error.error_code = "MINE"  # type: ignore[attr-defined]
+            raise error
+        return os.getpid()
+
+    @flow(task_runner=JobTaskRunner(max_workers=2, pool="process"))
+    def run() -> Any:
+        return pid.submit().result(), here.submit().result(), here.with_options(name="renamed").submit().result()
+
+    elsewhere, *both = run()
+    assert elsewhere != os.getpid()
+    assert both == [os.getpid()] * 2
+    assert calls == [1, 2, 3, 1, 2, 3]
+
+
+def test_job_options_leave_the_task_as_it_is() -> None:
+    plain = task(double.fn)
+    assert job_options(pool="thread")(plain) is plain
+    assert plain.fn is double.fn
+    variant = job_options(memory_limit="1GiB", pool="process")(plain.with_options())
+    assert vars(plain)["job_options"] == {"pool": "thread"}
+    assert vars(variant)["job_options"] == {"pool": "process", "memory_limit": "1GiB"}
+    assert vars(cloudpickle.loads(cloudpickle.dumps(plain)))["job_options"] == {"pool": "thread"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "said"),
+    [
+        (lambda: job_options(pol="thread"), TypeError, "did you mean pool"),
+        (lambda: job_options(max_runtime=-1)(task(double.fn)), InvalidJobError, "max_runtime=-1"),
+        (lambda: job_options(pool="thread")(double.fn), TypeError, "above @task"),  # type: ignore[type-var]
+        (lambda: job_options(pool="thread")(job_task(double.fn)), TypeError, "itself"),
+        (lambda: JobTaskRunner(memory_limt=1), TypeError, "did you mean memory_limit"),
+        (lambda: JobTaskRunner(retry_attempts=1), TypeError, "each task's own"),
+        (lambda: JobTaskRunner(pool="rocket"), InvalidJobError, "JobTaskRunner: pool='rocket'"),
+        (lambda: JobTaskRunner(max_workers=0), ValueError, "at least 1"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_where_it_is_written(wrong: Any, error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        wrong()
+
+
+def test_a_job_task_runs_on_the_runners_executor_unless_one_is_nearer() -> None:
+    @job_task(pool="thread", retry_attempts=0)
+    def executor_of_mine() -> bool:
+        return any(job.job_id == current_job().job_id for job in nearer.jobs())
+
+    @flow(task_runner=JobTaskRunner(max_workers=2, pool="process"))
+    def run() -> Any:
+        outside = executor_of_mine.submit().result()
+        with nearer:
+            return outside, executor_of_mine.submit().result(), executor_of_mine()
+
+    nearer = JobExecutor(max_workers=1)
+    assert run() == (False, True, True)
+
+
+def test_a_task_called_directly_runs_in_prefects_own_engine() -> None:
+    @flow(task_runner=JobTaskRunner(max_workers=1, pool="process"))
+    def run() -> Any:
+        return pid(), pid.submit().result()
+
+    called, submitted = run()
+    assert called == os.getpid() != submitted
+
+
+def test_every_end_is_recorded_when_the_flow_returns(api: Api) -> None:
+    @flow(task_runner=JobTaskRunner(max_workers=2))
+    def run() -> None:
+        get_run_logger().debug("submitting")
+        futures.extend([*double.map(range(30)), fail.submit()])
+
+    futures: list[Any] = []
+    run()
+    names = [api.task_run(future.task_run_id)["state_name"] for future in futures]
+    assert names == [future.state.name for future in futures]
+    assert "Pending" not in names
