@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from executor_adapter.job import MemoryLimit, PoolName
@@ -34,7 +34,11 @@ Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
 Seconds = Annotated[Number, Field(gt=0)]
 Count = Annotated[int, BeforeValidator(_no_bool)]
 Name = Annotated[str, AfterValidator(_check_name)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+Names = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_as_tuple),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
 
 
 def check_keys(model: type[BaseModel], values: Any) -> None:
@@ -65,6 +69,16 @@ class Section(BaseModel):
 class RuleSettings(Section, RetryRule):
     """What to do after certain errors; the first rule that matches wins."""
 
+    action: Literal["retry", "fail"] = "retry"
+    """Whether another attempt follows."""
+    retry_delay: Number | None = Field(default=None, ge=0)
+    """In place of the job's."""
+    backoff_coefficient: Number | None = Field(default=None, ge=1)
+    """In place of the policy's."""
+    memory_factor: Number = Field(default=1.0, ge=1)
+    """By how much the job's memory_limit grows for the next attempt."""
+    alone: bool = False
+    """The next attempt runs while nothing else runs in its pool."""
     codes: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(
         min_length=1, description='the error codes it is for; "*" is all'
     )
@@ -106,11 +120,12 @@ class JobSettings(Section):
     """Retries after the first attempt."""
     retry_delay: Number = Field(default=60.0, ge=0)
     """Before the first retry; each further one waits longer."""
-    memory_limit: MemoryLimit = Field(default=None, json_schema_extra={"type": ["integer", "string", "null"]})
+    memory_limit: Annotated[MemoryLimit, WithJsonSchema({"type": ["integer", "string", "null"]})] = None
     """Bytes, or text such as "512MiB", of an attempt's process tree; for jobs of the pool `process` alone."""
     priority: Count = 0
     """Higher first."""
     retry: RetrySettings = RetrySettings()
+    """How retries are made."""
 
     def given(self) -> dict[str, Any]:
         """The fields that were set, and no defaults; `retry` as the section it is."""

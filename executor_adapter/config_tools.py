@@ -67,6 +67,7 @@ class RestResource(Section):
 
     path: str = Field(min_length=1, description="the path below the tool's url")
     method: Literal["GET", "POST"] = "GET"
+    """How it is asked for."""
     params: dict[str, str] = Field(default_factory=dict)
     """The query."""
     body: dict[str, Any] = Field(default_factory=dict)

@@ -119,7 +119,19 @@ def schema(
 
 def json_schema() -> dict[str, Any]:
     """Of what may stand in config.yaml."""
-    found = Settings.model_json_schema(mode="validation")
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "executor adapter: config.yaml"} | {
-        key: value for key, value in found.items() if key != "title"
-    }
+    found = _in_its_words(Settings.model_json_schema(mode="validation"))
+    found["$schema"], found["title"] = "https://json-schema.org/draft/2020-12/schema", "executor adapter: config.yaml"
+    return dict(sorted(found.items()))
+
+
+_WORDS = {"gt": "exclusiveMinimum", "ge": "minimum", "lt": "exclusiveMaximum", "le": "maximum"}
+
+
+def _in_its_words(schema: Any) -> Any:
+    """Pydantic leaves its own names for the bounds of a number that a function looks at first."""
+    if isinstance(schema, list):
+        return [_in_its_words(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    bounds = {_WORDS[key]: value for key, value in schema.items() if key in _WORDS and isinstance(value, int | float)}
+    return {key: _in_its_words(part) for key, part in schema.items() if not (key in _WORDS and bounds)} | bounds

@@ -1,0 +1,126 @@
+"""`config check|show|schema`."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from executor_adapter.cli.config import json_schema
+from tests.cli.conftest import Command
+from tests.servers import ROOT
+
+
+def write(home: Path, text: str) -> None:
+    (home / "config.yaml").write_text(text)
+
+
+def test_a_right_configuration_is_said_to_be_fine(command: Command, home: Path) -> None:
+    assert command("config", "check") == (0, "config.yaml: fine\n", "")
+    (home / "other.yaml").write_text("job: {max_runtime: 5}")
+    assert command("config", "check", "-c", "other.yaml", "--json").json == {"file": "other.yaml", "valid": True}
+
+
+def test_a_wrong_one_is_refused_in_one_line(command: Command, home: Path) -> None:
+    write(home, "job: {max_runtme: 5}")
+    said = command("config", "check")
+    assert said.code == 2
+    assert said.err.startswith("executor-adapter: config.yaml: job.max_runtme is not a key: did you mean max_runtime?")
+    assert said.err.count("\n") == 1
+
+
+def test_each_setting_is_shown_with_where_it_was_said(
+    command: Command, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(home, "collection: {job_timeout: 5, retry_delay: 5}\ntools: {radar: {rate: 2}}\n")
+    (home / ".env").write_text("EXECUTOR_ADAPTER_COLLECTION__RETRY_DELAY=6\n")
+    monkeypatch.setenv("EXECUTOR_ADAPTER_EXECUTOR__MAX_WORKERS", "7")
+    found = {row["key"]: (row["value"], row["from"]) for row in command("config", "show", "--json").json}
+    assert found == {
+        "collection.job_timeout": (5.0, "config.yaml"),
+        "collection.retry_delay": (6.0, ".env"),
+        "executor.max_workers": (7, "environment"),
+        "tools.radar.rate": (2.0, "config.yaml"),
+    }
+    assert re.search(r"^executor.max_workers +7 +environment", command("config", "show").out, re.MULTILINE)
+    everything = {row["key"]: row["from"] for row in command("config", "show", "--all", "--json").json}
+    assert everything["processing.batch_size"] == everything["job.retry.jitter"] == "default"
+
+
+def test_secrets_are_not_shown(command: Command, home: Path) -> None:
+    write(
+        home,
+        "store: {url: 'postgresql://user:s3cret@host/jobs'}\n"
+        "tools: {orders: {source: rest, url: 'http://a', headers: {Authorization: Bearer s3cret},"
+        " resources: {r: {path: /r}}}}\n",
+    )
+    for words in (("--json",), ("--all",)):
+        out = command("config", "show", *words).out
+        assert "s3cret" not in out
+        assert "postgresql://user:(hidden)@host/jobs" in out
+
+
+# --- the schema ---
+
+
+def test_the_schema_is_a_schema_and_takes_the_project_s_own_file(command: Command) -> None:
+    schema = command("config", "schema").json
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(yaml.safe_load((ROOT / "config.yaml").read_text()), schema)
+
+
+def test_the_schema_beside_the_project_s_file_is_the_newest() -> None:
+    """`executor-adapter config schema --output config.schema.json` makes it anew."""
+    assert json.loads((ROOT / "config.schema.json").read_text()) == json_schema()
+    first = (ROOT / "config.yaml").read_text().splitlines()[0]
+    assert first == "# yaml-language-server: $schema=./config.schema.json"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"colection": {}},
+        {"job": {"max_runtime": 0}},
+        {"job": {"max_runtime": "long"}},
+        {"job": {"retry": {"rules": [{"action": "fail"}]}}},
+        {"collection": {"rate_limit_buffer": 1}},
+        {"tools": {"radar": {"max_concurent": 1}}},
+        {"tools": {"radar": {"source": "files"}}},
+    ],
+    ids=str,
+)
+def test_an_editor_marks_what_is_wrong(wrong: dict[str, Any]) -> None:
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(wrong, json_schema())
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        {"job": {"max_runtime": None, "memory_limit": "1GiB", "retry": {"rules": [{"codes": ["API_ERROR"]}]}}},
+        {"executor": {"preload": "pandas"}},
+        {"tools": {"radar": {"max_concurrent": 1, "job": {"pool": "process"}}}},
+        {"store": {"url": "sqlite:///jobs.db"}, "monitoring": {"metrics_port": 9464}},
+    ],
+    ids=str,
+)
+def test_an_editor_takes_what_is_right(right: dict[str, Any]) -> None:
+    jsonschema.validate(right, json_schema())
+
+
+def test_the_schema_describes_every_key() -> None:
+    """What an editor shows beside it."""
+    for name, section in json_schema()["$defs"].items():
+        for key, described in section.get("properties", {}).items():
+            assert described.get("description") or "$ref" in described, f"{name}.{key}"
+
+
+def test_a_schema_is_written_where_one_wants_it(command: Command, home: Path) -> None:
+    said = command("config", "schema", "--output", "s.json")
+    assert "# yaml-language-server: $schema=./s.json" in said.out
+    assert json.loads((home / "s.json").read_text()) == json_schema()
