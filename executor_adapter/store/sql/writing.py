@@ -59,7 +59,7 @@ class _Statement:
     """A statement as its driver takes it: for one row, and for TOGETHER at once.
 
     SQLite's driver lets go of the interpreter for every execution, and may have to wait to get it back while jobs run:
-    so rows that can go together do.
+    so rows that can go together do. PostgreSQL's sends many executions as one, and is slow with many parameters.
     """
 
     def __init__(self, statement: Any, dialect: Dialect) -> None:
@@ -79,7 +79,7 @@ class _Statement:
     def run_together(self, connection: Connection, rows: Sequence[dict[str, Any]], me: str) -> int:
         picked = [self._pick(row) for row in rows]
         written = 0
-        while len(picked) >= TOGETHER:
+        while connection.dialect.name == "sqlite" and len(picked) >= TOGETHER:
             together, picked = picked[:TOGETHER], picked[TOGETHER:]
             values = (*itertools.chain.from_iterable(together), me)
             written += connection.exec_driver_sql(self._many, values).rowcount
