@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[3]
 ELSEWHERE = Path(__file__).parent / "elsewhere"
 
@@ -53,8 +51,14 @@ def test_jobs_run_in_spawned_workers_and_nothing_of_linux_is_loaded(tmp_path: Pa
     assert "max_rss_growth needs start_method 'guardian'" in growth
 
 
-@pytest.mark.timeout(180)
+# Of the contract what the platform has a say in; spawned workers on Linux are held to all of it.
+CHOSEN = "max_runtime or deadline or stall or soft_timeout or checkpoint or cancelled or shutdown or hooks or driver"
+
+
 def test_the_contract_holds() -> None:
-    command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/contract/test_pools.py")
-    done = run_elsewhere(*command, "-k", "process and not spawn", cwd=ROOT, seconds=170)
+    files = ("tests/contract/test_pools.py", "tests/contract/spawned/test_same_promises.py")
+    chosen = f"test_same_promises or (process and not spawn and ({CHOSEN}))"
+    command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=8", "-k", chosen, *files)
+    done = run_elsewhere(*command, cwd=ROOT, seconds=110)
     assert done.returncode == 0, done.stdout[-5000:]
+    print(done.stdout)

@@ -10,7 +10,7 @@ _OF_LINUX = {
     os: (
         *("eventfd", "eventfd_read", "eventfd_write", "EFD_CLOEXEC", "EFD_NONBLOCK", "EFD_SEMAPHORE"),
         *("memfd_create", "MFD_CLOEXEC", "pidfd_open", "pipe2", "waitid", "WNOWAIT"),
-        *("sched_setaffinity", "sched_getaffinity", "CLD_EXITED", "CLD_KILLED"),
+        *("sched_setaffinity", "CLD_EXITED", "CLD_KILLED"),
     ),
     select: ("epoll",),
     signal: ("pidfd_send_signal", "SIGRTMIN", "SIGRTMAX"),
