@@ -15,8 +15,12 @@ BATCH = 300
 """Events in one request, at most."""
 
 QUICK = 2.0
+WANTED = 3.0
 SLOW = 4.0
 """Seconds from sending to recorded: below the one there is room for more, beyond the other there are too many."""
+
+GROWTH = 3
+"""By so much at once: a server that writes once a second takes as long for many as for few."""
 
 
 class Pace:
@@ -43,9 +47,9 @@ class Pace:
         if sent_at < self._changed_at:
             return
         if seconds > SLOW:
-            self._change(max(SMALLEST_WINDOW, int(self.window * 0.7)), now)
+            self._change(max(SMALLEST_WINDOW, int(self.window * WANTED / seconds)), now)
         elif seconds < QUICK and was_full:
-            self._change(min(LARGEST_WINDOW, 2 * self.window), now)
+            self._change(min(LARGEST_WINDOW, GROWTH * self.window), now)
 
     def _change(self, window: int, now: float) -> None:
         self.window, self._changed_at = window, now
