@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
 from prefect import Task
+from prefect.tasks import MaterializingTask
 from prefect.utilities.callables import get_call_parameters
 from prefect.utilities.visualization import get_task_viz_tracker, track_viz_task
 
@@ -109,6 +110,10 @@ class JobTask(Task[P, R]):
         raise TypeError(f"job task {self.name!r} cannot be run by a task worker: call, submit or map it in a flow")
 
 
+class MaterializingJobTask(JobTask[P, R], MaterializingTask[P, R]):
+    """A job task that materializes `assets`, as `prefect.assets.materialize` makes a task that does."""
+
+
 @overload
 def job_task(function: Callable[P, R], /) -> JobTask[P, R]: ...
 
@@ -118,7 +123,7 @@ def job_task(**options: Any) -> Callable[[Callable[P, R]], JobTask[P, R]]: ...
 
 
 def job_task(function: Callable[P, R] | None = None, /, **options: Any) -> Any:
-    """Make a function a job task, with or without options: see JobTask."""
+    """Make a function a job task, with or without options: see JobTask. One with `assets` materializes them."""
     if function is None:
-        return functools.partial(JobTask, **options)
+        return functools.partial(MaterializingJobTask if "assets" in options else JobTask, **options)
     return JobTask(function, **options)

@@ -23,7 +23,7 @@ from executor_adapter.job import Job
 from executor_adapter.prefect.retries import policy_meant
 
 JOB_OPTIONS = frozenset(Job.model_fields) - {"function", "args", "kwargs", "job_id"}
-TASK_OPTIONS = frozenset(inspect.signature(Task.__init__).parameters) - {"self", "fn"}
+TASK_OPTIONS = frozenset(inspect.signature(Task.__init__).parameters) - {"self", "fn"} | {"assets", "materialized_by"}
 TRANSLATED = {
     "retries": ("retry_attempts", "retry"),
     "retry_delay_seconds": ("retry_delay", "retry"),

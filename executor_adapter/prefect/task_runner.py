@@ -46,7 +46,8 @@ class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
 
     When the flow ends, jobs that run are waited for and those that wait are cancelled, as by Prefect's
     ThreadPoolTaskRunner; then the server is waited for until it has recorded how each task ended, at most 30 s and
-    0.1 s a task; a warning says what is missing (see `wait_until_recorded`). When the flow is interrupted, by a signal or its like, all end at once.
+    0.1 s a task; a warning says what is missing (see `wait_until_recorded`). When the flow is interrupted, by a signal
+    or its like, all end at once.
 
     Raises:
         TypeError: a field is unknown, or each task's own.

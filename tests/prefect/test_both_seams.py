@@ -1,0 +1,280 @@
+"""What is expected of a task holds of both kinds, in every pool: a job task, and a task under JobTaskRunner."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prefect import flow, get_run_logger, task
+from prefect.assets import materialize
+from prefect.cache_policies import INPUTS
+from prefect.transactions import Transaction, transaction
+
+from executor_adapter import JobExecutor
+from executor_adapter.exceptions import MemoryLimitError, WorkerCrashedError
+from executor_adapter.prefect import JobTaskRunner, job_options, job_task, wait_until_recorded
+from tests.prefect.conftest import Api, Wait
+
+pytestmark = pytest.mark.usefixtures("prefect_api", "executor")
+
+SEAMS = ["job task", "plain task"]
+POOLS = ["thread", "coroutine", "process"]
+
+
+class Seam:
+    """One way to have a task's function run as a job."""
+
+    def __init__(self, name: str, pool: str) -> None:
+        self.is_plain, self.pool = name == "plain task", pool
+        self.flow: Any = flow(task_runner=JobTaskRunner(max_workers=2)) if self.is_plain else flow
+
+    def task(self, function: Callable[..., Any], **options: Any) -> Any:
+        if self.is_plain:
+            return job_options(pool=self.pool)(task(function, **options))
+        return job_task(function, pool=self.pool, **{"retries": 0, **options})
+
+    def function(self, sync: Any, coroutine: Any) -> Any:
+        return coroutine if self.pool == "coroutine" else sync
+
+
+@pytest.fixture(params=[(seam, pool) for seam in SEAMS for pool in POOLS], ids=" in a ".join)
+def seam(request: pytest.FixtureRequest) -> Seam:
+    return Seam(*request.param)
+
+
+def record(path: str, value: int) -> int:
+    with open(path, "a") as calls:
+        calls.write("x")
+    get_run_logger().info("recording %s", value)
+    return value * 10
+
+
+async def record_async(path: str, value: int) -> int:
+    return record(path, value)
+
+
+def refuse() -> None:
+    raise LookupError("refused")
+
+
+async def refuse_async() -> None:
+    raise LookupError("refused")
+
+
+def test_results_persist_are_cached_and_are_logged_of(seam: Seam, api: Api, scratch: Path, wait_for: Wait) -> None:
+    hooked: list[str] = []
+    write = seam.task(
+        seam.function(record, record_async),
+        cache_policy=INPUTS,
+        persist_result=True,
+        task_run_name="record-{value}",
+        on_completion=[lambda task, task_run, state: hooked.append(state.name)],
+    )
+
+    @seam.flow
+    def run() -> Any:
+        value = time.time_ns()
+        first = write.submit(str(scratch / "calls"), value)
+        first.wait()
+        second = write.submit(str(scratch / "calls"), value)
+        second.wait()
+        wait_until_recorded()
+        futures.extend([first, second])
+        return value
+
+    futures: list[Any] = []
+    value = run()
+    first, second = futures
+    assert (scratch / "calls").read_text() == "x"
+    assert first.result() == second.result() == value * 10
+    assert api.state_names(second.task_run_id) == ["Pending", "Running", "Cached"]
+    assert api.task_run(first.task_run_id)["state"]["data"]["storage_key"]
+    assert api.task_run(first.task_run_id)["name"] == f"record-{value}"
+    assert hooked == ["Completed", "Cached"]
+    wait_for(lambda: f"recording {value}" in api.messages(first.task_run_id))
+
+
+def test_a_failure_rolls_back_what_its_transaction_holds(seam: Seam, scratch: Path) -> None:
+    undone: list[str] = []
+
+    def undo(_: Transaction) -> None:
+        undone.append("undone")
+
+    write, fail = seam.task(seam.function(record, record_async)), seam.task(seam.function(refuse, refuse_async))
+    write.on_rollback(undo)
+
+    @seam.flow
+    def run() -> None:
+        with transaction():
+            write.submit(str(scratch / "calls"), 1).result()
+            fail.submit().result()
+
+    with pytest.raises(LookupError, match="refused"):
+        run()
+    assert undone == ["undone"]
+
+
+def die() -> None:
+    os._exit(3)
+
+
+@pytest.mark.parametrize("name", SEAMS)
+def test_a_crash_rolls_back_and_is_not_cached(name: str, scratch: Path) -> None:
+    """A state that is returned would not be raised, and would be kept under the task's key."""
+    seam = Seam(name, "process")
+    undone: list[str] = []
+    write, crash = seam.task(record), seam.task(die, cache_policy=INPUTS, persist_result=True)
+    write.on_rollback(lambda _: undone.append("undone"))
+
+    @seam.flow
+    def run() -> Any:
+        try:
+            with transaction():
+                write.submit(str(scratch / "calls"), 1).result()
+                crash.submit().result()
+        except WorkerCrashedError:
+            undone.append("raised")
+        again = crash.submit()
+        again.wait()
+        return again.state.name
+
+    assert run() == "Crashed"
+    assert undone == ["undone", "raised"]
+
+
+def note_times(path: str) -> None:
+    with open(path, "a") as times:
+        times.write(f"{time.time()} ")
+        time.sleep(0.3)
+        times.write(f"{time.time()}\n")
+
+
+@pytest.mark.parametrize("name", SEAMS)
+def test_a_tags_concurrency_limit_holds(name: str, prefect_api: str, scratch: Path) -> None:
+    limit = {"name": f"tag:{name.replace(' ', '-')}", "limit": 1, "active": True}
+    httpx.post(f"{prefect_api}/v2/concurrency_limits/", json=limit, timeout=10).raise_for_status()
+    seam = Seam(name, "thread")
+    limited = seam.task(note_times, tags=[name.replace(" ", "-")])
+
+    @seam.flow
+    def run() -> None:
+        for future in [limited.submit(str(scratch / f"times-{number}")) for number in range(2)]:
+            future.result()
+
+    run()
+    (_, ended), (begun, _) = sorted(
+        [float(at) for at in (scratch / f"times-{number}").read_text().split()] for number in range(2)
+    )
+    assert begun >= ended
+
+
+def own_pid() -> int:
+    return os.getpid()
+
+
+@pytest.mark.parametrize("name", SEAMS)
+def test_assets_are_materialized(name: str, prefect_api: str, wait_for: Wait) -> None:
+    key = f"file:///{name.replace(' ', '-')}/{time.time_ns()}"
+    made: Any = (
+        job_task(assets=[key], pool="process", retry_attempts=0)(own_pid)
+        if name == "job task"
+        else job_options(pool="process")(materialize(key)(own_pid))
+    )
+
+    @Seam(name, "process").flow
+    def run() -> Any:
+        return made.submit().result(), made.with_options(name="other").submit().result()
+
+    assert os.getpid() not in run()
+
+    def events() -> list[Any]:
+        body = {"filter": {"resource": {"id": [key]}}}
+        answer = httpx.post(f"{prefect_api}/events/filter", json=body, timeout=10).raise_for_status()
+        return [event["event"] for event in answer.json()["events"]]
+
+    wait_for(lambda: events().count("prefect.asset.materialization.succeeded") == 2)
+
+
+# --- the table of states, for plain tasks ---
+
+
+def answer() -> int:
+    return 42
+
+
+def second_time(path: str) -> None:
+    if not Path(path).exists():
+        Path(path).touch()
+        raise ConnectionError("refused")
+
+
+def sleep_long() -> None:
+    time.sleep(30)
+
+
+def break_data() -> None:
+    b"\xff".decode()
+
+
+def eat_memory() -> int:
+    blocks = [bytearray(16 << 20) for _ in range(64)]
+    time.sleep(30)
+    return len(blocks)
+
+
+RETRIED = ["AwaitingRetry", "Retrying", "Completed"]
+ONCE_MORE = {"retries": 1, "retry_delay_seconds": 0.1}
+ROWS: dict[str, tuple[Any, dict[str, Any], dict[str, Any], list[str], str, str]] = {
+    "completed": (answer, {}, {}, ["Completed"], "COMPLETED", ""),
+    "retried": (second_time, ONCE_MORE, {}, RETRIED, "COMPLETED", ""),
+    "timed out": (sleep_long, {"timeout_seconds": 1}, {}, ["TimedOut"], "FAILED", "TIMEOUT_ERROR: "),
+    "past its deadline": (sleep_long, {"retries": 3}, {"deadline": 1}, ["TimedOut"], "FAILED", "DEADLINE_EXCEEDED: "),
+    "crashed": (die, {}, {}, ["Crashed"], "CRASHED", "WORKER_CRASHED: "),
+    "out of memory": (eat_memory, {}, {"memory_limit": "400MiB"}, ["OutOfMemory"], "CRASHED", "MEMORY_LIMIT: "),
+    "failed": (break_data, {"retries": 3}, {}, ["Failed"], "FAILED", "DATA_ERROR: "),
+}
+
+
+def test_plain_tasks_show_each_row_of_the_table(api: Api, scratch: Path) -> None:
+    @flow(task_runner=JobTaskRunner(max_workers=2, pool="process"))
+    def run() -> None:
+        for name, (function, task_options, options, *_) in ROWS.items():
+            arguments = [str(scratch / "seen")] if name == "retried" else []
+            made = job_options(**options)(task(function, **task_options))
+            futures[name] = made.submit(*arguments)
+            futures[name].wait()
+
+    futures: dict[str, Any] = {}
+    run()
+    for name, (*_, names, kind, message) in ROWS.items():
+        states = api.states(futures[name].task_run_id)
+        assert [state["name"] for state in states] == ["Pending", "Running", *names], name
+        assert states[-1]["type"] == kind
+        assert (states[-1]["message"] or "").startswith(message)
+        assert api.task_run(futures[name].task_run_id)["run_count"] == len(names[:-1]) // 2 + 1
+    retried = api.states(futures["retried"].task_run_id)[2]
+    assert (retried["type"], retried["message"]) == ("SCHEDULED", "attempt 1 of 2: NETWORK_ERROR: refused")
+    with pytest.raises(MemoryLimitError):
+        futures["out of memory"].result()
+
+
+def test_a_plain_task_that_is_late_or_left_is_never_running(api: Api, executor: JobExecutor, scratch: Path) -> None:
+    late = job_options(queue_timeout=0.2)(task(answer))
+
+    @flow(task_runner=JobTaskRunner(max_workers=1, pool="thread"))
+    def run() -> None:
+        holding = task(note_times).submit(str(scratch / "times"))
+        while not (scratch / "times").exists():
+            time.sleep(0.01)
+        futures.append(late.submit())
+        futures[0].wait()
+        holding.wait()
+
+    futures: list[Any] = []
+    run()
+    assert api.state_names(futures[0].task_run_id) == ["Pending", "TimedOut"]
