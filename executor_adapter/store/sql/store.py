@@ -21,7 +21,7 @@ from executor_adapter.store.sql.rows import record_of, row_of
 from executor_adapter.store.sql.schema import jobs
 from executor_adapter.store.sql.writing import Writing
 
-DELETED_AT_ONCE = 500
+DELETED_AT_ONCE = 100
 """Rows that one step of a clean-up deletes: another writer waits for one step at most."""
 
 

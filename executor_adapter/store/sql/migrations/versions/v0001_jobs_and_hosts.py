@@ -42,10 +42,11 @@ def upgrade() -> None:
         sa.Column("cancel_requested", sa.Boolean, nullable=False, server_default=sa.false()),
     )
     for name, columns in {
-        "created": ["created_at"],
-        "status": ["status", "created_at"],
-        "type": ["job_type", "status", "created_at"],
-        "tool": ["tool_name", "status", "created_at"],
+        "created": ["created_at", "job_id"],
+        "status": ["status", "created_at", "job_id"],
+        "type": ["job_type", "created_at", "job_id", "status"],
+        "tool": ["tool_name", "created_at", "job_id", "status"],
+        "queue": ["queue", "created_at", "job_id", "status"],
         "ended": ["completed_at"],
     }.items():
         op.create_index(f"executor_adapter_jobs_{name}", "executor_adapter_jobs", columns)

@@ -1,0 +1,53 @@
+"""The schema: made by migrations, by one of many programs that open a store at once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import text
+
+import executor_adapter.store.sql as sql
+from executor_adapter.exceptions import ConfigurationError
+from executor_adapter.store import open_store
+from executor_adapter.store.sql.engines import make_engine
+from executor_adapter.store.sql.schema import REVISION, VERSIONS, metadata
+
+
+def test_the_migrations_make_what_the_tables_say(url: str) -> None:
+    open_store(url).close()
+    engine = make_engine(url)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"version_table": VERSIONS})
+        assert compare_metadata(context, metadata) == []
+    engine.dispose()
+
+
+def test_the_newest_migration_is_the_one_that_is_asked_for() -> None:
+    scripts = ScriptDirectory(str(Path(sql.__file__).parent / "migrations"))
+    assert scripts.get_current_head() == REVISION
+
+
+def test_many_programs_may_open_a_new_store_at_once(url: str) -> None:
+    code = f"from executor_adapter.store import open_store; print(open_store({url!r}).find().total)"
+    opening = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(4)
+    ]
+    for program in opening:
+        said, errors = program.communicate(timeout=60)
+        assert (said, program.returncode) == (b"0\n", 0), errors
+
+
+def test_a_store_of_a_newer_version_is_refused(url: str) -> None:
+    open_store(url).close()
+    engine = make_engine(url)
+    with engine.execution_options(writes=True).begin() as connection:
+        connection.execute(text(f"UPDATE {VERSIONS} SET version_num = '9999'"))
+    engine.dispose()
+    with pytest.raises(ConfigurationError, match=r"9999.*upgrade the package"):
+        open_store(url)
