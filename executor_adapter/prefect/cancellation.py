@@ -25,7 +25,7 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.utilities.engine import is_prefect_sigterm_handler_installed
 
-from executor_adapter.prefect.flow_end import FlowEnd
+from executor_adapter.prefect.flow_end import OWN_CLIENT, FlowEnd
 from executor_adapter.signals import ending_handlers, signal_watch
 
 logger = logging.getLogger("executor_adapter.prefect")
@@ -164,7 +164,7 @@ class _Watcher:
 
     def _look(self, runs: list[_WatchedRun]) -> None:
         try:
-            with get_client(sync_client=True) as client:
+            with get_client(sync_client=True, httpx_settings=OWN_CLIENT) as client:
                 known = _read(client, {each for run in runs for each in run.lineage})
                 for run in runs:
                     self._judge(run, known)

@@ -36,6 +36,9 @@ QUIET_SECONDS = 2.0
 
 MESSAGE = "Flow run was cancelled."
 
+OWN_CLIENT: dict[str, Any] = {}
+"""Settings that differ from none: else `get_client` gives the flow's own client, which is closed when that ends."""
+
 
 class FlowEnd:
     """The end of one flow run. Made in the flow run; `begin` is called once, when it is cancelled."""
@@ -103,6 +106,11 @@ class FlowEnd:
                 threading.Event().wait(QUIET_SECONDS)
             for each in lineage:
                 conclude(each)
+            if len(lineage) > 1:
+                # The elder's own end is seen by nobody: if it came only now, the server took whatever that was.
+                threading.Event().wait(QUIET_SECONDS)
+                for elder in lineage[1:]:
+                    _propose(elder, Cancelled(message=MESSAGE), unless=(StateType.CANCELLED,), force=True)
         except Exception:
             logger.exception("a cancelled flow run could not be ended", extra={"flow_run_id": self.flow_run_id})
 
@@ -157,11 +165,12 @@ def _propose(
     *,
     only: StateType | None = None,
     unless: tuple[StateType, ...] = (),
+    force: bool = False,
 ) -> None:
-    with get_client(sync_client=True) as client:
+    with get_client(sync_client=True, httpx_settings=OWN_CLIENT) as client:
         now = client.read_flow_run(flow_run_id).state
         if now is not None and now.type not in unless and only in (None, now.type):
-            client.set_flow_run_state(flow_run_id, state)
+            client.set_flow_run_state(flow_run_id, state, force=force)
 
 
 def _context_of(flow_run_id: UUID) -> FlowRunContext | None:

@@ -1,0 +1,214 @@
+"""A flow run by hand that is cancelled on the server: what its own process does then."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.context import FlowRunContext
+from prefect.exceptions import CancelledRun
+
+from executor_adapter import JobExecutor
+from executor_adapter.exceptions import JobCancelledError
+from executor_adapter.prefect import JobTaskRunner, cancellation, flow_end, job_task, wait_until_recorded
+from executor_adapter.prefect.cancellation import watch_flow_run
+from tests.prefect.conftest import Api, Wait
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask more often, and wait for less: the tests are of what happens, not of how long it takes."""
+    monkeypatch.setattr(cancellation, "POLL_SECONDS", 0.2)
+    monkeypatch.setattr(flow_end, "INTERRUPT_AFTER", 1.0)
+    monkeypatch.setattr(flow_end, "QUIET_SECONDS", 1.0)
+
+
+def own_id() -> UUID:
+    context = FlowRunContext.get()
+    assert context is not None
+    assert context.flow_run is not None
+    return context.flow_run.id
+
+
+def cancel_soon(url: str, flow_run_id: UUID, state: str = "CANCELLING") -> None:
+    """As the UI does, in a moment, by another thread."""
+
+    def cancel() -> None:
+        body = {"state": {"type": state}, "force": True}
+        httpx.post(f"{url}/flow_runs/{flow_run_id}/set_state", json=body, timeout=30).raise_for_status()
+
+    threading.Timer(0.5, cancel).start()
+
+
+def flow_run_state(url: str, flow_run_id: UUID) -> str:
+    return str(httpx.get(f"{url}/flow_runs/{flow_run_id}", timeout=30).json()["state_name"])
+
+
+@job_task(pool="thread", retry_attempts=3)
+def slow(_: int = 0) -> None:
+    for _ in range(6000):
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def ended(prefect_api: str, api: Api, wait_for: Wait) -> Callable[[UUID], None]:
+    """Asserts that all of a flow run is Cancelled."""
+
+    def check(flow_run_id: UUID) -> None:
+        wait_for(lambda: flow_run_state(prefect_api, flow_run_id) == "Cancelled", 20)
+        assert wait_until_recorded(flow_run_id).complete
+        assert {run["state_name"] for run in api.task_runs(flow_run_id)} == {"Cancelled"}
+
+    return check
+
+
+@pytest.mark.parametrize("asked", ["CANCELLING", "CANCELLED"])
+def test_a_job_that_is_called_directly_is_cancelled_and_the_flow_with_it(
+    prefect_api: str, ended: Callable[[UUID], None], asked: str
+) -> None:
+    ids: list[UUID] = []
+    hooks: list[str] = []
+
+    def hook(flow: Any, flow_run: Any, state: State[Any]) -> None:
+        hooks.append(state.name or "")
+
+    @flow(on_cancellation=[hook])
+    def run() -> None:
+        ids.append(own_id())
+        cancel_soon(prefect_api, ids[0], asked)
+        slow()
+
+    with JobExecutor(2), pytest.raises(JobCancelledError):
+        run()
+    if asked == "CANCELLING":
+        assert hooks == ["Cancelling"]
+        ended(ids[0])
+
+
+def test_a_flow_that_goes_on_is_interrupted_and_the_program_goes_on(
+    prefect_api: str, ended: Callable[[UUID], None]
+) -> None:
+    """Its hooks are called; its caller gets CancelledRun, and the executor, which a real Ctrl-C would end, is there."""
+    ids: list[UUID] = []
+    hooks: list[str] = []
+
+    def hook(flow: Any, flow_run: Any, state: State[Any]) -> None:
+        hooks.append(state.name or "")
+
+    @flow(on_cancellation=[hook])
+    def run() -> None:
+        ids.append(own_id())
+        slow.submit()
+        cancel_soon(prefect_api, ids[0])
+        time.sleep(60)
+
+    @flow
+    def another() -> str:
+        return str(job_task(lambda: "still here", pool="thread").submit().result())
+
+    begun = time.monotonic()
+    with JobExecutor(2):
+        with pytest.raises(CancelledRun):
+            run()
+        assert time.monotonic() - begun < 20
+        assert another() == "still here"
+    assert hooks == ["Cancelled"]
+    ended(ids[0])
+
+
+def test_nothing_begins_after_the_cancel(prefect_api: str, ended: Callable[[UUID], None]) -> None:
+    """A flow that minds no exception submits and calls in vain."""
+    ids: list[UUID] = []
+    refused: list[type[BaseException]] = []
+
+    @flow(task_runner=JobTaskRunner(2))
+    def run() -> None:
+        ids.append(own_id())
+        future = slow.submit()
+        cancel_soon(prefect_api, ids[0])
+        future.wait()
+        for again in (slow.submit, slow):
+            try:
+                again()
+            except Exception as error:
+                refused.append(type(error))
+
+    run()
+    assert refused == [JobCancelledError, JobCancelledError]
+    ended(ids[0])
+
+
+def test_an_async_flow_is_cancelled(prefect_api: str, ended: Callable[[UUID], None]) -> None:
+    ids: list[UUID] = []
+
+    @flow
+    async def run() -> None:
+        ids.append(own_id())
+        slow.submit()
+        cancel_soon(prefect_api, ids[0])
+        await asyncio.sleep(60)
+
+    with JobExecutor(2), pytest.raises(CancelledRun):
+        asyncio.run(run())
+    ended(ids[0])
+
+
+def test_a_subflow_run_ends_with_the_flow_run_that_is_cancelled(
+    prefect_api: str, wait_for: Wait, ended: Callable[[UUID], None]
+) -> None:
+    ids: list[UUID] = []
+
+    @flow
+    def below() -> None:
+        ids.append(own_id())
+        slow.submit().result()
+
+    @flow
+    def above() -> None:
+        ids.append(own_id())
+        cancel_soon(prefect_api, ids[0])
+        below()
+
+    with JobExecutor(2), pytest.raises(JobCancelledError):
+        above()
+    ended(ids[1])
+    wait_for(lambda: flow_run_state(prefect_api, ids[0]) == "Cancelled", 20)
+
+
+def test_a_server_that_is_away_is_asked_again(prefect_api: str, mocker: Any, wait_for: Wait) -> None:
+    heard = threading.Event()
+    read = mocker.patch.object(cancellation, "_read", side_effect=[OSError("away"), httpx.ConnectError("away")])
+
+    @flow
+    def run() -> None:
+        watch = watch_flow_run(own_id(), heard.set)
+        wait_for(lambda: read.call_count >= 2)
+        mocker.stop(read)
+        cancel_soon(prefect_api, own_id())
+        assert heard.wait(20)
+        watch.close()
+
+    run(return_state=True)
+
+
+def test_without_jobs_nobody_asks(mocker: Any) -> None:
+    """The thread ends some time after the last watch was closed."""
+    mocker.patch.object(cancellation, "POLL_SECONDS", 0.01)
+
+    @flow
+    def run() -> None:
+        watch_flow_run(own_id(), lambda: None).close()
+
+    run()
+    until = time.monotonic() + 20
+    while any(thread.name == "cancel-watch" for thread in threading.enumerate()):
+        assert time.monotonic() < until
+        time.sleep(0.05)
