@@ -1,0 +1,69 @@
+"""JobTaskRunner beside Prefect's own runners, against one server; and what a default server knows after 6,000 tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.apart import apart
+from tests.benchmarks.figures import Figures, Report, Row
+from tests.benchmarks.prefect_server import prefect_server
+from tests.benchmarks.runners import WORKERS, Runner, measure_runner
+
+TASKS: dict[Runner, int] = {"jobs": 2_000, "threads": 2_000, "processes": 100}
+ROUNDS = 3
+MANY = 6_000
+
+
+@pytest.mark.bench
+def test_results(report: Report, tmp_path: Path) -> None:
+    """To the last result, workers warm; what the flow then waits for the server is told apart."""
+    rates: dict[Runner, list[float]] = {runner: [] for runner in TASKS}
+    recording = []
+    with prefect_server("tuned", tmp_path) as server, server.environment():
+        for _ in range(ROUNDS):
+            for runner, tasks in TASKS.items():
+                told = apart(measure_runner, runner, tasks)
+                rates[runner].append(told["results"])
+                if runner == "jobs":
+                    recording.append(told["recording"])
+    figures = {runner: Figures(tuple(values)) for runner, values in rates.items()}
+    ours = f"{figures['jobs'].told()}, then recorded in {max(recording):.0f} s"
+    report.add(
+        [
+            Row(
+                what=f"JobTaskRunner, {WORKERS} processes, tasks/s beside {name}",
+                ours=ours,
+                beside=figures[runner].told(),
+                figure=figures["jobs"].over(figures[runner]).median,
+                at_least=wanted,
+            )
+            for runner, name, wanted in (
+                ("processes", "ProcessPoolTaskRunner", 12.0),
+                ("threads", "ThreadPoolTaskRunner", 0.85),
+            )
+        ]
+    )
+
+
+@pytest.mark.bench
+def test_none_is_lost(report: Report, tmp_path: Path) -> None:
+    """What a server as installed knows as Completed when the flow has returned."""
+    lost: dict[Runner, int] = {}
+    for runner in ("threads", "jobs"):
+        with prefect_server("default", tmp_path / runner) as server, server.environment():
+            told = apart(measure_runner, runner, MANY)
+            lost[runner] = MANY + 2 * WORKERS - server.count(told["flow_run_id"], "Completed")
+    report.add(
+        [
+            Row(
+                what=f"of {MANY} tasks not known as Completed by a default server at the flow's end",
+                ours=str(lost["jobs"]),
+                beside=f"ThreadPoolTaskRunner {lost['threads']}",
+                figure=lost["jobs"],
+                form=".0f",
+                at_most=0,
+            )
+        ]
+    )
