@@ -1,0 +1,72 @@
+"""`jobs watch` at a thousand live jobs, and what a question about an executor costs; each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rich.console import Console
+
+from executor_adapter.cli.watch import RESERVED, View, render
+from executor_adapter.job import JobStatus, Progress
+from executor_adapter.monitoring.stats import KEPT, ended_jobs, figures
+from executor_adapter.store import ALL, JobRecord, open_store
+from executor_adapter.store.host import new_host
+
+LINES = 50
+
+
+def measure_frames(frames: int) -> list[float]:
+    """Seconds that each frame takes, from the store to the drawn screen, while 1,000 jobs of 20,000 are live."""
+    with TemporaryDirectory() as directory:
+        store = open_store(f"sqlite:///{directory}/jobs.db")
+        host, now = new_host(), time.time()
+        store.register(host, lease=600)
+        records = [_record(n, now) for n in range(20_000)]
+        for begin in range(0, len(records), 1000):
+            batch = [replace(record, host=host.host_id) for record in records[begin : begin + 1000]]
+            store.write(host.host_id, batch, lease=600)
+        view, took = View(store, ALL), []
+        with Path("/dev/null").open("w") as sink:
+            screen = Console(file=sink, width=150, height=LINES, force_terminal=True)
+            for _ in range(frames):
+                began = time.perf_counter()
+                screen.print(render(view.scene(LINES - RESERVED)))
+                took.append(time.perf_counter() - began)
+        store.close()
+    return took
+
+
+def _record(number: int, now: float) -> JobRecord:
+    status = JobStatus.COMPLETED if number >= 1000 else JobStatus.RUNNING if number < 200 else JobStatus.PENDING
+    return JobRecord(
+        job_id=f"job-{number:06}",
+        status=status,
+        function="module:function",
+        call=json.dumps({"function": "module:function"}),
+        created_at=now - number,
+        started_at=None if status is JobStatus.PENDING else now - number,
+        completed_at=now if status is JobStatus.COMPLETED else None,
+        progress=Progress(number % 100, 100, "page"),
+    )
+
+
+def measure_append(count: int) -> float:
+    """Microseconds a job that keeping its figures takes."""
+    ended, status = ended_jobs(), JobStatus.COMPLETED
+    began = time.perf_counter()
+    for _ in range(count):
+        ended.append((1.0, status, 0.5, 0.1))
+    return (time.perf_counter() - began) / count * 1e6
+
+
+def measure_question() -> float:
+    """Milliseconds that the figures of a full window take."""
+    ended = ended_jobs()
+    ended.extend((1000.0 + n % 7, JobStatus.COMPLETED, 999.0, n % 13) for n in range(KEPT))
+    began = time.perf_counter()
+    figures(ended, now=1010.0, window=3600.0)
+    return (time.perf_counter() - began) * 1e3
