@@ -110,7 +110,7 @@ class JobTask(Task[P, R]):
         raise TypeError(f"job task {self.name!r} cannot be run by a task worker: call, submit or map it in a flow")
 
 
-class MaterializingJobTask(JobTask[P, R], MaterializingTask[P, R]):
+class MaterializingJobTask(JobTask[P, R], MaterializingTask[P, R]):  # type: ignore[misc]  # it takes more options
     """A job task that materializes `assets`, as `prefect.assets.materialize` makes a task that does."""
 
 
