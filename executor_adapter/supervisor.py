@@ -91,8 +91,11 @@ class Supervisor:
         """Called once all is over, in order."""
         self.intake = Intake(max_pending)
         self._callbacks = Callbacks()
-        self._thread = threading.Thread(target=self._run, name="executor-supervisor", daemon=True)
+        self._thread: threading.Thread | None = None
+        self._launched = False
         self._start_lock = threading.RLock()  # as Intake's
+        self._right_to_run = [True]
+        """Taken by the thread that runs the loop, or by whoever closes it unused: popping is one step."""
         self._loop = SupervisorLoop(clock)
         self._loop.before_calls = self._accept_submitted
         self._loop.before_sleep = self._end_turn
@@ -135,7 +138,7 @@ class Supervisor:
         return future
 
     def _wake(self) -> None:
-        if self._thread.ident is None:
+        if not self._launched:
             self._start_thread()
         self._loop.wake()
 
@@ -168,8 +171,10 @@ class Supervisor:
         """Take no more jobs; end once those there are over. Calling again with more to cancel hastens it."""
         self.intake.close()
         if self.is_started():
+            if self._right_to_run:
+                self._launch()  # this is a signal handler in the middle of `_start_thread`, and will wait for the end
             self.call_soon(self._close, cancel_pending, cancel_running)
-        elif not self.closed.is_set():
+        elif self._may_run():
             self._loop.close()
             self._over()
 
@@ -186,17 +191,33 @@ class Supervisor:
             self.close(cancel_pending=True, cancel_running=True)
 
     def is_started(self) -> bool:
-        with self._start_lock:
-            return self._thread.ident is not None
+        return self._launched
 
     def _start_thread(self) -> None:
         with self._start_lock:
-            if self._thread.ident is None:
-                self._thread.start()
+            if not self._launched:
+                self._launched = True
+                try:
+                    self._launch()
+                except RuntimeError:  # no thread to be had: the next submission tries again
+                    self._launched = False
+                    raise
+
+    def _launch(self) -> None:
+        threading.Thread(target=self._run, name="executor-supervisor", daemon=True).start()
+
+    def _may_run(self) -> bool:
+        try:
+            return self._right_to_run.pop()
+        except IndexError:
+            return False
 
     # ------------------------------------------------------------------ the supervisor's thread
 
     def _run(self) -> None:
+        if not self._may_run():
+            return
+        self._thread = threading.current_thread()
         try:
             self._loop.run()
         except BaseException as error:

@@ -96,6 +96,7 @@ class InlineSupervisor(Supervisor):
     def __init__(self, *, clock: FakeClock, **options: Any) -> None:
         super().__init__(clock=clock, **options)
         self._turning = False
+        self._right_to_run.clear()  # it has no thread
         clock.on_advance.append(self.turn)
 
     def turn(self) -> None:
