@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -112,7 +113,7 @@ def record(job_id: str, status: JobStatus = JobStatus.COMPLETED, *, age: float =
         "started_at": None if status is JobStatus.PENDING else made + 1.0,
         "completed_at": made + 11.0 if over else None,
         "attempt": 0 if status is JobStatus.PENDING else 1,
-        "attempts": (attempt,) if over else (),
+        "attempt_fields": (dataclasses.astuple(attempt),) if over else (),
         "max_runtime": 3600.0,
     }
     return JobRecord(job_id=job_id, status=status, **given | fields)
