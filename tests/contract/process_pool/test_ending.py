@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from pathlib import Path
@@ -130,6 +131,24 @@ def test_recall_takes_back_what_has_not_begun(tmp_path: Path) -> None:
         assert not pool.pool.recall(behind[1])
         pool.until_ended(running, *behind)
         assert all(pool.ending(each) is Ending.RETURNED for each in (running, *behind))
+
+
+def test_relieving_a_worker_that_has_not_begun_takes_back_all() -> None:
+    """Its first call was taken for begun when it was sent: it goes back with those behind it, and the slot is free."""
+    with harness(1) as pool:
+        pool.warm_up(2)
+        for pid in pool.pool.pids:
+            os.kill(pid, signal.SIGSTOP)
+        calls = [pool.give(functions.add, number, 1, short=True) for number in range(3)]
+        pool.until(lambda: not pool.pending)
+        pool.pool.flush()
+        assert not pool.pool.relieve(pool.now() + 1)
+        assert pool.hand_backs == calls[::-1]
+        assert pool.pool.busy == 0
+        for pid in pool.pool.pids:
+            os.kill(pid, signal.SIGCONT)
+        pool.until_ended(*calls)
+        assert sorted(pool.value(each) for each in calls) == [1, 2, 3]
 
 
 def test_stop_and_recall_of_what_was_never_sent(pool: Harness) -> None:
