@@ -83,7 +83,7 @@ class Courier:
         self._pace = Pace()
         self._sent: deque[_Batch] = deque()
         self._arrived: list[_Batch] = []
-        self._look_at = 0.0
+        self._looked_at = float("-inf")
         self._was_away = False
         self._patience = PATIENCE
 
@@ -91,6 +91,10 @@ class Courier:
     def is_idle(self) -> bool:
         """Whether all that was taken from the source has arrived."""
         return not (self.again or self._sent or self._arrived)
+
+    def hurry(self) -> None:
+        """Send all there is at once from now on, whether or not the server keeps pace; from any thread."""
+        self._pace.hurries = True
 
     def unrecorded(self) -> list[StateEvent]:
         """Final states on their way, that the server may not have."""
@@ -104,8 +108,8 @@ class Courier:
             httpx.HTTPError: the server is away; nothing is lost by it.
         """
         try:
-            if self._clock() >= self._look_at and (self._sent or self._arrived):
-                self._look_at = self._clock() + self._pace.look_seconds
+            if (self._sent or self._arrived) and self._clock() >= self._looked_at + self._pace.look_seconds:
+                self._looked_at = self._clock()
                 self._look(api)
             self._send(api)
         except httpx.HTTPError:

@@ -159,8 +159,9 @@ class PrefectMirror:
         return self.report()
 
     def hasten(self) -> None:
-        """Tell only how jobs ended from now on, those that are over first: the end is near."""
+        """Tell only how jobs ended from now on, those that are over first and all at once: the end is near."""
         self._backlog.hurries = True
+        self._courier.hurry()
         self._wake.set()
 
     def close(self, timeout: float | None = None) -> MirrorReport:
@@ -171,7 +172,7 @@ class PrefectMirror:
         """
         if timeout is not None:
             self._deadline = time.monotonic() + timeout
-            self._backlog.hurries = True
+            self.hasten()
         if not self._closed and (self._jobs or self._thread is not None):
             self.drain()
         with self._lock:

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks.figures import Report, Row
+from tests.benchmarks.prefect_server import Kind
 from tests.prefect.ending import seconds_to_cancelled
 
 
 @pytest.mark.bench
-def test_how_soon_500_jobs_are_recorded_cancelled(tmp_path: Path, report: Report) -> None:
-    took = seconds_to_cancelled(tmp_path, 500)
-    what = "seconds from SIGINT until 500 jobs are recorded Cancelled, default server"
+@pytest.mark.parametrize("kind", ["default", "tuned", "postgresql"])
+def test_how_soon_500_jobs_are_recorded_cancelled(tmp_path: Path, report: Report, kind: Kind) -> None:
+    took = seconds_to_cancelled(tmp_path, 500, kind)
+    what = f"seconds from SIGINT until 500 jobs are recorded Cancelled, {kind} server"
     report.add([Row(what=what, ours=f"{took:.1f}", figure=took, form=".1f", at_most=5.0)])

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.benchmarks.prefect_server import MeasuredServer, prefect_server
+from tests.benchmarks.prefect_server import Kind, MeasuredServer, prefect_server
 from tests.prefect.test_accounted import wait_until
 from tests.servers import ROOT
 
@@ -35,9 +35,9 @@ def sleeping(server: MeasuredServer, jobs: int) -> Iterator[subprocess.Popen[byt
         process.wait()
 
 
-def seconds_to_cancelled(directory: Path, jobs: int) -> float:
-    """From the signal until the server knows each job as Cancelled; it is a server as installed."""
-    with prefect_server("default", directory) as server, server.environment(), sleeping(server, jobs) as process:
+def seconds_to_cancelled(directory: Path, jobs: int, kind: Kind = "default") -> float:
+    """From the signal until the server knows each job as Cancelled."""
+    with prefect_server(kind, directory) as server, server.environment(), sleeping(server, jobs) as process:
         told = time.monotonic()
         process.send_signal(signal.SIGINT)
         wait_until(lambda: in_state(server, "Cancelled") == jobs, 60)

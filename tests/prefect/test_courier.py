@@ -9,7 +9,14 @@ from uuid import uuid4
 from prefect.client.schemas.objects import StateType
 
 from executor_adapter.prefect.courier import Courier
-from executor_adapter.prefect.pacing import FIRST_WINDOW, LARGEST_WINDOW, SMALLEST_WINDOW
+from executor_adapter.prefect.pacing import (
+    FIRST_WINDOW,
+    LARGEST_WINDOW,
+    LEAST_OFTEN,
+    MOST_OFTEN,
+    SMALLEST_WINDOW,
+    Pace,
+)
 from executor_adapter.prefect.server_api import Recorded
 from executor_adapter.prefect.state_events import Change, FlowRunFacts, StateEvent, TaskRunFacts, state_event
 from executor_adapter.prefect.states import StateKind
@@ -71,6 +78,27 @@ def test_a_fast_server_gets_more_but_not_all() -> None:
     assert FIRST_WINDOW < road.server.most_queued <= LARGEST_WINDOW
     road.go(10, a_second=6_000)
     assert road.courier.recorded == 20_000
+
+
+def test_in_a_hurry_all_is_sent_at_once() -> None:
+    """However slow the server has shown itself to be; but never more than its queues hold."""
+    road = Road([event(COMPLETED) for _ in range(1_000)])
+    road.go(20, a_second=30)
+    assert len(road.server.queue) < FIRST_WINDOW
+    road.courier.hurry()
+    road.go(0.5)
+    assert not road.events
+    road.events.extend(event(COMPLETED) for _ in range(2 * LARGEST_WINDOW))
+    road.go(10, a_second=30)
+    assert FIRST_WINDOW < road.server.most_queued <= LARGEST_WINDOW
+
+
+def test_what_is_on_its_way_outlasts_the_time_between_two_looks() -> None:
+    """So the server always has something to record, however fast it is."""
+    pace = Pace()
+    for seconds in (0.0, 0.5, 1.0, 2.0, 3.0, 10.0):
+        pace.confirmed(1_000.0, 1_000.0 + seconds, was_full=False)
+        assert pace.look_seconds == min(LEAST_OFTEN, max(MOST_OFTEN, seconds / 4))
 
 
 def test_what_a_killed_server_lost_is_told_again() -> None:
