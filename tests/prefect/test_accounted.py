@@ -1,10 +1,12 @@
 """Every one of many jobs is known to the server as it ended, whatever befalls the server meanwhile.
 
 The servers are as installed: their recorder writes one event in a transaction, their queues drop what is too much.
+MANY_JOBS in the environment gives another number of jobs than 20,000.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -20,7 +22,7 @@ from tests.benchmarks.prefect_server import Kind, MeasuredServer, prefect_server
 from tests.prefect.gate import Gate
 from tests.prefect.many import failures_of, run_many
 
-MANY = 20_000
+MANY = int(os.environ.get("MANY_JOBS", "20000"))
 TIMEOUT = 1_500
 
 
@@ -41,6 +43,11 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> None:
     while not condition():
         assert time.monotonic() < ends, f"not within {seconds} s"
         time.sleep(0.2)
+
+
+def say(what: str, told: dict[str, Any], jobs: int) -> None:
+    """The figures of a run: with -s, or where it fails."""
+    print(f"{what}: {jobs:,} jobs, {jobs / told['seconds']:.0f} recorded/s; {told['report']}")
 
 
 def check(server: MeasuredServer, told: dict[str, Any], jobs: int) -> None:
@@ -67,7 +74,7 @@ def check(server: MeasuredServer, told: dict[str, Any], jobs: int) -> None:
 def test_of_many_jobs_none_is_lost(tmp_path: Path, kind: Kind) -> None:
     with prefect_server(kind, tmp_path) as server, server.environment(PREFECT_LOGGING_LEVEL="CRITICAL"):
         told = apart(run_many, MANY)
-        print(f"{kind}: {MANY / told['seconds']:.0f} recorded/s; {told['report']}")
+        say(f"{kind} server", told, MANY)
         check(server, told, MANY)
         assert "dropping message" not in server.log
 
@@ -93,7 +100,7 @@ def killed_half_way(directory: Path, jobs: int) -> None:
         time.sleep(5)
         server.start()
         told = running.result(timeout=TIMEOUT / 2)
-        print(f"killed half-way: {told['seconds']:.0f} s; {told['report']}")
+        say("killed half-way", told, jobs)
         check(server, told, jobs)
 
 
@@ -109,5 +116,5 @@ def test_ten_seconds_of_refused_connections_lose_nothing(tmp_path: Path) -> None
             time.sleep(10)
             gate.open()
             told = running.result(timeout=TIMEOUT / 2)
-            print(f"refused for 10 s: {told['seconds']:.0f} s; {told['report']}")
+            say("refused for 10 s", told, MANY)
             check(server, told, MANY)
