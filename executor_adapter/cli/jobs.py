@@ -68,7 +68,8 @@ def list_jobs(
     with opened(store, config_file) as opened_store:
         found = opened_store.find(wanted, offset=(page - 1) * limit, limit=limit, newest_first=not oldest_first)
     if as_json:
-        print_json({"total": found.total, "jobs": [record.to_json() for record in found.records]})
+        total = {"total": found.total, "total_is_exact": found.total_is_exact}
+        print_json(total | {"jobs": [record.to_json() for record in found.records]})
     else:
         _print_page(found, page, limit)
 
@@ -76,16 +77,19 @@ def list_jobs(
 def _print_page(found: Page, page: int, limit: int) -> None:
     if found.records:
         print_rows(COLUMNS, [row(record) for record in found.records])
-    first = (page - 1) * limit + 1
+    console().print(Text(_said_of(found, page, (page - 1) * limit + 1), style="dim"))
+
+
+def _said_of(found: Page, page: int, first: int) -> str:
+    """Which part of all jobs that match is shown."""
+    last = first + len(found.records) - 1
+    total = f"{'' if found.total_is_exact else 'more than '}{found.total:,} job{'s' if found.total != 1 else ''}"
     if not found.records:
-        shown = "no jobs" if not found.total else f"no page {page}: there are {found.total:,} jobs"
-    elif len(found.records) < found.total:
-        last = first + len(found.records) - 1
-        shown = f"{first:,} to {last:,} of {found.total:,} jobs"
-        shown += f"; more with --page {page + 1}" if last < found.total else ""
-    else:
-        shown = f"{found.total:,} job{'s' if found.total != 1 else ''}"
-    console().print(Text(shown, style="dim"))
+        return f"no page {page}: there are {total}" if found.total else "no jobs"
+    if len(found.records) == found.total:
+        return total
+    is_last = found.total_is_exact and last == found.total
+    return f"{first:,} to {last:,} of {total}" + ("" if is_last else f"; more with --page {page + 1}")
 
 
 def row(record: JobRecord) -> list[Any]:

@@ -170,6 +170,8 @@ class Page:
     records: tuple[JobRecord, ...]
     total: int
     """How many jobs match, on all pages together."""
+    total_is_exact: bool = True
+    """False: more than `total` match, and a store has better things to do than to count them all."""
 
 
 class JobStore(ABC):
@@ -181,6 +183,8 @@ class JobStore(ABC):
     """Whether hosts of other machines use it. Then a host that cannot renew its lease must stop its jobs in time."""
     pickle_arguments: bool = False
     """Whether jobs may be stored pickled: functions that cannot be imported, arguments that are no JSON."""
+    counts_up_to: int = 10_000
+    """Of more matching jobs than these `find` need not say how many there are."""
     url: str
     """As `open_store` takes it, without a password."""
 

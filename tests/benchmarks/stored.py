@@ -76,6 +76,12 @@ LISTS: dict[str, tuple[JobFilter, dict[str, int]]] = {
     "one type": (JobFilter(job_type="collection"), {"limit": 50}),
     "one queue": (JobFilter(queue="collection"), {"limit": 50}),
     "one queue, failed": (JobFilter(queue="collection", statuses=_FAILED), {"limit": 50}),
+    "queue, type, tool, failed": (
+        JobFilter(queue="collection", job_type="collection", tool_name="tool0", statuses=_FAILED),
+        {"limit": 50},
+    ),
+    "failed or cancelled": (JobFilter(statuses=_FAILED | {JobStatus.CANCELLED}), {"limit": 50}),
+    "quarantined": (JobFilter(quarantined=True), {"limit": 50}),
     "last hour": (JobFilter(created_from=time.time() - 3600), {"limit": 50}),
 }
 

@@ -79,6 +79,18 @@ def test_a_page_says_what_it_is_of(command: Command, filled: JobStore) -> None:
     assert "no jobs" in command("jobs", "list", "--tool", "nobody's").out
 
 
+def test_of_very_many_jobs_the_total_is_told_as_far_as_it_was_counted(
+    command: Command, filled: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("executor_adapter.store.JobStore.counts_up_to", 3)
+    assert "1 to 2 of more than 3 jobs; more with --page 2" in command("jobs", "list", "-n", "2").out
+    assert "3 to 4 of more than 4 jobs; more with --page 3" in command("jobs", "list", "-n", "2", "-p", "2").out
+    assert "5 to 5 of 5 jobs" in command("jobs", "list", "-n", "2", "-p", "3").out
+    assert "no page 9: there are more than 3 jobs" in command("jobs", "list", "--page", "9").out
+    as_json = command("jobs", "list", "-n", "2", "--json").json
+    assert (as_json["total"], as_json["total_is_exact"]) == (3, False)
+
+
 def test_one_job_is_shown_by_part_of_its_id(command: Command, filled: JobStore) -> None:
     """With its arguments and each of its attempts."""
     said = command("jobs", "show", "0002")

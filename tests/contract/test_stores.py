@@ -13,7 +13,7 @@ from sqlalchemy import delete
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job import JobStatus, Progress, uuid7
-from executor_adapter.store import Host, JobFilter, JobRecord, JobStore, LeaseLost, open_store
+from executor_adapter.store import Host, JobFilter, JobRecord, JobStore, LeaseLost, Page, open_store
 from executor_adapter.store.host import forget, new_host
 from executor_adapter.store.sql import SqlStore
 from executor_adapter.store.sql.schema import hosts, jobs
@@ -203,6 +203,29 @@ def test_pages_hold_a_part_and_say_how_many_there_are(store: JobStore, host: Hos
         assert store.find(offset=offset, limit=limit).total == 7, (offset, limit)
 
 
+def test_a_total_is_exact_or_says_that_there_are_more(store: JobStore, host: Host) -> None:
+    """Who has a million jobs is not kept waiting until they are counted."""
+    put(store, host, *(make(host, job_id=f"{n}", created_at=float(n)) for n in range(9)))
+    for most, offset, limit in ((9, 0, 2), (5, 0, 2), (5, 6, 2), (5, 20, 2)):
+        store.counts_up_to = most
+        page = store.find(offset=offset, limit=limit)
+        seen = offset + len(page.records) if page.records else 0
+        assert page.total == (9 if page.total_is_exact else max(most, seen)), (most, offset)
+        assert page.total_is_exact or most < 9
+    assert store.find(offset=8, limit=2) == Page(records=store.find(newest_first=False, limit=1).records, total=9)
+    assert store.find(limit=None).total == 9
+
+
+def test_a_page_of_several_statuses_is_in_order(store: JobStore, host: Host) -> None:
+    statuses = [JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.RUNNING, JobStatus.CANCELLED]
+    put(store, host, *(make(host, statuses[n % 4], job_id=f"{n}", created_at=float(n)) for n in range(9)))
+    wanted = JobFilter(statuses=frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED}))
+    assert ids(store, wanted) == ["8", "7", "5", "4", "3", "1", "0"]
+    assert ids(store, wanted, offset=2, limit=3) == ["5", "4", "3"]
+    assert ids(store, wanted, limit=3, newest_first=False) == ["0", "1", "3"]
+    assert store.find(wanted, limit=3).total == 7
+
+
 def test_counts_and_rates(store: JobStore, host: Host) -> None:
     assert store.failure_rate() is None
     statuses = [*[JobStatus.COMPLETED] * 3, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.PENDING]
@@ -250,6 +273,21 @@ def test_cleanup_forgets_what_is_long_over_and_nothing_else(store: JobStore, hos
     assert store.cleanup(1, queue="") == 1203
     assert {record.job_id for record in store.find().records} == {record.job_id for record in kept}
     assert store.cleanup(1) == 1
+
+
+def test_cleanup_takes_jobs_of_every_end_and_age(store: JobStore, host: Host) -> None:
+    """Also many that ended at the same time, between others that stay."""
+    now = time.time()
+    ends = [JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED]
+    ages = [hour for hour in (9, 5, 5, 5, 2, 0) for _ in range(200)]
+    records = [
+        make(host, ends[n % 3], completed_at=now - age * 3600, quarantined=n % 3 == 1 and n % 2 == 1)
+        for n, age in enumerate(ages)
+    ]
+    put(store, host, *records)
+    kept = {r.job_id for r in records if r.quarantined or (r.completed_at or 0) > now - 3 * 3600}
+    assert store.cleanup(3) == len(records) - len(kept)
+    assert {record.job_id for record in store.find(limit=None).records} == kept
 
 
 def test_a_quarantined_job_is_released_once(store: JobStore, host: Host) -> None:

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 
 from sqlalchemy import ColumnElement, func, not_, or_, select
 
-from executor_adapter.job import TERMINAL, JobStatus
+from executor_adapter.job import JobStatus
 from executor_adapter.store.base import LIVE, JobFilter
 from executor_adapter.store.sql.schema import hosts, jobs
 
 is_live = jobs.c.status.in_(sorted(LIVE))
-is_over = jobs.c.status.in_(sorted(TERMINAL))
 is_waiting = jobs.c.status == JobStatus.PENDING.value
 nobody_runs_it = or_(
     jobs.c.host.is_(None), not_(select(hosts.c.host_id).where(hosts.c.host_id == jobs.c.host).exists())
@@ -27,9 +26,11 @@ def conditions(wanted: JobFilter) -> list[ColumnElement[bool]]:
 def _named(wanted: JobFilter) -> Iterator[ColumnElement[bool]]:
     if wanted.statuses is not None:
         yield jobs.c.status.in_(sorted(wanted.statuses))
-    for name in ("queue", "job_type", "tool_name", "quarantined"):
+    for name in ("queue", "job_type", "tool_name"):
         if (asked := getattr(wanted, name)) is not None:
             yield jobs.c[name] == asked
+    if wanted.quarantined is not None:  # not as a parameter: SQLite would not see that there is an index of these
+        yield jobs.c.quarantined if wanted.quarantined else not_(jobs.c.quarantined)
     if wanted.text is not None:
         pattern = "%" + wanted.text.replace("\\", "\\\\").replace("%", r"\%").replace("_", r"\_") + "%"
         yield or_(*(func.lower(jobs.c[name]).like(pattern.lower(), escape="\\") for name in _TEXT))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from executor_adapter.store.base import StoreUnavailable
 
 BUSY_SECONDS = 5.0
 """How long a write waits for another's to end before the store counts as unavailable."""
+BUSY_STEP = 0.002
+"""Between its tries. Those of SQLite itself grow to 100 ms, in which others would write again and again."""
 
 
 def make_engine(url: str) -> Engine:
@@ -53,9 +56,28 @@ def _prepare_sqlite(connection: sqlite3.Connection, _: Any) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
+    if not connection.get_execution_options().get("writes", False):
+        connection.exec_driver_sql("BEGIN")
+        return
     # Whoever is going to write says so at once: two that read first and write then would be refused, not wait.
-    writes = connection.get_execution_options().get("writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    driver: Any = connection.connection.driver_connection
+    driver.execute("PRAGMA busy_timeout = 0")
+    try:
+        _begin_to_write(driver)
+    finally:
+        driver.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000:.0f}")
+
+
+def _begin_to_write(driver: sqlite3.Connection) -> None:
+    until = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            driver.execute("BEGIN IMMEDIATE")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+        time.sleep(BUSY_STEP)
 
 
 def _postgresql(url: URL) -> Engine:
@@ -81,7 +103,7 @@ def unavailable_said() -> Iterator[None]:
     """
     try:
         yield
-    except (DatabaseError, InterfaceError, NoConnectionError) as error:
+    except (DatabaseError, InterfaceError, NoConnectionError, sqlite3.DatabaseError) as error:
         if isinstance(error, _WRONG):
             raise
         cause = getattr(error, "orig", None) or error

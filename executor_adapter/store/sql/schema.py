@@ -16,7 +16,7 @@ from sqlalchemy import (
     false,
 )
 
-REVISION = "0002"
+REVISION = "0003"
 """The newest migration: what an open store has."""
 
 VERSIONS = "executor_adapter_version"
@@ -65,6 +65,14 @@ Index("executor_adapter_jobs_queue", jobs.c.queue, jobs.c.created_at, jobs.c.job
 Index("executor_adapter_jobs_ended", jobs.c.completed_at)
 # Few jobs are live of the many that are remembered: what hosts look for is in an index of its own.
 Index("executor_adapter_jobs_live", jobs.c.host, sqlite_where=_live, postgresql_where=_live)
+# Fewer still are quarantined.
+Index(
+    "executor_adapter_jobs_quarantined",
+    jobs.c.created_at,
+    jobs.c.job_id,
+    sqlite_where=jobs.c.quarantined,
+    postgresql_where=jobs.c.quarantined,
+)
 
 hosts = Table(
     "executor_adapter_hosts",

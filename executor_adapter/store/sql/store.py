@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
-from sqlalchemy import ColumnElement, Connection, Engine, Select, delete, func, insert, select, update
+from sqlalchemy import Connection, Engine, Select, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from executor_adapter.exceptions import InvalidJobError
@@ -15,14 +15,13 @@ from executor_adapter.job import JobStatus
 from executor_adapter.store.base import ALL, LINES_KEPT, JobFilter, JobRecord, JobStore, LeaseLost, LogLine, Page
 from executor_adapter.store.host import Host
 from executor_adapter.store.sql import leases, log
-from executor_adapter.store.sql.conditions import conditions, is_live, is_over, is_waiting
+from executor_adapter.store.sql.conditions import conditions, is_live, is_waiting
 from executor_adapter.store.sql.engines import unavailable_said
+from executor_adapter.store.sql.forgetting import forget_ended
+from executor_adapter.store.sql.paging import count_of, page_of
 from executor_adapter.store.sql.rows import record_of, row_of
 from executor_adapter.store.sql.schema import jobs
 from executor_adapter.store.sql.writing import Writing
-
-DELETED_AT_ONCE = 100
-"""Rows that one step of a clean-up deletes: another writer waits for one step at most."""
 
 
 class SqlStore(JobStore):
@@ -46,22 +45,17 @@ class SqlStore(JobStore):
     def find(
         self, wanted: JobFilter = ALL, *, offset: int = 0, limit: int | None = 100, newest_first: bool = True
     ) -> Page:
-        order: list[ColumnElement[Any]] = [jobs.c.created_at, jobs.c.job_id]
-        if newest_first:
-            order = [column.desc() for column in order]
-        which = select(jobs.c.job_id).where(*conditions(wanted)).order_by(*order).offset(offset).limit(limit)
-        # The ids come from an index alone; whole rows are read only of this page.
-        rows = select(jobs).where(jobs.c.job_id.in_(which)).order_by(*order)
         with self._reading() as connection:
-            records = tuple(map(record_of, connection.execute(rows).mappings()))
-            return Page(records=records, total=self._total(connection, wanted, offset, limit, len(records)))
-
-    def _total(self, connection: Connection, wanted: JobFilter, offset: int, limit: int | None, found: int) -> int:
-        is_last_page = limit is None or (found < limit and (found or not offset))
-        if is_last_page:
-            return offset + found
-        total: int = connection.execute(select(func.count()).select_from(jobs).where(*conditions(wanted))).scalar_one()
-        return total
+            rows = connection.execute(page_of(wanted, offset, limit, newest_first)).mappings()
+            records = tuple(map(record_of, rows))
+            found = len(records)
+            if limit is None or (found < limit and (found or not offset)):  # the last page
+                return Page(records=records, total=offset + found)
+            counted: int = connection.execute(count_of(wanted, self.counts_up_to + 1)).scalar_one()
+        if counted <= self.counts_up_to:
+            return Page(records=records, total=counted)
+        seen = offset + found if found else 0
+        return Page(records=records, total=max(seen, self.counts_up_to), total_is_exact=False)
 
     def counts(self, wanted: JobFilter = ALL) -> dict[JobStatus, int]:
         query = select(jobs.c.status, func.count()).where(*conditions(wanted)).group_by(jobs.c.status)
@@ -106,19 +100,7 @@ class SqlStore(JobStore):
 
     def cleanup(self, max_age_hours: float = 24, *, queue: str | None = None) -> int:
         before = time.time() - max_age_hours * 3600
-        old = conditions(JobFilter(queue=queue, ended_before=before, quarantined=False))
-        some = select(jobs.c.job_id).where(is_over, *old).limit(DELETED_AT_ONCE)
-        step = delete(jobs).where(jobs.c.job_id.in_(some)).returning(jobs.c.job_id)
-        total = 0
-        while True:
-            began = time.monotonic()
-            with self._changing() as connection:
-                deleted = connection.execute(step).scalars().all()
-                log.forget(connection, deleted)
-            total += len(deleted)
-            if len(deleted) < DELETED_AT_ONCE:
-                return total
-            time.sleep(time.monotonic() - began)  # half of the time is for other writers
+        return forget_ended(self._reading, self._changing, before=before, queue=queue)
 
     def lines(self, job_id: str, *, after: int = 0, limit: int = LINES_KEPT) -> list[LogLine]:
         with self._reading() as connection:
