@@ -135,13 +135,12 @@ def test_the_next_attempt_sees_the_last_checkpoint(executor: JobExecutor, make_j
 
 
 def test_a_job_past_max_runtime_ends_and_its_neighbours_go_on(executor: JobExecutor, make_job: MakeJob) -> None:
-    began = time.monotonic()
     stuck = executor.submit(make_job(time.sleep, 30, max_runtime=0.3, retry_attempts=0))
     neighbours = [executor.submit(make_job(functions.add, n)) for n in range(20)]
 
     with pytest.raises(JobTimeoutError, match=r"max_runtime=0\.3"):
-        stuck.result(timeout=10)
-    assert time.monotonic() - began < 1.3
+        stuck.result(timeout=20)
+    assert 0.3 <= stuck.job.attempts[0].run_seconds < 1.3
     assert (stuck.job.status, stuck.job.error_code) == ("failed", "TIMEOUT_ERROR")
     assert stuck.job.attempts[0].kill_seconds is not None
     assert [future.result(timeout=10) for future in neighbours] == list(range(1, 21))
