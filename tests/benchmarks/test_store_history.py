@@ -26,10 +26,18 @@ def test_store_history(report: Report) -> None:
     ]
     cleaned = f"{measured['deleted']:,.0f} deleted in {measured['cleanup seconds']:.0f} s"
     during = [
-        Row(what="ms, longest run of a no-op job during a clean-up", ours=cleaned, figure=measured["longest run"],
-            form=".1f", at_most=50),
-        Row(what="ms, longest wait of a job's record during a clean-up", ours=cleaned,
-            figure=measured["longest record"], form=".1f", at_most=50),
-    ]  # fmt: skip
+        Row(
+            what=what,
+            ours=cleaned,
+            beside=f"{measured[f'{name}, idle']:.1f} without a clean-up",
+            figure=measured[name],
+            form=".1f",
+            at_most=50,
+        )
+        for what, name in (
+            ("ms, longest run of a no-op job during a clean-up", "longest run"),
+            ("ms, longest wait of a job's record during a clean-up", "longest record"),
+        )
+    ]
     report.add([*lists, *during])
     assert measured["deleted"] > 0

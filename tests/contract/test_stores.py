@@ -142,6 +142,16 @@ def test_writing_again_changes_nothing(store: JobStore, host: Host) -> None:
     assert store.find().total == 1
 
 
+def test_of_an_id_that_is_used_again_within_a_batch_the_last_job_counts(store: JobStore, host: Host) -> None:
+    first = make(host, JobStatus.FAILED, job_id="daily", created_at=1.0)
+    second = make(host, JobStatus.RUNNING, job_id="daily", created_at=2.0)
+    put(store, host, make(host), first, second, make(host))
+    assert store.get("daily") == second
+    over = [dataclasses.replace(second, status=status) for status in (JobStatus.RETRYING, JobStatus.COMPLETED)]
+    assert store.write(host.host_id, changed=over, lease=LEASE) == []
+    assert store.get("daily") == over[-1]
+
+
 def test_an_id_may_be_used_again_once_its_job_is_over(store: JobStore, host: Host) -> None:
     other = elsewhere()
     store.register(other, lease=LEASE)

@@ -19,6 +19,9 @@ from executor_adapter.store.base import StoreUnavailable
 
 BUSY_SECONDS = 5.0
 """How long a write waits for another's to end before the store counts as unavailable."""
+CHECKPOINT_AFTER = 2000
+"""Pages in the log of writes past which a commit moves them to the file and waits for the disk; the execution option
+`checkpoint_after` gives a transaction another number, so that one that may wait does it before those that may not."""
 BUSY_STEP = 0.002
 """Between its tries. Those of SQLite itself grow to 100 ms, in which others would write again and again."""
 
@@ -56,11 +59,13 @@ def _prepare_sqlite(connection: sqlite3.Connection, _: Any) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    if not connection.get_execution_options().get("writes", False):
+    options = connection.get_execution_options()
+    if not options.get("writes", False):
         connection.exec_driver_sql("BEGIN")
         return
     # Whoever is going to write says so at once: two that read first and write then would be refused, not wait.
     driver: Any = connection.connection.driver_connection
+    driver.execute(f"PRAGMA wal_autocheckpoint = {options.get('checkpoint_after', CHECKPOINT_AFTER)}")
     driver.execute("PRAGMA busy_timeout = 0")
     try:
         _begin_to_write(driver)

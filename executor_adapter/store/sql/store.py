@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 from sqlalchemy import Connection, Engine, Select, func, insert, select, update
@@ -16,7 +17,7 @@ from executor_adapter.store.base import ALL, LINES_KEPT, JobFilter, JobRecord, J
 from executor_adapter.store.host import Host
 from executor_adapter.store.sql import leases, log
 from executor_adapter.store.sql.conditions import conditions, is_live, is_waiting
-from executor_adapter.store.sql.engines import unavailable_said
+from executor_adapter.store.sql.engines import CHECKPOINT_AFTER, unavailable_said
 from executor_adapter.store.sql.forgetting import forget_ended
 from executor_adapter.store.sql.paging import count_of, page_of
 from executor_adapter.store.sql.rows import record_of, row_of
@@ -100,7 +101,8 @@ class SqlStore(JobStore):
 
     def cleanup(self, max_age_hours: float = 24, *, queue: str | None = None) -> int:
         before = time.time() - max_age_hours * 3600
-        return forget_ended(self._reading, self._changing, before=before, queue=queue)
+        changing = partial(self._changing, checkpoint_after=CHECKPOINT_AFTER // 4)
+        return forget_ended(self._reading, changing, before=before, queue=queue)
 
     def lines(self, job_id: str, *, after: int = 0, limit: int = LINES_KEPT) -> list[LogLine]:
         with self._reading() as connection:
@@ -148,8 +150,8 @@ class SqlStore(JobStore):
             yield connection
 
     @contextlib.contextmanager
-    def _changing(self) -> Iterator[Connection]:
-        with unavailable_said(), self._engine.connect().execution_options(writes=True) as connection:
+    def _changing(self, **options: Any) -> Iterator[Connection]:
+        with unavailable_said(), self._engine.connect().execution_options(writes=True, **options) as connection:
             with connection.begin():
                 yield connection
 
