@@ -14,7 +14,7 @@ from executor_adapter.prefect.plain_task import job_options
 from executor_adapter.prefect.reconcile import ReconcileReport, wait_until_recorded
 from executor_adapter.prefect.task_runner import JobTaskRunner
 
-PRELOAD = ("prefect.main", "executor_adapter.prefect")
+PRELOAD = ("prefect.main", "executor_adapter.prefect", "executor_adapter.prefect.preloaded")
 """What a worker needs to run a job task: 0.6 s to import, so best imported once, before workers are forked."""
 
 __all__ = [

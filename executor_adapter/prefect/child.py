@@ -105,7 +105,7 @@ class NoTaskRunner(TaskRunner[PrefectFuture[Any]]):
 @contextlib.contextmanager
 def task_run_scope(payload: str) -> Iterator[None]:
     """Let the function see the task run and the flow run that `payload` tells of."""
-    _prepare_process()
+    prepare_process()
     about = json.loads(payload)
     with contextlib.ExitStack() as stack:
         if about["flow"] is not None:
@@ -155,7 +155,7 @@ def _flow_run_context(flow: str) -> FlowRunContext:
 
 
 @functools.cache
-def _prepare_process() -> None:
+def prepare_process() -> None:
     """Leave the logging of this worker to the pool: Prefect's own handlers would write each record a second time."""
     handlers = list(logging.root.handlers)
     importlib.import_module("prefect.main")  # sets up the levels of Prefect's loggers, and replaces root's handlers

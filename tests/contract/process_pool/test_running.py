@@ -77,7 +77,7 @@ def test_the_host_s_path_reaches_workers_that_are_up(
     (tmp_path / "made_for_this_test.py").write_text("def answer():\n    return 42\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert pool.value(pool.give("made_for_this_test:answer")) == 42
-    sys.modules.pop("made_for_this_test")
+    sys.modules.pop("made_for_this_test", None)
 
 
 def test_settings_reach_every_worker() -> None:
