@@ -62,7 +62,7 @@ class Backlog:
             elif self.hurries:
                 break
             while history.unsent and len(events) < most:
-                events.append(state_event(history.facts, history.unsent.popleft(), flow))
+                events.append(state_event(history.facts, history.unsent.pop(0), flow))
                 self._unsent -= 1
             if not history.unsent:
                 self._waiting.popleft()

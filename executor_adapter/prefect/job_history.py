@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-from collections import deque
 from json.encoder import encode_basestring_ascii as quoted
 from typing import NamedTuple
 from uuid import UUID, uuid5
@@ -59,7 +58,7 @@ class JobHistory:
     def __init__(self, job: Job, task_run_id: str) -> None:
         self.job_id = job.job_id
         self.facts = facts_of(job, task_run_id)
-        self.unsent: deque[Change] = deque()
+        self.unsent: list[Change] = []  # a few at most; an empty deque is six times as large
         self.is_over = False
         self._attempts = job.policy.retry_attempts + 1
         self.created_at = job._live.created_at
@@ -115,7 +114,7 @@ class JobHistory:
         """Forget the unsent changes that a final one has overtaken; how many."""
         left_out = len(self.unsent) - 1
         if left_out > 0:
-            self.unsent = deque((self.unsent[-1],))
+            self.unsent = [self.unsent[-1]]
         return max(0, left_out)
 
 

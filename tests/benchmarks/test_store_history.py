@@ -17,6 +17,7 @@ JOBS = int(os.environ.get("HISTORY_JOBS", "1000000"))
 
 
 @pytest.mark.bench
+@pytest.mark.timeout(600)
 def test_store_history(report: Report) -> None:
     measured = apart(measure_history, JOBS)
     size = f"{JOBS:,} jobs, {measured['megabytes']:,.0f} MB"
