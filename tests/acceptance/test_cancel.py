@@ -35,11 +35,9 @@ CHOSEN = {
     ("button", "hand", "ours"),
     ("button", "worker", "stock"),
     ("command", "hand", "bulk"),
-    ("command", "served", "ours"),
     ("SIGTERM", "hand", "stock"),
     ("SIGINT", "served", "bulk"),
     ("shutdown", "worker", "ours"),
-    ("shutdown", "served", "stock"),
 }
 ALL = [
     *itertools.product(("button", "command", "SIGTERM", "SIGINT"), ("hand", "served", "worker"), RUNNERS),

@@ -56,9 +56,8 @@ CHOSEN = "max_runtime or deadline or stall or soft_timeout or checkpoint or canc
 
 
 def test_the_contract_holds() -> None:
-    files = ("tests/contract/test_pools.py", "tests/contract/spawned/test_same_promises.py")
-    chosen = f"test_same_promises or (process and not spawn and ({CHOSEN}))"
-    command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=8", "-k", chosen, *files)
+    chosen = f"process and not spawn and ({CHOSEN})"
+    command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen, "tests/contract/test_pools.py")
     done = run_elsewhere(*command, cwd=ROOT, seconds=110)
     assert done.returncode == 0, done.stdout[-5000:]
     print(done.stdout)
