@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextvars
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -156,7 +156,23 @@ class WorkerPool(ABC):
     def relieve(self, before: float) -> bool:
         """Hand back what lies ready behind attempts that began before the monotonic time `before`: they are not short.
         Whether anything still lies behind another."""
-        return False
+        waiting = False
+        for worker, queue in list(self.queues()):
+            if len(queue) > 1:
+                running = queue[0]
+                if running.started_at is None or running.started_at > before:
+                    waiting = True
+                else:
+                    self.hand_back_behind(worker, running)
+        return waiting
+
+    def queues(self) -> Iterable[tuple[Any, Sequence[Assignment]]]:
+        """The busy workers, each with its assignments: the one that runs, then those that lie ready behind it."""
+        return ()
+
+    def hand_back_behind(self, worker: Any, running: Assignment) -> None:  # noqa: B027
+        """Hand back what lies ready behind `running`, and let no more be laid there; `running` too, where it has not
+        begun after all."""
 
     def flush(self) -> None:  # noqa: B027
         """Send what was gathered since the last flush; called once at the end of each turn of the supervisor."""

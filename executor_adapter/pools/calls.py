@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +111,24 @@ def _culprit(job: Job) -> str:
     return "the arguments"
 
 
-def encode_initializer(initializer: tuple[Callable[..., Any], tuple[Any, ...]] | None) -> bytes | None:
+def worker_settings(
+    *,
+    preload: str | tuple[str, ...],
+    initializer: tuple[Callable[..., Any], tuple[Any, ...]] | None,
+    nice: int | None,
+    cpu_affinity: tuple[int, ...] | None,
+) -> dict[str, Any]:
+    """What every worker of a pool is set up with; it can be pickled."""
+    return {
+        "preload": (preload,) if isinstance(preload, str) else tuple(preload),
+        "initializer": _encode_initializer(initializer),
+        "nice": nice,
+        "cpu_affinity": cpu_affinity,
+        "log_level": min(logging.INFO, logging.getLogger().level or logging.INFO),
+    }
+
+
+def _encode_initializer(initializer: tuple[Callable[..., Any], tuple[Any, ...]] | None) -> bytes | None:
     """A function and its arguments, as one encoded function without any."""
     if initializer is None:
         return None

@@ -33,16 +33,15 @@ its place.
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from executor_adapter.pools import wire
 from executor_adapter.pools.base import Assignment, Ending, Supervisor, WorkerPool
-from executor_adapter.pools.calls import Payload, encode_initializer, make_payload
+from executor_adapter.pools.calls import Payload, make_payload, worker_settings
 from executor_adapter.pools.crew import START_FAILURES, Crew
 from executor_adapter.pools.handle import Standing, WorkerHandle
 from executor_adapter.pools.memory_watch import MemoryWatch
@@ -54,7 +53,6 @@ if TYPE_CHECKING:
     from executor_adapter.job import Job
 
 _HEARD = wire.frame(wire.HEARD)
-_RESULTS = frozenset({wire.RETURNED, wire.RAISED, wire.UNSENDABLE})
 
 
 class ProcessPool(WorkerPool):
@@ -83,13 +81,7 @@ class ProcessPool(WorkerPool):
         cpu_affinity: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__(supervisor, max_workers)
-        settings = {
-            "preload": (preload,) if isinstance(preload, str) else tuple(preload),
-            "initializer": encode_initializer(initializer),
-            "nice": nice,
-            "cpu_affinity": cpu_affinity,
-            "log_level": min(logging.INFO, logging.getLogger().level or logging.INFO),
-        }
+        settings = worker_settings(preload=preload, initializer=initializer, nice=nice, cpu_affinity=cpu_affinity)
         self._crew = Crew(supervisor, max_workers, settings, on_frames=self._on_frames, on_gone=self._on_gone)
         self._max_jobs = max_jobs_per_worker or sys.maxsize
         self._max_rss_growth = max_rss_growth
@@ -144,20 +136,14 @@ class ProcessPool(WorkerPool):
         self._has_room = False
         return False
 
-    def relieve(self, before: float) -> bool:
-        waiting = False
-        for worker in list(self._busy_workers):
-            if len(worker.queue) > 1:
-                running = worker.queue[0]
-                if running.started_at is None or running.started_at > before:
-                    waiting = True
-                else:
-                    running.short = False
-                    # All of them, where it had not begun after all.
-                    _, voided = worker.take_back(running, or_those_behind=True)
-                    self._taken_back(worker, voided)
-                    self._hand_back(voided)
-        return waiting
+    def queues(self) -> Iterable[tuple[WorkerHandle, Sequence[Assignment]]]:
+        return ((worker, worker.queue) for worker in self._busy_workers)
+
+    def hand_back_behind(self, worker: WorkerHandle, running: Assignment) -> None:
+        running.short = False
+        _, voided = worker.take_back(running, or_those_behind=True)
+        self._taken_back(worker, voided)
+        self._hand_back(voided)
 
     def _give(self, worker: WorkerHandle, assignment: Assignment) -> None:
         worker.give(assignment)
@@ -203,7 +189,7 @@ class ProcessPool(WorkerPool):
             self._crew.lose_touch(worker)
             return False
         for kind, flags, _, seq, word, first, second, body in frames:
-            if kind in _RESULTS:
+            if kind in wire.RESULTS:
                 self._on_result(worker, kind, flags, word, first, second, body)
             elif kind == wire.SAID:
                 self._on_said(worker, flags, seq, body)

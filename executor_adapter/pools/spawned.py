@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from executor_adapter.exceptions import WorkerCrashedError
 from executor_adapter.pools import encoding, wire
 from executor_adapter.pools.base import Assignment, Ending, Supervisor, Timer, WorkerPool
-from executor_adapter.pools.calls import Payload, encode_initializer, make_payload
+from executor_adapter.pools.calls import Payload, make_payload, worker_settings
 from executor_adapter.pools.outbox import SharedPath
 from executor_adapter.pools.reports import discard, tell_result, tell_said
 from executor_adapter.pools.spawned_process import SpawnedProcess
@@ -57,7 +57,6 @@ PULSE = 1.0
 """Seconds between two looks whether busy workers live."""
 
 _HEARD = wire.frame(wire.HEARD)
-_RESULTS = frozenset({wire.RETURNED, wire.RAISED, wire.UNSENDABLE})
 
 
 class SpawnedPool(WorkerPool):
@@ -83,13 +82,7 @@ class SpawnedPool(WorkerPool):
         cpu_affinity: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__(supervisor, max_workers)
-        self._settings = {
-            "preload": (preload,) if isinstance(preload, str) else tuple(preload),
-            "initializer": encode_initializer(initializer),
-            "nice": nice,
-            "cpu_affinity": cpu_affinity,
-            "log_level": min(logging.INFO, logging.getLogger().level or logging.INFO),
-        }
+        self._settings = worker_settings(preload=preload, initializer=initializer, nice=nice, cpu_affinity=cpu_affinity)
         self._max_jobs = max_jobs_per_worker or sys.maxsize
         self._path = SharedPath()
         self._waiting: dict[Assignment, bytes] = {}
@@ -233,7 +226,7 @@ class SpawnedPool(WorkerPool):
             worker.lose_touch()
             return False
         for kind, flags, _, seq, word, first, second, body in frames:
-            if kind in _RESULTS:
+            if kind in wire.RESULTS:
                 self._on_result(worker, kind, flags, word, first, second, body)
             elif kind == wire.SAID:
                 self._on_said(worker, flags, seq, body)

@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from queue import SimpleQueue
 from typing import Any, ClassVar
 
@@ -71,16 +71,8 @@ class ThreadPool(WorkerPool):
                 return True
         return False
 
-    def relieve(self, before: float) -> bool:
-        waiting = False
-        for worker in list(self._busy):
-            if len(worker.assigned) > 1:
-                running = worker.assigned[0]
-                if running.started_at is None or running.started_at > before:
-                    waiting = True
-                else:
-                    self._hand_back_behind(worker, running)
-        return waiting
+    def queues(self) -> Iterable[tuple[_Thread, Sequence[Assignment]]]:
+        return ((worker, worker.assigned) for worker in self._busy)
 
     def recall(self, assignment: Assignment) -> bool:
         if assignment.worker is None or not assignment.worker.take_back(assignment):
@@ -103,10 +95,10 @@ class ThreadPool(WorkerPool):
 
     def _throw(self, worker: _Thread, assignment: Assignment, kind: type[BaseException]) -> None:
         # First what lies behind, so that the exception cannot hit that, should the function end just now.
-        self._hand_back_behind(worker, assignment)
+        self.hand_back_behind(worker, assignment)
         worker.throw(assignment, kind)
 
-    def _hand_back_behind(self, worker: _Thread, running: Assignment) -> None:
+    def hand_back_behind(self, worker: _Thread, running: Assignment) -> None:
         """Take back what has not begun, and let no more be laid behind `running`."""
         running.short = False
         for assignment in reversed(tuple(worker.assigned)):  # the last first: each goes back to the front of the queue

@@ -39,6 +39,8 @@ CALL_SIZES = struct.Struct("<III")
 
 FUNCTION, CALL, DROP, PATH, HEARD = 1, 2, 3, 4, 5
 READY, RETURNED, RAISED, UNSENDABLE, SAID, DROPPED, BEGUN = 16, 17, 18, 19, 20, 21, 22
+RESULTS = frozenset({RETURNED, RAISED, UNSENDABLE})
+"""Kinds of frames that end a call."""
 
 NOTHING = 1
 """Flag: the value is None (of a CALL: there are no arguments), and its body empty."""
