@@ -11,10 +11,11 @@ What a job is given where it says nothing itself, the strongest first: `tools.NA
 from __future__ import annotations
 
 import difflib
+import itertools
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import (
@@ -26,17 +27,21 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from executor_adapter.config_errors import describe, one_line, read_yaml
+from executor_adapter.config_errors import describe, one_line, read_yaml, top_level_keys
 from executor_adapter.config_sections import (
     CollectionSettings,
     ExecutorSettings,
     JobSettings,
+    MirrorMode,
     MonitoringSettings,
     Name,
+    PrefectSettings,
     ProcessingSettings,
+    Section,
     StageSettings,
     StoreSettings,
     check_keys,
+    check_time_before,
 )
 from executor_adapter.config_tools import FilesTool, FileTable, RestResource, RestTool, Tool, ToolSettings
 from executor_adapter.exceptions import ConfigurationError
@@ -47,7 +52,9 @@ __all__ = [
     "FileTable",
     "FilesTool",
     "JobSettings",
+    "MirrorMode",
     "MonitoringSettings",
+    "PrefectSettings",
     "ProcessingSettings",
     "RestResource",
     "RestTool",
@@ -63,7 +70,7 @@ Stage = Literal["collection", "processing"]
 
 PREFIX = "EXECUTOR_ADAPTER_"
 CONFIG = f"{PREFIX}CONFIG"
-"""The variable that names the file."""
+"""The variable, of the environment or of `.env`, that names the file."""
 NO_SETTINGS = frozenset({CONFIG, f"{PREFIX}TREE"})
 """Variables of ours that are no settings; the second marks what a worker process has started."""
 
@@ -93,6 +100,7 @@ class Settings(BaseSettings):
     executor: ExecutorSettings = ExecutorSettings()
     store: StoreSettings = StoreSettings()
     monitoring: MonitoringSettings = MonitoringSettings()
+    prefect: PrefectSettings = PrefectSettings()
     tools: dict[Name, ToolSettings] = Field(default_factory=dict)
     """By the tool's name."""
     lake: Path = Path("data")
@@ -115,6 +123,18 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return env_settings, _DotEnv(settings_cls), init_settings
 
+    @model_validator(mode="after")
+    def _check_jobs(self) -> Self:
+        """Refuse what every job that says nothing itself would be refused for."""
+        general = ("job", self.job)
+        stages = [(stage, getattr(self, stage).as_job()) for stage in get_args(Stage)]
+        tools = [(f"tools.{name}.job", tool.job) for name, tool in self.tools.items()]
+        for layers in ([], *([stage] for stage in stages), *([tool] for tool in tools)):
+            check_time_before([*layers, general])
+        for tool, stage in itertools.product(tools, stages):
+            check_time_before([tool, stage, general])
+        return self
+
     def for_stage(self, stage: Stage) -> Settings:
         """These settings, with what the section of `stage` says of jobs put over the section `job`."""
         section: StageSettings = getattr(self, stage)
@@ -122,8 +142,10 @@ class Settings(BaseSettings):
 
 
 def load_config(path: str | Path | None = None) -> Settings:
-    """The settings in force: of `path`, else of $EXECUTOR_ADAPTER_CONFIG, else of ./config.yaml where there is one,
-    else the defaults; the environment and `.env` over them.
+    """The settings in force: of `path`, else of $EXECUTOR_ADAPTER_CONFIG, else of ./config.yaml where there is one that
+    is ours, else the defaults; the environment and `.env` over them.
+
+    Many programs have a config.yaml: one that was not named, and has none of our sections, is taken for another's.
 
     Raises:
         ConfigurationError: in one line, what is wrong: key, value, and what is allowed.
@@ -132,15 +154,27 @@ def load_config(path: str | Path | None = None) -> Settings:
 
 
 class Sources:
-    """What the file, `.env` and the environment say, before it is checked."""
+    """What the file, `.env` and the environment say, before it is checked.
 
-    def __init__(self, file: Path | None) -> None:
+    `named`: whether the file was, or else is there by chance. `passed_by`: one that is there and another program's.
+    """
+
+    def __init__(self, file: Path | None, *, named: bool = True, passed_by: Path | None = None) -> None:
         self.file = file
+        self.passed_by = passed_by
+        self._named = named
         self.written = {} if file is None else read_yaml(file)
         try:
             self.given = {"environment": EnvSettingsSource(Settings)(), ".env": _DotEnv(Settings)()}
         except SettingsError as error:
             raise ConfigurationError(f"environment: {one_line(error)}: {one_line(error.__cause__)}") from None
+
+    @property
+    def described(self) -> str:
+        """Which file is read, for people."""
+        if self.passed_by is not None:
+            return f"no file: the defaults ({self.passed_by} has no section of ours: another program's)"
+        return "no file: the defaults" if self.file is None else str(self.file)
 
     def settings(self) -> Settings:
         """The settings that they make.
@@ -153,8 +187,14 @@ class Sources:
         try:
             settings = Settings(**self.written)
         except ValidationError as error:
-            raise ConfigurationError(describe(error, str(self.file or "defaults"), self.written, self.given)) from None
+            said = describe(error, str(self.file or "defaults"), self.written, self.given)
+            raise ConfigurationError(said + self._if_not_ours(error)) from None
         return _anchored(settings, Path.cwd() if self.file is None else self.file.resolve().parent)
+
+    def _if_not_ours(self, error: ValidationError) -> str:
+        if self._named or error.errors()[0]["type"] != "unknown_key":
+            return ""
+        return f" (if {self.file} is another program's, have {CONFIG} name yours)"
 
 
 def read_config(path: str | Path | None = None) -> Sources:
@@ -163,10 +203,29 @@ def read_config(path: str | Path | None = None) -> Sources:
     Raises:
         ConfigurationError: a file cannot be read, or a variable is no JSON where it must be.
     """
-    named = path or os.environ.get(CONFIG)
+    named = path or os.environ.get(CONFIG) or _DotEnv(Settings).env_vars.get(CONFIG.lower())
     if named:
         return Sources(Path(named))
-    return Sources(Path("config.yaml") if Path("config.yaml").is_file() else None)
+    found = Path("config.yaml")
+    if not found.is_file():
+        return Sources(None)
+    return Sources(None, passed_by=found) if _is_another_s(found) else Sources(found, named=False)
+
+
+def _is_another_s(file: Path) -> bool:
+    """Whether nothing at its top is a section of ours, nearly one, or a key of one in the wrong place."""
+    keys = top_level_keys(file)
+    if keys is None:
+        return False
+    fields = Settings.model_fields
+    sections = [kind for field in fields.values() if isinstance(kind := field.annotation, type)]
+    inner = {key for kind in sections if issubclass(kind, Section) for key in kind.model_fields}
+    distinct = {key for key in inner if "_" in key}
+    return not any(key in distinct or difflib.get_close_matches(key, fields, n=1, cutoff=NEAR) for key in keys)
+
+
+NEAR = 0.75
+"""From here on a key is taken for a misspelt one of ours, see difflib."""
 
 
 def _refuse_unknown(place: str, variables: Iterable[str]) -> None:

@@ -48,6 +48,19 @@ def read_yaml(file: Path) -> dict[str, Any]:
     return {str(key): value for key, value in (content or {}).items()}
 
 
+def top_level_keys(file: Path) -> list[str] | None:
+    """The keys of the mapping in `file`, whatever stands under them; none where it holds something else, and None where
+    it is no YAML, or nothing.
+    """
+    try:
+        node = yaml.compose(file.read_bytes(), Loader=yaml.SafeLoader)
+    except (OSError, yaml.YAMLError):
+        return None
+    if node is None:
+        return None
+    return [str(key.value) for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+
+
 def describe(
     error: ValidationError, file: str, written: Mapping[str, Any], given: Mapping[str, Mapping[str, Any]]
 ) -> str:
@@ -76,6 +89,8 @@ def _said(error: ErrorDetails) -> tuple[list[str], str]:
             return ["source"], " is missing: must be 'files' or 'rest'"
         case "union_tag_invalid":
             return ["source"], f": {_short(context['tag'])} is not allowed: must be {context['expected_tags']}"
+        case "together":
+            return context["path"], f": {context['value']} is not allowed: {context['why']}"
         case "place" | "parent":
             return [], f": {error['msg']}"
     return [], f": {_short(error['input'])} is not allowed: {_rule(error)}"

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
+from executor_adapter.bounds import Count, Number, Seconds
 from executor_adapter.job import MemoryLimit, PoolName
 from executor_adapter.retry import RetryPolicy, RetryRule
 from executor_adapter.start_method import HAS_CPU_AFFINITY, START_METHOD, StartMethod, check_start_method
-
-
-def _no_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise PydanticCustomError("number", "must be a number")
-    return value
 
 
 def _as_tuple(value: Any) -> Any:
@@ -30,9 +25,6 @@ def _check_name(value: str) -> str:
     return value
 
 
-Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
-Seconds = Annotated[Number, Field(gt=0)]
-Count = Annotated[int, BeforeValidator(_no_bool)]
 Name = Annotated[str, AfterValidator(_check_name)]
 Names = Annotated[
     tuple[str, ...],
@@ -105,7 +97,7 @@ class JobSettings(Section):
     """What a job is given where it says nothing itself; seconds."""
 
     pool: PoolName = "auto"
-    """Where it runs: auto, coroutine, thread, process, dask or ray."""
+    """Where it runs: auto, coroutine, thread or process."""
     max_runtime: Seconds | None = 3600.0
     """Hard, of one attempt; null: none."""
     soft_timeout: Seconds | None = None
@@ -136,10 +128,32 @@ class JobSettings(Section):
         return JobSettings.model_construct(**{**other.given(), **self.given()})
 
 
+def check_time_before(layers: Sequence[tuple[str, JobSettings]]) -> None:
+    """Refuse a soft_timeout that is not before max_runtime, both as said by the strongest of `layers`; these are
+    (where it is said, what), the strongest first.
+    """
+    soft, soft_key = _strongest("soft_timeout", layers)
+    hard, hard_key = _strongest("max_runtime", layers)
+    if soft is not None and hard is not None and soft >= hard:
+        why = f"must be less than {hard_key}, which is {hard}: jobs that say neither would be refused"
+        raise PydanticCustomError("together", "{why}", {"path": soft_key.split("."), "value": soft, "why": why})
+
+
+def _strongest(field: str, layers: Sequence[tuple[str, JobSettings]]) -> tuple[float | None, str]:
+    for key, said in layers:
+        if field in said.model_fields_set:
+            return getattr(said, field), f"{key}.{field if key.endswith('job') else _IN_STAGES[field]}"
+    return JobSettings.model_fields[field].default, f"job.{field}"
+
+
 def retry_policy(section: RetrySettings, retry_attempts: int, retry_delay: float) -> RetryPolicy:
     """The policy of a job with these two fields."""
     rest = {name: getattr(section, name) for name in RetrySettings.model_fields}
     return RetryPolicy(retry_attempts=retry_attempts, retry_delay=retry_delay, **rest)
+
+
+_IN_STAGES = {"max_runtime": "job_timeout", "retry_attempts": "retry_attempts", "retry_delay": "retry_delay"}
+"""What a stage calls the fields of its jobs."""
 
 
 class StageSettings(Section):
@@ -156,8 +170,8 @@ class StageSettings(Section):
 
     def as_job(self) -> JobSettings:
         """What was set here, in the words of a job."""
-        named = {"job_timeout": "max_runtime", "retry_attempts": "retry_attempts", "retry_delay": "retry_delay"}
-        return JobSettings(**{ours: getattr(self, key) for key, ours in named.items() if key in self.model_fields_set})
+        said = {ours: key for ours, key in _IN_STAGES.items() if key in self.model_fields_set}
+        return JobSettings(**{ours: getattr(self, key) for ours, key in said.items()})
 
 
 class CollectionSettings(StageSettings):
@@ -212,8 +226,9 @@ class StoreSettings(Section):
     """sqlite:///jobs.db (relative to the file that says so), or postgresql://...; null: in memory."""
     lease: Seconds = 60.0
     """How long a host on another machine may be silent before its jobs are run elsewhere."""
-    recover_every: Seconds | None = None
-    """Look so often for jobs that nobody runs; null: when an executor starts, and not again."""
+    recover_every: Seconds | None = 10.0
+    """Look so often for jobs that nobody runs, those queued by `jobs retry` among them; null: only when an executor
+    starts."""
     pickle_arguments: bool = False
     """Store functions and arguments pickled: also what cannot be imported, or is no JSON."""
 
@@ -233,3 +248,13 @@ class MonitoringSettings(Section):
     """How far back failures count."""
     interval: Seconds = 300.0
     """Between two looks."""
+
+
+MirrorMode = Literal["auto", "always", "never"]
+
+
+class PrefectSettings(Section):
+    """What the schedulers have to do with Prefect."""
+
+    mirror: MirrorMode = "auto"
+    """Whether their jobs are task runs too: auto (where a Prefect API is configured), always or never."""

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from executor_adapter.config_sections import Count, JobSettings, Name, Names, Number, Seconds, Section
+from executor_adapter.bounds import Count, Number, Seconds
+from executor_adapter.config_sections import JobSettings, Name, Names, Section
 
 
 class Tool(Section):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from executor_adapter.job import TERMINAL, Job
+from executor_adapter.job import Job
 from executor_adapter.pools.base import WorkerPool
 from executor_adapter.queue import Backlog
-from executor_adapter.throttle import Throttle
+from executor_adapter.throttle import Throttle, wants_no_start
 
 
 class Dispatcher:
@@ -41,19 +41,20 @@ class Dispatcher:
         pools = self._pools.values()
         while backlog:
             job = backlog.peek()
-            live = job._live
-            if live.status in TERMINAL or (live.driver is not None and not live.driver.wants_slot):
-                backlog.pop()  # it ended while it waited
+            if wants_no_start(job):
+                backlog.pop()
+                if self.throttle is not None:
+                    self.throttle.passed_over(job)
                 continue
             busy = self.reserved - len(self.lent)
             for pool in pools:
                 busy += pool.busy
-            if (self.exclusive is not None and self.exclusive not in self.lent) or (live.alone and busy):
+            if (self.exclusive is not None and self.exclusive not in self.lent) or (job._live.alone and busy):
                 return
             if busy < self.max_workers:
                 backlog.pop()
                 if self.throttle is None or self.throttle.start(job):
-                    if live.alone:
+                    if job._live.alone:
                         self.exclusive = job
                     start(job)
             elif self._may_follow(job) and start_behind(job):

@@ -130,7 +130,6 @@ class JobDriver:
         self._supervisor.enqueue(self.job)
 
     def _attempt(self, prepare: Callable[[Assignment], None]) -> None:
-        self._holds_slot = False  # the pool's worker holds it now
         self._supervisor.start_driven(self.job, prepare)
 
     def _retry(self, decision: RetryDecision) -> None:
@@ -144,13 +143,16 @@ class JobDriver:
         if self.job.status not in TERMINAL:
             self._supervisor.give_up(self.job, self.decide(error), error)
 
+    def accepted(self) -> None:
+        """The supervisor has taken the job in."""
+
     def slot_granted(self) -> None:
         self.wants_slot = False
         self._holds_slot = True
         self.resolve(None)
 
     def release_slot(self) -> bool:
-        """Whether a slot was held that no attempt used."""
+        """Whether a slot was held that no attempt used; it is not, from now on."""
         held, self._holds_slot = self._holds_slot, False
         return held
 
@@ -165,6 +167,9 @@ class JobDriver:
             self._doom = error
             self.wants_slot = False
             self.attempt_failed(error)
+
+    def stopping(self, error: BaseException) -> None:
+        """The job is to end with `error`, and its attempt is being ended; its future tells once that is dead."""
 
     def said(self, topic: str, content: Any) -> None:
         for listener in self._listeners:

@@ -69,6 +69,7 @@ _BY_NAME: Final[dict[str, str]] = {
     "pandas.errors.IntCastingNaNError": "DATA_ERROR",
     "pandas.errors.OutOfBoundsDatetime": "DATA_ERROR",
     "pandas._libs.tslibs.np_datetime.OutOfBoundsDatetime": "DATA_ERROR",
+    "pandas._libs.tslibs.parsing.DateParseError": "DATA_ERROR",
     "pyarrow.lib.ArrowInvalid": "DATA_ERROR",
     "pyarrow.lib.ArrowTypeError": "DATA_ERROR",
     "sqlalchemy.exc.DataError": "DATA_ERROR",
@@ -101,6 +102,9 @@ _NETWORK_ERRNOS: Final = frozenset(
 )
 _SETUP_ERRNOS: Final = frozenset({errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP})
 
+MOST_CAUSES = 10
+"""Errors looked at of those that led to one."""
+
 _MAY_PASS: Final = frozenset({408, 409, 423, 425})
 _NO_RIGHT: Final = frozenset({401, 403, 407})
 _NEVER_RETRIED: Final = frozenset({"DATA_ERROR", "REQUEST_ERROR", "CONFIGURATION_ERROR", "SERIALIZATION_ERROR"})
@@ -115,26 +119,39 @@ def error_code_of(error: BaseException) -> str:
     """The error code that `error` stands for; never raises, whatever a property or a registered function does."""
     try:
         own = getattr(error, "error_code", None)
-        if isinstance(own, str):
+        if isinstance(own, str) and own:
             return str(own)
         if isinstance(error, BaseExceptionGroup):
             return _of_group(error)
         return _registered(error) or _http_code(error) or _named(error) or _builtin(error)
     except Exception:
-        logger.exception("no error code could be found for a %s", type(error).__qualname__)
+        logger.warning("no error code could be found for a %s", type(error).__qualname__, exc_info=True)
         return "EXECUTION_ERROR"
 
 
 def retry_after_of(error: BaseException) -> float | None:
     """Seconds that the other side asked to wait: the exception's `retry_after`, or its response's Retry-After header
-    (RFC 9110, 10.2.3: seconds or an HTTP date)."""
-    own = getattr(error, "retry_after", None)
-    if isinstance(own, int | float):
-        return max(0.0, float(own))
-    header = _header(error, "retry-after")
-    if header is None:
+    (RFC 9110, 10.2.3: seconds or an HTTP date). Infinite where no float holds them; never raises."""
+    try:
+        own = getattr(error, "retry_after", None)
+        if isinstance(own, int | float):
+            return max(0.0, _as_float(own))
+        header = _header(error, "retry-after")
+        return None if header is None else _retry_after(header.strip())
+    except Exception:
+        logger.warning("no Retry-After could be found for a %s", type(error).__qualname__, exc_info=True)
         return None
-    if header.strip().isdigit():
+
+
+def _as_float(number: float) -> float:
+    try:
+        return float(number)
+    except OverflowError:
+        return float("inf") if number > 0 else 0.0
+
+
+def _retry_after(header: str) -> float | None:
+    if header.isascii() and header.isdigit():
         return float(header)
     try:
         return max(0.0, (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds())
@@ -190,8 +207,18 @@ def _named(error: BaseException) -> str | None:
         # httpx's classes say "httpx", requests' "requests.exceptions": both name where users import them from.
         code = _BY_NAME.get(f"{kind.__module__}.{kind.__qualname__}")
         if code is not None:
-            return code
+            return "CONFIGURATION_ERROR" if code == "NETWORK_ERROR" and _is_of_certificate(error) else code
     return None
+
+
+def _is_of_certificate(error: BaseException) -> bool:
+    """Whether a certificate that could not be verified led to it: libraries raise their own errors for that."""
+    cause: BaseException | None = error
+    for _ in range(MOST_CAUSES):
+        if cause is None or isinstance(cause, ssl.SSLCertVerificationError):
+            return cause is not None
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def _builtin(error: BaseException) -> str:

@@ -8,6 +8,7 @@ import contextlib
 import contextvars
 import functools
 import itertools
+import os
 import threading
 import time
 import weakref
@@ -15,16 +16,19 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
+from executor_adapter.bounds import check_count
 from executor_adapter.config import Settings, load_config
 from executor_adapter.defaults import JobDefaults
 from executor_adapter.defaults import tool_limits as limits_of_tools
 from executor_adapter.driver import JobDriver
 from executor_adapter.exceptions import InvalidJobError, JobTimeoutError
+from executor_adapter.functions import check_arguments
 from executor_adapter.futures import JobFuture
 from executor_adapter.hooks import HookedExecution
-from executor_adapter.job import Job, JobResult, JobStatus
+from executor_adapter.intake import check_job
+from executor_adapter.job import Job, JobResult, JobStatus, check_is_job
 from executor_adapter.ledger import Observer
 from executor_adapter.memory import Memory
 from executor_adapter.monitoring.metrics_port import serve_metrics
@@ -39,7 +43,16 @@ from executor_adapter.supervisor import Supervisor
 from executor_adapter.surroundings import Surroundings
 from executor_adapter.throttle import ToolLimit
 
-_current: contextvars.ContextVar[Callable[[], JobExecutor] | None] = contextvars.ContextVar("executor", default=None)
+CATCH_UP_SECONDS = 10.0
+"""For which a supervisor that an observer holds up may keep those who want to be told no more."""
+
+
+class _Entered(NamedTuple):
+    pid: int
+    find: Callable[[], JobExecutor]
+
+
+_current: contextvars.ContextVar[_Entered | None] = contextvars.ContextVar("executor", default=None)
 
 
 class JobExecutor:
@@ -59,6 +72,10 @@ class JobExecutor:
 
     Leaving it as a context manager waits for its jobs; leaving it by an exception ends them first. A signal that ends
     the program ends them at once, see `signals`.
+
+    It belongs to the process that made it. In one forked from that, what needs it to run something, or to wait for it,
+    raises ExecutorClosedError; `cancel` gives False, `stats`, `jobs` and `running` tell what was so at the fork, and
+    `shutdown` and leaving the `with` block return at once, and end nothing.
     """
 
     def __init__(
@@ -75,10 +92,9 @@ class JobExecutor:
         queue: str = "",
         hands_over: bool = False,
     ) -> None:
-        if max_workers < 1:
-            raise ValueError(f"max_workers={max_workers} leaves no worker: give at least 1")
-        if max_pending is not None and max_pending < 1:
-            raise ValueError(f"max_pending={max_pending} leaves no place: give at least 1, or None for no bound")
+        check_count("max_workers", max_workers, "leaves no worker")
+        if max_pending is not None:
+            check_count("max_pending", max_pending, "leaves no place", or_none=", or None for no bound")
         self.max_workers = max_workers
         self.config = config if config is not None else load_config()
         self._supervisor = self._make_supervisor(
@@ -91,12 +107,12 @@ class JobExecutor:
             kill_grace=self.config.executor.kill_grace,
         )
         self._defaults = JobDefaults(self.config)
-        self._hooked = HookedExecution(self._supervisor) if _overrides(type(self)) else None
+        self._hooked = self._hooked_execution()
         self._memory = None if store is None else Memory(store, self, queue=queue, hands_over=hands_over)
         ledger, on_closed = self._supervisor.ledger, self._supervisor.on_closed
         self._metrics = serve_metrics(self, self.config.monitoring, observers=ledger.observers, on_closed=on_closed)
         self._tracer = _job_tracer(ledger.observers)
-        self._tokens: list[contextvars.Token[Callable[[], JobExecutor] | None]] = []
+        self._tokens: list[contextvars.Token[_Entered | None]] = []
         _track(self, self._supervisor)
 
     # --- jobs ---
@@ -112,8 +128,10 @@ class JobExecutor:
             InvalidJobError: the job can never run as it asks to; the message says why and the way out.
             JobSerializationError: pool="process", and the function or an argument cannot be pickled.
             QueueFullError: no place within `timeout`.
-            ExecutorClosedError: after shutdown.
+            ExecutorClosedError: after shutdown, and in a process forked since it was made.
         """
+        check_is_job(job)
+        self._supervisor.intake.refuse_if_closed()
         if self._defaults.any:
             self._defaults.fill_in(job)
         if self._tracer is not None:
@@ -123,7 +141,11 @@ class JobExecutor:
         return self._memory.admit(job, lambda: self._admit(job, timeout=timeout, surroundings=surroundings))
 
     def _admit(self, job: Job, **how: Any) -> JobFuture:
-        return self._supervisor.admit(job, **how) if self._hooked is None else self._hooked.submit(job, self, **how)
+        return (
+            self._supervisor.admit(job, **how)
+            if self._hooked is None
+            else self._hooked.submit(job, self.execute_job, **how)
+        )
 
     def run(self, job: Job) -> Any:
         """Submit the job and wait: its value, or the exception it ended with."""
@@ -142,9 +164,13 @@ class JobExecutor:
         Lazy and bounded: at most `window` jobs (default: four a worker) are under way at a time, so that an endless
         iterable is fine. `job_fields` are fields of `Job`, for all of them. A failed job gives a JobResult with its
         error, and raises nothing.
+
+        Raises:
+            ValueError: no such job could ever run, whatever its arguments; nothing is started.
         """
+        limit = self._window(window)
+        self._check_fields(function, len(iterables), job_fields)
         jobs = (Job(function=function, args=args, **job_fields) for args in zip(*iterables, strict=False))
-        limit = window or 4 * self.max_workers
         return self._in_order(jobs, limit) if ordered else self._as_completed(jobs, limit)
 
     def cancel(self, job_id: str) -> bool:
@@ -157,6 +183,7 @@ class JobExecutor:
 
         Raises as `submit` does, and InvalidJobError where a live job has the same dedupe_key: it cannot be driven too.
         """
+        self._supervisor.intake.refuse_if_closed()
         if self._defaults.any:
             self._defaults.fill_in(job)
         driver = JobDriver(job, self._supervisor)
@@ -168,11 +195,15 @@ class JobExecutor:
         return driver
 
     def quarantined(self) -> list[Job]:
-        """The jobs that killed more workers than their policy allows; submitting one again needs `release` first."""
+        """The jobs that killed more workers than their policy allows; submitting one again needs `release` first.
+
+        The newest `quarantine.MOST_QUARANTINED` of them: with each further one the oldest is let go of.
+        """
         return list(self._supervisor.intake.quarantined.values())
 
     def release(self, job_id: str) -> bool:
         """Let a quarantined job be submitted again; False where none has this id."""
+        self._supervisor.refuse_if_parents()
         released = self._supervisor.intake.quarantined.pop(job_id, None) is not None
         return (self._memory is not None and self._memory.release(job_id)) or released
 
@@ -182,10 +213,12 @@ class JobExecutor:
         Raises:
             StoreUnavailable
         """
+        self._supervisor.refuse_if_parents()
         return [] if self._memory is None else self._memory.recover()
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until what became of its jobs by now is in the store; False where it is not within `timeout` seconds."""
+        self._supervisor.refuse_if_parents()
         return self._memory is None or self._memory.recorder.flush(timeout)
 
     @property
@@ -206,7 +239,11 @@ class JobExecutor:
         self._supervisor.ledger.observers.append(observer)
 
     def remove_observer(self, observer: Observer) -> None:
-        """Tell `observer` no more; it need not have been added."""
+        """Tell `observer` no more, once it was told of all that has happened by now; it need not have been added.
+
+        Whoever has seen a job's end may ask for this before the job is over here: its engine says so a moment earlier.
+        """
+        self._supervisor.catch_up(CATCH_UP_SECONDS)
         with contextlib.suppress(ValueError):
             self._supervisor.ledger.observers.remove(observer)
 
@@ -217,7 +254,7 @@ class JobExecutor:
     def stats(self, *, window: float = WINDOW) -> ExecutorStats:
         """Counts since the executor was made, and figures of the jobs that ended within the last `window` seconds."""
         ledger = self._supervisor.ledger
-        counts, now = ledger.counts, self._supervisor.now()
+        counts, now, pools = ledger.counts, self._supervisor.now(), self._supervisor.pools.stats()
         begun = [run.started_at for run in self._supervisor.running() if run.started_at is not None]
         return ExecutorStats(
             jobs_pending=counts[JobStatus.PENDING],
@@ -227,7 +264,8 @@ class JobExecutor:
             jobs_failed=counts[JobStatus.FAILED],
             jobs_cancelled=counts[JobStatus.CANCELLED],
             retries=ledger.retries,
-            **self._supervisor.pools.stats(),
+            workers_busy=pools["workers_busy"],
+            abandoned_threads=pools["abandoned_threads"] + (0 if self._hooked is None else self._hooked.abandoned),
             quarantined=tuple(self._supervisor.intake.quarantined),
             longest_running_seconds=now - min(begun) if begun else None,
             **figures(ledger.ended, now=time.time(), window=window),
@@ -245,16 +283,17 @@ class JobExecutor:
 
         drain (the default): what was submitted is run to its end. `cancel_futures=True`: what has not started is
         cancelled, what runs may end. `timeout`: what is not over after so many seconds is cancelled, running or not;
-        0 ends all at once. `wait=False` returns immediately, whatever the mode. Calling it again only hastens it.
+        0 ends all at once. `wait=False` returns immediately, whatever the mode; else callbacks of futures are waited
+        for too, unless one takes longer than ten seconds. Calling it again only hastens it.
         """
         self._supervisor.close(cancel_pending=cancel_futures, cancel_running=timeout == 0)
         if timeout and not wait:
-            threading.Timer(timeout, self._cancel_all).start()
+            self._supervisor.cut_off_in(timeout)
         if not wait:
             return
-        if timeout and not self._supervisor.closed.wait(timeout):
+        if timeout and not self._supervisor.closed.wait(min(timeout, threading.TIMEOUT_MAX)):
             self._cancel_all()
-        self._supervisor.closed.wait()
+        self._supervisor.wait()
         signal_watch.disarm()
 
     def _cancel_all(self) -> None:
@@ -269,6 +308,7 @@ class JobExecutor:
         await asyncio.to_thread(self.shutdown, cancel_futures=True)
 
     def __enter__(self) -> Self:
+        self._supervisor.refuse_if_parents()
         self._tokens.append(enter_executor(lambda: self))
         signal_watch.arm()
         self.recover()
@@ -281,6 +321,7 @@ class JobExecutor:
         self.shutdown(timeout=None if kind is None else 0)
 
     async def __aenter__(self) -> Self:
+        self._supervisor.refuse_if_parents()
         self._tokens.append(enter_executor(lambda: self))
         signal_watch.arm()
         await self.start()
@@ -340,6 +381,35 @@ class JobExecutor:
 
     def _make_supervisor(self, **options: Any) -> Supervisor:
         return Supervisor(**options)
+
+    def _window(self, window: int | None) -> int:
+        if window is None:
+            return 4 * self.max_workers
+        check_count("window", window, "lets no job start", or_none=", or None for four a worker")
+        return window
+
+    def _check_fields(self, function: Callable[..., Any] | str, arguments: int, fields: Mapping[str, Any]) -> None:
+        """Refuse what no job of a `map` can be, by one that is never run."""
+        for name in ("args", "job_id"):
+            if name in fields:
+                raise InvalidJobError(f"{name}={fields[name]!r} cannot be that of each job: leave it out")
+        if (key := fields.get("dedupe_key")) is not None:
+            raise InvalidJobError(
+                f"dedupe_key={key!r} makes one job of all that are live: leave it out, or submit jobs with a key each"
+            )
+        probe = Job(function=function, **fields)
+        self._defaults.fill_in(probe)
+        check_job(probe, pool_kinds(self.config.executor.start_method))
+        if self._hooked is None:
+            check_arguments(function, (None,) * arguments, probe.kwargs)
+
+    def _hooked_execution(self) -> HookedExecution | None:
+        """What has attempts pass through the methods of a subclass, where it has any."""
+        kind = type(self)
+        names = ("execute_job", "_execute_function", "pre_execution_hook", "post_execution_hook", "error_hook")
+        if all(getattr(kind, name) is getattr(JobExecutor, name) for name in names):
+            return None
+        return HookedExecution(self._supervisor, applies_max_runtime=kind.execute_job is JobExecutor.execute_job)
 
     def _in_order(self, jobs: Iterator[Job], limit: int) -> Iterator[JobResult]:
         with _cancelling() as futures:
@@ -427,20 +497,14 @@ def _job_tracer(observers: list[Observer]) -> Callable[[Surroundings | None], Su
     return functools.partial(TracedSurroundings, spans)
 
 
-def _overrides(kind: type[JobExecutor]) -> bool:
-    """Whether attempts have to pass through methods of a subclass."""
-    names = ("execute_job", "_execute_function", "pre_execution_hook", "post_execution_hook", "error_hook")
-    return any(getattr(kind, name) is not getattr(JobExecutor, name) for name in names)
-
-
 _open: set[Supervisor] = set()
-"""Those with jobs or workers. Kept here, since an executor may be let go of before its jobs are over."""
+"""Those that are not closed. Kept here, since an executor may be let go of before its jobs are over."""
 
 
 def _track(executor: JobExecutor, supervisor: Supervisor) -> None:
     """Close the supervisor when its executor is let go of, when the program is told to end, and at its exit."""
     _open.add(supervisor)
-    supervisor.on_closed.append(functools.partial(_open.discard, supervisor))
+    supervisor.let_go_of = functools.partial(_open.discard, supervisor)
     signal_watch.listen(supervisor.told_to_end)
     supervisor.on_closed.append(functools.partial(signal_watch.leave, supervisor.told_to_end))
     drain = functools.partial(supervisor.close, cancel_pending=False, cancel_running=False)
@@ -458,29 +522,46 @@ def _drain_all() -> None:
     for supervisor in list(_open):
         supervisor.close(cancel_pending=False, cancel_running=False)
     for supervisor in list(_open):
-        supervisor.closed.wait()
+        supervisor.wait()
 
 
 _default_lock = threading.Lock()
 _default: list[JobExecutor] = []
 
 
-def enter_executor(find: Callable[[], JobExecutor]) -> contextvars.Token[Callable[[], JobExecutor] | None]:
+def _leave_to_parent() -> None:
+    """In a forked process: the executors there are run in the parent, and nothing here waits for them."""
+    global _default_lock
+    _default_lock = threading.Lock()
+    _default.clear()
+    for supervisor in _open:
+        supervisor.leave_to_parent()
+    _open.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
+
+
+def enter_executor(find: Callable[[], JobExecutor]) -> contextvars.Token[_Entered | None]:
     """Let `find` give what `current_executor` gives from here on: it is called when first one is needed."""
-    return _current.set(find)
+    return _current.set(_Entered(os.getpid(), find))
 
 
-def leave_executor(token: contextvars.Token[Callable[[], JobExecutor] | None]) -> None:
+def leave_executor(token: contextvars.Token[_Entered | None]) -> None:
     """Let what was before `enter_executor` count again; of no effect in another context than it was entered in."""
     with contextlib.suppress(ValueError):
         _current.reset(token)
 
 
 def current_executor() -> JobExecutor:
-    """The innermost `with JobExecutor(...)` around the caller; else one per process, made from the configuration."""
-    find = _current.get()
-    if find is not None:
-        return find()
+    """The innermost `with JobExecutor(...)` around the caller; else one per process, made from the configuration.
+
+    One that was entered before this process was forked does not count.
+    """
+    entered = _current.get()
+    if entered is not None and entered.pid == os.getpid():
+        return entered.find()
     with _default_lock:
         # One that a signal has ended is not replaced while the program ends: nothing is to start any more.
         if not _default or (_default[0]._supervisor.closed.is_set() and signal_watch.ended_by is None):

@@ -6,17 +6,20 @@ import functools
 import importlib
 import inspect
 import types
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from executor_adapter.exceptions import InvalidJobError
+from executor_adapter.job import function_reference
+from executor_adapter.raised import text_of
 
 
 def resolve(function: Callable[..., Any] | str) -> Callable[..., Any]:
     """The function that a reference `module:qualname` names; a function itself is given back.
 
     Raises:
-        InvalidJobError: there is no such module, or nothing callable of that name in it.
+        InvalidJobError: there is no such module, its import fails, or nothing callable of that name is in it.
     """
     if not isinstance(function, str):
         return function
@@ -26,7 +29,10 @@ def resolve(function: Callable[..., Any] | str) -> Callable[..., Any]:
         for name in qualname.split("."):
             found = getattr(found, name)
     except (ImportError, AttributeError) as error:
-        raise InvalidJobError(f"function={function!r} cannot be imported: {error}") from error
+        raise InvalidJobError(f"function={function!r} cannot be imported: {text_of(error)}") from error
+    except (Exception, SystemExit) as error:  # the module's own code runs, and may raise anything
+        why = f"{type(error).__name__}: {text_of(error)}"
+        raise InvalidJobError(f"function={function!r} cannot be imported: {why}") from error
     if not callable(found):
         raise InvalidJobError(f"function={function!r} is a {type(found).__name__}, not a function")
     return found  # type: ignore[no-any-return]
@@ -43,9 +49,81 @@ def is_coroutine_function(function: Callable[..., Any] | str) -> bool:
     return inspect.iscoroutinefunction(found) or inspect.iscoroutinefunction(call)
 
 
+def is_generator_function(function: Callable[..., Any] | str) -> bool:
+    """Whether a call of `function` gives a generator, of either kind: it would run nothing of the function's body."""
+    if type(function) is types.FunctionType:
+        return bool(function.__code__.co_flags & _GENERATORS)
+    if isinstance(function, str):
+        return _names_generator_function(function)
+    found: Any = function
+    while isinstance(found, functools.partial):
+        found = found.func
+    if not isinstance(found, _FUNCTIONS):
+        found = type(found).__call__
+    code = getattr(found, "__code__", None)  # a bound method has its function's
+    return code is not None and bool(code.co_flags & _GENERATORS)
+
+
+@functools.lru_cache(maxsize=256)
+def _names_generator_function(reference: str) -> bool:
+    return is_generator_function(resolve(reference))
+
+
+_FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, type)
+_GENERATORS = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
+
+
+def check_arguments(function: object, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Look at a plain function's parameters; whatever else can be called is taken to take anything.
+
+    Raises:
+        InvalidJobError: it cannot be called with these arguments.
+    """
+    if type(function) is not types.FunctionType or _fits(function, args, kwargs):
+        return
+    bare = types.FunctionType(  # as it will be called, whatever a decorator has it say of itself
+        function.__code__, {}, function.__name__, function.__defaults__, function.__closure__
+    )
+    bare.__kwdefaults__ = function.__kwdefaults__
+    try:
+        inspect.signature(bare).bind(*args, **kwargs)
+    except TypeError as error:
+        called = function_reference(function)
+        raise InvalidJobError(f"{called} cannot be called with the args and kwargs of the job: {error}") from None
+
+
+def _fits(function: types.FunctionType, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether it can be called with them; `inspect` takes ten times as long to say so, and each job is asked."""
+    code = function.__code__
+    given, positional, named = len(args), code.co_argcount, code.co_kwonlyargcount
+    if given == positional and not named and not kwargs:
+        return True
+    if given > positional:
+        if not code.co_flags & inspect.CO_VARARGS:
+            return False
+        given = positional
+    names = code.co_varnames[: positional + named]
+    if kwargs and not code.co_flags & inspect.CO_VARKEYWORDS:
+        open_names = names[max(given, code.co_posonlyargcount) :]
+        for name in kwargs:
+            if name not in open_names:
+                return False
+    for name in names[given : positional - len(function.__defaults__ or ())]:
+        if name not in kwargs:
+            return False
+    if named:
+        optional = function.__kwdefaults__ or ()
+        for name in names[positional:]:
+            if name not in kwargs and name not in optional:
+                return False
+    return True
+
+
 def function_key(function: object) -> object:
-    """What the run times of a function are remembered under: it must be hashable, and not keep an object alive."""
-    return function if isinstance(function, _KEPT) else type(function)
+    """What the run times of a function are remembered under: it is hashable, and keeps nothing alive."""
+    if isinstance(function, str):
+        return function
+    return weakref.ref(function if isinstance(function, _OF_ITS_OWN) else type(function))
 
 
-_KEPT = (types.FunctionType, str, types.BuiltinFunctionType)
+_OF_ITS_OWN = (types.FunctionType, types.BuiltinFunctionType)

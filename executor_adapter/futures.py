@@ -20,38 +20,73 @@ if TYPE_CHECKING:
 logger = logging.getLogger("executor_adapter")
 
 
+CALLBACK_SECONDS = 10.0
+"""For which one callback may keep an executor's end waiting."""
+
+
 class Callbacks:
     """Runs users' callbacks on a thread of their own, since one that blocks must not hold up the supervisor."""
 
     def __init__(self) -> None:
         self._calls: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
-        self._lock = threading.Lock()
+        self._called = 0
+        self._lock = threading.RLock()  # re-entrant: a signal handler may add a callback while its thread is in here
         self._thread: threading.Thread | None = None
 
-    def call(self, callback: Callable[[], object]) -> None:
+    def start(self) -> None:
+        """Have the thread: at the interpreter's exit, when callbacks are called still, none can be started.
+
+        Raises:
+            RuntimeError: there is none to be had.
+        """
         with self._lock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="executor-callbacks", daemon=True)
-                self._thread.start()
+                try:
+                    self._thread.start()
+                except RuntimeError:
+                    self._thread = None
+                    raise
+
+    def call(self, callback: Callable[[], object]) -> None:
+        self.start()
         self._calls.put(callback)
 
     def close(self) -> None:
         """Let the thread end once it has called what it was given."""
         self._calls.put(None)
 
+    def is_calling_here(self) -> bool:
+        """Whether this is its thread, in a callback."""
+        return threading.current_thread() is self._thread
+
+    def wait(self) -> None:
+        """Once it is closed: wait until all are called, or one takes longer than CALLBACK_SECONDS."""
+        thread, seen = self._thread, -1
+        if thread is None or self.is_calling_here():
+            return
+        while thread.is_alive() and seen != self._called:
+            seen = self._called
+            thread.join(CALLBACK_SECONDS)
+        if thread.is_alive():
+            logger.warning("a callback of a job's future takes longer than %s s: nobody waits for it", CALLBACK_SECONDS)
+
     def _run(self) -> None:
         while (callback := self._calls.get()) is not None:
             try:
                 callback()
-            except Exception:
+            except BaseException:  # SystemExit too: those after it are to be called all the same
                 logger.exception("a callback of a job's future failed")
+            callback = None  # else it would hold its job until the next
+            self._called += 1
 
 
 class JobFuture(Future[Any]):
     """The future of one job, and through `.job` all that is known of it while it runs.
 
     `result()` raises the function's own exception, or what the executor says instead: JobTimeoutError,
-    WorkerCrashedError, MemoryLimitError, JobCancelledError, JobSerializationError.
+    WorkerCrashedError, MemoryLimitError, JobCancelledError, JobSerializationError. In a forked process it raises
+    ExecutorClosedError where the job was not over at the fork.
 
     All futures of a supervisor share one condition, and the lists of those who wait are made when first asked for: most
     futures are done before anyone waits, and these would be half of the memory of a queued job. So nobody waits on the
@@ -115,13 +150,15 @@ class JobFuture(Future[Any]):
     def _wait(self, timeout: float | None) -> None:
         if self._state == FINISHED:
             return
+        self._supervisor.refuse_if_parents()  # nobody here would ever settle it
         waiter = _Waiter()
         with self._supervisor.settling_lock:
             if self._state == FINISHED:
                 return
             self._waiters.append(waiter)
         try:
-            if not waiter.lock.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+            within = -1 if timeout is None else min(max(0.0, timeout), threading.TIMEOUT_MAX)
+            if not waiter.lock.acquire(timeout=within):
                 raise TimeoutError
         finally:
             with self._supervisor.settling_lock:
@@ -145,6 +182,8 @@ class JobFuture(Future[Any]):
 
     def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
         """Call `fn(future)` when the job is over: on a thread for callbacks, or here and now if it is over already."""
+        if not self.done():
+            self._supervisor.expect_callback()
         super().add_done_callback(functools.partial(self._supervisor.deliver, fn))
 
 

@@ -13,18 +13,20 @@ RUNNING falls back to PENDING, or to RETRYING, when its worker died before it be
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serializer
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_serializer
 
+from executor_adapter.bounds import Count, Delay, Retries, Seconds, no_bool
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.retry import RetryPolicy, in_force
 
@@ -276,15 +278,34 @@ _UNITS = {"": 1, "B": 1} | {
 
 def _check_memory_limit(value: Any) -> Any:
     if not isinstance(value, str):
-        return value
+        return no_bool(value)
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", value.strip())
     if match is None or match[2] not in _UNITS:
         raise ValueError(f"{value!r} is no size: give bytes, or a number with one of {', '.join(filter(None, _UNITS))}")
-    return int(float(match[1]) * _UNITS[match[2]])
+    size = float(match[1]) * _UNITS[match[2]]
+    if size > LARGEST_MEMORY:
+        raise ValueError(f"{value[:20]!r} is more than any machine has: leave the limit out")
+    return int(size)
 
 
-MemoryLimit = Annotated[Annotated[int, Field(gt=0)] | None, BeforeValidator(_check_memory_limit)]
-PoolName = Literal["auto", "coroutine", "thread", "process", "dask", "ray"]
+def _check_holds_python(size: int) -> int:
+    if size < LEAST_MEMORY_LIMIT:
+        least = f"{LEAST_MEMORY_LIMIT >> 20}MiB"
+        raise ValueError(
+            f"{size} bytes hold no Python process: give at least {least}, or a text with a unit ('512MiB')"
+        )
+    return size
+
+
+LEAST_MEMORY_LIMIT = 8 << 20
+"""Bytes. An interpreter that has imported nothing holds more."""
+LARGEST_MEMORY = 1 << 60
+
+MemoryLimit = Annotated[
+    Annotated[int, AfterValidator(_check_holds_python)] | None,
+    BeforeValidator(_check_memory_limit),
+]
+PoolName = Literal["auto", "coroutine", "thread", "process"]
 
 
 class Job(BaseModel):
@@ -301,10 +322,11 @@ class Job(BaseModel):
     instead of a second one.
 
     Raises:
-        pydantic.ValidationError: a field is unknown, or its value is none that could ever work.
+        pydantic.ValidationError: a field is unknown, or its value is none that could ever work; also where a field is
+            set later, or by `model_copy(update=...)`.
     """
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, validate_assignment=True)
 
     function: Annotated[Any, BeforeValidator(_check_function)]
     job_id: str = Field(default_factory=uuid7, min_length=1)
@@ -313,16 +335,16 @@ class Job(BaseModel):
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = Field(default_factory=dict)
     pool: PoolName = "auto"
-    max_runtime: float | None = Field(default=3600.0, gt=0, allow_inf_nan=False)
-    soft_timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    queue_timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    stall_timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    deadline: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    retry_attempts: int = Field(default=3, ge=0)
-    retry_delay: float = Field(default=60.0, ge=0, allow_inf_nan=False)
+    max_runtime: Seconds | None = 3600.0
+    soft_timeout: Seconds | None = None
+    queue_timeout: Seconds | None = None
+    stall_timeout: Seconds | None = None
+    deadline: Seconds | None = None
+    retry_attempts: Retries = 3
+    retry_delay: Delay = 60.0
     retry: RetryPolicy | None = None
     memory_limit: MemoryLimit = None
-    priority: int = 0
+    priority: Count = 0
     dedupe_key: str | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
 
@@ -338,6 +360,20 @@ class Job(BaseModel):
     def __setstate__(self, state: dict[Any, Any]) -> None:
         super().__setstate__(state)
         object.__setattr__(self, "_live", LiveState())
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A job of its own, pending; with the id of this one, unless `update` has another.
+
+        Raises:
+            InvalidJobError: `update` names no field of a job.
+            pydantic.ValidationError: `update` has a value that could never work.
+        """
+        copied = super().model_copy(deep=deep)
+        for name, value in (update or {}).items():
+            if name not in type(self).model_fields:
+                raise InvalidJobError(_no_field(name, type(self).model_fields))
+            setattr(copied, name, value)
+        return copied
 
     def __copy__(self) -> Job:
         """A copy is a job of its own: pending, whatever has become of the original."""
@@ -442,6 +478,37 @@ class Job(BaseModel):
             live.completed_at = time.time() if at is None else at
         if status is not JobStatus.RETRYING:
             live.retry_at = None
+
+
+NEW_ID = "give another: job.model_copy(update={'job_id': ...})"
+"""The way out where an id is taken."""
+
+
+def check_is_job(given: Any) -> None:
+    """
+    Raises:
+        InvalidJobError: it is none, but the function of one, say.
+    """
+    if type(given) is not Job and not isinstance(given, Job):
+        name = getattr(given, "__name__", "work") if callable(given) else "work"
+        raise InvalidJobError(f"{given!r} is no Job: make one, Job(function={name}, args=(...))")
+
+
+def check_are_jobs(given: Any) -> None:
+    """For who takes many; each is checked by `check_is_job` when it is drawn.
+
+    Raises:
+        InvalidJobError: it is one Job (which could be gone through, by its fields), or cannot be gone through.
+    """
+    if isinstance(given, Job):
+        raise InvalidJobError(f"job {given.job_id} is one Job, and many are wanted: give a list of it, [job]")
+    if not isinstance(given, Iterable):
+        raise InvalidJobError(f"{given!r} cannot be gone through: give a list or an iterator of Jobs")
+
+
+def _no_field(name: str, fields: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, fields, n=1)
+    return f"{name!r} is no field of a job: {f'did you mean {near[0]}? ' if near else ''}they are {', '.join(fields)}"
 
 
 def _aware(timestamp: float | None) -> datetime | None:

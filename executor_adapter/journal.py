@@ -124,8 +124,8 @@ class Journal:
         return _left(record) if self._is_left(told) else record
 
     def _is_left(self, told: Transition) -> bool:
-        was_let_go = told.status is JobStatus.CANCELLED and _was_let_go(told.error)
-        return was_let_go and (self.hands_over or told.job in self._handed_over)
+        let_go = told.status is JobStatus.CANCELLED and was_let_go(told.error)
+        return let_go and (self.hands_over or told.job in self._handed_over)
 
 
 _WRITTEN = StoredCall("")
@@ -137,6 +137,6 @@ def _left(record: JobRecord) -> JobRecord:
     return replace(record, status=JobStatus.PENDING, host=None, completed_at=None, error_code=None, error_message=None)
 
 
-def _was_let_go(error: BaseException | None) -> bool:
+def was_let_go(error: BaseException | None) -> bool:
     """Whether it was its executor's end that ended the job, and nobody's wish."""
     return isinstance(error, JobCancelledError) and bool(error.context.get("let_go"))

@@ -53,5 +53,5 @@ class Ledger:
         for observer in tuple(self.observers):
             try:
                 observer(told)
-            except Exception:
+            except BaseException:  # SystemExit too: who waits for the job would wait for ever
                 logger.exception("an observer failed", extra={"job_id": job.job_id})

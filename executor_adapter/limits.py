@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+import types
+import weakref
 from collections.abc import Callable
 
 from executor_adapter.functions import function_key
@@ -114,10 +116,11 @@ class RunTimes:
         self._by_function: dict[object, RunTime] = {}
 
     def of(self, function: object) -> RunTime:
-        key = function_key(function)
+        # Here what `function_key` gives for the common case: a call of it would take as long as all the rest.
+        key = weakref.ref(function) if type(function) is types.FunctionType else function_key(function)
         known = self._by_function.get(key)
         if known is None:
             if len(self._by_function) >= 1024:
-                self._by_function.clear()  # functions made on the fly: none of them comes again
+                self._by_function.clear()  # functions made on the fly: none of them comes again, and most are gone
             known = self._by_function[key] = RunTime()
         return known

@@ -8,6 +8,7 @@ program's own output, and to no job's log.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from typing import Any
 from executor_adapter.context import JobContext, running_job
 from executor_adapter.job import Job
 from executor_adapter.pools.base import Assignment
+from executor_adapter.storable import storable
 from executor_adapter.store.base import JobStore, LogLine
 
 WAITING = 20_000
@@ -62,12 +64,7 @@ class LogLines:
     def _add(self, job_id: str, attempt: int, level: int, source: str, text: str) -> None:
         # No two alike, and in order also across hosts, as far as their clocks agree.
         self._last = seq = max(time.time_ns(), self._last + 1)
-        self._lines.append(LogLine(job_id, attempt, seq, time.time(), level, source, _storable(text)))
-
-
-def _storable(text: str) -> str:
-    """No database holds the character 0, or half a surrogate pair."""
-    return text[:LONGEST].replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
+        self._lines.append(LogLine(job_id, attempt, seq, time.time(), level, source, storable(text[:LONGEST])))
 
 
 _listening: list[LogLines] = []
@@ -89,6 +86,10 @@ def listen(lines: LogLines) -> None:
         _make_record = logging.getLogRecordFactory()
         logging.setLogRecordFactory(_note)
     _listening.append(lines)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_listening.clear)  # whoever would write the lines to a store is in the parent
 
 
 def stop_listening(lines: LogLines) -> None:

@@ -22,6 +22,9 @@ logger = logging.getLogger("executor_adapter.loop")
 CALLS_PER_TURN = 4096
 """Calls from other threads taken at once, so that a burst of them cannot starve what the workers say."""
 
+LONGEST_SLEEP = 86_400.0
+"""Seconds after which the loop looks at its clock again, whatever is due later: no selector takes just any number."""
+
 RECOVERY_SECONDS = 0.1
 """After a turn that failed the next one comes so soon, and not at once: it may fail again."""
 
@@ -69,7 +72,11 @@ class SupervisorLoop:
         self._cancelled_timers = 0
         self._order = itertools.count()
         self._inbox: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
-        self._asleep = False
+        self._sleeps = 0
+        self._asleep = 0
+        """Which of its sleeps it is in; 0: it is awake."""
+        self._ended_sleep = 0
+        """The last sleep that somebody has written to end."""
         self._woken = False
         self.stopped = False
         self._wake_reader, self._wake_writer = os.pipe()
@@ -86,22 +93,24 @@ class SupervisorLoop:
     def wake(self) -> None:
         """Have another turn follow: end the loop's sleep, or keep it from falling asleep."""
         self._woken = True
-        if self._asleep:
-            self._asleep = False
+        sleep = self._asleep
+        if sleep and sleep != self._ended_sleep:
             with contextlib.suppress(OSError):
                 # Full: it is awake already. Closed: it is over.
                 os.write(self._wake_writer, b"\0")
+            self._ended_sleep = sleep  # only now: a signal handler that comes before has to write itself
 
     # --- from the loop's own thread ---
 
     def watch(self, fd: int, on_readable: Callable[[], None]) -> None:
-        self._watched[fd] = _Watched(on_readable)
-        self._selector.register(fd, selectors.EVENT_READ)
+        watched = _Watched(on_readable)
+        self._selector.register(fd, selectors.EVENT_READ, watched)
+        self._watched[fd] = watched
 
     def watch_writable(self, fd: int, on_writable: Callable[[], None] | None) -> None:
         watched = self._watched[fd]
         if (watched.on_writable is None) != (on_writable is None):
-            self._selector.modify(fd, selectors.EVENT_READ | (selectors.EVENT_WRITE if on_writable else 0))
+            self._selector.modify(fd, selectors.EVENT_READ | (selectors.EVENT_WRITE if on_writable else 0), watched)
         watched.on_writable = on_writable
 
     def unwatch(self, fd: int) -> None:
@@ -133,9 +142,23 @@ class SupervisorLoop:
 
     def close(self) -> None:
         """Let go of the selector and the pipe; `run` does so itself."""
+        self.stopped = True
         self._selector.close()
         os.close(self._wake_reader)
         os.close(self._wake_writer)
+
+    def leave_to_parent(self) -> None:
+        """In a forked process: hold none of the descriptors any more, and leave what they stand for as it is.
+
+        They are replaced, not closed: who owns one here would later close what has come to have its number.
+        """
+        if self.stopped:
+            return
+        self.stopped = True
+        self._selector.close()  # only this, since what was taken off its list would be off the parent's too
+        with open(os.devnull, "rb") as nothing:
+            for fd in (*self._watched, self._wake_writer):
+                os.dup2(nothing.fileno(), fd, inheritable=False)
 
     def run_due(self) -> None:
         """Turn without sleeping until nothing more is due: for tests, which move the clock in between."""
@@ -149,14 +172,15 @@ class SupervisorLoop:
         self._run_inbox()
         self._run_timers()
         timeout = self._time_to_sleep(self._end_turn())
-        self._asleep = True
+        self._sleeps += 1
+        self._asleep = self._sleeps
         # Looked at after _asleep is set: no wake-up is missed.
         if self._woken or self._inbox or self.stopped or not may_sleep:
             timeout = 0.0
         events = self._selector.select(timeout)
-        self._asleep = False
+        self._asleep = 0
         for key, mask in events:
-            self._run_watched(key.fd, mask)
+            self._run_watched(key.fd, key.data, mask)
 
     def _end_turn(self) -> float:
         try:
@@ -165,11 +189,12 @@ class SupervisorLoop:
             logger.exception("the end of a turn of the supervisor's loop failed")
             return self.now() + RECOVERY_SECONDS
 
-    def _run_watched(self, fd: int, mask: int) -> None:
-        watched = self._watched.get(fd)  # an earlier callback of this turn may have let go of it
-        if watched is not None and mask & selectors.EVENT_READ:
+    def _run_watched(self, fd: int, watched: _Watched, mask: int) -> None:
+        # An earlier callback of this turn may have let go of it. Its number may be another descriptor's by then, of
+        # which the selector has said nothing: a worker just born would count as dead.
+        if mask & selectors.EVENT_READ and self._watched.get(fd) is watched:
             self._call(watched.on_readable)
-        if watched is not None and mask & selectors.EVENT_WRITE and watched.on_writable is not None:
+        if mask & selectors.EVENT_WRITE and self._watched.get(fd) is watched and watched.on_writable is not None:
             self._call(watched.on_writable)
 
     def _run_inbox(self) -> None:
@@ -192,7 +217,7 @@ class SupervisorLoop:
 
     def _time_to_sleep(self, wanted: float) -> float | None:
         due = min(self._timers[0].when if self._timers else float("inf"), wanted)
-        return None if due == float("inf") else max(0.0, due - self.now())
+        return None if due == float("inf") else min(max(0.0, due - self.now()), LONGEST_SLEEP)
 
     def _drain_wake_pipe(self) -> None:
         with contextlib.suppress(BlockingIOError):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from executor_adapter.exceptions import ExecutorClosedError
 from executor_adapter.job import Job
 from executor_adapter.queue import StoredPast
 from executor_adapter.recorder import Recorder
@@ -15,6 +17,10 @@ from executor_adapter.store.base import JobStore
 if TYPE_CHECKING:
     from executor_adapter.executor import JobExecutor
     from executor_adapter.futures import JobFuture
+
+DYING_PATIENCE = 10.0
+"""Seconds for hosts that are dying; a guardian has killed all within five."""
+DYING_STEP = 0.02
 
 
 class Memory:
@@ -29,7 +35,7 @@ class Memory:
         self._live = supervisor.intake.jobs
         self._quarantined = supervisor.intake.quarantined
         self._recovery = Recovery(
-            self.recorder, self._quarantined, lambda job, waited: executor._admit(job, waited=waited)
+            self.recorder, self._live, self._quarantined, lambda job, waited: executor._admit(job, waited=waited)
         )
         if self.store.durable:
             self.recorder.recover = self._recovery
@@ -55,11 +61,22 @@ class Memory:
         return future
 
     def recover(self) -> list[Job]:
-        """
+        """Take over what nobody runs. Waits for hosts of this machine that are dying: who starts again at once after a
+        SIGKILL finds workers of its former self that are about to be killed.
+
         Raises:
             StoreUnavailable
         """
-        return self.recorder.ask(self._recovery, may_wait=False).result() if self.store.durable else []
+        if not self.store.durable:
+            return []
+        recovered: list[Job] = []
+        until = time.monotonic() + DYING_PATIENCE
+        while True:
+            look_again = self.store.any_host_is_dying() and time.monotonic() < until
+            recovered += self.recorder.ask(self._recovery, may_wait=False).result()
+            if not look_again:
+                return recovered
+            time.sleep(DYING_STEP)
 
     def past(self) -> StoredPast | None:
         recorder = self.recorder
@@ -70,5 +87,7 @@ class Memory:
         Raises:
             StoreUnavailable
         """
-        self.recorder.flush()
-        return self.store.release(job_id)
+        try:
+            return self.recorder.ask(lambda: self.store.release(job_id), may_wait=False).result()
+        except ExecutorClosedError:
+            return self.store.release(job_id)

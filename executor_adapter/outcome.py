@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 from executor_adapter.error_codes import error_code_of
 from executor_adapter.exceptions import JobCancelledError, JobTimeoutError, SoftTimeoutError
-from executor_adapter.job import Job
+from executor_adapter.job import Job, JobStatus
 from executor_adapter.limits import StopReason
 from executor_adapter.pools.base import Assignment
+from executor_adapter.raised import shown, text_of
 
 
 def record_attempt(assignment: Assignment, error: BaseException | None, now: float) -> None:
@@ -48,11 +50,30 @@ def stop_error(job: Job, reason: StopReason | None) -> JobTimeoutError | JobCanc
             return JobTimeoutError(f"no progress within stall_timeout={job.stall_timeout} s")
         case StopReason.DEADLINE:
             message = f"not over within deadline={job.deadline} s of its submission"
-            return JobTimeoutError(message, error_code="DEADLINE_EXCEEDED")
+            return JobTimeoutError(message, error_code="DEADLINE_EXCEEDED", ends=job.job_id)
         case StopReason.SHUTDOWN:
-            return JobCancelledError(f"job {job.job_id} was cancelled: its executor was shut down", let_go=True)
+            message = f"job {job.job_id} was cancelled: its executor was shut down"
+            return JobCancelledError(message, let_go=True, ends=job.job_id)
         case StopReason.CANCEL | None:
-            return JobCancelledError(f"job {job.job_id} was cancelled")
+            return JobCancelledError(f"job {job.job_id} was cancelled", ends=job.job_id)
+
+
+def is_end_of(job: Job, error: BaseException) -> bool:
+    """Whether `error` says that this job was to end, and not its attempt alone: whatever its policy says."""
+    return _ended_by(error) == job.job_id
+
+
+def failed_as(job: Job, error: BaseException) -> JobStatus:
+    """How a job ends that failed with `error`: FAILED too where it waited for another job, which was cancelled."""
+    cancelled = isinstance(error, JobCancelledError) and _ended_by(error) in (None, job.job_id)
+    return JobStatus.CANCELLED if cancelled else JobStatus.FAILED
+
+
+def _ended_by(error: BaseException) -> str | None:
+    """The id of the job for which `stop_error` made it, if it did."""
+    if type(error) is JobCancelledError or type(error) is JobTimeoutError:  # no others, whose own code may fail
+        return error.context.get("ends")
+    return None
 
 
 def queue_timeout_error(job: Job) -> JobTimeoutError:
@@ -67,13 +88,13 @@ def soft_timeout_error(job: Job, cause: SoftTimeoutError) -> JobTimeoutError:
 
 
 def note_error(job: Job, error: BaseException) -> None:
-    job._live.error_code, job._live.error_message = error_code_of(error), str(error) or repr(error)
+    job._live.error_code, job._live.error_message = error_code_of(error), text_of(error) or shown(error)
 
 
 def records_in(value: dict[Any, Any]) -> int | None:
     """The number of records that a function's result says it collected or processed."""
     for key in ("records_collected", "records_processed"):
         count = value.get(key)
-        if isinstance(count, int):
-            return count
+        if not isinstance(count, bool) and isinstance(count, Integral):  # NumPy's are no int
+            return int(count)
     return None

@@ -6,13 +6,14 @@ import asyncio
 import bisect
 import itertools
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from executor_adapter.bounds import check_age
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job import Job, JobStatus
+from executor_adapter.job import NEW_ID, Job, JobStatus, check_is_job
 from executor_adapter.store.base import JobFilter, JobStore
 
 if TYPE_CHECKING:
@@ -76,12 +77,13 @@ class Backlog:
 class JobQueue:
     """The jobs of one scheduler, live and past: add, look up, list, clean up. For any thread or event loop.
 
-    `accept`: called with each new job; raises where it is refused. `max_history`: so many jobs that are over are
-    remembered; past it the oldest are forgotten, live ones never. With a store that outlives the program (`remember`)
-    the past is there: a job of it is made again from its record, to be looked at.
+    `accept`: called with each new job; gives the job, or the live one that has its dedupe_key; raises where it is
+    refused. `max_history`: so many jobs that are over are remembered; past it the oldest are forgotten, live ones
+    never. With a store that outlives the program (`remember`) the past is there: a job of it is made again from its
+    record, to be looked at.
     """
 
-    def __init__(self, accept: Callable[[Job], None], *, max_history: int = 100_000) -> None:
+    def __init__(self, accept: Callable[[Job], Job], *, max_history: int = 100_000) -> None:
         self._accept = accept
         self._max_history = max_history
         self._lock = threading.Lock()
@@ -96,11 +98,13 @@ class JobQueue:
                 self._jobs = {job_id: job for job_id, job in self._jobs.items() if not job.status.is_terminal}
 
     async def add_job(self, job: Job) -> str:
-        """Queue a job; its id. With a store it is in there when this returns, unless that cannot be written now.
+        """Queue a job; its id, or that of the live one that has its dedupe_key. With a store it is in there when this
+        returns, unless that cannot be written now.
 
         Raises:
-            InvalidJobError: it can never run, or its id is taken.
+            InvalidJobError: it is no Job, can never run, or its id is taken.
         """
+        check_is_job(job)
         past = self._past
         if past is not None and "job_id" in job.model_fields_set and await past.get(job.job_id) is not None:
             raise _taken(job)
@@ -109,14 +113,20 @@ class JobQueue:
                 raise _taken(job)
             self._jobs[job.job_id] = job
         try:
-            self._accept(job)
+            taken = self._accept(job)
         except BaseException:
             self.forget(job)
             raise
+        if taken is not job:
+            self.forget(job)
         self._forget_surplus()
         if past is not None:
-            await past.recorded(job)
-        return job.job_id
+            await past.recorded(taken)
+        return taken.job_id
+
+    async def is_quarantined(self, job_id: str) -> bool | None:
+        """Whether the store says so; None without one."""
+        return None if self._past is None else await self._past.is_quarantined(job_id)
 
     async def get_job(self, job_id: str) -> Job | None:
         job = self._jobs.get(job_id)
@@ -134,26 +144,41 @@ class JobQueue:
         """The jobs that match, in the order in which they were added."""
         wanted = {"status": status, "job_type": job_type, "tool_name": tool_name}
         asked = {name: value for name, value in wanted.items() if value is not None}
-        if self._past is not None:
-            found = await self._past.find(asked, offset=offset, limit=limit)
-            return [self._jobs.get(job.job_id, job) for job in found]
         with self._lock:
-            known = [job for job in self._jobs.values() if all(getattr(job, n) == v for n, v in asked.items())]
-        return known[offset : None if limit is None else offset + limit]
+            jobs = [job for job_id, job in self._jobs.items() if job_id == job.job_id]
+        known = [job for job in jobs if all(getattr(job, n) == v for n, v in asked.items())]
+        if self._past is None:
+            return known[offset : None if limit is None else offset + limit]
+        found, stored = await self._past.find(asked, offset=offset, limit=limit)
+        not_stored = [job for job in known if _waits_for_start(job)][max(0, offset - stored) :]
+        return [self._jobs.get(job.job_id, job) for job in found] + not_stored[
+            : None if limit is None else limit - len(found)
+        ]
 
     async def cleanup_old_jobs(self, max_age_hours: float = 24) -> int:
-        """Forget the jobs that have been over for more than `max_age_hours`; how many that were."""
-        before = datetime.now(UTC) - timedelta(hours=max_age_hours)
+        """Forget the jobs that have been over for more than `max_age_hours`; how many that were.
+
+        Raises:
+            ValueError: `max_age_hours` is no finite number from 0 on.
+        """
+        check_age("max_age_hours", max_age_hours)
+        before = time.time() - max_age_hours * 3600
         with self._lock:
-            old = [id_ for id_, job in self._jobs.items() if job.completed_at is not None and job.completed_at < before]
-            for job_id in old:
-                del self._jobs[job_id]
-        return len(old) if self._past is None else await self._past.cleanup(max_age_hours)
+            over = [(id_, job._live.completed_at) for id_, job in self._jobs.items()]
+            old = [id_ for id_, completed_at in over if completed_at is not None and completed_at < before]
+            forgotten = sum(self._jobs.pop(job_id).job_id == job_id for job_id in old)
+        return forgotten if self._past is None else await self._past.cleanup(max_age_hours)
 
     def forget(self, job: Job) -> None:
         """It was not queued after all."""
         with self._lock:
             self._jobs.pop(job.job_id, None)
+
+    def lead_to(self, job: Job, twin: Job) -> None:
+        """The job, whose id was given out, is not run, since `twin` is live and has its dedupe_key: who looks for the
+        one finds the other."""
+        with self._lock:
+            self._jobs[job.job_id] = twin
 
     def _forget_surplus(self) -> None:
         most = self._max_history if self._past is None else min(self._max_history, KEPT_BESIDE_STORE)
@@ -188,14 +213,20 @@ class StoredPast:
         record = await asyncio.to_thread(self._store.get, job_id)
         return None if record is None or record.queue != self._queue else record.to_job()
 
-    async def find(self, asked: Mapping[str, Any], *, offset: int, limit: int | None) -> list[Job]:
-        """The jobs whose fields are as asked, by their creation."""
+    async def is_quarantined(self, job_id: str) -> bool:
+        """Whether it is, by now; another process may have released it."""
+        await self._settled()
+        record = await asyncio.to_thread(self._store.get, job_id)
+        return record is not None and record.quarantined
+
+    async def find(self, asked: Mapping[str, Any], *, offset: int, limit: int | None) -> tuple[list[Job], int]:
+        """The jobs whose fields are as asked, by their creation; how many there are without `offset` and `limit`."""
         fields = {name: value for name, value in asked.items() if name != "status"}
         statuses = frozenset({asked["status"]}) if "status" in asked else None
         wanted = JobFilter(queue=self._queue, statuses=statuses, **fields)
         await self._settled()
         page = await asyncio.to_thread(self._store.find, wanted, offset=offset, limit=limit, newest_first=False)
-        return [self._live.get(record.job_id) or record.to_job() for record in page.records]
+        return [self._live.get(record.job_id) or record.to_job() for record in page.records], page.total
 
     async def cleanup(self, max_age_hours: float) -> int:
         await self._settled()
@@ -214,5 +245,9 @@ KEPT_BESIDE_STORE = 1000
 """Jobs that are over and are kept as they are, beside a store that knows them."""
 
 
+def _waits_for_start(job: Job) -> bool:
+    return job._live.future is None and not job.status.is_terminal
+
+
 def _taken(job: Job) -> InvalidJobError:
-    return InvalidJobError(f"a job with the id {job.job_id!r} is known already: ids must be unique")
+    return InvalidJobError(f"a job with the id {job.job_id!r} is known already: {NEW_ID}, or retry_job({job.job_id!r})")

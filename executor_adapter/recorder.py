@@ -8,8 +8,8 @@ Nothing waits for the store but who asks to (`recorded`, `flush`). While it cann
 recorded stays in the journal and is tried again; past MOST_KEPT jobs no new one is taken in. A batch goes out at once
 when the last was long ago, and otherwise PACE seconds after it, so that many jobs share one transaction.
 
-The host's lease is renewed by each batch, and without one while any job is live. An executor without live jobs does
-nothing at all.
+The host's lease is renewed by each batch, and without one while any job is live. An executor without live jobs looks
+for jobs that nobody runs, every `recover_every` seconds, and does nothing else.
 """
 
 from __future__ import annotations
@@ -86,6 +86,8 @@ class Recorder:
         self._down_since: float | None = None
         self._pause = FIRST_PAUSE
         self._lease_ran_out = False
+        self._let_go_of: list[Job] = []
+        """Jobs that others may run, and of which something may still run here."""
         self._renewed_at = self._looked_at = 0.0
         self._recovered_at = time.monotonic()
         self.lines = LogLines(supervisor.intake.jobs)
@@ -290,6 +292,8 @@ class Recorder:
             self._write(self.journal.batch(BATCH, self.host().host_id))
 
     def _is_renewal_due(self) -> bool:
+        if self._is_recovery_due():  # what is claimed is to be held
+            return True
         return bool(self._supervisor.intake.jobs) and time.monotonic() >= self._renewed_at + self._lease / 4
 
     def _write(self, batch: Batch) -> None:
@@ -344,8 +348,12 @@ class Recorder:
             for done in given_up.values():
                 done.set_result(None)
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
-        if self.store.shared and time.monotonic() > self._renewed_at + self._lease * 5 / 6:
+        if self._is_known_by_lease() and time.monotonic() > self._renewed_at + self._lease * 5 / 6:
             self._let_lease_go()
+
+    def _is_known_by_lease(self) -> bool:
+        """Whether others may take this host for gone though it lives."""
+        return self._host is not None and (self.store.shared or not self._host.presence)
 
     # --- looking around ---
 
@@ -359,12 +367,23 @@ class Recorder:
                     self._supervisor.cancel(job)
 
     def _recover_if_due(self) -> None:
-        now = time.monotonic()
-        is_due = self.recover_every is not None and now >= self._recovered_at + self.recover_every
-        if (is_due or self._lease_ran_out) and not self._closing.is_set():
-            self._recovered_at = now
+        if self._is_recovery_due():
+            self._recovered_at = time.monotonic()
             self._lease_ran_out = False
             self.recover()
+
+    def _is_recovery_due(self) -> bool:
+        if self._supervisor.intake.closed or self._some_are_ending():
+            return False
+        is_time = self.recover_every is not None and time.monotonic() >= self._recovered_at + self.recover_every
+        return is_time or self._lease_ran_out
+
+    def _some_are_ending(self) -> bool:
+        """Whether of a job that is no longer this host's something still runs here: it might be claimed, and not be
+        taken in beside itself."""
+        live = self._supervisor.intake.jobs
+        self._let_go_of = [job for job in self._let_go_of if live.get(job.job_id) is job]
+        return bool(self._let_go_of)
 
     # --- the lease ---
 
@@ -384,8 +403,10 @@ class Recorder:
         if self._host is not None:
             forget(self._host)
             self._host = None
-        known = self.journal.known_to_store(list(self._supervisor.intake.jobs.values()))
-        self._give_away(known)
+        if known := self.journal.known_to_store(list(self._supervisor.intake.jobs.values())):
+            self._lease_ran_out = True  # nobody may have taken them
+            self._give_away(known)
+        self._wake.set()  # for what is asked of the host that this is from now on
 
     def _give_away(self, jobs: list[Job]) -> None:
         ended = self.journal.disown(jobs)
@@ -399,6 +420,7 @@ class Recorder:
         self._let_go(live)
 
     def _let_go(self, jobs: list[Job]) -> None:
+        self._let_go_of += jobs
         for job in jobs:
             self._supervisor.let_go(job)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from executor_adapter.exceptions import InvalidJobError
@@ -179,5 +180,16 @@ def made_again(job: Job, **changes: Any) -> Job:
     if not job.status.is_terminal:
         raise InvalidJobError(f"job {job.job_id} is {job.status}: wait for its end, or cancel it")
     given = {name: getattr(job, name) for name in job.model_fields_set - {"job_id"}}
+    if job.retry is not None:
+        changes = policy_changed(dict(job.retry), changes) | changes
     metadata = {**job.metadata, **changes.pop("metadata", {}), RETRY_OF: job.job_id}
     return Job(**given | changes | {"metadata": metadata})
+
+
+def policy_changed(policy: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The field `retry` of a job of that policy whose `retry_attempts` or `retry_delay` is changed: the policy would
+    win over them."""
+    changed = {name: changes[name] for name in ("retry_attempts", "retry_delay") if name in changes}
+    if "retry_delay" in changed:
+        changed["delays"] = []
+    return {"retry": {**policy, **changed}} if changed else {}

@@ -10,13 +10,15 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from executor_adapter.exceptions import InvalidJobError, JobSerializationError
+from executor_adapter.exceptions import ExecutorClosedError, InvalidJobError, JobSerializationError
 from executor_adapter.job import Attempt, Job, JobStatus
+from executor_adapter.quarantine import MOST_QUARANTINED
+from executor_adapter.raised import shown, text_of
 from executor_adapter.recorder import Recorder
-from executor_adapter.store.base import JobFilter, JobRecord
+from executor_adapter.store.base import JobFilter, JobRecord, LeaseLost, StoreUnavailable
 from executor_adapter.store.revival import given_fields, restore
 
 logger = logging.getLogger("executor_adapter.store")
@@ -26,12 +28,20 @@ AT_ONCE = 100
 
 
 class Recovery:
-    """Claims jobs on the recorder's thread and has them run: `readmit(job, seconds since it was created)`."""
+    """Claims jobs on the recorder's thread and has them run: `readmit(job, seconds since it was created)`.
+
+    `live`: the executor's jobs that are not over, by id.
+    """
 
     def __init__(
-        self, recorder: Recorder, quarantined: dict[str, Job], readmit: Callable[[Job, float], object]
+        self,
+        recorder: Recorder,
+        live: Mapping[str, Job],
+        quarantined: dict[str, Job],
+        readmit: Callable[[Job, float], object],
     ) -> None:
         self._recorder = recorder
+        self._live = live
         self._quarantined = quarantined
         self._readmit = readmit
 
@@ -54,11 +64,13 @@ class Recovery:
 
     def _know_quarantined(self) -> None:
         wanted = JobFilter(queue=self._recorder.queue, quarantined=True)
-        for record in self._recorder.store.find(wanted, limit=None).records:
+        for record in reversed(self._recorder.store.find(wanted, limit=MOST_QUARANTINED).records):
             if record.job_id not in self._quarantined:
                 self._quarantined[record.job_id] = record.to_job()
 
     def _run_again(self, record: JobRecord) -> Job | None:
+        if record.job_id in self._live:
+            return None  # it runs here, and is recorded as this host's
         record = _cut_off(record)
         try:
             job = _pending(record)
@@ -67,8 +79,12 @@ class Recovery:
                 self._quarantined[record.job_id] = restore(record)
                 return None
             self._readmit(job, max(0.0, time.time() - record.created_at))
-        except (InvalidJobError, JobSerializationError, ValueError) as error:
-            self._end(record, "CONFIGURATION_ERROR", f"its host is gone, and it cannot run here: {error}", False)
+        except (StoreUnavailable, LeaseLost, ExecutorClosedError):
+            raise
+        except Exception as error:  # whatever it is: one job must not keep the others from being run
+            explained = isinstance(error, (InvalidJobError, JobSerializationError, ValueError))
+            why = text_of(error) if explained else shown(error)
+            self._end(record, "CONFIGURATION_ERROR", f"its host is gone, and it cannot run here: {why}", False)
             return None
         return job
 
@@ -112,9 +128,9 @@ def _cut_off(record: JobRecord) -> JobRecord:
 def _pending(record: JobRecord) -> Job:
     """
     Raises:
-        InvalidJobError: its function is not stored, or not to be had here.
+        ValueError: its function is not stored, or not to be had here, or it is none that could ever run.
     """
-    given_fields(record)
+    Job(**given_fields(record))
     job = restore(replace(record, status=JobStatus.PENDING, progress=None))
     if record.started_at is not None:
         job.queue_timeout = None  # it did start in time

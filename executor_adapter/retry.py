@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from executor_adapter.bounds import Delay, Factor, Number, Retries
 
 NEVER_RETRIED = frozenset(
     {"DATA_ERROR", "REQUEST_ERROR", "CONFIGURATION_ERROR", "SERIALIZATION_ERROR", "CANCELLED", "DEADLINE_EXCEEDED"}
@@ -16,6 +18,17 @@ NEVER_RETRIED = frozenset(
 
 CRASHES = frozenset({"WORKER_CRASHED", "MEMORY_LIMIT"})
 """Codes with a budget of their own, since such a job may harm more than itself."""
+
+
+LONGEST_RETRY_AFTER = 86_400.0
+"""Seconds, a day: the other side may ask for no longer a pause, unless `max_delay` is longer still. Anybody can write
+any number into a header."""
+
+LONGEST_DELAY = 100 * 365 * 86_400.0
+"""Seconds, a century: what asks for longer waits so long, since no calendar and no clock can hold any number."""
+
+MOST_MEMORY = 1 << 62
+"""Bytes past which no memory_limit grows."""
 
 
 class RetryRule(BaseModel):
@@ -30,9 +43,9 @@ class RetryRule(BaseModel):
 
     codes: tuple[str, ...] = Field(min_length=1)
     action: Literal["retry", "fail"] = "retry"
-    retry_delay: float | None = Field(default=None, ge=0)
-    backoff_coefficient: float | None = Field(default=None, ge=1)
-    memory_factor: float = Field(default=1.0, ge=1)
+    retry_delay: Delay | None = None
+    backoff_coefficient: Factor | None = None
+    memory_factor: Factor = 1.0
     alone: bool = False
 
     def matches(self, code: str) -> bool:
@@ -41,7 +54,8 @@ class RetryRule(BaseModel):
 
 class RetryPolicy(BaseModel):
     """How often and how soon: the n-th retry waits `retry_delay * backoff_coefficient ** (n - 1)` seconds, at most
-    `max_delay`, give or take a random share of `jitter`.
+    `max_delay`, give or take a random share of `jitter`. Where the other side asks for a longer pause (Retry-After),
+    the retry waits for that: at most LONGEST_RETRY_AFTER, a day, or `max_delay` where that is longer.
 
     `delays`: given one by one instead, the last for all further retries; `max_delay` does not cap them.
     `crash_attempts`: of the retries, at most so many after WORKER_CRASHED or MEMORY_LIMIT; past it the job is
@@ -50,13 +64,13 @@ class RetryPolicy(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    retry_attempts: int = Field(default=3, ge=0)
-    retry_delay: float = Field(default=60.0, ge=0, allow_inf_nan=False)
-    backoff_coefficient: float = Field(default=2.0, ge=1, allow_inf_nan=False)
-    max_delay: float = Field(default=900.0, ge=0, allow_inf_nan=False)
-    jitter: float = Field(default=0.1, ge=0, le=1)
-    crash_attempts: int = Field(default=2, ge=0)
-    delays: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = ()
+    retry_attempts: Retries = 3
+    retry_delay: Delay = 60.0
+    backoff_coefficient: Factor = 2.0
+    max_delay: Delay = 900.0
+    jitter: Number = Field(default=0.1, ge=0, le=1)
+    crash_attempts: Retries = 2
+    delays: tuple[Delay, ...] = ()
     rules: tuple[RetryRule, ...] = ()
 
     def delay_before(self, retry: int, rule: RetryRule | None = None) -> float:
@@ -70,7 +84,12 @@ class RetryPolicy(BaseModel):
         try:
             return float(min(first * growth ** (retry - 1), self.max_delay))
         except OverflowError:
-            return self.max_delay
+            return self.max_delay if first else 0.0
+
+    def heeded(self, retry_after: float | None) -> float:
+        """Of the seconds that the other side asked to wait, those that a job does wait."""
+        asked = 0.0 if retry_after is None else retry_after
+        return min(asked, max(LONGEST_RETRY_AFTER, self.max_delay), LONGEST_DELAY)
 
 
 _attempts_in_tests: int | None = None
@@ -105,6 +124,10 @@ class RetryDecision:
     memory_factor: float = 1.0
     alone: bool = False
 
+    def memory_limit(self, now: int) -> int:
+        """The memory_limit of the next attempt, in bytes, where that of the last was `now`."""
+        return int(min(min(now, MOST_MEMORY) * self.memory_factor, MOST_MEMORY))
+
 
 def decide(
     policy: RetryPolicy,
@@ -118,7 +141,8 @@ def decide(
     """Decide what follows attempt number `attempt` (from 1), which ended with the error code `code`.
 
     `crashes` counts the job's crashes, this one included. `retry_after` is what the other side asked for, in
-    seconds: the delay is never shorter. `draw` gives the jitter's random number from [0, 1).
+    seconds: the delay is no shorter than what the policy heeds of it. `draw` gives the jitter's random number from
+    [0, 1).
     """
     rule = next((rule for rule in policy.rules if rule.matches(code)), None)
     crash_budget_spent = code in CRASHES and crashes > policy.crash_attempts
@@ -141,7 +165,7 @@ def decide(
     delay = policy.delay_before(attempt, rule) * (1.0 + policy.jitter * (2.0 * draw() - 1.0))
     return RetryDecision(
         retry=True,
-        delay=max(delay, retry_after or 0.0),
+        delay=min(max(delay, policy.heeded(retry_after)), LONGEST_DELAY),
         reason=f"retry {attempt} of {policy.retry_attempts}",
         memory_factor=1.0 if rule is None else rule.memory_factor,
         alone=rule is not None and rule.alone,

@@ -5,7 +5,9 @@
     await collection_scheduler.start()
     job_id = await collection_scheduler.add_manual_job("collection", collect, tool_name="cequence")
 
-Jobs may be added before `start`: they wait for it. A scheduler that was stopped can be started again.
+Jobs may be added before `start`, and after `stop` or `close`: they wait for the next start, and nothing else starts
+them. A scheduler that was stopped or closed can be started again. Where a Prefect API is configured its jobs are task
+runs there too, see `mirroring`.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
+from executor_adapter.bounds import check_count
 from executor_adapter.config import Settings, Stage, StageSettings, load_config
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.executor import JobExecutor
@@ -23,6 +26,7 @@ from executor_adapter.functions import is_coroutine_function, resolve
 from executor_adapter.intake import check_job
 from executor_adapter.job import Job
 from executor_adapter.ledger import Observer
+from executor_adapter.mirroring import SchedulerMirror, mirror_for
 from executor_adapter.monitoring.stats import WINDOW, ExecutorStats
 from executor_adapter.queue import JobQueue
 from executor_adapter.recording import made_again
@@ -40,7 +44,8 @@ class _Scheduler:
     """What both schedulers share.
 
     `config` default: `load_config()`, read at `start`. `store`: where jobs are remembered, a JobStore or the URL of
-    one; default: the settings' `store.url`, else the memory of this process. `observers`: as JobExecutor's.
+    one; default: the settings' `store.url`, else the memory of this process. `observers`: as JobExecutor's; where one
+    is a PrefectMirror, the settings' `prefect.mirror` does not count.
     `tool_limits`: by tool name, how many of its jobs run at once and how many start in a second.
     """
 
@@ -57,6 +62,8 @@ class _Scheduler:
         tool_limits: Mapping[str, ToolLimit] | None = None,
         observers: Iterable[Observer] = (),
     ) -> None:
+        if max_concurrent_jobs is not None:
+            check_count("max_concurrent_jobs", max_concurrent_jobs, "lets no job start", or_none=", or None")
         self.job_queue = JobQueue(self._accept)
         self._max_concurrent_jobs = max_concurrent_jobs
         self._config = config
@@ -65,7 +72,10 @@ class _Scheduler:
         self._tool_limits = tool_limits
         self._observers = tuple(observers)
         self._executor: JobExecutor | None = None
+        self._mirror: SchedulerMirror | None = None
         self._waiting: list[Job] = []
+        self._quarantined: dict[str, Job] = {}
+        """What the executor that was stopped held in quarantine; the next one does."""
         self._lock = threading.Lock()
 
     async def start(self) -> None:
@@ -79,9 +89,10 @@ class _Scheduler:
         """
         if self._executor is not None:
             return
-        config = self._config or load_config()
+        config = self.config
         await self._open_store(config)
-        executor, waiting = self._begin(config)
+        mirror = await asyncio.to_thread(mirror_for, config.prefect.mirror, self._observers)
+        executor, waiting = self._begin(config, mirror)
         try:
             await executor.start()
         except BaseException:
@@ -90,18 +101,20 @@ class _Scheduler:
             raise
         self._submit_all(waiting, executor)
 
-    def _begin(self, config: Settings) -> tuple[JobExecutor, list[Job]]:
+    def _begin(self, config: Settings, mirror: SchedulerMirror | None) -> tuple[JobExecutor, list[Job]]:
         """The executor, and the jobs that have waited for it."""
         with self._lock:
             if self._executor is None:
-                self._executor = self._make_executor(config)
+                self._executor, self._mirror = self._make_executor(config), mirror
+                if mirror is not None:
+                    mirror.attach(self._executor)
             waiting, self._waiting = self._waiting, []
             return self._executor, waiting
 
     def _make_executor(self, config: Settings) -> JobExecutor:
         section: StageSettings = getattr(config, self.section)
         executor = JobExecutor(
-            self._max_concurrent_jobs or section.max_concurrent_jobs,
+            section.max_concurrent_jobs if self._max_concurrent_jobs is None else self._max_concurrent_jobs,
             config=config.for_stage(self.section),
             tool_limits=self._tool_limits,
             observers=self._observers,
@@ -109,6 +122,7 @@ class _Scheduler:
             queue=self.section,
             hands_over=True,
         )
+        executor._supervisor.intake.quarantined.update(self._quarantined)
         self.job_queue.remember(executor.past())
         return executor
 
@@ -121,33 +135,46 @@ class _Scheduler:
         refused: InvalidJobError | None = None
         for job in jobs:
             try:
-                executor.submit(job)
+                taken = self._submit(job, executor)
             except InvalidJobError as error:
                 self.job_queue.forget(job)
                 refused = error
+            else:
+                if taken is not job:
+                    self.job_queue.lead_to(job, taken)
         if refused is not None:
             raise refused
 
     async def stop(self, timeout: float | None = STOP_TIMEOUT) -> None:
         """Cancel what waits and let what runs end; after `timeout` seconds (None: never) cancel that too. With a store
-        that outlives the program nothing is cancelled: it stays there, for the next start."""
+        that outlives the program nothing is cancelled: it stays there, for the next start. Where jobs are mirrored, a
+        Prefect server that is behind or away gets 14 s more; what it has not recorded then is kept for the next start.
+        """
         with self._lock:
             executor, self._executor = self._executor, None
         if executor is not None:
             await asyncio.to_thread(executor.shutdown, cancel_futures=True, timeout=timeout)
-            self.job_queue.remember(executor.past())
+            self._ended(executor)
 
     def close(self) -> None:
         """End what still runs, at once, and let go of all workers and of the store. Harmless when it is stopped or
-        closed already."""
+        closed already. A Prefect server gets 4 s, for final states alone. Jobs that
+        wait for a start, or are added from now on, wait for the next."""
         with self._lock:
             executor, self._executor = self._executor, None
             store, self._store = self._store, None
+            mirror, self._mirror = self._mirror, None
+        if mirror is not None:
+            mirror.hasten()
         if executor is not None:
             executor.shutdown(cancel_futures=True, timeout=0)
-            self.job_queue.remember(executor.past())
+            self._ended(executor)
         if store is not None and store is not self._given_store:
             store.close()
+
+    def _ended(self, executor: JobExecutor) -> None:
+        self._quarantined = {job.job_id: job for job in executor.quarantined()}
+        self.job_queue.remember(executor.past())
 
     async def retry_job(self, job_id: str, **changes: Any) -> str:
         """Queue a new job like one that is over, with `changes` to fields of Job (a longer `max_runtime`, other
@@ -159,7 +186,7 @@ class _Scheduler:
         job = await self.get_job_status(job_id)
         if job is None:
             raise InvalidJobError(f"no job with the id {job_id!r} is known")
-        if self._executor is not None and job_id in self._executor.stats().quarantined:
+        if await self._is_quarantined(job_id):
             raise InvalidJobError(f"job {job_id} is quarantined: release({job_id!r}) first")
         return await self.job_queue.add_job(made_again(job, **changes))
 
@@ -168,7 +195,15 @@ class _Scheduler:
         executor, store = self._executor, self._store
         if executor is not None:
             return await asyncio.to_thread(executor.release, job_id)
-        return store is not None and await asyncio.to_thread(store.release, job_id)
+        known = self._quarantined.pop(job_id, None) is not None
+        return known if store is None else await asyncio.to_thread(store.release, job_id)
+
+    async def _is_quarantined(self, job_id: str) -> bool:
+        stored = await self.job_queue.is_quarantined(job_id)
+        if stored is not None:
+            return stored
+        executor = self._executor
+        return job_id in (self._quarantined if executor is None else executor.stats().quarantined)
 
     async def get_job_status(self, job_id: str) -> Job | None:
         """The job itself, live; None where no such job is known."""
@@ -178,8 +213,22 @@ class _Scheduler:
         return await self.job_queue.list_jobs()
 
     async def cleanup_old_jobs(self, max_age_hours: float = 24) -> int:
-        """Forget the jobs that have been over for more than `max_age_hours`; how many that were."""
+        """Forget the jobs that have been over for more than `max_age_hours`; how many that were.
+
+        Raises:
+            ValueError: `max_age_hours` is no finite number from 0 on.
+        """
         return await self.job_queue.cleanup_old_jobs(max_age_hours)
+
+    @property
+    def config(self) -> Settings:
+        """Those in force; before `start` those that it would read.
+
+        Raises:
+            ConfigurationError: naming key and value.
+        """
+        executor = self._executor
+        return (self._config or load_config()) if executor is None else executor.config
 
     def running(self) -> list[Job]:
         """The jobs that have an attempt under way."""
@@ -194,15 +243,32 @@ class _Scheduler:
         job.kwargs.update(own)
         return await self.job_queue.add_job(job)
 
-    def _accept(self, job: Job) -> None:
-        self._choose_pool(job)
+    def _accept(self, job: Job) -> Job:
         self._bind(job)
         with self._lock:
             if self._executor is not None:
-                self._executor.submit(job)
-            else:
-                check_job(job)
-                self._waiting.append(job)
+                return self._submit(job, self._executor)
+            if (twin := self._waiting_twin(job)) is not None:
+                return twin
+            self._check(job)
+            self._waiting.append(job)
+            return job
+
+    def _submit(self, job: Job, executor: JobExecutor) -> Job:
+        executor._defaults.fill_in(job)  # what the settings say of its pool counts before what the scheduler chooses
+        self._choose_pool(job)
+        return executor.submit(job).job
+
+    def _waiting_twin(self, job: Job) -> Job | None:
+        if job.dedupe_key is None:
+            return None
+        return next((other for other in self._waiting if other.dedupe_key == job.dedupe_key), None)
+
+    def _check(self, job: Job) -> None:
+        """Refuse what no settings, which are read at the start, would let run."""
+        probe = job.model_copy()
+        self._choose_pool(probe)
+        check_job(probe)
 
     def _bind(self, job: Job) -> None:
         """Give the function what the job knows under a name that it takes and does not have yet."""
@@ -214,7 +280,8 @@ class _Scheduler:
                 job.kwargs.setdefault(name, value)
 
     def _choose_pool(self, job: Job) -> None:
-        """Collection waits for others: a coroutine or a thread, as pool="auto" gives."""
+        """Where neither the job nor the settings say one. Collection waits for others: a coroutine or a thread, as
+        pool="auto" gives."""
 
 
 class CollectionScheduler(_Scheduler):

@@ -11,6 +11,7 @@ its attempts.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import signal
@@ -30,6 +31,7 @@ from executor_adapter.exceptions import (
     SoftTimeoutError,
     WorkerCrashedError,
 )
+from executor_adapter.functions import check_arguments
 from executor_adapter.futures import Callbacks, JobFuture
 from executor_adapter.intake import Intake, check_job
 from executor_adapter.job import TERMINAL, Job, JobStatus, Progress
@@ -38,6 +40,8 @@ from executor_adapter.ledger import Ledger, Observer
 from executor_adapter.limits import SHORT_RUN, RunningAttempts, RunTimes, StopReason
 from executor_adapter.loop import LoopTimer, SupervisorLoop
 from executor_adapter.outcome import (
+    failed_as,
+    is_end_of,
     note_error,
     queue_timeout_error,
     record_attempt,
@@ -48,6 +52,7 @@ from executor_adapter.outcome import (
 from executor_adapter.pool_set import PoolSet
 from executor_adapter.pools import PoolKinds
 from executor_adapter.pools.base import Assignment, Ending, WorkerPool
+from executor_adapter.raised import as_exception, shown, traceback_text
 from executor_adapter.retry import CRASHES, RetryDecision, decide
 from executor_adapter.surroundings import Surroundings
 from executor_adapter.throttle import Throttle, ToolLimit
@@ -59,6 +64,9 @@ logger = logging.getLogger("executor_adapter")
 
 CANCEL_GRACE = 3.0
 """Seconds that a cancelled attempt gets at most: within five all is to be over, the kill included."""
+
+CAUGHT_UP_SECONDS = 0.05
+"""Between two looks whether the supervisor that is to catch up is over."""
 
 
 class Supervisor:
@@ -89,8 +97,11 @@ class Supervisor:
         """Told of what functions in worker processes log and print."""
         self.on_closed: list[Callable[[], object]] = []
         """Called once all is over, in order."""
+        self.let_go_of: Callable[[], object] = lambda: None
+        """Called after those, when it is closed and all callbacks were called: there is nothing of it to wait for."""
         self.intake = Intake(max_pending)
         self._callbacks = Callbacks()
+        self._let_go = threading.Event()
         self._thread: threading.Thread | None = None
         self._launched = False
         self._start_lock = threading.RLock()  # as Intake's
@@ -108,6 +119,8 @@ class Supervisor:
             )
         self._starts_nothing = False
         """Shut down in a way that lets no further attempt begin."""
+        self.is_parents = False
+        """It was made by the process that this one was forked from, and runs there."""
 
     # ------------------------------------------------------------------ from any thread
 
@@ -127,6 +140,8 @@ class Supervisor:
         self.intake.refuse_if_closed()
         if (twin := self.intake.twin(job)) is not None:
             return twin
+        if driver is None:  # else whoever drives may have its function called in another way
+            check_arguments(job.function, job.args, job.kwargs)
         live = job._live
         live.pool, live.payload = check_job(job, self._kind_of)
         live.memory_limit = job.memory_limit
@@ -144,14 +159,17 @@ class Supervisor:
 
     def cancel(self, job: Job) -> bool:
         """Ask for the job's end; False where it is over, or not this executor's."""
-        if job.status in TERMINAL or self.intake.jobs.get(job.job_id) is not job:
-            return False
-        self.call_soon(self._end_early, job, StopReason.CANCEL)
-        return True
+        return self._ask_to_end(job, StopReason.CANCEL)
 
     def let_go(self, job: Job) -> None:
         """End a live job that another host is to run."""
-        self.call_soon(self._end_early, job, StopReason.SHUTDOWN)
+        self._ask_to_end(job, StopReason.SHUTDOWN)
+
+    def _ask_to_end(self, job: Job, reason: StopReason) -> bool:
+        if job.status in TERMINAL or self.is_parents or not self.intake.holds(job):
+            return False
+        self.call_soon(self._end_early, job, reason)
+        return True
 
     def running(self) -> list[Assignment]:
         """The attempts under way."""
@@ -159,6 +177,22 @@ class Supervisor:
 
     def call_soon(self, callback: Callable[..., None], *args: Any) -> None:
         self._loop.call_soon(callback, *args)
+
+    def catch_up(self, timeout: float) -> None:
+        """Wait until all that it was asked for before is done: at most `timeout` seconds, and not on its own thread."""
+        if not self.is_started() or self.is_parents or threading.current_thread() is self._thread:
+            return
+        done = threading.Event()
+        self.call_soon(done.set)
+        ends = time.monotonic() + timeout
+        while not (done.wait(CAUGHT_UP_SECONDS) or self.closed.is_set() or time.monotonic() >= ends):
+            pass
+
+    def expect_callback(self) -> None:
+        """A future is about to have one."""
+        if self._launched:
+            with contextlib.suppress(RuntimeError):  # no thread to be had: it is tried again when the job is over
+                self._callbacks.start()
 
     def deliver(self, callback: Callable[[Future[Any]], object], future: Future[Any]) -> None:
         """Run a future's callback: elsewhere, if this is the supervisor's thread."""
@@ -169,14 +203,30 @@ class Supervisor:
 
     def close(self, *, cancel_pending: bool, cancel_running: bool) -> None:
         """Take no more jobs; end once those there are over. Calling again with more to cancel hastens it."""
+        if self.is_parents:
+            return
         self.intake.close()
-        if self.is_started():
-            if self._right_to_run:
-                self._launch()  # this is a signal handler in the middle of `_start_thread`, and will wait for the end
+        started = self.is_started()
+        if started or self.intake.jobs:
             self.call_soon(self._close, cancel_pending, cancel_running)
+            if not started:
+                self._start_thread()  # as whoever has submitted the first is about to
+            elif self._right_to_run:
+                self._launch()  # this is a signal handler in the middle of `_start_thread`, and will wait for the end
         elif self._may_run():
             self._loop.close()
             self._over()
+
+    def wait(self) -> None:
+        """Wait until it is closed and all callbacks were called: not for one that hangs, nor from within one."""
+        self.closed.wait()
+        if not self._callbacks.is_calling_here():
+            self._let_go.wait()
+
+    def cut_off_in(self, seconds: float) -> None:
+        """Once it is closed: cancel what is not over `seconds` from now. Keeps nothing waiting where all is."""
+        if self.is_started():
+            self.call_soon(self._cut_off_at, self.now() + max(0.0, seconds))
 
     def told_to_end(self, number: signal.Signals) -> None:
         """The program ends by a signal: so do all jobs, and no further ones are taken.
@@ -186,9 +236,31 @@ class Supervisor:
         if self.intake.jobs:
             logger.warning("%s ends %d jobs", number.name, len(self.intake.jobs))
         if hasattr(sys, "ps1"):
-            self.call_soon(self._cancel_all)
+            self.call_soon(self._cancel_all, self.intake.all_held())
         else:
             self.close(cancel_pending=True, cancel_running=True)
+
+    def leave_to_parent(self) -> None:
+        """In a forked process, which has none of its threads: take no jobs, wait for none, and reach nothing of it.
+
+        Its locks are made anew: another thread may have held them.
+        """
+        self.is_parents = True
+        self.intake.leave_to_parent()
+        self._loop.leave_to_parent()
+        self.settling_lock = threading.RLock()
+        self.settling = threading.Condition(self.settling_lock)
+        self.closed, self._let_go = threading.Event(), threading.Event()
+        self.closed.set()
+        self._let_go.set()
+
+    def refuse_if_parents(self) -> None:
+        """
+        Raises:
+            ExecutorClosedError: it is the parent's.
+        """
+        if self.is_parents:
+            self.intake.refuse_if_closed()
 
     def is_started(self) -> bool:
         return self._launched
@@ -231,7 +303,7 @@ class Supervisor:
         """No promise holds any more; but nobody is left to wait for ever."""
         self.intake.close()
         for job in list(self.intake.jobs.values()):
-            failure = JobError(f"the executor has failed: {error!r}")
+            failure = JobError(f"the executor has failed: {shown(error)}")
             driver, future = job._live.driver, job._live.future
             if driver is not None:
                 driver.doom(failure)
@@ -241,8 +313,14 @@ class Supervisor:
     def _over(self) -> None:
         self._callbacks.close()
         for callback in self.on_closed:
-            callback()
+            try:
+                callback()
+            except BaseException:  # somebody waits for the end, and would for ever
+                logger.exception("what an executor's end calls for failed")
         self.closed.set()
+        self._callbacks.wait()
+        self.let_go_of()
+        self._let_go.set()
 
     def _end_turn(self) -> float:
         """What every turn ends with; the time at which the next is wanted at the latest."""
@@ -272,6 +350,7 @@ class Supervisor:
         if job.deadline is not None:
             self._set_timer(job, "deadline", live.queued_at + job.deadline, self._deadline_passed)
         if live.driver is not None:
+            live.driver.accepted()
             return
         if live.retry_at is None:
             self._dispatcher.push(job)
@@ -290,21 +369,31 @@ class Supervisor:
         if live.driver is not None:
             self._grant_slot(job, live.driver)
             return
-        assignment = self._assign(job, live.attempt + 1)
-        self._give_to_pool(assignment)
+        try:
+            assignment = self._assign(job, live.attempt + 1)
+        except Exception as fault:
+            self._dispatcher.attempt_over(job)
+            self._fail_undecided(job, fault)
+        else:
+            self._give_to_pool(assignment)
 
     def _grant_slot(self, job: Job, driver: JobDriver) -> None:
         self._dispatcher.reserved += 1
-        job._live.attempt += 1
-        self.intake.leave_queue(job)
-        self.ledger.advance(job, JobStatus.RUNNING)
+        if job._live.status is not JobStatus.RUNNING:  # else it wants another within the same attempt
+            job._live.attempt += 1
+            self.intake.leave_queue(job)
+            self.ledger.advance(job, JobStatus.RUNNING)
         driver.slot_granted()
 
     def _start_behind(self, job: Job) -> bool:
         """Lay the job ready behind a short one, if it is short itself."""
         live = job._live
-        assignment = self._assign(job, live.attempt + 1)
-        if assignment.short and self.pools.start_behind(assignment):
+        try:
+            assignment = self._assign(job, live.attempt + 1)
+            if assignment.short and self.pools.start_behind(assignment):
+                return True
+        except Exception as fault:
+            self._fail_undecided(job, fault)
             return True
         live.assignment = None
         return False
@@ -313,7 +402,8 @@ class Supervisor:
         """Run one attempt of a driven job in the slot that it holds."""
         assignment = self._assign(job, job._live.attempt)
         prepare(assignment)
-        self._dispatcher.reserved -= 1
+        if job._live.driver.release_slot():  # the pool's worker holds it now
+            self._dispatcher.reserved -= 1
         self._give_to_pool(assignment)
 
     def _assign(self, job: Job, number: int) -> Assignment:
@@ -332,7 +422,7 @@ class Supervisor:
             self.pools.start(assignment)
         except Exception as error:
             logger.exception("a pool could not start a job", extra={"job_id": assignment.job.job_id})
-            failure = WorkerCrashedError(f"no worker could be started: {error!r}")
+            failure = WorkerCrashedError(f"no worker could be started: {shown(error)}")
             self.ended(assignment, Ending.CRASHED, error=failure)
 
     # --- what pools tell (pools.base.Supervisor) ---
@@ -356,17 +446,45 @@ class Supervisor:
             self.started(assignment, self.now())  # an attempt it was, though its worker died before it was ready
         reason = self._forget(assignment)
         self._dispatcher.attempt_over(job)
+        try:
+            self._follow(assignment, ending, reason, value, error)
+        except BaseException as fault:  # raised by code of the error's, perhaps, which may raise anything
+            self._fail_undecided(job, fault)
+
+    def _follow(
+        self,
+        assignment: Assignment,
+        ending: Ending,
+        reason: StopReason | None,
+        value: Any,
+        error: BaseException | None,
+    ) -> None:
+        """What follows an attempt that is over."""
+        job = assignment.job
         if ending is Ending.RETURNED:
             record_attempt(assignment, None, self.now())
             self._succeeded(job, value)
             return
         if reason is not None or ending is Ending.STOPPED or ending is Ending.ABANDONED:
             error = stop_error(job, reason)
-        elif isinstance(error, SoftTimeoutError):
-            error = soft_timeout_error(job, error)
         assert error is not None
+        error = as_exception(error)
+        if isinstance(error, SoftTimeoutError):
+            error = soft_timeout_error(job, error)
         record_attempt(assignment, error, self.now())
         self._failed(job, error)
+
+    def _fail_undecided(self, job: Job, fault: BaseException) -> None:
+        """Fail a job of which it could not be decided what follows: nobody else would end it."""
+        what = traceback_text(fault, fault.__traceback__)
+        logger.error("it could not be decided what follows: the job fails\n%s", what, extra={"job_id": job.job_id})
+        failure = JobError(f"it could not be decided what follows: {shown(fault)}")
+        if job.status in TERMINAL:
+            return
+        if job._live.driver is not None:
+            job._live.driver.attempt_failed(failure)
+        else:
+            self.fail(job, failure)
 
     def handed_back(self, assignment: Assignment) -> None:
         job = assignment.job
@@ -433,7 +551,7 @@ class Supervisor:
         if live.error_code in CRASHES:
             live.crashes += 1
         elif live.error_code == "RATE_LIMITED" and self._dispatcher.throttle is not None:
-            self._dispatcher.throttle.pause(job, retry_after_of(error) or 0.0)
+            self._dispatcher.throttle.pause(job, job.policy.heeded(retry_after_of(error)))
         if live.driver is not None:
             live.driver.attempt_failed(error)
             return
@@ -441,12 +559,14 @@ class Supervisor:
         if decision.retry:
             self.retry_later(job, decision, self._dispatcher.push, error)
         else:
-            self.give_up(job, decision, error)
+            self.give_up(job, decision, error, failed_as(job, error))
 
     def decide(self, job: Job, error: BaseException) -> RetryDecision:
         """What follows an attempt that ended with `error`."""
         if self._starts_nothing:
             return RetryDecision(retry=False, reason="the executor is shut down")
+        if is_end_of(job, error):
+            return RetryDecision(retry=False, reason="the job was to end")
         live = job._live
         return decide(
             job.policy,
@@ -463,7 +583,8 @@ class Supervisor:
         live = job._live
         live.alone = decision.alone
         if live.memory_limit is not None:
-            live.memory_limit = int(live.memory_limit * decision.memory_factor)
+            live.memory_limit = decision.memory_limit(live.memory_limit)
+        self._take_unused_slot(job)
         live.retry_at = time.time() + decision.delay
         self.ledger.advance(job, JobStatus.RETRYING, error)
         self._set_timer(job, "retry", self.now() + decision.delay, functools.partial(self._retry_due, when_due))
@@ -472,16 +593,19 @@ class Supervisor:
         job._live.queued_at = self.now()
         when_due(job)
 
-    def give_up(self, job: Job, decision: RetryDecision, error: BaseException) -> None:
+    def give_up(self, job: Job, decision: RetryDecision, error: BaseException, status: JobStatus | None = None) -> None:
+        """As `fail`, after an attempt."""
         if decision.quarantine:
             self.intake.quarantined[job.job_id] = job
-        self.fail(job, error)
+        self.fail(job, error, status)
 
-    def fail(self, job: Job, error: BaseException) -> None:
-        """End the job FAILED; CANCELLED where the error says so."""
+    def fail(self, job: Job, error: BaseException, status: JobStatus | None = None) -> None:
+        """End the job in `status`; by default FAILED, or CANCELLED where the error says so."""
+        error = as_exception(error)
         note_error(job, error)
-        cancelled = isinstance(error, JobCancelledError)
-        self.finish(job, JobStatus.CANCELLED if cancelled else JobStatus.FAILED, error=error)
+        if status is None:
+            status = JobStatus.CANCELLED if isinstance(error, JobCancelledError) else JobStatus.FAILED
+        self.finish(job, status, error=error)
 
     def finish(self, job: Job, status: JobStatus, value: Any = None, error: BaseException | None = None) -> None:
         """The one place where a job reaches a terminal state."""
@@ -489,9 +613,7 @@ class Supervisor:
         if live.timers:
             for timer in live.timers.values():
                 timer.cancel()
-        if live.driver is not None and live.driver.release_slot():
-            self._dispatcher.reserved -= 1
-            self._dispatcher.attempt_over(job)
+        self._take_unused_slot(job)
         if type(value) is dict:
             live.records_processed = records_in(value)
         self.ledger.advance(job, status, error)
@@ -504,6 +626,12 @@ class Supervisor:
         if self.intake.closed and not self.intake.jobs:
             self.pools.close(self._loop.stop)
 
+    def _take_unused_slot(self, job: Job) -> None:
+        driver = job._live.driver
+        if driver is not None and driver.release_slot():
+            self._dispatcher.reserved -= 1
+            self._dispatcher.attempt_over(job)
+
     # --- ending early ---
 
     def _end_early(self, job: Job, reason: StopReason) -> None:
@@ -512,7 +640,10 @@ class Supervisor:
         if live.status in TERMINAL:
             return
         assignment: Assignment | None = live.assignment
-        if assignment is not None and (assignment in self._running or not self._recall(assignment)):
+        if assignment is not None and live.driver is not None:  # one that is handed back would be given out again
+            live.driver.stopping(stop_error(job, reason))
+            self._stop(assignment, reason)
+        elif assignment is not None and (assignment in self._running or not self._recall(assignment)):
             self._stop(assignment, reason)
         else:
             self._end_unstarted(job, stop_error(job, reason))
@@ -575,8 +706,11 @@ class Supervisor:
         if not self.intake.jobs:
             self.pools.close(self._loop.stop)
 
-    def _cancel_all(self) -> None:
-        for job in list(self.intake.jobs.values()):
+    def _cut_off_at(self, when: float) -> None:
+        self.call_at(when, functools.partial(self._close, cancel_pending=True, cancel_running=True))
+
+    def _cancel_all(self, jobs: list[Job]) -> None:
+        for job in jobs:
             self._end_early(job, StopReason.CANCEL)
 
     # --- bookkeeping ---

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections import deque
+import heapq
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from executor_adapter.job import Job
+from executor_adapter.bounds import check_count, check_rate
+from executor_adapter.job import TERMINAL, Job
+
+_Turn = tuple[int, float, int, Job]
+"""A job that was kept back, and what it is sorted by: priority, the highest first, when it was queued, and a number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,18 +29,17 @@ class ToolLimit:
     buffer: float | None = None
 
     def __post_init__(self) -> None:
-        if self.max_concurrent is not None and self.max_concurrent < 1:
-            raise ValueError(f"max_concurrent={self.max_concurrent} lets no job start: give at least 1, or None")
-        if self.rate is not None and self.rate <= 0:
-            raise ValueError(f"rate={self.rate} lets no job start: give more than 0, or None")
-        if self.burst < 1:
-            raise ValueError(f"burst={self.burst} lets no job start: give at least 1")
+        if self.max_concurrent is not None:
+            check_count("max_concurrent", self.max_concurrent, "lets no job start", or_none=", or None")
+        if self.rate is not None:
+            check_rate("rate", self.rate)
+        check_count("burst", self.burst, "lets no job start")
         if self.buffer is not None and not 0 <= self.buffer < 1:
             raise ValueError(f"buffer={self.buffer} is no share: give 0 to below 1")
 
 
 class _Tool:
-    """One tool's state: a token bucket (of `burst` tokens, refilled at `rate`), what runs and what waits."""
+    """One tool's state: a token bucket (of `burst` tokens, refilled at `rate`), what runs and what was kept back."""
 
     def __init__(self, limit: ToolLimit, now: float) -> None:
         self.max_concurrent = limit.max_concurrent
@@ -46,7 +50,10 @@ class _Tool:
         self.paused_until = now
         self.running = 0
         self.timer_set = False
-        self.waiting: deque[Job] = deque()
+        self.waiting: list[_Turn] = []
+        """A heap."""
+        self.let_out: dict[Job, _Turn] = {}
+        """Those that may be tried again, and have not been yet. More than one only where each comes before the last."""
 
     def opens_at(self, now: float) -> float:
         """When the next job may start as far as the rate goes: `now` or before, or later."""
@@ -64,8 +71,13 @@ class _Tool:
 
 
 class Throttle:
-    """Keeps back jobs whose tool is at its limit. `call_at` and `let_go` are the supervisor's: a job that may be tried
-    again is given to `let_go`."""
+    """Keeps back jobs whose tool is at its limit, and lets them out in their turn: the highest priority first, then the
+    one that was queued first. `call_at` and `let_go` are the supervisor's: a job that may be tried again is given to
+    `let_go`, which puts it before all others of its priority.
+
+    So the next is let out only when that one has been tried or passed over, unless it is to start before it: they would
+    overtake one another.
+    """
 
     def __init__(
         self,
@@ -78,6 +90,7 @@ class Throttle:
         self._now = now
         self._call_at = call_at
         self._let_go = let_go
+        self._numbers = itertools.count()
         self._tools = {name: _Tool(limit, now()) for name, limit in limits.items()}
 
     def limits(self, job: Job) -> bool:
@@ -89,23 +102,28 @@ class Throttle:
         tool = self._tools.get(job.tool_name or "")
         if tool is None:
             return True
-        now = self._now()
-        opens_at = tool.opens_at(now)
-        if tool.full() or opens_at > now:
-            tool.waiting.append(job)
-            if not tool.full():
-                self._try_at(tool, opens_at)
-            return False
-        tool.tokens -= 1
-        tool.running += 1
-        return True
+        turn = tool.let_out.pop(job, None) or (-job.priority, job._live.queued_at, next(self._numbers), job)
+        may_start = not tool.full() and tool.opens_at(now := self._now()) <= now and _is_first(turn, tool)
+        if may_start:
+            tool.tokens -= 1
+            tool.running += 1
+        else:
+            heapq.heappush(tool.waiting, turn)
+        self._let_next_out(tool)
+        return may_start
 
     def end(self, job: Job) -> None:
         """An attempt that `start` let through is over, or did not begin after all."""
         tool = self._tools.get(job.tool_name or "")
         if tool is not None:
             tool.running -= 1
-            self._try(tool)
+            self._let_next_out(tool)
+
+    def passed_over(self, job: Job) -> None:
+        """A job that may have been let out wants to start no more."""
+        tool = self._tools.get(job.tool_name or "")
+        if tool is not None and tool.let_out.pop(job, None) is not None:
+            self._let_next_out(tool)
 
     def pause(self, job: Job, seconds: float) -> None:
         """The job's tool asked to be left alone for so long."""
@@ -113,22 +131,34 @@ class Throttle:
         if tool is not None:
             tool.paused_until = max(tool.paused_until, self._now() + seconds)
 
-    def _try(self, tool: _Tool) -> None:
-        """Let go the first of those kept back, if it may start; the others follow one by one."""
-        if not tool.waiting or tool.full():
+    def _let_next_out(self, tool: _Tool) -> None:
+        """Let out the first of those kept back, if it may start; look again when the rate lets it."""
+        waiting = tool.waiting
+        while waiting and wants_no_start(waiting[0][-1]):
+            heapq.heappop(waiting)
+        if not waiting or tool.full() or (tool.let_out and min(tool.let_out.values()) < waiting[0]):
             return
         now = self._now()
         opens_at = tool.opens_at(now)
         if opens_at <= now:
-            self._let_go(tool.waiting.popleft())
-        if tool.waiting:
-            self._try_at(tool, opens_at)
-
-    def _try_at(self, tool: _Tool, when: float) -> None:
-        if not tool.timer_set:
+            turn = heapq.heappop(waiting)
+            tool.let_out[turn[-1]] = turn
+            self._let_go(turn[-1])
+        elif not tool.timer_set:
             tool.timer_set = True
-            self._call_at(when, lambda: self._timer_fired(tool))
+            self._call_at(opens_at, lambda: self._timer_fired(tool))
 
     def _timer_fired(self, tool: _Tool) -> None:
         tool.timer_set = False
-        self._try(tool)
+        self._let_next_out(tool)
+
+
+def _is_first(turn: _Turn, tool: _Tool) -> bool:
+    """Whether none of those that were kept back, or let out, comes before it."""
+    return all(turn < other for other in (*tool.waiting[:1], *tool.let_out.values()))
+
+
+def wants_no_start(job: Job) -> bool:
+    """Whether a job that waits is to start no more: it is over, or its driver wants no slot."""
+    live = job._live
+    return live.status in TERMINAL or (live.driver is not None and not live.driver.wants_slot)

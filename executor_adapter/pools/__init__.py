@@ -19,8 +19,6 @@ _KINDS = {
     "thread": "executor_adapter.pools.thread:ThreadPool",
 }
 
-POOL_NAMES = ("coroutine", "process", "thread")
-
 PoolKinds = Callable[[str], "type[WorkerPool]"]
 """Gives the class of the pool with that name, imported when first asked for; a KeyError where there is no such pool."""
 

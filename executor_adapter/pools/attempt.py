@@ -12,7 +12,6 @@ import os
 import pickle
 import signal
 import time
-import traceback
 import types
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -22,6 +21,7 @@ from executor_adapter.context import JobContext, enter_job
 from executor_adapter.exceptions import JobError, SoftTimeoutError
 from executor_adapter.pools import values, wire
 from executor_adapter.pools.voice import Voice
+from executor_adapter.raised import as_exception, shown, text_of, told_apart, traceback_text
 
 REFERENCE, PICKLE = b"R", b"P"
 """First byte of an encoded function: `module:qualname` follows, or a pickle."""
@@ -184,16 +184,23 @@ class Attempt:
     # --- failures ---
 
     def _failure(self, error: BaseException) -> Reply:
-        text = _traceback_text(error)
-        error.__traceback__ = None
+        try:
+            text = traceback_text(error, _below_us(error))
+            BaseException.with_traceback(error, None)  # its frames hold what the function held
+            return self._told(error, text)
+        except BaseException as fault:
+            told = JobError(f"the function raised {type(error).__name__}, which cannot be looked at: {shown(fault)}")
+            return wire.RAISED, 0, pickle.dumps((told, ""), 5), None
+
+    def _told(self, error: BaseException, text: str) -> Reply:
         if self._stage != "run" and not isinstance(error, SoftTimeoutError | SystemExit):
-            message = f"the {_STAGES[self._stage]}: {type(error).__name__}: {_text_of(error)}"
+            message = f"the {_STAGES[self._stage]}: {type(error).__name__}: {text_of(error)}"
             return wire.UNSENDABLE, 0, pickle.dumps((message, text), 5), None
         try:
-            body = values.checked_dumps((_sendable(error), text))
+            body = values.checked_dumps((as_exception(error), text))
         except BaseException:
             # It does not travel: what it said, its traceback and its error code do.
-            body = pickle.dumps((_told_apart(error, f"{type(error).__name__}: {_text_of(error)}"), text), 5)
+            body = pickle.dumps((told_apart(error, f"{type(error).__name__}: {text_of(error)}"), text), 5)
         return wire.RAISED, 0, body, None
 
 
@@ -204,33 +211,9 @@ _STAGES = {
 }
 
 
-def _traceback_text(error: BaseException) -> str:
+def _below_us(error: BaseException) -> types.TracebackType | None:
+    """Its traceback from the function on."""
     tb = error.__traceback__
     while tb is not None and tb.tb_frame.f_code.co_filename == __file__:
         tb = tb.tb_next
-    try:
-        return "".join(traceback.format_exception(type(error), error, tb))
-    except Exception:  # a __str__ that fails
-        return f"{type(error).__name__}, whose traceback cannot be shown\n"
-
-
-def _text_of(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:
-        return "(no text: its __str__ fails)"
-
-
-def _sendable(error: BaseException) -> Exception:
-    """Exceptions that would end the host's threads, were they raised there, are told as errors of the job."""
-    if isinstance(error, Exception):
-        return error
-    if isinstance(error, SystemExit):
-        return _told_apart(error, f"the function called sys.exit({error.code!r})")
-    return _told_apart(error, f"the function raised {type(error).__name__}: {_text_of(error)}")
-
-
-def _told_apart(error: BaseException, message: str) -> JobError:
-    from executor_adapter.error_codes import error_code_of, retry_after_of  # here: a worker that never fails needs none
-
-    return JobError(message, error_code=error_code_of(error), retry_after=retry_after_of(error))
+    return tb

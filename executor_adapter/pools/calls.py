@@ -12,6 +12,7 @@ from executor_adapter.functions import resolve
 from executor_adapter.pools import encoding, values, wire
 from executor_adapter.pools.attempt import REFERENCE
 from executor_adapter.pools.encoding import EncodedFunction, encode_function
+from executor_adapter.raised import text_of
 
 if TYPE_CHECKING:
     from executor_adapter.job import Job
@@ -85,8 +86,8 @@ def _encode_arguments(job: Job) -> tuple[bytes, values.MemoryFile | None]:
         return values.dump((job.args, job.kwargs), encoding.dumps)
     except Exception as error:
         raise JobSerializationError(
-            f"{_culprit(job)} cannot be pickled: {type(error).__name__}: {error}: pass something that describes it "
-            "instead (a path, a URL, an id), or run the job with pool='thread'"
+            f"{_culprit(job)} cannot be pickled: {type(error).__name__}: {text_of(error)}: pass something that "
+            "describes it instead (a path, a URL, an id), or run the job with pool='thread'"
         ) from error
 
 
@@ -95,7 +96,7 @@ def _encode_about(job: Job) -> bytes:
         return encoding.dumps((job.tool_name, job.metadata))
     except Exception as error:
         raise JobSerializationError(
-            f"metadata={job.metadata!r} cannot be pickled: {error}: use plain values"
+            f"metadata={job.metadata!r} cannot be pickled: {text_of(error)}: use plain values"
         ) from error
 
 

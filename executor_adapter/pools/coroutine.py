@@ -1,21 +1,17 @@
 """Coroutines on one event loop, in a thread of its own: for jobs that wait for the network.
 
-At its limit a coroutine is cancelled. One that swallows the cancellation is written off after its grace. One that
-blocks the loop, with a `time.sleep` say, holds up all others of it: once it is past its limit the loop is written
-off too, and the next job gets a new one; what waits on the old one goes on when it can, or ends at its own limit.
+At its limit a coroutine is cancelled; what has not begun then never does, and what had ended before is reported as it
+ended. One that swallows the cancellation is written off after its grace. One that blocks the loop, with a `time.sleep`
+say, holds up all others of it: once the loop does not do as it is asked it is written off too, and a new one has what
+comes and what had not begun; what waits on the old one goes on when it can, or ends at its own limit.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import functools
 import logging
-import sys
 import threading
 import time
-import traceback
-from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar
 
@@ -24,12 +20,11 @@ from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.functions import is_coroutine_function
 from executor_adapter.job import Job
 from executor_adapter.pools.base import Assignment, Ending, Supervisor, WorkerPool
+from executor_adapter.pools.event_loop import ABANDON_AFTER, EventLoopThread
 from executor_adapter.pools.in_process import bind, job_context, open_scope
+from executor_adapter.raised import look_at
 
 logger = logging.getLogger("executor_adapter.coroutine")
-
-ABANDON_AFTER = 0.5
-"""Seconds after which a coroutine that was cancelled, and goes on, is written off; a shorter grace wins."""
 
 
 class CoroutinePool(WorkerPool):
@@ -40,7 +35,7 @@ class CoroutinePool(WorkerPool):
     def __init__(self, supervisor: Supervisor, max_workers: int) -> None:
         super().__init__(supervisor, max_workers)
         self.abandoned = 0
-        self._loop: _LoopThread | None = None
+        self._loop: _Loop | None = None
 
     @classmethod
     def prepare(cls, job: Job) -> Callable[[], Any]:
@@ -50,11 +45,9 @@ class CoroutinePool(WorkerPool):
 
     def start(self, assignment: Assignment) -> None:
         if self._loop is None:
-            self._loop = _LoopThread(self)
+            self._loop = _Loop(self)
         self.busy += 1
-        assignment.worker = self._loop
-        self._loop.live.add(assignment)
-        self._loop.given.append(assignment)
+        self._loop.give(assignment)
         self.supervisor.started(assignment, self.supervisor.now())
 
     def flush(self) -> None:
@@ -62,18 +55,30 @@ class CoroutinePool(WorkerPool):
             self._loop.begin_given()
 
     def waits(self, assignment: Assignment) -> None:
-        if self._loop is assignment.worker:
-            blocked, self._loop = self._loop, _LoopThread(self)
+        self._replace(assignment.worker)
+
+    def _replace(self, blocked: _Loop) -> None:
+        """Let what comes, and what this loop has not begun, run on another."""
+        if blocked is self._loop:
+            self._loop = None  # also where there is no descriptor left for another
+            self._loop = _Loop(self)
             blocked.pass_on(self._loop)
 
     def stop(self, assignment: Assignment, *, grace: float) -> None:
-        loop: _LoopThread = assignment.worker
-        if assignment not in loop.stopping:
-            loop.stopping.add(assignment)
-            answered = threading.Event()
-            loop.cancel(assignment, answered)
-            when = self.supervisor.now() + min(grace, ABANDON_AFTER)
-            self.supervisor.call_at(when, functools.partial(self._abandon, loop, assignment, answered))
+        loop: _Loop = assignment.worker
+        if assignment.ended_at is not None:
+            assignment.stop_asked_at = None  # too late: how it ended is on its way
+        elif assignment not in loop.stopping:
+            self._cancel(loop, assignment, self.supervisor.now() + min(grace, ABANDON_AFTER))
+            if loop.claim(assignment):
+                self._part_with(loop, assignment)
+                self.supervisor.ended(assignment, Ending.STOPPED)
+
+    def _cancel(self, loop: _Loop, assignment: Assignment, patience: float) -> None:
+        answered = threading.Event()
+        loop.cancel(assignment, answered)
+        self.supervisor.call_at(patience, lambda: None if answered.is_set() else self._replace(loop))
+        self.supervisor.call_at(patience, functools.partial(self._abandon, loop, assignment))
 
     def close(self, on_closed: Callable[[], None]) -> None:
         if self._loop is not None:
@@ -83,7 +88,7 @@ class CoroutinePool(WorkerPool):
     # --- what the loop reports, on the supervisor's thread ---
 
     def finished(
-        self, loop: _LoopThread, assignment: Assignment, ending: Ending, value: Any, error: BaseException | None
+        self, loop: _Loop, assignment: Assignment, ending: Ending, value: Any, error: BaseException | None
     ) -> None:
         if assignment not in loop.live:
             return  # written off
@@ -92,19 +97,16 @@ class CoroutinePool(WorkerPool):
         self._part_with(loop, assignment)
         self.supervisor.ended(assignment, ending, value, error)
 
-    def _part_with(self, loop: _LoopThread, assignment: Assignment) -> None:
+    def _part_with(self, loop: _Loop, assignment: Assignment) -> None:
         self.busy -= 1
-        loop.live.discard(assignment)
-        loop.stopping.discard(assignment)
+        loop.part_with(assignment)
         if loop is not self._loop and not loop.live:
             loop.dismiss()
 
-    def _abandon(self, loop: _LoopThread, assignment: Assignment, answered: threading.Event) -> None:
-        if assignment not in loop.live:
-            return
+    def _abandon(self, loop: _Loop, assignment: Assignment) -> None:
+        if assignment not in loop.live or assignment.ended_at is not None:
+            return  # it has told so, though we may not have heard it yet
         self.abandoned += 1
-        if not answered.is_set() and loop is self._loop:
-            self._loop = None
         logger.error(
             "a coroutine cannot be stopped and is written off; its event loop is here:\n%s",
             loop.stack(),
@@ -115,104 +117,29 @@ class CoroutinePool(WorkerPool):
         self.supervisor.ended(assignment, Ending.ABANDONED)
 
 
-class _LoopThread:
-    """An event loop, its thread and the assignments on it.
-
-    `live` and `stopping` are the supervisor's; `given` passes to the loop's thread, which owns `_tasks`.
-    """
+class _Loop(EventLoopThread[Assignment]):
+    """The loop that the pool's assignments run on."""
 
     def __init__(self, pool: CoroutinePool) -> None:
-        self.live: set[Assignment] = set()
-        self.stopping: set[Assignment] = set()
-        self.given: deque[Assignment] = deque()
         self._pool = pool
-        self._tasks: dict[Assignment, asyncio.Task[None]] = {}
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="executor-coroutines", daemon=True)
-        self._thread.start()
+        super().__init__("executor-coroutines")
 
-    def begin_given(self) -> None:
-        """Begin all that was given since the last call: one wake-up of the loop for all of it."""
-        self._call_soon(self._begin_given)
-
-    def pass_on(self, other: _LoopThread) -> None:
-        """Let another loop have what this one has not begun, but for what it was told to end."""
-        for assignment in list(self.given):
-            if assignment in self.stopping:
-                continue
-            try:
-                self.given.remove(assignment)  # this and the loop's popleft are each one step under the GIL
-            except ValueError:
-                continue
-            self.live.discard(assignment)
-            assignment.worker = other
-            other.live.add(assignment)
-            other.given.append(assignment)
-
-    def cancel(self, assignment: Assignment, answered: threading.Event) -> None:
-        self._call_soon(self._cancel, assignment, answered)
-
-    def dismiss(self) -> None:
-        self._call_soon(self._loop.stop)
-
-    def stack(self) -> str:
-        frame = sys._current_frames().get(self._thread.ident or 0)
-        return "".join(traceback.format_stack(frame)) if frame is not None else "(the thread is gone)"
-
-    def _call_soon(self, callback: Callable[..., object], *args: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: what ran on it was written off
-            self._loop.call_soon_threadsafe(callback, *args)
-
-    # --- on its own thread ---
-
-    def _run(self) -> None:
-        try:
-            self._loop.run_forever()
-            self._cancel_leftovers()
-        finally:
-            self._loop.close()
-
-    def _cancel_leftovers(self) -> None:
-        """Written-off coroutines, and tasks that users' functions left running, end with the loop."""
-        tasks = asyncio.all_tasks(self._loop)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            self._loop.run_until_complete(asyncio.wait(tasks, timeout=ABANDON_AFTER))
-        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-
-    def _begin_given(self) -> None:
-        for _ in range(len(self.given)):
-            try:
-                assignment = self.given.popleft()
-            except IndexError:
-                return  # passed on meanwhile
-            self._tasks[assignment] = self._loop.create_task(self._execute(assignment), context=assignment.context)
-
-    def _cancel(self, assignment: Assignment, answered: threading.Event) -> None:
-        answered.set()
-        task = self._tasks.get(assignment)
-        if task is not None:
-            task.cancel()
-
-    async def _execute(self, assignment: Assignment) -> None:
-        assignment.started_at = time.monotonic()
-        ending, value = Ending.RETURNED, None
-        error: BaseException | None = None
-        try:
-            value = await self._call(assignment)
-        except BaseException as raised:
-            # A CancelledError too: cancelled by itself, not by us, it is an error like any other.
-            ending, error = Ending.RAISED, raised
-        assignment.ended_at = time.monotonic()
-        self._tasks.pop(assignment, None)
-        self._pool.supervisor.call_soon(self._pool.finished, self, assignment, ending, value, error)
-
-    async def _call(self, assignment: Assignment) -> Any:
+    async def call(self, run: Assignment) -> Any:
+        run.started_at = time.monotonic()
         # A task has a context of its own: nothing to leave afterwards.
-        enter_job(job_context(assignment, self._pool.supervisor, lambda: assignment in self.stopping))
-        coroutine: Coroutine[Any, Any, Any] = assignment.payload()
-        if assignment.scope is None:
-            return await coroutine
-        with open_scope(assignment):
-            return await coroutine
+        enter_job(job_context(run, self._pool.supervisor, lambda: run in self.stopping))
+        coroutine: Coroutine[Any, Any, Any] = run.payload()
+        try:
+            if run.scope is None:
+                return await coroutine
+            with open_scope(run):
+                return await coroutine
+        except BaseException as error:
+            look_at(error)
+            raise
+
+    def ended(self, run: Assignment, value: Any, error: BaseException | None) -> None:
+        run.ended_at = time.monotonic()
+        # A CancelledError too: cancelled by itself, not by us, it is an error like any other.
+        ending = Ending.RETURNED if error is None else Ending.RAISED
+        self._pool.supervisor.call_soon(self._pool.finished, self, run, ending, value, error)

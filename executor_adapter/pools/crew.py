@@ -12,7 +12,7 @@ from typing import Any
 from executor_adapter.exceptions import WorkerCrashedError
 from executor_adapter.pools.base import Supervisor
 from executor_adapter.pools.handle import WorkerHandle
-from executor_adapter.pools.launcher import Guardian
+from executor_adapter.pools.launcher import NO_PIDFD, Guardian
 from executor_adapter.pools.process_tree import resident
 
 logger = logging.getLogger("executor_adapter.process")
@@ -159,23 +159,36 @@ class Crew:
 
     def forked(self, number: int, pid: int, pidfd: int) -> None:
         worker = self._members.get(number)
-        if worker is None:
-            os.close(pidfd)
-        else:
+        if worker is not None:
             worker.forked(pid, pidfd, functools.partial(self._on_death_seen, worker))
+        elif pidfd != NO_PIDFD:
+            os.close(pidfd)
 
     def lose_touch(self, worker: WorkerHandle) -> None:
         """Its end of the socket is closed: it is dead, or the function closed it, and then it will be."""
         self.doom(worker)
         worker.deafen()
         if not worker.is_forked:
-            worker.call_after(_GUARDIAN_PATIENCE, worker.guardian.kill)
+            self._call_later(self._expect_forked, worker)
 
     def _on_death_seen(self, worker: WorkerHandle) -> None:
         worker.seen_dead()
         self.doom(worker)
-        # A guardian that does not tell us (somebody stopped it, say) is no guardian.
-        worker.call_after(_GUARDIAN_PATIENCE, worker.guardian.kill)
+        self._call_later(self._expect_gone, worker)
+
+    def _call_later(self, expect: Callable[[WorkerHandle], None], worker: WorkerHandle) -> None:
+        # Not by the worker's own timer: a stop sets that anew.
+        at = self._supervisor.now() + _GUARDIAN_PATIENCE
+        self._supervisor.call_at(at, functools.partial(expect, worker))
+
+    def _expect_forked(self, worker: WorkerHandle) -> None:
+        if not worker.is_forked:
+            self._expect_gone(worker)
+
+    def _expect_gone(self, worker: WorkerHandle) -> None:
+        """A guardian that has not told us (somebody stopped it, say) is no guardian."""
+        if worker.number in self._members:
+            worker.guardian.kill()
 
     def gone(self, number: int, si_code: int, si_status: int) -> None:
         worker = self._members.pop(number, None)
@@ -203,7 +216,9 @@ class Crew:
     def guardian_lost(self, lost: Guardian) -> None:
         if self._guardian is lost:
             self._guardian = None
-        for worker in [worker for worker in self._members.values() if worker.guardian is lost]:
+        its_workers = [worker for worker in self._members.values() if worker.guardian is lost]
+        logger.warning("the guardian ended with code %s, and its %d workers with it", lost.exit_code, len(its_workers))
+        for worker in its_workers:
             worker.let_go = lost.is_up
             if not lost.is_up:
                 message = f"the guardian exited with code {lost.exit_code} before it was up: its stderr says why"

@@ -26,6 +26,7 @@ from executor_adapter.exceptions import JobSerializationError
 from executor_adapter.pools import reach
 from executor_adapter.pools.attempt import PICKLE, REFERENCE
 from executor_adapter.pools.values import STACK_GLOBAL, Buffers
+from executor_adapter.raised import text_of
 
 MOST_REMEMBERED = 4096
 
@@ -73,7 +74,7 @@ def _pickle_function(function: Callable[..., Any]) -> bytes:
         return dumps(function)
     except Exception as error:
         raise JobSerializationError(
-            f"function {function!r} cannot be pickled: {error}: use a function of a module, "
+            f"function {function!r} cannot be pickled: {text_of(error)}: use a function of a module, "
             "or leave out what it captures, or run it with pool='thread'"
         ) from error
 

@@ -4,9 +4,11 @@ It is started without importing the program's `__main__`, has its own session, o
 preload list, so that a worker is one fork away. Everything that runs in its workers is below it: a worker's own
 descendants are the worker's (child subreaper) and become the guardian's when the worker dies. So after each death
 it kills and reaps every child of its own that is no worker, again until there is none, and only then says GONE.
-When the host dies it does so for all of them, and exits.
+When the host dies it does so for all of them, and exits. It and the workers hold the host's presence (`presence`): as
+long as any of them lives, nobody takes the host for gone.
 
-    host -> guardian    FORK (with the worker's descriptors: socket, tickets, stdout, stderr), TERMINATE (its group)
+    host -> guardian    FORK (with the worker's descriptors: socket, tickets, stdout, stderr), TERMINATE (its group),
+                        KILL
     guardian -> host    UP, FORKED (with a pidfd), GONE (how it exited, and nothing of it is alive), UNABLE, NOTE
 
 It runs beside every program that uses processes, so it needs the standard library alone.
@@ -33,7 +35,7 @@ from executor_adapter.pools.process_tree import become, children, kill
 PACKET = struct.Struct("<BIii")
 """Kind, number of the worker, and two numbers: of FORKED the pid, of GONE si_code and si_status, of UNABLE the errno.
 A NOTE has text behind it."""
-FORK, TERMINATE, UP, FORKED, GONE, UNABLE, NOTE = range(1, 8)
+FORK, TERMINATE, KILL, UP, FORKED, GONE, UNABLE, NOTE = range(1, 9)
 
 PACKET_LIMIT = 4096
 FD_SPACE = socket.CMSG_SPACE(4 * 4)
@@ -45,12 +47,16 @@ _RETRY = 0.05
 
 def main(host_fd: int, setup: dict[str, Any]) -> None:
     """Guard until the host is gone. `setup`: see `launcher.Guardian`."""
-    os.set_inheritable(host_fd, False)
+    for fd in (host_fd, *setup["presence"]):
+        os.set_inheritable(fd, False)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     become("job-guardian")
     with socket.socket(fileno=host_fd) as host:
-        guard = Guard(host, setup)
+        try:
+            guard = Guard(host, setup)
+        except ProcessLookupError:  # the host is gone already
+            return
         guard.preload()
         guard.run()
 
@@ -117,10 +123,12 @@ class Guard:
         if kind == FORK:
             fds = array.array("i", ancillary[0][2]).tolist()
             self._unforked.append((number, fds, time.monotonic() + _FORK_PATIENCE))
-        elif kind == TERMINATE:
-            for pid in [pid for pid, its_number in self._workers.items() if its_number == number]:
+        for pid in [pid for pid, its_number in self._workers.items() if its_number == number]:
+            if kind == TERMINATE:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(pid, signal.SIGTERM)
+            elif kind == KILL:
+                kill(pid)
         return True
 
     # --- births ---
@@ -205,9 +213,8 @@ class Guard:
     def _kill_orphans(self) -> None:
         now = time.monotonic()
         found = [pid for pid in children(self._pid) if pid not in self._workers]
-        self._orphans = {pid: self._orphans.get(pid, now) for pid in found}
-        for pid in found:
-            kill(pid)
+        # Another user's cannot be killed, so none is waited for.
+        self._orphans = {pid: self._orphans.get(pid, now) for pid in found if kill(pid)}
 
     def _end_all(self) -> None:
         """The host is gone: kill every tree, and leave when there is nothing left, or after some seconds."""

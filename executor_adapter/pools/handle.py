@@ -16,10 +16,10 @@ from executor_adapter.exceptions import WorkerCrashedError
 from executor_adapter.pools import encoding, wire
 from executor_adapter.pools.base import Assignment, Supervisor, Timer
 from executor_adapter.pools.calls import Payload
-from executor_adapter.pools.launcher import Guardian
+from executor_adapter.pools.launcher import NO_PIDFD, Guardian
 from executor_adapter.pools.outbox import Outbox, SharedPath
 from executor_adapter.pools.output import Output
-from executor_adapter.pools.process_tree import resident
+from executor_adapter.pools.process_tree import resident, tree_resident
 from executor_adapter.pools.worker import INTERRUPT
 
 RECEIVE_BUFFER = bytearray(1 << 18)
@@ -77,6 +77,10 @@ class WorkerHandle:
         self._pidfd: int | None = None
         self._open()
 
+    def left_behind(self) -> int:
+        """Bytes that its process and those below it hold beyond what it held when it was ready; 0 where it is new."""
+        return max(0, tree_resident(self.pid) - self.first_rss) if self.done and self.pid is not None else 0
+
     def _open(self) -> None:
         """Make the descriptors, ask the guardian for the process, and close the worker's ends here.
 
@@ -124,9 +128,12 @@ class WorkerHandle:
         )
 
     def is_worn(self, max_jobs: int, max_growth: int | None) -> bool:
-        """Whether it is to be replaced: it has run so many calls, or grown by so many bytes."""
-        if self.done >= max_jobs or max_growth is None or self.pid is None:
-            return self.done >= max_jobs
+        """Whether it is to be replaced: it has run so many calls, or grown by so many bytes, or we have no pidfd of it,
+        so that it cannot be interrupted."""
+        if self.done >= max_jobs or self._pidfd == NO_PIDFD:
+            return True
+        if max_growth is None or self.pid is None:
+            return False
         return resident(self.pid) > self.first_rss + max_growth
 
     def give(self, assignment: Assignment) -> None:
@@ -233,13 +240,14 @@ class WorkerHandle:
     def forked(self, pid: int, pidfd: int, on_dead: Callable[[], None]) -> None:
         self.pid = pid
         self._pidfd = pidfd
-        self._supervisor.watch(pidfd, on_dead)
+        if pidfd != NO_PIDFD:
+            self._supervisor.watch(pidfd, on_dead)
         if self.kill_wanted:
             self.kill()
 
     @property
     def is_forked(self) -> bool:
-        """Whether its process is known, and its death would be seen."""
+        """Whether its process is known."""
         return self._pidfd is not None
 
     def seen_dead(self) -> None:
@@ -270,7 +278,10 @@ class WorkerHandle:
         self.timer = self._supervisor.call_at(self._supervisor.now() + seconds, callback)
 
     def _signal(self, number: int) -> None:
-        if self._pidfd is not None:
+        if self._pidfd == NO_PIDFD:
+            if number == signal.SIGKILL:
+                self.guardian.kill_worker(self.number)
+        elif self._pidfd is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
 
@@ -293,7 +304,7 @@ class WorkerHandle:
         self.reader.close()
         self.socket.close()
         os.close(self.tickets)
-        if self._pidfd is not None:
+        if self._pidfd is not None and self._pidfd != NO_PIDFD:
             self._supervisor.unwatch(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = None

@@ -14,6 +14,7 @@ from executor_adapter.context import JobContext, enter_job, leave_job
 from executor_adapter.functions import resolve
 from executor_adapter.job import Job
 from executor_adapter.pools.base import Assignment, Supervisor
+from executor_adapter.raised import look_at
 
 
 def job_context(assignment: Assignment, supervisor: Supervisor, cancelled: Callable[[], bool]) -> JobContext:
@@ -60,6 +61,9 @@ def call_in_job(
             return _finished(call())
         with open_scope(assignment):
             return _finished(call())
+    except BaseException as error:
+        look_at(error)
+        raise
     finally:
         leave_job(token)
 

@@ -17,8 +17,11 @@ from typing import Any, Protocol
 
 from executor_adapter.pools import guardian
 from executor_adapter.pools.base import Supervisor, Timer
-from executor_adapter.pools.process_tree import TREE_VARIABLE, kill_marked
+from executor_adapter.pools.process_tree import TREE_VARIABLE, kill_below, kill_marked
 from executor_adapter.pools.reach import current_path
+from executor_adapter.presence import presence
+
+NO_PIDFD = -1
 
 _EXIT_PATIENCE = 1.0
 _FORK_PATIENCE = 7.0
@@ -33,7 +36,8 @@ class Listener(Protocol):
     """Told what the guardian says; all on the supervisor's thread."""
 
     def forked(self, number: int, pid: int, pidfd: int) -> None:
-        """The worker lives; `pidfd` is the listener's to close."""
+        """The worker lives; `pidfd` is the listener's to close. NO_PIDFD: it was lost, since no descriptor is left, and
+        `kill_worker` takes its place (the guardian may have buried the worker, and its pid be another's)."""
 
     def gone(self, number: int, si_code: int, si_status: int) -> None:
         """The worker has exited so, and nothing that it started is alive."""
@@ -67,7 +71,8 @@ class Guardian:
         self._patience: Timer | None = None
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self._process = self._spawn(theirs, settings | {"host": os.getpid(), "path": current_path()})
+            ours = {"host": os.getpid(), "path": current_path(), "presence": presence().fds}
+            self._process = self._spawn(theirs, settings | ours)
         self._pidfd = os.pidfd_open(self._process.pid)
         self._socket.setblocking(False)
         supervisor.watch(self._socket.fileno(), self._on_readable)
@@ -85,7 +90,7 @@ class Guardian:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 env={**os.environ, TREE_VARIABLE: self._token},
-                pass_fds=(setup_fd, theirs.fileno()),
+                pass_fds=(setup_fd, theirs.fileno(), *setup["presence"]),
                 start_new_session=True,
             )
         finally:
@@ -103,9 +108,18 @@ class Guardian:
         """Send SIGTERM to the worker and its process group."""
         self._send(guardian.TERMINATE, number, [])
 
+    def kill_worker(self, number: int) -> None:
+        """Send SIGKILL to the worker, of which there is no pidfd; `gone` is awaited."""
+        self._asked.add(number)
+        self._be_patient()
+        self._send(guardian.KILL, number, [])
+
     def kill(self) -> None:
-        """End a guardian that does not answer: its workers die with it, and `guardian_lost` follows."""
+        """End a guardian that does not answer, with all that is below it now; `guardian_lost` follows."""
         if self._pidfd >= 0:
+            # Its workers would die with it, but who has an environment of its own would be found no more.
+            with contextlib.suppress(OSError):  # no descriptor is left to look with
+                kill_below(self._process.pid)
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
@@ -179,8 +193,10 @@ class Guardian:
         kind, number, first, second = guardian.PACKET.unpack_from(packet)
         if kind == guardian.FORKED:
             self._answered(number)
-            self._listener.forked(number, first, array.array("i", ancillary[0][2])[0])
+            pidfd = array.array("i", ancillary[0][2])[0] if ancillary else NO_PIDFD
+            self._listener.forked(number, first, pidfd)
         elif kind == guardian.GONE:
+            self._answered(number)
             self._listener.gone(number, first, second)
         elif kind == guardian.UNABLE:
             self._answered(number)

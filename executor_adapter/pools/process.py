@@ -23,7 +23,8 @@ initializer would be tried for ever. If the guardian dies, the kernel kills its 
 found by a mark in its environment (`process_tree.kill_marked`); the next need starts another guardian.
 
 **Leaving things behind.** What a function leaves running (processes, threads, changed globals) stays until its worker
-is stopped or recycled (`max_jobs_per_worker`, `max_rss_growth`), as in any pool that reuses processes. All our
+is stopped or recycled (`max_jobs_per_worker`, `max_rss_growth`), as in any pool that reuses processes. A job with a
+memory limit is not given to a worker in which that is much. All our
 descriptors are close-on-exec. A process that the host forks without exec holds copies of them: harmless, since workers
 are told to leave by shutting the socket down, and the guardian watches the host itself.
 
@@ -53,6 +54,10 @@ if TYPE_CHECKING:
     from executor_adapter.job import Job
 
 _HEARD = wire.frame(wire.HEARD)
+
+_SHARE_LEFT_BEHIND = 0.5
+"""Of a memory limit, that earlier jobs of the worker may already hold: much of it may be modules that they imported,
+and a worker that had to import them again would take far longer."""
 
 
 class ProcessPool(WorkerPool):
@@ -111,7 +116,7 @@ class ProcessPool(WorkerPool):
     # --- giving ---
 
     def start(self, assignment: Assignment) -> None:
-        worker = self._crew.take()
+        worker = self._take_for(assignment)
         self.busy += 1
         if self.busy > self._crew.most_busy:
             self._crew.most_busy = self.busy
@@ -122,6 +127,18 @@ class ProcessPool(WorkerPool):
         except Exception:
             self._emptied(worker)
             raise
+
+    def _take_for(self, assignment: Assignment) -> WorkerHandle:
+        """A worker in which earlier jobs left little, if the assignment's memory is limited: it is not to die for it.
+
+        Raises:
+            OSError: none can be started.
+        """
+        worker, limit = self._crew.take(), assignment.memory_limit
+        while limit is not None and worker.left_behind() > _SHARE_LEFT_BEHIND * limit:
+            self._crew.dismiss(worker)
+            worker = self._crew.take()
+        return worker
 
     def start_behind(self, assignment: Assignment) -> bool:
         if not self._has_room or assignment.memory_limit is not None:
@@ -228,7 +245,7 @@ class ProcessPool(WorkerPool):
             if ended > worker.stop_at:  # it did as it was asked
                 discard(fd)
                 return
-            worker.stopping = None
+            worker.stopping = assignment.stop_asked_at = None  # it had ended before
         queue.popleft()
         worker.head += 1
         worker.done += 1

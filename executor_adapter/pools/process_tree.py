@@ -8,7 +8,6 @@ The guardian imports this module, so it needs the standard library alone.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import signal
@@ -18,6 +17,8 @@ TREE_VARIABLE = "EXECUTOR_ADAPTER_TREE"
 """Environment variable by which the tree of one guardian is known when the guardian itself is gone."""
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_MOST_LOOKS = 5
+"""At a tree that is to be killed: one that grows faster must not hold up who kills it."""
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
 
 
@@ -88,9 +89,31 @@ def tree_resident(pid: int) -> int:
     return sum(map(resident, tree(pid)))
 
 
-def kill(pid: int, number: int = signal.SIGKILL) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
+def kill(pid: int) -> bool:
+    """SIGKILL it; whether it is there to be killed, and not another user's (sudo makes such)."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def kill_below(pid: int) -> None:
+    """Kill all that descends from `pid`, a child subreaper that is alive.
+
+    Who has been killed starts nothing more, so this looks again while it finds others, up to a few times.
+
+    Raises:
+        OSError: /proc cannot be read.
+    """
+    killed: set[int] = set()
+    for _ in range(_MOST_LOOKS):
+        found = [member for member in tree(pid)[1:] if member not in killed]
+        for member in found:
+            kill(member)
+        if not found:
+            break
+        killed.update(found)
 
 
 def kill_marked(token: str) -> int:
@@ -110,7 +133,6 @@ def kill_marked(token: str) -> int:
                 marked = mark in file.read().split(b"\0")
         except (FileNotFoundError, ProcessLookupError, PermissionError):  # gone, or another user's
             continue
-        if marked:
-            kill(pid)
+        if marked and kill(pid):
             killed += 1
     return killed

@@ -7,9 +7,10 @@ import os
 import pickle
 from typing import Any
 
-from executor_adapter.exceptions import JobSerializationError
+from executor_adapter.exceptions import JobError, JobSerializationError
 from executor_adapter.pools import values, wire
 from executor_adapter.pools.base import Assignment, Ending, Supervisor
+from executor_adapter.raised import set_cause, text_of
 
 logger = logging.getLogger("executor_adapter.process")
 
@@ -19,10 +20,17 @@ def tell_result(supervisor: Supervisor, assignment: Assignment, kind: int, flags
     if flags & wire.NOTHING:
         supervisor.ended(assignment, Ending.RETURNED, None)
         return
+    if fd < 0 and flags & wire.IN_FILE:
+        failure = JobSerializationError(
+            f"the result is of {values.LARGE} bytes or more, and no file descriptor is left for it: "
+            "raise the limit (ulimit -n), or return less"
+        )
+        supervisor.ended(assignment, Ending.UNSENDABLE, error=failure)
+        return
     try:
         content = pickle.loads(body) if fd < 0 else values.load_from_file(fd, body)
     except BaseException as error:
-        failure = JobSerializationError(f"the result cannot be unpickled: {type(error).__name__}: {error}")
+        failure = JobSerializationError(f"the result cannot be unpickled: {type(error).__name__}: {text_of(error)}")
         failure.__cause__ = error
         supervisor.ended(assignment, Ending.UNSENDABLE, error=failure)
         return
@@ -34,8 +42,10 @@ def tell_result(supervisor: Supervisor, assignment: Assignment, kind: int, flags
 
 def _tell_failure(supervisor: Supervisor, assignment: Assignment, kind: int, told: Any, text: str) -> None:
     raised = kind == wire.RAISED
-    error: BaseException = told if raised else JobSerializationError(told)
-    error.__cause__ = wire.RemoteTraceback(text)
+    error: Any = told if raised else JobSerializationError(told)
+    if not isinstance(error, BaseException):  # what an exception is pickled as is its class's to say
+        error = JobError(f"the function raised an exception that became a {type(told).__name__} on its way")
+    set_cause(error, wire.RemoteTraceback(text))
     supervisor.ended(assignment, Ending.RAISED if raised else Ending.UNSENDABLE, error=error)
 
 

@@ -257,7 +257,7 @@ class SpawnedPool(WorkerPool):
             if ended > worker.stop_at:  # it did as it was asked
                 discard(fd)
                 return
-            worker.stopping = None
+            worker.stopping = assignment.stop_asked_at = None  # it had ended before
         worker.done += 1
         self._take_from(worker)
         if worker.done >= self._max_jobs and worker in self._serving:

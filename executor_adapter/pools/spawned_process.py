@@ -22,6 +22,7 @@ from executor_adapter.pools.output import Output
 from executor_adapter.pools.reach import current_path
 from executor_adapter.pools.spawned_worker import BOOTSTRAP
 from executor_adapter.pools.worker import INTERRUPT
+from executor_adapter.presence import presence
 
 RECEIVE_BUFFER = bytearray(1 << 18)
 """Shared: all sockets are read by the supervisor's thread, and what is read is used up before the next read."""
@@ -82,9 +83,9 @@ class SpawnedProcess:
             their_lifeline, self._lifeline = _pipe(theirs, undo)
             their_stdout, stdout = _pipe(theirs, undo, we_read=True)
             their_stderr, stderr = _pipe(theirs, undo, we_read=True)
-            setup = settings | {"host": os.getpid(), "path": current_path()}
+            setup = settings | {"host": os.getpid(), "path": current_path(), "presence": presence().fds}
             fds = (their_socket.fileno(), their_lifeline, their_stdout, their_stderr)
-            self._process = _spawn(fds, pickle.dumps(setup, 5))
+            self._process = _spawn(fds, setup)
             undo.pop_all()
         self.socket.setblocking(False)
         self.fd = self.socket.fileno()
@@ -232,16 +233,16 @@ def _pipe(theirs: contextlib.ExitStack, ours: contextlib.ExitStack, *, we_read: 
     return their_end, our_end
 
 
-def _spawn(fds: tuple[int, ...], setup: bytes) -> subprocess.Popen[bytes]:
+def _spawn(fds: tuple[int, ...], setup: dict[str, Any]) -> subprocess.Popen[bytes]:
     # A file: arguments and variables have a size limit, and are there for all to see; a pipe might be full.
     with tempfile.TemporaryFile() as file:
-        file.write(setup)
+        file.write(pickle.dumps(setup, 5))
         file.seek(0)
         return subprocess.Popen(
             [sys.executable, "-c", BOOTSTRAP, *map(str, fds)],
             stdin=file,
             stdout=fds[2],
             stderr=fds[3],
-            pass_fds=fds,
+            pass_fds=(*fds, *setup["presence"]),
             start_new_session=True,
         )

@@ -50,12 +50,11 @@ _SETTLE = 0.02
 def main(fds: list[int], setup: dict[str, Any]) -> None:
     """Serve the host until it closes the socket, then exit.
 
-    `fds`: the worker's ends of socket, lifeline, stdout and stderr. `setup`: that of a guardian's worker, with `path`
-    and the pid of the `host`.
+    `fds`: the worker's ends of socket, lifeline, stdout and stderr. `setup`: that of a guardian's worker.
     """
     code = worker.FAILED_TO_START
     try:
-        for fd in fds:
+        for fd in (*fds, *setup["presence"]):
             os.set_inheritable(fd, False)
         code = worker.main(fds, setup, functools.partial(_make_worker, setup))
     except BaseException:

@@ -2,12 +2,14 @@
 
 At its limit a function gets an exception raised in its thread, which reaches it at its next bytecode. If it is stuck
 in C code or a blocking read it never does: the job then fails on time, and the thread is written off: replaced,
-counted, logged with its stack. It is a daemon, so it holds up neither a flow's end nor the interpreter's.
+counted, logged with its stack. It is a daemon, so it holds up neither a flow's end nor the interpreter's. A function
+that its thread has not come to when it is stopped never begins; one that had ended before is reported as it ended.
 """
 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import ctypes
 import functools
 import logging
@@ -83,23 +85,27 @@ class ThreadPool(WorkerPool):
     def interrupt(self, assignment: Assignment) -> None:
         worker: _Thread = assignment.worker
         logger.warning("soft_timeout reached:\n%s", worker.stack(), extra={"job_id": assignment.job.job_id})
-        self._throw(worker, assignment, SoftTimeoutError)
+        self.hand_back_behind(worker, assignment)
+        worker.throw(assignment, SoftTimeoutError)
 
     def stop(self, assignment: Assignment, *, grace: float) -> None:
         worker: _Thread = assignment.worker
-        if worker.stopping is None:
+        self.hand_back_behind(worker, assignment)
+        if worker.take_back(assignment):
+            if not worker.assigned:
+                self._emptied(worker)
+            self.supervisor.ended(assignment, Ending.STOPPED)
+        elif assignment.ended_at is not None:
+            assignment.stop_asked_at = None  # too late: how it ended is on its way
+        elif worker.stopping is not assignment:
             worker.stopping = assignment
-            self._throw(worker, assignment, _Stop)
+            worker.throw(assignment, _Stop)
             when = self.supervisor.now() + min(grace, ABANDON_AFTER)
             self.supervisor.call_at(when, functools.partial(self._abandon, worker, assignment))
 
-    def _throw(self, worker: _Thread, assignment: Assignment, kind: type[BaseException]) -> None:
-        # First what lies behind, so that the exception cannot hit that, should the function end just now.
-        self.hand_back_behind(worker, assignment)
-        worker.throw(assignment, kind)
-
     def hand_back_behind(self, worker: _Thread, running: Assignment) -> None:
-        """Take back what has not begun, and let no more be laid behind `running`."""
+        """Take back what has not begun, and let no more be laid behind `running`: an exception that is thrown at it
+        cannot hit another then, should it end just now."""
         running.short = False
         for assignment in reversed(tuple(worker.assigned)):  # the last first: each goes back to the front of the queue
             if assignment is not running and worker.take_back(assignment):
@@ -119,26 +125,26 @@ class ThreadPool(WorkerPool):
         if assignment not in worker.assigned:
             return  # written off, or reported twice
         worker.assigned.remove(assignment)
-        if worker.assigned:
-            # Also where it was to be stopped: it had ended before, since the next has begun.
-            worker.stopping = None
-            self.supervisor.ended(assignment, ending, value, error)
-            self.supervisor.started(worker.assigned[0], assignment.ended_at or self.supervisor.now())
-            return
-        if worker.stopping is not None:
+        if worker.stopping is assignment:
             # The stop may still be on its way to this thread: it is not given another function.
             self._part_with(worker)
             self.supervisor.ended(assignment, Ending.STOPPED)
-            return
+        elif worker.assigned:
+            self.supervisor.ended(assignment, ending, value, error)
+            self.supervisor.started(worker.assigned[0], assignment.ended_at or self.supervisor.now())
+        else:
+            self._emptied(worker)
+            self.supervisor.ended(assignment, ending, value, error)
+
+    def _emptied(self, worker: _Thread) -> None:
+        """It has no assignment left, and can be given another."""
         self.busy -= 1
         self._busy.remove(worker)
         self._idle.append(worker)
-        self.supervisor.ended(assignment, ending, value, error)
 
     def _abandon(self, worker: _Thread, assignment: Assignment) -> None:
-        if assignment not in worker.assigned or worker.abandoned:
-            return
-        worker.abandoned = True
+        if assignment.ended_at is not None:
+            return  # it has told so, though we may not have heard it yet
         self.abandoned += 1
         logger.error(
             "a thread cannot be stopped and is written off; it is stuck here:\n%s",
@@ -164,7 +170,7 @@ class _Thread:
         self.assigned: deque[Assignment] = deque()
         """What was given and is not known to be over; the first runs."""
         self.stopping: Assignment | None = None
-        self.abandoned = False
+        """The one that was told to stop while it ran: always the last of `assigned`."""
         self._asleep = False
         self._pool = pool
         self._todo: deque[Assignment] = deque()
@@ -230,26 +236,26 @@ class _Thread:
         self._running = assignment
         ending, value, error = Ending.RETURNED, None, None
         try:
+            if self.stopping is assignment:  # told so when `throw` did not see it run yet
+                raise _Stop
             value = self._call(assignment)
         except _Stop:
             ending = Ending.STOPPED
         except BaseException as raised:
             ending, error = Ending.RAISED, raised
         self._running = None
-        assignment.ended_at = time.monotonic()
-        self._report(assignment, ending, value, error)
-
-    def _report(self, assignment: Assignment, ending: Ending, value: Any, error: BaseException | None) -> None:
         while True:
             try:
+                assignment.ended_at = time.monotonic()
                 self._pool.supervisor.call_soon(self._pool.finished, self, assignment, ending, value, error)
                 return
-            except SoftTimeoutError:
+            except (_Stop, SoftTimeoutError):
                 continue  # it came too late for the function, and must not lose its result
 
     def _call(self, assignment: Assignment) -> Any:
-        how = (assignment, self._pool.supervisor, self.is_stopping, assignment.payload)
-        return call_in_job(*how) if assignment.context is None else assignment.context.run(call_in_job, *how)
+        # Without one it has a copy of its thread's: what it sets is not seen by the next.
+        context = contextvars.copy_context() if assignment.context is None else assignment.context
+        return context.run(call_in_job, assignment, self._pool.supervisor, self.is_stopping, assignment.payload)
 
     def is_stopping(self) -> bool:
         return self.stopping is not None and self.stopping is self._running

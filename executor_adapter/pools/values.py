@@ -118,9 +118,17 @@ def _map(fd: int, size: int) -> memoryview:
         _mappings += 1
         weakref.finalize(mapping, _unmapped)
         return memoryview(mapping)
-    copy = memoryview(bytearray(size))
-    os.preadv(fd, [copy], 0)
-    return copy
+    return _read(fd, size)
+
+
+def _read(fd: int, size: int) -> memoryview:
+    content = rest = memoryview(bytearray(size))
+    while rest.nbytes:  # one call gives 2 GiB at most
+        count = os.preadv(fd, [rest], size - rest.nbytes)
+        if not count:  # else this would go on for ever; a mapping refuses it likewise
+            raise ValueError(f"the file of a value is shorter than its {size} bytes")
+        rest = rest[count:]
+    return content
 
 
 class Buffers:

@@ -62,6 +62,7 @@ WORD = 0xFFFFFFFF
 _FD_SPACE = socket.CMSG_SPACE(8 * 4)
 # Where it is missing, so are memory files: no descriptor travels.
 _CLOSED_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+_LOST_ONE = socket.MSG_CTRUNC
 
 Frame = tuple[int, int, int, int, int, float, float, bytes]
 """Kind, flags, number, seq, word, first, second, body. Bare, since thousands are made a second."""
@@ -84,7 +85,8 @@ class RemoteTraceback(Exception):
 
 
 class FrameReader:
-    """Whole frames, as they arrive at a socket, and the descriptors that came with them, oldest first.
+    """Whole frames, as they arrive at a socket, and the descriptors that came with them, oldest first: -1 for one that
+    was lost, since this process could have no more.
 
     Readers that are used in turn by one thread may share their `buffer`.
     """
@@ -105,9 +107,11 @@ class FrameReader:
             BlockingIOError: nothing has arrived, and the socket does not wait.
             EOFError: the other side is gone.
         """
-        count, ancillary, _, _ = self._socket.recvmsg_into(self._buffers, _FD_SPACE, _CLOSED_ON_EXEC)
+        count, ancillary, flags, _ = self._socket.recvmsg_into(self._buffers, _FD_SPACE, _CLOSED_ON_EXEC)
         for _, _, numbers in ancillary:
             self.fds.extend(array.array("i", numbers))
+        if flags & _LOST_ONE:
+            self.fds.append(-1)
         if not count:
             raise EOFError
         if not self._partial:
@@ -132,8 +136,10 @@ class FrameReader:
         return frames
 
     def close(self) -> None:
-        while self.fds:
-            os.close(self.fds.popleft())
+        for fd in self.fds:
+            if fd >= 0:
+                os.close(fd)
+        self.fds.clear()
 
 
 def send_all(sock: socket.socket, frame: bytes, fd: int | None = None) -> None:

@@ -67,10 +67,18 @@ def main(
     stdio = Stdio(_raise(stdout_fd), _raise(stderr_fd))
     faulthandler.enable(file=stdio.stderr_fd)
     worker = (make or Worker)(socket.socket(fileno=_raise(socket_fd)), _raise(ticket_fd), stdio, setup["log_level"])
+    for fd in setup["presence"]:
+        _hold(fd)
     _apply(setup)
     worker.serve()
     _leave()
     return 0
+
+
+def _hold(presence: int) -> None:
+    """Have the host count as there while this process is; not while those are that a function forks."""
+    held = _raise(presence)
+    os.register_at_fork(after_in_child=lambda: os.close(held))
 
 
 def _raise(fd: int) -> int:

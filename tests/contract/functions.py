@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -112,6 +113,16 @@ def be_rate_limited_once(path: str, retry_after: float) -> int:
     if calls == 1:
         raise DataCollectionException("slow down", error_code="RATE_LIMITED", retry_after=retry_after)
     return calls
+
+
+_calls_seen = contextvars.ContextVar("_calls_seen", default=0)
+
+
+def count_call_in_a_context_variable() -> int:
+    """How many calls it saw before this one."""
+    seen = _calls_seen.get()
+    _calls_seen.set(seen + 1)
+    return seen
 
 
 async def sleep_on_loop(seconds: float) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+import sys
+import termios
+import threading
 import time
 from pathlib import Path
 
@@ -11,8 +15,11 @@ import pytest
 
 from executor_adapter import Job, JobExecutor, RetryPolicy, RetryRule
 from executor_adapter.exceptions import InvalidJobError, MemoryLimitError, WorkerCrashedError
+from executor_adapter.pools.values import LARGE
 from tests.contract import functions
 from tests.contract.conftest import MakeExecutor, wait_for
+from tests.contract.process_pool.functions import large_bytes
+from tests.contract.process_pool.harness import alive
 
 
 def kill_self_until(path: str, succeed_at: int) -> int:
@@ -45,6 +52,35 @@ def test_a_crash_is_retried_and_its_signal_is_told(executor: JobExecutor, tmp_pa
     job = Job(function=kill_self_until, args=(str(tmp_path / "calls"), 2), pool="process", retry_delay=0.01)
     assert executor.run(job) == 2
     assert (job.attempts[0].error_code, job.attempts[0].exit_signal) == ("WORKER_CRASHED", signal.SIGKILL)
+
+
+def bytes_to_read(fd: int) -> int:
+    return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+def test_a_result_that_is_half_written_when_its_worker_dies_is_a_crash(executor: JobExecutor, tmp_path: Path) -> None:
+    """Of a size that travels through the socket itself, and more than that holds: nobody reads before the death."""
+    size, path = LARGE - 1024, tmp_path / "go"
+    is_deaf, listen = threading.Event(), threading.Event()
+
+    def be_deaf() -> None:
+        is_deaf.set()
+        listen.wait(20)
+
+    job = Job(function=large_bytes, args=(size, str(path)), pool="process", retry_delay=0.01)
+    future = executor.submit(job)
+    wait_for(future.running)
+    executor._supervisor.call_soon(be_deaf)
+    assert is_deaf.wait(20)
+    worker = job._live.assignment.worker
+    path.touch()
+    wait_for(lambda: bytes_to_read(worker.fd) > 1024)
+    os.kill(worker.pid, signal.SIGKILL)
+    wait_for(lambda: not alive(worker.pid))
+    assert bytes_to_read(worker.fd) < size, "it is whole: this proves nothing"
+    listen.set()
+    assert future.result(timeout=20) == bytes(size)
+    assert [attempt.error_code for attempt in job.attempts] == ["WORKER_CRASHED", None]
 
 
 def test_past_its_crash_budget_a_job_is_quarantined_until_released(executor: JobExecutor, tmp_path: Path) -> None:

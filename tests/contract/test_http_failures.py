@@ -14,6 +14,7 @@ import pytest
 import requests
 
 from executor_adapter import Job, JobExecutor
+from executor_adapter.config import Settings
 from tests.api_server import Answer, as_json, serving
 from tests.contract.conftest import MakeJob
 from tests.servers import free_port
@@ -49,6 +50,24 @@ def answering(*answers: Answer) -> Iterator[str]:
     left = list(answers)
     with serving(lambda path, body: left.pop(0) if len(left) > 1 else left[0]) as (url, _):
         yield url
+
+
+@pytest.fixture(scope="module")
+def executors() -> Iterator[dict[str, JobExecutor]]:
+    """Those made so far, by how they start processes: one each for all tests, since its workers import the clients."""
+    made: dict[str, JobExecutor] = {}
+    yield made
+    for executor in made.values():
+        executor.shutdown(timeout=0)
+
+
+@pytest.fixture
+def executor(pool: str, executors: dict[str, JobExecutor]) -> JobExecutor:
+    config = Settings()
+    method = config.executor.start_method
+    if method not in executors:
+        executors[method] = JobExecutor(2, config=config)
+    return executors[method]
 
 
 def codes(job: Job) -> list[str | None]:

@@ -73,6 +73,13 @@ def test_a_function_knows_its_job(executor: JobExecutor, make_job: MakeJob) -> N
     assert 0 < seen["remaining"] <= 20.0
 
 
+def test_what_a_function_sets_in_context_variables_is_not_seen_by_the_next(
+    make_executor: MakeExecutor, make_job: MakeJob
+) -> None:
+    executor = make_executor(1)
+    assert [executor.run(make_job(functions.count_call_in_a_context_variable)) for _ in range(3)] == [0, 0, 0]
+
+
 # --- retries ---
 
 
@@ -143,7 +150,7 @@ def test_a_job_past_max_runtime_ends_and_its_neighbours_go_on(executor: JobExecu
     assert 0.3 <= stuck.job.attempts[0].run_seconds < 1.3
     assert (stuck.job.status, stuck.job.error_code) == ("failed", "TIMEOUT_ERROR")
     assert stuck.job.attempts[0].kill_seconds is not None
-    assert [future.result(timeout=10) for future in neighbours] == list(range(1, 21))
+    assert [future.result(timeout=20) for future in neighbours] == list(range(1, 21))
 
 
 def test_a_timed_out_attempt_is_retried(executor: JobExecutor, make_job: MakeJob) -> None:
@@ -159,7 +166,7 @@ def test_queue_timeout_counts_until_the_start(make_executor: MakeExecutor, make_
     wait_for(running.running)
     queued = executor.submit(make_job(functions.add, 1, queue_timeout=0.1))
     with pytest.raises(JobTimeoutError, match=r"queue_timeout=0\.1"):
-        queued.result(timeout=10)
+        queued.result(timeout=20)
     assert (queued.job.status, queued.job.error_code, queued.job.attempt) == ("failed", "QUEUE_TIMEOUT", 0)
     assert running.running()
 
@@ -167,7 +174,7 @@ def test_queue_timeout_counts_until_the_start(make_executor: MakeExecutor, make_
 def test_deadline_counts_over_all_attempts_and_waits(executor: JobExecutor, make_job: MakeJob, tmp_path: Path) -> None:
     job = make_job(functions.fail_until, str(tmp_path / "calls"), 99, retry_delay=60.0, deadline=0.4)
     with pytest.raises(JobTimeoutError, match=r"deadline=0\.4"):
-        executor.submit(job).result(timeout=10)
+        executor.submit(job).result(timeout=20)
     assert job.error_code == "DEADLINE_EXCEEDED"
 
 
@@ -175,7 +182,7 @@ def test_deadline_ends_what_runs(executor: JobExecutor, make_job: MakeJob) -> No
     executor.run(make_job(functions.add, 1))  # a worker is up: what follows starts at once
     job = make_job(time.sleep, 30, deadline=1.0)
     with pytest.raises(JobTimeoutError, match=r"deadline=1\.0"):
-        executor.submit(job).result(timeout=10)
+        executor.submit(job).result(timeout=20)
     assert (job.error_code, len(job.attempts)) == ("DEADLINE_EXCEEDED", 1)
 
 
@@ -183,7 +190,7 @@ def test_a_job_that_stops_making_progress_ends(executor: JobExecutor, make_job: 
     function = functions.report_then_sleep_on_loop if pool == "coroutine" else functions.report_then_sleep
     job = Job(function=function, args=(5, 0.1, 30), pool=pool, stall_timeout=0.4, retry_attempts=0)
     with pytest.raises(JobTimeoutError, match=r"stall_timeout=0\.4"):
-        executor.submit(job).result(timeout=10)
+        executor.submit(job).result(timeout=20)
     assert job.progress is not None
     assert job.progress.done == 5
     assert job.attempts[0].run_seconds > 0.8
@@ -199,7 +206,7 @@ def test_soft_timeout_lets_a_function_clean_up(executor: JobExecutor, tmp_path: 
         function=functions.clean_up_at_soft_timeout, args=(str(path),), pool=pool, soft_timeout=0.2, max_runtime=20,
         retry_attempts=0,
     )  # fmt: skip
-    assert executor.submit(job).result(timeout=10) == "cut short"
+    assert executor.submit(job).result(timeout=20) == "cut short"
     assert path.exists()
 
 
@@ -208,7 +215,7 @@ def test_a_function_that_lets_soft_timeout_pass_is_timed_out(executor: JobExecut
         return
     job = Job(function=functions.spin, args=(30.0,), pool=pool, soft_timeout=0.2, max_runtime=20, retry_attempts=0)
     with pytest.raises(JobTimeoutError, match=r"soft_timeout=0\.2"):
-        executor.submit(job).result(timeout=10)
+        executor.submit(job).result(timeout=20)
     assert job.error_code == "TIMEOUT_ERROR"
 
 
@@ -239,8 +246,8 @@ def test_a_retry_alone_runs_beside_no_other(make_executor: MakeExecutor, make_jo
     future = executor.submit(make_job(functions.fail_then_stay, str(tmp_path / "calls"), 0.3, retry=ALONE))
     wait_for(lambda: future.job.attempt == 2)
     other = executor.submit(make_job(functions.add, 1))
-    assert future.result(timeout=10) == 2
-    assert other.result(timeout=10) == 2
+    assert future.result(timeout=20) == 2
+    assert other.result(timeout=20) == 2
     assert other.job.started_at is not None
     assert future.job.completed_at is not None
     assert other.job.started_at >= future.job.completed_at - timedelta(milliseconds=5)
@@ -252,16 +259,16 @@ def test_a_driven_retry_alone_runs_beside_no_other(
     """From the grant of its slot until its attempt is over."""
     executor = make_executor(4)
     driver = executor.drive(make_job(functions.fail_then_stay, str(tmp_path / "calls"), 0.3, retry=ALONE))
-    driver.acquire().result(timeout=10)
-    error = driver.attempt().exception(timeout=10)
+    driver.acquire().result(timeout=20)
+    error = driver.attempt().exception(timeout=20)
     assert error is not None
-    driver.retry(driver.decide(error)).result(timeout=10)
-    driver.acquire().result(timeout=10)
+    driver.retry(driver.decide(error)).result(timeout=20)
+    driver.acquire().result(timeout=20)
     other = executor.submit(make_job(functions.add, 1))
     began = datetime.now(UTC)
-    assert driver.attempt().result(timeout=10) == 2
+    assert driver.attempt().result(timeout=20) == 2
     driver.complete(2)
-    assert other.result(timeout=10) == 2
+    assert other.result(timeout=20) == 2
     assert other.job.started_at is not None
     assert (other.job.started_at - began).total_seconds() >= 0.29
 
@@ -277,7 +284,7 @@ def test_a_tool_s_jobs_run_at_most_so_many_at_once(make_executor: MakeExecutor, 
     assert executor.run(make_job(functions.add, 2, tool_name="other")) == 3
     assert next_one.job.status is JobStatus.PENDING
     held.cancel()
-    assert next_one.result(timeout=10) == 2
+    assert next_one.result(timeout=20) == 2
 
 
 def test_retry_after_pauses_the_whole_tool(make_executor: MakeExecutor, make_job: MakeJob, tmp_path: Path) -> None:
@@ -286,8 +293,8 @@ def test_retry_after_pauses_the_whole_tool(make_executor: MakeExecutor, make_job
     first = executor.submit(make_job(functions.be_rate_limited_once, path, 0.5, tool_name="api"))
     wait_for(lambda: first.job.status is JobStatus.RETRYING)
     second = executor.submit(make_job(functions.add, 1, tool_name="api"))
-    assert second.result(timeout=10) == 2
-    assert first.result(timeout=10) == 2
+    assert second.result(timeout=20) == 2
+    assert first.result(timeout=20) == 2
     assert second.job.started_at is not None
     assert (second.job.started_at - second.job.created_at).total_seconds() > 0.3
 
@@ -310,7 +317,7 @@ def test_a_running_job_is_cancelled(executor: JobExecutor, make_job: MakeJob) ->
     wait_for(future.running)
     assert executor.cancel(future.job.job_id)
     with pytest.raises(JobCancelledError):
-        future.result(timeout=10)
+        future.result(timeout=20)
     assert future.cancelled()
     assert future.job.status is JobStatus.CANCELLED
     assert not future.cancel()
@@ -322,7 +329,7 @@ def test_a_queued_job_is_cancelled_without_an_attempt(make_executor: MakeExecuto
     queued = executor.submit(make_job(functions.add, 1))
     assert queued.cancel()
     with pytest.raises(JobCancelledError):
-        queued.result(timeout=10)
+        queued.result(timeout=20)
     assert queued.job.attempt == 0
 
 
@@ -331,7 +338,7 @@ def test_a_waiting_retry_is_cancelled(executor: JobExecutor, make_job: MakeJob, 
     wait_for(lambda: future.job.status is JobStatus.RETRYING)
     future.cancel()
     with pytest.raises(JobCancelledError):
-        future.result(timeout=10)
+        future.result(timeout=20)
 
 
 def test_a_burst_of_cancelled_submissions_ends_in_order(executor: JobExecutor, make_job: MakeJob) -> None:
@@ -339,7 +346,7 @@ def test_a_burst_of_cancelled_submissions_ends_in_order(executor: JobExecutor, m
     for future in futures[::2]:
         future.cancel()
     for future in futures:
-        future.exception(timeout=10) if not future.cancelled() else None
+        future.exception(timeout=20) if not future.cancelled() else None
         assert future.job.status in (JobStatus.COMPLETED, JobStatus.CANCELLED)
 
 
@@ -353,7 +360,7 @@ def test_higher_priority_starts_first(make_executor: MakeExecutor, make_job: Mak
     wait_for(blocker.running)
     jobs = [make_job(functions.append_line, path, str(p), priority=p) for p in (0, 5, -3, 5, 9)]
     for future in [executor.submit(job) for job in jobs]:
-        future.result(timeout=10)
+        future.result(timeout=20)
     assert Path(path).read_text().split() == ["9", "5", "5", "0", "-3"]
 
 
@@ -366,17 +373,17 @@ def test_a_full_queue_refuses_or_waits_as_asked(make_executor: MakeExecutor, mak
     with pytest.raises(QueueFullError, match="2 of 2 jobs"):
         executor.submit(make_job(functions.add, 3), timeout=0.05)
     threading.Timer(0.1, running.cancel).start()
-    assert executor.submit(make_job(functions.add, 4), timeout=10).result(timeout=10) == 5
+    assert executor.submit(make_job(functions.add, 4), timeout=10).result(timeout=20) == 5
     assert [future.result() for future in queued] == [1, 2]
 
 
 def test_a_live_job_with_the_same_dedupe_key_is_returned(executor: JobExecutor, make_job: MakeJob) -> None:
     first = executor.submit(make_job(time.sleep, 0.2, dedupe_key="once"))
     assert executor.submit(make_job(time.sleep, 0.2, dedupe_key="once")) is first
-    first.result(timeout=10)
+    first.result(timeout=20)
     later = executor.submit(make_job(functions.add, 1, dedupe_key="once"))
     assert later is not first
-    assert later.result(timeout=10) == 2
+    assert later.result(timeout=20) == 2
 
 
 def test_a_job_is_submitted_once(executor: JobExecutor, make_job: MakeJob) -> None:
@@ -436,10 +443,16 @@ def test_a_failing_observer_harms_nobody(make_executor: MakeExecutor, make_job: 
 
 
 def test_a_callback_that_blocks_does_not_hold_up_other_jobs(executor: JobExecutor, make_job: MakeJob) -> None:
-    release = threading.Event()
-    first = executor.submit(make_job(functions.add, 1))
-    first.add_done_callback(lambda future: release.wait(10))
-    assert executor.run(make_job(functions.add, 2)) == 3
+    blocked, release = threading.Event(), threading.Event()
+
+    def block(future: JobFuture) -> None:
+        blocked.set()
+        release.wait(10)
+
+    first = executor.submit(make_job(time.sleep, 0.3))
+    first.add_done_callback(block)
+    assert blocked.wait(10)
+    assert executor.submit(make_job(functions.add, 2)).result(timeout=5) == 3
     release.set()
 
 
@@ -447,7 +460,7 @@ def test_stats_count_every_job_once(executor: JobExecutor, make_job: MakeJob) ->
     futures = [executor.submit(make_job(functions.add, n)) for n in range(10)]
     futures.append(executor.submit(make_job(functions.fail_with_code, "DATA_ERROR")))
     for future in futures:
-        future.exception(timeout=10)
+        future.exception(timeout=20)
     stats = executor.stats()
     assert (stats.jobs_completed, stats.jobs_failed) == (10, 1)
     assert (stats.jobs_pending, stats.jobs_running, stats.workers_busy) == (0, 0, 0)
@@ -540,27 +553,27 @@ class HookedExecutor(JobExecutor):
 
 
 def test_every_attempt_passes_through_the_hooks(make_job: MakeJob, tmp_path: Path) -> None:
-    with HookedExecutor(2) as executor:
+    with HookedExecutor(2, config=Settings()) as executor:
         assert executor.run(make_job(functions.fail_until, str(tmp_path / "calls"), 2)) == 2
         assert executor.calls == ["pre 1", "error ConnectionError", "pre 2", "post 2"]
 
 
 def test_max_runtime_holds_under_hooks(make_job: MakeJob) -> None:
-    with HookedExecutor(2) as executor:
+    with HookedExecutor(2, config=Settings()) as executor:
         future = executor.submit(make_job(time.sleep, 30, max_runtime=0.2, retry_attempts=0))
         with pytest.raises(JobTimeoutError, match=r"max_runtime=0\.2"):
-            future.result(timeout=10)
+            future.result(timeout=20)
         assert executor.calls == ["pre 1", "error JobTimeoutError"]
         assert (future.job.status, future.job.error_code) == ("failed", "TIMEOUT_ERROR")
 
 
 def test_a_hooked_job_is_cancelled(make_job: MakeJob) -> None:
-    with HookedExecutor(2) as executor:
+    with HookedExecutor(2, config=Settings()) as executor:
         future = executor.submit(make_job(time.sleep, 30))
         wait_for(future.running)
         future.cancel()
         with pytest.raises(JobCancelledError):
-            future.result(timeout=10)
+            future.result(timeout=20)
         assert future.job.status is JobStatus.CANCELLED
 
 
@@ -569,15 +582,15 @@ def test_a_hooked_job_is_cancelled(make_job: MakeJob) -> None:
 
 def test_a_driver_decides_what_follows(executor: JobExecutor, make_job: MakeJob, tmp_path: Path) -> None:
     driver = executor.drive(make_job(functions.fail_until, str(tmp_path / "calls"), 2))
-    driver.acquire().result(timeout=10)
+    driver.acquire().result(timeout=20)
     assert (driver.job.status, driver.job.attempt) == ("running", 1)
-    error = driver.attempt().exception(timeout=10)
+    error = driver.attempt().exception(timeout=20)
     assert isinstance(error, ConnectionError)
     decision = driver.decide(error)
     assert decision.retry
-    driver.retry(decision).result(timeout=10)
-    driver.acquire().result(timeout=10)
-    assert driver.attempt().result(timeout=10) == 2
+    driver.retry(decision).result(timeout=20)
+    driver.acquire().result(timeout=20)
+    assert driver.attempt().result(timeout=20) == 2
     driver.complete(2)
     wait_for(lambda: driver.job.status is JobStatus.COMPLETED)
     assert len(driver.job.attempts) == 2
@@ -586,10 +599,10 @@ def test_a_driver_decides_what_follows(executor: JobExecutor, make_job: MakeJob,
 def test_a_driver_s_slot_is_free_again_without_an_attempt(make_executor: MakeExecutor, make_job: MakeJob) -> None:
     executor = make_executor(1)
     driver = executor.drive(make_job(functions.add, 1))
-    driver.acquire().result(timeout=10)
+    driver.acquire().result(timeout=20)
     other = executor.submit(make_job(functions.add, 2))
     driver.complete("cached")
-    assert other.result(timeout=10) == 3
+    assert other.result(timeout=20) == 3
 
 
 def test_a_job_whose_twin_is_live_cannot_be_driven(executor: JobExecutor, make_job: MakeJob) -> None:
@@ -604,7 +617,7 @@ def test_a_driven_job_is_cancelled_while_it_waits_for_a_slot(make_executor: Make
     driver = executor.drive(make_job(functions.add, 1))
     waiting = driver.acquire()
     assert driver.cancel()
-    error = waiting.exception(timeout=10)
+    error = waiting.exception(timeout=20)
     assert isinstance(error, JobCancelledError)
     driver.fail(error)
     wait_for(lambda: driver.job.status is JobStatus.CANCELLED)

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from executor_adapter import Job, JobStatus
-from executor_adapter.config import CollectionSettings, ProcessingSettings, Settings
+from executor_adapter.config import CollectionSettings, JobSettings, ProcessingSettings, Settings
+from executor_adapter.config_tools import Tool
 from executor_adapter.exceptions import ConfigurationError, InvalidJobError
 from executor_adapter.scheduler import (
     CollectionScheduler,
@@ -140,6 +141,54 @@ def test_limits_come_from_the_scheduler_s_section_unless_the_job_has_its_own() -
     run(main)
 
 
+@pytest.mark.parametrize(
+    ("sections", "pool"),
+    [
+        ({}, "process"),
+        ({"job": JobSettings(pool="thread")}, "thread"),
+        ({"tools": {"radar": Tool(job=JobSettings(pool="thread"))}}, "thread"),
+        ({"job": JobSettings(pool="thread"), "tools": {"radar": Tool(job=JobSettings(pool="process"))}}, "process"),
+    ],
+)
+def test_what_the_settings_say_of_a_pool_counts_before_the_processing_schedulers_own(
+    sections: dict[str, Any], pool: str
+) -> None:
+    async def main() -> None:
+        scheduler = ProcessingScheduler(1, config=Settings(**sections))
+        early = await scheduler.add_processing_job(os.getpid, "radar")
+        await scheduler.start()
+        try:
+            late = await scheduler.add_processing_job(os.getpid, "radar")
+            assert [(await is_over(scheduler, job_id)).attempts[0].pool for job_id in (early, late)] == [pool, pool]
+        finally:
+            scheduler.close()
+
+    run(main)
+
+
+def test_a_live_job_with_the_same_dedupe_key_is_given_instead_of_a_second_one() -> None:
+    async def main() -> None:
+        release = threading.Event()
+        scheduler = CollectionScheduler(1, config=Settings())
+
+        def waiting() -> Job:
+            return Job(function=release.wait, kwargs={"timeout": 20}, dedupe_key="one")
+
+        early = [await scheduler.job_queue.add_job(waiting()) for _ in range(2)]
+        assert early[0] == early[1]
+        await scheduler.start()
+        try:
+            assert await scheduler.job_queue.add_job(waiting()) == early[0]
+            assert [job.job_id for job in await scheduler.get_all_jobs()] == [early[0]]
+            release.set()
+            assert (await is_over(scheduler, early[0])).status is JobStatus.COMPLETED
+            assert await scheduler.job_queue.add_job(waiting()) != early[0]
+        finally:
+            scheduler.close()
+
+    run(main)
+
+
 def test_a_job_of_one_s_own_gets_only_what_it_lacks() -> None:
     async def main() -> None:
         scheduler = CollectionScheduler(config=Settings())
@@ -202,6 +251,25 @@ def test_a_stopped_scheduler_starts_again_and_remembers() -> None:
             await scheduler.stop()
         scheduler.close()
         assert [job.status for job in await scheduler.get_all_jobs()] == ["completed", "completed"]
+
+    run(main)
+
+
+def test_jobs_added_after_the_close_wait_for_the_next_start() -> None:
+    """The ready-made schedulers live as long as the program: whoever closed one may start it once more."""
+
+    async def main() -> None:
+        scheduler = CollectionScheduler(config=Settings())
+        await scheduler.start()
+        await scheduler.stop()
+        scheduler.close()
+        job_id = await scheduler.add_manual_job("collection", plain, value=1)
+        waiting = await scheduler.get_job_status(job_id)
+        assert waiting is not None
+        assert waiting.status is JobStatus.PENDING
+        await scheduler.start()
+        assert (await is_over(scheduler, job_id)).status == "completed"
+        scheduler.close()
 
     run(main)
 

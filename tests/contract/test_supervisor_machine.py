@@ -5,6 +5,7 @@ The clock is moved by the machine, and the pool is a simulated one that ends att
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 from collections import defaultdict, deque
@@ -26,6 +27,7 @@ from executor_adapter.pools.base import Supervisor as PoolSupervisor
 from executor_adapter.supervisor import Supervisor
 from executor_adapter.testing import InlineExecutor, InlineSupervisor
 from executor_adapter.throttle import ToolLimit
+from tests.contract.awkward import AWKWARD, NO_EXCEPTIONS
 
 MAX_WORKERS = 2
 DEPTH = 2
@@ -143,6 +145,12 @@ def work() -> None: ...
 
 def short_work() -> None: ...
 
+
+NO_EXCEPTIONS_MADE: dict[str, Callable[[], BaseException]] = {
+    kind: functools.partial(type(error), *error.args) for kind, error in NO_EXCEPTIONS.items()
+}
+HOSTILE = sorted((AWKWARD.keys() | NO_EXCEPTIONS_MADE.keys()) - {"SaysExit"})
+"""All but the one that the supervisor itself would call a fault."""
 
 limits = st.sampled_from([None, None, None, 0.5, 2.0, 30.0])
 
@@ -265,6 +273,12 @@ class SupervisorMachine(RuleBasedStateMachine):
         pool, worker = data.draw(st.sampled_from(self.workers))
         error = JobError("no", error_code=code, retry_after=5.0 if code == "RATE_LIMITED" else None)
         self._act(pool.end, worker, Ending.RAISED, None, error)
+
+    @precondition(lambda self: self.workers)
+    @rule(data=st.data(), kind=st.sampled_from(HOSTILE))
+    def raise_hostile_error(self, data: st.DataObject, kind: str) -> None:
+        pool, worker = data.draw(st.sampled_from(self.workers))
+        self._act(pool.end, worker, Ending.RAISED, None, (AWKWARD | NO_EXCEPTIONS_MADE)[kind]())
 
     @precondition(lambda self: self.workers)
     @rule(data=st.data())

@@ -121,7 +121,7 @@ def line(status: JobStatus = COMPLETED, **fields: Any) -> JobLine:
     return JobLine(status=status, **given | fields)
 
 
-BROKEN = line(FAILED, attempts=4, duration=4.0, records=None, note="API_ERROR", error="answered\n500 | a|b")
+BROKEN = line(FAILED, attempts=4, duration=4.0, records=None, note="API_ERROR", error="answered\n500 | a|b <dict>")
 
 
 def test_new_rows_are_told_apart_from_those_that_were_there() -> None:
@@ -134,14 +134,14 @@ def test_new_rows_are_told_apart_from_those_that_were_there() -> None:
 
 def test_failures_are_told_with_code_and_attempts() -> None:
     assert story.failure_lines([line(), BROKEN]) == [
-        "failed: collect flights a: API_ERROR after 4 attempts: answered\n500 | a|b"
+        "failed: collect flights a: API_ERROR after 4 attempts: answered\n500 | a|b <dict>"
     ]
 
 
 def test_the_report_has_rate_duration_and_failures(tmp_path: Path) -> None:
     text = story.markdown("pipeline", [line(), line(), line(), BROKEN], ["rows"], ["sentence"], tmp_path)
     assert "| 4 | 3 | 1 | 75.0% | 2.50 s |" in text
-    assert "| collect flights a | API_ERROR | 4 | answered 500 \\| a\\|b |" in text
+    assert "| collect flights a | API_ERROR | 4 | answered 500 \\| a\\|b &lt;dict&gt; |" in text
     assert "- rows" in text
     assert "- sentence" in text
     assert f"`{tmp_path}`" in text

@@ -85,6 +85,15 @@ def test_a_named_file_wins_over_the_variable_and_that_over_the_one_found(
     assert load_config("named.yaml").processing.batch_size == 3
 
 
+def test_dotenv_names_the_file_where_the_environment_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, name in enumerate(("here.yaml", "there.yaml"), 5):
+        (tmp_path / name).write_text(f"collection: {{job_timeout: {number}}}")
+    (tmp_path / ".env").write_text("EXECUTOR_ADAPTER_CONFIG=here.yaml\n")
+    assert load_config().collection.job_timeout == 5
+    monkeypatch.setenv("EXECUTOR_ADAPTER_CONFIG", "there.yaml")
+    assert load_config().collection.job_timeout == 6
+
+
 def test_the_environment_wins_over_dotenv_and_that_over_the_file(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,6 +124,39 @@ def test_a_secret_header_comes_from_the_environment(write: Write, monkeypatch: p
     assert orders.url == "http://127.0.0.1:1/api"
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["server: {port: 80}", "- 1", "log_level: debug\nplugins: !include plugins.yaml\n", "server: 1\nserver: 2\n"],
+)
+def test_a_file_of_another_program_is_passed_by_unless_it_is_named(write: Write, text: str) -> None:
+    """Many programs have a config.yaml; one that is named is read strictly, whatever stands in it."""
+    file = write(text)
+    assert load_config().model_dump(exclude={"lake"}) == Settings().model_dump(exclude={"lake"})
+    assert refusal(file).startswith("config.yaml: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("colection: {job_timeout: 5}", "colection is not a key: did you mean collection?"),
+        ("max_workers: 3", "max_workers is not a key: allowed are collection, executor"),
+        ("server: {port: 80}\nstore: {url: 'memory:'}", "server is not a key: allowed are collection"),
+        ("store: {type: s3}", "store.type is not a key: allowed are lease"),
+    ],
+)
+def test_a_file_that_may_be_ours_is_read_strictly(write: Write, text: str, said: str) -> None:
+    """... though it was only found: a key is not passed over in silence. If it is not ours, the way out is named."""
+    write(text)
+    found = refusal()
+    assert found.startswith(f"config.yaml: {said}")
+    assert found.endswith("(if config.yaml is another program's, have EXECUTOR_ADAPTER_CONFIG name yours)")
+
+
+def test_a_file_that_cannot_be_read_is_refused_though_it_was_only_found(write: Write) -> None:
+    write("a: [")
+    assert refusal().startswith("config.yaml: line 1, column 5: expected the node content")
+
+
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Settings().collection.job_timeout = 5.0
@@ -128,6 +170,7 @@ def test_settings_are_frozen() -> None:
         ("executor: {max_workers: yes}", "executor.max_workers: True is not allowed: must be a number"),
         ("collection: {job_timeout: .inf}", "collection.job_timeout: inf is not allowed: must be a finite"),
         ("collection:", "collection: None is not allowed: must be a mapping of keys to values"),
+        ("prefect: {mirror: off}", "prefect.mirror: False is not allowed: must be 'auto', 'always' or 'never'"),
         ("colection: {}", "colection is not a key: did you mean collection? allowed are collection, executor, job"),
         ("collection: {jobs_timeout: 5}", "collection.jobs_timeout is not a key: did you mean job_timeout? allowed"),
         ("tools: {../up: {source: files}}", "tools.../up: '../up' is not allowed: must be letters, digits"),

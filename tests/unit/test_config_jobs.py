@@ -10,7 +10,8 @@ from executor_adapter import Job, JobExecutor, RetryPolicy
 from executor_adapter.config import JobSettings, Settings, load_config
 from executor_adapter.config_sections import RetrySettings
 from executor_adapter.defaults import JobDefaults, tool_limits
-from executor_adapter.exceptions import ConfigurationError
+from executor_adapter.exceptions import ConfigurationError, InvalidJobError
+from executor_adapter.intake import check_job
 from executor_adapter.throttle import ToolLimit
 
 
@@ -77,7 +78,7 @@ def test_retries_are_made_a_policy_with_the_job_s_own_attempts(tmp_path: Path) -
 
 def test_a_default_is_left_out_where_the_pool_cannot_hold_it(tmp_path: Path) -> None:
     """One that the job asks for itself is refused at submit instead."""
-    settings = read(tmp_path, "job: {memory_limit: 1000, soft_timeout: 5}")
+    settings = read(tmp_path, "job: {memory_limit: 1GiB, soft_timeout: 5}")
 
     async def on_loop() -> None: ...
 
@@ -148,6 +149,75 @@ def test_a_wrong_key_is_named_with_the_nearest(tmp_path: Path, text: str, said: 
     with pytest.raises(ConfigurationError) as caught:
         read(tmp_path, text)
     assert str(caught.value).startswith(f"{tmp_path / 'settings.yaml'}: {said}")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("job: {soft_timeout: 50, max_runtime: 10}", "job.soft_timeout: 50.0 {} job.max_runtime, which is 10.0"),
+        ("job: {soft_timeout: 10, max_runtime: 10}", "job.soft_timeout: 10.0 {} job.max_runtime, which is 10.0"),
+        ("job: {soft_timeout: 5000}", "job.soft_timeout: 5000.0 {} job.max_runtime, which is 3600.0"),
+        (
+            "job: {soft_timeout: 50}\ncollection: {job_timeout: 30}",
+            "job.soft_timeout: 50.0 {} collection.job_timeout, which is 30.0",
+        ),
+        (
+            "job: {soft_timeout: 50}\nprocessing: {job_timeout: 30}",
+            "job.soft_timeout: 50.0 {} processing.job_timeout, which is 30.0",
+        ),
+        (
+            "tools: {radar: {job: {soft_timeout: 40}}}\njob: {max_runtime: 30}",
+            "tools.radar.job.soft_timeout: 40.0 {} job.max_runtime, which is 30.0",
+        ),
+        (
+            "tools: {radar: {job: {max_runtime: 30}}}\njob: {soft_timeout: 40}",
+            "job.soft_timeout: 40.0 {} tools.radar.job.max_runtime, which is 30.0",
+        ),
+        (
+            "tools: {radar: {job: {soft_timeout: 40}}}\nprocessing: {job_timeout: 30}",
+            "tools.radar.job.soft_timeout: 40.0 {} processing.job_timeout, which is 30.0",
+        ),
+        ("job: {pool: dask}", "job.pool: 'dask' is not allowed: must be 'auto', 'coroutine', 'thread' or 'process'"),
+        ("tools: {x: {job: {pool: ray}}}", "tools.x.job.pool: 'ray' is not allowed: must be 'auto', 'coroutine'"),
+        ("job: {memory_limit: 512}", "job.memory_limit: 512 is not allowed: 512 bytes hold no Python process: give at"),
+    ],
+)
+def test_settings_under_which_jobs_would_be_refused_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    """Jobs that say nothing themselves, that is: the file is wrong, not they."""
+    with pytest.raises(ConfigurationError) as caught:
+        read(tmp_path, text)
+    expected = said.format("is not allowed: must be less than")
+    assert str(caught.value).startswith(f"{tmp_path / 'settings.yaml'}: {expected}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "job: {soft_timeout: 5000, max_runtime: null}",
+        "job: {max_runtime: 10, soft_timeout: null}",
+        "job: {soft_timeout: 50}\ncollection: {job_timeout: 60}\ntools: {radar: {job: {soft_timeout: 55}}}",
+    ],
+)
+def test_settings_that_leave_time_are_accepted(tmp_path: Path, text: str) -> None:
+    read(tmp_path, text)
+
+
+def test_a_soft_timeout_of_the_settings_gives_way_to_a_job_s_own_limit(tmp_path: Path) -> None:
+    """The job ends before it: it was not meant for this one, and is no reason to refuse it."""
+    settings = read(tmp_path, "job: {soft_timeout: 50}")
+    assert filled(settings, max_runtime=30).soft_timeout is None
+    assert filled(settings, max_runtime=50).soft_timeout is None
+    assert filled(settings, max_runtime=60).soft_timeout == 50
+    assert filled(settings, max_runtime=None).soft_timeout == 50
+
+
+def test_a_limit_of_the_settings_is_named_as_theirs(tmp_path: Path) -> None:
+    """Who gave only a soft_timeout learns where the limit comes from that it does not go with."""
+    settings = read(tmp_path, "job: {max_runtime: 10}")
+    with pytest.raises(InvalidJobError, match=r"soft_timeout=50.0 .* max_runtime=10.0 of the settings: give a shorter"):
+        filled(settings, soft_timeout=50)
+    with pytest.raises(InvalidJobError, match=r"soft_timeout=50.0 leaves no time before max_runtime=11.0: give less"):
+        check_job(filled(settings, soft_timeout=50, max_runtime=11, pool="thread"))
 
 
 def test_a_variable_of_dotenv_that_no_one_knows_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

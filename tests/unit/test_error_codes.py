@@ -40,10 +40,17 @@ def http_error(status: int) -> httpx.HTTPStatusError:
     return httpx.HTTPStatusError("no", request=REQUEST, response=httpx.Response(status, request=REQUEST))
 
 
+def caused(error: BaseException, cause: BaseException) -> BaseException:
+    error.__cause__ = OSError("what lies between")
+    error.__cause__.__context__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [
         (DataCollectionException("x"), "COLLECTION_ERROR"),
+        (DataCollectionException("x", error_code=""), "EXECUTION_ERROR"),
         (DataCollectionException("x", error_code="MINE"), "MINE"),
         (JobTimeoutError("x", error_code="QUEUE_TIMEOUT"), "QUEUE_TIMEOUT"),
         (WorkerCrashedError("x"), "WORKER_CRASHED"),
@@ -58,6 +65,9 @@ def http_error(status: int) -> httpx.HTTPStatusError:
         (PermissionError(13, "no"), "CONFIGURATION_ERROR"),
         (ModuleNotFoundError("x"), "CONFIGURATION_ERROR"),
         (ssl.SSLCertVerificationError("x"), "CONFIGURATION_ERROR"),
+        (caused(httpx.ConnectError("x"), ssl.SSLCertVerificationError("x")), "CONFIGURATION_ERROR"),
+        (caused(requests.exceptions.SSLError("x"), ssl.SSLCertVerificationError("x")), "CONFIGURATION_ERROR"),
+        (requests.exceptions.SSLError("x"), "NETWORK_ERROR"),
         (ssl.SSLEOFError("x"), "NETWORK_ERROR"),
         (httpx.ConnectError("x"), "NETWORK_ERROR"),
         (httpx.ReadTimeout("x"), "NETWORK_ERROR"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import logging
 import sys
 import threading
 from collections.abc import Iterator
@@ -11,7 +12,8 @@ from collections.abc import Iterator
 import pytest
 
 from executor_adapter import Job
-from executor_adapter.futures import JobFuture
+from executor_adapter import futures as futures_module
+from executor_adapter.futures import Callbacks, JobFuture
 from executor_adapter.testing import InlineExecutor
 
 
@@ -111,3 +113,65 @@ def test_as_completed_and_asyncio_take_it_as_any_future(executor: InlineExecutor
 def test_unknown_attributes_are_still_unknown(executor: InlineExecutor) -> None:
     with pytest.raises(AttributeError, match="no attribute 'reslut'"):
         future_of(executor).reslut  # noqa: B018
+
+
+def test_callbacks_are_called_whatever_one_before_raises(caplog: pytest.LogCaptureFixture) -> None:
+    callbacks, called = Callbacks(), []
+
+    def end_the_program() -> None:
+        sys.exit("a job failed")
+
+    for callback in (end_the_program, lambda: 1 / 0, lambda: called.append(1)):
+        callbacks.call(callback)
+    callbacks.close()
+    callbacks.wait()
+    assert called == [1]
+    assert [record.message for record in caplog.records] == ["a callback of a job's future failed"] * 2
+
+
+def test_callbacks_are_waited_for_as_long_as_none_hangs(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All together may take longer than one of them."""
+    monkeypatch.setattr(futures_module, "CALLBACK_SECONDS", 0.5)
+    callbacks, called, release = Callbacks(), [], threading.Event()
+    for number in range(4):
+        callbacks.call(lambda number=number: called.append(number) or release.wait(0.2))  # type: ignore[misc]
+    callbacks.close()
+    callbacks.wait()
+    assert (called, caplog.records) == ([0, 1, 2, 3], [])
+
+    hanging = Callbacks()
+    hanging.call(release.wait)
+    hanging.close()
+    hanging.wait()
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    release.set()
+
+
+def test_a_callback_may_wait_for_the_callbacks() -> None:
+    """It is one of them: all but itself."""
+    callbacks, waited = Callbacks(), threading.Event()
+
+    def wait() -> None:
+        callbacks.wait()
+        waited.set()
+
+    callbacks.call(wait)
+    assert waited.wait(5)
+    callbacks.close()
+
+
+def test_a_thread_for_callbacks_that_is_not_to_be_had_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    callbacks, called = Callbacks(), threading.Event()
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError):
+            callbacks.start()
+    callbacks.call(called.set)
+    assert called.wait(5)
+    callbacks.close()

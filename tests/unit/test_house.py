@@ -17,16 +17,19 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # From the ground floor up: a room imports from its own floor and from those below it.
 FLOORS = (
-    {"exceptions", "context", "config_errors", "signals", "start_method", "trace_scope"},
+    {
+        *{"bounds", "config_errors", "context", "exceptions", "presence", "signals", "start_method", "storable"},
+        "trace_scope",
+    },
     {"retry"},
     {"job"},
-    {"error_codes", "config", "config_sections", "config_tools", "functions"},
+    {"error_codes", "raised", "quarantine", "config", "config_sections", "config_tools", "functions"},
     {"monitoring", "store"},
     {"pools"},
     {"queue"},
     {
         *{"loop", "limits", "futures", "intake", "dispatch", "throttle", "pool_set", "ledger", "outcome", "job_log"},
-        *{"defaults", "traced", "journal", "log_lines", "memory", "recorder", "recording", "recovery"},
+        *{"defaults", "traced", "journal", "log_lines", "memory", "mirroring", "recorder", "recording", "recovery"},
         *{"supervisor", "surroundings", "driver", "hooks", "executor"},
     },
     {"scheduler", "testing"},
@@ -34,7 +37,7 @@ FLOORS = (
     {"prefect"},
 )
 # In pools/: what all pools share, and those that are one module; the other modules are the process pool.
-SHARED_BY_POOLS = {"base", "in_process"}
+SHARED_BY_POOLS = {"base", "in_process", "event_loop"}
 SHARED_BY_STORES = {"base", "host", "revival"}
 SMALL_POOLS = {"thread", "coroutine", "dask", "ray"}
 # Each starts in every child process, where an import costs every worker its time and memory.
@@ -43,6 +46,7 @@ WORKER_SIDE = {
     "executor_adapter.exceptions",
     "executor_adapter.context",
     "executor_adapter.error_codes",
+    "executor_adapter.raised",
     "executor_adapter.pools",
     "executor_adapter.start_method",
 } | {

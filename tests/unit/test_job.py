@@ -30,8 +30,23 @@ def work() -> None: ...
         ({"function": work, "retry_attempts": -1}, "greater than or equal to 0"),
         ({"function": work, "retry_delay": float("inf")}, "finite"),
         ({"function": work, "memory_limit": "512 potatoes"}, "'512 potatoes' is no size"),
-        ({"function": work, "memory_limit": 0}, "greater than 0"),
-        ({"function": work, "pool": "swimming"}, "'coroutine', 'thread', 'process'"),
+        ({"function": work, "memory_limit": 0}, "0 bytes hold no Python process: give at least 8MiB"),
+        (
+            {"function": work, "memory_limit": 512},
+            "512 bytes hold no Python process: give at least 8MiB, or .*'512MiB'",
+        ),
+        ({"function": work, "memory_limit": "7MiB"}, "7340032 bytes hold no Python process: give at least 8MiB"),
+        ({"function": work, "memory_limit": True}, "must be a number .*input_value=True"),
+        (
+            {"function": work, "memory_limit": "9" * 400 + "GiB"},
+            "'9+' is more than any machine has: leave the limit out",
+        ),
+        ({"function": work, "max_runtime": True}, "must be a number .*input_value=True"),
+        ({"function": work, "retry_delay": False}, "must be a number .*input_value=False"),
+        ({"function": work, "retry_attempts": True}, "must be a number .*input_value=True"),
+        ({"function": work, "priority": True}, "must be a number .*input_value=True"),
+        ({"function": work, "pool": "swimming"}, "'auto', 'coroutine', 'thread' or 'process' .*input_value='swimming'"),
+        ({"function": work, "pool": "dask"}, "'auto', 'coroutine', 'thread' or 'process' .*input_value='dask'"),
         ({"function": work, "job_id": ""}, "at least 1 character"),
         ({"function": work, "max_runtme": 3}, "max_runtme"),
         ({}, "function"),
@@ -43,7 +58,7 @@ def test_what_can_never_work_is_refused(fields: dict[str, Any], said: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("512MiB", 512 * 2**20), ("1.5 GB", 1_500_000_000), ("100", 100), (2**30, 2**30)]
+    ("text", "size"), [("512MiB", 512 * 2**20), ("1.5 GB", 1_500_000_000), ("10000000", 10_000_000), (2**30, 2**30)]
 )
 def test_sizes_have_units(text: Any, size: int) -> None:
     assert Job(function=work, memory_limit=text).memory_limit == size
@@ -96,6 +111,48 @@ def test_a_copy_is_a_job_of_its_own(copied: Any) -> None:
     job.advance(JobStatus.RUNNING)
     assert copied(job).status is JobStatus.PENDING
     assert copied(job).kwargs == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("max_runtime", -5, "greater than 0 .*input_value=-5"),
+        ("memory_limit", 512, "512 bytes hold no Python process: give at least 8MiB"),
+        ("pool", "swimming", "'coroutine', 'thread' or 'process' .*input_value='swimming'"),
+        ("function", 3, "3 is no function: give a callable"),
+        ("job_id", "", "at least 1 character"),
+    ],
+)
+def test_a_field_that_is_set_later_is_checked_as_well(field: str, value: Any, said: str) -> None:
+    """... and the job stays as it was; by assignment, and in a copy."""
+    job = Job(function=work)
+    before = getattr(job, field)
+    with pytest.raises(ValidationError, match=said):
+        setattr(job, field, value)
+    with pytest.raises(ValidationError, match=said):
+        job.model_copy(update={field: value})
+    assert getattr(job, field) == before
+
+
+def test_a_field_that_is_set_later_means_the_same() -> None:
+    job = Job(function=work)
+    live = job._live
+    job.memory_limit = "512MiB"  # type: ignore[assignment]
+    assert (job.memory_limit, job._live) == (512 * 2**20, live)
+    copied = job.model_copy(update={"memory_limit": "1GiB", "job_id": "another"})
+    assert (copied.memory_limit, copied.job_id, job.job_id != "another") == (2**30, "another", True)
+    assert copied.model_fields_set == {"function", "memory_limit", "job_id"}
+
+
+@pytest.mark.parametrize("name", ["max_runtme", "status", "_live"])
+def test_a_copy_has_no_other_fields_than_a_job(name: str) -> None:
+    with pytest.raises(InvalidJobError, match=f"'{name}' is no field of a job: .*they are function, job_id, "):
+        Job(function=work).model_copy(update={name: 3})
+
+
+def test_the_field_that_was_meant_is_named() -> None:
+    with pytest.raises(InvalidJobError, match=r"'max_runtme' is no field of a job: did you mean max_runtime\?"):
+        Job(function=work).model_copy(update={"max_runtme": 3})
 
 
 def test_a_function_is_serialised_as_its_reference() -> None:

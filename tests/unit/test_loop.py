@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -50,6 +51,20 @@ def test_timers_run_when_due_in_order_of_time_then_age(loop: SupervisorLoop, clo
     clock.time = 200.0
     turn(loop)
     assert ran == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("when", [60 * 86_400.0, 1e300])
+def test_it_sleeps_however_far_off_the_next_time_is(when: float) -> None:
+    loop = SupervisorLoop()
+    due = loop.now() + when
+    loop.before_sleep = lambda: due
+    thread = threading.Thread(target=loop.run)
+    thread.start()
+    time.sleep(0.05)
+    assert thread.is_alive()
+    loop.call_soon(loop.stop)
+    thread.join(5)
+    assert not thread.is_alive()
 
 
 def test_cancelled_timers_do_not_pile_up(loop: SupervisorLoop) -> None:
@@ -106,6 +121,44 @@ def test_a_readable_descriptor_is_reported_until_it_is_unwatched(loop: Superviso
     os.close(writer)
 
 
+def test_what_was_seen_of_a_descriptor_is_not_told_of_the_next_with_its_number(loop: SupervisorLoop) -> None:
+    """Both can be read in one turn; whichever is told first gives the other's number to one that cannot."""
+    (one, one_writer), (two, two_writer), (quiet, quiet_writer) = os.pipe(), os.pipe(), os.pipe()
+    told: list[str] = []
+
+    def replace(other: int) -> None:
+        told.append("loud")
+        loop.unwatch(other)
+        os.dup2(quiet, other)
+        loop.watch(other, lambda: told.append("quiet"))
+
+    loop.watch(one, lambda: replace(two))
+    loop.watch(two, lambda: replace(one))
+    for writer in (one_writer, two_writer):
+        os.write(writer, b"x")
+    turn(loop)
+    assert told == ["loud"]
+    for fd in (one, one_writer, two, two_writer, quiet, quiet_writer):
+        os.close(fd)
+
+
+def test_what_is_unwatched_when_it_can_be_read_is_not_written(loop: SupervisorLoop) -> None:
+    """Also where the same look found that it can be written."""
+    ours, theirs = socket.socketpair()
+    told: list[str] = []
+
+    def read() -> None:
+        told.append("readable")
+        loop.unwatch(ours.fileno())
+
+    with ours, theirs:
+        theirs.send(b"x")
+        loop.watch(ours.fileno(), read)
+        loop.watch_writable(ours.fileno(), lambda: told.append("writable"))
+        turn(loop)
+    assert told == ["readable"]
+
+
 def test_an_idle_loop_sleeps_and_any_thread_wakes_it() -> None:
     loop = SupervisorLoop()
     turns: list[float] = []
@@ -122,3 +175,23 @@ def test_an_idle_loop_sleeps_and_any_thread_wakes_it() -> None:
     loop.call_soon(loop.stop)
     thread.join(5)
     assert not thread.is_alive()
+
+
+def test_who_interrupts_a_wake_up_wakes_the_loop_himself(loop: SupervisorLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal handler may come just before the byte is written, and wait for what the loop does then."""
+    really_write, written = os.write, []
+
+    def handle_signal(fd: int, data: bytes) -> int:
+        if not written:
+            written.append("by the handler")
+            loop.wake()
+            assert len(written) == 2
+        else:
+            written.append("by its wake-up")
+        return really_write(fd, data)
+
+    loop._asleep = 1
+    monkeypatch.setattr(os, "write", handle_signal)
+    loop.wake()
+    loop.wake()  # it has been written to: a burst costs no more
+    assert written == ["by the handler", "by its wake-up"]

@@ -143,6 +143,20 @@ def test_names_without_end_do_not_make_series_without_end(make_executor: MakeExe
     assert found["jobs_ended_total", frozenset({"completed", "other"})] >= 50
 
 
+def test_error_codes_without_end_do_neither(make_executor: MakeExecutor) -> None:
+    executor = make_executor()
+    for number in range(MOST_NAMES + 50):
+        executor.submit(Job(function=fail_by, args=(f"CODE-{number}",), retry_attempts=0)).exception()
+    executor.run(Job(function=list))
+    found = scrape(executor)
+    assert found["jobs_ended_total", frozenset({"failed", "job", "other"})] >= 50
+    assert found["jobs_ended_total", frozenset({"completed", "job"})] == 1
+
+
+def fail_by(code: str) -> None:
+    raise DataCollectionException("no", error_code=code)
+
+
 def test_without_a_port_nothing_is_served_and_nothing_counted() -> None:
     with JobExecutor(1, config=Settings()) as executor:
         assert executor.metrics_url is None

@@ -184,11 +184,20 @@ def test_limits_come_from_the_settings_unless_given() -> None:
     assert (monitor.settings.stuck_after, monitor.settings.interval, monitor.settings.failure_rate) == (5.0, 9.0, 0.5)
 
 
+def test_the_settings_are_those_of_what_is_watched() -> None:
+    config = Settings(monitoring=MonitoringSettings(stuck_after=5.0, failure_rate=0.9))
+    with JobExecutor(1, config=config) as executor:
+        monitors = [HealthMonitor(executor), HealthMonitor(CollectionScheduler(config=config), failure_rate=0.1)]
+    assert [(m.settings.stuck_after, m.settings.failure_rate) for m in monitors] == [(5.0, 0.9), (5.0, 0.1)]
+
+
 def test_it_looks_in_a_thread_until_it_is_stopped(caplog: pytest.LogCaptureFixture) -> None:
     """... also after a look that failed."""
     looks: list[float] = []
 
     class Watched:
+        config = Settings()
+
         def running(self) -> list[Job]:
             looks.append(time.monotonic())
             raise RuntimeError("not now")

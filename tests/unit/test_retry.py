@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from datetime import UTC, datetime
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from executor_adapter import RetryDecision, RetryPolicy, RetryRule
-from executor_adapter.retry import NEVER_RETRIED, decide
+from executor_adapter.retry import LONGEST_RETRY_AFTER, MOST_MEMORY, NEVER_RETRIED, decide
 
 
 def decided(policy: RetryPolicy, code: str = "API_ERROR", attempt: int = 1, crashes: int = 0) -> RetryDecision:
@@ -62,6 +66,35 @@ def test_the_other_side_s_retry_after_is_a_lower_bound() -> None:
     assert decide(policy, code="RATE_LIMITED", attempt=1, crashes=0, retry_after=0.1).delay == 1.0
 
 
+def test_retry_after_is_heeded_for_a_day_or_for_as_long_as_the_policy_waits_itself() -> None:
+    asked = 30 * 86_400.0
+    assert RetryPolicy().heeded(asked) == LONGEST_RETRY_AFTER
+    assert RetryPolicy(max_delay=asked).heeded(asked) == asked
+    assert RetryPolicy(max_delay=10.0).heeded(3600.0) == 3600.0
+    assert RetryPolicy().heeded(None) == 0.0
+    assert decide(RetryPolicy(), code="RATE_LIMITED", attempt=1, crashes=0, retry_after=float("inf")).delay <= 86_400.0
+
+
+@given(st.floats(0, allow_nan=False, allow_infinity=False), st.floats(0, 1))
+def test_every_delay_has_a_date(seconds: float, jitter: float) -> None:
+    policy = RetryPolicy(retry_delay=seconds, max_delay=seconds, jitter=jitter)
+    delay = decide(policy, code="API_ERROR", attempt=1, crashes=0, retry_after=seconds, draw=lambda: 0.999).delay
+    assert datetime.fromtimestamp(time.time() + delay, UTC)
+
+
+@pytest.mark.parametrize("field", ["retry_delay", "backoff_coefficient", "memory_factor"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_rule_is_made_of_numbers(field: str, value: float) -> None:
+    with pytest.raises(ValidationError, match=f"{field}\n"):
+        RetryRule(codes=("*",), **{field: value})
+
+
+def test_a_memory_limit_grows_by_any_factor() -> None:
+    decision = RetryDecision(retry=True, memory_factor=1e308)
+    assert decision.memory_limit(1 << 30) == decision.memory_limit(10**400) == MOST_MEMORY
+    assert RetryDecision(retry=True, memory_factor=1.5).memory_limit(100) == 150
+
+
 @given(
     attempt=st.integers(1, 10_000),
     retry_delay=st.floats(0, 1e6),
@@ -77,6 +110,13 @@ def test_a_delay_is_never_negative_nor_beyond_max_delay_and_its_jitter(
     )
     decision = decide(policy, code="API_ERROR", attempt=attempt, crashes=0, draw=lambda: draw)
     assert 0 <= decision.delay <= 900 * (1 + jitter)
+
+
+@pytest.mark.parametrize("retry", [1, 1024, 1025, 10**6])
+def test_no_delay_stays_none_however_many_retries(retry: int) -> None:
+    assert RetryPolicy(retry_delay=0).delay_before(retry) == 0
+    assert RetryPolicy().delay_before(retry, RetryRule(codes=("*",), retry_delay=0)) == 0
+    assert RetryPolicy(retry_delay=1, max_delay=900).delay_before(10**6) == 900
 
 
 def test_a_policy_survives_yaml() -> None:

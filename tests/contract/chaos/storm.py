@@ -100,6 +100,8 @@ class Storm:
         overlaps = Path(f"{self.ledger}.overlaps")
         if overlaps.exists():
             self.faults.append(f"ran twice at once: {overlaps.read_text().split()}")
+        if self.kill_guardian_every is None and len(self.tokens) > 1:
+            self.faults.append(f"{len(self.tokens)} guardians, one after another, and no stranger killed any")
         return self.faults
 
     # --- harming ---

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from executor_adapter import current_job
+from executor_adapter.pools.process_tree import children
 
 # --- ways to go wrong ---
 
@@ -122,7 +123,9 @@ def nap(seconds: float, path: str | None = None) -> float:
     return seconds
 
 
-def large_bytes(size: int) -> bytes:
+def large_bytes(size: int, once_there: str | None = None) -> bytes:
+    while once_there is not None and not Path(once_there).exists():
+        time.sleep(0.002)
     return bytes(size)
 
 
@@ -135,6 +138,27 @@ def hold_memory(size: int, seconds: float) -> int:
     held = bytearray(os.urandom(1 << 16)) * (size >> 16)
     time.sleep(seconds)
     return len(held)
+
+
+_kept: list[bytearray] = []
+
+
+def keep_memory(size: int) -> None:
+    """Leave it in the interpreter."""
+    _kept.append(bytearray(os.urandom(1 << 16)) * (size >> 16))
+
+
+def leave_holder(size: int) -> None:
+    """Leave a process that holds it."""
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        keep_memory(size)
+        os.write(writer, b"x")
+        time.sleep(60)
+        os._exit(0)
+    os.read(reader, 1)
+    os.close(reader)
+    os.close(writer)
 
 
 def describe() -> tuple[Any, ...]:
@@ -232,6 +256,13 @@ def close_all_descriptors() -> str:
     return "closed"
 
 
+def fall_silent(path: str) -> None:
+    """Close all descriptors, the worker's socket among them, and stay."""
+    os.closerange(0, 4096)
+    announce(path)
+    time.sleep(60)
+
+
 def close_streams() -> str:
     sys.stdout.close()
     os.close(1)
@@ -300,6 +331,31 @@ def leave_daemon(path: str, then: Callable[[], Any] | None = None) -> None:
         time.sleep(60)
     else:
         then()
+
+
+def leave_stranger(path: str, then: Callable[[], Any] | None = None) -> None:
+    """Start a program in a session of its own, and in an environment that tells nothing of us; write its pid; then
+    act, or wait."""
+    stranger = subprocess.Popen(["sleep", "60"], start_new_session=True, env={})
+    announce(path, str(stranger.pid))
+    if then is None:
+        time.sleep(60)
+    else:
+        then()
+
+
+def leave_another_users(path: str) -> None:
+    """Leave a process of another user, write its pid, and crash."""
+    if os.fork() == 0:
+        os.setsid()
+        os.setuid(65534)
+        time.sleep(60)
+        os._exit(0)
+    (left,) = children(os.getpid())
+    while f"Uid:\t{65534}" not in Path(f"/proc/{left}/status").read_text():
+        time.sleep(0.002)
+    announce(path, str(left))
+    crash()
 
 
 def catch_soft_timeout(path: str) -> str:

@@ -1,4 +1,4 @@
-"""A small supervisor of one thread: turned by the test itself, it drives a real pool of processes, and no executor."""
+"""A small supervisor of one thread: turned by the test itself, it drives a real pool, and no executor."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ class DueCall:
 class Harness:
     """Implements `pools.base.Supervisor`. What is handed back is started again; all that was told is kept."""
 
-    def __init__(self, max_workers: int = 2, *, start_method: StartMethod = START_METHOD, **options: Any) -> None:
+    def __init__(
+        self, max_workers: int = 2, *, kind: str = "process", start_method: StartMethod = START_METHOD, **options: Any
+    ) -> None:
         self.endings: dict[Assignment, tuple[Ending, Any, BaseException | None]] = {}
         self.starts: dict[Assignment, int] = defaultdict(int)
         self.hand_backs: list[Assignment] = []
@@ -41,7 +43,7 @@ class Harness:
         self._callbacks: dict[int, list[Callable[[], None] | None]] = {}
         self._due: list[tuple[float, int, DueCall]] = []
         self._order = itertools.count()
-        self._kind: Any = pool_kinds(start_method)("process")
+        self._kind: Any = pool_kinds(start_method)(kind)
         self.pool = self._kind(self, max_workers, **options)
 
     # --- what a pool tells ---
@@ -68,11 +70,12 @@ class Harness:
 
     def watch(self, fd: int, on_readable: Callable[[], None]) -> None:
         self._callbacks[fd] = [on_readable, None]
-        self._selector.register(fd, selectors.EVENT_READ)
+        self._selector.register(fd, selectors.EVENT_READ, self._callbacks[fd])
 
     def watch_writable(self, fd: int, on_writable: Callable[[], None] | None) -> None:
         self._callbacks[fd][1] = on_writable
-        self._selector.modify(fd, selectors.EVENT_READ | (selectors.EVENT_WRITE if on_writable else 0))
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if on_writable else 0)
+        self._selector.modify(fd, events, self._callbacks[fd])
 
     def unwatch(self, fd: int) -> None:
         if self._callbacks.pop(fd, None) is not None:
@@ -95,7 +98,7 @@ class Harness:
     def give(self, function: Any, *args: Any, short: bool = False, **fields: Any) -> Assignment:
         """Queue one attempt of a job. `memory_limit`, `scope` and `checkpoint` are the assignment's."""
         of_assignment = {name: fields.pop(name) for name in ("memory_limit", "scope", "checkpoint") if name in fields}
-        job = Job(function=function, args=args, pool="process", **fields)
+        job = Job(function=function, args=args, pool=self._kind.name, **fields)
         assignment = Assignment(job, 1, self._kind.prepare(job))
         assignment.short = short
         for name, value in of_assignment.items():
@@ -114,8 +117,9 @@ class Harness:
         self._dispatch()
         self.pool.flush()
         for key, mask in self._selector.select(longest):
-            for bit, callback in enumerate(self._callbacks.get(key.fd, ())):
-                if mask & (1 << bit) and callback is not None and key.fd in self._callbacks:
+            for bit, callback in enumerate(key.data):
+                # Let go of by another callback of this turn, it may be another's number already.
+                if mask & (1 << bit) and callback is not None and self._callbacks.get(key.fd) is key.data:
                     callback()
         while self._due and self._due[0][0] <= self.now():
             _, _, call = heapq.heappop(self._due)

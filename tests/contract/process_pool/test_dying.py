@@ -144,6 +144,83 @@ def test_a_guardian_that_is_stopped_is_replaced(pool: Harness, tmp_path: Path) -
     assert pool.value(pool.give(functions.add, 1, 1)) == 2
 
 
+def test_a_guardian_that_is_stopped_leaves_nothing(
+    pool: Harness, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither what a living worker started, nor what a dead one did and the guardian should have ended."""
+    paths = [tmp_path / "of the dead", tmp_path / "of the living"]
+    dying, living = (pool.give(functions.leave_stranger, str(path)) for path in paths)
+    pool.until(lambda: all(path.exists() for path in paths))
+    assert dying.pid is not None
+    guardian = int(Path(f"/proc/{dying.pid}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(guardian, signal.SIGSTOP)
+    os.kill(dying.pid, signal.SIGKILL)
+
+    assert [pool.ending(each) for each in (dying, living)] == [Ending.CRASHED] * 2
+
+    assert "the guardian ended with code -9" in caplog.text
+    wait_for(lambda: not [path for path in paths if alive(int(path.read_text()))])
+
+
+MAY_NOT_KILL = """
+import ctypes
+libc = ctypes.CDLL(None)
+header, data = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+assert libc.capget(header, data) == 0
+data[0] &= ~(1 << 5)  # CAP_KILL, effective
+assert libc.capset(header, data) == 0
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start another user's process")
+def test_another_users_process_costs_its_own_job_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that sudo started, say. The guardian may not kill it, and neither ends of that nor waits for it."""
+    (tmp_path / "may_not_kill.py").write_text(MAY_NOT_KILL)
+    monkeypatch.syspath_prepend(tmp_path)
+    with harness(2, preload=("may_not_kill",)) as pool:
+        guardian = pool.value(pool.give(os.getppid))
+        leaving = pool.give(functions.leave_another_users, str(tmp_path / "pid"))
+        assert pool.error(leaving).exit_signal == signal.SIGSEGV
+        assert pool.value(pool.give(os.getppid)) == guardian
+    left = int((tmp_path / "pid").read_text())
+    assert alive(left), "the guardian could kill it: this proves nothing"
+    os.kill(left, signal.SIGKILL)
+
+
+def test_a_stop_after_the_death_does_not_save_a_guardian_that_is_stopped(pool: Harness, tmp_path: Path) -> None:
+    """The job is Stopped once the guardian has been replaced, and does not wait for ever."""
+    begun = pool.give(functions.nap, 30, str(tmp_path / "pid"))
+    pool.until((tmp_path / "pid").exists)
+    worker = begun.worker
+    assert worker is not None
+    os.kill(worker.guardian._process.pid, signal.SIGSTOP)
+    os.kill(worker.pid, signal.SIGKILL)
+    pool.until(lambda: worker.doomed)
+    pool.turn()  # its socket's end may have been seen before its death
+    pool.stop(begun, grace=0.01)
+    assert pool.value(pool.give(functions.add, 1, 1)) == 2
+
+
+def test_a_fork_that_is_told_late_does_not_cost_the_guardian(
+    pool: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker whose socket is closed before anybody knows its process: once that is known, nobody is waited for."""
+    silent = pool.give(functions.fall_silent, str(tmp_path / "pid"))
+    pool.turn()
+    guardian = pool.pool._crew._guardian
+    pool.unwatch(guardian._socket.fileno())
+    (worker,) = (each for each in pool.pool._crew._members.values() if silent in each.queue)
+    pool.until(lambda: not worker.hears)
+    assert not worker.is_forked
+    pool.watch(guardian._socket.fileno(), guardian._on_readable)
+    pool.until(lambda: worker.is_forked)
+
+    monkeypatch.setattr(pool, "now", lambda: time.monotonic() + 3.0)
+    pool.turn()
+
+    assert pool.value(pool.give(os.getppid)) == guardian._process.pid
+
+
 def test_sigkill_of_the_host_leaves_nothing(tmp_path: Path) -> None:
     script = tmp_path / "host.py"
     path = tmp_path / "pid"
@@ -163,6 +240,33 @@ def test_sigkill_of_the_host_leaves_nothing(tmp_path: Path) -> None:
         host.kill()
     wait_for(lambda: not marked(f"PROCESS_POOL_TEST_HOST={tmp_path}"), seconds=1.0)
     assert not alive(int(path.read_text()))
+
+
+HOST = """
+import os
+from tests.contract.process_pool import functions
+from tests.contract.process_pool.harness import Harness
+pool = Harness(2)
+pool.warm_up(2)
+guardian = pool.value(pool.give(os.getppid))
+running = [pool.give(functions.hold_gil, 60) for _ in range(2)]
+pool.until(lambda: all(pool.starts[each] for each in running))
+print(guardian, *pool.pool.pids, flush=True)
+pool.until(lambda: False, seconds=60)
+"""
+
+
+def test_sigkill_of_host_and_guardian_together_ends_the_workers() -> None:
+    """Nobody is left to do so but the kernel: also where a function holds the GIL, and reads no end of anything."""
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    with subprocess.Popen([sys.executable, "-c", HOST], env=environment, stdout=subprocess.PIPE, text=True) as host:
+        assert host.stdout is not None
+        guardian, *workers = map(int, host.stdout.readline().split())
+        assert len(workers) >= 2
+        host.send_signal(signal.SIGSTOP)  # else it might see the guardian's death before its own
+        os.kill(guardian, signal.SIGKILL)
+        host.kill()
+    wait_for(lambda: not any(map(alive, (guardian, *workers))), seconds=1.0)
 
 
 def test_workers_that_cannot_start_fail_their_jobs() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -223,6 +224,23 @@ def test_one_within_its_limit_is_left_alone_and_measured(pool: Harness) -> None:
     assert pool.value(assignment) == 64 << 20
     assert assignment.peak_rss is not None
     assert 64 << 20 < assignment.peak_rss < 400 << 20
+
+
+@pytest.mark.parametrize("leave", [functions.keep_memory, functions.leave_holder])
+def test_what_earlier_jobs_left_in_a_worker_is_not_charged_to_the_next(
+    leave: Callable[[int], None],
+) -> None:
+    """In the interpreter, or in a process of its own: the next job with a limit gets a worker without it."""
+    with harness(1) as pool:
+        pool.warm_up(2)
+        left = pool.give(leave, 200 << 20)
+        pool.value(left)
+        innocent = pool.give(functions.hold_memory, 1 << 20, 0.3, memory_limit=150 << 20)
+        assert pool.value(innocent) == 1 << 20
+        again = pool.give(functions.hold_memory, 1 << 20, 0, memory_limit=150 << 20)
+        assert pool.value(again) == 1 << 20
+    assert left.pid != innocent.pid
+    assert again.pid == innocent.pid, "a worker in which little is left was let go too"
 
 
 def test_the_peak_is_each_attempt_s_own() -> None:

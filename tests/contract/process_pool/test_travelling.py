@@ -18,6 +18,7 @@ from executor_adapter.exceptions import (
     JobError,
     JobSerializationError,
 )
+from executor_adapter.pools import values
 from executor_adapter.pools.base import Assignment, Ending
 from tests.contract.process_pool import functions
 from tests.contract.process_pool.harness import Harness, harness, open_descriptors
@@ -192,3 +193,26 @@ def test_sys_exit_is_the_job_s_error_and_the_worker_lives_on() -> None:
         assert str(pool.error(first)) == "the function called sys.exit(5)"
         assert pool.ending(first) is Ending.RAISED
         assert pool.value(pool.give(functions.pid)) == first.pid
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="a mapping needs no descriptor: nothing is read")
+def test_a_value_that_the_system_reads_in_pieces_arrives_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One read gives 2 GiB at most; here 1,000 bytes."""
+    read = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, buffers, at: read(fd, [buffers[0][:1000]], at))
+    monkeypatch.setattr(values, "_mappings", values._may_be_open)  # as many as there may be
+    value = os.urandom(values.LARGE)
+    body, file = values.dump(value, values.checked_dumps)
+    assert file is not None
+    assert values.load_from_file(os.dup(file.fd), body) == value
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_a_value_whose_file_was_cut_off_is_refused(monkeypatch: pytest.MonkeyPatch, mapped: bool) -> None:
+    if not mapped:
+        monkeypatch.setattr(values, "_mappings", values._may_be_open)
+    body, file = values.dump(os.urandom(values.LARGE), values.checked_dumps)
+    assert file is not None
+    os.ftruncate(file.fd, values.LARGE // 2)
+    with pytest.raises(ValueError, match=r"size|shorter"):
+        values.load_from_file(os.dup(file.fd), body)

@@ -1,0 +1,122 @@
+"""A host that has no file descriptor left: what it cannot be given is told, and its jobs end all the same."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from executor_adapter.exceptions import JobSerializationError
+from executor_adapter.pools import wire
+from executor_adapter.pools.base import Ending
+from executor_adapter.pools.launcher import NO_PIDFD
+from executor_adapter.start_method import StartMethod
+from tests.contract.process_pool import functions
+from tests.contract.process_pool.harness import Harness, alive, harness
+
+
+@contextlib.contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    """The host keeps those that it has, and gets no other."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def forked_without_pidfd(pool: Harness) -> None:
+    """Have the workers of what is pending forked, and their pidfds lost."""
+    while pool.pending:
+        pool.pool.start(pool.pending.popleft())
+    pool.pool.flush()
+    members = pool.pool._crew._members.values()
+    with no_descriptor_left():
+        pool.until(lambda: all(worker.is_forked for worker in members))
+    assert {worker._pidfd for worker in members} == {NO_PIDFD}
+
+
+# --- large results ---
+
+
+@pytest.mark.parametrize("start_method", ["guardian", "spawn"])
+def test_a_large_result_that_cannot_be_taken_fails_its_job_and_says_the_way_out(
+    start_method: StartMethod, tmp_path: Path
+) -> None:
+    with harness(1, start_method=start_method) as pool:
+        pool.warm_up(2)
+        lost = pool.give(functions.large_bytes, 1 << 20, str(tmp_path / "go"))
+        pool.until_running(lost)
+        with no_descriptor_left():
+            (tmp_path / "go").mkdir()
+            pool.until_ended(lost)
+        assert pool.ending(lost) is Ending.UNSENDABLE
+        assert isinstance(pool.error(lost), JobSerializationError)
+        assert "no file descriptor is left" in str(pool.error(lost))
+        assert "ulimit -n" in str(pool.error(lost))
+        assert pool.value(pool.give(functions.large_bytes, 1 << 20)) == bytes(1 << 20)
+
+
+def test_a_lost_descriptor_keeps_its_place_among_the_others() -> None:
+    """So that no frame gets another's, though they arrive in one read."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, open(os.devnull) as file:
+        reader = wire.FrameReader(ours, bytearray(1 << 16))
+        first, second = (wire.frame(wire.RETURNED, wire.IN_FILE, body=bytes(size)) for size in (100, 10))
+        wire.send_all(theirs, first[:50], file.fileno())
+        with no_descriptor_left():
+            assert reader.read() == []
+        wire.send_all(theirs, first[50:])
+        wire.send_all(theirs, second, file.fileno())
+        assert len(reader.read()) == 2
+        lost, taken = reader.fds
+        assert lost == -1
+        assert os.path.samestat(os.fstat(taken), os.fstat(file.fileno()))
+        reader.close()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(taken)
+
+
+# --- workers without a pidfd ---
+
+
+@pytest.mark.parametrize("grace", [0.0, 0.05])
+def test_a_worker_whose_pidfd_was_lost_is_killed(tmp_path: Path, grace: float) -> None:
+    with harness(1) as pool:
+        stubborn = pool.give(functions.ignore_sigterm, str(tmp_path / "pid"), 60)
+        forked_without_pidfd(pool)
+        pool.until((tmp_path / "pid").exists)
+        assert pool.stop(stubborn, grace=grace) < 3.0
+        assert not alive(int((tmp_path / "pid").read_text()))
+
+
+def test_a_worker_whose_pidfd_was_lost_is_killed_though_its_guardian_is_stopped(
+    pool: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stubborn = pool.give(functions.ignore_sigterm, str(tmp_path / "pid"), 60)
+    forked_without_pidfd(pool)
+    pool.until((tmp_path / "pid").exists)
+    os.kill(pool.pool._crew._guardian._process.pid, signal.SIGSTOP)
+    pool.pool.stop(stubborn, grace=0)
+    monkeypatch.setattr(pool, "now", lambda: time.monotonic() + 8.0)
+    assert pool.ending(stubborn) is Ending.STOPPED
+    assert not alive(int((tmp_path / "pid").read_text()))
+
+
+def test_a_worker_whose_pidfd_was_lost_serves_one_job() -> None:
+    """It could not be interrupted."""
+    with harness(1) as pool:
+        first = pool.give(functions.pid)
+        forked_without_pidfd(pool)
+        lost = list(pool.pool.pids)
+        served = [pool.value(first), *(pool.value(pool.give(functions.pid)) for _ in range(5))]
+        assert served[0] in lost
+        assert all(served.count(pid) <= 1 for pid in lost)

@@ -1,0 +1,119 @@
+"""Whatever a function raises ends its own job, and nothing else: no error is trusted to let itself be looked at."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from executor_adapter import Job, JobExecutor, JobStatus, RetryPolicy
+from executor_adapter.config import Settings
+from executor_adapter.exceptions import JobError, JobTimeoutError
+from executor_adapter.pools.base import Assignment, Ending
+from tests.contract import awkward, functions
+from tests.contract.conftest import MakeExecutor, MakeJob, wait_for
+from tests.contract.test_supervisor_machine import SimulatedExecutor, SimulatedPool, work
+
+
+def test_an_error_that_is_awkward_to_look_at_fails_its_job_alone(executor: JobExecutor, make_job: MakeJob) -> None:
+    kinds = list(awkward.AWKWARD)
+    futures = [executor.submit(make_job(awkward.raise_awkward, kind, retry_attempts=0)) for kind in kinds]
+    neighbour = executor.submit(make_job(functions.add, 1))
+    ended = {kind: future.exception(timeout=60) for kind, future in zip(kinds, futures, strict=True)}
+    assert {kind for kind, error in ended.items() if not isinstance(error, Exception)} == set()
+    assert {future.job.status for future in futures} == {JobStatus.FAILED}
+    assert {type(future.job.error_code) for future in futures} == {str}
+    assert {type(future.job.error_message) for future in futures} == {str}
+    assert neighbour.result(timeout=20) == 2
+    assert executor.stats().workers_busy == 0
+
+
+def test_it_is_retried_like_any_other(executor: JobExecutor, make_job: MakeJob) -> None:
+    job = make_job(awkward.raise_awkward, "SaysNothing", retry_attempts=1)
+    assert executor.submit(job).exception(timeout=20) is not None
+    assert [attempt.error_code for attempt in job.attempts] == ["EXECUTION_ERROR"] * 2
+
+
+def test_an_error_that_never_says_all_is_part_of_what_its_job_takes(executor: JobExecutor, make_job: MakeJob) -> None:
+    """It is past its limit then, and holds up nobody else."""
+    endless = executor.submit(make_job(awkward.raise_what_never_says_all, max_runtime=0.5, retry_attempts=0))
+    with pytest.raises(JobTimeoutError, match=r"max_runtime=0\.5"):
+        endless.result(timeout=30)
+    assert executor.submit(make_job(functions.add, 1)).result(timeout=20) == 2
+
+
+@pytest.mark.parametrize("kind", awkward.NO_EXCEPTIONS)
+def test_what_would_end_whoever_asks_for_it_is_told_as_an_error_of_the_job(
+    executor: JobExecutor, make_job: MakeJob, kind: str
+) -> None:
+    """SystemExit and its like, which name themselves; in every pool alike."""
+    future = executor.submit(make_job(awkward.raise_no_exception, kind, retry_attempts=0))
+    error = future.exception(timeout=20)
+    # Python itself makes a RuntimeError of what a coroutine must not raise.
+    assert isinstance(error, JobError) or (type(error) is RuntimeError and kind == "StopIteration")
+    assert ("sys.exit(3)" if kind == "SystemExit" else kind) in str(error)
+    assert (future.job.status, future.job.error_code) == ("failed", "EXECUTION_ERROR")
+    with pytest.raises(type(error)):
+        asyncio.run(_awaited(future))
+
+
+async def _awaited(future: Any) -> Any:
+    return await asyncio.wait_for(asyncio.wrap_future(future), 20)
+
+
+def test_what_a_coroutine_s_own_task_raises_ends_no_other(make_executor: MakeExecutor) -> None:
+    executor = make_executor(2)
+    neighbour = executor.submit(Job(function=asyncio.sleep, args=(0.3, "slept"), max_runtime=30))
+    wait_for(neighbour.running)
+    left = executor.submit(Job(function=awkward.exit_in_a_task_of_its_own, retry_attempts=0, max_runtime=30))
+    assert "sys.exit(3)" in str(left.exception(timeout=20))
+    assert neighbour.result(timeout=20) == "slept"
+
+
+class NoSurroundings:
+    """Cannot say what the function is to see, in its first attempt or once it is known to be short."""
+
+    def prepare(self, assignment: Assignment) -> None:
+        raise RuntimeError("nothing around it")
+
+    def said(self, assignment: Assignment, topic: str, content: Any) -> None: ...
+
+
+def test_a_fault_before_an_attempt_fails_its_job_alone(executor: JobExecutor, make_job: MakeJob) -> None:
+    """Also of a job that may lie ready behind others, where it must not keep those that come after it waiting."""
+    assert len([executor.run(make_job(functions.add, number)) for number in range(20)]) == 20
+    jobs = [make_job(functions.add, number) for number in range(200)]
+    futures = [
+        executor.submit(job, surroundings=NoSurroundings() if n % 10 == 5 else None) for n, job in enumerate(jobs)
+    ]
+    errors = [future.exception(timeout=20) for future in futures]
+    assert [n for n, error in enumerate(errors) if error is not None] == list(range(5, 200, 10))
+    assert "nothing around it" in str(errors[5])
+
+
+def test_a_fault_in_deciding_fails_the_job(caplog: pytest.LogCaptureFixture) -> None:
+    """An error's text may raise what no handler of errors takes; whoever waits for the job learns that it is over."""
+    executor = SimulatedExecutor(1)
+    future = executor.submit(Job(function=work, pool="thread", retry=RetryPolicy(retry_attempts=3)))
+    (pool,) = (pool for pool in executor._supervisor.pools.made.values() if isinstance(pool, SimulatedPool))
+    executor._supervisor.call_soon(pool.end, pool.workers[0], Ending.RAISED, None, awkward.SaysExit())
+    assert isinstance(future.exception(timeout=0), JobError)
+    assert future.job.status is JobStatus.FAILED
+    assert "it could not be decided what follows: the job fails" in caplog.text
+
+
+class PassedThrough(JobExecutor):
+    async def pre_execution_hook(self, job: Job) -> None: ...
+
+
+def test_so_it_is_under_hooks(make_job: MakeJob) -> None:
+    kinds = ["SaysNothing", "HasNoTime", "HasNoAttributes"]
+    with PassedThrough(2, config=Settings()) as executor:
+        awkward_ones = [executor.submit(make_job(awkward.raise_awkward, kind, retry_attempts=0)) for kind in kinds]
+        exits = [
+            executor.submit(make_job(awkward.raise_no_exception, kind, retry_attempts=0))
+            for kind in awkward.NO_EXCEPTIONS
+        ]
+        assert all(isinstance(future.exception(timeout=20), Exception) for future in awkward_ones + exits)
+        assert {future.job.status for future in awkward_ones + exits} == {JobStatus.FAILED}

@@ -1,0 +1,171 @@
+"""What is left of a job that is over, who hears of it, and what it ended as."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from executor_adapter import Job, JobExecutor, JobFuture, JobStatus, RetryPolicy, RetryRule
+from executor_adapter.config import Settings
+from executor_adapter.exceptions import JobCancelledError, JobTimeoutError
+from executor_adapter.job import Transition
+from tests.contract.conftest import MakeExecutor, wait_for
+
+ANY_ERROR = RetryPolicy(retry_delay=0.01, rules=(RetryRule(codes=("*",)),))
+
+
+class Argument:
+    """Stands for what is large."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Argument, ()
+
+
+def returns(argument: Argument) -> Callable[[Argument], object]:
+    return lambda other: argument is other
+
+
+def raises(argument: Argument) -> Callable[[Argument], object]:
+    def call(other: Argument) -> None:
+        raise ValueError(argument is other)
+
+    return call
+
+
+def waits(argument: Argument) -> Callable[[Argument], object]:
+    async def call(other: Argument) -> bool:
+        return argument is other
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("make", "pool"),
+    [(returns, "thread"), (raises, "thread"), (waits, "thread"), (waits, "coroutine"), (returns, "process")],
+)
+def test_nothing_of_a_job_is_held_once_it_is_over(
+    make_executor: MakeExecutor, make: Callable[[Argument], Any], pool: str
+) -> None:
+    """Neither what its function captured nor its arguments, once whoever submitted it has let go of them."""
+    executor = make_executor(2)
+    held = []
+    for _ in range(10):
+        captured, argument = Argument(), Argument()
+        held += [weakref.ref(captured), weakref.ref(argument)]
+        job = Job(function=make(captured), args=(argument,), pool=pool, retry_attempts=1, retry_delay=0, deadline=60)
+        executor.submit(job).exception(timeout=20)
+    del captured, argument, job
+
+    def all_are_gone() -> bool:
+        gc.collect()
+        return not any(reference() for reference in held)
+
+    wait_for(all_are_gone)
+
+
+# --- observers and callbacks ---
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_an_observer_that_ends_the_program_ends_nothing(make_executor: MakeExecutor, kind: type[BaseException]) -> None:
+    told: list[Transition] = []
+
+    def observe(transition: Transition) -> None:
+        raise kind
+
+    executor = make_executor(1, observers=(observe, told.append))
+    assert executor.submit(Job(function=int)).result(timeout=10) == 0
+    executor.shutdown()
+    assert [transition.status for transition in told] == ["pending", "running", "completed"]
+
+
+def test_a_shutdown_waits_for_callbacks(make_executor: MakeExecutor) -> None:
+    """Whatever one of them raises."""
+    executor, called = make_executor(2), []
+
+    def call(future: JobFuture) -> None:
+        time.sleep(0.05)
+        called.append(future.job)
+        sys.exit("a job is over")
+
+    jobs = [Job(function=time.sleep, args=(0.05,)) for _ in range(3)]
+    for job in jobs:
+        executor.submit(job).add_done_callback(call)
+    executor.shutdown()
+    assert set(called) == set(jobs)
+
+
+def test_a_callback_may_shut_its_executor_down(make_executor: MakeExecutor) -> None:
+    """It waits for all but itself, and those behind it are called after."""
+    executor, over, called = make_executor(1), threading.Event(), []
+
+    def shut_down(future: Any) -> None:
+        executor.shutdown()
+        over.set()
+
+    future = executor.submit(Job(function=time.sleep, args=(0.05,)))
+    future.add_done_callback(shut_down)
+    future.add_done_callback(called.append)
+    assert over.wait(10)
+    executor.shutdown()
+    assert called == [future]
+
+
+# --- what it ended as ---
+
+
+class HookedExecutor(JobExecutor):
+    async def pre_execution_hook(self, job: Job) -> None: ...
+
+
+@pytest.mark.parametrize("kind", [JobExecutor, HookedExecutor])
+def test_a_job_that_waited_for_one_that_was_cancelled_has_failed(kind: type[JobExecutor]) -> None:
+    """It was not cancelled itself. It is not retried: that one would not be there the next time either."""
+    with kind(2, config=Settings()) as executor:
+        other = executor.submit(Job(function=time.sleep, args=(30,), pool="process"))
+        future = executor.submit(Job(function=other.result, retry_delay=0.01))
+        wait_for(lambda: other.running() and future.running())
+        other.cancel()
+        with pytest.raises(JobCancelledError, match=other.job.job_id):
+            future.result(timeout=20)
+        assert (other.job.status, future.job.status) == (JobStatus.CANCELLED, JobStatus.FAILED)
+        assert (future.job.error_code, len(future.job.attempts)) == ("CANCELLED", 1)
+
+
+@pytest.mark.parametrize("kind", [JobExecutor, HookedExecutor])
+def test_no_rule_retries_a_job_that_was_cancelled(kind: type[JobExecutor]) -> None:
+    with kind(1, config=Settings()) as executor:
+        future = executor.submit(Job(function=time.sleep, args=(30,), pool="process", retry=ANY_ERROR))
+        wait_for(executor.running)
+        future.cancel()
+        assert isinstance(future.exception(timeout=20), JobCancelledError)
+        assert (future.job.status, len(future.job.attempts)) == (JobStatus.CANCELLED, 1)
+
+
+def test_no_rule_retries_a_job_past_its_deadline(make_executor: MakeExecutor) -> None:
+    executor = make_executor(1)
+    executor.run(Job(function=int, pool="process"))  # a worker is up: what follows starts at once
+    future = executor.submit(Job(function=time.sleep, args=(30,), pool="process", retry=ANY_ERROR, deadline=1))
+    error = future.exception(timeout=20)
+    assert isinstance(error, JobTimeoutError)
+    assert (future.job.error_code, len(future.job.attempts)) == ("DEADLINE_EXCEEDED", 1)
+
+
+def test_a_driver_is_told_that_a_cancelled_job_is_not_to_be_retried(make_executor: MakeExecutor) -> None:
+    executor = make_executor(1)
+    driver = executor.drive(Job(function=time.sleep, args=(30,), pool="process", retry=ANY_ERROR))
+    driver.acquire().result(timeout=20)
+    attempt = driver.attempt()
+    driver.cancel()
+    error = attempt.exception(timeout=20)
+    assert isinstance(error, JobCancelledError)
+    assert not driver.decide(error).retry
+    driver.fail(error)
+    wait_for(lambda: driver.job.status is JobStatus.CANCELLED)

@@ -1,0 +1,423 @@
+"""What holds of jobs whose attempts pass through hooks, or an `execute_job`, that do not end when they should."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from executor_adapter import Job, JobExecutor, JobFuture, JobStatus
+from executor_adapter.config import Settings
+from executor_adapter.exceptions import JobCancelledError, JobTimeoutError
+from executor_adapter.job import LEGAL_TRANSITIONS, TERMINAL, Transition
+from tests.contract import functions
+from tests.contract.conftest import wait_for
+
+ROOT = Path(__file__).resolve().parents[2]
+
+submitter = contextvars.ContextVar("submitter", default="nobody")
+
+
+class Endless(JobExecutor):
+    """Its `execute_job` goes on until it is cancelled."""
+
+    entered: threading.Event
+    let_go: threading.Event
+    cleaned_up = False
+
+    async def execute_job(self, job: Job) -> Any:
+        self.entered.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.cleaned_up = True
+
+
+class Deaf(Endless):
+    """... and after that too."""
+
+    async def execute_job(self, job: Job) -> Any:
+        self.entered.set()
+        while not self.let_go.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.01)
+
+
+class Blocking(Endless):
+    """... and blocks its event loop, but only for jobs of the tool "blocks"."""
+
+    async def execute_job(self, job: Job) -> Any:
+        if job.tool_name == "blocks":
+            self.entered.set()
+            self.let_go.wait()
+        return await self._execute_function(job)
+
+
+class EndlessErrorHook(JobExecutor):
+    entered: threading.Event
+
+    async def error_hook(self, job: Job, error: Exception) -> None:
+        self.entered.set()
+        await asyncio.Event().wait()
+
+
+@contextlib.contextmanager
+def made(kind: type[JobExecutor], max_workers: int = 1, **options: Any) -> Iterator[Any]:
+    """An executor of that class with the events that it tells and waits by; nothing of it goes on afterwards."""
+    executor: Any = kind(max_workers, config=Settings(), **options)
+    executor.entered, executor.let_go = threading.Event(), threading.Event()
+    try:
+        yield executor
+    finally:
+        executor.shutdown(timeout=0)
+        executor.let_go.set()
+
+
+def a_job(**fields: Any) -> Job:
+    return Job(**({"function": functions.add, "args": (1,), "retry_attempts": 0} | fields))
+
+
+def assert_its_slot_is_free(executor: JobExecutor, **fields: Any) -> None:
+    assert JobExecutor.run(executor, a_job(**fields)) == 2
+
+
+# --- ended early ---
+
+
+@pytest.mark.parametrize("kind", [Endless, Deaf, Blocking])
+def test_a_deadline_is_the_supervisor_s_whatever_hooks_do(kind: type[JobExecutor]) -> None:
+    with made(kind) as executor:
+        future = executor.submit(a_job(deadline=0.2, tool_name="blocks"))
+        with pytest.raises(JobTimeoutError, match=r"deadline=0\.2"):
+            future.result(timeout=20)
+        assert (future.job.status, future.job.error_code) == (JobStatus.FAILED, "DEADLINE_EXCEEDED")
+
+
+@pytest.mark.parametrize("kind", [Endless, Deaf, Blocking])
+def test_a_cancel_ends_a_job_whatever_hooks_do(kind: type[JobExecutor]) -> None:
+    with made(kind) as executor:
+        future = executor.submit(a_job(tool_name="blocks"))
+        assert executor.entered.wait(20)
+        assert future.cancel()
+        with pytest.raises(JobCancelledError):
+            future.result(timeout=20)
+        assert future.job.status is JobStatus.CANCELLED
+
+
+@pytest.mark.parametrize("kind", [Endless, Deaf, Blocking])
+def test_leaving_by_an_exception_ends_hooked_jobs_within_five_seconds(kind: type[JobExecutor]) -> None:
+    with made(kind) as executor:
+        began = time.monotonic()
+        future = executor.submit(a_job(tool_name="blocks"))
+        assert executor.entered.wait(20)
+        with pytest.raises(KeyError), executor:
+            raise KeyError("out")
+        assert time.monotonic() - began < 5
+        assert future.job.status is JobStatus.CANCELLED
+
+
+def test_a_cancelled_hook_may_clean_up() -> None:
+    with made(Endless) as executor:
+        future = executor.submit(a_job())
+        assert executor.entered.wait(20)
+        future.cancel()
+        assert isinstance(future.exception(timeout=20), JobCancelledError)
+        assert executor.cleaned_up
+        assert executor.stats().abandoned_threads == 0
+
+
+def test_a_job_whose_error_hook_does_not_end_is_ended() -> None:
+    with made(EndlessErrorHook) as executor:
+        future = executor.submit(a_job(function=functions.fail_with_value_error, args=("no good",)))
+        assert executor.entered.wait(20)
+        future.cancel()
+        assert isinstance(future.exception(timeout=20), JobCancelledError)
+
+
+def test_an_error_hook_hears_of_the_cancel_of_its_attempt_and_is_ended_if_it_stays() -> None:
+    with made(EndlessErrorHook) as executor:
+        future = executor.submit(a_job(function=time.sleep, args=(30,)))
+        wait_for(lambda: executor.running())
+        future.cancel()
+        assert executor.entered.wait(20)
+        assert isinstance(future.exception(timeout=20), JobCancelledError)
+
+
+def test_what_a_hook_makes_of_its_cancel_does_not_count() -> None:
+    """A job past its deadline has failed, also where `execute_job` gives a value all the same."""
+
+    class Stubborn(Endless):
+        async def execute_job(self, job: Job) -> Any:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            return "all the same"
+
+    with made(Stubborn) as executor:
+        future = executor.submit(a_job(deadline=0.1))
+        assert isinstance(future.exception(timeout=20), JobTimeoutError)
+        assert future.job.error_code == "DEADLINE_EXCEEDED"
+
+
+def test_a_hook_is_written_off_as_a_thread_is(caplog: pytest.LogCaptureFixture) -> None:
+    """Counted, logged with where it is stuck, its slot free."""
+    with made(Blocking) as executor:
+        future = executor.submit(a_job(deadline=0.1, tool_name="blocks"))
+        assert isinstance(future.exception(timeout=20), JobTimeoutError)
+        assert executor.stats().abandoned_threads == 1
+        assert "self.let_go.wait()" in caplog.text
+        assert_its_slot_is_free(executor)
+
+
+def test_jobs_that_wait_behind_a_blocked_loop_go_on_once_it_is_replaced() -> None:
+    with made(Blocking, max_workers=2) as executor:
+        blocked = executor.submit(a_job(tool_name="blocks"))
+        assert executor.entered.wait(20)
+        behind = [executor.submit(a_job()) for _ in range(4)]
+        blocked.cancel()
+        assert [future.result(timeout=20) for future in behind] == [2] * 4
+
+
+def test_jobs_that_were_given_a_slot_together_with_one_that_blocks_the_loop_go_on_too(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """They see their submitter's context variables, though the old loop comes to them as well while they run."""
+    seen: list[str] = []
+    blocked: list[threading.Thread] = []
+
+    class BlockingOnce(Blocking):
+        async def pre_execution_hook(self, job: Job) -> None:
+            seen.append(submitter.get())
+
+        async def execute_job(self, job: Job) -> Any:
+            if job.tool_name == "blocks":
+                blocked.append(threading.current_thread())
+                return await super().execute_job(job)
+            self.let_go.set()
+            blocked[0].join(20)
+            return await JobExecutor.execute_job(self, job)
+
+    go_on = threading.Event()
+
+    def be_late() -> None:
+        go_on.wait(20)
+
+    with made(BlockingOnce, max_workers=3) as executor:
+        executor._supervisor.call_soon(be_late)
+        submitter.set("me")
+        executor.submit(a_job(tool_name="blocks", deadline=0.2))
+        behind = [executor.submit(a_job()) for _ in range(2)]
+        go_on.set()
+        assert [future.result(timeout=20) for future in behind] == [2, 2]
+        assert seen == ["me", "me"]
+        assert not blocked[0].is_alive()
+    assert "Exception in callback" not in caplog.text
+
+
+def test_a_loop_that_goes_on_after_all_harms_nobody() -> None:
+    """What was written off there starts nothing, and its job stays as it ended."""
+    with made(Blocking) as executor:
+        written_off = executor.submit(a_job(deadline=0.1, tool_name="blocks"))
+        assert isinstance(written_off.exception(timeout=20), JobTimeoutError)
+        before = threading.active_count()
+        executor.let_go.set()
+        wait_for(lambda: threading.active_count() < before)  # the old loop's thread has ended
+        assert_its_slot_is_free(executor)
+        assert written_off.job.status is JobStatus.FAILED
+        assert written_off.job.attempts == ()
+
+
+def test_the_supervisor_holds_max_runtime_while_hooks_block_the_loop() -> None:
+    """Where only hooks are overridden; the function is ended on time, though nobody hears of that yet."""
+
+    class BlockingHook(JobExecutor):
+        let_go: threading.Event
+
+        async def pre_execution_hook(self, job: Job) -> None:
+            if job.tool_name == "blocks":
+                self.let_go.wait()
+
+    with made(BlockingHook, max_workers=2) as executor:
+        future = executor.submit(a_job(function=time.sleep, args=(30,), max_runtime=0.5))
+        wait_for(lambda: executor.running())
+        executor.submit(a_job(tool_name="blocks"))
+        wait_for(lambda: future.job.attempts)
+        assert future.job.attempts[0].error_code == "TIMEOUT_ERROR"
+
+
+def test_the_interpreter_s_exit_does_not_wait_for_a_blocked_hook(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import time\n"
+        "from executor_adapter import Job, JobExecutor\n"
+        "class Blocking(JobExecutor):\n"
+        "    async def pre_execution_hook(self, job):\n"
+        "        time.sleep(300)\n"
+        "future = Blocking(1).submit(Job(function=int, deadline=0.1, retry_attempts=0))\n"
+        "print(type(future.exception()).__name__)\n"
+    )
+    run = [sys.executable, str(script)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=60, cwd=tmp_path, check=True)
+    assert ended.stdout == "JobTimeoutError\n"
+
+
+# --- slots ---
+
+
+def test_a_hook_that_fails_before_its_attempt_gives_its_slot_back() -> None:
+    """Else the retry would wait for the slot that its own job holds."""
+
+    class FailsFirst(JobExecutor):
+        async def pre_execution_hook(self, job: Job) -> None:
+            if job.attempt == 1:
+                raise ConnectionError("not yet")
+
+    with made(FailsFirst) as executor:
+        future = executor.submit(a_job(retry_attempts=1, retry_delay=0.01))
+        assert future.result(timeout=20) == 2
+        assert executor.run(a_job(retry_attempts=1, retry_delay=0.01)) == 2
+
+
+def test_a_function_that_execute_job_runs_twice_holds_a_slot_each_time() -> None:
+    """... and no more attempts than max_workers run at once, then or later."""
+
+    class Twice(JobExecutor):
+        async def execute_job(self, job: Job) -> Any:
+            await self._execute_function(job)
+            return await self._execute_function(job)
+
+    most = [0]
+    running: set[int] = set()
+    lock = threading.Lock()
+
+    def counted() -> int:
+        with lock:
+            running.add(threading.get_ident())
+            most[0] = max(most[0], len(running))
+        time.sleep(0.005)
+        with lock:
+            running.discard(threading.get_ident())
+        return 2
+
+    with made(Twice, max_workers=2) as executor:
+        futures = [executor.submit(a_job(function=counted, args=())) for _ in range(20)]
+        assert [future.result(timeout=20) for future in futures] == [2] * 20
+        assert most == [2]
+        assert {len(future.job.attempts) for future in futures} == {2}
+
+
+def test_nothing_starts_after_the_cancel_of_a_driven_job_whose_worker_was_not_ready(tmp_path: Path) -> None:
+    with made(JobExecutor) as executor:
+        for n in range(3):
+            driver = executor.drive(
+                a_job(pool="process", function=functions.append_line, args=(str(tmp_path / f"{n}"), "ran"))
+            )
+            driver.acquire().result(timeout=20)
+            attempt = driver.attempt()
+            driver.cancel()
+            error = attempt.exception(timeout=20)
+            assert isinstance(error, JobCancelledError)
+            driver.fail(error)
+        executor.run(a_job(pool="process"))
+        assert list(tmp_path.iterdir()) == []
+
+
+# --- races ---
+
+
+class Wavering(JobExecutor):
+    """Hooks and the function take about as long as the test waits before it cancels."""
+
+    async def pre_execution_hook(self, job: Job) -> None:
+        await asyncio.sleep(job.metadata["pre"])
+
+    async def post_execution_hook(self, job: Job, result: Any) -> None:
+        await asyncio.sleep(job.metadata["post"])
+
+    async def error_hook(self, job: Job, error: Exception) -> None:
+        await asyncio.sleep(job.metadata["post"])
+
+
+def wavering_job(draw: random.Random) -> Job:
+    deadline = draw.choice([None, None, draw.uniform(0.001, 0.03)])
+    return a_job(
+        function=draw.choice([functions.add, functions.fail_with_value_error]),
+        metadata={"pre": draw.uniform(0, 0.005), "post": draw.uniform(0, 0.005)},
+        retry_attempts=1,
+        retry_delay=draw.uniform(0.001, 0.01),
+        deadline=deadline,
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_each_job_ends_once_when_its_end_and_its_cancel_race(seed: int) -> None:
+    """Every transition is legal and told in order, the last is terminal, and every slot is free afterwards."""
+    draw = random.Random(seed)
+    told: dict[Job, list[JobStatus]] = defaultdict(lambda: [JobStatus.PENDING])
+
+    def observe(transition: Transition) -> None:
+        history = told[transition.job]
+        if transition.status is not JobStatus.PENDING:
+            assert transition.status in LEGAL_TRANSITIONS[history[-1]]
+            history.append(transition.status)
+
+    futures: list[JobFuture] = []
+    with made(Wavering, max_workers=3, observers=(observe,)) as executor:
+        for _ in range(60):
+            futures.append(executor.submit(wavering_job(draw)))
+            time.sleep(draw.uniform(0, 0.004))
+            draw.choice(futures[-6:]).cancel()
+        for future in futures:
+            future.exception(timeout=20)
+        stats = executor.stats()
+        assert (stats.jobs_running, stats.jobs_pending, stats.jobs_retrying) == (0, 0, 0)
+        dispatcher = executor._supervisor._dispatcher
+        wait_for(lambda: dispatcher.reserved == 0)
+        assert stats.abandoned_threads == 0
+    for future in futures:
+        assert told[future.job][-1] is future.job.status
+        assert [status in TERMINAL for status in told[future.job]].count(True) == 1
+
+
+def test_an_observer_that_is_removed_was_told_of_all_before() -> None:
+    """An engine says that its job is over, and the supervisor comes to it a moment later: here, 0.2 s."""
+    told: list[Transition] = []
+    gate = threading.Event()
+
+    def be_late() -> None:
+        gate.wait(20)
+
+    with made(JobExecutor) as executor:
+        executor.add_observer(told.append)
+        driver = executor.drive(a_job())
+        driver.acquire().result(timeout=20)
+        executor._supervisor.call_soon(be_late)
+        driver.complete(1)
+        threading.Timer(0.2, gate.set).start()
+        executor.remove_observer(told.append)
+        assert [transition.status for transition in told] == ["pending", "running", "completed"]
+
+
+def test_an_observer_may_remove_itself() -> None:
+    told: list[JobStatus] = []
+    with made(JobExecutor) as executor:
+
+        def once(transition: Transition) -> None:
+            told.append(transition.status)
+            executor.remove_observer(once)
+
+        executor.add_observer(once)
+        executor.run(a_job())
+    assert told == ["pending"]

@@ -1,0 +1,173 @@
+"""How a program ends that left an executor open, or work that cannot be ended."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+WITHIN = 60
+"""Seconds for a program to end that has nothing to wait for: whatever it must not wait for takes ten times as long."""
+
+STUCK_IN_C = """
+import logging, os, threading
+from executor_adapter import Job, JobExecutor
+logging.basicConfig(format="%(levelname)s %(message)s")
+
+def read_what_never_comes(fd):
+    os.read(fd, 1)  # in C, where no exception reaches it
+
+reader, writer = os.pipe()
+executor = JobExecutor(2)
+future = executor.submit(Job(function=read_what_never_comes, args=(reader,), max_runtime=0.3, retry_attempts=0))
+print(type(future.exception()).__name__, future.job.status, future.job.error_code)
+print(executor.stats().abandoned_threads, executor.run(Job(function=len, args=("abc",))))
+print([thread.is_alive() for thread in threading.enumerate() if thread.name == "executor-worker"].count(True))
+"""
+
+LEFT_OPEN = """
+import sys, time
+from executor_adapter import Job, JobExecutor
+
+def tell(transition):
+    if transition.status.is_terminal:
+        print(transition.job.job_id, transition.status, flush=True)
+
+executor = JobExecutor(1, observers=[tell])
+for number in range(3):
+    executor.submit(Job(job_id=str(number), function=time.sleep, args=(0.1,), pool=sys.argv[1]))
+print("the program is over", flush=True)
+"""
+
+LET_GO = """
+import time
+from executor_adapter import Job, JobExecutor
+
+executor = JobExecutor(1)
+executor.run(Job(function=time.sleep, args=(0,)))
+executor.shutdown(wait=False, timeout=600)
+"""
+
+CUT_OFF = """
+import time
+from executor_adapter import Job, JobExecutor
+
+def tell(transition):
+    if transition.status.is_terminal:
+        print(transition.job.job_id, transition.status, flush=True)
+
+executor = JobExecutor(1, observers=[tell])
+for number in range(2):
+    executor.submit(Job(job_id=str(number), function=time.sleep, args=(600,), pool="process", max_runtime=None))
+executor.shutdown(wait=False, timeout=0.5)
+"""
+
+TELLING = """
+import threading, time
+from executor_adapter import Job, JobExecutor
+
+def tell():
+    began.set()
+    time.sleep(0.5)
+    print("all is told", flush=True)
+
+began = threading.Event()
+executor = JobExecutor(1)
+executor._supervisor.on_closed.append(tell)  # as a mirror does, which has to reach a server
+executor.run(Job(function=time.sleep, args=(0,)))
+executor.shutdown(wait=False)
+began.wait()
+print("the program is over", flush=True)
+"""
+
+CALLING = """
+import sys, time
+from executor_adapter import Job, JobExecutor
+
+def call(future):
+    time.sleep(0.3)
+    print("called for", future.job.job_id, flush=True)
+
+executor = JobExecutor(2)
+for number in range(2):
+    executor.submit(Job(job_id=str(number), function=time.sleep, args=(0.2,))).add_done_callback(call)
+if sys.argv[1] == "shut down":
+    executor.shutdown(wait=False)
+elif sys.argv[1] == "over":
+    while executor.jobs():
+        time.sleep(0.01)
+    executor.shutdown(wait=False)
+print("the program is over", flush=True)
+"""
+
+HANGING = """
+import threading, time
+from executor_adapter import Job, JobExecutor, futures
+
+futures.CALLBACK_SECONDS = 0.5
+executor = JobExecutor(1)
+executor.submit(Job(function=time.sleep, args=(0.2,))).add_done_callback(lambda _: threading.Event().wait())
+"""
+
+
+def run(program: str, folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    script = folder / "program.py"
+    script.write_text(program)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(script), *args]
+    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=WITHIN)
+
+
+def test_a_thread_stuck_in_c_is_told_of_and_holds_up_nothing(tmp_path: Path) -> None:
+    """Its job ends on time, it is counted and its stack is logged; the interpreter ends though it is stuck still."""
+    ended = run(STUCK_IN_C, tmp_path)
+    assert ended.stdout.splitlines() == ["JobTimeoutError failed TIMEOUT_ERROR", "1 3", "2"]
+    assert "a thread cannot be stopped and is written off; it is stuck here" in ended.stderr
+    assert "in read_what_never_comes" in ended.stderr
+    assert ended.returncode == 0
+
+
+@pytest.mark.parametrize("pool", ["thread", "process"])
+def test_an_executor_left_open_finishes_its_jobs(tmp_path: Path, pool: str) -> None:
+    ended = run(LEFT_OPEN, tmp_path, pool)
+    assert ended.stdout.splitlines() == ["the program is over", "0 completed", "1 completed", "2 completed"]
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_shutdown_that_is_not_waited_for_keeps_no_program_waiting_when_all_is_over(tmp_path: Path) -> None:
+    """Its timeout is the most that it takes."""
+    ended = run(LET_GO, tmp_path)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_shutdown_that_is_not_waited_for_ends_the_jobs_at_its_timeout(tmp_path: Path) -> None:
+    """Else the interpreter would wait for them as long as they take."""
+    ended = run(CUT_OFF, tmp_path)
+    assert sorted(ended.stdout.splitlines()) == ["0 cancelled", "1 cancelled"]
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_what_is_told_at_the_end_of_an_executor_is_told_to_the_end(tmp_path: Path) -> None:
+    """All jobs are over by then, and the interpreter waits all the same."""
+    ended = run(TELLING, tmp_path)
+    assert ended.stdout.splitlines() == ["the program is over", "all is told"]
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("state", ["left open", "shut down", "over"])
+def test_callbacks_are_called_to_the_last(tmp_path: Path, state: str) -> None:
+    ended = run(CALLING, tmp_path, state)
+    said = ended.stdout.splitlines()
+    assert sorted(said) == ["called for 0", "called for 1", "the program is over"]
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_callback_that_hangs_is_told_of_and_waited_for_no_longer_than_its_bound(tmp_path: Path) -> None:
+    ended = run(HANGING, tmp_path)
+    assert ended.returncode == 0
+    assert ended.stderr == "a callback of a job's future takes longer than 0.5 s: nobody waits for it\n"

@@ -1,0 +1,65 @@
+"""Quarantine is bounded: however many jobs kill their workers, no more are held than a number."""
+
+from __future__ import annotations
+
+import weakref
+
+import pytest
+
+from executor_adapter import Job, JobStatus, RetryPolicy
+from executor_adapter.exceptions import InvalidJobError, WorkerCrashedError
+from executor_adapter.pools.base import Ending
+from executor_adapter.quarantine import MOST_QUARANTINED
+from executor_adapter.store.base import JobFilter
+from executor_adapter.store.memory import MemoryStore
+from tests.contract.test_supervisor_machine import SimulatedExecutor, SimulatedPool
+
+AT_ONCE = RetryPolicy(retry_attempts=3, crash_attempts=0)
+
+
+class Argument:
+    """Stands for what is large."""
+
+
+def kill(argument: Argument) -> None: ...
+
+
+def kill_workers(executor: SimulatedExecutor, job_id: str) -> weakref.ref[Argument]:
+    """Have a job crash past its budget; its argument, as long as anybody holds it."""
+    argument = Argument()
+    future = executor.submit(Job(job_id=job_id, function=kill, args=(argument,), pool="thread", retry=AT_ONCE))
+    (pool,) = (pool for pool in executor._supervisor.pools.made.values() if isinstance(pool, SimulatedPool))
+    executor._supervisor.call_soon(pool.end, pool.workers[0], Ending.CRASHED, None, WorkerCrashedError("gone"))
+    assert future.job.status is JobStatus.FAILED
+    return weakref.ref(argument)
+
+
+def test_the_newest_are_held_and_the_oldest_let_go_of(caplog: pytest.LogCaptureFixture) -> None:
+    executor = SimulatedExecutor(1)
+    ids = [str(number) for number in range(MOST_QUARANTINED + 2)]
+    arguments = [kill_workers(executor, job_id) for job_id in ids]
+    assert [job.job_id for job in executor.quarantined()] == ids[2:]
+    assert executor.stats().quarantined == tuple(ids[2:])
+    assert [argument() is None for argument in arguments] == [True, True] + [False] * MOST_QUARANTINED
+    assert "the oldest is let go of" in caplog.text
+
+    assert not executor.release(ids[0])
+    kill_workers(executor, ids[0])  # it is let in, and is the newest now
+    assert [job.job_id for job in executor.quarantined()] == [*ids[3:], ids[0]]
+    with pytest.raises(InvalidJobError, match="quarantined"):
+        executor.submit(Job(job_id=ids[-1], function=int, pool="thread"))
+    assert executor.release(ids[-1])
+
+
+def test_a_store_in_memory_lets_go_of_them_too() -> None:
+    store = MemoryStore(max_history=10)
+    executor = SimulatedExecutor(1, store=store)
+    ids = [str(number) for number in range(MOST_QUARANTINED + 20)]
+    for job_id in ids:
+        kill_workers(executor, job_id)
+        if len(ids) - int(job_id) <= 2 or int(job_id) % 50 == 0:
+            executor.flush(10)
+    executor.flush(10)
+    held = store.find(JobFilter(quarantined=True), limit=None, newest_first=False)
+    assert [record.job_id for record in held.records] == ids[20:]
+    executor.shutdown(timeout=0)

@@ -1,0 +1,121 @@
+"""Whoever submits, cancels and shuts down at the same time, or within a signal handler: every job has its end."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+
+import pytest
+
+from executor_adapter import Job, JobExecutor, JobFuture, JobStatus
+from executor_adapter.config import Settings
+from executor_adapter.exceptions import ExecutorClosedError, JobCancelledError
+from executor_adapter.job import Transition
+from tests.contract.conftest import wait_for
+
+
+def work() -> int:
+    return 1
+
+
+@pytest.fixture
+def told() -> list[Transition]:
+    return []
+
+
+@pytest.fixture
+def executor(told: list[Transition]) -> Iterator[JobExecutor]:
+    executor = JobExecutor(1, config=Settings(), observers=[told.append])
+    yield executor
+    executor.shutdown(timeout=0)
+
+
+@pytest.mark.parametrize("cancel", [False, True])
+def test_a_shutdown_finds_the_first_job_though_no_thread_runs_it_yet(executor: JobExecutor, cancel: bool) -> None:
+    """The one that submits it was interrupted before it started the supervisor's thread."""
+    executor._supervisor._wake = lambda: None  # type: ignore[method-assign]
+    future = executor.submit(Job(function=work))
+    executor.shutdown(cancel_futures=cancel)
+    assert future.done()
+    assert future.job.status is (JobStatus.CANCELLED if cancel else JobStatus.COMPLETED)
+    assert not executor.jobs()
+
+
+class SlowQueue(deque[Job]):
+    """Where whoever submits stays until he is let go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered, self.go_on = threading.Event(), threading.Event()
+
+    def append(self, job: Job) -> None:
+        self.entered.set()
+        assert self.go_on.wait(10)
+        super().append(job)
+
+
+@pytest.mark.parametrize("how", ["cancel", "let go", "told to end at a prompt"])
+def test_a_job_is_submitted_before_it_is_cancelled(
+    executor: JobExecutor, told: list[Transition], how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where both come at once, and the job is not through the door."""
+    executor.submit(Job(function=time.sleep, args=(30,), pool="process"))  # so that the job does not start meanwhile
+    wait_for(executor.running)
+    supervisor, job = executor._supervisor, Job(function=work)
+    slow = supervisor.intake.submitted = SlowQueue()
+    if how == "told to end at a prompt":
+        monkeypatch.setattr("sys.ps1", ">>> ", raising=False)
+    ends = {
+        "cancel": lambda: executor.cancel(job.job_id),
+        "let go": lambda: supervisor.let_go(job),
+        "told to end at a prompt": lambda: supervisor.told_to_end(signal.SIGINT),
+    }
+    futures: list[JobFuture] = []
+    submitting = threading.Thread(target=lambda: futures.append(executor.submit(job)))
+    ending = threading.Thread(target=ends[how])
+    submitting.start()
+    assert slow.entered.wait(10)
+    ending.start()
+    ending.join(0.1)  # it has time to come too early
+    slow.go_on.set()
+    submitting.join(10)
+    ending.join(10)
+    with pytest.raises(JobCancelledError):
+        futures[0].result(timeout=10)
+    of_job = [transition for transition in told if transition.job is job]
+    assert [transition.previous for transition in of_job] == [None, JobStatus.PENDING]
+    assert [transition.status for transition in of_job] == [JobStatus.PENDING, JobStatus.CANCELLED]
+    assert executor.stats().jobs_pending == 0
+
+
+def submit_until_refused(executor: JobExecutor) -> list[JobFuture]:
+    futures = []
+    while True:
+        try:
+            futures.append(executor.submit(Job(function=work)))
+        except ExecutorClosedError:
+            return futures
+
+
+@pytest.mark.parametrize("started", [False, True])
+@pytest.mark.parametrize("max_pending", [None, 5])
+def test_a_signal_handler_may_wait_for_the_end_of_an_executor_while_jobs_are_submitted(
+    max_pending: int | None, started: bool
+) -> None:
+    """Wherever in a submission it comes: the thread that it interrupts cannot go on before that."""
+    for round_ in range(100):
+        executor = JobExecutor(2, config=Settings(), max_pending=max_pending)
+        if started:
+            executor.run(Job(function=work))
+        before = signal.signal(signal.SIGALRM, lambda *_: executor.shutdown(cancel_futures=True))  # noqa: B023
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 2e-5 * (round_ + 1))
+            futures = submit_until_refused(executor)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert all(future.done() for future in futures)
+        assert not executor.jobs()

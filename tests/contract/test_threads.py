@@ -1,0 +1,225 @@
+"""What holds of threads when a job's end races with its beginning, or with what it returned."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+from queue import SimpleQueue
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from executor_adapter import Job, JobExecutor, JobStatus
+from executor_adapter.exceptions import JobCancelledError, JobTimeoutError, SoftTimeoutError
+from executor_adapter.limits import RunTime
+from executor_adapter.pools import thread
+from executor_adapter.pools.base import Ending
+from tests.contract import functions
+from tests.contract.conftest import MakeExecutor, MakeJob, wait_for
+from tests.contract.process_pool.harness import Harness, harness
+
+
+@pytest.fixture
+def pool() -> str:
+    return "thread"
+
+
+@pytest.fixture
+def threads() -> Iterator[Harness]:
+    """One thread, under a supervisor that the test turns."""
+    with harness(1, kind="thread") as made:
+        yield made
+
+
+def threads_of(executor: JobExecutor) -> Any:
+    return executor._supervisor.pools.made["thread"]
+
+
+# --- ended before it began ---
+
+
+def test_a_job_that_is_cancelled_before_its_thread_wakes_never_begins(
+    make_executor: MakeExecutor, make_job: MakeJob
+) -> None:
+    executor = make_executor(1)
+    first = executor.run(make_job(threading.get_ident))
+    began = threading.Event()
+    (worker,) = threads_of(executor)._idle
+    wait_for(lambda: worker._asleep)
+    asleep, worker._signals = worker._signals, SimpleQueue()  # what wakes it does not arrive yet
+    future = executor.submit(make_job(began.set))
+    wait_for(future.running)
+    future.cancel()
+    with pytest.raises(JobCancelledError):
+        future.result(timeout=20)
+    worker._signals = asleep
+    asleep.put(True)
+    assert executor.run(make_job(threading.get_ident)) == first, "a thread that can be used again was not"
+    assert not began.is_set()
+    assert executor.stats().abandoned_threads == 0
+
+
+def test_a_job_that_is_cancelled_while_its_thread_sets_out_never_begins(
+    make_executor: MakeExecutor, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the job, and has not noted yet that it runs it: no exception can be thrown at it there."""
+    executor = make_executor(1)
+    executor.run(make_job(functions.add, 1))
+    began, sets_out, go_on = threading.Event(), threading.Event(), threading.Event()
+
+    def wait_and_look() -> float:
+        sets_out.set()
+        go_on.wait(20)
+        return time.monotonic()
+
+    monkeypatch.setattr(thread, "time", SimpleNamespace(monotonic=wait_and_look))
+    monkeypatch.setattr(thread, "ABANDON_AFTER", 20.0)
+    future = executor.submit(make_job(began.set))
+    assert sets_out.wait(20)
+    (worker,) = threads_of(executor)._busy
+    future.cancel()
+    wait_for(lambda: worker.stopping)
+    go_on.set()
+    with pytest.raises(JobCancelledError):
+        future.result(timeout=20)
+    assert not began.is_set()
+    assert executor.stats().abandoned_threads == 0
+
+
+# --- ended while it runs ---
+
+
+def test_a_function_in_python_ends_at_its_limit_and_so_does_its_thread(
+    executor: JobExecutor, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is written off."""
+    monkeypatch.setattr(thread, "ABANDON_AFTER", 20.0)
+    runs_in: list[threading.Thread] = []
+    cleaned_up = threading.Event()
+
+    def work() -> None:
+        runs_in.append(threading.current_thread())
+        try:
+            functions.spin(60.0)
+        finally:
+            cleaned_up.set()
+
+    future = executor.submit(make_job(work, max_runtime=0.2, retry_attempts=0))
+    with pytest.raises(JobTimeoutError):
+        future.result(timeout=20)
+    assert cleaned_up.is_set()
+    runs_in[0].join(20)
+    assert not runs_in[0].is_alive()
+    assert executor.stats().abandoned_threads == 0
+
+
+def hold(gate: threading.Event) -> str:
+    gate.wait(20)
+    return "held"
+
+
+def swallow(began: threading.Event) -> str:
+    """Return all the same when it is told to end."""
+    try:
+        began.set()
+        functions.spin(20.0)
+    except BaseException:
+        return "all the same"
+    return "never told"
+
+
+def test_the_end_of_one_does_not_undo_the_stop_of_the_one_behind_it(threads: Harness) -> None:
+    """The first is over and the second runs, before the first's end is heard."""
+    gate, began = threading.Event(), threading.Event()
+    first, second = threads.give(hold, gate, short=True), threads.give(swallow, began, short=True)
+    first.run_time = RunTime()
+    first.run_time.learn(0.0)
+    threads.turn(0)
+    assert not threads.pending
+    gate.set()
+    assert began.wait(20)
+    threads.pool.stop(second, grace=20.0)
+    wait_for(lambda: second.ended_at)
+    assert threads.value(first) == "held"
+    assert threads.ending(second) is Ending.STOPPED
+    assert threads.pool.busy == 0
+
+
+# --- told late ---
+
+
+async def swallow_on_loop(began: threading.Event) -> str:
+    try:
+        began.set()
+        await asyncio.sleep(20.0)
+    except asyncio.CancelledError:
+        return "all the same"
+    return "never told"
+
+
+@pytest.mark.parametrize(("kind", "function"), [("thread", swallow), ("coroutine", swallow_on_loop)])
+def test_what_has_ended_when_told_is_not_written_off_while_nobody_listens(kind: str, function: Any) -> None:
+    began = threading.Event()
+    with harness(1, kind=kind) as made:
+        assignment = made.give(function, began)
+        made.turn(0)
+        made.pool.flush()
+        assert began.wait(20)
+        worker = assignment.worker
+        made.pool.stop(assignment, grace=20.0)
+        wait_for(lambda: assignment.ended_at)
+        made.pool._abandon(worker, assignment)
+        assert made.ending(assignment) is Ending.STOPPED
+        assert made.pool.abandoned == 0
+
+
+def test_a_soft_timeout_that_comes_too_late_does_not_lose_the_result(
+    threads: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reaches the thread when the function is over, and its end is being stamped."""
+    stamps = itertools.count()
+
+    def stamp() -> float:
+        if next(stamps) == 1:
+            raise SoftTimeoutError("too late")
+        return time.monotonic()
+
+    monkeypatch.setattr(thread, "time", SimpleNamespace(monotonic=stamp))
+    assert threads.value(threads.give(functions.add, 1)) == 2
+
+
+async def hold_on_loop(gate: threading.Event) -> str:
+    while not gate.is_set():
+        await asyncio.sleep(0.001)
+    return "held"
+
+
+@pytest.mark.parametrize(("kind", "function"), [("thread", hold), ("coroutine", hold_on_loop)])
+def test_what_has_returned_before_its_limit_is_not_timed_out_by_a_supervisor_that_is_behind(
+    executor: JobExecutor, monkeypatch: pytest.MonkeyPatch, kind: Any, function: Any
+) -> None:
+    """When that looks at the job's limit, which is past, it has not heard yet that the job is over."""
+    supervisor = executor._supervisor
+    gate, is_behind, catch_up = threading.Event(), threading.Event(), threading.Event()
+
+    def fall_behind() -> None:
+        is_behind.set()
+        catch_up.wait(20)
+
+    future = executor.submit(Job(function=function, args=(gate,), pool=kind, max_runtime=30.0, retry_attempts=0))
+    wait_for(future.running)
+    supervisor.call_soon(fall_behind)
+    assert is_behind.wait(20)
+    assignment = future.job._live.assignment
+    gate.set()
+    wait_for(lambda: assignment.ended_at)
+    monkeypatch.setattr(supervisor, "now", lambda: time.monotonic() + 60.0)
+    catch_up.set()
+    assert future.result(timeout=20) == "held"
+    assert future.job.status is JobStatus.COMPLETED
+    (attempt,) = future.job.attempts
+    assert (attempt.error_code, attempt.kill_seconds) == (None, None)

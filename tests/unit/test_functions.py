@@ -1,0 +1,149 @@
+"""A job's function: found by its reference, called with what it takes, told apart from others without being held."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import itertools
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from executor_adapter.exceptions import InvalidJobError
+from executor_adapter.functions import check_arguments, resolve
+from executor_adapter.limits import NEVER, RunTimes
+
+
+class Argument:
+    """Stands for what is large."""
+
+
+@pytest.fixture
+def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Writes a module of the given source, and gives its name."""
+    numbers = itertools.count()
+
+    def write(source: str) -> str:
+        name = f"written_{next(numbers)}_{tmp_path.name}"
+        (tmp_path / f"{name}.py").write_text(source)
+        return name
+
+    monkeypatch.syspath_prepend(tmp_path)
+    return write
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("raise RuntimeError('no driver')", "cannot be imported: RuntimeError: no driver"),
+        ("def work(:", "cannot be imported: SyntaxError: "),
+        ("wrok", "cannot be imported: NameError: name 'wrok' is not defined"),
+        ("import sys; sys.exit('a script')", "cannot be imported: SystemExit: a script"),
+        ("import no_such_module", "cannot be imported: No module named 'no_such_module'"),
+        ("", "cannot be imported: module '.*' has no attribute 'work'"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_refused(
+    write_module: Callable[[str], str], source: str, said: str
+) -> None:
+    """Whatever its own code raises; the message says what that was."""
+    with pytest.raises(InvalidJobError, match=said):
+        resolve(f"{write_module(source)}:work")
+
+
+@pytest.mark.parametrize("reference", ["..x:y", ".:y", "a..b:y"])
+def test_a_reference_that_names_no_module_is_refused(reference: str) -> None:
+    with pytest.raises(InvalidJobError, match="cannot be imported"):
+        resolve(reference)
+
+
+def test_ctrl_c_passes_through_an_import(write_module: Callable[[str], str]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        resolve(f"{write_module('raise KeyboardInterrupt')}:work")
+
+
+def nothing() -> None: ...
+def one(a: int) -> None: ...
+def optional(a: int, b: int = 1) -> None: ...
+def by_position(a: int, b: int = 1, /, c: int = 2) -> None: ...
+def by_name(a: int, *, b: int, c: int = 2) -> None: ...
+def any_number(a: int, *rest: int, b: int = 1) -> None: ...
+def any_name(a: int, /, b: int = 1, **rest: int) -> None: ...
+def anything(*args: Any, **kwargs: Any) -> None: ...
+
+
+FUNCTIONS = (nothing, one, optional, by_position, by_name, any_number, any_name, anything)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_what_a_function_takes_is_what_a_call_of_it_takes(function: Callable[..., None]) -> None:
+    """No call that would work is refused; none is let through that would not, but where any name may be given."""
+    names = [chosen for size in range(5) for chosen in itertools.combinations("abcd", size)]
+    for given, named in itertools.product(range(5), names):
+        args, kwargs = (0,) * given, dict.fromkeys(named, 0)
+        try:
+            function(*args, **kwargs)
+        except TypeError:
+            if function is not any_name:
+                with pytest.raises(InvalidJobError, match="cannot be called with the args and kwargs of the job: "):
+                    check_arguments(function, args, kwargs)
+        else:
+            check_arguments(function, args, kwargs)
+
+
+def test_a_function_is_looked_at_as_it_is_called() -> None:
+    """Not as a decorator has it say of itself."""
+
+    def decorated(*args: int) -> None: ...
+
+    decorated.__wrapped__ = one  # type: ignore[attr-defined]
+    decorated.__signature__ = inspect.signature(one)  # type: ignore[attr-defined]
+    check_arguments(decorated, (1, 2, 3), {})
+    with pytest.raises(InvalidJobError, match="unexpected keyword argument 'a'"):
+        check_arguments(decorated, (), {"a": 1})
+
+
+def test_the_run_time_of_a_function_is_its_own() -> None:
+    times = RunTimes()
+    first, second = (lambda: 1 for _ in range(2))
+    times.of(first).learn(0.5)
+    assert (times.of(first).seconds, times.of(second).seconds) == (0.5, NEVER)
+    times.of("module:name").learn(0.25)
+    assert times.of("".join(("module:", "name"))).seconds == 0.25
+
+
+def captures(argument: Argument) -> Any:
+    return lambda: argument
+
+
+class Method:
+    def __init__(self, argument: Argument) -> None:
+        self.argument = argument
+
+    def method(self) -> None: ...
+
+
+def is_class_of(argument: Argument) -> Any:
+    class Called:
+        def __call__(self) -> Argument:
+            return argument
+
+    return Called()
+
+
+@pytest.mark.parametrize(
+    "make", [captures, lambda argument: Method(argument).method, lambda argument: [argument].append, is_class_of]
+)
+def test_the_run_time_of_a_function_holds_nothing_of_it(make: Callable[[Argument], Any]) -> None:
+    times = RunTimes()
+    held = []
+    for _ in range(50):
+        argument = Argument()
+        held.append(weakref.ref(argument))
+        times.of(make(argument)).learn(0.1)
+    del argument
+    gc.collect()
+    assert [reference() for reference in held] == [None] * 50
