@@ -1,18 +1,22 @@
-"""What a mirror has still to tell: jobs' changes, in the order in which they happened, until the courier takes them."""
+"""What a mirror has still to tell: changes of task runs, in order, until the courier takes them."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
-from executor_adapter.prefect.job_history import JobHistory, Step
-from executor_adapter.prefect.state_events import FlowRunFacts, StateEvent, state_event
+from executor_adapter.prefect.state_events import FlowRunFacts, StateEvent
+from executor_adapter.prefect.task_run_history import Step, TaskRunHistory
 
 History = Literal["auto", "full", "final"]
 
-MOST_UNSENT = 2_000
+AnyHistory = TaskRunHistory[Any]
+
+MOST_UNSENT = 500
 """Unsent changes beyond which "auto" leaves out what jobs have passed through."""
+MOST_UNSENT_IN_A_HURRY = 50
+"""The same, where the process is about to end: half a second's work for the slowest of servers."""
 
 
 class Backlog:
@@ -24,18 +28,18 @@ class Backlog:
         self.left_out = 0
         """States that were not told, since the job had passed through them and was over."""
         self.hurries = False
-        """Tell only how jobs ended."""
+        """Tell only of jobs that are over, and only how they ended but for a few changes."""
         self._history = history
-        self._inbox: deque[tuple[JobHistory, Step]] = deque()
-        self._waiting: deque[JobHistory] = deque()
+        self._inbox: deque[tuple[AnyHistory, Any]] = deque()
+        self._waiting: deque[AnyHistory] = deque()
         """Those with unsent changes, each once."""
         self._unsent = 0
 
     def __bool__(self) -> bool:
         return bool(self._waiting or self._inbox)
 
-    def append(self, history: JobHistory, step: Step) -> None:
-        """Something happened to a job."""
+    def append(self, history: TaskRunHistory[Step], step: Step) -> None:
+        """Something happened to a task run."""
         self._inbox.append((history, step))
 
     def take_in(self) -> None:
@@ -62,27 +66,30 @@ class Backlog:
             elif self.hurries:
                 break
             while history.unsent and len(events) < most:
-                events.append(state_event(history.facts, history.unsent.pop(0), flow))
+                events.append(history.tell_next(flow))
                 self._unsent -= 1
             if not history.unsent:
                 self._waiting.popleft()
         return events
 
     def finals(self, flow: FlowRunFacts) -> Iterator[StateEvent]:
-        """How the jobs ended whose end is not sent."""
-        self.take_in()
-        for history in self._waiting:
-            if history.is_over:
-                self._leave_out(history)
-                yield state_event(history.facts, history.unsent[-1], flow)
+        """How the jobs ended whose end is not sent. Asked for once, when nothing is sent any more."""
+        for history in list(self.over()):
+            self._leave_out(history)
+            yield history.tell_next(flow)
 
-    def _shorten(self, history: JobHistory) -> None:
+    def over(self) -> Iterator[AnyHistory]:
+        """Of the jobs whose end is not sent."""
+        self.take_in()
+        return (history for history in self._waiting if history.is_over)
+
+    def _shorten(self, history: AnyHistory) -> None:
         """Leave out what a job that is over has passed through, if that is called for by now."""
-        behind = self.hurries or self._unsent > MOST_UNSENT
+        behind = self._unsent > (MOST_UNSENT_IN_A_HURRY if self.hurries else MOST_UNSENT)
         if self._history == "final" or (self._history == "auto" and behind):
             self._leave_out(history)
 
-    def _leave_out(self, history: JobHistory) -> None:
+    def _leave_out(self, history: AnyHistory) -> None:
         left_out = history.leave_out_passed()
         self.left_out += left_out
         self._unsent -= left_out

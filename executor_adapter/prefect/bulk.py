@@ -14,13 +14,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import functools
+import math
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator
-from concurrent.futures import Future, wait
-from typing import Any
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import wait
 from uuid import UUID
 
 from prefect.client.schemas.objects import FlowRun
@@ -30,20 +29,18 @@ from executor_adapter.error_codes import error_code_of
 from executor_adapter.exceptions import InvalidJobError, JobCancelledError, JobSerializationError
 from executor_adapter.executor import JobExecutor, current_executor, result_of
 from executor_adapter.futures import JobFuture
-from executor_adapter.job import Job, JobResult, JobStatus, Transition
+from executor_adapter.job import TERMINAL, Job, JobResult, JobStatus, Transition, check_are_jobs, check_is_job
 from executor_adapter.prefect.companion import watching
-from executor_adapter.prefect.mirror import HURRY_SECONDS, PrefectMirror
+from executor_adapter.prefect.mirror import PrefectMirror, seconds_left
 from executor_adapter.prefect.run_log import RunLog
 from executor_adapter.prefect.scene import FlowScene, JobScene
+from executor_adapter.prefect.waiting import slot_lent
 
-WINDOW = 5_000
+WINDOW = 2_000
 """Jobs under way at once, and so the most that are Pending: further ones are drawn from the iterable as these end."""
 
 KEPT_FLOW_RUNS = 8
 """The ids of so many flow runs' jobs are remembered."""
-
-LEAST_HURRY_SECONDS = 1.5
-"""What the server has at least for how cancelled jobs ended, once nothing of them is alive."""
 
 CANCEL_SECONDS = 10.0
 """How long a run that is left by an exception waits for its jobs to be dead."""
@@ -68,6 +65,7 @@ def run_jobs(
         ExecutorClosedError: the executor was shut down meanwhile.
     """
     _check_caller()
+    check_are_jobs(jobs)
     return _BulkRun(executor or current_executor(), mirror).run(jobs)
 
 
@@ -75,6 +73,7 @@ async def arun_jobs(
     jobs: Iterable[Job], *, executor: JobExecutor | None = None, mirror: PrefectMirror | None = None
 ) -> list[JobResult]:
     """`run_jobs` for async flows: the event loop goes on meanwhile. Cancelling it ends the jobs."""
+    check_are_jobs(jobs)
     run = _BulkRun(executor or current_executor(), mirror)
     context = contextvars.copy_context()
     running = asyncio.get_running_loop().run_in_executor(None, context.run, run.run, jobs)
@@ -88,7 +87,11 @@ async def arun_jobs(
 
 
 class _BulkRun:
-    """One call of `run_jobs`."""
+    """One call of `run_jobs`.
+
+    The caller's thread submits and gathers results; the supervisor's counts the jobs that are over, and wakes the
+    caller's for many at once: a callback for each job would cost as much as running it.
+    """
 
     def __init__(self, executor: JobExecutor, mirror: PrefectMirror | None) -> None:
         self._executor = executor
@@ -100,12 +103,23 @@ class _BulkRun:
         self._scene = FlowScene(self._log)
         self._results: list[JobResult | None] = []
         self._live: dict[int, JobFuture] = {}
-        self._places = threading.Semaphore(WINDOW)
+        """Those whose results are not gathered yet, by the place of the result."""
+        self._shared: dict[int, JobFuture] = {}
+        """Those of live jobs with the same dedupe_key, which are somebody else's, or live already."""
+        self._scenes: dict[Job, JobScene] = {}
+        """Of the jobs that are not over."""
+        self._ended: deque[int] = deque()
+        """The places of results that can be gathered."""
+        self._submitted = 0
+        self._over = 0
+        """How many of the jobs submitted are over; the supervisor's thread counts."""
+        self._awaited = math.inf
+        self._wake = threading.Event()
         self._stopped = False
 
     def run(self, jobs: Iterable[Job]) -> list[JobResult]:
         """See `run_jobs`."""
-        with watching(self.stop):
+        with slot_lent(), watching(self.stop):
             return self._run(jobs)
 
     def _run(self, jobs: Iterable[Job]) -> list[JobResult]:
@@ -113,12 +127,11 @@ class _BulkRun:
         self._executor.add_observer(self._observe)
         try:
             for job in jobs:
-                self._take_place()
+                self._make_room()
                 self._submit(job)
-            for _ in range(WINDOW):  # all places are free once all jobs are over
-                self._take_place()
+            self._wait_for_all()
+            self._end()
             self._log.flush()
-            self._end(None)
         except BaseException:
             self._cancel()
             raise
@@ -130,34 +143,70 @@ class _BulkRun:
     def stop(self) -> None:
         """Leave the run, from another thread, as by an exception: its flow run or its caller was cancelled."""
         self._stopped = True
-        self._places.release()
-
-    def _take_place(self) -> None:
-        self._places.acquire()
-        if self._stopped:
-            raise JobCancelledError("its flow run was cancelled")
+        self._wake.set()
 
     def _submit(self, job: Job) -> None:
         number = len(self._results)
         self._results.append(None)
-        history = self._mirror.expect(job)
+        scene = self._scenes[job] = JobScene(self._scene, self._mirror.expect(job), number)
         try:
-            future = self._executor.submit(job, surroundings=JobScene(self._scene, history))
+            future = self._executor.submit(job, surroundings=scene)
         except (InvalidJobError, JobSerializationError) as error:
+            del self._scenes[job]
             self._refused(number, job, error)
             return
         except BaseException:
-            self._mirror.dismiss(job)
+            self._dismiss(job)
             raise
-        if future.job is not job:  # a live job with the same dedupe_key: that one's task run shows it
-            self._mirror.dismiss(job)
-        self._live[number] = future
-        future.add_done_callback(functools.partial(self._done, number))
+        if future.job is job:
+            self._submitted += 1
+            self._live[number] = future
+        else:  # a live job with the same dedupe_key: that one's task run shows it
+            self._dismiss(job)
+            self._shared[number] = future
 
-    def _done(self, number: int, future: Future[Any]) -> None:
-        self._results[number] = result_of(future)
-        del self._live[number]
-        self._places.release()
+    def _dismiss(self, job: Job) -> None:
+        self._scenes.pop(job, None)  # an interrupted submit may have let it in, and it may be over
+        self._mirror.dismiss(job)
+
+    # --- gathering results ---
+
+    def _make_room(self) -> None:
+        """Wait while WINDOW jobs are under way; raises where the run was stopped."""
+        while self._stopped or len(self._live) >= WINDOW:
+            self._wait_for(self._submitted - len(self._live) + max(1, WINDOW // 10))
+            self._gather()
+
+    def _wait_for_all(self) -> None:
+        self._wait_for(self._submitted)
+        self._gather()
+        for future in self._shared.values():
+            future.add_done_callback(lambda _: self._wake.set())
+        self._wait_until(lambda: all(future.done() for future in self._shared.values()))
+        for number, future in self._shared.items():
+            self._results[number] = result_of(future)
+
+    def _gather(self) -> None:
+        while self._ended:
+            number = self._ended.popleft()
+            self._results[number] = result_of(self._live.pop(number))
+
+    def _wait_for(self, over: int) -> None:
+        """Wait until so many of the jobs submitted are over."""
+        self._awaited = over
+        self._wait_until(lambda: self._over >= over)
+        self._awaited = math.inf
+
+    def _wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait for what somebody sets `_wake` after; raises where the run was stopped."""
+        while not self._stopped and not condition():
+            self._wake.wait()
+            self._wake.clear()
+        self._check()
+
+    def _check(self) -> None:
+        if self._stopped:
+            raise JobCancelledError("its flow run was cancelled")
 
     def _refused(self, number: int, job: Job, error: InvalidJobError | JobSerializationError) -> None:
         """A job that the executor did not take failed all the same, and its task run says why."""
@@ -167,31 +216,44 @@ class _BulkRun:
         self._results[number] = JobResult(
             job_id=job.job_id, status=JobStatus.FAILED, error=error, error_code=error_code_of(error)
         )
-        self._places.release()
+
+    # --- what happens to the jobs, told on the supervisor's thread ---
 
     def _observe(self, transition: Transition) -> None:
+        scene = self._scenes.get(transition.job)  # by itself: another flow run's job may have the same id
+        if scene is None:
+            return
         if transition.error is not None:
-            scene = transition.job._live.surroundings
-            if isinstance(scene, JobScene) and scene.flow is self._scene:
-                scene.failed(transition)
-        self._mirror.note(transition)
+            scene.failed(transition)
+        self._mirror.note_of(scene.history, transition)
+        if transition.status in TERMINAL:
+            del self._scenes[transition.job]
+            self._ended.append(scene.number)
+            self._over += 1
+            if self._over >= self._awaited:
+                self._wake.set()
 
-    def _end(self, timeout: float | None) -> None:
+    # --- the end ---
+
+    def _end(self) -> None:
+        """Wait until the server knows how the jobs ended; raises where the run was stopped."""
+        if self._results:
+            self._mirror.drain(check=self._check)
         if self._owns_mirror:
-            self._mirror.close(timeout)
-        else:
-            self._mirror.drain(timeout)
+            self._mirror.close(0.0)
 
     def _cancel(self) -> None:
         """End the jobs of this run, and tell how they ended while that takes its time."""
         began = time.monotonic()
         if self._owns_mirror:
             self._mirror.hasten()
-        live = list(self._live.values())
+        live = [future for future in self._live.values() if not future.done()]
         for future in live:
             future.cancel()
-        wait(live, timeout=CANCEL_SECONDS)
-        self._end(max(LEAST_HURRY_SECONDS, HURRY_SECONDS - (time.monotonic() - began)))
+        try:
+            wait(live, timeout=CANCEL_SECONDS)
+        finally:
+            (self._mirror.close if self._owns_mirror else self._mirror.drain)(seconds_left(began))
 
 
 def _flow_run(context: FlowRunContext | None) -> FlowRun:
@@ -240,6 +302,7 @@ def _with_new_ids(jobs: Iterable[Job], ids: set[str]) -> Iterable[Job]:
 
 def _as_drawn(jobs: Iterable[Job], ids: set[str]) -> Iterator[Job]:
     for job in jobs:
+        check_is_job(job)
         if job.job_id in ids:
             raise InvalidJobError(f"two jobs of one flow run have the id {job.job_id!r}: it is their task run's too")
         ids.add(job.job_id)

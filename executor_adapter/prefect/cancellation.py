@@ -11,18 +11,17 @@ runs that are watched. A server that is away has told of no cancel, and is asked
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import signal
 import threading
 from collections.abc import Callable, Iterable
 from contextvars import copy_context
+from typing import NamedTuple
 from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.exceptions import ObjectNotFound
+from prefect.client.schemas.objects import StateType
 from prefect.utilities.engine import is_prefect_sigterm_handler_installed
 
 from executor_adapter.prefect.flow_end import OWN_CLIENT, FlowEnd
@@ -37,7 +36,14 @@ IDLE_POLLS = 5
 PAGE = 200
 """Flow runs asked for at once: the most that the server gives."""
 
-CANCELS = frozenset({StateType.CANCELLING, StateType.CANCELLED})
+CANCELS = frozenset({StateType.CANCELLING.value, StateType.CANCELLED.value})
+
+
+class _Known(NamedTuple):
+    """What the server says of a flow run."""
+
+    state_type: str | None
+    parent_task_run_id: str | None
 
 
 class FlowRunWatch:
@@ -58,6 +64,11 @@ class FlowRunWatch:
             self._on_cancel()
         except Exception:
             logger.exception("a flow run was cancelled, but not all of its jobs could be told")
+
+    def settle(self) -> None:
+        """Say that the flow run's jobs are over, and that it is not, since the server is being told of them: it is not
+        to be interrupted in that."""
+        self.run.end.settle()
 
     def close(self) -> None:
         """Hear nothing more. Closing one that is `until_over` says that the flow run is over."""
@@ -86,7 +97,7 @@ class _WatchedRun:
         self.watches: list[FlowRunWatch] = []
         self.end = FlowEnd(flow_run_id)
 
-    def learn(self, client: SyncPrefectClient, known: dict[UUID, FlowRun]) -> None:
+    def learn(self, client: SyncPrefectClient, known: dict[UUID, _Known]) -> None:
         """Find out what the eldest of the lineage is a subflow run of."""
         eldest = known.get(self.lineage[-1])
         if self.complete or eldest is None:
@@ -94,10 +105,9 @@ class _WatchedRun:
         if eldest.parent_task_run_id is None:
             self.complete = True
             return
-        with contextlib.suppress(ObjectNotFound):  # not recorded yet
-            parent = client.read_task_run(eldest.parent_task_run_id).flow_run_id
-            if parent is not None:
-                self.lineage.append(parent)
+        parent = _flow_run_of(client, eldest.parent_task_run_id)
+        if parent is not None:
+            self.lineage.append(parent)
 
     def cancel(self, asked_of: UUID) -> None:
         """Tell those who watch; `asked_of` is the flow run that was cancelled, this one or an elder."""
@@ -105,9 +115,10 @@ class _WatchedRun:
             self.cancelled = True
             watches = list(self.watches)
         logger.warning("flow run %s was cancelled: its jobs are ended", asked_of)
+        # First, so that flow runs are Cancelling, if that can be, before what they wait for raises in them.
+        self.end.begin(self.lineage[: self.lineage.index(asked_of) + 1])
         for watch in watches:
             watch.tell()
-        self.end.begin(self.lineage[: self.lineage.index(asked_of) + 1])
 
 
 class _Watcher:
@@ -148,46 +159,71 @@ class _Watcher:
         run.end.closed(whole=watch.until_over)
 
     def _ask(self) -> None:
+        over = False
+        while not over:
+            try:
+                # Kept while the server answers: to make one takes longer than to ask.
+                with get_client(sync_client=True, httpx_settings=OWN_CLIENT) as client:
+                    over = self._ask_by(client)
+            except Exception as error:
+                logger.debug("the server cannot be asked for flow runs: %r", error)
+                self._wait_for_runs()
+
+    def _ask_by(self, client: SyncPrefectClient) -> bool:
+        """Ask until there is nothing to ask for; True then."""
         idle = 0
         while idle < IDLE_POLLS or not self._ended():
-            with self.lock:
-                self.lock.wait(POLL_SECONDS)
-                runs = [run for run in self._runs.values() if not run.cancelled]
+            runs = self._wait_for_runs()
             idle = 0 if runs else idle + 1
-            if runs:
-                self._look(runs)
+            self._look(client, runs)
+        return True
+
+    def _wait_for_runs(self) -> list[_WatchedRun]:
+        with self.lock:
+            self.lock.wait(POLL_SECONDS)
+            return [run for run in self._runs.values() if not run.cancelled]
 
     def _ended(self) -> bool:
         with self.lock:
             self._running = bool(self._runs)
             return not self._running
 
-    def _look(self, runs: list[_WatchedRun]) -> None:
-        try:
-            with get_client(sync_client=True, httpx_settings=OWN_CLIENT) as client:
-                known = _read(client, {each for run in runs for each in run.lineage})
-                for run in runs:
-                    self._judge(run, known)
-                for run in runs:
-                    run.learn(client, known)
-        except Exception as error:
-            logger.debug("the server cannot be asked for flow runs: %r", error)
+    def _look(self, client: SyncPrefectClient, runs: list[_WatchedRun]) -> None:
+        known = _read(client, {each for run in runs for each in run.lineage})
+        for run in runs:
+            self._judge(run, known)
+        for run in runs:
+            run.learn(client, known)
 
-    def _judge(self, run: _WatchedRun, known: dict[UUID, FlowRun]) -> None:
+    def _judge(self, run: _WatchedRun, known: dict[UUID, _Known]) -> None:
         for each in run.lineage:
-            state = known[each].state if each in known else None
-            if state is not None and state.type in CANCELS:
+            if each in known and known[each].state_type in CANCELS:
                 self._cancelled.update(run.lineage[:1])
                 run.cancel(each)
                 return
 
 
-def _read(client: SyncPrefectClient, ids: Iterable[UUID]) -> dict[UUID, FlowRun]:
-    wanted, known = list(ids), {}
+# In plain JSON: a daemon thread that the interpreter's end meets within pydantic aborts the process.
+
+
+def _read(client: SyncPrefectClient, ids: Iterable[UUID]) -> dict[UUID, _Known]:
+    wanted, known = [str(each) for each in ids], {}
     for start in range(0, len(wanted), PAGE):
-        page = FlowRunFilter(id=FlowRunFilterId(any_=wanted[start : start + PAGE]))
-        known.update({run.id: run for run in client.read_flow_runs(flow_run_filter=page, limit=PAGE)})
+        question = {"flow_runs": {"id": {"any_": wanted[start : start + PAGE]}}, "limit": PAGE}
+        for run in client.request("POST", "/flow_runs/filter", json=question).json():
+            known[UUID(run["id"])] = _Known(run["state_type"], run["parent_task_run_id"])
     return known
+
+
+def _flow_run_of(client: SyncPrefectClient, task_run_id: str) -> UUID | None:
+    """The flow run that the task run belongs to; None where it is not recorded yet, or belongs to none."""
+    try:
+        found = client.request("GET", "/task_runs/{id}", path_params={"id": task_run_id}).json()
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code == httpx.codes.NOT_FOUND:
+            return None
+        raise
+    return None if found["flow_run_id"] is None else UUID(found["flow_run_id"])
 
 
 _watcher = _Watcher()

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sys
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
 from typing import Any, Self
+from uuid import UUID
 
 from prefect.client.schemas.objects import RunInput
 from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture
-from prefect.task_runners import TaskRunner
+from prefect.task_runners import PrefectTaskRunner, TaskRunner
 
 from executor_adapter.exceptions import InvalidJobError
+from executor_adapter.prefect import engine_mirrors
 from executor_adapter.prefect.cancellation import watch_flow_run
-from executor_adapter.prefect.child import NoTaskRunner
-from executor_adapter.prefect.events import flush_events
+from executor_adapter.prefect.child import NoTaskRunner, is_worker
+from executor_adapter.prefect.events import current_flow_run
 from executor_adapter.prefect.job_run import JobRun
+from executor_adapter.prefect.mirror import seconds_left
 from executor_adapter.prefect.submission import EngineThreads
 from executor_adapter.prefect.task_runner import JobTaskRunner
+from executor_adapter.prefect.waiting import slot_lent
 
 _lock = threading.Lock()
 
@@ -66,9 +74,7 @@ class CompanionTaskRunner(TaskRunner[PrefectFuture[Any]]):
         try:
             cancel_others()
         finally:
-            self._threads.join()
-        if interrupted:
-            flush_events()
+            self._threads.join(hurry=interrupted)
 
     @staticmethod
     def _is_interrupted() -> bool:
@@ -113,6 +119,74 @@ def companion_of(task_runner: TaskRunner[Any]) -> CompanionTaskRunner | JobTaskR
         return companion
 
 
+class JobTaskCall:
+    """Around the call of a job task, in a flow or not: `on_cancel()` is called as in `watching`, and the job that the
+    call is made in lends its slot.
+
+    In a worker process, and under a runner that cannot tell when its flow run is over, nobody else waits until the
+    server knows how the task run ended: there, the last of the calls that live at once does.
+    """
+
+    def __init__(self, on_cancel: Callable[[], object]) -> None:
+        self._on_cancel = on_cancel
+
+    def __enter__(self) -> None:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(slot_lent())
+            stack.enter_context(watching(self._on_cancel))
+            self._around = stack.pop_all()
+        flow_run = current_flow_run()
+        self._ends, self._flow_run_id = _end_is_untold(), flow_run.id if flow_run is not None else None
+        if self._ends:
+            with _lock:
+                _calls[self._flow_run_id] += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with self._around:
+            if self._is_last():
+                engine_mirrors.end(self._flow_run_id, timeout=_patience(kind))
+
+    async def __aenter__(self) -> None:
+        self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with self._around:
+            if self._is_last():
+                await asyncio.to_thread(engine_mirrors.end, self._flow_run_id, timeout=_patience(kind))
+
+    def _is_last(self) -> bool:
+        if not self._ends:
+            return False
+        with _lock:
+            _calls[self._flow_run_id] -= 1
+            last = not _calls[self._flow_run_id]
+            if last:
+                del _calls[self._flow_run_id]
+        return last
+
+
+_calls: Counter[UUID | None] = Counter()
+"""Those that live, by flow run, where somebody has to wait for the server."""
+
+
+def _end_is_untold() -> bool:
+    """Whether nobody tells when the flow run around the caller is over, or this process."""
+    context = FlowRunContext.get()
+    if context is None or isinstance(context.task_runner, NoTaskRunner):
+        return is_worker()
+    return not isinstance(context.task_runner, CompanionTaskRunner) and not hasattr(context.task_runner, "cancel_all")
+
+
+def _patience(kind: type[BaseException] | None) -> float | None:
+    """Seconds for the server: few where a signal or its like ends the process."""
+    interrupted = kind is not None and not issubclass(kind, Exception)
+    return seconds_left(time.monotonic()) if interrupted else None
+
+
 @contextlib.contextmanager
 def watching(on_cancel: Callable[[], object]) -> Iterator[None]:
     """Have `on_cancel()` called when the flow run around the block is cancelled; see `watch_flow_run`.
@@ -130,8 +204,9 @@ def watching(on_cancel: Callable[[], object]) -> Iterator[None]:
 
 
 def flow_run_context_for_jobs() -> FlowRunContext | None:
-    """The flow run context around the caller, with the companion for its task runner; None where there is none."""
+    """The flow run context around the caller, with the companion for its task runner; None where there is none, or
+    where that only schedules: a PrefectTaskRunner leaves all to task workers."""
     context = FlowRunContext.get()
-    if context is None or isinstance(context.task_runner, NoTaskRunner):
+    if context is None or isinstance(context.task_runner, NoTaskRunner | PrefectTaskRunner):
         return None
     return context.model_copy(update={"task_runner": companion_of(context.task_runner)})

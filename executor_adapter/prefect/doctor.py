@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from prefect import __version__
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import get_current_settings
 
 from executor_adapter.cli.checks import Finding, fine, warning, wrong
+from executor_adapter.prefect.server_api import recorder_settings
 
 RECORDER = "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER"
 TUNED_BATCH = 50
@@ -45,9 +45,7 @@ def _recorder(client: SyncPrefectClient) -> Finding:
     """How many events it writes in one transaction decides how many task runs a second it can record."""
     check = "task run recorder"
     try:
-        answer = client.request("GET", "/admin/settings")
-        answer.raise_for_status()
-        recorder: dict[str, Any] = answer.json()["server"]["services"]["task_run_recorder"]
+        recorder = recorder_settings(client)
     except Exception as error:
         return warning(check, f"the server does not say how it is set: {type(error).__name__}", _ADVICE)
     batch, interval = recorder.get("batch_size", 1), recorder.get("flush_interval", 5)

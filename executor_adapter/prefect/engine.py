@@ -16,24 +16,37 @@ import concurrent.futures
 import contextlib
 import contextvars
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import Future
 from dataclasses import dataclass
+from datetime import timedelta
 from queue import SimpleQueue
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import anyio
+from opentelemetry import trace
 from prefect.client.schemas.objects import State
-from prefect.results import should_persist_result
+from prefect.results import ResultRecord  # type: ignore[attr-defined]  # imported there, and meant to be
+from prefect.settings import get_current_settings
+from prefect.states import Completed
 from prefect.task_engine import AsyncTaskRunEngine, BaseTaskRunEngine, SyncTaskRunEngine
 from prefect.transactions import AsyncTransaction, Transaction
+from prefect.types import DateTime
 from prefect.utilities.asyncutils import run_coro_as_sync
+from prefect.utilities.engine import link_state_to_task_run_result
 
 from executor_adapter.exceptions import JobCancelledError
+from executor_adapter.prefect.engine_mirrors import TaskRunTeller
 from executor_adapter.prefect.events import flush_events
 from executor_adapter.prefect.job_run import JobRun, outcome
-from executor_adapter.prefect.logs import log_message
+from executor_adapter.prefect.logs import log_failure, log_message
+from executor_adapter.prefect.state_events import is_final
 from executor_adapter.prefect.states import retrying
+from executor_adapter.prefect.waiting import over, result_of
 from executor_adapter.retry import RetryDecision
+
+TICK = timedelta(microseconds=1)
+
+BRIEF_SECONDS = 1.0
+"""A retry without a delay that has its slot within these is Retrying at once, as in Prefect; else AwaitingRetry."""
 
 INTERRUPT_SECONDS = 15.0
 """How long an interrupted engine waits for its job to be dead: longer than the executor's grace before it kills."""
@@ -47,12 +60,55 @@ class JobEngine(BaseTaskRunEngine[..., Any]):
 
     def note(self, state: State[Any]) -> None:
         """Take note of a state just entered."""
-        if self.task_run is not None and (state.is_final() or state.name == "NotReady"):
-            self.job_run.settle(self.task_run, state, persist_result=should_persist_result())
+        if self.task_run is not None and _ends(state):
+            self.job_run.settle(state)
+
+    def enter(self, state: State[Any], teller: TaskRunTeller) -> State[Any]:
+        """Enter `state` as `set_state` of Prefect's engines does, and have the mirror tell of it.
+
+        Prefect's would send an event of its own for each, which costs several times as much, waits for no server and
+        asks for no receipt.
+        """
+        assert self.task_run is not None, "a state is one of a task run"
+        run, last = self.task_run, self.state
+        # The server takes only what is newer than what it has; clocks may be set back.
+        if state.timestamp <= last.timestamp:
+            state.timestamp = last.timestamp + TICK
+        state.state_details.task_run_id, state.state_details.flow_run_id = run.id, run.flow_run_id
+        run.state, run.state_id, run.state_type, run.state_name = state, state.id, state.type, state.name
+        if last.is_running():
+            run.total_run_time += state.timestamp - last.timestamp
+        if state.is_running():
+            run.run_count += 1
+        if state.is_final():
+            if run.start_time is not None and run.end_time is None:
+                run.end_time = cast(DateTime, state.timestamp)
+            data: Any = state.data
+            link_state_to_task_run_result(state, data.result if isinstance(data, ResultRecord) else data)
+        teller.tell(run, state, last)
+        if get_current_settings().cloud.enable_orchestration_telemetry:
+            trace.get_current_span().add_event(state.name or state.type.value, _span_attributes(state))
+        return state
+
+    def handle_rollback(self, txn: Transaction) -> None:
+        """Tell that the transaction which the task run was part of was rolled back."""
+        if self.job_run.teller is None:
+            super().handle_rollback(txn)
+            return
+        assert self.task_run is not None, "what is rolled back was run"
+        rolled_back: State[Any] = Completed(name="RolledBack", message="Task rolled back as part of transaction")
+        self.job_run.teller.tell(self.task_run, rolled_back, self.state)
+
+    def hurry(self) -> None:
+        """The process may be about to end by a signal: let what was told be on its way."""
+        if self.job_run.teller is not None:
+            self.job_run.teller.hurry()
+        else:
+            flush_events()
 
     def has_no_end(self) -> bool:
         """Whether the task run was made and has not ended: an error of the engine must not leave it so."""
-        return self.task_run is not None and not self.state.is_final() and self.state.name != "NotReady"
+        return self.task_run is not None and not _ends(self.state)
 
     def log_failure(self, failure: BaseException | State[Any], decision: RetryDecision) -> None:
         """Say how the attempt ended and what follows; where nothing follows, with the traceback."""
@@ -65,7 +121,8 @@ class JobEngine(BaseTaskRunEngine[..., Any]):
             self.logger.warning("Job cancelled: %s", failure)
             return
         error = failure if isinstance(failure, BaseException) else None
-        self.logger.error("Job failed: %r (%s)", failure, decision.reason, exc_info=error)
+        last = "Retries are exhausted: " if 0 < self.task.retries <= self.retries else ""  # as Prefect's logs say it
+        log_failure(self.logger, f"Job failed: {failure!r} ({last}{decision.reason})", error)
 
 
 @dataclass(kw_only=True)
@@ -126,7 +183,8 @@ class SyncJobEngine(JobEngine, SyncTaskRunEngine[..., Any]):
         if not decision.retry:
             self.job_run.failed_with(exc_or_state)
             return False
-        self.set_state(self.job_run.await_retry(decision), force=True)
+        if (awaiting := self.job_run.await_retry(decision)) is not None:
+            self.set_state(awaiting, force=True)
         self.retries += 1
         return True
 
@@ -138,16 +196,21 @@ class SyncJobEngine(JobEngine, SyncTaskRunEngine[..., Any]):
         self.job_run.due = None
         try:
             due.result()
-            self.job_run.driver.acquire().result()
+            slot = self.job_run.driver.acquire()
+            untold = self.job_run.untold
+            if untold is not None and not concurrent.futures.wait([slot], BRIEF_SECONDS).done:
+                self.set_state(untold, force=True)
+            slot.result()
         except Exception as error:
             self.job_run.refusal = error  # raised by call_task_fn, where the engine expects errors
             return
-        self.set_state(retrying(), force=True)
+        self.set_state(retrying(self.job_run.untold), force=True)
         self.call_hooks()
 
     def set_state(self, state: State[Any], force: bool = False) -> State[Any]:
         """Enter `state`, named by the table; a final one settles the job."""
-        entered = super().set_state(self.job_run.named(state), force=force)
+        named, teller = self.job_run.named(state), self.job_run.teller
+        entered = self.enter(named, teller) if teller else super().set_state(named, force=force)
         self.note(entered)
         return entered
 
@@ -176,7 +239,7 @@ class SyncJobEngine(JobEngine, SyncTaskRunEngine[..., Any]):
         if running is not None:
             concurrent.futures.wait([running], timeout=INTERRUPT_SECONDS)
         super().handle_crash(exc)
-        flush_events()
+        self.hurry()
 
 
 @dataclass(kw_only=True)
@@ -192,7 +255,7 @@ class AsyncJobEngine(JobEngine, AsyncTaskRunEngine[..., Any]):
             loop.call_soon_threadsafe(self._log_message, topic, content, context=context)
 
         try:
-            await _result(self.job_run.open(self.task_run, self.parameters or {}, hear))
+            await result_of(self.job_run.open(self.task_run, self.parameters or {}, hear))
         except Exception as error:
             self.job_run.refusal = error
             await self.handle_exception(error)
@@ -225,7 +288,7 @@ class AsyncJobEngine(JobEngine, AsyncTaskRunEngine[..., Any]):
     async def _attempt(self) -> Any:
         assert self.task_run is not None, "an attempt is one of a task run"
         future = self.job_run.attempt(self.task_run, self.parameters or {})
-        await _over(future)
+        await over(future)
         return outcome(future)
 
     async def handle_retry(self, exc_or_state: Exception | State[Any]) -> bool:
@@ -237,7 +300,8 @@ class AsyncJobEngine(JobEngine, AsyncTaskRunEngine[..., Any]):
         if not decision.retry:
             self.job_run.failed_with(exc_or_state)
             return False
-        await self.set_state(self.job_run.await_retry(decision), force=True)
+        if (awaiting := self.job_run.await_retry(decision)) is not None:
+            await self.set_state(awaiting, force=True)
         self.retries += 1
         return True
 
@@ -248,17 +312,24 @@ class AsyncJobEngine(JobEngine, AsyncTaskRunEngine[..., Any]):
         assert self.job_run.driver is not None, "a retry is one of a job that was started"
         self.job_run.due = None
         try:
-            await _result(due)
-            await _result(self.job_run.driver.acquire())
+            await result_of(due)
+            slot = self.job_run.driver.acquire()
+            if self.job_run.untold is not None:
+                with anyio.move_on_after(BRIEF_SECONDS):
+                    await over(slot)
+                if not slot.done():
+                    await self.set_state(self.job_run.untold, force=True)
+            await result_of(slot)
         except Exception as error:
             self.job_run.refusal = error  # raised by call_task_fn, where the engine expects errors
             return
-        await self.set_state(retrying(), force=True)
+        await self.set_state(retrying(self.job_run.untold), force=True)
         await self.call_hooks()
 
     async def set_state(self, state: State[Any], force: bool = False) -> State[Any]:
         """Enter `state`, named by the table; a final one settles the job."""
-        entered = await super().set_state(self.job_run.named(state), force=force)
+        named, teller = self.job_run.named(state), self.job_run.teller
+        entered = self.enter(named, teller) if teller else await super().set_state(named, force=force)
         self.note(entered)
         return entered
 
@@ -282,22 +353,20 @@ class AsyncJobEngine(JobEngine, AsyncTaskRunEngine[..., Any]):
         running = self.job_run.interrupt(f"ended by {type(exc).__name__}")
         if running is not None:
             with anyio.move_on_after(INTERRUPT_SECONDS, shield=True):
-                await _over(running)
+                await over(running)
         await super().handle_crash(exc)
 
 
-async def _over(future: Future[Any]) -> None:
-    """Wait until `future` is done, however. Cancelling the wait does not cancel it: it is the executor's."""
-    loop, done = asyncio.get_running_loop(), asyncio.Event()
-
-    def tell(_: Future[Any]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(done.set)
-
-    future.add_done_callback(tell)
-    await done.wait()
+def _ends(state: State[Any]) -> bool:
+    """Whether a task run stays in it."""
+    return is_final(state.type.value, state.name or "")
 
 
-async def _result(future: Future[Any]) -> Any:
-    await _over(future)
-    return future.result()
+def _span_attributes(state: State[Any]) -> dict[str, str]:
+    """Of an event in the task run's span, as Prefect's engines put it there."""
+    return {
+        "prefect.state.message": state.message or "",
+        "prefect.state.type": state.type.value,
+        "prefect.state.name": state.name or state.type.value,
+        "prefect.state.id": str(state.id),
+    }

@@ -36,6 +36,8 @@ QUIET_SECONDS = 2.0
 
 MESSAGE = "Flow run was cancelled."
 
+_OVER_AS_IT_SHOULD = (StateType.CANCELLED, StateType.COMPLETED)
+
 OWN_CLIENT: dict[str, Any] = {}
 """Settings that differ from none: else `get_client` gives the flow's own client, which is closed when that ends."""
 
@@ -49,6 +51,7 @@ class FlowEnd:
         self._open = 0
         self._whole = 0
         self._seen_whole = False
+        self._settles = False
         self._context = _context_of(flow_run_id)
         self._in_main_thread = threading.current_thread() is threading.main_thread()
         self._loop, self._task = _asyncio_task()
@@ -61,6 +64,10 @@ class FlowEnd:
             self._open += 1
             self._whole += whole
             self._seen_whole |= whole
+
+    def settle(self) -> None:
+        """All that is left is to tell the server of its jobs."""
+        self._settles = True
 
     def closed(self, *, whole: bool) -> None:
         """A watch was closed. With the last whole one the flow run is over, and if Cancelling, Cancelled."""
@@ -107,12 +114,20 @@ class FlowEnd:
             for each in lineage:
                 conclude(each)
             if len(lineage) > 1:
-                # The elder's own end is seen by nobody: if it came only now, the server took whatever that was.
-                threading.Event().wait(QUIET_SECONDS)
-                for elder in lineage[1:]:
-                    _propose(elder, Cancelled(message=MESSAGE), unless=(StateType.CANCELLED,), force=True)
+                self._correct(lineage)
         except Exception:
             logger.exception("a cancelled flow run could not be ended", extra={"flow_run_id": self.flow_run_id})
+
+    def _correct(self, lineage: list[UUID]) -> None:
+        """Let Cancelled be the last word where the server took another.
+
+        This flow run, whose jobs had ended, may have failed before it was known to be Cancelling; the end of its elders
+        is seen by nobody, and if it came only now, the server took whatever that was.
+        """
+        threading.Event().wait(QUIET_SECONDS)
+        _propose(self.flow_run_id, Cancelled(message=MESSAGE), unless=_OVER_AS_IT_SHOULD, force=True)
+        for elder in lineage[1:]:
+            _propose(elder, Cancelled(message=MESSAGE), unless=(StateType.CANCELLED,), force=True)
 
     def _wait_until_over(self, seconds: float) -> bool:
         with self._changed:
@@ -121,12 +136,13 @@ class FlowEnd:
     def _interrupt(self) -> None:
         """Raise in the flow what it does not expect, if it can be reached: in the main thread, or in an event loop."""
         with self._changed:
-            if self._is_over() or not self._seen_whole or not (self._in_main_thread or self._task):
+            reachable = self._seen_whole and (self._in_main_thread or self._task)
+            if self._is_over() or self._settles or not reachable:
                 return
         state = self._conclude_before_interrupt()
         with self._changed:
             # Under the lock: the flow cannot end meanwhile, and leave the interrupt to whatever comes after it.
-            if self._is_over():
+            if self._is_over() or self._settles:
                 return
             if self._loop is not None and self._task is not None:
                 self._loop.call_soon_threadsafe(self._task.cancel)

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext, TagsContext
 from prefect.events.related import related_resources_from_run_context
+from prefect.exceptions import ObjectNotFound
 
+from executor_adapter.error_codes import error_code_of
+from executor_adapter.job import ErrorCode
 from executor_adapter.prefect.state_events import FlowRunFacts, resource
+
+logger = logging.getLogger("executor_adapter.prefect")
+
+FINAL_REFUSALS = frozenset({ErrorCode.REQUEST_ERROR, ErrorCode.CONFIGURATION_ERROR})
+"""What answers are that would be given again."""
 
 
 def current_flow_run_id() -> UUID | None:
@@ -32,12 +42,21 @@ def flow_run_facts() -> FlowRunFacts:
 def read_flow_run_facts(facts: FlowRunFacts) -> FlowRunFacts:
     """The facts with all that the flow run belongs to; it asks the server, in an event loop of its own.
 
+    As they are, where some of that was deleted, or may not be read.
+
     Raises:
         httpx.HTTPError: the server is away.
     """
     if not facts.related:
         return facts
-    related = [about for about in asyncio.run(_related()) if about["prefect.resource.role"] != "task-run"]
+    try:
+        found = asyncio.run(_related())
+    except (ObjectNotFound, httpx.HTTPStatusError) as error:
+        if isinstance(error, httpx.HTTPStatusError) and error_code_of(error) not in FINAL_REFUSALS:
+            raise
+        logger.info("not all that the flow run belongs to can be read, and its task runs are of it alone: %s", error)
+        return facts
+    related = [about for about in found if about["prefect.resource.role"] != "task-run"]
     return facts._replace(related=",".join(json.dumps(about) for about in related))
 
 

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
-from json.encoder import encode_basestring_ascii as quoted
-from typing import NamedTuple
-from uuid import UUID, uuid5
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from uuid import UUID
 
 from executor_adapter.job import TERMINAL, Job, JobStatus, Transition, function_reference
 from executor_adapter.prefect.retries import shown_retries
-from executor_adapter.prefect.state_events import TICK, Change, TaskRunFacts
+from executor_adapter.prefect.state_events import (
+    TICK,
+    Change,
+    FlowRunFacts,
+    StateEvent,
+    quoted,
+    state_event,
+)
 from executor_adapter.prefect.states import (
     StateKind,
     awaiting_retry_message,
@@ -18,7 +26,11 @@ from executor_adapter.prefect.states import (
     failure_message,
     state_kind,
 )
+from executor_adapter.prefect.task_run_history import TaskRunHistory
 from executor_adapter.retry import RetryPolicy
+
+NO_FLOW_RUN = UUID("0192d1c1-58a4-7c5e-9d3b-6f1c9a7e4b20")
+"""Namespace of the task runs that belong to no flow run."""
 
 SHOWN_ID = 24
 """Characters of a job's id that its task run's name shows; of a longer one the last eight."""
@@ -42,40 +54,47 @@ def step_of(transition: Transition) -> Step:
         at = live.completed_at or at
     elif status is JobStatus.RUNNING and attempt <= 1:
         at = live.started_at or at
-    elif status is JobStatus.PENDING and not attempt:
-        at = live.created_at
     return Step(status, at, attempt, error, live.retry_at)
 
 
-class JobHistory:
-    """One job's task run: its facts, its times so far, and the changes that are not sent yet."""
+class JobHistory(TaskRunHistory[Step]):
+    """One job's task run: its facts, what is not told of it yet, and its times up to there."""
 
     __slots__ = (
-        "_attempts", "_kind", "_last_at", "_running_since", "_start", "_total", "created_at", "facts", "is_over",
-        "job_id", "unsent",
-    )  # fmt: skip
+        *("id", "name", "task_key", "dynamic_key", "policy", "created_at"),
+        *("_attempts", "_kind", "_last_at", "_running_since", "_start", "_total"),
+    )
 
     def __init__(self, job: Job, task_run_id: str) -> None:
-        self.job_id = job.job_id
-        self.facts = facts_of(job, task_run_id)
-        self.unsent: list[Change] = []  # a few at most; an empty deque is six times as large
-        self.is_over = False
+        job_id = job.job_id
+        super().__init__(job_id)
+        label, self.task_key = _function_facts(job.function)
+        shown = job_id if len(job_id) <= SHOWN_ID else job_id[-8:]
+        self.id = task_run_id
+        self.name = quoted(f"{label}-{shown}")
+        self.dynamic_key = quoted(job_id)
+        self.policy = _policy_json(job.policy)
         self._attempts = job.policy.retry_attempts + 1
         self.created_at = job._live.created_at
         self._kind: StateKind | None = None
         self._last_at = 0.0
         self._running_since: float | None = None
-        self._start: float | None = None
+        self._start = job._live.started_at  # that of a recovered job lies before
         self._total = 0.0
 
     @property
-    def name(self) -> str:
-        """The task run's."""
-        name: str = json.loads(self.facts.name)
+    def shown_name(self) -> str:
+        """The task run's name; `name` is JSON, as all that it says of the task run (`TaskRunFacts`)."""
+        name: str = json.loads(self.name)
         return name
 
     def add(self, step: Step) -> None:
-        """Note one more change, to be sent."""
+        """Note one more change, to be told."""
+        self.unsent += (step,)
+        self.is_over = step.status in TERMINAL
+
+    def pass_over(self, step: Step) -> None:
+        """Take the step's time into account."""
         # The server takes only what is newer than what it has, and resolves microseconds; clocks may be set back.
         at = self._last_at = round(max(step.at, self._last_at + TICK), 6)
         if self._running_since is not None:
@@ -84,57 +103,60 @@ class JobHistory:
         if step.status is JobStatus.RUNNING:
             self._running_since = at
             self._start = self._start or at
-        self.is_over = step.status in TERMINAL
-        kind, message = self._shown(step)
-        self.unsent.append(
-            Change(
-                kind,
-                at,
-                previous=self._kind,
-                message=message,
-                scheduled=step.retry_at if step.status is JobStatus.RETRYING else None,
-                run_count=step.attempt,
-                expected=self.created_at,
-                start=self._start,
-                end=at if self.is_over else None,
-                total=self._total,
-            )
+        self._kind = self._kind_of(step)
+
+    def tell(self, step: Step, flow: FlowRunFacts) -> StateEvent:
+        """That of the step, with the times up to there."""
+        previous = self._kind
+        self.pass_over(step)
+        assert self._kind is not None
+        at = self._last_at
+        change = Change(
+            self._kind,
+            at,
+            previous=previous,
+            message=self._message(step),
+            scheduled=step.retry_at if step.status is JobStatus.RETRYING else None,
+            run_count=step.attempt,
+            expected=self.created_at,
+            start=self._start,
+            end=at if step.status in TERMINAL else None,
+            total=self._total,
         )
-        self._kind = kind
+        return state_event(self, change, flow, self.job_id)
 
-    def _shown(self, step: Step) -> tuple[StateKind, str]:
-        status, error = step.status, step.error
-        if status is JobStatus.RETRYING and error is not None:
-            return state_kind(status), awaiting_retry_message(error, attempt=step.attempt, attempts=self._attempts)
-        if error is not None and status in TERMINAL:
-            return failure_kind(error), failure_message(error)
-        return state_kind(status, attempt=step.attempt), ""
+    def _kind_of(self, step: Step) -> StateKind:
+        if step.error is not None and step.status in TERMINAL:
+            return failure_kind(step.error)
+        return state_kind(step.status, attempt=step.attempt)
 
-    def leave_out_passed(self) -> int:
-        """Forget the unsent changes that a final one has overtaken; how many."""
-        left_out = len(self.unsent) - 1
-        if left_out > 0:
-            self.unsent = [self.unsent[-1]]
-        return max(0, left_out)
+    def _message(self, step: Step) -> str:
+        if step.error is None:
+            return ""
+        if step.status is JobStatus.RETRYING:
+            return awaiting_retry_message(step.error, attempt=step.attempt, attempts=self._attempts)
+        return failure_message(step.error) if step.status in TERMINAL else ""
 
 
-def task_run_id(namespace: UUID, job_id: str) -> str:
-    """The id of a job's task run: the same each time, within a flow run."""
-    return str(uuid5(namespace, job_id))
+def task_run_id(flow_run_id: UUID | None, job: Job) -> str:
+    """The id of a job's task run: the same each time within a flow run; without one also in the next host to run it."""
+    if flow_run_id is not None:
+        return uuid5_text(flow_run_id, job.job_id)
+    return uuid5_text(NO_FLOW_RUN, f"{job.job_id} {job._live.created_at:.6f}")  # an id may be used again
 
 
-def facts_of(job: Job, run_id: str) -> TaskRunFacts:
-    """How the task run of a job is called, and what it is a run of."""
-    function = job.function
+def uuid5_text(namespace: UUID, name: str) -> str:
+    """`str(uuid.uuid5(namespace, name))` (RFC 9562), in half the time: there is one for each of very many jobs."""
+    digest = hashlib.sha1(namespace.bytes + name.encode(), usedforsecurity=False).hexdigest()
+    variant = "89ab"[int(digest[16], 16) & 3]
+    return f"{digest[:8]}-{digest[8:12]}-5{digest[13:16]}-{variant}{digest[17:20]}-{digest[20:32]}"
+
+
+@functools.lru_cache(maxsize=64)
+def _function_facts(function: Callable[..., Any] | str) -> tuple[str, str]:
+    """What the task runs of a function are called by, and their task key as JSON."""
     reference = function if isinstance(function, str) else function_reference(function)
-    shown = job.job_id if len(job.job_id) <= SHOWN_ID else job.job_id[-8:]
-    return TaskRunFacts(
-        id=run_id,
-        name=quoted(f"{reference.rpartition(':')[2].rpartition('.')[2]}-{shown}"),
-        task_key=quoted(reference),
-        dynamic_key=quoted(job.job_id),
-        policy=_policy_json(job.policy),
-    )
+    return reference.rpartition(":")[2].rpartition(".")[2], quoted(reference)
 
 
 @functools.lru_cache(maxsize=64)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, InvalidStateError
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,15 @@ from prefect import Task
 from prefect.client.schemas.objects import State, StateType, TaskRun
 from prefect.exceptions import FailedRun
 
-from executor_adapter.exceptions import JobCancelledError, JobError
+from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.executor import JobExecutor, current_executor
 from executor_adapter.job import TERMINAL, Job, JobStatus
 from executor_adapter.prefect.child import TASK_RUN_SCOPE, task_run_payload
-from executor_adapter.prefect.events import final_states
+from executor_adapter.prefect.engine_mirrors import TaskRunTeller
 from executor_adapter.prefect.options import job_of_call
 from executor_adapter.prefect.states import awaiting_retry, failure_kind, failure_message
+from executor_adapter.prefect.waiting import SlotLoan, slot_loan
+from executor_adapter.raised import is_plain, text_of, told_apart
 from executor_adapter.retry import RetryDecision
 from executor_adapter.signals import signal_watch
 
@@ -31,11 +34,26 @@ IN_THIS_PROCESS = frozenset({"auto", "thread", "coroutine"})
 
 ENDED_EARLY = "its flow run ended first"
 
-running_driver: contextvars.ContextVar[JobDriver | None] = contextvars.ContextVar("running_driver", default=None)
-"""That of the job whose function the caller is in, in a pool of this process."""
+_driven: contextvars.ContextVar[Task[..., Any] | None] = contextvars.ContextVar("driven", default=None)
+"""The task that an engine of ours drives."""
 
 _by_dedupe_key: dict[tuple[JobExecutor, str], JobRun] = {}
 _lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def driving(task: Task[..., Any]) -> Iterator[None]:
+    """While it lasts, what the caller does of `task` is done for its job."""
+    token = _driven.set(task)
+    try:
+        yield
+    finally:
+        _driven.reset(token)
+
+
+def is_driven(task: Task[..., Any]) -> bool:
+    """Whether the caller is within `driving(task)`; an attempt in this process is."""
+    return _driven.get() is task
 
 
 class JobRun:
@@ -48,11 +66,15 @@ class JobRun:
     def __init__(self, task: Task[..., Any], options: Mapping[str, Any]) -> None:
         self.task = task
         self.options = options
+        self.teller: TaskRunTeller | None = None
+        """Who tells the server of its task run; None where Prefect does."""
         self.on_begun: Callable[[], object] | None = None
         """To be called once, when the job has its slot, or is over without."""
         self.driver: JobDriver | None = None
         self.due: Future[None] | None = None
         """Resolves when the next attempt may ask for a slot; None where no retry is pending."""
+        self.untold: State[Any] | None = None
+        """That of a retry without a delay: entered only if it has to wait for its slot."""
         self.refusal: Exception | None = None
         """Why no further attempt can begin."""
         self.failure: BaseException | None = None
@@ -64,6 +86,7 @@ class JobRun:
         self._ended_early = threading.Event()
         self._twin: JobRun | None = None
         """The live job with the same dedupe_key, whose end is this one's too."""
+        self._twins_end: Future[None] | None = None
         self._dedupe_key: tuple[JobExecutor, str] | None = None
         self._over: Future[None] = Future()
 
@@ -84,7 +107,7 @@ class JobRun:
         job, executor = job_of_call(self.task, self.options, str(task_run.id), parameters), current_executor()
         self._twin = self._find_twin(job, executor)
         if self._twin is not None:
-            return self._twin._over
+            return self._wait_for(self._twin)
         self.driver = driver = executor.drive(job)
         driver.on_message(hear)
         if self._ended_early.is_set():
@@ -102,6 +125,25 @@ class JobRun:
         self._dedupe_key = key
         return None
 
+    def _wait_for(self, twin: JobRun) -> Future[None]:
+        """Resolves when the twin is over; fails once this one is to end early, while the twin goes on for its owner."""
+        end: Future[None] = Future()
+        self._twins_end = end
+
+        def tell(_: Future[None]) -> None:
+            with contextlib.suppress(InvalidStateError):  # it was ended early
+                end.set_result(None)
+
+        twin._over.add_done_callback(tell)
+        if self._ended_early.is_set():
+            self._leave_twin()
+        return end
+
+    def _leave_twin(self) -> None:
+        if self._twins_end is not None:
+            with contextlib.suppress(InvalidStateError):  # the twin is over
+                self._twins_end.set_exception(JobCancelledError(ENDED_EARLY))
+
     def begun(self) -> None:
         """The job has its slot, or is over without."""
         on_begun, self.on_begun = self.on_begun, None
@@ -114,9 +156,10 @@ class JobRun:
             return self._twin.repeated()
         assert self.driver is not None, "an attempt needs a slot, and a slot a driver"
         if self.driver.job.pool in IN_THIS_PROCESS:
-            context = contextvars.copy_context()
-            context.run(running_driver.set, self.driver)
+            context, loan = contextvars.copy_context(), SlotLoan(self.driver)
+            context.run(slot_loan.set, loan)
             self._running = self.driver.attempt(context=context)
+            self._running.add_done_callback(lambda _: loan.close())
         else:
             scope = (TASK_RUN_SCOPE, task_run_payload(self.task, task_run, parameters))
             self._running = self.driver.attempt(scope=scope)
@@ -131,18 +174,20 @@ class JobRun:
             return RetryDecision(retry=False, reason=ENDED_EARLY)
         return self.driver.decide(error)
 
-    def await_retry(self, decision: RetryDecision) -> State[Any]:
-        """Let the delay begin, without a slot; the state that says so."""
+    def await_retry(self, decision: RetryDecision) -> State[Any] | None:
+        """Let the delay begin, without a slot; the state that says so. None where there is no delay: see `untold`."""
         assert self.driver is not None, "a retry is one of a job that was started"
         assert self._last_error is not None, "a retry follows an error"
         job = self.driver.job
         self.due = self.driver.retry(decision)
-        return awaiting_retry(
+        awaiting = awaiting_retry(
             self._last_error,
             attempt=job.attempt,
             attempts=job.policy.retry_attempts + 1,
             scheduled_time=datetime.now(UTC) + timedelta(seconds=decision.delay),
         )
+        self.untold = None if decision.delay > 0 else awaiting
+        return awaiting if decision.delay > 0 else None
 
     # --- the end ---
 
@@ -171,9 +216,8 @@ class JobRun:
         state.message = failure_message(self.failure)
         return state
 
-    def settle(self, task_run: TaskRun, state: State[Any], *, persist_result: bool) -> None:
+    def settle(self, state: State[Any]) -> None:
         """Take note of a final state: the job ends as it says."""
-        final_states.note(self.task, task_run, state, persist_result=persist_result)
         self._error = None if state.is_completed() else self.failure or self._last_error or _error_of(state)
         if self.driver is None:
             return
@@ -192,10 +236,15 @@ class JobRun:
     def end_early(self, *, cancel_running: bool) -> None:
         """Begin no further attempt, since the flow run is over; from any thread.
 
-        A job that waits is cancelled, one that runs is left to end, unless `cancel_running`.
+        A job that waits is cancelled, one that runs is left to end, unless `cancel_running`. One with a twin waits or
+        runs as that does.
         """
         self._ended_early.set()
-        if self.driver is not None and (cancel_running or self.driver.job.status is not JobStatus.RUNNING):
+        driver = self.driver if self._twin is None else self._twin.driver
+        if not cancel_running and driver is not None and driver.job.status is JobStatus.RUNNING:
+            return
+        self._leave_twin()
+        if self.driver is not None:
             self.driver.cancel()
 
     def cancel(self) -> None:
@@ -220,12 +269,11 @@ class JobRun:
 
 
 def outcome(future: Future[Any]) -> Any:
-    """The value of an attempt that is over; raises its error, as an Exception that an engine treats as a failure."""
+    """The value of an attempt that is over; raises its error, as one that an engine can show."""
     error = future.exception()
-    if error is None or isinstance(error, Exception):
+    if error is None or is_plain(error):
         return future.result()
-    # A SystemExit from the function must not end the engine's thread, nor pass for a signal to the flow.
-    raise JobError(f"the function raised {error!r}") from error
+    raise told_apart(error, f"{type(error).__name__}: {text_of(error)}") from None
 
 
 def _error_of(state: State[Any]) -> BaseException:

@@ -8,7 +8,8 @@
         frames = collect.map(["flights", "weather"])
 
 It is called, submitted and mapped as any Prefect task is, in flows and outside. The executor that runs it is the one
-of the innermost `with JobExecutor(...)` around the call, else one per process.
+of the innermost `with JobExecutor(...)` around the call, else one per process. `delay`, `apply_async` and `serve` leave
+it to a task worker: see `stock_engine`.
 """
 
 from __future__ import annotations
@@ -26,11 +27,18 @@ from prefect.utilities.visualization import get_task_viz_tracker, track_viz_task
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job import Job
-from executor_adapter.prefect.companion import flow_run_context_for_jobs, watching
+from executor_adapter.prefect.companion import JobTaskCall, flow_run_context_for_jobs
 from executor_adapter.prefect.job_run import JobRun
-from executor_adapter.prefect.options import check_job_options, job_of_call, merge_options, split_options
+from executor_adapter.prefect.options import (
+    check_job_options,
+    job_of_call,
+    merge_options,
+    split_options,
+    with_default_retries,
+)
 from executor_adapter.prefect.retries import shown_retries
 from executor_adapter.prefect.run import ReturnType, run_async, run_sync
+from executor_adapter.prefect.stock_engine import AttemptAsJob, RetryCondition, in_stock_engine, retry_condition
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -64,12 +72,45 @@ class JobTask(Task[P, R]):
     """
 
     def __init__(self, fn: Callable[P, R], **options: Any) -> None:
-        job_options, task_options = split_options(options)
-        policy = check_job_options(fn, job_options).policy
-        super().__init__(fn, **task_options, **shown_retries(policy))
+        given, task_options = split_options(options)
+        job_options = with_default_retries(given)
+        function = fn.__func__ if isinstance(fn, classmethod | staticmethod) else fn
+        policy = check_job_options(function, job_options).policy
+        shown: dict[str, Any] = {**shown_retries(policy), "timeout_seconds": job_options.get("max_runtime")}
+        super().__init__(fn, **task_options, **shown)
         if self.isgenerator:
             raise InvalidJobError(f"job task {self.name}: a generator function cannot be a job: return a list")
         self.job_options: dict[str, Any] = job_options
+
+    @property
+    def fn(self) -> Callable[P, R]:
+        """The function itself. An engine of Prefect's, which would call it, gets one that runs it as a job."""
+        own: Callable[P, R] = vars(self)["fn"]
+        return cast(Callable[P, R], AttemptAsJob(self, self.job_options, own)) if in_stock_engine(self) else own
+
+    @fn.setter
+    def fn(self, function: Callable[P, R]) -> None:
+        vars(self)["fn"] = function
+
+    @property
+    def retry_condition_fn(self) -> RetryCondition | None:
+        """What may forbid a retry. An engine of Prefect's gets one that asks the executor's rules too."""
+        own: RetryCondition | None = vars(self)["retry_condition_fn"]
+        return retry_condition(own) if in_stock_engine(self) else own
+
+    @retry_condition_fn.setter
+    def retry_condition_fn(self, condition: RetryCondition | None) -> None:
+        vars(self)["retry_condition_fn"] = condition
+
+    @property
+    def timeout_seconds(self) -> float | None:
+        """The `max_runtime` it was given. An engine of Prefect's is to keep none: the job keeps it."""
+        own: float | None = vars(self)["timeout_seconds"]
+        return None if in_stock_engine(self) else own
+
+    @timeout_seconds.setter
+    def timeout_seconds(self, seconds: float | None) -> None:
+        vars(self)["timeout_seconds"] = seconds
 
     def make_job(self, job_id: str, parameters: Mapping[str, Any]) -> Job:
         """The job of one call; `parameters` are bound to the function's signature, and its futures resolved."""
@@ -82,7 +123,7 @@ class JobTask(Task[P, R]):
         policy = check_job_options(self.fn, merged).policy
         plain = super().with_options(**task_options, **shown_retries(policy))
         task = copy.copy(self)
-        vars(task).update(vars(plain), job_options=merged)
+        vars(task).update(vars(plain), job_options=merged, timeout_seconds=merged.get("max_runtime"))
         return task
 
     def _call(
@@ -96,18 +137,14 @@ class JobTask(Task[P, R]):
         run = run_async if self.isasync else run_sync
         job_run = JobRun(self, self.job_options)
         return_type: ReturnType = "state" if return_state else "result"
-        return run(job_run, parameters, wait_for=wait_for, return_type=return_type, scope=watching(job_run.cancel))
+        scope = JobTaskCall(job_run.cancel)
+        return run(job_run, parameters, wait_for=wait_for, return_type=return_type, scope=scope)
 
     if not TYPE_CHECKING:  # there Task's overloads stand: they give a call the function's own types
         __call__ = _call
 
     submit = _under_companion(Task.submit)
     map = _under_companion(Task.map)
-
-    @_typed_as(Task.apply_async)
-    def apply_async(self, *args: Any, **kwargs: Any) -> Any:
-        """Refused, as `delay` and `serve` are: a task worker would run the function itself, without its limits."""
-        raise TypeError(f"job task {self.name!r} cannot be run by a task worker: call, submit or map it in a flow")
 
 
 class MaterializingJobTask(JobTask[P, R], MaterializingTask[P, R]):  # type: ignore[misc]  # it takes more options

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import builtins
 import logging
+import time
 from collections.abc import Mapping
 from typing import Any
 
 from prefect.context import TaskRunContext
 from prefect.logging.loggers import get_run_logger, print_as_log
+
+from executor_adapter.raised import shown, traceback_text
+from executor_adapter.storable import storable
 
 RunLogger = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
@@ -68,10 +72,10 @@ def _log_record(logger: RunLogger, fields: Mapping[str, Any]) -> None:
             "name": fields["name"],
             "levelno": fields["level"],
             "levelname": logging.getLevelName(fields["level"]),
-            "msg": fields["message"],
+            "msg": storable(fields["message"]),
             "created": fields["created"],
             "msecs": fields["created"] % 1 * 1000,
-            "exc_text": fields.get("exc_text"),
+            "exc_text": storable(fields.get("exc_text") or "") or None,
         }
     )
     target.handle(record)
@@ -79,10 +83,24 @@ def _log_record(logger: RunLogger, fields: Mapping[str, Any]) -> None:
 
 def log_failed_attempt(logger: RunLogger, error: BaseException, delay: float | None) -> None:
     """Say how an attempt failed: that the next follows in `delay` seconds, or, where none does, the whole traceback."""
-    if delay is None:
-        logger.error("Job failed: %r", error, exc_info=error)
-    else:
-        logger.warning("Attempt failed: %r. Next attempt in %.1f s", error, delay)
+    if delay is not None:
+        logger.warning("Attempt failed: %s. Next attempt in %.1f s", shown(error), delay)
+        return
+    log_failure(logger, f"Job failed: {shown(error)}", error)
+
+
+def log_failure(logger: RunLogger, message: str, error: BaseException | None) -> None:
+    """Log an error, with its traceback where there is one: in words that a server can hold, so made here and not by the
+    handlers."""
+    trace = "" if error is None else traceback_text(error, error.__traceback__).rstrip()
+    fields = {
+        "name": logger.name,
+        "level": logging.ERROR,
+        "message": message,
+        "created": time.time(),
+        "exc_text": trace,
+    }
+    _log_record(logger, fields)
 
 
 job_logger.addFilter(ToRunLog())

@@ -23,19 +23,19 @@ from __future__ import annotations
 
 import contextvars
 import itertools
-import json
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Self
 
 import httpx
 
-from executor_adapter.job import TERMINAL, Job, Transition, uuid7
+from executor_adapter.job import TERMINAL, Job, Transition
 from executor_adapter.prefect.backlog import Backlog, History
 from executor_adapter.prefect.courier import Courier
+from executor_adapter.prefect.engine_history import EngineChange, EngineHistory
 from executor_adapter.prefect.flow_run_facts import current_flow_run_id, flow_run_facts, read_flow_run_facts
 from executor_adapter.prefect.job_history import JobHistory, step_of, task_run_id
 from executor_adapter.prefect.mirror_report import MirrorReport
@@ -60,6 +60,15 @@ PATIENCE = 90.0
 HURRY_SECONDS = 4.0
 """What leaving the mirror by an exception gives the server for the final states."""
 
+LEAST_HURRY_SECONDS = 1.5
+"""The same, however long the jobs took to end."""
+
+SPOOL_SECONDS = 5.0
+"""What the server gets for what earlier processes kept, once it has all of one's own: the rest stays on disk."""
+
+LEAVE_SECONDS = 0.5
+"""What the sender's thread gets to end: the interpreter may be about to, and cannot end a thread gently."""
+
 
 class PrefectMirror:
     """See the module.
@@ -76,6 +85,8 @@ class PrefectMirror:
         self._spool_is_sent = self._spool.is_empty
         self._histories: dict[str, JobHistory] = {}
         """Those of jobs that are not over, by job id."""
+        self._followed: dict[str, EngineHistory] = {}
+        """Those of engines' task runs that are not over, by job id."""
         self._jobs = 0
         self._spooled: tuple[str, ...] = ()
         self._missing: tuple[str, ...] = ()
@@ -84,11 +95,16 @@ class PrefectMirror:
         """Held by the sender but for the time it waits; guards courier and backlog."""
         self._courier = Courier(self._next_events, self._lock)
         self._wake = threading.Event()
+        self._turned = threading.Event()
+        """Set after each turn of the courier, for whoever waits for the last."""
+        self._own_at = 0.0
+        """When there last was something of one's own to tell, or the sender began."""
         self._closed = False
         self._deadline: float | None = None
         self._is_away = False
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
+        self._counting = threading.Lock()
         self._be_of_flow_run()
 
     def _be_of_flow_run(self) -> None:
@@ -121,9 +137,7 @@ class PrefectMirror:
 
     def expect(self, job: Job) -> JobHistory:
         """Mirror this job, which is about to be submitted to an executor whose other jobs are not: see `note`."""
-        namespace = self.flow_run_id
-        run_id = task_run_id(namespace, job.job_id) if namespace is not None else uuid7()
-        history = self._histories[job.job_id] = JobHistory(job, run_id)
+        history = self._histories[job.job_id] = JobHistory(job, task_run_id(self.flow_run_id, job))
         self._jobs += 1
         return history
 
@@ -134,13 +148,38 @@ class PrefectMirror:
 
     def note(self, transition: Transition) -> None:
         """An observer, for the expected jobs alone."""
-        job_id = transition.job.job_id
-        history = self._histories.get(job_id)
-        if history is None or self._closed:
+        history = self._histories.get(transition.job.job_id)
+        if history is not None:
+            self.note_of(history, transition)
+
+    def note_of(self, history: JobHistory, transition: Transition) -> None:
+        """The same, for whoever kept what `expect` gave."""
+        if self._closed:
             return
         if transition.status in TERMINAL:
-            del self._histories[job_id]
+            self._histories.pop(history.job_id, None)
         self._backlog.append(history, step_of(transition))
+        self._wake_up()
+
+    # --- what happens to engines' task runs, told on any thread ---
+
+    def follow(self, history: EngineHistory) -> None:
+        """Mirror a task run that one of Prefect's engines drives: see `tell`."""
+        with self._counting:
+            self._jobs += 1
+        self._followed[history.job_id] = history
+
+    def tell(self, history: EngineHistory, change: EngineChange) -> bool:
+        """The task run enters a state; False where the mirror is closed, and takes nothing."""
+        if self._closed:
+            return False
+        if change.is_final:
+            self._followed.pop(history.job_id, None)
+        self._backlog.append(history, change)
+        self._wake_up()
+        return True
+
+    def _wake_up(self) -> None:
         if not self._wake.is_set():
             self._wake.set()
             if self._thread is None:
@@ -148,14 +187,21 @@ class PrefectMirror:
 
     # --- the end ---
 
-    def drain(self, timeout: float | None = None) -> MirrorReport:
-        """Wait until the server has all that happened so far: at most `timeout` seconds, or while it shows progress."""
+    def drain(self, timeout: float | None = None, *, check: Callable[[], object] | None = None) -> MirrorReport:
+        """Wait until the server has all that happened so far: at most `timeout` seconds, or while it shows progress.
+
+        What earlier processes kept gets SPOOL_SECONDS beyond that. `check()` is called ten times a second meanwhile:
+        what it raises ends the wait.
+        """
         began = time.monotonic()
         ends = None if timeout is None else began + timeout
         self._start()
+        self._wake.set()
         while not self._is_done() and not self._is_given_up(began, ends):
-            self._wake.set()
-            time.sleep(TURN_SECONDS / 2)
+            if check is not None:
+                check()
+            self._turned.wait(TURN_SECONDS)
+            self._turned.clear()
         return self.report()
 
     def hasten(self) -> None:
@@ -167,21 +213,28 @@ class PrefectMirror:
     def close(self, timeout: float | None = None) -> MirrorReport:
         """Drain, keep on disk what the server did not get, and end.
 
-        With a `timeout` (seconds) it hurries: only how jobs ended is told, within that time. Called again, from
-        another thread or after an interrupt, it hastens what goes on.
+        With a `timeout` (seconds) it hurries: only how jobs ended is told, within that time. Called from another thread
+        meanwhile, it hastens what goes on; an interrupt leaves all the rest to the disk.
         """
         if timeout is not None:
             self._deadline = time.monotonic() + timeout
             self.hasten()
-        if not self._closed and (self._jobs or self._thread is not None):
-            self.drain()
+        try:
+            if not self._closed and (self._jobs or self._thread is not None):
+                self.drain()
+        finally:
+            self._end()
+        return self.report()
+
+    def _end(self) -> None:
         with self._lock:
             if not self._closed:
                 self._closed = True
                 self._keep_the_rest()
-                _say(self.report())
+                self.report().log()
         self._wake.set()
-        return self.report()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(LEAVE_SECONDS)  # one that hangs in a request is left behind
 
     def report(self) -> MirrorReport:
         """How far the server's record goes by now."""
@@ -191,9 +244,16 @@ class PrefectMirror:
             told_again=self._courier.told_again,
             left_out=self._backlog.left_out,
             spooled=self._spooled,
-            missing=self._missing + tuple(_job_id(event) for event in self._courier.given_up),
-            unfinished=tuple(self._histories),
+            missing=self._missing + tuple(event.job_id for event in self._courier.given_up),
+            unfinished=(*self._histories, *self._followed),
         )
+
+    def unrecorded(self) -> tuple[str, ...]:
+        """The jobs that are over, of which the server is not known to have the final state."""
+        with self._lock:
+            on_their_way = (event for event in self._courier.unrecorded() if event.origin is None)
+            waiting = (history.job_id for history in self._backlog.over())
+            return (*(event.job_id for event in on_their_way), *waiting)
 
     def __enter__(self) -> Self:
         return self
@@ -204,12 +264,20 @@ class PrefectMirror:
         self.close(None if kind is None else HURRY_SECONDS)
 
     def _is_done(self) -> bool:
+        """Whether the server has all of one's own, and has had its time for the spool."""
         with self._lock:
-            return self._closed or not self._is_busy
+            if self._closed or not self._is_busy:
+                return True
+            is_late = self._backlog.hurries or time.monotonic() - self._own_at > SPOOL_SECONDS
+            return is_late and not self._has_own
+
+    @property
+    def _has_own(self) -> bool:
+        return bool(self._backlog) or self._courier.has_own
 
     @property
     def _is_busy(self) -> bool:
-        spooled = not self._spool_is_sent and self._deadline is None  # no time for others' in a hurry
+        spooled = not self._spool_is_sent and not self._backlog.hurries  # no time for others' in a hurry
         return bool(self._backlog) or not self._courier.is_idle or spooled
 
     def _is_given_up(self, began: float, ends: float | None) -> bool:
@@ -220,29 +288,16 @@ class PrefectMirror:
         return now - max(began, self._courier.progress_at) > self._patience
 
     def _keep_the_rest(self) -> None:
-        """Write down the final states that the server may not have; what the spool holds already stays there."""
-        events = self._courier.unrecorded()
-        for event in events:
-            if event.origin is not None:
-                event.origin.release()
-        ids: list[str] = []
-        own = (event for event in events if event.origin is None)
-        left = _noted(itertools.chain(own, self._backlog.finals(self._flow)), ids)
-        kept = 0
-        try:
-            kept = self._spool.keep(left)
-        except OSError:
-            logger.exception("final states could not be written to disk")
-        for _ in left:  # those that there is no room for have names too
-            pass
-        self._spooled, self._missing = tuple(ids[:kept]), tuple(ids[kept:])
+        """Write down the final states that the server may not have."""
+        events = itertools.chain(self._courier.unrecorded(), self._backlog.finals(self._flow))
+        self._spooled, self._missing = self._spool.keep(events)
 
     # --- the sender's thread ---
 
     def _start(self) -> None:
         with self._starting:
             if self._thread is None and not self._closed:
-                run = self._context.copy().run
+                run, self._own_at = self._context.copy().run, time.monotonic()
                 self._thread = threading.Thread(target=run, args=(self._run,), name="prefect-mirror", daemon=True)
                 self._thread.start()
 
@@ -266,6 +321,7 @@ class PrefectMirror:
             try:
                 with self._lock:
                     self._turn(api, left_behind)
+                self._turned.set()
                 self._is_away = False
             except httpx.HTTPError as error:
                 self._note_away(error)
@@ -274,20 +330,25 @@ class PrefectMirror:
 
     def _turn(self, api: ServerApi, left_behind: Iterator[SpoolFile]) -> None:
         self._backlog.take_in()
+        if self._has_own:
+            self._own_at = time.monotonic()
         self._courier.turn(api)
-        if self._spool_is_sent or self._deadline is not None or not self._courier.is_idle:
+        if self._spool_is_sent or self._backlog.hurries or self._courier.left_behind:
             return
         file = next(left_behind, None)
         self._spool_is_sent = file is None
         if file is not None:
             events = file.events()
             logger.info("telling the server %d final states that an earlier process kept", len(events))
-            self._courier.again.extend(events)
+            self._courier.send_also(api, events)
 
     def _rest(self) -> None:
         """Until there is something to do, and then a little, so that there is more; not in a hurry."""
-        if self._wake.wait(TURN_SECONDS if self._is_busy else None) and self._deadline is None:
+        if self._wake.wait(self._pause() if self._is_busy else None) and self._deadline is None:
             time.sleep(LINGER)
+
+    def _pause(self) -> float:
+        return min(TURN_SECONDS, max(0.0, self._courier.seconds_to_look()))
 
     def _next_events(self, most: int) -> list[StateEvent]:
         return self._backlog.next_events(most, self._flow)
@@ -298,20 +359,6 @@ class PrefectMirror:
             logger.warning("the Prefect server is away, and is tried again: %r", error)
 
 
-def _noted(events: Iterable[StateEvent], ids: list[str]) -> Iterator[StateEvent]:
-    """The events; the ids of their jobs are written down as they pass."""
-    for event in events:
-        ids.append(_job_id(event))
-        yield event
-
-
-def _job_id(event: StateEvent) -> str:
-    told: str = json.loads(event.body)["payload"]["task_run"]["dynamic_key"]
-    return told
-
-
-def _say(report: MirrorReport) -> None:
-    if not report.complete:
-        logger.warning("not all jobs are recorded: %s", report)
-    elif report.left_out:
-        logger.info("%s: history='full' tells them all", report)
+def seconds_left(hurries_since: float) -> float:
+    """What the server is given, where a process that is to end began to (monotonic) then."""
+    return max(LEAST_HURRY_SECONDS, HURRY_SECONDS - (time.monotonic() - hurries_since))

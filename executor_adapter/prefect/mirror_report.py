@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
+
+logger = logging.getLogger("executor_adapter.prefect")
 
 SHOWN = 10
 """Ids that the report's text names, of each kind."""
@@ -31,6 +34,13 @@ class MirrorReport:
     def complete(self) -> bool:
         """Whether the server has the true final state of every job."""
         return not (self.spooled or self.missing or self.unfinished) and self.recorded >= self.jobs
+
+    def log(self) -> None:
+        """Say what is not as one would have it."""
+        if not self.complete:
+            logger.warning("not all jobs are recorded: %s", self)
+        elif self.left_out:
+            logger.info("%s: history='full' tells them all", self)
 
     def __str__(self) -> str:
         told = [f"the server has the final state of {self.recorded} of {self.jobs} jobs"]

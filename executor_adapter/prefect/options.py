@@ -12,15 +12,16 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, cast
 
 from prefect import Task
+from prefect.settings import get_current_settings
 from prefect.utilities.callables import parameters_to_args_kwargs
 from pydantic import ValidationError
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job import Job
-from executor_adapter.prefect.retries import policy_meant
+from executor_adapter.prefect.retries import Delays, policy_meant
 
 JOB_OPTIONS = frozenset(Job.model_fields) - {"function", "args", "kwargs", "job_id"}
 TASK_OPTIONS = frozenset(inspect.signature(Task.__init__).parameters) - {"self", "fn"} | {"assets", "materialized_by"}
@@ -72,6 +73,22 @@ def _translated(options: Mapping[str, Any]) -> dict[str, Any]:
     elif options.get("retries") is not None:
         job["retry_attempts"] = options["retries"]
     return job
+
+
+def with_default_retries(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Job options, with what Prefect's settings say of the retries of all tasks where a task says nothing itself.
+
+    That is PREFECT_TASK_DEFAULT_RETRIES and PREFECT_TASK_DEFAULT_RETRY_DELAY_SECONDS; one that nobody set says nothing.
+    """
+    settings, filled = get_current_settings().tasks, dict(options)
+    if "retry" in options:
+        return filled
+    if "default_retries" in settings.model_fields_set:
+        filled.setdefault("retry_attempts", settings.default_retries)
+    if "retry_delay" not in options and "default_retry_delay_seconds" in settings.model_fields_set:
+        attempts = filled.get("retry_attempts", Job.model_fields["retry_attempts"].default)
+        filled["retry"] = policy_meant(attempts, cast(Delays, settings.default_retry_delay_seconds), None)
+    return filled
 
 
 def merge_options(before: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

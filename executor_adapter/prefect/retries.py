@@ -25,7 +25,8 @@ def policy_meant(retries: int, delays: Delays, jitter: float | None, **fields: A
     """The policy that Prefect's options mean; `fields` are others of RetryPolicy.
 
     Raises:
-        InvalidJobError: the delays are neither a number, nor some numbers, nor a callable that gives some.
+        InvalidJobError: the delays are neither a number, nor some numbers, nor a callable that gives some; or the
+            jitter is negative.
     """
     given = delays(retries) if callable(delays) else delays
     listed = given if isinstance(given, list | tuple) else (given or 0.0,)
@@ -33,6 +34,8 @@ def policy_meant(retries: int, delays: Delays, jitter: float | None, **fields: A
         raise InvalidJobError(
             f"retry_delay_seconds={delays!r}: give seconds, a list of them, or a callable that makes one of `retries`"
         )
+    if jitter is not None and not _is_delay(jitter):
+        raise InvalidJobError(f"retry_jitter_factor={jitter!r}: give a share of the delay, from 0 on")
     return RetryPolicy(retry_attempts=retries, delays=tuple(listed), jitter=min(1.0, jitter or 0.0), **fields)
 
 
@@ -53,6 +56,6 @@ def shown_retries(policy: RetryPolicy) -> dict[str, Any]:
     delays = [policy.delay_before(retry) for retry in retries]
     return {
         "retries": policy.retry_attempts,
-        "retry_delay_seconds": delays or None,
+        "retry_delay_seconds": delays[0] if len(set(delays)) == 1 else delays or None,
         "retry_jitter_factor": policy.jitter if delays else None,
     }

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, Literal
 
-from prefect.client.schemas.objects import RunInput, State, TaskRun
+from prefect.client.schemas.objects import State, TaskRun
 from prefect.utilities.engine import should_log_prints
 
 from executor_adapter.prefect.engine import AsyncJobEngine, SyncJobEngine
-from executor_adapter.prefect.job_run import JobRun
+from executor_adapter.prefect.job_run import JobRun, driving
 from executor_adapter.prefect.logs import keep_print_patched
+from executor_adapter.prefect.new_task_run import create_task_run
 
 ReturnType = Literal["state", "result"]
 
@@ -26,7 +27,6 @@ def run_sync(
     wait_for: Iterable[Any] | None = None,
     return_type: ReturnType = "result",
     task_run: TaskRun | None = None,
-    dependencies: dict[str, set[RunInput]] | None = None,
     scope: AbstractContextManager[object] = _NO_SCOPE,
 ) -> Any:
     """Run the task of `job_run` and block until it is over; its value, or its final State with `return_type="state"`.
@@ -39,16 +39,16 @@ def run_sync(
     """
     if should_log_prints(job_run.task):
         keep_print_patched()
-    engine = SyncJobEngine(
-        task=job_run.task,
-        parameters=parameters,
-        task_run=task_run,
-        wait_for=wait_for,
-        job_run=job_run,
-    )
-    with contextlib.closing(job_run), scope:
+    with scope, driving(job_run.task), contextlib.closing(job_run):
+        engine = SyncJobEngine(
+            task=job_run.task,
+            parameters=parameters,
+            task_run=task_run or create_task_run(job_run, parameters, wait_for),
+            wait_for=wait_for,
+            job_run=job_run,
+        )
         try:
-            with engine.start(dependencies=dependencies):
+            with engine.start():
                 while engine.is_running():
                     engine.wait_until_ready()
                     with engine.asset_context(), engine.run_context(), engine.transaction_context() as transaction:
@@ -66,30 +66,32 @@ async def run_async(
     *,
     wait_for: Iterable[Any] | None = None,
     return_type: ReturnType = "result",
-    scope: AbstractContextManager[object] = _NO_SCOPE,
+    scope: AbstractAsyncContextManager[object] = _NO_SCOPE,
 ) -> State[Any] | Any:
     """Run the task of `job_run` in the running event loop, as `run_sync` does in a thread."""
     if should_log_prints(job_run.task):
         keep_print_patched()
-    engine = AsyncJobEngine(
-        task=job_run.task,
-        parameters=parameters,
-        wait_for=wait_for,
-        job_run=job_run,
-    )
-    with contextlib.closing(job_run), scope:
-        try:
-            async with engine.start():
-                while engine.is_running():
-                    await engine.wait_until_ready()
-                    async with (
-                        engine.asset_context(),
-                        engine.run_context(),
-                        engine.transaction_context() as transaction,
-                    ):
-                        await engine.call_task_fn(transaction)
-        except Exception as error:
-            if not engine.has_no_end():
-                raise
-            await engine.handle_exception(job_run.give_up(error))
+    async with scope:
+        with driving(job_run.task), contextlib.closing(job_run):
+            engine = AsyncJobEngine(
+                task=job_run.task,
+                parameters=parameters,
+                task_run=create_task_run(job_run, parameters, wait_for),
+                wait_for=wait_for,
+                job_run=job_run,
+            )
+            try:
+                async with engine.start():
+                    while engine.is_running():
+                        await engine.wait_until_ready()
+                        async with (
+                            engine.asset_context(),
+                            engine.run_context(),
+                            engine.transaction_context() as transaction,
+                        ):
+                            await engine.call_task_fn(transaction)
+            except Exception as error:
+                if not engine.has_no_end():
+                    raise
+                await engine.handle_exception(job_run.give_up(error))
     return engine.state if return_type == "state" else await engine.result()

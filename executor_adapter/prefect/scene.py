@@ -52,11 +52,13 @@ class FlowScene:
 class JobScene:
     """The surroundings of one job."""
 
-    __slots__ = ("_history", "flow")
+    __slots__ = ("flow", "history", "number")
 
-    def __init__(self, flow: FlowScene, history: JobHistory) -> None:
+    def __init__(self, flow: FlowScene, history: JobHistory, number: int) -> None:
         self.flow = flow
-        self._history = history
+        self.number = number
+        """The place of the job's result."""
+        self.history = history
 
     def prepare(self, assignment: Assignment) -> None:
         """The task run around the function: in a worker with the flow run, here within the flow run's own context."""
@@ -70,7 +72,7 @@ class JobScene:
     def said(self, assignment: Assignment, topic: str, content: Any) -> None:
         """What goes into a log, goes into that of the task run."""
         if topic in ("log", "output"):
-            self.flow.log.said(self._history.facts.id, self._history.name, topic, content)
+            self.flow.log.said(self.history.id, self.history.shown_name, topic, content)
 
     def failed(self, transition: Transition) -> None:
         """Say in the log how an attempt failed, and what follows."""
@@ -79,16 +81,16 @@ class JobScene:
             return
         retry_at = job._live.retry_at
         delay = None if retry_at is None else max(0.0, retry_at - transition.at)
-        self.flow.log.failed(self._history.facts.id, self._history.name, error, delay)
+        self.flow.log.failed(self.history.id, self.history.shown_name, error, delay)
 
     def _payload(self, assignment: Assignment) -> str:
         """What `child.task_run_scope` wants to know: JSON, put together here since every attempt needs its own."""
-        facts, flow, job = self._history.facts, self.flow, assignment.job
-        started = iso(job._live.started_at or self._history.created_at)
+        run, flow, job = self.history, self.flow, assignment.job
+        started = iso(job._live.started_at or run.created_at)
         shown = json.dumps(shown_parameters(parameters_of(job))) if job.args or job.kwargs else "{}"
         return (
-            f'{{"task":{{"name":{facts.name},"version":null,"description":null}},"task_run":{{"id":"{facts.id}",'
-            f'"name":{facts.name},"task_key":{facts.task_key},"dynamic_key":{facts.dynamic_key},'
+            f'{{"task":{{"name":{run.name},"version":null,"description":null}},"task_run":{{"id":"{run.id}",'
+            f'"name":{run.name},"task_key":{run.task_key},"dynamic_key":{run.dynamic_key},'
             f'"run_count":{assignment.number},"start_time":"{started}",{flow.shared}}},"parameters":{shown},'
             f'"log_prints":false,"flow":{flow.payload}}}'
         )

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import hashlib
 import itertools
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,11 +22,14 @@ from prefect.settings import get_current_settings
 from executor_adapter.job import uuid7
 from executor_adapter.prefect.state_events import StateEvent
 
+logger = logging.getLogger("executor_adapter.prefect")
+
 MAX_BYTES = 256 * 1024 * 1024
 """All files for one server together: some 200,000 states."""
 
-FILE_EVENTS = 1_000
-"""Events in one file, at most: it is read as a whole, and sent again as a whole where its sender died."""
+FILE_EVENTS = 200
+"""Events in one file, at most: what a slow server records in the few seconds that a small flow has for it. It is read
+as a whole, and sent again as a whole where its sender did not come to its end."""
 
 
 class SpoolFile:
@@ -37,12 +41,14 @@ class SpoolFile:
         self._left = 0
 
     def events(self) -> list[StateEvent]:
-        """What it holds, but for a last line that was cut off."""
+        """What it holds, but for lines that are no states, as one that was cut off: that there are such is logged."""
         self._file.seek(0)
-        found = []
-        for line in self._file:
-            with contextlib.suppress(ValueError, KeyError):
-                found.append(StateEvent.parse(line.rstrip(b"\n"), origin=self))
+        lines, found = self._file.read().splitlines(), []
+        for line in lines:
+            with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError):
+                found.append(StateEvent.parse(line, origin=self))
+        if len(found) < len(lines):
+            logger.warning("%d of %d lines in %s are no states", len(lines) - len(found), len(lines), self._path)
         self._left = len(found)
         if not found:
             self._remove()
@@ -76,23 +82,29 @@ class Spool:
         """Whether there is no file for this server, claimed or not."""
         return not self._paths()
 
-    def keep(self, events: Iterable[StateEvent]) -> int:
-        """Write events down, the first ones first; how many there was room for.
-
-        Raises:
-            OSError: the disk is full or not to be written to.
-        """
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lines, kept = _fitting(events, self._max_bytes - sum(map(_size, self._paths()))), 0
-        while part := list(itertools.islice(lines, FILE_EVENTS)):
-            self._write(part)
-            kept += len(part)
-        return kept
+    def keep(self, events: Iterable[StateEvent]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Write events down, the first ones first: the ids of the jobs that are kept, and of those that are not, as
+        there is no room, or the disk is full or not to be written to, which is logged. Those that were read from here
+        are left to the next who claims their file."""
+        ids: list[str] = []
+        left, kept = _new(events, ids), 0
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lines = _fitting(left, self._max_bytes - sum(map(_size, self._paths())))
+            while part := list(itertools.islice(lines, FILE_EVENTS)):
+                self._write(part)
+                kept += len(part)
+        except OSError:
+            logger.exception("final states could not be written to disk")
+        for _ in left:  # the others have names too
+            pass
+        return tuple(ids[:kept]), tuple(ids[kept:])
 
     def _write(self, lines: list[bytes]) -> None:
-        path = self._directory / f"{self._prefix}-{uuid7()}.jsonl"
+        path = self._directory / f"{self._prefix}-{uuid7()}.new"
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
+            path.rename(path.with_suffix(".jsonl"))  # only now may others find it: an empty one they would remove
             file.writelines(lines)
             file.flush()
             os.fsync(file.fileno())
@@ -114,6 +126,16 @@ class Spool:
 
     def _paths(self) -> list[Path]:
         return sorted(self._directory.glob(f"{self._prefix}-*.jsonl"))
+
+
+def _new(events: Iterable[StateEvent], ids: list[str]) -> Iterator[StateEvent]:
+    """Those that are not on disk, which are released; the ids of their jobs are written down as they pass."""
+    for event in events:
+        if event.origin is None:
+            ids.append(event.job_id)
+            yield event
+        else:
+            event.origin.release()
 
 
 def _fitting(events: Iterable[StateEvent], room: int) -> Iterator[bytes]:

@@ -2,7 +2,7 @@
 
 PENDING                                       PENDING   Pending
 RUNNING, first attempt                        RUNNING   Running
-RETRYING                                      SCHEDULED AwaitingRetry
+RETRYING                                      SCHEDULED AwaitingRetry (an engine skips it where there is no delay)
 RUNNING, later attempt                        RUNNING   Retrying
 COMPLETED                                     COMPLETED Completed
 FAILED by time (TIMEOUT_ERROR, QUEUE_TIMEOUT, DEADLINE_EXCEEDED)
@@ -16,12 +16,13 @@ CANCELLED                                     CANCELLED Cancelled
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, NamedTuple, assert_never
+from typing import Any, NamedTuple
 
 from prefect.client.schemas.objects import State, StateDetails, StateType
 
 from executor_adapter.error_codes import error_code_of
 from executor_adapter.job import ErrorCode, JobStatus
+from executor_adapter.raised import text_of
 
 
 class StateKind(NamedTuple):
@@ -31,35 +32,32 @@ class StateKind(NamedTuple):
     name: str
 
 
+_KINDS = {
+    JobStatus.PENDING: StateKind(StateType.PENDING, "Pending"),
+    JobStatus.RUNNING: StateKind(StateType.RUNNING, "Running"),
+    JobStatus.RETRYING: StateKind(StateType.SCHEDULED, "AwaitingRetry"),
+    JobStatus.COMPLETED: StateKind(StateType.COMPLETED, "Completed"),
+    JobStatus.FAILED: StateKind(StateType.FAILED, "Failed"),
+    JobStatus.CANCELLED: StateKind(StateType.CANCELLED, "Cancelled"),
+}
+_LATER_ATTEMPT = StateKind(StateType.RUNNING, "Retrying")
+_TIMED_OUT = StateKind(StateType.FAILED, "TimedOut")
+_FAILED_BY: dict[str, StateKind] = {
+    ErrorCode.TIMEOUT_ERROR: _TIMED_OUT,
+    ErrorCode.QUEUE_TIMEOUT: _TIMED_OUT,
+    ErrorCode.DEADLINE_EXCEEDED: _TIMED_OUT,
+    ErrorCode.WORKER_CRASHED: StateKind(StateType.CRASHED, "Crashed"),
+    ErrorCode.MEMORY_LIMIT: StateKind(StateType.CRASHED, "OutOfMemory"),
+}
+
+
 def state_kind(status: JobStatus, *, attempt: int = 1, error_code: str | None = None) -> StateKind:
     """The Prefect state of a job in `status`; `attempt` counts from 1, `error_code` is that of a FAILED job."""
-    match status:
-        case JobStatus.PENDING:
-            return StateKind(StateType.PENDING, "Pending")
-        case JobStatus.RUNNING:
-            return StateKind(StateType.RUNNING, "Running" if attempt <= 1 else "Retrying")
-        case JobStatus.RETRYING:
-            return StateKind(StateType.SCHEDULED, "AwaitingRetry")
-        case JobStatus.COMPLETED:
-            return StateKind(StateType.COMPLETED, "Completed")
-        case JobStatus.FAILED:
-            return _failed_kind(error_code)
-        case JobStatus.CANCELLED:
-            return StateKind(StateType.CANCELLED, "Cancelled")
-        case _:
-            assert_never(status)
-
-
-def _failed_kind(error_code: str | None) -> StateKind:
-    match error_code:
-        case ErrorCode.TIMEOUT_ERROR | ErrorCode.QUEUE_TIMEOUT | ErrorCode.DEADLINE_EXCEEDED:
-            return StateKind(StateType.FAILED, "TimedOut")
-        case ErrorCode.WORKER_CRASHED:
-            return StateKind(StateType.CRASHED, "Crashed")
-        case ErrorCode.MEMORY_LIMIT:
-            return StateKind(StateType.CRASHED, "OutOfMemory")
-        case _:
-            return StateKind(StateType.FAILED, "Failed")
+    if status is JobStatus.RUNNING and attempt > 1:
+        return _LATER_ATTEMPT
+    if status is JobStatus.FAILED and error_code is not None:
+        return _FAILED_BY.get(error_code, _KINDS[status])
+    return _KINDS[status]
 
 
 def failure_status(error: BaseException) -> JobStatus:
@@ -74,7 +72,7 @@ def failure_kind(error: BaseException) -> StateKind:
 
 def failure_message(error: BaseException) -> str:
     """`CODE: message`, as a failed state shows it."""
-    return f"{error_code_of(error)}: {str(error) or type(error).__name__}"
+    return f"{error_code_of(error)}: {text_of(error) or type(error).__name__}"
 
 
 def awaiting_retry_message(error: BaseException, *, attempt: int, attempts: int) -> str:
@@ -91,6 +89,6 @@ def awaiting_retry(error: BaseException, *, attempt: int, attempts: int, schedul
     )
 
 
-def retrying() -> State[Any]:
-    """The state of a job whose second or later attempt begins."""
-    return State(**state_kind(JobStatus.RUNNING, attempt=2)._asdict())
+def retrying(untold: State[Any] | None = None) -> State[Any]:
+    """The state of a job whose second or later attempt begins; its message is that of `untold`, the state before."""
+    return State(**state_kind(JobStatus.RUNNING, attempt=2)._asdict(), message=untold.message if untold else None)

@@ -10,81 +10,73 @@ import concurrent.futures
 import contextlib
 import functools
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from contextvars import copy_context
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
+from uuid import UUID
 from weakref import WeakKeyDictionary
 
-from prefect import Task
-from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import RunInput, State, TaskRun
-from prefect.futures import PrefectConcurrentFuture
+from prefect.futures import PrefectConcurrentFuture, PrefectFuture, PrefectWrappedFuture
 from prefect.states import Pending
 
 from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.executor import JobExecutor, current_executor
+from executor_adapter.prefect import engine_mirrors
 from executor_adapter.prefect.cancellation import FlowRunWatch, watch_flow_run
-from executor_adapter.prefect.events import current_flow_run, emit_state, flush_events
+from executor_adapter.prefect.events import current_flow_run, flush_events
 from executor_adapter.prefect.gate import Gate
-from executor_adapter.prefect.job_run import JobRun, running_driver
+from executor_adapter.prefect.job_run import JobRun
+from executor_adapter.prefect.mirror import seconds_left
+from executor_adapter.prefect.new_task_run import create_task_run
 from executor_adapter.prefect.run import run_sync
+from executor_adapter.prefect.waiting import slot_lent, slot_loan
 
 MAX_THREADS = 32_768
 """Live task runs of one flow run: beyond it they queue. `run_jobs` needs no thread a job."""
 
 
-class JobTaskFuture(PrefectConcurrentFuture[Any]):
-    """The future of a submitted task: its state is known here, without asking the server."""
+class JobTaskFuture(PrefectWrappedFuture[Any, Future[Any]]):
+    """The future of a submitted task: its state is known here, without asking the server.
+
+    It waits as Prefect's own do, and is none of them: to those `as_completed` and `wait` listen in a way of their own,
+    by which no job would be seen to wait.
+    """
 
     def __init__(self, task_run: TaskRun, wrapped_future: Future[Any]) -> None:
         super().__init__(task_run.id, wrapped_future)
         self._task_run = task_run
+        self._future: PrefectConcurrentFuture[Any] = PrefectConcurrentFuture(task_run.id, wrapped_future)
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until the task run is over. A job that waits for it lends its slot meanwhile."""
         with self._slot_lent():
-            super().wait(timeout)
+            self._future.wait(timeout)
 
     def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> Any:
         """Its value, once it is over; a job that waits for it lends its slot meanwhile."""
         with self._slot_lent():
-            return super().result(timeout, raise_on_failure)
+            return self._future.result(timeout, raise_on_failure)
 
     def _slot_lent(self) -> AbstractContextManager[None]:
-        driver = running_driver.get()
-        return contextlib.nullcontext() if driver is None or self.wrapped_future.done() else driver.waiting()
+        return contextlib.nullcontext() if self.wrapped_future.done() else slot_lent()
+
+    def add_done_callback(self, fn: Callable[[PrefectFuture[Any]], None]) -> None:
+        """Have `fn(self)` called once the task run is over. Until then a job that asks for it is taken to wait for it,
+        as in `as_completed`, and lends its slot."""
+        loan = slot_loan.get()
+        if loan is not None and not self.wrapped_future.done():
+            loan.begin()
+            self.wrapped_future.add_done_callback(lambda _: loan.end())
+        super().add_done_callback(fn)
 
     @property
     def state(self) -> State[Any]:
         """The state that the engine set last."""
         return self._task_run.state or Pending()
-
-
-def create_task_run(
-    task: Task[..., Any],
-    parameters: dict[str, Any],
-    wait_for: Iterable[Any] | None,
-    dependencies: dict[str, set[RunInput]] | None,
-) -> TaskRun:
-    """Make the task run of a call, in the context of the caller, and tell the server that it is Pending."""
-    making = task.create_local_run(
-        client=cast(PrefectClient, contextlib.nullcontext()),  # asked for, entered, and not used for a local run
-        parameters=parameters,
-        wait_for=wait_for,
-        extra_task_inputs=dependencies,
-    )
-    try:
-        making.send(None)
-    except StopIteration as finished:
-        task_run: TaskRun = finished.value
-    else:
-        making.close()
-        raise RuntimeError("Prefect's Task.create_local_run waits for something: it did not in the versions known")
-    assert task_run.state is not None, "a new task run is Pending"
-    emit_state(task, task_run, task_run.state, flow_run=current_flow_run())
-    return task_run
 
 
 def waits_for_a_slot_alone(options: Mapping[str, Any], task_run: TaskRun) -> bool:
@@ -106,6 +98,8 @@ class EngineThreads:
         self._lock = threading.Lock()
         self._closed = False
         self._watch: FlowRunWatch | None = None
+        self._flow_run_id: UUID | None = None
+        self._hurries_since: float | None = None
 
     def watch(self) -> None:
         """Hear of the cancel of the flow run around the caller, from now on until all is over."""
@@ -113,6 +107,7 @@ class EngineThreads:
         with self._lock:
             if self._watch is not None or self._closed or flow_run is None:
                 return
+            self._flow_run_id = flow_run.id
             self._watch = watch_flow_run(flow_run.id, self.cancel, until_over=True)
 
     def cancel(self) -> None:
@@ -135,13 +130,11 @@ class EngineThreads:
         self.watch()
         if self._closed:
             self._refuse(job_run.task.name)
-        task_run = create_task_run(job_run.task, parameters, wait_for, dependencies)
+        task_run = create_task_run(job_run, parameters, wait_for, dependencies)
         future: Future[State[Any]] = Future()
         future.set_running_or_notify_cancel()  # cancelling it would leave the task run Pending for ever
-        with self._lock:
-            self._live[job_run] = future
         context = copy_context()
-        context.run(running_driver.set, None)  # an engine that waits for its inputs is no job that waits
+        context.run(slot_loan.set, None)  # an engine that waits for its inputs is no job that waits
         engine = functools.partial(
             context.run, run_sync, job_run, parameters, wait_for=wait_for, return_type="state", task_run=task_run
         )
@@ -149,13 +142,22 @@ class EngineThreads:
         def set_out() -> None:
             self._threads.submit(self._run, job_run, engine, future)
 
-        if waits_for_a_slot_alone(job_run.options, task_run):
+        if not self._enlist(job_run, future):
+            job_run.cancel()  # its engine says so of the task run, which is made by now
+            threading.Thread(target=self._run, args=(job_run, engine, future), name="task-engine").start()
+        elif waits_for_a_slot_alone(job_run.options, task_run):
             gate = self._gate_of(current_executor())
             job_run.on_begun = gate.leave
             gate.enter(set_out)
         else:
             set_out()
         return JobTaskFuture(task_run, future)
+
+    def _enlist(self, job_run: JobRun, future: Future[State[Any]]) -> bool:
+        """Whether it may begin: not where the flow run was cancelled, or ended, while its task run was made."""
+        with self._lock:
+            self._live[job_run] = future
+            return not self._closed
 
     def _gate_of(self, executor: JobExecutor) -> Gate:
         with self._lock:
@@ -180,6 +182,10 @@ class EngineThreads:
 
     def end_early(self, *, cancel_running: bool) -> None:
         """Cancel what waits, and what runs if `cancel_running`; returns at once."""
+        if cancel_running:
+            self._hurries_since = self._hurries_since or time.monotonic()
+            if self._flow_run_id is not None:
+                engine_mirrors.hasten(self._flow_run_id)
         with self._lock:
             self._closed = True
             live = list(self._live)
@@ -191,16 +197,30 @@ class EngineThreads:
             futures = list(self._live.values())
         concurrent.futures.wait(futures)
 
-    def join(self) -> None:
-        """Return when every task run is over; an exception meanwhile (a signal) cancels them all."""
+    def join(self, *, hurry: bool, meanwhile: Callable[[], object] = lambda: None) -> None:
+        """Return when every task run is over, and the server knows how; `meanwhile()` is called in between.
+
+        `hurry`: the server gets seconds at most, since the process is to end. So it is after an exception in this
+        (a signal), which ends all.
+        """
         try:
             self._wait_for_all()
         except BaseException:
+            hurry = True
             self.end_early(cancel_running=True)
             self._wait_for_all()
-            flush_events()
             raise
         finally:
             self._threads.shutdown(wait=False)
-            if self._watch is not None:
-                self._watch.close()
+            with contextlib.ExitStack() as last:
+                if self._watch is not None:
+                    self._watch.settle()
+                    last.callback(self._watch.close)
+                meanwhile()
+                self._tell_the_rest(hurry)
+
+    def _tell_the_rest(self, hurry: bool) -> None:
+        if hurry:
+            flush_events()
+        since = self._hurries_since or time.monotonic()
+        engine_mirrors.end(self._flow_run_id, timeout=seconds_left(since) if hurry else None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from html import escape
 from typing import NamedTuple
 
 from executor_adapter.job import JobStatus, Transition
@@ -117,18 +118,25 @@ class Tally:
             f"Completed: {share}. Retries: {self.retries:,}.",
         ]
         if self.failures:
-            lines += ["## Failures", "| job | tool | error |\n| --- | --- | --- |\n" + self._failure_rows()]
+            lines += ["## Failures", "| tool | error | job |\n| --- | --- | --- |\n" + self._failure_rows()]
             if (more := self._failed() - len(self.failures)) > 0:
                 lines.append(f"... and {more:,} more.")
         return "\n\n".join(lines) + "\n"
 
     def _failure_rows(self) -> str:
-        return "\n".join(f"| {each.job_id} | {each.tool} | {_in_cell(each)} |" for each in self.failures)
+        return "\n".join(
+            f"| {_in_cell(each.tool)} | {_in_cell(_error(each))} | {_in_cell(each.job_id)} |" for each in self.failures
+        )
 
     def _failed(self) -> int:
         return self.over - self.states["Completed"] - self.states["Cancelled"]
 
 
-def _in_cell(failure: Told) -> str:
-    text = " ".join(f"{failure.error_code}: {failure.message or ''}".split()).replace("|", "\\|")
+def _error(failure: Told) -> str:
+    text = f"{failure.error_code}: {failure.message or ''}"
     return text if len(text) <= 200 else f"{text[:199]}…"
+
+
+def _in_cell(text: str) -> str:
+    """As Markdown shows it in a cell of a table: `<class 'dict'>` would be taken for HTML, and not be seen."""
+    return escape(" ".join(text.split()), quote=False).replace("|", "\\|")

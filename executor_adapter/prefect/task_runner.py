@@ -9,28 +9,24 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterable
 from contextvars import Token
 from types import TracebackType
-from typing import Any, Self
-from uuid import UUID
+from typing import Any, Self, TypeVar
 
 from prefect.client.schemas.objects import RunInput
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner
 from prefect.tasks import Task
 
+from executor_adapter.bounds import check_count
 from executor_adapter.config import load_config
 from executor_adapter.executor import JobExecutor, current_executor, enter_executor, leave_executor
-from executor_adapter.prefect.events import current_flow_run, flush_events
 from executor_adapter.prefect.job_run import JobRun
 from executor_adapter.prefect.plain_task import check_defaults, options_of
-from executor_adapter.prefect.reconcile import wait_until_recorded
 from executor_adapter.prefect.submission import EngineThreads
 
-RECORDING_SECONDS, RECORDING_SECONDS_A_TASK = 30.0, 0.1
-"""How long the end of a flow waits at most for the server: a default one records about 50 task runs a second."""
+Runner = TypeVar("Runner", bound="JobTaskRunner")
 
 
 class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
@@ -45,9 +41,9 @@ class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
     rules, after crashes too. `job_options` says more of one task; a job task keeps to its own options.
 
     When the flow ends, jobs that run are waited for and those that wait are cancelled, as by Prefect's
-    ThreadPoolTaskRunner; then the server is waited for until it has recorded how each task ended, at most 30 s and
-    0.1 s a task; a warning says what is missing (see `wait_until_recorded`). When the flow is interrupted, by a signal
-    or its like, all end at once.
+    ThreadPoolTaskRunner; then the server is waited for until it has recorded how each task ended, as long as it shows
+    any progress. What it does not have then is spooled (see PrefectMirror), and a warning says so. When the flow is
+    interrupted, by a signal or its like, all end at once, and the server has seconds.
 
     Raises:
         TypeError: a field is unknown, or each task's own.
@@ -64,8 +60,8 @@ class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
         **job_fields: Any,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        if max_workers is not None and max_workers < 1:
-            raise ValueError(f"max_workers={max_workers} leaves no worker: give at least 1")
+        if max_workers is not None:
+            check_count("max_workers", max_workers, "leaves no worker")
         self.job_fields = {"pool": pool, **job_fields}
         check_defaults(self.job_fields)
         self._options: dict[str, Any] = {"max_workers": max_workers, "initializer": initializer, "initargs": initargs}
@@ -73,7 +69,7 @@ class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
 
     def duplicate(self) -> Self:
         """A runner for another flow run."""
-        return type(self)(**self._options, **self.job_fields)
+        return _made_as(type(self), self._said())
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, JobTaskRunner):
@@ -84,7 +80,12 @@ class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy is not entered, wherever it arrives: threads, locks and jobs stay here."""
-        return functools.partial(type(self), **self._options, **self.job_fields), ()
+        return _made_as, (type(self), self._said())
+
+    def _said(self) -> dict[str, Any]:
+        """What it was made with, and what a subclass has added."""
+        others = vars(_made_as(type(self), {}))
+        return {name: value for name, value in vars(self).items() if name not in others}
 
     def submit(
         self,
@@ -108,6 +109,11 @@ class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
         if self._run is not None:
             self._run.threads.watch()
 
+    def cancel_all(self) -> None:
+        """End all jobs, those that run too, and begin no further one; returns at once."""
+        if self._run is not None:
+            self._run.threads.cancel()
+
     def __enter__(self) -> Self:
         super().__enter__()
         self._run = _RunnerOfOneFlow(**self._options)
@@ -124,6 +130,14 @@ class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
             super().__exit__(kind, error, traceback)
 
 
+def _made_as(kind: type[Runner], said: dict[str, Any]) -> Runner:
+    """A runner of that class, not entered, whatever the arguments of its `__init__`."""
+    runner = kind.__new__(kind)
+    super(JobTaskRunner, runner).__init__()  # type: ignore[no-untyped-call]
+    vars(runner).update(said, _run=None)
+    return runner
+
+
 class _RunnerOfOneFlow:
     """What a JobTaskRunner holds while it is entered. The executor is made when it is first asked for."""
 
@@ -131,7 +145,6 @@ class _RunnerOfOneFlow:
         self._max_workers = max_workers
         self._options = options
         self.threads = EngineThreads()
-        self._submitted: Counter[UUID] = Counter()
         self._executor: JobExecutor | None = None
         self._lock = threading.Lock()
         self._entered: Token[Any] = enter_executor(self._find_executor)
@@ -152,8 +165,6 @@ class _RunnerOfOneFlow:
         wait_for: Iterable[PrefectFuture[Any]] | None,
         dependencies: dict[str, set[RunInput]] | None,
     ) -> PrefectFuture[Any]:
-        if (flow_run := current_flow_run()) is not None:
-            self._submitted[flow_run.id] += 1
         current_executor()  # made by the flow's thread, if that is the main one: only there it can hear signals
         job_run = JobRun(task, options_of(task, defaults))
         return self.threads.submit(job_run, parameters, wait_for, dependencies)
@@ -162,13 +173,8 @@ class _RunnerOfOneFlow:
         """Jobs first, then workers, then what the server knows."""
         leave_executor(self._entered)
         self.threads.end_early(cancel_running=interrupted)
-        try:
-            self.threads.join()
-        finally:
-            if self._executor is not None:
-                self._executor.shutdown(cancel_futures=True, timeout=0 if interrupted else None)
-        if interrupted:
-            flush_events()
-            return
-        for flow_run_id, submitted in self._submitted.items():
-            wait_until_recorded(flow_run_id, timeout=RECORDING_SECONDS + submitted * RECORDING_SECONDS_A_TASK)
+        self.threads.join(hurry=interrupted, meanwhile=functools.partial(self._end_workers, interrupted))
+
+    def _end_workers(self, at_once: bool) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(cancel_futures=True, timeout=0 if at_once else None)

@@ -17,6 +17,7 @@ from uuid import UUID
 import httpx
 import prefect.context
 import pytest
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
 from executor_adapter import JobExecutor
 
@@ -48,6 +49,13 @@ def _collect_prefects_leaks() -> Iterator[None]:
     """Let them go here, not in whichever test comes later."""
     yield
     gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def _no_heartbeats() -> Iterator[None]:
+    """A flow that ends waits up to a second for its thread of heartbeats; flows in processes of their own do."""
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield
 
 
 def _free_port() -> int:
@@ -147,6 +155,11 @@ class Api:
         body = {"logs": {"task_run_id": {"any_": [str(task_run_id)]}}, "sort": "TIMESTAMP_ASC", "offset": offset}
         return [log["message"] for log in self._post("/logs/filter", body)]
 
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The events of that name, the newest 50."""
+        found: list[dict[str, Any]] = self._post("/events/filter", {"filter": {"event": {"name": [name]}}})["events"]
+        return found
+
     def _post(self, path: str, body: dict[str, Any]) -> Any:
         answer = self._client.post(path, json=body)
         answer.raise_for_status()
@@ -163,11 +176,25 @@ def api(prefect_api: str) -> Iterator[Api]:
     client.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def executor() -> Iterator[JobExecutor]:
-    """An executor of two workers around the test: job tasks use it."""
+    """An executor of two workers around a module's tests: job tasks use it. Its processes import Prefect once."""
     with JobExecutor(max_workers=2) as executor:
         yield executor
+
+
+def own_id() -> UUID:
+    """The id of the flow run around the caller."""
+    context = prefect.context.FlowRunContext.get()
+    assert context is not None
+    assert context.flow_run is not None
+    return context.flow_run.id
+
+
+def cancel(url: str, flow_run_id: UUID, state: str = "CANCELLING") -> None:
+    """As the UI does."""
+    body = {"state": {"type": state}, "force": True}
+    httpx.post(f"{url}/flow_runs/{flow_run_id}/set_state", json=body, timeout=30).raise_for_status()
 
 
 Wait = Callable[..., Any]

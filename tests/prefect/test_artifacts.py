@@ -19,7 +19,7 @@ from tests.prefect.conftest import Api, Wait
 
 def work(number: int) -> int:
     if number % 5 == 4:
-        raise ValueError(f"number {number} | is bad")
+        raise ValueError(f"number {number} | is <bad>")
     return number
 
 
@@ -68,7 +68,7 @@ def test_a_run_of_jobs_leaves_progress_table_and_report(prefect_api: str, run: A
     report = found["a-collection-report"]
     assert "10 of 10 jobs are over: 8 Completed, 2 Failed." in report
     assert "Completed: 80.0%. Retries: 0." in report
-    assert report.count("number 4 \\| is bad") == 1
+    assert report.count("number 4 \\| is &lt;bad&gt; |") == 1
 
 
 def test_progress_moves_while_jobs_run(prefect_api: str, wait_for: Wait) -> None:

@@ -22,7 +22,11 @@ from prefect.runtime import flow_run, task_run
 from executor_adapter import Job, JobExecutor, JobResult, JobStatus, RetryPolicy, current_job
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.prefect import PrefectMirror, arun_jobs, bulk, run_jobs
+from executor_adapter.prefect.server_api import server_name
+from executor_adapter.prefect.spool import Spool
+from tests.prefect.cloud import at_cloud
 from tests.prefect.conftest import Api, Wait
+from tests.prefect.recorder import Recorder
 
 pytestmark = pytest.mark.usefixtures("prefect_api", "executor")
 
@@ -213,6 +217,13 @@ def test_an_id_that_is_there_twice_is_refused_before_anything_starts(scratch: Pa
     run()
 
 
+@pytest.mark.parametrize("many", [Job(function=dict), [dict], 5])
+def test_what_are_no_jobs_is_refused_before_anything_starts(executor: JobExecutor, many: Any) -> None:
+    with pytest.raises(InvalidJobError, match=r"give a list|make one, Job\(function=dict"):
+        in_flow(many)
+    assert executor.jobs() == []
+
+
 def test_an_id_that_comes_twice_from_an_iterator_ends_the_run(executor: JobExecutor) -> None:
     def jobs() -> Iterator[Job]:
         yield Job(function=time.sleep, args=(60,), pool="process", job_id="one")
@@ -325,6 +336,36 @@ def test_cancelling_the_await_ends_the_jobs(api: Api, executor: JobExecutor) -> 
     asyncio.run(run())  # type: ignore[arg-type]
     assert executor.jobs() == []
     assert by_key(api, seen[0])["one"]["state_name"] == "Cancelled"
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("own", [False, True])
+def test_cancelling_the_await_ends_it_while_the_server_is_told(monkeypatch: pytest.MonkeyPatch, own: bool) -> None:
+    """All jobs are over then. The server gets what it gets at a cancel, and the disk the rest."""
+
+    class Deaf(Recorder):
+        def record(self, most: int | None = None) -> None: ...
+
+    monkeypatch.setattr("executor_adapter.prefect.mirror.HURRY_SECONDS", 0.5)
+    monkeypatch.setattr("executor_adapter.prefect.mirror.LEAST_HURRY_SECONDS", 0.5)
+
+    @flow
+    async def run() -> None:
+        with at_cloud(Deaf()) as cloud:
+            mirror = PrefectMirror() if own else None
+            running = asyncio.create_task(arun_jobs([Job(function=dict, pool="thread")], mirror=mirror))
+            while not any(told["event"].endswith("Completed") for told in cloud.recorder.queue):
+                await asyncio.sleep(0.01)
+            began = time.monotonic()
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+            assert time.monotonic() - began < 5
+            if mirror is not None:
+                mirror.close(0.0)
+            assert not Spool(server_name()).is_empty
+
+    asyncio.run(run())  # type: ignore[arg-type]
 
 
 def test_outside_a_flow_it_is_refused(executor: JobExecutor) -> None:

@@ -13,14 +13,20 @@ import httpx
 import pytest
 from prefect import flow
 from prefect.client.schemas.objects import State
-from prefect.context import FlowRunContext
 from prefect.exceptions import CancelledRun
 
 from executor_adapter import JobExecutor
 from executor_adapter.exceptions import JobCancelledError
-from executor_adapter.prefect import JobTaskRunner, cancellation, flow_end, job_task, wait_until_recorded
+from executor_adapter.prefect import (
+    JobTaskRunner,
+    cancellation,
+    flow_end,
+    job_task,
+    submission,
+    wait_until_recorded,
+)
 from executor_adapter.prefect.cancellation import watch_flow_run
-from tests.prefect.conftest import Api, Wait
+from tests.prefect.conftest import Api, Wait, cancel, own_id
 
 
 @pytest.fixture(autouse=True)
@@ -31,21 +37,9 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flow_end, "QUIET_SECONDS", 1.0)
 
 
-def own_id() -> UUID:
-    context = FlowRunContext.get()
-    assert context is not None
-    assert context.flow_run is not None
-    return context.flow_run.id
-
-
 def cancel_soon(url: str, flow_run_id: UUID, state: str = "CANCELLING") -> None:
-    """As the UI does, in a moment, by another thread."""
-
-    def cancel() -> None:
-        body = {"state": {"type": state}, "force": True}
-        httpx.post(f"{url}/flow_runs/{flow_run_id}/set_state", json=body, timeout=30).raise_for_status()
-
-    threading.Timer(0.5, cancel).start()
+    """In a moment, by another thread."""
+    threading.Timer(0.5, cancel, (url, flow_run_id, state)).start()
 
 
 def flow_run_state(url: str, flow_run_id: UUID) -> str:
@@ -146,6 +140,45 @@ def test_nothing_begins_after_the_cancel(prefect_api: str, ended: Callable[[UUID
     ended(ids[0])
 
 
+@pytest.mark.parametrize("runner", [None, JobTaskRunner(2)], ids=["Prefect's runner", "JobTaskRunner"])
+def test_a_task_that_is_being_submitted_is_cancelled_too(prefect_api: str, api: Api, mocker: Any, runner: Any) -> None:
+    """The cancel comes once its task run is made, and before anybody knows of its job."""
+    begun: list[int] = []
+    futures: list[Any] = []
+    made: list[Any] = []
+    real = submission.create_task_run
+
+    def make(*args: Any) -> Any:
+        made.append(real(*args))
+        if len(made) == 2:
+            httpx.post(
+                f"{prefect_api}/flow_runs/{own_id()}/set_state",
+                json={"state": {"type": "CANCELLING"}, "force": True},
+                timeout=30,
+            ).raise_for_status()
+            futures[0].wait()
+        return made[-1]
+
+    mocker.patch.object(submission, "create_task_run", side_effect=make)
+
+    @job_task(pool="thread", retry_attempts=0)
+    def work(x: int) -> None:
+        begun.append(x)
+        slow.fn()
+
+    @flow(task_runner=runner)
+    def run() -> None:
+        futures.append(work.submit(0))
+        futures.append(work.submit(1))
+        futures[1].wait()
+
+    with JobExecutor(2):
+        run()
+    assert begun in ([], [0])
+    assert [future.state.name for future in futures] == ["Cancelled", "Cancelled"]
+    assert api.state_names(futures[1].task_run_id) == ["Pending", "Cancelled"]
+
+
 def test_an_async_flow_is_cancelled(prefect_api: str, ended: Callable[[UUID], None]) -> None:
     ids: list[UUID] = []
 
@@ -181,6 +214,37 @@ def test_a_subflow_run_ends_with_the_flow_run_that_is_cancelled(
         above()
     ended(ids[1])
     wait_for(lambda: flow_run_state(prefect_api, ids[0]) == "Cancelled", 20)
+
+
+def test_a_subflow_run_that_fails_before_it_is_known_to_be_cancelling_is_cancelled(
+    prefect_api: str, mocker: Any, ended: Callable[[UUID], None]
+) -> None:
+    """The server is told that it is Cancelling only once it has taken its failure."""
+    ids: list[UUID] = []
+    failed = threading.Event()
+    real = flow_end.Cancelling
+
+    def late(**fields: Any) -> State[Any]:
+        assert failed.wait(20)
+        return real(**fields)
+
+    mocker.patch.object(flow_end, "Cancelling", side_effect=late)
+
+    @flow
+    def below() -> None:
+        slow()
+
+    @flow
+    def above() -> None:
+        cancel_soon(prefect_api, own_id())
+        state = below(return_state=True)
+        assert state.is_failed()
+        ids.append(state.state_details.flow_run_id)
+        failed.set()
+
+    with JobExecutor(2):
+        above(return_state=True)
+    ended(ids[0])
 
 
 def test_a_server_that_is_away_is_asked_again(prefect_api: str, mocker: Any, wait_for: Wait) -> None:

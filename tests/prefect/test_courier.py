@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
 from uuid import uuid4
 
+import httpx
+import pytest
 from prefect.client.schemas.objects import StateType
 
 from executor_adapter.prefect.courier import Courier
+from executor_adapter.prefect.feed import MOST_UNLISTED, STEP
 from executor_adapter.prefect.pacing import (
+    AT_THE_END,
+    BATCH,
     FIRST_WINDOW,
     LARGEST_WINDOW,
     LEAST_OFTEN,
@@ -17,8 +25,8 @@ from executor_adapter.prefect.pacing import (
     SMALLEST_WINDOW,
     Pace,
 )
-from executor_adapter.prefect.server_api import Recorded
-from executor_adapter.prefect.state_events import Change, FlowRunFacts, StateEvent, TaskRunFacts, state_event
+from executor_adapter.prefect.server_api import FaultError, Recorded
+from executor_adapter.prefect.state_events import Change, FlowRunFacts, StateEvent, quoted, state_event
 from executor_adapter.prefect.states import StateKind
 from executor_adapter.testing import FakeClock
 from tests.prefect.recorder import Recorder
@@ -27,9 +35,32 @@ PENDING, COMPLETED = StateKind(StateType.PENDING, "Pending"), StateKind(StateTyp
 FAILED = StateKind(StateType.FAILED, "Failed")
 
 
+class Facts(NamedTuple):
+    """Of a task run; all but the id as JSON."""
+
+    id: str
+    name: str = '"name"'
+    task_key: str = '"key"'
+    dynamic_key: str = '"job"'
+    policy: str = "{}"
+
+
 def event(kind: StateKind, at: float = 1_000_000.0, task_run_id: str | None = None) -> StateEvent:
-    facts = TaskRunFacts(task_run_id or str(uuid4()), '"name"', '"key"', '"job"', "{}")
-    return state_event(facts, Change(kind, at), FlowRunFacts())
+    return state_event(Facts(task_run_id or str(uuid4())), Change(kind, at), FlowRunFacts())
+
+
+class File:
+    """Takes the part of a file of the spool."""
+
+    def __init__(self) -> None:
+        self.known = 0
+
+    def recorded(self) -> None:
+        self.known += 1
+
+
+def spooled(kind: StateKind, at: float = 1_000_000.0) -> StateEvent:
+    return StateEvent.parse(event(kind, at).body, origin=File())
 
 
 class Road:
@@ -48,7 +79,7 @@ class Road:
     def go(self, seconds: float, *, a_second: int | None = None, step: float = 0.5) -> None:
         """Let time pass; the server records so many events a second, None: none."""
         for _ in range(int(seconds / step)):
-            with self.lock:
+            with self.lock, contextlib.suppress(httpx.HTTPError):
                 self.courier.turn(self.server)  # type: ignore[arg-type]
             if a_second:
                 self.server.record(int(a_second * step))
@@ -80,6 +111,19 @@ def test_a_fast_server_gets_more_but_not_all() -> None:
     assert road.courier.recorded == 20_000
 
 
+@pytest.mark.parametrize("lists", [200, 0])
+def test_a_list_of_events_that_is_slower_than_the_recorder_is_not_overrun(lists: int) -> None:
+    """It takes the same events from a queue of its own. One that lists none at all is waited for, but not for ever."""
+    road = Road([event(COMPLETED) for _ in range(20_000)])
+    road.server.unlisted = deque()
+    for _ in range(300):
+        road.go(0.5, a_second=6_000)
+        road.server.list_some(lists)
+    assert road.courier.recorded == 20_000
+    if lists:
+        assert MOST_UNLISTED - STEP < road.server.most_unlisted <= MOST_UNLISTED + BATCH
+
+
 def test_in_a_hurry_all_is_sent_at_once() -> None:
     """However slow the server has shown itself to be; but never more than its queues hold."""
     road = Road([event(COMPLETED) for _ in range(1_000)])
@@ -98,7 +142,29 @@ def test_what_is_on_its_way_outlasts_the_time_between_two_looks() -> None:
     pace = Pace()
     for seconds in (0.0, 0.5, 1.0, 2.0, 3.0, 10.0):
         pace.confirmed(1_000.0, 1_000.0 + seconds, was_full=False)
-        assert pace.look_seconds == min(LEAST_OFTEN, max(MOST_OFTEN, seconds / 4))
+        assert pace.look_seconds(1_000.0 + seconds) == min(LEAST_OFTEN, max(MOST_OFTEN, seconds / 4))
+
+
+def test_the_fewer_are_left_the_more_often_they_are_looked_at() -> None:
+    """Somebody waits for the last. A server that then stalls is not asked ten times a second for ever."""
+    pace = Pace()
+    pace.confirmed(1_000.0, 1_003.0, was_full=False)
+    pace.arrived(1_500, 1_000.0, 1_003.0)
+    looks = [pace.look_seconds(1_003.0, last=last) for last in (2_000, 500, 100, 1)]
+    assert looks == [0.75, 0.5, AT_THE_END, AT_THE_END]
+    assert pace.look_seconds(1_005.0, last=1) == 0.25
+    assert pace.look_seconds(1_030.0, last=1) == 0.75
+
+
+def test_a_server_that_writes_many_at_once_need_not_show_that_it_is_quick() -> None:
+    """It says so. What it then shows counts more."""
+    quick, slow, shown = Pace(), Pace(), Pace()
+    quick.expect(500)
+    slow.expect(1)
+    shown.confirmed(1_000.0, 1_010.0, was_full=True)
+    shown.expect(500)
+    assert (quick.window, slow.window) == (1_500, FIRST_WINDOW)
+    assert shown.window < FIRST_WINDOW
 
 
 def test_what_a_killed_server_lost_is_told_again() -> None:
@@ -123,12 +189,140 @@ def test_another_opinion_of_the_server_is_corrected_with_a_newer_time() -> None:
     assert road.courier.recorded == 1
 
 
+@pytest.mark.parametrize(
+    "newer",
+    [
+        Recorded("Completed", 1_500_000.0),
+        Recorded("Running", 1_500_000.0),
+        Recorded("Cancelled", 1_500_000.0, "CANCELLED: by its user"),
+    ],
+)
+def test_what_comes_from_the_spool_undoes_nothing_newer(newer: Recorded) -> None:
+    """The job was run again since, under the same id: what its task run is in by now is true."""
+    old = spooled(FAILED)
+    road = Road([])
+    road.courier.left_behind.append(old)
+    road.server.known[old.task_run_id] = newer
+    road.go(30, a_second=100)
+    assert road.server.known[old.task_run_id] == newer
+    assert (road.courier.is_idle, road.courier.told_again, old.origin.known) == (True, 0, 1)
+
+
+def test_what_comes_from_the_spool_is_told_after_a_clean_up() -> None:
+    old = spooled(FAILED)
+    road = Road([])
+    road.courier.left_behind.append(old)
+    road.server.known[old.task_run_id] = Recorded("Cancelled", 1_500_000.0, "The parent flow run was cancelled.")
+    road.go(30, a_second=100)
+    assert road.server.known[old.task_run_id] == Recorded("Failed", 2_000_000.0)
+    assert old.origin.known == 1
+
+
+def test_nothing_waits_for_the_spool() -> None:
+    """What happens meanwhile is recorded behind one request at most, however much the spool holds. What the server had
+    got of that is not sent: it would be worked through once more, and make the server seem quick."""
+    road = Road([])
+    left_behind = [spooled(COMPLETED) for _ in range(2_000)]
+    for had in left_behind[:1_000]:
+        road.server.known[had.task_run_id] = Recorded("Completed", had.at)
+    with road.lock:
+        road.courier.send_also(road.server, left_behind)  # type: ignore[arg-type]
+    assert sum(told.origin.known for told in left_behind) == 1_000
+    road.go(10, a_second=60)
+    road.events.append(event(COMPLETED))
+    road.go(4, a_second=60)
+    assert road.courier.recorded == 1
+    assert road.server.most_queued <= FIRST_WINDOW // 3 + 1
+    assert not road.courier.has_own
+    assert not road.courier.is_idle
+    road.go(60, a_second=60)
+    assert road.courier.is_idle
+
+
+def test_in_a_hurry_nothing_of_the_spool_is_sent() -> None:
+    road = Road([])
+    road.courier.left_behind.extend(spooled(COMPLETED) for _ in range(10))
+    road.courier.hurry()
+    road.go(5, a_second=60)
+    assert (road.server.known, len(road.courier.unrecorded())) == ({}, 10)
+
+
+def test_trying_to_reach_a_server_that_is_away_is_no_progress_of_it() -> None:
+    road = Road([event(COMPLETED)])
+    began = road.courier.progress_at
+    road.server.is_away = True
+    road.go(60, a_second=100)
+    assert road.courier.progress_at == began
+    road.server.is_away = False
+    road.go(5, a_second=100)
+    assert (road.courier.recorded, road.courier.progress_at > began) == (1, True)
+
+
 def test_one_event_that_the_server_refuses_keeps_none_from_it() -> None:
     bad = event(FAILED)
     road = Road([*(event(COMPLETED) for _ in range(50)), bad, *(event(COMPLETED) for _ in range(50))])
     road.server.refuses = "Failed"
     road.go(20, a_second=500)
     assert (road.courier.recorded, road.courier.given_up) == (100, [bad])
+
+
+@pytest.mark.parametrize("before", [0, 50, 99])
+def test_one_event_over_which_the_server_breaks_down_keeps_none_from_it(before: int) -> None:
+    bad = event(FAILED)
+    road = Road([*(event(COMPLETED) for _ in range(before)), bad, *(event(COMPLETED) for _ in range(99 - before))])
+    road.server.breaks_over = "Failed"
+    road.go(20, a_second=500)
+    assert (road.courier.recorded, road.courier.given_up) == (99, [bad])
+    assert road.courier.is_idle
+
+
+def test_a_server_that_breaks_down_over_everything_is_in_trouble_itself() -> None:
+    """Nothing is given up for that, however long it takes."""
+    road = Road([event(COMPLETED) for _ in range(100)])
+    road.go(2, a_second=500)
+    road.events.extend(event(FAILED) for _ in range(100))
+    road.server.breaks_over = ""
+    road.go(60, a_second=500)
+    assert (road.courier.recorded, road.courier.given_up) == (100, [])
+    road.server.breaks_over = None
+    road.go(20, a_second=500)
+    assert (road.courier.recorded, road.courier.given_up) == (200, [])
+
+
+def test_a_server_that_breaks_down_and_then_is_away_loses_nothing() -> None:
+    """Even while it is asked whether it is the event's fault."""
+
+    class Dying(Recorder):
+        def send(self, bodies: Sequence[bytes]) -> None:
+            try:
+                super().send(bodies)
+            except FaultError:
+                self.is_away = True
+                raise
+
+    road = Road([event(COMPLETED)])
+    road.server = Dying()
+    road.go(5, a_second=100)
+    road.events.append(event(FAILED))
+    road.server.breaks_over = "Failed"
+    road.go(5, a_second=100)
+    assert [lost.name for lost in road.courier.unrecorded()] == ["Failed"]
+    road.server.is_away, road.server.breaks_over = False, None
+    road.go(5, a_second=100)
+    assert road.courier.recorded == 2
+
+
+def test_text_that_no_server_can_hold_is_replaced() -> None:
+    """Half a surrogate pair, as in the name of a file that is not encoded in UTF-8, and the character 0."""
+    told = state_event(
+        Facts(str(uuid4()), quoted("caf\udce9"), dynamic_key=quoted("a\0b")),
+        Change(FAILED, 1_000_000.0, message="no such file: caf\udce9.csv"),
+        FlowRunFacts(),
+    )
+    text = told.body.decode()
+    assert '"no such file: caf?.csv"' in text
+    assert "\\udce9" not in text
+    assert "\\u0000" not in text
 
 
 def test_a_state_that_is_lost_each_time_is_given_up_in_the_end() -> None:

@@ -113,3 +113,32 @@ def test_the_last_lines_before_a_crash_are_there(api: Api, wait_for: Wait, execu
     lines = said(api, task_run_id)
     assert [line for line in lines if line.startswith("line")] == [f"line {number}" for number in range(100)]
     assert any(line.startswith("the last words") for line in lines)
+
+
+def test_what_no_server_can_hold_is_replaced_and_harms_no_other_line(
+    api: Api, wait_for: Wait, executor: JobExecutor
+) -> None:
+    """Half a surrogate pair, as in a file's name that is not encoded in UTF-8: said, and in an error."""
+
+    @job_task(pool="process", retry_attempts=0, log_prints=True)
+    def reads(name: str) -> None:
+        print("before")
+        print(f"reading {name}")
+        print("after")
+        raise FileNotFoundError(name)
+
+    @flow
+    def run() -> UUID:
+        future = reads.submit("caf\udce9.csv")
+        future.wait()
+        return future.task_run_id
+
+    task_run_id = run()
+    wait_for(lambda: any("FileNotFoundError: caf?.csv" in line for line in said(api, task_run_id)))
+    lines = said(api, task_run_id)
+    assert [line for line in lines if line in ("before", "reading caf?.csv", "after")] == [
+        "before",
+        "reading caf?.csv",
+        "after",
+    ]
+    assert any("EXECUTION_ERROR: caf" in line for line in lines)

@@ -2,41 +2,43 @@
 
 from __future__ import annotations
 
-import json
+import _thread
 import os
 import socket
 import stat
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+import httpx
 import pytest
 from prefect import flow
+from prefect.context import FlowRunContext
 from prefect.settings import (
-    PREFECT_API_AUTH_STRING,
-    PREFECT_API_KEY,
     PREFECT_API_URL,
-    PREFECT_CLIENT_CUSTOM_HEADERS,
-    PREFECT_CLOUD_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
     temporary_settings,
 )
 
 from executor_adapter import Job, JobExecutor, RetryPolicy
 from executor_adapter.prefect import MirrorReport, PrefectMirror, job_task, run_jobs
+from executor_adapter.prefect.flow_run_facts import flow_run_facts, read_flow_run_facts
+from executor_adapter.prefect.job_history import uuid5_text
 from executor_adapter.prefect.spool import Spool
-from executor_adapter.prefect.state_events import iso
 from tests.benchmarks.apart import apart
 from tests.benchmarks.prefect_server import MeasuredServer, prefect_server
+from tests.prefect.cloud import at_cloud
 from tests.prefect.conftest import Api
 from tests.prefect.gate import Gate
 from tests.prefect.many import run_many, work
 from tests.prefect.recorder import Recorder
 from tests.prefect.test_accounted import check
-from tests.prefect.test_courier import COMPLETED, event
+from tests.prefect.test_courier import COMPLETED, FAILED, event
 from tests.servers import free_port
 
 ONCE = RetryPolicy(retry_attempts=1, retry_delay=0.1)
@@ -61,6 +63,20 @@ def test_the_jobs_of_any_executor_are_task_runs(api: Api) -> None:
     (run,) = api.named("work-of-no-flow")
     assert (run["flow_run_id"], run["state_name"], run["run_count"]) == (None, "Completed", 2)
     assert api.state_names(run["id"]) == ["Pending", "Running", "AwaitingRetry", "Retrying", "Completed"]
+
+
+def refuse(path: str) -> None:
+    raise FileNotFoundError(f"no {path}")
+
+
+def test_what_no_server_can_hold_keeps_nothing_from_it(api: Api) -> None:
+    """Half a surrogate pair in an error's message: the server would answer the whole request with an error."""
+    broken = Job(function=refuse, args=("caf\udce9",), pool="thread", retry_attempts=0, job_id="broken")
+    with PrefectMirror(patience=5.0) as mirror:
+        run_mirrored(mirror, [broken, *jobs(3, "beside")])
+    assert mirror.report() == MirrorReport(jobs=4, recorded=4)
+    (run,) = api.named("refuse-broken")
+    assert run["state"]["message"] == "EXECUTION_ERROR: no caf?"
 
 
 def test_what_prefects_engine_tells_of_is_left_to_it(api: Api) -> None:
@@ -113,11 +129,69 @@ def test_a_server_that_is_away_for_a_while_gets_all(api: Api) -> None:
     assert {api.named(f"dict-late-{number}")[0]["state_name"] for number in range(20)} == {"Completed"}
 
 
-def test_a_server_that_stays_away_is_given_up_in_time(tmp_path: Path, prefect_api: str) -> None:
-    with _away() as (_, url), temporary_settings({PREFECT_API_URL: url}):
-        mirror = PrefectMirror(patience=1.0, spool=Spool(url, tmp_path))
+@pytest.mark.timeout(40)
+@pytest.mark.parametrize("went", [False, True])
+def test_a_server_that_stays_away_is_given_up_in_time(
+    tmp_path: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch, went: bool
+) -> None:
+    """However often it is tried meanwhile; also one that went when it had all there was."""
+    monkeypatch.setattr("executor_adapter.prefect.mirror.AWAY_SECONDS", 0.1)
+    with _away() as (gate, url), temporary_settings({PREFECT_API_URL: url}):
+        mirror = PrefectMirror(patience=3.0, spool=Spool(url, tmp_path))  # of which each try takes half
+        if went:
+            gate.open()
+            run_mirrored(mirror, jobs(1, "told"))
+            assert mirror.drain(30.0).complete
+            gate.close()
         run_mirrored(mirror, jobs(3, "given-up"))
         assert len(mirror.close().spooled) == 3
+
+
+def test_an_interrupted_end_leaves_the_rest_to_the_disk(tmp_path: Path, prefect_api: str) -> None:
+    with _away() as (_, url), temporary_settings({PREFECT_API_URL: url}):
+        mirror = PrefectMirror(spool=Spool(url, tmp_path))
+        run_mirrored(mirror, jobs(3, "interrupted"))
+        threading.Timer(0.3, _thread.interrupt_main).start()
+        with pytest.raises(KeyboardInterrupt):
+            mirror.close()
+    assert len(mirror.report().spooled) == 3
+
+
+def test_what_an_earlier_run_left_on_disk_does_not_undo_what_a_later_one_told(api: Api, tmp_path: Path) -> None:
+    """A flow run that is retried has the same task runs, where its jobs have ids of their own."""
+    job = {"args": (1,), "pool": "thread", "retry_attempts": 0, "job_id": "again"}
+    task_runs: list[str] = []
+
+    @flow(retries=1)
+    def twice() -> None:
+        task_runs.append(uuid5_text(FlowRunContext.get().flow_run.id, "again"))  # type: ignore[union-attr]
+        mirror = PrefectMirror(spool=Spool("server", tmp_path), patience=0.5)
+        if len(task_runs) == 1:
+            with _away() as (_, url), temporary_settings({PREFECT_API_URL: url}):
+                run_jobs([Job(function=work, **job)], mirror=mirror)
+            assert mirror.close(0.0).spooled == ("again",)
+            raise ConnectionError("down")
+        mirror = PrefectMirror(spool=Spool("server", tmp_path))
+        run_jobs([Job(function=str, **job)], mirror=mirror)
+        assert mirror.close().complete
+
+    twice()
+    assert list(tmp_path.iterdir()) == []
+    assert api.task_run(task_runs[1])["state_name"] == "Completed"
+
+
+def test_a_flow_run_whose_deployment_is_gone_is_told_of(api: Api, caplog: pytest.LogCaptureFixture) -> None:
+    """What it belonged to is not known any more, and its task runs are of the flow run alone."""
+
+    @flow
+    def undeployed() -> MirrorReport:
+        FlowRunContext.get().flow_run.deployment_id = uuid4()  # type: ignore[union-attr]
+        mirror = PrefectMirror(patience=10.0)
+        run_jobs(jobs(3, "undeployed"), mirror=mirror)
+        return mirror.close()
+
+    assert undeployed().complete
+    assert not [record for record in caplog.records if record.name == "executor_adapter.prefect" and record.exc_info]
 
 
 def test_a_server_that_does_not_answer_holds_up_no_end(tmp_path: Path, prefect_api: str) -> None:
@@ -142,6 +216,36 @@ def test_what_there_is_no_room_for_is_named(tmp_path: Path, prefect_api: str, ca
     assert len(report.spooled) + len(report.missing) == 10
     assert "missing: too-many-" in str(report)
     assert "not all jobs are recorded" in caplog.text
+
+
+def test_the_spool_of_others_keeps_no_small_flow_waiting(
+    tmp_path: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is sent meanwhile, and a little longer; what the server has not recorded by then, others may send."""
+
+    class NeverFailed(Recorder):
+        def record(self, most: int | None = None) -> None:
+            self.queue.extend([told for told in _drawn(self.queue) if not told["event"].endswith("Failed")])
+            super().record(most)
+
+    monkeypatch.setattr("executor_adapter.prefect.mirror.SPOOL_SECONDS", 0.5)
+    spool = Spool("server", tmp_path)
+    spool.keep(event(FAILED) for _ in range(500))
+    before = set(tmp_path.iterdir())
+    with at_cloud(recorder=NeverFailed()), PrefectMirror(spool=spool) as mirror:
+        run_mirrored(mirror, jobs(1, "small"))
+        began = time.monotonic()
+        assert mirror.close() == MirrorReport(jobs=1, recorded=1)
+        assert time.monotonic() - began < 10
+    assert set(tmp_path.iterdir()) == before
+    for file in (left := list(spool.claim())):
+        file.release()
+    assert len(left) == len(before)
+
+
+def _drawn(queue: deque[Any]) -> Iterator[Any]:
+    for _ in range(len(queue)):
+        yield queue.popleft()
 
 
 def test_two_processes_do_not_send_the_same_file(tmp_path: Path) -> None:
@@ -197,61 +301,10 @@ def test_the_embedded_server(tmp_path: Path) -> None:
         server.kill()
 
 
-class _Cloud(ThreadingHTTPServer):
-    """Answers what a mirror asks, at the address of a workspace, and keeps the requests."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Answering)
-        self.recorder = Recorder()
-        self.requests: list[tuple[str, dict[str, str]]] = []
-
-
-class _Answering(BaseHTTPRequestHandler):
-    server: _Cloud
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self) -> None:
-        path = self.path.removeprefix("/api/accounts/mine/workspaces/here")
-        self.server.requests.append((path, {name.lower(): value for name, value in self.headers.items()}))
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        answer = json.dumps(self._answer(path, body)).encode()
-        self.send_response(204 if path == "/events" else 200)
-        if path != "/events":
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(answer)))
-        self.end_headers()
-        if path != "/events":
-            self.wfile.write(answer)
-
-    def _answer(self, path: str, body: Any) -> Any:
-        recorder = self.server.recorder
-        match path:
-            case "/events":
-                return recorder.send([json.dumps(event).encode() for event in body])
-            case "/task_runs/filter":
-                recorder.record()
-                known = recorder.recorded(body["task_runs"]["id"]["any_"])
-                return [{"id": run, "state": {"name": it.name, "timestamp": iso(it.at)}} for run, it in known.items()]
-            case _:
-                task_runs = body["task_runs"]
-                return recorder.count(task_runs["id"]["any_"], task_runs["state"]["name"]["any_"][0])
-
-    def log_message(self, *_: Any) -> None: ...
-
-
 def test_a_workspace_of_the_cloud(prefect_api: str) -> None:
     """Its own path, the key as bearer, and custom headers; a list of events in one request."""
-    with _serving(_Cloud()) as cloud:
-        address = f"http://127.0.0.1:{cloud.server_address[1]}/api"
-        settings: dict[Any, Any] = {
-            PREFECT_CLOUD_API_URL: address,
-            PREFECT_API_URL: f"{address}/accounts/mine/workspaces/here",
-            PREFECT_API_KEY: "pnu_key",
-            PREFECT_API_AUTH_STRING: None,
-            PREFECT_CLIENT_CUSTOM_HEADERS: {"X-Proxy": "open"},
-        }
-        with temporary_settings(settings), PrefectMirror() as mirror:
-            run_mirrored(mirror, jobs(50, "cloud"))
+    with at_cloud() as cloud, PrefectMirror() as mirror:
+        run_mirrored(mirror, jobs(50, "cloud"))
     assert mirror.report().recorded == 50
     assert {path for path, _ in cloud.requests} == {"/events", "/task_runs/filter", "/task_runs/count"}
     for _, headers in cloud.requests:
@@ -259,16 +312,28 @@ def test_a_workspace_of_the_cloud(prefect_api: str) -> None:
     assert sum(path == "/events" for path, _ in cloud.requests) <= 5
 
 
-@contextmanager
-def _serving(server: _Cloud) -> Iterator[_Cloud]:
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_role_that_may_not_read_all_that_a_flow_run_belongs_to(prefect_api: str, status: int) -> None:
+    @flow
+    def restricted() -> MirrorReport:
+        with at_cloud() as cloud, PrefectMirror() as mirror:
+            cloud.status = status
+            run_mirrored(mirror, jobs(3, "restricted"))
+            return mirror.close(5.0)
+
+    assert restricted() == MirrorReport(jobs=3, recorded=3)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_that_may_answer_another_time_is_asked_again(prefect_api: str, status: int) -> None:
+    @flow
+    def early() -> None:
+        with at_cloud() as cloud, temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+            cloud.status = status
+            with pytest.raises(httpx.HTTPStatusError):
+                read_flow_run_facts(flow_run_facts())
+
+    early()
 
 
 @contextmanager

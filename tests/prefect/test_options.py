@@ -8,6 +8,11 @@ from typing import Any
 import pytest
 from prefect import Task
 from prefect import task as plain_task
+from prefect.settings import (
+    PREFECT_TASK_DEFAULT_RETRIES,
+    PREFECT_TASK_DEFAULT_RETRY_DELAY_SECONDS,
+    temporary_settings,
+)
 from prefect.tasks import exponential_backoff
 
 from executor_adapter import RetryPolicy
@@ -99,9 +104,29 @@ def test_delays_that_are_none_are_refused(delays: Any) -> None:
         job_task(retries=2, retry_delay_seconds=delays)(double)
 
 
-def test_prefect_is_shown_the_retries_but_not_left_to_time_out() -> None:
+def test_a_jitter_that_is_none_is_refused() -> None:
+    with pytest.raises(InvalidJobError, match="retry_jitter_factor"):
+        job_task(retries=2, retry_delay_seconds=1, retry_jitter_factor=-0.5)(double)
+
+
+def test_delays_that_are_all_alike_are_shown_as_one() -> None:
+    assert job_task(retries=3, retry_delay_seconds=5)(double).retry_delay_seconds == 5
+
+
+def test_a_class_method_is_checked_as_the_function_it_is() -> None:
+    class Held:
+        @job_task(pool="thread", max_runtime=5)
+        @classmethod
+        def method(cls) -> str:
+            return cls.__name__
+
+    assert Held.method.job_options == {"pool": "thread", "max_runtime": 5}
+
+
+def test_prefect_is_shown_the_retries_and_the_limit() -> None:
     task = job_task(retry_attempts=3, retry_delay=60, max_runtime=5)(double)
-    assert (task.retries, task.retry_delay_seconds, task.timeout_seconds) == (3, [60, 120, 240], None)
+    assert (task.retries, task.retry_delay_seconds, task.timeout_seconds) == (3, [60, 120, 240], 5)
+    assert task.with_options(max_runtime=None).timeout_seconds is None
     assert job_task(retry_attempts=0)(double).retries == 0
 
 
@@ -134,14 +159,24 @@ def test_tool_name_and_dedupe_key_take_arguments_of_the_call() -> None:
     assert (job.tool_name, job.dedupe_key) == ("tool 3", "double-3")
 
 
-def test_generators_and_task_workers_are_refused() -> None:
+def test_prefects_settings_say_the_retries_that_a_task_leaves_open() -> None:
+    with temporary_settings({PREFECT_TASK_DEFAULT_RETRIES: 2, PREFECT_TASK_DEFAULT_RETRY_DELAY_SECONDS: [1, 5]}):
+        task = job_task(double)
+        assert (task.retries, task.make_job("id", {"x": 1}).policy.delays) == (2, (1.0, 5.0))
+        assert job_task(retries=1)(double).retry_delay_seconds == 1
+        assert job_task(retry_attempts=3, retry_delay=9)(double).retry_delay_seconds == [9, 18, 36]
+        assert job_task(retry=RetryPolicy(retry_attempts=4, retry_delay=0))(double).retries == 4
+    with temporary_settings({PREFECT_TASK_DEFAULT_RETRIES: 0}):
+        assert job_task(double).retries == 0
+    assert job_task(double).retries == 3
+
+
+def test_generators_are_refused() -> None:
     def numbers() -> Iterator[int]:
         yield 1
 
     with pytest.raises(InvalidJobError, match="return a list"):
         job_task(numbers)
-    with pytest.raises(TypeError, match="task worker"):
-        job_task(double).delay(1)
 
 
 def test_a_method_can_be_a_job_task() -> None:

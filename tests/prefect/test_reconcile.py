@@ -5,31 +5,30 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 from prefect import flow, task
-from prefect.client.schemas.objects import TaskRun
-from prefect.events.clients import NullEventsClient
-from prefect.events.worker import EventsWorker
-from prefect.states import Completed
 from prefect.transactions import transaction
+from pytest_mock import MockerFixture
 
-from executor_adapter.prefect import job_task, wait_until_recorded
-from executor_adapter.prefect.events import FinalStates
+from executor_adapter.prefect import courier, engine_mirrors, job_task, wait_until_recorded
+from executor_adapter.prefect.server_api import ServerApi
 from tests.prefect.conftest import Api
 
 pytestmark = pytest.mark.usefixtures("prefect_api", "executor")
 
 
 @contextlib.contextmanager
-def events_lost() -> Iterator[None]:
-    """Have every event of this process go nowhere, as those that a full server drops."""
-    EventsWorker.set_client_override(NullEventsClient)
+def events_lost(mocker: MockerFixture) -> Iterator[None]:
+    """Have every event go nowhere, as those that a full server drops: it said that it had taken them."""
+    mocker.patch.object(courier, "PATIENCE", 1.0)
+    mocker.patch.object(engine_mirrors, "PATIENCE", 0.5)
+    mocker.patch.object(ServerApi, "send")
     try:
         yield
     finally:
-        EventsWorker.set_client_override(None)
+        mocker.stopall()
 
 
 @job_task(retry_attempts=0)
@@ -52,14 +51,14 @@ def plain() -> int:
     return 1
 
 
-def test_lost_states_are_told_again_with_all_that_the_first_event_said(api: Api) -> None:
+def test_lost_states_are_told_again_with_all_that_the_first_event_said(api: Api, mocker: MockerFixture) -> None:
     @flow
     def run() -> Any:
-        with events_lost():
+        with events_lost(mocker):
             futures = [double.submit(1), persisted.submit(2), fail.submit()]
             for future in futures:
                 future.wait()
-        assert not wait_until_recorded(timeout=1).complete
+            assert not wait_until_recorded(timeout=0.5).complete
         report = wait_until_recorded()
         assert report.complete, str(report)
         return report, [future.task_run_id for future in futures]
@@ -91,20 +90,21 @@ def test_what_the_server_knows_is_not_told_again(api: Api) -> None:
     assert "every task run" in str(report)
 
 
-def test_it_gives_up_in_time_and_says_which(api: Api) -> None:
+def test_it_gives_up_in_time_and_says_which(api: Api, mocker: MockerFixture) -> None:
     @flow
     def run() -> Any:
-        with events_lost():
-            future = double.submit(1)
-            future.wait()
-            return wait_until_recorded(timeout=0.5), future.task_run_id
+        future = double.submit(1)
+        future.wait()
+        return wait_until_recorded(timeout=0.5), future.task_run_id
 
-    report, task_run_id = run()
+    with events_lost(mocker):
+        report, task_run_id = run()
     assert (report.complete, report.recorded, report.missing) == (False, 0, (task_run_id,))
     assert str(task_run_id) in str(report)
-    # From outside, and from a flow run that is not the one: it stays where it was.
-    assert flow(lambda: wait_until_recorded(report.flow_run_id), name="other")().complete
-    assert api.task_run(task_run_id)["flow_run_id"] == str(report.flow_run_id)
+    # It is kept on disk, and told by the next flow that has anything to tell.
+    flow(lambda: double.submit(2).result(), name="other")()
+    told = api.task_run(task_run_id)
+    assert (told["flow_run_id"], told["state_name"]) == (str(report.flow_run_id), "Completed")
 
 
 def test_a_task_run_that_was_rolled_back_is_recorded(api: Api) -> None:
@@ -125,18 +125,3 @@ def test_outside_a_flow_it_must_be_told_which(prefect_api: str) -> None:
     with pytest.raises(RuntimeError, match="give flow_run_id"):
         wait_until_recorded()
     assert wait_until_recorded(str(uuid4())).complete
-
-
-def test_only_so_many_flow_runs_are_remembered() -> None:
-    states = FinalStates(kept_flow_runs=2)
-    flow_runs = [uuid4() for _ in range(3)]
-    for flow_run_id in flow_runs:
-        states.note(double, _task_run(flow_run_id), Completed(), persist_result=False)
-    assert [len(states.of(flow_run_id)) for flow_run_id in flow_runs] == [0, 1, 1]
-    (remembered,) = states.of(flow_runs[2])
-    states.forget(flow_runs[2], {remembered})
-    assert states.of(flow_runs[2]) == {}
-
-
-def _task_run(flow_run_id: UUID) -> TaskRun:
-    return TaskRun(task_key="double", dynamic_key="1", flow_run_id=flow_run_id)

@@ -73,7 +73,7 @@ def test_a_signal_to_the_flows_process_cancels_all_jobs_within_seconds(
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     try:
-        pids = wait_for(_at_least(scratch, 2 if pool == "process" else 1))
+        pids = wait_for(_at_least(scratch, 2 if pool == "process" else 1), 60.0)
         flow_run_id = UUID((scratch / "flow-run").read_text())
         wait_for(lambda: _names(api, flow_run_id).count("Running") == 2 and len(_names(api, flow_run_id)) == jobs)
         process.send_signal(number)

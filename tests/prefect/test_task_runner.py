@@ -83,6 +83,57 @@ def test_a_duplicate_is_another_runner_with_the_same_options() -> None:
     assert runner.name == "job"
 
 
+class OfProcesses(JobTaskRunner):
+    """A runner with an `__init__` of its own."""
+
+    def __init__(self, max_workers: int | None = None, label: str = "") -> None:
+        super().__init__(max_workers, pool="process")
+        self.label = label
+
+
+def test_a_subclass_is_duplicated_and_copied_whatever_its_init_takes() -> None:
+    runner = OfProcesses(3, label="mine")
+    for other in (runner.duplicate(), pickle.loads(pickle.dumps(runner))):
+        assert isinstance(other, OfProcesses)
+        assert (other, other.label) == (runner, "mine")
+        with other:
+            assert other.submit(double, {"x": 1}).result() == 2
+
+
+def test_cancel_all_ends_what_runs_and_begins_nothing(wait_for: Wait, tmp_path: Path) -> None:
+    @task
+    def hang(number: int) -> None:
+        (tmp_path / str(number)).touch()
+        time.sleep(60)
+
+    with JobTaskRunner(1, pool="process") as runner:
+        futures = [runner.submit(hang, {"number": number}) for number in range(3)]
+        begun = wait_for(lambda: os.listdir(tmp_path))  # any of the three: their engines are threads
+        runner.cancel_all()
+        assert {future.state.name for future in futures if not future.wait(10)} == {"Cancelled"}
+    assert os.listdir(tmp_path) == begun
+
+
+def test_a_future_that_runs_is_an_input_and_no_parent(api: Api, wait_for: Wait, tmp_path: Path) -> None:
+    @task
+    def slow() -> int:
+        (tmp_path / "begun").touch()
+        while not (tmp_path / "end").exists():
+            time.sleep(0.01)
+        return 1
+
+    @flow(task_runner=JobTaskRunner(2, pool="thread"))
+    def run() -> UUID:
+        upstream = slow.submit()
+        wait_for((tmp_path / "begun").exists)
+        downstream = double.submit(upstream)  # type: ignore[arg-type]
+        (tmp_path / "end").touch()
+        assert downstream.result() == 2
+        return downstream.task_run_id
+
+    assert api.task_run(run())["task_inputs"].keys() == {"x"}
+
+
 def test_it_must_be_started_and_only_once() -> None:
     runner = JobTaskRunner()
     with pytest.raises(RuntimeError, match="Task runner is not started"):

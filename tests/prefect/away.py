@@ -1,0 +1,33 @@
+"""A flow whose server is away while its tasks run; for a process of its own, which Prefect's clients then belong to."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+from tests.prefect.gate import Gate
+
+TASKS = 20
+
+
+def run_while_away(server_port: int) -> list[str]:
+    """The ids of its task runs, all over."""
+    with Gate(server_port) as gate:
+        os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{gate.port}/api"
+        from prefect import flow, task
+
+        from executor_adapter.prefect import JobTaskRunner
+
+        @task
+        def plain(x: int) -> int:
+            return x + 1
+
+        @flow(task_runner=JobTaskRunner(2, pool="thread"))
+        def away() -> list[str]:
+            gate.close()
+            futures = [plain.submit(x) for x in range(TASKS)]
+            assert [future.result() for future in futures] == list(range(1, TASKS + 1))
+            threading.Timer(1.5, gate.open).start()
+            return [str(future.task_run_id) for future in futures]
+
+        return away()

@@ -1,0 +1,103 @@
+"""The events API of Prefect Cloud, as far as a mirror uses it: every answer is right, every request is kept."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_KEY,
+    PREFECT_API_URL,
+    PREFECT_CLIENT_CUSTOM_HEADERS,
+    PREFECT_CLOUD_API_URL,
+    temporary_settings,
+)
+
+from executor_adapter.prefect.state_events import iso
+from tests.prefect.recorder import Recorder
+
+
+class Cloud(ThreadingHTTPServer):
+    """Answers what a mirror asks, at the address of a workspace, and keeps the requests."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Answering)
+        self.recorder = Recorder()
+        self.status = 403
+        """Of its answer to whoever wants to read anything else."""
+        self.requests: list[tuple[str, dict[str, str]]] = []
+        self.address = f"http://127.0.0.1:{self.server_address[1]}/api"
+
+
+class _Answering(BaseHTTPRequestHandler):
+    server: Cloud
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        path = self.path.removeprefix("/api/accounts/mine/workspaces/here")
+        self.server.requests.append((path, {name.lower(): value for name, value in self.headers.items()}))
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        answer = json.dumps(self._answer(path, body)).encode()
+        self.send_response(204 if path == "/events" else 200)
+        if path != "/events":
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(answer)))
+        self.end_headers()
+        if path != "/events":
+            self.wfile.write(answer)
+
+    def do_GET(self) -> None:
+        self.send_response(self.server.status)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def _answer(self, path: str, body: Any) -> Any:
+        recorder = self.server.recorder
+        match path:
+            case "/events":
+                return recorder.send([json.dumps(event).encode() for event in body])
+            case "/task_runs/filter":
+                recorder.record()
+                known = recorder.recorded(body["task_runs"]["id"]["any_"])
+                return [{"id": run, "state": {"name": it.name, "timestamp": iso(it.at)}} for run, it in known.items()]
+            case "/flow_runs/filter":
+                return []
+            case _:
+                task_runs = body["task_runs"]
+                return recorder.count(task_runs["id"]["any_"], task_runs["state"]["name"]["any_"][0])
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+@contextmanager
+def cloud_serving() -> Iterator[Cloud]:
+    server = Cloud()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@contextmanager
+def at_cloud(recorder: Recorder | None = None) -> Iterator[Cloud]:
+    """A workspace there, to which Prefect's settings point."""
+    with cloud_serving() as cloud:
+        cloud.recorder = recorder or cloud.recorder
+        settings: dict[Any, Any] = {
+            PREFECT_CLOUD_API_URL: cloud.address,
+            PREFECT_API_URL: f"{cloud.address}/accounts/mine/workspaces/here",
+            PREFECT_API_KEY: "pnu_key",
+            PREFECT_API_AUTH_STRING: None,
+            PREFECT_CLIENT_CUSTOM_HEADERS: {"X-Proxy": "open"},
+        }
+        with temporary_settings(settings):
+            yield cloud

@@ -1,0 +1,51 @@
+"""An error that is awkward to look at ends its task run, and lets its flow end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from prefect import flow, task
+
+from executor_adapter import Job, JobExecutor
+from executor_adapter.prefect import JobTaskRunner, job_task, run_jobs
+from tests.contract.awkward import AWKWARD, NO_EXCEPTIONS, raise_awkward, raise_no_exception
+
+KINDS = ["SaysNothing", "ShowsNothing", "HasNoTime", "HasNoAttributes", "HasEndlessCauses", "many that say nothing"]
+
+
+@pytest.mark.parametrize("pool", ["thread", "process"])
+def test_a_job_task_fails(prefect_api: str, pool: str) -> None:
+    awkward: Any = job_task(pool=pool, retry_attempts=1, retry_delay=0, max_runtime=30)(raise_awkward)
+    leaving: Any = job_task(pool=pool, retry_attempts=0, max_runtime=30)(raise_no_exception)
+
+    @flow
+    def run() -> list[str]:
+        futures = [awkward.submit(kind) for kind in KINDS] + [leaving.submit(kind) for kind in NO_EXCEPTIONS]
+        for future in futures:
+            future.wait(60)
+        return [future.state.name for future in futures]
+
+    with JobExecutor(2):
+        assert set(run()) == {"Failed"}
+
+
+def test_a_plain_task_fails(prefect_api: str) -> None:
+    @flow(task_runner=JobTaskRunner(max_workers=2))
+    def run() -> list[str]:
+        futures = [task(raise_awkward).submit(kind) for kind in KINDS]
+        for future in futures:
+            future.wait(60)
+        return [future.state.name for future in futures]
+
+    assert run() == ["Failed"] * len(KINDS)
+
+
+@pytest.mark.parametrize("pool", ["thread", "process"])
+def test_a_run_of_jobs_ends(prefect_api: str, pool: str) -> None:
+    @flow
+    def run() -> list[str]:
+        jobs = [Job(function=raise_awkward, args=(kind,), pool=pool, retry_attempts=0) for kind in sorted(AWKWARD)]
+        return [str(result.status) for result in run_jobs(jobs)]
+
+    assert run() == ["failed"] * len(AWKWARD)

@@ -1,0 +1,191 @@
+"""What Prefect's engines tell of job tasks goes by a mirror: a server that is away, other clients, a process's end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+from prefect import flow, tags, task
+from prefect.task_runners import PrefectTaskRunner, ProcessPoolTaskRunner
+
+from executor_adapter import current_job
+from executor_adapter.prefect import JobTaskRunner, engine_mirrors, job_task
+from tests.benchmarks.apart import apart
+from tests.prefect.away import TASKS, run_while_away
+from tests.prefect.conftest import Api, Wait
+
+
+@job_task(pool="thread", retry_attempts=0)
+def double(x: int) -> int:
+    return 2 * x
+
+
+@job_task(retry_attempts=0)
+async def double_async(x: int) -> int:
+    return 2 * x
+
+
+@task
+def plain(x: int) -> int:
+    return x + 1
+
+
+@task
+def calls_a_job_task(x: int) -> Any:
+    state = double(x, return_state=True)
+    return state.result(), state.state_details.task_run_id
+
+
+def test_a_server_that_is_away_meanwhile_has_all_when_the_flow_ends(api: Api, prefect_api: str) -> None:
+    ids = apart(run_while_away, int(prefect_api.removesuffix("/api").rpartition(":")[2]))
+    assert len(ids) == TASKS
+    for task_run_id in ids:
+        assert api.task_run(task_run_id)["state_name"] == "Completed"
+        assert api.state_names(task_run_id) == ["Pending", "Running", "Completed"]
+
+
+def test_what_is_told_is_what_prefect_tells(api: Api, prefect_api: str, wait_for: Wait) -> None:
+    """The same task under Prefect's own runner and under ours: the server has the same of it but for ids and times."""
+
+    def run() -> UUID:
+        first = plain.submit(1)
+        with tags("around"):
+            second = plain.with_options(tags=["own"], retries=2).submit(first)  # type: ignore[arg-type]
+        second.wait()
+        return second.task_run_id
+
+    theirs = flow(run, name="both")()
+    ours = flow(run, name="both", task_runner=JobTaskRunner(2, pool="thread"))()
+    wait_for(lambda: api.task_run(theirs)["state_name"] == "Completed")
+    assert _without_ids(api.task_run(ours)) == _without_ids(api.task_run(theirs))
+    for each in (theirs, ours):  # the server writes events and task runs down apart
+        wait_for(lambda each=each: len(_events(prefect_api, each)) == 3)
+    assert _events(prefect_api, ours) == _events(prefect_api, theirs)
+
+
+_DIFFER = {
+    *{"id", "created", "updated", "name", "flow_run_id", "dynamic_key", "state_id", "state", "task_inputs"},
+    *{"expected_start_time", "start_time", "end_time", "total_run_time"},
+    *{"estimated_run_time", "estimated_start_time_delta"},
+}
+
+
+def _without_ids(run: dict[str, Any]) -> dict[str, Any]:
+    inputs = {name: [each["input_type"] for each in given] for name, given in run["task_inputs"].items()}
+    return {name: value for name, value in run.items() if name not in _DIFFER} | {"task_inputs": inputs}
+
+
+def _events(url: str, task_run_id: UUID) -> list[tuple[str, list[str], dict[str, Any]]]:
+    """By name, what each is related to, and what it says of the change."""
+    wanted = {"filter": {"resource": {"id": [f"prefect.task-run.{task_run_id}"]}, "order": "ASC"}}
+    found = httpx.post(f"{url}/events/filter", json=wanted).raise_for_status().json()["events"]
+    return [(each["event"], sorted(map(_about, each["related"])), _change(each["payload"])) for each in found]
+
+
+def _about(related: dict[str, str]) -> str:
+    role = related["prefect.resource.role"]
+    return related["prefect.resource.id"] if role == "tag" else role
+
+
+def _change(payload: dict[str, Any]) -> dict[str, Any]:
+    return {name: payload[name] for name in ("intended", "initial_state")}
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_in_a_worker_of_prefects_process_pool_prefects_engine_tells(api: Api, wait_for: Wait) -> None:
+    """Such a worker hands its events to the flow's process, and may end before it could send any itself."""
+
+    @flow(task_runner=ProcessPoolTaskRunner(1))
+    def run() -> Any:
+        return calls_a_job_task.submit(4).result()
+
+    value, task_run_id = run()
+    assert value == 8
+    wait_for(lambda: api.task_run(task_run_id)["state_name"] == "Completed")
+
+
+def test_the_end_of_a_process_waits_for_what_it_told(api: Api, tmp_path: Path) -> None:
+    """A script that runs a job task outside a flow, and is done."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent("""
+        from executor_adapter.prefect import job_task
+
+        @job_task(retry_attempts=0)
+        def alone() -> int:
+            return 1
+
+        print(alone(return_state=True).state_details.task_run_id)
+        """)
+    )
+    ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True, timeout=60)
+    task_run_id = ended.stdout.split()[-1]
+    assert api.task_run(task_run_id)["state_name"] == "Completed"
+    assert api.state_names(task_run_id) == ["Pending", "Running", "Completed"]
+
+
+def count_mirrors() -> int:
+    return sum(thread.name == "prefect-mirror" for thread in threading.enumerate())
+
+
+def test_a_call_under_a_runner_that_tells_no_end_is_recorded_when_it_returns(api: Api) -> None:
+    """Such a runner is never asked to end anything: no mirror is left either."""
+
+    @flow(task_runner=PrefectTaskRunner())
+    def run() -> list[Any]:
+        return [double(1, return_state=True), double(2, return_state=True)]
+
+    @flow(task_runner=PrefectTaskRunner())
+    async def run_async() -> list[Any]:
+        return await asyncio.gather(*(double_async(x, return_state=True) for x in range(3)))
+
+    before = count_mirrors()
+    for states in (run(), asyncio.run(run_async())):
+        assert engine_mirrors.find(states[0].state_details.flow_run_id) is None
+        for state in states:
+            assert api.task_run(state.state_details.task_run_id)["state_name"] == "Completed"
+    assert count_mirrors() == before
+
+
+def test_after_an_interrupt_at_a_prompt_what_comes_later_is_told_as_ever(
+    api: Api, monkeypatch: pytest.MonkeyPatch, wait_for: Wait
+) -> None:
+    """Ctrl-C hastens what was told so far, since it mostly ends the process; at a prompt the program goes on."""
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    ids: list[str] = []
+    ended = threading.Event()
+
+    @job_task(pool="thread", retry_attempts=0)
+    def interrupted() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert ended.wait(30)
+
+    @job_task(pool="thread", retry_attempts=0)
+    def later() -> None:
+        ids.append(current_job().job_id)
+        assert ended.wait(30)
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    calling = threading.Thread(target=later)
+    calling.start()
+    try:
+        wait_for(lambda: ids and api.task_run(ids[0])["state_name"] == "Running")
+    finally:
+        ended.set()
+        calling.join()
+    wait_for(lambda: api.state_names(ids[0]) == ["Pending", "Running", "Completed"])

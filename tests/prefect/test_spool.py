@@ -1,0 +1,85 @@
+"""Final states on disk: none lost to another process, to a broken line or to a full disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import logging
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from executor_adapter.prefect.spool import FILE_EVENTS, Spool
+from tests.prefect.test_courier import COMPLETED, event
+
+
+def test_a_file_is_not_found_before_its_writer_holds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process would take it for one that holds nothing, and remove it."""
+    flock, found = fcntl.flock, []
+
+    def look_first(file: Any, how: int) -> None:
+        if how == fcntl.LOCK_EX:
+            found.extend(claimed.events() for claimed in Spool("server", tmp_path).claim())
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", look_first)
+    Spool("server", tmp_path).keep([event(COMPLETED)])
+    assert found == []
+    (file,) = Spool("server", tmp_path).claim()
+    assert len(file.events()) == 1
+    file.release()
+
+
+@pytest.mark.parametrize("line", ["0", "null", "[]", '"text"', "{}", '{"resource": 1}', '{"id": "half', "\xff"])
+def test_a_line_that_is_no_state_is_passed_over(tmp_path: Path, line: str, caplog: pytest.LogCaptureFixture) -> None:
+    """And said once."""
+    Spool("server", tmp_path).keep([event(COMPLETED)])
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(line.encode("latin-1") + b"\n" + path.read_bytes())
+    (file,) = Spool("server", tmp_path).claim()
+    (left,) = file.events()
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert "1 of 2 lines" in caplog.text
+    left.origin.recorded()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_a_disk_that_is_full_half_way_it_is_said_what_is_kept(tmp_path: Path) -> None:
+    small, large = event(COMPLETED).body, event(COMPLETED).body + b" " * 10_000
+    events = [
+        dataclasses.replace(event(COMPLETED), job_id=f"job-{number}", body=small if number < FILE_EVENTS else large)
+        for number in range(3 * FILE_EVENTS)
+    ]
+    with _files_of_at_most(1_000_000):
+        kept, missing = Spool("server", tmp_path).keep(events)
+    assert kept == tuple(f"job-{number}" for number in range(FILE_EVENTS))
+    assert (*kept, *missing) == tuple(told.job_id for told in events)
+
+
+def test_what_was_read_from_a_file_stays_there(tmp_path: Path) -> None:
+    spool = Spool("server", tmp_path)
+    spool.keep([event(COMPLETED)])
+    (file,) = spool.claim()
+    own = dataclasses.replace(event(COMPLETED), job_id="own")
+    assert spool.keep([*file.events(), own]) == (("own",), ())
+    assert [len(claimed.events()) for claimed in _claimed(spool)] == [1, 1]
+
+
+def _claimed(spool: Spool) -> Iterator[Any]:
+    for file in spool.claim():
+        yield file
+        file.release()
+
+
+@contextmanager
+def _files_of_at_most(size: int) -> Iterator[None]:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
