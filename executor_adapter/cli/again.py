@@ -13,11 +13,13 @@ from pydantic import ValidationError
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job import TERMINAL, Job, uuid7
-from executor_adapter.recording import RETRY_OF
+from executor_adapter.recording import RETRY_OF, policy_changed
 from executor_adapter.store import JobRecord
 
 _IN_COLUMNS = frozenset({"job_type", "tool_name", "priority", "max_runtime"})
 """Fields of a job that its record has apart from its call."""
+MOST = 2**63 - 1
+"""Databases count in 64 bits."""
 _NOT_ITS_OWN = frozenset({"job_id", "function", "metadata"})
 
 
@@ -57,8 +59,13 @@ def again(record: JobRecord, changes: Mapping[str, Any]) -> JobRecord:
     except ValidationError as error:
         first = error.errors()[0]
         raise typer.BadParameter(f"{'.'.join(map(str, first['loc']))}={first['input']!r}: {first['msg']}") from None
+    if not -MOST <= changes.get("priority", 0) <= MOST:
+        raise typer.BadParameter(f"priority={changes['priority']}: no store can hold it: give at most {MOST}")
     columns = {name: value for name, value in changes.items() if name in _IN_COLUMNS}
+    call = json.loads(record.call or "{}")
     in_call = {name: value for name, value in changes.items() if name not in _IN_COLUMNS}
+    if "retry" in call:
+        in_call = policy_changed(call["retry"], changes) | in_call
     fresh = JobRecord(
         job_id=uuid7(),
         queue=record.queue,
@@ -69,7 +76,7 @@ def again(record: JobRecord, changes: Mapping[str, Any]) -> JobRecord:
         metadata={**record.metadata, RETRY_OF: record.job_id},
         priority=record.priority,
         max_runtime=record.max_runtime,
-        call=json.dumps(json.loads(record.call or "{}") | in_call),
+        call=json.dumps(call | in_call),
         pickled=record.pickled,
         retry_of=record.job_id,
     )

@@ -21,11 +21,13 @@ from executor_adapter.executor import JobExecutor
 from executor_adapter.functions import is_coroutine_function, resolve
 from executor_adapter.intake import check_job
 from executor_adapter.job import Job
+from executor_adapter.start_method import HAS_GUARDIAN, StartMethod
 from executor_adapter.store import StoreUnavailable, open_store
 
 FILES_PER_WORKER = 8
 """File descriptors of the host for each worker process: its socket, its output, its end, its tickets."""
 FILES_BESIDE = 128
+WEAKER = "memory_limit is refused, and a process that left its worker's group is not found"
 TRIAL_SECONDS = 20.0
 
 
@@ -66,7 +68,7 @@ def core_checks(config_file: Path | None, store: str | None, function: str | Non
     yield check_open_files(settings.executor.max_workers)
     yield check_processes(settings.executor.max_workers)
     yield check_memory_files()
-    yield check_start_method()
+    yield check_start_method(settings.executor.start_method)
     yield check_process_pool(settings)
     yield check_store(store or settings.store.url)
     if function is not None:
@@ -74,14 +76,16 @@ def core_checks(config_file: Path | None, store: str | None, function: str | Non
 
 
 def check_system() -> Finding:
-    """pidfd and subreapers are Linux's, from 5.3 on."""
+    """What the better of the two process pools rests on is Linux's, from 5.4 on."""
     name = f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
-    if sys.platform != "linux":
-        return wrong("system", name, "the process pool needs Linux; threads and coroutines work as described")
+    if not HAS_GUARDIAN:
+        way_out = f"process jobs run in spawned interpreters: {WEAKER}"
+        return warning("system", f"{name}: no pidfd, eventfd or memfd", way_out)
     try:
         os.close(os.pidfd_open(os.getpid()))
-    except (AttributeError, OSError) as error:
-        return wrong("system", f"{name}: no pidfd ({error})", "the process pool needs Linux 5.3 or newer")
+    except OSError as error:
+        way_out = "use Linux 5.4 or newer, or set executor.start_method: spawn"
+        return wrong("system", f"{name}: no pidfd ({error})", way_out)
     return fine("system", f"{name}, pidfd")
 
 
@@ -89,7 +93,7 @@ def check_configuration(config_file: Path | None) -> tuple[Finding, Settings]:
     """... and the settings, or the defaults where they are wrong."""
     try:
         sources = read_config(config_file)
-        return fine("configuration", str(sources.file or "no file: the defaults")), sources.settings()
+        return fine("configuration", sources.described), sources.settings()
     except ConfigurationError as error:
         return wrong("configuration", str(error), "nothing starts before this is right"), Settings.model_construct()
 
@@ -117,7 +121,9 @@ def check_memory_files() -> Finding:
     """Large values travel in memory files, which count as shared memory."""
     try:
         os.close(os.memfd_create("doctor"))
-    except (AttributeError, OSError) as error:
+    except AttributeError:
+        return fine("memory files", "there are none here: large values are copied through sockets, up to 4 GiB")
+    except OSError as error:
         return wrong("memory files", f"cannot be made: {error}", "large arguments and results need memfd_create")
     free = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
     if 0 < free < 64 << 20:
@@ -126,10 +132,15 @@ def check_memory_files() -> Finding:
     return fine("memory files", f"fine; /dev/shm has {free >> 20:,} MiB free")
 
 
-def check_start_method() -> Finding:
-    """Ours forks from a guardian whatever this says; what users' own pools do is another matter."""
-    method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
-    return fine("start method", f"{method} for multiprocessing; our workers come from a guardian of their own")
+def check_start_method(ours: StartMethod) -> Finding:
+    """Ours start as the settings say, whatever multiprocessing does: that is a matter of users' own pools."""
+    theirs = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+    if ours == "guardian":
+        return fine("start method", f"{theirs} for multiprocessing; our workers come from a guardian of their own")
+    found = f"{theirs} for multiprocessing; our workers are interpreters of their own (executor.start_method: spawn)"
+    if HAS_GUARDIAN:
+        return warning("start method", found, f"leave it out, for a guardian; without one {WEAKER}")
+    return fine("start method", found)
 
 
 def check_process_pool(settings: Settings) -> Finding:

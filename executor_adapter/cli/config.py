@@ -15,11 +15,18 @@ from rich.text import Text
 from executor_adapter.cli.output import JsonOption, console, print_json, print_rows
 from executor_adapter.cli.stores import ConfigOption
 from executor_adapter.config import Settings, Sources, read_config
+from executor_adapter.exceptions import ConfigurationError
 
 app = typer.Typer(help="Check, show and describe the configuration.", no_args_is_help=True)
 
-SECRET = re.compile(r"header|token|secret|password|api_key", re.I)
-_URL_PASSWORD = re.compile(r"(?<=://)([^:/@]*):[^@/]*@")
+_NAMED_SECRET = (
+    r"(?:header|token|secret|passw|pwd|credential|auth(?!or(?!i))|cookie|signature|(?:api|access|private).?key)"
+)
+SECRET = re.compile(_NAMED_SECRET + r"|\b(?:params|body)\.key$", re.I)
+"""Keys whose values are not shown. An author is none, an authorization is."""
+_SECRET_IN_QUERY = re.compile(rf"([^=&?]*{_NAMED_SECRET}[^=&?]*|(?<=[?&])key)=[^&]*", re.I)
+_PASSWORD = re.compile(r"^([^:]*://[^:]*|[^:]*(?!://)):.*@", re.S)
+"""Up to the last @: who writes a password into a URL need not have escaped what is special there."""
 
 
 @app.command()
@@ -27,11 +34,10 @@ def check(config_file: ConfigOption = None, as_json: JsonOption = False) -> None
     """Say whether the configuration is right; else, in one line, what is wrong, with exit code 2."""
     sources = read_config(config_file)
     sources.settings()
-    found = str(sources.file) if sources.file else None
     if as_json:
-        print_json({"file": found, "valid": True})
+        print_json({"file": str(sources.file) if sources.file else None, "valid": True})
     else:
-        console().print(f"{found or 'no file: the defaults'}: fine")
+        console().print(f"{sources.described}: fine", soft_wrap=True)
 
 
 @app.command()
@@ -94,18 +100,32 @@ def says(said: Any, path: list[str]) -> bool:
 
 def hidden(key: str, value: Any) -> Any:
     """The value, without what is secret in it."""
-    if value is None or isinstance(value, bool | int | float):
-        return value
+    if value is None:
+        return None
     if SECRET.search(key):
         return "(hidden)"
-    return _URL_PASSWORD.sub(r"\1:(hidden)@", value) if isinstance(value, str) else value
+    if isinstance(value, Mapping):
+        return {name: hidden(f"{key}.{name}", part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [hidden(key, part) for part in value]
+    return without_secrets(value) if isinstance(value, str) else value
+
+
+def without_secrets(text: str) -> str:
+    """A URL without its password and without what its query calls by a secret's name; rather too little than too much
+    of one that is not written as it should be."""
+    place, _, query = text.partition("?")
+    if "@" in query:  # which may end a password with a ? in it, or belong to the query
+        return f"{place.partition('://')[0]}://(hidden)" if "://" in place else "(hidden)"
+    return _SECRET_IN_QUERY.sub(r"\1=(hidden)", _PASSWORD.sub(r"\1:(hidden)@", text))
 
 
 @app.command()
 def schema(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write it to this file.")] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Print the JSON schema of config.yaml, for editors.
+    """Print the JSON schema of config.yaml, for editors; it is JSON without --json too.
 
     Write it beside the configuration, and begin that with: # yaml-language-server: $schema=./config.schema.json
     """
@@ -113,8 +133,14 @@ def schema(
     if output is None:
         typer.echo(text)
         return
-    output.write_text(text + "\n")
-    console().print(f"begin config.yaml with: # yaml-language-server: $schema=./{output.name}", soft_wrap=True)
+    try:
+        output.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"--output {output} cannot be written: {error.strerror}: give another") from None
+    if as_json:
+        print_json({"file": str(output)})
+    else:
+        console().print(f"begin config.yaml with: # yaml-language-server: $schema=./{output.name}", soft_wrap=True)
 
 
 def json_schema() -> dict[str, Any]:

@@ -22,7 +22,18 @@ from executor_adapter.cli.output import (
     seconds,
     status_text,
 )
-from executor_adapter.cli.stores import ConfigOption, JobId, JobIds, StoreOption, ago, find_job, length, opened
+from executor_adapter.cli.stores import (
+    ConfigOption,
+    JobId,
+    JobIds,
+    StoreOption,
+    ago,
+    find_job,
+    find_jobs,
+    length,
+    opened,
+)
+from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.job import Attempt, JobStatus
 from executor_adapter.store import JobFilter, JobRecord, Page
 from executor_adapter.store.base import LINES_KEPT
@@ -31,11 +42,16 @@ app = typer.Typer(help="Look at the jobs of a store, and ask for their end or fo
 
 COLUMNS = ("ID", "STATUS", "TYPE", "TOOL", "TRY", "CREATED", "TOOK", "ERROR")
 
+FURTHEST = 10**15
+"""Jobs into a list; databases count in 64 bits."""
+
 StatusOption = Annotated[list[JobStatus] | None, typer.Option("--status", "-s", help="Only these; may be repeated.")]
 TypeOption = Annotated[str | None, typer.Option("--type", "-t", help="Only this job type.")]
 ToolOption = Annotated[str | None, typer.Option("--tool", help="Only this tool's.")]
 QueueOption = Annotated[str | None, typer.Option("--queue", "-q", help="Only this queue's, such as collection.")]
-SearchOption = Annotated[str | None, typer.Option("--search", "-S", help="In id, type, tool, function and error.")]
+SearchOption = Annotated[
+    str | None, typer.Option("--search", "-S", help="In id, type, tool, function, error; reads each job.")
+]
 SinceOption = Annotated[str | None, typer.Option("--since", help="Created within so long: 90s, 15m, 2h, 7d.")]
 
 
@@ -65,6 +81,8 @@ def list_jobs(
         created_from=ago(since),
         quarantined=True if quarantined else None,
     )
+    if page * limit > FURTHEST:
+        raise ConfigurationError(f"--page {page} of --limit {limit} jobs each is further than any list goes: give less")
     with opened(store, config_file) as opened_store:
         found = opened_store.find(wanted, offset=(page - 1) * limit, limit=limit, newest_first=not oldest_first)
     if as_json:
@@ -205,10 +223,9 @@ def retry(
     given = parse_changes(changes or []) | ({} if max_runtime is None else {"max_runtime": max_runtime})
     queued: list[dict[str, Any]] = []
     with opened(store, config_file) as opened_store:
-        for record in [find_job(opened_store, job_id) for job_id in job_ids]:
-            fresh = again(record, given)
+        for fresh in [again(record, given) for record in find_jobs(opened_store, job_ids)]:
             opened_store.enqueue(fresh)
-            queued.append({"job_id": fresh.job_id, "retry_of": record.job_id, "queue": fresh.queue})
+            queued.append({"job_id": fresh.job_id, "retry_of": fresh.retry_of, "queue": fresh.queue})
     if as_json:
         print_json(queued)
         return
@@ -237,7 +254,7 @@ def release(
 
 def _ask(method: str, job_ids: list[str], store: Any, config: Any, as_json: bool, done: str, not_done: str) -> None:
     with opened(store, config) as opened_store:
-        found = [find_job(opened_store, job_id).job_id for job_id in job_ids]
+        found = [record.job_id for record in find_jobs(opened_store, job_ids)]
         answers = {job_id: bool(getattr(opened_store, method)(job_id)) for job_id in found}
     if as_json:
         print_json([{"job_id": job_id, "done": answer} for job_id, answer in answers.items()])

@@ -11,6 +11,7 @@ from rich.text import Text
 from executor_adapter.cli.output import clock_time
 from executor_adapter.job import TERMINAL
 from executor_adapter.store import JobStore, LogLine
+from executor_adapter.store.base import LINES_KEPT
 
 PAUSE = 0.5
 """Seconds between looks."""
@@ -18,15 +19,16 @@ PAUSE = 0.5
 
 def log_of(store: JobStore, job_id: str, *, tail: int, follow: bool) -> Iterator[LogLine]:
     """The newest `tail` lines; with `follow` also those that come, until the job is over."""
-    after = 0
+    after, most = 0, min(tail, LINES_KEPT)
     while True:
         record = store.get(job_id)
         is_over = record is None or record.status in TERMINAL  # asked first: what it said last is there then
-        for line in store.lines(job_id, after=after, limit=tail):
+        for line in store.lines(job_id, after=after, limit=most):
             after = line.seq
             yield line
         if is_over or not follow:
             return
+        most = LINES_KEPT
         time.sleep(PAUSE)
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from types import NoneType
 from typing import Annotated, Any
 
 import typer
@@ -35,9 +38,52 @@ def console() -> Console:
 
 
 def print_json(value: Any) -> None:
-    """As one document: indented for a terminal, on one line else."""
-    indent = 2 if sys.stdout.isatty() else None
-    typer.echo(json.dumps(value, indent=indent, ensure_ascii=False, default=str))
+    """As one document: indented for a terminal, on one line else; valid JSON whatever `value` holds, see `plain`."""
+    indent, found = 2 if sys.stdout.isatty() else None, plain(value)
+    text = json.dumps(found, indent=indent, ensure_ascii=False)
+    typer.echo(text if _can_be_printed(text) else json.dumps(found, indent=indent))
+
+
+def _can_be_printed(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it: keys that it has no word for as text, NaN and the infinities as null (as JavaScript
+    has it), anything else as its `str`. What cannot be written so, since it holds itself or its own code fails, is
+    its `repr`."""
+    try:
+        found = _in_words(value)
+        json.dumps(found)
+    except Exception:
+        return shown(value)
+    return found
+
+
+def _in_words(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key if isinstance(key, _KEYS) else str(key): _in_words(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_in_words(part) for part in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str | int | None) else str(value)
+
+
+_KEYS = (str, int, float, NoneType)
+"""What JSON's keys are made of."""
+
+
+def shown(value: Any) -> str:
+    """Its `repr`, or its class where that fails."""
+    try:
+        return repr(value)
+    except Exception:
+        return f"<{type(value).__name__}: its repr fails>"
 
 
 def print_pairs(pairs: Mapping[str, Any]) -> None:
@@ -85,6 +131,13 @@ def complain(error: object, code: int) -> int:
     """Say on stderr, in one line, why it could not be done; the exit code."""
     Console(stderr=True, highlight=False, soft_wrap=True).print(Text(f"executor-adapter: {error}", style="red"))
     return code
+
+
+def print_no_more() -> None:
+    """Nobody reads it: what is not written yet, and what is printed from now on, goes nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def status_text(status: JobStatus, *, quarantined: bool = False) -> Text:

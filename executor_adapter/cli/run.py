@@ -18,6 +18,7 @@ import inspect
 import json
 import os
 import sys
+from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from typing import Annotated, Any
 
@@ -27,9 +28,9 @@ from rich.console import Console
 from rich.text import Text
 
 from executor_adapter.cli.again import value_of
-from executor_adapter.cli.output import JsonOption, print_json, seconds
+from executor_adapter.cli.output import JsonOption, plain, print_json, print_no_more, seconds, shown
 from executor_adapter.cli.stores import ConfigOption, StoreOption
-from executor_adapter.config import load_config
+from executor_adapter.config import Settings, load_config
 from executor_adapter.executor import JobExecutor
 from executor_adapter.functions import resolve
 from executor_adapter.job import Job, JobStatus, Transition
@@ -78,19 +79,48 @@ def run(
     """
     sys.path.insert(0, os.getcwd())
     args, kwargs = parse_arguments(arg or [])
-    check_call(function, args, kwargs)
     asked = {
         "pool": pool, "max_runtime": max_runtime, "deadline": deadline, "retry_attempts": retries,
         "retry_delay": retry_delay, "memory_limit": memory_limit, "job_type": job_type, "tool_name": tool,
     }  # fmt: skip
     given = {name: value for name, value in asked.items() if value is not None}
-    job = _job(function=function, args=args, kwargs=kwargs, **given)
     config = load_config(config_file)
-    url = store or config.store.url
-    with JobExecutor(1, config=config, store=url, observers=[_tell_retry]) as executor:
-        value, error = _wait(executor, job)
-    _tell(job, value, error, as_json=as_json)
+    with printed_to_stderr() if as_json else contextlib.nullcontext():
+        check_call(function, args, kwargs)
+        job = _job(function=function, args=args, kwargs=kwargs, **given)
+        with _LoneExecutor(1, config=config, store=store or config.store.url, observers=[_tell_retry]) as executor:
+            value, error = _wait(executor, job)
+    try:
+        _tell(job, value, error, as_json=as_json)
+    except BrokenPipeError:
+        print_no_more()
     raise typer.Exit(exit_code(job))
+
+
+class _LoneExecutor(JobExecutor):
+    """Runs what it is given and takes over no other job of its store: that may be one of a program that this one cannot
+    import, and nobody at a shell waits for it."""
+
+    def __init__(self, max_workers: int, *, config: Settings, **given: Any) -> None:
+        never = config.store.model_copy(update={"recover_every": None})
+        super().__init__(max_workers, config=config.model_copy(update={"store": never}), **given)
+
+    def recover(self) -> list[Job]:
+        return []
+
+
+@contextlib.contextmanager
+def printed_to_stderr() -> Iterator[None]:
+    """What is printed meanwhile, here or by a child process, goes to stderr: stdout is for the JSON alone."""
+    stdout, kept = sys.stdout, os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        stdout.flush()  # of whoever holds on to it
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def check_call(function: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -146,11 +176,12 @@ class _Voice:
         """Nothing is put around it."""
 
     def said(self, assignment: Assignment, topic: str, content: Any) -> None:
-        if topic == "output":
-            stream, text = content
-            print(text, file=sys.stderr if stream == "stderr" else sys.stdout, flush=True)
-        elif topic == "log":
-            print(f"{content['name']}: {content['message']}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # whoever read it may be gone: the job goes on
+            if topic == "output":
+                stream, text = content
+                print(text, file=sys.stderr if stream == "stderr" else sys.stdout, flush=True)
+            elif topic == "log":
+                print(f"{content['name']}: {content['message']}", file=sys.stderr, flush=True)
 
 
 def _wait(executor: JobExecutor, job: Job) -> tuple[Any, BaseException | None]:
@@ -171,7 +202,7 @@ def _tell(job: Job, value: Any, error: BaseException | None, *, as_json: bool) -
             {
                 "job_id": job.job_id,
                 "status": job.status,
-                "value": value,
+                "value": plain(value),
                 "error_code": job.error_code,
                 "error_message": job.error_message,
                 "attempts": len(job.attempts),
@@ -192,8 +223,8 @@ def _tell(job: Job, value: Any, error: BaseException | None, *, as_json: bool) -
 def _shown(value: Any) -> str:
     try:
         return json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError):
-        return repr(value)
+    except Exception:  # its own code, too, may fail
+        return shown(value)
 
 
 def exit_code(job: Job) -> int:

@@ -18,7 +18,7 @@ from executor_adapter.store import JobFilter, JobStore
 
 
 def stats(
-    window: Annotated[str, typer.Option("--window", "-w", help="How far rates and times look back.")] = "1h",
+    window: Annotated[str, typer.Option("--window", "-w", help="How far failure rate and durations look back.")] = "1h",
     job_type: TypeOption = None,
     tool: ToolOption = None,
     queue: QueueOption = None,
@@ -37,7 +37,8 @@ def stats(
 
 
 def gather(store: JobStore, wanted: JobFilter, window: float) -> dict[str, Any]:
-    """Figures of the matching jobs; those that end in `_rate` or are of times, of the last `window` seconds."""
+    """Figures of the matching jobs: `failure_rate` and `job_seconds_...` of those that ended within the last `window`
+    seconds, all others of all that the store remembers."""
     now = time.time()
     recent = dataclasses.replace(wanted, ended_from=now - window)
     counts, durations = store.counts(wanted), store.durations(recent)

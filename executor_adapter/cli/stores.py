@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,12 @@ ConfigOption = Annotated[
 ]
 
 _AGE = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d|w)")
+LONGEST = 1e10
+"""Seconds: three centuries."""
+NAMED = 3
+"""Jobs that are named where a part of an id means several."""
+LOOK_THROUGH = 100
+"""Jobs that are asked for first where their ids are gone through; each further time ten times as many."""
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -43,8 +50,8 @@ def opened(store: str | None, config: Path | None) -> Iterator[JobStore]:
         raise ConfigurationError(
             "there is no store to look into: set store.url in config.yaml (sqlite:///jobs.db), or give --store URL"
         )
-    if url.startswith("memory"):
-        raise ConfigurationError(f"store.url: {url!r} is seen by its own program alone: give sqlite:///jobs.db")
+    if url.partition(":")[0] == "memory":
+        raise ConfigurationError("store.url: 'memory:' is seen by its own program alone: give sqlite:///jobs.db")
     _refuse_missing(url)
     found = open_store(url)
     try:
@@ -66,17 +73,41 @@ def find_job(store: JobStore, job_id: str) -> JobRecord:
     """The job with this id, or the only one with this part of an id.
 
     Raises:
-        NoSuchJob: there is none, or more than one.
+        NoSuchJob: there is none, or more than one; some of them are named.
     """
+    if not job_id:
+        raise NoSuchJob("'' is part of every id: give an id, or a part of it that no other has")
     record = store.get(job_id)
     if record is not None:
         return record
-    found = [r for r in store.find(JobFilter(text=job_id), limit=50).records if job_id in r.job_id]
+    found = list(itertools.islice(with_in_id(store, job_id), NAMED + 1))
     if len(found) == 1:
         return found[0]
     if not found:
         raise NoSuchJob(f"no job has the id {job_id!r}, or one with that in it")
-    raise NoSuchJob(f"{len(found)} jobs or more have {job_id!r} in their id: give more of it")
+    named = ", ".join(record.job_id for record in found[:NAMED]) + (", ..." if len(found) > NAMED else "")
+    raise NoSuchJob(f"{job_id!r} is in the ids of several jobs ({named}): give more of it")
+
+
+def find_jobs(store: JobStore, job_ids: Iterable[str]) -> list[JobRecord]:
+    """The job that each of these means, once where several mean the same.
+
+    Raises:
+        NoSuchJob: as `find_job`.
+    """
+    return list({record.job_id: record for record in (find_job(store, job_id) for job_id in job_ids)}.values())
+
+
+def with_in_id(store: JobStore, part: str) -> Iterator[JobRecord]:
+    """The jobs that have `part` in their id, newest first. A store looks for text in other columns too, so all that it
+    finds is gone through."""
+    wanted, offset, limit = JobFilter(text=part), 0, LOOK_THROUGH
+    seen: set[str] = set()  # a job that is new meanwhile moves others to the next page
+    while records := store.find(wanted, offset=offset, limit=limit).records:
+        fitting = {record.job_id: record for record in records if part in record.job_id}
+        yield from (record for job_id, record in fitting.items() if job_id not in seen)
+        seen |= fitting.keys()
+        offset, limit = offset + len(records), 10 * limit
 
 
 class NoSuchJob(Exception):
@@ -101,15 +132,18 @@ def length(text: str) -> float:
     match = _AGE.fullmatch(text.strip())
     if match is None:
         raise typer.BadParameter(f"{text!r} is no length of time: give 90s, 15m, 2h or 7d")
-    return float(match[1]) * _UNITS[match[2]]
+    seconds = float(match[1]) * _UNITS[match[2]]
+    if seconds > LONGEST:
+        raise typer.BadParameter(f"{text[:20]!r} is longer than any job is remembered: give 90s, 15m, 2h or 7d")
+    return seconds
 
 
 def complete_job_id(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     """For the shell: the newest jobs whose id has that in it."""
     try:
         with opened(ctx.params.get("store"), ctx.params.get("config_file")) as store:
-            records = store.find(JobFilter(text=incomplete or None), limit=50).records
-            return [(r.job_id, f"{r.status} {r.job_type}") for r in records if r.job_id.startswith(incomplete)]
+            fitting = (record for record in with_in_id(store, incomplete) if record.job_id.startswith(incomplete))
+            return [(record.job_id, f"{record.status} {record.job_type}") for record in itertools.islice(fitting, 50)]
     except Exception:
         return []  # a shell that completes is no place for complaints
 

@@ -108,7 +108,7 @@ def _ended_line(record: JobRecord) -> Text:
 
 
 def watch(
-    interval: Annotated[float, typer.Option("--interval", "-i", min=0.05, help="Seconds between frames.")] = 0.5,
+    interval: Annotated[float, typer.Option("--interval", "-i", min=0.05, max=86400, help="Seconds a frame.")] = 0.5,
     until_done: Annotated[bool, typer.Option("--until-done", help="End when no job is live.")] = False,
     job_type: TypeOption = None,
     tool: ToolOption = None,
@@ -148,5 +148,5 @@ def _show(view: View, interval: float, until_done: bool) -> None:
                 live.update(render(scene), refresh=True)
             except StoreUnavailable as error:
                 live.update(Text(f"{error}\ntrying again", style="red"), refresh=True)
-            due = max(due + interval, time.monotonic())
-            time.sleep(due - time.monotonic())
+            due = max(due + interval, time.monotonic())  # late ones are left out, not caught up with
+            time.sleep(max(0.0, due - time.monotonic()))

@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from executor_adapter.cli.config import json_schema
+from executor_adapter.store.sql.engines import make_engine
+from executor_adapter.store.sql.store import SqlStore
 from tests.cli.conftest import Command
 from tests.servers import ROOT
 
@@ -24,6 +26,14 @@ def test_a_right_configuration_is_said_to_be_fine(command: Command, home: Path) 
     assert command("config", "check") == (0, "config.yaml: fine\n", "")
     (home / "other.yaml").write_text("job: {max_runtime: 5}")
     assert command("config", "check", "-c", "other.yaml", "--json").json == {"file": "other.yaml", "valid": True}
+
+
+def test_a_file_of_another_program_is_said_to_be_none_of_ours(command: Command, home: Path) -> None:
+    write(home, "server: {port: 80}")
+    said = "no file: the defaults (config.yaml has no section of ours: another program's): fine\n"
+    assert command("config", "check") == (0, said, "")
+    assert command("config", "check", "--json").json == {"file": None, "valid": True}
+    assert command("config", "check", "-c", "config.yaml").code == 2
 
 
 def test_a_wrong_one_is_refused_in_one_line(command: Command, home: Path) -> None:
@@ -63,6 +73,89 @@ def test_secrets_are_not_shown(command: Command, home: Path) -> None:
         out = command("config", "show", *words).out
         assert "s3cret" not in out
         assert "postgresql://user:(hidden)@host/jobs" in out
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://u:p/s3cret@h/db", "postgresql://u:(hidden)@h/db"),
+        ("postgresql://u:p@s3cret@h/db", "postgresql://u:(hidden)@h/db"),
+        ("postgresql://u:p#s3cret@h/db", "postgresql://u:(hidden)@h/db"),
+        ("postgresql://u:p?s3cret@h/db", "postgresql://(hidden)"),
+        ("postgresql://u/x:s3cret@h/db", "postgresql://u/x:(hidden)@h/db"),
+        ("postgresql://u@company:s3cret@h/db", "postgresql://u@company:(hidden)@h/db"),
+        ("postgresql://:s3cret@h", "postgresql://:(hidden)@h"),
+        ("postgresql:/u:s3cret@h/db", "postgresql:(hidden)@h/db"),
+        ("u:s3cret@h/db", "u:(hidden)@h/db"),
+        ("postgresql://h/db?user=u&password=s3cret&sslmode=require", "postgresql://h/db?user=u&password=(hidden)&sslmode=require"),
+        ("postgresql://h/db?password=p@s3cret", "postgresql://(hidden)"),
+        ("https://h/api?API-Key=s3cret", "https://h/api?API-Key=(hidden)"),
+        ("https://h/api?key=s3cret", "https://h/api?key=(hidden)"),
+        ("postgresql://u@h:5432/db?sslmode=require", "postgresql://u@h:5432/db?sslmode=require"),
+        ("sqlite:////a/jobs.db", "sqlite:////a/jobs.db"),
+    ],
+)  # fmt: skip
+def test_of_a_url_everything_but_its_secrets_is_shown(command: Command, home: Path, url: str, shown: str) -> None:
+    write(home, f"store: {{url: {json.dumps(url)}}}")
+    (row,) = command("config", "show", "--json").json
+    assert row["value"] == shown
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "params: {apikey: s3cret}",
+        "params: {api-key: s3cret}",
+        "params: {key: s3cret}",
+        "params: {auth: s3cret}",
+        "params: {X-Authorization: s3cret}",
+        "method: POST, body: {credential: s3cret}",
+        "method: POST, body: {login: [{user: me, passwd: s3cret}]}",
+        "method: POST, body: {pin_token: 53637}",
+    ],
+)
+def test_what_is_called_a_secret_is_not_shown(command: Command, home: Path, said: str) -> None:
+    write(home, f"tools: {{orders: {{source: rest, url: 'http://a', resources: {{r: {{path: /r, {said}}}}}}}}}")
+    for words in (("--json",), ()):
+        out = command("config", "show", *words).out
+        assert "(hidden)" in out
+        assert not re.search("s3cret|53637", out)
+
+
+def test_what_only_sounds_like_a_secret_is_shown(command: Command, home: Path) -> None:
+    write(home, "tools: {authors: {source: rest, url: 'http://a', resources: {keys: {path: /r, key: isbn}}}}")
+    found = {row["key"]: row["value"] for row in command("config", "show", "--json").json}
+    assert found["tools.authors.url"] == "http://a"
+    assert found["tools.authors.resources.keys.key"] == "isbn"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql://u:s3cret@h/db",
+        "memoryx://u:s3cret@h/db",
+        "postgrse//u:s3cret@h/db",
+        "u/s3cret@h",
+        "postgresql://u:p@s3cret@127.0.0.1:1/db",
+        "postgresql://u:s3cret@h:port/db",
+        "postgresql://127.0.0.1:1/db?password=s3cret&nonsense=1",
+        "sqlite+nonsense://u:s3cret@h/db",
+    ],
+)
+def test_a_url_that_is_refused_is_refused_in_one_line_without_its_password(command: Command, url: str) -> None:
+    for words in (("jobs", "list"), ("run", "math:sqrt", "-a", "4")):
+        said = command(*words, "--store", url)
+        assert (said.code, said.out) == (2, "")
+        assert said.err.startswith("executor-adapter: store.url: ")
+        assert said.err.count("\n") == 1
+        assert "s3cret" not in said.err
+
+
+def test_a_store_is_named_without_what_its_query_keeps_secret() -> None:
+    engine = make_engine("postgresql://user@127.0.0.1/none?password=s3cret&sslpassword=s3cret&sslmode=require")
+    store = SqlStore(engine)
+    assert store.url == "postgresql+psycopg://user@127.0.0.1/none?sslmode=require"
+    store.close()
 
 
 # --- the schema ---
@@ -124,3 +217,14 @@ def test_a_schema_is_written_where_one_wants_it(command: Command, home: Path) ->
     said = command("config", "schema", "--output", "s.json")
     assert "# yaml-language-server: $schema=./s.json" in said.out
     assert json.loads((home / "s.json").read_text()) == json_schema()
+    assert command("config", "schema", "--output", "s.json", "--json").json == {"file": "s.json"}
+
+
+def test_a_schema_is_json_whether_asked_for_or_not(command: Command) -> None:
+    assert command("config", "schema", "--json") == command("config", "schema")
+
+
+@pytest.mark.parametrize(("place", "why"), [("/no/dir/x", "No such file or directory"), ("/", "Is a directory")])
+def test_a_schema_that_cannot_be_written_is_said_in_one_line(command: Command, place: str, why: str) -> None:
+    said = command("config", "schema", "-o", place)
+    assert (said.code, said.err) == (2, f"executor-adapter: --output {place} cannot be written: {why}: give another\n")

@@ -114,7 +114,16 @@ def test_a_job_that_is_not_there_is_said_in_one_line(command: Command, filled: J
     said = command("jobs", "show", "nobody")
     assert (said.code, said.out) == (1, "")
     assert said.err == "executor-adapter: no job has the id 'nobody', or one with that in it\n"
-    assert "5 jobs or more have '000' in their id" in command("jobs", "show", "000").err
+
+
+@pytest.mark.parametrize("words", [("--page", "9" * 20), ("--limit", "9" * 20), ("--page", "9" * 12, "-n", "9" * 12)])
+def test_a_page_that_no_list_has_is_refused_in_one_line(
+    command: Command, filled: JobStore, words: tuple[str, ...]
+) -> None:
+    said = command("jobs", "list", *words)
+    assert said.code == 2
+    assert words[1] in said.err
+    assert said.err.endswith("is further than any list goes: give less\n")
 
 
 # --- asking ---
@@ -176,6 +185,7 @@ def test_a_job_is_queued_again_with_changes_and_a_host_runs_it(command: Command,
         (("0002", "--set", "max_runtime"), "give FIELD=VALUE"),
         (("0002", "--set", "colour=red"), "a job has no such field"),
         (("0002", "--set", "pool=pond"), "pool='pond': Input should be"),
+        (("0002", "--set", f"priority={1 << 63}"), f"priority={1 << 63}: no store can hold it"),
     ],
 )
 def test_what_cannot_be_retried_is_refused_with_the_way_out(
@@ -184,6 +194,37 @@ def test_what_cannot_be_retried_is_refused_with_the_way_out(
     answer = command("jobs", "retry", *words)
     assert answer.code == 2
     assert said in re.sub(r"[\s│]+", " ", answer.err)
+    assert command("jobs", "list", "--json").json["total"] == 5
+
+
+@pytest.mark.parametrize("words", ["show", "logs", "retry", "cancel", "release"])
+def test_a_part_of_several_ids_is_refused_and_says_whose(command: Command, store: JobStore, words: str) -> None:
+    """Also where those between the two, in time, have it elsewhere: none is taken for the only one."""
+    elsewhere = [record(f"job-{n:02}", age=60, error_message="twin") for n in range(50)]
+    fill(store, record("twin-old", age=90), *elsewhere, record("twin-new", age=30))
+    said = command("jobs", words, "twin")
+    assert (said.code, said.out) == (1, "")
+    told = "executor-adapter: 'twin' is in the ids of several jobs (twin-new, twin-old): give more of it\n"
+    assert said.err == told
+    assert "(job-49, job-48, job-47, ...)" in command("jobs", words, "job").err
+
+
+def test_no_id_is_no_part_of_one(command: Command, store: JobStore) -> None:
+    """A variable of a script that is empty ends no job."""
+    fill(store, record("only-one", RUNNING))
+    said = command("jobs", "cancel", "")
+    assert said.code == 1
+    assert "give an id" in said.err
+
+
+def test_the_job_of_two_parts_is_asked_once(command: Command, filled: JobStore) -> None:
+    assert len(command("jobs", "retry", "broken", "0002", "--json").json) == 1
+    (queued,) = command("jobs", "list", "-s", "pending", "-n", "1", "--json").json["jobs"]
+    assert command("jobs", "cancel", queued["job_id"], queued["job_id"]).code == 0
+
+
+def test_of_several_that_are_retried_all_or_none_is(command: Command, filled: JobStore) -> None:
+    assert command("jobs", "retry", "0002", "moving-0004").code == 2
     assert command("jobs", "list", "--json").json["total"] == 5
 
 
@@ -244,28 +285,3 @@ def test_json_is_one_line_for_programs(command: Command, filled: JobStore) -> No
     out = command("jobs", "show", "0001", "--json").out
     assert out.count("\n") == 1
     assert json.loads(out)["job_id"] == "oldest-0001"
-
-
-# --- logs ---
-
-
-def test_a_job_s_log_is_printed(command: Command, home: Path) -> None:
-    """Of what was printed the text, of what was logged also by whom; the newest lines, where asked for."""
-    assert command("run", "work_of_a_user:talk", "--pool", "process").code == 0
-    (job,) = command("jobs", "list", "--json").json["jobs"]
-    lines = command("jobs", "logs", job["job_id"]).out.splitlines()
-    # What is printed and what is logged come by ways of their own: their order is that of arrival.
-    assert {line[8:].strip() for line in lines} == {"first", "WARNING executor_adapter.job: second", "third"}
-    assert command("jobs", "logs", job["job_id"], "-n", "1").out.splitlines() == lines[-1:]
-    as_json = [json.loads(line) for line in command("jobs", "logs", job["job_id"], "--json").out.splitlines()]
-    sources = {(line["source"], line["attempt"]) for line in as_json}
-    assert sources == {("stdout", 1), ("executor_adapter.job", 1), ("stderr", 1)}
-
-
-def test_a_log_is_followed_until_the_job_is_over(command: Command, home: Path) -> None:
-    with JobExecutor(1, config=Settings(), store=f"sqlite:///{home / 'jobs.db'}") as executor:
-        job = Job(function="work_of_a_user:talk", kwargs={"pause": 1.5}, pool="process", job_id="talker")
-        executor.submit(job)
-        wait_for(lambda: command("jobs", "list", "--json").json["total"] == 1)
-        out = command("jobs", "logs", "talker", "--follow").out
-    assert len(out.splitlines()) == 3

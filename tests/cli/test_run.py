@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from executor_adapter import JobExecutor
 from executor_adapter.cli.run import CODES, parse_arguments
-from executor_adapter.job import ErrorCode
-from tests.cli.conftest import Command
+from executor_adapter.config import Settings
+from executor_adapter.job import ErrorCode, JobStatus
+from executor_adapter.store import JobStore
+from tests.cli.conftest import Command, fill, record
+from tests.contract.conftest import wait_for
 
 MODULE = "work_of_a_user"
 
@@ -77,16 +83,133 @@ def test_a_retry_is_said_while_one_waits(command: Command) -> None:
     assert "NETWORK_ERROR: no good" in said.err
 
 
-def test_as_json_it_says_all_of_it(command: Command) -> None:
-    said = command("run", f"{MODULE}:collect", "-a", "flights", "--pool", "thread", "--json")
-    told = json.loads(said.out.splitlines()[-1])
+@pytest.mark.parametrize("pool", ["thread", "process"])
+def test_as_json_it_says_all_of_it_and_stdout_has_nothing_else(command: Command, pool: str) -> None:
+    said = command("run", f"{MODULE}:collect", "-a", "flights", "--pool", pool, "--json")
+    told = said.json
     assert (told["status"], told["value"]["year"], told["records_processed"]) == ("completed", 2013, 3)
+    assert "collecting flights" in said.err
+
+
+@pytest.mark.parametrize("pool", ["thread", "process"])
+def test_as_json_what_a_module_or_a_child_process_prints_goes_to_stderr_too(home: Path, pool: str) -> None:
+    (home / "loud.py").write_text(
+        "import os, sys\nprint('imported')\nkept = sys.stdout\n"
+        "def f():\n    print('kept', file=kept, flush=True)\n    os.system('echo child')\n    return 1\n"
+    )
+    done = in_shell(home, "run", "loud:f", "--pool", pool, "--json")
+    assert json.loads(done.stdout)["value"] == 1
+    for said in ("imported", "kept", "child"):
+        assert said in done.stderr
+
+
+ODD = """
+def tuples(): return {(1, 2): 3, "x": {4: (5, 6)}}
+def numbers(): return [float("nan"), float("inf"), -float("inf"), 1.5]
+def itself():
+    found = []
+    found.append(found)
+    return found
+def huge(): return 10 ** 5000
+def surrogate(): return "\\ud800"
+class Unshowable:
+    def __repr__(self): raise ValueError("no")
+def unshowable(): return Unshowable()
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "value"),
+    [
+        ("tuples", {"(1, 2)": 3, "x": {"4": [5, 6]}}),
+        ("numbers", [None, None, None, 1.5]),
+        ("itself", "[[...]]"),
+        ("huge", "<int: its repr fails>"),
+        ("surrogate", "\ud800"),
+        ("unshowable", "<Unshowable: its repr fails>"),
+    ],
+)
+def test_any_result_is_told_in_valid_json(command: Command, home: Path, function: str, value: object) -> None:
+    """Keys that JSON has no word for as text, NaN and the infinities as null."""
+    (home / "odd_results.py").write_text(ODD)
+    said = command("run", f"odd_results:{function}", "--pool", "thread", "--json")
+    assert said.code == 0
+    assert json.loads(said.out, parse_constant=pytest.fail)["value"] == value
+    assert command("run", f"odd_results:{function}", "--pool", "thread").code == 0
+
+
+def test_whoever_reads_the_output_may_leave_and_the_job_goes_on(home: Path) -> None:
+    """`run ... | head -1`: how the job ended is still the exit code."""
+    (home / "talks.py").write_text("def f():\n    for n in range(1500):\n        print('line', n, 'x' * 200)\n")
+    words = [sys.executable, "-m", "executor_adapter.cli", "run", "talks:f"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=home) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().startswith("line 0 ")
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode == 0
+    assert re.fullmatch(r"completed in .*\n", said)
+
+
+@pytest.mark.parametrize("words", [("jobs", "list"), ("jobs", "list", "--json"), ("run", "math:sqrt", "-a", "4")])
+def test_a_full_disk_is_said_in_one_line(home: Path, store: JobStore, words: tuple[str, ...]) -> None:
+    fill(store, record("one"))
+    with open("/dev/full", "w") as full:
+        done = in_shell(home, *words, stdout=full)
+    assert done.returncode == 1
+    assert done.stderr == "executor-adapter: [Errno 28] No space left on device\n"
+
+
+def test_a_terminal_without_a_letter_gets_it_escaped(home: Path, store: JobStore) -> None:
+    fill(store, record("caf\xe9", JobStatus.FAILED, error_code="DATA_ERROR", error_message="\u4e2d"))
+    (home / "letters.py").write_text("def f():\n    return '\u4e2d'\n", encoding="utf-8")
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
+    assert r"caf\xe9" in in_shell(home, "jobs", "list", env=ascii_only).stdout
+    assert json.loads(in_shell(home, "jobs", "show", "caf", "--json", env=ascii_only).stdout)["job_id"] == "caf\xe9"
+    assert json.loads(in_shell(home, "run", "letters:f", "--json", env=ascii_only).stdout)["value"] == "\u4e2d"
+
+
+def test_where_stdout_is_closed_nothing_is_printed(home: Path) -> None:
+    done = in_shell(home, "run", "math:sqrt", "-a", "4", stdout=None, preexec_fn=lambda: os.close(1))
+    assert done.returncode == 0
+    assert re.fullmatch(r"completed in .*\n", done.stderr)
+
+
+def in_shell(home: Path, *words: str, **how: Any) -> subprocess.CompletedProcess[str]:
+    """The command as a process of its own."""
+    given: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | how
+    return subprocess.run(
+        [sys.executable, "-m", "executor_adapter.cli", *words], text=True, cwd=home, timeout=60, check=False, **given
+    )
 
 
 def test_it_is_remembered_in_the_store(command: Command) -> None:
     command("run", f"{MODULE}:collect", "-a", "flights", "--type", "nightly", "--tool", "radar")
     (job,) = command("jobs", "list", "--tool", "radar", "--json").json["jobs"]
     assert (job["status"], job["job_type"]) == ("completed", "nightly")
+
+
+def test_jobs_that_others_left_in_the_store_are_left_to_them(command: Command, home: Path, store: JobStore) -> None:
+    """Neither at its start nor later: they may be a program's that cannot be imported here."""
+    (home / "config.yaml").write_text("store: {url: 'sqlite:///jobs.db', recover_every: 0.01}")
+    call = json.dumps({"function": "nobody_has:this"})
+    store.enqueue(record("theirs", JobStatus.PENDING, function="nobody_has:this", call=call))
+    assert command("run", f"{MODULE}:talk", "-a", "pause=0.2").code == 0
+    assert {job["status"] for job in command("jobs", "list", "--json").json["jobs"]} == {"pending", "completed"}
+
+
+def test_it_is_cancelled_and_retried_as_any_job_is(command: Command, home: Path) -> None:
+    words = [sys.executable, "-m", "executor_adapter.cli", "run", f"{MODULE}:slow", "-a", "60"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=home) as process:
+        wait_for(lambda: command("jobs", "list", "-s", "running").out.startswith("ID"), seconds=30)
+        (job,) = command("jobs", "list", "--json").json["jobs"]
+        assert command("jobs", "cancel", job["job_id"]).code == 0
+        assert process.wait(30) == 130
+    again = command("jobs", "retry", job["job_id"], "--set", "args=[0]", "--json").json[0]
+    with JobExecutor(1, config=Settings(), store=f"sqlite:///{home / 'jobs.db'}"):
+        pass  # a program's, which takes it
+    assert command("jobs", "show", again["job_id"], "--json").json["status"] == "completed"
 
 
 def test_arguments_are_json_or_text() -> None:

@@ -1,0 +1,53 @@
+"""`doctor`: what it says of the system it is on, and of how worker processes start there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from executor_adapter.cli import checks
+from executor_adapter.cli.checks import Finding, Level, check_memory_files, check_start_method, check_system
+from tests.cli.conftest import Command
+
+
+def said(finding: Finding) -> str:
+    return f"{finding.found}: {finding.way_out}"
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system without what only Linux has."""
+    monkeypatch.setattr(checks, "HAS_GUARDIAN", False)
+    for name in ("pidfd_open", "eventfd", "memfd_create"):
+        monkeypatch.delattr(os, name)
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_where_there_is_no_linux_the_process_pool_is_said_to_be_weaker_not_missing() -> None:
+    system = check_system()
+    assert system.level is Level.WARNING
+    assert "process jobs run in spawned interpreters: memory_limit is refused" in said(system)
+    assert check_start_method("spawn").level is Level.FINE
+    files = check_memory_files()
+    assert (files.level, "copied through sockets" in files.found) == (Level.FINE, True)
+
+
+def test_workers_come_from_a_guardian_where_they_do() -> None:
+    assert check_system().level is Level.FINE
+    assert "our workers come from a guardian" in check_start_method("guardian").found
+
+
+def test_with_spawn_on_linux_it_says_what_that_costs(
+    command: Command, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the command prints it: nothing of a guardian that there is not."""
+    monkeypatch.setenv("EXECUTOR_ADAPTER_EXECUTOR__START_METHOD", "spawn")
+    findings = {found["check"]: found for found in command("doctor", "--no-prefect", "--json").json}
+    start = findings["start method"]
+    assert start["level"] == "warning"
+    assert "our workers are interpreters of their own (executor.start_method: spawn)" in start["found"]
+    assert "guardian" not in start["found"]
+    assert start["way_out"].startswith("leave it out, for a guardian; without one memory_limit is refused")
+    assert findings["process pool"]["level"] == "fine"

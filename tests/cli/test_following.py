@@ -1,0 +1,102 @@
+"""`jobs logs` and `jobs watch`: what comes, as it comes."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from executor_adapter import Job, JobExecutor, JobStatus
+from executor_adapter.cli import logs, watch
+from executor_adapter.config import Settings
+from executor_adapter.store import JobStore, LogLine
+from tests.cli.conftest import Command, fill, record
+from tests.contract.conftest import wait_for
+
+# --- logs ---
+
+
+def test_a_job_s_log_is_printed(command: Command, home: Path) -> None:
+    """Of what was printed the text, of what was logged also by whom; the newest lines, where asked for."""
+    assert command("run", "work_of_a_user:talk", "--pool", "process").code == 0
+    (job,) = command("jobs", "list", "--json").json["jobs"]
+    lines = command("jobs", "logs", job["job_id"]).out.splitlines()
+    # What is printed and what is logged come by ways of their own: their order is that of arrival.
+    assert {line[8:].strip() for line in lines} == {"first", "WARNING executor_adapter.job: second", "third"}
+    assert command("jobs", "logs", job["job_id"], "-n", "1").out.splitlines() == lines[-1:]
+    as_json = [json.loads(line) for line in command("jobs", "logs", job["job_id"], "--json").out.splitlines()]
+    sources = {(line["source"], line["attempt"]) for line in as_json}
+    assert sources == {("stdout", 1), ("executor_adapter.job", 1), ("stderr", 1)}
+
+
+def test_a_log_is_followed_until_the_job_is_over(command: Command, home: Path) -> None:
+    with JobExecutor(1, config=Settings(), store=f"sqlite:///{home / 'jobs.db'}") as executor:
+        job = Job(function="work_of_a_user:talk", kwargs={"pause": 1.5}, pool="process", job_id="talker")
+        executor.submit(job)
+        wait_for(lambda: command("jobs", "list", "--json").json["total"] == 1)
+        out = command("jobs", "logs", "talker", "--follow").out
+    assert len(out.splitlines()) == 3
+
+
+def lines(*numbers: int) -> list[LogLine]:
+    return [LogLine("talker", 1, n, float(n), 0, "stdout", f"line {n}") for n in numbers]
+
+
+def test_a_log_that_is_followed_from_its_tail_on_is_told_whole_from_there(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many lines come between two looks."""
+    fill(store, record("talker", JobStatus.RUNNING))
+    store.write_lines(lines(1, 2, 3))
+    monkeypatch.setattr(logs, "time", SimpleNamespace(sleep=lambda _: store.write_lines(lines(4, 5, 6, 7))))
+    followed = logs.log_of(store, "talker", tail=2, follow=True)
+    assert [line.seq for line in itertools.islice(followed, 6)] == [2, 3, 4, 5, 6, 7]
+
+
+def test_more_lines_than_are_kept_may_be_asked_for(command: Command, store: JobStore) -> None:
+    fill(store, record("talker"))
+    store.write_lines(lines(1, 2))
+    assert len(command("jobs", "logs", "talker", "-n", "9" * 20).out.splitlines()) == 2
+
+
+# --- watch ---
+
+
+class LateClock:
+    """Each look at it finds that a second has passed, longer than any frame may take."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.slept: list[float] = []
+
+    def monotonic(self) -> float:
+        self.now += 1.0
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        if len(self.slept) == 3:
+            raise KeyboardInterrupt
+
+
+def test_frames_that_are_late_do_not_end_the_watch(
+    command: Command, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow store, or a program that was stopped for a while."""
+    fill(store, record("moving-1", JobStatus.RUNNING))
+    clock = LateClock()
+    monkeypatch.setattr(watch, "time", clock)
+    monkeypatch.setattr(watch, "console", lambda: Console(file=io.StringIO(), force_terminal=True))
+    assert command("jobs", "watch", "--interval", "0.5").code == 0
+    assert clock.slept == [0.0, 0.0, 0.0]
+
+
+def test_no_watch_waits_for_longer_than_a_machine_can(command: Command, store: JobStore) -> None:
+    fill(store, record("moving-1", JobStatus.RUNNING))
+    said = command("jobs", "watch", "--json", "--interval", "1e300")
+    assert (said.code, said.out) == (2, "")

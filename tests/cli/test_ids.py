@@ -1,0 +1,30 @@
+"""A job that is named by a part of its id."""
+
+from __future__ import annotations
+
+import pytest
+
+from executor_adapter.cli import stores
+from executor_adapter.store import JobStore
+from tests.cli.conftest import Command, fill, record
+
+
+def test_a_job_is_found_by_part_of_its_id_however_many_others_have_that_elsewhere(
+    command: Command, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "LOOK_THROUGH", 20)
+    elsewhere = [record(f"job-{n:02}", age=60, error_message="needle") for n in range(50)]
+    fill(store, record("needle-in-1", age=90), *elsewhere)
+    assert command("jobs", "show", "needle", "--json").json["job_id"] == "needle-in-1"
+
+
+@pytest.mark.parametrize("part", ["a%b", "a_b", "%", "_"])
+def test_what_sql_would_take_for_any_letter_stands_for_itself(command: Command, store: JobStore, part: str) -> None:
+    fill(store, record("a%b"), record("a_b"), record("axb"))
+    assert part in command("jobs", "show", part, "--json").json["job_id"]
+
+
+def test_an_id_that_is_no_text_is_refused(command: Command, store: JobStore) -> None:
+    fill(store, record("one"))
+    said = command("jobs", "show", "\udcff")  # as Python reads a byte that is no UTF-8
+    assert (said.code, said.err) == (2, "executor-adapter: '\\udcff' is no text that a store can hold\n")
