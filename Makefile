@@ -24,8 +24,10 @@ run: $(DEMO) ## collect and process real data through every layer: the demo pipe
 ui: $(DEMO) ## open Prefect's UI at the last run of the pipeline
 	@$(BIN)/python deployments/ui.py $(ARGS)
 
+# Two processes, since most tests wait longer than they compute; a file stays in one of them, whole and in its order.
 test: check ## check, then run all tests but chaos and bench
-	@$(BIN)/python -m pytest -m "not chaos and not bench" $(ARGS)
+	@$(BIN)/python -m pytest -m "not chaos and not bench" -n 2 --dist loadfile --no-loadscope-reorder \
+	    --max-worker-restart=0 $(ARGS)
 
 check: $(DEV) ## lint, formatting and types
 	@$(BIN)/ruff check .

@@ -11,9 +11,8 @@ from prefect.client.orchestration import get_client
 from prefect.settings import get_current_settings
 
 from executor_adapter.config import FilesTool, RestTool
-from executor_adapter.prefect import JobTask, job_task
+from executor_adapter.prefect import job_task
 from tasks import landing
-from tasks.options import limits
 from tasks.reporting import Future, Run
 
 find_windows = job_task(
@@ -51,7 +50,7 @@ collect_resource = job_task(
 def collect(run: Run) -> None:
     """Collect all that the run's tools have. A job that fails is on the board, and holds up no other."""
     run.stage(0.0, 0.5)
-    with run.executor(run.settings.collection.max_concurrent_jobs):
+    with run.executor("collection"):
         finding = dict(_find_all(run))
         collecting: list[Future] = []
         for found, windows in run.as_done(list(finding)):
@@ -63,19 +62,17 @@ def collect(run: Run) -> None:
 
 
 def _find_all(run: Run) -> Iterator[tuple[Future, dict[str, Any]]]:
-    task = find_windows.with_options(**limits(run.settings.collection))
     for name in run.tools:
         tool = run.settings.tools[name]
         for table in tool.tables if isinstance(tool, FilesTool) else ():
             arguments = {"tool_name": name, "tool": tool, "table": table}
-            yield run.submit(task, tool=name, stage="find", subject=table, arguments=arguments), arguments
+            yield run.submit(find_windows, tool=name, stage="find", subject=table, arguments=arguments), arguments
 
 
 def _collect_windows(run: Run, found: dict[str, Any], windows: dict[str, int]) -> list[Future]:
-    task = _limited(run, collect_window)
     return [
         run.submit(
-            task,
+            collect_window,
             tool=found["tool_name"],
             stage="collect",
             subject=f"{found['table']} {window}",
@@ -86,7 +83,6 @@ def _collect_windows(run: Run, found: dict[str, Any], windows: dict[str, int]) -
 
 
 def _collect_resources(run: Run) -> Iterator[Future]:
-    task = _limited(run, collect_resource)
     for name in run.tools:
         tool = run.settings.tools[name]
         if not isinstance(tool, RestTool):
@@ -94,11 +90,7 @@ def _collect_resources(run: Run) -> Iterator[Future]:
         tool, headers = (tool, dict[str, str]()) if tool.url else _in_force(tool)
         for table in tool.resources:
             arguments = {"tool_name": name, "tool": tool, "table": table, "root": run.settings.lake, "headers": headers}
-            yield run.submit(task, tool=name, stage="collect", subject=table, arguments=arguments)
-
-
-def _limited(run: Run, task: JobTask[..., Any]) -> JobTask[..., Any]:
-    return task.with_options(**limits(run.settings.collection))
+            yield run.submit(collect_resource, tool=name, stage="collect", subject=table, arguments=arguments)
 
 
 def _in_force(tool: RestTool) -> tuple[RestTool, dict[str, str]]:

@@ -27,7 +27,7 @@ Result = dict[str, Any]
 def find_windows(tool_name: str, tool: FilesTool, table: str) -> dict[str, int]:
     """The windows of a table in a file of `tool_name`, each with its number of rows."""
     windows = sources.windows_of(tool, tool.tables[table])
-    log("%s: %d rows in %d windows", tool.tables[table].file, sum(windows.values()), len(windows))
+    log("%s: rows: %d, windows: %d", tool.tables[table].file, sum(windows.values()), len(windows))
     return windows
 
 
@@ -83,7 +83,7 @@ def _collect_day(
         merged = _merged(before, rows, resource.key)
         writer.add(merged)
     new = merged.num_rows - (0 if before is None else before.num_rows)
-    log("%s: %d new objects of %s%s, %d in all", partition, new, api.tool.url, resource.path, merged.num_rows)
+    log("%s: new objects: %d, in all: %d, from %s%s", partition, new, merged.num_rows, api.tool.url, resource.path)
     return new, merged.num_rows
 
 

@@ -1,21 +1,13 @@
-"""What the configuration says of jobs and tables, in the words of job tasks and rules."""
+"""What the configuration says of tools and tables, in the words of rules."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any
 
-from executor_adapter.config import FilesTool, FileTable, RestResource, RestTool, Settings, StageSettings, Tool
+from executor_adapter.config import FilesTool, FileTable, RestResource, RestTool, Settings, Tool
 from executor_adapter.exceptions import ConfigurationError
-from executor_adapter.retry import RetryPolicy
 from tasks import rules
-
-
-def limits(settings: StageSettings) -> dict[str, Any]:
-    """The options of a job task that a section of the configuration sets."""
-    policy = RetryPolicy(retry_attempts=settings.retry_attempts, retry_delay=settings.retry_delay)
-    return {"max_runtime": settings.job_timeout, "retry": policy}
 
 
 def schemas_of(tool: Tool) -> dict[str, str | None]:

@@ -10,7 +10,7 @@ from executor_adapter.prefect import job_task
 from tasks import refining
 from tasks.accounts import raw_partitions
 from tasks.lake import count
-from tasks.options import limits, schemas_of
+from tasks.options import schemas_of
 from tasks.reporting import Run
 
 process_partition = job_task(
@@ -31,16 +31,15 @@ def process(run: Run) -> list[dict[str, Any]]:
     """
     run.processes = True
     run.stage(0.5, 0.9)
-    settings = run.settings.processing
-    task = process_partition.with_options(**limits(settings))
-    with run.executor(settings.max_concurrent_jobs):
+    batch_size = run.settings.processing.batch_size
+    with run.executor("processing"):
         processing = [
             run.submit(
-                task,
+                process_partition,
                 tool=tool,
                 stage="process",
                 subject=f"{raw.table} {raw.window}",
-                arguments={"raw": raw, "schema": schema, "batch_size": settings.batch_size},
+                arguments={"raw": raw, "schema": schema, "batch_size": batch_size},
             )
             for tool in run.tools
             for table, schema in schemas_of(run.settings.tools[tool]).items()

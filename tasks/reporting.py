@@ -12,7 +12,6 @@ from typing import Any
 from uuid import UUID
 
 from prefect.artifacts import (
-    create_image_artifact,
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
@@ -22,14 +21,14 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, as_completed
 from prefect.runtime import flow_run
 
-from executor_adapter.config import Settings
+from executor_adapter.config import Settings, Stage
 from executor_adapter.executor import JobExecutor
 from executor_adapter.job import JobStatus
 from executor_adapter.prefect import JobTask, job_task, wait_until_recorded
 from tasks import lake, summary
 from tasks.accounts import Balance, balance
 from tasks.board import Board, JobLine
-from tasks.options import limits, schemas_of
+from tasks.options import schemas_of
 from tasks.story import failure_lines, markdown, new_rows, table_rows
 
 Future = PrefectFuture[Any]
@@ -73,9 +72,11 @@ class Run:
         self._shown = 0
 
     @contextmanager
-    def executor(self, max_workers: int) -> Iterator[None]:
-        """The executor of the jobs submitted in the block, shown on the board."""
-        with JobExecutor(max_workers, config=self.settings, observers=[self.board]), self.board.live():
+    def executor(self, stage: Stage) -> Iterator[None]:
+        """The executor of the stage's jobs, which are submitted in the block, and shown on the board."""
+        max_workers = getattr(self.settings, stage).max_concurrent_jobs
+        config = self.settings.for_stage(stage)
+        with JobExecutor(max_workers, config=config, observers=[self.board]), self.board.live():
             yield
 
     def stage(self, start: float, end: float) -> None:
@@ -116,11 +117,10 @@ class Run:
     def summarise(self) -> list[dict[str, Any]]:
         """What the processed rows tell, by a job a tool, run by the executor in force."""
         self.stage(0.9, 1.0)
-        task = summarise.with_options(**limits(self.settings.processing))
         root = self.settings.lake
         futures = [
             self.submit(
-                task,
+                summarise,
                 tool=tool,
                 stage="report",
                 subject="summary",
@@ -162,10 +162,10 @@ class Run:
         create_markdown_artifact(text, key="report", description="What the run did")
         for picture in pictures:
             encoded = base64.b64encode(picture.read_bytes()).decode()
-            # The picture itself, not its address: the UI's browser need not reach this machine's files.
-            create_image_artifact(
-                f"data:image/png;base64,{encoded}", key="delays", description="Mean departure delay by month and origin"
-            )
+            # The picture itself, not its address: the UI's browser need not reach this machine's files. In Markdown,
+            # since the page of an image artifact prints the address too, here 80,000 characters across its margin.
+            about = "Mean departure delay by month and origin"
+            create_markdown_artifact(f"![{about}](data:image/png;base64,{encoded})", key="delays", description=about)
 
     def _leave_trace(self) -> None:
         trace = {"flow_run_id": str(flow_run.get_id()), "name": flow_run.get_name()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from html import escape
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -91,5 +92,5 @@ def _items(sentences: Iterable[str]) -> str:
 
 
 def _failure_row(line: JobLine) -> str:
-    message = " ".join((line.error or "").split()).replace("|", "\\|")
+    message = escape(" ".join((line.error or "").split()), quote=False).replace("|", "\\|")
     return f"| {line.stage} {line.tool} {line.subject} | {line.note} | {line.attempts} | {message} |"

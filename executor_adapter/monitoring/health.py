@@ -13,7 +13,7 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Protocol, Self
 
-from executor_adapter.config import MonitoringSettings
+from executor_adapter.config import MonitoringSettings, Settings
 from executor_adapter.job import Job
 from executor_adapter.monitoring.stats import ExecutorStats
 
@@ -46,6 +46,9 @@ class Alert:
 class Watched(Protocol):
     """What can be looked at: a JobExecutor, a CollectionScheduler, a ProcessingScheduler."""
 
+    @property
+    def config(self) -> Settings: ...
+
     def running(self) -> Sequence[Job]: ...
 
     def stats(self, *, window: float = ...) -> ExecutorStats | None: ...
@@ -61,8 +64,8 @@ class HealthMonitor:
         with HealthMonitor(executor, on_alert=[page_someone]):          # looks in a thread of its own
         async with HealthMonitor(scheduler, stuck_after=600):           # looks in the running event loop
 
-    `settings` (the section `monitoring`) gives what is not given. `min_jobs`: a rate of fewer is no rate. `clock`:
-    seconds since the epoch.
+    `settings` gives what is not given; default: the section `monitoring` of what is watched. `min_jobs`: a rate of
+    fewer is no rate. `clock`: seconds since the epoch.
     """
 
     def __init__(
@@ -79,7 +82,7 @@ class HealthMonitor:
         clock: Callable[[], float] = time.time,
     ) -> None:
         given = {"stuck_after": stuck_after, "failure_rate": failure_rate, "window": window, "interval": interval}
-        base = (settings or MonitoringSettings()).model_dump()
+        base = (settings or watched.config.monitoring).model_dump()
         self.settings = MonitoringSettings(**base | {key: value for key, value in given.items() if value is not None})
         self._watched = watched
         self._min_jobs = min_jobs
@@ -149,7 +152,7 @@ class HealthMonitor:
 
     def _watch(self) -> None:
         self._look()
-        while not self._stopping.wait(self.settings.interval):
+        while not self._stopping.wait(min(self.settings.interval, threading.TIMEOUT_MAX)):
             self._look()
 
     def __enter__(self) -> Self:

@@ -14,6 +14,7 @@ Needs prometheus-client: the extra `metrics`.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from typing import Protocol
@@ -66,13 +67,13 @@ class JobMetrics(Collector):
         """Count a transition."""
         job, status = transition.job, transition.status
         if status is JobStatus.RETRYING:
-            self._retries.labels(*self._whose(job), job.error_code or "").inc()
+            self._retries.labels(*self._whose(job), self._label(job.error_code or "")).inc()
         elif status in TERMINAL:
             self._count_end(job, status)
 
     def _count_end(self, job: Job, status: JobStatus) -> None:
         whose, live = self._whose(job), job._live
-        self._ended.labels(status.value, *whose, job.error_code or "").inc()
+        self._ended.labels(status.value, *whose, self._label(job.error_code or "")).inc()
         if live.attempts:
             self._queue_seconds.labels(*whose).observe(live.attempts[0][QUEUE_SECONDS])
         if (seconds := job.duration) is not None:
@@ -82,7 +83,7 @@ class JobMetrics(Collector):
         return self._label(job.job_type), self._label(job.tool_name or "")
 
     def _label(self, name: str) -> str:
-        if name not in self._names:
+        if name and name not in self._names:
             if len(self._names) >= MOST_NAMES:
                 return "other"
             self._names.add(name)
@@ -131,6 +132,10 @@ class MetricsPort:
                     where = f"{self._host}:{self._port}"
                     logger.error("no metrics are served: %s: %s: free it, or set monitoring.metrics_port", where, error)
 
+    def leave_to_parent(self) -> None:
+        if self._server is not None:
+            self._server.leave_to_parent()
+
     def remove(self, executor: Measured) -> None:
         """It is closed."""
         with self._lock:
@@ -147,6 +152,10 @@ class _Server:
         self._server, self._thread = start_http_server(port, host, registry)
         self.port = self._server.server_port
 
+    def leave_to_parent(self) -> None:
+        """In a forked process: do not keep the port from whoever wants it after the parent."""
+        self._server.socket.close()
+
     def close(self) -> None:
         self._server.shutdown()
         self._thread.join()
@@ -161,3 +170,16 @@ def metrics_at(host: str, port: int) -> MetricsPort:
     """The one of this process at that address."""
     with _ports_lock:
         return _ports.setdefault((host, port), MetricsPort(host, port))
+
+
+def _leave_to_parent() -> None:
+    """In a forked process: nobody serves there what the parent serves."""
+    global _ports_lock
+    _ports_lock = threading.Lock()
+    for port in _ports.values():
+        port.leave_to_parent()
+    _ports.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)

@@ -45,10 +45,17 @@ def open_store(url: str) -> JobStore:
 
             return MemoryStore()
         case "sqlite" | "postgresql" | "postgres":
-            from executor_adapter.store.sql import open_sql_store  # here, since it is heavy and not always needed
+            from sqlalchemy.exc import SQLAlchemyError  # here, since it is heavy and not always needed
 
-            return open_sql_store(url)
+            from executor_adapter.store.sql import open_sql_store
+
+            try:
+                return open_sql_store(url)
+            except SQLAlchemyError as error:  # StoreUnavailable are those that may pass
+                said = str(error).partition("\n")[0]
+                raise ConfigurationError(f"store.url: a {scheme} store cannot be opened so: {said}") from error
         case _:
+            named = scheme.rpartition("@")[2]  # the rest may hold a password, and so may all before an @
             raise ConfigurationError(
-                f"store.url: {url!r} is no store: give 'memory:', 'sqlite:///path' or 'postgresql://user@host/database'"
+                f"store.url: {named!r} is no store: give 'memory:', 'sqlite:///path' or 'postgresql://user@host/database'"
             )

@@ -8,8 +8,8 @@ database works, and raises StoreUnavailable where that cannot be reached (or is 
 call has been done.
 
 A job belongs to the host (one executor) that runs it. A host holds a lease, renewed by each of its writes; once that
-has run out, or on the same machine as soon as its process is gone, another host may `claim` its jobs. A host whose
-lease was taken writes nothing any more: LeaseLost.
+has run out, or on the same machine as soon as its process is gone and all that ran for it, another host may `claim`
+its jobs. A host whose lease was taken writes nothing any more: LeaseLost.
 """
 
 from __future__ import annotations
@@ -137,7 +137,8 @@ class JobFilter:
     ended_before: float | None = None
     quarantined: bool | None = None
     text: str | None = None
-    """Part of the id, type, tool, function, error code or error message; upper and lower case are the same."""
+    """Part of the id, type, tool, function, error code or error message; upper and lower case are the same.
+    It is looked for in each job that matches the rest."""
 
 
 ALL = JobFilter()
@@ -246,7 +247,11 @@ class JobStore(ABC):
     @abstractmethod
     def cleanup(self, max_age_hours: float = 24, *, queue: str | None = None) -> int:
         """Forget the jobs that have been over for more than `max_age_hours`; how many that were. Live and quarantined
-        ones stay. It works in small steps, between which others write."""
+        ones stay. It works in small steps, between which others write.
+
+        Raises:
+            ValueError: `max_age_hours` is no finite number from 0 on.
+        """
 
     # --- for hosts ---
 
@@ -279,6 +284,11 @@ class JobStore(ABC):
     def claim(self, host: Host, *, queue: str, limit: int = 100) -> list[JobRecord]:
         """Take over live jobs of `queue` that nobody runs: their host is gone, or they never had one. Each record is
         as its former host left it, but for `host`. No two hosts ever get the same job."""
+
+    @abstractmethod
+    def any_host_is_dying(self) -> bool:
+        """Whether there is a host on this machine whose process is gone, and not yet all that ran for it: within
+        moments its jobs can be claimed."""
 
     @abstractmethod
     def cancel_requests(self, host_id: str) -> list[str]:

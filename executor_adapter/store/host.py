@@ -1,7 +1,7 @@
 """Hosts: the executors that share a store, and whether one is gone.
 
-On one machine a host is gone when its process is, at once and for sure: a pid may be used again, but not with the same
-start time. Of a host elsewhere only its lease tells.
+On one machine a host is gone when its process is, and all that ran for it: at once, and for sure (see `presence`). Of a
+host elsewhere only its lease tells.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from executor_adapter.job import uuid7
+from executor_adapter.presence import is_held, presence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,19 +22,33 @@ class Host:
 
     host_id: str
     machine: str
-    """Processes that give the same text here see one another's process ids."""
+    """Processes that give the same text here see one another's process ids and presences."""
     pid: int
     process_started: int
     """With the pid it tells a process from a later one of the same pid; clock ticks since the machine started."""
+    presence: str = ""
+    """The name of its process's presence; "" where there is none."""
 
     @property
     def is_gone(self) -> bool | None:
-        """Whether its process is gone, or has let go of it; None where this machine cannot know."""
-        if self.machine != this_machine():
+        """Whether nothing is left of its process and what ran for it, or that has let go of it; None where this
+        machine cannot know."""
+        if self.host_id in _here:
+            return False
+        if not self.presence or self.machine != this_machine():
             return None
-        if self.pid == os.getpid() and self.process_started == _process_started(self.pid):
-            return self.host_id not in _here
-        return _process_started(self.pid) != self.process_started
+        if self.presence == presence().name:
+            return True
+        held = is_held(self.presence)
+        return None if held is None else not held
+
+    @property
+    def is_dying(self) -> bool:
+        """Whether its process is gone, and what ran for it is not yet."""
+        if self.host_id in _here or self.is_gone is not False:
+            return False
+        # One that has become another program (exec) has its id, and no longer its presence.
+        return self.pid == os.getpid() or _process_started(self.pid) != self.process_started
 
 
 _here: set[str] = set()
@@ -43,7 +58,13 @@ _here: set[str] = set()
 def new_host() -> Host:
     """A host of this process, until `forget` is called with it."""
     pid = os.getpid()
-    host = Host(host_id=uuid7(), machine=this_machine(), pid=pid, process_started=_process_started(pid) or 0)
+    host = Host(
+        host_id=uuid7(),
+        machine=this_machine(),
+        pid=pid,
+        process_started=_process_started(pid) or 0,
+        presence=presence().name,
+    )
     _here.add(host.host_id)
     return host
 
@@ -52,15 +73,20 @@ def forget(host: Host) -> None:
     _here.discard(host.host_id)
 
 
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_here.clear)
+
+
 @functools.cache
 def this_machine() -> str:
-    """The machine since it was started, and its view of process ids (containers have each their own)."""
-    return f"{socket.gethostname()} {_read('/proc/sys/kernel/random/boot_id')} {_pid_namespace()}"
+    """The machine since it was started, and its view of process ids and sockets (containers have each their own)."""
+    boot = _read("/proc/sys/kernel/random/boot_id")
+    return f"{socket.gethostname()} {boot} {_namespace('pid')} {_namespace('net')}"
 
 
-def _pid_namespace() -> str:
+def _namespace(kind: str) -> str:
     try:
-        return os.readlink("/proc/self/ns/pid")
+        return os.readlink(f"/proc/self/ns/{kind}")
     except OSError:
         return ""
 

@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
+from executor_adapter.bounds import check_age
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job import TERMINAL, JobStatus
+from executor_adapter.quarantine import MOST_QUARANTINED
 from executor_adapter.store.base import ALL, LINES_KEPT, JobFilter, JobRecord, JobStore, LeaseLost, LogLine, Page
 from executor_adapter.store.host import Host
 
@@ -94,6 +96,7 @@ class MemoryStore(JobStore):
             return True
 
     def cleanup(self, max_age_hours: float = 24, *, queue: str | None = None) -> int:
+        check_age("max_age_hours", max_age_hours)
         before = self._now() - max_age_hours * 3600
         old = list(self._matching(JobFilter(queue=queue, ended_before=before, quarantined=False)))
         return self._forget(record.job_id for record in old)
@@ -135,8 +138,12 @@ class MemoryStore(JobStore):
             self._records.update((record.job_id, record) for record in claimed)
             return claimed
 
+    def any_host_is_dying(self) -> bool:
+        return False
+
     def cancel_requests(self, host_id: str) -> list[str]:
         with self._lock:
+            self._to_cancel.intersection_update(self._records)  # others were forgotten meanwhile
             asked = [job_id for job_id in self._to_cancel if self._records[job_id].host == host_id]
             self._to_cancel.difference_update(asked)
             return asked
@@ -182,8 +189,10 @@ class MemoryStore(JobStore):
         surplus = len(self._records) - self._max_history
         if surplus > 0:
             # A tenth at once, so that the search is not made for each job.
-            over = (r.job_id for r in list(self._records.values()) if r.status in TERMINAL and not r.quarantined)
-            self._forget(list(itertools.islice(over, surplus + self._max_history // 10)))
+            over = [r for r in self._records.values() if r.status in TERMINAL]
+            held = [r.job_id for r in over if r.quarantined]
+            free = [r.job_id for r in over if not r.quarantined][: surplus + self._max_history // 10]
+            self._forget(free + held[: max(0, len(held) - MOST_QUARANTINED)])
 
 
 def _is_over_before(known: JobRecord, record: JobRecord) -> bool:

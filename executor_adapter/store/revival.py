@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job import Job
+from executor_adapter.raised import shown
 
 if TYPE_CHECKING:
     from executor_adapter.store.base import JobRecord
@@ -18,7 +19,7 @@ def restore(record: JobRecord) -> Job:
     a LostFunction stands for it."""
     try:
         job = Job(**given_fields(record))
-    except InvalidJobError:
+    except ValueError:  # not to be had, or none that could run: it can be looked at all the same
         job = Job(**_shown_fields(record), function=LostFunction(record.function))
     live = job._live
     live.status = record.status
@@ -73,5 +74,7 @@ def _unpickled(job_id: str, pickled: bytes) -> dict[str, Any]:
     try:
         function, args, kwargs = pickle.loads(pickled)
     except Exception as error:
-        raise InvalidJobError(f"job {job_id} cannot be unpickled here: {error!r}: run it where its code is") from error
+        raise InvalidJobError(
+            f"job {job_id} cannot be unpickled here: {shown(error)}: run it where its code is"
+        ) from error
     return {"function": function, "args": args, "kwargs": kwargs}

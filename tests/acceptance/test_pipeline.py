@@ -176,8 +176,8 @@ def test_prefect_shows_progress_jobs_report_and_plot(home: Home) -> None:
     assert kind == "markdown"
     assert "| success rate | average duration |" in text
     assert "| 100.0% |" in text
-    assert latest["delays"][0] == "image"
-    assert latest["delays"][1].startswith("data:image/png;base64,iVBOR")
+    assert latest["delays"][0] == "markdown"
+    assert "](data:image/png;base64,iVBOR" in latest["delays"][1]
 
 
 # --- a tool fails ---

@@ -95,3 +95,16 @@ def test_the_page_shows_the_run_and_its_task_runs(
         expect(page.get_by_text(name, exact=True).first).to_be_visible(timeout=30_000)
     shot = page.screenshot(path=tmp_path / "run.png")
     assert len(shot) > 20_000
+
+
+def test_the_picture_shows_without_its_address(page: Page, url: str, ran: str, tmp_path: Path) -> None:
+    """The picture is drawn, and its address, 80,000 characters long, is not printed."""
+    base = url.partition("/runs")[0]
+    wanted = {"artifacts": {"key": {"any_": ["delays"]}, "flow_run_id": {"any_": [ran]}}}
+    (artifact,) = Server(url=base, env={}).call("POST", "/artifacts/filter", wanted)
+    page.goto(f"{base}/artifacts/artifact/{artifact['id']}")
+    picture = page.get_by_role("img", name="Mean departure delay by month and origin")
+    expect(picture).to_be_visible(timeout=30_000)
+    assert picture.evaluate("it => it.complete && it.naturalWidth") > 300
+    assert "base64" not in page.inner_text("body")
+    assert len(page.screenshot(path=tmp_path / "delays.png")) > 20_000

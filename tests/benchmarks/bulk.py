@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from typing import Any, Literal
+from uuid import UUID
 
 from executor_adapter import Job, JobExecutor
 from executor_adapter.config import Settings
@@ -19,8 +20,9 @@ WORKERS = os.cpu_count() or 2
 Runner = Literal["threads", "processes"]
 
 
-def measure_run_jobs(jobs: int, history: Literal["auto", "full", "final"]) -> dict[str, float]:
-    """Jobs a second to the last result, and until the server knows the last final state; microseconds of CPU a job."""
+def measure_run_jobs(jobs: int, history: Literal["auto", "full", "final"], *, weigh: bool = False) -> dict[str, float]:
+    """Jobs a second to the last result, and until the server knows the last final state; microseconds of CPU a job;
+    `weigh`: bytes that it holds at most, looked at five times a second, which takes CPU too."""
     from prefect import flow
 
     from executor_adapter.prefect import PrefectMirror, run_jobs
@@ -38,7 +40,7 @@ def measure_run_jobs(jobs: int, history: Literal["auto", "full", "final"]) -> di
         with JobExecutor(WORKERS, config=Settings(), observers=[see]) as executor:
             _warm(executor)
             began, cpu, idle = time.time(), time.process_time(), resident(os.getpid())
-            peak = _Peak()
+            peak = _Peak() if weigh else None
             results = run_jobs(
                 (Job(function=nothing, pool="process") for _ in range(jobs)), executor=executor, mirror=mirror
             )
@@ -50,11 +52,48 @@ def measure_run_jobs(jobs: int, history: Literal["auto", "full", "final"]) -> di
             results=jobs / (last[0] - began),
             recorded=jobs / (ended - began),
             cpu=(time.process_time() - cpu) / jobs * 1e6,
-            memory=peak.stop() - idle,
+            memory=peak.stop() - idle if peak is not None else 0.0,
             left_out=report.left_out,
         )
 
     bulk()
+    return told
+
+
+def measure_ceiling(jobs: int, history: Literal["auto", "full"]) -> dict[str, float]:
+    """Jobs a second that the server records if it is sent all there is to tell of them at once, and asked for nothing
+    until then: what no client can exceed. "auto": how each ended alone; "full": its three states."""
+    from prefect import flow
+    from prefect.runtime import flow_run
+
+    from executor_adapter import JobStatus
+    from executor_adapter.prefect.flow_run_facts import flow_run_facts
+    from executor_adapter.prefect.job_history import JobHistory, Step, task_run_id
+    from executor_adapter.prefect.pacing import BATCH
+    from executor_adapter.prefect.server_api import ServerApi
+
+    told: dict[str, float] = {}
+    passed = (JobStatus.PENDING, JobStatus.RUNNING, JobStatus.COMPLETED)
+
+    @flow
+    def all_at_once() -> None:
+        facts, flow_run_id, bodies = flow_run_facts(), UUID(str(flow_run.id)), []
+        for _ in range(jobs):
+            job = Job(function=nothing)
+            one = JobHistory(job, task_run_id(flow_run_id, job))
+            for status in passed:
+                one.add(Step(status, time.time(), int(status is not JobStatus.PENDING), None, None))
+            if history == "auto":
+                one.leave_out_passed()
+            bodies += [one.tell_next(facts).body for _ in range(len(one.unsent))]
+        with ServerApi.connected() as api:
+            began = time.time()
+            for start in range(0, len(bodies), BATCH):
+                api.send(bodies[start : start + BATCH])
+            _wait_until_completed(str(flow_run_id), jobs)
+            told.update(recorded=jobs / (time.time() - began))
+
+    all_at_once()
     return told
 
 
@@ -72,7 +111,6 @@ def measure_bare_jobs(jobs: int) -> dict[str, float]:
 def measure_task_runner(runner: Runner, tasks: int) -> dict[str, float]:
     """Tasks a second of one of Prefect's own runners, to the last result, and until the server knows the last."""
     from prefect import flow, task
-    from prefect.client.orchestration import get_client
     from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
 
     told: dict[str, float] = {}
@@ -92,15 +130,19 @@ def measure_task_runner(runner: Runner, tasks: int) -> dict[str, float]:
         return str(flow_run.id)
 
     flow_run_id = bulk()
-    with get_client(sync_client=True) as client:
-        body = {
-            "flow_runs": {"id": {"any_": [flow_run_id]}},
-            "task_runs": {"state": {"type": {"any_": ["COMPLETED"]}}},
-        }
-        while client.request("POST", "/task_runs/count", json=body).json() < tasks + 2 * WORKERS:
-            time.sleep(0.25)
+    _wait_until_completed(flow_run_id, tasks + 2 * WORKERS)
     told["recorded"] = tasks / (time.time() - told.pop("began"))
     return told
+
+
+def _wait_until_completed(flow_run_id: str, task_runs: int) -> None:
+    """Until the server knows so many task runs of the flow run to be Completed."""
+    from prefect.client.orchestration import get_client
+
+    body = {"flow_runs": {"id": {"any_": [flow_run_id]}}, "task_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}
+    with get_client(sync_client=True) as client:
+        while client.request("POST", "/task_runs/count", json=body).json() < task_runs:
+            time.sleep(0.25)
 
 
 class _Peak(threading.Thread):

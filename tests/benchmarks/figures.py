@@ -50,7 +50,8 @@ def in_turn(contestants: Mapping[str, Callable[[], float]], rounds: int = ROUNDS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One line of the table. `figure` is what is held against `target`, and must be at least it, or at most."""
+    """One line of the table. `figure` is what is held against `target`, and must be at least it, or at most; without a
+    target it is there to be read."""
 
     what: str
     ours: str
@@ -67,7 +68,9 @@ class Row:
 
     @property
     def target(self) -> str:
-        return f">= {self.at_least:{self.form}}" if self.at_least is not None else f"<= {self.at_most:{self.form}}"
+        if self.at_least is not None:
+            return f">= {self.at_least:{self.form}}"
+        return "" if self.at_most is None else f"<= {self.at_most:{self.form}}"
 
 
 class Report:
@@ -89,7 +92,7 @@ class Report:
 def _show(rows: Sequence[tuple[Row, float]]) -> None:
     table = Table("measured", "ours", "beside it", "figure", "target", "met", "load", show_lines=False)
     for row, load in rows:
-        met = "[green]yes[/]" if row.is_met else "[red]no[/]"
+        met = ("[green]yes[/]" if row.is_met else "[red]no[/]") if row.target else ""
         table.add_row(row.what, row.ours, row.beside, f"{row.figure:{row.form}}", row.target, met, f"{load:.1f}")
     console = Console(width=170)
     console.print()

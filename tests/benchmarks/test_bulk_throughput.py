@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks.apart import apart
-from tests.benchmarks.bulk import WORKERS, measure_bare_jobs, measure_run_jobs, measure_task_runner
+from tests.benchmarks.bulk import WORKERS, measure_bare_jobs, measure_ceiling, measure_run_jobs, measure_task_runner
 from tests.benchmarks.figures import Figures, Report, Row
 from tests.benchmarks.prefect_server import Kind, prefect_server
 
@@ -27,15 +27,18 @@ LARGE = 100_000
 def test_recorded(report: Report, tmp_path: Path, kind: Kind, target: float, rounds: int) -> None:
     """Until the server knows the last final state; the server's share of a processor says whether it is the limit."""
     with prefect_server(kind, tmp_path) as server, server.environment():
+        apart(measure_run_jobs, 200, "auto")  # until the server is warm
         shares = []
-        measured: dict[str, list[float]] = {"auto": [], "full": [], "threads": []}
+        measured: dict[str, list[float]] = {"auto": [], "full": [], "threads": [], "most auto": [], "most full": []}
         for _ in range(rounds):
             used = server.cpu_seconds()
             measured["auto"].append(rate := apart(measure_run_jobs, JOBS, "auto")["recorded"])
             shares.append((server.cpu_seconds() - used) / (JOBS / rate))
             measured["full"].append(apart(measure_run_jobs, JOBS, "full")["recorded"])
             measured["threads"].append(apart(measure_task_runner, "threads", JOBS)["recorded"])
-    figures = {name: Figures(tuple(values)) for name, values in measured.items()}
+            for mode in ("auto", "full") if kind == "tuned" else ():
+                measured[f"most {mode}"].append(apart(measure_ceiling, JOBS, mode)["recorded"])
+    figures = {name: Figures(tuple(values)) for name, values in measured.items() if values}
     report.add(
         [
             Row(
@@ -46,6 +49,16 @@ def test_recorded(report: Report, tmp_path: Path, kind: Kind, target: float, rou
                 at_least=wanted,
             )
             for mode, wanted in (("auto", target), ("full", 1.0))
+        ]
+        + [
+            Row(
+                what=f"run_jobs recorded/s, {kind} server, {mode!r}, beside the most that the server can",
+                ours=figures[mode].told(),
+                beside=figures[f"most {mode}"].told(),
+                figure=figures[mode].over(figures[f"most {mode}"]).median,
+            )
+            for mode in ("auto", "full")
+            if f"most {mode}" in figures
         ]
     )
 
@@ -98,7 +111,7 @@ def test_cost(report: Report, tmp_path: Path) -> None:
 def test_memory(report: Report, tmp_path: Path) -> None:
     """The most that 100,000 jobs hold of it, while the server is far behind."""
     with prefect_server("tuned", tmp_path) as server, server.environment():
-        many = apart(measure_run_jobs, LARGE, "auto")
+        many = apart(measure_run_jobs, LARGE, "auto", weigh=True)
     report.add(
         [
             Row(

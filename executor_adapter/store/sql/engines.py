@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import os
 import sqlite3
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,10 @@ BUSY_SECONDS = 5.0
 CHECKPOINT_AFTER = 2000
 """Pages in the log of writes past which a commit moves them to the file and waits for the disk; the execution option
 `checkpoint_after` gives a transaction another number, so that one that may wait does it before those that may not."""
+IDLE_SECONDS = 30.0
+"""For so long a program may say nothing within a transaction before PostgreSQL ends that."""
+SECRETS = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
+"""What PostgreSQL takes in a URL's query and nobody is to see."""
 BUSY_STEP = 0.002
 """Between its tries. Those of SQLite itself grow to 100 ms, in which others would write again and again."""
 
@@ -37,7 +44,29 @@ def make_engine(url: str) -> Engine:
         raise ConfigurationError(
             "store.url: cannot be read: write it as postgresql://user@host:port/database"
         ) from None
-    return _sqlite(parsed) if parsed.get_backend_name() == "sqlite" else _postgresql(parsed)
+    if "@" in (parsed.host or ""):  # that would be shown as part of the host
+        raise ConfigurationError("store.url: a user or password with an @ in it: write it as %40")
+    engine = _sqlite(parsed) if parsed.get_backend_name() == "sqlite" else _postgresql(parsed)
+    _engines.add(engine)
+    return engine
+
+
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def _leave_to_parent() -> None:
+    """In a forked process: use none of the parent's connections, and never close one.
+
+    See "How To Corrupt An SQLite Database File", 2.6: even sqlite3_close() of an inherited connection may. A reference
+    more keeps them from it, also at the interpreter's exit.
+    """
+    for engine in _engines:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(engine.pool))
+        engine.dispose(close=False)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _sqlite(url: URL) -> Engine:
@@ -89,11 +118,19 @@ def _postgresql(url: URL) -> Engine:
     # hide_parameters: what jobs are called with belongs in no log.
     options: dict[str, Any] = {"connect_args": {"connect_timeout": 10}, "hide_parameters": True}
     try:
-        return create_engine(url.set(drivername="postgresql+psycopg"), **options)
+        engine = create_engine(url.set(drivername="postgresql+psycopg"), **options)
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             f"store.url: PostgreSQL needs psycopg 3 ({error}): pip install 'prefect-executor-adapter[postgres]'"
         ) from None
+    event.listen(engine, "connect", _prepare_postgresql)
+    return engine
+
+
+def _prepare_postgresql(connection: Any, _: Any) -> None:
+    # Who loses its power or its network within a transaction would hold its locks for hours.
+    connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS:.0f}s'")
+    connection.commit()
 
 
 _WRONG = (DataError, IntegrityError, ProgrammingError)

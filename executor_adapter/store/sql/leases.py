@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Double, cast, delete, extract, func, insert, literal, select, update
 
 from executor_adapter.store.base import LeaseLost
-from executor_adapter.store.host import Host
+from executor_adapter.store.host import Host, this_machine
 from executor_adapter.store.sql.conditions import is_live, nobody_runs_it
 from executor_adapter.store.sql.schema import hosts, jobs
 
@@ -26,6 +26,7 @@ def register(connection: Connection, host: Host, lease: float) -> None:
         "machine": host.machine,
         "pid": host.pid,
         "process_started": host.process_started,
+        "presence": host.presence,
     }
     connection.execute(insert(hosts).values(row | {"expires_at": _now(connection) + lease}))
 
@@ -71,15 +72,26 @@ def _hold(connection: Connection, host_id: str) -> bool:
 
 def _end_leases_of_the_gone(connection: Connection, me: str) -> None:
     query = select(hosts, (hosts.c.expires_at < _now(connection)).label("ran_out")).where(hosts.c.host_id != me)
-    for row in connection.execute(query).mappings():
+    # A row that is locked is being renewed, or ended by another. Or its host was cut off within a transaction, which
+    # the database has yet to notice: nobody is to wait for that.
+    for row in connection.execute(query.with_for_update(skip_locked=True)).mappings().all():
         if _is_gone(row):
             as_seen = (hosts.c.host_id == row["host_id"], hosts.c.expires_at == row["expires_at"])
             connection.execute(delete(hosts).where(*as_seen))
 
 
+def any_is_dying(connection: Connection) -> bool:
+    here = select(hosts).where(hosts.c.machine == this_machine())
+    return any(_host(row).is_dying for row in connection.execute(here).mappings())
+
+
 def _is_gone(row: Any) -> bool:
-    known = Host(**{name: row[name] for name in ("host_id", "machine", "pid", "process_started")}).is_gone
+    known = _host(row).is_gone
     return bool(row["ran_out"]) if known is None else known
+
+
+def _host(row: Any) -> Host:
+    return Host(**{name: row[name] for name in ("host_id", "machine", "pid", "process_started", "presence")})
 
 
 def _now(connection: Connection) -> ColumnElement[float]:

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import RowMapping
 
 from executor_adapter.job import JobStatus, Progress
+from executor_adapter.storable import storable
 from executor_adapter.store.base import JobRecord
 
 FIXED = frozenset({"job_id", "queue", "job_type", "tool_name", "function", "created_at", "metadata", "call", "pickled"})
@@ -43,7 +44,7 @@ def changing_row_of(record: JobRecord) -> dict[str, Any]:
         "completed_at": record.completed_at,
         "retry_at": record.retry_at,
         "error_code": record.error_code,
-        "error_message": _storable(record.error_message),
+        "error_message": None if record.error_message is None else storable(record.error_message),
         "records_processed": record.records_processed,
         "progress": None if record.progress is None else _dump(record.progress),
         "attempts": json.dumps(record.attempt_fields) if record.attempt_fields else "[]",
@@ -69,10 +70,3 @@ def record_of(row: RowMapping) -> JobRecord:
 
 def _dump(progress: Progress) -> str:
     return json.dumps([progress.done, progress.total, progress.message])
-
-
-def _storable(text: str | None) -> str | None:
-    """Without what a database cannot hold as text: the character 0, and halves of a surrogate pair."""
-    if text is None or (text.isascii() and "\0" not in text):
-        return text
-    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()

@@ -16,7 +16,7 @@ from sqlalchemy import (
     false,
 )
 
-REVISION = "0003"
+REVISION = "0004"
 """The newest migration: what an open store has."""
 
 VERSIONS = "executor_adapter_version"
@@ -81,6 +81,7 @@ hosts = Table(
     Column("machine", Text, nullable=False),
     Column("pid", Integer, nullable=False),
     Column("process_started", BigInteger, nullable=False),
+    Column("presence", Text, nullable=False, server_default=""),
     Column("expires_at", Double, nullable=False),
 )
 

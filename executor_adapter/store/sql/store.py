@@ -11,13 +11,14 @@ from typing import Any, ClassVar
 from sqlalchemy import Connection, Engine, Select, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from executor_adapter.bounds import check_age
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job import JobStatus
 from executor_adapter.store.base import ALL, LINES_KEPT, JobFilter, JobRecord, JobStore, LeaseLost, LogLine, Page
 from executor_adapter.store.host import Host
 from executor_adapter.store.sql import leases, log
 from executor_adapter.store.sql.conditions import conditions, is_live, is_waiting
-from executor_adapter.store.sql.engines import CHECKPOINT_AFTER, unavailable_said
+from executor_adapter.store.sql.engines import CHECKPOINT_AFTER, SECRETS, unavailable_said
 from executor_adapter.store.sql.forgetting import forget_ended
 from executor_adapter.store.sql.paging import count_of, page_of
 from executor_adapter.store.sql.rows import record_of, row_of
@@ -31,7 +32,7 @@ class SqlStore(JobStore):
     durable: ClassVar[bool] = True
 
     def __init__(self, engine: Engine) -> None:
-        self.url = engine.url.render_as_string(hide_password=True)
+        self.url = engine.url.difference_update_query(SECRETS).render_as_string(hide_password=True)
         self.shared = engine.dialect.name != "sqlite"  # type: ignore[misc]
         self._engine = engine
         self._writing = Writing(engine.dialect)
@@ -100,6 +101,7 @@ class SqlStore(JobStore):
             return connection.execute(update(jobs).where(*quarantined).values(quarantined=False)).rowcount > 0
 
     def cleanup(self, max_age_hours: float = 24, *, queue: str | None = None) -> int:
+        check_age("max_age_hours", max_age_hours)
         before = time.time() - max_age_hours * 3600
         changing = partial(self._changing, checkpoint_after=CHECKPOINT_AFTER // 4)
         return forget_ended(self._reading, changing, before=before, queue=queue)
@@ -135,6 +137,10 @@ class SqlStore(JobStore):
             claimed = leases.claim(connection, host, queue, limit)
             rows = select(jobs).where(jobs.c.job_id.in_(claimed)).order_by(jobs.c.created_at, jobs.c.job_id)
             return list(map(record_of, connection.execute(rows).mappings()))
+
+    def any_host_is_dying(self) -> bool:
+        with self._reading() as connection:
+            return leases.any_is_dying(connection)
 
     def cancel_requests(self, host_id: str) -> list[str]:
         return self._column(select(jobs.c.job_id).where(is_live, jobs.c.host == host_id, jobs.c.cancel_requested))

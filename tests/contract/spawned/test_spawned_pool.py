@@ -180,7 +180,7 @@ def test_a_job_whose_workers_cannot_start_has_an_attempt_and_fails(start_method:
     with JobExecutor(1, config=config, initializer=functions.fail_to_initialize) as executor:
         job = Job(function=functions.pid, pool="process", retry_attempts=1, retry_delay=0.01)
         with pytest.raises(WorkerCrashedError, match="set-up failed"):
-            executor.submit(job).result(timeout=20)
+            executor.submit(job).result(timeout=60)
     assert [attempt.error_code for attempt in job.attempts] == ["WORKER_CRASHED", "WORKER_CRASHED"]
 
 

@@ -30,6 +30,17 @@ def wait_for_file(path: str) -> None:
         time.sleep(0.005)
 
 
+def end_slowly(path: str, go: str) -> str:
+    """The first run is to be stopped, and takes its time to end."""
+    if not Path(path).exists():
+        try:
+            Path(path).touch()
+            time.sleep(30)
+        finally:
+            wait_for_file(go)
+    return "again"
+
+
 def die() -> None:
     os._exit(3)
 

@@ -10,12 +10,14 @@ import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from executor_adapter import Job, JobExecutor, JobStatus
 from executor_adapter.config import Settings, StoreSettings
 from executor_adapter.exceptions import ConfigurationError, QueueFullError
+from executor_adapter.presence import NONE
 from executor_adapter.store import JobFilter, StoreUnavailable, open_store
 from tests.contract.conftest import wait_for
 from tests.contract.stores import store_jobs
@@ -41,6 +43,8 @@ def run_through(url: str, outage: Callable[[], contextlib.AbstractContextManager
                 assert [future.result(30) for future in jobs] == list(range(JOBS))
                 wait_for(lambda: any(said in message for message in messages), seconds=30)
                 assert not executor.flush(0.2)
+                with pytest.raises(StoreUnavailable):
+                    executor.release("no such job")
             executor.run(Job(function=store_jobs.give, args=(0,)))
             assert executor.flush(30)
             store = open_store(url)
@@ -65,17 +69,17 @@ def said_once(messages: list[str]) -> None:
 def test_another_writer_that_locks_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("executor_adapter.store.sql.engines.BUSY_SECONDS", 0.2)
     file = tmp_path / "jobs.db"
+    said_once(run_through(f"sqlite:///{file}", lambda: locked(file), "database is locked"))
 
-    @contextlib.contextmanager
-    def locked() -> Iterator[None]:
-        connection = sqlite3.connect(file, isolation_level=None)
-        connection.execute("BEGIN EXCLUSIVE")
-        try:
-            yield
-        finally:
-            connection.close()
 
-    said_once(run_through(f"sqlite:///{file}", locked, "database is locked"))
+@contextlib.contextmanager
+def locked(file: Path) -> Iterator[None]:
+    connection = sqlite3.connect(file, isolation_level=None)
+    connection.execute("BEGIN EXCLUSIVE")
+    try:
+        yield
+    finally:
+        connection.close()
 
 
 @pytest.fixture
@@ -131,6 +135,14 @@ class PrivatePostgreSQL:
     def stop(self) -> None:
         self._call("pg_ctl", "-w", "-m", "immediate", "-D", str(self._cluster), "stop")
 
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        self.stop()
+        try:
+            yield
+        finally:
+            self.start()
+
     def _call(self, program: str, *args: str) -> None:
         command = [str(self._bin / program), *args]
         if os.geteuid() == 0:  # as which it refuses to run
@@ -139,40 +151,40 @@ class PrivatePostgreSQL:
 
 
 @pytest.fixture(scope="module")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivatePostgreSQL]:
-    directory = tmp_path_factory.mktemp("postgresql")
-    for parent in (directory, *directory.parents[:2]):
-        parent.chmod(parent.stat().st_mode | 0o011)  # the server's user has to get there
-    server = PrivatePostgreSQL(directory)
-    server.start()
-    yield server
-    server.stop()
+def postgresql() -> Iterator[PrivatePostgreSQL]:
+    with TemporaryDirectory() as directory:  # not in pytest's, which the server's user cannot enter
+        server = PrivatePostgreSQL(Path(directory))
+        server.start()
+        yield server
+        server.stop()
 
 
 def test_a_postgresql_that_is_restarted(postgresql: PrivatePostgreSQL) -> None:
-    @contextlib.contextmanager
-    def stopped() -> Iterator[None]:
-        postgresql.stop()
-        try:
-            yield
-        finally:
-            postgresql.start()
-
-    messages = run_through(postgresql.url, stopped, "cannot be written")
-    said_once(messages)
+    said_once(run_through(postgresql.url, postgresql.stopped, "cannot be written"))
 
 
 def test_a_lease_that_cannot_be_renewed_ends_its_jobs_in_time(postgresql: PrivatePostgreSQL, tmp_path: Path) -> None:
     """Another machine may take them over, and this one would not know. When the store is back they run again."""
-    file = tmp_path / "runs"
+    run_through_a_lease(postgresql.url, postgresql.stopped, tmp_path / "runs")
+
+
+def test_where_only_leases_tell_who_is_gone_they_do_so_on_one_machine_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("executor_adapter.store.host.presence", lambda: NONE)
+    monkeypatch.setattr("executor_adapter.store.sql.engines.BUSY_SECONDS", 0.2)
+    file = tmp_path / "jobs.db"
+    run_through_a_lease(f"sqlite:///{file}", lambda: locked(file), tmp_path / "runs")
+
+
+def run_through_a_lease(url: str, outage: Callable[[], contextlib.AbstractContextManager[None]], file: Path) -> None:
     config = Settings(store=StoreSettings(lease=1.5))
-    with JobExecutor(1, config=config, store=postgresql.url) as executor:
+    with JobExecutor(1, config=config, store=url) as executor:
         job = executor.submit(Job(function=store_jobs.count_run, args=(str(file), 600), pool="process")).job
         wait_for(file.exists)
         assert executor.flush(10)
-        postgresql.stop()
-        wait_for(lambda: job.status is JobStatus.CANCELLED)
-        postgresql.start()
+        with outage():
+            wait_for(lambda: job.status is JobStatus.CANCELLED)
         wait_for(lambda: file.stat().st_size == 2, seconds=20)
         assert executor.cancel(job.job_id)
         assert executor.flush(10)

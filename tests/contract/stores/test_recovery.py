@@ -8,14 +8,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
 from executor_adapter import Job, JobExecutor, JobStatus, RetryPolicy
+from executor_adapter.config import StoreSettings
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job import uuid7
 from executor_adapter.store import Host, JobRecord, JobStore
+from executor_adapter.store.sql.schema import hosts
 from tests.contract.conftest import wait_for
 from tests.contract.stores import store_jobs
 from tests.contract.stores.conftest import MakeStored, ended, record_in
@@ -56,6 +60,28 @@ def test_jobs_of_another_queue_are_left_to_their_own_hosts(make_stored: MakeStor
     record = orphan(call=GIVE, queue="collection")
     assert make_stored().recover() == []
     assert [job.job_id for job in make_stored(queue="collection").recover()] == [record.job_id]
+
+
+@pytest.mark.parametrize("fault", ["raise RuntimeError('on purpose')", "raise SystemExit(2)", "no = such + syntax +"])
+def test_a_module_that_cannot_be_imported_keeps_no_other_job_from_running(
+    make_stored: MakeStored,
+    store: JobStore,
+    orphan: Orphan,
+    fault: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name = f"module_{uuid7().replace('-', '')}"
+    (tmp_path / f"{name}.py").write_text(fault)
+    monkeypatch.syspath_prepend(tmp_path)
+    broken = orphan(call=f'{{"function": "{name}:function"}}', status=JobStatus.PENDING, attempt=0)
+    sound = orphan(call=GIVE)
+    (recovered,) = make_stored().recover()
+    assert recovered.job_id == sound.job_id
+    record = ended(store, broken.job_id)
+    assert (record.status, record.error_code) == (JobStatus.FAILED, "CONFIGURATION_ERROR")
+    assert f"{name}:function" in str(record.error_message)
+    assert ended(store, sound.job_id).status is JobStatus.COMPLETED
 
 
 def test_a_retry_that_was_due_later_waits_for_its_time(
@@ -177,11 +203,31 @@ def test_who_lost_its_lease_stops_its_jobs_and_says_nothing_more_of_them(
     assert {record.job_id for record in store.claim(rival, queue="")} == {job.job_id for job in jobs}
     wait_for(lambda: all(job.status is JobStatus.CANCELLED for job in jobs))
     later = executor.submit(Job(function=store_jobs.give, args=(1,))).job
-    assert executor.flush(10)
-    assert record_in(store, later.job_id).status is JobStatus.COMPLETED
+    assert ended(store, later.job_id).status is JobStatus.COMPLETED
     for job in jobs:
         record = record_in(store, job.job_id)
         assert (record.host, record.status.is_terminal) == (rival.host_id, False)
+
+
+@pytest.mark.parametrize("recover_every", [0.05, None])
+def test_jobs_that_nobody_took_with_the_lease_run_again_here_once_they_have_ended(
+    make_stored: MakeStored, store: JobStore, tmp_path: Path, recover_every: float | None
+) -> None:
+    """A host of another queue ended the lease."""
+    executor = make_stored(2, settings={"lease": 0.4, "recover_every": recover_every})
+    began, go = tmp_path / "began", tmp_path / "go"
+    job = executor.submit(Job(function=store_jobs.end_slowly, args=(str(began), str(go)), pool="process")).job
+    wait_for(began.exists)
+    assert executor.flush()
+    take_lease_of(store, executor)
+    wait_for(lambda: job._live.assignment is not None and job._live.assignment.stop_reason is not None)
+    later = executor.submit(Job(function=store_jobs.give, args=(1,)))
+    later.result(10)
+    assert executor.flush()  # it has been a host again meanwhile, and has looked around
+    assert not record_in(store, job.job_id).status.is_terminal
+    go.touch()
+    assert ended(store, job.job_id).status is JobStatus.COMPLETED
+    assert job.status is JobStatus.CANCELLED
 
 
 def take_lease_of(store: JobStore, executor: JobExecutor) -> None:
@@ -197,6 +243,52 @@ def test_a_host_that_looks_again_and_again_takes_over_while_it_runs(
     executor.recover()
     record = orphan(call=GIVE)
     assert ended(store, record.job_id).status is JobStatus.COMPLETED
+
+
+def test_a_job_that_another_process_queued_needs_no_start(make_stored: MakeStored, store: JobStore) -> None:
+    """An executor with nothing to do looks for it, unless it was told not to."""
+    every = StoreSettings().recover_every
+    assert every is not None
+    executor = make_stored(settings={"recover_every": every / 200})
+    executor.recover()
+    store.enqueue(JobRecord(job_id="queued", call=GIVE, created_at=time.time()))
+    assert ended(store, "queued").status is JobStatus.COMPLETED
+
+
+def test_an_idle_host_whose_lease_was_taken_takes_over_all_the_same(
+    make_stored: MakeStored, store: JobStore, orphan: Orphan
+) -> None:
+    """On another machine it was taken for gone, since it had been silent for long."""
+    executor = make_stored(settings={"recover_every": 0.05})
+    executor.recover()
+    take_lease_of(store, executor)
+    record = orphan(call=GIVE)
+    assert ended(store, record.job_id).status is JobStatus.COMPLETED
+
+
+def test_whoever_asks_an_idle_host_whose_lease_was_taken_is_answered(
+    make_stored: MakeStored, store: JobStore, orphan: Orphan
+) -> None:
+    executor = make_stored(settings={"recover_every": None})
+    executor.recover()
+    take_lease_of(store, executor)
+    record = orphan(call=GIVE)
+    with ThreadPoolExecutor(1) as thread:
+        (job,) = thread.submit(executor.recover).result(20)
+    assert job.job_id == record.job_id
+
+
+def test_an_idle_host_that_looks_holds_its_lease(make_stored: MakeStored, store: JobStore) -> None:
+    """Others, who go by its lease alone, leave it what it takes in later."""
+    executor = make_stored(settings={"recover_every": 0.05, "lease": 0.5})
+    executor.recover()
+    memory = executor._memory
+    assert memory is not None
+    host_id = memory.recorder.host().host_id
+    time.sleep(1.0)
+    with store._changing() as connection:  # type: ignore[attr-defined]
+        (left,) = connection.execute(select(hosts.c.expires_at).where(hosts.c.host_id == host_id)).scalars()
+    assert left > time.time()
 
 
 def test_a_bound_on_the_queue_does_not_keep_recovered_jobs_out(make_stored: MakeStored, orphan: Orphan) -> None:
@@ -255,7 +347,7 @@ def test_a_host_of_this_process_that_is_closed_is_gone(make_stored: MakeStored, 
 def test_a_process_with_a_used_pid_is_another(store: JobStore, make_stored: MakeStored) -> None:
     from executor_adapter.store.host import this_machine
 
-    host = Host(host_id=uuid7(), machine=this_machine(), pid=os.getppid(), process_started=1)
+    host = Host(host_id=uuid7(), machine=this_machine(), pid=os.getppid(), process_started=1, presence="held by nobody")
     store.register(host, lease=600)
     record = JobRecord(job_id=uuid7(), call=GIVE, host=host.host_id, created_at=1.0)
     assert store.write(host.host_id, [dataclasses.replace(record)], lease=600) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from executor_adapter import Job, JobStatus
 from executor_adapter.config import CollectionSettings, Settings, StoreSettings
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.scheduler import CollectionScheduler, ProcessingScheduler
+from executor_adapter.store import open_store
 from tests.contract.stores import store_jobs
 
 
@@ -106,7 +108,56 @@ def test_a_job_is_retried_with_changes_after_a_restart(url: str) -> None:
     run(main)
 
 
-def test_a_quarantined_job_is_retried_once_it_is_released(url: str) -> None:
+def test_what_is_added_after_the_stop_is_listed_behind_what_the_store_knows(url: str) -> None:
+    async def main() -> None:
+        scheduler = CollectionScheduler(1, config=Settings(), store=url)
+        await scheduler.start()
+        ids = [await scheduler.add_manual_job("early", store_jobs.give, value=1) for _ in range(2)]
+        for job_id in ids:
+            await is_over(scheduler, job_id)
+        await scheduler.stop()
+        ids += [await scheduler.add_manual_job("late", store_jobs.give, value=1) for _ in range(2)]
+        assert [job.job_id for job in await scheduler.get_all_jobs()] == ids
+        for offset, limit in ((0, 1), (1, 2), (2, 5), (3, 1), (0, None)):
+            page = await scheduler.job_queue.list_jobs(offset=offset, limit=limit)
+            assert [job.job_id for job in page] == ids[offset:][:limit]
+        assert [job.job_id for job in await scheduler.job_queue.list_jobs(job_type="late")] == ids[2:]
+        await scheduler.start()
+        for job_id in ids:
+            await is_over(scheduler, job_id)
+        assert [job.job_id for job in await scheduler.get_all_jobs()] == ids
+        scheduler.close()
+
+    run(main)
+
+
+def test_an_added_job_whose_twin_was_recovered_leads_to_that(url: str, tmp_path: Path) -> None:
+    async def main() -> None:
+        def job() -> Job:
+            path = str(tmp_path / "go")
+            return Job(function=store_jobs.wait_for_file, kwargs={"path": path}, dedupe_key="one")
+
+        first = CollectionScheduler(1, config=Settings(), store=url)
+        await first.start()
+        cut_off = await first.job_queue.add_job(job())
+        await first.stop(timeout=0)
+        first.close()
+        second = CollectionScheduler(1, config=Settings(), store=url)
+        added = await second.job_queue.add_job(job())
+        await second.start()
+        known = await second.get_job_status(added)
+        assert known is not None
+        assert known.job_id == cut_off
+        (tmp_path / "go").touch()
+        assert (await is_over(second, added)).status is JobStatus.COMPLETED
+        assert [job.job_id for job in await second.get_all_jobs()] == [cut_off]
+        second.close()
+
+    run(main)
+
+
+@pytest.mark.parametrize("by_another", [False, True])
+def test_a_quarantined_job_is_retried_once_it_is_released(url: str, by_another: bool) -> None:
     async def main() -> None:
         scheduler = ProcessingScheduler(1, config=Settings(), store=url)
         await scheduler.start()
@@ -118,7 +169,15 @@ def test_a_quarantined_job_is_retried_once_it_is_released(url: str) -> None:
         await scheduler.start()
         with pytest.raises(InvalidJobError, match="quarantined"):
             await scheduler.retry_job("deadly")
-        assert await scheduler.release("deadly")
+        await scheduler.stop()
+        with pytest.raises(InvalidJobError, match="quarantined"):
+            await scheduler.retry_job("deadly")
+        await scheduler.start()
+        if by_another:
+            with contextlib.closing(open_store(url)) as other:
+                assert other.release("deadly")
+        else:
+            assert await scheduler.release("deadly")
         retried = await scheduler.retry_job("deadly", function=store_jobs.give, args=(1,))
         job = await scheduler.get_job_status(retried)
         assert job is not None
