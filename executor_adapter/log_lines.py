@@ -18,7 +18,9 @@ from executor_adapter.context import JobContext, running_job
 from executor_adapter.job import Job
 from executor_adapter.pools.base import Assignment
 from executor_adapter.storable import storable
-from executor_adapter.store.base import JobStore, LogLine
+from executor_adapter.store.base import JobStore, LogLine, StoreUnavailable
+
+logger = logging.getLogger("executor_adapter.store")
 
 WAITING = 20_000
 """Lines that wait for the store; past it the oldest are dropped, since jobs do not wait for it."""
@@ -57,9 +59,11 @@ class LogLines:
             batch = [self._lines.popleft() for _ in range(min(AT_ONCE, len(self._lines)))]
             try:
                 store.write_lines(batch)
-            except BaseException:
+            except StoreUnavailable:
                 self._lines.extendleft(reversed(batch))
                 raise
+            except Exception:
+                logger.exception("%d lines of jobs' logs cannot be recorded", len(batch))
 
     def _add(self, job_id: str, attempt: int, level: int, source: str, text: str) -> None:
         # No two alike, and in order also across hosts, as far as their clocks agree.

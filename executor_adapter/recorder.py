@@ -249,8 +249,9 @@ class Recorder:
         with self._lock:
             requests, self._requests = self._requests, []
         try:
+            self.journal.gather()
+            self.lines.write_to(self.store)  # before the ends gathered: who sees one finds the whole log
             self._write_all()
-            self.lines.write_to(self.store)
             self._look_around()
             self._recover_if_due()
             while requests:
@@ -285,7 +286,6 @@ class Recorder:
     # --- writing ---
 
     def _write_all(self) -> None:
-        self.journal.gather()
         if self._down_since is not None or self._is_renewal_due():
             self._write(self.journal.batch(BATCH, self.host().host_id))
         for _ in range(-(-len(self.journal) // BATCH)):  # what is told meanwhile is for the next turn

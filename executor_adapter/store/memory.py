@@ -121,8 +121,7 @@ class MemoryStore(JobStore):
     def write_lines(self, lines: Sequence[LogLine]) -> None:
         with self._lock:
             for line in lines:
-                if line.job_id in self._records:
-                    self._lines.setdefault(line.job_id, deque(maxlen=LINES_KEPT)).append(line)
+                self._lines.setdefault(line.job_id, deque(maxlen=LINES_KEPT)).append(line)
 
     def leave(self, host_id: str) -> None:
         self._leases.pop(host_id, None)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pytest_mock import MockerFixture
 
 from executor_adapter import Job, JobExecutor, current_job
 from executor_adapter.config import Settings
@@ -123,6 +124,40 @@ def test_lines_are_there_while_the_job_runs(any_store: JobStore, tmp_path: Path)
         wait_for(lambda: texts(any_store.lines(job.job_id)) == ["begun"], seconds=20)
         assert not future.done()
         (tmp_path / "end").touch()
+
+
+def test_who_sees_a_job_s_end_finds_its_whole_log(any_store: JobStore, mocker: MockerFixture) -> None:
+    """The log is written first, however long that takes."""
+    seen: dict[str, list[str]] = {}
+    write = any_store.write
+
+    def look_after_writing(host_id: str, *args: Any, **kwargs: Any) -> list[str]:
+        taken = write(host_id, *args, **kwargs)
+        seen.update((job.job_id, texts(any_store.lines(job.job_id))) for job in jobs)
+        return taken
+
+    mocker.patch.object(any_store, "write", look_after_writing)
+    jobs = [Job(function=say, args=("last words",), pool=pool) for pool in ("thread", "process")]
+    with JobExecutor(2, config=Settings(), store=any_store) as executor:
+        for job in jobs:
+            executor.run(job)
+            executor.flush()
+            assert seen[job.job_id] == ["last words"]
+
+
+def test_a_log_that_no_store_takes_keeps_no_job_from_being_recorded(
+    mocker: MockerFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = open_store("memory:")
+    mocker.patch.object(store, "write_lines", side_effect=ValueError("not this line"))
+    with JobExecutor(1, config=Settings(), store=store) as executor:
+        job = Job(function=say, args=("hello",), pool="thread")
+        executor.run(job)
+        executor.flush()
+        assert store.get(job.job_id).status is JobStatus.COMPLETED  # type: ignore[union-attr]
+    assert [r.getMessage() for r in caplog.records if r.name == "executor_adapter.store"] == [
+        "1 lines of jobs' logs cannot be recorded"
+    ]
 
 
 def say(text: str) -> None:
