@@ -148,14 +148,14 @@ class Courier:
     # --- sending ---
 
     def _send(self, api: ServerApi) -> None:
-        while (room := self._pace.window - self._on_their_way()) > 0:
+        while (room := self._pace.window - self._on_their_way()) >= self._pace.batch:
             if not (self._pace.hurries or self._feed.has_room(functools.partial(self._ask, api.is_listed))):
                 return
-            events = self._take(min(room, self._pace.batch))
+            events = self._take(self._pace.batch)
             self._nothing_waits = not events
             if not events:
                 return
-            self._post(api, events, was_full=room <= len(events))
+            self._post(api, events, was_full=room - len(events) < self._pace.batch)
 
     def _take(self, most: int) -> list[StateEvent]:
         """All from the source; or all of the spool: one request at a time, and what comes next waits for no more."""
@@ -176,7 +176,7 @@ class Courier:
         batch = Batch(events, self._clock(), was_full)
         self._sent.append(batch)
         try:
-            self._meet(api)
+            self._meet(api, events)
             self._ask(api.send, [event.body for event in events])
         except (RefusedError, FaultError) as error:
             self._sent.remove(batch)
@@ -191,11 +191,13 @@ class Courier:
             self._taken = events[-1]
             self._feed.sent(events)
 
-    def _meet(self, api: ServerApi) -> None:
-        """Learn how the server records, before it gets the first; who has nothing to tell asks nothing."""
+    def _meet(self, api: ServerApi, first: list[StateEvent]) -> None:
+        """Learn how the server records, before it gets the first, which then may be more; who has nothing to tell asks
+        nothing."""
         if not self._has_met:
             self._pace.expect(self._ask(api.recorded_at_once))
             self._has_met = True
+            first += self._take(self._pace.batch - len(first))
 
     def _narrow_down(self, api: ServerApi, events: list[StateEvent], error: RefusedError | FaultError) -> None:
         """Send the halves, so that one event that the server cannot take does not keep the others from it."""

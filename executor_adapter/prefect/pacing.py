@@ -16,11 +16,12 @@ from executor_adapter.prefect.state_events import StateEvent
 FIRST_WINDOW = 300
 SMALLEST_WINDOW = 100
 LARGEST_WINDOW = 3_000
-BATCH = 300
+BATCH = 500
 """Events in one request, at most."""
 
 TRANSACTIONS = 3
-"""Of the server's recorder, that the first window of one that writes many events at once is made for."""
+"""Of the server's recorder, that the smallest window of one that writes many events at once is made for: one that it
+writes, one that lies ready, and one of which it is not known yet that it is written."""
 
 VERY_QUICK = 1.5
 QUICK = 2.0
@@ -37,6 +38,8 @@ LEAST_OFTEN = 1.0
 LOOKS = 4
 """Seconds between two looks at what is recorded, and looks in the time that it takes: so what is on its way outlasts
 the time between them, and a slow server, to which each look is work, is looked at less often."""
+LEAST_OFTEN_OF_MANY = 0.5
+"""The same, of a server that writes many events at once: while it is not looked at it may run dry."""
 AT_THE_END = 0.1
 """Seconds between the last looks: somebody waits for what they show."""
 STALLED_LOOKS = 8
@@ -69,15 +72,20 @@ class Pace:
     def __init__(self) -> None:
         self.hurries = False
         self._window = FIRST_WINDOW
+        self._smallest = SMALLEST_WINDOW
         self._look_seconds = MOST_OFTEN
+        self._least_often = LEAST_OFTEN
         self._a_second = 0.0
         self._arrived_at = float("-inf")
         self._changed_at = float("-inf")
 
     def expect(self, at_once: int) -> None:
         """The server writes so many events in one transaction: with many it is quick, and need not show that first."""
+        if at_once > FIRST_WINDOW / TRANSACTIONS:
+            self._smallest = min(LARGEST_WINDOW, TRANSACTIONS * at_once)
+            self._look_seconds = self._least_often = LEAST_OFTEN_OF_MANY
         if self._changed_at == float("-inf"):
-            self._window = min(LARGEST_WINDOW, max(FIRST_WINDOW, TRANSACTIONS * at_once))
+            self._window = max(FIRST_WINDOW, self._smallest)
 
     @property
     def window(self) -> int:
@@ -91,8 +99,8 @@ class Pace:
             return MOST_OFTEN
         if last is None or not self._a_second:
             return self._look_seconds
-        half_of_it, stalled = last / self._a_second / 2, now - self._arrived_at
-        return min(self._look_seconds, max(AT_THE_END, half_of_it, stalled / STALLED_LOOKS))
+        share_of_it, stalled = last / self._a_second / LOOKS, now - self._arrived_at
+        return min(self._look_seconds, max(AT_THE_END, share_of_it, stalled / STALLED_LOOKS))
 
     @property
     def batch(self) -> int:
@@ -110,11 +118,11 @@ class Pace:
         What was sent before the last change says nothing of the window since.
         """
         seconds = now - sent_at
-        self._look_seconds = min(LEAST_OFTEN, max(MOST_OFTEN, seconds / LOOKS))
+        self._look_seconds = min(self._least_often, max(MOST_OFTEN, seconds / LOOKS))
         if sent_at < self._changed_at:
             return
         if seconds > SLOW:
-            self._change(max(SMALLEST_WINDOW, int(self._window * WANTED / seconds)), now)
+            self._change(max(self._smallest, int(self._window * WANTED / seconds)), now)
         elif seconds < QUICK and was_full:
             growth = FAST_GROWTH if seconds < VERY_QUICK else GROWTH
             self._change(min(LARGEST_WINDOW, growth * self._window), now)

@@ -67,7 +67,7 @@ def measure_ceiling(jobs: int, history: Literal["auto", "full"]) -> dict[str, fl
     from prefect.runtime import flow_run
 
     from executor_adapter import JobStatus
-    from executor_adapter.prefect.flow_run_facts import flow_run_facts
+    from executor_adapter.prefect.flow_run_facts import flow_run_facts, read_flow_run_facts
     from executor_adapter.prefect.job_history import JobHistory, Step, task_run_id
     from executor_adapter.prefect.pacing import BATCH
     from executor_adapter.prefect.server_api import ServerApi
@@ -77,7 +77,7 @@ def measure_ceiling(jobs: int, history: Literal["auto", "full"]) -> dict[str, fl
 
     @flow
     def all_at_once() -> None:
-        facts, flow_run_id, bodies = flow_run_facts(), UUID(str(flow_run.id)), []
+        facts, flow_run_id, bodies = read_flow_run_facts(flow_run_facts()), UUID(str(flow_run.id)), []
         for _ in range(jobs):
             job = Job(function=nothing)
             one = JobHistory(job, task_run_id(flow_run_id, job))

@@ -26,6 +26,10 @@ class Recorder:
         """The name of a state in an event that it takes for none."""
         self.breaks_over: str | None = None
         """The name of a state over which it breaks down; "": over all."""
+        self.at_once = 1
+        """Events that it says to write in one transaction."""
+        self.requests: list[int] = []
+        """How many events each held."""
         self.most_queued = 0
         self.unlisted: deque[str] | None = None
         """Ids of events that are not in its list of events yet; None: it lists all at once."""
@@ -40,6 +44,7 @@ class Recorder:
             raise RefusedError("422")
         if self.breaks_over is not None and any(self.breaks_over in event["event"] for event in events):
             raise FaultError("500")
+        self.requests.append(len(events))
         self.queue.extend(events)
         if self.unlisted is not None:
             self.unlisted.extend(event["id"] for event in events)
@@ -79,7 +84,7 @@ class Recorder:
         return self.unlisted is None or event.id not in self.unlisted
 
     def recorded_at_once(self) -> int:
-        return 1
+        return self.at_once
 
     def count(self, task_run_ids: Sequence[str], state_name: str) -> int:
         return sum(known.name == state_name for known in self.recorded(task_run_ids).values())

@@ -7,9 +7,10 @@ from uuid import uuid4
 import pytest
 
 from executor_adapter import Job, JobStatus
-from executor_adapter.prefect.backlog import MOST_UNSENT, MOST_UNSENT_IN_A_HURRY, Backlog, History
+from executor_adapter.prefect.backlog import A_MOMENT, MOST_UNSENT, MOST_UNSENT_IN_A_HURRY, Backlog, History
 from executor_adapter.prefect.job_history import JobHistory, Step
 from executor_adapter.prefect.state_events import FlowRunFacts
+from executor_adapter.testing import FakeClock
 
 FLOW = FlowRunFacts()
 
@@ -55,9 +56,30 @@ def test_one_that_is_far_behind_leaves_out_what_is_passed(mode: History) -> None
 
 
 def test_what_is_not_over_is_never_left_out() -> None:
-    backlog = Backlog("final")
+    clock = FakeClock()
+    backlog = Backlog("final", clock=clock)
     fill(backlog, MOST_UNSENT, over=False)
+    backlog.take_in()
+    clock.advance(A_MOMENT)
     assert (len(names(backlog)), backlog.left_out) == (2 * MOST_UNSENT, 0)
+
+
+@pytest.mark.parametrize("mode", ["auto", "full"])
+def test_what_may_be_passed_within_a_moment_is_told_after_what_cannot(mode: History) -> None:
+    """So short jobs are told of as a whole; and no job waits for long, however many others end meanwhile."""
+    clock = FakeClock()
+    backlog, running = Backlog(mode, clock=clock), history()
+    for status in (JobStatus.PENDING, JobStatus.RUNNING):
+        backlog.append(running, step(status))
+    fill(backlog, 2)
+    assert names(backlog) == 2 * ["Pending", "Running", "Completed"]
+    assert backlog
+    clock.advance(A_MOMENT)
+    fill(backlog, 2)
+    assert [event.name for event in backlog.next_events(3, FLOW)] == ["Pending", "Running", "Pending"]
+    backlog.append(running, step(JobStatus.COMPLETED))
+    assert names(backlog) == ["Running", "Completed", "Pending", "Running", "Completed", "Completed"]
+    assert not backlog
 
 
 @pytest.mark.parametrize(("over", "states"), [(5, 15), (100, 100 + MOST_UNSENT_IN_A_HURRY)])

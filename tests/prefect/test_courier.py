@@ -151,7 +151,7 @@ def test_the_fewer_are_left_the_more_often_they_are_looked_at() -> None:
     pace.confirmed(1_000.0, 1_003.0, was_full=False)
     pace.arrived(1_500, 1_000.0, 1_003.0)
     looks = [pace.look_seconds(1_003.0, last=last) for last in (2_000, 500, 100, 1)]
-    assert looks == [0.75, 0.5, AT_THE_END, AT_THE_END]
+    assert looks == [0.75, 0.25, AT_THE_END, AT_THE_END]
     assert pace.look_seconds(1_005.0, last=1) == 0.25
     assert pace.look_seconds(1_030.0, last=1) == 0.75
 
@@ -165,6 +165,27 @@ def test_a_server_that_writes_many_at_once_need_not_show_that_it_is_quick() -> N
     shown.expect(500)
     assert (quick.window, slow.window) == (1_500, FIRST_WINDOW)
     assert shown.window < FIRST_WINDOW
+
+
+def test_one_that_writes_many_at_once_never_runs_dry() -> None:
+    """However long a transaction takes: one is written, and one lies ready, of as many as it writes at once."""
+    road = Road([event(COMPLETED) for _ in range(10_000)])
+    road.server.at_once = 500
+    road.go(5)
+    assert len(road.server.queue) == 3 * 500
+    left = []
+    for _ in range(10):
+        road.server.record(500)
+        road.go(1.0)
+        left.append(len(road.server.queue))
+    assert min(left) == 3 * 500
+
+
+def test_what_is_sent_is_sent_in_few_requests() -> None:
+    """Each disturbs a server at its work, so there is none for the room that one event left."""
+    road = Road([event(COMPLETED) for _ in range(5_000)])
+    road.go(30, a_second=100)
+    assert min(road.server.requests) >= SMALLEST_WINDOW // 3
 
 
 def test_what_a_killed_server_lost_is_told_again() -> None:
