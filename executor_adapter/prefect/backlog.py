@@ -1,8 +1,8 @@
 """What a mirror has still to tell: changes of task runs, in order, until the courier takes them.
 
-Whoever waits longest is told of first; but of a change that is a moment old and may be passed within the next, only once
-there is nothing else. So of many short jobs a server gets all states of each together, or its end alone, which is much
-less work for it than three times one.
+Whoever waits longest is told of first; but a change that is a moment old, and may be passed within the next, waits for
+what cannot be. So of many short jobs a server gets all states of each together, or its end alone, which is much less
+work for it than three times one.
 """
 
 from __future__ import annotations

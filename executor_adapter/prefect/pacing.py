@@ -35,7 +35,7 @@ FAST_GROWTH = 10
 
 MOST_OFTEN = 0.25
 LEAST_OFTEN = 1.0
-LOOKS = 4
+LOOKS = 3
 """Seconds between two looks at what is recorded, and looks in the time that it takes: so what is on its way outlasts
 the time between them, and a slow server, to which each look is work, is looked at less often."""
 LEAST_OFTEN_OF_MANY = 0.5

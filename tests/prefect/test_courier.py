@@ -21,6 +21,7 @@ from executor_adapter.prefect.pacing import (
     FIRST_WINDOW,
     LARGEST_WINDOW,
     LEAST_OFTEN,
+    LOOKS,
     MOST_OFTEN,
     SMALLEST_WINDOW,
     Pace,
@@ -142,7 +143,7 @@ def test_what_is_on_its_way_outlasts_the_time_between_two_looks() -> None:
     pace = Pace()
     for seconds in (0.0, 0.5, 1.0, 2.0, 3.0, 10.0):
         pace.confirmed(1_000.0, 1_000.0 + seconds, was_full=False)
-        assert pace.look_seconds(1_000.0 + seconds) == min(LEAST_OFTEN, max(MOST_OFTEN, seconds / 4))
+        assert pace.look_seconds(1_000.0 + seconds) == min(LEAST_OFTEN, max(MOST_OFTEN, seconds / LOOKS))
 
 
 def test_the_fewer_are_left_the_more_often_they_are_looked_at() -> None:
@@ -151,9 +152,9 @@ def test_the_fewer_are_left_the_more_often_they_are_looked_at() -> None:
     pace.confirmed(1_000.0, 1_003.0, was_full=False)
     pace.arrived(1_500, 1_000.0, 1_003.0)
     looks = [pace.look_seconds(1_003.0, last=last) for last in (2_000, 500, 100, 1)]
-    assert looks == [0.75, 0.25, AT_THE_END, AT_THE_END]
+    assert looks == [1.0, pytest.approx(1 / 3), AT_THE_END, AT_THE_END]
     assert pace.look_seconds(1_005.0, last=1) == 0.25
-    assert pace.look_seconds(1_030.0, last=1) == 0.75
+    assert pace.look_seconds(1_030.0, last=1) == 1.0
 
 
 def test_a_server_that_writes_many_at_once_need_not_show_that_it_is_quick() -> None:
