@@ -1,8 +1,8 @@
 """What a mirror has still to tell: changes of task runs, in order, until the courier takes them.
 
-Whoever waits longest is told of first; but a change that is a moment old, and may be passed within the next, waits for
-what cannot be. So of many short jobs a server gets all states of each together, or its end alone, which is much less
-work for it than three times one.
+Whoever waits longest is told of first; but where many wait, a change that is a moment old, and may be passed within the
+next, waits for what cannot be. So of many short jobs a server gets all states of each together, or its end alone, which
+is much less work for it than three times one.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ AnyHistory = TaskRunHistory[Any]
 MOST_UNSENT = 500
 """Unsent changes beyond which "auto" leaves out what jobs have passed through."""
 MOST_UNSENT_IN_A_HURRY = 50
-"""The same, where the process is about to end: half a second's work for the slowest of servers."""
+"""The same, where the process is about to end."""
 A_MOMENT = 0.5
 """Seconds for which a change that is not the last is held back."""
+FEW = 50
+"""Unsent changes up to which none is held back: half a second's work for the slowest of servers."""
 
 
 class Backlog:
@@ -97,7 +99,7 @@ class Backlog:
             self._over.popleft()
         if self._waiting and not self.hurries:
             since, first = self._waiting[0]
-            if first.is_over or since + A_MOMENT <= self._clock():
+            if first.is_over or self._unsent <= FEW or since + A_MOMENT <= self._clock():
                 return first
         return self._over[0] if self._over else None
 

@@ -7,7 +7,7 @@ from uuid import uuid4
 import pytest
 
 from executor_adapter import Job, JobStatus
-from executor_adapter.prefect.backlog import A_MOMENT, MOST_UNSENT, MOST_UNSENT_IN_A_HURRY, Backlog, History
+from executor_adapter.prefect.backlog import A_MOMENT, FEW, MOST_UNSENT, MOST_UNSENT_IN_A_HURRY, Backlog, History
 from executor_adapter.prefect.job_history import JobHistory, Step
 from executor_adapter.prefect.state_events import FlowRunFacts
 from executor_adapter.testing import FakeClock
@@ -66,19 +66,40 @@ def test_what_is_not_over_is_never_left_out() -> None:
 
 @pytest.mark.parametrize("mode", ["auto", "full"])
 def test_what_may_be_passed_within_a_moment_is_told_after_what_cannot(mode: History) -> None:
-    """So short jobs are told of as a whole; and no job waits for long, however many others end meanwhile."""
+    """So many short jobs are told of as a whole; and no job waits for long, however many others end meanwhile."""
     clock = FakeClock()
-    backlog, running = Backlog(mode, clock=clock), history()
-    for status in (JobStatus.PENDING, JobStatus.RUNNING):
-        backlog.append(running, step(status))
+    backlog = Backlog(mode, clock=clock)
+    fill(backlog, FEW, over=False)
     fill(backlog, 2)
-    assert names(backlog) == 2 * ["Pending", "Running", "Completed"]
+    whole = ["Pending", "Running", "Completed"]
+    assert names(backlog) == 2 * whole
     assert backlog
     clock.advance(A_MOMENT)
     fill(backlog, 2)
-    assert [event.name for event in backlog.next_events(3, FLOW)] == ["Pending", "Running", "Pending"]
-    backlog.append(running, step(JobStatus.COMPLETED))
-    assert names(backlog) == ["Running", "Completed", "Pending", "Running", "Completed", "Completed"]
+    told = names(backlog)
+    assert told[: 2 * FEW] == FEW * ["Pending", "Running"]
+    assert told[2 * FEW :] == 2 * whole
+    assert not backlog
+
+
+def test_of_few_each_change_is_told_at_once() -> None:
+    backlog = Backlog("auto", clock=FakeClock())
+    fill(backlog, FEW // 2, over=False)
+    assert names(backlog) == FEW // 2 * ["Pending", "Running"]
+
+
+def test_one_that_was_told_of_early_is_told_of_once() -> None:
+    """It ended while others, which had been there before, were held back."""
+    clock = FakeClock()
+    backlog, slow = Backlog("full", clock=clock), [history() for _ in range(2 * FEW)]
+    for job in slow:
+        backlog.append(job, step(JobStatus.PENDING))
+    backlog.append(slow[-1], step(JobStatus.COMPLETED))
+    assert names(backlog) == ["Pending", "Completed"]
+    backlog.append(slow[0], step(JobStatus.COMPLETED))
+    assert names(backlog) == ["Pending", "Completed"]
+    clock.advance(A_MOMENT)
+    assert names(backlog) == (2 * FEW - 2) * ["Pending"]
     assert not backlog
 
 
