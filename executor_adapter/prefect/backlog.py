@@ -89,7 +89,8 @@ class Backlog:
     def over(self) -> Iterator[AnyHistory]:
         """Of the jobs whose end is not sent."""
         self.take_in()
-        return (history for history in self._over if history.unsent)
+        # One that is rolled back once it was over is there twice.
+        return iter(dict.fromkeys(history for history in self._over if history.unsent and history.is_over))
 
     def _next(self) -> AnyHistory | None:
         """Of which to tell next."""

@@ -116,6 +116,20 @@ def test_in_a_hurry_only_jobs_that_are_over_are_told_of_and_of_many_only_how_the
     assert [event.name for event in backlog.finals(FLOW)] == []
 
 
+@pytest.mark.parametrize("told", [False, True])
+def test_one_that_ends_twice_is_kept_once(told: bool) -> None:
+    """As a task run that is rolled back; whether or not the first end was told before, behind others."""
+    clock = FakeClock()
+    backlog, twice = Backlog("auto", clock=clock), history()
+    fill(backlog, 1)
+    backlog.append(twice, step(JobStatus.COMPLETED, 1.0))
+    if told:
+        assert len(names(backlog)) == 4
+    backlog.append(twice, step(JobStatus.FAILED, 2.0))
+    finals = [event.name for event in backlog.finals(FLOW)]
+    assert finals == (["Failed"] if told else ["Completed", "Failed"])
+
+
 def test_an_unknown_mode_is_refused() -> None:
     with pytest.raises(ValueError, match="choose 'auto', 'full' or 'final'"):
         Backlog("all")  # type: ignore[arg-type]
