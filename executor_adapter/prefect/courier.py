@@ -197,7 +197,8 @@ class Courier:
         if not self._has_met:
             self._pace.expect(self._ask(api.recorded_at_once))
             self._has_met = True
-            first += self._take(self._pace.batch - len(first))
+            if first[0].origin is None:  # a request is of one's own or of the spool
+                first += self._take(self._pace.batch - len(first))
 
     def _narrow_down(self, api: ServerApi, events: list[StateEvent], error: RefusedError | FaultError) -> None:
         """Send the halves, so that one event that the server cannot take does not keep the others from it."""
