@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from executor_adapter.exceptions import InvalidJobError
+from executor_adapter.exceptions.display import text_of
 from executor_adapter.job import function_reference
-from executor_adapter.raised import text_of
 
 
 def resolve(function: Callable[..., Any] | str) -> Callable[..., Any]:

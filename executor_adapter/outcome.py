@@ -7,10 +7,10 @@ from typing import Any
 
 from executor_adapter.error_codes import error_code_of
 from executor_adapter.exceptions import JobCancelledError, JobTimeoutError, SoftTimeoutError
+from executor_adapter.exceptions.display import shown, text_of
 from executor_adapter.job import Job, JobStatus
 from executor_adapter.limits import StopReason
 from executor_adapter.pools.base import Assignment
-from executor_adapter.raised import shown, text_of
 
 
 def record_attempt(assignment: Assignment, error: BaseException | None, now: float) -> None:

@@ -31,6 +31,7 @@ from executor_adapter.exceptions import (
     SoftTimeoutError,
     WorkerCrashedError,
 )
+from executor_adapter.exceptions.display import as_exception, shown, traceback_text
 from executor_adapter.functions import check_arguments
 from executor_adapter.futures import Callbacks, JobFuture
 from executor_adapter.intake import Intake, check_job
@@ -52,7 +53,6 @@ from executor_adapter.outcome import (
 from executor_adapter.pool_set import PoolSet
 from executor_adapter.pools import PoolKinds
 from executor_adapter.pools.base import Assignment, Ending, WorkerPool
-from executor_adapter.raised import as_exception, shown, traceback_text
 from executor_adapter.retry import CRASHES, RetryDecision, decide
 from executor_adapter.surroundings import Surroundings
 from executor_adapter.throttle import Throttle, ToolLimit

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 from executor_adapter.context import JobContext, enter_job
 from executor_adapter.exceptions import JobError, SoftTimeoutError
+from executor_adapter.exceptions.display import as_exception, shown, text_of, told_apart, traceback_text
 from executor_adapter.pools import values, wire
 from executor_adapter.pools.voice import Voice
-from executor_adapter.raised import as_exception, shown, text_of, told_apart, traceback_text
 
 REFERENCE, PICKLE = b"R", b"P"
 """First byte of an encoded function: `module:qualname` follows, or a pickle."""

@@ -23,10 +23,10 @@ from typing import Any
 import cloudpickle
 
 from executor_adapter.exceptions import JobSerializationError
+from executor_adapter.exceptions.display import text_of
 from executor_adapter.pools import reach
 from executor_adapter.pools.attempt import PICKLE, REFERENCE
 from executor_adapter.pools.values import STACK_GLOBAL, Buffers
-from executor_adapter.raised import text_of
 
 MOST_REMEMBERED = 4096
 

@@ -11,10 +11,10 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from executor_adapter.context import JobContext, enter_job, leave_job
+from executor_adapter.exceptions.display import look_at
 from executor_adapter.functions import resolve
 from executor_adapter.job import Job
 from executor_adapter.pools.base import Assignment, Supervisor
-from executor_adapter.raised import look_at
 
 
 def job_context(assignment: Assignment, supervisor: Supervisor, cancelled: Callable[[], bool]) -> JobContext:

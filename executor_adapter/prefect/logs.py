@@ -11,7 +11,7 @@ from typing import Any
 from prefect.context import TaskRunContext
 from prefect.logging.loggers import get_run_logger, print_as_log
 
-from executor_adapter.raised import shown, traceback_text
+from executor_adapter.exceptions.display import shown, traceback_text
 from executor_adapter.storable import storable
 
 RunLogger = logging.Logger | logging.LoggerAdapter[logging.Logger]

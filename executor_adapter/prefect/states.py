@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 from prefect.client.schemas.objects import State, StateDetails, StateType
 
 from executor_adapter.error_codes import error_code_of
+from executor_adapter.exceptions.display import text_of
 from executor_adapter.job import ErrorCode, JobStatus
-from executor_adapter.raised import text_of
 
 
 class StateKind(NamedTuple):

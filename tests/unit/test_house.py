@@ -46,7 +46,7 @@ WORKER_SIDE = {
     "executor_adapter.exceptions",
     "executor_adapter.context",
     "executor_adapter.error_codes",
-    "executor_adapter.raised",
+    "executor_adapter.exceptions.display",
     "executor_adapter.pools",
     "executor_adapter.start_method",
 } | {
