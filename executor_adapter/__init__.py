@@ -12,23 +12,23 @@ if TYPE_CHECKING:
     from executor_adapter.context import JobContext, current_job
     from executor_adapter.executor import JobExecutor
     from executor_adapter.futures import JobFuture
-    from executor_adapter.job import Attempt, ErrorCode, Job, JobResult, JobStatus
+    from executor_adapter.job.model import Attempt, ErrorCode, Job, JobResult, JobStatus
+    from executor_adapter.job.retry import RetryDecision, RetryPolicy, RetryRule
     from executor_adapter.queue import JobQueue
-    from executor_adapter.retry import RetryDecision, RetryPolicy, RetryRule
 
 _HOMES = {
-    "Attempt": "job",
-    "ErrorCode": "job",
-    "Job": "job",
+    "Attempt": "job.model",
+    "ErrorCode": "job.model",
+    "Job": "job.model",
     "JobContext": "context",
     "JobExecutor": "executor",
     "JobFuture": "futures",
     "JobQueue": "queue",
-    "JobResult": "job",
-    "JobStatus": "job",
-    "RetryDecision": "retry",
-    "RetryPolicy": "retry",
-    "RetryRule": "retry",
+    "JobResult": "job.model",
+    "JobStatus": "job.model",
+    "RetryDecision": "job.retry",
+    "RetryPolicy": "job.retry",
+    "RetryRule": "job.retry",
     "current_job": "context",
 }
 

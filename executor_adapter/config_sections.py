@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from executor_adapter.bounds import Count, Number, Seconds
-from executor_adapter.job import MemoryLimit, PoolName
-from executor_adapter.retry import RetryPolicy, RetryRule
-from executor_adapter.start_method import HAS_CPU_AFFINITY, START_METHOD, StartMethod, check_start_method
+from executor_adapter.job.model import MemoryLimit, PoolName
+from executor_adapter.job.pool_names import HAS_CPU_AFFINITY, START_METHOD, StartMethod, check_start_method
+from executor_adapter.job.retry import RetryPolicy, RetryRule
+from executor_adapter.job.validation import Count, Number, Seconds
 
 
 def _as_tuple(value: Any) -> Any:

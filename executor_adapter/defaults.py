@@ -8,8 +8,8 @@ from dataclasses import replace
 from executor_adapter.config import Settings
 from executor_adapter.config_sections import retry_policy
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.functions import is_coroutine_function
-from executor_adapter.job import Job
+from executor_adapter.job.functions import is_coroutine_function
+from executor_adapter.job.model import Job
 from executor_adapter.throttle import ToolLimit
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from executor_adapter.job import Job
+from executor_adapter.job.model import Job
 from executor_adapter.pools.base import WorkerPool
 from executor_adapter.queue import Backlog
 from executor_adapter.throttle import Throttle, wants_no_start

@@ -18,9 +18,9 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from executor_adapter.exceptions import JobCancelledError
-from executor_adapter.job import TERMINAL, Job, JobStatus
+from executor_adapter.job.model import TERMINAL, Job, JobStatus
+from executor_adapter.job.retry import RetryDecision
 from executor_adapter.pools.base import Assignment
-from executor_adapter.retry import RetryDecision
 
 if TYPE_CHECKING:
     from executor_adapter.limits import StopReason

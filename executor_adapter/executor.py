@@ -18,17 +18,17 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from executor_adapter.bounds import check_count
 from executor_adapter.config import Settings, load_config
 from executor_adapter.defaults import JobDefaults
 from executor_adapter.defaults import tool_limits as limits_of_tools
 from executor_adapter.driver import JobDriver
 from executor_adapter.exceptions import InvalidJobError, JobTimeoutError
-from executor_adapter.functions import check_arguments
 from executor_adapter.futures import JobFuture
 from executor_adapter.hooks import HookedExecution
 from executor_adapter.intake import check_job
-from executor_adapter.job import Job, JobResult, JobStatus, check_is_job
+from executor_adapter.job.functions import check_arguments
+from executor_adapter.job.model import Job, JobResult, JobStatus, check_is_job
+from executor_adapter.job.validation import check_count
 from executor_adapter.ledger import Observer
 from executor_adapter.memory import Memory
 from executor_adapter.monitoring.metrics_port import serve_metrics

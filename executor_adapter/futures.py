@@ -11,10 +11,10 @@ from concurrent.futures._base import FINISHED, PENDING  # the states that Future
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from executor_adapter.job import JobStatus
+from executor_adapter.job.model import JobStatus
 
 if TYPE_CHECKING:
-    from executor_adapter.job import Job
+    from executor_adapter.job.model import Job
     from executor_adapter.supervisor import Supervisor
 
 logger = logging.getLogger("executor_adapter")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from executor_adapter.driver import JobDriver
 from executor_adapter.exceptions import InvalidJobError, JobCancelledError
 from executor_adapter.futures import JobFuture
-from executor_adapter.job import TERMINAL, Job, JobStatus
+from executor_adapter.job.model import TERMINAL, Job, JobStatus
 from executor_adapter.limits import StopReason
 from executor_adapter.outcome import failed_as, note_error
 from executor_adapter.pools.event_loop import ABANDON_AFTER, EventLoopThread

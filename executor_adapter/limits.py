@@ -7,7 +7,7 @@ import types
 import weakref
 from collections.abc import Callable
 
-from executor_adapter.functions import function_key
+from executor_adapter.job.functions import function_key
 from executor_adapter.pools.base import Assignment
 
 NEVER = float("inf")

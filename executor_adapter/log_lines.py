@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from executor_adapter.context import JobContext, running_job
-from executor_adapter.job import Job
+from executor_adapter.job.model import Job
+from executor_adapter.job.text import storable
 from executor_adapter.pools.base import Assignment
-from executor_adapter.storable import storable
 from executor_adapter.store.base import JobStore, LogLine, StoreUnavailable
 
 logger = logging.getLogger("executor_adapter.store")

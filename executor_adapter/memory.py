@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from executor_adapter.exceptions import ExecutorClosedError
-from executor_adapter.job import Job
+from executor_adapter.job.model import Job
 from executor_adapter.queue import StoredPast
 from executor_adapter.recorder import Recorder
 from executor_adapter.recovery import Recovery

@@ -8,7 +8,7 @@ from typing import Any
 from executor_adapter.error_codes import error_code_of
 from executor_adapter.exceptions import JobCancelledError, JobTimeoutError, SoftTimeoutError
 from executor_adapter.exceptions.display import shown, text_of
-from executor_adapter.job import Job, JobStatus
+from executor_adapter.job.model import Job, JobStatus
 from executor_adapter.limits import StopReason
 from executor_adapter.pools.base import Assignment
 

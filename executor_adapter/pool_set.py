@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from executor_adapter.job import Job
+from executor_adapter.job.model import Job
 from executor_adapter.limits import NEVER
 from executor_adapter.pools.base import Assignment, WorkerPool
 

@@ -11,9 +11,9 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from executor_adapter.bounds import check_age
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job import NEW_ID, Job, JobStatus, check_is_job
+from executor_adapter.job.model import NEW_ID, Job, JobStatus, check_is_job
+from executor_adapter.job.validation import check_age
 from executor_adapter.store.base import JobFilter, JobStore
 
 if TYPE_CHECKING:

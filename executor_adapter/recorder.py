@@ -23,7 +23,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from executor_adapter.exceptions import ExecutorClosedError, QueueFullError
-from executor_adapter.job import TERMINAL, Job, Transition
+from executor_adapter.job.model import TERMINAL, Job, Transition
 from executor_adapter.journal import Batch, Journal
 from executor_adapter.log_lines import LogLines, listen, stop_listening
 from executor_adapter.recording import StoredCall, refuse_unstorable_texts, shown_function, stored_call

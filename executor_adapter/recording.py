@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.functions import resolve
-from executor_adapter.job import TERMINAL, Job, JobStatus, function_reference
+from executor_adapter.job.functions import resolve
+from executor_adapter.job.model import TERMINAL, Job, JobStatus, function_reference
+from executor_adapter.job.retry import RetryPolicy
 from executor_adapter.pools import encoding, reach
-from executor_adapter.retry import RetryPolicy
 from executor_adapter.store.base import JobRecord
 
 RETRY_OF = "retry_of"

@@ -15,8 +15,8 @@ from dataclasses import replace
 
 from executor_adapter.exceptions import ExecutorClosedError, InvalidJobError, JobSerializationError
 from executor_adapter.exceptions.display import shown, text_of
-from executor_adapter.job import Attempt, Job, JobStatus
-from executor_adapter.quarantine import MOST_QUARANTINED
+from executor_adapter.job.model import Attempt, Job, JobStatus
+from executor_adapter.job.quarantine import MOST_QUARANTINED
 from executor_adapter.recorder import Recorder
 from executor_adapter.store.base import JobFilter, JobRecord, LeaseLost, StoreUnavailable
 from executor_adapter.store.revival import given_fields, restore

@@ -18,13 +18,13 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
-from executor_adapter.bounds import check_count
 from executor_adapter.config import Settings, Stage, StageSettings, load_config
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.executor import JobExecutor
-from executor_adapter.functions import is_coroutine_function, resolve
 from executor_adapter.intake import check_job
-from executor_adapter.job import Job
+from executor_adapter.job.functions import is_coroutine_function, resolve
+from executor_adapter.job.model import Job
+from executor_adapter.job.validation import check_count
 from executor_adapter.ledger import Observer
 from executor_adapter.mirroring import SchedulerMirror, mirror_for
 from executor_adapter.monitoring.stats import WINDOW, ExecutorStats

@@ -32,10 +32,11 @@ from executor_adapter.exceptions import (
     WorkerCrashedError,
 )
 from executor_adapter.exceptions.display import as_exception, shown, traceback_text
-from executor_adapter.functions import check_arguments
 from executor_adapter.futures import Callbacks, JobFuture
 from executor_adapter.intake import Intake, check_job
-from executor_adapter.job import TERMINAL, Job, JobStatus, Progress
+from executor_adapter.job.functions import check_arguments
+from executor_adapter.job.model import TERMINAL, Job, JobStatus, Progress
+from executor_adapter.job.retry import CRASHES, RetryDecision, decide
 from executor_adapter.job_log import log_said
 from executor_adapter.ledger import Ledger, Observer
 from executor_adapter.limits import SHORT_RUN, RunningAttempts, RunTimes, StopReason
@@ -53,7 +54,6 @@ from executor_adapter.outcome import (
 from executor_adapter.pool_set import PoolSet
 from executor_adapter.pools import PoolKinds
 from executor_adapter.pools.base import Assignment, Ending, WorkerPool
-from executor_adapter.retry import CRASHES, RetryDecision, decide
 from executor_adapter.surroundings import Surroundings
 from executor_adapter.throttle import Throttle, ToolLimit
 

@@ -22,10 +22,10 @@ from typing import Any, ClassVar, Self
 
 from executor_adapter.config import Settings
 from executor_adapter.executor import JobExecutor, stop_tracking
+from executor_adapter.job.retry import limit_attempts
 from executor_adapter.pools.base import Assignment, Ending, WorkerPool
 from executor_adapter.pools.base import Supervisor as PoolSupervisor
 from executor_adapter.pools.in_process import bind, call_in_job
-from executor_adapter.retry import limit_attempts
 from executor_adapter.supervisor import Supervisor
 
 __all__ = ["FakeClock", "InlineExecutor", "set_testing"]

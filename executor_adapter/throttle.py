@@ -7,8 +7,8 @@ import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from executor_adapter.bounds import check_count, check_rate
-from executor_adapter.job import TERMINAL, Job
+from executor_adapter.job.model import TERMINAL, Job
+from executor_adapter.job.validation import check_count, check_rate
 
 _Turn = tuple[int, float, int, Job]
 """A job that was kept back, and what it is sorted by: priority, the highest first, when it was queued, and a number."""

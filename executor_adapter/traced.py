@@ -9,7 +9,7 @@ from opentelemetry import context, propagate
 from opentelemetry.context import Context
 from opentelemetry.trace import Tracer
 
-from executor_adapter.job import Job
+from executor_adapter.job.model import Job
 from executor_adapter.job_log import log_said
 from executor_adapter.monitoring.tracing import JobTracer
 from executor_adapter.pools.base import Assignment

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from executor_adapter.job import Job, JobStatus, Transition
+from executor_adapter.job.model import Job, JobStatus, Transition
 
 SHOWN_LIVE = 30
 """Rows of the live table: a taller one than the screen would flicker."""

@@ -23,7 +23,7 @@ from prefect.runtime import flow_run
 
 from executor_adapter.config import Settings, Stage
 from executor_adapter.executor import JobExecutor
-from executor_adapter.job import JobStatus
+from executor_adapter.job.model import JobStatus
 from executor_adapter.prefect import JobTask, job_task, wait_until_recorded
 from tasks import lake, summary
 from tasks.accounts import Balance, balance

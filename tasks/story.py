@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from executor_adapter.job import JobStatus
+from executor_adapter.job.model import JobStatus
 from tasks.accounts import Balance
 from tasks.board import JobLine
 

@@ -12,7 +12,7 @@ import typer
 from pydantic import ValidationError
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job import TERMINAL, Job, uuid7
+from executor_adapter.job.model import TERMINAL, Job, uuid7
 from executor_adapter.recording import RETRY_OF, policy_changed
 from executor_adapter.store import JobRecord
 

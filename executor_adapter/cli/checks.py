@@ -18,10 +18,10 @@ from pathlib import Path
 from executor_adapter.config import Settings, read_config
 from executor_adapter.exceptions import ConfigurationError, InvalidJobError, JobSerializationError
 from executor_adapter.executor import JobExecutor
-from executor_adapter.functions import is_coroutine_function, resolve
 from executor_adapter.intake import check_job
-from executor_adapter.job import Job
-from executor_adapter.start_method import HAS_GUARDIAN, StartMethod
+from executor_adapter.job.functions import is_coroutine_function, resolve
+from executor_adapter.job.model import Job
+from executor_adapter.job.pool_names import HAS_GUARDIAN, StartMethod
 from executor_adapter.store import StoreUnavailable, open_store
 
 FILES_PER_WORKER = 8

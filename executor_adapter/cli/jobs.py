@@ -34,7 +34,7 @@ from executor_adapter.cli.stores import (
     opened,
 )
 from executor_adapter.exceptions import ConfigurationError
-from executor_adapter.job import Attempt, JobStatus
+from executor_adapter.job.model import Attempt, JobStatus
 from executor_adapter.store import JobFilter, JobRecord, Page
 from executor_adapter.store.base import LINES_KEPT
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from rich.text import Text
 
 from executor_adapter.cli.output import clock_time
-from executor_adapter.job import TERMINAL
+from executor_adapter.job.model import TERMINAL
 from executor_adapter.store import JobStore, LogLine
 from executor_adapter.store.base import LINES_KEPT
 

@@ -32,8 +32,8 @@ from executor_adapter.cli.output import JsonOption, plain, print_json, print_no_
 from executor_adapter.cli.stores import ConfigOption, StoreOption
 from executor_adapter.config import Settings, load_config
 from executor_adapter.executor import JobExecutor
-from executor_adapter.functions import resolve
-from executor_adapter.job import Job, JobStatus, Transition
+from executor_adapter.job.functions import resolve
+from executor_adapter.job.model import Job, JobStatus, Transition
 from executor_adapter.pools.base import Assignment
 
 CODES = {

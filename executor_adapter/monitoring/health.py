@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from executor_adapter.config import MonitoringSettings, Settings
-from executor_adapter.job import Job
+from executor_adapter.job.model import Job
 from executor_adapter.monitoring.stats import ExecutorStats
 
 logger = logging.getLogger("executor_adapter.health")

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from executor_adapter.job import TERMINAL, Job, JobStatus, Transition
+from executor_adapter.job.model import TERMINAL, Job, JobStatus, Transition
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context

@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from executor_adapter.start_method import START_METHOD, StartMethod
+from executor_adapter.job.pool_names import START_METHOD, StartMethod
 
 if TYPE_CHECKING:
     from executor_adapter.pools.base import WorkerPool

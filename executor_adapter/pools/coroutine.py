@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 from executor_adapter.context import enter_job
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.exceptions.display import look_at
-from executor_adapter.functions import is_coroutine_function
-from executor_adapter.job import Job
+from executor_adapter.job.functions import is_coroutine_function
+from executor_adapter.job.model import Job
 from executor_adapter.pools.base import Assignment, Ending, Supervisor, WorkerPool
 from executor_adapter.pools.event_loop import ABANDON_AFTER, EventLoopThread
 from executor_adapter.pools.in_process import bind, job_context, open_scope

@@ -12,8 +12,8 @@ from typing import Any
 
 from executor_adapter.context import JobContext, enter_job, leave_job
 from executor_adapter.exceptions.display import look_at
-from executor_adapter.functions import resolve
-from executor_adapter.job import Job
+from executor_adapter.job.functions import resolve
+from executor_adapter.job.model import Job
 from executor_adapter.pools.base import Assignment, Supervisor
 
 

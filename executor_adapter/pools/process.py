@@ -51,7 +51,7 @@ from executor_adapter.pools.reports import discard, tell_result, tell_said
 from executor_adapter.pools.verdict import crash_error, memory_error, set_exit
 
 if TYPE_CHECKING:
-    from executor_adapter.job import Job
+    from executor_adapter.job.model import Job
 
 _HEARD = wire.frame(wire.HEARD)
 

@@ -47,7 +47,7 @@ from executor_adapter.pools.spawned_process import SpawnedProcess
 from executor_adapter.pools.verdict import crash_error
 
 if TYPE_CHECKING:
-    from executor_adapter.job import Job
+    from executor_adapter.job.model import Job
 
 logger = logging.getLogger("executor_adapter.process")
 

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 from executor_adapter.config import load_config
 from executor_adapter.config_sections import JobSettings
 from executor_adapter.executor import JobExecutor
-from executor_adapter.job import PoolName
+from executor_adapter.job.model import PoolName
 
 OF_EXECUTOR = ("max_workers", "kill_grace", "preload", "max_jobs_per_worker")
 OF_JOBS = ("pool", "max_runtime", "retry_attempts", "retry_delay", "memory_limit")

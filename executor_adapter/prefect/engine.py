@@ -34,6 +34,7 @@ from prefect.utilities.asyncutils import run_coro_as_sync
 from prefect.utilities.engine import link_state_to_task_run_result
 
 from executor_adapter.exceptions import JobCancelledError
+from executor_adapter.job.retry import RetryDecision
 from executor_adapter.prefect.engine_mirrors import TaskRunTeller
 from executor_adapter.prefect.events import flush_events
 from executor_adapter.prefect.job_run import JobRun, outcome
@@ -41,7 +42,6 @@ from executor_adapter.prefect.logs import log_failure, log_message
 from executor_adapter.prefect.state_events import is_final
 from executor_adapter.prefect.states import retrying
 from executor_adapter.prefect.waiting import over, result_of
-from executor_adapter.retry import RetryDecision
 
 TICK = timedelta(microseconds=1)
 

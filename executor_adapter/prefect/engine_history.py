@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.results import ResultRecord, should_persist_result  # type: ignore[attr-defined]  # meant to be used
 
+from executor_adapter.job.text import storable
 from executor_adapter.prefect.state_events import (
     MESSAGE_LENGTH,
     NOTHING_BEFORE,
@@ -23,7 +24,6 @@ from executor_adapter.prefect.state_events import (
     quoted,
 )
 from executor_adapter.prefect.task_run_history import TaskRunHistory
-from executor_adapter.storable import storable
 
 _NOT_TOLD = {
     *{"id", "created", "updated", "flow_run_id", "state_id", "state_type", "state_name", "state"},

@@ -27,12 +27,12 @@ from prefect.events import emit_event
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.executor import JobExecutor, current_executor
-from executor_adapter.job import JobStatus, Transition
+from executor_adapter.job.model import JobStatus, Transition
+from executor_adapter.job.retry import CRASHES
 from executor_adapter.prefect.batches import Batches
 from executor_adapter.prefect.events import current_flow_run
 from executor_adapter.prefect.states import state_kind
 from executor_adapter.prefect.tally import Told, told
-from executor_adapter.retry import CRASHES
 
 PREFIX = "executor-adapter.job."
 KINDS = ("failed", "timed-out", "crashed", "out-of-memory", "quarantined", "retried", "cancelled")

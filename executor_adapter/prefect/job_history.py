@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from executor_adapter.job import TERMINAL, Job, JobStatus, Transition, function_reference
+from executor_adapter.job.model import TERMINAL, Job, JobStatus, Transition, function_reference
+from executor_adapter.job.retry import RetryPolicy
 from executor_adapter.prefect.retries import shown_retries
 from executor_adapter.prefect.state_events import (
     TICK,
@@ -27,7 +28,6 @@ from executor_adapter.prefect.states import (
     state_kind,
 )
 from executor_adapter.prefect.task_run_history import TaskRunHistory
-from executor_adapter.retry import RetryPolicy
 
 NO_FLOW_RUN = UUID("0192d1c1-58a4-7c5e-9d3b-6f1c9a7e4b20")
 """Namespace of the task runs that belong to no flow run."""

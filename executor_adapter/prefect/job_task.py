@@ -26,7 +26,7 @@ from prefect.utilities.callables import get_call_parameters
 from prefect.utilities.visualization import get_task_viz_tracker, track_viz_task
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job import Job
+from executor_adapter.job.model import Job
 from executor_adapter.prefect.companion import JobTaskCall, flow_run_context_for_jobs
 from executor_adapter.prefect.job_run import JobRun
 from executor_adapter.prefect.options import (

@@ -32,7 +32,7 @@ from typing import Self
 
 import httpx
 
-from executor_adapter.job import TERMINAL, Job, Transition
+from executor_adapter.job.model import TERMINAL, Job, Transition
 from executor_adapter.prefect.backlog import Backlog, History
 from executor_adapter.prefect.courier import Courier
 from executor_adapter.prefect.engine_history import EngineChange, EngineHistory

@@ -13,7 +13,7 @@ from typing import Any
 from prefect import Task
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.retry import RetryPolicy
+from executor_adapter.job.retry import RetryPolicy
 
 SHOWN_DELAYS = 50
 """Prefect takes no more delays than these for one task."""

@@ -11,8 +11,8 @@ from typing import Any
 
 from prefect.context import FlowRunContext, TagsContext
 
-from executor_adapter.functions import resolve
-from executor_adapter.job import Job, JobStatus, Transition
+from executor_adapter.job.functions import resolve
+from executor_adapter.job.model import Job, JobStatus, Transition
 from executor_adapter.pools.base import Assignment
 from executor_adapter.prefect.child import (
     TASK_RUN_SCOPE,

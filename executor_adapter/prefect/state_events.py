@@ -18,9 +18,9 @@ from datetime import UTC, datetime
 from json.encoder import encode_basestring_ascii
 from typing import Any, NamedTuple, Protocol
 
-from executor_adapter.job import uuid7
+from executor_adapter.job.model import uuid7
+from executor_adapter.job.text import storable
 from executor_adapter.prefect.states import StateKind
-from executor_adapter.storable import storable
 
 TICK = 1e-6
 """Seconds: what the server's clock resolves. Two states of one task run are at least so far apart."""

@@ -23,11 +23,11 @@ from prefect.context import TaskRunContext
 from prefect.logging.loggers import get_run_logger
 from prefect.states import Completed, Failed
 
+from executor_adapter.job.retry import RetryDecision
 from executor_adapter.prefect.engine import INTERRUPT_SECONDS
 from executor_adapter.prefect.job_run import JobRun, driving, is_driven, outcome
 from executor_adapter.prefect.logs import log_message
 from executor_adapter.prefect.waiting import over, result_of
-from executor_adapter.retry import RetryDecision
 
 RetryCondition = Callable[[Task[..., Any], TaskRun, State[Any]], bool | Awaitable[bool]]
 

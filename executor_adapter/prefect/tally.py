@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import NamedTuple
 
-from executor_adapter.job import JobStatus, Transition
+from executor_adapter.job.model import JobStatus, Transition
 from executor_adapter.prefect.states import state_kind
 
 SHOWN_FAILURES = 20

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from executor_adapter.job import TERMINAL, Attempt, Job, JobStatus, Progress
+from executor_adapter.job.model import TERMINAL, Attempt, Job, JobStatus, Progress
 from executor_adapter.store.host import Host
 from executor_adapter.store.revival import restore
 

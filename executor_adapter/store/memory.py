@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
-from executor_adapter.bounds import check_age
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job import TERMINAL, JobStatus
-from executor_adapter.quarantine import MOST_QUARANTINED
+from executor_adapter.job.model import TERMINAL, JobStatus
+from executor_adapter.job.quarantine import MOST_QUARANTINED
+from executor_adapter.job.validation import check_age
 from executor_adapter.store.base import ALL, LINES_KEPT, JobFilter, JobRecord, JobStore, LeaseLost, LogLine, Page
 from executor_adapter.store.host import Host
 

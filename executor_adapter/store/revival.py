@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.exceptions.display import shown
-from executor_adapter.job import Job
+from executor_adapter.job.model import Job
 
 if TYPE_CHECKING:
     from executor_adapter.store.base import JobRecord

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 
 from executor_adapter.cli.watch import RESERVED, View, render
-from executor_adapter.job import JobStatus, Progress
+from executor_adapter.job.model import JobStatus, Progress
 from executor_adapter.monitoring.stats import KEPT, ended_jobs, figures
 from executor_adapter.store import ALL, JobRecord, open_store
 from executor_adapter.store.host import new_host

@@ -12,7 +12,7 @@ import pytest
 
 from executor_adapter import Job, JobExecutor, JobStatus, RetryPolicy
 from executor_adapter.config import Settings
-from executor_adapter.retry import LONGEST_RETRY_AFTER
+from executor_adapter.job.retry import LONGEST_RETRY_AFTER
 from executor_adapter.throttle import ToolLimit
 from tests.api_server import serving
 from tests.contract import functions

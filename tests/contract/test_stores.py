@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import delete
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job import JobStatus, Progress, uuid7
+from executor_adapter.job.model import JobStatus, Progress, uuid7
 from executor_adapter.store import Host, JobFilter, JobRecord, JobStore, LeaseLost, Page, open_store
 from executor_adapter.store.host import forget, new_host
 from executor_adapter.store.sql import SqlStore

@@ -21,7 +21,7 @@ from executor_adapter import Job, JobStatus, RetryPolicy
 from executor_adapter.driver import JobDriver
 from executor_adapter.exceptions import ExecutorClosedError, JobError, WorkerCrashedError
 from executor_adapter.futures import JobFuture
-from executor_adapter.job import LEGAL_TRANSITIONS, TERMINAL, Transition
+from executor_adapter.job.model import LEGAL_TRANSITIONS, TERMINAL, Transition
 from executor_adapter.pools.base import Assignment, Ending, WorkerPool
 from executor_adapter.pools.base import Supervisor as PoolSupervisor
 from executor_adapter.supervisor import Supervisor

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from executor_adapter.job import Job, JobStatus, Transition
+from executor_adapter.job.model import Job, JobStatus, Transition
 from tasks import story
 from tasks.accounts import Balance
 from tasks.board import Board, JobLine

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.functions import check_arguments, resolve
+from executor_adapter.job.functions import check_arguments, resolve
 from executor_adapter.limits import NEVER, RunTimes
 
 

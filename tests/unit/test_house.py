@@ -48,7 +48,7 @@ WORKER_SIDE = {
     "executor_adapter.error_codes",
     "executor_adapter.exceptions.display",
     "executor_adapter.pools",
-    "executor_adapter.start_method",
+    "executor_adapter.job.pool_names",
 } | {
     f"executor_adapter.pools.{part}"
     for part in ("guardian", "worker", "spawned_worker", "wire", "attempt", "values", "voice", "stdio", "process_tree")

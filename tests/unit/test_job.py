@@ -14,7 +14,7 @@ from pydantic import ValidationError
 import executor_adapter
 from executor_adapter import ErrorCode, Job, JobStatus, RetryPolicy
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job import LEGAL_TRANSITIONS, uuid7
+from executor_adapter.job.model import LEGAL_TRANSITIONS, uuid7
 
 
 def work() -> None: ...

@@ -13,7 +13,7 @@ import pytest
 from executor_adapter import Job, JobExecutor, RetryPolicy, RetryRule
 from executor_adapter.config import JobSettings, Settings
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job import Transition, check_are_jobs
+from executor_adapter.job.model import Transition, check_are_jobs
 from executor_adapter.scheduler import CollectionScheduler, ProcessingScheduler
 from executor_adapter.store import open_store
 from executor_adapter.throttle import ToolLimit

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from executor_adapter import RetryDecision, RetryPolicy, RetryRule
-from executor_adapter.retry import LONGEST_RETRY_AFTER, MOST_MEMORY, NEVER_RETRIED, decide
+from executor_adapter.job.retry import LONGEST_RETRY_AFTER, MOST_MEMORY, NEVER_RETRIED, decide
 
 
 def decided(policy: RetryPolicy, code: str = "API_ERROR", attempt: int = 1, crashes: int = 0) -> RetryDecision:

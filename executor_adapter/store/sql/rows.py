@@ -7,8 +7,8 @@ from typing import Any
 
 from sqlalchemy import RowMapping
 
-from executor_adapter.job import JobStatus, Progress
-from executor_adapter.storable import storable
+from executor_adapter.job.model import JobStatus, Progress
+from executor_adapter.job.text import storable
 from executor_adapter.store.base import JobRecord
 
 FIXED = frozenset({"job_id", "queue", "job_type", "tool_name", "function", "created_at", "metadata", "call", "pickled"})

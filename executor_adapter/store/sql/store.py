@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 from sqlalchemy import Connection, Engine, Select, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from executor_adapter.bounds import check_age
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job import JobStatus
+from executor_adapter.job.model import JobStatus
+from executor_adapter.job.validation import check_age
 from executor_adapter.store.base import ALL, LINES_KEPT, JobFilter, JobRecord, JobStore, LeaseLost, LogLine, Page
 from executor_adapter.store.host import Host
 from executor_adapter.store.sql import leases, log

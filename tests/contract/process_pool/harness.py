@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from executor_adapter.job import Job
+from executor_adapter.job.model import Job
+from executor_adapter.job.pool_names import START_METHOD, StartMethod
 from executor_adapter.pools import pool_kinds
 from executor_adapter.pools.base import Assignment, Ending
-from executor_adapter.start_method import START_METHOD, StartMethod
 
 
 class DueCall:

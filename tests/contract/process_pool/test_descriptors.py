@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from executor_adapter.exceptions import JobSerializationError
+from executor_adapter.job.pool_names import StartMethod
 from executor_adapter.pools import wire
 from executor_adapter.pools.base import Ending
 from executor_adapter.pools.launcher import NO_PIDFD
-from executor_adapter.start_method import StartMethod
 from tests.contract.process_pool import functions
 from tests.contract.process_pool.harness import Harness, alive, harness
 

@@ -16,8 +16,8 @@ import pytest
 from executor_adapter import Job, JobExecutor
 from executor_adapter.config import ExecutorSettings, JobSettings, Settings
 from executor_adapter.exceptions import InvalidJobError, JobTimeoutError, WorkerCrashedError
+from executor_adapter.job.pool_names import StartMethod
 from executor_adapter.pools.base import Ending
-from executor_adapter.start_method import StartMethod
 from tests.contract.process_pool import functions
 from tests.contract.process_pool.harness import Harness, alive, harness, open_descriptors, wait_for
 from tests.contract.spawned.functions import leave_child

@@ -14,7 +14,7 @@ from pytest_mock import MockerFixture
 
 from executor_adapter import Job, JobExecutor, current_job
 from executor_adapter.config import Settings
-from executor_adapter.job import JobStatus, uuid7
+from executor_adapter.job.model import JobStatus, uuid7
 from executor_adapter.store import JobRecord, JobStore, LogLine, open_store
 from executor_adapter.store.base import LINES_KEPT
 from executor_adapter.store.host import new_host

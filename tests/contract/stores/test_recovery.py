@@ -17,7 +17,7 @@ from sqlalchemy import select
 from executor_adapter import Job, JobExecutor, JobStatus, RetryPolicy
 from executor_adapter.config import StoreSettings
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job import uuid7
+from executor_adapter.job.model import uuid7
 from executor_adapter.store import Host, JobRecord, JobStore
 from executor_adapter.store.sql.schema import hosts
 from tests.contract.conftest import wait_for

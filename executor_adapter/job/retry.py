@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from executor_adapter.bounds import Delay, Factor, Number, Retries
+from executor_adapter.job.validation import Delay, Factor, Number, Retries
 
 NEVER_RETRIED = frozenset(
     {"DATA_ERROR", "REQUEST_ERROR", "CONFIGURATION_ERROR", "SERIALIZATION_ERROR", "CANCELLED", "DEADLINE_EXCEEDED"}

@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_serializer
 
-from executor_adapter.bounds import Count, Delay, Retries, Seconds, no_bool
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.retry import RetryPolicy, in_force
+from executor_adapter.job.retry import RetryPolicy, in_force
+from executor_adapter.job.validation import Count, Delay, Retries, Seconds, no_bool
 
 if TYPE_CHECKING:
     from executor_adapter.futures import JobFuture

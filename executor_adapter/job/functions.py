@@ -12,7 +12,7 @@ from typing import Any
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.exceptions.display import text_of
-from executor_adapter.job import function_reference
+from executor_adapter.job.model import function_reference
 
 
 def resolve(function: Callable[..., Any] | str) -> Callable[..., Any]:

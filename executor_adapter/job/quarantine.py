@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from executor_adapter.job import Job
+from executor_adapter.job.model import Job
 
 logger = logging.getLogger("executor_adapter")
 
