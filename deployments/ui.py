@@ -23,7 +23,7 @@ from pathlib import Path
 
 from prefect.settings import get_current_settings
 
-from executor_adapter.config import load_config
+from executor_adapter.config.settings import load_config
 
 HOST = "127.0.0.1"
 STARTS_WITHIN = 60.0

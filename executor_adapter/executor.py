@@ -18,7 +18,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from executor_adapter.config import Settings, load_config
+from executor_adapter.config.settings import Settings, load_config
 from executor_adapter.defaults import JobDefaults
 from executor_adapter.defaults import tool_limits as limits_of_tools
 from executor_adapter.driver import JobDriver

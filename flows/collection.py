@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from prefect import flow
 
-from executor_adapter.config import load_config
+from executor_adapter.config.settings import load_config
 from tasks.collection import collect
 from tasks.options import check_tools
 from tasks.reporting import Run, run_name

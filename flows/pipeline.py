@@ -21,7 +21,7 @@ if __name__ == "__main__":
 from prefect import flow, tags
 from prefect.settings import get_current_settings
 
-from executor_adapter.config import load_config
+from executor_adapter.config.settings import load_config
 from executor_adapter.exceptions import ConfigurationError
 from tasks.collection import collect
 from tasks.options import check_tools

@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.settings import get_current_settings
 
-from executor_adapter.config import FilesTool, RestTool
+from executor_adapter.config.settings import FilesTool, RestTool
 from executor_adapter.prefect import job_task
 from tasks import landing
 from tasks.reporting import Future, Run

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from executor_adapter.config import FilesTool, RestTool
+from executor_adapter.config.settings import FilesTool, RestTool
 from executor_adapter.exceptions import DataCollectionException
 from tasks import lake, sources
 from tasks.saying import log, progress

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 
-from executor_adapter.config import FilesTool, FileTable, RestResource, RestTool, Settings, Tool
+from executor_adapter.config.settings import FilesTool, FileTable, RestResource, RestTool, Settings, Tool
 from executor_adapter.exceptions import ConfigurationError
 from tasks import rules
 

@@ -21,7 +21,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, as_completed
 from prefect.runtime import flow_run
 
-from executor_adapter.config import Settings, Stage
+from executor_adapter.config.settings import Settings, Stage
 from executor_adapter.executor import JobExecutor
 from executor_adapter.job.model import JobStatus
 from executor_adapter.prefect import JobTask, job_task, wait_until_recorded

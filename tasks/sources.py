@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as csv
 
-from executor_adapter.config import FilesTool, FileTable, RestResource, RestTool
+from executor_adapter.config.settings import FilesTool, FileTable, RestResource, RestTool
 from executor_adapter.exceptions import DataCollectionException
 
 WHOLE = "all"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from executor_adapter.config import Settings, read_config
+from executor_adapter.config.settings import Settings, read_config
 from executor_adapter.exceptions import ConfigurationError, InvalidJobError, JobSerializationError
 from executor_adapter.executor import JobExecutor
 from executor_adapter.intake import check_job

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from executor_adapter.cli.output import JsonOption, console, print_json, print_rows
 from executor_adapter.cli.stores import ConfigOption
-from executor_adapter.config import Settings, Sources, read_config
+from executor_adapter.config.settings import Settings, Sources, read_config
 from executor_adapter.exceptions import ConfigurationError
 
 app = typer.Typer(help="Check, show and describe the configuration.", no_args_is_help=True)

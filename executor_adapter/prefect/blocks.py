@@ -13,8 +13,8 @@ from typing import Any
 from prefect.blocks.core import Block
 from pydantic import Field, field_validator
 
-from executor_adapter.config import load_config
-from executor_adapter.config_sections import JobSettings
+from executor_adapter.config.sections import JobSettings
+from executor_adapter.config.settings import load_config
 from executor_adapter.executor import JobExecutor
 from executor_adapter.job.model import PoolName
 

@@ -19,7 +19,7 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner
 from prefect.tasks import Task
 
-from executor_adapter.config import load_config
+from executor_adapter.config.settings import load_config
 from executor_adapter.executor import JobExecutor, current_executor, enter_executor, leave_executor
 from executor_adapter.job.validation import check_count
 from executor_adapter.prefect.job_run import JobRun

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from executor_adapter.config import FilesTool, RestTool, Settings, load_config
+from executor_adapter.config.settings import FilesTool, RestTool, Settings, load_config
 from executor_adapter.exceptions import ConfigurationError
 
 Write = Callable[[str], Path]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from executor_adapter import Job, JobExecutor, RetryPolicy
-from executor_adapter.config import JobSettings, Settings, load_config
-from executor_adapter.config_sections import RetrySettings
+from executor_adapter.config.sections import RetrySettings
+from executor_adapter.config.settings import JobSettings, Settings, load_config
 from executor_adapter.defaults import JobDefaults, tool_limits
 from executor_adapter.exceptions import ConfigurationError, InvalidJobError
 from executor_adapter.intake import check_job

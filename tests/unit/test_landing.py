@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from executor_adapter.config import FilesTool, FileTable, RestResource, RestTool
+from executor_adapter.config.settings import FilesTool, FileTable, RestResource, RestTool
 from executor_adapter.exceptions import DataProcessingException
 from tasks import accounts, lake, landing, refining, rules, summary
 from tests.api_server import Answer, as_json, serving

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from executor_adapter.config import FilesTool, FileTable, RestResource, RestTool
+from executor_adapter.config.settings import FilesTool, FileTable, RestResource, RestTool
 from executor_adapter.exceptions import DataCollectionException
 from tasks import sources
 from tests.api_server import Answer, as_json, serving

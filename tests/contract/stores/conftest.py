@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import pytest
 
 from executor_adapter import JobExecutor
-from executor_adapter.config import Settings, StoreSettings
+from executor_adapter.config.settings import Settings, StoreSettings
 from executor_adapter.job.model import JobStatus, uuid7
 from executor_adapter.store import Host, JobFilter, JobRecord, JobStore, open_store
 from tests.contract.conftest import wait_for

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import select
 
 from executor_adapter import Job, JobExecutor, JobStatus, RetryPolicy
-from executor_adapter.config import StoreSettings
+from executor_adapter.config.settings import StoreSettings
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job.model import uuid7
 from executor_adapter.store import Host, JobRecord, JobStore

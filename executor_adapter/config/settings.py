@@ -27,8 +27,8 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from executor_adapter.config_errors import describe, one_line, read_yaml, top_level_keys
-from executor_adapter.config_sections import (
+from executor_adapter.config.errors import describe, one_line, read_yaml, top_level_keys
+from executor_adapter.config.sections import (
     CollectionSettings,
     ExecutorSettings,
     JobSettings,
@@ -43,7 +43,7 @@ from executor_adapter.config_sections import (
     check_keys,
     check_time_before,
 )
-from executor_adapter.config_tools import FilesTool, FileTable, RestResource, RestTool, Tool, ToolSettings
+from executor_adapter.config.tools import FilesTool, FileTable, RestResource, RestTool, Tool, ToolSettings
 from executor_adapter.exceptions import ConfigurationError
 
 __all__ = [

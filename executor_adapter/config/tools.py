@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from executor_adapter.config_sections import JobSettings, Name, Names, Section
+from executor_adapter.config.sections import JobSettings, Name, Names, Section
 from executor_adapter.job.validation import Count, Number, Seconds
 
 
