@@ -19,7 +19,7 @@ from executor_adapter.job.model import Attempt, Job, JobStatus
 from executor_adapter.job.quarantine import MOST_QUARANTINED
 from executor_adapter.recorder import Recorder
 from executor_adapter.store.base import JobFilter, JobRecord, LeaseLost, StoreUnavailable
-from executor_adapter.store.revival import given_fields, restore
+from executor_adapter.store.records import given_fields, restore
 
 logger = logging.getLogger("executor_adapter.store")
 

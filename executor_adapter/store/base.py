@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 
 from executor_adapter.job.model import TERMINAL, Attempt, Job, JobStatus, Progress
 from executor_adapter.store.host import Host
-from executor_adapter.store.revival import restore
+from executor_adapter.store.records import restore
 
 LIVE = frozenset(JobStatus) - TERMINAL
 

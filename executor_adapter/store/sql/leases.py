@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, Connection, Double, cast, delete, extract,
 
 from executor_adapter.store.base import LeaseLost
 from executor_adapter.store.host import Host, this_machine
-from executor_adapter.store.sql.conditions import is_live, nobody_runs_it
+from executor_adapter.store.sql.filters import is_live, nobody_runs_it
 from executor_adapter.store.sql.schema import hosts, jobs
 
 

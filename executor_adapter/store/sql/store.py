@@ -16,14 +16,14 @@ from executor_adapter.job.model import JobStatus
 from executor_adapter.job.validation import check_age
 from executor_adapter.store.base import ALL, LINES_KEPT, JobFilter, JobRecord, JobStore, LeaseLost, LogLine, Page
 from executor_adapter.store.host import Host
-from executor_adapter.store.sql import leases, log
-from executor_adapter.store.sql.conditions import conditions, is_live, is_waiting
+from executor_adapter.store.sql import leases, log_lines
+from executor_adapter.store.sql.cleanup import forget_ended
 from executor_adapter.store.sql.engines import CHECKPOINT_AFTER, SECRETS, unavailable_said
-from executor_adapter.store.sql.forgetting import forget_ended
+from executor_adapter.store.sql.filters import conditions, is_live, is_waiting
 from executor_adapter.store.sql.paging import count_of, page_of
-from executor_adapter.store.sql.rows import record_of, row_of
+from executor_adapter.store.sql.row_mapping import record_of, row_of
 from executor_adapter.store.sql.schema import jobs
-from executor_adapter.store.sql.writing import Writing
+from executor_adapter.store.sql.writes import Writing
 
 
 class SqlStore(JobStore):
@@ -108,7 +108,7 @@ class SqlStore(JobStore):
 
     def lines(self, job_id: str, *, after: int = 0, limit: int = LINES_KEPT) -> list[LogLine]:
         with self._reading() as connection:
-            return log.read(connection, job_id, after, limit)
+            return log_lines.read(connection, job_id, after, limit)
 
     # --- for hosts ---
 
@@ -126,7 +126,7 @@ class SqlStore(JobStore):
 
     def write_lines(self, lines: Sequence[LogLine]) -> None:
         with self._changing() as connection:
-            log.add(connection, lines)
+            log_lines.add(connection, lines)
 
     def leave(self, host_id: str) -> None:
         with self._changing() as connection:

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, delete, func, not_, select
 
 from executor_adapter.job.model import TERMINAL
-from executor_adapter.store.sql import log
+from executor_adapter.store.sql import log_lines
 from executor_adapter.store.sql.schema import jobs
 
 STEP_SECONDS = 0.01
@@ -64,7 +64,7 @@ def _forget(connection: Connection, job_ids: list[str], before: float) -> int:
     step = delete(jobs).where(jobs.c.job_id.in_(job_ids), still_old, *_may_go()).returning(jobs.c.job_id)
     deleted = connection.execute(step).scalars().all()
     if deleted:
-        log.forget(connection, deleted)
+        log_lines.forget(connection, deleted)
     return len(deleted)
 
 

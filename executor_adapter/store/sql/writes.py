@@ -12,9 +12,9 @@ from sqlalchemy import Connection, Dialect, bindparam, false, or_, select, updat
 from sqlalchemy.dialects import postgresql, sqlite
 
 from executor_adapter.store.base import JobRecord
-from executor_adapter.store.sql.rows import FIXED, changing_row_of, row_of
+from executor_adapter.store.sql.id_sets import Sets, are_a_set
+from executor_adapter.store.sql.row_mapping import FIXED, changing_row_of, row_of
 from executor_adapter.store.sql.schema import jobs
-from executor_adapter.store.sql.sets import Sets, are_a_set
 
 _WRITTEN = [column.name for column in jobs.columns if column.name != "cancel_requested"]
 TOGETHER = 50
