@@ -9,18 +9,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from executor_adapter.context import JobContext, current_job
     from executor_adapter.executor import JobExecutor
     from executor_adapter.futures import JobFuture
     from executor_adapter.job.model import Attempt, ErrorCode, Job, JobResult, JobStatus
     from executor_adapter.job.retry import RetryDecision, RetryPolicy, RetryRule
     from executor_adapter.queue import JobQueue
+    from executor_adapter.worker.context import JobContext, current_job
 
 _HOMES = {
     "Attempt": "job.model",
     "ErrorCode": "job.model",
     "Job": "job.model",
-    "JobContext": "context",
+    "JobContext": "worker.context",
     "JobExecutor": "executor",
     "JobFuture": "futures",
     "JobQueue": "queue",
@@ -29,7 +29,7 @@ _HOMES = {
     "RetryDecision": "job.retry",
     "RetryPolicy": "job.retry",
     "RetryRule": "job.retry",
-    "current_job": "context",
+    "current_job": "worker.context",
 }
 
 __all__ = [

@@ -14,11 +14,11 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-from executor_adapter.context import JobContext, running_job
 from executor_adapter.job.model import Job
 from executor_adapter.job.text import storable
 from executor_adapter.pools.base import Assignment
 from executor_adapter.store.base import JobStore, LogLine, StoreUnavailable
+from executor_adapter.worker.context import JobContext, running_job
 
 logger = logging.getLogger("executor_adapter.store")
 

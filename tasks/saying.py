@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from executor_adapter.context import JobContext, current_job
+from executor_adapter.worker.context import JobContext, current_job
 
 
 def log(message: str, *values: object) -> None:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from executor_adapter.exceptions import JobSerializationError
 from executor_adapter.exceptions.display import text_of
 from executor_adapter.job.functions import resolve
-from executor_adapter.pools import encoding, values, wire
-from executor_adapter.pools.attempt import REFERENCE
+from executor_adapter.pools import encoding
 from executor_adapter.pools.encoding import EncodedFunction, encode_function
+from executor_adapter.worker import values, wire
+from executor_adapter.worker.call import REFERENCE
 
 if TYPE_CHECKING:
     from executor_adapter.job.model import Job

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar
 
-from executor_adapter.context import enter_job
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.exceptions.display import look_at
 from executor_adapter.job.functions import is_coroutine_function
@@ -23,6 +22,7 @@ from executor_adapter.job.model import Job
 from executor_adapter.pools.base import Assignment, Ending, Supervisor, WorkerPool
 from executor_adapter.pools.event_loop import ABANDON_AFTER, EventLoopThread
 from executor_adapter.pools.in_process import bind, job_context, open_scope
+from executor_adapter.worker.context import enter_job
 
 logger = logging.getLogger("executor_adapter.coroutine")
 

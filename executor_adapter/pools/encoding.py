@@ -25,8 +25,8 @@ import cloudpickle
 from executor_adapter.exceptions import JobSerializationError
 from executor_adapter.exceptions.display import text_of
 from executor_adapter.pools import reach
-from executor_adapter.pools.attempt import PICKLE, REFERENCE
-from executor_adapter.pools.values import STACK_GLOBAL, Buffers
+from executor_adapter.worker.call import PICKLE, REFERENCE
+from executor_adapter.worker.values import STACK_GLOBAL, Buffers
 
 MOST_REMEMBERED = 4096
 

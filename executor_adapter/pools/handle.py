@@ -13,14 +13,15 @@ from collections.abc import Callable
 from enum import Enum
 
 from executor_adapter.exceptions import WorkerCrashedError
-from executor_adapter.pools import encoding, wire
+from executor_adapter.pools import encoding
 from executor_adapter.pools.base import Assignment, Supervisor, Timer
 from executor_adapter.pools.calls import Payload
 from executor_adapter.pools.launcher import NO_PIDFD, Guardian
 from executor_adapter.pools.outbox import Outbox, SharedPath
 from executor_adapter.pools.output import Output
-from executor_adapter.pools.process_tree import resident, tree_resident
-from executor_adapter.pools.worker import INTERRUPT
+from executor_adapter.worker import wire
+from executor_adapter.worker.process import INTERRUPT
+from executor_adapter.worker.process_tree import resident, tree_resident
 
 RECEIVE_BUFFER = bytearray(1 << 18)
 """Shared: all sockets are read by the supervisor's thread, and what is read is used up before the next read."""

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-from executor_adapter.context import JobContext, enter_job, leave_job
 from executor_adapter.exceptions.display import look_at
 from executor_adapter.job.functions import resolve
 from executor_adapter.job.model import Job
 from executor_adapter.pools.base import Assignment, Supervisor
+from executor_adapter.worker.context import JobContext, enter_job, leave_job
 
 
 def job_context(assignment: Assignment, supervisor: Supervisor, cancelled: Callable[[], bool]) -> JobContext:

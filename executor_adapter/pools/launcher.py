@@ -15,11 +15,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from executor_adapter.pools import guardian
 from executor_adapter.pools.base import Supervisor, Timer
-from executor_adapter.pools.process_tree import TREE_VARIABLE, kill_below, kill_marked
 from executor_adapter.pools.reach import current_path
-from executor_adapter.presence import presence
+from executor_adapter.worker import guardian
+from executor_adapter.worker.presence import presence
+from executor_adapter.worker.process_tree import TREE_VARIABLE, kill_below, kill_marked
 
 NO_PIDFD = -1
 

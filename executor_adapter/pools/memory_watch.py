@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from executor_adapter.pools.base import Assignment, Supervisor, Timer
 from executor_adapter.pools.handle import WorkerHandle
-from executor_adapter.pools.process_tree import tree_resident
+from executor_adapter.worker.process_tree import tree_resident
 
 EVERY = 0.05
 """Seconds between two looks."""

@@ -8,11 +8,11 @@ import socket
 import sys
 from collections import deque
 
-from executor_adapter.pools import wire
 from executor_adapter.pools.base import Supervisor
 from executor_adapter.pools.encoding import EncodedFunction
 from executor_adapter.pools.reach import current_path
-from executor_adapter.pools.values import MemoryFile
+from executor_adapter.worker import wire
+from executor_adapter.worker.values import MemoryFile
 
 MOST_FUNCTIONS = 512
 """Functions that a worker is let keep; past it, it forgets all and is sent anew what it needs."""

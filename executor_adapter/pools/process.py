@@ -40,7 +40,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from executor_adapter.pools import wire
 from executor_adapter.pools.base import Assignment, Ending, Supervisor, WorkerPool
 from executor_adapter.pools.calls import Payload, make_payload, worker_settings
 from executor_adapter.pools.crew import START_FAILURES, Crew
@@ -49,6 +48,7 @@ from executor_adapter.pools.memory_watch import MemoryWatch
 from executor_adapter.pools.outbox import SharedPath
 from executor_adapter.pools.reports import discard, tell_result, tell_said
 from executor_adapter.pools.verdict import crash_error, memory_error, set_exit
+from executor_adapter.worker import wire
 
 if TYPE_CHECKING:
     from executor_adapter.job.model import Job

@@ -9,8 +9,8 @@ from typing import Any
 
 from executor_adapter.exceptions import JobError, JobSerializationError
 from executor_adapter.exceptions.display import set_cause, text_of
-from executor_adapter.pools import values, wire
 from executor_adapter.pools.base import Assignment, Ending, Supervisor
+from executor_adapter.worker import values, wire
 
 logger = logging.getLogger("executor_adapter.process")
 

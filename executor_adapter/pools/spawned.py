@@ -38,13 +38,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from executor_adapter.exceptions import WorkerCrashedError
-from executor_adapter.pools import encoding, wire
+from executor_adapter.pools import encoding
 from executor_adapter.pools.base import Assignment, Ending, Supervisor, Timer, WorkerPool
 from executor_adapter.pools.calls import Payload, make_payload, worker_settings
 from executor_adapter.pools.outbox import SharedPath
 from executor_adapter.pools.reports import discard, tell_result, tell_said
 from executor_adapter.pools.spawned_process import SpawnedProcess
 from executor_adapter.pools.verdict import crash_error
+from executor_adapter.worker import wire
 
 if TYPE_CHECKING:
     from executor_adapter.job.model import Job

@@ -14,15 +14,15 @@ import time
 from collections import deque
 from typing import Any, Protocol
 
-from executor_adapter.pools import wire
 from executor_adapter.pools.base import Assignment, Supervisor, Timer
 from executor_adapter.pools.calls import Payload
 from executor_adapter.pools.outbox import Outbox, SharedPath
 from executor_adapter.pools.output import Output
 from executor_adapter.pools.reach import current_path
-from executor_adapter.pools.spawned_worker import BOOTSTRAP
-from executor_adapter.pools.worker import INTERRUPT
-from executor_adapter.presence import presence
+from executor_adapter.worker import wire
+from executor_adapter.worker.presence import presence
+from executor_adapter.worker.process import INTERRUPT
+from executor_adapter.worker.spawned import BOOTSTRAP
 
 RECEIVE_BUFFER = bytearray(1 << 18)
 """Shared: all sockets are read by the supervisor's thread, and what is read is used up before the next read."""

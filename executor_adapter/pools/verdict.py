@@ -7,8 +7,8 @@ import signal
 
 from executor_adapter.exceptions import MemoryLimitError, WorkerCrashedError
 from executor_adapter.pools.base import Assignment
-from executor_adapter.pools.voice import CHANNEL_LOST
-from executor_adapter.pools.worker import FAILED_TO_START
+from executor_adapter.worker.process import FAILED_TO_START
+from executor_adapter.worker.reporter import CHANNEL_LOST
 
 
 def set_exit(assignment: Assignment, si_code: int, si_status: int) -> None:

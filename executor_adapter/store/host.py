@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from executor_adapter.job.model import uuid7
-from executor_adapter.presence import is_held, presence
+from executor_adapter.worker.presence import is_held, presence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from executor_adapter import Job, JobExecutor
 from executor_adapter.config.settings import Settings
-from executor_adapter.pools.process_tree import resident
+from executor_adapter.worker.process_tree import resident
 from tests.benchmarks.functions import nothing
 
 WORKERS = os.cpu_count() or 2

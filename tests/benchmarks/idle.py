@@ -9,7 +9,7 @@ from pathlib import Path
 
 from executor_adapter import Job, JobExecutor
 from executor_adapter.config.settings import Settings
-from executor_adapter.pools.process_tree import children, tree
+from executor_adapter.worker.process_tree import children, tree
 from tests.benchmarks.functions import nothing, nothing_on_loop
 
 _TICK = os.sysconf("SC_CLK_TCK")

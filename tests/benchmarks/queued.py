@@ -8,7 +8,7 @@ import time
 
 from executor_adapter import Job, JobExecutor
 from executor_adapter.config.settings import Settings
-from executor_adapter.pools.process_tree import resident
+from executor_adapter.worker.process_tree import resident
 from tests.benchmarks.contestants import POLICY, PoolName
 from tests.benchmarks.functions import nothing, nothing_on_loop
 

@@ -15,7 +15,7 @@ import pytest
 
 from executor_adapter import Job, JobExecutor, RetryPolicy, RetryRule
 from executor_adapter.exceptions import InvalidJobError, MemoryLimitError, WorkerCrashedError
-from executor_adapter.pools.values import LARGE
+from executor_adapter.worker.values import LARGE
 from tests.contract import functions
 from tests.contract.conftest import MakeExecutor, wait_for
 from tests.contract.process_pool.functions import large_bytes

@@ -44,7 +44,7 @@ SMALL_POOLS = {"thread", "coroutine", "dask", "ray"}
 WORKER_SIDE = {
     "executor_adapter",
     "executor_adapter.exceptions",
-    "executor_adapter.context",
+    "executor_adapter.worker.context",
     "executor_adapter.error_codes",
     "executor_adapter.exceptions.display",
     "executor_adapter.pools",
@@ -255,10 +255,10 @@ print(json.dumps(sorted(set(sys.modules) - before)))
 
 def test_a_worker_loads_the_standard_library_alone() -> None:
     """Measured, not read: a worker that has started has loaded no pydantic, no prefect, no pandas."""
-    loaded = modules_loaded_by("executor_adapter.pools.guardian", "executor_adapter.pools.worker")
+    loaded = modules_loaded_by("executor_adapter.worker.guardian", "executor_adapter.worker.process")
     foreign = {name for name in loaded if name.split(".")[0] not in sys.stdlib_module_names}
     assert foreign <= WORKER_SIDE
-    assert "executor_adapter.pools.worker" in loaded
+    assert "executor_adapter.worker.process" in loaded
 
 
 def test_the_executor_loads_neither_prefect_nor_pandas() -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from executor_adapter.pools.process_tree import children
+from executor_adapter.worker.process_tree import children
 from tests.contract.chaos.functions import LINGERING
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from executor_adapter import current_job
-from executor_adapter.pools.process_tree import children
+from executor_adapter.worker.process_tree import children
 
 # --- ways to go wrong ---
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from executor_adapter.context import current_job
+from executor_adapter.worker.context import current_job
 from tests.contract.process_pool import functions
 from tests.contract.process_pool.harness import Harness, harness
 

@@ -18,8 +18,8 @@ from executor_adapter.exceptions import (
     JobError,
     JobSerializationError,
 )
-from executor_adapter.pools import values
 from executor_adapter.pools.base import Assignment, Ending
+from executor_adapter.worker import values
 from tests.contract.process_pool import functions
 from tests.contract.process_pool.harness import Harness, harness, open_descriptors
 

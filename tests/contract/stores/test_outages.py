@@ -17,8 +17,8 @@ import pytest
 from executor_adapter import Job, JobExecutor, JobStatus
 from executor_adapter.config.settings import Settings, StoreSettings
 from executor_adapter.exceptions import ConfigurationError, QueueFullError
-from executor_adapter.presence import NONE
 from executor_adapter.store import JobFilter, StoreUnavailable, open_store
+from executor_adapter.worker.presence import NONE
 from tests.contract.conftest import wait_for
 from tests.contract.stores import store_jobs
 

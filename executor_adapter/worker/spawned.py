@@ -27,15 +27,15 @@ import time
 import traceback
 from typing import Any
 
-from executor_adapter.pools import wire, worker
-from executor_adapter.pools.attempt import TERMINATED
-from executor_adapter.pools.stdio import Stdio
+from executor_adapter.worker import process, wire
+from executor_adapter.worker.call import TERMINATED
+from executor_adapter.worker.stdio import Stdio
 
 BOOTSTRAP = (
     "import pickle, sys\n"
     "setup = pickle.load(sys.stdin.buffer)\n"
     "sys.path[:] = setup['path']\n"
-    "from executor_adapter.pools.spawned_worker import main\n"
+    "from executor_adapter.worker.spawned import main\n"
     "main([int(fd) for fd in sys.argv[1:]], setup)\n"
 )
 """What the worker's interpreter runs: it must have the host's sys.path before it can find this package. The program's
@@ -52,11 +52,11 @@ def main(fds: list[int], setup: dict[str, Any]) -> None:
 
     `fds`: the worker's ends of socket, lifeline, stdout and stderr. `setup`: that of a guardian's worker.
     """
-    code = worker.FAILED_TO_START
+    code = process.FAILED_TO_START
     try:
         for fd in (*fds, *setup["presence"]):
             os.set_inheritable(fd, False)
-        code = worker.main(fds, setup, functools.partial(_make_worker, setup))
+        code = process.main(fds, setup, functools.partial(_make_worker, setup))
     except BaseException:
         traceback.print_exc()
     finally:
@@ -89,7 +89,7 @@ def _preload(names: tuple[str, ...]) -> None:
             logging.getLogger(__name__).warning("cannot preload %s: %s", name, traceback.format_exc(limit=-1))
 
 
-class Spawned(worker.Worker):
+class Spawned(process.Worker):
     """One whose descriptor for tickets is its lifeline: nothing comes out of it but its end."""
 
     def _take_ticket(self) -> bool:

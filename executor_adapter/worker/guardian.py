@@ -29,8 +29,8 @@ import time
 import traceback
 from typing import Any
 
-from executor_adapter.pools import worker
-from executor_adapter.pools.process_tree import become, children, kill
+from executor_adapter.worker import process
+from executor_adapter.worker.process_tree import become, children, kill
 
 PACKET = struct.Struct("<BIii")
 """Kind, number of the worker, and two numbers: of FORKED the pid, of GONE si_code and si_status, of UNABLE the errno.
@@ -163,14 +163,14 @@ class Guard:
 
     def _become_worker(self, fds: list[int]) -> None:
         """In the child: never returns, whatever happens."""
-        code = worker.FAILED_TO_START
+        code = process.FAILED_TO_START
         try:
             signal.set_wakeup_fd(-1)
             become("job-worker", dies_with_parent=True)
             if os.getppid() == self._pid:  # else the guardian died before it could take the worker along
                 self._let_go()
                 os.setsid()
-                code = worker.main(fds, self._setup)
+                code = process.main(fds, self._setup)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -251,7 +251,7 @@ BOOTSTRAP = (
     "with open(int(sys.argv[1]), 'rb') as file:\n"
     "    setup = pickle.load(file)\n"
     "sys.path[:] = setup['path']\n"
-    "from executor_adapter.pools.guardian import main\n"
+    "from executor_adapter.worker.guardian import main\n"
     "main(int(sys.argv[2]), setup)\n"
 )
 """What the guardian's interpreter runs: it must have the host's sys.path before it can find this package."""

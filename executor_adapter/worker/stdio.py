@@ -14,7 +14,7 @@ import sys
 import termios
 from typing import TextIO
 
-from executor_adapter.pools import wire
+from executor_adapter.worker import wire
 
 _IS_DARWIN = sys.platform == "darwin"
 """There getrusage counts bytes, elsewhere KiB."""

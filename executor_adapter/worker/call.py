@@ -17,11 +17,11 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
-from executor_adapter.context import JobContext, enter_job
 from executor_adapter.exceptions import JobError, SoftTimeoutError
 from executor_adapter.exceptions.display import as_exception, shown, text_of, told_apart, traceback_text
-from executor_adapter.pools import values, wire
-from executor_adapter.pools.voice import Voice
+from executor_adapter.worker import values, wire
+from executor_adapter.worker.context import JobContext, enter_job
+from executor_adapter.worker.reporter import Voice
 
 REFERENCE, PICKLE = b"R", b"P"
 """First byte of an encoded function: `module:qualname` follows, or a pickle."""

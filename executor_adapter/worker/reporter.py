@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from executor_adapter.pools import values, wire
+from executor_adapter.worker import values, wire
 
 CHANNEL_LOST = 71
 """Exit code of a worker whose socket the function closed: it cannot tell what came of it."""

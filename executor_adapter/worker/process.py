@@ -40,10 +40,10 @@ from types import FrameType
 from typing import Any
 
 from executor_adapter.exceptions import SoftTimeoutError
-from executor_adapter.pools import wire
-from executor_adapter.pools.attempt import TERMINATED, Attempt, Call, Functions
-from executor_adapter.pools.stdio import Memory, Stdio
-from executor_adapter.pools.voice import Channel, Voice
+from executor_adapter.worker import wire
+from executor_adapter.worker.call import TERMINATED, Attempt, Call, Functions
+from executor_adapter.worker.reporter import Channel, Voice
+from executor_adapter.worker.stdio import Memory, Stdio
 
 INTERRUPT = signal.SIGRTMAX - 3 if hasattr(signal, "SIGRTMAX") else signal.SIGUSR2
 """Asks the function to end by SoftTimeoutError: a signal that nobody else is likely to use."""
