@@ -25,7 +25,7 @@ from executor_adapter.futures import JobFuture
 from executor_adapter.job.model import TERMINAL, Job, JobStatus
 from executor_adapter.limits import StopReason
 from executor_adapter.outcome import failed_as, note_error
-from executor_adapter.pools.event_loop import ABANDON_AFTER, EventLoopThread
+from executor_adapter.pools.in_process.event_loop import ABANDON_AFTER, EventLoopThread
 
 if TYPE_CHECKING:
     from executor_adapter.pools.base import Assignment

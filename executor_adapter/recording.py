@@ -16,7 +16,7 @@ from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job.functions import resolve
 from executor_adapter.job.model import TERMINAL, Job, JobStatus, function_reference
 from executor_adapter.job.retry import RetryPolicy
-from executor_adapter.pools import encoding, reach
+from executor_adapter.pools.transport import functions, importable
 from executor_adapter.store.base import JobRecord
 
 RETRY_OF = "retry_of"
@@ -45,7 +45,7 @@ def stored_call(job: Job, *, pickle_arguments: bool = False) -> StoredCall:
     if job.retry is not None:
         fields["retry"] = _policy(job.retry)
     if pickle_arguments:
-        pickled = encoding.dumps((job.function, job.args, job.kwargs))
+        pickled = functions.dumps((job.function, job.args, job.kwargs))
         return StoredCall(shown_function(job), json.dumps(fields), pickled)
     fields["function"] = function = _importable(job)
     if job.args or job.kwargs:
@@ -69,7 +69,7 @@ def _importable(job: Job) -> str:
     if isinstance(function, str):
         resolve(function)
         return function
-    found = reach.reference(function)
+    found = importable.reference(function)
     if found is None:
         raise InvalidJobError(
             f"{function_reference(function)} cannot be stored: another process would not find it by that name: "

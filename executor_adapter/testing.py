@@ -25,7 +25,7 @@ from executor_adapter.executor import JobExecutor, stop_tracking
 from executor_adapter.job.retry import limit_attempts
 from executor_adapter.pools.base import Assignment, Ending, WorkerPool
 from executor_adapter.pools.base import Supervisor as PoolSupervisor
-from executor_adapter.pools.in_process import bind, call_in_job
+from executor_adapter.pools.in_process.call import bind, call_in_job
 from executor_adapter.supervisor import Supervisor
 
 __all__ = ["FakeClock", "InlineExecutor", "set_testing"]

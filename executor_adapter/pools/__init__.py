@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from executor_adapter.pools.base import WorkerPool
 
 _KINDS = {
-    "coroutine": "executor_adapter.pools.coroutine:CoroutinePool",
-    "guardian": "executor_adapter.pools.process:ProcessPool",
-    "spawn": "executor_adapter.pools.spawned:SpawnedPool",
-    "thread": "executor_adapter.pools.thread:ThreadPool",
+    "coroutine": "executor_adapter.pools.in_process.coroutine:CoroutinePool",
+    "guardian": "executor_adapter.pools.guardian.pool:ProcessPool",
+    "spawn": "executor_adapter.pools.spawned.pool:SpawnedPool",
+    "thread": "executor_adapter.pools.in_process.thread:ThreadPool",
 }
 
 PoolKinds = Callable[[str], "type[WorkerPool]"]

@@ -16,8 +16,8 @@ import pytest
 from executor_adapter import Job, JobExecutor, JobStatus
 from executor_adapter.exceptions import JobCancelledError, JobTimeoutError, SoftTimeoutError
 from executor_adapter.limits import RunTime
-from executor_adapter.pools import thread
 from executor_adapter.pools.base import Ending
+from executor_adapter.pools.in_process import thread
 from tests.contract import functions
 from tests.contract.conftest import MakeExecutor, MakeJob, wait_for
 from tests.contract.process_pool.harness import Harness, harness

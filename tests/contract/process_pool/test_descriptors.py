@@ -16,7 +16,7 @@ import pytest
 from executor_adapter.exceptions import JobSerializationError
 from executor_adapter.job.pool_names import StartMethod
 from executor_adapter.pools.base import Ending
-from executor_adapter.pools.launcher import NO_PIDFD
+from executor_adapter.pools.guardian.client import NO_PIDFD
 from executor_adapter.worker import wire
 from tests.contract.process_pool import functions
 from tests.contract.process_pool.harness import Harness, alive, harness

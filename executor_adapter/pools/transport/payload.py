@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from executor_adapter.exceptions import JobSerializationError
 from executor_adapter.exceptions.display import text_of
 from executor_adapter.job.functions import resolve
-from executor_adapter.pools import encoding
-from executor_adapter.pools.encoding import EncodedFunction, encode_function
+from executor_adapter.pools.transport import functions
+from executor_adapter.pools.transport.functions import EncodedFunction, encode_function
 from executor_adapter.worker import values, wire
 from executor_adapter.worker.call import REFERENCE
 
@@ -84,7 +84,7 @@ def _encode_reference(function: str) -> EncodedFunction:
 
 def _encode_arguments(job: Job) -> tuple[bytes, values.MemoryFile | None]:
     try:
-        return values.dump((job.args, job.kwargs), encoding.dumps)
+        return values.dump((job.args, job.kwargs), functions.dumps)
     except Exception as error:
         raise JobSerializationError(
             f"{_culprit(job)} cannot be pickled: {type(error).__name__}: {text_of(error)}: pass something that "
@@ -94,7 +94,7 @@ def _encode_arguments(job: Job) -> tuple[bytes, values.MemoryFile | None]:
 
 def _encode_about(job: Job) -> bytes:
     try:
-        return encoding.dumps((job.tool_name, job.metadata))
+        return functions.dumps((job.tool_name, job.metadata))
     except Exception as error:
         raise JobSerializationError(
             f"metadata={job.metadata!r} cannot be pickled: {text_of(error)}: use plain values"
@@ -107,7 +107,7 @@ def _culprit(job: Job) -> str:
     named += [(f"argument {name!r}", value) for name, value in job.kwargs.items()]
     for name, value in named:
         try:
-            encoding.dumps(value)
+            functions.dumps(value)
         except Exception:
             return f"{name} (a {type(value).__name__})"
     return "the arguments"

@@ -24,7 +24,7 @@ import cloudpickle
 
 from executor_adapter.exceptions import JobSerializationError
 from executor_adapter.exceptions.display import text_of
-from executor_adapter.pools import reach
+from executor_adapter.pools.transport import importable
 from executor_adapter.worker.call import PICKLE, REFERENCE
 from executor_adapter.worker.values import STACK_GLOBAL, Buffers
 
@@ -61,7 +61,7 @@ def encode_function(function: Callable[..., Any]) -> EncodedFunction:
         if known[2] is None or known[2] == _ingredients(function):
             return known[1]
         _remembered.pop(id(function), None)
-    referred = reach.reference(function)
+    referred = importable.reference(function)
     if referred is not None:
         return _remember(function, EncodedFunction(REFERENCE + referred.encode(), once=False), None)
     ingredients = _ingredients(function)
@@ -110,7 +110,7 @@ def _walk(thing: Any, seen: set[int]) -> Iterator[Any]:
     elif type(thing) is tuple:
         for part in thing:
             yield from _walk(part, seen)
-    elif id(thing) in seen or reach.reference(thing) is not None:
+    elif id(thing) in seen or importable.reference(thing) is not None:
         yield id(thing)
     elif isinstance(thing, types.FunctionType) and not thing.__dict__:
         seen.add(id(thing))
@@ -148,7 +148,7 @@ def dumps(value: Any, buffers: Buffers | None = None) -> bytes:
         stream = pickle.dumps(value, 5, buffer_callback=buffers)
     except Exception:
         return _dumps_by_value(value, buffers)
-    if STACK_GLOBAL not in stream or not any(name in stream for name in reach.hidden_names()):
+    if STACK_GLOBAL not in stream or not any(name in stream for name in importable.hidden_names()):
         return stream
     return _dumps_by_value(value, buffers)
 
@@ -179,7 +179,7 @@ class _ByValuePickler(cloudpickle.CloudPickler):  # type: ignore[misc]
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, type | types.FunctionType):
             module = sys.modules.get(obj.__module__)
-            if module is not None and module.__name__ != "__main__" and not reach.is_found(module):
+            if module is not None and module.__name__ != "__main__" and not importable.is_found(module):
                 self._register(module)
         return super().reducer_override(obj)
 

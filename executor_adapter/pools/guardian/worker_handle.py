@@ -13,12 +13,12 @@ from collections.abc import Callable
 from enum import Enum
 
 from executor_adapter.exceptions import WorkerCrashedError
-from executor_adapter.pools import encoding
 from executor_adapter.pools.base import Assignment, Supervisor, Timer
-from executor_adapter.pools.calls import Payload
-from executor_adapter.pools.launcher import NO_PIDFD, Guardian
-from executor_adapter.pools.outbox import Outbox, SharedPath
-from executor_adapter.pools.output import Output
+from executor_adapter.pools.guardian.client import NO_PIDFD, Guardian
+from executor_adapter.pools.transport import functions
+from executor_adapter.pools.transport.output import Output
+from executor_adapter.pools.transport.payload import Payload
+from executor_adapter.pools.transport.send_buffer import Outbox, SharedPath
 from executor_adapter.worker import wire
 from executor_adapter.worker.process import INTERRUPT
 from executor_adapter.worker.process_tree import resident, tree_resident
@@ -144,7 +144,7 @@ class WorkerHandle:
             Exception: the argument of its scope cannot be pickled.
         """
         if assignment.scope is not None or assignment.checkpoint is not None:
-            self._parts[assignment] = encoding.dumps((assignment.scope, assignment.checkpoint))
+            self._parts[assignment] = functions.dumps((assignment.scope, assignment.checkpoint))
         assignment.worker = self
         self.queue.append(assignment)
         self.unsent += 1

@@ -9,8 +9,8 @@ import sys
 from collections import deque
 
 from executor_adapter.pools.base import Supervisor
-from executor_adapter.pools.encoding import EncodedFunction
-from executor_adapter.pools.reach import current_path
+from executor_adapter.pools.transport.functions import EncodedFunction
+from executor_adapter.pools.transport.importable import current_path
 from executor_adapter.worker import wire
 from executor_adapter.worker.values import MemoryFile
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from executor_adapter.pools.base import Supervisor, Timer
-from executor_adapter.pools.reach import current_path
+from executor_adapter.pools.transport.importable import current_path
 from executor_adapter.worker import guardian
 from executor_adapter.worker.presence import presence
 from executor_adapter.worker.process_tree import TREE_VARIABLE, kill_below, kill_marked

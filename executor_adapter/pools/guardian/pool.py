@@ -41,13 +41,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from executor_adapter.pools.base import Assignment, Ending, Supervisor, WorkerPool
-from executor_adapter.pools.calls import Payload, make_payload, worker_settings
-from executor_adapter.pools.crew import START_FAILURES, Crew
-from executor_adapter.pools.handle import Standing, WorkerHandle
-from executor_adapter.pools.memory_watch import MemoryWatch
-from executor_adapter.pools.outbox import SharedPath
-from executor_adapter.pools.reports import discard, tell_result, tell_said
-from executor_adapter.pools.verdict import crash_error, memory_error, set_exit
+from executor_adapter.pools.guardian.memory_watch import MemoryWatch
+from executor_adapter.pools.guardian.worker_handle import Standing, WorkerHandle
+from executor_adapter.pools.guardian.workers import START_FAILURES, Crew
+from executor_adapter.pools.transport.exit_errors import crash_error, memory_error, set_exit
+from executor_adapter.pools.transport.payload import Payload, make_payload, worker_settings
+from executor_adapter.pools.transport.reports import discard, tell_result, tell_said
+from executor_adapter.pools.transport.send_buffer import SharedPath
 from executor_adapter.worker import wire
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 from executor_adapter.exceptions import SoftTimeoutError
 from executor_adapter.job.model import Job
 from executor_adapter.pools.base import Assignment, Ending, Supervisor, WorkerPool
-from executor_adapter.pools.in_process import bind, call_in_job
+from executor_adapter.pools.in_process.call import bind, call_in_job
 
 logger = logging.getLogger("executor_adapter.thread")
 

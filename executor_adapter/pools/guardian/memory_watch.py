@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from executor_adapter.pools.base import Assignment, Supervisor, Timer
-from executor_adapter.pools.handle import WorkerHandle
+from executor_adapter.pools.guardian.worker_handle import WorkerHandle
 from executor_adapter.worker.process_tree import tree_resident
 
 EVERY = 0.05

@@ -20,8 +20,8 @@ from executor_adapter.exceptions.display import look_at
 from executor_adapter.job.functions import is_coroutine_function
 from executor_adapter.job.model import Job
 from executor_adapter.pools.base import Assignment, Ending, Supervisor, WorkerPool
-from executor_adapter.pools.event_loop import ABANDON_AFTER, EventLoopThread
-from executor_adapter.pools.in_process import bind, job_context, open_scope
+from executor_adapter.pools.in_process.call import bind, job_context, open_scope
+from executor_adapter.pools.in_process.event_loop import ABANDON_AFTER, EventLoopThread
 from executor_adapter.worker.context import enter_job
 
 logger = logging.getLogger("executor_adapter.coroutine")

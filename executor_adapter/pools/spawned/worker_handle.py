@@ -15,10 +15,10 @@ from collections import deque
 from typing import Any, Protocol
 
 from executor_adapter.pools.base import Assignment, Supervisor, Timer
-from executor_adapter.pools.calls import Payload
-from executor_adapter.pools.outbox import Outbox, SharedPath
-from executor_adapter.pools.output import Output
-from executor_adapter.pools.reach import current_path
+from executor_adapter.pools.transport.importable import current_path
+from executor_adapter.pools.transport.output import Output
+from executor_adapter.pools.transport.payload import Payload
+from executor_adapter.pools.transport.send_buffer import Outbox, SharedPath
 from executor_adapter.worker import wire
 from executor_adapter.worker.presence import presence
 from executor_adapter.worker.process import INTERRUPT

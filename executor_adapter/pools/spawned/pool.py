@@ -38,13 +38,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from executor_adapter.exceptions import WorkerCrashedError
-from executor_adapter.pools import encoding
 from executor_adapter.pools.base import Assignment, Ending, Supervisor, Timer, WorkerPool
-from executor_adapter.pools.calls import Payload, make_payload, worker_settings
-from executor_adapter.pools.outbox import SharedPath
-from executor_adapter.pools.reports import discard, tell_result, tell_said
-from executor_adapter.pools.spawned_process import SpawnedProcess
-from executor_adapter.pools.verdict import crash_error
+from executor_adapter.pools.spawned.worker_handle import SpawnedProcess
+from executor_adapter.pools.transport import functions
+from executor_adapter.pools.transport.exit_errors import crash_error
+from executor_adapter.pools.transport.payload import Payload, make_payload, worker_settings
+from executor_adapter.pools.transport.reports import discard, tell_result, tell_said
+from executor_adapter.pools.transport.send_buffer import SharedPath
 from executor_adapter.worker import wire
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class SpawnedPool(WorkerPool):
     def start(self, assignment: Assignment) -> None:
         rest = b""
         if assignment.scope is not None or assignment.checkpoint is not None:
-            rest = encoding.dumps((assignment.scope, assignment.checkpoint))
+            rest = functions.dumps((assignment.scope, assignment.checkpoint))
         if not self._idle and not self._starting():
             self._hire()
         self.busy += 1

@@ -11,8 +11,8 @@ from typing import Any
 
 from executor_adapter.exceptions import WorkerCrashedError
 from executor_adapter.pools.base import Supervisor
-from executor_adapter.pools.handle import WorkerHandle
-from executor_adapter.pools.launcher import NO_PIDFD, Guardian
+from executor_adapter.pools.guardian.client import NO_PIDFD, Guardian
+from executor_adapter.pools.guardian.worker_handle import WorkerHandle
 from executor_adapter.worker.process_tree import resident
 
 logger = logging.getLogger("executor_adapter.process")
