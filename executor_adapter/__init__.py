@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from executor_adapter.executor import JobExecutor
-    from executor_adapter.futures import JobFuture
     from executor_adapter.job.model import Attempt, ErrorCode, Job, JobResult, JobStatus
     from executor_adapter.job.retry import RetryDecision, RetryPolicy, RetryRule
     from executor_adapter.queue import JobQueue
+    from executor_adapter.supervision.futures import JobFuture
     from executor_adapter.worker.context import JobContext, current_job
 
 _HOMES = {
@@ -22,7 +22,7 @@ _HOMES = {
     "Job": "job.model",
     "JobContext": "worker.context",
     "JobExecutor": "executor",
-    "JobFuture": "futures",
+    "JobFuture": "supervision.futures",
     "JobQueue": "queue",
     "JobResult": "job.model",
     "JobStatus": "job.model",

@@ -10,7 +10,7 @@ from executor_adapter.config.settings import Settings
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job.functions import is_coroutine_function
 from executor_adapter.job.model import Job
-from executor_adapter.throttle import ToolLimit
+from executor_adapter.supervision.rate_limiter import ToolLimit
 
 
 class JobDefaults:

@@ -21,27 +21,27 @@ from typing import Any, NamedTuple, Self
 from executor_adapter.config.settings import Settings, load_config
 from executor_adapter.defaults import JobDefaults
 from executor_adapter.defaults import tool_limits as limits_of_tools
-from executor_adapter.driver import JobDriver
 from executor_adapter.exceptions import InvalidJobError, JobTimeoutError
-from executor_adapter.futures import JobFuture
-from executor_adapter.hooks import HookedExecution
-from executor_adapter.intake import check_job
 from executor_adapter.job.functions import check_arguments
 from executor_adapter.job.model import Job, JobResult, JobStatus, check_is_job
 from executor_adapter.job.validation import check_count
-from executor_adapter.ledger import Observer
 from executor_adapter.memory import Memory
 from executor_adapter.monitoring.metrics_port import serve_metrics
-from executor_adapter.monitoring.stats import WINDOW, ExecutorStats, figures
 from executor_adapter.monitoring.tracing import tracer_in_use
 from executor_adapter.pools import pool_kinds
 from executor_adapter.pools.base import WorkerPool
 from executor_adapter.queue import StoredPast
 from executor_adapter.signals import signal_watch
 from executor_adapter.store.base import JobStore
-from executor_adapter.supervisor import Supervisor
-from executor_adapter.surroundings import Surroundings
-from executor_adapter.throttle import ToolLimit
+from executor_adapter.supervision.driver import JobDriver
+from executor_adapter.supervision.futures import JobFuture
+from executor_adapter.supervision.hooks import HookedExecution
+from executor_adapter.supervision.intake import check_job
+from executor_adapter.supervision.job_scope import Surroundings
+from executor_adapter.supervision.rate_limiter import ToolLimit
+from executor_adapter.supervision.state_tracker import Observer
+from executor_adapter.supervision.stats import WINDOW, ExecutorStats, figures
+from executor_adapter.supervision.supervisor import Supervisor
 
 CATCH_UP_SECONDS = 10.0
 """For which a supervisor that an observer holds up may keep those who want to be told no more."""

@@ -16,7 +16,7 @@ from executor_adapter.store.base import JobStore
 
 if TYPE_CHECKING:
     from executor_adapter.executor import JobExecutor
-    from executor_adapter.futures import JobFuture
+    from executor_adapter.supervision.futures import JobFuture
 
 DYING_PATIENCE = 10.0
 """Seconds for hosts that are dying; a guardian has killed all within five."""

@@ -31,7 +31,7 @@ from executor_adapter.store.base import JobRecord, JobStore, LeaseLost, StoreUna
 from executor_adapter.store.host import Host, forget, new_host
 
 if TYPE_CHECKING:
-    from executor_adapter.supervisor import Supervisor
+    from executor_adapter.supervision.supervisor import Supervisor
 
 logger = logging.getLogger("executor_adapter.store")
 

@@ -21,18 +21,18 @@ from typing import Any, ClassVar
 from executor_adapter.config.settings import Settings, Stage, StageSettings, load_config
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.executor import JobExecutor
-from executor_adapter.intake import check_job
 from executor_adapter.job.functions import is_coroutine_function, resolve
 from executor_adapter.job.model import Job
 from executor_adapter.job.validation import check_count
-from executor_adapter.ledger import Observer
 from executor_adapter.mirroring import SchedulerMirror, mirror_for
-from executor_adapter.monitoring.stats import WINDOW, ExecutorStats
 from executor_adapter.queue import JobQueue
 from executor_adapter.recording import made_again
 from executor_adapter.store import open_store
 from executor_adapter.store.base import JobStore
-from executor_adapter.throttle import ToolLimit
+from executor_adapter.supervision.intake import check_job
+from executor_adapter.supervision.rate_limiter import ToolLimit
+from executor_adapter.supervision.state_tracker import Observer
+from executor_adapter.supervision.stats import WINDOW, ExecutorStats
 
 __all__ = ["CollectionScheduler", "Job", "ProcessingScheduler", "collection_scheduler", "processing_scheduler"]
 

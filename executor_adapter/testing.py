@@ -26,7 +26,7 @@ from executor_adapter.job.retry import limit_attempts
 from executor_adapter.pools.base import Assignment, Ending, WorkerPool
 from executor_adapter.pools.base import Supervisor as PoolSupervisor
 from executor_adapter.pools.in_process.call import bind, call_in_job
-from executor_adapter.supervisor import Supervisor
+from executor_adapter.supervision.supervisor import Supervisor
 
 __all__ = ["FakeClock", "InlineExecutor", "set_testing"]
 

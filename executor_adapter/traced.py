@@ -10,10 +10,10 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Tracer
 
 from executor_adapter.job.model import Job
-from executor_adapter.job_log import log_said
 from executor_adapter.monitoring.tracing import JobTracer
 from executor_adapter.pools.base import Assignment
-from executor_adapter.surroundings import Surroundings
+from executor_adapter.supervision.job_scope import Surroundings
+from executor_adapter.supervision.worker_logs import log_said
 from executor_adapter.trace_scope import INSIDE
 
 IN_THIS_PROCESS = frozenset({"thread", "coroutine"})

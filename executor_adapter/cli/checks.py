@@ -18,11 +18,11 @@ from pathlib import Path
 from executor_adapter.config.settings import Settings, read_config
 from executor_adapter.exceptions import ConfigurationError, InvalidJobError, JobSerializationError
 from executor_adapter.executor import JobExecutor
-from executor_adapter.intake import check_job
 from executor_adapter.job.functions import is_coroutine_function, resolve
 from executor_adapter.job.model import Job
 from executor_adapter.job.pool_names import HAS_GUARDIAN, StartMethod
 from executor_adapter.store import StoreUnavailable, open_store
+from executor_adapter.supervision.intake import check_job
 
 FILES_PER_WORKER = 8
 """File descriptors of the host for each worker process: its socket, its output, its end, its tickets."""

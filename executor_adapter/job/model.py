@@ -31,7 +31,7 @@ from executor_adapter.job.retry import RetryPolicy, in_force
 from executor_adapter.job.validation import Count, Delay, Retries, Seconds, no_bool
 
 if TYPE_CHECKING:
-    from executor_adapter.futures import JobFuture
+    from executor_adapter.supervision.futures import JobFuture
 
 
 class JobStatus(StrEnum):

@@ -9,6 +9,6 @@ tracing.py      a span for each job and attempt, for OpenTelemetry
 from __future__ import annotations
 
 from executor_adapter.monitoring.health import Alert, AlertKind, HealthMonitor
-from executor_adapter.monitoring.stats import ExecutorStats
+from executor_adapter.supervision.stats import ExecutorStats
 
 __all__ = ["Alert", "AlertKind", "ExecutorStats", "HealthMonitor"]

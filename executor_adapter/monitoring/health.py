@@ -15,7 +15,7 @@ from typing import Protocol, Self
 
 from executor_adapter.config.settings import MonitoringSettings, Settings
 from executor_adapter.job.model import Job
-from executor_adapter.monitoring.stats import ExecutorStats
+from executor_adapter.supervision.stats import ExecutorStats
 
 logger = logging.getLogger("executor_adapter.health")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from executor_adapter.config.settings import MonitoringSettings
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.job.model import Transition
-from executor_adapter.monitoring.stats import ExecutorStats
+from executor_adapter.supervision.stats import ExecutorStats
 
 if TYPE_CHECKING:
     from executor_adapter.monitoring.prometheus import MetricsPort

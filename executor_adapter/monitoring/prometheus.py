@@ -24,7 +24,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from executor_adapter.job.model import TERMINAL, Job, JobStatus, Transition
-from executor_adapter.monitoring.stats import QUEUE_SECONDS, ExecutorStats
+from executor_adapter.supervision.stats import QUEUE_SECONDS, ExecutorStats
 
 logger = logging.getLogger("executor_adapter.metrics")
 

@@ -28,13 +28,13 @@ from prefect.context import FlowRunContext
 from executor_adapter.error_codes import error_code_of
 from executor_adapter.exceptions import InvalidJobError, JobCancelledError, JobSerializationError
 from executor_adapter.executor import JobExecutor, current_executor, result_of
-from executor_adapter.futures import JobFuture
 from executor_adapter.job.model import TERMINAL, Job, JobResult, JobStatus, Transition, check_are_jobs, check_is_job
 from executor_adapter.prefect.companion import watching
 from executor_adapter.prefect.mirror import PrefectMirror, seconds_left
 from executor_adapter.prefect.run_log import RunLog
 from executor_adapter.prefect.scene import FlowScene, JobScene
 from executor_adapter.prefect.waiting import slot_lent
+from executor_adapter.supervision.futures import JobFuture
 
 WINDOW = 2_000
 """Jobs under way at once, and so the most that are Pending: further ones are drawn from the iterable as these end."""

@@ -27,7 +27,7 @@ from executor_adapter.prefect.waiting import SlotLoan, slot_loan
 from executor_adapter.signals import signal_watch
 
 if TYPE_CHECKING:
-    from executor_adapter.driver import JobDriver
+    from executor_adapter.supervision.driver import JobDriver
 
 IN_THIS_PROCESS = frozenset({"auto", "thread", "coroutine"})
 """Pools whose functions see the engine's own context variables."""

@@ -13,10 +13,10 @@ from prefect.settings import get_current_settings
 from executor_adapter.executor import JobExecutor
 from executor_adapter.job.model import JobStatus, Transition
 from executor_adapter.journal import was_let_go
-from executor_adapter.ledger import Observer
 from executor_adapter.prefect.mirror import HURRY_SECONDS, PrefectMirror
 from executor_adapter.prefect.server_api import server_name
 from executor_adapter.prefect.spool import Spool
+from executor_adapter.supervision.state_tracker import Observer
 
 logger = logging.getLogger("executor_adapter.prefect")
 

@@ -13,7 +13,7 @@ import pytest
 from executor_adapter import Job, JobExecutor, JobStatus, RetryPolicy
 from executor_adapter.config.settings import Settings
 from executor_adapter.job.retry import LONGEST_RETRY_AFTER
-from executor_adapter.throttle import ToolLimit
+from executor_adapter.supervision.rate_limiter import ToolLimit
 from tests.api_server import serving
 from tests.contract import functions
 from tests.contract.conftest import MakeExecutor, MakeJob, wait_for

@@ -23,7 +23,7 @@ from executor_adapter.exceptions import (
     QueueFullError,
 )
 from executor_adapter.job.model import Transition
-from executor_adapter.throttle import ToolLimit
+from executor_adapter.supervision.rate_limiter import ToolLimit
 from tests.contract import functions
 from tests.contract.conftest import MakeExecutor, MakeJob, wait_for
 

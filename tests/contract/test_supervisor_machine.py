@@ -18,15 +18,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
 from executor_adapter import Job, JobStatus, RetryPolicy
-from executor_adapter.driver import JobDriver
 from executor_adapter.exceptions import ExecutorClosedError, JobError, WorkerCrashedError
-from executor_adapter.futures import JobFuture
 from executor_adapter.job.model import LEGAL_TRANSITIONS, TERMINAL, Transition
 from executor_adapter.pools.base import Assignment, Ending, WorkerPool
 from executor_adapter.pools.base import Supervisor as PoolSupervisor
-from executor_adapter.supervisor import Supervisor
+from executor_adapter.supervision.driver import JobDriver
+from executor_adapter.supervision.futures import JobFuture
+from executor_adapter.supervision.rate_limiter import ToolLimit
+from executor_adapter.supervision.supervisor import Supervisor
 from executor_adapter.testing import InlineExecutor, InlineSupervisor
-from executor_adapter.throttle import ToolLimit
 from tests.contract.awkward import AWKWARD, NO_EXCEPTIONS
 
 MAX_WORKERS = 2

@@ -11,8 +11,8 @@ from executor_adapter.config.sections import RetrySettings
 from executor_adapter.config.settings import JobSettings, Settings, load_config
 from executor_adapter.defaults import JobDefaults, tool_limits
 from executor_adapter.exceptions import ConfigurationError, InvalidJobError
-from executor_adapter.intake import check_job
-from executor_adapter.throttle import ToolLimit
+from executor_adapter.supervision.intake import check_job
+from executor_adapter.supervision.rate_limiter import ToolLimit
 
 
 def read(tmp_path: Path, text: str) -> Settings:

@@ -14,7 +14,7 @@ import pytest
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job.functions import check_arguments, resolve
-from executor_adapter.limits import NEVER, RunTimes
+from executor_adapter.supervision.running_attempts import NEVER, RunTimes
 
 
 class Argument:

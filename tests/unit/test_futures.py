@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import pytest
 
 from executor_adapter import Job
-from executor_adapter import futures as futures_module
-from executor_adapter.futures import Callbacks, JobFuture
+from executor_adapter.supervision import futures as futures_module
+from executor_adapter.supervision.futures import Callbacks, JobFuture
 from executor_adapter.testing import InlineExecutor
 
 

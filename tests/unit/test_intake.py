@@ -11,8 +11,8 @@ import pytest
 
 from executor_adapter import Job
 from executor_adapter.exceptions import ExecutorClosedError, InvalidJobError, QueueFullError
-from executor_adapter.futures import JobFuture
-from executor_adapter.intake import Intake
+from executor_adapter.supervision.futures import JobFuture
+from executor_adapter.supervision.intake import Intake
 from executor_adapter.testing import InlineExecutor
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from executor_adapter.loop import SupervisorLoop
+from executor_adapter.supervision.loop import SupervisorLoop
 
 
 class Clock:

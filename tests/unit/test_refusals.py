@@ -16,7 +16,7 @@ from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job.model import Transition, check_are_jobs
 from executor_adapter.scheduler import CollectionScheduler, ProcessingScheduler
 from executor_adapter.store import open_store
-from executor_adapter.throttle import ToolLimit
+from executor_adapter.supervision.rate_limiter import ToolLimit
 
 NAN, INF = float("nan"), float("inf")
 

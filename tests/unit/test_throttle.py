@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from executor_adapter import Job, JobStatus
-from executor_adapter.dispatch import Dispatcher
-from executor_adapter.throttle import Throttle, ToolLimit
+from executor_adapter.supervision.dispatcher import Dispatcher
+from executor_adapter.supervision.rate_limiter import Throttle, ToolLimit
 
 
 class World:

@@ -22,7 +22,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from executor_adapter.dispatch import Dispatcher
 from executor_adapter.error_codes import error_code_of, retry_after_of
 from executor_adapter.exceptions import (
     JobCancelledError,
@@ -32,16 +31,17 @@ from executor_adapter.exceptions import (
     WorkerCrashedError,
 )
 from executor_adapter.exceptions.display import as_exception, shown, traceback_text
-from executor_adapter.futures import Callbacks, JobFuture
-from executor_adapter.intake import Intake, check_job
 from executor_adapter.job.functions import check_arguments
 from executor_adapter.job.model import TERMINAL, Job, JobStatus, Progress
 from executor_adapter.job.retry import CRASHES, RetryDecision, decide
-from executor_adapter.job_log import log_said
-from executor_adapter.ledger import Ledger, Observer
-from executor_adapter.limits import SHORT_RUN, RunningAttempts, RunTimes, StopReason
-from executor_adapter.loop import LoopTimer, SupervisorLoop
-from executor_adapter.outcome import (
+from executor_adapter.pools import PoolKinds
+from executor_adapter.pools.base import Assignment, Ending, WorkerPool
+from executor_adapter.supervision.dispatcher import Dispatcher
+from executor_adapter.supervision.futures import Callbacks, JobFuture
+from executor_adapter.supervision.intake import Intake, check_job
+from executor_adapter.supervision.job_scope import Surroundings
+from executor_adapter.supervision.loop import LoopTimer, SupervisorLoop
+from executor_adapter.supervision.outcome import (
     failed_as,
     is_end_of,
     note_error,
@@ -51,14 +51,14 @@ from executor_adapter.outcome import (
     soft_timeout_error,
     stop_error,
 )
-from executor_adapter.pool_set import PoolSet
-from executor_adapter.pools import PoolKinds
-from executor_adapter.pools.base import Assignment, Ending, WorkerPool
-from executor_adapter.surroundings import Surroundings
-from executor_adapter.throttle import Throttle, ToolLimit
+from executor_adapter.supervision.pool_set import PoolSet
+from executor_adapter.supervision.rate_limiter import Throttle, ToolLimit
+from executor_adapter.supervision.running_attempts import SHORT_RUN, RunningAttempts, RunTimes, StopReason
+from executor_adapter.supervision.state_tracker import Ledger, Observer
+from executor_adapter.supervision.worker_logs import log_said
 
 if TYPE_CHECKING:
-    from executor_adapter.driver import JobDriver
+    from executor_adapter.supervision.driver import JobDriver
 
 logger = logging.getLogger("executor_adapter")
 

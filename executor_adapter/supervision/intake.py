@@ -8,12 +8,12 @@ from collections import deque
 from typing import Any
 
 from executor_adapter.exceptions import ExecutorClosedError, InvalidJobError, QueueFullError
-from executor_adapter.futures import JobFuture
 from executor_adapter.job.functions import is_coroutine_function, is_generator_function
 from executor_adapter.job.model import NEW_ID, Job, JobStatus, function_reference
 from executor_adapter.job.quarantine import Quarantine
 from executor_adapter.pools import PoolKinds, pool_kinds
 from executor_adapter.pools.base import WorkerPool
+from executor_adapter.supervision.futures import JobFuture
 
 LOOK_SECONDS = 0.1
 """Between two looks whether the door is closed: a signal handler may close it between a thread's look and its sleep."""

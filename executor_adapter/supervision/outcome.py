@@ -9,8 +9,8 @@ from executor_adapter.error_codes import error_code_of
 from executor_adapter.exceptions import JobCancelledError, JobTimeoutError, SoftTimeoutError
 from executor_adapter.exceptions.display import shown, text_of
 from executor_adapter.job.model import Job, JobStatus
-from executor_adapter.limits import StopReason
 from executor_adapter.pools.base import Assignment
+from executor_adapter.supervision.running_attempts import StopReason
 
 
 def record_attempt(assignment: Assignment, error: BaseException | None, now: float) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from executor_adapter.job.model import Job
-from executor_adapter.limits import NEVER
 from executor_adapter.pools.base import Assignment, WorkerPool
+from executor_adapter.supervision.running_attempts import NEVER
 
 PATIENCE = 0.05
 """Seconds that a job lies ready behind one that runs, before it is taken back for another worker."""

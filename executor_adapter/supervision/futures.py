@@ -15,7 +15,7 @@ from executor_adapter.job.model import JobStatus
 
 if TYPE_CHECKING:
     from executor_adapter.job.model import Job
-    from executor_adapter.supervisor import Supervisor
+    from executor_adapter.supervision.supervisor import Supervisor
 
 logger = logging.getLogger("executor_adapter")
 

@@ -19,17 +19,17 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
-from executor_adapter.driver import JobDriver
 from executor_adapter.exceptions import InvalidJobError, JobCancelledError
-from executor_adapter.futures import JobFuture
 from executor_adapter.job.model import TERMINAL, Job, JobStatus
-from executor_adapter.limits import StopReason
-from executor_adapter.outcome import failed_as, note_error
 from executor_adapter.pools.in_process.event_loop import ABANDON_AFTER, EventLoopThread
+from executor_adapter.supervision.driver import JobDriver
+from executor_adapter.supervision.futures import JobFuture
+from executor_adapter.supervision.outcome import failed_as, note_error
+from executor_adapter.supervision.running_attempts import StopReason
 
 if TYPE_CHECKING:
     from executor_adapter.pools.base import Assignment
-    from executor_adapter.supervisor import Supervisor
+    from executor_adapter.supervision.supervisor import Supervisor
 
 logger = logging.getLogger("executor_adapter.hooks")
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from executor_adapter.job.model import Job, JobStatus, Transition
-from executor_adapter.monitoring.stats import QUEUE_SECONDS, ended_jobs
+from executor_adapter.supervision.stats import QUEUE_SECONDS, ended_jobs
 
 logger = logging.getLogger("executor_adapter")
 

@@ -23,8 +23,8 @@ from executor_adapter.job.retry import RetryDecision
 from executor_adapter.pools.base import Assignment
 
 if TYPE_CHECKING:
-    from executor_adapter.limits import StopReason
-    from executor_adapter.supervisor import Supervisor
+    from executor_adapter.supervision.running_attempts import StopReason
+    from executor_adapter.supervision.supervisor import Supervisor
 
 logger = logging.getLogger("executor_adapter")
 
