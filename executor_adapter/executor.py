@@ -25,9 +25,9 @@ from executor_adapter.exceptions import InvalidJobError, JobTimeoutError
 from executor_adapter.job.functions import check_arguments
 from executor_adapter.job.model import Job, JobResult, JobStatus, check_is_job
 from executor_adapter.job.validation import check_count
-from executor_adapter.memory import Memory
 from executor_adapter.monitoring.metrics_port import serve_metrics
 from executor_adapter.monitoring.tracing import tracer_in_use
+from executor_adapter.persistence.job_persistence import Memory
 from executor_adapter.pools import pool_kinds
 from executor_adapter.pools.base import WorkerPool
 from executor_adapter.queue import StoredPast

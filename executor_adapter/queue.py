@@ -17,7 +17,7 @@ from executor_adapter.job.validation import check_age
 from executor_adapter.store.base import JobFilter, JobStore
 
 if TYPE_CHECKING:
-    from executor_adapter.recorder import Recorder
+    from executor_adapter.persistence.recorder import Recorder
 
 
 class Backlog:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job.model import TERMINAL, Job, uuid7
-from executor_adapter.recording import RETRY_OF, policy_changed
+from executor_adapter.persistence.serialization import RETRY_OF, policy_changed
 from executor_adapter.store import JobRecord
 
 _IN_COLUMNS = frozenset({"job_type", "tool_name", "priority", "max_runtime"})

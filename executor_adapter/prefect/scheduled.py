@@ -12,7 +12,7 @@ from prefect.settings import get_current_settings
 
 from executor_adapter.executor import JobExecutor
 from executor_adapter.job.model import JobStatus, Transition
-from executor_adapter.journal import was_let_go
+from executor_adapter.persistence.pending_writes import was_let_go
 from executor_adapter.prefect.mirror import HURRY_SECONDS, PrefectMirror
 from executor_adapter.prefect.server_api import server_name
 from executor_adapter.prefect.spool import Spool

@@ -9,7 +9,7 @@ import pytest
 
 from executor_adapter import Job, JobStatus, RetryPolicy, RetryRule
 from executor_adapter.cli.again import again
-from executor_adapter.recording import made_again, stored_call
+from executor_adapter.persistence.serialization import made_again, stored_call
 from executor_adapter.store import JobRecord
 
 RULES = (RetryRule(codes=("RATE_LIMITED",), retry_delay=9.0),)

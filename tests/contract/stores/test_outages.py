@@ -197,7 +197,7 @@ def run_without_end(executor: JobExecutor) -> None:
 
 def test_no_more_is_kept_than_there_is_room_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("executor_adapter.store.sql.engines.BUSY_SECONDS", 0.1)
-    monkeypatch.setattr("executor_adapter.recorder.MOST_KEPT", 20)
+    monkeypatch.setattr("executor_adapter.persistence.recorder.MOST_KEPT", 20)
     file = tmp_path / "jobs.db"
     with JobExecutor(2, config=Settings(), store=f"sqlite:///{file}") as executor, contextlib.ExitStack() as stack:
         executor.run(Job(function=store_jobs.give, args=(0,)))

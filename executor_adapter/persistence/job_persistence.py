@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from executor_adapter.exceptions import ExecutorClosedError
 from executor_adapter.job.model import Job
+from executor_adapter.persistence.recorder import Recorder
+from executor_adapter.persistence.recovery import Recovery
 from executor_adapter.queue import StoredPast
-from executor_adapter.recorder import Recorder
-from executor_adapter.recovery import Recovery
 from executor_adapter.store import open_store
 from executor_adapter.store.base import JobStore
 

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from executor_adapter.exceptions import ExecutorClosedError, QueueFullError
 from executor_adapter.job.model import TERMINAL, Job, Transition
-from executor_adapter.journal import Batch, Journal
-from executor_adapter.log_lines import LogLines, listen, stop_listening
-from executor_adapter.recording import StoredCall, refuse_unstorable_texts, shown_function, stored_call
+from executor_adapter.persistence.log_lines import LogLines, listen, stop_listening
+from executor_adapter.persistence.pending_writes import Batch, Journal
+from executor_adapter.persistence.serialization import StoredCall, refuse_unstorable_texts, shown_function, stored_call
 from executor_adapter.store.base import JobRecord, JobStore, LeaseLost, StoreUnavailable
 from executor_adapter.store.host import Host, forget, new_host
 

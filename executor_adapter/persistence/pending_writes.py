@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.job.model import TERMINAL, Job, JobStatus, Progress, Transition
-from executor_adapter.recording import StoredCall, record_of
+from executor_adapter.persistence.serialization import StoredCall, record_of
 from executor_adapter.store.base import JobRecord
 
 

@@ -17,7 +17,7 @@ from executor_adapter.exceptions import ExecutorClosedError, InvalidJobError, Jo
 from executor_adapter.exceptions.display import shown, text_of
 from executor_adapter.job.model import Attempt, Job, JobStatus
 from executor_adapter.job.quarantine import MOST_QUARANTINED
-from executor_adapter.recorder import Recorder
+from executor_adapter.persistence.recorder import Recorder
 from executor_adapter.store.base import JobFilter, JobRecord, LeaseLost, StoreUnavailable
 from executor_adapter.store.records import given_fields, restore
 
