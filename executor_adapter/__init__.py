@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from executor_adapter.executor import JobExecutor
+    from executor_adapter.executor.executor import JobExecutor
     from executor_adapter.job.model import Attempt, ErrorCode, Job, JobResult, JobStatus
     from executor_adapter.job.retry import RetryDecision, RetryPolicy, RetryRule
     from executor_adapter.queue import JobQueue
@@ -21,7 +21,7 @@ _HOMES = {
     "ErrorCode": "job.model",
     "Job": "job.model",
     "JobContext": "worker.context",
-    "JobExecutor": "executor",
+    "JobExecutor": "executor.executor",
     "JobFuture": "supervision.futures",
     "JobQueue": "queue",
     "JobResult": "job.model",

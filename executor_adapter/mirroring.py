@@ -18,7 +18,7 @@ from executor_adapter.config.settings import MirrorMode
 from executor_adapter.supervision.state_tracker import Observer
 
 if TYPE_CHECKING:
-    from executor_adapter.executor import JobExecutor
+    from executor_adapter.executor.executor import JobExecutor
 
 logger = logging.getLogger("executor_adapter")
 

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 from executor_adapter.config.settings import Settings, Stage, StageSettings, load_config
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.executor import JobExecutor
+from executor_adapter.executor.executor import JobExecutor
 from executor_adapter.job.functions import is_coroutine_function, resolve
 from executor_adapter.job.model import Job
 from executor_adapter.job.validation import check_count

@@ -22,7 +22,7 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.runtime import flow_run
 
 from executor_adapter.config.settings import Settings, Stage
-from executor_adapter.executor import JobExecutor
+from executor_adapter.executor.executor import JobExecutor
 from executor_adapter.job.model import JobStatus
 from executor_adapter.prefect import JobTask, job_task, wait_until_recorded
 from tasks import lake, summary

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from executor_adapter.config.settings import Settings, read_config
 from executor_adapter.exceptions import ConfigurationError, InvalidJobError, JobSerializationError
-from executor_adapter.executor import JobExecutor
+from executor_adapter.executor.executor import JobExecutor
 from executor_adapter.job.functions import is_coroutine_function, resolve
 from executor_adapter.job.model import Job
 from executor_adapter.job.pool_names import HAS_GUARDIAN, StartMethod

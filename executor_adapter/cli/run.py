@@ -31,7 +31,7 @@ from executor_adapter.cli.again import value_of
 from executor_adapter.cli.output import JsonOption, plain, print_json, print_no_more, seconds, shown
 from executor_adapter.cli.stores import ConfigOption, StoreOption
 from executor_adapter.config.settings import Settings, load_config
-from executor_adapter.executor import JobExecutor
+from executor_adapter.executor.executor import JobExecutor
 from executor_adapter.job.functions import resolve
 from executor_adapter.job.model import Job, JobStatus, Transition
 from executor_adapter.pools.base import Assignment

@@ -15,7 +15,7 @@ from executor_adapter.store import open_store
 from executor_adapter.store.base import JobStore
 
 if TYPE_CHECKING:
-    from executor_adapter.executor import JobExecutor
+    from executor_adapter.executor.executor import JobExecutor
     from executor_adapter.supervision.futures import JobFuture
 
 DYING_PATIENCE = 10.0

@@ -1,7 +1,7 @@
 """The only part that imports Prefect: jobs as task runs, and every state of theirs in the Prefect UI."""
 
 # Not lazily, as the package above does: a module imported later would take the name of the function `job_task`.
-from executor_adapter.executor import preload_in_workers
+from executor_adapter.executor.executor import preload_in_workers
 from executor_adapter.prefect.artifacts import JobReport, job_report
 from executor_adapter.prefect.blocks import JobExecutorBlock
 from executor_adapter.prefect.bulk import arun_jobs, run_jobs

@@ -21,7 +21,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from executor_adapter.executor import JobExecutor, current_executor
+from executor_adapter.executor.executor import JobExecutor, current_executor
 from executor_adapter.job.model import JobStatus, Transition
 from executor_adapter.prefect.batches import Batches
 from executor_adapter.prefect.tally import Tally, Told, told

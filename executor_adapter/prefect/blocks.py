@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 
 from executor_adapter.config.sections import JobSettings
 from executor_adapter.config.settings import load_config
-from executor_adapter.executor import JobExecutor
+from executor_adapter.executor.executor import JobExecutor
 from executor_adapter.job.model import PoolName
 
 OF_EXECUTOR = ("max_workers", "kill_grace", "preload", "max_jobs_per_worker")

@@ -24,8 +24,8 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import StateType
 from prefect.utilities.engine import is_prefect_sigterm_handler_installed
 
+from executor_adapter.executor.signals import ending_handlers, signal_watch
 from executor_adapter.prefect.flow_end import OWN_CLIENT, FlowEnd
-from executor_adapter.signals import ending_handlers, signal_watch
 
 logger = logging.getLogger("executor_adapter.prefect")
 

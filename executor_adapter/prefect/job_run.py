@@ -16,7 +16,8 @@ from prefect.exceptions import FailedRun
 
 from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.exceptions.display import is_plain, text_of, told_apart
-from executor_adapter.executor import JobExecutor, current_executor
+from executor_adapter.executor.executor import JobExecutor, current_executor
+from executor_adapter.executor.signals import signal_watch
 from executor_adapter.job.model import TERMINAL, Job, JobStatus
 from executor_adapter.job.retry import RetryDecision
 from executor_adapter.prefect.child import TASK_RUN_SCOPE, task_run_payload
@@ -24,7 +25,6 @@ from executor_adapter.prefect.engine_mirrors import TaskRunTeller
 from executor_adapter.prefect.options import job_of_call
 from executor_adapter.prefect.states import awaiting_retry, failure_kind, failure_message
 from executor_adapter.prefect.waiting import SlotLoan, slot_loan
-from executor_adapter.signals import signal_watch
 
 if TYPE_CHECKING:
     from executor_adapter.supervision.driver import JobDriver

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from prefect.settings import get_current_settings
 
-from executor_adapter.executor import JobExecutor
+from executor_adapter.executor.executor import JobExecutor
 from executor_adapter.job.model import JobStatus, Transition
 from executor_adapter.persistence.pending_writes import was_let_go
 from executor_adapter.prefect.mirror import HURRY_SECONDS, PrefectMirror

@@ -24,7 +24,7 @@ from prefect.futures import PrefectConcurrentFuture, PrefectFuture, PrefectWrapp
 from prefect.states import Pending
 
 from executor_adapter.exceptions import JobCancelledError
-from executor_adapter.executor import JobExecutor, current_executor
+from executor_adapter.executor.executor import JobExecutor, current_executor
 from executor_adapter.prefect import engine_mirrors
 from executor_adapter.prefect.cancellation import FlowRunWatch, watch_flow_run
 from executor_adapter.prefect.events import current_flow_run, flush_events

@@ -9,8 +9,8 @@ import pytest
 from executor_adapter import Job, JobExecutor, RetryPolicy
 from executor_adapter.config.sections import RetrySettings
 from executor_adapter.config.settings import JobSettings, Settings, load_config
-from executor_adapter.defaults import JobDefaults, tool_limits
 from executor_adapter.exceptions import ConfigurationError, InvalidJobError
+from executor_adapter.executor.job_defaults import JobDefaults, tool_limits
 from executor_adapter.supervision.intake import check_job
 from executor_adapter.supervision.rate_limiter import ToolLimit
 

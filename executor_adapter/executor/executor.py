@@ -19,9 +19,10 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from executor_adapter.config.settings import Settings, load_config
-from executor_adapter.defaults import JobDefaults
-from executor_adapter.defaults import tool_limits as limits_of_tools
 from executor_adapter.exceptions import InvalidJobError, JobTimeoutError
+from executor_adapter.executor.job_defaults import JobDefaults
+from executor_adapter.executor.job_defaults import tool_limits as limits_of_tools
+from executor_adapter.executor.signals import signal_watch
 from executor_adapter.job.functions import check_arguments
 from executor_adapter.job.model import Job, JobResult, JobStatus, check_is_job
 from executor_adapter.job.validation import check_count
@@ -31,7 +32,6 @@ from executor_adapter.persistence.job_persistence import Memory
 from executor_adapter.pools import pool_kinds
 from executor_adapter.pools.base import WorkerPool
 from executor_adapter.queue import StoredPast
-from executor_adapter.signals import signal_watch
 from executor_adapter.store.base import JobStore
 from executor_adapter.supervision.driver import JobDriver
 from executor_adapter.supervision.futures import JobFuture
@@ -489,7 +489,7 @@ def _job_tracer(observers: list[Observer]) -> Callable[[Surroundings | None], Su
     tracer = tracer_in_use()
     if tracer is None:
         return None
-    from executor_adapter.traced import TracedSurroundings, job_tracer  # here: opentelemetry need not be installed
+    from executor_adapter.executor.traced import TracedSurroundings, job_tracer
 
     preload_in_workers("executor_adapter.trace_scope")
     spans = job_tracer(tracer)
