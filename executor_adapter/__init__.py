@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from executor_adapter.executor.executor import JobExecutor
     from executor_adapter.job.model import Attempt, ErrorCode, Job, JobResult, JobStatus
     from executor_adapter.job.retry import RetryDecision, RetryPolicy, RetryRule
-    from executor_adapter.queue import JobQueue
+    from executor_adapter.scheduler.job_queue import JobQueue
     from executor_adapter.supervision.futures import JobFuture
     from executor_adapter.worker.context import JobContext, current_job
 
@@ -23,7 +23,7 @@ _HOMES = {
     "JobContext": "worker.context",
     "JobExecutor": "executor.executor",
     "JobFuture": "supervision.futures",
-    "JobQueue": "queue",
+    "JobQueue": "scheduler.job_queue",
     "JobResult": "job.model",
     "JobStatus": "job.model",
     "RetryDecision": "job.retry",

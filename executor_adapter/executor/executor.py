@@ -31,7 +31,7 @@ from executor_adapter.monitoring.tracing import tracer_in_use
 from executor_adapter.persistence.job_persistence import Memory
 from executor_adapter.pools import pool_kinds
 from executor_adapter.pools.base import WorkerPool
-from executor_adapter.queue import StoredPast
+from executor_adapter.scheduler.job_queue import StoredPast
 from executor_adapter.store.base import JobStore
 from executor_adapter.supervision.driver import JobDriver
 from executor_adapter.supervision.futures import JobFuture

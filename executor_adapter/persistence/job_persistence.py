@@ -10,7 +10,7 @@ from executor_adapter.exceptions import ExecutorClosedError
 from executor_adapter.job.model import Job
 from executor_adapter.persistence.recorder import Recorder
 from executor_adapter.persistence.recovery import Recovery
-from executor_adapter.queue import StoredPast
+from executor_adapter.scheduler.job_queue import StoredPast
 from executor_adapter.store import open_store
 from executor_adapter.store.base import JobStore
 

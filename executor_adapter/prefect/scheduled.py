@@ -1,4 +1,4 @@
-"""A scheduler's jobs as task runs: loaded by `executor_adapter.mirroring`, by its name.
+"""A scheduler's jobs as task runs: loaded by `executor_adapter.scheduler.mirroring`, by its name.
 
 A job that a scheduler hands over to the next host keeps its task run: it is Pending there until that host runs it.
 """

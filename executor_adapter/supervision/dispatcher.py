@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from executor_adapter.job.model import Job
 from executor_adapter.pools.base import WorkerPool
-from executor_adapter.queue import Backlog
+from executor_adapter.scheduler.job_queue import Backlog
 from executor_adapter.supervision.rate_limiter import Throttle, wants_no_start
 
 

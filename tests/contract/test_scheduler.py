@@ -15,7 +15,7 @@ from executor_adapter import Job, JobStatus
 from executor_adapter.config.settings import CollectionSettings, JobSettings, ProcessingSettings, Settings
 from executor_adapter.config.tools import Tool
 from executor_adapter.exceptions import ConfigurationError, InvalidJobError
-from executor_adapter.scheduler import (
+from executor_adapter.scheduler.schedulers import (
     CollectionScheduler,
     ProcessingScheduler,
     collection_scheduler,

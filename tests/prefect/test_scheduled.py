@@ -28,7 +28,7 @@ from executor_adapter import Job, JobStatus, RetryPolicy
 from executor_adapter.config.settings import PrefectSettings, Settings
 from executor_adapter.prefect import PrefectMirror
 from executor_adapter.prefect.spool import Spool
-from executor_adapter.scheduler import (
+from executor_adapter.scheduler.schedulers import (
     CollectionScheduler,
     ProcessingScheduler,
     collection_scheduler,
@@ -235,7 +235,7 @@ def test_never_is_never(api: Api, mirrors: Mirrors) -> None:
 def test_jobs_run_where_prefect_cannot_be_imported(
     prefect_api: str, mode: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("executor_adapter.mirroring.MIRROR", "not_installed")
+    monkeypatch.setattr("executor_adapter.scheduler.mirroring.MIRROR", "not_installed")
 
     async def main() -> None:
         scheduler = CollectionScheduler(1, config=Settings(prefect=PrefectSettings(mirror=mode)))

@@ -14,7 +14,7 @@ from executor_adapter import Job, JobExecutor, RetryPolicy, RetryRule
 from executor_adapter.config.settings import JobSettings, Settings
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job.model import Transition, check_are_jobs
-from executor_adapter.scheduler import CollectionScheduler, ProcessingScheduler
+from executor_adapter.scheduler.schedulers import CollectionScheduler, ProcessingScheduler
 from executor_adapter.store import open_store
 from executor_adapter.supervision.rate_limiter import ToolLimit
 

@@ -24,9 +24,9 @@ from executor_adapter.executor.executor import JobExecutor
 from executor_adapter.job.functions import is_coroutine_function, resolve
 from executor_adapter.job.model import Job
 from executor_adapter.job.validation import check_count
-from executor_adapter.mirroring import SchedulerMirror, mirror_for
 from executor_adapter.persistence.serialization import made_again
-from executor_adapter.queue import JobQueue
+from executor_adapter.scheduler.job_queue import JobQueue
+from executor_adapter.scheduler.mirroring import SchedulerMirror, mirror_for
 from executor_adapter.store import open_store
 from executor_adapter.store.base import JobStore
 from executor_adapter.supervision.intake import check_job
