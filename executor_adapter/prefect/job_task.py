@@ -27,18 +27,18 @@ from prefect.utilities.visualization import get_task_viz_tracker, track_viz_task
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job.model import Job
-from executor_adapter.prefect.companion import JobTaskCall, flow_run_context_for_jobs
-from executor_adapter.prefect.job_run import JobRun
-from executor_adapter.prefect.options import (
+from executor_adapter.prefect.engine.job_run import JobRun
+from executor_adapter.prefect.engine.run import ReturnType, run_async, run_sync
+from executor_adapter.prefect.engine.task_worker import AttemptAsJob, RetryCondition, in_stock_engine, retry_condition
+from executor_adapter.prefect.options.job_options import (
     check_job_options,
     job_of_call,
     merge_options,
     split_options,
     with_default_retries,
 )
-from executor_adapter.prefect.retries import shown_retries
-from executor_adapter.prefect.run import ReturnType, run_async, run_sync
-from executor_adapter.prefect.stock_engine import AttemptAsJob, RetryCondition, in_stock_engine, retry_condition
+from executor_adapter.prefect.options.retries import shown_retries
+from executor_adapter.prefect.runners.companion import JobTaskCall, flow_run_context_for_jobs
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("executor_adapter")
 
-MIRROR = "executor_adapter.prefect.scheduled"
+MIRROR = "executor_adapter.prefect.mirror.scheduler_mirror"
 """By its name, since only that package may import Prefect."""
 
 VARIABLES = frozenset({"PREFECT_API_URL", "PREFECT_API", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH"})

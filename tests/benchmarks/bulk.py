@@ -67,10 +67,10 @@ def measure_ceiling(jobs: int, history: Literal["auto", "full"]) -> dict[str, fl
     from prefect.runtime import flow_run
 
     from executor_adapter import JobStatus
-    from executor_adapter.prefect.flow_run_facts import flow_run_facts, read_flow_run_facts
-    from executor_adapter.prefect.job_history import JobHistory, Step, task_run_id
-    from executor_adapter.prefect.pacing import BATCH
-    from executor_adapter.prefect.server_api import ServerApi
+    from executor_adapter.prefect.mirror.flow_run_facts import flow_run_facts, read_flow_run_facts
+    from executor_adapter.prefect.mirror.job_history import JobHistory, Step, task_run_id
+    from executor_adapter.prefect.mirror.pacing import BATCH
+    from executor_adapter.prefect.mirror.server_api import ServerApi
 
     told: dict[str, float] = {}
     passed = (JobStatus.PENDING, JobStatus.RUNNING, JobStatus.COMPLETED)

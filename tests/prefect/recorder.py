@@ -10,8 +10,8 @@ from typing import Any
 
 import httpx
 
-from executor_adapter.prefect.server_api import FaultError, Recorded, RefusedError
-from executor_adapter.prefect.state_events import StateEvent
+from executor_adapter.prefect.mirror.server_api import FaultError, Recorded, RefusedError
+from executor_adapter.prefect.mirror.state_events import StateEvent
 
 
 class Recorder:

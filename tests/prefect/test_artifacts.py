@@ -13,7 +13,7 @@ from prefect import flow, task
 
 from executor_adapter import Job, JobExecutor
 from executor_adapter.prefect import JobTaskRunner, job_report, job_task, run_jobs
-from executor_adapter.prefect.batches import Batches
+from executor_adapter.prefect.reporting.batches import Batches
 from tests.prefect.conftest import Api, Wait
 
 
@@ -94,7 +94,9 @@ def test_progress_moves_while_jobs_run(prefect_api: str, wait_for: Wait) -> None
 
 
 def test_a_server_that_refuses_artifacts_fails_no_flow(prefect_api: str, mocker: Any) -> None:
-    refused = mocker.patch("executor_adapter.prefect.artifacts.create_progress_artifact", side_effect=OSError("away"))
+    refused = mocker.patch(
+        "executor_adapter.prefect.reporting.artifacts.create_progress_artifact", side_effect=OSError("away")
+    )
     with_job_tasks()
     assert refused.called
 

@@ -7,9 +7,9 @@ from uuid import uuid4
 import pytest
 
 from executor_adapter import Job, JobStatus
-from executor_adapter.prefect.backlog import A_MOMENT, FEW, MOST_UNSENT, MOST_UNSENT_IN_A_HURRY, Backlog, History
-from executor_adapter.prefect.job_history import JobHistory, Step
-from executor_adapter.prefect.state_events import FlowRunFacts
+from executor_adapter.prefect.mirror.job_history import JobHistory, Step
+from executor_adapter.prefect.mirror.state_events import FlowRunFacts
+from executor_adapter.prefect.mirror.unsent import A_MOMENT, FEW, MOST_UNSENT, MOST_UNSENT_IN_A_HURRY, Backlog, History
 from executor_adapter.testing import FakeClock
 
 FLOW = FlowRunFacts()

@@ -21,9 +21,10 @@ from prefect.runtime import flow_run, task_run
 
 from executor_adapter import Job, JobExecutor, JobResult, JobStatus, RetryPolicy, current_job
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.prefect import PrefectMirror, arun_jobs, bulk, run_jobs
-from executor_adapter.prefect.server_api import server_name
-from executor_adapter.prefect.spool import Spool
+from executor_adapter.prefect import PrefectMirror, arun_jobs, run_jobs
+from executor_adapter.prefect.bulk import run_jobs
+from executor_adapter.prefect.mirror.server_api import server_name
+from executor_adapter.prefect.mirror.spool import Spool
 from tests.prefect.cloud import at_cloud
 from tests.prefect.conftest import Api, Wait
 from tests.prefect.recorder import Recorder
@@ -346,8 +347,8 @@ def test_cancelling_the_await_ends_it_while_the_server_is_told(monkeypatch: pyte
     class Deaf(Recorder):
         def record(self, most: int | None = None) -> None: ...
 
-    monkeypatch.setattr("executor_adapter.prefect.mirror.HURRY_SECONDS", 0.5)
-    monkeypatch.setattr("executor_adapter.prefect.mirror.LEAST_HURRY_SECONDS", 0.5)
+    monkeypatch.setattr("executor_adapter.prefect.mirror.mirror.HURRY_SECONDS", 0.5)
+    monkeypatch.setattr("executor_adapter.prefect.mirror.mirror.LEAST_HURRY_SECONDS", 0.5)
 
     @flow
     async def run() -> None:

@@ -17,15 +17,10 @@ from prefect.exceptions import CancelledRun
 
 from executor_adapter import JobExecutor
 from executor_adapter.exceptions import JobCancelledError
-from executor_adapter.prefect import (
-    JobTaskRunner,
-    cancellation,
-    flow_end,
-    job_task,
-    submission,
-    wait_until_recorded,
-)
-from executor_adapter.prefect.cancellation import watch_flow_run
+from executor_adapter.prefect import JobTaskRunner, job_task, wait_until_recorded
+from executor_adapter.prefect.cancellation import flow_end, watcher
+from executor_adapter.prefect.cancellation.watcher import watch_flow_run
+from executor_adapter.prefect.runners import engine_threads
 from tests.prefect.conftest import Api, Wait, cancel, own_id
 
 
@@ -146,7 +141,7 @@ def test_a_task_that_is_being_submitted_is_cancelled_too(prefect_api: str, api: 
     begun: list[int] = []
     futures: list[Any] = []
     made: list[Any] = []
-    real = submission.create_task_run
+    real = engine_threads.create_task_run
 
     def make(*args: Any) -> Any:
         made.append(real(*args))

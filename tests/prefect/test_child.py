@@ -23,7 +23,7 @@ from prefect.settings import PREFECT_TASK_DEFAULT_RETRIES, get_current_settings,
 from executor_adapter import Job, JobExecutor, current_job
 from executor_adapter.config.settings import ExecutorSettings, Settings
 from executor_adapter.prefect import PRELOAD, JobTask, job_task, run_jobs, wait_until_recorded
-from executor_adapter.prefect.child import task_run_payload
+from executor_adapter.prefect.child.task_run_context import task_run_payload
 from tests.prefect.conftest import Api, Wait
 
 
@@ -305,7 +305,7 @@ def test_the_payload_is_small_and_entering_it_is_quick() -> None:
     assert json.loads(payload)["parameters"] == {"word": "hello"}
     # In a process of its own: the scope leaves logging to the worker.
     measure = (
-        "import sys, timeit, executor_adapter.prefect.child as child\n"
+        "import sys, timeit, executor_adapter.prefect.child.task_run_context as child\n"
         "def enter():\n    with child.task_run_scope(sys.argv[1]): pass\n"
         "enter()\nprint(min(timeit.repeat(enter, number=100, repeat=5)) / 100)"
     )

@@ -13,9 +13,9 @@ import httpx
 import pytest
 from prefect.client.schemas.objects import StateType
 
-from executor_adapter.prefect.courier import Courier
-from executor_adapter.prefect.feed import MOST_UNLISTED, STEP
-from executor_adapter.prefect.pacing import (
+from executor_adapter.prefect.mirror.event_feed import MOST_UNLISTED, STEP
+from executor_adapter.prefect.mirror.event_sender import Courier
+from executor_adapter.prefect.mirror.pacing import (
     AT_THE_END,
     BATCH,
     FIRST_WINDOW,
@@ -26,9 +26,9 @@ from executor_adapter.prefect.pacing import (
     SMALLEST_WINDOW,
     Pace,
 )
-from executor_adapter.prefect.server_api import FaultError, Recorded
-from executor_adapter.prefect.state_events import Change, FlowRunFacts, StateEvent, quoted, state_event
-from executor_adapter.prefect.states import StateKind
+from executor_adapter.prefect.mirror.server_api import FaultError, Recorded
+from executor_adapter.prefect.mirror.state_events import Change, FlowRunFacts, StateEvent, quoted, state_event
+from executor_adapter.prefect.mirror.states import StateKind
 from executor_adapter.testing import FakeClock
 from tests.prefect.recorder import Recorder
 

@@ -19,7 +19,8 @@ from prefect import flow, tags, task
 from prefect.task_runners import PrefectTaskRunner, ProcessPoolTaskRunner
 
 from executor_adapter import current_job
-from executor_adapter.prefect import JobTaskRunner, engine_mirrors, job_task
+from executor_adapter.prefect import JobTaskRunner, job_task
+from executor_adapter.prefect.mirror import flow_run_mirrors
 from tests.benchmarks.apart import apart
 from tests.prefect.away import TASKS, run_while_away
 from tests.prefect.conftest import Api, Wait
@@ -151,7 +152,7 @@ def test_a_call_under_a_runner_that_tells_no_end_is_recorded_when_it_returns(api
 
     before = count_mirrors()
     for states in (run(), asyncio.run(run_async())):
-        assert engine_mirrors.find(states[0].state_details.flow_run_id) is None
+        assert flow_run_mirrors.find(states[0].state_details.flow_run_id) is None
         for state in states:
             assert api.task_run(state.state_details.task_run_id)["state_name"] == "Completed"
     assert count_mirrors() == before

@@ -18,7 +18,8 @@ from prefect.runtime import flow_run
 
 from executor_adapter import Job, JobExecutor, RetryPolicy
 from executor_adapter.exceptions import JobCancelledError
-from executor_adapter.prefect import JobTaskRunner, cancellation, flow_end, job_task, run_jobs, wait_until_recorded
+from executor_adapter.prefect import JobTaskRunner, job_task, run_jobs, wait_until_recorded
+from executor_adapter.prefect.cancellation import flow_end, watcher
 from tests.prefect.conftest import Api, Wait, cancel, own_id
 
 pytestmark = pytest.mark.usefixtures("prefect_api")

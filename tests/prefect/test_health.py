@@ -17,7 +17,7 @@ from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.monitoring import Alert, AlertKind, HealthMonitor
 from executor_adapter.prefect import emit_alert
 from executor_adapter.prefect.doctor import checks
-from executor_adapter.prefect.events import flush_events
+from executor_adapter.prefect.reporting.events import flush_events
 from tests.servers import Server, free_port, new_user_env, poll, prefect_server
 
 

@@ -14,7 +14,7 @@ from prefect.futures import as_completed, wait
 
 from executor_adapter import Job, JobExecutor
 from executor_adapter.prefect import arun_jobs, job_task, run_jobs
-from executor_adapter.prefect.waiting import SlotLoan
+from executor_adapter.prefect.engine.waiting import SlotLoan
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 

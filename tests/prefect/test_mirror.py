@@ -27,9 +27,9 @@ from prefect.settings import (
 
 from executor_adapter import Job, JobExecutor, RetryPolicy
 from executor_adapter.prefect import MirrorReport, PrefectMirror, job_task, run_jobs
-from executor_adapter.prefect.flow_run_facts import flow_run_facts, read_flow_run_facts
-from executor_adapter.prefect.job_history import uuid5_text
-from executor_adapter.prefect.spool import Spool
+from executor_adapter.prefect.mirror.flow_run_facts import flow_run_facts, read_flow_run_facts
+from executor_adapter.prefect.mirror.job_history import uuid5_text
+from executor_adapter.prefect.mirror.spool import Spool
 from tests.benchmarks.apart import apart
 from tests.benchmarks.prefect_server import MeasuredServer, prefect_server
 from tests.prefect.cloud import at_cloud
@@ -135,7 +135,7 @@ def test_a_server_that_stays_away_is_given_up_in_time(
     tmp_path: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch, went: bool
 ) -> None:
     """However often it is tried meanwhile; also one that went when it had all there was."""
-    monkeypatch.setattr("executor_adapter.prefect.mirror.AWAY_SECONDS", 0.1)
+    monkeypatch.setattr("executor_adapter.prefect.mirror.mirror.AWAY_SECONDS", 0.1)
     with _away() as (gate, url), temporary_settings({PREFECT_API_URL: url}):
         mirror = PrefectMirror(patience=3.0, spool=Spool(url, tmp_path))  # of which each try takes half
         if went:
@@ -228,7 +228,7 @@ def test_the_spool_of_others_keeps_no_small_flow_waiting(
             self.queue.extend([told for told in _drawn(self.queue) if not told["event"].endswith("Failed")])
             super().record(most)
 
-    monkeypatch.setattr("executor_adapter.prefect.mirror.SPOOL_SECONDS", 0.5)
+    monkeypatch.setattr("executor_adapter.prefect.mirror.mirror.SPOOL_SECONDS", 0.5)
     spool = Spool("server", tmp_path)
     spool.keep(event(FAILED) for _ in range(500))
     before = set(tmp_path.iterdir())

@@ -18,7 +18,7 @@ from prefect.tasks import exponential_backoff
 from executor_adapter import RetryPolicy
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.prefect import JobTask, job_task
-from executor_adapter.prefect.retries import policy_of
+from executor_adapter.prefect.options.retries import policy_of
 
 
 def double(x: int) -> int:

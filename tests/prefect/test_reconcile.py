@@ -12,8 +12,9 @@ from prefect import flow, task
 from prefect.transactions import transaction
 from pytest_mock import MockerFixture
 
-from executor_adapter.prefect import courier, engine_mirrors, job_task, wait_until_recorded
-from executor_adapter.prefect.server_api import ServerApi
+from executor_adapter.prefect import job_task, wait_until_recorded
+from executor_adapter.prefect.mirror import event_sender, flow_run_mirrors
+from executor_adapter.prefect.mirror.server_api import ServerApi
 from tests.prefect.conftest import Api
 
 pytestmark = pytest.mark.usefixtures("prefect_api", "executor")

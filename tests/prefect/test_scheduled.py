@@ -27,7 +27,7 @@ from prefect.settings import (
 from executor_adapter import Job, JobStatus, RetryPolicy
 from executor_adapter.config.settings import PrefectSettings, Settings
 from executor_adapter.prefect import PrefectMirror
-from executor_adapter.prefect.spool import Spool
+from executor_adapter.prefect.mirror.spool import Spool
 from executor_adapter.scheduler.schedulers import (
     CollectionScheduler,
     ProcessingScheduler,
@@ -264,8 +264,8 @@ def test_always_without_any_server_is_said(prefect_api: str, caplog: pytest.LogC
 @pytest.fixture
 def _short_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that is away is waited for a second, not fourteen."""
-    monkeypatch.setattr("executor_adapter.prefect.scheduled.DRAIN_SECONDS", 0.5)
-    monkeypatch.setattr("executor_adapter.prefect.scheduled.HURRY_SECONDS", 0.5)
+    monkeypatch.setattr("executor_adapter.prefect.mirror.scheduler_mirror.DRAIN_SECONDS", 0.5)
+    monkeypatch.setattr("executor_adapter.prefect.mirror.scheduler_mirror.HURRY_SECONDS", 0.5)
 
 
 @pytest.mark.usefixtures("_short_end")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from executor_adapter.prefect.spool import FILE_EVENTS, Spool
+from executor_adapter.prefect.mirror.spool import FILE_EVENTS, Spool
 from tests.prefect.test_courier import COMPLETED, event
 
 

@@ -14,7 +14,7 @@ from executor_adapter.exceptions import (
     WorkerCrashedError,
 )
 from executor_adapter.job.model import ErrorCode, JobStatus
-from executor_adapter.prefect.states import awaiting_retry, failure_kind, failure_message, retrying, state_kind
+from executor_adapter.prefect.mirror.states import awaiting_retry, failure_kind, failure_message, retrying, state_kind
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,111 @@
+"""What the function of a job of `run_jobs` sees of Prefect, and where what it says goes: its task run's log."""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import inspect
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from prefect.context import FlowRunContext, TagsContext
+
+from executor_adapter.job.functions import resolve
+from executor_adapter.job.model import Job, JobStatus, Transition
+from executor_adapter.pools.base import Assignment
+from executor_adapter.prefect.bulk.run_log import RunLog
+from executor_adapter.prefect.child.logs import keep_print_patched
+from executor_adapter.prefect.child.task_run_context import (
+    TASK_RUN_SCOPE,
+    TASK_RUN_SCOPE_HERE,
+    flow_run_payload,
+    shown_parameters,
+)
+from executor_adapter.prefect.mirror.job_history import JobHistory
+from executor_adapter.prefect.mirror.state_events import iso
+
+IN_THIS_PROCESS = frozenset({"thread", "coroutine"})
+
+
+class FlowScene:
+    """What all jobs of one `run_jobs` share. Made in the flow run's context."""
+
+    def __init__(self, log: RunLog) -> None:
+        context = FlowRunContext.get()
+        assert context is not None, "run_jobs is called in a flow run"
+        assert context.flow_run is not None, "run_jobs is called in a flow run"
+        self.log = log
+        self.context = contextvars.copy_context()
+        self.shared = json.dumps(
+            {
+                "flow_run_id": str(context.flow_run.id),
+                "flow_run_run_count": context.flow_run.run_count,
+                "tags": sorted(TagsContext.get().current_tags),
+            }
+        )[1:-1]
+        """Fields of each task run, as JSON without the braces."""
+        self.payload = json.dumps(flow_run_payload(context))
+        keep_print_patched()
+
+
+class JobScene:
+    """The surroundings of one job."""
+
+    __slots__ = ("flow", "history", "number")
+
+    def __init__(self, flow: FlowScene, history: JobHistory, number: int) -> None:
+        self.flow = flow
+        self.number = number
+        """The place of the job's result."""
+        self.history = history
+
+    def prepare(self, assignment: Assignment) -> None:
+        """The task run around the function: in a worker with the flow run, here within the flow run's own context."""
+        about = self._payload(assignment)
+        if assignment.job._live.pool in IN_THIS_PROCESS:
+            assignment.context = self.flow.context.copy()
+            assignment.scope = (TASK_RUN_SCOPE_HERE, about)
+        else:
+            assignment.scope = (TASK_RUN_SCOPE, about)
+
+    def said(self, assignment: Assignment, topic: str, content: Any) -> None:
+        """What goes into a log, goes into that of the task run."""
+        if topic in ("log", "output"):
+            self.flow.log.said(self.history.id, self.history.shown_name, topic, content)
+
+    def failed(self, transition: Transition) -> None:
+        """Say in the log how an attempt failed, and what follows."""
+        job, error = transition.job, transition.error
+        if transition.status is JobStatus.CANCELLED or error is None:
+            return
+        retry_at = job._live.retry_at
+        delay = None if retry_at is None else max(0.0, retry_at - transition.at)
+        self.flow.log.failed(self.history.id, self.history.shown_name, error, delay)
+
+    def _payload(self, assignment: Assignment) -> str:
+        """What `child.task_run_scope` wants to know: JSON, put together here since every attempt needs its own."""
+        run, flow, job = self.history, self.flow, assignment.job
+        started = iso(job._live.started_at or run.created_at)
+        shown = json.dumps(shown_parameters(parameters_of(job))) if job.args or job.kwargs else "{}"
+        return (
+            f'{{"task":{{"name":{run.name},"version":null,"description":null}},"task_run":{{"id":"{run.id}",'
+            f'"name":{run.name},"task_key":{run.task_key},"dynamic_key":{run.dynamic_key},'
+            f'"run_count":{assignment.number},"start_time":"{started}",{flow.shared}}},"parameters":{shown},'
+            f'"log_prints":false,"flow":{flow.payload}}}'
+        )
+
+
+def parameters_of(job: Job) -> Mapping[str, Any]:
+    """A job's arguments by the names that its function gives them."""
+    if not job.args:
+        return job.kwargs
+    return {**dict(zip(_names(job.function), job.args, strict=False)), **job.kwargs}
+
+
+@functools.lru_cache(maxsize=64)
+def _names(function: Any) -> tuple[str, ...]:
+    try:
+        return tuple(inspect.signature(resolve(function) if isinstance(function, str) else function).parameters)
+    except (ValueError, TypeError):
+        return ()

@@ -1,0 +1,91 @@
+"""The logs of the task runs of undriven jobs: what a job says, and how its attempts failed.
+
+Written by a thread of its own, since a line through Prefect's handlers takes longer than a short job, and the
+supervisor must not wait for it. Lines of one job stay in order.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from prefect.context import FlowRunContext
+from prefect.logging.loggers import PrefectLogAdapter, get_logger
+
+from executor_adapter.prefect.child.logs import log_failed_attempt, log_message
+
+Entry = tuple[Callable[..., None], str, str, tuple[Any, ...]]
+
+
+class RunLog:
+    """Writes to the logs of a flow run's task runs. `write` may be called from any thread, and returns at once."""
+
+    def __init__(self) -> None:
+        self._shared = _about_flow_run()
+        self._entries: queue.SimpleQueue[Entry | threading.Event] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def said(self, task_run_id: str, name: str, topic: str, content: Any) -> None:
+        """A job said something: topics and contents are those of `pools.base.Supervisor.said`."""
+        self._put((log_message, task_run_id, name, (topic, content)))
+
+    def failed(self, task_run_id: str, name: str, error: BaseException, delay: float | None) -> None:
+        """An attempt failed; the next follows in `delay` seconds, or none at all."""
+        self._put((log_failed_attempt, task_run_id, name, (error, delay)))
+
+    def flush(self, timeout: float = 10.0) -> None:
+        """Wait until all that was written so far is with Prefect's handlers, at most `timeout` seconds."""
+        if self._thread is not None:
+            written = threading.Event()
+            self._entries.put(written)
+            written.wait(timeout)
+
+    def _put(self, entry: Entry) -> None:
+        if self._thread is None:
+            self._start()
+        self._entries.put(entry)
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="run-log", daemon=True)
+                self._thread.start()
+
+    def close(self) -> None:
+        """Let the thread end when it has written what there is; more may still be written."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+        if thread is not None:
+            last = threading.Event()
+            last.set()
+            self._entries.put(last)
+
+    def _run(self) -> None:
+        while True:
+            entry = self._entries.get()
+            if isinstance(entry, threading.Event):
+                if entry.is_set():
+                    return
+                entry.set()
+                continue
+            write, task_run_id, name, args = entry
+            write(self._logger(task_run_id, name), *args)
+
+    def _logger(self, task_run_id: str, name: str) -> Any:
+        about = {**self._shared, "task_run_id": task_run_id, "task_run_name": name, "task_name": name}
+        return PrefectLogAdapter(get_logger("prefect.task_runs"), extra=about)
+
+
+def _about_flow_run() -> dict[str, Any]:
+    """What Prefect's handlers want to know of the flow run around the caller."""
+    context = FlowRunContext.get()
+    flow_run = context.flow_run if context is not None else None
+    flow = context.flow if context is not None else None
+    return {
+        "flow_run_id": str(flow_run.id) if flow_run is not None else None,
+        "flow_run_name": flow_run.name if flow_run is not None else "<unknown>",
+        "flow_name": flow.name if flow is not None else "<unknown>",
+    }
