@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from executor_adapter.cli.again import again, parse_changes
 from executor_adapter.cli.logs import line_text, log_of
 from executor_adapter.cli.output import (
     JsonOption,
@@ -22,6 +21,7 @@ from executor_adapter.cli.output import (
     seconds,
     status_text,
 )
+from executor_adapter.cli.rerun import again, parse_changes
 from executor_adapter.cli.stores import (
     ConfigOption,
     JobId,

@@ -27,8 +27,8 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.text import Text
 
-from executor_adapter.cli.again import value_of
 from executor_adapter.cli.output import JsonOption, plain, print_json, print_no_more, seconds, shown
+from executor_adapter.cli.rerun import value_of
 from executor_adapter.cli.stores import ConfigOption, StoreOption
 from executor_adapter.config.settings import Settings, load_config
 from executor_adapter.executor.executor import JobExecutor

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from executor_adapter import Job, JobStatus, RetryPolicy, RetryRule
-from executor_adapter.cli.again import again
+from executor_adapter.cli.rerun import again
 from executor_adapter.persistence.serialization import made_again, stored_call
 from executor_adapter.store import JobRecord
 
