@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from executor_adapter.config.settings import FilesTool, RestTool
 from executor_adapter.exceptions import DataCollectionException
 from tasks import lake, sources
-from tasks.saying import log, progress
+from tasks.job_log import log, progress
 
 Result = dict[str, Any]
 

@@ -8,10 +8,10 @@ from prefect.cache_policies import NO_CACHE
 
 from executor_adapter.prefect import job_task
 from tasks import refining
-from tasks.accounts import raw_partitions
 from tasks.lake import count
 from tasks.options import schemas_of
 from tasks.reporting import Run
+from tasks.row_balance import raw_partitions
 
 process_partition = job_task(
     pool="process",

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from executor_adapter.exceptions import DataProcessingException
-from tasks import accounts, lake, rules, stages
-from tasks.saying import log, progress
+from tasks import lake, row_balance, rules, stages
+from tasks.job_log import log, progress
 
 Result = dict[str, Any]
 
@@ -33,7 +33,7 @@ def process_partition(raw: lake.Partition, schema: str | None, batch_size: int) 
         DataProcessingException: DATA_ERROR, the partition is not complete or lacks a column; PROCESSING_ERROR, rows
             got lost.
     """
-    made_of = accounts.fingerprint(raw, schema)
+    made_of = row_balance.fingerprint(raw, schema)
     processed = raw.at("processed")
     done = lake.complete(processed, made_of)
     if done is not None:

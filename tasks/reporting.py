@@ -26,10 +26,10 @@ from executor_adapter.executor.executor import JobExecutor
 from executor_adapter.job.model import JobStatus
 from executor_adapter.prefect import JobTask, job_task, wait_until_recorded
 from tasks import lake, summary
-from tasks.accounts import Balance, balance
-from tasks.board import Board, JobLine
 from tasks.options import schemas_of
-from tasks.story import failure_lines, markdown, new_rows, table_rows
+from tasks.progress_table import Board, JobLine
+from tasks.report_text import failure_lines, markdown, new_rows, table_rows
+from tasks.row_balance import Balance, balance
 
 Future = PrefectFuture[Any]
 

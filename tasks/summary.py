@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from tasks import lake, rules, stages
-from tasks.saying import log
+from tasks.job_log import log
 
 RUNS = ("flow_runs", "task_runs")
 

@@ -11,9 +11,9 @@ import pytest
 from rich.console import Console
 
 from executor_adapter.job.model import Job, JobStatus, Transition
-from tasks import story
-from tasks.accounts import Balance
-from tasks.board import Board, JobLine
+from tasks import report_text
+from tasks.progress_table import Board, JobLine
+from tasks.row_balance import Balance
 
 
 class Screen:
@@ -71,7 +71,7 @@ def test_a_future_may_be_done_before_the_executor_has_told_of_it(screen: Screen)
 
 
 def test_a_job_that_no_executor_took_has_no_line(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.board.SETTLES_WITHIN", 0.01)
+    monkeypatch.setattr("tasks.progress_table.SETTLES_WITHIN", 0.01)
     assert screen.board.settle("unknown", None) is None
     assert screen.board.lines() == []
 
@@ -126,20 +126,20 @@ BROKEN = line(FAILED, attempts=4, duration=4.0, records=None, note="API_ERROR", 
 
 def test_new_rows_are_told_apart_from_those_that_were_there() -> None:
     balance = Balance(tool="flights", collected=12, processed=12, rejected=0, unprocessed=0)
-    assert story.new_rows([line(), line(stage="process")], [balance]) == [
+    assert report_text.new_rows([line(), line(stage="process")], [balance]) == [
         "flights: 5 new rows; 7 were already collected, and not collected again"
     ]
-    assert story.new_rows([line(records=12)], [balance]) == ["flights: 12 new rows"]
+    assert report_text.new_rows([line(records=12)], [balance]) == ["flights: 12 new rows"]
 
 
 def test_failures_are_told_with_code_and_attempts() -> None:
-    assert story.failure_lines([line(), BROKEN]) == [
+    assert report_text.failure_lines([line(), BROKEN]) == [
         "failed: collect flights a: API_ERROR after 4 attempts: answered\n500 | a|b <dict>"
     ]
 
 
 def test_the_report_has_rate_duration_and_failures(tmp_path: Path) -> None:
-    text = story.markdown("pipeline", [line(), line(), line(), BROKEN], ["rows"], ["sentence"], tmp_path)
+    text = report_text.markdown("pipeline", [line(), line(), line(), BROKEN], ["rows"], ["sentence"], tmp_path)
     assert "| 4 | 3 | 1 | 75.0% | 2.50 s |" in text
     assert "| collect flights a | API_ERROR | 4 | answered 500 \\| a\\|b &lt;dict&gt; |" in text
     assert "- rows" in text
@@ -148,6 +148,6 @@ def test_the_report_has_rate_duration_and_failures(tmp_path: Path) -> None:
 
 
 def test_a_run_without_jobs_has_a_report(tmp_path: Path) -> None:
-    text = story.markdown("pipeline", [], [], [], tmp_path)
+    text = report_text.markdown("pipeline", [], [], [], tmp_path)
     assert "| 0 | 0 | 0 | 100.0% | 0.00 s |" in text
     assert "Failures" not in text

@@ -12,7 +12,7 @@ import pytest
 
 from executor_adapter.config.settings import FilesTool, FileTable, RestResource, RestTool
 from executor_adapter.exceptions import DataProcessingException
-from tasks import accounts, lake, landing, refining, rules, summary
+from tasks import lake, landing, refining, row_balance, rules, summary
 from tests.api_server import Answer, as_json, serving
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
@@ -226,13 +226,13 @@ def test_rows_that_get_lost_are_an_error_with_the_numbers(
 def test_the_balance_counts_rows_in_the_files(tool: FilesTool, root: Path) -> None:
     collect(tool, root)
     schemas: dict[str, str | None] = {"airports": "airports"}
-    before = accounts.balance(root, "map", schemas)
+    before = row_balance.balance(root, "map", schemas)
     assert (before.holds, str(before)) == (
         True,
         "map: 4 collected = 0 processed + 0 rejected + 4 not processed",
     )
     refining.process_partition(raw(root), "airports", 1000)
-    assert str(accounts.balance(root, "map", schemas)) == "map: 4 collected = 3 processed + 1 rejected"
+    assert str(row_balance.balance(root, "map", schemas)) == "map: 4 collected = 3 processed + 1 rejected"
 
 
 def test_the_balance_shows_a_loss(tool: FilesTool, root: Path) -> None:
@@ -240,7 +240,7 @@ def test_the_balance_shows_a_loss(tool: FilesTool, root: Path) -> None:
     collect(tool, root)
     refining.process_partition(raw(root), "airports", 1000)
     raw(root).at("rejects").parquet.unlink()
-    balance = accounts.balance(root, "map", {"airports": "airports"})
+    balance = row_balance.balance(root, "map", {"airports": "airports"})
     assert not balance.holds
     assert str(balance) == "map: 4 collected ≠ 3 processed + 0 rejected"
 
@@ -251,7 +251,7 @@ def test_rows_collected_anew_are_not_processed_yet(tool: FilesTool, root: Path) 
     assert tool.directory is not None
     (tool.directory / "airports.csv").write_text(AIRPORTS.rsplit("A03")[0])
     collect(tool, root)
-    assert accounts.balance(root, "map", {"airports": "airports"}).unprocessed == 3
+    assert row_balance.balance(root, "map", {"airports": "airports"}).unprocessed == 3
 
 
 # --- summary ---

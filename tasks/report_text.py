@@ -9,8 +9,8 @@ from statistics import fmean
 from typing import Any
 
 from executor_adapter.job.model import JobStatus
-from tasks.accounts import Balance
-from tasks.board import JobLine
+from tasks.progress_table import JobLine
+from tasks.row_balance import Balance
 
 
 def table_rows(lines: Iterable[JobLine]) -> list[dict[str, Any]]:
