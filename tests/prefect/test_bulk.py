@@ -22,7 +22,6 @@ from prefect.runtime import flow_run, task_run
 from executor_adapter import Job, JobExecutor, JobResult, JobStatus, RetryPolicy, current_job
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.prefect import PrefectMirror, arun_jobs, run_jobs
-from executor_adapter.prefect.bulk import run_jobs
 from executor_adapter.prefect.mirror.server_api import server_name
 from executor_adapter.prefect.mirror.spool import Spool
 from tests.prefect.cloud import at_cloud
@@ -238,7 +237,7 @@ def test_an_id_that_comes_twice_from_an_iterator_ends_the_run(executor: JobExecu
 
 def test_jobs_are_drawn_as_others_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """A long iterable is not drawn ahead, so the memory that it takes is bounded."""
-    monkeypatch.setattr(bulk, "WINDOW", 10)
+    monkeypatch.setattr("executor_adapter.prefect.bulk.run_jobs.WINDOW", 10)
     ended, furthest = itertools.count(), [0]
     over = [0]
 

@@ -27,7 +27,7 @@ from tests.prefect.conftest import Api, Wait, cancel, own_id
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask more often, and wait for less: the tests are of what happens, not of how long it takes."""
-    monkeypatch.setattr(cancellation, "POLL_SECONDS", 0.2)
+    monkeypatch.setattr(watcher, "POLL_SECONDS", 0.2)
     monkeypatch.setattr(flow_end, "INTERRUPT_AFTER", 1.0)
     monkeypatch.setattr(flow_end, "QUIET_SECONDS", 1.0)
 
@@ -154,7 +154,7 @@ def test_a_task_that_is_being_submitted_is_cancelled_too(prefect_api: str, api: 
             futures[0].wait()
         return made[-1]
 
-    mocker.patch.object(submission, "create_task_run", side_effect=make)
+    mocker.patch.object(engine_threads, "create_task_run", side_effect=make)
 
     @job_task(pool="thread", retry_attempts=0)
     def work(x: int) -> None:
@@ -244,7 +244,7 @@ def test_a_subflow_run_that_fails_before_it_is_known_to_be_cancelling_is_cancell
 
 def test_a_server_that_is_away_is_asked_again(prefect_api: str, mocker: Any, wait_for: Wait) -> None:
     heard = threading.Event()
-    read = mocker.patch.object(cancellation, "_read", side_effect=[OSError("away"), httpx.ConnectError("away")])
+    read = mocker.patch.object(watcher, "_read", side_effect=[OSError("away"), httpx.ConnectError("away")])
 
     @flow
     def run() -> None:
@@ -260,7 +260,7 @@ def test_a_server_that_is_away_is_asked_again(prefect_api: str, mocker: Any, wai
 
 def test_without_jobs_nobody_asks(mocker: Any) -> None:
     """The thread ends some time after the last watch was closed."""
-    mocker.patch.object(cancellation, "POLL_SECONDS", 0.01)
+    mocker.patch.object(watcher, "POLL_SECONDS", 0.01)
 
     @flow
     def run() -> None:
