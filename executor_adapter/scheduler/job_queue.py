@@ -1,13 +1,11 @@
-"""Jobs that wait for a slot, and jobs remembered."""
+"""The jobs of a scheduler, and what a store knows of them."""
 
 from __future__ import annotations
 
 import asyncio
-import bisect
 import itertools
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,60 +16,6 @@ from executor_adapter.store.base import JobFilter, JobStore
 
 if TYPE_CHECKING:
     from executor_adapter.persistence.recorder import Recorder
-
-
-class Backlog:
-    """Jobs ready to start: higher priority first, then first come, first served. The supervisor's own.
-
-    A job that ends while it waits stays until its turn and is passed over then: removing it would be a search.
-    """
-
-    def __init__(self) -> None:
-        self._by_priority: dict[int, deque[Job]] = {}
-        self._priorities: list[int] = []
-        self._length = 0
-
-    def __len__(self) -> int:
-        return self._length
-
-    def push(self, job: Job) -> None:
-        self._queue_for(job.priority).append(job)
-        self._length += 1
-
-    def push_front(self, job: Job) -> None:
-        """Put a job back that was taken too early: before all others of its priority."""
-        self._queue_for(job.priority).appendleft(job)
-        self._length += 1
-
-    def peek(self) -> Job:
-        """The job whose turn it is.
-
-        Raises:
-            IndexError: none waits.
-        """
-        return self._by_priority[self._priorities[-1]][0]
-
-    def pop(self) -> Job:
-        """Take the job whose turn it is.
-
-        Raises:
-            IndexError: none waits.
-        """
-        priority = self._priorities[-1]
-        queue = self._by_priority[priority]
-        job = queue.popleft()
-        self._length -= 1
-        if not queue:
-            del self._by_priority[priority]
-            self._priorities.pop()
-        return job
-
-    def _queue_for(self, priority: int) -> deque[Job]:
-        queue = self._by_priority.get(priority)
-        if queue is None:
-            queue = self._by_priority[priority] = deque()
-            bisect.insort(self._priorities, priority)
-        return queue
 
 
 class JobQueue:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 
 from executor_adapter.job.model import Job
 from executor_adapter.pools.base import WorkerPool
-from executor_adapter.scheduler.job_queue import Backlog
 from executor_adapter.supervision.rate_limiter import Throttle, wants_no_start
+from executor_adapter.supervision.ready_queue import ReadyQueue
 
 
 class Dispatcher:
@@ -26,23 +26,23 @@ class Dispatcher:
         self.exclusive: Job | None = None
         """The job beside whose attempt no other may start."""
         self._pools = pools
-        self._backlog = Backlog()
+        self._ready = ReadyQueue()
 
     def push(self, job: Job) -> None:
-        self._backlog.push(job)
+        self._ready.push(job)
 
     def push_front(self, job: Job) -> None:
         """Put a job back that was taken too early: before all others of its priority."""
-        self._backlog.push_front(job)
+        self._ready.push_front(job)
 
     def run(self, start: Callable[[Job], None], start_behind: Callable[[Job], bool]) -> None:
         """Start what there are slots for; lay short jobs ready behind short ones."""
-        backlog = self._backlog
+        ready = self._ready
         pools = self._pools.values()
-        while backlog:
-            job = backlog.peek()
+        while ready:
+            job = ready.peek()
             if wants_no_start(job):
-                backlog.pop()
+                ready.pop()
                 if self.throttle is not None:
                     self.throttle.passed_over(job)
                 continue
@@ -52,13 +52,13 @@ class Dispatcher:
             if (self.exclusive is not None and self.exclusive not in self.lent) or (job._live.alone and busy):
                 return
             if busy < self.max_workers:
-                backlog.pop()
+                ready.pop()
                 if self.throttle is None or self.throttle.start(job):
                     if job._live.alone:
                         self.exclusive = job
                     start(job)
             elif self._may_follow(job) and start_behind(job):
-                backlog.pop()
+                ready.pop()
             else:
                 return
 
