@@ -72,7 +72,7 @@ def refuse(path: str) -> None:
 def test_what_no_server_can_hold_keeps_nothing_from_it(api: Api) -> None:
     """Half a surrogate pair in an error's message: the server would answer the whole request with an error."""
     broken = Job(function=refuse, args=("caf\udce9",), pool="thread", retry_attempts=0, job_id="broken")
-    with PrefectMirror(patience=5.0) as mirror:
+    with PrefectMirror(stall_timeout=5.0) as mirror:
         run_mirrored(mirror, [broken, *jobs(3, "beside")])
     assert mirror.report() == MirrorReport(jobs=4, recorded=4)
     (run,) = api.named("refuse-broken")

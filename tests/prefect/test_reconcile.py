@@ -23,8 +23,8 @@ pytestmark = pytest.mark.usefixtures("prefect_api", "executor")
 @contextlib.contextmanager
 def events_lost(mocker: MockerFixture) -> Iterator[None]:
     """Have every event go nowhere, as those that a full server drops: it said that it had taken them."""
-    mocker.patch.object(event_sender, "PATIENCE", 1.0)
-    mocker.patch.object(flow_run_mirrors, "PATIENCE", 0.5)
+    mocker.patch.object(event_sender, "RECORDING_STALL_TIMEOUT", 1.0)
+    mocker.patch.object(flow_run_mirrors, "FLOW_END_STALL_TIMEOUT", 0.5)
     mocker.patch.object(ServerApi, "send")
     try:
         yield

@@ -20,7 +20,7 @@ STEP = 1_000
 """Events that must have come into the list before more are sent: one question for as many."""
 ASK_EVERY = 0.5
 """Seconds between two questions, while more are on their way."""
-PATIENCE = 15.0
+LISTING_STALL_TIMEOUT = 15.0
 """Seconds without progress after which the list counts as one that is not kept."""
 
 
@@ -61,7 +61,7 @@ class Feed:
         if is_listed(self._marks[passed - 1][0]):
             self._progress_at = now
             self._drop(passed)
-        elif now - self._progress_at > PATIENCE:
+        elif now - self._progress_at > LISTING_STALL_TIMEOUT:
             logger.debug("the server's list of events does not go on: it is waited for no more")
             self._drop(len(self._marks))
 

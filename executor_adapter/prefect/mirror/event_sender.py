@@ -32,13 +32,13 @@ from executor_adapter.prefect.mirror.state_events import TICK, StateEvent
 
 logger = logging.getLogger("executor_adapter.prefect")
 
-PATIENCE = 15.0
+RECORDING_STALL_TIMEOUT = 15.0
 """Seconds without any progress after which what was sent is looked at one by one."""
-PATIENCE_AFTER_LOSS = 4.0
+STALL_TIMEOUT_AFTER_OUTAGE = 4.0
 """The same, where the server was away meanwhile: it may have been restarted, with nothing of what it had queued."""
 SHORT_SECONDS = 1.0
 """For which the counts of batches that have arrived are commonly short: two recorders overtake one another."""
-COUNT_PATIENCE = 3.0
+SHORT_COUNT_TIMEOUT = 3.0
 """Seconds after which a batch whose count is short is looked at."""
 
 MOST_FAULTS = 3
@@ -85,7 +85,7 @@ class Courier:
         """One that the server has taken: it takes it again, unless it is in trouble itself."""
         self._faults: Counter[StateEvent] = Counter()
         self._was_away = False
-        self._patience = PATIENCE
+        self._stall_timeout = RECORDING_STALL_TIMEOUT
 
     @property
     def is_idle(self) -> bool:
@@ -237,11 +237,11 @@ class Courier:
         self._see_what_arrived(api)
         self._count_finals(api)
         now = self._clock()
-        patience = PATIENCE_AFTER_LOSS if self._was_away else self._patience
-        if self._sent and now - self.progress_at > patience:
-            self._patience = min(120.0, 2 * patience)
+        stall_timeout = STALL_TIMEOUT_AFTER_OUTAGE if self._was_away else self._stall_timeout
+        if self._sent and now - self.progress_at > stall_timeout:
+            self._stall_timeout = min(120.0, 2 * stall_timeout)
             self._examine(api, list(self._sent))
-        short = [batch for batch in self._arrived if now - batch.arrived_at > COUNT_PATIENCE]
+        short = [batch for batch in self._arrived if now - batch.arrived_at > SHORT_COUNT_TIMEOUT]
         if short:
             self._examine(api, short)
 
@@ -257,7 +257,7 @@ class Courier:
             batch.arrived_at = self.progress_at = self._clock()
             self._pace.confirmed(batch.sent_at, batch.arrived_at, was_full=batch.was_full)
             self._arrived.append(batch)
-            self._was_away, self._patience = False, PATIENCE
+            self._was_away, self._stall_timeout = False, RECORDING_STALL_TIMEOUT
 
     def _count_finals(self, api: ServerApi) -> None:
         """Confirm the batches that have arrived: all at once, or, if that falls short for a while, each by itself."""

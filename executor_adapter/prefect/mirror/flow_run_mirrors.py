@@ -20,7 +20,7 @@ from executor_adapter.prefect.mirror.engine_history import EngineHistory, engine
 from executor_adapter.prefect.mirror.mirror import PrefectMirror
 from executor_adapter.prefect.mirror.server_api import server_name
 
-PATIENCE = 30.0
+FLOW_END_STALL_TIMEOUT = 30.0
 """Seconds for which a server may show no progress at all before a flow ends without it."""
 
 EXIT_SECONDS = 10.0
@@ -72,7 +72,7 @@ def _mirror_of(key: UUID | str) -> PrefectMirror:
         return mirror
     with _lock:
         if key not in _mirrors:
-            _mirrors[key] = PrefectMirror(patience=PATIENCE)
+            _mirrors[key] = PrefectMirror(stall_timeout=FLOW_END_STALL_TIMEOUT)
         return _mirrors[key]
 
 

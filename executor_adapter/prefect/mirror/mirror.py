@@ -54,7 +54,7 @@ TURN_SECONDS = 0.1
 AWAY_SECONDS = 1.0
 """Between two attempts to reach a server that is away."""
 
-PATIENCE = 90.0
+STALL_TIMEOUT = 90.0
 """Seconds for which a server may show no progress at all before what it does not have is given up, and spooled."""
 
 HURRY_SECONDS = 4.0
@@ -75,12 +75,14 @@ class PrefectMirror:
 
     `history`: what becomes of states that jobs have passed through before they could be told. "auto": they are left
     out while more than a set number of changes are waiting. "full": all are told, however long it takes. "final": they
-    are always left out. `patience`: seconds without any progress of the server after which `drain` and `close` give
-    up. `spool`: where final states are kept that the server did not get; by default below PREFECT_HOME.
+    are always left out. `stall_timeout`: seconds without any progress of the server after which `drain` and `close`
+    give up. `spool`: where final states are kept that the server did not get; by default below PREFECT_HOME.
     """
 
-    def __init__(self, *, history: History = "auto", patience: float = PATIENCE, spool: Spool | None = None) -> None:
-        self._patience = patience
+    def __init__(
+        self, *, history: History = "auto", stall_timeout: float = STALL_TIMEOUT, spool: Spool | None = None
+    ) -> None:
+        self._stall_timeout = stall_timeout
         self._spool = spool or Spool(server_name())
         self._spool_is_sent = self._spool.is_empty
         self._histories: dict[str, JobHistory] = {}
@@ -285,7 +287,7 @@ class PrefectMirror:
         limits = [limit for limit in (ends, self._deadline) if limit is not None]
         if limits:
             return now >= min(limits)
-        return now - max(began, self._courier.progress_at) > self._patience
+        return now - max(began, self._courier.progress_at) > self._stall_timeout
 
     def _keep_the_rest(self) -> None:
         """Write down the final states that the server may not have."""
