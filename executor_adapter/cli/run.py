@@ -175,7 +175,7 @@ class _Voice:
     def prepare(self, assignment: Assignment) -> None:
         """Nothing is put around it."""
 
-    def said(self, assignment: Assignment, topic: str, content: Any) -> None:
+    def on_message(self, assignment: Assignment, topic: str, content: Any) -> None:
         with contextlib.suppress(OSError):  # whoever read it may be gone: the job goes on
             if topic == "output":
                 stream, text = content

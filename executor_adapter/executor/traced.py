@@ -50,11 +50,11 @@ class TracedSurroundings:
             propagate.inject(carrier, traced)
             assignment.scope = (INSIDE, carrier)
 
-    def said(self, assignment: Assignment, topic: str, content: Any) -> None:
+    def on_message(self, assignment: Assignment, topic: str, content: Any) -> None:
         driver = assignment.job._live.driver
         if self._inner is not None:
-            self._inner.said(assignment, topic, content)
+            self._inner.on_message(assignment, topic, content)
         elif driver is not None:
-            driver.said(topic, content)
+            driver.receive(topic, content)
         elif topic in ("log", "output"):
             log_said(assignment, topic, content)

@@ -36,8 +36,8 @@ class LogLines:
         self._lines: deque[LogLine] = deque(maxlen=WAITING)
         self._last = 0
 
-    def said(self, assignment: Assignment, topic: str, content: Any) -> None:
-        """A worker process said it: topics and contents are those of `pools.base.Supervisor.said`."""
+    def on_message(self, assignment: Assignment, topic: str, content: Any) -> None:
+        """A worker process said it: topics and contents are those of `pools.base.PoolSupervisor.on_message`."""
         if topic == "output":
             self._add(assignment.job.job_id, assignment.number, 0, *content)
         elif topic == "log":

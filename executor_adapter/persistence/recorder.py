@@ -91,7 +91,7 @@ class Recorder:
         self._renewed_at = self._looked_at = 0.0
         self._recovered_at = time.monotonic()
         self.lines = LogLines(supervisor.intake.jobs)
-        supervisor.on_said = self.lines.said
+        supervisor.on_said = self.lines.on_message
         listen(self.lines)
         supervisor.ledger.observers.insert(0, self.tell)
         supervisor.on_closed.append(self.close)

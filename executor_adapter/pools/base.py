@@ -2,10 +2,10 @@
 
 Every method of a pool, and every method of the supervisor but `call_soon`, is called on the supervisor's thread
 alone, so neither side needs a lock. A pool never blocks there: what takes time is done by its workers, and it hears
-of that through `Supervisor.watch` (a file descriptor), `call_at` (a time) or `call_soon` (another thread).
+of that through `PoolSupervisor.watch` (a file descriptor), `call_at` (a time) or `call_soon` (another thread).
 
 A worker holds one slot while it has at least one assignment. It runs one assignment at a time; further ones may lie
-ready behind it (`start_behind`), begun only when the one before has ended, and to be had back by `recall`.
+ready behind it (`queue_behind`), begun only when the one before has ended, and to be had back by `recall`.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Timer(Protocol):
     def cancel(self) -> None: ...
 
 
-class Supervisor(Protocol):
+class PoolSupervisor(Protocol):
     """What a pool may ask of, and must tell, the supervisor."""
 
     def started(self, assignment: Assignment, at: float) -> None:
@@ -92,7 +92,7 @@ class Supervisor(Protocol):
         """The worker died, or was asked by `recall`, before the function began: it is no attempt. May follow
         `started`, where that was an inference. Of several the last is told first: each goes to the queue's front."""
 
-    def said(self, assignment: Assignment | None, topic: str, content: Any) -> None:
+    def on_message(self, assignment: Assignment | None, topic: str, content: Any) -> None:
         """A function said something while it ran. Topics and contents:
 
         "progress"    (done, total or None, message)
@@ -129,7 +129,7 @@ class WorkerPool(ABC):
     can_stop_soft: ClassVar[bool] = False
     """Whether `interrupt` raises SoftTimeoutError inside a function."""
 
-    def __init__(self, supervisor: Supervisor, max_workers: int) -> None:
+    def __init__(self, supervisor: PoolSupervisor, max_workers: int) -> None:
         self.supervisor = supervisor
         self.max_workers = max_workers
         self.busy = 0
@@ -149,11 +149,11 @@ class WorkerPool(ABC):
     def start(self, assignment: Assignment) -> None:
         """Give the assignment to an idle worker, or to a new one. Called only while fewer than max_workers are busy."""
 
-    def start_behind(self, assignment: Assignment) -> bool:
+    def queue_behind(self, assignment: Assignment) -> bool:
         """Lay the assignment ready behind a short one that runs; False where no worker has room."""
         return False
 
-    def relieve(self, before: float) -> bool:
+    def hand_back_queued(self, before: float) -> bool:
         """Hand back what lies ready behind attempts that began before the monotonic time `before`: they are not short.
         Whether anything still lies behind another."""
         waiting = False
@@ -182,7 +182,7 @@ class WorkerPool(ABC):
         begun (or ended)."""
         return False
 
-    def waits(self, assignment: Assignment) -> None:  # noqa: B027
+    def on_blocked(self, assignment: Assignment) -> None:  # noqa: B027
         """The function blocks until another job is over: that one must not be begun by what it blocks."""
 
     @abstractmethod

@@ -103,7 +103,7 @@ class JobDriver:
         self._supervisor.call_soon(self._supervisor.stop_attempt, self.job, reason)
 
     def on_message(self, callback: Callable[[str, Any], None]) -> None:
-        """Have `callback(topic, content)` told what the function says (topics: pools.base.Supervisor.said).
+        """Have `callback(topic, content)` told what the function says (topics: pools.base.PoolSupervisor.on_message).
 
         It is called on the supervisor's thread: it must be quick and must not block.
         """
@@ -171,7 +171,7 @@ class JobDriver:
     def stopping(self, error: BaseException) -> None:
         """The job is to end with `error`, and its attempt is being ended; its future tells once that is dead."""
 
-    def said(self, topic: str, content: Any) -> None:
+    def receive(self, topic: str, content: Any) -> None:
         for listener in self._listeners:
             try:
                 listener(topic, content)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from executor_adapter.exceptions import InvalidJobError, JobCancelledError
 from executor_adapter.job.model import TERMINAL, Job, JobStatus
-from executor_adapter.pools.in_process.event_loop import ABANDON_AFTER, EventLoopThread
+from executor_adapter.pools.in_process.event_loop import COROUTINE_STOP_TIMEOUT, EventLoopThread
 from executor_adapter.supervision.driver import JobDriver
 from executor_adapter.supervision.futures import JobFuture
 from executor_adapter.supervision.outcome import failed_as, note_error
@@ -89,8 +89,8 @@ class HookedExecution:
     def begin(self, call: Call) -> None:
         if self._loop is None:
             self._loop = _Loop(self._supervisor)
-        self._loop.give(call)
-        self._loop.begin_given()
+        self._loop.submit(call)
+        self._loop.start_submitted()
 
     def cancel(self, call: Call, *, grace: float) -> None:
         """End the call; it is written off if it is not over after `grace` seconds."""
@@ -102,9 +102,9 @@ class HookedExecution:
     def part_with(self, call: Call) -> None:
         """The call is over, or written off."""
         loop = call.worker
-        loop.part_with(call)
+        loop.discard(call)
         if loop is not self._loop and not loop.live:
-            loop.dismiss()
+            loop.stop()
 
     def _abandon(self, call: Call, answered: threading.Event) -> None:
         if not call.is_live:
@@ -122,12 +122,12 @@ class HookedExecution:
     def _replace(self, blocked: _Loop) -> None:
         """Nothing further runs on this loop but what has begun there, should it ever go on."""
         self._loop = _Loop(self._supervisor)
-        blocked.pass_on(self._loop)
-        self._loop.begin_given()
+        blocked.move_unstarted(self._loop)
+        self._loop.start_submitted()
 
     def _close(self) -> None:
         if self._loop is not None:
-            self._loop.dismiss()
+            self._loop.stop()
 
 
 class HookedDriver(JobDriver):
@@ -239,7 +239,7 @@ class HookedDriver(JobDriver):
 
     @property
     def _grace(self) -> float:
-        return min(self._supervisor.kill_grace, ABANDON_AFTER)
+        return min(self._supervisor.kill_grace, COROUTINE_STOP_TIMEOUT)
 
     def _end_doomed(self) -> None:
         if self.job.status not in TERMINAL:
@@ -280,7 +280,7 @@ class _Loop(EventLoopThread[Call]):
     async def call(self, run: Call) -> Any:
         return await run.execute_job(run.driver.job)
 
-    def ended(self, run: Call, value: Any, error: BaseException | None) -> None:
+    def on_end(self, run: Call, value: Any, error: BaseException | None) -> None:
         self._supervisor.call_soon(run.driver.returned, run, value, error)
 
 

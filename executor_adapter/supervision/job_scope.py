@@ -13,5 +13,5 @@ class Surroundings(Protocol):
     def prepare(self, assignment: Assignment) -> None:
         """Give an attempt its `context` or `scope`, before it goes to a pool. It must be quick and must not raise."""
 
-    def said(self, assignment: Assignment, topic: str, content: Any) -> None:
-        """The function said something: topics and contents are those of `pools.base.Supervisor.said`."""
+    def on_message(self, assignment: Assignment, topic: str, content: Any) -> None:
+        """The function said something: topics and contents are those of `pools.base.PoolSupervisor.on_message`."""

@@ -39,7 +39,7 @@ class PoolSet:
 
     def start_behind(self, assignment: Assignment) -> bool:
         """Lay the assignment ready behind a short one; False where no worker has room."""
-        if not self.made[assignment.job._live.pool].start_behind(assignment):
+        if not self.made[assignment.job._live.pool].queue_behind(assignment):
             return False
         if self.relieve_at == NEVER:
             self.relieve_at = self._now() + PATIENCE
@@ -49,7 +49,7 @@ class PoolSet:
         """Let no job wait behind one that was taken for short and is not."""
         now = self._now()
         if self.relieve_at <= now:
-            waiting = [pool.relieve(now - PATIENCE) for pool in self.made.values()]
+            waiting = [pool.hand_back_queued(now - PATIENCE) for pool in self.made.values()]
             self.relieve_at = now + PATIENCE if any(waiting) else NEVER
 
     def flush(self) -> None:

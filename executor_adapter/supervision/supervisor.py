@@ -425,7 +425,7 @@ class Supervisor:
             failure = WorkerCrashedError(f"no worker could be started: {shown(error)}")
             self.ended(assignment, Ending.CRASHED, error=failure)
 
-    # --- what pools tell (pools.base.Supervisor) ---
+    # --- what pools tell (pools.base.PoolSupervisor) ---
 
     def started(self, assignment: Assignment, at: float) -> None:
         job = assignment.job
@@ -507,7 +507,7 @@ class Supervisor:
                 self.ledger.advance(job, JobStatus.PENDING)
             self._dispatcher.push_front(job)
 
-    def said(self, assignment: Assignment | None, topic: str, content: Any) -> None:
+    def on_message(self, assignment: Assignment | None, topic: str, content: Any) -> None:
         if assignment is None:
             return
         live = assignment.job._live
@@ -519,9 +519,9 @@ class Supervisor:
         elif self.on_said is not None:
             self.on_said(assignment, topic, content)
         if live.surroundings is not None:
-            live.surroundings.said(assignment, topic, content)
+            live.surroundings.on_message(assignment, topic, content)
         elif live.driver is not None:
-            live.driver.said(topic, content)
+            live.driver.receive(topic, content)
         elif topic in ("log", "output"):
             log_said(assignment, topic, content)
 
@@ -684,7 +684,7 @@ class Supervisor:
         assignment: Assignment | None = job._live.assignment
         if assignment is not None:
             self._dispatcher.lent.add(job)
-            self.pools.of(job).waits(assignment)
+            self.pools.of(job).on_blocked(assignment)
 
     def take_slot_back(self, job: Job) -> None:
         """It waits no more. For a moment one attempt more than `max_workers` may run."""

@@ -11,7 +11,7 @@ logger = logging.getLogger("executor_adapter")
 
 
 def log_said(assignment: Assignment, topic: str, content: Any) -> None:
-    """Pass on what a function in another process logged or printed: topics and contents are those of `said`."""
+    """Pass on what a function in another process logged or printed: topics and contents are those of `on_message`."""
     extra = {"job_id": assignment.job.job_id, "attempt": assignment.number}
     if topic == "log":
         log_as = logging.getLogger(content["name"])

@@ -27,7 +27,7 @@ class Presence(NamedTuple):
     """Its descriptor, where there is one."""
 
 
-NONE = Presence("", ())
+NO_PRESENCE = Presence("", ())
 
 _lock = threading.Lock()
 _mine: Presence | None = None
@@ -58,14 +58,14 @@ def is_held(name: str) -> bool | None:
 
 def _take() -> Presence:
     if sys.platform != "linux":
-        return NONE
+        return NO_PRESENCE
     name = secrets.token_hex(16)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
         sock.bind(_address(name))
     except PermissionError:  # a sandbox
         sock.close()
-        return NONE
+        return NO_PRESENCE
     return Presence(name, (sock.detach(),))
 
 

@@ -1,9 +1,9 @@
 """How a value travels: pickled, and where it is large, in a memory file beside its frame.
 
-A value whose pickle is LARGE bytes or more travels as a memory file (memfd): its stream and its out-of-band buffers
-(pickle protocol 5) one after another, passed as a descriptor with the frame, mapped privately on arrival. There the
-objects are views on the mapping: nothing is copied but the pages somebody writes to, and the memory is free when the
-last view is gone. The file has no name, so nothing is left whoever dies.
+A value whose pickle is MIN_MEMORY_FILE_BYTES or longer travels as a memory file (memfd): its stream and its
+out-of-band buffers (pickle protocol 5) one after another, passed as a descriptor with the frame, mapped privately on
+arrival. There the objects are views on the mapping: only pages that are written to are copied, and the memory is free
+when the last view is gone. The file has no name, so nothing is left whichever process dies.
 
 Every worker imports this module, so it needs the standard library alone; cloudpickle is imported when something
 cannot travel without it.
@@ -22,7 +22,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-LARGE = 1 << 19
+MIN_MEMORY_FILE_BYTES = 1 << 19
 """Bytes from which on a value travels in a memory file."""
 _LARGEST_FRAME = (1 << 32) - (1 << 20)
 """Bytes that travel without a memory file at most; a frame has room for some more."""
@@ -163,7 +163,7 @@ def dump(value: Any, dumps: Dumps) -> tuple[bytes, MemoryFile | None]:
     """Pickle a value by `dumps`: the body of its frame, and the memory file to pass along, if it is large."""
     buffers = Buffers()
     stream = dumps(value, buffers)
-    if len(stream) + buffers.size >= LARGE and (stored := store(stream, buffers.kept)) is not None:
+    if len(stream) + buffers.size >= MIN_MEMORY_FILE_BYTES and (stored := store(stream, buffers.kept)) is not None:
         return stored.sizes, stored
     if len(stream) + buffers.size > _LARGEST_FRAME:
         raise ValueError(f"it is {len(stream) + buffers.size} bytes, more than travels in one piece: use a file")

@@ -77,7 +77,7 @@ class NoSurroundings:
     def prepare(self, assignment: Assignment) -> None:
         raise RuntimeError("nothing around it")
 
-    def said(self, assignment: Assignment, topic: str, content: Any) -> None: ...
+    def on_message(self, assignment: Assignment, topic: str, content: Any) -> None: ...
 
 
 def test_a_fault_before_an_attempt_fails_its_job_alone(executor: JobExecutor, make_job: MakeJob) -> None:

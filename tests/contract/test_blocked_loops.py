@@ -163,7 +163,7 @@ def test_a_coroutine_that_swallows_its_cancel_is_written_off_alone(loops: Loops)
 
 
 def test_what_a_coroutine_gives_after_its_cancel_does_not_count(loops: Loops, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("executor_adapter.pools.in_process.coroutine.ABANDON_AFTER", 20.0)
+    monkeypatch.setattr("executor_adapter.pools.in_process.coroutine.COROUTINE_STOP_TIMEOUT", 20.0)
     deaf = loops.submit(loops.be_deaf)
     assert loops.entered.wait(20)
     pool = loops.executor._supervisor.pools.made["coroutine"]

@@ -15,7 +15,7 @@ import pytest
 
 from executor_adapter import Job, JobExecutor, RetryPolicy, RetryRule
 from executor_adapter.exceptions import InvalidJobError, MemoryLimitError, WorkerCrashedError
-from executor_adapter.worker.values import LARGE
+from executor_adapter.worker.values import MIN_MEMORY_FILE_BYTES
 from tests.contract import functions
 from tests.contract.conftest import MakeExecutor, wait_for
 from tests.contract.process_pool.functions import large_bytes
@@ -60,7 +60,7 @@ def bytes_to_read(fd: int) -> int:
 
 def test_a_result_that_is_half_written_when_its_worker_dies_is_a_crash(executor: JobExecutor, tmp_path: Path) -> None:
     """Of a size that travels through the socket itself, and more than that holds: nobody reads before the death."""
-    size, path = LARGE - 1024, tmp_path / "go"
+    size, path = MIN_MEMORY_FILE_BYTES - 1024, tmp_path / "go"
     is_deaf, listen = threading.Event(), threading.Event()
 
     def be_deaf() -> None:

@@ -20,8 +20,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precon
 from executor_adapter import Job, JobStatus, RetryPolicy
 from executor_adapter.exceptions import ExecutorClosedError, JobError, WorkerCrashedError
 from executor_adapter.job.model import LEGAL_TRANSITIONS, TERMINAL, Transition
-from executor_adapter.pools.base import Assignment, Ending, WorkerPool
-from executor_adapter.pools.base import Supervisor as PoolSupervisor
+from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, WorkerPool
 from executor_adapter.supervision.driver import JobDriver
 from executor_adapter.supervision.futures import JobFuture
 from executor_adapter.supervision.rate_limiter import ToolLimit
@@ -60,7 +59,7 @@ class SimulatedPool(WorkerPool):
         self._give(worker, assignment)
         self.supervisor.started(assignment, self.supervisor.now())
 
-    def start_behind(self, assignment: Assignment) -> bool:
+    def queue_behind(self, assignment: Assignment) -> bool:
         for worker in self.workers:
             if len(worker.assigned) <= DEPTH and not worker.stopping and worker.assigned[0].short:
                 self._give(worker, assignment)
@@ -113,7 +112,7 @@ class SimulatedPool(WorkerPool):
         while len(worker.assigned) > position:
             self.supervisor.handed_back(worker.assigned.pop())
 
-    def relieve(self, before: float) -> bool:
+    def hand_back_queued(self, before: float) -> bool:
         for worker in self.workers:
             if (worker.assigned[0].started_at or 0.0) <= before:
                 self.hand_back_behind(worker, 1)
@@ -296,7 +295,7 @@ class SupervisorMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def make_progress(self, data: st.DataObject) -> None:
         pool, worker = data.draw(st.sampled_from(self.workers))
-        self._act(pool.supervisor.said, worker.assigned[0], "progress", (1, 2, ""))
+        self._act(pool.supervisor.on_message, worker.assigned[0], "progress", (1, 2, ""))
 
     @rule(job=jobs)
     def cancel(self, job: Job) -> None:

@@ -77,7 +77,7 @@ def test_a_job_that_is_cancelled_while_its_thread_sets_out_never_begins(
         return time.monotonic()
 
     monkeypatch.setattr(thread, "time", SimpleNamespace(monotonic=wait_and_look))
-    monkeypatch.setattr(thread, "ABANDON_AFTER", 20.0)
+    monkeypatch.setattr(thread, "THREAD_STOP_TIMEOUT", 20.0)
     future = executor.submit(make_job(began.set))
     assert sets_out.wait(20)
     (worker,) = threads_of(executor)._busy
@@ -97,7 +97,7 @@ def test_a_function_in_python_ends_at_its_limit_and_so_does_its_thread(
     executor: JobExecutor, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is written off."""
-    monkeypatch.setattr(thread, "ABANDON_AFTER", 20.0)
+    monkeypatch.setattr(thread, "THREAD_STOP_TIMEOUT", 20.0)
     runs_in: list[threading.Thread] = []
     cleaned_up = threading.Event()
 
@@ -135,7 +135,7 @@ def swallow(began: threading.Event) -> str:
 def test_the_end_of_one_does_not_undo_the_stop_of_the_one_behind_it(threads: Harness) -> None:
     """The first is over and the second runs, before the first's end is heard."""
     gate, began = threading.Event(), threading.Event()
-    first, second = threads.give(hold, gate, short=True), threads.give(swallow, began, short=True)
+    first, second = threads.submit(hold, gate, short=True), threads.submit(swallow, began, short=True)
     first.run_time = RunTime()
     first.run_time.learn(0.0)
     threads.turn(0)
@@ -165,7 +165,7 @@ async def swallow_on_loop(began: threading.Event) -> str:
 def test_what_has_ended_when_told_is_not_written_off_while_nobody_listens(kind: str, function: Any) -> None:
     began = threading.Event()
     with harness(1, kind=kind) as made:
-        assignment = made.give(function, began)
+        assignment = made.submit(function, began)
         made.turn(0)
         made.pool.flush()
         assert began.wait(20)
@@ -189,7 +189,7 @@ def test_a_soft_timeout_that_comes_too_late_does_not_lose_the_result(
         return time.monotonic()
 
     monkeypatch.setattr(thread, "time", SimpleNamespace(monotonic=stamp))
-    assert threads.value(threads.give(functions.add, 1)) == 2
+    assert threads.value(threads.submit(functions.add, 1)) == 2
 
 
 async def hold_on_loop(gate: threading.Event) -> str:

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from executor_adapter.pools.base import Supervisor, Timer
+from executor_adapter.pools.base import PoolSupervisor, Timer
 from executor_adapter.pools.transport.importable import current_path
 from executor_adapter.worker import guardian
 from executor_adapter.worker.presence import presence
@@ -59,7 +59,7 @@ class Guardian:
         OSError: it cannot be started.
     """
 
-    def __init__(self, supervisor: Supervisor, listener: Listener, settings: dict[str, Any]) -> None:
+    def __init__(self, supervisor: PoolSupervisor, listener: Listener, settings: dict[str, Any]) -> None:
         self.is_up = False
         self._supervisor = supervisor
         self._listener = listener

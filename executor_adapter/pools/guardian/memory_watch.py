@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from executor_adapter.pools.base import Assignment, Supervisor, Timer
+from executor_adapter.pools.base import Assignment, PoolSupervisor, Timer
 from executor_adapter.pools.guardian.worker_handle import WorkerHandle
 from executor_adapter.worker.process_tree import tree_resident
 
@@ -15,7 +15,9 @@ EVERY = 0.05
 class MemoryWatch:
     """Calls `on_exceeded(worker, assignment, resident)` once for each attempt whose tree outgrew its limit."""
 
-    def __init__(self, supervisor: Supervisor, on_exceeded: Callable[[WorkerHandle, Assignment, int], None]) -> None:
+    def __init__(
+        self, supervisor: PoolSupervisor, on_exceeded: Callable[[WorkerHandle, Assignment, int], None]
+    ) -> None:
         self._supervisor = supervisor
         self._on_exceeded = on_exceeded
         self._watched: dict[WorkerHandle, Assignment] = {}

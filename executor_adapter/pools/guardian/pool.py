@@ -40,7 +40,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from executor_adapter.pools.base import Assignment, Ending, Supervisor, WorkerPool
+from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, WorkerPool
 from executor_adapter.pools.guardian.memory_watch import MemoryWatch
 from executor_adapter.pools.guardian.worker_handle import Standing, WorkerHandle
 from executor_adapter.pools.guardian.workers import START_FAILURES, Crew
@@ -75,7 +75,7 @@ class ProcessPool(WorkerPool):
 
     def __init__(
         self,
-        supervisor: Supervisor,
+        supervisor: PoolSupervisor,
         max_workers: int,
         *,
         preload: str | tuple[str, ...] = (),
@@ -140,7 +140,7 @@ class ProcessPool(WorkerPool):
             worker = self._crew.take()
         return worker
 
-    def start_behind(self, assignment: Assignment) -> bool:
+    def queue_behind(self, assignment: Assignment) -> bool:
         if not self._has_room or assignment.memory_limit is not None:
             return False
         busy = self._busy_workers

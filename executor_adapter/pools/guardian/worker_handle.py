@@ -13,7 +13,7 @@ from collections.abc import Callable
 from enum import Enum
 
 from executor_adapter.exceptions import WorkerCrashedError
-from executor_adapter.pools.base import Assignment, Supervisor, Timer
+from executor_adapter.pools.base import Assignment, PoolSupervisor, Timer
 from executor_adapter.pools.guardian.client import NO_PIDFD, Guardian
 from executor_adapter.pools.transport import functions
 from executor_adapter.pools.transport.output import Output
@@ -48,7 +48,7 @@ class WorkerHandle:
 
     numbers = itertools.count(1)
 
-    def __init__(self, supervisor: Supervisor, guardian: Guardian) -> None:
+    def __init__(self, supervisor: PoolSupervisor, guardian: Guardian) -> None:
         self.number = next(self.numbers) & wire.WORD
         self.guardian = guardian
         self.queue: deque[Assignment] = deque()

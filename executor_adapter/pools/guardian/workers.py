@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from executor_adapter.exceptions import WorkerCrashedError
-from executor_adapter.pools.base import Supervisor
+from executor_adapter.pools.base import PoolSupervisor
 from executor_adapter.pools.guardian.client import NO_PIDFD, Guardian
 from executor_adapter.pools.guardian.worker_handle import WorkerHandle
 from executor_adapter.worker.process_tree import resident
@@ -36,7 +36,7 @@ class Crew:
 
     def __init__(
         self,
-        supervisor: Supervisor,
+        supervisor: PoolSupervisor,
         limit: int,
         settings: dict[str, Any],
         *,

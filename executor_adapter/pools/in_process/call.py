@@ -13,16 +13,16 @@ from typing import Any
 from executor_adapter.exceptions.display import look_at
 from executor_adapter.job.functions import resolve
 from executor_adapter.job.model import Job
-from executor_adapter.pools.base import Assignment, Supervisor
+from executor_adapter.pools.base import Assignment, PoolSupervisor
 from executor_adapter.worker.context import JobContext, enter_job, leave_job
 
 
-def job_context(assignment: Assignment, supervisor: Supervisor, cancelled: Callable[[], bool]) -> JobContext:
+def job_context(assignment: Assignment, supervisor: PoolSupervisor, cancelled: Callable[[], bool]) -> JobContext:
     job = assignment.job
     return JobContext(
         job.job_id,
         assignment.number,
-        emit=lambda topic, content: supervisor.call_soon(supervisor.said, assignment, topic, content),
+        emit=lambda topic, content: supervisor.call_soon(supervisor.on_message, assignment, topic, content),
         ends_at=None if job.max_runtime is None else (assignment.started_at or 0.0) + job.max_runtime,
         cancelled=cancelled,
         checkpoint=assignment.checkpoint,
@@ -52,7 +52,7 @@ def bind(job: Job) -> Callable[[], Any]:
 
 
 def call_in_job(
-    assignment: Assignment, supervisor: Supervisor, cancelled: Callable[[], bool], call: Callable[[], Any]
+    assignment: Assignment, supervisor: PoolSupervisor, cancelled: Callable[[], bool], call: Callable[[], Any]
 ) -> Any:
     """Call the function on this thread, as `current_job()`'s and within its scope; its value, a coroutine's too."""
     token = enter_job(functools.partial(job_context, assignment, supervisor, cancelled))

@@ -19,9 +19,9 @@ from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.exceptions.display import look_at
 from executor_adapter.job.functions import is_coroutine_function
 from executor_adapter.job.model import Job
-from executor_adapter.pools.base import Assignment, Ending, Supervisor, WorkerPool
+from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, WorkerPool
 from executor_adapter.pools.in_process.call import bind, job_context, open_scope
-from executor_adapter.pools.in_process.event_loop import ABANDON_AFTER, EventLoopThread
+from executor_adapter.pools.in_process.event_loop import COROUTINE_STOP_TIMEOUT, EventLoopThread
 from executor_adapter.worker.context import enter_job
 
 logger = logging.getLogger("executor_adapter.coroutine")
@@ -32,7 +32,7 @@ class CoroutinePool(WorkerPool):
 
     name: ClassVar[str] = "coroutine"
 
-    def __init__(self, supervisor: Supervisor, max_workers: int) -> None:
+    def __init__(self, supervisor: PoolSupervisor, max_workers: int) -> None:
         super().__init__(supervisor, max_workers)
         self.abandoned = 0
         self._loop: _Loop | None = None
@@ -47,14 +47,14 @@ class CoroutinePool(WorkerPool):
         if self._loop is None:
             self._loop = _Loop(self)
         self.busy += 1
-        self._loop.give(assignment)
+        self._loop.submit(assignment)
         self.supervisor.started(assignment, self.supervisor.now())
 
     def flush(self) -> None:
-        if self._loop is not None and self._loop.given:
-            self._loop.begin_given()
+        if self._loop is not None and self._loop.submitted:
+            self._loop.start_submitted()
 
-    def waits(self, assignment: Assignment) -> None:
+    def on_blocked(self, assignment: Assignment) -> None:
         self._replace(assignment.worker)
 
     def _replace(self, blocked: _Loop) -> None:
@@ -62,14 +62,14 @@ class CoroutinePool(WorkerPool):
         if blocked is self._loop:
             self._loop = None  # also where there is no descriptor left for another
             self._loop = _Loop(self)
-            blocked.pass_on(self._loop)
+            blocked.move_unstarted(self._loop)
 
     def stop(self, assignment: Assignment, *, grace: float) -> None:
         loop: _Loop = assignment.worker
         if assignment.ended_at is not None:
             assignment.stop_asked_at = None  # too late: how it ended is on its way
         elif assignment not in loop.stopping:
-            self._cancel(loop, assignment, self.supervisor.now() + min(grace, ABANDON_AFTER))
+            self._cancel(loop, assignment, self.supervisor.now() + min(grace, COROUTINE_STOP_TIMEOUT))
             if loop.claim(assignment):
                 self._part_with(loop, assignment)
                 self.supervisor.ended(assignment, Ending.STOPPED)
@@ -82,7 +82,7 @@ class CoroutinePool(WorkerPool):
 
     def close(self, on_closed: Callable[[], None]) -> None:
         if self._loop is not None:
-            self._loop.dismiss()
+            self._loop.stop()
         on_closed()
 
     # --- what the loop reports, on the supervisor's thread ---
@@ -99,9 +99,9 @@ class CoroutinePool(WorkerPool):
 
     def _part_with(self, loop: _Loop, assignment: Assignment) -> None:
         self.busy -= 1
-        loop.part_with(assignment)
+        loop.discard(assignment)
         if loop is not self._loop and not loop.live:
-            loop.dismiss()
+            loop.stop()
 
     def _abandon(self, loop: _Loop, assignment: Assignment) -> None:
         if assignment not in loop.live or assignment.ended_at is not None:
@@ -138,7 +138,7 @@ class _Loop(EventLoopThread[Assignment]):
             look_at(error)
             raise
 
-    def ended(self, run: Assignment, value: Any, error: BaseException | None) -> None:
+    def on_end(self, run: Assignment, value: Any, error: BaseException | None) -> None:
         run.ended_at = time.monotonic()
         # A CancelledError too: cancelled by itself, not by us, it is an error like any other.
         ending = Ending.RETURNED if error is None else Ending.RAISED

@@ -20,7 +20,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 logger = logging.getLogger("executor_adapter.coroutine")
 
-ABANDON_AFTER = 0.5
+COROUTINE_STOP_TIMEOUT = 0.5
 """Seconds after which a coroutine that was cancelled, and goes on, is written off; a shorter grace wins."""
 
 
@@ -47,7 +47,7 @@ class EventLoopThread(ABC, Generic[R]):
     def __init__(self, name: str) -> None:
         self.live: set[R] = set()
         self.stopping: set[R] = set()
-        self.given: deque[R] = deque()
+        self.submitted: deque[R] = deque()
         self._unbegun: dict[R, bool] = {}
         self._tasks: dict[R, asyncio.Task[None]] = {}
         self._loop = asyncio.new_event_loop()
@@ -59,28 +59,28 @@ class EventLoopThread(ABC, Generic[R]):
         """What is to be run, on the loop."""
 
     @abstractmethod
-    def ended(self, run: R, value: Any, error: BaseException | None) -> None:
+    def on_end(self, run: R, value: Any, error: BaseException | None) -> None:
         """Tell the owner how it ended; on the loop. `error` may be a CancelledError."""
 
-    def give(self, run: R) -> None:
-        """It is to begin with the next `begin_given`."""
+    def submit(self, run: R) -> None:
+        """It is to begin with the next `start_submitted`."""
         run.worker = self
         self.live.add(run)
         self._unbegun[run] = True
-        self.given.append(run)
+        self.submitted.append(run)
 
-    def begin_given(self) -> None:
+    def start_submitted(self) -> None:
         """Begin all that was given since the last call: one wake-up of the loop for all of it."""
-        self._call_soon(self._begin_given)
+        self._call_soon(self._start_submitted)
 
-    def pass_on(self, other: Self) -> None:
+    def move_unstarted(self, other: Self) -> None:
         """Let another loop have what this one has not begun, but for what it was told to end."""
         for run in list(self._unbegun):
             if run not in self.stopping and self.claim(run):
                 self.live.discard(run)
                 if run.context is not None:  # this loop may still enter its own, and only one can at a time
                     run.context = run.context.copy()
-                other.give(run)
+                other.submit(run)
 
     def claim(self, run: R) -> bool:
         """Whether it had not begun: who claims it says whether it ever does. One step under the GIL."""
@@ -91,12 +91,12 @@ class EventLoopThread(ABC, Generic[R]):
         self.stopping.add(run)
         self._call_soon(self._cancel, run, answered)
 
-    def part_with(self, run: R) -> None:
+    def discard(self, run: R) -> None:
         """It is over, or written off."""
         self.live.discard(run)
         self.stopping.discard(run)
 
-    def dismiss(self) -> None:
+    def stop(self) -> None:
         """Let the thread end, as soon as it can."""
         self._call_soon(self._loop.stop)
 
@@ -134,12 +134,12 @@ class EventLoopThread(ABC, Generic[R]):
         for task in tasks:
             task.cancel()
         if tasks:
-            self._loop.run_until_complete(asyncio.wait(tasks, timeout=ABANDON_AFTER))
+            self._loop.run_until_complete(asyncio.wait(tasks, timeout=COROUTINE_STOP_TIMEOUT))
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
 
-    def _begin_given(self) -> None:
-        for _ in range(len(self.given)):
-            run = self.given.popleft()
+    def _start_submitted(self) -> None:
+        for _ in range(len(self.submitted)):
+            run = self.submitted.popleft()
             context = run.context  # looked at first: whoever claims it may give it another
             if run in self._unbegun:
                 self._tasks[run] = self._loop.create_task(self._execute(run), context=context)
@@ -154,11 +154,11 @@ class EventLoopThread(ABC, Generic[R]):
         except BaseException as raised:
             error = raised
         self._tasks.pop(run, None)
-        self.ended(run, value, error)
+        self.on_end(run, value, error)
 
     def _cancel(self, run: R, answered: threading.Event) -> None:
         answered.set()
         if self.claim(run):  # it never begins, and so would not say that it ended
-            self.ended(run, None, asyncio.CancelledError())
+            self.on_end(run, None, asyncio.CancelledError())
         elif (task := self._tasks.get(run)) is not None:
             task.cancel()

@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 
 from executor_adapter.exceptions import SoftTimeoutError
 from executor_adapter.job.model import Job
-from executor_adapter.pools.base import Assignment, Ending, Supervisor, WorkerPool
+from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, WorkerPool
 from executor_adapter.pools.in_process.call import bind, call_in_job
 
 logger = logging.getLogger("executor_adapter.thread")
@@ -33,7 +33,7 @@ PIPELINE_DEPTH = 32
 PIPELINE_SECONDS = 0.016
 """So many short jobs may lie ready behind a running one, and no more than take so long together."""
 
-ABANDON_AFTER = 0.2
+THREAD_STOP_TIMEOUT = 0.2
 """Seconds after which a thread that was told to stop, and has not, is written off; a shorter grace wins."""
 
 
@@ -47,7 +47,7 @@ class ThreadPool(WorkerPool):
     name: ClassVar[str] = "thread"
     can_stop_soft: ClassVar[bool] = True
 
-    def __init__(self, supervisor: Supervisor, max_workers: int) -> None:
+    def __init__(self, supervisor: PoolSupervisor, max_workers: int) -> None:
         super().__init__(supervisor, max_workers)
         self.abandoned = 0
         self._idle: list[_Thread] = []
@@ -64,7 +64,7 @@ class ThreadPool(WorkerPool):
         worker.give(assignment)
         self.supervisor.started(assignment, self.supervisor.now())
 
-    def start_behind(self, assignment: Assignment) -> bool:
+    def queue_behind(self, assignment: Assignment) -> bool:
         for _ in range(len(self._busy)):
             self._busy.rotate(-1)
             worker = self._busy[-1]
@@ -100,7 +100,7 @@ class ThreadPool(WorkerPool):
         elif worker.stopping is not assignment:
             worker.stopping = assignment
             worker.throw(assignment, _Stop)
-            when = self.supervisor.now() + min(grace, ABANDON_AFTER)
+            when = self.supervisor.now() + min(grace, THREAD_STOP_TIMEOUT)
             self.supervisor.call_at(when, functools.partial(self._abandon, worker, assignment))
 
     def hand_back_behind(self, worker: _Thread, running: Assignment) -> None:

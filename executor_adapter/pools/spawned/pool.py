@@ -38,7 +38,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from executor_adapter.exceptions import WorkerCrashedError
-from executor_adapter.pools.base import Assignment, Ending, Supervisor, Timer, WorkerPool
+from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, Timer, WorkerPool
 from executor_adapter.pools.spawned.worker_handle import SpawnedProcess
 from executor_adapter.pools.transport import functions
 from executor_adapter.pools.transport.exit_errors import crash_error
@@ -73,7 +73,7 @@ class SpawnedPool(WorkerPool):
 
     def __init__(
         self,
-        supervisor: Supervisor,
+        supervisor: PoolSupervisor,
         max_workers: int,
         *,
         preload: str | tuple[str, ...] = (),

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from typing import Any, Protocol
 
-from executor_adapter.pools.base import Assignment, Supervisor, Timer
+from executor_adapter.pools.base import Assignment, PoolSupervisor, Timer
 from executor_adapter.pools.transport.importable import current_path
 from executor_adapter.pools.transport.output import Output
 from executor_adapter.pools.transport.payload import Payload
@@ -52,7 +52,7 @@ class SpawnedProcess:
         OSError: it cannot be started.
     """
 
-    def __init__(self, supervisor: Supervisor, listener: Listener, settings: dict[str, Any]) -> None:
+    def __init__(self, supervisor: PoolSupervisor, listener: Listener, settings: dict[str, Any]) -> None:
         self.queue: deque[Assignment] = deque()
         self.seq = 0
         """The number of its call."""

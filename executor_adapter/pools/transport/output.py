@@ -18,7 +18,7 @@ import time
 from collections import deque
 from typing import Any
 
-from executor_adapter.pools.base import Assignment, Supervisor, Timer
+from executor_adapter.pools.base import Assignment, PoolSupervisor, Timer
 
 LINES_BURST = 10_000.0
 LINES_PER_SECOND = 2_000.0
@@ -63,7 +63,7 @@ class Allowance:
 class Output:
     """The two pipes of one worker. `speakers` is its queue: the first speaks, or another where several were sent."""
 
-    def __init__(self, supervisor: Supervisor, stdout_fd: int, stderr_fd: int, speakers: deque[Assignment]) -> None:
+    def __init__(self, supervisor: PoolSupervisor, stdout_fd: int, stderr_fd: int, speakers: deque[Assignment]) -> None:
         self.allowance = Allowance()
         self._supervisor = supervisor
         self._speakers = speakers
@@ -95,7 +95,7 @@ class Output:
         self._spoke = False
         refused = self.allowance.renew()
         if refused:
-            self._supervisor.said(self._speaker(), "log", _left_out(refused))
+            self._supervisor.on_message(self._speaker(), "log", _left_out(refused))
 
     def _speaker(self) -> Assignment | None:
         return self._speakers[0] if self._speakers else None
@@ -125,7 +125,7 @@ class Output:
     def tell(self, stream: str, line: bytes) -> None:
         if self.allowance.grant(len(line)):
             text = line.decode(errors="replace")
-            self._supervisor.said(self._speaker(), "output", (stream, text))
+            self._supervisor.on_message(self._speaker(), "output", (stream, text))
 
     @property
     def may_be_further(self) -> bool:
@@ -138,7 +138,7 @@ class Output:
 
 
 class _Pipe:
-    def __init__(self, output: Output, supervisor: Supervisor, stream: str, fd: int) -> None:
+    def __init__(self, output: Output, supervisor: PoolSupervisor, stream: str, fd: int) -> None:
         self.fd = fd
         self._output = output
         self._supervisor = supervisor

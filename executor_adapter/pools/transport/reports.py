@@ -9,20 +9,22 @@ from typing import Any
 
 from executor_adapter.exceptions import JobError, JobSerializationError
 from executor_adapter.exceptions.display import set_cause, text_of
-from executor_adapter.pools.base import Assignment, Ending, Supervisor
+from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor
 from executor_adapter.worker import values, wire
 
 logger = logging.getLogger("executor_adapter.process")
 
 
-def tell_result(supervisor: Supervisor, assignment: Assignment, kind: int, flags: int, body: bytes, fd: int) -> None:
+def tell_result(
+    supervisor: PoolSupervisor, assignment: Assignment, kind: int, flags: int, body: bytes, fd: int
+) -> None:
     """Tell how an attempt ended; a result that cannot be loaded here is UNSENDABLE, whatever it raises."""
     if flags & wire.NOTHING:
         supervisor.ended(assignment, Ending.RETURNED, None)
         return
     if fd < 0 and flags & wire.IN_FILE:
         failure = JobSerializationError(
-            f"the result is of {values.LARGE} bytes or more, and no file descriptor is left for it: "
+            f"the result is of {values.MIN_MEMORY_FILE_BYTES} bytes or more, and no file descriptor is left for it: "
             "raise the limit (ulimit -n), or return less"
         )
         supervisor.ended(assignment, Ending.UNSENDABLE, error=failure)
@@ -40,7 +42,7 @@ def tell_result(supervisor: Supervisor, assignment: Assignment, kind: int, flags
         _tell_failure(supervisor, assignment, kind, *content)
 
 
-def _tell_failure(supervisor: Supervisor, assignment: Assignment, kind: int, told: Any, text: str) -> None:
+def _tell_failure(supervisor: PoolSupervisor, assignment: Assignment, kind: int, told: Any, text: str) -> None:
     raised = kind == wire.RAISED
     error: Any = told if raised else JobSerializationError(told)
     if not isinstance(error, BaseException):  # what an exception is pickled as is its class's to say
@@ -49,13 +51,13 @@ def _tell_failure(supervisor: Supervisor, assignment: Assignment, kind: int, tol
     supervisor.ended(assignment, Ending.RAISED if raised else Ending.UNSENDABLE, error=error)
 
 
-def tell_said(supervisor: Supervisor, assignment: Assignment | None, body: bytes) -> None:
+def tell_said(supervisor: PoolSupervisor, assignment: Assignment | None, body: bytes) -> None:
     try:
         topic, content = pickle.loads(body)
     except BaseException:
         logger.exception("what a job said cannot be unpickled")
         return
-    supervisor.said(assignment, topic, content)
+    supervisor.on_message(assignment, topic, content)
 
 
 def discard(fd: int) -> None:

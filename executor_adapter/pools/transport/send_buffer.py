@@ -8,7 +8,7 @@ import socket
 import sys
 from collections import deque
 
-from executor_adapter.pools.base import Supervisor
+from executor_adapter.pools.base import PoolSupervisor
 from executor_adapter.pools.transport.functions import EncodedFunction
 from executor_adapter.pools.transport.importable import current_path
 from executor_adapter.worker import wire
@@ -37,7 +37,7 @@ class SharedPath:
 class Outbox:
     """The sending side of a worker's socket, which must not wait."""
 
-    def __init__(self, supervisor: Supervisor, sock: socket.socket) -> None:
+    def __init__(self, supervisor: PoolSupervisor, sock: socket.socket) -> None:
         self._supervisor = supervisor
         self._socket = sock
         self._fd = sock.fileno()

@@ -69,10 +69,10 @@ class JobScene:
         else:
             assignment.scope = (TASK_RUN_SCOPE, about)
 
-    def said(self, assignment: Assignment, topic: str, content: Any) -> None:
+    def on_message(self, assignment: Assignment, topic: str, content: Any) -> None:
         """What goes into a log, goes into that of the task run."""
         if topic in ("log", "output"):
-            self.flow.log.said(self.history.id, self.history.shown_name, topic, content)
+            self.flow.log.on_message(self.history.id, self.history.shown_name, topic, content)
 
     def failed(self, transition: Transition) -> None:
         """Say in the log how an attempt failed, and what follows."""

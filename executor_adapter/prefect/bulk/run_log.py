@@ -28,8 +28,8 @@ class RunLog:
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
-    def said(self, task_run_id: str, name: str, topic: str, content: Any) -> None:
-        """A job said something: topics and contents are those of `pools.base.Supervisor.said`."""
+    def on_message(self, task_run_id: str, name: str, topic: str, content: Any) -> None:
+        """A job said something: topics and contents are those of `pools.base.PoolSupervisor.on_message`."""
         self._put((log_message, task_run_id, name, (topic, content)))
 
     def failed(self, task_run_id: str, name: str, error: BaseException, delay: float | None) -> None:

@@ -50,7 +50,7 @@ class ToRunLog(logging.Filter):
 def log_message(logger: RunLogger, topic: str, content: Any) -> None:
     """Log what a function said: a log record or a line of output; other topics are not for a log.
 
-    `logger` is the task run's; topics and contents are those of `pools.base.Supervisor.said`.
+    `logger` is the task run's; topics and contents are those of `pools.base.PoolSupervisor.on_message`.
     """
     if topic == "log":
         _log_record(logger, content)

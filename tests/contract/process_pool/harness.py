@@ -29,7 +29,7 @@ class DueCall:
 
 
 class Harness:
-    """Implements `pools.base.Supervisor`. What is handed back is started again; all that was told is kept."""
+    """Implements `pools.base.PoolSupervisor`. What is handed back is started again; all that was told is kept."""
 
     def __init__(
         self, max_workers: int = 2, *, kind: str = "process", start_method: StartMethod = START_METHOD, **options: Any
@@ -37,7 +37,7 @@ class Harness:
         self.endings: dict[Assignment, tuple[Ending, Any, BaseException | None]] = {}
         self.starts: dict[Assignment, int] = defaultdict(int)
         self.hand_backs: list[Assignment] = []
-        self.sayings: list[tuple[Assignment | None, str, Any]] = []
+        self.messages: list[tuple[Assignment | None, str, Any]] = []
         self.pending: deque[Assignment] = deque()
         self._selector = selectors.DefaultSelector()
         self._callbacks: dict[int, list[Callable[[], None] | None]] = {}
@@ -63,8 +63,8 @@ class Harness:
         self.starts[assignment] = 0
         self.pending.append(assignment)
 
-    def said(self, assignment: Assignment | None, topic: str, content: Any) -> None:
-        self.sayings.append((assignment, topic, content))
+    def on_message(self, assignment: Assignment | None, topic: str, content: Any) -> None:
+        self.messages.append((assignment, topic, content))
 
     # --- what a pool asks ---
 
@@ -95,7 +95,7 @@ class Harness:
 
     # --- what a test does ---
 
-    def give(self, function: Any, *args: Any, short: bool = False, **fields: Any) -> Assignment:
+    def submit(self, function: Any, *args: Any, short: bool = False, **fields: Any) -> Assignment:
         """Queue one attempt of a job. `memory_limit`, `scope` and `checkpoint` are the assignment's."""
         of_assignment = {name: fields.pop(name) for name in ("memory_limit", "scope", "checkpoint") if name in fields}
         job = Job(function=function, args=args, pool=self._kind.name, **fields)
@@ -159,7 +159,7 @@ class Harness:
 
     def warm_up(self, workers: int) -> None:
         """Have so many workers ready and idle, so that the one used last is the one used next."""
-        self.value(self.give(os.getpid))
+        self.value(self.submit(os.getpid))
         self.until(lambda: self.pool.idle == workers)
 
     def stop(self, assignment: Assignment, *, grace: float) -> float:
@@ -169,8 +169,8 @@ class Harness:
         assert self.ending(assignment) is Ending.STOPPED
         return self.now() - asked
 
-    def said_by(self, assignment: Assignment, topic: str) -> list[Any]:
-        return [content for speaker, its_topic, content in self.sayings if (speaker, its_topic) == (assignment, topic)]
+    def messages_of(self, assignment: Assignment, topic: str) -> list[Any]:
+        return [content for speaker, its_topic, content in self.messages if (speaker, its_topic) == (assignment, topic)]
 
     def close(self) -> None:
         """Stop what is left, and let the pool go."""

@@ -53,7 +53,7 @@ def test_a_large_result_that_cannot_be_taken_fails_its_job_and_says_the_way_out(
 ) -> None:
     with harness(1, start_method=start_method) as pool:
         pool.warm_up(2)
-        lost = pool.give(functions.large_bytes, 1 << 20, str(tmp_path / "go"))
+        lost = pool.submit(functions.large_bytes, 1 << 20, str(tmp_path / "go"))
         pool.until_running(lost)
         with no_descriptor_left():
             (tmp_path / "go").mkdir()
@@ -62,7 +62,7 @@ def test_a_large_result_that_cannot_be_taken_fails_its_job_and_says_the_way_out(
         assert isinstance(pool.error(lost), JobSerializationError)
         assert "no file descriptor is left" in str(pool.error(lost))
         assert "ulimit -n" in str(pool.error(lost))
-        assert pool.value(pool.give(functions.large_bytes, 1 << 20)) == bytes(1 << 20)
+        assert pool.value(pool.submit(functions.large_bytes, 1 << 20)) == bytes(1 << 20)
 
 
 def test_a_lost_descriptor_keeps_its_place_among_the_others() -> None:
@@ -91,7 +91,7 @@ def test_a_lost_descriptor_keeps_its_place_among_the_others() -> None:
 @pytest.mark.parametrize("grace", [0.0, 0.05])
 def test_a_worker_whose_pidfd_was_lost_is_killed(tmp_path: Path, grace: float) -> None:
     with harness(1) as pool:
-        stubborn = pool.give(functions.ignore_sigterm, str(tmp_path / "pid"), 60)
+        stubborn = pool.submit(functions.ignore_sigterm, str(tmp_path / "pid"), 60)
         forked_without_pidfd(pool)
         pool.until((tmp_path / "pid").exists)
         assert pool.stop(stubborn, grace=grace) < 3.0
@@ -101,7 +101,7 @@ def test_a_worker_whose_pidfd_was_lost_is_killed(tmp_path: Path, grace: float) -
 def test_a_worker_whose_pidfd_was_lost_is_killed_though_its_guardian_is_stopped(
     pool: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stubborn = pool.give(functions.ignore_sigterm, str(tmp_path / "pid"), 60)
+    stubborn = pool.submit(functions.ignore_sigterm, str(tmp_path / "pid"), 60)
     forked_without_pidfd(pool)
     pool.until((tmp_path / "pid").exists)
     os.kill(pool.pool._crew._guardian._process.pid, signal.SIGSTOP)
@@ -114,9 +114,9 @@ def test_a_worker_whose_pidfd_was_lost_is_killed_though_its_guardian_is_stopped(
 def test_a_worker_whose_pidfd_was_lost_serves_one_job() -> None:
     """It could not be interrupted."""
     with harness(1) as pool:
-        first = pool.give(functions.pid)
+        first = pool.submit(functions.pid)
         forked_without_pidfd(pool)
         lost = list(pool.pool.pids)
-        served = [pool.value(first), *(pool.value(pool.give(functions.pid)) for _ in range(5))]
+        served = [pool.value(first), *(pool.value(pool.submit(functions.pid)) for _ in range(5))]
         assert served[0] in lost
         assert all(served.count(pid) <= 1 for pid in lost)

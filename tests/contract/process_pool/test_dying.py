@@ -40,10 +40,10 @@ PLACES: dict[str, Callable[[Any], tuple[Any, ...]]] = {
 
 @pytest.mark.parametrize(("act", "place"), list(itertools.product(ACTS, PLACES)))
 def test_only_the_guilty_job_fails(pool: Harness, act: str, place: str) -> None:
-    neighbours = [pool.give(functions.add, number, 1, short=True) for number in range(10)]
+    neighbours = [pool.submit(functions.add, number, 1, short=True) for number in range(10)]
     function, argument = PLACES[place](ACTS[act])
-    guilty = pool.give(function, argument, short=True)
-    neighbours += [pool.give(functions.add, number, 1, short=True) for number in range(10)]
+    guilty = pool.submit(function, argument, short=True)
+    neighbours += [pool.submit(functions.add, number, 1, short=True) for number in range(10)]
 
     pool.until_ended(guilty, *neighbours)
 
@@ -60,11 +60,11 @@ def test_only_the_guilty_job_fails(pool: Harness, act: str, place: str) -> None:
 
 def test_an_error_at_the_pickling_of_an_argument_is_told_at_submit(pool: Harness) -> None:
     with pytest.raises(JobSerializationError, match="LookupError: on purpose"):
-        pool.give(functions.accept, functions.GuiltyOnPickling(functions.fail))
+        pool.submit(functions.accept, functions.GuiltyOnPickling(functions.fail))
 
 
 def test_a_crash_is_described(pool: Harness) -> None:
-    assignment = pool.give(functions.write_and_crash)
+    assignment = pool.submit(functions.write_and_crash)
     error = pool.error(assignment)
     assert (error.exit_signal, error.exit_code) == (signal.SIGSEGV, None)
     assert assignment.exit_signal == signal.SIGSEGV
@@ -72,15 +72,15 @@ def test_a_crash_is_described(pool: Harness) -> None:
     assert error.output_tail.startswith("last words\n")
     assert "Fatal Python error: Segmentation fault" in error.output_tail
     assert "in crash" in error.output_tail
-    second = pool.give(functions.exit_at_once)
+    second = pool.submit(functions.exit_at_once)
     assert (pool.error(second).exit_code, second.exit_code) == (3, 3)
 
 
 def test_those_behind_a_crash_are_handed_back_without_an_attempt(tmp_path: Path) -> None:
     with harness(1) as pool:
         pool.warm_up(2)
-        crashing = pool.give(functions.nap, 30, str(tmp_path / "pid"), short=True)
-        behind = [pool.give(functions.add, number, 1, short=True) for number in range(5)]
+        crashing = pool.submit(functions.nap, 30, str(tmp_path / "pid"), short=True)
+        behind = [pool.submit(functions.add, number, 1, short=True) for number in range(5)]
         pool.until((tmp_path / "pid").exists)
         assert not pool.pending
         assert crashing.pid is not None
@@ -95,18 +95,18 @@ def test_those_behind_a_crash_are_handed_back_without_an_attempt(tmp_path: Path)
 
 
 def test_sigkill_of_an_idle_worker_harms_nobody(pool: Harness) -> None:
-    pool.value(pool.give(functions.pid))
+    pool.value(pool.submit(functions.pid))
     for pid in pool.pool.pids:
         os.kill(pid, signal.SIGKILL)
-    assert [pool.value(pool.give(functions.add, n, 1)) for n in range(5)] == [1, 2, 3, 4, 5]
+    assert [pool.value(pool.submit(functions.add, n, 1)) for n in range(5)] == [1, 2, 3, 4, 5]
     assert not [each for each in pool.endings if pool.ending(each) is Ending.CRASHED]
 
 
 def test_sigkill_in_the_middle_of_a_large_result(pool: Harness) -> None:
     """Killed at any moment of it: the job crashed or gave the whole value."""
     for delay in (0.0, 0.005, 0.01, 0.02, 0.04, 0.08):
-        assignment = pool.give(functions.large_bytes, 100 << 20)
-        neighbour = pool.give(functions.add, 1, 1)
+        assignment = pool.submit(functions.large_bytes, 100 << 20)
+        neighbour = pool.submit(functions.add, 1, 1)
         pool.until_running(assignment)
         until = time.monotonic() + delay
         pool.until(lambda until=until: time.monotonic() >= until)  # type: ignore[misc]
@@ -121,7 +121,7 @@ def test_sigkill_in_the_middle_of_a_large_result(pool: Harness) -> None:
 
 def test_sigkill_of_the_guardian_ends_what_runs_and_is_survived(pool: Harness, tmp_path: Path) -> None:
     path = tmp_path / "pid"
-    begun = pool.give(functions.leave_daemon, str(path))
+    begun = pool.submit(functions.leave_daemon, str(path))
     pool.until(path.exists)
     assert begun.pid is not None
     guardian = int(Path(f"/proc/{begun.pid}/stat").read_text().rpartition(")")[2].split()[1])
@@ -130,18 +130,18 @@ def test_sigkill_of_the_guardian_ends_what_runs_and_is_survived(pool: Harness, t
     assert pool.ending(begun) is Ending.CRASHED
     assert not alive(begun.pid)
     assert not alive(int(path.read_text()))
-    assert pool.value(pool.give(functions.add, 1, 1)) == 2
+    assert pool.value(pool.submit(functions.add, 1, 1)) == 2
 
 
 def test_a_guardian_that_is_stopped_is_replaced(pool: Harness, tmp_path: Path) -> None:
-    begun = pool.give(functions.nap, 30, str(tmp_path / "pid"))
+    begun = pool.submit(functions.nap, 30, str(tmp_path / "pid"))
     pool.until((tmp_path / "pid").exists)
     assert begun.pid is not None
     guardian = int(Path(f"/proc/{begun.pid}/stat").read_text().rpartition(")")[2].split()[1])
     os.kill(guardian, signal.SIGSTOP)
     os.kill(begun.pid, signal.SIGKILL)
     assert pool.ending(begun) is Ending.CRASHED
-    assert pool.value(pool.give(functions.add, 1, 1)) == 2
+    assert pool.value(pool.submit(functions.add, 1, 1)) == 2
 
 
 def test_a_guardian_that_is_stopped_leaves_nothing(
@@ -149,7 +149,7 @@ def test_a_guardian_that_is_stopped_leaves_nothing(
 ) -> None:
     """Neither what a living worker started, nor what a dead one did and the guardian should have ended."""
     paths = [tmp_path / "of the dead", tmp_path / "of the living"]
-    dying, living = (pool.give(functions.leave_stranger, str(path)) for path in paths)
+    dying, living = (pool.submit(functions.leave_stranger, str(path)) for path in paths)
     pool.until(lambda: all(path.exists() for path in paths))
     assert dying.pid is not None
     guardian = int(Path(f"/proc/{dying.pid}/stat").read_text().rpartition(")")[2].split()[1])
@@ -178,10 +178,10 @@ def test_another_users_process_costs_its_own_job_alone(tmp_path: Path, monkeypat
     (tmp_path / "may_not_kill.py").write_text(MAY_NOT_KILL)
     monkeypatch.syspath_prepend(tmp_path)
     with harness(2, preload=("may_not_kill",)) as pool:
-        guardian = pool.value(pool.give(os.getppid))
-        leaving = pool.give(functions.leave_another_users, str(tmp_path / "pid"))
+        guardian = pool.value(pool.submit(os.getppid))
+        leaving = pool.submit(functions.leave_another_users, str(tmp_path / "pid"))
         assert pool.error(leaving).exit_signal == signal.SIGSEGV
-        assert pool.value(pool.give(os.getppid)) == guardian
+        assert pool.value(pool.submit(os.getppid)) == guardian
     left = int((tmp_path / "pid").read_text())
     assert alive(left), "the guardian could kill it: this proves nothing"
     os.kill(left, signal.SIGKILL)
@@ -189,7 +189,7 @@ def test_another_users_process_costs_its_own_job_alone(tmp_path: Path, monkeypat
 
 def test_a_stop_after_the_death_does_not_save_a_guardian_that_is_stopped(pool: Harness, tmp_path: Path) -> None:
     """The job is Stopped once the guardian has been replaced, and does not wait for ever."""
-    begun = pool.give(functions.nap, 30, str(tmp_path / "pid"))
+    begun = pool.submit(functions.nap, 30, str(tmp_path / "pid"))
     pool.until((tmp_path / "pid").exists)
     worker = begun.worker
     assert worker is not None
@@ -198,14 +198,14 @@ def test_a_stop_after_the_death_does_not_save_a_guardian_that_is_stopped(pool: H
     pool.until(lambda: worker.doomed)
     pool.turn()  # its socket's end may have been seen before its death
     pool.stop(begun, grace=0.01)
-    assert pool.value(pool.give(functions.add, 1, 1)) == 2
+    assert pool.value(pool.submit(functions.add, 1, 1)) == 2
 
 
 def test_a_fork_that_is_told_late_does_not_cost_the_guardian(
     pool: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker whose socket is closed before anybody knows its process: once that is known, nobody is waited for."""
-    silent = pool.give(functions.fall_silent, str(tmp_path / "pid"))
+    silent = pool.submit(functions.fall_silent, str(tmp_path / "pid"))
     pool.turn()
     guardian = pool.pool._crew._guardian
     pool.unwatch(guardian._socket.fileno())
@@ -218,7 +218,7 @@ def test_a_fork_that_is_told_late_does_not_cost_the_guardian(
     monkeypatch.setattr(pool, "now", lambda: time.monotonic() + 3.0)
     pool.turn()
 
-    assert pool.value(pool.give(os.getppid)) == guardian._process.pid
+    assert pool.value(pool.submit(os.getppid)) == guardian._process.pid
 
 
 def test_sigkill_of_the_host_leaves_nothing(tmp_path: Path) -> None:
@@ -229,8 +229,8 @@ def test_sigkill_of_the_host_leaves_nothing(tmp_path: Path) -> None:
         "from tests.contract.process_pool import functions\n"
         "from tests.contract.process_pool.harness import Harness\n"
         "pool = Harness(2)\n"
-        "pool.give(functions.leave_daemon, sys.argv[1])\n"
-        "pool.give(functions.hold_gil, 60)\n"
+        "pool.submit(functions.leave_daemon, sys.argv[1])\n"
+        "pool.submit(functions.hold_gil, 60)\n"
         "pool.until(lambda: False, seconds=60)\n"
     )
     environment = os.environ | {"PYTHONPATH": os.getcwd(), "PROCESS_POOL_TEST_HOST": str(tmp_path)}
@@ -248,8 +248,8 @@ from tests.contract.process_pool import functions
 from tests.contract.process_pool.harness import Harness
 pool = Harness(2)
 pool.warm_up(2)
-guardian = pool.value(pool.give(os.getppid))
-running = [pool.give(functions.hold_gil, 60) for _ in range(2)]
+guardian = pool.value(pool.submit(os.getppid))
+running = [pool.submit(functions.hold_gil, 60) for _ in range(2)]
 pool.until(lambda: all(pool.starts[each] for each in running))
 print(guardian, *pool.pool.pids, flush=True)
 pool.until(lambda: False, seconds=60)
@@ -271,7 +271,7 @@ def test_sigkill_of_host_and_guardian_together_ends_the_workers() -> None:
 
 def test_workers_that_cannot_start_fail_their_jobs() -> None:
     with harness(1, initializer=(functions.fail_to_initialize, ())) as pool:
-        assignment = pool.give(functions.pid)
+        assignment = pool.submit(functions.pid)
         error = pool.error(assignment)
         assert pool.ending(assignment) is Ending.CRASHED
         assert "set-up failed" in str(error)
@@ -281,14 +281,14 @@ def test_workers_that_cannot_start_fail_their_jobs() -> None:
 def test_a_guardian_that_cannot_start_fails_the_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with harness(1) as pool:
-        assignment = pool.give(functions.pid)
+        assignment = pool.submit(functions.pid)
         assert "the guardian exited with code 1" in str(pool.error(assignment))
         assert pool.ending(assignment) is Ending.CRASHED
 
 
 def test_closing_while_the_guardian_dies() -> None:
     pool = Harness(1)
-    assignment = pool.give(functions.pid)
+    assignment = pool.submit(functions.pid)
     pool.value(assignment)
     guardian = int(Path(f"/proc/{assignment.pid}/stat").read_text().rpartition(")")[2].split()[1])
     os.kill(guardian, signal.SIGKILL)

@@ -22,7 +22,7 @@ from tests.contract.process_pool.harness import Harness, alive, harness, text_of
 
 
 def test_a_call_that_holds_the_gil_is_stopped_at_once(pool: Harness, tmp_path: Path) -> None:
-    assignment = pool.give(functions.hold_gil, 60, str(tmp_path / "pid"))
+    assignment = pool.submit(functions.hold_gil, 60, str(tmp_path / "pid"))
     pool.until((tmp_path / "pid").exists)
     assert pool.stop(assignment, grace=0) < 1.0
     assert not alive(int((tmp_path / "pid").read_text()))
@@ -30,7 +30,7 @@ def test_a_call_that_holds_the_gil_is_stopped_at_once(pool: Harness, tmp_path: P
 
 def test_a_function_is_asked_to_end_and_cleans_up(pool: Harness, tmp_path: Path) -> None:
     path = tmp_path / "note"
-    assignment = pool.give(functions.clean_up_at_end, str(path))
+    assignment = pool.submit(functions.clean_up_at_end, str(path))
     pool.until(lambda: text_of(path) == "begun")
     assert pool.stop(assignment, grace=10) < 5.0
     assert path.read_text() == "cleaned"
@@ -38,7 +38,7 @@ def test_a_function_is_asked_to_end_and_cleans_up(pool: Harness, tmp_path: Path)
 
 def test_a_function_that_looks_at_the_flag_ends_by_itself(pool: Harness, tmp_path: Path) -> None:
     path = tmp_path / "note"
-    assignment = pool.give(functions.watch_flag, str(path))
+    assignment = pool.submit(functions.watch_flag, str(path))
     pool.until(lambda: text_of(path) == "begun")
     assert pool.stop(assignment, grace=10) < 5.0
     assert path.read_text() == "saw it"
@@ -47,7 +47,7 @@ def test_a_function_that_looks_at_the_flag_ends_by_itself(pool: Harness, tmp_pat
 def test_functions_that_ignore_sigterm_are_killed_side_by_side(tmp_path: Path) -> None:
     with harness(3) as pool:
         paths = [tmp_path / str(number) for number in range(3)]
-        assignments = [pool.give(functions.ignore_sigterm, str(path), 30) for path in paths]
+        assignments = [pool.submit(functions.ignore_sigterm, str(path), 30) for path in paths]
         pool.until(lambda: all(text_of(path) for path in paths))
         asked = time.monotonic()
         for assignment in assignments:
@@ -61,7 +61,7 @@ def test_functions_that_ignore_sigterm_are_killed_side_by_side(tmp_path: Path) -
 
 def test_the_shorter_grace_counts(pool: Harness, tmp_path: Path) -> None:
     path = tmp_path / "pid"
-    assignment = pool.give(functions.ignore_sigterm, str(path), 30)
+    assignment = pool.submit(functions.ignore_sigterm, str(path), 30)
     pool.until(lambda: text_of(path))
     pool.pool.stop(assignment, grace=20)
     assert pool.stop(assignment, grace=0.05) < 2.0
@@ -69,7 +69,7 @@ def test_the_shorter_grace_counts(pool: Harness, tmp_path: Path) -> None:
 
 def test_a_stopped_worker_is_killed(pool: Harness, tmp_path: Path) -> None:
     path = tmp_path / "pid"
-    assignment = pool.give(functions.stop_self, str(path))
+    assignment = pool.submit(functions.stop_self, str(path))
     pool.until(lambda: text_of(path))
     assert pool.stop(assignment, grace=0.05) < 2.0
     assert not alive(int(path.read_text()))
@@ -78,7 +78,7 @@ def test_a_stopped_worker_is_killed(pool: Harness, tmp_path: Path) -> None:
 @pytest.mark.parametrize("grace", [0.0, 5.0])
 def test_a_descendant_in_a_session_of_its_own_goes_too(pool: Harness, tmp_path: Path, grace: float) -> None:
     path = tmp_path / "pid"
-    assignment = pool.give(functions.leave_daemon, str(path))
+    assignment = pool.submit(functions.leave_daemon, str(path))
     pool.until(path.exists)
     assert pool.stop(assignment, grace=grace) < 3.0
     assert not alive(int(path.read_text()))
@@ -86,7 +86,7 @@ def test_a_descendant_in_a_session_of_its_own_goes_too(pool: Harness, tmp_path: 
 
 def test_a_descendant_goes_when_its_worker_crashes(pool: Harness, tmp_path: Path) -> None:
     path = tmp_path / "pid"
-    assignment = pool.give(functions.leave_daemon, str(path), functions.crash)
+    assignment = pool.submit(functions.leave_daemon, str(path), functions.crash)
     assert pool.ending(assignment) is Ending.CRASHED
     assert not alive(int(path.read_text()))
 
@@ -94,8 +94,8 @@ def test_a_descendant_goes_when_its_worker_crashes(pool: Harness, tmp_path: Path
 def test_what_has_not_begun_is_stopped_without_harm() -> None:
     with harness(1) as pool:
         pool.warm_up(2)
-        running = pool.give(functions.nap, 0.2, short=True)
-        behind = [pool.give(functions.add, number, 1, short=True) for number in range(4)]
+        running = pool.submit(functions.nap, 0.2, short=True)
+        behind = [pool.submit(functions.add, number, 1, short=True) for number in range(4)]
         pool.until(lambda: not pool.pending)
         pool.pool.stop(behind[1], grace=0)
         assert pool.endings[behind[1]][0] is Ending.STOPPED
@@ -108,8 +108,8 @@ def test_what_has_not_begun_is_stopped_without_harm() -> None:
 def test_stopping_one_hands_back_those_behind(tmp_path: Path) -> None:
     with harness(1) as pool:
         pool.warm_up(2)
-        running = pool.give(functions.nap, 30, str(tmp_path / "pid"), short=True)
-        behind = [pool.give(functions.add, number, 1, short=True) for number in range(4)]
+        running = pool.submit(functions.nap, 30, str(tmp_path / "pid"), short=True)
+        behind = [pool.submit(functions.add, number, 1, short=True) for number in range(4)]
         pool.until((tmp_path / "pid").exists)
         assert not pool.pending
         pool.pool.stop(running, grace=0)
@@ -122,8 +122,8 @@ def test_stopping_one_hands_back_those_behind(tmp_path: Path) -> None:
 def test_recall_takes_back_what_has_not_begun(tmp_path: Path) -> None:
     with harness(1) as pool:
         pool.warm_up(2)
-        running = pool.give(functions.hold_gil, 1, str(tmp_path / "pid"), short=True)
-        behind = [pool.give(functions.pid, short=True) for _ in range(3)]
+        running = pool.submit(functions.hold_gil, 1, str(tmp_path / "pid"), short=True)
+        behind = [pool.submit(functions.pid, short=True) for _ in range(3)]
         pool.until((tmp_path / "pid").exists)
         assert not pool.pending
         assert not pool.pool.recall(running)
@@ -140,7 +140,7 @@ def test_relieving_a_worker_that_has_not_begun_takes_back_all() -> None:
         pool.warm_up(2)
         for pid in pool.pool.pids:
             os.kill(pid, signal.SIGSTOP)
-        calls = [pool.give(functions.add, number, 1, short=True) for number in range(3)]
+        calls = [pool.submit(functions.add, number, 1, short=True) for number in range(3)]
         pool.until(lambda: not pool.pending)
         pool.pool.flush()
         assert not pool.pool.relieve(pool.now() + 1)
@@ -153,7 +153,7 @@ def test_relieving_a_worker_that_has_not_begun_takes_back_all() -> None:
 
 
 def test_stop_and_recall_of_what_was_never_sent(pool: Harness) -> None:
-    stopped, recalled = pool.give(functions.pid), pool.give(functions.pid)
+    stopped, recalled = pool.submit(functions.pid), pool.submit(functions.pid)
     pool.pending.clear()
     pool.pool.start(stopped)
     pool.pool.start(recalled)
@@ -166,21 +166,21 @@ def test_stop_and_recall_of_what_was_never_sent(pool: Harness) -> None:
 
 
 def test_stopping_what_is_over_is_harmless(pool: Harness) -> None:
-    assignment = pool.give(functions.pid)
+    assignment = pool.submit(functions.pid)
     pool.value(assignment)
     pool.pool.stop(assignment, grace=0)
     pool.pool.interrupt(assignment)
     assert not pool.pool.recall(assignment)
-    assert pool.value(pool.give(functions.add, 1, 1)) == 2
+    assert pool.value(pool.submit(functions.add, 1, 1)) == 2
 
 
 def test_capacity_is_back_at_once_after_a_kill(pool: Harness, tmp_path: Path) -> None:
-    first = pool.give(functions.nap, 30, str(tmp_path / "pid"))
+    first = pool.submit(functions.nap, 30, str(tmp_path / "pid"))
     pool.until((tmp_path / "pid").exists)
     pool.until(lambda: len(pool.pool.pids) == 2)
     pool.stop(first, grace=0)
     asked = time.monotonic()
-    assert pool.value(pool.give(functions.add, 1, 1)) == 2
+    assert pool.value(pool.submit(functions.add, 1, 1)) == 2
     took = time.monotonic() - asked
     print(f"next job ended {took:.4f} s after the kill")
     assert took < 1.0
@@ -190,27 +190,27 @@ def test_capacity_is_back_at_once_after_a_kill(pool: Harness, tmp_path: Path) ->
 
 
 def test_interrupt_raises_in_the_function_and_logs_where(pool: Harness, tmp_path: Path) -> None:
-    assignment = pool.give(functions.catch_soft_timeout, str(tmp_path / "pid"))
+    assignment = pool.submit(functions.catch_soft_timeout, str(tmp_path / "pid"))
     pool.until((tmp_path / "pid").exists)
     pool.pool.interrupt(assignment)
     assert pool.value(assignment) == "SoftTimeoutError"
-    (record,) = pool.said_by(assignment, "log")
+    (record,) = pool.messages_of(assignment, "log")
     assert "in catch_soft_timeout" in record["message"]
 
 
 def test_a_soft_timeout_that_is_not_caught_is_the_error(pool: Harness, tmp_path: Path) -> None:
-    assignment = pool.give(functions.nap, 30, str(tmp_path / "pid"))
+    assignment = pool.submit(functions.nap, 30, str(tmp_path / "pid"))
     pool.until((tmp_path / "pid").exists)
     pool.pool.interrupt(assignment)
     assert isinstance(pool.error(assignment), SoftTimeoutError)
-    assert pool.value(pool.give(functions.add, 1, 1)) == 2
+    assert pool.value(pool.submit(functions.add, 1, 1)) == 2
 
 
 # --- memory ---
 
 
 def test_a_tree_that_outgrows_its_limit_is_killed(pool: Harness) -> None:
-    assignment = pool.give(functions.hold_memory, 200 << 20, 30, memory_limit=100 << 20)
+    assignment = pool.submit(functions.hold_memory, 200 << 20, 30, memory_limit=100 << 20)
     error = pool.error(assignment)
     assert pool.ending(assignment) is Ending.CRASHED
     assert isinstance(error, MemoryLimitError)
@@ -220,7 +220,7 @@ def test_a_tree_that_outgrows_its_limit_is_killed(pool: Harness) -> None:
 
 
 def test_one_within_its_limit_is_left_alone_and_measured(pool: Harness) -> None:
-    assignment = pool.give(functions.hold_memory, 64 << 20, 0.2, memory_limit=400 << 20)
+    assignment = pool.submit(functions.hold_memory, 64 << 20, 0.2, memory_limit=400 << 20)
     assert pool.value(assignment) == 64 << 20
     assert assignment.peak_rss is not None
     assert 64 << 20 < assignment.peak_rss < 400 << 20
@@ -233,11 +233,11 @@ def test_what_earlier_jobs_left_in_a_worker_is_not_charged_to_the_next(
     """In the interpreter, or in a process of its own: the next job with a limit gets a worker without it."""
     with harness(1) as pool:
         pool.warm_up(2)
-        left = pool.give(leave, 200 << 20)
+        left = pool.submit(leave, 200 << 20)
         pool.value(left)
-        innocent = pool.give(functions.hold_memory, 1 << 20, 0.3, memory_limit=150 << 20)
+        innocent = pool.submit(functions.hold_memory, 1 << 20, 0.3, memory_limit=150 << 20)
         assert pool.value(innocent) == 1 << 20
-        again = pool.give(functions.hold_memory, 1 << 20, 0, memory_limit=150 << 20)
+        again = pool.submit(functions.hold_memory, 1 << 20, 0, memory_limit=150 << 20)
         assert pool.value(again) == 1 << 20
     assert left.pid != innocent.pid
     assert again.pid == innocent.pid, "a worker in which little is left was let go too"
@@ -246,9 +246,9 @@ def test_what_earlier_jobs_left_in_a_worker_is_not_charged_to_the_next(
 def test_the_peak_is_each_attempt_s_own() -> None:
     with harness(1) as pool:
         pool.warm_up(2)
-        large = pool.give(functions.hold_memory, 100 << 20, 0)
+        large = pool.submit(functions.hold_memory, 100 << 20, 0)
         pool.value(large)
-        small = pool.give(functions.pid)
+        small = pool.submit(functions.pid)
         pool.value(small)
     assert large.pid == small.pid
     assert large.peak_rss is not None

@@ -20,7 +20,7 @@ from tests.contract.process_pool.harness import Harness, alive, harness, marked,
 
 
 def test_a_call_runs_in_another_process_and_its_value_comes_back(pool: Harness) -> None:
-    assignment = pool.give(functions.pid)
+    assignment = pool.submit(functions.pid)
 
     assert pool.value(assignment) == assignment.pid != os.getpid()
     assert assignment.started_at is not None
@@ -31,23 +31,23 @@ def test_a_call_runs_in_another_process_and_its_value_comes_back(pool: Harness) 
 
 
 def test_a_coroutine_function_is_run_to_its_end(pool: Harness) -> None:
-    assert pool.value(pool.give(functions.add_later, 1, 2)) == 3
+    assert pool.value(pool.submit(functions.add_later, 1, 2)) == 3
 
 
 def test_workers_are_kept_and_used_again(pool: Harness) -> None:
-    pids = {pool.value(pool.give(functions.pid)) for _ in range(20)}
+    pids = {pool.value(pool.submit(functions.pid)) for _ in range(20)}
     assert len(pids) <= 2
 
 
 def test_short_calls_are_laid_behind_one_another_and_all_run_once(pool: Harness) -> None:
-    assignments = [pool.give(functions.add, number, 1, short=True) for number in range(500)]
+    assignments = [pool.submit(functions.add, number, 1, short=True) for number in range(500)]
     pool.until_ended(*assignments)
     assert [pool.value(each) for each in assignments] == list(range(1, 501))
     assert all(pool.starts[each] == 1 for each in assignments)
 
 
 def test_a_function_sees_its_job(pool: Harness) -> None:
-    assignment = pool.give(
+    assignment = pool.submit(
         functions.describe, tool_name="flights", metadata={"a": 1}, max_runtime=50.0, checkpoint=b"\x80\x05K\x07."
     )
     job_id, attempt, tool, metadata, remaining, checkpoint = pool.value(assignment)
@@ -58,13 +58,13 @@ def test_a_function_sees_its_job(pool: Harness) -> None:
 
 def test_the_scope_is_entered_around_the_function(pool: Harness, tmp_path: Path) -> None:
     path = str(tmp_path / "note")
-    assignment = pool.give(functions.read, path, scope=("tests.contract.process_pool.functions:noting", path))
+    assignment = pool.submit(functions.read, path, scope=("tests.contract.process_pool.functions:noting", path))
     assert pool.value(assignment) == f"entered for {assignment.job.job_id}"
     assert Path(path).read_text() == "left"
 
 
 def test_a_worker_has_its_own_session_no_input_and_little_loaded(pool: Harness) -> None:
-    seen = pool.value(pool.give(functions.environment_of_worker))
+    seen = pool.value(pool.submit(functions.environment_of_worker))
     assert seen["session"] == seen["pid"]
     assert seen["stdin"] == ""
     assert not {"prefect", "pydantic", "pandas", "numpy", "cloudpickle"} & set(seen["modules"])
@@ -73,10 +73,10 @@ def test_a_worker_has_its_own_session_no_input_and_little_loaded(pool: Harness) 
 def test_the_host_s_path_reaches_workers_that_are_up(
     pool: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pool.value(pool.give(functions.pid))
+    pool.value(pool.submit(functions.pid))
     (tmp_path / "made_for_this_test.py").write_text("def answer():\n    return 42\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert pool.value(pool.give("made_for_this_test:answer")) == 42
+    assert pool.value(pool.submit("made_for_this_test:answer")) == 42
     sys.modules.pop("made_for_this_test", None)
 
 
@@ -88,9 +88,9 @@ def test_settings_reach_every_worker() -> None:
         "cpu_affinity": (0,),
     }
     with harness(2, **options) as pool:
-        first, second = pool.give(functions.environment_of_worker), pool.give(functions.environment_of_worker)
+        first, second = pool.submit(functions.environment_of_worker), pool.submit(functions.environment_of_worker)
         seen = [pool.value(first), pool.value(second)]
-        assert pool.value(pool.give(functions.remembered)) == "kept"
+        assert pool.value(pool.submit(functions.remembered)) == "kept"
     assert all((each["nice"], each["cpus"]) == (3, {0}) for each in seen)
     assert "numpy" in seen[0]["modules"]
     assert seen[0]["pid"] == seen[1]["pid"] or seen[0]["random"] != seen[1]["random"]
@@ -101,15 +101,15 @@ def test_settings_reach_every_worker() -> None:
 
 def test_a_worker_is_replaced_after_its_number_of_jobs() -> None:
     with harness(1, max_jobs_per_worker=3) as pool:
-        pids = [pool.value(pool.give(functions.pid, short=True)) for _ in range(12)]
+        pids = [pool.value(pool.submit(functions.pid, short=True)) for _ in range(12)]
     assert all(pids.count(pid) <= 3 for pid in pids)
 
 
 def test_a_worker_that_has_grown_is_replaced() -> None:
     with harness(1, max_rss_growth=50 << 20) as pool:
-        grow = pool.give(lambda: globals().setdefault("kept", bytearray(b"x") * (80 << 20)) and None)
+        grow = pool.submit(lambda: globals().setdefault("kept", bytearray(b"x") * (80 << 20)) and None)
         pool.value(grow)
-        assert pool.value(pool.give(functions.pid)) != grow.pid
+        assert pool.value(pool.submit(functions.pid)) != grow.pid
 
 
 # --- what functions do to their worker ---
@@ -121,35 +121,35 @@ def test_a_worker_that_has_grown_is_replaced() -> None:
 def test_a_worker_survives(function: Callable[[], str]) -> None:
     with harness(1) as pool:
         pool.warm_up(2)
-        first = pool.give(function)
+        first = pool.submit(function)
         pool.value(first)
-        after = pool.give(print, "heard")
+        after = pool.submit(print, "heard")
         pool.value(after)
         assert after.pid == first.pid
-        assert ("stdout", "heard") in pool.said_by(after, "output")
+        assert ("stdout", "heard") in pool.messages_of(after, "output")
 
 
 def test_a_function_that_closes_everything_harms_itself_alone(pool: Harness) -> None:
-    assignment = pool.give(functions.close_all_descriptors)
+    assignment = pool.submit(functions.close_all_descriptors)
     assert pool.ending(assignment) is Ending.CRASHED
     assert "closed its socket" in str(pool.error(assignment))
-    assert pool.value(pool.give(functions.add, 1, 1)) == 2
+    assert pool.value(pool.submit(functions.add, 1, 1)) == 2
 
 
 def test_a_worker_takes_its_signals_back(tmp_path: Path) -> None:
     with harness(1) as pool:
         pool.warm_up(2)
-        first = pool.give(functions.replace_handlers)
+        first = pool.submit(functions.replace_handlers)
         pool.value(first)
-        second = pool.give(functions.nap, 30, str(tmp_path / "pid"))
+        second = pool.submit(functions.nap, 30, str(tmp_path / "pid"))
         pool.until((tmp_path / "pid").exists)
         assert pool.stop(second, grace=10) < 5.0
         assert first.pid == second.pid
 
 
 def test_a_forked_process_that_returns_is_no_second_worker(pool: Harness) -> None:
-    assert pool.value(pool.give(functions.fork_and_return)) > 0
-    assert [pool.value(pool.give(functions.add, n, 1)) for n in range(5)] == [1, 2, 3, 4, 5]
+    assert pool.value(pool.submit(functions.fork_and_return)) > 0
+    assert [pool.value(pool.submit(functions.add, n, 1)) for n in range(5)] == [1, 2, 3, 4, 5]
 
 
 # --- closing ---
@@ -159,8 +159,8 @@ def test_closing_leaves_no_process_and_no_descriptor() -> None:
     before = open_descriptors()
     for _ in range(3):
         with harness(3) as pool:
-            assignments = [pool.give(functions.nap, 0.01) for _ in range(6)]
-            crashed = pool.give(functions.crash)
+            assignments = [pool.submit(functions.nap, 0.01) for _ in range(6)]
+            crashed = pool.submit(functions.crash)
             pool.until_ended(crashed, *assignments)
             pids = pool.pool.pids
             token = next(
@@ -176,7 +176,7 @@ def test_closing_leaves_no_process_and_no_descriptor() -> None:
 
 def test_closing_while_workers_start() -> None:
     pool = Harness(2)
-    pool.give(functions.pid)
+    pool.submit(functions.pid)
     pool.turn(0)
     pool.close()
     assert pool.pool.pids == []
@@ -185,7 +185,7 @@ def test_closing_while_workers_start() -> None:
 def test_a_worker_that_will_not_leave_is_killed() -> None:
     """A thread that the function left is no reason to stay."""
     with harness(1) as pool:
-        assignment = pool.give(lambda: __import__("atexit").register(__import__("time").sleep, 30) and None)
+        assignment = pool.submit(lambda: __import__("atexit").register(__import__("time").sleep, 30) and None)
         pool.value(assignment)
         assert assignment.pid is not None
     assert not alive(assignment.pid)

@@ -8,10 +8,10 @@ from tests.contract.process_pool.harness import Harness, harness
 
 
 def test_all_that_a_function_says_is_told_and_is_its_own(pool: Harness) -> None:
-    speakers = {name: pool.give(functions.speak, name) for name in ("one", "two")}
+    speakers = {name: pool.submit(functions.speak, name) for name in ("one", "two")}
     pool.until_ended(*speakers.values())
     for name, assignment in speakers.items():
-        output = pool.said_by(assignment, "output")
+        output = pool.messages_of(assignment, "output")
         assert sorted(output) == [
             ("stderr", "raw to 2"),
             ("stdout", "from a child"),
@@ -19,7 +19,7 @@ def test_all_that_a_function_says_is_told_and_is_its_own(pool: Harness) -> None:
             ("stdout", f"printed {name}"),
             ("stdout", "raw to 1"),
         ]
-        (record,) = pool.said_by(assignment, "log")
+        (record,) = pool.messages_of(assignment, "log")
         assert (record["name"], record["level"], record["message"]) == ("collector", 20, f"logged {name}")
         assert record["page"] == 3
         assert record["thing"].startswith("<object")
@@ -27,39 +27,39 @@ def test_all_that_a_function_says_is_told_and_is_its_own(pool: Harness) -> None:
 
 def test_output_is_told_before_the_result_and_to_the_right_job() -> None:
     with harness(1) as pool:
-        assignments = [pool.give(print, number, short=True) for number in range(200)]
+        assignments = [pool.submit(print, number, short=True) for number in range(200)]
         pool.until_ended(*assignments)
-        assert [pool.said_by(each, "output") for each in assignments] == [[("stdout", str(n))] for n in range(200)]
+        assert [pool.messages_of(each, "output") for each in assignments] == [[("stdout", str(n))] for n in range(200)]
 
 
 def test_progress_is_thinned_but_its_last_word_is_told(pool: Harness) -> None:
-    assignment = pool.give(functions.report_progress, 10_000)
+    assignment = pool.submit(functions.report_progress, 10_000)
     pool.value(assignment)
-    told = pool.said_by(assignment, "progress")
+    told = pool.messages_of(assignment, "progress")
     assert told[0] == (1, 10_000, "page 1")
     assert told[-1] == (10_000, 10_000, "page 10000")
     assert len(told) < 1_000
 
 
 def test_checkpoints_and_events_are_told(pool: Harness) -> None:
-    saved, sent = pool.give(functions.save_checkpoint, [1, 2]), pool.give(functions.send_event, "rows", {"n": 3})
+    saved, sent = pool.submit(functions.save_checkpoint, [1, 2]), pool.submit(functions.send_event, "rows", {"n": 3})
     pool.until_ended(saved, sent)
-    (checkpoint,) = pool.said_by(saved, "checkpoint")
-    assert pool.said_by(sent, "event") == [("rows", {"n": 3})]
-    assert pool.value(pool.give(lambda: current_job().checkpoint_value, checkpoint=checkpoint)) == [1, 2]
+    (checkpoint,) = pool.messages_of(saved, "checkpoint")
+    assert pool.messages_of(sent, "event") == [("rows", {"n": 3})]
+    assert pool.value(pool.submit(lambda: current_job().checkpoint_value, checkpoint=checkpoint)) == [1, 2]
 
 
 def test_a_flood_of_lines_is_cut_and_the_rest_counted(pool: Harness) -> None:
-    assignment = pool.give(functions.shout, 40_000)
+    assignment = pool.submit(functions.shout, 40_000)
     pool.value(assignment)
-    told = len(pool.said_by(assignment, "output"))
-    (record,) = pool.said_by(assignment, "log")
+    told = len(pool.messages_of(assignment, "output"))
+    (record,) = pool.messages_of(assignment, "log")
     assert 10_000 <= told < 40_000
     assert record["message"].startswith(f"{40_000 - told} lines of output and log were left out")
 
 
 def test_a_thousand_lines_a_second_are_all_told(pool: Harness) -> None:
-    assignment = pool.give(functions.shout, 5_000)
+    assignment = pool.submit(functions.shout, 5_000)
     pool.value(assignment)
-    assert len(pool.said_by(assignment, "output")) == 5_000
-    assert not pool.said_by(assignment, "log")
+    assert len(pool.messages_of(assignment, "output")) == 5_000
+    assert not pool.messages_of(assignment, "log")

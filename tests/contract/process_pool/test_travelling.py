@@ -55,17 +55,17 @@ class Adder:
 )
 def test_any_callable_travels(pool: Harness, function: Any) -> None:
     args = () if isinstance(function, functools.partial) and function.args == (3,) else (2,)
-    assert pool.value(pool.give(function, *args)) == 3
+    assert pool.value(pool.submit(function, *args)) == 3
 
 
 def test_a_reference_travels(pool: Harness) -> None:
-    assert pool.value(pool.give("operator:add", 1, 2)) == 3
+    assert pool.value(pool.submit("operator:add", 1, 2)) == 3
 
 
 @pytest.mark.parametrize("reference", ["no_such_module:f", "operator:no_such_function", "sys:path"])
 def test_a_reference_that_leads_nowhere_is_refused(pool: Harness, reference: str) -> None:
     with pytest.raises(InvalidJobError, match=reference):
-        pool.give(reference)
+        pool.submit(reference)
 
 
 @pytest.mark.parametrize("name", ["__prefect_loader_123__", "flow_of_a_file", "os.path.of_nobody"])
@@ -84,11 +84,11 @@ def test_a_module_that_a_child_would_not_find_travels_by_value(
         "def main(row):\n    return times(row)\n"
     )
     exec(source, vars(module))
-    result = pool.value(pool.give(module.main, module.Row(2)))
+    result = pool.value(pool.submit(module.main, module.Row(2)))
     assert type(result) is module.Row
     assert result.value == 6
     module.FACTOR = 5
-    assert pool.value(pool.give(module.main, module.Row(2))).value == 10
+    assert pool.value(pool.submit(module.main, module.Row(2))).value == 10
 
 
 def test_a_module_hidden_by_another_file_travels_by_value(
@@ -101,7 +101,7 @@ def test_a_module_hidden_by_another_file_travels_by_value(
     module.__file__ = str(tmp_path / "elsewhere" / "hidden_flow.py")
     monkeypatch.setitem(sys.modules, "hidden_flow", module)
     exec("def answer():\n    return 'this one'\n", vars(module))
-    assert pool.value(pool.give(module.answer)) == "this one"
+    assert pool.value(pool.submit(module.answer)) == "this one"
 
 
 def test_main_travels_by_value(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_main_travels_by_value(tmp_path: Path) -> None:
         "def main(row): return helper(row)\n"
         "if __name__ == '__main__':\n"
         "    with harness() as pool:\n"
-        "        result = pool.value(pool.give(main, Row(1)))\n"
+        "        result = pool.value(pool.submit(main, Row(1)))\n"
         "        assert type(result) is Row\n"
         "        print(result)\n"
     )
@@ -127,28 +127,28 @@ def test_main_travels_by_value(tmp_path: Path) -> None:
 
 def test_an_argument_that_cannot_travel_is_refused_by_name(pool: Harness) -> None:
     with pytest.raises(JobSerializationError, match=r"argument 2 \(a lock\).*pass something that describes it"):
-        pool.give(functions.accept, 1, threading.Lock())
+        pool.submit(functions.accept, 1, threading.Lock())
     with pytest.raises(JobSerializationError, match="argument 'handle'"):
-        pool.give(functions.accept, kwargs={"handle": threading.Lock()})
+        pool.submit(functions.accept, kwargs={"handle": threading.Lock()})
 
 
 def test_a_function_that_cannot_travel_is_refused(pool: Harness) -> None:
     lock = threading.Lock()
     with pytest.raises(JobSerializationError, match="leave out what it captures"):
-        pool.give(lambda: lock)
+        pool.submit(lambda: lock)
 
 
 def test_large_values_travel_both_ways_and_are_freed(pool: Harness) -> None:
     numpy = pytest.importorskip("numpy")
     pandas = pytest.importorskip("pandas")
-    pool.value(pool.give(functions.pid))
+    pool.value(pool.submit(functions.pid))
     before = open_descriptors()
     table = pandas.DataFrame({"a": numpy.arange(500_000), "b": numpy.random.random(500_000)})
-    back = pool.value(pool.give(functions.echo, table))
+    back = pool.value(pool.submit(functions.echo, table))
     pandas.testing.assert_frame_equal(back, table)
-    assert pool.value(pool.give(functions.large_bytes, 3 << 20)) == bytes(3 << 20)
-    assert pool.value(pool.give(functions.echo, [b"x" * (1 << 20)] * 3)) == [b"x" * (1 << 20)] * 3
-    changed = pool.value(pool.give(functions.overwrite, numpy.zeros(300_000)))
+    assert pool.value(pool.submit(functions.large_bytes, 3 << 20)) == bytes(3 << 20)
+    assert pool.value(pool.submit(functions.echo, [b"x" * (1 << 20)] * 3)) == [b"x" * (1 << 20)] * 3
+    changed = pool.value(pool.submit(functions.overwrite, numpy.zeros(300_000)))
     changed += 1
     assert changed.sum() == 600_000
     del back, changed
@@ -160,7 +160,7 @@ def test_large_values_travel_both_ways_and_are_freed(pool: Harness) -> None:
 def test_an_argument_is_the_same_in_every_attempt(pool: Harness) -> None:
     """What a function does to a large argument is its own affair."""
     numpy = pytest.importorskip("numpy")
-    first = pool.give(functions.overwrite, numpy.zeros(300_000))
+    first = pool.submit(functions.overwrite, numpy.zeros(300_000))
     assert pool.value(first).sum() == 300_000
     again = Assignment(first.job, 2, first.payload)
     pool.pending.append(again)
@@ -171,7 +171,7 @@ def test_an_argument_is_the_same_in_every_attempt(pool: Harness) -> None:
 
 
 def test_an_exception_arrives_with_its_traceback(pool: Harness) -> None:
-    assignment = pool.give(functions.fail)
+    assignment = pool.submit(functions.fail)
     error = pool.error(assignment)
     assert pool.ending(assignment) is Ending.RAISED
     assert type(error) is LookupError
@@ -180,7 +180,7 @@ def test_an_exception_arrives_with_its_traceback(pool: Harness) -> None:
 
 
 def test_an_exception_that_cannot_travel_is_told_with_its_code(pool: Harness) -> None:
-    error = pool.error(pool.give(functions.raise_cannot_load))
+    error = pool.error(pool.submit(functions.raise_cannot_load))
     assert type(error) is JobError
     assert str(error) == "CannotLoad: hold on"
     assert error.error_code == "RATE_LIMITED"
@@ -189,10 +189,10 @@ def test_an_exception_that_cannot_travel_is_told_with_its_code(pool: Harness) ->
 def test_sys_exit_is_the_job_s_error_and_the_worker_lives_on() -> None:
     with harness(1) as pool:
         pool.warm_up(2)
-        first = pool.give(functions.exit_in_python)
+        first = pool.submit(functions.exit_in_python)
         assert str(pool.error(first)) == "the function called sys.exit(5)"
         assert pool.ending(first) is Ending.RAISED
-        assert pool.value(pool.give(functions.pid)) == first.pid
+        assert pool.value(pool.submit(functions.pid)) == first.pid
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 13), reason="a mapping needs no descriptor: nothing is read")
@@ -201,7 +201,7 @@ def test_a_value_that_the_system_reads_in_pieces_arrives_whole(monkeypatch: pyte
     read = os.preadv
     monkeypatch.setattr(os, "preadv", lambda fd, buffers, at: read(fd, [buffers[0][:1000]], at))
     monkeypatch.setattr(values, "_mappings", values._may_be_open)  # as many as there may be
-    value = os.urandom(values.LARGE)
+    value = os.urandom(values.MIN_MEMORY_FILE_BYTES)
     body, file = values.dump(value, values.checked_dumps)
     assert file is not None
     assert values.load_from_file(os.dup(file.fd), body) == value
@@ -211,8 +211,8 @@ def test_a_value_that_the_system_reads_in_pieces_arrives_whole(monkeypatch: pyte
 def test_a_value_whose_file_was_cut_off_is_refused(monkeypatch: pytest.MonkeyPatch, mapped: bool) -> None:
     if not mapped:
         monkeypatch.setattr(values, "_mappings", values._may_be_open)
-    body, file = values.dump(os.urandom(values.LARGE), values.checked_dumps)
+    body, file = values.dump(os.urandom(values.MIN_MEMORY_FILE_BYTES), values.checked_dumps)
     assert file is not None
-    os.ftruncate(file.fd, values.LARGE // 2)
+    os.ftruncate(file.fd, values.MIN_MEMORY_FILE_BYTES // 2)
     with pytest.raises(ValueError, match=r"size|shorter"):
         values.load_from_file(os.dup(file.fd), body)

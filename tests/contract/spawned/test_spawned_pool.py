@@ -39,11 +39,11 @@ def test_sigkill_of_idle_workers_harms_nobody() -> None:
         pool.warm_up(2)
         for pid in pool.pool.pids:
             os.kill(pid, signal.SIGKILL)
-        assert [pool.value(pool.give(functions.add, n, 1)) for n in range(5)] == [1, 2, 3, 4, 5]
+        assert [pool.value(pool.submit(functions.add, n, 1)) for n in range(5)] == [1, 2, 3, 4, 5]
 
 
 def test_sigkill_of_a_busy_worker_is_told_and_harms_its_job_alone(pool: Harness, tmp_path: Path) -> None:
-    killed, neighbour = pool.give(functions.nap, 30, str(tmp_path / "pid")), pool.give(functions.nap, 0.3)
+    killed, neighbour = pool.submit(functions.nap, 30, str(tmp_path / "pid")), pool.submit(functions.nap, 0.3)
     pool.until((tmp_path / "pid").exists)
     assert killed.pid is not None
     os.kill(killed.pid, signal.SIGKILL)
@@ -57,7 +57,7 @@ def test_what_a_dead_worker_had_not_begun_is_handed_back_without_an_attempt() ->
         pool.warm_up(2)
         for pid in pool.pool.pids:
             os.kill(pid, signal.SIGSTOP)
-        assignment = pool.give(functions.add, 1, 1)
+        assignment = pool.submit(functions.add, 1, 1)
         pool.until_running(assignment)
         for pid in pool.pool.pids:
             os.kill(pid, signal.SIGKILL)
@@ -69,7 +69,7 @@ def test_a_worker_whose_socket_a_forked_process_holds_is_seen_dead(pool: Harness
     """A fork in C lets go of nothing."""
     code = "import ctypes, os, time\nif ctypes.CDLL(None).fork() == 0:\n    time.sleep(20)\n    os._exit(0)\n"
     namespace: dict[str, Any] = {}
-    assignment = pool.give(exec, code + "time.sleep(0.2)\nos._exit(9)", namespace)
+    assignment = pool.submit(exec, code + "time.sleep(0.2)\nos._exit(9)", namespace)
     assert pool.ending(assignment) is Ending.CRASHED
     assert assignment.exit_code == 9
 
@@ -77,7 +77,7 @@ def test_a_worker_whose_socket_a_forked_process_holds_is_seen_dead(pool: Harness
 @pytest.mark.parametrize("grace", [0.0, 0.2])
 def test_what_a_stopped_function_started_in_its_group_goes_too(pool: Harness, tmp_path: Path, grace: float) -> None:
     path = tmp_path / "pid"
-    assignment = pool.give(leave_child, str(path))
+    assignment = pool.submit(leave_child, str(path))
     pool.until(path.exists)
     assert pool.stop(assignment, grace=grace) < 3.0
     assert not alive(int(path.read_text()))
@@ -85,7 +85,7 @@ def test_what_a_stopped_function_started_in_its_group_goes_too(pool: Harness, tm
 
 def test_what_a_crashed_function_started_in_its_group_goes_too(pool: Harness, tmp_path: Path) -> None:
     path = tmp_path / "pid"
-    assignment = pool.give(leave_child, str(path), functions.crash)
+    assignment = pool.submit(leave_child, str(path), functions.crash)
     assert pool.ending(assignment) is Ending.CRASHED
     assert not alive(int(path.read_text()))
 
@@ -96,7 +96,7 @@ from tests.contract.process_pool import functions
 from tests.contract.process_pool.harness import Harness
 pool = Harness(2, start_method="spawn")
 for _ in range(2):
-    pool.give(functions.nap, 60)
+    pool.submit(functions.nap, 60)
 pool.until(lambda: len(pool.starts) == 2)
 if sys.argv[1] == "which forked":
     if os.fork() == 0:
@@ -155,8 +155,8 @@ def test_settings_reach_every_worker(caplog: pytest.LogCaptureFixture) -> None:
         "nice": 3,
     }
     with harness(1, start_method="spawn", **options) as pool:
-        seen = pool.value(pool.give(functions.environment_of_worker))
-        assert pool.value(pool.give(functions.remembered)) == "kept"
+        seen = pool.value(pool.submit(functions.environment_of_worker))
+        assert pool.value(pool.submit(functions.remembered)) == "kept"
         pool.until(lambda: pool.pool.idle == 2)
     assert seen["nice"] == 3
     assert "wave" in seen["modules"]
@@ -167,7 +167,7 @@ def test_settings_reach_every_worker(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_workers_that_cannot_start_fail_their_jobs() -> None:
     with harness(1, start_method="spawn", initializer=(functions.fail_to_initialize, ())) as pool:
-        assignment = pool.give(functions.pid)
+        assignment = pool.submit(functions.pid)
         error = pool.error(assignment)
         assert pool.ending(assignment) is Ending.CRASHED
         assert "set-up failed" in str(error)
@@ -195,7 +195,7 @@ def test_an_interpreter_that_is_none_fails_the_jobs(
 
 def test_a_worker_is_replaced_after_its_number_of_jobs() -> None:
     with harness(1, start_method="spawn", max_jobs_per_worker=3) as pool:
-        pids = [pool.value(pool.give(functions.pid)) for _ in range(8)]
+        pids = [pool.value(pool.submit(functions.pid)) for _ in range(8)]
     assert all(pids.count(pid) <= 3 for pid in pids)
 
 
@@ -203,15 +203,15 @@ def test_a_spare_worker_takes_over_after_a_kill() -> None:
     with harness(1, start_method="spawn") as pool:
         pool.warm_up(2)
         before = set(pool.pool.pids)
-        running = pool.give(functions.nap, 30)
+        running = pool.submit(functions.nap, 30)
         pool.until_running(running)
         pool.stop(running, grace=0)
-        assert pool.value(pool.give(functions.pid)) in before - {running.pid}
+        assert pool.value(pool.submit(functions.pid)) in before - {running.pid}
 
 
 def test_what_no_worker_has_yet_is_stopped_or_taken_back_at_once() -> None:
     with harness(2, start_method="spawn") as pool:
-        stopped, recalled = pool.give(functions.pid), pool.give(functions.pid)
+        stopped, recalled = pool.submit(functions.pid), pool.submit(functions.pid)
         pool.pending.clear()
         pool.pool.start(stopped)
         pool.pool.start(recalled)
@@ -248,8 +248,8 @@ def test_the_program_is_not_imported_again(tmp_path: Path) -> None:
 def test_closing_leaves_no_process_and_no_descriptor() -> None:
     before = open_descriptors()
     with harness(2, start_method="spawn") as pool:
-        assignments = [pool.give(functions.nap, 0.01) for _ in range(4)]
-        crashed = pool.give(functions.crash)
+        assignments = [pool.submit(functions.nap, 0.01) for _ in range(4)]
+        crashed = pool.submit(functions.crash)
         pool.until_ended(crashed, *assignments)
         pids = pool.pool.pids
     assert not any(map(alive, pids))
@@ -262,9 +262,9 @@ def test_large_values_travel_both_ways_and_are_freed() -> None:
     with harness(1, start_method="spawn") as pool:
         pool.warm_up(2)
         before = open_descriptors()
-        back = pool.value(pool.give(functions.overwrite, numpy.zeros(1_000_000)))
+        back = pool.value(pool.submit(functions.overwrite, numpy.zeros(1_000_000)))
         assert back.sum() == 1_000_000
-        assert pool.value(pool.give(functions.large_bytes, 3 << 20)) == bytes(3 << 20)
+        assert pool.value(pool.submit(functions.large_bytes, 3 << 20)) == bytes(3 << 20)
         del back
         pool.endings.clear()
         pool.starts.clear()
@@ -273,7 +273,7 @@ def test_large_values_travel_both_ways_and_are_freed() -> None:
 
 def test_closing_while_workers_start() -> None:
     pool = Harness(2, start_method="spawn")
-    pool.give(functions.pid)
+    pool.submit(functions.pid)
     pool.turn(0)
     pool.close()
     assert pool.pool.pids == []

@@ -18,7 +18,7 @@ from executor_adapter import Job, JobExecutor, JobStatus
 from executor_adapter.config.settings import Settings, StoreSettings
 from executor_adapter.exceptions import ConfigurationError, QueueFullError
 from executor_adapter.store import JobFilter, StoreUnavailable, open_store
-from executor_adapter.worker.presence import NONE
+from executor_adapter.worker.presence import NO_PRESENCE
 from tests.contract.conftest import wait_for
 from tests.contract.stores import store_jobs
 
@@ -171,7 +171,7 @@ def test_a_lease_that_cannot_be_renewed_ends_its_jobs_in_time(postgresql: Privat
 def test_where_only_leases_tell_who_is_gone_they_do_so_on_one_machine_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("executor_adapter.store.host.presence", lambda: NONE)
+    monkeypatch.setattr("executor_adapter.store.host.presence", lambda: NO_PRESENCE)
     monkeypatch.setattr("executor_adapter.store.sql.engines.BUSY_SECONDS", 0.2)
     file = tmp_path / "jobs.db"
     run_through_a_lease(f"sqlite:///{file}", lambda: locked(file), tmp_path / "runs")
