@@ -107,7 +107,8 @@ print("the program is over", flush=True)
 
 HANGING = """
 import threading, time
-from executor_adapter import Job, JobExecutor, futures
+from executor_adapter import Job, JobExecutor
+from executor_adapter.supervision import futures
 
 futures.CALLBACK_SECONDS = 0.5
 executor = JobExecutor(1)

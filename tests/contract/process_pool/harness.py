@@ -132,7 +132,7 @@ class Harness:
             if self.pool.busy < self.pool.max_workers:
                 self.pending.popleft()
                 self.pool.start(first)
-            elif first.short and self.pool.start_behind(first):
+            elif first.short and self.pool.queue_behind(first):
                 self.pending.popleft()
             else:
                 return

@@ -143,7 +143,7 @@ def test_relieving_a_worker_that_has_not_begun_takes_back_all() -> None:
         calls = [pool.submit(functions.add, number, 1, short=True) for number in range(3)]
         pool.until(lambda: not pool.pending)
         pool.pool.flush()
-        assert not pool.pool.relieve(pool.now() + 1)
+        assert not pool.pool.hand_back_queued(pool.now() + 1)
         assert pool.hand_backs == calls[::-1]
         assert pool.pool.busy == 0
         for pid in pool.pool.pids:

@@ -176,7 +176,7 @@ def test_an_exception_arrives_with_its_traceback(pool: Harness) -> None:
     assert pool.ending(assignment) is Ending.RAISED
     assert type(error) is LookupError
     assert "process_pool/functions.py" in str(error.__cause__)
-    assert "attempt.py" not in str(error.__cause__)
+    assert "worker/call.py" not in str(error.__cause__)
 
 
 def test_an_exception_that_cannot_travel_is_told_with_its_code(pool: Harness) -> None:
