@@ -36,7 +36,7 @@ class SchedulerMirror(Protocol):
     def attach(self, executor: JobExecutor) -> None:
         """Mirror each job of this executor from now on, until that is closed, and end with it."""
 
-    def hasten(self) -> None:
+    def hurry(self) -> None:
         """When the executor is closed, leave the server little time."""
 
 

@@ -165,7 +165,7 @@ class _Scheduler:
             store, self._store = self._store, None
             mirror, self._mirror = self._mirror, None
         if mirror is not None:
-            mirror.hasten()
+            mirror.hurry()
         if executor is not None:
             executor.shutdown(cancel_futures=True, timeout=0)
             self._ended(executor)

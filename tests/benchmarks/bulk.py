@@ -53,7 +53,7 @@ def measure_run_jobs(jobs: int, history: Literal["auto", "full", "final"], *, we
             recorded=jobs / (ended - began),
             cpu=(time.process_time() - cpu) / jobs * 1e6,
             memory=peak.stop() - idle if peak is not None else 0.0,
-            left_out=report.left_out,
+            omitted=report.omitted,
         )
 
     bulk()

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.benchmarks.prefect_server import Kind, MeasuredServer, prefect_server
-from tests.prefect.test_accounted import wait_until
+from tests.prefect.test_mirror_under_load import wait_until
 from tests.servers import ROOT
 
 

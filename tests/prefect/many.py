@@ -49,7 +49,7 @@ def run_many(jobs: int) -> dict[str, Any]:
             "began": began,
             "seconds": time.time() - began,
             "complete": report.complete,
-            "told_again": report.told_again,
+            "resent": report.resent,
             "report": str(report),
         }
 

@@ -24,9 +24,9 @@ from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.prefect import PrefectMirror, arun_jobs, run_jobs
 from executor_adapter.prefect.mirror.server_api import server_name
 from executor_adapter.prefect.mirror.spool import Spool
-from tests.prefect.cloud import at_cloud
 from tests.prefect.conftest import Api, Wait
-from tests.prefect.recorder import Recorder
+from tests.prefect.fake_cloud import at_cloud
+from tests.prefect.fake_server import FakeServer
 
 pytestmark = pytest.mark.usefixtures("prefect_api", "executor")
 
@@ -343,11 +343,11 @@ def test_cancelling_the_await_ends_the_jobs(api: Api, executor: JobExecutor) -> 
 def test_cancelling_the_await_ends_it_while_the_server_is_told(monkeypatch: pytest.MonkeyPatch, own: bool) -> None:
     """All jobs are over then. The server gets what it gets at a cancel, and the disk the rest."""
 
-    class Deaf(Recorder):
+    class Deaf(FakeServer):
         def record(self, most: int | None = None) -> None: ...
 
-    monkeypatch.setattr("executor_adapter.prefect.mirror.mirror.HURRY_SECONDS", 0.5)
-    monkeypatch.setattr("executor_adapter.prefect.mirror.mirror.LEAST_HURRY_SECONDS", 0.5)
+    monkeypatch.setattr("executor_adapter.prefect.mirror.timeouts.HURRIED_CLOSE_SECONDS", 0.5)
+    monkeypatch.setattr("executor_adapter.prefect.mirror.timeouts.MIN_HURRIED_CLOSE_SECONDS", 0.5)
 
     @flow
     async def run() -> None:
@@ -383,8 +383,8 @@ def test_passed_states_are_left_out_where_that_was_asked_for(api: Api, caplog: p
     assert (report.complete, report.recorded) == (True, 50)
     runs = api.task_runs(flow_run_id)
     told = sum(len(api.states(run["id"])) for run in runs)
-    assert told == 150 - report.left_out
+    assert told == 150 - report.omitted
     assert {(run["state_name"], run["run_count"]) for run in runs} == {("Completed", 1)}
     assert all(run["start_time"] <= run["end_time"] for run in runs)
-    if report.left_out:
+    if report.omitted:
         assert sum("left out" in message for message in caplog.messages) == 1

@@ -11,7 +11,7 @@ from tests.benchmarks.apart import apart
 from tests.benchmarks.prefect_server import prefect_server
 from tests.prefect.ending import in_state, seconds_to_cancelled, sleeping
 from tests.prefect.many import run_many
-from tests.prefect.test_accounted import wait_until
+from tests.prefect.test_mirror_under_load import wait_until
 
 
 @pytest.mark.timeout(240)

@@ -22,8 +22,8 @@ from executor_adapter import current_job
 from executor_adapter.prefect import JobTaskRunner, job_task
 from executor_adapter.prefect.mirror import flow_run_mirrors
 from tests.benchmarks.apart import apart
-from tests.prefect.away import TASKS, run_while_away
 from tests.prefect.conftest import Api, Wait
+from tests.prefect.offline_flow import TASKS, run_while_away
 
 
 @job_task(pool="thread", retry_attempts=0)

@@ -32,13 +32,13 @@ from executor_adapter.prefect.mirror.job_history import uuid5_text
 from executor_adapter.prefect.mirror.spool import Spool
 from tests.benchmarks.apart import apart
 from tests.benchmarks.prefect_server import MeasuredServer, prefect_server
-from tests.prefect.cloud import at_cloud
 from tests.prefect.conftest import Api
+from tests.prefect.fake_cloud import at_cloud
+from tests.prefect.fake_server import FakeServer
 from tests.prefect.gate import Gate
 from tests.prefect.many import run_many, work
-from tests.prefect.recorder import Recorder
-from tests.prefect.test_accounted import check
-from tests.prefect.test_courier import COMPLETED, FAILED, event
+from tests.prefect.test_event_sender import COMPLETED, FAILED, event
+from tests.prefect.test_mirror_under_load import check
 from tests.servers import free_port
 
 ONCE = RetryPolicy(retry_attempts=1, retry_delay=0.1)
@@ -223,7 +223,7 @@ def test_the_spool_of_others_keeps_no_small_flow_waiting(
 ) -> None:
     """It is sent meanwhile, and a little longer; what the server has not recorded by then, others may send."""
 
-    class NeverFailed(Recorder):
+    class NeverFailed(FakeServer):
         def record(self, most: int | None = None) -> None:
             self.queue.extend([told for told in _drawn(self.queue) if not told["event"].endswith("Failed")])
             super().record(most)

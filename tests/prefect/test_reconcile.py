@@ -65,7 +65,7 @@ def test_lost_states_are_told_again_with_all_that_the_first_event_said(api: Api,
         return report, [future.task_run_id for future in futures]
 
     report, ids = run()
-    assert (report.recorded, report.emitted_again, report.missing) == (3, 3, ())
+    assert (report.recorded, report.resent, report.missing) == (3, 3, ())
     lost, kept, failed = (api.task_run(task_run_id) for task_run_id in ids)
     assert (lost["state_name"], kept["state_name"], failed["state_name"]) == ("Completed", "Completed", "Failed")
     assert failed["run_count"] == 2
@@ -85,7 +85,7 @@ def test_what_the_server_knows_is_not_told_again(api: Api) -> None:
         return wait_until_recorded(), future.task_run_id
 
     report, task_run_id = run()
-    assert (report.recorded, report.emitted_again, report.complete) == (1, 0, True)
+    assert (report.recorded, report.resent, report.complete) == (1, 0, True)
     assert api.state_names(task_run_id) == ["Pending", "Running", "Completed"]
     assert len(api.task_runs(report.flow_run_id)) == 2
     assert "every task run" in str(report)

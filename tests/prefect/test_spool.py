@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from executor_adapter.prefect.mirror.spool import FILE_EVENTS, Spool
-from tests.prefect.test_courier import COMPLETED, event
+from tests.prefect.test_event_sender import COMPLETED, event
 
 
 def test_a_file_is_not_found_before_its_writer_holds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,8 @@ from executor_adapter.job.model import TERMINAL, Job, JobResult, JobStatus, Tran
 from executor_adapter.prefect.bulk.job_scope import FlowScene, JobScene
 from executor_adapter.prefect.bulk.run_log import RunLog
 from executor_adapter.prefect.engine.waiting import slot_lent
-from executor_adapter.prefect.mirror.mirror import PrefectMirror, seconds_left
+from executor_adapter.prefect.mirror.mirror import PrefectMirror
+from executor_adapter.prefect.mirror.timeouts import remaining_close_seconds
 from executor_adapter.prefect.runners.companion import watching
 from executor_adapter.supervision.futures import JobFuture
 
@@ -96,7 +97,7 @@ class _BulkRun:
     def __init__(self, executor: JobExecutor, mirror: PrefectMirror | None) -> None:
         self._executor = executor
         self._mirror = mirror or PrefectMirror()
-        self._mirror.join()
+        self._mirror.join_flow_run()
         self._owns_mirror = mirror is None
         self._ids = _ids_of(_flow_run(FlowRunContext.get()))
         self._log = RunLog()
@@ -148,7 +149,7 @@ class _BulkRun:
     def _submit(self, job: Job) -> None:
         number = len(self._results)
         self._results.append(None)
-        scene = self._scenes[job] = JobScene(self._scene, self._mirror.expect(job), number)
+        scene = self._scenes[job] = JobScene(self._scene, self._mirror.add_job(job), number)
         try:
             future = self._executor.submit(job, surroundings=scene)
         except (InvalidJobError, JobSerializationError) as error:
@@ -167,7 +168,7 @@ class _BulkRun:
 
     def _dismiss(self, job: Job) -> None:
         self._scenes.pop(job, None)  # an interrupted submit may have let it in, and it may be over
-        self._mirror.dismiss(job)
+        self._mirror.remove_job(job)
 
     # --- gathering results ---
 
@@ -211,8 +212,8 @@ class _BulkRun:
     def _refused(self, number: int, job: Job, error: InvalidJobError | JobSerializationError) -> None:
         """A job that the executor did not take failed all the same, and its task run says why."""
         now = time.time()
-        self._mirror.note(Transition(job, None, JobStatus.PENDING, now, 0))
-        self._mirror.note(Transition(job, JobStatus.PENDING, JobStatus.FAILED, now, 0, error))
+        self._mirror.enqueue(Transition(job, None, JobStatus.PENDING, now, 0))
+        self._mirror.enqueue(Transition(job, JobStatus.PENDING, JobStatus.FAILED, now, 0, error))
         self._results[number] = JobResult(
             job_id=job.job_id, status=JobStatus.FAILED, error=error, error_code=error_code_of(error)
         )
@@ -225,7 +226,7 @@ class _BulkRun:
             return
         if transition.error is not None:
             scene.failed(transition)
-        self._mirror.note_of(scene.history, transition)
+        self._mirror.enqueue_for(scene.history, transition)
         if transition.status in TERMINAL:
             del self._scenes[transition.job]
             self._ended.append(scene.number)
@@ -246,14 +247,14 @@ class _BulkRun:
         """End the jobs of this run, and tell how they ended while that takes its time."""
         began = time.monotonic()
         if self._owns_mirror:
-            self._mirror.hasten()
+            self._mirror.hurry()
         live = [future for future in self._live.values() if not future.done()]
         for future in live:
             future.cancel()
         try:
             wait(live, timeout=CANCEL_SECONDS)
         finally:
-            (self._mirror.close if self._owns_mirror else self._mirror.drain)(seconds_left(began))
+            (self._mirror.close if self._owns_mirror else self._mirror.drain)(remaining_close_seconds(began))
 
 
 def _flow_run(context: FlowRunContext | None) -> FlowRun:

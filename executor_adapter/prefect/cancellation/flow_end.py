@@ -65,7 +65,7 @@ class FlowEnd:
             self._whole += whole
             self._seen_whole |= whole
 
-    def settle(self) -> None:
+    def jobs_finished(self) -> None:
         """All that is left is to tell the server of its jobs."""
         self._settles = True
 

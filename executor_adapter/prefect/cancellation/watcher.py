@@ -49,9 +49,9 @@ class _Known(NamedTuple):
 class FlowRunWatch:
     """Somebody's wish to hear that a flow run is cancelled; see `watch_flow_run`."""
 
-    def __init__(self, run: _WatchedRun, on_cancel: Callable[[], object], *, until_over: bool) -> None:
+    def __init__(self, run: _WatchedRun, on_cancel: Callable[[], object], *, until_flow_ends: bool) -> None:
         self.run = run
-        self.until_over = until_over
+        self.until_flow_ends = until_flow_ends
         self._on_cancel = on_cancel
 
     @property
@@ -65,25 +65,27 @@ class FlowRunWatch:
         except Exception:
             logger.exception("a flow run was cancelled, but not all of its jobs could be told")
 
-    def settle(self) -> None:
+    def jobs_finished(self) -> None:
         """Say that the flow run's jobs are over, and that it is not, since the server is being told of them: it is not
         to be interrupted in that."""
-        self.run.end.settle()
+        self.run.end.jobs_finished()
 
     def close(self) -> None:
-        """Hear nothing more. Closing one that is `until_over` says that the flow run is over."""
+        """Hear nothing more. Closing one that is `until_flow_ends` says that the flow run is over."""
         _watcher.close(self)
 
 
-def watch_flow_run(flow_run_id: UUID, on_cancel: Callable[[], object], *, until_over: bool = False) -> FlowRunWatch:
+def watch_flow_run(
+    flow_run_id: UUID, on_cancel: Callable[[], object], *, until_flow_ends: bool = False
+) -> FlowRunWatch:
     """Have `on_cancel()` called once the flow run, or one that it is a subflow run of, is Cancelling or Cancelled.
 
     Called in the flow run. `on_cancel` ends its jobs and begins no further ones; it returns at once, since it is called
-    on the thread that watches, or before this returns, where the cancel is known already. `until_over`: for whoever
+    on the thread that watches, or before this returns, where the cancel is known already. `until_flow_ends`: for who
     sees the flow run end, and closes the watch then: a task runner. Only then can a cancelled flow be interrupted in
     what else it does, and be told Cancelled the moment it is over.
     """
-    return _watcher.add(flow_run_id, on_cancel, until_over=until_over)
+    return _watcher.add(flow_run_id, on_cancel, until_flow_ends=until_flow_ends)
 
 
 class _WatchedRun:
@@ -130,16 +132,16 @@ class _Watcher:
         self._cancelled: set[UUID] = set()
         self._running = False
 
-    def add(self, flow_run_id: UUID, on_cancel: Callable[[], object], *, until_over: bool) -> FlowRunWatch:
+    def add(self, flow_run_id: UUID, on_cancel: Callable[[], object], *, until_flow_ends: bool) -> FlowRunWatch:
         with self.lock:
             run = self._runs.get(flow_run_id)
             if run is None:
                 signal_watch.arm()
                 run = self._runs[flow_run_id] = _WatchedRun(flow_run_id)
                 run.cancelled = flow_run_id in self._cancelled
-            watch = FlowRunWatch(run, on_cancel, until_over=until_over)
+            watch = FlowRunWatch(run, on_cancel, until_flow_ends=until_flow_ends)
             run.watches.append(watch)
-            run.end.opened(whole=until_over)
+            run.end.opened(whole=until_flow_ends)
             if not self._running:
                 self._running = True
                 context = copy_context()  # with the caller's settings
@@ -156,7 +158,7 @@ class _Watcher:
             run.watches.remove(watch)
             if not run.watches:
                 del self._runs[run.lineage[0]]
-        run.end.closed(whole=watch.until_over)
+        run.end.closed(whole=watch.until_flow_ends)
 
     def _ask(self) -> None:
         over = False

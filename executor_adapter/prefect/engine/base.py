@@ -38,7 +38,7 @@ from executor_adapter.job.retry import RetryDecision
 from executor_adapter.prefect.child.logs import log_failure, log_message
 from executor_adapter.prefect.engine.job_run import JobRun, outcome
 from executor_adapter.prefect.engine.waiting import over, result_of
-from executor_adapter.prefect.mirror.flow_run_mirrors import TaskRunTeller
+from executor_adapter.prefect.mirror.flow_run_mirrors import TaskRunReporter
 from executor_adapter.prefect.mirror.state_events import is_final
 from executor_adapter.prefect.mirror.states import retrying
 from executor_adapter.prefect.reporting.events import flush_events
@@ -63,7 +63,7 @@ class JobEngine(BaseTaskRunEngine[..., Any]):
         if self.task_run is not None and _ends(state):
             self.job_run.settle(state)
 
-    def enter(self, state: State[Any], teller: TaskRunTeller) -> State[Any]:
+    def enter(self, state: State[Any], reporter: TaskRunReporter) -> State[Any]:
         """Enter `state` as `set_state` of Prefect's engines does, and have the mirror tell of it.
 
         Prefect's would send an event of its own for each, which costs several times as much, waits for no server and
@@ -85,24 +85,24 @@ class JobEngine(BaseTaskRunEngine[..., Any]):
                 run.end_time = cast(DateTime, state.timestamp)
             data: Any = state.data
             link_state_to_task_run_result(state, data.result if isinstance(data, ResultRecord) else data)
-        teller.tell(run, state, last)
+        reporter.report(run, state, last)
         if get_current_settings().cloud.enable_orchestration_telemetry:
             trace.get_current_span().add_event(state.name or state.type.value, _span_attributes(state))
         return state
 
     def handle_rollback(self, txn: Transaction) -> None:
         """Tell that the transaction which the task run was part of was rolled back."""
-        if self.job_run.teller is None:
+        if self.job_run.reporter is None:
             super().handle_rollback(txn)
             return
         assert self.task_run is not None, "what is rolled back was run"
         rolled_back: State[Any] = Completed(name="RolledBack", message="Task rolled back as part of transaction")
-        self.job_run.teller.tell(self.task_run, rolled_back, self.state)
+        self.job_run.reporter.report(self.task_run, rolled_back, self.state)
 
     def hurry(self) -> None:
         """The process may be about to end by a signal: let what was told be on its way."""
-        if self.job_run.teller is not None:
-            self.job_run.teller.hurry()
+        if self.job_run.reporter is not None:
+            self.job_run.reporter.hurry()
         else:
             flush_events()
 
@@ -209,8 +209,8 @@ class SyncJobEngine(JobEngine, SyncTaskRunEngine[..., Any]):
 
     def set_state(self, state: State[Any], force: bool = False) -> State[Any]:
         """Enter `state`, named by the table; a final one settles the job."""
-        named, teller = self.job_run.named(state), self.job_run.teller
-        entered = self.enter(named, teller) if teller else super().set_state(named, force=force)
+        named, reporter = self.job_run.named(state), self.job_run.reporter
+        entered = self.enter(named, reporter) if reporter else super().set_state(named, force=force)
         self.note(entered)
         return entered
 
@@ -328,8 +328,8 @@ class AsyncJobEngine(JobEngine, AsyncTaskRunEngine[..., Any]):
 
     async def set_state(self, state: State[Any], force: bool = False) -> State[Any]:
         """Enter `state`, named by the table; a final one settles the job."""
-        named, teller = self.job_run.named(state), self.job_run.teller
-        entered = self.enter(named, teller) if teller else await super().set_state(named, force=force)
+        named, reporter = self.job_run.named(state), self.job_run.reporter
+        entered = self.enter(named, reporter) if reporter else await super().set_state(named, force=force)
         self.note(entered)
         return entered
 

@@ -22,7 +22,7 @@ from executor_adapter.job.model import TERMINAL, Job, JobStatus
 from executor_adapter.job.retry import RetryDecision
 from executor_adapter.prefect.child.task_run_context import TASK_RUN_SCOPE, task_run_payload
 from executor_adapter.prefect.engine.waiting import SlotLoan, slot_loan
-from executor_adapter.prefect.mirror.flow_run_mirrors import TaskRunTeller
+from executor_adapter.prefect.mirror.flow_run_mirrors import TaskRunReporter
 from executor_adapter.prefect.mirror.states import awaiting_retry, failure_kind, failure_message
 from executor_adapter.prefect.options.job_options import job_of_call
 
@@ -66,7 +66,7 @@ class JobRun:
     def __init__(self, task: Task[..., Any], options: Mapping[str, Any]) -> None:
         self.task = task
         self.options = options
-        self.teller: TaskRunTeller | None = None
+        self.reporter: TaskRunReporter | None = None
         """Who tells the server of its task run; None where Prefect does."""
         self.on_begun: Callable[[], object] | None = None
         """To be called once, when the job has its slot, or is over without."""

@@ -10,8 +10,8 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import RunInput, TaskRun, TaskRunResult
 
 from executor_adapter.prefect.engine.job_run import JobRun
-from executor_adapter.prefect.mirror.flow_run_mirrors import teller_of
-from executor_adapter.prefect.reporting.events import emit_pending
+from executor_adapter.prefect.mirror.flow_run_mirrors import reporter_for
+from executor_adapter.prefect.reporting.events import emit_pending_event
 
 
 def create_task_run(
@@ -36,11 +36,11 @@ def create_task_run(
         raise RuntimeError("Prefect's Task.create_local_run waits for something: it did not in the versions known")
     _drop_false_parents(task_run)
     assert task_run.state is not None, "a new task run is Pending"
-    job_run.teller = teller_of(task_run)
-    if job_run.teller is not None:
-        job_run.teller.tell(task_run, task_run.state, None)
+    job_run.reporter = reporter_for(task_run)
+    if job_run.reporter is not None:
+        job_run.reporter.report(task_run, task_run.state, None)
     else:
-        emit_pending(job_run.task, task_run)
+        emit_pending_event(job_run.task, task_run)
     return task_run
 
 

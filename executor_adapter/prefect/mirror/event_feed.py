@@ -24,7 +24,7 @@ LISTING_STALL_TIMEOUT = 15.0
 """Seconds without progress after which the list counts as one that is not kept."""
 
 
-class Feed:
+class EventFeed:
     """How far the list has come."""
 
     def __init__(self, clock: Callable[[], float]) -> None:

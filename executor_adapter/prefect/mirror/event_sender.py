@@ -25,8 +25,8 @@ from typing import Any
 
 import httpx
 
-from executor_adapter.prefect.mirror.event_feed import Feed
-from executor_adapter.prefect.mirror.pacing import Batch, Pace
+from executor_adapter.prefect.mirror.event_feed import EventFeed
+from executor_adapter.prefect.mirror.pacing import Batch, SendWindow
 from executor_adapter.prefect.mirror.server_api import FaultError, Recorded, RefusedError, ServerApi
 from executor_adapter.prefect.mirror.state_events import TICK, StateEvent
 
@@ -48,7 +48,7 @@ MOST_TELLINGS = 8
 """A state that the server has lost so often is given up: the fault is not chance."""
 
 
-class Courier:
+class EventSender:
     """See the module. `source(n)`: at most n events to be sent next. `lock` is held by whoever calls `turn`, which
     lets go of it while it waits for the server: so others may look at, and take, what is on its way."""
 
@@ -68,15 +68,15 @@ class Courier:
         """Final states that the server refuses, or loses each time."""
         self.recorded = 0
         """Final states that the server is known to have, but for those of the spool."""
-        self.told_again = 0
+        self.resent = 0
         self.progress_at = clock()
         """When the server last showed that it records."""
         self._source = source
         self._lock = lock
         self._clock = clock
         self._wall = wall
-        self._pace = Pace()
-        self._feed = Feed(clock)
+        self._pace = SendWindow()
+        self._feed = EventFeed(clock)
         self._sent: deque[Batch] = deque()
         self._arrived: list[Batch] = []
         self._looked_at = float("-inf")
@@ -312,7 +312,7 @@ class Courier:
             elif event.tellings >= MOST_TELLINGS:
                 self._give_up(event, RuntimeError("it loses it each time"))
             else:
-                self.told_again += 1
+                self.resent += 1
                 told.append(event.again(self._time_of(event, known.get(event.task_run_id))))
         self._put_back(told)
 

@@ -1,7 +1,7 @@
 """The mirrors that tell of task runs which Prefect's engines drive: one a flow run, and one for all outside.
 
-A flow run's lasts until whoever runs its tasks says that they are over (`end`), so that the server has them all before
-the flow ends. What is left when the process exits gets a few seconds, and then the spool.
+A flow run's lasts until whoever runs its tasks says that they are over (`close`), so that the server has them all
+before the flow ends. What is left when the process exits gets a few seconds, and then the spool.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ _mirrors: dict[UUID | str, PrefectMirror] = {}
 _lock = threading.Lock()
 
 
-class TaskRunTeller:
+class TaskRunReporter:
     """Tells the server of one task run, by the mirror of its flow run."""
 
     def __init__(self, task_run: TaskRun) -> None:
         self._key = task_run.flow_run_id or server_name()
         self._history = EngineHistory(task_run)
         self._mirror = _mirror_of(self._key)
-        self._mirror.follow(self._history)
+        self._mirror.add_task_run(self._history)
 
-    def tell(self, task_run: TaskRun, state: State[Any], previous: State[Any] | None) -> None:
+    def report(self, task_run: TaskRun, state: State[Any], previous: State[Any] | None) -> None:
         """The task run, which is as it says now, enters `state`; in its context."""
         change = engine_change(task_run, state, previous)
-        while not self._mirror.tell(self._history, change):  # it was closed, and this comes after the end
+        while not self._mirror.enqueue_change(self._history, change):  # it was closed, and this comes after the end
             self._mirror = _mirror_of(self._key)
 
     def hurry(self) -> None:
         """The process may be about to end: let what is told so far be on its way."""
-        self._mirror.hasten()
+        self._mirror.hurry()
         self._mirror.drain(1.0)
         if isinstance(self._key, str):  # outside flow runs, others may follow where it does not, as at a prompt
             _replace(self._key, self._mirror)
 
 
-def teller_of(task_run: TaskRun) -> TaskRunTeller | None:
+def reporter_for(task_run: TaskRun) -> TaskRunReporter | None:
     """Who is to tell of a task run that was just made, in the context of its making.
 
     None where Prefect's own engine is to tell: in a process that multiprocessing started, as Prefect's
@@ -63,7 +63,7 @@ def teller_of(task_run: TaskRun) -> TaskRunTeller | None:
     """
     if multiprocessing.parent_process() is not None or get_current_settings().testing.test_mode:
         return None
-    return TaskRunTeller(task_run)
+    return TaskRunReporter(task_run)
 
 
 def _mirror_of(key: UUID | str) -> PrefectMirror:
@@ -91,13 +91,13 @@ def find(flow_run_id: UUID) -> PrefectMirror | None:
     return _mirrors.get(flow_run_id)
 
 
-def hasten(flow_run_id: UUID) -> None:
+def hurry(flow_run_id: UUID) -> None:
     """The flow run was cancelled: tell how its task runs end as soon as they do."""
     if (mirror := _mirrors.get(flow_run_id)) is not None:
-        mirror.hasten()
+        mirror.hurry()
 
 
-def end(flow_run_id: UUID | None, *, timeout: float | None) -> None:
+def close(flow_run_id: UUID | None, *, timeout: float | None) -> None:
     """The tasks of a flow run are over: wait until the server has them all, at most `timeout` seconds.
 
     None: those outside flow runs, of which others may follow.

@@ -1,6 +1,6 @@
 """PrefectMirror: an executor's jobs as task runs in Prefect, every state of them, none lost.
 
-    executor ──transition──► mirror ──events──► courier ──paced──► server
+    executor ──transition──► mirror ──events──► sender ──paced──► server
                                                    │ what cannot be brought in time
                                                    └──► spool ──► the next mirror
 
@@ -14,7 +14,7 @@ Inside a flow run its jobs are task runs of that flow run, elsewhere task runs o
 for many jobs at once. Jobs that a `job_task` runs are Prefect's engine's to tell of, and left alone.
 
 Telling takes no time of the executor's: a thread of the mirror's sends, at the pace at which the server records
-(`pacing`, `courier`). A mirror that is behind leaves out, as `history` says, states that jobs have passed through and
+(`pacing`, `sender`). A mirror that is behind leaves out, as `history` says, states that jobs have passed through and
 left behind; the true final state, run count and times of a job always reach the server. If they truly cannot, the
 report says of how many jobs, and which.
 """
@@ -34,14 +34,15 @@ import httpx
 
 from executor_adapter.job.model import TERMINAL, Job, Transition
 from executor_adapter.prefect.mirror.engine_history import EngineChange, EngineHistory
-from executor_adapter.prefect.mirror.event_sender import Courier
+from executor_adapter.prefect.mirror.event_sender import EventSender
 from executor_adapter.prefect.mirror.flow_run_facts import current_flow_run_id, flow_run_facts, read_flow_run_facts
 from executor_adapter.prefect.mirror.job_history import JobHistory, step_of, task_run_id
 from executor_adapter.prefect.mirror.report import MirrorReport
 from executor_adapter.prefect.mirror.server_api import ServerApi, server_name
 from executor_adapter.prefect.mirror.spool import Spool, SpoolFile
 from executor_adapter.prefect.mirror.state_events import FlowRunFacts, StateEvent
-from executor_adapter.prefect.mirror.unsent import Backlog, History
+from executor_adapter.prefect.mirror.timeouts import HURRIED_CLOSE_SECONDS
+from executor_adapter.prefect.mirror.unsent import History, UnsentChanges
 
 logger = logging.getLogger("executor_adapter.prefect")
 
@@ -49,19 +50,13 @@ LINGER = 0.05
 """Seconds for which changes are gathered, so that one request carries many."""
 
 TURN_SECONDS = 0.1
-"""Between two turns of a courier that is not done."""
+"""Between two turns of a sender that is not done."""
 
 AWAY_SECONDS = 1.0
 """Between two attempts to reach a server that is away."""
 
 STALL_TIMEOUT = 90.0
 """Seconds for which a server may show no progress at all before what it does not have is given up, and spooled."""
-
-HURRY_SECONDS = 4.0
-"""What leaving the mirror by an exception gives the server for the final states."""
-
-LEAST_HURRY_SECONDS = 1.5
-"""The same, however long the jobs took to end."""
 
 SPOOL_SECONDS = 5.0
 """What the server gets for what earlier processes kept, once it has all of one's own: the rest stays on disk."""
@@ -92,13 +87,13 @@ class PrefectMirror:
         self._jobs = 0
         self._spooled: tuple[str, ...] = ()
         self._missing: tuple[str, ...] = ()
-        self._backlog = Backlog(history)
+        self._unsent = UnsentChanges(history)
         self._lock = threading.Lock()
-        """Held by the sender but for the time it waits; guards courier and backlog."""
-        self._courier = Courier(self._next_events, self._lock)
+        """Held by the sender but for the time it waits; guards sender and unsent."""
+        self._sender = EventSender(self._next_events, self._lock)
         self._wake = threading.Event()
         self._turned = threading.Event()
-        """Set after each turn of the courier, for whoever waits for the last."""
+        """Set after each turn of the sender, for whoever waits for the last."""
         self._own_at = 0.0
         """When there last was something of one's own to tell, or the sender began."""
         self._closed = False
@@ -114,7 +109,7 @@ class PrefectMirror:
         self._flow: FlowRunFacts = flow_run_facts()
         self._context = contextvars.copy_context()
 
-    def join(self) -> None:
+    def join_flow_run(self) -> None:
         """Let the jobs be task runs of the flow run around the caller, wherever the mirror was made.
 
         Raises:
@@ -134,50 +129,50 @@ class PrefectMirror:
             driver = job._live.driver
             if driver is not None and driver.applies_max_runtime:
                 return  # Prefect's engine drives it, and tells of it
-            self.expect(job)
-        self.note(transition)
+            self.add_job(job)
+        self.enqueue(transition)
 
-    def expect(self, job: Job) -> JobHistory:
+    def add_job(self, job: Job) -> JobHistory:
         """Mirror this job, which is about to be submitted to an executor whose other jobs are not: see `note`."""
         history = self._histories[job.job_id] = JobHistory(job, task_run_id(self.flow_run_id, job))
         self._jobs += 1
         return history
 
-    def dismiss(self, job: Job) -> None:
+    def remove_job(self, job: Job) -> None:
         """Do not mirror this job after all: it was not submitted."""
         if self._histories.pop(job.job_id, None) is not None:
             self._jobs -= 1
 
-    def note(self, transition: Transition) -> None:
+    def enqueue(self, transition: Transition) -> None:
         """An observer, for the expected jobs alone."""
         history = self._histories.get(transition.job.job_id)
         if history is not None:
-            self.note_of(history, transition)
+            self.enqueue_for(history, transition)
 
-    def note_of(self, history: JobHistory, transition: Transition) -> None:
+    def enqueue_for(self, history: JobHistory, transition: Transition) -> None:
         """The same, for whoever kept what `expect` gave."""
         if self._closed:
             return
         if transition.status in TERMINAL:
             self._histories.pop(history.job_id, None)
-        self._backlog.append(history, step_of(transition))
+        self._unsent.append(history, step_of(transition))
         self._wake_up()
 
     # --- what happens to engines' task runs, told on any thread ---
 
-    def follow(self, history: EngineHistory) -> None:
+    def add_task_run(self, history: EngineHistory) -> None:
         """Mirror a task run that one of Prefect's engines drives: see `tell`."""
         with self._counting:
             self._jobs += 1
         self._followed[history.job_id] = history
 
-    def tell(self, history: EngineHistory, change: EngineChange) -> bool:
+    def enqueue_change(self, history: EngineHistory, change: EngineChange) -> bool:
         """The task run enters a state; False where the mirror is closed, and takes nothing."""
         if self._closed:
             return False
         if change.is_final:
             self._followed.pop(history.job_id, None)
-        self._backlog.append(history, change)
+        self._unsent.append(history, change)
         self._wake_up()
         return True
 
@@ -206,10 +201,10 @@ class PrefectMirror:
             self._turned.clear()
         return self.report()
 
-    def hasten(self) -> None:
+    def hurry(self) -> None:
         """Tell only how jobs ended from now on, those that are over first and all at once: the end is near."""
-        self._backlog.hurries = True
-        self._courier.hurry()
+        self._unsent.hurries = True
+        self._sender.hurry()
         self._wake.set()
 
     def close(self, timeout: float | None = None) -> MirrorReport:
@@ -220,7 +215,7 @@ class PrefectMirror:
         """
         if timeout is not None:
             self._deadline = time.monotonic() + timeout
-            self.hasten()
+            self.hurry()
         try:
             if not self._closed and (self._jobs or self._thread is not None):
                 self.drain()
@@ -242,19 +237,19 @@ class PrefectMirror:
         """How far the server's record goes by now."""
         return MirrorReport(
             jobs=self._jobs,
-            recorded=self._courier.recorded,
-            told_again=self._courier.told_again,
-            left_out=self._backlog.left_out,
+            recorded=self._sender.recorded,
+            resent=self._sender.resent,
+            omitted=self._unsent.omitted,
             spooled=self._spooled,
-            missing=self._missing + tuple(event.job_id for event in self._courier.given_up),
+            missing=self._missing + tuple(event.job_id for event in self._sender.given_up),
             unfinished=(*self._histories, *self._followed),
         )
 
     def unrecorded(self) -> tuple[str, ...]:
         """The jobs that are over, of which the server is not known to have the final state."""
         with self._lock:
-            on_their_way = (event for event in self._courier.unrecorded() if event.origin is None)
-            waiting = (history.job_id for history in self._backlog.over())
+            on_their_way = (event for event in self._sender.unrecorded() if event.origin is None)
+            waiting = (history.job_id for history in self._unsent.over())
             return (*(event.job_id for event in on_their_way), *waiting)
 
     def __enter__(self) -> Self:
@@ -263,35 +258,35 @@ class PrefectMirror:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close(None if kind is None else HURRY_SECONDS)
+        self.close(None if kind is None else HURRIED_CLOSE_SECONDS)
 
     def _is_done(self) -> bool:
         """Whether the server has all of one's own, and has had its time for the spool."""
         with self._lock:
             if self._closed or not self._is_busy:
                 return True
-            is_late = self._backlog.hurries or time.monotonic() - self._own_at > SPOOL_SECONDS
+            is_late = self._unsent.hurries or time.monotonic() - self._own_at > SPOOL_SECONDS
             return is_late and not self._has_own
 
     @property
     def _has_own(self) -> bool:
-        return bool(self._backlog) or self._courier.has_own
+        return bool(self._unsent) or self._sender.has_own
 
     @property
     def _is_busy(self) -> bool:
-        spooled = not self._spool_is_sent and not self._backlog.hurries  # no time for others' in a hurry
-        return bool(self._backlog) or not self._courier.is_idle or spooled
+        spooled = not self._spool_is_sent and not self._unsent.hurries  # no time for others' in a hurry
+        return bool(self._unsent) or not self._sender.is_idle or spooled
 
     def _is_given_up(self, began: float, ends: float | None) -> bool:
         now = time.monotonic()
         limits = [limit for limit in (ends, self._deadline) if limit is not None]
         if limits:
             return now >= min(limits)
-        return now - max(began, self._courier.progress_at) > self._stall_timeout
+        return now - max(began, self._sender.progress_at) > self._stall_timeout
 
     def _keep_the_rest(self) -> None:
         """Write down the final states that the server may not have."""
-        events = itertools.chain(self._courier.unrecorded(), self._backlog.finals(self._flow))
+        events = itertools.chain(self._sender.unrecorded(), self._unsent.finals(self._flow))
         self._spooled, self._missing = self._spool.keep(events)
 
     # --- the sender's thread ---
@@ -331,18 +326,18 @@ class PrefectMirror:
             self._rest()
 
     def _turn(self, api: ServerApi, left_behind: Iterator[SpoolFile]) -> None:
-        self._backlog.take_in()
+        self._unsent.take_in()
         if self._has_own:
             self._own_at = time.monotonic()
-        self._courier.turn(api)
-        if self._spool_is_sent or self._backlog.hurries or self._courier.left_behind:
+        self._sender.turn(api)
+        if self._spool_is_sent or self._unsent.hurries or self._sender.left_behind:
             return
         file = next(left_behind, None)
         self._spool_is_sent = file is None
         if file is not None:
             events = file.events()
             logger.info("telling the server %d final states that an earlier process kept", len(events))
-            self._courier.send_also(api, events)
+            self._sender.send_also(api, events)
 
     def _rest(self) -> None:
         """Until there is something to do, and then a little, so that there is more; not in a hurry."""
@@ -350,17 +345,12 @@ class PrefectMirror:
             time.sleep(LINGER)
 
     def _pause(self) -> float:
-        return min(TURN_SECONDS, max(0.0, self._courier.seconds_to_look()))
+        return min(TURN_SECONDS, max(0.0, self._sender.seconds_to_look()))
 
     def _next_events(self, most: int) -> list[StateEvent]:
-        return self._backlog.next_events(most, self._flow)
+        return self._unsent.next_events(most, self._flow)
 
     def _note_away(self, error: httpx.HTTPError) -> None:
         if not self._is_away:
             self._is_away = True
             logger.warning("the Prefect server is away, and is tried again: %r", error)
-
-
-def seconds_left(hurries_since: float) -> float:
-    """What the server is given, where a process that is to end began to (monotonic) then."""
-    return max(LEAST_HURRY_SECONDS, HURRY_SECONDS - (time.monotonic() - hurries_since))

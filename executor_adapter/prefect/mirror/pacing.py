@@ -66,7 +66,7 @@ class Batch:
         return self.events[0].origin is None
 
 
-class Pace:
+class SendWindow:
     """Grows and shrinks the window by how long the server takes."""
 
     def __init__(self) -> None:

@@ -35,7 +35,7 @@ class ReconcileReport:
     flow_run_id: UUID
     recorded: int
     """Task runs of job tasks whose true final state the server has."""
-    emitted_again: int
+    resent: int
     """Final states told once more, since the server had lost them."""
     missing: tuple[UUID, ...] = ()
     """Task runs of job tasks whose true final state the server does not have."""
@@ -75,7 +75,7 @@ def wait_until_recorded(flow_run_id: UUID | str | None = None, timeout: float = 
     report = ReconcileReport(
         flow_run_id=wanted,
         recorded=told.recorded,
-        emitted_again=told.told_again,
+        resent=told.resent,
         missing=() if mirror is None else tuple(map(UUID, (*told.missing, *mirror.unrecorded()))),
         unfinished=unfinished,
     )

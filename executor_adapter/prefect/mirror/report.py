@@ -19,9 +19,9 @@ class MirrorReport:
     """Jobs that were mirrored."""
     recorded: int
     """Of these: the server is known to have their true final state."""
-    told_again: int = 0
+    resent: int = 0
     """Final states told once more, since the server had lost them."""
-    left_out: int = 0
+    omitted: int = 0
     """States not told since the jobs had passed through them and were over: see `history`."""
     spooled: tuple[str, ...] = ()
     """Jobs whose final state waits on disk: the next mirror for this server brings it there."""
@@ -39,7 +39,7 @@ class MirrorReport:
         """Say what is not as one would have it."""
         if not self.complete:
             logger.warning("not all jobs are recorded: %s", self)
-        elif self.left_out:
+        elif self.omitted:
             logger.info("%s: history='full' tells them all", self)
 
     def __str__(self) -> str:
@@ -52,6 +52,6 @@ class MirrorReport:
             if ids:
                 more = ", ..." if len(ids) > SHOWN else ""
                 told.append(f"{len(ids)} {what}: {', '.join(ids[:SHOWN])}{more}")
-        if self.left_out:
-            told.append(f"{self.left_out} passed states left out")
+        if self.omitted:
+            told.append(f"{self.omitted} passed states left out")
         return "; ".join(told)

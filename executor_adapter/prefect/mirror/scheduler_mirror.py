@@ -13,15 +13,16 @@ from prefect.settings import get_current_settings
 from executor_adapter.executor.executor import JobExecutor
 from executor_adapter.job.model import JobStatus, Transition
 from executor_adapter.persistence.pending_writes import was_let_go
-from executor_adapter.prefect.mirror.mirror import HURRY_SECONDS, PrefectMirror
+from executor_adapter.prefect.mirror.mirror import PrefectMirror
 from executor_adapter.prefect.mirror.server_api import server_name
 from executor_adapter.prefect.mirror.spool import Spool
+from executor_adapter.prefect.mirror.timeouts import HURRIED_CLOSE_SECONDS
 from executor_adapter.supervision.state_tracker import Observer
 
 logger = logging.getLogger("executor_adapter.prefect")
 
 DRAIN_SECONDS = 10.0
-"""What the server gets for all that happened, when the executor is closed; then HURRY_SECONDS for final states."""
+"""Time for all states when the executor is closed; final states get HURRIED_CLOSE_SECONDS more."""
 
 
 def make_mirror(observers: Iterable[Observer], *, always: bool) -> ScheduledMirror | None:
@@ -57,8 +58,8 @@ class ScheduledMirror:
         if not self._spool.is_empty:
             self._mirror.drain(timeout=0)  # waits for nothing, but begins
 
-    def hasten(self) -> None:
-        """Leave the server HURRY_SECONDS, for final states alone, when the executor is closed."""
+    def hurry(self) -> None:
+        """Leave the server HURRIED_CLOSE_SECONDS, for final states alone, when the executor is closed."""
         self._hurries = True
 
     def __call__(self, transition: Transition) -> None:
@@ -72,10 +73,10 @@ class ScheduledMirror:
         """Say no more of a job that another host is to run, or runs by now: in that case nothing at all."""
         assert self._executor is not None
         if transition.previous is JobStatus.RUNNING and self._executor._supervisor.intake.closed:
-            self._mirror.note(transition._replace(status=JobStatus.PENDING, error=None))
-        self._mirror.dismiss(transition.job)
+            self._mirror.enqueue(transition._replace(status=JobStatus.PENDING, error=None))
+        self._mirror.remove_job(transition.job)
 
     def _close(self) -> None:
         if not self._hurries:
             self._mirror.drain(DRAIN_SECONDS)
-        self._mirror.close(HURRY_SECONDS)
+        self._mirror.close(HURRIED_CLOSE_SECONDS)

@@ -1,4 +1,4 @@
-"""What a mirror has still to tell: changes of task runs, in order, until the courier takes them.
+"""What a mirror has still to tell: changes of task runs, in order, until the sender takes them.
 
 Whoever waits longest is told of first; but where many wait, a change that is a moment old, and may be passed within the
 next, waits for what cannot be. So of many short jobs a server gets all states of each together, or its end alone, which
@@ -29,13 +29,13 @@ FEW = 50
 """Unsent changes up to which none is held back: half a second's work for the slowest of servers."""
 
 
-class Backlog:
+class UnsentChanges:
     """`append` may be called from any thread; all else by one at a time."""
 
     def __init__(self, history: History, *, clock: Callable[[], float] = time.monotonic) -> None:
         if history not in ("auto", "full", "final"):
             raise ValueError(f"history={history!r} is none: choose 'auto', 'full' or 'final'")
-        self.left_out = 0
+        self.omitted = 0
         """States that were not told, since the job had passed through them and was over."""
         self.hurries = False
         """Tell only of jobs that are over, and only how they ended but for a few changes."""
@@ -111,6 +111,6 @@ class Backlog:
             self._leave_out(history)
 
     def _leave_out(self, history: AnyHistory) -> None:
-        left_out = history.leave_out_passed()
-        self.left_out += left_out
-        self._unsent -= left_out
+        omitted = history.leave_out_passed()
+        self.omitted += omitted
+        self._unsent -= omitted

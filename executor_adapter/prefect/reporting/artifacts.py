@@ -24,7 +24,7 @@ from prefect.artifacts import (
 from executor_adapter.executor.executor import JobExecutor, current_executor
 from executor_adapter.job.model import JobStatus, Transition
 from executor_adapter.prefect.reporting.batches import Batches
-from executor_adapter.prefect.reporting.tally import Tally, Told, told
+from executor_adapter.prefect.reporting.run_summary import JobSnapshot, RunSummary, snapshot_of
 
 logger = logging.getLogger("executor_adapter.prefect")
 
@@ -37,15 +37,15 @@ class JobReport:
 
     def __init__(self, name: str = "jobs", *, total: int | None = None) -> None:
         self.name = name
-        self.tally = Tally(total)
+        self.summary = RunSummary(total)
         self._key = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "jobs"
         self._progress: UUID | None = None
         self._shown = 0.0
-        self._batches: Batches[Told | None] = Batches(self._take, UPDATE_SECONDS)
+        self._batches: Batches[JobSnapshot | None] = Batches(self._take, UPDATE_SECONDS)
 
     def __call__(self, transition: Transition) -> None:
         if transition.status is not JobStatus.RUNNING:
-            self._batches.put(told(transition))
+            self._batches.put(snapshot_of(transition))
 
     def close(self, *, summarise: bool = True) -> None:
         """Tell what has not been told; `summarise`: with the table and the report."""
@@ -53,17 +53,17 @@ class JobReport:
             self._batches.put(None)
         self._batches.close()
 
-    def _take(self, items: list[Told | None]) -> None:
+    def _take(self, items: list[JobSnapshot | None]) -> None:
         for item in items:
             if item is not None:
-                self.tally.add(item)
+                self.summary.add(item)
         self._show_progress()
         if None in items:
             self._summarise()
 
     def _show_progress(self) -> None:
         # Never back: jobs may be found on the way.
-        percent = max(self._shown, round(self.tally.percent, 1))
+        percent = max(self._shown, round(self.summary.percent, 1))
         if self._progress is None:
             made = create_progress_artifact(percent, key=f"{self._key}-progress", description="Jobs that are over")
             assert isinstance(made, UUID)  # a coroutine only where an event loop runs
@@ -73,8 +73,10 @@ class JobReport:
         self._shown = percent
 
     def _summarise(self) -> None:
-        create_table_artifact(self.tally.rows(), key=f"{self._key}-jobs", description="Jobs by tool and state")
-        create_markdown_artifact(self.tally.report(self.name), key=f"{self._key}-report", description="How they ended")
+        create_table_artifact(self.summary.rows(), key=f"{self._key}-jobs", description="Jobs by tool and state")
+        create_markdown_artifact(
+            self.summary.report(self.name), key=f"{self._key}-report", description="How they ended"
+        )
 
 
 @contextlib.contextmanager

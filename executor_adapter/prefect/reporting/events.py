@@ -15,7 +15,7 @@ from prefect.utilities.engine import emit_task_run_state_change_event
 FLUSH_SECONDS = 2.0
 
 
-def emit_pending(task: Task[..., Any], task_run: TaskRun) -> None:
+def emit_pending_event(task: Task[..., Any], task_run: TaskRun) -> None:
     """Send the event of a new task run, related to the flow run around the caller and to nothing else of his."""
     assert task_run.state is not None, "a new task run is Pending"
     # The worker that sends events takes the flow run and the task run they belong to from these contexts, and where

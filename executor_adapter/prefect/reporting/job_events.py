@@ -32,7 +32,7 @@ from executor_adapter.job.retry import CRASHES
 from executor_adapter.prefect.mirror.states import state_kind
 from executor_adapter.prefect.reporting.batches import Batches
 from executor_adapter.prefect.reporting.events import current_flow_run
-from executor_adapter.prefect.reporting.tally import Told, told
+from executor_adapter.prefect.reporting.run_summary import JobSnapshot, snapshot_of
 
 PREFIX = "executor-adapter.job."
 KINDS = ("failed", "timed-out", "crashed", "out-of-memory", "quarantined", "retried", "cancelled")
@@ -53,7 +53,7 @@ _OF_STATE = {
 
 class _Happening(NamedTuple):
     kind: str
-    job: Told
+    job: JobSnapshot
 
 
 class JobEvents:
@@ -82,7 +82,7 @@ class JobEvents:
 
     def _tell(self, kind: str, transition: Transition) -> None:
         if kind in self._kinds:
-            self._batches.put(_Happening(kind, told(transition)))
+            self._batches.put(_Happening(kind, snapshot_of(transition)))
 
     def close(self) -> None:
         """Emit what has not been emitted."""
@@ -94,7 +94,7 @@ class JobEvents:
             emit_event(PREFIX + kind, resource=_resource(job), related=related, payload=_payload(job))
 
 
-def _resource(job: Told) -> dict[str, str]:
+def _resource(job: JobSnapshot) -> dict[str, str]:
     about = {"prefect.resource.id": f"{PREFIX}{job.job_id}", "prefect.resource.name": job.tool}
     return about | ({"executor-adapter.error-code": job.error_code} if job.error_code else {})
 
@@ -111,7 +111,7 @@ def _related(flow_run: FlowRun | None) -> list[Any]:
     ]
 
 
-def _payload(job: Told) -> dict[str, Any]:
+def _payload(job: JobSnapshot) -> dict[str, Any]:
     return {
         "job_id": job.job_id,
         "tool": job.tool,

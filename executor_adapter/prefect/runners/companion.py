@@ -24,7 +24,7 @@ from executor_adapter.prefect.child.task_run_context import NoTaskRunner, is_wor
 from executor_adapter.prefect.engine.job_run import JobRun
 from executor_adapter.prefect.engine.waiting import slot_lent
 from executor_adapter.prefect.mirror import flow_run_mirrors
-from executor_adapter.prefect.mirror.mirror import seconds_left
+from executor_adapter.prefect.mirror.timeouts import remaining_close_seconds
 from executor_adapter.prefect.reporting.events import current_flow_run
 from executor_adapter.prefect.runners.engine_threads import EngineThreads
 from executor_adapter.prefect.runners.job_task_runner import JobTaskRunner
@@ -146,7 +146,7 @@ class JobTaskCall:
     ) -> None:
         with self._around:
             if self._is_last():
-                flow_run_mirrors.end(self._flow_run_id, timeout=_patience(kind))
+                flow_run_mirrors.close(self._flow_run_id, timeout=_patience(kind))
 
     async def __aenter__(self) -> None:
         self.__enter__()
@@ -156,7 +156,7 @@ class JobTaskCall:
     ) -> None:
         with self._around:
             if self._is_last():
-                await asyncio.to_thread(flow_run_mirrors.end, self._flow_run_id, timeout=_patience(kind))
+                await asyncio.to_thread(flow_run_mirrors.close, self._flow_run_id, timeout=_patience(kind))
 
     def _is_last(self) -> bool:
         if not self._ends:
@@ -184,7 +184,7 @@ def _end_is_untold() -> bool:
 def _patience(kind: type[BaseException] | None) -> float | None:
     """Seconds for the server: few where a signal or its like ends the process."""
     interrupted = kind is not None and not issubclass(kind, Exception)
-    return seconds_left(time.monotonic()) if interrupted else None
+    return remaining_close_seconds(time.monotonic()) if interrupted else None
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ from executor_adapter.prefect.engine.run import run_sync
 from executor_adapter.prefect.engine.task_runs import create_task_run
 from executor_adapter.prefect.engine.waiting import slot_lent, slot_loan
 from executor_adapter.prefect.mirror import flow_run_mirrors
-from executor_adapter.prefect.mirror.mirror import seconds_left
+from executor_adapter.prefect.mirror.timeouts import remaining_close_seconds
 from executor_adapter.prefect.reporting.events import current_flow_run, flush_events
 from executor_adapter.prefect.runners.gate import Gate
 
@@ -108,7 +108,7 @@ class EngineThreads:
             if self._watch is not None or self._closed or flow_run is None:
                 return
             self._flow_run_id = flow_run.id
-            self._watch = watch_flow_run(flow_run.id, self.cancel, until_over=True)
+            self._watch = watch_flow_run(flow_run.id, self.cancel, until_flow_ends=True)
 
     def cancel(self) -> None:
         """Begin nothing further, and end what runs."""
@@ -185,7 +185,7 @@ class EngineThreads:
         if cancel_running:
             self._hurries_since = self._hurries_since or time.monotonic()
             if self._flow_run_id is not None:
-                flow_run_mirrors.hasten(self._flow_run_id)
+                flow_run_mirrors.hurry(self._flow_run_id)
         with self._lock:
             self._closed = True
             live = list(self._live)
@@ -214,7 +214,7 @@ class EngineThreads:
             self._threads.shutdown(wait=False)
             with contextlib.ExitStack() as last:
                 if self._watch is not None:
-                    self._watch.settle()
+                    self._watch.jobs_finished()
                     last.callback(self._watch.close)
                 meanwhile()
                 self._tell_the_rest(hurry)
@@ -223,4 +223,4 @@ class EngineThreads:
         if hurry:
             flush_events()
         since = self._hurries_since or time.monotonic()
-        flow_run_mirrors.end(self._flow_run_id, timeout=seconds_left(since) if hurry else None)
+        flow_run_mirrors.close(self._flow_run_id, timeout=remaining_close_seconds(since) if hurry else None)

@@ -14,7 +14,7 @@ from executor_adapter.prefect.mirror.server_api import FaultError, Recorded, Ref
 from executor_adapter.prefect.mirror.state_events import StateEvent
 
 
-class Recorder:
+class FakeServer:
     """Takes the part of ServerApi. What it is sent it queues, and records when told to."""
 
     def __init__(self) -> None:

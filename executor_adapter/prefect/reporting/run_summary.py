@@ -13,7 +13,7 @@ from executor_adapter.prefect.mirror.states import state_kind
 SHOWN_FAILURES = 20
 
 
-class Told(NamedTuple):
+class JobSnapshot(NamedTuple):
     """What a transition says that is counted; it holds no job."""
 
     job_id: str
@@ -25,10 +25,10 @@ class Told(NamedTuple):
     attempts: int
 
 
-def told(transition: Transition) -> Told:
+def snapshot_of(transition: Transition) -> JobSnapshot:
     """Read off on the supervisor's thread, which alone changes the job."""
     job = transition.job
-    return Told(
+    return JobSnapshot(
         job_id=job.job_id,
         tool=job.tool_name or job.job_type,
         status=transition.status,
@@ -40,7 +40,7 @@ def told(transition: Transition) -> Told:
 
 
 @dataclass
-class Line:
+class SummaryRow:
     """The jobs of one tool that ended alike."""
 
     jobs: int = 0
@@ -48,7 +48,7 @@ class Line:
     seconds: float = 0.0
     longest: float = 0.0
 
-    def add(self, over: Told) -> None:
+    def add(self, over: JobSnapshot) -> None:
         self.jobs += 1
         self.retries += max(0, over.attempts - 1)
         self.seconds += over.duration or 0.0
@@ -56,17 +56,17 @@ class Line:
 
 
 @dataclass
-class Tally:
+class RunSummary:
     """All jobs that were told of. `total`: how many there will be, where that is known."""
 
     total: int | None = None
     submitted: int = 0
     over: int = 0
     retries: int = 0
-    lines: dict[tuple[str, str], Line] = field(default_factory=dict)
-    failures: list[Told] = field(default_factory=list)
+    lines: dict[tuple[str, str], SummaryRow] = field(default_factory=dict)
+    failures: list[JobSnapshot] = field(default_factory=list)
 
-    def add(self, each: Told) -> None:
+    def add(self, each: JobSnapshot) -> None:
         """Count one transition."""
         if each.status is JobStatus.PENDING and each.attempts == 0:
             self.submitted += 1
@@ -75,7 +75,7 @@ class Tally:
         elif each.status.is_terminal:
             self.over += 1
             state = state_kind(each.status, error_code=each.error_code).name
-            self.lines.setdefault((each.tool, state), Line()).add(each)
+            self.lines.setdefault((each.tool, state), SummaryRow()).add(each)
             if each.status is JobStatus.FAILED and len(self.failures) < SHOWN_FAILURES:
                 self.failures.append(each)
 
@@ -132,7 +132,7 @@ class Tally:
         return self.over - self.states["Completed"] - self.states["Cancelled"]
 
 
-def _error(failure: Told) -> str:
+def _error(failure: JobSnapshot) -> str:
     text = f"{failure.error_code}: {failure.message or ''}"
     return text if len(text) <= 200 else f"{text[:199]}…"
 

@@ -53,7 +53,7 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> None:
 def say(what: str, told: dict[str, Any], jobs: int) -> None:
     """The figures of a run: with -s, or where it fails."""
     print(
-        f"{what}: {jobs:,} jobs, {jobs / told['seconds']:.0f} recorded/s, {told['told_again']} told again; "
+        f"{what}: {jobs:,} jobs, {jobs / told['seconds']:.0f} recorded/s, {told['resent']} told again; "
         + told["report"]
     )
 
@@ -109,7 +109,7 @@ def killed_half_way(directory: Path, jobs: int) -> None:
         server.start()
         told = running.result(timeout=TIMEOUT / 2)
         say("killed half-way", told, jobs)
-        assert told["told_again"], "nothing was on its way when it was killed"
+        assert told["resent"], "nothing was on its way when it was killed"
         check(server, told, jobs)
 
 

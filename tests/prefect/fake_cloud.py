@@ -1,4 +1,4 @@
-"""The events API of Prefect Cloud, as far as a mirror uses it: every answer is right, every request is kept."""
+"""The events API of Prefect FakeCloud, as far as a mirror uses it: every answer is right, every request is kept."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from prefect.settings import (
 )
 
 from executor_adapter.prefect.mirror.state_events import iso
-from tests.prefect.recorder import Recorder
+from tests.prefect.fake_server import FakeServer
 
 
-class Cloud(ThreadingHTTPServer):
+class FakeCloud(ThreadingHTTPServer):
     """Answers what a mirror asks, at the address of a workspace, and keeps the requests."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Answering)
-        self.recorder = Recorder()
+        self.recorder = FakeServer()
         self.status = 403
         """Of its answer to whoever wants to read anything else."""
         self.requests: list[tuple[str, dict[str, str]]] = []
@@ -35,7 +35,7 @@ class Cloud(ThreadingHTTPServer):
 
 
 class _Answering(BaseHTTPRequestHandler):
-    server: Cloud
+    server: FakeCloud
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
@@ -75,8 +75,8 @@ class _Answering(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def cloud_serving() -> Iterator[Cloud]:
-    server = Cloud()
+def cloud_serving() -> Iterator[FakeCloud]:
+    server = FakeCloud()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
@@ -88,7 +88,7 @@ def cloud_serving() -> Iterator[Cloud]:
 
 
 @contextmanager
-def at_cloud(recorder: Recorder | None = None) -> Iterator[Cloud]:
+def at_cloud(recorder: FakeServer | None = None) -> Iterator[FakeCloud]:
     """A workspace there, to which Prefect's settings point."""
     with cloud_serving() as cloud:
         cloud.recorder = recorder or cloud.recorder

@@ -1,4 +1,4 @@
-"""Programs with a scheduler and no word of Prefect: `python -m tests.prefect.scheduled NAME ARGUMENTS`."""
+"""Programs with a scheduler and no word of Prefect: `python -m tests.prefect.scheduler_programs NAME ARGUMENTS`."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ async def stored(job_id: str, store: str, path: str) -> None:
     """Run a job that waits for a file, with a store."""
     scheduler = ProcessingScheduler(1, store=store)
     await scheduler.start()
-    await scheduler.job_queue.add_job(Job(function="tests.prefect.scheduled:until_there", args=(path,), job_id=job_id))
+    await scheduler.job_queue.add_job(
+        Job(function="tests.prefect.scheduler_programs:until_there", args=(path,), job_id=job_id)
+    )
     await over(scheduler, job_id)
 
 

@@ -34,11 +34,11 @@ from executor_adapter.scheduler.schedulers import (
     collection_scheduler,
     processing_scheduler,
 )
-from tests.prefect.cloud import cloud_serving
 from tests.prefect.conftest import Api, Wait
+from tests.prefect.fake_cloud import cloud_serving
 from tests.prefect.gate import Gate
 from tests.prefect.many import work
-from tests.prefect.scheduled import over, until_there
+from tests.prefect.scheduler_programs import over, until_there
 from tests.servers import ROOT, new_user_env, running
 
 Scheduler = CollectionScheduler | ProcessingScheduler
@@ -166,7 +166,7 @@ def test_a_mirror_of_ones_own_is_the_only_one(prefect_api: str, observer: str, m
 
 
 def scheduled(*words: str, env: dict[str, str], cwd: Path) -> str:
-    command = [sys.executable, "-m", "tests.prefect.scheduled", *words]
+    command = [sys.executable, "-m", "tests.prefect.scheduler_programs", *words]
     done = subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -265,7 +265,7 @@ def test_always_without_any_server_is_said(prefect_api: str, caplog: pytest.LogC
 def _short_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that is away is waited for a second, not fourteen."""
     monkeypatch.setattr("executor_adapter.prefect.mirror.scheduler_mirror.DRAIN_SECONDS", 0.5)
-    monkeypatch.setattr("executor_adapter.prefect.mirror.scheduler_mirror.HURRY_SECONDS", 0.5)
+    monkeypatch.setattr("executor_adapter.prefect.mirror.scheduler_mirror.HURRIED_CLOSE_SECONDS", 0.5)
 
 
 @pytest.mark.usefixtures("_short_end")
@@ -418,7 +418,7 @@ def test_a_job_whose_program_was_killed_is_ended_by_the_next(
     """It is not Running for ever: the task run goes on where the job does."""
     path = tmp_path / "go"
     env = new_user_env(tmp_path, PREFECT_API_URL=prefect_api)
-    command = [sys.executable, "-m", "tests.prefect.scheduled", "stored", "orphan", store, str(path)]
+    command = [sys.executable, "-m", "tests.prefect.scheduler_programs", "stored", "orphan", store, str(path)]
     with running(command, env=env, cwd=ROOT, log=tmp_path / "log") as program:
         wait_for(lambda: [each["state_name"] for each in api.named("until_there-orphan")] == ["Running"])
         program.kill()

@@ -1,4 +1,4 @@
-"""The courier: never too much on its way, nothing lost, and the server's opinion corrected where it is wrong."""
+"""The sender: never too much on its way, nothing lost, and the server's opinion corrected where it is wrong."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from prefect.client.schemas.objects import StateType
 
 from executor_adapter.prefect.mirror.event_feed import MOST_UNLISTED, STEP
-from executor_adapter.prefect.mirror.event_sender import Courier
+from executor_adapter.prefect.mirror.event_sender import EventSender
 from executor_adapter.prefect.mirror.pacing import (
     AT_THE_END,
     BATCH,
@@ -24,13 +24,13 @@ from executor_adapter.prefect.mirror.pacing import (
     LOOKS,
     MOST_OFTEN,
     SMALLEST_WINDOW,
-    Pace,
+    SendWindow,
 )
 from executor_adapter.prefect.mirror.server_api import FaultError, Recorded
 from executor_adapter.prefect.mirror.state_events import Change, FlowRunFacts, StateEvent, quoted, state_event
 from executor_adapter.prefect.mirror.states import StateKind
 from executor_adapter.testing import FakeClock
-from tests.prefect.recorder import Recorder
+from tests.prefect.fake_server import FakeServer
 
 PENDING, COMPLETED = StateKind(StateType.PENDING, "Pending"), StateKind(StateType.COMPLETED, "Completed")
 FAILED = StateKind(StateType.FAILED, "Failed")
@@ -65,14 +65,14 @@ def spooled(kind: StateKind, at: float = 1_000_000.0) -> StateEvent:
 
 
 class Road:
-    """A courier between a list of events and a recorder, on a clock of its own."""
+    """A sender between a list of events and a recorder, on a clock of its own."""
 
     def __init__(self, events: list[StateEvent]) -> None:
-        self.server = Recorder()
+        self.server = FakeServer()
         self.clock = FakeClock()
         self.events = deque(events)
         self.lock = threading.Lock()
-        self.courier = Courier(self._next, self.lock, clock=self.clock, wall=lambda: 2_000_000.0)
+        self.sender = EventSender(self._next, self.lock, clock=self.clock, wall=lambda: 2_000_000.0)
 
     def _next(self, most: int) -> list[StateEvent]:
         return [self.events.popleft() for _ in range(min(most, len(self.events)))]
@@ -81,7 +81,7 @@ class Road:
         """Let time pass; the server records so many events a second, None: none."""
         for _ in range(int(seconds / step)):
             with self.lock, contextlib.suppress(httpx.HTTPError):
-                self.courier.turn(self.server)  # type: ignore[arg-type]
+                self.sender.turn(self.server)  # type: ignore[arg-type]
             if a_second:
                 self.server.record(int(a_second * step))
             self.clock.advance(step)
@@ -90,8 +90,8 @@ class Road:
 def test_all_arrive_and_are_known_to() -> None:
     road = Road([event(COMPLETED) for _ in range(1_000)])
     road.go(20, a_second=1_000)
-    assert road.courier.is_idle
-    assert (road.courier.recorded, road.courier.told_again, len(road.server.known)) == (1_000, 0, 1_000)
+    assert road.sender.is_idle
+    assert (road.sender.recorded, road.sender.resent, len(road.server.known)) == (1_000, 0, 1_000)
 
 
 def test_a_slow_server_is_never_given_much() -> None:
@@ -109,7 +109,7 @@ def test_a_fast_server_gets_more_but_not_all() -> None:
     road.go(10, a_second=6_000)
     assert FIRST_WINDOW < road.server.most_queued <= LARGEST_WINDOW
     road.go(10, a_second=6_000)
-    assert road.courier.recorded == 20_000
+    assert road.sender.recorded == 20_000
 
 
 @pytest.mark.parametrize("lists", [200, 0])
@@ -120,7 +120,7 @@ def test_a_list_of_events_that_is_slower_than_the_recorder_is_not_overrun(lists:
     for _ in range(300):
         road.go(0.5, a_second=6_000)
         road.server.list_some(lists)
-    assert road.courier.recorded == 20_000
+    assert road.sender.recorded == 20_000
     if lists:
         assert MOST_UNLISTED - STEP < road.server.most_unlisted <= MOST_UNLISTED + BATCH
 
@@ -130,7 +130,7 @@ def test_in_a_hurry_all_is_sent_at_once() -> None:
     road = Road([event(COMPLETED) for _ in range(1_000)])
     road.go(20, a_second=30)
     assert len(road.server.queue) < FIRST_WINDOW
-    road.courier.hurry()
+    road.sender.hurry()
     road.go(0.5)
     assert not road.events
     road.events.extend(event(COMPLETED) for _ in range(2 * LARGEST_WINDOW))
@@ -140,7 +140,7 @@ def test_in_a_hurry_all_is_sent_at_once() -> None:
 
 def test_what_is_on_its_way_outlasts_the_time_between_two_looks() -> None:
     """So the server always has something to record, however fast it is."""
-    pace = Pace()
+    pace = SendWindow()
     for seconds in (0.0, 0.5, 1.0, 2.0, 3.0, 10.0):
         pace.confirmed(1_000.0, 1_000.0 + seconds, was_full=False)
         assert pace.look_seconds(1_000.0 + seconds) == min(LEAST_OFTEN, max(MOST_OFTEN, seconds / LOOKS))
@@ -148,7 +148,7 @@ def test_what_is_on_its_way_outlasts_the_time_between_two_looks() -> None:
 
 def test_the_fewer_are_left_the_more_often_they_are_looked_at() -> None:
     """Somebody waits for the last. A server that then stalls is not asked ten times a second for ever."""
-    pace = Pace()
+    pace = SendWindow()
     pace.confirmed(1_000.0, 1_003.0, was_full=False)
     pace.arrived(1_500, 1_000.0, 1_003.0)
     looks = [pace.look_seconds(1_003.0, last=last) for last in (2_000, 500, 100, 1)]
@@ -159,7 +159,7 @@ def test_the_fewer_are_left_the_more_often_they_are_looked_at() -> None:
 
 def test_a_server_that_writes_many_at_once_need_not_show_that_it_is_quick() -> None:
     """It says so. What it then shows counts more."""
-    quick, slow, shown = Pace(), Pace(), Pace()
+    quick, slow, shown = SendWindow(), SendWindow(), SendWindow()
     quick.expect(500)
     slow.expect(1)
     shown.confirmed(1_000.0, 1_010.0, was_full=True)
@@ -196,7 +196,7 @@ def test_what_a_killed_server_lost_is_told_again() -> None:
     road.go(0.5)
     road.server.lose()
     road.go(60, a_second=100)
-    assert (road.courier.recorded, road.courier.told_again) == (1, 1)
+    assert (road.sender.recorded, road.sender.resent) == (1, 1)
     assert road.server.known[events[1].task_run_id] == Recorded("Completed", 1_000_001.0)
     assert road.server.states == {events[0].task_run_id: ["Pending"], events[1].task_run_id: ["Completed"]}
 
@@ -208,7 +208,7 @@ def test_another_opinion_of_the_server_is_corrected_with_a_newer_time() -> None:
     road.server.known[final.task_run_id] = Recorded("Cancelled", 1_500_000.0)
     road.go(30, a_second=100)
     assert road.server.known[final.task_run_id] == Recorded("Completed", 2_000_000.0)
-    assert road.courier.recorded == 1
+    assert road.sender.recorded == 1
 
 
 @pytest.mark.parametrize(
@@ -223,17 +223,17 @@ def test_what_comes_from_the_spool_undoes_nothing_newer(newer: Recorded) -> None
     """The job was run again since, under the same id: what its task run is in by now is true."""
     old = spooled(FAILED)
     road = Road([])
-    road.courier.left_behind.append(old)
+    road.sender.left_behind.append(old)
     road.server.known[old.task_run_id] = newer
     road.go(30, a_second=100)
     assert road.server.known[old.task_run_id] == newer
-    assert (road.courier.is_idle, road.courier.told_again, old.origin.known) == (True, 0, 1)
+    assert (road.sender.is_idle, road.sender.resent, old.origin.known) == (True, 0, 1)
 
 
 def test_what_comes_from_the_spool_is_told_after_a_clean_up() -> None:
     old = spooled(FAILED)
     road = Road([])
-    road.courier.left_behind.append(old)
+    road.sender.left_behind.append(old)
     road.server.known[old.task_run_id] = Recorded("Cancelled", 1_500_000.0, "The parent flow run was cancelled.")
     road.go(30, a_second=100)
     assert road.server.known[old.task_run_id] == Recorded("Failed", 2_000_000.0)
@@ -248,36 +248,36 @@ def test_nothing_waits_for_the_spool() -> None:
     for had in left_behind[:1_000]:
         road.server.known[had.task_run_id] = Recorded("Completed", had.at)
     with road.lock:
-        road.courier.send_also(road.server, left_behind)  # type: ignore[arg-type]
+        road.sender.send_also(road.server, left_behind)  # type: ignore[arg-type]
     assert sum(told.origin.known for told in left_behind) == 1_000
     road.go(10, a_second=60)
     road.events.append(event(COMPLETED))
     road.go(4, a_second=60)
-    assert road.courier.recorded == 1
+    assert road.sender.recorded == 1
     assert road.server.most_queued <= FIRST_WINDOW // 3 + 1
-    assert not road.courier.has_own
-    assert not road.courier.is_idle
+    assert not road.sender.has_own
+    assert not road.sender.is_idle
     road.go(60, a_second=60)
-    assert road.courier.is_idle
+    assert road.sender.is_idle
 
 
 def test_in_a_hurry_nothing_of_the_spool_is_sent() -> None:
     road = Road([])
-    road.courier.left_behind.extend(spooled(COMPLETED) for _ in range(10))
-    road.courier.hurry()
+    road.sender.left_behind.extend(spooled(COMPLETED) for _ in range(10))
+    road.sender.hurry()
     road.go(5, a_second=60)
-    assert (road.server.known, len(road.courier.unrecorded())) == ({}, 10)
+    assert (road.server.known, len(road.sender.unrecorded())) == ({}, 10)
 
 
 def test_trying_to_reach_a_server_that_is_away_is_no_progress_of_it() -> None:
     road = Road([event(COMPLETED)])
-    began = road.courier.progress_at
+    began = road.sender.progress_at
     road.server.is_away = True
     road.go(60, a_second=100)
-    assert road.courier.progress_at == began
+    assert road.sender.progress_at == began
     road.server.is_away = False
     road.go(5, a_second=100)
-    assert (road.courier.recorded, road.courier.progress_at > began) == (1, True)
+    assert (road.sender.recorded, road.sender.progress_at > began) == (1, True)
 
 
 def test_one_event_that_the_server_refuses_keeps_none_from_it() -> None:
@@ -285,7 +285,7 @@ def test_one_event_that_the_server_refuses_keeps_none_from_it() -> None:
     road = Road([*(event(COMPLETED) for _ in range(50)), bad, *(event(COMPLETED) for _ in range(50))])
     road.server.refuses = "Failed"
     road.go(20, a_second=500)
-    assert (road.courier.recorded, road.courier.given_up) == (100, [bad])
+    assert (road.sender.recorded, road.sender.given_up) == (100, [bad])
 
 
 @pytest.mark.parametrize("before", [0, 50, 99])
@@ -294,8 +294,8 @@ def test_one_event_over_which_the_server_breaks_down_keeps_none_from_it(before: 
     road = Road([*(event(COMPLETED) for _ in range(before)), bad, *(event(COMPLETED) for _ in range(99 - before))])
     road.server.breaks_over = "Failed"
     road.go(20, a_second=500)
-    assert (road.courier.recorded, road.courier.given_up) == (99, [bad])
-    assert road.courier.is_idle
+    assert (road.sender.recorded, road.sender.given_up) == (99, [bad])
+    assert road.sender.is_idle
 
 
 def test_a_server_that_breaks_down_over_everything_is_in_trouble_itself() -> None:
@@ -305,16 +305,16 @@ def test_a_server_that_breaks_down_over_everything_is_in_trouble_itself() -> Non
     road.events.extend(event(FAILED) for _ in range(100))
     road.server.breaks_over = ""
     road.go(60, a_second=500)
-    assert (road.courier.recorded, road.courier.given_up) == (100, [])
+    assert (road.sender.recorded, road.sender.given_up) == (100, [])
     road.server.breaks_over = None
     road.go(20, a_second=500)
-    assert (road.courier.recorded, road.courier.given_up) == (200, [])
+    assert (road.sender.recorded, road.sender.given_up) == (200, [])
 
 
 def test_a_server_that_breaks_down_and_then_is_away_loses_nothing() -> None:
     """Even while it is asked whether it is the event's fault."""
 
-    class Dying(Recorder):
+    class Dying(FakeServer):
         def send(self, bodies: Sequence[bytes]) -> None:
             try:
                 super().send(bodies)
@@ -328,10 +328,10 @@ def test_a_server_that_breaks_down_and_then_is_away_loses_nothing() -> None:
     road.events.append(event(FAILED))
     road.server.breaks_over = "Failed"
     road.go(5, a_second=100)
-    assert [lost.name for lost in road.courier.unrecorded()] == ["Failed"]
+    assert [lost.name for lost in road.sender.unrecorded()] == ["Failed"]
     road.server.is_away, road.server.breaks_over = False, None
     road.go(5, a_second=100)
-    assert road.courier.recorded == 2
+    assert road.sender.recorded == 2
 
 
 def test_text_that_no_server_can_hold_is_replaced() -> None:
@@ -352,8 +352,8 @@ def test_a_state_that_is_lost_each_time_is_given_up_in_the_end() -> None:
     for _ in range(4_000):
         road.go(0.5)
         road.server.lose()
-    assert len(road.courier.given_up) == 1
-    assert road.courier.is_idle
+    assert len(road.sender.given_up) == 1
+    assert road.sender.is_idle
 
 
 def test_the_body_of_an_event_says_all_of_it_again() -> None:
