@@ -13,8 +13,7 @@ from prefect import flow
 
 from executor_adapter import Job, JobExecutor, RetryPolicy
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.prefect import run_jobs
-from executor_adapter.prefect.reporting import job_events
+from executor_adapter.prefect import job_events, run_jobs
 from tests.prefect.conftest import Wait
 
 
