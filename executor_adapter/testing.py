@@ -21,7 +21,8 @@ from types import TracebackType
 from typing import Any, ClassVar, Self
 
 from executor_adapter.config.settings import Settings
-from executor_adapter.executor.executor import JobExecutor, stop_tracking
+from executor_adapter.executor.executor import JobExecutor
+from executor_adapter.executor.registry import stop_tracking
 from executor_adapter.job.retry import limit_attempts
 from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, WorkerPool
 from executor_adapter.pools.in_process.call import bind, call_in_job

@@ -11,8 +11,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 from executor_adapter.config.settings import Settings, read_config
@@ -21,6 +19,7 @@ from executor_adapter.executor.executor import JobExecutor
 from executor_adapter.job.functions import is_coroutine_function, resolve
 from executor_adapter.job.model import Job
 from executor_adapter.job.pool_names import HAS_GUARDIAN, StartMethod
+from executor_adapter.monitoring.findings import Finding, fine, warning, wrong
 from executor_adapter.store import StoreUnavailable, open_store
 from executor_adapter.supervision.intake import check_job
 
@@ -29,35 +28,6 @@ FILES_PER_WORKER = 8
 FILES_BESIDE = 128
 WEAKER = "memory_limit is refused, and a process that left its worker's group is not found"
 TRIAL_SECONDS = 20.0
-
-
-class Level(StrEnum):
-    FINE = "fine"
-    WARNING = "warning"
-    """It works, but not as well as it could, or not for long."""
-    WRONG = "wrong"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """What one check found, and what to do about it."""
-
-    check: str
-    level: Level
-    found: str
-    way_out: str = ""
-
-
-def fine(check: str, found: str) -> Finding:
-    return Finding(check=check, level=Level.FINE, found=found)
-
-
-def warning(check: str, found: str, way_out: str) -> Finding:
-    return Finding(check=check, level=Level.WARNING, found=found, way_out=way_out)
-
-
-def wrong(check: str, found: str, way_out: str) -> Finding:
-    return Finding(check=check, level=Level.WRONG, found=found, way_out=way_out)
 
 
 def core_checks(config_file: Path | None, store: str | None, function: str | None) -> Iterator[Finding]:

@@ -9,9 +9,10 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from executor_adapter.cli.checks import Finding, Level, core_checks
+from executor_adapter.cli.checks import core_checks
 from executor_adapter.cli.output import JsonOption, console, new_table, print_json
 from executor_adapter.cli.stores import ConfigOption, StoreOption
+from executor_adapter.monitoring.findings import Finding, Level
 
 PREFECT_CHECKS = "executor_adapter.prefect.doctor"
 """By its name, since only that package may import Prefect."""

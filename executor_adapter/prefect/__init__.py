@@ -1,7 +1,7 @@
 """The only part that imports Prefect: jobs as task runs, and every state of theirs in the Prefect UI."""
 
 # Not lazily, as the package above does: a module imported later would take the name of the function `job_task`.
-from executor_adapter.executor.executor import preload_in_workers
+from executor_adapter.executor.pool_factory import preload_in_workers
 from executor_adapter.prefect.blocks import JobExecutorBlock
 from executor_adapter.prefect.bulk.run_jobs import arun_jobs, run_jobs
 from executor_adapter.prefect.job_task import JobTask, job_task

@@ -120,9 +120,9 @@ class _Scheduler:
             observers=self._observers,
             store=self._store,
             queue=self.section,
-            hands_over=True,
+            requeue_on_shutdown=True,
         )
-        executor._supervisor.intake.quarantined.update(self._quarantined)
+        executor.quarantine(self._quarantined.values())
         self.job_queue.remember(executor.past())
         return executor
 
@@ -255,7 +255,7 @@ class _Scheduler:
             return job
 
     def _submit(self, job: Job, executor: JobExecutor) -> Job:
-        executor._defaults.fill_in(job)  # what the settings say of its pool counts before what the scheduler chooses
+        executor.fill_in_defaults(job)  # what the settings say of its pool counts before what the scheduler chooses
         self._choose_pool(job)
         return executor.submit(job).job
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from executor_adapter.cli import checks
-from executor_adapter.cli.checks import Finding, Level, check_memory_files, check_start_method, check_system
+from executor_adapter.cli.checks import check_memory_files, check_start_method, check_system
+from executor_adapter.monitoring.findings import Finding, Level
 from tests.cli.conftest import Command
 
 

@@ -11,10 +11,10 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from executor_adapter import Job, JobExecutor
-from executor_adapter.cli.checks import Finding, Level
 from executor_adapter.config.settings import Settings
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.monitoring import Alert, AlertKind, HealthMonitor
+from executor_adapter.monitoring.findings import Finding, Level
 from executor_adapter.prefect import emit_alert
 from executor_adapter.prefect.doctor import checks
 from executor_adapter.prefect.reporting.events import flush_events

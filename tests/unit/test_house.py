@@ -19,7 +19,6 @@ ROOT = Path(__file__).resolve().parents[2]
 FLOORS = (
     {
         *{"bounds", "config_errors", "context", "exceptions", "presence", "signals", "start_method", "storable"},
-        "trace_scope",
     },
     {"retry"},
     {"job"},

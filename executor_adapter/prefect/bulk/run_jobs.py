@@ -27,7 +27,9 @@ from prefect.context import FlowRunContext
 
 from executor_adapter.error_codes import error_code_of
 from executor_adapter.exceptions import InvalidJobError, JobCancelledError, JobSerializationError
-from executor_adapter.executor.executor import JobExecutor, current_executor, result_of
+from executor_adapter.executor.default import current_executor
+from executor_adapter.executor.executor import JobExecutor
+from executor_adapter.executor.mapping import result_of
 from executor_adapter.job.model import TERMINAL, Job, JobResult, JobStatus, Transition, check_are_jobs, check_is_job
 from executor_adapter.prefect.bulk.job_scope import FlowScene, JobScene
 from executor_adapter.prefect.bulk.run_log import RunLog

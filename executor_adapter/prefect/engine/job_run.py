@@ -16,7 +16,8 @@ from prefect.exceptions import FailedRun
 
 from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.exceptions.display import is_plain, text_of, told_apart
-from executor_adapter.executor.executor import JobExecutor, current_executor
+from executor_adapter.executor.default import current_executor
+from executor_adapter.executor.executor import JobExecutor
 from executor_adapter.executor.signals import signal_watch
 from executor_adapter.job.model import TERMINAL, Job, JobStatus
 from executor_adapter.job.retry import RetryDecision

@@ -54,7 +54,7 @@ class ScheduledMirror:
         self._executor = executor
         self._hands_over = executor.past() is not None
         executor.add_observer(self)
-        executor._supervisor.on_closed.append(self._close)
+        executor.add_close_callback(self._close)
         if not self._spool.is_empty:
             self._mirror.drain(timeout=0)  # waits for nothing, but begins
 
@@ -72,7 +72,7 @@ class ScheduledMirror:
     def _hand_over(self, transition: Transition) -> None:
         """Say no more of a job that another host is to run, or runs by now: in that case nothing at all."""
         assert self._executor is not None
-        if transition.previous is JobStatus.RUNNING and self._executor._supervisor.intake.closed:
+        if transition.previous is JobStatus.RUNNING and self._executor.is_shutting_down:
             self._mirror.enqueue(transition._replace(status=JobStatus.PENDING, error=None))
         self._mirror.remove_job(transition.job)
 

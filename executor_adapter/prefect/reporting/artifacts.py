@@ -21,7 +21,8 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from executor_adapter.executor.executor import JobExecutor, current_executor
+from executor_adapter.executor.default import current_executor
+from executor_adapter.executor.executor import JobExecutor
 from executor_adapter.job.model import JobStatus, Transition
 from executor_adapter.prefect.reporting.batches import Batches
 from executor_adapter.prefect.reporting.run_summary import JobSnapshot, RunSummary, snapshot_of

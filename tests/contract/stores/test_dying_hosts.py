@@ -128,7 +128,7 @@ def test_a_spawned_worker_has_not_seen_yet_that_its_host_is_dead(
 
 EXEC = """
 import os, sys
-from executor_adapter.presence import presence
+from executor_adapter.worker.presence import presence
 from executor_adapter.store import open_store
 from executor_adapter.store.host import new_host
 store = open_store(sys.argv[1])

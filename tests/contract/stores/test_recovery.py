@@ -154,12 +154,12 @@ def test_quarantine_outlives_the_program(make_stored: MakeStored, store: JobStor
         executor.submit(deadly()).exception()
 
 
-@pytest.mark.parametrize("hands_over", [False, True])
+@pytest.mark.parametrize("requeue_on_shutdown", [False, True])
 def test_what_a_shutdown_cuts_off_stays_for_the_next_if_asked(
-    make_stored: MakeStored, store: JobStore, hands_over: bool, tmp_path: Path
+    make_stored: MakeStored, store: JobStore, requeue_on_shutdown: bool, tmp_path: Path
 ) -> None:
     file = tmp_path / "file"
-    executor = make_stored(1, hands_over=hands_over)
+    executor = make_stored(1, requeue_on_shutdown=requeue_on_shutdown)
     running = executor.submit(Job(function=store_jobs.count_run, args=(str(file), 30), pool="process")).job
     waiting = executor.submit(Job(function=store_jobs.give, args=(1,))).job
     unwanted = executor.submit(Job(function=store_jobs.give, args=(2,))).job
@@ -167,14 +167,14 @@ def test_what_a_shutdown_cuts_off_stays_for_the_next_if_asked(
     assert executor.cancel(unwanted.job_id)
     executor.shutdown(timeout=0)
     assert {job.status for job in (running, waiting, unwanted)} == {JobStatus.CANCELLED}
-    left = JobStatus.PENDING if hands_over else JobStatus.CANCELLED
+    left = JobStatus.PENDING if requeue_on_shutdown else JobStatus.CANCELLED
     assert [record_in(store, job.job_id).status for job in (running, waiting, unwanted)] == [
         left,
         left,
         JobStatus.CANCELLED,
     ]
     recovered = make_stored(1, queue="").recover()
-    assert {job.job_id for job in recovered} == ({running.job_id, waiting.job_id} if hands_over else set())
+    assert {job.job_id for job in recovered} == ({running.job_id, waiting.job_id} if requeue_on_shutdown else set())
 
 
 def test_an_executor_that_lives_keeps_its_jobs(make_stored: MakeStored, tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Tracer
 
 from executor_adapter.job.model import Job
+from executor_adapter.monitoring.trace_scope import INSIDE
 from executor_adapter.monitoring.tracing import JobTracer
 from executor_adapter.pools.base import Assignment
 from executor_adapter.supervision.job_scope import Surroundings
 from executor_adapter.supervision.worker_logs import log_said
-from executor_adapter.trace_scope import INSIDE
 
 IN_THIS_PROCESS = frozenset({"thread", "coroutine"})
 
@@ -22,14 +22,14 @@ IN_THIS_PROCESS = frozenset({"thread", "coroutine"})
 def parent_of(job: Job) -> Context | None:
     """The context in which a job of a traced executor was submitted."""
     around = job._live.surroundings
-    return around.parent if isinstance(around, TracedSurroundings) else None
+    return around.parent if isinstance(around, SpanScope) else None
 
 
 def job_tracer(tracer: Tracer) -> JobTracer:
     return JobTracer(tracer, parent_of)
 
 
-class TracedSurroundings:
+class SpanScope:
     """Surroundings made by whoever submits a job; around `inner`, where somebody gave others."""
 
     def __init__(self, tracer: JobTracer, inner: Surroundings | None = None) -> None:

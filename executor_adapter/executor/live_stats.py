@@ -1,0 +1,33 @@
+"""The figures of an executor at this moment."""
+
+from __future__ import annotations
+
+import time
+
+from executor_adapter.job.model import JobStatus
+from executor_adapter.supervision.stats import ExecutorStats, figures
+from executor_adapter.supervision.supervisor import Supervisor
+
+
+def live_stats(supervisor: Supervisor, *, abandoned_attempts: int, window: float) -> ExecutorStats:
+    """Return the supervisor's counts since it was made, and figures of jobs that ended in the last `window` seconds.
+
+    `abandoned_attempts`: attempts that were given up on outside its pools, counted with its abandoned threads.
+    """
+    ledger = supervisor.ledger
+    counts, now, pools = ledger.counts, supervisor.now(), supervisor.pools.stats()
+    begun = [run.started_at for run in supervisor.running() if run.started_at is not None]
+    return ExecutorStats(
+        jobs_pending=counts[JobStatus.PENDING],
+        jobs_running=counts[JobStatus.RUNNING],
+        jobs_retrying=counts[JobStatus.RETRYING],
+        jobs_completed=counts[JobStatus.COMPLETED],
+        jobs_failed=counts[JobStatus.FAILED],
+        jobs_cancelled=counts[JobStatus.CANCELLED],
+        retries=ledger.retries,
+        workers_busy=pools["workers_busy"],
+        abandoned_threads=pools["abandoned_threads"] + abandoned_attempts,
+        quarantined=tuple(supervisor.intake.quarantined),
+        longest_running_seconds=now - min(begun) if begun else None,
+        **figures(ledger.ended, now=time.time(), window=window),
+    )

@@ -1,0 +1,80 @@
+"""The results of many jobs, submitted a few at a time: in order, or as they finish."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import Any
+
+from executor_adapter.exceptions import InvalidJobError
+from executor_adapter.job.model import Job, JobResult
+from executor_adapter.supervision.futures import JobFuture
+
+Submit = Callable[[Job], JobFuture]
+
+
+def in_order(submit: Submit, jobs: Iterator[Job], window: int) -> Iterator[JobResult]:
+    """Yield the jobs' results in the order of `jobs`, with at most `window` jobs submitted and not yet yielded."""
+    with _cancel_on_exit() as futures:
+        futures.extend(submit(job) for job in itertools.islice(jobs, window))
+        while futures:
+            wait([futures[0]])
+            yield result_of(futures.popleft())
+            futures.extend(submit(job) for job in itertools.islice(jobs, 1))
+
+
+def as_completed(submit: Submit, jobs: Iterator[Job], window: int) -> Iterator[JobResult]:
+    """Yield the jobs' results as they finish, with at most `window` jobs submitted and not finished."""
+    with _cancel_on_exit() as futures:
+        futures.extend(submit(job) for job in itertools.islice(jobs, window))
+        while futures:
+            done, _ = wait(futures, return_when=FIRST_COMPLETED)
+            for future in done:
+                futures.remove(future)
+            futures.extend(submit(job) for job in itertools.islice(jobs, len(done)))
+            yield from map(result_of, done)
+
+
+@contextlib.contextmanager
+def _cancel_on_exit() -> Iterator[deque[Future[Any]]]:
+    """Hold futures, and cancel those that are left when the consumer of their results stops early."""
+    futures: deque[Future[Any]] = deque()
+    try:
+        yield futures
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def result_of(future: Future[Any]) -> JobResult:
+    """Return how the job of a finished future ended."""
+    assert isinstance(future, JobFuture)
+    error = future.exception()
+    job = future.job
+    return JobResult(
+        job_id=job.job_id,
+        status=job.status,
+        value=future.result() if error is None else None,
+        error=error,
+        error_code=job.error_code if error is not None else None,
+        attempts=len(job._live.attempts or ()),
+        duration=job.duration,
+    )
+
+
+def check_fields(fields: Mapping[str, Any]) -> None:
+    """Refuse fields that many jobs cannot share.
+
+    Raises:
+        InvalidJobError: One of `fields` identifies a single job, or belongs to each call.
+    """
+    for name in ("args", "job_id"):
+        if name in fields:
+            raise InvalidJobError(f"{name}={fields[name]!r} cannot be that of each job: leave it out")
+    if (key := fields.get("dedupe_key")) is not None:
+        raise InvalidJobError(
+            f"dedupe_key={key!r} makes one job of all that are live: leave it out, or submit jobs with a key each"
+        )

@@ -1,0 +1,37 @@
+"""Makes the pools of an executor from its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from executor_adapter.config.settings import Settings
+from executor_adapter.pools import pool_kinds
+from executor_adapter.pools.base import WorkerPool
+from executor_adapter.supervision.supervisor import Supervisor
+
+Initializer = tuple[Callable[..., object], tuple[Any, ...]]
+"""A function that each worker process calls before its first job, and its arguments."""
+
+_preloads: list[str] = []
+
+
+def preload_in_workers(*modules: str) -> None:
+    """Have process pools that are made from now on preload these modules, whatever their configuration says.
+
+    For code that runs around functions in a worker: imported on first use, it would count towards a job's limits.
+    """
+    _preloads.extend(modules)
+
+
+def make_pool(
+    max_workers: int, config: Settings, initializer: Initializer | None, name: str, supervisor: Supervisor
+) -> WorkerPool:
+    """Return a new pool of the kind that `name` means under these settings."""
+    kind: Callable[..., WorkerPool] = pool_kinds(config.executor.start_method)(name)
+    if name != "process":
+        return kind(supervisor, max_workers)
+    names = {"preload", "max_jobs_per_worker", "max_rss_growth", "nice", "cpu_affinity"}
+    options = config.executor.model_dump(include=names, exclude_none=True)
+    options["preload"] = tuple(dict.fromkeys((*options["preload"], *_preloads)))
+    return kind(supervisor, max_workers, initializer=initializer, **options)

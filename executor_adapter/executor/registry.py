@@ -1,0 +1,49 @@
+"""The supervisors of this process that are not closed, and what ends them: the program's end, a signal, a fork."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import weakref
+
+from executor_adapter.executor.signals import signal_watch
+from executor_adapter.supervision.supervisor import Supervisor
+
+_open: set[Supervisor] = set()
+"""Kept here because an executor may be garbage-collected before its jobs are finished."""
+
+
+def track(executor: object, supervisor: Supervisor) -> None:
+    """Close the supervisor when its executor is garbage-collected, on a signal that ends the program, and at exit."""
+    _open.add(supervisor)
+    supervisor.let_go_of = functools.partial(_open.discard, supervisor)
+    signal_watch.listen(supervisor.told_to_end)
+    supervisor.on_closed.append(functools.partial(signal_watch.leave, supervisor.told_to_end))
+    drain = functools.partial(supervisor.close, cancel_pending=False, cancel_running=False)
+    weakref.finalize(executor, drain).atexit = False
+
+
+def stop_tracking(supervisor: Supervisor) -> None:
+    """Do not wait for this supervisor when the interpreter exits."""
+    _open.discard(supervisor)
+
+
+@atexit.register
+def _drain_all() -> None:
+    """Run all submitted jobs to their end before the interpreter exits, as concurrent.futures does."""
+    for supervisor in list(_open):
+        supervisor.close(cancel_pending=False, cancel_running=False)
+    for supervisor in list(_open):
+        supervisor.wait()
+
+
+def _leave_to_parent() -> None:
+    """Wait for nothing in a forked process: the supervisors run in the parent."""
+    for supervisor in _open:
+        supervisor.leave_to_parent()
+    _open.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)

@@ -1,0 +1,27 @@
+"""Puts the jobs of an executor into spans, where the program has set up OpenTelemetry."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+from executor_adapter.executor.pool_factory import preload_in_workers
+from executor_adapter.monitoring.tracing import tracer_in_use
+from executor_adapter.supervision.job_scope import Surroundings
+from executor_adapter.supervision.state_tracker import Observer
+
+TRACE_SCOPE = "executor_adapter.monitoring.trace_scope"
+"""By its name: it imports OpenTelemetry, which is optional."""
+
+
+def trace_jobs(observers: list[Observer]) -> Callable[[Surroundings | None], Surroundings] | None:
+    """Return what makes a submitted job's scope one in a span of its own; None where no tracer is set up."""
+    tracer = tracer_in_use()
+    if tracer is None:
+        return None
+    from executor_adapter.executor.span_scope import SpanScope, job_tracer
+
+    preload_in_workers(TRACE_SCOPE)
+    spans = job_tracer(tracer)
+    observers.append(spans.tell)
+    return functools.partial(SpanScope, spans)

@@ -1,0 +1,41 @@
+"""What one check of `executor-adapter doctor` found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Level(StrEnum):
+    """How bad a finding is."""
+
+    FINE = "fine"
+    WARNING = "warning"
+    """It works, but not as well as it could, or not for long."""
+    WRONG = "wrong"
+    """Jobs will fail, or cannot start."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What one check found, and what to do about it."""
+
+    check: str
+    level: Level
+    found: str
+    way_out: str = ""
+
+
+def fine(check: str, found: str) -> Finding:
+    """Return a finding that needs no action."""
+    return Finding(check=check, level=Level.FINE, found=found)
+
+
+def warning(check: str, found: str, way_out: str) -> Finding:
+    """Return a finding that does not stop jobs from running."""
+    return Finding(check=check, level=Level.WARNING, found=found, way_out=way_out)
+
+
+def wrong(check: str, found: str, way_out: str) -> Finding:
+    """Return a finding that keeps jobs from running as they should."""
+    return Finding(check=check, level=Level.WRONG, found=found, way_out=way_out)
