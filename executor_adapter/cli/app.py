@@ -14,7 +14,7 @@ from executor_adapter.cli import config, doctor, jobs, run, stats, watch
 from executor_adapter.cli.output import JsonOption, complain, print_json, print_no_more, print_pairs
 from executor_adapter.cli.stores import NoSuchJob
 from executor_adapter.exceptions import ConfigurationError, InvalidJobError
-from executor_adapter.store import StoreUnavailable
+from executor_adapter.store import StoreUnavailableError
 
 DISTRIBUTION = "prefect-executor-adapter"
 
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = complain(error, 2)
     except UnicodeEncodeError as error:
         code = complain(f"{error.object!a} is no text that a store can hold", 2)
-    except StoreUnavailable as error:
+    except StoreUnavailableError as error:
         code = complain(error, 3)
     except OSError as error:  # a full disk, say, where it is to be printed
         code = complain(error, 1)

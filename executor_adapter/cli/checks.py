@@ -20,7 +20,7 @@ from executor_adapter.job.functions import is_coroutine_function, resolve
 from executor_adapter.job.model import Job
 from executor_adapter.job.pool_names import HAS_GUARDIAN, StartMethod
 from executor_adapter.monitoring.findings import Finding, fine, warning, wrong
-from executor_adapter.store import StoreUnavailable, open_store
+from executor_adapter.store import StoreUnavailableError, open_store
 from executor_adapter.supervision.intake import check_job
 
 FILES_PER_WORKER = 8
@@ -148,13 +148,13 @@ def check_store(url: str | None) -> Finding:
         if with_file:
             return _check_directory(Path(url.removeprefix("sqlite:///")).parent, url)
         found = open_store(url)
-    except (ConfigurationError, StoreUnavailable) as error:
+    except (ConfigurationError, StoreUnavailableError) as error:
         return wrong("store", str(error), "start it, or set store.url to another")
     try:
         began = time.monotonic()
         jobs = sum(found.counts().values())
         return fine("store", f"{found.url}: {jobs:,} jobs, answers in {(time.monotonic() - began) * 1000:.0f} ms")
-    except StoreUnavailable as error:
+    except StoreUnavailableError as error:
         return wrong("store", str(error), "start it, or set store.url to another")
     finally:
         found.close()

@@ -21,7 +21,7 @@ from executor_adapter.cli.output import (
     seconds,
     status_text,
 )
-from executor_adapter.cli.rerun import again, parse_changes
+from executor_adapter.cli.rerun import parse_changes, rerun_record
 from executor_adapter.cli.stores import (
     ConfigOption,
     JobId,
@@ -35,8 +35,7 @@ from executor_adapter.cli.stores import (
 )
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.job.model import Attempt, JobStatus
-from executor_adapter.store import JobFilter, JobRecord, Page
-from executor_adapter.store.base import LINES_KEPT
+from executor_adapter.store import MAX_LOG_LINES, JobFilter, JobRecord, Page
 
 app = typer.Typer(help="Look at the jobs of a store, and ask for their end or for another try.", no_args_is_help=True)
 
@@ -193,7 +192,7 @@ def _print_attempts(attempts: Sequence[Attempt]) -> None:
 def logs(
     job_id: JobId,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job is over.")] = False,
-    tail: Annotated[int, typer.Option("--tail", "-n", min=1, help="Lines to begin with.")] = LINES_KEPT,
+    tail: Annotated[int, typer.Option("--tail", "-n", min=1, help="Lines to begin with.")] = MAX_LOG_LINES,
     store: StoreOption = None,
     config_file: ConfigOption = None,
     as_json: JsonOption = False,
@@ -223,7 +222,7 @@ def retry(
     given = parse_changes(changes or []) | ({} if max_runtime is None else {"max_runtime": max_runtime})
     queued: list[dict[str, Any]] = []
     with opened(store, config_file) as opened_store:
-        for fresh in [again(record, given) for record in find_jobs(opened_store, job_ids)]:
+        for fresh in [rerun_record(record, given) for record in find_jobs(opened_store, job_ids)]:
             opened_store.enqueue(fresh)
             queued.append({"job_id": fresh.job_id, "retry_of": fresh.retry_of, "queue": fresh.queue})
     if as_json:

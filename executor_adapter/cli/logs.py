@@ -10,8 +10,7 @@ from rich.text import Text
 
 from executor_adapter.cli.output import clock_time
 from executor_adapter.job.model import TERMINAL
-from executor_adapter.store import JobStore, LogLine
-from executor_adapter.store.base import LINES_KEPT
+from executor_adapter.store import MAX_LOG_LINES, JobStore, LogLine
 
 PAUSE = 0.5
 """Seconds between looks."""
@@ -19,7 +18,7 @@ PAUSE = 0.5
 
 def log_of(store: JobStore, job_id: str, *, tail: int, follow: bool) -> Iterator[LogLine]:
     """The newest `tail` lines; with `follow` also those that come, until the job is over."""
-    after, most = 0, min(tail, LINES_KEPT)
+    after, most = 0, min(tail, MAX_LOG_LINES)
     while True:
         record = store.get(job_id)
         is_over = record is None or record.status in TERMINAL  # asked first: what it said last is there then
@@ -28,7 +27,7 @@ def log_of(store: JobStore, job_id: str, *, tail: int, follow: bool) -> Iterator
             yield line
         if is_over or not follow:
             return
-        most = LINES_KEPT
+        most = MAX_LOG_LINES
         time.sleep(PAUSE)
 
 

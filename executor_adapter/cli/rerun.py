@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job.model import TERMINAL, Job, uuid7
-from executor_adapter.persistence.serialization import RETRY_OF, policy_changed
+from executor_adapter.job.rerun import RETRY_OF, changed_retry
 from executor_adapter.store import JobRecord
 
 _IN_COLUMNS = frozenset({"job_type", "tool_name", "priority", "max_runtime"})
@@ -46,7 +46,7 @@ def value_of(text: str) -> Any:
         return text
 
 
-def again(record: JobRecord, changes: Mapping[str, Any]) -> JobRecord:
+def rerun_record(record: JobRecord, changes: Mapping[str, Any]) -> JobRecord:
     """A PENDING record like that of a job that is over, under a new id, with `changes`.
 
     Raises:
@@ -65,7 +65,7 @@ def again(record: JobRecord, changes: Mapping[str, Any]) -> JobRecord:
     call = json.loads(record.call or "{}")
     in_call = {name: value for name, value in changes.items() if name not in _IN_COLUMNS}
     if "retry" in call:
-        in_call = policy_changed(call["retry"], changes) | in_call
+        in_call = changed_retry(call["retry"], changes) | in_call
     fresh = JobRecord(
         job_id=uuid7(),
         queue=record.queue,

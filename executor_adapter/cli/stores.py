@@ -14,7 +14,7 @@ import typer
 
 from executor_adapter.config.settings import load_config
 from executor_adapter.exceptions import ConfigurationError
-from executor_adapter.store import JobFilter, JobRecord, JobStore, StoreUnavailable, open_store
+from executor_adapter.store import JobFilter, JobRecord, JobStore, StoreUnavailableError, open_store
 
 StoreOption = Annotated[
     str | None, typer.Option("--store", metavar="URL", help="The store; default: store.url of the configuration.")
@@ -43,7 +43,7 @@ def opened(store: str | None, config: Path | None) -> Iterator[JobStore]:
 
     Raises:
         ConfigurationError: neither names one, or one in memory, which no other process sees.
-        StoreUnavailable: it cannot be opened.
+        StoreUnavailableError: it cannot be opened.
     """
     url = store_url(store, config)
     if url is None:
@@ -64,7 +64,7 @@ def _refuse_missing(url: str) -> None:
     """To look into a file that is not there would make an empty one, and say that there are no jobs."""
     path = url.partition(":///")[2]
     if url.startswith("sqlite") and path and not Path(path).exists():
-        raise StoreUnavailable(
+        raise StoreUnavailableError(
             f"there is no file {path}: no program has kept jobs there yet; see --store and store.url"
         )
 

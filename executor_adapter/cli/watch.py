@@ -18,7 +18,7 @@ from executor_adapter.cli.output import STYLES, JsonOption, console, new_table, 
 from executor_adapter.cli.stores import ConfigOption, StoreOption, opened
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.job.model import TERMINAL, JobStatus
-from executor_adapter.store import JobFilter, JobRecord, JobStore, StoreUnavailable
+from executor_adapter.store import JobFilter, JobRecord, JobStore, StoreUnavailableError
 
 LIVE_STATUSES = frozenset(JobStatus) - TERMINAL
 COLUMNS = ("ID", "STATUS", "TYPE", "TOOL", "TRY", "FOR", "PROGRESS")
@@ -146,7 +146,7 @@ def _show(view: View, interval: float, until_done: bool) -> None:
             try:
                 scene = view.scene(max(1, screen.height - RESERVED))
                 live.update(render(scene), refresh=True)
-            except StoreUnavailable as error:
+            except StoreUnavailableError as error:
                 live.update(Text(f"{error}\ntrying again", style="red"), refresh=True)
             due = max(due + interval, time.monotonic())  # late ones are left out, not caught up with
             time.sleep(max(0.0, due - time.monotonic()))

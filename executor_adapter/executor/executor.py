@@ -26,9 +26,9 @@ from executor_adapter.job.functions import check_arguments
 from executor_adapter.job.model import Job, JobResult, check_is_job
 from executor_adapter.job.validation import check_count
 from executor_adapter.monitoring.metrics_port import serve_metrics
-from executor_adapter.persistence.job_persistence import Memory
+from executor_adapter.persistence.history import QueueHistory
+from executor_adapter.persistence.job_persistence import JobPersistence
 from executor_adapter.pools import pool_kinds
-from executor_adapter.scheduler.job_queue import StoredPast
 from executor_adapter.store.base import JobStore
 from executor_adapter.supervision.driver import JobDriver
 from executor_adapter.supervision.futures import JobFuture
@@ -96,7 +96,18 @@ class JobExecutor(ExecutionHooks):
         )
         self._defaults = JobDefaults(self.config)
         self._hooked = hooked_execution(type(self), self._supervisor)
-        self._memory = None if store is None else Memory(store, self, queue=queue, hands_over=requeue_on_shutdown)
+        self._persistence = (
+            None
+            if store is None
+            else JobPersistence(
+                store,
+                self._supervisor,
+                self.config.store,
+                queue=queue,
+                requeue_on_shutdown=requeue_on_shutdown,
+                readmit=lambda job, waited: self._admit(job, waited=waited),
+            )
+        )
         ledger, on_closed = self._supervisor.ledger, self._supervisor.on_closed
         self._metrics = serve_metrics(self, self.config.monitoring, observers=ledger.observers, on_closed=on_closed)
         self._tracer = trace_jobs(ledger.observers)
@@ -126,9 +137,9 @@ class JobExecutor(ExecutionHooks):
         self.fill_in_defaults(job)
         if self._tracer is not None:
             surroundings = self._tracer(surroundings)
-        if self._memory is None:
+        if self._persistence is None:
             return self._admit(job, timeout=timeout, surroundings=surroundings)
-        return self._memory.admit(job, lambda: self._admit(job, timeout=timeout, surroundings=surroundings))
+        return self._persistence.admit(job, lambda: self._admit(job, timeout=timeout, surroundings=surroundings))
 
     def _admit(self, job: Job, **options: Any) -> JobFuture:
         if self._hooked is None:
@@ -192,7 +203,7 @@ class JobExecutor(ExecutionHooks):
         driver = JobDriver(job, self._supervisor)
         around = None if self._tracer is None else self._tracer(None)
         admit = functools.partial(self._supervisor.admit, job, driver=driver, surroundings=around)
-        twin = (admit() if self._memory is None else self._memory.admit(job, admit, driven=True)).job
+        twin = (admit() if self._persistence is None else self._persistence.admit(job, admit, driven=True)).job
         if twin is not job:
             raise InvalidJobError(f"job {twin.job_id} with dedupe_key={job.dedupe_key!r} is live: wait for that one")
         return driver
@@ -227,32 +238,32 @@ class JobExecutor(ExecutionHooks):
         """Let a quarantined job be submitted again. Return False where no quarantined job has this id."""
         self._supervisor.refuse_if_parents()
         released = self._supervisor.intake.quarantined.pop(job_id, None) is not None
-        return (self._memory is not None and self._memory.release(job_id)) or released
+        return (self._persistence is not None and self._persistence.release(job_id)) or released
 
     # --- store ---
 
     @property
     def store(self) -> JobStore | None:
         """The store that remembers the jobs; None where there is none."""
-        return None if self._memory is None else self._memory.store
+        return None if self._persistence is None else self._persistence.store
 
-    def past(self) -> StoredPast | None:
+    def history(self) -> QueueHistory | None:
         """What the store knows of the jobs of this queue; None where it does not outlive the program."""
-        return None if self._memory is None else self._memory.past()
+        return None if self._persistence is None else self._persistence.history()
 
     def recover(self) -> list[Job]:
         """Take over the jobs of this queue whose host is gone, and return them; they run here now.
 
         Raises:
-            StoreUnavailable: The store cannot be reached.
+            StoreUnavailableError: The store cannot be reached.
         """
         self._supervisor.refuse_if_parents()
-        return [] if self._memory is None else self._memory.recover()
+        return [] if self._persistence is None else self._persistence.recover()
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until the store has all that happened to the jobs so far. Return False after `timeout` seconds."""
         self._supervisor.refuse_if_parents()
-        return self._memory is None or self._memory.recorder.flush(timeout)
+        return self._persistence is None or self._persistence.recorder.flush(timeout)
 
     # --- monitoring ---
 

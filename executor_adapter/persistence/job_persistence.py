@@ -1,93 +1,119 @@
-"""An executor's memory: its store, the recorder that tells it of jobs, and the recovery of those that nobody runs."""
+"""Persistence of one executor: its store, the recorder that writes to it, and the recovery of jobs that no host runs.
+
+JobPersistence   what the executor calls: admit, recover, release, history
+Recorder         writes transitions in batches, on a thread of its own
+PendingWrites    what is not written yet
+HostLease        this executor's claim on its jobs
+Handover         stops jobs that another host runs by now, or soon may
+Recovery         claims jobs that no host runs
+QueueHistory     reads the jobs of one queue, for event loops
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+from executor_adapter.config.sections import StoreSettings
 from executor_adapter.exceptions import ExecutorClosedError
 from executor_adapter.job.model import Job
+from executor_adapter.persistence.history import QueueHistory
 from executor_adapter.persistence.recorder import Recorder
 from executor_adapter.persistence.recovery import Recovery
-from executor_adapter.scheduler.job_queue import StoredPast
-from executor_adapter.store import open_store
-from executor_adapter.store.base import JobStore
+from executor_adapter.store import JobStore, open_store
+from executor_adapter.supervision.futures import JobFuture
+from executor_adapter.supervision.supervisor import Supervisor
 
-if TYPE_CHECKING:
-    from executor_adapter.executor.executor import JobExecutor
-    from executor_adapter.supervision.futures import JobFuture
-
-DYING_PATIENCE = 10.0
-"""Seconds for hosts that are dying; a guardian has killed all within five."""
-DYING_STEP = 0.02
+DYING_HOST_TIMEOUT = 10.0
+"""Seconds that a recovery waits for dying hosts; a guardian has killed all its workers within five."""
+DYING_HOST_INTERVAL = 0.02
+"""Seconds between two looks at them."""
 
 
-class Memory:
-    """See the module. A store that was given by its URL is closed with the executor; another is its owner's."""
+class JobPersistence:
+    """Keeps an executor's jobs in a store, and recovers jobs from it.
 
-    def __init__(self, store: JobStore | str, executor: JobExecutor, *, queue: str, hands_over: bool) -> None:
-        settings, supervisor = executor.config.store, executor._supervisor
+    Args:
+        store: a store, which its owner closes, or the URL of one, which is closed with the executor.
+        supervisor: the executor's.
+        settings: the section `store` of the settings.
+        queue: the queue that the executor's jobs belong to.
+        requeue_on_shutdown: whether jobs that a shutdown cuts off stay PENDING in the store, for the next host.
+        readmit: submits a recovered job to the executor, given the seconds since it was created.
+    """
+
+    def __init__(
+        self,
+        store: JobStore | str,
+        supervisor: Supervisor,
+        settings: StoreSettings,
+        *,
+        queue: str,
+        requeue_on_shutdown: bool,
+        readmit: Callable[[Job, float], object],
+    ) -> None:
         self.store = open_store(store) if isinstance(store, str) else store
         self.store.pickle_arguments |= settings.pickle_arguments
         self.recorder = Recorder(self.store, supervisor, queue=queue, lease=settings.lease)
-        self.recorder.journal.hands_over = hands_over and self.store.durable
-        self._live = supervisor.intake.jobs
-        self._quarantined = supervisor.intake.quarantined
-        self._recovery = Recovery(
-            self.recorder, self._live, self._quarantined, lambda job, waited: executor._admit(job, waited=waited)
-        )
+        self.recorder.pending.requeue_on_shutdown = requeue_on_shutdown and self.store.durable
+        self._live_jobs = supervisor.intake.jobs
+        self._recovery = Recovery(self.recorder, self._live_jobs, supervisor.intake.quarantined, readmit)
         if self.store.durable:
-            self.recorder.recover = self._recovery
+            self.recorder.recover = self._recovery.run
             self.recorder.recover_every = settings.recover_every
         if isinstance(store, str):
             supervisor.on_closed.append(self.store.close)
 
     def admit(self, job: Job, admit: Callable[[], JobFuture], *, driven: bool = False) -> JobFuture:
-        """`admit()`, and have the job recorded, unless it is refused or a live twin taken for it.
+        """Call `admit`, which submits the job, and record the job unless it is refused or a live duplicate is returned.
 
         Raises:
-            InvalidJobError: it cannot be stored; the message says why and the way out.
-            QueueFullError: the store has been away for too long.
+            InvalidJobError: the job cannot be stored; the message says why and what to do.
+            QueueFullError: too many changes wait for a store that cannot be written.
         """
-        self.recorder.take(job, driven=driven)
+        self.recorder.prepare(job, driven=driven)
         try:
             future = admit()
         except BaseException:
-            self.recorder.drop(job)
+            self.recorder.pending.discard(job)
             raise
         if future.job is not job:
-            self.recorder.drop(job)
+            self.recorder.pending.discard(job)
         return future
 
     def recover(self) -> list[Job]:
-        """Take over what nobody runs. Waits for hosts of this machine that are dying: who starts again at once after a
-        SIGKILL finds workers of its former self that are about to be killed.
+        """Claim the jobs of this queue that no host runs; return those that run here from now on.
+
+        Waits for dying hosts of this machine: a program that is restarted at once after a SIGKILL finds workers of its
+        former process that are about to be killed.
 
         Raises:
-            StoreUnavailable
+            StoreUnavailableError: the store cannot be used now.
         """
         if not self.store.durable:
             return []
         recovered: list[Job] = []
-        until = time.monotonic() + DYING_PATIENCE
+        until = time.monotonic() + DYING_HOST_TIMEOUT
         while True:
             look_again = self.store.any_host_is_dying() and time.monotonic() < until
-            recovered += self.recorder.ask(self._recovery, may_wait=False).result()
+            recovered += self.recorder.request(self._recovery.run, may_wait=False).result()
             if not look_again:
                 return recovered
-            time.sleep(DYING_STEP)
+            time.sleep(DYING_HOST_INTERVAL)
 
-    def past(self) -> StoredPast | None:
-        recorder = self.recorder
-        return StoredPast(self.store, recorder.queue, recorder, self._live) if self.store.durable else None
+    def history(self) -> QueueHistory | None:
+        """Return what the store knows of this queue's jobs; None where the store does not outlive the program."""
+        if not self.store.durable:
+            return None
+        return QueueHistory(self.store, self.recorder.queue, self.recorder, self._live_jobs)
 
     def release(self, job_id: str) -> bool:
-        """
+        """End the job's quarantine in the store; False where no quarantined job has this id.
+
         Raises:
-            StoreUnavailable
+            StoreUnavailableError: the store cannot be used now.
         """
         try:
-            return self.recorder.ask(lambda: self.store.release(job_id), may_wait=False).result()
+            return self.recorder.request(lambda: self.store.release(job_id), may_wait=False).result()
         except ExecutorClosedError:
             return self.store.release(job_id)

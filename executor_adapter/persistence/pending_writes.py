@@ -1,4 +1,4 @@
-"""The journal: what is to be recorded next of an executor's jobs. Filled by any thread, emptied by the recorder's."""
+"""Pending writes: the changes of an executor's jobs that are not in its store yet."""
 
 from __future__ import annotations
 
@@ -10,133 +10,161 @@ from dataclasses import dataclass, replace
 from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.job.model import TERMINAL, Job, JobStatus, Progress, Transition
 from executor_adapter.persistence.serialization import StoredCall, record_of
-from executor_adapter.store.base import JobRecord
+from executor_adapter.store import JobRecord
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """Records that go out together, each beside its job."""
+class WriteBatch:
+    """Records that are written in one transaction, and the jobs that they are of."""
 
     new: list[JobRecord]
     changed: list[JobRecord]
     jobs: list[Job]
 
 
-class Journal:
-    """Of each job the last that was told counts: a job that began and ended since the last batch is one row of it."""
+class PendingWrites:
+    """Collects transitions and turns them into batches of records, one record a job.
+
+    Only a job's latest transition counts: a job that started and finished since the last batch is written once.
+    Any thread may call `add`, `discard` and `on_transition`; the other methods belong to the recorder's thread.
+
+    Args:
+        queue: the queue that the records name.
+        keeps_jobs: whether records hold the job itself, for a store in the memory of this process.
+        quarantined: the executor's quarantined jobs by id.
+    """
 
     def __init__(self, *, queue: str, keeps_jobs: bool, quarantined: Mapping[str, Job]) -> None:
-        self.hands_over = False
-        """Jobs that the executor lets go of from now on are to be run by another, and stay PENDING for it."""
-        self.calls: dict[Job, StoredCall] = {}
-        """How to make those again that have never been written."""
+        self.requeue_on_shutdown = False
+        """Whether jobs that the executor's shutdown cuts off stay PENDING in the store, for another host."""
         self._queue = queue
         self._keeps_jobs = keeps_jobs
         self._quarantined = quarantined
-        self._told: deque[Transition] = deque()
+        self._unwritten: dict[Job, StoredCall] = {}
+        """Jobs that have never been written, with what another process needs to run them."""
+        self._received: deque[Transition] = deque()
         self._due: dict[Job, Transition] = {}
         self._running: dict[Job, Progress | None] = {}
-        """With the progress last recorded."""
-        self._handed_over: set[Job] = set()
+        """Running jobs, with their progress as last recorded."""
+        self._requeued: set[Job] = set()
         self._disowned: set[Job] = set()
 
     def __len__(self) -> int:
-        return len(self._due) + len(self._told)
+        return len(self._due) + len(self._received)
 
-    def tell(self, transition: Transition) -> None:
-        """From the supervisor's thread."""
-        self._told.append(transition)
+    @property
+    def is_empty(self) -> bool:
+        """Whether every job that was added is in the store, with its latest transition."""
+        return not len(self) and not self._unwritten
+
+    # --- on any thread ---
+
+    def add(self, job: Job, call: StoredCall) -> None:
+        """Expect the first transition of a new job; `call` goes into its first record."""
+        self._unwritten[job] = call
+
+    def discard(self, job: Job) -> None:
+        """Forget a new job that was not submitted after all."""
+        self._unwritten.pop(job, None)
+
+    def is_unwritten(self, job: Job) -> bool:
+        """Return whether the job was added and has never been written."""
+        return job in self._unwritten
+
+    def on_transition(self, transition: Transition) -> None:
+        """Receive a transition, on the supervisor's thread."""
+        self._received.append(transition)
 
     # --- on the recorder's thread ---
 
-    def gather(self) -> None:
-        """Take what was told; a job moves behind those that changed before it."""
-        for _ in range(len(self._told)):
-            told = self._told.popleft()
-            job = told.job
-            if told.status is JobStatus.RUNNING:
+    def collect(self) -> None:
+        """Make the transitions received by now due; a job moves behind those that changed before it."""
+        for _ in range(len(self._received)):
+            transition = self._received.popleft()
+            job = transition.job
+            if transition.status is JobStatus.RUNNING:
                 self._running[job] = None
             else:
                 self._running.pop(job, None)
             if job in self._disowned:
-                if told.status in TERMINAL:
+                if transition.status in TERMINAL:
                     self._disowned.discard(job)
                 continue
             self._due.pop(job, None)
-            self._due[job] = told
+            self._due[job] = transition
 
-    def note_progress(self) -> None:
-        """Have what running jobs said of their progress since the last time recorded too."""
-        for job, last in self._running.items():
+    def collect_progress(self) -> None:
+        """Make running jobs due that have reported new progress since it was last recorded."""
+        for job, recorded in self._running.items():
             progress = job._live.progress
-            if progress is not last and job not in self._disowned:
+            if progress is not recorded and job not in self._disowned:
                 self._running[job] = progress
-                told = Transition(job, JobStatus.RUNNING, JobStatus.RUNNING, 0.0, job._live.attempt)
-                self._due.setdefault(job, told)
+                unchanged = Transition(job, JobStatus.RUNNING, JobStatus.RUNNING, 0.0, job._live.attempt)
+                self._due.setdefault(job, unchanged)
 
-    def batch(self, size: int, host_id: str) -> Batch:
-        """The first `size` that are due; they stay so until `written`."""
-        batch = Batch([], [], [])
-        for job, told in itertools.islice(self._due.items(), size):
-            stored = self.calls.get(job)
-            record = self._record(told, stored, host_id)
-            (batch.changed if stored is None else batch.new).append(record)
+    def batch(self, size: int, host_id: str) -> WriteBatch:
+        """Return the first `size` due records; they stay due until `mark_written`."""
+        batch = WriteBatch([], [], [])
+        for job, transition in itertools.islice(self._due.items(), size):
+            call = self._unwritten.get(job)
+            record = self._record(transition, call, host_id)
+            (batch.changed if call is None else batch.new).append(record)
             batch.jobs.append(job)
         return batch
 
-    def written(self, jobs: Iterable[Job]) -> None:
+    def mark_written(self, jobs: Iterable[Job]) -> None:
+        """Remove the jobs of a batch that is in the store now."""
         for job in jobs:
-            told = self._due.pop(job)
-            self.calls.pop(job, None)
-            if told.status in TERMINAL:
-                self._handed_over.discard(job)
+            transition = self._due.pop(job)
+            self._unwritten.pop(job, None)
+            if transition.status in TERMINAL:
+                self._requeued.discard(job)
 
-    def hand_over(self, jobs: Collection[Job]) -> None:
-        """When the executor has let go of these, others are to run them."""
-        self._handed_over.update(jobs)
+    def requeue(self, jobs: Collection[Job]) -> None:
+        """Record these jobs as PENDING for another host once the executor has cut them off."""
+        self._requeued.update(jobs)
 
     def disown(self, jobs: Iterable[Job]) -> int:
-        """These are another host's: nothing more of them is recorded. How many of them had ended here."""
+        """Record nothing more of these jobs, which another host runs now; return how many had ended here unrecorded."""
         ended = 0
         for job in jobs:
-            told = self._due.pop(job, None)
+            transition = self._due.pop(job, None)
             if job.status not in TERMINAL:
                 self._disowned.add(job)
-            elif told is not None:
+            elif transition is not None:
                 ended += 1
         return ended
 
     def known_to_store(self, jobs: Iterable[Job]) -> list[Job]:
-        """Those of `jobs` that were written before, and of the due ones."""
-        return [job for job in {*jobs, *self._due} if job not in self.calls]
+        """Return which of `jobs` and of the due jobs have been written before."""
+        return [job for job in {*jobs, *self._due} if job not in self._unwritten]
 
-    def _record(self, told: Transition, stored: StoredCall | None, host_id: str) -> JobRecord:
-        job = told.job
+    def _record(self, transition: Transition, call: StoredCall | None, host_id: str) -> JobRecord:
+        job = transition.job
         record = record_of(
             job,
-            told.status,
+            transition.status,
             queue=self._queue,
             host=host_id,
-            stored=stored or _WRITTEN,
-            quarantined=told.status is JobStatus.FAILED and self._quarantined.get(job.job_id) is job,
+            stored=call or _ALREADY_STORED,
+            quarantined=transition.status is JobStatus.FAILED and self._quarantined.get(job.job_id) is job,
             keep=self._keeps_jobs,
         )
-        return _left(record) if self._is_left(told) else record
+        return _for_next_host(record) if self._is_requeued(transition) else record
 
-    def _is_left(self, told: Transition) -> bool:
-        let_go = told.status is JobStatus.CANCELLED and was_let_go(told.error)
-        return let_go and (self.hands_over or told.job in self._handed_over)
-
-
-_WRITTEN = StoredCall("")
-"""Stands for the call of a job that the store knows."""
+    def _is_requeued(self, transition: Transition) -> bool:
+        cut_off = transition.status is JobStatus.CANCELLED and was_cut_off(transition.error)
+        return cut_off and (self.requeue_on_shutdown or transition.job in self._requeued)
 
 
-def _left(record: JobRecord) -> JobRecord:
-    """As the next host is to find it."""
+_ALREADY_STORED = StoredCall("")
+"""Stands for the call of a job whose record has it; a change does not write it again."""
+
+
+def _for_next_host(record: JobRecord) -> JobRecord:
     return replace(record, status=JobStatus.PENDING, host=None, completed_at=None, error_code=None, error_message=None)
 
 
-def was_let_go(error: BaseException | None) -> bool:
-    """Whether it was its executor's end that ended the job, and nobody's wish."""
+def was_cut_off(error: BaseException | None) -> bool:
+    """Return whether a job ended because its executor had to stop it, and not because a user cancelled it."""
     return isinstance(error, JobCancelledError) and bool(error.context.get("let_go"))

@@ -1,8 +1,9 @@
-"""Recovery: jobs in a store that nobody runs are made again and run here.
+"""Recovery: claims the stored jobs that no host runs, and runs them here.
 
-A job runs again at least once: the attempt that its host's death cut off is counted as one, and the next follows
-whatever its policy says. A function that ran inside the host itself (in a thread or as a coroutine) may have been what
-killed it: such a death counts as a crash of the job, and past `crash_attempts` the job is quarantined.
+A job runs again at least once: the attempt that its host's death cut off counts as one attempt, and the next one
+follows whatever its policy says. A function that ran inside the host's own process, in a thread or as a coroutine, may
+have been what killed the host: such a death counts as a crash of the job, and past `crash_attempts` the job is
+quarantined.
 """
 
 from __future__ import annotations
@@ -18,19 +19,23 @@ from executor_adapter.exceptions.display import shown, text_of
 from executor_adapter.job.model import Attempt, Job, JobStatus
 from executor_adapter.job.quarantine import MOST_QUARANTINED
 from executor_adapter.persistence.recorder import Recorder
-from executor_adapter.store.base import JobFilter, JobRecord, LeaseLost, StoreUnavailable
+from executor_adapter.store import JobFilter, JobRecord, LeaseLostError, StoreUnavailableError
 from executor_adapter.store.records import given_fields, restore
 
 logger = logging.getLogger("executor_adapter.store")
 
-AT_ONCE = 100
-"""Jobs that are claimed together."""
+CLAIM_SIZE = 100
+"""Jobs that are claimed in one transaction."""
 
 
 class Recovery:
-    """Claims jobs on the recorder's thread and has them run: `readmit(job, seconds since it was created)`.
+    """Claims jobs on the recorder's thread and submits them to its executor.
 
-    `live`: the executor's jobs that are not over, by id.
+    Args:
+        recorder: the recorder, whose host claims the jobs.
+        live: the executor's live jobs by id.
+        quarantined: the executor's quarantined jobs by id; those of the store are added.
+        readmit: submits a job again, given the seconds since it was created.
     """
 
     def __init__(
@@ -45,24 +50,24 @@ class Recovery:
         self._quarantined = quarantined
         self._readmit = readmit
 
-    def __call__(self) -> list[Job]:
-        """The jobs that run here from now on.
+    def run(self) -> list[Job]:
+        """Claim the jobs that no host runs; return those that run here from now on.
 
         Raises:
-            StoreUnavailable, LeaseLost
+            StoreUnavailableError, LeaseLostError: the jobs claimed by then run here; the others wait.
         """
         store, host = self._recorder.store, self._recorder.host()
-        self._know_quarantined()
+        self._load_quarantined()
         recovered: list[Job] = []
         claimed: list[JobRecord] | None = None
-        while claimed is None or len(claimed) == AT_ONCE:
-            claimed = store.claim(host, queue=self._recorder.queue, limit=AT_ONCE)
+        while claimed is None or len(claimed) == CLAIM_SIZE:
+            claimed = store.claim(host, queue=self._recorder.queue, limit=CLAIM_SIZE)
             recovered += [job for record in claimed if (job := self._run_again(record)) is not None]
         if recovered:
-            logger.info("%d jobs that nobody ran are run here", len(recovered))
+            logger.info("recovered %d jobs that no host ran", len(recovered))
         return recovered
 
-    def _know_quarantined(self) -> None:
+    def _load_quarantined(self) -> None:
         wanted = JobFilter(queue=self._recorder.queue, quarantined=True)
         for record in reversed(self._recorder.store.find(wanted, limit=MOST_QUARANTINED).records):
             if record.job_id not in self._quarantined:
@@ -70,18 +75,18 @@ class Recovery:
 
     def _run_again(self, record: JobRecord) -> Job | None:
         if record.job_id in self._live:
-            return None  # it runs here, and is recorded as this host's
-        record = _cut_off(record)
+            return None  # the claim made it this host's again, and it runs here already
+        record = _with_attempt_cut_off(record)
         try:
-            job = _pending(record)
-            if _is_suspect(record) and job._live.crashes > job.policy.crash_attempts:
+            job = _pending_job(record)
+            if record.crashes > 0 and record.crashes > job.policy.crash_attempts:
                 self._end(record, "WORKER_CRASHED", f"its host died {record.crashes} times while it ran", True)
                 self._quarantined[record.job_id] = restore(record)
                 return None
             self._readmit(job, max(0.0, time.time() - record.created_at))
-        except (StoreUnavailable, LeaseLost, ExecutorClosedError):
+        except (StoreUnavailableError, LeaseLostError, ExecutorClosedError):
             raise
-        except Exception as error:  # whatever it is: one job must not keep the others from being run
+        except Exception as error:  # whatever it is: one job must not keep the others from running
             explained = isinstance(error, (InvalidJobError, JobSerializationError, ValueError))
             why = text_of(error) if explained else shown(error)
             self._end(record, "CONFIGURATION_ERROR", f"its host is gone, and it cannot run here: {why}", False)
@@ -102,12 +107,8 @@ class Recovery:
         )
 
 
-def _is_suspect(record: JobRecord) -> bool:
-    return record.crashes > 0
-
-
-def _cut_off(record: JobRecord) -> JobRecord:
-    """With the attempt that ran when its host died as one that is over."""
+def _with_attempt_cut_off(record: JobRecord) -> JobRecord:
+    """Return the record with the attempt that ran when its host died as a finished one."""
     if record.status is not JobStatus.RUNNING:
         return record
     pool = given_fields(record).get("pool", "auto") if record.call is not None else ""
@@ -125,13 +126,14 @@ def _cut_off(record: JobRecord) -> JobRecord:
     return replace(record, attempt_fields=(*record.attempt_fields, fields), crashes=crashes)
 
 
-def _pending(record: JobRecord) -> Job:
-    """
+def _pending_job(record: JobRecord) -> Job:
+    """Return the job as PENDING, ready to be submitted.
+
     Raises:
-        ValueError: its function is not stored, or not to be had here, or it is none that could ever run.
+        ValueError: its function is not stored or cannot be imported here, or the job could never run.
     """
     Job(**given_fields(record))
     job = restore(replace(record, status=JobStatus.PENDING, progress=None))
     if record.started_at is not None:
-        job.queue_timeout = None  # it did start in time
+        job.queue_timeout = None  # its first attempt did start in time
     return job

@@ -1,7 +1,8 @@
-"""What is remembered of a job: its record, and the words in which another process can make it again.
+"""Serialization: a job as a record, with what another process needs to run it.
 
-A function is stored by its name and arguments as JSON, so that no store holds what cannot be read, and nothing runs
-from it but what the program has. Where that is not enough a store may be asked to keep them pickled.
+A function is stored by its name and its arguments as JSON. So a store holds only text that can be read, and running a
+stored job runs nothing but code that the program has. A store may be asked to keep functions and arguments pickled
+where that is not enough.
 """
 
 from __future__ import annotations
@@ -9,26 +10,24 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job.functions import resolve
 from executor_adapter.job.model import TERMINAL, Job, JobStatus, function_reference
+from executor_adapter.job.rerun import RETRY_OF
 from executor_adapter.job.retry import RetryPolicy
 from executor_adapter.pools.transport import functions, importable
-from executor_adapter.store.base import JobRecord
-
-RETRY_OF = "retry_of"
-"""The key of a job's metadata that names the job it was made from."""
+from executor_adapter.store import JobRecord
 
 _IN_COLUMNS = frozenset(
     {"function", "job_id", "job_type", "tool_name", "metadata", "priority", "max_runtime", "args", "kwargs", "retry"}
 )
+"""Fields of a job that are stored apart from the other ones of its call."""
 
 
 class StoredCall(NamedTuple):
-    """What of a job another process needs to run it; see JobRecord. `call` is None where nobody is to run it again."""
+    """What another process needs to run a job, as in JobRecord; `call` is None where no other process may."""
 
     function: str
     call: str | None = None
@@ -36,17 +35,19 @@ class StoredCall(NamedTuple):
 
 
 def stored_call(job: Job, *, pickle_arguments: bool = False) -> StoredCall:
-    """
+    """Return what another process needs to run the job.
+
     Raises:
-        InvalidJobError: its function cannot be imported elsewhere, or an argument is no JSON; with the way out.
+        InvalidJobError: its function cannot be imported elsewhere or an argument is not JSON; the message says what to
+            do.
     """
     refuse_unstorable_texts(job)
     fields: dict[str, Any] = {name: getattr(job, name) for name in job.model_fields_set - _IN_COLUMNS}
     if job.retry is not None:
-        fields["retry"] = _policy(job.retry)
+        fields["retry"] = _policy_fields(job.retry)
     if pickle_arguments:
         pickled = functions.dumps((job.function, job.args, job.kwargs))
-        return StoredCall(shown_function(job), json.dumps(fields), pickled)
+        return StoredCall(function_name(job), json.dumps(fields), pickled)
     fields["function"] = function = _importable(job)
     if job.args or job.kwargs:
         refuse_unless_json(job)
@@ -54,13 +55,14 @@ def stored_call(job: Job, *, pickle_arguments: bool = False) -> StoredCall:
     return StoredCall(function, json.dumps(fields))
 
 
-def shown_function(job: Job) -> str:
+def function_name(job: Job) -> str:
+    """Return the job's function as `module:qualname`, for people."""
     function = job.function
     return function if isinstance(function, str) else function_reference(function)
 
 
 @functools.lru_cache(maxsize=256)
-def _policy(policy: RetryPolicy) -> dict[str, Any]:
+def _policy_fields(policy: RetryPolicy) -> dict[str, Any]:
     return policy.model_dump(mode="json", exclude_defaults=True)
 
 
@@ -79,16 +81,19 @@ def _importable(job: Job) -> str:
 
 
 def refuse_unstorable_texts(job: Job) -> None:
-    """
+    """Refuse a job whose id, type, tool or metadata no database can hold.
+
     Raises:
-        InvalidJobError: a text that names the job is none that a database can hold, or its metadata is no JSON.
+        InvalidJobError: a text has characters that are not valid Unicode text, or the metadata is not JSON.
     """
     for name in ("job_id", "job_type", "tool_name"):
         text = getattr(job, name)
         if text is not None and not _is_text(text):
-            raise InvalidJobError(f"{name}={text!r} cannot be stored: leave out characters that are no text")
+            raise InvalidJobError(
+                f"{name}={text!r} cannot be stored: remove the NUL characters and the lone surrogates"
+            )
     if job.metadata and (found := _not_json(job.metadata)) is not None:
-        raise InvalidJobError(f"metadata cannot be stored: it holds {found}: use plain values")
+        raise InvalidJobError(f"metadata cannot be stored: it holds {found}: use plain JSON values")
 
 
 def _is_text(text: str) -> bool:
@@ -102,9 +107,10 @@ def _is_text(text: str) -> bool:
 
 
 def refuse_unless_json(job: Job) -> None:
-    """
+    """Refuse a job with an argument that would not be the same after it was written as JSON and read again.
+
     Raises:
-        InvalidJobError: an argument would not be the same after it was written as JSON and read again.
+        InvalidJobError: the message names the argument and what it holds.
     """
     named = [(f"argument {n}", value) for n, value in enumerate(job.args, 1)]
     named += [(f"argument {name!r}", value) for name, value in job.kwargs.items()]
@@ -116,13 +122,13 @@ def refuse_unless_json(job: Job) -> None:
             )
 
 
-_JSON = (str, int, bool, type(None))
+_JSON_TYPES = (str, int, bool, type(None))
 
 
 def _not_json(value: Any) -> str | None:
-    """What in `value` would not come back as it is from JSON; None where all would."""
+    """Describe the first part of `value` that JSON would not give back as it is; None where there is none."""
     kind = type(value)
-    if kind in _JSON:
+    if kind in _JSON_TYPES:
         return None
     if kind is float:
         return None if math.isfinite(value) else repr(value)
@@ -138,7 +144,7 @@ def _not_json(value: Any) -> str | None:
 def record_of(
     job: Job, status: JobStatus, *, queue: str, host: str, stored: StoredCall, quarantined: bool, keep: bool
 ) -> JobRecord:
-    """The job as it stands, in `status`; with the job itself, to `keep` it."""
+    """Return the job's record as it stands, in `status`; with `keep`, the record holds the job itself."""
     live = job._live
     return JobRecord(
         job_id=job.job_id,
@@ -168,28 +174,3 @@ def record_of(
         quarantined=quarantined,
         job=job if keep else None,
     )
-
-
-def made_again(job: Job, **changes: Any) -> Job:
-    """A new job like one that is over, linked to it by its metadata; `changes` are fields of Job.
-
-    Raises:
-        InvalidJobError: it is not over.
-        pydantic.ValidationError: a change is no field of Job, or its value is none that could ever work.
-    """
-    if not job.status.is_terminal:
-        raise InvalidJobError(f"job {job.job_id} is {job.status}: wait for its end, or cancel it")
-    given = {name: getattr(job, name) for name in job.model_fields_set - {"job_id"}}
-    if job.retry is not None:
-        changes = policy_changed(dict(job.retry), changes) | changes
-    metadata = {**job.metadata, **changes.pop("metadata", {}), RETRY_OF: job.job_id}
-    return Job(**given | changes | {"metadata": metadata})
-
-
-def policy_changed(policy: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The field `retry` of a job of that policy whose `retry_attempts` or `retry_delay` is changed: the policy would
-    win over them."""
-    changed = {name: changes[name] for name in ("retry_attempts", "retry_delay") if name in changes}
-    if "retry_delay" in changed:
-        changed["delays"] = []
-    return {"retry": {**policy, **changed}} if changed else {}

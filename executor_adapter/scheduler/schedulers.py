@@ -23,8 +23,8 @@ from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.executor.executor import JobExecutor
 from executor_adapter.job.functions import is_coroutine_function, resolve
 from executor_adapter.job.model import Job
+from executor_adapter.job.rerun import rerun
 from executor_adapter.job.validation import check_count
-from executor_adapter.persistence.serialization import made_again
 from executor_adapter.scheduler.job_queue import JobQueue
 from executor_adapter.scheduler.mirroring import SchedulerMirror, mirror_for
 from executor_adapter.store import open_store
@@ -84,7 +84,7 @@ class _Scheduler:
 
         Raises:
             ConfigurationError: naming key and value.
-            StoreUnavailable: the store cannot be used now.
+            StoreUnavailableError: the store cannot be used now.
             InvalidJobError: a job that was added before cannot be stored; it is forgotten, and all else runs.
         """
         if self._executor is not None:
@@ -123,7 +123,7 @@ class _Scheduler:
             requeue_on_shutdown=True,
         )
         executor.quarantine(self._quarantined.values())
-        self.job_queue.remember(executor.past())
+        self.job_queue.remember(executor.history())
         return executor
 
     async def _open_store(self, config: Settings) -> None:
@@ -174,7 +174,7 @@ class _Scheduler:
 
     def _ended(self, executor: JobExecutor) -> None:
         self._quarantined = {job.job_id: job for job in executor.quarantined()}
-        self.job_queue.remember(executor.past())
+        self.job_queue.remember(executor.history())
 
     async def retry_job(self, job_id: str, **changes: Any) -> str:
         """Queue a new job like one that is over, with `changes` to fields of Job (a longer `max_runtime`, other
@@ -188,7 +188,7 @@ class _Scheduler:
             raise InvalidJobError(f"no job with the id {job_id!r} is known")
         if await self._is_quarantined(job_id):
             raise InvalidJobError(f"job {job_id} is quarantined: release({job_id!r}) first")
-        return await self.job_queue.add_job(made_again(job, **changes))
+        return await self.job_queue.add_job(rerun(job, **changes))
 
     async def release(self, job_id: str) -> bool:
         """End a job's quarantine: `retry_job` may run it again then. False where no quarantined job has this id."""

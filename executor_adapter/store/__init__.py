@@ -1,42 +1,36 @@
-"""Where jobs are remembered; see `base.JobStore`."""
+"""Stores remember jobs: in memory, in an SQLite file or in PostgreSQL. `base.JobStore` is their contract."""
 
 from __future__ import annotations
 
 from executor_adapter.exceptions import ConfigurationError
-from executor_adapter.store.base import (
-    ALL,
-    JobFilter,
-    JobRecord,
-    JobStore,
-    LeaseLost,
-    LogLine,
-    Page,
-    StoreUnavailable,
-)
+from executor_adapter.store.base import JobStore, LeaseLostError, StoreUnavailableError
 from executor_adapter.store.host import Host
+from executor_adapter.store.records import ALL, MAX_LOG_LINES, JobFilter, JobRecord, LogLine, Page
 
 __all__ = [
     "ALL",
+    "MAX_LOG_LINES",
     "Host",
     "JobFilter",
     "JobRecord",
     "JobStore",
-    "LeaseLost",
+    "LeaseLostError",
     "LogLine",
     "Page",
-    "StoreUnavailable",
+    "StoreUnavailableError",
     "open_store",
 ]
 
 
 def open_store(url: str) -> JobStore:
-    """The store that `url` names, made or brought up to date where it has to be.
+    """Open the store at `url`; a database is created or upgraded where it has to be.
 
-    "memory:" is in this process alone; "sqlite:///jobs.db" a file; "postgresql://user@host/database" a server.
+    Args:
+        url: "memory:" for this process alone, "sqlite:///jobs.db" for a file, or "postgresql://user@host/database".
 
     Raises:
-        ConfigurationError: the url names no store, or what it needs is not installed.
-        StoreUnavailable: it cannot be opened now.
+        ConfigurationError: the URL does not name a store, or what the store needs is not installed.
+        StoreUnavailableError: the store cannot be opened now.
     """
     scheme = url.partition(":")[0].partition("+")[0]
     match scheme:
@@ -45,17 +39,18 @@ def open_store(url: str) -> JobStore:
 
             return MemoryStore()
         case "sqlite" | "postgresql" | "postgres":
-            from sqlalchemy.exc import SQLAlchemyError  # here, since it is heavy and not always needed
+            # Imported here, because SQLAlchemy is heavy and not always needed.
+            from sqlalchemy.exc import SQLAlchemyError
 
             from executor_adapter.store.sql import open_sql_store
 
             try:
                 return open_sql_store(url)
-            except SQLAlchemyError as error:  # StoreUnavailable are those that may pass
-                said = str(error).partition("\n")[0]
-                raise ConfigurationError(f"store.url: a {scheme} store cannot be opened so: {said}") from error
+            except SQLAlchemyError as error:  # errors that may pass are StoreUnavailableError by now
+                reason = str(error).partition("\n")[0]
+                raise ConfigurationError(f"store.url: this {scheme} store cannot be opened: {reason}") from error
         case _:
-            named = scheme.rpartition("@")[2]  # the rest may hold a password, and so may all before an @
+            name = scheme.rpartition("@")[2]  # what stands before an @ may hold a password
             raise ConfigurationError(
-                f"store.url: {named!r} is no store: give 'memory:', 'sqlite:///path' or 'postgresql://user@host/database'"
+                f"store.url: {name!r} is not a store: give 'memory:', 'sqlite:///path' or 'postgresql://user@host/database'"
             )

@@ -1,7 +1,7 @@
-"""Hosts: the executors that share a store, and whether one is gone.
+"""Hosts: the executors that share a store, and how one knows that another is gone.
 
-On one machine a host is gone when its process is, and all that ran for it: at once, and for sure (see `presence`). Of a
-host elsewhere only its lease tells.
+On the same machine a host is gone as soon as its process and all that ran for it are; that is certain, see
+`worker.presence`. Whether a host on another machine is gone is known by its lease alone.
 """
 
 from __future__ import annotations
@@ -18,22 +18,24 @@ from executor_adapter.worker.presence import is_held, presence
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """One executor, as others see it in the store."""
+    """Describes one executor as the others see it in the store."""
 
     host_id: str
     machine: str
-    """Processes that give the same text here see one another's process ids and presences."""
+    """Processes for which `this_machine` gives the same text see one another's process ids and presences."""
     pid: int
     process_started: int
-    """With the pid it tells a process from a later one of the same pid; clock ticks since the machine started."""
+    """Clock ticks from the machine's start to the process's; with the pid it identifies the process."""
     presence: str = ""
     """The name of its process's presence; "" where there is none."""
 
     @property
     def is_gone(self) -> bool | None:
-        """Whether nothing is left of its process and what ran for it, or that has let go of it; None where this
-        machine cannot know."""
-        if self.host_id in _here:
+        """Whether the host was closed, or its process and all that ran for it are gone.
+
+        None where that cannot be known on this machine.
+        """
+        if self.host_id in _open_hosts:
             return False
         if not self.presence or self.machine != this_machine():
             return None
@@ -44,19 +46,19 @@ class Host:
 
     @property
     def is_dying(self) -> bool:
-        """Whether its process is gone, and what ran for it is not yet."""
-        if self.host_id in _here or self.is_gone is not False:
+        """Whether the host's process is gone while something that ran for it is not."""
+        if self.host_id in _open_hosts or self.is_gone is not False:
             return False
-        # One that has become another program (exec) has its id, and no longer its presence.
+        # A process that has become another program (exec) keeps its id, but no longer holds its presence.
         return self.pid == os.getpid() or _process_started(self.pid) != self.process_started
 
 
-_here: set[str] = set()
-"""Hosts of this process that are not closed."""
+_open_hosts: set[str] = set()
+"""The ids of this process's hosts that are not closed."""
 
 
 def new_host() -> Host:
-    """A host of this process, until `forget` is called with it."""
+    """Return a new host of this process; it counts as alive until `close_host`."""
     pid = os.getpid()
     host = Host(
         host_id=uuid7(),
@@ -65,21 +67,22 @@ def new_host() -> Host:
         process_started=_process_started(pid) or 0,
         presence=presence().name,
     )
-    _here.add(host.host_id)
+    _open_hosts.add(host.host_id)
     return host
 
 
-def forget(host: Host) -> None:
-    _here.discard(host.host_id)
+def close_host(host: Host) -> None:
+    """Let a host of this process count as gone."""
+    _open_hosts.discard(host.host_id)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_here.clear)
+    os.register_at_fork(after_in_child=_open_hosts.clear)
 
 
 @functools.cache
 def this_machine() -> str:
-    """The machine since it was started, and its view of process ids and sockets (containers have each their own)."""
+    """Identify the machine since its start, and its view of process ids and sockets: containers have their own."""
     boot = _read("/proc/sys/kernel/random/boot_id")
     return f"{socket.gethostname()} {boot} {_namespace('pid')} {_namespace('net')}"
 
@@ -99,7 +102,7 @@ def _read(path: str) -> str:
 
 
 def _process_started(pid: int) -> int | None:
-    """Field 22 of /proc/PID/stat, see proc(5); None where there is no such process, or it is a zombie."""
+    """Return field 22 of /proc/PID/stat, see proc(5); None where there is no such process, or it is a zombie."""
     # The second field, the program's name, may hold anything, brackets and blanks included.
     fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
     return None if not fields or fields[0] in "ZX" else int(fields[19])

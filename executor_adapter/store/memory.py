@@ -14,8 +14,9 @@ from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job.model import TERMINAL, JobStatus
 from executor_adapter.job.quarantine import MOST_QUARANTINED
 from executor_adapter.job.validation import check_age
-from executor_adapter.store.base import ALL, LINES_KEPT, JobFilter, JobRecord, JobStore, LeaseLost, LogLine, Page
+from executor_adapter.store.base import JobStore, LeaseLostError
 from executor_adapter.store.host import Host
+from executor_adapter.store.records import ALL, MAX_LOG_LINES, JobFilter, JobRecord, LogLine, Page
 
 
 class MemoryStore(JobStore):
@@ -61,7 +62,7 @@ class MemoryStore(JobStore):
         waiting = (record.created_at for record in self._matching(wanted) if record.status is JobStatus.PENDING)
         return min(waiting, default=None)
 
-    def lines(self, job_id: str, *, after: int = 0, limit: int = LINES_KEPT) -> list[LogLine]:
+    def lines(self, job_id: str, *, after: int = 0, limit: int = MAX_LOG_LINES) -> list[LogLine]:
         with self._lock:
             found = [line for line in self._lines.get(job_id, ()) if line.seq > after]
         return found[max(0, len(found) - limit) :]
@@ -111,7 +112,7 @@ class MemoryStore(JobStore):
     ) -> list[str]:
         with self._lock:
             if host_id not in self._leases:
-                raise LeaseLost(host_id)
+                raise LeaseLostError(host_id)
             self._leases[host_id] = self._now() + lease
             taken = [record.job_id for record in new if not self._put(host_id, record)]
             taken += [record.job_id for record in changed if not self._change(host_id, record)]
@@ -121,7 +122,7 @@ class MemoryStore(JobStore):
     def write_lines(self, lines: Sequence[LogLine]) -> None:
         with self._lock:
             for line in lines:
-                self._lines.setdefault(line.job_id, deque(maxlen=LINES_KEPT)).append(line)
+                self._lines.setdefault(line.job_id, deque(maxlen=MAX_LOG_LINES)).append(line)
 
     def leave(self, host_id: str) -> None:
         self._leases.pop(host_id, None)
@@ -129,7 +130,7 @@ class MemoryStore(JobStore):
     def claim(self, host: Host, *, queue: str, limit: int = 100) -> list[JobRecord]:
         with self._lock:
             if host.host_id not in self._leases:
-                raise LeaseLost(host.host_id)
+                raise LeaseLostError(host.host_id)
             for host_id in [known for known, until in self._leases.items() if until < self._now()]:
                 del self._leases[host_id]
             orphans = (r for r in self._records.values() if r.queue == queue and self._is_orphan(r))

@@ -1,26 +1,177 @@
-"""A job made again from what is remembered of it."""
+"""Records: what a store remembers of jobs, how they are selected, and how a job is restored from its record."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.exceptions.display import shown
-from executor_adapter.job.model import Job
+from executor_adapter.job.model import TERMINAL, Attempt, Job, JobStatus, Progress
 
-if TYPE_CHECKING:
-    from executor_adapter.store.base import JobRecord
+LIVE = frozenset(JobStatus) - TERMINAL
+"""The statuses of jobs that are not finished."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRecord:
+    """Describes one job as a store remembers it. Times are seconds since the epoch, durations are seconds."""
+
+    job_id: str
+    queue: str = ""
+    """The queue that the job belongs to: "collection" or "processing" for the schedulers, else the executor's `queue`,
+    which is "" by default."""
+    job_type: str = "job"
+    tool_name: str | None = None
+    function: str = ""
+    """`module:qualname`, for people; what runs is in `call` or `pickled`."""
+    status: JobStatus = JobStatus.PENDING
+    attempt: int = 0
+    """The number of the current or latest attempt, from 1; 0 before the first."""
+    crashes: int = 0
+    """The number of attempts whose worker or host died."""
+    created_at: float = 0.0
+    started_at: float | None = None
+    """When the first attempt started."""
+    completed_at: float | None = None
+    """When the job reached a terminal status, whichever that is."""
+    retry_at: float | None = None
+    """When the next attempt may start; None: at once."""
+    error_code: str | None = None
+    error_message: str | None = None
+    records_processed: int | None = None
+    progress: Progress | None = None
+    attempt_fields: tuple[tuple[Any, ...], ...] = ()
+    """The fields of each finished attempt, in the order of Attempt's: objects are made only when someone looks."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    priority: int = 0
+    max_runtime: float | None = None
+    call: str | None = None
+    """The fields of Job that were given, as a JSON object, from which another process can run the job. None: no other
+    process may, because code outside of the executor drove it (Prefect's engine)."""
+    pickled: bytes | None = None
+    """(function, args, kwargs) where the store may pickle them; otherwise they are in `call`."""
+    host: str | None = None
+    """The id of the host that runs the job or ran it; None: no host has it yet."""
+    retry_of: str | None = None
+    """The id of the job that this one was made from by `retry_job`."""
+    quarantined: bool = False
+    """Whether it killed more workers than its policy allows; then it runs again only after it was released."""
+    job: Job | None = None
+    """The job itself, where the store is in the memory of the job's own process."""
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """The finished attempts, oldest first."""
+        return tuple(Attempt(**dict(zip(_ATTEMPT, fields, strict=False))) for fields in self.attempt_fields)
+
+    @property
+    def duration(self) -> float | None:
+        """Seconds from the first start to the end; None where the job never started or is not finished."""
+        if self.started_at is None or self.completed_at is None:
+            return None
+        return max(0.0, self.completed_at - self.started_at)
+
+    @property
+    def arguments(self) -> tuple[list[Any], dict[str, Any]] | None:
+        """(args, kwargs) where they are stored as JSON; None where they are pickled or not stored at all."""
+        if self.call is None or self.pickled is not None:
+            return None
+        given = json.loads(self.call)
+        return given.get("args", []), given.get("kwargs", {})
+
+    def to_job(self) -> Job:
+        """Return the job as this record has it, to be looked at; a job of this process is returned itself."""
+        return self.job if self.job is not None else restore(self)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as JSON types, without what runs the job (`call`, `pickled`, `job`)."""
+        shown = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _NOT_SHOWN}
+        return shown | {
+            "status": str(self.status),
+            "duration": self.duration,
+            "progress": None if self.progress is None else dataclasses.asdict(self.progress),
+            "attempts": [dataclasses.asdict(attempt) for attempt in self.attempts],
+            "metadata": dict(self.metadata),
+        }
+
+
+_NOT_SHOWN = frozenset({"call", "pickled", "job", "attempt_fields"})
+_ATTEMPT = tuple(field.name for field in dataclasses.fields(Attempt))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFilter:
+    """Selects the jobs that match every field that is given. Times are seconds since the epoch."""
+
+    statuses: frozenset[JobStatus] | None = None
+    queue: str | None = None
+    job_type: str | None = None
+    tool_name: str | None = None
+    created_from: float | None = None
+    """Created at this time or later."""
+    created_before: float | None = None
+    """Created before this time."""
+    ended_from: float | None = None
+    """Finished at this time or later."""
+    ended_before: float | None = None
+    """Finished before this time."""
+    quarantined: bool | None = None
+    text: str | None = None
+    """Part of the id, type, tool, function, error code or error message, whatever its case. A store searches for it in
+    every job that matches the other fields, without an index."""
+
+
+ALL = JobFilter()
+"""Selects every job."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """Holds one part of a list of jobs, newest first unless asked otherwise."""
+
+    records: tuple[JobRecord, ...]
+    total: int
+    """The number of jobs on all pages together."""
+    total_is_exact: bool = True
+    """False: there are more than `total` jobs, and the store did not count them all."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """Holds one log record or printed line of a job's function."""
+
+    job_id: str
+    attempt: int
+    seq: int
+    """Orders a job's lines and identifies each."""
+    at: float
+    """Seconds since the epoch."""
+    level: int
+    """The level of `logging`; 0 for what was printed."""
+    source: str
+    """The logger's name, or "stdout" or "stderr"."""
+    text: str
+
+
+MAX_LOG_LINES = 1000
+"""Lines that a store keeps of each job's log; it drops the oldest."""
 
 
 def restore(record: JobRecord) -> Job:
-    """The job as the record has it, its state included. Where its function is not stored, or cannot be unpickled here,
-    a LostFunction stands for it."""
+    """Return the job as the record has it, with its state.
+
+    Where its function is not stored, or cannot be unpickled here, the job has a MissingFunction: it can be looked at,
+    but not run.
+    """
     try:
         job = Job(**given_fields(record))
-    except ValueError:  # not to be had, or none that could run: it can be looked at all the same
-        job = Job(**_shown_fields(record), function=LostFunction(record.function))
+    except ValueError:
+        job = Job(**_column_fields(record), function=MissingFunction(record.function))
     live = job._live
     live.status = record.status
     live.attempt = record.attempt
@@ -38,28 +189,33 @@ def restore(record: JobRecord) -> Job:
 
 
 def given_fields(record: JobRecord) -> dict[str, Any]:
-    """The fields of Job with which the job was made, its id included.
+    """Return the fields of Job that the job was made with, its id included.
 
     Raises:
         InvalidJobError: its function is not stored, or cannot be unpickled here.
     """
     if record.call is None:
         raise InvalidJobError(f"job {record.job_id} was driven from outside: run it again there")
-    fields: dict[str, Any] = _shown_fields(record) | json.loads(record.call)
+    fields: dict[str, Any] = _column_fields(record) | json.loads(record.call)
     return fields if record.pickled is None else fields | _unpickled(record.job_id, record.pickled)
 
 
-class LostFunction:
+class MissingFunction:
     """Stands for the function of a job that can be looked at, but not run."""
 
     def __init__(self, reference: str) -> None:
         self.__module__, _, self.__qualname__ = reference.partition(":")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse the call.
+
+        Raises:
+            InvalidJobError: always.
+        """
         raise InvalidJobError(f"{self.__module__}:{self.__qualname__} is not stored: make a job with the function")
 
 
-def _shown_fields(record: JobRecord) -> dict[str, Any]:
+def _column_fields(record: JobRecord) -> dict[str, Any]:
     return {
         "job_id": record.job_id,
         "job_type": record.job_type,

@@ -10,7 +10,7 @@ from executor_adapter import Job, JobStatus, RetryPolicy
 from executor_adapter.exceptions import InvalidJobError, WorkerCrashedError
 from executor_adapter.job.quarantine import MOST_QUARANTINED
 from executor_adapter.pools.base import Ending
-from executor_adapter.store.base import JobFilter
+from executor_adapter.store import JobFilter
 from executor_adapter.store.memory import MemoryStore
 from tests.contract.test_supervisor_machine import SimulatedExecutor, SimulatedPool
 

@@ -13,9 +13,10 @@ from sqlalchemy import delete
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job.model import JobStatus, Progress, uuid7
-from executor_adapter.store import Host, JobFilter, JobRecord, JobStore, LeaseLost, Page, open_store
-from executor_adapter.store.host import forget, new_host
+from executor_adapter.store import Host, JobFilter, JobRecord, JobStore, LeaseLostError, Page, open_store
+from executor_adapter.store.host import close_host, new_host
 from executor_adapter.store.sql import SqlStore
+from executor_adapter.store.sql.engines import make_engine
 from executor_adapter.store.sql.schema import hosts, jobs
 from tests.contract.stores.databases import url_of
 
@@ -30,12 +31,14 @@ def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 def store(url: str) -> Iterator[JobStore]:
-    """The store, empty."""
+    """An empty store."""
     store = open_store(url)
     if isinstance(store, SqlStore):
-        with store._engine.execution_options(writes=True).begin() as connection:
+        engine = make_engine(url)
+        with engine.execution_options(writes=True).begin() as connection:
             connection.execute(delete(jobs))
             connection.execute(delete(hosts))
+        engine.dispose()
     yield store
     store.close()
 
@@ -47,7 +50,7 @@ def host(store: JobStore) -> Iterator[Host]:
     store.register(host, lease=LEASE)
     yield host
     store.leave(host.host_id)
-    forget(host)
+    close_host(host)
 
 
 def elsewhere(**fields: Any) -> Host:
@@ -357,11 +360,11 @@ def test_a_host_whose_lease_has_run_out_loses_its_jobs_and_writes_nothing_more(s
     time.sleep(0.1)
     assert store.claim(host, queue="") == [dataclasses.replace(record, host=host.host_id)]
     done = dataclasses.replace(record, status=JobStatus.COMPLETED)
-    with pytest.raises(LeaseLost):
+    with pytest.raises(LeaseLostError):
         store.write(other.host_id, changed=[done], lease=LEASE)
-    with pytest.raises(LeaseLost):
+    with pytest.raises(LeaseLostError):
         store.write(other.host_id, [make(other)], lease=LEASE)
-    with pytest.raises(LeaseLost):
+    with pytest.raises(LeaseLostError):
         store.claim(other, queue="")
     assert store.counts()[JobStatus.RUNNING] == 1
 

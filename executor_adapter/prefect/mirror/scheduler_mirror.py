@@ -12,7 +12,7 @@ from prefect.settings import get_current_settings
 
 from executor_adapter.executor.executor import JobExecutor
 from executor_adapter.job.model import JobStatus, Transition
-from executor_adapter.persistence.pending_writes import was_let_go
+from executor_adapter.persistence.pending_writes import was_cut_off
 from executor_adapter.prefect.mirror.mirror import PrefectMirror
 from executor_adapter.prefect.mirror.server_api import server_name
 from executor_adapter.prefect.mirror.spool import Spool
@@ -52,7 +52,7 @@ class ScheduledMirror:
     def attach(self, executor: JobExecutor) -> None:
         """Mirror each job of this executor, and end with it; send what an earlier process kept."""
         self._executor = executor
-        self._hands_over = executor.past() is not None
+        self._hands_over = executor.history() is not None
         executor.add_observer(self)
         executor.add_close_callback(self._close)
         if not self._spool.is_empty:
@@ -64,7 +64,7 @@ class ScheduledMirror:
 
     def __call__(self, transition: Transition) -> None:
         """An observer."""
-        if self._hands_over and transition.status is JobStatus.CANCELLED and was_let_go(transition.error):
+        if self._hands_over and transition.status is JobStatus.CANCELLED and was_cut_off(transition.error):
             self._hand_over(transition)
         else:
             self._mirror(transition)

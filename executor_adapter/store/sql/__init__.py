@@ -15,7 +15,7 @@ def open_sql_store(url: str) -> JobStore:
 
     Raises:
         ConfigurationError: the url is wrong, its driver is missing, or a newer version made the database.
-        StoreUnavailable: it cannot be opened now.
+        StoreUnavailableError: it cannot be opened now.
     """
     engine = make_engine(url)
     try:

@@ -18,7 +18,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, DataError, IntegrityErr
 from sqlalchemy.exc import TimeoutError as NoConnectionError
 
 from executor_adapter.exceptions import ConfigurationError
-from executor_adapter.store.base import StoreUnavailable
+from executor_adapter.store.base import StoreUnavailableError
 
 BUSY_SECONDS = 5.0
 """How long a write waits for another's to end before the store counts as unavailable."""
@@ -141,7 +141,7 @@ _WRONG = (DataError, IntegrityError, ProgrammingError)
 def unavailable_said() -> Iterator[None]:
     """
     Raises:
-        StoreUnavailable: in one line, instead of the database's own error, where that may pass.
+        StoreUnavailableError: in one line, instead of the database's own error, where that may pass.
     """
     try:
         yield
@@ -149,4 +149,4 @@ def unavailable_said() -> Iterator[None]:
         if isinstance(error, _WRONG):
             raise
         cause = getattr(error, "orig", None) or error
-        raise StoreUnavailable(" ".join(str(cause).split())) from error
+        raise StoreUnavailableError(" ".join(str(cause).split())) from error

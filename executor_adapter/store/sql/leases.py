@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Double, cast, delete, extract, func, insert, literal, select, update
 
-from executor_adapter.store.base import LeaseLost
+from executor_adapter.store.base import LeaseLostError
 from executor_adapter.store.host import Host, this_machine
 from executor_adapter.store.sql.filters import is_live, nobody_runs_it
 from executor_adapter.store.sql.schema import hosts, jobs
@@ -45,11 +45,11 @@ def claim(connection: Connection, host: Host, queue: str, limit: int) -> list[st
     """The ids of the jobs that are the host's from now on.
 
     Raises:
-        LeaseLost: the host's own lease was taken.
+        LeaseLostError: the host's own lease was taken.
     """
     # Its row is locked until the claim is done: nobody can take the lease meanwhile, and with it what is claimed.
     if not _hold(connection, host.host_id):
-        raise LeaseLost(host.host_id)
+        raise LeaseLostError(host.host_id)
     _end_leases_of_the_gone(connection, host.host_id)
     orphans = select(jobs.c.job_id, jobs.c.host).where(is_live, jobs.c.queue == queue, nobody_runs_it)
     seen: dict[str | None, list[str]] = defaultdict(list)

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from sqlalchemy import Connection, bindparam, delete, insert, select
 
-from executor_adapter.store.base import LINES_KEPT, LogLine
+from executor_adapter.store.records import MAX_LOG_LINES, LogLine
 from executor_adapter.store.sql.schema import lines
 
 _COLUMNS = (lines.c.job_id, lines.c.attempt, lines.c.seq, lines.c.at, lines.c.level, lines.c.source, lines.c.text)
@@ -17,7 +17,7 @@ _oldest_kept = (
     select(lines.c.seq)
     .where(lines.c.job_id == bindparam("its_id"))
     .order_by(lines.c.seq.desc())
-    .offset(LINES_KEPT)
+    .offset(MAX_LOG_LINES)
     .limit(1)
     .scalar_subquery()
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Select, func, literal, select, union_all
 
-from executor_adapter.store.base import JobFilter
+from executor_adapter.store.records import JobFilter
 from executor_adapter.store.sql.filters import conditions
 from executor_adapter.store.sql.schema import jobs
 

@@ -9,7 +9,7 @@ from sqlalchemy import RowMapping
 
 from executor_adapter.job.model import JobStatus, Progress
 from executor_adapter.job.text import storable
-from executor_adapter.store.base import JobRecord
+from executor_adapter.store.records import JobRecord
 
 FIXED = frozenset({"job_id", "queue", "job_type", "tool_name", "function", "created_at", "metadata", "call", "pickled"})
 FIXED |= {"priority", "max_runtime", "retry_of"}

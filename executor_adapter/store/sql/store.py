@@ -14,8 +14,9 @@ from sqlalchemy.exc import IntegrityError
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job.model import JobStatus
 from executor_adapter.job.validation import check_age
-from executor_adapter.store.base import ALL, LINES_KEPT, JobFilter, JobRecord, JobStore, LeaseLost, LogLine, Page
+from executor_adapter.store.base import JobStore, LeaseLostError
 from executor_adapter.store.host import Host
+from executor_adapter.store.records import ALL, MAX_LOG_LINES, JobFilter, JobRecord, LogLine, Page
 from executor_adapter.store.sql import leases, log_lines
 from executor_adapter.store.sql.cleanup import forget_ended
 from executor_adapter.store.sql.engines import CHECKPOINT_AFTER, SECRETS, unavailable_said
@@ -106,7 +107,7 @@ class SqlStore(JobStore):
         changing = partial(self._changing, checkpoint_after=CHECKPOINT_AFTER // 4)
         return forget_ended(self._reading, changing, before=before, queue=queue)
 
-    def lines(self, job_id: str, *, after: int = 0, limit: int = LINES_KEPT) -> list[LogLine]:
+    def lines(self, job_id: str, *, after: int = 0, limit: int = MAX_LOG_LINES) -> list[LogLine]:
         with self._reading() as connection:
             return log_lines.read(connection, job_id, after, limit)
 
@@ -121,7 +122,7 @@ class SqlStore(JobStore):
     ) -> list[str]:
         with self._changing() as connection:
             if not leases.renew(connection, host_id, lease):
-                raise LeaseLost(host_id)
+                raise LeaseLostError(host_id)
             return self._writing.write(connection, host_id, new, changed)
 
     def write_lines(self, lines: Sequence[LogLine]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, Dialect, bindparam, false, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from executor_adapter.store.base import JobRecord
+from executor_adapter.store.records import JobRecord
 from executor_adapter.store.sql.id_sets import Sets, are_a_set
 from executor_adapter.store.sql.row_mapping import FIXED, changing_row_of, row_of
 from executor_adapter.store.sql.schema import jobs

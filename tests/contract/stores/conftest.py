@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+from sqlalchemy import select
 
 from executor_adapter import JobExecutor
 from executor_adapter.config.settings import Settings, StoreSettings
 from executor_adapter.job.model import JobStatus, uuid7
 from executor_adapter.store import Host, JobFilter, JobRecord, JobStore, open_store
+from executor_adapter.store.host import this_machine
+from executor_adapter.store.sql.engines import make_engine
+from executor_adapter.store.sql.schema import hosts
 from tests.contract.conftest import wait_for
 from tests.contract.stores.databases import url_of
 
@@ -84,3 +88,14 @@ def without(record: JobRecord, *names: str) -> dict[str, Any]:
 
 def hosts_of(store: JobStore) -> set[str | None]:
     return {record.host for record in store.find(JobFilter(), limit=None).records}
+
+
+def leases_here(url: str) -> dict[str, float]:
+    """Return the ids of this machine's hosts in the database, each with the time at which its lease expires."""
+    engine = make_engine(url)
+    try:
+        with engine.connect() as connection:
+            here = select(hosts.c.host_id, hosts.c.expires_at).where(hosts.c.machine == this_machine())
+            return {row.host_id: row.expires_at for row in connection.execute(here)}
+    finally:
+        engine.dispose()

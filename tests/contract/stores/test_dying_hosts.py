@@ -15,9 +15,10 @@ import pytest
 from sqlalchemy import text
 
 from executor_adapter.job.model import JobStatus
-from executor_adapter.store import JobStore, open_store
-from executor_adapter.store.host import forget, new_host
+from executor_adapter.store import JobStore
+from executor_adapter.store.host import close_host, new_host
 from executor_adapter.store.sql import SqlStore, leases
+from executor_adapter.store.sql.engines import make_engine
 from tests.contract.conftest import wait_for
 from tests.contract.stores import survivors
 from tests.contract.stores.conftest import MakeStored, ended
@@ -74,7 +75,7 @@ def assert_taken_over_after(release: Callable[[], None], store: JobStore, make: 
         assert store.claim(rival, queue="") == []
         release()
         (job,) = recovering.result(30)
-    forget(rival)
+    close_host(rival)
     assert ended(store, job.job_id).status is JobStatus.COMPLETED
     assert len(survivors.runs_of(ledger)) == 2
     assert not (ledger / "overlaps").exists()
@@ -157,12 +158,12 @@ def test_a_host_that_was_cut_off_within_a_transaction_keeps_nobody_waiting(url: 
     cut_off, rival = new_host(), new_host()
     for host in (cut_off, rival):
         store.register(host, lease=60)
-    other = open_store(url)
-    with other._engine.begin() as connection:  # type: ignore[attr-defined]
+    engine = make_engine(url)
+    with engine.begin() as connection:
         assert leases.renew(connection, cut_off.host_id, 60)
-        forget(cut_off)
+        close_host(cut_off)
         with ThreadPoolExecutor(1) as thread:
             assert thread.submit(store.claim, rival, queue="").result(10) == []
         assert connection.execute(text("SHOW idle_in_transaction_session_timeout")).scalar() == "30s"
-    other.close()
-    forget(rival)
+    engine.dispose()
+    close_host(rival)

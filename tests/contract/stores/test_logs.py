@@ -15,8 +15,7 @@ from pytest_mock import MockerFixture
 from executor_adapter import Job, JobExecutor, current_job
 from executor_adapter.config.settings import Settings
 from executor_adapter.job.model import JobStatus, uuid7
-from executor_adapter.store import JobRecord, JobStore, LogLine, open_store
-from executor_adapter.store.base import LINES_KEPT
+from executor_adapter.store import MAX_LOG_LINES, JobRecord, JobStore, LogLine, open_store
 from executor_adapter.store.host import new_host
 from tests.contract.conftest import wait_for
 from tests.contract.stores.databases import url_of
@@ -66,10 +65,10 @@ def test_the_newest_lines_stay(any_store: JobStore) -> None:
     job_in(any_store, "loud")
     job_in(any_store, "quiet")
     any_store.write_lines([line("quiet", 1)])
-    for begin in range(0, 2 * LINES_KEPT, 500):
+    for begin in range(0, 2 * MAX_LOG_LINES, 500):
         any_store.write_lines([line("loud", begin + n) for n in range(500)])
-    kept = any_store.lines("loud", limit=10 * LINES_KEPT)
-    assert (len(kept), kept[0].seq, kept[-1].seq) == (LINES_KEPT, LINES_KEPT, 2 * LINES_KEPT - 1)
+    kept = any_store.lines("loud", limit=10 * MAX_LOG_LINES)
+    assert (len(kept), kept[0].seq, kept[-1].seq) == (MAX_LOG_LINES, MAX_LOG_LINES, 2 * MAX_LOG_LINES - 1)
     assert len(any_store.lines("quiet")) == 1
 
 
@@ -156,7 +155,7 @@ def test_a_log_that_no_store_takes_keeps_no_job_from_being_recorded(
         executor.flush()
         assert store.get(job.job_id).status is JobStatus.COMPLETED  # type: ignore[union-attr]
     assert [r.getMessage() for r in caplog.records if r.name == "executor_adapter.store"] == [
-        "1 lines of jobs' logs cannot be recorded"
+        "1 lines of job logs cannot be recorded and are dropped"
     ]
 
 

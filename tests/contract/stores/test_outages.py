@@ -17,7 +17,7 @@ import pytest
 from executor_adapter import Job, JobExecutor, JobStatus
 from executor_adapter.config.settings import Settings, StoreSettings
 from executor_adapter.exceptions import ConfigurationError, QueueFullError
-from executor_adapter.store import JobFilter, StoreUnavailable, open_store
+from executor_adapter.store import JobFilter, StoreUnavailableError, open_store
 from executor_adapter.worker.presence import NO_PRESENCE
 from tests.contract.conftest import wait_for
 from tests.contract.stores import store_jobs
@@ -43,7 +43,7 @@ def run_through(url: str, outage: Callable[[], contextlib.AbstractContextManager
                 assert [future.result(30) for future in jobs] == list(range(JOBS))
                 wait_for(lambda: any(said in message for message in messages), seconds=30)
                 assert not executor.flush(0.2)
-                with pytest.raises(StoreUnavailable):
+                with pytest.raises(StoreUnavailableError):
                     executor.release("no such job")
             executor.run(Job(function=store_jobs.give, args=(0,)))
             assert executor.flush(30)
@@ -197,14 +197,14 @@ def run_without_end(executor: JobExecutor) -> None:
 
 def test_no_more_is_kept_than_there_is_room_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("executor_adapter.store.sql.engines.BUSY_SECONDS", 0.1)
-    monkeypatch.setattr("executor_adapter.persistence.recorder.MOST_KEPT", 20)
+    monkeypatch.setattr("executor_adapter.persistence.recorder.MAX_PENDING_WRITES", 20)
     file = tmp_path / "jobs.db"
     with JobExecutor(2, config=Settings(), store=f"sqlite:///{file}") as executor, contextlib.ExitStack() as stack:
         executor.run(Job(function=store_jobs.give, args=(0,)))
         assert executor.flush(10)
         connection = stack.enter_context(contextlib.closing(sqlite3.connect(file, isolation_level=None)))
         connection.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(QueueFullError, match=r"sqlite:.* cannot be written, and 20 changes of jobs wait for it"):
+        with pytest.raises(QueueFullError, match=r"sqlite:.* cannot be written, and 20 job changes wait for it"):
             run_without_end(executor)
         connection.close()
         assert executor.flush(10)
@@ -213,14 +213,14 @@ def test_no_more_is_kept_than_there_is_room_for(tmp_path: Path, monkeypatch: pyt
 
 def test_urls_that_name_no_store_are_refused_with_the_way_out(tmp_path: Path) -> None:
     for url, message in (
-        ("mysql://x", "is no store: give 'memory:'"),
+        ("mysql://x", "is not a store: give 'memory:'"),
         ("sqlite://", "names no file"),
         (f"sqlite:///{tmp_path}/none/jobs.db", "is no directory: make it"),
         ("postgresql://a:b:c:d/e", "store.url"),
     ):
         with pytest.raises(ConfigurationError, match=message):
             open_store(url)
-    with pytest.raises(StoreUnavailable, match="refused"):
+    with pytest.raises(StoreUnavailableError, match="refused"):
         open_store("postgresql://nobody:secret@127.0.0.1:1/none")
 
 

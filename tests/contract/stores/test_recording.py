@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -134,10 +135,7 @@ def test_an_executor_without_jobs_does_nothing(make_stored: MakeStored) -> None:
     executor = make_stored()
     executor.run(Job(function=store_jobs.give, args=(1,)))
     assert executor.flush()
-    memory = executor._memory
-    assert memory is not None
-    thread = memory.recorder._thread
-    assert thread is not None
+    (thread,) = [thread for thread in threading.enumerate() if thread.name == "executor-recorder"]
     wait_for(lambda: _switches(thread.native_id) == (time.sleep(0.1), _switches(thread.native_id))[1])
     before = _switches(thread.native_id)
     time.sleep(1.5)

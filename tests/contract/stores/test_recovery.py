@@ -12,17 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select
 
 from executor_adapter import Job, JobExecutor, JobStatus, RetryPolicy
 from executor_adapter.config.settings import StoreSettings
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job.model import uuid7
 from executor_adapter.store import Host, JobRecord, JobStore
-from executor_adapter.store.sql.schema import hosts
 from tests.contract.conftest import wait_for
 from tests.contract.stores import store_jobs
-from tests.contract.stores.conftest import MakeStored, ended, record_in
+from tests.contract.stores.conftest import MakeStored, ended, leases_here, record_in
 
 Orphan = Callable[..., JobRecord]
 
@@ -190,7 +188,7 @@ def test_an_executor_that_lives_keeps_its_jobs(make_stored: MakeStored, tmp_path
 
 
 def test_who_lost_its_lease_stops_its_jobs_and_says_nothing_more_of_them(
-    make_stored: MakeStored, store: JobStore, tmp_path: Path
+    make_stored: MakeStored, store: JobStore, url: str, tmp_path: Path
 ) -> None:
     """Fencing: another machine has taken over, and this one was only slow."""
     executor = make_stored(2, settings={"lease": 0.8})
@@ -199,7 +197,7 @@ def test_who_lost_its_lease_stops_its_jobs_and_says_nothing_more_of_them(
     assert executor.flush()
     rival = Host(host_id=uuid7(), machine="elsewhere", pid=1, process_started=1)
     store.register(rival, lease=60)
-    take_lease_of(store, executor)
+    take_lease(store, url)
     assert {record.job_id for record in store.claim(rival, queue="")} == {job.job_id for job in jobs}
     wait_for(lambda: all(job.status is JobStatus.CANCELLED for job in jobs))
     later = executor.submit(Job(function=store_jobs.give, args=(1,))).job
@@ -211,7 +209,7 @@ def test_who_lost_its_lease_stops_its_jobs_and_says_nothing_more_of_them(
 
 @pytest.mark.parametrize("recover_every", [0.05, None])
 def test_jobs_that_nobody_took_with_the_lease_run_again_here_once_they_have_ended(
-    make_stored: MakeStored, store: JobStore, tmp_path: Path, recover_every: float | None
+    make_stored: MakeStored, store: JobStore, url: str, tmp_path: Path, recover_every: float | None
 ) -> None:
     """A host of another queue ended the lease."""
     executor = make_stored(2, settings={"lease": 0.4, "recover_every": recover_every})
@@ -219,7 +217,7 @@ def test_jobs_that_nobody_took_with_the_lease_run_again_here_once_they_have_ende
     job = executor.submit(Job(function=store_jobs.end_slowly, args=(str(began), str(go)), pool="process")).job
     wait_for(began.exists)
     assert executor.flush()
-    take_lease_of(store, executor)
+    take_lease(store, url)
     wait_for(lambda: job._live.assignment is not None and job._live.assignment.stop_reason is not None)
     later = executor.submit(Job(function=store_jobs.give, args=(1,)))
     later.result(10)
@@ -230,10 +228,10 @@ def test_jobs_that_nobody_took_with_the_lease_run_again_here_once_they_have_ende
     assert job.status is JobStatus.CANCELLED
 
 
-def take_lease_of(store: JobStore, executor: JobExecutor) -> None:
-    memory = executor._memory
-    assert memory is not None
-    store.leave(memory.recorder.host().host_id)
+def take_lease(store: JobStore, url: str) -> None:
+    """End the lease of the one executor of this machine, as a host elsewhere would that takes it for gone."""
+    (host_id,) = leases_here(url)
+    store.leave(host_id)
 
 
 def test_a_host_that_looks_again_and_again_takes_over_while_it_runs(
@@ -256,39 +254,35 @@ def test_a_job_that_another_process_queued_needs_no_start(make_stored: MakeStore
 
 
 def test_an_idle_host_whose_lease_was_taken_takes_over_all_the_same(
-    make_stored: MakeStored, store: JobStore, orphan: Orphan
+    make_stored: MakeStored, store: JobStore, url: str, orphan: Orphan
 ) -> None:
     """On another machine it was taken for gone, since it had been silent for long."""
     executor = make_stored(settings={"recover_every": 0.05})
     executor.recover()
-    take_lease_of(store, executor)
+    take_lease(store, url)
     record = orphan(call=GIVE)
     assert ended(store, record.job_id).status is JobStatus.COMPLETED
 
 
 def test_whoever_asks_an_idle_host_whose_lease_was_taken_is_answered(
-    make_stored: MakeStored, store: JobStore, orphan: Orphan
+    make_stored: MakeStored, store: JobStore, url: str, orphan: Orphan
 ) -> None:
     executor = make_stored(settings={"recover_every": None})
     executor.recover()
-    take_lease_of(store, executor)
+    take_lease(store, url)
     record = orphan(call=GIVE)
     with ThreadPoolExecutor(1) as thread:
         (job,) = thread.submit(executor.recover).result(20)
     assert job.job_id == record.job_id
 
 
-def test_an_idle_host_that_looks_holds_its_lease(make_stored: MakeStored, store: JobStore) -> None:
+def test_an_idle_host_that_looks_holds_its_lease(make_stored: MakeStored, store: JobStore, url: str) -> None:
     """Others, who go by its lease alone, leave it what it takes in later."""
     executor = make_stored(settings={"recover_every": 0.05, "lease": 0.5})
     executor.recover()
-    memory = executor._memory
-    assert memory is not None
-    host_id = memory.recorder.host().host_id
+    (host_id,) = leases_here(url)
     time.sleep(1.0)
-    with store._changing() as connection:  # type: ignore[attr-defined]
-        (left,) = connection.execute(select(hosts.c.expires_at).where(hosts.c.host_id == host_id)).scalars()
-    assert left > time.time()
+    assert leases_here(url)[host_id] > time.time()
 
 
 def test_a_bound_on_the_queue_does_not_keep_recovered_jobs_out(make_stored: MakeStored, orphan: Orphan) -> None:
@@ -332,7 +326,7 @@ def test_a_killed_program_s_jobs_run_in_the_next_at_once(
 
 def test_a_host_of_this_process_that_is_closed_is_gone(make_stored: MakeStored, store: JobStore) -> None:
     """Though its process lives, and could not say goodbye."""
-    from executor_adapter.store.host import forget, new_host
+    from executor_adapter.store.host import close_host, new_host
 
     host = new_host()
     store.register(host, lease=600)
@@ -340,7 +334,7 @@ def test_a_host_of_this_process_that_is_closed_is_gone(make_stored: MakeStored, 
     assert store.write(host.host_id, [record], lease=600) == []
     executor = make_stored()
     assert executor.recover() == []
-    forget(host)
+    close_host(host)
     assert len(executor.recover()) == 1
 
 
