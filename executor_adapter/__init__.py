@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from executor_adapter.executor.executor import JobExecutor
-    from executor_adapter.job.model import Attempt, ErrorCode, Job, JobResult, JobStatus
+    from executor_adapter.job.model import Attempt, ErrorCode, Job, JobResult, JobStatus, Transition
     from executor_adapter.job.retry import RetryDecision, RetryPolicy, RetryRule
     from executor_adapter.scheduler.job_queue import JobQueue
     from executor_adapter.supervision.futures import JobFuture
@@ -29,6 +29,7 @@ _HOMES = {
     "RetryDecision": "job.retry",
     "RetryPolicy": "job.retry",
     "RetryRule": "job.retry",
+    "Transition": "job.model",
     "current_job": "worker.context",
 }
 
@@ -45,6 +46,7 @@ __all__ = [
     "RetryDecision",
     "RetryPolicy",
     "RetryRule",
+    "Transition",
     "current_job",
 ]
 

@@ -1,0 +1,41 @@
+"""Settings: `load_config` reads them from a file, from the environment and from `.env`."""
+
+from executor_adapter.config.settings import (
+    CollectionSettings,
+    ExecutorSettings,
+    FilesTool,
+    FileTable,
+    JobSettings,
+    MirrorMode,
+    MonitoringSettings,
+    PrefectSettings,
+    ProcessingSettings,
+    RestResource,
+    RestTool,
+    Settings,
+    Stage,
+    StageSettings,
+    StoreSettings,
+    Tool,
+    load_config,
+)
+
+__all__ = [
+    "CollectionSettings",
+    "ExecutorSettings",
+    "FileTable",
+    "FilesTool",
+    "JobSettings",
+    "MirrorMode",
+    "MonitoringSettings",
+    "PrefectSettings",
+    "ProcessingSettings",
+    "RestResource",
+    "RestTool",
+    "Settings",
+    "Stage",
+    "StageSettings",
+    "StoreSettings",
+    "Tool",
+    "load_config",
+]
