@@ -1,9 +1,9 @@
-"""The laptop path: every deployment of prefect.yaml served from one process, without a work pool.
+"""Serves every deployment of prefect.yaml from one process, without a work pool.
 
     python deployments/serve.py
 
-Schedules, parameters, tags and limits are read from that file, so the two ways to deploy never differ. Ctrl-C ends it
-and pauses the schedules.
+Schedules, parameters, tags and limits come from that file, so both ways to deploy are the same. Ctrl-C stops the
+process and pauses the schedules.
 """
 
 from __future__ import annotations
@@ -27,48 +27,49 @@ DEPLOYMENTS = ROOT / "deployments" / "prefect.yaml"
 
 
 def read_deployments(file: Path) -> list[dict[str, Any]]:
-    """The deployments that a prefect.yaml describes, as it describes them."""
-    described: list[dict[str, Any]] = yaml.safe_load(file.read_text())["deployments"]
-    return described
+    """Return the entries of the deployments in a prefect.yaml."""
+    entries: list[dict[str, Any]] = yaml.safe_load(file.read_text())["deployments"]
+    return entries
 
 
-def to_schedule(described: dict[str, Any]) -> Schedule:
-    """A schedule from its entry: `cron`, `interval` (seconds) or `rrule`, and Prefect's further keys."""
-    interval = described.get("interval")
+def to_schedule(entry: dict[str, Any]) -> Schedule:
+    """Return the schedule of an entry: `cron`, `interval` (seconds) or `rrule`, and the other keys of Prefect."""
+    interval = entry.get("interval")
     seconds = None if interval is None else datetime.timedelta(seconds=interval)
-    return Schedule(**described | {"interval": seconds})
+    return Schedule(**entry | {"interval": seconds})
 
 
 def load_flow(entrypoint: str) -> Flow[..., Any]:
-    """The flow that `flows/collection.py:collection_flow` means, from the module flows.collection."""
+    """Import the flow of an entry point: `flows/collection.py:collection_flow` is in the module flows.collection."""
     file, name = entrypoint.split(":")
     flow = getattr(importlib.import_module(".".join(Path(file).with_suffix("").parts)), name)
     assert isinstance(flow, Flow)
     return flow
 
 
-def to_deployment(described: dict[str, Any]) -> RunnerDeployment:
-    """The deployment of one entry, without its work pool: the process that serves it runs it."""
-    limit = described.get("concurrency_limit")
-    deployment = load_flow(described["entrypoint"]).to_deployment(
-        name=described["name"],
-        description=described.get("description"),
-        parameters=described.get("parameters", {}),
-        tags=described.get("tags", []),
-        schedules=[to_schedule(schedule) for schedule in described.get("schedules", [])],
+def to_deployment(entry: dict[str, Any]) -> RunnerDeployment:
+    """Return the deployment of an entry, without its work pool: this process runs it."""
+    limit = entry.get("concurrency_limit")
+    deployment = load_flow(entry["entrypoint"]).to_deployment(
+        name=entry["name"],
+        description=entry.get("description"),
+        parameters=entry.get("parameters", {}),
+        tags=entry.get("tags", []),
+        schedules=[to_schedule(schedule) for schedule in entry.get("schedules", [])],
         concurrency_limit=ConcurrencyLimitConfig(**limit) if isinstance(limit, dict) else limit,
-        # By module: a file's path is not taken over by the server where `prefect deploy` made the deployment before.
+        # By module, because the server keeps the old path of a deployment that `prefect deploy` created earlier.
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
-    assert isinstance(deployment, RunnerDeployment)  # to_deployment is a coroutine only where an event loop runs
+    assert isinstance(deployment, RunnerDeployment)  # Prefect returns a coroutine only inside an event loop.
     return deployment
 
 
 def main() -> None:
-    # Each run is a process that starts in this one's directory and imports its flow from there.
+    """Serve all deployments until interrupted."""
+    # Each run is a process that starts in the current directory and imports its flow from there.
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
-    serve(*(to_deployment(described) for described in read_deployments(DEPLOYMENTS)))
+    serve(*(to_deployment(entry) for entry in read_deployments(DEPLOYMENTS)))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Prefect's UI over this machine's run history, at the last run of the pipeline.
+"""Opens Prefect's UI at the last run of the pipeline.
 
     python deployments/ui.py
 
-Where PREFECT_API_URL names a server its UI is meant; else a server is started here over the database that the embedded
-one wrote to, on port 4200 or, where that is taken, a free one. Ctrl-C ends it.
+With PREFECT_API_URL the UI of that server is used. Without it, this starts a server on the database of the embedded
+one, on port 4200 or, if that is in use, a free port. Ctrl-C stops the server.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from pathlib import Path
 
 from prefect.settings import get_current_settings
 
-from executor_adapter.config.settings import load_config
+from executor_adapter.config import load_config
 
 HOST = "127.0.0.1"
-STARTS_WITHIN = 60.0
+START_TIMEOUT = 60.0
 DEFAULTS = {
-    # One transaction for many events: the default of one each falls behind a pipeline.
+    # Write many events in one transaction. The default of one per event falls behind.
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "500",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
@@ -37,7 +37,7 @@ DEFAULTS = {
 
 
 def last_run_page(lake: Path) -> str:
-    """The path of the last run's page in the UI; that of all runs where the pipeline never ran."""
+    """Return the UI path of the last run; that of the list of runs if the pipeline never ran."""
     try:
         return f"/runs/flow-run/{json.loads((lake / 'last_run.json').read_text())['flow_run_id']}"
     except FileNotFoundError:
@@ -45,7 +45,7 @@ def last_run_page(lake: Path) -> str:
 
 
 def free_port(preferred: int = 4200) -> int:
-    """`preferred` if nothing listens there, else one that the system picks."""
+    """Return `preferred` if it is free, else a port that the system picks."""
     for port in (preferred, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -59,12 +59,12 @@ def free_port(preferred: int = 4200) -> int:
 
 @contextmanager
 def server(port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A Prefect server that answers; ended on leaving.
+    """Run a Prefect server; yields its process once it answers, and terminates it when the block ends.
 
     Raises:
-        SystemExit: it ended, or does not answer within a minute.
+        SystemExit: the server ended, or does not answer within a minute.
     """
-    # The UI in the browser calls the address that its server was told, else port 4200.
+    # The UI in the browser calls the address that the server is given here, else port 4200.
     env = DEFAULTS | os.environ | {"PREFECT_UI_API_URL": f"http://{HOST}:{port}/api"}
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
     process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
@@ -77,7 +77,12 @@ def server(port: int) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def wait_until_healthy(process: subprocess.Popen[bytes], port: int) -> None:
-    ends = time.monotonic() + STARTS_WITHIN
+    """Wait until the server answers.
+
+    Raises:
+        SystemExit: the server ended, or does not answer within a minute.
+    """
+    ends = time.monotonic() + START_TIMEOUT
     while time.monotonic() < ends:
         if process.poll() is not None:
             raise SystemExit(f"the Prefect server ended with exit code {process.returncode}")
@@ -86,17 +91,18 @@ def wait_until_healthy(process: subprocess.Popen[bytes], port: int) -> None:
                 return
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             time.sleep(0.2)
-    raise SystemExit(f"the Prefect server does not answer on port {port} after {STARTS_WITHIN:.0f} s")
+    raise SystemExit(f"the Prefect server does not answer on port {port} after {START_TIMEOUT:.0f} s")
 
 
 def show(url: str) -> None:
-    """Print the address, and open it where there is a screen."""
+    """Print the address, and open it in a browser if there is a screen."""
     print(url, flush=True)
     if sys.platform in {"darwin", "win32"} or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
         webbrowser.open(url)
 
 
 def main() -> None:
+    """Show the last run, on the configured server or on one of our own until Ctrl-C."""
     page = last_run_page(load_config().lake)
     settings = get_current_settings()
     if settings.api.url:
@@ -105,7 +111,7 @@ def main() -> None:
     port = free_port()
     with server(port) as process:
         show(f"http://{HOST}:{port}{page}")
-        print("Ctrl-C ends the server", flush=True)
+        print("Ctrl-C stops the server", flush=True)
         try:
             process.wait()
         except KeyboardInterrupt:

@@ -1,1 +1,1 @@
-"""What runs, stage by stage. Each file is also an entrypoint by itself, so it makes its neighbours importable first."""
+"""The flows, one file per entry point. Each file can be run by its path, so it first adds the project to sys.path."""

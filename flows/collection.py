@@ -1,4 +1,4 @@
-"""Collection alone: what the tools have, landed in the lake."""
+"""The collection flow: copies rows from the tools into the lake."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from prefect import flow
 
-from executor_adapter.config.settings import load_config
+from executor_adapter.config import load_config
 from tasks.collection import collect
-from tasks.options import check_tools
+from tasks.options import select_tools
 from tasks.reporting import Run, run_name
 
 
 @flow(name="collection", flow_run_name=run_name)
 def collection_flow(tools: list[str] | None = None, config: str | None = None) -> None:
-    """Collect from `tools`, or from all that the configuration describes; `config` is its file.
+    """Collect from `tools`, or from all configured tools; `config` is the configuration file.
 
     Raises:
         ConfigurationError: the configuration is wrong; nothing was started.
-        JobsFailed: a job failed; what the others collected is kept.
+        JobsFailedError: a job failed; the rows that other jobs collected are kept.
     """
     settings = load_config(config)
-    run = Run(settings, check_tools(settings, tools))
+    run = Run(settings, select_tools(settings, tools))
     collect(run)
     run.finish()
 

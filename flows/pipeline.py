@@ -1,9 +1,9 @@
-"""The main job: collect from every tool, process, report.
+"""The pipeline: collect from every tool, process the rows, report.
 
     python flows/pipeline.py [config.yaml]
 
-Where PREFECT_API_URL is unset it brings a Prefect server of its own along. Exit code 0: all is well; 1: a job failed,
-the work of the others is kept; 2: the configuration is wrong, nothing was started; 130: it was interrupted.
+Without PREFECT_API_URL the run starts an embedded Prefect server. Exit codes: 0, all jobs completed; 1, a job failed
+(the results of the others are kept); 2, the configuration is wrong (nothing was started); 130, the run was interrupted.
 """
 
 from __future__ import annotations
@@ -21,46 +21,46 @@ if __name__ == "__main__":
 from prefect import flow, tags
 from prefect.settings import get_current_settings
 
-from executor_adapter.config.settings import load_config
+from executor_adapter.config import load_config
 from executor_adapter.exceptions import ConfigurationError
 from tasks.collection import collect
-from tasks.options import check_tools
+from tasks.options import select_tools
 from tasks.processing import process
-from tasks.reporting import JobsFailed, Run, run_name
+from tasks.reporting import JobsFailedError, Run, run_name
 
 
 @flow(name="pipeline", flow_run_name=run_name)
 def pipeline_flow(config: str | None = None) -> None:
-    """Collect from every tool that the configuration describes, process, and report; `config` is its file.
+    """Collect from every configured tool, process the rows and report; `config` is the configuration file.
 
     Raises:
         ConfigurationError: the configuration is wrong; nothing was started.
-        JobsFailed: a job failed, or rows got lost; the work of the others is kept.
+        JobsFailedError: a job failed or rows were lost; the results of the other jobs are kept.
     """
     settings = load_config(config)
-    run = Run(settings, check_tools(settings))
+    run = Run(settings, select_tools(settings))
     collect(run)
     run.finish(process(run))
 
 
 def main(arguments: list[str]) -> int:
-    """Run the flow once; the exit code."""
+    """Run the flow once and return the exit code."""
     config = arguments[0] if arguments else None
     try:
-        check_tools(load_config(config))
+        select_tools(load_config(config))
     except ConfigurationError as error:
         print(error, file=sys.stderr)
         return 2
     if not get_current_settings().api.url:
-        print("starting an embedded Prefect server; set PREFECT_API_URL to use one that is there", flush=True)
+        print("starting an embedded Prefect server; set PREFECT_API_URL to use a running one", flush=True)
     try:
         with tags("pipeline"):
             pipeline_flow(config)
-    except JobsFailed as error:
+    except JobsFailedError as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted: what ran was ended, and what was done is kept", file=sys.stderr)
+        print("interrupted: running jobs were stopped, and finished work is kept", file=sys.stderr)
         return 130
     return 0
 

@@ -1,1 +1,1 @@
-"""What the stages do: sources, stages and the lake are plain functions; the rest makes job tasks of them."""
+"""The work of the pipeline. Sources, stages and the lake are plain functions; the rest turns them into job tasks."""

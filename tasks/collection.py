@@ -1,4 +1,4 @@
-"""The job tasks of collection: in threads, since they wait for others."""
+"""The job tasks of collection. They run in threads, because they mostly wait for files and servers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.settings import get_current_settings
 
-from executor_adapter.config.settings import FilesTool, RestTool
+from executor_adapter.config import FilesTool, RestTool
 from executor_adapter.prefect import job_task
 from tasks import landing
 from tasks.reporting import Future, Run
@@ -48,20 +48,20 @@ collect_resource = job_task(
 
 
 def collect(run: Run) -> None:
-    """Collect all that the run's tools have. A job that fails is on the board, and holds up no other."""
-    run.stage(0.0, 0.5)
+    """Collect everything that the run's tools describe. A failed job is shown in the table and stops no other job."""
+    run.begin_stage(0.0, 0.5)
     with run.executor("collection"):
-        finding = dict(_find_all(run))
-        collecting: list[Future] = []
-        for found, windows in run.as_done(list(finding)):
-            collecting += _collect_windows(run, finding[found], windows or {})
-        # Histories last: they hold the more of this run the later they are asked.
-        collecting += _collect_resources(run)
-        for _ in run.as_done(collecting):
+        searches = dict(_submit_searches(run))
+        collections: list[Future] = []
+        for search, windows in run.as_completed(list(searches)):
+            collections += _submit_windows(run, searches[search], windows or {})
+        # Resources come last: one of them is the history of this very run, which holds more the later it is read.
+        collections += _submit_resources(run)
+        for _ in run.as_completed(collections):
             pass
 
 
-def _find_all(run: Run) -> Iterator[tuple[Future, dict[str, Any]]]:
+def _submit_searches(run: Run) -> Iterator[tuple[Future, dict[str, Any]]]:
     for name in run.tools:
         tool = run.settings.tools[name]
         for table in tool.tables if isinstance(tool, FilesTool) else ():
@@ -69,32 +69,32 @@ def _find_all(run: Run) -> Iterator[tuple[Future, dict[str, Any]]]:
             yield run.submit(find_windows, tool=name, stage="find", subject=table, arguments=arguments), arguments
 
 
-def _collect_windows(run: Run, found: dict[str, Any], windows: dict[str, int]) -> list[Future]:
+def _submit_windows(run: Run, search: dict[str, Any], windows: dict[str, int]) -> list[Future]:
     return [
         run.submit(
             collect_window,
-            tool=found["tool_name"],
+            tool=search["tool_name"],
             stage="collect",
-            subject=f"{found['table']} {window}",
-            arguments=found | {"window": window, "root": run.settings.lake},
+            subject=f"{search['table']} {window}",
+            arguments=search | {"window": window, "root": run.settings.lake},
         )
         for window in windows
     ]
 
 
-def _collect_resources(run: Run) -> Iterator[Future]:
+def _submit_resources(run: Run) -> Iterator[Future]:
     for name in run.tools:
         tool = run.settings.tools[name]
         if not isinstance(tool, RestTool):
             continue
-        tool, headers = (tool, dict[str, str]()) if tool.url else _in_force(tool)
+        tool, headers = (tool, dict[str, str]()) if tool.url else _with_prefect_api(tool)
         for table in tool.resources:
             arguments = {"tool_name": name, "tool": tool, "table": table, "root": run.settings.lake, "headers": headers}
             yield run.submit(collect_resource, tool=name, stage="collect", subject=table, arguments=arguments)
 
 
-def _in_force(tool: RestTool) -> tuple[RestTool, dict[str, str]]:
-    """The tool with the address of the Prefect API that this run uses, and the headers that API asks for."""
+def _with_prefect_api(tool: RestTool) -> tuple[RestTool, dict[str, str]]:
+    """Return the tool with the address of this run's Prefect API, and the headers that the API requires."""
     with get_client(sync_client=True) as client:
         url = str(client.api_url).rstrip("/")
     settings = get_current_settings()

@@ -1,23 +1,23 @@
-"""What a function says while it works, to whoever runs it as a job; called by hand it says nothing."""
+"""Log lines and progress of the current job. Outside a job these functions do nothing, so plain calls work too."""
 
 from __future__ import annotations
 
-from executor_adapter.worker.context import JobContext, current_job
+from executor_adapter import JobContext, current_job
 
 
 def log(message: str, *values: object) -> None:
-    """A line in the job's log, with `values` filled in as logging does."""
-    if (job := _job()) is not None:
+    """Write a line to the job's log; `values` fill the message as in the logging module."""
+    if (job := _current_job()) is not None:
         job.logger.info(message, *values)
 
 
-def progress(done: float, total: float | None, of: str) -> None:
-    """How far it is, in `of`: rows, objects."""
-    if (job := _job()) is not None:
-        job.progress(done, total, of)
+def progress(done: float, total: float | None, unit: str) -> None:
+    """Report how much is done, counted in `unit`: rows, objects."""
+    if (job := _current_job()) is not None:
+        job.progress(done, total, unit)
 
 
-def _job() -> JobContext | None:
+def _current_job() -> JobContext | None:
     try:
         return current_job()
     except RuntimeError:

@@ -1,12 +1,12 @@
-"""The lake: Parquet partitions by tool, table and window, written whole or not at all.
+"""The lake: Parquet partitions by tool, table and window. Each is written completely or not at all.
 
     <lake>/<layer>/<tool>/<table>/<window>/part.parquet     the rows
-                                           manifest.json    how many, of what, and the checksum
-                                           .lock            held by whoever writes
+                                           manifest.json    the number of rows, their fingerprint, the checksum
+                                           .lock            held by the process that writes
 
-A partition is complete when its manifest is there and the checksum in it is that of the Parquet file. Each of the
-two is written under a temporary name, synced and renamed, the manifest last: whatever dies in between leaves the old
-partition, or one that is not complete and is written again. A second writer of the same partition waits for the first.
+A partition is complete when its manifest exists and holds the checksum of the Parquet file. Both files are written
+under a temporary name, synced and renamed, the manifest last. A process that dies in between leaves the old partition,
+or an incomplete one that is written again. A second writer of the same partition waits for the first.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _TEMPORARY = ".tmp-"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Partition:
-    """The rows of one window of one table of one tool, at one stage of their way. Picklable."""
+    """Identifies the rows of one window of a tool's table in one layer of the lake. Picklable."""
 
     lake: Path
     layer: Layer
@@ -45,7 +45,7 @@ class Partition:
 
     @property
     def directory(self) -> Path:
-        # A window may be any value of a column: "America/New_York" must not become two directories, nor ".." one up.
+        # A window can be any value of a column: "America/New_York" must not become two directories, nor ".." one up.
         window = quote(self.window, safe="").replace(".", "%2E")
         return self.lake / self.layer / self.tool / self.table / window
 
@@ -57,8 +57,8 @@ class Partition:
     def manifest(self) -> Path:
         return self.directory / "manifest.json"
 
-    def at(self, layer: Layer) -> Self:
-        """The same window at another stage."""
+    def in_layer(self, layer: Layer) -> Self:
+        """Return the same window in another layer."""
         return replace(self, layer=layer)
 
     def __str__(self) -> str:
@@ -67,36 +67,36 @@ class Partition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What a complete partition says of itself."""
+    """Describes a complete partition."""
 
     rows: int
     fingerprint: str
-    """Of what the rows were made: the same fingerprint would give the same rows."""
+    """Identifies the input of the rows: the same fingerprint gives the same rows."""
     checksum: str
     """SHA-256 of the Parquet file."""
     written_at: str
 
 
-def partitions(lake: Path, layer: Layer, tool: str, table: str) -> list[Partition]:
-    """The partitions that are there, complete or not, by window."""
+def list_partitions(lake: Path, layer: Layer, tool: str, table: str) -> list[Partition]:
+    """Return the existing partitions, complete or not, sorted by window."""
     found = sorted(path.parent.name for path in (lake / layer / tool / table).glob("*/part.parquet"))
     return [Partition(lake=lake, layer=layer, tool=tool, table=table, window=unquote(name)) for name in found]
 
 
-def complete(partition: Partition, fingerprint: str | None = None) -> Manifest | None:
-    """The partition's manifest if it is complete, and made of `fingerprint` where one is given; else None."""
+def find_manifest(partition: Partition, fingerprint: str | None = None) -> Manifest | None:
+    """Return the manifest of a complete partition, else None; a given `fingerprint` must match too."""
     if not partition.manifest.exists():
         return None
     with _locked(partition, fcntl.LOCK_SH):
-        manifest = _manifest_of(partition)
+        manifest = _read_manifest(partition)
     return manifest if manifest is not None and fingerprint in (None, manifest.fingerprint) else None
 
 
 def read(partition: Partition) -> pa.Table:
-    """The rows of a complete partition.
+    """Return the rows of a complete partition.
 
     Raises:
-        DataProcessingException: DATA_ERROR, it is not complete.
+        DataProcessingException: DATA_ERROR, the partition is not complete.
     """
     with reading(partition) as file:
         return file.read()
@@ -104,23 +104,23 @@ def read(partition: Partition) -> pa.Table:
 
 @contextmanager
 def reading(partition: Partition) -> Iterator[pq.ParquetFile]:
-    """The Parquet file of a complete partition, to be read in batches; no writer replaces it meanwhile.
+    """Open the Parquet file of a complete partition, to read it in batches; writers wait until the block ends.
 
     Raises:
-        DataProcessingException: DATA_ERROR, it is not complete.
+        DataProcessingException: DATA_ERROR, the partition is not complete.
     """
     if not partition.manifest.exists():
-        raise incomplete(partition)
+        raise incomplete_error(partition)
     with _locked(partition, fcntl.LOCK_SH):
-        if _manifest_of(partition) is None:
-            raise incomplete(partition)
+        if _read_manifest(partition) is None:
+            raise incomplete_error(partition)
         with pq.ParquetFile(partition.parquet) as file:
             yield file
 
 
 @contextmanager
 def writing(partition: Partition, *, fingerprint: str) -> Iterator[Writer]:
-    """Write the partition anew, by `Writer.add`; it is complete when the block ends, as it was when that raises."""
+    """Replace the partition by the rows given to `Writer.add`. If the block raises, the old partition stays."""
     partition.directory.mkdir(parents=True, exist_ok=True)
     with _locked(partition, fcntl.LOCK_EX):
         _remove_temporaries(partition.directory)
@@ -130,11 +130,11 @@ def writing(partition: Partition, *, fingerprint: str) -> Iterator[Writer]:
             rows = writer.close()
             _publish(partition, writer.temporary, rows, fingerprint)
         finally:
-            writer.abandon()
+            writer.discard()
 
 
 class Writer:
-    """Rows on their way into a partition, batch by batch; the first batch sets the columns and their types."""
+    """Writes the rows of a partition in batches; the first batch sets the columns and their types."""
 
     def __init__(self, partition: Partition) -> None:
         self._partition = partition
@@ -143,14 +143,14 @@ class Writer:
         self._rows = 0
 
     def previous(self) -> pa.Table | None:
-        """The rows that are there now, to be merged with; None where there are none or they are not complete."""
-        return pq.read_table(self._partition.parquet) if _manifest_of(self._partition) else None
+        """Return the current rows of the partition, to merge with; None if the partition is missing or incomplete."""
+        return pq.read_table(self._partition.parquet) if _read_manifest(self._partition) else None
 
     def add(self, table: pa.Table) -> None:
         """Append rows.
 
         Raises:
-            DataProcessingException: DATA_ERROR, the columns are not those of the first batch.
+            DataProcessingException: DATA_ERROR, the columns differ from those of the first batch.
         """
         if self._file is None:
             self._file = pq.ParquetWriter(self.temporary, table.schema, compression="zstd")
@@ -161,27 +161,27 @@ class Writer:
         self._rows += table.num_rows
 
     def close(self) -> int:
-        """Write what is left to the disk; how many rows there are."""
+        """Write the rest to the disk and return the number of rows."""
         if self._file is None:
-            raise ValueError(f"{self._partition}: nothing was added: add a table, be it one without rows")
+            raise ValueError(f"{self._partition}: nothing was added: add a table, even one without rows")
         self._file.close()
         _sync(self.temporary)
         return self._rows
 
-    def abandon(self) -> None:
-        """Leave nothing behind; harmless when the partition is written."""
+    def discard(self) -> None:
+        """Remove the temporary file; does nothing once the partition is written."""
         if self._file is not None and self._file.is_open:
             self._file.close()
         self.temporary.unlink(missing_ok=True)
 
 
-def count(partition: Partition) -> int:
-    """How many rows the Parquet file holds, by its own count and not by the manifest's; 0 where there is none."""
+def count_rows(partition: Partition) -> int:
+    """Return the number of rows that the Parquet file itself states, not the manifest; 0 if there is no file."""
     return pq.read_metadata(partition.parquet).num_rows if partition.parquet.exists() else 0
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Put `content` at `path`, whole or not at all."""
+    """Write `content` to `path` atomically: readers see the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
     try:
@@ -204,7 +204,7 @@ def _publish(partition: Partition, temporary: Path, rows: int, fingerprint: str)
     write_file(partition.manifest, json.dumps(asdict(manifest), indent=1).encode())
 
 
-def _manifest_of(partition: Partition) -> Manifest | None:
+def _read_manifest(partition: Partition) -> Manifest | None:
     try:
         manifest = Manifest(**json.loads(partition.manifest.read_bytes()))
         return manifest if _checksum(partition.parquet) == manifest.checksum else None
@@ -212,8 +212,8 @@ def _manifest_of(partition: Partition) -> Manifest | None:
         return None
 
 
-def incomplete(partition: Partition) -> DataProcessingException:
-    """The error of whoever needs a partition that is not complete."""
+def incomplete_error(partition: Partition) -> DataProcessingException:
+    """Return the error to raise when a partition that is needed is not complete."""
     return DataProcessingException(
         f"{partition}: {partition.directory} is not a complete partition: run its collection again",
         error_code="DATA_ERROR",
@@ -223,14 +223,14 @@ def incomplete(partition: Partition) -> DataProcessingException:
 
 @contextmanager
 def _locked(partition: Partition, mode: int) -> Iterator[None]:
-    # The kernel lets go of a flock when its holder dies, however it dies; one per open file, so threads exclude too.
+    # The kernel releases a flock when its holder dies in any way. Each call opens the file, so threads wait too.
     with (partition.directory / ".lock").open("a") as lock:
         fcntl.flock(lock, mode)
         yield
 
 
 def _remove_temporaries(directory: Path) -> None:
-    # Only the holder of the lock makes any, so those found are of a writer that died.
+    # Only the holder of the lock creates them, so a file found here was left by a writer that died.
     for stale in directory.glob(f"{_TEMPORARY}*"):
         stale.unlink(missing_ok=True)
 

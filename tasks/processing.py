@@ -1,4 +1,4 @@
-"""The job tasks of processing: in processes, since they compute."""
+"""The job tasks of processing. They run in processes, because they compute."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from prefect.cache_policies import NO_CACHE
 
 from executor_adapter.prefect import job_task
 from tasks import refining
-from tasks.lake import count
+from tasks.lake import count_rows
 from tasks.options import schemas_of
 from tasks.reporting import Run
 from tasks.row_balance import raw_partitions
@@ -25,12 +25,12 @@ process_partition = job_task(
 
 
 def process(run: Run) -> list[dict[str, Any]]:
-    """Process each partition that the run's tools have in the lake, and say what they tell: see Run.summarise.
+    """Process each partition that the run's tools have in the lake, and return the summaries: see `Run.summarise`.
 
-    What was processed before is left as it is.
+    Partitions that are already processed stay as they are.
     """
     run.processes = True
-    run.stage(0.5, 0.9)
+    run.begin_stage(0.5, 0.9)
     batch_size = run.settings.processing.batch_size
     with run.executor("processing"):
         processing = [
@@ -44,8 +44,8 @@ def process(run: Run) -> list[dict[str, Any]]:
             for tool in run.tools
             for table, schema in schemas_of(run.settings.tools[tool]).items()
             for raw in raw_partitions(run.settings.lake, tool, [table])
-            if count(raw)  # a day on which nothing happened is no work
+            if count_rows(raw)  # a day without any event needs no job
         ]
-        for _ in run.as_done(processing):
+        for _ in run.as_completed(processing):
             pass
         return run.summarise()

@@ -1,4 +1,4 @@
-"""The board: the jobs of a run as a person wants to see them, while they run and when they are over."""
+"""The progress table: shows the jobs of a run on the terminal, while they run and after they finish."""
 
 from __future__ import annotations
 
@@ -14,31 +14,32 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from executor_adapter.job.model import Job, JobStatus, Transition
+from executor_adapter import Job, JobStatus, Transition
 
-SHOWN_LIVE = 30
-"""Rows of the live table: a taller one than the screen would flicker."""
+MAX_LIVE_ROWS = 30
+"""Rows of the live table. A table that is taller than the screen flickers."""
 
-SETTLES_WITHIN = 5.0
+TRANSITION_TIMEOUT = 5.0
+"""Seconds to wait for a job's last transition after its future is done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JobLine:
-    """A job, as a row of a table."""
+class JobRow:
+    """A job as a row of a table."""
 
     tool: str
     stage: str
     subject: str
-    """What of the tool it is for: table and window."""
+    """The part of the tool that the job works on: table and window."""
     pool: str
     attempts: int
     duration: float | None
-    """Seconds, from its first start."""
+    """Seconds since the first start of the job."""
     records: int | None
-    """Rows that it collected or processed, new ones alone."""
+    """The number of new rows that the job collected or processed."""
     status: JobStatus
     note: str
-    """What the status leaves open: `already_collected`, or the error code."""
+    """Details of the status: `already_collected`, or the error code."""
     error: str | None
 
     @property
@@ -46,17 +47,17 @@ class JobLine:
         return f"{self.status} ({self.note})" if self.note else str(self.status)
 
 
-class Board:
-    """An observer of executors that remembers the jobs, and draws them.
+class ProgressTable:
+    """Observes executors, remembers their jobs and draws them as a table.
 
-    A job's `metadata` says its stage and subject; `settle` adds what the function gave back. Executors call the board
-    on their own threads; all else is for the thread that waits for the jobs.
+    Stage and subject come from a job's `metadata`; `record_result` adds what the function returned. Executors call the
+    table on their own threads; everything else is for the thread that waits for the jobs.
     """
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or _console()
         self._jobs: dict[str, Job] = {}
-        self._values: dict[str, dict[str, Any]] = {}
+        self._results: dict[str, dict[str, Any]] = {}
         self._changed = threading.Condition()
 
     def __call__(self, transition: Transition) -> None:
@@ -65,77 +66,75 @@ class Board:
             if transition.status.is_terminal:
                 self._changed.notify_all()
 
-    def settle(self, job_id: str, value: Any) -> JobLine | None:
-        """Note what the job's function gave back (None where it failed), and print its line where no table moves.
+    def record_result(self, job_id: str, value: Any) -> JobRow | None:
+        """Store what the job's function returned (None if it failed); without a live table, print the job's line.
 
-        Its future may be done a moment before the executor has told of it: that is waited for. None: no executor ever
-        took the job.
+        A future may be done a moment before the executor reports the transition, so this waits for the transition.
+        Returns None if no executor ever accepted the job.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._is_over(job_id), timeout=SETTLES_WITHIN)
+            self._changed.wait_for(lambda: self._is_finished(job_id), timeout=TRANSITION_TIMEOUT)
         if job_id not in self._jobs:
             return None
-        self._values[job_id] = value if isinstance(value, dict) else {}
-        line = self._line(self._jobs[job_id])
+        self._results[job_id] = value if isinstance(value, dict) else {}
+        row = self._row(self._jobs[job_id])
         if not self.console.is_terminal:
-            self._print(line)
-        return line
+            self._print(row)
+        return row
 
-    def _is_over(self, job_id: str) -> bool:
+    def _is_finished(self, job_id: str) -> bool:
         return job_id in self._jobs and self._jobs[job_id].status.is_terminal
 
-    def lines(self) -> list[JobLine]:
-        """The jobs, by stage in the order the stages began, then by tool and subject."""
+    def rows(self) -> list[JobRow]:
+        """Return the jobs, sorted by stage (in the order the stages began), tool and subject."""
         with self._changed:
-            lines = [self._line(job) for job in self._jobs.values()]
-        stages = list(dict.fromkeys(line.stage for line in lines))
-        return sorted(lines, key=lambda line: (stages.index(line.stage), line.tool, line.subject))
-
-    def failures(self) -> list[JobLine]:
-        return [line for line in self.lines() if line.status in (JobStatus.FAILED, JobStatus.CANCELLED)]
+            rows = [self._row(job) for job in self._jobs.values()]
+        stages = list(dict.fromkeys(row.stage for row in rows))
+        return sorted(rows, key=lambda row: (stages.index(row.stage), row.tool, row.subject))
 
     @contextmanager
     def live(self) -> Iterator[None]:
-        """Show the jobs while the block runs, where there is a terminal to show them on."""
+        """Show the jobs on the terminal while the block runs; does nothing without a terminal."""
         if not self.console.is_terminal:
             yield
             return
         with Live(get_renderable=self._live_table, console=self.console, refresh_per_second=4, transient=True):
             yield
 
-    def table(self, lines: Sequence[JobLine] | None = None) -> Table:
-        """A row a job."""
+    def render(self, rows: Sequence[JobRow] | None = None) -> Table:
+        """Return a table with one row per job."""
         table = Table(title="Jobs", title_justify="left", header_style="bold", box=SIMPLE_HEAD)
         for name in ("tool", "stage", "job", "pool"):
             table.add_column(name)
         for name in ("attempts", "seconds", "rows"):
             table.add_column(name, justify="right")
         table.add_column("state")
-        for line in self.lines() if lines is None else lines:
-            state = Text(line.state, style=_style(line.status))
-            table.add_row(line.tool, line.stage, line.subject, line.pool, *_figures(line), state)
+        for row in self.rows() if rows is None else rows:
+            state = Text(row.state, style=_style(row.status))
+            table.add_row(row.tool, row.stage, row.subject, row.pool, *_figures(row), state)
         return table
 
     def _live_table(self) -> Table:
-        lines = self.lines()
-        # What runs or waits matters; of what is over, the last few.
-        live = [line for line in lines if not line.status.is_terminal][:SHOWN_LIVE]
-        over = [line for line in lines if line.status.is_terminal]
-        table = self.table([*over[len(over) - SHOWN_LIVE + len(live) :], *live] if len(lines) > SHOWN_LIVE else lines)
-        table.title = f"Jobs: {len(over)} of {len(lines)} are over"
+        rows = self.rows()
+        # Jobs that run or wait matter most; of the finished jobs the last few are shown.
+        live = [row for row in rows if not row.status.is_terminal][:MAX_LIVE_ROWS]
+        finished = [row for row in rows if row.status.is_terminal]
+        shown = [*finished[len(finished) - MAX_LIVE_ROWS + len(live) :], *live] if len(rows) > MAX_LIVE_ROWS else rows
+        table = self.render(shown)
+        table.title = f"Jobs: {len(finished)} of {len(rows)} finished"
         return table
 
-    def _print(self, line: JobLine) -> None:
-        attempts, seconds, records = _figures(line)
-        times = "" if attempts == "1" else f" after {attempts} attempts"
-        rows = f", {records} rows" if records else ""
-        text = f"{line.stage} {line.tool} {line.subject}: {line.state}{times}{rows}, {seconds} s"
+    def _print(self, row: JobRow) -> None:
+        attempts, seconds, records = _figures(row)
+        retried = "" if attempts == "1" else f" after {attempts} attempts"
+        count = f", {records} rows" if records else ""
+        text = f"{row.stage} {row.tool} {row.subject}: {row.state}{retried}{count}, {seconds} s"
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def _line(self, job: Job) -> JobLine:
-        value = self._values.get(job.job_id, {})
-        kept = str(value.get("status", ""))
-        return JobLine(
+    def _row(self, job: Job) -> JobRow:
+        result = self._results.get(job.job_id, {})
+        details = str(result.get("status", ""))
+        return JobRow(
             tool=job.tool_name or "",
             stage=job.metadata.get("stage", job.job_type),
             subject=job.metadata.get("subject", ""),
@@ -144,20 +143,20 @@ class Board:
             duration=job.duration,
             records=job.records_processed,
             status=job.status,
-            note=job.error_code or (kept if kept.startswith("already") else ""),
+            note=job.error_code or (details if details.startswith("already") else ""),
             error=job.error_message,
         )
 
 
 def _console() -> Console:
     console = Console()
-    # A file or a pipe has no width: what rich then assumes would break every line of the table.
+    # A file or a pipe has no width, and the 80 columns that rich assumes would wrap every row of the table.
     return console if console.is_terminal else Console(width=140)
 
 
-def _figures(line: JobLine) -> tuple[str, str, str]:
-    seconds = "" if line.duration is None else f"{line.duration:.2f}"
-    return str(line.attempts), seconds, "" if line.records is None else f"{line.records:,}"
+def _figures(row: JobRow) -> tuple[str, str, str]:
+    seconds = "" if row.duration is None else f"{row.duration:.2f}"
+    return str(row.attempts), seconds, "" if row.records is None else f"{row.records:,}"
 
 
 def _style(status: JobStatus) -> str:

@@ -1,6 +1,6 @@
-"""Processing: a raw partition validated, normalised and aggregated, batch by batch. Plain functions, bodies of jobs.
+"""Processing: validates, normalises and aggregates a raw partition in batches. Plain functions; the body of a job.
 
-Rows are conserved: of each partition as many are read as are kept and rejected together.
+Rows are conserved: the number of rows read from a partition equals the number kept plus the number rejected.
 """
 
 from __future__ import annotations
@@ -20,60 +20,62 @@ from tasks.job_log import log, progress
 
 Result = dict[str, Any]
 
-SHOWN_REASONS = 10
+MAX_LOGGED_REASONS = 10
+
+_OUTPUT_LAYERS: tuple[lake.Layer, ...] = ("processed", "rejects", "aggregates")
 
 
 def process_partition(raw: lake.Partition, schema: str | None, batch_size: int) -> Result:
-    """Make the processed, rejects and aggregates partitions of a raw one, `batch_size` rows in memory at a time.
+    """Write the processed, rejects and aggregates partitions of a raw one, with `batch_size` rows in memory at a time.
 
-    `schema` names the rules; without, every row passes as it is. What was made of the same rows by the same rules is
-    left as it is: `{"records_processed": 0, "status": "already_processed", "rows": n}`.
+    `schema` names the rules; without rules every row passes unchanged. A partition that the same rules already made
+    from the same rows is kept: `{"records_processed": 0, "status": "already_processed", "rows": n}`.
 
     Raises:
-        DataProcessingException: DATA_ERROR, the partition is not complete or lacks a column; PROCESSING_ERROR, rows
-            got lost.
+        DataProcessingException: DATA_ERROR, the partition is incomplete or lacks a column; PROCESSING_ERROR, rows
+            were lost.
     """
-    made_of = row_balance.fingerprint(raw, schema)
-    processed = raw.at("processed")
-    done = lake.complete(processed, made_of)
-    if done is not None:
-        log("%s: %d rows, processed before", processed, done.rows)
-        return _result("already_processed", 0, done.rows, lake.count(raw.at("rejects")))
+    fingerprint = row_balance.fingerprint(raw, schema)
+    processed = raw.in_layer("processed")
+    existing = lake.find_manifest(processed, fingerprint)
+    if existing is not None:
+        log("%s: %d rows, already processed", processed, existing.rows)
+        return _result("already_processed", 0, existing.rows, lake.count_rows(raw.in_layer("rejects")))
+    processor = _BatchProcessor(None if schema is None else rules.load(schema))
     with lake.reading(raw) as file, ExitStack() as stack:
-        # The processed partition is published last: while it is not, none of the three counts.
-        to_processed = stack.enter_context(lake.writing(processed, fingerprint=made_of))
-        to_rejects = stack.enter_context(lake.writing(raw.at("rejects"), fingerprint=made_of))
-        to_aggregates = stack.enter_context(lake.writing(raw.at("aggregates"), fingerprint=made_of))
-        refinery = _Refinery(None if schema is None else rules.load(schema))
+        # The stack closes in reverse order, so the processed partition, which makes all three valid, is published last.
+        to_processed, to_rejects, to_aggregates = (
+            stack.enter_context(lake.writing(raw.in_layer(layer), fingerprint=fingerprint)) for layer in _OUTPUT_LAYERS
+        )
         for rows in _batches(file, batch_size):
-            good, rejects = refinery.refine(rows)
+            good, rejects = processor.process(rows)
             to_processed.add(_table(good))
             to_rejects.add(_table(rejects))
-            progress(refinery.kept + refinery.rejected, file.metadata.num_rows, "rows")
-        to_aggregates.add(_table(refinery.measures()))
-        _check_conserved(raw, file.metadata.num_rows, refinery)
-    log("%s: %d rows kept, %d rejected", processed, refinery.kept, refinery.rejected)
-    for reason, rows_rejected in refinery.reasons.most_common(SHOWN_REASONS):
+            progress(processor.kept + processor.rejected, file.metadata.num_rows, "rows")
+        to_aggregates.add(_table(processor.measures()))
+        _check_conserved(raw, file.metadata.num_rows, processor)
+    log("%s: %d rows kept, %d rejected", processed, processor.kept, processor.rejected)
+    for reason, rows_rejected in processor.reasons.most_common(MAX_LOGGED_REASONS):
         log("%d rejected: %s", rows_rejected, reason)
-    return _result("success", refinery.kept, refinery.kept, refinery.rejected)
+    return _result("success", processor.kept, processor.kept, processor.rejected)
 
 
-class _Refinery:
-    """Takes the batches of one partition through the stages, and keeps count."""
+class _BatchProcessor:
+    """Applies the stages to the batches of one partition and counts the rows."""
 
-    def __init__(self, by: rules.Rules | None) -> None:
-        self._rules = by
-        self._seen: set[int] = set()
+    def __init__(self, table_rules: rules.Rules | None) -> None:
+        self._rules = table_rules
+        self._seen_keys: set[int] = set()
         self._measures: list[pd.DataFrame] = []
         self.kept = self.rejected = 0
         self.reasons: Counter[str] = Counter()
 
-    def refine(self, rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The rows to keep, normalised, and the rejects, with the number of their row and the reason."""
+    def process(self, rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Return the normalised rows to keep, and the rejects with their row number and the reason."""
         if self._rules is None or not len(rows.columns):
             good, rejects = rows, rows.iloc[:0].assign(**{stages.REASON: ""})
         else:
-            good, rejects = stages.validate(rows, self._rules, self._seen)
+            good, rejects = stages.validate(rows, self._rules, self._seen_keys)
             good = self._rules.normalise(good)
             self._measures.append(stages.aggregate(good, self._rules))
         self.kept += len(good)
@@ -82,14 +84,14 @@ class _Refinery:
         return good, rejects.rename_axis("row").reset_index()
 
     def measures(self) -> pd.DataFrame:
-        """The measures of all batches; of rows without rules, their number."""
+        """Return the measures of all batches; without rules, only the number of rows."""
         if self._rules is None or not self._measures:
             return pd.DataFrame({"rows": [self.kept]})
         return stages.combine(self._measures, self._rules)
 
 
 def _batches(file: pq.ParquetFile, batch_size: int) -> Iterator[pd.DataFrame]:
-    """The rows with their number in the partition as index; one empty batch where there are none, for the columns."""
+    """Yield the rows in batches, indexed by row number; one empty batch if there are none, to keep the columns."""
     start = 0
     for batch in file.iter_batches(batch_size):
         yield _frame(pa.Table.from_batches([batch]), start)
@@ -99,7 +101,7 @@ def _batches(file: pq.ParquetFile, batch_size: int) -> Iterator[pd.DataFrame]:
 
 
 def _frame(table: pa.Table, start: int) -> pd.DataFrame:
-    # Arrow's own types, so that rejects are written as they were read.
+    # Arrow's own types keep rejects exactly as they were read.
     rows: pd.DataFrame = table.to_pandas(types_mapper=pd.ArrowDtype)
     return rows.set_axis(pd.RangeIndex(start, start + len(rows)))
 
@@ -108,10 +110,10 @@ def _table(rows: pd.DataFrame) -> pa.Table:
     return pa.Table.from_pandas(rows, preserve_index=False).replace_schema_metadata()
 
 
-def _check_conserved(raw: lake.Partition, rows: int, refinery: _Refinery) -> None:
-    if rows != refinery.kept + refinery.rejected:
+def _check_conserved(raw: lake.Partition, rows: int, processor: _BatchProcessor) -> None:
+    if rows != processor.kept + processor.rejected:
         raise DataProcessingException(
-            f"{raw}: {rows} rows were read, but {refinery.kept} processed and {refinery.rejected} rejected",
+            f"{raw}: {rows} rows were read, but {processor.kept} processed and {processor.rejected} rejected",
             processing_stage="conservation",
         )
 

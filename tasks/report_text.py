@@ -1,4 +1,4 @@
-"""What a run did, in words: sentences for the terminal, rows and Markdown for Prefect. No Prefect needed."""
+"""Describes a run: sentences for the terminal, rows and Markdown for Prefect artifacts. Does not import Prefect."""
 
 from __future__ import annotations
 
@@ -8,69 +8,74 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from executor_adapter.job.model import JobStatus
-from tasks.progress_table import JobLine
+from executor_adapter import JobStatus
+from tasks.progress_table import JobRow
 from tasks.row_balance import Balance
 
 
-def table_rows(lines: Iterable[JobLine]) -> list[dict[str, Any]]:
-    """A row a job, as Prefect's table artifact takes it."""
+def artifact_rows(jobs: Iterable[JobRow]) -> list[dict[str, Any]]:
+    """Return one row per job in the form of Prefect's table artifact."""
     return [
         {
-            "tool": line.tool,
-            "stage": line.stage,
-            "job": line.subject,
-            "pool": line.pool,
-            "attempts": line.attempts,
-            "seconds": None if line.duration is None else round(line.duration, 3),
-            "rows": line.records,
-            "state": line.state,
+            "tool": job.tool,
+            "stage": job.stage,
+            "job": job.subject,
+            "pool": job.pool,
+            "attempts": job.attempts,
+            "seconds": None if job.duration is None else round(job.duration, 3),
+            "rows": job.records,
+            "state": job.state,
         }
-        for line in lines
+        for job in jobs
     ]
 
 
-def new_rows(lines: Iterable[JobLine], balances: Iterable[Balance]) -> list[str]:
-    """Of each tool, how many rows this run collected, and that none was collected twice."""
-    lines = list(lines)
-    return [_new_rows(each, [line for line in lines if line.tool == each.tool]) for each in balances]
+def collection_sentences(jobs: Iterable[JobRow], balances: Iterable[Balance]) -> list[str]:
+    """Return a sentence per tool: how many rows this run collected, and how many were collected before."""
+    jobs = list(jobs)
+    return [_collection_sentence(each, [job for job in jobs if job.tool == each.tool]) for each in balances]
 
 
-def _new_rows(balance: Balance, lines: list[JobLine]) -> str:
-    new = sum(line.records or 0 for line in lines if line.stage == "collect")
-    before = balance.collected - new
-    kept = f"; {before:,} were already collected, and not collected again" if before > 0 else ""
-    return f"{balance.tool}: {new:,} new rows{kept}"
+def _collection_sentence(balance: Balance, jobs: list[JobRow]) -> str:
+    new = sum(job.records or 0 for job in jobs if job.stage == "collect")
+    previous = balance.collected - new
+    skipped = f"; {previous:,} were already collected, and not collected again" if previous > 0 else ""
+    return f"{balance.tool}: {new:,} new rows{skipped}"
 
 
-def failure_lines(lines: Iterable[JobLine]) -> list[str]:
+def failure_sentences(jobs: Iterable[JobRow]) -> list[str]:
+    """Return a sentence per failed or cancelled job, with its error code, attempts and message."""
     return [
-        f"failed: {line.stage} {line.tool} {line.subject}: {line.note or line.status}"
-        f" after {line.attempts} attempt{'' if line.attempts == 1 else 's'}: {line.error or ''}"
-        for line in lines
-        if line.status in (JobStatus.FAILED, JobStatus.CANCELLED)
+        f"failed: {job.stage} {job.tool} {job.subject}: {job.note or job.status}"
+        f" after {job.attempts} attempt{'' if job.attempts == 1 else 's'}: {job.error or ''}"
+        for job in jobs
+        if _has_failed(job)
     ]
 
 
-def success_rate(lines: Sequence[JobLine]) -> float:
-    """Of the jobs, the share that completed; 1 where there are none."""
-    completed = sum(line.status is JobStatus.COMPLETED for line in lines)
-    return completed / len(lines) if lines else 1.0
+def _has_failed(job: JobRow) -> bool:
+    return job.status in (JobStatus.FAILED, JobStatus.CANCELLED)
 
 
-def mean_duration(lines: Iterable[JobLine]) -> float:
-    """Seconds; 0 where no job ever started."""
-    durations = [line.duration for line in lines if line.duration is not None]
+def success_rate(jobs: Sequence[JobRow]) -> float:
+    """Return the share of the jobs that completed; 1 if there are none."""
+    completed = sum(job.status is JobStatus.COMPLETED for job in jobs)
+    return completed / len(jobs) if jobs else 1.0
+
+
+def mean_duration(jobs: Iterable[JobRow]) -> float:
+    """Return the mean duration of the started jobs in seconds; 0 if none started."""
+    durations = [job.duration for job in jobs if job.duration is not None]
     return fmean(durations) if durations else 0.0
 
 
-def markdown(title: str, lines: Sequence[JobLine], rows: Sequence[str], sentences: Sequence[str], lake: Path) -> str:
-    """The report of a run."""
-    failed = [line for line in lines if line.status in (JobStatus.FAILED, JobStatus.CANCELLED)]
+def markdown(title: str, jobs: Sequence[JobRow], rows: Sequence[str], sentences: Sequence[str], lake: Path) -> str:
+    """Return the report of a run as Markdown."""
+    failed = [job for job in jobs if _has_failed(job)]
     figures = (
         "| jobs | completed | failed | success rate | average duration |\n|--:|--:|--:|--:|--:|\n"
-        f"| {len(lines)} | {len(lines) - len(failed)} | {len(failed)} | {success_rate(lines):.1%}"
-        f" | {mean_duration(lines):.2f} s |"
+        f"| {len(jobs)} | {len(jobs) - len(failed)} | {len(failed)} | {success_rate(jobs):.1%}"
+        f" | {mean_duration(jobs):.2f} s |"
     )
     parts = [
         f"# {title}",
@@ -79,11 +84,11 @@ def markdown(title: str, lines: Sequence[JobLine], rows: Sequence[str], sentence
         _items(rows),
     ]
     if sentences:
-        parts += ["## What they tell", _items(sentences)]
+        parts += ["## Summary", _items(sentences)]
     if failed:
-        listed = "\n".join(_failure_row(line) for line in failed)
+        listed = "\n".join(_failure_row(job) for job in failed)
         parts += ["## Failures", f"| job | error code | attempts | message |\n|---|---|--:|---|\n{listed}"]
-    parts.append(f"The data lies in `{lake}`.")
+    parts.append(f"The data is in `{lake}`.")
     return "\n\n".join(parts)
 
 
@@ -91,6 +96,6 @@ def _items(sentences: Iterable[str]) -> str:
     return "\n".join(f"- {sentence}" for sentence in sentences)
 
 
-def _failure_row(line: JobLine) -> str:
-    message = escape(" ".join((line.error or "").split()), quote=False).replace("|", "\\|")
-    return f"| {line.stage} {line.tool} {line.subject} | {line.note} | {line.attempts} | {message} |"
+def _failure_row(job: JobRow) -> str:
+    message = escape(" ".join((job.error or "").split()), quote=False).replace("|", "\\|")
+    return f"| {job.stage} {job.tool} {job.subject} | {job.note} | {job.attempts} | {message} |"

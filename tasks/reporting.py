@@ -1,4 +1,4 @@
-"""One run of a flow, told: the board while it runs; at the end a summary on the terminal and artifacts in Prefect."""
+"""Reports a flow run: a progress table while it runs, then a summary on the terminal and artifacts in Prefect."""
 
 from __future__ import annotations
 
@@ -21,20 +21,19 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, as_completed
 from prefect.runtime import flow_run
 
-from executor_adapter.config.settings import Settings, Stage
-from executor_adapter.executor.executor import JobExecutor
-from executor_adapter.job.model import JobStatus
+from executor_adapter import JobExecutor, JobStatus
+from executor_adapter.config import Settings, Stage
 from executor_adapter.prefect import JobTask, job_task, wait_until_recorded
 from tasks import lake, summary
 from tasks.options import schemas_of
-from tasks.progress_table import Board, JobLine
-from tasks.report_text import failure_lines, markdown, new_rows, table_rows
+from tasks.progress_table import JobRow, ProgressTable
+from tasks.report_text import artifact_rows, collection_sentences, failure_sentences, markdown
 from tasks.row_balance import Balance, balance
 
 Future = PrefectFuture[Any]
 
-RECORDED_WITHIN = 120.0
-"""Seconds to wait for the server to know every task run."""
+RECORDING_TIMEOUT = 120.0
+"""Seconds to wait until the server has recorded every task run."""
 
 summarise = job_task(
     pool="process",
@@ -48,75 +47,75 @@ summarise = job_task(
 
 
 def run_name() -> str:
-    """A readable name of a flow run: its flow's, and when it started."""
+    """Return a readable name for the current flow run: the name of the flow and the start time."""
     return f"{flow_run.get_flow_name()} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
 
 
-class JobsFailed(Exception):
-    """Some jobs of the run failed; what the others did is kept."""
+class JobsFailedError(Exception):
+    """Raised when jobs of the run failed or rows were lost; the results of the other jobs are kept."""
 
 
 class Run:
-    """One run of a flow: its jobs, how far it is, and what it leaves in the lake and in Prefect."""
+    """Submits the jobs of one flow run, tracks their progress and writes the report."""
 
     def __init__(self, settings: Settings, tools: Iterable[str]) -> None:
         self.settings = settings
         self.tools = tuple(tools)
-        self.board = Board()
+        self.progress_table = ProgressTable()
         self._submitted = self._done = 0
-        self._refused: list[str] = []
+        self._rejected: list[str] = []
         self.processes = False
-        """Whether the run processes what lies in the lake: then no row may be left over."""
+        """Whether the run processes the rows in the lake, so that no row may be left unprocessed."""
         self._share = (0.0, 1.0)
-        self._progress: UUID | None = None
-        self._shown = 0
+        self._artifact_id: UUID | None = None
+        self._percent = 0
 
     @contextmanager
     def executor(self, stage: Stage) -> Iterator[None]:
-        """The executor of the stage's jobs, which are submitted in the block, and shown on the board."""
+        """Run the jobs that are submitted in the block on the stage's executor, and show them in the progress table."""
         max_workers = getattr(self.settings, stage).max_concurrent_jobs
         config = self.settings.for_stage(stage)
-        with JobExecutor(max_workers, config=config, observers=[self.board]), self.board.live():
+        with JobExecutor(max_workers, config=config, observers=[self.progress_table]), self.progress_table.live():
             yield
 
-    def stage(self, start: float, end: float) -> None:
-        """The jobs submitted from now on are this share of the run."""
+    def begin_stage(self, start: float, end: float) -> None:
+        """Let the jobs submitted from now on move the progress from `start` to `end`, as shares of the whole run."""
         self._share, self._submitted, self._done = (start, end), 0, 0
 
     def submit(
         self, task: JobTask[..., Any], *, tool: str, stage: str, subject: str, arguments: dict[str, Any]
     ) -> Future:
-        """Submit a job, to be shown under `tool`, `stage` and `subject`."""
+        """Submit a job; `tool`, `stage` and `subject` identify it in the progress table."""
         self._submitted += 1
-        named = task.with_options(metadata={"stage": stage, "subject": subject}, tags=[stage, tool])
-        future: Future = named.submit(**arguments)
+        labelled = task.with_options(metadata={"stage": stage, "subject": subject}, tags=[stage, tool])
+        future: Future = labelled.submit(**arguments)
         return future
 
-    def as_done(self, futures: list[Future]) -> Iterator[tuple[Future, Any]]:
-        """Each future once it is over, with its value; None of a job that failed, which holds up no other."""
+    def as_completed(self, futures: list[Future]) -> Iterator[tuple[Future, Any]]:
+        """Yield each future when it is done, with its value, or None for a job that failed."""
         for future in as_completed(futures):
             completed = future.state.is_completed()
             value = future.result() if completed else None
-            if self.board.settle(str(future.task_run_id), value) is None and not completed:
-                self._refused.append(str(future.state.message))
+            if self.progress_table.record_result(str(future.task_run_id), value) is None and not completed:
+                self._rejected.append(str(future.state.message))
             self._done += 1
             self._show_progress(self._share[0] + (self._share[1] - self._share[0]) * self._done / self._submitted)
             yield future, value
 
     def _show_progress(self, share: float) -> None:
-        # New jobs may be found on the way: what was shown is never taken back.
+        # Jobs submitted later can lower the share; the progress that is shown never goes down.
         percent = round(100 * share)
-        if self._progress is None:
-            made = create_progress_artifact(0.0, key="progress", description="Jobs that are over")
-            assert isinstance(made, UUID)  # a coroutine only where an event loop runs
-            self._progress = made
-        if percent > self._shown:
-            self._shown = percent
-            update_progress_artifact(self._progress, float(percent))
+        if self._artifact_id is None:
+            created = create_progress_artifact(0.0, key="progress", description="Finished jobs")
+            assert isinstance(created, UUID)  # Prefect returns a coroutine only inside a running event loop.
+            self._artifact_id = created
+        if percent > self._percent:
+            self._percent = percent
+            update_progress_artifact(self._artifact_id, float(percent))
 
     def summarise(self) -> list[dict[str, Any]]:
-        """What the processed rows tell, by a job a tool, run by the executor in force."""
-        self.stage(0.9, 1.0)
+        """Return a summary of the processed rows of each tool, made by one job per tool on the current executor."""
+        self.begin_stage(0.9, 1.0)
         root = self.settings.lake
         futures = [
             self.submit(
@@ -128,64 +127,63 @@ class Run:
             )
             for tool in self.tools
         ]
-        return [value for _, value in self.as_done(futures) if value is not None]
+        return [value for _, value in self.as_completed(futures) if value is not None]
 
     def _schemas(self, tool: str) -> dict[str, str | None]:
         return schemas_of(self.settings.tools[tool])
 
-    def finish(self, told: Iterable[dict[str, Any]] = ()) -> None:
-        """Tell of the run, and wait until the server knows all of it.
+    def finish(self, summaries: Iterable[dict[str, Any]] = ()) -> None:
+        """Report the run on the terminal and in Prefect, and wait until the server has recorded all of it.
 
         Raises:
-            JobsFailed: a job failed, or rows of a tool got lost.
+            JobsFailedError: a job failed, or rows of a tool were lost.
         """
-        told = list(told)
-        lines, balances = self.board.lines(), self._balances()
-        rows = new_rows(lines, balances) + (list(map(str, balances)) if self.processes else [])
-        sentences = [sentence for value in told for sentence in value["lines"]]
-        self._leave_artifacts(lines, rows, sentences, [Path(value["png"]) for value in told if value["png"]])
-        self._leave_trace()
-        self._print(lines, rows + sentences)
-        report = wait_until_recorded(timeout=RECORDED_WITHIN)
+        summaries = list(summaries)
+        jobs, balances = self.progress_table.rows(), self._balances()
+        rows = collection_sentences(jobs, balances) + (list(map(str, balances)) if self.processes else [])
+        sentences = [sentence for summary in summaries for sentence in summary["lines"]]
+        plots = [Path(summary["png"]) for summary in summaries if summary["png"]]
+        self._create_artifacts(jobs, rows, sentences, plots)
+        self._write_last_run()
+        self._print(jobs, rows + sentences)
+        report = wait_until_recorded(timeout=RECORDING_TIMEOUT)
         if not report.complete:
-            self.board.console.print(str(report), style="bold red", highlight=False)
-        self._raise_for(lines, balances)
+            self.progress_table.console.print(str(report), style="bold red", highlight=False)
+        self._raise_for_failures(jobs, balances)
 
     def _balances(self) -> list[Balance]:
         return [balance(self.settings.lake, tool, self._schemas(tool)) for tool in self.tools]
 
-    def _leave_artifacts(
-        self, lines: list[JobLine], rows: list[str], sentences: list[str], pictures: list[Path]
-    ) -> None:
-        create_table_artifact(table_rows(lines), key="jobs", description="The jobs of the run")
-        text = markdown(flow_run.get_name() or "", lines, rows, sentences, self.settings.lake)
-        create_markdown_artifact(text, key="report", description="What the run did")
-        for picture in pictures:
-            encoded = base64.b64encode(picture.read_bytes()).decode()
-            # The picture itself, not its address: the UI's browser need not reach this machine's files. In Markdown,
-            # since the page of an image artifact prints the address too, here 80,000 characters across its margin.
+    def _create_artifacts(self, jobs: list[JobRow], rows: list[str], sentences: list[str], plots: list[Path]) -> None:
+        create_table_artifact(artifact_rows(jobs), key="jobs", description="The jobs of the run")
+        text = markdown(flow_run.get_name() or "", jobs, rows, sentences, self.settings.lake)
+        create_markdown_artifact(text, key="report", description="The report of the run")
+        for plot in plots:
+            encoded = base64.b64encode(plot.read_bytes()).decode()
+            # The image is embedded, because the UI's browser may not reach the files of this machine. A Markdown
+            # artifact is used, because the page of an image artifact also prints the 80,000 characters of its address.
             about = "Mean departure delay by month and origin"
             create_markdown_artifact(f"![{about}](data:image/png;base64,{encoded})", key="delays", description=about)
 
-    def _leave_trace(self) -> None:
-        trace = {"flow_run_id": str(flow_run.get_id()), "name": flow_run.get_name()}
-        lake.write_file(self.settings.lake / "last_run.json", json.dumps(trace).encode())
+    def _write_last_run(self) -> None:
+        last_run = {"flow_run_id": str(flow_run.get_id()), "name": flow_run.get_name()}
+        lake.write_file(self.settings.lake / "last_run.json", json.dumps(last_run).encode())
 
-    def _print(self, lines: list[JobLine], sentences: list[str]) -> None:
-        console = self.board.console
-        console.print(self.board.table(lines))
+    def _print(self, jobs: list[JobRow], sentences: list[str]) -> None:
+        console = self.progress_table.console
+        console.print(self.progress_table.render(jobs))
         for sentence in sentences:
             console.print(sentence, markup=False, soft_wrap=True)
-        for failure in failure_lines(lines):
+        for failure in failure_sentences(jobs):
             console.print(failure, style="bold red", markup=False, highlight=False, soft_wrap=True)
         console.print(f"data: {self.settings.lake}", markup=False, highlight=False, soft_wrap=True)
         console.print("UI:   make ui opens this run", markup=False, highlight=False)
 
-    def _raise_for(self, lines: list[JobLine], balances: list[Balance]) -> None:
-        failed = [line for line in lines if line.status is not JobStatus.COMPLETED]
-        troubles = [f"{line.stage} {line.tool} {line.subject}: {line.note}" for line in failed] + self._refused
-        if troubles:
-            raise JobsFailed(f"{len(troubles)} of {len(lines)} jobs failed: {'; '.join(troubles)}")
-        broken = [str(each) for each in balances if not each.holds or (each.unprocessed and self.processes)]
-        if broken:
-            raise JobsFailed(f"rows got lost: {'; '.join(broken)}")
+    def _raise_for_failures(self, jobs: list[JobRow], balances: list[Balance]) -> None:
+        failed = [job for job in jobs if job.status is not JobStatus.COMPLETED]
+        failures = [f"{job.stage} {job.tool} {job.subject}: {job.note}" for job in failed] + self._rejected
+        if failures:
+            raise JobsFailedError(f"{len(failures)} of {len(jobs)} jobs failed: {'; '.join(failures)}")
+        incomplete = [str(each) for each in balances if not each.holds or (each.unprocessed and self.processes)]
+        if incomplete:
+            raise JobsFailedError(f"rows were lost: {'; '.join(incomplete)}")

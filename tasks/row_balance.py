@@ -1,4 +1,4 @@
-"""What the lake holds of a tool, counted in the files themselves and not taken from what the jobs said."""
+"""Counts the rows of a tool in the files of the lake, independent of what the jobs reported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from tasks import lake, rules
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Balance:
-    """Where the collected rows of a tool are; `unprocessed`: in partitions whose processing did not succeed."""
+    """The number of a tool's rows by where they are now.
+
+    `unprocessed` rows are in partitions whose processing did not succeed.
+    """
 
     tool: str
     collected: int
@@ -21,6 +24,7 @@ class Balance:
 
     @property
     def holds(self) -> bool:
+        """Whether every collected row is accounted for."""
         return self.collected == self.processed + self.rejected + self.unprocessed
 
     def __str__(self) -> str:
@@ -33,32 +37,32 @@ class Balance:
 
 
 def balance(root: Path, tool: str, schemas: dict[str, str | None]) -> Balance:
-    """Count the rows of a tool's tables (name -> schema) in the files themselves."""
+    """Count the rows of a tool's tables (name -> schema) in the files of the lake."""
     counts = dict.fromkeys(("collected", "processed", "rejected", "unprocessed"), 0)
     for raw in raw_partitions(root, tool, schemas):
-        rows = lake.count(raw)
+        rows = lake.count_rows(raw)
         counts["collected"] += rows
-        if lake.complete(raw.at("processed"), fingerprint(raw, schemas[raw.table])) is None:
+        if lake.find_manifest(raw.in_layer("processed"), fingerprint(raw, schemas[raw.table])) is None:
             counts["unprocessed"] += rows
             continue
-        counts["processed"] += lake.count(raw.at("processed"))
-        counts["rejected"] += lake.count(raw.at("rejects"))
+        counts["processed"] += lake.count_rows(raw.in_layer("processed"))
+        counts["rejected"] += lake.count_rows(raw.in_layer("rejects"))
     return Balance(tool=tool, **counts)
 
 
 def raw_partitions(root: Path, tool: str, tables: Iterable[str]) -> list[lake.Partition]:
-    """The complete raw partitions of a tool's tables: what is to be processed."""
-    every = (partition for table in tables for partition in lake.partitions(root, "raw", tool, table))
-    return [partition for partition in every if lake.complete(partition) is not None]
+    """Return the complete raw partitions of a tool's tables, which are the input of processing."""
+    candidates = (partition for table in tables for partition in lake.list_partitions(root, "raw", tool, table))
+    return [partition for partition in candidates if lake.find_manifest(partition) is not None]
 
 
 def fingerprint(raw: lake.Partition, schema: str | None) -> str:
-    """What tells the result of processing `raw` by these rules from any other.
+    """Return a text that identifies the result of processing `raw` by these rules.
 
     Raises:
         DataProcessingException: DATA_ERROR, the partition is not complete.
     """
-    manifest = lake.complete(raw)
+    manifest = lake.find_manifest(raw)
     if manifest is None:
-        raise lake.incomplete(raw)
+        raise lake.incomplete_error(raw)
     return f"{manifest.checksum} {schema or 'as it is'} {rules.VERSION}"

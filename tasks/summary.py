@@ -1,4 +1,4 @@
-"""What a tool's processed rows tell, in words and in a picture. Plain functions, run in a worker."""
+"""Summarises a tool's processed rows in sentences and a plot. Plain functions that run in a worker."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ RUNS = ("flow_runs", "task_runs")
 
 
 def summarise(root: Path, tool_name: str, schemas: dict[str, str | None]) -> dict[str, Any]:
-    """What there is to say of a tool, from the measures of its tables (name -> schema).
+    """Return the summary of a tool, from the measures of its tables (name -> schema).
 
-    `lines`: sentences; `png`: the path of a picture in the lake, or None; `records_processed`: the measures' rows.
+    `lines` are sentences, `png` is the path of a plot in the lake or None, `records_processed` counts measures.
     """
     lines: list[str] = []
     png, used = None, 0
     for table, schema in schemas.items():
         if schema not in ("flights", *RUNS):
             continue
-        counted = measures(root, tool_name, table, schema)
+        counted = read_measures(root, tool_name, table, schema)
         used += len(counted)
         if counted.empty:
-            lines.append(f"{table.replace('_', ' ')}: nothing yet")
+            lines.append(f"{table.replace('_', ' ')}: no rows yet")
         elif schema in RUNS:
             lines.append(describe_runs(table, counted))
         else:
@@ -41,6 +41,7 @@ def summarise(root: Path, tool_name: str, schemas: dict[str, str | None]) -> dic
 
 
 def describe_flights(counted: pd.DataFrame) -> str:
+    """Return a sentence about the flights, from their measures."""
     total = counted.sum(numeric_only=True)
     return (
         f"flights: {total['flights']:,.0f}, {total['cancelled']:,.0f} cancelled, {total['diverted']:,.0f} diverted, "
@@ -49,35 +50,41 @@ def describe_flights(counted: pd.DataFrame) -> str:
 
 
 def describe_runs(table: str, counted: pd.DataFrame) -> str:
+    """Return a sentence about flow runs or task runs, from their measures."""
     runs, seconds = counted["runs"].sum(), counted["seconds_sum"].sum()
     return (
-        f"{table.replace('_', ' ')}: {runs:,} are over, {counted['succeeded'].sum() / runs:.1%} of them succeeded, "
+        f"{table.replace('_', ' ')}: {runs:,} finished, {counted['succeeded'].sum() / runs:.1%} of them succeeded, "
         f"{counted['retried'].sum():,} were retried, "
         f"{seconds / runs:.2f} s on average, {counted['seconds_max'].max():.2f} s the longest"
     )
 
 
-def measures(root: Path, tool: str, table: str, schema: str) -> pd.DataFrame:
-    """The measures of all processed partitions of a table together; empty where there are none."""
-    by = rules.load(schema)
+def read_measures(root: Path, tool: str, table: str, schema: str) -> pd.DataFrame:
+    """Return the combined measures of all processed partitions of a table; empty if there are none."""
+    table_rules = rules.load(schema)
     parts = [
         lake.read(partition).to_pandas()
-        for partition in lake.partitions(root, "aggregates", tool, table)
-        if lake.complete(partition.at("processed")) is not None
+        for partition in lake.list_partitions(root, "aggregates", tool, table)
+        if lake.find_manifest(partition.in_layer("processed")) is not None
     ]
     # A partition without rows has no measures.
-    counted = [part for part in parts if set(by.measures) <= set(part.columns)]
-    return stages.combine(counted, by) if counted else pd.DataFrame(columns=[*by.by, *by.measures])
+    counted = [part for part in parts if set(table_rules.measures) <= set(part.columns)]
+    return (
+        stages.combine(counted, table_rules)
+        if counted
+        else pd.DataFrame(columns=[*table_rules.group_by, *table_rules.measures])
+    )
 
 
 def mean_delays(counted: pd.DataFrame) -> pd.DataFrame:
-    """Minutes, a row a month and a column an origin, from the measures of flights."""
+    """Return the mean delays in minutes, one row per month and one column per origin."""
     mean = counted["dep_delay_sum"] / counted["departed"]
     return counted.assign(mean=mean).pivot(index="month", columns="origin", values="mean").astype("float64")
 
 
 def to_png(delays: pd.DataFrame) -> bytes:
-    # A Figure of its own, not pyplot's: that one keeps state, and looks for a screen.
+    """Plot the mean delays as a PNG image."""
+    # A plain Figure instead of pyplot, which keeps global state and looks for a screen.
     figure = Figure(figsize=(8, 4.5), dpi=100, layout="constrained")
     axes = figure.subplots()
     for origin, minutes in delays.items():

@@ -1,7 +1,7 @@
-"""What the rows of a table must be like, what is made of them, and what is counted: one module a subject.
+"""Rules of tables: how rows are validated, normalised and counted. One module per subject.
 
-A table in `config.yaml` names its rules by `schema`. They are loaded where they are used, in a worker: pandas and
-pandera take a second to import.
+A table in `config.yaml` names its rules by `schema`. Rules are loaded where they are used, in a worker, because pandas
+and pandera take a second to import.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Measure = Literal["sum", "count", "max"]
 
-_HOMES = {
+_MODULES = {
     "flights": "flights",
     "weather": "flights",
     "planes": "flights",
@@ -29,30 +29,30 @@ _HOMES = {
     "task_run_states": "runs",
 }
 
-NAMES = tuple(_HOMES)
+NAMES = tuple(_MODULES)
 
 VERSION = 1
-"""To be raised when a rule changes: what was processed by older ones is then processed again."""
+"""Raise this when a rule changes: partitions that older rules processed are then processed again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
     """The rules of one table.
 
-    `schema` says the columns that are kept, their types and what holds of them; no two rows may have the same `key`.
-    `normalise` maps rows that passed to rows as they are kept, one to one. `measures` are counted in groups of `by`:
-    name -> (column, how), each such that the measures of two sets of rows give those of both together.
+    `schema` defines the columns, their types and their checks; no two rows may have the same `key`. `normalise` maps
+    valid rows to the rows that are kept, one to one. `measures` (name -> (column, how)) are computed for each group of
+    the `group_by` columns; the measures of two sets of rows can be combined to those of both together.
     """
 
     schema: pa.DataFrameSchema
     key: tuple[str, ...]
     normalise: Callable[[pd.DataFrame], pd.DataFrame]
-    by: tuple[str, ...]
+    group_by: tuple[str, ...]
     measures: Mapping[str, tuple[str, Measure]]
 
 
 def load(name: str) -> Rules:
-    """The rules called `name`, one of NAMES."""
-    module = importlib.import_module(f"{__name__}.{_HOMES[name]}")
+    """Return the rules called `name`, one of NAMES."""
+    module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
     rules: Rules = getattr(module, name.upper())
     return rules

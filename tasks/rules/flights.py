@@ -1,7 +1,7 @@
-"""Rules for the flights that left New York in 2013, and what belongs to them.
+"""Rules for the flights that left New York in 2013 and their weather, planes, airports and airlines.
 
-What looks odd and is true passes: a cancelled flight has no dep_time, a diverted one no arr_delay, midnight is 2400,
-and the airline's own fleet number may stand for a tail number. What cannot be is rejected.
+Unusual but true values are valid: a cancelled flight has no dep_time, a diverted one no arr_delay, midnight is 2400,
+and an airline's own fleet number can replace the tail number. Impossible values are rejected.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _DAY = 24 * 60
 
 
 def _minutes(clock: pd.Series) -> pd.Series:
-    """Minutes since midnight of a time written as HHMM."""
+    """Return the minutes since midnight of a time written as HHMM."""
     return clock // 100 * 60 + clock % 100
 
 
@@ -24,13 +24,13 @@ def _is_clock(clock: pd.Series) -> pd.Series:
 
 
 def _fits(rows: pd.DataFrame, actual: str, scheduled: str, delay: str) -> pd.Series:
-    # Across midnight the clock starts anew, so whole days are left out.
+    # The clock restarts at midnight, so differences of whole days do not count.
     drift = (_minutes(rows[actual]) - _minutes(rows[scheduled]) - rows[delay]) % _DAY
     return drift.fillna(0) == 0
 
 
 def _clock(*, nullable: bool = False) -> pa.Column:
-    return pa.Column("Int64", pa.Check(_is_clock, error="is no time of day (HHMM)"), nullable=nullable)
+    return pa.Column("Int64", pa.Check(_is_clock, error="is not a time of day (HHMM)"), nullable=nullable)
 
 
 def _between(low: float, high: float) -> pa.Check:
@@ -42,7 +42,7 @@ def _matches(pattern: str, error: str) -> pa.Check:
 
 
 def _airport() -> pa.Column:
-    return pa.Column(str, _matches(r"^[A-Z0-9]{3}$", "is no FAA code of an airport"))
+    return pa.Column(str, _matches(r"^[A-Z0-9]{3}$", "is not an FAA code of an airport"))
 
 
 _DATE = {
@@ -50,7 +50,7 @@ _DATE = {
     "month": pa.Column("Int64", _between(1, 12)),
     "day": pa.Column("Int64", _between(1, 31)),
 }
-_TAIL = _matches(r"^N[0-9A-Z]{1,5}$", "is no American registration, which begins with N")
+_TAIL = _matches(r"^N[0-9A-Z]{1,5}$", "is not an American registration, which begins with N")
 _UTC = pd.DatetimeTZDtype("us", "UTC")
 
 
@@ -81,7 +81,7 @@ FLIGHTS = Rules(
             "arr_time": _clock(nullable=True),
             "sched_arr_time": _clock(),
             "arr_delay": pa.Column("Int64", _between(-180, 3 * _DAY), nullable=True),
-            "carrier": pa.Column(str, _matches(r"^[A-Z0-9]{2}$", "is no IATA code of an airline")),
+            "carrier": pa.Column(str, _matches(r"^[A-Z0-9]{2}$", "is not an IATA code of an airline")),
             "flight": pa.Column("Int64", _between(1, 9999)),
             "tailnum": pa.Column(str, _TAIL, nullable=True),
             "origin": _airport(),
@@ -94,25 +94,25 @@ FLIGHTS = Rules(
         checks=[
             pa.Check(
                 lambda rows: rows["dep_time"].isna() == rows["dep_delay"].isna(),
-                error="has one of dep_time and dep_delay",
+                error="has only one of dep_time and dep_delay",
             ),
             pa.Check(
                 lambda rows: rows["arr_delay"].isna() == rows["air_time"].isna(),
-                error="has one of arr_delay and air_time",
+                error="has only one of arr_delay and air_time",
             ),
             pa.Check(
                 lambda rows: _fits(rows, "dep_time", "sched_dep_time", "dep_delay"),
-                error="dep_delay is not what lies between sched_dep_time and dep_time",
+                error="dep_delay is not the difference of dep_time and sched_dep_time",
             ),
             pa.Check(
                 lambda rows: _fits(rows, "arr_time", "sched_arr_time", "arr_delay"),
-                error="arr_delay is not what lies between sched_arr_time and arr_time",
+                error="arr_delay is not the difference of arr_time and sched_arr_time",
             ),
         ],
     ),
     key=("year", "month", "day", "carrier", "flight", "sched_dep_time", "origin"),
     normalise=_normalise_flights,
-    by=("month", "origin"),
+    group_by=("month", "origin"),
     measures={
         "flights": ("flight", "count"),
         "departed": ("dep_delay", "count"),
@@ -134,7 +134,7 @@ WEATHER = Rules(
             "dewp": pa.Column(float, _between(-120, 100), nullable=True),
             "humid": pa.Column(float, _between(0, 100), nullable=True),
             "wind_dir": pa.Column(float, _between(0, 360), nullable=True),
-            # The strongest gust ever measured, on Barrow Island in 1996, was of 253 miles an hour.
+            # The strongest gust ever measured was 253 miles an hour, on Barrow Island in 1996.
             "wind_speed": pa.Column(float, _between(0, 253), nullable=True),
             "wind_gust": pa.Column(float, _between(0, 253), nullable=True),
             "precip": pa.Column(float, _between(0, 12.1), nullable=True),
@@ -145,7 +145,7 @@ WEATHER = Rules(
     ),
     key=("origin", "time_hour"),
     normalise=lambda rows: rows.drop(columns=["hour"]).rename(columns={"time_hour": "observed"}),
-    by=("month", "origin"),
+    group_by=("month", "origin"),
     measures={
         "observations": ("observed", "count"),
         "temp_count": ("temp", "count"),
@@ -172,7 +172,7 @@ PLANES = Rules(
     ),
     key=("tailnum",),
     normalise=lambda rows: rows.assign(manufacturer=rows["manufacturer"].str.title()),
-    by=("manufacturer",),
+    group_by=("manufacturer",),
     measures={"planes": ("tailnum", "count"), "seats": ("seats", "sum")},
 )
 
@@ -185,18 +185,18 @@ AIRPORTS = Rules(
             "lat": pa.Column(float, _between(-15, 72)),
             "lon": pa.Column(
                 float,
-                # From Guam over the date line to the Virgin Islands, without Europe, Africa and Asia between.
-                pa.Check(lambda lon: (lon <= -64) | (lon >= 144), error="is no longitude of the United States"),
+                # From Guam across the date line to the Virgin Islands, without Europe, Africa and Asia.
+                pa.Check(lambda lon: (lon <= -64) | (lon >= 144), error="is not a longitude of the United States"),
             ),
             "alt": pa.Column("Int64", _between(-300, 15_000)),
             "tz": pa.Column("Int64", _between(-12, 14)),
-            "dst": pa.Column(str, pa.Check.isin(["A", "N", "U"], error="is none of A, N and U")),
+            "dst": pa.Column(str, pa.Check.isin(["A", "N", "U"], error="is not one of A, N and U")),
             "tzone": pa.Column(str, nullable=True),
         }
     ),
     key=("faa",),
     normalise=lambda rows: rows.assign(name=rows["name"].str.strip()),
-    by=("tz",),
+    group_by=("tz",),
     measures={"airports": ("faa", "count"), "alt_max": ("alt", "max")},
 )
 
@@ -204,12 +204,12 @@ AIRPORTS = Rules(
 AIRLINES = Rules(
     schema=pa.DataFrameSchema(
         {
-            "carrier": pa.Column(str, _matches(r"^[A-Z0-9]{2}$", "is no IATA code of an airline")),
+            "carrier": pa.Column(str, _matches(r"^[A-Z0-9]{2}$", "is not an IATA code of an airline")),
             "name": pa.Column(str),
         }
     ),
     key=("carrier",),
     normalise=lambda rows: rows.assign(name=rows["name"].str.strip()),
-    by=(),
+    group_by=(),
     measures={"airlines": ("carrier", "count")},
 )

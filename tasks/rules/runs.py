@@ -1,4 +1,4 @@
-"""Rules for the run history of a Prefect server: flow runs and task runs that are over, and the states they had."""
+"""Rules for the run history of a Prefect server: finished flow runs and task runs, and their states."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _run_columns(**own: pa.Column) -> dict[str, pa.Column]:
         "id": pa.Column(str),
         "name": pa.Column(str),
         **own,
-        "state_type": pa.Column(str, pa.Check.isin(_FINAL, error="is no final state")),
+        "state_type": pa.Column(str, pa.Check.isin(_FINAL, error="is not a final state")),
         "state_name": pa.Column(str),
         "run_count": pa.Column("Int64", pa.Check.ge(0, error="is negative")),
         "start_time": pa.Column(_UTC, nullable=True),
@@ -46,7 +46,7 @@ def _runs(**own: pa.Column) -> Rules:
         schema=pa.DataFrameSchema(_run_columns(**own), checks=[pa.Check(_in_order, error="ended before it started")]),
         key=("id",),
         normalise=_normalise_runs,
-        by=("state_type",),
+        group_by=("state_type",),
         measures={
             "runs": ("id", "count"),
             "succeeded": ("succeeded", "sum"),
@@ -63,7 +63,7 @@ def _states() -> Rules:
             {
                 "id": pa.Column(str),
                 "parent_id": pa.Column(str),
-                "type": pa.Column(str, pa.Check.isin(_TYPES, error="is no type of state")),
+                "type": pa.Column(str, pa.Check.isin(_TYPES, error="is not a state type")),
                 "name": pa.Column(str, nullable=True),
                 "timestamp": pa.Column(_UTC),
                 "message": pa.Column(str, nullable=True),
@@ -71,7 +71,7 @@ def _states() -> Rules:
         ),
         key=("id",),
         normalise=lambda rows: rows.assign(name=rows["name"].fillna(rows["type"].str.title())),
-        by=("type", "name"),
+        group_by=("type", "name"),
         measures={"states": ("id", "count")},
     )
 

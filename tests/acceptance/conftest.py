@@ -1,4 +1,4 @@
-"""A real Prefect server, and a configuration small enough to run against it often."""
+"""Fixtures: a real Prefect server, and a small configuration for the pipeline."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.servers import ROOT, Server, new_user_env, prefect_server
 
 @pytest.fixture(scope="module")
 def small_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project's own configuration, cut down to one month of flights, with a lake of its own."""
+    """The project's configuration, reduced to one month of flights, with its own lake."""
     directory = tmp_path_factory.mktemp("config")
     settings = yaml.safe_load((ROOT / "config.yaml").read_text())
     settings["lake"] = str(directory / "lake")
@@ -26,7 +26,7 @@ def small_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def user_env(tmp_path_factory: pytest.TempPathFactory, small_config: Path) -> dict[str, str]:
-    """The environment of a new user with the small configuration and no server."""
+    """The environment of a new user: the small configuration and no server."""
     return new_user_env(tmp_path_factory.mktemp("home"), EXECUTOR_ADAPTER_CONFIG=str(small_config))
 
 

@@ -1,4 +1,4 @@
-"""The main job as a user runs it: a process, an empty Prefect home, an embedded server, real input."""
+"""The pipeline as a user runs it: its own process, an empty Prefect home, an embedded server and real data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.timeout(300)
 
 @dataclass(frozen=True, kw_only=True)
 class Home:
-    """A user's own directory: configuration, lake, and Prefect's home with the embedded server's database."""
+    """A user's directory: configuration, lake, and Prefect's home with the embedded server's database."""
 
     directory: Path
 
@@ -44,7 +44,7 @@ class Home:
         (self.directory / "config.yaml").write_text(yaml.safe_dump(settings))
 
     def run(self) -> subprocess.CompletedProcess[str]:
-        """Run the pipeline from here, without any setting of the developer's own."""
+        """Run the pipeline in this directory, without any setting of the developer."""
         inherited = {
             name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "EXECUTOR_ADAPTER_"))
         }
@@ -56,11 +56,11 @@ class Home:
         files = [str(path) for path in (self.lake / layer / tool / table).glob("*/part.parquet")]
         return sum(ds.dataset(file).count_rows() for file in files)
 
-    def ask(self, query: str) -> list[tuple[Any, ...]]:
-        """Ask the database of the embedded server, which has ended."""
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
+        """Query the database of the embedded server, which has ended."""
         database = sqlite3.connect(self.database)
         try:
-            return database.execute(query).fetchall()
+            return database.execute(sql).fetchall()
         finally:
             database.close()
 
@@ -71,12 +71,12 @@ def project_settings() -> dict[str, Any]:
 
 
 def one_month(settings: dict[str, Any]) -> dict[str, Any]:
-    """The tool `flights` cut down to a month."""
+    """Return the tool `flights`, reduced to one month."""
     tool: dict[str, Any] = settings["tools"]["flights"]
     return tool | {"tables": {"flights": tool["tables"]["flights"] | {"windows": ["2013-02"]}}}
 
 
-# --- all is well ---
+# --- every job completes ---
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 
 @pytest.fixture(scope="module")
 def first(home: Home) -> str:
-    """What the first run printed, of the project's own configuration."""
+    """The output of the first run with the project's configuration."""
     done = home.run()
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
@@ -103,14 +103,15 @@ def second(home: Home, first: str) -> str:
 
 
 def test_every_row_of_every_table_is_collected(home: Home, first: str) -> None:
+    """The lake holds every row of every table, in its windows."""
     for table, rows in TABLES.items():
         assert home.rows("raw", "flights", table) == rows
     assert len(list((home.lake / "raw/flights/flights").iterdir())) == 12
     assert f"flights: {sum(TABLES.values()):,} new rows" in first
 
 
-def test_rows_are_conserved_and_the_run_says_so(home: Home, first: str) -> None:
-    """Of the real data eight rows cannot be: four tail numbers, a wind of 1,048 miles an hour, three airports."""
+def test_rows_are_conserved_and_reported(home: Home, first: str) -> None:
+    """All rows are processed or rejected; the data has eight impossible ones: tail numbers, a wind, airports."""
     for table, rows in TABLES.items():
         kept, rejected = home.rows("processed", "flights", table), home.rows("rejects", "flights", table)
         assert (kept + rejected, rejected) == (rows, {"flights": 4, "weather": 1, "airports": 3}.get(table, 0))
@@ -120,14 +121,16 @@ def test_rows_are_conserved_and_the_run_says_so(home: Home, first: str) -> None:
 
 
 def test_the_summary_names_jobs_data_and_ui(home: Home, first: str) -> None:
+    """The output names the jobs, the lake, the UI and the summary of the flights."""
     assert "collect flights flights 2013-01: completed, 27,004 rows" in first
     assert f"data: {home.lake}" in first
     assert "make ui" in first
-    assert "336,772" in first  # the flights that are summed up
+    assert "336,772" in first  # the number of valid flights, in the summary
     assert (home.lake / "reports/flights/flights.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_second_run_collects_nothing_twice_and_says_so(home: Home, second: str) -> None:
+def test_a_second_run_collects_nothing_twice(home: Home, second: str) -> None:
+    """A second run collects no row again and reports it."""
     for table, rows in TABLES.items():
         assert home.rows("raw", "flights", table) == rows
     assert "flights: 0 new rows; 367,687 were already collected, and not collected again" in second
@@ -135,9 +138,9 @@ def test_a_second_run_collects_nothing_twice_and_says_so(home: Home, second: str
     assert second.count("completed (already_collected)") >= 16
 
 
-def test_the_second_run_tells_of_the_first(home: Home, second: str) -> None:
-    """Its history is collected from the embedded server's API, and each run and state is in it once."""
-    assert "flow runs: 1 are over, 100.0% of them succeeded" in second
+def test_the_second_run_summarises_the_first(home: Home, second: str) -> None:
+    """The second run collects the history of the first from the embedded server, each object once."""
+    assert "flow runs: 1 finished, 100.0% of them succeeded" in second
     for table in ("flow_runs", "task_runs", "flow_run_states", "task_run_states"):
         files = [str(path) for path in (home.lake / "raw/prefect" / table).glob("*/part.parquet")]
         ids = [key for file in files for key in ds.dataset(file).to_table().to_pydict().get("id", [])]
@@ -146,26 +149,28 @@ def test_the_second_run_tells_of_the_first(home: Home, second: str) -> None:
 
 
 @pytest.mark.usefixtures("second")
-def test_the_embedded_server_knew_every_task_run_to_its_end(home: Home) -> None:
-    """... and nothing is lost though it ended with the flow."""
-    assert home.ask("select state_name, count(*) from flow_run group by 1") == [("Completed", 2)]
-    states = home.ask("select flow_run_id, state_type, count(*) from task_run group by 1, 2")
+def test_the_embedded_server_records_every_final_state(home: Home) -> None:
+    """Every task run is Completed on the embedded server, which ends with the flow."""
+    assert home.query("select state_name, count(*) from flow_run group by 1") == [("Completed", 2)]
+    states = home.query("select flow_run_id, state_type, count(*) from task_run group by 1, 2")
     assert {state for _, state, _ in states} == {"COMPLETED"}
-    # Five tables looked at, 16 windows and 4 resources collected, 16 partitions and those of the history processed.
+    # Five tables searched, 16 windows and 4 resources collected, 16 partitions and those of the history processed.
     assert all(count >= 5 + 16 + 4 + 16 + 2 for _, _, count in states)
 
 
 @pytest.mark.usefixtures("second")
-def test_task_runs_have_names_and_tags_that_tell_them_apart(home: Home) -> None:
-    named = home.ask("select name, tags from task_run where name like 'collect flights/flights%' limit 1")
+def test_task_runs_have_distinct_names_and_tags(home: Home) -> None:
+    """Task runs have distinct names, and tags for the stage and the tool."""
+    named = home.query("select name, tags from task_run where name like 'collect flights/flights%' limit 1")
     assert {"pipeline", "collect", "flights"} <= set(json.loads(named[0][1]))
-    assert home.ask("select flow_run_id, name from task_run group by 1, 2 having count(*) > 1") == []
+    assert home.query("select flow_run_id, name from task_run group by 1, 2 having count(*) > 1") == []
 
 
 @pytest.mark.usefixtures("second")
 def test_prefect_shows_progress_jobs_report_and_plot(home: Home) -> None:
-    found = home.ask("select key, type, data from artifact order by created")
-    # SQLite gives a JSON number as a number.
+    """The run has artifacts for its progress, jobs, report and plot."""
+    found = home.query("select key, type, data from artifact order by created")
+    # SQLite returns a JSON number as a number.
     latest = {key: (kind, json.loads(content) if isinstance(content, str) else content) for key, kind, content in found}
     assert latest["progress"] == ("progress", 100)
     assert latest["jobs"][0] == "table"
@@ -185,7 +190,7 @@ def test_prefect_shows_progress_jobs_report_and_plot(home: Home) -> None:
 
 @pytest.fixture(scope="module")
 def failed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, subprocess.CompletedProcess[str]]]:
-    """A run with four tools: one is well, one is down, one answers 500, one sends broken JSON."""
+    """A run with four tools: one works, one is down, one answers 500, one sends broken JSON."""
     home = Home(directory=tmp_path_factory.mktemp("failing"))
     settings = project_settings()
     with (
@@ -193,7 +198,7 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, sub
         serving(lambda path, body: (200, {}, b'[{"id": ')) as (broken, _),
     ):
         with serving(lambda path, body: (200, {}, b"[]")) as (down, _):
-            pass  # it has ended: its port refuses connections
+            pass  # the server has ended, so its port refuses connections
 
         tools = {
             name: {"source": "rest", "url": url, "resources": {"orders": {"path": "/orders"}}}
@@ -209,10 +214,10 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, sub
         yield home, home.run()
 
 
-def test_a_failing_tool_ends_the_run_with_1_and_its_error_codes(
+def test_a_failing_tool_ends_the_run_with_exit_code_1(
     failed: tuple[Home, subprocess.CompletedProcess[str]],
 ) -> None:
-    """Once retried where that makes sense: broken JSON would be broken again."""
+    """Failed jobs are reported with their codes; only failures that can pass are retried."""
     _, done = failed
     assert done.returncode == 1, done.stdout + done.stderr
     assert "failed: collect down orders: NETWORK_ERROR after 2 attempts" in done.stdout
@@ -222,15 +227,17 @@ def test_a_failing_tool_ends_the_run_with_1_and_its_error_codes(
     assert "3 of " in done.stderr
 
 
-def test_the_work_of_the_other_tool_is_kept(failed: tuple[Home, subprocess.CompletedProcess[str]]) -> None:
+def test_the_rows_of_the_working_tool_are_kept(failed: tuple[Home, subprocess.CompletedProcess[str]]) -> None:
+    """A failing tool does not affect the rows of another tool."""
     home, done = failed
     assert home.rows("raw", "flights", "flights") == 24_951
     assert "flights: 24,951 collected = 24,950 processed + 1 rejected" in done.stdout
 
 
 def test_prefect_shows_the_error_code_of_a_failed_job(failed: tuple[Home, subprocess.CompletedProcess[str]]) -> None:
+    """The Failed state of a task run begins with the error code; every task run is final."""
     home, _ = failed
-    ended = home.ask(
+    ended = home.query(
         "select r.name, s.name, s.message from task_run r join task_run_state s on s.id = r.state_id"
         " where r.name like 'collect %/orders' order by r.name"
     )
@@ -241,16 +248,16 @@ def test_prefect_shows_the_error_code_of_a_failed_job(failed: tuple[Home, subpro
     ]
     codes = [message.partition(":")[0] for _, _, message in ended]
     assert codes == ["DATA_ERROR", "NETWORK_ERROR", "API_ERROR"]
-    assert home.ask("select state_name from flow_run") == [("Failed",)]
+    assert home.query("select state_name from flow_run") == [("Failed",)]
     final = "('COMPLETED', 'FAILED', 'CANCELLED', 'CRASHED')"
-    assert home.ask(f"select name from task_run where state_type not in {final}") == []
+    assert home.query(f"select name from task_run where state_type not in {final}") == []
 
 
 # --- the configuration is wrong ---
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"collection": {"job_timeout": -5}}, "config.yaml: collection.job_timeout: -5 is not allowed: must be"),
         ({"colection": {}}, "config.yaml: colection is not a key: did you mean collection? allowed are"),
@@ -261,13 +268,13 @@ def test_prefect_shows_the_error_code_of_a_failed_job(failed: tuple[Home, subpro
         ),
     ],
 )
-def test_a_wrong_configuration_ends_with_2_and_one_line(tmp_path: Path, change: dict[str, Any], said: str) -> None:
-    """... and nothing was started: no server, no database, no lake."""
+def test_a_wrong_configuration_ends_with_exit_code_2(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    """A wrong configuration prints one line and starts no server, database or lake."""
     home = Home(directory=tmp_path)
     home.configure(project_settings() | change)
     done = home.run()
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(said)
+    assert done.stderr.startswith(message)
     assert done.stderr.count("\n") == 1
     assert not home.database.exists()
     assert not home.lake.exists()

@@ -1,4 +1,4 @@
-"""What a person sees after the pipeline: Prefect's own UI, in a browser, at the page that `make ui` opens."""
+"""The page that `make ui` opens after a run of the pipeline, in a real browser."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FLAGS = [
 
 
 def needs_chromium() -> None:
-    """Skip where there is no browser; in CI that is a failure."""
+    """Skip the test if there is no browser; in CI, fail it."""
     if not CHROMIUM.exists():
         missing = f"{CHROMIUM} is missing: apt-get install chromium"
         pytest.fail(missing) if os.environ.get("CI") == "true" else pytest.skip(missing)
@@ -48,7 +48,7 @@ def page() -> Iterator[Page]:
 
 @pytest.fixture(scope="module")
 def ran(user_env: dict[str, str], small_config: Path) -> str:
-    """The id of a run of the pipeline, whose embedded server has ended with it."""
+    """The id of a finished run of the pipeline; its embedded server has ended too."""
     command = [sys.executable, "flows/pipeline.py"]
     done = subprocess.run(command, env=user_env, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -58,7 +58,7 @@ def ran(user_env: dict[str, str], small_config: Path) -> str:
 
 @pytest.fixture(scope="module")
 def url(ran: str, user_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """What `make ui` prints, while its server runs."""
+    """The address that `make ui` prints, while its server runs."""
     log = tmp_path_factory.mktemp("ui") / "ui.log"
     with running([sys.executable, "deployments/ui.py"], env=user_env, cwd=ROOT, log=log):
         printed = poll(lambda: re.search(r"^http\S+$", log.read_text(), re.MULTILINE), within=60, what="an address")
@@ -74,8 +74,8 @@ def task_runs(url: str, ran: str) -> list[dict[str, Any]]:
     return found
 
 
-def test_the_embedded_server_knew_every_task_run_to_its_end(task_runs: list[dict[str, Any]]) -> None:
-    """Nothing is lost when the flow, and with it the server, ends."""
+def test_the_embedded_server_records_every_final_state(task_runs: list[dict[str, Any]]) -> None:
+    """Every task run is Completed on the server, although the embedded server ended with the flow."""
     assert task_runs
     assert {run["state_type"] for run in task_runs} == {"COMPLETED"}
 
@@ -83,7 +83,7 @@ def test_the_embedded_server_knew_every_task_run_to_its_end(task_runs: list[dict
 def test_the_page_shows_the_run_and_its_task_runs(
     page: Page, url: str, task_runs: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    """The run is Completed, its timeline is drawn, and its task runs are listed by names that tell them apart."""
+    """The run is Completed, its timeline is drawn, and its task runs have distinct names."""
     page.goto(url)
     expect(page.get_by_text("Completed").first).to_be_visible(timeout=30_000)
     expect(page.locator("canvas").first).to_be_visible(timeout=30_000)
@@ -91,14 +91,14 @@ def test_the_page_shows_the_run_and_its_task_runs(
     names = [run["name"] for run in task_runs]
     assert len(set(names)) == len(names)
     expect(page.get_by_text(f"{len(names)} Task runs", exact=True).first).to_be_visible(timeout=30_000)
-    for name in names[:5]:  # the newest, which the page lists first
+    for name in names[:5]:  # the page lists the newest first
         expect(page.get_by_text(name, exact=True).first).to_be_visible(timeout=30_000)
     shot = page.screenshot(path=tmp_path / "run.png")
     assert len(shot) > 20_000
 
 
-def test_the_picture_shows_without_its_address(page: Page, url: str, ran: str, tmp_path: Path) -> None:
-    """The picture is drawn, and its address, 80,000 characters long, is not printed."""
+def test_the_plot_is_shown_without_its_address(page: Page, url: str, ran: str, tmp_path: Path) -> None:
+    """The page shows the plot and does not print the 80,000 characters of its address."""
     base = url.partition("/runs")[0]
     wanted = {"artifacts": {"key": {"any_": ["delays"]}, "flow_run_id": {"any_": [ran]}}}
     (artifact,) = Server(url=base, env={}).call("POST", "/artifacts/filter", wanted)
