@@ -20,7 +20,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
-from executor_adapter.config.settings import Settings
+from executor_adapter.config import Settings
 from executor_adapter.executor.executor import JobExecutor
 from executor_adapter.executor.registry import stop_tracking
 from executor_adapter.job.retry import limit_attempts

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from executor_adapter.config.settings import Settings, read_config
+from executor_adapter.config import Settings, read_sources
 from executor_adapter.exceptions import ConfigurationError, InvalidJobError, JobSerializationError
 from executor_adapter.executor.executor import JobExecutor
 from executor_adapter.job.functions import is_coroutine_function, resolve
@@ -62,8 +62,8 @@ def check_system() -> Finding:
 def check_configuration(config_file: Path | None) -> tuple[Finding, Settings]:
     """... and the settings, or the defaults where they are wrong."""
     try:
-        sources = read_config(config_file)
-        return fine("configuration", sources.described), sources.settings()
+        sources = read_sources(config_file)
+        return fine("configuration", sources.description), sources.settings()
     except ConfigurationError as error:
         return wrong("configuration", str(error), "nothing starts before this is right"), Settings.model_construct()
 

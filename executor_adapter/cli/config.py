@@ -14,7 +14,7 @@ from rich.text import Text
 
 from executor_adapter.cli.output import JsonOption, console, print_json, print_rows
 from executor_adapter.cli.stores import ConfigOption
-from executor_adapter.config.settings import Settings, Sources, read_config
+from executor_adapter.config import ConfigSources, Settings, read_sources
 from executor_adapter.exceptions import ConfigurationError
 
 app = typer.Typer(help="Check, show and describe the configuration.", no_args_is_help=True)
@@ -32,12 +32,12 @@ _PASSWORD = re.compile(r"^([^:]*://[^:]*|[^:]*(?!://)):.*@", re.S)
 @app.command()
 def check(config_file: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Say whether the configuration is right; else, in one line, what is wrong, with exit code 2."""
-    sources = read_config(config_file)
+    sources = read_sources(config_file)
     sources.settings()
     if as_json:
         print_json({"file": str(sources.file) if sources.file else None, "valid": True})
     else:
-        console().print(f"{sources.described}: fine", soft_wrap=True)
+        console().print(f"{sources.description}: fine", soft_wrap=True)
 
 
 @app.command()
@@ -47,7 +47,7 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show the settings in force, and where each was said. Secrets are not shown."""
-    sources = read_config(config_file)
+    sources = read_sources(config_file)
     rows = [(key, value, place) for key, value, place in described(sources) if everything or place != "default"]
     if as_json:
         print_json([{"key": key, "value": value, "from": place} for key, value, place in rows])
@@ -59,7 +59,7 @@ def show(
         )
 
 
-def described(sources: Sources) -> Iterator[tuple[str, Any, str]]:
+def described(sources: ConfigSources) -> Iterator[tuple[str, Any, str]]:
     """Each key with its value and the place that said it: `environment`, `.env`, the file, or `default`."""
     places = {**sources.given, str(sources.file): sources.written}
     for key, value in flat(sources.settings()):

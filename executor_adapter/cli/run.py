@@ -30,7 +30,7 @@ from rich.text import Text
 from executor_adapter.cli.output import JsonOption, plain, print_json, print_no_more, seconds, shown
 from executor_adapter.cli.rerun import value_of
 from executor_adapter.cli.stores import ConfigOption, StoreOption
-from executor_adapter.config.settings import Settings, load_config
+from executor_adapter.config import Settings, load_config
 from executor_adapter.executor.executor import JobExecutor
 from executor_adapter.job.functions import resolve
 from executor_adapter.job.model import Job, JobStatus, Transition

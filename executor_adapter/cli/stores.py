@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from executor_adapter.config.settings import load_config
+from executor_adapter.config import load_config
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.store import JobFilter, JobRecord, JobStore, StoreUnavailableError, open_store
 

@@ -1,27 +1,27 @@
-"""Settings: `load_config` reads them from a file, from the environment and from `.env`."""
+"""Settings: `config.yaml`, and over it the environment and `.env`, checked before anything starts."""
 
-from executor_adapter.config.settings import (
+from __future__ import annotations
+
+from executor_adapter.config.sections import (
     CollectionSettings,
     ExecutorSettings,
-    FilesTool,
-    FileTable,
     JobSettings,
     MirrorMode,
     MonitoringSettings,
     PrefectSettings,
     ProcessingSettings,
-    RestResource,
-    RestTool,
-    Settings,
-    Stage,
+    RetrySettings,
     StageSettings,
     StoreSettings,
-    Tool,
-    load_config,
+    retry_policy,
 )
+from executor_adapter.config.settings import Settings, Stage
+from executor_adapter.config.sources import ConfigSources, load_config, read_sources
+from executor_adapter.config.tools import FilesTool, FileTable, RestResource, RestTool, Tool
 
 __all__ = [
     "CollectionSettings",
+    "ConfigSources",
     "ExecutorSettings",
     "FileTable",
     "FilesTool",
@@ -32,10 +32,13 @@ __all__ = [
     "ProcessingSettings",
     "RestResource",
     "RestTool",
+    "RetrySettings",
     "Settings",
     "Stage",
     "StageSettings",
     "StoreSettings",
     "Tool",
     "load_config",
+    "read_sources",
+    "retry_policy",
 ]

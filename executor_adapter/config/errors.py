@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in one line: where it was said, the key, its value, and what is allowed."""
+"""Errors of a configuration in one line: the place, the key, its value, and what is allowed."""
 
 from __future__ import annotations
 
@@ -15,23 +15,26 @@ from executor_adapter.exceptions import ConfigurationError
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which a key twice in one mapping is an error, not a silent choice of the last."""
+    """Loads YAML and refuses a key that is twice in one mapping, where YAML would silently take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """Make the dict of a mapping, refusing duplicate keys."""
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, Hashable) and key in seen:
-                raise yaml.MarkedYAMLError(problem=f"{key!r} is there twice", problem_mark=key_node.start_mark)
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key!r} is a duplicate key: remove one", problem_mark=key_node.start_mark
+                )
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
-    """The mapping in `file`; an empty file is an empty one.
+    """Return the mapping in `file`; an empty file is an empty mapping.
 
     Raises:
-        ConfigurationError: there is no such file, or it is no YAML, and at which line and column.
+        ConfigurationError: the file cannot be read, or is not YAML; the message names line and column.
     """
     try:
         content = yaml.load(file.read_bytes(), Loader=_Loader)
@@ -49,8 +52,9 @@ def read_yaml(file: Path) -> dict[str, Any]:
 
 
 def top_level_keys(file: Path) -> list[str] | None:
-    """The keys of the mapping in `file`, whatever stands under them; none where it holds something else, and None where
-    it is no YAML, or nothing.
+    """Return the keys of the mapping in `file`, whatever their values.
+
+    Empty where the file holds something other than a mapping; None where it is empty or not YAML.
     """
     try:
         node = yaml.compose(file.read_bytes(), Loader=yaml.SafeLoader)
@@ -64,21 +68,25 @@ def top_level_keys(file: Path) -> list[str] | None:
 def describe(
     error: ValidationError, file: str, written: Mapping[str, Any], given: Mapping[str, Mapping[str, Any]]
 ) -> str:
-    """Say the first error of `error` in one line, and how many more there are.
+    """Describe the first error of `error` in one line, and say how many more there are.
 
-    `written` is what `file` holds; `given` what each place that wins over it holds, the strongest first.
+    Args:
+        error: the error.
+        file: the name of the file.
+        written: what the file holds.
+        given: what each place holds that wins over the file, the strongest first.
     """
     details = error.errors(include_url=False)
     first = details[0]
-    key, what = _said(first)
+    key, message = _key_and_message(first)
     path = _path(first["loc"], [written, *given.values()]) + key
     place = next((name for name, values in given.items() if _holds(values, path)), file)
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-    return one_line(f"{place}: {'.'.join(path)}{what}{more}")
+    return one_line(f"{place}: {'.'.join(path)}{message}{more}")
 
 
-def _said(error: ErrorDetails) -> tuple[list[str], str]:
-    """What is to be added to the error's path, and what is to be said of the key there."""
+def _key_and_message(error: ErrorDetails) -> tuple[list[str], str]:
+    """Return the keys to be added to the error's path, and the message for the key there."""
     context = error.get("ctx", {})
     match error["type"]:
         case "unknown_key":
@@ -115,7 +123,7 @@ def _nearest(key: str, allowed: list[str]) -> str:
 
 
 def _path(location: tuple[int | str, ...], places: list[Mapping[str, Any]]) -> list[str]:
-    """The location without what pydantic adds to it, such as the tag of a union: parts that no place holds."""
+    """Return the location without the parts that pydantic adds to it, such as a union's tag: no place holds those."""
     path: list[str] = []
     for part in location:
         if any(_holds(values, [*path, str(part)]) for values in places):
@@ -140,5 +148,5 @@ def _short(value: Any) -> str:
 
 
 def one_line(text: object) -> str:
-    """`text` without line breaks."""
+    """Return `text` without line breaks."""
     return " ".join(str(text).split())

@@ -1,4 +1,4 @@
-"""The sections of the settings: what each key means, its default, and what is allowed."""
+"""The sections of the settings: each key with its meaning, its default, and the values that are allowed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Names = Annotated[
 
 
 def check_keys(model: type[BaseModel], values: Any) -> None:
-    """Refuse keys that `model` has not, and the lack of one it must have, in words that name the way out."""
+    """Refuse keys that `model` does not have, and a missing key that it requires; the message says what is allowed."""
     if not isinstance(values, Mapping):
         return
     fields = {field.alias or name: field for name, field in model.model_fields.items()}
@@ -47,7 +47,7 @@ def check_keys(model: type[BaseModel], values: Any) -> None:
 
 
 class Section(BaseModel):
-    """A part of the settings: frozen, every key known."""
+    """Is the base of all sections: frozen, and without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, use_attribute_docstrings=True)
 
@@ -59,154 +59,156 @@ class Section(BaseModel):
 
 
 class RuleSettings(Section, RetryRule):
-    """What to do after certain errors; the first rule that matches wins."""
+    """Says what to do after certain errors; the first rule that matches wins."""
 
     action: Literal["retry", "fail"] = "retry"
     """Whether another attempt follows."""
     retry_delay: Number | None = Field(default=None, ge=0)
-    """In place of the job's."""
+    """Seconds before the next attempt; null: the job's own delay."""
     backoff_coefficient: Number | None = Field(default=None, ge=1)
-    """In place of the policy's."""
+    """Factor by which each further retry waits longer; null: the policy's own."""
     memory_factor: Number = Field(default=1.0, ge=1)
-    """By how much the job's memory_limit grows for the next attempt."""
+    """Factor by which the job's memory_limit grows for the next attempt."""
     alone: bool = False
-    """The next attempt runs while nothing else runs in its pool."""
+    """Whether the next attempt runs while nothing else runs in its pool."""
     codes: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(
-        min_length=1, description='the error codes it is for; "*" is all'
+        min_length=1, description='the error codes that the rule is for; "*" matches all'
     )
 
 
 class RetrySettings(Section):
-    """The parts of a RetryPolicy that a job has no field of its own for."""
+    """Holds the fields of a RetryPolicy that a job has no field of its own for."""
 
     backoff_coefficient: Number = Field(default=2.0, ge=1)
-    """By how much each further retry waits longer than the one before."""
+    """Factor by which each further retry waits longer than the one before."""
     max_delay: Number = Field(default=900.0, ge=0)
-    """No retry waits longer, in seconds."""
+    """Seconds that a retry waits at most."""
     jitter: Number = Field(default=0.1, ge=0, le=1)
-    """Share of the delay by which it varies at random."""
+    """Share of the delay by which the delay varies at random."""
     crash_attempts: Count = Field(default=2, ge=0)
-    """Of the retries, at most so many after a crash; past it the job is quarantined."""
+    """Retries after a crash, at most; past them the job is quarantined."""
     delays: tuple[Annotated[Number, Field(ge=0)], ...] = ()
-    """Each retry's delay by itself, the last for all further ones, in place of delay and coefficient."""
+    """The delay of each retry in seconds, the last one for all further retries; replaces delay and coefficient."""
     rules: tuple[RuleSettings, ...] = ()
-    """What to do after certain error codes, before the defaults."""
+    """What to do after certain error codes; these rules come before the defaults."""
 
 
 class JobSettings(Section):
-    """What a job is given where it says nothing itself; seconds."""
+    """Holds the defaults for fields that a job leaves open. Times are seconds."""
 
     pool: PoolName = "auto"
-    """Where it runs: auto, coroutine, thread or process."""
+    """The pool that it runs in: auto, coroutine, thread or process."""
     max_runtime: Seconds | None = 3600.0
-    """Hard, of one attempt; null: none."""
+    """Hard limit of one attempt; null: none."""
     soft_timeout: Seconds | None = None
-    """After so long SoftTimeoutError is raised inside the function, so that it can clean up; not in coroutines."""
+    """Time after which SoftTimeoutError is raised inside the function, so that it can clean up; not in coroutines."""
     queue_timeout: Seconds | None = None
-    """From submit to the first start."""
+    """Limit from submit to the first start."""
     stall_timeout: Seconds | None = None
-    """An attempt whose function says nothing of its progress for so long is ended."""
+    """Limit of one attempt without a report of progress."""
     deadline: Seconds | None = None
-    """From submit to the end, all attempts and waits together."""
+    """Limit from submit to the end, all attempts and delays together."""
     retry_attempts: Count = Field(default=3, ge=0)
     """Retries after the first attempt."""
     retry_delay: Number = Field(default=60.0, ge=0)
-    """Before the first retry; each further one waits longer."""
+    """Delay before the first retry; each further one is longer."""
     memory_limit: Annotated[MemoryLimit, WithJsonSchema({"type": ["integer", "string", "null"]})] = None
-    """Bytes, or text such as "512MiB", of an attempt's process tree; for jobs of the pool `process` alone."""
+    """Limit of an attempt's process tree, in bytes or as text such as "512MiB"; only for jobs of the pool `process`."""
     priority: Count = 0
-    """Higher first."""
+    """Jobs with a higher number start first."""
     retry: RetrySettings = RetrySettings()
-    """How retries are made."""
+    """The further fields of the retry policy."""
 
     def given(self) -> dict[str, Any]:
-        """The fields that were set, and no defaults; `retry` as the section it is."""
+        """Return the fields that were set, without defaults; `retry` is the section itself."""
         return {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
 
     def over(self, other: JobSettings) -> JobSettings:
-        """These settings, and where they say nothing, those of `other`."""
+        """Return these settings, with those of `other` where these leave a field open."""
         return JobSettings.model_construct(**{**other.given(), **self.given()})
 
 
-def check_time_before(layers: Sequence[tuple[str, JobSettings]]) -> None:
-    """Refuse a soft_timeout that is not before max_runtime, both as said by the strongest of `layers`; these are
-    (where it is said, what), the strongest first.
+def check_soft_timeout(layers: Sequence[tuple[str, JobSettings]]) -> None:
+    """Refuse a soft_timeout that is not less than max_runtime, each from the strongest layer that sets it.
+
+    Args:
+        layers: the name of each section and its settings, the strongest first.
     """
     soft, soft_key = _strongest("soft_timeout", layers)
     hard, hard_key = _strongest("max_runtime", layers)
     if soft is not None and hard is not None and soft >= hard:
-        why = f"must be less than {hard_key}, which is {hard}: jobs that say neither would be refused"
+        why = f"must be less than {hard_key}, which is {hard}: jobs that set neither would be refused"
         raise PydanticCustomError("together", "{why}", {"path": soft_key.split("."), "value": soft, "why": why})
 
 
 def _strongest(field: str, layers: Sequence[tuple[str, JobSettings]]) -> tuple[float | None, str]:
-    for key, said in layers:
-        if field in said.model_fields_set:
-            return getattr(said, field), f"{key}.{field if key.endswith('job') else _IN_STAGES[field]}"
+    for key, settings in layers:
+        if field in settings.model_fields_set:
+            return getattr(settings, field), f"{key}.{field if key.endswith('job') else _IN_STAGES[field]}"
     return JobSettings.model_fields[field].default, f"job.{field}"
 
 
 def retry_policy(section: RetrySettings, retry_attempts: int, retry_delay: float) -> RetryPolicy:
-    """The policy of a job with these two fields."""
+    """Return the policy of a job with these two fields and this section."""
     rest = {name: getattr(section, name) for name in RetrySettings.model_fields}
     return RetryPolicy(retry_attempts=retry_attempts, retry_delay=retry_delay, **rest)
 
 
 _IN_STAGES = {"max_runtime": "job_timeout", "retry_attempts": "retry_attempts", "retry_delay": "retry_delay"}
-"""What a stage calls the fields of its jobs."""
+"""The keys of a stage's section for fields of its jobs."""
 
 
 class StageSettings(Section):
-    """Limits of the jobs of one stage; seconds. They win over those in `job`."""
+    """Holds the limits of one stage's jobs, which win over those in `job`. Times are seconds."""
 
     max_concurrent_jobs: Count = Field(default=2, ge=1)
-    """Jobs of the stage that run at once."""
+    """Jobs of the stage that run at the same time."""
     job_timeout: Seconds = 3600.0
-    """Hard, of one attempt."""
+    """Hard limit of one attempt."""
     retry_attempts: Count = Field(default=3, ge=0)
     """Retries after the first attempt."""
     retry_delay: Number = Field(default=60.0, ge=0)
-    """Before the first retry; each further one waits longer."""
+    """Delay before the first retry; each further one is longer."""
 
     def as_job(self) -> JobSettings:
-        """What was set here, in the words of a job."""
-        said = {ours: key for ours, key in _IN_STAGES.items() if key in self.model_fields_set}
-        return JobSettings(**{ours: getattr(self, key) for ours, key in said.items()})
+        """Return what was set here, as the section `job` names it."""
+        given = {field: key for field, key in _IN_STAGES.items() if key in self.model_fields_set}
+        return JobSettings(**{field: getattr(self, key) for field, key in given.items()})
 
 
 class CollectionSettings(StageSettings):
-    """Collection: mostly waiting for others, so in threads."""
+    """Holds the settings of collection jobs, which mostly wait for other servers and so run in threads."""
 
     max_concurrent_jobs: Count = Field(default=4, ge=1)
-    """Jobs of the stage that run at once."""
+    """Jobs of the stage that run at the same time."""
     rate_limit_buffer: Number = Field(default=0.1, ge=0, lt=1)
-    """Share of a tool's rate that is left unused."""
+    """Share of each tool's rate that is left unused."""
 
 
 class ProcessingSettings(StageSettings):
-    """Processing: computing, so in processes."""
+    """Holds the settings of processing jobs, which compute and so run in processes."""
 
     batch_size: Count = Field(default=1000, ge=1)
-    """Rows in memory at a time, of each job."""
+    """Rows that each job holds in memory at a time."""
 
 
 class ExecutorSettings(Section):
-    """The executor itself."""
+    """Holds the settings of the executor itself."""
 
     max_workers: Count = Field(default=4, ge=1)
-    """Attempts at once, over all pools."""
+    """Attempts that run at the same time, over all pools."""
     kill_grace: Number = Field(default=5.0, ge=0)
-    """Seconds between asking a job to end (SIGTERM) and making it (SIGKILL)."""
+    """Seconds between SIGTERM, which asks a job to end, and SIGKILL, which ends it."""
     start_method: Annotated[StartMethod, AfterValidator(check_start_method)] = START_METHOD
-    """How processes start: guardian (forked in milliseconds; Linux, the default there) or spawn (new interpreters)."""
+    """How workers start: guardian (forked in milliseconds, the default on Linux) or spawn (new interpreters)."""
     preload: Names = ()
-    """Modules that workers of the process pool find imported when they start."""
+    """Modules that are imported before workers of the process pool start."""
     max_jobs_per_worker: Count | None = Field(default=None, ge=1)
     """Jobs after which a worker process is replaced."""
     max_rss_growth: Count | None = Field(default=None, ge=1)
     """Bytes by which a worker process may grow before it is replaced."""
     nice: Count | None = Field(default=None, ge=-20, le=19)
-    """Scheduling priority of worker processes, as nice(1) has it."""
+    """Scheduling priority of worker processes, see nice(1)."""
     cpu_affinity: tuple[Count, ...] | None = None
     """Processors that worker processes may run on."""
 
@@ -215,46 +217,46 @@ class ExecutorSettings(Section):
         if self.start_method == "spawn" and self.max_rss_growth is not None:
             raise PydanticCustomError("place", "max_rss_growth needs start_method 'guardian': use max_jobs_per_worker")
         if self.cpu_affinity is not None and not HAS_CPU_AFFINITY:
-            raise PydanticCustomError("place", "cpu_affinity is not to be had on this system: leave it out")
+            raise PydanticCustomError("place", "cpu_affinity is not supported on this system: remove it")
         return self
 
 
 class StoreSettings(Section):
-    """Where jobs are remembered."""
+    """Says where jobs are stored."""
 
     url: str | None = None
-    """sqlite:///jobs.db (relative to the file that says so), or postgresql://...; null: in memory."""
+    """sqlite:///jobs.db (relative to the configuration file) or postgresql://...; null: in memory."""
     lease: Seconds = 60.0
-    """How long a host on another machine may be silent before its jobs are run elsewhere."""
+    """Seconds without a sign of life after which the jobs of a host on another machine run elsewhere."""
     recover_every: Seconds | None = 10.0
-    """Look so often for jobs that nobody runs, those queued by `jobs retry` among them; null: only when an executor
-    starts."""
+    """Seconds between searches for jobs that no host runs, those queued by `jobs retry` among them; null: only when an
+    executor starts."""
     pickle_arguments: bool = False
-    """Store functions and arguments pickled: also what cannot be imported, or is no JSON."""
+    """Whether functions and arguments are stored pickled: then also those that cannot be imported or are not JSON."""
 
 
 class MonitoringSettings(Section):
-    """What is measured, and when it is worth an alert; seconds."""
+    """Says what is measured and when there is an alert. Times are seconds."""
 
     metrics_port: Count | None = Field(default=None, ge=0, le=65535)
-    """Serve Prometheus metrics on this port (0: a free one); null: none are kept."""
+    """Port on which Prometheus metrics are served (0: a free one); null: there are none."""
     metrics_host: str = "127.0.0.1"
-    """The address that is listened on."""
+    """Address on which the metrics are served."""
     stuck_after: Seconds = 3600.0
-    """A job that runs longer is an alert."""
+    """Time after which a running job is an alert."""
     failure_rate: Number = Field(default=0.5, gt=0, le=1)
-    """A larger share of failures within the window is an alert."""
+    """Share of failed jobs within the window above which there is an alert."""
     window: Seconds = 3600.0
-    """How far back failures count."""
+    """Time for which failed jobs count."""
     interval: Seconds = 300.0
-    """Between two looks."""
+    """Time between two checks."""
 
 
 MirrorMode = Literal["auto", "always", "never"]
 
 
 class PrefectSettings(Section):
-    """What the schedulers have to do with Prefect."""
+    """Says how the schedulers use Prefect."""
 
     mirror: MirrorMode = "auto"
-    """Whether their jobs are task runs too: auto (where a Prefect API is configured), always or never."""
+    """Whether their jobs are shown as task runs: auto (where a Prefect API is configured), always or never."""

@@ -1,4 +1,4 @@
-"""The section `tools`: what each tool's jobs collect, how many run at once, and how many start in a second."""
+"""The section `tools`: what each tool's jobs collect, and how many of them run and start at a time."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ from executor_adapter.job.validation import Count, Number, Seconds
 
 
 class Tool(Section):
-    """A tool whose jobs are the user's own: limits, and what its jobs are given where they say nothing themselves."""
+    """Holds the limits of a tool and the defaults of its jobs; the jobs themselves are the user's own."""
 
     max_concurrent: Count | None = Field(default=None, ge=1)
-    """Attempts of its jobs at once."""
+    """Attempts of its jobs that run at the same time."""
     rate: Seconds | None = None
-    """Starts of its jobs in a second, on average."""
+    """Attempts of its jobs that start in a second, on average."""
     burst: Count = Field(default=1, ge=1)
-    """Starts that may follow at once after a pause."""
+    """Attempts that may start at once after a pause."""
     buffer: Number | None = Field(default=None, ge=0, lt=1)
-    """Share of the rate that is left unused; null: that of `collection.rate_limit_buffer`."""
+    """Share of the rate that is left unused; null: `collection.rate_limit_buffer`."""
     job: JobSettings = JobSettings()
-    """What this tool's jobs are given; wins over the sections `collection`, `processing` and `job`."""
+    """Defaults of this tool's jobs; they win over the sections `collection`, `processing` and `job`."""
 
 
 class FileTable(Section):
-    """One table in a file."""
+    """Describes one table in a file."""
 
     file: str = Field(min_length=1, description="the path of a CSV or ZIP file, relative to the package or directory")
     member: str | None = None
-    """Of a ZIP archive: the file inside, where there are several; a pattern such as `flights*.csv` may name it."""
+    """The file inside a ZIP archive that has several, by its name or a pattern such as `flights*.csv`."""
     partition: Names = ()
-    """Columns whose values cut the table into windows, one collection job each; none: one window, `all`."""
+    """Columns whose values divide the table into windows, each of which one job collects; none: one window, `all`."""
     windows: Names | None = None
-    """Collect only these windows."""
+    """The windows to collect; null: all."""
     schema_name: str | None = Field(default=None, alias="schema")
-    """What its rows are checked against; none: they pass as they are."""
+    """The schema that its rows are checked against; null: they are not checked."""
 
 
 class FilesTool(Tool):
-    """Tables in files: of an installed package, or of a directory."""
+    """Describes tables in files of an installed package, or of a directory."""
 
     source: Literal["files"] = Field(description="'files' or 'rest'")
     package: str | None = None
-    """The Python package that the files are part of."""
+    """The installed Python package that has the files."""
     directory: Path | None = None
-    """The directory that they are in, relative to the file that says so."""
+    """The directory of the files, relative to the configuration file."""
     tables: dict[Name, FileTable] = Field(min_length=1, description="a mapping of table names to {file: ...}")
 
     @model_validator(mode="after")
@@ -60,7 +60,7 @@ class FilesTool(Tool):
 
 
 class RestResource(Section):
-    """One resource of a REST API: a list of objects, read page by page.
+    """Describes one resource of a REST API: a list of objects, read page by page.
 
     In `path`, `params` and `body`, `{since}` and `{until}` stand for a window's first and last moment, and `{id}` for
     each id of the resource that `for_each` names (asked for one after another, without pages).
@@ -68,48 +68,48 @@ class RestResource(Section):
 
     path: str = Field(min_length=1, description="the path below the tool's url")
     method: Literal["GET", "POST"] = "GET"
-    """How it is asked for."""
+    """The HTTP method of the request."""
     params: dict[str, str] = Field(default_factory=dict)
-    """The query."""
+    """The query of the request."""
     body: dict[str, Any] = Field(default_factory=dict)
-    """Sent as JSON."""
+    """The body of the request, sent as JSON."""
     key: str = "id"
-    """The field that tells one object from another."""
+    """The field that identifies an object."""
     for_each: str | None = None
-    """Asked for once for each object of this resource."""
+    """Another resource: there is one request for each of its objects."""
     schema_name: str | None = Field(default=None, alias="schema")
-    """What its objects are checked against; none: they pass as they are."""
+    """The schema that its objects are checked against; null: they are not checked."""
 
 
 class RestTool(Tool):
-    """A REST API over HTTP, its objects collected by the UTC day they belong to."""
+    """Describes a REST API whose objects are collected by the UTC day they belong to."""
 
     source: Literal["rest"] = Field(description="'files' or 'rest'")
     url: str | None = Field(default=None, pattern=r"^https?://")
-    """Left out: the API of the Prefect server that the flow runs against, with the credentials set for it."""
+    """The API's URL; null: the API of the Prefect server that the flow uses, with the credentials set for it."""
     headers: dict[str, str] = Field(default_factory=dict)
-    """Sent with each request; what is secret in them belongs in the environment."""
+    """Headers of each request; set secret ones in the environment."""
     page_size: Count = Field(default=200, ge=1)
-    """Objects asked for at a time."""
+    """Objects in one page."""
     pages: Count = Field(default=1000, ge=1)
-    """At most so many pages of one resource and day: more is an error, never a silent cut."""
+    """Pages of one resource and day, at most; more are an error, and never dropped in silence."""
     timeout: Seconds = 30.0
-    """Seconds to wait for an answer."""
+    """Seconds to wait for a response."""
     days: Count = Field(default=1, ge=0)
-    """How many days before today to look at; those collected after they were over are not asked for again."""
+    """Days before today to collect; a day that was collected after its end is not requested again."""
     resources: dict[Name, RestResource] = Field(min_length=1, description="a mapping of table names to {path: ...}")
 
     @model_validator(mode="after")
     def _check_parents(self) -> RestTool:
         for name, resource in self.resources.items():
             if resource.for_each is not None and resource.for_each not in self.resources:
-                detail = f"resources.{name}.for_each: {resource.for_each!r} is none of {', '.join(self.resources)}"
+                detail = f"resources.{name}.for_each: {resource.for_each!r} is not one of {', '.join(self.resources)}"
                 raise PydanticCustomError("parent", "{detail}", {"detail": detail})
         return self
 
 
 def _kind(value: Any) -> str | None:
-    """Which kind of tool is described; None where it says what only one with a source can have, and names none."""
+    """Return which kind of tool is described; None where `source` is missing and another key requires it."""
     if not isinstance(value, Mapping):
         return getattr(value, "source", "own")
     if "source" in value:

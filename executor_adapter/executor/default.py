@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 
-from executor_adapter.config.settings import load_config
+from executor_adapter.config import load_config
 from executor_adapter.executor.current import entered_executor
 from executor_adapter.executor.executor import JobExecutor
 from executor_adapter.executor.signals import signal_watch

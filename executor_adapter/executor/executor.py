@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from executor_adapter.config.settings import Settings, load_config
+from executor_adapter.config import Settings, load_config
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.executor.current import EntryToken, enter_executor, leave_executor
 from executor_adapter.executor.hooks import ExecutionHooks, hooked_execution

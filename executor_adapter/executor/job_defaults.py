@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from executor_adapter.config.sections import retry_policy
-from executor_adapter.config.settings import Settings
+from executor_adapter.config import Settings, retry_policy
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job.functions import is_coroutine_function
 from executor_adapter.job.model import Job

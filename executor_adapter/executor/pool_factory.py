@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from executor_adapter.config.settings import Settings
+from executor_adapter.config import Settings
 from executor_adapter.pools import pool_kinds
 from executor_adapter.pools.base import WorkerPool
 from executor_adapter.supervision.supervisor import Supervisor

@@ -13,7 +13,7 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Protocol, Self
 
-from executor_adapter.config.settings import MonitoringSettings, Settings
+from executor_adapter.config import MonitoringSettings, Settings
 from executor_adapter.job.model import Job
 from executor_adapter.supervision.stats import ExecutorStats
 

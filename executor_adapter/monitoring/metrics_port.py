@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from executor_adapter.config.settings import MonitoringSettings
+from executor_adapter.config import MonitoringSettings
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.job.model import Transition
 from executor_adapter.supervision.stats import ExecutorStats

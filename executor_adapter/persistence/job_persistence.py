@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from executor_adapter.config.sections import StoreSettings
+from executor_adapter.config import StoreSettings
 from executor_adapter.exceptions import ExecutorClosedError
 from executor_adapter.job.model import Job
 from executor_adapter.persistence.history import QueueHistory

@@ -13,8 +13,7 @@ from typing import Any
 from prefect.blocks.core import Block
 from pydantic import Field, field_validator
 
-from executor_adapter.config.sections import JobSettings
-from executor_adapter.config.settings import load_config
+from executor_adapter.config import JobSettings, load_config
 from executor_adapter.executor.executor import JobExecutor
 from executor_adapter.job.model import PoolName
 

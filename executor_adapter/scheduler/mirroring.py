@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from executor_adapter.config.settings import MirrorMode
+from executor_adapter.config import MirrorMode
 from executor_adapter.supervision.state_tracker import Observer
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
-from executor_adapter.config.settings import Settings, Stage, StageSettings, load_config
+from executor_adapter.config import Settings, Stage, StageSettings, load_config
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.executor.executor import JobExecutor
 from executor_adapter.job.functions import is_coroutine_function, resolve

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from uuid import UUID
 
 from executor_adapter import Job, JobExecutor
-from executor_adapter.config.settings import Settings
+from executor_adapter.config import Settings
 from executor_adapter.worker.process_tree import resident
 from tests.benchmarks.functions import nothing
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pebble
 
 from executor_adapter import Job, JobExecutor, RetryPolicy
-from executor_adapter.config.settings import Settings
+from executor_adapter.config import Settings
 from tests.benchmarks.functions import nothing, nothing_on_loop
 
 Submit = Callable[[], Future[Any]]

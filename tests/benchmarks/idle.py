@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from executor_adapter import Job, JobExecutor
-from executor_adapter.config.settings import Settings
+from executor_adapter.config import Settings
 from executor_adapter.worker.process_tree import children, tree
 from tests.benchmarks.functions import nothing, nothing_on_loop
 

@@ -7,7 +7,7 @@ import threading
 import time
 
 from executor_adapter import Job, JobExecutor
-from executor_adapter.config.settings import Settings
+from executor_adapter.config import Settings
 from executor_adapter.worker.process_tree import resident
 from tests.benchmarks.contestants import POLICY, PoolName
 from tests.benchmarks.functions import nothing, nothing_on_loop

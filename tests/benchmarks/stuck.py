@@ -9,7 +9,7 @@ import sys
 import time
 
 from executor_adapter import Job, JobExecutor
-from executor_adapter.config.settings import Settings
+from executor_adapter.config import Settings
 from tests.benchmarks.functions import stick_in_c
 
 

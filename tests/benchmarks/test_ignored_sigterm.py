@@ -11,7 +11,7 @@ import pebble
 import pytest
 
 from executor_adapter import Job, JobExecutor
-from executor_adapter.config.settings import ExecutorSettings, Settings
+from executor_adapter.config import ExecutorSettings, Settings
 from tests.benchmarks.apart import apart
 from tests.benchmarks.figures import ROUNDS, Figures, Report, Row
 from tests.benchmarks.functions import hang_deaf

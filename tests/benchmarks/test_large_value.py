@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from executor_adapter import Job, JobExecutor
-from executor_adapter.config.settings import ExecutorSettings, Settings
+from executor_adapter.config import ExecutorSettings, Settings
 from tests.benchmarks.apart import apart
 from tests.benchmarks.figures import Figures, Report, Row, in_turn
 from tests.benchmarks.functions import echo

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from executor_adapter import Job, JobExecutor
-from executor_adapter.config.settings import ExecutorSettings, Settings
+from executor_adapter.config import ExecutorSettings, Settings
 from tests.benchmarks.apart import apart
 from tests.benchmarks.figures import Figures, Report, Row
 from tests.benchmarks.functions import hang, now

@@ -30,7 +30,7 @@ def test_a_right_configuration_is_said_to_be_fine(command: Command, home: Path) 
 
 def test_a_file_of_another_program_is_said_to_be_none_of_ours(command: Command, home: Path) -> None:
     write(home, "server: {port: 80}")
-    said = "no file: the defaults (config.yaml has no section of ours: another program's): fine\n"
+    said = "no file: the defaults (config.yaml is ignored: it has no section of this package): fine\n"
     assert command("config", "check") == (0, said, "")
     assert command("config", "check", "--json").json == {"file": None, "valid": True}
     assert command("config", "check", "-c", "config.yaml").code == 2

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from executor_adapter import Job, JobExecutor, JobStatus
 from executor_adapter.cli import logs, watch
-from executor_adapter.config.settings import Settings
+from executor_adapter.config import Settings
 from executor_adapter.store import JobStore, LogLine
 from tests.cli.conftest import Command, fill, record
 from tests.contract.conftest import wait_for

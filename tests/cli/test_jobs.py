@@ -12,7 +12,7 @@ import typer
 from executor_adapter import Job, JobExecutor, JobStatus
 from executor_adapter.cli.app import app
 from executor_adapter.cli.stores import complete_job_id
-from executor_adapter.config.settings import Settings
+from executor_adapter.config import Settings
 from executor_adapter.store import JobStore
 from tests.cli.conftest import Command, fill, progress, record
 from tests.contract.conftest import wait_for

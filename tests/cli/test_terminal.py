@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from executor_adapter import Job, JobExecutor, JobStatus
-from executor_adapter.config.settings import Settings
+from executor_adapter.config import Settings
 from executor_adapter.store import JobStore
 from tests.cli.conftest import fill, progress, record
 from tests.cli.terminal import Terminal, needs_tmux, terminal

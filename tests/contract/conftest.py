@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import pytest
 
 from executor_adapter import Job, JobExecutor
-from executor_adapter.config.settings import Settings
+from executor_adapter.config import Settings
 from executor_adapter.supervision.state_tracker import Observer
 from tests.contract.functions import for_pool
 

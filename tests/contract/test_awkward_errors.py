@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from executor_adapter import Job, JobExecutor, JobStatus, RetryPolicy
-from executor_adapter.config.settings import Settings
+from executor_adapter.config import Settings
 from executor_adapter.exceptions import JobError, JobTimeoutError
 from executor_adapter.pools.base import Assignment, Ending
 from tests.contract import awkward, functions

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from executor_adapter import Job, JobExecutor, JobFuture, JobStatus
-from executor_adapter.config.settings import Settings
+from executor_adapter.config import Settings
 from executor_adapter.exceptions import JobCancelledError, JobTimeoutError
 from tests.contract.conftest import wait_for
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from executor_adapter import Job, JobExecutor, JobFuture, JobStatus, RetryPolicy, RetryRule
-from executor_adapter.config.settings import Settings
+from executor_adapter.config import Settings
 from executor_adapter.exceptions import JobCancelledError, JobTimeoutError
 from executor_adapter.job.model import Transition
 from tests.contract.conftest import MakeExecutor, wait_for

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from executor_adapter import Job, JobExecutor, JobStatus, RetryPolicy
-from executor_adapter.config.settings import Settings
+from executor_adapter.config import Settings
 from executor_adapter.job.retry import LONGEST_RETRY_AFTER
 from executor_adapter.supervision.rate_limiter import ToolLimit
 from tests.api_server import serving

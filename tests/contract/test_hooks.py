@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from executor_adapter import Job, JobExecutor, JobFuture, JobStatus
-from executor_adapter.config.settings import Settings
+from executor_adapter.config import Settings
 from executor_adapter.exceptions import JobCancelledError, JobTimeoutError
 from executor_adapter.job.model import LEGAL_TRANSITIONS, TERMINAL, Transition
 from tests.contract import functions

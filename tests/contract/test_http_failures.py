@@ -14,7 +14,7 @@ import pytest
 import requests
 
 from executor_adapter import Job, JobExecutor
-from executor_adapter.config.settings import Settings
+from executor_adapter.config import Settings
 from tests.api_server import Answer, as_json, serving
 from tests.contract.conftest import MakeJob
 from tests.servers import free_port

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from executor_adapter import Job, JobExecutor, JobFuture, JobStatus, RetryPolicy, RetryRule
-from executor_adapter.config.settings import CollectionSettings, Settings
+from executor_adapter.config import CollectionSettings, Settings
 from executor_adapter.exceptions import (
     DataCollectionException,
     ExecutorClosedError,

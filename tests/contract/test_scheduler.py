@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from executor_adapter import Job, JobStatus
-from executor_adapter.config.settings import CollectionSettings, JobSettings, ProcessingSettings, Settings
-from executor_adapter.config.tools import Tool
+from executor_adapter.config import CollectionSettings, JobSettings, ProcessingSettings, Settings, Tool
 from executor_adapter.exceptions import ConfigurationError, InvalidJobError
 from executor_adapter.scheduler.schedulers import (
     CollectionScheduler,

@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 
 from executor_adapter import Job, JobExecutor
-from executor_adapter.config.settings import Settings
+from executor_adapter.config import Settings
 from executor_adapter.monitoring import tracing
 from tests.contract.conftest import MakeJob
 from tests.contract.functions import collect, fail_until, fail_with_code

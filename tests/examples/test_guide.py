@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from executor_adapter import Job, JobExecutor, JobStatus
-from executor_adapter.config.settings import Settings, load_config
+from executor_adapter.config import Settings, load_config
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.scheduler.schedulers import CollectionScheduler, ProcessingScheduler
 from tests.api_server import as_json, serving

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from executor_adapter.config.settings import load_config
+from executor_adapter.config import load_config
 from tests.servers import ROOT, Server, new_user_env, prefect_server
 
 README = (ROOT / "README.md").read_text()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from executor_adapter import Job, JobExecutor, RetryPolicy, current_job
-from executor_adapter.config.settings import Settings
+from executor_adapter.config import Settings
 
 ONCE = RetryPolicy(retry_attempts=1, retry_delay=0.2)
 

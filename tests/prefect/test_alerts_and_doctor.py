@@ -11,7 +11,7 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from executor_adapter import Job, JobExecutor
-from executor_adapter.config.settings import Settings
+from executor_adapter.config import Settings
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.monitoring import Alert, AlertKind, HealthMonitor
 from executor_adapter.monitoring.findings import Finding, Level

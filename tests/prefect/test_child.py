@@ -21,7 +21,7 @@ from prefect.events import emit_event
 from prefect.settings import PREFECT_TASK_DEFAULT_RETRIES, get_current_settings, temporary_settings
 
 from executor_adapter import Job, JobExecutor, current_job
-from executor_adapter.config.settings import ExecutorSettings, Settings
+from executor_adapter.config import ExecutorSettings, Settings
 from executor_adapter.prefect import PRELOAD, JobTask, job_task, run_jobs, wait_until_recorded
 from executor_adapter.prefect.child.task_run_context import task_run_payload
 from tests.prefect.conftest import Api, Wait

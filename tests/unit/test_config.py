@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from executor_adapter.config.settings import FilesTool, RestTool, Settings, load_config
+from executor_adapter.config import FilesTool, RestTool, Settings, load_config
 from executor_adapter.exceptions import ConfigurationError
 
 Write = Callable[[str], Path]
@@ -149,7 +149,7 @@ def test_a_file_that_may_be_ours_is_read_strictly(write: Write, text: str, said:
     write(text)
     found = refusal()
     assert found.startswith(f"config.yaml: {said}")
-    assert found.endswith("(if config.yaml is another program's, have EXECUTOR_ADAPTER_CONFIG name yours)")
+    assert found.endswith("(if config.yaml is another program's, set EXECUTOR_ADAPTER_CONFIG to the path of yours)")
 
 
 def test_a_file_that_cannot_be_read_is_refused_though_it_was_only_found(write: Write) -> None:
@@ -191,10 +191,10 @@ def test_settings_are_frozen() -> None:
         ),
         (
             "tools: {x: {source: rest, resources: {r: {path: /r, for_each: s}}}}",
-            "tools.x: resources.r.for_each: 's' is none of r",
+            "tools.x: resources.r.for_each: 's' is not one of r",
         ),
         ("a: [\n b: {", "line 2, column 6: expected the node content, but found '<stream end>'"),
-        ("lake: a\nlake: b", "line 2, column 1: 'lake' is there twice"),
+        ("lake: a\nlake: b", "line 2, column 1: 'lake' is a duplicate key: remove one"),
         ("- 1", "[1] is not allowed: must be a mapping of keys to values"),
     ],
 )

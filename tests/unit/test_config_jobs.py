@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from executor_adapter import Job, JobExecutor, RetryPolicy
-from executor_adapter.config.sections import RetrySettings
-from executor_adapter.config.settings import JobSettings, Settings, load_config
+from executor_adapter.config import JobSettings, RetrySettings, Settings, load_config
 from executor_adapter.exceptions import ConfigurationError, InvalidJobError
 from executor_adapter.executor.job_defaults import JobDefaults, tool_limits
 from executor_adapter.supervision.intake import check_job
@@ -138,7 +137,10 @@ def test_an_executor_keeps_the_limits_of_the_settings(tmp_path: Path) -> None:
         ("job: {memory_limit: lots}", "job.memory_limit: 'lots' is not allowed: 'lots' is no size: give bytes"),
         ("job: {retry: {max_delays: 1}}", "job.retry.max_delays is not a key: did you mean max_delay?"),
         ("job: {retry: {rules: [{code: X}]}}", "job.retry.rules.0.code is not a key: did you mean codes?"),
-        ("job: {retry: {rules: [{}]}}", "job.retry.rules.0.codes is missing: must be the error codes it is for"),
+        (
+            "job: {retry: {rules: [{}]}}",
+            "job.retry.rules.0.codes is missing: must be the error codes that the rule is for",
+        ),
         ("tools: {x: {max_concurent: 1}}", "tools.x.max_concurent is not a key: did you mean max_concurrent?"),
         ("tools: {x: {rate: 0}}", "tools.x.rate: 0 is not allowed: must be greater than 0"),
         ("store: {urls: x}", "store.urls is not a key: did you mean url?"),

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from executor_adapter import Job, JobExecutor, JobStatus
-from executor_adapter.config.settings import MonitoringSettings, Settings
+from executor_adapter.config import MonitoringSettings, Settings
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.monitoring import prometheus
 from executor_adapter.monitoring.prometheus import MOST_NAMES

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from executor_adapter import Job, JobExecutor, JobStatus
-from executor_adapter.config.settings import MonitoringSettings, Settings
+from executor_adapter.config import MonitoringSettings, Settings
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.monitoring import Alert, AlertKind, HealthMonitor
 from executor_adapter.scheduler.schedulers import CollectionScheduler

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from executor_adapter import Job, JobExecutor, RetryPolicy, RetryRule
-from executor_adapter.config.settings import JobSettings, Settings
+from executor_adapter.config import JobSettings, Settings
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job.model import Transition, check_are_jobs
 from executor_adapter.scheduler.schedulers import CollectionScheduler, ProcessingScheduler

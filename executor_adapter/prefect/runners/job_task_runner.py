@@ -19,7 +19,7 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner
 from prefect.tasks import Task
 
-from executor_adapter.config.settings import load_config
+from executor_adapter.config import load_config
 from executor_adapter.executor.current import enter_executor, leave_executor
 from executor_adapter.executor.default import current_executor
 from executor_adapter.executor.executor import JobExecutor

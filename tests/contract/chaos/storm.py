@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from executor_adapter import Job, JobExecutor, JobStatus
-from executor_adapter.config.settings import ExecutorSettings, Settings
+from executor_adapter.config import ExecutorSettings, Settings
 from executor_adapter.job.model import Transition
 from executor_adapter.pools.guardian.pool import ProcessPool
 from executor_adapter.worker.process_tree import TREE_VARIABLE

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from executor_adapter import Job, JobExecutor
-from executor_adapter.config.settings import Settings
+from executor_adapter.config import Settings
 from tests.contract.chaos import functions
 from tests.contract.chaos.storm import Storm, quickest_of
 from tests.contract.chaos.traces import Traces, left_since, lingering, marked_by

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from executor_adapter import Job, JobExecutor
-from executor_adapter.config.settings import ExecutorSettings, JobSettings, Settings
+from executor_adapter.config import ExecutorSettings, JobSettings, Settings
 from executor_adapter.exceptions import InvalidJobError, JobTimeoutError, WorkerCrashedError
 from executor_adapter.job.pool_names import StartMethod
 from executor_adapter.pools.base import Ending

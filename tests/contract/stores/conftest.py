@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import select
 
 from executor_adapter import JobExecutor
-from executor_adapter.config.settings import Settings, StoreSettings
+from executor_adapter.config import Settings, StoreSettings
 from executor_adapter.job.model import JobStatus, uuid7
 from executor_adapter.store import Host, JobFilter, JobRecord, JobStore, open_store
 from executor_adapter.store.host import this_machine

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 
 from executor_adapter import Job, JobExecutor, RetryPolicy
-from executor_adapter.config.settings import Settings, StoreSettings
+from executor_adapter.config import Settings, StoreSettings
 from executor_adapter.store import sql  # what a host loads when it opens its store
 from tests.contract.stores import crash_jobs
 

@@ -13,7 +13,7 @@ import pytest
 from pytest_mock import MockerFixture
 
 from executor_adapter import Job, JobExecutor, current_job
-from executor_adapter.config.settings import Settings
+from executor_adapter.config import Settings
 from executor_adapter.job.model import JobStatus, uuid7
 from executor_adapter.store import MAX_LOG_LINES, JobRecord, JobStore, LogLine, open_store
 from executor_adapter.store.host import new_host

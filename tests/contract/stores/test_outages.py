@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from executor_adapter import Job, JobExecutor, JobStatus
-from executor_adapter.config.settings import Settings, StoreSettings
+from executor_adapter.config import Settings, StoreSettings
 from executor_adapter.exceptions import ConfigurationError, QueueFullError
 from executor_adapter.store import JobFilter, StoreUnavailableError, open_store
 from executor_adapter.worker.presence import NO_PRESENCE

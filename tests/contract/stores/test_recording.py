@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from executor_adapter import Job, JobExecutor, JobStatus, RetryPolicy
-from executor_adapter.config.settings import Settings
+from executor_adapter.config import Settings
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.store import JobStore
 from tests.contract.conftest import wait_for

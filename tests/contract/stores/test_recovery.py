@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from executor_adapter import Job, JobExecutor, JobStatus, RetryPolicy
-from executor_adapter.config.settings import StoreSettings
+from executor_adapter.config import StoreSettings
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job.model import uuid7
 from executor_adapter.store import Host, JobRecord, JobStore
