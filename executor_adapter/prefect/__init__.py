@@ -1,6 +1,6 @@
-"""The only part that imports Prefect: jobs as task runs, and every state of theirs in the Prefect UI."""
+"""Runs jobs as Prefect task runs, and shows every state of theirs in the Prefect UI. Only this part imports Prefect."""
 
-# Not lazily, as the package above does: a module imported later would take the name of the function `job_task`.
+# Not imported lazily, as in the package above: a later import of the module `job_task` would replace the function.
 from executor_adapter.executor.pool_factory import preload_in_workers
 from executor_adapter.prefect.blocks import JobExecutorBlock
 from executor_adapter.prefect.bulk.run_jobs import arun_jobs, run_jobs
@@ -15,7 +15,7 @@ from executor_adapter.prefect.reporting.job_events import JobEvents, job_events
 from executor_adapter.prefect.runners.job_task_runner import JobTaskRunner
 
 PRELOAD = ("prefect.main", "executor_adapter.prefect", "executor_adapter.prefect.child.preload")
-"""What a worker needs to run a job task: 0.6 s to import, so best imported once, before workers are forked."""
+"""The modules that a worker needs for job tasks. They take 0.6 s to import, so they are imported before the fork."""
 
 __all__ = [
     "PRELOAD",

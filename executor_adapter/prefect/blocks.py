@@ -1,4 +1,4 @@
-"""JobExecutorBlock: the settings of an executor, kept by the Prefect server and edited in its UI.
+"""JobExecutorBlock: stores the settings of an executor on the Prefect server, where they are edited in the UI.
 
 JobExecutorBlock(max_workers=8, memory_limit="2GiB").save("nightly")
 
@@ -17,31 +17,31 @@ from executor_adapter.config import JobSettings, load_config
 from executor_adapter.executor.executor import JobExecutor
 from executor_adapter.job.model import PoolName
 
-OF_EXECUTOR = ("max_workers", "kill_grace", "preload", "max_jobs_per_worker")
-OF_JOBS = ("pool", "max_runtime", "retry_attempts", "retry_delay", "memory_limit")
+EXECUTOR_FIELDS = ("max_workers", "kill_grace", "preload", "max_jobs_per_worker")
+JOB_FIELDS = ("pool", "max_runtime", "retry_attempts", "retry_delay", "memory_limit")
 
 
 class JobExecutorBlock(Block):
-    """Settings of a job executor. What is left empty is as the configuration has it, where the executor is made."""
+    """Settings of a job executor. Empty ones come from the configuration of the machine that makes the executor."""
 
     _block_type_name = "Job Executor"
     _block_type_slug = "job-executor"
-    _description = "Settings of a JobExecutor: its workers, and what its jobs leave open."
+    _description = "Settings of a JobExecutor: its workers, and defaults for its jobs."
 
     max_workers: int = Field(default=4, ge=1, description="Attempts at once, over all pools.")
     max_pending: int | None = Field(default=None, ge=1, description="Jobs that may wait for their first start.")
     kill_grace: float | None = Field(
-        default=None, ge=0, description="Seconds between asking a job to end and making it."
+        default=None, ge=0, description="Seconds between asking a job to end and killing it."
     )
-    preload: list[str] | None = Field(default=None, description="Modules that worker processes find imported.")
+    preload: list[str] | None = Field(default=None, description="Modules imported once, before worker processes start.")
     max_jobs_per_worker: int | None = Field(
         default=None, ge=1, description="Jobs after which a worker process is replaced."
     )
-    pool: PoolName | None = Field(default=None, description="Where jobs run that do not say.")
-    max_runtime: float | None = Field(default=None, gt=0, description="Seconds, hard, of one attempt.")
+    pool: PoolName | None = Field(default=None, description="Pool of jobs that do not set one.")
+    max_runtime: float | None = Field(default=None, gt=0, description="Hard limit of one attempt, in seconds.")
     retry_attempts: int | None = Field(default=None, ge=0, description="Retries after the first attempt.")
     retry_delay: float | None = Field(default=None, ge=0, description="Seconds before the first retry.")
-    memory_limit: str | None = Field(default=None, description='Of an attempt\'s process tree, such as "512MiB".')
+    memory_limit: str | None = Field(default=None, description='Limit of an attempt\'s process tree, such as "512MiB".')
 
     @field_validator("memory_limit")
     @classmethod
@@ -51,14 +51,14 @@ class JobExecutorBlock(Block):
         return value
 
     def get_executor(self, **options: Any) -> JobExecutor:
-        """A JobExecutor with these settings, the configuration's for the rest; `options` are further ones of its own.
+        """Make a JobExecutor with these settings; the configuration gives the rest, `options` are further arguments.
 
         Raises:
-            ConfigurationError: the configuration is wrong.
+            ConfigurationError: the configuration has an unknown key or a wrong value.
         """
         config = load_config()
-        executor = config.executor.model_copy(update=self._given(OF_EXECUTOR))
-        job = JobSettings(**self._given(OF_JOBS)).over(config.job)
+        executor = config.executor.model_copy(update=self._given(EXECUTOR_FIELDS))
+        job = JobSettings(**self._given(JOB_FIELDS)).over(config.job)
         config = config.model_copy(update={"executor": executor, "job": job})
         return JobExecutor(self.max_workers, max_pending=self.max_pending, config=config, **options)
 

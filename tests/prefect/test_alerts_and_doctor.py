@@ -87,4 +87,7 @@ def test_doctor_sees_a_server_that_is_away() -> None:
 
 def test_doctor_says_what_an_embedded_server_means(tmp_path: Path) -> None:
     with temporary_settings(restore_defaults={PREFECT_API_URL}):
-        assert by_name(checks())["prefect server"].found == "none is set: each flow starts an embedded one"
+        assert (
+            by_name(checks())["prefect server"].found
+            == "PREFECT_API_URL is not set: each flow starts an embedded server"
+        )
