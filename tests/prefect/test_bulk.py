@@ -237,7 +237,7 @@ def test_an_id_that_comes_twice_from_an_iterator_ends_the_run(executor: JobExecu
 
 def test_jobs_are_drawn_as_others_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """A long iterable is not drawn ahead, so the memory that it takes is bounded."""
-    monkeypatch.setattr("executor_adapter.prefect.bulk.run_jobs.WINDOW", 10)
+    monkeypatch.setattr("executor_adapter.prefect.bulk.run_jobs.MAX_LIVE_JOBS", 10)
     ended, furthest = itertools.count(), [0]
     over = [0]
 

@@ -18,7 +18,7 @@ from prefect.tasks import exponential_backoff
 from executor_adapter import RetryPolicy
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.prefect import JobTask, job_task
-from executor_adapter.prefect.options.retries import policy_of
+from executor_adapter.prefect.options.retries import policy_of_task
 
 
 def double(x: int) -> int:
@@ -76,7 +76,7 @@ def test_a_wrong_value_is_refused_in_one_line_that_names_it(options: dict[str, A
     ],
 )
 def test_saying_one_thing_under_two_names_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(InvalidJobError, match="say the same: give one of them"):
+    with pytest.raises(InvalidJobError, match="mean the same: give one of them"):
         job_task(**options)(double)
 
 
@@ -95,7 +95,7 @@ def test_prefects_delays_are_a_number_a_list_or_a_callable(delays: Any, meant: t
     task = job_task(retries=3, retry_delay_seconds=delays, retry_jitter_factor=0.5)(double)
     assert (task.job_options["retry"].delays, task.job_options["retry"].jitter) == (meant, 0.5)
     assert task.with_options(retry_delay=9).job_options["retry"].delay_before(2) == 18
-    assert policy_of(plain_task(retries=3, retry_delay_seconds=delays)(double)).delays == meant
+    assert policy_of_task(plain_task(retries=3, retry_delay_seconds=delays)(double)).delays == meant
 
 
 @pytest.mark.parametrize("delays", [["soon"], "soon", -1, [float("nan")], True])

@@ -1,4 +1,4 @@
-"""What the function of a job of `run_jobs` sees of Prefect, and where what it says goes: its task run's log."""
+"""Gives the functions of `run_jobs` their Prefect contexts, and sends their messages to the logs of the task runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from executor_adapter.job.functions import resolve
 from executor_adapter.job.model import Job, JobStatus, Transition
 from executor_adapter.pools.base import Assignment
 from executor_adapter.prefect.bulk.run_log import RunLog
-from executor_adapter.prefect.child.logs import keep_print_patched
+from executor_adapter.prefect.child.logs import patch_print
 from executor_adapter.prefect.child.task_run_context import (
     TASK_RUN_SCOPE,
     TASK_RUN_SCOPE_HERE,
@@ -25,11 +25,11 @@ from executor_adapter.prefect.child.task_run_context import (
 from executor_adapter.prefect.mirror.job_history import JobHistory
 from executor_adapter.prefect.mirror.state_events import iso
 
-IN_THIS_PROCESS = frozenset({"thread", "coroutine"})
+IN_PROCESS_POOLS = frozenset({"thread", "coroutine"})
 
 
-class FlowScene:
-    """What all jobs of one `run_jobs` share. Made in the flow run's context."""
+class FlowRunScope:
+    """Holds what all jobs of one `run_jobs` share; it is made in the flow run's context."""
 
     def __init__(self, log: RunLog) -> None:
         context = FlowRunContext.get()
@@ -44,47 +44,47 @@ class FlowScene:
                 "tags": sorted(TagsContext.get().current_tags),
             }
         )[1:-1]
-        """Fields of each task run, as JSON without the braces."""
+        """The fields that all task runs share, as JSON without the braces."""
         self.payload = json.dumps(flow_run_payload(context))
-        keep_print_patched()
+        patch_print()
 
 
-class JobScene:
-    """The surroundings of one job."""
+class BulkJobScope:
+    """The scope of one job of `run_jobs`: gives each attempt its task run and logs its messages."""
 
-    __slots__ = ("flow", "history", "number")
+    __slots__ = ("flow", "history", "index")
 
-    def __init__(self, flow: FlowScene, history: JobHistory, number: int) -> None:
+    def __init__(self, flow: FlowRunScope, history: JobHistory, index: int) -> None:
         self.flow = flow
-        self.number = number
-        """The place of the job's result."""
+        self.index = index
+        """The index of the job's result."""
         self.history = history
 
     def prepare(self, assignment: Assignment) -> None:
-        """The task run around the function: in a worker with the flow run, here within the flow run's own context."""
-        about = self._payload(assignment)
-        if assignment.job._live.pool in IN_THIS_PROCESS:
+        """Put the task run around the function: with the flow run in a worker, in the flow run's own context here."""
+        payload = self._payload(assignment)
+        if assignment.job._live.pool in IN_PROCESS_POOLS:
             assignment.context = self.flow.context.copy()
-            assignment.scope = (TASK_RUN_SCOPE_HERE, about)
+            assignment.scope = (TASK_RUN_SCOPE_HERE, payload)
         else:
-            assignment.scope = (TASK_RUN_SCOPE, about)
+            assignment.scope = (TASK_RUN_SCOPE, payload)
 
     def on_message(self, assignment: Assignment, topic: str, content: Any) -> None:
-        """What goes into a log, goes into that of the task run."""
+        """Write log records and output of the function to the log of the task run."""
         if topic in ("log", "output"):
-            self.flow.log.on_message(self.history.id, self.history.shown_name, topic, content)
+            self.flow.log.write_message(self.history.id, self.history.shown_name, topic, content)
 
-    def failed(self, transition: Transition) -> None:
-        """Say in the log how an attempt failed, and what follows."""
+    def log_failure(self, transition: Transition) -> None:
+        """Log how an attempt failed and what follows."""
         job, error = transition.job, transition.error
         if transition.status is JobStatus.CANCELLED or error is None:
             return
         retry_at = job._live.retry_at
         delay = None if retry_at is None else max(0.0, retry_at - transition.at)
-        self.flow.log.failed(self.history.id, self.history.shown_name, error, delay)
+        self.flow.log.write_failure(self.history.id, self.history.shown_name, error, delay)
 
     def _payload(self, assignment: Assignment) -> str:
-        """What `child.task_run_scope` wants to know: JSON, put together here since every attempt needs its own."""
+        """Return the JSON for `task_run_scope`, formatted by hand because every attempt needs its own."""
         run, flow, job = self.history, self.flow, assignment.job
         started = iso(job._live.started_at or run.created_at)
         shown = json.dumps(shown_parameters(parameters_of(job))) if job.args or job.kwargs else "{}"
@@ -97,14 +97,14 @@ class JobScene:
 
 
 def parameters_of(job: Job) -> Mapping[str, Any]:
-    """A job's arguments by the names that its function gives them."""
+    """Return a job's arguments by the names of its function's parameters."""
     if not job.args:
         return job.kwargs
-    return {**dict(zip(_names(job.function), job.args, strict=False)), **job.kwargs}
+    return {**dict(zip(_parameter_names(job.function), job.args, strict=False)), **job.kwargs}
 
 
 @functools.lru_cache(maxsize=64)
-def _names(function: Any) -> tuple[str, ...]:
+def _parameter_names(function: Any) -> tuple[str, ...]:
     try:
         return tuple(inspect.signature(resolve(function) if isinstance(function, str) else function).parameters)
     except (ValueError, TypeError):

@@ -1,7 +1,7 @@
-"""The logs of the task runs of undriven jobs: what a job says, and how its attempts failed.
+"""Writes the logs of the task runs of `run_jobs`: the messages of each job, and how its attempts failed.
 
-Written by a thread of its own, since a line through Prefect's handlers takes longer than a short job, and the
-supervisor must not wait for it. Lines of one job stay in order.
+It has a thread of its own, because a line through Prefect's handlers takes longer than a short job, and the supervisor
+must not wait for it. Lines of one job stay in order.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ Entry = tuple[Callable[..., None], str, str, tuple[Any, ...]]
 
 
 class RunLog:
-    """Writes to the logs of a flow run's task runs. `write` may be called from any thread, and returns at once."""
+    """Writes to the logs of a flow run's task runs. The write methods are thread-safe and return at once."""
 
     def __init__(self) -> None:
-        self._shared = _about_flow_run()
+        self._shared = _flow_run_fields()
         self._entries: queue.SimpleQueue[Entry | threading.Event] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
-    def on_message(self, task_run_id: str, name: str, topic: str, content: Any) -> None:
-        """A job said something: topics and contents are those of `pools.base.PoolSupervisor.on_message`."""
+    def write_message(self, task_run_id: str, name: str, topic: str, content: Any) -> None:
+        """Write a message of a job: topics and contents are those of `pools.base.PoolSupervisor.on_message`."""
         self._put((log_message, task_run_id, name, (topic, content)))
 
-    def failed(self, task_run_id: str, name: str, error: BaseException, delay: float | None) -> None:
-        """An attempt failed; the next follows in `delay` seconds, or none at all."""
+    def write_failure(self, task_run_id: str, name: str, error: BaseException, delay: float | None) -> None:
+        """Write that an attempt failed; the next one follows in `delay` seconds, or none if it is None."""
         self._put((log_failed_attempt, task_run_id, name, (error, delay)))
 
     def flush(self, timeout: float = 10.0) -> None:
-        """Wait until all that was written so far is with Prefect's handlers, at most `timeout` seconds."""
+        """Wait until Prefect's handlers have everything written so far, at most `timeout` seconds."""
         if self._thread is not None:
             written = threading.Event()
             self._entries.put(written)
@@ -55,7 +55,7 @@ class RunLog:
                 self._thread.start()
 
     def close(self) -> None:
-        """Let the thread end when it has written what there is; more may still be written."""
+        """Let the thread end once it has written what is queued; a later write starts another thread."""
         with self._lock:
             thread, self._thread = self._thread, None
         if thread is not None:
@@ -75,12 +75,12 @@ class RunLog:
             write(self._logger(task_run_id, name), *args)
 
     def _logger(self, task_run_id: str, name: str) -> Any:
-        about = {**self._shared, "task_run_id": task_run_id, "task_run_name": name, "task_name": name}
-        return PrefectLogAdapter(get_logger("prefect.task_runs"), extra=about)
+        fields = {**self._shared, "task_run_id": task_run_id, "task_run_name": name, "task_name": name}
+        return PrefectLogAdapter(get_logger("prefect.task_runs"), extra=fields)
 
 
-def _about_flow_run() -> dict[str, Any]:
-    """What Prefect's handlers want to know of the flow run around the caller."""
+def _flow_run_fields() -> dict[str, Any]:
+    """Return the fields that Prefect's handlers need of the flow run around the caller."""
     context = FlowRunContext.get()
     flow_run = context.flow_run if context is not None else None
     flow = context.flow if context is not None else None

@@ -1,4 +1,4 @@
-"""What a job says becomes lines of its task run's log."""
+"""Writes the messages of a job to the log of its task run."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from executor_adapter.job.text import storable
 RunLogger = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
 job_logger = logging.getLogger("executor_adapter.job")
-"""That of `JobContext.logger`."""
+"""The logger behind `JobContext.logger`."""
 
 _STREAM_LEVELS = {"stdout": logging.INFO, "stderr": logging.WARNING}
 _RESERVED = frozenset(vars(logging.makeLogRecord({}))) | {"level"}
 
 
-def keep_print_patched() -> None:
-    """Let `print` be logged wherever the task run around it says so, for good; elsewhere it prints.
+def patch_print() -> None:
+    """Replace `print`, for the rest of the process, by one that logs within task runs with `log_prints`.
 
-    Prefect patches `print` for each task and puts back what it found; of tasks that overlap, the first to end would
-    put back the plain one under the feet of the others.
+    Elsewhere it prints. Prefect replaces `print` for each task and restores it afterwards: of tasks that overlap, the
+    first to end would restore the plain `print` while the others still run.
     """
     builtins.print = print_as_log
 
 
-class ToRunLog(logging.Filter):
-    """Hands what a job in this process says by `current_job().logger` to the log of the task run around it.
+class RunLogFilter(logging.Filter):
+    """Sends records of `current_job().logger` in this process to the log of the task run around the job.
 
-    On the logger itself, so that Prefect's console shows the line once.
+    It is a filter of the logger itself, so that Prefect's console shows each line once.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """False where there is a task run, and its log has it."""
+        """Return False where there is a task run: its log has the record."""
         if TaskRunContext.get() is None:
             return True
         fields = vars(record) | {"level": record.levelno, "message": record.getMessage()}
@@ -48,7 +48,7 @@ class ToRunLog(logging.Filter):
 
 
 def log_message(logger: RunLogger, topic: str, content: Any) -> None:
-    """Log what a function said: a log record or a line of output; other topics are not for a log.
+    """Log a message of a function if it is a log record or a line of output; ignore other topics.
 
     `logger` is the task run's; topics and contents are those of `pools.base.PoolSupervisor.on_message`.
     """
@@ -60,7 +60,7 @@ def log_message(logger: RunLogger, topic: str, content: Any) -> None:
 
 
 def _log_record(logger: RunLogger, fields: Mapping[str, Any]) -> None:
-    """Handle a record of another process as if it had been logged here: with its own time, level and name."""
+    """Handle a record of another process with its original time, level and name."""
     if not logger.isEnabledFor(fields["level"]):
         return
     target, run = (logger.logger, logger.extra) if isinstance(logger, logging.LoggerAdapter) else (logger, None)
@@ -82,7 +82,7 @@ def _log_record(logger: RunLogger, fields: Mapping[str, Any]) -> None:
 
 
 def log_failed_attempt(logger: RunLogger, error: BaseException, delay: float | None) -> None:
-    """Say how an attempt failed: that the next follows in `delay` seconds, or, where none does, the whole traceback."""
+    """Log how an attempt failed: with the seconds until the next one, or, if none follows, with the traceback."""
     if delay is not None:
         logger.warning("Attempt failed: %s. Next attempt in %.1f s", shown(error), delay)
         return
@@ -90,8 +90,10 @@ def log_failed_attempt(logger: RunLogger, error: BaseException, delay: float | N
 
 
 def log_failure(logger: RunLogger, message: str, error: BaseException | None) -> None:
-    """Log an error, with its traceback where there is one: in words that a server can hold, so made here and not by the
-    handlers."""
+    """Log an error, with its traceback if there is one.
+
+    The traceback is formatted here, not by the handlers, so that it holds only characters that a server can store.
+    """
     trace = "" if error is None else traceback_text(error, error.__traceback__).rstrip()
     fields = {
         "name": logger.name,
@@ -103,5 +105,5 @@ def log_failure(logger: RunLogger, message: str, error: BaseException | None) ->
     _log_record(logger, fields)
 
 
-job_logger.addFilter(ToRunLog())
+job_logger.addFilter(RunLogFilter())
 job_logger.setLevel(logging.INFO)

@@ -1,6 +1,6 @@
-"""Imported where workers are preloaded (PRELOAD), and nowhere else: takes Prefect's own log handlers away there.
+"""Removes Prefect's log handlers from a worker. Imported only where workers are preloaded (PRELOAD).
 
-They would write each record of a job a second time, to the worker's stderr, also of jobs that know nothing of Prefect.
+The handlers would write each record of a job a second time, to the worker's stderr, even for jobs without Prefect.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The little of Prefect that a function sees in a worker process: no client, no network, no engine of the parent's.
+"""The part of Prefect that a function sees in a worker process, without a client, a network or the parent's engine.
 
 `get_run_logger()`, `print` with `log_prints`, `prefect.runtime` and the task run's tags work there. The parent packs
-the task run into about 1 KB of JSON (`task_run_payload`), the worker enters it around the function
-(`task_run_scope`). Log records travel as any other of a job's do, and are logged by the parent against the task run.
-Tasks and flows that the function calls run in the worker, by engines with clients of their own; it has no runner to
-submit any. Events that the function emits are sent by Prefect's own thread in the worker, related to the task run; a
-worker sends what is left of them before it goes.
+the task run into about 1 KB of JSON (`task_run_payload`), and the worker enters it around the function
+(`task_run_scope`). Log records travel as those of any other job do, and the parent logs them against the task run.
+Tasks and flows that the function calls run in the worker, in engines with clients of their own; it has no task runner,
+so it cannot submit tasks. Events that the function emits are sent by Prefect's own thread in the worker, related to the
+task run; a worker sends the remaining ones before it exits.
 """
 
 from __future__ import annotations
@@ -49,20 +49,20 @@ _FLOW_RUN_FIELDS = {
     "expected_start_time", "work_queue_name",
 }  # fmt: skip
 
-FLUSH_SECONDS = 0.8
-"""What a worker that goes gives its events: it is killed a second after it was let go."""
+FLUSH_TIMEOUT = 0.8
+"""Seconds for which a worker that exits sends its events; it is killed one second after it was asked to exit."""
 
-MAX_SHOWN_VALUE = 200
-"""Characters of JSON: longer parameters are left out of `prefect.runtime`, since the function has them anyway."""
+MAX_SHOWN_CHARACTERS = 200
+"""Longer parameters are left out of `prefect.runtime`, because the function has them anyway."""
 
 
 # --- in the parent ---
 
 
 def task_run_payload(task: Task[..., Any], task_run: TaskRun, parameters: Mapping[str, Any]) -> str:
-    """What the worker needs to know of `task_run` and of the flow run around it, as JSON."""
+    """Return, as JSON, the part of `task_run` and of the flow run around it that the worker needs."""
     flow_run_context = FlowRunContext.get()
-    about = {
+    fields = {
         "task": {"name": task.name, "version": task.version, "description": task.description},
         "task_run": task_run.model_dump(mode="json", include=_TASK_RUN_FIELDS),
         "parameters": shown_parameters(parameters),
@@ -70,24 +70,24 @@ def task_run_payload(task: Task[..., Any], task_run: TaskRun, parameters: Mappin
         "log_prints": should_log_prints(task),
         "flow": flow_run_payload(flow_run_context) if flow_run_context is not None else None,
     }
-    return json.dumps(about)
+    return json.dumps(fields)
 
 
 def flow_run_payload(context: FlowRunContext) -> str | None:
-    """What the worker needs to know of the flow run, as JSON; the same for all of its task runs."""
+    """Return, as JSON, the part of the flow run that the worker needs; it is the same for all its task runs."""
     if context.flow_run is None:
         return None
-    about = {
+    fields = {
         "flow": {"name": context.flow.name, "version": context.flow.version} if context.flow else {"name": "<unknown>"},
         "flow_run": json.loads(context.flow_run.model_dump_json(include=_FLOW_RUN_FIELDS)),
         "parameters": shown_parameters(context.parameters or {}),
         "settings": _settings_variables(get_current_settings()),
     }
-    return json.dumps(about)
+    return json.dumps(fields)
 
 
 def _settings_variables(settings: Settings) -> dict[str, str]:
-    """Prefect's settings around the caller, but for the defaults, as variables of the environment."""
+    """Return Prefect's settings around the caller, without the defaults, as environment variables."""
     if not _last_settings or _last_settings[0] is not settings:
         _last_settings[:] = settings, settings.to_environment_variables(exclude_unset=True)
     variables: dict[str, str] = _last_settings[1]
@@ -95,15 +95,15 @@ def _settings_variables(settings: Settings) -> dict[str, str]:
 
 
 _last_settings: list[Any] = []
-"""Those asked for last, which are hardly ever others than those asked for next, and the answer."""
+"""The settings converted last and their variables; the next call nearly always converts the same settings."""
 
 
 def shown_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that `prefect.runtime` is to show."""
+    """Return the parameters that `prefect.runtime` shows."""
     return {
         name: value
         for name, value in parameters.items()
-        if isinstance(value, str | int | float | bool | None) and len(str(value)) <= MAX_SHOWN_VALUE
+        if isinstance(value, str | int | float | bool | None) and len(str(value)) <= MAX_SHOWN_CHARACTERS
     }
 
 
@@ -111,16 +111,21 @@ def shown_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class NoTaskRunner(TaskRunner[PrefectFuture[Any]]):
-    """Stands in a worker process for the flow's task runner, which is in the parent: it refuses to submit."""
+    """Refuses to submit tasks in a worker process, where it stands in for the flow's task runner in the parent."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
 
     def duplicate(self) -> Self:
-        """It runs nothing, so one is enough."""
+        """Return the same object, which runs nothing and may be shared."""
         return self
 
     def submit(self, *_: Any, **__: Any) -> NoReturn:
+        """Refuse to submit a task.
+
+        Raises:
+            RuntimeError: always.
+        """
         raise RuntimeError(
             "a job in a worker process cannot submit tasks: submit them in the flow, or use pool='thread'"
         )
@@ -128,55 +133,55 @@ class NoTaskRunner(TaskRunner[PrefectFuture[Any]]):
 
 @contextlib.contextmanager
 def task_run_scope(payload: str) -> Iterator[None]:
-    """Let the function see the task run and the flow run that `payload` tells of."""
+    """Enter the contexts of the task run and the flow run that `payload` describes, in a worker process."""
     prepare_process()
-    about = json.loads(payload)
+    received = json.loads(payload)
     with contextlib.ExitStack() as stack:
-        _use_settings(about["flow"])
-        if about["flow"] is not None:
-            stack.enter_context(_flow_run_context(about["flow"]))
-        _enter_task_run(stack, about, log_prints=about["log_prints"])
-        if about["log_prints"]:
+        _use_settings(received["flow"])
+        if received["flow"] is not None:
+            stack.enter_context(_flow_run_context(received["flow"]))
+        _enter_task_run(stack, received, log_prints=received["log_prints"])
+        if received["log_prints"]:
             stack.enter_context(patch_print())
         try:
             yield
-        except SystemExit:  # the worker has been told to end, and runs nothing more at its exit
+        except SystemExit:  # The worker was asked to exit, and will not run its exit functions.
             _flush_events()
             raise
 
 
 @contextlib.contextmanager
 def task_run_scope_here(payload: str) -> Iterator[None]:
-    """The same in the process of the flow run, whose context the caller is in: `print` goes to the task run's log."""
+    """Enter the context of the task run in the process and context of its flow run, with `print` logged."""
     with contextlib.ExitStack() as stack:
         _enter_task_run(stack, json.loads(payload), log_prints=True)
         yield
 
 
-def _enter_task_run(stack: contextlib.ExitStack, about: dict[str, Any], *, log_prints: bool) -> None:
-    task_run = TaskRun.model_validate(about["task_run"])
-    # Built without validation: a valid one would need a client and a result store.
+def _enter_task_run(stack: contextlib.ExitStack, received: dict[str, Any], *, log_prints: bool) -> None:
+    task_run = TaskRun.model_validate(received["task_run"])
+    # The context is built without validation, because a valid one needs a client.
     fields: dict[str, Any] = {
-        "task": SimpleNamespace(**about["task"], tags=set(task_run.tags)),
+        "task": SimpleNamespace(**received["task"], tags=set(task_run.tags)),
         "task_run": task_run,
-        "parameters": about["parameters"],
+        "parameters": received["parameters"],
         "log_prints": log_prints,
         "result_store": _result_store(),
         "persist_result": False,
     }
-    around = about.get("tags", task_run.tags)  # without the task's own, where the parent tells them apart
-    stack.enter_context(TagsContext.model_construct(current_tags=set(around)))
+    tags = received.get("tags", task_run.tags)  # Without the task's own tags, if the parent has sent these apart.
+    stack.enter_context(TagsContext.model_construct(current_tags=set(tags)))
     stack.enter_context(TaskRunContext.model_construct(**fields))
 
 
 @functools.lru_cache(maxsize=16)
 def _flow_run_context(flow: str) -> FlowRunContext:
-    """The context of a flow run, built once a worker: it is entered by one job at a time."""
-    about = json.loads(flow)
+    """Return the context of a flow run, which is built once in a worker and entered by one job at a time."""
+    received = json.loads(flow)
     fields: dict[str, Any] = {
-        "flow": SimpleNamespace(**about["flow"]),
-        "flow_run": FlowRun.model_validate(about["flow_run"]),
-        "parameters": about["parameters"],
+        "flow": SimpleNamespace(**received["flow"]),
+        "flow_run": FlowRun.model_validate(received["flow_run"]),
+        "parameters": received["parameters"],
         "task_runner": NoTaskRunner().__enter__(),
         "result_store": _result_store(),
         "persist_result": False,
@@ -187,14 +192,17 @@ def _flow_run_context(flow: str) -> FlowRunContext:
 
 @functools.cache
 def _result_store() -> ResultStore:
-    """For what Prefect's engines run here: a task or a flow that the function calls."""
+    """Return the result store for the tasks and flows that functions call in this process."""
     return ResultStore()
 
 
-@functools.lru_cache(maxsize=1)  # nothing to do where the job before was the same flow run's
+@functools.lru_cache(maxsize=1)  # There is nothing to do if the previous job belonged to the same flow run.
 def _use_settings(flow: str | None) -> None:
-    """Have Prefect's settings here be the flow run's, and those of what the function starts: they may come from a
-    `temporary_settings` or another profile, or from an environment that was changed since the worker's was made."""
+    """Apply the flow run's Prefect settings to this process and to programs that the function starts.
+
+    They may come from `temporary_settings` or another profile, or from an environment that has changed since the worker
+    was started.
+    """
     wanted = _own_variables() | (json.loads(flow)["settings"] if flow is not None else {})
     now = _prefect_variables()
     if wanted == now:
@@ -208,7 +216,7 @@ def _use_settings(flow: str | None) -> None:
 
 @functools.cache
 def _own_variables() -> dict[str, str]:
-    """Those that the worker was started with."""
+    """Return the PREFECT_ variables that the worker was started with."""
     return _prefect_variables()
 
 
@@ -217,19 +225,22 @@ def _prefect_variables() -> dict[str, str]:
 
 
 def is_worker() -> bool:
-    """Whether this process is a worker that has run a job of Prefect's."""
+    """Return whether this process is a worker that has run a job of a flow or a job task."""
     return prepare_process.cache_info().currsize > 0
 
 
 @functools.cache
 def prepare_process() -> None:
-    """Leave the logging of this worker to the pool: Prefect's own handlers would write each record a second time. And
-    have its last events sent: Prefect does so when the interpreter waits for its threads, and a worker does not."""
+    """Remove Prefect's log handlers from this worker and send its last events at exit.
+
+    The pool collects the records, and Prefect's own handlers would write each of them a second time. Prefect sends the
+    last events when the interpreter waits for its threads, which a worker does not do.
+    """
     atexit.register(_flush_events)
     handlers = list(logging.root.handlers)
-    importlib.import_module("prefect.main")  # sets up the levels of Prefect's loggers, and replaces root's handlers
+    importlib.import_module("prefect.main")  # This sets the levels of Prefect's loggers and replaces root's handlers.
     logging.root.handlers = handlers
-    job_logger.filters.clear()  # the parent hands its records to the task run's log
+    job_logger.filters.clear()  # The parent writes these records to the task run's log.
     loggers = (logging.getLogger(name) for name in ("", *logging.root.manager.loggerDict))
     for logger in loggers:
         for handler in list(logger.handlers):
@@ -238,5 +249,5 @@ def prepare_process() -> None:
 
 
 def _flush_events() -> None:
-    """Send what functions have emitted here; nothing where none has."""
-    EventsWorker.drain_all(timeout=FLUSH_SECONDS)
+    """Send the events that functions have emitted in this process."""
+    EventsWorker.drain_all(timeout=FLUSH_TIMEOUT)

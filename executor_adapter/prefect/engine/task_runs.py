@@ -1,4 +1,4 @@
-"""Makes the task run of a job run, which is Pending from then on."""
+"""Makes the task run of a job run and reports it to the server as Pending."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ def create_task_run(
     wait_for: Iterable[Any] | None,
     dependencies: dict[str, set[RunInput]] | None = None,
 ) -> TaskRun:
-    """Make the task run of a call, in the context of the caller, and tell the server that it is Pending."""
-    making = job_run.task.create_local_run(
-        client=cast(PrefectClient, contextlib.nullcontext()),  # asked for, entered, and not used for a local run
+    """Make the task run of a call, in the caller's context, and report it to the server as Pending."""
+    coroutine = job_run.task.create_local_run(
+        client=cast(PrefectClient, contextlib.nullcontext()),  # It is entered, but a local run never uses it.
         parameters=parameters,
         wait_for=wait_for,
         extra_task_inputs=dependencies,
     )
     try:
-        making.send(None)
+        coroutine.send(None)
     except StopIteration as finished:
         task_run: TaskRun = finished.value
     else:
-        making.close()
-        raise RuntimeError("Prefect's Task.create_local_run waits for something: it did not in the versions known")
+        coroutine.close()
+        raise RuntimeError("Task.create_local_run awaits something in this Prefect version: install a supported one")
     _drop_false_parents(task_run)
     assert task_run.state is not None, "a new task run is Pending"
     job_run.reporter = reporter_for(task_run)
@@ -45,10 +45,15 @@ def create_task_run(
 
 
 def _drop_false_parents(task_run: TaskRun) -> None:
-    """Prefect takes an argument's future that is Running for the generator which the call is made in; no job is one."""
+    """Remove parents that are arguments of the call.
+
+    Prefect takes a running future among the arguments for the generator task that makes the call. A job is never one.
+    """
     inputs = task_run.task_inputs
-    given = {each.id for name, each in _inputs(task_run) if name != "__parents__" and isinstance(each, TaskRunResult)}
-    parents = [each for each in inputs.get("__parents__", ()) if getattr(each, "id", None) not in given]
+    argument_ids = {
+        each.id for name, each in _inputs(task_run) if name != "__parents__" and isinstance(each, TaskRunResult)
+    }
+    parents = [each for each in inputs.get("__parents__", ()) if getattr(each, "id", None) not in argument_ids]
     if parents:
         inputs["__parents__"] = parents
     else:
@@ -56,4 +61,4 @@ def _drop_false_parents(task_run: TaskRun) -> None:
 
 
 def _inputs(task_run: TaskRun) -> Iterator[tuple[str, object]]:
-    return ((name, each) for name, given in task_run.task_inputs.items() for each in given)
+    return ((name, each) for name, inputs in task_run.task_inputs.items() for each in inputs)

@@ -1,9 +1,9 @@
-"""Job tasks in Prefect's own engines: those of a task worker, which runs what `delay` and `apply_async` scheduled.
+"""Runs job tasks in Prefect's own engines: those of a task worker, which runs what `delay` and `apply_async` scheduled.
 
-A task worker knows no engine but Prefect's. What that asks its task for is the function that makes an attempt, and
-whether a failure may be retried. A JobTask answers with what is here, so that each attempt is one of a job, with its
-limits, and `retry.decide` decides on the next. All else is the engine's: a job that waits for a slot is Running, and a
-crash is Failed.
+A task worker uses Prefect's engine and no other. That engine asks its task for the function that makes an attempt, and
+whether a failure may be retried. A JobTask answers with the objects of this module, so that each attempt is one of a
+job, with its limits, and `retry.decide` decides on the next one. Everything else is the engine's: a job that waits for
+a slot is shown as Running, and a crash as Failed.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from prefect.states import Completed, Failed
 
 from executor_adapter.job.retry import RetryDecision
 from executor_adapter.prefect.child.logs import log_message
-from executor_adapter.prefect.engine.base import INTERRUPT_SECONDS
-from executor_adapter.prefect.engine.job_run import JobRun, driving, is_driven, outcome
-from executor_adapter.prefect.engine.waiting import over, result_of
+from executor_adapter.prefect.engine.base import FORBIDDEN, INTERRUPT_TIMEOUT
+from executor_adapter.prefect.engine.job_run import JobRun, attempt_result, driving, is_driven
+from executor_adapter.prefect.engine.waiting import await_result, wait_until_done
 
 RetryCondition = Callable[[Task[..., Any], TaskRun, State[Any]], bool | Awaitable[bool]]
 
 
-def in_stock_engine(task: Task[..., Any]) -> bool:
-    """Whether the caller is one of Prefect's own engines that runs `task`, or code that it calls."""
+def in_prefect_engine(task: Task[..., Any]) -> bool:
+    """Return whether the caller is one of Prefect's own engines that runs `task`, or code called by it."""
     context = TaskRunContext.get()
     return context is not None and context.task is task and not is_driven(task)
 
 
-class StockJob:
-    """The job of a task run that an engine of Prefect's drives. It ends with that engine, at the latest."""
+class TaskWorkerJob:
+    """The job of a task run that an engine of Prefect's drives; it ends with that engine at the latest."""
 
     def __init__(self, task: Task[..., Any], options: Mapping[str, Any], context: TaskRunContext) -> None:
         self.task, self.task_run, self._parameters = task, context.task_run, context.parameters
@@ -49,7 +49,7 @@ class StockJob:
         self._attempts = 0
 
     def run(self) -> Any:
-        """Run one attempt, and block until it is over: its value, or its error."""
+        """Run one attempt and block until it is over; return its value or raise its error."""
         with driving(self.task):
             try:
                 for step in self._steps_to_slot(lambda topic, content: self._messages.put((topic, content))):
@@ -58,85 +58,87 @@ class StockJob:
                 future.add_done_callback(self._messages.put)
                 for topic, content in iter(self._messages.get, future):
                     log_message(get_run_logger(), topic, content)
-                return self._returned(outcome(future))
+                return self._record_value(attempt_result(future))
             except Exception as error:
-                self._raised(error)
+                self._record_error(error)
                 raise
 
     async def arun(self) -> Any:
-        """The same in an event loop, which is not blocked; a cancelled one returns when nothing of it is alive."""
+        """Do the same as `run` without blocking the event loop; when cancelled, return once the attempt is dead."""
         loop, log = asyncio.get_running_loop(), functools.partial(log_message, get_run_logger())
         with driving(self.task):
             context = copy_context()
 
-            def hear(topic: str, content: Any) -> None:
+            def on_message(topic: str, content: Any) -> None:
                 loop.call_soon_threadsafe(log, topic, content, context=context)
 
             try:
-                for step in self._steps_to_slot(hear):
-                    await result_of(step)
+                for step in self._steps_to_slot(on_message):
+                    await await_result(step)
                 future = self._job_run.attempt(self.task_run, self._parameters)
-                await over(future)
-                return self._returned(outcome(future))
+                await wait_until_done(future)
+                return self._record_value(attempt_result(future))
             except Exception as error:
-                self._raised(error)
+                self._record_error(error)
                 raise
             except BaseException as error:
                 await self._interrupt(error)
                 raise
 
-    def _steps_to_slot(self, hear: Callable[[str, Any], None]) -> Iterator[Future[None]]:
-        """What has to be waited for, one after the other, before an attempt may begin."""
+    def _steps_to_slot(self, on_message: Callable[[str, Any], None]) -> Iterator[Future[None]]:
+        """Yield the futures to wait for, one after the other, before an attempt may start."""
         self._attempts += 1
         if self._attempts == 1:
-            yield self._job_run.open(self.task_run, self._parameters, hear)
+            yield self._job_run.open(self.task_run, self._parameters, on_message)
             return
-        due, self._job_run.due = self._job_run.due, None
-        assert due is not None, "a further attempt was decided on"
-        assert self._job_run.driver is not None, "a retry is one of a job that was started"
+        due = self._job_run.take_retry_due()
+        assert due is not None, "a further attempt follows a decision to retry"
         yield due
-        yield self._job_run.driver.acquire()
+        yield self._job_run.acquire_slot()
 
     def may_retry(self, state: State[Any], ask_own: Callable[[], bool | Awaitable[bool]]) -> bool | Awaitable[bool]:
-        """Whether another attempt follows one that ended in `state`: by the executor's rules, then the task's own."""
+        """Return whether another attempt follows the one that ended in `state`.
+
+        The executor's rules are asked first, then the task's own condition, `ask_own`.
+        """
         decision = self._job_run.decide(state)
         own = ask_own() if decision.retry else True
         if isinstance(own, Awaitable):
-            return self._follow_later(decision, state, own)
-        return self._follow(decision, state, own)
+            return self._await_own_condition(decision, state, own)
+        return self._conclude(decision, state, own)
 
-    async def _follow_later(self, decision: RetryDecision, state: State[Any], own: Awaitable[bool]) -> bool:
-        return self._follow(decision, state, await own)
+    async def _await_own_condition(self, decision: RetryDecision, state: State[Any], own: Awaitable[bool]) -> bool:
+        return self._conclude(decision, state, await own)
 
-    def _follow(self, decision: RetryDecision, state: State[Any], own: bool) -> bool:
+    def _conclude(self, decision: RetryDecision, state: State[Any], own: bool) -> bool:
         if decision.retry and own:
-            self._job_run.await_retry(decision)
+            self._job_run.start_retry(decision)
             return True
-        reason = decision.reason if own else "its retry_condition_fn says no"
+        reason = decision.reason if own else FORBIDDEN.reason
         get_run_logger().error("Job failed: %s (%s)", state.message, reason)
         self._end(state)
         return False
 
-    def _returned(self, value: Any) -> Any:
+    def _record_value(self, value: Any) -> Any:
         self._job_run.value = value
         state = value if isinstance(value, State) else Completed()
-        if not (state.is_failed() and self._will_be_asked()):
+        if not (state.is_failed() and self._may_be_retried()):
             self._end(state)
         return value
 
-    def _raised(self, error: Exception) -> None:
-        if not self._will_be_asked():
+    def _record_error(self, error: Exception) -> None:
+        if not self._may_be_retried():
             self._end(Failed(data=error))
 
-    def _will_be_asked(self) -> bool:
-        """Whether the engine asks if it may retry, should this attempt have failed."""
+    def _may_be_retried(self) -> bool:
+        """Return whether the engine calls the retry condition if this attempt fails."""
         return self._attempts <= self.task.retries
 
     async def _interrupt(self, error: BaseException) -> None:
-        running = self._job_run.interrupt(f"ended by {type(error).__name__}")
+        running = self._job_run.interrupt(error)
         if running is not None:
-            with anyio.move_on_after(INTERRUPT_SECONDS, shield=True):
-                await over(running)
+            with anyio.move_on_after(INTERRUPT_TIMEOUT, shield=True):
+                await wait_until_done(running)
         self.close()
 
     def _end(self, state: State[Any]) -> None:
@@ -144,35 +146,35 @@ class StockJob:
         self.close()
 
     def close(self) -> None:
-        """Leave nothing of the job behind, whether or not it has ended."""
+        """Release everything the job holds, whether or not it has ended."""
         if not self.is_over:
             self.is_over = True
             self._job_run.close()
 
 
-_current: ContextVar[StockJob | None] = ContextVar("current", default=None)
-"""That of the engine whose context the caller is in."""
+_current_job: ContextVar[TaskWorkerJob | None] = ContextVar("current_job", default=None)
+"""The job of the engine whose context the caller is in."""
 
 
-def _job_of(task: Task[..., Any], options: Mapping[str, Any]) -> StockJob:
-    """That of the engine around the caller, made for its first attempt."""
-    context, job = TaskRunContext.get(), _current.get()
+def _job_of(task: Task[..., Any], options: Mapping[str, Any]) -> TaskWorkerJob:
+    """Return the job of the engine around the caller, and make it for the engine's first attempt."""
+    context, job = TaskRunContext.get(), _current_job.get()
     assert context is not None, "an engine runs its task in this context"
     if job is None or job.is_over or job.task_run.id != context.task_run.id:
-        job = StockJob(task, options, context)
-        _current.set(job)
+        job = TaskWorkerJob(task, options, context)
+        _current_job.set(job)
         if task.isasync and (engine := asyncio.current_task()) is not None:
-            engine.add_done_callback(lambda _: job.close())  # it may be cancelled while it waits for a retry
+            engine.add_done_callback(lambda _: job.close())  # It may be cancelled while it waits for a retry.
     return job
 
 
 class AttemptAsJob:
-    """Stands for a job task's function in an engine of Prefect's: calling it runs one attempt of the task run's job."""
+    """Stands in for a job task's function in Prefect's engine: calling it runs one attempt of the task run's job."""
 
     def __init__(self, task: Task[..., Any], options: Mapping[str, Any], function: Callable[..., Any]) -> None:
         functools.update_wrapper(self, function)
         if hasattr(function, "__code__"):
-            self.__code__ = function.__code__  # cache keys are made of it
+            self.__code__ = function.__code__  # Prefect computes cache keys from it.
         self._task, self._options = task, options
 
     def __call__(self, *_: Any, **__: Any) -> Any:
@@ -181,11 +183,14 @@ class AttemptAsJob:
 
 
 def retry_condition(own: RetryCondition | None) -> RetryCondition:
-    """What an engine of Prefect's is to ask before it retries a job task, whose `own` condition may say no."""
+    """Return the condition that Prefect's engine asks before it retries a job task.
+
+    It applies the executor's rules, then the task's `own` condition, which may refuse a retry.
+    """
 
     def condition(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool | Awaitable[bool]:
-        job = _current.get()
-        if job is None or job.is_over:  # what failed was no attempt: its result could not be written, or the like
+        job = _current_job.get()
+        if job is None or job.is_over:  # Not an attempt failed but the engine, as when it could not write a result.
             return own is None or own(task, task_run, state)
         return job.may_retry(state, lambda: own is None or own(task, task_run, state))
 

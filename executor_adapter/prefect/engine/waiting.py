@@ -1,4 +1,4 @@
-"""Waits for an executor's futures, in an event loop, which is not blocked; and the slot of a job that waits."""
+"""Waits for the executor's futures without blocking an event loop, and lends the slot of a job that waits."""
 
 from __future__ import annotations
 
@@ -15,53 +15,56 @@ if TYPE_CHECKING:
     from executor_adapter.supervision.driver import JobDriver
 
 
-async def over(future: Future[Any]) -> None:
-    """Wait until `future` is done, however. Cancelling the wait does not cancel it: it is the executor's."""
+async def wait_until_done(future: Future[Any]) -> None:
+    """Wait until `future` is done, however it ends.
+
+    Cancelling this wait does not cancel the future, which belongs to the executor.
+    """
     loop, done = asyncio.get_running_loop(), asyncio.Event()
 
-    def tell(_: Future[Any]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+    def notify(_: Future[Any]) -> None:
+        with contextlib.suppress(RuntimeError):  # The loop is closed, so nobody waits any more.
             loop.call_soon_threadsafe(done.set)
 
-    future.add_done_callback(tell)
+    future.add_done_callback(notify)
     await done.wait()
 
 
-async def result_of(future: Future[Any]) -> Any:
-    """What `future` gives, once it is done; raises its error."""
-    await over(future)
+async def await_result(future: Future[Any]) -> Any:
+    """Return the result of `future` once it is done, or raise its error."""
+    await wait_until_done(future)
     return future.result()
 
 
 class SlotLoan:
-    """The slot of one attempt, which others may have while anything in the attempt waits for them. For any thread."""
+    """Lends the slot of one attempt to other jobs while anything in the attempt waits for them. Thread-safe."""
 
     def __init__(self, driver: JobDriver) -> None:
         self._driver = driver
         self._waits = 0
-        self._over = False
+        self._is_closed = False
         self._lent: AbstractContextManager[None] | None = None
         self._lock = threading.Lock()
 
     def begin(self) -> None:
-        """One more wait begins. With the first the slot is lent."""
+        """Count one more wait; the first one lends the slot."""
         with self._lock:
             self._waits += 1
-            if self._waits == 1 and not self._over:
+            if self._waits == 1 and not self._is_closed:
                 self._lent = self._driver.waiting()
                 self._lent.__enter__()
 
     def end(self) -> None:
-        """One is over. With the last the attempt has its slot again."""
+        """Count one wait less; after the last one the attempt has its slot again."""
         with self._lock:
             self._waits -= 1
             if not self._waits:
                 self._take_back()
 
     def close(self) -> None:
-        """The attempt is over: what still waits is not to take back the slot of the next."""
+        """End the loan with the attempt: waits that remain must not take the slot of the next attempt."""
         with self._lock:
-            self._over = True
+            self._is_closed = True
             self._take_back()
 
     def _take_back(self) -> None:
@@ -70,14 +73,14 @@ class SlotLoan:
             lent.__exit__(None, None, None)
 
 
-slot_loan: contextvars.ContextVar[SlotLoan | None] = contextvars.ContextVar("slot_loan", default=None)
-"""That of the attempt whose function the caller is in, in a pool of this process."""
+current_slot_loan: contextvars.ContextVar[SlotLoan | None] = contextvars.ContextVar("current_slot_loan", default=None)
+"""The loan of the attempt whose function is the caller, in a pool of this process."""
 
 
 @contextlib.contextmanager
-def slot_lent() -> Iterator[None]:
-    """While it lasts, the job around the caller, if there is one, waits for others."""
-    loan = slot_loan.get()
+def lend_slot() -> Iterator[None]:
+    """Lend the slot of the job around the caller, if there is one, while the block waits for other jobs."""
+    loan = current_slot_loan.get()
     if loan is None:
         yield
         return

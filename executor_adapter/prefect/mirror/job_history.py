@@ -20,7 +20,7 @@ from executor_adapter.prefect.mirror.states import (
     failure_message,
     state_kind,
 )
-from executor_adapter.prefect.options.retries import shown_retries
+from executor_adapter.prefect.options.retries import prefect_retry_options
 
 NO_FLOW_RUN = UUID("0192d1c1-58a4-7c5e-9d3b-6f1c9a7e4b20")
 """Namespace of the task runs that belong to no flow run."""
@@ -154,7 +154,7 @@ def _function_facts(function: Callable[..., Any] | str) -> tuple[str, str]:
 
 @functools.lru_cache(maxsize=64)
 def _policy_json(policy: RetryPolicy) -> str:
-    shown = shown_retries(policy)
+    shown = prefect_retry_options(policy)
     return json.dumps(
         {
             "max_retries": 0,

@@ -1,9 +1,9 @@
-"""The options of a job task: every field of a Job that is not of one call alone, and every option of a Prefect task.
+"""The options of a job task: the fields of a Job that do not belong to one call, and the options of a Prefect task.
 
-Three things have a name on both sides. Prefect's is translated, and giving both is refused:
+Three options have a name on both sides. Prefect's name is translated, and giving both names is refused:
 
     retries               retry_attempts
-    retry_delay_seconds   retry: with retry_jitter_factor, as `retries` says
+    retry_delay_seconds   retry: with retry_jitter_factor, see `options.retries`
     timeout_seconds       max_runtime
 """
 
@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job.model import Job
-from executor_adapter.prefect.options.retries import Delays, policy_meant
+from executor_adapter.prefect.options.retries import Delays, policy_from_prefect
 
 JOB_OPTIONS = frozenset(Job.model_fields) - {"function", "args", "kwargs", "job_id"}
 TASK_OPTIONS = frozenset(inspect.signature(Task.__init__).parameters) - {"self", "fn"} | {"assets", "materialized_by"}
@@ -31,15 +31,15 @@ TRANSLATED = {
     "retry_jitter_factor": ("retry",),
     "timeout_seconds": ("max_runtime",),
 }
-"""Prefect's options that are not left to Prefect, and the fields of a Job that say the same."""
+"""Prefect's options that are translated instead of passed to Prefect, and the fields of a Job that mean the same."""
 
 
 def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The fields of a Job, and the options that Prefect's Task takes, Prefect's names translated.
+    """Split `options` into fields of a Job and options of Prefect's Task; Prefect's names are translated.
 
     Raises:
         TypeError: an option is neither.
-        InvalidJobError: an option is given under both of its names, or under Prefect's with a value that cannot hold.
+        InvalidJobError: an option is given under both names, or under Prefect's name with a value that cannot work.
     """
     for name in options:
         if name not in JOB_OPTIONS and name not in TASK_OPTIONS:
@@ -47,17 +47,17 @@ def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
     for theirs, ours in TRANSLATED.items():
         for name in ours:
             if theirs in options and name in options:
-                raise InvalidJobError(f"{theirs} and {name} say the same: give one of them")
+                raise InvalidJobError(f"{theirs} and {name} mean the same: give one of them")
     job = {name: value for name, value in options.items() if name in JOB_OPTIONS}
     task = {name: value for name, value in options.items() if name in TASK_OPTIONS and name not in TRANSLATED}
     return job | _translated(options), task
 
 
-def unknown_option(said: str, name: str, known: Collection[str]) -> str:
-    """The line that refuses `name`, with the one that was meant if it is near."""
+def unknown_option(refusal: str, name: str, known: Collection[str]) -> str:
+    """Return the message that refuses option `name`, with a known option of a similar name if there is one."""
     near = difflib.get_close_matches(name, known, n=1)
     hint = f": did you mean {near[0]}?" if near else ": it is neither a field of Job nor an option of a Prefect task"
-    return f"{said} {name!r}{hint}"
+    return f"{refusal} {name!r}{hint}"
 
 
 def _translated(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,18 +67,21 @@ def _translated(options: Mapping[str, Any]) -> dict[str, Any]:
     if options.get("retry_delay_seconds") is not None:
         attempts = options.get("retries", options.get("retry_attempts", Job.model_fields["retry_attempts"].default))
         delays, jitter = options["retry_delay_seconds"], options.get("retry_jitter_factor")
-        job["retry"] = policy_meant(attempts, delays, jitter)
+        job["retry"] = policy_from_prefect(attempts, delays, jitter)
     elif options.get("retry_jitter_factor") is not None:
-        raise InvalidJobError("retry_jitter_factor needs retry_delay_seconds: or give retry=RetryPolicy(jitter=...)")
+        raise InvalidJobError(
+            "retry_jitter_factor needs retry_delay_seconds: give both, or retry=RetryPolicy(jitter=...)"
+        )
     elif options.get("retries") is not None:
         job["retry_attempts"] = options["retries"]
     return job
 
 
 def with_default_retries(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Job options, with what Prefect's settings say of the retries of all tasks where a task says nothing itself.
+    """Return job options with Prefect's default retry settings filled in where the task has no retry options.
 
-    That is PREFECT_TASK_DEFAULT_RETRIES and PREFECT_TASK_DEFAULT_RETRY_DELAY_SECONDS; one that nobody set says nothing.
+    The settings are PREFECT_TASK_DEFAULT_RETRIES and PREFECT_TASK_DEFAULT_RETRY_DELAY_SECONDS; a setting that nobody
+    has set changes nothing.
     """
     settings, filled = get_current_settings().tasks, dict(options)
     if "retry" in options:
@@ -87,12 +90,12 @@ def with_default_retries(options: Mapping[str, Any]) -> dict[str, Any]:
         filled.setdefault("retry_attempts", settings.default_retries)
     if "retry_delay" not in options and "default_retry_delay_seconds" in settings.model_fields_set:
         attempts = filled.get("retry_attempts", Job.model_fields["retry_attempts"].default)
-        filled["retry"] = policy_meant(attempts, cast(Delays, settings.default_retry_delay_seconds), None)
+        filled["retry"] = policy_from_prefect(attempts, cast(Delays, settings.default_retry_delay_seconds), None)
     return filled
 
 
 def merge_options(before: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Job options with `changes` made: what was said last of the retries counts, under whichever name."""
+    """Return job options with `changes` applied; the latest retry options win, under whichever name."""
     merged = {**before, **changes}
     policy = before.get("retry")
     if "retry" in changes or policy is None:
@@ -104,11 +107,11 @@ def merge_options(before: Mapping[str, Any], changes: Mapping[str, Any]) -> dict
 
 
 FORMATTED = ("tool_name", "dedupe_key")
-"""Fields of a Job in which `{parameter}` stands for a call's argument, as in Prefect's `task_run_name`."""
+"""Fields of a Job in which `{parameter}` is replaced by a call's argument, as in Prefect's `task_run_name`."""
 
 
 def job_of_call(task: Task[..., Any], options: Mapping[str, Any], job_id: str, parameters: Mapping[str, Any]) -> Job:
-    """The job of one call; `parameters` are bound to the function's signature, and its futures resolved."""
+    """Return the job of one call; `parameters` are bound to the function's signature and hold no futures."""
     args, kwargs = parameters_to_args_kwargs(task.fn, dict(parameters))
     fields = dict(options)
     for name in FORMATTED:
@@ -117,18 +120,18 @@ def job_of_call(task: Task[..., Any], options: Mapping[str, Any], job_id: str, p
     return Job(job_id=job_id, function=task.fn, args=args, kwargs=kwargs, **fields)
 
 
-def check_job_options(function: Callable[..., Any], options: Mapping[str, Any], said_by: str | None = None) -> Job:
-    """A job of `function` with `options`, never run: made to see that one can be.
+def check_job_options(function: Callable[..., Any], options: Mapping[str, Any], owner: str | None = None) -> Job:
+    """Check the options by making a job of `function` with them, and return that job, which is never run.
 
-    `said_by`: whom a refusal names; the function itself where it is None.
+    `owner`: the name that an error message starts with; by default the function's.
 
     Raises:
-        InvalidJobError: a value is none that could ever work.
+        InvalidJobError: a value can never work.
     """
     try:
         return Job(function=function, **options)
     except ValidationError as error:
-        name = said_by or f"task {getattr(function, '__qualname__', repr(function))}"
+        name = owner or f"task {getattr(function, '__qualname__', repr(function))}"
         raise InvalidJobError(f"{name}: {_in_one_line(error)}") from None
 
 

@@ -1,10 +1,10 @@
-"""Plain tasks as jobs: what a `@task` under a JobTaskRunner asks of its job, and where it may ask for more.
+"""Plain tasks as jobs: the job options of a `@task` under a JobTaskRunner, and the decorator that adds to them.
 
     @job_options(pool="process", memory_limit="1GiB")
     @task(retries=2, timeout_seconds=600)
     def aggregate(frame: pd.DataFrame) -> pd.DataFrame: ...
 
-What the runner says counts least, then what the task says in Prefect's words, then its `job_options`.
+The options of `job_options` win over the task's Prefect options, and those win over the runner's.
 """
 
 from __future__ import annotations
@@ -17,45 +17,46 @@ from prefect import Task
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.prefect.options.job_options import JOB_OPTIONS, check_job_options, unknown_option
-from executor_adapter.prefect.options.retries import policy_of
+from executor_adapter.prefect.options.retries import policy_of_task
 
 AnyTask = TypeVar("AnyTask", bound=Task[..., Any])
 
-OWN_RETRIES = frozenset({"retry", "retry_attempts", "retry_delay"})
-SAID_BY_EACH_TASK = OWN_RETRIES | {"dedupe_key"}
-"""Fields of a Job that a runner cannot say for all its tasks: Prefect has a word for them, or they name one call."""
+RETRY_FIELDS = frozenset({"retry", "retry_attempts", "retry_delay"})
+PER_TASK_FIELDS = RETRY_FIELDS | {"dedupe_key"}
+"""Fields of a Job that a runner cannot set for all tasks: Prefect has an option for them, or they name one call."""
 
 
 def job_options(**fields: Any) -> Callable[[AnyTask], AnyTask]:
-    """Let the jobs of a plain task have these fields of `Job` under a JobTaskRunner; elsewhere they say nothing.
+    """Set fields of `Job` for the jobs of a plain task under a JobTaskRunner; elsewhere they have no effect.
 
-    The task stays the same object, and what `with_options` makes of it keeps them. They win over the task's own
-    `retries` and `timeout_seconds`, and over what the runner says. For a variant, decorate `task.with_options()`.
+    The task stays the same object, and the tasks that its `with_options` returns keep the fields. They win over the
+    task's own `retries` and `timeout_seconds`, and over the runner's fields. For a variant, decorate
+    `task.with_options()`.
 
     Raises:
-        TypeError: a field is unknown, or what is decorated is no plain task.
-        InvalidJobError: a value is none that could ever work.
+        TypeError: a field is unknown, or the decorated object is not a plain task.
+        InvalidJobError: a value can never work.
     """
     for name in fields:
         if name not in JOB_OPTIONS:
             raise TypeError(unknown_option("job_options has no option", name, JOB_OPTIONS))
 
     def record(task: AnyTask) -> AnyTask:
-        _refuse_others(task)
+        _check_is_plain_task(task)
         merged = {**recorded_options(task), **fields}
         check_job_options(task.fn, merged)
-        # Prefect's with_options makes a task of the options that it knows; it is looked up on the task first.
+        # Prefect's own with_options would drop the fields. One in the task's __dict__ is found before it.
         vars(task).update(job_options=merged, with_options=functools.partial(_with_options, task))
         return task
 
     return record
 
 
-def _refuse_others(task: object) -> None:
+def _check_is_plain_task(task: object) -> None:
     if is_job_task(task):
         raise TypeError(f"{task!r} is a job task: give it these options itself, by @job_task(...) or with_options")
     if not isinstance(task, Task):
-        raise TypeError(f"{task!r} is no task: put @job_options above @task")
+        raise TypeError(f"{task!r} is not a task: put @job_options above @task")
 
 
 def _with_options(task: Task[..., Any], **options: Any) -> Task[..., Any]:
@@ -63,31 +64,32 @@ def _with_options(task: Task[..., Any], **options: Any) -> Task[..., Any]:
 
 
 def is_job_task(task: object) -> bool:
+    """Return whether `task` is a JobTask. It asks for a method, because importing the class here would be a circle."""
     return hasattr(task, "make_job")
 
 
 def recorded_options(task: Task[..., Any]) -> dict[str, Any]:
-    """What `job_options` said of the task, or a job task of itself."""
+    """Return the fields that `job_options` has set for the task, or the job options of a job task."""
     return dict(vars(task).get("job_options", ()))
 
 
 def check_defaults(fields: Mapping[str, Any]) -> None:
-    """Refuse what no runner can say for all its tasks.
+    """Refuse fields that a runner cannot set for all its tasks.
 
     Raises:
-        TypeError: a field is unknown, or said by each task.
-        InvalidJobError: a value is none that could ever work.
+        TypeError: a field is unknown, or belongs to each task.
+        InvalidJobError: a value can never work.
     """
     for name in fields:
-        if name in SAID_BY_EACH_TASK:
-            raise TypeError(f"{name} is each task's own: say it by @task(retries=...) or @job_options({name}=...)")
+        if name in PER_TASK_FIELDS:
+            raise TypeError(f"{name} is each task's own: set it by @task(retries=...) or @job_options({name}=...)")
         if name not in JOB_OPTIONS:
-            raise TypeError(unknown_option("JobTaskRunner has no option", name, JOB_OPTIONS - SAID_BY_EACH_TASK))
-    check_job_options(check_defaults, fields, said_by="JobTaskRunner")
+            raise TypeError(unknown_option("JobTaskRunner has no option", name, JOB_OPTIONS - PER_TASK_FIELDS))
+    check_job_options(check_defaults, fields, owner="JobTaskRunner")
 
 
 def options_of(task: Task[..., Any], defaults: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The fields of the jobs of `task` under a runner that says `defaults`. A job task has its own.
+    """Return the fields of the jobs of `task` under a runner with these `defaults`. A job task keeps its own.
 
     Raises:
         InvalidJobError: the task's function is a generator, which cannot be a job.
@@ -100,6 +102,6 @@ def options_of(task: Task[..., Any], defaults: Mapping[str, Any]) -> Mapping[str
     options = {"max_runtime": None, **defaults}
     if task.timeout_seconds is not None:
         options["max_runtime"] = task.timeout_seconds
-    if not own.keys() & OWN_RETRIES:
-        options["retry"] = policy_of(task)
+    if not own.keys() & RETRY_FIELDS:
+        options["retry"] = policy_of_task(task)
     return options | own

@@ -1,4 +1,4 @@
-"""Prefect's words for retries and the policy they mean, in both directions.
+"""Translates between Prefect's retry options and the retry policy that they mean.
 
 retries               retry_attempts
 retry_delay_seconds   delays: a number before every retry, a list one by one, or a callable that gives such a list
@@ -15,17 +15,17 @@ from prefect import Task
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job.retry import RetryPolicy
 
-SHOWN_DELAYS = 50
-"""Prefect takes no more delays than these for one task."""
+MAX_DELAYS = 50
+"""Prefect accepts at most this many delays for one task."""
 
 Delays = float | Sequence[float] | Callable[[int], Sequence[float]] | None
 
 
-def policy_meant(retries: int, delays: Delays, jitter: float | None, **fields: Any) -> RetryPolicy:
-    """The policy that Prefect's options mean; `fields` are others of RetryPolicy.
+def policy_from_prefect(retries: int, delays: Delays, jitter: float | None, **fields: Any) -> RetryPolicy:
+    """Return the policy that Prefect's options mean; `fields` are further fields of RetryPolicy.
 
     Raises:
-        InvalidJobError: the delays are neither a number, nor some numbers, nor a callable that gives some; or the
+        InvalidJobError: the delays are neither a number, nor a list of numbers, nor a callable that returns one; or the
             jitter is negative.
     """
     given = delays(retries) if callable(delays) else delays
@@ -35,7 +35,7 @@ def policy_meant(retries: int, delays: Delays, jitter: float | None, **fields: A
             f"retry_delay_seconds={delays!r}: give seconds, a list of them, or a callable that makes one of `retries`"
         )
     if jitter is not None and not _is_delay(jitter):
-        raise InvalidJobError(f"retry_jitter_factor={jitter!r}: give a share of the delay, from 0 on")
+        raise InvalidJobError(f"retry_jitter_factor={jitter!r}: give a share of the delay, 0 or more")
     return RetryPolicy(retry_attempts=retries, delays=tuple(listed), jitter=min(1.0, jitter or 0.0), **fields)
 
 
@@ -43,16 +43,16 @@ def _is_delay(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
 
 
-def policy_of(task: Task[..., Any]) -> RetryPolicy:
-    """What a plain task asks for: its retries, all of them after crashes too."""
-    return policy_meant(
+def policy_of_task(task: Task[..., Any]) -> RetryPolicy:
+    """Return the policy that a plain task asks for: its retries, all of which may follow crashes too."""
+    return policy_from_prefect(
         task.retries, task.retry_delay_seconds, task.retry_jitter_factor, crash_attempts=task.retries
     )  # fmt: skip
 
 
-def shown_retries(policy: RetryPolicy) -> dict[str, Any]:
-    """What the task run's `empirical_policy` says of the retries; the delays without their jitter."""
-    retries = range(1, min(policy.retry_attempts, SHOWN_DELAYS) + 1)
+def prefect_retry_options(policy: RetryPolicy) -> dict[str, Any]:
+    """Return the options that show `policy` in a task run's `empirical_policy`; the delays are without their jitter."""
+    retries = range(1, min(policy.retry_attempts, MAX_DELAYS) + 1)
     delays = [policy.delay_before(retry) for retry in retries]
     return {
         "retries": policy.retry_attempts,

@@ -1,4 +1,4 @@
-"""The task runner that runs a flow's job tasks beside the flow's own, which knows nothing of them."""
+"""Runs the job tasks of a flow beside the flow's own task runner, which handles all other tasks."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.prefect.cancellation.watcher import watch_flow_run
 from executor_adapter.prefect.child.task_run_context import NoTaskRunner, is_worker
 from executor_adapter.prefect.engine.job_run import JobRun
-from executor_adapter.prefect.engine.waiting import slot_lent
+from executor_adapter.prefect.engine.waiting import lend_slot
 from executor_adapter.prefect.mirror import flow_run_mirrors
 from executor_adapter.prefect.mirror.timeouts import remaining_close_seconds
+from executor_adapter.prefect.options.plain_task import is_job_task
 from executor_adapter.prefect.reporting.events import current_flow_run
 from executor_adapter.prefect.runners.engine_threads import EngineThreads
 from executor_adapter.prefect.runners.job_task_runner import JobTaskRunner
@@ -33,10 +34,10 @@ _lock = threading.Lock()
 
 
 class CompanionTaskRunner(TaskRunner[PrefectFuture[Any]]):
-    """Runs job tasks in engine threads; leaves all other tasks to the flow's own runner.
+    """Runs job tasks in engine threads and leaves all other tasks to the flow's own runner.
 
-    It lives as long as that runner is entered. When the flow ends, jobs that run are waited for and the others are
-    cancelled, as Prefect's ThreadPoolTaskRunner does; when it ends by a signal or its like, all are cancelled.
+    It lives as long as that runner is entered. When the flow ends, running jobs are waited for and waiting jobs are
+    cancelled, as Prefect's ThreadPoolTaskRunner does; when an interruption, as by a signal, ends it, all are cancelled.
     """
 
     def __init__(self, beside: TaskRunner[Any]) -> None:
@@ -45,7 +46,7 @@ class CompanionTaskRunner(TaskRunner[PrefectFuture[Any]]):
         self._threads = EngineThreads()
 
     def duplicate(self) -> Self:
-        """A runner for another flow run."""
+        """Return a companion of the same kind of runner for another flow run."""
         return type(self)(self.beside.duplicate())
 
     def submit(
@@ -55,39 +56,41 @@ class CompanionTaskRunner(TaskRunner[PrefectFuture[Any]]):
         wait_for: Iterable[PrefectFuture[Any]] | None = None,
         dependencies: dict[str, set[RunInput]] | None = None,
     ) -> PrefectFuture[Any]:
-        """Submit a job task here, any other to the flow's own runner."""
-        from executor_adapter.prefect.job_task import JobTask
-
-        if isinstance(task, JobTask):
+        """Submit a job task here, and any other task to the flow's own runner."""
+        if is_job_task(task):
             return self._threads.submit(JobRun(task, task.job_options), parameters, wait_for, dependencies)
         return self.beside.submit(task, parameters, wait_for, dependencies)  # type: ignore[no-any-return]
 
     def watch(self) -> None:
-        """Hear of the cancel of the flow run around the caller, as the first job submitted there would have it."""
+        """Cancel the jobs when the flow run around the caller is cancelled; the first submitted job does this too."""
         self._threads.watch()
 
     def close(self, cancel_others: Callable[[], object]) -> None:
-        """End job tasks as the class says, around `cancel_others`, which does so with the flow's own runner's tasks."""
-        # Waiting jobs first: a task of the other runner may wait for one. Then the others: a job may wait for them.
+        """End the job tasks as the class docstring says; `cancel_others` ends the tasks of the flow's own runner."""
+        # Waiting jobs end first, because tasks of the other runner may wait for them. Running jobs are joined last,
+        # because they may wait for tasks of the other runner.
         interrupted = self._is_interrupted()
         self._threads.end_early(cancel_running=interrupted)
         try:
             cancel_others()
         finally:
-            self._threads.join(hurry=interrupted)
+            self._threads.join(interrupted=interrupted)
 
     @staticmethod
     def _is_interrupted() -> bool:
-        """Whether the flow run ends by a signal or its like. Its own exceptions do not come so far, and an Exception
-        seen here is one that the flow's caller handles."""
+        """Return whether a signal or another BaseException ends the flow run.
+
+        The flow's own exceptions have been handled before; an Exception seen here is one that the flow's caller
+        handles.
+        """
         error = sys.exc_info()[1]
         return error is not None and not isinstance(error, Exception)
 
 
 class _CancelAll:
-    """Stands for `cancel_all` of a flow's task runner, which that calls when its flow run ends.
+    """Replaces `cancel_all` of a flow's task runner, which the runner calls when its flow run ends.
 
-    It is the one public method of Prefect's runners that is called then: `__exit__` is looked up on the class.
+    No other public method can be replaced for this: `__exit__` is looked up on the class, not on the object.
     """
 
     def __init__(self, companion: CompanionTaskRunner, cancel_all: Callable[[], object]) -> None:
@@ -99,11 +102,12 @@ class _CancelAll:
 
 
 def companion_of(task_runner: TaskRunner[Any]) -> CompanionTaskRunner | JobTaskRunner:
-    """The runner for job tasks beside `task_runner`, which is entered; made when first asked for. A JobTaskRunner needs
-    none.
+    """Return the runner for job tasks beside `task_runner`, which must be entered; it is made on the first call.
+
+    A JobTaskRunner needs no companion and is returned itself.
 
     Raises:
-        InvalidJobError: that runner has no way to say that its flow run ends.
+        InvalidJobError: `task_runner` calls nothing when its flow run ends.
     """
     if isinstance(task_runner, CompanionTaskRunner | JobTaskRunner):
         return task_runner
@@ -113,18 +117,19 @@ def companion_of(task_runner: TaskRunner[Any]) -> CompanionTaskRunner | JobTaskR
             return cancel_all.companion
         if cancel_all is None:
             name = type(task_runner).__name__
-            raise InvalidJobError(f"a job task cannot be submitted under {name}: use ThreadPoolTaskRunner, or call it")
+            raise InvalidJobError(
+                f"a job task cannot be submitted under {name}: use ThreadPoolTaskRunner, or call the task"
+            )
         companion = CompanionTaskRunner(task_runner).__enter__()
         task_runner.cancel_all = _CancelAll(companion, cancel_all)  # type: ignore[attr-defined]
         return companion
 
 
 class JobTaskCall:
-    """Around the call of a job task, in a flow or not: `on_cancel()` is called as in `watching`, and the job that the
-    call is made in lends its slot.
+    """Context manager around a direct job-task call: watches for cancellation and lends the caller's slot.
 
-    In a worker process, and under a runner that cannot tell when its flow run is over, nobody else waits until the
-    server knows how the task run ended: there, the last of the calls that live at once does.
+    Elsewhere the flow's task runner waits until the server has recorded how the task run ended. In a worker process,
+    and under a runner that is not notified of the flow run's end, the last of the concurrent calls waits for it.
     """
 
     def __init__(self, on_cancel: Callable[[], object]) -> None:
@@ -132,12 +137,13 @@ class JobTaskCall:
 
     def __enter__(self) -> None:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(slot_lent())
-            stack.enter_context(watching(self._on_cancel))
+            stack.enter_context(lend_slot())
+            stack.enter_context(watch_for_cancel(self._on_cancel))
             self._around = stack.pop_all()
         flow_run = current_flow_run()
-        self._ends, self._flow_run_id = _end_is_untold(), flow_run.id if flow_run is not None else None
-        if self._ends:
+        self._waits_for_server = _nobody_else_waits()
+        self._flow_run_id = flow_run.id if flow_run is not None else None
+        if self._waits_for_server:
             with _lock:
                 _calls[self._flow_run_id] += 1
 
@@ -145,8 +151,8 @@ class JobTaskCall:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         with self._around:
-            if self._is_last():
-                flow_run_mirrors.close(self._flow_run_id, timeout=_patience(kind))
+            if self._finish_call():
+                flow_run_mirrors.close(self._flow_run_id, timeout=_server_timeout(kind))
 
     async def __aenter__(self) -> None:
         self.__enter__()
@@ -155,11 +161,12 @@ class JobTaskCall:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         with self._around:
-            if self._is_last():
-                await asyncio.to_thread(flow_run_mirrors.close, self._flow_run_id, timeout=_patience(kind))
+            if self._finish_call():
+                await asyncio.to_thread(flow_run_mirrors.close, self._flow_run_id, timeout=_server_timeout(kind))
 
-    def _is_last(self) -> bool:
-        if not self._ends:
+    def _finish_call(self) -> bool:
+        """Remove the call from those in progress; return whether it has to wait for the server."""
+        if not self._waits_for_server:
             return False
         with _lock:
             _calls[self._flow_run_id] -= 1
@@ -170,42 +177,46 @@ class JobTaskCall:
 
 
 _calls: Counter[UUID | None] = Counter()
-"""Those that live, by flow run, where somebody has to wait for the server."""
+"""The number of calls in progress that have to wait for the server, by flow run."""
 
 
-def _end_is_untold() -> bool:
-    """Whether nobody tells when the flow run around the caller is over, or this process."""
+def _nobody_else_waits() -> bool:
+    """Return whether nothing is notified when the flow run around the caller, or this process, is over."""
     context = FlowRunContext.get()
     if context is None or isinstance(context.task_runner, NoTaskRunner):
         return is_worker()
     return not isinstance(context.task_runner, CompanionTaskRunner) and not hasattr(context.task_runner, "cancel_all")
 
 
-def _patience(kind: type[BaseException] | None) -> float | None:
-    """Seconds for the server: few where a signal or its like ends the process."""
+def _server_timeout(kind: type[BaseException] | None) -> float | None:
+    """Return how many seconds to wait for the server: few if a signal or another BaseException ends the process."""
     interrupted = kind is not None and not issubclass(kind, Exception)
     return remaining_close_seconds(time.monotonic()) if interrupted else None
 
 
 @contextlib.contextmanager
-def watching(on_cancel: Callable[[], object]) -> Iterator[None]:
-    """Have `on_cancel()` called when the flow run around the block is cancelled; see `watch_flow_run`.
+def watch_for_cancel(on_cancel: Callable[[], object]) -> Iterator[None]:
+    """Call `on_cancel()` when the flow run around the block is cancelled; see `watch_flow_run`.
 
-    For jobs that no task runner runs: its own runner is made to tell when the flow run is over.
+    This is for jobs that no task runner runs. The flow's own runner gets a companion, which notices when the flow run
+    is over.
     """
     context = FlowRunContext.get()
     if context is None or context.flow_run is None or isinstance(context.task_runner, NoTaskRunner):
         yield
         return
-    with contextlib.suppress(InvalidJobError):  # one that cannot tell
+    with contextlib.suppress(InvalidJobError):  # This runner calls nothing when its flow run ends.
         companion_of(context.task_runner).watch()
     with contextlib.closing(watch_flow_run(context.flow_run.id, on_cancel)):
         yield
 
 
 def flow_run_context_for_jobs() -> FlowRunContext | None:
-    """The flow run context around the caller, with the companion for its task runner; None where there is none, or
-    where that only schedules: a PrefectTaskRunner leaves all to task workers."""
+    """Return the flow run context around the caller with the companion as its task runner.
+
+    Returns None if there is no such context, or if its runner only schedules: a PrefectTaskRunner leaves all tasks to
+    task workers.
+    """
     context = FlowRunContext.get()
     if context is None or isinstance(context.task_runner, NoTaskRunner | PrefectTaskRunner):
         return None

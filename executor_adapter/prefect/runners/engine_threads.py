@@ -1,7 +1,7 @@
-"""Submits task runs: each is Pending at once, and run by an engine in a thread of its own.
+"""Submits task runs: each is Pending at once and is run by an engine in a thread of its own.
 
-A thread costs little while it waits for a slot, and holding them all lets priorities decide, not the order of
-submission. Attempts are bounded by the executor's `max_workers`, not here.
+A thread costs little while it waits for a slot, and because all engines wait at the same time, priorities decide which
+starts next, not the order of submission. Attempts are limited by the executor's `max_workers`, not here.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from executor_adapter.prefect.cancellation.watcher import FlowRunWatch, watch_fl
 from executor_adapter.prefect.engine.job_run import JobRun
 from executor_adapter.prefect.engine.run import run_sync
 from executor_adapter.prefect.engine.task_runs import create_task_run
-from executor_adapter.prefect.engine.waiting import slot_lent, slot_loan
+from executor_adapter.prefect.engine.waiting import current_slot_loan, lend_slot
 from executor_adapter.prefect.mirror import flow_run_mirrors
 from executor_adapter.prefect.mirror.timeouts import remaining_close_seconds
 from executor_adapter.prefect.reporting.events import current_flow_run, flush_events
 from executor_adapter.prefect.runners.gate import Gate
 
 MAX_THREADS = 32_768
-"""Live task runs of one flow run: beyond it they queue. `run_jobs` needs no thread a job."""
+"""Live task runs of one flow run; further ones wait for a thread. `run_jobs` needs no thread for each job."""
 
 
 class JobTaskFuture(PrefectWrappedFuture[Any, Future[Any]]):
-    """The future of a submitted task: its state is known here, without asking the server.
+    """The future of a submitted task, which knows the task run's state without asking the server.
 
-    It waits as Prefect's own do, and is none of them: to those `as_completed` and `wait` listen in a way of their own,
-    by which no job would be seen to wait.
+    It waits as a PrefectConcurrentFuture does, but is not one: `as_completed` and `wait` add their callbacks to that
+    class directly, so that a job which waits there could not be recognized and would not lend its slot.
     """
 
     def __init__(self, task_run: TaskRun, wrapped_future: Future[Any]) -> None:
@@ -53,22 +53,24 @@ class JobTaskFuture(PrefectWrappedFuture[Any, Future[Any]]):
         self._future: PrefectConcurrentFuture[Any] = PrefectConcurrentFuture(task_run.id, wrapped_future)
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait until the task run is over. A job that waits for it lends its slot meanwhile."""
-        with self._slot_lent():
+        """Wait until the task run is over. A job that waits lends its slot meanwhile."""
+        with self._lend_slot():
             self._future.wait(timeout)
 
     def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> Any:
-        """Its value, once it is over; a job that waits for it lends its slot meanwhile."""
-        with self._slot_lent():
+        """Return the task run's value once it is over. A job that waits lends its slot meanwhile."""
+        with self._lend_slot():
             return self._future.result(timeout, raise_on_failure)
 
-    def _slot_lent(self) -> AbstractContextManager[None]:
-        return contextlib.nullcontext() if self.wrapped_future.done() else slot_lent()
+    def _lend_slot(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext() if self.wrapped_future.done() else lend_slot()
 
     def add_done_callback(self, fn: Callable[[PrefectFuture[Any]], None]) -> None:
-        """Have `fn(self)` called once the task run is over. Until then a job that asks for it is taken to wait for it,
-        as in `as_completed`, and lends its slot."""
-        loan = slot_loan.get()
+        """Call `fn(self)` once the task run is over.
+
+        A job that adds a callback counts as waiting until then, as in `as_completed`, and lends its slot.
+        """
+        loan = current_slot_loan.get()
         if loan is not None and not self.wrapped_future.done():
             loan.begin()
             self.wrapped_future.add_done_callback(lambda _: loan.end())
@@ -76,12 +78,12 @@ class JobTaskFuture(PrefectWrappedFuture[Any, Future[Any]]):
 
     @property
     def state(self) -> State[Any]:
-        """The state that the engine set last."""
+        """The state that the engine has set last."""
         return self._task_run.state or Pending()
 
 
-def waits_for_a_slot_alone(options: Mapping[str, Any], task_run: TaskRun) -> bool:
-    """Whether nothing else holds it back: no upstream task, no limit of a tag or tool, no clock that runs."""
+def waits_only_for_slot(options: Mapping[str, Any], task_run: TaskRun) -> bool:
+    """Return whether the task run has no upstream task, no limit of a tag or tool, and no deadline already running."""
     return (
         not task_run.tags
         and not any(task_run.task_inputs.values())
@@ -90,7 +92,7 @@ def waits_for_a_slot_alone(options: Mapping[str, Any], task_run: TaskRun) -> boo
 
 
 class EngineThreads:
-    """The threads of one flow run's submitted tasks."""
+    """Runs the submitted tasks of one flow run, each in an engine's thread."""
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="task-engine")
@@ -100,10 +102,10 @@ class EngineThreads:
         self._closed = False
         self._watch: FlowRunWatch | None = None
         self._flow_run_id: UUID | None = None
-        self._hurries_since: float | None = None
+        self._cancelled_at: float | None = None
 
     def watch(self) -> None:
-        """Hear of the cancel of the flow run around the caller, from now on until all is over."""
+        """Cancel the jobs when the flow run around the caller is cancelled, from now on until all are over."""
         flow_run = current_flow_run()
         with self._lock:
             if self._watch is not None or self._closed or flow_run is None:
@@ -112,7 +114,7 @@ class EngineThreads:
             self._watch = watch_flow_run(flow_run.id, self.cancel, until_flow_ends=True)
 
     def cancel(self) -> None:
-        """Begin nothing further, and end what runs."""
+        """Start no further job and end those that run."""
         self.end_early(cancel_running=True)
 
     def submit(
@@ -122,43 +124,52 @@ class EngineThreads:
         wait_for: Iterable[Any] | None = None,
         dependencies: dict[str, set[RunInput]] | None = None,
     ) -> JobTaskFuture:
-        """Run the task of `job_run` in the caller's context variables; the future gives its final State.
+        """Run the task of `job_run` in a copy of the caller's context; the future gives its final State.
 
         Raises:
             RuntimeError: the flow run is over.
-            JobCancelledError: it was cancelled.
+            JobCancelledError: the flow run was cancelled.
         """
         self.watch()
         if self._closed:
             self._refuse(job_run.task.name)
         task_run = create_task_run(job_run, parameters, wait_for, dependencies)
         future: Future[State[Any]] = Future()
-        future.set_running_or_notify_cancel()  # cancelling it would leave the task run Pending for ever
+        future.set_running_or_notify_cancel()  # A future cancelled by the user would leave the task run Pending.
         context = copy_context()
-        context.run(slot_loan.set, None)  # an engine that waits for its inputs is no job that waits
+        context.run(current_slot_loan.set, None)  # An engine that waits for its inputs is not a job that waits.
         engine = functools.partial(
             context.run, run_sync, job_run, parameters, wait_for=wait_for, return_type="state", task_run=task_run
         )
-
-        def set_out() -> None:
-            self._threads.submit(self._run, job_run, engine, future)
-
-        if not self._enlist(job_run, future):
-            job_run.cancel()  # its engine says so of the task run, which is made by now
-            threading.Thread(target=self._run, args=(job_run, engine, future), name="task-engine").start()
-        elif waits_for_a_slot_alone(job_run.options, task_run):
-            gate = self._gate_of(current_executor())
-            job_run.on_begun = gate.leave
-            gate.enter(set_out)
+        if self._register(job_run, future):
+            self._start(job_run, engine, future, passes_gate=waits_only_for_slot(job_run.options, task_run))
         else:
-            set_out()
+            job_run.cancel()  # The task run exists by now, so its engine has to record it as Cancelled.
+            threading.Thread(target=self._run, args=(job_run, engine, future), name="task-engine").start()
         return JobTaskFuture(task_run, future)
 
-    def _enlist(self, job_run: JobRun, future: Future[State[Any]]) -> bool:
-        """Whether it may begin: not where the flow run was cancelled, or ended, while its task run was made."""
+    def _start(
+        self, job_run: JobRun, engine: Callable[[], State[Any]], future: Future[State[Any]], *, passes_gate: bool
+    ) -> None:
+        def start() -> None:
+            self._threads.submit(self._run, job_run, engine, future)
+
+        if not passes_gate:
+            start()
+            return
+        gate = self._gate_of(current_executor())
+        job_run.on_started = gate.leave
+        gate.enter(start)
+
+    def _register(self, job_run: JobRun, future: Future[State[Any]]) -> bool:
+        """Return whether the job may start: the flow run may have ended while the task run was made."""
         with self._lock:
             self._live[job_run] = future
             return not self._closed
+
+    def _unregister(self, job_run: JobRun) -> None:
+        with self._lock:
+            self._live.pop(job_run, None)
 
     def _gate_of(self, executor: JobExecutor) -> Gate:
         with self._lock:
@@ -170,21 +181,17 @@ class EngineThreads:
         except BaseException as error:
             future.set_exception(error)
         finally:
-            self._forget(job_run)
+            self._unregister(job_run)
 
     def _refuse(self, name: str) -> NoReturn:
         if self._watch is not None and self._watch.cancelled:
             raise JobCancelledError(f"task {name!r} was submitted after its flow run was cancelled")
         raise RuntimeError(f"task {name!r} was submitted after its flow run had ended")
 
-    def _forget(self, job_run: JobRun) -> None:
-        with self._lock:
-            self._live.pop(job_run, None)
-
     def end_early(self, *, cancel_running: bool) -> None:
-        """Cancel what waits, and what runs if `cancel_running`; returns at once."""
+        """Cancel waiting jobs, and running ones if `cancel_running`; return at once."""
         if cancel_running:
-            self._hurries_since = self._hurries_since or time.monotonic()
+            self._cancelled_at = self._cancelled_at or time.monotonic()
             if self._flow_run_id is not None:
                 flow_run_mirrors.hurry(self._flow_run_id)
         with self._lock:
@@ -198,16 +205,16 @@ class EngineThreads:
             futures = list(self._live.values())
         concurrent.futures.wait(futures)
 
-    def join(self, *, hurry: bool, meanwhile: Callable[[], object] = lambda: None) -> None:
-        """Return when every task run is over, and the server knows how; `meanwhile()` is called in between.
+    def join(self, *, interrupted: bool, between: Callable[[], object] = lambda: None) -> None:
+        """Wait until every task run is over, call `between()`, and wait until the server has recorded their ends.
 
-        `hurry`: the server gets seconds at most, since the process is to end. So it is after an exception in this
-        (a signal), which ends all.
+        `interrupted`: the process is about to end, so the server gets only seconds. An exception during the wait, as of
+        a signal, cancels all jobs and counts as an interruption.
         """
         try:
             self._wait_for_all()
         except BaseException:
-            hurry = True
+            interrupted = True
             self.end_early(cancel_running=True)
             self._wait_for_all()
             raise
@@ -217,11 +224,11 @@ class EngineThreads:
                 if self._watch is not None:
                     self._watch.jobs_finished()
                     last.callback(self._watch.close)
-                meanwhile()
-                self._tell_the_rest(hurry)
+                between()
+                self._finish_mirror(interrupted)
 
-    def _tell_the_rest(self, hurry: bool) -> None:
-        if hurry:
+    def _finish_mirror(self, interrupted: bool) -> None:
+        if interrupted:
             flush_events()
-        since = self._hurries_since or time.monotonic()
-        flow_run_mirrors.close(self._flow_run_id, timeout=remaining_close_seconds(since) if hurry else None)
+        began = self._cancelled_at or time.monotonic()
+        flow_run_mirrors.close(self._flow_run_id, timeout=remaining_close_seconds(began) if interrupted else None)

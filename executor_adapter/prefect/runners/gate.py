@@ -1,8 +1,7 @@
-"""Lets engines set out one after another, so that a thousand submitted tasks are not a thousand threads.
+"""Limits how many engine threads start at once: too many contend for the GIL and delay those about to finish.
 
-Threads that all want the interpreter take it from one another, and from those that are nearly done. So an engine sets
-out when one of the few before it has its slot. Those that may wait for something else than a slot go at once, in a
-thread each: nothing that waits for a slot alone is to stand behind them.
+An engine starts when one of the few before it has its slot. An engine that may have to wait for something other than a
+slot starts immediately, because an engine that waits only for a slot must not queue behind it.
 """
 
 from __future__ import annotations
@@ -11,32 +10,32 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-WIDTH = 4
-"""Engines on their way to a slot at once: enough for a slot never to wait for an engine."""
+MAX_STARTING = 4
+"""Engines that may be starting at once: enough that a free slot never waits for an engine."""
 
 
 class Gate:
-    """First come, first served. Safe to use from any thread."""
+    """Lets engines start in the order of their arrival, a few at a time. Thread-safe."""
 
-    def __init__(self, width: int = WIDTH) -> None:
-        self._free = width
+    def __init__(self, max_starting: int = MAX_STARTING) -> None:
+        self._places = max_starting
         self._waiting: deque[Callable[[], object]] = deque()
         self._lock = threading.Lock()
 
-    def enter(self, set_out: Callable[[], object]) -> None:
-        """Call `set_out()` as soon as there is a place, now or from `leave`; each is to `leave` once."""
+    def enter(self, start: Callable[[], object]) -> None:
+        """Call `start()` as soon as there is a place, now or from `leave`; each caller must `leave` once."""
         with self._lock:
-            if not self._free:
-                self._waiting.append(set_out)
+            if not self._places:
+                self._waiting.append(start)
                 return
-            self._free -= 1
-        set_out()
+            self._places -= 1
+        start()
 
     def leave(self) -> None:
-        """Give the place to the next."""
+        """Give the place to the next engine."""
         with self._lock:
             if not self._waiting:
-                self._free += 1
+                self._places += 1
                 return
-            set_out = self._waiting.popleft()
-        set_out()
+            start = self._waiting.popleft()
+        start()

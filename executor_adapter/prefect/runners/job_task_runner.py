@@ -1,8 +1,8 @@
-"""JobTaskRunner: each task that a flow submits is one Job, by changing one line of the flow.
+"""JobTaskRunner: runs each task that a flow submits as one Job, by a change of one line in the flow.
 
     @flow(task_runner=JobTaskRunner(max_workers=4, pool="process"))
 
-Prefect's engine stays here, in a thread a task; the function alone goes to a pool.
+Each task's engine stays in a thread of this process; only the function goes to a pool.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ Runner = TypeVar("Runner", bound="JobTaskRunner")
 
 
 class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
-    """Runs submitted tasks as jobs of an executor of its own; a `with JobExecutor(...)` inside the flow comes first.
+    """Runs submitted tasks as jobs of its own executor; a `with JobExecutor(...)` inside the flow takes precedence.
 
-    `max_workers`: at most so many attempts at once; default: the configuration's `executor.max_workers`.
+    `max_workers`: the number of attempts that may run at once; by default the configuration's `executor.max_workers`.
     `initializer`, `initargs`: called in each worker process before its first job.
     `pool`: where functions run: "auto" (a coroutine function as a coroutine, any other in a thread), "thread",
-    "coroutine" or "process". `job_fields`: further fields of `Job`, for all tasks that do not say otherwise.
+    "coroutine" or "process". `job_fields`: further fields of `Job`, for all tasks that do not set them.
 
-    A plain task's `timeout_seconds` is the job's `max_runtime`, and hard; its `retries` are made by the executor's
-    rules, after crashes too. `job_options` says more of one task; a job task keeps to its own options.
+    A plain task's `timeout_seconds` becomes the job's `max_runtime`, which is a hard limit; its `retries` follow the
+    executor's rules and survive crashes. `job_options` sets more fields for one task; a job task keeps its own options.
 
-    When the flow ends, jobs that run are waited for and those that wait are cancelled, as by Prefect's
-    ThreadPoolTaskRunner; then the server is waited for until it has recorded how each task ended, as long as it shows
-    any progress. What it does not have then is spooled (see PrefectMirror), and a warning says so. When the flow is
-    interrupted, by a signal or its like, all end at once, and the server has seconds.
+    When the flow ends, running jobs are waited for and waiting jobs are cancelled, as in Prefect's
+    ThreadPoolTaskRunner. Then the runner waits until the server has recorded how each task ended, as long as the server
+    makes progress. What it has not recorded by then is spooled (see PrefectMirror), and a warning says so. When the
+    flow is interrupted, as by a signal, all jobs end at once, and the server gets only seconds.
 
     Raises:
-        TypeError: a field is unknown, or each task's own.
-        InvalidJobError: a value is none that could ever work.
+        TypeError: a field is unknown, or belongs to each task.
+        InvalidJobError: a value can never work.
     """
 
     def __init__(
@@ -67,11 +67,11 @@ class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
         self.job_fields = {"pool": pool, **job_fields}
         check_defaults(self.job_fields)
         self._options: dict[str, Any] = {"max_workers": max_workers, "initializer": initializer, "initargs": initargs}
-        self._run: _RunnerOfOneFlow | None = None
+        self._run: _EnteredRunner | None = None
 
     def duplicate(self) -> Self:
-        """A runner for another flow run."""
-        return _made_as(type(self), self._said())
+        """Return a runner with the same settings for another flow run."""
+        return _new_runner(type(self), self._settings())
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, JobTaskRunner):
@@ -81,12 +81,12 @@ class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
     __hash__ = None  # type: ignore[assignment]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy is not entered, wherever it arrives: threads, locks and jobs stay here."""
-        return _made_as, (type(self), self._said())
+        """Pickle the settings only: the copy is not entered, and threads, locks and jobs stay here."""
+        return _new_runner, (type(self), self._settings())
 
-    def _said(self) -> dict[str, Any]:
-        """What it was made with, and what a subclass has added."""
-        others = vars(_made_as(type(self), {}))
+    def _settings(self) -> dict[str, Any]:
+        """Return the attributes that it was made with, and those that a subclass has added."""
+        others = vars(_new_runner(type(self), {}))
         return {name: value for name, value in vars(self).items() if name not in others}
 
     def submit(
@@ -96,10 +96,10 @@ class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
         wait_for: Iterable[PrefectFuture[Any]] | None = None,
         dependencies: dict[str, set[RunInput]] | None = None,
     ) -> PrefectFuture[Any]:
-        """Submit a task, plain or a job task: it is Pending from now on.
+        """Submit a plain task or a job task; its task run is Pending from now on.
 
         Raises:
-            RuntimeError: outside the flow run, or once that is over.
+            RuntimeError: the runner is not entered, or its flow run is over.
             InvalidJobError: the task can never be a job; the message says why.
         """
         if self._run is None:
@@ -107,41 +107,41 @@ class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
         return self._run.submit(task, self.job_fields, parameters, wait_for, dependencies)
 
     def watch(self) -> None:
-        """Hear of the cancel of the flow run around the caller, as the first task submitted there would have it."""
+        """Cancel the jobs when the flow run around the caller is cancelled; the first submitted task does this too."""
         if self._run is not None:
             self._run.threads.watch()
 
     def cancel_all(self) -> None:
-        """End all jobs, those that run too, and begin no further one; returns at once."""
+        """Cancel all jobs, running ones too, and start no further one; return at once."""
         if self._run is not None:
             self._run.threads.cancel()
 
     def __enter__(self) -> Self:
         super().__enter__()
-        self._run = _RunnerOfOneFlow(**self._options)
+        self._run = _EnteredRunner(**self._options)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         run, self._run = self._run, None
-        assert run is not None, "it is left once"
+        assert run is not None, "a runner is left once"
         try:
             run.end(interrupted=kind is not None and not issubclass(kind, Exception))
         finally:
             super().__exit__(kind, error, traceback)
 
 
-def _made_as(kind: type[Runner], said: dict[str, Any]) -> Runner:
-    """A runner of that class, not entered, whatever the arguments of its `__init__`."""
+def _new_runner(kind: type[Runner], settings: dict[str, Any]) -> Runner:
+    """Make a runner of that class that is not entered, whatever arguments its `__init__` takes."""
     runner = kind.__new__(kind)
     super(JobTaskRunner, runner).__init__()  # type: ignore[no-untyped-call]
-    vars(runner).update(said, _run=None)
+    vars(runner).update(settings, _run=None)
     return runner
 
 
-class _RunnerOfOneFlow:
-    """What a JobTaskRunner holds while it is entered. The executor is made when it is first asked for."""
+class _EnteredRunner:
+    """Holds the threads and the executor of a JobTaskRunner while it is entered. The executor is made when needed."""
 
     def __init__(self, *, max_workers: int | None, **options: Any) -> None:
         self._max_workers = max_workers
@@ -167,15 +167,16 @@ class _RunnerOfOneFlow:
         wait_for: Iterable[PrefectFuture[Any]] | None,
         dependencies: dict[str, set[RunInput]] | None,
     ) -> PrefectFuture[Any]:
-        current_executor()  # made by the flow's thread, if that is the main one: only there it can hear signals
+        # The executor is made here, in the flow's thread: it notices signals only if the main thread makes it.
+        current_executor()
         job_run = JobRun(task, options_of(task, defaults))
         return self.threads.submit(job_run, parameters, wait_for, dependencies)
 
     def end(self, *, interrupted: bool) -> None:
-        """Jobs first, then workers, then what the server knows."""
+        """End the jobs, then the workers, then wait for the server."""
         leave_executor(self._entered)
         self.threads.end_early(cancel_running=interrupted)
-        self.threads.join(hurry=interrupted, meanwhile=functools.partial(self._end_workers, interrupted))
+        self.threads.join(interrupted=interrupted, between=functools.partial(self._end_workers, interrupted))
 
     def _end_workers(self, at_once: bool) -> None:
         if self._executor is not None:
