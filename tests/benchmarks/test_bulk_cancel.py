@@ -8,7 +8,7 @@ import pytest
 
 from tests.benchmarks.figures import Report, Row
 from tests.benchmarks.prefect_server import Kind
-from tests.prefect.ending import seconds_to_cancelled
+from tests.prefect.cancelled_flow import seconds_to_cancelled
 
 
 @pytest.mark.bench

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import threading
 
-from tests.prefect.gate import Gate
+from tests.prefect.server_proxy import ServerProxy
 
 TASKS = 20
 
 
 def run_while_away(server_port: int) -> list[str]:
     """The ids of its task runs, all over."""
-    with Gate(server_port) as gate:
-        os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{gate.port}/api"
+    with ServerProxy(server_port) as proxy:
+        os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{proxy.port}/api"
         from prefect import flow, task
 
         from executor_adapter.prefect import JobTaskRunner
@@ -24,10 +24,10 @@ def run_while_away(server_port: int) -> list[str]:
 
         @flow(task_runner=JobTaskRunner(2, pool="thread"))
         def away() -> list[str]:
-            gate.close()
+            proxy.close()
             futures = [plain.submit(x) for x in range(TASKS)]
             assert [future.result() for future in futures] == list(range(1, TASKS + 1))
-            threading.Timer(1.5, gate.open).start()
+            threading.Timer(1.5, proxy.open).start()
             return [str(future.task_run_id) for future in futures]
 
         return away()

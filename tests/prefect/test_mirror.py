@@ -35,8 +35,8 @@ from tests.benchmarks.prefect_server import MeasuredServer, prefect_server
 from tests.prefect.conftest import Api
 from tests.prefect.fake_cloud import at_cloud
 from tests.prefect.fake_server import FakeServer
-from tests.prefect.gate import Gate
-from tests.prefect.many import run_many, work
+from tests.prefect.many_jobs import run_many_jobs, work
+from tests.prefect.server_proxy import ServerProxy
 from tests.prefect.test_event_sender import COMPLETED, FAILED, event
 from tests.prefect.test_mirror_under_load import check
 from tests.servers import free_port
@@ -103,7 +103,7 @@ def test_a_mirror_is_of_one_flow_run(prefect_api: str) -> None:
 def test_final_states_that_the_server_did_not_get_are_sent_by_the_next_start(api: Api, tmp_path: Path) -> None:
     """Kept for their owner's eyes alone, named in the report, sent as they were, and then gone."""
     spool = tmp_path / "spool"
-    with _away() as (gate, url), temporary_settings({PREFECT_API_URL: url}):
+    with _away() as (proxy, url), temporary_settings({PREFECT_API_URL: url}):
         first = PrefectMirror(spool=Spool(url, spool))
         run_mirrored(first, jobs(30, "kept"))
         report = first.close(timeout=1.0)
@@ -111,7 +111,7 @@ def test_final_states_that_the_server_did_not_get_are_sent_by_the_next_start(api
         assert (report.complete, report.recorded, report.missing) == (False, 0, ())
         (file,) = spool.iterdir()
         assert (stat.S_IMODE(file.stat().st_mode), stat.S_IMODE(spool.stat().st_mode)) == (0o600, 0o700)
-        gate.open()
+        proxy.open()
         with PrefectMirror(spool=Spool(url, spool)) as second:
             second.drain()
         assert list(spool.iterdir()) == []
@@ -121,10 +121,10 @@ def test_final_states_that_the_server_did_not_get_are_sent_by_the_next_start(api
 
 
 def test_a_server_that_is_away_for_a_while_gets_all(api: Api) -> None:
-    with _away() as (gate, url), temporary_settings({PREFECT_API_URL: url}):
+    with _away() as (proxy, url), temporary_settings({PREFECT_API_URL: url}):
         mirror = PrefectMirror()
         run_mirrored(mirror, jobs(20, "late"))
-        threading.Timer(2.0, gate.open).start()
+        threading.Timer(2.0, proxy.open).start()
         assert mirror.close().complete
     assert {api.named(f"dict-late-{number}")[0]["state_name"] for number in range(20)} == {"Completed"}
 
@@ -136,13 +136,13 @@ def test_a_server_that_stays_away_is_given_up_in_time(
 ) -> None:
     """However often it is tried meanwhile; also one that went when it had all there was."""
     monkeypatch.setattr("executor_adapter.prefect.mirror.mirror.AWAY_SECONDS", 0.1)
-    with _away() as (gate, url), temporary_settings({PREFECT_API_URL: url}):
+    with _away() as (proxy, url), temporary_settings({PREFECT_API_URL: url}):
         mirror = PrefectMirror(patience=3.0, spool=Spool(url, tmp_path))  # of which each try takes half
         if went:
-            gate.open()
+            proxy.open()
             run_mirrored(mirror, jobs(1, "told"))
             assert mirror.drain(30.0).complete
-            gate.close()
+            proxy.close()
         run_mirrored(mirror, jobs(3, "given-up"))
         assert len(mirror.close().spooled) == 3
 
@@ -278,7 +278,7 @@ def test_a_line_that_was_cut_off_is_skipped(tmp_path: Path) -> None:
 def test_a_server_that_wants_a_password(tmp_path: Path) -> None:
     with prefect_server("tuned", tmp_path, PREFECT_SERVER_API_AUTH_STRING="user:secret") as server:
         with server.environment(PREFECT_API_AUTH_STRING="user:secret"):
-            assert apart(run_many, 40)["complete"]
+            assert apart(run_many_jobs, 40)["complete"]
 
 
 @pytest.mark.timeout(180)
@@ -291,7 +291,7 @@ def test_the_embedded_server(tmp_path: Path) -> None:
     try:
         with server.environment(PREFECT_HOME=str(home), PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="90"):
             del os.environ["PREFECT_API_URL"]
-            told = apart(run_many, 100)
+            told = apart(run_many_jobs, 100)
     finally:
         os.environ.update(before)
     server.start()
@@ -337,11 +337,11 @@ def test_a_server_that_may_answer_another_time_is_asked_again(prefect_api: str, 
 
 
 @contextmanager
-def _away() -> Iterator[tuple[Gate, str]]:
-    """The session's server behind a gate that is closed; its address there."""
+def _away() -> Iterator[tuple[ServerProxy, str]]:
+    """The session's server behind a proxy that is closed; its address there."""
     port = int(os.environ["PREFECT_API_URL"].split(":")[2].split("/")[0])
-    gate = Gate(port)
+    proxy = ServerProxy(port)
     try:
-        yield gate, f"http://127.0.0.1:{gate.port}/api"
+        yield proxy, f"http://127.0.0.1:{proxy.port}/api"
     finally:
-        gate.close()
+        proxy.close()

@@ -21,8 +21,8 @@ import pytest
 
 from tests.benchmarks.apart import apart
 from tests.benchmarks.prefect_server import Kind, MeasuredServer, prefect_server
-from tests.prefect.gate import Gate
-from tests.prefect.many import failures_of, run_many
+from tests.prefect.many_jobs import failures_of, run_many_jobs
+from tests.prefect.server_proxy import ServerProxy
 
 MANY = int(os.environ.get("MANY_JOBS", "20000"))
 TIMEOUT = 1_500
@@ -31,7 +31,7 @@ TIMEOUT = 1_500
 def in_background(jobs: int) -> Future[dict[str, Any]]:
     """Run the flow in a process of its own, in the environment of now."""
     pool = ThreadPoolExecutor(1)
-    future = pool.submit(apart, run_many, jobs)
+    future = pool.submit(apart, run_many_jobs, jobs)
     pool.shutdown(wait=False)
     return future
 
@@ -81,7 +81,7 @@ def check(server: MeasuredServer, told: dict[str, Any], jobs: int) -> None:
 @pytest.mark.parametrize("kind", ["default", "tuned", "postgresql"])
 def test_of_many_jobs_none_is_lost(tmp_path: Path, kind: Kind) -> None:
     with prefect_server(kind, tmp_path) as server, server.environment(PREFECT_LOGGING_LEVEL="CRITICAL"):
-        told = apart(run_many, MANY)
+        told = apart(run_many_jobs, MANY)
         say(f"{kind} server", told, MANY)
         check(server, told, MANY)
         assert "dropping message" not in server.log
@@ -117,13 +117,13 @@ def killed_half_way(directory: Path, jobs: int) -> None:
 @pytest.mark.timeout(TIMEOUT)
 def test_ten_seconds_of_refused_connections_lose_nothing(tmp_path: Path) -> None:
     """The server goes on, but nobody gets through to it."""
-    with prefect_server("default", tmp_path) as server, Gate(server.port) as gate:
-        with server.environment(PREFECT_API_URL=f"http://127.0.0.1:{gate.port}/api", PREFECT_LOGGING_LEVEL="CRITICAL"):
+    with prefect_server("default", tmp_path) as server, ServerProxy(server.port) as proxy:
+        with server.environment(PREFECT_API_URL=f"http://127.0.0.1:{proxy.port}/api", PREFECT_LOGGING_LEVEL="CRITICAL"):
             running = in_background(MANY)
             wait_until(lambda: recorded(server) >= MANY / 4, TIMEOUT / 2)
-            gate.close()
+            proxy.close()
             time.sleep(10)
-            gate.open()
+            proxy.open()
             told = running.result(timeout=TIMEOUT / 2)
             say("refused for 10 s", told, MANY)
             check(server, told, MANY)

@@ -36,9 +36,9 @@ from executor_adapter.scheduler.schedulers import (
 )
 from tests.prefect.conftest import Api, Wait
 from tests.prefect.fake_cloud import cloud_serving
-from tests.prefect.gate import Gate
-from tests.prefect.many import work
+from tests.prefect.many_jobs import work
 from tests.prefect.scheduler_programs import over, until_there
+from tests.prefect.server_proxy import ServerProxy
 from tests.servers import ROOT, new_user_env, running
 
 Scheduler = CollectionScheduler | ProcessingScheduler
@@ -273,8 +273,8 @@ def test_while_the_server_is_away_jobs_run_and_their_ends_are_kept_for_the_next_
     api: Api, prefect_api: str, caplog: pytest.LogCaptureFixture, wait_for: Wait
 ) -> None:
     """One warning that it is away, one at the end; the next scheduler brings it, though it has no job itself."""
-    gate = Gate(int(prefect_api.split(":")[2].split("/")[0]))
-    url = f"http://127.0.0.1:{gate.port}/api"
+    proxy = ServerProxy(int(prefect_api.split(":")[2].split("/")[0]))
+    url = f"http://127.0.0.1:{proxy.port}/api"
 
     async def away() -> None:
         scheduler = CollectionScheduler(1, config=Settings())
@@ -294,7 +294,7 @@ def test_while_the_server_is_away_jobs_run_and_their_ends_are_kept_for_the_next_
         assert len(warnings) == 2
         assert "the Prefect server is away" in warnings[0]
         assert "3 spooled on disk for the next start: away-0, away-1, away-2" in warnings[1]
-        with gate:
+        with proxy:
             run(there)
     for number in range(3):
         (found,) = api.named(f"dict-away-{number}")

@@ -1,4 +1,4 @@
-"""A flow of many jobs, some of which fail, in a process of its own: see tests.benchmarks.apart."""
+"""A flow of many jobs, some of which fail, to run in a process of its own: see tests.benchmarks.apart."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ ONCE = RetryPolicy(retry_attempts=1, retry_delay=0.2)
 
 
 def work(failures: int) -> None:
+    """Fail in the first `failures` attempts."""
     if current_job().attempt <= failures:
         raise ConnectionError("down")
 
 
 def failures_of(number: int) -> int:
-    """1 % fail for good, 5 % once."""
+    """Return how often job `number` fails: 1 % of the jobs fail in both attempts, 5 % once."""
     return 2 if number % 100 == 99 else int(number % 20 == 5)
 
 
-def run_many(jobs: int) -> dict[str, Any]:
-    """Run so many by run_jobs; how they ended, when, and what the mirror says of the server's record."""
+def run_many_jobs(jobs: int) -> dict[str, Any]:
+    """Run `jobs` jobs by run_jobs; return how they ended, how long it took, and what the mirror reports."""
     from prefect import flow
     from prefect.runtime import flow_run
 
     from executor_adapter.prefect import PrefectMirror, run_jobs
 
-    def made() -> Iterator[Job]:
+    def all_jobs() -> Iterator[Job]:
         for number in range(jobs):
             yield Job(function=work, args=(failures_of(number),), job_id=f"job-{number}", pool="process", retry=ONCE)
 
@@ -40,7 +41,7 @@ def run_many(jobs: int) -> dict[str, Any]:
         began = time.time()
         mirror = PrefectMirror()
         with JobExecutor(os.cpu_count() or 2, config=Settings()) as executor:
-            results = run_jobs(made(), executor=executor, mirror=mirror)
+            results = run_jobs(all_jobs(), executor=executor, mirror=mirror)
         report = mirror.close()
         return {
             "flow_run_id": str(flow_run.id),

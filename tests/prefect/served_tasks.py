@@ -1,4 +1,4 @@
-"""Job tasks that a task worker runs; in a module of its own, since one is served from another process."""
+"""Job tasks for a task worker; they have a module of their own, because another process serves one of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from executor_adapter.prefect import job_task
 
 @job_task(pool="process", retry_attempts=2, retry_delay=0.01)
 def die_once(greeting: str) -> tuple[int, int, str]:
-    """The process that it ends in, its attempt, and the greeting."""
+    """Die in the first attempt; return the process id, the attempt, and the greeting."""
     if current_job().attempt == 1:
         os._exit(3)
     get_run_logger().info("%s from attempt %s", greeting, current_job().attempt)
@@ -24,31 +24,34 @@ def die_once(greeting: str) -> tuple[int, int, str]:
 
 @job_task(retry_attempts=2, retry_delay=0.01)
 async def fail_once(x: int) -> int:
+    """Fail in the first attempt."""
     if current_job().attempt == 1:
         raise ConnectionError("gone")
     return x + 1
 
 
 @job_task(pool="process", max_runtime=0.5, retry_attempts=0)
-def get_stuck() -> None:
+def sleep_past_limit() -> None:
+    """Sleep longer than max_runtime."""
     time.sleep(3600)
 
 
 @job_task(retry_attempts=3, retry_delay=0)
 def read_broken(calls: str) -> None:
-    """Fail as no retry could mend."""
+    """Note the call, and fail with an error that is not retried, or with a ValueError."""
     with Path(calls).open("a") as file:
         file.write("x")
     raise ValueError("no") if calls.endswith("value") else UnicodeDecodeError("utf-8", b"\xff", 0, 1, "broken")
 
 
 @job_task(retry_attempts=1, retry_delay=3600)
-async def fail_for_an_hour() -> None:
+async def retry_in_an_hour() -> None:
+    """Fail, with a retry that is due in an hour."""
     raise ConnectionError("gone")
 
 
 @job_task(retry_attempts=0)
-def name_itself() -> tuple[str, bool]:
-    """Whether its task gives it the function that it is."""
-    own = name_itself.fn
+def inspect_own_task() -> tuple[str, bool]:
+    """Return the name of the task's function, and whether it is a plain function."""
+    own = inspect_own_task.fn
     return own.__name__, inspect.isfunction(own)

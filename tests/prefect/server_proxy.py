@@ -1,4 +1,4 @@
-"""A door in front of a server: closed, it refuses every connection, and cuts those that there are."""
+"""A proxy in front of a server that can refuse connections, as if the server were down."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Self
 from tests.servers import free_port
 
 
-class Gate:
-    """Passes connections on to `server_port` while it is open."""
+class ServerProxy:
+    """Forwards connections to `server_port` while it is open; closing it refuses new ones and cuts existing ones."""
 
     def __init__(self, server_port: int) -> None:
         self.port = free_port()
@@ -22,10 +22,12 @@ class Gate:
         self._lock = threading.Lock()
 
     def open(self) -> None:
+        """Accept connections."""
         self._listener = socket.create_server(("127.0.0.1", self.port))
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def close(self) -> None:
+        """Refuse new connections and cut the existing ones."""
         if self._listener is not None:
             self._listener.shutdown(socket.SHUT_RDWR)
             self._listener.close()
@@ -52,9 +54,9 @@ class Gate:
                 with self._lock:
                     self._connections |= {client, server}
                 for ends in ((client, server), (server, client)):
-                    threading.Thread(target=self._pump, args=ends, daemon=True).start()
+                    threading.Thread(target=self._forward, args=ends, daemon=True).start()
 
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+    def _forward(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while received := source.recv(65536):
                 sink.sendall(received)

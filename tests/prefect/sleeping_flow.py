@@ -1,4 +1,4 @@
-"""A flow, run by hand, of so many jobs that sleep: `python -m tests.prefect.sleepers 500`."""
+"""A flow of sleeping jobs, to run in a process of its own: `python -m tests.prefect.sleeping_flow 500`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from executor_adapter.prefect import run_jobs
 
 
 @flow
-def sleepers(jobs: int) -> None:
+def sleeping_flow(jobs: int) -> None:
+    """Run `jobs` jobs that sleep for ten minutes each."""
     with JobExecutor(2) as executor:
         run_jobs([Job(function=time.sleep, args=(600,), pool="process") for _ in range(jobs)], executor=executor)
 
 
 if __name__ == "__main__":
-    sleepers(int(sys.argv[1]))
+    sleeping_flow(int(sys.argv[1]))
