@@ -1,4 +1,4 @@
-"""Jobs remembered in the memory of this process: what is used where no other store is given."""
+"""The store in the memory of this process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ from executor_adapter.store.records import ALL, MAX_LOG_LINES, JobFilter, JobRec
 
 
 class MemoryStore(JobStore):
-    """`max_history`: so many jobs that are over are remembered; past it the oldest are forgotten, live ones never."""
+    """Keeps jobs until the process ends.
+
+    Args:
+        max_history: finished jobs that are kept; past it the oldest are dropped. Live jobs are never dropped.
+        clock: gives the time, in seconds since the epoch.
+    """
 
     durable: ClassVar[bool] = False
     url = "memory:"
@@ -67,7 +72,7 @@ class MemoryStore(JobStore):
             found = [line for line in self._lines.get(job_id, ()) if line.seq > after]
         return found[max(0, len(found) - limit) :]
 
-    # --- asking ---
+    # --- requests ---
 
     def request_cancel(self, job_id: str) -> bool:
         with self._lock:
@@ -85,7 +90,7 @@ class MemoryStore(JobStore):
     def enqueue(self, record: JobRecord) -> None:
         with self._lock:
             if record.job_id in self._records:
-                raise InvalidJobError(f"a job with the id {record.job_id!r} is known already: ids must be unique")
+                raise InvalidJobError(f"job id {record.job_id!r} is taken: give the job another id")
             self._records[record.job_id] = record
 
     def release(self, job_id: str) -> bool:
@@ -100,7 +105,7 @@ class MemoryStore(JobStore):
         check_age("max_age_hours", max_age_hours)
         before = self._now() - max_age_hours * 3600
         old = list(self._matching(JobFilter(queue=queue, ended_before=before, quarantined=False)))
-        return self._forget(record.job_id for record in old)
+        return self._delete(record.job_id for record in old)
 
     # --- for hosts ---
 
@@ -116,7 +121,7 @@ class MemoryStore(JobStore):
             self._leases[host_id] = self._now() + lease
             taken = [record.job_id for record in new if not self._put(host_id, record)]
             taken += [record.job_id for record in changed if not self._change(host_id, record)]
-        self._forget_surplus()
+        self._drop_surplus()
         return taken
 
     def write_lines(self, lines: Sequence[LogLine]) -> None:
@@ -143,20 +148,20 @@ class MemoryStore(JobStore):
 
     def cancel_requests(self, host_id: str) -> list[str]:
         with self._lock:
-            self._to_cancel.intersection_update(self._records)  # others were forgotten meanwhile
+            self._to_cancel.intersection_update(self._records)  # drop the ids of jobs that were deleted meanwhile
             asked = [job_id for job_id in self._to_cancel if self._records[job_id].host == host_id]
             self._to_cancel.difference_update(asked)
             return asked
 
     def close(self) -> None:
-        """Nothing to let go of: what is remembered stays."""
+        """Do nothing: there are no connections, and the jobs stay."""
 
     # --- inside ---
 
     def _put(self, host_id: str, record: JobRecord) -> bool:
-        """Whether the id was free, or the host's own."""
+        """Put a new record in place; return False where another host has the job."""
         known = self._records.get(record.job_id)
-        if known is not None and known.host != host_id and not _is_over_before(known, record):
+        if known is not None and known.host != host_id and not _finished_before(known, record):
             return known.host == record.host
         self._records[record.job_id] = record
         return True
@@ -178,25 +183,25 @@ class MemoryStore(JobStore):
             records = list(self._records.values())
         return (record for record in records if _matches(record, wanted))
 
-    def _forget(self, job_ids: Iterable[str]) -> int:
+    def _delete(self, job_ids: Iterable[str]) -> int:
         with self._lock:
-            forgotten = [job_id for job_id in job_ids if self._records.pop(job_id, None) is not None]
-            for job_id in forgotten:
+            deleted = [job_id for job_id in job_ids if self._records.pop(job_id, None) is not None]
+            for job_id in deleted:
                 self._lines.pop(job_id, None)
-            return len(forgotten)
+            return len(deleted)
 
-    def _forget_surplus(self) -> None:
+    def _drop_surplus(self) -> None:
         surplus = len(self._records) - self._max_history
         if surplus > 0:
-            # A tenth at once, so that the search is not made for each job.
-            over = [r for r in self._records.values() if r.status in TERMINAL]
-            held = [r.job_id for r in over if r.quarantined]
-            free = [r.job_id for r in over if not r.quarantined][: surplus + self._max_history // 10]
-            self._forget(free + held[: max(0, len(held) - MOST_QUARANTINED)])
+            # A tenth more is dropped, so that not every further job causes a search.
+            finished = [r for r in self._records.values() if r.status in TERMINAL]
+            held = [r.job_id for r in finished if r.quarantined]
+            free = [r.job_id for r in finished if not r.quarantined][: surplus + self._max_history // 10]
+            self._delete(free + held[: max(0, len(held) - MOST_QUARANTINED)])
 
 
-def _is_over_before(known: JobRecord, record: JobRecord) -> bool:
-    """Whether the id was used by a job that was over before this one was made."""
+def _finished_before(known: JobRecord, record: JobRecord) -> bool:
+    """Return whether the known job with this id had finished before the new one was made."""
     return known.status in TERMINAL and known.created_at < record.created_at
 
 

@@ -332,7 +332,7 @@ def test_whose_end_is_asked_for_is_told_to_its_host(store: JobStore, host: Host)
 def test_an_enqueued_job_waits_for_the_next_host_that_looks(store: JobStore, host: Host) -> None:
     record = make(None, JobStatus.PENDING, queue="collection")
     store.enqueue(record)
-    with pytest.raises(InvalidJobError, match="known already"):
+    with pytest.raises(InvalidJobError, match="is taken: give the job another id"):
         store.enqueue(record)
     assert store.claim(host, queue="") == []
     assert store.claim(host, queue="collection") == [dataclasses.replace(record, host=host.host_id)]

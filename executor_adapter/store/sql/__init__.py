@@ -1,9 +1,9 @@
-"""Jobs remembered in a database: SQLite by default, PostgreSQL by its URL."""
+"""Stores in a database: SQLite, or PostgreSQL."""
 
 from __future__ import annotations
 
 from executor_adapter.store.base import JobStore
-from executor_adapter.store.sql.engines import make_engine, unavailable_said
+from executor_adapter.store.sql.engines import make_engine, translate_errors
 from executor_adapter.store.sql.migrate import migrate
 from executor_adapter.store.sql.store import SqlStore
 
@@ -11,15 +11,15 @@ __all__ = ["SqlStore", "open_sql_store"]
 
 
 def open_sql_store(url: str) -> JobStore:
-    """The store at `url`, its schema made or brought up to date.
+    """Open the store at `url`; its schema is created or upgraded where it has to be.
 
     Raises:
-        ConfigurationError: the url is wrong, its driver is missing, or a newer version made the database.
-        StoreUnavailableError: it cannot be opened now.
+        ConfigurationError: the URL is wrong, its driver is missing, or a newer version made the database.
+        StoreUnavailableError: the store cannot be opened now.
     """
     engine = make_engine(url)
     try:
-        with unavailable_said():
+        with translate_errors():
             migrate(engine)
     except BaseException:
         engine.dispose()

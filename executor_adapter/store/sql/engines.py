@@ -1,4 +1,4 @@
-"""Engines: how SQLite and PostgreSQL are spoken to, and which of their errors mean "not now"."""
+"""Engines for SQLite and PostgreSQL: how connections are set up, and which errors mean that the store is down."""
 
 from __future__ import annotations
 
@@ -20,32 +20,34 @@ from sqlalchemy.exc import TimeoutError as NoConnectionError
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.store.base import StoreUnavailableError
 
-BUSY_SECONDS = 5.0
-"""How long a write waits for another's to end before the store counts as unavailable."""
-CHECKPOINT_AFTER = 2000
-"""Pages in the log of writes past which a commit moves them to the file and waits for the disk; the execution option
-`checkpoint_after` gives a transaction another number, so that one that may wait does it before those that may not."""
-IDLE_SECONDS = 30.0
-"""For so long a program may say nothing within a transaction before PostgreSQL ends that."""
-SECRETS = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
-"""What PostgreSQL takes in a URL's query and nobody is to see."""
-BUSY_STEP = 0.002
-"""Between its tries. Those of SQLite itself grow to 100 ms, in which others would write again and again."""
+BUSY_TIMEOUT = 5.0
+"""Seconds that a write waits for another one before the store counts as unavailable."""
+BUSY_INTERVAL = 0.002
+"""Seconds between the tries to begin a write. SQLite's own grow to 100 ms, in which others would write many times."""
+CHECKPOINT_PAGES = 2000
+"""Pages in SQLite's write-ahead log past which a commit moves them to the file and waits for the disk. A transaction
+takes another number from the execution option `checkpoint_pages`: with fewer pages, transactions that may wait do the
+checkpoint before those that may not."""
+IDLE_TRANSACTION_TIMEOUT = 30.0
+"""Seconds that a program may be idle within a transaction before PostgreSQL ends it."""
+SECRET_PARAMETERS = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
+"""Parameters in the query of a PostgreSQL URL that must not be shown."""
 
 
 def make_engine(url: str) -> Engine:
-    """
+    """Return an engine for the database at `url`.
+
     Raises:
-        ConfigurationError: the url is none, or its driver is not installed.
+        ConfigurationError: the URL is not valid, or its driver is not installed.
     """
     try:
         parsed = make_url(url)
-    except (ArgumentError, ValueError):  # neither is quoted: a password may be in it
+    except (ArgumentError, ValueError):  # the message does not quote the URL, because a password may be in it
         raise ConfigurationError(
-            "store.url: cannot be read: write it as postgresql://user@host:port/database"
+            "store.url is not a valid URL: write it as postgresql://user@host:port/database"
         ) from None
-    if "@" in (parsed.host or ""):  # that would be shown as part of the host
-        raise ConfigurationError("store.url: a user or password with an @ in it: write it as %40")
+    if "@" in (parsed.host or ""):  # part of a password would be shown as part of the host
+        raise ConfigurationError("store.url has a user or password with an @ in it: write it as %40")
     engine = _sqlite(parsed) if parsed.get_backend_name() == "sqlite" else _postgresql(parsed)
     _engines.add(engine)
     return engine
@@ -55,10 +57,10 @@ _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
 def _leave_to_parent() -> None:
-    """In a forked process: use none of the parent's connections, and never close one.
+    """Leave all connections to the parent, in a forked process: use none of them and close none.
 
-    See "How To Corrupt An SQLite Database File", 2.6: even sqlite3_close() of an inherited connection may. A reference
-    more keeps them from it, also at the interpreter's exit.
+    Even sqlite3_close() of an inherited connection may corrupt the file, see "How To Corrupt An SQLite Database File",
+    2.6. One more reference keeps the pool, and with it the connections, alive until after the interpreter's exit.
     """
     for engine in _engines:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(engine.pool))
@@ -71,20 +73,20 @@ if hasattr(os, "register_at_fork"):
 
 def _sqlite(url: URL) -> Engine:
     if not url.database or url.database == ":memory:":
-        raise ConfigurationError("store.url: 'sqlite://' names no file: give 'sqlite:///jobs.db', or 'memory:'")
+        raise ConfigurationError("store.url: 'sqlite://' does not name a file: give 'sqlite:///jobs.db', or 'memory:'")
     directory = Path(url.database).absolute().parent
     if not directory.is_dir():
-        raise ConfigurationError(f"store.url: {directory} is no directory: make it, or name another file")
-    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS}, hide_parameters=True)
+        raise ConfigurationError(f"store.url: {directory} is not a directory: create it, or name another file")
+    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT}, hide_parameters=True)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _: Any) -> None:
-    connection.isolation_level = None  # transactions begin as `_begin_sqlite` says, and not when the driver thinks so
-    connection.execute("PRAGMA journal_mode = WAL")  # readers do not wait for a writer, nor a writer for readers
-    connection.execute("PRAGMA synchronous = NORMAL")  # what is committed outlives the process; a power cut may undo it
+    connection.isolation_level = None  # transactions begin in `_begin_sqlite`, and not where the driver would
+    connection.execute("PRAGMA journal_mode = WAL")  # readers and the writer do not wait for one another
+    connection.execute("PRAGMA synchronous = NORMAL")  # a commit survives the process; a power cut may undo it
 
 
 def _begin_sqlite(connection: Connection) -> None:
@@ -92,18 +94,19 @@ def _begin_sqlite(connection: Connection) -> None:
     if not options.get("writes", False):
         connection.exec_driver_sql("BEGIN")
         return
-    # Whoever is going to write says so at once: two that read first and write then would be refused, not wait.
+    # A transaction that will write takes the lock at once: of two that read first and then write, SQLite refuses one
+    # instead of letting it wait.
     driver: Any = connection.connection.driver_connection
-    driver.execute(f"PRAGMA wal_autocheckpoint = {options.get('checkpoint_after', CHECKPOINT_AFTER)}")
+    driver.execute(f"PRAGMA wal_autocheckpoint = {options.get('checkpoint_pages', CHECKPOINT_PAGES)}")
     driver.execute("PRAGMA busy_timeout = 0")
     try:
         _begin_to_write(driver)
     finally:
-        driver.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000:.0f}")
+        driver.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT * 1000:.0f}")
 
 
 def _begin_to_write(driver: sqlite3.Connection) -> None:
-    until = time.monotonic() + BUSY_SECONDS
+    until = time.monotonic() + BUSY_TIMEOUT
     while True:
         try:
             driver.execute("BEGIN IMMEDIATE")
@@ -111,11 +114,11 @@ def _begin_to_write(driver: sqlite3.Connection) -> None:
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
                 raise
-        time.sleep(BUSY_STEP)
+        time.sleep(BUSY_INTERVAL)
 
 
 def _postgresql(url: URL) -> Engine:
-    # hide_parameters: what jobs are called with belongs in no log.
+    # hide_parameters keeps the arguments of jobs out of logs.
     options: dict[str, Any] = {"connect_args": {"connect_timeout": 10}, "hide_parameters": True}
     try:
         engine = create_engine(url.set(drivername="postgresql+psycopg"), **options)
@@ -128,25 +131,26 @@ def _postgresql(url: URL) -> Engine:
 
 
 def _prepare_postgresql(connection: Any, _: Any) -> None:
-    # Who loses its power or its network within a transaction would hold its locks for hours.
-    connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS:.0f}s'")
+    # Otherwise a program that loses its power or network within a transaction would hold its locks for hours.
+    connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_TRANSACTION_TIMEOUT:.0f}s'")
     connection.commit()
 
 
-_WRONG = (DataError, IntegrityError, ProgrammingError)
-"""These say that what was asked is wrong, and that it would be so again."""
+_PERMANENT_ERRORS = (DataError, IntegrityError, ProgrammingError)
+"""Errors of the statement or its data, which would come again."""
 
 
 @contextlib.contextmanager
-def unavailable_said() -> Iterator[None]:
-    """
+def translate_errors() -> Iterator[None]:
+    """Turn the database's errors that may pass into StoreUnavailableError.
+
     Raises:
-        StoreUnavailableError: in one line, instead of the database's own error, where that may pass.
+        StoreUnavailableError: has the database's message in one line.
     """
     try:
         yield
     except (DatabaseError, InterfaceError, NoConnectionError, sqlite3.DatabaseError) as error:
-        if isinstance(error, _WRONG):
+        if isinstance(error, _PERMANENT_ERRORS):
             raise
         cause = getattr(error, "orig", None) or error
         raise StoreUnavailableError(" ".join(str(cause).split())) from error

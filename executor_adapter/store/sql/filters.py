@@ -1,4 +1,4 @@
-"""A JobFilter, and what else jobs are looked for by, as conditions of SQL."""
+"""Conditions of SQL: those of a JobFilter, and those by which hosts find jobs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from executor_adapter.store.sql.schema import hosts, jobs
 
 is_live = jobs.c.status.in_(sorted(LIVE))
 is_waiting = jobs.c.status == JobStatus.PENDING.value
-nobody_runs_it = or_(
-    jobs.c.host.is_(None), not_(select(hosts.c.host_id).where(hosts.c.host_id == jobs.c.host).exists())
-)
+has_no_host = or_(jobs.c.host.is_(None), not_(select(hosts.c.host_id).where(hosts.c.host_id == jobs.c.host).exists()))
 
 _TEXT = ("job_id", "job_type", "tool_name", "function", "error_code", "error_message")
 
 
 def conditions(wanted: JobFilter) -> list[ColumnElement[bool]]:
+    """Return the conditions that a job must meet to match the filter."""
     return [*_named(wanted), *_in_time(wanted)]
 
 
@@ -29,7 +28,8 @@ def _named(wanted: JobFilter) -> Iterator[ColumnElement[bool]]:
     for name in ("queue", "job_type", "tool_name"):
         if (asked := getattr(wanted, name)) is not None:
             yield jobs.c[name] == asked
-    if wanted.quarantined is not None:  # not as a parameter: SQLite would not see that there is an index of these
+    if wanted.quarantined is not None:
+        # A literal and not a parameter, or SQLite would not use the index of quarantined jobs.
         yield jobs.c.quarantined if wanted.quarantined else not_(jobs.c.quarantined)
     if wanted.text is not None:
         pattern = "%" + wanted.text.replace("\\", "\\\\").replace("%", r"\%").replace("_", r"\_") + "%"

@@ -1,9 +1,9 @@
-"""What hosts do in the database: hold a lease, and take over the jobs of those that are gone.
+"""Leases of hosts in the database, and the claiming of jobs whose host is gone.
 
-A host's row is its lease. Whoever finds it run out deletes it, and only as it was seen: the host cannot have renewed
-it meanwhile, and cannot renew it afterwards. Ids of hosts are never used again, so a job whose host has no row is
-nobody's. A job is claimed by changing its host only where it is still the one that was seen: a compare and set on its
-row.
+A host's row is its lease. A host that finds another's lease expired deletes the row, but only if it is still as it was
+read: then the owner has not renewed it meanwhile, and cannot renew it afterwards. Ids of hosts are never reused, so no
+host runs a job whose host has no row. A job is claimed by a compare-and-set on its row: its host is changed only if it
+is still the one that was read.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from sqlalchemy import ColumnElement, Connection, Double, cast, delete, extract,
 
 from executor_adapter.store.base import LeaseLostError
 from executor_adapter.store.host import Host, this_machine
-from executor_adapter.store.sql.filters import is_live, nobody_runs_it
+from executor_adapter.store.sql.filters import has_no_host, is_live
 from executor_adapter.store.sql.schema import hosts, jobs
 
 
 def register(connection: Connection, host: Host, lease: float) -> None:
+    """Insert the host, with a lease of so many seconds."""
     row = {
         "host_id": host.host_id,
         "machine": host.machine,
@@ -32,26 +33,28 @@ def register(connection: Connection, host: Host, lease: float) -> None:
 
 
 def renew(connection: Connection, host_id: str, lease: float) -> bool:
-    """Whether the host still had its lease."""
+    """Renew the host's lease; return whether it still had one."""
     renewed = update(hosts).where(hosts.c.host_id == host_id).values(expires_at=_now(connection) + lease)
     return connection.execute(renewed).rowcount > 0
 
 
 def end(connection: Connection, host_id: str) -> None:
+    """Delete the host, and with it its lease."""
     connection.execute(delete(hosts).where(hosts.c.host_id == host_id))
 
 
 def claim(connection: Connection, host: Host, queue: str, limit: int) -> list[str]:
-    """The ids of the jobs that are the host's from now on.
+    """Claim jobs of `queue` that no host runs; return their ids.
 
     Raises:
-        LeaseLostError: the host's own lease was taken.
+        LeaseLostError: another host has taken this host's own lease.
     """
-    # Its row is locked until the claim is done: nobody can take the lease meanwhile, and with it what is claimed.
-    if not _hold(connection, host.host_id):
+    # The row stays locked until the claim is committed, so that no other host takes the lease, and with it the claimed
+    # jobs, meanwhile.
+    if not _lock_row(connection, host.host_id):
         raise LeaseLostError(host.host_id)
-    _end_leases_of_the_gone(connection, host.host_id)
-    orphans = select(jobs.c.job_id, jobs.c.host).where(is_live, jobs.c.queue == queue, nobody_runs_it)
+    _end_leases_of_gone_hosts(connection, host.host_id)
+    orphans = select(jobs.c.job_id, jobs.c.host).where(is_live, jobs.c.queue == queue, has_no_host)
     seen: dict[str | None, list[str]] = defaultdict(list)
     first = orphans.order_by(jobs.c.created_at).limit(limit).with_for_update(of=jobs, skip_locked=True)
     for job_id, former in connection.execute(first):
@@ -65,15 +68,15 @@ def _take(connection: Connection, host_id: str, former: str | None, job_ids: lis
     return list(connection.execute(take.returning(jobs.c.job_id)).scalars())
 
 
-def _hold(connection: Connection, host_id: str) -> bool:
-    """Lock the host's row as a renewal would; whether it is there."""
+def _lock_row(connection: Connection, host_id: str) -> bool:
+    """Lock the host's row as a renewal would; return whether there is one."""
     return connection.execute(update(hosts).where(hosts.c.host_id == host_id).values(pid=hosts.c.pid)).rowcount > 0
 
 
-def _end_leases_of_the_gone(connection: Connection, me: str) -> None:
-    query = select(hosts, (hosts.c.expires_at < _now(connection)).label("ran_out")).where(hosts.c.host_id != me)
-    # A row that is locked is being renewed, or ended by another. Or its host was cut off within a transaction, which
-    # the database has yet to notice: nobody is to wait for that.
+def _end_leases_of_gone_hosts(connection: Connection, me: str) -> None:
+    query = select(hosts, (hosts.c.expires_at < _now(connection)).label("expired")).where(hosts.c.host_id != me)
+    # Locked rows are skipped: such a lease is being renewed or ended, or the connection of its host was cut within a
+    # transaction, which the database may notice only much later.
     for row in connection.execute(query.with_for_update(skip_locked=True)).mappings().all():
         if _is_gone(row):
             as_seen = (hosts.c.host_id == row["host_id"], hosts.c.expires_at == row["expires_at"])
@@ -81,13 +84,14 @@ def _end_leases_of_the_gone(connection: Connection, me: str) -> None:
 
 
 def any_is_dying(connection: Connection) -> bool:
+    """Return whether a host of this machine is dying, see `Host.is_dying`."""
     here = select(hosts).where(hosts.c.machine == this_machine())
     return any(_host(row).is_dying for row in connection.execute(here).mappings())
 
 
 def _is_gone(row: Any) -> bool:
     known = _host(row).is_gone
-    return bool(row["ran_out"]) if known is None else known
+    return bool(row["expired"]) if known is None else known
 
 
 def _host(row: Any) -> Host:
@@ -95,7 +99,7 @@ def _host(row: Any) -> Host:
 
 
 def _now(connection: Connection) -> ColumnElement[float]:
-    """The database's clock, where machines may differ; else that of this machine."""
+    """Return the database's clock where several machines use it, otherwise this machine's."""
     if _is_sqlite(connection):
         return literal(time.time(), Double)
     return cast(extract("epoch", func.clock_timestamp()), Double)

@@ -1,4 +1,4 @@
-"""Brings a database to the newest schema; many processes may do so at once."""
+"""Upgrades a database to the newest schema; many processes may do so at the same time."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.store.sql.schema import REVISION, VERSIONS
 
 _LOCK = 0x657865637574
-"""The advisory lock of PostgreSQL under which the schema is changed."""
+"""PostgreSQL's advisory lock that is held while the schema is changed."""
 
-_one_at_a_time = threading.Lock()  # Alembic keeps what it works on in its module
+_alembic_lock = threading.Lock()
+"""Held while Alembic works, because it keeps its state in a module."""
 
 
 def migrate(engine: Engine) -> None:
-    """
+    """Create the schema, or upgrade it.
+
     Raises:
-        ConfigurationError: the database was made by a newer version of this package.
+        ConfigurationError: a newer version of this package made the database.
     """
     with engine.connect() as connection:
         if _revision(connection) == REVISION:
             return
-    with _one_at_a_time, engine.execution_options(writes=True).begin() as connection:
+    with _alembic_lock, engine.execution_options(writes=True).begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
         if _revision(connection) != REVISION:
@@ -39,7 +41,8 @@ def _revision(connection: Connection) -> str | None:
 
 
 def _upgrade(connection: Connection) -> None:
-    from alembic import command  # here, since it is heavy and an open store needs it once in its life
+    # Imported here, because Alembic is heavy and most stores are up to date.
+    from alembic import command
     from alembic.config import Config
     from alembic.util import CommandError
 

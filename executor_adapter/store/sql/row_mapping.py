@@ -1,4 +1,4 @@
-"""Records as rows, and rows as records."""
+"""Converts records to rows and rows to records."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from executor_adapter.store.records import JobRecord
 
 FIXED = frozenset({"job_id", "queue", "job_type", "tool_name", "function", "created_at", "metadata", "call", "pickled"})
 FIXED |= {"priority", "max_runtime", "retry_of"}
-"""What never changes of a job: written once."""
+"""Columns that never change while a job lives, and are written once."""
 
 
 def row_of(record: JobRecord) -> dict[str, Any]:
-    """All columns that a host writes."""
+    """Return all columns that a host writes."""
     return changing_row_of(record) | {
         "queue": record.queue,
         "job_type": record.job_type,
@@ -34,7 +34,7 @@ def row_of(record: JobRecord) -> dict[str, Any]:
 
 
 def changing_row_of(record: JobRecord) -> dict[str, Any]:
-    """The job's id, and the columns that change while it lives."""
+    """Return the job's id and the columns that change while it lives."""
     return {
         "job_id": record.job_id,
         "status": record.status.value,
@@ -54,6 +54,7 @@ def changing_row_of(record: JobRecord) -> dict[str, Any]:
 
 
 def record_of(row: RowMapping) -> JobRecord:
+    """Return the record of a row with all columns."""
     fields: dict[str, Any] = {str(name): value for name, value in row.items() if name != "cancel_requested"}
     progress, attempts = fields["progress"], json.loads(fields.pop("attempts"))
     return JobRecord(

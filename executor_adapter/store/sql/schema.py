@@ -1,4 +1,4 @@
-"""The tables. What changes here needs a migration, and REVISION its number."""
+"""The tables. A change here needs a migration, and its number as REVISION."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sqlalchemy import (
 )
 
 REVISION = "0004"
-"""The newest migration: what an open store has."""
+"""The newest migration; every open store has it."""
 
 VERSIONS = "executor_adapter_version"
 
@@ -56,14 +56,14 @@ jobs = Table(
 
 _live = jobs.c.status.in_(("pending", "running", "retrying"))
 
-# Each gives a list its order; the status at its end lets jobs be counted without a look at their rows.
+# Each index orders one kind of list; with the status at its end, jobs can be counted from the index alone.
 Index("executor_adapter_jobs_created", jobs.c.created_at, jobs.c.job_id)
 Index("executor_adapter_jobs_status", jobs.c.status, jobs.c.created_at, jobs.c.job_id)
 Index("executor_adapter_jobs_type", jobs.c.job_type, jobs.c.created_at, jobs.c.job_id, jobs.c.status)
 Index("executor_adapter_jobs_tool", jobs.c.tool_name, jobs.c.created_at, jobs.c.job_id, jobs.c.status)
 Index("executor_adapter_jobs_queue", jobs.c.queue, jobs.c.created_at, jobs.c.job_id, jobs.c.status)
 Index("executor_adapter_jobs_ended", jobs.c.completed_at)
-# Few jobs are live of the many that are remembered: what hosts look for is in an index of its own.
+# Few of the many stored jobs are live: a partial index has those that hosts look for.
 Index("executor_adapter_jobs_live", jobs.c.host, sqlite_where=_live, postgresql_where=_live)
 # Fewer still are quarantined.
 Index(

@@ -1,4 +1,4 @@
-"""SqlStore: the JobStore over SQLAlchemy. What hosts do there, leases and claims, is in `leases`."""
+"""The JobStore over SQLAlchemy; leases and claims of hosts are in `leases`."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from executor_adapter.store.base import JobStore, LeaseLostError
 from executor_adapter.store.host import Host
 from executor_adapter.store.records import ALL, MAX_LOG_LINES, JobFilter, JobRecord, LogLine, Page
 from executor_adapter.store.sql import leases, log_lines
-from executor_adapter.store.sql.cleanup import forget_ended
-from executor_adapter.store.sql.engines import CHECKPOINT_AFTER, SECRETS, unavailable_said
+from executor_adapter.store.sql.cleanup import delete_finished
+from executor_adapter.store.sql.engines import CHECKPOINT_PAGES, SECRET_PARAMETERS, translate_errors
 from executor_adapter.store.sql.filters import conditions, is_live, is_waiting
 from executor_adapter.store.sql.paging import count_of, page_of
 from executor_adapter.store.sql.row_mapping import record_of, row_of
 from executor_adapter.store.sql.schema import jobs
-from executor_adapter.store.sql.writes import Writing
+from executor_adapter.store.sql.writes import JobWriter
 
 
 class SqlStore(JobStore):
-    """See the module. `open_sql_store` makes it."""
+    """Stores jobs in a database; made by `open_sql_store`."""
 
     durable: ClassVar[bool] = True
 
     def __init__(self, engine: Engine) -> None:
-        self.url = engine.url.difference_update_query(SECRETS).render_as_string(hide_password=True)
+        self.url = engine.url.difference_update_query(SECRET_PARAMETERS).render_as_string(hide_password=True)
         self.shared = engine.dialect.name != "sqlite"  # type: ignore[misc]
         self._engine = engine
-        self._writing = Writing(engine.dialect)
+        self._writer = JobWriter(engine.dialect)
 
     # --- reading ---
 
@@ -52,7 +52,8 @@ class SqlStore(JobStore):
             rows = connection.execute(page_of(wanted, offset, limit, newest_first)).mappings()
             records = tuple(map(record_of, rows))
             found = len(records)
-            if limit is None or (found < limit and (found or not offset)):  # the last page
+            is_last_page = limit is None or (found < limit and (found or not offset))
+            if is_last_page:
                 return Page(records=records, total=offset + found)
             counted: int = connection.execute(count_of(wanted, self.counts_up_to + 1)).scalar_one()
         if counted <= self.counts_up_to:
@@ -75,7 +76,7 @@ class SqlStore(JobStore):
         (oldest,) = self._column(select(func.min(jobs.c.created_at)).where(is_waiting, *conditions(wanted)))
         return None if oldest is None else float(oldest)
 
-    # --- asking ---
+    # --- requests ---
 
     def request_cancel(self, job_id: str) -> bool:
         this = (jobs.c.job_id == job_id, is_live)
@@ -93,8 +94,7 @@ class SqlStore(JobStore):
             with self._changing() as connection:
                 connection.execute(insert(jobs), [row_of(record)])
         except IntegrityError:
-            taken = f"a job with the id {record.job_id!r} is known already: ids must be unique"
-            raise InvalidJobError(taken) from None
+            raise InvalidJobError(f"job id {record.job_id!r} is taken: give the job another id") from None
 
     def release(self, job_id: str) -> bool:
         quarantined = (jobs.c.job_id == job_id, jobs.c.quarantined)
@@ -104,8 +104,8 @@ class SqlStore(JobStore):
     def cleanup(self, max_age_hours: float = 24, *, queue: str | None = None) -> int:
         check_age("max_age_hours", max_age_hours)
         before = time.time() - max_age_hours * 3600
-        changing = partial(self._changing, checkpoint_after=CHECKPOINT_AFTER // 4)
-        return forget_ended(self._reading, changing, before=before, queue=queue)
+        changing = partial(self._changing, checkpoint_pages=CHECKPOINT_PAGES // 4)
+        return delete_finished(self._reading, changing, before=before, queue=queue)
 
     def lines(self, job_id: str, *, after: int = 0, limit: int = MAX_LOG_LINES) -> list[LogLine]:
         with self._reading() as connection:
@@ -123,7 +123,7 @@ class SqlStore(JobStore):
         with self._changing() as connection:
             if not leases.renew(connection, host_id, lease):
                 raise LeaseLostError(host_id)
-            return self._writing.write(connection, host_id, new, changed)
+            return self._writer.write(connection, host_id, new, changed)
 
     def write_lines(self, lines: Sequence[LogLine]) -> None:
         with self._changing() as connection:
@@ -153,12 +153,12 @@ class SqlStore(JobStore):
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[Connection]:
-        with unavailable_said(), self._engine.connect() as connection:
+        with translate_errors(), self._engine.connect() as connection:
             yield connection
 
     @contextlib.contextmanager
     def _changing(self, **options: Any) -> Iterator[Connection]:
-        with unavailable_said(), self._engine.connect().execution_options(writes=True, **options) as connection:
+        with translate_errors(), self._engine.connect().execution_options(writes=True, **options) as connection:
             with connection.begin():
                 yield connection
 

@@ -67,7 +67,7 @@ def said_once(messages: list[str]) -> None:
 
 
 def test_another_writer_that_locks_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("executor_adapter.store.sql.engines.BUSY_SECONDS", 0.2)
+    monkeypatch.setattr("executor_adapter.store.sql.engines.BUSY_TIMEOUT", 0.2)
     file = tmp_path / "jobs.db"
     said_once(run_through(f"sqlite:///{file}", lambda: locked(file), "database is locked"))
 
@@ -172,7 +172,7 @@ def test_where_only_leases_tell_who_is_gone_they_do_so_on_one_machine_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("executor_adapter.store.host.presence", lambda: NO_PRESENCE)
-    monkeypatch.setattr("executor_adapter.store.sql.engines.BUSY_SECONDS", 0.2)
+    monkeypatch.setattr("executor_adapter.store.sql.engines.BUSY_TIMEOUT", 0.2)
     file = tmp_path / "jobs.db"
     run_through_a_lease(f"sqlite:///{file}", lambda: locked(file), tmp_path / "runs")
 
@@ -196,7 +196,7 @@ def run_without_end(executor: JobExecutor) -> None:
 
 
 def test_no_more_is_kept_than_there_is_room_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("executor_adapter.store.sql.engines.BUSY_SECONDS", 0.1)
+    monkeypatch.setattr("executor_adapter.store.sql.engines.BUSY_TIMEOUT", 0.1)
     monkeypatch.setattr("executor_adapter.persistence.recorder.MAX_PENDING_WRITES", 20)
     file = tmp_path / "jobs.db"
     with JobExecutor(2, config=Settings(), store=f"sqlite:///{file}") as executor, contextlib.ExitStack() as stack:
@@ -214,8 +214,8 @@ def test_no_more_is_kept_than_there_is_room_for(tmp_path: Path, monkeypatch: pyt
 def test_urls_that_name_no_store_are_refused_with_the_way_out(tmp_path: Path) -> None:
     for url, message in (
         ("mysql://x", "is not a store: give 'memory:'"),
-        ("sqlite://", "names no file"),
-        (f"sqlite:///{tmp_path}/none/jobs.db", "is no directory: make it"),
+        ("sqlite://", "does not name a file"),
+        (f"sqlite:///{tmp_path}/none/jobs.db", "is not a directory: create it"),
         ("postgresql://a:b:c:d/e", "store.url"),
     ):
         with pytest.raises(ConfigurationError, match=message):

@@ -1,4 +1,4 @@
-"""Run by Alembic for each upgrade, with the connection that `migrate` gives it."""
+"""Alembic runs this module for each upgrade, with the connection that `migrate` gives it."""
 
 from __future__ import annotations
 

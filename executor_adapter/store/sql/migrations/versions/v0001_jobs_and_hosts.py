@@ -1,4 +1,4 @@
-"""Jobs, and the hosts that run them."""
+"""Create the tables of jobs and of the hosts that run them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What jobs log and print."""
+"""Create the table of what jobs log and print."""
 
 from __future__ import annotations
 

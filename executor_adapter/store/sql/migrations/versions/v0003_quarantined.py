@@ -1,4 +1,4 @@
-"""The quarantined jobs, found among many others."""
+"""Add an index of the quarantined jobs."""
 
 from __future__ import annotations
 

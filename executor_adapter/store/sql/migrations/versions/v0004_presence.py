@@ -1,4 +1,4 @@
-"""By what hosts of the same machine see whether anything of one is left."""
+"""Add the presence of hosts, by which a host is seen to live on the same machine."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Many rows in one statement of PostgreSQL: as a JSON document, which it takes apart itself.
+"""Writes many rows with one statement of PostgreSQL, which takes them as one JSON document and expands it.
 
-An execution for each row costs both sides about twice as much, however they are sent.
+One execution for each row would cost both sides about twice as much, however the executions are sent.
 """
 
 from __future__ import annotations
@@ -15,9 +15,14 @@ from sqlalchemy.dialects.postgresql import insert
 from executor_adapter.store.sql.schema import jobs
 
 
-class Sets:
-    """`written`: the columns of new jobs; `changing`: those that change of known ones, and the id; `on_conflict`: what
-    becomes of a new job whose id is known."""
+class SetStatements:
+    """Holds the two statements, for new jobs and for changed ones.
+
+    Args:
+        written: the columns of new jobs.
+        changing: the columns that change of known jobs, and the id.
+        on_conflict: what to do with a new job whose id is known.
+    """
 
     def __init__(self, written: Sequence[str], changing: Sequence[str], on_conflict: dict[str, Any]) -> None:
         given = _given(written)
@@ -29,15 +34,16 @@ class Sets:
         self._known = update(jobs).where(*mine).values(changes)
 
     def insert(self, connection: Connection, rows: Sequence[dict[str, Any]], me: str) -> int:
-        """How many rows were written."""
+        """Insert new jobs; return how many rows were written."""
         return _run(connection, self._new, [_as_json(row) for row in rows], me)
 
     def update(self, connection: Connection, rows: Sequence[dict[str, Any]], me: str) -> int:
+        """Update known jobs; return how many rows were written."""
         return _run(connection, self._known, rows, me)
 
 
-def are_a_set(rows: Sequence[dict[str, Any]]) -> bool:
-    """Whether no job is there twice: one statement changes a row once."""
+def have_unique_ids(rows: Sequence[dict[str, Any]]) -> bool:
+    """Return whether no id occurs twice; one statement can change a row only once."""
     return len({row["job_id"] for row in rows}) == len(rows)
 
 
