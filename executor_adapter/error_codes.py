@@ -1,24 +1,24 @@
-"""Which error code an exception stands for.
+"""Maps exceptions to error codes.
 
-The first of these that says anything:
+The code of an exception is given by the first of these that applies:
 
     its own `error_code` attribute
     a registration (register_error_code) for one of its classes, the newest first
-    the HTTP status that it carries: httpx's, requests', aiohttp's and urllib's errors do
-    the table of known classes, by name: a process that never imported pandas cannot raise its errors
+    the HTTP status of its response: errors of httpx, requests, aiohttp and urllib have one
+    the table of known classes, by name, so that no library is imported for its errors
     the kind of OSError
     EXECUTION_ERROR
 
 | HTTP status | code | retried |
 | --- | --- | --- |
-| 408, 409, 423, 425, 5xx | API_ERROR | yes: the other side may recover |
-| 429 | RATE_LIMITED | yes, after what Retry-After asks for |
+| 408, 409, 423, 425, 5xx | API_ERROR | yes: the server may recover |
+| 429 | RATE_LIMITED | yes, after the time that Retry-After asks for |
 | 401, 403, 407 | CONFIGURATION_ERROR | no: credentials or rights are missing |
 | any other 4xx | REQUEST_ERROR | no: the same request would be refused again |
 
-An ExceptionGroup stands for what its first error that is never retried stands for, else for what its first does.
+An ExceptionGroup has the code of its first error that is never retried, else that of its first error.
 
-Workers use this to say what an error that cannot travel was, so it needs the standard library alone.
+Workers use this module for errors that cannot be pickled, so it uses the standard library alone.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Classify = Callable[[BaseException], str | None]
 
 _by_type: list[tuple[type[BaseException], str | Classify]] = []
 
-_BY_NAME: Final[dict[str, str]] = {
+CODE_BY_CLASS_NAME: Final[dict[str, str]] = {
     "httpx.UnsupportedProtocol": "CONFIGURATION_ERROR",
     "httpx.InvalidURL": "CONFIGURATION_ERROR",
     "httpx.TransportError": "NETWORK_ERROR",
@@ -85,12 +85,12 @@ _BY_NAME: Final[dict[str, str]] = {
     "xml.etree.ElementTree.ParseError": "DATA_ERROR",
 }
 
-_BUILTIN: Final[tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str], ...]] = (
+CODE_BY_BUILTIN: Final[tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str], ...]] = (
     (TimeoutError, "TIMEOUT_ERROR"),
     (ConnectionError, "NETWORK_ERROR"),
     (ssl.SSLCertVerificationError, "CONFIGURATION_ERROR"),
     ((json.JSONDecodeError, UnicodeError), "DATA_ERROR"),
-    # What is wrong about the file system's or the program's set-up. A file that is not there may still come.
+    # The set-up of the file system or the program is wrong. FileNotFoundError is not here: the file may still come.
     ((PermissionError, IsADirectoryError, NotADirectoryError, ImportError), "CONFIGURATION_ERROR"),
 )
 
@@ -102,21 +102,26 @@ _NETWORK_ERRNOS: Final = frozenset(
 )
 _SETUP_ERRNOS: Final = frozenset({errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP})
 
-MOST_CAUSES = 10
-"""Errors looked at of those that led to one."""
+MAX_CAUSES = 10
+"""Causes of an error that are examined."""
 
-_MAY_PASS: Final = frozenset({408, 409, 423, 425})
-_NO_RIGHT: Final = frozenset({401, 403, 407})
-_NEVER_RETRIED: Final = frozenset({"DATA_ERROR", "REQUEST_ERROR", "CONFIGURATION_ERROR", "SERIALIZATION_ERROR"})
+_TEMPORARY_STATUSES: Final = frozenset({408, 409, 423, 425})
+_DENIED_STATUSES: Final = frozenset({401, 403, 407})
+NEVER_RETRIED: Final = frozenset({"DATA_ERROR", "REQUEST_ERROR", "CONFIGURATION_ERROR", "SERIALIZATION_ERROR"})
 
 
 def register_error_code(kind: type[BaseException], code: str | Classify) -> None:
-    """Let exceptions of `kind` stand for `code`; a function gets the exception and may give None to pass."""
+    """Give exceptions of class `kind` an error code; the newest registration wins.
+
+    Args:
+        kind: the class; its subclasses are included.
+        code: the code, or a function that takes the exception and returns a code, or None to leave it to the next rule.
+    """
     _by_type.insert(0, (kind, code))
 
 
 def error_code_of(error: BaseException) -> str:
-    """The error code that `error` stands for; never raises, whatever a property or a registered function does."""
+    """Return the error code of an exception; never raises, whatever a property or a registered function does."""
     try:
         own = getattr(error, "error_code", None)
         if isinstance(own, str) and own:
@@ -125,13 +130,20 @@ def error_code_of(error: BaseException) -> str:
             return _of_group(error)
         return _registered(error) or _http_code(error) or _named(error) or _builtin(error)
     except Exception:
-        logger.warning("no error code could be found for a %s", type(error).__qualname__, exc_info=True)
+        logger.warning(
+            "finding the error code of a %s failed: it counts as EXECUTION_ERROR",
+            type(error).__qualname__,
+            exc_info=True,
+        )
         return "EXECUTION_ERROR"
 
 
 def retry_after_of(error: BaseException) -> float | None:
-    """Seconds that the other side asked to wait: the exception's `retry_after`, or its response's Retry-After header
-    (RFC 9110, 10.2.3: seconds or an HTTP date). Infinite where no float holds them; never raises."""
+    """Return the seconds that the server asked to wait; None where it did not. Never raises.
+
+    They are the exception's `retry_after`, or its response's Retry-After header (RFC 9110, 10.2.3: seconds or an HTTP
+    date); infinite where they are too many for a float.
+    """
     try:
         own = getattr(error, "retry_after", None)
         if isinstance(own, int | float):
@@ -139,7 +151,7 @@ def retry_after_of(error: BaseException) -> float | None:
         header = _header(error, "retry-after")
         return None if header is None else _retry_after(header.strip())
     except Exception:
-        logger.warning("no Retry-After could be found for a %s", type(error).__qualname__, exc_info=True)
+        logger.warning("finding the Retry-After of a %s failed: there is none", type(error).__qualname__, exc_info=True)
         return None
 
 
@@ -160,7 +172,7 @@ def _retry_after(header: str) -> float | None:
 
 
 def http_status_of(error: BaseException) -> int | None:
-    """The status of the HTTP response that an error carries; of httpx and requests, urllib and aiohttp."""
+    """Return the HTTP status that an error of httpx, requests, urllib or aiohttp carries; None where it has none."""
     for holder, name in ((getattr(error, "response", None), "status_code"), (error, "code"), (error, "status")):
         status = getattr(holder, name, None)
         if isinstance(status, int) and 100 <= status <= 599 and (holder is not error or hasattr(error, "headers")):
@@ -170,7 +182,7 @@ def http_status_of(error: BaseException) -> int | None:
 
 def _of_group(group: BaseExceptionGroup[BaseException]) -> str:
     codes = [error_code_of(error) for error in group.exceptions]
-    return next((code for code in codes if code in _NEVER_RETRIED), codes[0])
+    return next((code for code in codes if code in NEVER_RETRIED), codes[0])
 
 
 def _registered(error: BaseException) -> str | None:
@@ -188,9 +200,9 @@ def _http_code(error: BaseException) -> str | None:
         return None
     if status == 429:
         return "RATE_LIMITED"
-    if status >= 500 or status in _MAY_PASS:
+    if status >= 500 or status in _TEMPORARY_STATUSES:
         return "API_ERROR"
-    return "CONFIGURATION_ERROR" if status in _NO_RIGHT else "REQUEST_ERROR"
+    return "CONFIGURATION_ERROR" if status in _DENIED_STATUSES else "REQUEST_ERROR"
 
 
 def _header(error: BaseException, name: str) -> str | None:
@@ -198,23 +210,23 @@ def _header(error: BaseException, name: str) -> str | None:
     get = getattr(headers, "get", None)
     if not callable(get):
         return None
-    found = get(name) or get(name.title())  # a plain dict regards case, other mappings of headers do not
+    found = get(name) or get(name.title())  # unlike other mappings of headers, a plain dict is case-sensitive
     return found if isinstance(found, str) else None
 
 
 def _named(error: BaseException) -> str | None:
     for kind in type(error).__mro__:
-        # httpx's classes say "httpx", requests' "requests.exceptions": both name where users import them from.
-        code = _BY_NAME.get(f"{kind.__module__}.{kind.__qualname__}")
+        # The module is the one that a class names: "httpx" for those of httpx, "requests.exceptions" for requests.
+        code = CODE_BY_CLASS_NAME.get(f"{kind.__module__}.{kind.__qualname__}")
         if code is not None:
-            return "CONFIGURATION_ERROR" if code == "NETWORK_ERROR" and _is_of_certificate(error) else code
+            return "CONFIGURATION_ERROR" if code == "NETWORK_ERROR" and _is_caused_by_certificate(error) else code
     return None
 
 
-def _is_of_certificate(error: BaseException) -> bool:
-    """Whether a certificate that could not be verified led to it: libraries raise their own errors for that."""
+def _is_caused_by_certificate(error: BaseException) -> bool:
+    """Return whether a certificate that could not be verified is its cause: libraries wrap that in their own errors."""
     cause: BaseException | None = error
-    for _ in range(MOST_CAUSES):
+    for _ in range(MAX_CAUSES):
         if cause is None or isinstance(cause, ssl.SSLCertVerificationError):
             return cause is not None
         cause = cause.__cause__ or cause.__context__
@@ -222,7 +234,7 @@ def _is_of_certificate(error: BaseException) -> bool:
 
 
 def _builtin(error: BaseException) -> str:
-    for kinds, code in _BUILTIN:
+    for kinds, code in CODE_BY_BUILTIN:
         if isinstance(error, kinds):
             return code
     if isinstance(error, OSError):

@@ -1,20 +1,20 @@
 """What can go wrong, as one tree:
 
-    JobError                            how a job ended, when not with a value
+    JobError                            how a job ended without a value
     ├── JobTimeoutError                 also a TimeoutError: past max_runtime, queue_timeout or deadline
     ├── WorkerCrashedError              the worker's process died under the job
-    │   └── MemoryLimitError            ... because its process tree outgrew memory_limit
+    │   └── MemoryLimitError            ... because its process tree exceeded memory_limit
     ├── JobCancelledError               also a concurrent.futures.CancelledError
-    ├── JobSerializationError           function, argument or result cannot travel to or from a worker
+    ├── JobSerializationError           a function, argument or result cannot be pickled
     ├── DataCollectionException         raised by collection functions, with the error code of their choice
-    └── DataProcessingException         raised by processing functions, alike
+    └── DataProcessingException         raised by processing functions in the same way
     InvalidJobError                     also a ValueError: refused at submit
-    QueueFullError                      max_pending jobs are queued already
+    QueueFullError                      max_pending jobs are queued, or too much waits for the store
     ExecutorClosedError                 also a RuntimeError: submitted after shutdown
     ConfigurationError                  also a ValueError: config.yaml or the environment is wrong
     SoftTimeoutError                    raised inside a function at its soft_timeout, so that it can clean up
 
-Every worker imports this module, so it needs the standard library alone.
+Every worker imports this module, so it uses the standard library alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 
 class JobError(Exception):
-    """How a job ended, when not with a value; `error_code` decides whether it is retried."""
+    """Says how a job ended without a value; `error_code` decides whether it is retried."""
 
     error_code: str = "EXECUTION_ERROR"
 
@@ -37,11 +37,11 @@ class JobError(Exception):
 
     @property
     def retry_after(self) -> float | None:
-        """Seconds to wait before a retry, as `retry_after=` was given when it was raised."""
+        """Seconds to wait before a retry: the `retry_after=` that it was raised with."""
         return self.context.get("retry_after")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The default would call the class with the message alone and lose the code.
+        # The default would call the class with the message alone and lose all else.
         return _rebuild, (type(self), self.message, self.__dict__)
 
 
@@ -53,7 +53,7 @@ def _rebuild(kind: type[JobError], message: str, attributes: dict[str, Any]) -> 
 
 
 class JobTimeoutError(JobError, TimeoutError):
-    """The job passed a limit: TIMEOUT_ERROR, QUEUE_TIMEOUT or DEADLINE_EXCEEDED says which."""
+    """The job exceeded a time limit; TIMEOUT_ERROR, QUEUE_TIMEOUT or DEADLINE_EXCEEDED says which."""
 
     error_code = "TIMEOUT_ERROR"
 
@@ -61,8 +61,10 @@ class JobTimeoutError(JobError, TimeoutError):
 class WorkerCrashedError(JobError):
     """The worker's process died under the job.
 
-    `exit_code` or `exit_signal` (a signal number) says how; `output_tail` is the end of what the worker wrote to
-    stdout and stderr, faulthandler's traceback included.
+    Attributes:
+        exit_code: the worker's exit code, where it exited.
+        exit_signal: the number of the signal that killed it, where one did.
+        output_tail: the end of what it wrote to stdout and stderr, with faulthandler's traceback.
     """
 
     error_code = "WORKER_CRASHED"
@@ -84,13 +86,13 @@ class WorkerCrashedError(JobError):
 
 
 class MemoryLimitError(WorkerCrashedError):
-    """The attempt's process tree outgrew its memory_limit and was killed."""
+    """The attempt's process tree exceeded its memory_limit and was killed."""
 
     error_code = "MEMORY_LIMIT"
 
 
 class JobCancelledError(JobError, CancelledError):
-    """The job was cancelled, by its future, its id, its flow run or the executor's shutdown."""
+    """The job was cancelled by its future, its id, its flow run or the executor's shutdown."""
 
     error_code = "CANCELLED"
 
@@ -126,28 +128,28 @@ class DataProcessingException(JobError):
 
 
 class InvalidJobError(ValueError):
-    """The job was refused at submit; the message says what was wrong and the way out."""
+    """The job was refused at submit; the message says what is wrong and what to do."""
 
     error_code = "CONFIGURATION_ERROR"
 
 
 class QueueFullError(Exception):
-    """`max_pending` jobs are queued already."""
+    """`max_pending` jobs are queued already, or too many changes wait for a store that cannot be written."""
 
 
 class ExecutorClosedError(RuntimeError):
-    """A job was submitted to an executor that is shut down: it counts as cancelled."""
+    """A job was submitted to an executor that is shut down; it counts as cancelled."""
 
     error_code = "CANCELLED"
 
 
 class ConfigurationError(ValueError):
-    """One line: the key, its value and what is allowed."""
+    """The configuration is wrong; the message names the key, its value and what is allowed in one line."""
 
     error_code = "CONFIGURATION_ERROR"
 
 
 class SoftTimeoutError(Exception):
-    """Raised inside a function at its soft_timeout; if it lets this pass, the attempt ends as TIMEOUT_ERROR."""
+    """Raised inside a function at its soft_timeout; where it is not caught, the attempt ends as TIMEOUT_ERROR."""
 
     error_code = "TIMEOUT_ERROR"

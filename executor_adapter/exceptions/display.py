@@ -1,6 +1,6 @@
-"""What a function raised, looked at without trusting it: an exception's own code may fail, and its chain never end.
+"""Displays exceptions that cannot be trusted: their own code may fail, and their chain of causes may be endless.
 
-Every worker imports this module, so it needs the standard library alone.
+Every worker imports this module, so it uses the standard library alone.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from typing import Any, Final
 
 from executor_adapter.exceptions import JobError
 
-MOST_IN_CHAIN = 1000
-"""Exceptions that are looked at of those which led to one, or which a group holds."""
+MAX_CHAIN_LENGTH = 1000
+"""Causes and members of groups that are followed before the chain counts as endless."""
 
 _CAUSE: Final[Any] = BaseException.__dict__["__cause__"]
 
 
 def text_of(error: BaseException) -> str:
-    """What it says of itself; may be empty. Whatever its `__str__` does, no Exception comes of it."""
+    """Return its message, which may be empty. Never raises an Exception, whatever its `__str__` does."""
     try:
         return str.__str__(str(error))
     except Exception:
         return "(no text: its __str__ fails)"
 
 
-def shown(error: BaseException) -> str:
-    """Its repr; where that fails, its class and what it says."""
+def repr_of(error: BaseException) -> str:
+    """Return its repr, or its class and message where the repr fails."""
     try:
         return str.__str__(repr(error))
     except Exception:
@@ -36,63 +36,69 @@ def shown(error: BaseException) -> str:
 
 
 def traceback_text(error: BaseException, tb: TracebackType | None) -> str:
-    """`error` as Python prints it, with what led to it unless that has no end; `tb`: where it was raised."""
+    """Return the traceback as Python prints it, with the causes unless their chain is endless.
+
+    Args:
+        error: the exception.
+        tb: where it was raised.
+    """
     try:
         if _chain_ends(error):
             return "".join(traceback.format_exception(type(error), error, tb))
-    except Exception:  # it cannot be shown by Python's own means
+    except Exception:  # the exception's own code fails
         pass
     return "".join((*traceback.format_tb(tb), f"{type(error).__name__}: {text_of(error)}\n"))
 
 
 def is_plain(error: BaseException) -> bool:
-    """Whether anybody may show it, in whatever way: neither does its own code fail, nor has its chain no end."""
+    """Return whether any code may display it: its own code does not fail, and its chain of causes ends."""
     try:
         repr(error)
-        return _chain_ends(error, _try_to_show)
+        return _chain_ends(error, _try_to_display)
     except (Exception, SystemExit):
         return False
 
 
-def _try_to_show(error: BaseException) -> None:
-    """Raises what showing it would. Its notes are what most have none of, and some classes then raise anything."""
+def _try_to_display(error: BaseException) -> None:
+    """Raise what displaying it would, also by a class whose `__getattr__` fails for the notes that it does not have."""
     str(error), getattr(error, "__notes__", None)
 
 
-def _chain_ends(error: BaseException, look: Callable[[BaseException], None] = lambda _: None) -> bool:
+def _chain_ends(error: BaseException, visit: Callable[[BaseException], None] = lambda _: None) -> bool:
+    """Return whether the chain of causes ends, after calling `visit` for each exception in it."""
     seen: set[int] = set()
     ahead = [error]
-    while ahead and len(seen) <= MOST_IN_CHAIN:
+    while ahead and len(seen) <= MAX_CHAIN_LENGTH:
         one = ahead.pop()
         if id(one) not in seen:
             seen.add(id(one))
-            look(one)
-            inside = itertools.islice(one.exceptions, MOST_IN_CHAIN) if isinstance(one, BaseExceptionGroup) else ()
+            visit(one)
+            inside = itertools.islice(one.exceptions, MAX_CHAIN_LENGTH) if isinstance(one, BaseExceptionGroup) else ()
             ahead += [found for found in (one.__cause__, one.__context__, *inside) if found is not None]
     return not ahead
 
 
 def set_cause(error: BaseException, cause: BaseException) -> None:
-    """Say that `cause` led to `error`, whatever the class of that makes of its attributes."""
+    """Set the `__cause__` of `error`, even where its class overrides how attributes are set."""
     _CAUSE.__set__(error, cause)
 
 
 def as_exception(error: BaseException) -> Exception:
-    """The error itself where it may be raised anywhere; else a JobError that says what was raised.
+    """Return the error itself where any caller may raise it; otherwise a JobError that says what was raised.
 
-    Raised by whoever asks for a result, SystemExit and KeyboardInterrupt would end that program, an asyncio
-    CancelledError would pass for a cancellation of its task, and a StopIteration end its loop unseen.
+    In a caller that asks for a job's result, SystemExit and KeyboardInterrupt would end the program, an asyncio
+    CancelledError would look like a cancellation of the caller's task, and a StopIteration would end its loop.
     """
     try:
-        # The second looks at its __class__, which may be a property that fails.
+        # isinstance reads __class__, which may be a property that fails.
         if isinstance(error, Exception) and not isinstance(error, StopIteration | StopAsyncIteration):
             return error
     except Exception:
-        return told_apart(error, f"the function raised {type(error).__name__}")
+        return as_job_error(error, f"the function raised {type(error).__name__}")
     if isinstance(error, SystemExit):
-        return told_apart(error, f"the function called sys.exit({_exit_code(error)})")
+        return as_job_error(error, f"the function called sys.exit({_exit_code(error)})")
     text = text_of(error)
-    return told_apart(error, f"the function raised {type(error).__name__}{': ' if text else ''}{text}")
+    return as_job_error(error, f"the function raised {type(error).__name__}{': ' if text else ''}{text}")
 
 
 def _exit_code(error: SystemExit) -> str:
@@ -102,18 +108,18 @@ def _exit_code(error: SystemExit) -> str:
         return "..."
 
 
-def told_apart(error: BaseException, message: str) -> JobError:
-    """A JobError with `message` in place of `error`, whose error code it has."""
-    # Here: a worker that never fails needs none of it.
+def as_job_error(error: BaseException, message: str) -> JobError:
+    """Return a JobError with this message and the error code of `error`, which is its cause."""
+    # Imported here, because a worker whose jobs never fail does not need it.
     from executor_adapter.error_codes import error_code_of, retry_after_of
 
-    told = JobError(message, error_code=error_code_of(error), retry_after=retry_after_of(error))
-    told.__cause__ = error
-    return told
+    job_error = JobError(message, error_code=error_code_of(error), retry_after=retry_after_of(error))
+    job_error.__cause__ = error
+    return job_error
 
 
-def look_at(error: BaseException) -> None:
-    """Do here and now what is done to `error` later, where nothing may take long: its code may never end."""
+def check_display(error: BaseException) -> None:
+    """Run all of the error's code here that the supervisor's thread runs later: it may take long, or never end."""
     from executor_adapter.error_codes import error_code_of, retry_after_of
 
-    text_of(error), shown(error), error_code_of(error), retry_after_of(error)
+    text_of(error), repr_of(error), error_code_of(error), retry_after_of(error)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from executor_adapter.exceptions import ExecutorClosedError, InvalidJobError, JobSerializationError
-from executor_adapter.exceptions.display import shown, text_of
+from executor_adapter.exceptions.display import repr_of, text_of
 from executor_adapter.job.model import Attempt, Job, JobStatus
 from executor_adapter.job.quarantine import MOST_QUARANTINED
 from executor_adapter.persistence.recorder import Recorder
@@ -88,7 +88,7 @@ class Recovery:
             raise
         except Exception as error:  # whatever it is: one job must not keep the others from running
             explained = isinstance(error, (InvalidJobError, JobSerializationError, ValueError))
-            why = text_of(error) if explained else shown(error)
+            why = text_of(error) if explained else repr_of(error)
             self._end(record, "CONFIGURATION_ERROR", f"its host is gone, and it cannot run here: {why}", False)
             return None
         return job

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.exceptions.display import shown
+from executor_adapter.exceptions.display import repr_of
 from executor_adapter.job.model import TERMINAL, Attempt, Job, JobStatus, Progress
 
 LIVE = frozenset(JobStatus) - TERMINAL
@@ -231,6 +231,6 @@ def _unpickled(job_id: str, pickled: bytes) -> dict[str, Any]:
         function, args, kwargs = pickle.loads(pickled)
     except Exception as error:
         raise InvalidJobError(
-            f"job {job_id} cannot be unpickled here: {shown(error)}: run it where its code is"
+            f"job {job_id} cannot be unpickled here: {repr_of(error)}: run it where its code is"
         ) from error
     return {"function": function, "args": args, "kwargs": kwargs}

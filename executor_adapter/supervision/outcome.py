@@ -7,7 +7,7 @@ from typing import Any
 
 from executor_adapter.error_codes import error_code_of
 from executor_adapter.exceptions import JobCancelledError, JobTimeoutError, SoftTimeoutError
-from executor_adapter.exceptions.display import shown, text_of
+from executor_adapter.exceptions.display import repr_of, text_of
 from executor_adapter.job.model import Job, JobStatus
 from executor_adapter.pools.base import Assignment
 from executor_adapter.supervision.running_attempts import StopReason
@@ -88,7 +88,7 @@ def soft_timeout_error(job: Job, cause: SoftTimeoutError) -> JobTimeoutError:
 
 
 def note_error(job: Job, error: BaseException) -> None:
-    job._live.error_code, job._live.error_message = error_code_of(error), text_of(error) or shown(error)
+    job._live.error_code, job._live.error_message = error_code_of(error), text_of(error) or repr_of(error)
 
 
 def records_in(value: dict[Any, Any]) -> int | None:

@@ -30,7 +30,7 @@ from executor_adapter.exceptions import (
     SoftTimeoutError,
     WorkerCrashedError,
 )
-from executor_adapter.exceptions.display import as_exception, shown, traceback_text
+from executor_adapter.exceptions.display import as_exception, repr_of, traceback_text
 from executor_adapter.job.functions import check_arguments
 from executor_adapter.job.model import TERMINAL, Job, JobStatus, Progress
 from executor_adapter.job.retry import CRASHES, RetryDecision, decide
@@ -303,7 +303,7 @@ class Supervisor:
         """No promise holds any more; but nobody is left to wait for ever."""
         self.intake.close()
         for job in list(self.intake.jobs.values()):
-            failure = JobError(f"the executor has failed: {shown(error)}")
+            failure = JobError(f"the executor has failed: {repr_of(error)}")
             driver, future = job._live.driver, job._live.future
             if driver is not None:
                 driver.doom(failure)
@@ -422,7 +422,7 @@ class Supervisor:
             self.pools.start(assignment)
         except Exception as error:
             logger.exception("a pool could not start a job", extra={"job_id": assignment.job.job_id})
-            failure = WorkerCrashedError(f"no worker could be started: {shown(error)}")
+            failure = WorkerCrashedError(f"no worker could be started: {repr_of(error)}")
             self.ended(assignment, Ending.CRASHED, error=failure)
 
     # --- what pools tell (pools.base.PoolSupervisor) ---
@@ -478,7 +478,7 @@ class Supervisor:
         """Fail a job of which it could not be decided what follows: nobody else would end it."""
         what = traceback_text(fault, fault.__traceback__)
         logger.error("it could not be decided what follows: the job fails\n%s", what, extra={"job_id": job.job_id})
-        failure = JobError(f"it could not be decided what follows: {shown(fault)}")
+        failure = JobError(f"it could not be decided what follows: {repr_of(fault)}")
         if job.status in TERMINAL:
             return
         if job._live.driver is not None:

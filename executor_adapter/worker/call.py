@@ -18,7 +18,7 @@ from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 from executor_adapter.exceptions import JobError, SoftTimeoutError
-from executor_adapter.exceptions.display import as_exception, shown, text_of, told_apart, traceback_text
+from executor_adapter.exceptions.display import as_exception, as_job_error, repr_of, text_of, traceback_text
 from executor_adapter.worker import values, wire
 from executor_adapter.worker.context import JobContext, enter_job
 from executor_adapter.worker.reporter import Voice
@@ -189,7 +189,7 @@ class Attempt:
             BaseException.with_traceback(error, None)  # its frames hold what the function held
             return self._told(error, text)
         except BaseException as fault:
-            told = JobError(f"the function raised {type(error).__name__}, which cannot be looked at: {shown(fault)}")
+            told = JobError(f"the function raised {type(error).__name__}, which cannot be looked at: {repr_of(fault)}")
             return wire.RAISED, 0, pickle.dumps((told, ""), 5), None
 
     def _told(self, error: BaseException, text: str) -> Reply:
@@ -200,7 +200,7 @@ class Attempt:
             body = values.checked_dumps((as_exception(error), text))
         except BaseException:
             # It does not travel: what it said, its traceback and its error code do.
-            body = pickle.dumps((told_apart(error, f"{type(error).__name__}: {text_of(error)}"), text), 5)
+            body = pickle.dumps((as_job_error(error, f"{type(error).__name__}: {text_of(error)}"), text), 5)
         return wire.RAISED, 0, body, None
 
 

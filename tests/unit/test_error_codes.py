@@ -122,9 +122,9 @@ def test_kinds_of_one_s_own_are_registered() -> None:
 
 def test_every_code_that_is_given_is_one_of_the_known() -> None:
     """The module says them as plain text, since workers import it and not the enumeration."""
-    named = set(error_codes._BY_NAME.values()) | {code for _, code in error_codes._BUILTIN}
+    named = set(error_codes.CODE_BY_CLASS_NAME.values()) | {code for _, code in error_codes.CODE_BY_BUILTIN}
     assert named <= set(ErrorCode)
-    assert error_codes._NEVER_RETRIED <= NEVER_RETRIED
+    assert error_codes.NEVER_RETRIED <= NEVER_RETRIED
 
 
 def test_a_pydantic_error_is_one_of_the_data() -> None:
@@ -163,7 +163,7 @@ def test_an_error_s_status_is_found_in_its_response() -> None:
     assert http_status_of(ValueError()) is None
 
 
-class _Hostile(Exception):
+class HostileError(Exception):
     @property
     def response(self) -> None:
         raise RuntimeError("no response")
@@ -177,9 +177,9 @@ def test_no_error_breaks_the_search_for_its_code(caplog: pytest.LogCaptureFixtur
         raise KeyError(str(error))
 
     register_error_code(LookupError, fail)
-    assert error_code_of(_Hostile()) == "EXECUTION_ERROR"
+    assert error_code_of(HostileError()) == "EXECUTION_ERROR"
     assert error_code_of(IndexError()) == "EXECUTION_ERROR"
-    assert "no error code could be found for a IndexError" in caplog.text
+    assert "finding the error code of a IndexError failed" in caplog.text
 
 
 def test_no_library_is_imported_for_its_errors() -> None:

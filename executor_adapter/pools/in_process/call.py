@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-from executor_adapter.exceptions.display import look_at
+from executor_adapter.exceptions.display import check_display
 from executor_adapter.job.functions import resolve
 from executor_adapter.job.model import Job
 from executor_adapter.pools.base import Assignment, PoolSupervisor
@@ -62,7 +62,7 @@ def call_in_job(
         with open_scope(assignment):
             return _finished(call())
     except BaseException as error:
-        look_at(error)
+        check_display(error)
         raise
     finally:
         leave_job(token)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.exceptions.display import look_at
+from executor_adapter.exceptions.display import check_display
 from executor_adapter.job.functions import is_coroutine_function
 from executor_adapter.job.model import Job
 from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, WorkerPool
@@ -135,7 +135,7 @@ class _Loop(EventLoopThread[Assignment]):
             with open_scope(run):
                 return await coroutine
         except BaseException as error:
-            look_at(error)
+            check_display(error)
             raise
 
     def on_end(self, run: Assignment, value: Any, error: BaseException | None) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from prefect.context import TaskRunContext
 from prefect.logging.loggers import get_run_logger, print_as_log
 
-from executor_adapter.exceptions.display import shown, traceback_text
+from executor_adapter.exceptions.display import repr_of, traceback_text
 from executor_adapter.job.text import storable
 
 RunLogger = logging.Logger | logging.LoggerAdapter[logging.Logger]
@@ -84,9 +84,9 @@ def _log_record(logger: RunLogger, fields: Mapping[str, Any]) -> None:
 def log_failed_attempt(logger: RunLogger, error: BaseException, delay: float | None) -> None:
     """Log how an attempt failed: with the seconds until the next one, or, if none follows, with the traceback."""
     if delay is not None:
-        logger.warning("Attempt failed: %s. Next attempt in %.1f s", shown(error), delay)
+        logger.warning("Attempt failed: %s. Next attempt in %.1f s", repr_of(error), delay)
         return
-    log_failure(logger, f"Job failed: {shown(error)}", error)
+    log_failure(logger, f"Job failed: {repr_of(error)}", error)
 
 
 def log_failure(logger: RunLogger, message: str, error: BaseException | None) -> None:

@@ -15,7 +15,7 @@ from prefect.client.schemas.objects import State, StateType, TaskRun
 from prefect.exceptions import FailedRun
 
 from executor_adapter.exceptions import JobCancelledError
-from executor_adapter.exceptions.display import is_plain, text_of, told_apart
+from executor_adapter.exceptions.display import as_job_error, is_plain, text_of
 from executor_adapter.executor.default import current_executor
 from executor_adapter.executor.executor import JobExecutor
 from executor_adapter.executor.signals import signal_watch
@@ -296,7 +296,7 @@ def attempt_result(future: Future[Any]) -> Any:
     error = future.exception()
     if error is None or is_plain(error):
         return future.result()
-    raise told_apart(error, f"{type(error).__name__}: {text_of(error)}") from None
+    raise as_job_error(error, f"{type(error).__name__}: {text_of(error)}") from None
 
 
 def _error_of(state: State[Any]) -> BaseException:
