@@ -1,4 +1,4 @@
-"""An error that is awkward to look at ends its task run, and lets its flow end."""
+"""An error that breaks when it is displayed still fails its task run, and the flow ends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ KINDS = ["SaysNothing", "ShowsNothing", "HasNoTime", "HasNoAttributes", "HasEndl
 
 
 @pytest.mark.parametrize("pool", ["thread", "process"])
-def test_a_job_task_fails(prefect_api: str, pool: str) -> None:
+def test_a_job_task_with_an_awkward_error_fails(prefect_api: str, pool: str) -> None:
+    """Every job task ends as Failed, and the flow ends, in a thread and in a process."""
     awkward: Any = job_task(pool=pool, retry_attempts=1, retry_delay=0, max_runtime=30)(raise_awkward)
     leaving: Any = job_task(pool=pool, retry_attempts=0, max_runtime=30)(raise_no_exception)
 
@@ -30,7 +31,9 @@ def test_a_job_task_fails(prefect_api: str, pool: str) -> None:
         assert set(run()) == {"Failed"}
 
 
-def test_a_plain_task_fails(prefect_api: str) -> None:
+def test_a_plain_task_with_an_awkward_error_fails(prefect_api: str) -> None:
+    """Every plain task under JobTaskRunner ends as Failed, and the flow ends."""
+
     @flow(task_runner=JobTaskRunner(max_workers=2))
     def run() -> list[str]:
         futures = [task(raise_awkward).submit(kind) for kind in KINDS]
@@ -42,7 +45,9 @@ def test_a_plain_task_fails(prefect_api: str) -> None:
 
 
 @pytest.mark.parametrize("pool", ["thread", "process"])
-def test_a_run_of_jobs_ends(prefect_api: str, pool: str) -> None:
+def test_run_jobs_with_awkward_errors_ends(prefect_api: str, pool: str) -> None:
+    """Every job of run_jobs gives a failed result."""
+
     @flow
     def run() -> list[str]:
         jobs = [Job(function=raise_awkward, args=(kind,), pool=pool, retry_attempts=0) for kind in sorted(AWKWARD)]

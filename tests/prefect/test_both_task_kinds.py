@@ -1,4 +1,4 @@
-"""What is expected of a task holds of both kinds, in every pool: a job task, and a task under JobTaskRunner."""
+"""Both kinds of task behave alike in every pool: a job task, and a plain task under JobTaskRunner."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tests.prefect.conftest import Api, Wait
 
 pytestmark = pytest.mark.usefixtures("prefect_api", "executor")
 
-SEAMS = ["job task", "plain task"]
+KINDS = ["job task", "plain task"]
 POOLS = ["thread", "coroutine", "process"]
 
 
-class Seam:
-    """One way to have a task's function run as a job."""
+class TaskKind:
+    """Makes tasks of one kind, whose functions run as jobs in one pool."""
 
     def __init__(self, name: str, pool: str) -> None:
         self.is_plain, self.pool = name == "plain task", pool
@@ -38,16 +38,17 @@ class Seam:
             return job_options(pool=self.pool)(task(function, **options))
         return job_task(function, pool=self.pool, **{"retries": 0, **options})
 
-    def function(self, sync: Any, coroutine: Any) -> Any:
+    def choose(self, sync: Any, coroutine: Any) -> Any:
         return coroutine if self.pool == "coroutine" else sync
 
 
-@pytest.fixture(params=[(seam, pool) for seam in SEAMS for pool in POOLS], ids=" in a ".join)
-def seam(request: pytest.FixtureRequest) -> Seam:
-    return Seam(*request.param)
+@pytest.fixture(params=[(kind, pool) for kind in KINDS for pool in POOLS], ids=" in a ".join)
+def kind(request: pytest.FixtureRequest) -> TaskKind:
+    return TaskKind(*request.param)
 
 
 def record(path: str, value: int) -> int:
+    """Note the call in a file and in the log; return ten times the value."""
     with open(path, "a") as calls:
         calls.write("x")
     get_run_logger().info("recording %s", value)
@@ -55,28 +56,32 @@ def record(path: str, value: int) -> int:
 
 
 async def record_async(path: str, value: int) -> int:
+    """Do the same as `record`, in a coroutine."""
     return record(path, value)
 
 
 def refuse() -> None:
+    """Raise a LookupError."""
     raise LookupError("refused")
 
 
 async def refuse_async() -> None:
+    """Raise a LookupError, in a coroutine."""
     raise LookupError("refused")
 
 
-def test_results_persist_are_cached_and_are_logged_of(seam: Seam, api: Api, scratch: Path, wait_for: Wait) -> None:
+def test_results_are_persisted_cached_and_logged(kind: TaskKind, api: Api, scratch: Path, wait_for: Wait) -> None:
+    """A second call with the same inputs is Cached; results, names, hooks and logs are right."""
     hooked: list[str] = []
-    write = seam.task(
-        seam.function(record, record_async),
+    write = kind.task(
+        kind.choose(record, record_async),
         cache_policy=INPUTS,
         persist_result=True,
         task_run_name="record-{value}",
         on_completion=[lambda task, task_run, state: hooked.append(state.name)],
     )
 
-    @seam.flow
+    @kind.flow
     def run() -> Any:
         value = time.time_ns()
         first = write.submit(str(scratch / "calls"), value)
@@ -99,16 +104,17 @@ def test_results_persist_are_cached_and_are_logged_of(seam: Seam, api: Api, scra
     wait_for(lambda: f"recording {value}" in api.messages(first.task_run_id))
 
 
-def test_a_failure_rolls_back_what_its_transaction_holds(seam: Seam, scratch: Path) -> None:
+def test_a_failure_rolls_its_transaction_back(kind: TaskKind, scratch: Path) -> None:
+    """A failure calls the rollback hook of an earlier task in the same transaction."""
     undone: list[str] = []
 
     def undo(_: Transaction) -> None:
         undone.append("undone")
 
-    write, fail = seam.task(seam.function(record, record_async)), seam.task(seam.function(refuse, refuse_async))
+    write, fail = kind.task(kind.choose(record, record_async)), kind.task(kind.choose(refuse, refuse_async))
     write.on_rollback(undo)
 
-    @seam.flow
+    @kind.flow
     def run() -> None:
         with transaction():
             write.submit(str(scratch / "calls"), 1).result()
@@ -120,18 +126,19 @@ def test_a_failure_rolls_back_what_its_transaction_holds(seam: Seam, scratch: Pa
 
 
 def die() -> None:
+    """Kill the process that runs the function."""
     os._exit(3)
 
 
-@pytest.mark.parametrize("name", SEAMS)
+@pytest.mark.parametrize("name", KINDS)
 def test_a_crash_rolls_back_and_is_not_cached(name: str, scratch: Path) -> None:
-    """A state that is returned would not be raised, and would be kept under the task's key."""
-    seam = Seam(name, "process")
+    """A crash is raised, rolls its transaction back, and is not stored under the cache key."""
+    kind = TaskKind(name, "process")
     undone: list[str] = []
-    write, crash = seam.task(record), seam.task(die, cache_policy=INPUTS, persist_result=True)
+    write, crash = kind.task(record), kind.task(die, cache_policy=INPUTS, persist_result=True)
     write.on_rollback(lambda _: undone.append("undone"))
 
-    @seam.flow
+    @kind.flow
     def run() -> Any:
         try:
             with transaction():
@@ -148,20 +155,22 @@ def test_a_crash_rolls_back_and_is_not_cached(name: str, scratch: Path) -> None:
 
 
 def note_times(path: str) -> None:
+    """Write when the function started and ended."""
     with open(path, "a") as times:
         times.write(f"{time.time()} ")
         time.sleep(0.3)
         times.write(f"{time.time()}\n")
 
 
-@pytest.mark.parametrize("name", SEAMS)
+@pytest.mark.parametrize("name", KINDS)
 def test_a_tags_concurrency_limit_holds(name: str, prefect_api: str, scratch: Path) -> None:
+    """With a limit of one for their tag, two tasks run one after the other."""
     limit = {"name": f"tag:{name.replace(' ', '-')}", "limit": 1, "active": True}
     httpx.post(f"{prefect_api}/v2/concurrency_limits/", json=limit, timeout=10).raise_for_status()
-    seam = Seam(name, "thread")
-    limited = seam.task(note_times, tags=[name.replace(" ", "-")])
+    kind = TaskKind(name, "thread")
+    limited = kind.task(note_times, tags=[name.replace(" ", "-")])
 
-    @seam.flow
+    @kind.flow
     def run() -> None:
         for future in [limited.submit(str(scratch / f"times-{number}")) for number in range(2)]:
             future.result()
@@ -174,11 +183,13 @@ def test_a_tags_concurrency_limit_holds(name: str, prefect_api: str, scratch: Pa
 
 
 def own_pid() -> int:
+    """Return the id of the process that runs the function."""
     return os.getpid()
 
 
-@pytest.mark.parametrize("name", SEAMS)
+@pytest.mark.parametrize("name", KINDS)
 def test_assets_are_materialized(name: str, prefect_api: str, wait_for: Wait) -> None:
+    """A task with assets emits a materialization event for each run."""
     key = f"file:///{name.replace(' ', '-')}/{time.time_ns()}"
     made: Any = (
         job_task(assets=[key], pool="process", retry_attempts=0)(own_pid)
@@ -186,7 +197,7 @@ def test_assets_are_materialized(name: str, prefect_api: str, wait_for: Wait) ->
         else job_options(pool="process")(materialize(key)(own_pid))
     )
 
-    @Seam(name, "process").flow
+    @TaskKind(name, "process").flow
     def run() -> Any:
         return made.submit().result(), made.with_options(name="other").submit().result()
 
@@ -204,24 +215,29 @@ def test_assets_are_materialized(name: str, prefect_api: str, wait_for: Wait) ->
 
 
 def answer() -> int:
+    """Return a value."""
     return 42
 
 
-def second_time(path: str) -> None:
+def fail_once(path: str) -> None:
+    """Fail in the first attempt."""
     if not Path(path).exists():
         Path(path).touch()
         raise ConnectionError("refused")
 
 
 def sleep_long() -> None:
+    """Sleep longer than any limit here."""
     time.sleep(30)
 
 
 def break_data() -> None:
+    """Raise an error that is not retried."""
     b"\xff".decode()
 
 
 def eat_memory() -> int:
+    """Use 1 GiB and keep it."""
     blocks = [bytearray(16 << 20) for _ in range(64)]
     time.sleep(30)
     return len(blocks)
@@ -231,7 +247,7 @@ RETRIED = ["AwaitingRetry", "Retrying", "Completed"]
 ONCE_MORE = {"retries": 1, "retry_delay_seconds": 0.1}
 ROWS: dict[str, tuple[Any, dict[str, Any], dict[str, Any], list[str], str, str]] = {
     "completed": (answer, {}, {}, ["Completed"], "COMPLETED", ""),
-    "retried": (second_time, ONCE_MORE, {}, RETRIED, "COMPLETED", ""),
+    "retried": (fail_once, ONCE_MORE, {}, RETRIED, "COMPLETED", ""),
     "timed out": (sleep_long, {"timeout_seconds": 1}, {}, ["TimedOut"], "FAILED", "TIMEOUT_ERROR: "),
     "past its deadline": (sleep_long, {"retries": 3}, {"deadline": 1}, ["TimedOut"], "FAILED", "DEADLINE_EXCEEDED: "),
     "crashed": (die, {}, {}, ["Crashed"], "CRASHED", "WORKER_CRASHED: "),
@@ -240,7 +256,9 @@ ROWS: dict[str, tuple[Any, dict[str, Any], dict[str, Any], list[str], str, str]]
 }
 
 
-def test_plain_tasks_show_each_row_of_the_table(api: Api, scratch: Path) -> None:
+def test_plain_tasks_show_each_row_of_the_table_of_states(api: Api, scratch: Path) -> None:
+    """Each kind of end has its states, its message and its run count."""
+
     @flow(task_runner=JobTaskRunner(max_workers=2, pool="process"))
     def run() -> None:
         for name, (function, task_options, options, *_) in ROWS.items():
@@ -251,10 +269,10 @@ def test_plain_tasks_show_each_row_of_the_table(api: Api, scratch: Path) -> None
 
     futures: dict[str, Any] = {}
     run()
-    for name, (*_, names, kind, message) in ROWS.items():
+    for name, (*_, names, state_type, message) in ROWS.items():
         states = api.states(futures[name].task_run_id)
         assert [state["name"] for state in states] == ["Pending", "Running", *names], name
-        assert states[-1]["type"] == kind
+        assert states[-1]["type"] == state_type
         assert (states[-1]["message"] or "").startswith(message)
         assert api.task_run(futures[name].task_run_id)["run_count"] == len(names[:-1]) // 2 + 1
     retried = api.states(futures["retried"].task_run_id)[2]
@@ -263,7 +281,8 @@ def test_plain_tasks_show_each_row_of_the_table(api: Api, scratch: Path) -> None
         futures["out of memory"].result()
 
 
-def test_a_plain_task_that_is_late_or_left_is_never_running(api: Api, executor: JobExecutor, scratch: Path) -> None:
+def test_a_plain_task_past_its_queue_timeout_is_never_running(api: Api, executor: JobExecutor, scratch: Path) -> None:
+    """A task that got no slot within its queue_timeout goes from Pending to TimedOut."""
     late = job_options(queue_timeout=0.2)(task(answer))
 
     @flow(task_runner=JobTaskRunner(max_workers=1, pool="thread"))

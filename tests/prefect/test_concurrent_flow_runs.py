@@ -1,4 +1,4 @@
-"""Flow runs side by side, in threads of one process: each has its own task runs, and its own end."""
+"""Concurrent flow runs in threads of one process: each has its own task runs and its own end."""
 
 from __future__ import annotations
 
@@ -29,32 +29,34 @@ ONCE = RetryPolicy(retry_attempts=0)
 
 
 @pytest.fixture(autouse=True)
-def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watcher, "POLL_SECONDS", 0.2)
     monkeypatch.setattr(flow_end, "QUIET_SECONDS", 1.0)
 
 
-def at_once(*flows: Callable[[], Any]) -> list[Future[Any]]:
-    """Call each in a thread of its own, with the caller's executor."""
+def run_at_once(*flows: Callable[[], Any]) -> list[Future[Any]]:
+    """Call each flow in a thread of its own, with the caller's executor."""
     threads = ThreadPoolExecutor(len(flows))
     futures = [threads.submit(contextvars.copy_context().run, each) for each in flows]
     threads.shutdown(wait=False)
     return futures
 
 
-def states(api: Api, flow_run_id: UUID) -> Counter[str]:
+def state_counts(api: Api, flow_run_id: UUID) -> Counter[str]:
+    """Count the state_counts of the flow run's task runs."""
     return Counter(run["state_name"] for run in api.task_runs(flow_run_id))
 
 
 def work(x: int) -> tuple[int, Any]:
+    """Return `x` and the id of the flow run; fail for a negative `x`."""
     if x < 0:
         raise LookupError(x)
     return x, flow_run.id
 
 
 @pytest.mark.parametrize("runner", [None, JobTaskRunner(max_workers=2)], ids=["Prefect's runner", "JobTaskRunner"])
-def test_each_has_the_states_of_its_own_jobs(api: Api, runner: Any) -> None:
-    """Job tasks that are submitted and called, in threads and processes, and `run_jobs`, all at the same time."""
+def test_each_flow_run_has_the_states_of_its_own_jobs(api: Api, runner: Any) -> None:
+    """Submitted and called job tasks and `run_jobs` run in threads and processes at once."""
     together = threading.Barrier(FLOWS)
     in_thread = job_task(work, pool="thread", retry_attempts=0)
     in_process = job_task(work, pool="process", retry_attempts=0)
@@ -71,28 +73,31 @@ def test_each_has_the_states_of_its_own_jobs(api: Api, runner: Any) -> None:
         return own_id(), values
 
     with JobExecutor(max_workers=3):
-        ended = [each.result(120) for each in at_once(*(lambda number=number: run(number) for number in range(FLOWS)))]
+        ended = [
+            each.result(120) for each in run_at_once(*(lambda number=number: run(number) for number in range(FLOWS)))
+        ]
     assert len({flow_run_id for flow_run_id, _ in ended}) == FLOWS
     for number, (flow_run_id, values) in enumerate(ended):
         assert values == [(10 * number + x, str(flow_run_id)) for x in range(6)]
-        assert states(api, flow_run_id) == {"Completed": 6, "Failed": 2}
+        assert state_counts(api, flow_run_id) == {"Completed": 6, "Failed": 2}
 
 
-class Held:
-    """Jobs that last until they are let go."""
+class HeldJobs:
+    """Jobs that last until they are released."""
 
     def __init__(self) -> None:
         self.begun: list[str] = []
-        self.free = threading.Event()
+        self.released = threading.Event()
 
     def hold(self, name: str) -> None:
         self.begun.append(name)
-        while not self.free.is_set():
+        while not self.released.is_set():
             time.sleep(0.01)
 
 
-def test_a_cancel_of_one_leaves_the_others(api: Api, prefect_api: str, wait_for: Wait) -> None:
-    held, ids = Held(), dict[str, UUID]()
+def test_cancelling_one_flow_run_leaves_the_others(api: Api, prefect_api: str, wait_for: Wait) -> None:
+    """The jobs of the cancelled flow run are Cancelled, those of the other one complete."""
+    held, ids = HeldJobs(), dict[str, UUID]()
 
     def hold(name: str) -> None:
         held.hold(name)
@@ -106,22 +111,22 @@ def test_a_cancel_of_one_leaves_the_others(api: Api, prefect_api: str, wait_for:
         run_jobs([Job(function=hold, args=(name,), pool="thread") for _ in range(2)])
 
     with JobExecutor(max_workers=6):
-        cancelled, other = at_once(lambda: run("cancelled"), lambda: run("other"))
+        cancelled, other = run_at_once(lambda: run("cancelled"), lambda: run("other"))
         wait_for(lambda: len(held.begun) == 6)
         cancel(prefect_api, ids["cancelled"])
         with pytest.raises(JobCancelledError):
             cancelled.result(30)
         assert wait_until_recorded(ids["cancelled"]).complete
-        wait_for(lambda: states(api, ids["other"]) == {"Running": 3})
-        held.free.set()
+        wait_for(lambda: state_counts(api, ids["other"]) == {"Running": 3})
+        held.released.set()
         other.result(60)
-    assert states(api, ids["cancelled"]) == {"Cancelled": 3}
-    assert states(api, ids["other"]) == {"Completed": 3}
+    assert state_counts(api, ids["cancelled"]) == {"Cancelled": 3}
+    assert state_counts(api, ids["other"]) == {"Completed": 3}
 
 
-def test_a_cancelled_flow_run_waits_for_no_twin_of_another(api: Api, prefect_api: str, wait_for: Wait) -> None:
-    """A job of one dedupe_key runs on for the flow run that had it first."""
-    held, ids, futures = Held(), dict[str, UUID](), dict[str, Any]()
+def test_a_cancelled_flow_run_does_not_wait_for_a_shared_job(api: Api, prefect_api: str, wait_for: Wait) -> None:
+    """A job with a shared dedupe_key goes on for the flow run that submitted it first."""
+    held, ids, futures = HeldJobs(), dict[str, UUID](), dict[str, Any]()
 
     @job_task(pool="thread", retry_attempts=0, dedupe_key="the same")
     def hold(name: str) -> str:
@@ -136,16 +141,16 @@ def test_a_cancelled_flow_run_waits_for_no_twin_of_another(api: Api, prefect_api
         return futures[name].state.name
 
     with JobExecutor(max_workers=2):
-        (first,) = at_once(lambda: run("first"))
+        (first,) = run_at_once(lambda: run("first"))
         wait_for(lambda: held.begun)
-        (second,) = at_once(lambda: run("second"))
+        (second,) = run_at_once(lambda: run("second"))
         wait_for(lambda: "second" in futures)
         cancel(prefect_api, ids["second"])
         assert concurrent.futures.wait([second], 30).done, "the cancelled flow run waits"
         assert second.result() == "Cancelled"
         assert not first.done()
-        held.free.set()
+        held.released.set()
         assert first.result(30) == "Completed"
     assert held.begun == ["first"]
-    assert states(api, ids["second"]) == {"Cancelled": 1}
-    assert states(api, ids["first"]) == {"Completed": 1}
+    assert state_counts(api, ids["second"]) == {"Cancelled": 1}
+    assert state_counts(api, ids["first"]) == {"Completed": 1}

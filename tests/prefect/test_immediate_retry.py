@@ -1,4 +1,4 @@
-"""A retry without a delay is shown as Prefect shows it, unless it has to wait for a slot."""
+"""A retry without a delay skips AwaitingRetry, as in Prefect, unless it has to wait for a slot."""
 
 from __future__ import annotations
 
@@ -16,20 +16,25 @@ from tests.prefect.conftest import Api, Wait
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
-AT_ONCE = ["Pending", "Running", "Retrying", "Failed"]
+WITHOUT_AWAITING = ["Pending", "Running", "Retrying", "Failed"]
 
 
 def refuse() -> None:
+    """Fail with an error that is retried."""
     raise ConnectionError("refused")
 
 
 async def refuse_async() -> None:
+    """Fail with an error that is retried, in a coroutine."""
     raise ConnectionError("refused")
 
 
 @pytest.mark.parametrize("function", [refuse, refuse_async])
 @pytest.mark.parametrize("kind", ["job task", "plain task"])
-def test_it_is_retrying_at_once_and_says_why(function: Any, kind: str, api: Api, wait_for: Wait) -> None:
+def test_a_retry_without_a_delay_is_retrying_and_gives_the_reason(
+    function: Any, kind: str, api: Api, wait_for: Wait
+) -> None:
+    """The task run goes from Running to Retrying, whose message is the error of the first attempt."""
     made = task(function, retries=1) if kind == "plain task" else job_task(function, retry_attempts=1, retry_delay=0)
 
     @flow(task_runner=JobTaskRunner(max_workers=1))
@@ -40,13 +45,14 @@ def test_it_is_retrying_at_once_and_says_why(function: Any, kind: str, api: Api,
     futures: list[Any] = []
     run()
     task_run_id = futures[0].task_run_id
-    assert api.state_names(task_run_id) == AT_ONCE
+    assert api.state_names(task_run_id) == WITHOUT_AWAITING
     assert api.states(task_run_id)[2]["message"] == "attempt 1 of 2: NETWORK_ERROR: refused"
     assert api.task_run(task_run_id)["run_count"] == 2
     wait_for(lambda: any("Retries are exhausted" in message for message in api.messages(task_run_id)))
 
 
-def test_so_it_is_where_an_event_loop_drives_it(api: Api) -> None:
+def test_a_retry_without_a_delay_is_retrying_in_an_event_loop(api: Api) -> None:
+    """The async engine skips AwaitingRetry as well."""
     made = job_task(refuse_async, retry_attempts=1, retry_delay=0)
 
     @flow
@@ -57,10 +63,11 @@ def test_so_it_is_where_an_event_loop_drives_it(api: Api) -> None:
 
     states: list[Any] = []
     asyncio.run(run())
-    assert api.state_names(states[0].state_details.task_run_id) == AT_ONCE
+    assert api.state_names(states[0].state_details.task_run_id) == WITHOUT_AWAITING
 
 
-def fail_once_others_wait(queued: str) -> int:
+def fail_once_when_queued(queued: str) -> int:
+    """Fail in the first attempt, as soon as the file `queued` exists."""
     while current_job().attempt == 1:
         if Path(queued).exists():
             raise ConnectionError("refused")
@@ -69,13 +76,14 @@ def fail_once_others_wait(queued: str) -> int:
 
 
 def hold_slot(released: str) -> None:
+    """Keep the slot until the file `released` exists."""
     while not Path(released).exists():
         time.sleep(0.01)
 
 
-def test_it_awaits_its_retry_while_it_has_no_slot(api: Api, scratch: Path, wait_for: Wait) -> None:
-    """A job that was queued before it has the only slot: Running or Retrying would not be true."""
-    fail_once = job_task(fail_once_others_wait, retry_attempts=1, retry_delay=0)
+def test_a_retry_without_a_slot_is_awaiting_retry(api: Api, scratch: Path, wait_for: Wait) -> None:
+    """A retry whose slot another job has taken is AwaitingRetry until the slot is free."""
+    fail_once = job_task(fail_once_when_queued, retry_attempts=1, retry_delay=0)
     hold = job_task(hold_slot, retry_attempts=0)
     queued, released = scratch / "queued", scratch / "released"
 

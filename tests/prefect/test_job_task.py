@@ -1,4 +1,4 @@
-"""A job task is a Prefect task: called, submitted, mapped, cached and rolled back as one."""
+"""A job task is called, submitted, mapped, cached and rolled back like a Prefect task."""
 
 from __future__ import annotations
 
@@ -25,26 +25,32 @@ pytestmark = pytest.mark.usefixtures("prefect_api", "executor")
 
 @job_task(retry_attempts=0)
 def double(x: int) -> int:
+    """Return twice `x`."""
     return 2 * x
 
 
 @job_task(retry_attempts=0)
 async def double_async(x: int) -> int:
+    """Return twice `x`, from a coroutine."""
     await asyncio.sleep(0)
     return 2 * x
 
 
 @job_task(retry_attempts=0)
 def fail(message: str = "no") -> None:
+    """Raise a LookupError."""
     raise LookupError(message)
 
 
 @task
 def plain(x: int) -> int:
+    """Return `x` plus one, as a plain task."""
     return x + 1
 
 
-def test_it_is_called_submitted_and_mapped_in_a_flow() -> None:
+def test_a_job_task_is_called_submitted_and_mapped_in_a_flow() -> None:
+    """A job task gives its value or its State, called, submitted and mapped."""
+
     @flow
     def run() -> tuple[Any, ...]:
         return double(1), double.submit(2).result(), double.map([3, 4]).result(), double(x=5, return_state=True)
@@ -55,6 +61,8 @@ def test_it_is_called_submitted_and_mapped_in_a_flow() -> None:
 
 
 def test_async_functions_run_in_sync_and_async_flows() -> None:
+    """An async job task gives its value in a sync flow and in an async one."""
+
     @flow
     def run() -> Any:
         return double_async.submit(1).result()
@@ -68,7 +76,8 @@ def test_async_functions_run_in_sync_and_async_flows() -> None:
     assert asyncio.run(run_async()) == (6, 8, 10, [2, 4])
 
 
-def test_outside_a_flow_it_runs_as_a_task_does(api: Api, wait_for: Wait) -> None:
+def test_a_job_task_runs_outside_a_flow_like_a_task(api: Api, wait_for: Wait) -> None:
+    """Outside a flow a job task can be called and is recorded, but not submitted."""
     state = double(21, return_state=True)
     task_run_id = state.state_details.task_run_id
     assert state.result() == 42
@@ -82,6 +91,8 @@ def test_outside_a_flow_it_runs_as_a_task_does(api: Api, wait_for: Wait) -> None
 
 
 def test_a_failure_raises_the_functions_own_exception_and_fails_the_flow() -> None:
+    """A call raises the exception of the function, which then fails the flow."""
+
     @flow
     def run() -> None:
         assert fail.submit().state is not None
@@ -92,6 +103,8 @@ def test_a_failure_raises_the_functions_own_exception_and_fails_the_flow() -> No
 
 
 def test_futures_of_tasks_and_job_tasks_are_each_others_inputs() -> None:
+    """Futures of plain tasks and of job tasks are resolved in arguments of the other kind."""
+
     @flow
     def run() -> list[Any]:
         first = plain.submit(1)
@@ -104,7 +117,9 @@ def test_futures_of_tasks_and_job_tasks_are_each_others_inputs() -> None:
     assert run() == [10, {2, 4, 5, 10}]
 
 
-def test_what_waits_for_a_failed_task_is_not_run(api: Api) -> None:
+def test_a_job_task_after_a_failed_task_is_not_run(api: Api) -> None:
+    """A job task that waits for a failed one ends as NotReady, without Running."""
+
     @flow
     def run() -> None:
         futures.append(double.submit(1, wait_for=[fail.submit()]))
@@ -119,7 +134,9 @@ def test_what_waits_for_a_failed_task_is_not_run(api: Api) -> None:
     assert api.state_names(futures[0].task_run_id) == ["Pending", "NotReady"]
 
 
-def test_map_knows_unmapped_and_allow_failure() -> None:
+def test_map_accepts_unmapped_and_allow_failure() -> None:
+    """`map` passes unmapped values whole, and failures where they are allowed."""
+
     @job_task(retry_attempts=0)
     def add(x: int, factors: list[int], other: Any) -> int:
         return x * sum(factors) + (0 if isinstance(other, Exception) else other)
@@ -131,7 +148,8 @@ def test_map_knows_unmapped_and_allow_failure() -> None:
     assert run() == [30, 60]
 
 
-def test_with_options_is_a_job_task_with_the_other_limits() -> None:
+def test_with_options_returns_a_job_task_with_changed_limits() -> None:
+    """`with_options` changes the max_runtime of the copy and leaves the original as it was."""
     seen: list[float | None] = []
 
     @job_task(max_runtime=5)
@@ -150,6 +168,7 @@ def test_with_options_is_a_job_task_with_the_other_limits() -> None:
 
 
 def test_a_cached_result_needs_no_attempt(api: Api) -> None:
+    """A second call with the same inputs is Cached and does not run the function."""
     calls: list[int] = []
 
     @job_task(cache_policy=INPUTS, persist_result=True, retry_attempts=0)
@@ -172,6 +191,7 @@ def test_a_cached_result_needs_no_attempt(api: Api) -> None:
 
 
 def test_a_failure_rolls_the_transaction_back(api: Api) -> None:
+    """A failure within a transaction calls the rollback hook of an earlier job task."""
     rolled_back: list[str] = []
 
     @job_task(retry_attempts=0)
@@ -194,7 +214,9 @@ def test_a_failure_rolls_the_transaction_back(api: Api) -> None:
     assert rolled_back == ["write"]
 
 
-def test_a_crash_is_not_cached_and_rolls_back(scratch: Path) -> None:
+def test_a_crash_is_not_cached(scratch: Path) -> None:
+    """A call after a crash runs the function again instead of returning the crash."""
+
     @job_task(cache_policy=INPUTS, persist_result=True, retry_attempts=0)
     def crash(path: str) -> str:
         seen = Path(path)
@@ -216,17 +238,18 @@ def test_a_crash_is_not_cached_and_rolls_back(scratch: Path) -> None:
 
 
 def test_hooks_are_called_and_on_failure_for_crashes_too() -> None:
+    """Running, completion and failure hooks are called; on_failure is called for crashes too."""
     called: list[tuple[str, str | None]] = []
 
-    def hook(name: str) -> Any:
+    def record_as(name: str) -> Any:
         return lambda task, task_run, state: called.append((name, state.name))
 
-    async def tell(task: Any, task_run: Any, state: State[Any]) -> None:
+    async def record_async(task: Any, task_run: Any, state: State[Any]) -> None:
         called.append(("async", state.name))
 
-    hooks: dict[str, Any] = {"on_failure": [hook("failure"), tell], "on_running": [hook("running")]}
+    hooks: dict[str, Any] = {"on_failure": [record_as("failure"), record_async], "on_running": [record_as("running")]}
 
-    @job_task(retry_attempts=1, retry_delay=0, on_completion=[hook("completion")], **hooks)
+    @job_task(retry_attempts=1, retry_delay=0, on_completion=[record_as("completion")], **hooks)
     def second_time() -> None:
         if current_job().attempt == 1:
             raise ConnectionError
@@ -247,7 +270,9 @@ def test_hooks_are_called_and_on_failure_for_crashes_too() -> None:
     ]  # fmt: skip
 
 
-def test_retry_condition_fn_has_a_say(api: Api) -> None:
+def test_retry_condition_fn_can_forbid_a_retry(api: Api) -> None:
+    """A job task whose retry_condition_fn returns False fails after one attempt."""
+
     @job_task(retry_attempts=3, retry_delay=0, retry_condition_fn=lambda task, run, state: False)
     def down() -> None:
         raise ConnectionError
@@ -263,6 +288,8 @@ def test_retry_condition_fn_has_a_say(api: Api) -> None:
 
 
 def test_names_tags_and_metadata_reach_the_server_and_the_job(api: Api) -> None:
+    """The run name and tags reach the server; tool_name and metadata reach the job."""
+
     @job_task(task_run_name="double-{x}", tags=["own"], metadata={"stage": "test"}, tool_name="tool-{x}")
     def look(x: int) -> Any:
         job = current_job()
@@ -283,6 +310,8 @@ def test_names_tags_and_metadata_reach_the_server_and_the_job(api: Api) -> None:
 
 
 def test_a_job_in_a_thread_can_submit_others() -> None:
+    """The function of a job in a thread can submit job tasks and plain tasks."""
+
     @job_task(pool="thread")
     def parent(x: int) -> Any:
         get_run_logger().info("submitting")
@@ -296,6 +325,8 @@ def test_a_job_in_a_thread_can_submit_others() -> None:
 
 
 def test_a_flow_in_a_flow_has_its_own_runner() -> None:
+    """Job tasks of a subflow and of its parent run before, in and after the subflow."""
+
     @flow
     def inner(x: int) -> Any:
         return double.submit(x).result()
@@ -308,7 +339,8 @@ def test_a_flow_in_a_flow_has_its_own_runner() -> None:
     assert outer() == (4, 2, 6)
 
 
-def test_calls_with_one_dedupe_key_run_once_and_end_alike() -> None:
+def test_calls_with_the_same_dedupe_key_run_once_and_end_alike() -> None:
+    """Task runs with the same dedupe_key share one attempt, and its value or error."""
     calls: list[int] = []
 
     @job_task(pool="thread", dedupe_key="once-{x}", retry_attempts=0)

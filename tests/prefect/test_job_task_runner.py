@@ -1,4 +1,4 @@
-"""JobTaskRunner: what Prefect asks of a task runner, and what ours adds for plain tasks."""
+"""JobTaskRunner: the interface of a Prefect task runner, and what it adds for plain tasks."""
 
 from __future__ import annotations
 
@@ -33,27 +33,32 @@ POOLS = ["thread", "process"]
 
 @task
 def double(x: int) -> int:
+    """Return twice `x`."""
     return 2 * x
 
 
 @task
 async def double_async(x: int) -> int:
+    """Return twice `x`, from a coroutine."""
     await asyncio.sleep(0)
     return 2 * x
 
 
 @task
 def fail(message: str = "no") -> None:
+    """Raise a LookupError."""
     raise LookupError(message)
 
 
 @task
-def tags_around() -> set[str]:
+def current_tags() -> set[str]:
+    """Return the tags of the current context."""
     return set(TagsContext.get().current_tags)
 
 
 @task
 def pid() -> int:
+    """Return the id of the process that runs the task."""
     return os.getpid()
 
 
@@ -61,18 +66,21 @@ _prepared: list[str] = []
 
 
 def prepare(word: str) -> None:
+    """Initialize a worker: note the word."""
     _prepared.append(word)
 
 
 @task
-def prepared() -> list[str]:
+def prepared_words() -> list[str]:
+    """Return the words that `prepare` has noted in this process."""
     return _prepared
 
 
-# --- what Prefect asks of a runner ---
+# --- the interface of a Prefect task runner ---
 
 
 def test_a_duplicate_is_another_runner_with_the_same_options() -> None:
+    """`duplicate` returns an equal runner; runners with other options are not equal."""
     runner = JobTaskRunner(max_workers=3, pool="process", memory_limit="1GiB", initializer=prepare, initargs=("a",))
     other = runner.duplicate()
     assert isinstance(other, JobTaskRunner)
@@ -83,7 +91,7 @@ def test_a_duplicate_is_another_runner_with_the_same_options() -> None:
     assert runner.name == "job"
 
 
-class OfProcesses(JobTaskRunner):
+class ProcessJobTaskRunner(JobTaskRunner):
     """A runner with an `__init__` of its own."""
 
     def __init__(self, max_workers: int | None = None, label: str = "") -> None:
@@ -91,16 +99,19 @@ class OfProcesses(JobTaskRunner):
         self.label = label
 
 
-def test_a_subclass_is_duplicated_and_copied_whatever_its_init_takes() -> None:
-    runner = OfProcesses(3, label="mine")
+def test_a_subclass_with_its_own_init_can_be_duplicated_and_pickled() -> None:
+    """A duplicate and an unpickled copy of a subclass have its attributes and run tasks."""
+    runner = ProcessJobTaskRunner(3, label="mine")
     for other in (runner.duplicate(), pickle.loads(pickle.dumps(runner))):
-        assert isinstance(other, OfProcesses)
+        assert isinstance(other, ProcessJobTaskRunner)
         assert (other, other.label) == (runner, "mine")
         with other:
             assert other.submit(double, {"x": 1}).result() == 2
 
 
-def test_cancel_all_ends_what_runs_and_begins_nothing(wait_for: Wait, tmp_path: Path) -> None:
+def test_cancel_all_ends_running_tasks_and_starts_no_further_one(wait_for: Wait, tmp_path: Path) -> None:
+    """After cancel_all every task run is Cancelled, and no waiting one has started."""
+
     @task
     def hang(number: int) -> None:
         (tmp_path / str(number)).touch()
@@ -108,13 +119,15 @@ def test_cancel_all_ends_what_runs_and_begins_nothing(wait_for: Wait, tmp_path: 
 
     with JobTaskRunner(1, pool="process") as runner:
         futures = [runner.submit(hang, {"number": number}) for number in range(3)]
-        begun = wait_for(lambda: os.listdir(tmp_path))  # any of the three: their engines are threads
+        begun = wait_for(lambda: os.listdir(tmp_path))  # Any of the three may be first.
         runner.cancel_all()
         assert {future.state.name for future in futures if not future.wait(10)} == {"Cancelled"}
     assert os.listdir(tmp_path) == begun
 
 
-def test_a_future_that_runs_is_an_input_and_no_parent(api: Api, wait_for: Wait, tmp_path: Path) -> None:
+def test_a_running_future_is_an_input_and_not_a_parent(api: Api, wait_for: Wait, tmp_path: Path) -> None:
+    """A running future among the arguments is recorded as an input of the task run only."""
+
     @task
     def slow() -> int:
         (tmp_path / "begun").touch()
@@ -134,7 +147,8 @@ def test_a_future_that_runs_is_an_input_and_no_parent(api: Api, wait_for: Wait, 
     assert api.task_run(run())["task_inputs"].keys() == {"x"}
 
 
-def test_it_must_be_started_and_only_once() -> None:
+def test_a_runner_must_be_entered_exactly_once() -> None:
+    """Submitting to a runner that is not entered raises, and so does entering it twice."""
     runner = JobTaskRunner()
     with pytest.raises(RuntimeError, match="Task runner is not started"):
         runner.submit(double, {"x": 1})
@@ -144,7 +158,8 @@ def test_it_must_be_started_and_only_once() -> None:
         runner.submit(double, {"x": 1})
 
 
-def test_a_pickled_runner_arrives_unstarted_with_its_options() -> None:
+def test_an_unpickled_runner_is_not_entered_and_has_its_options() -> None:
+    """A copy of an entered runner equals it, and can be entered itself."""
     with JobTaskRunner(max_workers=2, pool="thread") as runner:
         assert runner.submit(double, {"x": 1}).result() == 2
         copies = pickle.loads(pickle.dumps(runner)), cloudpickle.loads(cloudpickle.dumps(runner))
@@ -154,11 +169,12 @@ def test_a_pickled_runner_arrives_unstarted_with_its_options() -> None:
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_outside_a_flow_it_submits_and_maps_sync_and_async_tasks(pool: str) -> None:
+def test_a_runner_outside_a_flow_submits_and_maps_tasks(pool: str) -> None:
+    """Futures, mapped values and tags are right without a flow, in both pools."""
     with tags("a", "b"), JobTaskRunner(max_workers=2, pool=pool) as runner:
         future = runner.submit(double, {"x": 21})
         mapped = runner.map(double_async, {"x": [1, 2, 3]})
-        seen = runner.submit(tags_around.with_options(tags=["own"]), {})
+        seen = runner.submit(current_tags.with_options(tags=["own"]), {})
         assert isinstance(future, PrefectFuture)
         assert isinstance(future.task_run_id, UUID)
         assert isinstance(future.wrapped_future, Future)
@@ -166,8 +182,8 @@ def test_outside_a_flow_it_submits_and_maps_sync_and_async_tasks(pool: str) -> N
         assert (future.result(), mapped.result(), seen.result()) == (42, [2, 4, 6], {"a", "b"})
 
 
-def test_nothing_is_started_before_it_is_needed(executor: JobExecutor) -> None:
-    """A copy of the runner may be entered wherever a child task runs: it must cost nothing."""
+def test_entering_a_runner_starts_no_thread(executor: JobExecutor) -> None:
+    """A copy of the runner may be entered wherever a child task runs, so it must cost nothing."""
     before = {thread.name for thread in threading.enumerate()}
     with JobTaskRunner(pool="process"):
         assert {thread.name for thread in threading.enumerate()} <= before
@@ -177,7 +193,9 @@ def test_nothing_is_started_before_it_is_needed(executor: JobExecutor) -> None:
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_futures_and_annotations_are_inputs(pool: str) -> None:
+def test_futures_and_annotations_are_resolved_as_inputs(pool: str) -> None:
+    """Futures, wait_for, unmapped, allow_failure and quote work in both pools."""
+
     @task
     def add(x: int, others: list[int], last: Any) -> Any:
         return x + sum(others) if isinstance(last, Exception) else None
@@ -199,7 +217,9 @@ def test_futures_and_annotations_are_inputs(pool: str) -> None:
     assert run() == (4, [34, 30], "NotReady", "list")
 
 
-def test_an_async_flow_submits_and_awaits() -> None:
+def test_an_async_flow_submits_and_awaits_tasks() -> None:
+    """An async flow can submit tasks, await one, and call one directly."""
+
     @flow(task_runner=JobTaskRunner(max_workers=2, pool="process"))
     async def run() -> Any:
         futures = [double.submit(1), double_async.submit(2)]
@@ -208,8 +228,8 @@ def test_an_async_flow_submits_and_awaits() -> None:
     assert asyncio.run(run()) == ([2, 4], 6, 8)
 
 
-def test_tasks_that_submit_tasks_never_starve_them() -> None:
-    """Each waits for the next one down, and there are fewer slots than that."""
+def test_tasks_that_wait_for_their_own_tasks_do_not_deadlock() -> None:
+    """Each task waits for the next one down, and there are fewer slots than tasks."""
 
     @task
     def countdown(n: int) -> int:
@@ -226,7 +246,9 @@ def test_tasks_that_submit_tasks_never_starve_them() -> None:
     assert run() == (0, 0)
 
 
-def test_a_job_in_a_process_says_why_it_cannot_submit() -> None:
+def test_a_job_in_a_process_cannot_submit_tasks() -> None:
+    """A submit in a worker process raises, and the message names the alternatives."""
+
     @task
     def submit() -> None:
         double.submit(1)
@@ -239,7 +261,9 @@ def test_a_job_in_a_process_says_why_it_cannot_submit() -> None:
         run()
 
 
-def test_a_subflow_and_with_options_have_runners_of_their_own() -> None:
+def test_a_subflow_and_with_options_use_their_own_runners() -> None:
+    """Each flow runs its tasks in the pool of its own runner."""
+
     @flow(task_runner=JobTaskRunner(max_workers=1, pool="process"))
     def inner() -> Any:
         return pid.submit().result()
@@ -254,14 +278,18 @@ def test_a_subflow_and_with_options_have_runners_of_their_own() -> None:
 
 
 def test_an_initializer_runs_in_each_worker() -> None:
+    """The initializer has run in the worker before its first job."""
+
     @flow(task_runner=JobTaskRunner(max_workers=1, pool="process", initializer=prepare, initargs=("ready",)))
     def run() -> Any:
-        return prepared.submit().result()
+        return prepared_words.submit().result()
 
     assert run() == ["ready"]
 
 
 def test_a_generator_is_refused_at_submit() -> None:
+    """A generator task cannot be submitted; called directly it works."""
+
     @task
     def numbers() -> Iterator[int]:
         yield 1
@@ -275,7 +303,9 @@ def test_a_generator_is_refused_at_submit() -> None:
     assert run() == [1]
 
 
-def test_a_submitted_task_run_cannot_be_lost_by_cancelling_its_future() -> None:
+def test_cancelling_the_wrapped_future_has_no_effect() -> None:
+    """A wrapped future refuses to be cancelled, and each task run completes."""
+
     @flow(task_runner=JobTaskRunner(max_workers=1))
     def run() -> Any:
         futures = [double.submit(x) for x in range(20)]
@@ -285,8 +315,8 @@ def test_a_submitted_task_run_cannot_be_lost_by_cancelling_its_future() -> None:
     assert run() == [2 * x for x in range(20)]
 
 
-def test_what_nobody_waits_for_is_over_when_the_flow_is(wait_for: Wait) -> None:
-    """What runs is waited for, what waits is cancelled, in the gate as in the queue."""
+def test_the_end_of_a_flow_waits_for_running_and_cancels_waiting_tasks(wait_for: Wait) -> None:
+    """Running tasks are waited for; waiting ones are cancelled, in the gate and in the queue."""
     begun, ended = threading.Event(), threading.Event()
 
     @task
@@ -314,6 +344,7 @@ def test_what_nobody_waits_for_is_over_when_the_flow_is(wait_for: Wait) -> None:
 
 
 def test_an_interrupted_flow_ends_its_jobs_at_once() -> None:
+    """A KeyboardInterrupt in the flow cancels its running job within seconds."""
     begun = threading.Event()
 
     @task
@@ -335,16 +366,18 @@ def test_an_interrupted_flow_ends_its_jobs_at_once() -> None:
     assert futures[0].state.name == "Cancelled"
 
 
-# --- what a plain task's options become ---
+# --- how a plain task's options are translated ---
 
 
 @pytest.mark.parametrize(
     ("delays", "seconds"),
     [(0.05, [0.05, 0.05]), ([0.05, 0.3], [0.05, 0.3]), (exponential_backoff(backoff_factor=0.1), [0.1, 0.2])],
 )
-def test_prefects_retries_are_made_once_each_with_its_delays(
+def test_each_of_prefects_retries_is_made_once_with_its_delay(
     api: Api, scratch: Path, delays: Any, seconds: list[float]
 ) -> None:
+    """A plain task fails in three attempts, and waits before each retry as its delays say."""
+
     @task(retries=2, retry_delay_seconds=delays, retry_jitter_factor=0.01)
     def down() -> None:
         with (scratch / "attempts").open("a") as attempts:
@@ -373,7 +406,8 @@ def _seconds(earlier: str, later: str) -> float:
     return (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds()
 
 
-def test_retry_condition_fn_is_asked_on_the_engines_thread() -> None:
+def test_retry_condition_fn_is_called_in_the_engines_thread() -> None:
+    """The retry condition of a plain task is called once, never in the supervisor's thread."""
     asked: list[str] = []
 
     def refuse(*_: object) -> bool:
@@ -389,7 +423,8 @@ def test_retry_condition_fn_is_asked_on_the_engines_thread() -> None:
     assert asked[0].startswith("task-engine")
 
 
-def crash_twice(path: str) -> str:
+def crash_three_times(path: str) -> str:
+    """Kill the worker in the first three attempts."""
     attempts = Path(path)
     attempts.write_text(attempts.read_text() + "x" if attempts.exists() else "x")
     if len(attempts.read_text()) < 4:
@@ -397,15 +432,18 @@ def crash_twice(path: str) -> str:
     return "survived"
 
 
-def test_all_retries_count_after_crashes_too(scratch: Path) -> None:
+def test_all_retries_may_follow_crashes(scratch: Path) -> None:
+    """A plain task with three retries survives three crashes."""
+
     @flow(task_runner=JobTaskRunner(max_workers=1, pool="process"))
     def run() -> Any:
-        return task(crash_twice, retries=3).submit(str(scratch / "attempts")).result()
+        return task(crash_three_times, retries=3).submit(str(scratch / "attempts")).result()
 
     assert run() == "survived"
 
 
 def test_job_options_choose_a_pool_and_a_policy_for_one_task() -> None:
+    """One task's job_options win over the runner's pool, and survive with_options."""
     calls: list[int] = []
 
     @job_options(pool="thread", retry=RetryPolicy(retry_attempts=2, retry_delay=0, rules=(RetryRule(codes=("MINE",)),)))
@@ -428,7 +466,8 @@ def test_job_options_choose_a_pool_and_a_policy_for_one_task() -> None:
     assert calls == [1, 2, 3, 1, 2, 3]
 
 
-def test_job_options_leave_the_task_as_it_is() -> None:
+def test_job_options_keep_the_task_object() -> None:
+    """`job_options` returns the same task; a variant has options of its own; a copy keeps them."""
     plain = task(double.fn)
     assert job_options(pool="thread")(plain) is plain
     assert plain.fn is double.fn
@@ -439,7 +478,7 @@ def test_job_options_leave_the_task_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "error", "said"),
+    ("wrong", "error", "message"),
     [
         (lambda: job_options(pol="thread"), TypeError, "did you mean pool"),
         (lambda: job_options(max_runtime=-1)(task(double.fn)), InvalidJobError, "max_runtime=-1"),
@@ -451,12 +490,15 @@ def test_job_options_leave_the_task_as_it_is() -> None:
         (lambda: JobTaskRunner(max_workers=0), ValueError, "at least 1"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_where_it_is_written(wrong: Any, error: type[Exception], said: str) -> None:
-    with pytest.raises(error, match=said):
+def test_wrong_options_are_refused_where_they_are_written(wrong: Any, error: type[Exception], message: str) -> None:
+    """An unknown or wrong option of job_options or JobTaskRunner raises; the message says why."""
+    with pytest.raises(error, match=message):
         wrong()
 
 
-def test_a_job_task_runs_on_the_runners_executor_unless_one_is_nearer() -> None:
+def test_a_job_task_uses_the_innermost_executor() -> None:
+    """A job task uses the runner's executor, or that of a `with` block inside the flow."""
+
     @job_task(pool="thread", retry_attempts=0)
     def executor_of_mine() -> bool:
         return any(job.job_id == current_job().job_id for job in nearer.jobs())
@@ -471,7 +513,9 @@ def test_a_job_task_runs_on_the_runners_executor_unless_one_is_nearer() -> None:
     assert run() == (False, True, True)
 
 
-def test_a_task_called_directly_runs_in_prefects_own_engine() -> None:
+def test_a_direct_call_of_a_plain_task_runs_in_the_flows_process() -> None:
+    """Only submitted plain tasks run as jobs."""
+
     @flow(task_runner=JobTaskRunner(max_workers=1, pool="process"))
     def run() -> Any:
         return pid(), pid.submit().result()
@@ -481,6 +525,8 @@ def test_a_task_called_directly_runs_in_prefects_own_engine() -> None:
 
 
 def test_every_end_is_recorded_when_the_flow_returns(api: Api) -> None:
+    """When the flow returns, the server has the final state of each task run."""
+
     @flow(task_runner=JobTaskRunner(max_workers=2))
     def run() -> None:
         get_run_logger().debug("submitting")

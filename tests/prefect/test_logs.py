@@ -1,4 +1,4 @@
-"""What a job says stands on its task run: every line, in order, also under load and before a crash."""
+"""The output of a job is in the log of its task run: every line, in order, under load and before a crash."""
 
 from __future__ import annotations
 
@@ -15,43 +15,47 @@ from executor_adapter import JobExecutor, current_job
 from executor_adapter.prefect import job_task
 from tests.prefect.conftest import Api, Wait
 
-A_SECOND = 1_000
-PAGE = 200
+LINES_PER_SECOND = 1_000
 
 
 def by_logger() -> Callable[[str], object]:
+    """Write by Prefect's run logger."""
     return get_run_logger().info
 
 
 def by_job() -> Callable[[str], object]:
+    """Write by the job's logger."""
     return current_job().logger.info
 
 
 def by_print() -> Callable[[str], object]:
+    """Write by print."""
     return print
 
 
 def by_fd() -> Callable[[str], object]:
+    """Write to file descriptor 1."""
     return lambda line: os.write(1, f"{line}\n".encode())
 
 
 def by_turns() -> Callable[[str], object]:
+    """Write by the run logger and by print in turn."""
     ways = [get_run_logger().info, print]
     return lambda line: ways[int(line.split()[1]) % 2](line)
 
 
-def say(way: str, lines: int) -> None:
-    """So many lines, in bursts of ten, a thousand a second."""
+def write_lines(way: str, lines: int) -> None:
+    """Write that many lines, in bursts of ten, a thousand a second."""
     write = globals()[way]()
     begun = time.monotonic()
     for number in range(lines):
         write(f"line {number}")
         if number % 10 == 9:
-            time.sleep(max(0.0, begun + (number + 1) / A_SECOND - time.monotonic()))
+            time.sleep(max(0.0, begun + (number + 1) / LINES_PER_SECOND - time.monotonic()))
 
 
-def said(api: Api, task_run_id: UUID | str) -> list[str]:
-    """All that the server has of the task run's log."""
+def log_of(api: Api, task_run_id: UUID | str) -> list[str]:
+    """Return all that the server has of the task run's log."""
     lines: list[str] = []
     while page := api.messages(task_run_id, offset=len(lines)):
         lines += page
@@ -75,8 +79,9 @@ def said(api: Api, task_run_id: UUID | str) -> list[str]:
 def test_a_thousand_lines_a_second_arrive_in_order(
     api: Api, wait_for: Wait, executor: JobExecutor, pool: str, way: str, lines: int
 ) -> None:
+    """No line of a fast writer is lost or out of order, in any pool and by any way to write."""
     prints = way in ("by_turns", "by_print")
-    talks = job_task(say, pool=pool, retry_attempts=0, log_prints=prints)
+    talks = job_task(write_lines, pool=pool, retry_attempts=0, log_prints=prints)
 
     @flow
     def run() -> UUID:
@@ -86,11 +91,11 @@ def test_a_thousand_lines_a_second_arrive_in_order(
 
     task_run_id = run()
     expected = [f"line {number}" for number in range(lines)]
-    wait_for(lambda: len(said(api, task_run_id)) >= lines + 1, 60)
-    assert [line for line in said(api, task_run_id) if line.startswith("line")] == expected
+    wait_for(lambda: len(log_of(api, task_run_id)) >= lines + 1, 60)
+    assert [line for line in log_of(api, task_run_id) if line.startswith("line")] == expected
 
 
-def test_the_last_lines_before_a_crash_are_there(api: Api, wait_for: Wait, executor: JobExecutor) -> None:
+def test_the_last_lines_before_a_crash_are_logged(api: Api, wait_for: Wait, executor: JobExecutor) -> None:
     """The worker dies in C code, with a line half written."""
 
     @job_task(pool="process", retry_attempts=0)
@@ -109,16 +114,14 @@ def test_the_last_lines_before_a_crash_are_there(api: Api, wait_for: Wait, execu
         return future.task_run_id
 
     task_run_id = run()
-    wait_for(lambda: any("Finished in state Crashed" in line for line in said(api, task_run_id)))
-    lines = said(api, task_run_id)
+    wait_for(lambda: any("Finished in state Crashed" in line for line in log_of(api, task_run_id)))
+    lines = log_of(api, task_run_id)
     assert [line for line in lines if line.startswith("line")] == [f"line {number}" for number in range(100)]
     assert any(line.startswith("the last words") for line in lines)
 
 
-def test_what_no_server_can_hold_is_replaced_and_harms_no_other_line(
-    api: Api, wait_for: Wait, executor: JobExecutor
-) -> None:
-    """Half a surrogate pair, as in a file's name that is not encoded in UTF-8: said, and in an error."""
+def test_characters_that_a_server_cannot_store_are_replaced(api: Api, wait_for: Wait, executor: JobExecutor) -> None:
+    """Half a surrogate pair, as in a badly encoded file name, harms no other line or error."""
 
     @job_task(pool="process", retry_attempts=0, log_prints=True)
     def reads(name: str) -> None:
@@ -134,8 +137,8 @@ def test_what_no_server_can_hold_is_replaced_and_harms_no_other_line(
         return future.task_run_id
 
     task_run_id = run()
-    wait_for(lambda: any("FileNotFoundError: caf?.csv" in line for line in said(api, task_run_id)))
-    lines = said(api, task_run_id)
+    wait_for(lambda: any("FileNotFoundError: caf?.csv" in line for line in log_of(api, task_run_id)))
+    lines = log_of(api, task_run_id)
     assert [line for line in lines if line in ("before", "reading caf?.csv", "after")] == [
         "before",
         "reading caf?.csv",

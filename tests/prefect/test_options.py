@@ -1,4 +1,4 @@
-"""Options are checked where they are written, and the two vocabularies agree."""
+"""Options of a job task are checked where they are written, and Prefect's names are translated."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ from executor_adapter.prefect.options.retries import policy_of_task
 
 
 def double(x: int) -> int:
+    """Return twice `x`."""
     return 2 * x
 
 
 def test_a_bare_decorator_makes_a_job_task() -> None:
+    """`job_task` without options makes a JobTask with the function's name."""
     task = job_task(double)
     assert isinstance(task, JobTask)
     assert isinstance(task, Task)
@@ -34,6 +36,7 @@ def test_a_bare_decorator_makes_a_job_task() -> None:
 
 
 def test_fields_of_a_job_and_options_of_a_task_go_together() -> None:
+    """Job fields reach the job, and task options the task."""
     task = job_task(pool="process", max_runtime=600, retry_attempts=2, tags=["nightly"], name="Double it")(double)
     job = task.make_job("an-id", {"x": 21})
     assert (task.name, task.tags) == ("Double it", {"nightly"})
@@ -42,6 +45,7 @@ def test_fields_of_a_job_and_options_of_a_task_go_together() -> None:
 
 
 def test_an_unknown_option_is_refused_with_the_one_that_was_meant() -> None:
+    """An unknown option raises TypeError with the nearest known name."""
     with pytest.raises(TypeError, match=r"no option 'max_runtme': did you mean max_runtime\?"):
         job_task(max_runtme=1)(double)
     with pytest.raises(TypeError, match="neither a field of Job nor an option of a Prefect task"):
@@ -51,7 +55,7 @@ def test_an_unknown_option_is_refused_with_the_one_that_was_meant() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"max_runtime": -1}, "max_runtime=-1"),
         ({"pool": "rocket"}, "pool='rocket'"),
@@ -59,8 +63,9 @@ def test_an_unknown_option_is_refused_with_the_one_that_was_meant() -> None:
         ({"memory_limit": "lots"}, "memory_limit='lots'"),
     ],
 )
-def test_a_wrong_value_is_refused_in_one_line_that_names_it(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(InvalidJobError, match=said) as refusal:
+def test_a_wrong_value_is_refused_in_one_line_that_names_it(options: dict[str, Any], message: str) -> None:
+    """A wrong value raises InvalidJobError in one line with the value and the function."""
+    with pytest.raises(InvalidJobError, match=message) as refusal:
         job_task(**options)(double)
     assert "\n" not in str(refusal.value)
     assert "double" in str(refusal.value)
@@ -75,12 +80,14 @@ def test_a_wrong_value_is_refused_in_one_line_that_names_it(options: dict[str, A
         {"retry_delay_seconds": 1, "retry_delay": 1},
     ],
 )
-def test_saying_one_thing_under_two_names_is_refused(options: dict[str, Any]) -> None:
+def test_an_option_under_two_names_is_refused(options: dict[str, Any]) -> None:
+    """Prefect's name and the job's name for the same option cannot be combined."""
     with pytest.raises(InvalidJobError, match="mean the same: give one of them"):
         job_task(**options)(double)
 
 
-def test_prefects_names_are_understood() -> None:
+def test_prefects_option_names_set_the_job_fields() -> None:
+    """retries, timeout_seconds and retry_delay_seconds set the fields of the job."""
     job = job_task(retries=2, timeout_seconds=5)(double).make_job("id", {"x": 1})
     assert (job.policy.retry_attempts, job.max_runtime) == (2, 5.0)
     job = job_task(retries=3, retry_delay_seconds=7)(double).make_job("id", {"x": 1})
@@ -88,32 +95,38 @@ def test_prefects_names_are_understood() -> None:
 
 
 @pytest.mark.parametrize(
-    ("delays", "meant"),
+    ("delays", "expected"),
     [([1, 2.5], (1.0, 2.5)), (exponential_backoff(backoff_factor=3), (3.0, 6.0, 12.0)), (0, (0.0,))],
 )
-def test_prefects_delays_are_a_number_a_list_or_a_callable(delays: Any, meant: tuple[float, ...]) -> None:
+def test_prefects_delays_may_be_a_number_a_list_or_a_callable(delays: Any, expected: tuple[float, ...]) -> None:
+    """Each form of retry_delay_seconds gives the delays of the policy, for both kinds of task."""
     task = job_task(retries=3, retry_delay_seconds=delays, retry_jitter_factor=0.5)(double)
-    assert (task.job_options["retry"].delays, task.job_options["retry"].jitter) == (meant, 0.5)
+    assert (task.job_options["retry"].delays, task.job_options["retry"].jitter) == (expected, 0.5)
     assert task.with_options(retry_delay=9).job_options["retry"].delay_before(2) == 18
-    assert policy_of_task(plain_task(retries=3, retry_delay_seconds=delays)(double)).delays == meant
+    assert policy_of_task(plain_task(retries=3, retry_delay_seconds=delays)(double)).delays == expected
 
 
 @pytest.mark.parametrize("delays", [["soon"], "soon", -1, [float("nan")], True])
-def test_delays_that_are_none_are_refused(delays: Any) -> None:
+def test_wrong_delays_are_refused(delays: Any) -> None:
+    """retry_delay_seconds must be numbers of 0 or more."""
     with pytest.raises(InvalidJobError, match="retry_delay_seconds"):
         job_task(retries=2, retry_delay_seconds=delays)(double)
 
 
-def test_a_jitter_that_is_none_is_refused() -> None:
+def test_a_negative_jitter_is_refused() -> None:
+    """retry_jitter_factor must be 0 or more."""
     with pytest.raises(InvalidJobError, match="retry_jitter_factor"):
         job_task(retries=2, retry_delay_seconds=1, retry_jitter_factor=-0.5)(double)
 
 
-def test_delays_that_are_all_alike_are_shown_as_one() -> None:
+def test_equal_delays_are_shown_as_one_number() -> None:
+    """The task shows one delay where all delays are equal."""
     assert job_task(retries=3, retry_delay_seconds=5)(double).retry_delay_seconds == 5
 
 
-def test_a_class_method_is_checked_as_the_function_it_is() -> None:
+def test_a_class_method_can_be_a_job_task() -> None:
+    """`job_task` above `classmethod` checks the function below it."""
+
     class Held:
         @job_task(pool="thread", max_runtime=5)
         @classmethod
@@ -123,7 +136,8 @@ def test_a_class_method_is_checked_as_the_function_it_is() -> None:
     assert Held.method.job_options == {"pool": "thread", "max_runtime": 5}
 
 
-def test_prefect_is_shown_the_retries_and_the_limit() -> None:
+def test_the_task_shows_the_retries_and_the_limit_to_prefect() -> None:
+    """retries, retry_delay_seconds and timeout_seconds of the task are those of the job."""
     task = job_task(retry_attempts=3, retry_delay=60, max_runtime=5)(double)
     assert (task.retries, task.retry_delay_seconds, task.timeout_seconds) == (3, [60, 120, 240], 5)
     assert task.with_options(max_runtime=None).timeout_seconds is None
@@ -131,6 +145,7 @@ def test_prefect_is_shown_the_retries_and_the_limit() -> None:
 
 
 def test_with_options_changes_both_kinds_and_leaves_the_rest() -> None:
+    """`with_options` changes job fields and task options in a copy, and checks them."""
     task = job_task(pool="process", max_runtime=5, name="first", tags=["a"])(double)
     other = task.with_options(max_runtime=9, name="second")
     assert isinstance(other, JobTask)
@@ -140,26 +155,29 @@ def test_with_options_changes_both_kinds_and_leaves_the_rest() -> None:
         task.with_options(max_runtime=0)
 
 
-def test_with_options_keeps_hooks_and_lets_the_last_word_on_retries_count() -> None:
+def test_with_options_keeps_hooks_and_the_latest_retry_options_win() -> None:
+    """`with_options` keeps hooks, and its retry options win over the policy."""
     task = job_task(retry=RetryPolicy(retry_attempts=5, retry_delay=1))(double)
 
     @task.on_failure
-    def tell(*_: object) -> None: ...
+    def notify(*_: object) -> None: ...
 
     other = task.with_options(retry_attempts=1)
-    assert other.on_failure_hooks == [tell]
+    assert other.on_failure_hooks == [notify]
     assert other.make_job("id", {"x": 1}).policy == RetryPolicy(retry_attempts=1, retry_delay=1)
     assert other.retries == 1
     assert task.with_options(retries=2).retries == 2
 
 
 def test_tool_name_and_dedupe_key_take_arguments_of_the_call() -> None:
+    """`{parameter}` in tool_name and dedupe_key is replaced by the argument."""
     task = job_task(tool_name="tool {x}", dedupe_key="double-{x}")(double)
     job = task.make_job("id", {"x": 3})
     assert (job.tool_name, job.dedupe_key) == ("tool 3", "double-3")
 
 
-def test_prefects_settings_say_the_retries_that_a_task_leaves_open() -> None:
+def test_prefects_default_retry_settings_fill_in_missing_options() -> None:
+    """Tasks without retry options use Prefect's default retry settings."""
     with temporary_settings({PREFECT_TASK_DEFAULT_RETRIES: 2, PREFECT_TASK_DEFAULT_RETRY_DELAY_SECONDS: [1, 5]}):
         task = job_task(double)
         assert (task.retries, task.make_job("id", {"x": 1}).policy.delays) == (2, (1.0, 5.0))
@@ -171,7 +189,9 @@ def test_prefects_settings_say_the_retries_that_a_task_leaves_open() -> None:
     assert job_task(double).retries == 3
 
 
-def test_generators_are_refused() -> None:
+def test_a_generator_function_is_refused() -> None:
+    """A generator function cannot be a job task; the message says what to return."""
+
     def numbers() -> Iterator[int]:
         yield 1
 
@@ -180,6 +200,8 @@ def test_generators_are_refused() -> None:
 
 
 def test_a_method_can_be_a_job_task() -> None:
+    """The job of a method gets `self` as its first argument."""
+
     class Tool:
         factor = 3
 

@@ -35,13 +35,14 @@ POOLS = ("process", "thread")
 
 
 def fail(attempts: int) -> str:
-    """Fail in so many attempts."""
+    """Fail in the first `attempts` attempts."""
     if current_job().attempt <= attempts:
         raise ConnectionError("down")
     return "up"
 
 
-def speak(lines: int, end: str = "") -> None:
+def write_output(lines: int, end: str = "") -> None:
+    """Print and log lines, then crash if `end` says so."""
     print("printed")
     get_run_logger().info("logged")
     for number in range(lines):
@@ -51,7 +52,8 @@ def speak(lines: int, end: str = "") -> None:
         os.abort()
 
 
-def look() -> dict[str, Any]:
+def describe_task_run() -> dict[str, Any]:
+    """Return what prefect.runtime shows of the task run."""
     return {
         "flow_run": str(flow_run.id),
         "task_run": str(task_run.id),
@@ -62,12 +64,13 @@ def look() -> dict[str, Any]:
     }
 
 
-def look_at(number: int, *, shown: str) -> dict[str, Any]:
-    return look()
+def describe_with_arguments(number: int, *, shown: str) -> dict[str, Any]:
+    """Do the same as `describe_task_run`, with arguments."""
+    return describe_task_run()
 
 
-def in_flow(jobs: Any, **how: Any) -> tuple[UUID, list[JobResult]]:
-    """Run the jobs in a flow of their own: its run's id, and the results."""
+def run_in_flow(jobs: Any, **how: Any) -> tuple[UUID, list[JobResult]]:
+    """Run the jobs in a flow of their own; return the id of its run, and the results."""
 
     @flow
     def run() -> tuple[UUID, list[JobResult]]:
@@ -76,19 +79,20 @@ def in_flow(jobs: Any, **how: Any) -> tuple[UUID, list[JobResult]]:
     return run()
 
 
-def by_key(api: Api, flow_run_id: UUID) -> dict[str, dict[str, Any]]:
+def task_runs_by_key(api: Api, flow_run_id: UUID) -> dict[str, dict[str, Any]]:
+    """Return the task runs of the flow run by their dynamic key."""
     return {run["dynamic_key"]: run for run in api.task_runs(flow_run_id)}
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_every_state_of_every_job_is_there_when_it_returns(api: Api, pool: Any) -> None:
-    """Completed, retried, failed for good: with the states on the way, the run count, and the job's own times."""
+def test_every_state_of_every_job_is_recorded_when_run_jobs_returns(api: Api, pool: Any) -> None:
+    """Completed, retried and failed jobs have all their states, run counts and the job's own times."""
     jobs = [
         Job(function=fail, args=(failures,), job_id=job_id, retry=ONCE, pool=pool)
         for job_id, failures in (("good", 0), ("retried", 1), ("bad", 2))
     ]
     mirror = PrefectMirror(history="full")
-    flow_run_id, results = in_flow(jobs, mirror=mirror)
+    flow_run_id, results = run_in_flow(jobs, mirror=mirror)
     assert [(result.job_id, result.status, result.attempts) for result in results] == [
         ("good", JobStatus.COMPLETED, 1),
         ("retried", JobStatus.COMPLETED, 2),
@@ -96,7 +100,7 @@ def test_every_state_of_every_job_is_there_when_it_returns(api: Api, pool: Any) 
     ]
     assert results[0].value == "up"
     assert str(results[2].error) == "down"
-    runs = by_key(api, flow_run_id)
+    runs = task_runs_by_key(api, flow_run_id)
     assert {key: (run["state_name"], run["run_count"]) for key, run in runs.items()} == {
         "good": ("Completed", 1),
         "retried": ("Completed", 2),
@@ -116,38 +120,38 @@ def test_every_state_of_every_job_is_there_when_it_returns(api: Api, pool: Any) 
     assert mirror.close().complete
 
 
-def _seconds(told: str) -> float:
-    return datetime.fromisoformat(told).timestamp()
+def _seconds(timestamp: str) -> float:
+    return datetime.fromisoformat(timestamp).timestamp()
 
 
-def test_failures_of_every_kind_have_their_names(api: Api) -> None:
-    """A limit, a crash and a refused job: each a result, none an exception."""
+def test_each_kind_of_failure_has_its_state(api: Api) -> None:
+    """A job past a limit, a crashed job and a refused job each give a result and do not raise."""
     jobs = [
         Job(function=time.sleep, args=(60,), max_runtime=0.2, job_id="slow", pool="process", retry_attempts=0),
         Job(function=os.abort, job_id="crashed", pool="process", retry_attempts=0),
         Job(function=print, args=(threading.Lock(),), job_id="refused", pool="process"),
         Job(function="nowhere:at_all", job_id="absent", pool="process"),
     ]
-    flow_run_id, results = in_flow(jobs)
+    flow_run_id, results = run_in_flow(jobs)
     assert [result.error_code for result in results] == [
         "TIMEOUT_ERROR",
         "WORKER_CRASHED",
         "SERIALIZATION_ERROR",
         "CONFIGURATION_ERROR",
     ]
-    names = {key: run["state_name"] for key, run in by_key(api, flow_run_id).items()}
+    names = {key: run["state_name"] for key, run in task_runs_by_key(api, flow_run_id).items()}
     assert names == {"slow": "TimedOut", "crashed": "Crashed", "refused": "Failed", "absent": "Failed"}
 
 
 def test_many_jobs_with_failures_are_all_accounted_for(api: Api) -> None:
-    """400, of which 5 % fail once and 1 % for good: none stuck, none lost, however little time each takes."""
+    """Of 400 short jobs, 5 % fail once and 1 % for good: none hangs and none is lost."""
 
     def jobs() -> Iterator[Job]:
         for number in range(400):
             failures = 2 if number % 100 == 7 else number % 20 == 0
             yield Job(function=fail, args=(failures,), job_id=f"job-{number}", pool="process", retry=ONCE)
 
-    flow_run_id, results = in_flow(jobs)
+    flow_run_id, results = run_in_flow(jobs)
     assert Counter(result.status for result in results) == {JobStatus.COMPLETED: 396, JobStatus.FAILED: 4}
     assert [result.job_id for result in results] == [f"job-{number}" for number in range(400)]
     runs = [run for offset in (0, 200) for run in api.task_runs(flow_run_id, offset=offset)]
@@ -161,51 +165,52 @@ def test_many_jobs_with_failures_are_all_accounted_for(api: Api) -> None:
 
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_function_sees_its_task_run(api: Api, pool: Any) -> None:
-    """prefect.runtime and the tags, as in a job task, in this process and in another."""
+    """prefect.runtime and the tags work as in a job task, in this process and in a worker."""
 
     @flow
     def run() -> list[JobResult]:
         with tags("nightly"):
-            job = Job(function=look_at, args=(7,), kwargs={"shown": "x"}, job_id="looker", pool=pool)
-            return run_jobs([job, Job(function=look, pool=pool)])
+            job = Job(function=describe_with_arguments, args=(7,), kwargs={"shown": "x"}, job_id="looker", pool=pool)
+            return run_jobs([job, Job(function=describe_task_run, pool=pool)])
 
     seen = run()[0].value
     assert (seen["run_count"], seen["tags"], seen["parameters"]) == (1, ["nightly"], {"number": 7, "shown": "x"})
     assert seen["task_run"] == str(uuid5(UUID(seen["flow_run"]), "looker"))
-    assert api.task_run(seen["task_run"])["name"] == seen["name"] == "look_at-looker"
+    assert api.task_run(seen["task_run"])["name"] == seen["name"] == "describe_with_arguments-looker"
     assert api.task_run(seen["task_run"])["tags"] == ["nightly"]
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_what_a_job_says_stands_in_its_log(api: Api, pool: Any, wait_for: Wait) -> None:
-    """Printed and logged lines, in order; the traceback where it failed."""
+def test_the_output_of_a_job_is_in_its_log(api: Api, pool: Any, wait_for: Wait) -> None:
+    """Printed and logged lines are in order; a failure is there with its traceback."""
     jobs = [
-        Job(function=speak, args=(300,), job_id="speaker", pool=pool),
+        Job(function=write_output, args=(300,), job_id="writer", pool=pool),
         Job(function=fail, args=(1,), job_id="failing", pool=pool, retry_attempts=0),
     ]
-    flow_run_id, _ = in_flow(jobs)
-    speaker, failing = (str(uuid5(flow_run_id, job.job_id)) for job in jobs)
-    wait_for(lambda: len(api.messages(speaker, offset=200)) == 102)
-    told = api.messages(speaker) + api.messages(speaker, offset=200)
-    assert [line for line in told if line.startswith("line")] == [f"line {number}" for number in range(300)]
-    assert told.index("printed") < told.index("line 0")
-    assert "logged" in told
+    flow_run_id, _ = run_in_flow(jobs)
+    writer, failing = (str(uuid5(flow_run_id, job.job_id)) for job in jobs)
+    wait_for(lambda: len(api.messages(writer, offset=200)) == 102)
+    lines = api.messages(writer) + api.messages(writer, offset=200)
+    assert [line for line in lines if line.startswith("line")] == [f"line {number}" for number in range(300)]
+    assert lines.index("printed") < lines.index("line 0")
+    assert "logged" in lines
     wait_for(lambda: any("Traceback" in message and "down" in message for message in api.messages(failing)))
 
 
-def test_the_last_words_of_a_crashed_job_stand_in_its_log(api: Api, wait_for: Wait) -> None:
-    jobs = [Job(function=speak, args=(50, "crash"), job_id="crashing", pool="process", retry_attempts=0)]
-    flow_run_id, _ = in_flow(jobs)
+def test_the_last_output_of_a_crashed_job_is_in_its_log(api: Api, wait_for: Wait) -> None:
+    """Lines before a crash, and what it wrote to stderr last, are in the log."""
+    jobs = [Job(function=write_output, args=(50, "crash"), job_id="crashing", pool="process", retry_attempts=0)]
+    flow_run_id, _ = run_in_flow(jobs)
     wait_for(lambda: "last words" in api.messages(uuid5(flow_run_id, "crashing")))
     assert "line 49" in api.messages(uuid5(flow_run_id, "crashing"))
 
 
-def test_an_id_that_is_there_twice_is_refused_before_anything_starts(scratch: Path) -> None:
-    """Of a list; and of a later call in the same flow run, whose task run it would be too."""
+def test_a_repeated_id_in_a_list_is_refused_before_any_job_starts(scratch: Path) -> None:
+    """An id may not come twice in one list, nor in two calls of the same flow run."""
     mark = scratch / "mark"
     twice = [Job(function=mark.touch, job_id=job_id) for job_id in ("one", "two", "one")]
     with pytest.raises(InvalidJobError, match="'one'"):
-        in_flow(twice)
+        run_in_flow(twice)
     assert not mark.exists()
 
     @flow
@@ -218,27 +223,30 @@ def test_an_id_that_is_there_twice_is_refused_before_anything_starts(scratch: Pa
 
 
 @pytest.mark.parametrize("many", [Job(function=dict), [dict], 5])
-def test_what_are_no_jobs_is_refused_before_anything_starts(executor: JobExecutor, many: Any) -> None:
+def test_objects_that_are_not_jobs_are_refused_before_any_job_starts(executor: JobExecutor, many: Any) -> None:
+    """One job, a list of functions or a number raises; the message says what to give."""
     with pytest.raises(InvalidJobError, match=r"give a list|make one, Job\(function=dict"):
-        in_flow(many)
+        run_in_flow(many)
     assert executor.jobs() == []
 
 
-def test_an_id_that_comes_twice_from_an_iterator_ends_the_run(executor: JobExecutor) -> None:
+def test_a_repeated_id_from_an_iterator_ends_the_run(executor: JobExecutor) -> None:
+    """A repeated id raises when it is drawn, and the jobs that run are ended."""
+
     def jobs() -> Iterator[Job]:
         yield Job(function=time.sleep, args=(60,), pool="process", job_id="one")
         yield Job(function=dict, job_id="two")
         yield Job(function=dict, job_id="one")
 
     with pytest.raises(InvalidJobError, match="'one'"):
-        in_flow(jobs)
+        run_in_flow(jobs)
     assert executor.jobs() == []
 
 
 def test_jobs_are_drawn_as_others_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A long iterable is not drawn ahead, so the memory that it takes is bounded."""
+    """A long iterable is not drawn ahead, so it takes bounded memory."""
     monkeypatch.setattr("executor_adapter.prefect.bulk.run_jobs.MAX_LIVE_JOBS", 10)
-    ended, furthest = itertools.count(), [0]
+    ended, most_ahead = itertools.count(), [0]
     over = [0]
 
     def work() -> None:
@@ -246,21 +254,22 @@ def test_jobs_are_drawn_as_others_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def jobs() -> Iterator[Job]:
         for number in range(200):
-            furthest[0] = max(furthest[0], number - over[0])
+            most_ahead[0] = max(most_ahead[0], number - over[0])
             yield Job(function=work, pool="thread")
 
-    assert len(in_flow(jobs)[1]) == 200
-    assert furthest[0] <= 12
+    assert len(run_in_flow(jobs)[1]) == 200
+    assert most_ahead[0] <= 12
 
 
-def test_jobs_that_wait_are_pending_from_their_submission(api: Api, executor: JobExecutor, wait_for: Wait) -> None:
-    gate = threading.Event()
+def test_waiting_jobs_are_pending_from_their_submission(api: Api, executor: JobExecutor, wait_for: Wait) -> None:
+    """Of 20 jobs on two workers, 18 are Pending while two are Running."""
+    released = threading.Event()
     ids: list[UUID] = []
 
     @flow
     def run() -> None:
         ids.append(UUID(str(flow_run.id)))
-        jobs = (Job(function=gate.wait, pool="thread", job_id=f"job-{number}") for number in range(20))
+        jobs = (Job(function=released.wait, pool="thread", job_id=f"job-{number}") for number in range(20))
         run_jobs(jobs, executor=executor)
 
     def names() -> Counter[str]:
@@ -271,13 +280,13 @@ def test_jobs_that_wait_are_pending_from_their_submission(api: Api, executor: Jo
     try:
         wait_for(lambda: names() == {"Running": 2, "Pending": 18})
     finally:
-        gate.set()
+        released.set()
         running.join()
     assert names() == {"Completed": 20}
 
 
-def test_leaving_by_an_exception_ends_its_jobs_and_says_so(api: Api, executor: JobExecutor) -> None:
-    """Those of this run alone: another's job in the same executor goes on."""
+def test_an_exception_ends_the_jobs_of_the_run_as_cancelled(api: Api, executor: JobExecutor) -> None:
+    """Only the jobs of this run end: another job in the same executor goes on."""
     other = executor.submit(Job(function=time.sleep, args=(1,), pool="thread"))
     seen: list[UUID] = []
 
@@ -298,8 +307,8 @@ def test_leaving_by_an_exception_ends_its_jobs_and_says_so(api: Api, executor: J
     assert other.result() is None
 
 
-def test_in_an_async_flow_it_is_awaited(api: Api) -> None:
-    """run_jobs says so, instead of blocking the event loop; arun_jobs lets it go on."""
+def test_arun_jobs_does_not_block_the_event_loop(api: Api) -> None:
+    """In an async flow run_jobs refuses and names arun_jobs, which lets the loop go on."""
 
     @flow
     async def run() -> tuple[UUID, list[JobResult], int]:
@@ -320,10 +329,11 @@ def test_in_an_async_flow_it_is_awaited(api: Api) -> None:
 
     flow_run_id, results, turns = asyncio.run(run())  # type: ignore[arg-type]
     assert (results[0].status, turns > 10) == (JobStatus.COMPLETED, True)
-    assert by_key(api, flow_run_id)["one"]["state_name"] == "Completed"
+    assert task_runs_by_key(api, flow_run_id)["one"]["state_name"] == "Completed"
 
 
-def test_cancelling_the_await_ends_the_jobs(api: Api, executor: JobExecutor) -> None:
+def test_cancelling_arun_jobs_ends_the_jobs(api: Api, executor: JobExecutor) -> None:
+    """After a timeout around arun_jobs no job runs, and the task run is Cancelled."""
     seen: list[UUID] = []
 
     @flow
@@ -335,15 +345,15 @@ def test_cancelling_the_await_ends_the_jobs(api: Api, executor: JobExecutor) -> 
 
     asyncio.run(run())  # type: ignore[arg-type]
     assert executor.jobs() == []
-    assert by_key(api, seen[0])["one"]["state_name"] == "Cancelled"
+    assert task_runs_by_key(api, seen[0])["one"]["state_name"] == "Cancelled"
 
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("own", [False, True])
-def test_cancelling_the_await_ends_it_while_the_server_is_told(monkeypatch: pytest.MonkeyPatch, own: bool) -> None:
-    """All jobs are over then. The server gets what it gets at a cancel, and the disk the rest."""
+def test_cancelling_arun_jobs_ends_its_wait_for_the_server(monkeypatch: pytest.MonkeyPatch, own: bool) -> None:
+    """All jobs are over: what the server does not record within its time is spooled."""
 
-    class Deaf(FakeServer):
+    class SilentServer(FakeServer):
         def record(self, most: int | None = None) -> None: ...
 
     monkeypatch.setattr("executor_adapter.prefect.mirror.timeouts.HURRIED_CLOSE_SECONDS", 0.5)
@@ -351,7 +361,7 @@ def test_cancelling_the_await_ends_it_while_the_server_is_told(monkeypatch: pyte
 
     @flow
     async def run() -> None:
-        with at_cloud(Deaf()) as cloud:
+        with at_cloud(SilentServer()) as cloud:
             mirror = PrefectMirror() if own else None
             running = asyncio.create_task(arun_jobs([Job(function=dict, pool="thread")], mirror=mirror))
             while not any(told["event"].endswith("Completed") for told in cloud.recorder.queue):
@@ -368,17 +378,18 @@ def test_cancelling_the_await_ends_it_while_the_server_is_told(monkeypatch: pyte
     asyncio.run(run())  # type: ignore[arg-type]
 
 
-def test_outside_a_flow_it_is_refused(executor: JobExecutor) -> None:
+def test_run_jobs_outside_a_flow_is_refused(executor: JobExecutor) -> None:
+    """Outside a flow run_jobs raises before any job starts."""
     with pytest.raises(RuntimeError, match="call it in a @flow"):
         run_jobs([Job(function=dict)])
     assert executor.jobs() == []
 
 
-def test_passed_states_are_left_out_where_that_was_asked_for(api: Api, caplog: pytest.LogCaptureFixture) -> None:
-    """history="final": how it ended, with its counts and times; and how many states were left out, said once."""
+def test_history_final_omits_passed_states(api: Api, caplog: pytest.LogCaptureFixture) -> None:
+    """The final states have counts and times; the number of omitted states is logged once."""
     jobs = [Job(function=dict, pool="thread", job_id=f"job-{number}") for number in range(50)]
     with caplog.at_level(logging.INFO, "executor_adapter.prefect"), PrefectMirror(history="final") as mirror:
-        flow_run_id, _ = in_flow(jobs, mirror=mirror)
+        flow_run_id, _ = run_in_flow(jobs, mirror=mirror)
     report = mirror.report()
     assert (report.complete, report.recorded) == (True, 50)
     runs = api.task_runs(flow_run_id)

@@ -1,4 +1,4 @@
-"""A flow whose process is told to end ends its jobs, and the server knows them as Cancelled."""
+"""A flow whose process is interrupted ends its jobs, and the server records them as Cancelled."""
 
 from __future__ import annotations
 
@@ -59,6 +59,7 @@ def _names(api: Api, flow_run_id: UUID) -> list[str]:
 def test_a_signal_to_the_flows_process_cancels_all_jobs_within_seconds(
     api: Api, wait_for: Wait, scratch: Path, pool: str, doing: str, jobs: int, number: signal.Signals
 ) -> None:
+    """The process ends within 5 s without leaving a worker; the server has each job Cancelled."""
     script = scratch / "a_flow.py"
     script.write_text(FLOW)
     command = [sys.executable, str(script), pool, str(scratch), doing]
@@ -69,7 +70,7 @@ def test_a_signal_to_the_flows_process_cancels_all_jobs_within_seconds(
             env=environment,
             stdout=output,
             stderr=output,
-            # A shell's background job, as the tests may be, ignores SIGINT, and hands that on.
+            # The tests may be a background job of a shell, which ignores SIGINT and passes that on.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     try:
@@ -77,13 +78,13 @@ def test_a_signal_to_the_flows_process_cancels_all_jobs_within_seconds(
         flow_run_id = UUID((scratch / "flow-run").read_text())
         wait_for(lambda: _names(api, flow_run_id).count("Running") == 2 and len(_names(api, flow_run_id)) == jobs)
         process.send_signal(number)
-        told = time.monotonic()
+        sent_at = time.monotonic()
         process.wait(timeout=10)
-        assert time.monotonic() - told < 5
+        assert time.monotonic() - sent_at < 5
     finally:
         process.kill()
         process.wait()
-    wait_for(lambda: not any(_is_alive(pid) for pid in pids), 1.0)  # idle workers end just after their host
+    wait_for(lambda: not any(_is_alive(pid) for pid in pids), 1.0)  # Idle workers end just after their host.
     wait_for(lambda: _names(api, flow_run_id) == ["Cancelled"] * jobs)
 
 

@@ -1,4 +1,4 @@
-"""Jobs that run others and wait for them: they lend their slot, however they wait."""
+"""Jobs that run other jobs and wait for them lend their slot, however they wait."""
 
 from __future__ import annotations
 
@@ -18,64 +18,76 @@ from executor_adapter.prefect.engine.waiting import SlotLoan
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
-LONG = 30.0
-"""Seconds after which one that waits for ever is ended, and its test fails."""
+WAIT_LIMIT = 30.0
+"""Seconds after which a job that waits forever is ended, so that its test fails."""
 
 
 @job_task(pool="thread", retry_attempts=0)
 def double(x: int) -> int:
+    """Return twice `x`."""
     return 2 * x
 
 
 @job_task(retry_attempts=0)
 async def double_async(x: int) -> int:
+    """Return twice `x`, from a coroutine."""
     return 2 * x
 
 
 def bulk_jobs() -> list[Job]:
+    """Return three jobs for run_jobs."""
     return [Job(function=double.fn, args=(x,), pool="thread") for x in range(3)]
 
 
 def call() -> Any:
+    """Call another job task."""
     return double(1)
 
 
-def call_twice_over() -> Any:
-    return job_task(call, pool="thread", max_runtime=LONG)()
+def call_nested() -> Any:
+    """Call a job task that calls another one."""
+    return job_task(call, pool="thread", max_runtime=WAIT_LIMIT)()
 
 
-async def await_it() -> Any:
+async def await_one() -> Any:
+    """Await another job task."""
     return await double_async(1)
 
 
 async def await_many() -> Any:
+    """Await three job tasks at once."""
     return await asyncio.gather(*(double_async(x) for x in range(3)))
 
 
 def take_as_completed() -> Any:
+    """Take the results of three job tasks as they complete."""
     return sorted(future.result() for future in as_completed(double.map(range(3))))
 
 
 def call_others_between() -> Any:
+    """Call a job task for each result of three others."""
     return sorted(double(future.result()) for future in as_completed(double.map(range(3))))
 
 
 def wait_with_a_timeout() -> Any:
-    return len(wait(double.map(range(3)), timeout=LONG).done)
+    """Wait for three job tasks, with a timeout."""
+    return len(wait(double.map(range(3)), timeout=WAIT_LIMIT).done)
 
 
 def run_many() -> Any:
+    """Run three jobs by run_jobs."""
     return [result.value for result in run_jobs(bulk_jobs())]
 
 
 async def arun_many() -> Any:
+    """Run three jobs by arun_jobs."""
     return [result.value for result in await arun_jobs(bulk_jobs())]
 
 
 WAYS: dict[Callable[[], Any], Any] = {
     call: 2,
-    call_twice_over: 2,
-    await_it: 2,
+    call_nested: 2,
+    await_one: 2,
     await_many: [0, 2, 4],
     take_as_completed: [0, 2, 4],
     call_others_between: [0, 4, 8],
@@ -87,7 +99,8 @@ WAYS: dict[Callable[[], Any], Any] = {
 
 @pytest.mark.parametrize("parent", WAYS, ids=lambda parent: parent.__name__)
 def test_a_job_that_waits_for_others_lends_them_the_only_slot(parent: Callable[[], Any]) -> None:
-    waiting = job_task(parent, retry_attempts=0, max_runtime=LONG)
+    """A job that waits for others in any way does not block them from the only slot."""
+    waiting = job_task(parent, retry_attempts=0, max_runtime=WAIT_LIMIT)
 
     @flow
     def run() -> Any:
@@ -98,6 +111,7 @@ def test_a_job_that_waits_for_others_lends_them_the_only_slot(parent: Callable[[
 
 
 def test_a_job_that_has_waited_has_its_slot_again() -> None:
+    """After its wait a job holds the slot again: another job starts only when it is over."""
     begun, parent_is_over = threading.Event(), threading.Event()
     too_early: list[bool] = []
 
@@ -123,28 +137,29 @@ def test_a_job_that_has_waited_has_its_slot_again() -> None:
     assert too_early == [False]
 
 
-class _Driver:
-    """Notes when a slot is lent."""
+class FakeDriver:
+    """Records when a slot is lent and taken back."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.calls: list[str] = []
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        self.said.append("lent")
+        self.calls.append("lent")
         yield
-        self.said.append("taken back")
+        self.calls.append("taken back")
 
 
-def test_what_an_attempt_has_left_waiting_says_nothing_of_the_next() -> None:
-    driver: Any = _Driver()
+def test_a_closed_loan_ignores_the_waits_that_remain() -> None:
+    """Waits that outlast their attempt do not lend the slot of the next attempt."""
+    driver: Any = FakeDriver()
     loan = SlotLoan(driver)
     loan.begin()
     loan.begin()
     loan.end()
-    assert driver.said == ["lent"]
+    assert driver.calls == ["lent"]
     loan.close()
-    assert driver.said == ["lent", "taken back"]
+    assert driver.calls == ["lent", "taken back"]
     loan.end()
     loan.begin()
-    assert driver.said == ["lent", "taken back"]
+    assert driver.calls == ["lent", "taken back"]

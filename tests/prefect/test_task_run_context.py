@@ -1,4 +1,4 @@
-"""What a function sees of Prefect in each pool, and what it says reaches the server against its task run."""
+"""What a function sees of Prefect in each pool, and what of its output reaches the log of its task run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from executor_adapter.prefect.child.task_run_context import task_run_payload
 from tests.prefect.conftest import Api, Wait
 
 
-def say_all(word: str) -> dict[str, Any]:
+def use_prefect(word: str) -> dict[str, Any]:
+    """Log and print by every way, and return what the function sees of Prefect."""
     get_run_logger().info("logged %s", word)
     print("printed", word)
     current_job().logger.warning("the job's logger says %s", word)
@@ -44,15 +45,19 @@ def say_all(word: str) -> dict[str, Any]:
     }
 
 
-async def say_all_async(word: str) -> dict[str, Any]:
-    return say_all(word)
+async def use_prefect_async(word: str) -> dict[str, Any]:
+    """Do the same as `use_prefect`, in a coroutine."""
+    return use_prefect(word)
 
 
 @pytest.mark.parametrize("pool", ["thread", "coroutine", "process"])
 def test_logger_print_and_runtime_work_in_every_pool(
     api: Api, executor: JobExecutor, wait_for: Wait, pool: str
 ) -> None:
-    task: Any = job_task(say_all_async if pool == "coroutine" else say_all, pool=pool, log_prints=True, name="say")
+    """The function sees its task run and flow run, and its lines are logged once."""
+    task: Any = job_task(
+        use_prefect_async if pool == "coroutine" else use_prefect, pool=pool, log_prints=True, name="say"
+    )
 
     @flow(name="talk")
     def run() -> Any:
@@ -81,6 +86,7 @@ def test_logger_print_and_runtime_work_in_every_pool(
 
 
 def write_lines(count: int) -> None:
+    """Write lines by logging, print, stderr and another program."""
     logging.getLogger("a.library").warning("a warning of a library")
     for number in range(count):
         print("line", number)
@@ -88,9 +94,8 @@ def write_lines(count: int) -> None:
     subprocess.run(["echo", "from a program"], check=True)
 
 
-def test_output_of_a_process_is_its_task_runs_log_in_order_and_whole(
-    api: Api, executor: JobExecutor, wait_for: Wait
-) -> None:
+def test_the_output_of_a_process_is_logged_in_order(api: Api, executor: JobExecutor, wait_for: Wait) -> None:
+    """All output of a worker and its child programs is in the log of the task run."""
     task = job_task(write_lines, pool="process")
 
     @flow
@@ -115,7 +120,7 @@ def _all_messages(api: Api, task_run_id: Any) -> list[str]:
 
 
 def messages_of_a_run(task: JobTask[..., Any], api: Api, wait_for: Wait) -> list[str]:
-    """The log of a run of `task` that fails, once it says how it finished."""
+    """Run `task`, which fails, in a flow; return its whole log."""
 
     @flow
     def run() -> Any:
@@ -129,12 +134,14 @@ def messages_of_a_run(task: JobTask[..., Any], api: Api, wait_for: Wait) -> list
 
 
 def crash_loudly() -> None:
+    """Print a line and crash in C code."""
     print("last words")
     sys.stdout.flush()
     os.abort()
 
 
-def test_the_last_words_of_a_crash_are_in_the_log(api: Api, executor: JobExecutor, wait_for: Wait) -> None:
+def test_the_last_output_before_a_crash_is_in_the_log(api: Api, executor: JobExecutor, wait_for: Wait) -> None:
+    """The last printed line and the interpreter's crash report are in the log."""
     task = job_task(crash_loudly, pool="process", retry_attempts=0)
 
     messages = messages_of_a_run(task, api, wait_for)
@@ -143,6 +150,8 @@ def test_the_last_words_of_a_crash_are_in_the_log(api: Api, executor: JobExecuto
 
 
 def fail_deep_inside() -> None:
+    """Raise in a nested call."""
+
     def inside() -> None:
         raise LookupError("deep")
 
@@ -150,6 +159,7 @@ def fail_deep_inside() -> None:
 
 
 def test_the_remote_traceback_is_in_the_log(api: Api, executor: JobExecutor, wait_for: Wait) -> None:
+    """The log has the line of the function that raised in the worker."""
     task = job_task(fail_deep_inside, pool="process", retry_attempts=0)
 
     messages = messages_of_a_run(task, api, wait_for)
@@ -157,6 +167,8 @@ def test_the_remote_traceback_is_in_the_log(api: Api, executor: JobExecutor, wai
 
 
 def test_a_job_in_a_process_cannot_submit_tasks(prefect_api: str, executor: JobExecutor) -> None:
+    """A submit in a worker process raises."""
+
     @job_task(pool="process", retry_attempts=0)
     def submit() -> None:
         job_task(write_lines).submit(1)
@@ -170,43 +182,49 @@ def test_a_job_in_a_process_cannot_submit_tasks(prefect_api: str, executor: JobE
 
 
 @task
-def plain_below(x: int) -> int:
+def inner_task(x: int) -> int:
+    """Return `x` plus one, as a plain task."""
     return x + 1
 
 
 @task
-async def plain_async_below(x: int) -> int:
+async def inner_async_task(x: int) -> int:
+    """Return `x` plus one, as an async task."""
     return x + 1
 
 
 @job_task(pool="thread", retry_attempts=0)
-def job_below(x: int) -> int:
+def inner_job_task(x: int) -> int:
+    """Return `x` plus one, as a job task."""
     return x + 1
 
 
 @flow
-def flow_below(x: int) -> int:
-    return plain_below(x)
+def inner_flow(x: int) -> int:
+    """Return `x` plus one, by a task of a flow."""
+    return inner_task(x)
 
 
-BELOW: dict[str, Any] = {
-    "plain": plain_below,
-    "async": plain_async_below,
-    "job": job_below,
-    "flow": flow_below,
+INNER: dict[str, Any] = {
+    "plain": inner_task,
+    "async": inner_async_task,
+    "job": inner_job_task,
+    "flow": inner_flow,
 }
 
 
-def call_below(kind: str) -> Any:
-    called = BELOW[kind](1)
+def call_inner(kind: str) -> Any:
+    """Call the inner task or flow of that kind."""
+    called = INNER[kind](1)
     return asyncio.run(called) if inspect.iscoroutine(called) else called
 
 
-@pytest.mark.parametrize("kind", BELOW)
-def test_what_a_job_in_a_process_calls_runs_there_as_a_task_or_flow_run(
+@pytest.mark.parametrize("kind", INNER)
+def test_tasks_and_flows_called_in_a_worker_run_there(
     api: Api, executor: JobExecutor, wait_for: Wait, kind: str
 ) -> None:
-    calls = job_task(call_below, pool="process", retry_attempts=0, max_runtime=60)
+    """A task or flow that a job calls in a worker completes, and the server records it."""
+    calls = job_task(call_inner, pool="process", retry_attempts=0, max_runtime=60)
 
     @flow
     def run() -> Any:
@@ -214,15 +232,17 @@ def test_what_a_job_in_a_process_calls_runs_there_as_a_task_or_flow_run(
 
     value, flow_run_id = run()
     assert value == 2
-    if kind == "job":  # the call returns when the server knows
+    if kind == "job":  # The call returns once the server has recorded it.
         assert [each["state_name"] for each in api.task_runs(flow_run_id)] == ["Completed"] * 2
     wait_for(lambda: [each["state_name"] for each in api.task_runs(flow_run_id)] == ["Completed"] * 2)
 
 
-def test_so_does_what_one_of_many_jobs_calls_in_a_thread(api: Api, executor: JobExecutor, wait_for: Wait) -> None:
+def test_a_task_called_by_a_job_of_run_jobs_runs_in_its_thread(api: Api, executor: JobExecutor, wait_for: Wait) -> None:
+    """A task that a job of run_jobs calls completes, and the server records it."""
+
     @flow
     def run() -> Any:
-        (result,) = run_jobs([Job(function=call_below, args=("plain",), pool="thread")])
+        (result,) = run_jobs([Job(function=call_inner, args=("plain",), pool="thread")])
         return result.value, prefect.runtime.flow_run.id
 
     value, flow_run_id = run()
@@ -233,33 +253,34 @@ def test_so_does_what_one_of_many_jobs_calls_in_a_thread(api: Api, executor: Job
 EVENTS = 20
 
 
-def emit(name: str) -> str:
-    """Emit events last of all; the task run's id."""
+def emit_events(name: str) -> str:
+    """Emit events just before the end; return the task run's id."""
     for number in range(EVENTS):
-        emit_event(f"said.{name}", resource={"prefect.resource.id": f"said.{name}.{number}"})
+        emit_event(f"test.{name}", resource={"prefect.resource.id": f"test.{name}.{number}"})
     return str(prefect.runtime.task_run.id)
 
 
-def emit_when_ended(name: str) -> None:
+def emit_events_when_stopped(name: str) -> None:
+    """Sleep past the limit, and emit events when stopped."""
     try:
         time.sleep(60)
     finally:
-        emit(name)
+        emit_events(name)
 
 
 def check_events(api: Api, wait_for: Wait, name: str, task_run_id: str) -> None:
-    """All are there, and related to the task run and its flow run."""
-    wait_for(lambda: len(api.events(f"said.{name}")) == EVENTS)
+    """Check that all events arrive and are related to the task run and its flow run."""
+    wait_for(lambda: len(api.events(f"test.{name}")) == EVENTS)
     flow_run_id = api.task_run(task_run_id)["flow_run_id"]
     wanted = {f"prefect.task-run.{task_run_id}", f"prefect.flow-run.{flow_run_id}"}
-    for event in api.events(f"said.{name}"):
+    for event in api.events(f"test.{name}"):
         assert wanted <= {related["prefect.resource.id"] for related in event["related"]}
 
 
 @pytest.mark.parametrize("start_method", ["guardian", "spawn"])
-def test_the_events_of_a_worker_that_goes_are_sent_and_related(api: Api, wait_for: Wait, start_method: Any) -> None:
-    """What a function emits last of all arrives, though its worker is let go of at once."""
-    task = job_task(emit, pool="process")
+def test_events_of_a_worker_that_exits_are_sent(api: Api, wait_for: Wait, start_method: Any) -> None:
+    """Events emitted last of all arrive, though the worker exits at once."""
+    task = job_task(emit_events, pool="process")
     config = Settings(executor=ExecutorSettings(start_method=start_method))
 
     @flow
@@ -272,18 +293,21 @@ def test_the_events_of_a_worker_that_goes_are_sent_and_related(api: Api, wait_fo
 
 
 @pytest.mark.parametrize("pool", ["thread", "process"])
-def test_so_are_those_of_many_jobs(api: Api, wait_for: Wait, pool: Any) -> None:
+def test_events_of_run_jobs_are_sent(api: Api, wait_for: Wait, pool: Any) -> None:
+    """Events of a job of run_jobs arrive from a thread and from a process."""
+
     @flow
     def run() -> Any:
         with JobExecutor(1, config=Settings()) as executor:
-            (result,) = run_jobs([Job(function=emit, args=(pool,), pool=pool)], executor=executor)
+            (result,) = run_jobs([Job(function=emit_events, args=(pool,), pool=pool)], executor=executor)
         return result.value
 
     check_events(api, wait_for, pool, run())
 
 
-def test_a_job_that_is_ended_at_its_limit_can_still_say_so(api: Api, wait_for: Wait) -> None:
-    task = job_task(emit_when_ended, pool="process", max_runtime=1.0, retry_attempts=0)
+def test_a_job_stopped_at_its_limit_can_still_emit_events(api: Api, wait_for: Wait) -> None:
+    """Events emitted while the job is stopped arrive."""
+    task = job_task(emit_events_when_stopped, pool="process", max_runtime=1.0, retry_attempts=0)
 
     @flow
     def run() -> str:
@@ -296,9 +320,10 @@ def test_a_job_that_is_ended_at_its_limit_can_still_say_so(api: Api, wait_for: W
     check_events(api, wait_for, "ended", run())
 
 
-def test_the_payload_is_small_and_entering_it_is_quick() -> None:
-    task = job_task(say_all, log_prints=False)
-    task_run = TaskRun(task_key="say_all", dynamic_key="1", name="say_all-1", tags=["a"])
+def test_the_payload_is_small_and_fast_to_enter() -> None:
+    """The payload is below 2 KB, without large parameters, and takes less than 2 ms to enter."""
+    task = job_task(use_prefect, log_prints=False)
+    task_run = TaskRun(task_key="use_prefect", dynamic_key="1", name="use_prefect-1", tags=["a"])
     parameters = {"word": "hello", "frame": bytearray(10_000_000), "text": "x" * 5000}
     payload = task_run_payload(task, task_run, parameters)
     assert len(payload) < 2048
@@ -314,7 +339,7 @@ def test_the_payload_is_small_and_entering_it_is_quick() -> None:
     assert seconds < 0.002  # 0.1 ms where nothing else runs
 
 
-def test_what_a_worker_needs_can_be_preloaded_without_threads() -> None:
+def test_preloading_starts_no_threads() -> None:
     """A process that has threads must not be forked."""
     imports = "\n".join(f"import {name}" for name in PRELOAD)
     script = f"{imports}\nimport threading\nprint(threading.active_count())"
@@ -323,13 +348,14 @@ def test_what_a_worker_needs_can_be_preloaded_without_threads() -> None:
 
 
 @job_task(pool="process", retry_attempts=0)
-def settings_here() -> tuple[int, str | None]:
+def read_settings() -> tuple[int, str | None]:
+    """Return Prefect's default retries: in the settings, and in the environment."""
     return get_current_settings().tasks.default_retries, os.environ.get("PREFECT_TASKS_DEFAULT_RETRIES")
 
 
 def test_a_worker_has_the_settings_of_each_flow_run(prefect_api: str) -> None:
-    """One worker for all three: the settings of one flow run are gone in the next."""
-    run = flow(lambda: settings_here.submit().result())
+    """A worker shared by three flow runs has the settings of each while it runs its job."""
+    run = flow(lambda: read_settings.submit().result())
     with JobExecutor(1):
         before = run()
         with temporary_settings({PREFECT_TASK_DEFAULT_RETRIES: 7}):
