@@ -17,10 +17,9 @@ import contextvars
 import math
 import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable
 from concurrent.futures import wait
-from uuid import UUID
 
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
@@ -30,7 +29,8 @@ from executor_adapter.exceptions import InvalidJobError, JobCancelledError, JobS
 from executor_adapter.executor.default import current_executor
 from executor_adapter.executor.executor import JobExecutor
 from executor_adapter.executor.mapping import result_of
-from executor_adapter.job.model import TERMINAL, Job, JobResult, JobStatus, Transition, check_are_jobs, check_is_job
+from executor_adapter.job.model import TERMINAL, Job, JobResult, JobStatus, Transition, check_are_jobs
+from executor_adapter.prefect.bulk.job_ids import ids_of, with_unique_ids
 from executor_adapter.prefect.bulk.job_scope import BulkJobScope, FlowRunScope
 from executor_adapter.prefect.bulk.run_log import RunLog
 from executor_adapter.prefect.engine.waiting import lend_slot
@@ -41,9 +41,6 @@ from executor_adapter.supervision.futures import JobFuture
 
 MAX_LIVE_JOBS = 2_000
 """Jobs in progress at once, and so the most that are Pending; further jobs are drawn as these end."""
-
-MAX_REMEMBERED_FLOW_RUNS = 8
-"""Flow runs whose job ids are remembered, so that a later call in the same flow run cannot use an id again."""
 
 CANCEL_TIMEOUT = 10.0
 """Seconds for which a run that ends with an exception waits for its jobs to be dead."""
@@ -101,7 +98,7 @@ class _BulkRun:
         self._mirror = mirror or PrefectMirror()
         self._mirror.join_flow_run()
         self._owns_mirror = mirror is None
-        self._known_ids = _ids_of(_flow_run(FlowRunContext.get()))
+        self._known_ids = ids_of(_flow_run(FlowRunContext.get()))
         self._log = RunLog()
         self._flow_run_scope = FlowRunScope(self._log)
         self._results: list[JobResult | None] = []
@@ -126,7 +123,7 @@ class _BulkRun:
             return self._run(jobs)
 
     def _run(self, jobs: Iterable[Job]) -> list[JobResult]:
-        jobs = _with_unique_ids(jobs, self._known_ids)
+        jobs = with_unique_ids(jobs, self._known_ids)
         self._executor.add_observer(self._observe)
         try:
             for job in jobs:
@@ -281,36 +278,3 @@ def _check_caller() -> None:
     if context is not None and context.flow is not None and not context.flow.isasync:
         return  # A sync flow called from an event loop blocks the loop anyway.
     raise RuntimeError("run_jobs would block the event loop: await arun_jobs(...) instead")
-
-
-_ids_by_flow_run: OrderedDict[tuple[UUID, int], set[str]] = OrderedDict()
-
-
-def _ids_of(flow_run: FlowRun) -> set[str]:
-    """Return the ids of all jobs that this flow run has had; after a retry of the flow run, those since the retry."""
-    ids = _ids_by_flow_run.setdefault((flow_run.id, flow_run.run_count), set())
-    while len(_ids_by_flow_run) > MAX_REMEMBERED_FLOW_RUNS:
-        _ids_by_flow_run.popitem(last=False)
-    return ids
-
-
-def _with_unique_ids(jobs: Iterable[Job], known_ids: set[str]) -> Iterable[Job]:
-    """Return the jobs after checking that no id comes twice; of a lazy iterable each is checked when it is drawn."""
-    if not isinstance(jobs, Collection):
-        return _checked(jobs, known_ids)
-    for _ in _checked(jobs, checked_ids := set(known_ids)):
-        pass
-    known_ids |= checked_ids
-    return jobs
-
-
-def _checked(jobs: Iterable[Job], known_ids: set[str]) -> Iterator[Job]:
-    for job in jobs:
-        check_is_job(job)
-        if job.job_id in known_ids:
-            raise InvalidJobError(
-                f"two jobs of one flow run have the id {job.job_id!r}, which is also the id of the task run: "
-                "give each job its own"
-            )
-        known_ids.add(job.job_id)
-        yield job
