@@ -45,7 +45,7 @@ IMMEDIATE_RETRY_TIMEOUT = 1.0
 INTERRUPT_TIMEOUT = 15.0
 """Seconds for which an interrupted engine waits for its job to be dead; longer than the executor's kill_grace."""
 
-FORBIDDEN = RetryDecision(retry=False, reason="its retry_condition_fn says no")
+FORBIDDEN = RetryDecision(retry=False, reason="its retry_condition_fn returned False")
 
 
 @dataclass(kw_only=True)

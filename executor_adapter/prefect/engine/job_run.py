@@ -141,7 +141,7 @@ class JobRun:
         """Decide whether another attempt follows the one that ended with `failure`, an error or a returned state."""
         self._last_error = error = failure if isinstance(failure, BaseException) else _error_of(failure)
         if self.driver is None or self.refusal is not None:
-            return RetryDecision(retry=False, reason="it was never started")
+            return RetryDecision(retry=False, reason="the job was never started")
         if self._ended_early.is_set():
             return RetryDecision(retry=False, reason=FLOW_RUN_ENDED)
         return self.driver.decide(error)
