@@ -10,26 +10,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from executor_adapter.executor.executor import JobExecutor
-    from executor_adapter.job.model import Attempt, ErrorCode, Job, JobResult, JobStatus, Transition
+    from executor_adapter.job.model import Job
+    from executor_adapter.job.results import Attempt, JobResult
     from executor_adapter.job.retry import RetryDecision, RetryPolicy, RetryRule
+    from executor_adapter.job.status import ErrorCode, JobStatus
+    from executor_adapter.job.transition import Transition
     from executor_adapter.scheduler.job_queue import JobQueue
     from executor_adapter.supervision.futures import JobFuture
     from executor_adapter.worker.context import JobContext, current_job
 
 _HOMES = {
-    "Attempt": "job.model",
-    "ErrorCode": "job.model",
+    "Attempt": "job.results",
+    "ErrorCode": "job.status",
     "Job": "job.model",
     "JobContext": "worker.context",
     "JobExecutor": "executor.executor",
     "JobFuture": "supervision.futures",
     "JobQueue": "scheduler.job_queue",
-    "JobResult": "job.model",
-    "JobStatus": "job.model",
+    "JobResult": "job.results",
+    "JobStatus": "job.status",
     "RetryDecision": "job.retry",
     "RetryPolicy": "job.retry",
     "RetryRule": "job.retry",
-    "Transition": "job.model",
+    "Transition": "job.transition",
     "current_job": "worker.context",
 }
 

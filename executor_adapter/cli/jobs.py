@@ -34,7 +34,8 @@ from executor_adapter.cli.stores import (
     opened,
 )
 from executor_adapter.exceptions import ConfigurationError
-from executor_adapter.job.model import Attempt, JobStatus
+from executor_adapter.job.results import Attempt
+from executor_adapter.job.status import JobStatus
 from executor_adapter.store import MAX_LOG_LINES, JobFilter, JobRecord, Page
 
 app = typer.Typer(help="Look at the jobs of a store, and ask for their end or for another try.", no_args_is_help=True)

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from executor_adapter.job.model import JobStatus
+from executor_adapter.job.status import JobStatus
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 

@@ -33,7 +33,9 @@ from executor_adapter.cli.stores import ConfigOption, StoreOption
 from executor_adapter.config import Settings, load_config
 from executor_adapter.executor.executor import JobExecutor
 from executor_adapter.job.functions import resolve
-from executor_adapter.job.model import Job, JobStatus, Transition
+from executor_adapter.job.model import Job
+from executor_adapter.job.status import JobStatus
+from executor_adapter.job.transition import Transition
 from executor_adapter.pools.base import Assignment
 
 CODES = {
@@ -163,7 +165,7 @@ def _tell_retry(transition: Transition) -> None:
     """Whoever waits had better know why."""
     if transition.status is JobStatus.RETRYING:
         job = transition.job
-        wait = seconds((job._live.retry_at or transition.at) - transition.at)
+        wait = seconds((job.state.retry_at or transition.at) - transition.at)
         tries = job.policy.retry_attempts + 1
         said = f"attempt {job.attempt} of {tries} failed, the next in {wait}: {job.error_code}: {job.error_message}"
         Console(stderr=True, highlight=False, soft_wrap=True).print(Text(said, style="yellow"))
@@ -185,7 +187,7 @@ class _Voice:
 
 
 def _wait(executor: JobExecutor, job: Job) -> tuple[Any, BaseException | None]:
-    future = executor.submit(job, surroundings=_Voice())
+    future = executor.submit(job, scope=_Voice())
     try:
         error = future.exception()
     except CancelledError as cancelled:

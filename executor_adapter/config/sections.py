@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from executor_adapter.job.model import MemoryLimit, PoolName
-from executor_adapter.job.pool_names import HAS_CPU_AFFINITY, START_METHOD, StartMethod, check_start_method
+from executor_adapter.job.fields import MemoryLimit
+from executor_adapter.job.pool_names import HAS_CPU_AFFINITY, START_METHOD, PoolName, StartMethod, check_start_method
 from executor_adapter.job.retry import RetryPolicy, RetryRule
 from executor_adapter.job.validation import Count, Number, Seconds
 

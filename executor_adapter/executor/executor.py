@@ -23,7 +23,9 @@ from executor_adapter.executor.registry import track
 from executor_adapter.executor.signals import signal_watch
 from executor_adapter.executor.tracing import trace_jobs
 from executor_adapter.job.functions import check_arguments
-from executor_adapter.job.model import Job, JobResult, check_is_job
+from executor_adapter.job.model import Job, check_is_job
+from executor_adapter.job.results import JobResult
+from executor_adapter.job.transition import Observer
 from executor_adapter.job.validation import check_count
 from executor_adapter.monitoring.metrics_port import serve_metrics
 from executor_adapter.persistence.history import QueueHistory
@@ -33,9 +35,8 @@ from executor_adapter.store.base import JobStore
 from executor_adapter.supervision.driver import JobDriver
 from executor_adapter.supervision.futures import JobFuture
 from executor_adapter.supervision.intake import check_job
-from executor_adapter.supervision.job_scope import Surroundings
+from executor_adapter.supervision.job_scope import JobScope
 from executor_adapter.supervision.rate_limiter import ToolLimit
-from executor_adapter.supervision.state_tracker import Observer
 from executor_adapter.supervision.stats import WINDOW, ExecutorStats
 from executor_adapter.supervision.supervisor import Supervisor
 
@@ -108,7 +109,7 @@ class JobExecutor(ExecutionHooks):
                 readmit=lambda job, waited: self._admit(job, waited=waited),
             )
         )
-        ledger, on_closed = self._supervisor.ledger, self._supervisor.on_closed
+        ledger, on_closed = self._supervisor.tracker, self._supervisor.on_closed
         self._metrics = serve_metrics(self, self.config.monitoring, observers=ledger.observers, on_closed=on_closed)
         self._tracer = trace_jobs(ledger.observers)
         self._tokens: list[EntryToken] = []
@@ -119,11 +120,11 @@ class JobExecutor(ExecutionHooks):
 
     # --- jobs ---
 
-    def submit(self, job: Job, *, timeout: float | None = None, surroundings: Surroundings | None = None) -> JobFuture:
+    def submit(self, job: Job, *, timeout: float | None = None, scope: JobScope | None = None) -> JobFuture:
         """Queue a job and return its future.
 
         While `max_pending` jobs are waiting it blocks, for at most `timeout` seconds if that is given. If a live job
-        has the same `dedupe_key`, that job's future is returned and no second job is made. `surroundings`: what the
+        has the same `dedupe_key`, that job's future is returned and no second job is made. `scope`: what the
         job's function runs in, and what receives its output.
 
         Raises:
@@ -136,10 +137,10 @@ class JobExecutor(ExecutionHooks):
         self._supervisor.intake.refuse_if_closed()
         self.fill_in_defaults(job)
         if self._tracer is not None:
-            surroundings = self._tracer(surroundings)
+            scope = self._tracer(scope)
         if self._persistence is None:
-            return self._admit(job, timeout=timeout, surroundings=surroundings)
-        return self._persistence.admit(job, lambda: self._admit(job, timeout=timeout, surroundings=surroundings))
+            return self._admit(job, timeout=timeout, scope=scope)
+        return self._persistence.admit(job, lambda: self._admit(job, timeout=timeout, scope=scope))
 
     def _admit(self, job: Job, **options: Any) -> JobFuture:
         if self._hooked is None:
@@ -202,7 +203,7 @@ class JobExecutor(ExecutionHooks):
         self.fill_in_defaults(job)
         driver = JobDriver(job, self._supervisor)
         around = None if self._tracer is None else self._tracer(None)
-        admit = functools.partial(self._supervisor.admit, job, driver=driver, surroundings=around)
+        admit = functools.partial(self._supervisor.admit, job, driver=driver, scope=around)
         twin = (admit() if self._persistence is None else self._persistence.admit(job, admit, driven=True)).job
         if twin is not job:
             raise InvalidJobError(f"job {twin.job_id} with dedupe_key={job.dedupe_key!r} is live: wait for that one")
@@ -226,7 +227,7 @@ class JobExecutor(ExecutionHooks):
     def quarantined(self) -> list[Job]:
         """Return the jobs that killed more workers than their policy allows: they need `release` to be submitted again.
 
-        Holds the newest `quarantine.MOST_QUARANTINED`; with each further one the oldest is evicted.
+        Holds the newest `quarantine.MAX_QUARANTINED`; with each further one the oldest is evicted.
         """
         return list(self._supervisor.intake.quarantined.values())
 
@@ -269,7 +270,7 @@ class JobExecutor(ExecutionHooks):
 
     def add_observer(self, observer: Observer) -> None:
         """Call `observer` with each transition from now on, as one of `observers`."""
-        self._supervisor.ledger.observers.append(observer)
+        self._supervisor.tracker.observers.append(observer)
 
     def remove_observer(self, observer: Observer) -> None:
         """Stop calling `observer`, once it has got every transition up to now; it need not have been added.
@@ -279,7 +280,7 @@ class JobExecutor(ExecutionHooks):
         """
         self._supervisor.catch_up(CATCH_UP_SECONDS)
         with contextlib.suppress(ValueError):
-            self._supervisor.ledger.observers.remove(observer)
+            self._supervisor.tracker.observers.remove(observer)
 
     def stats(self, *, window: float = WINDOW) -> ExecutorStats:
         """Return counts since the executor was made, and figures of jobs that ended in the last `window` seconds."""

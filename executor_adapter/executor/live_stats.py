@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from executor_adapter.job.model import JobStatus
+from executor_adapter.job.status import JobStatus
 from executor_adapter.supervision.stats import ExecutorStats, figures
 from executor_adapter.supervision.supervisor import Supervisor
 
@@ -14,7 +14,7 @@ def live_stats(supervisor: Supervisor, *, abandoned_attempts: int, window: float
 
     `abandoned_attempts`: attempts that were given up on outside its pools, counted with its abandoned threads.
     """
-    ledger = supervisor.ledger
+    ledger = supervisor.tracker
     counts, now, pools = ledger.counts, supervisor.now(), supervisor.pools.stats()
     begun = [run.started_at for run in supervisor.running() if run.started_at is not None]
     return ExecutorStats(

@@ -10,7 +10,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job.model import Job, JobResult
+from executor_adapter.job.model import Job
+from executor_adapter.job.results import JobResult
 from executor_adapter.supervision.futures import JobFuture
 
 Submit = Callable[[Job], JobFuture]
@@ -60,7 +61,7 @@ def result_of(future: Future[Any]) -> JobResult:
         value=future.result() if error is None else None,
         error=error,
         error_code=job.error_code if error is not None else None,
-        attempts=len(job._live.attempts or ()),
+        attempts=len(job.state.attempts or ()),
         duration=job.duration,
     )
 

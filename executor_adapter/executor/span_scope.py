@@ -13,7 +13,7 @@ from executor_adapter.job.model import Job
 from executor_adapter.monitoring.trace_scope import INSIDE
 from executor_adapter.monitoring.tracing import JobTracer
 from executor_adapter.pools.base import Assignment
-from executor_adapter.supervision.job_scope import Surroundings
+from executor_adapter.supervision.job_scope import JobScope
 from executor_adapter.supervision.worker_logs import log_said
 
 IN_THIS_PROCESS = frozenset({"thread", "coroutine"})
@@ -21,7 +21,7 @@ IN_THIS_PROCESS = frozenset({"thread", "coroutine"})
 
 def parent_of(job: Job) -> Context | None:
     """The context in which a job of a traced executor was submitted."""
-    around = job._live.surroundings
+    around = job.live.scope
     return around.parent if isinstance(around, SpanScope) else None
 
 
@@ -30,9 +30,9 @@ def job_tracer(tracer: Tracer) -> JobTracer:
 
 
 class SpanScope:
-    """Surroundings made by whoever submits a job; around `inner`, where somebody gave others."""
+    """JobScope made by whoever submits a job; around `inner`, where somebody gave others."""
 
-    def __init__(self, tracer: JobTracer, inner: Surroundings | None = None) -> None:
+    def __init__(self, tracer: JobTracer, inner: JobScope | None = None) -> None:
         self.parent = context.get_current()
         self._submitted_in = contextvars.copy_context()
         self._tracer = tracer
@@ -42,7 +42,7 @@ class SpanScope:
         if self._inner is not None:
             self._inner.prepare(assignment)
         traced = self._tracer.context_of(assignment.job)
-        if assignment.job._live.pool in IN_THIS_PROCESS:
+        if assignment.job.live.pool in IN_THIS_PROCESS:
             assignment.context = assignment.context or self._submitted_in.copy()
             assignment.context.run(context.attach, traced)
         elif assignment.scope is None:
@@ -51,7 +51,7 @@ class SpanScope:
             assignment.scope = (INSIDE, carrier)
 
     def on_message(self, assignment: Assignment, topic: str, content: Any) -> None:
-        driver = assignment.job._live.driver
+        driver = assignment.job.live.driver
         if self._inner is not None:
             self._inner.on_message(assignment, topic, content)
         elif driver is not None:

@@ -6,15 +6,15 @@ import functools
 from collections.abc import Callable
 
 from executor_adapter.executor.pool_factory import preload_in_workers
+from executor_adapter.job.transition import Observer
 from executor_adapter.monitoring.tracing import tracer_in_use
-from executor_adapter.supervision.job_scope import Surroundings
-from executor_adapter.supervision.state_tracker import Observer
+from executor_adapter.supervision.job_scope import JobScope
 
 TRACE_SCOPE = "executor_adapter.monitoring.trace_scope"
 """By its name: it imports OpenTelemetry, which is optional."""
 
 
-def trace_jobs(observers: list[Observer]) -> Callable[[Surroundings | None], Surroundings] | None:
+def trace_jobs(observers: list[Observer]) -> Callable[[JobScope | None], JobScope] | None:
     """Return what makes a submitted job's scope one in a span of its own; None where no tracer is set up."""
     tracer = tracer_in_use()
     if tracer is None:

@@ -1,4 +1,4 @@
-"""A job's function: found by its reference, and told apart."""
+"""The function of a job: found by its reference, classified, and checked against its arguments."""
 
 from __future__ import annotations
 
@@ -12,14 +12,20 @@ from typing import Any
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.exceptions.display import text_of
-from executor_adapter.job.model import function_reference
+
+
+def function_reference(function: Callable[..., Any]) -> str:
+    """Return `module:qualname` of a function; for a partial, a bound method or an object, as near as possible."""
+    inner = function.func if isinstance(function, functools.partial) else function
+    qualname = getattr(inner, "__qualname__", type(inner).__qualname__)
+    return f"{getattr(inner, '__module__', None) or type(inner).__module__}:{qualname}"
 
 
 def resolve(function: Callable[..., Any] | str) -> Callable[..., Any]:
-    """The function that a reference `module:qualname` names; a function itself is given back.
+    """Return the function that the reference `module:qualname` names; a function is returned as it is.
 
     Raises:
-        InvalidJobError: there is no such module, its import fails, or nothing callable of that name is in it.
+        InvalidJobError: the module does not exist, its import fails, or it has nothing callable of that name.
     """
     if not isinstance(function, str):
         return function
@@ -30,7 +36,7 @@ def resolve(function: Callable[..., Any] | str) -> Callable[..., Any]:
             found = getattr(found, name)
     except (ImportError, AttributeError) as error:
         raise InvalidJobError(f"function={function!r} cannot be imported: {text_of(error)}") from error
-    except (Exception, SystemExit) as error:  # the module's own code runs, and may raise anything
+    except (Exception, SystemExit) as error:  # The module's own code runs and may raise anything.
         why = f"{type(error).__name__}: {text_of(error)}"
         raise InvalidJobError(f"function={function!r} cannot be imported: {why}") from error
     if not callable(found):
@@ -39,18 +45,18 @@ def resolve(function: Callable[..., Any] | str) -> Callable[..., Any]:
 
 
 def is_coroutine_function(function: Callable[..., Any] | str) -> bool:
-    """Whether a call of `function` gives a coroutine."""
-    if type(function) is types.FunctionType:  # the common case, and ten times as fast
+    """Return whether calling `function` returns a coroutine."""
+    if type(function) is types.FunctionType:  # The common case, ten times as fast.
         return bool(function.__code__.co_flags & inspect.CO_COROUTINE)
     found = resolve(function)
     while isinstance(found, functools.partial):
         found = found.func
-    call = getattr(type(found), "__call__", None)  # noqa: B004 - of an object: whether calling it gives a coroutine
+    call = getattr(type(found), "__call__", None)  # noqa: B004 - asks whether calling the object returns a coroutine
     return inspect.iscoroutinefunction(found) or inspect.iscoroutinefunction(call)
 
 
 def is_generator_function(function: Callable[..., Any] | str) -> bool:
-    """Whether a call of `function` gives a generator, of either kind: it would run nothing of the function's body."""
+    """Return whether calling `function` returns a generator, sync or async, which would run nothing of its body."""
     if type(function) is types.FunctionType:
         return bool(function.__code__.co_flags & _GENERATORS)
     if isinstance(function, str):
@@ -60,7 +66,7 @@ def is_generator_function(function: Callable[..., Any] | str) -> bool:
         found = found.func
     if not isinstance(found, _FUNCTIONS):
         found = type(found).__call__
-    code = getattr(found, "__code__", None)  # a bound method has its function's
+    code = getattr(found, "__code__", None)  # A bound method has the code of its function.
     return code is not None and bool(code.co_flags & _GENERATORS)
 
 
@@ -74,14 +80,14 @@ _GENERATORS = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
 
 def check_arguments(function: object, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Look at a plain function's parameters; whatever else can be called is taken to take anything.
+    """Check that a plain function can be called with these arguments; other callables are not checked.
 
     Raises:
-        InvalidJobError: it cannot be called with these arguments.
+        InvalidJobError: it cannot be called with them.
     """
     if type(function) is not types.FunctionType or _fits(function, args, kwargs):
         return
-    bare = types.FunctionType(  # as it will be called, whatever a decorator has it say of itself
+    bare = types.FunctionType(  # With the parameters that it really has, whatever a decorator claims.
         function.__code__, {}, function.__name__, function.__defaults__, function.__closure__
     )
     bare.__kwdefaults__ = function.__kwdefaults__
@@ -93,7 +99,7 @@ def check_arguments(function: object, args: Sequence[Any], kwargs: Mapping[str, 
 
 
 def _fits(function: types.FunctionType, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether it can be called with them; `inspect` takes ten times as long to say so, and each job is asked."""
+    """Return whether the call fits. Every job is checked, and `inspect` would take ten times as long."""
     code = function.__code__
     given, positional, named = len(args), code.co_argcount, code.co_kwonlyargcount
     if given == positional and not named and not kwargs:
@@ -120,10 +126,10 @@ def _fits(function: types.FunctionType, args: Sequence[Any], kwargs: Mapping[str
 
 
 def function_key(function: object) -> object:
-    """What the run times of a function are remembered under: it is hashable, and keeps nothing alive."""
+    """Return a hashable key for a function that keeps nothing alive, for statistics by function."""
     if isinstance(function, str):
         return function
-    return weakref.ref(function if isinstance(function, _OF_ITS_OWN) else type(function))
+    return weakref.ref(function if isinstance(function, _PLAIN_FUNCTIONS) else type(function))
 
 
-_OF_ITS_OWN = (types.FunctionType, types.BuiltinFunctionType)
+_PLAIN_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)

@@ -1,13 +1,15 @@
-"""How worker processes may be started, and what this system has for it.
+"""The names of the pools, and the ways in which this system can start worker processes.
 
-`guardian`: forked from a small process of our own, see `pools.process`. It rests on what only Linux has. `spawn`: each
-an interpreter of its own, see `pools.spawned`. Users know both as pool="process".
+`guardian`: workers are forked by a small process of our own, see `pools.guardian`; it needs what only Linux has.
+`spawn`: each worker is a new interpreter, see `pools.spawned`. Users know both as pool="process".
 """
 
 from __future__ import annotations
 
 import os
 from typing import Literal
+
+PoolName = Literal["auto", "coroutine", "thread", "process"]
 
 StartMethod = Literal["guardian", "spawn"]
 
@@ -16,13 +18,14 @@ HAS_GUARDIAN = all(hasattr(os, name) for name in ("pidfd_open", "eventfd", "memf
 HAS_CPU_AFFINITY = hasattr(os, "sched_setaffinity")
 
 START_METHOD: StartMethod = "guardian" if HAS_GUARDIAN else "spawn"
-"""The better of those that this system has."""
+"""The better start method that this system supports."""
 
 
 def check_start_method(method: StartMethod) -> StartMethod:
-    """
+    """Return `method` if this system supports it.
+
     Raises:
-        ValueError: this system has not what it is built on; the message names the way out.
+        ValueError: this system lacks what it needs; the message says what to use.
     """
     if method == "guardian" and not HAS_GUARDIAN:
         raise ValueError("must be 'spawn' here: 'guardian' needs Linux 5.4 or later (pidfd, eventfd, memfd)")

@@ -1,4 +1,4 @@
-"""Whether and when a failed attempt is followed by another: pure, so that every seam decides alike."""
+"""Retry policies, and the one pure function that decides whether and when an attempt is retried."""
 
 from __future__ import annotations
 
@@ -14,67 +14,74 @@ from executor_adapter.job.validation import Delay, Factor, Number, Retries
 NEVER_RETRIED = frozenset(
     {"DATA_ERROR", "REQUEST_ERROR", "CONFIGURATION_ERROR", "SERIALIZATION_ERROR", "CANCELLED", "DEADLINE_EXCEEDED"}
 )
-"""Codes that a retry would only meet again; a rule of the user's own may say otherwise."""
+"""Error codes that a retry would only repeat. A rule of the user's own may still retry them."""
 
 CRASHES = frozenset({"WORKER_CRASHED", "MEMORY_LIMIT"})
-"""Codes with a budget of their own, since such a job may harm more than itself."""
+"""Error codes with a budget of their own, since such a job may harm more than itself."""
 
+MAX_RETRY_AFTER_SECONDS = 86_400.0
+"""A day: a remote side cannot ask for a longer pause, unless `max_delay` is longer. Anybody can write any number into a
+header."""
 
-LONGEST_RETRY_AFTER = 86_400.0
-"""Seconds, a day: the other side may ask for no longer a pause, unless `max_delay` is longer still. Anybody can write
-any number into a header."""
+MAX_DELAY_SECONDS = 100 * 365 * 86_400.0
+"""A century: longer delays are cut to it, since no calendar and no clock can represent any number."""
 
-LONGEST_DELAY = 100 * 365 * 86_400.0
-"""Seconds, a century: what asks for longer waits so long, since no calendar and no clock can hold any number."""
-
-MOST_MEMORY = 1 << 62
-"""Bytes past which no memory_limit grows."""
+MAX_GROWN_MEMORY = 1 << 62
+"""Bytes: no memory_limit grows past it."""
 
 
 class RetryRule(BaseModel):
-    """What to do after certain errors; the first rule that matches wins.
-
-    `codes`: the error codes it is for ("*" is all). `action`: "retry" or "fail". `retry_delay` and
-    `backoff_coefficient` replace the policy's. `memory_factor` grows the job's memory_limit for the next attempt;
-    `alone` runs the next attempt while nothing else runs in its executor.
-    """
+    """Says what to do after certain errors. The first rule of a policy that matches wins."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     codes: tuple[str, ...] = Field(min_length=1)
+    """The error codes that it applies to; "*" is every code."""
     action: Literal["retry", "fail"] = "retry"
+    """Whether such an error is retried or fails the job."""
     retry_delay: Delay | None = None
+    """Seconds before the first retry; None for the policy's."""
     backoff_coefficient: Factor | None = None
+    """By how much the delay grows with each retry; None for the policy's."""
     memory_factor: Factor = 1.0
+    """By how much the job's `memory_limit` grows for the next attempt."""
     alone: bool = False
+    """Whether the next attempt runs while nothing else runs in its executor."""
 
     def matches(self, code: str) -> bool:
+        """Return whether the rule applies to an error code."""
         return code in self.codes or "*" in self.codes
 
 
 class RetryPolicy(BaseModel):
-    """How often and how soon: the n-th retry waits `retry_delay * backoff_coefficient ** (n - 1)` seconds, at most
-    `max_delay`, give or take a random share of `jitter`. Where the other side asks for a longer pause (Retry-After),
-    the retry waits for that: at most LONGEST_RETRY_AFTER, a day, or `max_delay` where that is longer.
+    """Says how often and how soon a job is retried.
 
-    `delays`: given one by one instead, the last for all further retries; `max_delay` does not cap them.
-    `crash_attempts`: of the retries, at most so many after WORKER_CRASHED or MEMORY_LIMIT; past it the job is
-    quarantined. `retry_attempts=0` means one attempt, whatever happens.
+    The n-th retry waits `retry_delay * backoff_coefficient ** (n - 1)` seconds, at most `max_delay`, plus or minus a
+    random share of `jitter`. Where the remote side asks for a longer pause (Retry-After), the retry waits for that: at
+    most a day, or `max_delay` where that is longer.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     retry_attempts: Retries = 3
+    """How many retries may follow the first attempt; 0 means one attempt, whatever happens."""
     retry_delay: Delay = 60.0
+    """Seconds before the first retry."""
     backoff_coefficient: Factor = 2.0
+    """By how much the delay grows with each retry."""
     max_delay: Delay = 900.0
+    """Seconds that the delay grows to at most."""
     jitter: Number = Field(default=0.1, ge=0, le=1)
+    """The share of the delay that is random, from 0 to 1."""
     crash_attempts: Retries = 2
+    """How many of the retries may follow WORKER_CRASHED or MEMORY_LIMIT; past it the job is quarantined."""
     delays: tuple[Delay, ...] = ()
+    """The delays one by one instead, the last one for all further retries; `max_delay` does not cap them."""
     rules: tuple[RetryRule, ...] = ()
+    """What to do after certain errors; the first rule that matches wins over the defaults."""
 
     def delay_before(self, retry: int, rule: RetryRule | None = None) -> float:
-        """Seconds before the given retry (from 1), without jitter; `rule` may say otherwise."""
+        """Return the seconds before the given retry (from 1), without jitter, as changed by `rule`."""
         if self.delays and (rule is None or rule.retry_delay is None):
             return self.delays[min(retry, len(self.delays)) - 1]
         first, growth = self.retry_delay, self.backoff_coefficient
@@ -86,24 +93,24 @@ class RetryPolicy(BaseModel):
         except OverflowError:
             return self.max_delay if first else 0.0
 
-    def heeded(self, retry_after: float | None) -> float:
-        """Of the seconds that the other side asked to wait, those that a job does wait."""
+    def limit_retry_after(self, retry_after: float | None) -> float:
+        """Return how many of the seconds that the remote side asked to wait a job does wait."""
         asked = 0.0 if retry_after is None else retry_after
-        return min(asked, max(LONGEST_RETRY_AFTER, self.max_delay), LONGEST_DELAY)
+        return min(asked, max(MAX_RETRY_AFTER_SECONDS, self.max_delay), MAX_DELAY_SECONDS)
 
 
 _attempts_in_tests: int | None = None
 
 
 def limit_attempts(attempts: int | None) -> int | None:
-    """Let no job have more than `attempts`, without delays (None: as its policy says); what held before. For tests."""
+    """Limit every job to `attempts`, without delays; None removes the limit. Returns the limit before. For tests."""
     global _attempts_in_tests
     before, _attempts_in_tests = _attempts_in_tests, attempts
     return before
 
 
 def in_force(policy: RetryPolicy) -> RetryPolicy:
-    """The policy itself, but for tests that limit attempts."""
+    """Return the policy itself, unless `limit_attempts` limits it."""
     if _attempts_in_tests is None:
         return policy
     fewer = min(policy.retry_attempts, _attempts_in_tests - 1)
@@ -113,20 +120,24 @@ def in_force(policy: RetryPolicy) -> RetryPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryDecision:
-    """Whether another attempt follows, when, and under which changed terms."""
+    """Says whether another attempt follows, when, and what changes for it."""
 
     retry: bool
+    """Whether another attempt follows."""
     delay: float = 0.0
     """Seconds until the next attempt may start."""
     reason: str = ""
+    """Why, for people."""
     quarantine: bool = False
-    """The job used up its crash budget: it must not be started again until released."""
+    """Whether the job used up its crash budget: it must not start again until it is released."""
     memory_factor: float = 1.0
+    """By how much the job's `memory_limit` grows."""
     alone: bool = False
+    """Whether the next attempt runs while nothing else runs in its executor."""
 
-    def memory_limit(self, now: int) -> int:
-        """The memory_limit of the next attempt, in bytes, where that of the last was `now`."""
-        return int(min(min(now, MOST_MEMORY) * self.memory_factor, MOST_MEMORY))
+    def memory_limit(self, last: int) -> int:
+        """Return the memory limit of the next attempt in bytes, where `last` was that of the last one."""
+        return int(min(min(last, MAX_GROWN_MEMORY) * self.memory_factor, MAX_GROWN_MEMORY))
 
 
 def decide(
@@ -140,8 +151,8 @@ def decide(
 ) -> RetryDecision:
     """Decide what follows attempt number `attempt` (from 1), which ended with the error code `code`.
 
-    `crashes` counts the job's crashes, this one included. `retry_after` is what the other side asked for, in
-    seconds: the delay is no shorter than what the policy heeds of it. `draw` gives the jitter's random number from
+    `crashes` counts the job's crashes, this one included. `retry_after` is the pause that the remote side asked for,
+    in seconds: the delay is at least what the policy allows of it. `draw` returns the jitter's random number in
     [0, 1).
     """
     rule = next((rule for rule in policy.rules if rule.matches(code)), None)
@@ -165,7 +176,7 @@ def decide(
     delay = policy.delay_before(attempt, rule) * (1.0 + policy.jitter * (2.0 * draw() - 1.0))
     return RetryDecision(
         retry=True,
-        delay=min(max(delay, policy.heeded(retry_after)), LONGEST_DELAY),
+        delay=min(max(delay, policy.limit_retry_after(retry_after)), MAX_DELAY_SECONDS),
         reason=f"retry {attempt} of {policy.retry_attempts}",
         memory_factor=1.0 if rule is None else rule.memory_factor,
         alone=rule is not None and rule.alone,

@@ -1,4 +1,4 @@
-"""Which numbers can be meant: others are refused before anything starts, with the value and the way out."""
+"""The valid ranges of numbers. Invalid ones are refused before any work starts, with the value and the fix."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pydantic_core import PydanticCustomError
 
 
 def no_bool(value: Any) -> Any:
-    """The value itself; True and False, which Python takes for 1 and 0, are nobody's number."""
+    """Return the value, but refuse True and False, which Python takes for 1 and 0."""
     if isinstance(value, bool):
         raise PydanticCustomError("number", "must be a number")
     return value
 
 
-# Bounds inside, where pydantic's core checks them: around a function it would call another one for each.
+# The bounds are inside, so that pydantic's core checks them: outside they would cost a call of a function each.
 Number = Annotated[float, BeforeValidator(no_bool), Field(allow_inf_nan=False)]
 Count = Annotated[int, BeforeValidator(no_bool)]
 Seconds = Annotated[Annotated[float, Field(gt=0, allow_inf_nan=False)], BeforeValidator(no_bool)]
@@ -27,34 +27,37 @@ Retries = Annotated[Annotated[int, Field(ge=0)], BeforeValidator(no_bool)]
 
 
 def check_count(name: str, value: Any, too_few: str, *, or_none: str = "") -> None:
-    """
+    """Check that `value` is a whole number of at least 1; `too_few` says what a smaller one would do.
+
     Raises:
-        ValueError: `value` is no whole number from 1 on; `too_few` says what a smaller one would do.
+        ValueError: it is not; the message starts with `name`.
     """
     if not _is_whole(value):
-        raise ValueError(f"{name}={value!r} is no whole number: give 1 or more{or_none}")
+        raise ValueError(f"{name}={value!r} is not a whole number: use 1 or more{or_none}")
     if value < 1:
-        raise ValueError(f"{name}={value} {too_few}: give at least 1{or_none}")
+        raise ValueError(f"{name}={value} {too_few}: use at least 1{or_none}")
 
 
 def check_rate(name: str, value: Any) -> None:
-    """
+    """Check that `value` is a finite number above 0.
+
     Raises:
-        ValueError: `value` is no finite number above 0.
+        ValueError: it is not; the message starts with `name`.
     """
     if not _is_finite(value):
-        raise ValueError(f"{name}={value!r} is no finite number: give more than 0, or None for no limit")
+        raise ValueError(f"{name}={value!r} is not a finite number: use more than 0, or None for no limit")
     if value <= 0:
-        raise ValueError(f"{name}={value} lets no job start: give more than 0, or None")
+        raise ValueError(f"{name}={value} lets no job start: use more than 0, or None")
 
 
 def check_age(name: str, value: Any) -> None:
-    """
+    """Check that `value` is a finite number of at least 0.
+
     Raises:
-        ValueError: `value` is no finite number from 0 on.
+        ValueError: it is not; the message starts with `name`.
     """
     if not _is_finite(value) or value < 0:
-        raise ValueError(f"{name}={value!r} is no age: give 0 (all that is over) or more")
+        raise ValueError(f"{name}={value!r} is not an age: use 0 (all that is over) or more")
 
 
 def _is_whole(value: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from executor_adapter.config import MonitoringSettings
 from executor_adapter.exceptions import ConfigurationError
-from executor_adapter.job.model import Transition
+from executor_adapter.job.transition import Transition
 from executor_adapter.supervision.stats import ExecutorStats
 
 if TYPE_CHECKING:

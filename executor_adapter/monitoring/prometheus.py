@@ -23,7 +23,9 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from executor_adapter.job.model import TERMINAL, Job, JobStatus, Transition
+from executor_adapter.job.model import Job
+from executor_adapter.job.status import TERMINAL, JobStatus
+from executor_adapter.job.transition import Transition
 from executor_adapter.supervision.stats import QUEUE_SECONDS, ExecutorStats
 
 logger = logging.getLogger("executor_adapter.metrics")
@@ -72,10 +74,10 @@ class JobMetrics(Collector):
             self._count_end(job, status)
 
     def _count_end(self, job: Job, status: JobStatus) -> None:
-        whose, live = self._whose(job), job._live
+        whose, attempts = self._whose(job), job.state.attempts
         self._ended.labels(status.value, *whose, self._label(job.error_code or "")).inc()
-        if live.attempts:
-            self._queue_seconds.labels(*whose).observe(live.attempts[0][QUEUE_SECONDS])
+        if attempts:
+            self._queue_seconds.labels(*whose).observe(attempts[0][QUEUE_SECONDS])
         if (seconds := job.duration) is not None:
             self._job_seconds.labels(*whose).observe(seconds)
 

@@ -11,7 +11,9 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from executor_adapter.job.model import TERMINAL, Job, JobStatus, Transition
+from executor_adapter.job.model import Job
+from executor_adapter.job.status import TERMINAL, JobStatus
+from executor_adapter.job.transition import Transition
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -64,7 +66,7 @@ class JobTracer:
             f"job {job.job_type}",
             context=self._parent_of(job),
             attributes=attributes,
-            start_time=_nanoseconds(job._live.created_at),
+            start_time=_nanoseconds(job.state.created_at),
         )
 
     def _begin_attempt(self, job: Job, transition: Transition) -> None:
@@ -74,7 +76,7 @@ class JobTracer:
             attributes={
                 "executor_adapter.job.id": job.job_id,
                 "executor_adapter.attempt": transition.attempt,
-                "executor_adapter.pool": job._live.pool,
+                "executor_adapter.pool": job.live.pool,
             },
             start_time=_nanoseconds(transition.at),
         )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from executor_adapter.job.model import TERMINAL, Job
+from executor_adapter.job.model import Job
+from executor_adapter.job.status import TERMINAL
 from executor_adapter.persistence.pending_writes import PendingWrites
 from executor_adapter.supervision.supervisor import Supervisor
 

@@ -8,7 +8,10 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from executor_adapter.exceptions import JobCancelledError
-from executor_adapter.job.model import TERMINAL, Job, JobStatus, Progress, Transition
+from executor_adapter.job.model import Job
+from executor_adapter.job.results import Progress
+from executor_adapter.job.status import TERMINAL, JobStatus
+from executor_adapter.job.transition import Transition
 from executor_adapter.persistence.serialization import StoredCall, record_of
 from executor_adapter.store import JobRecord
 
@@ -96,10 +99,10 @@ class PendingWrites:
     def collect_progress(self) -> None:
         """Make running jobs due that have reported new progress since it was last recorded."""
         for job, recorded in self._running.items():
-            progress = job._live.progress
+            progress = job.state.progress
             if progress is not recorded and job not in self._disowned:
                 self._running[job] = progress
-                unchanged = Transition(job, JobStatus.RUNNING, JobStatus.RUNNING, 0.0, job._live.attempt)
+                unchanged = Transition(job, JobStatus.RUNNING, JobStatus.RUNNING, 0.0, job.state.attempt)
                 self._due.setdefault(job, unchanged)
 
     def batch(self, size: int, host_id: str) -> WriteBatch:

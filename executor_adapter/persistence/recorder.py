@@ -23,7 +23,9 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from executor_adapter.exceptions import ExecutorClosedError, QueueFullError
-from executor_adapter.job.model import TERMINAL, Job, Transition
+from executor_adapter.job.model import Job
+from executor_adapter.job.status import TERMINAL
+from executor_adapter.job.transition import Transition
 from executor_adapter.persistence.handover import Handover
 from executor_adapter.persistence.host_lease import LEASE_SECONDS, HostLease
 from executor_adapter.persistence.log_lines import LogLines, start_capturing, stop_capturing
@@ -92,7 +94,7 @@ class Recorder:
         self._lines = LogLines(supervisor.intake.jobs)
         supervisor.on_said = self._lines.on_message
         start_capturing(self._lines)
-        supervisor.ledger.observers.insert(0, self.on_transition)
+        supervisor.tracker.observers.insert(0, self.on_transition)
         supervisor.on_closed.append(self.close)
 
     # --- on submitting threads ---

@@ -16,8 +16,10 @@ from dataclasses import replace
 
 from executor_adapter.exceptions import ExecutorClosedError, InvalidJobError, JobSerializationError
 from executor_adapter.exceptions.display import repr_of, text_of
-from executor_adapter.job.model import Attempt, Job, JobStatus
-from executor_adapter.job.quarantine import MOST_QUARANTINED
+from executor_adapter.job.model import Job
+from executor_adapter.job.quarantine import MAX_QUARANTINED
+from executor_adapter.job.results import Attempt
+from executor_adapter.job.status import JobStatus
 from executor_adapter.persistence.recorder import Recorder
 from executor_adapter.store import JobFilter, JobRecord, LeaseLostError, StoreUnavailableError
 from executor_adapter.store.records import given_fields, restore
@@ -69,7 +71,7 @@ class Recovery:
 
     def _load_quarantined(self) -> None:
         wanted = JobFilter(queue=self._recorder.queue, quarantined=True)
-        for record in reversed(self._recorder.store.find(wanted, limit=MOST_QUARANTINED).records):
+        for record in reversed(self._recorder.store.find(wanted, limit=MAX_QUARANTINED).records):
             if record.job_id not in self._quarantined:
                 self._quarantined[record.job_id] = record.to_job()
 

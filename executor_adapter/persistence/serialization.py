@@ -13,10 +13,11 @@ import math
 from typing import Any, NamedTuple
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job.functions import resolve
-from executor_adapter.job.model import TERMINAL, Job, JobStatus, function_reference
+from executor_adapter.job.functions import function_reference, resolve
+from executor_adapter.job.model import Job
 from executor_adapter.job.rerun import RETRY_OF
 from executor_adapter.job.retry import RetryPolicy
+from executor_adapter.job.status import TERMINAL, JobStatus
 from executor_adapter.pools.transport import functions, importable
 from executor_adapter.store import JobRecord
 
@@ -145,7 +146,7 @@ def record_of(
     job: Job, status: JobStatus, *, queue: str, host: str, stored: StoredCall, quarantined: bool, keep: bool
 ) -> JobRecord:
     """Return the job's record as it stands, in `status`; with `keep`, the record holds the job itself."""
-    live = job._live
+    state = job.state
     return JobRecord(
         job_id=job.job_id,
         queue=queue,
@@ -153,17 +154,17 @@ def record_of(
         tool_name=job.tool_name,
         function=stored.function,
         status=status,
-        attempt=live.attempt,
-        crashes=live.crashes,
-        created_at=live.created_at,
-        started_at=live.started_at,
-        completed_at=live.completed_at if status in TERMINAL else None,
-        retry_at=live.retry_at,
-        error_code=live.error_code,
-        error_message=live.error_message,
-        records_processed=live.records_processed,
-        progress=live.progress,
-        attempt_fields=live.attempts or (),
+        attempt=state.attempt,
+        crashes=state.crashes,
+        created_at=state.created_at,
+        started_at=state.started_at,
+        completed_at=state.completed_at if status in TERMINAL else None,
+        retry_at=state.retry_at,
+        error_code=state.error_code,
+        error_message=state.error_message,
+        records_processed=state.records_processed,
+        progress=state.progress,
+        attempt_fields=state.attempts or (),
         metadata=job.metadata,
         priority=job.priority,
         max_runtime=job.max_runtime,

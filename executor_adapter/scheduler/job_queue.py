@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job.model import NEW_ID, Job, JobStatus, check_is_job
+from executor_adapter.job.model import NEW_ID_HINT, Job, check_is_job
+from executor_adapter.job.status import JobStatus
 from executor_adapter.job.validation import check_age
 from executor_adapter.persistence.history import QueueHistory
 
@@ -41,7 +42,7 @@ class JobQueue:
         returns, unless that cannot be written now.
 
         Raises:
-            InvalidJobError: it is no Job, can never run, or its id is taken.
+            InvalidJobError: it is not a Job, can never run, or its id is taken.
         """
         check_is_job(job)
         history = self._history
@@ -98,12 +99,12 @@ class JobQueue:
         """Forget the jobs that have been over for more than `max_age_hours`; how many that were.
 
         Raises:
-            ValueError: `max_age_hours` is no finite number from 0 on.
+            ValueError: `max_age_hours` is not a finite number from 0 on.
         """
         check_age("max_age_hours", max_age_hours)
         before = time.time() - max_age_hours * 3600
         with self._lock:
-            over = [(id_, job._live.completed_at) for id_, job in self._jobs.items()]
+            over = [(id_, job.state.completed_at) for id_, job in self._jobs.items()]
             old = [id_ for id_, completed_at in over if completed_at is not None and completed_at < before]
             forgotten = sum(self._jobs.pop(job_id).job_id == job_id for job_id in old)
         return forgotten if self._history is None else await self._history.cleanup(max_age_hours)
@@ -136,8 +137,10 @@ KEPT_BESIDE_STORE = 1000
 
 
 def _waits_for_start(job: Job) -> bool:
-    return job._live.future is None and not job.status.is_terminal
+    return job.live.future is None and not job.status.is_terminal
 
 
 def _taken(job: Job) -> InvalidJobError:
-    return InvalidJobError(f"a job with the id {job.job_id!r} is known already: {NEW_ID}, or retry_job({job.job_id!r})")
+    return InvalidJobError(
+        f"a job with the id {job.job_id!r} is known already: {NEW_ID_HINT}, or retry_job({job.job_id!r})"
+    )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from executor_adapter.config import MirrorMode
-from executor_adapter.supervision.state_tracker import Observer
+from executor_adapter.job.transition import Observer
 
 if TYPE_CHECKING:
     from executor_adapter.executor.executor import JobExecutor

@@ -24,6 +24,7 @@ from executor_adapter.executor.executor import JobExecutor
 from executor_adapter.job.functions import is_coroutine_function, resolve
 from executor_adapter.job.model import Job
 from executor_adapter.job.rerun import rerun
+from executor_adapter.job.transition import Observer
 from executor_adapter.job.validation import check_count
 from executor_adapter.scheduler.job_queue import JobQueue
 from executor_adapter.scheduler.mirroring import SchedulerMirror, mirror_for
@@ -31,7 +32,6 @@ from executor_adapter.store import open_store
 from executor_adapter.store.base import JobStore
 from executor_adapter.supervision.intake import check_job
 from executor_adapter.supervision.rate_limiter import ToolLimit
-from executor_adapter.supervision.state_tracker import Observer
 from executor_adapter.supervision.stats import WINDOW, ExecutorStats
 
 __all__ = ["CollectionScheduler", "Job", "ProcessingScheduler", "collection_scheduler", "processing_scheduler"]
@@ -216,7 +216,7 @@ class _Scheduler:
         """Forget the jobs that have been over for more than `max_age_hours`; how many that were.
 
         Raises:
-            ValueError: `max_age_hours` is no finite number from 0 on.
+            ValueError: `max_age_hours` is not a finite number from 0 on.
         """
         return await self.job_queue.cleanup_old_jobs(max_age_hours)
 

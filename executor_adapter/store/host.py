@@ -12,7 +12,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from executor_adapter.job.model import uuid7
+from executor_adapter.job.ids import uuid7
 from executor_adapter.worker.presence import is_held, presence
 
 

@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import ClassVar
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job.model import TERMINAL, JobStatus
-from executor_adapter.job.quarantine import MOST_QUARANTINED
+from executor_adapter.job.quarantine import MAX_QUARANTINED
+from executor_adapter.job.status import TERMINAL, JobStatus
 from executor_adapter.job.validation import check_age
 from executor_adapter.store.base import JobStore, LeaseLostError
 from executor_adapter.store.host import Host
@@ -197,7 +197,7 @@ class MemoryStore(JobStore):
             finished = [r for r in self._records.values() if r.status in TERMINAL]
             held = [r.job_id for r in finished if r.quarantined]
             free = [r.job_id for r in finished if not r.quarantined][: surplus + self._max_history // 10]
-            self._delete(free + held[: max(0, len(held) - MOST_QUARANTINED)])
+            self._delete(free + held[: max(0, len(held) - MAX_QUARANTINED)])
 
 
 def _finished_before(known: JobRecord, record: JobRecord) -> bool:

@@ -11,7 +11,10 @@ from typing import Any
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.exceptions.display import repr_of
-from executor_adapter.job.model import TERMINAL, Attempt, Job, JobStatus, Progress
+from executor_adapter.job.live_state import JobState
+from executor_adapter.job.model import Job
+from executor_adapter.job.results import Attempt, Progress
+from executor_adapter.job.status import TERMINAL, JobStatus
 
 LIVE = frozenset(JobStatus) - TERMINAL
 """The statuses of jobs that are not finished."""
@@ -168,24 +171,24 @@ def restore(record: JobRecord) -> Job:
     Where its function is not stored, or cannot be unpickled here, the job has a MissingFunction: it can be looked at,
     but not run.
     """
+    state = JobState(
+        record.status,
+        attempt=record.attempt,
+        attempts=record.attempt_fields or None,
+        crashes=record.crashes,
+        created_at=record.created_at,
+        started_at=record.started_at,
+        completed_at=record.completed_at,
+        retry_at=record.retry_at,
+        records_processed=record.records_processed,
+        progress=record.progress,
+        error_code=record.error_code,
+        error_message=record.error_message,
+    )
     try:
-        job = Job(**given_fields(record))
+        return Job.restored(state, **given_fields(record))
     except ValueError:
-        job = Job(**_column_fields(record), function=MissingFunction(record.function))
-    live = job._live
-    live.status = record.status
-    live.attempt = record.attempt
-    live.attempts = record.attempt_fields or None
-    live.created_at = record.created_at
-    live.started_at = record.started_at
-    live.completed_at = record.completed_at
-    live.retry_at = record.retry_at
-    live.records_processed = record.records_processed
-    live.progress = record.progress
-    live.error_code = record.error_code
-    live.error_message = record.error_message
-    live.crashes = record.crashes
-    return job
+        return Job.restored(state, **_column_fields(record), function=MissingFunction(record.function))
 
 
 def given_fields(record: JobRecord) -> dict[str, Any]:

@@ -49,12 +49,12 @@ class Dispatcher:
             busy = self.reserved - len(self.lent)
             for pool in pools:
                 busy += pool.busy
-            if (self.exclusive is not None and self.exclusive not in self.lent) or (job._live.alone and busy):
+            if (self.exclusive is not None and self.exclusive not in self.lent) or (job.live.alone and busy):
                 return
             if busy < self.max_workers:
                 ready.pop()
                 if self.throttle is None or self.throttle.start(job):
-                    if job._live.alone:
+                    if job.live.alone:
                         self.exclusive = job
                     start(job)
             elif self._may_follow(job) and start_behind(job):
@@ -64,7 +64,7 @@ class Dispatcher:
 
     def _may_follow(self, job: Job) -> bool:
         """Whether the job may lie ready behind another: not one that something else may still hold back."""
-        live = job._live
+        live = job.live
         limited = self.throttle is not None and self.throttle.limits(job)
         return live.pool in self._pools and live.driver is None and not live.alone and not limited
 

@@ -18,8 +18,9 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from executor_adapter.exceptions import JobCancelledError
-from executor_adapter.job.model import TERMINAL, Job, JobStatus
+from executor_adapter.job.model import Job
 from executor_adapter.job.retry import RetryDecision
+from executor_adapter.job.status import TERMINAL, JobStatus
 from executor_adapter.pools.base import Assignment
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class JobDriver:
         """
 
         def prepare(assignment: Assignment) -> None:
-            if context is not None or scope is not None:  # else its surroundings', if it has any
+            if context is not None or scope is not None:  # else its scope', if it has any
                 assignment.context, assignment.scope = context, scope
 
         return self._ask(self._attempt, prepare)

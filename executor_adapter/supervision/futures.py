@@ -11,7 +11,7 @@ from concurrent.futures._base import FINISHED, PENDING  # the states that Future
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from executor_adapter.job.model import JobStatus
+from executor_adapter.job.status import JobStatus
 
 if TYPE_CHECKING:
     from executor_adapter.job.model import Job

@@ -20,11 +20,12 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from executor_adapter.exceptions import InvalidJobError, JobCancelledError
-from executor_adapter.job.model import TERMINAL, Job, JobStatus
+from executor_adapter.job.model import Job
+from executor_adapter.job.status import TERMINAL, JobStatus
 from executor_adapter.pools.in_process.event_loop import COROUTINE_STOP_TIMEOUT, EventLoopThread
 from executor_adapter.supervision.driver import JobDriver
 from executor_adapter.supervision.futures import JobFuture
-from executor_adapter.supervision.outcome import failed_as, note_error
+from executor_adapter.supervision.outcome import code_and_message, failed_as
 from executor_adapter.supervision.running_attempts import StopReason
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class HookedExecution:
             JobCancelledError: the job is not running, or no more.
             InvalidJobError: an attempt of it runs already.
         """
-        driver = job._live.driver
+        driver = job.live.driver
         if not isinstance(driver, HookedDriver) or job.status in TERMINAL:
             raise JobCancelledError(f"job {job.job_id} is not running: submit it")
         if driver.is_attempting:
@@ -190,7 +191,7 @@ class HookedDriver(JobDriver):
     def _failed(self, error: BaseException) -> None:
         decision = self.decide(error)
         if decision.retry and isinstance(error, Exception):
-            note_error(self.job, error)  # a hook's own leaves no attempt that would tell
+            self.job.record_error(*code_and_message(error))  # a hook's own leaves no attempt that would tell
             self._supervisor.retry_later(self.job, decision, lambda _: self.accepted(), error)
         else:
             status = failed_as(self.job, error)

@@ -8,9 +8,10 @@ from collections import deque
 from typing import Any
 
 from executor_adapter.exceptions import ExecutorClosedError, InvalidJobError, QueueFullError
-from executor_adapter.job.functions import is_coroutine_function, is_generator_function
-from executor_adapter.job.model import NEW_ID, Job, JobStatus, function_reference
+from executor_adapter.job.functions import function_reference, is_coroutine_function, is_generator_function
+from executor_adapter.job.model import NEW_ID_HINT, Job
 from executor_adapter.job.quarantine import Quarantine
+from executor_adapter.job.status import JobStatus
 from executor_adapter.pools import PoolKinds, pool_kinds
 from executor_adapter.pools.base import WorkerPool
 from executor_adapter.supervision.futures import JobFuture
@@ -19,7 +20,7 @@ LOOK_SECONDS = 0.1
 """Between two looks whether the door is closed: a signal handler may close it between a thread's look and its sleep."""
 
 
-class Intake:
+class JobIntake:
     """Lets jobs in while there is a place, one for each id and dedupe key. Any thread may call it."""
 
     def __init__(self, max_pending: int | None) -> None:
@@ -43,7 +44,7 @@ class Intake:
         if job.dedupe_key is None:
             return None
         other = self._by_dedupe_key.get(job.dedupe_key)
-        return None if other is None else other._live.future
+        return None if other is None else other.live.future
 
     def enter(self, job: Job, future: JobFuture, timeout: float | None, *, needs_place: bool = True) -> JobFuture:
         """Let the job in with its future; that of its live twin instead, if it has one.
@@ -61,7 +62,9 @@ class Intake:
                 return twin
             self._refuse_quarantined(job)
             if job.job_id in self.jobs:
-                raise InvalidJobError(f"a job with the id {job.job_id!r} is live already: wait for it, or {NEW_ID}")
+                raise InvalidJobError(
+                    f"a job with the id {job.job_id!r} is live already: wait for it, or {NEW_ID_HINT}"
+                )
             if job.dedupe_key is not None:
                 self._place_free.notify_all()  # twins need no place
             # From here on nothing is called until the job is submitted, so that no signal handler comes between: one
@@ -70,8 +73,8 @@ class Intake:
                 raise ExecutorClosedError(self._refusal)
             if takes_place:
                 self._places -= 1  # type: ignore[operator]
-            job._live.place = needs_place
-            job._live.future = future
+            job.live.place = needs_place
+            job.live.future = future
             if job.dedupe_key is not None:
                 self._by_dedupe_key[job.dedupe_key] = job
             self.jobs[job.job_id] = job
@@ -95,15 +98,15 @@ class Intake:
     def _refuse_quarantined(self, job: Job) -> None:
         known = self.quarantined.get(job.job_id)
         if known is not None:
-            crashes = known._live.crashes
+            crashes = known.state.crashes
             raise InvalidJobError(
                 f"job {job.job_id} is quarantined after {crashes} crashes: release({job.job_id!r}) first"
             )
 
     def leave_queue(self, job: Job) -> None:
         """The job has started, or is over: its place is free."""
-        if job._live.place:
-            job._live.place = False
+        if job.live.place:
+            job.live.place = False
             if self._places is not None:
                 self._give_place()
 
@@ -168,7 +171,7 @@ def check_job(job: Job, kind_of: PoolKinds | None = None) -> tuple[str, Any]:
         InvalidJobError: it was submitted before, or asks for what that pool cannot do.
         JobSerializationError: its function or arguments cannot travel to that pool.
     """
-    if job._live.future is not None or job._live.status is not JobStatus.PENDING:
+    if job.live.future is not None or job.state.status is not JobStatus.PENDING:
         raise InvalidJobError(f"job {job.job_id} was submitted already: {_way_to_another(job)}")
     if is_generator_function(job.function):
         raise InvalidJobError(_generator_refusal(job.function))

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from executor_adapter.pools.base import Assignment
 
 
-class Surroundings(Protocol):
+class JobScope(Protocol):
     """What the function of one job sees around it, and who hears what it says. Called on the supervisor's thread."""
 
     def prepare(self, assignment: Assignment) -> None:

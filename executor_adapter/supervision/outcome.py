@@ -8,24 +8,21 @@ from typing import Any
 from executor_adapter.error_codes import error_code_of
 from executor_adapter.exceptions import JobCancelledError, JobTimeoutError, SoftTimeoutError
 from executor_adapter.exceptions.display import repr_of, text_of
-from executor_adapter.job.model import Job, JobStatus
+from executor_adapter.job.model import Job
+from executor_adapter.job.status import JobStatus
 from executor_adapter.pools.base import Assignment
 from executor_adapter.supervision.running_attempts import StopReason
 
 
 def record_attempt(assignment: Assignment, error: BaseException | None, now: float) -> None:
     """Add the attempt, which is over, to its job's; `now` where its pool did not say when it ended."""
-    live = assignment.job._live
+    job, live = assignment.job, assignment.job.live
     ended_at = assignment.ended_at or now
     started_at = assignment.started_at or ended_at
     assignment.run_time.learn(ended_at - started_at)
     asked_at = assignment.stop_asked_at
-    if error is None:
-        live.error_code = live.error_message = None
-    else:
-        note_error(assignment.job, error)
-    # In the order of Attempt's fields.
-    record = (
+    code, message = (None, None) if error is None else code_and_message(error)
+    record = (  # In the order of Attempt's fields.
         assignment.number,
         live.pool,
         assignment.pid,
@@ -35,10 +32,10 @@ def record_attempt(assignment: Assignment, error: BaseException | None, now: flo
         assignment.peak_rss,
         assignment.exit_code,
         assignment.exit_signal,
-        live.error_code,
-        live.error_message,
+        code,
+        message,
     )
-    live.attempts = (*(live.attempts or ()), record)
+    job.record_attempt(record)
 
 
 def stop_error(job: Job, reason: StopReason | None) -> JobTimeoutError | JobCancelledError:
@@ -87,8 +84,9 @@ def soft_timeout_error(job: Job, cause: SoftTimeoutError) -> JobTimeoutError:
     return error
 
 
-def note_error(job: Job, error: BaseException) -> None:
-    job._live.error_code, job._live.error_message = error_code_of(error), text_of(error) or repr_of(error)
+def code_and_message(error: BaseException) -> tuple[str, str]:
+    """Return the error code and the text that a job shows for `error`."""
+    return error_code_of(error), text_of(error) or repr_of(error)
 
 
 def records_in(value: dict[Any, Any]) -> int | None:

@@ -24,7 +24,7 @@ class PoolSet:
         self._to_close = 0
 
     def of(self, job: Job) -> WorkerPool:
-        name = job._live.pool
+        name = job.live.pool
         pool = self.made.get(name)
         if pool is None:
             pool = self.made[name] = self._make_pool(name)
@@ -39,7 +39,7 @@ class PoolSet:
 
     def start_behind(self, assignment: Assignment) -> bool:
         """Lay the assignment ready behind a short one; False where no worker has room."""
-        if not self.made[assignment.job._live.pool].queue_behind(assignment):
+        if not self.made[assignment.job.live.pool].queue_behind(assignment):
             return False
         if self.relieve_at == NEVER:
             self.relieve_at = self._now() + PATIENCE

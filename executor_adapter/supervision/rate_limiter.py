@@ -7,7 +7,8 @@ import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from executor_adapter.job.model import TERMINAL, Job
+from executor_adapter.job.model import Job
+from executor_adapter.job.status import TERMINAL
 from executor_adapter.job.validation import check_count, check_rate
 
 _Turn = tuple[int, float, int, Job]
@@ -102,7 +103,7 @@ class Throttle:
         tool = self._tools.get(job.tool_name or "")
         if tool is None:
             return True
-        turn = tool.let_out.pop(job, None) or (-job.priority, job._live.queued_at, next(self._numbers), job)
+        turn = tool.let_out.pop(job, None) or (-job.priority, job.live.queued_at, next(self._numbers), job)
         may_start = not tool.full() and tool.opens_at(now := self._now()) <= now and _is_first(turn, tool)
         if may_start:
             tool.tokens -= 1
@@ -160,5 +161,5 @@ def _is_first(turn: _Turn, tool: _Tool) -> bool:
 
 def wants_no_start(job: Job) -> bool:
     """Whether a job that waits is to start no more: it is over, or its driver wants no slot."""
-    live = job._live
-    return live.status in TERMINAL or (live.driver is not None and not live.driver.wants_slot)
+    live = job.live
+    return job.state.status in TERMINAL or (live.driver is not None and not live.driver.wants_slot)

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from executor_adapter.job.model import Attempt, JobStatus
+from executor_adapter.job.results import Attempt
+from executor_adapter.job.status import JobStatus
 
 KEPT = 4096
 """Jobs that ended last and are looked at. A longer memory would cost more to look at, and hardly say more."""

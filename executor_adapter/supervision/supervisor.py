@@ -32,19 +32,22 @@ from executor_adapter.exceptions import (
 )
 from executor_adapter.exceptions.display import as_exception, repr_of, traceback_text
 from executor_adapter.job.functions import check_arguments
-from executor_adapter.job.model import TERMINAL, Job, JobStatus, Progress
-from executor_adapter.job.retry import CRASHES, RetryDecision, decide
+from executor_adapter.job.model import Job
+from executor_adapter.job.results import Progress
+from executor_adapter.job.retry import RetryDecision, decide
+from executor_adapter.job.status import TERMINAL, JobStatus
+from executor_adapter.job.transition import Observer
 from executor_adapter.pools import PoolKinds
 from executor_adapter.pools.base import Assignment, Ending, WorkerPool
 from executor_adapter.supervision.dispatcher import Dispatcher
 from executor_adapter.supervision.futures import Callbacks, JobFuture
-from executor_adapter.supervision.intake import Intake, check_job
-from executor_adapter.supervision.job_scope import Surroundings
+from executor_adapter.supervision.intake import JobIntake, check_job
+from executor_adapter.supervision.job_scope import JobScope
 from executor_adapter.supervision.loop import LoopTimer, SupervisorLoop
 from executor_adapter.supervision.outcome import (
+    code_and_message,
     failed_as,
     is_end_of,
-    note_error,
     queue_timeout_error,
     record_attempt,
     records_in,
@@ -54,7 +57,7 @@ from executor_adapter.supervision.outcome import (
 from executor_adapter.supervision.pool_set import PoolSet
 from executor_adapter.supervision.rate_limiter import Throttle, ToolLimit
 from executor_adapter.supervision.running_attempts import SHORT_RUN, RunningAttempts, RunTimes, StopReason
-from executor_adapter.supervision.state_tracker import Ledger, Observer
+from executor_adapter.supervision.state_tracker import StateTracker
 from executor_adapter.supervision.worker_logs import log_said
 
 if TYPE_CHECKING:
@@ -85,7 +88,7 @@ class Supervisor:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.kill_grace = kill_grace
-        self.ledger = Ledger(observers)
+        self.tracker = StateTracker(observers)
         self.now = clock
         self.pools = PoolSet(lambda name: make_pool(name, self), clock)
         self._kind_of = kind_of
@@ -99,12 +102,12 @@ class Supervisor:
         """Called once all is over, in order."""
         self.let_go_of: Callable[[], object] = lambda: None
         """Called after those, when it is closed and all callbacks were called: there is nothing of it to wait for."""
-        self.intake = Intake(max_pending)
+        self.intake = JobIntake(max_pending)
         self._callbacks = Callbacks()
         self._let_go = threading.Event()
         self._thread: threading.Thread | None = None
         self._launched = False
-        self._start_lock = threading.RLock()  # as Intake's
+        self._start_lock = threading.RLock()  # as JobIntake's
         self._right_to_run = [True]
         """Taken by the thread that runs the loop, or by whoever closes it unused: popping is one step."""
         self._loop = SupervisorLoop(clock)
@@ -129,11 +132,11 @@ class Supervisor:
         job: Job,
         *,
         driver: JobDriver | None = None,
-        surroundings: Surroundings | None = None,
+        scope: JobScope | None = None,
         timeout: float | None = None,
         waited: float | None = None,
     ) -> JobFuture:
-        """Take a job in: checked, prepared for its pool and queued. See Intake for what it raises.
+        """Take a job in: checked, prepared for its pool and queued. See JobIntake for what it raises.
 
         `waited`: it was taken in before, by a host that is gone, so many seconds ago; no bound on the queue holds it.
         """
@@ -142,11 +145,11 @@ class Supervisor:
             return twin
         if driver is None:  # else whoever drives may have its function called in another way
             check_arguments(job.function, job.args, job.kwargs)
-        live = job._live
+        live = job.live
         live.pool, live.payload = check_job(job, self._kind_of)
         live.memory_limit = job.memory_limit
         live.driver = driver
-        live.surroundings = surroundings
+        live.scope = scope
         live.queued_at = self.now() - (waited or 0.0)
         future = self.intake.enter(job, JobFuture(job, self), timeout, needs_place=waited is None)
         self._wake()
@@ -304,7 +307,7 @@ class Supervisor:
         self.intake.close()
         for job in list(self.intake.jobs.values()):
             failure = JobError(f"the executor has failed: {repr_of(error)}")
-            driver, future = job._live.driver, job._live.future
+            driver, future = job.live.driver, job.live.future
             if driver is not None:
                 driver.doom(failure)
             if future is not None:
@@ -343,8 +346,8 @@ class Supervisor:
             self._accept(submitted.popleft())
 
     def _accept(self, job: Job) -> None:
-        live = job._live
-        self.ledger.enter(job)
+        live = job.live
+        self.tracker.enter(job)
         if job.queue_timeout is not None:
             self._set_timer(job, "queue", live.queued_at + job.queue_timeout, self._queue_timed_out)
         if job.deadline is not None:
@@ -352,10 +355,11 @@ class Supervisor:
         if live.driver is not None:
             live.driver.accepted()
             return
-        if live.retry_at is None:
+        retry_at = job.state.retry_at
+        if retry_at is None:
             self._dispatcher.push(job)
         else:  # it was to be retried when its host died
-            due = self.now() + live.retry_at - time.time()
+            due = self.now() + retry_at - time.time()
             self._set_timer(job, "retry", due, functools.partial(self._retry_due, self._dispatcher.push))
 
     def enqueue(self, job: Job) -> None:
@@ -365,12 +369,12 @@ class Supervisor:
     # --- starting ---
 
     def _start(self, job: Job) -> None:
-        live = job._live
+        live = job.live
         if live.driver is not None:
             self._grant_slot(job, live.driver)
             return
         try:
-            assignment = self._assign(job, live.attempt + 1)
+            assignment = self._assign(job, job.state.attempt + 1)
         except Exception as fault:
             self._dispatcher.attempt_over(job)
             self._fail_undecided(job, fault)
@@ -379,17 +383,16 @@ class Supervisor:
 
     def _grant_slot(self, job: Job, driver: JobDriver) -> None:
         self._dispatcher.reserved += 1
-        if job._live.status is not JobStatus.RUNNING:  # else it wants another within the same attempt
-            job._live.attempt += 1
+        if job.state.status is not JobStatus.RUNNING:  # else it wants another within the same attempt
             self.intake.leave_queue(job)
-            self.ledger.advance(job, JobStatus.RUNNING)
+            self.tracker.advance(job, JobStatus.RUNNING, attempt=job.state.attempt + 1)
         driver.slot_granted()
 
     def _start_behind(self, job: Job) -> bool:
         """Lay the job ready behind a short one, if it is short itself."""
-        live = job._live
+        live = job.live
         try:
-            assignment = self._assign(job, live.attempt + 1)
+            assignment = self._assign(job, job.state.attempt + 1)
             if assignment.short and self.pools.start_behind(assignment):
                 return True
         except Exception as fault:
@@ -400,21 +403,21 @@ class Supervisor:
 
     def start_driven(self, job: Job, prepare: Callable[[Assignment], None]) -> None:
         """Run one attempt of a driven job in the slot that it holds."""
-        assignment = self._assign(job, job._live.attempt)
+        assignment = self._assign(job, job.state.attempt)
         prepare(assignment)
-        if job._live.driver.release_slot():  # the pool's worker holds it now
+        if job.live.driver.release_slot():  # the pool's worker holds it now
             self._dispatcher.reserved -= 1
         self._give_to_pool(assignment)
 
     def _assign(self, job: Job, number: int) -> Assignment:
-        live = job._live
+        live = job.live
         live.assignment = assignment = Assignment(job, number, live.payload)
         assignment.checkpoint = live.checkpoint
         assignment.memory_limit = live.memory_limit
         assignment.run_time = run_time = self._run_times.of(job.function)
         assignment.short = run_time.seconds <= SHORT_RUN
-        if live.surroundings is not None:
-            live.surroundings.prepare(assignment)
+        if live.scope is not None:
+            live.scope.prepare(assignment)
         return assignment
 
     def _give_to_pool(self, assignment: Assignment) -> None:
@@ -429,14 +432,13 @@ class Supervisor:
 
     def started(self, assignment: Assignment, at: float) -> None:
         job = assignment.job
-        live = job._live
+        live = job.live
         assignment.started_at = at
         driver = live.driver
         self._running.add(assignment, at, apply_max_runtime=driver is None or driver.applies_max_runtime)
         if driver is None:
-            live.attempt = assignment.number
             self.intake.leave_queue(job)
-            self.ledger.advance(job, JobStatus.RUNNING)
+            self.tracker.advance(job, JobStatus.RUNNING, attempt=assignment.number)
 
     def ended(
         self, assignment: Assignment, ending: Ending, value: Any = None, error: BaseException | None = None
@@ -481,18 +483,18 @@ class Supervisor:
         failure = JobError(f"it could not be decided what follows: {repr_of(fault)}")
         if job.status in TERMINAL:
             return
-        if job._live.driver is not None:
-            job._live.driver.attempt_failed(failure)
+        if job.live.driver is not None:
+            job.live.driver.attempt_failed(failure)
         else:
             self.fail(job, failure)
 
     def handed_back(self, assignment: Assignment) -> None:
         job = assignment.job
-        live = job._live
+        live = job.live
         reason = self._forget(assignment)
         if live.driver is None or reason is not None:
             self._dispatcher.attempt_over(job)
-        if live.status in TERMINAL:
+        if job.state.status in TERMINAL:
             return
         if reason is not None:
             self._end_unstarted(job, stop_error(job, reason))
@@ -502,24 +504,23 @@ class Supervisor:
             again.context, again.scope = assignment.context, assignment.scope
             self._give_to_pool(again)
         else:
-            if live.status is JobStatus.RUNNING:
-                live.attempt -= 1
-                self.ledger.advance(job, JobStatus.PENDING)
+            if job.state.status is JobStatus.RUNNING:
+                self.tracker.advance(job, JobStatus.PENDING)
             self._dispatcher.push_front(job)
 
     def on_message(self, assignment: Assignment | None, topic: str, content: Any) -> None:
         if assignment is None:
             return
-        live = assignment.job._live
+        live = assignment.job.live
         if topic == "progress":
-            live.progress = Progress(*content)
+            assignment.job.report_progress(Progress(*content))
             self._running.alive(assignment, self.now())
         elif topic == "checkpoint":
             live.checkpoint = content
         elif self.on_said is not None:
             self.on_said(assignment, topic, content)
-        if live.surroundings is not None:
-            live.surroundings.on_message(assignment, topic, content)
+        if live.scope is not None:
+            live.scope.on_message(assignment, topic, content)
         elif live.driver is not None:
             live.driver.receive(topic, content)
         elif topic in ("log", "output"):
@@ -540,18 +541,16 @@ class Supervisor:
     # --- what follows an attempt ---
 
     def _succeeded(self, job: Job, value: Any) -> None:
-        driver = job._live.driver
+        driver = job.live.driver
         if driver is not None:
             driver.resolve(value)
         else:
             self.finish(job, JobStatus.COMPLETED, value)
 
     def _failed(self, job: Job, error: BaseException) -> None:
-        live = job._live
-        if live.error_code in CRASHES:
-            live.crashes += 1
-        elif live.error_code == "RATE_LIMITED" and self._dispatcher.throttle is not None:
-            self._dispatcher.throttle.pause(job, job.policy.heeded(retry_after_of(error)))
+        live = job.live
+        if job.state.error_code == "RATE_LIMITED" and self._dispatcher.throttle is not None:
+            self._dispatcher.throttle.pause(job, job.policy.limit_retry_after(retry_after_of(error)))
         if live.driver is not None:
             live.driver.attempt_failed(error)
             return
@@ -567,12 +566,11 @@ class Supervisor:
             return RetryDecision(retry=False, reason="the executor is shut down")
         if is_end_of(job, error):
             return RetryDecision(retry=False, reason="the job was to end")
-        live = job._live
         return decide(
             job.policy,
             code=error_code_of(error),
-            attempt=live.attempt,
-            crashes=live.crashes,
+            attempt=job.state.attempt,
+            crashes=job.state.crashes,
             retry_after=retry_after_of(error),
         )
 
@@ -580,17 +578,16 @@ class Supervisor:
         self, job: Job, decision: RetryDecision, when_due: Callable[[Job], None], error: BaseException | None
     ) -> None:
         """RETRYING now, without a slot; `when_due(job)` once the delay is over."""
-        live = job._live
+        live = job.live
         live.alone = decision.alone
         if live.memory_limit is not None:
             live.memory_limit = decision.memory_limit(live.memory_limit)
         self._take_unused_slot(job)
-        live.retry_at = time.time() + decision.delay
-        self.ledger.advance(job, JobStatus.RETRYING, error)
+        self.tracker.advance(job, JobStatus.RETRYING, error, retry_at=time.time() + decision.delay)
         self._set_timer(job, "retry", self.now() + decision.delay, functools.partial(self._retry_due, when_due))
 
     def _retry_due(self, when_due: Callable[[Job], None], job: Job) -> None:
-        job._live.queued_at = self.now()
+        job.live.queued_at = self.now()
         when_due(job)
 
     def give_up(self, job: Job, decision: RetryDecision, error: BaseException, status: JobStatus | None = None) -> None:
@@ -602,32 +599,31 @@ class Supervisor:
     def fail(self, job: Job, error: BaseException, status: JobStatus | None = None) -> None:
         """End the job in `status`; by default FAILED, or CANCELLED where the error says so."""
         error = as_exception(error)
-        note_error(job, error)
+        job.record_error(*code_and_message(error))
         if status is None:
             status = JobStatus.CANCELLED if isinstance(error, JobCancelledError) else JobStatus.FAILED
         self.finish(job, status, error=error)
 
     def finish(self, job: Job, status: JobStatus, value: Any = None, error: BaseException | None = None) -> None:
         """The one place where a job reaches a terminal state."""
-        live = job._live
+        live = job.live
         if live.timers:
             for timer in live.timers.values():
                 timer.cancel()
         self._take_unused_slot(job)
-        if type(value) is dict:
-            live.records_processed = records_in(value)
-        self.ledger.advance(job, status, error)
+        records = records_in(value) if type(value) is dict else None
+        self.tracker.advance(job, status, error, records_processed=records)
         self.intake.leave(job)
         # Let go of what only a live job needs. The future holds the job, so the job must not hold the future.
         future, live.future = live.future, None
-        live.payload = live.assignment = live.timers = live.checkpoint = live.surroundings = None
+        live.payload = live.assignment = live.timers = live.checkpoint = live.scope = None
         assert future is not None
         future.settle(value, error)
         if self.intake.closed and not self.intake.jobs:
             self.pools.close(self._loop.stop)
 
     def _take_unused_slot(self, job: Job) -> None:
-        driver = job._live.driver
+        driver = job.live.driver
         if driver is not None and driver.release_slot():
             self._dispatcher.reserved -= 1
             self._dispatcher.attempt_over(job)
@@ -636,8 +632,8 @@ class Supervisor:
 
     def _end_early(self, job: Job, reason: StopReason) -> None:
         """End a live job: at once where nothing of it runs, else once its attempt is dead."""
-        live = job._live
-        if live.status in TERMINAL:
+        live = job.live
+        if job.state.status in TERMINAL:
             return
         assignment: Assignment | None = live.assignment
         if assignment is not None and live.driver is not None:  # one that is handed back would be given out again
@@ -652,15 +648,15 @@ class Supervisor:
         return self.pools.recall(assignment)
 
     def _end_unstarted(self, job: Job, error: JobTimeoutError | JobCancelledError) -> None:
-        driver = job._live.driver
+        driver = job.live.driver
         if driver is not None:
             driver.doom(error)
         else:
             self.fail(job, error)
 
     def _queue_timed_out(self, job: Job) -> None:
-        live = job._live
-        if live.status is not JobStatus.PENDING:
+        live = job.live
+        if job.state.status is not JobStatus.PENDING:
             return
         if live.assignment is not None and not self._recall(live.assignment):
             return  # it has begun
@@ -681,7 +677,7 @@ class Supervisor:
 
     def lend_slot(self, job: Job) -> None:
         """The attempt that runs of a driven job waits for another job, which may have its slot."""
-        assignment: Assignment | None = job._live.assignment
+        assignment: Assignment | None = job.live.assignment
         if assignment is not None:
             self._dispatcher.lent.add(job)
             self.pools.of(job).on_blocked(assignment)
@@ -692,8 +688,8 @@ class Supervisor:
 
     def stop_attempt(self, job: Job, reason: StopReason) -> None:
         """End what runs of a driven job, and leave the rest to its driver."""
-        if job._live.assignment is not None:
-            self._stop(job._live.assignment, reason)
+        if job.live.assignment is not None:
+            self._stop(job.live.assignment, reason)
 
     # --- shutting down ---
 
@@ -716,13 +712,13 @@ class Supervisor:
     # --- bookkeeping ---
 
     def _forget(self, assignment: Assignment) -> StopReason | None:
-        assignment.job._live.assignment = None
+        assignment.job.live.assignment = None
         if self._dispatcher.lent:
             self._dispatcher.lent.discard(assignment.job)
         return self._running.remove(assignment)
 
     def _set_timer(self, job: Job, name: str, when: float, callback: Callable[[Job], None]) -> None:
-        timers = job._live.timers
+        timers = job.live.timers
         if timers is None:
-            timers = job._live.timers = {}
+            timers = job.live.timers = {}
         timers[name] = self.call_at(when, functools.partial(callback, job))

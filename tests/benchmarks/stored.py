@@ -14,7 +14,8 @@ from tempfile import TemporaryDirectory
 
 from executor_adapter import Job, JobExecutor
 from executor_adapter.config import Settings
-from executor_adapter.job.model import JobStatus, uuid7
+from executor_adapter.job.ids import uuid7
+from executor_adapter.job.status import JobStatus
 from executor_adapter.store import JobFilter, JobRecord, JobStore, open_store
 from executor_adapter.store.host import new_host
 from tests.benchmarks.contestants import POLICY

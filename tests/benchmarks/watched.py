@@ -11,7 +11,8 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 
 from executor_adapter.cli.watch import RESERVED, View, render
-from executor_adapter.job.model import JobStatus, Progress
+from executor_adapter.job.results import Progress
+from executor_adapter.job.status import JobStatus
 from executor_adapter.store import ALL, JobRecord, open_store
 from executor_adapter.store.host import new_host
 from executor_adapter.supervision.stats import KEPT, ended_jobs, figures

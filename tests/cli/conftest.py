@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from executor_adapter.cli import main
-from executor_adapter.job.model import Attempt, JobStatus, Progress
+from executor_adapter.job.results import Attempt, Progress
+from executor_adapter.job.status import JobStatus
 from executor_adapter.store import JobRecord, JobStore, open_store
 from executor_adapter.store.host import new_host
 

@@ -17,7 +17,7 @@ import pytest
 from executor_adapter import JobExecutor
 from executor_adapter.cli.run import CODES, parse_arguments
 from executor_adapter.config import Settings
-from executor_adapter.job.model import ErrorCode, JobStatus
+from executor_adapter.job.status import ErrorCode, JobStatus
 from executor_adapter.store import JobStore
 from tests.cli.conftest import Command, fill, record
 from tests.contract.conftest import wait_for

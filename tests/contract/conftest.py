@@ -8,7 +8,7 @@ import pytest
 
 from executor_adapter import Job, JobExecutor
 from executor_adapter.config import Settings
-from executor_adapter.supervision.state_tracker import Observer
+from executor_adapter.job.transition import Observer
 from tests.contract.functions import for_pool
 
 

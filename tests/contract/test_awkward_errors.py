@@ -71,7 +71,7 @@ def test_what_a_coroutine_s_own_task_raises_ends_no_other(make_executor: MakeExe
     assert neighbour.result(timeout=20) == "slept"
 
 
-class NoSurroundings:
+class NoScope:
     """Cannot say what the function is to see, in its first attempt or once it is known to be short."""
 
     def prepare(self, assignment: Assignment) -> None:
@@ -84,9 +84,7 @@ def test_a_fault_before_an_attempt_fails_its_job_alone(executor: JobExecutor, ma
     """Also of a job that may lie ready behind others, where it must not keep those that come after it waiting."""
     assert len([executor.run(make_job(functions.add, number)) for number in range(20)]) == 20
     jobs = [make_job(functions.add, number) for number in range(200)]
-    futures = [
-        executor.submit(job, surroundings=NoSurroundings() if n % 10 == 5 else None) for n, job in enumerate(jobs)
-    ]
+    futures = [executor.submit(job, scope=NoScope() if n % 10 == 5 else None) for n, job in enumerate(jobs)]
     errors = [future.exception(timeout=20) for future in futures]
     assert [n for n, error in enumerate(errors) if error is not None] == list(range(5, 200, 10))
     assert "nothing around it" in str(errors[5])

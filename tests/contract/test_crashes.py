@@ -72,7 +72,7 @@ def test_a_result_that_is_half_written_when_its_worker_dies_is_a_crash(executor:
     wait_for(future.running)
     executor._supervisor.call_soon(be_deaf)
     assert is_deaf.wait(20)
-    worker = job._live.assignment.worker
+    worker = job.live.assignment.worker
     path.touch()
     wait_for(lambda: bytes_to_read(worker.fd) > 1024)
     os.kill(worker.pid, signal.SIGKILL)

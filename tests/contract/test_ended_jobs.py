@@ -15,7 +15,7 @@ import pytest
 from executor_adapter import Job, JobExecutor, JobFuture, JobStatus, RetryPolicy, RetryRule
 from executor_adapter.config import Settings
 from executor_adapter.exceptions import JobCancelledError, JobTimeoutError
-from executor_adapter.job.model import Transition
+from executor_adapter.job.transition import Transition
 from tests.contract.conftest import MakeExecutor, wait_for
 
 ANY_ERROR = RetryPolicy(retry_delay=0.01, rules=(RetryRule(codes=("*",)),))

@@ -12,7 +12,7 @@ import pytest
 
 from executor_adapter import Job, JobExecutor, JobStatus, RetryPolicy
 from executor_adapter.config import Settings
-from executor_adapter.job.retry import LONGEST_RETRY_AFTER
+from executor_adapter.job.retry import MAX_RETRY_AFTER_SECONDS
 from executor_adapter.supervision.rate_limiter import ToolLimit
 from tests.api_server import serving
 from tests.contract import functions
@@ -59,8 +59,8 @@ def test_no_server_can_ask_for_more_than_a_day(executor: JobExecutor, make_job: 
         wait_for(lambda: waiting.job.status is JobStatus.RETRYING, seconds=20)
     let_the_loop_sleep(executor, make_job)
     assert waiting.job.retry_at is not None
-    assert waiting.job.retry_at <= datetime.now(UTC) + timedelta(seconds=LONGEST_RETRY_AFTER)
-    assert waiting.job.retry_at > datetime.now(UTC) + timedelta(seconds=LONGEST_RETRY_AFTER - 3600)
+    assert waiting.job.retry_at <= datetime.now(UTC) + timedelta(seconds=MAX_RETRY_AFTER_SECONDS)
+    assert waiting.job.retry_at > datetime.now(UTC) + timedelta(seconds=MAX_RETRY_AFTER_SECONDS - 3600)
 
 
 def test_a_tool_may_start_a_job_in_months(make_executor: MakeExecutor, make_job: MakeJob) -> None:

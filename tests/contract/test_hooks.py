@@ -21,7 +21,8 @@ import pytest
 from executor_adapter import Job, JobExecutor, JobFuture, JobStatus
 from executor_adapter.config import Settings
 from executor_adapter.exceptions import JobCancelledError, JobTimeoutError
-from executor_adapter.job.model import LEGAL_TRANSITIONS, TERMINAL, Transition
+from executor_adapter.job.status import LEGAL_TRANSITIONS, TERMINAL
+from executor_adapter.job.transition import Transition
 from tests.contract import functions
 from tests.contract.conftest import wait_for
 

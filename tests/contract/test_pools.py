@@ -22,7 +22,7 @@ from executor_adapter.exceptions import (
     JobTimeoutError,
     QueueFullError,
 )
-from executor_adapter.job.model import Transition
+from executor_adapter.job.transition import Transition
 from executor_adapter.supervision.rate_limiter import ToolLimit
 from tests.contract import functions
 from tests.contract.conftest import MakeExecutor, MakeJob, wait_for

@@ -8,7 +8,7 @@ import pytest
 
 from executor_adapter import Job, JobStatus, RetryPolicy
 from executor_adapter.exceptions import InvalidJobError, WorkerCrashedError
-from executor_adapter.job.quarantine import MOST_QUARANTINED
+from executor_adapter.job.quarantine import MAX_QUARANTINED
 from executor_adapter.pools.base import Ending
 from executor_adapter.store import JobFilter
 from executor_adapter.store.memory import MemoryStore
@@ -36,11 +36,11 @@ def kill_workers(executor: SimulatedExecutor, job_id: str) -> weakref.ref[Argume
 
 def test_the_newest_are_held_and_the_oldest_let_go_of(caplog: pytest.LogCaptureFixture) -> None:
     executor = SimulatedExecutor(1)
-    ids = [str(number) for number in range(MOST_QUARANTINED + 2)]
+    ids = [str(number) for number in range(MAX_QUARANTINED + 2)]
     arguments = [kill_workers(executor, job_id) for job_id in ids]
     assert [job.job_id for job in executor.quarantined()] == ids[2:]
     assert executor.stats().quarantined == tuple(ids[2:])
-    assert [argument() is None for argument in arguments] == [True, True] + [False] * MOST_QUARANTINED
+    assert [argument() is None for argument in arguments] == [True, True] + [False] * MAX_QUARANTINED
     assert "the oldest is let go of" in caplog.text
 
     assert not executor.release(ids[0])
@@ -54,7 +54,7 @@ def test_the_newest_are_held_and_the_oldest_let_go_of(caplog: pytest.LogCaptureF
 def test_a_store_in_memory_lets_go_of_them_too() -> None:
     store = MemoryStore(max_history=10)
     executor = SimulatedExecutor(1, store=store)
-    ids = [str(number) for number in range(MOST_QUARANTINED + 20)]
+    ids = [str(number) for number in range(MAX_QUARANTINED + 20)]
     for job_id in ids:
         kill_workers(executor, job_id)
         if len(ids) - int(job_id) <= 2 or int(job_id) % 50 == 0:

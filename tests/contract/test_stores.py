@@ -12,7 +12,9 @@ import pytest
 from sqlalchemy import delete
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job.model import JobStatus, Progress, uuid7
+from executor_adapter.job.ids import uuid7
+from executor_adapter.job.results import Progress
+from executor_adapter.job.status import JobStatus
 from executor_adapter.store import Host, JobFilter, JobRecord, JobStore, LeaseLostError, Page, open_store
 from executor_adapter.store.host import close_host, new_host
 from executor_adapter.store.sql import SqlStore

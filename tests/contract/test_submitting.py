@@ -13,7 +13,7 @@ import pytest
 from executor_adapter import Job, JobExecutor, JobFuture, JobStatus
 from executor_adapter.config import Settings
 from executor_adapter.exceptions import ExecutorClosedError, JobCancelledError
-from executor_adapter.job.model import Transition
+from executor_adapter.job.transition import Transition
 from tests.contract.conftest import wait_for
 
 

@@ -19,7 +19,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precon
 
 from executor_adapter import Job, JobStatus, RetryPolicy
 from executor_adapter.exceptions import ExecutorClosedError, JobError, WorkerCrashedError
-from executor_adapter.job.model import LEGAL_TRANSITIONS, TERMINAL, Transition
+from executor_adapter.job.status import LEGAL_TRANSITIONS, TERMINAL
+from executor_adapter.job.transition import Transition
 from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, WorkerPool
 from executor_adapter.supervision.driver import JobDriver
 from executor_adapter.supervision.futures import JobFuture
@@ -227,7 +228,7 @@ class SupervisorMachine(RuleBasedStateMachine):
         except ExecutorClosedError:
             assert self.shut
             return None
-        future = driver.job._live.future
+        future = driver.job.live.future
         if future is not None:
             self.futures.append(future)
         self.asked[driver] = driver.acquire()
@@ -356,7 +357,7 @@ class SupervisorMachine(RuleBasedStateMachine):
 
     @invariant()
     def counts_add_up(self) -> None:
-        counts = self.executor._supervisor.ledger.counts
+        counts = self.executor._supervisor.tracker.counts
         assert all(count >= 0 for count in counts.values())
         assert sum(counts.values()) == len(self.told)
 

@@ -214,7 +214,7 @@ def test_what_has_returned_before_its_limit_is_not_timed_out_by_a_supervisor_tha
     wait_for(future.running)
     supervisor.call_soon(fall_behind)
     assert is_behind.wait(20)
-    assignment = future.job._live.assignment
+    assignment = future.job.live.assignment
     gate.set()
     wait_for(lambda: assignment.ended_at)
     monkeypatch.setattr(supervisor, "now", lambda: time.monotonic() + 60.0)

@@ -13,7 +13,7 @@ from executor_adapter.exceptions import (
     MemoryLimitError,
     WorkerCrashedError,
 )
-from executor_adapter.job.model import ErrorCode, JobStatus
+from executor_adapter.job.status import ErrorCode, JobStatus
 from executor_adapter.prefect.mirror.states import awaiting_retry, failure_kind, failure_message, retrying, state_kind
 
 

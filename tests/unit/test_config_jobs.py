@@ -134,7 +134,7 @@ def test_an_executor_keeps_the_limits_of_the_settings(tmp_path: Path) -> None:
     [
         ("job: {max_runtme: 5}", "job.max_runtme is not a key: did you mean max_runtime?"),
         ("job: {pool: threads}", "job.pool: 'threads' is not allowed: must be 'auto', 'coroutine', 'thread'"),
-        ("job: {memory_limit: lots}", "job.memory_limit: 'lots' is not allowed: 'lots' is no size: give bytes"),
+        ("job: {memory_limit: lots}", "job.memory_limit: 'lots' is not allowed: 'lots' is not a size: pass bytes"),
         ("job: {retry: {max_delays: 1}}", "job.retry.max_delays is not a key: did you mean max_delay?"),
         ("job: {retry: {rules: [{code: X}]}}", "job.retry.rules.0.code is not a key: did you mean codes?"),
         (
@@ -181,7 +181,10 @@ def test_a_wrong_key_is_named_with_the_nearest(tmp_path: Path, text: str, said: 
         ),
         ("job: {pool: dask}", "job.pool: 'dask' is not allowed: must be 'auto', 'coroutine', 'thread' or 'process'"),
         ("tools: {x: {job: {pool: ray}}}", "tools.x.job.pool: 'ray' is not allowed: must be 'auto', 'coroutine'"),
-        ("job: {memory_limit: 512}", "job.memory_limit: 512 is not allowed: 512 bytes hold no Python process: give at"),
+        (
+            "job: {memory_limit: 512}",
+            "job.memory_limit: 512 is not allowed: 512 bytes are too few for a Python process: pass at",
+        ),
     ],
 )
 def test_settings_under_which_jobs_would_be_refused_are_refused(tmp_path: Path, text: str, said: str) -> None:

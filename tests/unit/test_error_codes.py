@@ -30,8 +30,8 @@ from executor_adapter.exceptions import (
     MemoryLimitError,
     WorkerCrashedError,
 )
-from executor_adapter.job.model import ErrorCode
 from executor_adapter.job.retry import NEVER_RETRIED
+from executor_adapter.job.status import ErrorCode
 
 REQUEST = httpx.Request("GET", "http://127.0.0.1")
 

@@ -12,7 +12,7 @@ import pytest
 from executor_adapter import Job
 from executor_adapter.exceptions import ExecutorClosedError, InvalidJobError, QueueFullError
 from executor_adapter.supervision.futures import JobFuture
-from executor_adapter.supervision.intake import Intake
+from executor_adapter.supervision.intake import JobIntake
 from executor_adapter.testing import InlineExecutor
 
 
@@ -26,7 +26,7 @@ class Door:
     """An intake of one place, which is taken; and threads that want in."""
 
     def __init__(self, executor: InlineExecutor) -> None:
-        self.intake = Intake(1)
+        self.intake = JobIntake(1)
         self._supervisor = executor._supervisor
         self.first = Job(function=print, job_id="first")
         self.enter(self.first)

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 import executor_adapter
 from executor_adapter import ErrorCode, Job, JobStatus, RetryPolicy
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job.model import LEGAL_TRANSITIONS, uuid7
+from executor_adapter.job.ids import uuid7
+from executor_adapter.job.status import LEGAL_TRANSITIONS
 
 
 def work() -> None: ...
@@ -23,23 +24,26 @@ def work() -> None: ...
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"function": 3}, "3 is no function"),
-        ({"function": "no_colon"}, "'no_colon' is no function"),
+        ({"function": 3}, "3 is not callable"),
+        ({"function": "no_colon"}, "'no_colon' is not callable"),
         ({"function": work, "max_runtime": -1}, "greater than 0"),
         ({"function": work, "max_runtime": float("nan")}, "finite"),
         ({"function": work, "retry_attempts": -1}, "greater than or equal to 0"),
         ({"function": work, "retry_delay": float("inf")}, "finite"),
-        ({"function": work, "memory_limit": "512 potatoes"}, "'512 potatoes' is no size"),
-        ({"function": work, "memory_limit": 0}, "0 bytes hold no Python process: give at least 8MiB"),
+        ({"function": work, "memory_limit": "512 potatoes"}, "'512 potatoes' is not a size"),
+        ({"function": work, "memory_limit": 0}, "0 bytes are too few for a Python process: pass at least 8MiB"),
         (
             {"function": work, "memory_limit": 512},
-            "512 bytes hold no Python process: give at least 8MiB, or .*'512MiB'",
+            "512 bytes are too few for a Python process: pass at least 8MiB, or .*'512MiB'",
         ),
-        ({"function": work, "memory_limit": "7MiB"}, "7340032 bytes hold no Python process: give at least 8MiB"),
+        (
+            {"function": work, "memory_limit": "7MiB"},
+            "7340032 bytes are too few for a Python process: pass at least 8MiB",
+        ),
         ({"function": work, "memory_limit": True}, "must be a number .*input_value=True"),
         (
             {"function": work, "memory_limit": "9" * 400 + "GiB"},
-            "'9+' is more than any machine has: leave the limit out",
+            "'9+' is more memory than any machine has: leave the limit out",
         ),
         ({"function": work, "max_runtime": True}, "must be a number .*input_value=True"),
         ({"function": work, "retry_delay": False}, "must be a number .*input_value=False"),
@@ -72,7 +76,7 @@ def test_no_limit_may_be_said_in_words() -> None:
 @pytest.mark.parametrize("after", JobStatus)
 def test_only_legal_transitions_are_made(before: JobStatus, after: JobStatus) -> None:
     job = Job(function=work)
-    job._live.status = before
+    job.state.status = before
     if after in LEGAL_TRANSITIONS[before]:
         job.advance(after)
         assert job.status is after
@@ -117,9 +121,9 @@ def test_a_copy_is_a_job_of_its_own(copied: Any) -> None:
     ("field", "value", "said"),
     [
         ("max_runtime", -5, "greater than 0 .*input_value=-5"),
-        ("memory_limit", 512, "512 bytes hold no Python process: give at least 8MiB"),
+        ("memory_limit", 512, "512 bytes are too few for a Python process: pass at least 8MiB"),
         ("pool", "swimming", "'coroutine', 'thread' or 'process' .*input_value='swimming'"),
-        ("function", 3, "3 is no function: give a callable"),
+        ("function", 3, "3 is not callable: pass a function"),
         ("job_id", "", "at least 1 character"),
     ],
 )
@@ -136,22 +140,22 @@ def test_a_field_that_is_set_later_is_checked_as_well(field: str, value: Any, sa
 
 def test_a_field_that_is_set_later_means_the_same() -> None:
     job = Job(function=work)
-    live = job._live
+    state = job.state
     job.memory_limit = "512MiB"  # type: ignore[assignment]
-    assert (job.memory_limit, job._live) == (512 * 2**20, live)
+    assert (job.memory_limit, job.state) == (512 * 2**20, state)
     copied = job.model_copy(update={"memory_limit": "1GiB", "job_id": "another"})
     assert (copied.memory_limit, copied.job_id, job.job_id != "another") == (2**30, "another", True)
     assert copied.model_fields_set == {"function", "memory_limit", "job_id"}
 
 
-@pytest.mark.parametrize("name", ["max_runtme", "status", "_live"])
+@pytest.mark.parametrize("name", ["max_runtme", "status", "state", "live"])
 def test_a_copy_has_no_other_fields_than_a_job(name: str) -> None:
-    with pytest.raises(InvalidJobError, match=f"'{name}' is no field of a job: .*they are function, job_id, "):
+    with pytest.raises(InvalidJobError, match=f"'{name}' is not a field of Job: .*the fields are function, job_id, "):
         Job(function=work).model_copy(update={name: 3})
 
 
 def test_the_field_that_was_meant_is_named() -> None:
-    with pytest.raises(InvalidJobError, match=r"'max_runtme' is no field of a job: did you mean max_runtime\?"):
+    with pytest.raises(InvalidJobError, match=r"'max_runtme' is not a field of Job: did you mean max_runtime\?"):
         Job(function=work).model_copy(update={"max_runtme": 3})
 
 

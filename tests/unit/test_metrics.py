@@ -160,4 +160,4 @@ def fail_by(code: str) -> None:
 def test_without_a_port_nothing_is_served_and_nothing_counted() -> None:
     with JobExecutor(1, config=Settings()) as executor:
         assert executor.metrics_url is None
-        assert executor._supervisor.ledger.observers == []
+        assert executor._supervisor.tracker.observers == []

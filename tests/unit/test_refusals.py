@@ -13,7 +13,8 @@ import pytest
 from executor_adapter import Job, JobExecutor, RetryPolicy, RetryRule
 from executor_adapter.config import JobSettings, Settings
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job.model import Transition, check_are_jobs
+from executor_adapter.job.model import check_are_jobs
+from executor_adapter.job.transition import Transition
 from executor_adapter.scheduler.schedulers import CollectionScheduler, ProcessingScheduler
 from executor_adapter.store import open_store
 from executor_adapter.supervision.rate_limiter import ToolLimit
@@ -65,9 +66,9 @@ def executor(told: list[Transition]) -> Iterator[JobExecutor]:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (work, r"<function work at \w+> is no Job: make one, Job\(function=work, args=\(...\)\)"),
-        ("tests:work", r"'tests:work' is no Job: make one, Job\(function=work, args=\(...\)\)"),
-        (None, "None is no Job: make one"),
+        (work, r"<function work at \w+> is not a Job: make one, Job\(function=work, args=\(...\)\)"),
+        ("tests:work", r"'tests:work' is not a Job: make one, Job\(function=work, args=\(...\)\)"),
+        (None, "None is not a Job: make one"),
     ],
 )
 def test_what_is_no_job_is_not_run(
@@ -81,9 +82,9 @@ def test_what_is_no_job_is_not_run(
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (Job(function=work, job_id="one"), r"job one is one Job, and many are wanted: give a list of it, \[job\]"),
-        (work, "<function work at .*> cannot be gone through: give a list or an iterator of Jobs"),
-        (3, "3 cannot be gone through: give a list"),
+        (Job(function=work, job_id="one"), r"job one is a single Job: pass a list, \[job\]"),
+        (work, "<function work at .*> is not iterable: pass a list or an iterator of Jobs"),
+        (3, "3 is not iterable: pass a list"),
     ],
 )
 def test_what_holds_no_jobs_is_refused(given: Any, said: str) -> None:
@@ -102,7 +103,7 @@ def test_what_may_hold_jobs_is_left_to_be_drawn() -> None:
 def test_what_is_no_job_is_not_queued() -> None:
     async def main() -> None:
         scheduler = CollectionScheduler(config=Settings())
-        with pytest.raises(InvalidJobError, match=r"is no Job: make one, Job\(function=work"):
+        with pytest.raises(InvalidJobError, match=r"is not a Job: make one, Job\(function=work"):
             await scheduler.job_queue.add_job(work)  # type: ignore[arg-type]
         assert await scheduler.get_all_jobs() == []
 
@@ -163,11 +164,11 @@ def test_an_id_that_is_live_is_taken_until_a_copy_has_its_own(executor: JobExecu
 
 
 COUNTS = [
-    (0, "=0 {}: give at least 1"),
-    (-1, "=-1 {}: give at least 1"),
-    (2.5, "=2.5 is no whole number: give 1 or more"),
-    (True, "=True is no whole number: give 1 or more"),
-    ("3", "='3' is no whole number: give 1 or more"),
+    (0, "=0 {}: use at least 1"),
+    (-1, "=-1 {}: use at least 1"),
+    (2.5, "=2.5 is not a whole number: use 1 or more"),
+    (True, "=True is not a whole number: use 1 or more"),
+    ("3", "='3' is not a whole number: use 1 or more"),
 ]
 
 
@@ -191,7 +192,7 @@ def test_what_is_no_count_is_refused(
     assert str(caught.value).startswith(name + said.format(too_few))
 
 
-@pytest.mark.parametrize(("value", "said"), [*COUNTS, (NAN, "=nan is no whole number: give 1 or more")])
+@pytest.mark.parametrize(("value", "said"), [*COUNTS, (NAN, "=nan is not a whole number: use 1 or more")])
 @pytest.mark.parametrize("ordered", [True, False])
 def test_a_window_that_lets_no_job_start_is_refused_when_map_is_called(
     executor: JobExecutor, told: list[Transition], value: Any, said: str, ordered: bool
@@ -216,7 +217,7 @@ def test_a_window_that_lets_no_job_start_is_refused_when_map_is_called(
         (work, {"kwargs": {"value": 1}}, "work cannot be called .*: multiple values for argument 'value'"),
         (generates, {}, "is a generator function"),
         ("nowhere:work", {}, "'nowhere:work' cannot be imported"),
-        (3, {}, "3 is no function: give a callable"),
+        (3, {}, "3 is not callable: pass a function"),
     ],
 )
 def test_what_no_job_of_a_map_can_be_is_refused_when_map_is_called(
@@ -305,12 +306,12 @@ def test_map_asks_the_settings_too(told: list[Transition]) -> None:
 @pytest.mark.parametrize(
     ("rate", "said"),
     [
-        (NAN, "rate=nan is no finite number: give more than 0, or None"),
-        (INF, "rate=inf is no finite number: give more than 0, or None"),
-        (True, "rate=True is no finite number"),
-        ("5", "rate='5' is no finite number"),
-        (0, "rate=0 lets no job start: give more than 0, or None"),
-        (-1.5, "rate=-1.5 lets no job start: give more than 0, or None"),
+        (NAN, "rate=nan is not a finite number: use more than 0, or None"),
+        (INF, "rate=inf is not a finite number: use more than 0, or None"),
+        (True, "rate=True is not a finite number"),
+        ("5", "rate='5' is not a finite number"),
+        (0, "rate=0 lets no job start: use more than 0, or None"),
+        (-1.5, "rate=-1.5 lets no job start: use more than 0, or None"),
     ],
 )
 def test_a_rate_that_no_clock_can_keep_is_refused(rate: Any, said: str) -> None:
@@ -343,7 +344,7 @@ def test_an_age_that_is_none_forgets_no_job(age: Any) -> None:
             job = Job(function=work)
             await scheduler.job_queue.add_job(job)
             for forget in (scheduler.cleanup_old_jobs, scheduler.job_queue.cleanup_old_jobs):
-                with pytest.raises(ValueError, match=f"max_age_hours={age!r} is no age: give 0 .* or more"):
+                with pytest.raises(ValueError, match=f"max_age_hours={age!r} is not an age: use 0 .* or more"):
                     await forget(age)
             assert await scheduler.get_all_jobs() == [job]
         finally:
@@ -357,7 +358,7 @@ def test_an_age_that_is_none_forgets_no_job(age: Any) -> None:
 def test_a_store_forgets_no_job_of_no_age(tmp_path: Path, url: str, age: Any) -> None:
     store = open_store(url.format(tmp_path))
     try:
-        with pytest.raises(ValueError, match=f"max_age_hours={age!r} is no age: give 0 .* or more"):
+        with pytest.raises(ValueError, match=f"max_age_hours={age!r} is not an age: use 0 .* or more"):
             store.cleanup(age)
     finally:
         store.close()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from executor_adapter import RetryDecision, RetryPolicy, RetryRule
-from executor_adapter.job.retry import LONGEST_RETRY_AFTER, MOST_MEMORY, NEVER_RETRIED, decide
+from executor_adapter.job.retry import MAX_GROWN_MEMORY, MAX_RETRY_AFTER_SECONDS, NEVER_RETRIED, decide
 
 
 def decided(policy: RetryPolicy, code: str = "API_ERROR", attempt: int = 1, crashes: int = 0) -> RetryDecision:
@@ -68,10 +68,10 @@ def test_the_other_side_s_retry_after_is_a_lower_bound() -> None:
 
 def test_retry_after_is_heeded_for_a_day_or_for_as_long_as_the_policy_waits_itself() -> None:
     asked = 30 * 86_400.0
-    assert RetryPolicy().heeded(asked) == LONGEST_RETRY_AFTER
-    assert RetryPolicy(max_delay=asked).heeded(asked) == asked
-    assert RetryPolicy(max_delay=10.0).heeded(3600.0) == 3600.0
-    assert RetryPolicy().heeded(None) == 0.0
+    assert RetryPolicy().limit_retry_after(asked) == MAX_RETRY_AFTER_SECONDS
+    assert RetryPolicy(max_delay=asked).limit_retry_after(asked) == asked
+    assert RetryPolicy(max_delay=10.0).limit_retry_after(3600.0) == 3600.0
+    assert RetryPolicy().limit_retry_after(None) == 0.0
     assert decide(RetryPolicy(), code="RATE_LIMITED", attempt=1, crashes=0, retry_after=float("inf")).delay <= 86_400.0
 
 
@@ -91,7 +91,7 @@ def test_a_rule_is_made_of_numbers(field: str, value: float) -> None:
 
 def test_a_memory_limit_grows_by_any_factor() -> None:
     decision = RetryDecision(retry=True, memory_factor=1e308)
-    assert decision.memory_limit(1 << 30) == decision.memory_limit(10**400) == MOST_MEMORY
+    assert decision.memory_limit(1 << 30) == decision.memory_limit(10**400) == MAX_GROWN_MEMORY
     assert RetryDecision(retry=True, memory_factor=1.5).memory_limit(100) == 150
 
 

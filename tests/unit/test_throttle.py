@@ -117,7 +117,7 @@ class Slots(World):
 
     def submit(self, *jobs: Job) -> None:
         for each in jobs:
-            each._live.queued_at = self.time
+            each.live.queued_at = self.time
             self.submitted.append(each)
             self.dispatcher.push(each)
         self.turn()
@@ -265,8 +265,8 @@ def test_no_job_of_a_tool_starts_before_one_whose_turn_it_is(data: st.DataObject
     [
         ({"max_concurrent": 0}, "max_concurrent=0 lets no job start"),
         ({"rate": 0.0}, "rate=0.0 lets no job start"),
-        ({"rate": float("nan")}, "rate=nan is no finite number"),
-        ({"rate": float("inf")}, "rate=inf is no finite number"),
+        ({"rate": float("nan")}, "rate=nan is not a finite number"),
+        ({"rate": float("inf")}, "rate=inf is not a finite number"),
         ({"burst": 0}, "burst=0 lets no job start"),
         ({"buffer": 1.0}, "buffer=1.0 is no share"),
     ],

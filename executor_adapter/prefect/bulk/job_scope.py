@@ -12,7 +12,9 @@ from typing import Any
 from prefect.context import FlowRunContext, TagsContext
 
 from executor_adapter.job.functions import resolve
-from executor_adapter.job.model import Job, JobStatus, Transition
+from executor_adapter.job.model import Job
+from executor_adapter.job.status import JobStatus
+from executor_adapter.job.transition import Transition
 from executor_adapter.pools.base import Assignment
 from executor_adapter.prefect.bulk.run_log import RunLog
 from executor_adapter.prefect.child.logs import patch_print
@@ -63,7 +65,7 @@ class BulkJobScope:
     def prepare(self, assignment: Assignment) -> None:
         """Put the task run around the function: with the flow run in a worker, in the flow run's own context here."""
         payload = self._payload(assignment)
-        if assignment.job._live.pool in IN_PROCESS_POOLS:
+        if assignment.job.live.pool in IN_PROCESS_POOLS:
             assignment.context = self.flow.context.copy()
             assignment.scope = (TASK_RUN_SCOPE_HERE, payload)
         else:
@@ -79,14 +81,14 @@ class BulkJobScope:
         job, error = transition.job, transition.error
         if transition.status is JobStatus.CANCELLED or error is None:
             return
-        retry_at = job._live.retry_at
+        retry_at = job.state.retry_at
         delay = None if retry_at is None else max(0.0, retry_at - transition.at)
         self.flow.log.write_failure(self.history.id, self.history.shown_name, error, delay)
 
     def _payload(self, assignment: Assignment) -> str:
         """Return the JSON for `task_run_scope`, formatted by hand because every attempt needs its own."""
         run, flow, job = self.history, self.flow, assignment.job
-        started = iso(job._live.started_at or run.created_at)
+        started = iso(job.state.started_at or run.created_at)
         shown = json.dumps(shown_parameters(parameters_of(job))) if job.args or job.kwargs else "{}"
         return (
             f'{{"task":{{"name":{run.name},"version":null,"description":null}},"task_run":{{"id":"{run.id}",'

@@ -29,7 +29,10 @@ from executor_adapter.exceptions import InvalidJobError, JobCancelledError, JobS
 from executor_adapter.executor.default import current_executor
 from executor_adapter.executor.executor import JobExecutor
 from executor_adapter.executor.mapping import result_of
-from executor_adapter.job.model import TERMINAL, Job, JobResult, JobStatus, Transition, check_are_jobs
+from executor_adapter.job.model import Job, check_are_jobs
+from executor_adapter.job.results import JobResult
+from executor_adapter.job.status import TERMINAL, JobStatus
+from executor_adapter.job.transition import Transition
 from executor_adapter.prefect.bulk.job_ids import ids_of, with_unique_ids
 from executor_adapter.prefect.bulk.job_scope import BulkJobScope, FlowRunScope
 from executor_adapter.prefect.bulk.run_log import RunLog
@@ -150,7 +153,7 @@ class _BulkRun:
         self._results.append(None)
         scope = self._scopes[job] = BulkJobScope(self._flow_run_scope, self._mirror.add_job(job), index)
         try:
-            future = self._executor.submit(job, surroundings=scope)
+            future = self._executor.submit(job, scope=scope)
         except (InvalidJobError, JobSerializationError) as error:
             del self._scopes[job]
             self._record_refusal(index, job, error)

@@ -19,8 +19,9 @@ from executor_adapter.exceptions.display import as_job_error, is_plain, text_of
 from executor_adapter.executor.default import current_executor
 from executor_adapter.executor.executor import JobExecutor
 from executor_adapter.executor.signals import signal_watch
-from executor_adapter.job.model import TERMINAL, Job, JobStatus
+from executor_adapter.job.model import Job
 from executor_adapter.job.retry import RetryDecision
+from executor_adapter.job.status import TERMINAL, JobStatus
 from executor_adapter.prefect.child.task_run_context import TASK_RUN_SCOPE, task_run_payload
 from executor_adapter.prefect.engine.waiting import SlotLoan, current_slot_loan
 from executor_adapter.prefect.mirror.flow_run_mirrors import TaskRunReporter

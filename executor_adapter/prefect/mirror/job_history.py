@@ -9,8 +9,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from executor_adapter.job.model import TERMINAL, Job, JobStatus, Transition, function_reference
+from executor_adapter.job.functions import function_reference
+from executor_adapter.job.model import Job
 from executor_adapter.job.retry import RetryPolicy
+from executor_adapter.job.status import TERMINAL, JobStatus
+from executor_adapter.job.transition import Transition
 from executor_adapter.prefect.mirror.history import TaskRunHistory
 from executor_adapter.prefect.mirror.state_events import TICK, Change, FlowRunFacts, StateEvent, quoted, state_event
 from executor_adapter.prefect.mirror.states import (
@@ -42,12 +45,12 @@ class Step(NamedTuple):
 def step_of(transition: Transition) -> Step:
     """What is to be remembered of a transition; on the supervisor's thread, so quick."""
     job, _, status, at, attempt, error = transition
-    live = job._live
+    state = job.state
     if status in TERMINAL:
-        at = live.completed_at or at
+        at = state.completed_at or at
     elif status is JobStatus.RUNNING and attempt <= 1:
-        at = live.started_at or at
-    return Step(status, at, attempt, error, live.retry_at)
+        at = state.started_at or at
+    return Step(status, at, attempt, error, state.retry_at)
 
 
 class JobHistory(TaskRunHistory[Step]):
@@ -68,11 +71,11 @@ class JobHistory(TaskRunHistory[Step]):
         self.dynamic_key = quoted(job_id)
         self.policy = _policy_json(job.policy)
         self._attempts = job.policy.retry_attempts + 1
-        self.created_at = job._live.created_at
+        self.created_at = job.state.created_at
         self._kind: StateKind | None = None
         self._last_at = 0.0
         self._running_since: float | None = None
-        self._start = job._live.started_at  # that of a recovered job lies before
+        self._start = job.state.started_at  # that of a recovered job lies before
         self._total = 0.0
 
     @property
@@ -135,7 +138,7 @@ def task_run_id(flow_run_id: UUID | None, job: Job) -> str:
     """The id of a job's task run: the same each time within a flow run; without one also in the next host to run it."""
     if flow_run_id is not None:
         return uuid5_text(flow_run_id, job.job_id)
-    return uuid5_text(NO_FLOW_RUN, f"{job.job_id} {job._live.created_at:.6f}")  # an id may be used again
+    return uuid5_text(NO_FLOW_RUN, f"{job.job_id} {job.state.created_at:.6f}")  # an id may be used again
 
 
 def uuid5_text(namespace: UUID, name: str) -> str:

@@ -32,7 +32,9 @@ from typing import Self
 
 import httpx
 
-from executor_adapter.job.model import TERMINAL, Job, Transition
+from executor_adapter.job.model import Job
+from executor_adapter.job.status import TERMINAL
+from executor_adapter.job.transition import Transition
 from executor_adapter.prefect.mirror.engine_history import EngineChange, EngineHistory
 from executor_adapter.prefect.mirror.event_sender import EventSender
 from executor_adapter.prefect.mirror.flow_run_facts import current_flow_run_id, flow_run_facts, read_flow_run_facts
@@ -126,7 +128,7 @@ class PrefectMirror:
         """An observer: every job of the executors that it observes is mirrored from its submission on."""
         job = transition.job
         if transition.previous is None and job.job_id not in self._histories:
-            driver = job._live.driver
+            driver = job.live.driver
             if driver is not None and driver.applies_max_runtime:
                 return  # Prefect's engine drives it, and tells of it
             self.add_job(job)

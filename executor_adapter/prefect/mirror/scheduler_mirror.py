@@ -11,13 +11,13 @@ from collections.abc import Iterable
 from prefect.settings import get_current_settings
 
 from executor_adapter.executor.executor import JobExecutor
-from executor_adapter.job.model import JobStatus, Transition
+from executor_adapter.job.status import JobStatus
+from executor_adapter.job.transition import Observer, Transition
 from executor_adapter.persistence.pending_writes import was_cut_off
 from executor_adapter.prefect.mirror.mirror import PrefectMirror
 from executor_adapter.prefect.mirror.server_api import server_name
 from executor_adapter.prefect.mirror.spool import Spool
 from executor_adapter.prefect.mirror.timeouts import HURRIED_CLOSE_SECONDS
-from executor_adapter.supervision.state_tracker import Observer
 
 logger = logging.getLogger("executor_adapter.prefect")
 

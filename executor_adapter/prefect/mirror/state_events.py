@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from json.encoder import encode_basestring_ascii
 from typing import Any, NamedTuple, Protocol
 
-from executor_adapter.job.model import uuid7
+from executor_adapter.job.ids import uuid7
 from executor_adapter.job.text import storable
 from executor_adapter.prefect.mirror.states import StateKind
 

@@ -23,7 +23,8 @@ from prefect.artifacts import (
 
 from executor_adapter.executor.default import current_executor
 from executor_adapter.executor.executor import JobExecutor
-from executor_adapter.job.model import JobStatus, Transition
+from executor_adapter.job.status import JobStatus
+from executor_adapter.job.transition import Transition
 from executor_adapter.prefect.reporting.batches import Batches
 from executor_adapter.prefect.reporting.run_summary import JobSnapshot, RunSummary, snapshot_of
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from sqlalchemy import RowMapping
 
-from executor_adapter.job.model import JobStatus, Progress
+from executor_adapter.job.results import Progress
+from executor_adapter.job.status import JobStatus
 from executor_adapter.job.text import storable
 from executor_adapter.store.records import JobRecord
 

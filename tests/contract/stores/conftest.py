@@ -11,7 +11,8 @@ from sqlalchemy import select
 
 from executor_adapter import JobExecutor
 from executor_adapter.config import Settings, StoreSettings
-from executor_adapter.job.model import JobStatus, uuid7
+from executor_adapter.job.ids import uuid7
+from executor_adapter.job.status import JobStatus
 from executor_adapter.store import Host, JobFilter, JobRecord, JobStore, open_store
 from executor_adapter.store.host import this_machine
 from executor_adapter.store.sql.engines import make_engine

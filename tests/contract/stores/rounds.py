@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from executor_adapter.job.model import JobStatus
+from executor_adapter.job.status import JobStatus
 from executor_adapter.store import JobFilter, JobRecord, JobStore
 from tests.contract.conftest import wait_for
 from tests.contract.stores.nursery import HostOrder

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from executor_adapter.job.model import JobStatus
+from executor_adapter.job.status import JobStatus
 from executor_adapter.store import JobStore
 from executor_adapter.store.host import close_host, new_host
 from executor_adapter.store.sql import SqlStore, leases

@@ -14,7 +14,8 @@ from pytest_mock import MockerFixture
 
 from executor_adapter import Job, JobExecutor, current_job
 from executor_adapter.config import Settings
-from executor_adapter.job.model import JobStatus, uuid7
+from executor_adapter.job.ids import uuid7
+from executor_adapter.job.status import JobStatus
 from executor_adapter.store import MAX_LOG_LINES, JobRecord, JobStore, LogLine, open_store
 from executor_adapter.store.host import new_host
 from tests.contract.conftest import wait_for

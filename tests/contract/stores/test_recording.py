@@ -28,7 +28,7 @@ def test_a_shutdown_leaves_every_job_as_it_ended(make_stored: MakeStored, store:
         executor.submit(bad)
     assert store.counts() == dict.fromkeys(JobStatus, 0) | {JobStatus.COMPLETED: 700, JobStatus.FAILED: 1}
     record = record_in(store, good[0].job_id)
-    assert (record.completed_at, record.started_at) == (good[0]._live.completed_at, good[0]._live.started_at)
+    assert (record.completed_at, record.started_at) == (good[0].state.completed_at, good[0].state.started_at)
     record = record_in(store, bad.job_id)
     assert (record.error_code, record.error_message, record.tool_name) == ("NETWORK_ERROR", "on purpose", "radar")
     assert record.attempts == bad.attempts
@@ -152,7 +152,7 @@ def test_a_job_that_cannot_be_written_does_not_hold_up_others(
 ) -> None:
     executor = make_stored()
     odd = Job(function=store_jobs.give, args=(1,))
-    odd._live.records_processed = 1 << 80  # no database holds it
+    odd.state.records_processed = 1 << 80  # no database holds it
     jobs = [Job(function=store_jobs.give, args=(n,)) for n in range(5)]
     for job in (*jobs[:2], odd, *jobs[2:]):
         executor.submit(job)

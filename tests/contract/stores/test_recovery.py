@@ -16,7 +16,7 @@ import pytest
 from executor_adapter import Job, JobExecutor, JobStatus, RetryPolicy
 from executor_adapter.config import StoreSettings
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job.model import uuid7
+from executor_adapter.job.ids import uuid7
 from executor_adapter.store import Host, JobRecord, JobStore
 from tests.contract.conftest import wait_for
 from tests.contract.stores import store_jobs
@@ -218,7 +218,7 @@ def test_jobs_that_nobody_took_with_the_lease_run_again_here_once_they_have_ende
     wait_for(began.exists)
     assert executor.flush()
     take_lease(store, url)
-    wait_for(lambda: job._live.assignment is not None and job._live.assignment.stop_reason is not None)
+    wait_for(lambda: job.live.assignment is not None and job.live.assignment.stop_reason is not None)
     later = executor.submit(Job(function=store_jobs.give, args=(1,)))
     later.result(10)
     assert executor.flush()  # it has been a host again meanwhile, and has looked around

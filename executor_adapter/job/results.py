@@ -1,0 +1,86 @@
+"""What is known of a job after the fact: its attempts, its last progress and its result."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from executor_adapter.job.status import JobStatus
+
+AttemptFields = tuple[Any, ...]
+"""The values of an `Attempt` in the order of its fields. Most attempts are never looked at, so jobs keep these."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """Describes one finished attempt of a job. Times are in seconds, sizes in bytes."""
+
+    number: int
+    """From 1."""
+    pool: str
+    """The pool it ran in: "coroutine", "thread" or "process"."""
+    pid: int | None
+    """The worker process; None where it ran in this process."""
+    queue_seconds: float
+    """From when the job was queued, or its retry was due, until the function began."""
+    run_seconds: float
+    """From when the function began until it ended."""
+    kill_seconds: float | None = None
+    """From the limit or the cancel until nothing of it was alive; None where it ended by itself."""
+    peak_rss: int | None = None
+    """The largest resident memory of the worker process; None where it is not measured."""
+    exit_code: int | None = None
+    """The exit code of a worker that died."""
+    exit_signal: int | None = None
+    """The signal that killed the worker."""
+    error_code: str | None = None
+    """Why it failed; None where the function returned."""
+    error_message: str | None = None
+    """The text of its error; None where the function returned."""
+
+    @classmethod
+    def from_fields(cls, fields: AttemptFields) -> Attempt:
+        """Make an attempt of its values, in the order of the fields."""
+        return cls(**dict(zip(_ATTEMPT_FIELDS, fields, strict=True)))
+
+
+_ATTEMPT_FIELDS = tuple(field.name for field in dataclasses.fields(Attempt))
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The progress that a running function last reported."""
+
+    done: float
+    """How much is done."""
+    total: float | None = None
+    """How much there is to do; None where that is not known."""
+    message: str = ""
+    """A short text for people."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobResult:
+    """Says how a job ended. `JobExecutor.map` and `run_jobs` give one for each job."""
+
+    job_id: str
+    """The id of the job."""
+    status: JobStatus
+    """COMPLETED, FAILED or CANCELLED."""
+    value: Any = None
+    """What the function returned."""
+    error: BaseException | None = None
+    """The exception of the last attempt; None where the job completed."""
+    error_code: str | None = None
+    """The error code of the last attempt; None where the job completed."""
+    attempts: int = 0
+    """How many attempts were made."""
+    duration: float | None = None
+    """Seconds from the first start to the end; None where it never started."""
+
+    def unwrap(self) -> Any:
+        """Return the value, or raise the error if there is one."""
+        if self.error is not None:
+            raise self.error
+        return self.value
