@@ -69,7 +69,7 @@ def measure_ceiling(jobs: int, history: Literal["auto", "full"]) -> dict[str, fl
     from executor_adapter import JobStatus
     from executor_adapter.prefect.mirror.flow_run_facts import flow_run_facts, read_flow_run_facts
     from executor_adapter.prefect.mirror.job_history import JobHistory, Step, task_run_id
-    from executor_adapter.prefect.mirror.pacing import BATCH
+    from executor_adapter.prefect.mirror.pacing import MAX_BATCH_SIZE
     from executor_adapter.prefect.mirror.server_api import ServerApi
 
     told: dict[str, float] = {}
@@ -84,12 +84,12 @@ def measure_ceiling(jobs: int, history: Literal["auto", "full"]) -> dict[str, fl
             for status in passed:
                 one.add(Step(status, time.time(), int(status is not JobStatus.PENDING), None, None))
             if history == "auto":
-                one.leave_out_passed()
-            bodies += [one.tell_next(facts).body for _ in range(len(one.unsent))]
+                one.skip_intermediate()
+            bodies += [one.next_event(facts).body for _ in range(len(one.unsent))]
         with ServerApi.connected() as api:
             began = time.time()
-            for start in range(0, len(bodies), BATCH):
-                api.send(bodies[start : start + BATCH])
+            for start in range(0, len(bodies), MAX_BATCH_SIZE):
+                api.send(bodies[start : start + MAX_BATCH_SIZE])
             _wait_until_completed(str(flow_run_id), jobs)
             told.update(recorded=jobs / (time.time() - began))
 

@@ -1,6 +1,6 @@
-"""What the task run of one of Prefect's engines has been through, told in the words of Prefect's own engines.
+"""The history of a task run that one of Prefect's engines drives, as events with all that Prefect's engines send.
 
-The event is the one of `prefect.utilities.engine.emit_task_run_state_change_event`, with the state's id and time.
+The event is the one of `prefect.utilities.engine.emit_task_run_state_change_event`, with the state's own id and time.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from prefect.results import ResultRecord, should_persist_result  # type: ignore[
 from executor_adapter.job.text import storable
 from executor_adapter.prefect.mirror.history import TaskRunHistory
 from executor_adapter.prefect.mirror.state_events import (
-    MESSAGE_LENGTH,
-    NOTHING_BEFORE,
+    MAX_MESSAGE_LENGTH,
+    NO_PREVIOUS_STATE,
     FlowRunFacts,
     StateEvent,
-    ToldState,
-    before,
+    StateFields,
     event_body,
     is_final,
+    previous_state,
     quoted,
 )
 
-_NOT_TOLD = {
+_UNSENT_FIELDS = {
     *{"id", "created", "updated", "flow_run_id", "state_id", "state_type", "state_name", "state"},
-    *{"estimated_start_time_delta", "estimated_run_time"},  # the server's own
+    *{"estimated_start_time_delta", "estimated_run_time"},  # The server computes these.
 }
-_IDS = {"flow_run_id", "task_run_id"}
+_ID_FIELDS = {"flow_run_id", "task_run_id"}
 
 
 class EngineChange(NamedTuple):
-    """A task run enters a state; what is known of it then. The last two as JSON."""
+    """A task run's entry into a state, with the task run as it was then. The last two fields are JSON."""
 
     at: float
-    state: ToldState
+    state: StateFields
     previous: tuple[str, str]
     run_count: int
     run_name: str
@@ -44,13 +44,16 @@ class EngineChange(NamedTuple):
 
     @property
     def is_final(self) -> bool:
-        """Whether nothing is to follow it."""
+        """Whether no state follows this one."""
         return is_final(self.state.type, self.state.name)
 
 
 def engine_change(task_run: TaskRun, state: State[Any], previous: State[Any] | None) -> EngineChange:
-    """Note that `task_run`, as it is now, enters `state`; in its context, which says whether results are persisted."""
-    told = ToldState(
+    """Record that `task_run`, as it is now, enters `state`.
+
+    Call it in the task run's context, which says whether results are persisted.
+    """
+    fields = StateFields(
         str(state.id),
         state.timestamp.isoformat(),
         state.type.value,
@@ -61,59 +64,59 @@ def engine_change(task_run: TaskRun, state: State[Any], previous: State[Any] | N
     )
     return EngineChange(
         at=state.timestamp.timestamp(),
-        state=told,
-        previous=NOTHING_BEFORE if previous is None else _before(previous),
+        state=fields,
+        previous=NO_PREVIOUS_STATE if previous is None else _previous(previous),
         run_count=task_run.run_count,
         run_name=quoted(task_run.name),
-        task_run=_shown(task_run).model_dump_json(exclude_none=True, exclude=_NOT_TOLD),
+        task_run=_with_storable_name(task_run).model_dump_json(exclude_none=True, exclude=_UNSENT_FIELDS),
     )
 
 
-def _shown(task_run: TaskRun) -> TaskRun:
+def _with_storable_name(task_run: TaskRun) -> TaskRun:
     name = storable(task_run.name)
     return task_run if name == task_run.name else task_run.model_copy(update={"name": name})
 
 
-def _before(state: State[Any]) -> tuple[str, str]:
-    return before(state.type.value, state.name or "", _message(state), _details(state))
+def _previous(state: State[Any]) -> tuple[str, str]:
+    return previous_state(state.type.value, state.name or "", _message(state), _details(state))
 
 
 def _message(state: State[Any]) -> str:
-    return quoted((state.message or "")[:MESSAGE_LENGTH])
+    return quoted((state.message or "")[:MAX_MESSAGE_LENGTH])
 
 
 def _details(state: State[Any]) -> str:
-    return state.state_details.model_dump_json(exclude_none=True, exclude_unset=True, exclude=_IDS)
+    return state.state_details.model_dump_json(exclude_none=True, exclude_unset=True, exclude=_ID_FIELDS)
 
 
 def _data(state: State[Any]) -> str:
-    """Where the result is, if it is persisted."""
+    """Return where the result is stored, if it is persisted, as JSON."""
     data: Any = state.data
     return data.metadata.model_dump_json() if isinstance(data, ResultRecord) and should_persist_result() else "null"
 
 
 class EngineHistory(TaskRunHistory[EngineChange]):
-    """The changes of an engine's task run that are not sent yet."""
+    """The unsent state changes of a task run that an engine drives."""
 
     __slots__ = ("_tags",)
 
     def __init__(self, task_run: TaskRun) -> None:
-        super().__init__(str(task_run.id))  # its job's id is the task run's
+        super().__init__(str(task_run.id))  # The job's id is the task run's.
         self._tags = [
             json.dumps({"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"})
             for tag in sorted(task_run.tags)
         ]
 
     def add(self, step: EngineChange) -> None:
-        """Note one more change, to be told."""
+        """Append a state change. A finished task run stays finished when a transaction rolls it back."""
         self.unsent += (step,)
-        self.is_over = self.is_over or step.is_final
+        self.is_finished = self.is_finished or step.is_final
 
-    def pass_over(self, step: EngineChange) -> None:
-        """Each change says all by itself."""
+    def skip(self, step: EngineChange) -> None:
+        """Do nothing: each change is complete by itself."""
 
-    def tell(self, step: EngineChange, flow: FlowRunFacts) -> StateEvent:
-        """That of a change."""
+    def event_of(self, step: EngineChange, flow: FlowRunFacts) -> StateEvent:
+        """Return the event of a state change."""
         own = [tag for tag in self._tags if tag not in flow.related]
         related = ",".join([flow.related, *own] if flow.related else own)
         body = event_body(

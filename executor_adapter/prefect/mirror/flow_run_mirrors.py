@@ -1,7 +1,7 @@
-"""The mirrors that tell of task runs which Prefect's engines drive: one a flow run, and one for all outside.
+"""The mirrors of task runs that Prefect's engines drive: one for each flow run, and one for all outside flow runs.
 
-A flow run's lasts until whoever runs its tasks says that they are over (`close`), so that the server has them all
-before the flow ends. What is left when the process exits gets a few seconds, and then the spool.
+A flow run's mirror lasts until its task runner calls `close`, when all its tasks have finished: so the server has
+recorded them before the flow ends. A mirror that is left when the process exits gets a few seconds, and then spools.
 """
 
 from __future__ import annotations
@@ -21,18 +21,21 @@ from executor_adapter.prefect.mirror.mirror import PrefectMirror
 from executor_adapter.prefect.mirror.server_api import server_name
 
 FLOW_END_STALL_TIMEOUT = 30.0
-"""Seconds for which a server may show no progress at all before a flow ends without it."""
+"""Seconds without any progress of the server after which a flow ends without it."""
 
-EXIT_SECONDS = 10.0
-"""What the process's end gives the server for what is not recorded by then."""
+EXIT_TIMEOUT = 10.0
+"""Seconds for unrecorded states when the process exits."""
+
+HURRIED_DRAIN_TIMEOUT = 1.0
+"""Seconds for the states so far when the process may be about to end."""
 
 _mirrors: dict[UUID | str, PrefectMirror] = {}
-"""By flow run; of task runs outside flow runs, by server."""
+"""The mirrors by flow run id, and by server name for task runs outside flow runs."""
 _lock = threading.Lock()
 
 
 class TaskRunReporter:
-    """Tells the server of one task run, by the mirror of its flow run."""
+    """Reports the states of one task run to the mirror of its flow run."""
 
     def __init__(self, task_run: TaskRun) -> None:
         self._key = task_run.flow_run_id or server_name()
@@ -41,25 +44,25 @@ class TaskRunReporter:
         self._mirror.add_task_run(self._history)
 
     def report(self, task_run: TaskRun, state: State[Any], previous: State[Any] | None) -> None:
-        """The task run, which is as it says now, enters `state`; in its context."""
+        """Report that the task run enters `state`. Call it in the task run's context, with its times up to date."""
         change = engine_change(task_run, state, previous)
-        while not self._mirror.enqueue_change(self._history, change):  # it was closed, and this comes after the end
+        while not self._mirror.enqueue_change(self._history, change):  # The mirror was closed: this state is late.
             self._mirror = _mirror_of(self._key)
 
     def hurry(self) -> None:
-        """The process may be about to end: let what is told so far be on its way."""
+        """Send the states so far, because the process may be about to end."""
         self._mirror.hurry()
-        self._mirror.drain(1.0)
-        if isinstance(self._key, str):  # outside flow runs, others may follow where it does not, as at a prompt
+        self._mirror.drain(HURRIED_DRAIN_TIMEOUT)
+        if isinstance(self._key, str):  # At a prompt the process goes on, and needs another mirror.
             _replace(self._key, self._mirror)
 
 
 def reporter_for(task_run: TaskRun) -> TaskRunReporter | None:
-    """Who is to tell of a task run that was just made, in the context of its making.
+    """Return the reporter of a new task run. Call it in the context in which the task run was made.
 
-    None where Prefect's own engine is to tell: in a process that multiprocessing started, as Prefect's
-    ProcessPoolTaskRunner does, which hands its events to its parent and runs nothing at its exit; and in Prefect's test
-    mode, where events are looked at instead of sent.
+    None if Prefect's own engine must send the events: in a process that multiprocessing started, as Prefect's
+    ProcessPoolTaskRunner does, because it passes events to its parent and calls no exit handlers; and in Prefect's test
+    mode, which inspects the events instead of sending them.
     """
     if multiprocessing.parent_process() is not None or get_current_settings().testing.test_mode:
         return None
@@ -77,30 +80,31 @@ def _mirror_of(key: UUID | str) -> PrefectMirror:
 
 
 def _replace(key: str, mirror: PrefectMirror) -> None:
-    """End a mirror that hurries: who comes later has a new one."""
+    """Close a mirror that hurries, so that later task runs get a new one."""
     with _lock:
         if _mirrors.get(key) is not mirror:
             return
         del _mirrors[key]
-    # No daemon: the interpreter must not exit before the server has had its time.
-    threading.Thread(target=mirror.close, args=(EXIT_SECONDS,), name="mirror-end").start()
+    # Not a daemon thread: the interpreter must not exit before the server had its time.
+    threading.Thread(target=mirror.close, args=(EXIT_TIMEOUT,), name="mirror-end").start()
 
 
 def find(flow_run_id: UUID) -> PrefectMirror | None:
-    """That of a flow run whose tasks are not over, if it has had any."""
+    """Return the mirror of a flow run that has had tasks and is not closed."""
     return _mirrors.get(flow_run_id)
 
 
 def hurry(flow_run_id: UUID) -> None:
-    """The flow run was cancelled: tell how its task runs end as soon as they do."""
+    """Send only final states of a flow run's tasks, at once, because the flow run was cancelled."""
     if (mirror := _mirrors.get(flow_run_id)) is not None:
         mirror.hurry()
 
 
 def close(flow_run_id: UUID | None, *, timeout: float | None) -> None:
-    """The tasks of a flow run are over: wait until the server has them all, at most `timeout` seconds.
+    """Close the mirror of a flow run whose tasks have finished, and wait until the server has recorded them.
 
-    None: those outside flow runs, of which others may follow.
+    `timeout` is in seconds; None waits while the server makes progress. Without a flow run id the mirror of task runs
+    outside flow runs is drained and not closed, because others may follow.
     """
     if flow_run_id is None:
         if (mirror := _mirrors.get(server_name())) is not None:
@@ -116,7 +120,7 @@ def close(flow_run_id: UUID | None, *, timeout: float | None) -> None:
 def _end_all() -> None:
     while _mirrors:
         mirror = _mirrors.popitem()[1]
-        mirror.drain(EXIT_SECONDS)
+        mirror.drain(EXIT_TIMEOUT)
         mirror.close(0.0)
 
 

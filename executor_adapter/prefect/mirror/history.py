@@ -1,4 +1,4 @@
-"""What is still to be told of one task run, whoever drives it: the supervisor or an engine of Prefect's."""
+"""The unsent part of one task run's history, whether the supervisor or one of Prefect's engines drives the task run."""
 
 from __future__ import annotations
 
@@ -8,41 +8,41 @@ from typing import Generic, TypeVar
 from executor_adapter.prefect.mirror.state_events import FlowRunFacts, StateEvent
 
 Step = TypeVar("Step")
-"""What happened, as it is noted at once."""
+"""One state change, in the form in which it is stored until it is sent."""
 
 
 class TaskRunHistory(ABC, Generic[Step]):
-    """The steps of one task run that are not told yet. They are told, or left out, in their order."""
+    """The unsent state changes of one task run. They are turned into events, or skipped, in their order."""
 
-    __slots__ = ("is_over", "job_id", "unsent")
+    __slots__ = ("is_finished", "job_id", "unsent")
 
     def __init__(self, job_id: str) -> None:
         self.job_id = job_id
-        self.unsent: tuple[Step, ...] = ()  # a few at most, and often none: the empty tuple is there already
-        self.is_over = False
+        self.unsent: tuple[Step, ...] = ()  # A tuple, since it is short and the empty one takes no memory.
+        self.is_finished = False
 
     @abstractmethod
     def add(self, step: Step) -> None:
-        """Note one more step, to be told."""
+        """Append a state change."""
 
     @abstractmethod
-    def tell(self, step: Step, flow: FlowRunFacts) -> StateEvent:
-        """The event of a step, which is the next."""
+    def event_of(self, step: Step, flow: FlowRunFacts) -> StateEvent:
+        """Return the event of a step, which must be the next one."""
 
     @abstractmethod
-    def pass_over(self, step: Step) -> None:
-        """Do without the event of a step, which is the next."""
+    def skip(self, step: Step) -> None:
+        """Take account of a step, which must be the next one, without an event."""
 
-    def tell_next(self, flow: FlowRunFacts) -> StateEvent:
-        """The event of the first unsent step, which then is told."""
+    def next_event(self, flow: FlowRunFacts) -> StateEvent:
+        """Remove the first unsent step and return its event."""
         step, *later = self.unsent
         self.unsent = tuple(later)
-        return self.tell(step, flow)
+        return self.event_of(step, flow)
 
-    def leave_out_passed(self) -> int:
-        """Forget the unsent steps that a final one has overtaken; how many."""
-        passed = self.unsent[:-1]
-        for step in passed:
-            self.pass_over(step)
+    def skip_intermediate(self) -> int:
+        """Skip all unsent steps but the last, and return how many they were."""
+        intermediate = self.unsent[:-1]
+        for step in intermediate:
+            self.skip(step)
         self.unsent = self.unsent[-1:]
-        return len(passed)
+        return len(intermediate)

@@ -1,4 +1,4 @@
-"""What a job has been through, as the task run that shows it."""
+"""The history of a job that the supervisor drives, as state events of the task run that shows it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,18 @@ from uuid import UUID
 
 from executor_adapter.job.functions import function_reference
 from executor_adapter.job.model import Job
-from executor_adapter.job.retry import RetryPolicy
 from executor_adapter.job.status import TERMINAL, JobStatus
 from executor_adapter.job.transition import Transition
+from executor_adapter.job.retry import RetryPolicy
 from executor_adapter.prefect.mirror.history import TaskRunHistory
-from executor_adapter.prefect.mirror.state_events import TICK, Change, FlowRunFacts, StateEvent, quoted, state_event
+from executor_adapter.prefect.mirror.state_events import (
+    CLOCK_RESOLUTION_SECONDS,
+    FlowRunFacts,
+    StateChange,
+    StateEvent,
+    quoted,
+    state_event,
+)
 from executor_adapter.prefect.mirror.states import (
     StateKind,
     awaiting_retry_message,
@@ -26,14 +33,16 @@ from executor_adapter.prefect.mirror.states import (
 from executor_adapter.prefect.options.retries import prefect_retry_options
 
 NO_FLOW_RUN = UUID("0192d1c1-58a4-7c5e-9d3b-6f1c9a7e4b20")
-"""Namespace of the task runs that belong to no flow run."""
+"""Namespace for the ids of task runs without a flow run."""
 
-SHOWN_ID = 24
-"""Characters of a job's id that its task run's name shows; of a longer one the last eight."""
+MAX_NAMED_ID_LENGTH = 24
+"""Longest job id that a task run's name shows whole; of a longer one it shows the end."""
+
+SHORT_ID_LENGTH = 8
 
 
 class Step(NamedTuple):
-    """A transition, with what the job says at that moment and may have changed when the mirror comes to it."""
+    """A transition, with those facts of the job that may change before the event is sent."""
 
     status: JobStatus
     at: float
@@ -43,7 +52,7 @@ class Step(NamedTuple):
 
 
 def step_of(transition: Transition) -> Step:
-    """What is to be remembered of a transition; on the supervisor's thread, so quick."""
+    """Return what has to be remembered of a transition. Runs on the supervisor's thread, so it is quick."""
     job, _, status, at, attempt, error = transition
     state = job.state
     if status in TERMINAL:
@@ -54,45 +63,48 @@ def step_of(transition: Transition) -> Step:
 
 
 class JobHistory(TaskRunHistory[Step]):
-    """One job's task run: its facts, what is not told of it yet, and its times up to there."""
+    """One job's task run: its facts, its unsent transitions, and its times up to the last event."""
 
     __slots__ = (
         *("id", "name", "task_key", "dynamic_key", "policy", "created_at"),
-        *("_attempts", "_kind", "_last_at", "_running_since", "_start", "_total"),
+        *("_max_attempts", "_kind", "_last_at", "_running_since", "_start", "_total"),
     )
 
     def __init__(self, job: Job, task_run_id: str) -> None:
         job_id = job.job_id
         super().__init__(job_id)
         label, self.task_key = _function_facts(job.function)
-        shown = job_id if len(job_id) <= SHOWN_ID else job_id[-8:]
+        shown_id = job_id if len(job_id) <= MAX_NAMED_ID_LENGTH else job_id[-SHORT_ID_LENGTH:]
         self.id = task_run_id
-        self.name = quoted(f"{label}-{shown}")
+        self.name = quoted(f"{label}-{shown_id}")
         self.dynamic_key = quoted(job_id)
         self.policy = _policy_json(job.policy)
-        self._attempts = job.policy.retry_attempts + 1
+        self._max_attempts = job.policy.retry_attempts + 1
         self.created_at = job.state.created_at
         self._kind: StateKind | None = None
         self._last_at = 0.0
         self._running_since: float | None = None
-        self._start = job.state.started_at  # that of a recovered job lies before
+        self._start = job.state.started_at  # Set already for a job that was recovered from a store.
         self._total = 0.0
 
     @property
     def shown_name(self) -> str:
-        """The task run's name; `name` is JSON, as all that it says of the task run (`TaskRunFacts`)."""
+        """The task run's name as plain text; `name` is the same as JSON, as `TaskRunFacts` demands."""
         name: str = json.loads(self.name)
         return name
 
     def add(self, step: Step) -> None:
-        """Note one more change, to be told."""
+        """Append a transition."""
         self.unsent += (step,)
-        self.is_over = step.status in TERMINAL
+        self.is_finished = step.status in TERMINAL
 
-    def pass_over(self, step: Step) -> None:
-        """Take the step's time into account."""
-        # The server takes only what is newer than what it has, and resolves microseconds; clocks may be set back.
-        at = self._last_at = round(max(step.at, self._last_at + TICK), 6)
+    def skip(self, step: Step) -> None:
+        """Add the step to the task run's times, without an event."""
+        self._advance(step)
+
+    def _advance(self, step: Step) -> None:
+        # The server ignores a state that is not newer than the last one, and a clock may be set back.
+        at = self._last_at = round(max(step.at, self._last_at + CLOCK_RESOLUTION_SECONDS), 6)
         if self._running_since is not None:
             self._total += max(0.0, at - self._running_since)
             self._running_since = None
@@ -101,13 +113,13 @@ class JobHistory(TaskRunHistory[Step]):
             self._start = self._start or at
         self._kind = self._kind_of(step)
 
-    def tell(self, step: Step, flow: FlowRunFacts) -> StateEvent:
-        """That of the step, with the times up to there."""
+    def event_of(self, step: Step, flow: FlowRunFacts) -> StateEvent:
+        """Return the event of the step, with the task run's times up to it."""
         previous = self._kind
-        self.pass_over(step)
+        self._advance(step)
         assert self._kind is not None
         at = self._last_at
-        change = Change(
+        change = StateChange(
             self._kind,
             at,
             previous=previous,
@@ -130,19 +142,23 @@ class JobHistory(TaskRunHistory[Step]):
         if step.error is None:
             return ""
         if step.status is JobStatus.RETRYING:
-            return awaiting_retry_message(step.error, attempt=step.attempt, attempts=self._attempts)
+            return awaiting_retry_message(step.error, attempt=step.attempt, attempts=self._max_attempts)
         return failure_message(step.error) if step.status in TERMINAL else ""
 
 
 def task_run_id(flow_run_id: UUID | None, job: Job) -> str:
-    """The id of a job's task run: the same each time within a flow run; without one also in the next host to run it."""
+    """Return the id of a job's task run.
+
+    It depends on the flow run and the job's id alone, so that a retried flow run finds the same task runs. Without a
+    flow run it depends on the job's id and creation time, and stays the same when another host takes the job over.
+    """
     if flow_run_id is not None:
         return uuid5_text(flow_run_id, job.job_id)
-    return uuid5_text(NO_FLOW_RUN, f"{job.job_id} {job.state.created_at:.6f}")  # an id may be used again
+    return uuid5_text(NO_FLOW_RUN, f"{job.job_id} {job.state.created_at:.6f}")  # The time tells apart jobs that use one id.
 
 
 def uuid5_text(namespace: UUID, name: str) -> str:
-    """`str(uuid.uuid5(namespace, name))` (RFC 9562), in half the time: there is one for each of very many jobs."""
+    """Return `str(uuid.uuid5(namespace, name))` (RFC 9562) in half the time, since there are very many jobs."""
     digest = hashlib.sha1(namespace.bytes + name.encode(), usedforsecurity=False).hexdigest()
     variant = "89ab"[int(digest[16], 16) & 3]
     return f"{digest[:8]}-{digest[8:12]}-5{digest[13:16]}-{variant}{digest[17:20]}-{digest[20:32]}"
@@ -150,13 +166,14 @@ def uuid5_text(namespace: UUID, name: str) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _function_facts(function: Callable[..., Any] | str) -> tuple[str, str]:
-    """What the task runs of a function are called by, and their task key as JSON."""
+    """Return the name that a function's task runs start with, and their task key as JSON."""
     reference = function if isinstance(function, str) else function_reference(function)
     return reference.rpartition(":")[2].rpartition(".")[2], quoted(reference)
 
 
 @functools.lru_cache(maxsize=64)
 def _policy_json(policy: RetryPolicy) -> str:
+    """Return the retry policy as the task run's `empirical_policy`."""
     shown = prefect_retry_options(policy)
     return json.dumps(
         {

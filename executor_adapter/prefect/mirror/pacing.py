@@ -1,131 +1,126 @@
-"""How many events may be on their way to a server: sent, and not known to be recorded.
+"""Limits how many events may be in flight to a server: sent, and not known to be recorded.
 
-The server answers before it has recorded an event, holds what it has not recorded in queues that drop what is too much
-(10,000 messages, shared by everybody who uses the server), and works through them in order. So what is on its way is
-bounded, and so small that the server never idles and a state is recorded a few seconds after it was sent, however slow
-the server is: a final state that is sent in a hurry must not wait behind minutes of others.
+The server answers before it has recorded an event. It keeps unrecorded events in queues that drop what exceeds their
+limit (10,000 messages, shared by all clients), and works through them in order. So the events in flight are bounded by
+a congestion window: large enough that the server is never idle, and small enough that a state is recorded a few
+seconds after it was sent, however slow the server is. A final state sent in a hurry must not wait behind minutes of
+others.
 
-In a hurry there is no time to see how fast the server is: what its queues hold is sent at once, and what it has not
-recorded by the end is recorded after it.
+In a hurry there is no time to measure the server's speed: as much as its queues hold is sent at once, and the server
+may record it after the process has ended.
 """
 
 from __future__ import annotations
 
-from executor_adapter.prefect.mirror.state_events import StateEvent
+INITIAL_WINDOW = 300
+MIN_WINDOW = 100
+MAX_WINDOW = 3_000
+"""Events in flight."""
 
-FIRST_WINDOW = 300
-SMALLEST_WINDOW = 100
-LARGEST_WINDOW = 3_000
-BATCH = 500
-"""Events in one request, at most."""
+MAX_BATCH_SIZE = 500
+"""Events in one request."""
 
-TRANSACTIONS = 3
-"""Of the server's recorder, that the smallest window of one that writes many events at once is made for: one that it
-writes, one that lies ready, and one of which it is not known yet that it is written."""
+TRANSACTIONS_IN_FLIGHT = 3
+"""Smallest window, in transactions of a recorder that writes many events in each.
 
-VERY_QUICK = 1.5
-QUICK = 2.0
-WANTED = 3.0
-SLOW = 4.0
-"""Seconds from sending to recorded: below the first two there is room for more, beyond the last there are too many."""
+One is being written, one is queued, and one is written but not yet known to be.
+"""
 
-GROWTH = 3
-FAST_GROWTH = 10
-"""By so much at once: a server that writes once a second takes as long for many as for few."""
+VERY_FAST_SECONDS = 1.5
+FAST_SECONDS = 2.0
+TARGET_SECONDS = 3.0
+SLOW_SECONDS = 4.0
+"""Time from sending to recorded. The window grows below the first two limits, and shrinks above the last."""
 
-MOST_OFTEN = 0.25
-LEAST_OFTEN = 1.0
-LOOKS = 3
-"""Seconds between two looks at what is recorded, and looks in the time that it takes: so what is on its way outlasts
-the time between them, and a slow server, to which each look is work, is looked at less often."""
-LEAST_OFTEN_OF_MANY = 0.5
-"""The same, of a server that writes many events at once: while it is not looked at it may run dry."""
-AT_THE_END = 0.1
-"""Seconds between the last looks: somebody waits for what they show."""
-STALLED_LOOKS = 8
-"""Looks in the time that a server has shown no progress for, at the end."""
+GROWTH_FACTOR = 3
+VERY_FAST_GROWTH_FACTOR = 10
+"""Steps of growth. They are large, because a server that writes once a second takes as long for many as for few."""
 
+MIN_CHECK_INTERVAL = 0.25
+MAX_CHECK_INTERVAL = 1.0
+"""Seconds between two checks of what is recorded. A slow server is checked less often: each check is work for it."""
 
-class Batch:
-    """Events of one request."""
+CHECKS_PER_DELIVERY = 3
+"""Checks in the time from sending to recorded, so that the server still has events to record between two checks."""
 
-    __slots__ = ("arrived_at", "events", "sent_at", "was_full")
+MAX_CHECK_INTERVAL_LARGE_TRANSACTIONS = 0.5
+"""The same for a server that writes many events in a transaction, and may become idle between two checks."""
 
-    def __init__(self, events: list[StateEvent], sent_at: float, was_full: bool) -> None:
-        self.events = events
-        self.sent_at = sent_at
-        self.was_full = was_full
-        self.arrived_at = 0.0
+MIN_FINAL_CHECK_INTERVAL = 0.1
+"""Seconds between the last checks, whose result somebody waits for."""
 
-    @property
-    def finals(self) -> list[StateEvent]:
-        return [event for event in self.events if event.is_final]
-
-    @property
-    def is_own(self) -> bool:
-        return self.events[0].origin is None
+CHECKS_PER_STALL = 8
+"""Checks, at the end, in the time for which a server has shown no progress."""
 
 
 class SendWindow:
-    """Grows and shrinks the window by how long the server takes."""
+    """The congestion window: grows and shrinks with the time that the server takes to record events."""
 
     def __init__(self) -> None:
-        self.hurries = False
-        self._window = FIRST_WINDOW
-        self._smallest = SMALLEST_WINDOW
-        self._look_seconds = MOST_OFTEN
-        self._least_often = LEAST_OFTEN
-        self._a_second = 0.0
+        self.is_hurried = False
+        self._size = INITIAL_WINDOW
+        self._min_size = MIN_WINDOW
+        self._check_interval = MIN_CHECK_INTERVAL
+        self._max_check_interval = MAX_CHECK_INTERVAL
+        self._events_per_second = 0.0
         self._arrived_at = float("-inf")
         self._changed_at = float("-inf")
 
-    def expect(self, at_once: int) -> None:
-        """The server writes so many events in one transaction: with many it is quick, and need not show that first."""
-        if at_once > FIRST_WINDOW / TRANSACTIONS:
-            self._smallest = min(LARGEST_WINDOW, TRANSACTIONS * at_once)
-            self._look_seconds = self._least_often = LEAST_OFTEN_OF_MANY
+    def set_transaction_size(self, events: int) -> None:
+        """Adapt to the number of events that the server writes in one transaction.
+
+        With many it is fast, so the window is large from the start, unless the server has shown to be slow.
+        """
+        if events > INITIAL_WINDOW / TRANSACTIONS_IN_FLIGHT:
+            self._min_size = min(MAX_WINDOW, TRANSACTIONS_IN_FLIGHT * events)
+            self._check_interval = self._max_check_interval = MAX_CHECK_INTERVAL_LARGE_TRANSACTIONS
         if self._changed_at == float("-inf"):
-            self._window = max(FIRST_WINDOW, self._smallest)
+            self._size = max(INITIAL_WINDOW, self._min_size)
 
     @property
-    def window(self) -> int:
-        """Events on their way, at most."""
-        return LARGEST_WINDOW if self.hurries else self._window
-
-    def look_seconds(self, now: float, *, last: int | None = None) -> float:
-        """Between two looks at what is recorded. `last`: how many events are on their way, if nothing waits behind
-        them: the fewer that are, the sooner the server has them all."""
-        if self.hurries:
-            return MOST_OFTEN
-        if last is None or not self._a_second:
-            return self._look_seconds
-        share_of_it, stalled = last / self._a_second / LOOKS, now - self._arrived_at
-        return min(self._look_seconds, max(AT_THE_END, share_of_it, stalled / STALLED_LOOKS))
+    def size(self) -> int:
+        """The most events that may be in flight."""
+        return MAX_WINDOW if self.is_hurried else self._size
 
     @property
-    def batch(self) -> int:
-        """Events to send at once: a third of the window, so that the server has the next while one is confirmed."""
-        return min(BATCH, self.window // 3)
+    def batch_size(self) -> int:
+        """Events for one request: a third of the window, so that the server has the next while one is confirmed."""
+        return min(MAX_BATCH_SIZE, self.size // 3)
 
-    def arrived(self, events: int, sent_at: float, now: float) -> None:
-        """A look shows so many more of them recorded, of which the first was sent at `sent_at`."""
-        self._a_second = events / max(now - max(sent_at, self._arrived_at), AT_THE_END)
+    def check_interval(self, now: float, *, last: int | None = None) -> float:
+        """Return the seconds between two checks of what is recorded.
+
+        `last` is the number of events in flight if no further ones wait to be sent: the fewer there are, the sooner
+        the server has recorded them all.
+        """
+        if self.is_hurried:
+            return MIN_CHECK_INTERVAL
+        if last is None or not self._events_per_second:
+            return self._check_interval
+        expected, stalled = last / self._events_per_second, now - self._arrived_at
+        shorter = max(MIN_FINAL_CHECK_INTERVAL, expected / CHECKS_PER_DELIVERY, stalled / CHECKS_PER_STALL)
+        return min(self._check_interval, shorter)
+
+    def on_arrived(self, events: int, sent_at: float, now: float) -> None:
+        """Measure the server's speed: a check found `events` more recorded, the first of them sent at `sent_at`."""
+        self._events_per_second = events / max(now - max(sent_at, self._arrived_at), MIN_FINAL_CHECK_INTERVAL)
         self._arrived_at = now
 
-    def confirmed(self, sent_at: float, now: float, *, was_full: bool) -> None:
-        """What was sent at `sent_at` is recorded; `was_full`: there was more to send than the window let.
+    def on_batch_arrived(self, sent_at: float, now: float, *, filled_window: bool) -> None:
+        """Adapt the window: a batch sent at `sent_at` is recorded.
 
-        What was sent before the last change says nothing of the window since.
+        A batch that was sent before the last change of the window says nothing about its new size.
         """
         seconds = now - sent_at
-        self._look_seconds = min(self._least_often, max(MOST_OFTEN, seconds / LOOKS))
+        interval = max(MIN_CHECK_INTERVAL, seconds / CHECKS_PER_DELIVERY)
+        self._check_interval = min(self._max_check_interval, interval)
         if sent_at < self._changed_at:
             return
-        if seconds > SLOW:
-            self._change(max(self._smallest, int(self._window * WANTED / seconds)), now)
-        elif seconds < QUICK and was_full:
-            growth = FAST_GROWTH if seconds < VERY_QUICK else GROWTH
-            self._change(min(LARGEST_WINDOW, growth * self._window), now)
+        if seconds > SLOW_SECONDS:
+            self._resize(max(self._min_size, int(self._size * TARGET_SECONDS / seconds)), now)
+        elif seconds < FAST_SECONDS and filled_window:
+            factor = VERY_FAST_GROWTH_FACTOR if seconds < VERY_FAST_SECONDS else GROWTH_FACTOR
+            self._resize(min(MAX_WINDOW, factor * self._size), now)
 
-    def _change(self, window: int, now: float) -> None:
-        self._window, self._changed_at = window, now
+    def _resize(self, size: int, now: float) -> None:
+        self._size, self._changed_at = size, now

@@ -1,7 +1,8 @@
-"""Waits until the Prefect server knows how every task run of a flow run ended; its mirror tells it what it lost.
+"""Waits until the Prefect server has recorded the final state of every task run of a flow run.
 
 The server answers before it has recorded an event, and drops events when its queue is full; an embedded server ends
-with the flow. Left alone, task runs of a flow run that is over stay Pending or Running for ever.
+with the flow. Without this wait, task runs of a finished flow run could stay Pending or Running for ever. The flow
+run's mirror sends again what the server has lost.
 """
 
 from __future__ import annotations
@@ -18,25 +19,30 @@ from prefect.context import FlowRunContext, TaskRunContext
 
 from executor_adapter.prefect.mirror import flow_run_mirrors
 from executor_adapter.prefect.mirror.report import MirrorReport
-from executor_adapter.prefect.mirror.server_api import PAGE, ServerApi
+from executor_adapter.prefect.mirror.server_api import PAGE_LIMIT, ServerApi
 
 logger = logging.getLogger("executor_adapter.prefect")
 
-POLL_SECONDS = 0.25
-_LIVE = [
+POLL_INTERVAL = 0.25
+MAX_POLL_INTERVAL = 1.0
+"""Seconds between two requests: the interval grows with each one."""
+
+POLL_GROWTH_FACTOR = 1.5
+
+_UNFINISHED_TYPES = [
     state.value for state in StateType if state.value in {"SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING"}
 ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReconcileReport:
-    """What the server knew of a flow run's task runs when the wait was over."""
+    """What the server knew of a flow run's task runs when the wait ended."""
 
     flow_run_id: UUID
     recorded: int
     """Task runs of job tasks whose true final state the server has."""
     resent: int
-    """Final states told once more, since the server had lost them."""
+    """Final states that were sent again, because the server had lost them."""
     missing: tuple[UUID, ...] = ()
     """Task runs of job tasks whose true final state the server does not have."""
     unfinished: tuple[UUID, ...] = ()
@@ -60,27 +66,27 @@ class ReconcileReport:
 def wait_until_recorded(flow_run_id: UUID | str | None = None, timeout: float = 60.0) -> ReconcileReport:
     """Block until the server has every task run of the flow run in its true final state, at most `timeout` seconds.
 
-    Called at the end of a flow, when its tasks are over; the flow run is the caller's where none is given. What the
-    server lost of job tasks is told again. Of other tasks only what the server shows is known: they are waited for.
-    The report says what is missing; it is logged as a warning too.
+    Call it at the end of a flow, when its tasks have finished; without an id it waits for the caller's flow run. States
+    of job tasks that the server has lost are sent again. Of other tasks only the server's record is known, so they are
+    waited for. The report says what is missing, which is logged as a warning too.
 
     Raises:
-        RuntimeError: no flow run is given, and the caller is in none.
+        RuntimeError: no flow run is given, and the caller is not in one.
     """
     wanted, deadline = _flow_run_id(flow_run_id), time.monotonic() + timeout
     mirror = flow_run_mirrors.find(wanted)
-    told = MirrorReport(jobs=0, recorded=0) if mirror is None else mirror.drain(timeout)
+    mirrored = MirrorReport(jobs=0, recorded=0) if mirror is None else mirror.drain(timeout)
     with ServerApi.connected() as api:
-        unfinished = _OtherTaskRuns(api, wanted).wait_until_over(deadline)
+        unfinished = _OtherTaskRuns(api, wanted).wait_until_finished(deadline)
     report = ReconcileReport(
         flow_run_id=wanted,
-        recorded=told.recorded,
-        resent=told.resent,
-        missing=() if mirror is None else tuple(map(UUID, (*told.missing, *mirror.unrecorded()))),
+        recorded=mirrored.recorded,
+        resent=mirrored.resent,
+        missing=() if mirror is None else tuple(map(UUID, (*mirrored.missing, *mirror.unrecorded()))),
         unfinished=unfinished,
     )
     if not report.complete:
-        logger.warning("after %.0f s %s", timeout, report)
+        logger.warning("after %.0f s: %s", timeout, report)
     return report
 
 
@@ -94,33 +100,36 @@ def _flow_run_id(given: UUID | str | None) -> UUID:
 
 
 class _OtherTaskRuns:
-    """Those of a flow run that the server has in a state that is not final."""
+    """The task runs of a flow run that are not final on the server."""
 
     def __init__(self, api: ServerApi, flow_run_id: UUID) -> None:
         self._api = api
         self._of_flow_run = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
 
-    def wait_until_over(self, deadline: float) -> tuple[UUID, ...]:
-        """Those that are left at the deadline (monotonic); a server that is away knows of none, and is asked again."""
+    def wait_until_finished(self, deadline: float) -> tuple[UUID, ...]:
+        """Wait until all have finished, and return those that have not at the monotonic time `deadline`.
+
+        While the server cannot be reached, none is known to be unfinished, and it is asked again.
+        """
         unfinished: tuple[UUID, ...] = ()
-        pause = POLL_SECONDS
+        pause = POLL_INTERVAL
         while True:
             try:
-                unfinished = self._alive()
+                unfinished = self._unfinished()
                 if not unfinished:
                     return ()
             except httpx.HTTPError as error:
-                logger.debug("the server cannot be asked: %r", error)
+                logger.debug("cannot ask the server for unfinished task runs: %r", error)
             left = deadline - time.monotonic()
             if left <= 0:
                 return unfinished
             time.sleep(min(pause, left))
-            pause = min(1.0, pause * 1.5)
+            pause = min(MAX_POLL_INTERVAL, pause * POLL_GROWTH_FACTOR)
 
-    def _alive(self) -> tuple[UUID, ...]:
-        """But for the caller's own, and those never to start."""
+    def _unfinished(self) -> tuple[UUID, ...]:
+        """Return the unfinished task runs, without the caller's own and those that will never start."""
         caller = TaskRunContext.get()
         own = caller.task_run.id if caller is not None else None
-        alive = TaskRunFilter.model_validate({"state": {"type": {"any_": _LIVE}}})
-        found = self._api.client.read_task_runs(flow_run_filter=self._of_flow_run, task_run_filter=alive, limit=PAGE)
+        unfinished = TaskRunFilter.model_validate({"state": {"type": {"any_": _UNFINISHED_TYPES}}})
+        found = self._api.client.read_task_runs(flow_run_filter=self._of_flow_run, task_run_filter=unfinished, limit=PAGE_LIMIT)
         return tuple(run.id for run in found if run.state_name != "NotReady" and run.id != own)

@@ -1,4 +1,4 @@
-"""What a mirror has to say of its work."""
+"""The report of a mirror: how far the server's record of its jobs goes."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from dataclasses import dataclass
 
 logger = logging.getLogger("executor_adapter.prefect")
 
-SHOWN = 10
-"""Ids that the report's text names, of each kind."""
+MAX_NAMED_IDS = 10
+"""Job ids of each kind that the report's text names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MirrorReport:
-    """How far the server's record of the mirrored jobs goes. Jobs are named by their ids."""
+    """How far the server's record of the mirrored jobs goes. The tuples hold job ids."""
 
     jobs: int
     """Jobs that were mirrored."""
     recorded: int
-    """Of these: the server is known to have their true final state."""
+    """Jobs whose true final state the server is known to have."""
     resent: int = 0
-    """Final states told once more, since the server had lost them."""
+    """Final states that were sent again, because the server had lost them."""
     omitted: int = 0
-    """States not told since the jobs had passed through them and were over: see `history`."""
+    """Intermediate states that were not sent, because their jobs had finished: see `history` of PrefectMirror."""
     spooled: tuple[str, ...] = ()
-    """Jobs whose final state waits on disk: the next mirror for this server brings it there."""
+    """Jobs whose final state is on disk: the next mirror for this server sends it."""
     missing: tuple[str, ...] = ()
-    """Jobs whose final state the server does not have, and nothing will bring there."""
+    """Jobs whose final state the server does not have, and will not get."""
     unfinished: tuple[str, ...] = ()
-    """Jobs that are not over."""
+    """Jobs that have not finished."""
 
     @property
     def complete(self) -> bool:
@@ -36,22 +36,22 @@ class MirrorReport:
         return not (self.spooled or self.missing or self.unfinished) and self.recorded >= self.jobs
 
     def log(self) -> None:
-        """Say what is not as one would have it."""
+        """Log a warning if final states are not recorded, and a note if intermediate states were omitted."""
         if not self.complete:
             logger.warning("not all jobs are recorded: %s", self)
         elif self.omitted:
-            logger.info("%s: history='full' tells them all", self)
+            logger.info("%s: use history='full' to send them all", self)
 
     def __str__(self) -> str:
-        told = [f"the server has the final state of {self.recorded} of {self.jobs} jobs"]
+        parts = [f"the server has the final state of {self.recorded} of {self.jobs} jobs"]
         for what, ids in (
             ("spooled on disk for the next start", self.spooled),
             ("missing", self.missing),
-            ("not over", self.unfinished),
+            ("unfinished", self.unfinished),
         ):
             if ids:
-                more = ", ..." if len(ids) > SHOWN else ""
-                told.append(f"{len(ids)} {what}: {', '.join(ids[:SHOWN])}{more}")
+                more = ", ..." if len(ids) > MAX_NAMED_IDS else ""
+                parts.append(f"{len(ids)} {what}: {', '.join(ids[:MAX_NAMED_IDS])}{more}")
         if self.omitted:
-            told.append(f"{self.omitted} passed states left out")
-        return "; ".join(told)
+            parts.append(f"{self.omitted} intermediate states omitted")
+        return "; ".join(parts)

@@ -1,5 +1,8 @@
-"""What a mirror asks of a Prefect server, through Prefect's own client: that has the address, the credentials, the
-custom headers and the workspace right, for the embedded server, one's own and Prefect Cloud."""
+"""The requests that a mirror makes to a Prefect server.
+
+They go through Prefect's own client, which knows the address, the credentials, the custom headers and the workspace,
+for the embedded server, a self-hosted one and Prefect Cloud alike.
+"""
 
 from __future__ import annotations
 
@@ -15,62 +18,61 @@ from prefect.context import SettingsContext, get_settings_context
 from prefect.settings import PREFECT_API_URL
 
 from executor_adapter.job.status import ErrorCode
-from executor_adapter.prefect.mirror.state_events import TICK, StateEvent, iso
+from executor_adapter.prefect.mirror.state_events import CLOCK_RESOLUTION_SECONDS, StateEvent, iso
 
-PAGE = 200
-"""Task runs asked for at once: the most the server gives."""
+PAGE_LIMIT = 200
+"""Task runs in one answer: the server's own limit."""
 
-TIMEOUT = httpx.Timeout(20.0, connect=5.0)
+REQUEST_TIMEOUT = httpx.Timeout(20.0, connect=5.0)
 
-REFUSALS = frozenset({400, 413, 422})
-"""Answers to a request that would be given again, however often it is made."""
+REFUSAL_CODES = frozenset({400, 413, 422})
+"""HTTP status codes that a repeated request would get again."""
 
-
-DAY = 86_400.0
-"""Seconds."""
+DAY_SECONDS = 86_400.0
 
 
 class RefusedError(Exception):
-    """The server cannot make sense of what it was sent, and never will."""
+    """The server cannot read what it was sent, and would refuse it again."""
 
 
-class FaultError(Exception):
-    """The server broke down over what it was sent (HTTP 500): that may be its own trouble, or one event's fault."""
+class ServerFaultError(Exception):
+    """The server failed on what it was sent (HTTP 500): because of one event, or of trouble of its own."""
 
 
 class Recorded(NamedTuple):
-    """The state in which the server has a task run; `at` in seconds since the epoch."""
+    """The state of a task run on the server; `at` is in seconds since the epoch."""
 
     name: str
     at: float
     message: str = ""
 
     def covers(self, event: StateEvent) -> bool:
-        """Whether the task run has had the event: as its newest state, or, of a passed one, before an even newer one.
+        """Whether the task run has entered the event's state, as its newest state or before a newer one.
 
-        A transaction may have rolled a completed task run back since. One of the spool may be of an earlier run of the
-        job, in a flow run that was retried since: any newer state of the job's own is the true one.
+        A final state must be the newest one, with two exceptions. A transaction may have rolled a completed task run
+        back since. And a spooled event may be of an earlier run of the job, in a flow run that was retried since: then
+        any newer state that is the job's own is the true one.
         """
-        if self.at < event.at - TICK / 2:
+        if self.at < event.at - CLOCK_RESOLUTION_SECONDS / 2:
             return False
         is_newest = self.name in {event.name, "RolledBack"}
-        return is_newest or not event.is_final or (event.origin is not None and not self._is_of_clean_up)
+        return is_newest or not event.is_final or (event.spool_file is not None and not self._is_of_clean_up)
 
     def shows(self, event: StateEvent) -> bool:
-        """Whether it is the event's state, and no other of that name."""
-        return self.name == event.name and abs(self.at - event.at) < TICK
+        """Whether this is the event's own state, and not another one of the same name."""
+        return self.name == event.name and abs(self.at - event.at) < CLOCK_RESOLUTION_SECONDS
 
     @property
     def _is_of_clean_up(self) -> bool:
-        """Whether the server itself has cancelled it, with its flow run: a job that was cancelled says so."""
+        """Whether the server cancelled the task run, with its flow run: a cancelled job's message has its error code."""
         return self.name == "Cancelled" and not self.message.startswith(f"{ErrorCode.CANCELLED}:")
 
 
 class ServerApi:
-    """One server. A request is made once: whoever asks decides whether and when to ask again.
+    """One server. Each request is made once: the caller decides whether and when to repeat it.
 
     Raises, from each of its methods:
-        httpx.HTTPError: the server is away, or too busy; another time it may answer.
+        httpx.HTTPError: the server cannot be reached, or is too busy; it may answer later.
     """
 
     def __init__(self, client: SyncPrefectClient) -> None:
@@ -79,61 +81,63 @@ class ServerApi:
     @classmethod
     @contextlib.contextmanager
     def connected(cls) -> Iterator[Self]:
-        """The server that Prefect's settings name; the embedded one where they name none. For one thread."""
-        with _asking_once(), get_client(httpx_settings={"timeout": TIMEOUT}, sync_client=True) as client:
+        """Connect to the server of Prefect's settings, or to the embedded one without any. For one thread alone."""
+        with _without_retries(), get_client(httpx_settings={"timeout": REQUEST_TIMEOUT}, sync_client=True) as client:
             yield cls(client)
 
     def send(self, bodies: Sequence[bytes]) -> None:
-        """Post events. That it returns does not say that they are recorded, nor that they ever will be.
+        """Post events. The server answers before it records them, and may still lose them.
 
         Raises:
-            RefusedError: at least one is not what the server takes for an event; none of them was taken.
-            FaultError: it broke down; none was taken for certain.
+            RefusedError: the server does not accept at least one of them; none was taken.
+            ServerFaultError: it failed; no event was certainly taken.
         """
         headers = {"content-type": "application/json"}
         try:
             self.client.request("POST", "/events", content=b"[" + b",".join(bodies) + b"]", headers=headers)
         except httpx.HTTPStatusError as error:
-            if error.response.status_code in REFUSALS:
+            if error.response.status_code in REFUSAL_CODES:
                 raise RefusedError(str(error)) from error
             if error.response.status_code == httpx.codes.INTERNAL_SERVER_ERROR:
-                raise FaultError(str(error)) from error
+                raise ServerFaultError(str(error)) from error
             raise
 
     def recorded(self, task_run_ids: Sequence[str]) -> dict[str, Recorded]:
-        """The states of those of the task runs that the server knows."""
+        """Return the states of the task runs by their ids, without those that the server does not know."""
         known: dict[str, Recorded] = {}
-        for start in range(0, len(task_run_ids), PAGE):
-            page = task_run_ids[start : start + PAGE]
-            found = self._post("/task_runs/filter", {"task_runs": {"id": {"any_": page}}, "limit": PAGE})
+        for start in range(0, len(task_run_ids), PAGE_LIMIT):
+            page = task_run_ids[start : start + PAGE_LIMIT]
+            found = self._post("/task_runs/filter", {"task_runs": {"id": {"any_": page}}, "limit": PAGE_LIMIT})
             known |= {run["id"]: _recorded(run["state"]) for run in found if run["state"] is not None}
         return known
 
     def count(self, task_run_ids: Sequence[str], state_name: str) -> int:
-        """How many of the task runs the server has in the state of that name: much cheaper for it than `recorded`."""
-        # Named as often as there are ids: SQLite, which guesses, would take one name for the better thing to search by,
-        # and go through all task runs of all times that are in that state.
+        """Return how many of the task runs are in the state of that name: much cheaper for the server than `recorded`."""
+        # The name is repeated for each id. Given a single name, SQLite's planner searches by the name, and reads all
+        # task runs that were ever in that state.
         names = [state_name] * len(task_run_ids)
         wanted = {"id": {"any_": list(task_run_ids)}, "state": {"name": {"any_": names}}}
         return int(self._post("/task_runs/count", {"task_runs": wanted}))
 
     def is_listed(self, event: StateEvent) -> bool:
-        """Whether the event is in the server's list of events, which it shows and keeps; True where that cannot be
-        asked for, as in Prefect Cloud, which has no such queue as a server of one's own."""
+        """Whether the server's list of events contains the event.
+
+        True where that cannot be asked: Prefect Cloud does not have the queue that a self-hosted server has.
+        """
         if self.client.server_type == ServerType.CLOUD:
             return True
-        # Without bounds of its own a question is of those that are not newer than the server's own clock.
-        occurred = {"since": iso(event.at - DAY), "until": iso(event.at + DAY)}
-        question = {"filter": {"id": {"id": [event.id]}, "occurred": occurred}, "limit": 0}
+        # Without bounds the server leaves out events that are newer than its own clock.
+        occurred = {"since": iso(event.at - DAY_SECONDS), "until": iso(event.at + DAY_SECONDS)}
+        body = {"filter": {"id": {"id": [event.id]}, "occurred": occurred}, "limit": 0}
         try:
-            return bool(self._post("/events/filter", question)["total"])
+            return bool(self._post("/events/filter", body)["total"])
         except httpx.HTTPStatusError as error:
             if error.response.status_code < httpx.codes.INTERNAL_SERVER_ERROR:
                 return True
             raise
 
-    def recorded_at_once(self) -> int:
-        """How many events the server's recorder writes in one transaction; 1, the default, where it does not say."""
+    def transaction_size(self) -> int:
+        """Return how many events the server's recorder writes in one transaction: 1, the default, if it is unknown."""
         if self.client.server_type == ServerType.CLOUD:
             return 1
         try:
@@ -146,10 +150,10 @@ class ServerApi:
 
 
 @contextlib.contextmanager
-def _asking_once() -> Iterator[None]:
-    """Prefect's client would retry for a minute with growing pauses, which nobody could cut short."""
+def _without_retries() -> Iterator[None]:
+    """Turn off the retries of Prefect's client: they last for a minute, and cannot be cut short."""
     context = get_settings_context()
-    # `temporary_settings` would validate all settings anew: 30 ms, while the first jobs wait to be told of.
+    # `temporary_settings` would validate all settings again, which takes 30 ms while the first jobs wait to be sent.
     client = context.settings.client.model_copy(update={"max_retries": 0})
     settings = context.settings.model_copy(update={"client": client})
     with SettingsContext(profile=context.profile, settings=settings):
@@ -157,11 +161,11 @@ def _asking_once() -> Iterator[None]:
 
 
 def recorder_settings(client: SyncPrefectClient) -> dict[str, Any]:
-    """How a server of one's own says that its recorder of task runs is set.
+    """Return the settings of a self-hosted server's task-run recorder.
 
     Raises:
-        httpx.HTTPError: it is away, or does not say.
-        LookupError, TypeError, ValueError: what it says is something else.
+        httpx.HTTPError: the server cannot be reached, or does not show its settings.
+        LookupError, TypeError, ValueError: its answer has another form.
     """
     answer = client.request("GET", "/admin/settings").json()
     recorder: dict[str, Any] = answer["server"]["services"]["task_run_recorder"]
@@ -169,7 +173,10 @@ def recorder_settings(client: SyncPrefectClient) -> dict[str, Any]:
 
 
 def server_name() -> str:
-    """What tells one server from another; the embedded one has an address of its own each time, and one database."""
+    """Return a name for the server of Prefect's settings.
+
+    The embedded server has a new address each time, but one database, and so one name.
+    """
     return PREFECT_API_URL.value() or "embedded"
 
 

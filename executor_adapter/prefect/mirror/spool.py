@@ -1,8 +1,8 @@
-"""Final states that a process could not bring to its server before it had to end, kept on disk for the next one.
+"""Keeps on disk the final states that a process could not send before it ended, for the next process to send.
 
-Files in PREFECT_HOME/executor-adapter/spool, for the owner's eyes alone, since states carry messages of errors; one
-event a line. A file that is being written or sent is locked, by a lock that ends with its process: so each is sent by
-one process, and by another if that dies. It is removed once all that it holds is recorded.
+The files are in PREFECT_HOME/executor-adapter/spool, one event a line. Only their owner can read them, because states
+contain error messages. A file that is being written or sent is locked, and the lock ends with its process: so each file
+is sent by one process, and by another if that one dies. It is removed once the server has recorded all its events.
 """
 
 from __future__ import annotations
@@ -24,44 +24,47 @@ from executor_adapter.prefect.mirror.state_events import StateEvent
 
 logger = logging.getLogger("executor_adapter.prefect")
 
-MAX_BYTES = 256 * 1024 * 1024
-"""All files for one server together: some 200,000 states."""
+MAX_SPOOL_BYTES = 256 * 1024 * 1024
+"""Size of all files for one server: some 200,000 states."""
 
-FILE_EVENTS = 200
-"""Events in one file, at most: what a slow server records in the few seconds that a small flow has for it. It is read
-as a whole, and sent again as a whole where its sender did not come to its end."""
+MAX_FILE_EVENTS = 200
+"""Events in one file: as many as a slow server records in the few seconds for which a small flow waits.
+
+A file is read whole, and sent again whole if its sender ends before all its events are recorded.
+"""
 
 
 class SpoolFile:
-    """One file, locked by this process; gone once each of its events is recorded."""
+    """One file, locked by this process. It is removed once all its events are recorded."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self._path = path
         self._file = file
-        self._left = 0
+        self._unrecorded = 0
 
     def events(self) -> list[StateEvent]:
-        """What it holds, but for lines that are no states, as one that was cut off: that there are such is logged."""
+        """Read the events. Lines that are not states, for example one that was cut off, are skipped with a warning."""
         self._file.seek(0)
         lines, found = self._file.read().splitlines(), []
         for line in lines:
             with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError):
-                found.append(StateEvent.parse(line, origin=self))
+                found.append(StateEvent.parse(line, spool_file=self))
         if len(found) < len(lines):
-            logger.warning("%d of %d lines in %s are no states", len(lines) - len(found), len(lines), self._path)
-        self._left = len(found)
+            invalid = len(lines) - len(found)
+            logger.warning("skipping %d of %d lines in %s: they are not states", invalid, len(lines), self._path)
+        self._unrecorded = len(found)
         if not found:
             self._remove()
         return found
 
-    def recorded(self) -> None:
-        """One of its events is."""
-        self._left -= 1
-        if not self._left:
+    def mark_recorded(self) -> None:
+        """Count one event as recorded, and remove the file after its last one."""
+        self._unrecorded -= 1
+        if not self._unrecorded:
             self._remove()
 
     def release(self) -> None:
-        """Leave it to another process, with all that it holds."""
+        """Leave the file, with all its events, to another process."""
         self._file.close()
 
     def _remove(self) -> None:
@@ -70,33 +73,39 @@ class SpoolFile:
 
 
 class Spool:
-    """The files for one server. `server`: its name; `directory`: None for the one below PREFECT_HOME."""
+    """The spool files for one server.
 
-    def __init__(self, server: str, directory: Path | None = None, max_bytes: int = MAX_BYTES) -> None:
+    `server` is its name; `directory` is by default the one below PREFECT_HOME.
+    """
+
+    def __init__(self, server: str, directory: Path | None = None, max_bytes: int = MAX_SPOOL_BYTES) -> None:
         self._directory = directory or get_current_settings().home / "executor-adapter" / "spool"
         self._prefix = hashlib.sha256(server.encode()).hexdigest()[:16]
         self._max_bytes = max_bytes
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is no file for this server, claimed or not."""
+        """Whether no file for this server exists, locked or not."""
         return not self._paths()
 
     def keep(self, events: Iterable[StateEvent]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Write events down, the first ones first: the ids of the jobs that are kept, and of those that are not, as
-        there is no room, or the disk is full or not to be written to, which is logged. Those that were read from here
-        are left to the next who claims their file."""
+        """Write events to disk in their order, as long as there is room.
+
+        Returns the ids of the jobs that are kept, and of those that are not: because the spool is full, or because the
+        disk is full or cannot be written to, which is logged. Events that were read from the spool are in their file
+        already; it is released.
+        """
         ids: list[str] = []
-        left, kept = _new(events, ids), 0
+        left, kept = _not_yet_spooled(events, ids), 0
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             lines = _fitting(left, self._max_bytes - sum(map(_size, self._paths())))
-            while part := list(itertools.islice(lines, FILE_EVENTS)):
+            while part := list(itertools.islice(lines, MAX_FILE_EVENTS)):
                 self._write(part)
                 kept += len(part)
         except OSError:
-            logger.exception("final states could not be written to disk")
-        for _ in left:  # the others have names too
+            logger.exception("cannot write final states to %s", self._directory)
+        for _ in left:  # Collects the ids of the jobs that are not kept.
             pass
         return tuple(ids[:kept]), tuple(ids[kept:])
 
@@ -104,13 +113,13 @@ class Spool:
         path = self._directory / f"{self._prefix}-{uuid7()}.new"
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            path.rename(path.with_suffix(".jsonl"))  # only now may others find it: an empty one they would remove
+            path.rename(path.with_suffix(".jsonl"))  # Only a locked file may be found: others remove an empty one.
             file.writelines(lines)
             file.flush()
             os.fsync(file.fileno())
 
     def claim(self) -> Iterator[SpoolFile]:
-        """The files that no living process holds, the oldest first, each locked by this one when it is given."""
+        """Yield the files that no living process holds, the oldest first, each locked when it is yielded."""
         for path in self._paths():
             with contextlib.suppress(OSError):
                 file = path.open("rb")
@@ -119,7 +128,7 @@ class Spool:
                 except BaseException:
                     file.close()
                     raise
-                if path.exists():  # else another process has sent it since
+                if path.exists():  # Else another process has sent and removed it.
                     yield SpoolFile(path, file)
                 else:
                     file.close()
@@ -128,18 +137,18 @@ class Spool:
         return sorted(self._directory.glob(f"{self._prefix}-*.jsonl"))
 
 
-def _new(events: Iterable[StateEvent], ids: list[str]) -> Iterator[StateEvent]:
-    """Those that are not on disk, which are released; the ids of their jobs are written down as they pass."""
+def _not_yet_spooled(events: Iterable[StateEvent], ids: list[str]) -> Iterator[StateEvent]:
+    """Yield the events that are not on disk, and append their jobs' ids to `ids`. Release the files of the others."""
     for event in events:
-        if event.origin is None:
+        if event.spool_file is None:
             ids.append(event.job_id)
             yield event
         else:
-            event.origin.release()
+            event.spool_file.release()
 
 
 def _fitting(events: Iterable[StateEvent], room: int) -> Iterator[bytes]:
-    """The lines of the first events that there is room for."""
+    """Yield the lines of the first events, up to `room` bytes."""
     for event in events:
         room -= len(event.body) + 1
         if room < 0:
@@ -148,6 +157,6 @@ def _fitting(events: Iterable[StateEvent], room: int) -> Iterator[bytes]:
 
 
 def _size(path: Path) -> int:
-    with contextlib.suppress(OSError):  # sent since, and removed
+    with contextlib.suppress(OSError):  # Another process may have sent and removed it.
         return path.stat().st_size
     return 0

@@ -1,11 +1,11 @@
-"""The event by which a Prefect server learns that a task run has entered a state, as bytes ready to send.
+"""Builds the event that tells a Prefect server of a task run's new state, as bytes ready to send.
 
-The format is that of `prefect.utilities.engine.emit_task_run_state_change_event`, which every client of Prefect 3
-speaks: the event `prefect.task-run.<name of the state>`, whose id becomes the state's id and whose `occurred` its
-timestamp. The server's recorder takes what the payload says of the task run where that timestamp is newer than what it
-has, and inserts each state once by its id: sending an event again is safe.
+The format is that of `prefect.utilities.engine.emit_task_run_state_change_event`, which every Prefect 3 client uses:
+the event `prefect.task-run.<name of the state>`, whose id becomes the state's id and whose `occurred` becomes its
+timestamp. The server's recorder updates the task run from the payload where that timestamp is newer than the recorded
+one, and inserts each state once by its id. So sending an event again is safe.
 
-Written as text: there is one for each state of each of tens of thousands of jobs.
+The JSON is written as text to save time: there is an event for each state of tens of thousands of jobs.
 """
 
 from __future__ import annotations
@@ -22,16 +22,29 @@ from executor_adapter.job.ids import uuid7
 from executor_adapter.job.text import storable
 from executor_adapter.prefect.mirror.states import StateKind
 
-TICK = 1e-6
-"""Seconds: what the server's clock resolves. Two states of one task run are at least so far apart."""
+CLOCK_RESOLUTION_SECONDS = 1e-6
+"""Resolution of the server's timestamps: two states of one task run are at least this far apart."""
 
-MESSAGE_LENGTH = 10_000
-"""Characters of a state's message: the server refuses events that are too large, and says so to nobody."""
+MAX_MESSAGE_LENGTH = 10_000
+"""Characters of a state's message. The server drops an event that is too large without telling the sender."""
+
+
+class EventFile(Protocol):
+    """A spool file that holds events until the server has recorded them."""
+
+    def mark_recorded(self) -> None:
+        """Count one event of the file as recorded."""
+
+    def release(self) -> None:
+        """Leave the file, with all its events, to another process."""
 
 
 @dataclass(slots=True, eq=False)
 class StateEvent:
-    """One event. `at`: seconds since the epoch; `body`: what is sent, JSON; `is_final`: nothing is to follow it."""
+    """One state event of one task run.
+
+    `at` is in seconds since the epoch, `body` is the JSON that is sent, and `is_final` says that no state follows.
+    """
 
     task_run_id: str
     name: str
@@ -39,60 +52,61 @@ class StateEvent:
     is_final: bool
     body: bytes
     job_id: str = ""
-    """The job that the task run shows; of one that was read from the spool it is not known."""
-    tellings: int = 1
-    """How often it is told, this time included."""
-    origin: Any = None
-    """The file of the spool that it was read from."""
+    """The job that the task run shows; empty for an event that was read from the spool."""
+    send_count: int = 1
+    """How many times the state is sent, this time included."""
+    spool_file: EventFile | None = None
+    """The spool file that the event was read from; None for an event of this process."""
 
     @property
     def id(self) -> str:
-        """That of the event, which is the state's too."""
+        """The id of the event, which is the state's id too."""
         return str(json.loads(self.body)["id"])
 
     @classmethod
-    def parse(cls, body: bytes, origin: Any = None) -> StateEvent:
-        """The event of which `body` is what is sent.
+    def parse(cls, body: bytes, spool_file: EventFile | None = None) -> StateEvent:
+        """Read an event back from the JSON that is sent.
 
         Raises:
-            ValueError, KeyError: it is none.
+            ValueError, KeyError: `body` is not a state event.
         """
-        told = json.loads(body)
-        resource = told["resource"]
+        fields = json.loads(body)
+        resource = fields["resource"]
         task_run_id = resource["prefect.resource.id"].removeprefix("prefect.task-run.")
-        name, at = resource["prefect.state-name"], datetime.fromisoformat(told["occurred"]).timestamp()
-        return cls(task_run_id, name, at, is_final(resource["prefect.state-type"], name), body, origin=origin)
+        name, at = resource["prefect.state-name"], datetime.fromisoformat(fields["occurred"]).timestamp()
+        final = is_final(resource["prefect.state-type"], name)
+        return cls(task_run_id, name, at, final, body, spool_file=spool_file)
 
-    def again(self, at: float) -> StateEvent:
-        """The same state under a new id and with the time `at`: the server may have seen the old id, and lost it."""
-        told = json.loads(self.body)
-        told["id"], told["occurred"] = uuid7(), iso(at)
-        told["resource"]["prefect.state-timestamp"] = told["occurred"]
-        body = json.dumps(told, separators=(",", ":")).encode()
-        return dataclasses.replace(self, at=at, body=body, tellings=self.tellings + 1)
+    def renewed(self, at: float) -> StateEvent:
+        """Return the same state with a new id and the time `at`: the server may have seen the old id, and lost it."""
+        fields = json.loads(self.body)
+        fields["id"], fields["occurred"] = uuid7(), iso(at)
+        fields["resource"]["prefect.state-timestamp"] = fields["occurred"]
+        body = json.dumps(fields, separators=(",", ":")).encode()
+        return dataclasses.replace(self, at=at, body=body, send_count=self.send_count + 1)
 
 
 FINAL_TYPES = frozenset({"COMPLETED", "FAILED", "CANCELLED", "CRASHED"})
 
 
 def is_final(state_type: str, name: str) -> bool:
-    """Whether a task run stays in such a state. One whose upstream failed does, though NotReady is of type PENDING."""
+    """Whether no state follows this one. NotReady is final although its type is PENDING: an upstream task failed."""
     return state_type in FINAL_TYPES or name == "NotReady"
 
 
 class FlowRunFacts(NamedTuple):
-    """What all events of a flow run's task runs share. The default is that of task runs outside a flow run."""
+    """Facts that all events of a flow run's task runs share. The defaults stand for task runs without a flow run."""
 
     related: str = ""
-    """Resources that each event is related to, as JSON without the brackets."""
+    """The resources that each event is related to: the items of a JSON list, without its brackets."""
     tags: str = "[]"
-    """Tags of the task runs, a JSON list."""
+    """Tags of the task runs, as a JSON list."""
     run_count: int = 0
-    """Which run of the flow run this is."""
+    """Number of the flow run's current run, which grows when the flow run is retried."""
 
 
 class TaskRunFacts(Protocol):
-    """What stays the same in a task run; all but the id as JSON."""
+    """Facts of a task run that do not change. All but the id are JSON."""
 
     @property
     def id(self) -> str: ...
@@ -106,25 +120,25 @@ class TaskRunFacts(Protocol):
     def policy(self) -> str: ...
 
 
-class Change(NamedTuple):
-    """A task run enters a state; what is known of it then. Times in seconds since the epoch."""
+class StateChange(NamedTuple):
+    """A task run's entry into a state, with its times until then. Times are in seconds since the epoch."""
 
     kind: StateKind
     at: float
     previous: StateKind | None = None
     message: str = ""
     scheduled: float | None = None
-    """When the next attempt is due."""
+    """The time when the next attempt is due."""
     run_count: int = 0
     expected: float = 0.0
     start: float | None = None
     end: float | None = None
     total: float = 0.0
-    """Seconds that its attempts have run."""
+    """Seconds that the attempts have run, all together."""
 
 
 def iso(at: float) -> str:
-    """Seconds since the epoch as the server writes times."""
+    """Return seconds since the epoch in the server's format for times."""
     second, microsecond = divmod(round(at * 1_000_000), 1_000_000)
     return f"{_second(second)}.{microsecond:06}+00:00"
 
@@ -135,12 +149,15 @@ def _second(at: int) -> str:
 
 
 def quoted(text: str) -> str:
-    """The text as JSON that a server can store: it answers one that it cannot with an error for the whole request."""
+    """Return the text as JSON that a server can store.
+
+    A text that it cannot store would make the server refuse the whole request.
+    """
     return encode_basestring_ascii(storable(text))
 
 
-class ToldState(NamedTuple):
-    """A state as events tell it; the last three as JSON."""
+class StateFields(NamedTuple):
+    """The fields of a state in an event. The last three are JSON."""
 
     id: str
     at: str
@@ -151,19 +168,31 @@ class ToldState(NamedTuple):
     data: str = "null"
 
 
-NOTHING_BEFORE = ("null", "null")
+NO_PREVIOUS_STATE = ("null", "null")
 
 
-def before(state_type: str, name: str, message: str = '""', details: str = "{}") -> tuple[str, str]:
-    """The type of the state that a task run came from, and that state itself, as JSON; `message`, `details` are it."""
+def previous_state(state_type: str, name: str, message: str = '""', details: str = "{}") -> tuple[str, str]:
+    """Return the type of the state that a task run leaves, and that state itself, both as JSON.
+
+    `message` and `details` are JSON already.
+    """
     kind = f'"{state_type}"'
     return kind, f'{{"type":{kind},"name":{quoted(name)},"message":{message},"state_details":{details}}}'
 
 
 def event_body(
-    run_id: str, run_name: str, run_count: int, state: ToldState, previous: tuple[str, str], related: str, task_run: str
+    run_id: str,
+    run_name: str,
+    run_count: int,
+    state: StateFields,
+    previous: tuple[str, str],
+    related: str,
+    task_run: str,
 ) -> bytes:
-    """The event, as it is sent. As JSON: `run_name`, `previous`, `task_run`, and without the brackets `related`."""
+    """Return the event as it is sent.
+
+    `run_name`, `previous` and `task_run` are JSON; `related` holds the items of a JSON list, without its brackets.
+    """
     name, (came_from, initial) = quoted(state.name), previous
     text = (
         f'{{"id":"{state.id}","occurred":"{state.at}","event":{quoted("prefect.task-run." + state.name)},"resource":{{'
@@ -177,12 +206,13 @@ def event_body(
     return text.encode()
 
 
-def state_event(run: TaskRunFacts, change: Change, flow: FlowRunFacts, job_id: str = "") -> StateEvent:
-    """The event of a task run's change."""
+def state_event(run: TaskRunFacts, change: StateChange, flow: FlowRunFacts, job_id: str = "") -> StateEvent:
+    """Return the event of a task run's entry into a state."""
     (kind, name), at, count = change.kind, iso(change.at), change.run_count
     details = "{}" if change.scheduled is None else f'{{"scheduled_time":"{iso(change.scheduled)}"}}'
-    state = ToldState(uuid7(), at, kind.value, name, quoted(change.message[:MESSAGE_LENGTH]), details)
-    previous = NOTHING_BEFORE if change.previous is None else before(change.previous.type.value, change.previous.name)
+    state = StateFields(uuid7(), at, kind.value, name, quoted(change.message[:MAX_MESSAGE_LENGTH]), details)
+    left = change.previous
+    previous = NO_PREVIOUS_STATE if left is None else previous_state(left.type.value, left.name)
     task_run = (
         f'{{"name":{run.name},"task_key":{run.task_key},"dynamic_key":{run.dynamic_key},'
         f'"empirical_policy":{run.policy},"tags":{flow.tags},"labels":{{}},"task_inputs":{{}},"run_count":{count},'
@@ -192,16 +222,17 @@ def state_event(run: TaskRunFacts, change: Change, flow: FlowRunFacts, job_id: s
     return StateEvent(run.id, name, change.at, is_final(kind.value, name), body, job_id)
 
 
-def _times(change: Change, at: str) -> str:
-    expected, total, start = iso(change.expected), change.total, change.start
-    told = f'"expected_start_time":"{expected}","total_run_time":{total:.6f}'
-    if start is not None:
-        told += f',"start_time":"{at if start == change.at else iso(start)}"'
-    return told if change.end is None else f'{told},"end_time":"{at if change.end == change.at else iso(change.end)}"'
+def _times(change: StateChange, at: str) -> str:
+    """Return the task run's times, as fields of a JSON object; `at` is `change.at` in the server's format."""
+    fields = f'"expected_start_time":"{iso(change.expected)}","total_run_time":{change.total:.6f}'
+    for name, time in (("start_time", change.start), ("end_time", change.end)):
+        if time is not None:
+            fields += f',"{name}":"{at if time == change.at else iso(time)}"'
+    return fields
 
 
-def resource(kind: str, object_id: object, name: str) -> str:
-    """A related resource, as JSON; its role is its kind."""
+def related_resource(kind: str, object_id: object, name: str) -> str:
+    """Return a related resource as JSON, with its kind as its role."""
     labels = {
         "prefect.resource.id": f"prefect.{kind}.{object_id}",
         "prefect.resource.role": kind,

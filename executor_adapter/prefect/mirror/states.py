@@ -1,4 +1,4 @@
-"""Where a job stands, as Prefect shows it: one table.
+"""The Prefect state that shows a job's status, in one table.
 
 PENDING                                       PENDING   Pending
 RUNNING, first attempt                        RUNNING   Running
@@ -26,7 +26,7 @@ from executor_adapter.job.status import ErrorCode, JobStatus
 
 
 class StateKind(NamedTuple):
-    """What the Prefect UI shows: the type decides the colour, the name is read."""
+    """A state as the Prefect UI shows it: the type decides its colour, the name is its text."""
 
     type: StateType
     name: str
@@ -52,7 +52,10 @@ _FAILED_BY: dict[str, StateKind] = {
 
 
 def state_kind(status: JobStatus, *, attempt: int = 1, error_code: str | None = None) -> StateKind:
-    """The Prefect state of a job in `status`; `attempt` counts from 1, `error_code` is that of a FAILED job."""
+    """Return the Prefect state of a job in `status`.
+
+    `attempt` counts from 1; `error_code` matters for FAILED jobs only.
+    """
     if status is JobStatus.RUNNING and attempt > 1:
         return _LATER_ATTEMPT
     if status is JobStatus.FAILED and error_code is not None:
@@ -61,27 +64,27 @@ def state_kind(status: JobStatus, *, attempt: int = 1, error_code: str | None = 
 
 
 def failure_status(error: BaseException) -> JobStatus:
-    """FAILED, or CANCELLED where that is what `error` says."""
+    """Return CANCELLED if `error` is a cancellation, else FAILED."""
     return JobStatus.CANCELLED if error_code_of(error) == ErrorCode.CANCELLED else JobStatus.FAILED
 
 
 def failure_kind(error: BaseException) -> StateKind:
-    """The final state of a job that ended with `error`."""
+    """Return the final state of a job that ended with `error`."""
     return state_kind(failure_status(error), error_code=error_code_of(error))
 
 
 def failure_message(error: BaseException) -> str:
-    """`CODE: message`, as a failed state shows it."""
+    """Return `CODE: message`, the message of a failed state."""
     return f"{error_code_of(error)}: {text_of(error) or type(error).__name__}"
 
 
 def awaiting_retry_message(error: BaseException, *, attempt: int, attempts: int) -> str:
-    """What such a state says: which attempt failed, and why."""
+    """Return the message of an AwaitingRetry state: which attempt failed, and why."""
     return f"attempt {attempt} of {attempts}: {failure_message(error)}"
 
 
 def awaiting_retry(error: BaseException, *, attempt: int, attempts: int, scheduled_time: datetime) -> State[Any]:
-    """The state of a job whose `attempt` of at most `attempts` ended with `error`, until the next may start."""
+    """Return the state of a job whose `attempt` of at most `attempts` failed with `error`, until the next one starts."""
     return State(
         **state_kind(JobStatus.RETRYING)._asdict(),
         message=awaiting_retry_message(error, attempt=attempt, attempts=attempts),
@@ -89,6 +92,9 @@ def awaiting_retry(error: BaseException, *, attempt: int, attempts: int, schedul
     )
 
 
-def retrying(untold: State[Any] | None = None) -> State[Any]:
-    """The state of a job whose second or later attempt begins; its message is that of `untold`, the state before."""
-    return State(**state_kind(JobStatus.RUNNING, attempt=2)._asdict(), message=untold.message if untold else None)
+def retrying(awaited: State[Any] | None = None) -> State[Any]:
+    """Return the state of a job whose second or later attempt starts.
+
+    `awaited` is an AwaitingRetry state that was not entered, because there is no delay; its message is taken over.
+    """
+    return State(**state_kind(JobStatus.RUNNING, attempt=2)._asdict(), message=awaited.message if awaited else None)

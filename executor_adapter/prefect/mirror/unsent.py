@@ -1,8 +1,8 @@
-"""What a mirror has still to tell: changes of task runs, in order, until the sender takes them.
+"""Keeps the state changes that are not sent yet, and decides which ones are sent next and which are skipped.
 
-Whoever waits longest is told of first; but where many wait, a change that is a moment old, and may be passed within the
-next, waits for what cannot be. So of many short jobs a server gets all states of each together, or its end alone, which
-is much less work for it than three times one.
+The task run that has waited longest comes first. But while many changes are waiting, a recent change that another one
+may soon follow is held back, and finished task runs go first. So a server gets all states of a short job together, or
+its final state alone, which is much less work for it than three states one by one.
 """
 
 from __future__ import annotations
@@ -19,98 +19,103 @@ History = Literal["auto", "full", "final"]
 
 AnyHistory = TaskRunHistory[Any]
 
-MOST_UNSENT = 500
-"""Unsent changes beyond which "auto" leaves out what jobs have passed through."""
-MOST_UNSENT_IN_A_HURRY = 50
-"""The same, where the process is about to end."""
-A_MOMENT = 0.5
-"""Seconds for which a change that is not the last is held back."""
-FEW = 50
-"""Unsent changes up to which none is held back: half a second's work for the slowest of servers."""
+UNSENT_LIMIT = 500
+"""Unsent changes above which "auto" skips the intermediate states of finished jobs."""
+
+HURRIED_UNSENT_LIMIT = 50
+"""The same limit while the process is about to end."""
+
+HOLD_BACK_SECONDS = 0.5
+"""Time for which a change of an unfinished task run is held back."""
+
+HOLD_BACK_LIMIT = 50
+"""Unsent changes up to which none is held back: half a second's work for the slowest server."""
 
 
 class UnsentChanges:
-    """`append` may be called from any thread; all else by one at a time."""
+    """A queue of state changes. Any thread may call `append`; the other methods are for one thread at a time."""
 
     def __init__(self, history: History, *, clock: Callable[[], float] = time.monotonic) -> None:
         if history not in ("auto", "full", "final"):
-            raise ValueError(f"history={history!r} is none: choose 'auto', 'full' or 'final'")
+            raise ValueError(f"history={history!r} is unknown: choose 'auto', 'full' or 'final'")
         self.omitted = 0
-        """States that were not told, since the job had passed through them and was over."""
-        self.hurries = False
-        """Tell only of jobs that are over, and only how they ended but for a few changes."""
+        """Intermediate states that were skipped, because their jobs had finished."""
+        self.is_hurried = False
+        """Whether only finished jobs are sent, with few intermediate states, because the process is about to end."""
         self._history = history
         self._clock = clock
         self._inbox: deque[tuple[AnyHistory, Any]] = deque()
         self._waiting: deque[tuple[float, AnyHistory]] = deque()
-        """Those with unsent changes, and since when."""
-        self._over: deque[AnyHistory] = deque()
-        """Those of them that are over. What is told of by this is passed by in the other when its turn comes."""
-        self._unsent = 0
+        """The task runs with unsent changes, each with the time since when it has some."""
+        self._finished: deque[AnyHistory] = deque()
+        """The finished ones of them. A task run sent from one queue is dropped from the other at its turn there."""
+        self._count = 0
 
     def __bool__(self) -> bool:
-        return bool(self._unsent or self._inbox)
+        return bool(self._count or self._inbox)
 
     def append(self, history: TaskRunHistory[Step], step: Step) -> None:
-        """Something happened to a task run."""
+        """Append a state change of a task run."""
         self._inbox.append((history, step))
 
     def take_in(self) -> None:
-        """Note what was appended since the last time; here and not there, since `append` must be quick."""
+        """Sort the appended changes into the queues. Not done in `append`, which must be quick."""
         now = self._clock()
         for _ in range(len(self._inbox)):
             history, step = self._inbox.popleft()
             if not history.unsent:
                 self._waiting.append((now, history))
             history.add(step)
-            self._unsent += 1
-            if history.is_over:
-                self._over.append(history)
-                self._shorten(history)
+            self._count += 1
+            if history.is_finished:
+                self._finished.append(history)
+                self._skip_if_behind(history)
 
-    def next_events(self, most: int, flow: FlowRunFacts) -> list[StateEvent]:
-        """At most so many events to be sent now, which are then no longer here."""
+    def next_events(self, limit: int, flow: FlowRunFacts) -> list[StateEvent]:
+        """Remove the changes to be sent next, at most `limit`, and return their events."""
         self.take_in()
         events: list[StateEvent] = []
-        while len(events) < most and (history := self._next()) is not None:
-            if history.is_over:
-                self._shorten(history)
-            while history.unsent and len(events) < most:
-                events.append(history.tell_next(flow))
-                self._unsent -= 1
+        while len(events) < limit and (history := self._next()) is not None:
+            if history.is_finished:
+                self._skip_if_behind(history)
+            while history.unsent and len(events) < limit:
+                events.append(history.next_event(flow))
+                self._count -= 1
         return events
 
-    def finals(self, flow: FlowRunFacts) -> Iterator[StateEvent]:
-        """How the jobs ended whose end is not sent. Asked for once, when nothing is sent any more."""
-        for history in list(self.over()):
-            self._leave_out(history)
-            yield history.tell_next(flow)
+    def final_events(self, flow: FlowRunFacts) -> Iterator[StateEvent]:
+        """Yield the unsent final states. For the end, when nothing more is sent."""
+        for history in list(self.finished()):
+            self._skip_intermediate(history)
+            yield history.next_event(flow)
 
-    def over(self) -> Iterator[AnyHistory]:
-        """Of the jobs whose end is not sent."""
+    def finished(self) -> Iterator[AnyHistory]:
+        """Return the task runs whose final state is not sent."""
         self.take_in()
-        # One that is rolled back once it was over is there twice.
-        return iter(dict.fromkeys(history for history in self._over if history.unsent and history.is_over))
+        # A task run that a transaction rolls back after its end is in the queue twice.
+        return iter(dict.fromkeys(history for history in self._finished if history.unsent and history.is_finished))
 
     def _next(self) -> AnyHistory | None:
-        """Of which to tell next."""
+        """Return the task run to be sent next."""
         while self._waiting and not self._waiting[0][1].unsent:
             self._waiting.popleft()
-        while self._over and not self._over[0].unsent:
-            self._over.popleft()
-        if self._waiting and not self.hurries:
-            since, first = self._waiting[0]
-            if first.is_over or self._unsent <= FEW or since + A_MOMENT <= self._clock():
-                return first
-        return self._over[0] if self._over else None
+        while self._finished and not self._finished[0].unsent:
+            self._finished.popleft()
+        if self._waiting and not self.is_hurried and self._is_due(*self._waiting[0]):
+            return self._waiting[0][1]
+        return self._finished[0] if self._finished else None
 
-    def _shorten(self, history: AnyHistory) -> None:
-        """Leave out what a job that is over has passed through, if that is called for by now."""
-        behind = self._unsent > (MOST_UNSENT_IN_A_HURRY if self.hurries else MOST_UNSENT)
-        if self._history == "final" or (self._history == "auto" and behind):
-            self._leave_out(history)
+    def _is_due(self, since: float, history: AnyHistory) -> bool:
+        few = self._count <= HOLD_BACK_LIMIT
+        return history.is_finished or few or since + HOLD_BACK_SECONDS <= self._clock()
 
-    def _leave_out(self, history: AnyHistory) -> None:
-        omitted = history.leave_out_passed()
+    def _skip_if_behind(self, history: AnyHistory) -> None:
+        """Skip the intermediate states of a finished job, if the mode and the number of unsent changes ask for it."""
+        is_behind = self._count > (HURRIED_UNSENT_LIMIT if self.is_hurried else UNSENT_LIMIT)
+        if self._history == "final" or (self._history == "auto" and is_behind):
+            self._skip_intermediate(history)
+
+    def _skip_intermediate(self, history: AnyHistory) -> None:
+        omitted = history.skip_intermediate()
         self.omitted += omitted
-        self._unsent -= omitted
+        self._count -= omitted
