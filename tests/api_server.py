@@ -1,4 +1,4 @@
-"""A real HTTP server in a thread, answering what a test tells it to."""
+"""A real HTTP server on a thread, whose answers a test decides."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Answer = tuple[int, dict[str, str], bytes]
-"""Status, headers, body."""
+"""Status code, headers and body."""
 Respond = Callable[[str, Any], Answer]
-"""From the path with its query, and the body's JSON (None without one)."""
+"""Returns the answer for a path with its query, and the body's JSON, or None without a body."""
 
 
 def as_json(rows: Any) -> Answer:
@@ -21,13 +21,13 @@ def as_json(rows: Any) -> Answer:
 
 @contextmanager
 def serving(respond: Respond) -> Iterator[tuple[str, list[tuple[str, Any]]]]:
-    """The server's URL, and the requests it has had."""
+    """Serve, and yield the server's URL and the list of requests that it gets."""
     requests: list[tuple[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def do_GET(self) -> None:
+        def _serve(self) -> None:
             length = int(self.headers.get("Content-Length") or 0)
             content = self.rfile.read(length)
             body = json.loads(content) if content else None
@@ -39,10 +39,14 @@ def serving(respond: Respond) -> Iterator[tuple[str, list[tuple[str, Any]]]]:
             self.end_headers()
             self.wfile.write(answer)
 
-        do_POST = do_GET
+        def do_GET(self) -> None:
+            self._serve()
+
+        def do_POST(self) -> None:
+            self._serve()
 
         def log_message(self, format: str, *args: Any) -> None:
-            """A test's output is not the place for an access log."""
+            """Write no access log into the test's output."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})

@@ -1,9 +1,9 @@
-"""Flows to be cancelled, one a way of running jobs; run by hand, served, or deployed to a worker's pool.
+"""Flows to be cancelled, one for each way of running jobs. They run by hand, served, or on a worker.
 
     python cancellable.py hand stock FOLDER JOBS
     python cancellable.py serve stock
 
-Each job leaves a file `job-NUMBER-PID` in the folder when it begins, and one for a process of its own that it starts.
+Each job makes a file `job-NUMBER-PID` in the folder when it starts, and one for a process that it starts itself.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from executor_adapter.prefect import JobTaskRunner, job_task
 
 WORKERS = 2
 
-LONG = 120.0
+LONG_SECONDS = 120.0
 
 
 def work(folder: str, number: int) -> None:
     Path(folder, f"job-{number}-{os.getpid()}").touch()
-    child = subprocess.Popen(["sleep", str(LONG)], start_new_session=True)
+    child = subprocess.Popen(["sleep", str(LONG_SECONDS)], start_new_session=True)
     Path(folder, f"child-{number}-{child.pid}").touch()
-    time.sleep(LONG)
+    time.sleep(LONG_SECONDS)
 
 
-def began(folder: str) -> None:
+def mark_started(folder: str) -> None:
     Path(folder, f"flow-0-{os.getpid()}").touch()
 
 
@@ -41,29 +41,29 @@ job_work = job_task(work, name="work", pool="process", retry_attempts=3)
 
 @flow(task_runner=JobTaskRunner(max_workers=WORKERS, pool="process"))
 def ours(folder: str, jobs: int) -> None:
-    """Plain tasks under a JobTaskRunner, waited for as most flows do."""
+    """Run plain tasks under a JobTaskRunner, and wait for them as most flows do."""
     futures = [plain_work.submit(folder, number) for number in range(jobs)]
-    began(folder)
+    mark_started(folder)
     for future in futures:
         future.result()
 
 
 @flow
 def stock(folder: str, jobs: int) -> None:
-    """Job tasks under Prefect's own runner; the flow sleeps meanwhile, and none of its jobs' ends wakes it."""
+    """Run job tasks under Prefect's own runner, while the flow sleeps, which no job's end interrupts."""
     with JobExecutor(WORKERS):
         for number in range(jobs):
             job_work.submit(folder, number)
-        began(folder)
-        time.sleep(LONG)
+        mark_started(folder)
+        time.sleep(LONG_SECONDS)
 
 
 @flow
 def bulk(folder: str, jobs: int) -> None:
-    """Jobs in bulk, without a task."""
+    """Run jobs in bulk, without tasks."""
     from executor_adapter.prefect import run_jobs
 
-    began(folder)
+    mark_started(folder)
     with JobExecutor(WORKERS) as executor:
         run_jobs(
             (Job(function=work, args=(folder, number), pool="process", retry_attempts=3) for number in range(jobs)),

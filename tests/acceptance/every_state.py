@@ -1,6 +1,6 @@
-"""One flow whose task runs end in every state, and some of which are not over yet.
+"""A flow with a task run in every state. It goes on once the file FOLDER/seen exists.
 
-python every_state.py FOLDER        # goes on once FOLDER/seen exists
+python every_state.py FOLDER
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from prefect import flow
 from executor_adapter import JobExecutor, RetryPolicy
 from executor_adapter.prefect import job_task
 
-LONG = 120.0
-LIMIT = 200 << 20
+LONG_SECONDS = 120.0
+MEMORY_LIMIT_BYTES = 200 << 20
 
 
 def sleeps(folder: str) -> None:
-    time.sleep(LONG)
+    time.sleep(LONG_SECONDS)
 
 
 def waits(folder: str) -> None:
@@ -37,8 +37,8 @@ def dies(folder: str) -> None:
 
 
 def grows(folder: str) -> None:
-    bytearray(2 * LIMIT)
-    time.sleep(LONG)
+    bytearray(2 * MEMORY_LIMIT_BYTES)
+    time.sleep(LONG_SECONDS)
 
 
 def fails(folder: str) -> None:
@@ -46,7 +46,7 @@ def fails(folder: str) -> None:
 
 
 def fails_once(folder: str) -> None:
-    """The second attempt lasts."""
+    """Fail at the first attempt; the second one runs until the test has seen it."""
     begun = Path(folder, "begun")
     if not begun.exists():
         begun.touch()
@@ -61,17 +61,17 @@ def task(function: object, name: str, **options: object) -> object:
 
 
 ONE_RETRY = RetryPolicy(retry_attempts=1, retry_delay=0.1)
-LATE_RETRY = RetryPolicy(retry_attempts=1, retry_delay=LONG)
+LATE_RETRY = RetryPolicy(retry_attempts=1, retry_delay=LONG_SECONDS)
 
-OVER = {
+FINISHED = {
     "Completed": task(returns, "Completed"),
     "TimedOut": task(sleeps, "TimedOut", max_runtime=1.0),
     "Crashed": task(dies, "Crashed"),
-    "OutOfMemory": task(grows, "OutOfMemory", memory_limit=LIMIT),
+    "OutOfMemory": task(grows, "OutOfMemory", memory_limit=MEMORY_LIMIT_BYTES),
     "Failed": task(fails, "Failed"),
     "Cancelled": task(sleeps, "Cancelled"),
 }
-LIVE = {
+UNFINISHED = {
     "AwaitingRetry": task(fails, "AwaitingRetry", retry=LATE_RETRY),
     "Retrying": task(fails_once, "Retrying", retry=ONE_RETRY),
     "Running": task(waits, "Running"),
@@ -82,19 +82,19 @@ LIVE = {
 @flow
 def every_state(folder: str) -> None:
     with JobExecutor(max_workers=2) as executor:
-        over = {name: each.submit(folder) for name, each in OVER.items()}
-        _cancel(executor, str(over["Cancelled"].task_run_id))
-        for future in over.values():
+        finished = {name: each.submit(folder) for name, each in FINISHED.items()}
+        _cancel(executor, str(finished["Cancelled"].task_run_id))
+        for future in finished.values():
             future.wait()
-        # Two workers: what runs holds them, so the last one waits for its turn.
-        live = []
-        for name, each in LIVE.items():
-            live.append(each.submit(folder))
-            _wait_for(live[-1], name)
+        # The running ones hold both workers, so that the last one stays Pending.
+        unfinished = []
+        for name, each in UNFINISHED.items():
+            unfinished.append(each.submit(folder))
+            _wait_for(unfinished[-1], name)
         Path(folder, "there").touch()
         waits(folder)
-        _cancel(executor, str(live[0].task_run_id))
-        for future in live:
+        _cancel(executor, str(unfinished[0].task_run_id))
+        for future in unfinished:
             future.wait()
 
 

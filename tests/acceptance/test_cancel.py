@@ -1,4 +1,4 @@
-"""A flow run that is told to end: by whom, where and how it runs does not matter; its jobs end, and the server knows.
+"""A cancelled flow run ends its jobs, and the server records it: however it is cancelled, and wherever it runs.
 
 `make test` runs a few of the combinations, `make chaos` all of them.
 """
@@ -27,8 +27,8 @@ from tests.servers import ROOT, Server, poll, prefect, running
 SCRIPT = ROOT / "tests" / "acceptance" / "cancellable.py"
 WORKERS = 2
 JOBS = 12
-WITHIN = {"button": 10.0, "command": 10.0, "SIGTERM": 5.0, "SIGINT": 5.0, "shutdown": 10.0}
-"""Seconds within which nothing may be alive: a runner asks every so often, and then tells the flow."""
+END_SECONDS = {"button": 10.0, "command": 10.0, "SIGTERM": 5.0, "SIGINT": 5.0, "shutdown": 10.0}
+"""Seconds after which no process may be alive. A runner polls for a cancel, so it takes longer than a signal."""
 
 RUNNERS = ("ours", "stock", "bulk")
 CHOSEN = {
@@ -49,7 +49,7 @@ pytestmark = pytest.mark.timeout(180)
 
 @dataclass(frozen=True, kw_only=True)
 class FlowRun:
-    """A flow run whose first jobs run; `host` is what was started: the flow itself, or what serves it."""
+    """A flow run whose first jobs are running. `host` is the process of the flow, or of its runner or worker."""
 
     id: str
     folder: Path
@@ -58,7 +58,7 @@ class FlowRun:
     by_hand: bool
 
     def pids(self, kind: str) -> list[int]:
-        """Of the flow, of its jobs, or of the processes that these started."""
+        """Return the process ids of the flow, of its jobs, or of the processes that the jobs started."""
         return [int(path.name.rpartition("-")[2]) for path in self.folder.glob(f"{kind}-*")]
 
     def anything_alive(self) -> bool:
@@ -82,18 +82,18 @@ def _is_alive(pid: int) -> bool:
         return False
 
 
-# --- where it runs ---
+# --- start it ---
 
 
 @pytest.fixture
 def script(tmp_path: Path) -> Path:
-    """The flows, somewhere else than in the clone."""
+    """Copy the flows to a directory outside the repository."""
     return Path(shutil.copy(SCRIPT, tmp_path))
 
 
 @pytest.fixture
 def start(server: Server, script: Path, tmp_path: Path) -> Iterator[Callable[..., FlowRun]]:
-    """Starts a flow run in a place, and gives it when its jobs run."""
+    """Return a function that starts a flow run in a place, and returns it once its jobs are running."""
     with ExitStack() as stack:
 
         def started(place: str, name: str, jobs: int = JOBS) -> FlowRun:
@@ -138,7 +138,7 @@ def _begun(server: Server, folder: Path, host: Popen[bytes], jobs: int, *, by_ha
     return run
 
 
-# --- who tells it ---
+# --- cancel it ---
 
 
 @pytest.fixture(scope="module")
@@ -151,9 +151,9 @@ def browser() -> Iterator[Browser]:
 
 
 def _press_cancel(browser: Browser, run: FlowRun) -> float:
-    """Press the button on the run's page; when it was pressed.
+    """Press the button on the run's page, and return when it was pressed.
 
-    Wide pages have it greyed for runs without a deployment; narrow ones have it in a menu, for all.
+    On wide pages it is disabled for runs without a deployment; narrow pages have it in a menu for all runs.
     """
     page = browser.new_page(viewport={"width": 500 if run.by_hand else 1400, "height": 900})
     try:
@@ -169,8 +169,8 @@ def _press_cancel(browser: Browser, run: FlowRun) -> float:
         page.close()
 
 
-def _tell(how: str, run: FlowRun, request: pytest.FixtureRequest) -> float:
-    """Tell the flow run to end; when that was."""
+def _cancel(how: str, run: FlowRun, request: pytest.FixtureRequest) -> float:
+    """Cancel the flow run, and return when that was."""
     match how:
         case "button":
             return _press_cancel(request.getfixturevalue("browser"), run)
@@ -183,18 +183,18 @@ def _tell(how: str, run: FlowRun, request: pytest.FixtureRequest) -> float:
     return time.monotonic()
 
 
-# --- what becomes of it ---
+# --- check its end ---
 
 
-def _assert_ended(run: FlowRun, told: float, how: str, place: str, jobs: int = JOBS) -> None:
-    poll(lambda: not run.anything_alive(), within=WITHIN[how] + 20, what="the end of all processes")
-    took = time.monotonic() - told
-    assert took < WITHIN[how], f"the last process lived for {took:.1f} s"
-    assert len(run.pids("job")) == WORKERS, "a job began after the flow run had been told to end"
+def _assert_ended(run: FlowRun, cancelled_at: float, how: str, place: str, jobs: int = JOBS) -> None:
+    poll(lambda: not run.anything_alive(), within=END_SECONDS[how] + 20, what="the end of all processes")
+    took = time.monotonic() - cancelled_at
+    assert took < END_SECONDS[how], f"the last process lived for {took:.1f} s"
+    assert len(run.pids("job")) == WORKERS, "a job started after the flow run was cancelled"
     if (how, place) == ("shutdown", "worker"):
-        return  # it kills the flow's process, which can tell nobody any more
+        return  # The worker kills the flow's process, which cannot report anything.
     poll(lambda: run.task_states() == {"Cancelled": jobs}, within=30, what=f"{jobs} Cancelled, {run.task_states()}")
-    # Crashed is what Prefect calls a flow whose process was told to end by anybody else.
+    # Prefect marks a flow as Crashed if a signal ends its process and nobody has cancelled its run.
     expected = "Crashed" if how.startswith("SIG") else "Cancelled"
     poll(lambda: run.state() == expected, within=15, what=f"a flow run that is {expected}, not {run.state()}")
 
@@ -203,13 +203,13 @@ def _assert_ended(run: FlowRun, told: float, how: str, place: str, jobs: int = J
     ("how", "place", "name"),
     [pytest.param(*each, marks=() if each in CHOSEN else pytest.mark.chaos, id="-".join(each)) for each in ALL],
 )
-def test_a_flow_run_told_to_end_takes_its_jobs_along(
+def test_a_cancelled_flow_run_ends_its_jobs(
     start: Callable[..., FlowRun], request: pytest.FixtureRequest, how: str, place: str, name: str
 ) -> None:
-    """No process is left within seconds, nothing begins after, every task run is Cancelled, and so is the flow run."""
+    """Within seconds no process is left, no job starts later, and the flow run and its task runs are Cancelled."""
     run = start(place, name)
-    told = _tell(how, run, request)
-    _assert_ended(run, told, how, place)
+    cancelled_at = _cancel(how, run, request)
+    _assert_ended(run, cancelled_at, how, place)
 
 
 @pytest.mark.parametrize(("how", "place"), [("command", "hand"), ("command", "worker"), ("SIGTERM", "hand")])
@@ -217,6 +217,7 @@ def test_a_flow_run_told_to_end_takes_its_jobs_along(
 def test_five_hundred_jobs_are_recorded_cancelled(
     start: Callable[..., FlowRun], request: pytest.FixtureRequest, how: str, place: str
 ) -> None:
+    """None is left Pending or Running."""
     run = start(place, "ours", 500)
-    told = _tell(how, run, request)
-    _assert_ended(run, told, how, place, 500)
+    cancelled_at = _cancel(how, run, request)
+    _assert_ended(run, cancelled_at, how, place, 500)

@@ -1,4 +1,4 @@
-"""Every row of the table of states, as Prefect's own UI shows it."""
+"""Every state of the table of job statuses, as Prefect's own UI shows it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 
-from tests.acceptance.every_state import LIVE, OVER
+from tests.acceptance.every_state import FINISHED, UNFINISHED
 from tests.acceptance.test_ui import CHROMIUM, FLAGS, needs_chromium
 from tests.servers import ROOT, Server, poll, running
 
-STATES = [*OVER, *LIVE]
+STATES = [*FINISHED, *UNFINISHED]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def flow_run(server: Server, tmp_path: Path) -> Iterator[str]:
-    """A flow run that has come to have a task run in each state; it stays so for the test."""
+    """Start a flow run with a task run in each state, which stays so during the test."""
     command = [sys.executable, str(ROOT / "tests" / "acceptance" / "every_state.py"), str(tmp_path)]
     with running(command, env=server.env, cwd=tmp_path, log=tmp_path / "flow.log"):
         poll((tmp_path / "there").exists, within=60, what="a task run in every state")
@@ -40,9 +40,9 @@ def flow_run(server: Server, tmp_path: Path) -> Iterator[str]:
 
 
 def _states(server: Server, flow_run_id: str) -> dict[str, str]:
-    """By the task run's state, its name: each is named after the state that it is to have.
+    """Return the task runs' names by state. Each is named after the state that it should have.
 
-    Prefect gives a task run that name when it starts: before, it has a number after it.
+    Prefect gives a task run that name when it starts; before, a number follows the name.
     """
     runs = server.call("POST", "/task_runs/filter", {"flow_runs": {"id": {"any_": [flow_run_id]}}})
     return {run["state_name"]: run["name"] for run in runs}

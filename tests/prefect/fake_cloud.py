@@ -1,4 +1,4 @@
-"""The events API of Prefect FakeCloud, as far as a mirror uses it: every answer is right, every request is kept."""
+"""A fake of Prefect Cloud's API, as far as a mirror uses it, that keeps every request."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ from tests.prefect.fake_server import FakeServer
 
 
 class FakeCloud(ThreadingHTTPServer):
-    """Answers what a mirror asks, at the address of a workspace, and keeps the requests."""
+    """Answers a mirror's requests at the address of a workspace, and keeps them."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Answering)
-        self.recorder = FakeServer()
+        super().__init__(("127.0.0.1", 0), _RequestHandler)
+        self.events = FakeServer()
+        """Records the events that are sent."""
         self.status = 403
-        """Of its answer to whoever wants to read anything else."""
+        """Status code of its answer to requests for other resources."""
         self.requests: list[tuple[str, dict[str, str]]] = []
         self.address = f"http://127.0.0.1:{self.server_address[1]}/api"
 
 
-class _Answering(BaseHTTPRequestHandler):
+class _RequestHandler(BaseHTTPRequestHandler):
     server: FakeCloud
     protocol_version = "HTTP/1.1"
 
@@ -57,25 +58,26 @@ class _Answering(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _answer(self, path: str, body: Any) -> Any:
-        recorder = self.server.recorder
+        events = self.server.events
         match path:
             case "/events":
-                return recorder.send([json.dumps(event).encode() for event in body])
+                return events.send([json.dumps(event).encode() for event in body])
             case "/task_runs/filter":
-                recorder.record()
-                known = recorder.recorded(body["task_runs"]["id"]["any_"])
+                events.record()
+                known = events.recorded(body["task_runs"]["id"]["any_"])
                 return [{"id": run, "state": {"name": it.name, "timestamp": iso(it.at)}} for run, it in known.items()]
             case "/flow_runs/filter":
                 return []
             case _:
                 task_runs = body["task_runs"]
-                return recorder.count(task_runs["id"]["any_"], task_runs["state"]["name"]["any_"][0])
+                return events.count(task_runs["id"]["any_"], task_runs["state"]["name"]["any_"][0])
 
     def log_message(self, *_: Any) -> None: ...
 
 
 @contextmanager
 def cloud_serving() -> Iterator[FakeCloud]:
+    """Serve a fake cloud on a thread."""
     server = FakeCloud()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -88,10 +90,10 @@ def cloud_serving() -> Iterator[FakeCloud]:
 
 
 @contextmanager
-def at_cloud(recorder: FakeServer | None = None) -> Iterator[FakeCloud]:
-    """A workspace there, to which Prefect's settings point."""
+def at_cloud(events: FakeServer | None = None) -> Iterator[FakeCloud]:
+    """Point Prefect's settings at a workspace of a fake cloud; `events` records what is sent."""
     with cloud_serving() as cloud:
-        cloud.recorder = recorder or cloud.recorder
+        cloud.events = events or cloud.events
         settings: dict[Any, Any] = {
             PREFECT_CLOUD_API_URL: cloud.address,
             PREFECT_API_URL: f"{cloud.address}/accounts/mine/workspaces/here",

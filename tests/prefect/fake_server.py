@@ -1,4 +1,4 @@
-"""What a Prefect server does with state events, in memory and at will: slow, forgetful, or of another opinion."""
+"""A Prefect server in memory, as far as state events go: as slow, forgetful or faulty as a test wants it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 import httpx
 
-from executor_adapter.prefect.mirror.server_api import FaultError, Recorded, RefusedError
+from executor_adapter.prefect.mirror.server_api import Recorded, RefusedError, ServerFaultError
 from executor_adapter.prefect.mirror.state_events import StateEvent
 
 
 class FakeServer:
-    """Takes the part of ServerApi. What it is sent it queues, and records when told to."""
+    """Stands in for ServerApi. It queues the events it gets, and records them when told to."""
 
     def __init__(self) -> None:
         self.queue: deque[dict[str, Any]] = deque()
@@ -23,27 +23,28 @@ class FakeServer:
         self.states: dict[str, list[str]] = {}
         self.is_away = False
         self.refuses: str | None = None
-        """The name of a state in an event that it takes for none."""
-        self.breaks_over: str | None = None
-        """The name of a state over which it breaks down; "": over all."""
-        self.at_once = 1
-        """Events that it says to write in one transaction."""
+        """The name of a state that it does not accept."""
+        self.fails_on: str | None = None
+        """The name of a state on which it fails; "" for all."""
+        self.events_per_transaction = 1
+        """The transaction size that it reports."""
         self.requests: list[int] = []
-        """How many events each held."""
+        """The number of events in each request."""
         self.most_queued = 0
         self.unlisted: deque[str] | None = None
-        """Ids of events that are not in its list of events yet; None: it lists all at once."""
+        """Ids of events that its list does not contain yet; None if it lists each event at once."""
         self.most_unlisted = 0
         self._ids: set[str] = set()
 
     def send(self, bodies: Sequence[bytes]) -> None:
+        """Queue events, or fail as the attributes say."""
         if self.is_away:
             raise httpx.ConnectError("refused")
         events = [json.loads(body) for body in bodies]
         if any(event["payload"]["validated_state"]["name"] == self.refuses for event in events):
             raise RefusedError("422")
-        if self.breaks_over is not None and any(self.breaks_over in event["event"] for event in events):
-            raise FaultError("500")
+        if self.fails_on is not None and any(self.fails_on in event["event"] for event in events):
+            raise ServerFaultError("500")
         self.requests.append(len(events))
         self.queue.extend(events)
         if self.unlisted is not None:
@@ -51,40 +52,44 @@ class FakeServer:
             self.most_unlisted = max(self.most_unlisted, len(self.unlisted))
         self.most_queued = max(self.most_queued, len(self.queue))
 
-    def record(self, most: int | None = None) -> None:
-        """Work through the queue, as the server's recorder does: newest state, each state once."""
-        for _ in range(min(most or len(self.queue), len(self.queue))):
+    def record(self, limit: int | None = None) -> None:
+        """Record queued events as the server does: each state once, and the newest one as the task run's."""
+        for _ in range(min(limit or len(self.queue), len(self.queue))):
             event = self.queue.popleft()
-            if event["id"] in self._ids:
-                continue
-            self._ids.add(event["id"])
-            task_run_id = event["resource"]["prefect.resource.id"].removeprefix("prefect.task-run.")
-            name, at = (
-                event["payload"]["validated_state"]["name"],
-                datetime.fromisoformat(event["occurred"]).timestamp(),
-            )
-            self.states.setdefault(task_run_id, []).append(name)
-            if task_run_id not in self.known or self.known[task_run_id].at < at:
-                self.known[task_run_id] = Recorded(name, at)
+            if event["id"] not in self._ids:
+                self._ids.add(event["id"])
+                self._record(event)
+
+    def _record(self, event: dict[str, Any]) -> None:
+        task_run_id = event["resource"]["prefect.resource.id"].removeprefix("prefect.task-run.")
+        name = event["payload"]["validated_state"]["name"]
+        at = datetime.fromisoformat(event["occurred"]).timestamp()
+        self.states.setdefault(task_run_id, []).append(name)
+        if task_run_id not in self.known or self.known[task_run_id].at < at:
+            self.known[task_run_id] = Recorded(name, at)
 
     def lose(self) -> None:
-        """Forget what is queued, as a server does that is killed."""
+        """Forget the queued events, as a killed server does."""
         self.queue.clear()
 
     def recorded(self, task_run_ids: Sequence[str]) -> dict[str, Recorded]:
+        """Return the states of the known task runs."""
         return {task_run_id: self.known[task_run_id] for task_run_id in task_run_ids if task_run_id in self.known}
 
-    def list_some(self, most: int) -> None:
-        """Add so many to its list of events."""
+    def list_some(self, limit: int) -> None:
+        """Add events to its list, at most `limit`."""
         if self.unlisted is not None:
-            for _ in range(min(most, len(self.unlisted))):
+            for _ in range(min(limit, len(self.unlisted))):
                 self.unlisted.popleft()
 
     def is_listed(self, event: StateEvent) -> bool:
+        """Whether its list contains the event."""
         return self.unlisted is None or event.id not in self.unlisted
 
-    def recorded_at_once(self) -> int:
-        return self.at_once
+    def transaction_size(self) -> int:
+        """Return the transaction size that it reports."""
+        return self.events_per_transaction
 
     def count(self, task_run_ids: Sequence[str], state_name: str) -> int:
+        """Return how many of the task runs are in the state of that name."""
         return sum(known.name == state_name for known in self.recorded(task_run_ids).values())

@@ -1,4 +1,4 @@
-"""A flow whose server is away while its tasks run; for a process of its own, which Prefect's clients then belong to."""
+"""A flow whose server cannot be reached while its tasks run. For a process of its own, because of Prefect's clients."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TASKS = 20
 
 
 def run_while_away(server_port: int) -> list[str]:
-    """The ids of its task runs, all over."""
+    """Run the flow, and return the ids of its finished task runs."""
     with ServerProxy(server_port) as proxy:
         os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{proxy.port}/api"
         from prefect import flow, task

@@ -1,4 +1,7 @@
-"""Programs with a scheduler and no word of Prefect: `python -m tests.prefect.scheduler_programs NAME ARGUMENTS`."""
+"""Programs with a scheduler that do not mention Prefect.
+
+python -m tests.prefect.scheduler_programs NAME ARGUMENTS
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,15 @@ from executor_adapter.scheduler.schedulers import CollectionScheduler, Processin
 
 
 def until_there(path: str) -> str:
-    """Wait until there is a file at `path`, saying so by one beside it."""
+    """Wait until the file `path` exists; a file beside it shows that this waits."""
     Path(f"{path}.waits").touch()
     while not Path(path).exists():
         time.sleep(0.01)
     return path
 
 
-async def over(scheduler: CollectionScheduler | ProcessingScheduler, job_id: str) -> Job:
-    """The job, once it is over."""
+async def finished(scheduler: CollectionScheduler | ProcessingScheduler, job_id: str) -> Job:
+    """Wait until the job has finished, and return it."""
     while not (job := await scheduler.get_job_status(job_id)).status.is_terminal:  # type: ignore[union-attr]
         await asyncio.sleep(0.01)
     assert job is not None
@@ -32,20 +35,20 @@ async def over(scheduler: CollectionScheduler | ProcessingScheduler, job_id: str
 
 
 async def one_job(job_id: str) -> None:
-    """Run one job; print what the program then has of Prefect."""
+    """Run one job, and print what of Prefect was imported or changed."""
     logging.basicConfig(level=logging.INFO, format="own format: %(message)s")
     root = list(logging.root.handlers)
     await collection_scheduler.start()
     await collection_scheduler.job_queue.add_job(Job(function=dict, job_id=job_id))
-    await over(collection_scheduler, job_id)
+    await finished(collection_scheduler, job_id)
     await collection_scheduler.stop()
     collection_scheduler.close()
-    told = {"imported": "prefect" in sys.modules, "logging_is_as_set_up": logging.root.handlers == root}
-    print(json.dumps(told))
+    effects = {"imported": "prefect" in sys.modules, "logging_is_as_set_up": logging.root.handlers == root}
+    print(json.dumps(effects))
 
 
 async def unstopped(job_id: str) -> None:
-    """Run one job, and end without stopping the scheduler."""
+    """Run one job, and exit without stopping the scheduler."""
     await collection_scheduler.start()
     await collection_scheduler.job_queue.add_job(Job(function=dict, job_id=job_id))
 
@@ -57,7 +60,7 @@ async def stored(job_id: str, store: str, path: str) -> None:
     await scheduler.job_queue.add_job(
         Job(function="tests.prefect.scheduler_programs:until_there", args=(path,), job_id=job_id)
     )
-    await over(scheduler, job_id)
+    await finished(scheduler, job_id)
 
 
 PROGRAMS: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {

@@ -1,4 +1,4 @@
-"""Alerts reach a real Prefect server as events; `doctor` knows how a real server is set."""
+"""Alerts reach a real Prefect server as events, and `doctor` reads a real server's settings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.servers import Server, free_port, new_user_env, poll, prefect_server
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """As `prefect server start` starts it, but for what makes tests quick; the recorder is as installed."""
+    """Start a server with the default recorder, and otherwise with settings that make tests fast."""
     directory = tmp_path_factory.mktemp("server")
     env = {name: value for name, value in new_user_env(directory).items() if "TASK_RUN_RECORDER" not in name}
     with prefect_server(directory, env) as server:
@@ -34,7 +34,7 @@ def fail() -> None:
     raise DataCollectionException("no", error_code="DATA_ERROR")
 
 
-def events(server: Server, name: str) -> list[dict[str, Any]]:
+def events_named(server: Server, name: str) -> list[dict[str, Any]]:
     body = {"filter": {"event": {"name": [name]}}}
     found: list[dict[str, Any]] = server.call("POST", "/events/filter", body)["events"]
     return found
@@ -42,7 +42,7 @@ def events(server: Server, name: str) -> list[dict[str, Any]]:
 
 @pytest.mark.usefixtures("prefect_api")
 def test_alerts_become_events_of_the_server(prefect_api: str) -> None:
-    """With what is stuck, or too often failed, as the resource, and how much it is past its limit."""
+    """The resource is the stuck job or the program; the payload has the value and its limit."""
     server = Server(url=prefect_api.removesuffix("/api"), env={})
     with JobExecutor(1, config=Settings()) as executor:
         executor.submit(Job(function=fail)).exception()
@@ -50,21 +50,23 @@ def test_alerts_become_events_of_the_server(prefect_api: str) -> None:
     stuck = Job(function=fail, job_id=f"stuck-{time.time()}", tool_name="radar")
     emit_alert(Alert(kind=AlertKind.STUCK_JOB, message="stuck", value=7.0, limit=5.0, job=stuck))
     flush_events(10)
-    (told,) = poll(lambda: events(server, "executor-adapter.health.stuck-job"), within=30, what="the event")
-    assert told["resource"]["prefect.resource.id"] == f"executor-adapter.job.{stuck.job_id}"
-    assert told["resource"]["executor-adapter.tool"] == "radar"
-    assert told["payload"] == {"message": "stuck", "value": 7.0, "limit": 5.0}
-    (told,) = poll(lambda: events(server, "executor-adapter.health.high-failure-rate"), within=30, what="the event")
-    assert told["payload"]["message"] == rate.message
-    assert told["resource"]["prefect.resource.id"].startswith("executor-adapter.program.")
+    (event,) = poll(lambda: events_named(server, "executor-adapter.health.stuck-job"), within=30, what="the event")
+    assert event["resource"]["prefect.resource.id"] == f"executor-adapter.job.{stuck.job_id}"
+    assert event["resource"]["executor-adapter.tool"] == "radar"
+    assert event["payload"] == {"message": "stuck", "value": 7.0, "limit": 5.0}
+    (event,) = poll(
+        lambda: events_named(server, "executor-adapter.health.high-failure-rate"), within=30, what="the event"
+    )
+    assert event["payload"]["message"] == rate.message
+    assert event["resource"]["prefect.resource.id"].startswith("executor-adapter.program.")
 
 
 def by_name(findings: Iterator[Finding]) -> dict[str, Finding]:
     return {finding.check: finding for finding in findings}
 
 
-def test_doctor_sees_an_untuned_recorder(server: Server) -> None:
-    """... of a server as it is installed, and says how to start it."""
+def test_doctor_warns_of_a_recorder_with_default_settings(server: Server) -> None:
+    """It says how to start the server instead."""
     with temporary_settings({PREFECT_API_URL: f"{server.url}/api"}):
         found = by_name(checks())
     assert found["prefect server"].level is Level.FINE
@@ -73,19 +75,22 @@ def test_doctor_sees_an_untuned_recorder(server: Server) -> None:
     assert "_BATCH_SIZE=500" in found["task run recorder"].way_out
 
 
-def test_doctor_is_content_with_a_tuned_one(prefect_api: str) -> None:
+def test_doctor_accepts_a_tuned_recorder(prefect_api: str) -> None:
+    """One that writes many events in a transaction."""
     with temporary_settings({PREFECT_API_URL: prefect_api}):
         assert by_name(checks())["task run recorder"].level is Level.FINE
 
 
-def test_doctor_sees_a_server_that_is_away() -> None:
+def test_doctor_reports_a_server_that_does_not_answer() -> None:
+    """As wrong, not as a warning."""
     with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api"}):
         found = by_name(checks())["prefect server"]
     assert found.level is Level.WRONG
     assert "does not answer" in found.found
 
 
-def test_doctor_says_what_an_embedded_server_means(tmp_path: Path) -> None:
+def test_doctor_explains_the_embedded_server(tmp_path: Path) -> None:
+    """Without an API URL each flow starts one."""
     with temporary_settings(restore_defaults={PREFECT_API_URL}):
         assert (
             by_name(checks())["prefect server"].found

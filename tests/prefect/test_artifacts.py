@@ -1,4 +1,4 @@
-"""A run of jobs as artifacts of its flow run: progress while it runs, a table and a report when it is over."""
+"""The artifacts of a run of jobs: its progress while it runs, then a table and a report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prefect import flow, task
 
 from executor_adapter import Job, JobExecutor
 from executor_adapter.prefect import JobTaskRunner, job_report, job_task, run_jobs
-from executor_adapter.prefect.reporting.batches import Batches
+from executor_adapter.prefect.reporting.batching_thread import BatchingThread
 from tests.prefect.conftest import Api, Wait
 
 
@@ -50,14 +50,15 @@ def with_jobs_in_bulk() -> None:
 
 
 def artifacts_of(url: str, flow_run_id: UUID | str) -> dict[str, Any]:
-    """What the server shows, by key."""
+    """Return the data of the flow run's artifacts on the server, by key."""
     body = {"artifacts": {"flow_run_id": {"any_": [str(flow_run_id)]}}}
     found = httpx.post(f"{url}/artifacts/filter", json=body).raise_for_status().json()
     return {artifact["key"]: artifact["data"] for artifact in found}
 
 
 @pytest.mark.parametrize("run", [with_job_tasks, with_plain_tasks, with_jobs_in_bulk], ids=lambda run: run.name)
-def test_a_run_of_jobs_leaves_progress_table_and_report(prefect_api: str, run: Any) -> None:
+def test_a_run_of_jobs_has_progress_table_and_report(prefect_api: str, run: Any) -> None:
+    """Whether job tasks, plain tasks or run_jobs ran the jobs; errors are escaped for Markdown."""
     state = run(return_state=True)
     found = artifacts_of(prefect_api, state.state_details.flow_run_id)
     assert found.keys() == {"a-collection-progress", "a-collection-jobs", "a-collection-report"}
@@ -66,12 +67,13 @@ def test_a_run_of_jobs_leaves_progress_table_and_report(prefect_api: str, run: A
     rows = json.loads(table) if isinstance(table, str) else table
     assert [(row["state"], row["jobs"], row["retries"]) for row in rows] == [("Completed", 8, 0), ("Failed", 2, 0)]
     report = found["a-collection-report"]
-    assert "10 of 10 jobs are over: 8 Completed, 2 Failed." in report
+    assert "10 of 10 jobs finished: 8 Completed, 2 Failed." in report
     assert "Completed: 80.0%. Retries: 0." in report
     assert report.count("number 4 \\| is &lt;bad&gt; |") == 1
 
 
 def test_progress_moves_while_jobs_run(prefect_api: str, wait_for: Wait) -> None:
+    """It is at 50 % when one of two jobs has finished."""
     half, seen = threading.Event(), []
 
     @job_task(pool="thread", retry_attempts=0)
@@ -93,7 +95,8 @@ def test_progress_moves_while_jobs_run(prefect_api: str, wait_for: Wait) -> None
     run()
 
 
-def test_a_server_that_refuses_artifacts_fails_no_flow(prefect_api: str, mocker: Any) -> None:
+def test_a_flow_completes_if_the_server_refuses_artifacts(prefect_api: str, mocker: Any) -> None:
+    """Only the artifacts are missing."""
     refused = mocker.patch(
         "executor_adapter.prefect.reporting.artifacts.create_progress_artifact", side_effect=OSError("away")
     )
@@ -101,18 +104,19 @@ def test_a_server_that_refuses_artifacts_fails_no_flow(prefect_api: str, mocker:
     assert refused.called
 
 
-def test_many_items_are_taken_in_few_batches_and_none_is_lost() -> None:
+def test_many_items_are_consumed_in_few_batches_and_none_is_lost() -> None:
+    """They keep their order."""
     batches: list[list[int]] = []
-    put_in = Batches[int](batches.append, every=0.2)
+    batching = BatchingThread[int](batches.append, interval=0.2)
     for number in range(10_000):
-        put_in.put(number)
-    put_in.close()
+        batching.put(number)
+    batching.close()
     assert [number for batch in batches for number in batch] == list(range(10_000))
     assert len(batches) <= 5
 
 
-def test_a_signal_leaves_no_table(api: Api, prefect_api: str) -> None:
-    """A flow that is ended has seconds left, and none for a report."""
+def test_an_interrupted_flow_makes_no_table(api: Api, prefect_api: str) -> None:
+    """It has only seconds left, and none for a report."""
     ids: list[UUID] = []
 
     @flow

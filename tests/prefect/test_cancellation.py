@@ -1,4 +1,4 @@
-"""A flow run by hand that is cancelled on the server: what its own process does then."""
+"""A flow run that was started by hand is cancelled on the server: its own process ends it."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from tests.prefect.conftest import Api, Wait, cancel, own_id
 
 
 @pytest.fixture(autouse=True)
-def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ask more often, and wait for less: the tests are of what happens, not of how long it takes."""
-    monkeypatch.setattr(watcher, "POLL_SECONDS", 0.2)
-    monkeypatch.setattr(flow_end, "INTERRUPT_AFTER", 1.0)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Poll more often and wait less, because these tests are not about durations."""
+    monkeypatch.setattr(watcher, "POLL_INTERVAL", 0.2)
+    monkeypatch.setattr(flow_end, "INTERRUPT_TIMEOUT", 1.0)
     monkeypatch.setattr(flow_end, "QUIET_SECONDS", 1.0)
 
 
 def cancel_soon(url: str, flow_run_id: UUID, state: str = "CANCELLING") -> None:
-    """In a moment, by another thread."""
+    """Cancel the flow run in half a second, from another thread."""
     threading.Timer(0.5, cancel, (url, flow_run_id, state)).start()
 
 
@@ -49,7 +49,7 @@ def slow(_: int = 0) -> None:
 
 @pytest.fixture
 def ended(prefect_api: str, api: Api, wait_for: Wait) -> Callable[[UUID], None]:
-    """Asserts that all of a flow run is Cancelled."""
+    """Return a function that asserts that a flow run and all its task runs are Cancelled."""
 
     def check(flow_run_id: UUID) -> None:
         wait_for(lambda: flow_run_state(prefect_api, flow_run_id) == "Cancelled", 20)
@@ -63,6 +63,7 @@ def ended(prefect_api: str, api: Api, wait_for: Wait) -> Callable[[UUID], None]:
 def test_a_job_that_is_called_directly_is_cancelled_and_the_flow_with_it(
     prefect_api: str, ended: Callable[[UUID], None], asked: str
 ) -> None:
+    """Its call raises, and the flow's cancellation hooks are called."""
     ids: list[UUID] = []
     hooks: list[str] = []
 
@@ -85,7 +86,7 @@ def test_a_job_that_is_called_directly_is_cancelled_and_the_flow_with_it(
 def test_a_flow_that_goes_on_is_interrupted_and_the_program_goes_on(
     prefect_api: str, ended: Callable[[UUID], None]
 ) -> None:
-    """Its hooks are called; its caller gets CancelledRun, and the executor, which a real Ctrl-C would end, is there."""
+    """Its hooks are called, its caller gets CancelledRun, and unlike after Ctrl-C the executor still works."""
     ids: list[UUID] = []
     hooks: list[str] = []
 
@@ -113,8 +114,8 @@ def test_a_flow_that_goes_on_is_interrupted_and_the_program_goes_on(
     ended(ids[0])
 
 
-def test_nothing_begins_after_the_cancel(prefect_api: str, ended: Callable[[UUID], None]) -> None:
-    """A flow that minds no exception submits and calls in vain."""
+def test_no_job_starts_after_the_cancel(prefect_api: str, ended: Callable[[UUID], None]) -> None:
+    """Later calls and submissions of a flow that catches all exceptions raise."""
     ids: list[UUID] = []
     refused: list[type[BaseException]] = []
 
@@ -137,7 +138,7 @@ def test_nothing_begins_after_the_cancel(prefect_api: str, ended: Callable[[UUID
 
 @pytest.mark.parametrize("runner", [None, JobTaskRunner(2)], ids=["Prefect's runner", "JobTaskRunner"])
 def test_a_task_that_is_being_submitted_is_cancelled_too(prefect_api: str, api: Api, mocker: Any, runner: Any) -> None:
-    """The cancel comes once its task run is made, and before anybody knows of its job."""
+    """The cancel comes after its task run was made, and before its job is known to the task runner."""
     begun: list[int] = []
     futures: list[Any] = []
     made: list[Any] = []
@@ -175,6 +176,7 @@ def test_a_task_that_is_being_submitted_is_cancelled_too(prefect_api: str, api: 
 
 
 def test_an_async_flow_is_cancelled(prefect_api: str, ended: Callable[[UUID], None]) -> None:
+    """Its asyncio task is cancelled, and its caller gets CancelledRun."""
     ids: list[UUID] = []
 
     @flow
@@ -192,6 +194,7 @@ def test_an_async_flow_is_cancelled(prefect_api: str, ended: Callable[[UUID], No
 def test_a_subflow_run_ends_with_the_flow_run_that_is_cancelled(
     prefect_api: str, wait_for: Wait, ended: Callable[[UUID], None]
 ) -> None:
+    """Both runs become Cancelled."""
     ids: list[UUID] = []
 
     @flow
@@ -214,7 +217,7 @@ def test_a_subflow_run_ends_with_the_flow_run_that_is_cancelled(
 def test_a_subflow_run_that_fails_before_it_is_known_to_be_cancelling_is_cancelled(
     prefect_api: str, mocker: Any, ended: Callable[[UUID], None]
 ) -> None:
-    """The server is told that it is Cancelling only once it has taken its failure."""
+    """The request to set it Cancelling arrives after the server has accepted its failure."""
     ids: list[UUID] = []
     failed = threading.Event()
     real = flow_end.Cancelling
@@ -242,7 +245,8 @@ def test_a_subflow_run_that_fails_before_it_is_known_to_be_cancelling_is_cancell
     ended(ids[0])
 
 
-def test_a_server_that_is_away_is_asked_again(prefect_api: str, mocker: Any, wait_for: Wait) -> None:
+def test_an_unreachable_server_is_polled_again(prefect_api: str, mocker: Any, wait_for: Wait) -> None:
+    """A cancel is noticed once it answers."""
     heard = threading.Event()
     read = mocker.patch.object(watcher, "_read", side_effect=[OSError("away"), httpx.ConnectError("away")])
 
@@ -258,9 +262,9 @@ def test_a_server_that_is_away_is_asked_again(prefect_api: str, mocker: Any, wai
     run(return_state=True)
 
 
-def test_without_jobs_nobody_asks(mocker: Any) -> None:
-    """The thread ends some time after the last watch was closed."""
-    mocker.patch.object(watcher, "POLL_SECONDS", 0.01)
+def test_polling_ends_some_time_after_the_last_watch_was_closed(mocker: Any) -> None:
+    """No thread is left behind."""
+    mocker.patch.object(watcher, "POLL_INTERVAL", 0.01)
 
     @flow
     def run() -> None:

@@ -30,7 +30,7 @@ ONCE = RetryPolicy(retry_attempts=0)
 
 @pytest.fixture(autouse=True)
 def _short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watcher, "POLL_SECONDS", 0.2)
+    monkeypatch.setattr(watcher, "POLL_INTERVAL", 0.2)
     monkeypatch.setattr(flow_end, "QUIET_SECONDS", 1.0)
 
 

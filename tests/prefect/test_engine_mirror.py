@@ -1,4 +1,4 @@
-"""What Prefect's engines tell of job tasks goes by a mirror: a server that is away, other clients, a process's end."""
+"""The mirror of task runs that Prefect's engines drive: an unreachable server, other runners, a process's end."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def calls_a_job_task(x: int) -> Any:
     return state.result(), state.state_details.task_run_id
 
 
-def test_a_server_that_is_away_meanwhile_has_all_when_the_flow_ends(api: Api, prefect_api: str) -> None:
+def test_a_server_that_was_unreachable_has_all_states_when_the_flow_ends(api: Api, prefect_api: str) -> None:
+    """The end of the flow waits for them."""
     ids = apart(run_while_away, int(prefect_api.removesuffix("/api").rpartition(":")[2]))
     assert len(ids) == TASKS
     for task_run_id in ids:
@@ -55,8 +56,8 @@ def test_a_server_that_is_away_meanwhile_has_all_when_the_flow_ends(api: Api, pr
         assert api.state_names(task_run_id) == ["Pending", "Running", "Completed"]
 
 
-def test_what_is_told_is_what_prefect_tells(api: Api, prefect_api: str, wait_for: Wait) -> None:
-    """The same task under Prefect's own runner and under ours: the server has the same of it but for ids and times."""
+def test_the_mirror_sends_what_prefects_engine_sends(api: Api, prefect_api: str, wait_for: Wait) -> None:
+    """A task under Prefect's own runner and under ours has the same record, except for ids and times."""
 
     def run() -> UUID:
         first = plain.submit(1)
@@ -69,7 +70,7 @@ def test_what_is_told_is_what_prefect_tells(api: Api, prefect_api: str, wait_for
     ours = flow(run, name="both", task_runner=JobTaskRunner(2, pool="thread"))()
     wait_for(lambda: api.task_run(theirs)["state_name"] == "Completed")
     assert _without_ids(api.task_run(ours)) == _without_ids(api.task_run(theirs))
-    for each in (theirs, ours):  # the server writes events and task runs down apart
+    for each in (theirs, ours):  # The server records events and task runs separately.
         wait_for(lambda each=each: len(_events(prefect_api, each)) == 3)
     assert _events(prefect_api, ours) == _events(prefect_api, theirs)
 
@@ -87,13 +88,13 @@ def _without_ids(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def _events(url: str, task_run_id: UUID) -> list[tuple[str, list[str], dict[str, Any]]]:
-    """By name, what each is related to, and what it says of the change."""
+    """Return each event's name, its related resources and its state change."""
     wanted = {"filter": {"resource": {"id": [f"prefect.task-run.{task_run_id}"]}, "order": "ASC"}}
     found = httpx.post(f"{url}/events/filter", json=wanted).raise_for_status().json()["events"]
-    return [(each["event"], sorted(map(_about, each["related"])), _change(each["payload"])) for each in found]
+    return [(each["event"], sorted(map(_related, each["related"])), _change(each["payload"])) for each in found]
 
 
-def _about(related: dict[str, str]) -> str:
+def _related(related: dict[str, str]) -> str:
     role = related["prefect.resource.role"]
     return related["prefect.resource.id"] if role == "tag" else role
 
@@ -103,8 +104,8 @@ def _change(payload: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_in_a_worker_of_prefects_process_pool_prefects_engine_tells(api: Api, wait_for: Wait) -> None:
-    """Such a worker hands its events to the flow's process, and may end before it could send any itself."""
+def test_in_a_worker_of_prefects_process_pool_prefects_engine_reports(api: Api, wait_for: Wait) -> None:
+    """Such a worker passes its events to the flow's process, and may end before it could send any itself."""
 
     @flow(task_runner=ProcessPoolTaskRunner(1))
     def run() -> Any:
@@ -115,8 +116,8 @@ def test_in_a_worker_of_prefects_process_pool_prefects_engine_tells(api: Api, wa
     wait_for(lambda: api.task_run(task_run_id)["state_name"] == "Completed")
 
 
-def test_the_end_of_a_process_waits_for_what_it_told(api: Api, tmp_path: Path) -> None:
-    """A script that runs a job task outside a flow, and is done."""
+def test_a_process_exits_only_once_its_states_are_recorded(api: Api, tmp_path: Path) -> None:
+    """A script that runs one job task outside a flow loses no state."""
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent("""
@@ -136,11 +137,12 @@ def test_the_end_of_a_process_waits_for_what_it_told(api: Api, tmp_path: Path) -
 
 
 def count_mirrors() -> int:
+    """Count the mirrors that send in this process."""
     return sum(thread.name == "prefect-mirror" for thread in threading.enumerate())
 
 
-def test_a_call_under_a_runner_that_tells_no_end_is_recorded_when_it_returns(api: Api) -> None:
-    """Such a runner is never asked to end anything: no mirror is left either."""
+def test_a_call_under_a_runner_without_an_end_is_recorded_when_it_returns(api: Api) -> None:
+    """Such a runner is never told that its flow ends; no mirror is left behind either."""
 
     @flow(task_runner=PrefectTaskRunner())
     def run() -> list[Any]:
@@ -158,10 +160,10 @@ def test_a_call_under_a_runner_that_tells_no_end_is_recorded_when_it_returns(api
     assert count_mirrors() == before
 
 
-def test_after_an_interrupt_at_a_prompt_what_comes_later_is_told_as_ever(
+def test_after_an_interrupt_at_a_prompt_later_states_are_sent_as_before(
     api: Api, monkeypatch: pytest.MonkeyPatch, wait_for: Wait
 ) -> None:
-    """Ctrl-C hastens what was told so far, since it mostly ends the process; at a prompt the program goes on."""
+    """Ctrl-C hurries the states so far, because it mostly ends the process; at a prompt the program goes on."""
     monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     ids: list[str] = []

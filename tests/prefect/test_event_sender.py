@@ -1,4 +1,4 @@
-"""The sender: never too much on its way, nothing lost, and the server's opinion corrected where it is wrong."""
+"""The event sender: it is paced by the server, loses nothing, and corrects the server's record where it is wrong."""
 
 from __future__ import annotations
 
@@ -6,66 +6,33 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple
 from uuid import uuid4
 
 import httpx
 import pytest
-from prefect.client.schemas.objects import StateType
 
-from executor_adapter.prefect.mirror.event_feed import MOST_UNLISTED, STEP
+from executor_adapter.prefect.mirror.event_feed import MAX_UNLISTED_EVENTS, MIN_LISTED_EVENTS
 from executor_adapter.prefect.mirror.event_sender import EventSender
 from executor_adapter.prefect.mirror.pacing import (
-    AT_THE_END,
-    BATCH,
-    FIRST_WINDOW,
-    LARGEST_WINDOW,
-    LEAST_OFTEN,
-    LOOKS,
-    MOST_OFTEN,
-    SMALLEST_WINDOW,
+    CHECKS_PER_DELIVERY,
+    INITIAL_WINDOW,
+    MAX_BATCH_SIZE,
+    MAX_CHECK_INTERVAL,
+    MAX_WINDOW,
+    MIN_CHECK_INTERVAL,
+    MIN_FINAL_CHECK_INTERVAL,
+    MIN_WINDOW,
     SendWindow,
 )
-from executor_adapter.prefect.mirror.server_api import FaultError, Recorded
-from executor_adapter.prefect.mirror.state_events import Change, FlowRunFacts, StateEvent, quoted, state_event
-from executor_adapter.prefect.mirror.states import StateKind
+from executor_adapter.prefect.mirror.server_api import Recorded, ServerFaultError
+from executor_adapter.prefect.mirror.state_events import FlowRunFacts, StateChange, StateEvent, quoted, state_event
 from executor_adapter.testing import FakeClock
 from tests.prefect.fake_server import FakeServer
-
-PENDING, COMPLETED = StateKind(StateType.PENDING, "Pending"), StateKind(StateType.COMPLETED, "Completed")
-FAILED = StateKind(StateType.FAILED, "Failed")
+from tests.prefect.sample_events import COMPLETED, FAILED, PENDING, Facts, event, recorded_in_file, spooled_event
 
 
-class Facts(NamedTuple):
-    """Of a task run; all but the id as JSON."""
-
-    id: str
-    name: str = '"name"'
-    task_key: str = '"key"'
-    dynamic_key: str = '"job"'
-    policy: str = "{}"
-
-
-def event(kind: StateKind, at: float = 1_000_000.0, task_run_id: str | None = None) -> StateEvent:
-    return state_event(Facts(task_run_id or str(uuid4())), Change(kind, at), FlowRunFacts())
-
-
-class File:
-    """Takes the part of a file of the spool."""
-
-    def __init__(self) -> None:
-        self.known = 0
-
-    def recorded(self) -> None:
-        self.known += 1
-
-
-def spooled(kind: StateKind, at: float = 1_000_000.0) -> StateEvent:
-    return StateEvent.parse(event(kind, at).body, origin=File())
-
-
-class Road:
-    """A sender between a list of events and a recorder, on a clock of its own."""
+class Harness:
+    """An event sender between a list of events and a fake server, with a fake clock."""
 
     def __init__(self, events: list[StateEvent]) -> None:
         self.server = FakeServer()
@@ -74,141 +41,146 @@ class Road:
         self.lock = threading.Lock()
         self.sender = EventSender(self._next, self.lock, clock=self.clock, wall=lambda: 2_000_000.0)
 
-    def _next(self, most: int) -> list[StateEvent]:
-        return [self.events.popleft() for _ in range(min(most, len(self.events)))]
+    def _next(self, limit: int) -> list[StateEvent]:
+        return [self.events.popleft() for _ in range(min(limit, len(self.events)))]
 
-    def go(self, seconds: float, *, a_second: int | None = None, step: float = 0.5) -> None:
-        """Let time pass; the server records so many events a second, None: none."""
+    def run(self, seconds: float, *, per_second: int | None = None, step: float = 0.5) -> None:
+        """Let time pass, while the server records `per_second` events a second, or none."""
         for _ in range(int(seconds / step)):
             with self.lock, contextlib.suppress(httpx.HTTPError):
-                self.sender.turn(self.server)  # type: ignore[arg-type]
-            if a_second:
-                self.server.record(int(a_second * step))
+                self.sender.run_once(self.server)  # type: ignore[arg-type]
+            if per_second:
+                self.server.record(int(per_second * step))
             self.clock.advance(step)
 
 
-def test_all_arrive_and_are_known_to() -> None:
-    road = Road([event(COMPLETED) for _ in range(1_000)])
-    road.go(20, a_second=1_000)
-    assert road.sender.is_idle
-    assert (road.sender.recorded, road.sender.resent, len(road.server.known)) == (1_000, 0, 1_000)
+def test_all_events_are_sent_and_known_to_be_recorded() -> None:
+    """Each final state is counted once, and none is sent again."""
+    harness = Harness([event(COMPLETED) for _ in range(1_000)])
+    harness.run(20, per_second=1_000)
+    assert harness.sender.is_idle
+    totals = harness.sender.totals
+    assert (totals.recorded, totals.resent, len(harness.server.known)) == (1_000, 0, 1_000)
 
 
-def test_a_slow_server_is_never_given_much() -> None:
-    """What is on its way shrinks until it is recorded within seconds."""
-    road = Road([event(COMPLETED) for _ in range(3_000)])
-    road.go(40, a_second=30)
-    assert road.server.most_queued <= FIRST_WINDOW
-    road.server.most_queued = 0
-    road.go(20, a_second=30)
-    assert SMALLEST_WINDOW / 2 < road.server.most_queued < FIRST_WINDOW / 2
+def test_few_events_are_in_flight_to_a_slow_server() -> None:
+    """The window shrinks until events are recorded within seconds."""
+    harness = Harness([event(COMPLETED) for _ in range(3_000)])
+    harness.run(40, per_second=30)
+    assert harness.server.most_queued <= INITIAL_WINDOW
+    harness.server.most_queued = 0
+    harness.run(20, per_second=30)
+    assert MIN_WINDOW / 2 < harness.server.most_queued < INITIAL_WINDOW / 2
 
 
-def test_a_fast_server_gets_more_but_not_all() -> None:
-    road = Road([event(COMPLETED) for _ in range(20_000)])
-    road.go(10, a_second=6_000)
-    assert FIRST_WINDOW < road.server.most_queued <= LARGEST_WINDOW
-    road.go(10, a_second=6_000)
-    assert road.sender.recorded == 20_000
+def test_more_events_are_in_flight_to_a_fast_server() -> None:
+    """The window grows up to its maximum, not to all events."""
+    harness = Harness([event(COMPLETED) for _ in range(20_000)])
+    harness.run(10, per_second=6_000)
+    assert INITIAL_WINDOW < harness.server.most_queued <= MAX_WINDOW
+    harness.run(10, per_second=6_000)
+    assert harness.sender.totals.recorded == 20_000
 
 
-@pytest.mark.parametrize("lists", [200, 0])
-def test_a_list_of_events_that_is_slower_than_the_recorder_is_not_overrun(lists: int) -> None:
-    """It takes the same events from a queue of its own. One that lists none at all is waited for, but not for ever."""
-    road = Road([event(COMPLETED) for _ in range(20_000)])
-    road.server.unlisted = deque()
+@pytest.mark.parametrize("listed", [200, 0])
+def test_an_event_list_slower_than_the_recorder_is_not_overrun(listed: int) -> None:
+    """Sending waits for the list's own queue, but not for ever for a list that takes no events."""
+    harness = Harness([event(COMPLETED) for _ in range(20_000)])
+    harness.server.unlisted = deque()
     for _ in range(300):
-        road.go(0.5, a_second=6_000)
-        road.server.list_some(lists)
-    assert road.sender.recorded == 20_000
-    if lists:
-        assert MOST_UNLISTED - STEP < road.server.most_unlisted <= MOST_UNLISTED + BATCH
+        harness.run(0.5, per_second=6_000)
+        harness.server.list_some(listed)
+    assert harness.sender.totals.recorded == 20_000
+    if listed:
+        most = harness.server.most_unlisted
+        assert MAX_UNLISTED_EVENTS - MIN_LISTED_EVENTS < most <= MAX_UNLISTED_EVENTS + MAX_BATCH_SIZE
 
 
-def test_in_a_hurry_all_is_sent_at_once() -> None:
-    """However slow the server has shown itself to be; but never more than its queues hold."""
-    road = Road([event(COMPLETED) for _ in range(1_000)])
-    road.go(20, a_second=30)
-    assert len(road.server.queue) < FIRST_WINDOW
-    road.sender.hurry()
-    road.go(0.5)
-    assert not road.events
-    road.events.extend(event(COMPLETED) for _ in range(2 * LARGEST_WINDOW))
-    road.go(10, a_second=30)
-    assert FIRST_WINDOW < road.server.most_queued <= LARGEST_WINDOW
+def test_in_a_hurry_events_are_sent_at_once() -> None:
+    """A slow server does not hold them up, but it never gets more than its queues hold."""
+    harness = Harness([event(COMPLETED) for _ in range(1_000)])
+    harness.run(20, per_second=30)
+    assert len(harness.server.queue) < INITIAL_WINDOW
+    harness.sender.hurry()
+    harness.run(0.5)
+    assert not harness.events
+    harness.events.extend(event(COMPLETED) for _ in range(2 * MAX_WINDOW))
+    harness.run(10, per_second=30)
+    assert INITIAL_WINDOW < harness.server.most_queued <= MAX_WINDOW
 
 
-def test_what_is_on_its_way_outlasts_the_time_between_two_looks() -> None:
-    """So the server always has something to record, however fast it is."""
-    pace = SendWindow()
+def test_the_check_interval_is_shorter_than_the_delivery_time() -> None:
+    """So a server always has events to record between two checks, however fast it is."""
+    window = SendWindow()
     for seconds in (0.0, 0.5, 1.0, 2.0, 3.0, 10.0):
-        pace.confirmed(1_000.0, 1_000.0 + seconds, was_full=False)
-        assert pace.look_seconds(1_000.0 + seconds) == min(LEAST_OFTEN, max(MOST_OFTEN, seconds / LOOKS))
+        window.on_batch_arrived(1_000.0, 1_000.0 + seconds, filled_window=False)
+        expected = min(MAX_CHECK_INTERVAL, max(MIN_CHECK_INTERVAL, seconds / CHECKS_PER_DELIVERY))
+        assert window.check_interval(1_000.0 + seconds) == expected
 
 
-def test_the_fewer_are_left_the_more_often_they_are_looked_at() -> None:
-    """Somebody waits for the last. A server that then stalls is not asked ten times a second for ever."""
-    pace = SendWindow()
-    pace.confirmed(1_000.0, 1_003.0, was_full=False)
-    pace.arrived(1_500, 1_000.0, 1_003.0)
-    looks = [pace.look_seconds(1_003.0, last=last) for last in (2_000, 500, 100, 1)]
-    assert looks == [1.0, pytest.approx(1 / 3), AT_THE_END, AT_THE_END]
-    assert pace.look_seconds(1_005.0, last=1) == 0.25
-    assert pace.look_seconds(1_030.0, last=1) == 1.0
+def test_the_last_events_are_checked_more_often() -> None:
+    """Somebody waits for them. A server that then stalls is checked ever less often."""
+    window = SendWindow()
+    window.on_batch_arrived(1_000.0, 1_003.0, filled_window=False)
+    window.on_arrived(1_500, 1_000.0, 1_003.0)
+    intervals = [window.check_interval(1_003.0, last=last) for last in (2_000, 500, 100, 1)]
+    assert intervals == [1.0, pytest.approx(1 / 3), MIN_FINAL_CHECK_INTERVAL, MIN_FINAL_CHECK_INTERVAL]
+    assert window.check_interval(1_005.0, last=1) == 0.25
+    assert window.check_interval(1_030.0, last=1) == 1.0
 
 
-def test_a_server_that_writes_many_at_once_need_not_show_that_it_is_quick() -> None:
-    """It says so. What it then shows counts more."""
-    quick, slow, shown = SendWindow(), SendWindow(), SendWindow()
-    quick.expect(500)
-    slow.expect(1)
-    shown.confirmed(1_000.0, 1_010.0, was_full=True)
-    shown.expect(500)
-    assert (quick.window, slow.window) == (1_500, FIRST_WINDOW)
-    assert shown.window < FIRST_WINDOW
+def test_the_window_starts_large_for_a_server_with_large_transactions() -> None:
+    """Unless the server has shown before that it is slow."""
+    fast, slow, measured = SendWindow(), SendWindow(), SendWindow()
+    fast.set_transaction_size(500)
+    slow.set_transaction_size(1)
+    measured.on_batch_arrived(1_000.0, 1_010.0, filled_window=True)
+    measured.set_transaction_size(500)
+    assert (fast.size, slow.size) == (1_500, INITIAL_WINDOW)
+    assert measured.size < INITIAL_WINDOW
 
 
-def test_one_that_writes_many_at_once_never_runs_dry() -> None:
-    """However long a transaction takes: one is written, and one lies ready, of as many as it writes at once."""
-    road = Road([event(COMPLETED) for _ in range(10_000)])
-    road.server.at_once = 500
-    road.go(5)
-    assert len(road.server.queue) == 3 * 500
+def test_a_server_with_large_transactions_never_becomes_idle() -> None:
+    """While one transaction is written another one is queued, however long it takes."""
+    harness = Harness([event(COMPLETED) for _ in range(10_000)])
+    harness.server.events_per_transaction = 500
+    harness.run(5)
+    assert len(harness.server.queue) == 3 * 500
     left = []
     for _ in range(10):
-        road.server.record(500)
-        road.go(1.0)
-        left.append(len(road.server.queue))
+        harness.server.record(500)
+        harness.run(1.0)
+        left.append(len(harness.server.queue))
     assert min(left) == 3 * 500
 
 
-def test_what_is_sent_is_sent_in_few_requests() -> None:
-    """Each disturbs a server at its work, so there is none for the room that one event left."""
-    road = Road([event(COMPLETED) for _ in range(5_000)])
-    road.go(30, a_second=100)
-    assert min(road.server.requests) >= SMALLEST_WINDOW // 3
+def test_events_are_sent_in_few_requests() -> None:
+    """Each request disturbs a busy server, so none is made for a few events."""
+    harness = Harness([event(COMPLETED) for _ in range(5_000)])
+    harness.run(30, per_second=100)
+    assert min(harness.server.requests) >= MIN_WINDOW // 3
 
 
-def test_what_a_killed_server_lost_is_told_again() -> None:
-    """The state's own time is kept, and no state is there twice."""
+def test_events_that_a_killed_server_lost_are_sent_again() -> None:
+    """The state keeps its own time, and no state is recorded twice."""
     events = [event(PENDING, 1_000_000.0), event(COMPLETED, 1_000_001.0)]
-    road = Road(events)
-    road.go(0.5)
-    road.server.lose()
-    road.go(60, a_second=100)
-    assert (road.sender.recorded, road.sender.resent) == (1, 1)
-    assert road.server.known[events[1].task_run_id] == Recorded("Completed", 1_000_001.0)
-    assert road.server.states == {events[0].task_run_id: ["Pending"], events[1].task_run_id: ["Completed"]}
+    harness = Harness(events)
+    harness.run(0.5)
+    harness.server.lose()
+    harness.run(60, per_second=100)
+    assert (harness.sender.totals.recorded, harness.sender.totals.resent) == (1, 1)
+    assert harness.server.known[events[1].task_run_id] == Recorded("Completed", 1_000_001.0)
+    assert harness.server.states == {events[0].task_run_id: ["Pending"], events[1].task_run_id: ["Completed"]}
 
 
-def test_another_opinion_of_the_server_is_corrected_with_a_newer_time() -> None:
-    """The clean-up of a cancelled flow run stamps task runs Cancelled, with a time that an old event cannot beat."""
+def test_a_newer_state_set_by_the_server_is_corrected_with_a_newer_time() -> None:
+    """The clean-up of a cancelled flow run stamps task runs Cancelled, with a time newer than the event's."""
     final = event(COMPLETED)
-    road = Road([final])
-    road.server.known[final.task_run_id] = Recorded("Cancelled", 1_500_000.0)
-    road.go(30, a_second=100)
-    assert road.server.known[final.task_run_id] == Recorded("Completed", 2_000_000.0)
-    assert road.sender.recorded == 1
+    harness = Harness([final])
+    harness.server.known[final.task_run_id] = Recorded("Cancelled", 1_500_000.0)
+    harness.run(30, per_second=100)
+    assert harness.server.known[final.task_run_id] == Recorded("Completed", 2_000_000.0)
+    assert harness.sender.totals.recorded == 1
 
 
 @pytest.mark.parametrize(
@@ -219,145 +191,155 @@ def test_another_opinion_of_the_server_is_corrected_with_a_newer_time() -> None:
         Recorded("Cancelled", 1_500_000.0, "CANCELLED: by its user"),
     ],
 )
-def test_what_comes_from_the_spool_undoes_nothing_newer(newer: Recorded) -> None:
-    """The job was run again since, under the same id: what its task run is in by now is true."""
-    old = spooled(FAILED)
-    road = Road([])
-    road.sender.left_behind.append(old)
-    road.server.known[old.task_run_id] = newer
-    road.go(30, a_second=100)
-    assert road.server.known[old.task_run_id] == newer
-    assert (road.sender.is_idle, road.sender.resent, old.origin.known) == (True, 0, 1)
+def test_a_spooled_event_does_not_replace_a_newer_state(newer: Recorded) -> None:
+    """The job has run again since, under the same id: its newer state is true."""
+    old = spooled_event(FAILED)
+    harness = Harness([])
+    harness.sender.outbox.spooled.append(old)
+    harness.server.known[old.task_run_id] = newer
+    harness.run(30, per_second=100)
+    assert harness.server.known[old.task_run_id] == newer
+    assert (harness.sender.is_idle, harness.sender.totals.resent, recorded_in_file(old)) == (True, 0, 1)
 
 
-def test_what_comes_from_the_spool_is_told_after_a_clean_up() -> None:
-    old = spooled(FAILED)
-    road = Road([])
-    road.sender.left_behind.append(old)
-    road.server.known[old.task_run_id] = Recorded("Cancelled", 1_500_000.0, "The parent flow run was cancelled.")
-    road.go(30, a_second=100)
-    assert road.server.known[old.task_run_id] == Recorded("Failed", 2_000_000.0)
-    assert old.origin.known == 1
+def test_a_spooled_event_replaces_the_state_of_a_clean_up() -> None:
+    """The server cancelled the task run with its flow run, although the job had ended otherwise."""
+    old = spooled_event(FAILED)
+    harness = Harness([])
+    harness.sender.outbox.spooled.append(old)
+    harness.server.known[old.task_run_id] = Recorded("Cancelled", 1_500_000.0, "The parent flow run was cancelled.")
+    harness.run(30, per_second=100)
+    assert harness.server.known[old.task_run_id] == Recorded("Failed", 2_000_000.0)
+    assert recorded_in_file(old) == 1
 
 
-def test_nothing_waits_for_the_spool() -> None:
-    """What happens meanwhile is recorded behind one request at most, however much the spool holds. What the server had
-    got of that is not sent: it would be worked through once more, and make the server seem quick."""
-    road = Road([])
-    left_behind = [spooled(COMPLETED) for _ in range(2_000)]
-    for had in left_behind[:1_000]:
-        road.server.known[had.task_run_id] = Recorded("Completed", had.at)
-    with road.lock:
-        road.sender.send_also(road.server, left_behind)  # type: ignore[arg-type]
-    assert sum(told.origin.known for told in left_behind) == 1_000
-    road.go(10, a_second=60)
-    road.events.append(event(COMPLETED))
-    road.go(4, a_second=60)
-    assert road.sender.recorded == 1
-    assert road.server.most_queued <= FIRST_WINDOW // 3 + 1
-    assert not road.sender.has_own
-    assert not road.sender.is_idle
-    road.go(60, a_second=60)
-    assert road.sender.is_idle
+def test_new_events_do_not_wait_for_the_spool() -> None:
+    """A new event is recorded behind at most one request of spooled ones.
+
+    Spooled events that the server has already are not sent again: they would keep it busy, and make it seem fast.
+    """
+    harness = Harness([])
+    spooled = [spooled_event(COMPLETED) for _ in range(2_000)]
+    for known in spooled[:1_000]:
+        harness.server.known[known.task_run_id] = Recorded("Completed", known.at)
+    with harness.lock:
+        harness.sender.send_spooled(harness.server, spooled)  # type: ignore[arg-type]
+    assert sum(recorded_in_file(each) for each in spooled) == 1_000
+    harness.run(10, per_second=60)
+    harness.events.append(event(COMPLETED))
+    harness.run(4, per_second=60)
+    assert harness.sender.totals.recorded == 1
+    assert harness.server.most_queued <= INITIAL_WINDOW // 3 + 1
+    assert not harness.sender.has_own_events
+    assert not harness.sender.is_idle
+    harness.run(60, per_second=60)
+    assert harness.sender.is_idle
 
 
-def test_in_a_hurry_nothing_of_the_spool_is_sent() -> None:
-    road = Road([])
-    road.sender.left_behind.extend(spooled(COMPLETED) for _ in range(10))
-    road.sender.hurry()
-    road.go(5, a_second=60)
-    assert (road.server.known, len(road.sender.unrecorded())) == ({}, 10)
+def test_in_a_hurry_spooled_events_are_not_sent() -> None:
+    """They stay in their files for the next process."""
+    harness = Harness([])
+    harness.sender.outbox.spooled.extend(spooled_event(COMPLETED) for _ in range(10))
+    harness.sender.hurry()
+    harness.run(5, per_second=60)
+    assert (harness.server.known, len(harness.sender.unrecorded())) == ({}, 10)
 
 
-def test_trying_to_reach_a_server_that_is_away_is_no_progress_of_it() -> None:
-    road = Road([event(COMPLETED)])
-    began = road.sender.progress_at
-    road.server.is_away = True
-    road.go(60, a_second=100)
-    assert road.sender.progress_at == began
-    road.server.is_away = False
-    road.go(5, a_second=100)
-    assert (road.sender.recorded, road.sender.progress_at > began) == (1, True)
+def test_attempts_to_reach_a_server_are_not_progress() -> None:
+    """Progress is counted only once the server records again."""
+    harness = Harness([event(COMPLETED)])
+    started_at = harness.sender.progress_at
+    harness.server.is_away = True
+    harness.run(60, per_second=100)
+    assert harness.sender.progress_at == started_at
+    harness.server.is_away = False
+    harness.run(5, per_second=100)
+    assert (harness.sender.totals.recorded, harness.sender.progress_at > started_at) == (1, True)
 
 
-def test_one_event_that_the_server_refuses_keeps_none_from_it() -> None:
+def test_an_event_that_the_server_refuses_does_not_hold_up_others() -> None:
+    """It is given up, and the others of its request are recorded."""
     bad = event(FAILED)
-    road = Road([*(event(COMPLETED) for _ in range(50)), bad, *(event(COMPLETED) for _ in range(50))])
-    road.server.refuses = "Failed"
-    road.go(20, a_second=500)
-    assert (road.sender.recorded, road.sender.given_up) == (100, [bad])
+    harness = Harness([*(event(COMPLETED) for _ in range(50)), bad, *(event(COMPLETED) for _ in range(50))])
+    harness.server.refuses = "Failed"
+    harness.run(20, per_second=500)
+    assert (harness.sender.totals.recorded, harness.sender.totals.given_up) == (100, [bad])
 
 
 @pytest.mark.parametrize("before", [0, 50, 99])
-def test_one_event_over_which_the_server_breaks_down_keeps_none_from_it(before: int) -> None:
+def test_an_event_on_which_the_server_fails_does_not_hold_up_others(before: int) -> None:
+    """It is given up wherever it stands in its request, and the others are recorded."""
     bad = event(FAILED)
-    road = Road([*(event(COMPLETED) for _ in range(before)), bad, *(event(COMPLETED) for _ in range(99 - before))])
-    road.server.breaks_over = "Failed"
-    road.go(20, a_second=500)
-    assert (road.sender.recorded, road.sender.given_up) == (99, [bad])
-    assert road.sender.is_idle
+    after = 99 - before
+    harness = Harness([*(event(COMPLETED) for _ in range(before)), bad, *(event(COMPLETED) for _ in range(after))])
+    harness.server.fails_on = "Failed"
+    harness.run(20, per_second=500)
+    assert (harness.sender.totals.recorded, harness.sender.totals.given_up) == (99, [bad])
+    assert harness.sender.is_idle
 
 
-def test_a_server_that_breaks_down_over_everything_is_in_trouble_itself() -> None:
-    """Nothing is given up for that, however long it takes."""
-    road = Road([event(COMPLETED) for _ in range(100)])
-    road.go(2, a_second=500)
-    road.events.extend(event(FAILED) for _ in range(100))
-    road.server.breaks_over = ""
-    road.go(60, a_second=500)
-    assert (road.sender.recorded, road.sender.given_up) == (100, [])
-    road.server.breaks_over = None
-    road.go(20, a_second=500)
-    assert (road.sender.recorded, road.sender.given_up) == (200, [])
+def test_no_event_is_given_up_while_the_server_fails_on_everything() -> None:
+    """The server itself is in trouble, however long that takes."""
+    harness = Harness([event(COMPLETED) for _ in range(100)])
+    harness.run(2, per_second=500)
+    harness.events.extend(event(FAILED) for _ in range(100))
+    harness.server.fails_on = ""
+    harness.run(60, per_second=500)
+    assert (harness.sender.totals.recorded, harness.sender.totals.given_up) == (100, [])
+    harness.server.fails_on = None
+    harness.run(20, per_second=500)
+    assert (harness.sender.totals.recorded, harness.sender.totals.given_up) == (200, [])
 
 
-def test_a_server_that_breaks_down_and_then_is_away_loses_nothing() -> None:
-    """Even while it is asked whether it is the event's fault."""
+def test_a_server_that_fails_and_then_cannot_be_reached_loses_no_event() -> None:
+    """Not even while it is asked whether the event is at fault."""
 
-    class Dying(FakeServer):
+    class FailingThenAway(FakeServer):
         def send(self, bodies: Sequence[bytes]) -> None:
             try:
                 super().send(bodies)
-            except FaultError:
+            except ServerFaultError:
                 self.is_away = True
                 raise
 
-    road = Road([event(COMPLETED)])
-    road.server = Dying()
-    road.go(5, a_second=100)
-    road.events.append(event(FAILED))
-    road.server.breaks_over = "Failed"
-    road.go(5, a_second=100)
-    assert [lost.name for lost in road.sender.unrecorded()] == ["Failed"]
-    road.server.is_away, road.server.breaks_over = False, None
-    road.go(5, a_second=100)
-    assert road.sender.recorded == 2
+    harness = Harness([event(COMPLETED)])
+    harness.server = FailingThenAway()
+    harness.run(5, per_second=100)
+    harness.events.append(event(FAILED))
+    harness.server.fails_on = "Failed"
+    harness.run(5, per_second=100)
+    assert [lost.name for lost in harness.sender.unrecorded()] == ["Failed"]
+    harness.server.is_away, harness.server.fails_on = False, None
+    harness.run(5, per_second=100)
+    assert harness.sender.totals.recorded == 2
 
 
-def test_text_that_no_server_can_hold_is_replaced() -> None:
-    """Half a surrogate pair, as in the name of a file that is not encoded in UTF-8, and the character 0."""
-    told = state_event(
+def test_characters_that_a_server_cannot_store_are_replaced() -> None:
+    """Half a surrogate pair, as in a file name that is not encoded in UTF-8, and the null character."""
+    made = state_event(
         Facts(str(uuid4()), quoted("caf\udce9"), dynamic_key=quoted("a\0b")),
-        Change(FAILED, 1_000_000.0, message="no such file: caf\udce9.csv"),
+        StateChange(FAILED, 1_000_000.0, message="no such file: caf\udce9.csv"),
         FlowRunFacts(),
     )
-    text = told.body.decode()
+    text = made.body.decode()
     assert '"no such file: caf?.csv"' in text
     assert "\\udce9" not in text
     assert "\\u0000" not in text
 
 
-def test_a_state_that_is_lost_each_time_is_given_up_in_the_end() -> None:
-    road = Road([event(COMPLETED)])
+def test_a_state_that_the_server_loses_each_time_is_given_up() -> None:
+    """It is not sent for ever."""
+    harness = Harness([event(COMPLETED)])
     for _ in range(4_000):
-        road.go(0.5)
-        road.server.lose()
-    assert len(road.sender.given_up) == 1
-    assert road.sender.is_idle
+        harness.run(0.5)
+        harness.server.lose()
+    assert len(harness.sender.totals.given_up) == 1
+    assert harness.sender.is_idle
 
 
-def test_the_body_of_an_event_says_all_of_it_again() -> None:
-    told = event(FAILED)
-    again = StateEvent.parse(told.body)
-    assert (again.task_run_id, again.name, again.at, again.is_final) == (told.task_run_id, "Failed", told.at, True)
-    assert told.again(told.at + 1).at == told.at + 1
+def test_an_event_can_be_read_back_from_its_body() -> None:
+    """Its fields are all in the JSON that is sent."""
+    made = event(FAILED)
+    read = StateEvent.parse(made.body)
+    assert (read.task_run_id, read.name, read.at, read.is_final) == (made.task_run_id, "Failed", made.at, True)
+    assert made.renewed(made.at + 1).at == made.at + 1

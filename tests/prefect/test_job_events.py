@@ -1,4 +1,4 @@
-"""What happens to jobs is known to the Prefect server as events, under names of our own."""
+"""Failures, retries and other transitions of jobs reach the Prefect server as events."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from executor_adapter.prefect import job_events, run_jobs
 from tests.prefect.conftest import Wait
 
 
-def fails(code: str) -> None:
+def fail_by(code: str) -> None:
     if code == "crash":
         os._exit(3)
     if code == "late":
@@ -29,10 +29,11 @@ def fails(code: str) -> None:
 def job(what: str, **fields: Any) -> Job:
     pool = "process" if what in ("crash", "late") else "thread"
     policy = RetryPolicy(retry_attempts=fields.pop("retries", 0), retry_delay=0.01, crash_attempts=1)
-    return Job(job_id=f"{what}-{time.time_ns()}", function=fails, args=(what,), pool=pool, retry=policy, **fields)
+    return Job(job_id=f"{what}-{time.time_ns()}", function=fail_by, args=(what,), pool=pool, retry=policy, **fields)
 
 
 def events_about(url: str, job_id: str) -> list[dict[str, Any]]:
+    """Return the server's events about a job, the oldest first."""
     since = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
     resource = {"id": [f"executor-adapter.job.{job_id}"]}
     body = {"filter": {"occurred": {"since": since}, "resource": resource}, "limit": 50}
@@ -41,6 +42,7 @@ def events_about(url: str, job_id: str) -> list[dict[str, Any]]:
 
 
 def test_failures_retries_crashes_and_quarantine_are_events(prefect_api: str, wait_for: Wait) -> None:
+    """They have the job as resource, and are related to the flow run."""
     jobs = [job("broken", retries=1), job("crash", retries=3), job("late", max_runtime=0.5), job("well")]
 
     @flow
@@ -57,7 +59,7 @@ def test_failures_retries_crashes_and_quarantine_are_events(prefect_api: str, wa
     for job_id, kinds in expected.items():
         names = [f"executor-adapter.job.{kind}" for kind in kinds]
         wait_for(lambda names=names, job_id=job_id: [e["event"] for e in events_about(prefect_api, job_id)] == names)
-    assert events_about(prefect_api, jobs[3].job_id) == []  # completed: only where asked for
+    assert events_about(prefect_api, jobs[3].job_id) == []  # Completed jobs have events only if asked for.
 
     last = events_about(prefect_api, jobs[0].job_id)[-1]
     assert last["resource"]["executor-adapter.error-code"] == "EXECUTION_ERROR"
@@ -67,6 +69,7 @@ def test_failures_retries_crashes_and_quarantine_are_events(prefect_api: str, wa
 
 
 def test_an_unknown_kind_is_refused(executor: JobExecutor) -> None:
-    with pytest.raises(InvalidJobError, match="failing: no kind of event: choose of failed, timed-out"):
+    """The message names the known kinds."""
+    with pytest.raises(InvalidJobError, match="unknown kinds of events: failing: choose from failed, timed-out"):
         with job_events(executor=executor, kinds=("failing",)):
             raise AssertionError("never reached")

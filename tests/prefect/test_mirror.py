@@ -1,4 +1,4 @@
-"""PrefectMirror on any executor; servers that are away, that want credentials, that are Prefect's cloud or embedded."""
+"""PrefectMirror on any executor, and with servers of all kinds: unreachable, protected, Prefect Cloud, embedded."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ from tests.prefect.conftest import Api
 from tests.prefect.fake_cloud import at_cloud
 from tests.prefect.fake_server import FakeServer
 from tests.prefect.many_jobs import run_many_jobs, work
+from tests.prefect.sample_events import COMPLETED, FAILED, event
 from tests.prefect.server_proxy import ServerProxy
-from tests.prefect.test_event_sender import COMPLETED, FAILED, event
-from tests.prefect.test_mirror_under_load import check
+from tests.prefect.test_mirror_under_load import check_recorded
 from tests.servers import free_port
 
 ONCE = RetryPolicy(retry_attempts=1, retry_delay=0.1)
@@ -55,7 +55,7 @@ def run_mirrored(mirror: PrefectMirror, todo: list[Job]) -> None:
 
 
 def test_the_jobs_of_any_executor_are_task_runs(api: Api) -> None:
-    """Without a flow, as a scheduler's are: each with its history."""
+    """Without a flow too, as a scheduler's jobs are, and each with all its states."""
     job = Job(function=work, args=(1,), pool="process", retry=ONCE, job_id="of-no-flow")
     with PrefectMirror(history="full") as mirror:
         run_mirrored(mirror, [job])
@@ -65,22 +65,22 @@ def test_the_jobs_of_any_executor_are_task_runs(api: Api) -> None:
     assert api.state_names(run["id"]) == ["Pending", "Running", "AwaitingRetry", "Retrying", "Completed"]
 
 
-def refuse(path: str) -> None:
+def fail_to_open(path: str) -> None:
     raise FileNotFoundError(f"no {path}")
 
 
-def test_what_no_server_can_hold_keeps_nothing_from_it(api: Api) -> None:
-    """Half a surrogate pair in an error's message: the server would answer the whole request with an error."""
-    broken = Job(function=refuse, args=("caf\udce9",), pool="thread", retry_attempts=0, job_id="broken")
+def test_an_error_message_that_no_server_can_store_does_not_hold_up_others(api: Api) -> None:
+    """For half a surrogate pair the server would refuse the whole request."""
+    broken = Job(function=fail_to_open, args=("caf\udce9",), pool="thread", retry_attempts=0, job_id="broken")
     with PrefectMirror(stall_timeout=5.0) as mirror:
         run_mirrored(mirror, [broken, *jobs(3, "beside")])
     assert mirror.report() == MirrorReport(jobs=4, recorded=4)
-    (run,) = api.named("refuse-broken")
+    (run,) = api.named("fail_to_open-broken")
     assert run["state"]["message"] == "EXECUTION_ERROR: no caf?"
 
 
-def test_what_prefects_engine_tells_of_is_left_to_it(api: Api) -> None:
-    """A job task under an executor that is mirrored is one task run, not two."""
+def test_jobs_that_prefects_engine_reports_are_not_mirrored(api: Api) -> None:
+    """A job task under a mirrored executor is one task run, not two."""
 
     @job_task(pool="thread")
     def one() -> int:
@@ -91,7 +91,8 @@ def test_what_prefects_engine_tells_of_is_left_to_it(api: Api) -> None:
     assert mirror.report().jobs == 0
 
 
-def test_a_mirror_is_of_one_flow_run(prefect_api: str) -> None:
+def test_a_mirror_refuses_the_jobs_of_a_second_flow_run(prefect_api: str) -> None:
+    """The message says what to do."""
     mirror = PrefectMirror()
     run = flow(lambda: run_jobs(jobs(1, "once"), mirror=mirror))
     run()
@@ -100,10 +101,10 @@ def test_a_mirror_is_of_one_flow_run(prefect_api: str) -> None:
     mirror.close()
 
 
-def test_final_states_that_the_server_did_not_get_are_sent_by_the_next_start(api: Api, tmp_path: Path) -> None:
-    """Kept for their owner's eyes alone, named in the report, sent as they were, and then gone."""
+def test_spooled_final_states_are_sent_by_the_next_mirror(api: Api, tmp_path: Path) -> None:
+    """Only their owner can read them, the report names them, and they are removed once recorded."""
     spool = tmp_path / "spool"
-    with _away() as (proxy, url), temporary_settings({PREFECT_API_URL: url}):
+    with _unreachable() as (proxy, url), temporary_settings({PREFECT_API_URL: url}):
         first = PrefectMirror(spool=Spool(url, spool))
         run_mirrored(first, jobs(30, "kept"))
         report = first.close(timeout=1.0)
@@ -120,8 +121,9 @@ def test_final_states_that_the_server_did_not_get_are_sent_by_the_next_start(api
     assert second.report().jobs == 0
 
 
-def test_a_server_that_is_away_for_a_while_gets_all(api: Api) -> None:
-    with _away() as (proxy, url), temporary_settings({PREFECT_API_URL: url}):
+def test_a_server_that_cannot_be_reached_for_a_while_gets_all_states(api: Api) -> None:
+    """Closing the mirror waits for it."""
+    with _unreachable() as (proxy, url), temporary_settings({PREFECT_API_URL: url}):
         mirror = PrefectMirror()
         run_mirrored(mirror, jobs(20, "late"))
         threading.Timer(2.0, proxy.open).start()
@@ -130,15 +132,15 @@ def test_a_server_that_is_away_for_a_while_gets_all(api: Api) -> None:
 
 
 @pytest.mark.timeout(40)
-@pytest.mark.parametrize("went", [False, True])
-def test_a_server_that_stays_away_is_given_up_in_time(
-    tmp_path: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch, went: bool
+@pytest.mark.parametrize("was_reachable", [False, True])
+def test_a_server_that_stays_unreachable_is_given_up_in_time(
+    tmp_path: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch, was_reachable: bool
 ) -> None:
-    """However often it is tried meanwhile; also one that went when it had all there was."""
-    monkeypatch.setattr("executor_adapter.prefect.mirror.mirror.AWAY_SECONDS", 0.1)
-    with _away() as (proxy, url), temporary_settings({PREFECT_API_URL: url}):
-        mirror = PrefectMirror(patience=3.0, spool=Spool(url, tmp_path))  # of which each try takes half
-        if went:
+    """Attempts to reach it do not count as progress; nor does what it had recorded before it went away."""
+    monkeypatch.setattr("executor_adapter.prefect.mirror.sender_thread.RECONNECT_INTERVAL", 0.1)
+    with _unreachable() as (proxy, url), temporary_settings({PREFECT_API_URL: url}):
+        mirror = PrefectMirror(stall_timeout=3.0, spool=Spool(url, tmp_path))  # Each attempt takes half of it.
+        if was_reachable:
             proxy.open()
             run_mirrored(mirror, jobs(1, "told"))
             assert mirror.drain(30.0).complete
@@ -147,8 +149,9 @@ def test_a_server_that_stays_away_is_given_up_in_time(
         assert len(mirror.close().spooled) == 3
 
 
-def test_an_interrupted_end_leaves_the_rest_to_the_disk(tmp_path: Path, prefect_api: str) -> None:
-    with _away() as (_, url), temporary_settings({PREFECT_API_URL: url}):
+def test_an_interrupted_close_spools_the_unrecorded_states(tmp_path: Path, prefect_api: str) -> None:
+    """The interrupt reaches the caller."""
+    with _unreachable() as (_, url), temporary_settings({PREFECT_API_URL: url}):
         mirror = PrefectMirror(spool=Spool(url, tmp_path))
         run_mirrored(mirror, jobs(3, "interrupted"))
         threading.Timer(0.3, _thread.interrupt_main).start()
@@ -157,17 +160,17 @@ def test_an_interrupted_end_leaves_the_rest_to_the_disk(tmp_path: Path, prefect_
     assert len(mirror.report().spooled) == 3
 
 
-def test_what_an_earlier_run_left_on_disk_does_not_undo_what_a_later_one_told(api: Api, tmp_path: Path) -> None:
-    """A flow run that is retried has the same task runs, where its jobs have ids of their own."""
+def test_a_spooled_state_does_not_replace_that_of_a_later_run(api: Api, tmp_path: Path) -> None:
+    """A retried flow run has the same task runs, if its jobs have fixed ids."""
     job = {"args": (1,), "pool": "thread", "retry_attempts": 0, "job_id": "again"}
     task_runs: list[str] = []
 
     @flow(retries=1)
     def twice() -> None:
         task_runs.append(uuid5_text(FlowRunContext.get().flow_run.id, "again"))  # type: ignore[union-attr]
-        mirror = PrefectMirror(spool=Spool("server", tmp_path), patience=0.5)
+        mirror = PrefectMirror(spool=Spool("server", tmp_path), stall_timeout=0.5)
         if len(task_runs) == 1:
-            with _away() as (_, url), temporary_settings({PREFECT_API_URL: url}):
+            with _unreachable() as (_, url), temporary_settings({PREFECT_API_URL: url}):
                 run_jobs([Job(function=work, **job)], mirror=mirror)
             assert mirror.close(0.0).spooled == ("again",)
             raise ConnectionError("down")
@@ -180,13 +183,13 @@ def test_what_an_earlier_run_left_on_disk_does_not_undo_what_a_later_one_told(ap
     assert api.task_run(task_runs[1])["state_name"] == "Completed"
 
 
-def test_a_flow_run_whose_deployment_is_gone_is_told_of(api: Api, caplog: pytest.LogCaptureFixture) -> None:
-    """What it belonged to is not known any more, and its task runs are of the flow run alone."""
+def test_a_flow_run_whose_deployment_was_deleted_is_mirrored(api: Api, caplog: pytest.LogCaptureFixture) -> None:
+    """Its task runs are related to the flow run alone."""
 
     @flow
     def undeployed() -> MirrorReport:
         FlowRunContext.get().flow_run.deployment_id = uuid4()  # type: ignore[union-attr]
-        mirror = PrefectMirror(patience=10.0)
+        mirror = PrefectMirror(stall_timeout=10.0)
         run_jobs(jobs(3, "undeployed"), mirror=mirror)
         return mirror.close()
 
@@ -194,8 +197,8 @@ def test_a_flow_run_whose_deployment_is_gone_is_told_of(api: Api, caplog: pytest
     assert not [record for record in caplog.records if record.name == "executor_adapter.prefect" and record.exc_info]
 
 
-def test_a_server_that_does_not_answer_holds_up_no_end(tmp_path: Path, prefect_api: str) -> None:
-    """It takes the connection, and that is all: the end comes in time, and what it was sent is kept."""
+def test_a_server_that_does_not_answer_does_not_delay_the_end(tmp_path: Path, prefect_api: str) -> None:
+    """It accepts connections only: the mirror closes in time, and spools the states."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
         with temporary_settings({PREFECT_API_URL: url}):
@@ -206,9 +209,11 @@ def test_a_server_that_does_not_answer_holds_up_no_end(tmp_path: Path, prefect_a
             assert time.monotonic() - began < 5
 
 
-def test_what_there_is_no_room_for_is_named(tmp_path: Path, prefect_api: str, caplog: pytest.LogCaptureFixture) -> None:
-    """The spool is bounded; the report says how many jobs are missing, and which."""
-    with _away() as (_, url), temporary_settings({PREFECT_API_URL: url}):
+def test_states_beyond_the_limit_of_the_spool_are_reported_missing(
+    tmp_path: Path, prefect_api: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The report says how many, and of which jobs."""
+    with _unreachable() as (_, url), temporary_settings({PREFECT_API_URL: url}):
         mirror = PrefectMirror(spool=Spool(url, tmp_path, max_bytes=3_000))
         run_mirrored(mirror, jobs(10, "too-many"))
         report = mirror.close(timeout=0.5)
@@ -218,21 +223,21 @@ def test_what_there_is_no_room_for_is_named(tmp_path: Path, prefect_api: str, ca
     assert "not all jobs are recorded" in caplog.text
 
 
-def test_the_spool_of_others_keeps_no_small_flow_waiting(
+def test_a_small_flow_does_not_wait_for_the_spool_of_others(
     tmp_path: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is sent meanwhile, and a little longer; what the server has not recorded by then, others may send."""
+    """Spooled states get a few seconds; those that are not recorded by then stay for others to send."""
 
-    class NeverFailed(FakeServer):
-        def record(self, most: int | None = None) -> None:
-            self.queue.extend([told for told in _drawn(self.queue) if not told["event"].endswith("Failed")])
-            super().record(most)
+    class RecordsNoFailures(FakeServer):
+        def record(self, limit: int | None = None) -> None:
+            self.queue.extend([each for each in _popped(self.queue) if not each["event"].endswith("Failed")])
+            super().record(limit)
 
-    monkeypatch.setattr("executor_adapter.prefect.mirror.mirror.SPOOL_SECONDS", 0.5)
+    monkeypatch.setattr("executor_adapter.prefect.mirror.sender_thread.SPOOL_SECONDS", 0.5)
     spool = Spool("server", tmp_path)
     spool.keep(event(FAILED) for _ in range(500))
     before = set(tmp_path.iterdir())
-    with at_cloud(recorder=NeverFailed()), PrefectMirror(spool=spool) as mirror:
+    with at_cloud(RecordsNoFailures()), PrefectMirror(spool=spool) as mirror:
         run_mirrored(mirror, jobs(1, "small"))
         began = time.monotonic()
         assert mirror.close() == MirrorReport(jobs=1, recorded=1)
@@ -243,29 +248,30 @@ def test_the_spool_of_others_keeps_no_small_flow_waiting(
     assert len(left) == len(before)
 
 
-def _drawn(queue: deque[Any]) -> Iterator[Any]:
+def _popped(queue: deque[Any]) -> Iterator[Any]:
     for _ in range(len(queue)):
         yield queue.popleft()
 
 
 def test_two_processes_do_not_send_the_same_file(tmp_path: Path) -> None:
-    """A file that is being sent is left alone; one whose sender let go of it is not."""
+    """A locked file is skipped, until its sender releases it."""
     spool = Spool("server", tmp_path)
     spool.keep([event(COMPLETED), event(COMPLETED)])
     (file,) = spool.claim()
     assert list(Spool("server", tmp_path).claim()) == []
     assert list(Spool("another", tmp_path).claim()) == []
     events = file.events()
-    events[0].origin.recorded()
+    events[0].spool_file.mark_recorded()
     file.release()
     (again,) = Spool("server", tmp_path).claim()
     assert len(again.events()) == 2
-    again.recorded()
-    again.recorded()
+    again.mark_recorded()
+    again.mark_recorded()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_line_that_was_cut_off_is_skipped(tmp_path: Path) -> None:
+    """The states before it are sent."""
     Spool("server", tmp_path).keep([event(COMPLETED)])
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes() + b'{"id": "half')
@@ -275,15 +281,16 @@ def test_a_line_that_was_cut_off_is_skipped(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(180)
-def test_a_server_that_wants_a_password(tmp_path: Path) -> None:
+def test_a_server_that_demands_a_password_records_all_jobs(tmp_path: Path) -> None:
+    """The mirror takes it from Prefect's settings."""
     with prefect_server("tuned", tmp_path, PREFECT_SERVER_API_AUTH_STRING="user:secret") as server:
         with server.environment(PREFECT_API_AUTH_STRING="user:secret"):
             assert apart(run_many_jobs, 40)["complete"]
 
 
 @pytest.mark.timeout(180)
-def test_the_embedded_server(tmp_path: Path) -> None:
-    """It ends with the flow's process; what it was told is in the database that a server then shows."""
+def test_the_embedded_server_records_all_jobs(tmp_path: Path) -> None:
+    """It ends with the flow's process; a server that is started later shows the states from its database."""
     home = tmp_path / "home"
     home.mkdir()
     server = MeasuredServer(port=free_port(), home=home)
@@ -291,18 +298,18 @@ def test_the_embedded_server(tmp_path: Path) -> None:
     try:
         with server.environment(PREFECT_HOME=str(home), PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="90"):
             del os.environ["PREFECT_API_URL"]
-            told = apart(run_many_jobs, 100)
+            ran = apart(run_many_jobs, 100)
     finally:
         os.environ.update(before)
     server.start()
     try:
-        check(server, told, 100)
+        check_recorded(server, ran, 100)
     finally:
         server.kill()
 
 
-def test_a_workspace_of_the_cloud(prefect_api: str) -> None:
-    """Its own path, the key as bearer, and custom headers; a list of events in one request."""
+def test_a_workspace_of_prefect_cloud_records_all_jobs(prefect_api: str) -> None:
+    """Requests have its path, the key as bearer token, custom headers, and many events each."""
     with at_cloud() as cloud, PrefectMirror() as mirror:
         run_mirrored(mirror, jobs(50, "cloud"))
     assert mirror.report().recorded == 50
@@ -313,7 +320,9 @@ def test_a_workspace_of_the_cloud(prefect_api: str) -> None:
 
 
 @pytest.mark.parametrize("status", [403, 404])
-def test_a_role_that_may_not_read_all_that_a_flow_run_belongs_to(prefect_api: str, status: int) -> None:
+def test_a_role_that_may_not_read_a_flow_runs_deployment_can_mirror(prefect_api: str, status: int) -> None:
+    """Its task runs are related to the flow run alone."""
+
     @flow
     def restricted() -> MirrorReport:
         with at_cloud() as cloud, PrefectMirror() as mirror:
@@ -325,7 +334,9 @@ def test_a_role_that_may_not_read_all_that_a_flow_run_belongs_to(prefect_api: st
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_server_that_may_answer_another_time_is_asked_again(prefect_api: str, status: int) -> None:
+def test_a_busy_server_is_asked_again_for_the_flow_runs_deployment(prefect_api: str, status: int) -> None:
+    """Reading the facts raises, so that the mirror repeats it."""
+
     @flow
     def early() -> None:
         with at_cloud() as cloud, temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
@@ -337,8 +348,8 @@ def test_a_server_that_may_answer_another_time_is_asked_again(prefect_api: str, 
 
 
 @contextmanager
-def _away() -> Iterator[tuple[ServerProxy, str]]:
-    """The session's server behind a proxy that is closed; its address there."""
+def _unreachable() -> Iterator[tuple[ServerProxy, str]]:
+    """Put the session's server behind a closed proxy, and yield the proxy and the server's address behind it."""
     port = int(os.environ["PREFECT_API_URL"].split(":")[2].split("/")[0])
     proxy = ServerProxy(port)
     try:

@@ -1,4 +1,4 @@
-"""Final states that the server lost are told again, and only those."""
+"""Final states that the server has lost are sent again, and only those."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prefect.transactions import transaction
 from pytest_mock import MockerFixture
 
 from executor_adapter.prefect import job_task, wait_until_recorded
-from executor_adapter.prefect.mirror import event_sender, flow_run_mirrors
+from executor_adapter.prefect.mirror import delivery, flow_run_mirrors
 from executor_adapter.prefect.mirror.server_api import ServerApi
 from tests.prefect.conftest import Api
 
@@ -22,8 +22,8 @@ pytestmark = pytest.mark.usefixtures("prefect_api", "executor")
 
 @contextlib.contextmanager
 def events_lost(mocker: MockerFixture) -> Iterator[None]:
-    """Have every event go nowhere, as those that a full server drops: it said that it had taken them."""
-    mocker.patch.object(event_sender, "RECORDING_STALL_TIMEOUT", 1.0)
+    """Drop every event silently, as a server with a full queue does."""
+    mocker.patch.object(delivery, "RECORDING_STALL_TIMEOUT", 1.0)
     mocker.patch.object(flow_run_mirrors, "FLOW_END_STALL_TIMEOUT", 0.5)
     mocker.patch.object(ServerApi, "send")
     try:
@@ -52,7 +52,9 @@ def plain() -> int:
     return 1
 
 
-def test_lost_states_are_told_again_with_all_that_the_first_event_said(api: Api, mocker: MockerFixture) -> None:
+def test_lost_states_are_sent_again_with_all_fields_of_the_first_event(api: Api, mocker: MockerFixture) -> None:
+    """The report counts them."""
+
     @flow
     def run() -> Any:
         with events_lost(mocker):
@@ -76,7 +78,9 @@ def test_lost_states_are_told_again_with_all_that_the_first_event_said(api: Api,
     assert failed["state"]["message"] == "NETWORK_ERROR: down"
 
 
-def test_what_the_server_knows_is_not_told_again(api: Api) -> None:
+def test_recorded_states_are_not_sent_again(api: Api) -> None:
+    """The report counts the job task, and waits for the plain task too."""
+
     @flow
     def run() -> Any:
         future = double.submit(1)
@@ -91,7 +95,9 @@ def test_what_the_server_knows_is_not_told_again(api: Api) -> None:
     assert "every task run" in str(report)
 
 
-def test_it_gives_up_in_time_and_says_which(api: Api, mocker: MockerFixture) -> None:
+def test_the_wait_ends_in_time_and_reports_the_missing_task_runs(api: Api, mocker: MockerFixture) -> None:
+    """They are spooled, and recorded when another flow sends them."""
+
     @flow
     def run() -> Any:
         future = double.submit(1)
@@ -102,13 +108,15 @@ def test_it_gives_up_in_time_and_says_which(api: Api, mocker: MockerFixture) -> 
         report, task_run_id = run()
     assert (report.complete, report.recorded, report.missing) == (False, 0, (task_run_id,))
     assert str(task_run_id) in str(report)
-    # It is kept on disk, and told by the next flow that has anything to tell.
+    # The state was spooled; the next flow with a job task sends it.
     flow(lambda: double.submit(2).result(), name="other")()
-    told = api.task_run(task_run_id)
-    assert (told["flow_run_id"], told["state_name"]) == (str(report.flow_run_id), "Completed")
+    found = api.task_run(task_run_id)
+    assert (found["flow_run_id"], found["state_name"]) == (str(report.flow_run_id), "Completed")
 
 
 def test_a_task_run_that_was_rolled_back_is_recorded(api: Api) -> None:
+    """Its Completed state counts as final, although a newer one follows."""
+
     @flow
     def run() -> Any:
         states = []
@@ -122,7 +130,8 @@ def test_a_task_run_that_was_rolled_back_is_recorded(api: Api) -> None:
     assert api.state_names(task_run_id)[:3] == ["Pending", "Running", "Completed"]
 
 
-def test_outside_a_flow_it_must_be_told_which(prefect_api: str) -> None:
+def test_outside_a_flow_the_flow_run_must_be_given(prefect_api: str) -> None:
+    """The message names the argument."""
     with pytest.raises(RuntimeError, match="give flow_run_id"):
         wait_until_recorded()
     assert wait_until_recorded(str(uuid4())).complete

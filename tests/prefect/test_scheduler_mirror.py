@@ -1,4 +1,4 @@
-"""The schedulers' jobs are task runs where a Prefect API is configured, and nothing is told or imported elsewhere."""
+"""The mirror of a scheduler's jobs: task runs if a Prefect API is configured, and no import of Prefect if not."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from prefect.settings import (
 )
 
 from executor_adapter import Job, JobStatus, RetryPolicy
-from executor_adapter.config import PrefectSettings, Settings
+from executor_adapter.config.settings import PrefectSettings, Settings
 from executor_adapter.prefect import PrefectMirror
 from executor_adapter.prefect.mirror.spool import Spool
 from executor_adapter.scheduler.schedulers import (
@@ -37,7 +37,7 @@ from executor_adapter.scheduler.schedulers import (
 from tests.prefect.conftest import Api, Wait
 from tests.prefect.fake_cloud import cloud_serving
 from tests.prefect.many_jobs import work
-from tests.prefect.scheduler_programs import over, until_there
+from tests.prefect.scheduler_programs import finished, until_there
 from tests.prefect.server_proxy import ServerProxy
 from tests.servers import ROOT, new_user_env, running
 
@@ -55,29 +55,31 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 @pytest.fixture
 def mirrors() -> Mirrors:
-    """How many mirrors are at work that began in this test: that of job tasks outside flow runs lasts, for one."""
+    """Return a function that counts the mirrors that have started in this test."""
 
-    def at_work() -> set[threading.Thread]:
+    def sending() -> set[threading.Thread]:
         return {thread for thread in threading.enumerate() if thread.name == "prefect-mirror"}
 
-    before = at_work()
-    return lambda: len(at_work() - before)
+    before = sending()
+    return lambda: len(sending() - before)
 
 
 async def run_jobs(scheduler: Scheduler, *jobs: Job) -> None:
+    """Start the scheduler, and run the jobs to their end."""
     await scheduler.start()
     for job in jobs:
         await scheduler.job_queue.add_job(job)
     for job in jobs:
-        await over(scheduler, job.job_id)
+        await finished(scheduler, job.job_id)
 
 
 def three_jobs(name: str) -> list[Job]:
-    """One that completes, one that does at its second attempt, one that fails."""
+    """Return three jobs: one completes, one completes at its second attempt, one fails."""
     return [Job(function=work, args=(failures,), retry=ONCE, job_id=f"{name}-{failures}") for failures in range(3)]
 
 
 def check_three(api: Api, name: str) -> None:
+    """Assert that the server has all states of the three jobs."""
     found = [api.named(f"work-{name}-{failures}") for failures in range(3)]
     shown = [(each["state_name"], each["run_count"], each["flow_run_id"]) for (each,) in found]
     assert shown == [("Completed", 1, None), ("Completed", 2, None), ("Failed", 2, None)]
@@ -91,7 +93,7 @@ def check_three(api: Api, name: str) -> None:
 
 @pytest.mark.parametrize("kind", [CollectionScheduler, ProcessingScheduler])
 def test_jobs_are_task_runs_with_all_their_states(api: Api, kind: type[Scheduler]) -> None:
-    """Once the scheduler is stopped the server has recorded them all."""
+    """Stopping the scheduler waits until the server has recorded them."""
 
     async def main() -> None:
         scheduler = kind(2, config=Settings())
@@ -103,8 +105,10 @@ def test_jobs_are_task_runs_with_all_their_states(api: Api, kind: type[Scheduler
     check_three(api, kind.__name__)
 
 
-def test_those_of_the_ready_made_schedulers_are_too(api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the configuration that they read at their start: a scheduler that starts again has another."""
+def test_the_ready_made_schedulers_follow_the_configuration(
+    api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They read it at each start, so that it may change between two starts."""
     config = tmp_path / "config.yaml"
     monkeypatch.setenv("EXECUTOR_ADAPTER_CONFIG", str(config))
 
@@ -123,12 +127,14 @@ def test_those_of_the_ready_made_schedulers_are_too(api: Api, tmp_path: Path, mo
     assert api.named("work-never-collection-0") == []
 
 
-def test_jobs_that_waited_for_the_start_are_pending_since_they_were_made(api: Api) -> None:
+def test_jobs_added_before_the_start_are_mirrored(api: Api) -> None:
+    """They have all their states."""
+
     async def main() -> None:
         scheduler = CollectionScheduler(1, config=Settings())
         await scheduler.job_queue.add_job(Job(function=dict, job_id="early"))
         await run_jobs(scheduler)
-        await over(scheduler, "early")
+        await finished(scheduler, "early")
         await scheduler.stop()
 
     run(main)
@@ -136,7 +142,9 @@ def test_jobs_that_waited_for_the_start_are_pending_since_they_were_made(api: Ap
     assert api.state_names(found["id"]) == ["Pending", "Running", "Completed"]
 
 
-def test_a_scheduler_started_in_a_flow_run_has_its_task_runs_there(api: Api) -> None:
+def test_the_jobs_of_a_scheduler_started_in_a_flow_run_are_its_task_runs(api: Api) -> None:
+    """They have its id."""
+
     @flow
     async def nightly() -> None:
         scheduler = CollectionScheduler(1, config=Settings())
@@ -149,7 +157,9 @@ def test_a_scheduler_started_in_a_flow_run_has_its_task_runs_there(api: Api) -> 
 
 
 @pytest.mark.parametrize("observer", ["mirror", "its method"])
-def test_a_mirror_of_ones_own_is_the_only_one(prefect_api: str, observer: str, mirrors: Mirrors) -> None:
+def test_a_mirror_among_the_observers_is_the_only_one(prefect_api: str, observer: str, mirrors: Mirrors) -> None:
+    """The scheduler makes none of its own."""
+
     async def main() -> None:
         with PrefectMirror() as mirror:
             own = mirror if observer == "mirror" else mirror.__call__
@@ -162,10 +172,10 @@ def test_a_mirror_of_ones_own_is_the_only_one(prefect_api: str, observer: str, m
     run(main)
 
 
-# --- where nothing is mirrored ---
+# --- nothing is mirrored ---
 
 
-def scheduled(*words: str, env: dict[str, str], cwd: Path) -> str:
+def run_program(*words: str, env: dict[str, str], cwd: Path) -> str:
     command = [sys.executable, "-m", "tests.prefect.scheduler_programs", *words]
     done = subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -173,8 +183,9 @@ def scheduled(*words: str, env: dict[str, str], cwd: Path) -> str:
 
 
 def test_without_a_server_prefect_is_not_imported(tmp_path: Path) -> None:
-    told = json.loads(scheduled("one_job", "unseen", env=new_user_env(tmp_path), cwd=tmp_path))
-    assert told == {"imported": False, "logging_is_as_set_up": True}
+    """It would take a second, and change the program's logging."""
+    effects = json.loads(run_program("one_job", "unseen", env=new_user_env(tmp_path), cwd=tmp_path))
+    assert effects == {"imported": False, "logging_is_as_set_up": True}
 
 
 PLACES = {
@@ -187,26 +198,29 @@ PLACES = {
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_an_api_is_found_wherever_prefect_is_told_of_it(api: Api, prefect_api: str, tmp_path: Path, place: str) -> None:
-    """... and the program's logging stays as it was."""
+def test_an_api_is_found_wherever_prefect_can_be_configured(
+    api: Api, prefect_api: str, tmp_path: Path, place: str
+) -> None:
+    """The program's logging stays as it was."""
     (tmp_path / "home").mkdir()
     file, text = PLACES[place]
     env = new_user_env(tmp_path / "home", **({} if file else {"PREFECT_API_URL": prefect_api}))
     if file:
         (tmp_path / file).write_text(text.format(url=prefect_api))
-    told = json.loads(scheduled("one_job", f"in-{place}", env=env, cwd=tmp_path))
-    assert told == {"imported": True, "logging_is_as_set_up": True}
+    effects = json.loads(run_program("one_job", f"in-{place}", env=env, cwd=tmp_path))
+    assert effects == {"imported": True, "logging_is_as_set_up": True}
     assert [found["state_name"] for found in api.named(f"dict-in-{place}")] == ["Completed"]
 
 
-def test_a_program_that_does_not_stop_its_scheduler_tells_of_its_jobs(
-    api: Api, prefect_api: str, tmp_path: Path
-) -> None:
-    scheduled("unstopped", "unstopped", env=new_user_env(tmp_path, PREFECT_API_URL=prefect_api), cwd=tmp_path)
+def test_the_jobs_of_a_scheduler_that_is_not_stopped_are_mirrored(api: Api, prefect_api: str, tmp_path: Path) -> None:
+    """The program's exit waits for it."""
+    run_program("unstopped", "unstopped", env=new_user_env(tmp_path, PREFECT_API_URL=prefect_api), cwd=tmp_path)
     assert [found["state_name"] for found in api.named("dict-unstopped")] == ["Completed"]
 
 
-def test_the_embedded_server_is_not_started_for_it(prefect_api: str, mirrors: Mirrors) -> None:
+def test_the_embedded_server_is_not_started_for_a_scheduler(prefect_api: str, mirrors: Mirrors) -> None:
+    """Without an API URL, "auto" mirrors nothing."""
+
     async def main() -> None:
         scheduler = CollectionScheduler(1, config=Settings())
         with temporary_settings({PREFECT_API_URL: None}):
@@ -217,7 +231,9 @@ def test_the_embedded_server_is_not_started_for_it(prefect_api: str, mirrors: Mi
     run(main)
 
 
-def test_never_is_never(api: Api, mirrors: Mirrors) -> None:
+def test_with_never_nothing_is_mirrored(api: Api, mirrors: Mirrors) -> None:
+    """Even if an API is configured."""
+
     async def main() -> None:
         scheduler = CollectionScheduler(1, config=NEVER)
         await run_jobs(scheduler, Job(function=dict, job_id="never"))
@@ -228,13 +244,14 @@ def test_never_is_never(api: Api, mirrors: Mirrors) -> None:
     assert api.named("dict-never") == []
 
 
-# --- where Prefect is of no use ---
+# --- Prefect cannot be used ---
 
 
 @pytest.mark.parametrize("mode", ["auto", "always"])
 def test_jobs_run_where_prefect_cannot_be_imported(
     prefect_api: str, mode: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """One warning says that they are not mirrored."""
     monkeypatch.setattr("executor_adapter.scheduler.mirroring.MIRROR", "not_installed")
 
     async def main() -> None:
@@ -244,13 +261,15 @@ def test_jobs_run_where_prefect_cannot_be_imported(
         await scheduler.stop()
 
     run(main)
-    (said,) = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
-    assert said == (
+    (warning,) = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+    assert warning == (
         "jobs are not mirrored, since Prefect cannot be used here: ModuleNotFoundError: No module named 'not_installed'"
     )
 
 
-def test_always_without_any_server_is_said(prefect_api: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_always_without_any_server_is_a_warning(prefect_api: str, caplog: pytest.LogCaptureFixture) -> None:
+    """It says what to set."""
+
     async def main() -> None:
         scheduler = CollectionScheduler(1, config=ALWAYS)
         with temporary_settings({PREFECT_API_URL: None, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False}):
@@ -263,23 +282,23 @@ def test_always_without_any_server_is_said(prefect_api: str, caplog: pytest.LogC
 
 @pytest.fixture
 def _short_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that is away is waited for a second, not fourteen."""
-    monkeypatch.setattr("executor_adapter.prefect.mirror.scheduler_mirror.DRAIN_SECONDS", 0.5)
+    """Wait for an unreachable server for one second, not fourteen."""
+    monkeypatch.setattr("executor_adapter.prefect.mirror.scheduler_mirror.DRAIN_TIMEOUT", 0.5)
     monkeypatch.setattr("executor_adapter.prefect.mirror.scheduler_mirror.HURRIED_CLOSE_SECONDS", 0.5)
 
 
 @pytest.mark.usefixtures("_short_end")
-def test_while_the_server_is_away_jobs_run_and_their_ends_are_kept_for_the_next_start(
+def test_while_the_server_is_unreachable_jobs_run_and_their_final_states_are_spooled(
     api: Api, prefect_api: str, caplog: pytest.LogCaptureFixture, wait_for: Wait
 ) -> None:
-    """One warning that it is away, one at the end; the next scheduler brings it, though it has no job itself."""
+    """There are two warnings: at the first failure and at the end. The next scheduler sends the states."""
     proxy = ServerProxy(int(prefect_api.split(":")[2].split("/")[0]))
     url = f"http://127.0.0.1:{proxy.port}/api"
 
     async def away() -> None:
         scheduler = CollectionScheduler(1, config=Settings())
         await run_jobs(scheduler, *[Job(function=dict, job_id=f"away-{number}") for number in range(3)])
-        await asyncio.to_thread(wait_for, lambda: "is away" in caplog.text)
+        await asyncio.to_thread(wait_for, lambda: "cannot be reached" in caplog.text)
         await scheduler.stop()
 
     async def there() -> None:
@@ -292,7 +311,7 @@ def test_while_the_server_is_away_jobs_run_and_their_ends_are_kept_for_the_next_
         run(away)
         warnings = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
         assert len(warnings) == 2
-        assert "the Prefect server is away" in warnings[0]
+        assert "the Prefect server cannot be reached" in warnings[0]
         assert "3 spooled on disk for the next start: away-0, away-1, away-2" in warnings[1]
         with proxy:
             run(there)
@@ -301,23 +320,25 @@ def test_while_the_server_is_away_jobs_run_and_their_ends_are_kept_for_the_next_
         assert (found["state_name"], found["run_count"]) == ("Completed", 1)
 
 
-def test_a_server_that_does_not_answer_holds_up_neither_start_nor_jobs_nor_close(prefect_api: str) -> None:
+def test_a_server_that_does_not_answer_delays_neither_start_nor_jobs_nor_close(prefect_api: str) -> None:
+    """The final state is spooled."""
+
     async def main() -> None:
         scheduler = CollectionScheduler(1, config=Settings())
         began = time.monotonic()
         await run_jobs(scheduler, Job(function=dict))
-        assert time.monotonic() - began < 10  # the server would be waited for 20 s
+        assert time.monotonic() - began < 10  # A request to the server would last for 20 s.
         began = time.monotonic()
         await asyncio.to_thread(scheduler.close)
         assert time.monotonic() - began < 9
         assert not Spool(url).is_empty
 
-    with silent() as (_, url), temporary_settings({PREFECT_API_URL: url}):
+    with SilentServer() as (_, url), temporary_settings({PREFECT_API_URL: url}):
         run(main)
 
 
-class silent:
-    """A server that takes connections, and that is all; with its address."""
+class SilentServer:
+    """A server that accepts connections and never answers. Entering it gives its socket and its address."""
 
     def __enter__(self) -> tuple[socket.socket, str]:
         self._socket = socket.create_server(("127.0.0.1", 0))
@@ -331,8 +352,8 @@ class silent:
 # --- an idle scheduler ---
 
 
-def test_a_scheduler_without_jobs_says_nothing(prefect_api: str, mirrors: Mirrors) -> None:
-    """No thread, no connection, not even at its end."""
+def test_a_scheduler_without_jobs_makes_no_request(prefect_api: str, mirrors: Mirrors) -> None:
+    """It has no thread and no connection, not even at its end."""
 
     async def main() -> None:
         scheduler = CollectionScheduler(1, config=Settings())
@@ -341,18 +362,20 @@ def test_a_scheduler_without_jobs_says_nothing(prefect_api: str, mirrors: Mirror
         await scheduler.stop()
         scheduler.close()
 
-    with silent() as (listener, url), temporary_settings({PREFECT_API_URL: url}):
+    with SilentServer() as (listener, url), temporary_settings({PREFECT_API_URL: url}):
         run(main)
         with pytest.raises(BlockingIOError):
             listener.accept()
 
 
-def test_nor_does_one_whose_jobs_are_all_recorded(prefect_api: str, wait_for: Wait) -> None:
+def test_a_scheduler_whose_jobs_are_recorded_makes_no_request(prefect_api: str, wait_for: Wait) -> None:
+    """It uses next to no CPU time either."""
+
     async def main() -> None:
         scheduler = CollectionScheduler(1, config=Settings())
         await run_jobs(scheduler, Job(function=dict))
         await asyncio.to_thread(wait_for, lambda: any(path == "/task_runs/count" for path, _ in cloud.requests))
-        await asyncio.sleep(0.5)  # the answer is read, and the mirror comes to rest
+        await asyncio.sleep(0.5)  # The mirror reads the answer, and becomes idle.
         asked, used = len(cloud.requests), time.process_time()
         await asyncio.sleep(2)
         assert len(cloud.requests) == asked
@@ -377,8 +400,10 @@ def store(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'jobs.db'}"
 
 
-def test_a_job_that_is_handed_over_keeps_its_task_run(api: Api, store: str, tmp_path: Path, wait_for: Wait) -> None:
-    """Between the two schedulers it is Pending, and not Cancelled: it is going to run."""
+def test_a_job_that_another_host_takes_over_keeps_its_task_run(
+    api: Api, store: str, tmp_path: Path, wait_for: Wait
+) -> None:
+    """Between the two schedulers it is Pending, not Cancelled, because it will run."""
     path = tmp_path / "go"
     running_job = Job(function=until_there, args=(str(path),), job_id="handed-over")
     waiting_job = Job(function=dict, job_id="waited-on")
@@ -396,7 +421,7 @@ def test_a_job_that_is_handed_over_keeps_its_task_run(api: Api, store: str, tmp_
         scheduler = ProcessingScheduler(1, config=Settings(), store=store)
         await scheduler.start()
         for job in (running_job, waiting_job):
-            await over(scheduler, job.job_id)
+            await finished(scheduler, job.job_id)
         await scheduler.stop()
         scheduler.close()
 
@@ -412,10 +437,10 @@ def test_a_job_that_is_handed_over_keeps_its_task_run(api: Api, store: str, tmp_
     assert api.state_names(waited["id"]) == ["Pending", "Pending", "Running", "Completed"]
 
 
-def test_a_job_whose_program_was_killed_is_ended_by_the_next(
+def test_the_task_run_of_a_killed_program_is_finished_by_the_next_one(
     api: Api, prefect_api: str, store: str, tmp_path: Path, wait_for: Wait
 ) -> None:
-    """It is not Running for ever: the task run goes on where the job does."""
+    """It does not stay Running: the same task run goes on with the job."""
     path = tmp_path / "go"
     env = new_user_env(tmp_path, PREFECT_API_URL=prefect_api)
     command = [sys.executable, "-m", "tests.prefect.scheduler_programs", "stored", "orphan", store, str(path)]
@@ -428,7 +453,7 @@ def test_a_job_whose_program_was_killed_is_ended_by_the_next(
     async def main() -> None:
         scheduler = ProcessingScheduler(1, config=Settings(), store=store)
         await scheduler.start()
-        await over(scheduler, "orphan")
+        await finished(scheduler, "orphan")
         await scheduler.stop()
         scheduler.close()
 

@@ -1,4 +1,4 @@
-"""Final states on disk: none lost to another process, to a broken line or to a full disk."""
+"""The spool: no final state is lost to another process, to a broken line or to a full disk."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from executor_adapter.prefect.mirror.spool import FILE_EVENTS, Spool
-from tests.prefect.test_event_sender import COMPLETED, event
+from executor_adapter.prefect.mirror.spool import MAX_FILE_EVENTS, Spool
+from tests.prefect.sample_events import COMPLETED, event
 
 
-def test_a_file_is_not_found_before_its_writer_holds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another process would take it for one that holds nothing, and remove it."""
+def test_a_file_is_not_found_before_its_writer_has_locked_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process would remove it as empty."""
     flock, found = fcntl.flock, []
 
     def look_first(file: Any, how: int) -> None:
@@ -35,8 +35,8 @@ def test_a_file_is_not_found_before_its_writer_holds_it(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("line", ["0", "null", "[]", '"text"', "{}", '{"resource": 1}', '{"id": "half', "\xff"])
-def test_a_line_that_is_no_state_is_passed_over(tmp_path: Path, line: str, caplog: pytest.LogCaptureFixture) -> None:
-    """And said once."""
+def test_a_line_that_is_not_a_state_is_skipped(tmp_path: Path, line: str, caplog: pytest.LogCaptureFixture) -> None:
+    """One warning says how many there were."""
     Spool("server", tmp_path).keep([event(COMPLETED)])
     (path,) = tmp_path.iterdir()
     path.write_bytes(line.encode("latin-1") + b"\n" + path.read_bytes())
@@ -44,23 +44,25 @@ def test_a_line_that_is_no_state_is_passed_over(tmp_path: Path, line: str, caplo
     (left,) = file.events()
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert "1 of 2 lines" in caplog.text
-    left.origin.recorded()
+    left.spool_file.mark_recorded()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_of_a_disk_that_is_full_half_way_it_is_said_what_is_kept(tmp_path: Path) -> None:
+def test_on_a_full_disk_the_kept_and_the_missing_jobs_are_returned(tmp_path: Path) -> None:
+    """The disk becomes full after the first file."""
     small, large = event(COMPLETED).body, event(COMPLETED).body + b" " * 10_000
     events = [
-        dataclasses.replace(event(COMPLETED), job_id=f"job-{number}", body=small if number < FILE_EVENTS else large)
-        for number in range(3 * FILE_EVENTS)
+        dataclasses.replace(event(COMPLETED), job_id=f"job-{number}", body=small if number < MAX_FILE_EVENTS else large)
+        for number in range(3 * MAX_FILE_EVENTS)
     ]
     with _files_of_at_most(1_000_000):
         kept, missing = Spool("server", tmp_path).keep(events)
-    assert kept == tuple(f"job-{number}" for number in range(FILE_EVENTS))
-    assert (*kept, *missing) == tuple(told.job_id for told in events)
+    assert kept == tuple(f"job-{number}" for number in range(MAX_FILE_EVENTS))
+    assert (*kept, *missing) == tuple(each.job_id for each in events)
 
 
-def test_what_was_read_from_a_file_stays_there(tmp_path: Path) -> None:
+def test_events_that_were_read_from_a_file_stay_in_it(tmp_path: Path) -> None:
+    """They are not written a second time."""
     spool = Spool("server", tmp_path)
     spool.keep([event(COMPLETED)])
     (file,) = spool.claim()

@@ -1,4 +1,4 @@
-"""The state history of each task run, as a real server's API tells it."""
+"""The states of a job task's task run, as a real server records them."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def answer() -> int:
 
 
 def run_in_flow(submit: Any) -> list[PrefectFuture[Any]]:
-    """Run `submit()` in a flow; wait for its futures and until the server knows their end."""
+    """Run `submit()` in a flow, and wait until its futures are done and their final states recorded."""
 
     @flow
     def run() -> None:
@@ -80,7 +80,7 @@ def run_in_flow(submit: Any) -> list[PrefectFuture[Any]]:
     return futures
 
 
-def only(futures: list[PrefectFuture[Any]]) -> UUID:
+def only_id(futures: list[PrefectFuture[Any]]) -> UUID:
     (future,) = futures
     return future.task_run_id
 
@@ -89,11 +89,12 @@ def only(futures: list[PrefectFuture[Any]]) -> UUID:
 def test_a_job_that_fails_twice_and_then_succeeds_shows_every_state(
     api: Api, executor: JobExecutor, scratch: Path, pool: str
 ) -> None:
+    """With the error of each failed attempt, the time of the next one, and the number of runs."""
     function: Any = succeed_at_async if pool == "coroutine" else succeed_at
     task = job_task(function, pool=pool, retry_attempts=3, retry_delay=0.1)
     futures = run_in_flow(lambda: [task.submit(3, scratch)])
-    task_run = api.task_run(only(futures))
-    states = api.states(only(futures))
+    task_run = api.task_run(only_id(futures))
+    states = api.states(only_id(futures))
     assert [state["name"] for state in states] == [
         "Pending", "Running", "AwaitingRetry", "Retrying", "AwaitingRetry", "Retrying", "Completed",
     ]  # fmt: skip
@@ -110,9 +111,12 @@ def test_a_job_that_fails_twice_and_then_succeeds_shows_every_state(
 def test_a_job_past_its_limit_is_timed_out_within_a_second(
     api: Api, executor: JobExecutor, scratch: Path, pool: str
 ) -> None:
+    """In each pool; in the process pool its process is gone then."""
     function: Any = sleep_long_async if pool == "coroutine" else sleep_long
     task = job_task(function, pool=pool, max_runtime=1, retry_attempts=0)
-    warm_up = job_task(answer, pool="process")  # the first worker takes a second to start, which is no run time
+    warm_up = job_task(
+        answer, pool="process"
+    )  # The first worker takes a second to start, which does not count as run time.
 
     def submit() -> list[PrefectFuture[Any]]:
         if pool == "process":
@@ -120,7 +124,7 @@ def test_a_job_past_its_limit_is_timed_out_within_a_second(
         return [task.submit(scratch)]
 
     futures = run_in_flow(submit)
-    states = {state["name"]: state for state in api.states(only(futures))}
+    states = {state["name"]: state for state in api.states(only_id(futures))}
     assert list(states) == ["Pending", "Running", "TimedOut"]
     ran = _seconds_between(states["Running"], states["TimedOut"])
     assert 1.0 <= ran <= 2.0
@@ -141,6 +145,7 @@ def _seconds_between(earlier: dict[str, Any], later: dict[str, Any]) -> float:
 
 
 def test_a_killed_worker_ends_crashed_and_its_neighbour_completed(api: Api, executor: JobExecutor) -> None:
+    """A crash harms one job."""
     crash = job_task(die, pool="process", retry_attempts=0)
     neighbour = job_task(answer, pool="process", retry_attempts=0)
     futures = run_in_flow(lambda: [crash.submit(), neighbour.submit()])
@@ -159,23 +164,26 @@ def eat_memory() -> int:
 
 
 def test_a_job_past_its_memory_limit_ends_out_of_memory(api: Api, executor: JobExecutor) -> None:
+    """The state is of type CRASHED."""
     hungry = job_task(eat_memory, pool="process", memory_limit="400MiB", retry_attempts=0)
     futures = run_in_flow(lambda: [hungry.submit()])
-    task_run = api.task_run(only(futures))
+    task_run = api.task_run(only_id(futures))
     assert (task_run["state_type"], task_run["state_name"]) == ("CRASHED", "OutOfMemory")
     with pytest.raises(MemoryLimitError):
         futures[0].result()
 
 
 def test_a_data_error_is_not_retried(api: Api, executor: JobExecutor) -> None:
+    """The task run ends Failed after one attempt."""
     task = job_task(fail_with_data_error, retry_attempts=3, retry_delay=0)
     futures = run_in_flow(lambda: [task.submit()])
-    states = api.states(only(futures))
+    states = api.states(only_id(futures))
     assert [state["name"] for state in states] == ["Pending", "Running", "Failed"]
     assert states[-1]["message"] == "DATA_ERROR: row 7 is broken"
 
 
 def test_the_slot_is_free_while_a_retry_waits(api: Api, scratch: Path) -> None:
+    """Another job completes meanwhile."""
     flaky = job_task(succeed_at, pool="thread", retry_attempts=1, retry_delay=1.0)
     quick = job_task(answer, pool="thread")
     with JobExecutor(max_workers=1):
@@ -185,7 +193,8 @@ def test_the_slot_is_free_while_a_retry_waits(api: Api, scratch: Path) -> None:
     assert ran["Completed"]["timestamp"] < waited["Retrying"]["timestamp"]
 
 
-def test_a_job_is_pending_until_it_has_a_slot_and_late_is_timed_out(api: Api) -> None:
+def test_a_job_past_its_queue_timeout_is_timed_out_without_running(api: Api) -> None:
+    """It is Pending while it waits for a slot."""
     begun, ended = threading.Event(), threading.Event()
 
     @job_task(pool="thread")
@@ -206,7 +215,7 @@ def test_a_job_is_pending_until_it_has_a_slot_and_late_is_timed_out(api: Api) ->
 
     with JobExecutor(max_workers=1):
         futures = run_in_flow(submit)
-    states = api.states(only(futures))
+    states = api.states(only_id(futures))
     assert [state["name"] for state in states] == ["Pending", "TimedOut"]
     assert states[-1]["message"].startswith("QUEUE_TIMEOUT: ")
 
@@ -214,6 +223,7 @@ def test_a_job_is_pending_until_it_has_a_slot_and_late_is_timed_out(api: Api) ->
 def test_no_task_run_of_a_finished_flow_run_is_in_a_state_that_is_not_final(
     api: Api, executor: JobExecutor, scratch: Path
 ) -> None:
+    """Whether its tasks completed, failed or crashed."""
     tasks = [
         job_task(fail_with_data_error, retry_attempts=0),
         job_task(answer),

@@ -1,4 +1,4 @@
-"""The table of states, row by row."""
+"""The table of job statuses and Prefect states, row by row."""
 
 from __future__ import annotations
 
@@ -31,11 +31,13 @@ from executor_adapter.prefect.mirror.states import awaiting_retry, failure_kind,
 def test_a_job_that_has_not_failed_has_its_state_by_status_and_attempt(
     status: JobStatus, attempt: int, expected: tuple[str, str]
 ) -> None:
+    """An attempt after the first is Retrying instead of Running."""
     assert state_kind(status, attempt=attempt) == expected
 
 
 @pytest.mark.parametrize("code", [*ErrorCode, "A_CODE_OF_THE_USERS_OWN", None])
 def test_a_failed_job_has_its_state_by_error_code(code: str | None) -> None:
+    """Timeouts, crashes and exceeded memory have states of their own; all other codes are Failed."""
     special = {
         "TIMEOUT_ERROR": ("FAILED", "TimedOut"),
         "QUEUE_TIMEOUT": ("FAILED", "TimedOut"),
@@ -57,17 +59,20 @@ def test_a_failed_job_has_its_state_by_error_code(code: str | None) -> None:
         (JobCancelledError("stopped"), "Cancelled"),
     ],
 )
-def test_an_error_names_the_final_state(error: Exception, name: str) -> None:
+def test_an_exception_decides_the_final_state(error: Exception, name: str) -> None:
+    """Exceptions without an error code get one by their class."""
     assert failure_kind(error).name == name
 
 
-def test_a_failure_says_code_and_message() -> None:
+def test_a_failure_message_has_code_and_message() -> None:
+    """Without a message it names the exception's class."""
     assert failure_message(ConnectionError("refused")) == "NETWORK_ERROR: refused"
     assert failure_message(DataCollectionException("bad row", error_code="DATA_ERROR")) == "DATA_ERROR: bad row"
     assert failure_message(ValueError()) == "EXECUTION_ERROR: ValueError"
 
 
-def test_a_retry_says_which_attempt_failed_and_when_the_next_may_start() -> None:
+def test_awaiting_retry_has_the_failed_attempt_and_the_time_of_the_next() -> None:
+    """The message has the error, and the state details have the time."""
     due = datetime(2026, 1, 2, tzinfo=UTC)
     state = awaiting_retry(ConnectionError("refused"), attempt=1, attempts=4, scheduled_time=due)
     assert (state.type, state.name) == ("SCHEDULED", "AwaitingRetry")
@@ -75,6 +80,7 @@ def test_a_retry_says_which_attempt_failed_and_when_the_next_may_start() -> None
     assert state.state_details.scheduled_time == due
 
 
-def test_a_later_attempt_is_running_by_another_name() -> None:
+def test_a_later_attempt_is_running_under_another_name() -> None:
+    """Its type is RUNNING, its name Retrying."""
     state = retrying()
     assert (state.type, state.name) == ("RUNNING", "Retrying")

@@ -1,4 +1,4 @@
-"""What becomes of job tasks that nobody waited for when their flow ends."""
+"""Job tasks that a flow did not wait for end with the flow."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def double(x: int) -> int:
     return 2 * x
 
 
-def test_a_flow_called_while_an_exception_is_handled_ends_as_any_other() -> None:
+def test_a_flow_called_while_an_exception_is_handled_waits_for_running_jobs() -> None:
+    """The exception of the caller is not taken for one that ends the flow."""
     begun = threading.Event()
 
     @job_task(pool="thread", retry_attempts=0)
@@ -44,6 +45,7 @@ def test_a_flow_called_while_an_exception_is_handled_ends_as_any_other() -> None
 
 
 def test_at_the_end_of_a_flow_running_jobs_are_waited_for_and_queued_ones_cancelled(api: Api, wait_for: Wait) -> None:
+    """The server records both."""
     begun, ended = threading.Event(), threading.Event()
 
     @job_task(pool="thread", retry_attempts=0)
@@ -60,12 +62,12 @@ def test_at_the_end_of_a_flow_running_jobs_are_waited_for_and_queued_ones_cancel
         futures.append(double.submit(futures[1]))
         ending.start()
 
-    def end_when_others_are_over() -> None:
+    def end_when_others_are_cancelled() -> None:
         wait_for(lambda: [future.state.name for future in futures[1:]] == ["Cancelled", "Cancelled"])
         ended.set()
 
     futures: list[Any] = []
-    ending = threading.Thread(target=end_when_others_are_over)
+    ending = threading.Thread(target=end_when_others_are_cancelled)
     with JobExecutor(max_workers=1):
         run()
     ending.join()
@@ -76,6 +78,7 @@ def test_at_the_end_of_a_flow_running_jobs_are_waited_for_and_queued_ones_cancel
 
 
 def test_a_flow_that_is_interrupted_cancels_its_jobs(api: Api) -> None:
+    """Running jobs too, within seconds."""
     begun = threading.Event()
 
     @job_task(pool="coroutine", retry_attempts=0)

@@ -1,4 +1,4 @@
-"""What a mirror still has to tell: in which order, and what of it is left out."""
+"""The unsent changes of a mirror: their order, and which of them are skipped."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from executor_adapter import Job, JobStatus
 from executor_adapter.prefect.mirror.job_history import JobHistory, Step
 from executor_adapter.prefect.mirror.state_events import FlowRunFacts
 from executor_adapter.prefect.mirror.unsent import (
-    A_MOMENT,
-    FEW,
-    MOST_UNSENT,
-    MOST_UNSENT_IN_A_HURRY,
+    HOLD_BACK_LIMIT,
+    HOLD_BACK_SECONDS,
+    HURRIED_UNSENT_LIMIT,
+    UNSENT_LIMIT,
     History,
     UnsentChanges,
 )
@@ -30,10 +30,10 @@ def step(status: JobStatus, at: float = 1_000_000.0) -> Step:
     return Step(status, at, 0 if status is JobStatus.PENDING else 1, None, None)
 
 
-def fill(unsent: UnsentChanges, jobs: int, *, over: bool = True) -> None:
+def fill(unsent: UnsentChanges, jobs: int, *, finished: bool = True) -> None:
     for _ in range(jobs):
         job = history()
-        for status in (JobStatus.PENDING, JobStatus.RUNNING, *([JobStatus.COMPLETED] if over else [])):
+        for status in (JobStatus.PENDING, JobStatus.RUNNING, *([JobStatus.COMPLETED] if finished else [])):
             unsent.append(job, step(status))
 
 
@@ -41,109 +41,114 @@ def names(unsent: UnsentChanges) -> list[str]:
     return [event.name for event in unsent.next_events(1_000_000, FLOW)]
 
 
-@pytest.mark.parametrize(("mode", "told"), [("auto", 3), ("full", 3), ("final", 1)])
-def test_a_mirror_that_keeps_up_tells_all(mode: History, told: int) -> None:
+@pytest.mark.parametrize(("mode", "sent"), [("auto", 3), ("full", 3), ("final", 1)])
+def test_all_states_are_sent_while_few_changes_are_unsent(mode: History, sent: int) -> None:
+    """Only "final" skips intermediate states even then."""
     unsent = UnsentChanges(mode)
     fill(unsent, 10)
-    assert len(names(unsent)) == 10 * told
-    assert unsent.omitted == 10 * (3 - told)
+    assert len(names(unsent)) == 10 * sent
+    assert unsent.omitted == 10 * (3 - sent)
     assert not unsent
 
 
 @pytest.mark.parametrize("mode", ["auto", "full"])
-def test_one_that_is_far_behind_leaves_out_what_is_passed(mode: History) -> None:
-    """Until it has caught up; with "full" it never does. How a job ended is never left out."""
-    jobs = 2 * MOST_UNSENT
+def test_intermediate_states_are_skipped_while_many_changes_are_unsent(mode: History) -> None:
+    """With "full" they never are. A final state is never skipped."""
+    jobs = 2 * UNSENT_LIMIT
     unsent = UnsentChanges(mode)
     fill(unsent, jobs)
-    told = names(unsent)
-    assert told.count("Completed") == jobs
-    assert len(told) + unsent.omitted == 3 * jobs
+    sent = names(unsent)
+    assert sent.count("Completed") == jobs
+    assert len(sent) + unsent.omitted == 3 * jobs
     assert (unsent.omitted > jobs) is (mode == "auto")
 
 
-def test_what_is_not_over_is_never_left_out() -> None:
+def test_states_of_unfinished_jobs_are_never_skipped() -> None:
+    """Not even with "final"."""
     clock = FakeClock()
     unsent = UnsentChanges("final", clock=clock)
-    fill(unsent, MOST_UNSENT, over=False)
+    fill(unsent, UNSENT_LIMIT, finished=False)
     unsent.take_in()
-    clock.advance(A_MOMENT)
-    assert (len(names(unsent)), unsent.omitted) == (2 * MOST_UNSENT, 0)
+    clock.advance(HOLD_BACK_SECONDS)
+    assert (len(names(unsent)), unsent.omitted) == (2 * UNSENT_LIMIT, 0)
 
 
 @pytest.mark.parametrize("mode", ["auto", "full"])
-def test_what_may_be_passed_within_a_moment_is_told_after_what_cannot(mode: History) -> None:
-    """So many short jobs are told of as a whole; and no job waits for long, however many others end meanwhile."""
+def test_recent_changes_of_unfinished_jobs_wait_behind_finished_jobs(mode: History) -> None:
+    """So short jobs are sent whole; and no job waits for long, however many others finish meanwhile."""
     clock = FakeClock()
     unsent = UnsentChanges(mode, clock=clock)
-    fill(unsent, FEW, over=False)
+    fill(unsent, HOLD_BACK_LIMIT, finished=False)
     fill(unsent, 2)
     whole = ["Pending", "Running", "Completed"]
     assert names(unsent) == 2 * whole
     assert unsent
-    clock.advance(A_MOMENT)
+    clock.advance(HOLD_BACK_SECONDS)
     fill(unsent, 2)
-    told = names(unsent)
-    assert told[: 2 * FEW] == FEW * ["Pending", "Running"]
-    assert told[2 * FEW :] == 2 * whole
+    sent = names(unsent)
+    assert sent[: 2 * HOLD_BACK_LIMIT] == HOLD_BACK_LIMIT * ["Pending", "Running"]
+    assert sent[2 * HOLD_BACK_LIMIT :] == 2 * whole
     assert not unsent
 
 
-def test_of_few_each_change_is_told_at_once() -> None:
+def test_few_changes_are_sent_at_once() -> None:
+    """None is held back."""
     unsent = UnsentChanges("auto", clock=FakeClock())
-    fill(unsent, FEW // 2, over=False)
-    assert names(unsent) == FEW // 2 * ["Pending", "Running"]
+    fill(unsent, HOLD_BACK_LIMIT // 2, finished=False)
+    assert names(unsent) == HOLD_BACK_LIMIT // 2 * ["Pending", "Running"]
 
 
-def test_one_that_was_told_of_early_is_told_of_once() -> None:
-    """It ended while others, which had been there before, were held back."""
+def test_a_job_sent_before_its_turn_is_sent_once() -> None:
+    """It finished while older changes of other jobs were held back."""
     clock = FakeClock()
-    unsent, slow = UnsentChanges("full", clock=clock), [history() for _ in range(2 * FEW)]
+    unsent, slow = UnsentChanges("full", clock=clock), [history() for _ in range(2 * HOLD_BACK_LIMIT)]
     for job in slow:
         unsent.append(job, step(JobStatus.PENDING))
     unsent.append(slow[-1], step(JobStatus.COMPLETED))
     assert names(unsent) == ["Pending", "Completed"]
     unsent.append(slow[0], step(JobStatus.COMPLETED))
     assert names(unsent) == ["Pending", "Completed"]
-    clock.advance(A_MOMENT)
-    assert names(unsent) == (2 * FEW - 2) * ["Pending"]
+    clock.advance(HOLD_BACK_SECONDS)
+    assert names(unsent) == (2 * HOLD_BACK_LIMIT - 2) * ["Pending"]
     assert not unsent
 
 
-@pytest.mark.parametrize(("over", "states"), [(5, 15), (100, 100 + MOST_UNSENT_IN_A_HURRY)])
-def test_in_a_hurry_only_jobs_that_are_over_are_told_of_and_of_many_only_how_they_ended(over: int, states: int) -> None:
+@pytest.mark.parametrize(("finished", "states"), [(5, 15), (100, 100 + HURRIED_UNSENT_LIMIT)])
+def test_in_a_hurry_only_finished_jobs_are_sent(finished: int, states: int) -> None:
+    """If there are many, with their final states alone."""
     unsent = UnsentChanges("auto")
-    fill(unsent, 5, over=False)
-    fill(unsent, over)
-    unsent.hurries = True
-    told = names(unsent)
-    assert told.count("Completed") == over
-    assert len(told) <= states
-    assert (told.count("Running") == over) is (over == 5)
-    assert [event.name for event in unsent.finals(FLOW)] == []
+    fill(unsent, 5, finished=False)
+    fill(unsent, finished)
+    unsent.is_hurried = True
+    sent = names(unsent)
+    assert sent.count("Completed") == finished
+    assert len(sent) <= states
+    assert (sent.count("Running") == finished) is (finished == 5)
+    assert [event.name for event in unsent.final_events(FLOW)] == []
 
 
-@pytest.mark.parametrize("told", [False, True])
-def test_one_that_ends_twice_is_kept_once(told: bool) -> None:
-    """As a task run that is rolled back; whether or not the first end was told before, behind others."""
+@pytest.mark.parametrize("sent", [False, True])
+def test_a_job_that_finishes_twice_is_kept_once(sent: bool) -> None:
+    """As a task run that is rolled back does, whether or not its first final state was sent."""
     clock = FakeClock()
     unsent, twice = UnsentChanges("auto", clock=clock), history()
     fill(unsent, 1)
     unsent.append(twice, step(JobStatus.COMPLETED, 1.0))
-    if told:
+    if sent:
         assert len(names(unsent)) == 4
     unsent.append(twice, step(JobStatus.FAILED, 2.0))
-    finals = [event.name for event in unsent.finals(FLOW)]
-    assert finals == (["Failed"] if told else ["Completed", "Failed"])
+    finals = [event.name for event in unsent.final_events(FLOW)]
+    assert finals == (["Failed"] if sent else ["Completed", "Failed"])
 
 
-def test_an_unknown_mode_is_refused() -> None:
+def test_an_unknown_history_mode_is_refused() -> None:
+    """The message names the known ones."""
     with pytest.raises(ValueError, match="choose 'auto', 'full' or 'final'"):
         UnsentChanges("all")  # type: ignore[arg-type]
 
 
-def test_times_rise_though_the_clock_is_set_back() -> None:
-    """The server takes a state with an older time for passed; and the end is never before the start."""
+def test_times_rise_even_if_the_clock_is_set_back() -> None:
+    """The server ignores a state that is older than the last one, and a job must not end before its start."""
     unsent, job = UnsentChanges("full"), history()
     for status, at in ((JobStatus.PENDING, 100.0), (JobStatus.RUNNING, 90.0), (JobStatus.COMPLETED, 80.0)):
         unsent.append(job, step(status, at))

@@ -1,8 +1,8 @@
-"""How a flow run by hand ends once it is cancelled: Prefect leaves that to runners, and it has none.
+"""Ends a cancelled flow run that was started by hand: Prefect leaves that to runners, and such a run has none.
 
-Its jobs are ended by those who watch it. What waits for them raises in the flow, which fails; the server, since the run
-is Cancelling, takes no such state, and the engine calls the flow's `on_cancellation` hooks. Where the flow goes on with
-something else it is interrupted. When it is over, or was interrupted, the run is Cancelled.
+The watches of the flow run end its jobs. The calls that wait for the jobs raise in the flow, which fails. Because the
+run is Cancelling, the server refuses the Failed state, and the engine calls the flow's `on_cancellation` hooks. A flow
+that goes on with something else is interrupted. Once the flow has ended, or was interrupted, its run becomes Cancelled.
 """
 
 from __future__ import annotations
@@ -27,136 +27,146 @@ from executor_adapter.executor.signals import signal_watch
 
 logger = logging.getLogger("executor_adapter.prefect")
 
-INTERRUPT_AFTER = 4.0
-"""Seconds that a cancelled flow has to end by itself: a little more than its jobs have."""
+INTERRUPT_TIMEOUT = 4.0
+"""Seconds for a cancelled flow to end by itself, before it is interrupted: a little more than its jobs have."""
 
-GIVE_UP_AFTER = 60.0
+END_TIMEOUT = 60.0
+"""Seconds for an interrupted flow to end, before its run is set to Cancelled nevertheless."""
+
 QUIET_SECONDS = 2.0
-"""A flow run whose end nobody sees counts as over when no job of it has lived for so long."""
+"""A flow run whose end nobody reports counts as ended once none of its jobs has run for this long."""
 
 MESSAGE = "Flow run was cancelled."
 
-_OVER_AS_IT_SHOULD = (StateType.CANCELLED, StateType.COMPLETED)
+_ACCEPTABLE_ENDS = (StateType.CANCELLED, StateType.COMPLETED)
 
-OWN_CLIENT: dict[str, Any] = {}
-"""Settings that differ from none: else `get_client` gives the flow's own client, which is closed when that ends."""
+OWN_CLIENT_SETTINGS: dict[str, Any] = {}
+"""HTTP settings that make `get_client` return a client of its own.
+
+Without settings it returns the flow's client, which is closed when the flow ends.
+"""
 
 
-class FlowEnd:
-    """The end of one flow run. Made in the flow run; `begin` is called once, when it is cancelled."""
+class FlowRunEnding:
+    """Brings one cancelled flow run to its end.
+
+    Make it in the flow run. The watches report to it when they open and close; `begin` is called once, on a cancel.
+    """
 
     def __init__(self, flow_run_id: UUID) -> None:
         self.flow_run_id = flow_run_id
         self._changed = threading.Condition()
-        self._open = 0
-        self._whole = 0
-        self._seen_whole = False
-        self._settles = False
+        self._open_watches = 0
+        self._full_watches = 0
+        """The open watches that last until the flow run has ended."""
+        self._had_full_watch = False
+        self._jobs_finished = False
         self._context = _context_of(flow_run_id)
         self._in_main_thread = threading.current_thread() is threading.main_thread()
         self._loop, self._task = _asyncio_task()
 
-    # --- told by the watches ---
+    # --- reports of the watches ---
 
-    def opened(self, *, whole: bool) -> None:
-        """A watch was opened; `whole`: it lasts until the flow run is over."""
+    def on_watch_opened(self, *, until_flow_ends: bool) -> None:
+        """Count an opened watch, which lasts until the flow run has ended if `until_flow_ends`."""
         with self._changed:
-            self._open += 1
-            self._whole += whole
-            self._seen_whole |= whole
+            self._open_watches += 1
+            self._full_watches += until_flow_ends
+            self._had_full_watch |= until_flow_ends
 
     def jobs_finished(self) -> None:
-        """All that is left is to tell the server of its jobs."""
-        self._settles = True
+        """The jobs have finished, and their states are being recorded: do not interrupt that."""
+        self._jobs_finished = True
 
-    def closed(self, *, whole: bool) -> None:
-        """A watch was closed. With the last whole one the flow run is over, and if Cancelling, Cancelled."""
+    def on_watch_closed(self, *, until_flow_ends: bool) -> None:
+        """Count a closed watch. With the last full one the flow run has ended: a Cancelling run becomes Cancelled."""
         with self._changed:
-            self._open -= 1
-            self._whole -= whole
-            over = whole and not self._whole
+            self._open_watches -= 1
+            self._full_watches -= until_flow_ends
+            flow_has_ended = until_flow_ends and not self._full_watches
             self._changed.notify_all()
-        if over and self._context is not None and self._by_hand([self.flow_run_id]):
+        if flow_has_ended and self._context is not None and self._has_no_runner([self.flow_run_id]):
             flow_run = self._context.flow_run
-            # The engine's last proposal was refused: the server takes nothing but Cancelled now.
+            # The server has refused the engine's final state: it accepts only Cancelled now.
             if flow_run is not None and flow_run.state is not None and flow_run.state.is_cancelling():
-                conclude(self.flow_run_id)
+                set_cancelled(self.flow_run_id)
 
-    def _is_over(self) -> bool:
-        return not self._whole if self._seen_whole else not self._open
+    def _has_ended(self) -> bool:
+        return not self._full_watches if self._had_full_watch else not self._open_watches
 
-    # --- once it is cancelled ---
+    # --- after a cancel ---
 
     def begin(self, lineage: list[UUID]) -> None:
-        """See to the end of `lineage`: this flow run, up to the one that was cancelled, which it is a subflow run of.
+        """Start to end the flow runs of `lineage`: this one first, then its parents up to the one that was cancelled.
 
-        Does nothing where a runner does.
+        Does nothing if a runner ends them.
         """
-        if not self._by_hand(lineage):
+        if not self._has_no_runner(lineage):
             return
         context = copy_context()
-        # No daemon: the interpreter must not exit before the server knows.
+        # Not a daemon thread: the interpreter must not exit before the server knows.
         threading.Thread(target=context.run, args=(self._end, lineage), name="cancelled-flow-run").start()
 
     @staticmethod
-    def _by_hand(lineage: list[UUID]) -> bool:
+    def _has_no_runner(lineage: list[UUID]) -> bool:
+        """Whether the flow run was started by hand: a runner names the one that it started in the environment."""
         return os.environ.get("PREFECT__FLOW_RUN_ID") != str(lineage[-1])
 
     def _end(self, lineage: list[UUID]) -> None:
         try:
-            for younger in lineage[:-1]:
-                _propose(younger, Cancelling(message=MESSAGE), unless=(StateType.CANCELLING, StateType.CANCELLED))
-            if not self._wait_until_over(INTERRUPT_AFTER):
+            for subflow in lineage[:-1]:
+                _propose(subflow, Cancelling(message=MESSAGE), unless=(StateType.CANCELLING, StateType.CANCELLED))
+            if not self._wait_for_end(INTERRUPT_TIMEOUT):
                 self._interrupt()
-                self._wait_until_over(GIVE_UP_AFTER)
-            if not self._seen_whole or len(lineage) > 1:
+                self._wait_for_end(END_TIMEOUT)
+            if not self._had_full_watch or len(lineage) > 1:
                 threading.Event().wait(QUIET_SECONDS)
             for each in lineage:
-                conclude(each)
+                set_cancelled(each)
             if len(lineage) > 1:
-                self._correct(lineage)
+                self._correct_states(lineage)
         except Exception:
-            logger.exception("a cancelled flow run could not be ended", extra={"flow_run_id": self.flow_run_id})
+            logger.exception("cannot end a cancelled flow run", extra={"flow_run_id": self.flow_run_id})
 
-    def _correct(self, lineage: list[UUID]) -> None:
-        """Let Cancelled be the last word where the server took another.
+    def _correct_states(self, lineage: list[UUID]) -> None:
+        """Set Cancelled where the server has accepted another final state.
 
-        This flow run, whose jobs had ended, may have failed before it was known to be Cancelling; the end of its elders
-        is seen by nobody, and if it came only now, the server took whatever that was.
+        This flow run may have failed, after its jobs had ended, before it was Cancelling. Its parents report their end
+        to nobody; if they end only now, the server accepts whatever state they have.
         """
         threading.Event().wait(QUIET_SECONDS)
-        _propose(self.flow_run_id, Cancelled(message=MESSAGE), unless=_OVER_AS_IT_SHOULD, force=True)
-        for elder in lineage[1:]:
-            _propose(elder, Cancelled(message=MESSAGE), unless=(StateType.CANCELLED,), force=True)
+        _propose(self.flow_run_id, Cancelled(message=MESSAGE), unless=_ACCEPTABLE_ENDS, force=True)
+        for parent in lineage[1:]:
+            _propose(parent, Cancelled(message=MESSAGE), unless=(StateType.CANCELLED,), force=True)
 
-    def _wait_until_over(self, seconds: float) -> bool:
+    def _wait_for_end(self, seconds: float) -> bool:
         with self._changed:
-            return self._changed.wait_for(self._is_over, seconds)
+            return self._changed.wait_for(self._has_ended, seconds)
 
     def _interrupt(self) -> None:
-        """Raise in the flow what it does not expect, if it can be reached: in the main thread, or in an event loop."""
+        """Raise an exception in the flow, if it runs in the main thread or in an event loop."""
         with self._changed:
-            reachable = self._seen_whole and (self._in_main_thread or self._task)
-            if self._is_over() or self._settles or not reachable:
+            reachable = self._had_full_watch and (self._in_main_thread or self._task)
+            if self._has_ended() or self._jobs_finished or not reachable:
                 return
-        state = self._conclude_before_interrupt()
+        state = self._set_cancelled_before_interrupt()
         with self._changed:
-            # Under the lock: the flow cannot end meanwhile, and leave the interrupt to whatever comes after it.
-            if self._is_over() or self._settles:
+            # Under the lock the flow cannot end meanwhile: the interrupt would hit the code after it.
+            if self._has_ended() or self._jobs_finished:
                 return
             if self._loop is not None and self._task is not None:
                 self._loop.call_soon_threadsafe(self._task.cancel)
             elif state is not None:
                 signal_watch.interrupt_main_thread(signal.SIGINT, signal.SIGTERM)
 
-    def _conclude_before_interrupt(self) -> State[Any] | None:
-        """The engine takes an interrupted flow for crashed, unless its run has a final state."""
+    def _set_cancelled_before_interrupt(self) -> State[Any] | None:
+        """Set the final state first: the engine would mark an interrupted flow without one as Crashed."""
         flow_run = self._context.flow_run if self._context is not None else None
         if self._context is None or flow_run is None:
             return None
         flow_run.state = Cancelled(message=MESSAGE)
         self._call_hooks(self._context, flow_run.state)
-        conclude(self.flow_run_id)
+        set_cancelled(self.flow_run_id)
         return flow_run.state
 
     @staticmethod
@@ -167,11 +177,11 @@ class FlowEnd:
                 if inspect.iscoroutine(result):
                     run_coro_as_sync(result)
             except Exception:
-                logger.exception("a cancellation hook failed: %r", hook)
+                logger.exception("the cancellation hook %r failed", hook)
 
 
-def conclude(flow_run_id: UUID) -> None:
-    """Let a flow run that is Cancelling be Cancelled; one in any other state stays as it is."""
+def set_cancelled(flow_run_id: UUID) -> None:
+    """Set a flow run that is Cancelling to Cancelled. A flow run in another state stays as it is."""
     _propose(flow_run_id, Cancelled(message=MESSAGE), only=StateType.CANCELLING)
 
 
@@ -183,16 +193,17 @@ def _propose(
     unless: tuple[StateType, ...] = (),
     force: bool = False,
 ) -> None:
-    with get_client(sync_client=True, httpx_settings=OWN_CLIENT) as client:
-        now = client.read_flow_run(flow_run_id).state
-        if now is not None and now.type not in unless and only in (None, now.type):
+    """Set the state of a flow run, if its type now is `only`, where that is given, and not one of `unless`."""
+    with get_client(sync_client=True, httpx_settings=OWN_CLIENT_SETTINGS) as client:
+        current = client.read_flow_run(flow_run_id).state
+        if current is not None and current.type not in unless and only in (None, current.type):
             client.set_flow_run_state(flow_run_id, state, force=force)
 
 
 def _context_of(flow_run_id: UUID) -> FlowRunContext | None:
     context = FlowRunContext.get()
-    mine = context is not None and context.flow_run is not None and context.flow_run.id == flow_run_id
-    return context if mine else None
+    is_own = context is not None and context.flow_run is not None and context.flow_run.id == flow_run_id
+    return context if is_own else None
 
 
 def _asyncio_task() -> tuple[asyncio.AbstractEventLoop | None, asyncio.Task[Any] | None]:

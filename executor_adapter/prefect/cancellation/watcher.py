@@ -1,12 +1,12 @@
-"""Reads the states of flow runs while their jobs live, so that a cancel reaches them wherever they run.
+"""Polls the states of flow runs while their jobs run, so that a cancel reaches them wherever they run.
 
-    watch = watch_flow_run(flow_run_id, end_all_jobs)     # called once, on a thread of its own
+    watch = watch_flow_run(flow_run_id, cancel_jobs)     # `cancel_jobs` is called once, on another thread
     ...
     watch.close()
 
-A runner or a worker tells a flow's process of a cancel by a signal; a flow run that was started by hand has nobody who
-does, and would stay Cancelling. So one thread a process asks the server every two seconds, one request for all flow
-runs that are watched. A server that is away has told of no cancel, and is asked again.
+A runner or a worker signals a cancel to a flow's process. A flow run that was started by hand gets no such signal, and
+would stay Cancelling. So one thread of the process asks the server every two seconds, with one request for all watched
+flow runs. While the server cannot be reached, no cancel is known, and it is asked again.
 """
 
 from __future__ import annotations
@@ -25,29 +25,31 @@ from prefect.client.schemas.objects import StateType
 from prefect.utilities.engine import is_prefect_sigterm_handler_installed
 
 from executor_adapter.executor.signals import ending_handlers, signal_watch
-from executor_adapter.prefect.cancellation.flow_end import OWN_CLIENT, FlowEnd
+from executor_adapter.prefect.cancellation.flow_end import OWN_CLIENT_SETTINGS, FlowRunEnding
 
 logger = logging.getLogger("executor_adapter.prefect")
 
-POLL_SECONDS = 2.0
-IDLE_POLLS = 5
-"""After so many without a flow run to ask for, the thread ends."""
+POLL_INTERVAL = 2.0
+"""Seconds between two requests."""
 
-PAGE = 200
-"""Flow runs asked for at once: the most that the server gives."""
+MAX_IDLE_POLLS = 5
+"""Polls without a watched flow run after which the thread ends."""
 
-CANCELS = frozenset({StateType.CANCELLING.value, StateType.CANCELLED.value})
+PAGE_LIMIT = 200
+"""Flow runs in one answer: the server's own limit."""
+
+CANCEL_TYPES = frozenset({StateType.CANCELLING.value, StateType.CANCELLED.value})
 
 
-class _Known(NamedTuple):
-    """What the server says of a flow run."""
+class _FlowRunRecord(NamedTuple):
+    """The fields of a flow run on the server that matter here."""
 
     state_type: str | None
     parent_task_run_id: str | None
 
 
 class FlowRunWatch:
-    """Somebody's wish to hear that a flow run is cancelled; see `watch_flow_run`."""
+    """One registration of `watch_flow_run`: calls `on_cancel` when the flow run is cancelled."""
 
     def __init__(self, run: _WatchedRun, on_cancel: Callable[[], object], *, until_flow_ends: bool) -> None:
         self.run = run
@@ -59,72 +61,74 @@ class FlowRunWatch:
         """Whether the flow run is known to be cancelled."""
         return self.run.cancelled
 
-    def tell(self) -> None:
+    def notify(self) -> None:
+        """Call `on_cancel`; an exception of it is logged."""
         try:
             self._on_cancel()
         except Exception:
-            logger.exception("a flow run was cancelled, but not all of its jobs could be told")
+            logger.exception("a flow run was cancelled, but not all of its jobs could be cancelled")
 
     def jobs_finished(self) -> None:
-        """Say that the flow run's jobs are over, and that it is not, since the server is being told of them: it is not
-        to be interrupted in that."""
+        """Report that all jobs have finished, and their states are being recorded: the flow is not interrupted now."""
         self.run.end.jobs_finished()
 
     def close(self) -> None:
-        """Hear nothing more. Closing one that is `until_flow_ends` says that the flow run is over."""
+        """End the watch. Closing a watch with `until_flow_ends` reports that the flow run has ended."""
         _watcher.close(self)
 
 
 def watch_flow_run(
     flow_run_id: UUID, on_cancel: Callable[[], object], *, until_flow_ends: bool = False
 ) -> FlowRunWatch:
-    """Have `on_cancel()` called once the flow run, or one that it is a subflow run of, is Cancelling or Cancelled.
+    """Call `on_cancel()` once the flow run, or a flow run that it is a subflow run of, is Cancelling or Cancelled.
 
-    Called in the flow run. `on_cancel` ends its jobs and begins no further ones; it returns at once, since it is called
-    on the thread that watches, or before this returns, where the cancel is known already. `until_flow_ends`: for who
-    sees the flow run end, and closes the watch then: a task runner. Only then can a cancelled flow be interrupted in
-    what else it does, and be told Cancelled the moment it is over.
+    Call it in the flow run. `on_cancel` cancels the jobs and prevents further ones. It must return at once, because it
+    is called on the polling thread, or before this function returns if the cancel is known already.
+
+    `until_flow_ends` is for a caller that closes the watch when the flow run ends, such as a task runner. Only with
+    such a watch can a cancelled flow be interrupted, and its run be set to Cancelled as soon as it has ended.
     """
     return _watcher.add(flow_run_id, on_cancel, until_flow_ends=until_flow_ends)
 
 
 class _WatchedRun:
-    """A flow run, and those it is a subflow run of, as far as they are known."""
+    """A watched flow run, with the flow runs that it is a subflow run of, as far as they are known."""
 
     def __init__(self, flow_run_id: UUID) -> None:
         self.lineage = [flow_run_id]
-        self.complete = False
-        """Whether the last of the lineage is no subflow run."""
+        """This flow run, its parent, and so on."""
+        self.is_lineage_complete = False
+        """Whether the last flow run of the lineage is not a subflow run."""
         self.cancelled = False
         self.watches: list[FlowRunWatch] = []
-        self.end = FlowEnd(flow_run_id)
+        self.end = FlowRunEnding(flow_run_id)
 
-    def learn(self, client: SyncPrefectClient, known: dict[UUID, _Known]) -> None:
-        """Find out what the eldest of the lineage is a subflow run of."""
-        eldest = known.get(self.lineage[-1])
-        if self.complete or eldest is None:
+    def extend_lineage(self, client: SyncPrefectClient, known: dict[UUID, _FlowRunRecord]) -> None:
+        """Extend the lineage by the parent of its last flow run."""
+        last = known.get(self.lineage[-1])
+        if self.is_lineage_complete or last is None:
             return
-        if eldest.parent_task_run_id is None:
-            self.complete = True
+        if last.parent_task_run_id is None:
+            self.is_lineage_complete = True
             return
-        parent = _flow_run_of(client, eldest.parent_task_run_id)
+        parent = _flow_run_of(client, last.parent_task_run_id)
         if parent is not None:
             self.lineage.append(parent)
 
-    def cancel(self, asked_of: UUID) -> None:
-        """Tell those who watch; `asked_of` is the flow run that was cancelled, this one or an elder."""
+    def cancel(self, cancelled: UUID) -> None:
+        """Notify the watches. `cancelled` is the flow run that was cancelled: this one, or one of its lineage."""
         with _watcher.lock:
             self.cancelled = True
             watches = list(self.watches)
-        logger.warning("flow run %s was cancelled: its jobs are ended", asked_of)
-        # First, so that flow runs are Cancelling, if that can be, before what they wait for raises in them.
-        self.end.begin(self.lineage[: self.lineage.index(asked_of) + 1])
+        logger.warning("flow run %s was cancelled: cancelling its jobs", cancelled)
+        # Before the jobs end, so that the flow runs are Cancelling, if possible, when waiting for the jobs raises.
+        self.end.begin(self.lineage[: self.lineage.index(cancelled) + 1])
         for watch in watches:
-            watch.tell()
+            watch.notify()
 
 
 class _Watcher:
-    """The one thread that asks, while there is something to ask for."""
+    """The polling thread, which runs while flow runs are watched."""
 
     def __init__(self) -> None:
         self.lock = threading.Condition()
@@ -141,13 +145,13 @@ class _Watcher:
                 run.cancelled = flow_run_id in self._cancelled
             watch = FlowRunWatch(run, on_cancel, until_flow_ends=until_flow_ends)
             run.watches.append(watch)
-            run.end.opened(whole=until_flow_ends)
+            run.end.on_watch_opened(until_flow_ends=until_flow_ends)
             if not self._running:
                 self._running = True
-                context = copy_context()  # with the caller's settings
-                threading.Thread(target=context.run, args=(self._ask,), name="cancel-watch", daemon=True).start()
+                context = copy_context()  # The thread uses the caller's settings.
+                threading.Thread(target=context.run, args=(self._run,), name="cancel-watch", daemon=True).start()
         if run.cancelled:
-            watch.tell()
+            watch.notify()
         return watch
 
     def close(self, watch: FlowRunWatch) -> None:
@@ -158,67 +162,67 @@ class _Watcher:
             run.watches.remove(watch)
             if not run.watches:
                 del self._runs[run.lineage[0]]
-        run.end.closed(whole=watch.until_flow_ends)
+        run.end.on_watch_closed(until_flow_ends=watch.until_flow_ends)
 
-    def _ask(self) -> None:
-        over = False
-        while not over:
+    def _run(self) -> None:
+        is_done = False
+        while not is_done:
             try:
-                # Kept while the server answers: to make one takes longer than to ask.
-                with get_client(sync_client=True, httpx_settings=OWN_CLIENT) as client:
-                    over = self._ask_by(client)
+                # The client is kept while the server answers: making one takes longer than a request.
+                with get_client(sync_client=True, httpx_settings=OWN_CLIENT_SETTINGS) as client:
+                    is_done = self._poll(client)
             except Exception as error:
-                logger.debug("the server cannot be asked for flow runs: %r", error)
+                logger.debug("cannot ask the server for flow runs: %r", error)
                 self._wait_for_runs()
 
-    def _ask_by(self, client: SyncPrefectClient) -> bool:
-        """Ask until there is nothing to ask for; True then."""
+    def _poll(self, client: SyncPrefectClient) -> bool:
+        """Poll until no flow run is watched any more, and return True then."""
         idle = 0
-        while idle < IDLE_POLLS or not self._ended():
+        while idle < MAX_IDLE_POLLS or not self._has_no_runs():
             runs = self._wait_for_runs()
             idle = 0 if runs else idle + 1
-            self._look(client, runs)
+            self._check(client, runs)
         return True
 
     def _wait_for_runs(self) -> list[_WatchedRun]:
         with self.lock:
-            self.lock.wait(POLL_SECONDS)
+            self.lock.wait(POLL_INTERVAL)
             return [run for run in self._runs.values() if not run.cancelled]
 
-    def _ended(self) -> bool:
+    def _has_no_runs(self) -> bool:
         with self.lock:
             self._running = bool(self._runs)
             return not self._running
 
-    def _look(self, client: SyncPrefectClient, runs: list[_WatchedRun]) -> None:
+    def _check(self, client: SyncPrefectClient, runs: list[_WatchedRun]) -> None:
         known = _read(client, {each for run in runs for each in run.lineage})
         for run in runs:
-            self._judge(run, known)
+            self._cancel_if_asked(run, known)
         for run in runs:
-            run.learn(client, known)
+            run.extend_lineage(client, known)
 
-    def _judge(self, run: _WatchedRun, known: dict[UUID, _Known]) -> None:
+    def _cancel_if_asked(self, run: _WatchedRun, known: dict[UUID, _FlowRunRecord]) -> None:
         for each in run.lineage:
-            if each in known and known[each].state_type in CANCELS:
+            if each in known and known[each].state_type in CANCEL_TYPES:
                 self._cancelled.update(run.lineage[:1])
                 run.cancel(each)
                 return
 
 
-# In plain JSON: a daemon thread that the interpreter's end meets within pydantic aborts the process.
+# The requests use plain JSON: a daemon thread that is in pydantic when the interpreter exits aborts the process.
 
 
-def _read(client: SyncPrefectClient, ids: Iterable[UUID]) -> dict[UUID, _Known]:
+def _read(client: SyncPrefectClient, ids: Iterable[UUID]) -> dict[UUID, _FlowRunRecord]:
     wanted, known = [str(each) for each in ids], {}
-    for start in range(0, len(wanted), PAGE):
-        question = {"flow_runs": {"id": {"any_": wanted[start : start + PAGE]}}, "limit": PAGE}
-        for run in client.request("POST", "/flow_runs/filter", json=question).json():
-            known[UUID(run["id"])] = _Known(run["state_type"], run["parent_task_run_id"])
+    for start in range(0, len(wanted), PAGE_LIMIT):
+        body = {"flow_runs": {"id": {"any_": wanted[start : start + PAGE_LIMIT]}}, "limit": PAGE_LIMIT}
+        for run in client.request("POST", "/flow_runs/filter", json=body).json():
+            known[UUID(run["id"])] = _FlowRunRecord(run["state_type"], run["parent_task_run_id"])
     return known
 
 
 def _flow_run_of(client: SyncPrefectClient, task_run_id: str) -> UUID | None:
-    """The flow run that the task run belongs to; None where it is not recorded yet, or belongs to none."""
+    """Return the flow run that the task run belongs to; None if it is not recorded yet, or belongs to none."""
     try:
         found = client.request("GET", "/task_runs/{id}", path_params={"id": task_run_id}).json()
     except httpx.HTTPStatusError as error:
@@ -230,5 +234,5 @@ def _flow_run_of(client: SyncPrefectClient, task_run_id: str) -> UUID | None:
 
 _watcher = _Watcher()
 
-# Under Prefect SIGTERM raises in the flow, and the process ends.
+# Under Prefect, SIGTERM raises an exception in the flow, and the process ends.
 ending_handlers.append(lambda number, _: number == signal.SIGTERM and is_prefect_sigterm_handler_installed())

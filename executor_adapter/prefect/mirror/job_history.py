@@ -11,9 +11,9 @@ from uuid import UUID
 
 from executor_adapter.job.functions import function_reference
 from executor_adapter.job.model import Job
+from executor_adapter.job.retry import RetryPolicy
 from executor_adapter.job.status import TERMINAL, JobStatus
 from executor_adapter.job.transition import Transition
-from executor_adapter.job.retry import RetryPolicy
 from executor_adapter.prefect.mirror.history import TaskRunHistory
 from executor_adapter.prefect.mirror.state_events import (
     CLOCK_RESOLUTION_SECONDS,
@@ -154,7 +154,7 @@ def task_run_id(flow_run_id: UUID | None, job: Job) -> str:
     """
     if flow_run_id is not None:
         return uuid5_text(flow_run_id, job.job_id)
-    return uuid5_text(NO_FLOW_RUN, f"{job.job_id} {job.state.created_at:.6f}")  # The time tells apart jobs that use one id.
+    return uuid5_text(NO_FLOW_RUN, f"{job.job_id} {job.state.created_at:.6f}")  # An id may be used again.
 
 
 def uuid5_text(namespace: UUID, name: str) -> str:

@@ -131,5 +131,7 @@ class _OtherTaskRuns:
         caller = TaskRunContext.get()
         own = caller.task_run.id if caller is not None else None
         unfinished = TaskRunFilter.model_validate({"state": {"type": {"any_": _UNFINISHED_TYPES}}})
-        found = self._api.client.read_task_runs(flow_run_filter=self._of_flow_run, task_run_filter=unfinished, limit=PAGE_LIMIT)
+        found = self._api.client.read_task_runs(
+            flow_run_filter=self._of_flow_run, task_run_filter=unfinished, limit=PAGE_LIMIT
+        )
         return tuple(run.id for run in found if run.state_name != "NotReady" and run.id != own)

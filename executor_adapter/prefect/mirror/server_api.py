@@ -64,7 +64,7 @@ class Recorded(NamedTuple):
 
     @property
     def _is_of_clean_up(self) -> bool:
-        """Whether the server cancelled the task run, with its flow run: a cancelled job's message has its error code."""
+        """Whether the server cancelled the task run with its flow run: a cancelled job's message has its error code."""
         return self.name == "Cancelled" and not self.message.startswith(f"{ErrorCode.CANCELLED}:")
 
 
@@ -112,7 +112,7 @@ class ServerApi:
         return known
 
     def count(self, task_run_ids: Sequence[str], state_name: str) -> int:
-        """Return how many of the task runs are in the state of that name: much cheaper for the server than `recorded`."""
+        """Return how many of the task runs are in the state of that name: much cheaper than `recorded`."""
         # The name is repeated for each id. Given a single name, SQLite's planner searches by the name, and reads all
         # task runs that were ever in that state.
         names = [state_name] * len(task_run_ids)

@@ -16,7 +16,7 @@ import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from json.encoder import encode_basestring_ascii
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from executor_adapter.job.ids import uuid7
 from executor_adapter.job.text import storable

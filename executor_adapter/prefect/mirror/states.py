@@ -84,7 +84,7 @@ def awaiting_retry_message(error: BaseException, *, attempt: int, attempts: int)
 
 
 def awaiting_retry(error: BaseException, *, attempt: int, attempts: int, scheduled_time: datetime) -> State[Any]:
-    """Return the state of a job whose `attempt` of at most `attempts` failed with `error`, until the next one starts."""
+    """Return the state of a job whose `attempt` of `attempts` failed with `error`, until the next one starts."""
     return State(
         **state_kind(JobStatus.RETRYING)._asdict(),
         message=awaiting_retry_message(error, attempt=attempt, attempts=attempts),

@@ -1,11 +1,11 @@
-"""Alerts of a HealthMonitor as Prefect events, for automations to act on:
+"""Sends the alerts of a HealthMonitor as Prefect events, which automations can react to.
 
     executor-adapter.health.stuck-job             a job has been running for longer than `stuck_after`
-    executor-adapter.health.high-failure-rate     of the jobs that ended within the window too many failed
+    executor-adapter.health.high-failure-rate     too many of the jobs that ended within the window failed
 
     with HealthMonitor(executor, on_alert=[emit_alert]): ...
 
-The resource of a stuck job is the job, `executor-adapter.job.ID`; that of a failure rate the program,
+The resource is the stuck job, `executor-adapter.job.ID`, or for a failure rate the program,
 `executor-adapter.program.HOST.PID`. The payload has the message, the value and the limit.
 """
 
@@ -23,7 +23,7 @@ PREFIX = "executor-adapter.health."
 
 
 def emit_alert(alert: Alert) -> None:
-    """Send the alert to the Prefect server as an event; it is on its way when this returns, not there."""
+    """Send the alert to the Prefect server as an event. Returns before the server has got it."""
     emit_event(
         event=f"{PREFIX}{alert.kind}",
         resource=_resource(alert),
@@ -37,5 +37,5 @@ def _resource(alert: Alert) -> dict[str, str]:
         program = f"{socket.gethostname()}.{os.getpid()}"
         return {"prefect.resource.id": f"executor-adapter.program.{program}", "prefect.resource.name": program}
     job = alert.job
-    found = {"prefect.resource.id": f"executor-adapter.job.{job.job_id}", "executor-adapter.job-type": job.job_type}
-    return found if job.tool_name is None else found | {"executor-adapter.tool": job.tool_name}
+    labels = {"prefect.resource.id": f"executor-adapter.job.{job.job_id}", "executor-adapter.job-type": job.job_type}
+    return labels if job.tool_name is None else labels | {"executor-adapter.tool": job.tool_name}

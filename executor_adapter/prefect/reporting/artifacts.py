@@ -1,4 +1,4 @@
-"""A run of jobs as Prefect's artifacts: how far it is while it runs; a table and a report when it is over.
+"""Shows a run of jobs as Prefect artifacts: its progress while it runs, then a table and a report.
 
 @flow
 def nightly() -> None:
@@ -25,17 +25,17 @@ from executor_adapter.executor.default import current_executor
 from executor_adapter.executor.executor import JobExecutor
 from executor_adapter.job.status import JobStatus
 from executor_adapter.job.transition import Transition
-from executor_adapter.prefect.reporting.batches import Batches
+from executor_adapter.prefect.reporting.batching_thread import BatchingThread
 from executor_adapter.prefect.reporting.run_summary import JobSnapshot, RunSummary, snapshot_of
 
 logger = logging.getLogger("executor_adapter.prefect")
 
-UPDATE_SECONDS = 2.0
-"""The progress is told at most so often: a request each time, however many jobs there are."""
+UPDATE_INTERVAL = 2.0
+"""Seconds between two updates of the progress, each of which is a request, however many jobs there are."""
 
 
 class JobReport:
-    """An observer of an executor that keeps a run's artifacts; see `job_report`. Made in the flow run."""
+    """An observer of an executor that keeps a run's artifacts; see `job_report`. Make it in the flow run."""
 
     def __init__(self, name: str = "jobs", *, total: int | None = None) -> None:
         self.name = name
@@ -43,14 +43,14 @@ class JobReport:
         self._key = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "jobs"
         self._progress: UUID | None = None
         self._shown = 0.0
-        self._batches: Batches[JobSnapshot | None] = Batches(self._take, UPDATE_SECONDS)
+        self._batches: BatchingThread[JobSnapshot | None] = BatchingThread(self._take, UPDATE_INTERVAL)
 
     def __call__(self, transition: Transition) -> None:
         if transition.status is not JobStatus.RUNNING:
             self._batches.put(snapshot_of(transition))
 
     def close(self, *, summarise: bool = True) -> None:
-        """Tell what has not been told; `summarise`: with the table and the report."""
+        """Show the last progress and, with `summarise`, the table and the report."""
         if summarise:
             self._batches.put(None)
         self._batches.close()
@@ -64,20 +64,20 @@ class JobReport:
             self._summarise()
 
     def _show_progress(self) -> None:
-        # Never back: jobs may be found on the way.
+        # The progress never goes back, although jobs may be added on the way.
         percent = max(self._shown, round(self.summary.percent, 1))
         if self._progress is None:
-            made = create_progress_artifact(percent, key=f"{self._key}-progress", description="Jobs that are over")
-            assert isinstance(made, UUID)  # a coroutine only where an event loop runs
-            self._progress = made
+            created = create_progress_artifact(percent, key=f"{self._key}-progress", description="Finished jobs")
+            assert isinstance(created, UUID)  # It is a coroutine only in an event loop.
+            self._progress = created
         elif percent > self._shown:
             update_progress_artifact(self._progress, percent)
         self._shown = percent
 
     def _summarise(self) -> None:
-        create_table_artifact(self.summary.rows(), key=f"{self._key}-jobs", description="Jobs by tool and state")
+        create_table_artifact(self.summary.rows(), key=f"{self._key}-jobs", description="Jobs by tool and final state")
         create_markdown_artifact(
-            self.summary.report(self.name), key=f"{self._key}-report", description="How they ended"
+            self.summary.report(self.name), key=f"{self._key}-report", description="Summary and failures"
         )
 
 
@@ -85,12 +85,14 @@ class JobReport:
 def job_report(
     name: str = "jobs", *, executor: JobExecutor | None = None, total: int | None = None
 ) -> Iterator[JobReport]:
-    """Show the jobs that an executor runs in the block as artifacts of the flow run: `NAME-progress`, which moves while
-    they run, then `NAME-jobs` (a table) and `NAME-report` (Markdown).
+    """Show the jobs that an executor runs in the block as artifacts of the flow run.
 
-    `executor`: by default the one in force. `total`: how many jobs there will be, where that is known; else progress is
-    of those submitted so far. Wait for the jobs inside the block. A server that is away costs the artifacts alone, and
-    a block that is left by a signal or its like makes no table and no report.
+    `NAME-progress` moves while they run; `NAME-jobs` (a table) and `NAME-report` (Markdown) follow at the end. Wait for
+    the jobs inside the block.
+
+    `executor` is by default the current one. `total` is the number of jobs, if it is known; without it the progress is
+    the share of the jobs submitted so far. If the server cannot be reached, only the artifacts are missing. A block
+    that a signal or another BaseException ends makes no table and no report.
     """
     executor = executor or current_executor()
     report = JobReport(name, total=total)

@@ -1,19 +1,19 @@
-"""What happens to jobs, as events of Prefect's that automations can react to.
+"""Sends Prefect events when jobs fail, retry or end, which automations can react to.
 
     with JobExecutor() as executor, job_events(executor=executor):
         ...
 
     event                               when
-    executor-adapter.job.failed         no attempt is left, or the error is not one to retry
-    executor-adapter.job.timed-out      ... past a limit of time
-    executor-adapter.job.crashed        ... its worker died
-    executor-adapter.job.out-of-memory  ... it outgrew its memory_limit
-    executor-adapter.job.quarantined    ... and it has killed more workers than its policy allows
-    executor-adapter.job.retried        an attempt failed, and another follows
-    executor-adapter.job.cancelled      ended on request
-    executor-adapter.job.completed      only where asked for
+    executor-adapter.job.failed         it failed with another error, and is not retried
+    executor-adapter.job.timed-out      it exceeded a time limit, and is not retried
+    executor-adapter.job.crashed        its worker died, and it is not retried
+    executor-adapter.job.out-of-memory  it exceeded its memory_limit, and is not retried
+    executor-adapter.job.quarantined    it has killed more workers than its policy allows
+    executor-adapter.job.retried        an attempt failed, and another one follows
+    executor-adapter.job.cancelled      it was cancelled
+    executor-adapter.job.completed      it completed; sent only if asked for
 
-The resource is the job, `executor-adapter.job.ID`; the flow run is related to it.
+The resource is the job, `executor-adapter.job.ID`, and the flow run is a related resource.
 """
 
 from __future__ import annotations
@@ -32,18 +32,19 @@ from executor_adapter.job.retry import CRASHES
 from executor_adapter.job.status import JobStatus
 from executor_adapter.job.transition import Transition
 from executor_adapter.prefect.mirror.states import state_kind
-from executor_adapter.prefect.reporting.batches import Batches
+from executor_adapter.prefect.reporting.batching_thread import BatchingThread
 from executor_adapter.prefect.reporting.events import current_flow_run
 from executor_adapter.prefect.reporting.run_summary import JobSnapshot, snapshot_of
 
 PREFIX = "executor-adapter.job."
 KINDS = ("failed", "timed-out", "crashed", "out-of-memory", "quarantined", "retried", "cancelled")
-"""Those that are told of unless said otherwise."""
+"""The kinds that are sent by default."""
 
 ALL_KINDS = (*KINDS, "completed")
-EMIT_SECONDS = 0.5
+EMIT_INTERVAL = 0.5
+"""Seconds between two batches of events."""
 
-_OF_STATE = {
+_KIND_BY_STATE = {
     "Completed": "completed",
     "Cancelled": "cancelled",
     "TimedOut": "timed-out",
@@ -53,13 +54,13 @@ _OF_STATE = {
 }
 
 
-class _Happening(NamedTuple):
+class _JobEvent(NamedTuple):
     kind: str
     job: JobSnapshot
 
 
 class JobEvents:
-    """An observer of `executor` that emits events; see `job_events`. Made in the flow run, where there is one.
+    """An observer of `executor` that sends events; see `job_events`. Make it in the flow run, if there is one.
 
     Raises:
         InvalidJobError: a kind is unknown.
@@ -68,37 +69,39 @@ class JobEvents:
     def __init__(self, executor: JobExecutor, kinds: Iterable[str] = KINDS) -> None:
         self._kinds = frozenset(kinds)
         if unknown := self._kinds.difference(ALL_KINDS):
-            raise InvalidJobError(f"{', '.join(sorted(unknown))}: no kind of event: choose of {', '.join(ALL_KINDS)}")
+            raise InvalidJobError(
+                f"unknown kinds of events: {', '.join(sorted(unknown))}: choose from {', '.join(ALL_KINDS)}"
+            )
         self._executor = executor
         self._flow_run = current_flow_run()
-        self._batches: Batches[_Happening] = Batches(self._emit, EMIT_SECONDS)
+        self._batches: BatchingThread[_JobEvent] = BatchingThread(self._emit, EMIT_INTERVAL)
 
     def __call__(self, transition: Transition) -> None:
         if transition.status is JobStatus.RETRYING:
-            self._tell("retried", transition)
+            self._put("retried", transition)
         elif transition.status.is_terminal:
             code = transition.job.error_code if transition.error is not None else None
-            self._tell(_OF_STATE[state_kind(transition.status, error_code=code).name], transition)
+            self._put(_KIND_BY_STATE[state_kind(transition.status, error_code=code).name], transition)
             if code in CRASHES and any(transition.job is job for job in self._executor.quarantined()):
-                self._tell("quarantined", transition)
+                self._put("quarantined", transition)
 
-    def _tell(self, kind: str, transition: Transition) -> None:
+    def _put(self, kind: str, transition: Transition) -> None:
         if kind in self._kinds:
-            self._batches.put(_Happening(kind, snapshot_of(transition)))
+            self._batches.put(_JobEvent(kind, snapshot_of(transition)))
 
     def close(self) -> None:
-        """Emit what has not been emitted."""
+        """Send the remaining events."""
         self._batches.close()
 
-    def _emit(self, happenings: list[_Happening]) -> None:
+    def _emit(self, events: list[_JobEvent]) -> None:
         related = _related(self._flow_run)
-        for kind, job in happenings:
+        for kind, job in events:
             emit_event(PREFIX + kind, resource=_resource(job), related=related, payload=_payload(job))
 
 
 def _resource(job: JobSnapshot) -> dict[str, str]:
-    about = {"prefect.resource.id": f"{PREFIX}{job.job_id}", "prefect.resource.name": job.tool}
-    return about | ({"executor-adapter.error-code": job.error_code} if job.error_code else {})
+    labels = {"prefect.resource.id": f"{PREFIX}{job.job_id}", "prefect.resource.name": job.tool}
+    return labels | ({"executor-adapter.error-code": job.error_code} if job.error_code else {})
 
 
 def _related(flow_run: FlowRun | None) -> list[Any]:
@@ -127,9 +130,9 @@ def _payload(job: JobSnapshot) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def job_events(*, executor: JobExecutor | None = None, kinds: Iterable[str] = KINDS) -> Iterator[JobEvents]:
-    """Emit events of what happens in the block to the jobs of an executor; by default the one in force.
+    """Send events for the jobs that an executor, by default the current one, runs in the block.
 
-    Automations then trigger on `executor-adapter.job.crashed`, for example. They are sent by a thread, in batches.
+    An automation can then trigger on `executor-adapter.job.crashed`, for example. A thread sends the events in batches.
     """
     executor = executor or current_executor()
     events = JobEvents(executor, kinds)

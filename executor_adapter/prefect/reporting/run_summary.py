@@ -1,4 +1,4 @@
-"""Counts the jobs of a run by tool and by how they ended, and words that as a table and as a report."""
+"""Counts the jobs of a run by tool and final state, and shows that as a table and as a report."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from executor_adapter.job.status import JobStatus
 from executor_adapter.job.transition import Transition
 from executor_adapter.prefect.mirror.states import state_kind
 
-SHOWN_FAILURES = 20
+MAX_LISTED_FAILURES = 20
+MAX_ERROR_LENGTH = 200
+"""Characters of an error in the report."""
 
 
 class JobSnapshot(NamedTuple):
-    """What a transition says that is counted; it holds no job."""
+    """The fields of a job that are counted, at one transition. It does not keep the job alive."""
 
     job_id: str
     tool: str
@@ -27,7 +29,7 @@ class JobSnapshot(NamedTuple):
 
 
 def snapshot_of(transition: Transition) -> JobSnapshot:
-    """Read off on the supervisor's thread, which alone changes the job."""
+    """Copy the job's fields. Call it on the supervisor's thread, which alone changes them."""
     job = transition.job
     return JobSnapshot(
         job_id=job.job_id,
@@ -42,80 +44,81 @@ def snapshot_of(transition: Transition) -> JobSnapshot:
 
 @dataclass
 class SummaryRow:
-    """The jobs of one tool that ended alike."""
+    """The jobs of one tool that ended in the same state."""
 
     jobs: int = 0
     retries: int = 0
     seconds: float = 0.0
     longest: float = 0.0
 
-    def add(self, over: JobSnapshot) -> None:
+    def add(self, finished: JobSnapshot) -> None:
+        """Count a finished job."""
         self.jobs += 1
-        self.retries += max(0, over.attempts - 1)
-        self.seconds += over.duration or 0.0
-        self.longest = max(self.longest, over.duration or 0.0)
+        self.retries += max(0, finished.attempts - 1)
+        self.seconds += finished.duration or 0.0
+        self.longest = max(self.longest, finished.duration or 0.0)
 
 
 @dataclass
 class RunSummary:
-    """All jobs that were told of. `total`: how many there will be, where that is known."""
+    """The counts of a run's jobs. `total` is the number of jobs, if it is known."""
 
     total: int | None = None
     submitted: int = 0
-    over: int = 0
+    finished: int = 0
     retries: int = 0
-    lines: dict[tuple[str, str], SummaryRow] = field(default_factory=dict)
+    by_tool_and_state: dict[tuple[str, str], SummaryRow] = field(default_factory=dict)
     failures: list[JobSnapshot] = field(default_factory=list)
 
-    def add(self, each: JobSnapshot) -> None:
+    def add(self, job: JobSnapshot) -> None:
         """Count one transition."""
-        if each.status is JobStatus.PENDING and each.attempts == 0:
+        if job.status is JobStatus.PENDING and job.attempts == 0:
             self.submitted += 1
-        elif each.status is JobStatus.RETRYING:
+        elif job.status is JobStatus.RETRYING:
             self.retries += 1
-        elif each.status.is_terminal:
-            self.over += 1
-            state = state_kind(each.status, error_code=each.error_code).name
-            self.lines.setdefault((each.tool, state), SummaryRow()).add(each)
-            if each.status is JobStatus.FAILED and len(self.failures) < SHOWN_FAILURES:
-                self.failures.append(each)
+        elif job.status.is_terminal:
+            self.finished += 1
+            state = state_kind(job.status, error_code=job.error_code).name
+            self.by_tool_and_state.setdefault((job.tool, state), SummaryRow()).add(job)
+            if job.status is JobStatus.FAILED and len(self.failures) < MAX_LISTED_FAILURES:
+                self.failures.append(job)
 
     @property
     def percent(self) -> float:
-        """How many of the jobs are over, of 100."""
-        known = max(self.total or 0, self.submitted, self.over)
-        return 100.0 * self.over / known if known else 0.0
+        """The share of finished jobs, in percent."""
+        known = max(self.total or 0, self.submitted, self.finished)
+        return 100.0 * self.finished / known if known else 0.0
 
     @property
     def states(self) -> Counter[str]:
-        """How many jobs ended in each state."""
+        """The number of jobs by final state."""
         counted: Counter[str] = Counter()
-        for (_, state), line in self.lines.items():
-            counted[state] += line.jobs
+        for (_, state), row in self.by_tool_and_state.items():
+            counted[state] += row.jobs
         return counted
 
     def rows(self) -> list[dict[str, object]]:
-        """The table: a row a tool and state, durations in seconds."""
+        """Return the table: a row for each tool and state, with durations in seconds."""
         return [
             {
                 "tool": tool,
                 "state": state,
-                "jobs": line.jobs,
-                "retries": line.retries,
-                "mean seconds": round(line.seconds / line.jobs, 3),
-                "longest seconds": round(line.longest, 3),
+                "jobs": row.jobs,
+                "retries": row.retries,
+                "mean seconds": round(row.seconds / row.jobs, 3),
+                "longest seconds": round(row.longest, 3),
             }
-            for (tool, state), line in sorted(self.lines.items())
+            for (tool, state), row in sorted(self.by_tool_and_state.items())
         ]
 
     def report(self, name: str) -> str:
-        """The report, in Markdown."""
+        """Return the report in Markdown."""
         states = ", ".join(f"{count:,} {state}" for state, count in self.states.most_common())
         completed = self.states["Completed"]
-        share = f"{completed / self.over:.1%}" if self.over else "none"
+        share = f"{completed / self.finished:.1%}" if self.finished else "none"
         lines = [
             f"# {name}",
-            f"{self.over:,} of {max(self.submitted, self.over):,} jobs are over: {states or 'none'}.",
+            f"{self.finished:,} of {max(self.submitted, self.finished):,} jobs finished: {states or 'none'}.",
             f"Completed: {share}. Retries: {self.retries:,}.",
         ]
         if self.failures:
@@ -130,14 +133,14 @@ class RunSummary:
         )
 
     def _failed(self) -> int:
-        return self.over - self.states["Completed"] - self.states["Cancelled"]
+        return self.finished - self.states["Completed"] - self.states["Cancelled"]
 
 
 def _error(failure: JobSnapshot) -> str:
     text = f"{failure.error_code}: {failure.message or ''}"
-    return text if len(text) <= 200 else f"{text[:199]}…"
+    return text if len(text) <= MAX_ERROR_LENGTH else f"{text[: MAX_ERROR_LENGTH - 1]}…"
 
 
 def _in_cell(text: str) -> str:
-    """As Markdown shows it in a cell of a table: `<class 'dict'>` would be taken for HTML, and not be seen."""
+    """Return the text as a cell of a Markdown table. Without escaping, `<class 'dict'>` would disappear as HTML."""
     return escape(" ".join(text.split()), quote=False).replace("|", "\\|")
