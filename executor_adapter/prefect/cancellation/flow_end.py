@@ -41,9 +41,9 @@ MESSAGE = "Flow run was cancelled."
 _ACCEPTABLE_ENDS = (StateType.CANCELLED, StateType.COMPLETED)
 
 OWN_CLIENT_SETTINGS: dict[str, Any] = {}
-"""HTTP settings that make `get_client` return a client of its own.
+"""HTTP settings that make `get_client` return a new client. An empty dictionary is enough.
 
-Without settings it returns the flow's client, which is closed when the flow ends.
+Without settings `get_client` returns the flow's client, which is closed when the flow ends.
 """
 
 
@@ -74,8 +74,8 @@ class FlowRunEnding:
             self._full_watches += until_flow_ends
             self._had_full_watch |= until_flow_ends
 
-    def jobs_finished(self) -> None:
-        """The jobs have finished, and their states are being recorded: do not interrupt that."""
+    def on_jobs_finished(self) -> None:
+        """Do not interrupt the flow any more: its jobs have finished, and their states are being recorded."""
         self._jobs_finished = True
 
     def on_watch_closed(self, *, until_flow_ends: bool) -> None:

@@ -68,9 +68,9 @@ class FlowRunWatch:
         except Exception:
             logger.exception("a flow run was cancelled, but not all of its jobs could be cancelled")
 
-    def jobs_finished(self) -> None:
-        """Report that all jobs have finished, and their states are being recorded: the flow is not interrupted now."""
-        self.run.end.jobs_finished()
+    def report_jobs_finished(self) -> None:
+        """Report that all jobs have finished and are being recorded, so that the flow is not interrupted any more."""
+        self.run.end.on_jobs_finished()
 
     def close(self) -> None:
         """End the watch. Closing a watch with `until_flow_ends` reports that the flow run has ended."""
@@ -137,6 +137,7 @@ class _Watcher:
         self._running = False
 
     def add(self, flow_run_id: UUID, on_cancel: Callable[[], object], *, until_flow_ends: bool) -> FlowRunWatch:
+        """Register a watch, and start the thread if it is not running."""
         with self.lock:
             run = self._runs.get(flow_run_id)
             if run is None:
@@ -155,6 +156,7 @@ class _Watcher:
         return watch
 
     def close(self, watch: FlowRunWatch) -> None:
+        """Remove a watch, unless it was removed before."""
         run = watch.run
         with self.lock:
             if watch not in run.watches:
@@ -178,7 +180,7 @@ class _Watcher:
     def _poll(self, client: SyncPrefectClient) -> bool:
         """Poll until no flow run is watched any more, and return True then."""
         idle = 0
-        while idle < MAX_IDLE_POLLS or not self._has_no_runs():
+        while idle < MAX_IDLE_POLLS or not self._stop_if_idle():
             runs = self._wait_for_runs()
             idle = 0 if runs else idle + 1
             self._check(client, runs)
@@ -189,7 +191,8 @@ class _Watcher:
             self.lock.wait(POLL_INTERVAL)
             return [run for run in self._runs.values() if not run.cancelled]
 
-    def _has_no_runs(self) -> bool:
+    def _stop_if_idle(self) -> bool:
+        """Mark the thread as ended if no flow run is watched, and return whether that is so."""
         with self.lock:
             self._running = bool(self._runs)
             return not self._running

@@ -19,8 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from executor_adapter.prefect.mirror.outbox import Outbox
 from executor_adapter.prefect.mirror.pacing import SendWindow
-from executor_adapter.prefect.mirror.request_lock import RequestLock
-from executor_adapter.prefect.mirror.server_api import Recorded, ServerApi
+from executor_adapter.prefect.mirror.server_api import Recorded, RequestLock, ServerApi
 from executor_adapter.prefect.mirror.state_events import CLOCK_RESOLUTION_SECONDS, StateEvent
 
 logger = logging.getLogger("executor_adapter.prefect")

@@ -22,8 +22,7 @@ from executor_adapter.prefect.mirror.delivery import DeliveryTotals, DeliveryTra
 from executor_adapter.prefect.mirror.event_feed import EventFeed
 from executor_adapter.prefect.mirror.outbox import Outbox
 from executor_adapter.prefect.mirror.pacing import SendWindow
-from executor_adapter.prefect.mirror.request_lock import RequestLock
-from executor_adapter.prefect.mirror.server_api import RefusedError, ServerApi, ServerFaultError
+from executor_adapter.prefect.mirror.server_api import RefusedError, RequestLock, ServerApi, ServerFaultError
 from executor_adapter.prefect.mirror.state_events import StateEvent
 
 MAX_FAULTS = 3

@@ -39,7 +39,7 @@ THREAD_EXIT_TIMEOUT = 0.5
 class SenderThread:
     """Sends unsent changes, then spooled events, to the server of the Prefect settings in force.
 
-    Made, or told to `adopt_flow_run`, in the context whose settings and flow run its requests and events have.
+    Make it, or call `adopt_flow_run`, in the context whose Prefect settings and flow run it should use.
     """
 
     def __init__(self, unsent: UnsentChanges, spool: Spool) -> None:

@@ -7,7 +7,8 @@ for the embedded server, a self-hosted one and Prefect Cloud alike.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, Self
 
@@ -147,6 +148,24 @@ class ServerApi:
 
     def _post(self, path: Any, body: dict[str, Any]) -> Any:
         return self.client.request("POST", path, json=body).json()
+
+
+class RequestLock:
+    """Makes requests with `lock` released. The caller holds it before and after each one.
+
+    So other threads can read, and take over, what is in flight while the server answers.
+    """
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock = lock
+
+    def __call__(self, request: Callable[..., Any], *args: Any) -> Any:
+        """Return `request(*args)`, called without the lock."""
+        self._lock.release()
+        try:
+            return request(*args)
+        finally:
+            self._lock.acquire()
 
 
 @contextlib.contextmanager

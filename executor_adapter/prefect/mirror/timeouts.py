@@ -12,7 +12,7 @@ HURRIED_CLOSE_SECONDS = 4.0
 """Time for the final states when a mirror is closed in a hurry, from the moment the hurry began."""
 
 MIN_HURRIED_CLOSE_SECONDS = 1.5
-"""Least time for the final states, however long the jobs took to end."""
+"""Minimum time for the final states, however long the jobs took to end."""
 
 
 def remaining_close_seconds(hurried_since: float) -> float:

@@ -222,7 +222,7 @@ class EngineThreads:
             self._threads.shutdown(wait=False)
             with contextlib.ExitStack() as last:
                 if self._watch is not None:
-                    self._watch.jobs_finished()
+                    self._watch.report_jobs_finished()
                     last.callback(self._watch.close)
                 between()
                 self._finish_mirror(interrupted)
