@@ -1,9 +1,11 @@
 """Shows a run of jobs as Prefect artifacts: its progress while it runs, then a table and a report.
 
-@flow
-def nightly() -> None:
-    with JobExecutor() as executor, job_report("collection", executor=executor):
-        collect.map(tools).wait()          # or run_jobs(...), or plain tasks under a JobTaskRunner
+`job_report` goes around the block that runs the jobs:
+
+    @flow
+    def nightly() -> None:
+        with JobExecutor() as executor, job_report("collection", executor=executor):
+            collect.map(tools).wait()          # or run_jobs(...), or plain tasks under a JobTaskRunner
 """
 
 from __future__ import annotations

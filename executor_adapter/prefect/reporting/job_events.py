@@ -4,7 +4,7 @@
         ...
 
     event                               when
-    executor-adapter.job.failed         it failed with another error, and is not retried
+    executor-adapter.job.failed         it failed with an error other than those below, and is not retried
     executor-adapter.job.timed-out      it exceeded a time limit, and is not retried
     executor-adapter.job.crashed        its worker died, and it is not retried
     executor-adapter.job.out-of-memory  it exceeded its memory_limit, and is not retried
