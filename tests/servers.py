@@ -1,19 +1,23 @@
-"""Real Prefect servers and the processes that use them, each ended by its own process group."""
+"""Real Prefect servers and the processes that use them. Each process is terminated with its process group."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +36,39 @@ QUICK = {
 }
 
 
+EMPTY_DATABASES = ROOT / ".pytest_cache" / "prefect"
+"""Databases with all tables and no rows, one per version of Prefect."""
+
+
+def create_database(home: Path) -> None:
+    """Create the database of a Prefect server in `home`, so that the server does not run its migrations.
+
+    Migrations take longer than everything else at the start of a server, so they run once and the file is copied.
+    """
+    EMPTY_DATABASES.mkdir(parents=True, exist_ok=True)
+    empty = EMPTY_DATABASES / f"{version('prefect')}.db"
+    with (EMPTY_DATABASES / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not empty.exists():
+            _migrate(empty)
+    shutil.copy(empty, home / "prefect.db")
+
+
+def _migrate(file: Path) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        env = new_user_env(Path(directory))
+        subprocess.run(prefect("server", "database", "upgrade", "--yes"), env=env, capture_output=True, check=True)
+        shutil.move(Path(directory) / "prefect.db", file)
+
+
 def poll(probe: Callable[[], Any], *, within: float, what: str) -> Any:
-    """The first true value of `probe()`, asked for five times a second.
+    """Call `probe()` five times a second until it returns a true value, and return that.
 
     Raises:
-        AssertionError: there was none within so many seconds.
+        AssertionError: `probe()` returned no true value within so many seconds.
     """
-    ends = time.monotonic() + within
-    while time.monotonic() < ends:
+    deadline = time.monotonic() + within
+    while time.monotonic() < deadline:
         if value := probe():
             return value
         time.sleep(0.2)
@@ -48,7 +77,7 @@ def poll(probe: Callable[[], Any], *, within: float, what: str) -> Any:
 
 @contextmanager
 def running(command: list[str], *, env: dict[str, str], cwd: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a session of its own; on leaving it is interrupted, then it and all that it started are killed."""
+    """Run a process in its own session; afterwards interrupt it, then kill it and all processes that it started."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
@@ -57,7 +86,7 @@ def running(command: list[str], *, env: dict[str, str], cwd: Path, log: Path) ->
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            # A shell's background job, as the tests may be, ignores SIGINT, and hands that on.
+            # The tests may be a background job of a shell, which ignores SIGINT and passes that on.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     try:
@@ -102,7 +131,7 @@ class Server:
     env: dict[str, str]
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
-        """What its API answers, from JSON; None for an empty answer. Asked again while its database is busy (503)."""
+        """Call the API; return the decoded JSON, or None if it is empty. Retries while the database is busy (503)."""
         request = urllib.request.Request(
             f"{self.url}/api{path}",
             method=method,
@@ -113,12 +142,13 @@ class Server:
         return json.loads(text) if text else None
 
     def run(self, *command: str) -> str:
-        """What a command printed that uses this server, started in the clone; it must succeed."""
+        """Run a command in the clone that uses this server and must succeed; return its output."""
         done = subprocess.run(command, env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=100)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     def healthy(self) -> bool:
+        """Return whether the server answers."""
         try:
             return bool(self.call("GET", "/health"))
         except (urllib.error.URLError, ConnectionError, TimeoutError):
@@ -126,9 +156,9 @@ class Server:
 
 
 def new_user_env(home: Path, **variables: str) -> dict[str, str]:
-    """The environment of a new user: a Prefect home of its own, nothing of Prefect's or ours set but `variables`.
+    """Return the environment of a new user: an own Prefect home, and no variable of Prefect or ours but `variables`.
 
-    The package is importable, as an editable install makes it.
+    The package is importable, as after an editable install.
     """
     ours = ("PREFECT_", "EXECUTOR_ADAPTER_")
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
@@ -137,7 +167,8 @@ def new_user_env(home: Path, **variables: str) -> dict[str, str]:
 
 @contextmanager
 def prefect_server(directory: Path, env: dict[str, str]) -> Iterator[Server]:
-    """A Prefect server on SQLite in `directory`, on a free port, with nothing in it."""
+    """Run an empty Prefect server on a free port, with its SQLite database in `directory`."""
+    create_database(directory)
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     api = {"PREFECT_API_URL": f"{url}/api", "PREFECT_UI_API_URL": f"{url}/api", "PREFECT_HOME": str(directory)}

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import httpx
 import psycopg
 
-from tests.servers import free_port
+from tests.servers import create_database, free_port
 
 Kind = Literal["default", "tuned", "postgresql"]
 
@@ -133,6 +133,8 @@ def prefect_server(kind: Kind, directory: Path, **variables: str) -> Iterator[Me
     home = directory / f"server-{kind}"
     home.mkdir(parents=True)
     with _database(kind) as settings:
+        if kind != "postgresql":
+            create_database(home)
         server = MeasuredServer(port=free_port(), home=home, variables={**settings, **variables})
         server.start()
         try:

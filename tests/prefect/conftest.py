@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,14 +16,7 @@ import pytest
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
 from executor_adapter import JobExecutor
-
-RECORDER = {
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "500",
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
-}
-"""The recorder's own defaults write one event a transaction."""
-
+from tests.servers import new_user_env, prefect_server
 
 PREFECTS_OWN_LEAKS = (
     "ignore:unclosed:ResourceWarning",
@@ -58,35 +47,12 @@ def _no_heartbeats() -> Iterator[None]:
         yield
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def _wait_until_healthy(url: str, server: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        assert server.poll() is None, "the Prefect server ended while it started"
-        try:
-            if httpx.get(f"{url}/health", timeout=1).is_success:
-                return
-        except httpx.HTTPError:
-            time.sleep(0.1)
-    raise AssertionError("the Prefect server was not up within 60 s")
-
-
 @pytest.fixture(scope="session")
 def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a server that ends with the session; Prefect's settings in this process point to it."""
-    home, port = tmp_path_factory.mktemp("prefect"), _free_port()
-    url = f"http://127.0.0.1:{port}/api"
-    environment = {**os.environ, **RECORDER, "PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with (home / "server.log").open("wb") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    try:
-        _wait_until_healthy(url, server)
+    home = tmp_path_factory.mktemp("prefect")
+    with prefect_server(home, new_user_env(home)) as server:
+        url = f"{server.url}/api"
         settings = {
             "PREFECT_API_URL": url,
             "PREFECT_HOME": str(home),
@@ -95,9 +61,6 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         }
         with _settings(settings):
             yield url
-    finally:
-        os.kill(server.pid, signal.SIGTERM)
-        server.wait(timeout=30)
 
 
 class _settings:
