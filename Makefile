@@ -1,52 +1,71 @@
-# Everything a user or a developer runs, each one word. Needs make and a Python of 3.11 or newer; the rest is installed
-# into .venv, which `make clean` leaves and `rm -r .venv` removes.
+# Everything that users and developers run, one word each. It needs make and Python 3.11 or newer and installs the rest
+# into .venv, which `make clean` keeps and `rm -r .venv` removes.
 
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+PROCESSES := 4
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 CANDIDATES := python3.13 python3.12 python3.11 python3
 
-# A stamp says what was installed; it is older than pyproject.toml once that has changed.
+# A stamp file marks what is installed. It is older than pyproject.toml after a change there, which installs again.
 INTERPRETER := $(BIN)/python
 DEMO := $(VENV)/.installed-demo
 DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run ui test check bench chaos clean
+.PHONY: help run ui test check lint coverage hooks bench chaos clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: $(DEMO) ## collect and process real data through every layer: the demo pipeline
+run: $(DEMO) ## run the demo pipeline, which collects and processes real data
 	@$(BIN)/python flows/pipeline.py $(ARGS)
 
 ui: $(DEMO) ## open Prefect's UI at the last run of the pipeline
 	@$(BIN)/python deployments/ui.py $(ARGS)
 
-# Two processes, since most tests wait longer than they compute; a file stays in one of them, whole and in its order.
-test: check ## check, then run all tests but chaos and bench
-	@$(BIN)/python -m pytest -m "not chaos and not bench" -n 2 --dist loadfile --no-loadscope-reorder \
-	    --max-worker-restart=0 $(ARGS)
+# Four processes on two cores, because most tests wait longer than they compute. All tests of a file run in the same
+# process, in their order; tests/conftest.py starts the longest files first. mypy runs beside the tests.
+test: $(DEV) ## check everything, and run all tests except chaos and bench
+	@$(MAKE) --no-print-directory lint
+	@$(BIN)/mypy & types=$$!; \
+	$(PYTEST) -m "not chaos and not bench" -n $(PROCESSES) --dist loadfile --no-loadscope-reorder \
+	    --max-worker-restart=0 $(ARGS); tests=$$?; \
+	wait $$types && exit $$tests
 
-check: $(DEV) ## lint, formatting and types
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
+check: lint ## check the style, the spelling and the types
 	@$(BIN)/mypy
 
-bench: $(DEV) ## measure side by side with other pools, printed as ratios
-	@$(BIN)/python -m pytest -q -s -m bench --timeout=1800 $(ARGS)
+lint: $(DEV)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/codespell
+	@$(BIN)/validate-pyproject --quiet pyproject.toml
 
-chaos: $(DEV) ## the long fault injection
-	@$(BIN)/python -m pytest -q -s -m chaos --timeout=1800 $(ARGS)
+coverage: $(DEV) ## run the unit and contract tests and print the coverage of the package
+	@$(BIN)/coverage erase
+	@$(BIN)/coverage run -m pytest -q -m "not chaos and not bench" -n $(PROCESSES) --dist loadfile $(or $(ARGS),tests)
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage report
 
-clean: ## remove what was built, cached and collected; keeps .venv
-	@rm -rf build dist data .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+hooks: $(DEV) ## check each commit before it is made (pre-commit)
+	@$(BIN)/pre-commit install
+
+bench: $(DEV) ## compare the speed with other pools, as ratios
+	@$(PYTEST) -q -s -m bench --timeout=1800 $(ARGS)
+
+chaos: $(DEV) ## run the long fault injection
+	@$(PYTEST) -q -s -m chaos --timeout=1800 $(ARGS)
+
+clean: ## remove built, cached and collected files; keeps .venv
+	@rm -rf build dist data .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 # --- installing ---
 
-# Debian ships a Python without ensurepip, so the newest one that can make a complete environment is taken.
+# Debian's Python has no ensurepip unless python3-venv is installed, so take the newest one that can create a venv.
 $(INTERPRETER):
 	@fits='import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))'; \
 	for python in $(PYTHON) $(CANDIDATES); do \

@@ -1,23 +1,40 @@
-"""What holds for every test: Ctrl-C interrupts, and its report can be sent from the process that ran it."""
+"""Applies to all tests: Ctrl-C interrupts them, long files start first, and any report can be sent as UTF-8."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 
 def pytest_configure() -> None:
-    """A shell's background job, as the tests may be, ignores SIGINT; some tests are about what it does."""
+    """Let SIGINT interrupt the tests even in a background job of a shell, which ignores it; some tests need it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+LONGEST = (
+    "acceptance/test_pipeline.py",
+    "prefect/test_engine_mirror.py",
+    "prefect/test_mirror_under_load.py",
+    "acceptance/test_cancel.py",
+)
+"""Files that take longest, longest first. A long file that starts last would keep one process busy alone."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Move the longest files to the front; the order within a file stays."""
+    tests = Path(__file__).parent
+    rank = {tests / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_report_to_serializable() -> Iterator[Any]:
-    """Reports travel as UTF-8: the halves of characters that some tests say or log are escaped in them."""
+    """Escape lone surrogates, which some tests print or log; reports are sent as UTF-8."""
     return _encodable((yield))
 
 
