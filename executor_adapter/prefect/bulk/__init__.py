@@ -1,0 +1,1 @@
+"""Runs many jobs as task runs of one flow, without a task engine for each."""

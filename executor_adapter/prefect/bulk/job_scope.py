@@ -28,6 +28,7 @@ from executor_adapter.prefect.mirror.job_history import JobHistory
 from executor_adapter.prefect.mirror.state_events import iso
 
 IN_PROCESS_POOLS = frozenset({"thread", "coroutine"})
+"""Pools whose functions see the flow run's own context; "auto" is resolved before a scope is used."""
 
 
 class FlowRunScope:

@@ -1,0 +1,1 @@
+"""Translates and checks the options of job tasks and of plain tasks under a JobTaskRunner."""

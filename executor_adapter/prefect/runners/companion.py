@@ -40,14 +40,14 @@ class CompanionTaskRunner(TaskRunner[PrefectFuture[Any]]):
     cancelled, as Prefect's ThreadPoolTaskRunner does; when an interruption, as by a signal, ends it, all are cancelled.
     """
 
-    def __init__(self, beside: TaskRunner[Any]) -> None:
+    def __init__(self, flow_runner: TaskRunner[Any]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.beside = beside
+        self.flow_runner = flow_runner
         self._threads = EngineThreads()
 
     def duplicate(self) -> Self:
         """Return a companion of the same kind of runner for another flow run."""
-        return type(self)(self.beside.duplicate())
+        return type(self)(self.flow_runner.duplicate())
 
     def submit(
         self,
@@ -59,7 +59,7 @@ class CompanionTaskRunner(TaskRunner[PrefectFuture[Any]]):
         """Submit a job task here, and any other task to the flow's own runner."""
         if is_job_task(task):
             return self._threads.submit(JobRun(task, task.job_options), parameters, wait_for, dependencies)
-        return self.beside.submit(task, parameters, wait_for, dependencies)  # type: ignore[no-any-return]
+        return self.flow_runner.submit(task, parameters, wait_for, dependencies)  # type: ignore[no-any-return]
 
     def watch(self) -> None:
         """Cancel the jobs when the flow run around the caller is cancelled; the first submitted job does this too."""
