@@ -364,7 +364,7 @@ def test_cancelling_arun_jobs_ends_its_wait_for_the_server(monkeypatch: pytest.M
         with at_cloud(SilentServer()) as cloud:
             mirror = PrefectMirror() if own else None
             running = asyncio.create_task(arun_jobs([Job(function=dict, pool="thread")], mirror=mirror))
-            while not any(told["event"].endswith("Completed") for told in cloud.recorder.queue):
+            while not any(event["event"].endswith("Completed") for event in cloud.recorder.queue):
                 await asyncio.sleep(0.01)
             began = time.monotonic()
             running.cancel()
@@ -393,8 +393,8 @@ def test_history_final_omits_passed_states(api: Api, caplog: pytest.LogCaptureFi
     report = mirror.report()
     assert (report.complete, report.recorded) == (True, 50)
     runs = api.task_runs(flow_run_id)
-    told = sum(len(api.states(run["id"])) for run in runs)
-    assert told == 150 - report.omitted
+    recorded = sum(len(api.states(run["id"])) for run in runs)
+    assert recorded == 150 - report.omitted
     assert {(run["state_name"], run["run_count"]) for run in runs} == {("Completed", 1)}
     assert all(run["start_time"] <= run["end_time"] for run in runs)
     if report.omitted:
