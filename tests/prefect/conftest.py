@@ -59,11 +59,11 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "0.2",
             "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",  # tasks outside a flow have no log at the server
         }
-        with _settings(settings):
+        with _PrefectSettings(settings):
             yield url
 
 
-class _settings:
+class _PrefectSettings:
     """Prefect's settings for this whole process, all its threads included."""
 
     def __init__(self, settings: dict[str, str]) -> None:
