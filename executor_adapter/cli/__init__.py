@@ -1,7 +1,7 @@
-"""The command `executor-adapter`: jobs of a store, one job from the shell, the configuration, and what is wrong here.
+"""The command `executor-adapter`: jobs of a store, one job from the shell, the configuration, and a check-up.
 
-Exit codes, but for those of `run` (see run.py): 0 done, 1 it could not be done (no such job; a check found something),
-2 it was asked for wrongly, or the configuration is wrong, 3 the store cannot be reached.
+Exit codes, except those of `run` (see run.py): 0 done; 1 not done, because there is no such job or a check failed;
+2 wrong use or a wrong configuration; 3 the store cannot be reached; 141 the reader of the output left.
 """
 
 from __future__ import annotations

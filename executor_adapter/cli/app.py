@@ -1,18 +1,27 @@
-"""The commands, put together; and what becomes of the errors that they let pass."""
+"""Puts the commands together, and turns the errors that they raise into messages and exit codes."""
 
 from __future__ import annotations
 
-import io
-import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version as version_of
+from typing import Any
 
 import typer
 
 from executor_adapter.cli import config, doctor, jobs, run, stats, watch
-from executor_adapter.cli.output import JsonOption, complain, print_json, print_no_more, print_pairs
-from executor_adapter.cli.stores import NoSuchJob
+from executor_adapter.cli.output import (
+    CLOSED_OUTPUT,
+    ClosedOutputError,
+    JsonOption,
+    discard_output,
+    flush_output,
+    prepare_output,
+    print_error,
+    print_json,
+    print_pairs,
+)
+from executor_adapter.cli.stores import NoSuchJobError
 from executor_adapter.exceptions import ConfigurationError, InvalidJobError
 from executor_adapter.store import StoreUnavailableError
 
@@ -35,41 +44,47 @@ app.command("doctor")(doctor.doctor)
 
 @app.command()
 def version(as_json: JsonOption = False) -> None:
-    """Say which version this is, and of what it is built on."""
-    found = {name: version_of(name) for name in (DISTRIBUTION, "prefect", "pydantic")}
-    found["python"] = sys.version.split()[0]
+    """Print the versions of this package, of what it is built on, and of Python."""
+    versions = {name: version_of(name) for name in (DISTRIBUTION, "prefect", "pydantic")}
+    versions["python"] = sys.version.split()[0]
     if as_json:
-        print_json(found)
+        print_json(versions)
     else:
-        print_pairs(found)
+        print_pairs(versions)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command, and exit as it says."""
-    _ready_to_print()
+    """Run one command and exit with its code."""
+    prepare_output()
     try:
-        app(args=arguments)
-    except NoSuchJob as error:
-        code = complain(error, 1)
-    except (ConfigurationError, InvalidJobError) as error:
-        code = complain(error, 2)
-    except UnicodeEncodeError as error:
-        code = complain(f"{error.object!a} is no text that a store can hold", 2)
-    except StoreUnavailableError as error:
-        code = complain(error, 3)
-    except OSError as error:  # a full disk, say, where it is to be printed
-        code = complain(error, 1)
-        print_no_more()
-    else:
-        code = 0
+        code = _run(arguments)
+        flush_output()
+    except ClosedOutputError:
+        discard_output()
+        code = CLOSED_OUTPUT
+    except OSError as error:  # for example a full disk where the output should go
+        print_error(error)
+        discard_output()
+        code = 1
     sys.exit(code)
 
 
-def _ready_to_print() -> None:
-    """Print whatever there is to print: escaped where the terminal has no such letter, nowhere where that is closed."""
-    for stream in ("stdout", "stderr"):
-        found = getattr(sys, stream)
-        if found is None:
-            setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115 - until the process ends
-        elif isinstance(found, io.TextIOWrapper):
-            found.reconfigure(errors="backslashreplace")
+def _run(arguments: Sequence[str] | None) -> Any:
+    """Run one command, report what went wrong, and return the exit code."""
+    try:
+        app(args=arguments)
+    except SystemExit as ended:
+        return ended.code
+    except NoSuchJobError as error:
+        print_error(error)
+        return 1
+    except (ConfigurationError, InvalidJobError) as error:
+        print_error(error)
+        return 2
+    except UnicodeEncodeError as error:
+        print_error(f"a store cannot hold the text {error.object!a}: give valid Unicode")
+        return 2
+    except StoreUnavailableError as error:
+        print_error(error)
+        return 3
+    return 0

@@ -1,7 +1,9 @@
-"""How commands print: tables for people, JSON for programs; colours only where a terminal shows them."""
+"""How commands print: tables for people, JSON for programs, colours on a terminal only."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 import os
@@ -9,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from types import NoneType
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -20,8 +22,14 @@ from executor_adapter.job.status import JobStatus
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
-WIDE = 200
-"""Columns where the output is no terminal: what reads it had better get it all."""
+PIPE_WIDTH = 200
+"""Columns of output that goes into a pipe or a file, so that it holds whole lines."""
+
+MIN_LAST_COLUMN = 16
+"""Columns of the screen that the last column of a table keeps; others are left out for it."""
+
+CLOSED_OUTPUT = 141
+"""Exit code of a command whose reader left, as in `jobs list | head -1`: what a shell reports for SIGPIPE."""
 
 STYLES: dict[JobStatus, str] = {
     JobStatus.PENDING: "dim",
@@ -33,15 +41,20 @@ STYLES: dict[JobStatus, str] = {
 }
 
 
+class ClosedOutputError(Exception):
+    """The reader of this command's output has left, so the command need not go on."""
+
+
 def console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
+    """Return a console for stdout."""
+    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
 
 
 def print_json(value: Any) -> None:
-    """As one document: indented for a terminal, on one line else; valid JSON whatever `value` holds, see `plain`."""
-    indent, found = 2 if sys.stdout.isatty() else None, plain(value)
-    text = json.dumps(found, indent=indent, ensure_ascii=False)
-    typer.echo(text if _can_be_printed(text) else json.dumps(found, indent=indent))
+    """Print one JSON document: indented on a terminal, on one line otherwise. Any `value` gives valid JSON."""
+    indent, document = 2 if sys.stdout.isatty() else None, plain(value)
+    text = json.dumps(document, indent=indent, ensure_ascii=False)
+    typer.echo(text if _can_be_printed(text) else json.dumps(document, indent=indent))
 
 
 def _can_be_printed(text: str) -> bool:
@@ -53,33 +66,34 @@ def _can_be_printed(text: str) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON can hold it: keys that it has no word for as text, NaN and the infinities as null (as JavaScript
-    has it), anything else as its `str`. What cannot be written so, since it holds itself or its own code fails, is
-    its `repr`."""
+    """Return `value` as JSON can hold it.
+
+    Other keys than JSON's become text; NaN and the infinities become null, as in JavaScript; any other object becomes
+    its `str`. A value that contains itself, or whose own code fails, becomes its `repr`.
+    """
     try:
-        found = _in_words(value)
-        json.dumps(found)
+        converted = _converted(value)
+        json.dumps(converted)
     except Exception:
-        return shown(value)
-    return found
+        return safe_repr(value)
+    return converted
 
 
-def _in_words(value: Any) -> Any:
+def _converted(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key if isinstance(key, _KEYS) else str(key): _in_words(part) for key, part in value.items()}
+        return {key if isinstance(key, _JSON_KEYS) else str(key): _converted(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_in_words(part) for part in value]
+        return [_converted(part) for part in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if isinstance(value, str | int | None) else str(value)
 
 
-_KEYS = (str, int, float, NoneType)
-"""What JSON's keys are made of."""
+_JSON_KEYS = (str, int, float, NoneType)
 
 
-def shown(value: Any) -> str:
-    """Its `repr`, or its class where that fails."""
+def safe_repr(value: Any) -> str:
+    """Return the value's `repr`, or its class where that fails."""
     try:
         return repr(value)
     except Exception:
@@ -87,7 +101,7 @@ def shown(value: Any) -> str:
 
 
 def print_pairs(pairs: Mapping[str, Any]) -> None:
-    """One line for each, values aligned."""
+    """Print one line for each pair, with the values aligned."""
     table = Table.grid(padding=(0, 2))
     for name, value in pairs.items():
         table.add_row(Text(name, style="dim"), value if isinstance(value, Text) else Text(str(value)))
@@ -95,24 +109,27 @@ def print_pairs(pairs: Mapping[str, Any]) -> None:
 
 
 def new_table(*columns: str) -> Table:
+    """Return an empty table with these column names."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for name in columns:
         table.add_column(name, no_wrap=True, overflow="ellipsis")
     return table
 
 
-LEAST = 16
-"""Columns of the screen that the last column of a table gets, whatever has to be left out for it."""
-
-
 def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table of one line a row. Where the terminal is narrow the last column is cut, and those before it are left out
-    from the right, never the first two; columns without content are left out too."""
+    """Print a table of one line per row, without the columns that are empty.
+
+    On a narrow terminal columns before the last are left out from the right, but never the first two, and the last one
+    is cut.
+    """
     screen = console()
     texts = [[_text(cell) for cell in row] for row in rows]
     widths = [max([len(name), *(row[at].cell_len for row in texts)]) for at, name in enumerate(columns)]
     kept = [at for at in range(len(columns)) if any(row[at].plain for row in texts)]
-    while len(kept) > 3 and sum(widths[at] + 2 for at in kept[:-1]) + min(LEAST, widths[kept[-1]]) > screen.width:
+    while (
+        len(kept) > 3
+        and sum(widths[at] + 2 for at in kept[:-1]) + min(MIN_LAST_COLUMN, widths[kept[-1]]) > screen.width
+    ):
         del kept[-2]
     table = new_table(*(columns[at] for at in kept))
     for at, column in zip(kept[:-1], table.columns[:-1], strict=True):
@@ -127,26 +144,93 @@ def _text(cell: Any) -> Text:
     return cell if isinstance(cell, Text) else Text("" if cell is None else str(cell))
 
 
-def complain(error: object, code: int) -> int:
-    """Say on stderr, in one line, why it could not be done; the exit code."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(Text(f"executor-adapter: {error}", style="red"))
-    return code
+def print_error(error: object) -> None:
+    """Print on stderr, in one line, why the command failed."""
+    print_note(Text(f"executor-adapter: {error}", style="red"))
 
 
-def print_no_more() -> None:
-    """Nobody reads it: what is not written yet, and what is printed from now on, goes nowhere."""
+def print_note(text: Text) -> None:
+    """Print a line on stderr."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(text)
+
+
+class _OutputFile(io.FileIO):
+    """File descriptor of stdout or stderr that may be a pipe without a reader."""
+
+    def __init__(self, descriptor: int, *, needs_reader: bool) -> None:
+        super().__init__(descriptor, "wb", closefd=False)
+        self.needs_reader = needs_reader
+        """Whether writing without a reader raises ClosedOutputError; otherwise the text is discarded."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            # Not an OSError, which rich, typer and a job's function would each treat in a way of their own.
+            if self.needs_reader:
+                raise ClosedOutputError from None
+            return len(data)
+
+
+def prepare_output() -> None:
+    """Make stdout and stderr accept any text, and end the command when the reader of stdout leaves.
+
+    Letters that the encoding lacks are escaped. What goes to a stream that was closed from the start is discarded.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - until the process ends
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+            with contextlib.suppress(io.UnsupportedOperation):  # a stream in memory, as in a test
+                file = _OutputFile(stream.fileno(), needs_reader=name == "stdout")
+                setattr(sys, name, _text_stream(file, like=stream))
+
+
+def _text_stream(file: _OutputFile, *, like: io.TextIOWrapper) -> io.TextIOWrapper:
+    return io.TextIOWrapper(
+        cast("io.BufferedWriter", file) if like.write_through else io.BufferedWriter(file),
+        encoding=like.encoding,
+        errors=like.errors,
+        line_buffering=like.line_buffering,
+        write_through=like.write_through,
+    )
+
+
+def go_on_without_reader() -> None:
+    """Discard what is printed to stdout once its reader has left, instead of ending the command."""
+    buffer = getattr(sys.stdout, "buffer", None)
+    file = getattr(buffer, "raw", buffer)
+    if isinstance(file, _OutputFile):
+        file.needs_reader = False
+
+
+def flush_output() -> None:
+    """Write what is buffered now: a failure when the interpreter exits would change the exit code to 120.
+
+    Raises:
+        ClosedOutputError: The reader of stdout has left.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def discard_output() -> None:
+    """Discard what is buffered for stdout, and what is printed to it from now on."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
 
 
 def status_text(status: JobStatus, *, quarantined: bool = False) -> Text:
+    """Return the status in its colour."""
     text = Text(str(status), style=STYLES[status])
     return text.append(" (quarantined)", style="red") if quarantined else text
 
 
 def clock_time(timestamp: float | None) -> str:
-    """Local, with the date where it is not today's."""
+    """Return a local time of day, with the date unless it is today."""
     if timestamp is None:
         return ""
     at = datetime.fromtimestamp(timestamp)
@@ -154,7 +238,7 @@ def clock_time(timestamp: float | None) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """A length of time: 0.42 s, 12.3 s, 3 min 20 s, 2 h 05 min."""
+    """Return a duration as text: 0.42 s, 12.3 s, 3 min 20 s, 2 h 05 min."""
     if value is None:
         return ""
     if value < 10:
@@ -166,4 +250,5 @@ def seconds(value: float | None) -> str:
 
 
 def share(value: float | None) -> str:
+    """Return a share as a percentage."""
     return "" if value is None else f"{value:.1%}"

@@ -1,14 +1,16 @@
-"""`run`: one job from the shell, with all guarantees. Its exit code says how it ended:
+"""`run`: one job from the shell, with all guarantees. Its exit code says how the job ended:
 
 0     completed
-1     failed: its own error
-2     refused: the command line, the configuration, or a job that can never run so
-65    failed for good, by its data or its request: DATA_ERROR, REQUEST_ERROR   (EX_DATAERR of sysexits.h)
-78    failed by how it is set up: CONFIGURATION_ERROR, SERIALIZATION_ERROR      (EX_CONFIG)
-124   past a limit of time: TIMEOUT_ERROR, QUEUE_TIMEOUT, DEADLINE_EXCEEDED     (as timeout(1))
-130   cancelled, or interrupted                                                 (as a shell has it)
-134   WORKER_CRASHED: its process died                                            (as by SIGABRT)
-137   MEMORY_LIMIT: it outgrew memory_limit and was killed                        (as by the kernel)
+1     failed with an error of its own
+2     refused: by the command line, the configuration, or because such a job can never run
+65    failed for good because of its data or request: DATA_ERROR, REQUEST_ERROR   (EX_DATAERR of sysexits.h)
+78    failed because of its set-up: CONFIGURATION_ERROR, SERIALIZATION_ERROR       (EX_CONFIG)
+124   exceeded a time limit: TIMEOUT_ERROR, QUEUE_TIMEOUT, DEADLINE_EXCEEDED       (as timeout(1))
+130   cancelled, or interrupted by Ctrl-C                                          (as in a shell)
+134   WORKER_CRASHED: its process died                                             (as by SIGABRT)
+137   MEMORY_LIMIT: it exceeded memory_limit and was killed                        (as by the kernel)
+
+The code stays the same when the reader of the output leaves, as in `run ... | head -1`: the job goes on.
 """
 
 from __future__ import annotations
@@ -24,10 +26,17 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 from rich.text import Text
 
-from executor_adapter.cli.output import JsonOption, plain, print_json, print_no_more, seconds, shown
+from executor_adapter.cli.output import (
+    JsonOption,
+    go_on_without_reader,
+    plain,
+    print_json,
+    print_note,
+    safe_repr,
+    seconds,
+)
 from executor_adapter.cli.rerun import value_of
 from executor_adapter.cli.stores import ConfigOption, StoreOption
 from executor_adapter.config import Settings, load_config
@@ -38,7 +47,7 @@ from executor_adapter.job.status import JobStatus
 from executor_adapter.job.transition import Transition
 from executor_adapter.pools.base import Assignment
 
-CODES = {
+EXIT_CODES = {
     "DATA_ERROR": 65,
     "REQUEST_ERROR": 65,
     "CONFIGURATION_ERROR": 78,
@@ -54,7 +63,7 @@ CODES = {
 
 def run(
     function: Annotated[
-        str, typer.Argument(metavar="MODULE:FUNCTION", help="Found as `python -m` finds it, from here.")
+        str, typer.Argument(metavar="MODULE:FUNCTION", help="The function, importable from this directory.")
     ],
     arg: Annotated[
         list[str] | None,
@@ -64,75 +73,82 @@ def run(
     max_runtime: Annotated[float | None, typer.Option("--max-runtime", help="Seconds for each attempt.")] = None,
     deadline: Annotated[float | None, typer.Option("--deadline", help="Seconds for all attempts together.")] = None,
     retries: Annotated[int | None, typer.Option("--retries", min=0, help="Retries after the first attempt.")] = None,
-    retry_delay: Annotated[float | None, typer.Option("--retry-delay", min=0, help="Seconds before the first.")] = None,
+    retry_delay: Annotated[
+        float | None, typer.Option("--retry-delay", min=0, help="Seconds before the first retry.")
+    ] = None,
     memory_limit: Annotated[str | None, typer.Option("--memory-limit", metavar="SIZE", help="Such as 512MiB.")] = None,
     job_type: Annotated[str | None, typer.Option("--type", "-t", help="The job's type.")] = None,
-    tool: Annotated[str | None, typer.Option("--tool", help="The tool it is for: its limits hold.")] = None,
+    tool: Annotated[str | None, typer.Option("--tool", help="The job's tool; the tool's limits apply.")] = None,
     store: StoreOption = None,
     config_file: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run one job here and now; the exit code says how it ended.
 
-    0 completed, 1 failed, 2 refused, 65 bad data, 78 set up wrongly, 124 past a limit of time, 130 cancelled,
+    0 completed, 1 failed, 2 refused, 65 bad data, 78 wrong configuration, 124 time limit exceeded, 130 cancelled,
     134 its process died, 137 out of memory.
 
     Example: executor-adapter run mypackage.jobs:collect --arg flights --arg year=2013 --max-runtime 600
     """
+    go_on_without_reader()
     sys.path.insert(0, os.getcwd())
     args, kwargs = parse_arguments(arg or [])
-    asked = {
+    options = {
         "pool": pool, "max_runtime": max_runtime, "deadline": deadline, "retry_attempts": retries,
         "retry_delay": retry_delay, "memory_limit": memory_limit, "job_type": job_type, "tool_name": tool,
     }  # fmt: skip
-    given = {name: value for name, value in asked.items() if value is not None}
+    given = {name: value for name, value in options.items() if value is not None}
     config = load_config(config_file)
-    with printed_to_stderr() if as_json else contextlib.nullcontext():
+    with stdout_to_stderr() if as_json else contextlib.nullcontext():
         check_call(function, args, kwargs)
         job = _job(function=function, args=args, kwargs=kwargs, **given)
-        with _LoneExecutor(1, config=config, store=store or config.store.url, observers=[_tell_retry]) as executor:
+        with _SingleJobExecutor(
+            1, config=config, store=store or config.store.url, observers=[_print_retry]
+        ) as executor:
             value, error = _wait(executor, job)
-    try:
-        _tell(job, value, error, as_json=as_json)
-    except BrokenPipeError:
-        print_no_more()
+    _print_result(job, value, as_json=as_json)
+    if not as_json:
+        print_note(_summary(job, error))
     raise typer.Exit(exit_code(job))
 
 
-class _LoneExecutor(JobExecutor):
-    """Runs what it is given and takes over no other job of its store: that may be one of a program that this one cannot
-    import, and nobody at a shell waits for it."""
+class _SingleJobExecutor(JobExecutor):
+    """Runs the job it is given, and takes over no other job of its store.
 
-    def __init__(self, max_workers: int, *, config: Settings, **given: Any) -> None:
+    Those may belong to a program whose functions cannot be imported here, and nobody at the shell waits for them.
+    """
+
+    def __init__(self, max_workers: int, *, config: Settings, **options: Any) -> None:
         never = config.store.model_copy(update={"recover_every": None})
-        super().__init__(max_workers, config=config.model_copy(update={"store": never}), **given)
+        super().__init__(max_workers, config=config.model_copy(update={"store": never}), **options)
 
     def recover(self) -> list[Job]:
         return []
 
 
 @contextlib.contextmanager
-def printed_to_stderr() -> Iterator[None]:
-    """What is printed meanwhile, here or by a child process, goes to stderr: stdout is for the JSON alone."""
+def stdout_to_stderr() -> Iterator[None]:
+    """Send to stderr what this process and its children print, so that stdout holds nothing but the JSON."""
     stdout, kept = sys.stdout, os.dup(1)
     os.dup2(2, 1)
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     finally:
-        stdout.flush()  # of whoever holds on to it
+        stdout.flush()  # a module may have kept sys.stdout and printed to it
         os.dup2(kept, 1)
         os.close(kept)
 
 
 def check_call(function: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """
+    """Refuse a call that cannot be made.
+
     Raises:
-        InvalidJobError: there is no such function.
-        typer.BadParameter: it cannot be called so.
+        InvalidJobError: There is no such function.
+        typer.BadParameter: The function does not accept these arguments.
     """
     found = resolve(function)
-    with contextlib.suppress(ValueError):  # some built-in functions do not say what they take
+    with contextlib.suppress(ValueError):  # some built-in functions have no signature
         signature = inspect.signature(found)
         try:
             signature.bind(*args, **kwargs)
@@ -149,7 +165,10 @@ def _job(**fields: Any) -> Job:
 
 
 def parse_arguments(given: list[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """VALUE is an argument by position, NAME=VALUE one by name; JSON in quotes ('"a=b"') is always a value."""
+    """Return the positional and the keyword arguments that `given` stands for.
+
+    VALUE is positional, NAME=VALUE a keyword; text in JSON quotes ('"a=b"') is always a positional value.
+    """
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     for text in given:
@@ -161,33 +180,34 @@ def parse_arguments(given: list[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return tuple(args), kwargs
 
 
-def _tell_retry(transition: Transition) -> None:
-    """Whoever waits had better know why."""
+def _print_retry(transition: Transition) -> None:
+    """Tell the user, who is waiting, why the job is not finished yet."""
     if transition.status is JobStatus.RETRYING:
         job = transition.job
         wait = seconds((job.state.retry_at or transition.at) - transition.at)
         tries = job.policy.retry_attempts + 1
-        said = f"attempt {job.attempt} of {tries} failed, the next in {wait}: {job.error_code}: {job.error_message}"
-        Console(stderr=True, highlight=False, soft_wrap=True).print(Text(said, style="yellow"))
+        note = f"attempt {job.attempt} of {tries} failed, the next in {wait}: {job.error_code}: {job.error_message}"
+        print_note(Text(note, style="yellow"))
 
 
-class _Voice:
-    """Passes on what the function prints and logs, to where it would have gone had it run here."""
+class _PrintedOutput:
+    """Prints the function's output and log where they would go if it ran in this process."""
 
     def prepare(self, assignment: Assignment) -> None:
-        """Nothing is put around it."""
+        """Add nothing to the attempt."""
 
     def on_message(self, assignment: Assignment, topic: str, content: Any) -> None:
-        with contextlib.suppress(OSError):  # whoever read it may be gone: the job goes on
+        """Print a message. A full disk, for example, does not keep the job from going on."""
+        with contextlib.suppress(OSError):
             if topic == "output":
-                stream, text = content
-                print(text, file=sys.stderr if stream == "stderr" else sys.stdout, flush=True)
+                name, text = content
+                print(text, file=sys.stderr if name == "stderr" else sys.stdout, flush=True)
             elif topic == "log":
                 print(f"{content['name']}: {content['message']}", file=sys.stderr, flush=True)
 
 
 def _wait(executor: JobExecutor, job: Job) -> tuple[Any, BaseException | None]:
-    future = executor.submit(job, scope=_Voice())
+    future = executor.submit(job, scope=_PrintedOutput())
     try:
         error = future.exception()
     except CancelledError as cancelled:
@@ -198,7 +218,7 @@ def _wait(executor: JobExecutor, job: Job) -> tuple[Any, BaseException | None]:
     return (future.result() if error is None else None), error
 
 
-def _tell(job: Job, value: Any, error: BaseException | None, *, as_json: bool) -> None:
+def _print_result(job: Job, value: Any, *, as_json: bool) -> None:
     if as_json:
         print_json(
             {
@@ -212,27 +232,28 @@ def _tell(job: Job, value: Any, error: BaseException | None, *, as_json: bool) -
                 "records_processed": job.records_processed,
             }
         )
-        return
-    if value is not None:
-        typer.echo(_shown(value))
+    elif value is not None:
+        typer.echo(_value_text(value))
+
+
+def _value_text(value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except Exception:  # the value's own code may raise anything
+        return safe_repr(value)
+
+
+def _summary(job: Job, error: BaseException | None) -> Text:
     took = seconds(job.duration) or "no time"
     tries = f", {len(job.attempts)} attempts" if len(job.attempts) > 1 else ""
     why = "" if error is None else f" {job.error_code}: {job.error_message}"
-    said = Text(f"{job.status} in {took}{tries}{why}", style="green" if error is None else "red")
-    Console(stderr=True, highlight=False, soft_wrap=True).print(said)
-
-
-def _shown(value: Any) -> str:
-    try:
-        return json.dumps(value, ensure_ascii=False)
-    except Exception:  # its own code, too, may fail
-        return shown(value)
+    return Text(f"{job.status} in {took}{tries}{why}", style="green" if error is None else "red")
 
 
 def exit_code(job: Job) -> int:
-    """See the module."""
+    """Return the exit code for how this job ended; see the module."""
     if job.status is JobStatus.COMPLETED:
         return 0
     if job.status is JobStatus.CANCELLED:
-        return CODES["CANCELLED"]
-    return CODES.get(job.error_code or "", 1)
+        return EXIT_CODES["CANCELLED"]
+    return EXIT_CODES.get(job.error_code or "", 1)

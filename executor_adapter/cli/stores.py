@@ -73,10 +73,10 @@ def find_job(store: JobStore, job_id: str) -> JobRecord:
     """The job with this id, or the only one with this part of an id.
 
     Raises:
-        NoSuchJob: there is none, or more than one; some of them are named.
+        NoSuchJobError: there is none, or more than one; some of them are named.
     """
     if not job_id:
-        raise NoSuchJob("'' is part of every id: give an id, or a part of it that no other has")
+        raise NoSuchJobError("'' is part of every id: give an id, or a part of it that no other has")
     record = store.get(job_id)
     if record is not None:
         return record
@@ -84,16 +84,16 @@ def find_job(store: JobStore, job_id: str) -> JobRecord:
     if len(found) == 1:
         return found[0]
     if not found:
-        raise NoSuchJob(f"no job has the id {job_id!r}, or one with that in it")
+        raise NoSuchJobError(f"no job has the id {job_id!r}, or one with that in it")
     named = ", ".join(record.job_id for record in found[:NAMED]) + (", ..." if len(found) > NAMED else "")
-    raise NoSuchJob(f"{job_id!r} is in the ids of several jobs ({named}): give more of it")
+    raise NoSuchJobError(f"{job_id!r} is in the ids of several jobs ({named}): give more of it")
 
 
 def find_jobs(store: JobStore, job_ids: Iterable[str]) -> list[JobRecord]:
     """The job that each of these means, once where several mean the same.
 
     Raises:
-        NoSuchJob: as `find_job`.
+        NoSuchJobError: as `find_job`.
     """
     return list({record.job_id: record for record in (find_job(store, job_id) for job_id in job_ids)}.values())
 
@@ -110,7 +110,7 @@ def with_in_id(store: JobStore, part: str) -> Iterator[JobRecord]:
         offset, limit = offset + len(records), 10 * limit
 
 
-class NoSuchJob(Exception):
+class NoSuchJobError(Exception):
     """No job is meant, or more than one."""
 
 

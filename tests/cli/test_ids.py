@@ -27,4 +27,7 @@ def test_what_sql_would_take_for_any_letter_stands_for_itself(command: Command, 
 def test_an_id_that_is_no_text_is_refused(command: Command, store: JobStore) -> None:
     fill(store, record("one"))
     said = command("jobs", "show", "\udcff")  # as Python reads a byte that is no UTF-8
-    assert (said.code, said.err) == (2, "executor-adapter: '\\udcff' is no text that a store can hold\n")
+    assert (said.code, said.err) == (
+        2,
+        "executor-adapter: a store cannot hold the text '\\udcff': give valid Unicode\n",
+    )
