@@ -1,4 +1,4 @@
-"""Where an attempt runs: coroutines, threads, processes, each behind `base.WorkerPool`."""
+"""The pools in which attempts run: coroutines, threads and processes, each a `base.WorkerPool`."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ _KINDS = {
     "spawn": "executor_adapter.pools.spawned.pool:SpawnedPool",
     "thread": "executor_adapter.pools.in_process.thread:ThreadPool",
 }
+"""The class of each pool. The process pool is listed by its start methods."""
 
 PoolKinds = Callable[[str], "type[WorkerPool]"]
-"""Gives the class of the pool with that name, imported when first asked for; a KeyError where there is no such pool."""
+"""Returns the class of the pool with a name, and imports it at the first call. Raises KeyError for an unknown name."""
 
 
 @functools.cache
 def pool_kinds(start_method: StartMethod = START_METHOD) -> PoolKinds:
-    """The pools there are, where processes are started so."""
+    """Return the function that finds pools by name, with the process pool of the given start method."""
 
     @functools.cache
     def kind_of(name: str) -> type[WorkerPool]:

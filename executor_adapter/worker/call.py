@@ -1,4 +1,4 @@
-"""One attempt in a worker: what arrived becomes a call, and what came of the call becomes the body of a frame.
+"""One call in a worker: decodes a CALL frame, runs the function, and encodes the outcome as the body of a frame.
 
 Every worker imports this module, so it needs the standard library alone.
 """
@@ -21,23 +21,23 @@ from executor_adapter.exceptions import JobError, SoftTimeoutError
 from executor_adapter.exceptions.display import as_exception, as_job_error, repr_of, text_of, traceback_text
 from executor_adapter.worker import values, wire
 from executor_adapter.worker.context import JobContext, enter_job
-from executor_adapter.worker.reporter import Voice
+from executor_adapter.worker.reporter import WorkerReporter
 
 REFERENCE, PICKLE = b"R", b"P"
 """First byte of an encoded function: `module:qualname` follows, or a pickle."""
 
 Reply = tuple[int, int, bytes, values.MemoryFile | None]
-"""Kind and flags of a frame, its body, and the memory file that goes with it."""
+"""Kind and flags of a frame, its body, and the memory file that is sent with it."""
 
-TERMINATED = 128 + signal.SIGTERM
-"""Exit code of a worker that was asked to end, once its function has."""
+EXIT_TERMINATED = 128 + signal.SIGTERM
+"""Exit code of a worker that was asked to end, and did so after its function."""
 
 NO_REPLY: Reply = (0, 0, b"", None)
-"""Of an attempt that was asked to end: nobody waits for what came of it."""
+"""The reply of a call that was asked to end: its host waits for the worker's exit, not for a result."""
 
 
-class Call(NamedTuple):
-    """A CALL frame, not yet looked into. `fd`: the memory file with its arguments, or -1."""
+class ReceivedCall(NamedTuple):
+    """A CALL frame whose body is not decoded yet. `fd`: the memory file with its arguments, or -1."""
 
     flags: int
     number: int
@@ -47,19 +47,20 @@ class Call(NamedTuple):
     body: bytes
     fd: int
 
-    def drop(self) -> None:
+    def discard(self) -> None:
+        """Close the memory file of a call that will not run."""
         if self.fd >= 0:
             os.close(self.fd)
 
 
-class Functions:
-    """The functions that this worker was sent, decoded when first called."""
+class FunctionTable:
+    """Holds the functions that were sent to this worker, by number. Each is decoded when it is first called."""
 
     def __init__(self) -> None:
         self._known: dict[int, bytes | Callable[..., Any]] = {}
 
-    def add(self, number: int, encoded: bytes, *, forget: bool) -> None:
-        if forget:
+    def add(self, number: int, encoded: bytes, *, forget_others: bool) -> None:
+        if forget_others:
             self._known.clear()
         self._known[number] = encoded
 
@@ -76,11 +77,11 @@ class Functions:
     def decode(encoded: bytes) -> Callable[..., Any]:
         if encoded[:1] == PICKLE:
             return pickle.loads(memoryview(encoded)[1:])  # type: ignore[no-any-return]
-        return find(encoded[1:].decode())  # type: ignore[no-any-return]
+        return import_reference(encoded[1:].decode())  # type: ignore[no-any-return]
 
 
-def find(reference: str) -> Any:
-    """What `module:qualname` names."""
+def import_reference(reference: str) -> Any:
+    """Return the object that `module:qualname` names."""
     module, _, qualname = reference.partition(":")
     found = importlib.import_module(module)
     for name in qualname.split("."):
@@ -88,60 +89,61 @@ def find(reference: str) -> Any:
     return found
 
 
-class Attempt:
-    """Run one call. A signal may raise in it while it is `armed`."""
+class CallRunner:
+    """Runs one call. A signal handler may raise in it while it is `interruptible`."""
 
-    def __init__(self, call: Call, functions: Functions, voice: Voice) -> None:
-        self.armed = False
+    def __init__(self, call: ReceivedCall, functions: FunctionTable, reporter: WorkerReporter) -> None:
+        self.interruptible = False
         self._call = call
         self._functions = functions
-        self._voice = voice
-        self.asked_to_end = False
-        self._looked = False
+        self._reporter = reporter
+        self.end_requested = False
+        self._has_checked = False
         self._stage = "function"
 
-    def ask_to_end(self) -> bool:
-        """Set the flag that the function may look at; whether it never has, and must be ended by an exception."""
-        self.asked_to_end = True
-        return not self._looked
+    def request_end(self) -> bool:
+        """Set `current_job().cancelled`. Return True if the function never checked it, so an exception must end it."""
+        self.end_requested = True
+        return not self._has_checked
 
     def _cancelled(self) -> bool:
-        self._looked = True
-        return self.asked_to_end
+        self._has_checked = True
+        return self.end_requested
 
     def run(self) -> Reply:
-        self._voice.seq = self._call.seq
+        """Run the function and return what to send to the host; never raises."""
+        self._reporter.seq = self._call.seq
         try:
             try:
-                self.armed = True
+                self.interruptible = True
                 return contextvars.copy_context().run(self._run)
             finally:
-                self.armed = False
+                self.interruptible = False
         except BaseException as error:
-            self.armed = False
-            return NO_REPLY if self.asked_to_end else self._failure(error)
+            self.interruptible = False
+            return NO_REPLY if self.end_requested else self._failure(error)
 
     def _run(self) -> Reply:
         call = self._call
         ends_at = time.monotonic() + call.max_runtime if call.max_runtime else None
         function = self._function()
-        job_id, about, args, kwargs, (scope, checkpoint) = self._unpack()
+        job_id, description, args, kwargs, (scope, checkpoint) = self._unpack()
         self._stage = "run"
         enter_job(
             JobContext(
                 job_id,
                 call.number,
-                emit=self._voice.emit,
+                emit=self._reporter.emit,
                 ends_at=ends_at,
                 cancelled=self._cancelled,
                 checkpoint=checkpoint,
-                tool_name=about[0],
-                metadata=about[1],
+                tool_name=description[0],
+                metadata=description[1],
             )
         )
-        if self.asked_to_end:
-            raise SystemExit(TERMINATED)  # the signal came too early to be raised in the function
-        with find(scope[0])(scope[1]) if scope is not None else nullcontext():
+        if self.end_requested:
+            raise SystemExit(EXIT_TERMINATED)  # the signal came too early to be raised in the function
+        with import_reference(scope[0])(scope[1]) if scope is not None else nullcontext():
             value = function(*args, **kwargs)
             if type(value) is types.CoroutineType:
                 value = asyncio.run(value)
@@ -152,32 +154,32 @@ class Attempt:
         try:
             return self._functions.get(self._call.function)
         finally:
-            if self._call.flags & wire.ONCE:
+            if self._call.flags & wire.USE_ONCE:
                 self._functions.remove(self._call.function)
 
     def _unpack(self) -> tuple[str, tuple[Any, Any], tuple[Any, ...], dict[str, Any], tuple[Any, Any]]:
         self._stage = "arguments"
         body = memoryview(self._call.body)
-        id_size, about_size, args_size = wire.CALL_SIZES.unpack_from(body)
-        about_at = wire.CALL_SIZES.size + id_size
-        args_at = about_at + about_size
-        rest_at = args_at + args_size
-        job_id = str(body[wire.CALL_SIZES.size : about_at], "utf-8")
-        about = pickle.loads(body[about_at:args_at]) if about_size else (None, None)
-        rest = pickle.loads(body[rest_at:]) if rest_at < len(body) else (None, None)
-        args, kwargs = self._arguments(body[args_at:rest_at])
-        return job_id, about, args, kwargs, rest
+        id_size, description_size, args_size = wire.CALL_SIZES.unpack_from(body)
+        description_at = wire.CALL_SIZES.size + id_size
+        args_at = description_at + description_size
+        attempt_at = args_at + args_size
+        job_id = str(body[wire.CALL_SIZES.size : description_at], "utf-8")
+        description = pickle.loads(body[description_at:args_at]) if description_size else (None, None)
+        of_attempt = pickle.loads(body[attempt_at:]) if attempt_at < len(body) else (None, None)
+        args, kwargs = self._arguments(body[args_at:attempt_at])
+        return job_id, description, args, kwargs, of_attempt
 
     def _arguments(self, encoded: memoryview) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if self._call.flags & wire.NOTHING:
+        if self._call.flags & wire.NO_VALUE:
             return (), {}
         if self._call.flags & wire.IN_FILE:
-            return values.load_from_file(self._call.fd, bytes(encoded))  # type: ignore[no-any-return]
+            return values.load_memory_file(self._call.fd, bytes(encoded))  # type: ignore[no-any-return]
         return pickle.loads(encoded)  # type: ignore[no-any-return]
 
     def _success(self, value: Any) -> Reply:
         if value is None:
-            return wire.RETURNED, wire.NOTHING, b"", None
+            return wire.RETURNED, wire.NO_VALUE, b"", None
         body, file = values.dump(value, values.checked_dumps)
         return wire.RETURNED, 0 if file is None else wire.IN_FILE, body, file
 
@@ -185,21 +187,22 @@ class Attempt:
 
     def _failure(self, error: BaseException) -> Reply:
         try:
-            text = traceback_text(error, _below_us(error))
-            BaseException.with_traceback(error, None)  # its frames hold what the function held
-            return self._told(error, text)
+            text = traceback_text(error, _traceback_of_function(error))
+            # The frames of the traceback keep alive what the function's variables refer to.
+            BaseException.with_traceback(error, None)
+            return self._error_reply(error, text)
         except BaseException as fault:
-            told = JobError(f"the function raised {type(error).__name__}, which cannot be looked at: {repr_of(fault)}")
-            return wire.RAISED, 0, pickle.dumps((told, ""), 5), None
+            message = f"the function raised {type(error).__name__}, which cannot be read: {repr_of(fault)}"
+            return wire.RAISED, 0, pickle.dumps((JobError(message), ""), 5), None
 
-    def _told(self, error: BaseException, text: str) -> Reply:
+    def _error_reply(self, error: BaseException, text: str) -> Reply:
         if self._stage != "run" and not isinstance(error, SoftTimeoutError | SystemExit):
             message = f"the {_STAGES[self._stage]}: {type(error).__name__}: {text_of(error)}"
             return wire.UNSENDABLE, 0, pickle.dumps((message, text), 5), None
         try:
             body = values.checked_dumps((as_exception(error), text))
         except BaseException:
-            # It does not travel: what it said, its traceback and its error code do.
+            # The exception cannot be pickled: send its message, traceback and error code instead.
             body = pickle.dumps((as_job_error(error, f"{type(error).__name__}: {text_of(error)}"), text), 5)
         return wire.RAISED, 0, body, None
 
@@ -207,12 +210,12 @@ class Attempt:
 _STAGES = {
     "function": "function cannot be loaded in the worker",
     "arguments": "arguments cannot be unpickled in the worker",
-    "result": "result cannot travel back",
+    "result": "result cannot be sent back",
 }
 
 
-def _below_us(error: BaseException) -> types.TracebackType | None:
-    """Its traceback from the function on."""
+def _traceback_of_function(error: BaseException) -> types.TracebackType | None:
+    """Return the error's traceback without the frames of this module."""
     tb = error.__traceback__
     while tb is not None and tb.tb_frame.f_code.co_filename == __file__:
         tb = tb.tb_next

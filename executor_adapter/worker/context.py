@@ -1,4 +1,4 @@
-"""What a running function may ask of its job, and say of itself.
+"""The context of a running function: what it can read of its job, and how it reports to it.
 
 Every worker imports this module, so it needs the standard library alone.
 """
@@ -18,7 +18,7 @@ _current: contextvars.ContextVar[JobContext | Callable[[], JobContext] | None] =
 
 
 class JobContext:
-    """The job that the calling function is an attempt of. Seconds are floats, on the monotonic clock."""
+    """Describes the job whose attempt is running, and reports to it. Seconds are floats, on the monotonic clock."""
 
     __slots__ = ("_cancelled", "_checkpoint", "_emit", "attempt", "ends_at", "job_id", "metadata", "tool_name")
 
@@ -36,7 +36,7 @@ class JobContext:
     ) -> None:
         self.job_id = job_id
         self.attempt = attempt
-        """The number of this attempt, from 1."""
+        """The number of this attempt, counted from 1."""
         self.tool_name = tool_name
         self.metadata = metadata or {}
         self.ends_at = ends_at
@@ -46,48 +46,48 @@ class JobContext:
 
     @property
     def remaining(self) -> float | None:
-        """Seconds until this attempt is ended by its max_runtime; None without a limit."""
+        """Seconds until max_runtime ends this attempt; None if there is no limit."""
         return None if self.ends_at is None else max(0.0, self.ends_at - time.monotonic())
 
     @property
     def cancelled(self) -> bool:
-        """Whether the attempt has been asked to end: a function that looks can end cleanly within its grace."""
+        """Whether the attempt has been asked to end. A function that checks this can clean up within its grace."""
         return self._cancelled is not None and self._cancelled()
 
     @property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:
-        """A logger whose records carry `job_id` and `attempt`, and reach the job's log from any pool."""
+        """A logger whose records carry `job_id` and `attempt`, and reach the job's log from every pool."""
         extra = {"job_id": self.job_id, "attempt": self.attempt}
         return logging.LoggerAdapter(logging.getLogger("executor_adapter.job"), extra)
 
     def progress(self, done: float, total: float | None = None, message: str = "") -> None:
-        """Say how far the function is: shown live, and counted by `stall_timeout` as a sign of life."""
+        """Report progress. It is shown live, and restarts the clock of `stall_timeout`."""
         self._emit("progress", (done, total, message))
 
     def checkpoint(self, value: Any) -> None:
-        """Remember a picklable `value`: the next attempt finds the last one as `checkpoint_value`."""
+        """Store a picklable `value`: the next attempt reads the latest one as `checkpoint_value`."""
         self._checkpoint = pickle.dumps(value, protocol=5)
         self._emit("checkpoint", self._checkpoint)
 
     @property
     def checkpoint_value(self) -> Any:
-        """What this job last gave to `checkpoint`, in this or an earlier attempt; None where it never did."""
+        """The latest value given to `checkpoint`, in this or an earlier attempt; None if there is none."""
         return None if self._checkpoint is None else pickle.loads(self._checkpoint)
 
     def send(self, kind: str, content: Any) -> None:
-        """Tell the parent's observers of an event of a kind of the caller's own; `content` must be picklable."""
+        """Send an event of any `kind` to the host's observers; `content` must be picklable."""
         self._emit("event", (kind, content))
 
 
 def current_job() -> JobContext:
-    """The job that the calling function is an attempt of.
+    """Return the context of the job that the calling function runs for.
 
     Raises:
-        RuntimeError: it is called outside a job.
+        RuntimeError: the caller does not run in a job.
     """
     context = _current.get()
     if context is None:
-        raise RuntimeError("current_job() was called outside a job: run the function by a JobExecutor")
+        raise RuntimeError("current_job() was called outside a job: run the function with a JobExecutor")
     if not isinstance(context, JobContext):
         context = context()
         _current.set(context)
@@ -95,20 +95,22 @@ def current_job() -> JobContext:
 
 
 def running_job() -> JobContext | None:
-    """As `current_job`; None outside a job."""
+    """Return what `current_job` returns, or None outside a job."""
     return None if _current.get() is None else current_job()
 
 
-Entered = contextvars.Token[JobContext | Callable[[], JobContext] | None]
+JobToken = contextvars.Token[JobContext | Callable[[], JobContext] | None]
 
 
-def enter_job(context: JobContext | Callable[[], JobContext]) -> Entered:
-    """Make `context` what `current_job` gives, or what makes it when first asked for; pools call it around a function.
+def enter_job(context: JobContext | Callable[[], JobContext]) -> JobToken:
+    """Make `current_job` return `context` until `leave_job(token)`; pools call this around a function.
 
-    Most functions never ask, and making one takes as long as all else around a short function.
+    A callable is called when the context is first used: most functions never use it, and making one takes as long as
+    everything else around a short function.
     """
     return _current.set(context)
 
 
-def leave_job(token: Entered) -> None:
+def leave_job(token: JobToken) -> None:
+    """Undo `enter_job`."""
     _current.reset(token)

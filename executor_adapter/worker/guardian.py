@@ -1,15 +1,15 @@
-"""The guardian: a small process that forks the workers, outlives the host by a moment and leaves nothing behind.
+"""The guardian: a fork server that also reaps. It outlives its host by a moment and leaves nothing behind.
 
-It is started without importing the program's `__main__`, has its own session, one thread, and the modules of the
-preload list, so that a worker is one fork away. Everything that runs in its workers is below it: a worker's own
-descendants are the worker's (child subreaper) and become the guardian's when the worker dies. So after each death
-it kills and reaps every child of its own that is no worker, again until there is none, and only then says GONE.
-When the host dies it does so for all of them, and exits. It and the workers hold the host's presence (`presence`): as
-long as any of them lives, nobody takes the host for gone.
+It is started without importing the program's `__main__`, and has its own session, one thread, and the modules of the
+preload list, so that a worker is one fork away. Everything that runs in its workers is below it: a worker's descendants
+stay below the worker (a child subreaper), and become the guardian's children when the worker dies. So after each death
+it kills and reaps all its children that are not workers, repeatedly until none is left, and only then sends EXITED.
+When the host dies, it does so for all workers, and exits. The guardian and the workers hold the host's presence (see
+`presence`): as long as one of them lives, the host counts as alive.
 
-    host -> guardian    FORK (with the worker's descriptors: socket, tickets, stdout, stderr), TERMINATE (its group),
-                        KILL
-    guardian -> host    UP, FORKED (with a pidfd), GONE (how it exited, and nothing of it is alive), UNABLE, NOTE
+    host -> guardian    FORK (with the worker's descriptors: socket, tickets, stdout, stderr), TERMINATE (the worker's
+                        process group), KILL
+    guardian -> host    READY, FORKED (with a pidfd), EXITED (how it exited; all it started is dead), FORK_FAILED, LOG
 
 It runs beside every program that uses processes, so it needs the standard library alone.
 """
@@ -30,91 +30,101 @@ import traceback
 from typing import Any
 
 from executor_adapter.worker import process
-from executor_adapter.worker.process_tree import become, children, kill
+from executor_adapter.worker.process_tree import become_subreaper, children, kill
 
 PACKET = struct.Struct("<BIii")
-"""Kind, number of the worker, and two numbers: of FORKED the pid, of GONE si_code and si_status, of UNABLE the errno.
-A NOTE has text behind it."""
-FORK, TERMINATE, KILL, UP, FORKED, GONE, UNABLE, NOTE = range(1, 9)
+"""Kind, number of the worker, and two numbers: the pid for FORKED, si_code and si_status for EXITED, the errno for
+FORK_FAILED. Text follows in a LOG."""
+FORK, TERMINATE, KILL, READY, FORKED, EXITED, FORK_FAILED, LOG = range(1, 9)
 
-PACKET_LIMIT = 4096
+MAX_PACKET_SIZE = 4096
 FD_SPACE = socket.CMSG_SPACE(4 * 4)
 
-_FORK_PATIENCE = 5.0
+_FORK_TIMEOUT = 5.0
 """Seconds for which a fork that the system refuses is tried again."""
-_RETRY = 0.05
+_RETRY_INTERVAL = 0.05
+"""Seconds between two attempts to fork, or to find the last orphans."""
+_END_TIMEOUT = 5.0
+"""Seconds that a guardian without a host spends to kill what is left."""
 
 
 def main(host_fd: int, setup: dict[str, Any]) -> None:
-    """Guard until the host is gone. `setup`: see `launcher.Guardian`."""
+    """Fork and reap workers until the host has died. `setup`: see `pools.guardian.client.GuardianClient`."""
     for fd in (host_fd, *setup["presence"]):
         os.set_inheritable(fd, False)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    become("job-guardian")
+    become_subreaper("job-guardian")
     with socket.socket(fileno=host_fd) as host:
         try:
-            guard = Guard(host, setup)
-        except ProcessLookupError:  # the host is gone already
+            guardian = Guardian(host, setup)
+        except ProcessLookupError:  # the host has died already
             return
-        guard.preload()
-        guard.run()
+        guardian.preload()
+        guardian.run()
 
 
-class Guard:
+class Guardian:
+    """Forks workers when the host asks for them, and reports each exit when all that the worker started is dead."""
+
     def __init__(self, host: socket.socket, setup: dict[str, Any]) -> None:
         self._host = host
         self._setup = setup
         self._pid = os.getpid()
-        # Not the socket's end alone: a process that the host forked may hold the other end open.
+        # The socket's end alone is not enough: a process that the host forked may hold the other end open.
         self._host_pidfd = os.pidfd_open(setup["host"])
         self._workers: dict[int, int] = {}
-        self._dead: list[tuple[int, int, int, float]] = []
+        """The number of each living worker, by pid."""
+        self._exited: list[tuple[int, int, int, float]] = []
+        """Workers that have exited but may have left something: number, si_code, si_status, and when."""
         self._orphans: dict[int, float] = {}
-        self._unforked: list[tuple[int, list[int], float]] = []
-        self._fork_at = 0.0
+        """Processes that dead workers left, with the time they were first seen."""
+        self._fork_requests: list[tuple[int, list[int], float]] = []
+        """Workers to be forked: number, descriptors, and until when to try."""
+        self._next_fork_at = 0.0
         self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
 
     def preload(self) -> None:
-        """Import what the workers will need, once for all; what fails is left to fail where it is needed."""
+        """Import what the workers will need. A module that cannot be imported fails again where it is needed."""
         for name in self._setup["preload"]:
             try:
                 importlib.import_module(name)
             except Exception:
-                self._say(NOTE, text=f"cannot preload {name}: {traceback.format_exc(limit=-1)}")
-        # Moved out of the collector's sight, these objects are not touched by it, and their pages stay shared.
+                self._send(LOG, text=f"cannot preload {name}: {traceback.format_exc(limit=-1)}")
+        # The garbage collector does not touch frozen objects, so their pages stay shared with the workers.
         gc.collect()
         gc.freeze()
-        self._say(UP)
+        self._send(READY)
 
     def run(self) -> None:
+        """Serve the host until it has died, then kill all workers."""
         poll = select.poll()
         for fd in (self._host.fileno(), self._host_pidfd, self._wake_reader):
             poll.register(fd, select.POLLIN)
         host_lives = True
         while host_lives:
-            for fd, _ in poll.poll(self._time_to_sleep()):
+            for fd, _ in poll.poll(self._poll_timeout()):
                 if fd == self._wake_reader:
                     self._drain_wake_pipe()
                 else:
-                    host_lives = host_lives and fd != self._host_pidfd and self._listen()
-            # A fork takes milliseconds: one at a time, and the dead first, since somebody waits for their slots.
-            self._bury()
+                    host_lives = host_lives and fd != self._host_pidfd and self._receive()
+            # A fork takes milliseconds: one per turn, and exits first, since jobs wait for those slots.
+            self._report_exits()
             self._fork_next()
-        self._end_all()
+        self._kill_all()
 
-    def _time_to_sleep(self) -> float | None:
-        """Milliseconds."""
-        if self._unforked:
-            return max(0.0, self._fork_at - time.monotonic()) * 1000
-        return _RETRY * 1000 if self._dead else None
+    def _poll_timeout(self) -> float | None:
+        """Return how long to wait for the next event, in milliseconds; None for any time."""
+        if self._fork_requests:
+            return max(0.0, self._next_fork_at - time.monotonic()) * 1000
+        return _RETRY_INTERVAL * 1000 if self._exited else None
 
-    def _listen(self) -> bool:
-        """Do what the host asks; False where it is gone."""
+    def _receive(self) -> bool:
+        """Carry out a request of the host. Return False if the host has closed the socket."""
         try:
-            packet, ancillary, _, _ = self._host.recvmsg(PACKET_LIMIT, FD_SPACE, socket.MSG_CMSG_CLOEXEC)
+            packet, ancillary, _, _ = self._host.recvmsg(MAX_PACKET_SIZE, FD_SPACE, socket.MSG_CMSG_CLOEXEC)
         except ConnectionError:
             return False
         if not packet:
@@ -122,7 +132,7 @@ class Guard:
         kind, number, _, _ = PACKET.unpack(packet)
         if kind == FORK:
             fds = array.array("i", ancillary[0][2]).tolist()
-            self._unforked.append((number, fds, time.monotonic() + _FORK_PATIENCE))
+            self._fork_requests.append((number, fds, time.monotonic() + _FORK_TIMEOUT))
         for pid in [pid for pid, its_number in self._workers.items() if its_number == number]:
             if kind == TERMINATE:
                 with contextlib.suppress(ProcessLookupError):
@@ -131,20 +141,20 @@ class Guard:
                 kill(pid)
         return True
 
-    # --- births ---
+    # --- forks ---
 
     def _fork_next(self) -> None:
-        if not self._unforked or time.monotonic() < self._fork_at:
+        if not self._fork_requests or time.monotonic() < self._next_fork_at:
             return
-        number, fds, until = self._unforked.pop(0)
+        number, fds, until = self._fork_requests.pop(0)
         try:
             self._fork(number, fds)
         except OSError as error:
-            self._fork_at = time.monotonic() + _RETRY
-            if self._fork_at < until:
-                self._unforked.append((number, fds, until))
+            self._next_fork_at = time.monotonic() + _RETRY_INTERVAL
+            if self._next_fork_at < until:
+                self._fork_requests.append((number, fds, until))
                 return
-            self._say(UNABLE, number, error.errno or 0)
+            self._send(FORK_FAILED, number, error.errno or 0)
         for fd in fds:
             os.close(fd)
 
@@ -158,17 +168,17 @@ class Guard:
             kill(pid)
             raise
         self._workers[pid] = number
-        self._say(FORKED, number, pid, fd=pidfd)
+        self._send(FORKED, number, pid, fd=pidfd)
         os.close(pidfd)
 
     def _become_worker(self, fds: list[int]) -> None:
-        """In the child: never returns, whatever happens."""
-        code = process.FAILED_TO_START
+        """Run a worker in the forked process. Never returns, whatever happens."""
+        code = process.EXIT_SETUP_FAILED
         try:
             signal.set_wakeup_fd(-1)
-            become("job-worker", dies_with_parent=True)
-            if os.getppid() == self._pid:  # else the guardian died before it could take the worker along
-                self._let_go()
+            become_subreaper("job-worker", dies_with_parent=True)
+            if os.getppid() == self._pid:  # else the guardian died before this process asked to die with it
+                self._close_inherited()
                 os.setsid()
                 code = process.main(fds, self._setup)
         except BaseException:
@@ -176,49 +186,51 @@ class Guard:
         finally:
             os._exit(code)
 
-    def _let_go(self) -> None:
+    def _close_inherited(self) -> None:
+        """Close the guardian's own descriptors, and those of workers that are not forked yet."""
         self._host.close()
-        others = [fd for _, its_fds, _ in self._unforked for fd in its_fds]
+        others = [fd for _, its_fds, _ in self._fork_requests for fd in its_fds]
         for fd in (self._host_pidfd, self._wake_reader, self._wake_writer, *others):
             os.close(fd)
 
-    # --- deaths ---
+    # --- exits ---
 
-    def _bury(self) -> None:
-        """Reap what has died; tell of each worker once nothing of it is alive."""
+    def _report_exits(self) -> None:
+        """Reap dead processes, and report each worker whose descendants are all dead."""
         self._reap()
-        if not self._dead:
+        if not self._exited:
             return
         self._kill_orphans()
         waiting = []
-        for number, code, status, at in self._dead:
-            # One that is first seen after this worker's death may be its; an older one, stuck in the kernel, is not.
+        for number, code, status, at in self._exited:
+            # An orphan that was first seen after this worker's exit may be its own. One seen before, which the kernel
+            # has not released yet, is not.
             if any(seen >= at for seen in self._orphans.values()):
                 waiting.append((number, code, status, at))
             else:
-                self._say(GONE, number, code, status)
-        self._dead = waiting
+                self._send(EXITED, number, code, status)
+        self._exited = waiting
 
     def _reap(self) -> None:
         with contextlib.suppress(ChildProcessError):
             while (died := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
                 number = self._workers.pop(died.si_pid, None)
                 if number is not None:
-                    # Before it is reaped, its id cannot belong to anybody else's group.
+                    # Until the worker is reaped, no other process group can have its id.
                     with contextlib.suppress(ProcessLookupError):
                         os.killpg(died.si_pid, signal.SIGKILL)
-                    self._dead.append((number, died.si_code, died.si_status, time.monotonic()))
+                    self._exited.append((number, died.si_code, died.si_status, time.monotonic()))
                 os.waitpid(died.si_pid, 0)
 
     def _kill_orphans(self) -> None:
         now = time.monotonic()
         found = [pid for pid in children(self._pid) if pid not in self._workers]
-        # Another user's cannot be killed, so none is waited for.
+        # A process of another user cannot be killed, so it is not waited for.
         self._orphans = {pid: self._orphans.get(pid, now) for pid in found if kill(pid)}
 
-    def _end_all(self) -> None:
-        """The host is gone: kill every tree, and leave when there is nothing left, or after some seconds."""
-        until = time.monotonic() + 5.0
+    def _kill_all(self) -> None:
+        """Kill all workers and what they started, since the host has died. Return when nothing is left, or in time."""
+        until = time.monotonic() + _END_TIMEOUT
         self._workers.clear()
         poll = select.poll()
         poll.register(self._wake_reader, select.POLLIN)
@@ -227,17 +239,17 @@ class Guard:
             self._kill_orphans()
             if not self._orphans:
                 return
-            poll.poll(_RETRY * 1000)
+            poll.poll(_RETRY_INTERVAL * 1000)
             self._drain_wake_pipe()
 
-    # --- the wire ---
+    # --- sockets ---
 
-    def _say(
+    def _send(
         self, kind: int, number: int = 0, first: int = 0, second: int = 0, *, fd: int = -1, text: str = ""
     ) -> None:
-        packet = PACKET.pack(kind, number, first, second) + text.encode()[: PACKET_LIMIT - PACKET.size]
+        packet = PACKET.pack(kind, number, first, second) + text.encode()[: MAX_PACKET_SIZE - PACKET.size]
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))] if fd >= 0 else []
-        # A host that is gone is noticed where it is listened to.
+        # The death of the host is noticed in `run`.
         with contextlib.suppress(ConnectionError):
             self._host.sendmsg([packet], rights)
 
@@ -254,4 +266,4 @@ BOOTSTRAP = (
     "from executor_adapter.worker.guardian import main\n"
     "main(int(sys.argv[2]), setup)\n"
 )
-"""What the guardian's interpreter runs: it must have the host's sys.path before it can find this package."""
+"""The program of the guardian's interpreter: it needs the host's sys.path before it can import this package."""

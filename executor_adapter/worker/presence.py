@@ -1,11 +1,12 @@
-"""Whether anything of a process is left: the process itself, its guardian and workers, whichever dies last.
+"""Presence: a liveness lock, a socket name held by a host process, its guardian and its workers.
 
-All of them hold one socket, bound to a name in Linux's abstract namespace: the process makes it, the others inherit it.
-The kernel frees the name when the last of them has died, whatever killed it, and not before it has ceased to run code.
-There is no file that could be left behind, and nothing to do while jobs run. The name is known in one network
-namespace, to all users of it.
+The host binds a socket to a name in Linux's abstract namespace; its guardian and workers inherit it. The kernel frees
+the name when the last holder has died, whatever killed it, and not before that process has stopped running code. So
+there is no file to leave behind, and nothing to do while jobs run. The name is visible to all users of one network
+namespace.
 
-Who is forked without being one of them (by the program, or by a job's function) lets go of it at once.
+A process that is forked without being a guardian or worker (by the program, or by a job's function) closes the socket
+at once.
 """
 
 from __future__ import annotations
@@ -19,37 +20,40 @@ from typing import NamedTuple
 
 
 class Presence(NamedTuple):
-    """What a process holds, and gives to whoever runs its jobs."""
+    """The lock that a process holds, and passes on to the processes that run its jobs."""
 
     name: str
-    """By which others ask for it; "" where the system has no such thing."""
+    """The name by which others check it; "" on systems without abstract sockets."""
     fds: tuple[int, ...]
-    """Its descriptor, where there is one."""
+    """Its file descriptor, if there is one."""
 
 
 NO_PRESENCE = Presence("", ())
 
 _lock = threading.Lock()
-_mine: Presence | None = None
+_own: Presence | None = None
 
 
 def presence() -> Presence:
-    """That of this process, from its first use on until it ends."""
-    global _mine
+    """Return the presence of this process: taken at the first call, and held until the process ends."""
+    global _own
     with _lock:
-        if _mine is None:
-            _mine = _take()
-        return _mine
+        if _own is None:
+            _own = _take()
+        return _own
 
 
 def is_held(name: str) -> bool | None:
-    """Whether anybody holds it; None where this process may not know. Where it cannot ask now, it is held."""
+    """Return whether any process holds the presence `name`.
+
+    Returns None if this process is not allowed to check, and True if the check fails for another reason.
+    """
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as asking:
-            asking.connect(_address(name))
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+            probe.connect(_address(name))
     except ConnectionRefusedError:
         return False
-    except PermissionError:  # a sandbox
+    except PermissionError:  # in a sandbox
         return None
     except OSError:
         pass
@@ -63,7 +67,7 @@ def _take() -> Presence:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
         sock.bind(_address(name))
-    except PermissionError:  # a sandbox
+    except PermissionError:  # in a sandbox
         sock.close()
         return NO_PRESENCE
     return Presence(name, (sock.detach(),))
@@ -73,15 +77,15 @@ def _address(name: str) -> str:
     return f"\0executor-adapter/{name}"
 
 
-def _let_go() -> None:
-    """In a forked process: it is another."""
-    global _lock, _mine
+def _release_after_fork() -> None:
+    """Close the inherited socket: a forked process is another host, with a presence of its own."""
+    global _lock, _own
     _lock = threading.Lock()
-    if _mine is not None:
-        for fd in _mine.fds:
+    if _own is not None:
+        for fd in _own.fds:
             os.close(fd)
-    _mine = None
+    _own = None
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go)
+    os.register_at_fork(after_in_child=_release_after_fork)

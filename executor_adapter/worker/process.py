@@ -1,28 +1,28 @@
-"""A worker: one process that runs one call at a time, and tells its host of each before it begins the next.
+"""A worker: one process that runs one call at a time, and reports each to its host before it starts the next.
 
 It has its own session (`killpg` reaches what it starts), is a child subreaper (`process_tree`), is killed by the kernel
 when the guardian dies, reads nothing from the terminal, and writes stdout and stderr into pipes that the host reads.
 
-**Tickets.** Host and worker share one eventfd, a semaphore. The host adds a ticket for each call that it sends; the
-worker takes one before it begins each. Taking is atomic in the kernel, so a host that takes tickets back knows, even
-while a function holds the GIL, that the calls it sent last will not begin; and the tickets that a dead worker left
-tell how many calls it had not begun. A worker with calls and no ticket waits for either.
+**Tickets.** Host and worker share an eventfd that is used as a semaphore. The host adds a ticket for each call that it
+sends, and the worker takes one before it starts each call. Taking is atomic in the kernel. So a host that takes tickets
+back knows, even while a function holds the GIL, that the calls it sent last will not start; and the tickets that a dead
+worker left tell how many calls it had not started. A worker with calls but no ticket waits for either.
 
-**Signals.** SIGTERM asks the function to end. One that has looked at `current_job().cancelled` is left to end by
-itself; in any other, SystemExit is raised, so that its `finally` and `with` blocks run. When it has ended the worker
-exits. Whoever catches that, or sits in C code, is killed when the grace is over. A handler of the function's own has
-precedence, and is removed after it.
-INTERRUPT raises SoftTimeoutError in the function and logs the stack it interrupts. SIGINT is ignored.
+**Signals.** SIGTERM asks the function to end. A function that has checked `current_job().cancelled` is expected to
+return by itself; in any other, SystemExit is raised, so that its `finally` and `with` blocks run. Afterwards the worker
+exits. A function that catches the exception, or is stuck in C code, is killed when the grace period is over. A handler
+that the function installed itself takes precedence, and is removed after the call.
+INTERRUPT raises SoftTimeoutError in the function and logs the stack that it interrupts. SIGINT is ignored.
 
-A process that the function forks gets none of this: neither socket nor tickets, and default signals. Processes that a
-function leaves running are not ended with its call, but with the worker.
+A process that the function forks inherits none of this: neither socket nor tickets, and default signal handlers.
+Processes that a function leaves running end with the worker, not with the call.
 
-It is forked from the guardian, so it needs the standard library alone.
+The worker is forked from the guardian, so it needs the standard library alone.
 """
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]  # signal's own makes two enums a call
+import _signal  # type: ignore[import-not-found]  # the functions of `signal` make two enum members in each call
 import atexit
 import faulthandler
 import fcntl
@@ -41,57 +41,59 @@ from typing import Any
 
 from executor_adapter.exceptions import SoftTimeoutError
 from executor_adapter.worker import wire
-from executor_adapter.worker.call import TERMINATED, Attempt, Call, Functions
-from executor_adapter.worker.reporter import Channel, Voice
-from executor_adapter.worker.stdio import Memory, Stdio
+from executor_adapter.worker.call import EXIT_TERMINATED, CallRunner, FunctionTable, ReceivedCall
+from executor_adapter.worker.reporter import Channel, WorkerReporter
+from executor_adapter.worker.stdio import PeakMemory, Stdio
 
 INTERRUPT = signal.SIGRTMAX - 3 if hasattr(signal, "SIGRTMAX") else signal.SIGUSR2
-"""Asks the function to end by SoftTimeoutError: a signal that nobody else is likely to use."""
+"""The signal that raises SoftTimeoutError in the function; chosen because few programs use it."""
 
-FAILED_TO_START = 70
+EXIT_SETUP_FAILED = 70
 """Exit code of a worker whose set-up or initializer failed."""
 
 _SIGTERM = int(signal.SIGTERM)
-_HIGH = 512
-"""Our descriptors are moved above this number, out of the way of functions that close all low ones."""
+_MIN_FD = 512
+"""The worker's own descriptors are moved to this number or above, since functions often close all low ones."""
+
+WorkerFactory = Callable[[socket.socket, int, Stdio, int], "Worker"]
+"""Makes the worker from its socket, ticket descriptor, streams and log level."""
 
 
-def main(
-    fds: list[int], setup: dict[str, Any], make: Callable[[socket.socket, int, Stdio, int], Worker] | None = None
-) -> int:
-    """Serve the host until it closes the socket; the exit code.
+def main(fds: list[int], setup: dict[str, Any], make_worker: WorkerFactory | None = None) -> int:
+    """Serve the host until it closes the socket. Return the exit code.
 
-    `fds`: the worker's ends of socket, tickets, stdout and stderr. `setup`: see `launcher.Guardian`.
+    `fds`: the worker's ends of socket, tickets, stdout and stderr. `setup`: see `pools.guardian.client.GuardianClient`.
     """
     socket_fd, ticket_fd, stdout_fd, stderr_fd = fds
-    stdio = Stdio(_raise(stdout_fd), _raise(stderr_fd))
+    stdio = Stdio(_move_up(stdout_fd), _move_up(stderr_fd))
     faulthandler.enable(file=stdio.stderr_fd)
-    worker = (make or Worker)(socket.socket(fileno=_raise(socket_fd)), _raise(ticket_fd), stdio, setup["log_level"])
+    sock = socket.socket(fileno=_move_up(socket_fd))
+    worker = (make_worker or Worker)(sock, _move_up(ticket_fd), stdio, setup["log_level"])
     for fd in setup["presence"]:
-        _hold(fd)
-    _apply(setup)
+        _hold_presence(fd)
+    _apply_settings(setup)
     worker.serve()
-    _leave()
+    _run_exit_handlers()
     return 0
 
 
-def _hold(presence: int) -> None:
-    """Have the host count as there while this process is; not while those are that a function forks."""
-    held = _raise(presence)
+def _hold_presence(fd: int) -> None:
+    """Keep the host's presence while this process lives, but not in processes that a function forks."""
+    held = _move_up(fd)
     os.register_at_fork(after_in_child=lambda: os.close(held))
 
 
-def _raise(fd: int) -> int:
-    """Move a descriptor up, where there is room for it."""
+def _move_up(fd: int) -> int:
+    """Move a descriptor to _MIN_FD or above, if the limit of open files allows it."""
     try:
-        high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+        high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _MIN_FD)
     except OSError:
         return fd
     os.close(fd)
     return high
 
 
-def _apply(setup: dict[str, Any]) -> None:
+def _apply_settings(setup: dict[str, Any]) -> None:
     if setup["nice"]:
         os.nice(setup["nice"])
     if setup["cpu_affinity"]:
@@ -101,65 +103,68 @@ def _apply(setup: dict[str, Any]) -> None:
         # Python reseeds its own generator in a forked process; numpy's would give the same numbers in each worker.
         random.seed()
     if setup["initializer"] is not None:
-        Functions().decode(setup["initializer"])()
+        FunctionTable().decode(setup["initializer"])()
 
 
-def _leave() -> None:
-    """What the interpreter does at its end, as far as it concerns the functions that ran here."""
-    atexit._run_exitfuncs()
+def _run_exit_handlers() -> None:
+    """Do what the interpreter does at its end that the functions of this worker may rely on; `os._exit` skips it."""
+    atexit._run_exitfuncs()  # noqa: SLF001  there is no other way to run them
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
 
 
 class Worker:
+    """Receives calls, runs them one by one, and sends the results."""
+
     def __init__(self, sock: socket.socket, ticket_fd: int, stdio: Stdio, log_level: int) -> None:
         self._socket = sock
         self._tickets = ticket_fd
         self._stdio = stdio
-        self._memory = Memory()
+        self._memory = PeakMemory()
         self._reader = wire.FrameReader(sock, bytearray(1 << 18))
         self._channel = Channel(sock)
-        self._voice = Voice(self._channel, log_level)
-        self._functions = Functions()
-        self._calls: deque[Call] = deque()
-        self._told_to_end = False
-        self._attempt: Attempt | None = None
-        self._unheard = False
-        self._take_signals()
-        os.register_at_fork(after_in_child=self._let_go)
+        self._reporter = WorkerReporter(self._channel, log_level)
+        self._functions = FunctionTable()
+        self._calls: deque[ReceivedCall] = deque()
+        self._end_requested = False
+        self._runner: CallRunner | None = None
+        self._output_unread = False
+        self._install_handlers()
+        os.register_at_fork(after_in_child=self._detach)
 
     # --- calls ---
 
     def serve(self) -> None:
+        """Run calls until the host closes the socket."""
         self._channel.send(wire.HEADER.pack(0, wire.READY, 0, 0, 0, os.getpid(), time.monotonic(), 0.0))
-        while (call := self._next()) is not None:
+        while (call := self._next_call()) is not None:
             self._answer(call)
 
-    def _answer(self, call: Call) -> None:
-        attempt = self._attempt = Attempt(call, self._functions, self._voice)
-        if self._told_to_end:
-            attempt.ask_to_end()
+    def _answer(self, call: ReceivedCall) -> None:
+        runner = self._runner = CallRunner(call, self._functions, self._reporter)
+        if self._end_requested:
+            runner.request_end()
         started = time.monotonic()
-        kind, flags, body, file = attempt.run()
-        self._attempt = None
-        self._voice.finish()
-        flags |= self._stdio.settle()
-        if attempt.asked_to_end:
-            # Its host waits for its death; what a result would say is known, or comes too late.
-            os._exit(TERMINATED)
+        kind, flags, body, file = runner.run()
+        self._runner = None
+        self._reporter.finish()
+        flags |= self._stdio.restore()
+        if runner.end_requested:
+            # The host waits for this process to exit. It knows the outcome already, or would receive it too late.
+            os._exit(EXIT_TERMINATED)
         ended = time.monotonic()
-        peak = self._memory.peak()
+        peak = self._memory.take()
         header = wire.HEADER.pack(len(body), kind, flags, 0, call.seq, peak, started, ended)
         self._channel.send(header + body, None if file is None else file.fd)
-        self._unheard = bool(flags & wire.OUTPUT)
-        self._take_signals()
+        self._output_unread = bool(flags & wire.HAS_OUTPUT)
+        self._install_handlers()
 
-    def _next(self) -> Call | None:
-        """The next call that there is a ticket for; None when the host has closed the socket."""
+    def _next_call(self) -> ReceivedCall | None:
+        """Return the next call that there is a ticket for; None when the host has closed the socket."""
         calls = self._calls
         try:
             while True:
-                if not calls or self._unheard:
+                if not calls or self._output_unread:
                     self._receive()
                 elif self._take_ticket():
                     return calls.popleft()
@@ -169,7 +174,7 @@ class Worker:
             return None
 
     def _take_ticket(self) -> bool:
-        self._told_to_end = False  # the host asks only for the end of what has its ticket
+        self._end_requested = False  # the host ends only calls whose ticket was taken, so this was for an earlier one
         try:
             os.eventfd_read(self._tickets)
         except BlockingIOError:
@@ -177,7 +182,7 @@ class Worker:
         return True
 
     def _wait_for_frames(self) -> bool:
-        """Wait for a frame or a ticket; whether it is a frame."""
+        """Wait for a frame or a ticket. Return True if there is a frame."""
         poll = select.poll()
         poll.register(self._socket.fileno(), select.POLLIN)
         poll.register(self._tickets, select.POLLIN)
@@ -186,29 +191,30 @@ class Worker:
     def _receive(self) -> None:
         for kind, flags, number, seq, word, first, _, body in self._reader.read():
             if kind == wire.CALL:
-                fd = _raise(self._reader.fds.popleft()) if flags & wire.IN_FILE else -1
-                self._calls.append(Call(flags, number, seq, word, first, body, fd))
+                fd = _move_up(self._reader.fds.popleft()) if flags & wire.IN_FILE else -1
+                self._calls.append(ReceivedCall(flags, number, seq, word, first, body, fd))
             elif kind == wire.FUNCTION:
-                self._functions.add(word, body, forget=bool(flags & wire.FORGET))
+                self._functions.add(word, body, forget_others=bool(flags & wire.FORGET_OTHERS))
             elif kind == wire.PATH:
                 sys.path[:] = pickle.loads(body)
             elif kind == wire.DROP:
                 self._drop(seq)
-            elif kind == wire.HEARD:
-                self._unheard = False
+            elif kind == wire.OUTPUT_READ:
+                self._output_unread = False
 
     def _drop(self, seq: int) -> None:
+        """Discard the call numbered `seq` and all later ones."""
         while self._calls and self._calls[-1].seq >= seq:
             call = self._calls.pop()
-            call.drop()
-            if call.flags & wire.ONCE:
+            call.discard()
+            if call.flags & wire.USE_ONCE:
                 self._functions.remove(call.function)
         self._channel.send(wire.HEADER.pack(0, wire.DROPPED, 0, 0, 0, 0, 0.0, 0.0))
 
     # --- signals ---
 
-    def _take_signals(self) -> None:
-        """Have our handlers in place; a function may have set its own."""
+    def _install_handlers(self) -> None:
+        """Install the signal handlers again if the function replaced them."""
         if _signal.getsignal(_SIGTERM) != self._on_terminate:
             signal.signal(signal.SIGTERM, self._on_terminate)
             signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -218,27 +224,27 @@ class Worker:
             signal.signal(INTERRUPT, self._on_interrupt)
 
     def _on_terminate(self, *_: Any) -> None:
-        if self._attempt is None:
-            self._told_to_end = True
-        elif self._attempt.ask_to_end():
-            self._channel.when_free(self._raise_exit)
+        if self._runner is None:
+            self._end_requested = True
+        elif self._runner.request_end():
+            self._channel.run_between_frames(self._raise_exit)
 
     def _raise_exit(self) -> None:
-        if self._attempt is not None and self._attempt.armed:
-            raise SystemExit(TERMINATED)
+        if self._runner is not None and self._runner.interruptible:
+            raise SystemExit(EXIT_TERMINATED)
 
     def _on_interrupt(self, _: int, frame: FrameType | None) -> None:
         stack = "".join(traceback.format_stack(frame))
-        self._channel.when_free(lambda: self._raise_soft_timeout(stack))
+        self._channel.run_between_frames(lambda: self._raise_soft_timeout(stack))
 
     def _raise_soft_timeout(self, stack: str) -> None:
-        if self._attempt is not None and self._attempt.armed:
-            self._voice.log("the function passed its soft_timeout here:\n" + stack)
+        if self._runner is not None and self._runner.interruptible:
+            self._reporter.log("the function passed its soft_timeout here:\n" + stack)
             raise SoftTimeoutError("soft_timeout passed")
 
-    def _let_go(self) -> None:
-        """In a process that the function forked: it is no worker."""
-        self._channel.abandon()
+    def _detach(self) -> None:
+        """Release everything of the worker in a process that the function forked."""
+        self._channel.detach()
         os.close(self._tickets)
         for number in (signal.SIGTERM, signal.SIGINT, INTERRUPT):
             signal.signal(number, signal.SIG_DFL)

@@ -1,6 +1,6 @@
-"""Processes and what they started: found through their parents, measured, and ended to the last one.
+"""Finds, measures and kills a process with everything that it started.
 
-A worker is a child subreaper (prctl(2), PR_SET_CHILD_SUBREAPER): whatever it started, in its own session or forked
+A worker is a child subreaper (prctl(2), PR_SET_CHILD_SUBREAPER): whatever it starts, in another session or forked
 twice, stays below it. The guardian is one too: what a dead worker leaves behind becomes the guardian's own child.
 
 The guardian imports this module, so it needs the standard library alone.
@@ -14,17 +14,19 @@ import signal
 from collections.abc import Iterator
 
 TREE_VARIABLE = "EXECUTOR_ADAPTER_TREE"
-"""Environment variable by which the tree of one guardian is known when the guardian itself is gone."""
+"""Environment variable that marks the processes of one guardian, to find them when the guardian has died."""
 
-_PAGE = os.sysconf("SC_PAGE_SIZE")
-_MOST_LOOKS = 5
-"""At a tree that is to be killed: one that grows faster must not hold up who kills it."""
+_PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
+_MAX_SCANS = 5
+"""How often a tree is scanned while it is killed: one that grows faster must not hold up the caller for ever."""
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
 
 
-def become(name: str, *, dies_with_parent: bool = False) -> None:
-    """Make the calling process a child subreaper called `name` (at most 15 bytes), killed when its parent dies if
-    `dies_with_parent`."""
+def become_subreaper(name: str, *, dies_with_parent: bool = False) -> None:
+    """Make the calling process a child subreaper and name it `name` (at most 15 bytes).
+
+    `dies_with_parent`: the kernel kills it when its parent dies.
+    """
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
@@ -33,7 +35,7 @@ def become(name: str, *, dies_with_parent: bool = False) -> None:
 
 
 def children(pid: int) -> list[int]:
-    """The processes that `pid` is the parent of, zombies included; none where it is gone."""
+    """Return the children of a process, zombies included; none if the process has ended."""
     found: list[int] = []
     try:
         # Each thread has a list of its own.
@@ -50,14 +52,14 @@ def _has_children_files() -> bool:
 
 
 def _children_by_scan(parent: int) -> list[int]:
-    """As `children`, for kernels built without CONFIG_PROC_CHILDREN."""
+    """Return what `children` returns, on kernels built without CONFIG_PROC_CHILDREN."""
     return [pid for pid in _all_processes() if _parent_of(pid) == parent]
 
 
 def _parent_of(pid: int) -> int | None:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            # The name, in parentheses, may hold anything; the state and the parent follow it.
+            # The name, in parentheses, may contain anything; the state and the parent follow it.
             return int(file.read().rpartition(b")")[2].split()[1])
     except (OSError, IndexError):
         return None
@@ -68,7 +70,7 @@ def _all_processes() -> Iterator[int]:
 
 
 def tree(pid: int) -> list[int]:
-    """`pid` and all that descends from it, as far as it is alive."""
+    """Return `pid` and its living descendants."""
     found = [pid]
     for member in found:
         found.extend(children(member))
@@ -76,21 +78,21 @@ def tree(pid: int) -> list[int]:
 
 
 def resident(pid: int) -> int:
-    """Bytes of memory that one process holds resident; 0 where it is gone."""
+    """Return the resident memory of one process in bytes; 0 if it has ended."""
     try:
         with open(f"/proc/{pid}/statm", "rb") as file:
-            return int(file.read().split()[1]) * _PAGE
+            return int(file.read().split()[1]) * _PAGE_SIZE
     except (OSError, IndexError):
         return 0
 
 
 def tree_resident(pid: int) -> int:
-    """Bytes that a process and its descendants hold resident; pages that they share count once for each."""
+    """Return the resident memory of a process and its descendants in bytes; shared pages count once for each."""
     return sum(map(resident, tree(pid)))
 
 
 def kill(pid: int) -> bool:
-    """SIGKILL it; whether it is there to be killed, and not another user's (sudo makes such)."""
+    """Send SIGKILL. Return False if the process has ended, or belongs to another user (as one started by sudo)."""
     try:
         os.kill(pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
@@ -99,15 +101,15 @@ def kill(pid: int) -> bool:
 
 
 def kill_below(pid: int) -> None:
-    """Kill all that descends from `pid`, a child subreaper that is alive.
+    """Kill all descendants of `pid`, which must be a living child subreaper.
 
-    Who has been killed starts nothing more, so this looks again while it finds others, up to a few times.
+    Killed processes start nothing more, so this scans again until it finds no others, at most _MAX_SCANS times.
 
     Raises:
         OSError: /proc cannot be read.
     """
     killed: set[int] = set()
-    for _ in range(_MOST_LOOKS):
+    for _ in range(_MAX_SCANS):
         found = [member for member in tree(pid)[1:] if member not in killed]
         for member in found:
             kill(member)
@@ -117,10 +119,10 @@ def kill_below(pid: int) -> None:
 
 
 def kill_marked(token: str) -> int:
-    """Kill every process whose environment bears the token of a guardian that is gone; how many there were.
+    """Kill every process whose environment contains the token of a dead guardian. Return how many there were.
 
-    Reads all of /proc, so it is for that case alone. One that was started with an environment of its own escapes, and
-    so may one that is born while this looks.
+    This reads all of /proc, so it is for that case alone. It misses a process that was started with an environment of
+    its own, and may miss one that starts during the scan.
 
     Raises:
         OSError: /proc cannot be read.
@@ -131,7 +133,7 @@ def kill_marked(token: str) -> int:
         try:
             with open(f"/proc/{pid}/environ", "rb") as file:
                 marked = mark in file.read().split(b"\0")
-        except (FileNotFoundError, ProcessLookupError, PermissionError):  # gone, or another user's
+        except (FileNotFoundError, ProcessLookupError, PermissionError):  # it has ended, or belongs to another user
             continue
         if marked and kill(pid):
             killed += 1

@@ -1,4 +1,4 @@
-"""What a running function says to its host: log records, progress, checkpoints, events.
+"""Sends what a running function reports to its host: log records, progress, checkpoints, events.
 
 Every worker imports this module, so it needs the standard library alone.
 """
@@ -16,18 +16,18 @@ from typing import Any
 
 from executor_adapter.worker import values, wire
 
-CHANNEL_LOST = 71
-"""Exit code of a worker whose socket the function closed: it cannot tell what came of it."""
+EXIT_SOCKET_LOST = 71
+"""Exit code of a worker whose socket the function closed, so that it cannot report the outcome."""
 
-PROGRESS_EVERY = 0.05
-"""Seconds between two reports of progress; of those in between only the last is sent, when the function ends."""
+PROGRESS_INTERVAL = 0.05
+"""Seconds between two reports of progress. Of the reports in between only the last is sent, when the function ends."""
 
 _PLAIN = (str, int, float, bool, type(None))
 _STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
 class Channel:
-    """The worker's end of its socket: frames leave it whole, from any thread and through any signal."""
+    """The worker's end of its socket: sends each frame whole, from any thread and whatever signals arrive."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
@@ -36,42 +36,43 @@ class Channel:
         self._writing = False
         self._deferred: Callable[[], None] | None = None
         self._main = threading.get_ident()
-        self.abandoned = False
+        self.is_detached = False
 
     def send(self, frame: bytes, fd: int | None = None) -> None:
-        if self.abandoned:
+        """Send a frame; exit with EXIT_SOCKET_LOST if the function closed the socket."""
+        if self.is_detached:
             return
         with self._lock:
             self._writing = threading.get_ident() == self._main
             try:
                 # A function may have closed the socket, and opened a file of its own under the same number.
                 if os.fstat(self._socket.fileno()).st_ino != self._inode:
-                    os._exit(CHANNEL_LOST)
+                    os._exit(EXIT_SOCKET_LOST)
                 wire.send_all(self._socket, frame, fd)
             except OSError:
-                os._exit(CHANNEL_LOST)
+                os._exit(EXIT_SOCKET_LOST)
             finally:
                 self._writing = False
         if self._deferred is not None and threading.get_ident() == self._main:
             deferred, self._deferred = self._deferred, None
             deferred()
 
-    def when_free(self, action: Callable[[], None]) -> None:
-        """For a signal's handler: act at once, or once the frame that the main thread is writing is whole."""
+    def run_between_frames(self, action: Callable[[], None]) -> None:
+        """Call `action` at once, or when the main thread has finished the frame it is writing; for signal handlers."""
         if self._writing:
             self._deferred = action
         else:
             action()
 
-    def abandon(self) -> None:
-        """In a forked process: the socket is the parent's alone."""
-        if not self.abandoned:
-            self.abandoned = True
+    def detach(self) -> None:
+        """Close this copy of the socket, in a forked process: the socket belongs to the parent."""
+        if not self.is_detached:
+            self.is_detached = True
             self._socket.close()
 
 
-class Voice:
-    """Sends what is said, under the number of the call that runs (0: none)."""
+class WorkerReporter:
+    """Sends log records and messages to the host, with the number of the running call in `seq` (0: none)."""
 
     def __init__(self, channel: Channel, level: int) -> None:
         self.seq = 0
@@ -83,24 +84,24 @@ class Voice:
         root.setLevel(level)
 
     def emit(self, topic: str, content: Any) -> None:
-        """The `emit` of a JobContext.
+        """Act as the `emit` of a JobContext.
 
         Raises:
-            Exception: the content of an event cannot be pickled, or loaded again.
+            Exception: the content of an event cannot be pickled, or its pickle cannot be loaded.
         """
         if topic == "progress":
             self._emit_progress(content)
             return
-        self._send(topic, content, wire.LOUD)
+        self._send(topic, content)
 
     def log(self, message: str, level: int = logging.WARNING) -> None:
-        """A record of our own in the job's log."""
+        """Add a record of this package to the job's log."""
         logging.getLogger("executor_adapter.job").log(level, message)
 
     def finish(self) -> None:
-        """The function is over: send what was held back."""
+        """Send the progress report that was held back, once the function has ended."""
         if self._progress is not None:
-            self._send("progress", self._progress, wire.LOUD)
+            self._send("progress", self._progress)
             self._progress = None
         self._progress_at = 0.0
         self.seq = 0
@@ -109,22 +110,25 @@ class Voice:
         done, total, message = content
         self._progress = (_number(done), None if total is None else _number(total), str(message))
         now = time.monotonic()
-        if now - self._progress_at >= PROGRESS_EVERY:
+        if now - self._progress_at >= PROGRESS_INTERVAL:
             self._progress_at = now
             progress, self._progress = self._progress, None
-            self._send("progress", progress, wire.LOUD)
+            self._send("progress", progress)
 
-    def _send(self, topic: str, content: Any, flags: int) -> None:
-        body = values.checked_dumps((topic, content))
-        self._channel.send(wire.HEADER.pack(len(body), wire.SAID, flags, 0, self.seq, 0, 0.0, 0.0) + body)
+    def _send(self, topic: str, content: Any) -> None:
+        self._send_message(wire.UNTHROTTLED, values.checked_dumps((topic, content)))
 
     def send_record(self, fields: dict[str, Any]) -> None:
-        body = pickle.dumps(("log", fields), 5)
-        self._channel.send(wire.HEADER.pack(len(body), wire.SAID, 0, 0, self.seq, 0, 0.0, 0.0) + body)
+        """Send a log record. The host may leave it out if the job logs too much."""
+        self._send_message(0, pickle.dumps(("log", fields), 5))
+
+    def _send_message(self, flags: int, body: bytes) -> None:
+        self._channel.send(wire.pack_frame(wire.MESSAGE, flags, seq=self.seq, body=body))
 
     @property
-    def silent(self) -> bool:
-        return self._channel.abandoned
+    def is_detached(self) -> bool:
+        """Whether this is a process that the function forked, which sends nothing to the host."""
+        return self._channel.is_detached
 
 
 def _number(value: Any) -> float:
@@ -132,19 +136,19 @@ def _number(value: Any) -> float:
 
 
 class _Handler(logging.Handler):
-    """Sends each record as a dict of plain values; in a forked process, writes it to stderr."""
+    """Sends each log record as a dict of plain values; in a forked process, writes its message to stderr."""
 
-    def __init__(self, voice: Voice) -> None:
+    def __init__(self, reporter: WorkerReporter) -> None:
         super().__init__()
-        self._voice = voice
+        self._reporter = reporter
         self._formatter = logging.Formatter()
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            if self._voice.silent:
+            if self._reporter.is_detached:
                 os.write(2, (record.getMessage() + "\n").encode())
             else:
-                self._voice.send_record(self._fields(record))
+                self._reporter.send_record(self._fields(record))
         except Exception:
             self.handleError(record)
 

@@ -1,14 +1,15 @@
-"""A spawned worker: an interpreter of its own, which serves its host as a forked one does (see `worker`) but for what
-only Linux has.
+"""A spawned worker: an interpreter of its own that serves its host as a forked worker does, without Linux's features.
 
-**No tickets.** It is sent one call at a time, and says BEGUN before it begins it: the call of a worker that died
-without that word goes back without an attempt.
+It differs from a forked worker (`process`) in these points:
+
+**No tickets.** It receives one call at a time, and sends STARTED before it starts it. If the worker dies before that,
+the call goes back to the queue without an attempt.
 
 **No guardian, and no kernel that kills it with its parent.** A thread waits for the end of a pipe whose other end the
-host holds, and then kills the worker's process group. It is a Python thread: as long as a function holds the GIL it
-does not run, and neither does it see what left the group.
+host holds, and then kills the worker's process group. It is a Python thread: it does not run while a function holds the
+GIL, and it does not find what left the group.
 
-**SIGTERM** while there is nothing to run: it leaves at once.
+**SIGTERM** while no function runs makes it exit at once.
 
 It starts with nothing loaded, so it needs the standard library alone.
 """
@@ -28,7 +29,7 @@ import traceback
 from typing import Any
 
 from executor_adapter.worker import process, wire
-from executor_adapter.worker.call import TERMINATED
+from executor_adapter.worker.call import EXIT_TERMINATED
 from executor_adapter.worker.stdio import Stdio
 
 BOOTSTRAP = (
@@ -38,21 +39,21 @@ BOOTSTRAP = (
     "from executor_adapter.worker.spawned import main\n"
     "main([int(fd) for fd in sys.argv[1:]], setup)\n"
 )
-"""What the worker's interpreter runs: it must have the host's sys.path before it can find this package. The program's
-`__main__` is not imported."""
+"""The program of the worker's interpreter: it needs the host's sys.path before it can import this package. The
+program's `__main__` is not imported."""
 
-_LOOK_EVERY = 2.0
-"""Seconds between two looks at who the parent is: another process may hold the pipe's other end too."""
-_SETTLE = 0.02
-"""A process that dies closes its descriptors before it ceases to be a parent."""
+_PARENT_CHECK_INTERVAL = 2.0
+"""Seconds between two checks of the parent's id: a forked process may hold the pipe's other end open too."""
+_EXIT_DELAY = 0.02
+"""Seconds to wait after the pipe's end: a dying process closes its descriptors before its children get a new parent."""
 
 
 def main(fds: list[int], setup: dict[str, Any]) -> None:
     """Serve the host until it closes the socket, then exit.
 
-    `fds`: the worker's ends of socket, lifeline, stdout and stderr. `setup`: that of a guardian's worker.
+    `fds`: the worker's ends of socket, lifeline, stdout and stderr. `setup`: the same as for a forked worker.
     """
-    code = process.FAILED_TO_START
+    code = process.EXIT_SETUP_FAILED
     try:
         for fd in (*fds, *setup["presence"]):
             os.set_inheritable(fd, False)
@@ -60,28 +61,33 @@ def main(fds: list[int], setup: dict[str, Any]) -> None:
     except BaseException:
         traceback.print_exc()
     finally:
-        os._exit(code)  # threads that a function left are no reason to stay
+        os._exit(code)  # not sys.exit, which would wait for threads that a function left running
 
 
-def _make_worker(setup: dict[str, Any], sock: socket.socket, lifeline: int, stdio: Stdio, log_level: int) -> Spawned:
-    made = Spawned(sock, lifeline, stdio, log_level)
-    threading.Thread(target=_outlive_no_host, args=(lifeline, setup["host"]), name="host-watch", daemon=True).start()
+def _make_worker(
+    setup: dict[str, Any], sock: socket.socket, lifeline: int, stdio: Stdio, log_level: int
+) -> SpawnedWorker:
+    made = SpawnedWorker(sock, lifeline, stdio, log_level)
+    threading.Thread(target=_exit_with_host, args=(lifeline, setup["host"]), name="host-watch", daemon=True).start()
     _preload(setup["preload"])
     return made
 
 
-def _outlive_no_host(lifeline: int, host: int) -> None:
+def _exit_with_host(lifeline: int, host: int) -> None:
+    """Wait until the host has died, then kill this worker's process group."""
     poll = select.poll()
     poll.register(lifeline, select.POLLIN)
     while os.getppid() == host:
-        if poll.poll(_LOOK_EVERY * 1000):
-            time.sleep(_SETTLE)
+        if poll.poll(_PARENT_CHECK_INTERVAL * 1000):
+            time.sleep(_EXIT_DELAY)
     os.killpg(0, signal.SIGKILL)
 
 
 def _preload(names: tuple[str, ...]) -> None:
-    """Import what functions will need, so that it does not count towards their limits; what fails is left to fail
-    there."""
+    """Import modules before the first job, so that the import does not count towards its limits.
+
+    A module that cannot be imported is logged; the function that needs it fails.
+    """
     for name in names:
         try:
             importlib.import_module(name)
@@ -89,14 +95,14 @@ def _preload(names: tuple[str, ...]) -> None:
             logging.getLogger(__name__).warning("cannot preload %s: %s", name, traceback.format_exc(limit=-1))
 
 
-class Spawned(process.Worker):
-    """One whose descriptor for tickets is its lifeline: nothing comes out of it but its end."""
+class SpawnedWorker(process.Worker):
+    """A worker whose ticket descriptor is the lifeline, which holds no tickets."""
 
     def _take_ticket(self) -> bool:
-        self._channel.send(wire.frame(wire.BEGUN))
+        self._channel.send(wire.pack_frame(wire.STARTED))
         return True
 
     def _on_terminate(self, *_: Any) -> None:
-        if self._attempt is None:
-            os._exit(TERMINATED)
+        if self._runner is None:
+            os._exit(EXIT_TERMINATED)
         super()._on_terminate()

@@ -1,4 +1,4 @@
-"""A worker's stdin, stdout and stderr, which functions may close, replace or fill with anything.
+"""Keeps a worker's stdin, stdout and stderr usable, though functions may close or replace them or write anything.
 
 Every worker imports this module, so it needs the standard library alone.
 """
@@ -17,11 +17,11 @@ from typing import TextIO
 from executor_adapter.worker import wire
 
 _IS_DARWIN = sys.platform == "darwin"
-"""There getrusage counts bytes, elsewhere KiB."""
+"""On macOS getrusage counts bytes, elsewhere KiB."""
 
 
 class Stdio:
-    """File descriptors 1 and 2 on the pipes that the host reads, 0 on /dev/null, and Python's streams on them."""
+    """Connects stdout and stderr to the pipes that the host reads, stdin to /dev/null, and Python's streams to them."""
 
     def __init__(self, stdout_fd: int, stderr_fd: int) -> None:
         self.stderr_fd = stderr_fd
@@ -34,63 +34,63 @@ class Stdio:
         os.close(nothing)
         self._stdout = _stream(1)
         self._stderr = _stream(2)
-        self._put_streams()
+        self._install_streams()
 
-    def _put_streams(self) -> None:
+    def _install_streams(self) -> None:
         sys.stdout = sys.__stdout__ = self._stdout  # type: ignore[misc, assignment]
         sys.stderr = sys.__stderr__ = self._stderr  # type: ignore[misc, assignment]
 
-    def settle(self) -> int:
-        """After a function: flush, put back what it replaced; OUTPUT where it wrote what the host has not read."""
+    def restore(self) -> int:
+        """Flush, and undo what the function did to the streams. Return HAS_OUTPUT if the host has output to read."""
         if sys.stdout is not self._stdout or sys.stderr is not self._stderr:
             with contextlib.suppress(Exception):
                 sys.stdout.flush()
                 sys.stderr.flush()
-            self._put_streams()
+            self._install_streams()
         try:
             self._stdout.flush()
             self._stderr.flush()
-            return wire.OUTPUT if self._unread(1) or self._unread(2) else 0
-        except (OSError, ValueError):  # closed
+            return wire.HAS_OUTPUT if self._has_unread(1) or self._has_unread(2) else 0
+        except (OSError, ValueError):  # the function closed a stream
             self._repair()
-            return wire.OUTPUT
+            return wire.HAS_OUTPUT
 
-    def _unread(self, fd: int) -> bool:
+    def _has_unread(self, fd: int) -> bool:
         fcntl.ioctl(fd, termios.FIONREAD, self._waiting, True)
         return any(self._waiting)
 
     def _repair(self) -> None:
         for stream in (self._stdout, self._stderr):
-            # Its buffer may hold what could not be written: it must not flush that into what is repaired.
+            # Detached, so that what is left in the old buffer is not flushed into the new stream.
             with contextlib.suppress(Exception):
                 stream.detach().detach()  # type: ignore[attr-defined]
-        with contextlib.suppress(OSError):  # it closed all: then the socket too, as will be seen
+        with contextlib.suppress(OSError):  # the function closed our copies too, so the next send fails as well
             for number, fd in self._fds.items():
                 os.dup2(fd, number)
             self._stdout = _stream(1)
             self._stderr = _stream(2)
-            self._put_streams()
+            self._install_streams()
 
 
-class Memory:
-    """The worker's peak of resident memory, by attempt."""
+class PeakMemory:
+    """Measures the worker's peak resident memory for each attempt."""
 
     def __init__(self) -> None:
-        self._floor = self._now()
+        self._baseline = self._read()
 
     @staticmethod
-    def _now() -> int:
+    def _read() -> int:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak >> 10 if _IS_DARWIN else peak
 
-    def peak(self) -> int:
-        """KiB at most held since the last call; counted anew from here on."""
-        peak = self._now()
-        if peak > self._floor + 1024:
-            # proc_pid_clear_refs(5): "5" resets the peak to what is held now.
+    def take(self) -> int:
+        """Return the peak in KiB since the last call, and start a new measurement."""
+        peak = self._read()
+        if peak > self._baseline + 1024:
+            # proc_pid_clear_refs(5): writing "5" resets the peak to the current value.
             with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
                 file.write("5")
-            self._floor = self._now()
+            self._baseline = self._read()
         return peak
 
 

@@ -1,12 +1,12 @@
-"""How a value travels: pickled, and where it is large, in a memory file beside its frame.
+"""Encodes values for a frame: pickled, and if large, in a memory file that is sent beside the frame.
 
 A value whose pickle is MIN_MEMORY_FILE_BYTES or longer travels as a memory file (memfd): its stream and its
 out-of-band buffers (pickle protocol 5) one after another, passed as a descriptor with the frame, mapped privately on
 arrival. There the objects are views on the mapping: only pages that are written to are copied, and the memory is free
 when the last view is gone. The file has no name, so nothing is left whichever process dies.
 
-Every worker imports this module, so it needs the standard library alone; cloudpickle is imported when something
-cannot travel without it.
+Every worker imports this module, so it needs the standard library alone. cloudpickle is imported only for a value that
+plain pickle cannot write.
 """
 
 from __future__ import annotations
@@ -23,44 +23,45 @@ from collections.abc import Callable
 from typing import Any
 
 MIN_MEMORY_FILE_BYTES = 1 << 19
-"""Bytes from which on a value travels in a memory file."""
-_LARGEST_FRAME = (1 << 32) - (1 << 20)
-"""Bytes that travel without a memory file at most; a frame has room for some more."""
+"""A value of this many bytes or more travels in a memory file."""
+_MAX_FRAME_BYTES = (1 << 32) - (1 << 20)
+"""A value of more bytes needs a memory file; a frame has room for slightly more."""
 STACK_GLOBAL = b"\x93"
-"""The opcode by which a pickle names code: one without it is plain data, whose loading cannot fail."""
+"""The opcode by which a pickle refers to code. A pickle without it is plain data, which always loads."""
 
-_OUT_OF_BAND = 1 << 16
+_MIN_BUFFER_BYTES = 1 << 16
+"""A buffer of this many bytes or more is stored beside the pickle instead of in it."""
 _ALIGNMENT = 64
 
 
 class MemoryFile:
-    """A value's pickle and buffers in a file without a name; closed when nobody refers to it any more."""
+    """Holds a value's pickle and buffers in a file without a name. It is closed when this object is collected."""
 
     __slots__ = ("__weakref__", "fd", "sizes")
 
     def __init__(self, fd: int, sizes: bytes) -> None:
         self.fd = fd
         self.sizes = sizes
-        """What the receiver needs to find its way: the body of the frame."""
-        weakref.finalize(self, _release, fd)
+        """The packed sizes of the parts, for the receiver: the body of the frame."""
+        weakref.finalize(self, _close_file, fd)
 
 
 _open_files = 0
-_may_be_open = max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4) if hasattr(os, "memfd_create") else 0
+MAX_OPEN_FILES = max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4) if hasattr(os, "memfd_create") else 0
+"""Memory files, and mappings that hold a descriptor, that this process may have open; 0 if it has no memory files."""
 
 
-def _release(fd: int) -> None:
+def _close_file(fd: int) -> None:
     global _open_files
     _open_files -= 1
     os.close(fd)
 
 
-def store(stream: bytes, buffers: list[pickle.PickleBuffer]) -> MemoryFile | None:
-    """Write a value to a memory file; None where there is no room for another (its pickle then travels as it is)."""
+def write_memory_file(stream: bytes, buffers: list[pickle.PickleBuffer]) -> MemoryFile | None:
+    """Write a value to a memory file. Return None if no further one can be made: the frame then holds the pickle."""
     global _open_files
-    if _open_files >= _may_be_open:
-        # A queue of large jobs must not eat the descriptors that the program needs for itself. Elsewhere than on Linux
-        # there are no memory files at all.
+    if _open_files >= MAX_OPEN_FILES:
+        # A queue of large jobs must not use up the descriptors that the program needs. Only Linux has memory files.
         return None
     try:
         fd = os.memfd_create("executor-adapter", os.MFD_CLOEXEC)
@@ -81,13 +82,13 @@ def _append(fd: int, content: memoryview) -> int:
     rest = content
     while rest.nbytes:
         rest = rest[os.write(fd, rest) :]
-    # Arrays of any type may be viewed only where they lie aligned.
+    # An array can be viewed only at an aligned address.
     os.lseek(fd, -content.nbytes % _ALIGNMENT, os.SEEK_CUR)
     return content.nbytes
 
 
-def load_from_file(fd: int, sizes: bytes) -> Any:
-    """The value in the memory file `fd`, which is closed. Its buffers stay mapped while the value views them."""
+def load_memory_file(fd: int, sizes: bytes) -> Any:
+    """Load the value in the memory file `fd` and close it. The buffers stay mapped while the value views them."""
     lengths = struct.unpack(f"<{len(sizes) // 8}Q", sizes)
     offsets = [0]
     for length in lengths:
@@ -101,9 +102,10 @@ def load_from_file(fd: int, sizes: bytes) -> Any:
 
 
 _mappings = 0
+"""Mappings that hold a descriptor (before Python 3.13)."""
 
 
-def _unmapped() -> None:
+def _count_unmapped() -> None:
     global _mappings
     _mappings -= 1
 
@@ -112,68 +114,70 @@ def _map(fd: int, size: int) -> memoryview:
     global _mappings
     if sys.version_info >= (3, 13):
         return memoryview(mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE, trackfd=False))
-    if _mappings < _may_be_open:
-        # Until 3.13 a mapping keeps a descriptor of its own open.
+    if _mappings < MAX_OPEN_FILES:
+        # Before Python 3.13 a mapping keeps a descriptor of its own open.
         mapping = mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE)
         _mappings += 1
-        weakref.finalize(mapping, _unmapped)
+        weakref.finalize(mapping, _count_unmapped)
         return memoryview(mapping)
     return _read(fd, size)
 
 
 def _read(fd: int, size: int) -> memoryview:
     content = rest = memoryview(bytearray(size))
-    while rest.nbytes:  # one call gives 2 GiB at most
+    while rest.nbytes:  # one call reads at most 2 GiB
         count = os.preadv(fd, [rest], size - rest.nbytes)
-        if not count:  # else this would go on for ever; a mapping refuses it likewise
-            raise ValueError(f"the file of a value is shorter than its {size} bytes")
+        if not count:  # else this loop would never end; a mapping raises a ValueError too
+            raise ValueError(f"the memory file of a value is shorter than its {size} bytes")
         rest = rest[count:]
     return content
 
 
-class Buffers:
-    """The buffers of one value that are large enough to travel beside its pickle."""
+class LargeBuffers:
+    """Collects the buffers of one value that are large enough to be stored beside its pickle."""
 
     def __init__(self) -> None:
         self.kept: list[pickle.PickleBuffer] = []
         self.size = 0
 
     def __call__(self, buffer: pickle.PickleBuffer) -> bool:
-        """The `buffer_callback` of a pickler: True leaves the buffer in the stream."""
+        """Act as the `buffer_callback` of a pickler: return True to leave the buffer in the pickle."""
         try:
             length = buffer.raw().nbytes
         except BufferError:  # not contiguous
             return True
-        if length < _OUT_OF_BAND:
+        if length < _MIN_BUFFER_BYTES:
             return True
         self.kept.append(buffer)
         self.size += length
         return False
 
     def clear(self) -> None:
-        """Another pickler begins anew."""
+        """Forget all buffers, before another pickler writes the value."""
         self.kept.clear()
         self.size = 0
 
 
-Dumps = Callable[[Any, Buffers | None], bytes]
+Dumps = Callable[[Any, LargeBuffers | None], bytes]
+"""A function that pickles a value, and passes large buffers to a LargeBuffers if given one."""
 
 
 def dump(value: Any, dumps: Dumps) -> tuple[bytes, MemoryFile | None]:
-    """Pickle a value by `dumps`: the body of its frame, and the memory file to pass along, if it is large."""
-    buffers = Buffers()
+    """Pickle a value with `dumps`. Return the body of its frame, and the memory file to send with it if it is large."""
+    buffers = LargeBuffers()
     stream = dumps(value, buffers)
-    if len(stream) + buffers.size >= MIN_MEMORY_FILE_BYTES and (stored := store(stream, buffers.kept)) is not None:
+    size = len(stream) + buffers.size
+    if size >= MIN_MEMORY_FILE_BYTES and (stored := write_memory_file(stream, buffers.kept)) is not None:
         return stored.sizes, stored
-    if len(stream) + buffers.size > _LARGEST_FRAME:
-        raise ValueError(f"it is {len(stream) + buffers.size} bytes, more than travels in one piece: use a file")
+    if size > _MAX_FRAME_BYTES:
+        raise ValueError(f"it is {size} bytes, more than one frame can hold: write it to a file and pass the path")
     return (dumps(value, None) if buffers.kept else stream), None
 
 
-def checked_dumps(value: Any, buffers: Buffers | None = None) -> bytes:
-    """Pickle `value`, by value where it must be, and load it once if its pickle runs any code.
+def checked_dumps(value: Any, buffers: LargeBuffers | None = None) -> bytes:
+    """Pickle `value`, with cloudpickle if plain pickle fails, and load it once if its pickle runs any code.
 
-    A value whose loading fails, exits or crashes does so here, where it harms its own job alone.
+    If loading the value fails, exits or crashes, it does so here, where only its own job is harmed.
     """
     try:
         stream = pickle.dumps(value, 5, buffer_callback=buffers)
@@ -184,7 +188,7 @@ def checked_dumps(value: Any, buffers: Buffers | None = None) -> bytes:
     return stream
 
 
-def _dumps_by_value(value: Any, buffers: Buffers | None) -> bytes:
+def _dumps_by_value(value: Any, buffers: LargeBuffers | None) -> bytes:
     import cloudpickle
 
     if buffers is not None:

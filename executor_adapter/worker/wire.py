@@ -1,23 +1,23 @@
-"""What travels between a host and its workers: frames on one stream socket, and what is large beside it (`values`).
+"""The frames that a host and its workers exchange over one stream socket. Large values travel beside them (`values`).
 
-A frame is a header of fixed size and a body. Host and worker write frames whole and read whatever has arrived, so a
-frame that its writer did not live to finish is seen as the end of the stream, and nothing of it is ever used.
+A frame is a header of fixed size and a body. Both sides write frames whole and read whatever has arrived. A frame that
+its writer did not live to finish is seen as the end of the stream, and no part of it is ever used.
 
     host -> worker
-        FUNCTION    word: its number; body: the function, encoded      what later calls refer to
+        FUNCTION    word: its number; body: the encoded function       later calls refer to it by number
         CALL        seq, number of the attempt, word: the function's number, first: max_runtime or 0
-                    body: CALL_SIZES, job id, what describes the job, arguments, what is of this attempt
-        DROP        seq: forget every call from it on, and say DROPPED
+                    body: CALL_SIZES, job id, job description, arguments, what belongs to this attempt alone
+        DROP        seq: discard this call and all later ones, then answer DROPPED
         PATH        body: sys.path, pickled
-        HEARD       all that the last function wrote is read (answers OUTPUT)
+        OUTPUT_READ all output of the last function has been read (answers HAS_OUTPUT)
     worker -> host
-        READY       word: its pid, first: when; it runs calls from now on
-        RETURNED    seq, word: peak RSS in KiB, first and second: when it began and ended; body: the value
-        RAISED      as RETURNED; body: exception and traceback text
-        UNSENDABLE  as RETURNED; body: message and traceback text
-        SAID        seq, or 0; body: topic and content
+        READY       word: its pid, first: the time; it runs calls from now on
+        RETURNED    seq, word: peak RSS in KiB, first and second: start and end of the call; body: the value
+        RAISED      like RETURNED; body: exception and traceback text
+        UNSENDABLE  like RETURNED; body: message and traceback text
+        MESSAGE     seq, or 0; body: topic and content
         DROPPED
-        BEGUN       a call begins: said where there are no tickets (`spawned_worker`)
+        STARTED     a call starts: sent where there are no tickets (`spawned`)
 
 Times are of CLOCK_MONOTONIC, which all processes of a machine share.
 
@@ -35,46 +35,48 @@ from collections import deque
 HEADER = struct.Struct("<IBBHIIdd")
 """Size of the body, kind, flags, number, seq, word, first, second."""
 CALL_SIZES = struct.Struct("<III")
-"""Sizes of job id, description and arguments in the body of a CALL; the rest is what is of this attempt."""
+"""Sizes of job id, job description and arguments in the body of a CALL; the rest belongs to this attempt alone."""
 
-FUNCTION, CALL, DROP, PATH, HEARD = 1, 2, 3, 4, 5
-READY, RETURNED, RAISED, UNSENDABLE, SAID, DROPPED, BEGUN = 16, 17, 18, 19, 20, 21, 22
-RESULTS = frozenset({RETURNED, RAISED, UNSENDABLE})
+FUNCTION, CALL, DROP, PATH, OUTPUT_READ = 1, 2, 3, 4, 5
+READY, RETURNED, RAISED, UNSENDABLE, MESSAGE, DROPPED, STARTED = 16, 17, 18, 19, 20, 21, 22
+RESULT_KINDS = frozenset({RETURNED, RAISED, UNSENDABLE})
 """Kinds of frames that end a call."""
 
-NOTHING = 1
-"""Flag: the value is None (of a CALL: there are no arguments), and its body empty."""
+NO_VALUE = 1
+"""Flag: the value is None (in a CALL: there are no arguments), and the body is empty."""
 IN_FILE = 2
-"""Flag: the body holds the sizes of what lies in the memory file passed along."""
-OUTPUT = 4
-"""Flag: the function wrote to its stdout or stderr, which is to be read before its result is told; nothing else begins
-before HEARD."""
-ONCE = 8
-"""Flag: the function of this CALL is not to be kept for another."""
-FORGET = 16
-"""Flag of a FUNCTION: forget all others."""
-LOUD = 32
-"""Flag of a SAID: its topic is one that may not be left out, however much a job says."""
+"""Flag: the value is in the memory file passed along; the body holds the sizes of its parts."""
+HAS_OUTPUT = 4
+"""Flag: the function wrote to its stdout or stderr. The host reads that before it reports the result, and the worker
+starts nothing before OUTPUT_READ."""
+USE_ONCE = 8
+"""Flag: the function of this CALL is not kept for another one."""
+FORGET_OTHERS = 16
+"""Flag of a FUNCTION: forget all other functions."""
+UNTHROTTLED = 32
+"""Flag of a MESSAGE: it is never left out, however many messages a job sends."""
 
-WORD = 0xFFFFFFFF
-"""What seq and word hold at most: they start anew after it."""
+MAX_WORD = 0xFFFFFFFF
+"""The largest value of seq and word, which restart at 0 after it."""
 
 _FD_SPACE = socket.CMSG_SPACE(8 * 4)
-# Where it is missing, so are memory files: no descriptor travels.
+# Systems without this flag have no memory files either, so no descriptor travels there.
 _CLOSED_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
-_LOST_ONE = socket.MSG_CTRUNC
+_FD_LOST = socket.MSG_CTRUNC
 
 Frame = tuple[int, int, int, int, int, float, float, bytes]
-"""Kind, flags, number, seq, word, first, second, body. Bare, since thousands are made a second."""
+"""Kind, flags, number, seq, word, first, second, body. A bare tuple, since thousands are made a second."""
 
 
-def frame(kind: int, flags: int = 0, *, seq: int = 0, word: int = 0, first: float = 0.0, body: bytes = b"") -> bytes:
-    """A frame that is not a call nor a result: those are packed where they are made, for speed."""
-    return HEADER.pack(len(body), kind, flags, 0, seq & WORD, word, first, 0.0) + body
+def pack_frame(
+    kind: int, flags: int = 0, *, seq: int = 0, word: int = 0, first: float = 0.0, body: bytes = b""
+) -> bytes:
+    """Return a frame that is neither a call nor a result: those are packed where they are made, for speed."""
+    return HEADER.pack(len(body), kind, flags, 0, seq & MAX_WORD, word, first, 0.0) + body
 
 
-class RemoteTraceback(Exception):
-    """The traceback of an exception raised in a worker, as text: the `__cause__` of the exception that arrives."""
+class RemoteTraceback(Exception):  # noqa: N818  named as in concurrent.futures and multiprocessing
+    """Carries the traceback text of an exception raised in a worker, as the `__cause__` of the exception itself."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -85,10 +87,10 @@ class RemoteTraceback(Exception):
 
 
 class FrameReader:
-    """Whole frames, as they arrive at a socket, and the descriptors that came with them, oldest first: -1 for one that
-    was lost, since this process could have no more.
+    """Reads whole frames from a socket, and the file descriptors that came with them.
 
-    Readers that are used in turn by one thread may share their `buffer`.
+    `fds` holds the descriptors, oldest first. A descriptor that was lost, because this process has reached its limit,
+    is -1 there. Readers that are used in turn by one thread may share their `buffer`.
     """
 
     __slots__ = ("_buffer", "_buffers", "_partial", "_socket", "fds")
@@ -101,16 +103,16 @@ class FrameReader:
         self._partial = bytearray()
 
     def read(self) -> list[Frame]:
-        """Receive once; the frames that are whole by that.
+        """Receive once and return the frames that are complete now.
 
         Raises:
-            BlockingIOError: nothing has arrived, and the socket does not wait.
-            EOFError: the other side is gone.
+            BlockingIOError: nothing has arrived, and the socket does not block.
+            EOFError: the other side has closed the socket.
         """
         count, ancillary, flags, _ = self._socket.recvmsg_into(self._buffers, _FD_SPACE, _CLOSED_ON_EXEC)
         for _, _, numbers in ancillary:
             self.fds.extend(array.array("i", numbers))
-        if flags & _LOST_ONE:
+        if flags & _FD_LOST:
             self.fds.append(-1)
         if not count:
             raise EOFError
@@ -131,11 +133,12 @@ class FrameReader:
             at = body + size
             frames.append((kind, flags, number, seq, word, first, second, bytes(source[body:at])))
         if at < end:
-            # A long frame grows in place; only what lies in the shared buffer has to be copied out of it.
+            # A long frame grows in place; only what is in the shared buffer has to be copied out of it.
             self._partial = source if at == 0 and source is not self._buffer else source[at:end]
         return frames
 
     def close(self) -> None:
+        """Close the descriptors that nobody took."""
         for fd in self.fds:
             if fd >= 0:
                 os.close(fd)
@@ -143,7 +146,7 @@ class FrameReader:
 
 
 def send_all(sock: socket.socket, frame: bytes, fd: int | None = None) -> None:
-    """Write a frame to a socket that waits, with a descriptor for its receiver."""
+    """Write a frame to a blocking socket, with a file descriptor for its receiver if one is given."""
     sent = 0
     if fd is not None:
         sent = sock.sendmsg([frame], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))])

@@ -168,7 +168,7 @@ def test_what_a_coroutine_gives_after_its_cancel_does_not_count(loops: Loops, mo
     assert loops.entered.wait(20)
     pool = loops.executor._supervisor.pools.made["coroutine"]
     deaf.cancel()
-    wait_for(lambda: pool._loop.stopping)  # type: ignore[attr-defined]
+    wait_for(lambda: pool.loop.stopping)  # type: ignore[attr-defined]
     loops.let_go.set()
     with pytest.raises(JobCancelledError):
         deaf.result(timeout=20)

@@ -128,7 +128,7 @@ def test_a_thread_stuck_in_c_is_told_of_and_holds_up_nothing(tmp_path: Path) -> 
     """Its job ends on time, it is counted and its stack is logged; the interpreter ends though it is stuck still."""
     ended = run(STUCK_IN_C, tmp_path)
     assert ended.stdout.splitlines() == ["JobTimeoutError failed TIMEOUT_ERROR", "1 3", "2"]
-    assert "a thread cannot be stopped and is written off; it is stuck here" in ended.stderr
+    assert "a thread cannot be stopped and is abandoned; it is stuck here" in ended.stderr
     assert "in read_what_never_comes" in ended.stderr
     assert ended.returncode == 0
 

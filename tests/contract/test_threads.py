@@ -48,15 +48,15 @@ def test_a_job_that_is_cancelled_before_its_thread_wakes_never_begins(
     executor = make_executor(1)
     first = executor.run(make_job(threading.get_ident))
     began = threading.Event()
-    (worker,) = threads_of(executor)._idle
-    wait_for(lambda: worker._asleep)
-    asleep, worker._signals = worker._signals, SimpleQueue()  # what wakes it does not arrive yet
+    (worker,) = threads_of(executor).idle_threads
+    wait_for(lambda: worker.asleep)
+    asleep, worker.wake_ups = worker.wake_ups, SimpleQueue()  # what wakes it does not arrive yet
     future = executor.submit(make_job(began.set))
     wait_for(future.running)
     future.cancel()
     with pytest.raises(JobCancelledError):
         future.result(timeout=20)
-    worker._signals = asleep
+    worker.wake_ups = asleep
     asleep.put(True)
     assert executor.run(make_job(threading.get_ident)) == first, "a thread that can be used again was not"
     assert not began.is_set()
@@ -80,7 +80,7 @@ def test_a_job_that_is_cancelled_while_its_thread_sets_out_never_begins(
     monkeypatch.setattr(thread, "THREAD_STOP_TIMEOUT", 20.0)
     future = executor.submit(make_job(began.set))
     assert sets_out.wait(20)
-    (worker,) = threads_of(executor)._busy
+    (worker,) = threads_of(executor).busy_threads
     future.cancel()
     wait_for(lambda: worker.stopping)
     go_on.set()
@@ -172,7 +172,7 @@ def test_what_has_ended_when_told_is_not_written_off_while_nobody_listens(kind: 
         worker = assignment.worker
         made.pool.stop(assignment, grace=20.0)
         wait_for(lambda: assignment.ended_at)
-        made.pool._abandon(worker, assignment)
+        made.pool.abandon(worker, assignment)
         assert made.ending(assignment) is Ending.STOPPED
         assert made.pool.abandoned == 0
 

@@ -1,0 +1,33 @@
+"""The process pool on Linux: workers that can be killed, that crash alone, and that use every core.
+
+    supervisor's thread                guardian (one small process)      worker (one process each)
+    ProcessPool ── GuardianClient ─────► forks and reaps ───────────────► reads a call, takes its ticket,
+         └─────── ForkedWorkerHandle ◄───── one socket, one eventfd, two pipes ──► runs it, writes its result whole
+
+Two workers share no lock, queue or pipe, so the death of one cannot leave any of these broken for another.
+
+**Starting.** The guardian is started with the first worker. Workers are started when they are needed, and one more than
+were ever busy at once (at most max_workers + 1), so that there is a worker at once when one is killed. A worker gets
+its assignment before it is ready: its socket holds the call until then. The first call of a ready worker counts as
+started when it is sent, the call behind it when the result before it arrives; results carry the exact times.
+
+**Stopping.** `stop` takes back a call that has not started (see `worker.process`: tickets). Otherwise the worker's
+process group gets SIGTERM, and the worker SIGKILL after the grace period. The attempt has ended when the guardian
+reports that nothing below the worker is alive. A function that ended before it was asked to is reported as it ended.
+Kills run side by side. A worker that was asked to stop is not used again.
+
+**Dying.** The guardian reports how a worker exited and that everything it started is dead. What the worker had written
+is read first; then the tickets that are left tell which calls it had started: the last of them CRASHED, the others are
+handed back. From the third time in a row on, a worker that dies before it is ready takes its first assignment with it:
+otherwise a failing initializer would be tried for ever. If the guardian dies, the kernel kills its workers, and what
+they had started is found by a mark in its environment (`process_tree.kill_marked`). The next worker that is needed
+starts another guardian.
+
+**What stays in a worker.** What a function leaves behind (processes, threads, changed globals) stays until its worker
+is stopped or replaced (`max_jobs_per_worker`, `max_rss_growth`), as in any pool that reuses processes. A job with a
+memory limit is not given to a worker in which much is left. All descriptors of the host are close-on-exec. A process
+that the host forks without exec holds copies of them. These do no harm: a worker is told to exit by shutting its socket
+down, and the guardian watches the host itself.
+
+This needs Linux 5.4 or later: other systems have no pidfds, eventfds, memfds and subreapers. They use `pools.spawned`.
+"""

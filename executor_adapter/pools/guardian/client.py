@@ -1,4 +1,4 @@
-"""The host's side of the guardian: started when the first worker is needed, asked for workers, watched."""
+"""The host's side of the guardian: starts it, sends it requests, and receives what it reports."""
 
 from __future__ import annotations
 
@@ -23,63 +23,72 @@ from executor_adapter.worker.process_tree import TREE_VARIABLE, kill_below, kill
 
 NO_PIDFD = -1
 
-_EXIT_PATIENCE = 1.0
-_FORK_PATIENCE = 7.0
-"""Seconds for the answer to a request, the guardian's own patience with the system included."""
-_SWEEP_EVERY = 0.005
-_CLEAN_SWEEPS = 3
-"""Sweeps in a row that must find nobody: one may miss a process that is born of a dying parent while it looks."""
-_SWEEP_PATIENCE = 5.0
+_EXIT_TIMEOUT = 1.0
+"""Seconds after which a guardian that was asked to exit is killed."""
+_REPLY_TIMEOUT = 7.0
+"""Seconds to wait for the answer to a request. The guardian itself tries a fork for 5 seconds."""
+_SWEEP_INTERVAL = 0.005
+_MIN_CLEAN_SWEEPS = 3
+"""Sweeps in a row that must find no process: one sweep may miss a process that a dying parent starts meanwhile."""
+_SWEEP_TIMEOUT = 5.0
 
 
-class Listener(Protocol):
-    """Told what the guardian says; all on the supervisor's thread."""
+class GuardianListener(Protocol):
+    """Receives the reports of a guardian, on the supervisor's thread."""
 
-    def forked(self, number: int, pid: int, pidfd: int) -> None:
-        """The worker lives; `pidfd` is the listener's to close. NO_PIDFD: it was lost, since no descriptor is left, and
-        `kill_worker` takes its place (the guardian may have buried the worker, and its pid be another's)."""
+    def on_worker_forked(self, number: int, pid: int, pidfd: int) -> None:
+        """Take note of a worker's process, and take over `pidfd`.
 
-    def gone(self, number: int, si_code: int, si_status: int) -> None:
-        """The worker has exited so, and nothing that it started is alive."""
+        `pidfd` is NO_PIDFD if it was lost because no descriptor is left. Then the worker must be killed with
+        `kill_worker`: the guardian may have reaped it already, and its pid may belong to another process.
+        """
 
-    def unable(self, number: int, errno: int) -> None:
-        """The system refused another process for seconds."""
+    def on_worker_exit(self, number: int, si_code: int, si_status: int) -> None:
+        """Take note that the worker has exited, and that nothing it started is alive."""
 
-    def noted(self, text: str) -> None: ...
+    def on_fork_failed(self, number: int, errno: int) -> None:
+        """Take note that the system refused to fork the worker, for several seconds."""
 
-    def guardian_lost(self, lost: Guardian) -> None:
-        """It died unasked, and nothing of its tree is alive any more."""
+    def on_log(self, text: str) -> None:
+        """Log a warning of the guardian."""
+
+    def on_guardian_lost(self, lost: GuardianClient) -> None:
+        """Take note that the guardian died without being stopped, and that nothing below it is alive."""
 
 
-class Guardian:
-    """One guardian process. `settings` (the rest of its set-up: preload, initializer, nice, cpu_affinity, log_level)
-    go to it and to every worker as they are.
+class GuardianClient:
+    """One guardian process. `settings` go to it and to each worker unchanged.
+
+    The guardian's set-up is `settings` (preload, initializer, nice, cpu_affinity, log_level), the host's pid, its
+    sys.path, and the descriptors of its presence.
 
     Raises:
-        OSError: it cannot be started.
+        OSError: the guardian cannot be started.
     """
 
-    def __init__(self, supervisor: PoolSupervisor, listener: Listener, settings: dict[str, Any]) -> None:
-        self.is_up = False
+    def __init__(self, supervisor: PoolSupervisor, listener: GuardianListener, settings: dict[str, Any]) -> None:
+        self.is_ready = False
+        """Whether the guardian has imported the modules to preload."""
         self._supervisor = supervisor
         self._listener = listener
         self._token = secrets.token_hex(16)
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
-        self._asked: set[int] = set()
+        self._unanswered: set[int] = set()
         self._is_dead = False
         self._on_stopped: Callable[[], None] | None = None
-        self._patience: Timer | None = None
+        self._kill_timer: Timer | None = None
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            ours = {"host": os.getpid(), "path": current_path(), "presence": presence().fds}
-            self._process = self._spawn(theirs, settings | ours)
+            of_host = {"host": os.getpid(), "path": current_path(), "presence": presence().fds}
+            self._process = self._start_process(theirs, settings | of_host)
         self._pidfd = os.pidfd_open(self._process.pid)
         self._socket.setblocking(False)
-        supervisor.watch(self._socket.fileno(), self._on_readable)
-        supervisor.watch(self._pidfd, self._on_dead)
+        self.fd = self._socket.fileno()
+        supervisor.watch(self.fd, self.receive)
+        supervisor.watch(self._pidfd, self._on_exit)
 
-    def _spawn(self, theirs: socket.socket, setup: dict[str, Any]) -> subprocess.Popen[bytes]:
-        # Not an argument or a variable: these have a size limit, and are there for all to see.
+    def _start_process(self, theirs: socket.socket, setup: dict[str, Any]) -> subprocess.Popen[bytes]:
+        # Arguments and environment variables have a size limit, and other users can read them.
         setup_fd = os.memfd_create("executor-adapter-setup")
         try:
             with open(setup_fd, "wb", closefd=False) as file:
@@ -96,91 +105,106 @@ class Guardian:
         finally:
             os.close(setup_fd)
 
-    # --- asking ---
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code as `subprocess` gives it: negative if a signal killed the guardian."""
+        return self._process.returncode
+
+    # --- requests ---
 
     def fork(self, number: int, fds: list[int]) -> None:
-        """Ask for a worker on these descriptors, which are closed once they are on their way."""
-        self._asked.add(number)
-        self._be_patient()
+        """Ask for a worker with these descriptors, which are closed once they are sent."""
+        self._expect_answer(number)
         self._send(guardian.FORK, number, fds)
 
-    def terminate(self, number: int) -> None:
+    def terminate_worker(self, number: int) -> None:
         """Send SIGTERM to the worker and its process group."""
         self._send(guardian.TERMINATE, number, [])
 
     def kill_worker(self, number: int) -> None:
-        """Send SIGKILL to the worker, of which there is no pidfd; `gone` is awaited."""
-        self._asked.add(number)
-        self._be_patient()
+        """Send SIGKILL to a worker without a pidfd. The guardian must report its exit in time."""
+        self._expect_answer(number)
         self._send(guardian.KILL, number, [])
 
     def kill(self) -> None:
-        """End a guardian that does not answer, with all that is below it now; `guardian_lost` follows."""
+        """Kill a guardian that does not answer, with everything below it; `on_guardian_lost` follows."""
         if self._pidfd >= 0:
-            # Its workers would die with it, but who has an environment of its own would be found no more.
-            with contextlib.suppress(OSError):  # no descriptor is left to look with
+            # The workers die with the guardian, but a process with an environment of its own cannot be found then.
+            with contextlib.suppress(OSError):  # no descriptor is left to read /proc with
                 kill_below(self._process.pid)
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def stop(self, on_stopped: Callable[[], None]) -> None:
-        """Let it exit, when it has no worker left; the socket's end tells it."""
+        """Let the guardian exit, when it has no workers left, by closing the socket; then call `on_stopped`."""
         self._on_stopped = on_stopped
         if not self._is_dead:
-            with contextlib.suppress(OSError):  # it is, and its pidfd has not told yet
+            with contextlib.suppress(OSError):  # it has died, and its pidfd has not been read yet
                 self._socket.shutdown(socket.SHUT_RDWR)
-            self._wait(_EXIT_PATIENCE)
+            self._kill_after(_EXIT_TIMEOUT)
 
-    def _be_patient(self) -> None:
-        """Somebody may have stopped it: one that does not answer is killed. Its imports may take any time."""
-        if self._patience is None and self._asked and self.is_up:
-            self._wait(_FORK_PATIENCE)
+    def _expect_answer(self, number: int) -> None:
+        self._unanswered.add(number)
+        self._limit_answer_time()
 
-    def _answered(self, number: int) -> None:
-        self._asked.discard(number)
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
-        self._be_patient()
+    def _on_answer(self, number: int) -> None:
+        self._unanswered.discard(number)
+        if self._kill_timer is not None:
+            self._kill_timer.cancel()
+            self._kill_timer = None
+        self._limit_answer_time()
 
-    def _wait(self, seconds: float) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-        self._patience = self._supervisor.call_at(self._supervisor.now() + seconds, self.kill)
+    def _limit_answer_time(self) -> None:
+        """Kill a guardian that does not answer in time, as one that was stopped by a signal.
+
+        Before it is ready there is no limit, since its imports may take any time.
+        """
+        if self._kill_timer is None and self._unanswered and self.is_ready:
+            self._kill_after(_REPLY_TIMEOUT)
+
+    def _kill_after(self, seconds: float) -> None:
+        if self._kill_timer is not None:
+            self._kill_timer.cancel()
+        self._kill_timer = self._supervisor.call_at(self._supervisor.now() + seconds, self.kill)
 
     def _send(self, kind: int, number: int, fds: list[int]) -> None:
-        if self._is_dead:  # `guardian_lost` follows, and takes along who was to be
+        if self._is_dead:  # `on_guardian_lost` follows, and reports the worker too
             _close(fds)
             return
         self._unsent.append((guardian.PACKET.pack(kind, number, 0, 0), fds))
         if len(self._unsent) == 1:
-            self._send_waiting()
+            self._send_unsent()
 
-    def _send_waiting(self) -> None:
+    def _send_unsent(self) -> None:
         while self._unsent:
             packet, fds = self._unsent[0]
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
             try:
                 self._socket.sendmsg([packet], rights)
             except BlockingIOError:
-                self._supervisor.watch_writable(self._socket.fileno(), self._send_waiting)
+                self._supervisor.watch_writable(self.fd, self._send_unsent)
                 return
             except OSError:
-                pass  # it is dead, which its pidfd tells
+                pass  # it has died, which its pidfd tells
             _close(fds)
             self._unsent.popleft()
-        self._supervisor.watch_writable(self._socket.fileno(), None)
+        self._supervisor.watch_writable(self.fd, None)
 
-    # --- hearing ---
+    # --- reports ---
 
-    def _on_readable(self) -> None:
-        while self._receive():
+    def receive(self) -> None:
+        """Receive all reports that have arrived, and pass them to the listener."""
+        while self._receive_one():
             pass
 
-    def _receive(self) -> bool:
+    def _receive_one(self) -> bool:
         try:
             packet, ancillary, _, _ = self._socket.recvmsg(
-                guardian.PACKET_LIMIT, guardian.FD_SPACE, socket.MSG_CMSG_CLOEXEC
+                guardian.MAX_PACKET_SIZE, guardian.FD_SPACE, socket.MSG_CMSG_CLOEXEC
             )
         except BlockingIOError:
             return False
@@ -188,69 +212,64 @@ class Guardian:
             packet, ancillary = b"", []
         if not packet:
             self._is_dead = True
-            self._supervisor.unwatch(self._socket.fileno())
+            self._supervisor.unwatch(self.fd)
             return False
         kind, number, first, second = guardian.PACKET.unpack_from(packet)
         if kind == guardian.FORKED:
-            self._answered(number)
+            self._on_answer(number)
             pidfd = array.array("i", ancillary[0][2])[0] if ancillary else NO_PIDFD
-            self._listener.forked(number, first, pidfd)
-        elif kind == guardian.GONE:
-            self._answered(number)
-            self._listener.gone(number, first, second)
-        elif kind == guardian.UNABLE:
-            self._answered(number)
-            self._listener.unable(number, first)
-        elif kind == guardian.NOTE:
-            self._listener.noted(packet[guardian.PACKET.size :].decode())
-        elif kind == guardian.UP:
-            self.is_up = True
-            self._be_patient()
+            self._listener.on_worker_forked(number, first, pidfd)
+        elif kind == guardian.EXITED:
+            self._on_answer(number)
+            self._listener.on_worker_exit(number, first, second)
+        elif kind == guardian.FORK_FAILED:
+            self._on_answer(number)
+            self._listener.on_fork_failed(number, first)
+        elif kind == guardian.LOG:
+            self._listener.on_log(packet[guardian.PACKET.size :].decode())
+        elif kind == guardian.READY:
+            self.is_ready = True
+            self._limit_answer_time()
         return True
 
-    # --- its end ---
+    # --- exit ---
 
-    @property
-    def exit_code(self) -> int | None:
-        """As of subprocess: negative where a signal killed it."""
-        return self._process.returncode
-
-    def _on_dead(self) -> None:
-        self._on_readable()
+    def _on_exit(self) -> None:
+        self.receive()
         self._is_dead = True
         self._process.wait()
         self._supervisor.unwatch(self._pidfd)
         os.close(self._pidfd)
         self._pidfd = -1
-        self._supervisor.unwatch(self._socket.fileno())
+        self._supervisor.unwatch(self.fd)
         self._socket.close()
         for _, fds in self._unsent:
             _close(fds)
         self._unsent.clear()
-        if self._patience is not None:
-            self._patience.cancel()
-        if self._process.returncode == 0 and self._on_stopped is not None:  # it left nothing
-            self._over()
+        if self._kill_timer is not None:
+            self._kill_timer.cancel()
+        if self._process.returncode == 0 and self._on_stopped is not None:  # it exited by itself, and left nothing
+            self._report_exit()
         else:
-            self._sweep(self._supervisor.now() + _SWEEP_PATIENCE)
+            self._sweep(self._supervisor.now() + _SWEEP_TIMEOUT)
 
     def _sweep(self, until: float, clean: int = 0) -> None:
-        """Kill what is left of the tree: the workers die with their guardian, but not what they started."""
+        """Kill what is left below a dead guardian: its workers die with it, but not what they started."""
         try:
             clean = 0 if kill_marked(self._token) else clean + 1
-        except OSError:  # no descriptor is left to look with
+        except OSError:  # no descriptor is left to read /proc with
             clean = 0
         now = self._supervisor.now()
-        if clean < _CLEAN_SWEEPS and now < until:
-            self._supervisor.call_at(now + _SWEEP_EVERY, lambda: self._sweep(until, clean))
+        if clean < _MIN_CLEAN_SWEEPS and now < until:
+            self._supervisor.call_at(now + _SWEEP_INTERVAL, lambda: self._sweep(until, clean))
         else:
-            self._over()
+            self._report_exit()
 
-    def _over(self) -> None:
+    def _report_exit(self) -> None:
         if self._on_stopped is not None:
             self._on_stopped()
         else:
-            self._listener.guardian_lost(self)
+            self._listener.on_guardian_lost(self)
 
 
 def _close(fds: list[int]) -> None:

@@ -1,77 +1,34 @@
-"""Processes: able to be killed, to crash alone, and to use every core.
-
-    supervisor's thread                guardian (one small process)      worker (one process each)
-    ProcessPool ── Guardian ───────────► forks, buries ─────────────────► reads a call, takes its ticket,
-         └─────── WorkerHandle ◄────────── one socket, one eventfd, two pipes ──► runs it, writes its result whole
-
-No lock, queue or pipe is shared by two workers, so none can be left broken by the death of one.
-
-**Starting.** The guardian is started with the first worker, workers when they are needed, and one more than were ever
-busy at once (at most max_workers + 1), so that capacity is back at once when one is killed. A worker is bound to an
-assignment before it is ready: its socket holds the call until then. The first call at a worker that is ready counts as
-started when it is sent, the one behind it when the result before it arrives; results carry exact times.
-
-**Ending.** `stop` takes back a call that has not begun (see `worker`: tickets). Else the worker's process group gets
-SIGTERM, and the worker SIGKILL after the grace. Its attempt is over once the guardian says that nothing below the
-worker is alive. A function that ended by itself before it was asked to is reported as it ended. Kills run side by side.
-A worker that was asked to stop is not used again.
-
-**Dying.** The guardian reports how a worker exited and that its tree is dead. What the worker had written is read
-first; then the tickets it left tell what it had begun: that attempt CRASHED, the others are handed back. A worker
-that dies before it is ready takes its first assignment along from the third time in a row on: else a failing
-initializer would be tried for ever. If the guardian dies, the kernel kills its workers, and what they had started is
-found by a mark in its environment (`process_tree.kill_marked`); the next need starts another guardian.
-
-**Leaving things behind.** What a function leaves running (processes, threads, changed globals) stays until its worker
-is stopped or recycled (`max_jobs_per_worker`, `max_rss_growth`), as in any pool that reuses processes. A job with a
-memory limit is not given to a worker in which that is much. All our
-descriptors are close-on-exec. A process that the host forks without exec holds copies of them: harmless, since workers
-are told to leave by shutting the socket down, and the guardian watches the host itself.
-
-Needs Linux 5.4 or later: pidfds, eventfds, memfds and subreapers have no counterpart elsewhere. There `spawned` takes
-its place.
-"""
+"""The process pool: gives assignments to workers under a guardian, and takes their results (see `pools.guardian`)."""
 
 from __future__ import annotations
 
 import sys
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, WorkerPool
+from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor
 from executor_adapter.pools.guardian.memory_watch import MemoryWatch
-from executor_adapter.pools.guardian.worker_handle import Standing, WorkerHandle
-from executor_adapter.pools.guardian.workers import START_FAILURES, Crew
-from executor_adapter.pools.transport.exit_errors import crash_error, memory_error, set_exit
-from executor_adapter.pools.transport.payload import Payload, make_payload, worker_settings
-from executor_adapter.pools.transport.reports import discard, tell_result, tell_said
+from executor_adapter.pools.guardian.worker_handle import CallState, ForkedWorkerHandle
+from executor_adapter.pools.guardian.workers import MAX_START_FAILURES, WorkerSet
+from executor_adapter.pools.transport.exit_errors import memory_error, record_exit
+from executor_adapter.pools.transport.payload import worker_settings
+from executor_adapter.pools.transport.process_pool import OUTPUT_READ_FRAME, WorkerProcessPool
+from executor_adapter.pools.transport.reports import discard_file, report_result
 from executor_adapter.pools.transport.send_buffer import SharedPath
 from executor_adapter.worker import wire
 
-if TYPE_CHECKING:
-    from executor_adapter.job.model import Job
 
-_HEARD = wire.frame(wire.HEARD)
-
-_SHARE_LEFT_BEHIND = 0.5
-"""Of a memory limit, that earlier jobs of the worker may already hold: much of it may be modules that they imported,
-and a worker that had to import them again would take far longer."""
-
-
-class ProcessPool(WorkerPool):
-    """Worker processes under a guardian; see the module.
+class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
+    """Worker processes under a guardian.
 
     `preload`: modules that the guardian imports, so that no worker needs to. `initializer`: a function and its
-    arguments, called in each worker before its first job. `max_jobs_per_worker`, `max_rss_growth` (bytes): a worker is
-    replaced after so many jobs, or when it has grown by so much since it was ready. `nice`, `cpu_affinity`: of every
-    worker.
+    arguments, called in each worker before its first job. `max_jobs_per_worker`: a worker is replaced after so many
+    jobs. `max_rss_growth`: a worker is replaced when it has grown by so many bytes since it was ready. `nice`,
+    `cpu_affinity`: apply to every worker.
     """
 
-    name: ClassVar[str] = "process"
     can_limit_memory: ClassVar[bool] = True
-    can_stop_soft: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -87,103 +44,80 @@ class ProcessPool(WorkerPool):
     ) -> None:
         super().__init__(supervisor, max_workers)
         settings = worker_settings(preload=preload, initializer=initializer, nice=nice, cpu_affinity=cpu_affinity)
-        self._crew = Crew(supervisor, max_workers, settings, on_frames=self._on_frames, on_gone=self._on_gone)
+        self.workers = WorkerSet(supervisor, max_workers, settings, on_frames=self._read, on_exit=self._on_exit)
         self._max_jobs = max_jobs_per_worker or sys.maxsize
         self._max_rss_growth = max_rss_growth
         self._path = SharedPath()
-        self._memory = MemoryWatch(supervisor, self._memory_exceeded)
-        self._given: list[WorkerHandle] = []
-        self._busy_workers: deque[WorkerHandle] = deque()
-        self._has_room = True
-
-    @classmethod
-    def prepare(cls, job: Job) -> Payload:
-        return make_payload(job)
+        self._memory = MemoryWatch(supervisor, self._on_memory_exceeded)
+        self._workers_to_write: list[ForkedWorkerHandle] = []
+        """Workers with assignments that the next `flush` sends."""
+        self._busy_workers: deque[ForkedWorkerHandle] = deque()
+        self._may_have_room = True
+        """Whether a call may be queued behind another; False until a worker is known to have room again."""
 
     @property
     def pids(self) -> list[int]:
-        """The workers that are alive, the spare one included."""
-        return self._crew.pids
+        """The pids of all living workers, the spare one included."""
+        return self.workers.pids
 
     @property
     def idle(self) -> int:
-        """Workers that are ready and have nothing to do."""
-        return self._crew.idle
+        """Number of workers that are ready and have no assignments."""
+        return self.workers.idle_count
 
     def close(self, on_closed: Callable[[], None]) -> None:
-        self._crew.close(on_closed)
+        self.workers.close(on_closed)
 
-    # --- giving ---
+    # --- assigning ---
 
     def start(self, assignment: Assignment) -> None:
-        worker = self._take_for(assignment)
+        worker = self.workers.take(assignment.memory_limit)
         self.busy += 1
-        if self.busy > self._crew.most_busy:
-            self._crew.most_busy = self.busy
+        if self.busy > self.workers.peak_busy:
+            self.workers.peak_busy = self.busy
         self._busy_workers.append(worker)
-        self._has_room = True
+        self._may_have_room = True
         try:
-            self._give(worker, assignment)
+            self._assign(worker, assignment)
         except Exception:
-            self._emptied(worker)
+            self._release(worker)
             raise
 
-    def _take_for(self, assignment: Assignment) -> WorkerHandle:
-        """A worker in which earlier jobs left little, if the assignment's memory is limited: it is not to die for it.
-
-        Raises:
-            OSError: none can be started.
-        """
-        worker, limit = self._crew.take(), assignment.memory_limit
-        while limit is not None and worker.left_behind() > _SHARE_LEFT_BEHIND * limit:
-            self._crew.dismiss(worker)
-            worker = self._crew.take()
-        return worker
-
     def queue_behind(self, assignment: Assignment) -> bool:
-        if not self._has_room or assignment.memory_limit is not None:
+        if not self._may_have_room or assignment.memory_limit is not None:
             return False
         busy = self._busy_workers
         for _ in range(len(busy)):
             worker = busy[0]
             busy.rotate(-1)
-            if worker.takes_another(self._max_jobs):
-                self._give(worker, assignment)
+            if worker.has_room(self._max_jobs):
+                self._assign(worker, assignment)
                 return True
-        self._has_room = False
+        self._may_have_room = False
         return False
 
-    def queues(self) -> Iterable[tuple[WorkerHandle, Sequence[Assignment]]]:
-        return ((worker, worker.queue) for worker in self._busy_workers)
-
-    def hand_back_behind(self, worker: WorkerHandle, running: Assignment) -> None:
-        running.short = False
-        _, voided = worker.take_back(running, or_those_behind=True)
-        self._taken_back(worker, voided)
-        self._hand_back(voided)
-
-    def _give(self, worker: WorkerHandle, assignment: Assignment) -> None:
-        worker.give(assignment)
+    def _assign(self, worker: ForkedWorkerHandle, assignment: Assignment) -> None:
+        worker.assign(assignment)
         if worker.unsent == 1:
-            self._given.append(worker)
+            self._workers_to_write.append(worker)
 
     def flush(self) -> None:
-        if self._given:
-            self._path.look()
-            given, self._given = self._given, []
-            for worker in given:
+        if self._workers_to_write:
+            self._path.refresh()
+            to_write, self._workers_to_write = self._workers_to_write, []
+            for worker in to_write:
                 self._write(worker)
-            self._crew.keep_spare()
+            self.workers.keep_spare()
 
-    def _write(self, worker: WorkerHandle) -> None:
-        if not worker.unsent:  # taken back
+    def _write(self, worker: ForkedWorkerHandle) -> None:
+        if not worker.unsent:  # all was taken back
             return
-        none_before = worker.unsent == len(worker.queue)
+        nothing_before = worker.unsent == len(worker.queue)
         worker.write(self._path)
-        if none_before and worker.ready:
-            self._tell_started(worker, self.supervisor.now())
+        if nothing_before and worker.ready:
+            self._report_start(worker, self.supervisor.now())
 
-    def _tell_started(self, worker: WorkerHandle, at: float) -> None:
+    def _report_start(self, worker: ForkedWorkerHandle, at: float) -> None:
         assignment = worker.queue[0]
         assignment.pid = worker.pid
         assignment.started_at = at
@@ -191,164 +125,133 @@ class ProcessPool(WorkerPool):
             self._memory.add(worker, assignment)
         self.supervisor.started(assignment, at)
 
-    # --- hearing ---
+    def _release(self, worker: ForkedWorkerHandle) -> None:
+        """Free the slot of a worker that has no assignments left."""
+        self.busy -= 1
+        self._busy_workers.remove(worker)
+        if worker.retired:
+            return
+        if worker.is_worn(self._max_jobs, self._max_rss_growth):
+            self.workers.shut_down(worker)
+            self.workers.keep_spare()
+        elif not worker.dropping:
+            self.workers.put_back(worker)
 
-    def _on_frames(self, worker: WorkerHandle) -> None:
-        self._read(worker)
+    # --- frames ---
 
-    def _read(self, worker: WorkerHandle) -> bool:
-        """Take what one read gives; False where nothing is left."""
-        try:
-            frames = worker.reader.read()
-        except BlockingIOError:
-            return False
-        except (EOFError, OSError):
-            self._crew.lose_touch(worker)
-            return False
-        for kind, flags, _, seq, word, first, second, body in frames:
-            if kind in wire.RESULTS:
-                self._on_result(worker, kind, flags, word, first, second, body)
-            elif kind == wire.SAID:
-                self._on_said(worker, flags, seq, body)
-            elif kind == wire.READY:
-                self._on_ready(worker, word, first)
-            elif kind == wire.DROPPED:
-                worker.dropping = False
-                if not worker.queue and not worker.doomed:
-                    self._crew.put_back(worker)
-        return True
+    def _on_disconnect(self, worker: ForkedWorkerHandle) -> None:
+        self.workers.on_disconnect(worker)
 
-    def _on_ready(self, worker: WorkerHandle, pid: int, at: float) -> None:
-        self._crew.ready(worker, pid)
+    def _on_ready(self, worker: ForkedWorkerHandle, pid: int, at: float) -> None:
+        self.workers.on_ready(worker, pid)
         if len(worker.queue) > worker.unsent:
-            self._tell_started(worker, at)
+            self._report_start(worker, at)
+
+    def _on_notice(self, worker: ForkedWorkerHandle, kind: int) -> None:
+        if kind == wire.DROPPED:
+            worker.dropping = False
+            if not worker.queue and not worker.retired:
+                self.workers.put_back(worker)
 
     def _on_result(
-        self, worker: WorkerHandle, kind: int, flags: int, peak: int, began: float, ended: float, body: bytes
+        self, worker: ForkedWorkerHandle, kind: int, flags: int, peak: int, started: float, ended: float, body: bytes
     ) -> None:
         queue = worker.queue
         fd = worker.reader.fds.popleft() if flags & wire.IN_FILE else -1
-        if flags & wire.OUTPUT:
+        if flags & wire.HAS_OUTPUT:
             worker.output.drain()
-            worker.outbox.send(_HEARD)
+            worker.send_buffer.send(OUTPUT_READ_FRAME)
         worker.output.finish(ended)
         assignment = queue[0]
         if assignment.memory_limit is not None:
             self._memory.remove(worker)
         assignment.pid = worker.pid
-        assignment.started_at = began
+        assignment.started_at = started
         assignment.ended_at = ended
         assignment.peak_rss = max(peak << 10, assignment.peak_rss or 0)
-        if worker.stopping is not None:
-            # What it started must go too; `gone` follows.
-            worker.kill()
-            if ended > worker.stop_at:  # it did as it was asked
-                discard(fd)
-                return
-            worker.stopping = assignment.stop_asked_at = None  # it had ended before
+        if worker.stopping is not None and not worker.ended_before_stop(ended):
+            discard_file(fd)
+            return  # `_on_exit` reports the end
         queue.popleft()
         worker.head += 1
-        worker.done += 1
+        worker.jobs_done += 1
         assignment.worker = None
         if not queue:
-            self._emptied(worker)
-            tell_result(self.supervisor, assignment, kind, flags, body, fd)
+            self._release(worker)
+            report_result(self.supervisor, assignment, kind, flags, body, fd)
             return
-        self._has_room = True
+        self._may_have_room = True
         following = queue[0] if worker.sent else None
-        tell_result(self.supervisor, assignment, kind, flags, body, fd)
-        if following is not None and following.worker is worker:  # else it was taken back meanwhile
-            self._tell_started(worker, ended)
+        report_result(self.supervisor, assignment, kind, flags, body, fd)
+        if following is not None and following.worker is worker:  # else the report made the supervisor take it back
+            self._report_start(worker, ended)
 
-    def _on_said(self, worker: WorkerHandle, flags: int, seq: int, body: bytes) -> None:
-        if flags & wire.LOUD or worker.output.allowance.grant(len(body)):
-            speaker = worker.speaker() if seq == worker.head & wire.WORD else None
-            tell_said(self.supervisor, speaker, body)
+    # --- taking back and stopping ---
 
-    def _emptied(self, worker: WorkerHandle) -> None:
-        """It has no assignment left."""
-        self.busy -= 1
-        self._busy_workers.remove(worker)
-        if worker.doomed:
-            return
-        if worker.is_worn(self._max_jobs, self._max_rss_growth):
-            self._crew.dismiss(worker)
-            self._crew.keep_spare()
-        elif not worker.dropping:
-            self._crew.put_back(worker)
+    def queues(self) -> Iterable[tuple[ForkedWorkerHandle, Sequence[Assignment]]]:
+        return ((worker, worker.queue) for worker in self._busy_workers)
 
-    # --- taking back, and ending ---
+    def hand_back_behind(self, worker: ForkedWorkerHandle, running: Assignment) -> None:
+        running.short = False
+        _, removed = worker.take_back(running, or_those_behind=True)
+        self._release_if_empty(worker, removed)
+        self._hand_back(removed)
 
     def recall(self, assignment: Assignment) -> bool:
-        worker: WorkerHandle | None = assignment.worker
+        worker: ForkedWorkerHandle | None = assignment.worker
         if worker is None:
             return False
-        standing, voided = worker.take_back(assignment)
-        self._taken_back(worker, voided)
-        self._hand_back(voided)
-        return standing is Standing.WAITING
+        state, removed = worker.take_back(assignment)
+        self._release_if_empty(worker, removed)
+        self._hand_back(removed)
+        return state is CallState.WAITING
 
     def stop(self, assignment: Assignment, *, grace: float) -> None:
-        worker: WorkerHandle | None = assignment.worker
+        worker: ForkedWorkerHandle | None = assignment.worker
         if worker is None:
             return
         if worker.stopping is assignment:
-            worker.hasten(grace)
+            worker.shorten_grace(grace)
             return
-        standing, voided = worker.take_back(assignment, or_those_behind=True)
-        self._taken_back(worker, voided)
-        if standing is Standing.WAITING:
-            self.supervisor.ended(voided.pop(0), Ending.STOPPED)
-        elif standing is Standing.RUNNING:
-            self._crew.doom(worker)
+        state, removed = worker.take_back(assignment, or_those_behind=True)
+        self._release_if_empty(worker, removed)
+        if state is CallState.WAITING:
+            self.supervisor.ended(removed.pop(0), Ending.STOPPED)
+        elif state is CallState.RUNNING:
+            self.workers.retire(worker)
             worker.terminate(assignment, grace)
-        self._hand_back(voided)
+        self._hand_back(removed)
 
-    def _taken_back(self, worker: WorkerHandle, voided: list[Assignment]) -> None:
-        if voided and not worker.queue:
-            self._emptied(worker)
+    def _release_if_empty(self, worker: ForkedWorkerHandle, removed: list[Assignment]) -> None:
+        if removed and not worker.queue:
+            self._release(worker)
 
     def _hand_back(self, assignments: list[Assignment]) -> None:
-        """The last first: each goes back to the front of the queue."""
+        """Hand assignments back, the last one first, since each goes to the front of the queue."""
         for assignment in reversed(assignments):
             self.supervisor.handed_back(assignment)
 
-    def interrupt(self, assignment: Assignment) -> None:
-        worker: WorkerHandle | None = assignment.worker
-        if worker is not None and worker.stopping is None:
-            worker.interrupt(assignment)
+    # --- deaths ---
 
-    def _memory_exceeded(self, worker: WorkerHandle, assignment: Assignment, held: int) -> None:
-        worker.verdict = memory_error(assignment, held)
-        self._crew.doom(worker)
+    def _on_memory_exceeded(self, worker: ForkedWorkerHandle, assignment: Assignment, resident: int) -> None:
+        worker.crash_cause = memory_error(assignment, resident)
+        self.workers.retire(worker)
         worker.kill()
 
-    def _on_gone(self, worker: WorkerHandle, si_code: int, si_status: int) -> None:
-        """Read what it had still written; then what it had begun crashed, or was stopped, and the rest comes back."""
-        while worker.hears and self._read(worker):
-            pass
-        worker.output.drain()
-        tail = worker.output.tail()
-        worker.output.finish(time.monotonic())
+    def _on_exit(self, worker: ForkedWorkerHandle, si_code: int, si_status: int) -> None:
+        """Report a worker's exit: what it had started crashed or was stopped, and the rest is handed back."""
+        output_tail = self._read_rest(worker)
         self._memory.remove(worker)
-        begun = worker.freeze()
+        started = worker.take_tickets()
         left = list(worker.queue)
         worker.queue.clear()
         if left:
-            self._emptied(worker)
-        cannot_start = not worker.ready and self._crew.start_failures >= START_FAILURES
-        fallen = max(begun, 1) if cannot_start else begun
+            self._release(worker)
         for assignment in left:
             assignment.worker = None
-        for assignment in left[:fallen]:
-            set_exit(assignment, si_code, si_status)
-            self._fell(worker, assignment, tail)
-        self._hand_back(left[fallen:])
-
-    def _fell(self, worker: WorkerHandle, assignment: Assignment, tail: str) -> None:
-        if assignment is worker.stopping:
-            assignment.ended_at = self.supervisor.now()  # when its tree was seen dead, not when its function let go
-            self.supervisor.ended(assignment, Ending.STOPPED)
-        else:
-            error = crash_error(assignment, tail, was_up=worker.ready, verdict=worker.verdict)
-            self.supervisor.ended(assignment, Ending.CRASHED, error=error)
+        cannot_start = not worker.ready and self.workers.start_failures >= MAX_START_FAILURES
+        ended = max(started, 1) if cannot_start else started
+        for assignment in left[:ended]:
+            record_exit(assignment, si_code, si_status)
+            self._report_death(worker, assignment, output_tail, worker.crash_cause)
+        self._hand_back(left[ended:])

@@ -1,4 +1,4 @@
-"""The workers of a process pool: hired when needed, with one to spare, and seen off."""
+"""The set of a process pool's workers: starts them when needed, with one to spare, and retires them."""
 
 from __future__ import annotations
 
@@ -11,217 +11,236 @@ from typing import Any
 
 from executor_adapter.exceptions import WorkerCrashedError
 from executor_adapter.pools.base import PoolSupervisor
-from executor_adapter.pools.guardian.client import NO_PIDFD, Guardian
-from executor_adapter.pools.guardian.worker_handle import WorkerHandle
+from executor_adapter.pools.guardian.client import NO_PIDFD, GuardianClient
+from executor_adapter.pools.guardian.worker_handle import ForkedWorkerHandle
 from executor_adapter.worker.process_tree import resident
 
 logger = logging.getLogger("executor_adapter.process")
 
-START_FAILURES = 3
-"""Workers that die in a row before they are ready, until one takes its first assignment with it."""
-_LEAVE_PATIENCE = 1.0
-"""Seconds for a worker that was told to leave."""
-_GUARDIAN_PATIENCE = 2.0
-"""Seconds for the guardian to tell of a death that we have seen; the dead tree may be large."""
+MAX_START_FAILURES = 3
+"""Workers that may die in a row before they are ready. The last of them takes its first assignment with it."""
 
-Farewell = Callable[[WorkerHandle, int, int], None]
+_EXIT_REPORT_TIMEOUT = 2.0
+"""Seconds for the guardian to report a death that the host has seen; the worker may have left many processes."""
+
+_MAX_LEFT_BEHIND = 0.5
+"""Share of a memory limit that earlier jobs of the worker may already hold. Much of it may be modules that they
+imported, and a new worker that had to import them again would take far longer."""
 
 
-class Crew:
-    """Hires workers by a guardian and parts from them; implements `launcher.Listener`.
+class WorkerSet:
+    """Starts workers with a guardian and retires them; implements `client.GuardianListener`.
 
-    `on_frames(worker)`: its socket can be read. `on_gone(worker, si_code, si_status)`: it is dead, and so is all it
-    started; called once for each, before its descriptors are closed.
+    `on_frames(worker)` is called when a worker's socket is readable. `on_exit(worker, si_code, si_status)` is called
+    once for each worker, when it and everything it started is dead, and before its descriptors are closed.
     """
 
     def __init__(
         self,
         supervisor: PoolSupervisor,
-        limit: int,
+        max_workers: int,
         settings: dict[str, Any],
         *,
-        on_frames: Callable[[WorkerHandle], None],
-        on_gone: Farewell,
+        on_frames: Callable[[ForkedWorkerHandle], Any],
+        on_exit: Callable[[ForkedWorkerHandle, int, int], None],
     ) -> None:
         self.start_failures = 0
-        self.most_busy = 0
-        """Workers that were ever busy at once."""
+        self.peak_busy = 0
+        """The most workers that were ever busy at once."""
+        self.guardian: GuardianClient | None = None
         self._supervisor = supervisor
-        self._limit = limit
+        self._max_workers = max_workers
         self._settings = settings
         self._on_frames = on_frames
-        self._on_gone = on_gone
-        self._guardian: Guardian | None = None
-        self._members: dict[int, WorkerHandle] = {}
-        self._idle: list[WorkerHandle] = []
-        self._warming: list[WorkerHandle] = []
+        self._on_exit = on_exit
+        self._members: dict[int, ForkedWorkerHandle] = {}
+        self._idle: list[ForkedWorkerHandle] = []
+        self._starting: list[ForkedWorkerHandle] = []
+        """Workers without assignments that are not ready yet."""
         self._serving = 0
+        """Number of workers that are not retired."""
         self._closing = False
         self._on_closed: Callable[[], None] | None = None
+
+    @property
+    def members(self) -> list[ForkedWorkerHandle]:
+        """All workers that have not exited, including retired ones."""
+        return list(self._members.values())
 
     @property
     def pids(self) -> list[int]:
         return [worker.pid for worker in self._members.values() if worker.pid is not None]
 
     @property
-    def idle(self) -> int:
+    def idle_count(self) -> int:
         return len(self._idle)
 
-    # --- hiring ---
+    # --- starting ---
 
-    def take(self) -> WorkerHandle:
-        """A worker that has nothing to do, or else a new one.
+    def take(self, memory_limit: int | None) -> ForkedWorkerHandle:
+        """Return a worker without assignments, or else a new one.
+
+        With a memory limit, it is a worker in which earlier jobs left little: the next job must not be killed for them.
 
         Raises:
-            OSError: none can be started.
+            OSError: no worker can be started.
         """
+        worker = self._take_any()
+        while memory_limit is not None and worker.left_behind() > _MAX_LEFT_BEHIND * memory_limit:
+            self.shut_down(worker)
+            worker = self._take_any()
+        return worker
+
+    def _take_any(self) -> ForkedWorkerHandle:
         if self._idle:
             return self._idle.pop()
-        return self._warming.pop(0) if self._warming else self._hire()
+        return self._starting.pop(0) if self._starting else self._start()
 
-    def put_back(self, worker: WorkerHandle) -> None:
-        """It has nothing to do, and can be given something."""
-        if self._serving > self._limit + 1:
-            self.dismiss(worker)
+    def put_back(self, worker: ForkedWorkerHandle) -> None:
+        """Keep a worker that has no assignments for later, or shut it down if there are enough."""
+        if self._serving > self._max_workers + 1:
+            self.shut_down(worker)
         else:
-            (self._idle if worker.ready else self._warming).append(worker)
+            (self._idle if worker.ready else self._starting).append(worker)
 
     def keep_spare(self) -> None:
-        """Have one worker more than were ever busy at once."""
-        if self._serving <= self.most_busy and self._may_hire_spare():
+        """Start workers until there is one more than were ever busy at once."""
+        if self._serving <= self.peak_busy and self._may_start_spare():
             try:
-                self._warming.append(self._hire())
+                self._starting.append(self._start())
             except OSError as error:
-                logger.warning("no spare worker: %s", error)
+                logger.warning("no spare worker can be started: %s", error)
 
-    def _may_hire_spare(self) -> bool:
-        if self._closing or self.start_failures >= START_FAILURES:
+    def _may_start_spare(self) -> bool:
+        if self._closing or self.start_failures >= MAX_START_FAILURES:
             return False
-        # A fork would hold up the guardian, which has a death to tell; `gone` comes back to it.
-        return not any(worker.kill_wanted for worker in self._members.values())
+        # A fork would delay the guardian's report of a killed worker. `on_worker_exit` calls `keep_spare` again.
+        return not any(worker.kill_requested for worker in self._members.values())
 
-    def ready(self, worker: WorkerHandle, pid: int) -> None:
+    def on_ready(self, worker: ForkedWorkerHandle, pid: int) -> None:
+        """Take note that a worker has started."""
         worker.ready = True
         worker.pid = pid
-        worker.first_rss = resident(pid)
+        worker.rss_when_ready = resident(pid)
         self.start_failures = 0
-        if worker in self._warming:
-            self._warming.remove(worker)
+        if worker in self._starting:
+            self._starting.remove(worker)
             self._idle.append(worker)
 
-    def _hire(self) -> WorkerHandle:
-        if self._guardian is None:
-            self._guardian = Guardian(self._supervisor, self, self._settings)
-        worker = WorkerHandle(self._supervisor, self._guardian)
+    def _start(self) -> ForkedWorkerHandle:
+        if self.guardian is None:
+            self.guardian = GuardianClient(self._supervisor, self, self._settings)
+        worker = ForkedWorkerHandle(self._supervisor, self.guardian)
         self._members[worker.number] = worker
         self._serving += 1
         self._supervisor.watch(worker.fd, functools.partial(self._on_frames, worker))
         return worker
 
-    # --- parting ---
+    # --- retiring ---
 
-    def doom(self, worker: WorkerHandle) -> None:
-        """Give it nothing more."""
-        if not worker.doomed:
-            worker.doomed = True
+    def retire(self, worker: ForkedWorkerHandle) -> None:
+        """Give the worker no further assignment."""
+        if not worker.retired:
+            worker.retired = True
             self._serving -= 1
-            for group in (self._idle, self._warming):
+            for group in (self._idle, self._starting):
                 if worker in group:
                     group.remove(worker)
 
-    def dismiss(self, worker: WorkerHandle) -> None:
-        """Let a worker that has nothing to do go."""
-        self.doom(worker)
-        worker.hang_up()
-        worker.call_after(_LEAVE_PATIENCE, worker.kill)
+    def shut_down(self, worker: ForkedWorkerHandle) -> None:
+        """Retire a worker that has no assignments, and let it exit."""
+        self.retire(worker)
+        worker.request_exit()
 
     def close(self, on_closed: Callable[[], None]) -> None:
-        """Let all go, then the guardian."""
+        """Shut down all workers, then the guardian; then call `on_closed`."""
         self._closing = True
         self._on_closed = on_closed
         for worker in list(self._members.values()):
-            self.dismiss(worker)
-        if self._guardian is not None and not self._guardian.is_up and self._members:
-            # It may be importing for long, and would fork them only after that.
-            self._guardian.kill()
-        self._close_further()
+            self.shut_down(worker)
+        if self.guardian is not None and not self.guardian.is_ready and self._members:
+            # It may be importing for a long time, and would fork the workers only after that.
+            self.guardian.kill()
+        self._continue_closing()
 
-    def _close_further(self) -> None:
+    def _continue_closing(self) -> None:
         if self._on_closed is None or self._members:
             return
         on_closed, self._on_closed = self._on_closed, None
-        if self._guardian is None:
+        if self.guardian is None:
             on_closed()
         else:
-            self._guardian.stop(on_closed)
+            self.guardian.stop(on_closed)
 
-    # --- what the guardian says ---
+    # --- deaths ---
 
-    def forked(self, number: int, pid: int, pidfd: int) -> None:
-        worker = self._members.get(number)
-        if worker is not None:
-            worker.forked(pid, pidfd, functools.partial(self._on_death_seen, worker))
-        elif pidfd != NO_PIDFD:
-            os.close(pidfd)
-
-    def lose_touch(self, worker: WorkerHandle) -> None:
-        """Its end of the socket is closed: it is dead, or the function closed it, and then it will be."""
-        self.doom(worker)
-        worker.deafen()
+    def on_disconnect(self, worker: ForkedWorkerHandle) -> None:
+        """Retire a worker whose socket is closed: it has died, or its function closed it and it is about to exit."""
+        self.retire(worker)
+        worker.stop_listening()
         if not worker.is_forked:
-            self._call_later(self._expect_forked, worker)
+            self._call_later(self._require_fork, worker)
 
-    def _on_death_seen(self, worker: WorkerHandle) -> None:
-        worker.seen_dead()
-        self.doom(worker)
-        self._call_later(self._expect_gone, worker)
+    def _on_death_seen(self, worker: ForkedWorkerHandle) -> None:
+        worker.stop_watching_process()
+        self.retire(worker)
+        self._call_later(self._require_exit_report, worker)
 
-    def _call_later(self, expect: Callable[[WorkerHandle], None], worker: WorkerHandle) -> None:
-        # Not by the worker's own timer: a stop sets that anew.
-        at = self._supervisor.now() + _GUARDIAN_PATIENCE
-        self._supervisor.call_at(at, functools.partial(expect, worker))
+    def _call_later(self, check: Callable[[ForkedWorkerHandle], None], worker: ForkedWorkerHandle) -> None:
+        # Not with the worker's own timer, which `stop` sets anew.
+        at = self._supervisor.now() + _EXIT_REPORT_TIMEOUT
+        self._supervisor.call_at(at, functools.partial(check, worker))
 
-    def _expect_forked(self, worker: WorkerHandle) -> None:
+    def _require_fork(self, worker: ForkedWorkerHandle) -> None:
         if not worker.is_forked:
-            self._expect_gone(worker)
+            self._require_exit_report(worker)
 
-    def _expect_gone(self, worker: WorkerHandle) -> None:
-        """A guardian that has not told us (somebody stopped it, say) is no guardian."""
+    def _require_exit_report(self, worker: ForkedWorkerHandle) -> None:
+        """Kill a guardian that has not reported an exit in time, as one that was stopped by a signal."""
         if worker.number in self._members:
             worker.guardian.kill()
 
-    def gone(self, number: int, si_code: int, si_status: int) -> None:
+    # --- reports of the guardian ---
+
+    def on_worker_forked(self, number: int, pid: int, pidfd: int) -> None:
+        worker = self._members.get(number)
+        if worker is not None:
+            worker.set_process(pid, pidfd, functools.partial(self._on_death_seen, worker))
+        elif pidfd != NO_PIDFD:
+            os.close(pidfd)
+
+    def on_worker_exit(self, number: int, si_code: int, si_status: int) -> None:
         worker = self._members.pop(number, None)
         if worker is None:
             return
-        if not worker.ready and not worker.let_go:
+        if not worker.ready and not worker.exit_expected:
             self.start_failures += 1
-        self.doom(worker)
-        self._on_gone(worker, si_code, si_status)
+        self.retire(worker)
+        self._on_exit(worker, si_code, si_status)
         worker.close()
         self.keep_spare()
-        self._close_further()
+        self._continue_closing()
 
-    def unable(self, number: int, errno: int) -> None:
+    def on_fork_failed(self, number: int, errno: int) -> None:
         worker = self._members.get(number)
         if worker is not None:
-            worker.verdict = WorkerCrashedError(f"no process could be started: {os.strerror(errno)}")
-            # It was tried for seconds already.
-            self.start_failures = max(self.start_failures, START_FAILURES)
-            self.gone(number, os.CLD_EXITED, 0)
+            worker.crash_cause = WorkerCrashedError(f"no process could be started: {os.strerror(errno)}")
+            # The guardian has tried for seconds already, so the assignment fails at once.
+            self.start_failures = max(self.start_failures, MAX_START_FAILURES)
+            self.on_worker_exit(number, os.CLD_EXITED, 0)
 
-    def noted(self, text: str) -> None:
+    def on_log(self, text: str) -> None:
         logger.warning("%s", text)
 
-    def guardian_lost(self, lost: Guardian) -> None:
-        if self._guardian is lost:
-            self._guardian = None
-        its_workers = [worker for worker in self._members.values() if worker.guardian is lost]
-        logger.warning("the guardian ended with code %s, and its %d workers with it", lost.exit_code, len(its_workers))
-        for worker in its_workers:
-            worker.let_go = lost.is_up
-            if not lost.is_up:
-                message = f"the guardian exited with code {lost.exit_code} before it was up: its stderr says why"
-                worker.verdict = WorkerCrashedError(message)
-            self.gone(worker.number, os.CLD_KILLED, signal.SIGKILL)
-        self._close_further()
+    def on_guardian_lost(self, lost: GuardianClient) -> None:
+        if self.guardian is lost:
+            self.guardian = None
+        workers = [worker for worker in self._members.values() if worker.guardian is lost]
+        logger.warning("the guardian ended with code %s, and its %d workers with it", lost.exit_code, len(workers))
+        for worker in workers:
+            worker.exit_expected = lost.is_ready
+            if not lost.is_ready:
+                message = f"the guardian exited with code {lost.exit_code} before it was ready: its stderr says why"
+                worker.crash_cause = WorkerCrashedError(message)
+            self.on_worker_exit(worker.number, os.CLD_KILLED, signal.SIGKILL)
+        self._continue_closing()

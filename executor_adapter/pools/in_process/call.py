@@ -1,4 +1,4 @@
-"""What the pools of this process share: a job's call, its context and its scope."""
+"""What the pools of this process share: a job's bound call, its context and its scope."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from executor_adapter.worker.context import JobContext, enter_job, leave_job
 
 
 def job_context(assignment: Assignment, supervisor: PoolSupervisor, cancelled: Callable[[], bool]) -> JobContext:
+    """Return the context that `current_job()` gives to the function. It reports to the supervisor."""
     job = assignment.job
     return JobContext(
         job.job_id,
@@ -32,7 +33,7 @@ def job_context(assignment: Assignment, supervisor: PoolSupervisor, cancelled: C
 
 
 def open_scope(assignment: Assignment) -> AbstractContextManager[Any]:
-    """The context manager that is to be entered around the function."""
+    """Return the context manager to enter around the function."""
     if assignment.scope is None:
         return contextlib.nullcontext()
     reference, argument = assignment.scope
@@ -40,7 +41,7 @@ def open_scope(assignment: Assignment) -> AbstractContextManager[Any]:
 
 
 def bind(job: Job) -> Callable[[], Any]:
-    """The call that the job is.
+    """Return the job's function with its arguments bound.
 
     Raises:
         InvalidJobError: the function cannot be imported.
@@ -54,13 +55,16 @@ def bind(job: Job) -> Callable[[], Any]:
 def call_in_job(
     assignment: Assignment, supervisor: PoolSupervisor, cancelled: Callable[[], bool], call: Callable[[], Any]
 ) -> Any:
-    """Call the function on this thread, as `current_job()`'s and within its scope; its value, a coroutine's too."""
+    """Call the function on this thread, within its job context and scope, and return its value.
+
+    A coroutine is run to its end, on an event loop of its own.
+    """
     token = enter_job(functools.partial(job_context, assignment, supervisor, cancelled))
     try:
         if assignment.scope is None:
-            return _finished(call())
+            return _run_coroutine(call())
         with open_scope(assignment):
-            return _finished(call())
+            return _run_coroutine(call())
     except BaseException as error:
         check_display(error)
         raise
@@ -68,6 +72,6 @@ def call_in_job(
         leave_job(token)
 
 
-def _finished(value: Any) -> Any:
-    """The value itself; of a coroutine function, what its coroutine gives in the end."""
+def _run_coroutine(value: Any) -> Any:
+    """Return `value`, or if it is a coroutine, the value that it returns."""
     return asyncio.run(value) if type(value) is types.CoroutineType else value

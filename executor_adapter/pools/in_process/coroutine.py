@@ -1,9 +1,10 @@
-"""Coroutines on one event loop, in a thread of its own: for jobs that wait for the network.
+"""The coroutine pool: runs coroutines on one event loop in a thread of its own, for jobs that wait for the network.
 
-At its limit a coroutine is cancelled; what has not begun then never does, and what had ended before is reported as it
-ended. One that swallows the cancellation is written off after its grace. One that blocks the loop, with a `time.sleep`
-say, holds up all others of it: once the loop does not do as it is asked it is written off too, and a new one has what
-comes and what had not begun; what waits on the old one goes on when it can, or ends at its own limit.
+At its limit a coroutine is cancelled. A coroutine that has not started then never does, and one that had ended before
+is reported as it ended. One that ignores the cancellation is abandoned after its grace period. A coroutine that blocks
+the loop, with `time.sleep` for example, holds up all others. If the loop does not answer within the grace period it is
+abandoned too. A new loop gets later jobs and those that had not started. What had started on the old loop continues
+when it can, or ends at its own limit.
 """
 
 from __future__ import annotations
@@ -28,91 +29,95 @@ logger = logging.getLogger("executor_adapter.coroutine")
 
 
 class CoroutinePool(WorkerPool):
-    """At most max_workers coroutines at once, each holding a slot."""
+    """Runs at most max_workers coroutines at once, each of which holds a slot."""
 
     name: ClassVar[str] = "coroutine"
 
     def __init__(self, supervisor: PoolSupervisor, max_workers: int) -> None:
         super().__init__(supervisor, max_workers)
         self.abandoned = 0
-        self._loop: _Loop | None = None
+        """Coroutines that could not be stopped."""
+        self.loop: _Loop | None = None
+        """The loop that runs new assignments."""
 
     @classmethod
     def prepare(cls, job: Job) -> Callable[[], Any]:
         if not is_coroutine_function(job.function):
-            raise InvalidJobError(f"{job.function!r} is no coroutine function: choose pool='thread' or 'process'")
+            raise InvalidJobError(f"{job.function!r} is not a coroutine function: choose pool='thread' or 'process'")
         return bind(job)
 
     def start(self, assignment: Assignment) -> None:
-        if self._loop is None:
-            self._loop = _Loop(self)
+        if self.loop is None:
+            self.loop = _Loop(self)
         self.busy += 1
-        self._loop.submit(assignment)
+        self.loop.submit(assignment)
         self.supervisor.started(assignment, self.supervisor.now())
 
     def flush(self) -> None:
-        if self._loop is not None and self._loop.submitted:
-            self._loop.start_submitted()
+        if self.loop is not None and self.loop.submitted:
+            self.loop.start_submitted()
 
     def on_blocked(self, assignment: Assignment) -> None:
         self._replace(assignment.worker)
 
     def _replace(self, blocked: _Loop) -> None:
-        """Let what comes, and what this loop has not begun, run on another."""
-        if blocked is self._loop:
-            self._loop = None  # also where there is no descriptor left for another
-            self._loop = _Loop(self)
-            blocked.move_unstarted(self._loop)
+        """Run later jobs, and what this loop has not started, on another loop."""
+        if blocked is self.loop:
+            self.loop = None  # also if there is no descriptor left for another
+            self.loop = _Loop(self)
+            blocked.move_unstarted(self.loop)
 
     def stop(self, assignment: Assignment, *, grace: float) -> None:
         loop: _Loop = assignment.worker
         if assignment.ended_at is not None:
-            assignment.stop_asked_at = None  # too late: how it ended is on its way
+            assignment.stop_asked_at = None  # it ended before, and its report is on its way
         elif assignment not in loop.stopping:
             self._cancel(loop, assignment, self.supervisor.now() + min(grace, COROUTINE_STOP_TIMEOUT))
             if loop.claim(assignment):
-                self._part_with(loop, assignment)
+                self._discard(loop, assignment)
                 self.supervisor.ended(assignment, Ending.STOPPED)
 
-    def _cancel(self, loop: _Loop, assignment: Assignment, patience: float) -> None:
+    def _cancel(self, loop: _Loop, assignment: Assignment, until: float) -> None:
         answered = threading.Event()
         loop.cancel(assignment, answered)
-        self.supervisor.call_at(patience, lambda: None if answered.is_set() else self._replace(loop))
-        self.supervisor.call_at(patience, functools.partial(self._abandon, loop, assignment))
+        self.supervisor.call_at(until, lambda: None if answered.is_set() else self._replace(loop))
+        self.supervisor.call_at(until, functools.partial(self.abandon, loop, assignment))
 
     def close(self, on_closed: Callable[[], None]) -> None:
-        if self._loop is not None:
-            self._loop.stop()
+        if self.loop is not None:
+            self.loop.stop()
         on_closed()
 
-    # --- what the loop reports, on the supervisor's thread ---
+    # --- reports of the loop, on the supervisor's thread ---
 
-    def finished(
+    def on_finished(
         self, loop: _Loop, assignment: Assignment, ending: Ending, value: Any, error: BaseException | None
     ) -> None:
+        """Report the end of a coroutine, unless it was abandoned."""
         if assignment not in loop.live:
-            return  # written off
+            return
         if assignment in loop.stopping:
             ending = Ending.STOPPED
-        self._part_with(loop, assignment)
+        self._discard(loop, assignment)
         self.supervisor.ended(assignment, ending, value, error)
 
-    def _part_with(self, loop: _Loop, assignment: Assignment) -> None:
+    def _discard(self, loop: _Loop, assignment: Assignment) -> None:
+        """Free the slot of an assignment, and stop its loop if that is an old one without others."""
         self.busy -= 1
         loop.discard(assignment)
-        if loop is not self._loop and not loop.live:
+        if loop is not self.loop and not loop.live:
             loop.stop()
 
-    def _abandon(self, loop: _Loop, assignment: Assignment) -> None:
+    def abandon(self, loop: _Loop, assignment: Assignment) -> None:
         if assignment not in loop.live or assignment.ended_at is not None:
-            return  # it has told so, though we may not have heard it yet
+            return  # it has ended, though its report may not have arrived yet
         self.abandoned += 1
         logger.error(
-            "a coroutine cannot be stopped and is written off; its event loop is here:\n%s",
+            "a coroutine cannot be stopped and is abandoned; its event loop is here:\n%s",
             loop.stack(),
             extra={"job_id": assignment.job.job_id},
         )
-        self._part_with(loop, assignment)
+        self._discard(loop, assignment)
         assignment.ended_at = self.supervisor.now()
         self.supervisor.ended(assignment, Ending.ABANDONED)
 
@@ -126,7 +131,7 @@ class _Loop(EventLoopThread[Assignment]):
 
     async def call(self, run: Assignment) -> Any:
         run.started_at = time.monotonic()
-        # A task has a context of its own: nothing to leave afterwards.
+        # A task has a context of its own, so there is no need for `leave_job`.
         enter_job(job_context(run, self._pool.supervisor, lambda: run in self.stopping))
         coroutine: Coroutine[Any, Any, Any] = run.payload()
         try:
@@ -140,6 +145,6 @@ class _Loop(EventLoopThread[Assignment]):
 
     def on_end(self, run: Assignment, value: Any, error: BaseException | None) -> None:
         run.ended_at = time.monotonic()
-        # A CancelledError too: cancelled by itself, not by us, it is an error like any other.
+        # This includes a CancelledError: if the pool did not cancel the coroutine, it is an error like any other.
         ending = Ending.RETURNED if error is None else Ending.RAISED
-        self._pool.supervisor.call_soon(self._pool.finished, self, run, ending, value, error)
+        self._pool.supervisor.call_soon(self._pool.on_finished, self, run, ending, value, error)

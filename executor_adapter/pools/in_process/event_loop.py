@@ -1,7 +1,8 @@
-"""An event loop in a thread of its own, and what it takes to get rid of one: shared by all that run coroutines.
+"""An event loop in a thread of its own, which can be replaced when a coroutine blocks it.
 
-What runs there is cancelled at its owner's word. A coroutine that swallows that is written off after its grace; where
-it blocks the loop, with a `time.sleep` say, the loop does not even answer, and has to be replaced by another.
+The owner of the loop cancels what runs on it. A coroutine that ignores the cancellation is abandoned after its grace
+period. If a coroutine blocks the loop, with `time.sleep` for example, the loop does not even answer, and the owner
+replaces it by another.
 """
 
 from __future__ import annotations
@@ -10,45 +11,47 @@ import asyncio
 import contextlib
 import contextvars
 import logging
-import sys
 import threading
-import traceback
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, Self, TypeVar
 
+from executor_adapter.pools.in_process.stacks import stack_of
+
 logger = logging.getLogger("executor_adapter.coroutine")
 
 COROUTINE_STOP_TIMEOUT = 0.5
-"""Seconds after which a coroutine that was cancelled, and goes on, is written off; a shorter grace wins."""
+"""Seconds after which a cancelled coroutine that has not ended is abandoned; a shorter grace period wins."""
 
 
-class Run(Protocol):
+class Runnable(Protocol):
     """What a loop is given to run."""
 
     worker: Any
-    """The loop it was given to."""
+    """The loop it was submitted to."""
 
     context: contextvars.Context | None
-    """The context variables that it sees; None: those of nobody."""
+    """The context variables that it sees; None for an empty context."""
 
 
-R = TypeVar("R", bound=Run)
+R = TypeVar("R", bound=Runnable)
 
 
 class EventLoopThread(ABC, Generic[R]):
-    """A loop, its thread, a daemon, and what was given to it.
+    """An event loop in a daemon thread, and what was submitted to it.
 
-    `live` and `stopping` belong to the one thread that gives, cancels and dismisses; `given` passes to the loop's
-    thread, which owns `_tasks`. Both may `claim` what has not begun.
+    `live` and `stopping` belong to the one thread that submits, cancels and stops. `submitted` passes to the loop's
+    thread, which owns `_tasks`. Both threads may `claim` what has not started.
     """
 
     def __init__(self, name: str) -> None:
         self.live: set[R] = set()
+        """What was submitted and has neither ended nor been abandoned."""
         self.stopping: set[R] = set()
+        """What was cancelled and has not ended."""
         self.submitted: deque[R] = deque()
-        self._unbegun: dict[R, bool] = {}
+        self._unstarted: dict[R, bool] = {}
         self._tasks: dict[R, asyncio.Task[None]] = {}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -56,80 +59,82 @@ class EventLoopThread(ABC, Generic[R]):
 
     @abstractmethod
     async def call(self, run: R) -> Any:
-        """What is to be run, on the loop."""
+        """Run it, on the loop, and return its value."""
 
     @abstractmethod
     def on_end(self, run: R, value: Any, error: BaseException | None) -> None:
-        """Tell the owner how it ended; on the loop. `error` may be a CancelledError."""
+        """Report to the owner how it ended, on the loop. `error` may be a CancelledError."""
 
     def submit(self, run: R) -> None:
-        """It is to begin with the next `start_submitted`."""
+        """Add it to what the next `start_submitted` starts."""
         run.worker = self
         self.live.add(run)
-        self._unbegun[run] = True
+        self._unstarted[run] = True
         self.submitted.append(run)
 
     def start_submitted(self) -> None:
-        """Begin all that was given since the last call: one wake-up of the loop for all of it."""
+        """Start everything that was submitted since the last call, with one wake-up of the loop."""
         self._call_soon(self._start_submitted)
 
     def move_unstarted(self, other: Self) -> None:
-        """Let another loop have what this one has not begun, but for what it was told to end."""
-        for run in list(self._unbegun):
+        """Submit to another loop what this one has not started, except for what was cancelled."""
+        for run in list(self._unstarted):
             if run not in self.stopping and self.claim(run):
                 self.live.discard(run)
-                if run.context is not None:  # this loop may still enter its own, and only one can at a time
+                if run.context is not None:  # this loop may still enter the context, which only one can do at a time
                     run.context = run.context.copy()
                 other.submit(run)
 
     def claim(self, run: R) -> bool:
-        """Whether it had not begun: who claims it says whether it ever does. One step under the GIL."""
-        return self._unbegun.pop(run, False)
+        """Return whether it had not started. The caller then decides whether it ever does.
+
+        This is one step under the GIL, so only one thread can claim it.
+        """
+        return self._unstarted.pop(run, False)
 
     def cancel(self, run: R, answered: threading.Event) -> None:
-        """Cancel it; `answered` is set once the loop has come to do so."""
+        """Cancel it; `answered` is set when the loop does so."""
         self.stopping.add(run)
         self._call_soon(self._cancel, run, answered)
 
     def discard(self, run: R) -> None:
-        """It is over, or written off."""
+        """Forget what has ended or is abandoned."""
         self.live.discard(run)
         self.stopping.discard(run)
 
     def stop(self) -> None:
-        """Let the thread end, as soon as it can."""
+        """Let the thread end as soon as it can."""
         self._call_soon(self._loop.stop)
 
     def stack(self) -> str:
-        """Where its thread is now."""
-        frame = sys._current_frames().get(self._thread.ident or 0)
-        return "".join(traceback.format_stack(frame)) if frame is not None else "(the thread is gone)"
+        """Return the stack of its thread as text."""
+        return stack_of(self._thread)
 
     def _call_soon(self, callback: Callable[..., object], *args: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: what ran on it was written off
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and what ran on it was abandoned
             self._loop.call_soon_threadsafe(callback, *args)
 
     # --- on its own thread ---
 
     def _run(self) -> None:
         try:
-            while not self._runs_to_its_stop():
+            while not self._run_until_stopped():
                 pass
             self._cancel_leftovers()
         finally:
             self._loop.close()
 
-    def _runs_to_its_stop(self) -> bool:
-        """False where a task that a function started, and not the function itself, raised what asyncio lets through."""
+    def _run_until_stopped(self) -> bool:
+        """Run the loop. Return False if a task that a function started raised what asyncio does not catch."""
         try:
             self._loop.run_forever()
         except (SystemExit, KeyboardInterrupt):
-            logger.warning("a task of a job raised what ends an event loop: it goes on", exc_info=True)
+            logger.warning("a task of a job raised what ends an event loop: the loop is started again", exc_info=True)
             return False
         return True
 
     def _cancel_leftovers(self) -> None:
-        """Written-off coroutines, and tasks that users' functions left running, end with the loop."""
+        """Cancel abandoned coroutines, and tasks that functions left running, before the loop is closed."""
         tasks = asyncio.all_tasks(self._loop)
         for task in tasks:
             task.cancel()
@@ -140,8 +145,8 @@ class EventLoopThread(ABC, Generic[R]):
     def _start_submitted(self) -> None:
         for _ in range(len(self.submitted)):
             run = self.submitted.popleft()
-            context = run.context  # looked at first: whoever claims it may give it another
-            if run in self._unbegun:
+            context = run.context  # read first: a thread that claims it may replace the context
+            if run in self._unstarted:
                 self._tasks[run] = self._loop.create_task(self._execute(run), context=context)
 
     async def _execute(self, run: R) -> None:
@@ -158,7 +163,7 @@ class EventLoopThread(ABC, Generic[R]):
 
     def _cancel(self, run: R, answered: threading.Event) -> None:
         answered.set()
-        if self.claim(run):  # it never begins, and so would not say that it ended
+        if self.claim(run):  # it never starts, so nothing else would report its end
             self.on_end(run, None, asyncio.CancelledError())
         elif (task := self._tasks.get(run)) is not None:
             task.cancel()

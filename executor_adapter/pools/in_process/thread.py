@@ -1,9 +1,9 @@
-"""Threads: light, and able to wait for many things at once, but not to be killed.
+"""The thread pool: runs functions in threads, which can wait for many things at once but cannot be killed.
 
-At its limit a function gets an exception raised in its thread, which reaches it at its next bytecode. If it is stuck
-in C code or a blocking read it never does: the job then fails on time, and the thread is written off: replaced,
-counted, logged with its stack. It is a daemon, so it holds up neither a flow's end nor the interpreter's. A function
-that its thread has not come to when it is stopped never begins; one that had ended before is reported as it ended.
+At its limit a function gets an exception raised in its thread, which it sees at its next bytecode. A function that is
+stuck in C code or a blocking read never sees it. Then the job fails on time and the thread is abandoned: replaced,
+counted, and logged with its stack. Threads are daemons, so they delay neither a flow's end nor the interpreter's. A
+function that has not started when it is stopped never does; one that had ended before is reported as it ended.
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ import contextvars
 import ctypes
 import functools
 import logging
-import sys
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from queue import SimpleQueue
@@ -26,23 +24,25 @@ from executor_adapter.exceptions import SoftTimeoutError
 from executor_adapter.job.model import Job
 from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, WorkerPool
 from executor_adapter.pools.in_process.call import bind, call_in_job
+from executor_adapter.pools.in_process.stacks import stack_of
 
 logger = logging.getLogger("executor_adapter.thread")
 
-PIPELINE_DEPTH = 32
-PIPELINE_SECONDS = 0.016
-"""So many short jobs may lie ready behind a running one, and no more than take so long together."""
+MAX_JOBS_BEHIND = 32
+"""Short jobs that may be queued behind a running one."""
+MAX_SECONDS_BEHIND = 0.016
+"""Seconds that the jobs of one thread may take together, for another to be queued behind them."""
 
 THREAD_STOP_TIMEOUT = 0.2
-"""Seconds after which a thread that was told to stop, and has not, is written off; a shorter grace wins."""
+"""Seconds after which a thread that was asked to stop, and has not, is abandoned; a shorter grace period wins."""
 
 
 class _Stop(BaseException):
-    """Raised in a thread to end its function. A BaseException, so that `except Exception` lets it pass."""
+    """Raised in a thread to end its function. A BaseException, so that `except Exception` does not catch it."""
 
 
 class ThreadPool(WorkerPool):
-    """Threads made when needed, up to max_workers, and kept."""
+    """Starts threads when they are needed, up to max_workers, and keeps them."""
 
     name: ClassVar[str] = "thread"
     can_stop_soft: ClassVar[bool] = True
@@ -50,31 +50,32 @@ class ThreadPool(WorkerPool):
     def __init__(self, supervisor: PoolSupervisor, max_workers: int) -> None:
         super().__init__(supervisor, max_workers)
         self.abandoned = 0
-        self._idle: list[_Thread] = []
-        self._busy: deque[_Thread] = deque()
+        """Threads that could not be stopped."""
+        self.idle_threads: list[WorkerThread] = []
+        self.busy_threads: deque[WorkerThread] = deque()
 
     @classmethod
     def prepare(cls, job: Job) -> Callable[[], Any]:
         return bind(job)
 
     def start(self, assignment: Assignment) -> None:
-        worker = self._idle.pop() if self._idle else _Thread(self)
+        worker = self.idle_threads.pop() if self.idle_threads else WorkerThread(self)
         self.busy += 1
-        self._busy.append(worker)
-        worker.give(assignment)
+        self.busy_threads.append(worker)
+        worker.assign(assignment)
         self.supervisor.started(assignment, self.supervisor.now())
 
     def queue_behind(self, assignment: Assignment) -> bool:
-        for _ in range(len(self._busy)):
-            self._busy.rotate(-1)
-            worker = self._busy[-1]
+        for _ in range(len(self.busy_threads)):
+            self.busy_threads.rotate(-1)
+            worker = self.busy_threads[-1]
             if worker.has_room():
-                worker.give(assignment)
+                worker.assign(assignment)
                 return True
         return False
 
-    def queues(self) -> Iterable[tuple[_Thread, Sequence[Assignment]]]:
-        return ((worker, worker.assigned) for worker in self._busy)
+    def queues(self) -> Iterable[tuple[WorkerThread, Sequence[Assignment]]]:
+        return ((worker, worker.assigned) for worker in self.busy_threads)
 
     def recall(self, assignment: Assignment) -> bool:
         if assignment.worker is None or not assignment.worker.take_back(assignment):
@@ -83,160 +84,171 @@ class ThreadPool(WorkerPool):
         return True
 
     def interrupt(self, assignment: Assignment) -> None:
-        worker: _Thread = assignment.worker
+        worker: WorkerThread = assignment.worker
         logger.warning("soft_timeout reached:\n%s", worker.stack(), extra={"job_id": assignment.job.job_id})
         self.hand_back_behind(worker, assignment)
-        worker.throw(assignment, SoftTimeoutError)
+        worker.raise_in(assignment, SoftTimeoutError)
 
     def stop(self, assignment: Assignment, *, grace: float) -> None:
-        worker: _Thread = assignment.worker
+        worker: WorkerThread = assignment.worker
         self.hand_back_behind(worker, assignment)
         if worker.take_back(assignment):
             if not worker.assigned:
-                self._emptied(worker)
+                self._release(worker)
             self.supervisor.ended(assignment, Ending.STOPPED)
         elif assignment.ended_at is not None:
-            assignment.stop_asked_at = None  # too late: how it ended is on its way
+            assignment.stop_asked_at = None  # it ended before, and its report is on its way
         elif worker.stopping is not assignment:
             worker.stopping = assignment
-            worker.throw(assignment, _Stop)
+            worker.raise_in(assignment, _Stop)
             when = self.supervisor.now() + min(grace, THREAD_STOP_TIMEOUT)
-            self.supervisor.call_at(when, functools.partial(self._abandon, worker, assignment))
+            self.supervisor.call_at(when, functools.partial(self.abandon, worker, assignment))
 
-    def hand_back_behind(self, worker: _Thread, running: Assignment) -> None:
-        """Take back what has not begun, and let no more be laid behind `running`: an exception that is thrown at it
-        cannot hit another then, should it end just now."""
+    def hand_back_behind(self, worker: WorkerThread, running: Assignment) -> None:
+        """Hand back what has not started, and queue nothing more behind `running`.
+
+        So an exception that is raised in its thread cannot reach another function, if it ends just now.
+        """
         running.short = False
-        for assignment in reversed(tuple(worker.assigned)):  # the last first: each goes back to the front of the queue
+        for assignment in reversed(tuple(worker.assigned)):  # the last first: each goes to the front of the queue
             if assignment is not running and worker.take_back(assignment):
                 self.supervisor.handed_back(assignment)
 
     def close(self, on_closed: Callable[[], None]) -> None:
-        for worker in self._idle:
-            worker.dismiss()
-        self._idle.clear()
+        for worker in self.idle_threads:
+            worker.end()
+        self.idle_threads.clear()
         on_closed()
 
-    # --- what threads report, on the supervisor's thread ---
+    # --- reports of threads, on the supervisor's thread ---
 
-    def finished(
-        self, worker: _Thread, assignment: Assignment, ending: Ending, value: Any, error: BaseException | None
+    def on_finished(
+        self, worker: WorkerThread, assignment: Assignment, ending: Ending, value: Any, error: BaseException | None
     ) -> None:
+        """Report the end of a function, unless it was abandoned or reported before."""
         if assignment not in worker.assigned:
-            return  # written off, or reported twice
+            return
         worker.assigned.remove(assignment)
         if worker.stopping is assignment:
-            # The stop may still be on its way to this thread: it is not given another function.
-            self._part_with(worker)
+            # The _Stop may still be on its way to this thread, so it gets no other function.
+            self._discard(worker)
             self.supervisor.ended(assignment, Ending.STOPPED)
         elif worker.assigned:
             self.supervisor.ended(assignment, ending, value, error)
             self.supervisor.started(worker.assigned[0], assignment.ended_at or self.supervisor.now())
         else:
-            self._emptied(worker)
+            self._release(worker)
             self.supervisor.ended(assignment, ending, value, error)
 
-    def _emptied(self, worker: _Thread) -> None:
-        """It has no assignment left, and can be given another."""
+    def _release(self, worker: WorkerThread) -> None:
+        """Free the slot of a thread that has no assignments left, and keep it for others."""
         self.busy -= 1
-        self._busy.remove(worker)
-        self._idle.append(worker)
+        self.busy_threads.remove(worker)
+        self.idle_threads.append(worker)
 
-    def _abandon(self, worker: _Thread, assignment: Assignment) -> None:
+    def abandon(self, worker: WorkerThread, assignment: Assignment) -> None:
+        """Give up on a thread that was asked to stop, unless its function has ended."""
         if assignment.ended_at is not None:
-            return  # it has told so, though we may not have heard it yet
+            return  # though its report may not have arrived yet
         self.abandoned += 1
         logger.error(
-            "a thread cannot be stopped and is written off; it is stuck here:\n%s",
+            "a thread cannot be stopped and is abandoned; it is stuck here:\n%s",
             worker.stack(),
             extra={"job_id": assignment.job.job_id},
         )
         worker.assigned.remove(assignment)
-        self._part_with(worker)
+        self._discard(worker)
         assignment.ended_at = self.supervisor.now()
         self.supervisor.ended(assignment, Ending.ABANDONED)
 
-    def _part_with(self, worker: _Thread) -> None:
-        """Give the thread nothing more."""
+    def _discard(self, worker: WorkerThread) -> None:
+        """Free the slot of a thread, and give it no further assignment."""
         self.busy -= 1
-        self._busy.remove(worker)
-        worker.dismiss()
+        self.busy_threads.remove(worker)
+        worker.end()
 
 
-class _Thread:
-    """One thread and what was given to it. Its own thread runs `_run`; all else is the supervisor's."""
+class WorkerThread:
+    """One thread and its assignments. Its own thread runs `_run`; the supervisor's thread calls everything else."""
 
     def __init__(self, pool: ThreadPool) -> None:
         self.assigned: deque[Assignment] = deque()
-        """What was given and is not known to be over; the first runs."""
+        """Assignments that are not reported as ended; the first one runs."""
         self.stopping: Assignment | None = None
-        """The one that was told to stop while it ran: always the last of `assigned`."""
-        self._asleep = False
+        """The assignment that was asked to stop while it ran, always the last of `assigned`."""
+        self.asleep = False
+        self.wake_ups: SimpleQueue[bool] = SimpleQueue()
+        """True when there is something to do, False when the thread should end."""
         self._pool = pool
         self._todo: deque[Assignment] = deque()
-        self._signals: SimpleQueue[bool] = SimpleQueue()
         self._running: Assignment | None = None
         self._thread = threading.Thread(target=self._run, name="executor-worker", daemon=True)
         self._thread.start()
 
-    def give(self, assignment: Assignment) -> None:
+    def assign(self, assignment: Assignment) -> None:
+        """Add an assignment, and wake the thread if it sleeps."""
         assignment.worker = self
         self.assigned.append(assignment)
         self._todo.append(assignment)
-        if self._asleep:  # looked at after the append, and set before it looks at its list: no wake-up is missed
-            self._asleep = False
-            self._signals.put(True)
+        # Read after the append, while the thread sets it before it reads the list: no wake-up is missed.
+        if self.asleep:
+            self.asleep = False
+            self.wake_ups.put(True)
 
     def has_room(self) -> bool:
-        running, laid = self.assigned[0], len(self.assigned)
+        """Return whether another short job may be queued behind those it has."""
+        running, count = self.assigned[0], len(self.assigned)
         return (
             running.short
-            and laid <= PIPELINE_DEPTH
-            and laid * running.run_time.seconds <= PIPELINE_SECONDS
+            and count <= MAX_JOBS_BEHIND
+            and count * running.run_time.seconds <= MAX_SECONDS_BEHIND
             and self.stopping is None
         )
 
     def take_back(self, assignment: Assignment) -> bool:
+        """Take back an assignment. Return False if it has started."""
         try:
-            self._todo.remove(assignment)  # the thread's popleft and this are each one step under the GIL
+            self._todo.remove(assignment)  # this and the thread's popleft are each one step under the GIL
         except ValueError:
             return False
         self.assigned.remove(assignment)
         return True
 
-    def dismiss(self) -> None:
-        self._signals.put(False)
+    def end(self) -> None:
+        """Let the thread end when it has nothing left to do."""
+        self.wake_ups.put(False)
 
-    def throw(self, assignment: Assignment, kind: type[BaseException]) -> None:
+    def raise_in(self, assignment: Assignment, kind: type[BaseException]) -> None:
+        """Raise an exception in the thread, if it runs the assignment's function."""
         if self._running is assignment and self._thread.ident is not None:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread.ident), ctypes.py_object(kind))
 
     def stack(self) -> str:
-        frame = sys._current_frames().get(self._thread.ident or 0)
-        return "".join(traceback.format_stack(frame)) if frame is not None else "(the thread is gone)"
+        """Return the stack of its thread as text."""
+        return stack_of(self._thread)
 
     # --- on its own thread ---
 
     def _run(self) -> None:
-        # A _Stop that arrives late, outside its function, ends the thread: it was to end anyway.
+        # A _Stop that arrives late, outside its function, ends the thread, which is not used again anyway.
         with contextlib.suppress(_Stop):
             while True:
                 try:
                     while self._todo:
                         self._execute(self._todo.popleft())
-                    self._asleep = True
-                    if not self._todo and not self._signals.get():
+                    self.asleep = True
+                    if not self._todo and not self.wake_ups.get():
                         return
-                    self._asleep = False
+                    self.asleep = False
                 except (IndexError, SoftTimeoutError):
-                    pass  # taken back; too late for its function
+                    pass  # the assignment was taken back; the exception came too late for its function
 
     def _execute(self, assignment: Assignment) -> None:
         assignment.started_at = time.monotonic()
         self._running = assignment
         ending, value, error = Ending.RETURNED, None, None
         try:
-            if self.stopping is assignment:  # told so when `throw` did not see it run yet
+            if self.stopping is assignment:  # `raise_in` was called before `_running` was set
                 raise _Stop
             value = self._call(assignment)
         except _Stop:
@@ -247,15 +259,16 @@ class _Thread:
         while True:
             try:
                 assignment.ended_at = time.monotonic()
-                self._pool.supervisor.call_soon(self._pool.finished, self, assignment, ending, value, error)
+                self._pool.supervisor.call_soon(self._pool.on_finished, self, assignment, ending, value, error)
                 return
             except (_Stop, SoftTimeoutError):
-                continue  # it came too late for the function, and must not lose its result
+                continue  # it came too late for the function, and must not prevent the report
 
     def _call(self, assignment: Assignment) -> Any:
-        # Without one it has a copy of its thread's: what it sets is not seen by the next.
+        # Without a context of its own it gets a copy of the thread's, so the next function does not see what it sets.
         context = contextvars.copy_context() if assignment.context is None else assignment.context
         return context.run(call_in_job, assignment, self._pool.supervisor, self.is_stopping, assignment.payload)
 
     def is_stopping(self) -> bool:
+        """Return whether the running function was asked to stop."""
         return self.stopping is not None and self.stopping is self._running

@@ -11,230 +11,171 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
 from typing import Any, Protocol
 
 from executor_adapter.pools.base import Assignment, PoolSupervisor, Timer
 from executor_adapter.pools.transport.importable import current_path
-from executor_adapter.pools.transport.output import Output
 from executor_adapter.pools.transport.payload import Payload
-from executor_adapter.pools.transport.send_buffer import Outbox, SharedPath
+from executor_adapter.pools.transport.send_buffer import SharedPath
+from executor_adapter.pools.transport.worker_handle import WorkerHandle
 from executor_adapter.worker import wire
 from executor_adapter.worker.presence import presence
 from executor_adapter.worker.process import INTERRUPT
 from executor_adapter.worker.spawned import BOOTSTRAP
 
-RECEIVE_BUFFER = bytearray(1 << 18)
-"""Shared: all sockets are read by the supervisor's thread, and what is read is used up before the next read."""
-
-_LEAVE_PATIENCE = 1.0
-"""Seconds for a worker that was told to leave."""
-_SOONEST_LOOK, _LATEST_LOOK = 0.001, 0.1
-"""Seconds between two looks whether a worker has died, the later the longer it takes."""
-_GROUP_PATIENCE = 1.0
-"""Seconds for what a dead worker left in its group to be gone, once killed: the system may be slow to bury it."""
+_MIN_CHECK_INTERVAL, _MAX_CHECK_INTERVAL = 0.001, 0.1
+"""Seconds between two checks whether a worker has died: longer the longer it takes."""
+_GROUP_EXIT_TIMEOUT = 1.0
+"""Seconds to wait for what a dead worker left in its process group, once it is killed: the system may be slow."""
 
 
-class Listener(Protocol):
-    """Told of its workers; all on the supervisor's thread."""
+class WorkerListener(Protocol):
+    """Is notified of a worker's events, on the supervisor's thread."""
 
-    def on_frames(self, worker: SpawnedProcess) -> None:
-        """Its socket can be read."""
+    def on_frames(self, worker: SpawnedWorkerHandle) -> None:
+        """Read the worker's socket."""
 
-    def on_gone(self, worker: SpawnedProcess, returncode: int) -> None:
-        """It has exited so (as of subprocess), and nothing of its process group is alive. Told once."""
+    def on_exit(self, worker: SpawnedWorkerHandle, returncode: int) -> None:
+        """Take note that the worker has exited, and that nothing of its process group is alive. Called once."""
 
 
-class SpawnedProcess:
-    """One worker. `queue` holds its assignment, while it has one.
+class SpawnedWorkerHandle(WorkerHandle):
+    """One spawned worker. Its `queue` holds at most one assignment.
 
     Raises:
-        OSError: it cannot be started.
+        OSError: the worker cannot be started.
     """
 
-    def __init__(self, supervisor: PoolSupervisor, listener: Listener, settings: dict[str, Any]) -> None:
-        self.queue: deque[Assignment] = deque()
-        self.seq = 0
-        """The number of its call."""
-        self.begun = False
-        """It has said that it began its call."""
-        self.done = 0
-        self.ready = False
-        self.let_go = False
-        """We had it end: that it did so is no failure of its own."""
-        self.hears = True
-        """Its socket is watched."""
-        self.stopping: Assignment | None = None
-        self.stop_at = 0.0
-        self._kill_at = 0.0
-        self._supervisor = supervisor
+    def __init__(self, supervisor: PoolSupervisor, listener: WorkerListener, settings: dict[str, Any]) -> None:
+        super().__init__(supervisor)
+        self.call_started = False
+        """Whether it has reported that its call started."""
+        self._seq = 0
         self._listener = listener
-        self._timer: Timer | None = None
-        self._death_timer: Timer | None = None
-        self._next_look = _SOONEST_LOOK
-        self._empty_by: float | None = None
+        self._exit_check: Timer | None = None
+        self._check_interval = _MIN_CHECK_INTERVAL
+        self._group_wait_until: float | None = None
         self._open(settings)
 
     def _open(self, settings: dict[str, Any]) -> None:
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as theirs:
-            self.socket, their_socket = socket.socketpair()
-            undo.callback(self.socket.close)
+            ours, their_socket = socket.socketpair()
+            undo.callback(ours.close)
             theirs.callback(their_socket.close)
             their_lifeline, self._lifeline = _pipe(theirs, undo)
-            their_stdout, stdout = _pipe(theirs, undo, we_read=True)
-            their_stderr, stderr = _pipe(theirs, undo, we_read=True)
+            their_stdout, stdout = _pipe(theirs, undo, host_reads=True)
+            their_stderr, stderr = _pipe(theirs, undo, host_reads=True)
             setup = settings | {"host": os.getpid(), "path": current_path(), "presence": presence().fds}
             fds = (their_socket.fileno(), their_lifeline, their_stdout, their_stderr)
-            self._process = _spawn(fds, setup)
+            self._process = _start_process(fds, setup)
             undo.pop_all()
-        self.socket.setblocking(False)
-        self.fd = self.socket.fileno()
-        self.outbox = Outbox(self._supervisor, self.socket)
-        self.reader = wire.FrameReader(self.socket, RECEIVE_BUFFER)
-        self.output = Output(self._supervisor, stdout, stderr, self.queue)
+        self._connect(ours, stdout, stderr)
         self._supervisor.watch(self.fd, lambda: self._listener.on_frames(self))
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
-    # --- its call ---
+    # --- calls ---
 
-    def send(self, assignment: Assignment, rest: bytes, path: SharedPath) -> None:
-        """Send it a call; `rest` is what is of this attempt alone, pickled."""
+    def send(self, assignment: Assignment, attempt_part: bytes, path: SharedPath) -> None:
+        """Send a call. `attempt_part`: what belongs to this attempt only, pickled."""
         payload: Payload = assignment.payload
         self.queue.append(assignment)
-        self.begun = False
-        self.seq += 1
-        path.look()
+        self.call_started = False
+        self._seq += 1
+        path.refresh()
         frames = (
-            self.outbox.path(path),
-            self.outbox.introduce(payload.function, may_forget=True),
-            payload.header(assignment.number, self.seq, len(rest)),
+            self.send_buffer.path_frame(path),
+            self.send_buffer.function_frame(payload.function, may_forget=True),
+            payload.header(assignment.number, self._seq, len(attempt_part)),
             payload.body,
-            rest,
+            attempt_part,
         )
-        self.outbox.send(b"".join(frames), payload.file)
+        self.send_buffer.send(b"".join(frames), payload.file)
 
-    def speaker(self, seq: int) -> Assignment | None:
-        return self.queue[0] if self.queue and seq == self.seq & wire.WORD else None
+    def assignment_of(self, seq: int) -> Assignment | None:
+        return self.queue[0] if self.queue and seq == self._seq & wire.MAX_WORD else None
 
-    # --- its end ---
+    # --- stopping ---
 
-    def terminate(self, grace: float) -> None:
-        """Ask it to end, for the sake of its assignment, and make it after `grace` seconds."""
-        self.stopping = self.queue[0]
-        self.stop_at = time.monotonic()
-        self._kill_at = self.stop_at + grace
-        if grace > 0:
-            self._signal_group(signal.SIGTERM)
-            self._call_after(grace)
-        else:
-            self.kill()
-
-    def hasten(self, grace: float) -> None:
-        """It was asked again: the shorter grace counts."""
-        if time.monotonic() + grace < self._kill_at:
-            self._kill_at = time.monotonic() + grace
-            self._call_after(grace)
-
-    def interrupt(self) -> None:
-        """Raise SoftTimeoutError in the function."""
-        # Its id is its own until we have waited for it.
-        if self._process.returncode is None:
+    def interrupt(self, assignment: Assignment) -> None:
+        if self._process.returncode is None:  # until then no other process can have its pid
             os.kill(self.pid, INTERRUPT)
 
     def kill(self) -> None:
-        """SIGKILL, to its whole group."""
-        self.let_go = True
+        """Send SIGKILL to the process group. The listener is notified of the exit."""
+        self.exit_expected = True
         self._signal_group(signal.SIGKILL)
-        self._look_soon()
+        self._expect_exit()
 
-    def hang_up(self) -> None:
-        """Let it exit, since it has nothing to run."""
-        self.let_go = True
-        with contextlib.suppress(OSError):
-            self.socket.shutdown(socket.SHUT_WR)
-        self._call_after(_LEAVE_PATIENCE)
-
-    def _call_after(self, seconds: float) -> None:
-        """Kill it then, and not earlier."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._supervisor.call_at(self._supervisor.now() + seconds, self.kill)
+    def _send_sigterm(self) -> None:
+        self._signal_group(signal.SIGTERM)
 
     def _signal_group(self, number: int) -> None:
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, number)
 
-    def lose_touch(self) -> None:
-        """Its end of the socket is closed: it is dead, or the function closed it, and then it will be."""
-        self.deafen()
-        self._look_soon()
+    # --- exit ---
 
-    def is_dead(self) -> bool:
+    def on_disconnect(self) -> None:
+        """Expect the exit of a worker whose socket is closed."""
+        self.stop_listening()
+        self._expect_exit()
+
+    def has_exited(self) -> bool:
+        """Return whether its process has exited."""
         return self._process.poll() is not None
 
-    def _look_soon(self) -> None:
-        self._next_look = _SOONEST_LOOK
-        self._look_later()
-
-    def look(self) -> None:
-        """See whether it is dead, with all of its group, and tell; else look again."""
-        if self.is_dead() and self._is_group_empty():
-            self._listener.on_gone(self, self._process.returncode)
+    def check_exit(self) -> None:
+        """Notify the listener if the process and its whole group have exited; otherwise check again later."""
+        if self.has_exited() and self._is_group_empty():
+            self._listener.on_exit(self, self._process.returncode)
         else:
-            self._look_later()
+            self._schedule_check()
 
-    def _look_later(self) -> None:
-        if self._death_timer is not None:
-            self._death_timer.cancel()
-        self._death_timer = self._supervisor.call_at(self._supervisor.now() + self._next_look, self.look)
-        self._next_look = min(2 * self._next_look, _LATEST_LOOK)
+    def _expect_exit(self) -> None:
+        self._check_interval = _MIN_CHECK_INTERVAL
+        self._schedule_check()
+
+    def _schedule_check(self) -> None:
+        if self._exit_check is not None:
+            self._exit_check.cancel()
+        self._exit_check = self._supervisor.call_at(self._supervisor.now() + self._check_interval, self.check_exit)
+        self._check_interval = min(2 * self._check_interval, _MAX_CHECK_INTERVAL)
 
     def _is_group_empty(self) -> bool:
-        """Kill what is left of the group; its id stays taken as long as there is anything."""
+        """Kill what is left of the process group, whose id stays in use as long as a process is in it."""
         now = time.monotonic()
-        if self._empty_by is None:
-            self._empty_by = now + _GROUP_PATIENCE
+        if self._group_wait_until is None:
+            self._group_wait_until = now + _GROUP_EXIT_TIMEOUT
         try:
             os.killpg(self.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):  # the second, on some systems, where only zombies are left
+        except (ProcessLookupError, PermissionError):  # some systems raise the second if only zombies are left
             return True
-        return now >= self._empty_by
-
-    def deafen(self) -> None:
-        """Read its socket no more."""
-        if self.hears:
-            self.hears = False
-            self.outbox.discard()
-            self._supervisor.unwatch(self.fd)
+        return now >= self._group_wait_until
 
     def close(self) -> None:
-        """It is gone: let go of all that was for it."""
-        self.deafen()
-        for timer in (self._timer, self._death_timer):
-            if timer is not None:
-                timer.cancel()
-        self.output.close()
-        self.reader.close()
-        self.socket.close()
+        super().close()
+        if self._exit_check is not None:
+            self._exit_check.cancel()
         os.close(self._lifeline)
 
 
-def _pipe(theirs: contextlib.ExitStack, ours: contextlib.ExitStack, *, we_read: bool = False) -> tuple[int, int]:
-    """Their end and ours of a pipe. Where we read, we do not wait."""
+def _pipe(theirs: contextlib.ExitStack, ours: contextlib.ExitStack, *, host_reads: bool = False) -> tuple[int, int]:
+    """Return the worker's end of a new pipe, and the host's end, which does not block."""
     reader, writer = os.pipe()
-    their_end, our_end = (writer, reader) if we_read else (reader, writer)
+    their_end, our_end = (writer, reader) if host_reads else (reader, writer)
     theirs.callback(os.close, their_end)
     ours.callback(os.close, our_end)
     os.set_blocking(our_end, False)
     return their_end, our_end
 
 
-def _spawn(fds: tuple[int, ...], setup: dict[str, Any]) -> subprocess.Popen[bytes]:
-    # A file: arguments and variables have a size limit, and are there for all to see; a pipe might be full.
+def _start_process(fds: tuple[int, ...], setup: dict[str, Any]) -> subprocess.Popen[bytes]:
+    # A file, since arguments and environment variables have a size limit and other users can read them, and a pipe may
+    # have no room for all of it.
     with tempfile.TemporaryFile() as file:
         file.write(pickle.dumps(setup, 5))
         file.seek(0)

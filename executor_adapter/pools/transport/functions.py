@@ -1,10 +1,10 @@
-"""How functions and arguments are written for another process: by reference where it will find them, else by value.
+"""Encodes functions and arguments for another process: by reference if it can import them, else by value.
 
-Plain pickle goes first, since it is fast. Its result is used where it names no module that a child would not find;
-else cloudpickle writes what is in such modules by value: functions with the globals they use, classes, closures.
+Plain pickle is tried first, since it is fast. Its result is used unless it names a module that a child process cannot
+import. Then cloudpickle writes what is in such modules by value: functions with their globals, classes, closures.
 
-The encoding of a function is remembered. That of a function by value only while all it refers to is unchangeable and
-unchanged, for a child must see the globals as they are when the job is submitted.
+The encoding of a function is cached. A function encoded by value is cached only while everything it refers to is
+immutable and unchanged, since a child process must see the globals as they are when the job is submitted.
 """
 
 from __future__ import annotations
@@ -26,16 +26,20 @@ from executor_adapter.exceptions import JobSerializationError
 from executor_adapter.exceptions.display import text_of
 from executor_adapter.pools.transport import importable
 from executor_adapter.worker.call import PICKLE, REFERENCE
-from executor_adapter.worker.values import STACK_GLOBAL, Buffers
+from executor_adapter.worker.values import STACK_GLOBAL, LargeBuffers
 
-MOST_REMEMBERED = 4096
+MAX_CACHED = 4096
+"""Functions whose encoding is cached. When there are so many, the cache is emptied."""
 
-_UNCHANGEABLE = (int, float, complex, str, bytes, bool, type(None), types.ModuleType, types.BuiltinFunctionType)
+_IMMUTABLE = (int, float, complex, str, bytes, bool, type(None), types.ModuleType, types.BuiltinFunctionType)
 _by_value_lock = threading.RLock()
 
 
 class EncodedFunction:
-    """A function as a worker reads it. `number` is its own in this process; `once`: it is for one call alone."""
+    """A function as a worker decodes it.
+
+    `number`: identifies it in this process. `once`: it is for one call only, so the worker does not keep it.
+    """
 
     __slots__ = ("encoded", "number", "once")
 
@@ -47,26 +51,26 @@ class EncodedFunction:
         self.number = next(self.numbers) & 0xFFFFFFFF
 
 
-_remembered: dict[int, tuple[weakref.ref[Any], EncodedFunction, Any]] = {}
+_cache: dict[int, tuple[weakref.ref[Any], EncodedFunction, Any]] = {}
 
 
 def encode_function(function: Callable[..., Any]) -> EncodedFunction:
-    """Write a function for workers.
+    """Encode a function for workers.
 
     Raises:
         JobSerializationError: it cannot be pickled.
     """
-    known = _remembered.get(id(function))
+    known = _cache.get(id(function))
     if known is not None and known[0]() is function:
-        if known[2] is None or known[2] == _ingredients(function):
+        if known[2] is None or known[2] == _dependencies(function):
             return known[1]
-        _remembered.pop(id(function), None)
+        _cache.pop(id(function), None)
     referred = importable.reference(function)
     if referred is not None:
-        return _remember(function, EncodedFunction(REFERENCE + referred.encode(), once=False), None)
-    ingredients = _ingredients(function)
-    encoded = EncodedFunction(PICKLE + _pickle_function(function), once=ingredients is None)
-    return encoded if ingredients is None else _remember(function, encoded, ingredients)
+        return _add_to_cache(function, EncodedFunction(REFERENCE + referred.encode(), once=False), None)
+    dependencies = _dependencies(function)
+    encoded = EncodedFunction(PICKLE + _pickle_function(function), once=dependencies is None)
+    return encoded if dependencies is None else _add_to_cache(function, encoded, dependencies)
 
 
 def _pickle_function(function: Callable[..., Any]) -> bytes:
@@ -79,46 +83,46 @@ def _pickle_function(function: Callable[..., Any]) -> bytes:
         ) from error
 
 
-def _remember(function: Any, encoded: EncodedFunction, ingredients: Any) -> EncodedFunction:
+def _add_to_cache(function: Any, encoded: EncodedFunction, dependencies: Any) -> EncodedFunction:
     key = id(function)
     try:
-        gone = weakref.ref(function, lambda _: _remembered.pop(key, None))
-    except TypeError:  # a builtin
+        gone = weakref.ref(function, lambda _: _cache.pop(key, None))
+    except TypeError:  # builtins have no weak references
         return encoded
-    if len(_remembered) >= MOST_REMEMBERED:
-        _remembered.clear()
-    _remembered[key] = (gone, encoded, ingredients)
+    if len(_cache) >= MAX_CACHED:
+        _cache.clear()
+    _cache[key] = (gone, encoded, dependencies)
     return encoded
 
 
-def _ingredients(function: Any) -> tuple[Any, ...] | None:
-    """All that the encoding of a function by value depends on; None where some of it may change unseen."""
+def _dependencies(function: Any) -> tuple[Any, ...] | None:
+    """Return everything that a function's encoding by value depends on; None if some of it may change unnoticed."""
     try:
         return tuple(_walk(function, set()))
-    except _Changeable:
+    except _MutableError:
         return None
 
 
-class _Changeable(Exception):
-    pass
+class _MutableError(Exception):
+    """A function refers to something that may change without being replaced."""
 
 
-def _walk(thing: Any, seen: set[int]) -> Iterator[Any]:
-    if isinstance(thing, _UNCHANGEABLE):
-        yield type(thing)  # 1 == 1.0 == True
-        yield id(thing) if isinstance(thing, types.ModuleType) else thing
-    elif type(thing) is tuple:
-        for part in thing:
+def _walk(value: Any, seen: set[int]) -> Iterator[Any]:
+    if isinstance(value, _IMMUTABLE):
+        yield type(value)  # since 1 == 1.0 == True
+        yield id(value) if isinstance(value, types.ModuleType) else value
+    elif type(value) is tuple:
+        for part in value:
             yield from _walk(part, seen)
-    elif id(thing) in seen or importable.reference(thing) is not None:
-        yield id(thing)
-    elif isinstance(thing, types.FunctionType) and not thing.__dict__:
-        seen.add(id(thing))
-        yield thing.__code__
-        for part in _parts(thing):
+    elif id(value) in seen or importable.reference(value) is not None:
+        yield id(value)
+    elif isinstance(value, types.FunctionType) and not value.__dict__:
+        seen.add(id(value))
+        yield value.__code__
+        for part in _parts(value):
             yield from _walk(part, seen)
     else:
-        raise _Changeable
+        raise _MutableError
 
 
 def _parts(function: types.FunctionType) -> Iterator[Any]:
@@ -127,8 +131,8 @@ def _parts(function: types.FunctionType) -> Iterator[Any]:
     for cell in function.__closure__ or ():
         try:
             yield cell.cell_contents
-        except ValueError:  # not assigned yet
-            raise _Changeable from None
+        except ValueError:  # the variable is not assigned yet
+            raise _MutableError from None
     for name in sorted(set(_names(function.__code__))):
         if name in function.__globals__:
             yield name
@@ -142,18 +146,18 @@ def _names(code: types.CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
-def dumps(value: Any, buffers: Buffers | None = None) -> bytes:
-    """Pickle `value` so that a child can load it, whatever modules it comes from."""
+def dumps(value: Any, buffers: LargeBuffers | None = None) -> bytes:
+    """Pickle `value` so that a child process can load it, whatever modules it comes from."""
     try:
         stream = pickle.dumps(value, 5, buffer_callback=buffers)
     except Exception:
         return _dumps_by_value(value, buffers)
-    if STACK_GLOBAL not in stream or not any(name in stream for name in importable.hidden_names()):
+    if STACK_GLOBAL not in stream or not any(name in stream for name in importable.names_not_importable()):
         return stream
     return _dumps_by_value(value, buffers)
 
 
-def _dumps_by_value(value: Any, buffers: Buffers | None) -> bytes:
+def _dumps_by_value(value: Any, buffers: LargeBuffers | None) -> bytes:
     if buffers is not None:
         buffers.clear()
     with io.BytesIO() as file, _ByValuePickler(file, protocol=5, buffer_callback=buffers) as pickler:
@@ -162,10 +166,10 @@ def _dumps_by_value(value: Any, buffers: Buffers | None) -> bytes:
 
 
 class _ByValuePickler(cloudpickle.CloudPickler):  # type: ignore[misc]
-    """Writes functions and classes of modules that a child would not find by value."""
+    """Writes functions and classes by value if they are in modules that a child process cannot import."""
 
     def __enter__(self) -> _ByValuePickler:
-        # cloudpickle keeps the modules to be written by value for the whole process.
+        # cloudpickle keeps the list of modules to be written by value for the whole process.
         _by_value_lock.acquire()
         self._registered: list[types.ModuleType] = []
         return self
@@ -179,7 +183,7 @@ class _ByValuePickler(cloudpickle.CloudPickler):  # type: ignore[misc]
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, type | types.FunctionType):
             module = sys.modules.get(obj.__module__)
-            if module is not None and module.__name__ != "__main__" and not importable.is_found(module):
+            if module is not None and module.__name__ != "__main__" and not importable.is_importable(module):
                 self._register(module)
         return super().reducer_override(obj)
 

@@ -1,8 +1,8 @@
-"""What another process finds by import, as this one has it.
+"""Decides which modules and functions a child process can import as this process has them.
 
-A function may go by reference only where the child will find the same file under the same name. Modules that it would
-not find: `__main__`, those that were loaded from a file under a name of their loader's choice, those made by hand, and
-those that another file on the path now hides.
+A function is sent by reference only if the child process finds the same file under the same name. It does not find:
+`__main__`, a module that was loaded from a file under a name of the loader's choice, a module made at run time, and a
+module that another file on the path now hides.
 """
 
 from __future__ import annotations
@@ -14,36 +14,37 @@ from importlib.machinery import BuiltinImporter, FrozenImporter, ModuleSpec, Pat
 from types import ModuleType
 from typing import Any
 
-_NEVER_FOUND = ("__main__", "__mp_main__")
+_NEVER_IMPORTABLE = ("__main__", "__mp_main__")
 _LOADER_PREFIX = "__prefect_loader_"
-"""Modules that a workflow engine loaded from a file are named so, and live in no directory of the path."""
+"""Prefix of the names of modules that Prefect loaded from a file; they are in no directory of the path."""
 
 
 def current_path() -> list[str]:
-    """sys.path as another process can use it: an empty entry means the directory this one is in."""
+    """Return sys.path in a form that another process can use: an empty entry means this process's working directory."""
     return [os.path.abspath(entry) if isinstance(entry, str) else entry for entry in sys.path]
 
 
-_judged: dict[str, tuple[ModuleType, bool]] = {}
-_hidden: tuple[tuple[int, str | None], tuple[bytes, ...]] = ((-1, None), ())
+_results: dict[str, tuple[ModuleType, bool]] = {}
+_not_importable: tuple[tuple[int, str | None], tuple[bytes, ...]] = ((-1, None), ())
+"""The state of sys.modules when the names were collected, and the names."""
 
 
-def is_found(module: ModuleType) -> bool:
-    """Whether a child that has our sys.path would import the same file under the module's name."""
+def is_importable(module: ModuleType) -> bool:
+    """Return whether a child process with this sys.path imports the same file under the module's name."""
     name = getattr(module, "__name__", None)
     if not isinstance(name, str) or sys.modules.get(name) is not module:
         return False
-    known = _judged.get(name)
+    known = _results.get(name)
     if known is None or known[0] is not module:
-        known = _judged[name] = (module, _judge(name, module))
+        known = _results[name] = (module, _check(name, module))
     return known[1]
 
 
-def _judge(name: str, module: ModuleType) -> bool:
-    if name in _NEVER_FOUND or name.startswith(_LOADER_PREFIX):
+def _check(name: str, module: ModuleType) -> bool:
+    if name in _NEVER_IMPORTABLE or name.startswith(_LOADER_PREFIX):
         return False
     parent, _, _ = name.rpartition(".")
-    if parent and not (parent in sys.modules and is_found(sys.modules[parent])):
+    if parent and not (parent in sys.modules and is_importable(sys.modules[parent])):
         return False
     spec = _find_spec(name, parent)
     if spec is None:
@@ -53,7 +54,7 @@ def _judge(name: str, module: ModuleType) -> bool:
 
 
 def _find_spec(name: str, parent: str) -> ModuleSpec | None:
-    # Not importlib.util.find_spec: of a module that is imported already it gives the module's own word.
+    # Not importlib.util.find_spec, which returns the `__spec__` of a module that is imported already.
     path = getattr(sys.modules[parent], "__path__", None) if parent else None
     finders: list[Any] = [BuiltinImporter, FrozenImporter, PathFinder]
     finders += [finder for finder in sys.meta_path if _module_of(finder).startswith("__editable__")]
@@ -75,34 +76,34 @@ def _same_file(found: str | None, loaded: str) -> bool:
     return found == loaded or os.path.realpath(found) == os.path.realpath(loaded)
 
 
-def hidden_names() -> tuple[bytes, ...]:
-    """The names of all imported modules that a child would not find."""
-    global _hidden
-    # Dicts keep their order: a new module is the last one.
+def names_not_importable() -> tuple[bytes, ...]:
+    """Return the names of all imported modules that a child process cannot import."""
+    global _not_importable
+    # A dict keeps its order: a new module is the last one.
     state = (len(sys.modules), next(reversed(sys.modules), None))
-    if _hidden[0] != state:
+    if _not_importable[0] != state:
         imported = list(sys.modules.items())
-        names = (name for name, module in imported if module is not None and not _findable(name, module))
-        _hidden = (state, tuple(name.encode() for name in names))
-    return _hidden[1]
+        names = (name for name, module in imported if module is not None and not _is_importable_as(name, module))
+        _not_importable = (state, tuple(name.encode() for name in names))
+    return _not_importable[1]
 
 
-def _findable(name: str, module: ModuleType) -> bool:
-    # An alias is found if what it stands for is; objects that are no modules do not define anything.
-    return not isinstance(module, ModuleType) or module.__name__ != name or is_found(module)
+def _is_importable_as(name: str, module: ModuleType) -> bool:
+    # An alias is importable if the module it stands for is. An object that is not a module defines nothing.
+    return not isinstance(module, ModuleType) or module.__name__ != name or is_importable(module)
 
 
 def reference(function: Any) -> str | None:
-    """`module:path` under which a child finds this very object; None where it does not.
+    """Return the `module:path` under which a child process finds this very object; None if it does not.
 
-    A function that a decorator replaced is found through what replaced it, as its `__wrapped__` or `fn`.
+    A function that a decorator replaced is found through its replacement, as `__wrapped__` or `fn`.
     """
     module_name = getattr(function, "__module__", None)
     path = getattr(function, "__qualname__", None)
     if not isinstance(module_name, str) or not isinstance(path, str) or "<" in path:
         return None
     module = sys.modules.get(module_name)
-    if module is None or not is_found(module):
+    if module is None or not is_importable(module):
         return None
     found: Any = module
     for name in path.split("."):

@@ -1,13 +1,14 @@
-"""What a worker's functions write to stdout and stderr, line by line, and how much of it is told.
+"""Reads what a worker's functions write to stdout and stderr, and reports it line by line, up to a limit.
 
-A job may say LINES_BURST lines at once and LINES_PER_SECOND on; what is more is left out, counted, and the count told
-when the job ends. Log records count as lines, long lines as several. Progress, checkpoints and events are never left
-out. A writer is never held up for long: the pipes are always read.
+A job may write LINE_BURST lines at once and then LINES_PER_SECOND. Further lines are left out and counted, and the
+count is reported when the job ends. Log records count as lines, and long lines as several. Progress, checkpoints and
+events are never left out. A writer is never held up for long: the pipes are always read.
 
-**Whose it is.** A function that wrote what is not read yet says so with its result (OUTPUT), and its worker waits until
-it is told that all is read (HEARD): it is all that function's. So a worker that has calls lying ready, and may be
-further than the results that have arrived, is not read from at once, but on such a result, or after MUTED seconds. What
-is read then is held until the next result, whose times tell: it is of the first function that ended after it was read.
+**Which job a line belongs to.** A worker reports with the result whether the function wrote anything that is not read
+yet (HAS_OUTPUT), and then waits until the host has read it (OUTPUT_READ): all of it belongs to that function. A worker
+with further calls queued may be ahead of the results that have arrived. So its pipes are not read at once, but with
+such a result, or after READ_DELAY seconds. What is read then is held until the next result, whose times tell whose it
+is: it belongs to the first function that ended after it was read.
 """
 
 from __future__ import annotations
@@ -20,32 +21,35 @@ from typing import Any
 
 from executor_adapter.pools.base import Assignment, PoolSupervisor, Timer
 
-LINES_BURST = 10_000.0
+LINE_BURST = 10_000.0
 LINES_PER_SECOND = 2_000.0
-TAIL = 8192
-"""Bytes of the end of a job's output that are kept for the error, should its worker die."""
+MAX_TAIL_BYTES = 8192
+"""Bytes of the end of a job's output that are kept for the error, in case its worker dies."""
 
-MUTED = 0.05
+READ_DELAY = 0.05
+"""Seconds before the pipes of a worker with further calls queued are read."""
 
-_CHUNK = 1 << 16
-_LONGEST_LINE = 1 << 14
-_LONG = 1024
+_READ_SIZE = 1 << 16
+_MAX_LINE_BYTES = 1 << 14
+"""A longer line is reported in several pieces."""
+_BYTES_PER_LINE = 1024
+"""A line counts as one more for each of these bytes."""
 
 
-class Allowance:
-    """A token bucket, in lines."""
+class LineAllowance:
+    """Limits the lines of one job: a token bucket that holds LINE_BURST and gains LINES_PER_SECOND."""
 
     def __init__(self) -> None:
         self.refused = 0
-        self._left = LINES_BURST
+        self._left = LINE_BURST
         self._at = time.monotonic()
 
-    def grant(self, length: int) -> bool:
-        """Whether a line of so many bytes may be told."""
-        cost = 1 + length // _LONG
+    def take(self, length: int) -> bool:
+        """Take what a line of `length` bytes costs. Return False, and count the line, if too little is left."""
+        cost = 1 + length // _BYTES_PER_LINE
         if self._left < cost:
             now = time.monotonic()
-            self._left = min(LINES_BURST, self._left + (now - self._at) * LINES_PER_SECOND)
+            self._left = min(LINE_BURST, self._left + (now - self._at) * LINES_PER_SECOND)
             self._at = now
             if self._left < cost:
                 self.refused += 1
@@ -53,153 +57,165 @@ class Allowance:
         self._left -= cost
         return True
 
-    def renew(self) -> int:
-        """For the next job; how much was refused to this one."""
+    def reset(self) -> int:
+        """Refill the bucket for the next job. Return how many lines were refused to this one."""
         refused, self.refused = self.refused, 0
-        self._left = LINES_BURST
+        self._left = LINE_BURST
         return refused
 
 
-class Output:
-    """The two pipes of one worker. `speakers` is its queue: the first speaks, or another where several were sent."""
+class WorkerOutput:
+    """Reads the two pipes of one worker. `queue` is the worker's: the first assignment writes, or a later one."""
 
-    def __init__(self, supervisor: PoolSupervisor, stdout_fd: int, stderr_fd: int, speakers: deque[Assignment]) -> None:
-        self.allowance = Allowance()
+    def __init__(self, supervisor: PoolSupervisor, stdout_fd: int, stderr_fd: int, queue: deque[Assignment]) -> None:
+        self.allowance = LineAllowance()
         self._supervisor = supervisor
-        self._speakers = speakers
+        self._queue = queue
         self._held: deque[tuple[float, _Pipe, bytes]] = deque()
+        """Output whose assignment is not known yet: when it was read, from which pipe, and what."""
         self._tail = bytearray()
-        self._spoke = False
+        self._has_output = False
         self._pipes = [_Pipe(self, supervisor, "stdout", stdout_fd), _Pipe(self, supervisor, "stderr", stderr_fd)]
         for pipe in self._pipes:
-            pipe.listen()
+            pipe.watch()
 
     def drain(self) -> None:
-        """Read what is there now: it is the first speaker's."""
+        """Read what is there now, all of which belongs to the first assignment."""
         for pipe in self._pipes:
-            # More than a pipe holds, yet not without end: what still runs may write as fast as this reads.
+            # Four reads take more than a pipe holds. There is a limit, since a process that the function left running
+            # may write as fast as this reads.
             for _ in range(4):
                 if not pipe.read():
                     break
         self._release(time.monotonic())
 
     def finish(self, ended: float) -> None:
-        """The first speaker ended at `ended`, and leaves: tell its last line, and what was left out."""
+        """Report the rest of the first assignment's output: it ended at `ended`, and leaves the queue now."""
         if self._held:
             self._release(ended)
-        if not self._spoke and not self.allowance.refused:
+        if not self._has_output and not self.allowance.refused:
             return
         for pipe in self._pipes:
             pipe.end_line()
         self._tail.clear()
-        self._spoke = False
-        refused = self.allowance.renew()
+        self._has_output = False
+        refused = self.allowance.reset()
         if refused:
-            self._supervisor.on_message(self._speaker(), "log", _left_out(refused))
+            self._supervisor.on_message(self._writer(), "log", _omission_record(refused))
 
-    def _speaker(self) -> Assignment | None:
-        return self._speakers[0] if self._speakers else None
+    def finish_dead(self) -> str:
+        """Report the rest of the output of a worker that has died. Return the end of it."""
+        self.drain()
+        tail = self._tail.decode(errors="replace")
+        self.finish(time.monotonic())
+        return tail
+
+    def _writer(self) -> Assignment | None:
+        return self._queue[0] if self._queue else None
 
     def _release(self, until: float) -> None:
+        """Report the held output that was read before `until`."""
         while self._held and self._held[0][0] <= until:
             _, pipe, chunk = self._held.popleft()
-            self._take(pipe, chunk)
+            self._accept(pipe, chunk)
 
-    def _take(self, pipe: _Pipe, chunk: bytes) -> None:
-        self._spoke = True
+    def _accept(self, pipe: _Pipe, chunk: bytes) -> None:
+        self._has_output = True
         self._tail += chunk
-        del self._tail[:-TAIL]
+        del self._tail[:-MAX_TAIL_BYTES]
         pipe.split(chunk)
 
-    def tail(self) -> str:
-        return self._tail.decode(errors="replace")
-
-    def took(self, pipe: _Pipe, chunk: bytes, at: float) -> None:
-        """`chunk` was read from `pipe` at `at`."""
-        if self.may_be_further:
+    def on_chunk(self, pipe: _Pipe, chunk: bytes, at: float) -> None:
+        """Report or hold a chunk that was read from `pipe` at the time `at`."""
+        if self.may_be_ahead:
             self._held.append((at, pipe, chunk))
         else:
             self._release(at)
-            self._take(pipe, chunk)
+            self._accept(pipe, chunk)
 
-    def tell(self, stream: str, line: bytes) -> None:
-        if self.allowance.grant(len(line)):
+    def report_line(self, stream: str, line: bytes) -> None:
+        """Report a line of the first assignment, unless it wrote too many."""
+        if self.allowance.take(len(line)):
             text = line.decode(errors="replace")
-            self._supervisor.on_message(self._speaker(), "output", (stream, text))
+            self._supervisor.on_message(self._writer(), "output", (stream, text))
 
     @property
-    def may_be_further(self) -> bool:
-        """Whether the worker may run another call than the first in its queue."""
-        return len(self._speakers) > 1
+    def may_be_ahead(self) -> bool:
+        """Whether the worker may be running a later call than the first in its queue."""
+        return len(self._queue) > 1
 
     def close(self) -> None:
+        """Close both pipes."""
         for pipe in self._pipes:
             pipe.close()
 
 
 class _Pipe:
-    def __init__(self, output: Output, supervisor: PoolSupervisor, stream: str, fd: int) -> None:
+    """Reads one pipe and splits what arrives into lines."""
+
+    def __init__(self, output: WorkerOutput, supervisor: PoolSupervisor, stream: str, fd: int) -> None:
         self.fd = fd
         self._output = output
         self._supervisor = supervisor
-        self._muted: Timer | None = None
+        self._delayed: Timer | None = None
         self._stream = stream
         self._partial = b""
 
-    def listen(self) -> None:
+    def watch(self) -> None:
         self._supervisor.watch(self.fd, self._on_readable)
 
     def _on_readable(self) -> None:
-        if self._output.may_be_further:
+        if self._output.may_be_ahead:
             self._supervisor.unwatch(self.fd)
-            self._muted = self._supervisor.call_at(self._supervisor.now() + MUTED, self._unmute)
+            self._delayed = self._supervisor.call_at(self._supervisor.now() + READ_DELAY, self._resume)
         else:
             self.read()
 
-    def _unmute(self) -> None:
-        self._muted = None
+    def _resume(self) -> None:
+        self._delayed = None
         if self.fd >= 0:
-            self.listen()
+            self.watch()
             self.read()
 
     def read(self) -> bool:
-        """Take what one read gives; False where there was nothing."""
+        """Read once. Return False if there was nothing to read."""
         if self.fd < 0:
             return False
         try:
-            chunk = os.read(self.fd, _CHUNK)
+            chunk = os.read(self.fd, _READ_SIZE)
         except BlockingIOError:
             return False
         if not chunk:
             self.close()
             return False
-        self._output.took(self, chunk, time.monotonic())
+        self._output.on_chunk(self, chunk, time.monotonic())
         return True
 
     def split(self, chunk: bytes) -> None:
         *lines, self._partial = (self._partial + chunk).split(b"\n")
         for line in lines:
-            self._output.tell(self._stream, line.removesuffix(b"\r"))
-        if len(self._partial) > _LONGEST_LINE:
+            self._output.report_line(self._stream, line.removesuffix(b"\r"))
+        if len(self._partial) > _MAX_LINE_BYTES:
             self.end_line()
 
     def end_line(self) -> None:
+        """Report a line that has no end yet."""
         if self._partial:
             partial, self._partial = self._partial, b""
-            self._output.tell(self._stream, partial)
+            self._output.report_line(self._stream, partial)
 
     def close(self) -> None:
         if self.fd >= 0:
             self.end_line()
-            if self._muted is not None:
-                self._muted.cancel()
+            if self._delayed is not None:
+                self._delayed.cancel()
             else:
                 self._supervisor.unwatch(self.fd)
             os.close(self.fd)
             self.fd = -1
 
 
-def _left_out(count: int) -> dict[str, Any]:
+def _omission_record(count: int) -> dict[str, Any]:
     return {
         "name": "executor_adapter.job",
         "level": logging.WARNING,

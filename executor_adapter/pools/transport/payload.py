@@ -1,4 +1,4 @@
-"""What a job becomes on its way to a worker: made when it is submitted, on the submitter's thread."""
+"""Encodes a job for a worker, when it is submitted and on the submitter's thread."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Payload:
-    """The part of a CALL frame that is the same in every attempt of the job."""
+    """Holds the part of a CALL frame that is the same for every attempt of the job."""
 
     __slots__ = ("body", "file", "flags", "function", "max_runtime")
 
@@ -31,54 +31,54 @@ class Payload:
         self.flags = flags
         self.body = body
         self.file = file
-        """Arguments too large for the frame; held until no attempt can follow."""
+        """The memory file of arguments too large for the frame; kept until no attempt can follow."""
         self.max_runtime = max_runtime
 
-    def header(self, number: int, seq: int, rest: int) -> bytes:
-        """The header of the frame for one attempt; `rest`: bytes of what is of this attempt alone, behind the body."""
+    def header(self, number: int, seq: int, size_of_rest: int) -> bytes:
+        """Return the frame's header for one attempt. `size_of_rest`: bytes after the body that belong to it alone."""
         return wire.HEADER.pack(
-            len(self.body) + rest,
+            len(self.body) + size_of_rest,
             wire.CALL,
             self.flags,
             number & 0xFFFF,
-            seq & wire.WORD,
+            seq & wire.MAX_WORD,
             self.function.number,
             self.max_runtime,
             0.0,
         )
 
 
-_by_reference: dict[str, EncodedFunction] = {}
+_encoded_references: dict[str, EncodedFunction] = {}
 
 
 def make_payload(job: Job) -> Payload:
-    """Write function and arguments of a job for a worker.
+    """Encode the function and arguments of a job.
 
     Raises:
-        InvalidJobError: the function is a reference that leads nowhere.
+        InvalidJobError: the function is a reference to nothing.
         JobSerializationError: function or arguments cannot be pickled.
     """
     function = job.function
     encoded = _encode_reference(function) if isinstance(function, str) else encode_function(function)
-    flags = wire.ONCE if encoded.once else 0
+    flags = wire.USE_ONCE if encoded.once else 0
     args = b""
     file = None
     if job.args or job.kwargs:
         args, file = _encode_arguments(job)
         flags |= wire.IN_FILE if file is not None else 0
     else:
-        flags |= wire.NOTHING
-    about = _encode_about(job) if job.tool_name or job.metadata else b""
+        flags |= wire.NO_VALUE
+    description = _encode_description(job) if job.tool_name or job.metadata else b""
     job_id = job.job_id.encode()
-    sizes = wire.CALL_SIZES.pack(len(job_id), len(about), len(args))
-    return Payload(encoded, flags, b"".join((sizes, job_id, about, args)), file, job.max_runtime or 0.0)
+    sizes = wire.CALL_SIZES.pack(len(job_id), len(description), len(args))
+    return Payload(encoded, flags, b"".join((sizes, job_id, description, args)), file, job.max_runtime or 0.0)
 
 
 def _encode_reference(function: str) -> EncodedFunction:
-    encoded = _by_reference.get(function)
+    encoded = _encoded_references.get(function)
     if encoded is None:
         resolve(function)
-        encoded = _by_reference[function] = EncodedFunction(REFERENCE + function.encode(), once=False)
+        encoded = _encoded_references[function] = EncodedFunction(REFERENCE + function.encode(), once=False)
     return encoded
 
 
@@ -87,12 +87,12 @@ def _encode_arguments(job: Job) -> tuple[bytes, values.MemoryFile | None]:
         return values.dump((job.args, job.kwargs), functions.dumps)
     except Exception as error:
         raise JobSerializationError(
-            f"{_culprit(job)} cannot be pickled: {type(error).__name__}: {text_of(error)}: pass something that "
+            f"{_find_culprit(job)} cannot be pickled: {type(error).__name__}: {text_of(error)}: pass something that "
             "describes it instead (a path, a URL, an id), or run the job with pool='thread'"
         ) from error
 
 
-def _encode_about(job: Job) -> bytes:
+def _encode_description(job: Job) -> bytes:
     try:
         return functions.dumps((job.tool_name, job.metadata))
     except Exception as error:
@@ -101,8 +101,8 @@ def _encode_about(job: Job) -> bytes:
         ) from error
 
 
-def _culprit(job: Job) -> str:
-    """Which argument it is."""
+def _find_culprit(job: Job) -> str:
+    """Return a description of the first argument that cannot be pickled."""
     named: list[tuple[str, Any]] = [(f"argument {n}", value) for n, value in enumerate(job.args, 1)]
     named += [(f"argument {name!r}", value) for name, value in job.kwargs.items()]
     for name, value in named:
@@ -120,7 +120,7 @@ def worker_settings(
     nice: int | None,
     cpu_affinity: tuple[int, ...] | None,
 ) -> dict[str, Any]:
-    """What every worker of a pool is set up with; it can be pickled."""
+    """Return the set-up of every worker of a pool, in a form that can be pickled."""
     return {
         "preload": (preload,) if isinstance(preload, str) else tuple(preload),
         "initializer": _encode_initializer(initializer),
@@ -131,7 +131,7 @@ def worker_settings(
 
 
 def _encode_initializer(initializer: tuple[Callable[..., Any], tuple[Any, ...]] | None) -> bytes | None:
-    """A function and its arguments, as one encoded function without any."""
+    """Encode a function and its arguments as one function without arguments."""
     if initializer is None:
         return None
     function, args = initializer

@@ -1,4 +1,4 @@
-"""What a worker says, made into what the supervisor is told."""
+"""Turns the frames of a worker into reports to the supervisor."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from executor_adapter.worker import values, wire
 logger = logging.getLogger("executor_adapter.process")
 
 
-def tell_result(
+def report_result(
     supervisor: PoolSupervisor, assignment: Assignment, kind: int, flags: int, body: bytes, fd: int
 ) -> None:
-    """Tell how an attempt ended; a result that cannot be loaded here is UNSENDABLE, whatever it raises."""
-    if flags & wire.NOTHING:
+    """Report how an attempt ended. A result that cannot be loaded here is UNSENDABLE, whatever its loading raises."""
+    if flags & wire.NO_VALUE:
         supervisor.ended(assignment, Ending.RETURNED, None)
         return
     if fd < 0 and flags & wire.IN_FILE:
@@ -30,7 +30,7 @@ def tell_result(
         supervisor.ended(assignment, Ending.UNSENDABLE, error=failure)
         return
     try:
-        content = pickle.loads(body) if fd < 0 else values.load_from_file(fd, body)
+        content = pickle.loads(body) if fd < 0 else values.load_memory_file(fd, body)
     except BaseException as error:
         failure = JobSerializationError(f"the result cannot be unpickled: {type(error).__name__}: {text_of(error)}")
         failure.__cause__ = error
@@ -39,28 +39,31 @@ def tell_result(
     if kind == wire.RETURNED:
         supervisor.ended(assignment, Ending.RETURNED, content)
     else:
-        _tell_failure(supervisor, assignment, kind, *content)
+        _report_failure(supervisor, assignment, kind, *content)
 
 
-def _tell_failure(supervisor: PoolSupervisor, assignment: Assignment, kind: int, told: Any, text: str) -> None:
+def _report_failure(
+    supervisor: PoolSupervisor, assignment: Assignment, kind: int, received: Any, traceback: str
+) -> None:
     raised = kind == wire.RAISED
-    error: Any = told if raised else JobSerializationError(told)
-    if not isinstance(error, BaseException):  # what an exception is pickled as is its class's to say
-        error = JobError(f"the function raised an exception that became a {type(told).__name__} on its way")
-    set_cause(error, wire.RemoteTraceback(text))
+    error: Any = received if raised else JobSerializationError(received)
+    if not isinstance(error, BaseException):  # the class of an exception decides what it is pickled as
+        error = JobError(f"the function raised an exception that was unpickled as a {type(received).__name__}")
+    set_cause(error, wire.RemoteTraceback(traceback))
     supervisor.ended(assignment, Ending.RAISED if raised else Ending.UNSENDABLE, error=error)
 
 
-def tell_said(supervisor: PoolSupervisor, assignment: Assignment | None, body: bytes) -> None:
+def report_message(supervisor: PoolSupervisor, assignment: Assignment | None, body: bytes) -> None:
+    """Report a message of a running function. A message that cannot be unpickled is logged and left out."""
     try:
         topic, content = pickle.loads(body)
     except BaseException:
-        logger.exception("what a job said cannot be unpickled")
+        logger.exception("a message of a job cannot be unpickled")
         return
     supervisor.on_message(assignment, topic, content)
 
 
-def discard(fd: int) -> None:
-    """Nobody wants the large value that came along."""
+def discard_file(fd: int) -> None:
+    """Close the memory file of a result that is not used; -1 if it has none."""
     if fd >= 0:
         os.close(fd)

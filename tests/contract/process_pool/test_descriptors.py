@@ -16,7 +16,6 @@ import pytest
 from executor_adapter.exceptions import JobSerializationError
 from executor_adapter.job.pool_names import StartMethod
 from executor_adapter.pools.base import Ending
-from executor_adapter.pools.guardian.client import NO_PIDFD
 from executor_adapter.worker import wire
 from tests.contract.process_pool import functions
 from tests.contract.process_pool.harness import Harness, alive, harness
@@ -38,10 +37,9 @@ def forked_without_pidfd(pool: Harness) -> None:
     while pool.pending:
         pool.pool.start(pool.pending.popleft())
     pool.pool.flush()
-    members = pool.pool._crew._members.values()
     with no_descriptor_left():
-        pool.until(lambda: all(worker.is_forked for worker in members))
-    assert {worker._pidfd for worker in members} == {NO_PIDFD}
+        pool.until(lambda: all(worker.is_forked for worker in pool.pool.workers.members))
+    assert not any(worker.has_pidfd for worker in pool.pool.workers.members)
 
 
 # --- large results ---
@@ -70,7 +68,7 @@ def test_a_lost_descriptor_keeps_its_place_among_the_others() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs, open(os.devnull) as file:
         reader = wire.FrameReader(ours, bytearray(1 << 16))
-        first, second = (wire.frame(wire.RETURNED, wire.IN_FILE, body=bytes(size)) for size in (100, 10))
+        first, second = (wire.pack_frame(wire.RETURNED, wire.IN_FILE, body=bytes(size)) for size in (100, 10))
         wire.send_all(theirs, first[:50], file.fileno())
         with no_descriptor_left():
             assert reader.read() == []
@@ -104,7 +102,7 @@ def test_a_worker_whose_pidfd_was_lost_is_killed_though_its_guardian_is_stopped(
     stubborn = pool.submit(functions.ignore_sigterm, str(tmp_path / "pid"), 60)
     forked_without_pidfd(pool)
     pool.until((tmp_path / "pid").exists)
-    os.kill(pool.pool._crew._guardian._process.pid, signal.SIGSTOP)
+    os.kill(pool.pool.workers.guardian.pid, signal.SIGSTOP)
     pool.pool.stop(stubborn, grace=0)
     monkeypatch.setattr(pool, "now", lambda: time.monotonic() + 8.0)
     assert pool.ending(stubborn) is Ending.STOPPED

@@ -193,9 +193,9 @@ def test_a_stop_after_the_death_does_not_save_a_guardian_that_is_stopped(pool: H
     pool.until((tmp_path / "pid").exists)
     worker = begun.worker
     assert worker is not None
-    os.kill(worker.guardian._process.pid, signal.SIGSTOP)
+    os.kill(worker.guardian.pid, signal.SIGSTOP)
     os.kill(worker.pid, signal.SIGKILL)
-    pool.until(lambda: worker.doomed)
+    pool.until(lambda: worker.retired)
     pool.turn()  # its socket's end may have been seen before its death
     pool.stop(begun, grace=0.01)
     assert pool.value(pool.submit(functions.add, 1, 1)) == 2
@@ -207,18 +207,18 @@ def test_a_fork_that_is_told_late_does_not_cost_the_guardian(
     """A worker whose socket is closed before anybody knows its process: once that is known, nobody is waited for."""
     silent = pool.submit(functions.fall_silent, str(tmp_path / "pid"))
     pool.turn()
-    guardian = pool.pool._crew._guardian
-    pool.unwatch(guardian._socket.fileno())
-    (worker,) = (each for each in pool.pool._crew._members.values() if silent in each.queue)
-    pool.until(lambda: not worker.hears)
+    guardian = pool.pool.workers.guardian
+    pool.unwatch(guardian.fd)
+    (worker,) = (each for each in pool.pool.workers.members if silent in each.queue)
+    pool.until(lambda: not worker.listening)
     assert not worker.is_forked
-    pool.watch(guardian._socket.fileno(), guardian._on_readable)
+    pool.watch(guardian.fd, guardian.receive)
     pool.until(lambda: worker.is_forked)
 
     monkeypatch.setattr(pool, "now", lambda: time.monotonic() + 3.0)
     pool.turn()
 
-    assert pool.value(pool.submit(os.getppid)) == guardian._process.pid
+    assert pool.value(pool.submit(os.getppid)) == guardian.pid
 
 
 def test_sigkill_of_the_host_leaves_nothing(tmp_path: Path) -> None:

@@ -200,19 +200,19 @@ def test_a_value_that_the_system_reads_in_pieces_arrives_whole(monkeypatch: pyte
     """One read gives 2 GiB at most; here 1,000 bytes."""
     read = os.preadv
     monkeypatch.setattr(os, "preadv", lambda fd, buffers, at: read(fd, [buffers[0][:1000]], at))
-    monkeypatch.setattr(values, "_mappings", values._may_be_open)  # as many as there may be
+    monkeypatch.setattr(values, "_mappings", values.MAX_OPEN_FILES)  # as many as there may be
     value = os.urandom(values.MIN_MEMORY_FILE_BYTES)
     body, file = values.dump(value, values.checked_dumps)
     assert file is not None
-    assert values.load_from_file(os.dup(file.fd), body) == value
+    assert values.load_memory_file(os.dup(file.fd), body) == value
 
 
 @pytest.mark.parametrize("mapped", [True, False])
 def test_a_value_whose_file_was_cut_off_is_refused(monkeypatch: pytest.MonkeyPatch, mapped: bool) -> None:
     if not mapped:
-        monkeypatch.setattr(values, "_mappings", values._may_be_open)
+        monkeypatch.setattr(values, "_mappings", values.MAX_OPEN_FILES)
     body, file = values.dump(os.urandom(values.MIN_MEMORY_FILE_BYTES), values.checked_dumps)
     assert file is not None
     os.ftruncate(file.fd, values.MIN_MEMORY_FILE_BYTES // 2)
     with pytest.raises(ValueError, match=r"size|shorter"):
-        values.load_from_file(os.dup(file.fd), body)
+        values.load_memory_file(os.dup(file.fd), body)

@@ -1,0 +1,101 @@
+"""A pool of worker processes, as far as forked and spawned workers are alike."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+
+from executor_adapter.exceptions import WorkerCrashedError
+from executor_adapter.pools.base import Assignment, Ending, WorkerPool
+from executor_adapter.pools.transport.exit_errors import crash_error
+from executor_adapter.pools.transport.payload import Payload, make_payload
+from executor_adapter.pools.transport.reports import report_message
+from executor_adapter.pools.transport.worker_handle import WorkerHandle
+from executor_adapter.worker import wire
+
+if TYPE_CHECKING:
+    from executor_adapter.job.model import Job
+
+OUTPUT_READ_FRAME = wire.pack_frame(wire.OUTPUT_READ)
+
+W = TypeVar("W", bound=WorkerHandle)
+
+
+class WorkerProcessPool(WorkerPool, Generic[W]):
+    """Reads the frames of worker processes and reports what they contain."""
+
+    name: ClassVar[str] = "process"
+    can_stop_soft: ClassVar[bool] = True
+
+    @classmethod
+    def prepare(cls, job: Job) -> Payload:
+        return make_payload(job)
+
+    def interrupt(self, assignment: Assignment) -> None:
+        worker: W | None = assignment.worker
+        if worker is not None and worker.stopping is None:
+            worker.interrupt(assignment)
+
+    # --- frames ---
+
+    def _read(self, worker: W) -> bool:
+        """Read once from the worker's socket, and handle the frames. Return False if there was nothing to read."""
+        try:
+            frames = worker.reader.read()
+        except BlockingIOError:
+            return False
+        except (EOFError, OSError):
+            self._on_disconnect(worker)
+            return False
+        for kind, flags, _, seq, word, first, second, body in frames:
+            if kind in wire.RESULT_KINDS:
+                self._on_result(worker, kind, flags, word, first, second, body)
+            elif kind == wire.MESSAGE:
+                self._on_message(worker, flags, seq, body)
+            elif kind == wire.READY:
+                self._on_ready(worker, word, first)
+            else:
+                self._on_notice(worker, kind)
+        return True
+
+    @abstractmethod
+    def _on_disconnect(self, worker: W) -> None:
+        """Handle a closed socket: the worker has died, or its function closed the socket and it is about to exit."""
+
+    @abstractmethod
+    def _on_result(
+        self, worker: W, kind: int, flags: int, peak: int, started: float, ended: float, body: bytes
+    ) -> None:
+        """Handle the result of the worker's first call. `peak`: its peak resident memory in KiB."""
+
+    @abstractmethod
+    def _on_ready(self, worker: W, pid: int, at: float) -> None:
+        """Handle the start of the worker."""
+
+    @abstractmethod
+    def _on_notice(self, worker: W, kind: int) -> None:
+        """Handle a DROPPED or STARTED frame."""
+
+    def _on_message(self, worker: W, flags: int, seq: int, body: bytes) -> None:
+        if flags & wire.UNTHROTTLED or worker.output.allowance.take(len(body)):
+            report_message(self.supervisor, worker.assignment_of(seq), body)
+
+    # --- deaths ---
+
+    def _read_rest(self, worker: W) -> str:
+        """Read everything that a dead worker had sent. Return the end of its output."""
+        while worker.listening and self._read(worker):
+            pass
+        return worker.output.finish_dead()
+
+    def _report_death(
+        self, worker: W, assignment: Assignment, output_tail: str, cause: WorkerCrashedError | None = None
+    ) -> None:
+        """Report the end of an assignment that its worker had started, and that ended with the worker."""
+        if assignment is worker.stopping:
+            # When everything it started was seen dead, not when the function returned.
+            assignment.ended_at = self.supervisor.now()
+            self.supervisor.ended(assignment, Ending.STOPPED)
+        else:
+            error = crash_error(assignment, output_tail, was_ready=worker.ready, cause=cause)
+            self.supervisor.ended(assignment, Ending.CRASHED, error=error)
