@@ -88,8 +88,8 @@ def assert_timed_out_on_time(future: JobFuture) -> None:
 # --- that block ---
 
 
-def test_a_coroutine_that_blocks_its_loop_ends_on_time_and_those_behind_it_go_on(loops: Loops) -> None:
-    """What comes then has another loop too."""
+def test_a_coroutine_that_blocks_its_loop_ends_on_time_and_others_continue(loops: Loops) -> None:
+    """A coroutine that blocks the loop ends on time, and those behind it and later ones run on another loop."""
     blocking = loops.submit_blocked(max_runtime=0.2)
     behind = [loops.submit(loops.note) for _ in range(6)]
     assert_timed_out_on_time(blocking)
@@ -98,7 +98,8 @@ def test_a_coroutine_that_blocks_its_loop_ends_on_time_and_those_behind_it_go_on
     assert loops.abandoned == 1
 
 
-def test_those_that_were_given_to_the_loop_together_with_what_blocks_it_go_on(loops: Loops) -> None:
+def test_jobs_submitted_together_with_one_that_blocks_the_loop_continue(loops: Loops) -> None:
+    """Jobs submitted in the same turn as one that blocks the loop run once, on another loop."""
     with loops.in_one_turn():
         blocking = loops.submit(loops.block, max_runtime=0.2)
         behind = [loops.submit(loops.note) for _ in range(3)]
@@ -110,7 +111,8 @@ def test_those_that_were_given_to_the_loop_together_with_what_blocks_it_go_on(lo
     assert len(loops.ran) == 4, "one ran on the old loop too"
 
 
-def test_what_had_begun_on_a_blocked_loop_goes_on_when_it_can(loops: Loops) -> None:
+def test_a_job_that_had_started_on_a_blocked_loop_continues_when_it_can(loops: Loops) -> None:
+    """A coroutine that had started on a blocked loop completes when the loop is free again, whose thread then ends."""
     begun = loops.submit(loops.hold)
     assert loops.entered.wait(20)
     loops.entered.clear()
@@ -122,8 +124,8 @@ def test_what_had_begun_on_a_blocked_loop_goes_on_when_it_can(loops: Loops) -> N
     wait_for(lambda: threading.active_count() < before)  # nobody needs the old loop's thread any more
 
 
-def test_a_loop_that_is_blocked_without_a_limit_is_replaced_at_the_limit_of_what_waits(loops: Loops) -> None:
-    """Which has not begun, and never does: it is not what has to be written off."""
+def test_a_loop_blocked_without_a_limit_is_replaced_at_the_limit_of_a_waiting_job(loops: Loops) -> None:
+    """A loop blocked by a job without a limit is replaced at the limit of a job that waits on it."""
     blocking = loops.submit_blocked()
     waiting = loops.submit(loops.hold, max_runtime=0.2)
     assert_timed_out_on_time(waiting)
@@ -132,7 +134,8 @@ def test_a_loop_that_is_blocked_without_a_limit_is_replaced_at_the_limit_of_what
     assert loops.abandoned == 0
 
 
-def test_a_job_that_is_cancelled_behind_a_blocked_loop_never_begins(loops: Loops) -> None:
+def test_a_job_cancelled_behind_a_blocked_loop_never_starts(loops: Loops) -> None:
+    """A job that is cancelled while its loop is blocked never starts."""
     blocking = loops.submit_blocked()
     waiting = loops.submit(loops.note)
     wait_for(waiting.running)
@@ -148,8 +151,8 @@ def test_a_job_that_is_cancelled_behind_a_blocked_loop_never_begins(loops: Loops
 # --- that are deaf ---
 
 
-def test_a_coroutine_that_swallows_its_cancel_is_written_off_alone(loops: Loops) -> None:
-    """Its loop answers, and is kept."""
+def test_a_coroutine_that_ignores_its_cancellation_is_abandoned_alone(loops: Loops) -> None:
+    """A coroutine that ignores its cancellation is abandoned, and its loop keeps running the others."""
     loops.submit(loops.note).result(timeout=20)
     deaf = loops.submit(loops.be_deaf, max_runtime=0.2)
     neighbour = loops.submit(loops.hold)
@@ -162,7 +165,8 @@ def test_a_coroutine_that_swallows_its_cancel_is_written_off_alone(loops: Loops)
     assert deaf.job.status is JobStatus.FAILED
 
 
-def test_what_a_coroutine_gives_after_its_cancel_does_not_count(loops: Loops, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_value_of_a_cancelled_coroutine_does_not_count(loops: Loops, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A coroutine that returns a value after its cancellation is cancelled all the same."""
     monkeypatch.setattr("executor_adapter.pools.in_process.coroutine.COROUTINE_STOP_TIMEOUT", 20.0)
     deaf = loops.submit(loops.be_deaf)
     assert loops.entered.wait(20)

@@ -48,7 +48,8 @@ def fail_once_then_mark(calls: str, path: str, seconds: float) -> None:
     mark_and_sleep(path, seconds)
 
 
-def test_a_crash_is_retried_and_its_signal_is_told(executor: JobExecutor, tmp_path: Path) -> None:
+def test_a_crash_is_retried_and_its_signal_is_recorded(executor: JobExecutor, tmp_path: Path) -> None:
+    """A job whose worker was killed is retried, and its attempt records the signal."""
     job = Job(function=kill_self_until, args=(str(tmp_path / "calls"), 2), pool="process", retry_delay=0.01)
     assert executor.run(job) == 2
     assert (job.attempts[0].error_code, job.attempts[0].exit_signal) == ("WORKER_CRASHED", signal.SIGKILL)
@@ -59,7 +60,7 @@ def bytes_to_read(fd: int) -> int:
 
 
 def test_a_result_that_is_half_written_when_its_worker_dies_is_a_crash(executor: JobExecutor, tmp_path: Path) -> None:
-    """Of a size that travels through the socket itself, and more than that holds: nobody reads before the death."""
+    """A result of which the worker wrote only a part before it died counts as a crash, and is retried."""
     size, path = MIN_MEMORY_FILE_BYTES - 1024, tmp_path / "go"
     is_deaf, listen = threading.Event(), threading.Event()
 
@@ -84,6 +85,7 @@ def test_a_result_that_is_half_written_when_its_worker_dies_is_a_crash(executor:
 
 
 def test_past_its_crash_budget_a_job_is_quarantined_until_released(executor: JobExecutor, tmp_path: Path) -> None:
+    """A job that crashes more than crash_attempts times is quarantined, and refused until it is released."""
     policy = RetryPolicy(retry_attempts=9, crash_attempts=1, retry_delay=0.01)
     job = Job(function=kill_self_until, args=(str(tmp_path / "calls"), 99), pool="process", retry=policy)
     with pytest.raises(WorkerCrashedError):
@@ -101,6 +103,7 @@ def test_past_its_crash_budget_a_job_is_quarantined_until_released(executor: Job
 
 
 def test_a_job_past_its_memory_limit_is_retried_with_a_larger_one_where_a_rule_says_so(executor: JobExecutor) -> None:
+    """A rule with memory_factor retries a job with a larger memory_limit."""
     rule = RetryRule(codes=("MEMORY_LIMIT",), memory_factor=8.0, retry_delay=0.01)
     job = Job(
         function=hold_memory, args=(120 << 20, 0.6), pool="process", memory_limit="80MiB",
@@ -110,7 +113,8 @@ def test_a_job_past_its_memory_limit_is_retried_with_a_larger_one_where_a_rule_s
     assert [attempt.error_code for attempt in job.attempts] == ["MEMORY_LIMIT", None]
 
 
-def test_without_such_a_rule_it_fails_with_its_code_and_harms_nobody(executor: JobExecutor) -> None:
+def test_a_job_past_its_memory_limit_fails_with_its_code_and_harms_no_other(executor: JobExecutor) -> None:
+    """Without a rule a job past its memory_limit fails with MEMORY_LIMIT, and other jobs complete."""
     hungry = executor.submit(
         Job(function=hold_memory, args=(200 << 20, 30), pool="process", memory_limit="80MiB", retry_attempts=0)
     )
@@ -121,6 +125,7 @@ def test_without_such_a_rule_it_fails_with_its_code_and_harms_nobody(executor: J
 
 @pytest.mark.parametrize("pool", ["thread", "process"])
 def test_a_rule_can_have_the_next_attempt_run_alone(make_executor: MakeExecutor, tmp_path: Path, pool: str) -> None:
+    """A rule with `alone` runs the next attempt while no other job runs."""
     executor = make_executor(3)
     path = str(tmp_path / "times")
     rule = RetryRule(codes=("NETWORK_ERROR",), retry_delay=0.05, alone=True)

@@ -64,7 +64,7 @@ def run(program: str, cwd: Path, *, method: str = "guardian") -> str:
 
 @pytest.mark.parametrize("pool", ["thread", "process"])
 def test_a_child_exits_without_waiting_for_its_parent_s_jobs(pool: str, tmp_path: Path) -> None:
-    """Also where one runs at the fork."""
+    """A forked child exits at once, even if a job of its parent runs at the fork."""
     program = f"""
 executor = JobExecutor(2)
 executor.run(job({pool!r}))
@@ -77,6 +77,7 @@ print("well")
 
 
 def test_an_inherited_executor_refuses_what_it_cannot_do_here(tmp_path: Path) -> None:
+    """An executor inherited by a fork refuses to submit, run, map or recover, and ends nothing of its parent."""
     program = """
 executor = JobExecutor(2, store=f"sqlite:///{Path.cwd() / 'jobs.db'}")
 executor.run(job())
@@ -112,6 +113,7 @@ assert live.result() is None  # nothing of this ended it
 
 
 def test_leaving_an_inherited_with_block_returns_at_once_and_ends_nothing(tmp_path: Path) -> None:
+    """Leaving an inherited `with` block in a child returns at once and ends no job of the parent."""
     program = """
 with contextlib.suppress(KeyError):
     with JobExecutor(2) as executor:
@@ -131,7 +133,7 @@ print("child", live.done())
 
 @pytest.mark.parametrize("method", ["guardian", "spawn"])
 def test_a_child_has_an_executor_of_its_own_and_harms_no_other(method: str, tmp_path: Path) -> None:
-    """Its parent's workers live on, and go on working, while it runs jobs and after it has left."""
+    """A forked child runs jobs with an executor of its own, and its parent's workers go on working."""
     program = """
 def worker(executor):
     return executor.run(job("process"))
@@ -160,6 +162,7 @@ print("well")
 
 
 def test_a_child_of_multiprocessing_has_its_own_default_executor(tmp_path: Path) -> None:
+    """A child started by multiprocessing has a default executor of its own."""
     program = """
 def child(parents):
     assert current_executor().run(job()) == os.getpid() != parents
@@ -176,7 +179,8 @@ if __name__ == "__main__":
     assert run(program, tmp_path) == "well\n"
 
 
-def test_a_fork_while_other_threads_submit_leaves_no_lock_behind(tmp_path: Path) -> None:
+def test_a_fork_while_other_threads_submit_leaves_no_lock_held(tmp_path: Path) -> None:
+    """A child forked while other threads submit jobs finds no lock held."""
     program = """
 executor = JobExecutor(2, max_pending=50, store="memory:")
 executor.run(job())  # all is imported: Python itself forks with the locks of imports held
@@ -216,6 +220,7 @@ def is_alive(pid: int) -> bool:
 
 @pytest.mark.parametrize("method", ["guardian", "spawn"])
 def test_a_child_keeps_no_worker_alive_when_its_parent_is_killed(method: str, tmp_path: Path) -> None:
+    """A forked child does not keep its parent's workers alive when the parent is killed."""
     program = """
 executor = JobExecutor(1)
 worker = executor.run(job("process", os.getpid))
@@ -241,7 +246,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_child_uses_no_database_connection_of_its_parent(tmp_path: Path) -> None:
-    """SQLite's are not even closed there."""
+    """A forked child opens connections of its own, and does not even close its parent's."""
     program = """
 executor = JobExecutor(1, store=f"sqlite:///{Path.cwd() / 'jobs.db'}")
 executor.run(job())
@@ -277,7 +282,7 @@ print("well")
 
 
 def test_a_child_keeps_no_metrics_port(tmp_path: Path) -> None:
-    """The port is free again once the parent has left, and until then the child's own executor goes without."""
+    """The metrics port is free once the parent has exited, and until then a child's executor runs without it."""
     program = """
 import socket, urllib.request
 logging.disable(logging.CRITICAL)

@@ -124,8 +124,8 @@ def run(program: str, folder: Path, *args: str) -> subprocess.CompletedProcess[s
     return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=WITHIN)
 
 
-def test_a_thread_stuck_in_c_is_told_of_and_holds_up_nothing(tmp_path: Path) -> None:
-    """Its job ends on time, it is counted and its stack is logged; the interpreter ends though it is stuck still."""
+def test_a_thread_stuck_in_c_is_logged_and_holds_up_nothing(tmp_path: Path) -> None:
+    """The job of a thread stuck in C ends on time, the thread is counted and logged, and the interpreter exits."""
     ended = run(STUCK_IN_C, tmp_path)
     assert ended.stdout.splitlines() == ["JobTimeoutError failed TIMEOUT_ERROR", "1 3", "2"]
     assert "a thread cannot be stopped and is abandoned; it is stuck here" in ended.stderr
@@ -135,26 +135,27 @@ def test_a_thread_stuck_in_c_is_told_of_and_holds_up_nothing(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("pool", ["thread", "process"])
 def test_an_executor_left_open_finishes_its_jobs(tmp_path: Path, pool: str) -> None:
+    """A program that leaves its executor open exits when all jobs are done."""
     ended = run(LEFT_OPEN, tmp_path, pool)
     assert ended.stdout.splitlines() == ["the program is over", "0 completed", "1 completed", "2 completed"]
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-def test_a_shutdown_that_is_not_waited_for_keeps_no_program_waiting_when_all_is_over(tmp_path: Path) -> None:
-    """Its timeout is the most that it takes."""
+def test_a_shutdown_without_wait_does_not_delay_the_exit_when_all_jobs_are_done(tmp_path: Path) -> None:
+    """After `shutdown(wait=False)` with a long timeout a program exits at once if all jobs are done."""
     ended = run(LET_GO, tmp_path)
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-def test_a_shutdown_that_is_not_waited_for_ends_the_jobs_at_its_timeout(tmp_path: Path) -> None:
-    """Else the interpreter would wait for them as long as they take."""
+def test_a_shutdown_without_wait_ends_the_jobs_at_its_timeout(tmp_path: Path) -> None:
+    """After `shutdown(wait=False, timeout=...)` the jobs are cancelled at the timeout, and the program exits."""
     ended = run(CUT_OFF, tmp_path)
     assert sorted(ended.stdout.splitlines()) == ["0 cancelled", "1 cancelled"]
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-def test_what_is_told_at_the_end_of_an_executor_is_told_to_the_end(tmp_path: Path) -> None:
-    """All jobs are over by then, and the interpreter waits all the same."""
+def test_the_interpreter_waits_for_the_close_callbacks_of_an_executor(tmp_path: Path) -> None:
+    """The interpreter waits for what runs when an executor closes, as a mirror's last events."""
     ended = run(TELLING, tmp_path)
     assert ended.stdout.splitlines() == ["the program is over", "all is told"]
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -162,13 +163,15 @@ def test_what_is_told_at_the_end_of_an_executor_is_told_to_the_end(tmp_path: Pat
 
 @pytest.mark.parametrize("state", ["left open", "shut down", "over"])
 def test_callbacks_are_called_to_the_last(tmp_path: Path, state: str) -> None:
+    """All done-callbacks are called before the program exits, whether the executor was shut down or not."""
     ended = run(CALLING, tmp_path, state)
     said = ended.stdout.splitlines()
     assert sorted(said) == ["called for 0", "called for 1", "the program is over"]
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-def test_a_callback_that_hangs_is_told_of_and_waited_for_no_longer_than_its_bound(tmp_path: Path) -> None:
+def test_a_callback_that_hangs_is_logged_and_not_waited_for_beyond_its_limit(tmp_path: Path) -> None:
+    """A done-callback that hangs is logged, and the program exits after its limit."""
     ended = run(HANGING, tmp_path)
     assert ended.returncode == 0
     assert ended.stderr == "a callback of a job's future takes longer than 0.5 s: nobody waits for it\n"

@@ -36,6 +36,7 @@ def statuses(told: list[Transition], job: Job) -> list[str]:
 
 
 def test_a_function_s_value_is_the_job_s(executor: JobExecutor, make_job: MakeJob) -> None:
+    """The executor returns the function's value, and the job is completed with its times."""
     job = make_job(functions.add, 2, kwargs={"right": 3})
 
     assert executor.run(job) == 5
@@ -46,6 +47,7 @@ def test_a_function_s_value_is_the_job_s(executor: JobExecutor, make_job: MakeJo
 
 
 def test_a_function_s_exception_is_raised_as_itself(executor: JobExecutor, make_job: MakeJob) -> None:
+    """The executor raises the function's own exception, and the job has its code and message."""
     job = make_job(functions.fail_with_value_error, "no good", retry_attempts=0)
 
     with pytest.raises(ValueError, match="no good"):
@@ -54,12 +56,14 @@ def test_a_function_s_exception_is_raised_as_itself(executor: JobExecutor, make_
 
 
 def test_records_are_taken_from_the_result(executor: JobExecutor, make_job: MakeJob) -> None:
+    """`records_collected` in a result sets the job's records_processed."""
     job = make_job(functions.collect, 7)
     executor.run(job)
     assert job.records_processed == 7
 
 
 def test_a_timeout_error_of_the_function_s_own_is_a_timeout(executor: JobExecutor, make_job: MakeJob) -> None:
+    """A TimeoutError that the function raises itself has the code TIMEOUT_ERROR."""
     job = make_job(functions.raise_timeout_error, retry_attempts=0)
     with pytest.raises(TimeoutError, match="own"):
         executor.run(job)
@@ -67,6 +71,7 @@ def test_a_timeout_error_of_the_function_s_own_is_a_timeout(executor: JobExecuto
 
 
 def test_a_function_knows_its_job(executor: JobExecutor, make_job: MakeJob) -> None:
+    """`current_job()` has the job's id, attempt, tool and remaining time."""
     job = make_job(functions.describe_job, tool_name="radar", max_runtime=20.0)
     seen = executor.run(job)
     assert (seen["job_id"], seen["attempt"], seen["tool"]) == (job.job_id, 1, "radar")
@@ -76,6 +81,7 @@ def test_a_function_knows_its_job(executor: JobExecutor, make_job: MakeJob) -> N
 def test_what_a_function_sets_in_context_variables_is_not_seen_by_the_next(
     make_executor: MakeExecutor, make_job: MakeJob
 ) -> None:
+    """A context variable that one function sets is not seen by the next one of the same worker."""
     executor = make_executor(1)
     assert [executor.run(make_job(functions.count_call_in_a_context_variable)) for _ in range(3)] == [0, 0, 0]
 
@@ -86,6 +92,7 @@ def test_what_a_function_sets_in_context_variables_is_not_seen_by_the_next(
 def test_a_job_that_fails_twice_succeeds_at_the_third_attempt(
     make_executor: MakeExecutor, make_job: MakeJob, tmp_path: Path
 ) -> None:
+    """A job that fails twice is retried, completes, and all its transitions are observed in order."""
     told: list[Transition] = []
     executor = make_executor(observers=(told.append,))
     job = make_job(functions.fail_until, str(tmp_path / "calls"), 3)
@@ -101,6 +108,7 @@ def test_a_job_that_fails_twice_succeeds_at_the_third_attempt(
 
 
 def test_retries_end_with_the_policy_s_budget(executor: JobExecutor, make_job: MakeJob, tmp_path: Path) -> None:
+    """A job fails with its last error after retry_attempts retries."""
     job = make_job(functions.fail_until, str(tmp_path / "calls"), 99, retry_attempts=2)
     with pytest.raises(ConnectionError, match="call 3"):
         executor.run(job)
@@ -108,6 +116,7 @@ def test_retries_end_with_the_policy_s_budget(executor: JobExecutor, make_job: M
 
 
 def test_broken_data_is_not_retried(executor: JobExecutor, make_job: MakeJob) -> None:
+    """A DATA_ERROR is not retried."""
     job = make_job(functions.fail_with_code, "DATA_ERROR", retry_attempts=5)
     with pytest.raises(DataCollectionException, match="broken: DATA_ERROR") as caught:
         executor.run(job)
@@ -116,6 +125,7 @@ def test_broken_data_is_not_retried(executor: JobExecutor, make_job: MakeJob) ->
 
 
 def test_a_rule_decides_before_the_defaults(executor: JobExecutor, make_job: MakeJob) -> None:
+    """A retry rule can have a DATA_ERROR retried."""
     policy = RetryPolicy(retry_attempts=2, retry_delay=0.01, rules=(RetryRule(codes=("DATA_ERROR",)),))
     job = make_job(functions.fail_with_code, "DATA_ERROR", retry=policy)
     with pytest.raises(DataCollectionException):
@@ -124,6 +134,7 @@ def test_a_rule_decides_before_the_defaults(executor: JobExecutor, make_job: Mak
 
 
 def test_a_waiting_retry_holds_no_slot(make_executor: MakeExecutor, make_job: MakeJob, tmp_path: Path) -> None:
+    """A job that waits for its retry leaves its slot to others."""
     executor = make_executor(1)
     waiting = executor.submit(make_job(functions.fail_until, str(tmp_path / "calls"), 2, retry_delay=60.0))
     wait_for(lambda: waiting.job.status is JobStatus.RETRYING)
@@ -132,6 +143,7 @@ def test_a_waiting_retry_holds_no_slot(make_executor: MakeExecutor, make_job: Ma
 
 
 def test_the_next_attempt_sees_the_last_checkpoint(executor: JobExecutor, make_job: MakeJob) -> None:
+    """The next attempt reads the last checkpoint, and the job has the last progress."""
     job = make_job(functions.count_up_in_checkpoints, 3)
     assert executor.run(job) == 3
     assert job.progress is not None
@@ -141,7 +153,8 @@ def test_the_next_attempt_sees_the_last_checkpoint(executor: JobExecutor, make_j
 # --- limits ---
 
 
-def test_a_job_past_max_runtime_ends_and_its_neighbours_go_on(executor: JobExecutor, make_job: MakeJob) -> None:
+def test_a_job_past_max_runtime_ends_and_others_continue(executor: JobExecutor, make_job: MakeJob) -> None:
+    """A job past max_runtime ends on time with TIMEOUT_ERROR, and other jobs complete."""
     stuck = executor.submit(make_job(time.sleep, 30, max_runtime=0.3, retry_attempts=0))
     neighbours = [executor.submit(make_job(functions.add, n)) for n in range(20)]
 
@@ -154,6 +167,7 @@ def test_a_job_past_max_runtime_ends_and_its_neighbours_go_on(executor: JobExecu
 
 
 def test_a_timed_out_attempt_is_retried(executor: JobExecutor, make_job: MakeJob) -> None:
+    """An attempt that timed out is retried."""
     job = make_job(time.sleep, 30, max_runtime=0.1, retry_attempts=1)
     with pytest.raises(JobTimeoutError):
         executor.run(job)
@@ -161,6 +175,7 @@ def test_a_timed_out_attempt_is_retried(executor: JobExecutor, make_job: MakeJob
 
 
 def test_queue_timeout_counts_until_the_start(make_executor: MakeExecutor, make_job: MakeJob) -> None:
+    """A job that does not start within queue_timeout fails without an attempt."""
     executor = make_executor(1)
     running = executor.submit(make_job(time.sleep, 30))
     wait_for(running.running)
@@ -172,13 +187,15 @@ def test_queue_timeout_counts_until_the_start(make_executor: MakeExecutor, make_
 
 
 def test_deadline_counts_over_all_attempts_and_waits(executor: JobExecutor, make_job: MakeJob, tmp_path: Path) -> None:
+    """The deadline ends a job that waits for a retry."""
     job = make_job(functions.fail_until, str(tmp_path / "calls"), 99, retry_delay=60.0, deadline=0.4)
     with pytest.raises(JobTimeoutError, match=r"deadline=0\.4"):
         executor.submit(job).result(timeout=20)
     assert job.error_code == "DEADLINE_EXCEEDED"
 
 
-def test_deadline_ends_what_runs(executor: JobExecutor, make_job: MakeJob) -> None:
+def test_deadline_ends_a_running_attempt(executor: JobExecutor, make_job: MakeJob) -> None:
+    """The deadline ends a running attempt."""
     executor.run(make_job(functions.add, 1))  # a worker is up: what follows starts at once
     job = make_job(time.sleep, 30, deadline=1.0)
     with pytest.raises(JobTimeoutError, match=r"deadline=1\.0"):
@@ -187,6 +204,7 @@ def test_deadline_ends_what_runs(executor: JobExecutor, make_job: MakeJob) -> No
 
 
 def test_a_job_that_stops_making_progress_ends(executor: JobExecutor, make_job: MakeJob, pool: str) -> None:
+    """A job that reports no progress for stall_timeout seconds ends."""
     function = functions.report_then_sleep_on_loop if pool == "coroutine" else functions.report_then_sleep
     job = Job(function=function, args=(5, 0.1, 30), pool=pool, stall_timeout=0.4, retry_attempts=0)
     with pytest.raises(JobTimeoutError, match=r"stall_timeout=0\.4"):
@@ -197,6 +215,7 @@ def test_a_job_that_stops_making_progress_ends(executor: JobExecutor, make_job: 
 
 
 def test_soft_timeout_lets_a_function_clean_up(executor: JobExecutor, tmp_path: Path, pool: str) -> None:
+    """A function can catch SoftTimeoutError, clean up and return; a coroutine job with soft_timeout is refused."""
     if pool == "coroutine":
         with pytest.raises(InvalidJobError, match="pool='coroutine': choose 'thread' or 'process'"):
             executor.submit(Job(function=functions.sleep_on_loop, args=(1,), soft_timeout=0.1))
@@ -211,6 +230,7 @@ def test_soft_timeout_lets_a_function_clean_up(executor: JobExecutor, tmp_path: 
 
 
 def test_a_function_that_lets_soft_timeout_pass_is_timed_out(executor: JobExecutor, pool: str) -> None:
+    """A function that does not catch SoftTimeoutError fails with TIMEOUT_ERROR."""
     if pool == "coroutine":
         return
     job = Job(function=functions.spin, args=(30.0,), pool=pool, soft_timeout=0.2, max_runtime=20, retry_attempts=0)
@@ -223,7 +243,7 @@ def test_a_function_that_lets_soft_timeout_pass_is_timed_out(executor: JobExecut
 def test_no_job_waits_behind_one_that_was_taken_for_short(
     make_executor: MakeExecutor, pool: str, tmp_path: Path
 ) -> None:
-    """A function that was short so far takes long: what lay ready behind it goes to another worker."""
+    """Jobs queued behind one that was taken for short, and is not, run in another worker."""
     there, never = str(tmp_path), str(tmp_path / "never")
     executor = make_executor(2)
     list(executor.map(functions.wait_for_file, [there] * 200, pool=pool))
@@ -242,6 +262,7 @@ ALONE = RetryPolicy(retry_delay=0.01, rules=(RetryRule(codes=("NETWORK_ERROR",),
 
 
 def test_a_retry_alone_runs_beside_no_other(make_executor: MakeExecutor, make_job: MakeJob, tmp_path: Path) -> None:
+    """A retry that must run alone runs beside no other job."""
     executor = make_executor(4)
     future = executor.submit(make_job(functions.fail_then_stay, str(tmp_path / "calls"), 0.3, retry=ALONE))
     wait_for(lambda: future.job.attempt == 2)
@@ -256,7 +277,7 @@ def test_a_retry_alone_runs_beside_no_other(make_executor: MakeExecutor, make_jo
 def test_a_driven_retry_alone_runs_beside_no_other(
     make_executor: MakeExecutor, make_job: MakeJob, tmp_path: Path
 ) -> None:
-    """From the grant of its slot until its attempt is over."""
+    """A driven retry that must run alone does so from the grant of its slot until its attempt has ended."""
     executor = make_executor(4)
     driver = executor.drive(make_job(functions.fail_then_stay, str(tmp_path / "calls"), 0.3, retry=ALONE))
     driver.acquire().result(timeout=20)
@@ -277,6 +298,7 @@ def test_a_driven_retry_alone_runs_beside_no_other(
 
 
 def test_a_tool_s_jobs_run_at_most_so_many_at_once(make_executor: MakeExecutor, make_job: MakeJob) -> None:
+    """A tool's max_concurrent holds its jobs back, and not those of other tools."""
     executor = make_executor(4, tool_limits={"api": ToolLimit(max_concurrent=1)})
     held = executor.submit(make_job(time.sleep, 30, tool_name="api"))
     wait_for(held.running)
@@ -288,6 +310,7 @@ def test_a_tool_s_jobs_run_at_most_so_many_at_once(make_executor: MakeExecutor, 
 
 
 def test_retry_after_pauses_the_whole_tool(make_executor: MakeExecutor, make_job: MakeJob, tmp_path: Path) -> None:
+    """A RATE_LIMITED error with retry_after holds back all jobs of its tool for that time."""
     executor = make_executor(4, tool_limits={"api": ToolLimit(max_concurrent=4)})
     path = str(tmp_path / "calls")
     first = executor.submit(make_job(functions.be_rate_limited_once, path, 0.5, tool_name="api"))
@@ -300,7 +323,7 @@ def test_retry_after_pauses_the_whole_tool(make_executor: MakeExecutor, make_job
 
 
 def test_the_settings_buffer_leaves_a_share_of_a_tool_s_rate_unused(make_job: MakeJob) -> None:
-    """At 10 starts a second, half of them left unused, five jobs take at least 0.8 s."""
+    """At 10 starts a second with half of them left unused, five jobs take at least 0.8 seconds."""
     config = Settings(collection=CollectionSettings(rate_limit_buffer=0.5))
     with JobExecutor(4, config=config, tool_limits={"api": ToolLimit(rate=10.0)}) as executor:
         began = time.monotonic()
@@ -313,6 +336,7 @@ def test_the_settings_buffer_leaves_a_share_of_a_tool_s_rate_unused(make_job: Ma
 
 
 def test_a_running_job_is_cancelled(executor: JobExecutor, make_job: MakeJob) -> None:
+    """A running job is cancelled once; a second cancel returns False."""
     future = executor.submit(make_job(time.sleep, 30))
     wait_for(future.running)
     assert executor.cancel(future.job.job_id)
@@ -324,6 +348,7 @@ def test_a_running_job_is_cancelled(executor: JobExecutor, make_job: MakeJob) ->
 
 
 def test_a_queued_job_is_cancelled_without_an_attempt(make_executor: MakeExecutor, make_job: MakeJob) -> None:
+    """A queued job is cancelled without an attempt."""
     executor = make_executor(1)
     executor.submit(make_job(time.sleep, 30))
     queued = executor.submit(make_job(functions.add, 1))
@@ -334,6 +359,7 @@ def test_a_queued_job_is_cancelled_without_an_attempt(make_executor: MakeExecuto
 
 
 def test_a_waiting_retry_is_cancelled(executor: JobExecutor, make_job: MakeJob, tmp_path: Path) -> None:
+    """A job that waits for its retry is cancelled."""
     future = executor.submit(make_job(functions.fail_until, str(tmp_path / "calls"), 9, retry_delay=60.0))
     wait_for(lambda: future.job.status is JobStatus.RETRYING)
     future.cancel()
@@ -342,6 +368,7 @@ def test_a_waiting_retry_is_cancelled(executor: JobExecutor, make_job: MakeJob, 
 
 
 def test_a_burst_of_cancelled_submissions_ends_in_order(executor: JobExecutor, make_job: MakeJob) -> None:
+    """Jobs cancelled right after their submission are either completed or cancelled."""
     futures = [executor.submit(make_job(functions.add, n)) for n in range(200)]
     for future in futures[::2]:
         future.cancel()
@@ -354,6 +381,7 @@ def test_a_burst_of_cancelled_submissions_ends_in_order(executor: JobExecutor, m
 
 
 def test_higher_priority_starts_first(make_executor: MakeExecutor, make_job: MakeJob, tmp_path: Path) -> None:
+    """Queued jobs start in the order of their priority."""
     executor = make_executor(1)
     path = str(tmp_path / "order")
     blocker = executor.submit(make_job(time.sleep, 0.3))
@@ -365,6 +393,7 @@ def test_higher_priority_starts_first(make_executor: MakeExecutor, make_job: Mak
 
 
 def test_a_full_queue_refuses_or_waits_as_asked(make_executor: MakeExecutor, make_job: MakeJob) -> None:
+    """A full queue refuses a job when its timeout is over, and accepts it when there is room in time."""
     executor = make_executor(1, max_pending=2)
     running = executor.submit(make_job(time.sleep, 30))
     wait_for(running.running)
@@ -378,6 +407,7 @@ def test_a_full_queue_refuses_or_waits_as_asked(make_executor: MakeExecutor, mak
 
 
 def test_a_live_job_with_the_same_dedupe_key_is_returned(executor: JobExecutor, make_job: MakeJob) -> None:
+    """A job with the dedupe_key of a live one is not run: the live one's future is returned."""
     first = executor.submit(make_job(time.sleep, 0.2, dedupe_key="once"))
     assert executor.submit(make_job(time.sleep, 0.2, dedupe_key="once")) is first
     first.result(timeout=20)
@@ -387,6 +417,7 @@ def test_a_live_job_with_the_same_dedupe_key_is_returned(executor: JobExecutor, 
 
 
 def test_a_job_is_submitted_once(executor: JobExecutor, make_job: MakeJob) -> None:
+    """A job cannot be submitted again, but a copy of it can."""
     job = make_job(functions.add, 1)
     executor.run(job)
     with pytest.raises(InvalidJobError, match="submitted already"):
@@ -395,12 +426,14 @@ def test_a_job_is_submitted_once(executor: JobExecutor, make_job: MakeJob) -> No
 
 
 def test_live_ids_are_unique(executor: JobExecutor, make_job: MakeJob) -> None:
+    """A job with the id of a live one is refused."""
     executor.submit(make_job(time.sleep, 30, job_id="same"))
     with pytest.raises(InvalidJobError, match="'same' is live already"):
         executor.submit(make_job(functions.add, 1, job_id="same"))
 
 
 def test_map_is_lazy_in_order_and_bounded(executor: JobExecutor, pool: str) -> None:
+    """`map` takes from an endless iterable only as much as its window allows, and keeps the order."""
     taken = itertools.count()
     endless = (next(taken) for _ in itertools.count())
     results = executor.map(functions.for_pool(functions.add, pool), endless, pool=pool, window=4)
@@ -410,6 +443,7 @@ def test_map_is_lazy_in_order_and_bounded(executor: JobExecutor, pool: str) -> N
 
 
 def test_map_gives_failures_as_results(executor: JobExecutor, pool: str) -> None:
+    """`map` returns a failed job as a result, which raises when it is unwrapped."""
     function = functions.for_pool(functions.fail_with_code, pool)
     (result,) = executor.map(function, ["DATA_ERROR"], pool=pool)
     assert (result.status, result.error_code, result.attempts) == ("failed", "DATA_ERROR", 1)
@@ -418,6 +452,7 @@ def test_map_gives_failures_as_results(executor: JobExecutor, pool: str) -> None
 
 
 def test_map_as_completed_gives_the_quick_first(make_executor: MakeExecutor, pool: str) -> None:
+    """`map(ordered=False)` returns results as they are completed."""
     executor = make_executor(2)
     sleep = functions.for_pool(time.sleep, pool)
     warm = list(executor.map(sleep, [0.05, 0.05], pool=pool))
@@ -430,7 +465,8 @@ def test_map_as_completed_gives_the_quick_first(make_executor: MakeExecutor, poo
 # --- observers, futures, stats ---
 
 
-def test_a_failing_observer_harms_nobody(make_executor: MakeExecutor, make_job: MakeJob) -> None:
+def test_a_failing_observer_harms_no_job(make_executor: MakeExecutor, make_job: MakeJob) -> None:
+    """An observer that raises harms neither jobs nor other observers."""
     told: list[Transition] = []
 
     def fail(transition: Transition) -> None:
@@ -443,6 +479,7 @@ def test_a_failing_observer_harms_nobody(make_executor: MakeExecutor, make_job: 
 
 
 def test_a_callback_that_blocks_does_not_hold_up_other_jobs(executor: JobExecutor, make_job: MakeJob) -> None:
+    """A blocked done-callback does not hold up other jobs."""
     blocked, release = threading.Event(), threading.Event()
 
     def block(future: JobFuture) -> None:
@@ -457,6 +494,7 @@ def test_a_callback_that_blocks_does_not_hold_up_other_jobs(executor: JobExecuto
 
 
 def test_stats_count_every_job_once(executor: JobExecutor, make_job: MakeJob) -> None:
+    """The statistics count each job once."""
     futures = [executor.submit(make_job(functions.add, n)) for n in range(10)]
     futures.append(executor.submit(make_job(functions.fail_with_code, "DATA_ERROR")))
     for future in futures:
@@ -470,6 +508,7 @@ def test_stats_count_every_job_once(executor: JobExecutor, make_job: MakeJob) ->
 
 
 def test_shutdown_drains_by_default(make_executor: MakeExecutor, make_job: MakeJob) -> None:
+    """`shutdown` waits for all jobs, and later submissions are refused."""
     executor = make_executor(1)
     futures = [executor.submit(make_job(time.sleep, 0.02)) for _ in range(10)]
     executor.shutdown()
@@ -479,7 +518,8 @@ def test_shutdown_drains_by_default(make_executor: MakeExecutor, make_job: MakeJ
     executor.shutdown()
 
 
-def test_shutdown_can_cancel_what_has_not_started(make_executor: MakeExecutor, make_job: MakeJob) -> None:
+def test_shutdown_can_cancel_queued_jobs(make_executor: MakeExecutor, make_job: MakeJob) -> None:
+    """`shutdown(cancel_futures=True)` completes running jobs and cancels queued ones."""
     executor = make_executor(1)
     running = executor.submit(make_job(time.sleep, 0.3))
     wait_for(running.running)
@@ -488,7 +528,8 @@ def test_shutdown_can_cancel_what_has_not_started(make_executor: MakeExecutor, m
     assert (running.job.status, queued.job.status) == ("completed", "cancelled")
 
 
-def test_shutdown_can_end_all_after_a_time(make_executor: MakeExecutor, make_job: MakeJob) -> None:
+def test_shutdown_can_end_all_jobs_after_a_time(make_executor: MakeExecutor, make_job: MakeJob) -> None:
+    """`shutdown(timeout=...)` cancels the jobs that are not done in time."""
     executor = make_executor(1)
     future = executor.submit(make_job(time.sleep, 30))
     wait_for(future.running)
@@ -498,7 +539,8 @@ def test_shutdown_can_end_all_after_a_time(make_executor: MakeExecutor, make_job
     assert future.job.status is JobStatus.CANCELLED
 
 
-def test_leaving_the_block_by_an_exception_ends_all(make_executor: MakeExecutor, make_job: MakeJob) -> None:
+def test_leaving_the_with_block_in_an_exception_ends_all_jobs(make_executor: MakeExecutor, make_job: MakeJob) -> None:
+    """An exception that leaves the `with` block cancels all jobs within 5 seconds."""
     executor = make_executor(1)
     futures = [executor.submit(make_job(time.sleep, 30)) for _ in range(3)]
     wait_for(futures[0].running)
@@ -520,7 +562,7 @@ def submit_until_refused(executor: JobExecutor, make_job: MakeJob) -> list[JobFu
 
 @pytest.mark.parametrize("delay", [0.001, 0.003, 0.01, 0.03])
 def test_a_signal_handler_may_shut_down_while_jobs_are_submitted(make_job: MakeJob, delay: float) -> None:
-    """Whatever was let in is over then; whatever comes later is refused."""
+    """After a shutdown from a signal handler, accepted jobs are done and later ones are refused."""
     executor = JobExecutor(2, config=Settings())
     before = signal.signal(signal.SIGALRM, lambda *_: executor.shutdown(wait=False, cancel_futures=True))
     try:
@@ -553,12 +595,14 @@ class HookedExecutor(JobExecutor):
 
 
 def test_every_attempt_passes_through_the_hooks(make_job: MakeJob, tmp_path: Path) -> None:
+    """The hooks are called for each attempt."""
     with HookedExecutor(2, config=Settings()) as executor:
         assert executor.run(make_job(functions.fail_until, str(tmp_path / "calls"), 2)) == 2
         assert executor.calls == ["pre 1", "error ConnectionError", "pre 2", "post 2"]
 
 
 def test_max_runtime_holds_under_hooks(make_job: MakeJob) -> None:
+    """max_runtime ends a job whose executor has hooks."""
     with HookedExecutor(2, config=Settings()) as executor:
         future = executor.submit(make_job(time.sleep, 30, max_runtime=0.2, retry_attempts=0))
         with pytest.raises(JobTimeoutError, match=r"max_runtime=0\.2"):
@@ -568,6 +612,7 @@ def test_max_runtime_holds_under_hooks(make_job: MakeJob) -> None:
 
 
 def test_a_hooked_job_is_cancelled(make_job: MakeJob) -> None:
+    """A running job whose executor has hooks is cancelled."""
     with HookedExecutor(2, config=Settings()) as executor:
         future = executor.submit(make_job(time.sleep, 30))
         wait_for(future.running)
@@ -581,6 +626,7 @@ def test_a_hooked_job_is_cancelled(make_job: MakeJob) -> None:
 
 
 def test_a_driver_decides_what_follows(executor: JobExecutor, make_job: MakeJob, tmp_path: Path) -> None:
+    """A driver runs attempts, decides on a retry, and completes the job."""
     driver = executor.drive(make_job(functions.fail_until, str(tmp_path / "calls"), 2))
     driver.acquire().result(timeout=20)
     assert (driver.job.status, driver.job.attempt) == ("running", 1)
@@ -597,6 +643,7 @@ def test_a_driver_decides_what_follows(executor: JobExecutor, make_job: MakeJob,
 
 
 def test_a_driver_s_slot_is_free_again_without_an_attempt(make_executor: MakeExecutor, make_job: MakeJob) -> None:
+    """A driver that completes its job without an attempt frees its slot."""
     executor = make_executor(1)
     driver = executor.drive(make_job(functions.add, 1))
     driver.acquire().result(timeout=20)
@@ -606,12 +653,14 @@ def test_a_driver_s_slot_is_free_again_without_an_attempt(make_executor: MakeExe
 
 
 def test_a_job_whose_twin_is_live_cannot_be_driven(executor: JobExecutor, make_job: MakeJob) -> None:
+    """A job whose dedupe_key is live cannot be driven."""
     executor.submit(make_job(time.sleep, 30, dedupe_key="once"))
     with pytest.raises(InvalidJobError, match="dedupe_key='once' is live"):
         executor.drive(make_job(functions.add, 1, dedupe_key="once"))
 
 
 def test_a_driven_job_is_cancelled_while_it_waits_for_a_slot(make_executor: MakeExecutor, make_job: MakeJob) -> None:
+    """A driven job is cancelled while it waits for a slot."""
     executor = make_executor(1)
     executor.submit(make_job(time.sleep, 30))
     driver = executor.drive(make_job(functions.add, 1))

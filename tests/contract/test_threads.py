@@ -42,9 +42,8 @@ def threads_of(executor: JobExecutor) -> Any:
 # --- ended before it began ---
 
 
-def test_a_job_that_is_cancelled_before_its_thread_wakes_never_begins(
-    make_executor: MakeExecutor, make_job: MakeJob
-) -> None:
+def test_a_job_cancelled_before_its_thread_wakes_never_starts(make_executor: MakeExecutor, make_job: MakeJob) -> None:
+    """A job that is cancelled before its thread wakes up never starts, and the thread is used again."""
     executor = make_executor(1)
     first = executor.run(make_job(threading.get_ident))
     began = threading.Event()
@@ -63,10 +62,10 @@ def test_a_job_that_is_cancelled_before_its_thread_wakes_never_begins(
     assert executor.stats().abandoned_threads == 0
 
 
-def test_a_job_that_is_cancelled_while_its_thread_sets_out_never_begins(
+def test_a_job_cancelled_while_its_thread_takes_it_never_starts(
     make_executor: MakeExecutor, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has the job, and has not noted yet that it runs it: no exception can be thrown at it there."""
+    """A job cancelled after its thread took it, and before an exception can be raised in it, never starts."""
     executor = make_executor(1)
     executor.run(make_job(functions.add, 1))
     began, sets_out, go_on = threading.Event(), threading.Event(), threading.Event()
@@ -96,7 +95,7 @@ def test_a_job_that_is_cancelled_while_its_thread_sets_out_never_begins(
 def test_a_function_in_python_ends_at_its_limit_and_so_does_its_thread(
     executor: JobExecutor, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is written off."""
+    """A Python function ends at max_runtime, its thread ends too, and no thread is abandoned."""
     monkeypatch.setattr(thread, "THREAD_STOP_TIMEOUT", 20.0)
     runs_in: list[threading.Thread] = []
     cleaned_up = threading.Event()
@@ -133,7 +132,7 @@ def swallow(began: threading.Event) -> str:
 
 
 def test_the_end_of_one_does_not_undo_the_stop_of_the_one_behind_it(threads: Harness) -> None:
-    """The first is over and the second runs, before the first's end is heard."""
+    """A late report of the first job does not undo the stop of the job behind it."""
     gate, began = threading.Event(), threading.Event()
     first, second = threads.submit(hold, gate, short=True), threads.submit(swallow, began, short=True)
     first.run_time = RunTime()
@@ -162,7 +161,8 @@ async def swallow_on_loop(began: threading.Event) -> str:
 
 
 @pytest.mark.parametrize(("kind", "function"), [("thread", swallow), ("coroutine", swallow_on_loop)])
-def test_what_has_ended_when_told_is_not_written_off_while_nobody_listens(kind: str, function: Any) -> None:
+def test_a_job_that_has_ended_is_not_abandoned_before_its_report_arrives(kind: str, function: Any) -> None:
+    """A stopped job that has ended is not abandoned while its report is on its way."""
     began = threading.Event()
     with harness(1, kind=kind) as made:
         assignment = made.submit(function, began)
@@ -180,7 +180,7 @@ def test_what_has_ended_when_told_is_not_written_off_while_nobody_listens(kind: 
 def test_a_soft_timeout_that_comes_too_late_does_not_lose_the_result(
     threads: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It reaches the thread when the function is over, and its end is being stamped."""
+    """A SoftTimeoutError that reaches the thread after its function has returned does not lose the result."""
     stamps = itertools.count()
 
     def stamp() -> float:
@@ -199,10 +199,10 @@ async def hold_on_loop(gate: threading.Event) -> str:
 
 
 @pytest.mark.parametrize(("kind", "function"), [("thread", hold), ("coroutine", hold_on_loop)])
-def test_what_has_returned_before_its_limit_is_not_timed_out_by_a_supervisor_that_is_behind(
+def test_a_job_that_returned_in_time_is_not_timed_out_by_a_late_supervisor(
     executor: JobExecutor, monkeypatch: pytest.MonkeyPatch, kind: Any, function: Any
 ) -> None:
-    """When that looks at the job's limit, which is past, it has not heard yet that the job is over."""
+    """A job that returned before its limit completes though the supervisor learns of it after the limit."""
     supervisor = executor._supervisor
     gate, is_behind, catch_up = threading.Event(), threading.Event(), threading.Event()
 

@@ -63,19 +63,21 @@ def weather(storm: Storm, before: Traces, scratch: Path, *, seconds: float) -> N
 
 
 def test_a_short_storm_leaves_no_trace(seed: int, before: Traces, scratch: Path, tmp_path: Path) -> None:
+    """All jobs of a short storm end as they should, and nothing is left."""
     storm = Storm(seed=seed, ledger=tmp_path / "ledger", processes=500, others=50)
     weather(storm, before, scratch, seconds=60)
 
 
 @pytest.mark.chaos
 def test_a_long_storm_leaves_no_trace(seed: int, before: Traces, scratch: Path, tmp_path: Path) -> None:
+    """All jobs of a long storm end as they should, and nothing is left."""
     storm = Storm(seed=seed, ledger=tmp_path / "ledger", processes=10_000, others=500)
     weather(storm, before, scratch, seconds=120)
 
 
 @pytest.mark.chaos
 def test_a_storm_in_which_guardians_die(seed: int, before: Traces, scratch: Path, tmp_path: Path) -> None:
-    """No job runs twice at once, all end, and what the dead guardians had below them is gone too."""
+    """When guardians are killed too, no job runs twice at once, and nothing of their workers is left."""
     storm = Storm(seed=seed, ledger=tmp_path / "ledger", processes=3_000, others=100, kill_guardian_every=1.0)
     weather(storm, before, scratch, seconds=120)
     assert storm.kills["guardian"] >= 5
@@ -100,10 +102,12 @@ def kill_host_in_storm(seed: int, tmp_path: Path, seconds: float) -> float:
 
 
 def test_nothing_outlives_a_host_that_is_killed_in_a_storm(seed: int, tmp_path: Path) -> None:
+    """All processes of a host that is killed in a storm end within a second."""
     assert kill_host_in_storm(seed, tmp_path, seconds=2.0) < 1.0
 
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("seconds", [0.5, 1.0, 3.0, 6.0, 10.0])
 def test_nothing_outlives_a_host_whenever_it_is_killed(seed: int, tmp_path: Path, seconds: float) -> None:
+    """All processes of a host end within a second, at whatever time of a storm it is killed."""
     assert kill_host_in_storm(seed, tmp_path, seconds) < 1.0

@@ -46,9 +46,8 @@ def forked_without_pidfd(pool: Harness) -> None:
 
 
 @pytest.mark.parametrize("start_method", ["guardian", "spawn"])
-def test_a_large_result_that_cannot_be_taken_fails_its_job_and_says_the_way_out(
-    start_method: StartMethod, tmp_path: Path
-) -> None:
+def test_a_large_result_without_a_free_descriptor_fails_its_job(start_method: StartMethod, tmp_path: Path) -> None:
+    """A large result that the host has no file descriptor for fails its job, and the message says what to do."""
     with harness(1, start_method=start_method) as pool:
         pool.warm_up(2)
         lost = pool.submit(functions.large_bytes, 1 << 20, str(tmp_path / "go"))
@@ -64,7 +63,7 @@ def test_a_large_result_that_cannot_be_taken_fails_its_job_and_says_the_way_out(
 
 
 def test_a_lost_descriptor_keeps_its_place_among_the_others() -> None:
-    """So that no frame gets another's, though they arrive in one read."""
+    """A descriptor that was lost still counts in the order, so that no frame gets the descriptor of another."""
     ours, theirs = socket.socketpair()
     with ours, theirs, open(os.devnull) as file:
         reader = wire.FrameReader(ours, bytearray(1 << 16))
@@ -88,6 +87,7 @@ def test_a_lost_descriptor_keeps_its_place_among_the_others() -> None:
 
 @pytest.mark.parametrize("grace", [0.0, 0.05])
 def test_a_worker_whose_pidfd_was_lost_is_killed(tmp_path: Path, grace: float) -> None:
+    """A worker whose pidfd was lost is killed by the guardian when its job is stopped."""
     with harness(1) as pool:
         stubborn = pool.submit(functions.ignore_sigterm, str(tmp_path / "pid"), 60)
         forked_without_pidfd(pool)
@@ -99,6 +99,7 @@ def test_a_worker_whose_pidfd_was_lost_is_killed(tmp_path: Path, grace: float) -
 def test_a_worker_whose_pidfd_was_lost_is_killed_though_its_guardian_is_stopped(
     pool: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A worker whose pidfd was lost is killed even if its guardian is stopped by a signal."""
     stubborn = pool.submit(functions.ignore_sigterm, str(tmp_path / "pid"), 60)
     forked_without_pidfd(pool)
     pool.until((tmp_path / "pid").exists)
@@ -110,7 +111,7 @@ def test_a_worker_whose_pidfd_was_lost_is_killed_though_its_guardian_is_stopped(
 
 
 def test_a_worker_whose_pidfd_was_lost_serves_one_job() -> None:
-    """It could not be interrupted."""
+    """A worker whose pidfd was lost runs one job only, since it cannot be interrupted."""
     with harness(1) as pool:
         first = pool.submit(functions.pid)
         forked_without_pidfd(pool)

@@ -40,6 +40,7 @@ PLACES: dict[str, Callable[[Any], tuple[Any, ...]]] = {
 
 @pytest.mark.parametrize(("act", "place"), list(itertools.product(ACTS, PLACES)))
 def test_only_the_guilty_job_fails(pool: Harness, act: str, place: str) -> None:
+    """Only the job whose value or function crashes, exits or raises fails, wherever it does so."""
     neighbours = [pool.submit(functions.add, number, 1, short=True) for number in range(10)]
     function, argument = PLACES[place](ACTS[act])
     guilty = pool.submit(function, argument, short=True)
@@ -58,12 +59,14 @@ def test_only_the_guilty_job_fails(pool: Harness, act: str, place: str) -> None:
         assert isinstance(pool.error(guilty), JobSerializationError)
 
 
-def test_an_error_at_the_pickling_of_an_argument_is_told_at_submit(pool: Harness) -> None:
+def test_an_argument_that_fails_to_pickle_is_refused_at_submit(pool: Harness) -> None:
+    """An argument whose pickling raises is refused when the job is submitted."""
     with pytest.raises(JobSerializationError, match="LookupError: on purpose"):
         pool.submit(functions.accept, functions.GuiltyOnPickling(functions.fail))
 
 
 def test_a_crash_is_described(pool: Harness) -> None:
+    """The error of a crashed job has the signal or exit code, and the end of the output with the stack."""
     assignment = pool.submit(functions.write_and_crash)
     error = pool.error(assignment)
     assert (error.exit_signal, error.exit_code) == (signal.SIGSEGV, None)
@@ -76,7 +79,8 @@ def test_a_crash_is_described(pool: Harness) -> None:
     assert (pool.error(second).exit_code, second.exit_code) == (3, 3)
 
 
-def test_those_behind_a_crash_are_handed_back_without_an_attempt(tmp_path: Path) -> None:
+def test_jobs_queued_behind_a_crash_are_handed_back_without_an_attempt(tmp_path: Path) -> None:
+    """Jobs queued behind one whose worker is killed are handed back, and complete in another worker."""
     with harness(1) as pool:
         pool.warm_up(2)
         crashing = pool.submit(functions.nap, 30, str(tmp_path / "pid"), short=True)
@@ -94,7 +98,8 @@ def test_those_behind_a_crash_are_handed_back_without_an_attempt(tmp_path: Path)
 # --- deaths from outside ---
 
 
-def test_sigkill_of_an_idle_worker_harms_nobody(pool: Harness) -> None:
+def test_sigkill_of_an_idle_worker_harms_no_job(pool: Harness) -> None:
+    """Killing idle workers harms no job."""
     pool.value(pool.submit(functions.pid))
     for pid in pool.pool.pids:
         os.kill(pid, signal.SIGKILL)
@@ -103,7 +108,7 @@ def test_sigkill_of_an_idle_worker_harms_nobody(pool: Harness) -> None:
 
 
 def test_sigkill_in_the_middle_of_a_large_result(pool: Harness) -> None:
-    """Killed at any moment of it: the job crashed or gave the whole value."""
+    """A worker killed while it sends a large result crashes its job, or the whole value arrives."""
     for delay in (0.0, 0.005, 0.01, 0.02, 0.04, 0.08):
         assignment = pool.submit(functions.large_bytes, 100 << 20)
         neighbour = pool.submit(functions.add, 1, 1)
@@ -119,7 +124,8 @@ def test_sigkill_in_the_middle_of_a_large_result(pool: Harness) -> None:
         del pool.endings[assignment]
 
 
-def test_sigkill_of_the_guardian_ends_what_runs_and_is_survived(pool: Harness, tmp_path: Path) -> None:
+def test_sigkill_of_the_guardian_ends_running_jobs_and_is_survived(pool: Harness, tmp_path: Path) -> None:
+    """When the guardian is killed, running jobs crash, nothing they started is left, and the next job runs."""
     path = tmp_path / "pid"
     begun = pool.submit(functions.leave_daemon, str(path))
     pool.until(path.exists)
@@ -134,6 +140,7 @@ def test_sigkill_of_the_guardian_ends_what_runs_and_is_survived(pool: Harness, t
 
 
 def test_a_guardian_that_is_stopped_is_replaced(pool: Harness, tmp_path: Path) -> None:
+    """A guardian stopped by a signal is replaced when it does not report a worker's death."""
     begun = pool.submit(functions.nap, 30, str(tmp_path / "pid"))
     pool.until((tmp_path / "pid").exists)
     assert begun.pid is not None
@@ -147,7 +154,7 @@ def test_a_guardian_that_is_stopped_is_replaced(pool: Harness, tmp_path: Path) -
 def test_a_guardian_that_is_stopped_leaves_nothing(
     pool: Harness, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither what a living worker started, nor what a dead one did and the guardian should have ended."""
+    """A stopped guardian leaves neither what a living worker started nor what a dead one left."""
     paths = [tmp_path / "of the dead", tmp_path / "of the living"]
     dying, living = (pool.submit(functions.leave_stranger, str(path)) for path in paths)
     pool.until(lambda: all(path.exists() for path in paths))
@@ -173,8 +180,8 @@ assert libc.capset(header, data) == 0
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can start another user's process")
-def test_another_users_process_costs_its_own_job_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that sudo started, say. The guardian may not kill it, and neither ends of that nor waits for it."""
+def test_another_users_process_harms_its_own_job_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process of another user, as one started by sudo, neither ends the guardian nor is waited for."""
     (tmp_path / "may_not_kill.py").write_text(MAY_NOT_KILL)
     monkeypatch.syspath_prepend(tmp_path)
     with harness(2, preload=("may_not_kill",)) as pool:
@@ -188,7 +195,7 @@ def test_another_users_process_costs_its_own_job_alone(tmp_path: Path, monkeypat
 
 
 def test_a_stop_after_the_death_does_not_save_a_guardian_that_is_stopped(pool: Harness, tmp_path: Path) -> None:
-    """The job is Stopped once the guardian has been replaced, and does not wait for ever."""
+    """A job stopped after its worker's death ends once the stopped guardian has been replaced."""
     begun = pool.submit(functions.nap, 30, str(tmp_path / "pid"))
     pool.until((tmp_path / "pid").exists)
     worker = begun.worker
@@ -201,10 +208,10 @@ def test_a_stop_after_the_death_does_not_save_a_guardian_that_is_stopped(pool: H
     assert pool.value(pool.submit(functions.add, 1, 1)) == 2
 
 
-def test_a_fork_that_is_told_late_does_not_cost_the_guardian(
+def test_a_fork_that_is_reported_late_does_not_cost_the_guardian(
     pool: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker whose socket is closed before anybody knows its process: once that is known, nobody is waited for."""
+    """A worker that closes its socket before its fork is reported does not make the pool kill the guardian."""
     silent = pool.submit(functions.fall_silent, str(tmp_path / "pid"))
     pool.turn()
     guardian = pool.pool.workers.guardian
@@ -222,6 +229,7 @@ def test_a_fork_that_is_told_late_does_not_cost_the_guardian(
 
 
 def test_sigkill_of_the_host_leaves_nothing(tmp_path: Path) -> None:
+    """When the host is killed, its workers and everything they started end within a second."""
     script = tmp_path / "host.py"
     path = tmp_path / "pid"
     script.write_text(
@@ -257,7 +265,7 @@ pool.until(lambda: False, seconds=60)
 
 
 def test_sigkill_of_host_and_guardian_together_ends_the_workers() -> None:
-    """Nobody is left to do so but the kernel: also where a function holds the GIL, and reads no end of anything."""
+    """When host and guardian are killed together, the kernel kills the workers, even if they hold the GIL."""
     environment = os.environ | {"PYTHONPATH": os.getcwd()}
     with subprocess.Popen([sys.executable, "-c", HOST], env=environment, stdout=subprocess.PIPE, text=True) as host:
         assert host.stdout is not None
@@ -270,6 +278,7 @@ def test_sigkill_of_host_and_guardian_together_ends_the_workers() -> None:
 
 
 def test_workers_that_cannot_start_fail_their_jobs() -> None:
+    """A job whose workers fail in their initializer crashes, and the error has the initializer's output."""
     with harness(1, initializer=(functions.fail_to_initialize, ())) as pool:
         assignment = pool.submit(functions.pid)
         error = pool.error(assignment)
@@ -279,6 +288,7 @@ def test_workers_that_cannot_start_fail_their_jobs() -> None:
 
 
 def test_a_guardian_that_cannot_start_fails_the_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guardian whose interpreter exits at once crashes the job, and the error has its exit code."""
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with harness(1) as pool:
         assignment = pool.submit(functions.pid)
@@ -287,6 +297,7 @@ def test_a_guardian_that_cannot_start_fails_the_jobs(monkeypatch: pytest.MonkeyP
 
 
 def test_closing_while_the_guardian_dies() -> None:
+    """A pool whose guardian was killed closes and leaves no worker."""
     pool = Harness(1)
     assignment = pool.submit(functions.pid)
     pool.value(assignment)

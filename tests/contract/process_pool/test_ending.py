@@ -22,6 +22,7 @@ from tests.contract.process_pool.harness import Harness, alive, harness, text_of
 
 
 def test_a_call_that_holds_the_gil_is_stopped_at_once(pool: Harness, tmp_path: Path) -> None:
+    """A function that holds the GIL is killed within a second of the stop."""
     assignment = pool.submit(functions.hold_gil, 60, str(tmp_path / "pid"))
     pool.until((tmp_path / "pid").exists)
     assert pool.stop(assignment, grace=0) < 1.0
@@ -29,6 +30,7 @@ def test_a_call_that_holds_the_gil_is_stopped_at_once(pool: Harness, tmp_path: P
 
 
 def test_a_function_is_asked_to_end_and_cleans_up(pool: Harness, tmp_path: Path) -> None:
+    """A stopped function gets SystemExit, so that its `finally` block runs within the grace period."""
     path = tmp_path / "note"
     assignment = pool.submit(functions.clean_up_at_end, str(path))
     pool.until(lambda: text_of(path) == "begun")
@@ -36,7 +38,8 @@ def test_a_function_is_asked_to_end_and_cleans_up(pool: Harness, tmp_path: Path)
     assert path.read_text() == "cleaned"
 
 
-def test_a_function_that_looks_at_the_flag_ends_by_itself(pool: Harness, tmp_path: Path) -> None:
+def test_a_function_that_checks_cancelled_ends_by_itself(pool: Harness, tmp_path: Path) -> None:
+    """A stopped function that checks `current_job().cancelled` returns by itself."""
     path = tmp_path / "note"
     assignment = pool.submit(functions.watch_flag, str(path))
     pool.until(lambda: text_of(path) == "begun")
@@ -45,6 +48,7 @@ def test_a_function_that_looks_at_the_flag_ends_by_itself(pool: Harness, tmp_pat
 
 
 def test_functions_that_ignore_sigterm_are_killed_side_by_side(tmp_path: Path) -> None:
+    """Several functions that ignore SIGTERM are killed after one grace period, not one after another."""
     with harness(3) as pool:
         paths = [tmp_path / str(number) for number in range(3)]
         assignments = [pool.submit(functions.ignore_sigterm, str(path), 30) for path in paths]
@@ -60,6 +64,7 @@ def test_functions_that_ignore_sigterm_are_killed_side_by_side(tmp_path: Path) -
 
 
 def test_the_shorter_grace_counts(pool: Harness, tmp_path: Path) -> None:
+    """A second stop with a shorter grace period ends the job earlier."""
     path = tmp_path / "pid"
     assignment = pool.submit(functions.ignore_sigterm, str(path), 30)
     pool.until(lambda: text_of(path))
@@ -68,6 +73,7 @@ def test_the_shorter_grace_counts(pool: Harness, tmp_path: Path) -> None:
 
 
 def test_a_stopped_worker_is_killed(pool: Harness, tmp_path: Path) -> None:
+    """A worker that was stopped by SIGSTOP is killed after the grace period."""
     path = tmp_path / "pid"
     assignment = pool.submit(functions.stop_self, str(path))
     pool.until(lambda: text_of(path))
@@ -76,7 +82,8 @@ def test_a_stopped_worker_is_killed(pool: Harness, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("grace", [0.0, 5.0])
-def test_a_descendant_in_a_session_of_its_own_goes_too(pool: Harness, tmp_path: Path, grace: float) -> None:
+def test_a_descendant_in_a_session_of_its_own_is_killed_too(pool: Harness, tmp_path: Path, grace: float) -> None:
+    """Stopping a job also kills a daemon that it forked into a session of its own."""
     path = tmp_path / "pid"
     assignment = pool.submit(functions.leave_daemon, str(path))
     pool.until(path.exists)
@@ -84,14 +91,16 @@ def test_a_descendant_in_a_session_of_its_own_goes_too(pool: Harness, tmp_path: 
     assert not alive(int(path.read_text()))
 
 
-def test_a_descendant_goes_when_its_worker_crashes(pool: Harness, tmp_path: Path) -> None:
+def test_a_descendant_is_killed_when_its_worker_crashes(pool: Harness, tmp_path: Path) -> None:
+    """A daemon that a function forked is killed when its worker crashes."""
     path = tmp_path / "pid"
     assignment = pool.submit(functions.leave_daemon, str(path), functions.crash)
     assert pool.ending(assignment) is Ending.CRASHED
     assert not alive(int(path.read_text()))
 
 
-def test_what_has_not_begun_is_stopped_without_harm() -> None:
+def test_a_job_that_has_not_started_is_stopped_without_harm() -> None:
+    """Stopping a queued job ends it at once; the running one and the others complete."""
     with harness(1) as pool:
         pool.warm_up(2)
         running = pool.submit(functions.nap, 0.2, short=True)
@@ -105,7 +114,8 @@ def test_what_has_not_begun_is_stopped_without_harm() -> None:
         assert pool.hand_backs == [behind[3], behind[2]]
 
 
-def test_stopping_one_hands_back_those_behind(tmp_path: Path) -> None:
+def test_stopping_a_job_hands_back_those_behind_it(tmp_path: Path) -> None:
+    """Stopping a running job hands back the jobs queued behind it, the last one first."""
     with harness(1) as pool:
         pool.warm_up(2)
         running = pool.submit(functions.nap, 30, str(tmp_path / "pid"), short=True)
@@ -119,7 +129,8 @@ def test_stopping_one_hands_back_those_behind(tmp_path: Path) -> None:
         assert [pool.value(each) for each in behind] == [1, 2, 3, 4]
 
 
-def test_recall_takes_back_what_has_not_begun(tmp_path: Path) -> None:
+def test_recall_takes_back_only_jobs_that_have_not_started(tmp_path: Path) -> None:
+    """`recall` takes back a queued job and those behind it, but not the running one."""
     with harness(1) as pool:
         pool.warm_up(2)
         running = pool.submit(functions.hold_gil, 1, str(tmp_path / "pid"), short=True)
@@ -134,8 +145,8 @@ def test_recall_takes_back_what_has_not_begun(tmp_path: Path) -> None:
         assert all(pool.ending(each) is Ending.RETURNED for each in (running, *behind))
 
 
-def test_relieving_a_worker_that_has_not_begun_takes_back_all() -> None:
-    """Its first call was taken for begun when it was sent: it goes back with those behind it, and the slot is free."""
+def test_handing_back_behind_a_job_that_has_not_started_takes_back_all() -> None:
+    """If the first job has not started after all, it is handed back too, and its slot is free."""
     with harness(1) as pool:
         pool.warm_up(2)
         for pid in pool.pool.pids:
@@ -152,7 +163,8 @@ def test_relieving_a_worker_that_has_not_begun_takes_back_all() -> None:
         assert sorted(pool.value(each) for each in calls) == [1, 2, 3]
 
 
-def test_stop_and_recall_of_what_was_never_sent(pool: Harness) -> None:
+def test_jobs_that_were_never_sent_are_stopped_and_recalled(pool: Harness) -> None:
+    """A job that was not sent yet can be stopped or recalled, and frees its slot."""
     stopped, recalled = pool.submit(functions.pid), pool.submit(functions.pid)
     pool.pending.clear()
     pool.pool.start(stopped)
@@ -165,7 +177,8 @@ def test_stop_and_recall_of_what_was_never_sent(pool: Harness) -> None:
     assert pool.value(recalled) > 0
 
 
-def test_stopping_what_is_over_is_harmless(pool: Harness) -> None:
+def test_stopping_an_ended_job_is_harmless(pool: Harness) -> None:
+    """Stop, interrupt and recall of a job that has ended do nothing."""
     assignment = pool.submit(functions.pid)
     pool.value(assignment)
     pool.pool.stop(assignment, grace=0)
@@ -175,6 +188,7 @@ def test_stopping_what_is_over_is_harmless(pool: Harness) -> None:
 
 
 def test_capacity_is_back_at_once_after_a_kill(pool: Harness, tmp_path: Path) -> None:
+    """After a kill the spare worker runs the next job within a second."""
     first = pool.submit(functions.nap, 30, str(tmp_path / "pid"))
     pool.until((tmp_path / "pid").exists)
     pool.until(lambda: len(pool.pool.pids) == 2)
@@ -190,6 +204,7 @@ def test_capacity_is_back_at_once_after_a_kill(pool: Harness, tmp_path: Path) ->
 
 
 def test_interrupt_raises_in_the_function_and_logs_where(pool: Harness, tmp_path: Path) -> None:
+    """`interrupt` raises SoftTimeoutError in the function, and logs the stack it interrupts."""
     assignment = pool.submit(functions.catch_soft_timeout, str(tmp_path / "pid"))
     pool.until((tmp_path / "pid").exists)
     pool.pool.interrupt(assignment)
@@ -199,6 +214,7 @@ def test_interrupt_raises_in_the_function_and_logs_where(pool: Harness, tmp_path
 
 
 def test_a_soft_timeout_that_is_not_caught_is_the_error(pool: Harness, tmp_path: Path) -> None:
+    """A SoftTimeoutError that the function does not catch is its error, and the worker stays usable."""
     assignment = pool.submit(functions.nap, 30, str(tmp_path / "pid"))
     pool.until((tmp_path / "pid").exists)
     pool.pool.interrupt(assignment)
@@ -210,6 +226,7 @@ def test_a_soft_timeout_that_is_not_caught_is_the_error(pool: Harness, tmp_path:
 
 
 def test_a_tree_that_outgrows_its_limit_is_killed(pool: Harness) -> None:
+    """A process tree that exceeds memory_limit is killed, and the job's error is a MemoryLimitError."""
     assignment = pool.submit(functions.hold_memory, 200 << 20, 30, memory_limit=100 << 20)
     error = pool.error(assignment)
     assert pool.ending(assignment) is Ending.CRASHED
@@ -219,7 +236,8 @@ def test_a_tree_that_outgrows_its_limit_is_killed(pool: Harness) -> None:
     assert assignment.peak_rss > 100 << 20
 
 
-def test_one_within_its_limit_is_left_alone_and_measured(pool: Harness) -> None:
+def test_a_job_within_its_memory_limit_completes_and_is_measured(pool: Harness) -> None:
+    """A job that stays below memory_limit completes, and its peak memory is recorded."""
     assignment = pool.submit(functions.hold_memory, 64 << 20, 0.2, memory_limit=400 << 20)
     assert pool.value(assignment) == 64 << 20
     assert assignment.peak_rss is not None
@@ -230,7 +248,7 @@ def test_one_within_its_limit_is_left_alone_and_measured(pool: Harness) -> None:
 def test_what_earlier_jobs_left_in_a_worker_is_not_charged_to_the_next(
     leave: Callable[[int], None],
 ) -> None:
-    """In the interpreter, or in a process of its own: the next job with a limit gets a worker without it."""
+    """A job with a memory limit does not run in a worker in which earlier jobs left much memory."""
     with harness(1) as pool:
         pool.warm_up(2)
         left = pool.submit(leave, 200 << 20)
@@ -243,7 +261,8 @@ def test_what_earlier_jobs_left_in_a_worker_is_not_charged_to_the_next(
     assert again.pid == innocent.pid, "a worker in which little is left was let go too"
 
 
-def test_the_peak_is_each_attempt_s_own() -> None:
+def test_the_peak_memory_is_measured_for_each_attempt() -> None:
+    """The peak memory of an attempt does not include that of earlier jobs of its worker."""
     with harness(1) as pool:
         pool.warm_up(2)
         large = pool.submit(functions.hold_memory, 100 << 20, 0)

@@ -19,7 +19,8 @@ from tests.contract.process_pool.harness import Harness, alive, harness, marked,
 # --- running ---
 
 
-def test_a_call_runs_in_another_process_and_its_value_comes_back(pool: Harness) -> None:
+def test_a_call_runs_in_another_process_and_returns_its_value(pool: Harness) -> None:
+    """A call runs in another process, and its value, times, pid and peak memory are reported."""
     assignment = pool.submit(functions.pid)
 
     assert pool.value(assignment) == assignment.pid != os.getpid()
@@ -31,15 +32,18 @@ def test_a_call_runs_in_another_process_and_its_value_comes_back(pool: Harness) 
 
 
 def test_a_coroutine_function_is_run_to_its_end(pool: Harness) -> None:
+    """A coroutine function runs to its end in a worker, and its value is returned."""
     assert pool.value(pool.submit(functions.add_later, 1, 2)) == 3
 
 
 def test_workers_are_kept_and_used_again(pool: Harness) -> None:
+    """Workers run one job after another."""
     pids = {pool.value(pool.submit(functions.pid)) for _ in range(20)}
     assert len(pids) <= 2
 
 
-def test_short_calls_are_laid_behind_one_another_and_all_run_once(pool: Harness) -> None:
+def test_short_calls_are_queued_behind_one_another_and_run_once(pool: Harness) -> None:
+    """Short calls queued behind one another all run exactly once."""
     assignments = [pool.submit(functions.add, number, 1, short=True) for number in range(500)]
     pool.until_ended(*assignments)
     assert [pool.value(each) for each in assignments] == list(range(1, 501))
@@ -47,6 +51,7 @@ def test_short_calls_are_laid_behind_one_another_and_all_run_once(pool: Harness)
 
 
 def test_a_function_sees_its_job(pool: Harness) -> None:
+    """`current_job()` in a worker has the job's id, attempt, tool, metadata, remaining time and checkpoint."""
     assignment = pool.submit(
         functions.describe, tool_name="flights", metadata={"a": 1}, max_runtime=50.0, checkpoint=b"\x80\x05K\x07."
     )
@@ -57,6 +62,7 @@ def test_a_function_sees_its_job(pool: Harness) -> None:
 
 
 def test_the_scope_is_entered_around_the_function(pool: Harness, tmp_path: Path) -> None:
+    """The scope of an assignment is entered before the function and left after it."""
     path = str(tmp_path / "note")
     assignment = pool.submit(functions.read, path, scope=("tests.contract.process_pool.functions:noting", path))
     assert pool.value(assignment) == f"entered for {assignment.job.job_id}"
@@ -64,15 +70,17 @@ def test_the_scope_is_entered_around_the_function(pool: Harness, tmp_path: Path)
 
 
 def test_a_worker_has_its_own_session_no_input_and_little_loaded(pool: Harness) -> None:
+    """A worker has a session of its own and empty stdin, and has not imported heavy packages."""
     seen = pool.value(pool.submit(functions.environment_of_worker))
     assert seen["session"] == seen["pid"]
     assert seen["stdin"] == ""
     assert not {"prefect", "pydantic", "pandas", "numpy", "cloudpickle"} & set(seen["modules"])
 
 
-def test_the_host_s_path_reaches_workers_that_are_up(
+def test_a_changed_sys_path_reaches_running_workers(
     pool: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A change of the host's sys.path reaches workers that are running already."""
     pool.value(pool.submit(functions.pid))
     (tmp_path / "made_for_this_test.py").write_text("def answer():\n    return 42\n")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -81,6 +89,7 @@ def test_the_host_s_path_reaches_workers_that_are_up(
 
 
 def test_settings_reach_every_worker() -> None:
+    """Preload, initializer, nice and CPU affinity apply to each worker."""
     options: dict[str, Any] = {
         "preload": ("numpy", "no_such_module"),
         "initializer": (functions.remember, ("kept",)),
@@ -100,12 +109,14 @@ def test_settings_reach_every_worker() -> None:
 
 
 def test_a_worker_is_replaced_after_its_number_of_jobs() -> None:
+    """No worker runs more than max_jobs_per_worker jobs."""
     with harness(1, max_jobs_per_worker=3) as pool:
         pids = [pool.value(pool.submit(functions.pid, short=True)) for _ in range(12)]
     assert all(pids.count(pid) <= 3 for pid in pids)
 
 
 def test_a_worker_that_has_grown_is_replaced() -> None:
+    """A worker that has grown by more than max_rss_growth is replaced."""
     with harness(1, max_rss_growth=50 << 20) as pool:
         grow = pool.submit(lambda: globals().setdefault("kept", bytearray(b"x") * (80 << 20)) and None)
         pool.value(grow)
@@ -119,6 +130,7 @@ def test_a_worker_that_has_grown_is_replaced() -> None:
     "function", [functions.write_garbage, functions.close_low_descriptors, functions.close_streams]
 )
 def test_a_worker_survives(function: Callable[[], str]) -> None:
+    """A worker stays usable after a function that writes garbage or closes its descriptors or streams."""
     with harness(1) as pool:
         pool.warm_up(2)
         first = pool.submit(function)
@@ -130,13 +142,15 @@ def test_a_worker_survives(function: Callable[[], str]) -> None:
 
 
 def test_a_function_that_closes_everything_harms_itself_alone(pool: Harness) -> None:
+    """A function that closes the worker's socket crashes its own job only."""
     assignment = pool.submit(functions.close_all_descriptors)
     assert pool.ending(assignment) is Ending.CRASHED
     assert "closed its socket" in str(pool.error(assignment))
     assert pool.value(pool.submit(functions.add, 1, 1)) == 2
 
 
-def test_a_worker_takes_its_signals_back(tmp_path: Path) -> None:
+def test_a_worker_restores_its_signal_handlers(tmp_path: Path) -> None:
+    """A worker can be asked to end after a function that replaced its signal handlers."""
     with harness(1) as pool:
         pool.warm_up(2)
         first = pool.submit(functions.replace_handlers)
@@ -148,6 +162,7 @@ def test_a_worker_takes_its_signals_back(tmp_path: Path) -> None:
 
 
 def test_a_forked_process_that_returns_is_no_second_worker(pool: Harness) -> None:
+    """A process that a function forked, and that returns, does not become a second worker."""
     assert pool.value(pool.submit(functions.fork_and_return)) > 0
     assert [pool.value(pool.submit(functions.add, n, 1)) for n in range(5)] == [1, 2, 3, 4, 5]
 
@@ -156,6 +171,7 @@ def test_a_forked_process_that_returns_is_no_second_worker(pool: Harness) -> Non
 
 
 def test_closing_leaves_no_process_and_no_descriptor() -> None:
+    """A closed pool leaves no process and no open file descriptor."""
     before = open_descriptors()
     for _ in range(3):
         with harness(3) as pool:
@@ -175,6 +191,7 @@ def test_closing_leaves_no_process_and_no_descriptor() -> None:
 
 
 def test_closing_while_workers_start() -> None:
+    """A pool that is closed while its workers start leaves none."""
     pool = Harness(2)
     pool.submit(functions.pid)
     pool.turn(0)
@@ -182,8 +199,8 @@ def test_closing_while_workers_start() -> None:
     assert pool.pool.pids == []
 
 
-def test_a_worker_that_will_not_leave_is_killed() -> None:
-    """A thread that the function left is no reason to stay."""
+def test_a_worker_that_does_not_exit_is_killed() -> None:
+    """A worker that is held up by an exit handler is killed when the pool closes."""
     with harness(1) as pool:
         assignment = pool.submit(lambda: __import__("atexit").register(__import__("time").sleep, 30) and None)
         pool.value(assignment)
@@ -192,5 +209,6 @@ def test_a_worker_that_will_not_leave_is_killed() -> None:
 
 
 def test_a_pool_that_was_never_used_closes() -> None:
+    """A pool that never ran a job can be closed."""
     pool = Harness(2)
     pool.close()

@@ -7,7 +7,8 @@ from tests.contract.process_pool import functions
 from tests.contract.process_pool.harness import Harness, harness
 
 
-def test_all_that_a_function_says_is_told_and_is_its_own(pool: Harness) -> None:
+def test_output_and_log_records_are_reported_for_their_own_job(pool: Harness) -> None:
+    """Output of a function, of its children and its log records are reported for their own job."""
     speakers = {name: pool.submit(functions.speak, name) for name in ("one", "two")}
     pool.until_ended(*speakers.values())
     for name, assignment in speakers.items():
@@ -25,14 +26,16 @@ def test_all_that_a_function_says_is_told_and_is_its_own(pool: Harness) -> None:
         assert record["thing"].startswith("<object")
 
 
-def test_output_is_told_before_the_result_and_to_the_right_job() -> None:
+def test_output_is_reported_before_the_result_for_the_right_job() -> None:
+    """Each line is reported before the result of its job, even if jobs are queued behind one another."""
     with harness(1) as pool:
         assignments = [pool.submit(print, number, short=True) for number in range(200)]
         pool.until_ended(*assignments)
         assert [pool.messages_of(each, "output") for each in assignments] == [[("stdout", str(n))] for n in range(200)]
 
 
-def test_progress_is_thinned_but_its_last_word_is_told(pool: Harness) -> None:
+def test_progress_is_thinned_but_the_last_report_arrives(pool: Harness) -> None:
+    """Frequent progress reports are thinned, but the first and the last one arrive."""
     assignment = pool.submit(functions.report_progress, 10_000)
     pool.value(assignment)
     told = pool.messages_of(assignment, "progress")
@@ -41,7 +44,8 @@ def test_progress_is_thinned_but_its_last_word_is_told(pool: Harness) -> None:
     assert len(told) < 1_000
 
 
-def test_checkpoints_and_events_are_told(pool: Harness) -> None:
+def test_checkpoints_and_events_are_reported(pool: Harness) -> None:
+    """Checkpoints and events arrive, and the next attempt reads the checkpoint."""
     saved, sent = pool.submit(functions.save_checkpoint, [1, 2]), pool.submit(functions.send_event, "rows", {"n": 3})
     pool.until_ended(saved, sent)
     (checkpoint,) = pool.messages_of(saved, "checkpoint")
@@ -50,6 +54,7 @@ def test_checkpoints_and_events_are_told(pool: Harness) -> None:
 
 
 def test_a_flood_of_lines_is_cut_and_the_rest_counted(pool: Harness) -> None:
+    """Lines beyond the limit are left out, and their number is logged."""
     assignment = pool.submit(functions.shout, 40_000)
     pool.value(assignment)
     told = len(pool.messages_of(assignment, "output"))
@@ -58,7 +63,8 @@ def test_a_flood_of_lines_is_cut_and_the_rest_counted(pool: Harness) -> None:
     assert record["message"].startswith(f"{40_000 - told} lines of output and log were left out")
 
 
-def test_a_thousand_lines_a_second_are_all_told(pool: Harness) -> None:
+def test_a_thousand_lines_a_second_are_all_reported(pool: Harness) -> None:
+    """Output below the limit is reported completely."""
     assignment = pool.submit(functions.shout, 5_000)
     pool.value(assignment)
     assert len(pool.messages_of(assignment, "output")) == 5_000

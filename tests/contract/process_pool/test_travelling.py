@@ -53,26 +53,29 @@ class Adder:
         pytest.param((1).__add__, id="method of a builtin"),
     ],
 )
-def test_any_callable_travels(pool: Harness, function: Any) -> None:
+def test_any_callable_can_be_sent(pool: Harness, function: Any) -> None:
+    """Lambdas, closures, partials, methods and callable objects run in a worker."""
     args = () if isinstance(function, functools.partial) and function.args == (3,) else (2,)
     assert pool.value(pool.submit(function, *args)) == 3
 
 
-def test_a_reference_travels(pool: Harness) -> None:
+def test_a_reference_can_be_sent(pool: Harness) -> None:
+    """A function given as "module:qualname" runs in a worker."""
     assert pool.value(pool.submit("operator:add", 1, 2)) == 3
 
 
 @pytest.mark.parametrize("reference", ["no_such_module:f", "operator:no_such_function", "sys:path"])
-def test_a_reference_that_leads_nowhere_is_refused(pool: Harness, reference: str) -> None:
+def test_a_reference_to_nothing_is_refused(pool: Harness, reference: str) -> None:
+    """A reference to a missing module or attribute, or to a non-callable, is refused at submit."""
     with pytest.raises(InvalidJobError, match=reference):
         pool.submit(reference)
 
 
 @pytest.mark.parametrize("name", ["__prefect_loader_123__", "flow_of_a_file", "os.path.of_nobody"])
-def test_a_module_that_a_child_would_not_find_travels_by_value(
+def test_a_module_that_a_child_cannot_import_is_sent_by_value(
     pool: Harness, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its functions call one another, and its classes are the same ones when they come back."""
+    """Functions and classes of such a module run in a worker, and its classes are the same when they return."""
     module = type(sys)(name)
     monkeypatch.setitem(sys.modules, name, module)
     source = (
@@ -91,10 +94,10 @@ def test_a_module_that_a_child_would_not_find_travels_by_value(
     assert pool.value(pool.submit(module.main, module.Row(2))).value == 10
 
 
-def test_a_module_hidden_by_another_file_travels_by_value(
+def test_a_module_hidden_by_another_file_is_sent_by_value(
     pool: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file that was loaded under its stem, where the path leads to another file of that name."""
+    """A module whose name leads to another file on sys.path is sent by value."""
     (tmp_path / "hidden_flow.py").write_text("def answer():\n    return 'the other'\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     module = type(sys)("hidden_flow")
@@ -104,7 +107,8 @@ def test_a_module_hidden_by_another_file_travels_by_value(
     assert pool.value(pool.submit(module.answer)) == "this one"
 
 
-def test_main_travels_by_value(tmp_path: Path) -> None:
+def test_main_is_sent_by_value(tmp_path: Path) -> None:
+    """Functions and classes of `__main__` run in a worker, and the program is not imported again."""
     script = tmp_path / "script.py"
     script.write_text(
         "import dataclasses\n"
@@ -125,20 +129,23 @@ def test_main_travels_by_value(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("Row(value=2)\n", "")
 
 
-def test_an_argument_that_cannot_travel_is_refused_by_name(pool: Harness) -> None:
+def test_an_argument_that_cannot_be_pickled_is_refused_by_name(pool: Harness) -> None:
+    """The error of an argument that cannot be pickled names the argument and says what to do."""
     with pytest.raises(JobSerializationError, match=r"argument 2 \(a lock\).*pass something that describes it"):
         pool.submit(functions.accept, 1, threading.Lock())
     with pytest.raises(JobSerializationError, match="argument 'handle'"):
         pool.submit(functions.accept, kwargs={"handle": threading.Lock()})
 
 
-def test_a_function_that_cannot_travel_is_refused(pool: Harness) -> None:
+def test_a_function_that_cannot_be_pickled_is_refused(pool: Harness) -> None:
+    """The error of a function that cannot be pickled says what to do."""
     lock = threading.Lock()
     with pytest.raises(JobSerializationError, match="leave out what it captures"):
         pool.submit(lambda: lock)
 
 
-def test_large_values_travel_both_ways_and_are_freed(pool: Harness) -> None:
+def test_large_values_are_sent_both_ways_and_freed(pool: Harness) -> None:
+    """Large values arrive unchanged in both directions, and leave no descriptor open."""
     numpy = pytest.importorskip("numpy")
     pandas = pytest.importorskip("pandas")
     pool.value(pool.submit(functions.pid))
@@ -158,7 +165,7 @@ def test_large_values_travel_both_ways_and_are_freed(pool: Harness) -> None:
 
 
 def test_an_argument_is_the_same_in_every_attempt(pool: Harness) -> None:
-    """What a function does to a large argument is its own affair."""
+    """A function that changes a large argument does not change it for the next attempt."""
     numpy = pytest.importorskip("numpy")
     first = pool.submit(functions.overwrite, numpy.zeros(300_000))
     assert pool.value(first).sum() == 300_000
@@ -171,6 +178,7 @@ def test_an_argument_is_the_same_in_every_attempt(pool: Harness) -> None:
 
 
 def test_an_exception_arrives_with_its_traceback(pool: Harness) -> None:
+    """An exception arrives as itself, with the function's traceback as its cause."""
     assignment = pool.submit(functions.fail)
     error = pool.error(assignment)
     assert pool.ending(assignment) is Ending.RAISED
@@ -179,14 +187,16 @@ def test_an_exception_arrives_with_its_traceback(pool: Harness) -> None:
     assert "worker/call.py" not in str(error.__cause__)
 
 
-def test_an_exception_that_cannot_travel_is_told_with_its_code(pool: Harness) -> None:
+def test_an_exception_that_cannot_be_pickled_keeps_its_message_and_code(pool: Harness) -> None:
+    """An exception that cannot be sent becomes a JobError with its message and error code."""
     error = pool.error(pool.submit(functions.raise_cannot_load))
     assert type(error) is JobError
     assert str(error) == "CannotLoad: hold on"
     assert error.error_code == "RATE_LIMITED"
 
 
-def test_sys_exit_is_the_job_s_error_and_the_worker_lives_on() -> None:
+def test_sys_exit_is_the_job_s_error_and_the_worker_stays() -> None:
+    """`sys.exit` in a function is the job's error, and the worker runs the next job."""
     with harness(1) as pool:
         pool.warm_up(2)
         first = pool.submit(functions.exit_in_python)
@@ -197,7 +207,7 @@ def test_sys_exit_is_the_job_s_error_and_the_worker_lives_on() -> None:
 
 @pytest.mark.skipif(sys.version_info >= (3, 13), reason="a mapping needs no descriptor: nothing is read")
 def test_a_value_that_the_system_reads_in_pieces_arrives_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One read gives 2 GiB at most; here 1,000 bytes."""
+    """A value larger than one read of the system arrives whole; here a read gives 1,000 bytes."""
     read = os.preadv
     monkeypatch.setattr(os, "preadv", lambda fd, buffers, at: read(fd, [buffers[0][:1000]], at))
     monkeypatch.setattr(values, "_mappings", values.MAX_OPEN_FILES)  # as many as there may be
@@ -209,6 +219,7 @@ def test_a_value_that_the_system_reads_in_pieces_arrives_whole(monkeypatch: pyte
 
 @pytest.mark.parametrize("mapped", [True, False])
 def test_a_value_whose_file_was_cut_off_is_refused(monkeypatch: pytest.MonkeyPatch, mapped: bool) -> None:
+    """A memory file that is shorter than its value is refused."""
     if not mapped:
         monkeypatch.setattr(values, "_mappings", values.MAX_OPEN_FILES)
     body, file = values.dump(os.urandom(values.MIN_MEMORY_FILE_BYTES), values.checked_dumps)

@@ -42,6 +42,7 @@ def run_elsewhere(*command: str, cwd: Path, seconds: float) -> subprocess.Comple
 
 
 def test_jobs_run_in_spawned_workers_and_nothing_of_linux_is_loaded(tmp_path: Path) -> None:
+    """Without Linux's features jobs run in spawned workers, and no module that needs them is loaded."""
     done = run_elsewhere("-c", PROGRAM, cwd=tmp_path, seconds=60)
     assert done.stderr == ""
     loaded, guardian, affinity, growth = done.stdout.splitlines()
@@ -56,6 +57,7 @@ CHOSEN = "max_runtime or deadline or stall or soft_timeout or checkpoint or canc
 
 
 def test_the_contract_holds() -> None:
+    """The contract of the process pool holds without Linux's features."""
     chosen = f"process and not spawn and ({CHOSEN})"
     command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen, "tests/contract/test_pools.py")
     done = run_elsewhere(*command, cwd=ROOT, seconds=110)

@@ -34,7 +34,8 @@ def executor() -> Iterator[JobExecutor]:
 # --- dying ---
 
 
-def test_sigkill_of_idle_workers_harms_nobody() -> None:
+def test_sigkill_of_idle_workers_harms_no_job() -> None:
+    """Killing idle workers harms no job."""
     with harness(2, start_method="spawn") as pool:
         pool.warm_up(2)
         for pid in pool.pool.pids:
@@ -42,7 +43,8 @@ def test_sigkill_of_idle_workers_harms_nobody() -> None:
         assert [pool.value(pool.submit(functions.add, n, 1)) for n in range(5)] == [1, 2, 3, 4, 5]
 
 
-def test_sigkill_of_a_busy_worker_is_told_and_harms_its_job_alone(pool: Harness, tmp_path: Path) -> None:
+def test_sigkill_of_a_busy_worker_harms_its_job_alone(pool: Harness, tmp_path: Path) -> None:
+    """A killed worker crashes its own job only, and the error has the signal."""
     killed, neighbour = pool.submit(functions.nap, 30, str(tmp_path / "pid")), pool.submit(functions.nap, 0.3)
     pool.until((tmp_path / "pid").exists)
     assert killed.pid is not None
@@ -52,7 +54,8 @@ def test_sigkill_of_a_busy_worker_is_told_and_harms_its_job_alone(pool: Harness,
     assert pool.value(neighbour) == 0.3
 
 
-def test_what_a_dead_worker_had_not_begun_is_handed_back_without_an_attempt() -> None:
+def test_a_job_that_a_dead_worker_had_not_started_is_handed_back() -> None:
+    """A job that was sent to a worker but had not started when the worker died is handed back."""
     with harness(1, start_method="spawn") as pool:
         pool.warm_up(2)
         for pid in pool.pool.pids:
@@ -66,7 +69,7 @@ def test_what_a_dead_worker_had_not_begun_is_handed_back_without_an_attempt() ->
 
 
 def test_a_worker_whose_socket_a_forked_process_holds_is_seen_dead(pool: Harness, tmp_path: Path) -> None:
-    """A fork in C lets go of nothing."""
+    """A worker's death is noticed though a process forked in C holds its socket open."""
     code = "import ctypes, os, time\nif ctypes.CDLL(None).fork() == 0:\n    time.sleep(20)\n    os._exit(0)\n"
     namespace: dict[str, Any] = {}
     assignment = pool.submit(exec, code + "time.sleep(0.2)\nos._exit(9)", namespace)
@@ -75,7 +78,8 @@ def test_a_worker_whose_socket_a_forked_process_holds_is_seen_dead(pool: Harness
 
 
 @pytest.mark.parametrize("grace", [0.0, 0.2])
-def test_what_a_stopped_function_started_in_its_group_goes_too(pool: Harness, tmp_path: Path, grace: float) -> None:
+def test_processes_in_the_group_of_a_stopped_function_are_killed(pool: Harness, tmp_path: Path, grace: float) -> None:
+    """Processes that a stopped function started in its process group are killed."""
     path = tmp_path / "pid"
     assignment = pool.submit(leave_child, str(path))
     pool.until(path.exists)
@@ -83,7 +87,8 @@ def test_what_a_stopped_function_started_in_its_group_goes_too(pool: Harness, tm
     assert not alive(int(path.read_text()))
 
 
-def test_what_a_crashed_function_started_in_its_group_goes_too(pool: Harness, tmp_path: Path) -> None:
+def test_processes_in_the_group_of_a_crashed_function_are_killed(pool: Harness, tmp_path: Path) -> None:
+    """Processes that a crashed function started in its process group are killed."""
     path = tmp_path / "pid"
     assignment = pool.submit(leave_child, str(path), functions.crash)
     assert pool.ending(assignment) is Ending.CRASHED
@@ -109,7 +114,7 @@ pool.until(lambda: False, seconds=60)
 
 @pytest.mark.parametrize("host", ["alone", "which forked"])
 def test_sigkill_of_the_host_ends_its_workers(host: str) -> None:
-    """Also where a process that it forked holds its ends of all pipes."""
+    """Workers end when the host is killed, even if a process it forked holds its pipes open."""
     environment = os.environ | {"PYTHONPATH": os.getcwd()}
     command = [sys.executable, "-W", "ignore", "-c", HOST, host]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
@@ -127,6 +132,7 @@ IMPATIENT = Settings(executor=ExecutorSettings(start_method="spawn", kill_grace=
 
 
 def test_a_job_whose_worker_is_stopped_ends_at_its_limit(tmp_path: Path) -> None:
+    """A job that stops its own worker with SIGSTOP ends at max_runtime."""
     path = tmp_path / "pid"
     job = Job(function=functions.stop_self, args=(str(path),), pool="process", max_runtime=0.3, retry_attempts=0)
     with JobExecutor(1, config=IMPATIENT) as executor:
@@ -136,7 +142,7 @@ def test_a_job_whose_worker_is_stopped_ends_at_its_limit(tmp_path: Path) -> None
 
 
 def test_a_job_whose_worker_was_stopped_before_ends_at_its_limit() -> None:
-    """It is sent to a worker that never begins it; its limit counts from there."""
+    """A job sent to a worker that was stopped before never starts, and still ends at max_runtime."""
     with JobExecutor(1, config=IMPATIENT) as executor:
         os.kill(executor.run(Job(function=functions.pid, pool="process")), signal.SIGSTOP)
         job = Job(function=functions.pid, pool="process", max_runtime=0.3, retry_attempts=0)
@@ -149,6 +155,7 @@ def test_a_job_whose_worker_was_stopped_before_ends_at_its_limit() -> None:
 
 
 def test_settings_reach_every_worker(caplog: pytest.LogCaptureFixture) -> None:
+    """Preload, initializer, nice and CPU affinity apply to each worker."""
     options: dict[str, Any] = {
         "preload": ("wave", "no_such_module"),
         "initializer": (functions.remember, ("kept",)),
@@ -166,6 +173,7 @@ def test_settings_reach_every_worker(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_workers_that_cannot_start_fail_their_jobs() -> None:
+    """A job whose workers fail in their initializer crashes, and the error has the initializer's output."""
     with harness(1, start_method="spawn", initializer=(functions.fail_to_initialize, ())) as pool:
         assignment = pool.submit(functions.pid)
         error = pool.error(assignment)
@@ -176,6 +184,7 @@ def test_workers_that_cannot_start_fail_their_jobs() -> None:
 
 @pytest.mark.parametrize("start_method", ["guardian", "spawn"])
 def test_a_job_whose_workers_cannot_start_has_an_attempt_and_fails(start_method: StartMethod) -> None:
+    """A job whose workers cannot start fails after its retries, each recorded as an attempt."""
     config = Settings(executor=ExecutorSettings(start_method=start_method))
     with JobExecutor(1, config=config, initializer=functions.fail_to_initialize) as executor:
         job = Job(function=functions.pid, pool="process", retry_attempts=1, retry_delay=0.01)
@@ -185,21 +194,24 @@ def test_a_job_whose_workers_cannot_start_has_an_attempt_and_fails(start_method:
 
 
 @pytest.mark.parametrize(("program", "told"), [("/bin/false", "exited with code 1 before"), ("/none", "No such file")])
-def test_an_interpreter_that_is_none_fails_the_jobs(
+def test_an_interpreter_that_cannot_run_fails_the_jobs(
     executor: JobExecutor, monkeypatch: pytest.MonkeyPatch, program: str, told: str
 ) -> None:
+    """A `sys.executable` that is not an interpreter crashes the jobs with a clear error."""
     monkeypatch.setattr(sys, "executable", program)
     with pytest.raises(WorkerCrashedError, match=told):
         executor.submit(Job(function=functions.pid, pool="process", retry_attempts=0)).result(timeout=20)
 
 
 def test_a_worker_is_replaced_after_its_number_of_jobs() -> None:
+    """No worker runs more than max_jobs_per_worker jobs."""
     with harness(1, start_method="spawn", max_jobs_per_worker=3) as pool:
         pids = [pool.value(pool.submit(functions.pid)) for _ in range(8)]
     assert all(pids.count(pid) <= 3 for pid in pids)
 
 
 def test_a_spare_worker_takes_over_after_a_kill() -> None:
+    """After a kill the spare worker runs the next job."""
     with harness(1, start_method="spawn") as pool:
         pool.warm_up(2)
         before = set(pool.pool.pids)
@@ -209,7 +221,8 @@ def test_a_spare_worker_takes_over_after_a_kill() -> None:
         assert pool.value(pool.submit(functions.pid)) in before - {running.pid}
 
 
-def test_what_no_worker_has_yet_is_stopped_or_taken_back_at_once() -> None:
+def test_a_job_without_a_worker_is_stopped_or_recalled_at_once() -> None:
+    """A job that waits for a worker can be stopped or recalled at once."""
     with harness(2, start_method="spawn") as pool:
         stopped, recalled = pool.submit(functions.pid), pool.submit(functions.pid)
         pool.pending.clear()
@@ -223,7 +236,7 @@ def test_what_no_worker_has_yet_is_stopped_or_taken_back_at_once() -> None:
 
 
 def test_the_program_is_not_imported_again(tmp_path: Path) -> None:
-    """Not even one that runs jobs as it is imported, which nothing guards."""
+    """Spawned workers do not import the program, even if it runs jobs without a main guard."""
     script = tmp_path / "script.py"
     script.write_text(
         "import dataclasses\n"
@@ -246,6 +259,7 @@ def test_the_program_is_not_imported_again(tmp_path: Path) -> None:
 
 
 def test_closing_leaves_no_process_and_no_descriptor() -> None:
+    """A closed pool leaves no process and no open file descriptor."""
     before = open_descriptors()
     with harness(2, start_method="spawn") as pool:
         assignments = [pool.submit(functions.nap, 0.01) for _ in range(4)]
@@ -257,7 +271,8 @@ def test_closing_leaves_no_process_and_no_descriptor() -> None:
     assert open_descriptors() == before
 
 
-def test_large_values_travel_both_ways_and_are_freed() -> None:
+def test_large_values_are_sent_both_ways_and_freed() -> None:
+    """Large values arrive unchanged in both directions, and leave no descriptor open."""
     numpy = pytest.importorskip("numpy")
     with harness(1, start_method="spawn") as pool:
         pool.warm_up(2)
@@ -272,6 +287,7 @@ def test_large_values_travel_both_ways_and_are_freed() -> None:
 
 
 def test_closing_while_workers_start() -> None:
+    """A pool that is closed while its workers start leaves none."""
     pool = Harness(2, start_method="spawn")
     pool.submit(functions.pid)
     pool.turn(0)
@@ -283,11 +299,13 @@ def test_closing_while_workers_start() -> None:
 
 
 def test_a_memory_limit_is_refused_at_submit(executor: JobExecutor) -> None:
+    """A job with a memory_limit is refused under spawn, and the message says what it needs."""
     with pytest.raises(InvalidJobError, match="start_method='guardian', which needs Linux"):
         executor.submit(Job(function=functions.pid, pool="process", memory_limit="1GiB"))
 
 
 def test_a_memory_limit_of_the_settings_is_for_pools_that_can_hold_it() -> None:
+    """A memory_limit of the settings is not applied to spawned workers; the other settings are."""
     config = SPAWN.model_copy(update={"job": JobSettings(memory_limit="1GiB", max_runtime=20)})
     with JobExecutor(1, config=config) as executor:
         job = Job(function=functions.add, args=(1, 1), pool="process")
