@@ -1,4 +1,4 @@
-"""Exceptions that are awkward to look at, and functions that raise them; importable in a worker."""
+"""Exceptions that fail when they are read or pickled, and functions that raise them; importable in a worker."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Callable
 from typing import Any
 
 
-class SaysNothing(Exception):
+class SaysNothingError(Exception):
     def __str__(self) -> str:
         raise RuntimeError("no text")
 
 
-class SaysNone(Exception):
+class SaysNoneError(Exception):
     def __str__(self) -> str:
         return None  # type: ignore[return-value]
 
 
-class ShowsNothing(Exception):
+class ShowsNothingError(Exception):
     def __str__(self) -> str:
         return ""
 
@@ -26,28 +26,28 @@ class ShowsNothing(Exception):
         raise RuntimeError("no repr")
 
 
-class SaysExit(Exception):
+class SaysExitError(Exception):
     def __str__(self) -> str:
         raise SystemExit(3)
 
 
-class HasNoTime(Exception):
+class HasNoTimeError(Exception):
     @property
     def retry_after(self) -> float:
         raise RuntimeError("no time")
 
 
-class HasNoCode(Exception):
+class HasNoCodeError(Exception):
     @property
     def error_code(self) -> str:
         raise RuntimeError("no code")
 
 
-class AsksForEver(Exception):
+class AsksForEverError(Exception):
     retry_after = 10**400
 
 
-class AsksInWords(Exception):
+class AsksInWordsError(Exception):
     headers = {"retry-after": "\N{SUPERSCRIPT TWO}"}  # noqa: RUF012
 
 
@@ -56,54 +56,54 @@ class ClosedHeaders:
         raise RuntimeError("closed")
 
 
-class HasClosedHeaders(Exception):
+class HasClosedHeadersError(Exception):
     headers = ClosedHeaders()
 
 
-class HasNoAttributes(Exception):
+class HasNoAttributesError(Exception):
     def __getattr__(self, name: str) -> Any:
         raise KeyError(name)
 
 
-class TakesNoAttributes(Exception):
+class TakesNoAttributesError(Exception):
     def __setattr__(self, name: str, value: Any) -> None:
         raise RuntimeError(f"no {name}")
 
 
-class HasNoClass(Exception):
+class HasNoClassError(Exception):
     @property
     def __class__(self) -> Any:
         raise RuntimeError("no class")
 
 
-class HasEndlessCauses(Exception):
+class HasEndlessCausesError(Exception):
     @property
     def __cause__(self) -> BaseException:  # type: ignore[override]
-        return HasEndlessCauses()
+        return HasEndlessCausesError()
 
 
-class IsItsOwnCause(Exception):
+class IsItsOwnCauseError(Exception):
     @property
     def __cause__(self) -> BaseException:  # type: ignore[override]
         return self
 
 
-class CannotBePickled(Exception):
+class CannotBePickledError(Exception):
     def __reduce__(self) -> Any:
         raise RuntimeError("no pickle")
 
 
-class NestsForEver(Exception):
+class NestsForEverError(Exception):
     def __reduce__(self) -> Any:
-        return NestsForEver, (NestsForEver(),)
+        return NestsForEverError, (NestsForEverError(),)
 
 
-class BecomesText(Exception):
+class BecomesTextError(Exception):
     def __reduce__(self) -> Any:
         return str, ("text",)
 
 
-class NeedsTwo(Exception):
+class NeedsTwoError(Exception):
     def __init__(self, one: str, two: str) -> None:
         super().__init__(one)
 
@@ -120,16 +120,32 @@ def after_many() -> BaseException:
 AWKWARD: dict[str, Callable[[], BaseException]] = {
     kind.__name__: kind
     for kind in (
-        *(SaysNothing, SaysNone, ShowsNothing, SaysExit, HasNoTime, HasNoCode, AsksForEver, AsksInWords),
-        *(HasClosedHeaders, HasNoAttributes, TakesNoAttributes, HasNoClass, HasEndlessCauses, IsItsOwnCause),
-        *(CannotBePickled, NestsForEver, BecomesText),
+        *(
+            SaysNothingError,
+            SaysNoneError,
+            ShowsNothingError,
+            SaysExitError,
+            HasNoTimeError,
+            HasNoCodeError,
+            AsksForEverError,
+            AsksInWordsError,
+        ),
+        *(
+            HasClosedHeadersError,
+            HasNoAttributesError,
+            TakesNoAttributesError,
+            HasNoClassError,
+            HasEndlessCausesError,
+            IsItsOwnCauseError,
+        ),
+        *(CannotBePickledError, NestsForEverError, BecomesTextError),
     )
 } | {
-    "NeedsTwo": lambda: NeedsTwo("one", "two"),
+    "NeedsTwoError": lambda: NeedsTwoError("one", "two"),
     "after_many": after_many,
     "many": lambda: ExceptionGroup("many", [ValueError(str(number)) for number in range(3000)]),
-    "many that say nothing": lambda: ExceptionGroup("many", [SaysNothing(), HasEndlessCauses()]),
-    "code": lambda: SystemExit(SaysNothing()),
+    "many that say nothing": lambda: ExceptionGroup("many", [SaysNothingError(), HasEndlessCausesError()]),
+    "code": lambda: SystemExit(SaysNothingError()),
 }
 
 
@@ -137,14 +153,14 @@ def raise_awkward(kind: str) -> None:
     raise AWKWARD[kind]()
 
 
-class NeverSaysAll(Exception):
+class NeverSaysAllError(Exception):
     def __str__(self) -> str:
         while True:
             time.sleep(0.01)
 
 
 def raise_what_never_says_all() -> None:
-    raise NeverSaysAll
+    raise NeverSaysAllError
 
 
 class Own(BaseException):

@@ -1,4 +1,4 @@
-"""What the contract's jobs do, once as a function and once as a coroutine function; importable in a worker."""
+"""Functions of the contract's jobs, importable in a worker; `for_pool` makes coroutine functions of them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def fail_with_value_error(text: str) -> None:
 
 
 def count_call(path: str) -> int:
-    """How many times it was called with this path, this call included."""
+    """Return how many times it was called with this path, this call included."""
     with Path(path).open("a") as file:
         file.write("x")
     return Path(path).stat().st_size
@@ -81,7 +81,7 @@ async def report_then_sleep_on_loop(times: int, interval: float, seconds: float)
 
 
 def spin(seconds: float) -> None:
-    """Sleep in steps so short that an exception raised in a thread is seen soon."""
+    """Sleep in short steps, so that an exception raised in the thread is seen soon."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         time.sleep(0.01)
@@ -103,7 +103,7 @@ def fail_then_stay(path: str, seconds: float) -> int:
 
 
 def wait_for_file(path: str) -> None:
-    """Return once the file is there; at once where it is."""
+    """Return when the file exists."""
     while not Path(path).exists():
         time.sleep(0.01)
 
@@ -119,7 +119,7 @@ _calls_seen = contextvars.ContextVar("_calls_seen", default=0)
 
 
 def count_call_in_a_context_variable() -> int:
-    """How many calls it saw before this one."""
+    """Return how many calls it saw before this one."""
     seen = _calls_seen.get()
     _calls_seen.set(seen + 1)
     return seen
@@ -137,7 +137,7 @@ def as_coroutine_function(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def for_pool(function: Callable[..., Any], pool: str) -> Callable[..., Any]:
-    """The function in the form that the pool runs."""
+    """Return the function in the form that the pool runs."""
     if pool != "coroutine":
         return function
     return sleep_on_loop if function is time.sleep else as_coroutine_function(function)

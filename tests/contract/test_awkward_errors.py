@@ -30,7 +30,7 @@ def test_an_error_that_is_awkward_to_look_at_fails_its_job_alone(executor: JobEx
 
 
 def test_it_is_retried_like_any_other(executor: JobExecutor, make_job: MakeJob) -> None:
-    job = make_job(awkward.raise_awkward, "SaysNothing", retry_attempts=1)
+    job = make_job(awkward.raise_awkward, "SaysNothingError", retry_attempts=1)
     assert executor.submit(job).exception(timeout=20) is not None
     assert [attempt.error_code for attempt in job.attempts] == ["EXECUTION_ERROR"] * 2
 
@@ -95,7 +95,7 @@ def test_a_fault_in_deciding_fails_the_job(caplog: pytest.LogCaptureFixture) -> 
     executor = SimulatedExecutor(1)
     future = executor.submit(Job(function=work, pool="thread", retry=RetryPolicy(retry_attempts=3)))
     (pool,) = (pool for pool in executor._supervisor.pools.made.values() if isinstance(pool, SimulatedPool))
-    executor._supervisor.call_soon(pool.end, pool.workers[0], Ending.RAISED, None, awkward.SaysExit())
+    executor._supervisor.call_soon(pool.end, pool.workers[0], Ending.RAISED, None, awkward.SaysExitError())
     assert isinstance(future.exception(timeout=0), JobError)
     assert future.job.status is JobStatus.FAILED
     assert "it could not be decided what follows: the job fails" in caplog.text
@@ -106,7 +106,7 @@ class PassedThrough(JobExecutor):
 
 
 def test_so_it_is_under_hooks(make_job: MakeJob) -> None:
-    kinds = ["SaysNothing", "HasNoTime", "HasNoAttributes"]
+    kinds = ["SaysNothingError", "HasNoTimeError", "HasNoAttributesError"]
     with PassedThrough(2, config=Settings()) as executor:
         awkward_ones = [executor.submit(make_job(awkward.raise_awkward, kind, retry_attempts=0)) for kind in kinds]
         exits = [

@@ -1,4 +1,4 @@
-"""Coroutines that block their event loop, and such as do not end when they are cancelled."""
+"""Tests coroutines that block their event loop, and coroutines that ignore their cancellation."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from executor_adapter.exceptions import JobCancelledError, JobTimeoutError
 from tests.contract.conftest import wait_for
 
 
-class Loops:
-    """An executor of four slots, and coroutine functions that end when `let_go` is set."""
+class LoopHarness:
+    """An executor with four slots, and coroutine functions that end when `release` is set."""
 
     def __init__(self) -> None:
         self.executor = JobExecutor(4, config=Settings())
-        self.let_go = threading.Event()
+        self.release = threading.Event()
         self.entered = threading.Event()
         self.ran: list[int] = []
-        """The threads in which `note` ran."""
+        """The ids of the threads in which `note` ran."""
 
     async def block(self) -> None:
         self.entered.set()
-        self.let_go.wait(60)
+        self.release.wait(60)
 
-    async def be_deaf(self) -> str:
+    async def ignore_cancel(self) -> str:
         self.entered.set()
-        while not self.let_go.is_set():
+        while not self.release.is_set():
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.sleep(0.001)
-        return "all the same"
+        return "in spite of it"
 
     async def hold(self) -> str:
         self.entered.set()
-        while not self.let_go.is_set():
+        while not self.release.is_set():
             await asyncio.sleep(0.001)
         return "held"
 
@@ -51,14 +51,14 @@ class Loops:
         return self.executor.submit(Job(**({"function": function, "max_runtime": None, "retry_attempts": 0} | fields)))
 
     def submit_blocked(self, **fields: Any) -> JobFuture:
-        """The job that blocks the loop, which it does when this returns."""
+        """Submit a job that blocks the loop, and wait until it does."""
         future = self.submit(self.block, **fields)
         assert self.entered.wait(20)
         return future
 
     @contextlib.contextmanager
     def in_one_turn(self) -> Iterator[None]:
-        """The supervisor, and so the loop, is given at once all that is submitted meanwhile."""
+        """Let the supervisor, and so the loop, get everything that is submitted in this block at once."""
         go_on = threading.Event()
         self.executor._supervisor.call_soon(lambda: (go_on.wait(20), None)[1])
         yield
@@ -70,11 +70,11 @@ class Loops:
 
 
 @pytest.fixture
-def loops() -> Iterator[Loops]:
-    made = Loops()
+def loops() -> Iterator[LoopHarness]:
+    made = LoopHarness()
     yield made
     made.executor.shutdown(timeout=0)
-    made.let_go.set()
+    made.release.set()
 
 
 def assert_timed_out_on_time(future: JobFuture) -> None:
@@ -85,10 +85,10 @@ def assert_timed_out_on_time(future: JobFuture) -> None:
     assert future.job.max_runtime <= future.job.attempts[0].run_seconds < future.job.max_runtime + 2.0
 
 
-# --- that block ---
+# --- blocked loops ---
 
 
-def test_a_coroutine_that_blocks_its_loop_ends_on_time_and_others_continue(loops: Loops) -> None:
+def test_a_coroutine_that_blocks_its_loop_ends_on_time_and_others_continue(loops: LoopHarness) -> None:
     """A coroutine that blocks the loop ends on time, and those behind it and later ones run on another loop."""
     blocking = loops.submit_blocked(max_runtime=0.2)
     behind = [loops.submit(loops.note) for _ in range(6)]
@@ -98,7 +98,7 @@ def test_a_coroutine_that_blocks_its_loop_ends_on_time_and_others_continue(loops
     assert loops.abandoned == 1
 
 
-def test_jobs_submitted_together_with_one_that_blocks_the_loop_continue(loops: Loops) -> None:
+def test_jobs_submitted_together_with_one_that_blocks_the_loop_continue(loops: LoopHarness) -> None:
     """Jobs submitted in the same turn as one that blocks the loop run once, on another loop."""
     with loops.in_one_turn():
         blocking = loops.submit(loops.block, max_runtime=0.2)
@@ -106,12 +106,12 @@ def test_jobs_submitted_together_with_one_that_blocks_the_loop_continue(loops: L
     assert [future.result(timeout=20) for future in behind] == ["ran"] * 3
     assert_timed_out_on_time(blocking)
     assert loops.abandoned == 1
-    loops.let_go.set()
+    loops.release.set()
     assert loops.submit(loops.note).result(timeout=20) == "ran"
     assert len(loops.ran) == 4, "one ran on the old loop too"
 
 
-def test_a_job_that_had_started_on_a_blocked_loop_continues_when_it_can(loops: Loops) -> None:
+def test_a_job_that_had_started_on_a_blocked_loop_continues_when_it_can(loops: LoopHarness) -> None:
     """A coroutine that had started on a blocked loop completes when the loop is free again, whose thread then ends."""
     begun = loops.submit(loops.hold)
     assert loops.entered.wait(20)
@@ -119,12 +119,12 @@ def test_a_job_that_had_started_on_a_blocked_loop_continues_when_it_can(loops: L
     assert_timed_out_on_time(loops.submit_blocked(max_runtime=0.2))
     assert not begun.done()
     before = threading.active_count()
-    loops.let_go.set()
+    loops.release.set()
     assert begun.result(timeout=20) == "held"
-    wait_for(lambda: threading.active_count() < before)  # nobody needs the old loop's thread any more
+    wait_for(lambda: threading.active_count() < before)  # the old loop's thread has ended
 
 
-def test_a_loop_blocked_without_a_limit_is_replaced_at_the_limit_of_a_waiting_job(loops: Loops) -> None:
+def test_a_loop_blocked_without_a_limit_is_replaced_at_the_limit_of_a_waiting_job(loops: LoopHarness) -> None:
     """A loop blocked by a job without a limit is replaced at the limit of a job that waits on it."""
     blocking = loops.submit_blocked()
     waiting = loops.submit(loops.hold, max_runtime=0.2)
@@ -134,7 +134,7 @@ def test_a_loop_blocked_without_a_limit_is_replaced_at_the_limit_of_a_waiting_jo
     assert loops.abandoned == 0
 
 
-def test_a_job_cancelled_behind_a_blocked_loop_never_starts(loops: Loops) -> None:
+def test_a_job_cancelled_behind_a_blocked_loop_never_starts(loops: LoopHarness) -> None:
     """A job that is cancelled while its loop is blocked never starts."""
     blocking = loops.submit_blocked()
     waiting = loops.submit(loops.note)
@@ -142,38 +142,38 @@ def test_a_job_cancelled_behind_a_blocked_loop_never_starts(loops: Loops) -> Non
     waiting.cancel()
     with pytest.raises(JobCancelledError):
         waiting.result(timeout=20)
-    loops.let_go.set()
+    loops.release.set()
     blocking.result(timeout=20)
     assert loops.submit(loops.note).result(timeout=20) == "ran"
     assert (len(loops.ran), loops.abandoned) == (1, 0)
 
 
-# --- that are deaf ---
+# --- ignored cancellation ---
 
 
-def test_a_coroutine_that_ignores_its_cancellation_is_abandoned_alone(loops: Loops) -> None:
+def test_a_coroutine_that_ignores_its_cancellation_is_abandoned_alone(loops: LoopHarness) -> None:
     """A coroutine that ignores its cancellation is abandoned, and its loop keeps running the others."""
     loops.submit(loops.note).result(timeout=20)
-    deaf = loops.submit(loops.be_deaf, max_runtime=0.2)
+    ignoring = loops.submit(loops.ignore_cancel, max_runtime=0.2)
     neighbour = loops.submit(loops.hold)
-    assert_timed_out_on_time(deaf)
+    assert_timed_out_on_time(ignoring)
     assert loops.abandoned == 1
     loops.submit(loops.note).result(timeout=20)
     assert len(set(loops.ran)) == 1
-    loops.let_go.set()
+    loops.release.set()
     assert neighbour.result(timeout=20) == "held"
-    assert deaf.job.status is JobStatus.FAILED
+    assert ignoring.job.status is JobStatus.FAILED
 
 
-def test_the_value_of_a_cancelled_coroutine_does_not_count(loops: Loops, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_value_of_a_cancelled_coroutine_does_not_count(loops: LoopHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     """A coroutine that returns a value after its cancellation is cancelled all the same."""
     monkeypatch.setattr("executor_adapter.pools.in_process.coroutine.COROUTINE_STOP_TIMEOUT", 20.0)
-    deaf = loops.submit(loops.be_deaf)
+    ignoring = loops.submit(loops.ignore_cancel)
     assert loops.entered.wait(20)
     pool = loops.executor._supervisor.pools.made["coroutine"]
-    deaf.cancel()
+    ignoring.cancel()
     wait_for(lambda: pool.loop.stopping)  # type: ignore[attr-defined]
-    loops.let_go.set()
+    loops.release.set()
     with pytest.raises(JobCancelledError):
-        deaf.result(timeout=20)
+        ignoring.result(timeout=20)
     assert loops.abandoned == 0

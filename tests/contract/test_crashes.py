@@ -1,4 +1,4 @@
-"""Jobs that kill their workers: their own retry budget, quarantine, memory that grows, attempts that run alone."""
+"""Tests jobs that kill their workers: their retry budget, quarantine, memory limits, attempts that run alone."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def hold_memory(size: int, seconds: float) -> int:
 
 
 def mark_and_sleep(path: str, seconds: float) -> None:
-    """Append when it began and when it ended, as monotonic seconds."""
+    """Append when it started and ended, as monotonic seconds."""
     began = time.monotonic()
     time.sleep(seconds)
     functions.append_line(path, f"{began} {time.monotonic()}")
@@ -62,24 +62,24 @@ def bytes_to_read(fd: int) -> int:
 def test_a_result_that_is_half_written_when_its_worker_dies_is_a_crash(executor: JobExecutor, tmp_path: Path) -> None:
     """A result of which the worker wrote only a part before it died counts as a crash, and is retried."""
     size, path = MIN_MEMORY_FILE_BYTES - 1024, tmp_path / "go"
-    is_deaf, listen = threading.Event(), threading.Event()
+    is_blocked, unblock = threading.Event(), threading.Event()
 
-    def be_deaf() -> None:
-        is_deaf.set()
-        listen.wait(20)
+    def block() -> None:
+        is_blocked.set()
+        unblock.wait(20)
 
     job = Job(function=large_bytes, args=(size, str(path)), pool="process", retry_delay=0.01)
     future = executor.submit(job)
     wait_for(future.running)
-    executor._supervisor.call_soon(be_deaf)
-    assert is_deaf.wait(20)
+    executor._supervisor.call_soon(block)
+    assert is_blocked.wait(20)
     worker = job.live.assignment.worker
     path.touch()
     wait_for(lambda: bytes_to_read(worker.fd) > 1024)
     os.kill(worker.pid, signal.SIGKILL)
     wait_for(lambda: not alive(worker.pid))
-    assert bytes_to_read(worker.fd) < size, "it is whole: this proves nothing"
-    listen.set()
+    assert bytes_to_read(worker.fd) < size, "the result is whole: this proves nothing"
+    unblock.set()
     assert future.result(timeout=20) == bytes(size)
     assert [attempt.error_code for attempt in job.attempts] == ["WORKER_CRASHED", None]
 

@@ -1,6 +1,6 @@
-"""What a process that was forked may expect of its parent's executors, and may not do to them.
+"""Tests forked processes: what they can do with their parent's executors, and that they do these no harm.
 
-Each test is a program of its own: only there can a child leave as programs do, and be waited for.
+Each test runs a program of its own, since only there a child can exit as programs do, and be waited for.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.contract.conftest import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
-BEGIN = """
+PRELUDE = """
 import asyncio, contextlib, logging, multiprocessing, os, signal, sys, threading, time
 from pathlib import Path
 from executor_adapter import Job, JobExecutor
@@ -24,7 +24,7 @@ from executor_adapter.exceptions import ExecutorClosedError
 from executor_adapter.executor.default import current_executor
 
 def forked(child):
-    "Run child() in a forked process that then leaves as any program does; its exit code."
+    "Run child() in a forked process, which then exits as any program does. Return its exit code."
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
@@ -45,9 +45,9 @@ def job(pool="thread", function=os.getpid, **fields):
 
 
 def run(program: str, cwd: Path, *, method: str = "guardian") -> str:
-    """What the program prints; it must end by itself, and well."""
+    """Return what the program prints. It must exit by itself, without an error."""
     script = cwd / "program.py"
-    script.write_text(BEGIN + program)
+    script.write_text(PRELUDE + program)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "EXECUTOR_ADAPTER_EXECUTOR__START_METHOD": method}
     ended = subprocess.run(
         [sys.executable, "-X", "faulthandler", str(script)],
@@ -212,6 +212,7 @@ print("well")
 
 
 def is_alive(pid: int) -> bool:
+    """Return whether the process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:

@@ -1,4 +1,4 @@
-"""How a program ends that left an executor open, or work that cannot be ended."""
+"""Tests how a program exits that left an executor open, or has work that cannot be ended."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-WITHIN = 60
-"""Seconds for a program to end that has nothing to wait for: whatever it must not wait for takes ten times as long."""
+EXIT_TIMEOUT = 60
+"""Seconds for a program to exit; what it must not wait for takes ten times as long."""
 
 STUCK_IN_C = """
 import logging, os, threading
@@ -34,17 +34,17 @@ LEFT_OPEN = """
 import sys, time
 from executor_adapter import Job, JobExecutor
 
-def tell(transition):
+def report(transition):
     if transition.status.is_terminal:
         print(transition.job.job_id, transition.status, flush=True)
 
-executor = JobExecutor(1, observers=[tell])
+executor = JobExecutor(1, observers=[report])
 for number in range(3):
     executor.submit(Job(job_id=str(number), function=time.sleep, args=(0.1,), pool=sys.argv[1]))
 print("the program is over", flush=True)
 """
 
-LET_GO = """
+SHUT_DOWN_WHEN_DONE = """
 import time
 from executor_adapter import Job, JobExecutor
 
@@ -53,39 +53,39 @@ executor.run(Job(function=time.sleep, args=(0,)))
 executor.shutdown(wait=False, timeout=600)
 """
 
-CUT_OFF = """
+SHUT_DOWN_WHILE_RUNNING = """
 import time
 from executor_adapter import Job, JobExecutor
 
-def tell(transition):
+def report(transition):
     if transition.status.is_terminal:
         print(transition.job.job_id, transition.status, flush=True)
 
-executor = JobExecutor(1, observers=[tell])
+executor = JobExecutor(1, observers=[report])
 for number in range(2):
     executor.submit(Job(job_id=str(number), function=time.sleep, args=(600,), pool="process", max_runtime=None))
 executor.shutdown(wait=False, timeout=0.5)
 """
 
-TELLING = """
+CLOSE_CALLBACK = """
 import threading, time
 from executor_adapter import Job, JobExecutor
 
-def tell():
+def report():
     began.set()
     time.sleep(0.5)
-    print("all is told", flush=True)
+    print("all is reported", flush=True)
 
 began = threading.Event()
 executor = JobExecutor(1)
-executor._supervisor.on_closed.append(tell)  # as a mirror does, which has to reach a server
+executor._supervisor.on_closed.append(report)  # as a mirror does, which sends its last events
 executor.run(Job(function=time.sleep, args=(0,)))
 executor.shutdown(wait=False)
 began.wait()
 print("the program is over", flush=True)
 """
 
-CALLING = """
+DONE_CALLBACKS = """
 import sys, time
 from executor_adapter import Job, JobExecutor
 
@@ -105,7 +105,7 @@ elif sys.argv[1] == "over":
 print("the program is over", flush=True)
 """
 
-HANGING = """
+HANGING_CALLBACK = """
 import threading, time
 from executor_adapter import Job, JobExecutor
 from executor_adapter.supervision import futures
@@ -121,7 +121,7 @@ def run(program: str, folder: Path, *args: str) -> subprocess.CompletedProcess[s
     script.write_text(program)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(script), *args]
-    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=WITHIN)
+    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=EXIT_TIMEOUT)
 
 
 def test_a_thread_stuck_in_c_is_logged_and_holds_up_nothing(tmp_path: Path) -> None:
@@ -143,28 +143,28 @@ def test_an_executor_left_open_finishes_its_jobs(tmp_path: Path, pool: str) -> N
 
 def test_a_shutdown_without_wait_does_not_delay_the_exit_when_all_jobs_are_done(tmp_path: Path) -> None:
     """After `shutdown(wait=False)` with a long timeout a program exits at once if all jobs are done."""
-    ended = run(LET_GO, tmp_path)
+    ended = run(SHUT_DOWN_WHEN_DONE, tmp_path)
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_a_shutdown_without_wait_ends_the_jobs_at_its_timeout(tmp_path: Path) -> None:
     """After `shutdown(wait=False, timeout=...)` the jobs are cancelled at the timeout, and the program exits."""
-    ended = run(CUT_OFF, tmp_path)
+    ended = run(SHUT_DOWN_WHILE_RUNNING, tmp_path)
     assert sorted(ended.stdout.splitlines()) == ["0 cancelled", "1 cancelled"]
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_the_interpreter_waits_for_the_close_callbacks_of_an_executor(tmp_path: Path) -> None:
     """The interpreter waits for what runs when an executor closes, as a mirror's last events."""
-    ended = run(TELLING, tmp_path)
-    assert ended.stdout.splitlines() == ["the program is over", "all is told"]
+    ended = run(CLOSE_CALLBACK, tmp_path)
+    assert ended.stdout.splitlines() == ["the program is over", "all is reported"]
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("state", ["left open", "shut down", "over"])
 def test_callbacks_are_called_to_the_last(tmp_path: Path, state: str) -> None:
     """All done-callbacks are called before the program exits, whether the executor was shut down or not."""
-    ended = run(CALLING, tmp_path, state)
+    ended = run(DONE_CALLBACKS, tmp_path, state)
     said = ended.stdout.splitlines()
     assert sorted(said) == ["called for 0", "called for 1", "the program is over"]
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -172,6 +172,6 @@ def test_callbacks_are_called_to_the_last(tmp_path: Path, state: str) -> None:
 
 def test_a_callback_that_hangs_is_logged_and_not_waited_for_beyond_its_limit(tmp_path: Path) -> None:
     """A done-callback that hangs is logged, and the program exits after its limit."""
-    ended = run(HANGING, tmp_path)
+    ended = run(HANGING_CALLBACK, tmp_path)
     assert ended.returncode == 0
     assert ended.stderr == "a callback of a job's future takes longer than 0.5 s: nobody waits for it\n"

@@ -1,4 +1,4 @@
-"""The contract of the executor, the same over every pool."""
+"""Tests the contract of the executor, which is the same for every pool."""
 
 from __future__ import annotations
 
@@ -256,7 +256,7 @@ def test_no_job_waits_behind_one_that_was_taken_for_short(
     held.cancel()
 
 
-# --- alone ---
+# --- retries that run alone ---
 
 ALONE = RetryPolicy(retry_delay=0.01, rules=(RetryRule(codes=("NETWORK_ERROR",), alone=True),))
 
@@ -622,7 +622,7 @@ def test_a_hooked_job_is_cancelled(make_job: MakeJob) -> None:
         assert future.job.status is JobStatus.CANCELLED
 
 
-# --- driven from outside ---
+# --- drivers ---
 
 
 def test_a_driver_decides_what_follows(executor: JobExecutor, make_job: MakeJob, tmp_path: Path) -> None:

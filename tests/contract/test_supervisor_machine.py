@@ -149,7 +149,7 @@ def short_work() -> None: ...
 NO_EXCEPTIONS_MADE: dict[str, Callable[[], BaseException]] = {
     kind: functools.partial(type(error), *error.args) for kind, error in NO_EXCEPTIONS.items()
 }
-HOSTILE = sorted((AWKWARD.keys() | NO_EXCEPTIONS_MADE.keys()) - {"SaysExit"})
+HOSTILE = sorted((AWKWARD.keys() | NO_EXCEPTIONS_MADE.keys()) - {"SaysExitError"})
 """All but the one that the supervisor itself would call a fault."""
 
 limits = st.sampled_from([None, None, None, 0.5, 2.0, 30.0])

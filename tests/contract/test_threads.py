@@ -1,4 +1,4 @@
-"""What holds of threads when a job's end races with its beginning, or with what it returned."""
+"""Tests races of a thread job's stop with its start and its result."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def pool() -> str:
 
 @pytest.fixture
 def threads() -> Iterator[Harness]:
-    """One thread, under a supervisor that the test turns."""
+    """A harness with one thread."""
     with harness(1, kind="thread") as made:
         yield made
 
@@ -39,26 +39,26 @@ def threads_of(executor: JobExecutor) -> Any:
     return executor._supervisor.pools.made["thread"]
 
 
-# --- ended before it began ---
+# --- stopped before the start ---
 
 
 def test_a_job_cancelled_before_its_thread_wakes_never_starts(make_executor: MakeExecutor, make_job: MakeJob) -> None:
     """A job that is cancelled before its thread wakes up never starts, and the thread is used again."""
     executor = make_executor(1)
     first = executor.run(make_job(threading.get_ident))
-    began = threading.Event()
+    started = threading.Event()
     (worker,) = threads_of(executor).idle_threads
     wait_for(lambda: worker.asleep)
-    asleep, worker.wake_ups = worker.wake_ups, SimpleQueue()  # what wakes it does not arrive yet
-    future = executor.submit(make_job(began.set))
+    asleep, worker.wake_ups = worker.wake_ups, SimpleQueue()  # wake-ups do not arrive for now
+    future = executor.submit(make_job(started.set))
     wait_for(future.running)
     future.cancel()
     with pytest.raises(JobCancelledError):
         future.result(timeout=20)
     worker.wake_ups = asleep
     asleep.put(True)
-    assert executor.run(make_job(threading.get_ident)) == first, "a thread that can be used again was not"
-    assert not began.is_set()
+    assert executor.run(make_job(threading.get_ident)) == first, "a usable thread was not used again"
+    assert not started.is_set()
     assert executor.stats().abandoned_threads == 0
 
 
@@ -68,28 +68,28 @@ def test_a_job_cancelled_while_its_thread_takes_it_never_starts(
     """A job cancelled after its thread took it, and before an exception can be raised in it, never starts."""
     executor = make_executor(1)
     executor.run(make_job(functions.add, 1))
-    began, sets_out, go_on = threading.Event(), threading.Event(), threading.Event()
+    started, takes_job, go_on = threading.Event(), threading.Event(), threading.Event()
 
-    def wait_and_look() -> float:
-        sets_out.set()
+    def wait_and_read_clock() -> float:
+        takes_job.set()
         go_on.wait(20)
         return time.monotonic()
 
-    monkeypatch.setattr(thread, "time", SimpleNamespace(monotonic=wait_and_look))
+    monkeypatch.setattr(thread, "time", SimpleNamespace(monotonic=wait_and_read_clock))
     monkeypatch.setattr(thread, "THREAD_STOP_TIMEOUT", 20.0)
-    future = executor.submit(make_job(began.set))
-    assert sets_out.wait(20)
+    future = executor.submit(make_job(started.set))
+    assert takes_job.wait(20)
     (worker,) = threads_of(executor).busy_threads
     future.cancel()
     wait_for(lambda: worker.stopping)
     go_on.set()
     with pytest.raises(JobCancelledError):
         future.result(timeout=20)
-    assert not began.is_set()
+    assert not started.is_set()
     assert executor.stats().abandoned_threads == 0
 
 
-# --- ended while it runs ---
+# --- stopped while running ---
 
 
 def test_a_function_in_python_ends_at_its_limit_and_so_does_its_thread(
@@ -121,26 +121,26 @@ def hold(gate: threading.Event) -> str:
     return "held"
 
 
-def swallow(began: threading.Event) -> str:
-    """Return all the same when it is told to end."""
+def ignore_stop(started: threading.Event) -> str:
+    """Return a value in spite of the exception that should end it."""
     try:
-        began.set()
+        started.set()
         functions.spin(20.0)
     except BaseException:
-        return "all the same"
-    return "never told"
+        return "in spite of it"
+    return "never stopped"
 
 
 def test_the_end_of_one_does_not_undo_the_stop_of_the_one_behind_it(threads: Harness) -> None:
     """A late report of the first job does not undo the stop of the job behind it."""
-    gate, began = threading.Event(), threading.Event()
-    first, second = threads.submit(hold, gate, short=True), threads.submit(swallow, began, short=True)
+    gate, started = threading.Event(), threading.Event()
+    first, second = threads.submit(hold, gate, short=True), threads.submit(ignore_stop, started, short=True)
     first.run_time = RunTime()
     first.run_time.learn(0.0)
     threads.turn(0)
     assert not threads.pending
     gate.set()
-    assert began.wait(20)
+    assert started.wait(20)
     threads.pool.stop(second, grace=20.0)
     wait_for(lambda: second.ended_at)
     assert threads.value(first) == "held"
@@ -148,27 +148,27 @@ def test_the_end_of_one_does_not_undo_the_stop_of_the_one_behind_it(threads: Har
     assert threads.pool.busy == 0
 
 
-# --- told late ---
+# --- late reports ---
 
 
-async def swallow_on_loop(began: threading.Event) -> str:
+async def ignore_stop_on_loop(started: threading.Event) -> str:
     try:
-        began.set()
+        started.set()
         await asyncio.sleep(20.0)
     except asyncio.CancelledError:
-        return "all the same"
-    return "never told"
+        return "in spite of it"
+    return "never stopped"
 
 
-@pytest.mark.parametrize(("kind", "function"), [("thread", swallow), ("coroutine", swallow_on_loop)])
+@pytest.mark.parametrize(("kind", "function"), [("thread", ignore_stop), ("coroutine", ignore_stop_on_loop)])
 def test_a_job_that_has_ended_is_not_abandoned_before_its_report_arrives(kind: str, function: Any) -> None:
     """A stopped job that has ended is not abandoned while its report is on its way."""
-    began = threading.Event()
+    started = threading.Event()
     with harness(1, kind=kind) as made:
-        assignment = made.submit(function, began)
+        assignment = made.submit(function, started)
         made.turn(0)
         made.pool.flush()
-        assert began.wait(20)
+        assert started.wait(20)
         worker = assignment.worker
         made.pool.stop(assignment, grace=20.0)
         wait_for(lambda: assignment.ended_at)

@@ -11,7 +11,14 @@ from executor_adapter import Job, JobExecutor
 from executor_adapter.prefect import JobTaskRunner, job_task, run_jobs
 from tests.contract.awkward import AWKWARD, NO_EXCEPTIONS, raise_awkward, raise_no_exception
 
-KINDS = ["SaysNothing", "ShowsNothing", "HasNoTime", "HasNoAttributes", "HasEndlessCauses", "many that say nothing"]
+KINDS = [
+    "SaysNothingError",
+    "ShowsNothingError",
+    "HasNoTimeError",
+    "HasNoAttributesError",
+    "HasEndlessCausesError",
+    "many that say nothing",
+]
 
 
 @pytest.mark.parametrize("pool", ["thread", "process"])

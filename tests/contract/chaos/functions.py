@@ -1,4 +1,4 @@
-"""What the jobs of a storm do: honest ones, and those that misbehave in every way there is. Importable in a worker."""
+"""Functions of the jobs of a chaos run: well-behaved ones, and ones that misbehave. Importable in a worker."""
 
 from __future__ import annotations
 
@@ -15,105 +15,105 @@ import time
 from collections.abc import Iterator
 
 LINGERING = "86399"
-"""Seconds that orphans sleep: far beyond any test, so that one which is left is found."""
+"""Seconds that orphans sleep: far longer than any test, so that one that is left is found."""
 
 
 @contextlib.contextmanager
-def alone(ledger: str, number: int) -> Iterator[None]:
-    """Hold byte `number` of the ledger while the job runs; whoever finds it held says so beside the ledger.
+def alone(lock_file: str, number: int) -> Iterator[None]:
+    """Lock byte `number` of the lock file while the job runs. A job that finds it locked adds a line to `.overlaps`.
 
-    Such a lock (POSIX record lock) belongs to the process, and the kernel lets go of it when that dies.
+    Such a lock (POSIX record lock) belongs to the process, and the kernel releases it when the process dies.
     """
-    with open(ledger, "r+b") as file:
+    with open(lock_file, "r+b") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
         except BlockingIOError:
-            with open(ledger + ".overlaps", "a") as overlaps:
+            with open(lock_file + ".overlaps", "a") as overlaps:
                 overlaps.write(f"{number}\n")
         yield
 
 
-# --- honest: whatever happens around them, they complete ---
+# --- well-behaved: they complete, whatever happens around them ---
 
 
 def answer(number: int) -> int:
-    """What every honest job gives."""
+    """Return the value that every well-behaved job must return."""
     return number * 31 + 7
 
 
-def compute(ledger: str, number: int) -> int:
-    with alone(ledger, number):
+def compute(lock_file: str, number: int) -> int:
+    with alone(lock_file, number):
         return answer(number)
 
 
-def nap(ledger: str, number: int) -> int:
-    with alone(ledger, number):
+def nap(lock_file: str, number: int) -> int:
+    with alone(lock_file, number):
         time.sleep(0.001 * (number % 20))
         return answer(number)
 
 
-def give_much(ledger: str, number: int) -> tuple[int, bytes]:
-    """A result that travels in a memory file."""
-    with alone(ledger, number):
+def give_much(lock_file: str, number: int) -> tuple[int, bytes]:
+    """Return a result that is sent in a memory file."""
+    with alone(lock_file, number):
         return answer(number), bytes(1 << 20)
 
 
-def take_much(ledger: str, number: int, much: bytes) -> int:
-    with alone(ledger, number):
+def take_much(lock_file: str, number: int, much: bytes) -> int:
+    with alone(lock_file, number):
         assert len(much) == 1 << 20
         return answer(number)
 
 
-def write_garbage(ledger: str, number: int) -> int:
-    with alone(ledger, number):
+def write_garbage(lock_file: str, number: int) -> int:
+    with alone(lock_file, number):
         os.write(1, hashlib.shake_128(b"%d" % number).digest(1 << 14))
         os.write(2, bytes(1 << 12) + b"\xff\xfe\n\r\x1b[2J")
         print("\udcff no text at all", number)
         return answer(number)
 
 
-def close_low_descriptors(ledger: str, number: int) -> int:
-    with alone(ledger, number):
+def close_low_descriptors(lock_file: str, number: int) -> int:
+    with alone(lock_file, number):
         pass
     os.closerange(3, 256)
     return answer(number)
 
 
-def close_streams(ledger: str, number: int) -> int:
-    with alone(ledger, number):
+def close_streams(lock_file: str, number: int) -> int:
+    with alone(lock_file, number):
         sys.stdout.close()
         os.close(1)
         os.close(2)
         return answer(number)
 
 
-def replace_handlers(ledger: str, number: int) -> int:
-    with alone(ledger, number):
+def replace_handlers(lock_file: str, number: int) -> int:
+    with alone(lock_file, number):
         for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(each, signal.SIG_IGN)
         return answer(number)
 
 
-def leave_child(ledger: str, number: int) -> int:
-    """Leave a process behind: it goes with its worker."""
-    with alone(ledger, number):
+def leave_child(lock_file: str, number: int) -> int:
+    """Leave a process behind, which ends with its worker."""
+    with alone(lock_file, number):
         pass
     if os.fork() == 0:
         linger()
     return answer(number)
 
 
-def leave_daemon(ledger: str, number: int) -> int:
-    """As `leave_child`, forked twice into a session of its own."""
-    with alone(ledger, number):
+def leave_daemon(lock_file: str, number: int) -> int:
+    """Leave a daemon behind, forked twice into a session of its own."""
+    with alone(lock_file, number):
         pass
     fork_daemon()
     return answer(number)
 
 
-def leave_session(ledger: str, number: int) -> int:
-    """Leave a program behind, in a session of its own and in an environment that tells nothing of us."""
-    with alone(ledger, number):
+def leave_session(lock_file: str, number: int) -> int:
+    """Leave a program behind, in a session and an environment of its own."""
+    with alone(lock_file, number):
         subprocess.Popen(["sleep", LINGERING], start_new_session=True, env={})
         return answer(number)
 
@@ -128,11 +128,11 @@ async def compute_on_loop(number: int) -> int:
     return answer(number)
 
 
-# --- guilty: each ends as it deserves ---
+# --- misbehaving: each must end with its error ---
 
 
 def linger() -> None:
-    """Sleep until killed, deaf to all else; never returns."""
+    """Sleep until killed, and ignore all other signals; never returns."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     time.sleep(float(LINGERING))
@@ -153,13 +153,13 @@ def hang() -> None:
     time.sleep(60)
 
 
-def hang_deaf() -> None:
+def hang_ignoring_sigterm() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     hang()
 
 
 def hang_in_c() -> None:
-    """Hold the GIL all the while."""
+    """Hang while holding the GIL."""
     ctypes.PyDLL(None).sleep(60)
 
 
@@ -169,7 +169,7 @@ def hang_with_daemon() -> None:
 
 
 def hang_in_new_session() -> None:
-    """The worker leads a session, so only a child may call setsid; the worker waits for it for ever."""
+    """Wait for ever for a child in a session of its own: only a child may call setsid, as the worker leads a session."""
     with contextlib.suppress(PermissionError):
         os.setsid()
     child = os.fork()
@@ -208,7 +208,7 @@ def exit_at_once() -> None:
 
 
 def close_all_descriptors() -> None:
-    """The worker's socket among them: nobody will ever hear of this job again."""
+    """Close the worker's socket too, so that it can report nothing about this job."""
     os.closerange(0, 4096)
     hang()
 
@@ -222,7 +222,7 @@ def fail() -> None:
 
 
 def stick_in_thread() -> None:
-    """Out of reach in C, for longer than its pool waits for it."""
+    """Stay in C code for longer than the pool waits for the thread."""
     time.sleep(1.0)
 
 
@@ -236,8 +236,8 @@ async def hang_on_loop() -> None:
     await asyncio.sleep(60)
 
 
-async def refuse_to_end_on_loop() -> None:
-    """Swallow the cancellation, and stay for longer than its pool waits for it."""
+async def ignore_cancel_on_loop() -> None:
+    """Ignore the cancellation, and stay for longer than the pool waits for it."""
     try:
         await asyncio.sleep(60)
     except asyncio.CancelledError:

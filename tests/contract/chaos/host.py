@@ -1,11 +1,11 @@
-"""A host that is to be killed in the middle of a storm: `python -m tests.contract.chaos.host SEED LEDGER`."""
+"""A host that is killed in the middle of a chaos run: `python -m tests.contract.chaos.host SEED LOCK_FILE`."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-from tests.contract.chaos.storm import Storm
+from tests.contract.chaos.chaos_run import ChaosRun
 
 if __name__ == "__main__":
-    Storm(seed=int(sys.argv[1]), ledger=Path(sys.argv[2]), processes=5_000, others=200).rage(seconds=100)
+    ChaosRun(seed=int(sys.argv[1]), lock_file=Path(sys.argv[2]), processes=5_000, others=200).run(seconds=100)

@@ -1,4 +1,4 @@
-"""The jobs of a storm, and how each must end."""
+"""The jobs of a chaos run, and how each must end."""
 
 from __future__ import annotations
 
@@ -12,59 +12,59 @@ from tests.contract.chaos import functions
 
 MUCH = bytes(1 << 20)
 
-HONEST = RetryPolicy(retry_attempts=200, crash_attempts=200, retry_delay=0.005, max_delay=0.05)
-"""However often their worker is killed, they are tried again."""
-PATIENT = RetryPolicy(
-    **{name: getattr(HONEST, name) for name in ("retry_attempts", "crash_attempts", "retry_delay", "max_delay")},
+RETRY_CRASHES = RetryPolicy(retry_attempts=200, crash_attempts=200, retry_delay=0.005, max_delay=0.05)
+"""Retries a job however often its worker is killed."""
+RETRY_KILLS_ONLY = RetryPolicy(
+    **{name: getattr(RETRY_CRASHES, name) for name in ("retry_attempts", "crash_attempts", "retry_delay", "max_delay")},
     rules=(RetryRule(codes=("TIMEOUT_ERROR", "MEMORY_LIMIT", "EXECUTION_ERROR"), action="fail"),),
 )
-"""Tried again where a stranger killed them, so that each ends by its own fault."""
-ONCE_MORE = RetryPolicy(retry_attempts=1, crash_attempts=1, retry_delay=0.005)
-"""Of those that kill their worker themselves."""
+"""Retries a job whose worker is killed from outside, but not one that fails by itself."""
+RETRY_ONCE = RetryPolicy(retry_attempts=1, crash_attempts=1, retry_delay=0.005)
+"""The policy of jobs that kill their own worker."""
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """Jobs that do the same. `code`: what they must end with; None: they complete."""
+class JobKind:
+    """Jobs with the same function. `code`: the error code they must end with; None if they must complete."""
 
     function: Callable[..., Any]
     weight: float
     code: str | None = None
-    retry: RetryPolicy = HONEST
+    retry: RetryPolicy = RETRY_CRASHES
     max_runtime: float = 60.0
     memory_limit: str | None = None
     cancelled: bool = False
     escapes_guardian: bool = False
-    """It leaves a process that only a living guardian finds."""
+    """Whether it leaves a process that only a living guardian finds."""
 
 
-def _hangs(function: Callable[..., Any], weight: float) -> Kind:
-    return Kind(function, weight, "TIMEOUT_ERROR", PATIENT, max_runtime=0.1)
+def _hangs(function: Callable[..., Any], weight: float) -> JobKind:
+    return JobKind(function, weight, "TIMEOUT_ERROR", RETRY_KILLS_ONLY, max_runtime=0.1)
 
 
-def _eats(function: Callable[..., Any], weight: float) -> Kind:
-    return Kind(function, weight, "MEMORY_LIMIT", PATIENT, memory_limit="128MiB")
+def _eats(function: Callable[..., Any], weight: float) -> JobKind:
+    return JobKind(function, weight, "MEMORY_LIMIT", RETRY_KILLS_ONLY, memory_limit="128MiB")
 
 
-def _kills_its_worker(function: Callable[..., Any], weight: float) -> Kind:
-    return Kind(function, weight, "WORKER_CRASHED", ONCE_MORE)
+def _kills_its_worker(function: Callable[..., Any], weight: float) -> JobKind:
+    return JobKind(function, weight, "WORKER_CRASHED", RETRY_ONCE)
 
 
 IN_PROCESSES = (
-    Kind(functions.compute, 600),
-    Kind(functions.nap, 150),
-    Kind(functions.give_much, 20),
-    Kind(functions.take_much, 20),
-    Kind(functions.write_garbage, 60),
-    Kind(functions.close_low_descriptors, 20),
-    Kind(functions.close_streams, 20),
-    Kind(functions.replace_handlers, 20),
-    Kind(functions.leave_child, 10),
-    Kind(functions.leave_daemon, 10),
-    Kind(functions.leave_session, 10, escapes_guardian=True),
-    Kind(functions.fail, 10, "EXECUTION_ERROR", PATIENT),
+    JobKind(functions.compute, 600),
+    JobKind(functions.nap, 150),
+    JobKind(functions.give_much, 20),
+    JobKind(functions.take_much, 20),
+    JobKind(functions.write_garbage, 60),
+    JobKind(functions.close_low_descriptors, 20),
+    JobKind(functions.close_streams, 20),
+    JobKind(functions.replace_handlers, 20),
+    JobKind(functions.leave_child, 10),
+    JobKind(functions.leave_daemon, 10),
+    JobKind(functions.leave_session, 10, escapes_guardian=True),
+    JobKind(functions.fail, 10, "EXECUTION_ERROR", RETRY_KILLS_ONLY),
     _hangs(functions.hang, 6),
-    _hangs(functions.hang_deaf, 6),
+    _hangs(functions.hang_ignoring_sigterm, 6),
     _hangs(functions.hang_in_c, 4),
     _hangs(functions.hang_with_daemon, 4),
     _hangs(functions.hang_in_new_session, 4),
@@ -75,48 +75,48 @@ IN_PROCESSES = (
     _kills_its_worker(functions.exit_at_once, 4),
     _kills_its_worker(functions.close_all_descriptors, 4),
     _kills_its_worker(functions.kill_own_group, 2),
-    Kind(functions.hang, 4, "CANCELLED", PATIENT, cancelled=True),
+    JobKind(functions.hang, 4, "CANCELLED", RETRY_KILLS_ONLY, cancelled=True),
 )
 IN_THREADS = (
-    Kind(functions.compute_in_thread, 90),
-    Kind(functions.fail, 5, "EXECUTION_ERROR", PATIENT),
+    JobKind(functions.compute_in_thread, 90),
+    JobKind(functions.fail, 5, "EXECUTION_ERROR", RETRY_KILLS_ONLY),
     _hangs(functions.spin_in_thread, 4),
     _hangs(functions.stick_in_thread, 1),
 )
 ON_LOOPS = (
-    Kind(functions.compute_on_loop, 95),
+    JobKind(functions.compute_on_loop, 95),
     _hangs(functions.hang_on_loop, 4),
-    _hangs(functions.refuse_to_end_on_loop, 1),
+    _hangs(functions.ignore_cancel_on_loop, 1),
 )
 
 
-def draw(
-    chance: random.Random, *, processes: int, others: int, ledger: str, guardian_dies: bool
-) -> list[tuple[Job, Kind]]:
-    """`processes` jobs in processes, and `others` each in threads and in coroutines, in no order."""
+def draw_jobs(
+    chance: random.Random, *, processes: int, others: int, lock_file: str, guardian_dies: bool
+) -> list[tuple[Job, JobKind]]:
+    """Return `processes` process jobs, and `others` thread and coroutine jobs each, in random order."""
     kinds = [kind for kind in IN_PROCESSES if not (guardian_dies and kind.escapes_guardian)]
-    drawn = list(_draw_in(chance, kinds, processes, "process", ledger))
-    drawn += _draw_in(chance, IN_THREADS, others, "thread", ledger)
-    drawn += _draw_in(chance, ON_LOOPS, others, "coroutine", ledger)
+    drawn = list(_draw_in(chance, kinds, processes, "process", lock_file))
+    drawn += _draw_in(chance, IN_THREADS, others, "thread", lock_file)
+    drawn += _draw_in(chance, ON_LOOPS, others, "coroutine", lock_file)
     chance.shuffle(drawn)
     return drawn
 
 
 def _draw_in(
     chance: random.Random,
-    kinds: list[Kind] | tuple[Kind, ...],
+    kinds: list[JobKind] | tuple[JobKind, ...],
     count: int,
     pool: Literal["process", "thread", "coroutine"],
-    ledger: str,
-) -> Iterator[tuple[Job, Kind]]:
+    lock_file: str,
+) -> Iterator[tuple[Job, JobKind]]:
     for number, kind in enumerate(chance.choices(kinds, [kind.weight for kind in kinds], k=count)):
-        yield _make(kind, number, pool, ledger), kind
+        yield _make(kind, number, pool, lock_file), kind
 
 
-def _make(kind: Kind, number: int, pool: Literal["process", "thread", "coroutine"], ledger: str) -> Job:
+def _make(kind: JobKind, number: int, pool: Literal["process", "thread", "coroutine"], lock_file: str) -> Job:
     args: tuple[Any, ...] = ()
     if kind.code is None:
-        args = (ledger, number) if pool == "process" else (number,)
+        args = (lock_file, number) if pool == "process" else (number,)
     if kind.function is functions.take_much:
         args = (*args, MUCH)
     return Job(

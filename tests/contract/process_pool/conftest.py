@@ -9,6 +9,6 @@ from tests.contract.process_pool.harness import Harness, harness
 
 @pytest.fixture
 def pool() -> Iterator[Harness]:
-    """A process pool of two workers, under a supervisor that the test turns."""
+    """A harness with a process pool of two workers."""
     with harness() as made:
         yield made

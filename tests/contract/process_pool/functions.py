@@ -1,4 +1,4 @@
-"""What the process pool's jobs do: well-behaved, guilty, and hard to kill."""
+"""Functions of process jobs: well-behaved ones, ones that fail or crash, and ones that are hard to end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 from executor_adapter import current_job
 from executor_adapter.worker.process_tree import children
 
-# --- ways to go wrong ---
+# --- that fail or crash ---
 
 
 def crash() -> None:
@@ -40,16 +40,20 @@ def fail() -> None:
     raise LookupError("on purpose")
 
 
-class GuiltyOnPickling:
+class FailsOnPickling:
+    """Calls `act` when it is pickled."""
+
     def __init__(self, act: Callable[[], Any]) -> None:
         self.act = act
 
     def __reduce__(self) -> tuple[Any, ...]:
         self.act()
-        return (GuiltyOnPickling, (self.act,))
+        return (FailsOnPickling, (self.act,))
 
 
-class GuiltyOnUnpickling:
+class FailsOnUnpickling:
+    """Calls `act` when it is unpickled."""
+
     def __init__(self, act: Callable[[], Any]) -> None:
         self.act = act
 
@@ -57,9 +61,9 @@ class GuiltyOnUnpickling:
         return _act_and_make, (self.act,)
 
 
-def _act_and_make(act: Callable[[], Any]) -> GuiltyOnUnpickling:
+def _act_and_make(act: Callable[[], Any]) -> FailsOnUnpickling:
     act()
-    return GuiltyOnUnpickling(act)
+    return FailsOnUnpickling(act)
 
 
 def accept(*_: Any) -> str:
@@ -70,16 +74,16 @@ def run(act: Callable[[], Any]) -> None:
     act()
 
 
-def give_guilty_on_pickling(act: Callable[[], Any]) -> GuiltyOnPickling:
-    return GuiltyOnPickling(act)
+def return_fails_on_pickling(act: Callable[[], Any]) -> FailsOnPickling:
+    return FailsOnPickling(act)
 
 
-def give_guilty_on_unpickling(act: Callable[[], Any]) -> GuiltyOnUnpickling:
-    return GuiltyOnUnpickling(act)
+def return_fails_on_unpickling(act: Callable[[], Any]) -> FailsOnUnpickling:
+    return FailsOnUnpickling(act)
 
 
-class CannotLoad(Exception):
-    """Pickles, but its class cannot be called with what the pickle has."""
+class UnloadableError(Exception):
+    """Can be pickled, but not unpickled: its class needs another number of arguments."""
 
     error_code = "RATE_LIMITED"
 
@@ -87,11 +91,11 @@ class CannotLoad(Exception):
         super().__init__(f"{first} {second}")
 
 
-def raise_cannot_load() -> None:
-    raise CannotLoad("hold", "on")
+def raise_unloadable() -> None:
+    raise UnloadableError("hold", "on")
 
 
-# --- honest ---
+# --- that are well-behaved ---
 
 
 def add(left: int, right: int) -> int:
@@ -111,7 +115,7 @@ def echo(value: Any) -> Any:
 
 
 def announce(path: str, text: str = "") -> None:
-    """Write the text, or the pid, to the path, so that whoever finds it finds all of it."""
+    """Write the text, or the pid, to the path at once, so that a reader never sees a part of it."""
     Path(path + ".new").write_text(text or str(os.getpid()))
     os.rename(path + ".new", path)
 
@@ -144,12 +148,12 @@ _kept: list[bytearray] = []
 
 
 def keep_memory(size: int) -> None:
-    """Leave it in the interpreter."""
+    """Keep memory in the interpreter after the job."""
     _kept.append(bytearray(os.urandom(1 << 16)) * (size >> 16))
 
 
 def leave_holder(size: int) -> None:
-    """Leave a process that holds it."""
+    """Leave a process that holds memory after the job."""
     reader, writer = os.pipe()
     if os.fork() == 0:
         keep_memory(size)
@@ -202,10 +206,10 @@ def remembered() -> str | None:
     return os.environ.get("PROCESS_POOL_TEST")
 
 
-# --- that say something ---
+# --- that report something ---
 
 
-def speak(name: str) -> None:
+def print_and_log(name: str) -> None:
     print("printed", name)
     os.write(1, b"raw to 1\n")
     os.write(2, b"raw to 2\n")
@@ -227,7 +231,7 @@ def send_event(kind: str, content: Any) -> None:
     current_job().send(kind, content)
 
 
-def shout(lines: int) -> None:
+def print_lines(lines: int) -> None:
     for number in range(lines):
         print("line", number)
 
@@ -257,7 +261,7 @@ def close_all_descriptors() -> str:
 
 
 def fall_silent(path: str) -> None:
-    """Close all descriptors, the worker's socket among them, and stay."""
+    """Close all descriptors, the worker's socket among them, and stay alive."""
     os.closerange(0, 4096)
     announce(path)
     time.sleep(60)
@@ -302,7 +306,7 @@ def clean_up_at_end(path: str) -> None:
         Path(path).write_text("cleaned")
 
 
-def watch_flag(path: str) -> str:
+def check_cancelled(path: str) -> str:
     assert not current_job().cancelled
     announce(path, "begun")
     while not current_job().cancelled:
@@ -318,7 +322,7 @@ def stop_self(path: str) -> None:
 
 
 def leave_daemon(path: str, then: Callable[[], Any] | None = None) -> None:
-    """Fork twice with a session of its own; write the grandchild's pid; then act, or wait."""
+    """Fork a daemon with a session of its own, write its pid, then call `then` or wait."""
     if os.fork() == 0:
         os.setsid()
         if os.fork() == 0:
@@ -333,11 +337,10 @@ def leave_daemon(path: str, then: Callable[[], Any] | None = None) -> None:
         then()
 
 
-def leave_stranger(path: str, then: Callable[[], Any] | None = None) -> None:
-    """Start a program in a session of its own, and in an environment that tells nothing of us; write its pid; then
-    act, or wait."""
-    stranger = subprocess.Popen(["sleep", "60"], start_new_session=True, env={})
-    announce(path, str(stranger.pid))
+def leave_program(path: str, then: Callable[[], Any] | None = None) -> None:
+    """Start a program in a session and an environment of its own, write its pid, then call `then` or wait."""
+    program = subprocess.Popen(["sleep", "60"], start_new_session=True, env={})
+    announce(path, str(program.pid))
     if then is None:
         time.sleep(60)
     else:

@@ -1,4 +1,4 @@
-"""A small supervisor of one thread: turned by the test itself, it drives a real pool, and no executor."""
+"""A supervisor for tests: it drives a real pool without an executor, and does a turn when the test says so."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from executor_adapter.pools.base import Assignment, Ending
 
 
 class DueCall:
+    """A call that `call_at` was asked for."""
+
     def __init__(self, callback: Callable[[], None]) -> None:
         self.callback: Callable[[], None] | None = callback
 
@@ -29,7 +31,7 @@ class DueCall:
 
 
 class Harness:
-    """Implements `pools.base.PoolSupervisor`. What is handed back is started again; all that was told is kept."""
+    """Implements `pools.base.PoolSupervisor`: keeps all reports, and starts again what is handed back."""
 
     def __init__(
         self, max_workers: int = 2, *, kind: str = "process", start_method: StartMethod = START_METHOD, **options: Any
@@ -46,7 +48,7 @@ class Harness:
         self._kind: Any = pool_kinds(start_method)(kind)
         self.pool = self._kind(self, max_workers, **options)
 
-    # --- what a pool tells ---
+    # --- reports of the pool ---
 
     def started(self, assignment: Assignment, at: float) -> None:
         self.starts[assignment] += 1
@@ -66,7 +68,7 @@ class Harness:
     def on_message(self, assignment: Assignment | None, topic: str, content: Any) -> None:
         self.messages.append((assignment, topic, content))
 
-    # --- what a pool asks ---
+    # --- services for the pool ---
 
     def watch(self, fd: int, on_readable: Callable[[], None]) -> None:
         self._callbacks[fd] = [on_readable, None]
@@ -93,10 +95,10 @@ class Harness:
     def now() -> float:
         return time.monotonic()
 
-    # --- what a test does ---
+    # --- for tests ---
 
     def submit(self, function: Any, *args: Any, short: bool = False, **fields: Any) -> Assignment:
-        """Queue one attempt of a job. `memory_limit`, `scope` and `checkpoint` are the assignment's."""
+        """Queue one attempt of a job. `memory_limit`, `scope` and `checkpoint` are fields of the assignment."""
         of_assignment = {name: fields.pop(name) for name in ("memory_limit", "scope", "checkpoint") if name in fields}
         job = Job(function=function, args=args, pool=self._kind.name, **fields)
         assignment = Assignment(job, 1, self._kind.prepare(job))
@@ -107,18 +109,19 @@ class Harness:
         return assignment
 
     def until(self, condition: Callable[[], Any], *, seconds: float = 20.0) -> None:
-        """Turn until the condition holds; fail if it does not within `seconds`."""
+        """Do turns until the condition holds; fail if it does not within `seconds`."""
         end = self.now() + seconds
         while not condition():
             assert self.now() < end, "the condition did not come true"
             self.turn()
 
     def turn(self, longest: float = 0.02) -> None:
+        """Start pending assignments, and handle the events of at most `longest` seconds."""
         self._dispatch()
         self.pool.flush()
         for key, mask in self._selector.select(longest):
             for bit, callback in enumerate(key.data):
-                # Let go of by another callback of this turn, it may be another's number already.
+                # Another callback of this turn may have unwatched the descriptor, and its number may be in use again.
                 if mask & (1 << bit) and callback is not None and self._callbacks.get(key.fd) is key.data:
                     callback()
         while self._due and self._due[0][0] <= self.now():
@@ -158,22 +161,23 @@ class Harness:
         return self.endings[assignment][2]
 
     def warm_up(self, workers: int) -> None:
-        """Have so many workers ready and idle, so that the one used last is the one used next."""
+        """Wait until so many workers are ready and idle, so that the one used last is the one used next."""
         self.value(self.submit(os.getpid))
         self.until(lambda: self.pool.idle == workers)
 
     def stop(self, assignment: Assignment, *, grace: float) -> float:
-        """Stop it; the seconds until nothing of it was alive."""
+        """Stop an assignment. Return the seconds until nothing it started was alive."""
         asked = self.now()
         self.pool.stop(assignment, grace=grace)
         assert self.ending(assignment) is Ending.STOPPED
         return self.now() - asked
 
     def messages_of(self, assignment: Assignment, topic: str) -> list[Any]:
-        return [content for speaker, its_topic, content in self.messages if (speaker, its_topic) == (assignment, topic)]
+        """Return the contents of an assignment's messages on a topic, in order."""
+        return [content for sender, its_topic, content in self.messages if (sender, its_topic) == (assignment, topic)]
 
     def close(self) -> None:
-        """Stop what is left, and let the pool go."""
+        """Stop what is left, and close the pool."""
         self.pending.clear()
         for assignment in list(self.starts):
             if assignment not in self.endings:
@@ -188,6 +192,7 @@ class Harness:
 
 @contextlib.contextmanager
 def harness(max_workers: int = 2, **options: Any) -> Iterator[Harness]:
+    """Make a harness, and close it afterwards."""
     made = Harness(max_workers, **options)
     try:
         yield made
@@ -196,12 +201,12 @@ def harness(max_workers: int = 2, **options: Any) -> Iterator[Harness]:
 
 
 def text_of(path: Path) -> str:
-    """What is in the file; nothing where there is none yet."""
+    """Return what is in the file; nothing if there is no file yet."""
     return path.read_text() if path.exists() else ""
 
 
 def alive(pid: int) -> bool:
-    """Whether the process runs: a zombie does not."""
+    """Return whether the process runs; a zombie does not."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -210,7 +215,7 @@ def alive(pid: int) -> bool:
 
 
 def marked(token: str) -> list[int]:
-    """The processes whose environment has the text in it."""
+    """Return the pids of processes whose environment contains the text."""
     found = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
@@ -220,11 +225,13 @@ def marked(token: str) -> list[int]:
 
 
 def open_descriptors() -> int:
+    """Return how many file descriptors this process has open."""
     gc.collect()
     return len(os.listdir("/proc/self/fd"))
 
 
 def wait_for(condition: Callable[[], Any], *, seconds: float = 10.0) -> None:
+    """Poll until the condition holds; fail if it does not within `seconds`."""
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "the condition did not come true"

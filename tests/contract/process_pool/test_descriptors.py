@@ -1,4 +1,4 @@
-"""A host that has no file descriptor left: what it cannot be given is told, and its jobs end all the same."""
+"""Tests a host that has no file descriptor left: its jobs end, and errors say what is missing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.contract.process_pool.harness import Harness, alive, harness
 
 @contextlib.contextmanager
 def no_descriptor_left() -> Iterator[None]:
-    """The host keeps those that it has, and gets no other."""
+    """Let this process open no further descriptor."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
     try:
@@ -32,8 +32,8 @@ def no_descriptor_left() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def forked_without_pidfd(pool: Harness) -> None:
-    """Have the workers of what is pending forked, and their pidfds lost."""
+def fork_without_pidfd(pool: Harness) -> None:
+    """Start the pending assignments while no descriptor is left, so that the workers' pidfds are lost."""
     while pool.pending:
         pool.pool.start(pool.pending.popleft())
     pool.pool.flush()
@@ -90,7 +90,7 @@ def test_a_worker_whose_pidfd_was_lost_is_killed(tmp_path: Path, grace: float) -
     """A worker whose pidfd was lost is killed by the guardian when its job is stopped."""
     with harness(1) as pool:
         stubborn = pool.submit(functions.ignore_sigterm, str(tmp_path / "pid"), 60)
-        forked_without_pidfd(pool)
+        fork_without_pidfd(pool)
         pool.until((tmp_path / "pid").exists)
         assert pool.stop(stubborn, grace=grace) < 3.0
         assert not alive(int((tmp_path / "pid").read_text()))
@@ -101,7 +101,7 @@ def test_a_worker_whose_pidfd_was_lost_is_killed_though_its_guardian_is_stopped(
 ) -> None:
     """A worker whose pidfd was lost is killed even if its guardian is stopped by a signal."""
     stubborn = pool.submit(functions.ignore_sigterm, str(tmp_path / "pid"), 60)
-    forked_without_pidfd(pool)
+    fork_without_pidfd(pool)
     pool.until((tmp_path / "pid").exists)
     os.kill(pool.pool.workers.guardian.pid, signal.SIGSTOP)
     pool.pool.stop(stubborn, grace=0)
@@ -114,7 +114,7 @@ def test_a_worker_whose_pidfd_was_lost_serves_one_job() -> None:
     """A worker whose pidfd was lost runs one job only, since it cannot be interrupted."""
     with harness(1) as pool:
         first = pool.submit(functions.pid)
-        forked_without_pidfd(pool)
+        fork_without_pidfd(pool)
         lost = list(pool.pool.pids)
         served = [pool.value(first), *(pool.value(pool.submit(functions.pid)) for _ in range(5))]
         assert served[0] in lost

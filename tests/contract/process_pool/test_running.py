@@ -1,4 +1,4 @@
-"""Running, recycling and closing: what a worker is, what it survives, and what it must not leave."""
+"""Tests how workers run, are replaced and closed, what they survive, and that they leave nothing."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_settings_reach_every_worker() -> None:
     assert seen[0]["pid"] == seen[1]["pid"] or seen[0]["random"] != seen[1]["random"]
 
 
-# --- recycling ---
+# --- replacement ---
 
 
 def test_a_worker_is_replaced_after_its_number_of_jobs() -> None:
@@ -123,7 +123,7 @@ def test_a_worker_that_has_grown_is_replaced() -> None:
         assert pool.value(pool.submit(functions.pid)) != grow.pid
 
 
-# --- what functions do to their worker ---
+# --- functions that harm their worker ---
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What the jobs of spawned workers do, beside what those of the guardian's do."""
+"""Functions of jobs for spawned workers only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.contract.process_pool.functions import announce
 
 
 def leave_child(path: str, then: Callable[[], Any] | None = None) -> None:
-    """Start a process in the worker's group, that ignores SIGTERM; write its pid; then act, or wait."""
+    """Start a process that ignores SIGTERM in the worker's group, write its pid, then call `then` or wait."""
     child = subprocess.Popen(["sh", "-c", "trap '' TERM; while :; do sleep 1; done"])
     announce(path, str(child.pid))
     if then is None:

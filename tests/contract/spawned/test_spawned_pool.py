@@ -1,4 +1,4 @@
-"""Spawned workers: starting, dying, and what they leave."""
+"""Tests how spawned workers start, die and close."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def executor() -> Iterator[JobExecutor]:
         yield made
 
 
-# --- dying ---
+# --- deaths ---
 
 
 def test_sigkill_of_idle_workers_harms_no_job() -> None:
@@ -125,17 +125,17 @@ def test_sigkill_of_the_host_ends_its_workers(host: str) -> None:
         wait_for(lambda: not any(map(alive, pids)), seconds=8.0)
 
 
-# --- what was stopped from outside ---
+# --- workers stopped by a signal ---
 
 
-IMPATIENT = Settings(executor=ExecutorSettings(start_method="spawn", kill_grace=0.1))
+SHORT_GRACE = Settings(executor=ExecutorSettings(start_method="spawn", kill_grace=0.1))
 
 
 def test_a_job_whose_worker_is_stopped_ends_at_its_limit(tmp_path: Path) -> None:
     """A job that stops its own worker with SIGSTOP ends at max_runtime."""
     path = tmp_path / "pid"
     job = Job(function=functions.stop_self, args=(str(path),), pool="process", max_runtime=0.3, retry_attempts=0)
-    with JobExecutor(1, config=IMPATIENT) as executor:
+    with JobExecutor(1, config=SHORT_GRACE) as executor:
         with pytest.raises(JobTimeoutError):
             executor.submit(job).result(timeout=10)
     assert not alive(int(path.read_text()))
@@ -143,7 +143,7 @@ def test_a_job_whose_worker_is_stopped_ends_at_its_limit(tmp_path: Path) -> None
 
 def test_a_job_whose_worker_was_stopped_before_ends_at_its_limit() -> None:
     """A job sent to a worker that was stopped before never starts, and still ends at max_runtime."""
-    with JobExecutor(1, config=IMPATIENT) as executor:
+    with JobExecutor(1, config=SHORT_GRACE) as executor:
         os.kill(executor.run(Job(function=functions.pid, pool="process")), signal.SIGSTOP)
         job = Job(function=functions.pid, pool="process", max_runtime=0.3, retry_attempts=0)
         with pytest.raises(JobTimeoutError):
@@ -295,7 +295,7 @@ def test_closing_while_workers_start() -> None:
     assert pool.pool.pids == []
 
 
-# --- what is refused ---
+# --- refused jobs ---
 
 
 def test_a_memory_limit_is_refused_at_submit(executor: JobExecutor) -> None:

@@ -1,4 +1,4 @@
-"""Deaths of jobs, workers, guardians and hosts: one job is harmed, and nothing is left."""
+"""Tests deaths of jobs, workers, guardians and hosts: one job is harmed, and no process is left."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from executor_adapter.pools.base import Ending
 from tests.contract.process_pool import functions
 from tests.contract.process_pool.harness import Harness, alive, harness, marked, wait_for
 
-# --- the matrix: whatever happens wherever, one job is harmed ---
+# --- each way to fail at each place ---
 
 ACTS = {
     "crash": functions.crash,
@@ -31,10 +31,10 @@ ACTS = {
     "error": functions.fail,
 }
 PLACES: dict[str, Callable[[Any], tuple[Any, ...]]] = {
-    "unpickling of an argument": lambda act: (functions.accept, functions.GuiltyOnUnpickling(act)),
+    "unpickling of an argument": lambda act: (functions.accept, functions.FailsOnUnpickling(act)),
     "running": lambda act: (functions.run, act),
-    "pickling of the result": lambda act: (functions.give_guilty_on_pickling, act),
-    "unpickling of the result": lambda act: (functions.give_guilty_on_unpickling, act),
+    "pickling of the result": lambda act: (functions.return_fails_on_pickling, act),
+    "unpickling of the result": lambda act: (functions.return_fails_on_unpickling, act),
 }
 
 
@@ -62,7 +62,7 @@ def test_only_the_guilty_job_fails(pool: Harness, act: str, place: str) -> None:
 def test_an_argument_that_fails_to_pickle_is_refused_at_submit(pool: Harness) -> None:
     """An argument whose pickling raises is refused when the job is submitted."""
     with pytest.raises(JobSerializationError, match="LookupError: on purpose"):
-        pool.submit(functions.accept, functions.GuiltyOnPickling(functions.fail))
+        pool.submit(functions.accept, functions.FailsOnPickling(functions.fail))
 
 
 def test_a_crash_is_described(pool: Harness) -> None:
@@ -156,7 +156,7 @@ def test_a_guardian_that_is_stopped_leaves_nothing(
 ) -> None:
     """A stopped guardian leaves neither what a living worker started nor what a dead one left."""
     paths = [tmp_path / "of the dead", tmp_path / "of the living"]
-    dying, living = (pool.submit(functions.leave_stranger, str(path)) for path in paths)
+    dying, living = (pool.submit(functions.leave_program, str(path)) for path in paths)
     pool.until(lambda: all(path.exists() for path in paths))
     assert dying.pid is not None
     guardian = int(Path(f"/proc/{dying.pid}/stat").read_text().rpartition(")")[2].split()[1])
@@ -203,7 +203,7 @@ def test_a_stop_after_the_death_does_not_save_a_guardian_that_is_stopped(pool: H
     os.kill(worker.guardian.pid, signal.SIGSTOP)
     os.kill(worker.pid, signal.SIGKILL)
     pool.until(lambda: worker.retired)
-    pool.turn()  # its socket's end may have been seen before its death
+    pool.turn()  # the end of its socket may have been handled before its death
     pool.stop(begun, grace=0.01)
     assert pool.value(pool.submit(functions.add, 1, 1)) == 2
 
@@ -271,7 +271,7 @@ def test_sigkill_of_host_and_guardian_together_ends_the_workers() -> None:
         assert host.stdout is not None
         guardian, *workers = map(int, host.stdout.readline().split())
         assert len(workers) >= 2
-        host.send_signal(signal.SIGSTOP)  # else it might see the guardian's death before its own
+        host.send_signal(signal.SIGSTOP)  # else it might handle the guardian's death before its own
         os.kill(guardian, signal.SIGKILL)
         host.kill()
     wait_for(lambda: not any(map(alive, (guardian, *workers))), seconds=1.0)

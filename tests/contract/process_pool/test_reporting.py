@@ -1,4 +1,4 @@
-"""What functions say: output, log, progress, checkpoints, events."""
+"""Tests what functions report: output, log records, progress, checkpoints, events."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from tests.contract.process_pool.harness import Harness, harness
 
 def test_output_and_log_records_are_reported_for_their_own_job(pool: Harness) -> None:
     """Output of a function, of its children and its log records are reported for their own job."""
-    speakers = {name: pool.submit(functions.speak, name) for name in ("one", "two")}
-    pool.until_ended(*speakers.values())
-    for name, assignment in speakers.items():
+    assignments = {name: pool.submit(functions.print_and_log, name) for name in ("one", "two")}
+    pool.until_ended(*assignments.values())
+    for name, assignment in assignments.items():
         output = pool.messages_of(assignment, "output")
         assert sorted(output) == [
             ("stderr", "raw to 2"),
@@ -38,10 +38,10 @@ def test_progress_is_thinned_but_the_last_report_arrives(pool: Harness) -> None:
     """Frequent progress reports are thinned, but the first and the last one arrive."""
     assignment = pool.submit(functions.report_progress, 10_000)
     pool.value(assignment)
-    told = pool.messages_of(assignment, "progress")
-    assert told[0] == (1, 10_000, "page 1")
-    assert told[-1] == (10_000, 10_000, "page 10000")
-    assert len(told) < 1_000
+    reported = pool.messages_of(assignment, "progress")
+    assert reported[0] == (1, 10_000, "page 1")
+    assert reported[-1] == (10_000, 10_000, "page 10000")
+    assert len(reported) < 1_000
 
 
 def test_checkpoints_and_events_are_reported(pool: Harness) -> None:
@@ -55,17 +55,17 @@ def test_checkpoints_and_events_are_reported(pool: Harness) -> None:
 
 def test_a_flood_of_lines_is_cut_and_the_rest_counted(pool: Harness) -> None:
     """Lines beyond the limit are left out, and their number is logged."""
-    assignment = pool.submit(functions.shout, 40_000)
+    assignment = pool.submit(functions.print_lines, 40_000)
     pool.value(assignment)
-    told = len(pool.messages_of(assignment, "output"))
+    reported = len(pool.messages_of(assignment, "output"))
     (record,) = pool.messages_of(assignment, "log")
-    assert 10_000 <= told < 40_000
-    assert record["message"].startswith(f"{40_000 - told} lines of output and log were left out")
+    assert 10_000 <= reported < 40_000
+    assert record["message"].startswith(f"{40_000 - reported} lines of output and log were left out")
 
 
 def test_a_thousand_lines_a_second_are_all_reported(pool: Harness) -> None:
     """Output below the limit is reported completely."""
-    assignment = pool.submit(functions.shout, 5_000)
+    assignment = pool.submit(functions.print_lines, 5_000)
     pool.value(assignment)
     assert len(pool.messages_of(assignment, "output")) == 5_000
     assert not pool.messages_of(assignment, "log")

@@ -1,4 +1,4 @@
-"""Where there is no Linux: simulated, on Linux, by taking away what only Linux has (`elsewhere/sitecustomize.py`)."""
+"""Tests process jobs on other systems, simulated by hiding Linux's features (`without_linux/sitecustomize.py`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
-ELSEWHERE = Path(__file__).parent / "elsewhere"
+WITHOUT_LINUX = Path(__file__).parent / "without_linux"
 
 PROGRAM = """
 import os, sys
@@ -34,8 +34,9 @@ for key, value in {"START_METHOD": "guardian", "CPU_AFFINITY": "[0]", "MAX_RSS_G
 """
 
 
-def run_elsewhere(*command: str, cwd: Path, seconds: float) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": f"{ELSEWHERE}:{ROOT}"}
+def run_without_linux(*command: str, cwd: Path, seconds: float) -> subprocess.CompletedProcess[str]:
+    """Run Python with the features of Linux hidden from it and all its child processes."""
+    environment = os.environ | {"PYTHONPATH": f"{WITHOUT_LINUX}:{ROOT}"}
     return subprocess.run(
         [sys.executable, *command], capture_output=True, text=True, env=environment, cwd=cwd, timeout=seconds
     )
@@ -43,7 +44,7 @@ def run_elsewhere(*command: str, cwd: Path, seconds: float) -> subprocess.Comple
 
 def test_jobs_run_in_spawned_workers_and_nothing_of_linux_is_loaded(tmp_path: Path) -> None:
     """Without Linux's features jobs run in spawned workers, and no module that needs them is loaded."""
-    done = run_elsewhere("-c", PROGRAM, cwd=tmp_path, seconds=60)
+    done = run_without_linux("-c", PROGRAM, cwd=tmp_path, seconds=60)
     assert done.stderr == ""
     loaded, guardian, affinity, growth = done.stdout.splitlines()
     assert loaded == "[]"
@@ -52,7 +53,7 @@ def test_jobs_run_in_spawned_workers_and_nothing_of_linux_is_loaded(tmp_path: Pa
     assert "max_rss_growth needs start_method 'guardian'" in growth
 
 
-# Of the contract what the platform has a say in; spawned workers on Linux are held to all of it.
+# The part of the contract that depends on the platform. Spawned workers on Linux are tested against all of it.
 CHOSEN = "max_runtime or deadline or stall or soft_timeout or checkpoint or cancelled or shutdown or hooks or driver"
 
 
@@ -60,6 +61,6 @@ def test_the_contract_holds() -> None:
     """The contract of the process pool holds without Linux's features."""
     chosen = f"process and not spawn and ({CHOSEN})"
     command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen, "tests/contract/test_pools.py")
-    done = run_elsewhere(*command, cwd=ROOT, seconds=110)
+    done = run_without_linux(*command, cwd=ROOT, seconds=110)
     assert done.returncode == 0, done.stdout[-5000:]
     print(done.stdout)

@@ -1,4 +1,4 @@
-"""Ending what runs: stop, recall, soft timeouts, memory limits."""
+"""Tests how running jobs are ended: stop, recall, soft timeouts, memory limits."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_function_is_asked_to_end_and_cleans_up(pool: Harness, tmp_path: Path)
 def test_a_function_that_checks_cancelled_ends_by_itself(pool: Harness, tmp_path: Path) -> None:
     """A stopped function that checks `current_job().cancelled` returns by itself."""
     path = tmp_path / "note"
-    assignment = pool.submit(functions.watch_flag, str(path))
+    assignment = pool.submit(functions.check_cancelled, str(path))
     pool.until(lambda: text_of(path) == "begun")
     assert pool.stop(assignment, grace=10) < 5.0
     assert path.read_text() == "saw it"
@@ -258,7 +258,7 @@ def test_what_earlier_jobs_left_in_a_worker_is_not_charged_to_the_next(
         again = pool.submit(functions.hold_memory, 1 << 20, 0, memory_limit=150 << 20)
         assert pool.value(again) == 1 << 20
     assert left.pid != innocent.pid
-    assert again.pid == innocent.pid, "a worker in which little is left was let go too"
+    assert again.pid == innocent.pid, "a worker in which little is left was replaced too"
 
 
 def test_the_peak_memory_is_measured_for_each_attempt() -> None:

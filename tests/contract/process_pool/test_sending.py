@@ -1,4 +1,4 @@
-"""What travels to a worker and back: functions, arguments, results, exceptions."""
+"""Tests what is sent to a worker and back: functions, arguments, results, exceptions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from executor_adapter.worker import values
 from tests.contract.process_pool import functions
 from tests.contract.process_pool.harness import Harness, harness, open_descriptors
 
-# --- what travels ---
+# --- functions and values ---
 
 
 def make_closure(base: int) -> Callable[[int], int]:
@@ -189,9 +189,9 @@ def test_an_exception_arrives_with_its_traceback(pool: Harness) -> None:
 
 def test_an_exception_that_cannot_be_pickled_keeps_its_message_and_code(pool: Harness) -> None:
     """An exception that cannot be sent becomes a JobError with its message and error code."""
-    error = pool.error(pool.submit(functions.raise_cannot_load))
+    error = pool.error(pool.submit(functions.raise_unloadable))
     assert type(error) is JobError
-    assert str(error) == "CannotLoad: hold on"
+    assert str(error) == "UnloadableError: hold on"
     assert error.error_code == "RATE_LIMITED"
 
 
@@ -210,7 +210,7 @@ def test_a_value_that_the_system_reads_in_pieces_arrives_whole(monkeypatch: pyte
     """A value larger than one read of the system arrives whole; here a read gives 1,000 bytes."""
     read = os.preadv
     monkeypatch.setattr(os, "preadv", lambda fd, buffers, at: read(fd, [buffers[0][:1000]], at))
-    monkeypatch.setattr(values, "_mappings", values.MAX_OPEN_FILES)  # as many as there may be
+    monkeypatch.setattr(values, "_mappings", values.MAX_OPEN_FILES)  # the limit is reached
     value = os.urandom(values.MIN_MEMORY_FILE_BYTES)
     body, file = values.dump(value, values.checked_dumps)
     assert file is not None

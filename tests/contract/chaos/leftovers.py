@@ -1,4 +1,4 @@
-"""What a storm may not leave behind: processes, threads, descriptors, shared memory, temporary files."""
+"""Finds what a chaos run left: processes, threads, descriptors, shared memory, temporary files."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.contract.chaos.functions import LINGERING
 
 
 @dataclass(frozen=True, slots=True)
-class Traces:
-    """What there is now of the things that an executor makes. `scratch`: where temporary files would lie."""
+class ResourceSnapshot:
+    """The resources in use now, of the kinds that an executor uses. `scratch`: the directory of temporary files."""
 
     processes: frozenset[int]
     threads: frozenset[str]
@@ -27,7 +27,7 @@ class Traces:
     files: frozenset[str]
 
     @classmethod
-    def now(cls, scratch: Path, tokens: Iterable[bytes] = ()) -> Traces:
+    def now(cls, scratch: Path, tokens: Iterable[bytes] = ()) -> ResourceSnapshot:
         gc.collect()
         return cls(
             processes=frozenset(children(os.getpid())) | lingering() | marked_by(tokens),
@@ -37,16 +37,18 @@ class Traces:
             files=frozenset(str(path) for path in scratch.rglob("*")),
         )
 
-    def beyond(self, before: Traces) -> dict[str, frozenset[Any]]:
-        """What is here and was not before, by kind."""
+    def beyond(self, before: ResourceSnapshot) -> dict[str, frozenset[Any]]:
+        """Return what is in use here and not in `before`, by kind."""
         found = {name: getattr(self, name) - getattr(before, name) for name in self.__slots__}
         return {name: left for name, left in found.items() if left}
 
 
-def left_since(before: Traces, scratch: Path, tokens: Iterable[bytes], *, seconds: float) -> dict[str, frozenset[Any]]:
-    """What is left after at most `seconds`: written-off threads end by themselves, the kernel frees as it can."""
+def left_since(
+    before: ResourceSnapshot, scratch: Path, tokens: Iterable[bytes], *, seconds: float
+) -> dict[str, frozenset[Any]]:
+    """Return what is left after at most `seconds`: abandoned threads and the kernel need some time."""
     until = time.monotonic() + seconds
-    while (left := Traces.now(scratch, tokens).beyond(before)) and time.monotonic() < until:
+    while (left := ResourceSnapshot.now(scratch, tokens).beyond(before)) and time.monotonic() < until:
         time.sleep(0.05)
     return left
 
@@ -56,7 +58,7 @@ def _processes() -> Iterator[Path]:
 
 
 def marked_by(tokens: Iterable[bytes]) -> frozenset[int]:
-    """The processes, zombies apart, whose environment has one of the variables."""
+    """Return the processes, except zombies, whose environment has one of the variables."""
     wanted = set(tokens)
     found = set()
     for entry in _processes():
@@ -67,7 +69,7 @@ def marked_by(tokens: Iterable[bytes]) -> frozenset[int]:
 
 
 def lingering() -> frozenset[int]:
-    """The orphans that left their environment behind."""
+    """Return the orphans that have an environment of their own."""
     found = set()
     for entry in _processes():
         with contextlib.suppress(OSError):
@@ -78,12 +80,12 @@ def lingering() -> frozenset[int]:
 
 def _descriptors() -> Iterator[tuple[str, str]]:
     for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # the one that lists
+        with contextlib.suppress(OSError):  # the descriptor of the listing itself
             yield name, os.readlink(f"/proc/self/fd/{name}")
 
 
 def _shared_memory() -> Iterator[str]:
-    """Named segments, and memory files of ours that are mapped here; a browser's are none of ours."""
+    """Yield named segments, except a browser's, and the executor's memory files that are mapped here."""
     yield from (name for name in os.listdir("/dev/shm") if not name.startswith((".org.chromium", ".com.google")))
     for line in Path("/proc/self/maps").read_text().splitlines():
         if "memfd:executor-adapter" in line:

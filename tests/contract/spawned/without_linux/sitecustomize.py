@@ -1,12 +1,15 @@
-"""Found by an interpreter on its path, this takes away what only Linux has, before anything else is imported: what is
-left is about what macOS gives. All that the interpreter starts finds it too."""
+"""Hides the features that only Linux has, before anything else is imported.
+
+An interpreter imports this module from its path when it starts, and so do its child processes. What is left is about
+what macOS has.
+"""
 
 import os
 import select
 import signal
 import socket
 
-_OF_LINUX = {
+_LINUX_ONLY = {
     os: (
         *("eventfd", "eventfd_read", "eventfd_write", "EFD_CLOEXEC", "EFD_NONBLOCK", "EFD_SEMAPHORE"),
         *("memfd_create", "MFD_CLOEXEC", "pidfd_open", "pipe2", "waitid", "WNOWAIT"),
@@ -16,7 +19,7 @@ _OF_LINUX = {
     signal: ("pidfd_send_signal", "SIGRTMIN", "SIGRTMAX"),
     socket: ("MSG_CMSG_CLOEXEC",),
 }
-for _module, _names in _OF_LINUX.items():
+for _module, _names in _LINUX_ONLY.items():
     for _name in _names:
         if hasattr(_module, _name):
             delattr(_module, _name)
