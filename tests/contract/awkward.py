@@ -120,24 +120,9 @@ def after_many() -> BaseException:
 AWKWARD: dict[str, Callable[[], BaseException]] = {
     kind.__name__: kind
     for kind in (
-        *(
-            SaysNothingError,
-            SaysNoneError,
-            ShowsNothingError,
-            SaysExitError,
-            HasNoTimeError,
-            HasNoCodeError,
-            AsksForEverError,
-            AsksInWordsError,
-        ),
-        *(
-            HasClosedHeadersError,
-            HasNoAttributesError,
-            TakesNoAttributesError,
-            HasNoClassError,
-            HasEndlessCausesError,
-            IsItsOwnCauseError,
-        ),
+        *(SaysNothingError, SaysNoneError, ShowsNothingError, SaysExitError, HasNoTimeError, HasNoCodeError),
+        *(AsksForEverError, AsksInWordsError, HasClosedHeadersError, HasNoAttributesError, TakesNoAttributesError),
+        *(HasNoClassError, HasEndlessCausesError, IsItsOwnCauseError),
         *(CannotBePickledError, NestsForEverError, BecomesTextError),
     )
 } | {

@@ -31,7 +31,7 @@ SETTINGS = Settings(executor=ExecutorSettings(kill_grace=0.2))
 class ChaosRun:
     """Runs `processes` process jobs, and `others` thread and coroutine jobs each.
 
-    A worker is killed every `kill_every` seconds, and the guardian every `kill_guardian_every` seconds if that is given.
+    A worker is killed every `kill_every` seconds, and the guardian every `kill_guardian_every` if that is given.
     """
 
     seed: int
