@@ -1,0 +1,31 @@
+"""Schedulers for programs without Prefect: named queues of collection and processing jobs over a JobExecutor.
+
+    from executor_adapter.scheduler import collection_scheduler
+
+    await collection_scheduler.start()
+    job_id = await collection_scheduler.add_manual_job("collection", collect, tool_name="cequence")
+
+Jobs may be added before `start`, and after `stop` or `close`: they wait for the next start, and nothing else starts
+them. A scheduler that was stopped or closed can be started again. Where a Prefect API is configured, its jobs are task
+runs there too, see `mirroring`.
+"""
+
+from __future__ import annotations
+
+from executor_adapter.job.model import Job
+from executor_adapter.scheduler.job_queue import JobQueue
+from executor_adapter.scheduler.schedulers import (
+    CollectionScheduler,
+    ProcessingScheduler,
+    collection_scheduler,
+    processing_scheduler,
+)
+
+__all__ = [
+    "CollectionScheduler",
+    "Job",
+    "JobQueue",
+    "ProcessingScheduler",
+    "collection_scheduler",
+    "processing_scheduler",
+]

@@ -1,4 +1,4 @@
-"""The jobs of a scheduler, and what a store knows of them."""
+"""JobQueue: the jobs of a scheduler, live and finished."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from executor_adapter.persistence.history import QueueHistory
 
 
 class JobQueue:
-    """The jobs of one scheduler, live and past: add, look up, list, clean up. For any thread or event loop.
+    """Adds, finds, lists and cleans up the jobs of one scheduler. Usable from any thread or event loop.
 
-    `accept`: called with each new job; gives the job, or the live one that has its dedupe_key; raises where it is
-    refused. `max_history`: so many jobs that are over are remembered; past it the oldest are forgotten, live ones
-    never. With a store that outlives the program (`remember`) the past is there: a job of it is made again from its
-    record, to be looked at.
+    `accept`: called with each new job; returns it, or the live job with the same dedupe_key; raises if it refuses the
+    job. `max_history`: how many finished jobs are remembered; the oldest are forgotten first, live jobs never. With a
+    store that outlives the program (`use_history`), finished jobs are there, and are restored from their records.
     """
 
     def __init__(self, accept: Callable[[Job], Job], *, max_history: int = 100_000) -> None:
@@ -30,19 +29,20 @@ class JobQueue:
         self._jobs: dict[str, Job] = {}
         self._history: QueueHistory | None = None
 
-    def remember(self, history: QueueHistory | None) -> None:
-        """Keep the past in a store from now on; what is remembered here of jobs that are over is left to it."""
+    def use_history(self, history: QueueHistory | None) -> None:
+        """Leave finished jobs to a store from now on, and forget those that are remembered here."""
         with self._lock:
             self._history = history
             if history is not None:
                 self._jobs = {job_id: job for job_id, job in self._jobs.items() if not job.status.is_terminal}
 
     async def add_job(self, job: Job) -> str:
-        """Queue a job; its id, or that of the live one that has its dedupe_key. With a store it is in there when this
-        returns, unless that cannot be written now.
+        """Queue a job, and return its id or that of the live job with the same dedupe_key.
+
+        With a store, the job is written when this returns, unless the store cannot be reached now.
 
         Raises:
-            InvalidJobError: it is not a Job, can never run, or its id is taken.
+            InvalidJobError: It is not a Job, can never run, or its id is taken.
         """
         check_is_job(job)
         history = self._history
@@ -65,10 +65,11 @@ class JobQueue:
         return taken.job_id
 
     async def is_quarantined(self, job_id: str) -> bool | None:
-        """Whether the store says so; None without one."""
+        """Whether the store holds the job in quarantine; None without a store."""
         return None if self._history is None else await self._history.is_quarantined(job_id)
 
     async def get_job(self, job_id: str) -> Job | None:
+        """Return the job with this id; None where it is unknown."""
         job = self._jobs.get(job_id)
         return job if job is not None or self._history is None else await self._history.get(job_id)
 
@@ -81,59 +82,61 @@ class JobQueue:
         offset: int = 0,
         limit: int | None = None,
     ) -> list[Job]:
-        """The jobs that match, in the order in which they were added."""
+        """Return the jobs that match, in the order in which they were added."""
         wanted = {"status": status, "job_type": job_type, "tool_name": tool_name}
-        asked = {name: value for name, value in wanted.items() if value is not None}
+        fields = {name: value for name, value in wanted.items() if value is not None}
         with self._lock:
             jobs = [job for job_id, job in self._jobs.items() if job_id == job.job_id]
-        known = [job for job in jobs if all(getattr(job, n) == v for n, v in asked.items())]
+        known = [job for job in jobs if all(getattr(job, n) == v for n, v in fields.items())]
         if self._history is None:
             return known[offset : None if limit is None else offset + limit]
-        found, stored = await self._history.find(asked, offset=offset, limit=limit)
+        found, stored = await self._history.find(fields, offset=offset, limit=limit)
         not_stored = [job for job in known if _waits_for_start(job)][max(0, offset - stored) :]
         return [self._jobs.get(job.job_id, job) for job in found] + not_stored[
             : None if limit is None else limit - len(found)
         ]
 
     async def cleanup_old_jobs(self, max_age_hours: float = 24) -> int:
-        """Forget the jobs that have been over for more than `max_age_hours`; how many that were.
+        """Forget jobs that finished more than `max_age_hours` ago, and return how many.
 
         Raises:
-            ValueError: `max_age_hours` is not a finite number from 0 on.
+            ValueError: `max_age_hours` is negative or not finite.
         """
         check_age("max_age_hours", max_age_hours)
         before = time.time() - max_age_hours * 3600
         with self._lock:
-            over = [(id_, job.state.completed_at) for id_, job in self._jobs.items()]
-            old = [id_ for id_, completed_at in over if completed_at is not None and completed_at < before]
+            finished = [(id_, job.state.completed_at) for id_, job in self._jobs.items()]
+            old = [id_ for id_, completed_at in finished if completed_at is not None and completed_at < before]
             forgotten = sum(self._jobs.pop(job_id).job_id == job_id for job_id in old)
         return forgotten if self._history is None else await self._history.cleanup(max_age_hours)
 
     def forget(self, job: Job) -> None:
-        """It was not queued after all."""
+        """Remove a job that was not queued after all."""
         with self._lock:
             self._jobs.pop(job.job_id, None)
 
-    def lead_to(self, job: Job, twin: Job) -> None:
-        """The job, whose id was given out, is not run, since `twin` is live and has its dedupe_key: who looks for the
-        one finds the other."""
+    def redirect(self, job: Job, twin: Job) -> None:
+        """Return `twin` from now on where `job` is asked for.
+
+        The id of `job` was returned to a caller, but it does not run: `twin` is live and has the same dedupe_key.
+        """
         with self._lock:
             self._jobs[job.job_id] = twin
 
     def _forget_surplus(self) -> None:
-        most = self._max_history if self._history is None else min(self._max_history, KEPT_BESIDE_STORE)
-        surplus = len(self._jobs) - most
+        limit = self._max_history if self._history is None else min(self._max_history, MAX_FINISHED_BESIDE_STORE)
+        surplus = len(self._jobs) - limit
         if surplus <= 0:
             return
         with self._lock:
-            # A tenth at once, so that the search is not made for each job.
-            over = (job_id for job_id, job in self._jobs.items() if job.status.is_terminal)
-            for job_id in list(itertools.islice(over, surplus + most // 10)):
+            # A tenth more than needed, so that the search is not made for each job.
+            finished = (job_id for job_id, job in self._jobs.items() if job.status.is_terminal)
+            for job_id in list(itertools.islice(finished, surplus + limit // 10)):
                 del self._jobs[job_id]
 
 
-KEPT_BESIDE_STORE = 1000
-"""Jobs that are over and are kept as they are, beside a store that knows them."""
+MAX_FINISHED_BESIDE_STORE = 1000
+"""Finished jobs that are kept in memory although a store remembers them."""
 
 
 def _waits_for_start(job: Job) -> bool:

@@ -1,7 +1,7 @@
-"""Whether a scheduler's jobs are task runs in Prefect too, as the settings' `prefect.mirror` has it.
+"""Decides whether a scheduler's jobs are task runs in Prefect too, by the setting `prefect.mirror`.
 
-Prefect itself says whether an API is configured for it, and takes a second to import. So it is asked only where it is
-imported already, or where something hints at an API: a variable of the environment, or a file that Prefect reads.
+Prefect itself knows whether an API is configured, but takes a second to import. So it is asked only if it is imported
+already, or if something hints at an API: an environment variable, or a file that Prefect reads.
 """
 
 from __future__ import annotations
@@ -23,29 +23,28 @@ if TYPE_CHECKING:
 logger = logging.getLogger("executor_adapter")
 
 MIRROR = "executor_adapter.prefect.mirror.scheduler_mirror"
-"""By its name, since only that package may import Prefect."""
+"""By its name, because only `executor_adapter.prefect` may import Prefect."""
 
-VARIABLES = frozenset({"PREFECT_API_URL", "PREFECT_API", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH"})
-MENTIONS = {"prefect.toml": "", ".env": "PREFECT_", "pyproject.toml": "tool.prefect"}
-"""Files of the working directory that Prefect reads, and what they hold if they say anything to it."""
+HINT_VARIABLES = frozenset({"PREFECT_API_URL", "PREFECT_API", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH"})
+HINT_FILES = {"prefect.toml": "", ".env": "PREFECT_", "pyproject.toml": "tool.prefect"}
+"""Files in the working directory that Prefect reads, and the text that they contain if they configure it."""
 
 
 class SchedulerMirror(Protocol):
-    """Tells Prefect of one executor's jobs."""
+    """Reports one executor's jobs to Prefect."""
 
     def attach(self, executor: JobExecutor) -> None:
-        """Mirror each job of this executor from now on, until that is closed, and end with it."""
+        """Mirror each job of this executor from now on, and stop when the executor is closed."""
 
     def hurry(self) -> None:
         """When the executor is closed, leave the server little time."""
 
 
 def mirror_for(mode: MirrorMode, observers: Iterable[Observer]) -> SchedulerMirror | None:
-    """What is to mirror a scheduler's jobs, by Prefect's settings in force; None where nothing is to, or one of its
-    `observers` does already.
+    """Return a mirror for a scheduler's jobs; None where they are not mirrored, or one of `observers` does it already.
 
-    It asks no server, but may import Prefect: not for an event loop's thread. Where Prefect cannot be used the log
-    says so, and nothing is mirrored.
+    It asks no server, but it may import Prefect, which is too slow for an event loop's thread. Where Prefect cannot be
+    used, it logs a warning and returns None.
     """
     if mode == "never" or (mode == "auto" and not _is_hinted_at()):
         return None
@@ -58,11 +57,11 @@ def mirror_for(mode: MirrorMode, observers: Iterable[Observer]) -> SchedulerMirr
 
 
 def _is_hinted_at() -> bool:
-    """Whether a Prefect API may be configured."""
-    if "prefect.settings" in sys.modules or any(name.upper() in VARIABLES for name in os.environ):
+    """Whether something hints at a configured Prefect API."""
+    if "prefect.settings" in sys.modules or any(name.upper() in HINT_VARIABLES for name in os.environ):
         return True
     home = Path(os.environ.get("PREFECT_HOME") or Path.home() / ".prefect").expanduser()
-    return (home / "profiles.toml").exists() or any(_mentions(Path(name), text) for name, text in MENTIONS.items())
+    return (home / "profiles.toml").exists() or any(_mentions(Path(name), text) for name, text in HINT_FILES.items())
 
 
 def _mentions(path: Path, text: str) -> bool:
@@ -73,7 +72,7 @@ def _mentions(path: Path, text: str) -> bool:
 
 
 def _imported(name: str) -> Any:
-    """The module. The root logger stays as the program has set it up: Prefect puts a handler of its own there."""
+    """Import a module and return it, without the handler that Prefect adds to the program's root logger."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     try:

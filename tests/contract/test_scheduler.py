@@ -14,7 +14,7 @@ import pytest
 from executor_adapter import Job, JobStatus
 from executor_adapter.config import CollectionSettings, JobSettings, ProcessingSettings, Settings, Tool
 from executor_adapter.exceptions import ConfigurationError, InvalidJobError
-from executor_adapter.scheduler.schedulers import (
+from executor_adapter.scheduler import (
     CollectionScheduler,
     ProcessingScheduler,
     collection_scheduler,

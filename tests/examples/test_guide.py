@@ -22,7 +22,7 @@ import pytest
 from executor_adapter import Job, JobExecutor, JobStatus
 from executor_adapter.config import Settings, load_config
 from executor_adapter.exceptions import DataCollectionException
-from executor_adapter.scheduler.schedulers import CollectionScheduler, ProcessingScheduler
+from executor_adapter.scheduler import CollectionScheduler, ProcessingScheduler
 from tests.api_server import as_json, serving
 from tests.examples.guide_code import LeapingLoop, read_blocks, run, until
 from tests.servers import free_port

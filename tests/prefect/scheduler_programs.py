@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from executor_adapter import Job
-from executor_adapter.scheduler.schedulers import CollectionScheduler, ProcessingScheduler, collection_scheduler
+from executor_adapter.scheduler import CollectionScheduler, ProcessingScheduler, collection_scheduler
 
 
 def until_there(path: str) -> str:

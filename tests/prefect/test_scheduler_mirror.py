@@ -28,7 +28,7 @@ from executor_adapter import Job, JobStatus, RetryPolicy
 from executor_adapter.config.settings import PrefectSettings, Settings
 from executor_adapter.prefect import PrefectMirror
 from executor_adapter.prefect.mirror.spool import Spool
-from executor_adapter.scheduler.schedulers import (
+from executor_adapter.scheduler import (
     CollectionScheduler,
     ProcessingScheduler,
     collection_scheduler,

@@ -14,7 +14,7 @@ from executor_adapter import Job, JobExecutor, JobStatus
 from executor_adapter.config import MonitoringSettings, Settings
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.monitoring import Alert, AlertKind, HealthMonitor
-from executor_adapter.scheduler.schedulers import CollectionScheduler
+from executor_adapter.scheduler import CollectionScheduler
 from executor_adapter.supervision.stats import KEPT, ended_jobs, figures, percentile
 from tests.contract.conftest import wait_for
 

@@ -15,7 +15,7 @@ from executor_adapter.config import JobSettings, Settings
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job.model import check_are_jobs
 from executor_adapter.job.transition import Transition
-from executor_adapter.scheduler.schedulers import CollectionScheduler, ProcessingScheduler
+from executor_adapter.scheduler import CollectionScheduler, ProcessingScheduler
 from executor_adapter.store import open_store
 from executor_adapter.supervision.rate_limiter import ToolLimit
 

@@ -13,7 +13,7 @@ import pytest
 from executor_adapter import Job, JobStatus
 from executor_adapter.config import CollectionSettings, Settings, StoreSettings
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.scheduler.schedulers import CollectionScheduler, ProcessingScheduler
+from executor_adapter.scheduler import CollectionScheduler, ProcessingScheduler
 from executor_adapter.store import open_store
 from tests.contract.stores import store_jobs
 

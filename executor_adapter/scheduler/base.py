@@ -1,0 +1,272 @@
+"""What both schedulers share: the queue, starting and stopping, and what is asked about jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+from executor_adapter.config import Settings, Stage, StageSettings, load_config
+from executor_adapter.exceptions import InvalidJobError
+from executor_adapter.executor.executor import JobExecutor
+from executor_adapter.job.model import Job
+from executor_adapter.job.rerun import rerun
+from executor_adapter.job.transition import Observer
+from executor_adapter.job.validation import check_count
+from executor_adapter.scheduler.binding import bind, check_own_arguments
+from executor_adapter.scheduler.job_queue import JobQueue
+from executor_adapter.scheduler.mirroring import SchedulerMirror, mirror_for
+from executor_adapter.store import open_store
+from executor_adapter.store.base import JobStore
+from executor_adapter.supervision.intake import check_job
+from executor_adapter.supervision.rate_limiter import ToolLimit
+from executor_adapter.supervision.stats import WINDOW, ExecutorStats
+
+STOP_TIMEOUT = 30.0
+"""Seconds that running jobs get to end when their scheduler stops."""
+
+
+class BaseScheduler:
+    """A named queue of jobs, and the executor that runs them between `start` and `stop`.
+
+    `config`: Settings; default: `load_config()`, read at `start`. `store`: where jobs are remembered, a JobStore or its
+    URL; default: `store.url` of the settings, or else the memory of this process. `observers`: as those of JobExecutor;
+    if one of them is a PrefectMirror, the setting `prefect.mirror` is ignored. `tool_limits`: by tool name, how many of
+    its jobs run at once and how many start per second.
+    """
+
+    section: ClassVar[Stage]
+    bound_metadata: ClassVar[tuple[str, ...]]
+    """Keys of a job's metadata that its function gets as arguments of the same name, if it accepts them."""
+
+    def __init__(
+        self,
+        max_concurrent_jobs: int | None = None,
+        *,
+        config: Settings | None = None,
+        store: JobStore | str | None = None,
+        tool_limits: Mapping[str, ToolLimit] | None = None,
+        observers: Iterable[Observer] = (),
+    ) -> None:
+        if max_concurrent_jobs is not None:
+            check_count("max_concurrent_jobs", max_concurrent_jobs, "lets no job start", or_none=", or None")
+        self.job_queue = JobQueue(self._accept)
+        self._max_concurrent_jobs = max_concurrent_jobs
+        self._config = config
+        self._given_store = store
+        self._store: JobStore | None = None
+        self._tool_limits = tool_limits
+        self._observers = tuple(observers)
+        self._executor: JobExecutor | None = None
+        self._mirror: SchedulerMirror | None = None
+        self._waiting: list[Job] = []
+        self._quarantined: dict[str, Job] = {}
+        """The jobs that the last executor held in quarantine; the next executor takes them over."""
+        self._lock = threading.Lock()
+
+    async def start(self) -> None:
+        """Read the configuration, then run the jobs that were added and those that a dead host left in the store.
+
+        Does nothing if the scheduler runs already.
+
+        Raises:
+            ConfigurationError: The message names key and value.
+            StoreUnavailableError: The store cannot be used now.
+            InvalidJobError: A job that was added before cannot be stored; it is forgotten, and all others run.
+        """
+        if self._executor is not None:
+            return
+        config = self.config
+        await self._open_store(config)
+        mirror = await asyncio.to_thread(mirror_for, config.prefect.mirror, self._observers)
+        executor, waiting = self._begin(config, mirror)
+        try:
+            await executor.start()
+        except BaseException:
+            self._waiting[:0] = waiting
+            self.close()
+            raise
+        self._submit_all(waiting, executor)
+
+    def _begin(self, config: Settings, mirror: SchedulerMirror | None) -> tuple[JobExecutor, list[Job]]:
+        """Make the executor, and take the jobs that have waited for it."""
+        with self._lock:
+            if self._executor is None:
+                self._executor, self._mirror = self._make_executor(config), mirror
+                if mirror is not None:
+                    mirror.attach(self._executor)
+            waiting, self._waiting = self._waiting, []
+            return self._executor, waiting
+
+    def _make_executor(self, config: Settings) -> JobExecutor:
+        section: StageSettings = getattr(config, self.section)
+        executor = JobExecutor(
+            section.max_concurrent_jobs if self._max_concurrent_jobs is None else self._max_concurrent_jobs,
+            config=config.for_stage(self.section),
+            tool_limits=self._tool_limits,
+            observers=self._observers,
+            store=self._store,
+            queue=self.section,
+            requeue_on_shutdown=True,
+        )
+        executor.quarantine(self._quarantined.values())
+        self.job_queue.use_history(executor.history())
+        return executor
+
+    async def _open_store(self, config: Settings) -> None:
+        wanted = self._given_store or config.store.url
+        if self._store is None and wanted is not None:
+            self._store = wanted if isinstance(wanted, JobStore) else await asyncio.to_thread(open_store, wanted)
+
+    def _submit_all(self, jobs: list[Job], executor: JobExecutor) -> None:
+        refused: InvalidJobError | None = None
+        for job in jobs:
+            try:
+                taken = self._submit(job, executor)
+            except InvalidJobError as error:
+                self.job_queue.forget(job)
+                refused = error
+            else:
+                if taken is not job:
+                    self.job_queue.redirect(job, taken)
+        if refused is not None:
+            raise refused
+
+    async def stop(self, timeout: float | None = STOP_TIMEOUT) -> None:
+        """Cancel waiting jobs and let running ones end; cancel those too after `timeout` seconds (None: never).
+
+        With a store that outlives the program, the jobs stay there for the next start instead of being cancelled.
+        Where jobs are mirrored, a Prefect server that is behind or away gets 14 s more; what it has not recorded by
+        then is kept for the next start.
+        """
+        with self._lock:
+            executor, self._executor = self._executor, None
+        if executor is not None:
+            await asyncio.to_thread(executor.shutdown, cancel_futures=True, timeout=timeout)
+            self._ended(executor)
+
+    def close(self) -> None:
+        """End running jobs at once, and release all workers and the store.
+
+        Does no harm when the scheduler is stopped or closed already. A Prefect server gets 4 s, for final states only.
+        Jobs that wait for a start, or are added from now on, wait for the next start.
+        """
+        with self._lock:
+            executor, self._executor = self._executor, None
+            store, self._store = self._store, None
+            mirror, self._mirror = self._mirror, None
+        if mirror is not None:
+            mirror.hurry()
+        if executor is not None:
+            executor.shutdown(cancel_futures=True, timeout=0)
+            self._ended(executor)
+        if store is not None and store is not self._given_store:
+            store.close()
+
+    def _ended(self, executor: JobExecutor) -> None:
+        self._quarantined = {job.job_id: job for job in executor.quarantined()}
+        self.job_queue.use_history(executor.history())
+
+    async def retry_job(self, job_id: str, **changes: Any) -> str:
+        """Queue a new job like a finished one, with `changes` to fields of Job, and return the new job's id.
+
+        Changes are for example a longer `max_runtime` or other `kwargs`. The new job's metadata holds the old job's id
+        as `retry_of`.
+
+        Raises:
+            InvalidJobError: The job is unknown, not finished, or quarantined and not released.
+        """
+        job = await self.get_job_status(job_id)
+        if job is None:
+            raise InvalidJobError(f"no job with the id {job_id!r} is known")
+        if await self._is_quarantined(job_id):
+            raise InvalidJobError(f"job {job_id} is quarantined: release({job_id!r}) first")
+        return await self.job_queue.add_job(rerun(job, **changes))
+
+    async def release(self, job_id: str) -> bool:
+        """End a job's quarantine, so that `retry_job` accepts it. Return False where no quarantined job has this id."""
+        executor, store = self._executor, self._store
+        if executor is not None:
+            return await asyncio.to_thread(executor.release, job_id)
+        known = self._quarantined.pop(job_id, None) is not None
+        return known if store is None else await asyncio.to_thread(store.release, job_id)
+
+    async def _is_quarantined(self, job_id: str) -> bool:
+        stored = await self.job_queue.is_quarantined(job_id)
+        if stored is not None:
+            return stored
+        executor = self._executor
+        return job_id in (self._quarantined if executor is None else executor.stats().quarantined)
+
+    async def get_job_status(self, job_id: str) -> Job | None:
+        """Return the job itself, whose fields change as it runs; None where it is unknown."""
+        return await self.job_queue.get_job(job_id)
+
+    async def get_all_jobs(self) -> list[Job]:
+        """Return all jobs that are known, in the order in which they were added."""
+        return await self.job_queue.list_jobs()
+
+    async def cleanup_old_jobs(self, max_age_hours: float = 24) -> int:
+        """Forget jobs that finished more than `max_age_hours` ago, and return how many.
+
+        Raises:
+            ValueError: `max_age_hours` is negative or not finite.
+        """
+        return await self.job_queue.cleanup_old_jobs(max_age_hours)
+
+    @property
+    def config(self) -> Settings:
+        """The settings in force; before `start`, those that it would read.
+
+        Raises:
+            ConfigurationError: The message names key and value.
+        """
+        executor = self._executor
+        return (self._config or load_config()) if executor is None else executor.config
+
+    def running(self) -> list[Job]:
+        """Return the jobs that have an attempt under way."""
+        return [] if self._executor is None else self._executor.running()
+
+    def stats(self, *, window: float = WINDOW) -> ExecutorStats | None:
+        """Return the executor's counts and figures; None while the scheduler is not started."""
+        return None if self._executor is None else self._executor.stats(window=window)
+
+    async def _add(self, job: Job, own: dict[str, Any]) -> str:
+        check_own_arguments(job.function, own)
+        job.kwargs.update(own)
+        return await self.job_queue.add_job(job)
+
+    def _accept(self, job: Job) -> Job:
+        bind(job, self.bound_metadata)
+        with self._lock:
+            if self._executor is not None:
+                return self._submit(job, self._executor)
+            if (twin := self._waiting_twin(job)) is not None:
+                return twin
+            self._check(job)
+            self._waiting.append(job)
+            return job
+
+    def _submit(self, job: Job, executor: JobExecutor) -> Job:
+        executor.fill_in_defaults(job)  # a pool that the settings name wins over the scheduler's choice
+        self._choose_pool(job)
+        return executor.submit(job).job
+
+    def _waiting_twin(self, job: Job) -> Job | None:
+        if job.dedupe_key is None:
+            return None
+        return next((other for other in self._waiting if other.dedupe_key == job.dedupe_key), None)
+
+    def _check(self, job: Job) -> None:
+        """Refuse a job that could not run under any settings; they are read at `start`."""
+        probe = job.model_copy()
+        self._choose_pool(probe)
+        check_job(probe)
+
+    def _choose_pool(self, job: Job) -> None:
+        """Set the pool where neither the job nor the settings name one.
+
+        Here it stays "auto": a coroutine or a thread, since collection mostly waits for others.
+        """
