@@ -42,7 +42,7 @@ lint: $(DEV)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/codespell
-	@$(BIN)/validate-pyproject --quiet pyproject.toml
+	@$(BIN)/validate-pyproject pyproject.toml
 
 coverage: $(DEV) ## run the unit and contract tests and print the coverage of the package
 	@$(BIN)/coverage erase
