@@ -81,7 +81,7 @@ class ConfigSources:
         return settings.relative_to(Path.cwd() if self.file is None else self.file.resolve().parent)
 
     def _hint(self, error: ValidationError) -> str:
-        """Return the way out where the file may belong to another program."""
+        """Return what to do where the file may belong to another program."""
         if self._named or error.errors()[0]["type"] != "unknown_key":
             return ""
         return f" (if {self.file} is another program's, set {CONFIG_VARIABLE} to the path of yours)"

@@ -17,7 +17,7 @@ class Handover:
 
     def __init__(self, supervisor: Supervisor, pending: PendingWrites) -> None:
         self.recovery_is_due = False
-        """Whether jobs were handed over that perhaps nobody took: they are to be looked for."""
+        """Whether to look for jobs that were handed over, because perhaps no host took them."""
         self._supervisor = supervisor
         self._pending = pending
         self._stopping: list[Job] = []

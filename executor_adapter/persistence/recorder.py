@@ -305,7 +305,7 @@ class Recorder:
             self._handover.give_away([job for job in batch.jobs if job.job_id in set(taken)])
 
     def _write_one_by_one(self, batch: WriteBatch) -> None:
-        """Write all of a batch but what no store can hold."""
+        """Write the records one by one, and drop those that no store can hold."""
         if len(batch.jobs) == 1:
             logger.exception("a job's change cannot be recorded and is dropped", extra={"job_id": batch.jobs[0].job_id})
             self._mark_written(batch.jobs)

@@ -119,7 +119,7 @@ class WrittenFutures:
             future.set_result(None)
 
     def resolve_all(self) -> None:
-        """Resolve every future: the store is down, and nobody is to wait for it."""
+        """Resolve every future, so that no caller waits for a store that is down."""
         with self._lock:
             given_up, self._futures = self._futures, {}
         for future in given_up.values():

@@ -1,4 +1,4 @@
-"""What every store does: one suite over the memory, SQLite and a real PostgreSQL."""
+"""The contract of stores: one suite over the store in memory, SQLite and a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def store(url: str) -> Iterator[JobStore]:
 
 @pytest.fixture
 def host(store: JobStore) -> Iterator[Host]:
-    """A host of this process, which holds its lease."""
+    """A host of this process with a lease."""
     host = new_host()
     store.register(host, lease=LEASE)
     yield host
@@ -56,7 +56,7 @@ def host(store: JobStore) -> Iterator[Host]:
 
 
 def elsewhere(**fields: Any) -> Host:
-    """A host of another machine: only its lease tells whether it is gone."""
+    """Make a host of another machine; only its lease shows whether it is gone."""
     return Host(**{"host_id": uuid7(), "machine": "elsewhere", "pid": 1, "process_started": 1} | fields)
 
 
@@ -109,6 +109,7 @@ FULL = JobRecord(
 
 
 def test_a_record_comes_back_as_it_was_written(store: JobStore, host: Host) -> None:
+    """A record with every field set is read as it was written."""
     record = dataclasses.replace(FULL, host=host.host_id)
     put(store, host, record)
     assert store.get(record.job_id) == record
@@ -116,8 +117,8 @@ def test_a_record_comes_back_as_it_was_written(store: JobStore, host: Host) -> N
     assert store.get("unknown") is None
 
 
-def test_what_cannot_be_text_in_a_database_is_replaced_in_messages(store: JobStore, host: Host) -> None:
-    """An exception may say anything; what became of its job is recorded all the same."""
+def test_characters_that_databases_refuse_are_replaced_in_messages(store: JobStore, host: Host) -> None:
+    """An error message may have any characters; those that a database refuses are replaced."""
     record = make(host, JobStatus.FAILED, error_message="a\0b \udcff")
     put(store, host, record)
     found = store.get(record.job_id)
@@ -125,7 +126,8 @@ def test_what_cannot_be_text_in_a_database_is_replaced_in_messages(store: JobSto
     assert found.error_message in ("a\0b \udcff", "a�b ?")
 
 
-def test_a_change_leaves_what_never_changes(store: JobStore, host: Host) -> None:
+def test_a_change_keeps_the_fields_that_never_change(store: JobStore, host: Host) -> None:
+    """Writing a changed record keeps the job's call, pickle and function."""
     record = dataclasses.replace(FULL, host=host.host_id, status=JobStatus.RUNNING, completed_at=None)
     put(store, host, record)
     over = JobRecord(job_id=FULL.job_id, status=JobStatus.COMPLETED, attempt=3, completed_at=9.0, host=host.host_id)
@@ -136,8 +138,8 @@ def test_a_change_leaves_what_never_changes(store: JobStore, host: Host) -> None
     assert (found.call, found.pickled, found.function) == (record.call, record.pickled, record.function)
 
 
-def test_writing_again_changes_nothing(store: JobStore, host: Host) -> None:
-    """Whoever does not know whether a write arrived writes again."""
+def test_writing_a_record_again_changes_nothing(store: JobStore, host: Host) -> None:
+    """A host that does not know whether a write succeeded can repeat it."""
     record = make(host)
     left = dataclasses.replace(record, status=JobStatus.PENDING, host=None)
     put(store, host, record)
@@ -147,7 +149,8 @@ def test_writing_again_changes_nothing(store: JobStore, host: Host) -> None:
     assert store.find().total == 1
 
 
-def test_of_an_id_that_is_used_again_within_a_batch_the_last_job_counts(store: JobStore, host: Host) -> None:
+def test_of_jobs_with_one_id_in_a_batch_the_last_one_counts(store: JobStore, host: Host) -> None:
+    """Where a batch has several records of one id, the last one is stored."""
     first = make(host, JobStatus.FAILED, job_id="daily", created_at=1.0)
     second = make(host, JobStatus.RUNNING, job_id="daily", created_at=2.0)
     put(store, host, make(host), first, second, make(host))
@@ -157,7 +160,8 @@ def test_of_an_id_that_is_used_again_within_a_batch_the_last_job_counts(store: J
     assert store.get("daily") == over[-1]
 
 
-def test_an_id_may_be_used_again_once_its_job_is_over(store: JobStore, host: Host) -> None:
+def test_an_id_can_be_used_again_once_its_job_is_finished(store: JobStore, host: Host) -> None:
+    """A new job replaces a finished one with the same id, and its former host's late writes are ignored."""
     other = elsewhere()
     store.register(other, lease=LEASE)
     put(store, host, make(host, JobStatus.FAILED, job_id="daily", created_at=1.0))
@@ -178,7 +182,8 @@ def ids(store: JobStore, wanted: JobFilter, **how: Any) -> list[str]:
     return [record.job_id for record in store.find(wanted, **how).records]
 
 
-def test_filters_take_jobs_that_match_all_that_is_given(store: JobStore, host: Host) -> None:
+def test_filters_select_jobs_that_match_every_field(store: JobStore, host: Host) -> None:
+    """A filter selects the jobs that match every field given, upper and lower case alike in `text`."""
     put(
         store,
         host,
@@ -208,7 +213,8 @@ def test_filters_take_jobs_that_match_all_that_is_given(store: JobStore, host: H
         assert "".join(ids(store, wanted, **oldest_first)) == expected, wanted
 
 
-def test_pages_hold_a_part_and_say_how_many_there_are(store: JobStore, host: Host) -> None:
+def test_pages_have_a_part_of_the_list_and_its_total(store: JobStore, host: Host) -> None:
+    """Each page has its part of the list and the total number of jobs."""
     put(store, host, *(make(host, job_id=f"{n}", created_at=float(n // 2)) for n in range(7)))
     assert ids(store, JobFilter()) == ["6", "5", "4", "3", "2", "1", "0"]
     assert ids(store, JobFilter(), offset=2, limit=3) == ["4", "3", "2"]
@@ -219,7 +225,7 @@ def test_pages_hold_a_part_and_say_how_many_there_are(store: JobStore, host: Hos
 
 
 def test_a_total_is_exact_or_says_that_there_are_more(store: JobStore, host: Host) -> None:
-    """Who has a million jobs is not kept waiting until they are counted."""
+    """A store may stop counting at `counts_up_to`, and then says that the total is not exact."""
     put(store, host, *(make(host, job_id=f"{n}", created_at=float(n)) for n in range(9)))
     for most, offset, limit in ((9, 0, 2), (5, 0, 2), (5, 6, 2), (5, 20, 2)):
         store.counts_up_to = most
@@ -232,6 +238,7 @@ def test_a_total_is_exact_or_says_that_there_are_more(store: JobStore, host: Hos
 
 
 def test_a_page_of_several_statuses_is_in_order(store: JobStore, host: Host) -> None:
+    """A page of jobs of several statuses is ordered by creation."""
     statuses = [JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.RUNNING, JobStatus.CANCELLED]
     put(store, host, *(make(host, statuses[n % 4], job_id=f"{n}", created_at=float(n)) for n in range(9)))
     wanted = JobFilter(statuses=frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED}))
@@ -241,7 +248,8 @@ def test_a_page_of_several_statuses_is_in_order(store: JobStore, host: Host) -> 
     assert store.find(wanted, limit=3).total == 7
 
 
-def test_counts_and_rates(store: JobStore, host: Host) -> None:
+def test_counts_and_failure_rates(store: JobStore, host: Host) -> None:
+    """Counts by status, the failure rate and the oldest waiting job are those of the matching jobs."""
     assert store.failure_rate() is None
     statuses = [*[JobStatus.COMPLETED] * 3, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.PENDING]
     ended = [10.0, 20.0, 30.0, 30.0, 40.0, None]
@@ -261,7 +269,8 @@ def test_counts_and_rates(store: JobStore, host: Host) -> None:
     assert store.oldest_waiting(JobFilter(queue="collection")) is None
 
 
-def test_durations_are_those_of_jobs_that_are_over(store: JobStore, host: Host) -> None:
+def test_durations_are_those_of_finished_jobs(store: JobStore, host: Host) -> None:
+    """Durations are those of finished jobs that started, ascending."""
     for took, at in ((1.0, 10.0), (5.0, 20.0), (3.0, 30.0)):
         put(store, host, make(host, JobStatus.COMPLETED, started_at=at - took, completed_at=at))
     put(store, host, make(host, JobStatus.CANCELLED), make(host, JobStatus.RUNNING, started_at=1.0))
@@ -270,10 +279,11 @@ def test_durations_are_those_of_jobs_that_are_over(store: JobStore, host: Host) 
     assert store.durations(JobFilter(ended_before=25.0)) == [1.0, 5.0]
 
 
-# --- asking something of jobs ---
+# --- requests ---
 
 
-def test_cleanup_forgets_what_is_long_over_and_nothing_else(store: JobStore, host: Host) -> None:
+def test_cleanup_deletes_old_finished_jobs_alone(store: JobStore, host: Host) -> None:
+    """Cleanup deletes old finished jobs and keeps new, live and quarantined ones and other queues."""
     hours_ago = time.time() - 2 * 3600
     old = {"created_at": 1.0, "completed_at": hours_ago}
     put(store, host, *(make(host, JobStatus.COMPLETED, **old) for _ in range(1203)))
@@ -290,8 +300,8 @@ def test_cleanup_forgets_what_is_long_over_and_nothing_else(store: JobStore, hos
     assert store.cleanup(1) == 1
 
 
-def test_cleanup_takes_jobs_of_every_end_and_age(store: JobStore, host: Host) -> None:
-    """Also many that ended at the same time, between others that stay."""
+def test_cleanup_deletes_jobs_of_every_status_and_age(store: JobStore, host: Host) -> None:
+    """Cleanup deletes jobs of every terminal status, also many that ended at the same time."""
     now = time.time()
     ends = [JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED]
     ages = [hour for hour in (9, 5, 5, 5, 2, 0) for _ in range(200)]
@@ -306,6 +316,7 @@ def test_cleanup_takes_jobs_of_every_end_and_age(store: JobStore, host: Host) ->
 
 
 def test_a_quarantined_job_is_released_once(store: JobStore, host: Host) -> None:
+    """`release` ends a job's quarantine, and is False for any other job."""
     record = make(host, JobStatus.FAILED, quarantined=True)
     put(store, host, record)
     assert store.release(record.job_id)
@@ -313,7 +324,8 @@ def test_a_quarantined_job_is_released_once(store: JobStore, host: Host) -> None
     assert not store.release("unknown")
 
 
-def test_whose_end_is_asked_for_is_told_to_its_host(store: JobStore, host: Host) -> None:
+def test_cancel_requests_reach_the_host_of_a_job(store: JobStore, host: Host) -> None:
+    """A cancel request reaches the job's host; a job without a host is cancelled at once."""
     mine, waiting, over = make(host), make(None, JobStatus.PENDING), make(host, JobStatus.COMPLETED)
     put(store, host, mine, over)
     store.enqueue(waiting)
@@ -331,7 +343,8 @@ def test_whose_end_is_asked_for_is_told_to_its_host(store: JobStore, host: Host)
     assert store.claim(host, queue="") == []
 
 
-def test_an_enqueued_job_waits_for_the_next_host_that_looks(store: JobStore, host: Host) -> None:
+def test_an_enqueued_job_is_claimed_by_the_next_host_of_its_queue(store: JobStore, host: Host) -> None:
+    """An enqueued job is claimed once, by a host of its queue; its id cannot be enqueued again."""
     record = make(None, JobStatus.PENDING, queue="collection")
     store.enqueue(record)
     with pytest.raises(InvalidJobError, match="is taken: give the job another id"):
@@ -344,7 +357,8 @@ def test_an_enqueued_job_waits_for_the_next_host_that_looks(store: JobStore, hos
 # --- leases ---
 
 
-def test_jobs_of_a_host_that_holds_its_lease_are_its_own(store: JobStore, host: Host) -> None:
+def test_jobs_of_a_host_with_a_lease_cannot_be_claimed(store: JobStore, host: Host) -> None:
+    """Jobs cannot be claimed while their host has its lease, and can once it has left."""
     other = elsewhere()
     store.register(other, lease=LEASE)
     put(store, other, make(other))
@@ -353,8 +367,8 @@ def test_jobs_of_a_host_that_holds_its_lease_are_its_own(store: JobStore, host: 
     assert len(store.claim(host, queue="")) == 1
 
 
-def test_a_host_whose_lease_has_run_out_loses_its_jobs_and_writes_nothing_more(store: JobStore, host: Host) -> None:
-    """Fencing: what it still has to say changes nothing."""
+def test_a_host_with_an_expired_lease_loses_its_jobs_and_cannot_write(store: JobStore, host: Host) -> None:
+    """After its lease has expired and its jobs were claimed, a host's writes and claims raise LeaseLostError."""
     other = elsewhere()
     store.register(other, lease=0.05)
     record = make(other)
@@ -372,6 +386,7 @@ def test_a_host_whose_lease_has_run_out_loses_its_jobs_and_writes_nothing_more(s
 
 
 def test_a_write_renews_the_lease(store: JobStore, host: Host) -> None:
+    """A write renews its host's lease."""
     other = elsewhere()
     store.register(other, lease=0.05)
     put(store, other, make(other))
@@ -379,13 +394,15 @@ def test_a_write_renews_the_lease(store: JobStore, host: Host) -> None:
     assert store.claim(host, queue="") == []
 
 
-def test_a_claim_takes_at_most_so_many(store: JobStore, host: Host) -> None:
+def test_a_claim_takes_at_most_its_limit(store: JobStore, host: Host) -> None:
+    """A claim takes at most `limit` jobs."""
     for _ in range(5):
         store.enqueue(make(None, JobStatus.PENDING))
     assert [len(store.claim(host, queue="", limit=2)) for _ in range(4)] == [2, 2, 1, 0]
 
 
 def test_two_hosts_never_claim_the_same_job(store: JobStore) -> None:
+    """Hosts that claim at the same time never get the same job."""
     for _ in range(200):
         store.enqueue(make(None, JobStatus.PENDING))
     hosts = [elsewhere() for _ in range(4)]

@@ -25,7 +25,7 @@ from prefect.settings import (
 )
 
 from executor_adapter import Job, JobStatus, RetryPolicy
-from executor_adapter.config.settings import PrefectSettings, Settings
+from executor_adapter.config import PrefectSettings, Settings
 from executor_adapter.prefect import PrefectMirror
 from executor_adapter.prefect.mirror.spool import Spool
 from executor_adapter.scheduler import (

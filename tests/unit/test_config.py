@@ -1,4 +1,4 @@
-"""What is wrong with a configuration is said before anything starts, in one line."""
+"""The configuration: which sources win, and how errors are described in one line."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ tools:
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No config.yaml, no .env and no variable of the developer's own is in the way."""
+def _empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run in a directory without config.yaml and .env, and without the developer's own variable."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("EXECUTOR_ADAPTER_CONFIG", raising=False)
 
@@ -51,7 +51,8 @@ def refusal(path: Path | str | None = None) -> str:
     return str(caught.value)
 
 
-def test_without_a_file_the_defaults_of_the_guide_are_in_force(tmp_path: Path) -> None:
+def test_without_a_file_the_defaults_of_the_guide_apply(tmp_path: Path) -> None:
+    """Without a file, the settings are the guide's defaults."""
     settings = load_config()
     assert (settings.collection.max_concurrent_jobs, settings.processing.max_concurrent_jobs) == (4, 2)
     assert (settings.collection.job_timeout, settings.collection.retry_attempts) == (3600.0, 3)
@@ -62,6 +63,7 @@ def test_without_a_file_the_defaults_of_the_guide_are_in_force(tmp_path: Path) -
 
 
 def test_the_guides_own_file_is_read(write: Write) -> None:
+    """The guide's own configuration file is accepted."""
     settings = load_config(
         write(
             "processing: {max_concurrent_jobs: 2, job_timeout: 3600, retry_attempts: 3, retry_delay: 60.0,"
@@ -76,6 +78,7 @@ def test_the_guides_own_file_is_read(write: Write) -> None:
 def test_a_named_file_wins_over_the_variable_and_that_over_the_one_found(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The file named by the caller wins over the variable's, and that over ./config.yaml."""
     write("processing: {batch_size: 1}")
     (tmp_path / "variable.yaml").write_text("processing: {batch_size: 2}")
     (tmp_path / "named.yaml").write_text("processing: {batch_size: 3}")
@@ -86,6 +89,7 @@ def test_a_named_file_wins_over_the_variable_and_that_over_the_one_found(
 
 
 def test_dotenv_names_the_file_where_the_environment_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`.env` can name the file, and the environment wins over it."""
     for number, name in enumerate(("here.yaml", "there.yaml"), 5):
         (tmp_path / name).write_text(f"collection: {{job_timeout: {number}}}")
     (tmp_path / ".env").write_text("EXECUTOR_ADAPTER_CONFIG=here.yaml\n")
@@ -97,6 +101,7 @@ def test_dotenv_names_the_file_where_the_environment_does_not(tmp_path: Path, mo
 def test_the_environment_wins_over_dotenv_and_that_over_the_file(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The environment wins over `.env`, and `.env` over the file; foreign variables in `.env` are ignored."""
     file = write("collection: {job_timeout: 1, retry_delay: 1, retry_attempts: 1}")
     (tmp_path / ".env").write_text(
         "UNRELATED=yes\nEXECUTOR_ADAPTER_COLLECTION__JOB_TIMEOUT=2\nEXECUTOR_ADAPTER_COLLECTION__RETRY_DELAY=2\n"
@@ -106,7 +111,8 @@ def test_the_environment_wins_over_dotenv_and_that_over_the_file(
     assert (collection.job_timeout, collection.retry_delay, collection.retry_attempts) == (3.0, 2.0, 1)
 
 
-def test_tools_are_told_apart_by_their_source(write: Write, tmp_path: Path) -> None:
+def test_a_tool_s_class_follows_from_its_source(write: Write, tmp_path: Path) -> None:
+    """A tool's `source` decides its class, and its directory is relative to the file."""
     tools = load_config(write(TOOLS)).tools
     flights, orders = tools["flights"], tools["orders"]
     assert isinstance(flights, FilesTool)
@@ -116,7 +122,8 @@ def test_tools_are_told_apart_by_their_source(write: Write, tmp_path: Path) -> N
     assert orders.resources["lines"].for_each == "orders"
 
 
-def test_a_secret_header_comes_from_the_environment(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_secret_header_can_come_from_the_environment(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A header set in the environment is merged into the tool of the file."""
     monkeypatch.setenv("EXECUTOR_ADAPTER_TOOLS__ORDERS__HEADERS", '{"Authorization": "Bearer abc"}')
     orders = load_config(write(TOOLS)).tools["orders"]
     assert isinstance(orders, RestTool)
@@ -128,15 +135,15 @@ def test_a_secret_header_comes_from_the_environment(write: Write, monkeypatch: p
     "text",
     ["server: {port: 80}", "- 1", "log_level: debug\nplugins: !include plugins.yaml\n", "server: 1\nserver: 2\n"],
 )
-def test_a_file_of_another_program_is_passed_by_unless_it_is_named(write: Write, text: str) -> None:
-    """Many programs have a config.yaml; one that is named is read strictly, whatever stands in it."""
+def test_a_file_of_another_program_is_ignored_unless_it_is_named(write: Write, text: str) -> None:
+    """A config.yaml without a section of this package is ignored if it was only found, and refused if it was named."""
     file = write(text)
     assert load_config().model_dump(exclude={"lake"}) == Settings().model_dump(exclude={"lake"})
     assert refusal(file).startswith("config.yaml: ")
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("colection: {job_timeout: 5}", "colection is not a key: did you mean collection?"),
         ("max_workers: 3", "max_workers is not a key: allowed are collection, executor"),
@@ -144,26 +151,28 @@ def test_a_file_of_another_program_is_passed_by_unless_it_is_named(write: Write,
         ("store: {type: s3}", "store.type is not a key: allowed are lease"),
     ],
 )
-def test_a_file_that_may_be_ours_is_read_strictly(write: Write, text: str, said: str) -> None:
-    """... though it was only found: a key is not passed over in silence. If it is not ours, the way out is named."""
+def test_a_file_that_may_be_ours_is_read_strictly(write: Write, text: str, message: str) -> None:
+    """A config.yaml with a key like ours is read strictly, and the message says what to do if it is another's."""
     write(text)
     found = refusal()
-    assert found.startswith(f"config.yaml: {said}")
+    assert found.startswith(f"config.yaml: {message}")
     assert found.endswith("(if config.yaml is another program's, set EXECUTOR_ADAPTER_CONFIG to the path of yours)")
 
 
 def test_a_file_that_cannot_be_read_is_refused_though_it_was_only_found(write: Write) -> None:
+    """A config.yaml that is not YAML is refused even if it was only found."""
     write("a: [")
     assert refusal().startswith("config.yaml: line 1, column 5: expected the node content")
 
 
 def test_settings_are_frozen() -> None:
+    """Settings cannot be changed."""
     with pytest.raises(ValueError, match="frozen"):
         Settings().collection.job_timeout = 5.0
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("collection: {job_timeout: -5}", "collection.job_timeout: -5 is not allowed: must be greater than 0"),
         ("executor: {max_workers: many}", "executor.max_workers: 'many' is not allowed: must be a valid integer"),
@@ -198,21 +207,24 @@ def test_settings_are_frozen() -> None:
         ("- 1", "[1] is not allowed: must be a mapping of keys to values"),
     ],
 )
-def test_a_wrong_file_is_refused_in_one_line(write: Write, text: str, said: str) -> None:
-    assert refusal(write(text)).startswith(f"config.yaml: {said}")
+def test_a_wrong_file_is_refused_in_one_line(write: Write, text: str, message: str) -> None:
+    """A wrong file is refused in one line that names place, key, value and what is allowed."""
+    assert refusal(write(text)).startswith(f"config.yaml: {message}")
 
 
-def test_several_faults_are_counted(write: Write) -> None:
+def test_the_number_of_further_errors_is_named(write: Write) -> None:
+    """Of several errors the first is described, and the others are counted."""
     message = refusal(write("collection: {job_timeout: -5, retry_delay: -1}"))
     assert message == "config.yaml: collection.job_timeout: -5 is not allowed: must be greater than 0 (and 1 more)"
 
 
-def test_a_named_file_must_be_there() -> None:
+def test_a_named_file_must_exist() -> None:
+    """A named file that does not exist is refused."""
     assert refusal("nowhere.yaml") == "nowhere.yaml: cannot be read: No such file or directory"
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "message"),
     [
         ("COLLECTION__JOB_TIMEOUT", "0", "collection.job_timeout: '0' is not allowed: must be greater than 0"),
         ("COLLECTION__JOBTIMEOUT", "1", "collection.jobtimeout is not a key: did you mean job_timeout?"),
@@ -225,7 +237,8 @@ def test_a_named_file_must_be_there() -> None:
     ],
 )
 def test_a_wrong_variable_is_refused_as_one_of_the_environment(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
 ) -> None:
+    """A wrong variable is refused, and the message names the environment as its place."""
     monkeypatch.setenv(f"EXECUTOR_ADAPTER_{name}", value)
-    assert refusal().startswith(f"environment: {said}")
+    assert refusal().startswith(f"environment: {message}")

@@ -1,4 +1,4 @@
-"""What the settings give to jobs that say nothing themselves, and to the tools they belong to."""
+"""The settings of jobs: the defaults for fields that they leave open, and the limits of their tools."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def filled(settings: Settings, **fields: object) -> Job:
 
 
 def test_every_default_of_a_job_is_a_key_with_the_same_default() -> None:
-    """... but for what only a single job can have."""
+    """Every field of a job that is not the job's own has a key with the same default."""
     of_one_job = {"function", "job_id", "job_type", "tool_name", "args", "kwargs", "dedupe_key", "metadata"}
     keys = JobSettings.model_fields
     assert keys.keys() == Job.model_fields.keys() - of_one_job
@@ -37,6 +37,7 @@ def test_every_default_of_a_job_is_a_key_with_the_same_default() -> None:
 
 
 def test_every_default_of_a_retry_policy_is_a_key_with_the_same_default() -> None:
+    """Every field of a retry policy has a key with the same default."""
     keys = RetrySettings.model_fields
     assert keys.keys() | {"retry_attempts", "retry_delay"} == RetryPolicy.model_fields.keys()
     assert {name: field.default for name, field in keys.items()} == {
@@ -44,17 +45,20 @@ def test_every_default_of_a_retry_policy_is_a_key_with_the_same_default() -> Non
     }
 
 
-def test_without_settings_a_job_is_not_even_asked() -> None:
+def test_without_settings_no_job_is_filled_in() -> None:
+    """Without job settings there is nothing to fill in, and submit skips that."""
     assert not JobDefaults(Settings()).any
 
 
-def test_what_a_job_leaves_open_is_filled_in_and_what_it_says_stays(tmp_path: Path) -> None:
+def test_open_fields_of_a_job_are_filled_in_and_set_ones_stay(tmp_path: Path) -> None:
+    """Settings fill in the fields that a job leaves open, and change none that it sets."""
     settings = read(tmp_path, "job: {max_runtime: 5, retry_attempts: 1, pool: process, memory_limit: 1GiB}")
     job = filled(settings, retry_attempts=7)
     assert (job.max_runtime, job.retry_attempts, job.pool, job.memory_limit) == (5, 7, "process", 1 << 30)
 
 
-def test_the_tool_wins_over_the_stage_and_that_over_the_rest(tmp_path: Path) -> None:
+def test_the_tool_wins_over_the_stage_and_that_over_the_section_job(tmp_path: Path) -> None:
+    """A tool's settings win over its stage's, and those over the section `job`."""
     settings = read(
         tmp_path,
         "job: {max_runtime: 1, retry_delay: 1, retry_attempts: 1}\n"
@@ -66,7 +70,8 @@ def test_the_tool_wins_over_the_stage_and_that_over_the_rest(tmp_path: Path) -> 
     assert (other.max_runtime, other.retry_delay, other.retry_attempts) == (2, 2, 1)
 
 
-def test_retries_are_made_a_policy_with_the_job_s_own_attempts(tmp_path: Path) -> None:
+def test_the_section_retry_becomes_a_policy_with_the_job_s_own_attempts(tmp_path: Path) -> None:
+    """The section `retry` becomes the job's policy, with its own attempts and delay; a policy of its own stays."""
     settings = read(tmp_path, "job: {retry: {max_delay: 9, rules: [{codes: API_ERROR, action: fail}]}}")
     policy = filled(settings, retry_attempts=1, retry_delay=2.0).policy
     assert (policy.retry_attempts, policy.retry_delay, policy.max_delay) == (1, 2.0, 9.0)
@@ -75,8 +80,8 @@ def test_retries_are_made_a_policy_with_the_job_s_own_attempts(tmp_path: Path) -
     assert filled(settings, retry=own).policy is own
 
 
-def test_a_default_is_left_out_where_the_pool_cannot_hold_it(tmp_path: Path) -> None:
-    """One that the job asks for itself is refused at submit instead."""
+def test_a_default_that_the_pool_does_not_support_is_left_out(tmp_path: Path) -> None:
+    """A default limit is not applied in a pool that does not support it."""
     settings = read(tmp_path, "job: {memory_limit: 1GiB, soft_timeout: 5}")
 
     async def on_loop() -> None: ...
@@ -88,7 +93,8 @@ def test_a_default_is_left_out_where_the_pool_cannot_hold_it(tmp_path: Path) -> 
     assert job.soft_timeout is None
 
 
-def test_an_executor_applies_them_at_submit(tmp_path: Path) -> None:
+def test_an_executor_fills_in_jobs_at_submit(tmp_path: Path) -> None:
+    """An executor fills in a job's open fields at submit."""
     with JobExecutor(1, config=read(tmp_path, "job: {max_runtime: 5}")) as executor:
         future = executor.submit(Job(function=len, args=((),)))
         assert future.result() == 0
@@ -96,6 +102,7 @@ def test_an_executor_applies_them_at_submit(tmp_path: Path) -> None:
 
 
 def test_limits_of_tools_are_those_of_their_section_unless_given(tmp_path: Path) -> None:
+    """A tool's limits come from its section unless they are given; the buffer has a common default."""
     settings = read(
         tmp_path,
         "collection: {rate_limit_buffer: 0.2}\n"
@@ -109,8 +116,8 @@ def test_limits_of_tools_are_those_of_their_section_unless_given(tmp_path: Path)
     assert tool_limits(settings, None)["radar"] == ToolLimit(max_concurrent=2, rate=5, buffer=0.2)
 
 
-def test_an_executor_keeps_the_limits_of_the_settings(tmp_path: Path) -> None:
-    """At most one job of the tool runs at a time, though there are workers."""
+def test_an_executor_applies_the_tool_limits_of_the_settings(tmp_path: Path) -> None:
+    """With `max_concurrent: 1` only one job of a tool runs at a time, although more workers are free."""
     running: list[int] = []
 
     def overlap() -> int:
@@ -130,7 +137,7 @@ def test_an_executor_keeps_the_limits_of_the_settings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("job: {max_runtme: 5}", "job.max_runtme is not a key: did you mean max_runtime?"),
         ("job: {pool: threads}", "job.pool: 'threads' is not allowed: must be 'auto', 'coroutine', 'thread'"),
@@ -147,14 +154,15 @@ def test_an_executor_keeps_the_limits_of_the_settings(tmp_path: Path) -> None:
         ("monitoring: {failure_rate: 2}", "monitoring.failure_rate: 2 is not allowed: must be less than or equal to 1"),
     ],
 )
-def test_a_wrong_key_is_named_with_the_nearest(tmp_path: Path, text: str, said: str) -> None:
+def test_a_wrong_key_is_named_with_the_nearest(tmp_path: Path, text: str, message: str) -> None:
+    """A wrong key or value is refused, and the message suggests the nearest key."""
     with pytest.raises(ConfigurationError) as caught:
         read(tmp_path, text)
-    assert str(caught.value).startswith(f"{tmp_path / 'settings.yaml'}: {said}")
+    assert str(caught.value).startswith(f"{tmp_path / 'settings.yaml'}: {message}")
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("job: {soft_timeout: 50, max_runtime: 10}", "job.soft_timeout: 50.0 {} job.max_runtime, which is 10.0"),
         ("job: {soft_timeout: 10, max_runtime: 10}", "job.soft_timeout: 10.0 {} job.max_runtime, which is 10.0"),
@@ -187,11 +195,11 @@ def test_a_wrong_key_is_named_with_the_nearest(tmp_path: Path, text: str, said: 
         ),
     ],
 )
-def test_settings_under_which_jobs_would_be_refused_are_refused(tmp_path: Path, text: str, said: str) -> None:
-    """Jobs that say nothing themselves, that is: the file is wrong, not they."""
+def test_settings_under_which_jobs_would_be_refused_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    """Settings under which a job with open fields would be refused are refused themselves."""
     with pytest.raises(ConfigurationError) as caught:
         read(tmp_path, text)
-    expected = said.format("is not allowed: must be less than")
+    expected = message.format("is not allowed: must be less than")
     assert str(caught.value).startswith(f"{tmp_path / 'settings.yaml'}: {expected}")
 
 
@@ -203,12 +211,13 @@ def test_settings_under_which_jobs_would_be_refused_are_refused(tmp_path: Path, 
         "job: {soft_timeout: 50}\ncollection: {job_timeout: 60}\ntools: {radar: {job: {soft_timeout: 55}}}",
     ],
 )
-def test_settings_that_leave_time_are_accepted(tmp_path: Path, text: str) -> None:
+def test_a_soft_timeout_below_the_limit_is_accepted(tmp_path: Path, text: str) -> None:
+    """A soft_timeout below every max_runtime that applies is accepted."""
     read(tmp_path, text)
 
 
 def test_a_soft_timeout_of_the_settings_gives_way_to_a_job_s_own_limit(tmp_path: Path) -> None:
-    """The job ends before it: it was not meant for this one, and is no reason to refuse it."""
+    """The settings' soft_timeout is not applied where a job's own max_runtime is not longer."""
     settings = read(tmp_path, "job: {soft_timeout: 50}")
     assert filled(settings, max_runtime=30).soft_timeout is None
     assert filled(settings, max_runtime=50).soft_timeout is None
@@ -217,7 +226,7 @@ def test_a_soft_timeout_of_the_settings_gives_way_to_a_job_s_own_limit(tmp_path:
 
 
 def test_a_limit_of_the_settings_is_named_as_theirs(tmp_path: Path) -> None:
-    """Who gave only a soft_timeout learns where the limit comes from that it does not go with."""
+    """A refusal says that max_runtime comes from the settings, where it does."""
     settings = read(tmp_path, "job: {max_runtime: 10}")
     with pytest.raises(InvalidJobError, match=r"soft_timeout=50.0 .* max_runtime=10.0 of the settings: give a shorter"):
         filled(settings, soft_timeout=50)
@@ -225,14 +234,16 @@ def test_a_limit_of_the_settings_is_named_as_theirs(tmp_path: Path) -> None:
         check_job(filled(settings, soft_timeout=50, max_runtime=11, pool="thread"))
 
 
-def test_a_variable_of_dotenv_that_no_one_knows_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_variable_of_dotenv_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable in `.env` with our prefix and an unknown section is refused."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".env").write_text("OTHERS=1\nEXECUTOR_ADAPTER_STOR__URL=memory:\n")
     with pytest.raises(ConfigurationError, match=r"^\.env: \w+_STOR__URL is not a key: did you mean \w+_STORE\?"):
         load_config()
 
 
-def test_a_tool_s_limit_comes_from_the_environment_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tool_s_limit_can_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable of the environment can set the limit of a tool."""
     monkeypatch.setenv("EXECUTOR_ADAPTER_TOOLS__RADAR__MAX_CONCURRENT", "3")
     assert Settings().tools["radar"].max_concurrent == 3
 
@@ -248,5 +259,6 @@ def test_a_tool_s_limit_comes_from_the_environment_too(monkeypatch: pytest.Monke
     ],
 )
 def test_a_store_s_file_is_relative_to_the_configuration(tmp_path: Path, url: str, anchored: str) -> None:
+    """A relative SQLite file is relative to the configuration file; other URLs stay."""
     settings = read(tmp_path, f"store: {{url: '{url}'}}")
     assert settings.store.url == anchored.format(base=tmp_path)

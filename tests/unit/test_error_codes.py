@@ -1,4 +1,4 @@
-"""Which error code an exception stands for."""
+"""Error codes: the code of each exception, its HTTP status and its Retry-After."""
 
 from __future__ import annotations
 
@@ -99,7 +99,8 @@ def caused(error: BaseException, cause: BaseException) -> BaseException:
         (ValueError("x"), "EXECUTION_ERROR"),
     ],
 )
-def test_an_exception_stands_for(error: BaseException, code: str) -> None:
+def test_each_exception_has_its_error_code(error: BaseException, code: str) -> None:
+    """Each exception has the error code that its class, response or cause calls for."""
     assert error_code_of(error) == code
 
 
@@ -109,7 +110,9 @@ def _registrations(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_registrations")
-def test_kinds_of_one_s_own_are_registered() -> None:
+def test_registered_classes_have_their_codes() -> None:
+    """The newest registration for one of an exception's classes wins; a function may pass."""
+
     class QuotaError(RuntimeError):
         pass
 
@@ -120,14 +123,16 @@ def test_kinds_of_one_s_own_are_registered() -> None:
     assert error_code_of(RuntimeError()) == "GENERAL"
 
 
-def test_every_code_that_is_given_is_one_of_the_known() -> None:
-    """The module says them as plain text, since workers import it and not the enumeration."""
+def test_every_code_in_the_tables_is_an_error_code() -> None:
+    """The tables have plain strings, because workers do not import ErrorCode; all of them are members of it."""
     named = set(error_codes.CODE_BY_CLASS_NAME.values()) | {code for _, code in error_codes.CODE_BY_BUILTIN}
     assert named <= set(ErrorCode)
     assert error_codes.NEVER_RETRIED <= NEVER_RETRIED
 
 
-def test_a_pydantic_error_is_one_of_the_data() -> None:
+def test_a_pydantic_error_is_a_data_error() -> None:
+    """A pydantic ValidationError is a DATA_ERROR."""
+
     class Row(BaseModel):
         age: int
 
@@ -145,7 +150,8 @@ def test_a_pydantic_error_is_one_of_the_data() -> None:
         ({}, None),
     ],
 )
-def test_what_the_other_side_asks_to_wait(headers: dict[str, str], seconds: float | None) -> None:
+def test_retry_after_is_read_from_the_response(headers: dict[str, str], seconds: float | None) -> None:
+    """Retry-After is read as seconds or as a date, and is None where it is missing or neither."""
     response = httpx.Response(429, request=REQUEST, headers=headers)
     assert retry_after_of(httpx.HTTPStatusError("no", request=REQUEST, response=response)) == seconds
     message = email.message.Message()
@@ -155,6 +161,7 @@ def test_what_the_other_side_asks_to_wait(headers: dict[str, str], seconds: floa
 
 
 def test_an_error_s_status_is_found_in_its_response() -> None:
+    """The HTTP status is found in the response of httpx's and requests' errors."""
     assert http_status_of(http_error(418)) == 418
     response = requests.Response()
     response.status_code = 503
@@ -170,8 +177,8 @@ class HostileError(Exception):
 
 
 @pytest.mark.usefixtures("_registrations")
-def test_no_error_breaks_the_search_for_its_code(caplog: pytest.LogCaptureFixture) -> None:
-    """It is the supervisor that asks."""
+def test_failing_code_of_an_exception_gives_execution_error(caplog: pytest.LogCaptureFixture) -> None:
+    """An exception or registered function that fails gives EXECUTION_ERROR, and a log record says so."""
 
     def fail(error: BaseException) -> str:
         raise KeyError(str(error))
@@ -183,6 +190,7 @@ def test_no_error_breaks_the_search_for_its_code(caplog: pytest.LogCaptureFixtur
 
 
 def test_no_library_is_imported_for_its_errors() -> None:
+    """Finding a code imports none of the libraries whose errors are known."""
     code = (
         "import sys; from executor_adapter.error_codes import error_code_of; error_code_of(ValueError());"
         "print({'httpx', 'requests', 'pandas', 'pandera', 'pydantic', 'yaml', 'aiohttp'} & set(sys.modules))"

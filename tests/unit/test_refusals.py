@@ -1,4 +1,4 @@
-"""What can never work is refused where it is asked for, with the value and the way out, and nothing is started."""
+"""Refusals: what can never work is refused at once, with the value and what to do, and nothing starts."""
 
 from __future__ import annotations
 
@@ -51,56 +51,60 @@ class Generates:
 
 
 @pytest.fixture
-def told() -> list[Transition]:
-    """What the executor said of its jobs."""
+def transitions() -> list[Transition]:
+    """The transitions of the executor's jobs."""
     return []
 
 
 @pytest.fixture
-def executor(told: list[Transition]) -> Iterator[JobExecutor]:
-    with JobExecutor(1, config=Settings(), observers=[told.append]) as executor:
+def executor(transitions: list[Transition]) -> Iterator[JobExecutor]:
+    with JobExecutor(1, config=Settings(), observers=[transitions.append]) as executor:
         yield executor
 
 
 @pytest.mark.parametrize("submit", ["submit", "run"])
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         (work, r"<function work at \w+> is not a Job: make one, Job\(function=work, args=\(...\)\)"),
         ("tests:work", r"'tests:work' is not a Job: make one, Job\(function=work, args=\(...\)\)"),
         (None, "None is not a Job: make one"),
     ],
 )
-def test_what_is_no_job_is_not_run(
-    executor: JobExecutor, told: list[Transition], submit: str, given: Any, said: str
+def test_an_object_that_is_not_a_job_is_refused(
+    executor: JobExecutor, transitions: list[Transition], submit: str, given: Any, message: str
 ) -> None:
-    with pytest.raises(InvalidJobError, match=said):
+    """Submitting something other than a Job raises InvalidJobError, which shows how to make one."""
+    with pytest.raises(InvalidJobError, match=message):
         getattr(executor, submit)(given)
-    assert told == []
+    assert transitions == []
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         (Job(function=work, job_id="one"), r"job one is a single Job: pass a list, \[job\]"),
         (work, "<function work at .*> is not iterable: pass a list or an iterator of Jobs"),
         (3, "3 is not iterable: pass a list"),
     ],
 )
-def test_what_holds_no_jobs_is_refused(given: Any, said: str) -> None:
-    with pytest.raises(InvalidJobError, match=said):
+def test_an_object_that_is_not_a_list_of_jobs_is_refused(given: Any, message: str) -> None:
+    """A single Job, or an object that cannot be iterated, is refused where many jobs are expected."""
+    with pytest.raises(InvalidJobError, match=message):
         check_are_jobs(given)
 
 
-def test_what_may_hold_jobs_is_left_to_be_drawn() -> None:
-    """Nothing is taken from an iterator."""
+def test_checking_jobs_consumes_no_iterator() -> None:
+    """Checking takes nothing from an iterator."""
     drawn = iter([Job(function=work)])
     check_are_jobs(drawn)
     check_are_jobs([])
     assert len(list(drawn)) == 1
 
 
-def test_what_is_no_job_is_not_queued() -> None:
+def test_an_object_that_is_not_a_job_is_not_queued() -> None:
+    """A scheduler's queue refuses something other than a Job."""
+
     async def main() -> None:
         scheduler = CollectionScheduler(config=Settings())
         with pytest.raises(InvalidJobError, match=r"is not a Job: make one, Job\(function=work"):
@@ -125,30 +129,31 @@ def test_what_is_no_job_is_not_queued() -> None:
 )
 def test_a_generator_function_is_refused_in_every_pool(
     executor: JobExecutor,
-    told: list[Transition],
+    transitions: list[Transition],
     function: Any,
     pool: str,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    """Called, it would "complete" without having run a line."""
+    """A generator function is refused: called, it would complete without running a line."""
     (tmp_path / "numbers_of_mine.py").write_text("def numbers():\n    yield 1\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(
         InvalidJobError, match=r"is a generator function: .* Have it return a list, or submit a function"
     ):
         executor.submit(Job(function=function, pool=pool))
-    assert told == []
+    assert transitions == []
 
 
 @pytest.mark.parametrize("function", [len, int, functools.partial(work, 1), "builtins:len"])
-def test_other_functions_are_no_generators(executor: JobExecutor, function: Any) -> None:
+def test_other_callables_are_accepted(executor: JobExecutor, function: Any) -> None:
+    """Builtins, classes, partials and references to them are accepted."""
     args = ((),) if function in (len, "builtins:len") else ()
     assert executor.run(Job(function=function, args=args)) in (0, 1)
 
 
-def test_an_id_that_is_live_is_taken_until_a_copy_has_its_own(executor: JobExecutor) -> None:
-    """What each of the two messages advises works."""
+def test_a_live_id_is_refused_until_a_copy_has_its_own(executor: JobExecutor) -> None:
+    """A live job or a copy with its id is refused, and the way that the message names works."""
     job = Job(function=work, args=(1,), queue_timeout=60, tool_name="held")
     held = JobExecutor(1, config=Settings(), tool_limits={"held": ToolLimit(rate=1e-3, buffer=0)})
     try:
@@ -172,7 +177,7 @@ COUNTS = [
 ]
 
 
-@pytest.mark.parametrize(("value", "said"), COUNTS)
+@pytest.mark.parametrize(("value", "message"), COUNTS)
 @pytest.mark.parametrize(
     ("name", "too_few", "make"),
     [
@@ -184,27 +189,29 @@ COUNTS = [
         ("burst", "lets no job start", lambda value: ToolLimit(burst=value)),
     ],
 )
-def test_what_is_no_count_is_refused(
-    name: str, too_few: str, make: Callable[[Any], Any], value: Any, said: str
+def test_an_invalid_count_is_refused(
+    name: str, too_few: str, make: Callable[[Any], Any], value: Any, message: str
 ) -> None:
+    """A count that is not a whole number from 1 on is refused with its name and value."""
     with pytest.raises(ValueError) as caught:
         make(value)
-    assert str(caught.value).startswith(name + said.format(too_few))
+    assert str(caught.value).startswith(name + message.format(too_few))
 
 
-@pytest.mark.parametrize(("value", "said"), [*COUNTS, (NAN, "=nan is not a whole number: use 1 or more")])
+@pytest.mark.parametrize(("value", "message"), [*COUNTS, (NAN, "=nan is not a whole number: use 1 or more")])
 @pytest.mark.parametrize("ordered", [True, False])
-def test_a_window_that_lets_no_job_start_is_refused_when_map_is_called(
-    executor: JobExecutor, told: list[Transition], value: Any, said: str, ordered: bool
+def test_map_refuses_an_invalid_window_at_once(
+    executor: JobExecutor, transitions: list[Transition], value: Any, message: str, ordered: bool
 ) -> None:
+    """`map` refuses an invalid window when it is called, and starts nothing."""
     with pytest.raises(ValueError) as caught:
         executor.map(work, [1], window=value, ordered=ordered)
-    assert str(caught.value).startswith("window" + said.format("lets no job start"))
-    assert told == []
+    assert str(caught.value).startswith("window" + message.format("lets no job start"))
+    assert transitions == []
 
 
 @pytest.mark.parametrize(
-    ("function", "fields", "said"),
+    ("function", "fields", "message"),
     [
         (work, {"pool": "x"}, "'coroutine', 'thread' or 'process' .*input_value='x'"),
         (work, {"max_runtime": -1}, "greater than 0 .*input_value=-1"),
@@ -220,20 +227,22 @@ def test_a_window_that_lets_no_job_start_is_refused_when_map_is_called(
         (3, {}, "3 is not callable: pass a function"),
     ],
 )
-def test_what_no_job_of_a_map_can_be_is_refused_when_map_is_called(
-    executor: JobExecutor, told: list[Transition], function: Any, fields: dict[str, Any], said: str
+def test_map_refuses_invalid_job_fields_at_once(
+    executor: JobExecutor, transitions: list[Transition], function: Any, fields: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=said):
+    """`map` refuses a function or field that no job can have when it is called, and starts nothing."""
+    with pytest.raises(ValueError, match=message):
         executor.map(function, [1, 2], **fields)
-    assert told == []
+    assert transitions == []
 
 
-def test_a_map_s_jobs_may_say_that_they_have_no_twin(executor: JobExecutor) -> None:
+def test_map_accepts_a_dedupe_key_of_none(executor: JobExecutor) -> None:
+    """`map` accepts dedupe_key=None."""
     assert [result.value for result in executor.map(work, [1, 2], dedupe_key=None)] == [1, 2]
 
 
 @pytest.mark.parametrize(
-    ("job", "said"),
+    ("job", "message"),
     [
         (Job(function=takes_none, args=(1,)), "takes_none cannot be called .*: too many positional arguments"),
         (
@@ -247,13 +256,13 @@ def test_a_map_s_jobs_may_say_that_they_have_no_twin(executor: JobExecutor) -> N
         (Job(function=takes_none, args=(1,), pool="process"), "takes_none cannot be called"),
     ],
 )
-def test_arguments_that_no_call_takes_are_refused(
-    executor: JobExecutor, told: list[Transition], job: Job, said: str
+def test_arguments_that_the_function_does_not_take_are_refused(
+    executor: JobExecutor, transitions: list[Transition], job: Job, message: str
 ) -> None:
-    """A retry would only find that again."""
-    with pytest.raises(InvalidJobError, match=said):
+    """Arguments that do not fit the function's signature are refused at submit, not retried."""
+    with pytest.raises(InvalidJobError, match=message):
         executor.submit(job)
-    assert told == []
+    assert transitions == []
 
 
 class GivesArguments(JobExecutor):
@@ -261,14 +270,15 @@ class GivesArguments(JobExecutor):
         return await job.function(sum(job.args))
 
 
-def test_who_calls_the_function_himself_may_give_it_what_it_takes() -> None:
+def test_an_overridden_execute_job_may_pass_other_arguments() -> None:
+    """Arguments are not checked where an overridden execute_job calls the function."""
     with GivesArguments(1, config=Settings()) as executor:
         assert executor.run(Job(function=takes_one_on_loop)) == 0
         assert [result.value for result in executor.map(takes_one_on_loop, [3, 4], [5, 6])] == [8, 10]
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         (
             {"function": takes_one_on_loop, "args": (1,), "soft_timeout": 5},
@@ -284,27 +294,28 @@ def test_who_calls_the_function_himself_may_give_it_what_it_takes() -> None:
         ),
     ],
 )
-def test_a_soft_timeout_that_cannot_be_kept_is_refused(
-    executor: JobExecutor, told: list[Transition], fields: dict[str, Any], said: str
+def test_a_soft_timeout_without_effect_is_refused(
+    executor: JobExecutor, transitions: list[Transition], fields: dict[str, Any], message: str
 ) -> None:
+    """A soft_timeout in a coroutine, or not below max_runtime, is refused."""
     with pytest.raises(InvalidJobError) as caught:
         executor.submit(Job(**fields))
-    assert str(caught.value) == said
-    assert told == []
+    assert str(caught.value) == message
+    assert transitions == []
 
 
-def test_map_asks_the_settings_too(told: list[Transition]) -> None:
-    """What they give to jobs counts in what is refused at once."""
+def test_map_checks_jobs_with_the_settings_filled_in(transitions: list[Transition]) -> None:
+    """`map` also refuses fields that conflict with the settings' defaults."""
     config = Settings(job=JobSettings(max_runtime=5))
-    with JobExecutor(1, config=config, observers=[told.append]) as executor:
+    with JobExecutor(1, config=config, observers=[transitions.append]) as executor:
         with pytest.raises(InvalidJobError, match=r"soft_timeout=9.0 leaves no time before max_runtime=5.0 of the set"):
             executor.map(work, [1], soft_timeout=9)
-        assert told == []
+        assert transitions == []
         assert [result.value for result in executor.map(work, [1, 2], soft_timeout=4)] == [1, 2]
 
 
 @pytest.mark.parametrize(
-    ("rate", "said"),
+    ("rate", "message"),
     [
         (NAN, "rate=nan is not a finite number: use more than 0, or None"),
         (INF, "rate=inf is not a finite number: use more than 0, or None"),
@@ -314,20 +325,23 @@ def test_map_asks_the_settings_too(told: list[Transition]) -> None:
         (-1.5, "rate=-1.5 lets no job start: use more than 0, or None"),
     ],
 )
-def test_a_rate_that_no_clock_can_keep_is_refused(rate: Any, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_an_invalid_rate_is_refused(rate: Any, message: str) -> None:
+    """A rate that is not a finite number above 0 is refused."""
+    with pytest.raises(ValueError, match=message):
         ToolLimit(rate=rate)
 
 
 @pytest.mark.parametrize("value", [INF, NAN, True])
 @pytest.mark.parametrize("name", ["retry_delay", "backoff_coefficient", "memory_factor"])
 def test_a_rule_s_numbers_are_finite(name: str, value: Any) -> None:
+    """A retry rule refuses numbers that are infinite, NaN or bools."""
     with pytest.raises(ValueError, match=f"{name}\n.*(number|greater than or equal).*input_value={value}"):
         RetryRule(codes=("*",), **{name: value})
 
 
 @pytest.mark.parametrize("name", ["retry_attempts", "retry_delay", "max_delay", "jitter", "crash_attempts"])
-def test_a_policy_s_numbers_are_no_truths(name: str) -> None:
+def test_a_policy_s_numbers_are_not_bools(name: str) -> None:
+    """A retry policy refuses bools as numbers."""
     with pytest.raises(ValueError, match=f"{name}\n.*must be a number.*input_value=True"):
         RetryPolicy(**{name: True})
 
@@ -336,7 +350,9 @@ AGES = [-5, -0.001, NAN, INF, "1", None, True]
 
 
 @pytest.mark.parametrize("age", AGES)
-def test_an_age_that_is_none_forgets_no_job(age: Any) -> None:
+def test_an_invalid_age_deletes_no_job(age: Any) -> None:
+    """A scheduler's cleanup refuses an invalid age and deletes nothing."""
+
     async def main() -> None:
         scheduler = CollectionScheduler(1, config=Settings())
         await scheduler.start()
@@ -355,7 +371,8 @@ def test_an_age_that_is_none_forgets_no_job(age: Any) -> None:
 
 @pytest.mark.parametrize("age", AGES)
 @pytest.mark.parametrize("url", ["memory:", "sqlite:///{}/jobs.db"])
-def test_a_store_forgets_no_job_of_no_age(tmp_path: Path, url: str, age: Any) -> None:
+def test_a_store_refuses_an_invalid_age(tmp_path: Path, url: str, age: Any) -> None:
+    """A store's cleanup refuses an invalid age."""
     store = open_store(url.format(tmp_path))
     try:
         with pytest.raises(ValueError, match=f"max_age_hours={age!r} is not an age: use 0 .* or more"):
@@ -364,7 +381,7 @@ def test_a_store_forgets_no_job_of_no_age(tmp_path: Path, url: str, age: Any) ->
         store.close()
 
 
-def test_an_age_that_no_job_has_forgets_none() -> None:
-    """However long: a hundred million years are not past the end of the calendar."""
+def test_a_very_large_age_is_accepted() -> None:
+    """An age of a hundred million years is accepted and deletes nothing."""
     scheduler = CollectionScheduler(config=Settings())
     assert asyncio.run(scheduler.cleanup_old_jobs(1e12)) == 0

@@ -1,4 +1,4 @@
-"""A job that is over, made again with changes."""
+"""Reruns: a new job like a finished one, with changes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from executor_adapter.store import JobRecord
 RULES = (RetryRule(codes=("RATE_LIMITED",), retry_delay=9.0),)
 
 
-def over(retry: RetryPolicy | None) -> Job:
+def finished_job(retry: RetryPolicy | None) -> Job:
     job = Job(function=len, args=("abc",), retry_attempts=5, retry=retry)
     job.advance(JobStatus.RUNNING)
     job.advance(JobStatus.COMPLETED)
@@ -32,9 +32,9 @@ def over(retry: RetryPolicy | None) -> Job:
         ({"retry_attempts": 7, "retry": {"retry_attempts": 1}}, (1, 60.0, ())),
     ],
 )
-def test_a_change_of_its_retries_is_one_of_its_policy(changes: dict[str, Any], expected: tuple[Any, ...]) -> None:
-    """... which would win over it; in the program that ran it, and by what a store holds of it."""
-    job = over(RetryPolicy(retry_attempts=2, retry_delay=30.0, delays=(1.0,), rules=RULES))
+def test_changed_retries_of_a_rerun_change_its_policy(changes: dict[str, Any], expected: tuple[Any, ...]) -> None:
+    """A rerun with changed retries changes the policy, which would win otherwise; in the program and in the CLI."""
+    job = finished_job(RetryPolicy(retry_attempts=2, retry_delay=30.0, delays=(1.0,), rules=RULES))
     record = JobRecord(job_id=job.job_id, status=JobStatus.COMPLETED, call=stored_call(job).call, created_at=1.0)
     call = json.loads(rerun_record(record, changes).call or "")
     for policy in (rerun(job, **changes).policy, RetryPolicy(**call["retry"])):
@@ -42,6 +42,7 @@ def test_a_change_of_its_retries_is_one_of_its_policy(changes: dict[str, Any], e
         assert policy.rules == (() if "retry" in changes else RULES)
 
 
-def test_without_a_policy_of_its_own_the_fields_count() -> None:
-    assert rerun(over(None), retry_attempts=1).policy.retry_attempts == 1
-    assert rerun(over(None)).policy.retry_attempts == 5
+def test_without_a_policy_the_fields_of_a_rerun_count() -> None:
+    """Without a policy, a rerun's fields decide its retries."""
+    assert rerun(finished_job(None), retry_attempts=1).policy.retry_attempts == 1
+    assert rerun(finished_job(None)).policy.retry_attempts == 5

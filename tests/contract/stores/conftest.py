@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from executor_adapter import JobExecutor
 from executor_adapter.config import Settings, StoreSettings
 from executor_adapter.job.ids import uuid7
 from executor_adapter.job.status import JobStatus
-from executor_adapter.store import Host, JobFilter, JobRecord, JobStore, open_store
+from executor_adapter.store import Host, JobRecord, JobStore, open_store
 from executor_adapter.store.host import this_machine
 from executor_adapter.store.sql.engines import make_engine
 from executor_adapter.store.sql.schema import hosts
@@ -22,18 +21,21 @@ from tests.contract.stores.databases import url_of
 
 
 class MakeStored(Protocol):
+    """Makes an executor on the store under test."""
+
     def __call__(self, max_workers: int = 2, **options: Any) -> JobExecutor: ...
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of an empty store that outlives the program."""
     with url_of(request.param, tmp_path) as url:
         yield url
 
 
 @pytest.fixture
 def store(url: str) -> Iterator[JobStore]:
-    """The store, as another process would see it."""
+    """The store as another process sees it."""
     store = open_store(url)
     yield store
     store.close()
@@ -41,7 +43,7 @@ def store(url: str) -> Iterator[JobStore]:
 
 @pytest.fixture
 def make_stored(url: str) -> Iterator[MakeStored]:
-    """Executors on the store; `settings` are those of the section `store`."""
+    """Makes executors on the store; `settings` are keys of the section `store`."""
     made: list[JobExecutor] = []
 
     def make(max_workers: int = 2, *, settings: dict[str, Any] | None = None, **options: Any) -> JobExecutor:
@@ -57,9 +59,9 @@ def make_stored(url: str) -> Iterator[MakeStored]:
 
 @pytest.fixture
 def orphan(store: JobStore) -> Callable[..., JobRecord]:
-    """Leaves a job of a host of this machine whose process is gone."""
+    """Writes a job whose host is gone, with these fields."""
 
-    def leave(**fields: Any) -> JobRecord:
+    def write_orphan(**fields: Any) -> JobRecord:
         host = Host(host_id=uuid7(), machine="elsewhere", pid=1, process_started=1)
         defaults = {"job_id": uuid7(), "status": JobStatus.RUNNING, "attempt": 1, "created_at": time.time()}
         record = JobRecord(**defaults | {"host": host.host_id} | fields)
@@ -68,27 +70,20 @@ def orphan(store: JobStore) -> Callable[..., JobRecord]:
         store.leave(host.host_id)
         return record
 
-    return leave
+    return write_orphan
 
 
 def record_in(store: JobStore, job_id: str) -> JobRecord:
+    """Return the job's record, which must exist."""
     record = store.get(job_id)
     assert record is not None
     return record
 
 
-def ended(store: JobStore, job_id: str, *, seconds: float = 15.0) -> JobRecord:
-    """The job's record, once it says that the job is over."""
+def wait_for_end(store: JobStore, job_id: str, *, seconds: float = 15.0) -> JobRecord:
+    """Wait until the job is recorded as finished; return its record."""
     wait_for(lambda: (record := store.get(job_id)) is not None and record.status.is_terminal, seconds=seconds)
     return record_in(store, job_id)
-
-
-def without(record: JobRecord, *names: str) -> dict[str, Any]:
-    return {field.name: getattr(record, field.name) for field in dataclasses.fields(record) if field.name not in names}
-
-
-def hosts_of(store: JobStore) -> set[str | None]:
-    return {record.host for record in store.find(JobFilter(), limit=None).records}
 
 
 def leases_here(url: str) -> dict[str, float]:

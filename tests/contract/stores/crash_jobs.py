@@ -1,4 +1,4 @@
-"""What the jobs of hosts that are killed do: each run leaves a trace, and finds out whether another is under way."""
+"""Job functions for hosts that are killed: each run leaves a line in a file and notices another run of its job."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def alone(ledger: str, name: str) -> Iterator[int]:
-    """Give how many runs of `name` there were before; whoever finds another one under way says so in `overlaps`.
+def exclusive_run(run_log: str, name: str) -> Iterator[int]:
+    """Yield how many runs of `name` there were before; the file `overlaps` gets its name if another one is running.
 
-    Such a lock (flock) belongs to the open file, and the kernel lets go of it when its process dies.
+    The kernel releases the lock (flock) when the process dies that has the file open.
     """
-    with (Path(ledger) / name).open("a+") as file:
+    with (Path(run_log) / name).open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            note(ledger, "overlaps", name)
+            note(run_log, "overlaps", name)
         file.seek(0)
         before = len(file.readlines())
         file.write(f"{time.time()} {os.getpid()}\n")
@@ -29,31 +29,36 @@ def alone(ledger: str, name: str) -> Iterator[int]:
         yield before
 
 
-def note(ledger: str, file: str, text: str) -> None:
-    with (Path(ledger) / file).open("a") as opened:
+def note(run_log: str, file: str, text: str) -> None:
+    """Append a line to a file of the run log, a directory with one file for each job."""
+    with (Path(run_log) / file).open("a") as opened:
         opened.write(text + "\n")
 
 
-def work(ledger: str, name: str, seconds: float) -> str:
-    with alone(ledger, name):
+def work(run_log: str, name: str, seconds: float) -> str:
+    """Sleep."""
+    with exclusive_run(run_log, name):
         time.sleep(seconds)
         return name
 
 
-async def work_on_loop(ledger: str, name: str, seconds: float) -> str:
-    with alone(ledger, name):
+async def work_on_loop(run_log: str, name: str, seconds: float) -> str:
+    """Sleep on the event loop."""
+    with exclusive_run(run_log, name):
         await asyncio.sleep(seconds)
         return name
 
 
-def fail(ledger: str, name: str, seconds: float) -> None:
-    with alone(ledger, name):
+def fail(run_log: str, name: str, seconds: float) -> None:
+    """Sleep and fail."""
+    with exclusive_run(run_log, name):
         time.sleep(seconds)
         raise LookupError("on purpose")
 
 
-def fail_once(ledger: str, name: str, seconds: float) -> str:
-    with alone(ledger, name) as before:
+def fail_once(run_log: str, name: str, seconds: float) -> str:
+    """Sleep, and fail in the first run."""
+    with exclusive_run(run_log, name) as before:
         time.sleep(seconds)
         if not before:
             raise ConnectionError("on purpose")

@@ -1,4 +1,4 @@
-"""The stores under test: in memory, SQLite files and databases of their own on a real PostgreSQL."""
+"""URLs of the stores under test: in memory, SQLite files, and new databases on a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ START = "start PostgreSQL on 127.0.0.1:5432, e.g. `pg_ctlcluster 15 main start`"
 
 @contextlib.contextmanager
 def postgresql_url() -> Iterator[str]:
-    """A new database, dropped in the end. Skips where there is no server; with CI=true that is a failure."""
+    """Create a database and drop it in the end; skips where there is no server, or fails with CI=true."""
     name = f"store_{uuid.uuid4().hex[:12]}"
     try:
         connection = psycopg.connect(f"{SERVER}/test", autocommit=True, connect_timeout=5)
@@ -35,6 +35,7 @@ def postgresql_url() -> Iterator[str]:
 
 @contextlib.contextmanager
 def url_of(kind: str, directory: Path) -> Iterator[str]:
+    """Yield the URL of an empty store of this kind: memory, sqlite or postgresql."""
     if kind == "postgresql":
         with postgresql_url() as url:
             yield url

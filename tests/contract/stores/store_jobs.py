@@ -1,4 +1,4 @@
-"""What the jobs of stored executors do; importable, as a store asks."""
+"""Job functions of stored executors; they can be imported, as a durable store requires."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def backwards(text: str) -> str:
 
 
 def count_run(path: str, seconds: float = 0.0) -> int:
-    """How many runs this is, the ones of other processes included."""
+    """Return the number of runs so far, those of other processes included."""
     with Path(path).open("a") as file:
         file.write("x")
     time.sleep(seconds)
@@ -31,7 +31,7 @@ def wait_for_file(path: str) -> None:
 
 
 def end_slowly(path: str, go: str) -> str:
-    """The first run is to be stopped, and takes its time to end."""
+    """Run until it is stopped in the first run, and then end only when `go` exists."""
     if not Path(path).exists():
         try:
             Path(path).touch()

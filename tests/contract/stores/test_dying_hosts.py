@@ -1,4 +1,4 @@
-"""A host whose process was killed while workers of its live on: nobody runs its jobs before they are gone."""
+"""Hosts that were killed while their workers live on: no other host runs the jobs before the workers are gone."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ from executor_adapter.store.host import close_host, new_host
 from executor_adapter.store.sql import SqlStore, leases
 from executor_adapter.store.sql.engines import make_engine
 from tests.contract.conftest import wait_for
-from tests.contract.stores import survivors
-from tests.contract.stores.conftest import MakeStored, ended
+from tests.contract.stores import killed_host
+from tests.contract.stores.conftest import MakeStored, wait_for_end
 
 Start = Callable[[str], subprocess.Popen[bytes]]
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Path:
+def run_log(tmp_path: Path) -> Path:
     return tmp_path
 
 
 @pytest.fixture
-def start(url: str, ledger: Path) -> Iterator[Start]:
-    """Starts the host and waits for its job to run; nothing of it is left in the end."""
+def start(url: str, run_log: Path) -> Iterator[Start]:
+    """Starts a host and waits until its job runs; all of its processes are killed in the end."""
     started: list[subprocess.Popen[bytes]] = []
 
     def start_host(function: str) -> subprocess.Popen[bytes]:
-        host = survivors.start_host(url, ledger, function)
+        host = killed_host.start_host(url, run_log, function)
         started.append(host)
         sleepers = 1 + (function == "outlive_guardian")
-        wait_for(lambda: survivors.runs_of(ledger) and len(survivors.sleepers_of(ledger)) == sleepers, seconds=40)
+        wait_for(lambda: killed_host.runs_of(run_log) and len(killed_host.sleepers_of(run_log)) == sleepers, seconds=40)
         return host
 
     yield start_host
     for host in started:
         host.kill()
         host.wait()
-    for pid in (*survivors.runs_of(ledger), *survivors.sleepers_of(ledger)):
+    for pid in (*killed_host.runs_of(run_log), *killed_host.sleepers_of(run_log)):
         if pid != os.getpid():
             send(pid, signal.SIGKILL)
 
@@ -61,8 +61,8 @@ def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def assert_taken_over_after(release: Callable[[], None], store: JobStore, make: MakeStored, ledger: Path) -> None:
-    """Nobody gets the job before `release` is called, and somebody who waits for it does afterwards."""
+def assert_taken_over_after(release: Callable[[], None], store: JobStore, make: MakeStored, run_log: Path) -> None:
+    """Check that no host gets the job before `release` is called, and that one which waits does afterwards."""
     rival = new_host()
     store.register(rival, lease=60)
     assert store.claim(rival, queue="") == []
@@ -76,16 +76,16 @@ def assert_taken_over_after(release: Callable[[], None], store: JobStore, make: 
         release()
         (job,) = recovering.result(30)
     close_host(rival)
-    assert ended(store, job.job_id).status is JobStatus.COMPLETED
-    assert len(survivors.runs_of(ledger)) == 2
-    assert not (ledger / "overlaps").exists()
+    assert wait_for_end(store, job.job_id).status is JobStatus.COMPLETED
+    assert len(killed_host.runs_of(run_log)) == 2
+    assert not (run_log / "overlaps").exists()
     assert not store.any_host_is_dying()
 
 
-def host_killed_with_its_guardian_stopped(start: Start, doing: str, ledger: Path) -> tuple[int, int]:
-    """The process ids of its worker, which lives, and of the guardian."""
+def kill_host_with_its_guardian_stopped(start: Start, doing: str, run_log: Path) -> tuple[int, int]:
+    """Kill the host; return the process ids of its worker, which lives, and of its guardian, which is stopped."""
     host = start(doing)
-    (worker,) = survivors.runs_of(ledger)
+    (worker,) = killed_host.runs_of(run_log)
     guardian = parent_of(worker)
     send(guardian, signal.SIGSTOP)
     host.kill()
@@ -93,38 +93,40 @@ def host_killed_with_its_guardian_stopped(start: Start, doing: str, ledger: Path
     return worker, guardian
 
 
-def test_the_host_is_dead_and_its_guardian_has_not_killed_yet(
-    start: Start, store: JobStore, make_stored: MakeStored, ledger: Path
+def test_jobs_of_a_dead_host_wait_until_its_guardian_has_killed_the_workers(
+    start: Start, store: JobStore, make_stored: MakeStored, run_log: Path
 ) -> None:
-    _, guardian = host_killed_with_its_guardian_stopped(start, "work", ledger)
+    """A dead host's job runs elsewhere only after its guardian has killed the worker."""
+    _, guardian = kill_host_with_its_guardian_stopped(start, "work", run_log)
     try:
-        assert_taken_over_after(lambda: send(guardian, signal.SIGCONT), store, make_stored, ledger)
+        assert_taken_over_after(lambda: send(guardian, signal.SIGCONT), store, make_stored, run_log)
     finally:
         send(guardian, signal.SIGCONT)
 
 
-def test_host_and_guardian_are_dead_and_a_worker_is_not(
-    start: Start, store: JobStore, make_stored: MakeStored, ledger: Path
+def test_jobs_of_a_dead_host_wait_for_a_worker_that_outlives_its_guardian(
+    start: Start, store: JobStore, make_stored: MakeStored, run_log: Path
 ) -> None:
-    """What the program or its job forked, and lives on, keeps nobody waiting."""
-    worker, guardian = host_killed_with_its_guardian_stopped(start, "outlive_guardian", ledger)
+    """A worker that outlives host and guardian delays the recovery; other processes that they forked do not."""
+    worker, guardian = kill_host_with_its_guardian_stopped(start, "outlive_guardian", run_log)
     send(guardian, signal.SIGKILL)
-    assert_taken_over_after(lambda: send(worker, signal.SIGKILL), store, make_stored, ledger)
-    for sleeper in survivors.sleepers_of(ledger):
+    assert_taken_over_after(lambda: send(worker, signal.SIGKILL), store, make_stored, run_log)
+    for sleeper in killed_host.sleepers_of(run_log):
         os.kill(sleeper, 0)
 
 
-def test_a_spawned_worker_has_not_seen_yet_that_its_host_is_dead(
-    start: Start, store: JobStore, make_stored: MakeStored, ledger: Path, monkeypatch: pytest.MonkeyPatch
+def test_jobs_of_a_dead_host_wait_for_a_stopped_spawned_worker(
+    start: Start, store: JobStore, make_stored: MakeStored, run_log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A spawned worker that has not noticed its host's death delays the recovery."""
     monkeypatch.setenv("EXECUTOR_ADAPTER_EXECUTOR__START_METHOD", "spawn")
     host = start("work")
-    (worker,) = survivors.runs_of(ledger)
+    (worker,) = killed_host.runs_of(run_log)
     assert parent_of(worker) == host.pid
     send(worker, signal.SIGSTOP)
     host.kill()
     host.wait()
-    assert_taken_over_after(lambda: send(worker, signal.SIGCONT), store, make_stored, ledger)
+    assert_taken_over_after(lambda: send(worker, signal.SIGCONT), store, make_stored, run_log)
 
 
 EXEC = """
@@ -136,7 +138,7 @@ store = open_store(sys.argv[1])
 if len(sys.argv) == 2:
     host = new_host()
     store.register(host, lease=600)
-    held = os.dup(*presence().fds)  # as a worker would that is not dead yet
+    held = os.dup(*presence().fds)  # as a worker would that still lives
     os.set_inheritable(held, True)
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:], str(held)])
 print(store.any_host_is_dying(), end=" ")
@@ -145,14 +147,14 @@ print(store.any_host_is_dying())
 """
 
 
-def test_a_program_that_becomes_another_waits_for_workers_of_its_former_self(url: str, store: JobStore) -> None:
-    """With exec its process id and its start stay the same, and what it held does not."""
+def test_a_program_replaced_by_exec_waits_for_its_former_workers(url: str, store: JobStore) -> None:
+    """After exec, a process keeps its id and start time, but its former host counts as dying and not as alive."""
     done = subprocess.run([sys.executable, "-c", EXEC, url], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "True False\n"
 
 
-def test_a_host_that_was_cut_off_within_a_transaction_keeps_nobody_waiting(url: str, store: JobStore) -> None:
-    """Its lease is looked at by others who do not wait for its row; and PostgreSQL does not wait for it for ever."""
+def test_a_host_cut_off_within_a_transaction_blocks_no_claim(url: str, store: JobStore) -> None:
+    """Claims skip the locked row of a host that was cut off, and PostgreSQL ends its idle transaction."""
     if not isinstance(store, SqlStore) or not store.shared:
         pytest.skip("in SQLite the transaction ends with the process")
     cut_off, rival = new_host(), new_host()

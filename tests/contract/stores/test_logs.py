@@ -1,4 +1,4 @@
-"""What jobs log and print is in their log: in every store, from every pool."""
+"""The logs of jobs: what their functions log and print, in every store and from every pool."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[JobSto
         store.close()
 
 
-def job_in(store: JobStore, job_id: str) -> None:
-    """A job that was over an hour ago."""
+def store_job(store: JobStore, job_id: str) -> None:
+    """Store a job that finished an hour ago."""
     host = new_host()
     store.register(host, lease=60)
     ended = time.time() - 3600
@@ -50,10 +50,10 @@ def texts(lines: list[LogLine]) -> list[str]:
 # --- the store ---
 
 
-def test_lines_come_back_as_they_were(any_store: JobStore) -> None:
-    """In their order, of their own job alone; those after one that is known, or the newest few."""
-    job_in(any_store, "a")
-    job_in(any_store, "b")
+def test_lines_come_back_as_they_were_written(any_store: JobStore) -> None:
+    """A log is read in order, for its own job alone, after a given line or limited to the newest."""
+    store_job(any_store, "a")
+    store_job(any_store, "b")
     any_store.write_lines([line("a", 1), line("b", 2), line("a", 3), line("a", 4)])
     assert any_store.lines("a") == [line("a", 1), line("a", 3), line("a", 4)]
     assert texts(any_store.lines("a", after=1)) == ["line 3", "line 4"]
@@ -62,9 +62,9 @@ def test_lines_come_back_as_they_were(any_store: JobStore) -> None:
 
 
 def test_the_newest_lines_stay(any_store: JobStore) -> None:
-    """However much a job says, and no other job's are lost for it."""
-    job_in(any_store, "loud")
-    job_in(any_store, "quiet")
+    """A store keeps the newest lines of each job, however many another job logs."""
+    store_job(any_store, "loud")
+    store_job(any_store, "quiet")
     any_store.write_lines([line("quiet", 1)])
     for begin in range(0, 2 * MAX_LOG_LINES, 500):
         any_store.write_lines([line("loud", begin + n) for n in range(500)])
@@ -73,8 +73,9 @@ def test_the_newest_lines_stay(any_store: JobStore) -> None:
     assert len(any_store.lines("quiet")) == 1
 
 
-def test_a_job_that_is_forgotten_takes_its_lines_along(any_store: JobStore) -> None:
-    job_in(any_store, "old")
+def test_cleanup_deletes_the_lines_of_a_job(any_store: JobStore) -> None:
+    """Deleting a job deletes its log."""
+    store_job(any_store, "old")
     any_store.write_lines([line("old", 1)])
     assert any_store.cleanup(max_age_hours=0.5) == 1
     assert any_store.lines("old") == []
@@ -83,51 +84,51 @@ def test_a_job_that_is_forgotten_takes_its_lines_along(any_store: JobStore) -> N
 # --- from functions ---
 
 
-def speak(prints: bool) -> None:
+def log_lines(prints: bool) -> None:
     current_job().logger.warning("by the job's logger %s", 1)
     logging.getLogger("library").error("by a library")
     if prints:
         print("printed")
 
 
-async def speak_on_loop(prints: bool) -> None:
-    speak(prints)
+async def log_on_loop(prints: bool) -> None:
+    log_lines(prints)
 
 
 @pytest.mark.parametrize("pool", ["thread", "coroutine", "process"])
-def test_what_a_function_says_is_in_its_job_s_log(any_store: JobStore, pool: str) -> None:
-    """By the job's logger and by any other; what is printed, from worker processes."""
+def test_what_a_function_logs_is_in_its_job_s_log(any_store: JobStore, pool: str) -> None:
+    """A job's log has the records of every logger and, from worker processes, printed lines."""
     with JobExecutor(2, config=Settings(), store=any_store) as executor:
-        function: Any = speak_on_loop if pool == "coroutine" else speak
+        function: Any = log_on_loop if pool == "coroutine" else log_lines
         job = Job(function=function, args=(pool == "process",), pool=pool)
         logging.getLogger("library").error("outside of any job")
         executor.run(job)
     found = any_store.lines(job.job_id)
-    assert [(said.source, said.level, said.text, said.attempt) for said in found[:2]] == [
+    assert [(stored.source, stored.level, stored.text, stored.attempt) for stored in found[:2]] == [
         ("executor_adapter.job", logging.WARNING, "by the job's logger 1", 1),
         ("library", logging.ERROR, "by a library", 1),
     ]
     assert texts(found[2:]) == (["printed"] if pool == "process" else [])
 
 
-def speak_and_wait(path: str) -> None:
+def log_and_wait(path: str) -> None:
     current_job().logger.warning("begun")
     while not Path(path).exists():
         time.sleep(0.01)
 
 
-def test_lines_are_there_while_the_job_runs(any_store: JobStore, tmp_path: Path) -> None:
-    """... a second later."""
+def test_lines_are_stored_while_the_job_runs(any_store: JobStore, tmp_path: Path) -> None:
+    """Lines are stored within seconds, while the job still runs."""
     with JobExecutor(1, config=Settings(), store=any_store) as executor:
-        job = Job(function=speak_and_wait, args=(str(tmp_path / "end"),), pool="thread")
+        job = Job(function=log_and_wait, args=(str(tmp_path / "end"),), pool="thread")
         future = executor.submit(job)
         wait_for(lambda: texts(any_store.lines(job.job_id)) == ["begun"], seconds=20)
         assert not future.done()
         (tmp_path / "end").touch()
 
 
-def test_who_sees_a_job_s_end_finds_its_whole_log(any_store: JobStore, mocker: MockerFixture) -> None:
-    """The log is written first, however long that takes."""
+def test_a_job_s_log_is_stored_before_its_end(any_store: JobStore, mocker: MockerFixture) -> None:
+    """Whoever sees a job's end in the store finds its whole log there, even where writing takes long."""
     seen: dict[str, list[str]] = {}
     write = any_store.write
 
@@ -137,7 +138,7 @@ def test_who_sees_a_job_s_end_finds_its_whole_log(any_store: JobStore, mocker: M
         return taken
 
     mocker.patch.object(any_store, "write", look_after_writing)
-    jobs = [Job(function=say, args=("last words",), pool=pool) for pool in ("thread", "process")]
+    jobs = [Job(function=log_text, args=("last words",), pool=pool) for pool in ("thread", "process")]
     with JobExecutor(2, config=Settings(), store=any_store) as executor:
         for job in jobs:
             executor.run(job)
@@ -145,13 +146,14 @@ def test_who_sees_a_job_s_end_finds_its_whole_log(any_store: JobStore, mocker: M
             assert seen[job.job_id] == ["last words"]
 
 
-def test_a_log_that_no_store_takes_keeps_no_job_from_being_recorded(
+def test_a_log_that_cannot_be_written_does_not_block_its_job(
     mocker: MockerFixture, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """A log that no store can hold is dropped, and its job is recorded all the same."""
     store = open_store("memory:")
     mocker.patch.object(store, "write_lines", side_effect=ValueError("not this line"))
     with JobExecutor(1, config=Settings(), store=store) as executor:
-        job = Job(function=say, args=("hello",), pool="thread")
+        job = Job(function=log_text, args=("hello",), pool="thread")
         executor.run(job)
         executor.flush()
         assert store.get(job.job_id).status is JobStatus.COMPLETED  # type: ignore[union-attr]
@@ -160,22 +162,22 @@ def test_a_log_that_no_store_takes_keeps_no_job_from_being_recorded(
     ]
 
 
-def say(text: str) -> None:
+def log_text(text: str) -> None:
     current_job().logger.warning(text)
 
 
-def test_no_text_is_too_strange_for_a_store(any_store: JobStore) -> None:
-    """Neither the character 0 nor half of a pair, nor a very long line, keeps a job from being recorded."""
+def test_lines_that_databases_cannot_hold_are_changed(any_store: JobStore) -> None:
+    """NUL characters and lone surrogates are replaced, and very long lines are cut."""
     with JobExecutor(1, config=Settings(), store=any_store) as executor:
-        job = Job(function=say, args=("nul \0 half \ud800 long " + "x" * 100_000,), pool="thread")
+        job = Job(function=log_text, args=("nul \0 half \ud800 long " + "x" * 100_000,), pool="thread")
         executor.run(job)
-    (said,) = any_store.lines(job.job_id)
-    assert said.text.startswith("nul \N{REPLACEMENT CHARACTER} half ? long xxx")
-    assert len(said.text) < 20_000
+    (stored,) = any_store.lines(job.job_id)
+    assert stored.text.startswith("nul \N{REPLACEMENT CHARACTER} half ? long xxx")
+    assert len(stored.text) < 20_000
 
 
-def test_logging_is_as_it_was_when_no_one_listens() -> None:
-    """Another's record factory is kept while executors come and go."""
+def test_the_log_record_factory_is_restored() -> None:
+    """The program's own log record factory is in place again once the last executor is closed."""
     before = logging.getLogRecordFactory()
     with JobExecutor(1, config=Settings(), store="memory:") as executor:
         executor.run(Job(function=list, job_id=uuid7()))

@@ -1,4 +1,4 @@
-"""A store that cannot be written: jobs go on, nothing recorded is lost, and the problem is said once."""
+"""Outages of a store: jobs continue, nothing is lost, and each outage is logged once."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from tests.contract.stores import store_jobs
 JOBS = 300
 
 
-def run_through(url: str, outage: Callable[[], contextlib.AbstractContextManager[None]], said: str) -> list[str]:
-    """Run jobs before, during and after an outage; what was logged of it.
+def run_through(url: str, outage: Callable[[], contextlib.AbstractContextManager[None]], expected: str) -> list[str]:
+    """Run jobs before, during and after an outage; return the messages logged.
 
-    Those that run meanwhile end as if nothing were, and all of them are in the store afterwards.
+    Jobs that run meanwhile finish, and all of them are in the store afterwards.
     """
     messages: list[str] = []
     listener = logging.Handler()
@@ -41,7 +41,7 @@ def run_through(url: str, outage: Callable[[], contextlib.AbstractContextManager
             with outage():
                 jobs = [executor.submit(Job(function=store_jobs.give, args=(n,))) for n in range(JOBS)]
                 assert [future.result(30) for future in jobs] == list(range(JOBS))
-                wait_for(lambda: any(said in message for message in messages), seconds=30)
+                wait_for(lambda: any(expected in message for message in messages), seconds=30)
                 assert not executor.flush(0.2)
                 with pytest.raises(StoreUnavailableError):
                     executor.release("no such job")
@@ -59,17 +59,18 @@ def run_through(url: str, outage: Callable[[], contextlib.AbstractContextManager
     return messages
 
 
-def said_once(messages: list[str]) -> None:
-    """Once that it cannot be written, and why; once that it can again."""
+def assert_logged_once(messages: list[str]) -> None:
+    """Check that there is one message that the store cannot be written, with the reason, and one that it can again."""
     assert len([message for message in messages if "cannot be written: " in message]) == 1, messages
     assert len([message for message in messages if "can be written again" in message]) == 1, messages
     assert all("give" not in message for message in messages)
 
 
-def test_another_writer_that_locks_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_survive_a_locked_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs finish while another writer locks the SQLite file, and all of them are recorded afterwards."""
     monkeypatch.setattr("executor_adapter.store.sql.engines.BUSY_TIMEOUT", 0.2)
     file = tmp_path / "jobs.db"
-    said_once(run_through(f"sqlite:///{file}", lambda: locked(file), "database is locked"))
+    assert_logged_once(run_through(f"sqlite:///{file}", lambda: locked(file), "database is locked"))
 
 
 @contextlib.contextmanager
@@ -84,7 +85,7 @@ def locked(file: Path) -> Iterator[None]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MB. Skips where it cannot be mounted."""
+    """A file system of 2 MB; skips where it cannot be mounted."""
     place = tmp_path / "disk"
     place.mkdir()
     mounted = subprocess.run(
@@ -96,7 +97,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
-def test_a_full_disk(small_disk: Path) -> None:
+def test_jobs_survive_a_full_disk(small_disk: Path) -> None:
+    """Jobs finish while the disk is full, and all of them are recorded afterwards."""
+
     @contextlib.contextmanager
     def full() -> Iterator[None]:
         filler = small_disk / "filler"
@@ -106,11 +109,11 @@ def test_a_full_disk(small_disk: Path) -> None:
         yield
         filler.unlink()
 
-    said_once(run_through(f"sqlite:///{small_disk}/jobs.db", full, "full"))
+    assert_logged_once(run_through(f"sqlite:///{small_disk}/jobs.db", full, "full"))
 
 
 class PrivatePostgreSQL:
-    """A PostgreSQL of one's own: a cluster in `directory` on a free port, run as the user `postgres`."""
+    """Runs a PostgreSQL server with a new cluster in `directory`, on a free port, as the user `postgres`."""
 
     def __init__(self, directory: Path) -> None:
         versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
@@ -145,32 +148,32 @@ class PrivatePostgreSQL:
 
     def _call(self, program: str, *args: str) -> None:
         command = [str(self._bin / program), *args]
-        if os.geteuid() == 0:  # as which it refuses to run
+        if os.geteuid() == 0:  # PostgreSQL refuses to run as root
             command = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", *command]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd="/", timeout=60)
 
 
 @pytest.fixture(scope="module")
 def postgresql() -> Iterator[PrivatePostgreSQL]:
-    with TemporaryDirectory() as directory:  # not in pytest's, which the server's user cannot enter
+    with TemporaryDirectory() as directory:  # the server's user cannot enter pytest's directory
         server = PrivatePostgreSQL(Path(directory))
         server.start()
         yield server
         server.stop()
 
 
-def test_a_postgresql_that_is_restarted(postgresql: PrivatePostgreSQL) -> None:
-    said_once(run_through(postgresql.url, postgresql.stopped, "cannot be written"))
+def test_jobs_survive_a_restart_of_postgresql(postgresql: PrivatePostgreSQL) -> None:
+    """Jobs finish while PostgreSQL is down, and all of them are recorded afterwards."""
+    assert_logged_once(run_through(postgresql.url, postgresql.stopped, "cannot be written"))
 
 
-def test_a_lease_that_cannot_be_renewed_ends_its_jobs_in_time(postgresql: PrivatePostgreSQL, tmp_path: Path) -> None:
-    """Another machine may take them over, and this one would not know. When the store is back they run again."""
+def test_jobs_stop_before_a_lease_expires_that_cannot_be_renewed(postgresql: PrivatePostgreSQL, tmp_path: Path) -> None:
+    """A host that cannot renew its lease stops its jobs in time; they run again once the store is back."""
     run_through_a_lease(postgresql.url, postgresql.stopped, tmp_path / "runs")
 
 
-def test_where_only_leases_tell_who_is_gone_they_do_so_on_one_machine_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_jobs_stop_in_time_on_one_machine_without_presences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without presences, a host on the same machine also stops its jobs before its lease expires."""
     monkeypatch.setattr("executor_adapter.store.host.presence", lambda: NO_PRESENCE)
     monkeypatch.setattr("executor_adapter.store.sql.engines.BUSY_TIMEOUT", 0.2)
     file = tmp_path / "jobs.db"
@@ -195,7 +198,8 @@ def run_without_end(executor: JobExecutor) -> None:
         executor.run(Job(function=store_jobs.give, args=(1,)))
 
 
-def test_no_more_is_kept_than_there_is_room_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_jobs_are_refused_when_too_many_writes_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past the limit of pending writes, submit raises QueueFullError until the store can be written again."""
     monkeypatch.setattr("executor_adapter.store.sql.engines.BUSY_TIMEOUT", 0.1)
     monkeypatch.setattr("executor_adapter.persistence.recorder.MAX_PENDING_WRITES", 20)
     file = tmp_path / "jobs.db"
@@ -211,7 +215,8 @@ def test_no_more_is_kept_than_there_is_room_for(tmp_path: Path, monkeypatch: pyt
         executor.run(Job(function=store_jobs.give, args=(0,)))
 
 
-def test_urls_that_name_no_store_are_refused_with_the_way_out(tmp_path: Path) -> None:
+def test_urls_without_a_store_are_refused(tmp_path: Path) -> None:
+    """A URL that does not name a store is refused, and the message says what to give instead."""
     for url, message in (
         ("mysql://x", "is not a store: give 'memory:'"),
         ("sqlite://", "does not name a file"),
@@ -224,13 +229,15 @@ def test_urls_that_name_no_store_are_refused_with_the_way_out(tmp_path: Path) ->
         open_store("postgresql://nobody:secret@127.0.0.1:1/none")
 
 
-def test_a_missing_driver_is_said_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_driver_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without psycopg, a PostgreSQL URL is refused and the message names the extra to install."""
     monkeypatch.setitem(__import__("sys").modules, "psycopg", None)
     with pytest.raises(ConfigurationError, match=r"prefect-executor-adapter\[postgres\]"):
         open_store("postgresql://postgres@127.0.0.1/none")
 
 
 def test_a_password_is_not_shown(tmp_path: Path) -> None:
+    """A store's URL does not show the password."""
     from executor_adapter.store.sql.engines import make_engine
     from executor_adapter.store.sql.store import SqlStore
 

@@ -1,4 +1,4 @@
-"""Jobs of a host that is gone: who runs them again, and who does not."""
+"""Recovery: which jobs of a gone host run again, where, and how leases are kept."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from executor_adapter.job.ids import uuid7
 from executor_adapter.store import Host, JobRecord, JobStore
 from tests.contract.conftest import wait_for
 from tests.contract.stores import store_jobs
-from tests.contract.stores.conftest import MakeStored, ended, leases_here, record_in
+from tests.contract.stores.conftest import MakeStored, leases_here, record_in, wait_for_end
 
 Orphan = Callable[..., JobRecord]
 
@@ -29,15 +29,18 @@ FAIL = '{"function": "tests.contract.stores.store_jobs:fail", "retry": {"retry_a
 
 
 class HookedExecutor(JobExecutor):
+    """Has a hook, so that attempts pass through the executor's methods."""
+
     async def pre_execution_hook(self, job: Job) -> None:
         job.metadata["hooked"] = True
 
 
 @pytest.mark.parametrize("status", [JobStatus.PENDING, JobStatus.RUNNING, JobStatus.RETRYING])
 @pytest.mark.parametrize("kind", [JobExecutor, HookedExecutor])
-def test_what_was_live_runs_again(
+def test_live_jobs_of_a_gone_host_run_again(
     make_stored: MakeStored, store: JobStore, orphan: Orphan, status: JobStatus, kind: type[JobExecutor], url: str
 ) -> None:
+    """Pending, running and retrying jobs of a gone host run again, also through overridden hooks."""
     record = orphan(call=GIVE, status=status, attempt=0 if status is JobStatus.PENDING else 1)
     with kind(2, store=url) as executor:
         assert executor.flush()
@@ -49,19 +52,21 @@ def test_what_was_live_runs_again(
 
 
 @pytest.mark.parametrize("status", [JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED])
-def test_what_was_over_does_not_run_again(make_stored: MakeStored, orphan: Orphan, status: JobStatus) -> None:
+def test_finished_jobs_do_not_run_again(make_stored: MakeStored, orphan: Orphan, status: JobStatus) -> None:
+    """Finished jobs of a gone host are not recovered."""
     orphan(call=GIVE, status=status, completed_at=1.0, quarantined=status is JobStatus.FAILED)
     assert make_stored().recover() == []
 
 
 def test_jobs_of_another_queue_are_left_to_their_own_hosts(make_stored: MakeStored, orphan: Orphan) -> None:
+    """A host recovers the jobs of its own queue alone."""
     record = orphan(call=GIVE, queue="collection")
     assert make_stored().recover() == []
     assert [job.job_id for job in make_stored(queue="collection").recover()] == [record.job_id]
 
 
 @pytest.mark.parametrize("fault", ["raise RuntimeError('on purpose')", "raise SystemExit(2)", "no = such + syntax +"])
-def test_a_module_that_cannot_be_imported_keeps_no_other_job_from_running(
+def test_a_module_that_cannot_be_imported_does_not_block_other_jobs(
     make_stored: MakeStored,
     store: JobStore,
     orphan: Orphan,
@@ -69,6 +74,7 @@ def test_a_module_that_cannot_be_imported_keeps_no_other_job_from_running(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """A job whose module fails on import ends FAILED, and the other jobs are recovered."""
     name = f"module_{uuid7().replace('-', '')}"
     (tmp_path / f"{name}.py").write_text(fault)
     monkeypatch.syspath_prepend(tmp_path)
@@ -76,64 +82,67 @@ def test_a_module_that_cannot_be_imported_keeps_no_other_job_from_running(
     sound = orphan(call=GIVE)
     (recovered,) = make_stored().recover()
     assert recovered.job_id == sound.job_id
-    record = ended(store, broken.job_id)
+    record = wait_for_end(store, broken.job_id)
     assert (record.status, record.error_code) == (JobStatus.FAILED, "CONFIGURATION_ERROR")
     assert f"{name}:function" in str(record.error_message)
-    assert ended(store, sound.job_id).status is JobStatus.COMPLETED
+    assert wait_for_end(store, sound.job_id).status is JobStatus.COMPLETED
 
 
-def test_a_retry_that_was_due_later_waits_for_its_time(
-    make_stored: MakeStored, store: JobStore, orphan: Orphan
-) -> None:
+def test_a_recovered_retry_waits_for_its_time(make_stored: MakeStored, store: JobStore, orphan: Orphan) -> None:
+    """A recovered job waits until its next attempt is due."""
     at = time.time() + 0.6
     record = orphan(call=FAIL, status=JobStatus.RETRYING, attempt=1, retry_at=at)
     executor = make_stored()
     executor.recover()
-    again = ended(store, record.job_id)
+    again = wait_for_end(store, record.job_id)
     assert again.completed_at is not None
     assert again.completed_at >= at
     assert (again.status, again.attempt, again.error_code) == (JobStatus.FAILED, 2, "EXECUTION_ERROR")
 
 
-def test_a_deadline_goes_on_while_nobody_runs_the_job(make_stored: MakeStored, store: JobStore, orphan: Orphan) -> None:
+def test_a_deadline_counts_while_no_host_runs_the_job(make_stored: MakeStored, store: JobStore, orphan: Orphan) -> None:
+    """A recovered job's deadline counts from its first submit; its queue_timeout no longer applies."""
     call = GIVE[:-1] + ', "deadline": 5, "queue_timeout": 1}'
     late = orphan(call=call, created_at=time.time() - 10, started_at=time.time() - 9)
     in_time = orphan(call=call, created_at=time.time() - 2, started_at=time.time() - 1)
     make_stored().recover()
-    assert ended(store, late.job_id).error_code == "DEADLINE_EXCEEDED"
-    assert ended(store, in_time.job_id).status is JobStatus.COMPLETED
+    assert wait_for_end(store, late.job_id).error_code == "DEADLINE_EXCEEDED"
+    assert wait_for_end(store, in_time.job_id).status is JobStatus.COMPLETED
 
 
-def test_a_job_that_cannot_run_here_is_accounted_for(make_stored: MakeStored, store: JobStore, orphan: Orphan) -> None:
+def test_a_job_that_cannot_run_here_ends_failed(make_stored: MakeStored, store: JobStore, orphan: Orphan) -> None:
+    """A claimed job whose function is missing or was driven by Prefect ends FAILED with the reason."""
     gone = orphan(call='{"function": "no.such.module:function"}')
     driven = orphan(call=None)
     good = orphan(call=GIVE)
     make_stored().recover()
-    assert ended(store, good.job_id).status is JobStatus.COMPLETED
+    assert wait_for_end(store, good.job_id).status is JobStatus.COMPLETED
     for record, code, message in (
         (gone, "CONFIGURATION_ERROR", "no.such.module"),
         (driven, "CONFIGURATION_ERROR", "driven from outside"),
     ):
-        found = ended(store, record.job_id)
+        found = wait_for_end(store, record.job_id)
         assert (found.status, found.error_code) == (JobStatus.FAILED, code)
         assert message in (found.error_message or "")
 
 
-def test_a_job_that_ran_whenever_its_hosts_died_is_quarantined(
+def test_a_job_that_ran_each_time_its_host_died_is_quarantined(
     make_stored: MakeStored, store: JobStore, orphan: Orphan
 ) -> None:
-    """In a thread it may be what killed them; in a process of its own it cannot."""
+    """A thread job that ran at too many deaths of its hosts is quarantined; a process job is not."""
     suspect = orphan(call=GIVE, crashes=2)
     innocent = orphan(call=GIVE[:-1] + ', "pool": "process"}', crashes=2)
     executor = make_stored()
     executor.recover()
-    assert ended(store, innocent.job_id).status is JobStatus.COMPLETED
-    record = ended(store, suspect.job_id)
+    assert wait_for_end(store, innocent.job_id).status is JobStatus.COMPLETED
+    record = wait_for_end(store, suspect.job_id)
     assert (record.status, record.quarantined, record.crashes) == (JobStatus.FAILED, True, 3)
     assert [job.job_id for job in executor.quarantined()] == [suspect.job_id]
 
 
 def test_quarantine_outlives_the_program(make_stored: MakeStored, store: JobStore) -> None:
+    """A quarantine lasts over restarts until any process releases the job."""
+
     def deadly() -> Job:
         policy = RetryPolicy(retry_attempts=1, retry_delay=0, crash_attempts=0)
         return Job(function=store_jobs.die, job_id="deadly", pool="process", retry=policy)
@@ -153,9 +162,10 @@ def test_quarantine_outlives_the_program(make_stored: MakeStored, store: JobStor
 
 
 @pytest.mark.parametrize("requeue_on_shutdown", [False, True])
-def test_what_a_shutdown_cuts_off_stays_for_the_next_if_asked(
+def test_jobs_cut_off_by_a_shutdown_stay_pending_with_requeue_on_shutdown(
     make_stored: MakeStored, store: JobStore, requeue_on_shutdown: bool, tmp_path: Path
 ) -> None:
+    """Jobs that a shutdown cuts off stay PENDING with requeue_on_shutdown, otherwise they are CANCELLED."""
     file = tmp_path / "file"
     executor = make_stored(1, requeue_on_shutdown=requeue_on_shutdown)
     running = executor.submit(Job(function=store_jobs.count_run, args=(str(file), 30), pool="process")).job
@@ -175,8 +185,8 @@ def test_what_a_shutdown_cuts_off_stays_for_the_next_if_asked(
     assert {job.job_id for job in recovered} == ({running.job_id, waiting.job_id} if requeue_on_shutdown else set())
 
 
-def test_an_executor_that_lives_keeps_its_jobs(make_stored: MakeStored, tmp_path: Path) -> None:
-    """However long it has been silent: on one machine a lease is as good as the process that holds it."""
+def test_a_living_host_keeps_its_jobs(make_stored: MakeStored, tmp_path: Path) -> None:
+    """On one machine a living host keeps its jobs, even when its lease has expired."""
     owner = make_stored(settings={"lease": 0.2})
     job = owner.submit(Job(function=store_jobs.wait_for_file, args=(str(tmp_path / "go"),))).job
     assert owner.flush()
@@ -187,10 +197,10 @@ def test_an_executor_that_lives_keeps_its_jobs(make_stored: MakeStored, tmp_path
     wait_for(lambda: job.status is JobStatus.COMPLETED)
 
 
-def test_who_lost_its_lease_stops_its_jobs_and_says_nothing_more_of_them(
+def test_a_host_that_lost_its_lease_stops_its_jobs_and_records_nothing(
     make_stored: MakeStored, store: JobStore, url: str, tmp_path: Path
 ) -> None:
-    """Fencing: another machine has taken over, and this one was only slow."""
+    """A host whose lease was taken stops its jobs and leaves their records alone."""
     executor = make_stored(2, settings={"lease": 0.8})
     args = (str(tmp_path / "never"),)
     jobs = [executor.submit(Job(function=store_jobs.wait_for_file, args=args)).job for _ in range(3)]
@@ -201,17 +211,17 @@ def test_who_lost_its_lease_stops_its_jobs_and_says_nothing_more_of_them(
     assert {record.job_id for record in store.claim(rival, queue="")} == {job.job_id for job in jobs}
     wait_for(lambda: all(job.status is JobStatus.CANCELLED for job in jobs))
     later = executor.submit(Job(function=store_jobs.give, args=(1,))).job
-    assert ended(store, later.job_id).status is JobStatus.COMPLETED
+    assert wait_for_end(store, later.job_id).status is JobStatus.COMPLETED
     for job in jobs:
         record = record_in(store, job.job_id)
         assert (record.host, record.status.is_terminal) == (rival.host_id, False)
 
 
 @pytest.mark.parametrize("recover_every", [0.05, None])
-def test_jobs_that_nobody_took_with_the_lease_run_again_here_once_they_have_ended(
+def test_jobs_not_taken_with_the_lease_run_again_once_they_have_ended(
     make_stored: MakeStored, store: JobStore, url: str, tmp_path: Path, recover_every: float | None
 ) -> None:
-    """A host of another queue ended the lease."""
+    """Jobs that no host took with the lease run again here, once their attempts have ended."""
     executor = make_stored(2, settings={"lease": 0.4, "recover_every": recover_every})
     began, go = tmp_path / "began", tmp_path / "go"
     job = executor.submit(Job(function=store_jobs.end_slowly, args=(str(began), str(go)), pool="process")).job
@@ -224,49 +234,49 @@ def test_jobs_that_nobody_took_with_the_lease_run_again_here_once_they_have_ende
     assert executor.flush()  # it has been a host again meanwhile, and has looked around
     assert not record_in(store, job.job_id).status.is_terminal
     go.touch()
-    assert ended(store, job.job_id).status is JobStatus.COMPLETED
+    assert wait_for_end(store, job.job_id).status is JobStatus.COMPLETED
     assert job.status is JobStatus.CANCELLED
 
 
 def take_lease(store: JobStore, url: str) -> None:
-    """End the lease of the one executor of this machine, as a host elsewhere would that takes it for gone."""
+    """End the lease of this machine's only executor, as a host elsewhere does that takes it for gone."""
     (host_id,) = leases_here(url)
     store.leave(host_id)
 
 
-def test_a_host_that_looks_again_and_again_takes_over_while_it_runs(
-    make_stored: MakeStored, store: JobStore, orphan: Orphan
-) -> None:
+def test_a_host_recovers_jobs_while_it_runs(make_stored: MakeStored, store: JobStore, orphan: Orphan) -> None:
+    """With recover_every, a host recovers jobs that are orphaned after its start."""
     executor = make_stored(settings={"recover_every": 0.05})
     executor.recover()
     record = orphan(call=GIVE)
-    assert ended(store, record.job_id).status is JobStatus.COMPLETED
+    assert wait_for_end(store, record.job_id).status is JobStatus.COMPLETED
 
 
-def test_a_job_that_another_process_queued_needs_no_start(make_stored: MakeStored, store: JobStore) -> None:
-    """An executor with nothing to do looks for it, unless it was told not to."""
+def test_an_idle_host_runs_jobs_that_another_process_queued(make_stored: MakeStored, store: JobStore) -> None:
+    """An idle executor finds and runs a job that another process has queued."""
     every = StoreSettings().recover_every
     assert every is not None
     executor = make_stored(settings={"recover_every": every / 200})
     executor.recover()
     store.enqueue(JobRecord(job_id="queued", call=GIVE, created_at=time.time()))
-    assert ended(store, "queued").status is JobStatus.COMPLETED
+    assert wait_for_end(store, "queued").status is JobStatus.COMPLETED
 
 
-def test_an_idle_host_whose_lease_was_taken_takes_over_all_the_same(
+def test_an_idle_host_recovers_jobs_after_it_lost_its_lease(
     make_stored: MakeStored, store: JobStore, url: str, orphan: Orphan
 ) -> None:
-    """On another machine it was taken for gone, since it had been silent for long."""
+    """An idle host whose lease was taken registers again and recovers jobs."""
     executor = make_stored(settings={"recover_every": 0.05})
     executor.recover()
     take_lease(store, url)
     record = orphan(call=GIVE)
-    assert ended(store, record.job_id).status is JobStatus.COMPLETED
+    assert wait_for_end(store, record.job_id).status is JobStatus.COMPLETED
 
 
-def test_whoever_asks_an_idle_host_whose_lease_was_taken_is_answered(
+def test_recover_works_after_an_idle_host_lost_its_lease(
     make_stored: MakeStored, store: JobStore, url: str, orphan: Orphan
 ) -> None:
+    """`recover` on an idle host whose lease was taken succeeds with a new lease."""
     executor = make_stored(settings={"recover_every": None})
     executor.recover()
     take_lease(store, url)
@@ -276,8 +286,8 @@ def test_whoever_asks_an_idle_host_whose_lease_was_taken_is_answered(
     assert job.job_id == record.job_id
 
 
-def test_an_idle_host_that_looks_holds_its_lease(make_stored: MakeStored, store: JobStore, url: str) -> None:
-    """Others, who go by its lease alone, leave it what it takes in later."""
+def test_an_idle_host_that_recovers_renews_its_lease(make_stored: MakeStored, store: JobStore, url: str) -> None:
+    """An idle host that looks for jobs renews its lease, so that it may hold what it claims."""
     executor = make_stored(settings={"recover_every": 0.05, "lease": 0.5})
     executor.recover()
     (host_id,) = leases_here(url)
@@ -285,7 +295,8 @@ def test_an_idle_host_that_looks_holds_its_lease(make_stored: MakeStored, store:
     assert leases_here(url)[host_id] > time.time()
 
 
-def test_a_bound_on_the_queue_does_not_keep_recovered_jobs_out(make_stored: MakeStored, orphan: Orphan) -> None:
+def test_max_pending_does_not_refuse_recovered_jobs(make_stored: MakeStored, orphan: Orphan) -> None:
+    """Recovered jobs are accepted beyond `max_pending`."""
     for _ in range(5):
         orphan(call=GIVE, status=JobStatus.PENDING, attempt=0)
     assert len(make_stored(max_pending=1).recover()) == 5
@@ -304,10 +315,10 @@ with JobExecutor(2, store=sys.argv[1]) as executor:
 
 
 @pytest.mark.parametrize("pool", ["thread", "process"])
-def test_a_killed_program_s_jobs_run_in_the_next_at_once(
+def test_jobs_of_a_killed_program_run_in_the_next_one_at_once(
     make_stored: MakeStored, store: JobStore, url: str, tmp_path: Path, pool: str
 ) -> None:
-    """On the same machine nobody waits for a lease to run out."""
+    """On the same machine, a killed program's jobs are recovered without waiting for its lease."""
     file = tmp_path / "runs"
     with subprocess.Popen([sys.executable, "-c", HOST, url, str(file), pool], stdout=subprocess.PIPE) as host:
         try:
@@ -324,8 +335,8 @@ def test_a_killed_program_s_jobs_run_in_the_next_at_once(
     assert (job.job_id, job.attempt) == ("long", 2)
 
 
-def test_a_host_of_this_process_that_is_closed_is_gone(make_stored: MakeStored, store: JobStore) -> None:
-    """Though its process lives, and could not say goodbye."""
+def test_a_closed_host_of_this_process_is_gone(make_stored: MakeStored, store: JobStore) -> None:
+    """A closed host counts as gone though its process lives and its lease was not ended."""
     from executor_adapter.store.host import close_host, new_host
 
     host = new_host()
@@ -338,7 +349,8 @@ def test_a_host_of_this_process_that_is_closed_is_gone(make_stored: MakeStored, 
     assert len(executor.recover()) == 1
 
 
-def test_a_process_with_a_used_pid_is_another(store: JobStore, make_stored: MakeStored) -> None:
+def test_a_reused_pid_does_not_keep_a_host_alive(store: JobStore, make_stored: MakeStored) -> None:
+    """A host is gone although another process has its pid by now."""
     from executor_adapter.store.host import this_machine
 
     host = Host(host_id=uuid7(), machine=this_machine(), pid=os.getppid(), process_started=1, presence="held by nobody")

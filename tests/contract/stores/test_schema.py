@@ -1,4 +1,4 @@
-"""The schema: made by migrations, by one of many programs that open a store at once."""
+"""The schema: migrations create it, also where many programs open a store at once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from executor_adapter.store.sql.engines import make_engine
 from executor_adapter.store.sql.schema import REVISION, VERSIONS, metadata
 
 
-def test_the_migrations_make_what_the_tables_say(url: str) -> None:
+def test_the_migrations_create_the_schema(url: str) -> None:
+    """The migrations create exactly the tables that the package defines."""
     open_store(url).close()
     engine = make_engine(url)
     with engine.connect() as connection:
@@ -28,22 +29,25 @@ def test_the_migrations_make_what_the_tables_say(url: str) -> None:
     engine.dispose()
 
 
-def test_the_newest_migration_is_the_one_that_is_asked_for() -> None:
+def test_the_newest_migration_is_the_required_one() -> None:
+    """REVISION names the newest migration."""
     scripts = ScriptDirectory(str(Path(sql.__file__).parent / "migrations"))
     assert scripts.get_current_head() == REVISION
 
 
-def test_many_programs_may_open_a_new_store_at_once(url: str) -> None:
+def test_many_programs_can_open_a_new_store_at_once(url: str) -> None:
+    """Programs that open a new store at the same time create its schema once."""
     code = f"from executor_adapter.store import open_store; print(open_store({url!r}).find().total)"
     opening = [
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(4)
     ]
     for program in opening:
-        said, errors = program.communicate(timeout=60)
-        assert (said, program.returncode) == (b"0\n", 0), errors
+        output, errors = program.communicate(timeout=60)
+        assert (output, program.returncode) == (b"0\n", 0), errors
 
 
 def test_a_store_of_a_newer_version_is_refused(url: str) -> None:
+    """A database of a newer version is refused, and the message says to upgrade the package."""
     open_store(url).close()
     engine = make_engine(url)
     with engine.execution_options(writes=True).begin() as connection:

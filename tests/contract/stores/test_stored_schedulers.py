@@ -22,7 +22,7 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(asyncio.wait_for(main(), 60))
 
 
-async def is_over(scheduler: CollectionScheduler, job_id: str) -> Job:
+async def wait_for_end(scheduler: CollectionScheduler, job_id: str) -> Job:
     for _ in range(2000):
         job = await scheduler.get_job_status(job_id)
         assert job is not None
@@ -33,13 +33,13 @@ async def is_over(scheduler: CollectionScheduler, job_id: str) -> Job:
 
 
 def test_jobs_are_found_after_a_restart(url: str, tmp_path: Path) -> None:
-    """The past is listed, filtered and cleaned up; what the stop cut off runs again."""
+    """After a restart, past jobs are listed, filtered and cleaned up, and those cut off run again."""
 
     async def main() -> None:
         first = CollectionScheduler(1, config=Settings(store=StoreSettings(url=url)))
         early = await first.add_manual_job("early", store_jobs.give, value=1)
         await first.start()
-        await is_over(first, early)
+        await wait_for_end(first, early)
         never = str(tmp_path / "go")
         cut_off = [await first.add_manual_job("slow", store_jobs.wait_for_file, path=never) for _ in range(2)]
         live = await first.get_job_status(cut_off[0])
@@ -53,7 +53,7 @@ def test_jobs_are_found_after_a_restart(url: str, tmp_path: Path) -> None:
         second = CollectionScheduler(1, config=Settings(), store=url)
         await second.start()
         for job_id in cut_off:
-            assert (await is_over(second, job_id)).status is JobStatus.COMPLETED
+            assert (await wait_for_end(second, job_id)).status is JobStatus.COMPLETED
         assert [job.job_id for job in await second.get_all_jobs()] == [early, *cut_off]
         assert [job.job_id for job in await second.job_queue.list_jobs(job_type="slow", offset=1)] == [cut_off[1]]
         with pytest.raises(InvalidJobError, match="known already"):
@@ -67,6 +67,8 @@ def test_jobs_are_found_after_a_restart(url: str, tmp_path: Path) -> None:
 
 
 def test_a_job_is_in_the_store_when_it_has_been_added(url: str, tmp_path: Path) -> None:
+    """When add_manual_job returns, another scheduler finds the job in the store."""
+
     async def main() -> None:
         scheduler = CollectionScheduler(1, config=Settings(), store=url)
         other = CollectionScheduler(1, config=Settings(), store=url)
@@ -85,6 +87,7 @@ def test_a_job_is_in_the_store_when_it_has_been_added(url: str, tmp_path: Path) 
 
 
 def test_a_job_is_retried_with_changes_after_a_restart(url: str) -> None:
+    """`retry_job` makes a new job from a stored one, with changed fields."""
     config = Settings(collection=CollectionSettings(retry_attempts=0))
 
     async def main() -> None:
@@ -96,11 +99,11 @@ def test_a_job_is_retried_with_changes_after_a_restart(url: str) -> None:
 
         scheduler = CollectionScheduler(1, config=config, store=url)
         await scheduler.start()
-        before = await is_over(scheduler, failed)
+        before = await wait_for_end(scheduler, failed)
         with pytest.raises(InvalidJobError, match="no job"):
             await scheduler.retry_job("unknown")
         retried = await scheduler.retry_job(failed, max_runtime=7200, kwargs={"code": 8}, retry_attempts=0)
-        after = await is_over(scheduler, retried)
+        after = await wait_for_end(scheduler, retried)
         assert (after.max_runtime, after.tool_name, after.error_message) == (7200, "radar", "on purpose 8")
         assert after.metadata["retry_of"] == before.job_id == failed
         scheduler.close()
@@ -108,13 +111,15 @@ def test_a_job_is_retried_with_changes_after_a_restart(url: str) -> None:
     run(main)
 
 
-def test_what_is_added_after_the_stop_is_listed_behind_what_the_store_knows(url: str) -> None:
+def test_jobs_added_after_a_stop_are_listed_after_the_stored_ones(url: str) -> None:
+    """Jobs added to a stopped scheduler are listed after the stored ones, on every page."""
+
     async def main() -> None:
         scheduler = CollectionScheduler(1, config=Settings(), store=url)
         await scheduler.start()
         ids = [await scheduler.add_manual_job("early", store_jobs.give, value=1) for _ in range(2)]
         for job_id in ids:
-            await is_over(scheduler, job_id)
+            await wait_for_end(scheduler, job_id)
         await scheduler.stop()
         ids += [await scheduler.add_manual_job("late", store_jobs.give, value=1) for _ in range(2)]
         assert [job.job_id for job in await scheduler.get_all_jobs()] == ids
@@ -124,14 +129,16 @@ def test_what_is_added_after_the_stop_is_listed_behind_what_the_store_knows(url:
         assert [job.job_id for job in await scheduler.job_queue.list_jobs(job_type="late")] == ids[2:]
         await scheduler.start()
         for job_id in ids:
-            await is_over(scheduler, job_id)
+            await wait_for_end(scheduler, job_id)
         assert [job.job_id for job in await scheduler.get_all_jobs()] == ids
         scheduler.close()
 
     run(main)
 
 
-def test_an_added_job_whose_twin_was_recovered_leads_to_that(url: str, tmp_path: Path) -> None:
+def test_an_added_job_with_a_recovered_duplicate_leads_to_that(url: str, tmp_path: Path) -> None:
+    """The id of an added job leads to the recovered job that has the same dedupe_key."""
+
     async def main() -> None:
         def job() -> Job:
             path = str(tmp_path / "go")
@@ -149,7 +156,7 @@ def test_an_added_job_whose_twin_was_recovered_leads_to_that(url: str, tmp_path:
         assert known is not None
         assert known.job_id == cut_off
         (tmp_path / "go").touch()
-        assert (await is_over(second, added)).status is JobStatus.COMPLETED
+        assert (await wait_for_end(second, added)).status is JobStatus.COMPLETED
         assert [job.job_id for job in await second.get_all_jobs()] == [cut_off]
         second.close()
 
@@ -157,7 +164,9 @@ def test_an_added_job_whose_twin_was_recovered_leads_to_that(url: str, tmp_path:
 
 
 @pytest.mark.parametrize("by_another", [False, True])
-def test_a_quarantined_job_is_retried_once_it_is_released(url: str, by_another: bool) -> None:
+def test_a_quarantined_job_can_be_retried_after_its_release(url: str, by_another: bool) -> None:
+    """`retry_job` refuses a quarantined job until this or another process releases it."""
+
     async def main() -> None:
         scheduler = ProcessingScheduler(1, config=Settings(), store=url)
         await scheduler.start()

@@ -1,6 +1,6 @@
-"""Hosts that are killed with 50 jobs: every job reaches its end, none is lost, none runs twice at once.
+"""Hosts that are killed with 50 jobs: every job finishes, none is lost, and none runs twice at once.
 
-CRASH_ROUNDS and CRASH_SEED in the environment give another number of rounds and the seed of a run to be repeated.
+The environment variables CRASH_ROUNDS and CRASH_SEED set the number of rounds and repeat the seed of a failed run.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from executor_adapter.store import open_store
+from tests.contract.stores.crash_rounds import run_rounds
 from tests.contract.stores.databases import url_of
-from tests.contract.stores.rounds import run_rounds
 
 
 def run(kind: str, directory: Path, count: int) -> None:
@@ -28,12 +28,14 @@ def run(kind: str, directory: Path, count: int) -> None:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("kind", "count"), [("sqlite", 6), ("postgresql", 3)])
-def test_nothing_is_lost_when_hosts_are_killed(kind: str, count: int, tmp_path: Path) -> None:
+def test_no_job_is_lost_when_hosts_are_killed(kind: str, count: int, tmp_path: Path) -> None:
+    """Every job of a killed host finishes, and none runs twice at once."""
     run(kind, tmp_path, count)
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("kind", "count"), [("sqlite", 200), ("postgresql", 100)])
-def test_nothing_is_lost_in_many_rounds(kind: str, count: int, tmp_path: Path) -> None:
+def test_no_job_is_lost_in_many_rounds(kind: str, count: int, tmp_path: Path) -> None:
+    """The same holds in hundreds of rounds."""
     run(kind, tmp_path, count)

@@ -1,4 +1,4 @@
-"""An executor with a store: what is remembered of its jobs, and what is refused."""
+"""The recorder: what is stored of an executor's jobs, and which jobs are refused."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.store import JobStore
 from tests.contract.conftest import wait_for
 from tests.contract.stores import store_jobs
-from tests.contract.stores.conftest import MakeStored, ended, record_in
+from tests.contract.stores.conftest import MakeStored, record_in, wait_for_end
 
 
-def test_a_shutdown_leaves_every_job_as_it_ended(make_stored: MakeStored, store: JobStore) -> None:
+def test_a_shutdown_records_every_end(make_stored: MakeStored, store: JobStore) -> None:
+    """After a shutdown the store has the end of every job, with its times, error and attempts."""
     with make_stored() as executor:
         good = [executor.submit(Job(function=store_jobs.give, args=(n,))).job for n in range(700)]
         bad = Job(
@@ -35,7 +36,8 @@ def test_a_shutdown_leaves_every_job_as_it_ended(make_stored: MakeStored, store:
     assert len(record.attempts) == 2
 
 
-def test_a_record_gives_the_job_back_as_it_was(make_stored: MakeStored, store: JobStore) -> None:
+def test_a_job_is_restored_from_its_record(make_stored: MakeStored, store: JobStore) -> None:
+    """A job restored from its record equals the original, and cannot be submitted again."""
     policy = RetryPolicy(retry_attempts=1, retry_delay=0.0, crash_attempts=7)
     job = Job(
         function=store_jobs.fail, kwargs={"code": 7}, max_runtime=5, priority=3, metadata={"a": [1]}, retry=policy
@@ -63,10 +65,10 @@ def test_a_record_gives_the_job_back_as_it_was(make_stored: MakeStored, store: J
         ({"function": store_jobs.give, "job_id": "a\0"}, "job_id=.* cannot be stored"),
     ],
 )
-def test_what_another_process_could_not_run_is_refused(
+def test_jobs_that_another_process_could_not_run_are_refused(
     make_stored: MakeStored, fields: dict[str, Any], message: str
 ) -> None:
-    """... when it is submitted, with the way out; and nothing of it stays behind."""
+    """A job that cannot be stored is refused at submit, with the reason, and leaves nothing behind."""
     executor = make_stored()
     with pytest.raises(InvalidJobError, match=message):
         executor.submit(Job(**fields))
@@ -75,6 +77,7 @@ def test_what_another_process_could_not_run_is_refused(
 
 
 def test_arguments_are_not_pickled_unless_asked(make_stored: MakeStored, store: JobStore) -> None:
+    """Arguments are stored as JSON, and pickled only with the setting `pickle_arguments`."""
     with make_stored() as executor:
         plain = executor.submit(Job(function=store_jobs.give, args=(1,))).job
     assert record_in(store, plain.job_id).pickled is None
@@ -89,6 +92,7 @@ def test_arguments_are_not_pickled_unless_asked(make_stored: MakeStored, store: 
 
 
 def test_a_result_is_not_stored(make_stored: MakeStored, url: str, tmp_path: Path) -> None:
+    """A job's result is not written to the store."""
     secret = "correct horse battery staple"
     with make_stored() as executor:
         assert executor.run(Job(function=store_jobs.backwards, args=(secret[::-1],))) == secret
@@ -96,8 +100,8 @@ def test_a_result_is_not_stored(make_stored: MakeStored, url: str, tmp_path: Pat
         assert all(secret.encode() not in file.read_bytes() for file in tmp_path.glob("jobs.db*"))
 
 
-def test_a_job_of_the_memory_may_be_anything() -> None:
-    """Nobody else will run it, so its function and arguments need not travel."""
+def test_a_memory_store_takes_any_job() -> None:
+    """A store in memory takes any function and arguments, because no other process runs the job."""
     with JobExecutor(2, config=Settings(), store="memory:") as executor:
         store = executor.store
         assert store is not None
@@ -108,8 +112,8 @@ def test_a_job_of_the_memory_may_be_anything() -> None:
     assert record_in(store, job.job_id).status is JobStatus.COMPLETED
 
 
-def test_what_runs_is_recorded_with_its_progress(make_stored: MakeStored, store: JobStore, tmp_path: Path) -> None:
-    """Another process sees it within seconds."""
+def test_a_running_job_is_recorded_with_its_progress(make_stored: MakeStored, store: JobStore, tmp_path: Path) -> None:
+    """Other processes see within seconds that a job runs, and its progress."""
     executor = make_stored()
     job = executor.submit(Job(function=store_jobs.report, args=(5, str(tmp_path / "go")))).job
     wait_for(lambda: (record := store.get(job.job_id)) is not None and record.status is JobStatus.RUNNING)
@@ -118,20 +122,21 @@ def test_what_runs_is_recorded_with_its_progress(make_stored: MakeStored, store:
     assert record.progress is not None
     assert (record.progress.done, record.progress.total, record.progress.message) == (5, 10, "half way")
     (tmp_path / "go").touch()
-    assert ended(store, job.job_id).status is JobStatus.COMPLETED
+    assert wait_for_end(store, job.job_id).status is JobStatus.COMPLETED
 
 
-def test_another_process_may_ask_for_a_job_s_end(make_stored: MakeStored, store: JobStore, tmp_path: Path) -> None:
+def test_another_process_can_cancel_a_job(make_stored: MakeStored, store: JobStore, tmp_path: Path) -> None:
+    """A cancel request in the store ends the job within seconds."""
     executor = make_stored()
     job = executor.submit(Job(function=store_jobs.wait_for_file, args=(str(tmp_path / "never"),))).job
     assert executor.flush()
     assert store.request_cancel(job.job_id)
-    record = ended(store, job.job_id)
+    record = wait_for_end(store, job.job_id)
     assert (record.status, record.error_code) == (JobStatus.CANCELLED, "CANCELLED")
 
 
-def test_an_executor_without_jobs_does_nothing(make_stored: MakeStored) -> None:
-    """No thread of it wakes up: a store costs an idle program nothing."""
+def test_an_idle_recorder_does_not_wake_up(make_stored: MakeStored) -> None:
+    """The recorder's thread of an idle executor does not wake up."""
     executor = make_stored()
     executor.run(Job(function=store_jobs.give, args=(1,)))
     assert executor.flush()
@@ -147,9 +152,10 @@ def _switches(thread_id: int | None) -> int:
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("voluntary"))
 
 
-def test_a_job_that_cannot_be_written_does_not_hold_up_others(
+def test_a_job_that_cannot_be_written_does_not_block_others(
     make_stored: MakeStored, store: JobStore, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """A job that no database can hold is logged and dropped, and the others are recorded."""
     executor = make_stored()
     odd = Job(function=store_jobs.give, args=(1,))
     odd.state.records_processed = 1 << 80  # no database holds it
@@ -157,7 +163,7 @@ def test_a_job_that_cannot_be_written_does_not_hold_up_others(
     for job in (*jobs[:2], odd, *jobs[2:]):
         executor.submit(job)
     for job in jobs:
-        assert ended(store, job.job_id).status is JobStatus.COMPLETED
+        assert wait_for_end(store, job.job_id).status is JobStatus.COMPLETED
     assert executor.flush(10)
     assert store.get(odd.job_id) is None
     assert [r.job_id for r in caplog.records if "cannot be recorded" in r.message].count(odd.job_id) > 0  # type: ignore[attr-defined]

@@ -1,6 +1,7 @@
-"""Forks hosts that have all they need imported: `python -m tests.contract.stores.nursery`, and a line of JSON for each.
+"""A program that forks hosts with everything imported: `python -m tests.contract.stores.host_forker`.
 
-It answers with the process id of the host; a host says nothing, but what its jobs leave in the ledger.
+It reads one line of JSON for each host and answers with the host's process id. A host prints nothing; its jobs write to
+the run log.
 """
 
 from __future__ import annotations
@@ -15,33 +16,35 @@ from dataclasses import dataclass
 
 from executor_adapter import Job, JobExecutor, RetryPolicy
 from executor_adapter.config import Settings, StoreSettings
-from executor_adapter.store import sql  # what a host loads when it opens its store
+from executor_adapter.store import sql  # imported before the fork, because each host needs it
 from tests.contract.stores import crash_jobs
 
 __all__ = ["HostOrder", "sql"]
 
-BURST = 10
+BURST_SIZE = 10
+"""Jobs that a host submits before it flushes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostOrder:
-    """What a host is to do: recover jobs again and again, and submit those of `names` itself."""
+    """Tells a host what to do: recover jobs again and again, and submit a job for each of `names`."""
 
     url: str
-    ledger: str
+    run_log: str
     seed: int
     names: list[str]
 
-    def live(self) -> None:
+    def run(self) -> None:
+        """Run the host until it is killed."""
         settings = Settings(store=StoreSettings(recover_every=0.05))
         with JobExecutor(50, config=settings, store=self.url) as executor:
             draw = random.Random(self.seed)
-            for at in range(0, len(self.names), BURST):
-                burst = self.names[at : at + BURST]
+            for at in range(0, len(self.names), BURST_SIZE):
+                burst = self.names[at : at + BURST_SIZE]
                 for name in burst:
                     executor.submit(self._job(name, draw))
                 assert executor.flush(30)
-                crash_jobs.note(self.ledger, "acknowledged", "\n".join(burst))
+                crash_jobs.note(self.run_log, "acknowledged", "\n".join(burst))
             time.sleep(600)
 
     def _job(self, name: str, draw: random.Random) -> Job:
@@ -58,22 +61,23 @@ class HostOrder:
         return Job(
             function=function,
             job_id=name,
-            args=(self.ledger, name, draw.random() * 0.3),
+            args=(self.run_log, name, draw.random() * 0.3),
             pool=pool,
             retry=RetryPolicy(retry_attempts=2, retry_delay=0.05),
         )
 
 
-def raise_hosts() -> None:
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+def fork_hosts() -> None:
+    """Fork a host for each line of the standard input."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that killed hosts do not stay as zombies
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            HostOrder(**json.loads(line)).live()
+            HostOrder(**json.loads(line)).run()
             os._exit(0)
         print(child, flush=True)
 
 
 if __name__ == "__main__":
-    raise_hosts()
+    fork_hosts()
