@@ -26,7 +26,9 @@ from executor_adapter.executor.registry import stop_tracking
 from executor_adapter.job.retry import limit_attempts
 from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, WorkerPool
 from executor_adapter.pools.in_process.call import bind, call_in_job
+from executor_adapter.supervision.loop import SupervisorLoop
 from executor_adapter.supervision.supervisor import Supervisor
+from executor_adapter.supervision.thread import SupervisorThread
 
 __all__ = ["FakeClock", "InlineExecutor", "set_testing"]
 
@@ -87,28 +89,36 @@ class InlineExecutor(JobExecutor):
         stop_tracking(self._supervisor)  # nobody moves the clock once the interpreter ends
 
     def _make_supervisor(self, **options: Any) -> Supervisor:
-        return InlineSupervisor(**(options | {"clock": self.clock, "make_pool": InlinePool}))
+        return inline_supervisor(self.clock, **(options | {"make_pool": InlinePool}))
 
 
-class InlineSupervisor(Supervisor):
-    """A supervisor that turns on its callers' thread, whenever something was asked of it or its clock was moved."""
+def inline_supervisor(clock: FakeClock, **options: Any) -> Supervisor:
+    """Return a supervisor that runs on its callers' thread, by `clock`; `options` are those of `Supervisor`."""
+    supervisor = Supervisor(**(options | {"clock": clock, "make_thread": InlineThread}))
+    assert isinstance(supervisor.thread, InlineThread)
+    clock.on_advance.append(supervisor.thread.turn)
+    return supervisor
 
-    def __init__(self, *, clock: FakeClock, **options: Any) -> None:
-        super().__init__(clock=clock, **options)
+
+class InlineThread(SupervisorThread):
+    """Runs the supervisor's loop on its callers' thread, whenever something is asked of it or its clock is moved."""
+
+    def __init__(self, loop: SupervisorLoop, *args: Any) -> None:
+        super().__init__(loop, *args)
+        self._inline_loop = loop
         self._turning = False
-        self._right_to_run.clear()  # it has no thread
-        clock.on_advance.append(self.turn)
+        self._take_right_to_run()  # No thread ever runs the loop.
 
     def turn(self) -> None:
-        """Do all that is due; nothing where it is called from within."""
+        """Do all that is due; nothing where it is called from within a turn."""
         if self._turning or self.closed.is_set():
             return
         self._turning = True
         try:
-            self._loop.run_due()
-            if self._loop.stopped:
-                self._loop.close()
-                self._over()
+            self._inline_loop.run_due()
+            if self._inline_loop.stopped:
+                self._inline_loop.close()
+                self.end()
         finally:
             self._turning = False
 
@@ -116,7 +126,7 @@ class InlineSupervisor(Supervisor):
         super().call_soon(callback, *args)
         self.turn()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
         self.turn()
 
     def is_started(self) -> bool:
@@ -147,7 +157,7 @@ class InlinePool(WorkerPool):
         ending, value, error = self._outcome(assignment)
         assignment.ended_at = self.supervisor.now()
         assert isinstance(self.supervisor, Supervisor)
-        self.supervisor.apply_limits()  # it may have moved the clock
+        self.supervisor.stopping.apply_limits()  # it may have moved the clock
         if assignment in self._stopped:
             ending = Ending.STOPPED
         self.busy -= 1

@@ -20,8 +20,8 @@ from executor_adapter.job.functions import is_coroutine_function, resolve
 from executor_adapter.job.model import Job
 from executor_adapter.job.pool_names import HAS_GUARDIAN, StartMethod
 from executor_adapter.monitoring.findings import Finding, fine, warning, wrong
+from executor_adapter.pools.selection import check_job
 from executor_adapter.store import StoreUnavailableError, open_store
-from executor_adapter.supervision.intake import check_job
 
 FILES_PER_WORKER = 8
 """File descriptors of the host for each worker process: its socket, its output, its end, its tickets."""

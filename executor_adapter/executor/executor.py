@@ -25,19 +25,19 @@ from executor_adapter.executor.tracing import trace_jobs
 from executor_adapter.job.functions import check_arguments
 from executor_adapter.job.model import Job, check_is_job
 from executor_adapter.job.results import JobResult
+from executor_adapter.job.tool_limit import ToolLimit
 from executor_adapter.job.transition import Observer
 from executor_adapter.job.validation import check_count
 from executor_adapter.monitoring.metrics_port import serve_metrics
 from executor_adapter.persistence.history import QueueHistory
 from executor_adapter.persistence.job_persistence import JobPersistence
 from executor_adapter.pools import pool_kinds
+from executor_adapter.pools.selection import check_job
 from executor_adapter.store.base import JobStore
 from executor_adapter.supervision.driver import JobDriver
 from executor_adapter.supervision.futures import JobFuture
-from executor_adapter.supervision.intake import check_job
 from executor_adapter.supervision.job_scope import JobScope
-from executor_adapter.supervision.rate_limiter import ToolLimit
-from executor_adapter.supervision.stats import WINDOW, ExecutorStats
+from executor_adapter.supervision.stats import DEFAULT_WINDOW_SECONDS, ExecutorStats
 from executor_adapter.supervision.supervisor import Supervisor
 
 CATCH_UP_SECONDS = 10.0
@@ -109,7 +109,7 @@ class JobExecutor(ExecutionHooks):
                 readmit=lambda job, waited: self._admit(job, waited=waited),
             )
         )
-        ledger, on_closed = self._supervisor.tracker, self._supervisor.on_closed
+        ledger, on_closed = self._supervisor.tracker, self._supervisor.thread.on_closed
         self._metrics = serve_metrics(self, self.config.monitoring, observers=ledger.observers, on_closed=on_closed)
         self._tracer = trace_jobs(ledger.observers)
         self._tokens: list[EntryToken] = []
@@ -237,7 +237,7 @@ class JobExecutor(ExecutionHooks):
 
     def release(self, job_id: str) -> bool:
         """Let a quarantined job be submitted again. Return False where no quarantined job has this id."""
-        self._supervisor.refuse_if_parents()
+        self._supervisor.check_not_forked()
         released = self._supervisor.intake.quarantined.pop(job_id, None) is not None
         return (self._persistence is not None and self._persistence.release(job_id)) or released
 
@@ -258,12 +258,12 @@ class JobExecutor(ExecutionHooks):
         Raises:
             StoreUnavailableError: The store cannot be reached.
         """
-        self._supervisor.refuse_if_parents()
+        self._supervisor.check_not_forked()
         return [] if self._persistence is None else self._persistence.recover()
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until the store has all that happened to the jobs so far. Return False after `timeout` seconds."""
-        self._supervisor.refuse_if_parents()
+        self._supervisor.check_not_forked()
         return self._persistence is None or self._persistence.recorder.flush(timeout)
 
     # --- monitoring ---
@@ -278,11 +278,11 @@ class JobExecutor(ExecutionHooks):
         A caller that has seen a job end may call this before the executor is done with the job: the engine that drives
         a job reports its end a moment earlier.
         """
-        self._supervisor.catch_up(CATCH_UP_SECONDS)
+        self._supervisor.thread.catch_up(CATCH_UP_SECONDS)
         with contextlib.suppress(ValueError):
             self._supervisor.tracker.observers.remove(observer)
 
-    def stats(self, *, window: float = WINDOW) -> ExecutorStats:
+    def stats(self, *, window: float = DEFAULT_WINDOW_SECONDS) -> ExecutorStats:
         """Return counts since the executor was made, and figures of jobs that ended in the last `window` seconds."""
         abandoned = 0 if self._hooked is None else self._hooked.abandoned
         return live_stats(self._supervisor, abandoned_attempts=abandoned, window=window)
@@ -302,11 +302,11 @@ class JobExecutor(ExecutionHooks):
     @property
     def is_closed(self) -> bool:
         """Whether shutdown is complete: all jobs are finished and all workers are gone."""
-        return self._supervisor.closed.is_set()
+        return self._supervisor.thread.closed.is_set()
 
     def add_close_callback(self, callback: Callable[[], object]) -> None:
         """Call `callback` on the supervisor's thread once all jobs are finished, before `shutdown` returns."""
-        self._supervisor.on_closed.append(callback)
+        self._supervisor.thread.on_closed.append(callback)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None) -> None:
         """Accept no more jobs, and end once those that were submitted are finished.
@@ -318,12 +318,12 @@ class JobExecutor(ExecutionHooks):
         """
         self._supervisor.close(cancel_pending=cancel_futures, cancel_running=timeout == 0)
         if timeout and not wait:
-            self._supervisor.cut_off_in(timeout)
+            self._supervisor.close_within(timeout)
         if not wait:
             return
-        if timeout and not self._supervisor.closed.wait(min(timeout, threading.TIMEOUT_MAX)):
+        if timeout and not self._supervisor.thread.closed.wait(min(timeout, threading.TIMEOUT_MAX)):
             self._supervisor.close(cancel_pending=True, cancel_running=True)
-        self._supervisor.wait()
+        self._supervisor.thread.wait()
         signal_watch.disarm()
 
     async def start(self) -> None:
@@ -357,6 +357,6 @@ class JobExecutor(ExecutionHooks):
         await asyncio.to_thread(self.shutdown, timeout=None if kind is None else 0)
 
     def _enter(self) -> None:
-        self._supervisor.refuse_if_parents()
+        self._supervisor.check_not_forked()
         self._tokens.append(enter_executor(lambda: self))
         signal_watch.arm()

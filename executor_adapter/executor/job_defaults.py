@@ -9,7 +9,7 @@ from executor_adapter.config import Settings, retry_policy
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job.functions import is_coroutine_function
 from executor_adapter.job.model import Job
-from executor_adapter.supervision.rate_limiter import ToolLimit
+from executor_adapter.job.tool_limit import ToolLimit
 
 
 class JobDefaults:

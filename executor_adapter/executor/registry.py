@@ -17,9 +17,9 @@ _open: set[Supervisor] = set()
 def track(executor: object, supervisor: Supervisor) -> None:
     """Close the supervisor when its executor is garbage-collected, on a signal that ends the program, and at exit."""
     _open.add(supervisor)
-    supervisor.let_go_of = functools.partial(_open.discard, supervisor)
-    signal_watch.listen(supervisor.told_to_end)
-    supervisor.on_closed.append(functools.partial(signal_watch.leave, supervisor.told_to_end))
+    supervisor.thread.on_released = functools.partial(_open.discard, supervisor)
+    signal_watch.listen(supervisor.on_signal)
+    supervisor.thread.on_closed.append(functools.partial(signal_watch.leave, supervisor.on_signal))
     drain = functools.partial(supervisor.close, cancel_pending=False, cancel_running=False)
     weakref.finalize(executor, drain).atexit = False
 
@@ -35,13 +35,13 @@ def _drain_all() -> None:
     for supervisor in list(_open):
         supervisor.close(cancel_pending=False, cancel_running=False)
     for supervisor in list(_open):
-        supervisor.wait()
+        supervisor.thread.wait()
 
 
 def _leave_to_parent() -> None:
     """Wait for nothing in a forked process: the supervisors run in the parent."""
     for supervisor in _open:
-        supervisor.leave_to_parent()
+        supervisor.detach_after_fork()
     _open.clear()
 
 

@@ -14,7 +14,7 @@ from executor_adapter.monitoring.trace_scope import INSIDE
 from executor_adapter.monitoring.tracing import JobTracer
 from executor_adapter.pools.base import Assignment
 from executor_adapter.supervision.job_scope import JobScope
-from executor_adapter.supervision.worker_logs import log_said
+from executor_adapter.supervision.worker_logs import log_message
 
 IN_THIS_PROCESS = frozenset({"thread", "coroutine"})
 
@@ -57,4 +57,4 @@ class SpanScope:
         elif driver is not None:
             driver.receive(topic, content)
         elif topic in ("log", "output"):
-            log_said(assignment, topic, content)
+            log_message(assignment, topic, content)

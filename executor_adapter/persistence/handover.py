@@ -67,4 +67,4 @@ class Handover:
     def _stop(self, jobs: list[Job]) -> None:
         self._stopping += jobs
         for job in jobs:
-            self._supervisor.let_go(job)
+            self._supervisor.release(job)

@@ -62,7 +62,7 @@ class JobPersistence:
             self.recorder.recover = self._recovery.run
             self.recorder.recover_every = settings.recover_every
         if isinstance(store, str):
-            supervisor.on_closed.append(self.store.close)
+            supervisor.thread.on_closed.append(self.store.close)
 
     def admit(self, job: Job, admit: Callable[[], JobFuture], *, driven: bool = False) -> JobFuture:
         """Call `admit`, which submits the job, and record the job unless it is refused or a live duplicate is returned.

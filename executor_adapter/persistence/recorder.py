@@ -92,10 +92,10 @@ class Recorder:
         self._checked_at = 0.0
         self._recovered_at = time.monotonic()
         self._lines = LogLines(supervisor.intake.jobs)
-        supervisor.on_said = self._lines.on_message
+        supervisor.on_worker_message = self._lines.on_message
         start_capturing(self._lines)
         supervisor.tracker.observers.insert(0, self.on_transition)
-        supervisor.on_closed.append(self.close)
+        supervisor.thread.on_closed.append(self.close)
 
     # --- on submitting threads ---
 
@@ -145,7 +145,7 @@ class Recorder:
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until all that has happened by now is in the store; False where it is not within `timeout` seconds."""
         with self._lock:
-            if self._closing.is_set() or self.pending.is_empty or not self._supervisor.is_started():
+            if self._closing.is_set() or self.pending.is_empty or not self._supervisor.thread.is_started():
                 return self.pending.is_empty
             request = self._requests.add_flush()
         # The supervisor has reported all jobs submitted before when it comes to this call.

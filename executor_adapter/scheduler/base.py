@@ -12,16 +12,16 @@ from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.executor.executor import JobExecutor
 from executor_adapter.job.model import Job
 from executor_adapter.job.rerun import rerun
+from executor_adapter.job.tool_limit import ToolLimit
 from executor_adapter.job.transition import Observer
 from executor_adapter.job.validation import check_count
+from executor_adapter.pools.selection import check_job
 from executor_adapter.scheduler.binding import bind, check_own_arguments
 from executor_adapter.scheduler.job_queue import JobQueue
 from executor_adapter.scheduler.mirroring import SchedulerMirror, mirror_for
 from executor_adapter.store import open_store
 from executor_adapter.store.base import JobStore
-from executor_adapter.supervision.intake import check_job
-from executor_adapter.supervision.rate_limiter import ToolLimit
-from executor_adapter.supervision.stats import WINDOW, ExecutorStats
+from executor_adapter.supervision.stats import DEFAULT_WINDOW_SECONDS, ExecutorStats
 
 STOP_TIMEOUT = 30.0
 """Seconds that running jobs get to end when their scheduler stops."""
@@ -229,7 +229,7 @@ class BaseScheduler:
         """Return the jobs that have an attempt under way."""
         return [] if self._executor is None else self._executor.running()
 
-    def stats(self, *, window: float = WINDOW) -> ExecutorStats | None:
+    def stats(self, *, window: float = DEFAULT_WINDOW_SECONDS) -> ExecutorStats | None:
         """Return the executor's counts and figures; None while the scheduler is not started."""
         return None if self._executor is None else self._executor.stats(window=window)
 

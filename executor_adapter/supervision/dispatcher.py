@@ -1,4 +1,4 @@
-"""Which job starts next, and whether there is a slot for it."""
+"""Decides which job starts next, and whether there is a slot for it."""
 
 from __future__ import annotations
 
@@ -6,45 +6,46 @@ from collections.abc import Callable, Mapping
 
 from executor_adapter.job.model import Job
 from executor_adapter.pools.base import WorkerPool
-from executor_adapter.supervision.rate_limiter import Throttle, wants_no_start
+from executor_adapter.supervision.rate_limiter import RateLimiter, needs_no_slot
 from executor_adapter.supervision.ready_queue import ReadyQueue
 
 
 class Dispatcher:
-    """Jobs that are ready, the slots, and what else may hold a job back. The supervisor's own.
+    """Holds the ready jobs and the slots, and knows what else may hold a job back. Supervisor thread only.
 
-    A slot is held by each busy worker of the pools, and by each driver that was granted one and has not used it yet.
+    A slot is taken by each busy worker of the pools, and by each driver that was granted one and has not used it yet.
     """
 
     def __init__(self, max_workers: int, pools: Mapping[str, WorkerPool]) -> None:
         self.max_workers = max_workers
-        self.throttle: Throttle | None = None
+        self.rate_limiter: RateLimiter | None = None
         self.reserved = 0
         """Slots granted to drivers that have not begun their attempt."""
         self.lent: set[Job] = set()
-        """Those whose attempt waits for another job: its slot is free meanwhile, or that one might never have any."""
+        """Jobs whose attempt waits for another job. Their slots are free meanwhile, or that job might never get one."""
         self.exclusive: Job | None = None
         """The job beside whose attempt no other may start."""
         self._pools = pools
         self._ready = ReadyQueue()
 
     def push(self, job: Job) -> None:
+        """Queue a job that is ready to start."""
         self._ready.push(job)
 
     def push_front(self, job: Job) -> None:
-        """Put a job back that was taken too early: before all others of its priority."""
+        """Put back a job that was taken too early: before all others of its priority."""
         self._ready.push_front(job)
 
-    def run(self, start: Callable[[Job], None], start_behind: Callable[[Job], bool]) -> None:
-        """Start what there are slots for; lay short jobs ready behind short ones."""
+    def run(self, start: Callable[[Job], None], queue_behind: Callable[[Job], bool]) -> None:
+        """Start jobs while there are slots; queue short jobs in workers behind short ones."""
         ready = self._ready
         pools = self._pools.values()
         while ready:
             job = ready.peek()
-            if wants_no_start(job):
+            if needs_no_slot(job):
                 ready.pop()
-                if self.throttle is not None:
-                    self.throttle.passed_over(job)
+                if self.rate_limiter is not None:
+                    self.rate_limiter.skip(job)
                 continue
             busy = self.reserved - len(self.lent)
             for pool in pools:
@@ -53,24 +54,24 @@ class Dispatcher:
                 return
             if busy < self.max_workers:
                 ready.pop()
-                if self.throttle is None or self.throttle.start(job):
+                if self.rate_limiter is None or self.rate_limiter.start(job):
                     if job.live.alone:
                         self.exclusive = job
                     start(job)
-            elif self._may_follow(job) and start_behind(job):
+            elif self._may_queue_behind(job) and queue_behind(job):
                 ready.pop()
             else:
                 return
 
-    def _may_follow(self, job: Job) -> bool:
-        """Whether the job may lie ready behind another: not one that something else may still hold back."""
+    def _may_queue_behind(self, job: Job) -> bool:
+        """Return whether the job may wait in a worker: not if anything else may still hold it back."""
         live = job.live
-        limited = self.throttle is not None and self.throttle.limits(job)
+        limited = self.rate_limiter is not None and self.rate_limiter.limits(job)
         return live.pool in self._pools and live.driver is None and not live.alone and not limited
 
-    def attempt_over(self, job: Job) -> None:
-        """What `run` let start is over, or did not begin after all."""
+    def attempt_ended(self, job: Job) -> None:
+        """Note that what `run` started is over, or did not begin after all."""
         if self.exclusive is job:
             self.exclusive = None
-        if self.throttle is not None:
-            self.throttle.end(job)
+        if self.rate_limiter is not None:
+            self.rate_limiter.end(job)

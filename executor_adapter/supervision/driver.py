@@ -1,11 +1,11 @@
-"""JobDriver: one job whose retries somebody else decides, Prefect's engine or an overridden `execute_job`.
+"""JobDriver: drives one job whose retries are decided outside the supervisor.
 
     acquire ──► attempt ──► complete | fail
        ▲           │
        └── retry ◄─┘
 
-Its methods may be called from any thread; each hands over to the supervisor and gives a Future. One future is
-outstanding at a time.
+Prefect's engine and an overridden `execute_job` drive jobs so. The methods may be called from any thread; each asks the
+supervisor for something and returns a Future. Only one such future may be outstanding at a time.
 """
 
 from __future__ import annotations
@@ -15,40 +15,58 @@ import contextvars
 import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.job.model import Job
 from executor_adapter.job.retry import RetryDecision
 from executor_adapter.job.status import TERMINAL, JobStatus
 from executor_adapter.pools.base import Assignment
-
-if TYPE_CHECKING:
-    from executor_adapter.supervision.running_attempts import StopReason
-    from executor_adapter.supervision.supervisor import Supervisor
+from executor_adapter.supervision.dispatcher import Dispatcher
+from executor_adapter.supervision.follow_up import FollowUp
+from executor_adapter.supervision.starting import Starting
+from executor_adapter.supervision.stop_reason import StopReason
+from executor_adapter.supervision.stopping import Stopping
 
 logger = logging.getLogger("executor_adapter")
 
 
-class JobDriver:
-    """Drives `job` through the executor that made it. Not for use by two threads at once."""
+class DriverHost(Protocol):
+    """What a driver needs of its supervisor."""
 
-    def __init__(self, job: Job, supervisor: Supervisor, *, applies_max_runtime: bool = True) -> None:
+    dispatcher: Dispatcher
+    starting: Starting
+    follow_up: FollowUp
+    stopping: Stopping
+
+    def call_soon(self, callback: Callable[..., None], *args: Any) -> None:
+        """Call `callback(*args)` on the supervisor's thread."""
+
+    def cancel(self, job: Job) -> bool:
+        """Cancel the job; False where it is over."""
+
+
+class JobDriver:
+    """Drives one job through its executor. Must not be used by two threads at once.
+
+    `applies_max_runtime`: whether the supervisor ends an attempt at `max_runtime`; otherwise its caller does.
+    """
+
+    def __init__(self, job: Job, host: DriverHost, *, applies_max_runtime: bool = True) -> None:
         self.job = job
         self.applies_max_runtime = applies_max_runtime
-        """Whether the supervisor ends an attempt at max_runtime; else whoever drives does."""
         self.wants_slot = False
-        self._supervisor = supervisor
+        self._host = host
         self._holds_slot = False
         self._outstanding: Future[Any] | None = None
-        self._doom: BaseException | None = None
+        self._abort_error: BaseException | None = None
         self._last_error: BaseException | None = None
         self._listeners: list[Callable[[str, Any], None]] = []
 
     # --- from any thread ---
 
     def acquire(self) -> Future[None]:
-        """Wait for a slot. When it resolves the job is RUNNING and its attempt is counted.
+        """Ask for a slot. When the future resolves, the job is RUNNING and its attempt is counted.
 
         The future raises JobTimeoutError (QUEUE_TIMEOUT, DEADLINE_EXCEEDED) or JobCancelledError.
         """
@@ -57,54 +75,54 @@ class JobDriver:
     def attempt(
         self, *, context: contextvars.Context | None = None, scope: tuple[str, Any] | None = None
     ) -> Future[Any]:
-        """Run one attempt in the slot that `acquire` got; the slot is free again when it resolves.
+        """Run one attempt in the slot that `acquire` got; the slot is free again when the future resolves.
 
-        `context`: the context variables a function in a thread or coroutine sees. `scope`: a context manager entered
-        around the function in whichever process it runs: ("module:qualname", its one picklable argument).
-        The future gives the function's value, or raises its exception or what the executor says instead.
+        `context` holds the context variables that a function in a thread or coroutine sees. `scope` is a context
+        manager entered around the function in the process that runs it: ("module:qualname", one picklable argument).
+        The future returns the function's value, or raises its exception or what the executor says instead.
         """
 
         def prepare(assignment: Assignment) -> None:
-            if context is not None or scope is not None:  # else its scope', if it has any
+            if context is not None or scope is not None:  # Otherwise those of the job's scope, if it has one.
                 assignment.context, assignment.scope = context, scope
 
         return self._ask(self._attempt, prepare)
 
     def decide(self, error: BaseException) -> RetryDecision:
-        """What the job's policy makes of `error`, with which the last attempt ended."""
-        return self._supervisor.decide(self.job, error)
+        """Decide by the job's policy whether an attempt that ended with `error` is retried."""
+        return self._host.follow_up.decide(self.job, error)
 
     def retry(self, decision: RetryDecision) -> Future[None]:
-        """RETRYING from now on, without a slot; it resolves when the delay is over."""
+        """Let the job be RETRYING, without a slot; the future resolves after the delay."""
         return self._ask(self._retry, decision)
 
     def complete(self, value: Any = None) -> None:
-        """End the job COMPLETED; a slot still held (a cached result needs no attempt) is free again."""
-        self._supervisor.call_soon(self._finish, value)
+        """End the job COMPLETED, and free a slot that is still held (a cached result needs no attempt)."""
+        self._host.call_soon(self._finish, value)
 
     def fail(self, error: BaseException) -> None:
-        """End the job FAILED; CANCELLED where `error` says so."""
-        self._supervisor.call_soon(self._fail, error)
+        """End the job FAILED, or CANCELLED where `error` says so."""
+        self._host.call_soon(self._fail, error)
 
     def cancel(self) -> bool:
-        """End whatever runs of the job; the outstanding future raises JobCancelledError once it is dead."""
-        return self._supervisor.cancel(self.job)
+        """End what runs of the job; the outstanding future raises JobCancelledError once it is dead."""
+        return self._host.cancel(self.job)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """While it lasts, the attempt that runs waits for another job; its slot is free for that one."""
-        self._supervisor.call_soon(self._supervisor.lend_slot, self.job)
+        """Free the slot of the running attempt while it waits for another job."""
+        self._host.call_soon(self._host.starting.lend_slot, self.job)
         try:
             yield
         finally:
-            self._supervisor.call_soon(self._supervisor.take_slot_back, self.job)
+            self._host.call_soon(self._host.starting.take_slot_back, self.job)
 
     def stop_attempt(self, reason: StopReason) -> None:
-        """End the attempt that runs; its future resolves once nothing of it is alive."""
-        self._supervisor.call_soon(self._supervisor.stop_attempt, self.job, reason)
+        """End the running attempt; its future resolves once nothing of it is alive."""
+        self._host.call_soon(self._host.stopping.stop_attempt, self.job, reason)
 
     def on_message(self, callback: Callable[[str, Any], None]) -> None:
-        """Have `callback(topic, content)` told what the function says (topics: pools.base.PoolSupervisor.on_message).
+        """Call `callback(topic, content)` with each message of the function, as `PoolSupervisor.on_message` has them.
 
         It is called on the supervisor's thread: it must be quick and must not block.
         """
@@ -112,14 +130,14 @@ class JobDriver:
 
     def _ask(self, request: Callable[..., None], *args: Any) -> Future[Any]:
         future: Future[Any] = Future()
-        self._supervisor.call_soon(self._begin, future, request, args)
+        self._host.call_soon(self._begin, future, request, args)
         return future
 
     # --- on the supervisor's thread ---
 
     def _begin(self, future: Future[Any], request: Callable[..., None], args: tuple[Any, ...]) -> None:
-        if self._doom is not None:
-            future.set_exception(self._doom)
+        if self._abort_error is not None:
+            future.set_exception(self._abort_error)
         elif self.job.status in TERMINAL:
             future.set_exception(JobCancelledError(f"job {self.job.job_id} is over: {self.job.status}"))
         else:
@@ -128,51 +146,54 @@ class JobDriver:
 
     def _acquire(self) -> None:
         self.wants_slot = True
-        self._supervisor.enqueue(self.job)
+        self._host.dispatcher.push(self.job)
 
     def _attempt(self, prepare: Callable[[Assignment], None]) -> None:
-        self._supervisor.start_driven(self.job, prepare)
+        self._host.starting.start_driven(self.job, prepare)
 
     def _retry(self, decision: RetryDecision) -> None:
-        self._supervisor.retry_later(self.job, decision, lambda job: self.resolve(None), self._last_error)
+        self._host.follow_up.retry_later(self.job, decision, lambda job: self.resolve(None), self._last_error)
 
     def _finish(self, value: Any) -> None:
         if self.job.status not in TERMINAL:
-            self._supervisor.finish(self.job, JobStatus.COMPLETED, value)
+            self._host.follow_up.finish(self.job, JobStatus.COMPLETED, value)
 
     def _fail(self, error: BaseException) -> None:
         if self.job.status not in TERMINAL:
-            self._supervisor.give_up(self.job, self.decide(error), error)
+            self._host.follow_up.give_up(self.job, self.decide(error), error)
 
     def accepted(self) -> None:
-        """The supervisor has taken the job in."""
+        """Note that the supervisor has accepted the job."""
 
     def slot_granted(self) -> None:
+        """Take the slot that was asked for."""
         self.wants_slot = False
         self._holds_slot = True
         self.resolve(None)
 
     def release_slot(self) -> bool:
-        """Whether a slot was held that no attempt used; it is not, from now on."""
+        """Give up the slot; return whether one was held that no attempt used."""
         held, self._holds_slot = self._holds_slot, False
         return held
 
     def attempt_failed(self, error: BaseException) -> None:
+        """Let the outstanding future raise `error`, with which the attempt ended."""
         self._last_error = error
         if (future := self._take_outstanding()) is not None:
             future.set_exception(error)
 
-    def doom(self, error: BaseException) -> None:
-        """The job is to end while nothing of it runs: so does whatever its driver waits for, or asks next."""
-        if self._doom is None:
-            self._doom = error
+    def abort(self, error: BaseException) -> None:
+        """End the job while nothing of it runs: what its driver waits for, or asks next, raises `error`."""
+        if self._abort_error is None:
+            self._abort_error = error
             self.wants_slot = False
             self.attempt_failed(error)
 
-    def stopping(self, error: BaseException) -> None:
-        """The job is to end with `error`, and its attempt is being ended; its future tells once that is dead."""
+    def expect_end(self, error: BaseException) -> None:
+        """Note that the attempt is being ended, because the job is to end with `error`."""
 
     def receive(self, topic: str, content: Any) -> None:
+        """Pass a message of the function to the listeners."""
         for listener in self._listeners:
             try:
                 listener(topic, content)
@@ -180,7 +201,7 @@ class JobDriver:
                 logger.exception("a listener of a job failed", extra={"job_id": self.job.job_id})
 
     def resolve(self, value: Any) -> None:
-        """What the driver waits for is there: a slot, a function's value, the end of a delay."""
+        """Resolve the outstanding future: with a slot, a function's value, or the end of a delay."""
         if (future := self._take_outstanding()) is not None:
             future.set_result(value)
 

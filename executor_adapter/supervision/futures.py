@@ -1,4 +1,4 @@
-"""JobFuture: what `submit` gives; and the thread on which its callbacks run."""
+"""JobFuture, which `submit` returns; what the futures of one executor share; and the thread that runs callbacks."""
 
 from __future__ import annotations
 
@@ -7,37 +7,34 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from concurrent.futures._base import FINISHED, PENDING  # the states that Future's own methods know
+from concurrent.futures._base import FINISHED, PENDING  # The states that Future's own methods know.
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from executor_adapter.job.model import Job
 from executor_adapter.job.status import JobStatus
-
-if TYPE_CHECKING:
-    from executor_adapter.job.model import Job
-    from executor_adapter.supervision.supervisor import Supervisor
 
 logger = logging.getLogger("executor_adapter")
 
 
-CALLBACK_SECONDS = 10.0
-"""For which one callback may keep an executor's end waiting."""
+MAX_CALLBACK_SECONDS = 10.0
+"""How long one callback may delay the end of an executor."""
 
 
 class Callbacks:
-    """Runs users' callbacks on a thread of their own, since one that blocks must not hold up the supervisor."""
+    """Runs users' callbacks on a thread of their own, since a slow one must not delay the supervisor."""
 
     def __init__(self) -> None:
         self._calls: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._called = 0
-        self._lock = threading.RLock()  # re-entrant: a signal handler may add a callback while its thread is in here
+        self._lock = threading.RLock()  # Re-entrant: a signal handler may add a callback while its thread holds it.
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Have the thread: at the interpreter's exit, when callbacks are called still, none can be started.
+        """Start the thread in time: at the interpreter's exit, when callbacks still run, no thread can be started.
 
         Raises:
-            RuntimeError: there is none to be had.
+            RuntimeError: the system cannot start a thread.
         """
         with self._lock:
             if self._thread is None:
@@ -49,6 +46,7 @@ class Callbacks:
                     raise
 
     def call(self, callback: Callable[[], object]) -> None:
+        """Run `callback` on the thread, after those before it."""
         self.start()
         self._calls.put(callback)
 
@@ -57,46 +55,83 @@ class Callbacks:
         self._calls.put(None)
 
     def is_calling_here(self) -> bool:
-        """Whether this is its thread, in a callback."""
+        """Return whether the caller is a callback on this thread."""
         return threading.current_thread() is self._thread
 
     def wait(self) -> None:
-        """Once it is closed: wait until all are called, or one takes longer than CALLBACK_SECONDS."""
+        """Wait, once closed, until all are called or one takes longer than MAX_CALLBACK_SECONDS."""
         thread, seen = self._thread, -1
         if thread is None or self.is_calling_here():
             return
         while thread.is_alive() and seen != self._called:
             seen = self._called
-            thread.join(CALLBACK_SECONDS)
+            thread.join(MAX_CALLBACK_SECONDS)
         if thread.is_alive():
-            logger.warning("a callback of a job's future takes longer than %s s: nobody waits for it", CALLBACK_SECONDS)
+            logger.warning("a callback of a future takes longer than %s s: not waiting for it", MAX_CALLBACK_SECONDS)
 
     def _run(self) -> None:
         while (callback := self._calls.get()) is not None:
             try:
                 callback()
-            except BaseException:  # SystemExit too: those after it are to be called all the same
+            except BaseException:  # SystemExit too: the callbacks after it are called all the same.
                 logger.exception("a callback of a job's future failed")
-            callback = None  # else it would hold its job until the next
+            callback = None  # Otherwise it would keep its job alive until the next call.
             self._called += 1
 
 
+class FutureHub:
+    """What all futures of one executor share: the lock and condition, the callbacks, and the way to cancel a job.
+
+    `cancel` ends a job; `check_usable` raises where this process was forked from the one that runs the executor.
+    """
+
+    def __init__(self, cancel: Callable[[Job], bool], check_usable: Callable[[], None]) -> None:
+        self.cancel = cancel
+        self.check_usable = check_usable
+        self.callbacks = Callbacks()
+        self.settling_lock = threading.RLock()
+        self.settling = threading.Condition(self.settling_lock)
+        """The condition of all futures, see JobFuture. Its lock is also kept alone, since that is faster to take."""
+        self.is_supervisor_thread: Callable[[], bool] = lambda: False
+        self.is_started: Callable[[], bool] = lambda: False
+
+    def expect_callback(self) -> None:
+        """Prepare for a future's first callback."""
+        if self.is_started():
+            try:
+                self.callbacks.start()
+            except RuntimeError:
+                logger.debug("cannot start the thread for callbacks now; retried when the job finishes")
+
+    def deliver(self, callback: Callable[[Future[Any]], object], future: Future[Any]) -> None:
+        """Run a future's callback: on the thread for callbacks, if this is the supervisor's thread."""
+        if self.is_supervisor_thread():
+            self.callbacks.call(functools.partial(callback, future))
+        else:
+            callback(future)
+
+    def detach_after_fork(self) -> None:
+        """Replace the lock in a forked process: another thread may have held it."""
+        self.settling_lock = threading.RLock()
+        self.settling = threading.Condition(self.settling_lock)
+
+
 class JobFuture(Future[Any]):
-    """The future of one job, and through `.job` all that is known of it while it runs.
+    """The future of one job; its `job` shows the job live.
 
     `result()` raises the function's own exception, or what the executor says instead: JobTimeoutError,
     WorkerCrashedError, MemoryLimitError, JobCancelledError, JobSerializationError. In a forked process it raises
-    ExecutorClosedError where the job was not over at the fork.
+    ExecutorClosedError where the job was not over when the process was forked.
 
-    All futures of a supervisor share one condition, and the lists of those who wait are made when first asked for: most
-    futures are done before anyone waits, and these would be half of the memory of a queued job. So nobody waits on the
-    condition itself: who does is a waiter of the future, as those of `concurrent.futures.wait` are.
+    All futures of an executor share one condition, and the lists of waiters and callbacks are made when first needed:
+    most futures are done before anyone waits, and these would be half of the memory of a queued job. So no thread waits
+    on the condition itself: each waits as a waiter of the future, like those of `concurrent.futures.wait`.
     """
 
-    def __init__(self, job: Job, supervisor: Supervisor) -> None:
-        # Instead of Future's own, which would make all of it at once.
+    def __init__(self, job: Job, hub: FutureHub) -> None:
+        # Instead of Future's own __init__, which would make all of it at once.
         self.job = job
-        self._supervisor = supervisor
+        self._hub = hub
         self._state = PENDING
         self._result: Any = None
         self._exception: BaseException | None = None
@@ -105,7 +140,7 @@ class JobFuture(Future[Any]):
 
     @property
     def _condition(self) -> threading.Condition:  # type: ignore[override]
-        return self._supervisor.settling
+        return self._hub.settling
 
     @property
     def _waiters(self) -> list[Any]:  # type: ignore[override]
@@ -122,8 +157,8 @@ class JobFuture(Future[Any]):
         return made
 
     def settle(self, value: Any, error: BaseException | None) -> None:
-        """The job is over; the supervisor alone says so, and once."""
-        with self._supervisor.settling_lock:
+        """Set the value or the error. Called once, on the supervisor's thread."""
+        with self._hub.settling_lock:
             self._result = value
             self._exception = error
             self._state = FINISHED
@@ -134,6 +169,7 @@ class JobFuture(Future[Any]):
             self._invoke_callbacks()  # type: ignore[attr-defined]
 
     def result(self, timeout: float | None = None) -> Any:
+        """Return what the function returned; raises its exception, or what the executor says instead."""
         self._wait(timeout)
         error = self._exception
         if error is None:
@@ -141,18 +177,19 @@ class JobFuture(Future[Any]):
         try:
             raise error
         finally:
-            del error, self  # else the error's traceback would hold this frame, and with it the error
+            del error, self  # Otherwise the error's traceback would keep this frame alive, and with it the error.
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return what `result` would raise; None where the job completed."""
         self._wait(timeout)
         return self._exception
 
     def _wait(self, timeout: float | None) -> None:
         if self._state == FINISHED:
             return
-        self._supervisor.refuse_if_parents()  # nobody here would ever settle it
+        self._hub.check_usable()  # In a forked process nothing would ever settle it.
         waiter = _Waiter()
-        with self._supervisor.settling_lock:
+        with self._hub.settling_lock:
             if self._state == FINISHED:
                 return
             self._waiters.append(waiter)
@@ -161,34 +198,37 @@ class JobFuture(Future[Any]):
             if not waiter.lock.acquire(timeout=within):
                 raise TimeoutError
         finally:
-            with self._supervisor.settling_lock:
+            with self._hub.settling_lock:
                 self._waiters.remove(waiter)
 
     def cancel(self) -> bool:
-        """End the job wherever it is, also while it runs; False where it is over already.
+        """Cancel the job, also while it runs; False where it is over already.
 
-        It returns at once: the future is done when nothing of the job is alive any more.
+        Returns at once. The future is done when nothing of the job is alive any more.
         """
-        return self._supervisor.cancel(self.job)
+        return self._hub.cancel(self.job)
 
     def done(self) -> bool:
+        """Return whether the job is over."""
         return self._state == FINISHED
 
     def cancelled(self) -> bool:
+        """Return whether the job was cancelled."""
         return self.done() and self.job.status is JobStatus.CANCELLED
 
     def running(self) -> bool:
+        """Return whether an attempt of the job runs now."""
         return self.job.status is JobStatus.RUNNING
 
     def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
-        """Call `fn(future)` when the job is over: on a thread for callbacks, or here and now if it is over already."""
+        """Call `fn(future)` when the job is over, on a thread for callbacks; at once if it is over already."""
         if not self.done():
-            self._supervisor.expect_callback()
-        super().add_done_callback(functools.partial(self._supervisor.deliver, fn))
+            self._hub.expect_callback()
+        super().add_done_callback(functools.partial(self._hub.deliver, fn))
 
 
 class _Waiter:
-    """One thread in `result` or `exception`."""
+    """Blocks one thread that called `result` or `exception`."""
 
     __slots__ = ("lock",)
 

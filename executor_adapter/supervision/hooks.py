@@ -1,12 +1,12 @@
-"""Attempts that pass through a subclass's `execute_job`: on an event loop of the executor's own.
+"""Runs attempts through a subclass's `execute_job`, on an event loop of the executor's own.
 
     accepted ──► slot ──► execute_job, on the loop ──► COMPLETED | FAILED
                   ▲                  │
                   └──── RETRYING ◄───┘
 
-Waiting is the supervisor's: the loop has what runs, and nothing else. A job that is to end early (deadline, cancel,
-shutdown) has its attempt in the pool ended first, if there is one; then `execute_job` has a moment, is cancelled, and
-has another. If it goes on all the same it is written off, as a stuck thread is, and if it blocks its loop, so is that.
+Jobs wait in the supervisor: the loop holds only what runs. Where a job is to end early (deadline, cancel, shutdown),
+its attempt in the pool is ended first, if there is one. Then `execute_job` gets a short time, is cancelled, and gets
+another. If it still goes on it is abandoned, like a stuck thread; if it blocks its loop, the loop is abandoned too.
 """
 
 from __future__ import annotations
@@ -17,20 +17,18 @@ import functools
 import logging
 import threading
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from executor_adapter.exceptions import InvalidJobError, JobCancelledError
 from executor_adapter.job.model import Job
 from executor_adapter.job.status import TERMINAL, JobStatus
+from executor_adapter.pools.base import Assignment
 from executor_adapter.pools.in_process.event_loop import COROUTINE_STOP_TIMEOUT, EventLoopThread
 from executor_adapter.supervision.driver import JobDriver
 from executor_adapter.supervision.futures import JobFuture
 from executor_adapter.supervision.outcome import code_and_message, failed_as
-from executor_adapter.supervision.running_attempts import StopReason
-
-if TYPE_CHECKING:
-    from executor_adapter.pools.base import Assignment
-    from executor_adapter.supervision.supervisor import Supervisor
+from executor_adapter.supervision.stop_reason import StopReason
+from executor_adapter.supervision.supervisor import Supervisor
 
 logger = logging.getLogger("executor_adapter.hooks")
 
@@ -38,30 +36,30 @@ ExecuteJob = Callable[[Job], Coroutine[Any, Any, Any]]
 
 
 class HookedExecution:
-    """The loop, and what runs on it.
+    """Holds the event loop and the calls that run on it.
 
-    `applies_max_runtime`: whether the supervisor ends attempts at max_runtime; else `execute_job` does as it likes. All
-    but `submit` and `attempt` belongs to the supervisor's thread.
+    `applies_max_runtime`: whether the supervisor ends attempts at `max_runtime`; otherwise `execute_job` decides. All
+    methods but `submit` and `attempt` are for the supervisor's thread only.
     """
 
     def __init__(self, supervisor: Supervisor, *, applies_max_runtime: bool) -> None:
         self.abandoned = 0
-        """Calls that could not be ended, and were written off."""
+        """How many calls could not be ended and were abandoned."""
         self._supervisor = supervisor
         self._applies_max_runtime = applies_max_runtime
-        self._loop: _Loop | None = None
-        supervisor.on_closed.append(self._close)
+        self._loop: _HookLoop | None = None
+        supervisor.thread.on_closed.append(self._close)
 
     def submit(self, job: Job, execute_job: ExecuteJob, **how: Any) -> JobFuture:
-        """Take a job in as `Supervisor.admit` does."""
+        """Admit a job as `Supervisor.admit` does."""
         driver = HookedDriver(job, self._supervisor, self, execute_job, self._applies_max_runtime)
         return self._supervisor.admit(job, driver=driver, **how)
 
     async def attempt(self, job: Job) -> Any:
-        """One attempt in the job's pool; cancelling it returns when the work is dead or written off.
+        """Run one attempt in the job's pool; cancelling it returns when the work is dead or abandoned.
 
         Raises:
-            JobCancelledError: the job is not running, or no more.
+            JobCancelledError: the job is not running.
             InvalidJobError: an attempt of it runs already.
         """
         driver = job.live.driver
@@ -77,7 +75,7 @@ class HookedExecution:
 
     async def _attempt(self, driver: HookedDriver) -> Any:
         running = asyncio.wrap_future(driver.attempt())
-        running.add_done_callback(lambda over: over.exception())  # looked at: asyncio logs it where nobody does
+        running.add_done_callback(lambda over: over.exception())  # Retrieved, since asyncio logs errors that never are.
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
@@ -87,42 +85,43 @@ class HookedExecution:
 
     # --- on the supervisor's thread ---
 
-    def begin(self, call: Call) -> None:
+    def begin(self, call: HookCall) -> None:
+        """Run a call on the loop."""
         if self._loop is None:
-            self._loop = _Loop(self._supervisor)
+            self._loop = _HookLoop(self._supervisor)
         self._loop.submit(call)
         self._loop.start_submitted()
 
-    def cancel(self, call: Call, *, grace: float) -> None:
-        """End the call; it is written off if it is not over after `grace` seconds."""
+    def cancel(self, call: HookCall, *, grace: float) -> None:
+        """End the call; it is abandoned if it is not over after `grace` seconds."""
         answered = threading.Event()
         call.worker.cancel(call, answered)
         when = self._supervisor.now() + grace
         self._supervisor.call_at(when, functools.partial(self._abandon, call, answered))
 
-    def part_with(self, call: Call) -> None:
-        """The call is over, or written off."""
+    def discard(self, call: HookCall) -> None:
+        """Drop a call that is over, or abandoned."""
         loop = call.worker
         loop.discard(call)
         if loop is not self._loop and not loop.live:
             loop.stop()
 
-    def _abandon(self, call: Call, answered: threading.Event) -> None:
+    def _abandon(self, call: HookCall, answered: threading.Event) -> None:
         if not call.is_live:
             return
         self.abandoned += 1
         logger.error(
-            "execute_job, or a hook, cannot be ended and is written off; its event loop is here:\n%s",
+            "execute_job, or a hook, cannot be ended and is abandoned; its event loop is here:\n%s",
             call.worker.stack(),
             extra={"job_id": call.driver.job.job_id},
         )
         if not answered.is_set() and call.worker is self._loop:
             self._replace(self._loop)
-        call.driver.written_off()
+        call.driver.abandon_call()
 
-    def _replace(self, blocked: _Loop) -> None:
-        """Nothing further runs on this loop but what has begun there, should it ever go on."""
-        self._loop = _Loop(self._supervisor)
+    def _replace(self, blocked: _HookLoop) -> None:
+        """Run all further calls on a new loop; only what has begun stays on the blocked one."""
+        self._loop = _HookLoop(self._supervisor)
         blocked.move_unstarted(self._loop)
         self._loop.start_submitted()
 
@@ -132,7 +131,7 @@ class HookedExecution:
 
 
 class HookedDriver(JobDriver):
-    """A job of which each attempt is one call of `execute_job`."""
+    """Drives a job of which each attempt is one call of `execute_job`."""
 
     def __init__(
         self,
@@ -143,20 +142,21 @@ class HookedDriver(JobDriver):
         applies_max_runtime: bool,
     ) -> None:
         super().__init__(job, supervisor, applies_max_runtime=applies_max_runtime)
+        self._supervisor = supervisor
         self._execution = execution
         self._execute_job: ExecuteJob | None = execute_job
         self._context = contextvars.copy_context()
-        """The submitter's: hooks see its context variables."""
+        """Of the submitter, so that hooks see its context variables."""
         self.is_attempting = False
-        """Kept by the loop's thread; all else belongs to the supervisor's."""
-        self._call: Call | None = None
+        """Written on the loop's thread; everything else on the supervisor's."""
+        self._call: HookCall | None = None
         self._prepare: Callable[[Assignment], None] | None = None
 
     def accepted(self) -> None:
         self._acquire()
 
     def _acquire(self) -> None:
-        if self._doom is None:
+        if self._abort_error is None:
             super()._acquire()
 
     def slot_granted(self) -> None:
@@ -164,7 +164,7 @@ class HookedDriver(JobDriver):
         self._holds_slot = True
         if self._call is None:
             assert self._execute_job is not None, "the job is not over"
-            self._call = Call(self, self._execute_job, self._context)
+            self._call = HookCall(self, self._execute_job, self._context)
             self._execution.begin(self._call)
         elif self._prepare is not None:
             super()._attempt(self._prepare)
@@ -172,47 +172,47 @@ class HookedDriver(JobDriver):
     def _attempt(self, prepare: Callable[[Assignment], None]) -> None:
         if self._holds_slot:
             super()._attempt(prepare)
-        else:  # `execute_job` has the function run a second time
+        else:  # `execute_job` runs the function a second time.
             self._prepare = prepare
             self._acquire()
 
-    def returned(self, call: Call, value: Any, error: BaseException | None) -> None:
-        """`execute_job` is over."""
+    def returned(self, call: HookCall, value: Any, error: BaseException | None) -> None:
+        """Note that `execute_job` is over."""
         if not call.is_live:
-            return  # written off
-        self._part_with_call()
-        if self._doom is not None:  # it was to end, and that is how: whatever it made of that
-            self._end(functools.partial(self._supervisor.fail, self.job, self._doom))
+            return  # It was abandoned.
+        self._discard_call()
+        if self._abort_error is not None:  # The job was to end, whatever the call made of that.
+            self._end(functools.partial(self._supervisor.follow_up.fail, self.job, self._abort_error))
         elif error is None:
-            self._end(functools.partial(self._supervisor.finish, self.job, JobStatus.COMPLETED, value))
+            self._end(functools.partial(self._supervisor.follow_up.finish, self.job, JobStatus.COMPLETED, value))
         else:
             self._failed(error)
 
     def _failed(self, error: BaseException) -> None:
         decision = self.decide(error)
         if decision.retry and isinstance(error, Exception):
-            self.job.record_error(*code_and_message(error))  # a hook's own leaves no attempt that would tell
-            self._supervisor.retry_later(self.job, decision, lambda _: self.accepted(), error)
+            self.job.record_error(*code_and_message(error))  # A hook's error leaves no attempt that records it.
+            self._supervisor.follow_up.retry_later(self.job, decision, lambda _: self.accepted(), error)
         else:
             status = failed_as(self.job, error)
-            self._end(functools.partial(self._supervisor.give_up, self.job, decision, error, status))
+            self._end(functools.partial(self._supervisor.follow_up.give_up, self.job, decision, error, status))
 
     # --- ending early ---
 
-    def doom(self, error: BaseException) -> None:
-        self.stopping(error)
+    def abort(self, error: BaseException) -> None:
+        self.expect_end(error)
         self.wants_slot = False
         if self._call is None:
-            # Soon, and not now: a supervisor that has failed dooms its jobs too, and ends them itself.
-            self._supervisor.call_soon(self._end_doomed)
+            # Later, not now: a supervisor that has failed aborts its jobs too, and ends them itself.
+            self._supervisor.call_soon(self._end_aborted)
         elif self._outstanding is None:
             self._cancel_call(self._call)
         else:
             self.attempt_failed(error)
 
-    def stopping(self, error: BaseException) -> None:
-        if self._doom is None or _weight(error) > _weight(self._doom):
-            self._doom = error
+    def expect_end(self, error: BaseException) -> None:
+        if self._abort_error is None or _weight(error) > _weight(self._abort_error):
+            self._abort_error = error
 
     def attempt_failed(self, error: BaseException) -> None:
         super().attempt_failed(error)
@@ -223,42 +223,42 @@ class HookedDriver(JobDriver):
         self._attempt_over()
 
     def _attempt_over(self) -> None:
-        """What is left of a call that is to end is what it makes of that: `error_hook`, for example."""
-        if self._doom is not None and self._call is not None:
+        """Let a call that is to end handle that, in `error_hook` for example, and cancel it after a grace period."""
+        if self._abort_error is not None and self._call is not None:
             when = self._supervisor.now() + self._grace
             self._supervisor.call_at(when, functools.partial(self._cancel_call, self._call))
 
-    def _cancel_call(self, call: Call) -> None:
+    def _cancel_call(self, call: HookCall) -> None:
         if call.is_live and not call.is_cancelled:
             call.is_cancelled = True
             self._execution.cancel(call, grace=self._grace)
 
-    def written_off(self) -> None:
-        """The call goes on, and nobody waits for it any more."""
-        self._part_with_call()
-        self._end_doomed()
+    def abandon_call(self) -> None:
+        """End the job though its call goes on."""
+        self._discard_call()
+        self._end_aborted()
 
     @property
     def _grace(self) -> float:
-        return min(self._supervisor.kill_grace, COROUTINE_STOP_TIMEOUT)
+        return min(self._supervisor.stopping.kill_grace, COROUTINE_STOP_TIMEOUT)
 
-    def _end_doomed(self) -> None:
+    def _end_aborted(self) -> None:
         if self.job.status not in TERMINAL:
-            assert self._doom is not None, "only what is to end is ended so"
-            self._end(functools.partial(self._supervisor.fail, self.job, self._doom))
+            assert self._abort_error is not None, "the job is to end"
+            self._end(functools.partial(self._supervisor.follow_up.fail, self.job, self._abort_error))
 
     def _end(self, end: Callable[[], None]) -> None:
         end()
-        self._execute_job = None  # else a job that is over would hold its executor
+        self._execute_job = None  # Otherwise a finished job would keep its executor alive.
 
-    def _part_with_call(self) -> None:
+    def _discard_call(self) -> None:
         call, self._call = self._call, None
-        assert call is not None, "there is one"
+        assert call is not None, "a call runs"
         call.is_live = False
-        self._execution.part_with(call)
+        self._execution.discard(call)
 
 
-class Call:
+class HookCall:
     """One call of `execute_job`."""
 
     __slots__ = ("context", "driver", "execute_job", "is_cancelled", "is_live", "worker")
@@ -269,24 +269,24 @@ class Call:
         self.context = context
         self.worker: Any = None
         self.is_live = True
-        """Neither over nor written off."""
+        """Neither over nor abandoned."""
         self.is_cancelled = False
 
 
-class _Loop(EventLoopThread[Call]):
+class _HookLoop(EventLoopThread[HookCall]):
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
         super().__init__("executor-hooks")
 
-    async def call(self, run: Call) -> Any:
+    async def call(self, run: HookCall) -> Any:
         return await run.execute_job(run.driver.job)
 
-    def on_end(self, run: Call, value: Any, error: BaseException | None) -> None:
+    def on_end(self, run: HookCall, value: Any, error: BaseException | None) -> None:
         self._supervisor.call_soon(run.driver.returned, run, value, error)
 
 
 def _weight(error: BaseException) -> int:
-    """As of StopReason: what was cancelled is so, also if it is past its deadline or its executor lets go of it."""
+    """Rank errors as StopReason does: a cancel outweighs a shutdown, and a shutdown outweighs a deadline."""
     if not isinstance(error, JobCancelledError):
         return 0
-    return 1 if error.context.get("let_go") else 2
+    return 1 if error.context.get("shutdown") else 2

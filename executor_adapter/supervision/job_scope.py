@@ -1,4 +1,4 @@
-"""What somebody may put around a job when it is submitted; the supervisor then drives it as any other."""
+"""What a caller may put around a job when it is submitted."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from executor_adapter.pools.base import Assignment
 
 
 class JobScope(Protocol):
-    """What the function of one job sees around it, and who hears what it says. Called on the supervisor's thread."""
+    """Sets up what the function of one job sees around it, and receives its messages. Supervisor thread only."""
 
     def prepare(self, assignment: Assignment) -> None:
-        """Give an attempt its `context` or `scope`, before it goes to a pool. It must be quick and must not raise."""
+        """Give an attempt its `context` or `scope` before it goes to a pool. It must be quick and must not raise."""
 
     def on_message(self, assignment: Assignment, topic: str, content: Any) -> None:
-        """The function said something: topics and contents are those of `pools.base.PoolSupervisor.on_message`."""
+        """Receive a message of the function: topics and contents are those of `PoolSupervisor.on_message`."""

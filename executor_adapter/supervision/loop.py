@@ -1,7 +1,7 @@
-"""The one loop that the supervisor's thread runs: file descriptors, times and calls from other threads.
+"""The loop of the supervisor's thread: file descriptors, timers, and calls from other threads.
 
-It sleeps in a selector until the next thing is due, and not at all before: an idle executor costs no wake-up. Waking
-it is one byte on a pipe, written only while it sleeps, so that a burst of submissions costs one.
+It sleeps in a selector until the next thing is due, so an idle executor never wakes up. One byte on a pipe wakes it,
+written only while it sleeps, so a burst of submissions costs one write.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from typing import Any
 
 logger = logging.getLogger("executor_adapter.loop")
 
-CALLS_PER_TURN = 4096
-"""Calls from other threads taken at once, so that a burst of them cannot starve what the workers say."""
+MAX_CALLS_PER_TURN = 4096
+"""Calls from other threads run in one turn, so that a burst of them cannot starve the messages of workers."""
 
-LONGEST_SLEEP = 86_400.0
-"""Seconds after which the loop looks at its clock again, whatever is due later: no selector takes just any number."""
+MAX_SLEEP_SECONDS = 86_400.0
+"""After which the loop checks its clock again, whatever is due later: selectors do not accept any number."""
 
 RECOVERY_SECONDS = 0.1
-"""After a turn that failed the next one comes so soon, and not at once: it may fail again."""
+"""How long the loop waits after a turn that failed, since the next one may fail too."""
 
 
 class LoopTimer:
-    """A call at a time. Cancelled ones stay in the heap until they are due or outnumber the rest."""
+    """A call at a set time. Cancelled timers stay in the heap until they are due or outnumber the rest."""
 
     __slots__ = ("callback", "loop", "order", "when")
 
@@ -44,6 +44,7 @@ class LoopTimer:
         return (self.when, self.order) < (other.when, other.order)
 
     def cancel(self) -> None:
+        """Do not call it."""
         if self.callback is not None:
             self.callback = None
             self.loop.timer_cancelled()
@@ -58,14 +59,14 @@ class _Watched:
 
 
 class SupervisorLoop:
-    """A selector, a heap of timers and an inbox. All but `call_soon` and `wake` belong to the thread in `run`."""
+    """A selector, a heap of timers and an inbox. All but `call_soon` and `wake` are for the thread in `run` only."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.now = clock
         self.before_sleep: Callable[[], float] = lambda: float("inf")
-        """Called once a turn, after all that was due; gives the time at which it wants to be called again."""
+        """Called once a turn, after all that was due; returns the time at which it must be called again."""
         self.before_calls: Callable[[], None] = lambda: None
-        """Called once a turn, before the calls of other threads that had arrived by then."""
+        """Called once a turn, before the calls of other threads that have arrived by then."""
         self._selector = selectors.DefaultSelector()
         self._watched: dict[int, _Watched] = {}
         self._timers: list[LoopTimer] = []
@@ -74,9 +75,9 @@ class SupervisorLoop:
         self._inbox: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._sleeps = 0
         self._asleep = 0
-        """Which of its sleeps it is in; 0: it is awake."""
+        """The number of the current sleep; 0 while it is awake."""
         self._ended_sleep = 0
-        """The last sleep that somebody has written to end."""
+        """The number of the last sleep that a written byte has ended."""
         self._woken = False
         self.stopped = False
         self._wake_reader, self._wake_writer = os.pipe()
@@ -87,42 +88,48 @@ class SupervisorLoop:
     # --- from any thread ---
 
     def call_soon(self, callback: Callable[..., None], *args: Any) -> None:
+        """Call `callback(*args)` in the loop's thread."""
         self._inbox.append((callback, args))
         self.wake()
 
     def wake(self) -> None:
-        """Have another turn follow: end the loop's sleep, or keep it from falling asleep."""
+        """Make another turn follow: end the loop's sleep, or keep it from sleeping."""
         self._woken = True
         sleep = self._asleep
         if sleep and sleep != self._ended_sleep:
             with contextlib.suppress(OSError):
-                # Full: it is awake already. Closed: it is over.
+                # A full pipe means that it is awake already, a closed one that it has ended.
                 os.write(self._wake_writer, b"\0")
-            self._ended_sleep = sleep  # only now: a signal handler that comes before has to write itself
+            self._ended_sleep = sleep  # Only now: a signal handler that runs before this must write for itself.
 
     # --- from the loop's own thread ---
 
     def watch(self, fd: int, on_readable: Callable[[], None]) -> None:
+        """Call `on_readable` while the descriptor is readable."""
         watched = _Watched(on_readable)
         self._selector.register(fd, selectors.EVENT_READ, watched)
         self._watched[fd] = watched
 
     def watch_writable(self, fd: int, on_writable: Callable[[], None] | None) -> None:
+        """Call `on_writable` while a watched descriptor is writable; None: no more."""
         watched = self._watched[fd]
         if (watched.on_writable is None) != (on_writable is None):
             self._selector.modify(fd, selectors.EVENT_READ | (selectors.EVENT_WRITE if on_writable else 0), watched)
         watched.on_writable = on_writable
 
     def unwatch(self, fd: int) -> None:
+        """Watch the descriptor no more."""
         if self._watched.pop(fd, None) is not None:
             self._selector.unregister(fd)
 
     def call_at(self, when: float, callback: Callable[[], None]) -> LoopTimer:
+        """Call `callback` at the time `when` of the clock."""
         timer = LoopTimer(self, when, next(self._order), callback)
         heapq.heappush(self._timers, timer)
         return timer
 
     def timer_cancelled(self) -> None:
+        """Count a cancelled timer, and drop such timers once they outnumber the rest."""
         self._cancelled_timers += 1
         if self._cancelled_timers > 64 and self._cancelled_timers * 2 > len(self._timers):
             self._timers = [timer for timer in self._timers if timer.callback is not None]
@@ -130,10 +137,11 @@ class SupervisorLoop:
             self._cancelled_timers = 0
 
     def stop(self) -> None:
+        """End `run` after the current turn."""
         self.stopped = True
 
     def run(self) -> None:
-        """Turn until `stop`, then close."""
+        """Run turns until `stop`, then close."""
         try:
             while not self.stopped:
                 self._turn()
@@ -141,27 +149,27 @@ class SupervisorLoop:
             self.close()
 
     def close(self) -> None:
-        """Let go of the selector and the pipe; `run` does so itself."""
+        """Close the selector and the pipe; `run` does so itself."""
         self.stopped = True
         self._selector.close()
         os.close(self._wake_reader)
         os.close(self._wake_writer)
 
-    def leave_to_parent(self) -> None:
-        """In a forked process: hold none of the descriptors any more, and leave what they stand for as it is.
+    def detach_after_fork(self) -> None:
+        """Hold none of the descriptors in a forked process, and leave what they stand for as it is.
 
-        They are replaced, not closed: who owns one here would later close what has come to have its number.
+        They are replaced, not closed: their owners here would later close whatever has got the same number.
         """
         if self.stopped:
             return
         self.stopped = True
-        self._selector.close()  # only this, since what was taken off its list would be off the parent's too
+        self._selector.close()  # Not unregistered: that would unregister the descriptors of the parent too.
         with open(os.devnull, "rb") as nothing:
             for fd in (*self._watched, self._wake_writer):
                 os.dup2(nothing.fileno(), fd, inheritable=False)
 
     def run_due(self) -> None:
-        """Turn without sleeping until nothing more is due: for tests, which move the clock in between."""
+        """Run turns without sleeping until nothing more is due: for tests, which move the clock in between."""
         due = True
         while due and not self.stopped:
             self._turn(may_sleep=False)
@@ -174,7 +182,7 @@ class SupervisorLoop:
         timeout = self._time_to_sleep(self._end_turn())
         self._sleeps += 1
         self._asleep = self._sleeps
-        # Looked at after _asleep is set: no wake-up is missed.
+        # Checked after _asleep is set, so that no wake-up is missed.
         if self._woken or self._inbox or self.stopped or not may_sleep:
             timeout = 0.0
         events = self._selector.select(timeout)
@@ -190,8 +198,8 @@ class SupervisorLoop:
             return self.now() + RECOVERY_SECONDS
 
     def _run_watched(self, fd: int, watched: _Watched, mask: int) -> None:
-        # An earlier callback of this turn may have let go of it. Its number may be another descriptor's by then, of
-        # which the selector has said nothing: a worker just born would count as dead.
+        # An earlier callback of this turn may have closed it, and its number may belong to another descriptor by now,
+        # which the selector has reported nothing of: a worker that was just started would count as dead.
         if mask & selectors.EVENT_READ and self._watched.get(fd) is watched:
             self._call(watched.on_readable)
         if mask & selectors.EVENT_WRITE and self._watched.get(fd) is watched and watched.on_writable is not None:
@@ -199,7 +207,7 @@ class SupervisorLoop:
 
     def _run_inbox(self) -> None:
         inbox = self._inbox
-        arrived = min(len(inbox), CALLS_PER_TURN)
+        arrived = min(len(inbox), MAX_CALLS_PER_TURN)
         self._call(self.before_calls)
         for _ in range(arrived):
             callback, args = inbox.popleft()
@@ -217,7 +225,7 @@ class SupervisorLoop:
 
     def _time_to_sleep(self, wanted: float) -> float | None:
         due = min(self._timers[0].when if self._timers else float("inf"), wanted)
-        return None if due == float("inf") else min(max(0.0, due - self.now()), LONGEST_SLEEP)
+        return None if due == float("inf") else min(max(0.0, due - self.now()), MAX_SLEEP_SECONDS)
 
     def _drain_wake_pipe(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -228,5 +236,5 @@ class SupervisorLoop:
         try:
             callback(*args)
         except Exception:
-            # A fault here must not end the loop: every other job depends on it.
+            # An error here must not end the loop: every other job depends on it.
             logger.exception("a call of the supervisor's loop failed")

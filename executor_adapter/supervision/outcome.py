@@ -1,4 +1,4 @@
-"""How attempts end, and what of it is written into their jobs. The supervisor's own."""
+"""The errors that jobs end with, and the records of finished attempts. Supervisor thread only."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from executor_adapter.exceptions.display import repr_of, text_of
 from executor_adapter.job.model import Job
 from executor_adapter.job.status import JobStatus
 from executor_adapter.pools.base import Assignment
-from executor_adapter.supervision.running_attempts import StopReason
+from executor_adapter.supervision.stop_reason import StopReason
 
 
 def record_attempt(assignment: Assignment, error: BaseException | None, now: float) -> None:
-    """Add the attempt, which is over, to its job's; `now` where its pool did not say when it ended."""
+    """Record a finished attempt in its job; `now` stands for its end where the pool did not say when that was."""
     job, live = assignment.job, assignment.job.live
     ended_at = assignment.ended_at or now
     started_at = assignment.started_at or ended_at
@@ -39,46 +39,48 @@ def record_attempt(assignment: Assignment, error: BaseException | None, now: flo
 
 
 def stop_error(job: Job, reason: StopReason | None) -> JobTimeoutError | JobCancelledError:
-    """What a job that was ended for `reason` ends with."""
+    """Return the error of a job that was ended for `reason`."""
     match reason:
         case StopReason.LIMIT:
             return JobTimeoutError(f"ran longer than max_runtime={job.max_runtime} s")
         case StopReason.STALL:
             return JobTimeoutError(f"no progress within stall_timeout={job.stall_timeout} s")
         case StopReason.DEADLINE:
-            message = f"not over within deadline={job.deadline} s of its submission"
+            message = f"not finished within deadline={job.deadline} s of its submission"
             return JobTimeoutError(message, error_code="DEADLINE_EXCEEDED", ends=job.job_id)
         case StopReason.SHUTDOWN:
             message = f"job {job.job_id} was cancelled: its executor was shut down"
-            return JobCancelledError(message, let_go=True, ends=job.job_id)
+            return JobCancelledError(message, shutdown=True, ends=job.job_id)
         case StopReason.CANCEL | None:
             return JobCancelledError(f"job {job.job_id} was cancelled", ends=job.job_id)
 
 
 def is_end_of(job: Job, error: BaseException) -> bool:
-    """Whether `error` says that this job was to end, and not its attempt alone: whatever its policy says."""
+    """Return whether `error` ends this job, whatever its policy says, and not only its attempt."""
     return _ended_by(error) == job.job_id
 
 
 def failed_as(job: Job, error: BaseException) -> JobStatus:
-    """How a job ends that failed with `error`: FAILED too where it waited for another job, which was cancelled."""
+    """Return how a job ends that failed with `error`: FAILED where the error says that another job was cancelled."""
     cancelled = isinstance(error, JobCancelledError) and _ended_by(error) in (None, job.job_id)
     return JobStatus.CANCELLED if cancelled else JobStatus.FAILED
 
 
 def _ended_by(error: BaseException) -> str | None:
-    """The id of the job for which `stop_error` made it, if it did."""
-    if type(error) is JobCancelledError or type(error) is JobTimeoutError:  # no others, whose own code may fail
+    """Return the id of the job that `stop_error` made the error for, if it did."""
+    if type(error) is JobCancelledError or type(error) is JobTimeoutError:  # Not subclasses, whose own code may fail.
         return error.context.get("ends")
     return None
 
 
 def queue_timeout_error(job: Job) -> JobTimeoutError:
+    """Return the error of a job that did not start within `queue_timeout`."""
     message = f"not started within queue_timeout={job.queue_timeout} s: raise it, or max_workers"
     return JobTimeoutError(message, error_code="QUEUE_TIMEOUT")
 
 
 def soft_timeout_error(job: Job, cause: SoftTimeoutError) -> JobTimeoutError:
+    """Return the error of an attempt that let SoftTimeoutError pass."""
     error = JobTimeoutError(f"ran longer than soft_timeout={job.soft_timeout} s")
     error.__cause__ = cause
     return error
@@ -90,9 +92,9 @@ def code_and_message(error: BaseException) -> tuple[str, str]:
 
 
 def records_in(value: dict[Any, Any]) -> int | None:
-    """The number of records that a function's result says it collected or processed."""
+    """Return the number of records that a function's result says it collected or processed."""
     for key in ("records_collected", "records_processed"):
         count = value.get(key)
-        if not isinstance(count, bool) and isinstance(count, Integral):  # NumPy's are no int
+        if not isinstance(count, bool) and isinstance(count, Integral):  # NumPy's integers are not ints.
             return int(count)
     return None

@@ -1,4 +1,4 @@
-"""The pools of one executor: each made when the first job asks for it, all closed together."""
+"""The pools of one executor: each is made when the first job asks for it, and all are closed together."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from executor_adapter.job.model import Job
 from executor_adapter.pools.base import Assignment, WorkerPool
 from executor_adapter.supervision.running_attempts import NEVER
 
-PATIENCE = 0.05
-"""Seconds that a job lies ready behind one that runs, before it is taken back for another worker."""
+MAX_QUEUED_BEHIND_SECONDS = 0.05
+"""How long a job may wait in a worker behind one that runs, before it is taken back for another worker."""
 
 
 class PoolSet:
-    """Passes what the supervisor wants of an attempt to the pool it runs in. The supervisor's own."""
+    """Passes what the supervisor wants of an attempt to the pool that runs it. Supervisor thread only."""
 
     def __init__(self, make_pool: Callable[[str], WorkerPool], now: Callable[[], float]) -> None:
         self.made: dict[str, WorkerPool] = {}
-        self.relieve_at = NEVER
-        """When to look for jobs that lie ready behind one that takes long after all."""
+        self.next_check_at = NEVER
+        """When to look for jobs that wait behind one that takes longer than expected."""
         self._make_pool = make_pool
         self._now = now
         self._to_close = 0
 
     def of(self, job: Job) -> WorkerPool:
+        """Return the pool that the job runs in."""
         name = job.live.pool
         pool = self.made.get(name)
         if pool is None:
@@ -31,39 +32,43 @@ class PoolSet:
         return pool
 
     def start(self, assignment: Assignment) -> None:
-        """
+        """Start an attempt in its pool.
+
         Raises:
             Exception: no worker could be started.
         """
         self.of(assignment.job).start(assignment)
 
-    def start_behind(self, assignment: Assignment) -> bool:
-        """Lay the assignment ready behind a short one; False where no worker has room."""
+    def queue_behind(self, assignment: Assignment) -> bool:
+        """Queue an attempt in a worker behind a short one; False where no worker has room."""
         if not self.made[assignment.job.live.pool].queue_behind(assignment):
             return False
-        if self.relieve_at == NEVER:
-            self.relieve_at = self._now() + PATIENCE
+        if self.next_check_at == NEVER:
+            self.next_check_at = self._now() + MAX_QUEUED_BEHIND_SECONDS
         return True
 
-    def relieve_if_due(self) -> None:
-        """Let no job wait behind one that was taken for short and is not."""
+    def hand_back_if_due(self) -> None:
+        """Take back jobs that wait behind one that was expected to be short and is not."""
         now = self._now()
-        if self.relieve_at <= now:
-            waiting = [pool.hand_back_queued(now - PATIENCE) for pool in self.made.values()]
-            self.relieve_at = now + PATIENCE if any(waiting) else NEVER
+        if self.next_check_at <= now:
+            waiting = [pool.hand_back_queued(now - MAX_QUEUED_BEHIND_SECONDS) for pool in self.made.values()]
+            self.next_check_at = now + MAX_QUEUED_BEHIND_SECONDS if any(waiting) else NEVER
 
     def flush(self) -> None:
+        """Send what the pools have gathered for their workers in this turn."""
         for pool in self.made.values():
             pool.flush()
 
     def recall(self, assignment: Assignment) -> bool:
+        """Take an attempt back that has not begun; False where it has."""
         return self.of(assignment.job).recall(assignment)
 
     def interrupt(self, assignment: Assignment) -> None:
+        """Raise SoftTimeoutError inside the function of an attempt."""
         self.of(assignment.job).interrupt(assignment)
 
     def close(self, on_closed: Callable[[], None]) -> None:
-        """End all workers; `on_closed` is called when nothing is left. Calling again while it goes on does nothing."""
+        """End all workers, and call `on_closed` when none is left. Calling it again meanwhile does nothing."""
         if self._to_close:
             return
 
@@ -78,7 +83,7 @@ class PoolSet:
         one_closed()
 
     def stats(self) -> Mapping[str, int]:
-        """Workers that are busy, and attempts that were written off, over all pools; from any thread."""
+        """Return the busy workers and the abandoned attempts over all pools. Any thread may call it."""
         pools = list(self.made.values())
         return {
             "workers_busy": sum(pool.busy for pool in pools),

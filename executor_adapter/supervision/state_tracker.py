@@ -1,23 +1,21 @@
-"""The tracker: how many jobs are in which state, and who is told when one enters another."""
+"""Counts the jobs in each state, and notifies the observers of every transition."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from executor_adapter.job.model import Job
 from executor_adapter.job.status import JobStatus
-from executor_adapter.job.transition import Transition
+from executor_adapter.job.transition import Observer, Transition
 from executor_adapter.supervision.stats import QUEUE_SECONDS, ended_jobs
 
 logger = logging.getLogger("executor_adapter")
 
-Observer = Callable[[Transition], None]
-
 
 class StateTracker:
-    """Writes each transition into its job, counts it and tells the observers, in order. The supervisor's own."""
+    """Writes each transition into its job, counts it and notifies the observers, in order. Supervisor thread only."""
 
     def __init__(self, observers: Iterable[Observer]) -> None:
         self.observers = list(observers)
@@ -26,10 +24,10 @@ class StateTracker:
         self.ended = ended_jobs()
 
     def enter(self, job: Job) -> None:
-        """The job is PENDING, from now on."""
+        """Count a new job as PENDING."""
         self.counts[JobStatus.PENDING] += 1
         if self.observers:
-            self._tell(job, None, JobStatus.PENDING, None)
+            self._notify(job, None, JobStatus.PENDING, None)
 
     def advance(
         self,
@@ -44,7 +42,7 @@ class StateTracker:
         """Let the job enter `status`, as `Job.advance` does; `error` is why, where an attempt failed.
 
         Raises:
-            InvalidJobError: no legal transition leads there.
+            InvalidJobError: the transition is not legal.
         """
         previous = job.state.status
         job.advance(status, attempt=attempt, retry_at=retry_at, records_processed=records_processed)
@@ -57,12 +55,12 @@ class StateTracker:
             waited = state.attempts[0][QUEUE_SECONDS] if state.attempts else None
             self.ended.append((state.completed_at, status, state.started_at, waited))
         if self.observers:
-            self._tell(job, previous, status, error)
+            self._notify(job, previous, status, error)
 
-    def _tell(self, job: Job, previous: JobStatus | None, status: JobStatus, error: BaseException | None) -> None:
-        told = Transition(job, previous, status, time.time(), job.state.attempt, error)
+    def _notify(self, job: Job, previous: JobStatus | None, status: JobStatus, error: BaseException | None) -> None:
+        transition = Transition(job, previous, status, time.time(), job.state.attempt, error)
         for observer in tuple(self.observers):
             try:
-                observer(told)
-            except BaseException:  # SystemExit too: who waits for the job would wait for ever
+                observer(transition)
+            except BaseException:  # SystemExit too: a caller that waits for the job would wait for ever.
                 logger.exception("an observer failed", extra={"job_id": job.job_id})

@@ -1,4 +1,4 @@
-"""Counts of jobs since the executor was made, and figures of those that ended last."""
+"""Counts of jobs since the executor was made, and figures of the jobs that ended last."""
 
 from __future__ import annotations
 
@@ -12,58 +12,69 @@ from typing import Any, NamedTuple
 from executor_adapter.job.results import Attempt
 from executor_adapter.job.status import JobStatus
 
-KEPT = 4096
-"""Jobs that ended last and are looked at. A longer memory would cost more to look at, and hardly say more."""
+MAX_ENDED_JOBS = 4096
+"""How many of the jobs that ended last are kept for figures: more would cost more to compute and say little more."""
 
-WINDOW = 3600.0
-"""Seconds that figures look back unless told otherwise."""
+DEFAULT_WINDOW_SECONDS = 3600.0
+"""How far figures look back by default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutorStats:
-    """Counts of jobs since the executor was made, of workers now, and figures of jobs that ended within `window`.
+    """Counts jobs since the executor was made and workers now, with figures of the jobs that ended within `window`.
 
-    Shares are from 0 to 1, times in seconds; None where there is nothing to tell of. The figures are of the last 4096
-    jobs at most, so that asking for them stays cheap.
+    Shares are from 0 to 1, times are seconds; None where there is nothing to measure. The figures are of the last 4096
+    jobs at most, so that computing them stays cheap.
     """
 
     jobs_pending: int
-    """The depth of the queue."""
+    """Jobs in the queue now."""
     jobs_running: int
+    """Jobs that run now."""
     jobs_retrying: int
+    """Jobs that wait for a retry now."""
     jobs_completed: int
+    """Jobs that completed."""
     jobs_failed: int
+    """Jobs that failed."""
     jobs_cancelled: int
+    """Jobs that were cancelled."""
     retries: int
+    """Retries that were scheduled."""
     workers_busy: int
+    """Workers that run an attempt now."""
     abandoned_threads: int
-    """Threads and coroutines that could not be ended at their limit and were written off."""
+    """Threads and coroutines that could not be ended at their limit and were abandoned."""
     quarantined: tuple[str, ...]
     """Ids of jobs that killed more workers than their policy allows."""
-    window: float = WINDOW
+    window: float = DEFAULT_WINDOW_SECONDS
+    """Seconds that the figures below look back."""
     window_jobs: int = 0
-    """Jobs that completed or failed within it."""
+    """Jobs that completed or failed within `window`."""
     failure_rate: float | None = None
-    """The share of those that failed."""
+    """The share of them that failed."""
     job_seconds_mean: float | None = None
     """From a job's first start to its end, retries and their waits included."""
     job_seconds_p50: float | None = None
+    """The median."""
     job_seconds_p95: float | None = None
+    """The 95th percentile."""
     queue_seconds_mean: float | None = None
     """From submit to the first start."""
     queue_seconds_p95: float | None = None
+    """The 95th percentile."""
     longest_running_seconds: float | None = None
-    """Of the attempts under way, how long the oldest has run."""
+    """How long the oldest of the running attempts has run."""
 
     @property
     def success_rate(self) -> float | None:
-        """Of all jobs that completed or failed, the share that completed."""
+        """The share of the jobs that completed, of all that completed or failed."""
         ended = self.jobs_completed + self.jobs_failed
         return self.jobs_completed / ended if ended else None
 
 
 class EndedJob(NamedTuple):
-    """What is kept of a job that is over. Wall-clock times."""
+    """Describes a finished job for the figures. Times are seconds since the epoch."""
 
     at: float
     status: JobStatus
@@ -73,22 +84,24 @@ class EndedJob(NamedTuple):
 
     @property
     def job_seconds(self) -> float | None:
+        """Seconds from the first start to the end; None where the job never started."""
         return None if self.started_at is None else max(0.0, self.at - self.started_at)
 
 
 QUEUE_SECONDS = [field.name for field in dataclasses.fields(Attempt)].index("queue_seconds")
-"""Where the record of an attempt has them, see LiveState.attempts."""
+"""The index of `queue_seconds` in the fields of an attempt, see JobState.attempts."""
 
 EndedJobs = deque[tuple[float, JobStatus, float | None, float | None]]
-"""Filled by the supervisor with EndedJob's fields as plain tuples: it has a few hundred nanoseconds a job for it."""
+"""The fields of EndedJob as plain tuples, since the supervisor has a few hundred nanoseconds a job for it."""
 
 
 def ended_jobs() -> EndedJobs:
-    return deque(maxlen=KEPT)
+    """Return an empty record of ended jobs, which keeps the newest."""
+    return deque(maxlen=MAX_ENDED_JOBS)
 
 
 def figures(ended: EndedJobs, *, now: float, window: float) -> dict[str, Any]:
-    """The fields of ExecutorStats that are about jobs which ended within `window` seconds before `now`."""
+    """Return the fields of ExecutorStats about jobs that ended within `window` seconds before `now`."""
     jobs = [job for job in map(EndedJob._make, tuple(ended)) if job.at >= now - window]
     failed = sum(job.status is JobStatus.FAILED for job in jobs)
     counted = failed + sum(job.status is JobStatus.COMPLETED for job in jobs)
@@ -107,9 +120,10 @@ def figures(ended: EndedJobs, *, now: float, window: float) -> dict[str, Any]:
 
 
 def mean(values: Sequence[float]) -> float | None:
+    """Return the mean; None where there are no values."""
     return math.fsum(values) / len(values) if values else None
 
 
 def percentile(ascending: Sequence[float], share: float) -> float | None:
-    """The smallest value that at least `share` of all do not exceed (the nearest rank)."""
+    """Return the smallest value that at least `share` of all do not exceed (the nearest rank)."""
     return ascending[max(0, math.ceil(share * len(ascending)) - 1)] if ascending else None

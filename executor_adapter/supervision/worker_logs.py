@@ -1,4 +1,4 @@
-"""What functions in other processes log and print, passed on to the logging of this one."""
+"""Passes what functions in worker processes log and print to the logging of this process."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from executor_adapter.pools.base import Assignment
 logger = logging.getLogger("executor_adapter")
 
 
-def log_said(assignment: Assignment, topic: str, content: Any) -> None:
-    """Pass on what a function in another process logged or printed: topics and contents are those of `on_message`."""
+def log_message(assignment: Assignment, topic: str, content: Any) -> None:
+    """Log what a function in a worker process logged or printed; topics and contents are those of `on_message`."""
     extra = {"job_id": assignment.job.job_id, "attempt": assignment.number}
     if topic == "log":
         log_as = logging.getLogger(content["name"])

@@ -15,7 +15,7 @@ from executor_adapter.job.results import Progress
 from executor_adapter.job.status import JobStatus
 from executor_adapter.store import ALL, JobRecord, open_store
 from executor_adapter.store.host import new_host
-from executor_adapter.supervision.stats import KEPT, ended_jobs, figures
+from executor_adapter.supervision.stats import MAX_ENDED_JOBS, ended_jobs, figures
 
 LINES = 50
 
@@ -67,7 +67,7 @@ def measure_append(count: int) -> float:
 def measure_question() -> float:
     """Milliseconds that the figures of a full window take."""
     ended = ended_jobs()
-    ended.extend((1000.0 + n % 7, JobStatus.COMPLETED, 999.0, n % 13) for n in range(KEPT))
+    ended.extend((1000.0 + n % 7, JobStatus.COMPLETED, 999.0, n % 13) for n in range(MAX_ENDED_JOBS))
     began = time.perf_counter()
     figures(ended, now=1010.0, window=3600.0)
     return (time.perf_counter() - began) * 1e3

@@ -98,7 +98,7 @@ def test_a_fault_in_deciding_fails_the_job(caplog: pytest.LogCaptureFixture) -> 
     executor._supervisor.call_soon(pool.end, pool.workers[0], Ending.RAISED, None, awkward.SaysExitError())
     assert isinstance(future.exception(timeout=0), JobError)
     assert future.job.status is JobStatus.FAILED
-    assert "it could not be decided what follows: the job fails" in caplog.text
+    assert "cannot decide what follows an attempt: the job fails" in caplog.text
 
 
 class PassedThrough(JobExecutor):

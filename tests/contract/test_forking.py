@@ -36,7 +36,7 @@ def refused(call):
     try:
         call()
     except ExecutorClosedError as error:
-        return "made in another process" in str(error) and "make one here" in str(error)
+        return "this one was forked from: make another one here" in str(error)
     return False
 
 def job(pool="thread", function=os.getpid, **fields):

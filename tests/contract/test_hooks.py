@@ -384,7 +384,7 @@ def test_each_job_ends_once_when_its_end_and_its_cancel_race(seed: int) -> None:
             future.exception(timeout=20)
         stats = executor.stats()
         assert (stats.jobs_running, stats.jobs_pending, stats.jobs_retrying) == (0, 0, 0)
-        dispatcher = executor._supervisor._dispatcher
+        dispatcher = executor._supervisor.dispatcher
         wait_for(lambda: dispatcher.reserved == 0)
         assert stats.abandoned_threads == 0
     for future in futures:

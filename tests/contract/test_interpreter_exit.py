@@ -78,7 +78,7 @@ def report():
 
 began = threading.Event()
 executor = JobExecutor(1)
-executor._supervisor.on_closed.append(report)  # as a mirror does, which sends its last events
+executor._supervisor.thread.on_closed.append(report)  # as a mirror does, which sends its last events
 executor.run(Job(function=time.sleep, args=(0,)))
 executor.shutdown(wait=False)
 began.wait()
@@ -110,7 +110,7 @@ import threading, time
 from executor_adapter import Job, JobExecutor
 from executor_adapter.supervision import futures
 
-futures.CALLBACK_SECONDS = 0.5
+futures.MAX_CALLBACK_SECONDS = 0.5
 executor = JobExecutor(1)
 executor.submit(Job(function=time.sleep, args=(0.2,))).add_done_callback(lambda _: threading.Event().wait())
 """
@@ -174,4 +174,4 @@ def test_a_callback_that_hangs_is_logged_and_not_waited_for_beyond_its_limit(tmp
     """A done-callback that hangs is logged, and the program exits after its limit."""
     ended = run(HANGING_CALLBACK, tmp_path)
     assert ended.returncode == 0
-    assert ended.stderr == "a callback of a job's future takes longer than 0.5 s: nobody waits for it\n"
+    assert ended.stderr == "a callback of a future takes longer than 0.5 s: not waiting for it\n"

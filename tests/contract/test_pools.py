@@ -22,8 +22,8 @@ from executor_adapter.exceptions import (
     JobTimeoutError,
     QueueFullError,
 )
+from executor_adapter.job.tool_limit import ToolLimit
 from executor_adapter.job.transition import Transition
-from executor_adapter.supervision.rate_limiter import ToolLimit
 from tests.contract import functions
 from tests.contract.conftest import MakeExecutor, MakeJob, wait_for
 
@@ -217,7 +217,7 @@ def test_a_job_that_stops_making_progress_ends(executor: JobExecutor, make_job: 
 def test_soft_timeout_lets_a_function_clean_up(executor: JobExecutor, tmp_path: Path, pool: str) -> None:
     """A function can catch SoftTimeoutError, clean up and return; a coroutine job with soft_timeout is refused."""
     if pool == "coroutine":
-        with pytest.raises(InvalidJobError, match="pool='coroutine': choose 'thread' or 'process'"):
+        with pytest.raises(InvalidJobError, match="pool='coroutine': use 'thread' or 'process'"):
             executor.submit(Job(function=functions.sleep_on_loop, args=(1,), soft_timeout=0.1))
         return
     path = tmp_path / "cleaned"

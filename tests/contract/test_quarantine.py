@@ -41,7 +41,7 @@ def test_the_newest_are_held_and_the_oldest_let_go_of(caplog: pytest.LogCaptureF
     assert [job.job_id for job in executor.quarantined()] == ids[2:]
     assert executor.stats().quarantined == tuple(ids[2:])
     assert [argument() is None for argument in arguments] == [True, True] + [False] * MAX_QUARANTINED
-    assert "the oldest is let go of" in caplog.text
+    assert "the oldest is evicted" in caplog.text
 
     assert not executor.release(ids[0])
     kill_workers(executor, ids[0])  # it is let in, and is the newest now

@@ -36,7 +36,7 @@ def executor(told: list[Transition]) -> Iterator[JobExecutor]:
 @pytest.mark.parametrize("cancel", [False, True])
 def test_a_shutdown_finds_the_first_job_though_no_thread_runs_it_yet(executor: JobExecutor, cancel: bool) -> None:
     """The one that submits it was interrupted before it started the supervisor's thread."""
-    executor._supervisor._wake = lambda: None  # type: ignore[method-assign]
+    executor._supervisor.thread.wake = lambda: None  # type: ignore[method-assign]
     future = executor.submit(Job(function=work))
     executor.shutdown(cancel_futures=cancel)
     assert future.done()
@@ -70,8 +70,8 @@ def test_a_job_is_submitted_before_it_is_cancelled(
         monkeypatch.setattr("sys.ps1", ">>> ", raising=False)
     ends = {
         "cancel": lambda: executor.cancel(job.job_id),
-        "let go": lambda: supervisor.let_go(job),
-        "told to end at a prompt": lambda: supervisor.told_to_end(signal.SIGINT),
+        "let go": lambda: supervisor.release(job),
+        "told to end at a prompt": lambda: supervisor.on_signal(signal.SIGINT),
     }
     futures: list[JobFuture] = []
     submitting = threading.Thread(target=lambda: futures.append(executor.submit(job)))

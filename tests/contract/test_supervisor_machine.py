@@ -20,13 +20,13 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precon
 from executor_adapter import Job, JobStatus, RetryPolicy
 from executor_adapter.exceptions import ExecutorClosedError, JobError, WorkerCrashedError
 from executor_adapter.job.status import LEGAL_TRANSITIONS, TERMINAL
+from executor_adapter.job.tool_limit import ToolLimit
 from executor_adapter.job.transition import Transition
 from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, WorkerPool
 from executor_adapter.supervision.driver import JobDriver
 from executor_adapter.supervision.futures import JobFuture
-from executor_adapter.supervision.rate_limiter import ToolLimit
 from executor_adapter.supervision.supervisor import Supervisor
-from executor_adapter.testing import InlineExecutor, InlineSupervisor
+from executor_adapter.testing import InlineExecutor, inline_supervisor
 from tests.contract.awkward import AWKWARD, NO_EXCEPTIONS
 
 MAX_WORKERS = 2
@@ -128,7 +128,7 @@ class SimulatedPool(WorkerPool):
 
 class SimulatedExecutor(InlineExecutor):
     def _make_supervisor(self, **options: Any) -> Supervisor:
-        return InlineSupervisor(**(options | {"clock": self.clock, "make_pool": SimulatedPool}))
+        return inline_supervisor(self.clock, **(options | {"make_pool": SimulatedPool}))
 
 
 class Faults(logging.Handler):
@@ -325,7 +325,7 @@ class SupervisorMachine(RuleBasedStateMachine):
 
     @invariant()
     def slots_are_not_exceeded(self) -> None:
-        dispatcher = self.executor._supervisor._dispatcher
+        dispatcher = self.executor._supervisor.dispatcher
         assert dispatcher.reserved >= 0
         assert dispatcher.reserved + sum(pool.busy for pool in self.pools) <= MAX_WORKERS
 
@@ -371,8 +371,8 @@ class SupervisorMachine(RuleBasedStateMachine):
                 self.go_on(driver)
         assert {job.status for job in self.told} <= TERMINAL
         assert all(future.done() for future in self.futures)
-        assert self.executor._supervisor._dispatcher.reserved == 0
-        assert self.executor._supervisor.closed.is_set()
+        assert self.executor._supervisor.dispatcher.reserved == 0
+        assert self.executor._supervisor.thread.closed.is_set()
         assert all(pool.closed and pool.busy == 0 for pool in self.pools)
 
 

@@ -10,8 +10,8 @@ from executor_adapter import Job, JobExecutor, RetryPolicy
 from executor_adapter.config import JobSettings, RetrySettings, Settings, load_config
 from executor_adapter.exceptions import ConfigurationError, InvalidJobError
 from executor_adapter.executor.job_defaults import JobDefaults, tool_limits
-from executor_adapter.supervision.intake import check_job
-from executor_adapter.supervision.rate_limiter import ToolLimit
+from executor_adapter.job.tool_limit import ToolLimit
+from executor_adapter.pools.selection import check_job
 
 
 def read(tmp_path: Path, text: str) -> Settings:
@@ -230,7 +230,9 @@ def test_a_limit_of_the_settings_is_named_as_theirs(tmp_path: Path) -> None:
     settings = read(tmp_path, "job: {max_runtime: 10}")
     with pytest.raises(InvalidJobError, match=r"soft_timeout=50.0 .* max_runtime=10.0 of the settings: give a shorter"):
         filled(settings, soft_timeout=50)
-    with pytest.raises(InvalidJobError, match=r"soft_timeout=50.0 leaves no time before max_runtime=11.0: give less"):
+    with pytest.raises(
+        InvalidJobError, match=r"soft_timeout=50.0 leaves no time before max_runtime=11.0: use a smaller value"
+    ):
         check_job(filled(settings, soft_timeout=50, max_runtime=11, pool="thread"))
 
 

@@ -32,7 +32,7 @@ def _switch_threads_often() -> Iterator[None]:
 
 
 def future_of(executor: InlineExecutor) -> JobFuture:
-    return JobFuture(Job(function=print), executor._supervisor)
+    return JobFuture(Job(function=print), executor._supervisor.futures)
 
 
 def test_a_future_that_nobody_waits_for_makes_nothing_to_wait_with(executor: InlineExecutor) -> None:
@@ -133,7 +133,7 @@ def test_callbacks_are_waited_for_as_long_as_none_hangs(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """All together may take longer than one of them."""
-    monkeypatch.setattr(futures_module, "CALLBACK_SECONDS", 0.5)
+    monkeypatch.setattr(futures_module, "MAX_CALLBACK_SECONDS", 0.5)
     callbacks, called, release = Callbacks(), [], threading.Event()
     for number in range(4):
         callbacks.call(lambda number=number: called.append(number) or release.wait(0.2))  # type: ignore[misc]

@@ -32,7 +32,7 @@ class Door:
         self.enter(self.first)
 
     def enter(self, job: Job, timeout: float | None = None) -> JobFuture:
-        return self.intake.enter(job, JobFuture(job, self._supervisor), timeout)
+        return self.intake.enter(job, JobFuture(job, self._supervisor.futures), timeout)
 
     def come(self, *jobs: Job) -> Callable[[], list[Any]]:
         """Have each wait at the door; then what joins them, and gives whose future each got, or what he was told."""

@@ -15,7 +15,7 @@ from executor_adapter.config import MonitoringSettings, Settings
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.monitoring import Alert, AlertKind, HealthMonitor
 from executor_adapter.scheduler import CollectionScheduler
-from executor_adapter.supervision.stats import KEPT, ended_jobs, figures, percentile
+from executor_adapter.supervision.stats import MAX_ENDED_JOBS, ended_jobs, figures, percentile
 from tests.contract.conftest import wait_for
 
 DONE, FAILED, CANCELLED = JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED
@@ -70,8 +70,8 @@ def test_a_percentile_is_a_value_that_was_seen() -> None:
 
 def test_memory_of_what_ended_is_bounded() -> None:
     ended = ended_jobs()
-    ended.extend((float(n), DONE, 0.0, 0.0) for n in range(3 * KEPT))
-    assert len(ended) == KEPT
+    ended.extend((float(n), DONE, 0.0, 0.0) for n in range(3 * MAX_ENDED_JOBS))
+    assert len(ended) == MAX_ENDED_JOBS
 
 
 def test_an_executor_measures_its_jobs() -> None:

@@ -14,10 +14,10 @@ from executor_adapter import Job, JobExecutor, RetryPolicy, RetryRule
 from executor_adapter.config import JobSettings, Settings
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job.model import check_are_jobs
+from executor_adapter.job.tool_limit import ToolLimit
 from executor_adapter.job.transition import Transition
 from executor_adapter.scheduler import CollectionScheduler, ProcessingScheduler
 from executor_adapter.store import open_store
-from executor_adapter.supervision.rate_limiter import ToolLimit
 
 NAN, INF = float("nan"), float("inf")
 
@@ -139,7 +139,7 @@ def test_a_generator_function_is_refused_in_every_pool(
     (tmp_path / "numbers_of_mine.py").write_text("def numbers():\n    yield 1\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(
-        InvalidJobError, match=r"is a generator function: .* Have it return a list, or submit a function"
+        InvalidJobError, match=r"is a generator function: .* Return a list instead, or submit a function"
     ):
         executor.submit(Job(function=function, pool=pool))
     assert transitions == []
@@ -216,7 +216,7 @@ def test_map_refuses_an_invalid_window_at_once(
         (work, {"pool": "x"}, "'coroutine', 'thread' or 'process' .*input_value='x'"),
         (work, {"max_runtime": -1}, "greater than 0 .*input_value=-1"),
         (work, {"max_runtme": 1}, "max_runtme"),
-        (work, {"memory_limit": "1GiB"}, "memory_limit needs a process of its own, .*: pool='process'"),
+        (work, {"memory_limit": "1GiB"}, "memory_limit needs a process of its own, .*: use pool='process'"),
         (work, {"job_id": "a"}, "job_id='a' cannot be that of each job: leave it out"),
         (work, {"args": (1,)}, r"args=\(1,\) cannot be that of each job: leave it out"),
         (work, {"dedupe_key": "k"}, "dedupe_key='k' makes one job of all that are live: leave it out, or submit jobs"),
@@ -282,15 +282,15 @@ def test_an_overridden_execute_job_may_pass_other_arguments() -> None:
     [
         (
             {"function": takes_one_on_loop, "args": (1,), "soft_timeout": 5},
-            "soft_timeout=5.0 cannot be kept in pool='coroutine': choose 'thread' or 'process'",
+            "soft_timeout=5.0 is not supported in pool='coroutine': use 'thread' or 'process'",
         ),
         (
             {"function": work, "soft_timeout": 5, "max_runtime": 5},
-            "soft_timeout=5.0 leaves no time before max_runtime=5.0: give less",
+            "soft_timeout=5.0 leaves no time before max_runtime=5.0: use a smaller value",
         ),
         (
             {"function": work, "pool": "process", "soft_timeout": 3601},
-            "soft_timeout=3601.0 leaves no time before max_runtime=3600.0: give less",
+            "soft_timeout=3601.0 leaves no time before max_runtime=3600.0: use a smaller value",
         ),
     ],
 )

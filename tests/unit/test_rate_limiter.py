@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from executor_adapter import Job, JobStatus
+from executor_adapter.job.tool_limit import ToolLimit
 from executor_adapter.supervision.dispatcher import Dispatcher
-from executor_adapter.supervision.rate_limiter import Throttle, ToolLimit
+from executor_adapter.supervision.rate_limiter import RateLimiter
 
 
 class World:
@@ -20,15 +21,15 @@ class World:
         self.time = 0.0
         self.timers: list[tuple[float, Callable[[], None]]] = []
         self.started: list[tuple[float, Job]] = []
-        self.throttle = Throttle(
+        self.rate_limiter = RateLimiter(
             limits,
             now=lambda: self.time,
             call_at=lambda when, call: self.timers.append((when, call)),
-            let_go=self.start,
+            release=self.start,
         )
 
     def start(self, job: Job) -> None:
-        if self.throttle.start(job):
+        if self.rate_limiter.start(job):
             self.started.append((round(self.time, 6), job))
 
     def advance(self, until: float) -> None:
@@ -61,7 +62,7 @@ def test_no_more_run_at_once_than_allowed_and_the_next_follows_an_end() -> None:
     for each in jobs:
         world.start(each)
     assert [started for _, started in world.started] == jobs[:2]
-    world.throttle.end(jobs[0])
+    world.rate_limiter.end(jobs[0])
     assert [started for _, started in world.started] == jobs[:3]
 
 
@@ -83,7 +84,7 @@ def test_the_buffer_leaves_a_share_of_the_rate_unused() -> None:
 
 def test_a_pause_holds_all_of_the_tool_s_jobs() -> None:
     world = World(api=ToolLimit(max_concurrent=9), other=ToolLimit(max_concurrent=9))
-    world.throttle.pause(job(), 30.0)
+    world.rate_limiter.pause(job(), 30.0)
     for _ in range(3):
         world.start(job())
     world.start(job("other"))
@@ -101,16 +102,16 @@ def test_a_bucket_does_not_fill_beyond_its_burst() -> None:
 
 
 class Slots(World):
-    """The dispatcher before the throttle: a few slots, held until they are given back; what has started, in order."""
+    """The dispatcher before the rate limiter: a few slots, and what has started, in order."""
 
     def __init__(self, slots: int, **limits: ToolLimit) -> None:
         super().__init__(**limits)
         self.dispatcher = Dispatcher(slots, {})
-        self.dispatcher.throttle = Throttle(
+        self.dispatcher.rate_limiter = RateLimiter(
             limits,
             now=lambda: self.time,
             call_at=lambda when, call: self.timers.append((when, call)),
-            let_go=self.dispatcher.push_front,
+            release=self.dispatcher.push_front,
         )
         self.submitted: list[Job] = []
         self.running: list[Job] = []
@@ -147,7 +148,7 @@ class Slots(World):
         self.running.remove(job)
         self.dispatcher.reserved -= 1
         job.advance(JobStatus.COMPLETED)
-        self.dispatcher.attempt_over(job)
+        self.dispatcher.attempt_ended(job)
         self.turn()
 
     def advance(self, until: float) -> None:
@@ -268,7 +269,7 @@ def test_no_job_of_a_tool_starts_before_one_whose_turn_it_is(data: st.DataObject
         ({"rate": float("nan")}, "rate=nan is not a finite number"),
         ({"rate": float("inf")}, "rate=inf is not a finite number"),
         ({"burst": 0}, "burst=0 lets no job start"),
-        ({"buffer": 1.0}, "buffer=1.0 is no share"),
+        ({"buffer": 1.0}, "buffer=1.0 is not a share"),
     ],
 )
 def test_a_limit_that_lets_nothing_through_is_refused(fields: dict[str, float], said: str) -> None:

@@ -1,0 +1,66 @@
+"""Chooses the pool that a job runs in, and checks the job against what that pool can do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from executor_adapter.exceptions import InvalidJobError
+from executor_adapter.job.functions import function_reference, is_coroutine_function, is_generator_function
+from executor_adapter.job.model import Job
+from executor_adapter.job.status import JobStatus
+from executor_adapter.pools import PoolKinds, pool_kinds
+from executor_adapter.pools.base import WorkerPool
+
+
+def check_job(job: Job, kind_of: PoolKinds | None = None) -> tuple[str, Any]:
+    """Return the name of the pool that the job runs in, and what that pool prepared for it.
+
+    `kind_of` knows the pools of the executor; by default those of this system's start method.
+
+    Raises:
+        InvalidJobError: the job was submitted before, or asks for what the pool cannot do.
+        JobSerializationError: its function or arguments cannot be sent to the pool's workers.
+    """
+    if job.live.future is not None or job.state.status is not JobStatus.PENDING:
+        raise InvalidJobError(f"job {job.job_id} was submitted already: {_copy_hint(job)}")
+    if is_generator_function(job.function):
+        raise InvalidJobError(_generator_refusal(job.function))
+    name: str = job.pool
+    if name == "auto":
+        name = "coroutine" if is_coroutine_function(job.function) else "thread"
+    kind = (kind_of or pool_kinds())(name)
+    if job.memory_limit is not None and not kind.can_limit_memory:
+        raise InvalidJobError(_memory_refusal(name))
+    if job.soft_timeout is not None:
+        _check_soft_timeout(job.soft_timeout, job.max_runtime, name, kind)
+    return name, kind.prepare(job)
+
+
+def _copy_hint(job: Job) -> str:
+    if job.status.is_terminal:
+        return "submit a copy, job.model_copy()"
+    return "submit a copy with an id of its own, job.model_copy(update={'job_id': ...})"
+
+
+def _generator_refusal(function: Any) -> str:
+    name = function if isinstance(function, str) else function_reference(function)
+    return (
+        f"{name} is a generator function: calling it makes a generator and runs nothing. Return a list instead, or "
+        "submit a function that iterates over it"
+    )
+
+
+def _memory_refusal(name: str) -> str:
+    if name == "process":
+        return (
+            "memory_limit needs executor.start_method='guardian', which needs Linux, and here it is 'spawn': "
+            "leave it out, or let the function limit itself (resource.setrlimit)"
+        )
+    return f"memory_limit needs a process of its own, and pool={name!r} has none: use pool='process'"
+
+
+def _check_soft_timeout(soft: float, hard: float | None, name: str, kind: type[WorkerPool]) -> None:
+    if not kind.can_stop_soft:
+        raise InvalidJobError(f"soft_timeout={soft} is not supported in pool={name!r}: use 'thread' or 'process'")
+    if hard is not None and soft >= hard:
+        raise InvalidJobError(f"soft_timeout={soft} leaves no time before max_runtime={hard}: use a smaller value")

@@ -1,0 +1,23 @@
+"""Why a running attempt is ended."""
+
+from __future__ import annotations
+
+import enum
+
+
+class StopReason(enum.IntEnum):
+    """Says why an attempt is ended. A later reason outweighs an earlier one.
+
+    A user who cancels a job that is past its limit does not want it retried.
+    """
+
+    LIMIT = enum.auto()
+    """Past max_runtime."""
+    STALL = enum.auto()
+    """No progress within stall_timeout."""
+    DEADLINE = enum.auto()
+    """Past the deadline over all attempts."""
+    SHUTDOWN = enum.auto()
+    """The executor is shut down, or another host is to run the job."""
+    CANCEL = enum.auto()
+    """Cancelled."""

@@ -1,0 +1,142 @@
+"""Ends jobs before they are done: at a limit, by a cancel, at a shutdown, and when the supervisor fails."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+
+from executor_adapter.exceptions import JobCancelledError, JobError, JobTimeoutError
+from executor_adapter.exceptions.display import repr_of
+from executor_adapter.job.model import Job
+from executor_adapter.job.status import TERMINAL, JobStatus
+from executor_adapter.pools.base import Assignment
+from executor_adapter.supervision.follow_up import FollowUp
+from executor_adapter.supervision.intake import JobIntake
+from executor_adapter.supervision.loop import SupervisorLoop
+from executor_adapter.supervision.outcome import queue_timeout_error, stop_error
+from executor_adapter.supervision.pool_set import PoolSet
+from executor_adapter.supervision.running_attempts import RunningAttempts
+from executor_adapter.supervision.stop_reason import StopReason
+
+MAX_CANCEL_GRACE = 3.0
+"""Seconds of grace that a cancelled attempt gets at most: within five seconds it must be over, the kill included."""
+
+
+class Stopping:
+    """Ends attempts and jobs early. Supervisor thread only."""
+
+    def __init__(
+        self,
+        loop: SupervisorLoop,
+        intake: JobIntake,
+        pools: PoolSet,
+        running: RunningAttempts,
+        follow_up: FollowUp,
+        *,
+        kill_grace: float,
+        close_pools: Callable[[], None],
+    ) -> None:
+        self.kill_grace = kill_grace
+        """Seconds between asking an attempt to end and killing it."""
+        self._loop = loop
+        self._intake = intake
+        self._pools = pools
+        self._running = running
+        self._follow_up = follow_up
+        self._close_pools = close_pools
+
+    # --- attempts ---
+
+    def apply_limits(self) -> None:
+        """Interrupt and stop the attempts that are past their limits now."""
+        now = self._loop.now()
+        if self._running.due <= now:
+            self._running.apply(now, self._pools.interrupt, self._stop)
+
+    def stop_attempt(self, job: Job, reason: StopReason) -> None:
+        """End what runs of a driven job; its driver decides what follows."""
+        if job.live.assignment is not None:
+            self._stop(job.live.assignment, reason)
+
+    def _stop(self, assignment: Assignment, reason: StopReason) -> None:
+        self._running.mark_stopping(assignment, reason)
+        if assignment.stop_asked_at is None:
+            assignment.stop_asked_at = self._loop.now()
+        grace = min(self.kill_grace, MAX_CANCEL_GRACE) if reason >= StopReason.SHUTDOWN else self.kill_grace
+        self._pools.of(assignment.job).stop(assignment, grace=grace)
+
+    # --- jobs ---
+
+    def end(self, job: Job, reason: StopReason) -> None:
+        """End a live job: at once where nothing of it runs, else once its attempt is dead."""
+        live = job.live
+        if job.state.status in TERMINAL:
+            return
+        assignment: Assignment | None = live.assignment
+        if assignment is not None and live.driver is not None:  # Recalled, it would be given out again.
+            live.driver.expect_end(stop_error(job, reason))
+            self._stop(assignment, reason)
+        elif assignment is not None and (assignment in self._running or not self._pools.recall(assignment)):
+            self._stop(assignment, reason)
+        else:
+            self.end_unstarted(job, stop_error(job, reason))
+
+    def end_unstarted(self, job: Job, error: JobTimeoutError | JobCancelledError) -> None:
+        """End a job of which nothing runs."""
+        driver = job.live.driver
+        if driver is not None:
+            driver.abort(error)
+        else:
+            self._follow_up.fail(job, error)
+
+    def end_all(self, jobs: Iterable[Job], reason: StopReason) -> None:
+        """End several live jobs."""
+        for job in jobs:
+            self.end(job, reason)
+
+    def set_timers(self, job: Job) -> None:
+        """Enforce the job's `queue_timeout` and `deadline`."""
+        queued_at = job.live.queued_at
+        if job.queue_timeout is not None:
+            self._follow_up.set_timer(job, "queue", queued_at + job.queue_timeout, self._on_queue_timeout)
+        if job.deadline is not None:
+            self._follow_up.set_timer(job, "deadline", queued_at + job.deadline, self._on_deadline)
+
+    def _on_queue_timeout(self, job: Job) -> None:
+        assignment = job.live.assignment
+        if job.state.status is not JobStatus.PENDING:
+            return
+        if assignment is not None and not self._pools.recall(assignment):
+            return  # It has begun.
+        self.end_unstarted(job, queue_timeout_error(job))
+
+    def _on_deadline(self, job: Job) -> None:
+        self.end(job, StopReason.DEADLINE)
+
+    # --- the executor ---
+
+    def shut_down(self, cancel_pending: bool, cancel_running: bool) -> None:
+        """End the jobs that the shutdown does not wait for; the pools close once no job is left."""
+        if cancel_pending or cancel_running:
+            self._follow_up.allows_retries = False
+        for job in list(self._intake.jobs.values()):
+            running = job.state.status is JobStatus.RUNNING
+            if cancel_running or (cancel_pending and not running):
+                self.end(job, StopReason.SHUTDOWN)
+        if not self._intake.jobs:
+            self._close_pools()
+
+    def shut_down_at(self, when: float) -> None:
+        """Cancel what is not over at the monotonic time `when`."""
+        self._loop.call_at(when, functools.partial(self.shut_down, cancel_pending=True, cancel_running=True))
+
+    def fail_all(self, error: BaseException) -> None:
+        """Fail every job, because the supervisor failed: no promise holds, but no caller may wait for ever."""
+        self._intake.close()
+        for job in list(self._intake.jobs.values()):
+            failure = JobError(f"the executor has failed: {repr_of(error)}")
+            driver, future = job.live.driver, job.live.future
+            if driver is not None:
+                driver.abort(failure)
+            if future is not None:
+                future.settle(None, failure)

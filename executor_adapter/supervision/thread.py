@@ -1,0 +1,148 @@
+"""The supervisor's thread: it starts once, when it is first needed, and can be waited for."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from executor_adapter.supervision.futures import Callbacks
+from executor_adapter.supervision.loop import SupervisorLoop
+
+logger = logging.getLogger("executor_adapter")
+
+CATCH_UP_INTERVAL = 0.05
+"""Seconds between two checks whether the supervisor has ended while a caller waits for it."""
+
+
+class SupervisorThread:
+    """Runs the supervisor's loop in a thread. Starts no thread before there is something to do.
+
+    `fail_all` is called where the loop itself fails: no promise holds any more, but no caller may wait for ever.
+    """
+
+    def __init__(self, loop: SupervisorLoop, callbacks: Callbacks, fail_all: Callable[[BaseException], None]) -> None:
+        self.closed = threading.Event()
+        """Set once nothing runs any more."""
+        self.on_closed: list[Callable[[], object]] = []
+        """Called in order once nothing runs any more."""
+        self.on_released: Callable[[], object] = lambda: None
+        """Called after those, and after all callbacks of futures."""
+        self.belongs_to_parent = False
+        """It was made by the process that this one was forked from, and runs there."""
+        self._loop = loop
+        self._callbacks = callbacks
+        self._fail_all = fail_all
+        self._released = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._started = False
+        self._start_lock = threading.RLock()  # Re-entrant: a signal handler may submit or shut down while it is held.
+        self._right_to_run = [True]
+        """Taken by the thread that runs the loop, or by the caller who closes it unused: popping is atomic."""
+
+    def is_started(self) -> bool:
+        """Return whether the loop runs, or is about to."""
+        return self._started
+
+    def is_current(self) -> bool:
+        """Return whether the caller runs on this thread."""
+        return threading.current_thread() is self._thread
+
+    def call_soon(self, callback: Callable[..., None], *args: Any) -> None:
+        """Call `callback(*args)` on the thread."""
+        self._loop.call_soon(callback, *args)
+
+    def wake(self) -> None:
+        """Let the loop look at once at what was submitted; starts the thread if needed."""
+        if not self._started:
+            self.start()
+        self._loop.wake()
+
+    def start(self) -> None:
+        """Start the thread, unless it was started before.
+
+        Raises:
+            RuntimeError: the system cannot start a thread; the next submission tries again.
+        """
+        with self._start_lock:
+            if not self._started:
+                self._started = True
+                try:
+                    self._launch()
+                except RuntimeError:
+                    self._started = False
+                    raise
+
+    def close(self, request: Callable[[], None], *, needed: bool) -> None:
+        """Run `request`, which closes the supervisor, on the thread; without a thread where none is `needed`."""
+        started = self.is_started()
+        if started or needed:
+            self.call_soon(request)
+            if not started:
+                self.start()  # As the caller who submitted the first job is about to.
+            elif self._right_to_run:
+                self._launch()  # This is a signal handler in the middle of `start`, and will wait for the end.
+        elif self._take_right_to_run():
+            self._loop.close()
+            self.end()
+
+    def wait(self) -> None:
+        """Wait until it is closed and all callbacks were called; not for one that hangs, nor from within one."""
+        self.closed.wait()
+        if not self._callbacks.is_calling_here():
+            self._released.wait()
+
+    def catch_up(self, timeout: float) -> None:
+        """Wait at most `timeout` seconds until all that was asked for before is done."""
+        if not self.is_started() or self.belongs_to_parent or self.is_current():
+            return
+        done = threading.Event()
+        self.call_soon(done.set)
+        ends = time.monotonic() + timeout
+        while not (done.wait(CATCH_UP_INTERVAL) or self.closed.is_set() or time.monotonic() >= ends):
+            pass
+
+    def detach_after_fork(self) -> None:
+        """Run nothing in a forked process, wait for nothing, and touch nothing of the parent's."""
+        self.belongs_to_parent = True
+        self._loop.detach_after_fork()
+        self.closed, self._released = threading.Event(), threading.Event()
+        self.closed.set()
+        self._released.set()
+
+    def end(self) -> None:
+        """Notify everybody that nothing runs any more."""
+        self._callbacks.close()
+        for callback in self.on_closed:
+            try:
+                callback()
+            except BaseException:  # A caller waits for the end, and would wait for ever.
+                logger.exception("a callback at the end of an executor failed")
+        self.closed.set()
+        self._callbacks.wait()
+        self.on_released()
+        self._released.set()
+
+    def _launch(self) -> None:
+        threading.Thread(target=self._run, name="executor-supervisor", daemon=True).start()
+
+    def _take_right_to_run(self) -> bool:
+        try:
+            return self._right_to_run.pop()
+        except IndexError:
+            return False
+
+    def _run(self) -> None:
+        if not self._take_right_to_run():
+            return
+        self._thread = threading.current_thread()
+        try:
+            self._loop.run()
+        except BaseException as error:
+            logger.critical("the supervisor has failed: its jobs fail", exc_info=True)
+            self._fail_all(error)
+            raise
+        finally:
+            self.end()
