@@ -21,7 +21,7 @@ class FakeServer:
         self.queue: deque[dict[str, Any]] = deque()
         self.known: dict[str, Recorded] = {}
         self.states: dict[str, list[str]] = {}
-        self.is_away = False
+        self.is_unreachable = False
         self.refuses: str | None = None
         """The name of a state that it does not accept."""
         self.fails_on: str | None = None
@@ -38,7 +38,7 @@ class FakeServer:
 
     def send(self, bodies: Sequence[bytes]) -> None:
         """Queue events, or fail as the attributes say."""
-        if self.is_away:
+        if self.is_unreachable:
             raise httpx.ConnectError("refused")
         events = [json.loads(body) for body in bodies]
         if any(event["payload"]["validated_state"]["name"] == self.refuses for event in events):

@@ -10,7 +10,7 @@ from tests.prefect.server_proxy import ServerProxy
 TASKS = 20
 
 
-def run_while_away(server_port: int) -> list[str]:
+def run_while_offline(server_port: int) -> list[str]:
     """Run the flow, and return the ids of its finished task runs."""
     with ServerProxy(server_port) as proxy:
         os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{proxy.port}/api"
@@ -23,11 +23,11 @@ def run_while_away(server_port: int) -> list[str]:
             return x + 1
 
         @flow(task_runner=JobTaskRunner(2, pool="thread"))
-        def away() -> list[str]:
+        def offline() -> list[str]:
             proxy.close()
             futures = [plain.submit(x) for x in range(TASKS)]
             assert [future.result() for future in futures] == list(range(1, TASKS + 1))
             threading.Timer(1.5, proxy.open).start()
             return [str(future.task_run_id) for future in futures]
 
-        return away()
+        return offline()

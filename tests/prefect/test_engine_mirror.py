@@ -23,7 +23,7 @@ from executor_adapter.prefect import JobTaskRunner, job_task
 from executor_adapter.prefect.mirror import flow_run_mirrors
 from tests.benchmarks.apart import apart
 from tests.prefect.conftest import Api, Wait
-from tests.prefect.offline_flow import TASKS, run_while_away
+from tests.prefect.offline_flow import TASKS, run_while_offline
 
 
 @job_task(pool="thread", retry_attempts=0)
@@ -49,7 +49,7 @@ def calls_a_job_task(x: int) -> Any:
 
 def test_a_server_that_was_unreachable_has_all_states_when_the_flow_ends(api: Api, prefect_api: str) -> None:
     """The end of the flow waits for them."""
-    ids = apart(run_while_away, int(prefect_api.removesuffix("/api").rpartition(":")[2]))
+    ids = apart(run_while_offline, int(prefect_api.removesuffix("/api").rpartition(":")[2]))
     assert len(ids) == TASKS
     for task_run_id in ids:
         assert api.task_run(task_run_id)["state_name"] == "Completed"

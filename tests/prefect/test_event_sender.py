@@ -249,10 +249,10 @@ def test_attempts_to_reach_a_server_are_not_progress() -> None:
     """Progress is counted only once the server records again."""
     harness = Harness([event(COMPLETED)])
     started_at = harness.sender.progress_at
-    harness.server.is_away = True
+    harness.server.is_unreachable = True
     harness.run(60, per_second=100)
     assert harness.sender.progress_at == started_at
-    harness.server.is_away = False
+    harness.server.is_unreachable = False
     harness.run(5, per_second=100)
     assert (harness.sender.totals.recorded, harness.sender.progress_at > started_at) == (1, True)
 
@@ -299,7 +299,7 @@ def test_a_server_that_fails_and_then_cannot_be_reached_loses_no_event() -> None
             try:
                 super().send(bodies)
             except ServerFaultError:
-                self.is_away = True
+                self.is_unreachable = True
                 raise
 
     harness = Harness([event(COMPLETED)])
@@ -309,7 +309,7 @@ def test_a_server_that_fails_and_then_cannot_be_reached_loses_no_event() -> None
     harness.server.fails_on = "Failed"
     harness.run(5, per_second=100)
     assert [lost.name for lost in harness.sender.unrecorded()] == ["Failed"]
-    harness.server.is_away, harness.server.fails_on = False, None
+    harness.server.is_unreachable, harness.server.fails_on = False, None
     harness.run(5, per_second=100)
     assert harness.sender.totals.recorded == 2
 

@@ -67,7 +67,7 @@ class JobHistory(TaskRunHistory[Step]):
 
     __slots__ = (
         *("id", "name", "task_key", "dynamic_key", "policy", "created_at"),
-        *("_max_attempts", "_kind", "_last_at", "_running_since", "_start", "_total"),
+        *("_max_attempts", "_kind", "_last_at", "_running_since", "_started_at", "_run_seconds"),
     )
 
     def __init__(self, job: Job, task_run_id: str) -> None:
@@ -84,8 +84,8 @@ class JobHistory(TaskRunHistory[Step]):
         self._kind: StateKind | None = None
         self._last_at = 0.0
         self._running_since: float | None = None
-        self._start = job.state.started_at  # Set already for a job that was recovered from a store.
-        self._total = 0.0
+        self._started_at = job.state.started_at  # Set already for a job that was recovered from a store.
+        self._run_seconds = 0.0
 
     @property
     def shown_name(self) -> str:
@@ -106,11 +106,11 @@ class JobHistory(TaskRunHistory[Step]):
         # The server ignores a state that is not newer than the last one, and a clock may be set back.
         at = self._last_at = round(max(step.at, self._last_at + CLOCK_RESOLUTION_SECONDS), 6)
         if self._running_since is not None:
-            self._total += max(0.0, at - self._running_since)
+            self._run_seconds += max(0.0, at - self._running_since)
             self._running_since = None
         if step.status is JobStatus.RUNNING:
             self._running_since = at
-            self._start = self._start or at
+            self._started_at = self._started_at or at
         self._kind = self._kind_of(step)
 
     def event_of(self, step: Step, flow: FlowRunFacts) -> StateEvent:
@@ -124,12 +124,12 @@ class JobHistory(TaskRunHistory[Step]):
             at,
             previous=previous,
             message=self._message(step),
-            scheduled=step.retry_at if step.status is JobStatus.RETRYING else None,
+            retry_at=step.retry_at if step.status is JobStatus.RETRYING else None,
             run_count=step.attempt,
-            expected=self.created_at,
-            start=self._start,
-            end=at if step.status in TERMINAL else None,
-            total=self._total,
+            expected_at=self.created_at,
+            started_at=self._started_at,
+            ended_at=at if step.status in TERMINAL else None,
+            run_seconds=self._run_seconds,
         )
         return state_event(self, change, flow, self.job_id)
 

@@ -127,13 +127,14 @@ class StateChange(NamedTuple):
     at: float
     previous: StateKind | None = None
     message: str = ""
-    scheduled: float | None = None
+    retry_at: float | None = None
     """The time when the next attempt is due."""
     run_count: int = 0
-    expected: float = 0.0
-    start: float | None = None
-    end: float | None = None
-    total: float = 0.0
+    expected_at: float = 0.0
+    """The task run's expected start: the time of submission."""
+    started_at: float | None = None
+    ended_at: float | None = None
+    run_seconds: float = 0.0
     """Seconds that the attempts have run, all together."""
 
 
@@ -209,7 +210,7 @@ def event_body(
 def state_event(run: TaskRunFacts, change: StateChange, flow: FlowRunFacts, job_id: str = "") -> StateEvent:
     """Return the event of a task run's entry into a state."""
     (kind, name), at, count = change.kind, iso(change.at), change.run_count
-    details = "{}" if change.scheduled is None else f'{{"scheduled_time":"{iso(change.scheduled)}"}}'
+    details = "{}" if change.retry_at is None else f'{{"scheduled_time":"{iso(change.retry_at)}"}}'
     state = StateFields(uuid7(), at, kind.value, name, quoted(change.message[:MAX_MESSAGE_LENGTH]), details)
     left = change.previous
     previous = NO_PREVIOUS_STATE if left is None else previous_state(left.type.value, left.name)
@@ -224,8 +225,8 @@ def state_event(run: TaskRunFacts, change: StateChange, flow: FlowRunFacts, job_
 
 def _times(change: StateChange, at: str) -> str:
     """Return the task run's times, as fields of a JSON object; `at` is `change.at` in the server's format."""
-    fields = f'"expected_start_time":"{iso(change.expected)}","total_run_time":{change.total:.6f}'
-    for name, time in (("start_time", change.start), ("end_time", change.end)):
+    fields = f'"expected_start_time":"{iso(change.expected_at)}","total_run_time":{change.run_seconds:.6f}'
+    for name, time in (("start_time", change.started_at), ("end_time", change.ended_at)):
         if time is not None:
             fields += f',"{name}":"{at if time == change.at else iso(time)}"'
     return fields
