@@ -29,11 +29,10 @@ from executor_adapter.job.tool_limit import ToolLimit
 from executor_adapter.job.transition import Observer
 from executor_adapter.job.validation import check_count
 from executor_adapter.monitoring.metrics_port import serve_metrics
-from executor_adapter.persistence.history import QueueHistory
-from executor_adapter.persistence.job_persistence import JobPersistence
+from executor_adapter.persistence import JobPersistence, QueueHistory
 from executor_adapter.pools import pool_kinds
 from executor_adapter.pools.selection import check_job
-from executor_adapter.store.base import JobStore
+from executor_adapter.store import JobStore
 from executor_adapter.supervision.driver import JobDriver
 from executor_adapter.supervision.futures import JobFuture
 from executor_adapter.supervision.job_scope import JobScope

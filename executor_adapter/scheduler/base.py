@@ -19,8 +19,7 @@ from executor_adapter.pools.selection import check_job
 from executor_adapter.scheduler.binding import bind, check_own_arguments
 from executor_adapter.scheduler.job_queue import JobQueue
 from executor_adapter.scheduler.mirroring import SchedulerMirror, mirror_for
-from executor_adapter.store import open_store
-from executor_adapter.store.base import JobStore
+from executor_adapter.store import JobStore, open_store
 from executor_adapter.supervision.stats import DEFAULT_WINDOW_SECONDS, ExecutorStats
 
 STOP_TIMEOUT = 30.0

@@ -11,7 +11,7 @@ from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job.model import NEW_ID_HINT, Job, check_is_job
 from executor_adapter.job.status import JobStatus
 from executor_adapter.job.validation import check_age
-from executor_adapter.persistence.history import QueueHistory
+from executor_adapter.persistence import QueueHistory
 
 
 class JobQueue:
