@@ -76,7 +76,7 @@ def _importable(job: Job) -> str:
     if found is None:
         raise InvalidJobError(
             f"{function_reference(function)} cannot be stored: another process would not find it by that name: "
-            "define it at the top of a module that can be imported, or have the store pickle (pickle_arguments)"
+            "define it at the top of a module that can be imported, or set store.pickle_arguments to true"
         )
     return found
 
@@ -119,7 +119,7 @@ def refuse_unless_json(job: Job) -> None:
         if (found := _not_json(value)) is not None:
             raise InvalidJobError(
                 f"{name} cannot be stored as JSON: it holds {found}: pass something that describes it instead "
-                "(a path, an id, a text), or have the store pickle (pickle_arguments)"
+                "(a path, an id, a text), or set store.pickle_arguments to true"
             )
 
 

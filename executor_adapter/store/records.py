@@ -198,7 +198,9 @@ def given_fields(record: JobRecord) -> dict[str, Any]:
         InvalidJobError: its function is not stored, or cannot be unpickled here.
     """
     if record.call is None:
-        raise InvalidJobError(f"job {record.job_id} was driven from outside: run it again there")
+        raise InvalidJobError(
+            f"job {record.job_id} was driven from outside the executor: run it again where it came from"
+        )
     fields: dict[str, Any] = _column_fields(record) | json.loads(record.call)
     return fields if record.pickled is None else fields | _unpickled(record.job_id, record.pickled)
 
@@ -215,7 +217,7 @@ class MissingFunction:
         Raises:
             InvalidJobError: always.
         """
-        raise InvalidJobError(f"{self.__module__}:{self.__qualname__} is not stored: make a job with the function")
+        raise InvalidJobError(f"{self.__module__}:{self.__qualname__} is not stored: make a new job with the function")
 
 
 def _column_fields(record: JobRecord) -> dict[str, Any]:
