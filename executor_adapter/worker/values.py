@@ -3,7 +3,7 @@
 A value whose pickle is MIN_MEMORY_FILE_BYTES or longer travels as a memory file (memfd): its stream and its
 out-of-band buffers (pickle protocol 5) one after another, passed as a descriptor with the frame, mapped privately on
 arrival. There the objects are views on the mapping: only pages that are written to are copied, and the memory is free
-when the last view is gone. The file has no name, so nothing is left whichever process dies.
+when the last view is gone. The file has no name, so nothing is left behind, whichever process dies.
 
 Every worker imports this module, so it needs the standard library alone. cloudpickle is imported only for a value that
 plain pickle cannot write.

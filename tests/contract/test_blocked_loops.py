@@ -113,14 +113,14 @@ def test_jobs_submitted_together_with_one_that_blocks_the_loop_continue(loops: L
 
 def test_a_job_that_had_started_on_a_blocked_loop_continues_when_it_can(loops: LoopHarness) -> None:
     """A coroutine that had started on a blocked loop completes when the loop is free again, whose thread then ends."""
-    begun = loops.submit(loops.hold)
+    started = loops.submit(loops.hold)
     assert loops.entered.wait(20)
     loops.entered.clear()
     assert_timed_out_on_time(loops.submit_blocked(max_runtime=0.2))
-    assert not begun.done()
+    assert not started.done()
     before = threading.active_count()
     loops.release.set()
-    assert begun.result(timeout=20) == "held"
+    assert started.result(timeout=20) == "held"
     wait_for(lambda: threading.active_count() < before)  # the old loop's thread has ended
 
 

@@ -37,9 +37,9 @@ def hold_memory(size: int, seconds: float) -> int:
 
 def mark_and_sleep(path: str, seconds: float) -> None:
     """Append when it started and ended, as monotonic seconds."""
-    began = time.monotonic()
+    started = time.monotonic()
     time.sleep(seconds)
-    functions.append_line(path, f"{began} {time.monotonic()}")
+    functions.append_line(path, f"{started} {time.monotonic()}")
 
 
 def fail_once_then_mark(calls: str, path: str, seconds: float) -> None:

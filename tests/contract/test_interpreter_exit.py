@@ -72,16 +72,16 @@ import threading, time
 from executor_adapter import Job, JobExecutor
 
 def report():
-    began.set()
+    started.set()
     time.sleep(0.5)
     print("all is reported", flush=True)
 
-began = threading.Event()
+started = threading.Event()
 executor = JobExecutor(1)
 executor._supervisor.thread.on_closed.append(report)  # as a mirror does, which sends its last events
 executor.run(Job(function=time.sleep, args=(0,)))
 executor.shutdown(wait=False)
-began.wait()
+started.wait()
 print("the program is over", flush=True)
 """
 

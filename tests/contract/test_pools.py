@@ -28,8 +28,8 @@ from tests.contract import functions
 from tests.contract.conftest import MakeExecutor, MakeJob, wait_for
 
 
-def statuses(told: list[Transition], job: Job) -> list[str]:
-    return [str(transition.status) for transition in told if transition.job is job]
+def statuses(transitions: list[Transition], job: Job) -> list[str]:
+    return [str(transition.status) for transition in transitions if transition.job is job]
 
 
 # --- outcomes ---
@@ -93,12 +93,20 @@ def test_a_job_that_fails_twice_succeeds_at_the_third_attempt(
     make_executor: MakeExecutor, make_job: MakeJob, tmp_path: Path
 ) -> None:
     """A job that fails twice is retried, completes, and all its transitions are observed in order."""
-    told: list[Transition] = []
-    executor = make_executor(observers=(told.append,))
+    transitions: list[Transition] = []
+    executor = make_executor(observers=(transitions.append,))
     job = make_job(functions.fail_until, str(tmp_path / "calls"), 3)
 
     assert executor.run(job) == 3
-    assert statuses(told, job) == ["pending", "running", "retrying", "running", "retrying", "running", "completed"]
+    assert statuses(transitions, job) == [
+        "pending",
+        "running",
+        "retrying",
+        "running",
+        "retrying",
+        "running",
+        "completed",
+    ]
     assert [(attempt.number, attempt.error_code) for attempt in job.attempts] == [
         (1, "NETWORK_ERROR"),
         (2, "NETWORK_ERROR"),
@@ -286,12 +294,12 @@ def test_a_driven_retry_alone_runs_beside_no_other(
     driver.retry(driver.decide(error)).result(timeout=20)
     driver.acquire().result(timeout=20)
     other = executor.submit(make_job(functions.add, 1))
-    began = datetime.now(UTC)
+    began_at = datetime.now(UTC)
     assert driver.attempt().result(timeout=20) == 2
     driver.complete(2)
     assert other.result(timeout=20) == 2
     assert other.job.started_at is not None
-    assert (other.job.started_at - began).total_seconds() >= 0.29
+    assert (other.job.started_at - began_at).total_seconds() >= 0.29
 
 
 # --- limits of a tool ---
@@ -326,10 +334,10 @@ def test_the_settings_buffer_leaves_a_share_of_a_tool_s_rate_unused(make_job: Ma
     """At 10 starts a second with half of them left unused, five jobs take at least 0.8 seconds."""
     config = Settings(collection=CollectionSettings(rate_limit_buffer=0.5))
     with JobExecutor(4, config=config, tool_limits={"api": ToolLimit(rate=10.0)}) as executor:
-        began = time.monotonic()
+        began_at = time.monotonic()
         for future in [executor.submit(make_job(functions.add, n, tool_name="api")) for n in range(5)]:
             future.result(timeout=20)
-        assert time.monotonic() - began >= 0.79
+        assert time.monotonic() - began_at >= 0.79
 
 
 # --- cancel ---
@@ -467,15 +475,15 @@ def test_map_as_completed_gives_the_quick_first(make_executor: MakeExecutor, poo
 
 def test_a_failing_observer_harms_no_job(make_executor: MakeExecutor, make_job: MakeJob) -> None:
     """An observer that raises harms neither jobs nor other observers."""
-    told: list[Transition] = []
+    transitions: list[Transition] = []
 
     def fail(transition: Transition) -> None:
         raise RuntimeError("observer")
 
-    executor = make_executor(observers=(fail, told.append))
+    executor = make_executor(observers=(fail, transitions.append))
     job = make_job(functions.add, 1)
     assert executor.run(job) == 2
-    wait_for(lambda: statuses(told, job) == ["pending", "running", "completed"])
+    wait_for(lambda: statuses(transitions, job) == ["pending", "running", "completed"])
 
 
 def test_a_callback_that_blocks_does_not_hold_up_other_jobs(executor: JobExecutor, make_job: MakeJob) -> None:
@@ -533,9 +541,9 @@ def test_shutdown_can_end_all_jobs_after_a_time(make_executor: MakeExecutor, mak
     executor = make_executor(1)
     future = executor.submit(make_job(time.sleep, 30))
     wait_for(future.running)
-    began = time.monotonic()
+    began_at = time.monotonic()
     executor.shutdown(timeout=0.2)
-    assert 0.15 < time.monotonic() - began < 5
+    assert 0.15 < time.monotonic() - began_at < 5
     assert future.job.status is JobStatus.CANCELLED
 
 
@@ -544,10 +552,10 @@ def test_leaving_the_with_block_in_an_exception_ends_all_jobs(make_executor: Mak
     executor = make_executor(1)
     futures = [executor.submit(make_job(time.sleep, 30)) for _ in range(3)]
     wait_for(futures[0].running)
-    began = time.monotonic()
+    began_at = time.monotonic()
     with pytest.raises(KeyError), executor:
         raise KeyError("out")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began_at < 5
     assert {future.job.status for future in futures} == {JobStatus.CANCELLED}
 
 

@@ -17,7 +17,7 @@ reports that nothing below the worker is alive. A function that ended before it 
 Kills run side by side. A worker that was asked to stop is not used again.
 
 **Dying.** The guardian reports how a worker exited and that everything it started is dead. What the worker had written
-is read first; then the tickets that are left tell which calls it had started: the last of them CRASHED, the others are
+is read first; then the tickets that are left show which calls it had started: the last of them CRASHED, the others are
 handed back. From the third time in a row on, a worker that dies before it is ready takes its first assignment with it:
 otherwise a failing initializer would be tried for ever. If the guardian dies, the kernel kills its workers, and what
 they had started is found by a mark in its environment (`process_tree.kill_marked`). The next worker that is needed

@@ -189,7 +189,7 @@ class GuardianClient:
                 self._supervisor.watch_writable(self.fd, self._send_unsent)
                 return
             except OSError:
-                pass  # it has died, which its pidfd tells
+                pass  # it has died, which its pidfd shows
             _close(fds)
             self._unsent.popleft()
         self._supervisor.watch_writable(self.fd, None)

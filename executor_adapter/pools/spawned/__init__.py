@@ -24,7 +24,7 @@ dies before it is ready takes an assignment with it: otherwise a failing initial
 - When the host is killed, a worker ends as soon as its watching thread gets the GIL. A worker that is in C code for a
   minute ends after that minute.
 - A new worker takes the start of an interpreter (about 0.1 s, and the imports of the preload list), not milliseconds.
-- There is no memory_limit and no max_rss_growth, since other systems do not tell how much memory a process tree holds.
+- There is no memory_limit and no max_rss_growth, since other systems do not show how much memory a process tree holds.
   The peak memory of an attempt is that of its worker so far.
 - Each short job costs a round trip, since a worker gets one call at a time.
 - Without memory files (macOS) large values are sent through the socket: copied, and at most 4 GiB.

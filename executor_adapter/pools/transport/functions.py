@@ -86,12 +86,12 @@ def _pickle_function(function: Callable[..., Any]) -> bytes:
 def _add_to_cache(function: Any, encoded: EncodedFunction, dependencies: Any) -> EncodedFunction:
     key = id(function)
     try:
-        gone = weakref.ref(function, lambda _: _cache.pop(key, None))
+        ref = weakref.ref(function, lambda _: _cache.pop(key, None))
     except TypeError:  # builtins have no weak references
         return encoded
     if len(_cache) >= MAX_CACHED:
         _cache.clear()
-    _cache[key] = (gone, encoded, dependencies)
+    _cache[key] = (ref, encoded, dependencies)
     return encoded
 
 

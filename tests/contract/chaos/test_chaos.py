@@ -98,7 +98,7 @@ def kill_host_in_chaos_run(seed: int, tmp_path: Path, seconds: float) -> float:
         host.kill()
     assert below >= 5, "the run was over: the end of the host proves nothing"
     took = seconds_until(lambda: not marked_by([mark.encode()]) and lingering() <= before, seconds=10)
-    print(f"host killed with {below} processes below it: all gone after {took:.2f} s")
+    print(f"host killed with {below} processes below it: all ended after {took:.2f} s")
     return took
 
 

@@ -300,7 +300,7 @@ def ignore_sigterm(path: str, seconds: float) -> None:
 
 def clean_up_at_end(path: str) -> None:
     try:
-        announce(path, "begun")
+        announce(path, "started")
         time.sleep(30)
     finally:
         Path(path).write_text("cleaned")
@@ -308,7 +308,7 @@ def clean_up_at_end(path: str) -> None:
 
 def check_cancelled(path: str) -> str:
     assert not current_job().cancelled
-    announce(path, "begun")
+    announce(path, "started")
     while not current_job().cancelled:
         time.sleep(0.005)
     Path(path).write_text("saw it")

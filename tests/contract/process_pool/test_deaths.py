@@ -39,24 +39,24 @@ PLACES: dict[str, Callable[[Any], tuple[Any, ...]]] = {
 
 
 @pytest.mark.parametrize(("act", "place"), list(itertools.product(ACTS, PLACES)))
-def test_only_the_guilty_job_fails(pool: Harness, act: str, place: str) -> None:
+def test_only_the_misbehaving_job_fails(pool: Harness, act: str, place: str) -> None:
     """Only the job whose value or function crashes, exits or raises fails, wherever it does so."""
-    neighbours = [pool.submit(functions.add, number, 1, short=True) for number in range(10)]
+    others = [pool.submit(functions.add, number, 1, short=True) for number in range(10)]
     function, argument = PLACES[place](ACTS[act])
-    guilty = pool.submit(function, argument, short=True)
-    neighbours += [pool.submit(functions.add, number, 1, short=True) for number in range(10)]
+    misbehaving = pool.submit(function, argument, short=True)
+    others += [pool.submit(functions.add, number, 1, short=True) for number in range(10)]
 
-    pool.until_ended(guilty, *neighbours)
+    pool.until_ended(misbehaving, *others)
 
-    assert [pool.value(each) for each in neighbours] == [*range(1, 11), *range(1, 11)]
+    assert [pool.value(each) for each in others] == [*range(1, 11), *range(1, 11)]
     if act != "error":
-        assert pool.ending(guilty) is Ending.CRASHED
-        assert isinstance(pool.error(guilty), WorkerCrashedError)
+        assert pool.ending(misbehaving) is Ending.CRASHED
+        assert isinstance(pool.error(misbehaving), WorkerCrashedError)
     elif place == "running":
-        assert pool.ending(guilty) is Ending.RAISED
+        assert pool.ending(misbehaving) is Ending.RAISED
     else:
-        assert pool.ending(guilty) is Ending.UNSENDABLE
-        assert isinstance(pool.error(guilty), JobSerializationError)
+        assert pool.ending(misbehaving) is Ending.UNSENDABLE
+        assert isinstance(pool.error(misbehaving), JobSerializationError)
 
 
 def test_an_argument_that_fails_to_pickle_is_refused_at_submit(pool: Harness) -> None:
@@ -127,27 +127,27 @@ def test_sigkill_in_the_middle_of_a_large_result(pool: Harness) -> None:
 def test_sigkill_of_the_guardian_ends_running_jobs_and_is_survived(pool: Harness, tmp_path: Path) -> None:
     """When the guardian is killed, running jobs crash, nothing they started is left, and the next job runs."""
     path = tmp_path / "pid"
-    begun = pool.submit(functions.leave_daemon, str(path))
+    running = pool.submit(functions.leave_daemon, str(path))
     pool.until(path.exists)
-    assert begun.pid is not None
-    guardian = int(Path(f"/proc/{begun.pid}/stat").read_text().rpartition(")")[2].split()[1])
+    assert running.pid is not None
+    guardian = int(Path(f"/proc/{running.pid}/stat").read_text().rpartition(")")[2].split()[1])
     os.kill(guardian, signal.SIGKILL)
 
-    assert pool.ending(begun) is Ending.CRASHED
-    assert not alive(begun.pid)
+    assert pool.ending(running) is Ending.CRASHED
+    assert not alive(running.pid)
     assert not alive(int(path.read_text()))
     assert pool.value(pool.submit(functions.add, 1, 1)) == 2
 
 
 def test_a_guardian_that_is_stopped_is_replaced(pool: Harness, tmp_path: Path) -> None:
     """A guardian stopped by a signal is replaced when it does not report a worker's death."""
-    begun = pool.submit(functions.nap, 30, str(tmp_path / "pid"))
+    running = pool.submit(functions.nap, 30, str(tmp_path / "pid"))
     pool.until((tmp_path / "pid").exists)
-    assert begun.pid is not None
-    guardian = int(Path(f"/proc/{begun.pid}/stat").read_text().rpartition(")")[2].split()[1])
+    assert running.pid is not None
+    guardian = int(Path(f"/proc/{running.pid}/stat").read_text().rpartition(")")[2].split()[1])
     os.kill(guardian, signal.SIGSTOP)
-    os.kill(begun.pid, signal.SIGKILL)
-    assert pool.ending(begun) is Ending.CRASHED
+    os.kill(running.pid, signal.SIGKILL)
+    assert pool.ending(running) is Ending.CRASHED
     assert pool.value(pool.submit(functions.add, 1, 1)) == 2
 
 
@@ -196,15 +196,15 @@ def test_another_users_process_harms_its_own_job_alone(tmp_path: Path, monkeypat
 
 def test_a_stop_after_the_death_does_not_save_a_guardian_that_is_stopped(pool: Harness, tmp_path: Path) -> None:
     """A job stopped after its worker's death ends once the stopped guardian has been replaced."""
-    begun = pool.submit(functions.nap, 30, str(tmp_path / "pid"))
+    running = pool.submit(functions.nap, 30, str(tmp_path / "pid"))
     pool.until((tmp_path / "pid").exists)
-    worker = begun.worker
+    worker = running.worker
     assert worker is not None
     os.kill(worker.guardian.pid, signal.SIGSTOP)
     os.kill(worker.pid, signal.SIGKILL)
     pool.until(lambda: worker.retired)
     pool.turn()  # the end of its socket may have been handled before its death
-    pool.stop(begun, grace=0.01)
+    pool.stop(running, grace=0.01)
     assert pool.value(pool.submit(functions.add, 1, 1)) == 2
 
 

@@ -33,7 +33,7 @@ def test_a_function_is_asked_to_end_and_cleans_up(pool: Harness, tmp_path: Path)
     """A stopped function gets SystemExit, so that its `finally` block runs within the grace period."""
     path = tmp_path / "note"
     assignment = pool.submit(functions.clean_up_at_end, str(path))
-    pool.until(lambda: text_of(path) == "begun")
+    pool.until(lambda: text_of(path) == "started")
     assert pool.stop(assignment, grace=10) < 5.0
     assert path.read_text() == "cleaned"
 
@@ -42,7 +42,7 @@ def test_a_function_that_checks_cancelled_ends_by_itself(pool: Harness, tmp_path
     """A stopped function that checks `current_job().cancelled` returns by itself."""
     path = tmp_path / "note"
     assignment = pool.submit(functions.check_cancelled, str(path))
-    pool.until(lambda: text_of(path) == "begun")
+    pool.until(lambda: text_of(path) == "started")
     assert pool.stop(assignment, grace=10) < 5.0
     assert path.read_text() == "saw it"
 

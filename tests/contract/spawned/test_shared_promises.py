@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.contract.process_pool.test_deaths import (
     test_a_crash_is_described,
     test_an_argument_that_fails_to_pickle_is_refused_at_submit,
-    test_only_the_guilty_job_fails,
+    test_only_the_misbehaving_job_fails,
     test_sigkill_in_the_middle_of_a_large_result,
 )
 from tests.contract.process_pool.test_reporting import (
@@ -77,7 +77,7 @@ __all__ = [
     "test_any_callable_can_be_sent",
     "test_checkpoints_and_events_are_reported",
     "test_interrupt_raises_in_the_function_and_logs_where",
-    "test_only_the_guilty_job_fails",
+    "test_only_the_misbehaving_job_fails",
     "test_output_and_log_records_are_reported_for_their_own_job",
     "test_progress_is_thinned_but_the_last_report_arrives",
     "test_sigkill_in_the_middle_of_a_large_result",

@@ -193,13 +193,15 @@ def test_a_job_whose_workers_cannot_start_has_an_attempt_and_fails(start_method:
     assert [attempt.error_code for attempt in job.attempts] == ["WORKER_CRASHED", "WORKER_CRASHED"]
 
 
-@pytest.mark.parametrize(("program", "told"), [("/bin/false", "exited with code 1 before"), ("/none", "No such file")])
+@pytest.mark.parametrize(
+    ("program", "message"), [("/bin/false", "exited with code 1 before"), ("/none", "No such file")]
+)
 def test_an_interpreter_that_cannot_run_fails_the_jobs(
-    executor: JobExecutor, monkeypatch: pytest.MonkeyPatch, program: str, told: str
+    executor: JobExecutor, monkeypatch: pytest.MonkeyPatch, program: str, message: str
 ) -> None:
     """A `sys.executable` that is not an interpreter crashes the jobs with a clear error."""
     monkeypatch.setattr(sys, "executable", program)
-    with pytest.raises(WorkerCrashedError, match=told):
+    with pytest.raises(WorkerCrashedError, match=text):
         executor.submit(Job(function=functions.pid, pool="process", retry_attempts=0)).result(timeout=20)
 
 
