@@ -197,7 +197,7 @@ def test_a_job_whose_workers_cannot_start_has_an_attempt_and_fails(start_method:
     ("program", "message"), [("/bin/false", "exited with code 1 before"), ("/none", "No such file")]
 )
 def test_an_interpreter_that_cannot_run_fails_the_jobs(
-    executor: JobExecutor, monkeypatch: pytest.MonkeyPatch, program: str, message: str
+    executor: JobExecutor, monkeypatch: pytest.MonkeyPatch, program: str, text: str
 ) -> None:
     """A `sys.executable` that is not an interpreter crashes the jobs with a clear error."""
     monkeypatch.setattr(sys, "executable", program)
