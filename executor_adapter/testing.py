@@ -1,4 +1,4 @@
-"""For users' own tests: jobs that run inline on a clock that the test moves, and retries that do not wait.
+"""For users' own tests: jobs that run inline on a clock that the test moves, and retries without delay.
 
 from executor_adapter.testing import InlineExecutor, set_testing
 
@@ -34,7 +34,7 @@ __all__ = ["FakeClock", "InlineExecutor", "set_testing"]
 
 
 class FakeClock:
-    """A monotonic clock in seconds that stands still until it is moved; calling it gives the time."""
+    """A monotonic clock in seconds that stands still until it is moved. Calling it returns the time."""
 
     def __init__(self, start: float = 0.0) -> None:
         self.time = start
@@ -44,10 +44,10 @@ class FakeClock:
         return self.time
 
     def advance(self, seconds: float) -> None:
-        """Move it on, and let happen what is due by then.
+        """Move the clock on, and do what is due by then.
 
         Raises:
-            ValueError: time does not run backwards.
+            ValueError: `seconds` is negative.
         """
         if seconds < 0:
             raise ValueError(f"seconds={seconds}: a monotonic clock does not go back")
@@ -56,16 +56,26 @@ class FakeClock:
             callback()
 
 
-class set_testing:
-    """Let no job have more than `attempts`, and no retry wait; until left as a context manager, or `restore`."""
+def set_testing(*, attempts: int = 1) -> AttemptLimit:
+    """Allow each job at most `attempts`, and retry without delay, until the result is left as a context manager.
 
-    def __init__(self, *, attempts: int = 1) -> None:
-        if attempts < 1:
-            raise ValueError(f"attempts={attempts} runs no job: give at least 1")
-        self._before = limit_attempts(attempts)
+    Raises:
+        ValueError: `attempts` is less than 1.
+    """
+    if attempts < 1:
+        raise ValueError(f"attempts={attempts} runs no job: give at least 1")
+    return AttemptLimit(limit_attempts(attempts))
+
+
+class AttemptLimit:
+    """What `set_testing` has set; `restore`, or leaving it as a context manager, sets what was so before."""
+
+    def __init__(self, previous: int | None) -> None:
+        self._previous = previous
 
     def restore(self) -> None:
-        limit_attempts(self._before)
+        """Undo `set_testing`."""
+        limit_attempts(self._previous)
 
     def __enter__(self) -> Self:
         return self
@@ -79,14 +89,14 @@ class set_testing:
 class InlineExecutor(JobExecutor):
     """A JobExecutor without threads and processes: `submit` runs the job before it returns, in the caller's thread.
 
-    Delays, limits and timeouts follow `clock`; a function that moves the clock past its max_runtime is timed out when
-    it returns. Retries, priorities, observers, `cancel` and `drive` are the real ones.
+    Delays, limits and timeouts follow `clock`; a function that moves the clock past its max_runtime times out when it
+    returns. Retries, priorities, observers, `cancel` and `drive` work as in JobExecutor.
     """
 
     def __init__(self, max_workers: int = 1, *, clock: FakeClock | None = None, **options: Any) -> None:
         self.clock = clock or FakeClock()
         super().__init__(max_workers, **({"config": Settings()} | options))
-        stop_tracking(self._supervisor)  # nobody moves the clock once the interpreter ends
+        stop_tracking(self._supervisor)  # nobody moves the clock while the interpreter exits
 
     def _make_supervisor(self, **options: Any) -> Supervisor:
         return inline_supervisor(self.clock, **(options | {"make_pool": InlinePool}))
@@ -101,7 +111,7 @@ def inline_supervisor(clock: FakeClock, **options: Any) -> Supervisor:
 
 
 class InlineThread(SupervisorThread):
-    """Runs the supervisor's loop on its callers' thread, whenever something is asked of it or its clock is moved."""
+    """Runs the supervisor's loop on its callers' thread, on each call and whenever its clock moves."""
 
     def __init__(self, loop: SupervisorLoop, *args: Any) -> None:
         super().__init__(loop, *args)
@@ -110,7 +120,7 @@ class InlineThread(SupervisorThread):
         self._take_right_to_run()  # No thread ever runs the loop.
 
     def turn(self) -> None:
-        """Do all that is due; nothing where it is called from within a turn."""
+        """Do all that is due. Does nothing when it is called from within itself."""
         if self._turning or self.closed.is_set():
             return
         self._turning = True
@@ -157,7 +167,7 @@ class InlinePool(WorkerPool):
         ending, value, error = self._outcome(assignment)
         assignment.ended_at = self.supervisor.now()
         assert isinstance(self.supervisor, Supervisor)
-        self.supervisor.stopping.apply_limits()  # it may have moved the clock
+        self.supervisor.stopping.apply_limits()  # the function may have moved the clock
         if assignment in self._stopped:
             ending = Ending.STOPPED
         self.busy -= 1

@@ -1,4 +1,4 @@
-"""What the settings say of jobs: fields that a job left open, and the limits of its tool."""
+"""What the settings give a job: the fields that it left open, and the limits of its tool."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from executor_adapter.job.tool_limit import ToolLimit
 
 
 class JobDefaults:
-    """Fills in what a job left open: of its tool's section first, then of the section `job`."""
+    """Fills in a job's open fields: from its tool's section first, then from the section `job`."""
 
     def __init__(self, settings: Settings) -> None:
         self._general = settings.job.given()
         self._has_memory_limits = settings.executor.start_method == "guardian"
         self._of_tool = {name: tool.job.over(settings.job).given() for name, tool in settings.tools.items()}
         self.any = bool(self._general) or any(self._of_tool.values())
-        """Whether there is anything to fill in: most programs ask each job in vain otherwise."""
+        """Whether there is anything to fill in: most programs have no such settings, and skip the call."""
 
     def fill_in(self, job: Job) -> None:
-        """Set what the settings say and the job does not; harmless when done twice.
+        """Set the fields that the settings name and the job does not. Calling it twice does no harm.
 
         Raises:
-            InvalidJobError: what the job says itself does not go with what they say.
+            InvalidJobError: A field of the job contradicts the settings.
         """
-        said = self._of_tool.get(job.tool_name or "", self._general)
-        for field, value in said.items():
+        defaults = self._of_tool.get(job.tool_name or "", self._general)
+        for field, value in defaults.items():
             if field not in job.model_fields_set and field not in _AFTER_OTHERS and self._can_hold(job, field):
                 _set(job, field, value)
-        if "soft_timeout" in said:
-            self._fill_in_soft_timeout(job, said["soft_timeout"])
-        if "max_runtime" in said and job.soft_timeout is not None:
-            _check_own_soft_timeout(job, said["max_runtime"])
-        if "retry" in said and "retry" not in job.model_fields_set:
-            _set(job, "retry", retry_policy(said["retry"], job.retry_attempts, job.retry_delay))
+        if "soft_timeout" in defaults:
+            self._fill_in_soft_timeout(job, defaults["soft_timeout"])
+        if "max_runtime" in defaults and job.soft_timeout is not None:
+            _check_own_soft_timeout(job, defaults["max_runtime"])
+        if "retry" in defaults and "retry" not in job.model_fields_set:
+            _set(job, "retry", retry_policy(defaults["retry"], job.retry_attempts, job.retry_delay))
 
     def _fill_in_soft_timeout(self, job: Job, seconds: float | None) -> None:
-        """... unless the job has a max_runtime of its own that ends it before."""
+        """Set soft_timeout, unless the job's own max_runtime ends it before."""
         ends_before = seconds is not None and job.max_runtime is not None and job.max_runtime <= seconds
         if "soft_timeout" not in job.model_fields_set and not ends_before and self._can_hold(job, "soft_timeout"):
             _set(job, "soft_timeout", seconds)
 
     def _can_hold(self, job: Job, field: str) -> bool:
-        """Whether the job's pool can hold that limit: a default is for those that can, an explicit one is refused."""
+        """Whether the job's pool supports that limit: if not, a default is skipped, and an explicit limit refused."""
         if field == "memory_limit":
             return job.pool == "process" and self._has_memory_limits
         return field != "soft_timeout" or (job.pool != "coroutine" and not is_coroutine_function(job.function))
@@ -56,7 +56,7 @@ _AFTER_OTHERS = frozenset({"retry", "soft_timeout"})
 
 
 def _check_own_soft_timeout(job: Job, max_runtime: float | None) -> None:
-    # Here, where it is known who said what: afterwards both are the job's.
+    # Checked here because afterwards both are fields of the job, and nobody knows which one the settings gave.
     soft = job.soft_timeout
     if soft is not None and max_runtime is not None and job.max_runtime == max_runtime <= soft:
         raise InvalidJobError(
@@ -66,13 +66,13 @@ def _check_own_soft_timeout(job: Job, max_runtime: float | None) -> None:
 
 
 def _set(job: Job, field: str, value: object) -> None:
-    # As assignment does, which would check once more what the settings have checked, for each job.
+    # As assignment does, but without validating again, for each job, what was validated with the settings.
     job.__dict__[field] = value
     job.model_fields_set.add(field)
 
 
 def tool_limits(settings: Settings, given: Mapping[str, ToolLimit] | None) -> dict[str, ToolLimit]:
-    """The limits of each tool that has any: those `given`, else its section's; each with its share left unused."""
+    """Return the limits of each tool: those `given`, or else its section's; each with its share that stays unused."""
     limits = {
         name: ToolLimit(max_concurrent=tool.max_concurrent, rate=tool.rate, burst=tool.burst, buffer=tool.buffer)
         for name, tool in settings.tools.items()

@@ -1,17 +1,17 @@
-"""SIGTERM and SIGINT, heard at once by those who own jobs, whatever the main thread is doing.
+"""Notifies executors of SIGTERM and SIGINT at once, whatever the main thread is doing.
 
-Python calls a signal's handler in the main thread, when that comes to it, and an exception it raises passes whatever
-waits there: a task runner that waits for what runs, for example. So one thread, which sleeps until there is a signal,
-reads the pipe to which `signal.set_wakeup_fd` has it written, and tells the executors.
+Python runs a signal handler in the main thread, when that thread gets to it, and an exception that the handler raises
+has to pass everything that waits there, such as a task runner that waits for running tasks. So a thread of its own
+reads the pipe that `signal.set_wakeup_fd` writes to, sleeps until there is a signal, and notifies the executors.
 
-**What a signal means** is the program's to say. It ends the jobs where its handler is one that ends the program: the
-default one of SIGINT, that of `asyncio.run`, and those that `ending_handlers` knows. One that has a handler of its
-own decides for itself, and ends its executors if it means to. Without any handler the process is gone, and the guardian
-ends its workers.
+**The program decides what a signal means.** The signal ends the jobs if its handler is one that ends the program: the
+default handler of SIGINT, that of `asyncio.run`, and those that `ending_handlers` recognises. A program with a handler
+of its own decides for itself, and shuts its executors down if it wants to. Without any handler the signal kills the
+process, and the guardian ends its workers.
 
-Only the main thread may set the wake-up fd, so it is set by executors that are made or entered there, and by flows that
-run there; again by each, since somebody may have taken it away (`loop.add_signal_handler` does). Bytes are passed on to
-the fd that was set before, which is put back when the last executor is closed.
+Only the main thread may set the wake-up fd. Executors that are made or entered there set it, and flows that run there;
+each sets it again, because other code may have replaced it (`loop.add_signal_handler` does). Bytes are passed on to the
+fd that was set before, which is restored when the last executor is closed.
 """
 
 from __future__ import annotations
@@ -27,38 +27,39 @@ from collections.abc import Callable
 from typing import Any
 
 ENDING = frozenset({signal.SIGTERM, signal.SIGINT})
-OWN_SECONDS = 1.0
+OWN_SIGNAL_SECONDS = 1.0
+"""How long after `interrupt_main_thread` a signal is taken for the one that it sent."""
 
 Listener = Callable[[signal.Signals], object]
 
 ending_handlers: list[Callable[[signal.Signals, Any], bool]] = []
-"""Each says whether a handler (the second argument) is one that ends the program."""
+"""Functions that return whether a handler, their second argument, is one that ends the program."""
 
 
 def ends_program(number: signal.Signals) -> bool:
-    """Whether the handler of this signal, as it is now, is one that ends the program."""
+    """Whether the current handler of this signal is one that ends the program."""
     handler = signal.getsignal(number)
     return (
         handler is signal.default_int_handler
-        or _is_asyncios(handler)
-        or any(knows(number, handler) for knows in ending_handlers)
+        or _is_asyncio_handler(handler)
+        or any(ends(number, handler) for ends in ending_handlers)
     )
 
 
-def _is_asyncios(handler: Any) -> bool:
-    """Whether it is the one that `asyncio.run` sets for SIGINT, which cancels the main task."""
+def _is_asyncio_handler(handler: Any) -> bool:
+    """Whether this is the handler that `asyncio.run` sets for SIGINT, which cancels the main task."""
     return isinstance(handler, functools.partial) and isinstance(
         getattr(handler.func, "__self__", None), asyncio.Runner
     )
 
 
 class SignalWatch:
-    """The pipe, and who is told. One for the process."""
+    """Reads the wake-up pipe and notifies listeners. There is one per process."""
 
     def __init__(self) -> None:
         self.ended_by: signal.Signals | None = None
-        """The signal by which the program was told to end; None again once it goes on all the same."""
-        self._lock = threading.RLock()  # re-entrant: a signal's handler may close an executor while its thread is here
+        """The signal that is ending the program; None again once the program goes on nevertheless."""
+        self._lock = threading.RLock()  # re-entrant: a signal handler may close an executor while its thread holds it
         self._listeners: list[Listener] = []
         self._pipe: tuple[int, int] | None = None
         self._previous = -1
@@ -66,19 +67,19 @@ class SignalWatch:
         os.register_at_fork(after_in_child=self._forget)
 
     def listen(self, listener: Listener) -> None:
-        """Have `listener(signal)` called, on a thread of the watch, when the program is told to end."""
+        """Call `listener(signal)`, on the watch's thread, when a signal ends the program."""
         with self._lock:
             self._listeners.append(listener)
         self.arm()
 
     def leave(self, listener: Listener) -> None:
-        """Call it no more."""
+        """Stop calling this listener."""
         with self._lock, contextlib.suppress(ValueError):
             self._listeners.remove(listener)
         self.disarm()
 
     def arm(self) -> None:
-        """The program goes on, or begins: be written to. Done by the main thread alone; elsewhere it does nothing."""
+        """Set the wake-up fd and forget an earlier signal: the program runs. Does nothing outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             return
         with self._lock:
@@ -97,26 +98,26 @@ class SignalWatch:
         threading.Thread(target=self._read, args=(reader,), name="executor-signals", daemon=True).start()
 
     def disarm(self) -> None:
-        """Put the older fd back, if nobody listens any more. Done by the main thread alone, as `arm` is."""
+        """Restore the earlier fd if there is no listener left. Does nothing outside the main thread."""
         if self._listeners or self._pipe is None or threading.current_thread() is not threading.main_thread():
             return
         with self._lock, contextlib.suppress(ValueError):
             pipe, self._pipe = self._pipe, None
             found = signal.set_wakeup_fd(self._previous)
             if found == pipe[1]:
-                os.close(pipe[1])  # the thread reads to the end, and ends
+                os.close(pipe[1])  # the thread reads the end of the pipe, and ends
             else:
-                # Somebody came later, and may put ours back: it must stay what it is.
+                # Other code has set its own fd since, and may restore ours: ours must stay open.
                 signal.set_wakeup_fd(found)
             self._previous = -1
 
     def interrupt_main_thread(self, *choices: signal.Signals) -> bool:
-        """Send the main thread the first of these signals whose handler raises there; the executors go on.
+        """Send the main thread the first of these signals whose handler ends the program; executors are not notified.
 
-        False where there is none.
+        Return False where none of them has such a handler.
         """
         for number in filter(ends_program, choices):
-            self._own_until = time.monotonic() + OWN_SECONDS
+            self._own_until = time.monotonic() + OWN_SIGNAL_SECONDS
             signal.pthread_kill(threading.main_thread().ident or 0, number)
             return True
         return False
@@ -128,10 +129,10 @@ class SignalWatch:
                     os.write(self._previous, written)
             for number in ENDING.intersection(written):
                 if ends_program(number) and time.monotonic() > self._own_until:
-                    self._tell(signal.Signals(number))
+                    self._notify(signal.Signals(number))
         os.close(reader)
 
-    def _tell(self, number: signal.Signals) -> None:
+    def _notify(self, number: signal.Signals) -> None:
         with self._lock:
             self.ended_by = number
             listeners = list(self._listeners)
@@ -139,7 +140,7 @@ class SignalWatch:
             listener(number)
 
     def _forget(self) -> None:
-        """In a forked process: its signals are none of the parent's, which reads the same pipe."""
+        """Stop using the pipe in a forked process: the parent reads it, and the signals here are not its own."""
         self._lock = threading.RLock()
         self._listeners.clear()
         if self._pipe is None:

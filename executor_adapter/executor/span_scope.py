@@ -1,4 +1,4 @@
-"""Puts a job's function into the job's span, and remembers the span in which it was submitted."""
+"""The scope of a job that is traced: its function runs in the job's span. Needs OpenTelemetry."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ IN_THIS_PROCESS = frozenset({"thread", "coroutine"})
 
 
 def parent_of(job: Job) -> Context | None:
-    """The context in which a job of a traced executor was submitted."""
-    around = job.live.scope
-    return around.parent if isinstance(around, SpanScope) else None
+    """Return the context in which a traced job was submitted; None for another job."""
+    scope = job.live.scope
+    return scope.parent if isinstance(scope, SpanScope) else None
 
 
 def job_tracer(tracer: Tracer) -> JobTracer:
+    """Return an observer that opens spans for jobs with a SpanScope."""
     return JobTracer(tracer, parent_of)
 
 
 class SpanScope:
-    """JobScope made by whoever submits a job; around `inner`, where somebody gave others."""
+    """A JobScope that remembers the span in which the job was submitted, around the scope `inner` if there is one."""
 
     def __init__(self, tracer: JobTracer, inner: JobScope | None = None) -> None:
         self.parent = context.get_current()

@@ -23,5 +23,5 @@ def trace_jobs(observers: list[Observer]) -> Callable[[JobScope | None], JobScop
 
     preload_in_workers(TRACE_SCOPE)
     spans = job_tracer(tracer)
-    observers.append(spans.tell)
+    observers.append(spans.on_transition)
     return functools.partial(SpanScope, spans)

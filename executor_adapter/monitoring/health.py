@@ -1,4 +1,4 @@
-"""HealthMonitor: looks at an executor or a scheduler now and then, and says what is not well."""
+"""HealthMonitor: checks an executor or a scheduler at intervals, and raises alerts."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ logger = logging.getLogger("executor_adapter.health")
 
 
 class AlertKind(StrEnum):
-    """What is not well."""
+    """The kinds of alerts."""
 
     STUCK_JOB = "stuck-job"
     """A job has been running for longer than `stuck_after`."""
     HIGH_FAILURE_RATE = "high-failure-rate"
-    """Of the jobs that ended within the window, a larger share failed than `failure_rate`."""
+    """A larger share than `failure_rate` of the jobs that ended within the window failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alert:
-    """Something is not well; `value` (seconds, or a share) is past `limit`."""
+    """Something needs attention: `value` (seconds, or a share) exceeds `limit`."""
 
     kind: AlertKind
     message: str
     value: float
     limit: float
     job: Job | None = None
-    """The job that is stuck."""
+    """The job that is stuck; None for another kind."""
     at: float = field(default_factory=time.time)
     """Seconds since the epoch."""
 
 
 class Watched(Protocol):
-    """What can be looked at: a JobExecutor, a CollectionScheduler, a ProcessingScheduler."""
+    """What can be checked: a JobExecutor, a CollectionScheduler, a ProcessingScheduler."""
 
     @property
     def config(self) -> Settings: ...
@@ -55,17 +55,17 @@ class Watched(Protocol):
 
 
 class HealthMonitor:
-    """Looks at `watched` every `interval` seconds; each alert is logged, and given to every one of `on_alert`.
+    """Checks `watched` every `interval` seconds, logs each alert and passes it to each function of `on_alert`.
 
-    A job is said to be stuck once, and a failure rate to be high once, until it has been below the limit again. A
-    stuck job is a warning in the log, a high failure rate an error, as is a look that failed: the next one comes all
-    the same.
+    There is one alert for each stuck job, and one for a high failure rate until the rate has been below the limit
+    again. A stuck job is logged as a warning, a high failure rate as an error. A check that fails is logged as an
+    error too, and the next one is made as usual.
 
-        with HealthMonitor(executor, on_alert=[page_someone]):          # looks in a thread of its own
-        async with HealthMonitor(scheduler, stuck_after=600):           # looks in the running event loop
+        with HealthMonitor(executor, on_alert=[page_someone]):          # checks in a thread of its own
+        async with HealthMonitor(scheduler, stuck_after=600):           # checks in the running event loop
 
-    `settings` gives what is not given; default: the section `monitoring` of what is watched. `min_jobs`: a rate of
-    fewer is no rate. `clock`: seconds since the epoch.
+    `settings` has the values of parameters that are left out; default: the section `monitoring` of what is watched.
+    `min_jobs`: with fewer ended jobs in the window the failure rate is ignored. `clock`: seconds since the epoch.
     """
 
     def __init__(
@@ -95,10 +95,10 @@ class HealthMonitor:
         self._task: asyncio.Task[None] | None = None
 
     def check(self) -> list[Alert]:
-        """Look once; what is newly not well. The alerts have been logged and given to `on_alert`."""
+        """Check once, and return the new alerts, which have been logged and passed to `on_alert`."""
         alerts = [*self._stuck_jobs(), *self._high_failure_rate()]
         for alert in alerts:
-            self._tell(alert)
+            self._raise_alert(alert)
         return alerts
 
     def _stuck_jobs(self) -> Iterator[Alert]:
@@ -119,41 +119,41 @@ class HealthMonitor:
             message = f"{rate:.0%} of the jobs that ended within {window} failed, more than {limit:.0%}"
             yield Alert(kind=AlertKind.HIGH_FAILURE_RATE, message=message, value=rate, limit=limit, at=self._clock())
 
-    def _tell(self, alert: Alert) -> None:
+    def _raise_alert(self, alert: Alert) -> None:
         level = logging.WARNING if alert.kind is AlertKind.STUCK_JOB else logging.ERROR
         logger.log(level, "%s", alert.message, extra={"job_id": alert.job.job_id if alert.job else None})
         for callback in self._on_alert:
             try:
                 callback(alert)
             except Exception:
-                logger.exception("an alert could not be passed on")
+                logger.exception("an on_alert callback failed")
 
-    def _look(self) -> None:
+    def _check_and_log(self) -> None:
         try:
             self.check()
         except Exception:
-            logger.exception("the jobs' health could not be looked at")
+            logger.exception("a health check failed")
 
     # --- in a thread ---
 
     def start(self) -> None:
-        """Look now and from now on, in a thread; harmless when it does already."""
+        """Check now and every `interval` seconds, in a thread. Does nothing if it is started already."""
         if self._thread is None:
             self._stopping.clear()
             self._thread = threading.Thread(target=self._watch, name="executor-health", daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
-        """Look no more; harmless when it does not."""
+        """Stop checking. Does nothing if it is not started."""
         thread, self._thread = self._thread, None
         self._stopping.set()
         if thread is not None:
             thread.join()
 
     def _watch(self) -> None:
-        self._look()
+        self._check_and_log()
         while not self._stopping.wait(min(self.settings.interval, threading.TIMEOUT_MAX)):
-            self._look()
+            self._check_and_log()
 
     def __enter__(self) -> Self:
         self.start()
@@ -167,9 +167,9 @@ class HealthMonitor:
     # --- in an event loop ---
 
     async def run(self) -> None:
-        """Look now and every `interval` seconds, until cancelled."""
+        """Check now and every `interval` seconds, until cancelled."""
         while True:
-            self._look()
+            self._check_and_log()
             await asyncio.sleep(self.settings.interval)
 
     async def __aenter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""Metrics at a port, where the settings ask for it; else prometheus-client is not even imported."""
+"""Starts serving metrics where the settings name a port; otherwise prometheus-client is not imported."""
 
 from __future__ import annotations
 
@@ -15,35 +15,37 @@ if TYPE_CHECKING:
     from executor_adapter.monitoring.prometheus import MetricsPort
 
 
-class Instrumented(Protocol):
+class HasStats(Protocol):
+    """Something that has figures: a JobExecutor."""
+
     def stats(self) -> ExecutorStats: ...
 
 
 def serve_metrics(
-    executor: Instrumented,
+    executor: HasStats,
     settings: MonitoringSettings,
     *,
     observers: list[Callable[[Transition], None]],
     on_closed: list[Callable[[], object]],
 ) -> MetricsPort | None:
-    """Count the executor's jobs and serve the figures until it is closed, where the settings name a port.
+    """Count the executor's jobs and serve the figures until it is closed, if the settings name a port.
 
     Raises:
-        ConfigurationError: they do, and prometheus-client is not installed.
+        ConfigurationError: They name one, and prometheus-client is not installed.
     """
     if settings.metrics_port is None:
         return None
-    port, watched = _port(settings.metrics_host, settings.metrics_port), _Weak(executor)
-    observers.append(port.metrics.tell)
+    port, watched = _port(settings.metrics_host, settings.metrics_port), _WeakStats(executor)
+    observers.append(port.metrics.on_transition)
     port.add(watched)
     on_closed.append(lambda: port.remove(watched))
     return port
 
 
-class _Weak:
-    """An executor's figures, without keeping the executor: one that is let go of is to be closed."""
+class _WeakStats:
+    """An executor's figures, without a reference that keeps the executor: it closes when garbage-collected."""
 
-    def __init__(self, executor: Instrumented) -> None:
+    def __init__(self, executor: HasStats) -> None:
         self._executor = weakref.ref(executor)
 
     def stats(self) -> ExecutorStats | None:

@@ -1,4 +1,4 @@
-"""Metrics for Prometheus: counted as jobs end, and served at a port that all executors of the process share.
+"""Metrics for Prometheus, counted as jobs end, and served at a port that all executors of the process share.
 
     executor_adapter_jobs_ended_total        by status, job_type, tool_name, error_code
     executor_adapter_retries_total           by job_type, tool_name, error_code
@@ -32,16 +32,21 @@ logger = logging.getLogger("executor_adapter.metrics")
 
 PREFIX = "executor_adapter"
 BUCKETS = (0.005, 0.02, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
-MOST_NAMES = 100
-"""Different names that a label may have; further ones are told as "other", since each is a time series for ever."""
+MAX_LABEL_VALUES = 100
+"""Different values of a label; further ones count as "other", because each is a time series of its own for ever."""
 
 
 class Measured(Protocol):
+    """Something whose figures are served; None once it is gone."""
+
     def stats(self) -> ExecutorStats | None: ...
 
 
 class JobMetrics(Collector):
-    """An observer of executors, and what a scrape finds. `tell` is called on supervisors' threads."""
+    """Counts the jobs of executors, and collects their figures at each scrape.
+
+    `on_transition` is called on the supervisors' threads.
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -49,12 +54,15 @@ class JobMetrics(Collector):
         whose = ("job_type", "tool_name")
         self._ended = Counter(
             f"{PREFIX}_jobs_ended",
-            "Jobs that are over.",
+            "Jobs that ended.",
             ("status", *whose, "error_code"),
             registry=self.registry,
         )
         self._retries = Counter(
-            f"{PREFIX}_retries", "Attempts that another follows.", (*whose, "error_code"), registry=self.registry
+            f"{PREFIX}_retries",
+            "Attempts followed by another.",
+            (*whose, "error_code"),
+            registry=self.registry,
         )
         self._job_seconds = Histogram(
             f"{PREFIX}_job_seconds", "From first start to end.", whose, buckets=BUCKETS, registry=self.registry
@@ -65,7 +73,7 @@ class JobMetrics(Collector):
         self._names: set[str] = set()
         self.registry.register(self)
 
-    def tell(self, transition: Transition) -> None:
+    def on_transition(self, transition: Transition) -> None:
         """Count a transition."""
         job, status = transition.job, transition.status
         if status is JobStatus.RETRYING:
@@ -86,30 +94,32 @@ class JobMetrics(Collector):
 
     def _label(self, name: str) -> str:
         if name and name not in self._names:
-            if len(self._names) >= MOST_NAMES:
+            if len(self._names) >= MAX_LABEL_VALUES:
                 return "other"
             self._names.add(name)
         return name
 
     def collect(self) -> Iterator[Metric]:
-        """What is so now, over all executors together; called at each scrape."""
+        """Yield the figures of this moment, summed over all executors; called at each scrape."""
         stats = [found for executor in tuple(self.executors) if (found := executor.stats()) is not None]
-        jobs = GaugeMetricFamily(f"{PREFIX}_jobs", "Jobs that are not over.", labels=["status"])
+        jobs = GaugeMetricFamily(f"{PREFIX}_jobs", "Jobs that have not ended.", labels=["status"])
         jobs.add_metric(["pending"], sum(s.jobs_pending for s in stats))
         jobs.add_metric(["running"], sum(s.jobs_running for s in stats))
         jobs.add_metric(["retrying"], sum(s.jobs_retrying for s in stats))
         yield jobs
         busy, abandoned = sum(s.workers_busy for s in stats), sum(s.abandoned_threads for s in stats)
         quarantined, longest = sum(len(s.quarantined) for s in stats), [s.longest_running_seconds or 0.0 for s in stats]
-        yield GaugeMetricFamily(f"{PREFIX}_workers_busy", "Workers that run something.", value=busy)
-        yield GaugeMetricFamily(f"{PREFIX}_abandoned_threads", "Threads that could not be ended.", value=abandoned)
+        yield GaugeMetricFamily(f"{PREFIX}_workers_busy", "Workers that run a job.", value=busy)
+        yield GaugeMetricFamily(f"{PREFIX}_abandoned_threads", "Threads that could not be stopped.", value=abandoned)
         yield GaugeMetricFamily(f"{PREFIX}_quarantined_jobs", "Jobs that killed too many workers.", value=quarantined)
         oldest = max(longest, default=0.0)
-        yield GaugeMetricFamily(f"{PREFIX}_longest_running_seconds", "Of the attempts under way.", value=oldest)
+        yield GaugeMetricFamily(
+            f"{PREFIX}_longest_running_seconds", "Seconds of the longest attempt under way.", value=oldest
+        )
 
 
 class MetricsPort:
-    """Serves what JobMetrics counts while any executor wants it; what was counted stays between them."""
+    """Serves the metrics while any executor is open; counters keep their values between executors."""
 
     def __init__(self, host: str, port: int) -> None:
         self.metrics = JobMetrics()
@@ -120,11 +130,11 @@ class MetricsPort:
 
     @property
     def url(self) -> str | None:
-        """Where it is served; None while it is not."""
+        """The URL of the metrics; None while they are not served."""
         return None if self._server is None else f"http://{self._host}:{self._server.port}/metrics"
 
     def add(self, executor: Measured) -> None:
-        """Serve this executor's figures too. A port that is taken is said in the log: jobs go on without."""
+        """Serve this executor's figures too. A port that is taken is logged as an error; jobs run without metrics."""
         with self._lock:
             self.metrics.executors.add(executor)
             if self._server is None:
@@ -132,14 +142,17 @@ class MetricsPort:
                     self._server = _Server(self._host, self._port, self.metrics.registry)
                 except OSError as error:
                     where = f"{self._host}:{self._port}"
-                    logger.error("no metrics are served: %s: %s: free it, or set monitoring.metrics_port", where, error)
+                    logger.error(
+                        "cannot serve metrics at %s: %s: free the port, or set monitoring.metrics_port", where, error
+                    )
 
     def leave_to_parent(self) -> None:
+        """Release the port in a forked process, so that it is free when the parent ends."""
         if self._server is not None:
             self._server.leave_to_parent()
 
     def remove(self, executor: Measured) -> None:
-        """It is closed."""
+        """Stop serving this executor's figures, and close the port after the last one."""
         with self._lock:
             self.metrics.executors.discard(executor)
             server = None if self.metrics.executors else self._server
@@ -155,7 +168,7 @@ class _Server:
         self.port = self._server.server_port
 
     def leave_to_parent(self) -> None:
-        """In a forked process: do not keep the port from whoever wants it after the parent."""
+        """Close the socket in a forked process, so that the port is free when the parent ends."""
         self._server.socket.close()
 
     def close(self) -> None:
@@ -169,13 +182,13 @@ _ports_lock = threading.Lock()
 
 
 def metrics_at(host: str, port: int) -> MetricsPort:
-    """The one of this process at that address."""
+    """Return this process's server of metrics at that address."""
     with _ports_lock:
         return _ports.setdefault((host, port), MetricsPort(host, port))
 
 
 def _leave_to_parent() -> None:
-    """In a forked process: nobody serves there what the parent serves."""
+    """Forget the servers in a forked process: they run in the parent."""
     global _ports_lock
     _ports_lock = threading.Lock()
     for port in _ports.values():

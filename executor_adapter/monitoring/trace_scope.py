@@ -1,4 +1,4 @@
-"""What puts a function in a worker process into its job's span; imports nothing that the worker does not need."""
+"""Puts a function in a worker process into its job's span. Workers import it, so it imports OpenTelemetry alone."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from opentelemetry import context, propagate
 
 INSIDE = f"{__name__}:inside"
-"""As the scope of an assignment names it."""
+"""The reference by which an attempt's scope names `inside`."""
 
 
 @contextlib.contextmanager
 def inside(carrier: dict[str, str]) -> Iterator[None]:
-    """Make the span that `carrier` names the current one, as propagators write it (W3C Trace Context)."""
+    """Make the span in `carrier` the current one; `carrier` is what propagators write (W3C Trace Context)."""
     token = context.attach(propagate.extract(carrier))
     try:
         yield

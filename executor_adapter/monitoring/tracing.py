@@ -1,8 +1,9 @@
 """Spans for OpenTelemetry: one for each job, from submit to its end, and in it one for each attempt.
 
-A job's span is a child of the span in which it was submitted, and what its function opens is a child of the job's: in
-threads and coroutines by the context, in worker processes by the trace's and the span's id. Needs opentelemetry-api
-(the extra `tracing`) and a tracer provider that was set up before the executor was made; without one nothing is done.
+A job's span is a child of the span in which the job was submitted. Spans that its function opens are children of the
+job's span: in threads and coroutines through the context, in worker processes through the ids of trace and span. Needs
+opentelemetry-api (the extra `tracing`) and a tracer provider that is set up before the executor is made; without one
+there are no spans.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
 
 def tracer_in_use() -> Tracer | None:
-    """A tracer of the provider that was set up in this process; None where none was."""
-    trace = sys.modules.get("opentelemetry.trace")  # whoever set one up has imported it
+    """Return a tracer of the provider that this process has set up; None where it has none."""
+    trace = sys.modules.get("opentelemetry.trace")  # a program that has set up a provider has imported it
     if trace is None or isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
         return None
     tracer: Tracer = trace.get_tracer("executor_adapter")
@@ -30,7 +31,7 @@ def tracer_in_use() -> Tracer | None:
 
 
 class JobTracer:
-    """An observer that opens and ends spans. `parent_of` gives the context in which a job was submitted."""
+    """An observer that opens and ends spans. `parent_of` returns the context in which a job was submitted."""
 
     def __init__(self, tracer: Tracer, parent_of: Callable[[Job], Context | None]) -> None:
         self._tracer = tracer
@@ -38,7 +39,8 @@ class JobTracer:
         self._jobs: dict[Job, Span] = {}
         self._attempts: dict[Job, Span] = {}
 
-    def tell(self, transition: Transition) -> None:
+    def on_transition(self, transition: Transition) -> None:
+        """Open or end the spans that this transition begins or finishes."""
         job, status = transition.job, transition.status
         if transition.previous is None:
             self._open(job)
@@ -51,7 +53,7 @@ class JobTracer:
             self._end(self._jobs.pop(job, None), transition)
 
     def context_of(self, job: Job) -> Context:
-        """The context in which the job's own span is the current one."""
+        """Return a context in which the job's own span is the current one."""
         from opentelemetry import trace
 
         return trace.set_span_in_context(self._jobs[job])

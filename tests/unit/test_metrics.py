@@ -15,7 +15,7 @@ from executor_adapter import Job, JobExecutor, JobStatus
 from executor_adapter.config import MonitoringSettings, Settings
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.monitoring import prometheus
-from executor_adapter.monitoring.prometheus import MOST_NAMES
+from executor_adapter.monitoring.prometheus import MAX_LABEL_VALUES
 from tests.contract.conftest import wait_for
 from tests.servers import free_port
 
@@ -130,22 +130,22 @@ def test_a_port_that_is_taken_harms_no_job(make_executor: MakeExecutor, caplog: 
     assert other.metrics_url is None
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
-    assert f"no metrics are served: 127.0.0.1:{port}: " in record.getMessage()
+    assert f"cannot serve metrics at 127.0.0.1:{port}: " in record.getMessage()
 
 
 def test_names_without_end_do_not_make_series_without_end(make_executor: MakeExecutor) -> None:
     executor = make_executor()
-    for number in range(MOST_NAMES + 50):
+    for number in range(MAX_LABEL_VALUES + 50):
         executor.run(Job(function=list, job_type=f"type-{number}"))
     found = scrape(executor)
     types = {labels for name, labels in found if name == "jobs_ended_total"}
-    assert len(types) <= MOST_NAMES + 1
+    assert len(types) <= MAX_LABEL_VALUES + 1
     assert found["jobs_ended_total", frozenset({"completed", "other"})] >= 50
 
 
 def test_error_codes_without_end_do_neither(make_executor: MakeExecutor) -> None:
     executor = make_executor()
-    for number in range(MOST_NAMES + 50):
+    for number in range(MAX_LABEL_VALUES + 50):
         executor.submit(Job(function=fail_by, args=(f"CODE-{number}",), retry_attempts=0)).exception()
     executor.run(Job(function=list))
     found = scrape(executor)
