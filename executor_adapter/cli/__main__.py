@@ -1,4 +1,4 @@
-"""`python -m executor_adapter.cli`: the command where its script is not on the path."""
+"""`python -m executor_adapter.cli`: runs the command where its script is not on the path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `doctor` looks at, but for Prefect: each check tries the thing itself where it can be tried."""
+"""The checks of `doctor`, except those of Prefect. Each one tries the thing itself where it can."""
 
 from __future__ import annotations
 
@@ -24,14 +24,17 @@ from executor_adapter.pools.selection import check_job
 from executor_adapter.store import StoreUnavailableError, open_store
 
 FILES_PER_WORKER = 8
-"""File descriptors of the host for each worker process: its socket, its output, its end, its tickets."""
-FILES_BESIDE = 128
-WEAKER = "memory_limit is refused, and a process that left its worker's group is not found"
-TRIAL_SECONDS = 20.0
+"""File descriptors that the host holds for each worker process: socket, output, pidfd, and what it sends."""
+FILES_OF_PROGRAM = 128
+"""File descriptors that the program itself may need."""
+WITHOUT_GUARDIAN = "memory_limit is refused, and a process that left its worker's group is not found"
+"""What is weaker where there is no guardian."""
+TRIAL_TIMEOUT = 20.0
+"""Seconds that a trial job gets."""
 
 
 def core_checks(config_file: Path | None, store: str | None, function: str | None) -> Iterator[Finding]:
-    """All but Prefect's, in the order in which they would matter."""
+    """Run all checks except those of Prefect: first what the others depend on."""
     yield check_system()
     found, settings = check_configuration(config_file)
     yield found
@@ -46,10 +49,10 @@ def core_checks(config_file: Path | None, store: str | None, function: str | Non
 
 
 def check_system() -> Finding:
-    """What the better of the two process pools rests on is Linux's, from 5.4 on."""
+    """Check for what the guardian needs: Linux 5.4 or newer."""
     name = f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
     if not HAS_GUARDIAN:
-        way_out = f"process jobs run in spawned interpreters: {WEAKER}"
+        way_out = f"process jobs run in spawned interpreters: {WITHOUT_GUARDIAN}"
         return warning("system", f"{name}: no pidfd, eventfd or memfd", way_out)
     try:
         os.close(os.pidfd_open(os.getpid()))
@@ -60,19 +63,20 @@ def check_system() -> Finding:
 
 
 def check_configuration(config_file: Path | None) -> tuple[Finding, Settings]:
-    """... and the settings, or the defaults where they are wrong."""
+    """Check the configuration, and return its settings, or the defaults where it is wrong."""
     try:
         sources = read_sources(config_file)
         return fine("configuration", sources.description), sources.settings()
     except ConfigurationError as error:
-        return wrong("configuration", str(error), "nothing starts before this is right"), Settings.model_construct()
+        return wrong("configuration", str(error), "nothing starts until it is valid"), Settings.model_construct()
 
 
 def check_open_files(max_workers: int) -> Finding:
+    """Check the limit of open files against the number of workers."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = FILES_BESIDE + FILES_PER_WORKER * max_workers
+    needed = FILES_OF_PROGRAM + FILES_PER_WORKER * max_workers
     if soft != resource.RLIM_INFINITY and soft < needed:
-        way_out = f"raise it (ulimit -n {needed}), or lower executor.max_workers"
+        way_out = f"raise the limit (ulimit -n {needed}), or lower executor.max_workers"
         return wrong("open files", f"at most {soft}: {max_workers} workers need about {needed}", way_out)
     if soft != resource.RLIM_INFINITY and soft < 4096:
         way_out = f"thousands of coroutines with a socket each need more: ulimit -n {min(hard, 65536)}"
@@ -81,18 +85,19 @@ def check_open_files(max_workers: int) -> Finding:
 
 
 def check_processes(max_workers: int) -> Finding:
+    """Check the limit of processes against the number of workers."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
     if soft != resource.RLIM_INFINITY and soft < 64 + 4 * max_workers:
-        return wrong("processes", f"at most {soft} of this user", "raise it: ulimit -u 4096")
+        return wrong("processes", f"at most {soft} of this user", "raise the limit: ulimit -u 4096")
     return fine("processes", "no limit" if soft == resource.RLIM_INFINITY else f"at most {soft} of this user")
 
 
 def check_memory_files() -> Finding:
-    """Large values travel in memory files, which count as shared memory."""
+    """Check for memory files, in which large values are sent; they count as shared memory."""
     try:
         os.close(os.memfd_create("doctor"))
     except AttributeError:
-        return fine("memory files", "there are none here: large values are copied through sockets, up to 4 GiB")
+        return fine("memory files", "not supported here: large values are copied through sockets, up to 4 GiB")
     except OSError as error:
         return wrong("memory files", f"cannot be made: {error}", "large arguments and results need memfd_create")
     free = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
@@ -103,31 +108,33 @@ def check_memory_files() -> Finding:
 
 
 def check_start_method(ours: StartMethod) -> Finding:
-    """Ours start as the settings say, whatever multiprocessing does: that is a matter of users' own pools."""
+    """Check how our workers start. The start method of multiprocessing matters only for users' own pools."""
     theirs = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
     if ours == "guardian":
         return fine("start method", f"{theirs} for multiprocessing; our workers come from a guardian of their own")
     found = f"{theirs} for multiprocessing; our workers are interpreters of their own (executor.start_method: spawn)"
     if HAS_GUARDIAN:
-        return warning("start method", found, f"leave it out, for a guardian; without one {WEAKER}")
+        return warning("start method", found, f"remove the setting to use a guardian; without one {WITHOUT_GUARDIAN}")
     return fine("start method", found)
 
 
 def check_process_pool(settings: Settings) -> Finding:
-    """A worker starts, runs a function, and is gone when a job passes its limit."""
+    """Check that a worker starts, runs a function, and is gone when a job exceeds its time limit."""
     began = time.monotonic()
     with JobExecutor(1, config=settings) as executor:
         try:
-            executor.submit(_trial(os.getpid)).result(TRIAL_SECONDS)
+            executor.submit(_trial(os.getpid)).result(TRIAL_TIMEOUT)
             started = time.monotonic() - began
             late = executor.submit(_trial(time.sleep, 60, max_runtime=0.2))
-            late.exception(TRIAL_SECONDS)
+            late.exception(TRIAL_TIMEOUT)
         except Exception as error:
             executor.shutdown(timeout=0)
-            way_out = "pool='process' cannot be used here; the log says more"
+            way_out = "pool='process' does not work here: see the log"
             return wrong("process pool", f"{type(error).__name__}: {error}", way_out)
     if late.job.error_code != "TIMEOUT_ERROR":
-        return wrong("process pool", f"a job past its limit ended as {late.job.error_code}", "please tell us")
+        return wrong(
+            "process pool", f"a job that exceeded its limit ended as {late.job.error_code}", "report this as a bug"
+        )
     overdue = max(0.0, late.job.attempts[0].run_seconds - 0.2)
     return fine(
         "process pool", f"first job after {started:.2f} s; a job past its limit was gone {overdue * 1000:.0f} ms later"
@@ -135,14 +142,15 @@ def check_process_pool(settings: Settings) -> Finding:
 
 
 def _trial(function: Callable[..., object], *args: object, **fields: object) -> Job:
-    given = {"max_runtime": TRIAL_SECONDS, "retry_attempts": 0, "memory_limit": None, **fields}
+    given = {"max_runtime": TRIAL_TIMEOUT, "retry_attempts": 0, "memory_limit": None, **fields}
     return Job(function=function, args=args, pool="process", **given)
 
 
 def check_store(url: str | None) -> Finding:
+    """Check that the store can be opened and answers, without creating its file."""
     if url is None:
-        way_out = "jobs are lost when their program ends: set store.url, such as sqlite:///jobs.db"
-        return warning("store", "none: jobs are remembered in memory", way_out)
+        way_out = "jobs are lost when their program ends: set store.url, for example sqlite:///jobs.db"
+        return warning("store", "none: jobs are kept in memory", way_out)
     try:
         with_file = url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists()
         if with_file:
@@ -163,13 +171,13 @@ def check_store(url: str | None) -> Finding:
 def _check_directory(directory: Path, url: str) -> Finding:
     try:
         with tempfile.TemporaryFile(dir=directory):
-            return fine("store", f"{url}: will be made by the first program that keeps jobs there")
+            return fine("store", f"{url}: the first program that stores jobs will create it")
     except OSError as error:
-        return wrong("store", f"{url} cannot be made: {error}", "make the directory, or set store.url to another")
+        return wrong("store", f"cannot create {url}: {error}", "create the directory, or set store.url to another")
 
 
 def check_function(reference: str) -> Finding:
-    """It can be imported, travels to a worker, and is found there."""
+    """Check that a function can be imported and sent to a worker."""
     sys.path.insert(0, os.getcwd())
     check = f"function {reference}"
     try:
@@ -178,5 +186,9 @@ def check_function(reference: str) -> Finding:
             check_job(Job(function=found, pool="process"))
     except (InvalidJobError, JobSerializationError) as error:
         return wrong(check, str(error), "define it at the top of a module that workers can import")
-    kind = "a coroutine function: pool='auto' runs it on an event loop" if is_coroutine_function(found) else "travels"
+    kind = (
+        "a coroutine function: pool='auto' runs it on an event loop"
+        if is_coroutine_function(found)
+        else "can be sent to a worker"
+    )
     return fine(check, kind)

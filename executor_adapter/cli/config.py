@@ -1,4 +1,4 @@
-"""`config check|show|schema`: what is set, where it was said, and what may be."""
+"""`config check|show|schema`: whether the settings are valid, where each comes from, and what may be set."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _NAMED_SECRET = (
     r"(?:header|token|secret|passw|pwd|credential|auth(?!or(?!i))|cookie|signature|(?:api|access|private).?key)"
 )
 SECRET = re.compile(_NAMED_SECRET + r"|\b(?:params|body)\.key$", re.I)
-"""Keys whose values are not shown. An author is none, an authorization is."""
+"""Keys whose values are not shown: `authorization` is one, `author` is not."""
 _SECRET_IN_QUERY = re.compile(rf"([^=&?]*{_NAMED_SECRET}[^=&?]*|(?<=[?&])key)=[^&]*", re.I)
 _PASSWORD = re.compile(r"^([^:]*://[^:]*|[^:]*(?!://)):.*@", re.S)
-"""Up to the last @: who writes a password into a URL need not have escaped what is special there."""
+"""Matches up to the last @, because a password in a URL may hold special characters that are not escaped."""
 
 
 @app.command()
 def check(config_file: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Say whether the configuration is right; else, in one line, what is wrong, with exit code 2."""
+    """Check the configuration. If it is wrong, say why in one line, with exit code 2."""
     sources = read_sources(config_file)
     sources.settings()
     if as_json:
@@ -42,17 +42,17 @@ def check(config_file: ConfigOption = None, as_json: JsonOption = False) -> None
 
 @app.command()
 def show(
-    everything: Annotated[bool, typer.Option("--all", "-a", help="Also what is as by default.")] = False,
+    everything: Annotated[bool, typer.Option("--all", "-a", help="Also show default settings.")] = False,
     config_file: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the settings in force, and where each was said. Secrets are not shown."""
+    """Show the settings in force, and where each one comes from. Secrets are hidden."""
     sources = read_sources(config_file)
     rows = [(key, value, place) for key, value, place in described(sources) if everything or place != "default"]
     if as_json:
         print_json([{"key": key, "value": value, "from": place} for key, value, place in rows])
     elif not rows:
-        console().print(Text("all is as by default; --all shows it", style="dim"))
+        console().print(Text("every setting has its default; --all shows them", style="dim"))
     else:
         print_rows(
             ("KEY", "VALUE", "FROM"), [(key, json.dumps(value, default=str), place) for key, value, place in rows]
@@ -60,15 +60,15 @@ def show(
 
 
 def described(sources: ConfigSources) -> Iterator[tuple[str, Any, str]]:
-    """Each key with its value and the place that said it: `environment`, `.env`, the file, or `default`."""
+    """Yield each key, its value, and the source of it: `environment`, `.env`, the file, or `default`."""
     places = {**sources.given, str(sources.file): sources.written}
     for key, value in flat(sources.settings()):
-        place = next((name for name, said in places.items() if says(said, key.split("."))), "default")
+        place = next((name for name, given in places.items() if has_key(given, key.split("."))), "default")
         yield key, hidden(key, value), place
 
 
 def flat(settings: BaseModel | Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of the settings, by their dotted keys."""
+    """Yield the dotted key and the value of each setting."""
     if isinstance(settings, BaseModel):
         fields = type(settings).model_fields
         items = {field.alias or name: getattr(settings, name) for name, field in fields.items()}
@@ -86,20 +86,20 @@ def flat(settings: BaseModel | Mapping[str, Any], prefix: str = "") -> Iterator[
             yield prefix + name, str(plain) if isinstance(plain, Path) else plain
 
 
-def says(said: Any, path: list[str]) -> bool:
-    """Whether the place that `said` this says anything of the key."""
+def has_key(given: Any, path: list[str]) -> bool:
+    """Whether the settings that one source has `given` include the key."""
     for part in path:
-        if not isinstance(said, Mapping):
+        if not isinstance(given, Mapping):
             return False
-        found = [value for key, value in said.items() if str(key) == part]
+        found = [value for key, value in given.items() if str(key) == part]
         if not found:
             return False
-        said = found[0]
+        given = found[0]
     return True
 
 
 def hidden(key: str, value: Any) -> Any:
-    """The value, without what is secret in it."""
+    """Return the value, with secrets replaced by "(hidden)"."""
     if value is None:
         return None
     if SECRET.search(key):
@@ -112,22 +112,24 @@ def hidden(key: str, value: Any) -> Any:
 
 
 def without_secrets(text: str) -> str:
-    """A URL without its password and without what its query calls by a secret's name; rather too little than too much
-    of one that is not written as it should be."""
+    """Return a URL without its password, and without values in its query that are named like secrets.
+
+    Of a malformed URL it hides too much rather than too little.
+    """
     place, _, query = text.partition("?")
-    if "@" in query:  # which may end a password with a ? in it, or belong to the query
+    if "@" in query:  # it may end a password that contains a "?", or belong to the query
         return f"{place.partition('://')[0]}://(hidden)" if "://" in place else "(hidden)"
     return _SECRET_IN_QUERY.sub(r"\1=(hidden)", _PASSWORD.sub(r"\1:(hidden)@", text))
 
 
 @app.command()
 def schema(
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write it to this file.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the schema to this file.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print the JSON schema of config.yaml, for editors; it is JSON without --json too.
+    """Print the JSON schema of config.yaml, for editors. It is JSON without --json too.
 
-    Write it beside the configuration, and begin that with: # yaml-language-server: $schema=./config.schema.json
+    Write it beside the configuration, and begin config.yaml with: # yaml-language-server: $schema=./config.schema.json
     """
     text = json.dumps(json_schema(), indent=2, ensure_ascii=False)
     if output is None:
@@ -136,7 +138,7 @@ def schema(
     try:
         output.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
-        raise ConfigurationError(f"--output {output} cannot be written: {error.strerror}: give another") from None
+        raise ConfigurationError(f"cannot write --output {output}: {error.strerror}: give another file") from None
     if as_json:
         print_json({"file": str(output)})
     else:
@@ -144,20 +146,22 @@ def schema(
 
 
 def json_schema() -> dict[str, Any]:
-    """Of what may stand in config.yaml."""
-    found = _in_its_words(Settings.model_json_schema(mode="validation"))
+    """Return the JSON schema of config.yaml."""
+    found = _with_standard_bounds(Settings.model_json_schema(mode="validation"))
     found["$schema"], found["title"] = "https://json-schema.org/draft/2020-12/schema", "executor adapter: config.yaml"
     return dict(sorted(found.items()))
 
 
-_WORDS = {"gt": "exclusiveMinimum", "ge": "minimum", "lt": "exclusiveMaximum", "le": "maximum"}
+_BOUNDS = {"gt": "exclusiveMinimum", "ge": "minimum", "lt": "exclusiveMaximum", "le": "maximum"}
 
 
-def _in_its_words(schema: Any) -> Any:
-    """Pydantic leaves its own names for the bounds of a number that a function looks at first."""
+def _with_standard_bounds(schema: Any) -> Any:
+    """Rename bounds that pydantic leaves under names of its own, where a validator function comes first."""
     if isinstance(schema, list):
-        return [_in_its_words(part) for part in schema]
+        return [_with_standard_bounds(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    bounds = {_WORDS[key]: value for key, value in schema.items() if key in _WORDS and isinstance(value, int | float)}
-    return {key: _in_its_words(part) for key, part in schema.items() if not (key in _WORDS and bounds)} | bounds
+    bounds = {_BOUNDS[key]: value for key, value in schema.items() if key in _BOUNDS and isinstance(value, int | float)}
+    return {
+        key: _with_standard_bounds(part) for key, part in schema.items() if not (key in _BOUNDS and bounds)
+    } | bounds

@@ -1,4 +1,4 @@
-"""`doctor`: what would go wrong here, before it does."""
+"""`doctor`: finds what would make jobs fail on this machine, before they do."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from executor_adapter.cli.stores import ConfigOption, StoreOption
 from executor_adapter.monitoring.findings import Finding, Level
 
 PREFECT_CHECKS = "executor_adapter.prefect.doctor"
-"""By its name, since only that package may import Prefect."""
+"""By its name, because only `executor_adapter.prefect` may import Prefect."""
 
 MARKS = {Level.FINE: ("ok", "green"), Level.WARNING: ("warn", "yellow"), Level.WRONG: ("FAIL", "bold red")}
 
 
 def doctor(
     function: Annotated[
-        str | None, typer.Option("--function", metavar="MODULE:FUNCTION", help="Also: can a worker run this one?")
+        str | None,
+        typer.Option("--function", metavar="MODULE:FUNCTION", help="Also check that a worker can run it."),
     ] = None,
-    prefect: Annotated[bool, typer.Option("--prefect/--no-prefect", help="Also look at the Prefect server.")] = True,
+    prefect: Annotated[bool, typer.Option("--prefect/--no-prefect", help="Also check the Prefect server.")] = True,
     store: StoreOption = None,
     config_file: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Look for what would go wrong here; exit code 1 if something would."""
+    """Check this machine for what would make jobs fail; exit code 1 if a check fails."""
     findings = list(core_checks(config_file, store, function))
     if prefect:
         findings += _prefect_checks()
@@ -51,8 +52,8 @@ def _print(findings: list[Finding]) -> None:
     table.columns[2].no_wrap = False
     for finding in findings:
         mark, style = MARKS[finding.level]
-        said = Text(finding.found)
+        text = Text(finding.found)
         if finding.way_out:
-            said.append(f"\n{finding.way_out}", style="dim")
-        table.add_row(Text(mark, style=style), Text(finding.check), said)
+            text.append(f"\n{finding.way_out}", style="dim")
+        table.add_row(Text(mark, style=style), Text(finding.check), text)
     console().print(table)

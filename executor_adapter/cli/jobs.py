@@ -1,4 +1,4 @@
-"""`jobs ...`: what a store remembers, and what may be asked of its hosts."""
+"""`jobs ...`: shows a store's jobs, and asks their hosts to cancel or run them again."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from executor_adapter.cli.stores import (
     JobIds,
     StoreOption,
     ago,
+    duration_seconds,
     find_job,
     find_jobs,
-    length,
     opened,
 )
 from executor_adapter.exceptions import ConfigurationError
@@ -38,21 +38,23 @@ from executor_adapter.job.results import Attempt
 from executor_adapter.job.status import JobStatus
 from executor_adapter.store import MAX_LOG_LINES, JobFilter, JobRecord, Page
 
-app = typer.Typer(help="Look at the jobs of a store, and ask for their end or for another try.", no_args_is_help=True)
+app = typer.Typer(help="Show the jobs of a store, cancel them, or run them again.", no_args_is_help=True)
 
 COLUMNS = ("ID", "STATUS", "TYPE", "TOOL", "TRY", "CREATED", "TOOK", "ERROR")
 
-FURTHEST = 10**15
-"""Jobs into a list; databases count in 64 bits."""
+MAX_OFFSET = 10**15
+"""Last position in a list that can be asked for; databases have integers of 64 bits."""
 
-StatusOption = Annotated[list[JobStatus] | None, typer.Option("--status", "-s", help="Only these; may be repeated.")]
-TypeOption = Annotated[str | None, typer.Option("--type", "-t", help="Only this job type.")]
-ToolOption = Annotated[str | None, typer.Option("--tool", help="Only this tool's.")]
-QueueOption = Annotated[str | None, typer.Option("--queue", "-q", help="Only this queue's, such as collection.")]
-SearchOption = Annotated[
-    str | None, typer.Option("--search", "-S", help="In id, type, tool, function, error; reads each job.")
+StatusOption = Annotated[
+    list[JobStatus] | None, typer.Option("--status", "-s", help="Only this status; may be repeated.")
 ]
-SinceOption = Annotated[str | None, typer.Option("--since", help="Created within so long: 90s, 15m, 2h, 7d.")]
+TypeOption = Annotated[str | None, typer.Option("--type", "-t", help="Only jobs of this type.")]
+ToolOption = Annotated[str | None, typer.Option("--tool", help="Only jobs of this tool.")]
+QueueOption = Annotated[str | None, typer.Option("--queue", "-q", help="Only jobs of this queue, such as collection.")]
+SearchOption = Annotated[
+    str | None, typer.Option("--search", "-S", help="Text in id, type, tool, function or error; reads every job.")
+]
+SinceOption = Annotated[str | None, typer.Option("--since", help="Only jobs created in the last 90s, 15m, 2h or 7d.")]
 
 
 @app.command("list")
@@ -63,8 +65,8 @@ def list_jobs(
     queue: QueueOption = None,
     search: SearchOption = None,
     since: SinceOption = None,
-    quarantined: Annotated[bool, typer.Option("--quarantined", help="Only those that wait for a release.")] = False,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Jobs a page.")] = 20,
+    quarantined: Annotated[bool, typer.Option("--quarantined", help="Only quarantined jobs.")] = False,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Jobs per page.")] = 20,
     page: Annotated[int, typer.Option("--page", "-p", min=1)] = 1,
     oldest_first: Annotated[bool, typer.Option("--oldest-first")] = False,
     store: StoreOption = None,
@@ -81,8 +83,10 @@ def list_jobs(
         created_from=ago(since),
         quarantined=True if quarantined else None,
     )
-    if page * limit > FURTHEST:
-        raise ConfigurationError(f"--page {page} of --limit {limit} jobs each is further than any list goes: give less")
+    if page * limit > MAX_OFFSET:
+        raise ConfigurationError(
+            f"--page {page} of --limit {limit} is beyond the end of any list: give smaller numbers"
+        )
     with opened(store, config_file) as opened_store:
         found = opened_store.find(wanted, offset=(page - 1) * limit, limit=limit, newest_first=not oldest_first)
     if as_json:
@@ -95,11 +99,11 @@ def list_jobs(
 def _print_page(found: Page, page: int, limit: int) -> None:
     if found.records:
         print_rows(COLUMNS, [row(record) for record in found.records])
-    console().print(Text(_said_of(found, page, (page - 1) * limit + 1), style="dim"))
+    console().print(Text(_position(found, page, (page - 1) * limit + 1), style="dim"))
 
 
-def _said_of(found: Page, page: int, first: int) -> str:
-    """Which part of all jobs that match is shown."""
+def _position(found: Page, page: int, first: int) -> str:
+    """Return which part of the matching jobs is shown, as text."""
     last = first + len(found.records) - 1
     total = f"{'' if found.total_is_exact else 'more than '}{found.total:,} job{'s' if found.total != 1 else ''}"
     if not found.records:
@@ -111,6 +115,7 @@ def _said_of(found: Page, page: int, first: int) -> str:
 
 
 def row(record: JobRecord) -> list[Any]:
+    """Return the cells of a job in `jobs list`."""
     error = "" if record.error_code is None else f"{record.error_code}: {first_line(record.error_message)}"
     return [
         record.job_id,
@@ -125,6 +130,7 @@ def row(record: JobRecord) -> list[Any]:
 
 
 def first_line(text: str | None) -> str:
+    """Return the first line of a text, or nothing."""
     return (text or "").partition("\n")[0]
 
 
@@ -132,7 +138,7 @@ def first_line(text: str | None) -> str:
 def show(
     job_id: JobId, store: StoreOption = None, config_file: ConfigOption = None, as_json: JsonOption = False
 ) -> None:
-    """Show all that is known of one job."""
+    """Show everything the store knows about one job."""
     with opened(store, config_file) as opened_store:
         record = find_job(opened_store, job_id)
     if as_json:
@@ -192,13 +198,13 @@ def _print_attempts(attempts: Sequence[Attempt]) -> None:
 @app.command()
 def logs(
     job_id: JobId,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job is over.")] = False,
-    tail: Annotated[int, typer.Option("--tail", "-n", min=1, help="Lines to begin with.")] = MAX_LOG_LINES,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    tail: Annotated[int, typer.Option("--tail", "-n", min=1, help="Lines to start with.")] = MAX_LOG_LINES,
     store: StoreOption = None,
     config_file: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print what a job's function logged, and printed in a worker process: the newest 1000 lines are kept."""
+    """Print what a job's function logged, or printed in a worker process. The newest 1000 lines are kept."""
     with opened(store, config_file) as opened_store:
         record = find_job(opened_store, job_id)
         for line in log_of(opened_store, record.job_id, tail=tail, follow=follow):
@@ -219,7 +225,7 @@ def retry(
     config_file: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Queue jobs that are over once more, as new jobs; a running host of their queue takes them."""
+    """Queue finished jobs again, as new jobs; a running host of their queue runs them."""
     given = parse_changes(changes or []) | ({} if max_runtime is None else {"max_runtime": max_runtime})
     queued: list[dict[str, Any]] = []
     with opened(store, config_file) as opened_store:
@@ -231,24 +237,30 @@ def retry(
         return
     for new in queued:
         of = f" of queue {new['queue']!r}" if new["queue"] else ""
-        console().print(f"{new['retry_of']} is queued again as {new['job_id']}: the next host{of} that looks runs it")
+        console().print(f"{new['retry_of']} is queued again as {new['job_id']}: a running host{of} will run it")
 
 
 @app.command()
 def cancel(
     job_ids: JobIds, store: StoreOption = None, config_file: ConfigOption = None, as_json: JsonOption = False
 ) -> None:
-    """Ask for the end of jobs, in whichever process they run; their hosts end them within seconds."""
-    _ask("request_cancel", job_ids, store, config_file, as_json, "its end is asked for", "it is over already")
+    """Cancel jobs, whichever process runs them; their hosts end them within seconds."""
+    _ask("request_cancel", job_ids, store, config_file, as_json, "cancel requested", "it has ended already")
 
 
 @app.command()
 def release(
     job_ids: JobIds, store: StoreOption = None, config_file: ConfigOption = None, as_json: JsonOption = False
 ) -> None:
-    """Let quarantined jobs be run again: they killed more workers than their policy allows."""
+    """Release quarantined jobs, which killed more workers than their policy allows, so that they can be retried."""
     _ask(
-        "release", job_ids, store, config_file, as_json, "released: `jobs retry` runs it again", "it is not quarantined"
+        "release",
+        job_ids,
+        store,
+        config_file,
+        as_json,
+        "released: run it again with `jobs retry`",
+        "it is not quarantined",
     )
 
 
@@ -267,15 +279,15 @@ def _ask(method: str, job_ids: list[str], store: Any, config: Any, as_json: bool
 
 @app.command()
 def cleanup(
-    older_than: Annotated[str, typer.Option("--older-than", help="Over for longer than: 90s, 15m, 2h, 7d.")] = "24h",
+    older_than: Annotated[str, typer.Option("--older-than", help="How long ago they ended: 90s, 15m, 2h, 7d.")] = "24h",
     queue: QueueOption = None,
     store: StoreOption = None,
     config_file: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Forget jobs that have long been over; live and quarantined ones stay."""
+    """Delete jobs that ended long ago; live and quarantined ones stay."""
     with opened(store, config_file) as opened_store:
-        forgotten = opened_store.cleanup(length(older_than) / 3600, queue=queue)
+        forgotten = opened_store.cleanup(duration_seconds(older_than) / 3600, queue=queue)
     if as_json:
         print_json({"forgotten": forgotten})
     else:

@@ -1,4 +1,4 @@
-"""The lines of a job's log, as they come."""
+"""Reads the lines of a job's log, as they are written."""
 
 from __future__ import annotations
 
@@ -12,27 +12,29 @@ from executor_adapter.cli.output import clock_time
 from executor_adapter.job.status import TERMINAL
 from executor_adapter.store import MAX_LOG_LINES, JobStore, LogLine
 
-PAUSE = 0.5
-"""Seconds between looks."""
+POLL_SECONDS = 0.5
+"""Seconds between reads of the store."""
 
 
 def log_of(store: JobStore, job_id: str, *, tail: int, follow: bool) -> Iterator[LogLine]:
-    """The newest `tail` lines; with `follow` also those that come, until the job is over."""
-    after, most = 0, min(tail, MAX_LOG_LINES)
+    """Yield the newest `tail` lines; with `follow`, also those that are written until the job ends."""
+    after, limit = 0, min(tail, MAX_LOG_LINES)
     while True:
         record = store.get(job_id)
-        is_over = record is None or record.status in TERMINAL  # asked first: what it said last is there then
-        for line in store.lines(job_id, after=after, limit=most):
+        has_ended = (
+            record is None or record.status in TERMINAL
+        )  # read before the lines, so that its last ones are there
+        for line in store.lines(job_id, after=after, limit=limit):
             after = line.seq
             yield line
-        if is_over or not follow:
+        if has_ended or not follow:
             return
-        most = MAX_LOG_LINES
-        time.sleep(PAUSE)
+        limit = MAX_LOG_LINES
+        time.sleep(POLL_SECONDS)
 
 
 def line_text(line: LogLine) -> Text:
-    """`12:03:04  WARNING  name: text`; of what was printed the text alone says enough."""
+    """Return a log record as `12:03:04  WARNING  name: text`, and printed output as time and text."""
     text = Text(f"{clock_time(line.at)}  ", style="dim")
     if line.level:
         text.append(f"{logging.getLevelName(line.level):<8}", style=_style(line.level))

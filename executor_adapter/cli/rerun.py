@@ -1,4 +1,4 @@
-"""A job that is over, queued once more: made from what the store has of it, without importing its function here."""
+"""Makes a new job from the stored record of a finished one, without importing its function."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from executor_adapter.job.status import TERMINAL
 from executor_adapter.store import JobRecord
 
 _IN_COLUMNS = frozenset({"job_type", "tool_name", "priority", "max_runtime"})
-"""Fields of a job that its record has apart from its call."""
-MOST = 2**63 - 1
-"""Databases count in 64 bits."""
+"""Fields of a job that have columns of their own in its record; the others are in its call."""
+MAX_PRIORITY = 2**63 - 1
+"""Databases have integers of 64 bits."""
 _NOT_ITS_OWN = frozenset({"job_id", "function", "metadata"})
 
 
 def parse_changes(given: Sequence[str]) -> dict[str, Any]:
-    """The fields of FIELD=VALUE; a value is JSON, or text where it is none.
+    """Return the fields that FIELD=VALUE arguments set; a value is JSON, or else text.
 
     Raises:
-        typer.BadParameter: there is no "=", no such field, or a value that it cannot have.
+        typer.BadParameter: There is no "=", no such field, or the field cannot be changed.
     """
     pairs = [text.partition("=") for text in given]
     for name, equals, _ in pairs:
         if not equals:
             raise typer.BadParameter(f"--set {name!r} has no value: give FIELD=VALUE")
         if name not in Job.model_fields.keys() - _NOT_ITS_OWN:
-            raise typer.BadParameter(f"--set {name!r}: a job has no such field that could be changed")
+            raise typer.BadParameter(f"--set {name!r}: a job has no such field, or it cannot be changed")
     return {name: value_of(text) for name, _, text in pairs}
 
 
 def value_of(text: str) -> Any:
-    """What `text` says as JSON; the text itself where it is none."""
+    """Return `text` parsed as JSON, or the text itself where it is not JSON."""
     try:
         return json.loads(text)
     except ValueError:
@@ -61,8 +61,10 @@ def rerun_record(record: JobRecord, changes: Mapping[str, Any]) -> JobRecord:
     except ValidationError as error:
         first = error.errors()[0]
         raise typer.BadParameter(f"{'.'.join(map(str, first['loc']))}={first['input']!r}: {first['msg']}") from None
-    if not -MOST <= changes.get("priority", 0) <= MOST:
-        raise typer.BadParameter(f"priority={changes['priority']}: no store can hold it: give at most {MOST}")
+    if not -MAX_PRIORITY <= changes.get("priority", 0) <= MAX_PRIORITY:
+        raise typer.BadParameter(
+            f"priority={changes['priority']} is too large for a store: give at most {MAX_PRIORITY}"
+        )
     columns = {name: value for name, value in changes.items() if name in _IN_COLUMNS}
     call = json.loads(record.call or "{}")
     in_call = {name: value for name, value in changes.items() if name not in _IN_COLUMNS}
@@ -89,8 +91,8 @@ def _refuse_unfit(record: JobRecord, changes: Mapping[str, Any]) -> None:
     if record.status not in TERMINAL:
         raise InvalidJobError(f"job {record.job_id} is {record.status}: wait for its end, or cancel it")
     if record.quarantined:
-        raise InvalidJobError(f"job {record.job_id} is quarantined: `jobs release {record.job_id}` first")
+        raise InvalidJobError(f"job {record.job_id} is quarantined: run `jobs release {record.job_id}` first")
     if record.call is None:
-        raise InvalidJobError(f"job {record.job_id} was driven by Prefect: run its flow again")
+        raise InvalidJobError(f"job {record.job_id} ran inside a Prefect flow: run that flow again")
     if record.pickled is not None and {"args", "kwargs"} & changes.keys():
-        raise InvalidJobError(f"job {record.job_id} has its arguments pickled: they cannot be changed here")
+        raise InvalidJobError(f"job {record.job_id} has pickled arguments: they cannot be changed here")

@@ -1,4 +1,4 @@
-"""`stats`: the figures of a store's jobs."""
+"""`stats`: counts, rates and durations of a store's jobs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.text import Text
 
 from executor_adapter.cli.jobs import QueueOption, ToolOption, TypeOption
 from executor_adapter.cli.output import STYLES, JsonOption, print_json, print_pairs, seconds, share
-from executor_adapter.cli.stores import ConfigOption, StoreOption, length, opened
+from executor_adapter.cli.stores import ConfigOption, StoreOption, duration_seconds, opened
 from executor_adapter.job.status import JobStatus
 from executor_adapter.store import JobFilter, JobStore
 from executor_adapter.supervision.stats import mean, percentile
@@ -29,7 +29,7 @@ def stats(
     """Show counts, rates, durations, and how long jobs wait."""
     wanted = JobFilter(job_type=job_type, tool_name=tool, queue=queue)
     with opened(store, config_file) as opened_store:
-        found = gather(opened_store, wanted, length(window))
+        found = gather(opened_store, wanted, duration_seconds(window))
     if as_json:
         print_json(found)
     else:
@@ -37,8 +37,11 @@ def stats(
 
 
 def gather(store: JobStore, wanted: JobFilter, window: float) -> dict[str, Any]:
-    """Figures of the matching jobs: `failure_rate` and `job_seconds_...` of those that ended within the last `window`
-    seconds, all others of all that the store remembers."""
+    """Return figures of the matching jobs.
+
+    `failure_rate` and `job_seconds_...` cover jobs that ended in the last `window` seconds, all others cover every job
+    in the store.
+    """
     now = time.time()
     recent = dataclasses.replace(wanted, ended_from=now - window)
     counts, durations = store.counts(wanted), store.durations(recent)

@@ -1,4 +1,4 @@
-"""`jobs watch`: a live view of a store's jobs, redrawn a few times a second."""
+"""`jobs watch`: a live view of a store's jobs, redrawn several times per second."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from executor_adapter.store import JobFilter, JobRecord, JobStore, StoreUnavaila
 
 LIVE_STATUSES = frozenset(JobStatus) - TERMINAL
 COLUMNS = ("ID", "STATUS", "TYPE", "TOOL", "TRY", "FOR", "PROGRESS")
-RECENT = 5
-"""Jobs that ended last and are shown below the live ones."""
-RESERVED = 4 + RECENT
-"""Lines of the screen that are not for live jobs."""
+MAX_RECENT = 5
+"""How many of the jobs that ended last are shown below the live ones."""
+RESERVED_LINES = 4 + MAX_RECENT
+"""Lines of the screen that live jobs do not use."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Scene:
-    """What one frame shows."""
+class Frame:
+    """What the screen shows at one moment."""
 
     counts: dict[JobStatus, int]
     live: tuple[JobRecord, ...]
@@ -40,48 +40,48 @@ class Scene:
 
 
 class View:
-    """Looks at a store for each frame; only as many jobs as the screen has lines for are asked for."""
+    """Reads each frame from a store, with no more jobs than the screen has lines for."""
 
     def __init__(self, store: JobStore, wanted: JobFilter, clock: Callable[[], float] = time.time) -> None:
         self._store = store
         self._wanted = wanted
         self._clock = clock
 
-    def scene(self, lines: int) -> Scene:
-        """What is so now; at most `lines` live jobs: those that run first, then those that wait."""
-        counts, left = self._store.counts(self._wanted), lines
+    def frame(self, lines: int) -> Frame:
+        """Return the current frame, with at most `lines` live jobs: running ones first, then waiting ones."""
+        counts, lines_left = self._store.counts(self._wanted), lines
         live: list[JobRecord] = []
         for status in (JobStatus.RUNNING, JobStatus.RETRYING, JobStatus.PENDING):
-            if left > 0 and counts[status]:
-                asked = dataclasses.replace(self._wanted, statuses=frozenset({status}))
-                found = self._store.find(asked, limit=left, newest_first=False).records
+            if lines_left > 0 and counts[status]:
+                matching = dataclasses.replace(self._wanted, statuses=frozenset({status}))
+                found = self._store.find(matching, limit=lines_left, newest_first=False).records
                 live += found
-                left -= len(found)
-        over = dataclasses.replace(self._wanted, statuses=TERMINAL)
-        recent = self._store.find(over, limit=RECENT).records
+                lines_left -= len(found)
+        ended = dataclasses.replace(self._wanted, statuses=TERMINAL)
+        recent = self._store.find(ended, limit=MAX_RECENT).records
         total = sum(counts[status] for status in LIVE_STATUSES)
-        return Scene(counts=counts, live=tuple(live), total_live=total, recent=recent, at=self._clock())
+        return Frame(counts=counts, live=tuple(live), total_live=total, recent=recent, at=self._clock())
 
 
-def render(scene: Scene) -> Group:
-    """The frame: counts, live jobs, and those that ended last."""
+def render(frame: Frame) -> Group:
+    """Draw a frame: counts, live jobs, and those that ended last."""
     head = Text()
-    for status, count in scene.counts.items():
+    for status, count in frame.counts.items():
         head.append(f"{count:,} {status}   ", style=STYLES[status] if count else "dim")
     parts: list[Any] = [head, Text()]
-    if scene.live:
-        parts.append(_live_table(scene))
-    hidden = scene.total_live - len(scene.live)
+    if frame.live:
+        parts.append(_live_table(frame))
+    hidden = frame.total_live - len(frame.live)
     parts.append(Text(f"and {hidden:,} more" if hidden > 0 else "", style="dim"))
-    parts += [_ended_line(record) for record in scene.recent]
+    parts += [_ended_line(record) for record in frame.recent]
     return Group(*parts)
 
 
-def _live_table(scene: Scene) -> Table:
+def _live_table(frame: Frame) -> Table:
     table = new_table(*COLUMNS)
-    for record in scene.live:
+    for record in frame.live:
         since = record.started_at or record.created_at
-        cells = [record.job_type, record.tool_name or "", str(record.attempt or ""), seconds(scene.at - since)]
+        cells = [record.job_type, record.tool_name or "", str(record.attempt or ""), seconds(frame.at - since)]
         table.add_row(record.job_id, status_text(record.status), *map(Text, cells), _progress(record))
     return table
 
@@ -108,8 +108,10 @@ def _ended_line(record: JobRecord) -> Text:
 
 
 def watch(
-    interval: Annotated[float, typer.Option("--interval", "-i", min=0.05, max=86400, help="Seconds a frame.")] = 0.5,
-    until_done: Annotated[bool, typer.Option("--until-done", help="End when no job is live.")] = False,
+    interval: Annotated[
+        float, typer.Option("--interval", "-i", min=0.05, max=86400, help="Seconds between frames.")
+    ] = 0.5,
+    until_done: Annotated[bool, typer.Option("--until-done", help="Stop when no job is live.")] = False,
     job_type: TypeOption = None,
     tool: ToolOption = None,
     queue: QueueOption = None,
@@ -117,7 +119,7 @@ def watch(
     config_file: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Watch jobs live; Ctrl-C ends it. With --json, one line of counts for each look."""
+    """Watch jobs live, until Ctrl-C. With --json, print a line of counts for each frame."""
     wanted = JobFilter(job_type=job_type, tool_name=tool, queue=queue)
     with opened(store, config_file) as opened_store:
         view = View(opened_store, wanted)
@@ -129,9 +131,9 @@ def watch(
 
 def _print_counts(view: View, interval: float, until_done: bool) -> None:
     while True:
-        scene = view.scene(0)
-        print_json({str(status): count for status, count in scene.counts.items()})
-        if until_done and not scene.total_live:
+        frame = view.frame(0)
+        print_json({str(status): count for status, count in frame.counts.items()})
+        if until_done and not frame.total_live:
             return
         time.sleep(interval)
 
@@ -141,12 +143,12 @@ def _show(view: View, interval: float, until_done: bool) -> None:
     if not screen.is_terminal:
         raise ConfigurationError("jobs watch needs a terminal: use --json, or jobs list")
     with Live(console=screen, screen=True, auto_refresh=False) as live:
-        due, scene = time.monotonic(), None
-        while scene is None or scene.total_live or not until_done:
+        due, frame = time.monotonic(), None
+        while frame is None or frame.total_live or not until_done:
             try:
-                scene = view.scene(max(1, screen.height - RESERVED))
-                live.update(render(scene), refresh=True)
+                frame = view.frame(max(1, screen.height - RESERVED_LINES))
+                live.update(render(frame), refresh=True)
             except StoreUnavailableError as error:
-                live.update(Text(f"{error}\ntrying again", style="red"), refresh=True)
-            due = max(due + interval, time.monotonic())  # late ones are left out, not caught up with
+                live.update(Text(f"{error}\nretrying", style="red"), refresh=True)
+            due = max(due + interval, time.monotonic())  # a late frame is skipped, not caught up with
             time.sleep(max(0.0, due - time.monotonic()))

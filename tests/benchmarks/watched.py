@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
-from executor_adapter.cli.watch import RESERVED, View, render
+from executor_adapter.cli.watch import RESERVED_LINES, View, render
 from executor_adapter.job.results import Progress
 from executor_adapter.job.status import JobStatus
 from executor_adapter.store import ALL, JobRecord, open_store
@@ -35,7 +35,7 @@ def measure_frames(frames: int) -> list[float]:
             screen = Console(file=sink, width=150, height=LINES, force_terminal=True)
             for _ in range(frames):
                 began = time.perf_counter()
-                screen.print(render(view.scene(LINES - RESERVED)))
+                screen.print(render(view.scene(LINES - RESERVED_LINES)))
                 took.append(time.perf_counter() - began)
         store.close()
     return took

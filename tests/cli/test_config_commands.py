@@ -227,4 +227,4 @@ def test_a_schema_is_json_whether_asked_for_or_not(command: Command) -> None:
 @pytest.mark.parametrize(("place", "why"), [("/no/dir/x", "No such file or directory"), ("/", "Is a directory")])
 def test_a_schema_that_cannot_be_written_is_said_in_one_line(command: Command, place: str, why: str) -> None:
     said = command("config", "schema", "-o", place)
-    assert (said.code, said.err) == (2, f"executor-adapter: --output {place} cannot be written: {why}: give another\n")
+    assert (said.code, said.err) == (2, f"executor-adapter: cannot write --output {place}: {why}: give another file\n")

@@ -12,7 +12,7 @@ from tests.cli.conftest import Command, fill, record
 def test_a_job_is_found_by_part_of_its_id_however_many_others_have_that_elsewhere(
     command: Command, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stores, "LOOK_THROUGH", 20)
+    monkeypatch.setattr(stores, "FIRST_PAGE", 20)
     elsewhere = [record(f"job-{n:02}", age=60, error_message="needle") for n in range(50)]
     fill(store, record("needle-in-1", age=90), *elsewhere)
     assert command("jobs", "show", "needle", "--json").json["job_id"] == "needle-in-1"

@@ -113,7 +113,7 @@ def test_one_job_is_shown_by_part_of_its_id(command: Command, filled: JobStore) 
 def test_a_job_that_is_not_there_is_said_in_one_line(command: Command, filled: JobStore) -> None:
     said = command("jobs", "show", "nobody")
     assert (said.code, said.out) == (1, "")
-    assert said.err == "executor-adapter: no job has the id 'nobody', or one with that in it\n"
+    assert said.err == "executor-adapter: no job has an id that contains 'nobody': see `jobs list`\n"
 
 
 @pytest.mark.parametrize("words", [("--page", "9" * 20), ("--limit", "9" * 20), ("--page", "9" * 12, "-n", "9" * 12)])
@@ -123,7 +123,7 @@ def test_a_page_that_no_list_has_is_refused_in_one_line(
     said = command("jobs", "list", *words)
     assert said.code == 2
     assert words[1] in said.err
-    assert said.err.endswith("is further than any list goes: give less\n")
+    assert said.err.endswith("is beyond the end of any list: give smaller numbers\n")
 
 
 # --- asking ---
@@ -185,7 +185,7 @@ def test_a_job_is_queued_again_with_changes_and_a_host_runs_it(command: Command,
         (("0002", "--set", "max_runtime"), "give FIELD=VALUE"),
         (("0002", "--set", "colour=red"), "a job has no such field"),
         (("0002", "--set", "pool=pond"), "pool='pond': Input should be"),
-        (("0002", "--set", f"priority={1 << 63}"), f"priority={1 << 63}: no store can hold it"),
+        (("0002", "--set", f"priority={1 << 63}"), f"priority={1 << 63} is too large for a store"),
     ],
 )
 def test_what_cannot_be_retried_is_refused_with_the_way_out(
@@ -204,7 +204,7 @@ def test_a_part_of_several_ids_is_refused_and_says_whose(command: Command, store
     fill(store, record("twin-old", age=90), *elsewhere, record("twin-new", age=30))
     said = command("jobs", words, "twin")
     assert (said.code, said.out) == (1, "")
-    told = "executor-adapter: 'twin' is in the ids of several jobs (twin-new, twin-old): give more of it\n"
+    told = "executor-adapter: 'twin' is part of several ids (twin-new, twin-old): give more of it\n"
     assert said.err == told
     assert "(job-49, job-48, job-47, ...)" in command("jobs", words, "job").err
 
