@@ -50,5 +50,5 @@ def test_with_spawn_on_linux_it_says_what_that_costs(
     assert start["level"] == "warning"
     assert "our workers are interpreters of their own (executor.start_method: spawn)" in start["found"]
     assert "guardian" not in start["found"]
-    assert start["way_out"].startswith("leave it out, for a guardian; without one memory_limit is refused")
+    assert start["way_out"].startswith("remove the setting to use a guardian; without one memory_limit is refused")
     assert findings["process pool"]["level"] == "fine"

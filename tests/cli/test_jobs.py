@@ -181,7 +181,7 @@ def test_a_job_is_queued_again_with_changes_and_a_host_runs_it(command: Command,
     ("words", "said"),
     [
         (("moving-0004",), "job moving-0004 is running: wait for its end, or cancel it"),
-        (("killer-0003",), "job killer-0003 is quarantined: `jobs release killer-0003` first"),
+        (("killer-0003",), "job killer-0003 is quarantined: run `jobs release killer-0003` first"),
         (("0002", "--set", "max_runtime"), "give FIELD=VALUE"),
         (("0002", "--set", "colour=red"), "a job has no such field"),
         (("0002", "--set", "pool=pond"), "pool='pond': Input should be"),
@@ -263,7 +263,7 @@ def test_without_a_store_the_way_out_is_said(command: Command, home: Path) -> No
     said = command("jobs", "list")
     assert said.code == 2
     assert "set store.url in config.yaml (sqlite:///jobs.db), or give --store URL" in said.err
-    assert "seen by its own program alone" in command("jobs", "list", "--store", "memory:").err
+    assert "visible to its own program only" in command("jobs", "list", "--store", "memory:").err
 
 
 def test_a_file_that_is_not_there_is_not_made(command: Command, home: Path) -> None:
