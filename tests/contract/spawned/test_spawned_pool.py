@@ -193,9 +193,7 @@ def test_a_job_whose_workers_cannot_start_has_an_attempt_and_fails(start_method:
     assert [attempt.error_code for attempt in job.attempts] == ["WORKER_CRASHED", "WORKER_CRASHED"]
 
 
-@pytest.mark.parametrize(
-    ("program", "message"), [("/bin/false", "exited with code 1 before"), ("/none", "No such file")]
-)
+@pytest.mark.parametrize(("program", "text"), [("/bin/false", "exited with code 1 before"), ("/none", "No such file")])
 def test_an_interpreter_that_cannot_run_fails_the_jobs(
     executor: JobExecutor, monkeypatch: pytest.MonkeyPatch, program: str, text: str
 ) -> None:
