@@ -49,7 +49,7 @@ def run_without_reader(home: Path, *words: str, with_stderr: bool = False) -> su
 @pytest.mark.parametrize("unbuffered", [False, True])
 @pytest.mark.parametrize("pool", ["thread", "process"])
 def test_run_goes_on_when_its_reader_leaves(home: Path, pool: str, unbuffered: bool) -> None:
-    """`run ... | head -1`: the exit code still says how the job ended, and nothing else is on stderr."""
+    """`run ... | head -1`: the exit code says how the job ended, and stderr has only the summary."""
     (home / "talks.py").write_text(TALKS)
     words = [sys.executable, "-m", "executor_adapter.cli", "run", "talks:f", "--pool", pool]
     with subprocess.Popen(
@@ -67,7 +67,7 @@ def test_run_goes_on_when_its_reader_leaves(home: Path, pool: str, unbuffered: b
 @pytest.mark.parametrize("with_stderr", [False, True])
 @pytest.mark.parametrize(("function", "code"), [("collect", 0), ("fail", 65)])
 def test_run_keeps_its_exit_code_without_a_reader(home: Path, function: str, code: int, with_stderr: bool) -> None:
-    """Neither a result nor a message that cannot be printed changes the exit code of the job."""
+    """Output that nobody reads does not change the exit code of `run`."""
     argument = "flights" if function == "collect" else "DATA_ERROR"
     words = ("run", f"work_of_a_user:{function}", "-a", argument, "--retries", "0")
     assert run_without_reader(home, *words, with_stderr=with_stderr).returncode == code
@@ -90,7 +90,7 @@ def test_run_keeps_its_exit_code_without_a_reader(home: Path, function: str, cod
 def test_other_commands_end_quietly_when_their_reader_leaves(
     home: Path, store: JobStore, words: tuple[str, ...]
 ) -> None:
-    """They end with the code that a shell reports for SIGPIPE, and print nothing on stderr."""
+    """Other commands end with the code that a shell reports for SIGPIPE, and print nothing on stderr."""
     fill(store, record("one"))
     done = run_without_reader(home, *words)
     assert done.stderr == ""

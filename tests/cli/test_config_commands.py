@@ -23,12 +23,14 @@ def write(home: Path, text: str) -> None:
 
 
 def test_a_right_configuration_is_said_to_be_fine(command: Command, home: Path) -> None:
+    """`config check` confirms a valid configuration and names its file."""
     assert command("config", "check") == (0, "config.yaml: fine\n", "")
     (home / "other.yaml").write_text("job: {max_runtime: 5}")
     assert command("config", "check", "-c", "other.yaml", "--json").json == {"file": "other.yaml", "valid": True}
 
 
 def test_a_file_of_another_program_is_said_to_be_none_of_ours(command: Command, home: Path) -> None:
+    """A config.yaml without a section of this package is ignored, and `config check` says so."""
     write(home, "server: {port: 80}")
     said = "no file: the defaults (config.yaml is ignored: it has no section of this package): fine\n"
     assert command("config", "check") == (0, said, "")
@@ -37,6 +39,7 @@ def test_a_file_of_another_program_is_said_to_be_none_of_ours(command: Command, 
 
 
 def test_a_wrong_one_is_refused_in_one_line(command: Command, home: Path) -> None:
+    """A wrong configuration gives exit code 2 and one line that names the key and the fix."""
     write(home, "job: {max_runtme: 5}")
     said = command("config", "check")
     assert said.code == 2
@@ -47,6 +50,7 @@ def test_a_wrong_one_is_refused_in_one_line(command: Command, home: Path) -> Non
 def test_each_setting_is_shown_with_where_it_was_said(
     command: Command, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """`config show` lists each setting with its value and its source."""
     write(home, "collection: {job_timeout: 5, retry_delay: 5}\ntools: {radar: {rate: 2}}\n")
     (home / ".env").write_text("EXECUTOR_ADAPTER_COLLECTION__RETRY_DELAY=6\n")
     monkeypatch.setenv("EXECUTOR_ADAPTER_EXECUTOR__MAX_WORKERS", "7")
@@ -63,6 +67,7 @@ def test_each_setting_is_shown_with_where_it_was_said(
 
 
 def test_secrets_are_not_shown(command: Command, home: Path) -> None:
+    """`config show` prints no password, token or key."""
     write(
         home,
         "store: {url: 'postgresql://user:s3cret@host/jobs'}\n"
@@ -96,6 +101,7 @@ def test_secrets_are_not_shown(command: Command, home: Path) -> None:
     ],
 )  # fmt: skip
 def test_of_a_url_everything_but_its_secrets_is_shown(command: Command, home: Path, url: str, shown: str) -> None:
+    """A URL is shown with its password and secret query values hidden, and the rest unchanged."""
     write(home, f"store: {{url: {json.dumps(url)}}}")
     (row,) = command("config", "show", "--json").json
     assert row["value"] == shown
@@ -115,6 +121,7 @@ def test_of_a_url_everything_but_its_secrets_is_shown(command: Command, home: Pa
     ],
 )
 def test_what_is_called_a_secret_is_not_shown(command: Command, home: Path, said: str) -> None:
+    """A value whose key is named like a secret is hidden."""
     write(home, f"tools: {{orders: {{source: rest, url: 'http://a', resources: {{r: {{path: /r, {said}}}}}}}}}")
     for words in (("--json",), ()):
         out = command("config", "show", *words).out
@@ -123,6 +130,7 @@ def test_what_is_called_a_secret_is_not_shown(command: Command, home: Path, said
 
 
 def test_what_only_sounds_like_a_secret_is_shown(command: Command, home: Path) -> None:
+    """A value whose key only resembles a secret's name is shown."""
     write(home, "tools: {authors: {source: rest, url: 'http://a', resources: {keys: {path: /r, key: isbn}}}}")
     found = {row["key"]: row["value"] for row in command("config", "show", "--json").json}
     assert found["tools.authors.url"] == "http://a"
@@ -143,6 +151,7 @@ def test_what_only_sounds_like_a_secret_is_shown(command: Command, home: Path) -
     ],
 )
 def test_a_url_that_is_refused_is_refused_in_one_line_without_its_password(command: Command, url: str) -> None:
+    """The message about a wrong store URL is one line and does not contain the password."""
     for words in (("jobs", "list"), ("run", "math:sqrt", "-a", "4")):
         said = command(*words, "--store", url)
         assert (said.code, said.out) == (2, "")
@@ -152,6 +161,7 @@ def test_a_url_that_is_refused_is_refused_in_one_line_without_its_password(comma
 
 
 def test_a_store_is_named_without_what_its_query_keeps_secret() -> None:
+    """A store's URL is printed without the passwords in its query."""
     engine = make_engine("postgresql://user@127.0.0.1/none?password=s3cret&sslpassword=s3cret&sslmode=require")
     store = SqlStore(engine)
     assert store.url == "postgresql+psycopg://user@127.0.0.1/none?sslmode=require"
@@ -162,13 +172,14 @@ def test_a_store_is_named_without_what_its_query_keeps_secret() -> None:
 
 
 def test_the_schema_is_a_schema_and_takes_the_project_s_own_file(command: Command) -> None:
+    """`config schema` prints a valid JSON schema that accepts the project's config.yaml."""
     schema = command("config", "schema").json
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(yaml.safe_load((ROOT / "config.yaml").read_text()), schema)
 
 
 def test_the_schema_beside_the_project_s_file_is_the_newest() -> None:
-    """`executor-adapter config schema --output config.schema.json` makes it anew."""
+    """The committed schema equals what `config schema --output config.schema.json` writes."""
     assert json.loads((ROOT / "config.schema.json").read_text()) == json_schema()
     first = (ROOT / "config.yaml").read_text().splitlines()[0]
     assert first == "# yaml-language-server: $schema=./config.schema.json"
@@ -188,6 +199,7 @@ def test_the_schema_beside_the_project_s_file_is_the_newest() -> None:
     ids=str,
 )
 def test_an_editor_marks_what_is_wrong(wrong: dict[str, Any]) -> None:
+    """The schema rejects wrong keys and values."""
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(wrong, json_schema())
 
@@ -203,17 +215,19 @@ def test_an_editor_marks_what_is_wrong(wrong: dict[str, Any]) -> None:
     ids=str,
 )
 def test_an_editor_takes_what_is_right(right: dict[str, Any]) -> None:
+    """The schema accepts every form that the settings accept."""
     jsonschema.validate(right, json_schema())
 
 
 def test_the_schema_describes_every_key() -> None:
-    """What an editor shows beside it."""
+    """Every key of the schema has a description, which editors show."""
     for name, section in json_schema()["$defs"].items():
         for key, described in section.get("properties", {}).items():
             assert described.get("description") or "$ref" in described, f"{name}.{key}"
 
 
 def test_a_schema_is_written_where_one_wants_it(command: Command, home: Path) -> None:
+    """`config schema --output FILE` writes the schema to that file and prints how to use it."""
     said = command("config", "schema", "--output", "s.json")
     assert "# yaml-language-server: $schema=./s.json" in said.out
     assert json.loads((home / "s.json").read_text()) == json_schema()
@@ -221,10 +235,12 @@ def test_a_schema_is_written_where_one_wants_it(command: Command, home: Path) ->
 
 
 def test_a_schema_is_json_whether_asked_for_or_not(command: Command) -> None:
+    """`config schema` prints JSON with and without --json."""
     assert command("config", "schema", "--json") == command("config", "schema")
 
 
 @pytest.mark.parametrize(("place", "why"), [("/no/dir/x", "No such file or directory"), ("/", "Is a directory")])
 def test_a_schema_that_cannot_be_written_is_said_in_one_line(command: Command, place: str, why: str) -> None:
+    """A file that cannot be written gives exit code 2 and one line with the reason."""
     said = command("config", "schema", "-o", place)
     assert (said.code, said.err) == (2, f"executor-adapter: cannot write --output {place}: {why}: give another file\n")

@@ -27,6 +27,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("elsewhere")
 def test_where_there_is_no_linux_the_process_pool_is_said_to_be_weaker_not_missing() -> None:
+    """Without Linux, doctor warns about what the process pool lacks and does not report it as missing."""
     system = check_system()
     assert system.level is Level.WARNING
     assert "process jobs run in spawned interpreters: memory_limit is refused" in said(system)
@@ -36,6 +37,7 @@ def test_where_there_is_no_linux_the_process_pool_is_said_to_be_weaker_not_missi
 
 
 def test_workers_come_from_a_guardian_where_they_do() -> None:
+    """Doctor names the guardian only where workers come from one."""
     assert check_system().level is Level.FINE
     assert "our workers come from a guardian" in check_start_method("guardian").found
 
@@ -43,7 +45,7 @@ def test_workers_come_from_a_guardian_where_they_do() -> None:
 def test_with_spawn_on_linux_it_says_what_that_costs(
     command: Command, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the command prints it: nothing of a guardian that there is not."""
+    """With the setting `spawn` on Linux, doctor says what is weaker and how to change it."""
     monkeypatch.setenv("EXECUTOR_ADAPTER_EXECUTOR__START_METHOD", "spawn")
     findings = {found["check"]: found for found in command("doctor", "--no-prefect", "--json").json}
     start = findings["start method"]

@@ -22,7 +22,7 @@ from tests.contract.conftest import wait_for
 
 
 def test_a_job_s_log_is_printed(command: Command, home: Path) -> None:
-    """Of what was printed the text, of what was logged also by whom; the newest lines, where asked for."""
+    """`jobs logs` prints output as text and log records with their logger; --tail limits the lines."""
     assert command("run", "work_of_a_user:talk", "--pool", "process").code == 0
     (job,) = command("jobs", "list", "--json").json["jobs"]
     lines = command("jobs", "logs", job["job_id"]).out.splitlines()
@@ -35,6 +35,7 @@ def test_a_job_s_log_is_printed(command: Command, home: Path) -> None:
 
 
 def test_a_log_is_followed_until_the_job_is_over(command: Command, home: Path) -> None:
+    """`jobs logs --follow` prints new lines until the job ends."""
     with JobExecutor(1, config=Settings(), store=f"sqlite:///{home / 'jobs.db'}") as executor:
         job = Job(function="work_of_a_user:talk", kwargs={"pause": 1.5}, pool="process", job_id="talker")
         executor.submit(job)
@@ -50,7 +51,7 @@ def lines(*numbers: int) -> list[LogLine]:
 def test_a_log_that_is_followed_from_its_tail_on_is_told_whole_from_there(
     store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many lines come between two looks."""
+    """With --tail and --follow no line is lost, however many are written between two reads."""
     fill(store, record("talker", JobStatus.RUNNING))
     store.write_lines(lines(1, 2, 3))
     monkeypatch.setattr(logs, "time", SimpleNamespace(sleep=lambda _: store.write_lines(lines(4, 5, 6, 7))))
@@ -59,6 +60,7 @@ def test_a_log_that_is_followed_from_its_tail_on_is_told_whole_from_there(
 
 
 def test_more_lines_than_are_kept_may_be_asked_for(command: Command, store: JobStore) -> None:
+    """A --tail larger than the number of kept lines prints all of them."""
     fill(store, record("talker"))
     store.write_lines(lines(1, 2))
     assert len(command("jobs", "logs", "talker", "-n", "9" * 20).out.splitlines()) == 2
@@ -87,7 +89,7 @@ class LateClock:
 def test_frames_that_are_late_do_not_end_the_watch(
     command: Command, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A slow store, or a program that was stopped for a while."""
+    """`jobs watch` goes on after a slow store or a suspended program made frames late."""
     fill(store, record("moving-1", JobStatus.RUNNING))
     clock = LateClock()
     monkeypatch.setattr(watch, "time", clock)
@@ -97,6 +99,7 @@ def test_frames_that_are_late_do_not_end_the_watch(
 
 
 def test_no_watch_waits_for_longer_than_a_machine_can(command: Command, store: JobStore) -> None:
+    """An --interval longer than the system can sleep is refused."""
     fill(store, record("moving-1", JobStatus.RUNNING))
     said = command("jobs", "watch", "--json", "--interval", "1e300")
     assert (said.code, said.out) == (2, "")

@@ -12,6 +12,7 @@ from tests.cli.conftest import Command, fill, record
 def test_a_job_is_found_by_part_of_its_id_however_many_others_have_that_elsewhere(
     command: Command, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A part of an id finds its job although the same text is in other columns of many jobs."""
     monkeypatch.setattr(stores, "FIRST_PAGE", 20)
     elsewhere = [record(f"job-{n:02}", age=60, error_message="needle") for n in range(50)]
     fill(store, record("needle-in-1", age=90), *elsewhere)
@@ -20,11 +21,13 @@ def test_a_job_is_found_by_part_of_its_id_however_many_others_have_that_elsewher
 
 @pytest.mark.parametrize("part", ["a%b", "a_b", "%", "_"])
 def test_what_sql_would_take_for_any_letter_stands_for_itself(command: Command, store: JobStore, part: str) -> None:
+    """The wildcards of SQL are ordinary letters in a part of an id."""
     fill(store, record("a%b"), record("a_b"), record("axb"))
     assert part in command("jobs", "show", part, "--json").json["job_id"]
 
 
 def test_an_id_that_is_no_text_is_refused(command: Command, store: JobStore) -> None:
+    """An id that is not valid Unicode is refused in one line."""
     fill(store, record("one"))
     said = command("jobs", "show", "\udcff")  # as Python reads a byte that is no UTF-8
     assert (said.code, said.err) == (

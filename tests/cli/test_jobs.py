@@ -41,6 +41,7 @@ def ids(text: str) -> list[str]:
 
 
 def test_jobs_are_listed_newest_first(command: Command, filled: JobStore) -> None:
+    """`jobs list` prints jobs with the newest first."""
     said = command("jobs", "list")
     assert said.code == 0
     assert ids(said.out) == ["newest-0005", "moving-0004", "killer-0003", "broken-0002", "oldest-0001"]
@@ -68,12 +69,14 @@ def test_jobs_are_listed_newest_first(command: Command, filled: JobStore) -> Non
 def test_a_list_is_filtered_and_paged(
     command: Command, filled: JobStore, options: tuple[str, ...], found: list[str]
 ) -> None:
+    """`jobs list` filters by status, type, tool, text and age, and splits the result into pages."""
     assert ids(command("jobs", "list", *options).out) == found
     as_json = command("jobs", "list", *options, "--json").json
     assert [job["job_id"] for job in as_json["jobs"]] == found
 
 
 def test_a_page_says_what_it_is_of(command: Command, filled: JobStore) -> None:
+    """A page says which of how many jobs it shows."""
     assert "1 to 2 of 5 jobs; more with --page 2" in command("jobs", "list", "-n", "2").out
     assert "no page 9: there are 5 jobs" in command("jobs", "list", "--page", "9").out
     assert "no jobs" in command("jobs", "list", "--tool", "nobody's").out
@@ -82,6 +85,7 @@ def test_a_page_says_what_it_is_of(command: Command, filled: JobStore) -> None:
 def test_of_very_many_jobs_the_total_is_told_as_far_as_it_was_counted(
     command: Command, filled: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Where the store stops counting, the total is given as "more than"."""
     monkeypatch.setattr("executor_adapter.store.JobStore.counts_up_to", 3)
     assert "1 to 2 of more than 3 jobs; more with --page 2" in command("jobs", "list", "-n", "2").out
     assert "3 to 4 of more than 4 jobs; more with --page 3" in command("jobs", "list", "-n", "2", "-p", "2").out
@@ -92,7 +96,7 @@ def test_of_very_many_jobs_the_total_is_told_as_far_as_it_was_counted(
 
 
 def test_one_job_is_shown_by_part_of_its_id(command: Command, filled: JobStore) -> None:
-    """With its arguments and each of its attempts."""
+    """`jobs show` takes a part of an id and prints arguments and attempts."""
     said = command("jobs", "show", "0002")
     for fact in (
         "broken-0002",
@@ -111,6 +115,7 @@ def test_one_job_is_shown_by_part_of_its_id(command: Command, filled: JobStore) 
 
 
 def test_a_job_that_is_not_there_is_said_in_one_line(command: Command, filled: JobStore) -> None:
+    """An unknown job id gives exit code 1 and one line."""
     said = command("jobs", "show", "nobody")
     assert (said.code, said.out) == (1, "")
     assert said.err == "executor-adapter: no job has an id that contains 'nobody': see `jobs list`\n"
@@ -120,6 +125,7 @@ def test_a_job_that_is_not_there_is_said_in_one_line(command: Command, filled: J
 def test_a_page_that_no_list_has_is_refused_in_one_line(
     command: Command, filled: JobStore, words: tuple[str, ...]
 ) -> None:
+    """A page beyond what a database can count is refused in one line."""
     said = command("jobs", "list", *words)
     assert said.code == 2
     assert words[1] in said.err
@@ -132,6 +138,7 @@ def test_a_page_that_no_list_has_is_refused_in_one_line(
 def test_a_job_without_a_host_is_cancelled_at_once_and_one_that_is_over_is_not(
     command: Command, filled: JobStore
 ) -> None:
+    """`jobs cancel` ends a queued job without a host at once, and refuses a finished one."""
     queued = command("jobs", "retry", "0002", "--json").json[0]["job_id"]
     assert command("jobs", "cancel", queued).code == 0
     assert command("jobs", "show", queued, "--json").json["status"] == "cancelled"
@@ -140,7 +147,7 @@ def test_a_job_without_a_host_is_cancelled_at_once_and_one_that_is_over_is_not(
 
 
 def test_a_job_is_cancelled_in_the_process_that_runs_it(command: Command, home: Path) -> None:
-    """By its host, within seconds."""
+    """`jobs cancel` ends a job in another process within seconds."""
     with JobExecutor(1, config=Settings(), store=f"sqlite:///{home / 'jobs.db'}") as executor:
         job = Job(function="work_of_a_user:slow", args=(60,), pool="process", job_id="far-away")
         future = executor.submit(job)
@@ -153,7 +160,7 @@ def test_a_job_is_cancelled_in_the_process_that_runs_it(command: Command, home: 
 
 
 def test_a_job_is_queued_again_with_changes_and_a_host_runs_it(command: Command, filled: JobStore, home: Path) -> None:
-    """Its function need not be importable where the command runs."""
+    """`jobs retry` queues a changed copy without importing its function, and a host runs it."""
     said = command(
         "jobs",
         "retry",
@@ -191,6 +198,7 @@ def test_a_job_is_queued_again_with_changes_and_a_host_runs_it(command: Command,
 def test_what_cannot_be_retried_is_refused_with_the_way_out(
     command: Command, filled: JobStore, words: tuple[str, ...], said: str
 ) -> None:
+    """`jobs retry` refuses what cannot run, says what to do, and queues nothing."""
     answer = command("jobs", "retry", *words)
     assert answer.code == 2
     assert said in re.sub(r"[\s│]+", " ", answer.err)
@@ -199,7 +207,7 @@ def test_what_cannot_be_retried_is_refused_with_the_way_out(
 
 @pytest.mark.parametrize("words", ["show", "logs", "retry", "cancel", "release"])
 def test_a_part_of_several_ids_is_refused_and_says_whose(command: Command, store: JobStore, words: str) -> None:
-    """Also where those between the two, in time, have it elsewhere: none is taken for the only one."""
+    """A part of several ids is refused with their names, also if other jobs lie between them."""
     elsewhere = [record(f"job-{n:02}", age=60, error_message="twin") for n in range(50)]
     fill(store, record("twin-old", age=90), *elsewhere, record("twin-new", age=30))
     said = command("jobs", words, "twin")
@@ -210,7 +218,7 @@ def test_a_part_of_several_ids_is_refused_and_says_whose(command: Command, store
 
 
 def test_no_id_is_no_part_of_one(command: Command, store: JobStore) -> None:
-    """A variable of a script that is empty ends no job."""
+    """An empty job id, as from an unset shell variable, is refused."""
     fill(store, record("only-one", RUNNING))
     said = command("jobs", "cancel", "")
     assert said.code == 1
@@ -218,17 +226,20 @@ def test_no_id_is_no_part_of_one(command: Command, store: JobStore) -> None:
 
 
 def test_the_job_of_two_parts_is_asked_once(command: Command, filled: JobStore) -> None:
+    """Two parts of the same id act on the job once."""
     assert len(command("jobs", "retry", "broken", "0002", "--json").json) == 1
     (queued,) = command("jobs", "list", "-s", "pending", "-n", "1", "--json").json["jobs"]
     assert command("jobs", "cancel", queued["job_id"], queued["job_id"]).code == 0
 
 
 def test_of_several_that_are_retried_all_or_none_is(command: Command, filled: JobStore) -> None:
+    """If one of several jobs cannot be retried, none is."""
     assert command("jobs", "retry", "0002", "moving-0004").code == 2
     assert command("jobs", "list", "--json").json["total"] == 5
 
 
 def test_a_quarantined_job_is_released(command: Command, filled: JobStore) -> None:
+    """`jobs release` ends a job's quarantine, and says so if there was none."""
     assert "released" in command("jobs", "release", "killer").out
     assert command("jobs", "list", "--quarantined", "--json").json["total"] == 0
     assert command("jobs", "release", "killer").code == 1
@@ -236,6 +247,7 @@ def test_a_quarantined_job_is_released(command: Command, filled: JobStore) -> No
 
 
 def test_old_jobs_are_forgotten_and_live_and_quarantined_ones_are_not(command: Command, filled: JobStore) -> None:
+    """`jobs cleanup` deletes old finished jobs, and keeps live and quarantined ones."""
     assert command("jobs", "cleanup", "--json").json == {"forgotten": 0}
     assert "2 jobs forgotten" in command("jobs", "cleanup", "--older-than", "10s").out
     assert ids(command("jobs", "list").out) == ["newest-0005", "moving-0004", "killer-0003"]
@@ -245,6 +257,7 @@ def test_old_jobs_are_forgotten_and_live_and_quarantined_ones_are_not(command: C
 
 
 def test_figures_are_of_the_store_s_jobs(command: Command, filled: JobStore) -> None:
+    """`stats` prints counts, rates and durations of the store's jobs."""
     found = command("stats", "--json").json
     assert found["jobs"] == {
         "pending": 1, "running": 1, "retrying": 0, "completed": 1, "failed": 2, "cancelled": 0,
@@ -259,6 +272,7 @@ def test_figures_are_of_the_store_s_jobs(command: Command, filled: JobStore) -> 
 
 
 def test_without_a_store_the_way_out_is_said(command: Command, home: Path) -> None:
+    """Without a usable store the message says how to configure one."""
     (home / "config.yaml").write_text("")
     said = command("jobs", "list")
     assert said.code == 2
@@ -267,6 +281,7 @@ def test_without_a_store_the_way_out_is_said(command: Command, home: Path) -> No
 
 
 def test_a_file_that_is_not_there_is_not_made(command: Command, home: Path) -> None:
+    """Looking into a missing SQLite file is refused and does not create it."""
     said = command("jobs", "list", "--store", "sqlite:///elsewhere.db")
     assert said.code == 3
     assert "there is no file elsewhere.db" in said.err
@@ -274,6 +289,7 @@ def test_a_file_that_is_not_there_is_not_made(command: Command, home: Path) -> N
 
 
 def test_the_shell_completes_ids(filled: JobStore) -> None:
+    """The shell completion offers ids that start with the text, with status and type."""
     asked = typer.Context(typer.main.get_command(app), info_name="executor-adapter")
     asked.params = {"store": None, "config_file": None}
     assert complete_job_id(asked, "bro") == [("broken-0002", "failed job")]
@@ -281,7 +297,7 @@ def test_the_shell_completes_ids(filled: JobStore) -> None:
 
 
 def test_json_is_one_line_for_programs(command: Command, filled: JobStore) -> None:
-    """... and indented in a terminal."""
+    """--json prints one line into a pipe, and indented lines on a terminal."""
     out = command("jobs", "show", "0001", "--json").out
     assert out.count("\n") == 1
     assert json.loads(out)["job_id"] == "oldest-0001"

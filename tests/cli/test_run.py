@@ -26,6 +26,7 @@ MODULE = "work_of_a_user"
 
 
 def test_the_value_goes_to_stdout_and_all_else_to_stderr(command: Command) -> None:
+    """`run` prints the value to stdout and the summary to stderr."""
     said = command("run", f"{MODULE}:collect", "--arg", "flights", "--arg", "year=2014")
     assert said.code == 0
     assert said.out == 'collecting flights\n{"records_collected": 3, "year": 2014}\n'
@@ -46,12 +47,14 @@ def test_the_value_goes_to_stdout_and_all_else_to_stderr(command: Command) -> No
     ],
 )
 def test_the_exit_code_says_how_it_ended(command: Command, words: tuple[str, ...], code: int, said: str) -> None:
+    """Each kind of failure has its exit code."""
     answer = command("run", f"{MODULE}:{words[0]}", *words[1:], "--retries", "0")
     assert answer.code == code
     assert said in answer.err
 
 
 def test_codes_are_of_known_errors_and_none_is_that_of_success() -> None:
+    """Every exit code belongs to a known error code, and none is 0, 1 or 2."""
     assert EXIT_CODES.keys() <= set(ErrorCode)
     assert not {0, 1, 2} & set(EXIT_CODES.values())
 
@@ -71,12 +74,14 @@ def test_codes_are_of_known_errors_and_none_is_that_of_success() -> None:
     ],
 )
 def test_what_can_never_run_is_refused(command: Command, words: tuple[str, ...], said: str) -> None:
+    """`run` refuses a job that can never run with exit code 2 and the reason."""
     answer = command("run", *words)
     assert answer.code == 2
     assert said in " ".join(answer.err.replace("│", "").split())
 
 
 def test_a_retry_is_said_while_one_waits(command: Command) -> None:
+    """`run` prints why and when a failed attempt is retried."""
     said = command("run", f"{MODULE}:fail", "-a", "NETWORK_ERROR", "--retries", "1", "--retry-delay", "0.01")
     assert said.code == 1
     assert "attempt 1 of 2 failed, the next in 0.0" in said.err
@@ -85,6 +90,7 @@ def test_a_retry_is_said_while_one_waits(command: Command) -> None:
 
 @pytest.mark.parametrize("pool", ["thread", "process"])
 def test_as_json_it_says_all_of_it_and_stdout_has_nothing_else(command: Command, pool: str) -> None:
+    """`run --json` prints the whole result as JSON, and nothing else to stdout."""
     said = command("run", f"{MODULE}:collect", "-a", "flights", "--pool", pool, "--json")
     told = said.json
     assert (told["status"], told["value"]["year"], told["records_processed"]) == ("completed", 2013, 3)
@@ -93,6 +99,7 @@ def test_as_json_it_says_all_of_it_and_stdout_has_nothing_else(command: Command,
 
 @pytest.mark.parametrize("pool", ["thread", "process"])
 def test_as_json_what_a_module_or_a_child_process_prints_goes_to_stderr_too(home: Path, pool: str) -> None:
+    """With --json the output of imported modules and child processes goes to stderr."""
     (home / "loud.py").write_text(
         "import os, sys\nprint('imported')\nkept = sys.stdout\n"
         "def f():\n    print('kept', file=kept, flush=True)\n    os.system('echo child')\n    return 1\n"
@@ -130,7 +137,7 @@ def unshowable(): return Unshowable()
     ],
 )
 def test_any_result_is_told_in_valid_json(command: Command, home: Path, function: str, value: object) -> None:
-    """Keys that JSON has no word for as text, NaN and the infinities as null."""
+    """Any result is printed as valid JSON: odd keys as text, NaN and infinities as null."""
     (home / "odd_results.py").write_text(ODD)
     said = command("run", f"odd_results:{function}", "--pool", "thread", "--json")
     assert said.code == 0
@@ -140,6 +147,7 @@ def test_any_result_is_told_in_valid_json(command: Command, home: Path, function
 
 @pytest.mark.parametrize("words", [("jobs", "list"), ("jobs", "list", "--json"), ("run", "math:sqrt", "-a", "4")])
 def test_a_full_disk_is_said_in_one_line(home: Path, store: JobStore, words: tuple[str, ...]) -> None:
+    """Output to a full disk gives exit code 1 and one line."""
     fill(store, record("one"))
     with open("/dev/full", "w") as full:
         done = in_shell(home, *words, stdout=full)
@@ -148,6 +156,7 @@ def test_a_full_disk_is_said_in_one_line(home: Path, store: JobStore, words: tup
 
 
 def test_a_terminal_without_a_letter_gets_it_escaped(home: Path, store: JobStore) -> None:
+    """Letters that the encoding of stdout lacks are escaped."""
     fill(store, record("caf\xe9", JobStatus.FAILED, error_code="DATA_ERROR", error_message="\u4e2d"))
     (home / "letters.py").write_text("def f():\n    return '\u4e2d'\n", encoding="utf-8")
     ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
@@ -157,6 +166,7 @@ def test_a_terminal_without_a_letter_gets_it_escaped(home: Path, store: JobStore
 
 
 def test_where_stdout_is_closed_nothing_is_printed(home: Path) -> None:
+    """`run` works with a closed stdout."""
     done = in_shell(home, "run", "math:sqrt", "-a", "4", stdout=None, preexec_fn=lambda: os.close(1))
     assert done.returncode == 0
     assert re.fullmatch(r"completed in .*\n", done.stderr)
@@ -171,13 +181,14 @@ def in_shell(home: Path, *words: str, **how: Any) -> subprocess.CompletedProcess
 
 
 def test_it_is_remembered_in_the_store(command: Command) -> None:
+    """A job of `run` is recorded in the store."""
     command("run", f"{MODULE}:collect", "-a", "flights", "--type", "nightly", "--tool", "radar")
     (job,) = command("jobs", "list", "--tool", "radar", "--json").json["jobs"]
     assert (job["status"], job["job_type"]) == ("completed", "nightly")
 
 
 def test_jobs_that_others_left_in_the_store_are_left_to_them(command: Command, home: Path, store: JobStore) -> None:
-    """Neither at its start nor later: they may be a program's that cannot be imported here."""
+    """`run` takes over no other job of its store, neither at the start nor later."""
     (home / "config.yaml").write_text("store: {url: 'sqlite:///jobs.db', recover_every: 0.01}")
     call = json.dumps({"function": "nobody_has:this"})
     store.enqueue(record("theirs", JobStatus.PENDING, function="nobody_has:this", call=call))
@@ -186,6 +197,7 @@ def test_jobs_that_others_left_in_the_store_are_left_to_them(command: Command, h
 
 
 def test_it_is_cancelled_and_retried_as_any_job_is(command: Command, home: Path) -> None:
+    """A job of `run` can be cancelled and retried from another shell."""
     words = [sys.executable, "-m", "executor_adapter.cli", "run", f"{MODULE}:slow", "-a", "60"]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=home) as process:
         wait_for(lambda: command("jobs", "list", "-s", "running").out.startswith("ID"), seconds=30)
@@ -199,6 +211,7 @@ def test_it_is_cancelled_and_retried_as_any_job_is(command: Command, home: Path)
 
 
 def test_arguments_are_json_or_text() -> None:
+    """Arguments are parsed as JSON, or else are text, by position or by name."""
     assert parse_arguments(["3", "x", '"a=b"', "n=[1]", "s=text", "1=2"]) == (
         (3, "x", "a=b", "1=2"),
         {"n": [1], "s": "text"},
@@ -206,7 +219,7 @@ def test_arguments_are_json_or_text() -> None:
 
 
 def test_an_interrupt_ends_the_job_and_leaves_no_process(home: Path) -> None:
-    """Ctrl-C: exit code 130 within seconds, and the function's process is gone."""
+    """Ctrl-C ends `run` with exit code 130 within seconds and leaves no process."""
     (home / "marked.py").write_text(
         "import os, time\ndef wait(path):\n    open(path, 'w').write(str(os.getpid()))\n    time.sleep(600)\n"
     )

@@ -27,6 +27,7 @@ def pane(home: Path) -> Iterator[Terminal]:
 
 
 def test_a_list_is_a_table_in_colours(pane: Terminal, store: JobStore) -> None:
+    """On a terminal `jobs list` is a table with coloured statuses."""
     fill(
         store,
         record("fine-0001", tool_name="radar"),
@@ -41,7 +42,7 @@ def test_a_list_is_a_table_in_colours(pane: Terminal, store: JobStore) -> None:
 
 
 def test_in_a_narrow_terminal_the_id_is_still_whole(home: Path, store: JobStore) -> None:
-    """It is what one copies."""
+    """On a narrow terminal columns are left out, and ids stay whole so that they can be copied."""
     job_id = "019365b0-1234-7abc-8def-0123456789ab"
     fill(store, record(job_id, FAILED, error_code="DATA_ERROR", error_message="a long message " * 9))
     with terminal(home, columns=80) as pane:
@@ -52,6 +53,7 @@ def test_in_a_narrow_terminal_the_id_is_still_whole(home: Path, store: JobStore)
 
 
 def test_a_job_is_run_and_its_exit_code_told(pane: Terminal) -> None:
+    """`run` works in a terminal and sets the shell's exit code."""
     pane.run("run work_of_a_user:collect --arg flights; echo code $?")
     shown = pane.wait_for("code 0")
     assert '{"records_collected": 3, "year": 2013}' in shown
@@ -61,6 +63,7 @@ def test_a_job_is_run_and_its_exit_code_told(pane: Terminal) -> None:
 
 
 def test_ctrl_c_ends_a_job(pane: Terminal, home: Path) -> None:
+    """Ctrl-C in a terminal ends a running job."""
     (home / "ready.py").write_text("import time\ndef wait():\n    print('it runs', flush=True)\n    time.sleep(600)\n")
     pane.run("run ready:wait; echo code $?")
     pane.wait_for("it runs")
@@ -69,7 +72,7 @@ def test_ctrl_c_ends_a_job(pane: Terminal, home: Path) -> None:
 
 
 def test_jobs_are_watched_live(pane: Terminal, home: Path) -> None:
-    """Counts, progress and ends, as they come; Ctrl-C gives the shell back as it was."""
+    """`jobs watch` shows counts, progress and ends live, and Ctrl-C restores the shell."""
     with JobExecutor(2, config=Settings(), store=f"sqlite:///{home / 'jobs.db'}") as executor:
         job = Job(function="work_of_a_user:slow", args=(60,), pool="process", job_id="slow-1", job_type="crawl")
         executor.submit(job)
@@ -84,7 +87,7 @@ def test_jobs_are_watched_live(pane: Terminal, home: Path) -> None:
 
 
 def test_a_thousand_live_jobs_fit_the_screen(pane: Terminal, store: JobStore) -> None:
-    """Those that run come first; how many are not shown is said; it never scrolls."""
+    """`jobs watch` shows running jobs first, says how many are hidden, and never scrolls."""
     live = [record(f"run-{n:04}", RUNNING, age=60, progress=progress(n, 1000)) for n in range(200)]
     live += [record(f"wait-{n:04}", PENDING, age=50) for n in range(800)]
     fill(store, *live, record("over-0001"))
@@ -100,6 +103,7 @@ def test_a_thousand_live_jobs_fit_the_screen(pane: Terminal, store: JobStore) ->
 
 
 def test_watching_needs_a_terminal(pane: Terminal, store: JobStore) -> None:
+    """`jobs watch` without a terminal is refused with the alternative."""
     fill(store, record("over-0001"))
     pane.run("jobs watch | cat; echo code ${PIPESTATUS[0]}")
     assert "needs a terminal" in pane.wait_for("code 2")
@@ -108,7 +112,7 @@ def test_watching_needs_a_terminal(pane: Terminal, store: JobStore) -> None:
 
 
 def test_doctor_says_what_it_found(pane: Terminal) -> None:
-    """Each check with a mark; what is wrong with the way out, and exit code 1."""
+    """Doctor marks each check, says what to do about problems, and exits with code 1 if one failed."""
     pane.run("doctor --no-prefect --function work_of_a_user:collect; echo code $?")
     shown = pane.wait_for("code 0", within=60)
     for check in ("system", "configuration", "process pool", "store", "function work_of_a_user:collect"):
@@ -120,6 +124,7 @@ def test_doctor_says_what_it_found(pane: Terminal) -> None:
 
 
 def test_help_and_completion(pane: Terminal) -> None:
+    """Help names the commands, and the shell completion can be printed."""
     pane.run("--help")
     shown = pane.wait_for("ready>", within=20)
     pane.wait_for("--install-completion")

@@ -53,7 +53,7 @@ def waits(argument: Argument) -> Callable[[Argument], object]:
 def test_nothing_of_a_job_is_held_once_it_is_over(
     make_executor: MakeExecutor, make: Callable[[Argument], Any], pool: str
 ) -> None:
-    """Neither what its function captured nor its arguments, once whoever submitted it has let go of them."""
+    """A finished job's function, arguments and closure are released with the caller's last reference."""
     executor = make_executor(2)
     held = []
     for _ in range(10):
@@ -75,6 +75,7 @@ def test_nothing_of_a_job_is_held_once_it_is_over(
 
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit])
 def test_an_observer_that_ends_the_program_ends_nothing(make_executor: MakeExecutor, kind: type[BaseException]) -> None:
+    """An observer that raises SystemExit ends neither the supervisor nor a job."""
     told: list[Transition] = []
 
     def observe(transition: Transition) -> None:
@@ -87,7 +88,7 @@ def test_an_observer_that_ends_the_program_ends_nothing(make_executor: MakeExecu
 
 
 def test_a_shutdown_waits_for_callbacks(make_executor: MakeExecutor) -> None:
-    """Whatever one of them raises."""
+    """`shutdown` waits for callbacks of futures, also if one raises."""
     executor, called = make_executor(2), []
 
     def call(future: JobFuture) -> None:
@@ -103,7 +104,7 @@ def test_a_shutdown_waits_for_callbacks(make_executor: MakeExecutor) -> None:
 
 
 def test_a_callback_may_shut_its_executor_down(make_executor: MakeExecutor) -> None:
-    """It waits for all but itself, and those behind it are called after."""
+    """A callback may shut its executor down; callbacks behind it are still called."""
     executor, over, called = make_executor(1), threading.Event(), []
 
     def shut_down(future: Any) -> None:
@@ -127,7 +128,7 @@ class HookedExecutor(JobExecutor):
 
 @pytest.mark.parametrize("kind", [JobExecutor, HookedExecutor])
 def test_a_job_that_waited_for_one_that_was_cancelled_has_failed(kind: type[JobExecutor]) -> None:
-    """It was not cancelled itself. It is not retried: that one would not be there the next time either."""
+    """A job that waited for a cancelled job fails and is not retried."""
     with kind(2, config=Settings()) as executor:
         other = executor.submit(Job(function=time.sleep, args=(30,), pool="process"))
         future = executor.submit(Job(function=other.result, retry_delay=0.01))
@@ -141,6 +142,7 @@ def test_a_job_that_waited_for_one_that_was_cancelled_has_failed(kind: type[JobE
 
 @pytest.mark.parametrize("kind", [JobExecutor, HookedExecutor])
 def test_no_rule_retries_a_job_that_was_cancelled(kind: type[JobExecutor]) -> None:
+    """No retry rule retries a cancelled job."""
     with kind(1, config=Settings()) as executor:
         future = executor.submit(Job(function=time.sleep, args=(30,), pool="process", retry=ANY_ERROR))
         wait_for(executor.running)
@@ -150,6 +152,7 @@ def test_no_rule_retries_a_job_that_was_cancelled(kind: type[JobExecutor]) -> No
 
 
 def test_no_rule_retries_a_job_past_its_deadline(make_executor: MakeExecutor) -> None:
+    """No retry rule retries a job past its deadline."""
     executor = make_executor(1)
     executor.run(Job(function=int, pool="process"))  # a worker is up: what follows starts at once
     future = executor.submit(Job(function=time.sleep, args=(30,), pool="process", retry=ANY_ERROR, deadline=1))
@@ -159,6 +162,7 @@ def test_no_rule_retries_a_job_past_its_deadline(make_executor: MakeExecutor) ->
 
 
 def test_a_driver_is_told_that_a_cancelled_job_is_not_to_be_retried(make_executor: MakeExecutor) -> None:
+    """A driver of a cancelled job gets the decision not to retry."""
     executor = make_executor(1)
     driver = executor.drive(Job(function=time.sleep, args=(30,), pool="process", retry=ANY_ERROR))
     driver.acquire().result(timeout=20)

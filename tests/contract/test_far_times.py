@@ -33,6 +33,7 @@ def let_the_loop_sleep(executor: JobExecutor, make_job: MakeJob) -> None:
 @pytest.mark.parametrize("seconds", [60 * DAY, 1e300])
 @pytest.mark.parametrize("limit", ["max_runtime", "deadline", "queue_timeout", "stall_timeout"])
 def test_a_limit_may_be_months_off(executor: JobExecutor, make_job: MakeJob, limit: str, seconds: float) -> None:
+    """Time limits of months are accepted and do not fire early."""
     fields: dict[str, Any] = {"max_runtime": None} | {limit: seconds}
     assert executor.submit(make_job(functions.add, 1, **fields)).result(timeout=20) == 2
     assert executor.submit(make_job(time.sleep, 0.1, **fields)).exception(timeout=20) is None
@@ -41,6 +42,7 @@ def test_a_limit_may_be_months_off(executor: JobExecutor, make_job: MakeJob, lim
 
 @pytest.mark.parametrize("seconds", [60 * DAY, 1e300])
 def test_a_retry_may_be_months_off(executor: JobExecutor, make_job: MakeJob, tmp_path: Path, seconds: float) -> None:
+    """A retry delay of months is accepted."""
     policy = RetryPolicy(retry_delay=seconds, max_delay=seconds)
     waiting = executor.submit(
         make_job(functions.fail_until, str(tmp_path / "calls"), 9, retry=policy, max_runtime=None)
@@ -53,7 +55,7 @@ def test_a_retry_may_be_months_off(executor: JobExecutor, make_job: MakeJob, tmp
 
 @pytest.mark.parametrize("asked", ["3024000", "9" * 400, "Fri, 31 Dec 9999 23:59:59 GMT"])
 def test_no_server_can_ask_for_more_than_a_day(executor: JobExecutor, make_job: MakeJob, asked: str) -> None:
-    """Nor harm other jobs: a policy that means to wait longer says so by its max_delay."""
+    """A server's Retry-After counts for at most a day."""
     with serving(lambda path, body: (429, {"Retry-After": asked}, b"no")) as (url, _):
         waiting = executor.submit(make_job(ask, url, max_runtime=None))
         wait_for(lambda: waiting.job.status is JobStatus.RETRYING, seconds=20)
@@ -64,6 +66,7 @@ def test_no_server_can_ask_for_more_than_a_day(executor: JobExecutor, make_job: 
 
 
 def test_a_tool_may_start_a_job_in_months(make_executor: MakeExecutor, make_job: MakeJob) -> None:
+    """A tool's rate limit may delay a start by months."""
     executor = make_executor(2, tool_limits={"rare": ToolLimit(rate=1e-7)})
     first, second = (executor.submit(make_job(functions.add, n, tool_name="rare", max_runtime=None)) for n in range(2))
     assert first.result(timeout=20) == 1
@@ -72,7 +75,7 @@ def test_a_tool_may_start_a_job_in_months(make_executor: MakeExecutor, make_job:
 
 
 def test_a_grace_may_be_longer_than_a_lifetime(make_job: MakeJob) -> None:
-    """It is the most that a job is given to end: one that ends when asked to takes none of it."""
+    """A kill grace of any length is only a maximum: a job that ends when asked takes none of it."""
     with JobExecutor(2, config=Settings.model_validate({"executor": {"kill_grace": 1e12}})) as executor:
         stuck = executor.submit(make_job(time.sleep, 30, max_runtime=0.2, retry_attempts=0))
         assert isinstance(stuck.exception(timeout=20), TimeoutError)
@@ -80,6 +83,7 @@ def test_a_grace_may_be_longer_than_a_lifetime(make_job: MakeJob) -> None:
 
 
 def test_whoever_waits_may_wait_for_ever(executor: JobExecutor, make_job: MakeJob) -> None:
+    """Timeouts longer than the system supports are accepted where a caller waits."""
     assert executor.submit(make_job(functions.add, 1)).result(timeout=1e12) == 2
     executor.submit(Job(function=time.sleep, args=(0.1,)))
     executor.shutdown(timeout=1e12)

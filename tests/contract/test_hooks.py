@@ -99,6 +99,7 @@ def assert_its_slot_is_free(executor: JobExecutor, **fields: Any) -> None:
 
 @pytest.mark.parametrize("kind", [Endless, Deaf, Blocking])
 def test_a_deadline_is_the_supervisor_s_whatever_hooks_do(kind: type[JobExecutor]) -> None:
+    """A deadline ends a job whatever its hooks do."""
     with made(kind) as executor:
         future = executor.submit(a_job(deadline=0.2, tool_name="blocks"))
         with pytest.raises(JobTimeoutError, match=r"deadline=0\.2"):
@@ -108,6 +109,7 @@ def test_a_deadline_is_the_supervisor_s_whatever_hooks_do(kind: type[JobExecutor
 
 @pytest.mark.parametrize("kind", [Endless, Deaf, Blocking])
 def test_a_cancel_ends_a_job_whatever_hooks_do(kind: type[JobExecutor]) -> None:
+    """Cancelling ends a job whatever its hooks do."""
     with made(kind) as executor:
         future = executor.submit(a_job(tool_name="blocks"))
         assert executor.entered.wait(20)
@@ -119,6 +121,7 @@ def test_a_cancel_ends_a_job_whatever_hooks_do(kind: type[JobExecutor]) -> None:
 
 @pytest.mark.parametrize("kind", [Endless, Deaf, Blocking])
 def test_leaving_by_an_exception_ends_hooked_jobs_within_five_seconds(kind: type[JobExecutor]) -> None:
+    """Leaving the `with` block by an exception ends hooked jobs within five seconds."""
     with made(kind) as executor:
         began = time.monotonic()
         future = executor.submit(a_job(tool_name="blocks"))
@@ -130,6 +133,7 @@ def test_leaving_by_an_exception_ends_hooked_jobs_within_five_seconds(kind: type
 
 
 def test_a_cancelled_hook_may_clean_up() -> None:
+    """A cancelled hook may run its clean-up code."""
     with made(Endless) as executor:
         future = executor.submit(a_job())
         assert executor.entered.wait(20)
@@ -140,6 +144,7 @@ def test_a_cancelled_hook_may_clean_up() -> None:
 
 
 def test_a_job_whose_error_hook_does_not_end_is_ended() -> None:
+    """A job whose error hook never returns is ended."""
     with made(EndlessErrorHook) as executor:
         future = executor.submit(a_job(function=functions.fail_with_value_error, args=("no good",)))
         assert executor.entered.wait(20)
@@ -148,6 +153,7 @@ def test_a_job_whose_error_hook_does_not_end_is_ended() -> None:
 
 
 def test_an_error_hook_hears_of_the_cancel_of_its_attempt_and_is_ended_if_it_stays() -> None:
+    """An error hook gets the cancel of its attempt, and is ended if it never returns."""
     with made(EndlessErrorHook) as executor:
         future = executor.submit(a_job(function=time.sleep, args=(30,)))
         wait_for(lambda: executor.running())
@@ -157,7 +163,7 @@ def test_an_error_hook_hears_of_the_cancel_of_its_attempt_and_is_ended_if_it_sta
 
 
 def test_what_a_hook_makes_of_its_cancel_does_not_count() -> None:
-    """A job past its deadline has failed, also where `execute_job` gives a value all the same."""
+    """A job past its deadline fails even if `execute_job` returns a value."""
 
     class Stubborn(Endless):
         async def execute_job(self, job: Job) -> Any:
@@ -172,7 +178,7 @@ def test_what_a_hook_makes_of_its_cancel_does_not_count() -> None:
 
 
 def test_a_hook_is_written_off_as_a_thread_is(caplog: pytest.LogCaptureFixture) -> None:
-    """Counted, logged with where it is stuck, its slot free."""
+    """A stuck hook is abandoned: it is counted, logged with its stack, and its slot is free."""
     with made(Blocking) as executor:
         future = executor.submit(a_job(deadline=0.1, tool_name="blocks"))
         assert isinstance(future.exception(timeout=20), JobTimeoutError)
@@ -182,6 +188,7 @@ def test_a_hook_is_written_off_as_a_thread_is(caplog: pytest.LogCaptureFixture) 
 
 
 def test_jobs_that_wait_behind_a_blocked_loop_go_on_once_it_is_replaced() -> None:
+    """Jobs behind a blocked event loop run once the loop is replaced."""
     with made(Blocking, max_workers=2) as executor:
         blocked = executor.submit(a_job(tool_name="blocks"))
         assert executor.entered.wait(20)
@@ -193,7 +200,7 @@ def test_jobs_that_wait_behind_a_blocked_loop_go_on_once_it_is_replaced() -> Non
 def test_jobs_that_were_given_a_slot_together_with_one_that_blocks_the_loop_go_on_too(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """They see their submitter's context variables, though the old loop comes to them as well while they run."""
+    """Jobs with a slot on a blocked loop run on its replacement, once, with their context variables."""
     seen: list[str] = []
     blocked: list[threading.Thread] = []
 
@@ -227,7 +234,7 @@ def test_jobs_that_were_given_a_slot_together_with_one_that_blocks_the_loop_go_o
 
 
 def test_a_loop_that_goes_on_after_all_harms_nobody() -> None:
-    """What was written off there starts nothing, and its job stays as it ended."""
+    """An abandoned loop that goes on starts nothing, and its job stays as it ended."""
     with made(Blocking) as executor:
         written_off = executor.submit(a_job(deadline=0.1, tool_name="blocks"))
         assert isinstance(written_off.exception(timeout=20), JobTimeoutError)
@@ -240,7 +247,7 @@ def test_a_loop_that_goes_on_after_all_harms_nobody() -> None:
 
 
 def test_the_supervisor_holds_max_runtime_while_hooks_block_the_loop() -> None:
-    """Where only hooks are overridden; the function is ended on time, though nobody hears of that yet."""
+    """max_runtime ends the function on time while a hook blocks the event loop."""
 
     class BlockingHook(JobExecutor):
         let_go: threading.Event
@@ -258,6 +265,7 @@ def test_the_supervisor_holds_max_runtime_while_hooks_block_the_loop() -> None:
 
 
 def test_the_interpreter_s_exit_does_not_wait_for_a_blocked_hook(tmp_path: Path) -> None:
+    """The interpreter exits although a hook is blocked."""
     script = tmp_path / "script.py"
     script.write_text(
         "import time\n"
@@ -278,7 +286,7 @@ def test_the_interpreter_s_exit_does_not_wait_for_a_blocked_hook(tmp_path: Path)
 
 
 def test_a_hook_that_fails_before_its_attempt_gives_its_slot_back() -> None:
-    """Else the retry would wait for the slot that its own job holds."""
+    """A hook that fails before its attempt releases its slot, so that the retry can run."""
 
     class FailsFirst(JobExecutor):
         async def pre_execution_hook(self, job: Job) -> None:
@@ -292,7 +300,7 @@ def test_a_hook_that_fails_before_its_attempt_gives_its_slot_back() -> None:
 
 
 def test_a_function_that_execute_job_runs_twice_holds_a_slot_each_time() -> None:
-    """... and no more attempts than max_workers run at once, then or later."""
+    """Each run of the function inside `execute_job` holds a slot, and max_workers is kept."""
 
     class Twice(JobExecutor):
         async def execute_job(self, job: Job) -> Any:
@@ -320,6 +328,7 @@ def test_a_function_that_execute_job_runs_twice_holds_a_slot_each_time() -> None
 
 
 def test_nothing_starts_after_the_cancel_of_a_driven_job_whose_worker_was_not_ready(tmp_path: Path) -> None:
+    """A driven job that is cancelled before its worker is ready never starts."""
     with made(JobExecutor) as executor:
         for n in range(3):
             driver = executor.drive(
@@ -364,7 +373,7 @@ def wavering_job(draw: random.Random) -> Job:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_each_job_ends_once_when_its_end_and_its_cancel_race(seed: int) -> None:
-    """Every transition is legal and told in order, the last is terminal, and every slot is free afterwards."""
+    """When end and cancel race, transitions stay legal and ordered, and every slot becomes free."""
     draw = random.Random(seed)
     told: dict[Job, list[JobStatus]] = defaultdict(lambda: [JobStatus.PENDING])
 
@@ -393,7 +402,7 @@ def test_each_job_ends_once_when_its_end_and_its_cancel_race(seed: int) -> None:
 
 
 def test_an_observer_that_is_removed_was_told_of_all_before() -> None:
-    """An engine says that its job is over, and the supervisor comes to it a moment later: here, 0.2 s."""
+    """`remove_observer` returns after the observer got all transitions up to now."""
     told: list[Transition] = []
     gate = threading.Event()
 
@@ -412,6 +421,7 @@ def test_an_observer_that_is_removed_was_told_of_all_before() -> None:
 
 
 def test_an_observer_may_remove_itself() -> None:
+    """An observer may remove itself while it is called."""
     told: list[JobStatus] = []
     with made(JobExecutor) as executor:
 

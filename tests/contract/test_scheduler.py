@@ -49,6 +49,8 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 def test_a_manual_job_gets_what_its_function_takes() -> None:
+    """A manual job's function gets the tool name and collection type that it accepts."""
+
     async def main() -> None:
         scheduler = CollectionScheduler(2, config=Settings())
         await scheduler.start()
@@ -66,6 +68,8 @@ def test_a_manual_job_gets_what_its_function_takes() -> None:
 
 
 def test_a_function_without_a_signature_gets_only_the_caller_s_own_arguments() -> None:
+    """A function without a signature gets only the caller's own arguments."""
+
     async def main() -> None:
         scheduler = CollectionScheduler(2, config=Settings())
         await scheduler.start()
@@ -79,6 +83,8 @@ def test_a_function_without_a_signature_gets_only_the_caller_s_own_arguments() -
 
 
 def test_a_processing_job_runs_in_a_process_with_its_data() -> None:
+    """A processing job runs in a worker process and gets its data."""
+
     async def main() -> None:
         scheduler = ProcessingScheduler(1, config=Settings())
         await scheduler.start()
@@ -95,6 +101,8 @@ def test_a_processing_job_runs_in_a_process_with_its_data() -> None:
 
 
 def test_jobs_added_before_the_start_run_after_it() -> None:
+    """Jobs added before `start` run after it."""
+
     async def main() -> None:
         scheduler = CollectionScheduler(config=Settings())
         job_id = await scheduler.add_manual_job("collection", plain, value=1)
@@ -109,6 +117,8 @@ def test_jobs_added_before_the_start_run_after_it() -> None:
 
 
 def test_an_argument_the_function_cannot_take_is_refused() -> None:
+    """An argument that the function cannot take is refused when the job is added."""
+
     async def main() -> None:
         scheduler = CollectionScheduler(config=Settings())
         with pytest.raises(InvalidJobError, match="takes no argument 'vlaue': it takes value"):
@@ -123,6 +133,8 @@ def test_an_argument_the_function_cannot_take_is_refused() -> None:
 
 
 def test_limits_come_from_the_scheduler_s_section_unless_the_job_has_its_own() -> None:
+    """A job without limits of its own gets those of the scheduler's section."""
+
     async def main() -> None:
         config = Settings(collection=CollectionSettings(job_timeout=7.0, retry_attempts=1, retry_delay=2.0))
         scheduler = CollectionScheduler(config=config)
@@ -152,6 +164,8 @@ def test_limits_come_from_the_scheduler_s_section_unless_the_job_has_its_own() -
 def test_what_the_settings_say_of_a_pool_counts_before_the_processing_schedulers_own(
     sections: dict[str, Any], pool: str
 ) -> None:
+    """A pool from the settings wins over the processing scheduler's choice."""
+
     async def main() -> None:
         scheduler = ProcessingScheduler(1, config=Settings(**sections))
         early = await scheduler.add_processing_job(os.getpid, "radar")
@@ -166,6 +180,8 @@ def test_what_the_settings_say_of_a_pool_counts_before_the_processing_schedulers
 
 
 def test_a_live_job_with_the_same_dedupe_key_is_given_instead_of_a_second_one() -> None:
+    """Adding a job with the dedupe_key of a live job returns that job's id."""
+
     async def main() -> None:
         release = threading.Event()
         scheduler = CollectionScheduler(1, config=Settings())
@@ -189,6 +205,8 @@ def test_a_live_job_with_the_same_dedupe_key_is_given_instead_of_a_second_one() 
 
 
 def test_a_job_of_one_s_own_gets_only_what_it_lacks() -> None:
+    """A job that the caller made keeps its own values and gets only missing ones."""
+
     async def main() -> None:
         scheduler = CollectionScheduler(config=Settings())
         job = Job(function=collect, args=("mine",), tool_name="radar", metadata={"collection_type": "full"})
@@ -199,6 +217,8 @@ def test_a_job_of_one_s_own_gets_only_what_it_lacks() -> None:
 
 
 def test_a_copy_of_a_job_s_arguments_runs_again() -> None:
+    """A job's args and kwargs, copied to a new job, run again."""
+
     async def main() -> None:
         scheduler = CollectionScheduler(config=Settings())
         await scheduler.start()
@@ -219,6 +239,8 @@ def test_a_copy_of_a_job_s_arguments_runs_again() -> None:
 
 
 def test_stop_cancels_what_waits_and_lets_what_runs_end() -> None:
+    """`stop` cancels waiting jobs and lets running ones end."""
+
     async def main() -> None:
         release = threading.Event()
         scheduler = CollectionScheduler(1, config=Settings())
@@ -240,6 +262,8 @@ def test_stop_cancels_what_waits_and_lets_what_runs_end() -> None:
 
 
 def test_a_stopped_scheduler_starts_again_and_remembers() -> None:
+    """A stopped scheduler starts again and still knows its jobs."""
+
     async def main() -> None:
         scheduler = CollectionScheduler(config=Settings())
         for value in range(2):
@@ -255,7 +279,7 @@ def test_a_stopped_scheduler_starts_again_and_remembers() -> None:
 
 
 def test_jobs_added_after_the_close_wait_for_the_next_start() -> None:
-    """The ready-made schedulers live as long as the program: whoever closed one may start it once more."""
+    """Jobs added after `close` wait for the next start, also in the ready-made schedulers."""
 
     async def main() -> None:
         scheduler = CollectionScheduler(config=Settings())
@@ -274,6 +298,8 @@ def test_jobs_added_after_the_close_wait_for_the_next_start() -> None:
 
 
 def test_cleanup_forgets_jobs_that_are_long_over_and_no_others() -> None:
+    """Cleanup forgets jobs that finished long ago and no others."""
+
     async def main() -> None:
         scheduler = CollectionScheduler(config=Settings())
         await scheduler.start()
@@ -290,6 +316,8 @@ def test_cleanup_forgets_jobs_that_are_long_over_and_no_others() -> None:
 
 
 def test_listing_filters_and_pages() -> None:
+    """`list_jobs` filters by field and returns pages."""
+
     async def main() -> None:
         scheduler = CollectionScheduler(config=Settings())
         for number in range(6):
@@ -305,6 +333,8 @@ def test_listing_filters_and_pages() -> None:
 def test_ready_made_schedulers_read_the_configuration_when_they_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The ready-made schedulers read the configuration at `start`."""
+
     async def main() -> None:
         monkeypatch.setenv("EXECUTOR_ADAPTER_CONFIG", str(tmp_path / "config.yaml"))
         (tmp_path / "config.yaml").write_text("collection:\n  job_timeout: -5\n")
@@ -328,6 +358,8 @@ def test_ready_made_schedulers_read_the_configuration_when_they_start(
 
 
 def test_settings_give_the_number_of_concurrent_jobs() -> None:
+    """The settings give the number of concurrent jobs unless the scheduler is given one."""
+
     async def main() -> None:
         config = Settings(processing=ProcessingSettings(max_concurrent_jobs=3))
         scheduler = ProcessingScheduler(config=config)

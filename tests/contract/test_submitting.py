@@ -35,7 +35,7 @@ def executor(told: list[Transition]) -> Iterator[JobExecutor]:
 
 @pytest.mark.parametrize("cancel", [False, True])
 def test_a_shutdown_finds_the_first_job_though_no_thread_runs_it_yet(executor: JobExecutor, cancel: bool) -> None:
-    """The one that submits it was interrupted before it started the supervisor's thread."""
+    """A shutdown cancels the first job even if its submission was interrupted before the thread started."""
     executor._supervisor.thread.wake = lambda: None  # type: ignore[method-assign]
     future = executor.submit(Job(function=work))
     executor.shutdown(cancel_futures=cancel)
@@ -61,7 +61,7 @@ class SlowQueue(deque[Job]):
 def test_a_job_is_submitted_before_it_is_cancelled(
     executor: JobExecutor, told: list[Transition], how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where both come at once, and the job is not through the door."""
+    """A cancel that races with a submission is handled after it."""
     executor.submit(Job(function=time.sleep, args=(30,), pool="process"))  # so that the job does not start meanwhile
     wait_for(executor.running)
     supervisor, job = executor._supervisor, Job(function=work)
@@ -105,7 +105,7 @@ def submit_until_refused(executor: JobExecutor) -> list[JobFuture]:
 def test_a_signal_handler_may_wait_for_the_end_of_an_executor_while_jobs_are_submitted(
     max_pending: int | None, started: bool
 ) -> None:
-    """Wherever in a submission it comes: the thread that it interrupts cannot go on before that."""
+    """A signal handler may wait for a shutdown at any point of the submission that it interrupts."""
     for round_ in range(100):
         executor = JobExecutor(2, config=Settings(), max_pending=max_pending)
         if started:

@@ -68,13 +68,14 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("doing", ["waiting for threads", "waiting in the block", "sleeping"])
 def test_all_jobs_end_within_seconds_and_none_begins(tmp_path: Path, number: signal.Signals, doing: str) -> None:
+    """A signal that ends the program ends all jobs within seconds, and no job starts after it."""
     states, pids = _tell(tmp_path, number, doing)
     assert states == ["cancelled"] * 4
     assert len(pids) == 2, "a job began after the signal"
 
 
 def test_a_program_that_decides_for_itself_has_its_jobs_until_it_does(tmp_path: Path) -> None:
-    """Its handler is one of its own: a second after the signal the jobs run still."""
+    """With a signal handler of its own, a program's jobs run until it shuts the executor down."""
     states, _ = _tell(tmp_path, signal.SIGTERM, "deciding for itself")
     assert states == ["running", "running", "pending", "pending"]
 

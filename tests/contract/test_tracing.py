@@ -68,7 +68,7 @@ def run(executor: JobExecutor, job: Job) -> Any:
 def test_a_job_s_span_is_in_that_of_its_submitter_and_its_function_in_it(
     executor: JobExecutor, make_job: MakeJob, spans: InMemorySpanExporter, provider: TracerProvider
 ) -> None:
-    """In every pool: in a worker process too."""
+    """In every pool a job's span is a child of its submitter's, and the function's spans of the job's."""
     with provider.get_tracer("test").start_as_current_span("submitter") as around:
         seen = run(executor, make_job(current_span_id, job_id="traced", tool_name="radar"))
     found = by_name(spans)
@@ -85,6 +85,7 @@ def test_a_job_s_span_is_in_that_of_its_submitter_and_its_function_in_it(
 def test_each_attempt_has_a_span_with_how_it_ended(
     executor: JobExecutor, make_job: MakeJob, spans: InMemorySpanExporter, tmp_path: Any
 ) -> None:
+    """Each attempt has a span with its number, pool and outcome."""
     run(executor, make_job(fail_until, str(tmp_path / "calls"), 2))
     found = by_name(spans)
     first, second = found["attempt 1"], found["attempt 2"]
@@ -101,6 +102,7 @@ def test_each_attempt_has_a_span_with_how_it_ended(
 def test_a_failed_job_s_span_says_so_and_a_completed_one_counts_its_records(
     executor: JobExecutor, make_job: MakeJob, spans: InMemorySpanExporter
 ) -> None:
+    """A failed job's span has its error, and a completed one its number of records."""
     failed = executor.submit(make_job(fail_with_code, "DATA_ERROR", job_type="broken"))
     fine = executor.submit(make_job(collect, 7, job_type="fine"))
     assert failed.exception() is not None
@@ -116,7 +118,7 @@ def test_a_failed_job_s_span_says_so_and_a_completed_one_counts_its_records(
 def test_what_a_function_says_is_still_heard(
     executor: JobExecutor, make_job: MakeJob, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its log and its output, though something was put around it."""
+    """A traced job's log and output are still received."""
     caplog.set_level("INFO", "executor_adapter")
     job = Job(function=print, args=("heard",), pool="process")
     run(executor, job)
@@ -124,6 +126,7 @@ def test_what_a_function_says_is_still_heard(
 
 
 def test_a_job_that_is_refused_leaves_no_span(executor: JobExecutor, spans: InMemorySpanExporter) -> None:
+    """A refused job opens no span."""
     with pytest.raises(ValueError, match="memory_limit"):
         executor.submit(Job(function=list, pool="thread", memory_limit=1))
     executor.shutdown()
@@ -131,7 +134,7 @@ def test_a_job_that_is_refused_leaves_no_span(executor: JobExecutor, spans: InMe
 
 
 def test_without_a_tracer_nothing_is_imported_or_told() -> None:
-    """Nor where opentelemetry is imported and no provider set up."""
+    """Without a tracer provider nothing is imported or traced, even if opentelemetry is imported."""
     with JobExecutor(1, config=Settings()) as executor:
         assert executor._tracer is None
     assert tracing.tracer_in_use() is None

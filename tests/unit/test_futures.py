@@ -36,6 +36,7 @@ def future_of(executor: InlineExecutor) -> JobFuture:
 
 
 def test_a_future_that_nobody_waits_for_makes_nothing_to_wait_with(executor: InlineExecutor) -> None:
+    """A future creates no condition or lock of its own until someone waits for it."""
     future = future_of(executor)
     future.settle(1, None)
     assert future.done()
@@ -45,6 +46,7 @@ def test_a_future_that_nobody_waits_for_makes_nothing_to_wait_with(executor: Inl
 
 
 def test_an_error_is_raised_and_given(executor: InlineExecutor) -> None:
+    """`result` raises the job's error and `exception` returns it."""
     future = future_of(executor)
     future.settle(None, KeyError("k"))
     assert isinstance(future.exception(timeout=0), KeyError)
@@ -53,12 +55,14 @@ def test_an_error_is_raised_and_given(executor: InlineExecutor) -> None:
 
 
 def test_waiting_has_its_timeout(executor: InlineExecutor) -> None:
+    """`result` raises TimeoutError after its timeout."""
     with pytest.raises(TimeoutError):
         future_of(executor).result(timeout=0.01)
 
 
 @pytest.mark.usefixtures("_switch_threads_often")
 def test_no_wake_up_is_lost_whoever_comes_first(executor: InlineExecutor) -> None:
+    """A waiter is woken whether it starts before or after the future is settled."""
     futures = [future_of(executor) for _ in range(3000)]
     called: list[int] = []
     results: list[int] = []
@@ -87,6 +91,7 @@ def test_no_wake_up_is_lost_whoever_comes_first(executor: InlineExecutor) -> Non
 
 @pytest.mark.usefixtures("_switch_threads_often")
 def test_waiting_for_all_waits_for_all(executor: InlineExecutor) -> None:
+    """`concurrent.futures.wait` waits for all futures of an executor."""
     for _ in range(300):
         futures = [future_of(executor) for _ in range(20)]
         thread = threading.Thread(target=lambda: [future.settle(1, None) for future in futures])  # noqa: B023
@@ -97,6 +102,7 @@ def test_waiting_for_all_waits_for_all(executor: InlineExecutor) -> None:
 
 
 def test_as_completed_and_asyncio_take_it_as_any_future(executor: InlineExecutor) -> None:
+    """`as_completed` and `asyncio.wrap_future` accept a JobFuture."""
     futures = [future_of(executor) for _ in range(3)]
     threading.Timer(0.05, lambda: [future.settle(n, None) for n, future in enumerate(futures)]).start()
     assert {f.result() for f in concurrent.futures.as_completed(futures, timeout=10)} == {0, 1, 2}
@@ -111,11 +117,13 @@ def test_as_completed_and_asyncio_take_it_as_any_future(executor: InlineExecutor
 
 
 def test_unknown_attributes_are_still_unknown(executor: InlineExecutor) -> None:
+    """An unknown attribute of a future raises AttributeError."""
     with pytest.raises(AttributeError, match="no attribute 'reslut'"):
         future_of(executor).reslut  # noqa: B018
 
 
 def test_callbacks_are_called_whatever_one_before_raises(caplog: pytest.LogCaptureFixture) -> None:
+    """A callback that raises does not keep later callbacks from being called."""
     callbacks, called = Callbacks(), []
 
     def end_the_program() -> None:
@@ -132,7 +140,7 @@ def test_callbacks_are_called_whatever_one_before_raises(caplog: pytest.LogCaptu
 def test_callbacks_are_waited_for_as_long_as_none_hangs(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """All together may take longer than one of them."""
+    """A shutdown waits for all callbacks, and only for a limited time for one that hangs."""
     monkeypatch.setattr(futures_module, "MAX_CALLBACK_SECONDS", 0.5)
     callbacks, called, release = Callbacks(), [], threading.Event()
     for number in range(4):
@@ -150,7 +158,7 @@ def test_callbacks_are_waited_for_as_long_as_none_hangs(
 
 
 def test_a_callback_may_wait_for_the_callbacks() -> None:
-    """It is one of them: all but itself."""
+    """A callback may wait for the other callbacks without waiting for itself."""
     callbacks, waited = Callbacks(), threading.Event()
 
     def wait() -> None:
@@ -163,6 +171,7 @@ def test_a_callback_may_wait_for_the_callbacks() -> None:
 
 
 def test_a_thread_for_callbacks_that_is_not_to_be_had_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the callback thread cannot start, it is started with a later callback."""
     callbacks, called = Callbacks(), threading.Event()
 
     def refuse(thread: threading.Thread) -> None:

@@ -58,7 +58,7 @@ def fail() -> None:
 
 
 def test_jobs_are_counted_as_they_end(make_executor: MakeExecutor) -> None:
-    """By status, type, tool and error code; with their times and their retries."""
+    """Ended jobs are counted by status, type, tool and error code, with their times and retries."""
     executor = make_executor()
     futures = [executor.submit(Job(function=list, job_type="listing", tool_name="radar")) for _ in range(3)]
     futures.append(executor.submit(Job(function=fail)))
@@ -91,6 +91,7 @@ def _fail_once() -> Callable[[], None]:
 
 
 def test_what_is_so_now_is_told_at_each_scrape(make_executor: MakeExecutor) -> None:
+    """Gauges show the current state at each scrape."""
     executor, go_on = make_executor(), threading.Event()
     jobs = [executor.submit(Job(function=go_on.wait)).job for _ in range(5)]
     wait_for(lambda: sum(job.status is JobStatus.RUNNING for job in jobs) == 2)
@@ -103,7 +104,7 @@ def test_what_is_so_now_is_told_at_each_scrape(make_executor: MakeExecutor) -> N
 
 
 def test_all_executors_of_a_process_share_one_port(make_executor: MakeExecutor) -> None:
-    """What was counted stays when one is closed; the port is free again when all are."""
+    """Executors share a port; counters outlive each of them, and the port is free after the last."""
     port = free_port()
     first, second = make_executor(port), make_executor(port)
     for executor in (first, second):
@@ -121,7 +122,7 @@ def test_all_executors_of_a_process_share_one_port(make_executor: MakeExecutor) 
 
 
 def test_a_port_that_is_taken_harms_no_job(make_executor: MakeExecutor, caplog: pytest.LogCaptureFixture) -> None:
-    """It is said, with the way out; the jobs run without."""
+    """A port that is taken is logged with the fix, and jobs run without metrics."""
     url = make_executor().metrics_url
     assert url is not None
     port = int(url.split(":")[2].partition("/")[0])
@@ -134,6 +135,7 @@ def test_a_port_that_is_taken_harms_no_job(make_executor: MakeExecutor, caplog: 
 
 
 def test_names_without_end_do_not_make_series_without_end(make_executor: MakeExecutor) -> None:
+    """Job types beyond the limit share one label value."""
     executor = make_executor()
     for number in range(MAX_LABEL_VALUES + 50):
         executor.run(Job(function=list, job_type=f"type-{number}"))
@@ -144,6 +146,7 @@ def test_names_without_end_do_not_make_series_without_end(make_executor: MakeExe
 
 
 def test_error_codes_without_end_do_neither(make_executor: MakeExecutor) -> None:
+    """Error codes beyond the limit share one label value."""
     executor = make_executor()
     for number in range(MAX_LABEL_VALUES + 50):
         executor.submit(Job(function=fail_by, args=(f"CODE-{number}",), retry_attempts=0)).exception()
@@ -158,6 +161,7 @@ def fail_by(code: str) -> None:
 
 
 def test_without_a_port_nothing_is_served_and_nothing_counted() -> None:
+    """Without a port there is no server and no observer."""
     with JobExecutor(1, config=Settings()) as executor:
         assert executor.metrics_url is None
         assert executor._supervisor.tracker.observers == []

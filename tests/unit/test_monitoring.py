@@ -34,7 +34,7 @@ def run_all(executor: JobExecutor, function: Callable[[], object], count: int) -
 
 
 def test_figures_are_of_the_window_alone() -> None:
-    """What ended before it counts neither as success nor as failure, nor in any time."""
+    """Jobs that ended before the window count in no rate and no duration."""
     ended = ended_jobs()
     ended.extend([(100.0, FAILED, 0.0, 50.0), (900.0, DONE, 899.0, 1.0), (950.0, FAILED, 947.0, 3.0)])
     found = figures(ended, now=1000.0, window=200.0)
@@ -51,6 +51,7 @@ def test_figures_are_of_the_window_alone() -> None:
 
 
 def test_a_cancelled_job_is_no_failure_and_one_that_never_started_took_no_time() -> None:
+    """Cancelled jobs are not failures, and jobs that never started have no duration."""
     ended = ended_jobs()
     ended.extend([(900.0, CANCELLED, None, None), (900.0, DONE, 899.0, 0.0)])
     found = figures(ended, now=1000.0, window=200.0)
@@ -58,23 +59,27 @@ def test_a_cancelled_job_is_no_failure_and_one_that_never_started_took_no_time()
 
 
 def test_without_jobs_there_is_nothing_to_tell() -> None:
+    """Without jobs the rates and durations are None."""
     found = figures(ended_jobs(), now=1000.0, window=200.0)
     assert {value for name, value in found.items() if not name.startswith("window")} == {None}
 
 
 def test_a_percentile_is_a_value_that_was_seen() -> None:
+    """A percentile is one of the measured values."""
     values = [float(n) for n in range(1, 101)]
     assert (percentile(values, 0.5), percentile(values, 0.95), percentile(values, 1.0)) == (50.0, 95.0, 100.0)
     assert percentile([7.0], 0.95) == 7.0
 
 
 def test_memory_of_what_ended_is_bounded() -> None:
+    """The number of remembered ended jobs is bounded."""
     ended = ended_jobs()
     ended.extend((float(n), DONE, 0.0, 0.0) for n in range(3 * MAX_ENDED_JOBS))
     assert len(ended) == MAX_ENDED_JOBS
 
 
 def test_an_executor_measures_its_jobs() -> None:
+    """`stats` of an executor counts its jobs and measures their times."""
     with JobExecutor(1, config=Settings()) as executor:
         run_all(executor, lambda: time.sleep(0.02), 3)
         run_all(executor, fail, 1)
@@ -87,6 +92,7 @@ def test_an_executor_measures_its_jobs() -> None:
 
 
 def test_what_runs_is_known_with_its_time() -> None:
+    """`running` and `longest_running_seconds` show the attempts under way."""
     go_on = threading.Event()
     with JobExecutor(1, config=Settings()) as executor:
         job = executor.submit(Job(function=go_on.wait)).job
@@ -114,7 +120,7 @@ class Clock:
 
 
 def test_a_stuck_job_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    """... as a warning, when it has run for longer than an hour; again only for another job."""
+    """A stuck job gives one warning, and another stuck job a new one."""
     go_on, clock, told = threading.Event(), Clock(), list[Alert]()
     with JobExecutor(2, config=Settings()) as executor:
         job = executor.submit(Job(function=go_on.wait, job_id="stuck")).job
@@ -136,7 +142,7 @@ def test_a_stuck_job_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_high_failure_rate_is_said_when_it_becomes_high(caplog: pytest.LogCaptureFixture) -> None:
-    """More than half, and said again only after it was lower."""
+    """A high failure rate gives one alert, and another only after it was lower."""
     with JobExecutor(2, config=Settings()) as executor:
         monitor = HealthMonitor(executor)
         assert monitor.check() == [], "no job, no rate"
@@ -156,6 +162,7 @@ def test_a_high_failure_rate_is_said_when_it_becomes_high(caplog: pytest.LogCapt
 
 
 def test_a_rate_of_too_few_jobs_is_none() -> None:
+    """A failure rate of fewer jobs than `min_jobs` gives no alert."""
     with JobExecutor(1, config=Settings()) as executor:
         monitor = HealthMonitor(executor, min_jobs=3)
         run_all(executor, fail, 2)
@@ -165,6 +172,7 @@ def test_a_rate_of_too_few_jobs_is_none() -> None:
 
 
 def test_a_callback_that_fails_keeps_no_other_from_being_told(caplog: pytest.LogCaptureFixture) -> None:
+    """A failing on_alert callback is logged, and the others are called."""
     told: list[Alert] = []
 
     def broken(alert: Alert) -> None:
@@ -178,6 +186,7 @@ def test_a_callback_that_fails_keeps_no_other_from_being_told(caplog: pytest.Log
 
 
 def test_limits_come_from_the_settings_unless_given() -> None:
+    """Limits come from the settings unless they are passed as arguments."""
     settings = MonitoringSettings(stuck_after=5.0, interval=7.0)
     with JobExecutor(1, config=Settings()) as executor:
         monitor = HealthMonitor(executor, settings=settings, interval=9.0)
@@ -185,6 +194,7 @@ def test_limits_come_from_the_settings_unless_given() -> None:
 
 
 def test_the_settings_are_those_of_what_is_watched() -> None:
+    """Without settings of its own a monitor uses those of what it watches."""
     config = Settings(monitoring=MonitoringSettings(stuck_after=5.0, failure_rate=0.9))
     with JobExecutor(1, config=config) as executor:
         monitors = [HealthMonitor(executor), HealthMonitor(CollectionScheduler(config=config), failure_rate=0.1)]
@@ -192,7 +202,7 @@ def test_the_settings_are_those_of_what_is_watched() -> None:
 
 
 def test_it_looks_in_a_thread_until_it_is_stopped(caplog: pytest.LogCaptureFixture) -> None:
-    """... also after a look that failed."""
+    """A monitor checks in a thread until it is stopped, also after a failed check."""
     looks: list[float] = []
 
     class Watched:
@@ -216,7 +226,7 @@ def test_it_looks_in_a_thread_until_it_is_stopped(caplog: pytest.LogCaptureFixtu
 
 
 def test_it_looks_in_an_event_loop_until_it_is_left() -> None:
-    """At a scheduler, in an asyncio program."""
+    """A monitor of a scheduler checks in the event loop until its block is left."""
     told: list[Alert] = []
 
     async def main() -> None:

@@ -25,7 +25,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 
 def test_the_wheel_holds_the_package_alone(wheel: zipfile.ZipFile) -> None:
-    """No flow, task, test or deployment of this project lands in a user's site-packages; every module does."""
+    """The wheel contains every module of the package, and no flow, task, test or deployment."""
     houses = {name.split("/")[0] for name in wheel.namelist()}
     assert {house for house in houses if not house.endswith(".dist-info")} == {"executor_adapter"}
     written = {str(path.relative_to(ROOT)) for path in (ROOT / "executor_adapter").rglob("*.py")}
@@ -33,7 +33,7 @@ def test_the_wheel_holds_the_package_alone(wheel: zipfile.ZipFile) -> None:
 
 
 def test_the_wheel_is_typed_and_licensed(wheel: zipfile.ZipFile) -> None:
-    """Type checkers use its annotations, and the licence travels along."""
+    """The wheel contains py.typed and the licence."""
     names = wheel.namelist()
     assert "executor_adapter/py.typed" in names
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)

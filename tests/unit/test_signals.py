@@ -45,7 +45,7 @@ def run(code: str) -> str:
 
 
 def test_an_interrupt_is_heard_while_the_main_thread_handles_it_late() -> None:
-    """The main thread is in C code, which no handler interrupts; the listener knows all the same."""
+    """A listener is notified at once while the main thread is in C code that no handler interrupts."""
     code = """
         import ctypes
         signal_watch.listen(listener)
@@ -66,6 +66,7 @@ def test_an_interrupt_is_heard_while_the_main_thread_handles_it_late() -> None:
 
 
 def test_a_program_that_handles_a_signal_itself_keeps_its_jobs() -> None:
+    """A signal with a handler of the program's own does not end its jobs."""
     code = """
         signal.signal(signal.SIGINT, lambda *_: None)
         signal.signal(signal.SIGTERM, lambda *_: None)
@@ -77,6 +78,7 @@ def test_a_program_that_handles_a_signal_itself_keeps_its_jobs() -> None:
 
 
 def test_a_handler_that_is_known_to_end_the_program_ends_its_jobs() -> None:
+    """A handler that `ending_handlers` recognises ends the jobs."""
     code = """
         def quit(*_): raise KeyboardInterrupt
         signal.signal(signal.SIGTERM, quit)
@@ -90,6 +92,7 @@ def test_a_handler_that_is_known_to_end_the_program_ends_its_jobs() -> None:
 
 
 def test_asyncio_run_ends_at_an_interrupt_and_so_do_its_jobs() -> None:
+    """SIGINT under `asyncio.run` ends the program and its jobs."""
     code = """
         import asyncio
         async def main():
@@ -107,6 +110,7 @@ def test_asyncio_run_ends_at_an_interrupt_and_so_do_its_jobs() -> None:
 
 
 def test_other_signals_end_nothing() -> None:
+    """Signals other than SIGTERM and SIGINT notify nobody."""
     code = """
         signal.signal(signal.SIGUSR1, signal.default_int_handler)
         signal_watch.listen(listener)
@@ -117,7 +121,7 @@ def test_other_signals_end_nothing() -> None:
 
 
 def test_the_older_fd_is_written_to_and_put_back() -> None:
-    """asyncio's own handlers, set before, are called still; with the last listener all is as it was."""
+    """An earlier wake-up fd gets the bytes too, and is restored with the last listener."""
     code = """
         import asyncio
         async def main():
@@ -141,6 +145,7 @@ def test_the_older_fd_is_written_to_and_put_back() -> None:
 
 
 def test_whoever_set_the_fd_later_keeps_it() -> None:
+    """A wake-up fd that other code set later stays set."""
     code = """
         signal_watch.listen(listener)
         reader, writer = os.pipe()
@@ -153,7 +158,7 @@ def test_whoever_set_the_fd_later_keeps_it() -> None:
 
 
 def test_a_forked_process_keeps_its_signals_to_itself() -> None:
-    """A pool of forked processes ends its own by SIGTERM: that must not end the jobs of their parent."""
+    """A signal to a forked process does not end the jobs of its parent."""
     code = """
         import warnings
         warnings.simplefilter("ignore")  # of forking beside a thread
@@ -173,7 +178,7 @@ def test_a_forked_process_keeps_its_signals_to_itself() -> None:
 
 
 def test_listening_in_another_thread_waits_for_the_main_thread() -> None:
-    """Only the main thread may set the fd: what it makes or enters next sets it for all."""
+    """A listener of another thread is notified once the main thread has set the wake-up fd."""
     code = """
         thread = threading.Thread(target=signal_watch.listen, args=(listener,))
         thread.start(), thread.join()
@@ -188,6 +193,7 @@ def test_listening_in_another_thread_waits_for_the_main_thread() -> None:
 
 
 def test_an_interrupt_of_our_own_raises_in_the_main_thread_and_ends_no_jobs() -> None:
+    """`interrupt_main_thread` raises in the main thread and does not notify executors."""
     code = """
         signal_watch.listen(listener)
         threading.Timer(0.2, signal_watch.interrupt_main_thread, (signal.SIGINT,)).start()

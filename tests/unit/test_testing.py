@@ -27,6 +27,7 @@ class Flaky:
 
 
 def test_a_job_runs_before_submit_returns_in_the_caller_s_thread() -> None:
+    """InlineExecutor runs a job in the caller's thread before `submit` returns."""
     with InlineExecutor() as executor:
         future = executor.submit(Job(function=threading.get_ident))
         assert future.done()
@@ -34,6 +35,8 @@ def test_a_job_runs_before_submit_returns_in_the_caller_s_thread() -> None:
 
 
 def test_coroutines_and_job_contexts_work_inline() -> None:
+    """Coroutine functions and `current_job` work in InlineExecutor."""
+
     async def attempt() -> int:
         await asyncio.sleep(0)
         return current_job().attempt
@@ -43,6 +46,7 @@ def test_coroutines_and_job_contexts_work_inline() -> None:
 
 
 def test_a_retry_comes_when_the_clock_is_moved_so_far() -> None:
+    """A retry runs once the clock has passed its delay."""
     policy = RetryPolicy(retry_delay=60.0, jitter=0.0)
     with InlineExecutor() as executor:
         future = executor.submit(Job(function=Flaky(3), retry=policy))
@@ -55,6 +59,7 @@ def test_a_retry_comes_when_the_clock_is_moved_so_far() -> None:
 
 
 def test_a_function_that_moves_the_clock_past_its_limit_is_timed_out() -> None:
+    """A function that moves the clock past max_runtime times out."""
     with InlineExecutor() as executor:
         job = Job(function=executor.clock.advance, args=(10.0,), max_runtime=5.0, retry_attempts=0)
         with pytest.raises(JobTimeoutError, match=r"max_runtime=5\.0"):
@@ -62,6 +67,7 @@ def test_a_function_that_moves_the_clock_past_its_limit_is_timed_out() -> None:
 
 
 def test_a_waiting_retry_is_cancelled_inline() -> None:
+    """A job that waits for a retry can be cancelled in InlineExecutor."""
     with InlineExecutor() as executor:
         future = executor.submit(Job(function=Flaky(9)))
         assert future.cancel()
@@ -70,6 +76,7 @@ def test_a_waiting_retry_is_cancelled_inline() -> None:
 
 
 def test_set_testing_limits_attempts_and_delays() -> None:
+    """`set_testing` limits attempts and removes delays, and its exit restores both."""
     flaky = Flaky(9)
     with InlineExecutor() as executor:
         with set_testing(attempts=2), pytest.raises(ConnectionError, match="call 2"):
@@ -80,11 +87,13 @@ def test_set_testing_limits_attempts_and_delays() -> None:
 
 
 def test_set_testing_does_not_add_attempts() -> None:
+    """`set_testing` never gives a job more attempts than its policy."""
     with set_testing(attempts=5):
         assert Job(function=print, retry_attempts=1).policy.retry_attempts == 1
 
 
 def test_impossible_settings_are_refused() -> None:
+    """`set_testing` and FakeClock refuse impossible values."""
     with pytest.raises(ValueError, match="attempts=0 runs no job"):
         set_testing(attempts=0)
     with pytest.raises(ValueError, match="does not go back"):
