@@ -13,6 +13,9 @@ INTERPRETER := $(BIN)/python
 DEMO := $(VENV)/.installed-demo
 DEV := $(VENV)/.installed-dev
 
+# Else each of the processes that the tests start compiles the package again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help run ui test check lint coverage hooks bench chaos clean
