@@ -1,3 +1,5 @@
+"""The command in this process, a store in a file, and jobs to fill it with."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -17,8 +19,8 @@ from executor_adapter.store import JobRecord, JobStore, open_store
 from executor_adapter.store.host import new_host
 
 
-class Said(NamedTuple):
-    """What a command printed, and its exit code."""
+class CommandResult(NamedTuple):
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -29,7 +31,7 @@ class Said(NamedTuple):
         return json.loads(self.out)
 
 
-Command = Callable[..., Said]
+Command = Callable[..., CommandResult]
 
 WORK = """
 import os, sys, time
@@ -67,7 +69,7 @@ def eat():
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory with a module of the user's own and a store in a file, and nothing set in the environment."""
+    """Change to a directory with a user's module and a store in a file, without environment variables of ours."""
     for name in ("CONFIG", "STORE__URL"):
         monkeypatch.delenv(f"EXECUTOR_ADAPTER_{name}", raising=False)
     monkeypatch.chdir(tmp_path)
@@ -79,11 +81,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    def run(*words: str) -> Said:
+    def run(*words: str) -> CommandResult:
         with pytest.raises(SystemExit) as ended:
             main(words)
         captured = capsys.readouterr()
-        return Said(int(ended.value.code or 0), captured.out, captured.err)
+        return CommandResult(int(ended.value.code or 0), captured.out, captured.err)
 
     return run
 
@@ -96,14 +98,14 @@ def store(home: Path) -> Iterator[JobStore]:
 
 
 def fill(store: JobStore, *records: JobRecord) -> None:
-    """Let a host that lives have told the store of these."""
+    """Write these records to the store, as jobs of a live host."""
     host = new_host()
     store.register(host, lease=600)
     store.write(host.host_id, [replace(record, host=host.host_id) for record in records], lease=600)
 
 
 def record(job_id: str, status: JobStatus = JobStatus.COMPLETED, *, age: float = 60.0, **fields: Any) -> JobRecord:
-    """A job that was made `age` seconds ago, waited one, and took ten."""
+    """Return the record of a job that was created `age` seconds ago, waited 1 s and took 10 s."""
     made = time.time() - age
     over = status.is_terminal
     attempt = Attempt(number=1, pool="process", pid=4711, queue_seconds=1.0, run_seconds=10.0, peak_rss=50 << 20)

@@ -1,4 +1,4 @@
-"""A real terminal: tmux, on a server of its own, and what its screen shows."""
+"""A real terminal: a tmux pane on a tmux server of its own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ needs_tmux = pytest.mark.skipif(
 
 
 class Terminal:
-    """One pane of so many columns and lines, with a plain shell in it."""
+    """One pane with a plain shell in it."""
 
     def __init__(self, socket: str) -> None:
         self._socket = socket
@@ -35,18 +35,19 @@ class Terminal:
         self._tmux("send-keys", "-t", "pane", "Enter")
 
     def run(self, words: str) -> None:
-        """Type a command of ours."""
+        """Type an `executor-adapter` command and Enter."""
         self.type(f"executor-adapter {words}")
 
     def press(self, key: str) -> None:
+        """Press one key, as tmux names it."""
         self._tmux("send-keys", "-t", "pane", key)
 
     def screen(self, *, colours: bool = False) -> str:
-        """What is on it now."""
+        """Return what the screen shows now."""
         return self._tmux("capture-pane", "-p", "-t", "pane", *(["-e"] if colours else []))
 
     def wait_for(self, condition: str | Callable[[str], object], *, within: float = 30.0) -> str:
-        """The first screen with that text on it, or for which the condition holds."""
+        """Wait for a screen that contains a text or fulfils a condition, and return it."""
         ends = time.monotonic() + within
         while time.monotonic() < ends:
             shown = self.screen()
@@ -64,7 +65,7 @@ class Terminal:
 
 @contextmanager
 def terminal(directory: Path, *, columns: int = 150, lines: int = 40) -> Iterator[Terminal]:
-    """A shell in `directory`, where `executor-adapter` is ours; ended with its tmux server."""
+    """Start a shell in `directory` where `executor-adapter` is this checkout's; end it with its tmux server."""
     socket = str(directory / "tmux")
     (directory / "rc").write_text(
         f'PS1="ready> "\nexecutor-adapter() {{ PYTHONPATH={shlex.quote(str(ROOT))} {COMMAND} "$@"; }}\n'

@@ -32,8 +32,8 @@ def test_a_right_configuration_is_said_to_be_fine(command: Command, home: Path) 
 def test_a_file_of_another_program_is_said_to_be_none_of_ours(command: Command, home: Path) -> None:
     """A config.yaml without a section of this package is ignored, and `config check` says so."""
     write(home, "server: {port: 80}")
-    said = "no file: the defaults (config.yaml is ignored: it has no section of this package): fine\n"
-    assert command("config", "check") == (0, said, "")
+    message = "no file: the defaults (config.yaml is ignored: it has no section of this package): fine\n"
+    assert command("config", "check") == (0, message, "")
     assert command("config", "check", "--json").json == {"file": None, "valid": True}
     assert command("config", "check", "-c", "config.yaml").code == 2
 
@@ -41,10 +41,12 @@ def test_a_file_of_another_program_is_said_to_be_none_of_ours(command: Command, 
 def test_a_wrong_one_is_refused_in_one_line(command: Command, home: Path) -> None:
     """A wrong configuration gives exit code 2 and one line that names the key and the fix."""
     write(home, "job: {max_runtme: 5}")
-    said = command("config", "check")
-    assert said.code == 2
-    assert said.err.startswith("executor-adapter: config.yaml: job.max_runtme is not a key: did you mean max_runtime?")
-    assert said.err.count("\n") == 1
+    result = command("config", "check")
+    assert result.code == 2
+    assert result.err.startswith(
+        "executor-adapter: config.yaml: job.max_runtme is not a key: did you mean max_runtime?"
+    )
+    assert result.err.count("\n") == 1
 
 
 def test_each_setting_is_shown_with_where_it_was_said(
@@ -108,7 +110,7 @@ def test_of_a_url_everything_but_its_secrets_is_shown(command: Command, home: Pa
 
 
 @pytest.mark.parametrize(
-    "said",
+    "message",
     [
         "params: {apikey: s3cret}",
         "params: {api-key: s3cret}",
@@ -120,9 +122,9 @@ def test_of_a_url_everything_but_its_secrets_is_shown(command: Command, home: Pa
         "method: POST, body: {pin_token: 53637}",
     ],
 )
-def test_what_is_called_a_secret_is_not_shown(command: Command, home: Path, said: str) -> None:
+def test_what_is_called_a_secret_is_not_shown(command: Command, home: Path, message: str) -> None:
     """A value whose key is named like a secret is hidden."""
-    write(home, f"tools: {{orders: {{source: rest, url: 'http://a', resources: {{r: {{path: /r, {said}}}}}}}}}")
+    write(home, f"tools: {{orders: {{source: rest, url: 'http://a', resources: {{r: {{path: /r, {message}}}}}}}}}")
     for words in (("--json",), ()):
         out = command("config", "show", *words).out
         assert "(hidden)" in out
@@ -153,11 +155,11 @@ def test_what_only_sounds_like_a_secret_is_shown(command: Command, home: Path) -
 def test_a_url_that_is_refused_is_refused_in_one_line_without_its_password(command: Command, url: str) -> None:
     """The message about a wrong store URL is one line and does not contain the password."""
     for words in (("jobs", "list"), ("run", "math:sqrt", "-a", "4")):
-        said = command(*words, "--store", url)
-        assert (said.code, said.out) == (2, "")
-        assert re.match("executor-adapter: store.url(:| is not| has) ", said.err)
-        assert said.err.count("\n") == 1
-        assert "s3cret" not in said.err
+        result = command(*words, "--store", url)
+        assert (result.code, result.out) == (2, "")
+        assert re.match("executor-adapter: store.url(:| is not| has) ", result.err)
+        assert result.err.count("\n") == 1
+        assert "s3cret" not in result.err
 
 
 def test_a_store_is_named_without_what_its_query_keeps_secret() -> None:
@@ -228,8 +230,8 @@ def test_the_schema_describes_every_key() -> None:
 
 def test_a_schema_is_written_where_one_wants_it(command: Command, home: Path) -> None:
     """`config schema --output FILE` writes the schema to that file and prints how to use it."""
-    said = command("config", "schema", "--output", "s.json")
-    assert "# yaml-language-server: $schema=./s.json" in said.out
+    result = command("config", "schema", "--output", "s.json")
+    assert "# yaml-language-server: $schema=./s.json" in result.out
     assert json.loads((home / "s.json").read_text()) == json_schema()
     assert command("config", "schema", "--output", "s.json", "--json").json == {"file": "s.json"}
 
@@ -242,5 +244,8 @@ def test_a_schema_is_json_whether_asked_for_or_not(command: Command) -> None:
 @pytest.mark.parametrize(("place", "why"), [("/no/dir/x", "No such file or directory"), ("/", "Is a directory")])
 def test_a_schema_that_cannot_be_written_is_said_in_one_line(command: Command, place: str, why: str) -> None:
     """A file that cannot be written gives exit code 2 and one line with the reason."""
-    said = command("config", "schema", "-o", place)
-    assert (said.code, said.err) == (2, f"executor-adapter: cannot write --output {place}: {why}: give another file\n")
+    result = command("config", "schema", "-o", place)
+    assert (result.code, result.err) == (
+        2,
+        f"executor-adapter: cannot write --output {place}: {why}: give another file\n",
+    )

@@ -1,4 +1,4 @@
-"""`doctor`: what it says of the system it is on, and of how worker processes start there."""
+"""`doctor`: its checks of the system and of how worker processes start."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from executor_adapter.monitoring.findings import Finding, Level
 from tests.cli.conftest import Command
 
 
-def said(finding: Finding) -> str:
+def text_of(finding: Finding) -> str:
     return f"{finding.found}: {finding.way_out}"
 
 
 @pytest.fixture
-def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A system without what only Linux has."""
+def without_linux(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove what only Linux has."""
     monkeypatch.setattr(checks, "HAS_GUARDIAN", False)
     for name in ("pidfd_open", "eventfd", "memfd_create"):
         monkeypatch.delattr(os, name)
 
 
-@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.usefixtures("without_linux")
 def test_where_there_is_no_linux_the_process_pool_is_said_to_be_weaker_not_missing() -> None:
     """Without Linux, doctor warns about what the process pool lacks and does not report it as missing."""
     system = check_system()
     assert system.level is Level.WARNING
-    assert "process jobs run in spawned interpreters: memory_limit is refused" in said(system)
+    assert "process jobs run in spawned interpreters: memory_limit is refused" in text_of(system)
     assert check_start_method("spawn").level is Level.FINE
     files = check_memory_files()
     assert (files.level, "copied through sockets" in files.found) == (Level.FINE, True)

@@ -1,4 +1,4 @@
-"""`jobs logs` and `jobs watch`: what comes, as it comes."""
+"""`jobs logs` and `jobs watch`: new lines and new states are printed as they come."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_job_s_log_is_printed(command: Command, home: Path) -> None:
     assert command("run", "work_of_a_user:talk", "--pool", "process").code == 0
     (job,) = command("jobs", "list", "--json").json["jobs"]
     lines = command("jobs", "logs", job["job_id"]).out.splitlines()
-    # What is printed and what is logged come by ways of their own: their order is that of arrival.
+    # Output and log records are sent over separate ways, so their order is that of arrival.
     assert {line[8:].strip() for line in lines} == {"first", "WARNING executor_adapter.job: second", "third"}
     assert command("jobs", "logs", job["job_id"], "-n", "1").out.splitlines() == lines[-1:]
     as_json = [json.loads(line) for line in command("jobs", "logs", job["job_id"], "--json").out.splitlines()]
@@ -70,7 +70,7 @@ def test_more_lines_than_are_kept_may_be_asked_for(command: Command, store: JobS
 
 
 class LateClock:
-    """Each look at it finds that a second has passed, longer than any frame may take."""
+    """A clock that moves by a second at each call, longer than a frame may take."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -101,5 +101,5 @@ def test_frames_that_are_late_do_not_end_the_watch(
 def test_no_watch_waits_for_longer_than_a_machine_can(command: Command, store: JobStore) -> None:
     """An --interval longer than the system can sleep is refused."""
     fill(store, record("moving-1", JobStatus.RUNNING))
-    said = command("jobs", "watch", "--json", "--interval", "1e300")
-    assert (said.code, said.out) == (2, "")
+    result = command("jobs", "watch", "--json", "--interval", "1e300")
+    assert (result.code, result.out) == (2, "")

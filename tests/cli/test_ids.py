@@ -1,4 +1,4 @@
-"""A job that is named by a part of its id."""
+"""Jobs that are found by a part of their id."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def test_what_sql_would_take_for_any_letter_stands_for_itself(command: Command, 
 def test_an_id_that_is_no_text_is_refused(command: Command, store: JobStore) -> None:
     """An id that is not valid Unicode is refused in one line."""
     fill(store, record("one"))
-    said = command("jobs", "show", "\udcff")  # as Python reads a byte that is no UTF-8
-    assert (said.code, said.err) == (
+    result = command("jobs", "show", "\udcff")  # as Python reads a byte that is no UTF-8
+    assert (result.code, result.err) == (
         2,
         "executor-adapter: a store cannot hold the text '\\udcff': give valid Unicode\n",
     )

@@ -1,4 +1,4 @@
-"""`jobs ...` and `stats`: what a store remembers, and what may be asked of its hosts."""
+"""`jobs ...` and `stats`: a store's jobs are shown, cancelled and queued again."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def ids(text: str) -> list[str]:
 
 def test_jobs_are_listed_newest_first(command: Command, filled: JobStore) -> None:
     """`jobs list` prints jobs with the newest first."""
-    said = command("jobs", "list")
-    assert said.code == 0
-    assert ids(said.out) == ["newest-0005", "moving-0004", "killer-0003", "broken-0002", "oldest-0001"]
-    assert "API_ERROR: HTTP 503" in said.out
-    assert "and more" not in said.out
-    assert "failed (quarantined)" in said.out
-    assert said.out.splitlines()[-1].strip() == "5 jobs"
+    result = command("jobs", "list")
+    assert result.code == 0
+    assert ids(result.out) == ["newest-0005", "moving-0004", "killer-0003", "broken-0002", "oldest-0001"]
+    assert "API_ERROR: HTTP 503" in result.out
+    assert "and more" not in result.out
+    assert "failed (quarantined)" in result.out
+    assert result.out.splitlines()[-1].strip() == "5 jobs"
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_of_very_many_jobs_the_total_is_told_as_far_as_it_was_counted(
 
 def test_one_job_is_shown_by_part_of_its_id(command: Command, filled: JobStore) -> None:
     """`jobs show` takes a part of an id and prints arguments and attempts."""
-    said = command("jobs", "show", "0002")
+    result = command("jobs", "show", "0002")
     for fact in (
         "broken-0002",
         "failed",
@@ -108,7 +108,7 @@ def test_one_job_is_shown_by_part_of_its_id(command: Command, filled: JobStore) 
         "50 MiB",
         "and more",
     ):
-        assert fact in said.out
+        assert fact in result.out
     shown = command("jobs", "show", "moving-0004", "--json").json
     assert shown["progress"] == {"done": 3, "total": 12, "message": "page 3"}
     assert shown["arguments"] == [["flights"], {}]
@@ -116,9 +116,9 @@ def test_one_job_is_shown_by_part_of_its_id(command: Command, filled: JobStore) 
 
 def test_a_job_that_is_not_there_is_said_in_one_line(command: Command, filled: JobStore) -> None:
     """An unknown job id gives exit code 1 and one line."""
-    said = command("jobs", "show", "nobody")
-    assert (said.code, said.out) == (1, "")
-    assert said.err == "executor-adapter: no job has an id that contains 'nobody': see `jobs list`\n"
+    result = command("jobs", "show", "nobody")
+    assert (result.code, result.out) == (1, "")
+    assert result.err == "executor-adapter: no job has an id that contains 'nobody': see `jobs list`\n"
 
 
 @pytest.mark.parametrize("words", [("--page", "9" * 20), ("--limit", "9" * 20), ("--page", "9" * 12, "-n", "9" * 12)])
@@ -126,13 +126,13 @@ def test_a_page_that_no_list_has_is_refused_in_one_line(
     command: Command, filled: JobStore, words: tuple[str, ...]
 ) -> None:
     """A page beyond what a database can count is refused in one line."""
-    said = command("jobs", "list", *words)
-    assert said.code == 2
-    assert words[1] in said.err
-    assert said.err.endswith("is beyond the end of any list: give smaller numbers\n")
+    result = command("jobs", "list", *words)
+    assert result.code == 2
+    assert words[1] in result.err
+    assert result.err.endswith("is beyond the end of any list: give smaller numbers\n")
 
 
-# --- asking ---
+# --- cancel, retry, release, cleanup ---
 
 
 def test_a_job_without_a_host_is_cancelled_at_once_and_one_that_is_over_is_not(
@@ -142,8 +142,8 @@ def test_a_job_without_a_host_is_cancelled_at_once_and_one_that_is_over_is_not(
     queued = command("jobs", "retry", "0002", "--json").json[0]["job_id"]
     assert command("jobs", "cancel", queued).code == 0
     assert command("jobs", "show", queued, "--json").json["status"] == "cancelled"
-    said = command("jobs", "cancel", "oldest-0001", "--json")
-    assert (said.code, said.json) == (1, [{"job_id": "oldest-0001", "done": False}])
+    result = command("jobs", "cancel", "oldest-0001", "--json")
+    assert (result.code, result.json) == (1, [{"job_id": "oldest-0001", "done": False}])
 
 
 def test_a_job_is_cancelled_in_the_process_that_runs_it(command: Command, home: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_job_is_cancelled_in_the_process_that_runs_it(command: Command, home: 
 
 def test_a_job_is_queued_again_with_changes_and_a_host_runs_it(command: Command, filled: JobStore, home: Path) -> None:
     """`jobs retry` queues a changed copy without importing its function, and a host runs it."""
-    said = command(
+    result = command(
         "jobs",
         "retry",
         "0002",
@@ -174,8 +174,8 @@ def test_a_job_is_queued_again_with_changes_and_a_host_runs_it(command: Command,
         "--set",
         "pool=process",
     )
-    assert said.code == 0
-    assert "broken-0002 is queued again as " in said.out
+    assert result.code == 0
+    assert "broken-0002 is queued again as " in result.out
     (queued,) = command("jobs", "list", "--search", "work_of_a_user", "-s", "pending", "-n", "1", "--json").json["jobs"]
     assert (queued["retry_of"], queued["priority"], queued["max_runtime"]) == ("broken-0002", 3, 7.0)
     with JobExecutor(1, config=Settings(), store=f"sqlite:///{home / 'jobs.db'}") as executor:
@@ -185,7 +185,7 @@ def test_a_job_is_queued_again_with_changes_and_a_host_runs_it(command: Command,
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("moving-0004",), "job moving-0004 is running: wait for its end, or cancel it"),
         (("killer-0003",), "job killer-0003 is quarantined: run `jobs release killer-0003` first"),
@@ -196,12 +196,12 @@ def test_a_job_is_queued_again_with_changes_and_a_host_runs_it(command: Command,
     ],
 )
 def test_what_cannot_be_retried_is_refused_with_the_way_out(
-    command: Command, filled: JobStore, words: tuple[str, ...], said: str
+    command: Command, filled: JobStore, words: tuple[str, ...], message: str
 ) -> None:
     """`jobs retry` refuses what cannot run, says what to do, and queues nothing."""
     answer = command("jobs", "retry", *words)
     assert answer.code == 2
-    assert said in re.sub(r"[\s│]+", " ", answer.err)
+    assert message in re.sub(r"[\s│]+", " ", answer.err)
     assert command("jobs", "list", "--json").json["total"] == 5
 
 
@@ -210,19 +210,19 @@ def test_a_part_of_several_ids_is_refused_and_says_whose(command: Command, store
     """A part of several ids is refused with their names, also if other jobs lie between them."""
     elsewhere = [record(f"job-{n:02}", age=60, error_message="twin") for n in range(50)]
     fill(store, record("twin-old", age=90), *elsewhere, record("twin-new", age=30))
-    said = command("jobs", words, "twin")
-    assert (said.code, said.out) == (1, "")
+    result = command("jobs", words, "twin")
+    assert (result.code, result.out) == (1, "")
     told = "executor-adapter: 'twin' is part of several ids (twin-new, twin-old): give more of it\n"
-    assert said.err == told
+    assert result.err == told
     assert "(job-49, job-48, job-47, ...)" in command("jobs", words, "job").err
 
 
 def test_no_id_is_no_part_of_one(command: Command, store: JobStore) -> None:
     """An empty job id, as from an unset shell variable, is refused."""
     fill(store, record("only-one", RUNNING))
-    said = command("jobs", "cancel", "")
-    assert said.code == 1
-    assert "give an id" in said.err
+    result = command("jobs", "cancel", "")
+    assert result.code == 1
+    assert "give an id" in result.err
 
 
 def test_the_job_of_two_parts_is_asked_once(command: Command, filled: JobStore) -> None:
@@ -274,17 +274,17 @@ def test_figures_are_of_the_store_s_jobs(command: Command, filled: JobStore) -> 
 def test_without_a_store_the_way_out_is_said(command: Command, home: Path) -> None:
     """Without a usable store the message says how to configure one."""
     (home / "config.yaml").write_text("")
-    said = command("jobs", "list")
-    assert said.code == 2
-    assert "set store.url in config.yaml (sqlite:///jobs.db), or give --store URL" in said.err
+    result = command("jobs", "list")
+    assert result.code == 2
+    assert "set store.url in config.yaml (sqlite:///jobs.db), or give --store URL" in result.err
     assert "visible to its own program only" in command("jobs", "list", "--store", "memory:").err
 
 
 def test_a_file_that_is_not_there_is_not_made(command: Command, home: Path) -> None:
     """Looking into a missing SQLite file is refused and does not create it."""
-    said = command("jobs", "list", "--store", "sqlite:///elsewhere.db")
-    assert said.code == 3
-    assert "there is no file elsewhere.db" in said.err
+    result = command("jobs", "list", "--store", "sqlite:///elsewhere.db")
+    assert result.code == 3
+    assert "there is no file elsewhere.db" in result.err
     assert not (home / "elsewhere.db").exists()
 
 

@@ -27,14 +27,14 @@ MODULE = "work_of_a_user"
 
 def test_the_value_goes_to_stdout_and_all_else_to_stderr(command: Command) -> None:
     """`run` prints the value to stdout and the summary to stderr."""
-    said = command("run", f"{MODULE}:collect", "--arg", "flights", "--arg", "year=2014")
-    assert said.code == 0
-    assert said.out == 'collecting flights\n{"records_collected": 3, "year": 2014}\n'
-    assert said.err.startswith("completed in ")
+    result = command("run", f"{MODULE}:collect", "--arg", "flights", "--arg", "year=2014")
+    assert result.code == 0
+    assert result.out == 'collecting flights\n{"records_collected": 3, "year": 2014}\n'
+    assert result.err.startswith("completed in ")
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (("fail", "-a", "MY_CODE"), 1, "MY_CODE: no good"),
         (("fail", "-a", "DATA_ERROR"), 65, "DATA_ERROR: no good"),
@@ -46,11 +46,11 @@ def test_the_value_goes_to_stdout_and_all_else_to_stderr(command: Command) -> No
         (("eat", "--memory-limit", "300MiB"), 137, "MEMORY_LIMIT"),
     ],
 )
-def test_the_exit_code_says_how_it_ended(command: Command, words: tuple[str, ...], code: int, said: str) -> None:
+def test_the_exit_code_says_how_it_ended(command: Command, words: tuple[str, ...], code: int, message: str) -> None:
     """Each kind of failure has its exit code."""
     answer = command("run", f"{MODULE}:{words[0]}", *words[1:], "--retries", "0")
     assert answer.code == code
-    assert said in answer.err
+    assert message in answer.err
 
 
 def test_codes_are_of_known_errors_and_none_is_that_of_success() -> None:
@@ -60,7 +60,7 @@ def test_codes_are_of_known_errors_and_none_is_that_of_success() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ((f"{MODULE}:nothing",), "module 'work_of_a_user' has no attribute 'nothing'"),
         (("no_such_module:f",), "No module named 'no_such_module'"),
@@ -73,28 +73,28 @@ def test_codes_are_of_known_errors_and_none_is_that_of_success() -> None:
         ((f"{MODULE}:collect", "-a", "x", "--max-runtime", "-1"), "max_runtime=-1.0"),
     ],
 )
-def test_what_can_never_run_is_refused(command: Command, words: tuple[str, ...], said: str) -> None:
+def test_what_can_never_run_is_refused(command: Command, words: tuple[str, ...], message: str) -> None:
     """`run` refuses a job that can never run with exit code 2 and the reason."""
     answer = command("run", *words)
     assert answer.code == 2
-    assert said in " ".join(answer.err.replace("│", "").split())
+    assert message in " ".join(answer.err.replace("│", "").split())
 
 
 def test_a_retry_is_said_while_one_waits(command: Command) -> None:
     """`run` prints why and when a failed attempt is retried."""
-    said = command("run", f"{MODULE}:fail", "-a", "NETWORK_ERROR", "--retries", "1", "--retry-delay", "0.01")
-    assert said.code == 1
-    assert "attempt 1 of 2 failed, the next in 0.0" in said.err
-    assert "NETWORK_ERROR: no good" in said.err
+    result = command("run", f"{MODULE}:fail", "-a", "NETWORK_ERROR", "--retries", "1", "--retry-delay", "0.01")
+    assert result.code == 1
+    assert "attempt 1 of 2 failed, the next in 0.0" in result.err
+    assert "NETWORK_ERROR: no good" in result.err
 
 
 @pytest.mark.parametrize("pool", ["thread", "process"])
 def test_as_json_it_says_all_of_it_and_stdout_has_nothing_else(command: Command, pool: str) -> None:
     """`run --json` prints the whole result as JSON, and nothing else to stdout."""
-    said = command("run", f"{MODULE}:collect", "-a", "flights", "--pool", pool, "--json")
-    told = said.json
+    result = command("run", f"{MODULE}:collect", "-a", "flights", "--pool", pool, "--json")
+    told = result.json
     assert (told["status"], told["value"]["year"], told["records_processed"]) == ("completed", 2013, 3)
-    assert "collecting flights" in said.err
+    assert "collecting flights" in result.err
 
 
 @pytest.mark.parametrize("pool", ["thread", "process"])
@@ -106,8 +106,8 @@ def test_as_json_what_a_module_or_a_child_process_prints_goes_to_stderr_too(home
     )
     done = in_shell(home, "run", "loud:f", "--pool", pool, "--json")
     assert json.loads(done.stdout)["value"] == 1
-    for said in ("imported", "kept", "child"):
-        assert said in done.stderr
+    for message in ("imported", "kept", "child"):
+        assert message in done.stderr
 
 
 ODD = """
@@ -139,9 +139,9 @@ def unshowable(): return Unshowable()
 def test_any_result_is_told_in_valid_json(command: Command, home: Path, function: str, value: object) -> None:
     """Any result is printed as valid JSON: odd keys as text, NaN and infinities as null."""
     (home / "odd_results.py").write_text(ODD)
-    said = command("run", f"odd_results:{function}", "--pool", "thread", "--json")
-    assert said.code == 0
-    assert json.loads(said.out, parse_constant=pytest.fail)["value"] == value
+    result = command("run", f"odd_results:{function}", "--pool", "thread", "--json")
+    assert result.code == 0
+    assert json.loads(result.out, parse_constant=pytest.fail)["value"] == value
     assert command("run", f"odd_results:{function}", "--pool", "thread").code == 0
 
 
@@ -173,7 +173,7 @@ def test_where_stdout_is_closed_nothing_is_printed(home: Path) -> None:
 
 
 def in_shell(home: Path, *words: str, **how: Any) -> subprocess.CompletedProcess[str]:
-    """The command as a process of its own."""
+    """Run the command as a process of its own."""
     given: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | how
     return subprocess.run(
         [sys.executable, "-m", "executor_adapter.cli", *words], text=True, cwd=home, timeout=60, check=False, **given
@@ -206,7 +206,7 @@ def test_it_is_cancelled_and_retried_as_any_job_is(command: Command, home: Path)
         assert process.wait(30) == 130
     again = command("jobs", "retry", job["job_id"], "--set", "args=[0]", "--json").json[0]
     with JobExecutor(1, config=Settings(), store=f"sqlite:///{home / 'jobs.db'}"):
-        pass  # a program's, which takes it
+        pass  # the executor of a program, which runs the job
     assert command("jobs", "show", again["job_id"], "--json").json["status"] == "completed"
 
 

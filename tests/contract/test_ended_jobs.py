@@ -1,4 +1,4 @@
-"""What is left of a job that is over, who hears of it, and what it ended as."""
+"""What remains of a finished job, who is notified of its end, and with which status it ended."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ANY_ERROR = RetryPolicy(retry_delay=0.01, rules=(RetryRule(codes=("*",)),))
 
 
 class Argument:
-    """Stands for what is large."""
+    """Stands for a large value."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Argument, ()
@@ -119,7 +119,7 @@ def test_a_callback_may_shut_its_executor_down(make_executor: MakeExecutor) -> N
     assert called == [future]
 
 
-# --- what it ended as ---
+# --- final status ---
 
 
 class HookedExecutor(JobExecutor):
@@ -154,7 +154,7 @@ def test_no_rule_retries_a_job_that_was_cancelled(kind: type[JobExecutor]) -> No
 def test_no_rule_retries_a_job_past_its_deadline(make_executor: MakeExecutor) -> None:
     """No retry rule retries a job past its deadline."""
     executor = make_executor(1)
-    executor.run(Job(function=int, pool="process"))  # a worker is up: what follows starts at once
+    executor.run(Job(function=int, pool="process"))  # a worker is running, so the next job starts at once
     future = executor.submit(Job(function=time.sleep, args=(30,), pool="process", retry=ANY_ERROR, deadline=1))
     error = future.exception(timeout=20)
     assert isinstance(error, JobTimeoutError)

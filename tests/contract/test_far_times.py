@@ -1,4 +1,4 @@
-"""A time that is far off is a time like any other, whoever names it: the caller, a policy or a server."""
+"""Times in the far future are handled like any other, whether a caller, a policy or a server gives them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def ask(url: str) -> None:
 
 
 def let_the_loop_sleep(executor: JobExecutor, make_job: MakeJob) -> None:
-    """While this job runs the supervisor has nothing to do but to wait for the next time that is due."""
+    """Run a job during which the supervisor only waits for the next timer."""
     assert executor.submit(make_job(time.sleep, 0.1, max_runtime=None)).exception(timeout=20) is None
 
 

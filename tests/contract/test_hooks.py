@@ -1,4 +1,4 @@
-"""What holds of jobs whose attempts pass through hooks, or an `execute_job`, that do not end when they should."""
+"""Jobs whose hooks or `execute_job` do not end when they should."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ submitter = contextvars.ContextVar("submitter", default="nobody")
 
 
 class Endless(JobExecutor):
-    """Its `execute_job` goes on until it is cancelled."""
+    """An executor whose `execute_job` runs until it is cancelled."""
 
     entered: threading.Event
     let_go: threading.Event
@@ -47,7 +47,7 @@ class Endless(JobExecutor):
 
 
 class Deaf(Endless):
-    """... and after that too."""
+    """An executor whose `execute_job` goes on after it is cancelled."""
 
     async def execute_job(self, job: Job) -> Any:
         self.entered.set()
@@ -57,7 +57,7 @@ class Deaf(Endless):
 
 
 class Blocking(Endless):
-    """... and blocks its event loop, but only for jobs of the tool "blocks"."""
+    """An executor whose `execute_job` blocks its event loop, for jobs of the tool "blocks" only."""
 
     async def execute_job(self, job: Job) -> Any:
         if job.tool_name == "blocks":
@@ -76,7 +76,7 @@ class EndlessErrorHook(JobExecutor):
 
 @contextlib.contextmanager
 def made(kind: type[JobExecutor], max_workers: int = 1, **options: Any) -> Iterator[Any]:
-    """An executor of that class with the events that it tells and waits by; nothing of it goes on afterwards."""
+    """Make an executor of that class with the events that it sets and waits for; shut it down at the end."""
     executor: Any = kind(max_workers, config=Settings(), **options)
     executor.entered, executor.let_go = threading.Event(), threading.Event()
     try:
@@ -348,7 +348,7 @@ def test_nothing_starts_after_the_cancel_of_a_driven_job_whose_worker_was_not_re
 
 
 class Wavering(JobExecutor):
-    """Hooks and the function take about as long as the test waits before it cancels."""
+    """An executor whose hooks and function take about as long as the test waits before it cancels."""
 
     async def pre_execution_hook(self, job: Job) -> None:
         await asyncio.sleep(job.metadata["pre"])

@@ -1,4 +1,4 @@
-"""Quarantine is bounded: however many jobs kill their workers, no more are held than a number."""
+"""Quarantine is bounded, however many jobs kill their workers."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ AT_ONCE = RetryPolicy(retry_attempts=3, crash_attempts=0)
 
 
 class Argument:
-    """Stands for what is large."""
+    """Stands for a large value."""
 
 
 def kill(argument: Argument) -> None: ...
 
 
 def kill_workers(executor: SimulatedExecutor, job_id: str) -> weakref.ref[Argument]:
-    """Have a job crash past its budget; its argument, as long as anybody holds it."""
+    """Let a job crash until it is quarantined, and return a weak reference to its argument."""
     argument = Argument()
     future = executor.submit(Job(job_id=job_id, function=kill, args=(argument,), pool="thread", retry=AT_ONCE))
     (pool,) = (pool for pool in executor._supervisor.pools.made.values() if isinstance(pool, SimulatedPool))
@@ -45,7 +45,7 @@ def test_the_newest_are_held_and_the_oldest_let_go_of(caplog: pytest.LogCaptureF
     assert "the oldest is evicted" in caplog.text
 
     assert not executor.release(ids[0])
-    kill_workers(executor, ids[0])  # it is let in, and is the newest now
+    kill_workers(executor, ids[0])  # it was evicted, so it is accepted, and is the newest now
     assert [job.job_id for job in executor.quarantined()] == [*ids[3:], ids[0]]
     with pytest.raises(InvalidJobError, match="quarantined"):
         executor.submit(Job(job_id=ids[-1], function=int, pool="thread"))

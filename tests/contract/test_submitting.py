@@ -1,4 +1,4 @@
-"""Whoever submits, cancels and shuts down at the same time, or within a signal handler: every job has its end."""
+"""Submitting, cancelling and shutting down at the same time, or in a signal handler: every job ends."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_shutdown_finds_the_first_job_though_no_thread_runs_it_yet(executor: J
 
 
 class SlowQueue(deque[Job]):
-    """Where whoever submits stays until he is let go on."""
+    """A queue in which a submission waits until the test lets it go on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ def test_a_job_is_submitted_before_it_is_cancelled(
     executor: JobExecutor, told: list[Transition], how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cancel that races with a submission is handled after it."""
-    executor.submit(Job(function=time.sleep, args=(30,), pool="process"))  # so that the job does not start meanwhile
+    executor.submit(Job(function=time.sleep, args=(30,), pool="process"))  # the job must not start meanwhile
     wait_for(executor.running)
     supervisor, job = executor._supervisor, Job(function=work)
     slow = supervisor.intake.submitted = SlowQueue()
@@ -79,7 +79,7 @@ def test_a_job_is_submitted_before_it_is_cancelled(
     submitting.start()
     assert slow.entered.wait(10)
     ending.start()
-    ending.join(0.1)  # it has time to come too early
+    ending.join(0.1)  # time in which a wrong order would show
     slow.go_on.set()
     submitting.join(10)
     ending.join(10)

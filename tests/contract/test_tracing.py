@@ -1,4 +1,4 @@
-"""Spans of jobs and attempts, as OpenTelemetry's own exporter gets them."""
+"""Spans of jobs and attempts, as an exporter of OpenTelemetry gets them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def provider() -> TracerProvider:
 
 @pytest.fixture
 def spans(provider: TracerProvider, monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
-    """What is exported while a tracer is set up; others' tests find none set up."""
+    """Set up a tracer provider for one test, and collect what it exports."""
     exporter = InMemorySpanExporter()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
@@ -58,7 +58,7 @@ def id_of(span: ReadableSpan) -> int:
 
 
 def run(executor: JobExecutor, job: Job) -> Any:
-    """Its value or error, once all its spans are over."""
+    """Run a job until all its spans have ended, and return its value or error."""
     future = executor.submit(job)
     error = future.exception()
     executor.shutdown()

@@ -1,4 +1,4 @@
-"""JobFuture: whoever waits, in whichever way and however late, is told once."""
+"""JobFuture: every waiter is woken once, however it waits and however late it comes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Prometheus finds: scraped over real HTTP, as Prometheus does."""
+"""Metrics, scraped over real HTTP as Prometheus does."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def make_executor() -> Iterator[MakeExecutor]:
 
 
 def scrape(executor: JobExecutor) -> dict[tuple[str, frozenset[str]], float]:
-    """Each sample by its name and the values of its labels."""
+    """Return the value of each sample by its name and label values."""
     assert executor.metrics_url is not None
     with urllib.request.urlopen(executor.metrics_url, timeout=10) as answer:
         families = list(text_string_to_metric_families(answer.read().decode()))

@@ -1,4 +1,4 @@
-"""What is measured of jobs, and what is said when it is not well."""
+"""ExecutorStats and HealthMonitor: what is measured of jobs, and when an alert is raised."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_what_runs_is_known_with_its_time() -> None:
 
 
 class Clock:
-    """Wall-clock time that a test moves."""
+    """A wall clock that a test moves."""
 
     moved = 0.0
 

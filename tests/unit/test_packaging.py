@@ -1,4 +1,4 @@
-"""What a user installs: the wheel that this source builds."""
+"""The wheel that this source builds, which users install."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """The wheel, built without a network: the build backend is among the development tools."""
+    """Build the wheel without a network: the build backend is one of the development dependencies."""
     directory = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", str(ROOT), "--no-deps", "--no-build-isolation", "--no-index"]
     done = subprocess.run([*command, "--wheel-dir", str(directory)], capture_output=True, text=True, timeout=100)

@@ -1,4 +1,4 @@
-"""What a signal means to those who own jobs, whoever handles it; each case in a process of its own."""
+"""The signal watch: which signals notify its listeners. Each case runs in a process of its own."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def kill(number):
 
 
 def run(code: str) -> str:
-    """What the program printed; it must end well, within 30 s."""
+    """Run a program, which must exit with code 0 within 30 s, and return what it printed."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", PRELUDE + textwrap.dedent(code)],
         cwd=ROOT,

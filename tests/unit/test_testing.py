@@ -1,4 +1,4 @@
-"""What users' tests are given: inline jobs, a clock to move, retries that do not wait."""
+"""executor_adapter.testing: inline jobs, a clock to move, retries without delay."""
 
 from __future__ import annotations
 

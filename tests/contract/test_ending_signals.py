@@ -1,4 +1,4 @@
-"""A program that is told to end by a signal ends its jobs, whatever its main thread waits for."""
+"""A signal that ends a program ends its jobs, whatever the main thread waits for."""
 
 from __future__ import annotations
 
@@ -69,34 +69,34 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("doing", ["waiting for threads", "waiting in the block", "sleeping"])
 def test_all_jobs_end_within_seconds_and_none_begins(tmp_path: Path, number: signal.Signals, doing: str) -> None:
     """A signal that ends the program ends all jobs within seconds, and no job starts after it."""
-    states, pids = _tell(tmp_path, number, doing)
+    states, pids = _send_signal(tmp_path, number, doing)
     assert states == ["cancelled"] * 4
     assert len(pids) == 2, "a job began after the signal"
 
 
 def test_a_program_that_decides_for_itself_has_its_jobs_until_it_does(tmp_path: Path) -> None:
     """With a signal handler of its own, a program's jobs run until it shuts the executor down."""
-    states, _ = _tell(tmp_path, signal.SIGTERM, "deciding for itself")
+    states, _ = _send_signal(tmp_path, signal.SIGTERM, "deciding for itself")
     assert states == ["running", "running", "pending", "pending"]
 
 
-def _tell(folder: Path, number: signal.Signals, doing: str) -> tuple[list[str], list[int]]:
-    """Tell the program to end once two jobs run; their states when it ended, and the processes of those that began."""
+def _send_signal(folder: Path, number: signal.Signals, doing: str) -> tuple[list[str], list[int]]:
+    """Send a program the signal once two jobs run; return the final states, and the pids of jobs that began."""
     script = folder / "program.py"
     script.write_text(PROGRAM)
     process = subprocess.Popen(
         [sys.executable, str(script), str(folder), doing],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.DEVNULL,
-        # A shell's background job, as the tests may be, ignores SIGINT, and hands that on.
+        # A background job of a shell, as these tests may be, ignores SIGINT, and its children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         _poll(lambda: len(_pids(folder)) == 2, 30)
         process.send_signal(number)
-        told = time.monotonic()
+        sent_at = time.monotonic()
         process.wait(timeout=30)
-        assert time.monotonic() - told < 5
+        assert time.monotonic() - sent_at < 5
     finally:
         process.kill()
         process.wait()
