@@ -22,14 +22,14 @@ def write(home: Path, text: str) -> None:
     (home / "config.yaml").write_text(text)
 
 
-def test_a_right_configuration_is_said_to_be_fine(command: Command, home: Path) -> None:
+def test_a_valid_configuration_is_confirmed(command: Command, home: Path) -> None:
     """`config check` confirms a valid configuration and names its file."""
     assert command("config", "check") == (0, "config.yaml: fine\n", "")
     (home / "other.yaml").write_text("job: {max_runtime: 5}")
     assert command("config", "check", "-c", "other.yaml", "--json").json == {"file": "other.yaml", "valid": True}
 
 
-def test_a_file_of_another_program_is_said_to_be_none_of_ours(command: Command, home: Path) -> None:
+def test_a_file_of_another_program_is_ignored(command: Command, home: Path) -> None:
     """A config.yaml without a section of this package is ignored, and `config check` says so."""
     write(home, "server: {port: 80}")
     message = "no file: the defaults (config.yaml is ignored: it has no section of this package): fine\n"
@@ -38,7 +38,7 @@ def test_a_file_of_another_program_is_said_to_be_none_of_ours(command: Command, 
     assert command("config", "check", "-c", "config.yaml").code == 2
 
 
-def test_a_wrong_one_is_refused_in_one_line(command: Command, home: Path) -> None:
+def test_a_wrong_configuration_is_refused_in_one_line(command: Command, home: Path) -> None:
     """A wrong configuration gives exit code 2 and one line that names the key and the fix."""
     write(home, "job: {max_runtme: 5}")
     result = command("config", "check")
@@ -49,9 +49,7 @@ def test_a_wrong_one_is_refused_in_one_line(command: Command, home: Path) -> Non
     assert result.err.count("\n") == 1
 
 
-def test_each_setting_is_shown_with_where_it_was_said(
-    command: Command, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_setting_is_shown_with_its_source(command: Command, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`config show` lists each setting with its value and its source."""
     write(home, "collection: {job_timeout: 5, retry_delay: 5}\ntools: {radar: {rate: 2}}\n")
     (home / ".env").write_text("EXECUTOR_ADAPTER_COLLECTION__RETRY_DELAY=6\n")
@@ -162,7 +160,7 @@ def test_a_url_that_is_refused_is_refused_in_one_line_without_its_password(comma
         assert "s3cret" not in result.err
 
 
-def test_a_store_is_named_without_what_its_query_keeps_secret() -> None:
+def test_a_store_is_named_without_secrets_of_its_query() -> None:
     """A store's URL is printed without the passwords in its query."""
     engine = make_engine("postgresql://user@127.0.0.1/none?password=s3cret&sslpassword=s3cret&sslmode=require")
     store = SqlStore(engine)
@@ -228,7 +226,7 @@ def test_the_schema_describes_every_key() -> None:
             assert described.get("description") or "$ref" in described, f"{name}.{key}"
 
 
-def test_a_schema_is_written_where_one_wants_it(command: Command, home: Path) -> None:
+def test_a_schema_is_written_to_a_file(command: Command, home: Path) -> None:
     """`config schema --output FILE` writes the schema to that file and prints how to use it."""
     result = command("config", "schema", "--output", "s.json")
     assert "# yaml-language-server: $schema=./s.json" in result.out
@@ -236,13 +234,13 @@ def test_a_schema_is_written_where_one_wants_it(command: Command, home: Path) ->
     assert command("config", "schema", "--output", "s.json", "--json").json == {"file": "s.json"}
 
 
-def test_a_schema_is_json_whether_asked_for_or_not(command: Command) -> None:
+def test_a_schema_is_json_with_and_without_the_option(command: Command) -> None:
     """`config schema` prints JSON with and without --json."""
     assert command("config", "schema", "--json") == command("config", "schema")
 
 
 @pytest.mark.parametrize(("place", "why"), [("/no/dir/x", "No such file or directory"), ("/", "Is a directory")])
-def test_a_schema_that_cannot_be_written_is_said_in_one_line(command: Command, place: str, why: str) -> None:
+def test_a_schema_that_cannot_be_written_gives_one_line(command: Command, place: str, why: str) -> None:
     """A file that cannot be written gives exit code 2 and one line with the reason."""
     result = command("config", "schema", "-o", place)
     assert (result.code, result.err) == (

@@ -26,7 +26,7 @@ def without_linux(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("without_linux")
-def test_where_there_is_no_linux_the_process_pool_is_said_to_be_weaker_not_missing() -> None:
+def test_without_linux_the_process_pool_is_weaker_and_not_missing() -> None:
     """Without Linux, doctor warns about what the process pool lacks and does not report it as missing."""
     system = check_system()
     assert system.level is Level.WARNING
@@ -36,15 +36,13 @@ def test_where_there_is_no_linux_the_process_pool_is_said_to_be_weaker_not_missi
     assert (files.level, "copied through sockets" in files.found) == (Level.FINE, True)
 
 
-def test_workers_come_from_a_guardian_where_they_do() -> None:
+def test_the_guardian_is_named_where_there_is_one() -> None:
     """Doctor names the guardian only where workers come from one."""
     assert check_system().level is Level.FINE
     assert "our workers come from a guardian" in check_start_method("guardian").found
 
 
-def test_with_spawn_on_linux_it_says_what_that_costs(
-    command: Command, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_spawn_on_linux_is_a_warning(command: Command, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the setting `spawn` on Linux, doctor says what is weaker and how to change it."""
     monkeypatch.setenv("EXECUTOR_ADAPTER_EXECUTOR__START_METHOD", "spawn")
     findings = {found["check"]: found for found in command("doctor", "--no-prefect", "--json").json}

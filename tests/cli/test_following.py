@@ -48,9 +48,7 @@ def lines(*numbers: int) -> list[LogLine]:
     return [LogLine("talker", 1, n, float(n), 0, "stdout", f"line {n}") for n in numbers]
 
 
-def test_a_log_that_is_followed_from_its_tail_on_is_told_whole_from_there(
-    store: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_log_that_is_followed_from_its_tail_loses_no_line(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """With --tail and --follow no line is lost, however many are written between two reads."""
     fill(store, record("talker", JobStatus.RUNNING))
     store.write_lines(lines(1, 2, 3))
@@ -98,7 +96,7 @@ def test_frames_that_are_late_do_not_end_the_watch(
     assert clock.slept == [0.0, 0.0, 0.0]
 
 
-def test_no_watch_waits_for_longer_than_a_machine_can(command: Command, store: JobStore) -> None:
+def test_an_interval_longer_than_the_system_can_sleep_is_refused(command: Command, store: JobStore) -> None:
     """An --interval longer than the system can sleep is refused."""
     fill(store, record("moving-1", JobStatus.RUNNING))
     result = command("jobs", "watch", "--json", "--interval", "1e300")

@@ -82,7 +82,7 @@ def test_a_page_says_what_it_is_of(command: Command, filled: JobStore) -> None:
     assert "no jobs" in command("jobs", "list", "--tool", "nobody's").out
 
 
-def test_of_very_many_jobs_the_total_is_told_as_far_as_it_was_counted(
+def test_the_total_of_very_many_jobs_is_a_lower_bound(
     command: Command, filled: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the store stops counting, the total is given as "more than"."""
@@ -114,7 +114,7 @@ def test_one_job_is_shown_by_part_of_its_id(command: Command, filled: JobStore) 
     assert shown["arguments"] == [["flights"], {}]
 
 
-def test_a_job_that_is_not_there_is_said_in_one_line(command: Command, filled: JobStore) -> None:
+def test_an_unknown_job_gives_one_line(command: Command, filled: JobStore) -> None:
     """An unknown job id gives exit code 1 and one line."""
     result = command("jobs", "show", "nobody")
     assert (result.code, result.out) == (1, "")
@@ -206,7 +206,7 @@ def test_what_cannot_be_retried_is_refused_with_the_way_out(
 
 
 @pytest.mark.parametrize("words", ["show", "logs", "retry", "cancel", "release"])
-def test_a_part_of_several_ids_is_refused_and_says_whose(command: Command, store: JobStore, words: str) -> None:
+def test_a_part_of_several_ids_is_refused_with_their_names(command: Command, store: JobStore, words: str) -> None:
     """A part of several ids is refused with their names, also if other jobs lie between them."""
     elsewhere = [record(f"job-{n:02}", age=60, error_message="twin") for n in range(50)]
     fill(store, record("twin-old", age=90), *elsewhere, record("twin-new", age=30))
@@ -217,7 +217,7 @@ def test_a_part_of_several_ids_is_refused_and_says_whose(command: Command, store
     assert "(job-49, job-48, job-47, ...)" in command("jobs", words, "job").err
 
 
-def test_no_id_is_no_part_of_one(command: Command, store: JobStore) -> None:
+def test_an_empty_id_is_refused(command: Command, store: JobStore) -> None:
     """An empty job id, as from an unset shell variable, is refused."""
     fill(store, record("only-one", RUNNING))
     result = command("jobs", "cancel", "")
@@ -225,14 +225,14 @@ def test_no_id_is_no_part_of_one(command: Command, store: JobStore) -> None:
     assert "give an id" in result.err
 
 
-def test_the_job_of_two_parts_is_asked_once(command: Command, filled: JobStore) -> None:
+def test_two_parts_of_one_id_act_once(command: Command, filled: JobStore) -> None:
     """Two parts of the same id act on the job once."""
     assert len(command("jobs", "retry", "broken", "0002", "--json").json) == 1
     (queued,) = command("jobs", "list", "-s", "pending", "-n", "1", "--json").json["jobs"]
     assert command("jobs", "cancel", queued["job_id"], queued["job_id"]).code == 0
 
 
-def test_of_several_that_are_retried_all_or_none_is(command: Command, filled: JobStore) -> None:
+def test_of_several_jobs_all_are_retried_or_none(command: Command, filled: JobStore) -> None:
     """If one of several jobs cannot be retried, none is."""
     assert command("jobs", "retry", "0002", "moving-0004").code == 2
     assert command("jobs", "list", "--json").json["total"] == 5
@@ -271,7 +271,7 @@ def test_figures_are_of_the_store_s_jobs(command: Command, filled: JobStore) -> 
     assert re.search(r"failure rate, 5s +-", shown), "none ended within the window"
 
 
-def test_without_a_store_the_way_out_is_said(command: Command, home: Path) -> None:
+def test_without_a_store_the_message_says_how_to_configure_one(command: Command, home: Path) -> None:
     """Without a usable store the message says how to configure one."""
     (home / "config.yaml").write_text("")
     result = command("jobs", "list")
@@ -280,7 +280,7 @@ def test_without_a_store_the_way_out_is_said(command: Command, home: Path) -> No
     assert "visible to its own program only" in command("jobs", "list", "--store", "memory:").err
 
 
-def test_a_file_that_is_not_there_is_not_made(command: Command, home: Path) -> None:
+def test_a_missing_file_is_not_created(command: Command, home: Path) -> None:
     """Looking into a missing SQLite file is refused and does not create it."""
     result = command("jobs", "list", "--store", "sqlite:///elsewhere.db")
     assert result.code == 3

@@ -46,14 +46,16 @@ def test_the_value_goes_to_stdout_and_all_else_to_stderr(command: Command) -> No
         (("eat", "--memory-limit", "300MiB"), 137, "MEMORY_LIMIT"),
     ],
 )
-def test_the_exit_code_says_how_it_ended(command: Command, words: tuple[str, ...], code: int, message: str) -> None:
+def test_the_exit_code_shows_how_the_job_ended(
+    command: Command, words: tuple[str, ...], code: int, message: str
+) -> None:
     """Each kind of failure has its exit code."""
     answer = command("run", f"{MODULE}:{words[0]}", *words[1:], "--retries", "0")
     assert answer.code == code
     assert message in answer.err
 
 
-def test_codes_are_of_known_errors_and_none_is_that_of_success() -> None:
+def test_exit_codes_belong_to_known_errors_and_none_is_that_of_success() -> None:
     """Every exit code belongs to a known error code, and none is 0, 1 or 2."""
     assert EXIT_CODES.keys() <= set(ErrorCode)
     assert not {0, 1, 2} & set(EXIT_CODES.values())
@@ -80,7 +82,7 @@ def test_what_can_never_run_is_refused(command: Command, words: tuple[str, ...],
     assert message in " ".join(answer.err.replace("│", "").split())
 
 
-def test_a_retry_is_said_while_one_waits(command: Command) -> None:
+def test_a_retry_is_printed_while_it_waits(command: Command) -> None:
     """`run` prints why and when a failed attempt is retried."""
     result = command("run", f"{MODULE}:fail", "-a", "NETWORK_ERROR", "--retries", "1", "--retry-delay", "0.01")
     assert result.code == 1
@@ -89,7 +91,7 @@ def test_a_retry_is_said_while_one_waits(command: Command) -> None:
 
 
 @pytest.mark.parametrize("pool", ["thread", "process"])
-def test_as_json_it_says_all_of_it_and_stdout_has_nothing_else(command: Command, pool: str) -> None:
+def test_as_json_stdout_has_the_whole_result_and_nothing_else(command: Command, pool: str) -> None:
     """`run --json` prints the whole result as JSON, and nothing else to stdout."""
     result = command("run", f"{MODULE}:collect", "-a", "flights", "--pool", pool, "--json")
     told = result.json
@@ -136,7 +138,7 @@ def unshowable(): return Unshowable()
         ("unshowable", "<Unshowable: its repr fails>"),
     ],
 )
-def test_any_result_is_told_in_valid_json(command: Command, home: Path, function: str, value: object) -> None:
+def test_any_result_is_printed_as_valid_json(command: Command, home: Path, function: str, value: object) -> None:
     """Any result is printed as valid JSON: odd keys as text, NaN and infinities as null."""
     (home / "odd_results.py").write_text(ODD)
     result = command("run", f"odd_results:{function}", "--pool", "thread", "--json")
@@ -146,7 +148,7 @@ def test_any_result_is_told_in_valid_json(command: Command, home: Path, function
 
 
 @pytest.mark.parametrize("words", [("jobs", "list"), ("jobs", "list", "--json"), ("run", "math:sqrt", "-a", "4")])
-def test_a_full_disk_is_said_in_one_line(home: Path, store: JobStore, words: tuple[str, ...]) -> None:
+def test_a_full_disk_gives_one_line(home: Path, store: JobStore, words: tuple[str, ...]) -> None:
     """Output to a full disk gives exit code 1 and one line."""
     fill(store, record("one"))
     with open("/dev/full", "w") as full:

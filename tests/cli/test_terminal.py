@@ -52,7 +52,7 @@ def test_in_a_narrow_terminal_the_id_is_still_whole(home: Path, store: JobStore)
         assert "failed" in shown
 
 
-def test_a_job_is_run_and_its_exit_code_told(pane: Terminal) -> None:
+def test_a_job_runs_and_sets_the_exit_code(pane: Terminal) -> None:
     """`run` works in a terminal and sets the shell's exit code."""
     pane.run("run work_of_a_user:collect --arg flights; echo code $?")
     shown = pane.wait_for("code 0")
@@ -111,7 +111,7 @@ def test_watching_needs_a_terminal(pane: Terminal, store: JobStore) -> None:
     pane.wait_for('"completed": 1')
 
 
-def test_doctor_says_what_it_found(pane: Terminal) -> None:
+def test_doctor_prints_its_findings(pane: Terminal) -> None:
     """Doctor marks each check, says what to do about problems, and exits with code 1 if one failed."""
     pane.run("doctor --no-prefect --function work_of_a_user:collect; echo code $?")
     shown = pane.wait_for("code 0", within=60)

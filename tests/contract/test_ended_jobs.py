@@ -50,7 +50,7 @@ def waits(argument: Argument) -> Callable[[Argument], object]:
     ("make", "pool"),
     [(returns, "thread"), (raises, "thread"), (waits, "thread"), (waits, "coroutine"), (returns, "process")],
 )
-def test_nothing_of_a_job_is_held_once_it_is_over(
+def test_a_finished_job_releases_its_values(
     make_executor: MakeExecutor, make: Callable[[Argument], Any], pool: str
 ) -> None:
     """A finished job's function, arguments and closure are released with the caller's last reference."""
@@ -161,7 +161,7 @@ def test_no_rule_retries_a_job_past_its_deadline(make_executor: MakeExecutor) ->
     assert (future.job.error_code, len(future.job.attempts)) == ("DEADLINE_EXCEEDED", 1)
 
 
-def test_a_driver_is_told_that_a_cancelled_job_is_not_to_be_retried(make_executor: MakeExecutor) -> None:
+def test_a_driver_does_not_retry_a_cancelled_job(make_executor: MakeExecutor) -> None:
     """A driver of a cancelled job gets the decision not to retry."""
     executor = make_executor(1)
     driver = executor.drive(Job(function=time.sleep, args=(30,), pool="process", retry=ANY_ERROR))

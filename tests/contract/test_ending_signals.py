@@ -74,7 +74,7 @@ def test_all_jobs_end_within_seconds_and_none_begins(tmp_path: Path, number: sig
     assert len(pids) == 2, "a job began after the signal"
 
 
-def test_a_program_that_decides_for_itself_has_its_jobs_until_it_does(tmp_path: Path) -> None:
+def test_a_program_with_its_own_handler_keeps_its_jobs_until_it_decides(tmp_path: Path) -> None:
     """With a signal handler of its own, a program's jobs run until it shuts the executor down."""
     states, _ = _send_signal(tmp_path, signal.SIGTERM, "deciding for itself")
     assert states == ["running", "running", "pending", "pending"]

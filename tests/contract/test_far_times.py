@@ -82,7 +82,7 @@ def test_a_grace_may_be_longer_than_a_lifetime(make_job: MakeJob) -> None:
         let_the_loop_sleep(executor, make_job)
 
 
-def test_whoever_waits_may_wait_for_ever(executor: JobExecutor, make_job: MakeJob) -> None:
+def test_a_caller_may_wait_for_ever(executor: JobExecutor, make_job: MakeJob) -> None:
     """Timeouts longer than the system supports are accepted where a caller waits."""
     assert executor.submit(make_job(functions.add, 1)).result(timeout=1e12) == 2
     executor.submit(Job(function=time.sleep, args=(0.1,)))

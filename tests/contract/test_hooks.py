@@ -152,7 +152,7 @@ def test_a_job_whose_error_hook_does_not_end_is_ended() -> None:
         assert isinstance(future.exception(timeout=20), JobCancelledError)
 
 
-def test_an_error_hook_hears_of_the_cancel_of_its_attempt_and_is_ended_if_it_stays() -> None:
+def test_an_error_hook_gets_the_cancel_of_its_attempt_and_is_ended_if_it_stays() -> None:
     """An error hook gets the cancel of its attempt, and is ended if it never returns."""
     with made(EndlessErrorHook) as executor:
         future = executor.submit(a_job(function=time.sleep, args=(30,)))
@@ -177,7 +177,7 @@ def test_what_a_hook_makes_of_its_cancel_does_not_count() -> None:
         assert future.job.error_code == "DEADLINE_EXCEEDED"
 
 
-def test_a_hook_is_written_off_as_a_thread_is(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_stuck_hook_is_abandoned(caplog: pytest.LogCaptureFixture) -> None:
     """A stuck hook is abandoned: it is counted, logged with its stack, and its slot is free."""
     with made(Blocking) as executor:
         future = executor.submit(a_job(deadline=0.1, tool_name="blocks"))
@@ -401,7 +401,7 @@ def test_each_job_ends_once_when_its_end_and_its_cancel_race(seed: int) -> None:
         assert [status in TERMINAL for status in told[future.job]].count(True) == 1
 
 
-def test_an_observer_that_is_removed_was_told_of_all_before() -> None:
+def test_an_observer_gets_all_transitions_before_it_is_removed() -> None:
     """`remove_observer` returns after the observer got all transitions up to now."""
     told: list[Transition] = []
     gate = threading.Event()

@@ -34,7 +34,7 @@ def kill_workers(executor: SimulatedExecutor, job_id: str) -> weakref.ref[Argume
     return weakref.ref(argument)
 
 
-def test_the_newest_are_held_and_the_oldest_let_go_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_newest_are_held_and_the_oldest_evicted(caplog: pytest.LogCaptureFixture) -> None:
     """Quarantine holds the newest jobs and evicts the oldest."""
     executor = SimulatedExecutor(1)
     ids = [str(number) for number in range(MAX_QUARANTINED + 2)]
@@ -52,7 +52,7 @@ def test_the_newest_are_held_and_the_oldest_let_go_of(caplog: pytest.LogCaptureF
     assert executor.release(ids[-1])
 
 
-def test_a_store_in_memory_lets_go_of_them_too() -> None:
+def test_a_store_in_memory_evicts_them_too() -> None:
     """A store in memory also evicts the oldest quarantined jobs."""
     store = MemoryStore(max_history=10)
     executor = SimulatedExecutor(1, store=store)

@@ -161,9 +161,7 @@ def test_limits_come_from_the_scheduler_s_section_unless_the_job_has_its_own() -
         ({"job": JobSettings(pool="thread"), "tools": {"radar": Tool(job=JobSettings(pool="process"))}}, "process"),
     ],
 )
-def test_what_the_settings_say_of_a_pool_counts_before_the_processing_schedulers_own(
-    sections: dict[str, Any], pool: str
-) -> None:
+def test_a_pool_of_the_settings_wins_over_the_processing_schedulers_own(sections: dict[str, Any], pool: str) -> None:
     """A pool from the settings wins over the processing scheduler's choice."""
 
     async def main() -> None:
@@ -204,7 +202,7 @@ def test_a_live_job_with_the_same_dedupe_key_is_given_instead_of_a_second_one() 
     run(main)
 
 
-def test_a_job_of_one_s_own_gets_only_what_it_lacks() -> None:
+def test_a_job_made_by_the_caller_gets_only_what_it_lacks() -> None:
     """A job that the caller made keeps its own values and gets only missing ones."""
 
     async def main() -> None:

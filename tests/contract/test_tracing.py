@@ -115,7 +115,7 @@ def test_a_failed_job_s_span_says_so_and_a_completed_one_counts_its_records(
     assert attributes["executor_adapter.records_processed"] == 7
 
 
-def test_what_a_function_says_is_still_heard(
+def test_a_traced_job_s_output_is_received(
     executor: JobExecutor, make_job: MakeJob, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A traced job's log and output are still received."""
@@ -133,7 +133,7 @@ def test_a_job_that_is_refused_leaves_no_span(executor: JobExecutor, spans: InMe
     assert spans.get_finished_spans() == ()
 
 
-def test_without_a_tracer_nothing_is_imported_or_told() -> None:
+def test_without_a_tracer_nothing_is_imported_or_traced() -> None:
     """Without a tracer provider nothing is imported or traced, even if opentelemetry is imported."""
     with JobExecutor(1, config=Settings()) as executor:
         assert executor._tracer is None

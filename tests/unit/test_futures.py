@@ -170,7 +170,7 @@ def test_a_callback_may_wait_for_the_callbacks() -> None:
     callbacks.close()
 
 
-def test_a_thread_for_callbacks_that_is_not_to_be_had_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_callback_thread_that_cannot_start_is_started_later(monkeypatch: pytest.MonkeyPatch) -> None:
     """If the callback thread cannot start, it is started with a later callback."""
     callbacks, called = Callbacks(), threading.Event()
 

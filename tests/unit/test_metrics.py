@@ -90,7 +90,7 @@ def _fail_once() -> Callable[[], None]:
     return function
 
 
-def test_what_is_so_now_is_told_at_each_scrape(make_executor: MakeExecutor) -> None:
+def test_gauges_show_the_current_state_at_each_scrape(make_executor: MakeExecutor) -> None:
     """Gauges show the current state at each scrape."""
     executor, go_on = make_executor(), threading.Event()
     jobs = [executor.submit(Job(function=go_on.wait)).job for _ in range(5)]
@@ -134,7 +134,7 @@ def test_a_port_that_is_taken_harms_no_job(make_executor: MakeExecutor, caplog: 
     assert f"cannot serve metrics at 127.0.0.1:{port}: " in record.getMessage()
 
 
-def test_names_without_end_do_not_make_series_without_end(make_executor: MakeExecutor) -> None:
+def test_job_types_without_end_share_one_label(make_executor: MakeExecutor) -> None:
     """Job types beyond the limit share one label value."""
     executor = make_executor()
     for number in range(MAX_LABEL_VALUES + 50):
@@ -145,7 +145,7 @@ def test_names_without_end_do_not_make_series_without_end(make_executor: MakeExe
     assert found["jobs_ended_total", frozenset({"completed", "other"})] >= 50
 
 
-def test_error_codes_without_end_do_neither(make_executor: MakeExecutor) -> None:
+def test_error_codes_without_end_share_one_label(make_executor: MakeExecutor) -> None:
     """Error codes beyond the limit share one label value."""
     executor = make_executor()
     for number in range(MAX_LABEL_VALUES + 50):

@@ -58,7 +58,7 @@ def test_a_cancelled_job_is_no_failure_and_one_that_never_started_took_no_time()
     assert (found["window_jobs"], found["failure_rate"], found["job_seconds_mean"]) == (1, 0.0, 1.0)
 
 
-def test_without_jobs_there_is_nothing_to_tell() -> None:
+def test_without_jobs_rates_and_durations_are_none() -> None:
     """Without jobs the rates and durations are None."""
     found = figures(ended_jobs(), now=1000.0, window=200.0)
     assert {value for name, value in found.items() if not name.startswith("window")} == {None}
@@ -119,7 +119,7 @@ class Clock:
         return time.time() + self.moved
 
 
-def test_a_stuck_job_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_stuck_job_gives_one_alert(caplog: pytest.LogCaptureFixture) -> None:
     """A stuck job gives one warning, and another stuck job a new one."""
     go_on, clock, told = threading.Event(), Clock(), list[Alert]()
     with JobExecutor(2, config=Settings()) as executor:
@@ -141,7 +141,7 @@ def test_a_stuck_job_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     assert alert.message.startswith("job stuck has been running for 360")
 
 
-def test_a_high_failure_rate_is_said_when_it_becomes_high(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_high_failure_rate_gives_one_alert(caplog: pytest.LogCaptureFixture) -> None:
     """A high failure rate gives one alert, and another only after it was lower."""
     with JobExecutor(2, config=Settings()) as executor:
         monitor = HealthMonitor(executor)
@@ -171,7 +171,7 @@ def test_a_rate_of_too_few_jobs_is_none() -> None:
         assert len(monitor.check()) == 1
 
 
-def test_a_callback_that_fails_keeps_no_other_from_being_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_callback_that_fails_does_not_stop_the_others(caplog: pytest.LogCaptureFixture) -> None:
     """A failing on_alert callback is logged, and the others are called."""
     told: list[Alert] = []
 
@@ -201,7 +201,7 @@ def test_the_settings_are_those_of_what_is_watched() -> None:
     assert [(m.settings.stuck_after, m.settings.failure_rate) for m in monitors] == [(5.0, 0.9), (5.0, 0.1)]
 
 
-def test_it_looks_in_a_thread_until_it_is_stopped(caplog: pytest.LogCaptureFixture) -> None:
+def test_it_checks_in_a_thread_until_it_is_stopped(caplog: pytest.LogCaptureFixture) -> None:
     """A monitor checks in a thread until it is stopped, also after a failed check."""
     looks: list[float] = []
 
@@ -225,7 +225,7 @@ def test_it_looks_in_a_thread_until_it_is_stopped(caplog: pytest.LogCaptureFixtu
     assert "a health check failed" in caplog.text
 
 
-def test_it_looks_in_an_event_loop_until_it_is_left() -> None:
+def test_it_checks_in_an_event_loop_until_its_block_is_left() -> None:
     """A monitor of a scheduler checks in the event loop until its block is left."""
     told: list[Alert] = []
 

@@ -44,7 +44,7 @@ def run(code: str) -> str:
     return done.stdout.strip()
 
 
-def test_an_interrupt_is_heard_while_the_main_thread_handles_it_late() -> None:
+def test_listeners_are_notified_while_the_main_thread_is_busy() -> None:
     """A listener is notified at once while the main thread is in C code that no handler interrupts."""
     code = """
         import ctypes
@@ -120,7 +120,7 @@ def test_other_signals_end_nothing() -> None:
     assert run(code) == "[]"
 
 
-def test_the_older_fd_is_written_to_and_put_back() -> None:
+def test_an_earlier_wakeup_fd_is_written_to_and_restored() -> None:
     """An earlier wake-up fd gets the bytes too, and is restored with the last listener."""
     code = """
         import asyncio
@@ -144,7 +144,7 @@ def test_the_older_fd_is_written_to_and_put_back() -> None:
     assert run(code) == "-1"
 
 
-def test_whoever_set_the_fd_later_keeps_it() -> None:
+def test_a_wakeup_fd_that_was_set_later_stays() -> None:
     """A wake-up fd that other code set later stays set."""
     code = """
         signal_watch.listen(listener)
