@@ -225,7 +225,7 @@ def test_a_repeated_id_in_a_list_is_refused_before_any_job_starts(scratch: Path)
 @pytest.mark.parametrize("many", [Job(function=dict), [dict], 5])
 def test_objects_that_are_not_jobs_are_refused_before_any_job_starts(executor: JobExecutor, many: Any) -> None:
     """One job, a list of functions or a number raises; the message says what to give."""
-    with pytest.raises(InvalidJobError, match=r"give a list|make one, Job\(function=dict"):
+    with pytest.raises(InvalidJobError, match=r"pass a list|make one, Job\(function=dict"):
         run_in_flow(many)
     assert executor.jobs() == []
 
