@@ -49,11 +49,11 @@ def value_of(text: str) -> Any:
 
 
 def rerun_record(record: JobRecord, changes: Mapping[str, Any]) -> JobRecord:
-    """A PENDING record like that of a job that is over, under a new id, with `changes`.
+    """Return a PENDING record like that of a finished job, with a new id and `changes`.
 
     Raises:
-        InvalidJobError: the job is not over, or quarantined, or nothing in the store can run it.
-        typer.BadParameter: a field cannot have the value given.
+        InvalidJobError: The job is not finished, is quarantined, or cannot run from its record alone.
+        typer.BadParameter: A field cannot have the value given.
     """
     _refuse_unfit(record, changes)
     try:

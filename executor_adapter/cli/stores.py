@@ -118,19 +118,19 @@ class NoSuchJobError(Exception):
 
 
 def ago(text: str | None) -> float | None:
-    """The time, in seconds since the epoch, that lies `text` before now: 90s, 15m, 2h, 7d.
+    """Return the time that lies `text` before now (90s, 15m, 2h, 7d), in seconds since the epoch.
 
     Raises:
-        typer.BadParameter: it is no length of time.
+        typer.BadParameter: `text` is not a duration.
     """
     return None if text is None else time.time() - duration_seconds(text)
 
 
 def duration_seconds(text: str) -> float:
-    """Seconds of 90s, 15m, 2h, 7d.
+    """Return the seconds of a duration such as 90s, 15m, 2h or 7d.
 
     Raises:
-        typer.BadParameter: it is no length of time.
+        typer.BadParameter: `text` is not a duration.
     """
     match = _AGE.fullmatch(text.strip())
     if match is None:

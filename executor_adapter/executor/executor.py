@@ -7,7 +7,6 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import TracebackType
 from typing import Any, Self
 
 from executor_adapter.config import Settings, load_config
@@ -17,12 +16,11 @@ from executor_adapter.executor.hooks import ExecutionHooks, hooked_execution
 from executor_adapter.executor.job_defaults import JobDefaults
 from executor_adapter.executor.job_defaults import tool_limits as limits_of_tools
 from executor_adapter.executor.live_stats import live_stats
-from executor_adapter.executor.mapping import as_completed, check_fields, in_order
+from executor_adapter.executor.mapping import as_completed, check_map, in_order
 from executor_adapter.executor.pool_factory import make_pool
 from executor_adapter.executor.registry import track
 from executor_adapter.executor.signals import signal_watch
 from executor_adapter.executor.tracing import trace_jobs
-from executor_adapter.job.functions import check_arguments
 from executor_adapter.job.model import Job, check_is_job
 from executor_adapter.job.results import JobResult
 from executor_adapter.job.tool_limit import ToolLimit
@@ -31,7 +29,6 @@ from executor_adapter.job.validation import check_count
 from executor_adapter.monitoring.metrics_port import serve_metrics
 from executor_adapter.persistence import JobPersistence, QueueHistory
 from executor_adapter.pools import pool_kinds
-from executor_adapter.pools.selection import check_job
 from executor_adapter.store import JobStore
 from executor_adapter.supervision.driver import JobDriver
 from executor_adapter.supervision.futures import JobFuture
@@ -96,10 +93,9 @@ class JobExecutor(ExecutionHooks):
         )
         self._defaults = JobDefaults(self.config)
         self._hooked = hooked_execution(type(self), self._supervisor)
-        self._persistence = (
-            None
-            if store is None
-            else JobPersistence(
+        self._persistence: JobPersistence | None = None
+        if store is not None:
+            self._persistence = JobPersistence(
                 store,
                 self._supervisor,
                 self.config.store,
@@ -107,10 +103,9 @@ class JobExecutor(ExecutionHooks):
                 requeue_on_shutdown=requeue_on_shutdown,
                 readmit=lambda job, waited: self._admit(job, waited=waited),
             )
-        )
-        ledger, on_closed = self._supervisor.tracker, self._supervisor.thread.on_closed
-        self._metrics = serve_metrics(self, self.config.monitoring, observers=ledger.observers, on_closed=on_closed)
-        self._tracer = trace_jobs(ledger.observers)
+        tracker, on_closed = self._supervisor.tracker, self._supervisor.thread.on_closed
+        self._metrics = serve_metrics(self, self.config.monitoring, observers=tracker.observers, on_closed=on_closed)
+        self._tracer = trace_jobs(tracker.observers)
         self._tokens: list[EntryToken] = []
         track(self, self._supervisor)
 
@@ -178,18 +173,16 @@ class JobExecutor(ExecutionHooks):
         """
         if window is not None:
             check_count("window", window, "lets no job start", or_none=", or None for four a worker")
-        self._check_map_fields(function, len(iterables), job_fields)
+        check_map(
+            function,
+            len(iterables),
+            job_fields,
+            fill_in=self.fill_in_defaults,
+            kind_of=pool_kinds(self.config.executor.start_method),
+            binds_arguments=self._hooked is None,
+        )
         jobs = (Job(function=function, args=args, **job_fields) for args in zip(*iterables, strict=False))
         return (in_order if ordered else as_completed)(self.submit, jobs, window or 4 * self.max_workers)
-
-    def _check_map_fields(self, function: Callable[..., Any] | str, arguments: int, fields: Mapping[str, Any]) -> None:
-        """Refuse what no job of a `map` can be, by checking one that is never run."""
-        check_fields(fields)
-        probe = Job(function=function, **fields)
-        self._defaults.fill_in(probe)
-        check_job(probe, pool_kinds(self.config.executor.start_method))
-        if self._hooked is None:
-            check_arguments(function, (None,) * arguments, probe.kwargs)
 
     def drive(self, job: Job) -> JobDriver:
         """Accept a job whose retries the caller decides; see JobDriver.
@@ -338,9 +331,7 @@ class JobExecutor(ExecutionHooks):
         self.recover()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
         leave_executor(self._tokens.pop())
         self.shutdown(timeout=None if kind is None else 0)
 
@@ -349,9 +340,7 @@ class JobExecutor(ExecutionHooks):
         await self.start()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *details: object) -> None:
         leave_executor(self._tokens.pop())
         await asyncio.to_thread(self.shutdown, timeout=None if kind is None else 0)
 

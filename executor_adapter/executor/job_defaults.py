@@ -1,4 +1,4 @@
-"""What the settings give a job: the fields that it left open, and the limits of its tool."""
+"""Applies the settings to jobs: fields that a job leaves open, and the limits of its tool."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ def live_stats(supervisor: Supervisor, *, abandoned_attempts: int, window: float
 
     `abandoned_attempts`: attempts that were given up on outside its pools, counted with its abandoned threads.
     """
-    ledger = supervisor.tracker
-    counts, now, pools = ledger.counts, supervisor.now(), supervisor.pools.stats()
+    tracker = supervisor.tracker
+    counts, now, pools = tracker.counts, supervisor.now(), supervisor.pools.stats()
     begun = [run.started_at for run in supervisor.running() if run.started_at is not None]
     return ExecutorStats(
         jobs_pending=counts[JobStatus.PENDING],
@@ -24,10 +24,10 @@ def live_stats(supervisor: Supervisor, *, abandoned_attempts: int, window: float
         jobs_completed=counts[JobStatus.COMPLETED],
         jobs_failed=counts[JobStatus.FAILED],
         jobs_cancelled=counts[JobStatus.CANCELLED],
-        retries=ledger.retries,
+        retries=tracker.retries,
         workers_busy=pools["workers_busy"],
         abandoned_threads=pools["abandoned_threads"] + abandoned_attempts,
         quarantined=tuple(supervisor.intake.quarantined),
         longest_running_seconds=now - min(begun) if begun else None,
-        **figures(ledger.ended, now=time.time(), window=window),
+        **figures(tracker.ended, now=time.time(), window=window),
     )

@@ -10,8 +10,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
 from executor_adapter.exceptions import InvalidJobError
+from executor_adapter.job.functions import check_arguments
 from executor_adapter.job.model import Job
 from executor_adapter.job.results import JobResult
+from executor_adapter.pools import PoolKinds
+from executor_adapter.pools.selection import check_job
 from executor_adapter.supervision.futures import JobFuture
 
 Submit = Callable[[Job], JobFuture]
@@ -66,12 +69,32 @@ def result_of(future: Future[Any]) -> JobResult:
     )
 
 
-def check_fields(fields: Mapping[str, Any]) -> None:
-    """Refuse fields that many jobs cannot share.
+def check_map(
+    function: Callable[..., Any] | str,
+    arguments: int,
+    fields: Mapping[str, Any],
+    *,
+    fill_in: Callable[[Job], None],
+    kind_of: PoolKinds,
+    binds_arguments: bool,
+) -> None:
+    """Refuse a `map` none of whose jobs could run, by checking a job that is never run.
+
+    `binds_arguments`: the function is called with the job's arguments as they are, so their number must fit.
 
     Raises:
-        InvalidJobError: One of `fields` identifies a single job, or belongs to each call.
+        InvalidJobError: A field identifies a single job, or the pool cannot run such a job.
     """
+    _check_shared_fields(fields)
+    probe = Job(function=function, **fields)
+    fill_in(probe)
+    check_job(probe, kind_of)
+    if binds_arguments:
+        check_arguments(function, (None,) * arguments, probe.kwargs)
+
+
+def _check_shared_fields(fields: Mapping[str, Any]) -> None:
+    """Refuse fields that many jobs cannot share."""
     for name in ("args", "job_id"):
         if name in fields:
             raise InvalidJobError(f"{name}={fields[name]!r} cannot be that of each job: leave it out")

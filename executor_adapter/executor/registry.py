@@ -1,4 +1,4 @@
-"""The supervisors of this process that are not closed, and what ends them: the program's end, a signal, a fork."""
+"""Tracks the open supervisors of this process, and ends them at exit, on a signal or in a forked process."""
 
 from __future__ import annotations
 

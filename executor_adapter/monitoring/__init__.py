@@ -1,4 +1,4 @@
-"""What is measured of jobs, who watches it, and how it leaves the program.
+"""Measures jobs, watches them, and exports the figures.
 
 health.py        HealthMonitor: alerts for stuck jobs and for too many failures
 prometheus.py    counts and figures of jobs, served at a port for Prometheus (metrics_port.py starts it)

@@ -1,4 +1,4 @@
-"""What both schedulers share: the queue, starting and stopping, and what is asked about jobs."""
+"""BaseScheduler: the queue of a scheduler, its start and stop, and questions about its jobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a function can be called with, and which of a job's own values it gets as arguments."""
+"""Finds which arguments a function accepts, and passes a job's own values to it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from executor_adapter.job.model import Job
 
 
 class Parameters:
-    """The parameters of a function, as far as its signature tells."""
+    """The parameters of a function, as far as its signature is known."""
 
     def __init__(self, function: Callable[..., Any] | str) -> None:
         try:
