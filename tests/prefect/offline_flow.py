@@ -14,6 +14,8 @@ def run_while_offline(server_port: int) -> list[str]:
     """Run the flow, and return the ids of its finished task runs."""
     with ServerProxy(server_port) as proxy:
         os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{proxy.port}/api"
+        # Else Prefect keeps trying to send the log for a minute after the proxy has gone.
+        os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"
         from prefect import flow, task
 
         from executor_adapter.prefect import JobTaskRunner
