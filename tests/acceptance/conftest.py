@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.servers import ROOT, Server, new_user_env, prefect_server
+from tests.servers import ROOT, Server, create_database, new_user_env, prefect_server
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,9 @@ def small_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def user_env(tmp_path_factory: pytest.TempPathFactory, small_config: Path) -> dict[str, str]:
     """The environment of a new user: the small configuration and no server."""
-    return new_user_env(tmp_path_factory.mktemp("home"), EXECUTOR_ADAPTER_CONFIG=str(small_config))
+    home = tmp_path_factory.mktemp("home")
+    create_database(home)
+    return new_user_env(home, EXECUTOR_ADAPTER_CONFIG=str(small_config))
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from tests.api_server import serving
+from tests.servers import create_database
 
 ROOT = Path(__file__).resolve().parents[2]
 FLIGHTS = 336_776
@@ -192,6 +193,8 @@ def test_prefect_shows_progress_jobs_report_and_plot(home: Home) -> None:
 def failed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, subprocess.CompletedProcess[str]]]:
     """A run with four tools: one works, one is down, one answers 500, one sends broken JSON."""
     home = Home(directory=tmp_path_factory.mktemp("failing"))
+    home.database.parent.mkdir()
+    create_database(home.database.parent)
     settings = project_settings()
     with (
         serving(lambda path, body: (500, {}, b"out of order")) as (failing, _),

@@ -39,7 +39,7 @@ from tests.prefect.many_jobs import run_many_jobs, work
 from tests.prefect.sample_events import COMPLETED, FAILED, event
 from tests.prefect.server_proxy import ServerProxy
 from tests.prefect.test_mirror_under_load import check_recorded
-from tests.servers import free_port
+from tests.servers import create_database, free_port
 
 ONCE = RetryPolicy(retry_attempts=1, retry_delay=0.1)
 
@@ -293,6 +293,7 @@ def test_the_embedded_server_records_all_jobs(tmp_path: Path) -> None:
     """It ends with the flow's process; a server that is started later shows the states from its database."""
     home = tmp_path / "home"
     home.mkdir()
+    create_database(home)
     server = MeasuredServer(port=free_port(), home=home)
     before = {name: os.environ.pop(name) for name in ("PREFECT_API_URL",) if name in os.environ}
     try:
