@@ -170,4 +170,4 @@ def _for_next_host(record: JobRecord) -> JobRecord:
 
 def was_cut_off(error: BaseException | None) -> bool:
     """Return whether a job ended because its executor had to stop it, and not because a user cancelled it."""
-    return isinstance(error, JobCancelledError) and bool(error.context.get("let_go"))
+    return isinstance(error, JobCancelledError) and bool(error.context.get("shutdown"))
