@@ -35,7 +35,7 @@ def measure_frames(frames: int) -> list[float]:
             screen = Console(file=sink, width=150, height=LINES, force_terminal=True)
             for _ in range(frames):
                 began = time.perf_counter()
-                screen.print(render(view.scene(LINES - RESERVED_LINES)))
+                screen.print(render(view.frame(LINES - RESERVED_LINES)))
                 took.append(time.perf_counter() - began)
         store.close()
     return took
