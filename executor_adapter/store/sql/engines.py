@@ -44,10 +44,10 @@ def make_engine(url: str) -> Engine:
         parsed = make_url(url)
     except (ArgumentError, ValueError):  # the message does not quote the URL, because a password may be in it
         raise ConfigurationError(
-            "store.url is not a valid URL: write it as postgresql://user@host:port/database"
+            "store.url: it is not a valid URL: write it as postgresql://user@host:port/database"
         ) from None
     if "@" in (parsed.host or ""):  # part of a password would be shown as part of the host
-        raise ConfigurationError("store.url has a user or password with an @ in it: write it as %40")
+        raise ConfigurationError("store.url: the user or password has an @ in it: write it as %40")
     engine = _sqlite(parsed) if parsed.get_backend_name() == "sqlite" else _postgresql(parsed)
     _engines.add(engine)
     return engine
