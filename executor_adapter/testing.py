@@ -21,14 +21,10 @@ from types import TracebackType
 from typing import Any, ClassVar, Self
 
 from executor_adapter.config import Settings
-from executor_adapter.executor.executor import JobExecutor
-from executor_adapter.executor.registry import stop_tracking
-from executor_adapter.job.retry import limit_attempts
-from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, WorkerPool
-from executor_adapter.pools.in_process.call import bind, call_in_job
-from executor_adapter.supervision.loop import SupervisorLoop
-from executor_adapter.supervision.supervisor import Supervisor
-from executor_adapter.supervision.thread import SupervisorThread
+from executor_adapter.executor import JobExecutor, stop_tracking
+from executor_adapter.job import limit_attempts
+from executor_adapter.pools import Assignment, Ending, PoolSupervisor, WorkerPool, bind, call_in_job
+from executor_adapter.supervision import Supervisor, SupervisorLoop, SupervisorThread
 
 __all__ = ["FakeClock", "InlineExecutor", "set_testing"]
 

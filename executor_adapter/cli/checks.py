@@ -15,12 +15,10 @@ from pathlib import Path
 
 from executor_adapter.config import Settings, read_sources
 from executor_adapter.exceptions import ConfigurationError, InvalidJobError, JobSerializationError
-from executor_adapter.executor.executor import JobExecutor
-from executor_adapter.job.functions import is_coroutine_function, resolve
-from executor_adapter.job.model import Job
-from executor_adapter.job.pool_names import HAS_GUARDIAN, StartMethod
-from executor_adapter.monitoring.findings import Finding, fine, warning, wrong
-from executor_adapter.pools.selection import check_job
+from executor_adapter.executor import JobExecutor
+from executor_adapter.job import HAS_GUARDIAN, Job, StartMethod, is_coroutine_function, resolve
+from executor_adapter.monitoring import Finding, fine, warning, wrong
+from executor_adapter.pools import check_job
 from executor_adapter.store import StoreUnavailableError, open_store
 
 FILES_PER_WORKER = 8

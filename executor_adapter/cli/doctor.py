@@ -12,7 +12,7 @@ from rich.text import Text
 from executor_adapter.cli.checks import core_checks
 from executor_adapter.cli.output import JsonOption, console, new_table, print_json
 from executor_adapter.cli.stores import ConfigOption, StoreOption
-from executor_adapter.monitoring.findings import Finding, Level
+from executor_adapter.monitoring import Finding, Level
 
 PREFECT_CHECKS = "executor_adapter.prefect.doctor"
 """By its name, because only `executor_adapter.prefect` may import Prefect."""

@@ -34,8 +34,7 @@ from executor_adapter.cli.stores import (
     opened,
 )
 from executor_adapter.exceptions import ConfigurationError
-from executor_adapter.job.results import Attempt
-from executor_adapter.job.status import JobStatus
+from executor_adapter.job import Attempt, JobStatus
 from executor_adapter.store import MAX_LOG_LINES, JobFilter, JobRecord, Page
 
 app = typer.Typer(help="Show the jobs of a store, cancel them, or run them again.", no_args_is_help=True)

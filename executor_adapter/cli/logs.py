@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from rich.text import Text
 
 from executor_adapter.cli.output import clock_time
-from executor_adapter.job.status import TERMINAL
+from executor_adapter.job import TERMINAL
 from executor_adapter.store import MAX_LOG_LINES, JobStore, LogLine
 
 POLL_SECONDS = 0.5

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from executor_adapter.job.status import JobStatus
+from executor_adapter.job import JobStatus
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 

@@ -12,10 +12,7 @@ import typer
 from pydantic import ValidationError
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job.ids import uuid7
-from executor_adapter.job.model import Job
-from executor_adapter.job.rerun import RETRY_OF, changed_retry
-from executor_adapter.job.status import TERMINAL
+from executor_adapter.job import RETRY_OF, TERMINAL, Job, changed_retry, uuid7
 from executor_adapter.store import JobRecord
 
 _IN_COLUMNS = frozenset({"job_type", "tool_name", "priority", "max_runtime"})

@@ -40,12 +40,9 @@ from executor_adapter.cli.output import (
 from executor_adapter.cli.rerun import value_of
 from executor_adapter.cli.stores import ConfigOption, StoreOption
 from executor_adapter.config import Settings, load_config
-from executor_adapter.executor.executor import JobExecutor
-from executor_adapter.job.functions import resolve
-from executor_adapter.job.model import Job
-from executor_adapter.job.status import JobStatus
-from executor_adapter.job.transition import Transition
-from executor_adapter.pools.base import Assignment
+from executor_adapter.executor import JobExecutor
+from executor_adapter.job import Job, JobStatus, Transition, resolve
+from executor_adapter.pools import Assignment
 
 EXIT_CODES = {
     "DATA_ERROR": 65,

@@ -17,7 +17,7 @@ from executor_adapter.cli.jobs import QueueOption, ToolOption, TypeOption, first
 from executor_adapter.cli.output import STYLES, JsonOption, console, new_table, print_json, seconds, status_text
 from executor_adapter.cli.stores import ConfigOption, StoreOption, opened
 from executor_adapter.exceptions import ConfigurationError
-from executor_adapter.job.status import TERMINAL, JobStatus
+from executor_adapter.job import TERMINAL, JobStatus
 from executor_adapter.store import JobFilter, JobRecord, JobStore, StoreUnavailableError
 
 LIVE_STATUSES = frozenset(JobStatus) - TERMINAL

@@ -8,10 +8,19 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from executor_adapter.job.fields import MemoryLimit
-from executor_adapter.job.pool_names import HAS_CPU_AFFINITY, START_METHOD, PoolName, StartMethod, check_start_method
-from executor_adapter.job.retry import RetryPolicy, RetryRule
-from executor_adapter.job.validation import Count, Number, Seconds
+from executor_adapter.job import (
+    HAS_CPU_AFFINITY,
+    START_METHOD,
+    Count,
+    MemoryLimit,
+    Number,
+    PoolName,
+    RetryPolicy,
+    RetryRule,
+    Seconds,
+    StartMethod,
+    check_start_method,
+)
 
 
 def _as_tuple(value: Any) -> Any:

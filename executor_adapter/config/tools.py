@@ -10,7 +10,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from executor_adapter.config.sections import JobSettings, Name, Names, Section
-from executor_adapter.job.validation import Count, Number, Seconds
+from executor_adapter.job import Count, Number, Seconds
 
 
 class Tool(Section):

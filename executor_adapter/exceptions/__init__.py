@@ -22,6 +22,22 @@ from __future__ import annotations
 from concurrent.futures import CancelledError
 from typing import Any
 
+__all__ = [
+    "ConfigurationError",
+    "DataCollectionException",
+    "DataProcessingException",
+    "ExecutorClosedError",
+    "InvalidJobError",
+    "JobCancelledError",
+    "JobError",
+    "JobSerializationError",
+    "JobTimeoutError",
+    "MemoryLimitError",
+    "QueueFullError",
+    "SoftTimeoutError",
+    "WorkerCrashedError",
+]
+
 
 class JobError(Exception):
     """Says how a job ended without a value; `error_code` decides whether it is retried."""

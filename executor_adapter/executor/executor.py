@@ -21,20 +21,19 @@ from executor_adapter.executor.pool_factory import make_pool
 from executor_adapter.executor.registry import track
 from executor_adapter.executor.signals import signal_watch
 from executor_adapter.executor.tracing import trace_jobs
-from executor_adapter.job.model import Job, check_is_job
-from executor_adapter.job.results import JobResult
-from executor_adapter.job.tool_limit import ToolLimit
-from executor_adapter.job.transition import Observer
-from executor_adapter.job.validation import check_count
-from executor_adapter.monitoring.metrics_port import serve_metrics
+from executor_adapter.job import Job, JobResult, Observer, ToolLimit, check_count, check_is_job
+from executor_adapter.monitoring import serve_metrics
 from executor_adapter.persistence import JobPersistence, QueueHistory
 from executor_adapter.pools import pool_kinds
 from executor_adapter.store import JobStore
-from executor_adapter.supervision.driver import JobDriver
-from executor_adapter.supervision.futures import JobFuture
-from executor_adapter.supervision.job_scope import JobScope
-from executor_adapter.supervision.stats import DEFAULT_WINDOW_SECONDS, ExecutorStats
-from executor_adapter.supervision.supervisor import Supervisor
+from executor_adapter.supervision import (
+    DEFAULT_WINDOW_SECONDS,
+    ExecutorStats,
+    JobDriver,
+    JobFuture,
+    JobScope,
+    Supervisor,
+)
 
 CATCH_UP_SECONDS = 10.0
 """Max seconds that `remove_observer` waits for a supervisor blocked by an observer."""
@@ -118,8 +117,7 @@ class JobExecutor(ExecutionHooks):
         """Queue a job and return its future.
 
         While `max_pending` jobs are waiting it blocks, for at most `timeout` seconds if that is given. If a live job
-        has the same `dedupe_key`, that job's future is returned and no second job is made. `scope`: what the
-        job's function runs in, and what receives its output.
+        has the same `dedupe_key`, it returns that job's future. `scope` sets up what the function sees around it.
 
         Raises:
             InvalidJobError: The job can never run as it asks to; the message says why, and what to do.

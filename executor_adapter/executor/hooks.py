@@ -6,9 +6,8 @@ import asyncio
 from typing import Any
 
 from executor_adapter.exceptions import InvalidJobError, JobTimeoutError
-from executor_adapter.job.model import Job
-from executor_adapter.supervision.hooks import HookedExecution
-from executor_adapter.supervision.supervisor import Supervisor
+from executor_adapter.job import Job
+from executor_adapter.supervision import HookedExecution, Supervisor
 
 
 class ExecutionHooks:

@@ -7,9 +7,7 @@ from dataclasses import replace
 
 from executor_adapter.config import Settings, retry_policy
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job.functions import is_coroutine_function
-from executor_adapter.job.model import Job
-from executor_adapter.job.tool_limit import ToolLimit
+from executor_adapter.job import Job, ToolLimit, is_coroutine_function
 
 
 class JobDefaults:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 
-from executor_adapter.job.status import JobStatus
-from executor_adapter.supervision.stats import ExecutorStats, figures
-from executor_adapter.supervision.supervisor import Supervisor
+from executor_adapter.job import JobStatus
+from executor_adapter.supervision import ExecutorStats, Supervisor, figures
 
 
 def live_stats(supervisor: Supervisor, *, abandoned_attempts: int, window: float) -> ExecutorStats:

@@ -10,12 +10,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job.functions import check_arguments
-from executor_adapter.job.model import Job
-from executor_adapter.job.results import JobResult
-from executor_adapter.pools import PoolKinds
-from executor_adapter.pools.selection import check_job
-from executor_adapter.supervision.futures import JobFuture
+from executor_adapter.job import Job, JobResult, check_arguments
+from executor_adapter.pools import PoolKinds, check_job
+from executor_adapter.supervision import JobFuture
 
 Submit = Callable[[Job], JobFuture]
 

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from executor_adapter.config import Settings
-from executor_adapter.pools import pool_kinds
-from executor_adapter.pools.base import WorkerPool
-from executor_adapter.supervision.supervisor import Supervisor
+from executor_adapter.pools import WorkerPool, pool_kinds
+from executor_adapter.supervision import Supervisor
 
 Initializer = tuple[Callable[..., object], tuple[Any, ...]]
 """A function that each worker process calls before its first job, and its arguments."""

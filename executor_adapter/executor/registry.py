@@ -8,7 +8,7 @@ import os
 import weakref
 
 from executor_adapter.executor.signals import signal_watch
-from executor_adapter.supervision.supervisor import Supervisor
+from executor_adapter.supervision import Supervisor
 
 _open: set[Supervisor] = set()
 """Kept here because an executor may be garbage-collected before its jobs are finished."""

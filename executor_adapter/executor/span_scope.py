@@ -9,12 +9,10 @@ from opentelemetry import context, propagate
 from opentelemetry.context import Context
 from opentelemetry.trace import Tracer
 
-from executor_adapter.job.model import Job
-from executor_adapter.monitoring.trace_scope import INSIDE
-from executor_adapter.monitoring.tracing import JobTracer
-from executor_adapter.pools.base import Assignment
-from executor_adapter.supervision.job_scope import JobScope
-from executor_adapter.supervision.worker_logs import log_message
+from executor_adapter.job import Job
+from executor_adapter.monitoring import INSIDE, JobTracer
+from executor_adapter.pools import Assignment
+from executor_adapter.supervision import JobScope, log_message
 
 IN_THIS_PROCESS = frozenset({"thread", "coroutine"})
 

@@ -6,9 +6,9 @@ import functools
 from collections.abc import Callable
 
 from executor_adapter.executor.pool_factory import preload_in_workers
-from executor_adapter.job.transition import Observer
-from executor_adapter.monitoring.tracing import tracer_in_use
-from executor_adapter.supervision.job_scope import JobScope
+from executor_adapter.job import Observer
+from executor_adapter.monitoring import tracer_in_use
+from executor_adapter.supervision import JobScope
 
 TRACE_SCOPE = "executor_adapter.monitoring.trace_scope"
 """By its name: it imports OpenTelemetry, which is optional."""

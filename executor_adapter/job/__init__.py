@@ -1,0 +1,81 @@
+"""The vocabulary: jobs, their states, results and retry policies, and the checks of what users give."""
+
+from __future__ import annotations
+
+from executor_adapter.job.fields import MemoryLimit
+from executor_adapter.job.functions import (
+    check_arguments,
+    function_key,
+    function_reference,
+    is_coroutine_function,
+    is_generator_function,
+    resolve,
+)
+from executor_adapter.job.ids import uuid7
+from executor_adapter.job.live_state import JobState
+from executor_adapter.job.model import NEW_ID_HINT, Job, check_are_jobs, check_is_job
+from executor_adapter.job.pool_names import (
+    HAS_CPU_AFFINITY,
+    HAS_GUARDIAN,
+    START_METHOD,
+    PoolName,
+    StartMethod,
+    check_start_method,
+)
+from executor_adapter.job.quarantine import MAX_QUARANTINED, Quarantine
+from executor_adapter.job.rerun import RETRY_OF, changed_retry, rerun
+from executor_adapter.job.results import Attempt, JobResult, Progress
+from executor_adapter.job.retry import CRASHES, RetryDecision, RetryPolicy, RetryRule, decide, limit_attempts
+from executor_adapter.job.status import TERMINAL, ErrorCode, JobStatus
+from executor_adapter.job.text import storable
+from executor_adapter.job.tool_limit import ToolLimit
+from executor_adapter.job.transition import Observer, Transition
+from executor_adapter.job.validation import Count, Number, Seconds, check_age, check_count
+
+__all__ = [
+    "CRASHES",
+    "HAS_CPU_AFFINITY",
+    "HAS_GUARDIAN",
+    "MAX_QUARANTINED",
+    "NEW_ID_HINT",
+    "RETRY_OF",
+    "START_METHOD",
+    "TERMINAL",
+    "Attempt",
+    "Count",
+    "ErrorCode",
+    "Job",
+    "JobResult",
+    "JobState",
+    "JobStatus",
+    "MemoryLimit",
+    "Number",
+    "Observer",
+    "PoolName",
+    "Progress",
+    "Quarantine",
+    "RetryDecision",
+    "RetryPolicy",
+    "RetryRule",
+    "Seconds",
+    "StartMethod",
+    "ToolLimit",
+    "Transition",
+    "changed_retry",
+    "check_age",
+    "check_are_jobs",
+    "check_arguments",
+    "check_count",
+    "check_is_job",
+    "check_start_method",
+    "decide",
+    "function_key",
+    "function_reference",
+    "is_coroutine_function",
+    "is_generator_function",
+    "limit_attempts",
+    "rerun",
+    "resolve",
+    "storable",
+    "uuid7",
+]

@@ -11,30 +11,48 @@ Names are loaded when first used: worker processes import trace_scope.py and nee
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from executor_adapter.lazy import lazy_attributes
 
 if TYPE_CHECKING:
+    from executor_adapter.monitoring.findings import Finding, Level, fine, warning, wrong
     from executor_adapter.monitoring.health import Alert, AlertKind, HealthMonitor
-    from executor_adapter.supervision.stats import ExecutorStats
+    from executor_adapter.monitoring.metrics_port import serve_metrics
+    from executor_adapter.monitoring.trace_scope import INSIDE
+    from executor_adapter.monitoring.tracing import JobTracer, tracer_in_use
+    from executor_adapter.supervision import ExecutorStats
 
 _HOMES = {
-    "Alert": "monitoring.health",
-    "AlertKind": "monitoring.health",
-    "ExecutorStats": "supervision.stats",
-    "HealthMonitor": "monitoring.health",
+    "Alert": "executor_adapter.monitoring.health",
+    "AlertKind": "executor_adapter.monitoring.health",
+    "ExecutorStats": "executor_adapter.supervision",
+    "Finding": "executor_adapter.monitoring.findings",
+    "HealthMonitor": "executor_adapter.monitoring.health",
+    "INSIDE": "executor_adapter.monitoring.trace_scope",
+    "JobTracer": "executor_adapter.monitoring.tracing",
+    "Level": "executor_adapter.monitoring.findings",
+    "fine": "executor_adapter.monitoring.findings",
+    "serve_metrics": "executor_adapter.monitoring.metrics_port",
+    "tracer_in_use": "executor_adapter.monitoring.tracing",
+    "warning": "executor_adapter.monitoring.findings",
+    "wrong": "executor_adapter.monitoring.findings",
 }
 
-__all__ = ["Alert", "AlertKind", "ExecutorStats", "HealthMonitor"]
+__all__ = [
+    "INSIDE",
+    "Alert",
+    "AlertKind",
+    "ExecutorStats",
+    "Finding",
+    "HealthMonitor",
+    "JobTracer",
+    "Level",
+    "fine",
+    "serve_metrics",
+    "tracer_in_use",
+    "warning",
+    "wrong",
+]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"executor_adapter.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_attributes(__name__, _HOMES)

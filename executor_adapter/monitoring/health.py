@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from executor_adapter.config import MonitoringSettings, Settings
-from executor_adapter.job.model import Job
-from executor_adapter.supervision.stats import ExecutorStats
+from executor_adapter.job import Job
+from executor_adapter.supervision import ExecutorStats
 
 logger = logging.getLogger("executor_adapter.health")
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from executor_adapter.config import MonitoringSettings
 from executor_adapter.exceptions import ConfigurationError
-from executor_adapter.job.transition import Transition
-from executor_adapter.supervision.stats import ExecutorStats
+from executor_adapter.job import Transition
+from executor_adapter.supervision import ExecutorStats
 
 if TYPE_CHECKING:
     from executor_adapter.monitoring.prometheus import MetricsPort

@@ -23,10 +23,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from executor_adapter.job.model import Job
-from executor_adapter.job.status import TERMINAL, JobStatus
-from executor_adapter.job.transition import Transition
-from executor_adapter.supervision.stats import QUEUE_SECONDS, ExecutorStats
+from executor_adapter.job import TERMINAL, Job, JobStatus, Transition
+from executor_adapter.supervision import QUEUE_SECONDS, ExecutorStats
 
 logger = logging.getLogger("executor_adapter.metrics")
 

@@ -12,9 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from executor_adapter.job.model import Job
-from executor_adapter.job.status import TERMINAL, JobStatus
-from executor_adapter.job.transition import Transition
+from executor_adapter.job import TERMINAL, Job, JobStatus, Transition
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context

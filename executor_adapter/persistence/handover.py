@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 
-from executor_adapter.job.model import Job
-from executor_adapter.job.status import TERMINAL
+from executor_adapter.job import TERMINAL, Job
 from executor_adapter.persistence.pending_writes import PendingWrites
-from executor_adapter.supervision.supervisor import Supervisor
+from executor_adapter.supervision import Supervisor
 
 logger = logging.getLogger("executor_adapter.store")
 

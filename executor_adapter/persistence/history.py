@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from executor_adapter.job.model import Job
+from executor_adapter.job import Job
 from executor_adapter.persistence.recorder import Recorder
 from executor_adapter.store import JobFilter, JobStore
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 
-from executor_adapter.store import Host, JobStore, StoreUnavailableError
-from executor_adapter.store.host import close_host, new_host
+from executor_adapter.store import Host, JobStore, StoreUnavailableError, close_host, new_host
 
 LEASE_SECONDS = 60.0
 """Seconds without a renewal after which a host on another machine counts as gone."""

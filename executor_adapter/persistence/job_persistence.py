@@ -16,13 +16,12 @@ from collections.abc import Callable
 
 from executor_adapter.config import StoreSettings
 from executor_adapter.exceptions import ExecutorClosedError
-from executor_adapter.job.model import Job
+from executor_adapter.job import Job
 from executor_adapter.persistence.history import QueueHistory
 from executor_adapter.persistence.recorder import Recorder
 from executor_adapter.persistence.recovery import Recovery
 from executor_adapter.store import JobStore, open_store
-from executor_adapter.supervision.futures import JobFuture
-from executor_adapter.supervision.supervisor import Supervisor
+from executor_adapter.supervision import JobFuture, Supervisor
 
 DYING_HOST_TIMEOUT = 10.0
 """Seconds that a recovery waits for dying hosts; a guardian has killed all its workers within five."""

@@ -8,10 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from executor_adapter.exceptions import JobCancelledError
-from executor_adapter.job.model import Job
-from executor_adapter.job.results import Progress
-from executor_adapter.job.status import TERMINAL, JobStatus
-from executor_adapter.job.transition import Transition
+from executor_adapter.job import TERMINAL, Job, JobStatus, Progress, Transition
 from executor_adapter.persistence.serialization import StoredCall, record_of
 from executor_adapter.store import JobRecord
 

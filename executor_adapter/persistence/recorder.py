@@ -23,9 +23,7 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from executor_adapter.exceptions import ExecutorClosedError, QueueFullError
-from executor_adapter.job.model import Job
-from executor_adapter.job.status import TERMINAL
-from executor_adapter.job.transition import Transition
+from executor_adapter.job import TERMINAL, Job, Transition
 from executor_adapter.persistence.handover import Handover
 from executor_adapter.persistence.host_lease import LEASE_SECONDS, HostLease
 from executor_adapter.persistence.log_lines import LogLines, start_capturing, stop_capturing
@@ -39,7 +37,7 @@ from executor_adapter.persistence.serialization import (
     stored_call,
 )
 from executor_adapter.store import Host, JobRecord, JobStore, LeaseLostError, StoreUnavailableError
-from executor_adapter.supervision.supervisor import Supervisor
+from executor_adapter.supervision import Supervisor
 
 logger = logging.getLogger("executor_adapter.store")
 

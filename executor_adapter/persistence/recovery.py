@@ -16,13 +16,9 @@ from dataclasses import replace
 
 from executor_adapter.exceptions import ExecutorClosedError, InvalidJobError, JobSerializationError
 from executor_adapter.exceptions.display import repr_of, text_of
-from executor_adapter.job.model import Job
-from executor_adapter.job.quarantine import MAX_QUARANTINED
-from executor_adapter.job.results import Attempt
-from executor_adapter.job.status import JobStatus
+from executor_adapter.job import MAX_QUARANTINED, Attempt, Job, JobStatus
 from executor_adapter.persistence.recorder import Recorder
-from executor_adapter.store import JobFilter, JobRecord, LeaseLostError, StoreUnavailableError
-from executor_adapter.store.records import given_fields, restore
+from executor_adapter.store import JobFilter, JobRecord, LeaseLostError, StoreUnavailableError, given_fields, restore
 
 logger = logging.getLogger("executor_adapter.store")
 

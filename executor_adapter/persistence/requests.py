@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
 
 from executor_adapter.exceptions import ExecutorClosedError
-from executor_adapter.job.model import Job
+from executor_adapter.job import Job
 from executor_adapter.store import LeaseLostError, StoreUnavailableError
 
 T = TypeVar("T")

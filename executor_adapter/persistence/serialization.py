@@ -13,12 +13,8 @@ import math
 from typing import Any, NamedTuple
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job.functions import function_reference, resolve
-from executor_adapter.job.model import Job
-from executor_adapter.job.rerun import RETRY_OF
-from executor_adapter.job.retry import RetryPolicy
-from executor_adapter.job.status import TERMINAL, JobStatus
-from executor_adapter.pools.transport import functions, importable
+from executor_adapter.job import RETRY_OF, TERMINAL, Job, JobStatus, RetryPolicy, function_reference, resolve
+from executor_adapter.pools import dump_by_value, importable_reference
 from executor_adapter.store import JobRecord
 
 _IN_COLUMNS = frozenset(
@@ -47,7 +43,7 @@ def stored_call(job: Job, *, pickle_arguments: bool = False) -> StoredCall:
     if job.retry is not None:
         fields["retry"] = _policy_fields(job.retry)
     if pickle_arguments:
-        pickled = functions.dumps((job.function, job.args, job.kwargs))
+        pickled = dump_by_value((job.function, job.args, job.kwargs))
         return StoredCall(function_name(job), json.dumps(fields), pickled)
     fields["function"] = function = _importable(job)
     if job.args or job.kwargs:
@@ -72,7 +68,7 @@ def _importable(job: Job) -> str:
     if isinstance(function, str):
         resolve(function)
         return function
-    found = importable.reference(function)
+    found = importable_reference(function)
     if found is None:
         raise InvalidJobError(
             f"{function_reference(function)} cannot be stored: another process would not find it by that name: "

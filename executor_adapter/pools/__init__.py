@@ -1,37 +1,53 @@
-"""The pools in which attempts run: coroutines, threads and processes, each a `base.WorkerPool`."""
+"""The pools in which attempts run: coroutines, threads and processes, each a `base.WorkerPool`.
+
+Names are loaded when first used, so that a program loads only the pools that it uses.
+"""
 
 from __future__ import annotations
 
-import functools
-import importlib
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from executor_adapter.job.pool_names import START_METHOD, StartMethod
+from executor_adapter.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from executor_adapter.pools.base import WorkerPool
+    from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, WorkerPool
+    from executor_adapter.pools.in_process.call import bind, call_in_job
+    from executor_adapter.pools.in_process.event_loop import COROUTINE_STOP_TIMEOUT, EventLoopThread
+    from executor_adapter.pools.kinds import PoolKinds, pool_kinds
+    from executor_adapter.pools.selection import check_job
+    from executor_adapter.pools.transport.functions import dumps as dump_by_value
+    from executor_adapter.pools.transport.importable import reference as importable_reference
 
-_KINDS = {
-    "coroutine": "executor_adapter.pools.in_process.coroutine:CoroutinePool",
-    "guardian": "executor_adapter.pools.guardian.pool:ProcessPool",
-    "spawn": "executor_adapter.pools.spawned.pool:SpawnedPool",
-    "thread": "executor_adapter.pools.in_process.thread:ThreadPool",
+_HOMES = {
+    "dump_by_value": "executor_adapter.pools.transport.functions:dumps",
+    "importable_reference": "executor_adapter.pools.transport.importable:reference",
+    "Assignment": "executor_adapter.pools.base",
+    "COROUTINE_STOP_TIMEOUT": "executor_adapter.pools.in_process.event_loop",
+    "Ending": "executor_adapter.pools.base",
+    "EventLoopThread": "executor_adapter.pools.in_process.event_loop",
+    "PoolKinds": "executor_adapter.pools.kinds",
+    "PoolSupervisor": "executor_adapter.pools.base",
+    "WorkerPool": "executor_adapter.pools.base",
+    "bind": "executor_adapter.pools.in_process.call",
+    "call_in_job": "executor_adapter.pools.in_process.call",
+    "check_job": "executor_adapter.pools.selection",
+    "pool_kinds": "executor_adapter.pools.kinds",
 }
-"""The class of each pool. The process pool is listed by its start methods."""
 
-PoolKinds = Callable[[str], "type[WorkerPool]"]
-"""Returns the class of the pool with a name, and imports it at the first call. Raises KeyError for an unknown name."""
+__all__ = [
+    "COROUTINE_STOP_TIMEOUT",
+    "Assignment",
+    "Ending",
+    "EventLoopThread",
+    "PoolKinds",
+    "PoolSupervisor",
+    "WorkerPool",
+    "bind",
+    "call_in_job",
+    "check_job",
+    "dump_by_value",
+    "importable_reference",
+    "pool_kinds",
+]
 
-
-@functools.cache
-def pool_kinds(start_method: StartMethod = START_METHOD) -> PoolKinds:
-    """Return the function that finds pools by name, with the process pool of the given start method."""
-
-    @functools.cache
-    def kind_of(name: str) -> type[WorkerPool]:
-        module, _, qualname = _KINDS[start_method if name == "process" else name].partition(":")
-        kind: type[WorkerPool] = getattr(importlib.import_module(module), qualname)
-        return kind
-
-    return kind_of
+__getattr__, __dir__ = lazy_attributes(__name__, _HOMES)

@@ -17,7 +17,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
-    from executor_adapter.job.model import Job
+    from executor_adapter.job import Job
 
 
 class Ending(Enum):

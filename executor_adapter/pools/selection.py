@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job.functions import function_reference, is_coroutine_function, is_generator_function
-from executor_adapter.job.model import Job
-from executor_adapter.job.status import JobStatus
-from executor_adapter.pools import PoolKinds, pool_kinds
+from executor_adapter.job import Job, JobStatus, function_reference, is_coroutine_function, is_generator_function
 from executor_adapter.pools.base import WorkerPool
+from executor_adapter.pools.kinds import PoolKinds, pool_kinds
 
 
 def check_job(job: Job, kind_of: PoolKinds | None = None) -> tuple[str, Any]:

@@ -1,7 +1,7 @@
 """Runs jobs as Prefect task runs, and shows every state of theirs in the Prefect UI. Only this part imports Prefect."""
 
 # Not imported lazily, as in the package above: a later import of the module `job_task` would replace the function.
-from executor_adapter.executor.pool_factory import preload_in_workers
+from executor_adapter.executor import preload_in_workers
 from executor_adapter.prefect.blocks import JobExecutorBlock
 from executor_adapter.prefect.bulk.run_jobs import arun_jobs, run_jobs
 from executor_adapter.prefect.job_task import JobTask, job_task

@@ -14,8 +14,8 @@ from prefect.blocks.core import Block
 from pydantic import Field, field_validator
 
 from executor_adapter.config import JobSettings, load_config
-from executor_adapter.executor.executor import JobExecutor
-from executor_adapter.job.pool_names import PoolName
+from executor_adapter.executor import JobExecutor
+from executor_adapter.job import PoolName
 
 EXECUTOR_FIELDS = ("max_workers", "kill_grace", "preload", "max_jobs_per_worker")
 JOB_FIELDS = ("pool", "max_runtime", "retry_attempts", "retry_delay", "memory_limit")

@@ -8,7 +8,7 @@ from prefect import __version__
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import get_current_settings
 
-from executor_adapter.monitoring.findings import Finding, fine, warning, wrong
+from executor_adapter.monitoring import Finding, fine, warning, wrong
 from executor_adapter.prefect.mirror.server_api import recorder_settings
 
 RECORDER = "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER"

@@ -26,7 +26,7 @@ from prefect.utilities.callables import get_call_parameters
 from prefect.utilities.visualization import get_task_viz_tracker, track_viz_task
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job.model import Job
+from executor_adapter.job import Job
 from executor_adapter.prefect.engine.job_run import JobRun
 from executor_adapter.prefect.engine.run import ReturnType, run_async, run_sync
 from executor_adapter.prefect.engine.task_worker import AttemptAsJob, RetryCondition, in_prefect_engine, retry_condition

@@ -12,7 +12,7 @@ runs there too, see `mirroring`.
 
 from __future__ import annotations
 
-from executor_adapter.job.model import Job
+from executor_adapter.job import Job
 from executor_adapter.scheduler.job_queue import JobQueue
 from executor_adapter.scheduler.schedulers import (
     CollectionScheduler,

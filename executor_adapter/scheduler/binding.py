@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job.functions import resolve
-from executor_adapter.job.model import Job
+from executor_adapter.job import Job, resolve
 
 
 class Parameters:

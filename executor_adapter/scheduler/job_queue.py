@@ -8,9 +8,7 @@ import time
 from collections.abc import Callable
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job.model import NEW_ID_HINT, Job, check_is_job
-from executor_adapter.job.status import JobStatus
-from executor_adapter.job.validation import check_age
+from executor_adapter.job import NEW_ID_HINT, Job, JobStatus, check_age, check_is_job
 from executor_adapter.persistence import QueueHistory
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from executor_adapter.config import MirrorMode
-from executor_adapter.job.transition import Observer
+from executor_adapter.job import Observer
 
 if TYPE_CHECKING:
-    from executor_adapter.executor.executor import JobExecutor
+    from executor_adapter.executor import JobExecutor
 
 logger = logging.getLogger("executor_adapter")
 

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from executor_adapter.config import Stage
-from executor_adapter.job.functions import is_coroutine_function
-from executor_adapter.job.model import Job
+from executor_adapter.job import Job, is_coroutine_function
 from executor_adapter.scheduler.base import BaseScheduler
 from executor_adapter.scheduler.binding import Parameters
 

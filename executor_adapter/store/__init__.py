@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.store.base import JobStore, LeaseLostError, StoreUnavailableError
-from executor_adapter.store.host import Host
-from executor_adapter.store.records import ALL, MAX_LOG_LINES, JobFilter, JobRecord, LogLine, Page
+from executor_adapter.store.host import Host, close_host, new_host
+from executor_adapter.store.records import (
+    ALL,
+    MAX_LOG_LINES,
+    JobFilter,
+    JobRecord,
+    LogLine,
+    Page,
+    given_fields,
+    restore,
+)
 
 __all__ = [
     "ALL",
@@ -18,7 +27,11 @@ __all__ = [
     "LogLine",
     "Page",
     "StoreUnavailableError",
+    "close_host",
+    "given_fields",
+    "new_host",
     "open_store",
+    "restore",
 ]
 
 

@@ -12,8 +12,8 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from executor_adapter.job.ids import uuid7
-from executor_adapter.worker.presence import is_held, presence
+from executor_adapter.job import uuid7
+from executor_adapter.worker import is_held, own_presence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ class Host:
             return False
         if not self.presence or self.machine != this_machine():
             return None
-        if self.presence == presence().name:
+        if self.presence == own_presence().name:
             return True
         held = is_held(self.presence)
         return None if held is None else not held
@@ -65,7 +65,7 @@ def new_host() -> Host:
         machine=this_machine(),
         pid=pid,
         process_started=_process_started(pid) or 0,
-        presence=presence().name,
+        presence=own_presence().name,
     )
     _open_hosts.add(host.host_id)
     return host

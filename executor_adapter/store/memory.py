@@ -11,9 +11,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job.quarantine import MAX_QUARANTINED
-from executor_adapter.job.status import TERMINAL, JobStatus
-from executor_adapter.job.validation import check_age
+from executor_adapter.job import MAX_QUARANTINED, TERMINAL, JobStatus, check_age
 from executor_adapter.store.base import JobStore, LeaseLostError
 from executor_adapter.store.host import Host
 from executor_adapter.store.records import ALL, MAX_LOG_LINES, JobFilter, JobRecord, LogLine, Page

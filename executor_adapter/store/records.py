@@ -11,10 +11,7 @@ from typing import Any
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.exceptions.display import repr_of
-from executor_adapter.job.live_state import JobState
-from executor_adapter.job.model import Job
-from executor_adapter.job.results import Attempt, Progress
-from executor_adapter.job.status import TERMINAL, JobStatus
+from executor_adapter.job import TERMINAL, Attempt, Job, JobState, JobStatus, Progress
 
 LIVE = frozenset(JobStatus) - TERMINAL
 """The statuses of jobs that are not finished."""

@@ -1,0 +1,64 @@
+"""Supervision: one thread decides what happens to every job. `supervisor.Supervisor` is the place to start reading.
+
+Names are loaded when first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from executor_adapter.lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from executor_adapter.supervision.driver import JobDriver
+    from executor_adapter.supervision.futures import JobFuture
+    from executor_adapter.supervision.hooks import HookedExecution
+    from executor_adapter.supervision.job_scope import JobScope
+    from executor_adapter.supervision.loop import SupervisorLoop
+    from executor_adapter.supervision.stats import (
+        DEFAULT_WINDOW_SECONDS,
+        QUEUE_SECONDS,
+        ExecutorStats,
+        figures,
+        mean,
+        percentile,
+    )
+    from executor_adapter.supervision.supervisor import Supervisor
+    from executor_adapter.supervision.thread import SupervisorThread
+    from executor_adapter.supervision.worker_logs import log_message
+
+_HOMES = {
+    "DEFAULT_WINDOW_SECONDS": "executor_adapter.supervision.stats",
+    "ExecutorStats": "executor_adapter.supervision.stats",
+    "HookedExecution": "executor_adapter.supervision.hooks",
+    "JobDriver": "executor_adapter.supervision.driver",
+    "JobFuture": "executor_adapter.supervision.futures",
+    "JobScope": "executor_adapter.supervision.job_scope",
+    "QUEUE_SECONDS": "executor_adapter.supervision.stats",
+    "Supervisor": "executor_adapter.supervision.supervisor",
+    "SupervisorLoop": "executor_adapter.supervision.loop",
+    "SupervisorThread": "executor_adapter.supervision.thread",
+    "figures": "executor_adapter.supervision.stats",
+    "log_message": "executor_adapter.supervision.worker_logs",
+    "mean": "executor_adapter.supervision.stats",
+    "percentile": "executor_adapter.supervision.stats",
+}
+
+__all__ = [
+    "DEFAULT_WINDOW_SECONDS",
+    "QUEUE_SECONDS",
+    "ExecutorStats",
+    "HookedExecution",
+    "JobDriver",
+    "JobFuture",
+    "JobScope",
+    "Supervisor",
+    "SupervisorLoop",
+    "SupervisorThread",
+    "figures",
+    "log_message",
+    "mean",
+    "percentile",
+]
+
+__getattr__, __dir__ = lazy_attributes(__name__, _HOMES)

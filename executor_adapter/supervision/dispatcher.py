@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from executor_adapter.job.model import Job
-from executor_adapter.pools.base import WorkerPool
+from executor_adapter.job import Job
+from executor_adapter.pools import WorkerPool
 from executor_adapter.supervision.rate_limiter import RateLimiter, needs_no_slot
 from executor_adapter.supervision.ready_queue import ReadyQueue
 

@@ -18,10 +18,8 @@ from concurrent.futures import Future
 from typing import Any, Protocol
 
 from executor_adapter.exceptions import JobCancelledError
-from executor_adapter.job.model import Job
-from executor_adapter.job.retry import RetryDecision
-from executor_adapter.job.status import TERMINAL, JobStatus
-from executor_adapter.pools.base import Assignment
+from executor_adapter.job import TERMINAL, Job, JobStatus, RetryDecision
+from executor_adapter.pools import Assignment
 from executor_adapter.supervision.dispatcher import Dispatcher
 from executor_adapter.supervision.follow_up import FollowUp
 from executor_adapter.supervision.starting import Starting

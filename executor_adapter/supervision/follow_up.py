@@ -11,10 +11,8 @@ from typing import Any
 from executor_adapter.error_codes import error_code_of, retry_after_of
 from executor_adapter.exceptions import JobCancelledError, JobError, SoftTimeoutError
 from executor_adapter.exceptions.display import as_exception, repr_of, traceback_text
-from executor_adapter.job.model import Job
-from executor_adapter.job.retry import RetryDecision, decide
-from executor_adapter.job.status import TERMINAL, JobStatus
-from executor_adapter.pools.base import Assignment, Ending
+from executor_adapter.job import TERMINAL, Job, JobStatus, RetryDecision, decide
+from executor_adapter.pools import Assignment, Ending
 from executor_adapter.supervision.dispatcher import Dispatcher
 from executor_adapter.supervision.intake import JobIntake
 from executor_adapter.supervision.loop import SupervisorLoop

@@ -11,8 +11,7 @@ from concurrent.futures._base import FINISHED, PENDING  # The states that Future
 from queue import SimpleQueue
 from typing import Any
 
-from executor_adapter.job.model import Job
-from executor_adapter.job.status import JobStatus
+from executor_adapter.job import Job, JobStatus
 
 logger = logging.getLogger("executor_adapter")
 

@@ -20,10 +20,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from executor_adapter.exceptions import InvalidJobError, JobCancelledError
-from executor_adapter.job.model import Job
-from executor_adapter.job.status import TERMINAL, JobStatus
-from executor_adapter.pools.base import Assignment
-from executor_adapter.pools.in_process.event_loop import COROUTINE_STOP_TIMEOUT, EventLoopThread
+from executor_adapter.job import TERMINAL, Job, JobStatus
+from executor_adapter.pools import COROUTINE_STOP_TIMEOUT, Assignment, EventLoopThread
 from executor_adapter.supervision.driver import JobDriver
 from executor_adapter.supervision.futures import JobFuture
 from executor_adapter.supervision.outcome import code_and_message, failed_as

@@ -7,8 +7,7 @@ import time
 from collections import deque
 
 from executor_adapter.exceptions import ExecutorClosedError, InvalidJobError, QueueFullError
-from executor_adapter.job.model import NEW_ID_HINT, Job
-from executor_adapter.job.quarantine import Quarantine
+from executor_adapter.job import NEW_ID_HINT, Job, Quarantine
 from executor_adapter.supervision.futures import JobFuture
 
 RECHECK_INTERVAL = 0.1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from executor_adapter.pools.base import Assignment
+from executor_adapter.pools import Assignment
 
 
 class JobScope(Protocol):

@@ -8,9 +8,8 @@ from typing import Any
 from executor_adapter.error_codes import error_code_of
 from executor_adapter.exceptions import JobCancelledError, JobTimeoutError, SoftTimeoutError
 from executor_adapter.exceptions.display import repr_of, text_of
-from executor_adapter.job.model import Job
-from executor_adapter.job.status import JobStatus
-from executor_adapter.pools.base import Assignment
+from executor_adapter.job import Job, JobStatus
+from executor_adapter.pools import Assignment
 from executor_adapter.supervision.stop_reason import StopReason
 
 

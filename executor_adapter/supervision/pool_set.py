@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from executor_adapter.job.model import Job
-from executor_adapter.pools.base import Assignment, WorkerPool
+from executor_adapter.job import Job
+from executor_adapter.pools import Assignment, WorkerPool
 from executor_adapter.supervision.running_attempts import NEVER
 
 MAX_QUEUED_BEHIND_SECONDS = 0.05

@@ -6,9 +6,7 @@ import heapq
 import itertools
 from collections.abc import Callable, Mapping
 
-from executor_adapter.job.model import Job
-from executor_adapter.job.status import TERMINAL
-from executor_adapter.job.tool_limit import ToolLimit
+from executor_adapter.job import TERMINAL, Job, ToolLimit
 
 _Turn = tuple[int, float, int, Job]
 """A job that was held back, and what it is sorted by: priority (highest first), when it was queued, and a number."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 from collections import deque
 
-from executor_adapter.job.model import Job
+from executor_adapter.job import Job
 
 
 class ReadyQueue:

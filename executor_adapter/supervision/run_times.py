@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 import weakref
 
-from executor_adapter.job.functions import function_key
+from executor_adapter.job import function_key
 
 SHORT_RUN_SECONDS = 0.002
 """Functions that take less than this on average may have other jobs queued behind them in their worker."""

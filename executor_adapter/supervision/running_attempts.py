@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from executor_adapter.pools.base import Assignment
+from executor_adapter.pools import Assignment
 from executor_adapter.supervision.stop_reason import StopReason
 
 NEVER = float("inf")

@@ -7,9 +7,8 @@ from collections.abc import Callable
 
 from executor_adapter.exceptions import WorkerCrashedError
 from executor_adapter.exceptions.display import repr_of
-from executor_adapter.job.model import Job
-from executor_adapter.job.status import JobStatus
-from executor_adapter.pools.base import Assignment, Ending
+from executor_adapter.job import Job, JobStatus
+from executor_adapter.pools import Assignment, Ending
 from executor_adapter.supervision.dispatcher import Dispatcher
 from executor_adapter.supervision.follow_up import FollowUp
 from executor_adapter.supervision.intake import JobIntake

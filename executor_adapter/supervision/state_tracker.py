@@ -6,9 +6,7 @@ import logging
 import time
 from collections.abc import Iterable
 
-from executor_adapter.job.model import Job
-from executor_adapter.job.status import JobStatus
-from executor_adapter.job.transition import Observer, Transition
+from executor_adapter.job import Job, JobStatus, Observer, Transition
 from executor_adapter.supervision.stats import QUEUE_SECONDS, ended_jobs
 
 logger = logging.getLogger("executor_adapter")

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from executor_adapter.job.results import Attempt
-from executor_adapter.job.status import JobStatus
+from executor_adapter.job import Attempt, JobStatus
 
 MAX_ENDED_JOBS = 4096
 """How many of the jobs that ended last are kept for figures: more would cost more to compute and say little more."""

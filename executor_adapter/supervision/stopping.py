@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable
 
 from executor_adapter.exceptions import JobCancelledError, JobError, JobTimeoutError
 from executor_adapter.exceptions.display import repr_of
-from executor_adapter.job.model import Job
-from executor_adapter.job.status import TERMINAL, JobStatus
-from executor_adapter.pools.base import Assignment
+from executor_adapter.job import TERMINAL, Job, JobStatus
+from executor_adapter.pools import Assignment
 from executor_adapter.supervision.follow_up import FollowUp
 from executor_adapter.supervision.intake import JobIntake
 from executor_adapter.supervision.loop import SupervisorLoop

@@ -31,15 +31,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from executor_adapter.job.functions import check_arguments
-from executor_adapter.job.model import Job
-from executor_adapter.job.results import Progress
-from executor_adapter.job.status import TERMINAL, JobStatus
-from executor_adapter.job.tool_limit import ToolLimit
-from executor_adapter.job.transition import Observer
-from executor_adapter.pools import PoolKinds
-from executor_adapter.pools.base import Assignment, Ending, WorkerPool
-from executor_adapter.pools.selection import check_job
+from executor_adapter.job import TERMINAL, Job, JobStatus, Observer, Progress, ToolLimit, check_arguments
+from executor_adapter.pools import Assignment, Ending, PoolKinds, WorkerPool, check_job
 from executor_adapter.supervision.dispatcher import Dispatcher
 from executor_adapter.supervision.follow_up import FollowUp
 from executor_adapter.supervision.futures import FutureHub, JobFuture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from executor_adapter.pools.base import Assignment
+from executor_adapter.pools import Assignment
 
 logger = logging.getLogger("executor_adapter")
 

@@ -1,1 +1,77 @@
-"""The worker's side of a process pool: it runs in every child process, so it imports the standard library alone."""
+"""The worker's side of a process pool. It runs in every child process, so it imports the standard library alone.
+
+Names are loaded when first used: a worker loads only the modules that it needs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from executor_adapter.lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from executor_adapter.worker import guardian, values, wire
+    from executor_adapter.worker.call import PICKLE, REFERENCE
+    from executor_adapter.worker.context import JobContext, current_job, enter_job, leave_job, running_job
+    from executor_adapter.worker.presence import is_held, own_presence
+    from executor_adapter.worker.process import EXIT_SETUP_FAILED, INTERRUPT
+    from executor_adapter.worker.process_tree import TREE_VARIABLE, kill_below, kill_marked, resident, tree_resident
+    from executor_adapter.worker.reporter import EXIT_SOCKET_LOST
+    from executor_adapter.worker.spawned import BOOTSTRAP
+    from executor_adapter.worker.values import STACK_GLOBAL, LargeBuffers, MemoryFile
+
+_HOMES = {
+    "BOOTSTRAP": "executor_adapter.worker.spawned",
+    "EXIT_SETUP_FAILED": "executor_adapter.worker.process",
+    "EXIT_SOCKET_LOST": "executor_adapter.worker.reporter",
+    "INTERRUPT": "executor_adapter.worker.process",
+    "JobContext": "executor_adapter.worker.context",
+    "LargeBuffers": "executor_adapter.worker.values",
+    "MemoryFile": "executor_adapter.worker.values",
+    "PICKLE": "executor_adapter.worker.call",
+    "REFERENCE": "executor_adapter.worker.call",
+    "STACK_GLOBAL": "executor_adapter.worker.values",
+    "TREE_VARIABLE": "executor_adapter.worker.process_tree",
+    "current_job": "executor_adapter.worker.context",
+    "enter_job": "executor_adapter.worker.context",
+    "guardian": "executor_adapter.worker.guardian",
+    "is_held": "executor_adapter.worker.presence",
+    "kill_below": "executor_adapter.worker.process_tree",
+    "kill_marked": "executor_adapter.worker.process_tree",
+    "leave_job": "executor_adapter.worker.context",
+    "own_presence": "executor_adapter.worker.presence",
+    "resident": "executor_adapter.worker.process_tree",
+    "running_job": "executor_adapter.worker.context",
+    "tree_resident": "executor_adapter.worker.process_tree",
+    "values": "executor_adapter.worker.values",
+    "wire": "executor_adapter.worker.wire",
+}
+
+__all__ = [
+    "BOOTSTRAP",
+    "EXIT_SETUP_FAILED",
+    "EXIT_SOCKET_LOST",
+    "INTERRUPT",
+    "PICKLE",
+    "REFERENCE",
+    "STACK_GLOBAL",
+    "TREE_VARIABLE",
+    "JobContext",
+    "LargeBuffers",
+    "MemoryFile",
+    "current_job",
+    "enter_job",
+    "guardian",
+    "is_held",
+    "kill_below",
+    "kill_marked",
+    "leave_job",
+    "own_presence",
+    "resident",
+    "running_job",
+    "tree_resident",
+    "values",
+    "wire",
+]
+
+__getattr__, __dir__ = lazy_attributes(__name__, _HOMES)

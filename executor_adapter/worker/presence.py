@@ -34,7 +34,7 @@ _lock = threading.Lock()
 _own: Presence | None = None
 
 
-def presence() -> Presence:
+def own_presence() -> Presence:
     """Return the presence of this process: taken at the first call, and held until the process ends."""
     global _own
     with _lock:

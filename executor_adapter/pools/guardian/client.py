@@ -17,9 +17,7 @@ from typing import Any, Protocol
 
 from executor_adapter.pools.base import PoolSupervisor, Timer
 from executor_adapter.pools.transport.importable import current_path
-from executor_adapter.worker import guardian
-from executor_adapter.worker.presence import presence
-from executor_adapter.worker.process_tree import TREE_VARIABLE, kill_below, kill_marked
+from executor_adapter.worker import TREE_VARIABLE, guardian, kill_below, kill_marked, own_presence
 
 NO_PIDFD = -1
 
@@ -79,7 +77,7 @@ class GuardianClient:
         self._kill_timer: Timer | None = None
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            of_host = {"host": os.getpid(), "path": current_path(), "presence": presence().fds}
+            of_host = {"host": os.getpid(), "path": current_path(), "presence": own_presence().fds}
             self._process = self._start_process(theirs, settings | of_host)
         self._pidfd = os.pidfd_open(self._process.pid)
         self._socket.setblocking(False)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from executor_adapter.pools.base import Assignment, PoolSupervisor, Timer
 from executor_adapter.pools.guardian.worker_handle import ForkedWorkerHandle
-from executor_adapter.worker.process_tree import tree_resident
+from executor_adapter.worker import tree_resident
 
 CHECK_INTERVAL = 0.05
 """Seconds between two measurements."""

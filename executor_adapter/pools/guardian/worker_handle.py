@@ -17,9 +17,7 @@ from executor_adapter.pools.transport import functions
 from executor_adapter.pools.transport.payload import Payload
 from executor_adapter.pools.transport.send_buffer import SharedPath
 from executor_adapter.pools.transport.worker_handle import WorkerHandle
-from executor_adapter.worker import wire
-from executor_adapter.worker.process import INTERRUPT
-from executor_adapter.worker.process_tree import resident, tree_resident
+from executor_adapter.worker import INTERRUPT, resident, tree_resident, wire
 
 MAX_CALLS_BEHIND = 8
 """Short calls that may be queued behind a running one."""

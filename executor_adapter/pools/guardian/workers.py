@@ -13,7 +13,7 @@ from executor_adapter.exceptions import WorkerCrashedError
 from executor_adapter.pools.base import PoolSupervisor
 from executor_adapter.pools.guardian.client import NO_PIDFD, GuardianClient
 from executor_adapter.pools.guardian.worker_handle import ForkedWorkerHandle
-from executor_adapter.worker.process_tree import resident
+from executor_adapter.worker import resident
 
 logger = logging.getLogger("executor_adapter.process")
 

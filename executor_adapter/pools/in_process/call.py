@@ -11,10 +11,9 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from executor_adapter.exceptions.display import check_display
-from executor_adapter.job.functions import resolve
-from executor_adapter.job.model import Job
+from executor_adapter.job import Job, resolve
 from executor_adapter.pools.base import Assignment, PoolSupervisor
-from executor_adapter.worker.context import JobContext, enter_job, leave_job
+from executor_adapter.worker import JobContext, enter_job, leave_job
 
 
 def job_context(assignment: Assignment, supervisor: PoolSupervisor, cancelled: Callable[[], bool]) -> JobContext:

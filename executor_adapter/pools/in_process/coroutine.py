@@ -18,12 +18,11 @@ from typing import Any, ClassVar
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.exceptions.display import check_display
-from executor_adapter.job.functions import is_coroutine_function
-from executor_adapter.job.model import Job
+from executor_adapter.job import Job, is_coroutine_function
 from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, WorkerPool
 from executor_adapter.pools.in_process.call import bind, job_context, open_scope
 from executor_adapter.pools.in_process.event_loop import COROUTINE_STOP_TIMEOUT, EventLoopThread
-from executor_adapter.worker.context import enter_job
+from executor_adapter.worker import enter_job
 
 logger = logging.getLogger("executor_adapter.coroutine")
 

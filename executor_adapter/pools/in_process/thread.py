@@ -21,7 +21,7 @@ from queue import SimpleQueue
 from typing import Any, ClassVar
 
 from executor_adapter.exceptions import SoftTimeoutError
-from executor_adapter.job.model import Job
+from executor_adapter.job import Job
 from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, WorkerPool
 from executor_adapter.pools.in_process.call import bind, call_in_job
 from executor_adapter.pools.in_process.stacks import stack_of

@@ -18,10 +18,7 @@ from executor_adapter.pools.transport.importable import current_path
 from executor_adapter.pools.transport.payload import Payload
 from executor_adapter.pools.transport.send_buffer import SharedPath
 from executor_adapter.pools.transport.worker_handle import WorkerHandle
-from executor_adapter.worker import wire
-from executor_adapter.worker.presence import presence
-from executor_adapter.worker.process import INTERRUPT
-from executor_adapter.worker.spawned import BOOTSTRAP
+from executor_adapter.worker import BOOTSTRAP, INTERRUPT, own_presence, wire
 
 _MIN_CHECK_INTERVAL, _MAX_CHECK_INTERVAL = 0.001, 0.1
 """Seconds between two checks whether a worker has died: longer the longer it takes."""
@@ -65,7 +62,7 @@ class SpawnedWorkerHandle(WorkerHandle):
             their_lifeline, self._lifeline = _pipe(theirs, undo)
             their_stdout, stdout = _pipe(theirs, undo, host_reads=True)
             their_stderr, stderr = _pipe(theirs, undo, host_reads=True)
-            setup = settings | {"host": os.getpid(), "path": current_path(), "presence": presence().fds}
+            setup = settings | {"host": os.getpid(), "path": current_path(), "presence": own_presence().fds}
             fds = (their_socket.fileno(), their_lifeline, their_stdout, their_stderr)
             self._process = _start_process(fds, setup)
             undo.pop_all()

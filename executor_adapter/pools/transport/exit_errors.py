@@ -7,8 +7,7 @@ import signal
 
 from executor_adapter.exceptions import MemoryLimitError, WorkerCrashedError
 from executor_adapter.pools.base import Assignment
-from executor_adapter.worker.process import EXIT_SETUP_FAILED
-from executor_adapter.worker.reporter import EXIT_SOCKET_LOST
+from executor_adapter.worker import EXIT_SETUP_FAILED, EXIT_SOCKET_LOST
 
 
 def record_exit(assignment: Assignment, si_code: int, si_status: int) -> None:

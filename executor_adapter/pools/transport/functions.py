@@ -25,8 +25,7 @@ import cloudpickle
 from executor_adapter.exceptions import JobSerializationError
 from executor_adapter.exceptions.display import text_of
 from executor_adapter.pools.transport import importable
-from executor_adapter.worker.call import PICKLE, REFERENCE
-from executor_adapter.worker.values import STACK_GLOBAL, LargeBuffers
+from executor_adapter.worker import PICKLE, REFERENCE, STACK_GLOBAL, LargeBuffers
 
 MAX_CACHED = 4096
 """Functions whose encoding is cached. When there are so many, the cache is emptied."""

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from executor_adapter.exceptions import JobSerializationError
 from executor_adapter.exceptions.display import text_of
-from executor_adapter.job.functions import resolve
+from executor_adapter.job import resolve
 from executor_adapter.pools.transport import functions
 from executor_adapter.pools.transport.functions import EncodedFunction, encode_function
-from executor_adapter.worker import values, wire
-from executor_adapter.worker.call import REFERENCE
+from executor_adapter.worker import REFERENCE, values, wire
 
 if TYPE_CHECKING:
-    from executor_adapter.job.model import Job
+    from executor_adapter.job import Job
 
 
 class Payload:

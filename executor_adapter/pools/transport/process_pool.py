@@ -14,7 +14,7 @@ from executor_adapter.pools.transport.worker_handle import WorkerHandle
 from executor_adapter.worker import wire
 
 if TYPE_CHECKING:
-    from executor_adapter.job.model import Job
+    from executor_adapter.job import Job
 
 OUTPUT_READ_FRAME = wire.pack_frame(wire.OUTPUT_READ)
 

@@ -11,8 +11,7 @@ from collections import deque
 from executor_adapter.pools.base import PoolSupervisor
 from executor_adapter.pools.transport.functions import EncodedFunction
 from executor_adapter.pools.transport.importable import current_path
-from executor_adapter.worker import wire
-from executor_adapter.worker.values import MemoryFile
+from executor_adapter.worker import MemoryFile, wire
 
 MAX_FUNCTIONS = 512
 """Functions that a worker keeps. When it has so many, it forgets all, and is sent again what it needs."""

@@ -9,7 +9,7 @@ from uuid import UUID
 from prefect.client.schemas.objects import FlowRun
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job.model import Job, check_is_job
+from executor_adapter.job import Job, check_is_job
 
 MAX_REMEMBERED_FLOW_RUNS = 8
 """Flow runs whose job ids are remembered, so that a later call in the same flow run cannot use an id again."""

@@ -11,11 +11,8 @@ from typing import Any
 
 from prefect.context import FlowRunContext, TagsContext
 
-from executor_adapter.job.functions import resolve
-from executor_adapter.job.model import Job
-from executor_adapter.job.status import JobStatus
-from executor_adapter.job.transition import Transition
-from executor_adapter.pools.base import Assignment
+from executor_adapter.job import Job, JobStatus, Transition, resolve
+from executor_adapter.pools import Assignment
 from executor_adapter.prefect.bulk.run_log import RunLog
 from executor_adapter.prefect.child.logs import patch_print
 from executor_adapter.prefect.child.task_run_context import (

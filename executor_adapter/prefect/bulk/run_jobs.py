@@ -26,13 +26,8 @@ from prefect.context import FlowRunContext
 
 from executor_adapter.error_codes import error_code_of
 from executor_adapter.exceptions import InvalidJobError, JobCancelledError, JobSerializationError
-from executor_adapter.executor.default import current_executor
-from executor_adapter.executor.executor import JobExecutor
-from executor_adapter.executor.mapping import result_of
-from executor_adapter.job.model import Job, check_are_jobs
-from executor_adapter.job.results import JobResult
-from executor_adapter.job.status import TERMINAL, JobStatus
-from executor_adapter.job.transition import Transition
+from executor_adapter.executor import JobExecutor, current_executor, result_of
+from executor_adapter.job import TERMINAL, Job, JobResult, JobStatus, Transition, check_are_jobs
 from executor_adapter.prefect.bulk.job_ids import ids_of, with_unique_ids
 from executor_adapter.prefect.bulk.job_scope import BulkJobScope, FlowRunScope
 from executor_adapter.prefect.bulk.run_log import RunLog
@@ -40,7 +35,7 @@ from executor_adapter.prefect.engine.waiting import lend_slot
 from executor_adapter.prefect.mirror.mirror import PrefectMirror
 from executor_adapter.prefect.mirror.timeouts import remaining_close_seconds
 from executor_adapter.prefect.runners.companion import watch_for_cancel
-from executor_adapter.supervision.futures import JobFuture
+from executor_adapter.supervision import JobFuture
 
 MAX_LIVE_JOBS = 2_000
 """Jobs in progress at once, and so the most that are Pending; further jobs are drawn as these end."""

@@ -23,7 +23,7 @@ from prefect.context import FlowRunContext
 from prefect.states import Cancelled, Cancelling
 from prefect.utilities.asyncutils import run_coro_as_sync
 
-from executor_adapter.executor.signals import signal_watch
+from executor_adapter.executor import signal_watch
 
 logger = logging.getLogger("executor_adapter.prefect")
 

@@ -24,7 +24,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import StateType
 from prefect.utilities.engine import is_prefect_sigterm_handler_installed
 
-from executor_adapter.executor.signals import ending_handlers, signal_watch
+from executor_adapter.executor import ending_handlers, signal_watch
 from executor_adapter.prefect.cancellation.flow_end import OWN_CLIENT_SETTINGS, FlowRunEnding
 
 logger = logging.getLogger("executor_adapter.prefect")

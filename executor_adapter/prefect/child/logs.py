@@ -12,7 +12,7 @@ from prefect.context import TaskRunContext
 from prefect.logging.loggers import get_run_logger, print_as_log
 
 from executor_adapter.exceptions.display import repr_of, traceback_text
-from executor_adapter.job.text import storable
+from executor_adapter.job import storable
 
 RunLogger = logging.Logger | logging.LoggerAdapter[logging.Logger]
 

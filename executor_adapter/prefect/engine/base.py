@@ -30,7 +30,7 @@ from prefect.types import DateTime
 from prefect.utilities.engine import link_state_to_task_run_result
 
 from executor_adapter.exceptions import JobCancelledError
-from executor_adapter.job.retry import RetryDecision
+from executor_adapter.job import RetryDecision
 from executor_adapter.prefect.child.logs import log_failure
 from executor_adapter.prefect.engine.job_run import JobRun
 from executor_adapter.prefect.mirror.flow_run_mirrors import TaskRunReporter

@@ -16,12 +16,8 @@ from prefect.exceptions import FailedRun
 
 from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.exceptions.display import as_job_error, is_plain, text_of
-from executor_adapter.executor.default import current_executor
-from executor_adapter.executor.executor import JobExecutor
-from executor_adapter.executor.signals import signal_watch
-from executor_adapter.job.model import Job
-from executor_adapter.job.retry import RetryDecision
-from executor_adapter.job.status import TERMINAL, JobStatus
+from executor_adapter.executor import JobExecutor, current_executor, signal_watch
+from executor_adapter.job import TERMINAL, Job, JobStatus, RetryDecision
 from executor_adapter.prefect.child.task_run_context import TASK_RUN_SCOPE, task_run_payload
 from executor_adapter.prefect.engine.waiting import SlotLoan, current_slot_loan
 from executor_adapter.prefect.mirror.flow_run_mirrors import TaskRunReporter
@@ -29,7 +25,7 @@ from executor_adapter.prefect.mirror.states import awaiting_retry, failure_kind,
 from executor_adapter.prefect.options.job_options import job_of_call
 
 if TYPE_CHECKING:
-    from executor_adapter.supervision.driver import JobDriver
+    from executor_adapter.supervision import JobDriver
 
 IN_PROCESS_POOLS = frozenset({"auto", "thread", "coroutine"})
 """Pools whose functions see the engine's own context variables."""

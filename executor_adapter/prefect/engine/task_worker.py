@@ -23,7 +23,7 @@ from prefect.context import TaskRunContext
 from prefect.logging.loggers import get_run_logger
 from prefect.states import Completed, Failed
 
-from executor_adapter.job.retry import RetryDecision
+from executor_adapter.job import RetryDecision
 from executor_adapter.prefect.child.logs import log_message
 from executor_adapter.prefect.engine.base import FORBIDDEN, INTERRUPT_TIMEOUT
 from executor_adapter.prefect.engine.job_run import JobRun, attempt_result, driving, is_driven

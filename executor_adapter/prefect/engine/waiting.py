@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from executor_adapter.supervision.driver import JobDriver
+    from executor_adapter.supervision import JobDriver
 
 
 async def wait_until_done(future: Future[Any]) -> None:

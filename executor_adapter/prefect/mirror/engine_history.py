@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.results import ResultRecord, should_persist_result  # type: ignore[attr-defined]  # meant to be used
 
-from executor_adapter.job.text import storable
+from executor_adapter.job import storable
 from executor_adapter.prefect.mirror.history import TaskRunHistory
 from executor_adapter.prefect.mirror.state_events import (
     MAX_MESSAGE_LENGTH,

@@ -14,7 +14,7 @@ from prefect.events.related import related_resources_from_run_context
 from prefect.exceptions import ObjectNotFound
 
 from executor_adapter.error_codes import error_code_of
-from executor_adapter.job.status import ErrorCode
+from executor_adapter.job import ErrorCode
 from executor_adapter.prefect.mirror.state_events import FlowRunFacts, related_resource
 
 logger = logging.getLogger("executor_adapter.prefect")

@@ -9,11 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from executor_adapter.job.functions import function_reference
-from executor_adapter.job.model import Job
-from executor_adapter.job.retry import RetryPolicy
-from executor_adapter.job.status import TERMINAL, JobStatus
-from executor_adapter.job.transition import Transition
+from executor_adapter.job import TERMINAL, Job, JobStatus, RetryPolicy, Transition, function_reference
 from executor_adapter.prefect.mirror.history import TaskRunHistory
 from executor_adapter.prefect.mirror.state_events import (
     CLOCK_RESOLUTION_SECONDS,

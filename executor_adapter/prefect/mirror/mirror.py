@@ -26,9 +26,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from executor_adapter.job.model import Job
-from executor_adapter.job.status import TERMINAL
-from executor_adapter.job.transition import Transition
+from executor_adapter.job import TERMINAL, Job, Transition
 from executor_adapter.prefect.mirror.engine_history import EngineChange, EngineHistory
 from executor_adapter.prefect.mirror.flow_run_facts import current_flow_run_id
 from executor_adapter.prefect.mirror.job_history import JobHistory, step_of, task_run_id

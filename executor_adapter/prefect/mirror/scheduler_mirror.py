@@ -10,9 +10,8 @@ from collections.abc import Iterable
 
 from prefect.settings import get_current_settings
 
-from executor_adapter.executor.executor import JobExecutor
-from executor_adapter.job.status import JobStatus
-from executor_adapter.job.transition import Observer, Transition
+from executor_adapter.executor import JobExecutor
+from executor_adapter.job import JobStatus, Observer, Transition
 from executor_adapter.persistence import was_cut_off
 from executor_adapter.prefect.mirror.mirror import PrefectMirror
 from executor_adapter.prefect.mirror.server_api import server_name

@@ -18,7 +18,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.context import SettingsContext, get_settings_context
 from prefect.settings import PREFECT_API_URL
 
-from executor_adapter.job.status import ErrorCode
+from executor_adapter.job import ErrorCode
 from executor_adapter.prefect.mirror.state_events import CLOCK_RESOLUTION_SECONDS, StateEvent, iso
 
 PAGE_LIMIT = 200

@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from prefect.settings import get_current_settings
 
-from executor_adapter.job.ids import uuid7
+from executor_adapter.job import uuid7
 from executor_adapter.prefect.mirror.state_events import StateEvent
 
 logger = logging.getLogger("executor_adapter.prefect")

@@ -18,8 +18,7 @@ from datetime import UTC, datetime
 from json.encoder import encode_basestring_ascii
 from typing import NamedTuple, Protocol
 
-from executor_adapter.job.ids import uuid7
-from executor_adapter.job.text import storable
+from executor_adapter.job import storable, uuid7
 from executor_adapter.prefect.mirror.states import StateKind
 
 CLOCK_RESOLUTION_SECONDS = 1e-6

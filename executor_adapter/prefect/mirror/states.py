@@ -22,7 +22,7 @@ from prefect.client.schemas.objects import State, StateDetails, StateType
 
 from executor_adapter.error_codes import error_code_of
 from executor_adapter.exceptions.display import text_of
-from executor_adapter.job.status import ErrorCode, JobStatus
+from executor_adapter.job import ErrorCode, JobStatus
 
 
 class StateKind(NamedTuple):

@@ -20,7 +20,7 @@ from prefect.utilities.callables import parameters_to_args_kwargs
 from pydantic import ValidationError
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job.model import Job
+from executor_adapter.job import Job
 from executor_adapter.prefect.options.retries import Delays, policy_from_prefect
 
 JOB_OPTIONS = frozenset(Job.model_fields) - {"function", "args", "kwargs", "job_id"}

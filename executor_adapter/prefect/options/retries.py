@@ -13,7 +13,7 @@ from typing import Any
 from prefect import Task
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job.retry import RetryPolicy
+from executor_adapter.job import RetryPolicy
 
 MAX_DELAYS = 50
 """Prefect accepts at most this many delays for one task."""

@@ -23,10 +23,8 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from executor_adapter.executor.default import current_executor
-from executor_adapter.executor.executor import JobExecutor
-from executor_adapter.job.status import JobStatus
-from executor_adapter.job.transition import Transition
+from executor_adapter.executor import JobExecutor, current_executor
+from executor_adapter.job import JobStatus, Transition
 from executor_adapter.prefect.reporting.batching_thread import BatchingThread
 from executor_adapter.prefect.reporting.run_summary import JobSnapshot, RunSummary, snapshot_of
 

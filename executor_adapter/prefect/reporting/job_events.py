@@ -26,11 +26,8 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.events import emit_event
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.executor.default import current_executor
-from executor_adapter.executor.executor import JobExecutor
-from executor_adapter.job.retry import CRASHES
-from executor_adapter.job.status import JobStatus
-from executor_adapter.job.transition import Transition
+from executor_adapter.executor import JobExecutor, current_executor
+from executor_adapter.job import CRASHES, JobStatus, Transition
 from executor_adapter.prefect.mirror.states import state_kind
 from executor_adapter.prefect.reporting.batching_thread import BatchingThread
 from executor_adapter.prefect.reporting.events import current_flow_run

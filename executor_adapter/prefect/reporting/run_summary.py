@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import NamedTuple
 
-from executor_adapter.job.status import JobStatus
-from executor_adapter.job.transition import Transition
+from executor_adapter.job import JobStatus, Transition
 from executor_adapter.prefect.mirror.states import state_kind
 
 MAX_LISTED_FAILURES = 20

@@ -24,8 +24,7 @@ from prefect.futures import PrefectConcurrentFuture, PrefectFuture, PrefectWrapp
 from prefect.states import Pending
 
 from executor_adapter.exceptions import JobCancelledError
-from executor_adapter.executor.default import current_executor
-from executor_adapter.executor.executor import JobExecutor
+from executor_adapter.executor import JobExecutor, current_executor
 from executor_adapter.prefect.cancellation.watcher import FlowRunWatch, watch_flow_run
 from executor_adapter.prefect.engine.job_run import JobRun
 from executor_adapter.prefect.engine.run import run_sync

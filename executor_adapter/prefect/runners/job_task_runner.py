@@ -20,10 +20,8 @@ from prefect.task_runners import TaskRunner
 from prefect.tasks import Task
 
 from executor_adapter.config import load_config
-from executor_adapter.executor.current import enter_executor, leave_executor
-from executor_adapter.executor.default import current_executor
-from executor_adapter.executor.executor import JobExecutor
-from executor_adapter.job.validation import check_count
+from executor_adapter.executor import JobExecutor, current_executor, enter_executor, leave_executor
+from executor_adapter.job import check_count
 from executor_adapter.prefect.engine.job_run import JobRun
 from executor_adapter.prefect.options.plain_task import check_defaults, options_of
 from executor_adapter.prefect.runners.engine_threads import EngineThreads

@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, delete, func, not_, select
 
-from executor_adapter.job.status import TERMINAL
+from executor_adapter.job import TERMINAL
 from executor_adapter.store.sql import log_lines
 from executor_adapter.store.sql.schema import jobs
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from sqlalchemy import ColumnElement, func, not_, or_, select
 
-from executor_adapter.job.status import JobStatus
+from executor_adapter.job import JobStatus
 from executor_adapter.store.records import LIVE, JobFilter
 from executor_adapter.store.sql.schema import hosts, jobs
 

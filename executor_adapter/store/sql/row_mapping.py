@@ -7,9 +7,7 @@ from typing import Any
 
 from sqlalchemy import RowMapping
 
-from executor_adapter.job.results import Progress
-from executor_adapter.job.status import JobStatus
-from executor_adapter.job.text import storable
+from executor_adapter.job import JobStatus, Progress, storable
 from executor_adapter.store.records import JobRecord
 
 FIXED = frozenset({"job_id", "queue", "job_type", "tool_name", "function", "created_at", "metadata", "call", "pickled"})

@@ -12,8 +12,7 @@ from sqlalchemy import Connection, Engine, Select, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job.status import JobStatus
-from executor_adapter.job.validation import check_age
+from executor_adapter.job import JobStatus, check_age
 from executor_adapter.store.base import JobStore, LeaseLostError
 from executor_adapter.store.host import Host
 from executor_adapter.store.records import ALL, MAX_LOG_LINES, JobFilter, JobRecord, LogLine, Page

@@ -16,8 +16,8 @@ from typing import Any
 
 from executor_adapter.job.model import Job
 from executor_adapter.job.pool_names import START_METHOD, StartMethod
-from executor_adapter.pools import pool_kinds
 from executor_adapter.pools.base import Assignment, Ending
+from executor_adapter.pools.kinds import pool_kinds
 
 
 class DueCall:

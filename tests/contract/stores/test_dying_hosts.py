@@ -131,14 +131,14 @@ def test_jobs_of_a_dead_host_wait_for_a_stopped_spawned_worker(
 
 EXEC = """
 import os, sys
-from executor_adapter.worker.presence import presence
+from executor_adapter.worker.presence import own_presence
 from executor_adapter.store import open_store
 from executor_adapter.store.host import new_host
 store = open_store(sys.argv[1])
 if len(sys.argv) == 2:
     host = new_host()
     store.register(host, lease=600)
-    held = os.dup(*presence().fds)  # as a worker would that still lives
+    held = os.dup(*own_presence().fds)  # as a worker would that still lives
     os.set_inheritable(held, True)
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:], str(held)])
 print(store.any_host_is_dying(), end=" ")

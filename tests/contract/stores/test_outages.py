@@ -174,7 +174,7 @@ def test_jobs_stop_before_a_lease_expires_that_cannot_be_renewed(postgresql: Pri
 
 def test_jobs_stop_in_time_on_one_machine_without_presences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without presences, a host on the same machine also stops its jobs before its lease expires."""
-    monkeypatch.setattr("executor_adapter.store.host.presence", lambda: NO_PRESENCE)
+    monkeypatch.setattr("executor_adapter.store.host.own_presence", lambda: NO_PRESENCE)
     monkeypatch.setattr("executor_adapter.store.sql.engines.BUSY_TIMEOUT", 0.2)
     file = tmp_path / "jobs.db"
     run_through_a_lease(f"sqlite:///{file}", lambda: locked(file), tmp_path / "runs")
