@@ -111,18 +111,12 @@ def _fits(function: types.FunctionType, args: Sequence[Any], kwargs: Mapping[str
     names = code.co_varnames[: positional + named]
     if kwargs and not code.co_flags & inspect.CO_VARKEYWORDS:
         open_names = names[max(given, code.co_posonlyargcount) :]
-        for name in kwargs:
-            if name not in open_names:
-                return False
-    for name in names[given : positional - len(function.__defaults__ or ())]:
-        if name not in kwargs:
+        if not all(name in open_names for name in kwargs):
             return False
-    if named:
-        optional = function.__kwdefaults__ or ()
-        for name in names[positional:]:
-            if name not in kwargs and name not in optional:
-                return False
-    return True
+    required = names[given : positional - len(function.__defaults__ or ())]
+    optional = function.__kwdefaults__ or ()
+    required_by_name = (name for name in names[positional:] if name not in optional)
+    return all(name in kwargs for name in (*required, *required_by_name))
 
 
 def function_key(function: object) -> object:

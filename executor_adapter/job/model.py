@@ -89,15 +89,11 @@ class Job(BaseModel):
             """What the supervisor keeps of the job; not for anybody else."""
 
     def model_post_init(self, context: Any, /) -> None:
-        self._begin(JobState())
-
-    def _begin(self, state: JobState) -> None:
-        object.__setattr__(self, "state", state)
-        object.__setattr__(self, "live", LiveState())
+        _begin(self, JobState())
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
         super().__setstate__(state)
-        self._begin(JobState())
+        _begin(self, JobState())
 
     @classmethod
     def restored(cls, state: JobState, **fields: Any) -> Self:
@@ -107,7 +103,7 @@ class Job(BaseModel):
             pydantic.ValidationError: a field is unknown, or its value could never work.
         """
         job = cls(**fields)
-        job._begin(state)
+        _begin(job, state)
         return job
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
@@ -127,12 +123,12 @@ class Job(BaseModel):
     def __copy__(self) -> Job:
         """Return a copy that is a job of its own: pending, whatever has become of the original."""
         copied = super().__copy__()
-        copied._begin(JobState())
+        _begin(copied, JobState())
         return copied
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Job:
         copied = super().__deepcopy__(memo)
-        copied._begin(JobState())
+        _begin(copied, JobState())
         return copied
 
     def __eq__(self, other: object) -> bool:
@@ -264,6 +260,12 @@ class Job(BaseModel):
     def report_progress(self, progress: Progress) -> None:
         """Note the progress that the running function reported."""
         self.state.progress = progress
+
+
+def _begin(job: Job, state: JobState) -> None:
+    """Give the job a state and nothing that is live."""
+    object.__setattr__(job, "state", state)
+    object.__setattr__(job, "live", LiveState())
 
 
 NEW_ID_HINT = "use another id: job.model_copy(update={'job_id': ...})"

@@ -14,6 +14,7 @@ from executor_adapter.pools.base import Assignment, Ending
 from tests.contract import awkward, functions
 from tests.contract.conftest import MakeExecutor, MakeJob, wait_for
 from tests.contract.test_supervisor_machine import SimulatedExecutor, SimulatedPool, work
+from tests.insides import supervisor_of
 
 
 def test_an_error_that_is_awkward_to_look_at_fails_its_job_alone(executor: JobExecutor, make_job: MakeJob) -> None:
@@ -94,8 +95,8 @@ def test_a_fault_in_deciding_fails_the_job(caplog: pytest.LogCaptureFixture) -> 
     """An error's text may raise what no handler of errors takes; whoever waits for the job learns that it is over."""
     executor = SimulatedExecutor(1)
     future = executor.submit(Job(function=work, pool="thread", retry=RetryPolicy(retry_attempts=3)))
-    (pool,) = (pool for pool in executor._supervisor.pools.made.values() if isinstance(pool, SimulatedPool))
-    executor._supervisor.call_soon(pool.end, pool.workers[0], Ending.RAISED, None, awkward.SaysExitError())
+    (pool,) = (pool for pool in supervisor_of(executor).pools.made.values() if isinstance(pool, SimulatedPool))
+    supervisor_of(executor).call_soon(pool.end, pool.workers[0], Ending.RAISED, None, awkward.SaysExitError())
     assert isinstance(future.exception(timeout=0), JobError)
     assert future.job.status is JobStatus.FAILED
     assert "cannot decide what follows an attempt: the job fails" in caplog.text

@@ -14,6 +14,7 @@ from executor_adapter import Job, JobExecutor, JobFuture, JobStatus
 from executor_adapter.config import Settings
 from executor_adapter.exceptions import JobCancelledError, JobTimeoutError
 from tests.contract.conftest import wait_for
+from tests.insides import supervisor_of
 
 
 class LoopHarness:
@@ -60,7 +61,7 @@ class LoopHarness:
     def in_one_turn(self) -> Iterator[None]:
         """Let the supervisor, and so the loop, get everything that is submitted in this block at once."""
         go_on = threading.Event()
-        self.executor._supervisor.call_soon(lambda: (go_on.wait(20), None)[1])
+        supervisor_of(self.executor).call_soon(lambda: (go_on.wait(20), None)[1])
         yield
         go_on.set()
 
@@ -170,7 +171,7 @@ def test_the_value_of_a_cancelled_coroutine_does_not_count(loops: LoopHarness, m
     monkeypatch.setattr("executor_adapter.pools.in_process.coroutine.COROUTINE_STOP_TIMEOUT", 20.0)
     ignoring = loops.submit(loops.ignore_cancel)
     assert loops.entered.wait(20)
-    pool = loops.executor._supervisor.pools.made["coroutine"]
+    pool = supervisor_of(loops.executor).pools.made["coroutine"]
     ignoring.cancel()
     wait_for(lambda: pool.loop.stopping)  # type: ignore[attr-defined]
     loops.release.set()

@@ -20,6 +20,7 @@ from tests.contract import functions
 from tests.contract.conftest import MakeExecutor, wait_for
 from tests.contract.process_pool.functions import large_bytes
 from tests.contract.process_pool.harness import alive
+from tests.insides import supervisor_of
 
 
 def kill_self_until(path: str, succeed_at: int) -> int:
@@ -71,7 +72,7 @@ def test_a_result_that_is_half_written_when_its_worker_dies_is_a_crash(executor:
     job = Job(function=large_bytes, args=(size, str(path)), pool="process", retry_delay=0.01)
     future = executor.submit(job)
     wait_for(future.running)
-    executor._supervisor.call_soon(block)
+    supervisor_of(executor).call_soon(block)
     assert is_blocked.wait(20)
     worker = job.live.assignment.worker
     path.touch()

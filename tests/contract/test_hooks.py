@@ -25,6 +25,7 @@ from executor_adapter.job.status import LEGAL_TRANSITIONS, TERMINAL
 from executor_adapter.job.transition import Transition
 from tests.contract import functions
 from tests.contract.conftest import wait_for
+from tests.insides import supervisor_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -222,7 +223,7 @@ def test_jobs_that_were_given_a_slot_together_with_one_that_blocks_the_loop_go_o
         go_on.wait(20)
 
     with made(BlockingOnce, max_workers=3) as executor:
-        executor._supervisor.call_soon(be_late)
+        supervisor_of(executor).call_soon(be_late)
         submitter.set("me")
         executor.submit(a_job(tool_name="blocks", deadline=0.2))
         behind = [executor.submit(a_job()) for _ in range(2)]
@@ -393,7 +394,7 @@ def test_each_job_ends_once_when_its_end_and_its_cancel_race(seed: int) -> None:
             future.exception(timeout=20)
         stats = executor.stats()
         assert (stats.jobs_running, stats.jobs_pending, stats.jobs_retrying) == (0, 0, 0)
-        dispatcher = executor._supervisor.dispatcher
+        dispatcher = supervisor_of(executor).dispatcher
         wait_for(lambda: dispatcher.reserved == 0)
         assert stats.abandoned_threads == 0
     for future in futures:
@@ -413,7 +414,7 @@ def test_an_observer_gets_all_transitions_before_it_is_removed() -> None:
         executor.add_observer(told.append)
         driver = executor.drive(a_job())
         driver.acquire().result(timeout=20)
-        executor._supervisor.call_soon(be_late)
+        supervisor_of(executor).call_soon(be_late)
         driver.complete(1)
         threading.Timer(0.2, gate.set).start()
         executor.remove_observer(told.append)

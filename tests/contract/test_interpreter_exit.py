@@ -78,7 +78,7 @@ def report():
 
 started = threading.Event()
 executor = JobExecutor(1)
-executor._supervisor.thread.on_closed.append(report)  # as a mirror does, which sends its last events
+executor.add_close_callback(report)  # as a mirror does, which sends its last events
 executor.run(Job(function=time.sleep, args=(0,)))
 executor.shutdown(wait=False)
 started.wait()

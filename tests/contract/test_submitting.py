@@ -15,6 +15,7 @@ from executor_adapter.config import Settings
 from executor_adapter.exceptions import ExecutorClosedError, JobCancelledError
 from executor_adapter.job.transition import Transition
 from tests.contract.conftest import wait_for
+from tests.insides import supervisor_of
 
 
 def work() -> int:
@@ -36,7 +37,7 @@ def executor(told: list[Transition]) -> Iterator[JobExecutor]:
 @pytest.mark.parametrize("cancel", [False, True])
 def test_a_shutdown_finds_the_first_job_though_no_thread_runs_it_yet(executor: JobExecutor, cancel: bool) -> None:
     """A shutdown cancels the first job even if its submission was interrupted before the thread started."""
-    executor._supervisor.thread.wake = lambda: None  # type: ignore[method-assign]
+    supervisor_of(executor).thread.wake = lambda: None  # type: ignore[method-assign]
     future = executor.submit(Job(function=work))
     executor.shutdown(cancel_futures=cancel)
     assert future.done()
@@ -64,7 +65,7 @@ def test_a_job_is_submitted_before_it_is_cancelled(
     """A cancel that races with a submission is handled after it."""
     executor.submit(Job(function=time.sleep, args=(30,), pool="process"))  # the job must not start meanwhile
     wait_for(executor.running)
-    supervisor, job = executor._supervisor, Job(function=work)
+    supervisor, job = supervisor_of(executor), Job(function=work)
     slow = supervisor.intake.submitted = SlowQueue()
     if how == "told to end at a prompt":
         monkeypatch.setattr("sys.ps1", ">>> ", raising=False)

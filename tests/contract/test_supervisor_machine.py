@@ -28,6 +28,7 @@ from executor_adapter.supervision.futures import JobFuture
 from executor_adapter.supervision.supervisor import Supervisor
 from executor_adapter.testing import InlineExecutor, inline_supervisor
 from tests.contract.awkward import AWKWARD, NO_EXCEPTIONS
+from tests.insides import supervisor_of
 
 MAX_WORKERS = 2
 DEPTH = 2
@@ -179,7 +180,7 @@ class SupervisorMachine(RuleBasedStateMachine):
 
     @property
     def pools(self) -> list[SimulatedPool]:
-        return [pool for pool in self.executor._supervisor.pools.made.values() if isinstance(pool, SimulatedPool)]
+        return [pool for pool in supervisor_of(self.executor).pools.made.values() if isinstance(pool, SimulatedPool)]
 
     @property
     def workers(self) -> list[tuple[SimulatedPool, SimulatedWorker]]:
@@ -187,7 +188,7 @@ class SupervisorMachine(RuleBasedStateMachine):
 
     def _act(self, action: Callable[..., None], *args: Any) -> None:
         """Let a pool report, on the supervisor's thread as it would be."""
-        self.executor._supervisor.call_soon(action, *args)
+        supervisor_of(self.executor).call_soon(action, *args)
 
     @staticmethod
     def _job(**fields: Any) -> Job:
@@ -325,7 +326,7 @@ class SupervisorMachine(RuleBasedStateMachine):
 
     @invariant()
     def slots_are_not_exceeded(self) -> None:
-        dispatcher = self.executor._supervisor.dispatcher
+        dispatcher = supervisor_of(self.executor).dispatcher
         assert dispatcher.reserved >= 0
         assert dispatcher.reserved + sum(pool.busy for pool in self.pools) <= MAX_WORKERS
 
@@ -357,7 +358,7 @@ class SupervisorMachine(RuleBasedStateMachine):
 
     @invariant()
     def counts_add_up(self) -> None:
-        counts = self.executor._supervisor.tracker.counts
+        counts = supervisor_of(self.executor).tracker.counts
         assert all(count >= 0 for count in counts.values())
         assert sum(counts.values()) == len(self.told)
 
@@ -371,8 +372,8 @@ class SupervisorMachine(RuleBasedStateMachine):
                 self.go_on(driver)
         assert {job.status for job in self.told} <= TERMINAL
         assert all(future.done() for future in self.futures)
-        assert self.executor._supervisor.dispatcher.reserved == 0
-        assert self.executor._supervisor.thread.closed.is_set()
+        assert supervisor_of(self.executor).dispatcher.reserved == 0
+        assert supervisor_of(self.executor).thread.closed.is_set()
         assert all(pool.closed and pool.busy == 0 for pool in self.pools)
 
 
@@ -385,9 +386,9 @@ TestSupervisor = SupervisorMachine.TestCase
 def test_a_job_cancelled_while_it_is_ended_at_its_limit_is_not_retried() -> None:
     executor = SimulatedExecutor(1)
     future = executor.submit(Job(function=work, pool="thread", max_runtime=1.0, retry_attempts=3))
-    (pool,) = (pool for pool in executor._supervisor.pools.made.values() if isinstance(pool, SimulatedPool))
+    (pool,) = (pool for pool in supervisor_of(executor).pools.made.values() if isinstance(pool, SimulatedPool))
     executor.clock.advance(2.0)
     assert pool.workers[0].stopping
     future.cancel()
-    executor._supervisor.call_soon(pool.end, pool.workers[0], Ending.STOPPED)
+    supervisor_of(executor).call_soon(pool.end, pool.workers[0], Ending.STOPPED)
     assert future.job.status is JobStatus.CANCELLED

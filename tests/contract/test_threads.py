@@ -21,6 +21,7 @@ from executor_adapter.supervision.run_times import RunTime
 from tests.contract import functions
 from tests.contract.conftest import MakeExecutor, MakeJob, wait_for
 from tests.contract.process_pool.harness import Harness, harness
+from tests.insides import supervisor_of
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def threads() -> Iterator[Harness]:
 
 
 def threads_of(executor: JobExecutor) -> Any:
-    return executor._supervisor.pools.made["thread"]
+    return supervisor_of(executor).pools.made["thread"]
 
 
 # --- stopped before the start ---
@@ -203,7 +204,7 @@ def test_a_job_that_returned_in_time_is_not_timed_out_by_a_late_supervisor(
     executor: JobExecutor, monkeypatch: pytest.MonkeyPatch, kind: Any, function: Any
 ) -> None:
     """A job that returned before its limit completes though the supervisor learns of it after the limit."""
-    supervisor = executor._supervisor
+    supervisor = supervisor_of(executor)
     gate, is_behind, catch_up = threading.Event(), threading.Event(), threading.Event()
 
     def fall_behind() -> None:

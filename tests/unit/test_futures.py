@@ -15,6 +15,7 @@ from executor_adapter import Job
 from executor_adapter.supervision import futures as futures_module
 from executor_adapter.supervision.futures import Callbacks, JobFuture
 from executor_adapter.testing import InlineExecutor
+from tests.insides import supervisor_of
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def _switch_threads_often() -> Iterator[None]:
 
 
 def future_of(executor: InlineExecutor) -> JobFuture:
-    return JobFuture(Job(function=print), executor._supervisor.futures)
+    return JobFuture(Job(function=print), supervisor_of(executor).futures)
 
 
 def test_a_future_that_nobody_waits_for_makes_nothing_to_wait_with(executor: InlineExecutor) -> None:

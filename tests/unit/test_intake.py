@@ -14,6 +14,7 @@ from executor_adapter.exceptions import ExecutorClosedError, InvalidJobError, Qu
 from executor_adapter.supervision.futures import JobFuture
 from executor_adapter.supervision.intake import JobIntake
 from executor_adapter.testing import InlineExecutor
+from tests.insides import supervisor_of
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ class Door:
 
     def __init__(self, executor: InlineExecutor) -> None:
         self.intake = JobIntake(1)
-        self._supervisor = executor._supervisor
+        self._supervisor = supervisor_of(executor)
         self.first = Job(function=print, job_id="first")
         self.enter(self.first)
 

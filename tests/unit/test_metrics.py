@@ -17,6 +17,7 @@ from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.monitoring import prometheus
 from executor_adapter.monitoring.prometheus import MAX_LABEL_VALUES
 from tests.contract.conftest import wait_for
+from tests.insides import supervisor_of
 from tests.servers import free_port
 
 MakeExecutor = Callable[..., JobExecutor]
@@ -164,4 +165,4 @@ def test_without_a_port_nothing_is_served_and_nothing_counted() -> None:
     """Without a port there is no server and no observer."""
     with JobExecutor(1, config=Settings()) as executor:
         assert executor.metrics_url is None
-        assert executor._supervisor.tracker.observers == []
+        assert supervisor_of(executor).tracker.observers == []

@@ -22,6 +22,7 @@ from executor_adapter.pools.guardian.pool import ProcessPool
 from executor_adapter.worker.process_tree import TREE_VARIABLE
 from tests.contract.chaos import functions
 from tests.contract.chaos.jobs import JobKind, draw_jobs
+from tests.insides import supervisor_of
 
 WORKERS = 6
 SETTINGS = Settings(executor=ExecutorSettings(kill_grace=0.2))
@@ -161,7 +162,7 @@ class ChaosRun:
 
 def worker_pids(executor: JobExecutor) -> list[int]:
     """Return the pids of the executor's worker processes."""
-    pool = executor._supervisor.pools.made.get("process")
+    pool = supervisor_of(executor).pools.made.get("process")
     # It belongs to the supervisor's thread, and may change while this thread reads it.
     with contextlib.suppress(RuntimeError):
         return pool.pids if isinstance(pool, ProcessPool) else []

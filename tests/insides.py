@@ -1,0 +1,11 @@
+"""The one way in which tests reach inside an executor."""
+
+from __future__ import annotations
+
+from executor_adapter import JobExecutor
+from executor_adapter.supervision import Supervisor
+
+
+def supervisor_of(executor: JobExecutor) -> Supervisor:
+    """Return the supervisor of an executor: tests block its thread, and look at its pools and its state."""
+    return executor._supervisor
