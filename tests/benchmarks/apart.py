@@ -1,7 +1,7 @@
-"""Runs a measurement in an interpreter of its own.
+"""Runs a function in a new Python process.
 
-The collector's cost grows with all that a process holds. Where the whole test suite was imported before, it slows bare
-threads to a third and ours to two thirds, which makes a ratio twice as good as any program would see.
+The cost of the garbage collector grows with the memory of a process. After importing the whole test suite, it slows
+bare threads to a third and ours to two thirds, which makes their ratio twice as good as in any real program.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ R = TypeVar("R")
 
 
 def apart(measure: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """What `measure`, a function of a module, gives in a fresh process that imported nothing but its module.
+    """Call `measure`, a function of a module, in a new process that imports only that module; return its result.
 
     Raises:
-        subprocess.CalledProcessError: it failed; its traceback is on stderr.
+        subprocess.CalledProcessError: the function failed; its traceback is on stderr.
     """
     call = pickle.dumps((measure.__module__, measure.__qualname__, args, kwargs))
     done = subprocess.run([sys.executable, "-m", __name__], input=call, check=True, stdout=subprocess.PIPE)

@@ -1,6 +1,6 @@
-"""Flows of many no-op jobs or tasks, to be measured in a process of their own against the server of its environment.
+"""Measures flows of many no-op jobs or tasks, in a new process and against the server of its environment.
 
-Prefect is imported inside, once that environment counts.
+Prefect is imported inside the functions, because it reads that environment when it is imported.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ Runner = Literal["threads", "processes"]
 
 
 def measure_run_jobs(jobs: int, history: Literal["auto", "full", "final"], *, weigh: bool = False) -> dict[str, float]:
-    """Jobs a second to the last result, and until the server knows the last final state; microseconds of CPU a job;
-    `weigh`: bytes that it holds at most, looked at five times a second, which takes CPU too."""
+    """Measure run_jobs: jobs per second until the last result and until the last record, and CPU microseconds per job.
+
+    With `weigh`, also the peak memory in bytes, sampled five times a second, which uses CPU as well.
+    """
     from prefect import flow
 
     from executor_adapter.prefect import PrefectMirror, run_jobs
 
-    told: dict[str, float] = {}
+    figures: dict[str, float] = {}
 
     @flow
     def bulk() -> None:
@@ -38,9 +40,9 @@ def measure_run_jobs(jobs: int, history: Literal["auto", "full", "final"], *, we
 
         mirror = PrefectMirror(history=history)
         with JobExecutor(WORKERS, config=Settings(), observers=[see]) as executor:
-            _warm(executor)
+            _warm_up(executor)
             began, cpu, idle = time.time(), time.process_time(), resident(os.getpid())
-            peak = _Peak() if weigh else None
+            peak = _PeakMemory() if weigh else None
             results = run_jobs(
                 (Job(function=nothing, pool="process") for _ in range(jobs)), executor=executor, mirror=mirror
             )
@@ -48,7 +50,7 @@ def measure_run_jobs(jobs: int, history: Literal["auto", "full", "final"], *, we
             report = mirror.close()
         assert report.complete, str(report)
         assert len(results) == jobs
-        told.update(
+        figures.update(
             results=jobs / (last[0] - began),
             recorded=jobs / (ended - began),
             cpu=(time.process_time() - cpu) / jobs * 1e6,
@@ -57,12 +59,15 @@ def measure_run_jobs(jobs: int, history: Literal["auto", "full", "final"], *, we
         )
 
     bulk()
-    return told
+    return figures
 
 
 def measure_ceiling(jobs: int, history: Literal["auto", "full"]) -> dict[str, float]:
-    """Jobs a second that the server records if it is sent all there is to tell of them at once, and asked for nothing
-    until then: what no client can exceed. "auto": how each ended alone; "full": its three states."""
+    """Measure the jobs per second that the server can record, which no client can exceed.
+
+    All events are sent at once, and nothing is requested until then: with "auto" only the final state of each job, with
+    "full" its three states.
+    """
     from prefect import flow
     from prefect.runtime import flow_run
 
@@ -72,7 +77,7 @@ def measure_ceiling(jobs: int, history: Literal["auto", "full"]) -> dict[str, fl
     from executor_adapter.prefect.mirror.pacing import MAX_BATCH_SIZE
     from executor_adapter.prefect.mirror.server_api import ServerApi
 
-    told: dict[str, float] = {}
+    figures: dict[str, float] = {}
     passed = (JobStatus.PENDING, JobStatus.RUNNING, JobStatus.COMPLETED)
 
     @flow
@@ -91,16 +96,16 @@ def measure_ceiling(jobs: int, history: Literal["auto", "full"]) -> dict[str, fl
             for start in range(0, len(bodies), MAX_BATCH_SIZE):
                 api.send(bodies[start : start + MAX_BATCH_SIZE])
             _wait_until_completed(str(flow_run_id), jobs)
-            told.update(recorded=jobs / (time.time() - began))
+            figures.update(recorded=jobs / (time.time() - began))
 
     all_at_once()
-    return told
+    return figures
 
 
 def measure_bare_jobs(jobs: int) -> dict[str, float]:
-    """The same without a mirror: what the executor itself takes."""
+    """Measure the same jobs without a mirror: the cost of the executor itself."""
     with JobExecutor(WORKERS, config=Settings()) as executor:
-        _warm(executor)
+        _warm_up(executor)
         began, cpu = time.time(), time.process_time()
         futures = [executor.submit(Job(function=nothing, pool="process")) for _ in range(jobs)]
         for future in futures:
@@ -109,34 +114,34 @@ def measure_bare_jobs(jobs: int) -> dict[str, float]:
 
 
 def measure_task_runner(runner: Runner, tasks: int) -> dict[str, float]:
-    """Tasks a second of one of Prefect's own runners, to the last result, and until the server knows the last."""
+    """Measure a task runner of Prefect: tasks per second until the last result and until the last record."""
     from prefect import flow, task
     from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
 
-    told: dict[str, float] = {}
+    figures: dict[str, float] = {}
     task_runner: Any = ThreadPoolTaskRunner(4) if runner == "threads" else ProcessPoolTaskRunner(WORKERS)
     no_op = task(nothing)
 
     @flow(task_runner=task_runner)
     def bulk() -> str:
-        for future in [no_op.submit() for _ in range(2 * WORKERS)]:  # until its workers are up
+        for future in [no_op.submit() for _ in range(2 * WORKERS)]:  # start the workers
             future.result()
         began = time.time()
         for future in [no_op.submit() for _ in range(tasks)]:
             future.result()
-        told.update(began=began, results=tasks / (time.time() - began))
+        figures.update(began=began, results=tasks / (time.time() - began))
         from prefect.runtime import flow_run
 
         return str(flow_run.id)
 
     flow_run_id = bulk()
     _wait_until_completed(flow_run_id, tasks + 2 * WORKERS)
-    told["recorded"] = tasks / (time.time() - told.pop("began"))
-    return told
+    figures["recorded"] = tasks / (time.time() - figures.pop("began"))
+    return figures
 
 
 def _wait_until_completed(flow_run_id: str, task_runs: int) -> None:
-    """Until the server knows so many task runs of the flow run to be Completed."""
+    """Wait until the server has recorded so many Completed task runs of the flow run."""
     from prefect.client.orchestration import get_client
 
     body = {"flow_runs": {"id": {"any_": [flow_run_id]}}, "task_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}
@@ -145,25 +150,25 @@ def _wait_until_completed(flow_run_id: str, task_runs: int) -> None:
             time.sleep(0.25)
 
 
-class _Peak(threading.Thread):
-    """The most memory that this process held since."""
+class _PeakMemory(threading.Thread):
+    """Samples the memory of this process and keeps the maximum."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self._most = 0
-        self._over = threading.Event()
+        self._max_bytes = 0
+        self._stopped = threading.Event()
         self.start()
 
     def run(self) -> None:
-        while not self._over.wait(0.2):
-            self._most = max(self._most, resident(os.getpid()))
+        while not self._stopped.wait(0.2):
+            self._max_bytes = max(self._max_bytes, resident(os.getpid()))
 
     def stop(self) -> int:
-        self._over.set()
+        self._stopped.set()
         self.join()
-        return max(self._most, resident(os.getpid()))
+        return max(self._max_bytes, resident(os.getpid()))
 
 
-def _warm(executor: JobExecutor) -> None:
+def _warm_up(executor: JobExecutor) -> None:
     for future in [executor.submit(Job(function=nothing, pool="process")) for _ in range(1_000)]:
         future.result()

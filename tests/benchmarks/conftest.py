@@ -9,7 +9,7 @@ from tests.benchmarks.figures import Report
 
 @pytest.fixture(scope="session")
 def report() -> Iterator[Report]:
-    """Where benchmarks put their rows; all are shown once more at the end."""
+    """The report that collects the rows of all benchmarks and prints them again at the end."""
     gathered = Report()
     yield gathered
     gathered.show()

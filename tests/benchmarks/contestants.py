@@ -1,4 +1,4 @@
-"""Pools to be measured side by side, warm: ours with limit and policy on every job, others as their users have them."""
+"""The pools that are compared, with warm workers. Our jobs have a timeout and a retry policy, others their defaults."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ POLICY = RetryPolicy(retry_attempts=3, retry_delay=1.0)
 
 @contextmanager
 def ours(pool: PoolName, workers: int) -> Iterator[Submit]:
-    """`submit` of a Job that is made for it, with a timeout and a retry policy."""
+    """Yield a `submit` that makes a Job with a timeout and a retry policy."""
     function = nothing_on_loop if pool == "coroutine" else nothing
     with JobExecutor(workers, config=Settings()) as executor:
         yield lambda: executor.submit(Job(function=function, pool=pool, max_runtime=60.0, retry=POLICY))
@@ -30,18 +30,20 @@ def ours(pool: PoolName, workers: int) -> Iterator[Submit]:
 
 @contextmanager
 def bare(pool: Executor) -> Iterator[Submit]:
+    """Yield the `submit` of a pool of concurrent.futures."""
     with pool:
         yield lambda: pool.submit(nothing)
 
 
 @contextmanager
 def pebbles(workers: int) -> Iterator[Submit]:
+    """Yield the `schedule` of a pebble pool, with a timeout."""
     with pebble.ProcessPool(max_workers=workers) as pool:
         yield lambda: pool.schedule(nothing, timeout=60)
 
 
 def rate_of(submit: Submit, jobs: int) -> Callable[[], float]:
-    """What measures jobs a second, from the first submission to the last result."""
+    """Return a function that measures jobs per second, from the first submission to the last result."""
 
     def measure() -> float:
         started = time.perf_counter()
@@ -53,7 +55,7 @@ def rate_of(submit: Submit, jobs: int) -> Callable[[], float]:
 
 @contextmanager
 def warm(pools: dict[str, Any], jobs: int) -> Iterator[dict[str, Callable[[], float]]]:
-    """Enter all, use each until its workers are up, and give what measures the rate of each."""
+    """Start all pools and their workers, and yield a function for each that measures its rate."""
     with ExitStack() as stack:
         entered = {name: stack.enter_context(pool) for name, pool in pools.items()}
         for submit in entered.values():

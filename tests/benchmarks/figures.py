@@ -1,4 +1,4 @@
-"""Measured figures: medians with their spread, contestants in turn, and the table that shows them by their targets."""
+"""Measured figures: medians with their spread, rounds of several contestants, and the table of results and targets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROUNDS = 5
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What several runs of one measurement gave, in the order in which they were made."""
+    """The values of several runs of one measurement, in their order."""
 
     values: tuple[float, ...]
 
@@ -25,21 +25,22 @@ class Figures:
         return statistics.median(self.values)
 
     def percentile(self, share: float) -> float:
-        """The smallest value that at least `share` of all do not exceed."""
+        """Return the smallest value that at least `share` of all values do not exceed."""
         ordered = sorted(self.values)
         return ordered[max(0, -(-round(share * 1000) * len(ordered) // 1000) - 1)]
 
     def over(self, other: Figures) -> Figures:
-        """Ratios, round by round: what slows the machine slows both sides of a round."""
+        """Return the ratios of each round; a slow machine slows both sides of a round."""
         return Figures(tuple(mine / its for mine, its in zip(self.values, other.values, strict=True)))
 
-    def told(self, form: str = ",.0f", scale: float = 1.0) -> str:
+    def summary(self, form: str = ",.0f", scale: float = 1.0) -> str:
+        """Return the median with the lowest and the highest value."""
         low, high = min(self.values) * scale, max(self.values) * scale
         return f"{self.median * scale:{form}} ({low:{form}} to {high:{form}})"
 
 
 def in_turn(contestants: Mapping[str, Callable[[], float]], rounds: int = ROUNDS) -> dict[str, Figures]:
-    """Measure each once a round, so that what else the machine does hits all alike."""
+    """Measure each contestant once per round, so that other load on the machine affects all alike."""
     values: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, measure in contestants.items():
@@ -50,8 +51,10 @@ def in_turn(contestants: Mapping[str, Callable[[], float]], rounds: int = ROUNDS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One line of the table. `figure` is what is held against `target`, and must be at least it, or at most; without a
-    target it is there to be read."""
+    """A row of the table.
+
+    `figure` must be `at_least` or `at_most` its target; without a target it is only shown.
+    """
 
     what: str
     ours: str
@@ -74,7 +77,7 @@ class Row:
 
 
 class Report:
-    """Gathers rows, each with the machine's load when it was measured, and prints them as they come and at the end."""
+    """Collects rows with the load of the machine at that time, and prints them at once and again at the end."""
 
     def __init__(self) -> None:
         self._rows: list[tuple[Row, float]] = []

@@ -1,4 +1,4 @@
-"""What benchmarks run, in our pools and in others; importable in a worker."""
+"""The functions that benchmarks run in our pools and in others. Workers can import them."""
 
 from __future__ import annotations
 
@@ -10,34 +10,38 @@ from pathlib import Path
 from typing import Any
 
 
-def nothing() -> None: ...
+def nothing() -> None:
+    """Do nothing."""
 
 
-async def nothing_on_loop() -> None: ...
+async def nothing_on_loop() -> None:
+    """Do nothing, in a coroutine."""
 
 
 def echo(value: Any) -> Any:
+    """Return the argument."""
     return value
 
 
 def now() -> float:
-    """When it was called, by the clock that all processes share."""
+    """Return the time on the clock that all processes share."""
     return time.monotonic()
 
 
 def announce(path: str, began: float, *others: int) -> None:
-    """Write when the function began, and the pids of its tree, so that whoever finds the file finds all of it."""
+    """Write the start time and the pids of the tree to a file, atomically."""
     Path(path + ".new").write_text(" ".join(map(str, (began, os.getpid(), *others))))
     os.rename(path + ".new", path)
 
 
 def hang(path: str) -> None:
+    """Sleep for a minute."""
     announce(path, now())
     time.sleep(60)
 
 
 def hang_with_child(path: str) -> None:
-    """A tree of two."""
+    """Start a child, and sleep for a minute in both."""
     began = now()
     child = os.fork()
     if child == 0:
@@ -47,12 +51,13 @@ def hang_with_child(path: str) -> None:
     time.sleep(60)
 
 
-def hang_deaf(path: str) -> None:
+def hang_ignoring_sigterm(path: str) -> None:
+    """Sleep for a minute and ignore SIGTERM."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     announce(path, now())
     time.sleep(60)
 
 
 def stick_in_c() -> None:
-    """Out of reach for a minute, without the GIL."""
+    """Sleep for a minute in C, without the GIL, where no exception can reach the thread."""
     ctypes.CDLL(None).sleep(60)

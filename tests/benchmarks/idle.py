@@ -1,4 +1,4 @@
-"""An idle executor; to be watched in a process of its own. Its main thread, which only sleeps, is left out."""
+"""Measures an idle executor in a new process. The main thread, which only sleeps, is not counted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 
 def measure_idle(seconds: float) -> dict[str, float]:
-    """CPU seconds and voluntary context switches of all its threads and processes, while nothing is to be done."""
+    """Measure CPU seconds and voluntary context switches of all threads and processes while there are no jobs."""
     with JobExecutor(4, config=Settings()) as executor:
         for _ in range(20):
             futures = [executor.submit(Job(function=nothing, pool="process"))]
@@ -24,14 +24,14 @@ def measure_idle(seconds: float) -> dict[str, float]:
             futures += [executor.submit(Job(function=nothing_on_loop))]
             for future in futures:
                 future.result()
-        time.sleep(2.0)  # until the spare worker is up
-        before = _used()
+        time.sleep(2.0)  # wait for the spare worker
+        before = _usage()
         time.sleep(seconds)
-        after = _used()
+        after = _usage()
     return {name: after[name] - before[name] for name in after}
 
 
-def _used() -> dict[str, float]:
+def _usage() -> dict[str, float]:
     tasks = list(_tasks())
     return {
         "cpu": sum(_cpu_seconds(task) for task in tasks),

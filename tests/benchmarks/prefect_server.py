@@ -1,6 +1,6 @@
-"""Prefect servers to be measured against, each in a process of its own: as installed, tuned, or on PostgreSQL.
+"""Prefect servers for measurements and tests: with default settings, tuned, or on PostgreSQL.
 
-A measurement runs `apart`, in the environment that `environment` gives it:
+A measurement runs `apart`, in the environment that `environment` sets:
 
     with prefect_server("default", tmp_path) as server, server.environment():
         rate = apart(measure, ...)
@@ -39,7 +39,7 @@ START_SECONDS = 90.0
 
 @dataclass(kw_only=True)
 class MeasuredServer:
-    """A running server. `kill` and `start` may be called at any time; it stays on its port, with its database."""
+    """A server that can be killed and started again at any time, on the same port and database."""
 
     port: int
     home: Path
@@ -52,11 +52,11 @@ class MeasuredServer:
 
     @property
     def log(self) -> str:
-        """What it has logged."""
+        """Return its log."""
         return (self.home / "server.log").read_text()
 
     def start(self) -> None:
-        """Start it and wait until it answers."""
+        """Start the server and wait until it answers."""
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port)]
         with (self.home / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
@@ -69,7 +69,7 @@ class MeasuredServer:
             time.sleep(0.1)
 
     def kill(self, sent: signal.Signals = signal.SIGKILL) -> None:
-        """End it as it is, with whatever it had in memory."""
+        """Kill the server; what it had in memory is lost."""
         assert self.process is not None, "it was not started"
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, sent)
@@ -77,7 +77,7 @@ class MeasuredServer:
 
     @contextmanager
     def environment(self, **more: str) -> Iterator[None]:
-        """Have processes started from here use this server, with a Prefect home of their own."""
+        """Let processes that are started in the block use this server, with their own Prefect home."""
         home = self.home / "client"
         home.mkdir(exist_ok=True)
         changed = {"PREFECT_API_URL": self.api, "PREFECT_HOME": str(home), "PREFECT_LOGGING_LEVEL": "WARNING", **more}
@@ -90,7 +90,7 @@ class MeasuredServer:
                 os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
     def post(self, path: str, body: Any) -> Any:
-        """What the API answers; asked again for a while where the server is busy."""
+        """Send a request and return the decoded response; retries for ten seconds while the server is busy."""
         for _ in range(20):
             with contextlib.suppress(httpx.HTTPError):
                 answer = httpx.post(f"{self.api}{path}", json=body, timeout=60)
@@ -100,14 +100,14 @@ class MeasuredServer:
         raise AssertionError(f"no answer to POST {path}")
 
     def count(self, flow_run_id: str, *state_names: str) -> int:
-        """How many task runs of the flow run the server knows, in one of these states where any are given."""
+        """Count the task runs of the flow run, in any state or in one of `state_names`."""
         body: dict[str, Any] = {"flow_runs": {"id": {"any_": [flow_run_id]}}}
         if state_names:
             body["task_runs"] = {"state": {"name": {"any_": list(state_names)}}}
         return int(self.post("/task_runs/count", body))
 
     def cpu_seconds(self) -> float:
-        """What the server has used of a processor so far."""
+        """Return the CPU seconds that the server has used so far."""
         assert self.process is not None, "it was not started"
         user, system = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
         return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
@@ -125,10 +125,10 @@ class MeasuredServer:
 
 @contextmanager
 def prefect_server(kind: Kind, directory: Path, **variables: str) -> Iterator[MeasuredServer]:
-    """A server with nothing in it, which is gone afterwards, its database too.
+    """Run an empty server, and remove its database afterwards.
 
-    "default": SQLite, everything as installed. "tuned": SQLite, the recorder writing many events in one transaction.
-    "postgresql": as installed, on a database of its own. `variables` are set for the server besides.
+    "default" is SQLite with default settings, "tuned" is SQLite with many events per transaction, and
+    "postgresql" has default settings and a new database. `variables` are set for the server as well.
     """
     home = directory / f"server-{kind}"
     home.mkdir(parents=True)
@@ -145,7 +145,7 @@ def prefect_server(kind: Kind, directory: Path, **variables: str) -> Iterator[Me
 
 @contextmanager
 def _database(kind: Kind) -> Iterator[dict[str, str]]:
-    """What a server of this kind is started with."""
+    """Create the database of the server and yield its settings; drop it afterwards."""
     if kind != "postgresql":
         yield TUNED if kind == "tuned" else {}
         return

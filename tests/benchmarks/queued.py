@@ -1,4 +1,4 @@
-"""Many queued jobs; to be measured in a process of their own, whose memory is all theirs."""
+"""Measures many queued jobs in a new process, whose memory is theirs alone."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ WORKERS = 4
 
 
 def measure_queued(pool: PoolName, jobs: int) -> dict[str, float]:
-    """Queue `jobs` no-op jobs while nothing can start; then let them run. The collector is left as it is.
+    """Queue `jobs` no-op jobs while nothing can start, then let them run, with the garbage collector on.
 
-    Bytes a job, jobs a second, and the seconds that either part took.
+    Returns bytes per job, jobs per second, and the seconds of both parts.
     """
     function = nothing_on_loop if pool == "coroutine" else nothing
     with JobExecutor(WORKERS, config=Settings()) as executor:

@@ -1,6 +1,6 @@
-"""Flows of many no-op tasks under Prefect's task runners and ours, to be measured in a process of their own.
+"""Measures flows of many no-op tasks under Prefect's task runners and ours, each in a new process.
 
-Prefect is imported inside, once the environment that says which server it is to use counts.
+Prefect is imported inside the functions, because it reads the server's address when it is imported.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ Runner = Literal["jobs", "threads", "processes"]
 
 
 def measure_runner(runner: Runner, tasks: int) -> dict[str, Any]:
-    """Tasks a second to the last result, workers warm; how long the flow then took to end; and the flow run's id."""
+    """Measure tasks per second with warm workers, and the time until the flow ends after its last result."""
     from prefect import flow, task
     from prefect.runtime import flow_run
 
-    told: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     no_op = task(nothing)
 
-    @flow(task_runner=_made(runner))
+    @flow(task_runner=_task_runner(runner))
     def many() -> None:
-        for future in [no_op.submit() for _ in range(2 * WORKERS)]:  # until its workers are up
+        for future in [no_op.submit() for _ in range(2 * WORKERS)]:  # start the workers
             future.result()
         began = time.monotonic()
         for future in [no_op.submit() for _ in range(tasks)]:
             future.result()
         ended = time.monotonic()
-        told.update(results=tasks / (ended - began), ended=ended, flow_run_id=str(flow_run.id))
+        figures.update(results=tasks / (ended - began), ended=ended, flow_run_id=str(flow_run.id))
 
     many()
-    told["recording"] = time.monotonic() - told.pop("ended")
-    return told
+    figures["recording"] = time.monotonic() - figures.pop("ended")
+    return figures
 
 
-def _made(runner: Runner) -> Any:
+def _task_runner(runner: Runner) -> Any:
     from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
 
     from executor_adapter.prefect import JobTaskRunner

@@ -1,4 +1,4 @@
-"""Executors that remember their jobs, beside those that do not; and a store with a long history."""
+"""Measures executors with and without a store, and a store with a long history."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ DAY = 86_400.0
 
 
 def measure_store_overhead(jobs: int, urls: dict[str, str]) -> dict[str, Figures]:
-    """Microseconds a job, from the first submission until all have ended and are in the store."""
+    """Measure microseconds per job, from the first submission until all jobs have finished and are in the store."""
     with ExitStack() as stack, TemporaryDirectory() as directory:
         stores = {"none": None, "memory": "memory:", "sqlite": f"sqlite:///{directory}/jobs.db"} | urls
         executors = {
             name: stack.enter_context(JobExecutor(WORKERS, config=Settings(), store=url))
             for name, url in stores.items()
         }
-        measured = {name: _time_of(executor, jobs) for name, executor in executors.items()}
+        measured = {name: _microseconds(executor, jobs) for name, executor in executors.items()}
         for measure in measured.values():
             measure()
         return in_turn(measured, rounds=7)
 
 
-def _time_of(executor: JobExecutor, jobs: int) -> Callable[[], float]:
+def _microseconds(executor: JobExecutor, jobs: int) -> Callable[[], float]:
     def measure() -> float:
         began = time.perf_counter()
         wait(
@@ -53,8 +53,10 @@ def _time_of(executor: JobExecutor, jobs: int) -> Callable[[], float]:
 
 
 def measure_history(jobs: int) -> dict[str, float]:
-    """Milliseconds: the slowest of several lists with a filter and paging; and while half of the history is cleaned
-    up, the longest that a job took to be submitted and run, and to be in the store."""
+    """Measure milliseconds: lists with a filter and paging, and jobs during a clean-up of half the history.
+
+    For the jobs these are the longest times to run, and to be written to the store.
+    """
     with TemporaryDirectory() as directory:
         store = open_store(f"sqlite:///{directory}/jobs.db")
         _fill(store, jobs)
@@ -88,17 +90,17 @@ LISTS: dict[str, tuple[JobFilter, dict[str, int]]] = {
 
 
 def _fill(store: JobStore, jobs: int) -> None:
-    """Two days of jobs of ten tools, 5 % of them failed."""
+    """Write two days of jobs of ten tools to the store; 5 % of them failed."""
     host = new_host()
     store.register(host, lease=600)
     began = time.time() - 2 * DAY
     numbers = iter(range(jobs))
     while batch := list(itertools.islice(numbers, 5_000)):
-        store.write(host.host_id, [_past(n, began + n / jobs * 2 * DAY, host.host_id) for n in batch], lease=600)
+        store.write(host.host_id, [_past_record(n, began + n / jobs * 2 * DAY, host.host_id) for n in batch], lease=600)
     store.leave(host.host_id)
 
 
-def _past(number: int, at: float, host: str) -> JobRecord:
+def _past_record(number: int, at: float, host: str) -> JobRecord:
     failed = number % 20 == 0
     return JobRecord(
         job_id=uuid7(),
@@ -145,7 +147,7 @@ def _clean_up(store: JobStore, url: str) -> dict[str, float]:
 
 
 def _one_job(executor: JobExecutor) -> tuple[float, float]:
-    """Milliseconds until it had run, and from then until it was in the store."""
+    """Run a job; return the milliseconds until it finished, and from then until it was in the store."""
     ran = _milliseconds(lambda: executor.run(Job(function=nothing, pool="thread")))
     recorded = _milliseconds(executor.flush)
     time.sleep(0.002)

@@ -1,5 +1,8 @@
-"""A program whose threads are stuck in C: `python -m tests.benchmarks.stuck THREADS LIMIT` prints, as JSON, how late
-each job ended, and the time at which the program asked to exit."""
+"""A program whose threads are stuck in C.
+
+`python -m tests.benchmarks.stuck THREADS LIMIT` prints as JSON how late each job finished, and when the program called
+for its exit.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from tests.benchmarks.functions import stick_in_c
 
 
 def measure_stuck(threads: int, limit: float) -> list[float]:
-    """Seconds past its limit at which the future of each job was done."""
+    """Measure the seconds after its limit at which the future of each job was done."""
     with JobExecutor(threads, config=Settings()) as executor:
         started = time.monotonic()
         futures = [
@@ -32,4 +35,4 @@ def measure_stuck(threads: int, limit: float) -> list[float]:
 if __name__ == "__main__":
     logging.getLogger("executor_adapter").setLevel(logging.CRITICAL)
     lateness = measure_stuck(int(sys.argv[1]), float(sys.argv[2]))
-    print(json.dumps({"late": lateness, "asked": time.monotonic()}))
+    print(json.dumps({"late": lateness, "exit_called": time.monotonic()}))

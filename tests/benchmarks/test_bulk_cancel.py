@@ -1,4 +1,4 @@
-"""How soon the jobs of a flow that is told to end are known as cancelled."""
+"""How soon the jobs of an interrupted flow are recorded as cancelled."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tests.prefect.cancelled_flow import seconds_to_cancelled
 @pytest.mark.bench
 @pytest.mark.parametrize("kind", ["default", "tuned", "postgresql"])
 def test_how_soon_500_jobs_are_recorded_cancelled(tmp_path: Path, report: Report, kind: Kind) -> None:
+    """All 500 jobs are recorded as Cancelled within five seconds of SIGINT."""
     took = seconds_to_cancelled(tmp_path, 500, kind)
     what = f"seconds from SIGINT until 500 jobs are recorded Cancelled, {kind} server"
     report.add([Row(what=what, ours=f"{took:.1f}", figure=took, form=".1f", at_most=5.0)])

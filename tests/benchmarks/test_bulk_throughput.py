@@ -1,6 +1,6 @@
-"""run_jobs beside Prefect's own task runners: to the last result, and until the server knows how each ended.
+"""run_jobs compared with Prefect's task runners, until the last result and until the last record.
 
-BULK_JOBS in the environment gives another number of jobs than 2,000.
+The variable BULK_JOBS sets another number of jobs than 2,000.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.benchmarks.prefect_server import Kind, prefect_server
 
 JOBS = int(os.environ.get("BULK_JOBS", "2000"))
 TASKS_IN_PROCESSES = 100
-"""Twenty a second."""
+"""They run at twenty per second."""
 ROUNDS = 2
 LARGE = 100_000
 
@@ -25,11 +25,17 @@ LARGE = 100_000
 @pytest.mark.bench
 @pytest.mark.parametrize(("kind", "target", "rounds"), [("default", 2.5, 1), ("tuned", 2.0, 2), ("postgresql", 2.0, 1)])
 def test_recorded(report: Report, tmp_path: Path, kind: Kind, target: float, rounds: int) -> None:
-    """Until the server knows the last final state; the server's share of a processor says whether it is the limit."""
+    """Until the last final state is recorded. The CPU share of the server shows whether it is the limit."""
     with prefect_server(kind, tmp_path) as server, server.environment():
-        apart(measure_run_jobs, 200, "auto")  # until the server is warm
+        apart(measure_run_jobs, 200, "auto")  # warm up the server
         shares = []
-        measured: dict[str, list[float]] = {"auto": [], "full": [], "threads": [], "most auto": [], "most full": []}
+        measured: dict[str, list[float]] = {
+            "auto": [],
+            "full": [],
+            "threads": [],
+            "ceiling auto": [],
+            "ceiling full": [],
+        }
         for _ in range(rounds):
             used = server.cpu_seconds()
             measured["auto"].append(rate := apart(measure_run_jobs, JOBS, "auto")["recorded"])
@@ -37,14 +43,14 @@ def test_recorded(report: Report, tmp_path: Path, kind: Kind, target: float, rou
             measured["full"].append(apart(measure_run_jobs, JOBS, "full")["recorded"])
             measured["threads"].append(apart(measure_task_runner, "threads", JOBS)["recorded"])
             for mode in ("auto", "full") if kind == "tuned" else ():
-                measured[f"most {mode}"].append(apart(measure_ceiling, JOBS, mode)["recorded"])
+                measured[f"ceiling {mode}"].append(apart(measure_ceiling, JOBS, mode)["recorded"])
     figures = {name: Figures(tuple(values)) for name, values in measured.items() if values}
     report.add(
         [
             Row(
                 what=f"run_jobs recorded/s, {kind} server, {mode!r}, beside ThreadPoolTaskRunner",
-                ours=figures[mode].told() + (f", server {max(shares):.0%} busy" if mode == "auto" else ""),
-                beside=figures["threads"].told(),
+                ours=figures[mode].summary() + (f", server {max(shares):.0%} busy" if mode == "auto" else ""),
+                beside=figures["threads"].summary(),
                 figure=figures[mode].over(figures["threads"]).median,
                 at_least=wanted,
             )
@@ -52,20 +58,20 @@ def test_recorded(report: Report, tmp_path: Path, kind: Kind, target: float, rou
         ]
         + [
             Row(
-                what=f"run_jobs recorded/s, {kind} server, {mode!r}, beside the most that the server can",
-                ours=figures[mode].told(),
-                beside=figures[f"most {mode}"].told(),
-                figure=figures[mode].over(figures[f"most {mode}"]).median,
+                what=f"run_jobs recorded/s, {kind} server, {mode!r}, beside the maximum of the server",
+                ours=figures[mode].summary(),
+                beside=figures[f"ceiling {mode}"].summary(),
+                figure=figures[mode].over(figures[f"ceiling {mode}"]).median,
             )
             for mode in ("auto", "full")
-            if f"most {mode}" in figures
+            if f"ceiling {mode}" in figures
         ]
     )
 
 
 @pytest.mark.bench
 def test_results(report: Report, tmp_path: Path) -> None:
-    """To the last result, in processes."""
+    """Until the last result, in processes."""
     with prefect_server("default", tmp_path) as server, server.environment():
         ours, theirs = [], []
         for _ in range(ROUNDS):
@@ -76,8 +82,8 @@ def test_results(report: Report, tmp_path: Path) -> None:
         [
             Row(
                 what=f"run_jobs to the last result, {WORKERS} processes, beside ProcessPoolTaskRunner",
-                ours=figures.told(),
-                beside=others.told(),
+                ours=figures.summary(),
+                beside=others.summary(),
                 figure=figures.over(others).median,
                 form=".0f",
                 at_least=100,
@@ -88,7 +94,7 @@ def test_results(report: Report, tmp_path: Path) -> None:
 
 @pytest.mark.bench
 def test_cost(report: Report, tmp_path: Path) -> None:
-    """What mirroring a job costs its own process."""
+    """The CPU that mirroring a job costs the flow's process."""
     with prefect_server("tuned", tmp_path) as server, server.environment():
         bare = [apart(measure_bare_jobs, 10_000)["cpu"] for _ in range(ROUNDS)]
         ours = [apart(measure_run_jobs, 10_000, "auto")["cpu"] for _ in range(ROUNDS)]
@@ -96,9 +102,9 @@ def test_cost(report: Report, tmp_path: Path) -> None:
     report.add(
         [
             Row(
-                what="microseconds of CPU a job for run_jobs' mirror, beside the executor alone",
-                ours=mirrored.told(),
-                beside=alone.told(),
+                what="microseconds of CPU per job for run_jobs' mirror, beside the executor alone",
+                ours=mirrored.summary(),
+                beside=alone.summary(),
                 figure=mirrored.median - alone.median,
                 form=".0f",
                 at_most=100,
@@ -109,13 +115,13 @@ def test_cost(report: Report, tmp_path: Path) -> None:
 
 @pytest.mark.bench
 def test_memory(report: Report, tmp_path: Path) -> None:
-    """The most that 100,000 jobs hold of it, while the server is far behind."""
+    """The peak memory of 100,000 jobs while the server is far behind."""
     with prefect_server("tuned", tmp_path) as server, server.environment():
         many = apart(measure_run_jobs, LARGE, "auto", weigh=True)
     report.add(
         [
             Row(
-                what=f"most MB above idle, {LARGE:,} jobs of run_jobs",
+                what=f"peak MB above idle, {LARGE:,} jobs of run_jobs",
                 ours=f"{many['recorded']:,.0f} recorded/s",
                 figure=many["memory"] / 1e6,
                 form=".0f",

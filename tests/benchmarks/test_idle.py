@@ -1,4 +1,4 @@
-"""An executor with nothing to do does nothing: after all pools were used, no thread or process of it wakes up."""
+"""An idle executor uses no CPU: after all pools were used, none of its threads or processes wakes up."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ SECONDS = 10
 
 @pytest.mark.bench
 def test_idle(report: Report) -> None:
+    """CPU time and wake-ups of an idle executor."""
     measured = apart(measure_idle, SECONDS)
     what = f"of an idle executor over {SECONDS} s, all pools"
     report.add(
@@ -32,4 +33,4 @@ def test_idle(report: Report) -> None:
             ),
         ]
     )
-    assert measured["tasks"] == 0, "threads or processes came or went meanwhile"
+    assert measured["tasks"] == 0, "threads or processes started or ended meanwhile"

@@ -1,4 +1,4 @@
-"""Jobs that ignore SIGTERM, three at once: each is gone when its grace is over, not one after another."""
+"""Three jobs at once that ignore SIGTERM: each is dead when its grace period is over, not one after another."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from executor_adapter import Job, JobExecutor
 from executor_adapter.config import ExecutorSettings, Settings
 from tests.benchmarks.apart import apart
 from tests.benchmarks.figures import ROUNDS, Figures, Report, Row
-from tests.benchmarks.functions import hang_deaf
+from tests.benchmarks.functions import hang_ignoring_sigterm
 from tests.benchmarks.trees import Tree
 
 AT_ONCE = 3
@@ -23,28 +23,28 @@ GRACE = 0.5
 
 
 def measure_ignored_sigterm(directory: Path) -> Figures:
-    """Seconds past limit and grace at which each was dead, of each job of each round."""
+    """Measure the seconds after limit and grace period at which each job was dead."""
     values = []
     with JobExecutor(AT_ONCE, config=Settings(executor=ExecutorSettings(kill_grace=GRACE))) as executor:
         for _ in range(ROUNDS):
             paths = [directory / str(number) for number in range(AT_ONCE)]
-            futures = [executor.submit(_deaf_job(path)) for path in paths]
+            futures = [executor.submit(_job(path)) for path in paths]
             trees = _begun(paths, futures)
             values += [tree.wait_until_dead() - tree.began - LIMIT - GRACE for tree in trees]
     return Figures(tuple(values))
 
 
 def measure_pebble(directory: Path) -> Figures:
-    """Seconds past the limit, of pebble: it has one grace for all, of 3 s, and waits it out for one after another."""
+    """Measure the seconds after the limit with pebble, which waits its grace period of 3 s for each job in turn."""
     with pebble.ProcessPool(max_workers=AT_ONCE) as pool:
         paths = [directory / str(number) for number in range(AT_ONCE)]
-        futures = [pool.schedule(hang_deaf, args=(str(path),), timeout=LIMIT) for path in paths]
+        futures = [pool.schedule(hang_ignoring_sigterm, args=(str(path),), timeout=LIMIT) for path in paths]
         trees = _begun(paths, futures)
         return Figures(tuple(tree.wait_until_dead() - tree.began - LIMIT for tree in trees))
 
 
-def _deaf_job(path: Path) -> Job:
-    return Job(function=hang_deaf, args=(str(path),), pool="process", max_runtime=LIMIT, retry_attempts=0)
+def _job(path: Path) -> Job:
+    return Job(function=hang_ignoring_sigterm, args=(str(path),), pool="process", max_runtime=LIMIT, retry_attempts=0)
 
 
 def _begun(paths: list[Path], futures: Sequence[Future[Any]]) -> list[Tree]:
@@ -54,13 +54,14 @@ def _begun(paths: list[Path], futures: Sequence[Future[Any]]) -> list[Tree]:
 
 @pytest.mark.bench
 def test_ignored_sigterm(report: Report, tmp_path: Path) -> None:
+    """How long after the grace period the last of three jobs is dead."""
     measured = apart(measure_ignored_sigterm, tmp_path)
     late = apart(measure_pebble, tmp_path)
     report.add(
         [
             Row(
                 what=f"ms past grace, {AT_ONCE} at once that ignore SIGTERM: worst of {len(measured.values)}",
-                ours=measured.told(".1f", 1e3),
+                ours=measured.summary(".1f", 1e3),
                 beside=f"pebble, past the limit: {', '.join(f'{each:.1f} s' for each in sorted(late.values))}",
                 figure=max(measured.values) * 1e3,
                 form=".1f",

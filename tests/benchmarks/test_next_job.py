@@ -1,4 +1,4 @@
-"""From a kill until the next job runs in the slot that it freed, with pandas preloaded."""
+"""From a kill until the next job starts in the freed slot, with pandas preloaded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PRELOADED = ExecutorSettings(preload=("pandas", "tests.benchmarks.functions"))
 
 
 def measure_next_job(path: Path) -> Figures:
-    """Seconds from the death of a killed job's worker to the begin of the job that waited for its slot."""
+    """Measure the seconds from the death of a killed job's worker to the start of the next job."""
     values: list[float] = []
     with JobExecutor(1, config=Settings(executor=PRELOADED)) as executor:
         executor.run(Job(function=now, pool="process"))
@@ -37,12 +37,13 @@ def measure_next_job(path: Path) -> Figures:
 
 @pytest.mark.bench
 def test_next_job(report: Report, tmp_path: Path) -> None:
+    """How soon after a kill the next job starts."""
     measured = apart(measure_next_job, tmp_path / "began")
     report.add(
         [
             Row(
-                what=f"ms from a kill to the next job's begin, pandas preloaded, {KILLS} kills: p99",
-                ours=measured.told(".1f", 1e3),
+                what=f"ms from a kill to the next job's start, pandas preloaded, {KILLS} kills: p99",
+                ours=measured.summary(".1f", 1e3),
                 figure=measured.percentile(0.99) * 1e3,
                 form=".1f",
                 at_most=20.0,

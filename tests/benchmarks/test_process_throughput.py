@@ -1,4 +1,4 @@
-"""No-op jobs in processes, beside concurrent.futures and pebble."""
+"""No-op jobs in processes, compared with concurrent.futures and pebble."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ JOBS = 10_000
 
 
 def measure_process_throughput() -> dict[str, Figures]:
-    """Jobs a second of each pool."""
+    """Measure the jobs per second of each pool."""
     pools = {
         "ours": ours("process", WORKERS),
         "concurrent.futures": bare(ProcessPoolExecutor(WORKERS)),
@@ -28,14 +28,15 @@ def measure_process_throughput() -> dict[str, Figures]:
 
 @pytest.mark.bench
 def test_process_throughput(report: Report) -> None:
+    """No-op jobs in processes per second."""
     measured = apart(measure_process_throughput)
     rows = []
     for peer, target in (("concurrent.futures", 1.5), ("pebble", 1.1)):
         rows.append(
             Row(
                 what=f"no-op jobs/s, {WORKERS} processes, beside {peer}",
-                ours=measured["ours"].told(),
-                beside=measured[peer].told(),
+                ours=measured["ours"].summary(),
+                beside=measured[peer].summary(),
                 figure=measured["ours"].over(measured[peer]).median,
                 at_least=target,
             )

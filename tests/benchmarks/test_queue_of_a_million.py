@@ -1,6 +1,6 @@
-"""A million queued jobs: what each takes of memory, and whether they still run as fast as few.
+"""A million queued jobs: the memory of each, and whether they run as fast as a few.
 
-QUEUED_JOBS in the environment gives another number than a million, for a quick look.
+The variable QUEUED_JOBS sets another number than a million.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FEW = 10_000
 
 
 def measure_queue(pool: PoolName) -> tuple[dict[str, float], Figures]:
-    """Bytes a job and jobs a second where MANY are queued; jobs a second where FEW are, half before, half after."""
+    """Measure bytes per job and jobs per second with MANY queued, and jobs per second with FEW, before and after."""
     before = [apart(measure_queued, pool, FEW)["rate"] for _ in range(ROUNDS // 2)]
     many = apart(measure_queued, pool, MANY)
     after = [apart(measure_queued, pool, FEW)["rate"] for _ in range(ROUNDS - ROUNDS // 2)]
@@ -30,12 +30,13 @@ def measure_queue(pool: PoolName) -> tuple[dict[str, float], Figures]:
 @pytest.mark.bench
 @pytest.mark.parametrize("pool", ["thread", "process"])
 def test_queue_of_a_million(report: Report, pool: PoolName) -> None:
+    """The memory and the speed of a million queued jobs."""
     many, few = measure_queue(pool)
     parts = f"queued in {many['queueing']:.0f} s, run in {many['running']:.0f} s"
     report.add(
         [
             Row(
-                what=f"bytes a job, {MANY:,} queued no-op jobs, pool {pool}",
+                what=f"bytes per job, {MANY:,} queued no-op jobs, pool {pool}",
                 ours=parts,
                 figure=many["bytes"],
                 form=",.0f",
@@ -44,7 +45,7 @@ def test_queue_of_a_million(report: Report, pool: PoolName) -> None:
             Row(
                 what=f"jobs/s of {MANY:,} queued, pool {pool}, beside {FEW:,}",
                 ours=f"{many['rate']:,.0f}",
-                beside=few.told(),
+                beside=few.summary(),
                 figure=many["rate"] / statistics.median(few.values),
                 at_least=0.6,
             ),

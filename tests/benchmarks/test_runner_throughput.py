@@ -1,4 +1,4 @@
-"""JobTaskRunner beside Prefect's own runners, against one server; and what a default server knows after 6,000 tasks."""
+"""JobTaskRunner compared with Prefect's runners, and the records of a default server after 6,000 tasks."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ MANY = 6_000
 
 @pytest.mark.bench
 def test_results(report: Report, tmp_path: Path) -> None:
-    """To the last result, workers warm; what the flow then waits for the server is told apart."""
+    """Until the last result, with warm workers; the time for the records after that is shown apart."""
     rates: dict[Runner, list[float]] = {runner: [] for runner in TASKS}
     recording = []
     with prefect_server("tuned", tmp_path) as server, server.environment():
         for _ in range(ROUNDS):
             for runner, tasks in TASKS.items():
-                told = apart(measure_runner, runner, tasks)
-                rates[runner].append(told["results"])
+                measured = apart(measure_runner, runner, tasks)
+                rates[runner].append(measured["results"])
                 if runner == "jobs":
-                    recording.append(told["recording"])
+                    recording.append(measured["recording"])
     figures = {runner: Figures(tuple(values)) for runner, values in rates.items()}
-    ours = f"{figures['jobs'].told()}, then recorded in {max(recording):.0f} s"
+    ours = f"{figures['jobs'].summary()}, then recorded in {max(recording):.0f} s"
     report.add(
         [
             Row(
                 what=f"JobTaskRunner, {WORKERS} processes, tasks/s beside {name}",
                 ours=ours,
-                beside=figures[runner].told(),
+                beside=figures[runner].summary(),
                 figure=figures["jobs"].over(figures[runner]).median,
                 at_least=wanted,
             )
@@ -49,16 +49,16 @@ def test_results(report: Report, tmp_path: Path) -> None:
 
 @pytest.mark.bench
 def test_none_is_lost(report: Report, tmp_path: Path) -> None:
-    """What a server as installed knows as Completed when the flow has returned."""
+    """How many tasks a default server has not recorded when the flow returns."""
     lost: dict[Runner, int] = {}
     for runner in ("threads", "jobs"):
         with prefect_server("default", tmp_path / runner) as server, server.environment():
-            told = apart(measure_runner, runner, MANY)
-            lost[runner] = MANY + 2 * WORKERS - server.count(told["flow_run_id"], "Completed")
+            measured = apart(measure_runner, runner, MANY)
+            lost[runner] = MANY + 2 * WORKERS - server.count(measured["flow_run_id"], "Completed")
     report.add(
         [
             Row(
-                what=f"of {MANY} tasks not known as Completed by a default server at the flow's end",
+                what=f"of {MANY} tasks not recorded as Completed by a default server at the flow's end",
                 ours=str(lost["jobs"]),
                 beside=f"ThreadPoolTaskRunner {lost['threads']}",
                 figure=lost["jobs"],

@@ -1,6 +1,6 @@
-"""A long history in SQLite: listed with a filter and paging, and half of it cleaned up while jobs run.
+"""A long history in SQLite: listed with a filter and paging, and half of it removed while jobs run.
 
-HISTORY_JOBS in the environment gives another number than a million, for a quick look.
+The variable HISTORY_JOBS sets another number than a million.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ JOBS = int(os.environ.get("HISTORY_JOBS", "1000000"))
 @pytest.mark.bench
 @pytest.mark.timeout(600)
 def test_store_history(report: Report) -> None:
+    """Lists take at most 100 ms, and jobs are not held up by a clean-up."""
     measured = apart(measure_history, JOBS)
     size = f"{JOBS:,} jobs, {measured['megabytes']:,.0f} MB"
     lists = [

@@ -1,4 +1,4 @@
-"""What it costs a job to be remembered: batched, beside the memory store and none."""
+"""The cost of a store per job, compared with the memory store and with none."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ JOBS = 10_000
 
 @pytest.mark.bench
 def test_store_overhead(report: Report) -> None:
+    """The microseconds per job that each store adds."""
     with postgresql_url() as url:
         measured = apart(measure_store_overhead, JOBS, {"postgresql": url})
     report.add(
@@ -30,9 +31,9 @@ def test_store_overhead(report: Report) -> None:
 def _row(store: str, other: str, mine: Figures, beside: Figures) -> Row:
     more = Figures(tuple(a - b for a, b in zip(mine.values, beside.values, strict=True)))
     return Row(
-        what=f"microseconds a no-op job more in {store} than in {other}: {more.told()}",
-        ours=mine.told(),
-        beside=f"{beside.told()}, ratio {mine.over(beside).told('.2f')}",
+        what=f"microseconds per no-op job more in {store} than in {other}: {more.summary()}",
+        ours=mine.summary(),
+        beside=f"{beside.summary()}, ratio {mine.over(beside).summary('.2f')}",
         figure=more.median,
         form=".0f",
         at_most=60,

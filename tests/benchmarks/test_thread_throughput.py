@@ -1,4 +1,4 @@
-"""No-op jobs in threads, beside the bare threads of concurrent.futures."""
+"""No-op jobs in threads, compared with the bare threads of concurrent.futures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ JOBS = 20_000
 
 
 def measure_thread_throughput() -> dict[str, Figures]:
-    """Jobs a second of each pool."""
+    """Measure the jobs per second of each pool."""
     pools = {"ours": ours("thread", WORKERS), "bare": bare(ThreadPoolExecutor(WORKERS))}
     with warm(pools, JOBS) as rates:
         return in_turn(rates)
@@ -23,13 +23,14 @@ def measure_thread_throughput() -> dict[str, Figures]:
 
 @pytest.mark.bench
 def test_thread_throughput(report: Report) -> None:
+    """No-op jobs in threads per second."""
     measured = apart(measure_thread_throughput)
     report.add(
         [
             Row(
                 what=f"no-op jobs/s, {WORKERS} threads, beside concurrent.futures",
-                ours=measured["ours"].told(),
-                beside=measured["bare"].told(),
+                ours=measured["ours"].summary(),
+                beside=measured["bare"].summary(),
                 figure=measured["ours"].over(measured["bare"]).median,
                 at_least=0.4,
             )

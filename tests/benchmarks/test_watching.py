@@ -1,4 +1,4 @@
-"""Watching costs little: a frame of `jobs watch`, what is kept of each job, and a question about all of them."""
+"""Watching is cheap: a frame of `jobs watch`, the figures kept per job, and the statistics of all jobs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tests.benchmarks.watched import measure_append, measure_frames, measure_que
 
 @pytest.mark.bench
 def test_watching(report: Report) -> None:
+    """The time of a frame, of keeping figures, and of the statistics."""
     frames = Figures(tuple(apart(measure_frames, 100)))
     kept = Figures(tuple(apart(measure_append, 1_000_000) for _ in range(5)))
     asked = Figures(tuple(apart(measure_question) for _ in range(5)))
@@ -18,17 +19,17 @@ def test_watching(report: Report) -> None:
         [
             Row(
                 what="a frame of jobs watch, ms, 95 of 100: 1,000 live of 20,000 jobs, SQLite",
-                ours=frames.told(".0f", 1e3),
+                ours=frames.summary(".0f", 1e3),
                 figure=frames.percentile(0.95) * 1e3,
                 form=".0f",
                 at_most=100,
             ),
             Row(
-                what="figures kept of a job, microseconds",
-                ours=kept.told(".2f"),
+                what="figures kept per job, microseconds",
+                ours=kept.summary(".2f"),
                 figure=kept.median,
                 at_most=1.0,
             ),
-            Row(what="figures asked for, ms", ours=asked.told(".1f"), figure=asked.median, form=".1f", at_most=10.0),
+            Row(what="statistics, ms", ours=asked.summary(".1f"), figure=asked.median, form=".1f", at_most=10.0),
         ]
     )

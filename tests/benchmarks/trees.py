@@ -1,4 +1,4 @@
-"""The process tree of a job that announced itself, watched from outside until it is dead."""
+"""The process tree of a job, watched from outside until it is dead."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """`began`: when its function said that it runs, on the monotonic clock."""
+    """The processes of a job. `began` is the monotonic time at which its function started."""
 
     began: float
     pidfds: tuple[int, ...]
 
     @classmethod
     def announced_at(cls, path: Path, job: Future[Any]) -> Tree | None:
-        """The tree that writes itself to `path` (functions.announce), waited for; None where the machine was so busy
-        that the job met its limit before it came to that."""
+        """Wait for the tree that a job writes to `path` (see functions.announce).
+
+        Returns None if the machine was so busy that the job reached its limit before it wrote the file.
+        """
         while not path.exists():
             if job.done() and not path.exists():
                 return None
@@ -31,7 +33,7 @@ class Tree:
         return cls(float(began), tuple(os.pidfd_open(int(pid)) for pid in pids))
 
     def wait_until_dead(self) -> float:
-        """The time at which the last of it was seen dead."""
+        """Wait until all processes are dead, and return the time."""
         for pidfd in self.pidfds:
             poll = select.poll()
             poll.register(pidfd, select.POLLIN)

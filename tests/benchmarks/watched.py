@@ -1,4 +1,4 @@
-"""`jobs watch` at a thousand live jobs, and what a question about an executor costs; each in a process of its own."""
+"""Measures `jobs watch` with a thousand live jobs, and the cost of an executor's statistics; each in a new process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LINES = 50
 
 
 def measure_frames(frames: int) -> list[float]:
-    """Seconds that each frame takes, from the store to the drawn screen, while 1,000 jobs of 20,000 are live."""
+    """Measure the seconds per frame, from the store to the screen, while 1,000 of 20,000 jobs are live."""
     with TemporaryDirectory() as directory:
         store = open_store(f"sqlite:///{directory}/jobs.db")
         host, now = new_host(), time.time()
@@ -56,7 +56,7 @@ def _record(number: int, now: float) -> JobRecord:
 
 
 def measure_append(count: int) -> float:
-    """Microseconds a job that keeping its figures takes."""
+    """Measure the microseconds to keep the figures of a job."""
     ended, status = ended_jobs(), JobStatus.COMPLETED
     began = time.perf_counter()
     for _ in range(count):
@@ -65,7 +65,7 @@ def measure_append(count: int) -> float:
 
 
 def measure_question() -> float:
-    """Milliseconds that the figures of a full window take."""
+    """Measure the milliseconds to compute the figures of a full window."""
     ended = ended_jobs()
     ended.extend((1000.0 + n % 7, JobStatus.COMPLETED, 999.0, n % 13) for n in range(MAX_ENDED_JOBS))
     began = time.perf_counter()
