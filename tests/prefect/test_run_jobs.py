@@ -353,18 +353,18 @@ def test_cancelling_arun_jobs_ends_the_jobs(api: Api, executor: JobExecutor) -> 
 def test_cancelling_arun_jobs_ends_its_wait_for_the_server(monkeypatch: pytest.MonkeyPatch, own: bool) -> None:
     """All jobs are over: what the server does not record within its time is spooled."""
 
-    class SilentServer(FakeServer):
-        def record(self, most: int | None = None) -> None: ...
+    class NonRecordingServer(FakeServer):
+        def record(self, limit: int | None = None) -> None: ...
 
     monkeypatch.setattr("executor_adapter.prefect.mirror.timeouts.HURRIED_CLOSE_SECONDS", 0.5)
     monkeypatch.setattr("executor_adapter.prefect.mirror.timeouts.MIN_HURRIED_CLOSE_SECONDS", 0.5)
 
     @flow
     async def run() -> None:
-        with at_cloud(SilentServer()) as cloud:
+        with at_cloud(NonRecordingServer()) as cloud:
             mirror = PrefectMirror() if own else None
             running = asyncio.create_task(arun_jobs([Job(function=dict, pool="thread")], mirror=mirror))
-            while not any(event["event"].endswith("Completed") for event in cloud.recorder.queue):
+            while not any(event["event"].endswith("Completed") for event in cloud.events.queue):
                 await asyncio.sleep(0.01)
             began = time.monotonic()
             running.cancel()
