@@ -29,7 +29,7 @@ import time
 import traceback
 from typing import Any
 
-from executor_adapter.worker import process
+from executor_adapter.worker import process, wire
 from executor_adapter.worker.process_tree import become_subreaper, children, kill
 
 PACKET = struct.Struct("<BIii")
@@ -251,7 +251,7 @@ class Guardian:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))] if fd >= 0 else []
         # The death of the host is noticed in `run`.
         with contextlib.suppress(ConnectionError):
-            self._host.sendmsg([packet], rights)
+            self._host.sendmsg([packet], rights, wire.NO_SIGNAL)
 
     def _drain_wake_pipe(self) -> None:
         with contextlib.suppress(BlockingIOError):

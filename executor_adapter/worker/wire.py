@@ -64,6 +64,9 @@ _FD_SPACE = socket.CMSG_SPACE(8 * 4)
 _CLOSED_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 _FD_LOST = socket.MSG_CTRUNC
 
+NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
+"""For every send: a receiver that has died is an error, also where the program has SIGPIPE end it."""
+
 Frame = tuple[int, int, int, int, int, float, float, bytes]
 """Kind, flags, number, seq, word, first, second, body. A bare tuple, since thousands are made a second."""
 
@@ -149,6 +152,7 @@ def send_all(sock: socket.socket, frame: bytes, fd: int | None = None) -> None:
     """Write a frame to a blocking socket, with a file descriptor for its receiver if one is given."""
     sent = 0
     if fd is not None:
-        sent = sock.sendmsg([frame], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))])
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+        sent = sock.sendmsg([frame], rights, NO_SIGNAL)
     if sent < len(frame):
-        sock.sendall(memoryview(frame)[sent:])
+        sock.sendall(memoryview(frame)[sent:], NO_SIGNAL)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import subprocess
 import sys
 import termios
 import threading
@@ -21,6 +22,8 @@ from tests.contract.conftest import MakeExecutor, wait_for
 from tests.contract.process_pool.functions import large_bytes
 from tests.contract.process_pool.harness import alive
 from tests.insides import supervisor_of
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def kill_self_until(path: str, succeed_at: int) -> int:
@@ -83,6 +86,52 @@ def test_a_result_that_is_half_written_when_its_worker_dies_is_a_crash(executor:
     unblock.set()
     assert future.result(timeout=20) == bytes(size)
     assert [attempt.error_code for attempt in job.attempts] == ["WORKER_CRASHED", None]
+
+
+DIES_BY_SIGPIPE = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from executor_adapter import Job, JobExecutor
+from tests.insides import supervisor_of
+
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+blocked, unblock = threading.Event(), threading.Event()
+
+def block():
+    blocked.set()
+    unblock.wait(20)
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+with JobExecutor(1) as executor:
+    guardian = executor.run(Job(function=os.getppid, pool="process"))
+    supervisor_of(executor).call_soon(block)
+    assert blocked.wait(20)
+    children = Path(f"/proc/{guardian}/task/{guardian}/children").read_text()  # one of them is a spare worker
+    workers = [int(pid) for pid in children.split()]
+    for pid in {"workers": workers, "guardian": [guardian]}[sys.argv[1]]:
+        os.kill(pid, signal.SIGKILL)
+    while any(map(is_alive, workers)):
+        time.sleep(0.01)
+    future = executor.submit(Job(function=os.getpid, pool="process", retry_delay=0))
+    unblock.set()  # its next turn sends the job to the worker, before it can see that this has died
+    print(future.result(timeout=20) not in workers)
+"""
+
+
+@pytest.mark.parametrize("dying", ["workers", "guardian"])
+def test_a_death_does_not_end_a_program_in_which_sigpipe_does(dying: str, tmp_path: Path) -> None:
+    """Sending to a worker or a guardian that has died harms no program, also with SIGPIPE at its default."""
+    script = tmp_path / "program.py"
+    script.write_text(DIES_BY_SIGPIPE)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(script), dying]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (0, "True\n"), ended.stderr
 
 
 def test_past_its_crash_budget_a_job_is_quarantined_until_released(executor: JobExecutor, tmp_path: Path) -> None:

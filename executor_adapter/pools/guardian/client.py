@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from executor_adapter.pools.base import PoolSupervisor, Timer
 from executor_adapter.pools.transport.importable import current_path
-from executor_adapter.worker import TREE_VARIABLE, guardian, kill_below, kill_marked, own_presence
+from executor_adapter.worker import TREE_VARIABLE, guardian, kill_below, kill_marked, own_presence, wire
 
 NO_PIDFD = -1
 
@@ -182,7 +182,7 @@ class GuardianClient:
             packet, fds = self._unsent[0]
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
             try:
-                self._socket.sendmsg([packet], rights)
+                self._socket.sendmsg([packet], rights, wire.NO_SIGNAL)
             except BlockingIOError:
                 self._supervisor.watch_writable(self.fd, self._send_unsent)
                 return

@@ -71,7 +71,7 @@ class SendBuffer:
         """Send frames now or as soon as there is room, with a memory file for the receiver if one is given."""
         if not self._unsent and file is None:
             try:
-                sent = self._socket.send(frames)
+                sent = self._socket.send(frames, wire.NO_SIGNAL)
             except BlockingIOError:
                 sent = 0
             except OSError:  # the worker has died, which the pool notices by other means
@@ -88,7 +88,7 @@ class SendBuffer:
             frames, file = self._unsent[0]
             rights = [] if file is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [file.fd]))]
             try:
-                sent = self._socket.sendmsg([frames], rights)
+                sent = self._socket.sendmsg([frames], rights, wire.NO_SIGNAL)
             except BlockingIOError:
                 self._supervisor.watch_writable(self._fd, self._send_unsent)
                 return
