@@ -54,6 +54,8 @@ def main(host_fd: int, setup: dict[str, Any]) -> None:
         os.set_inheritable(fd, False)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    # A mask is inherited: without SIGCHLD no exit would be noticed, and workers would not notice SIGTERM.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     become_subreaper("job-guardian")
     with socket.socket(fileno=host_fd) as host:
         try:

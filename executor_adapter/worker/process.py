@@ -67,6 +67,8 @@ def main(fds: list[int], setup: dict[str, Any], make_worker: WorkerFactory | Non
     socket_fd, ticket_fd, stdout_fd, stderr_fd = fds
     stdio = Stdio(_move_up(stdout_fd), _move_up(stderr_fd))
     faulthandler.enable(file=stdio.stderr_fd)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # A host with a blocked signal would hand that on.
     sock = socket.socket(fileno=_move_up(socket_fd))
     worker = (make_worker or Worker)(sock, _move_up(ticket_fd), stdio, setup["log_level"])
     for fd in setup["presence"]:

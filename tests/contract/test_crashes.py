@@ -26,6 +26,15 @@ from tests.insides import supervisor_of
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def run_program(program: str, folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    """Run a program in an interpreter of its own that finds this package and the tests."""
+    script = folder / "program.py"
+    script.write_text(program)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(script), *args]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+
 def kill_self_until(path: str, succeed_at: int) -> int:
     calls = functions.count_call(path)
     if calls < succeed_at:
@@ -126,12 +135,38 @@ with JobExecutor(1) as executor:
 @pytest.mark.parametrize("dying", ["workers", "guardian"])
 def test_a_death_does_not_end_a_program_in_which_sigpipe_does(dying: str, tmp_path: Path) -> None:
     """Sending to a worker or a guardian that has died harms no program, also with SIGPIPE at its default."""
-    script = tmp_path / "program.py"
-    script.write_text(DIES_BY_SIGPIPE)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(script), dying]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    ended = run_program(DIES_BY_SIGPIPE, tmp_path, dying)
     assert (ended.returncode, ended.stdout) == (0, "True\n"), ended.stderr
+
+
+BLOCKED_SIGNALS = """
+import signal, sys, time
+signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+from executor_adapter import Job, JobExecutor
+from executor_adapter.exceptions import SoftTimeoutError
+from executor_adapter.config import Settings
+
+def sleep_until_interrupted():
+    try:
+        time.sleep(30)
+    except SoftTimeoutError:
+        return "interrupted"
+
+if __name__ == "__main__":
+    with JobExecutor(2, config=Settings(executor={"start_method": sys.argv[1]})) as executor:
+        executor.run(Job(function=int, pool="process"))
+        soft = executor.submit(Job(function=sleep_until_interrupted, pool="process", soft_timeout=0.5, max_runtime=20))
+        hard = executor.submit(Job(function=time.sleep, args=(30,), pool="process", max_runtime=1, retry_attempts=0))
+        print(soft.result())
+        print(type(hard.exception()).__name__, hard.job.attempts[0].kill_seconds < 2)
+"""
+
+
+@pytest.mark.parametrize("method", ["guardian", "spawn"])
+def test_signals_that_the_program_blocks_are_not_blocked_in_its_workers(method: str, tmp_path: Path) -> None:
+    """Limits end jobs at once also where the host blocks all signals: its workers do not inherit that."""
+    ended = run_program(BLOCKED_SIGNALS, tmp_path, method)
+    assert ended.stdout.splitlines() == ["interrupted", "JobTimeoutError True"], ended.stderr
 
 
 def test_past_its_crash_budget_a_job_is_quarantined_until_released(executor: JobExecutor, tmp_path: Path) -> None:
