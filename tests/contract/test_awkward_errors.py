@@ -1,4 +1,4 @@
-"""Whatever a function raises ends its own job, and nothing else: no error is trusted to let itself be looked at."""
+"""Tests of errors that fail when they are read: such an error ends its own job and nothing else."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from tests.contract.test_supervisor_machine import SimulatedExecutor, SimulatedP
 from tests.insides import supervisor_of
 
 
-def test_an_error_that_is_awkward_to_look_at_fails_its_job_alone(executor: JobExecutor, make_job: MakeJob) -> None:
+def test_an_awkward_error_fails_its_own_job_only(executor: JobExecutor, make_job: MakeJob) -> None:
+    """An error that fails when it is read fails its own job; other jobs go on."""
     kinds = list(awkward.AWKWARD)
     futures = [executor.submit(make_job(awkward.raise_awkward, kind, retry_attempts=0)) for kind in kinds]
     neighbour = executor.submit(make_job(functions.add, 1))
@@ -30,14 +31,15 @@ def test_an_error_that_is_awkward_to_look_at_fails_its_job_alone(executor: JobEx
     assert executor.stats().workers_busy == 0
 
 
-def test_it_is_retried_like_any_other(executor: JobExecutor, make_job: MakeJob) -> None:
+def test_an_awkward_error_is_retried(executor: JobExecutor, make_job: MakeJob) -> None:
+    """An error that fails when it is read is retried as any other."""
     job = make_job(awkward.raise_awkward, "SaysNothingError", retry_attempts=1)
     assert executor.submit(job).exception(timeout=20) is not None
     assert [attempt.error_code for attempt in job.attempts] == ["EXECUTION_ERROR"] * 2
 
 
-def test_an_error_that_never_says_all_is_part_of_what_its_job_takes(executor: JobExecutor, make_job: MakeJob) -> None:
-    """It is past its limit then, and holds up nobody else."""
+def test_an_error_with_endless_text_counts_into_max_runtime(executor: JobExecutor, make_job: MakeJob) -> None:
+    """An error whose text never ends runs into max_runtime and delays no other job."""
     endless = executor.submit(make_job(awkward.raise_what_never_says_all, max_runtime=0.5, retry_attempts=0))
     with pytest.raises(JobTimeoutError, match=r"max_runtime=0\.5"):
         endless.result(timeout=30)
@@ -45,10 +47,8 @@ def test_an_error_that_never_says_all_is_part_of_what_its_job_takes(executor: Jo
 
 
 @pytest.mark.parametrize("kind", awkward.NO_EXCEPTIONS)
-def test_what_would_end_whoever_asks_for_it_is_told_as_an_error_of_the_job(
-    executor: JobExecutor, make_job: MakeJob, kind: str
-) -> None:
-    """SystemExit and its like, which name themselves; in every pool alike."""
+def test_an_exit_raised_by_a_job_is_an_error_of_the_job(executor: JobExecutor, make_job: MakeJob, kind: str) -> None:
+    """SystemExit and its like fail the job with an error that names them, in every pool."""
     future = executor.submit(make_job(awkward.raise_no_exception, kind, retry_attempts=0))
     error = future.exception(timeout=20)
     # Python itself makes a RuntimeError of what a coroutine must not raise.
@@ -63,7 +63,8 @@ async def _awaited(future: Any) -> Any:
     return await asyncio.wait_for(asyncio.wrap_future(future), 20)
 
 
-def test_what_a_coroutine_s_own_task_raises_ends_no_other(make_executor: MakeExecutor) -> None:
+def test_an_exit_in_a_coroutine_s_task_ends_no_other_job(make_executor: MakeExecutor) -> None:
+    """A task that a coroutine started and that raises SystemExit ends no other job."""
     executor = make_executor(2)
     neighbour = executor.submit(Job(function=asyncio.sleep, args=(0.3, "slept"), max_runtime=30))
     wait_for(neighbour.running)
@@ -72,8 +73,8 @@ def test_what_a_coroutine_s_own_task_raises_ends_no_other(make_executor: MakeExe
     assert neighbour.result(timeout=20) == "slept"
 
 
-class NoScope:
-    """Cannot say what the function is to see, in its first attempt or once it is known to be short."""
+class FailingScope:
+    """A scope whose preparation fails, at the first attempt or when the function is known to be short."""
 
     def prepare(self, assignment: Assignment) -> None:
         raise RuntimeError("nothing around it")
@@ -81,18 +82,18 @@ class NoScope:
     def on_message(self, assignment: Assignment, topic: str, content: Any) -> None: ...
 
 
-def test_a_fault_before_an_attempt_fails_its_job_alone(executor: JobExecutor, make_job: MakeJob) -> None:
-    """Also of a job that may lie ready behind others, where it must not keep those that come after it waiting."""
+def test_a_fault_before_an_attempt_fails_its_own_job_only(executor: JobExecutor, make_job: MakeJob) -> None:
+    """A scope that fails before an attempt fails its job, and jobs queued behind it run."""
     assert len([executor.run(make_job(functions.add, number)) for number in range(20)]) == 20
     jobs = [make_job(functions.add, number) for number in range(200)]
-    futures = [executor.submit(job, scope=NoScope() if n % 10 == 5 else None) for n, job in enumerate(jobs)]
+    futures = [executor.submit(job, scope=FailingScope() if n % 10 == 5 else None) for n, job in enumerate(jobs)]
     errors = [future.exception(timeout=20) for future in futures]
     assert [n for n, error in enumerate(errors) if error is not None] == list(range(5, 200, 10))
     assert "nothing around it" in str(errors[5])
 
 
 def test_a_fault_in_deciding_fails_the_job(caplog: pytest.LogCaptureFixture) -> None:
-    """An error's text may raise what no handler of errors takes; whoever waits for the job learns that it is over."""
+    """An error whose text ends the program fails the job while its retry is decided."""
     executor = SimulatedExecutor(1)
     future = executor.submit(Job(function=work, pool="thread", retry=RetryPolicy(retry_attempts=3)))
     (pool,) = (pool for pool in supervisor_of(executor).pools.made.values() if isinstance(pool, SimulatedPool))
@@ -102,13 +103,14 @@ def test_a_fault_in_deciding_fails_the_job(caplog: pytest.LogCaptureFixture) -> 
     assert "cannot decide what follows an attempt: the job fails" in caplog.text
 
 
-class PassedThrough(JobExecutor):
+class HookedExecutor(JobExecutor):
     async def pre_execution_hook(self, job: Job) -> None: ...
 
 
-def test_so_it_is_under_hooks(make_job: MakeJob) -> None:
+def test_awkward_errors_fail_their_jobs_under_hooks(make_job: MakeJob) -> None:
+    """An error that fails when it is read fails its job in an executor with hooks too."""
     kinds = ["SaysNothingError", "HasNoTimeError", "HasNoAttributesError"]
-    with PassedThrough(2, config=Settings()) as executor:
+    with HookedExecutor(2, config=Settings()) as executor:
         awkward_ones = [executor.submit(make_job(awkward.raise_awkward, kind, retry_attempts=0)) for kind in kinds]
         exits = [
             executor.submit(make_job(awkward.raise_no_exception, kind, retry_attempts=0))

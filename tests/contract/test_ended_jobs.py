@@ -1,4 +1,4 @@
-"""What remains of a finished job, who is notified of its end, and with which status it ended."""
+"""Tests of ended jobs: what they keep, who is notified of their end, and their final status."""
 
 from __future__ import annotations
 
@@ -47,44 +47,48 @@ def waits(argument: Argument) -> Callable[[Argument], object]:
 
 
 @pytest.mark.parametrize(
-    ("make", "pool"),
+    ("make_function", "pool"),
     [(returns, "thread"), (raises, "thread"), (waits, "thread"), (waits, "coroutine"), (returns, "process")],
 )
 def test_a_finished_job_releases_its_values(
-    make_executor: MakeExecutor, make: Callable[[Argument], Any], pool: str
+    make_executor: MakeExecutor, make_function: Callable[[Argument], Any], pool: str
 ) -> None:
     """A finished job's function, arguments and closure are released with the caller's last reference."""
     executor = make_executor(2)
-    held = []
+    references = []
     for _ in range(10):
         captured, argument = Argument(), Argument()
-        held += [weakref.ref(captured), weakref.ref(argument)]
-        job = Job(function=make(captured), args=(argument,), pool=pool, retry_attempts=1, retry_delay=0, deadline=60)
+        references += [weakref.ref(captured), weakref.ref(argument)]
+        job = Job(
+            function=make_function(captured), args=(argument,), pool=pool, retry_attempts=1, retry_delay=0, deadline=60
+        )
         executor.submit(job).exception(timeout=20)
     del captured, argument, job
 
-    def all_are_gone() -> bool:
+    def all_are_released() -> bool:
         gc.collect()
-        return not any(reference() for reference in held)
+        return not any(reference() for reference in references)
 
-    wait_for(all_are_gone)
+    wait_for(all_are_released)
 
 
 # --- observers and callbacks ---
 
 
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit])
-def test_an_observer_that_ends_the_program_ends_nothing(make_executor: MakeExecutor, kind: type[BaseException]) -> None:
+def test_an_observer_that_raises_system_exit_ends_nothing(
+    make_executor: MakeExecutor, kind: type[BaseException]
+) -> None:
     """An observer that raises SystemExit ends neither the supervisor nor a job."""
-    told: list[Transition] = []
+    transitions: list[Transition] = []
 
     def observe(transition: Transition) -> None:
         raise kind
 
-    executor = make_executor(1, observers=(observe, told.append))
+    executor = make_executor(1, observers=(observe, transitions.append))
     assert executor.submit(Job(function=int)).result(timeout=10) == 0
     executor.shutdown()
-    assert [transition.status for transition in told] == ["pending", "running", "completed"]
+    assert [transition.status for transition in transitions] == ["pending", "running", "completed"]
 
 
 def test_a_shutdown_waits_for_callbacks(make_executor: MakeExecutor) -> None:
@@ -94,7 +98,7 @@ def test_a_shutdown_waits_for_callbacks(make_executor: MakeExecutor) -> None:
     def call(future: JobFuture) -> None:
         time.sleep(0.05)
         called.append(future.job)
-        sys.exit("a job is over")
+        sys.exit("a job has finished")
 
     jobs = [Job(function=time.sleep, args=(0.05,)) for _ in range(3)]
     for job in jobs:
@@ -105,16 +109,16 @@ def test_a_shutdown_waits_for_callbacks(make_executor: MakeExecutor) -> None:
 
 def test_a_callback_may_shut_its_executor_down(make_executor: MakeExecutor) -> None:
     """A callback may shut its executor down; callbacks behind it are still called."""
-    executor, over, called = make_executor(1), threading.Event(), []
+    executor, was_shut_down, called = make_executor(1), threading.Event(), []
 
     def shut_down(future: Any) -> None:
         executor.shutdown()
-        over.set()
+        was_shut_down.set()
 
     future = executor.submit(Job(function=time.sleep, args=(0.05,)))
     future.add_done_callback(shut_down)
     future.add_done_callback(called.append)
-    assert over.wait(10)
+    assert was_shut_down.wait(10)
     executor.shutdown()
     assert called == [future]
 
@@ -127,7 +131,7 @@ class HookedExecutor(JobExecutor):
 
 
 @pytest.mark.parametrize("kind", [JobExecutor, HookedExecutor])
-def test_a_job_that_waited_for_one_that_was_cancelled_has_failed(kind: type[JobExecutor]) -> None:
+def test_a_job_that_waited_for_a_cancelled_job_fails(kind: type[JobExecutor]) -> None:
     """A job that waited for a cancelled job fails and is not retried."""
     with kind(2, config=Settings()) as executor:
         other = executor.submit(Job(function=time.sleep, args=(30,), pool="process"))

@@ -1,4 +1,4 @@
-"""Jobs whose hooks or `execute_job` do not end when they should."""
+"""Tests of jobs whose hooks or `execute_job` do not end when they should."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Endless(JobExecutor):
     """An executor whose `execute_job` runs until it is cancelled."""
 
     entered: threading.Event
-    let_go: threading.Event
+    release: threading.Event
     cleaned_up = False
 
     async def execute_job(self, job: Job) -> Any:
@@ -47,12 +47,12 @@ class Endless(JobExecutor):
             self.cleaned_up = True
 
 
-class Deaf(Endless):
+class IgnoresCancel(Endless):
     """An executor whose `execute_job` goes on after it is cancelled."""
 
     async def execute_job(self, job: Job) -> Any:
         self.entered.set()
-        while not self.let_go.is_set():
+        while not self.release.is_set():
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.sleep(0.01)
 
@@ -63,7 +63,7 @@ class Blocking(Endless):
     async def execute_job(self, job: Job) -> Any:
         if job.tool_name == "blocks":
             self.entered.set()
-            self.let_go.wait()
+            self.release.wait()
         return await self._execute_function(job)
 
 
@@ -76,43 +76,43 @@ class EndlessErrorHook(JobExecutor):
 
 
 @contextlib.contextmanager
-def made(kind: type[JobExecutor], max_workers: int = 1, **options: Any) -> Iterator[Any]:
+def running_executor(kind: type[JobExecutor], max_workers: int = 1, **options: Any) -> Iterator[Any]:
     """Make an executor of that class with the events that it sets and waits for; shut it down at the end."""
     executor: Any = kind(max_workers, config=Settings(), **options)
-    executor.entered, executor.let_go = threading.Event(), threading.Event()
+    executor.entered, executor.release = threading.Event(), threading.Event()
     try:
         yield executor
     finally:
         executor.shutdown(timeout=0)
-        executor.let_go.set()
+        executor.release.set()
 
 
-def a_job(**fields: Any) -> Job:
+def short_job(**fields: Any) -> Job:
     return Job(**({"function": functions.add, "args": (1,), "retry_attempts": 0} | fields))
 
 
-def assert_its_slot_is_free(executor: JobExecutor, **fields: Any) -> None:
-    assert JobExecutor.run(executor, a_job(**fields)) == 2
+def assert_slot_is_free(executor: JobExecutor, **fields: Any) -> None:
+    assert JobExecutor.run(executor, short_job(**fields)) == 2
 
 
 # --- ended early ---
 
 
-@pytest.mark.parametrize("kind", [Endless, Deaf, Blocking])
-def test_a_deadline_is_the_supervisor_s_whatever_hooks_do(kind: type[JobExecutor]) -> None:
+@pytest.mark.parametrize("kind", [Endless, IgnoresCancel, Blocking])
+def test_a_deadline_ends_a_job_whatever_hooks_do(kind: type[JobExecutor]) -> None:
     """A deadline ends a job whatever its hooks do."""
-    with made(kind) as executor:
-        future = executor.submit(a_job(deadline=0.2, tool_name="blocks"))
+    with running_executor(kind) as executor:
+        future = executor.submit(short_job(deadline=0.2, tool_name="blocks"))
         with pytest.raises(JobTimeoutError, match=r"deadline=0\.2"):
             future.result(timeout=20)
         assert (future.job.status, future.job.error_code) == (JobStatus.FAILED, "DEADLINE_EXCEEDED")
 
 
-@pytest.mark.parametrize("kind", [Endless, Deaf, Blocking])
+@pytest.mark.parametrize("kind", [Endless, IgnoresCancel, Blocking])
 def test_a_cancel_ends_a_job_whatever_hooks_do(kind: type[JobExecutor]) -> None:
     """Cancelling ends a job whatever its hooks do."""
-    with made(kind) as executor:
-        future = executor.submit(a_job(tool_name="blocks"))
+    with running_executor(kind) as executor:
+        future = executor.submit(short_job(tool_name="blocks"))
         assert executor.entered.wait(20)
         assert future.cancel()
         with pytest.raises(JobCancelledError):
@@ -120,12 +120,12 @@ def test_a_cancel_ends_a_job_whatever_hooks_do(kind: type[JobExecutor]) -> None:
         assert future.job.status is JobStatus.CANCELLED
 
 
-@pytest.mark.parametrize("kind", [Endless, Deaf, Blocking])
+@pytest.mark.parametrize("kind", [Endless, IgnoresCancel, Blocking])
 def test_leaving_by_an_exception_ends_hooked_jobs_within_five_seconds(kind: type[JobExecutor]) -> None:
     """Leaving the `with` block by an exception ends hooked jobs within five seconds."""
-    with made(kind) as executor:
+    with running_executor(kind) as executor:
         began = time.monotonic()
-        future = executor.submit(a_job(tool_name="blocks"))
+        future = executor.submit(short_job(tool_name="blocks"))
         assert executor.entered.wait(20)
         with pytest.raises(KeyError), executor:
             raise KeyError("out")
@@ -135,8 +135,8 @@ def test_leaving_by_an_exception_ends_hooked_jobs_within_five_seconds(kind: type
 
 def test_a_cancelled_hook_may_clean_up() -> None:
     """A cancelled hook may run its clean-up code."""
-    with made(Endless) as executor:
-        future = executor.submit(a_job())
+    with running_executor(Endless) as executor:
+        future = executor.submit(short_job())
         assert executor.entered.wait(20)
         future.cancel()
         assert isinstance(future.exception(timeout=20), JobCancelledError)
@@ -146,24 +146,24 @@ def test_a_cancelled_hook_may_clean_up() -> None:
 
 def test_a_job_whose_error_hook_does_not_end_is_ended() -> None:
     """A job whose error hook never returns is ended."""
-    with made(EndlessErrorHook) as executor:
-        future = executor.submit(a_job(function=functions.fail_with_value_error, args=("no good",)))
+    with running_executor(EndlessErrorHook) as executor:
+        future = executor.submit(short_job(function=functions.fail_with_value_error, args=("no good",)))
         assert executor.entered.wait(20)
         future.cancel()
         assert isinstance(future.exception(timeout=20), JobCancelledError)
 
 
-def test_an_error_hook_gets_the_cancel_of_its_attempt_and_is_ended_if_it_stays() -> None:
+def test_an_error_hook_that_never_returns_is_ended_after_a_cancel() -> None:
     """An error hook gets the cancel of its attempt, and is ended if it never returns."""
-    with made(EndlessErrorHook) as executor:
-        future = executor.submit(a_job(function=time.sleep, args=(30,)))
+    with running_executor(EndlessErrorHook) as executor:
+        future = executor.submit(short_job(function=time.sleep, args=(30,)))
         wait_for(lambda: executor.running())
         future.cancel()
         assert executor.entered.wait(20)
         assert isinstance(future.exception(timeout=20), JobCancelledError)
 
 
-def test_what_a_hook_makes_of_its_cancel_does_not_count() -> None:
+def test_a_value_after_the_deadline_does_not_count() -> None:
     """A job past its deadline fails even if `execute_job` returns a value."""
 
     class Stubborn(Endless):
@@ -172,33 +172,33 @@ def test_what_a_hook_makes_of_its_cancel_does_not_count() -> None:
                 await asyncio.Event().wait()
             return "all the same"
 
-    with made(Stubborn) as executor:
-        future = executor.submit(a_job(deadline=0.1))
+    with running_executor(Stubborn) as executor:
+        future = executor.submit(short_job(deadline=0.1))
         assert isinstance(future.exception(timeout=20), JobTimeoutError)
         assert future.job.error_code == "DEADLINE_EXCEEDED"
 
 
 def test_a_stuck_hook_is_abandoned(caplog: pytest.LogCaptureFixture) -> None:
     """A stuck hook is abandoned: it is counted, logged with its stack, and its slot is free."""
-    with made(Blocking) as executor:
-        future = executor.submit(a_job(deadline=0.1, tool_name="blocks"))
+    with running_executor(Blocking) as executor:
+        future = executor.submit(short_job(deadline=0.1, tool_name="blocks"))
         assert isinstance(future.exception(timeout=20), JobTimeoutError)
         assert executor.stats().abandoned_threads == 1
-        assert "self.let_go.wait()" in caplog.text
-        assert_its_slot_is_free(executor)
+        assert "self.release.wait()" in caplog.text
+        assert_slot_is_free(executor)
 
 
-def test_jobs_that_wait_behind_a_blocked_loop_go_on_once_it_is_replaced() -> None:
+def test_jobs_behind_a_blocked_loop_run_once_it_is_replaced() -> None:
     """Jobs behind a blocked event loop run once the loop is replaced."""
-    with made(Blocking, max_workers=2) as executor:
-        blocked = executor.submit(a_job(tool_name="blocks"))
+    with running_executor(Blocking, max_workers=2) as executor:
+        blocked = executor.submit(short_job(tool_name="blocks"))
         assert executor.entered.wait(20)
-        behind = [executor.submit(a_job()) for _ in range(4)]
+        behind = [executor.submit(short_job()) for _ in range(4)]
         blocked.cancel()
         assert [future.result(timeout=20) for future in behind] == [2] * 4
 
 
-def test_jobs_that_were_given_a_slot_together_with_one_that_blocks_the_loop_go_on_too(
+def test_jobs_with_a_slot_on_a_blocked_loop_run_on_its_replacement(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Jobs with a slot on a blocked loop run on its replacement, once, with their context variables."""
@@ -213,20 +213,20 @@ def test_jobs_that_were_given_a_slot_together_with_one_that_blocks_the_loop_go_o
             if job.tool_name == "blocks":
                 blocked.append(threading.current_thread())
                 return await super().execute_job(job)
-            self.let_go.set()
+            self.release.set()
             blocked[0].join(20)
             return await JobExecutor.execute_job(self, job)
 
     go_on = threading.Event()
 
-    def be_late() -> None:
+    def wait_for_gate() -> None:
         go_on.wait(20)
 
-    with made(BlockingOnce, max_workers=3) as executor:
-        supervisor_of(executor).call_soon(be_late)
+    with running_executor(BlockingOnce, max_workers=3) as executor:
+        supervisor_of(executor).call_soon(wait_for_gate)
         submitter.set("me")
-        executor.submit(a_job(tool_name="blocks", deadline=0.2))
-        behind = [executor.submit(a_job()) for _ in range(2)]
+        executor.submit(short_job(tool_name="blocks", deadline=0.2))
+        behind = [executor.submit(short_job()) for _ in range(2)]
         go_on.set()
         assert [future.result(timeout=20) for future in behind] == [2, 2]
         assert seen == ["me", "me"]
@@ -234,33 +234,33 @@ def test_jobs_that_were_given_a_slot_together_with_one_that_blocks_the_loop_go_o
     assert "Exception in callback" not in caplog.text
 
 
-def test_a_loop_that_goes_on_after_all_harms_nobody() -> None:
+def test_an_abandoned_loop_that_goes_on_starts_nothing() -> None:
     """An abandoned loop that goes on starts nothing, and its job stays as it ended."""
-    with made(Blocking) as executor:
-        written_off = executor.submit(a_job(deadline=0.1, tool_name="blocks"))
-        assert isinstance(written_off.exception(timeout=20), JobTimeoutError)
+    with running_executor(Blocking) as executor:
+        abandoned = executor.submit(short_job(deadline=0.1, tool_name="blocks"))
+        assert isinstance(abandoned.exception(timeout=20), JobTimeoutError)
         before = threading.active_count()
-        executor.let_go.set()
-        wait_for(lambda: threading.active_count() < before)  # the old loop's thread has ended
-        assert_its_slot_is_free(executor)
-        assert written_off.job.status is JobStatus.FAILED
-        assert written_off.job.attempts == ()
+        executor.release.set()
+        wait_for(lambda: threading.active_count() < before)  # The thread of the abandoned loop has ended.
+        assert_slot_is_free(executor)
+        assert abandoned.job.status is JobStatus.FAILED
+        assert abandoned.job.attempts == ()
 
 
-def test_the_supervisor_holds_max_runtime_while_hooks_block_the_loop() -> None:
+def test_max_runtime_holds_while_hooks_block_the_loop() -> None:
     """max_runtime ends the function on time while a hook blocks the event loop."""
 
     class BlockingHook(JobExecutor):
-        let_go: threading.Event
+        release: threading.Event
 
         async def pre_execution_hook(self, job: Job) -> None:
             if job.tool_name == "blocks":
-                self.let_go.wait()
+                self.release.wait()
 
-    with made(BlockingHook, max_workers=2) as executor:
-        future = executor.submit(a_job(function=time.sleep, args=(30,), max_runtime=0.5))
+    with running_executor(BlockingHook, max_workers=2) as executor:
+        future = executor.submit(short_job(function=time.sleep, args=(30,), max_runtime=0.5))
         wait_for(lambda: executor.running())
-        executor.submit(a_job(tool_name="blocks"))
+        executor.submit(short_job(tool_name="blocks"))
         wait_for(lambda: future.job.attempts)
         assert future.job.attempts[0].error_code == "TIMEOUT_ERROR"
 
@@ -286,7 +286,7 @@ def test_the_interpreter_s_exit_does_not_wait_for_a_blocked_hook(tmp_path: Path)
 # --- slots ---
 
 
-def test_a_hook_that_fails_before_its_attempt_gives_its_slot_back() -> None:
+def test_a_hook_that_fails_before_its_attempt_releases_its_slot() -> None:
     """A hook that fails before its attempt releases its slot, so that the retry can run."""
 
     class FailsFirst(JobExecutor):
@@ -294,10 +294,10 @@ def test_a_hook_that_fails_before_its_attempt_gives_its_slot_back() -> None:
             if job.attempt == 1:
                 raise ConnectionError("not yet")
 
-    with made(FailsFirst) as executor:
-        future = executor.submit(a_job(retry_attempts=1, retry_delay=0.01))
+    with running_executor(FailsFirst) as executor:
+        future = executor.submit(short_job(retry_attempts=1, retry_delay=0.01))
         assert future.result(timeout=20) == 2
-        assert executor.run(a_job(retry_attempts=1, retry_delay=0.01)) == 2
+        assert executor.run(short_job(retry_attempts=1, retry_delay=0.01)) == 2
 
 
 def test_a_function_that_execute_job_runs_twice_holds_a_slot_each_time() -> None:
@@ -308,32 +308,32 @@ def test_a_function_that_execute_job_runs_twice_holds_a_slot_each_time() -> None
             await self._execute_function(job)
             return await self._execute_function(job)
 
-    most = [0]
+    max_running = [0]
     running: set[int] = set()
     lock = threading.Lock()
 
     def counted() -> int:
         with lock:
             running.add(threading.get_ident())
-            most[0] = max(most[0], len(running))
+            max_running[0] = max(max_running[0], len(running))
         time.sleep(0.005)
         with lock:
             running.discard(threading.get_ident())
         return 2
 
-    with made(Twice, max_workers=2) as executor:
-        futures = [executor.submit(a_job(function=counted, args=())) for _ in range(20)]
+    with running_executor(Twice, max_workers=2) as executor:
+        futures = [executor.submit(short_job(function=counted, args=())) for _ in range(20)]
         assert [future.result(timeout=20) for future in futures] == [2] * 20
-        assert most == [2]
+        assert max_running == [2]
         assert {len(future.job.attempts) for future in futures} == {2}
 
 
-def test_nothing_starts_after_the_cancel_of_a_driven_job_whose_worker_was_not_ready(tmp_path: Path) -> None:
+def test_a_driven_job_cancelled_before_its_worker_is_ready_never_starts(tmp_path: Path) -> None:
     """A driven job that is cancelled before its worker is ready never starts."""
-    with made(JobExecutor) as executor:
+    with running_executor(JobExecutor) as executor:
         for n in range(3):
             driver = executor.drive(
-                a_job(pool="process", function=functions.append_line, args=(str(tmp_path / f"{n}"), "ran"))
+                short_job(pool="process", function=functions.append_line, args=(str(tmp_path / f"{n}"), "ran"))
             )
             driver.acquire().result(timeout=20)
             attempt = driver.attempt()
@@ -341,7 +341,7 @@ def test_nothing_starts_after_the_cancel_of_a_driven_job_whose_worker_was_not_re
             error = attempt.exception(timeout=20)
             assert isinstance(error, JobCancelledError)
             driver.fail(error)
-        executor.run(a_job(pool="process"))
+        executor.run(short_job(pool="process"))
         assert list(tmp_path.iterdir()) == []
 
 
@@ -363,7 +363,7 @@ class Wavering(JobExecutor):
 
 def wavering_job(draw: random.Random) -> Job:
     deadline = draw.choice([None, None, draw.uniform(0.001, 0.03)])
-    return a_job(
+    return short_job(
         function=draw.choice([functions.add, functions.fail_with_value_error]),
         metadata={"pre": draw.uniform(0, 0.005), "post": draw.uniform(0, 0.005)},
         retry_attempts=1,
@@ -376,16 +376,16 @@ def wavering_job(draw: random.Random) -> Job:
 def test_each_job_ends_once_when_its_end_and_its_cancel_race(seed: int) -> None:
     """When end and cancel race, transitions stay legal and ordered, and every slot becomes free."""
     draw = random.Random(seed)
-    told: dict[Job, list[JobStatus]] = defaultdict(lambda: [JobStatus.PENDING])
+    transitions: dict[Job, list[JobStatus]] = defaultdict(lambda: [JobStatus.PENDING])
 
     def observe(transition: Transition) -> None:
-        history = told[transition.job]
+        history = transitions[transition.job]
         if transition.status is not JobStatus.PENDING:
             assert transition.status in LEGAL_TRANSITIONS[history[-1]]
             history.append(transition.status)
 
     futures: list[JobFuture] = []
-    with made(Wavering, max_workers=3, observers=(observe,)) as executor:
+    with running_executor(Wavering, max_workers=3, observers=(observe,)) as executor:
         for _ in range(60):
             futures.append(executor.submit(wavering_job(draw)))
             time.sleep(draw.uniform(0, 0.004))
@@ -398,38 +398,38 @@ def test_each_job_ends_once_when_its_end_and_its_cancel_race(seed: int) -> None:
         wait_for(lambda: dispatcher.reserved == 0)
         assert stats.abandoned_threads == 0
     for future in futures:
-        assert told[future.job][-1] is future.job.status
-        assert [status in TERMINAL for status in told[future.job]].count(True) == 1
+        assert transitions[future.job][-1] is future.job.status
+        assert [status in TERMINAL for status in transitions[future.job]].count(True) == 1
 
 
 def test_an_observer_gets_all_transitions_before_it_is_removed() -> None:
     """`remove_observer` returns after the observer got all transitions up to now."""
-    told: list[Transition] = []
+    transitions: list[Transition] = []
     gate = threading.Event()
 
-    def be_late() -> None:
+    def wait_for_gate() -> None:
         gate.wait(20)
 
-    with made(JobExecutor) as executor:
-        executor.add_observer(told.append)
-        driver = executor.drive(a_job())
+    with running_executor(JobExecutor) as executor:
+        executor.add_observer(transitions.append)
+        driver = executor.drive(short_job())
         driver.acquire().result(timeout=20)
-        supervisor_of(executor).call_soon(be_late)
+        supervisor_of(executor).call_soon(wait_for_gate)
         driver.complete(1)
         threading.Timer(0.2, gate.set).start()
-        executor.remove_observer(told.append)
-        assert [transition.status for transition in told] == ["pending", "running", "completed"]
+        executor.remove_observer(transitions.append)
+        assert [transition.status for transition in transitions] == ["pending", "running", "completed"]
 
 
 def test_an_observer_may_remove_itself() -> None:
     """An observer may remove itself while it is called."""
-    told: list[JobStatus] = []
-    with made(JobExecutor) as executor:
+    transitions: list[JobStatus] = []
+    with running_executor(JobExecutor) as executor:
 
         def once(transition: Transition) -> None:
-            told.append(transition.status)
+            transitions.append(transition.status)
             executor.remove_observer(once)
 
         executor.add_observer(once)
-        executor.run(a_job())
-    assert told == ["pending"]
+        executor.run(short_job())
+    assert transitions == ["pending"]

@@ -1,4 +1,4 @@
-"""What becomes of a job that talks to a server which fails: over real HTTP, in every pool."""
+"""Tests of jobs whose HTTP server fails: over real HTTP, in every pool, with three client libraries."""
 
 from __future__ import annotations
 
@@ -37,27 +37,27 @@ def with_urllib(url: str) -> Any:
         with urllib.request.urlopen(url, timeout=5) as answer:
             return json.loads(answer.read())
     except urllib.error.HTTPError as error:
-        error.close()  # it is the answer too
+        error.close()  # The error is the response too, and holds its socket.
         raise
 
 
-CLIENTS = pytest.mark.parametrize("ask", [with_httpx, with_requests, with_urllib])
+CLIENTS = pytest.mark.parametrize("fetch", [with_httpx, with_requests, with_urllib])
 
 
 @contextmanager
-def answering(*answers: Answer) -> Iterator[str]:
-    """A server that gives these answers in turn, and the last one from then on."""
-    left = list(answers)
-    with serving(lambda path, body: left.pop(0) if len(left) > 1 else left[0]) as (url, _):
+def server_that_answers(*answers: Answer) -> Iterator[str]:
+    """Run a server that gives these answers in turn, and then repeats the last one."""
+    remaining = list(answers)
+    with serving(lambda path, body: remaining.pop(0) if len(remaining) > 1 else remaining[0]) as (url, _):
         yield url
 
 
 @pytest.fixture(scope="module")
 def executors() -> Iterator[dict[str, JobExecutor]]:
-    """Those made so far, by how they start processes: one each for all tests, since its workers import the clients."""
-    made: dict[str, JobExecutor] = {}
-    yield made
-    for executor in made.values():
+    """Return the executors by start method; the tests share them, since each worker imports the clients."""
+    by_start_method: dict[str, JobExecutor] = {}
+    yield by_start_method
+    for executor in by_start_method.values():
         executor.shutdown(timeout=0)
 
 
@@ -74,7 +74,7 @@ def codes(job: Job) -> list[str | None]:
     return [attempt.error_code for attempt in job.attempts]
 
 
-FINE = as_json({"rows": 3})
+SUCCESS = as_json({"rows": 3})
 
 
 def status(code: int, **headers: str) -> Answer:
@@ -83,30 +83,31 @@ def status(code: int, **headers: str) -> Answer:
 
 @CLIENTS
 @pytest.mark.parametrize("code", [500, 408])
-def test_what_may_pass_is_retried(executor: JobExecutor, make_job: MakeJob, ask: Any, code: int) -> None:
-    with answering(status(code), FINE) as url:
-        future = executor.submit(make_job(ask, url))
+def test_a_temporary_failure_is_retried(executor: JobExecutor, make_job: MakeJob, fetch: Any, code: int) -> None:
+    """A server error or a request timeout is retried as API_ERROR."""
+    with server_that_answers(status(code), SUCCESS) as url:
+        future = executor.submit(make_job(fetch, url))
         assert future.result() == {"rows": 3}
     assert codes(future.job) == ["API_ERROR", None]
 
 
 @CLIENTS
-@pytest.mark.parametrize(("code", "said"), [(404, "REQUEST_ERROR"), (401, "CONFIGURATION_ERROR")])
-def test_what_would_be_refused_again_is_not(
-    executor: JobExecutor, make_job: MakeJob, ask: Any, code: int, said: str
+@pytest.mark.parametrize(("code", "error_code"), [(404, "REQUEST_ERROR"), (401, "CONFIGURATION_ERROR")])
+def test_a_rejected_request_is_not_retried(
+    executor: JobExecutor, make_job: MakeJob, fetch: Any, code: int, error_code: str
 ) -> None:
-    """Also where the error itself cannot travel from its worker, as httpx's cannot."""
-    with answering(status(code), FINE) as url:
-        future = executor.submit(make_job(ask, url))
+    """A rejected request is not retried, even if its error cannot be pickled, as httpx's cannot."""
+    with server_that_answers(status(code), SUCCESS) as url:
+        future = executor.submit(make_job(fetch, url))
         assert future.exception() is not None
-    assert codes(future.job) == [said]
+    assert codes(future.job) == [error_code]
 
 
 @CLIENTS
-def test_a_server_that_asks_for_time_gets_it(executor: JobExecutor, make_job: MakeJob, ask: Any) -> None:
-    """The retry comes no sooner than Retry-After says, though the policy would have it at once."""
-    with answering(status(429, Retry_After="1"), FINE) as url:
-        future = executor.submit(make_job(ask, url, retry_delay=0.0))
+def test_retry_after_delays_the_retry(executor: JobExecutor, make_job: MakeJob, fetch: Any) -> None:
+    """A retry waits as long as Retry-After asks, though the policy would retry at once."""
+    with server_that_answers(status(429, Retry_After="1"), SUCCESS) as url:
+        future = executor.submit(make_job(fetch, url, retry_delay=0.0))
         assert future.result() == {"rows": 3}
     assert codes(future.job) == ["RATE_LIMITED", None]
     assert future.job.duration is not None
@@ -114,15 +115,17 @@ def test_a_server_that_asks_for_time_gets_it(executor: JobExecutor, make_job: Ma
 
 
 @CLIENTS
-def test_nobody_there_is_a_network_error(executor: JobExecutor, make_job: MakeJob, ask: Any) -> None:
-    job = make_job(ask, f"http://127.0.0.1:{free_port()}", retry_attempts=1)
+def test_an_unreachable_server_is_a_network_error(executor: JobExecutor, make_job: MakeJob, fetch: Any) -> None:
+    """A refused connection is retried as NETWORK_ERROR."""
+    job = make_job(fetch, f"http://127.0.0.1:{free_port()}", retry_attempts=1)
     assert executor.submit(job).exception() is not None
     assert codes(job) == ["NETWORK_ERROR", "NETWORK_ERROR"]
 
 
 @CLIENTS
-def test_an_answer_that_is_no_json_is_broken_data(executor: JobExecutor, make_job: MakeJob, ask: Any) -> None:
-    with answering((200, {}, b"<html>")) as url:
-        job = make_job(ask, url)
+def test_an_answer_that_is_not_json_is_a_data_error(executor: JobExecutor, make_job: MakeJob, fetch: Any) -> None:
+    """A response that is not JSON is a DATA_ERROR and is not retried."""
+    with server_that_answers((200, {}, b"<html>")) as url:
+        job = make_job(fetch, url)
         assert executor.submit(job).exception() is not None
     assert codes(job) == ["DATA_ERROR"]

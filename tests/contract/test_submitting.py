@@ -1,4 +1,4 @@
-"""Submitting, cancelling and shutting down at the same time, or in a signal handler: every job ends."""
+"""Tests of submissions that race with a cancel, a shutdown or a signal handler: every job ends."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def work() -> int:
 
 
 @pytest.fixture
-def told() -> list[Transition]:
+def transitions() -> list[Transition]:
     return []
 
 
 @pytest.fixture
-def executor(told: list[Transition]) -> Iterator[JobExecutor]:
-    executor = JobExecutor(1, config=Settings(), observers=[told.append])
+def executor(transitions: list[Transition]) -> Iterator[JobExecutor]:
+    executor = JobExecutor(1, config=Settings(), observers=[transitions.append])
     yield executor
     executor.shutdown(timeout=0)
 
@@ -46,7 +46,7 @@ def test_a_shutdown_finds_the_first_job_though_no_thread_runs_it_yet(executor: J
 
 
 class SlowQueue(deque[Job]):
-    """A queue in which a submission waits until the test lets it go on."""
+    """A queue that blocks each submission until the test releases it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,35 +58,36 @@ class SlowQueue(deque[Job]):
         super().append(job)
 
 
-@pytest.mark.parametrize("how", ["cancel", "let go", "told to end at a prompt"])
+@pytest.mark.parametrize("event", ["cancel", "release", "signal at a prompt"])
 def test_a_job_is_submitted_before_it_is_cancelled(
-    executor: JobExecutor, told: list[Transition], how: str, monkeypatch: pytest.MonkeyPatch
+    executor: JobExecutor, transitions: list[Transition], event: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cancel that races with a submission is handled after it."""
-    executor.submit(Job(function=time.sleep, args=(30,), pool="process"))  # the job must not start meanwhile
+    # A job that takes the only worker, so that the next one cannot start.
+    executor.submit(Job(function=time.sleep, args=(30,), pool="process"))
     wait_for(executor.running)
     supervisor, job = supervisor_of(executor), Job(function=work)
     slow = supervisor.intake.submitted = SlowQueue()
-    if how == "told to end at a prompt":
+    if event == "signal at a prompt":
         monkeypatch.setattr("sys.ps1", ">>> ", raising=False)
     ends = {
         "cancel": lambda: executor.cancel(job.job_id),
-        "let go": lambda: supervisor.release(job),
-        "told to end at a prompt": lambda: supervisor.on_signal(signal.SIGINT),
+        "release": lambda: supervisor.release(job),
+        "signal at a prompt": lambda: supervisor.on_signal(signal.SIGINT),
     }
     futures: list[JobFuture] = []
-    submitting = threading.Thread(target=lambda: futures.append(executor.submit(job)))
-    ending = threading.Thread(target=ends[how])
-    submitting.start()
+    submission = threading.Thread(target=lambda: futures.append(executor.submit(job)))
+    ending = threading.Thread(target=ends[event])
+    submission.start()
     assert slow.entered.wait(10)
     ending.start()
-    ending.join(0.1)  # time in which a wrong order would show
+    ending.join(0.1)  # Give a wrong order time to show.
     slow.go_on.set()
-    submitting.join(10)
+    submission.join(10)
     ending.join(10)
     with pytest.raises(JobCancelledError):
         futures[0].result(timeout=10)
-    of_job = [transition for transition in told if transition.job is job]
+    of_job = [transition for transition in transitions if transition.job is job]
     assert [transition.previous for transition in of_job] == [None, JobStatus.PENDING]
     assert [transition.status for transition in of_job] == [JobStatus.PENDING, JobStatus.CANCELLED]
     assert executor.stats().jobs_pending == 0
@@ -111,12 +112,12 @@ def test_a_signal_handler_may_wait_for_the_end_of_an_executor_while_jobs_are_sub
         executor = JobExecutor(2, config=Settings(), max_pending=max_pending)
         if started:
             executor.run(Job(function=work))
-        before = signal.signal(signal.SIGALRM, lambda *_: executor.shutdown(cancel_futures=True))  # noqa: B023
+        previous_handler = signal.signal(signal.SIGALRM, lambda *_: executor.shutdown(cancel_futures=True))  # noqa: B023
         try:
             signal.setitimer(signal.ITIMER_REAL, 2e-5 * (round_ + 1))
             futures = submit_until_refused(executor)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
+            signal.signal(signal.SIGALRM, previous_handler)
         assert all(future.done() for future in futures)
         assert not executor.jobs()

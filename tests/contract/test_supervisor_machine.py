@@ -1,6 +1,6 @@
-"""A state machine over the real supervisor: whatever happens in whatever order, every job is accounted for.
+"""A state machine over the real supervisor: every job is accounted for after any sequence of events.
 
-The clock is moved by the machine, and the pool is a simulated one that ends attempts as the machine says.
+The machine moves the clock, and a simulated pool ends attempts as the machine chooses.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.contract.awkward import AWKWARD, NO_EXCEPTIONS
 from tests.insides import supervisor_of
 
 MAX_WORKERS = 2
-DEPTH = 2
+MAX_QUEUED_BEHIND = 2
 
 
 class SimulatedWorker:
@@ -41,7 +41,7 @@ class SimulatedWorker:
 
 
 class SimulatedPool(WorkerPool):
-    """Workers that do nothing until they are told how their attempt ends."""
+    """A pool whose workers do nothing until the state machine ends their attempts."""
 
     name: ClassVar[str] = "simulated"
     can_stop_soft: ClassVar[bool] = True
@@ -58,17 +58,17 @@ class SimulatedPool(WorkerPool):
         worker = SimulatedWorker()
         self.workers.append(worker)
         self.busy += 1
-        self._give(worker, assignment)
+        self._assign(worker, assignment)
         self.supervisor.started(assignment, self.supervisor.now())
 
     def queue_behind(self, assignment: Assignment) -> bool:
         for worker in self.workers:
-            if len(worker.assigned) <= DEPTH and not worker.stopping and worker.assigned[0].short:
-                self._give(worker, assignment)
+            if len(worker.assigned) <= MAX_QUEUED_BEHIND and not worker.stopping and worker.assigned[0].short:
+                self._assign(worker, assignment)
                 return True
         return False
 
-    def _give(self, worker: SimulatedWorker, assignment: Assignment) -> None:
+    def _assign(self, worker: SimulatedWorker, assignment: Assignment) -> None:
         assignment.worker = worker
         worker.assigned.append(assignment)
 
@@ -92,12 +92,15 @@ class SimulatedPool(WorkerPool):
         self.closed = True
         on_closed()
 
-    # --- what the machine does ---
+    # --- called by the state machine ---
 
     def end(
         self, worker: SimulatedWorker, ending: Ending, value: Any = None, error: BaseException | None = None
     ) -> None:
-        """The running attempt ends and the worker goes on with what lies ready, as long as it lives."""
+        """End the worker's running attempt.
+
+        A worker that stays alive starts the assignment queued behind it.
+        """
         assignment = worker.assigned.popleft()
         assignment.ended_at = self.supervisor.now()
         dies = worker.stopping or ending in (Ending.CRASHED, Ending.ABANDONED)
@@ -121,7 +124,7 @@ class SimulatedPool(WorkerPool):
         return any(len(worker.assigned) > 1 for worker in self.workers)
 
     def die_unbegun(self, worker: SimulatedWorker) -> None:
-        """The worker dies before it began what it was given."""
+        """Kill the worker before it has started its assignments."""
         self.workers.remove(worker)
         self.busy -= 1
         self.hand_back_behind(worker, 0)
@@ -132,7 +135,7 @@ class SimulatedExecutor(InlineExecutor):
         return inline_supervisor(self.clock, **(options | {"make_pool": SimulatedPool}))
 
 
-class Faults(logging.Handler):
+class ErrorLog(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
         self.records: list[str] = []
@@ -151,7 +154,7 @@ NO_EXCEPTIONS_MADE: dict[str, Callable[[], BaseException]] = {
     kind: functools.partial(type(error), *error.args) for kind, error in NO_EXCEPTIONS.items()
 }
 HOSTILE = sorted((AWKWARD.keys() | NO_EXCEPTIONS_MADE.keys()) - {"SaysExitError"})
-"""All but the one that the supervisor itself would call a fault."""
+"""All kinds except the one that the supervisor logs as a fault of its own."""
 
 limits = st.sampled_from([None, None, None, 0.5, 2.0, 30.0])
 
@@ -162,21 +165,21 @@ class SupervisorMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.told: dict[Job, list[Transition]] = defaultdict(list)
+        self.transitions: dict[Job, list[Transition]] = defaultdict(list)
         self.futures: list[JobFuture] = []
-        self.asked: dict[JobDriver, Future[Any]] = {}
+        self.pending_calls: dict[JobDriver, Future[Any]] = {}
         self.executor = SimulatedExecutor(
             MAX_WORKERS, observers=(self._observe,), tool_limits={"api": ToolLimit(max_concurrent=1, rate=1.0, burst=2)}
         )
         self.executor.clock.advance(1000.0)
-        self.shut = False
+        self.is_shut_down = False
         self.cancelled: dict[Job, int] = {}
-        """How much had been told of a job when it was cancelled."""
-        self.faults = Faults()
-        logging.getLogger("executor_adapter").addHandler(self.faults)
+        """How many transitions each job had when it was cancelled."""
+        self.errors_logged = ErrorLog()
+        logging.getLogger("executor_adapter").addHandler(self.errors_logged)
 
     def _observe(self, transition: Transition) -> None:
-        self.told[transition.job].append(transition)
+        self.transitions[transition.job].append(transition)
 
     @property
     def pools(self) -> list[SimulatedPool]:
@@ -187,7 +190,7 @@ class SupervisorMachine(RuleBasedStateMachine):
         return [(pool, worker) for pool in self.pools for worker in pool.workers]
 
     def _act(self, action: Callable[..., None], *args: Any) -> None:
-        """Let a pool report, on the supervisor's thread as it would be."""
+        """Call a method of a pool on the supervisor's thread, where pools report."""
         supervisor_of(self.executor).call_soon(action, *args)
 
     @staticmethod
@@ -219,7 +222,7 @@ class SupervisorMachine(RuleBasedStateMachine):
         try:
             self.futures.append(self.executor.submit(job))
         except ExecutorClosedError:
-            assert self.shut
+            assert self.is_shut_down
         return job
 
     @rule(target=drivers, fields=some_job)
@@ -227,39 +230,41 @@ class SupervisorMachine(RuleBasedStateMachine):
         try:
             driver = self.executor.drive(self._job(**fields))
         except ExecutorClosedError:
-            assert self.shut
+            assert self.is_shut_down
             return None
         future = driver.job.live.future
         if future is not None:
             self.futures.append(future)
-        self.asked[driver] = driver.acquire()
+        self.pending_calls[driver] = driver.acquire()
         return driver
 
     @rule(driver=drivers)
     def go_on(self, driver: JobDriver | None) -> None:
-        """The driver's owner looks at what it asked for, and asks for what follows."""
-        if driver is None or driver not in self.asked or not self.asked[driver].done():
+        """Continue once the driver's pending call is done, as the owner of a driver does."""
+        if driver is None or driver not in self.pending_calls or not self.pending_calls[driver].done():
             return
-        outcome = self.asked.pop(driver)
+        outcome = self.pending_calls.pop(driver)
         error = outcome.exception()
         if error is None and outcome.result() == "value":
             driver.complete("value")
         elif error is None:
-            self.asked[driver] = driver.attempt() if driver.job.status is JobStatus.RUNNING else driver.acquire()
+            self.pending_calls[driver] = (
+                driver.attempt() if driver.job.status is JobStatus.RUNNING else driver.acquire()
+            )
         else:
             decision = driver.decide(error)
             if decision.retry and driver.job.status is JobStatus.RUNNING:
-                self.asked[driver] = driver.retry(decision)
+                self.pending_calls[driver] = driver.retry(decision)
             else:
                 driver.fail(error)
 
     @rule(driver=drivers)
     def complete_early(self, driver: JobDriver | None) -> None:
-        """A cached result: the slot is given back unused."""
-        if driver is None or driver not in self.asked or not self.asked[driver].done():
+        """Complete a job from a cached result: its slot is released unused."""
+        if driver is None or driver not in self.pending_calls or not self.pending_calls[driver].done():
             return
-        if driver.job.status is JobStatus.RUNNING and self.asked[driver].exception() is None:
-            del self.asked[driver]
+        if driver.job.status is JobStatus.RUNNING and self.pending_calls[driver].exception() is None:
+            del self.pending_calls[driver]
             driver.complete("cached")
 
     @precondition(lambda self: self.workers)
@@ -302,7 +307,7 @@ class SupervisorMachine(RuleBasedStateMachine):
     @rule(job=jobs)
     def cancel(self, job: Job) -> None:
         if self.executor.cancel(job.job_id):
-            self.cancelled.setdefault(job, len(self.told[job]))
+            self.cancelled.setdefault(job, len(self.transitions[job]))
 
     @rule(driver=drivers)
     def cancel_driven(self, driver: JobDriver | None) -> None:
@@ -313,16 +318,16 @@ class SupervisorMachine(RuleBasedStateMachine):
     def advance(self, seconds: float) -> None:
         self.executor.clock.advance(seconds)
 
-    @precondition(lambda self: len(self.told) > 8)  # what comes before is worth more than what is left after it
+    @precondition(lambda self: len(self.transitions) > 8)  # An early shutdown would leave little to test.
     @rule(cancel=st.booleans(), kill=st.booleans())
     def shut_down(self, cancel: bool, kill: bool) -> None:
-        self.shut = True
+        self.is_shut_down = True
         self.executor.shutdown(wait=False, cancel_futures=cancel, timeout=0 if kill else None)
 
     @invariant()
-    def nothing_failed_unseen(self) -> None:
-        """The loop outlives faults, and says so in its log."""
-        assert self.faults.records == []
+    def no_fault_was_logged(self) -> None:
+        """The supervisor has logged no fault of its own."""
+        assert self.errors_logged.records == []
 
     @invariant()
     def slots_are_not_exceeded(self) -> None:
@@ -331,23 +336,24 @@ class SupervisorMachine(RuleBasedStateMachine):
         assert dispatcher.reserved + sum(pool.busy for pool in self.pools) <= MAX_WORKERS
 
     @invariant()
-    def transitions_are_legal_and_told_in_order(self) -> None:
-        for job, told in self.told.items():
-            assert (told[0].previous, told[0].status) == (None, JobStatus.PENDING)
-            for before, after in itertools.pairwise(told):
+    def transitions_are_legal_and_ordered(self) -> None:
+        for job, transitions in self.transitions.items():
+            assert (transitions[0].previous, transitions[0].status) == (None, JobStatus.PENDING)
+            for before, after in itertools.pairwise(transitions):
                 assert after.previous is before.status
                 assert after.status in LEGAL_TRANSITIONS[before.status]
-            assert told[-1].status is job.status
-            assert len([one for one in told if one.status in TERMINAL]) <= 1
+            assert transitions[-1].status is job.status
+            assert len([each for each in transitions if each.status in TERMINAL]) <= 1
 
     @invariant()
     def nothing_starts_after_cancel(self) -> None:
-        for job, told_before in self.cancelled.items():
-            assert not {JobStatus.RUNNING, JobStatus.RETRYING} & {one.status for one in self.told[job][told_before:]}
+        for job, seen_before in self.cancelled.items():
+            later = {transition.status for transition in self.transitions[job][seen_before:]}
+            assert not {JobStatus.RUNNING, JobStatus.RETRYING} & later
 
     @invariant()
     def attempts_stay_within_the_budget(self) -> None:
-        for job in self.told:
+        for job in self.transitions:
             assert len(job.attempts) <= job.policy.retry_attempts + 1
             assert job.attempt <= job.policy.retry_attempts + 1
 
@@ -360,17 +366,17 @@ class SupervisorMachine(RuleBasedStateMachine):
     def counts_add_up(self) -> None:
         counts = supervisor_of(self.executor).tracker.counts
         assert all(count >= 0 for count in counts.values())
-        assert sum(counts.values()) == len(self.told)
+        assert sum(counts.values()) == len(self.transitions)
 
     def teardown(self) -> None:
-        logging.getLogger("executor_adapter").removeHandler(self.faults)
+        logging.getLogger("executor_adapter").removeHandler(self.errors_logged)
         self.executor.shutdown(wait=False, timeout=0)
         for _ in range(20):
             for pool, worker in self.workers:
                 self._act(pool.end, worker, Ending.STOPPED)
-            for driver in list(self.asked):
+            for driver in list(self.pending_calls):
                 self.go_on(driver)
-        assert {job.status for job in self.told} <= TERMINAL
+        assert {job.status for job in self.transitions} <= TERMINAL
         assert all(future.done() for future in self.futures)
         assert supervisor_of(self.executor).dispatcher.reserved == 0
         assert supervisor_of(self.executor).thread.closed.is_set()
@@ -384,6 +390,7 @@ TestSupervisor = SupervisorMachine.TestCase
 
 
 def test_a_job_cancelled_while_it_is_ended_at_its_limit_is_not_retried() -> None:
+    """A job that is cancelled while it is stopped at max_runtime ends CANCELLED, without a retry."""
     executor = SimulatedExecutor(1)
     future = executor.submit(Job(function=work, pool="thread", max_runtime=1.0, retry_attempts=3))
     (pool,) = (pool for pool in supervisor_of(executor).pools.made.values() if isinstance(pool, SimulatedPool))

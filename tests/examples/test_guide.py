@@ -1,7 +1,7 @@
-"""Every block of code in the guide to jobs runs as it is written, and does what the text around it says.
+"""Tests that every code block of the guide runs as it is written and does what the text around it says.
 
-What is changed is in `guide_code.AS_READ_HERE`. Names that a block leaves open are given to it by its test; the hours
-that it sleeps are leaped over.
+`guide_code.AS_READ_HERE` lists what is changed in the blocks. Each test passes in the names that its block leaves
+open, and skips over the hours that it sleeps.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from tests.servers import free_port
 
 BLOCKS = read_blocks()
 QUICK = Settings.model_validate({"collection": {"retry_delay": 0.01}, "processing": {"retry_delay": 0.01}})
-"""Retries that keep no test waiting; all else is the default."""
+"""The default settings, but with a retry delay that does not slow the tests."""
 
 _tested: set[str] = set()
 
 
 def block(heading: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """The test is the one of this block, which it gets as `code`."""
+    """Return a decorator that gives the test the block under this heading as `code`."""
     _tested.add(heading)
     return pytest.mark.parametrize("code", [pytest.param(BLOCKS[heading], id=heading)])
 
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A directory without a config.yaml: the defaults are the guide's."""
+    """Run in a directory without a config.yaml, so that the guide's defaults apply."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("EXECUTOR_ADAPTER_CONFIG", raising=False)
 
@@ -68,7 +68,7 @@ async def processing() -> AsyncIterator[ProcessingScheduler]:
 
 
 async def ended(scheduler: CollectionScheduler | ProcessingScheduler, job_id: str) -> Job:
-    """The job, once it is over."""
+    """Wait until the job has ended and return it."""
     job = await scheduler.get_job_status(job_id)
     assert job is not None
     await until(lambda: job.status.is_terminal)
@@ -76,7 +76,7 @@ async def ended(scheduler: CollectionScheduler | ProcessingScheduler, job_id: st
 
 
 async def added(scheduler: CollectionScheduler, function: Callable[..., Any], **fields: Any) -> Job:
-    """A job that is over."""
+    """Add a job, wait until it has ended and return it."""
     job_id = await scheduler.job_queue.add_job(Job(function=function, **fields))
     return await ended(scheduler, job_id)
 
@@ -94,7 +94,7 @@ def process_cequence_data(tool_name: str, processing_stage: str, data: list[int]
 
 
 class MovedDatetime(datetime):
-    """`datetime`, whose now is later by `moved`."""
+    """A `datetime` class whose `now` is later by `moved`."""
 
     moved = timedelta()
 
@@ -109,7 +109,7 @@ class MovedDatetime(datetime):
 
 @block("Configuration / 1. Basic Configuration")
 def test_schedulers_are_made_with_their_concurrency(code: Any) -> None:
-    """`max_concurrent_jobs` is how many of a scheduler's jobs run at once."""
+    """`max_concurrent_jobs` is how many of a scheduler's jobs run at the same time."""
     names = code.run(CollectionScheduler=CollectionScheduler, ProcessingScheduler=ProcessingScheduler)
     for name, most in (("collection_scheduler", 4), ("processing_scheduler", 2)):
         assert _most_at_once(names[name]) == most
@@ -141,7 +141,7 @@ def _most_at_once(scheduler: CollectionScheduler | ProcessingScheduler) -> int:
 
 @block("Configuration / 2. Job-Level Configuration")
 def test_a_job_is_configured(code: Any) -> None:
-    """Its limit and its retries are the job's own."""
+    """A job's max_runtime and retry settings are its own."""
     job = code.run(collect_data_function=collect_cequence_data)["job"]
     assert (job.job_id, job.job_type, job.tool_name) == ("unique_job_id", "collection", "cequence")
     assert (job.max_runtime, job.policy.retry_attempts, job.policy.retry_delay) == (3600, 3, 60.0)
@@ -150,7 +150,7 @@ def test_a_job_is_configured(code: Any) -> None:
 
 @block("Configuration / 3. Configuration File Settings")
 def test_the_configuration_file_is_read(code: Any, tmp_path: Path) -> None:
-    """Each value is in force, and is what a scheduler gives its jobs."""
+    """Each value of the file takes effect, also in the jobs of a scheduler."""
     file = tmp_path / "config.yaml"
     file.write_text(code.text)
     settings = load_config()
@@ -179,7 +179,7 @@ def test_the_configuration_file_is_read(code: Any, tmp_path: Path) -> None:
 
 @block("Usage Examples / 1. Starting and Stopping Executors")
 def test_schedulers_start_run_for_an_hour_and_stop(code: Any) -> None:
-    """`start` starts the executors, `stop` stops them, `close` frees what they hold."""
+    """`start` starts the executors, `stop` stops them, `close` releases what they hold."""
 
     async def main(loop: LeapingLoop) -> None:
         names = code.run()
@@ -204,7 +204,7 @@ def test_schedulers_start_run_for_an_hour_and_stop(code: Any) -> None:
 
 @block("Usage Examples / 2. Adding Manual Jobs")
 def test_jobs_are_added_by_hand(code: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each function gets the tool's name, and what sort of collection or stage it is for."""
+    """Each function gets the tool's name and its collection type or processing stage."""
 
     async def main(loop: LeapingLoop) -> None:
         async with collecting() as collection, processing() as processor:
@@ -230,7 +230,7 @@ def test_jobs_are_added_by_hand(code: Any, capsys: pytest.CaptureFixture[str]) -
 
 @block("Usage Examples / 3. Monitoring Job Status")
 def test_the_status_of_jobs_is_shown(code: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of one job by its id, and of all."""
+    """The status of one job is shown by its id, and the status of all jobs in a list."""
 
     async def main(loop: LeapingLoop) -> None:
         async with collecting() as collection:
@@ -254,7 +254,7 @@ def test_the_status_of_jobs_is_shown(code: Any, capsys: pytest.CaptureFixture[st
 
 @block("Usage Examples / 4. Custom Job Function")
 def test_a_custom_function_is_retried_and_its_records_are_counted(code: Any) -> None:
-    """What it raises goes to the executor, which retries it; `records_collected` is tracked."""
+    """An error of the function is retried, and `records_collected` is counted."""
     calls: list[str] = []
 
     async def collect_data_from_tool(tool_name: str) -> list[int]:
@@ -279,7 +279,7 @@ def test_a_custom_function_is_retried_and_its_records_are_counted(code: Any) -> 
 
 @block("Monitoring and Management / 1. Job Status Tracking")
 def test_a_job_is_tracked_to_its_end(code: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """It looks every ten seconds, until the job is completed or failed; a job that nobody knows is said so."""
+    """A job is polled every ten seconds until it ends; an unknown id is reported."""
 
     async def main(loop: LeapingLoop) -> None:
         async with collecting() as collection:
@@ -315,7 +315,7 @@ def test_a_job_is_tracked_to_its_end(code: Any, capsys: pytest.CaptureFixture[st
 
 @block("Monitoring and Management / 2. Performance Monitoring")
 def test_the_performance_is_computed_from_all_jobs(code: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """Counts by status, the success rate, and the mean duration."""
+    """Counts by status, the success rate and the mean duration cover all jobs."""
 
     async def main(loop: LeapingLoop) -> None:
         async with collecting() as collection:
@@ -340,7 +340,7 @@ def test_the_performance_is_computed_from_all_jobs(code: Any, capsys: pytest.Cap
 
 @block("Monitoring and Management / 3. Error Handling and Recovery")
 def test_failed_jobs_are_recovered_by_what_failed_them(code: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """A timeout is retried with twice the time, an error of the API later, a configuration once it is right."""
+    """Each error code gets the recovery that the guide shows for it."""
     settings = {"token": "wrong"}
     answers = [503, 200]
 
@@ -397,7 +397,7 @@ def test_failed_jobs_are_recovered_by_what_failed_them(code: Any, capsys: pytest
 
 @block("Best Practices / 1. Resource Management")
 def test_what_was_started_is_stopped_and_closed(code: Any) -> None:
-    """Nothing of either scheduler runs afterwards, and doing it again harms nothing."""
+    """Cleaning up stops both schedulers, and a second clean-up has no effect."""
 
     async def main(loop: LeapingLoop) -> None:
         async with collecting() as collection, processing() as processor:
@@ -413,7 +413,7 @@ def test_what_was_started_is_stopped_and_closed(code: Any) -> None:
 
 @block("Best Practices / 2. Job Design")
 def test_an_idempotent_job_collects_once(code: Any) -> None:
-    """Run again with the same collection time it finds the data there, and collects none."""
+    """A second run with the same collection time finds the data and collects nothing."""
     stored: set[tuple[str, str]] = set()
 
     async def data_already_collected(tool_name: str, collection_time: str) -> bool:
@@ -446,7 +446,7 @@ def test_an_idempotent_job_collects_once(code: Any) -> None:
 
 @block("Best Practices / 3. Error Handling")
 def test_network_errors_are_retried_and_data_errors_are_not(code: Any) -> None:
-    """As its comments say, with a server that is away at first, and one that answers what is no JSON."""
+    """An unreachable server is retried, and a response that is not JSON is not."""
     away = free_port()
 
     async def main(loop: LeapingLoop) -> None:
@@ -483,8 +483,7 @@ def _get(port: int, path: str) -> Any:
 
 @block("Best Practices / 4. Monitoring and Alerting")
 def test_stuck_jobs_and_high_failure_rates_are_logged(code: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """Every five minutes: a job that has run for over an hour, and more failures than successes within the hour; and
-    its own errors, without ending for them."""
+    """Jobs that run over an hour, high failure rates and its own errors are logged every five minutes."""
 
     class Now(MovedDatetime):
         moved = timedelta()
@@ -535,7 +534,7 @@ def test_stuck_jobs_and_high_failure_rates_are_logged(code: Any, caplog: pytest.
 
 @block("Troubleshooting / Debug Commands")
 def test_a_job_is_looked_at_and_old_ones_are_forgotten(code: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """All there is to know of one job; jobs that are over for less than 24 hours stay."""
+    """All fields of a job are shown, and a clean-up keeps jobs that ended less than 24 hours ago."""
 
     async def main(loop: LeapingLoop) -> None:
         async with collecting() as collection:
@@ -562,7 +561,7 @@ def test_a_job_is_looked_at_and_old_ones_are_forgotten(code: Any, capsys: pytest
 
 @block("Advanced Configuration / Custom JobExecutor")
 def test_a_custom_executor_has_hooks_and_a_timeout_of_its_own(code: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """Hooks run around each attempt, and the timeout that counts is `timeout_multiplier` times `max_runtime`."""
+    """Hooks run around each attempt, and `timeout_multiplier` times `max_runtime` is the timeout."""
     names = code.run(JobExecutor=JobExecutor, Job=Job, Any=Any, asyncio=asyncio, logger=logging.getLogger("guide"))
     caplog.set_level(logging.INFO, "guide")
     with names["CustomJobExecutor"](max_workers=2, custom_config={"timeout_multiplier": 0.05}) as executor:
@@ -579,5 +578,6 @@ def test_a_custom_executor_has_hooks_and_a_timeout_of_its_own(code: Any, caplog:
 
 
 def test_every_block_has_its_test() -> None:
+    """Every code block of the guide has a test."""
     assert _tested == set(BLOCKS)
     assert len(BLOCKS) == 16

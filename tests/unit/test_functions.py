@@ -1,4 +1,4 @@
-"""A job's function: found by its reference, called with what it takes, told apart from others without being held."""
+"""Tests of a job's function: imported by its reference, checked against its arguments, and not kept alive."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from executor_adapter.supervision.running_attempts import NEVER
 
 
 class Argument:
-    """Stands for what is large."""
+    """Stands for a large value."""
 
 
 @pytest.fixture
 def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
-    """Writes a module of the given source, and gives its name."""
+    """Return a function that writes a module with the given source and returns its name."""
     numbers = itertools.count()
 
     def write(source: str) -> str:
@@ -37,7 +37,7 @@ def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[s
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "message"),
     [
         ("raise RuntimeError('no driver')", "cannot be imported: RuntimeError: no driver"),
         ("def work(:", "cannot be imported: SyntaxError: "),
@@ -48,20 +48,22 @@ def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[s
     ],
 )
 def test_a_module_that_cannot_be_imported_is_refused(
-    write_module: Callable[[str], str], source: str, said: str
+    write_module: Callable[[str], str], source: str, message: str
 ) -> None:
-    """Whatever its own code raises; the message says what that was."""
-    with pytest.raises(InvalidJobError, match=said):
+    """A module that fails at import is rejected; the message says how it failed."""
+    with pytest.raises(InvalidJobError, match=message):
         resolve(f"{write_module(source)}:work")
 
 
 @pytest.mark.parametrize("reference", ["..x:y", ".:y", "a..b:y"])
 def test_a_reference_that_names_no_module_is_refused(reference: str) -> None:
+    """A reference without a valid module name is rejected."""
     with pytest.raises(InvalidJobError, match="cannot be imported"):
         resolve(reference)
 
 
 def test_ctrl_c_passes_through_an_import(write_module: Callable[[str], str]) -> None:
+    """KeyboardInterrupt during the import of a function is not turned into a rejection."""
     with pytest.raises(KeyboardInterrupt):
         resolve(f"{write_module('raise KeyboardInterrupt')}:work")
 
@@ -80,8 +82,8 @@ FUNCTIONS = (nothing, one, optional, by_position, by_name, any_number, any_name,
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_what_a_function_takes_is_what_a_call_of_it_takes(function: Callable[..., None]) -> None:
-    """No call that would work is refused; none is let through that would not, but where any name may be given."""
+def test_arguments_are_accepted_as_a_call_accepts_them(function: Callable[..., None]) -> None:
+    """Arguments are accepted exactly where a call would be, except for functions with **kwargs."""
     names = [chosen for size in range(5) for chosen in itertools.combinations("abcd", size)]
     for given, named in itertools.product(range(5), names):
         args, kwargs = (0,) * given, dict.fromkeys(named, 0)
@@ -95,8 +97,8 @@ def test_what_a_function_takes_is_what_a_call_of_it_takes(function: Callable[...
             check_arguments(function, args, kwargs)
 
 
-def test_a_function_is_looked_at_as_it_is_called() -> None:
-    """Not as a decorator has it say of itself."""
+def test_a_decorated_function_is_checked_as_it_is_called() -> None:
+    """Arguments are checked against the decorator's own signature, not against the one that it shows."""
 
     def decorated(*args: int) -> None: ...
 
@@ -107,7 +109,8 @@ def test_a_function_is_looked_at_as_it_is_called() -> None:
         check_arguments(decorated, (), {"a": 1})
 
 
-def test_the_run_time_of_a_function_is_its_own() -> None:
+def test_run_times_are_kept_by_function() -> None:
+    """Run times are kept for each function, and for each reference by its text."""
     times = RunTimes()
     first, second = (lambda: 1 for _ in range(2))
     times.of(first).learn(0.5)
@@ -116,7 +119,7 @@ def test_the_run_time_of_a_function_is_its_own() -> None:
     assert times.of("".join(("module:", "name"))).seconds == 0.25
 
 
-def captures(argument: Argument) -> Any:
+def closure_over(argument: Argument) -> Any:
     return lambda: argument
 
 
@@ -127,7 +130,7 @@ class Method:
     def method(self) -> None: ...
 
 
-def is_class_of(argument: Argument) -> Any:
+def callable_object_with(argument: Argument) -> Any:
     class Called:
         def __call__(self) -> Argument:
             return argument
@@ -136,15 +139,17 @@ def is_class_of(argument: Argument) -> Any:
 
 
 @pytest.mark.parametrize(
-    "make", [captures, lambda argument: Method(argument).method, lambda argument: [argument].append, is_class_of]
+    "make",
+    [closure_over, lambda argument: Method(argument).method, lambda argument: [argument].append, callable_object_with],
 )
-def test_the_run_time_of_a_function_holds_nothing_of_it(make: Callable[[Argument], Any]) -> None:
+def test_run_times_keep_no_function_alive(make: Callable[[Argument], Any]) -> None:
+    """Keeping the run time of a function does not keep the function or its values alive."""
     times = RunTimes()
-    held = []
+    references = []
     for _ in range(50):
         argument = Argument()
-        held.append(weakref.ref(argument))
+        references.append(weakref.ref(argument))
         times.of(make(argument)).learn(0.1)
     del argument
     gc.collect()
-    assert [reference() for reference in held] == [None] * 50
+    assert [reference() for reference in references] == [None] * 50

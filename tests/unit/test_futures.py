@@ -1,4 +1,4 @@
-"""JobFuture: every waiter is woken once, however it waits and however late it comes."""
+"""Tests of JobFuture: every waiter is woken once, whenever it begins to wait."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def future_of(executor: InlineExecutor) -> JobFuture:
     return JobFuture(Job(function=print), supervisor_of(executor).futures)
 
 
-def test_a_future_that_nobody_waits_for_makes_nothing_to_wait_with(executor: InlineExecutor) -> None:
+def test_a_future_without_waiters_creates_no_lock(executor: InlineExecutor) -> None:
     """A future creates no condition or lock of its own until someone waits for it."""
     future = future_of(executor)
     future.settle(1, None)
@@ -46,7 +46,7 @@ def test_a_future_that_nobody_waits_for_makes_nothing_to_wait_with(executor: Inl
     assert future.result(timeout=0) == 1
 
 
-def test_an_error_is_raised_and_given(executor: InlineExecutor) -> None:
+def test_an_error_is_raised_and_returned(executor: InlineExecutor) -> None:
     """`result` raises the job's error and `exception` returns it."""
     future = future_of(executor)
     future.settle(None, KeyError("k"))
@@ -55,14 +55,14 @@ def test_an_error_is_raised_and_given(executor: InlineExecutor) -> None:
         future.result(timeout=0)
 
 
-def test_waiting_has_its_timeout(executor: InlineExecutor) -> None:
+def test_result_has_a_timeout(executor: InlineExecutor) -> None:
     """`result` raises TimeoutError after its timeout."""
     with pytest.raises(TimeoutError):
         future_of(executor).result(timeout=0.01)
 
 
 @pytest.mark.usefixtures("_switch_threads_often")
-def test_no_wake_up_is_lost_whoever_comes_first(executor: InlineExecutor) -> None:
+def test_no_wake_up_is_lost(executor: InlineExecutor) -> None:
     """A waiter is woken whether it starts before or after the future is settled."""
     futures = [future_of(executor) for _ in range(3000)]
     called: list[int] = []
@@ -102,7 +102,7 @@ def test_waiting_for_all_waits_for_all(executor: InlineExecutor) -> None:
         thread.join(10)
 
 
-def test_as_completed_and_asyncio_take_it_as_any_future(executor: InlineExecutor) -> None:
+def test_as_completed_and_asyncio_accept_it(executor: InlineExecutor) -> None:
     """`as_completed` and `asyncio.wrap_future` accept a JobFuture."""
     futures = [future_of(executor) for _ in range(3)]
     threading.Timer(0.05, lambda: [future.settle(n, None) for n, future in enumerate(futures)]).start()
@@ -117,13 +117,13 @@ def test_as_completed_and_asyncio_take_it_as_any_future(executor: InlineExecutor
     assert asyncio.run(main()) == 7
 
 
-def test_unknown_attributes_are_still_unknown(executor: InlineExecutor) -> None:
+def test_an_unknown_attribute_raises(executor: InlineExecutor) -> None:
     """An unknown attribute of a future raises AttributeError."""
     with pytest.raises(AttributeError, match="no attribute 'reslut'"):
         future_of(executor).reslut  # noqa: B018
 
 
-def test_callbacks_are_called_whatever_one_before_raises(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_callback_does_not_stop_later_ones(caplog: pytest.LogCaptureFixture) -> None:
     """A callback that raises does not keep later callbacks from being called."""
     callbacks, called = Callbacks(), []
 
@@ -138,7 +138,7 @@ def test_callbacks_are_called_whatever_one_before_raises(caplog: pytest.LogCaptu
     assert [record.message for record in caplog.records] == ["a callback of a job's future failed"] * 2
 
 
-def test_callbacks_are_waited_for_as_long_as_none_hangs(
+def test_a_shutdown_waits_for_callbacks_for_a_limited_time(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A shutdown waits for all callbacks, and only for a limited time for one that hangs."""

@@ -1,4 +1,4 @@
-"""The rules of the layout: who may import whom, held by reading every import of the source and by running it."""
+"""Tests of the rules of the layout: which module may import which, read from the source and measured by running it."""
 
 from __future__ import annotations
 

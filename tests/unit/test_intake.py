@@ -1,4 +1,4 @@
-"""The door of an executor: who waits there, and what becomes of him."""
+"""Tests of JobIntake: which submissions wait for a place, and how their wait ends."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def executor() -> Iterator[InlineExecutor]:
         yield executor
 
 
-class Door:
-    """An intake of one place, which is taken; and threads that want in."""
+class IntakeHarness:
+    """An intake with a single place, which is taken, and threads that wait for it."""
 
     def __init__(self, executor: InlineExecutor) -> None:
         self.intake = JobIntake(1)
@@ -35,29 +35,32 @@ class Door:
     def enter(self, job: Job, timeout: float | None = None) -> JobFuture:
         return self.intake.enter(job, JobFuture(job, self._supervisor.futures), timeout)
 
-    def come(self, *jobs: Job) -> Callable[[], list[Any]]:
-        """Have each wait at the door; then what joins them, and gives whose future each got, or what he was told."""
-        got: dict[Job, Any] = {}
+    def enter_in_threads(self, *jobs: Job) -> Callable[[], list[Any]]:
+        """Submit each job in a thread of its own and wait until all block.
+
+        Returns a function that joins the threads and returns, for each job, the job of its future or the error raised.
+        """
+        outcomes: dict[Job, Any] = {}
 
         def enter(job: Job) -> None:
             try:
-                got[job] = self.enter(job, 20).job
+                outcomes[job] = self.enter(job, 20).job
             except Exception as error:
-                got[job] = error
+                outcomes[job] = error
 
-        there = self._waiting()
+        waiting_before = self._waiting()
         threads = [threading.Thread(target=enter, args=(job,)) for job in jobs]
         for thread in threads:
             thread.start()
-        until = time.monotonic() + 10
-        while self._waiting() < there + len(jobs):
-            assert time.monotonic() < until
+        give_up_at = time.monotonic() + 10
+        while self._waiting() < waiting_before + len(jobs):
+            assert time.monotonic() < give_up_at
             time.sleep(0.001)
 
         def join() -> list[Any]:
             for thread in threads:
                 thread.join(10)
-            return [got[job] for job in jobs]
+            return [outcomes[job] for job in jobs]
 
         return join
 
@@ -65,84 +68,89 @@ class Door:
         return len(self.intake._place_free._waiters)  # type: ignore[attr-defined]
 
 
-def twins(count: int) -> list[Job]:
+def jobs_with_one_key(count: int) -> list[Job]:
+    """Return that many jobs with the same dedupe key."""
     return [Job(function=print, dedupe_key="one") for _ in range(count)]
 
 
-def test_of_twins_that_wait_for_a_place_one_is_let_in(executor: InlineExecutor) -> None:
-    """The others need no place: they are told at once whose job is taken for theirs."""
-    door = Door(executor)
-    jobs = twins(3)
-    join = door.come(*jobs)
-    door.intake.leave_queue(door.first)
+def test_one_of_several_jobs_with_one_key_gets_the_place(executor: InlineExecutor) -> None:
+    """Of waiting jobs with one dedupe key, one gets the place and the others get its future at once."""
+    harness = IntakeHarness(executor)
+    jobs = jobs_with_one_key(3)
+    join = harness.enter_in_threads(*jobs)
+    harness.intake.leave_queue(harness.first)
     (taken,) = set(join())
     assert taken in jobs
-    assert list(door.intake.submitted) == [door.first, taken]
+    assert list(harness.intake.submitted) == [harness.first, taken]
 
 
-def test_who_waits_learns_of_a_quarantine_and_leaves_the_place_to_the_next(executor: InlineExecutor) -> None:
-    door = Door(executor)
+def test_a_quarantined_job_that_waits_is_rejected(executor: InlineExecutor) -> None:
+    """A waiting job that was quarantined meanwhile is rejected, and the next one gets the place."""
+    harness = IntakeHarness(executor)
     job, other = Job(function=print), Job(function=print)
-    join, join_other = door.come(job), door.come(other)
-    door.intake.quarantined[job.job_id] = job
-    door.intake.leave_queue(door.first)
-    (told,) = join()
-    assert isinstance(told, InvalidJobError)
-    assert "is quarantined" in str(told)
+    join, join_other = harness.enter_in_threads(job), harness.enter_in_threads(other)
+    harness.intake.quarantined[job.job_id] = job
+    harness.intake.leave_queue(harness.first)
+    (error,) = join()
+    assert isinstance(error, InvalidJobError)
+    assert "is quarantined" in str(error)
     assert join_other() == [other]
 
 
-def test_an_id_that_is_taken_takes_no_place(executor: InlineExecutor) -> None:
-    door = Door(executor)
-    door.intake.leave_queue(door.first)
+def test_a_live_id_takes_no_place(executor: InlineExecutor) -> None:
+    """A job whose id is live already is rejected and takes no place."""
+    harness = IntakeHarness(executor)
+    harness.intake.leave_queue(harness.first)
     with pytest.raises(InvalidJobError, match="'first' is live already"):
-        door.enter(Job(function=print, job_id="first"))
-    assert door.intake._places == 1
+        harness.enter(Job(function=print, job_id="first"))
+    assert harness.intake._places == 1
 
 
-def test_who_waits_is_told_when_the_door_is_closed(executor: InlineExecutor) -> None:
-    door = Door(executor)
-    join = door.come(Job(function=print), Job(function=print))
-    door.intake.close()
-    assert [type(told) for told in join()] == [ExecutorClosedError] * 2
+def test_closing_rejects_waiting_submissions(executor: InlineExecutor) -> None:
+    """Closing the intake rejects the submissions that wait for a place."""
+    harness = IntakeHarness(executor)
+    join = harness.enter_in_threads(Job(function=print), Job(function=print))
+    harness.intake.close()
+    assert [type(error) for error in join()] == [ExecutorClosedError] * 2
     with pytest.raises(ExecutorClosedError):
-        door.enter(Job(function=print), 0)
+        harness.enter(Job(function=print), 0)
 
 
-def test_a_door_that_is_closed_between_a_look_and_the_sleep_keeps_nobody_waiting(executor: InlineExecutor) -> None:
-    """As by a signal handler, on the very thread that is about to sleep: nobody wakes it."""
-    door = Door(executor)
-    sleep = door.intake._place_free.wait
+def test_closing_right_before_a_wait_ends_it(executor: InlineExecutor) -> None:
+    """A submission does not wait if a signal handler closes the intake right before it sleeps."""
+    harness = IntakeHarness(executor)
+    sleep = harness.intake._place_free.wait
 
     def close_and_sleep(timeout: float | None = None) -> bool:
-        door.intake.close()
+        harness.intake.close()
         return sleep(timeout)
 
-    door.intake._place_free.wait = close_and_sleep  # type: ignore[method-assign]
+    harness.intake._place_free.wait = close_and_sleep  # type: ignore[method-assign]
     with pytest.raises(ExecutorClosedError):
-        door.enter(Job(function=print), 20)
+        harness.enter(Job(function=print), 20)
 
 
-def test_a_place_is_waited_for_as_long_as_asked(executor: InlineExecutor) -> None:
-    door = Door(executor)
+def test_a_submission_waits_until_its_timeout(executor: InlineExecutor) -> None:
+    """A submission waits for a place until its timeout, then raises QueueFullError."""
+    harness = IntakeHarness(executor)
     began = time.monotonic()
     with pytest.raises(QueueFullError, match="holds 1 of 1 jobs"):
-        door.enter(Job(function=print), 0.15)
+        harness.enter(Job(function=print), 0.15)
     assert 0.15 <= time.monotonic() - began < 5
     with pytest.raises(QueueFullError):
-        door.enter(Job(function=print), 0)
+        harness.enter(Job(function=print), 0)
 
 
-def test_who_closes_the_door_while_he_stands_in_it_does_not_hold_up_the_supervisor(executor: InlineExecutor) -> None:
-    """As a signal handler does that waits for the end within a submission, while jobs start and leave their places."""
-    door = Door(executor)
-    over = threading.Event()
+def test_closing_inside_a_submission_does_not_block_the_supervisor(executor: InlineExecutor) -> None:
+    """Closing the intake while its lock is held, as a signal handler may, does not block the supervisor."""
+    harness = IntakeHarness(executor)
+    left = threading.Event()
 
     def start() -> None:
-        door.intake.leave_queue(door.first)
-        over.set()
+        harness.intake.leave_queue(harness.first)
+        left.set()
 
-    with door.intake._lock:
+    with harness.intake._lock:
         threading.Thread(target=start).start()
-        door.intake.close()
-        assert over.wait(10)
+        harness.intake.close()
+        assert left.wait(10)

@@ -1,4 +1,4 @@
-"""What a job accepts, and the states it passes through."""
+"""Tests of Job: the fields that it accepts and the states that it passes through."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def work() -> None: ...
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"function": 3}, "3 is not callable"),
         ({"function": "no_colon"}, "'no_colon' is not callable"),
@@ -56,8 +56,9 @@ def work() -> None: ...
         ({}, "function"),
     ],
 )
-def test_what_can_never_work_is_refused(fields: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
+def test_an_invalid_field_is_rejected(fields: dict[str, Any], message: str) -> None:
+    """An invalid field is rejected with a message that names the value."""
+    with pytest.raises(ValidationError, match=message):
         Job(**fields)
 
 
@@ -65,16 +66,19 @@ def test_what_can_never_work_is_refused(fields: dict[str, Any], said: str) -> No
     ("text", "size"), [("512MiB", 512 * 2**20), ("1.5 GB", 1_500_000_000), ("10000000", 10_000_000), (2**30, 2**30)]
 )
 def test_sizes_have_units(text: Any, size: int) -> None:
+    """A memory limit can be given in bytes or with a unit."""
     assert Job(function=work, memory_limit=text).memory_limit == size
 
 
-def test_no_limit_may_be_said_in_words() -> None:
+def test_none_means_no_limit() -> None:
+    """None means no memory limit."""
     assert Job(function=work, memory_limit=None, max_runtime=None).memory_limit is None
 
 
 @pytest.mark.parametrize("before", JobStatus)
 @pytest.mark.parametrize("after", JobStatus)
 def test_only_legal_transitions_are_made(before: JobStatus, after: JobStatus) -> None:
+    """`advance` makes the legal transitions and rejects all others."""
     job = Job(function=work)
     job.state.status = before
     if after in LEGAL_TRANSITIONS[before]:
@@ -86,6 +90,7 @@ def test_only_legal_transitions_are_made(before: JobStatus, after: JobStatus) ->
 
 
 def test_times_are_aware_and_ordered() -> None:
+    """Times of a job have a time zone, and its duration is measured from start to end."""
     job = Job(function=work)
     assert (job.started_at, job.completed_at, job.duration) == (None, None, None)
     job.advance(JobStatus.RUNNING, at=job.created_at.timestamp() + 1)
@@ -96,12 +101,14 @@ def test_times_are_aware_and_ordered() -> None:
 
 
 def test_states_and_codes_are_strings() -> None:
+    """Statuses and error codes are equal to their strings."""
     assert JobStatus.COMPLETED == "completed"
     assert f"{JobStatus.FAILED}" == "failed"
     assert ErrorCode.TIMEOUT_ERROR == "TIMEOUT_ERROR"
 
 
 def test_equality_is_identity() -> None:
+    """Two jobs with the same id are not equal."""
     job = Job(function=work)
     assert job != Job(function=work, job_id=job.job_id)
     assert {job: 1}[job] == 1
@@ -110,7 +117,8 @@ def test_equality_is_identity() -> None:
 @pytest.mark.parametrize(
     "copied", [copy.copy, copy.deepcopy, Job.model_copy, lambda job: pickle.loads(pickle.dumps(job))]
 )
-def test_a_copy_is_a_job_of_its_own(copied: Any) -> None:
+def test_a_copy_is_a_new_job(copied: Any) -> None:
+    """A copy has the fields of its job and starts as PENDING."""
     job = Job(function=work, kwargs={"a": 1})
     job.advance(JobStatus.RUNNING)
     assert copied(job).status is JobStatus.PENDING
@@ -118,7 +126,7 @@ def test_a_copy_is_a_job_of_its_own(copied: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "said"),
+    ("field", "value", "message"),
     [
         ("max_runtime", -5, "greater than 0 .*input_value=-5"),
         ("memory_limit", 512, "512 bytes are too few for a Python process: pass at least 8MiB"),
@@ -127,18 +135,19 @@ def test_a_copy_is_a_job_of_its_own(copied: Any) -> None:
         ("job_id", "", "at least 1 character"),
     ],
 )
-def test_a_field_that_is_set_later_is_checked_as_well(field: str, value: Any, said: str) -> None:
-    """... and the job stays as it was; by assignment, and in a copy."""
+def test_an_assigned_field_is_checked(field: str, value: Any, message: str) -> None:
+    """An invalid value is rejected in an assignment and in a copy, and the job stays as it was."""
     job = Job(function=work)
     before = getattr(job, field)
-    with pytest.raises(ValidationError, match=said):
+    with pytest.raises(ValidationError, match=message):
         setattr(job, field, value)
-    with pytest.raises(ValidationError, match=said):
+    with pytest.raises(ValidationError, match=message):
         job.model_copy(update={field: value})
     assert getattr(job, field) == before
 
 
-def test_a_field_that_is_set_later_means_the_same() -> None:
+def test_an_assigned_field_is_converted() -> None:
+    """A field that is assigned or copied is converted as at construction."""
     job = Job(function=work)
     state = job.state
     job.memory_limit = "512MiB"  # type: ignore[assignment]
@@ -149,23 +158,27 @@ def test_a_field_that_is_set_later_means_the_same() -> None:
 
 
 @pytest.mark.parametrize("name", ["max_runtme", "status", "state", "live"])
-def test_a_copy_has_no_other_fields_than_a_job(name: str) -> None:
+def test_a_copy_rejects_unknown_fields(name: str) -> None:
+    """A copy rejects names that are not fields of Job."""
     with pytest.raises(InvalidJobError, match=f"'{name}' is not a field of Job: .*the fields are function, job_id, "):
         Job(function=work).model_copy(update={name: 3})
 
 
-def test_the_field_that_was_meant_is_named() -> None:
+def test_the_closest_field_is_suggested() -> None:
+    """The message about an unknown field suggests the closest field."""
     with pytest.raises(InvalidJobError, match=r"'max_runtme' is not a field of Job: did you mean max_runtime\?"):
         Job(function=work).model_copy(update={"max_runtme": 3})
 
 
 def test_a_function_is_serialised_as_its_reference() -> None:
+    """A job is serialised with the reference of its function."""
     assert json.loads(Job(function=json.loads).model_dump_json())["function"] == "json:loads"
     assert Job(function=functools.partial(json.loads, "1")).model_dump()["function"] == "json:loads"
     assert Job(function="json:loads").model_dump()["function"] == "json:loads"
 
 
-def test_the_policy_is_made_of_the_two_fields_unless_given() -> None:
+def test_the_policy_is_made_of_two_fields_unless_given() -> None:
+    """The policy is made from retry_attempts and retry_delay unless `retry` is given."""
     assert Job(function=work, retry_attempts=1, retry_delay=2.0).policy == RetryPolicy(
         retry_attempts=1, retry_delay=2.0
     )
@@ -174,13 +187,15 @@ def test_the_policy_is_made_of_the_two_fields_unless_given() -> None:
 
 
 def test_ids_sort_by_age_and_are_version_7() -> None:
+    """Generated ids are UUIDs of version 7, which sort by age."""
     ids = [uuid7() for _ in range(1000)]
     assert len(set(ids)) == 1000
     assert all(id_[14] == "7" and id_[19] in "89ab" for id_ in ids)
     assert ids[0][:8] <= ids[-1][:8]
 
 
-def test_the_public_names_are_these() -> None:
+def test_the_public_names_are_exported() -> None:
+    """The package exports the documented names, and an unknown one raises AttributeError."""
     assert set(executor_adapter.__all__) >= {
         "Job", "JobStatus", "ErrorCode", "JobResult", "JobExecutor", "JobQueue", "JobContext", "RetryPolicy",
         "RetryRule", "current_job",

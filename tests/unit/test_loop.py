@@ -1,4 +1,4 @@
-"""The supervisor's loop, with a clock that the test moves."""
+"""Tests of the supervisor's loop, with a clock that the test moves."""
 
 from __future__ import annotations
 
@@ -34,11 +34,12 @@ def loop(clock: Clock) -> Iterator[SupervisorLoop]:
 
 
 def turn(loop: SupervisorLoop) -> None:
-    loop.before_sleep = lambda: 0.0  # long due: it does not sleep
+    loop.before_sleep = lambda: 0.0  # The next time is in the past, so the loop does not sleep.
     loop._turn()
 
 
 def test_timers_run_when_due_in_order_of_time_then_age(loop: SupervisorLoop, clock: Clock) -> None:
+    """Due timers run in order of their time, then of their creation."""
     ran: list[str] = []
     loop.call_at(103, lambda: ran.append("c"))
     loop.call_at(101, lambda: ran.append("a"))
@@ -54,7 +55,8 @@ def test_timers_run_when_due_in_order_of_time_then_age(loop: SupervisorLoop, clo
 
 
 @pytest.mark.parametrize("when", [60 * 86_400.0, 1e300])
-def test_it_sleeps_however_far_off_the_next_time_is(when: float) -> None:
+def test_it_sleeps_until_any_time(when: float) -> None:
+    """The loop can sleep until any time, however far away."""
     loop = SupervisorLoop()
     due = loop.now() + when
     loop.before_sleep = lambda: due
@@ -68,12 +70,14 @@ def test_it_sleeps_however_far_off_the_next_time_is(when: float) -> None:
 
 
 def test_cancelled_timers_do_not_pile_up(loop: SupervisorLoop) -> None:
+    """Cancelled timers are removed before they are due."""
     for _ in range(10_000):
         loop.call_at(1e9, lambda: None).cancel()
     assert len(loop._timers) < 200
 
 
 def test_a_failing_callback_does_not_end_the_loop(loop: SupervisorLoop, caplog: pytest.LogCaptureFixture) -> None:
+    """A call that fails is logged, and the next call runs."""
     ran: list[int] = []
 
     def fail() -> None:
@@ -87,6 +91,8 @@ def test_a_failing_callback_does_not_end_the_loop(loop: SupervisorLoop, caplog: 
 
 
 def test_a_failing_end_of_turn_does_not_end_the_loop(loop: SupervisorLoop, caplog: pytest.LogCaptureFixture) -> None:
+    """A failing `before_sleep` is logged, and the loop goes on."""
+
     def fail() -> float:
         raise KeyError(-1)
 
@@ -95,7 +101,8 @@ def test_a_failing_end_of_turn_does_not_end_the_loop(loop: SupervisorLoop, caplo
     assert "the end of a turn of the supervisor's loop failed" in caplog.text
 
 
-def test_what_was_submitted_before_a_call_is_seen_before_it(loop: SupervisorLoop) -> None:
+def test_submissions_are_accepted_before_calls_run(loop: SupervisorLoop) -> None:
+    """`before_calls` runs before the calls of a turn, so submissions are accepted first."""
     order: list[str] = []
     loop.before_calls = lambda: order.append("accept")
     loop.call_soon(order.append, "call")
@@ -104,6 +111,7 @@ def test_what_was_submitted_before_a_call_is_seen_before_it(loop: SupervisorLoop
 
 
 def test_a_readable_descriptor_is_reported_until_it_is_unwatched(loop: SupervisorLoop) -> None:
+    """A readable descriptor is reported until it is unwatched."""
     reader, writer = os.pipe()
     seen: list[bytes] = []
 
@@ -121,45 +129,46 @@ def test_a_readable_descriptor_is_reported_until_it_is_unwatched(loop: Superviso
     os.close(writer)
 
 
-def test_what_was_seen_of_a_descriptor_is_not_told_of_the_next_with_its_number(loop: SupervisorLoop) -> None:
-    """Both can be read in one turn; whichever is told first gives the other's number to one that cannot."""
+def test_an_event_is_not_reported_for_a_reused_descriptor(loop: SupervisorLoop) -> None:
+    """An event of a closed descriptor is not reported for a new one that has got its number."""
     (one, one_writer), (two, two_writer), (quiet, quiet_writer) = os.pipe(), os.pipe(), os.pipe()
-    told: list[str] = []
+    reported: list[str] = []
 
     def replace(other: int) -> None:
-        told.append("loud")
+        reported.append("loud")
         loop.unwatch(other)
         os.dup2(quiet, other)
-        loop.watch(other, lambda: told.append("quiet"))
+        loop.watch(other, lambda: reported.append("quiet"))
 
     loop.watch(one, lambda: replace(two))
     loop.watch(two, lambda: replace(one))
     for writer in (one_writer, two_writer):
         os.write(writer, b"x")
     turn(loop)
-    assert told == ["loud"]
+    assert reported == ["loud"]
     for fd in (one, one_writer, two, two_writer, quiet, quiet_writer):
         os.close(fd)
 
 
-def test_what_is_unwatched_when_it_can_be_read_is_not_written(loop: SupervisorLoop) -> None:
-    """Also where the same look found that it can be written."""
+def test_an_unwatched_descriptor_is_not_reported_as_writable(loop: SupervisorLoop) -> None:
+    """A descriptor that its reader unwatches is not reported as writable in the same turn."""
     ours, theirs = socket.socketpair()
-    told: list[str] = []
+    reported: list[str] = []
 
     def read() -> None:
-        told.append("readable")
+        reported.append("readable")
         loop.unwatch(ours.fileno())
 
     with ours, theirs:
         theirs.send(b"x")
         loop.watch(ours.fileno(), read)
-        loop.watch_writable(ours.fileno(), lambda: told.append("writable"))
+        loop.watch_writable(ours.fileno(), lambda: reported.append("writable"))
         turn(loop)
-    assert told == ["readable"]
+    assert reported == ["readable"]
 
 
 def test_an_idle_loop_sleeps_and_any_thread_wakes_it() -> None:
+    """An idle loop takes no turns until a thread wakes it."""
     loop = SupervisorLoop()
     turns: list[float] = []
 
@@ -177,8 +186,10 @@ def test_an_idle_loop_sleeps_and_any_thread_wakes_it() -> None:
     assert not thread.is_alive()
 
 
-def test_who_interrupts_a_wake_up_wakes_the_loop_himself(loop: SupervisorLoop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A signal handler may come just before the byte is written, and wait for what the loop does then."""
+def test_a_handler_that_interrupts_a_wake_up_wakes_the_loop(
+    loop: SupervisorLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal handler that interrupts a wake-up, before its byte is written, wakes the loop itself."""
     really_write, written = os.write, []
 
     def handle_signal(fd: int, data: bytes) -> int:
@@ -193,5 +204,5 @@ def test_who_interrupts_a_wake_up_wakes_the_loop_himself(loop: SupervisorLoop, m
     loop._asleep = 1
     monkeypatch.setattr(os, "write", handle_signal)
     loop.wake()
-    loop.wake()  # it has been written to: a burst costs no more
+    loop.wake()  # The byte is already written, so a second wake-up writes nothing.
     assert written == ["by the handler", "by its wake-up"]

@@ -1,4 +1,4 @@
-"""What is read from how an attempt ended."""
+"""Tests of what is read from the outcome of an attempt."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from executor_adapter.supervision.outcome import records_in
         ({}, None),
     ],
 )
-def test_records_are_whole_numbers_of_any_kind(value: dict[str, Any], records: int | None) -> None:
+def test_record_counts_are_integers_of_any_type(value: dict[str, Any], records: int | None) -> None:
+    """A record count is read if it is an integer of any type, NumPy's included, but not a bool."""
     found = records_in(value)
     assert (found, type(found)) == (records, type(records))

@@ -1,4 +1,4 @@
-"""Refusals: what can never work is refused at once, with the value and what to do, and nothing starts."""
+"""Tests of rejections: invalid input is rejected at once, with the value and the fix, and nothing starts."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def test_map_refuses_an_invalid_window_at_once(
 def test_map_refuses_invalid_job_fields_at_once(
     executor: JobExecutor, transitions: list[Transition], function: Any, fields: dict[str, Any], message: str
 ) -> None:
-    """`map` refuses a function or field that no job can have when it is called, and starts nothing."""
+    """`map` rejects an invalid function or field when it is called, and starts nothing."""
     with pytest.raises(ValueError, match=message):
         executor.map(function, [1, 2], **fields)
     assert transitions == []

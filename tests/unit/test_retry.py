@@ -1,4 +1,4 @@
-"""The one rule that retries."""
+"""Tests of `decide`, the function that decides about every retry."""
 
 from __future__ import annotations
 
@@ -14,59 +14,68 @@ from executor_adapter import RetryDecision, RetryPolicy, RetryRule
 from executor_adapter.job.retry import MAX_GROWN_MEMORY, MAX_RETRY_AFTER_SECONDS, NEVER_RETRIED, decide
 
 
-def decided(policy: RetryPolicy, code: str = "API_ERROR", attempt: int = 1, crashes: int = 0) -> RetryDecision:
+def decide_with(policy: RetryPolicy, code: str = "API_ERROR", attempt: int = 1, crashes: int = 0) -> RetryDecision:
+    """Return the decision about an attempt, without random jitter."""
     return decide(policy, code=code, attempt=attempt, crashes=crashes, draw=lambda: 0.5)
 
 
 def test_delays_grow_up_to_max_delay() -> None:
+    """Delays double from retry_delay up to max_delay."""
     policy = RetryPolicy(retry_attempts=6, retry_delay=1.0, max_delay=10.0)
-    assert [decided(policy, attempt=n).delay for n in range(1, 7)] == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
+    assert [decide_with(policy, attempt=n).delay for n in range(1, 7)] == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
 
 
 def test_no_retry_follows_the_last_attempt() -> None:
+    """An attempt is not retried once retry_attempts is used up."""
     policy = RetryPolicy(retry_attempts=2)
-    assert decided(policy, attempt=2).retry
-    assert not decided(policy, attempt=3).retry
-    assert not decided(RetryPolicy(retry_attempts=0), code="WORKER_CRASHED", crashes=1).retry
+    assert decide_with(policy, attempt=2).retry
+    assert not decide_with(policy, attempt=3).retry
+    assert not decide_with(RetryPolicy(retry_attempts=0), code="WORKER_CRASHED", crashes=1).retry
 
 
 @pytest.mark.parametrize("code", sorted(NEVER_RETRIED))
-def test_some_codes_are_never_retried_unless_a_rule_says_so(code: str) -> None:
-    assert not decided(RetryPolicy(), code=code).retry
-    assert decided(RetryPolicy(rules=(RetryRule(codes=(code,)),)), code=code).retry
+def test_some_codes_are_retried_only_by_a_rule(code: str) -> None:
+    """Codes in NEVER_RETRIED are retried only if a rule names them."""
+    assert not decide_with(RetryPolicy(), code=code).retry
+    assert decide_with(RetryPolicy(rules=(RetryRule(codes=(code,)),)), code=code).retry
 
 
 def test_the_first_rule_that_matches_wins() -> None:
+    """The first rule that matches the error code decides."""
     rules = (
         RetryRule(codes=("API_ERROR",), retry_delay=5.0, backoff_coefficient=1.0),
         RetryRule(codes=("*",), action="fail"),
     )
     policy = RetryPolicy(rules=rules)
-    assert decided(policy, attempt=3).delay == 5.0
-    assert not decided(policy, code="NETWORK_ERROR").retry
+    assert decide_with(policy, attempt=3).delay == 5.0
+    assert not decide_with(policy, code="NETWORK_ERROR").retry
 
 
 def test_crashes_have_a_budget_of_their_own_and_end_in_quarantine() -> None:
+    """Crashes are retried up to crash_attempts times; the next one quarantines the job."""
     policy = RetryPolicy(retry_attempts=9, crash_attempts=1)
-    assert decided(policy, code="WORKER_CRASHED", attempt=1, crashes=1).retry
-    spent = decided(policy, code="MEMORY_LIMIT", attempt=2, crashes=2)
+    assert decide_with(policy, code="WORKER_CRASHED", attempt=1, crashes=1).retry
+    spent = decide_with(policy, code="MEMORY_LIMIT", attempt=2, crashes=2)
     assert (spent.retry, spent.quarantine) == (False, True)
-    assert decided(policy, code="API_ERROR", attempt=2, crashes=2).retry
+    assert decide_with(policy, code="API_ERROR", attempt=2, crashes=2).retry
 
 
 def test_a_rule_can_grow_the_memory_limit_and_run_alone() -> None:
+    """A rule can raise the memory limit of the retry and make it run alone."""
     rule = RetryRule(codes=("MEMORY_LIMIT",), memory_factor=2.0, alone=True)
-    decision = decided(RetryPolicy(rules=(rule,)), code="MEMORY_LIMIT", crashes=1)
+    decision = decide_with(RetryPolicy(rules=(rule,)), code="MEMORY_LIMIT", crashes=1)
     assert (decision.memory_factor, decision.alone) == (2.0, True)
 
 
-def test_the_other_side_s_retry_after_is_a_lower_bound() -> None:
+def test_retry_after_is_a_lower_bound() -> None:
+    """A retry waits at least as long as the server's Retry-After asks."""
     policy = RetryPolicy(retry_delay=1.0, jitter=0.0)
     assert decide(policy, code="RATE_LIMITED", attempt=1, crashes=0, retry_after=30.0).delay == 30.0
     assert decide(policy, code="RATE_LIMITED", attempt=1, crashes=0, retry_after=0.1).delay == 1.0
 
 
-def test_retry_after_is_heeded_for_a_day_or_for_as_long_as_the_policy_waits_itself() -> None:
+def test_retry_after_is_limited_to_a_day_or_max_delay() -> None:
+    """Retry-After is limited to a day, or to max_delay if that is longer."""
     asked = 30 * 86_400.0
     assert RetryPolicy().limit_retry_after(asked) == MAX_RETRY_AFTER_SECONDS
     assert RetryPolicy(max_delay=asked).limit_retry_after(asked) == asked
@@ -76,7 +85,8 @@ def test_retry_after_is_heeded_for_a_day_or_for_as_long_as_the_policy_waits_itse
 
 
 @given(st.floats(0, allow_nan=False, allow_infinity=False), st.floats(0, 1))
-def test_every_delay_has_a_date(seconds: float, jitter: float) -> None:
+def test_the_largest_delay_has_a_date(seconds: float, jitter: float) -> None:
+    """The largest possible delay still gives a valid date."""
     policy = RetryPolicy(retry_delay=seconds, max_delay=seconds, jitter=jitter)
     delay = decide(policy, code="API_ERROR", attempt=1, crashes=0, retry_after=seconds, draw=lambda: 0.999).delay
     assert datetime.fromtimestamp(time.time() + delay, UTC)
@@ -84,12 +94,14 @@ def test_every_delay_has_a_date(seconds: float, jitter: float) -> None:
 
 @pytest.mark.parametrize("field", ["retry_delay", "backoff_coefficient", "memory_factor"])
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
-def test_a_rule_is_made_of_numbers(field: str, value: float) -> None:
+def test_a_rule_rejects_infinity_and_nan(field: str, value: float) -> None:
+    """A retry rule rejects infinity and NaN."""
     with pytest.raises(ValidationError, match=f"{field}\n"):
         RetryRule(codes=("*",), **{field: value})
 
 
 def test_a_memory_limit_grows_by_any_factor() -> None:
+    """A memory limit grows by the rule's factor, up to MAX_GROWN_MEMORY."""
     decision = RetryDecision(retry=True, memory_factor=1e308)
     assert decision.memory_limit(1 << 30) == decision.memory_limit(10**400) == MAX_GROWN_MEMORY
     assert RetryDecision(retry=True, memory_factor=1.5).memory_limit(100) == 150
@@ -105,6 +117,7 @@ def test_a_memory_limit_grows_by_any_factor() -> None:
 def test_a_delay_is_never_negative_nor_beyond_max_delay_and_its_jitter(
     attempt: int, retry_delay: float, coefficient: float, jitter: float, draw: float
 ) -> None:
+    """A delay is between 0 and max_delay plus its jitter."""
     policy = RetryPolicy(
         retry_attempts=10_000, retry_delay=retry_delay, backoff_coefficient=coefficient, jitter=jitter, max_delay=900
     )
@@ -113,20 +126,23 @@ def test_a_delay_is_never_negative_nor_beyond_max_delay_and_its_jitter(
 
 
 @pytest.mark.parametrize("retry", [1, 1024, 1025, 10**6])
-def test_no_delay_stays_none_however_many_retries(retry: int) -> None:
+def test_a_delay_of_zero_stays_zero(retry: int) -> None:
+    """A retry_delay of 0 stays 0 for any number of retries."""
     assert RetryPolicy(retry_delay=0).delay_before(retry) == 0
     assert RetryPolicy().delay_before(retry, RetryRule(codes=("*",), retry_delay=0)) == 0
     assert RetryPolicy(retry_delay=1, max_delay=900).delay_before(10**6) == 900
 
 
 def test_a_policy_survives_yaml() -> None:
+    """A policy is equal to itself after it was dumped as JSON and validated again."""
     policy = RetryPolicy(rules=(RetryRule(codes=("API_ERROR",)),))
     assert RetryPolicy.model_validate(policy.model_dump(mode="json")) == policy
 
 
-def test_delays_can_be_given_one_by_one_and_the_last_is_repeated() -> None:
+def test_delays_can_be_listed_and_the_last_is_repeated() -> None:
+    """`delays` gives each delay, and the last one is repeated; a rule's retry_delay replaces them."""
     policy = RetryPolicy(retry_attempts=5, delays=(1, 2000, 3), jitter=0, max_delay=10)
-    assert [decided(policy, attempt=attempt).delay for attempt in (1, 2, 3, 4)] == [1, 2000, 3, 3]
+    assert [decide_with(policy, attempt=attempt).delay for attempt in (1, 2, 3, 4)] == [1, 2000, 3, 3]
     in_a_rule = RetryPolicy(delays=(7,), jitter=0, rules=(RetryRule(codes=("API_ERROR",), retry_delay=0.5),))
-    assert [decided(in_a_rule, attempt=attempt).delay for attempt in (1, 2)] == [0.5, 1.0]
-    assert decided(in_a_rule, code="NETWORK_ERROR").delay == 7
+    assert [decide_with(in_a_rule, attempt=attempt).delay for attempt in (1, 2)] == [0.5, 1.0]
+    assert decide_with(in_a_rule, code="NETWORK_ERROR").delay == 7
