@@ -1,4 +1,4 @@
-"""For users' own tests: jobs that run inline on a clock that the test moves, and retries without delay.
+"""Tools for users' own tests: jobs that run inline on a clock that the test moves, and retries without delay.
 
 from executor_adapter.testing import InlineExecutor, set_testing
 
@@ -64,7 +64,7 @@ def set_testing(*, attempts: int = 1) -> AttemptLimit:
 
 
 class AttemptLimit:
-    """What `set_testing` has set; `restore`, or leaving it as a context manager, sets what was so before."""
+    """The limit that `set_testing` has set; `restore`, or leaving its context, brings back the previous one."""
 
     def __init__(self, previous: int | None) -> None:
         self._previous = previous
@@ -92,7 +92,7 @@ class InlineExecutor(JobExecutor):
     def __init__(self, max_workers: int = 1, *, clock: FakeClock | None = None, **options: Any) -> None:
         self.clock = clock or FakeClock()
         super().__init__(max_workers, **({"config": Settings()} | options))
-        stop_tracking(self._supervisor)  # nobody moves the clock while the interpreter exits
+        stop_tracking(self._supervisor)  # The clock does not move while the interpreter exits.
 
     def _make_supervisor(self, **options: Any) -> Supervisor:
         return inline_supervisor(self.clock, **(options | {"make_pool": InlinePool}))

@@ -26,7 +26,7 @@ FILES_PER_WORKER = 8
 FILES_OF_PROGRAM = 128
 """File descriptors that the program itself may need."""
 WITHOUT_GUARDIAN = "memory_limit is refused, and a process that left its worker's group is not found"
-"""What is weaker where there is no guardian."""
+"""The limitations of a process pool without a guardian."""
 TRIAL_TIMEOUT = 20.0
 """Seconds that a trial job gets."""
 
@@ -135,7 +135,7 @@ def check_process_pool(settings: Settings) -> Finding:
         )
     overdue = max(0.0, late.job.attempts[0].run_seconds - 0.2)
     return fine(
-        "process pool", f"first job after {started:.2f} s; a job past its limit was gone {overdue * 1000:.0f} ms later"
+        "process pool", f"first job after {started:.2f} s; a job past its limit was dead {overdue * 1000:.0f} ms later"
     )
 
 

@@ -31,7 +31,7 @@ _PASSWORD = re.compile(r"^([^:]*://[^:]*|[^:]*(?!://)):.*@", re.S)
 
 @app.command()
 def check(config_file: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Check the configuration. If it is wrong, say why in one line, with exit code 2."""
+    """Check the configuration. If it is wrong, print why in one line and exit with code 2."""
     sources = read_sources(config_file)
     sources.settings()
     if as_json:
@@ -87,7 +87,7 @@ def flat(settings: BaseModel | Mapping[str, Any], prefix: str = "") -> Iterator[
 
 
 def has_key(given: Any, path: list[str]) -> bool:
-    """Whether the settings that one source has `given` include the key."""
+    """Return whether the settings that one source has `given` include the key."""
     for part in path:
         if not isinstance(given, Mapping):
             return False

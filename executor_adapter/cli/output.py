@@ -1,4 +1,4 @@
-"""How commands print: tables for people, JSON for programs, colours on a terminal only."""
+"""The output of commands: tables for people, JSON for programs, colours on a terminal only."""
 
 from __future__ import annotations
 

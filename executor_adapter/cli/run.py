@@ -1,4 +1,4 @@
-"""`run`: one job from the shell, with all guarantees. Its exit code says how the job ended:
+"""`run`: one job from the shell, with all guarantees. Its exit code shows how the job ended:
 
 0     completed
 1     failed with an error of its own
@@ -80,7 +80,7 @@ def run(
     config_file: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run one job here and now; the exit code says how it ended.
+    """Run one job now, in this process; the exit code shows how it ended.
 
     0 completed, 1 failed, 2 refused, 65 bad data, 78 wrong configuration, 124 time limit exceeded, 130 cancelled,
     134 its process died, 137 out of memory.
@@ -112,7 +112,7 @@ def run(
 class _SingleJobExecutor(JobExecutor):
     """Runs the job it is given, and takes over no other job of its store.
 
-    Those may belong to a program whose functions cannot be imported here, and nobody at the shell waits for them.
+    Those may belong to a program whose functions cannot be imported here, and no one at the shell waits for them.
     """
 
     def __init__(self, max_workers: int, *, config: Settings, **options: Any) -> None:
@@ -178,7 +178,7 @@ def parse_arguments(given: list[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _print_retry(transition: Transition) -> None:
-    """Tell the user, who is waiting, why the job is not finished yet."""
+    """Show the waiting user why the job is not finished yet."""
     if transition.status is JobStatus.RETRYING:
         job = transition.job
         wait = seconds((job.state.retry_at or transition.at) - transition.at)

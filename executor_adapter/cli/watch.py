@@ -30,7 +30,7 @@ RESERVED_LINES = 4 + MAX_RECENT
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """What the screen shows at one moment."""
+    """Holds what the screen shows at one moment."""
 
     counts: dict[JobStatus, int]
     live: tuple[JobRecord, ...]

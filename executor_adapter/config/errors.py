@@ -68,7 +68,7 @@ def top_level_keys(file: Path) -> list[str] | None:
 def describe(
     error: ValidationError, file: str, written: Mapping[str, Any], given: Mapping[str, Mapping[str, Any]]
 ) -> str:
-    """Describe the first error of `error` in one line, and say how many more there are.
+    """Describe the first error of `error` in one line, and count the others.
 
     Args:
         error: the error.

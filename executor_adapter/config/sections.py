@@ -43,7 +43,7 @@ Names = Annotated[
 
 
 def check_keys(model: type[BaseModel], values: Any) -> None:
-    """Refuse keys that `model` does not have, and a missing key that it requires; the message says what is allowed."""
+    """Refuse unknown keys and missing required keys of `model`; the message names what is allowed."""
     if not isinstance(values, Mapping):
         return
     fields = {field.alias or name: field for name, field in model.model_fields.items()}
@@ -68,7 +68,7 @@ class Section(BaseModel):
 
 
 class RuleSettings(Section, RetryRule):
-    """Says what to do after certain errors; the first rule that matches wins."""
+    """Defines what to do after certain errors; the first rule that matches wins."""
 
     action: Literal["retry", "fail"] = "retry"
     """Whether another attempt follows."""
@@ -231,7 +231,7 @@ class ExecutorSettings(Section):
 
 
 class StoreSettings(Section):
-    """Says where jobs are stored."""
+    """Sets where jobs are stored."""
 
     url: str | None = None
     """sqlite:///jobs.db (relative to the configuration file) or postgresql://...; null: in memory."""
@@ -245,7 +245,7 @@ class StoreSettings(Section):
 
 
 class MonitoringSettings(Section):
-    """Says what is measured and when there is an alert. Times are seconds."""
+    """Sets what is measured and when an alert is raised. Times are seconds."""
 
     metrics_port: Count | None = Field(default=None, ge=0, le=65535)
     """Port on which Prometheus metrics are served (0: a free one); null: there are none."""
@@ -265,7 +265,7 @@ MirrorMode = Literal["auto", "always", "never"]
 
 
 class PrefectSettings(Section):
-    """Says how the schedulers use Prefect."""
+    """Sets how the schedulers use Prefect."""
 
     mirror: MirrorMode = "auto"
     """Whether their jobs are shown as task runs: auto (where a Prefect API is configured), always or never."""

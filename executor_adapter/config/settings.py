@@ -108,7 +108,7 @@ class Settings(BaseSettings):
         return self
 
     def for_stage(self, stage: Stage) -> Settings:
-        """Return these settings with what the section of `stage` says of jobs put over the section `job`."""
+        """Return these settings with the section `job` overridden by the job settings of `stage`."""
         section: StageSettings = getattr(self, stage)
         return self.model_copy(update={"job": section.as_job().over(self.job)})
 

@@ -1,4 +1,4 @@
-"""The sources of the settings: which file is read, and what the environment and `.env` say over it.
+"""The sources of the settings: which file is read, and what the environment and `.env` override.
 
 A ConfigurationError names what is wrong in one line: the place, the key, its value, and what is allowed.
 """
@@ -34,13 +34,13 @@ def load_config(path: str | Path | None = None) -> Settings:
     another program's and ignored.
 
     Raises:
-        ConfigurationError: says in one line what is wrong: key, value, and what is allowed.
+        ConfigurationError: The configuration is wrong; one line names the key, the value and what is allowed.
     """
     return read_sources(path).settings()
 
 
 class ConfigSources:
-    """Holds what the file, `.env` and the environment say, before it is checked.
+    """Holds the values of the file, `.env` and the environment before they are checked.
 
     Args:
         file: the file to read; None: there is none.
@@ -69,7 +69,7 @@ class ConfigSources:
         """Check all sources and return the settings that they make together.
 
         Raises:
-            ConfigurationError: says in one line what is wrong.
+            ConfigurationError: A value is wrong; the message describes it in one line.
         """
         _refuse_unknown("environment", os.environ)
         _refuse_unknown(".env", DotEnvSource(Settings).env_vars)
@@ -119,7 +119,7 @@ def _is_of_another_program(file: Path) -> bool:
 
 
 def _refuse_unknown(place: str, variables: Iterable[str]) -> None:
-    """Refuse a variable with our prefix and an unknown section: it is meant to change something and would not."""
+    """Refuse a variable with our prefix and an unknown section: it would have no effect."""
     allowed = sorted(f"{ENV_PREFIX}{field.upper()}" for field in Settings.model_fields)
     for name in variables:
         key = name.upper()

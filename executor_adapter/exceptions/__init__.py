@@ -40,7 +40,7 @@ __all__ = [
 
 
 class JobError(Exception):
-    """Says how a job ended without a value; `error_code` decides whether it is retried."""
+    """Describes how a job ended without a value; `error_code` decides whether it is retried."""
 
     error_code: str = "EXECUTION_ERROR"
 
@@ -69,7 +69,7 @@ def _rebuild(kind: type[JobError], message: str, attributes: dict[str, Any]) -> 
 
 
 class JobTimeoutError(JobError, TimeoutError):
-    """The job exceeded a time limit; TIMEOUT_ERROR, QUEUE_TIMEOUT or DEADLINE_EXCEEDED says which."""
+    """The job exceeded a time limit; the error code is TIMEOUT_ERROR, QUEUE_TIMEOUT or DEADLINE_EXCEEDED."""
 
     error_code = "TIMEOUT_ERROR"
 
@@ -120,7 +120,7 @@ class JobSerializationError(JobError):
 
 
 class DataCollectionException(JobError):
-    """A collection function failed; `error_code` says how, and with it whether a retry makes sense."""
+    """A collection function failed; `error_code` decides whether it is retried."""
 
     error_code = "COLLECTION_ERROR"
 
@@ -132,7 +132,7 @@ class DataCollectionException(JobError):
 
 
 class DataProcessingException(JobError):
-    """A processing function failed; `error_code` says how, and with it whether a retry makes sense."""
+    """A processing function failed; `error_code` decides whether it is retried."""
 
     error_code = "PROCESSING_ERROR"
 
@@ -144,7 +144,7 @@ class DataProcessingException(JobError):
 
 
 class InvalidJobError(ValueError):
-    """The job was refused at submit; the message says what is wrong and what to do."""
+    """The job was refused at submit; the message names the problem and the fix."""
 
     error_code = "CONFIGURATION_ERROR"
 

@@ -84,7 +84,7 @@ def set_cause(error: BaseException, cause: BaseException) -> None:
 
 
 def as_exception(error: BaseException) -> Exception:
-    """Return the error itself where any caller may raise it; otherwise a JobError that says what was raised.
+    """Return the error itself where any caller may raise it; otherwise a JobError that names what was raised.
 
     In a caller that asks for a job's result, SystemExit and KeyboardInterrupt would end the program, an asyncio
     CancelledError would look like a cancellation of the caller's task, and a StopIteration would end its loop.

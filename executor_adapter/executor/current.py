@@ -1,4 +1,4 @@
-"""Which executor was entered by the code that runs now: a context variable, and nothing else."""
+"""Stores, in a context variable, which executor the running code has entered."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class JobExecutor(ExecutionHooks):
     `store`: where jobs are remembered, a JobStore or its URL (see `store.open_store`); None: nowhere. If the store
     outlives the program, jobs of a host that died run again from `start` or the `with` statement on. `queue` names the
     jobs that belong together: a host takes over jobs of its own queue only. `requeue_on_shutdown`: jobs that a shutdown
-    or a signal cuts off stay pending in such a store, for the next host; otherwise they end CANCELLED.
+    or a signal interrupts stay pending in such a store, for the next host; otherwise they end CANCELLED.
 
     Leaving the executor as a context manager waits for its jobs; leaving it by an exception cancels them first. A
     signal that ends the program cancels them at once, see `signals`.
@@ -120,7 +120,7 @@ class JobExecutor(ExecutionHooks):
         has the same `dedupe_key`, it returns that job's future. `scope` sets up what the function sees around it.
 
         Raises:
-            InvalidJobError: The job can never run as it asks to; the message says why, and what to do.
+            InvalidJobError: The job can never run as given; the message names the reason and the fix.
             JobSerializationError: With pool="process", the function or an argument cannot be pickled.
             QueueFullError: No place became free within `timeout`.
             ExecutorClosedError: The executor is shut down, or was made before this process was forked.
@@ -162,12 +162,12 @@ class JobExecutor(ExecutionHooks):
     ) -> Iterator[JobResult]:
         """Run one job for each tuple of arguments, and yield results in that order, or as they come (`ordered=False`).
 
-        The iterables are read lazily: at most `window` jobs (default: four per worker) are under way at once, so an
+        The iterables are read lazily: at most `window` jobs (default: four per worker) are live at once, so an
         endless iterable is fine. `job_fields` are fields of `Job` for all of them. A failed job yields a JobResult with
         its error and raises nothing.
 
         Raises:
-            ValueError: No such job could ever run, whatever its arguments; nothing is started.
+            ValueError: No job with these fields can run, whatever its arguments; nothing is started.
         """
         if window is not None:
             check_count("window", window, "lets no job start", or_none=", or None for four a worker")
@@ -209,7 +209,7 @@ class JobExecutor(ExecutionHooks):
         return list(self._supervisor.intake.jobs.values())
 
     def running(self) -> list[Job]:
-        """Return the jobs that have an attempt under way."""
+        """Return the jobs that have a running attempt."""
         return [assignment.job for assignment in self._supervisor.running()]
 
     # --- quarantine ---
@@ -239,11 +239,11 @@ class JobExecutor(ExecutionHooks):
         return None if self._persistence is None else self._persistence.store
 
     def history(self) -> QueueHistory | None:
-        """What the store knows of the jobs of this queue; None where it does not outlive the program."""
+        """Return the stored jobs of this queue; None if the store does not outlive the program."""
         return None if self._persistence is None else self._persistence.history()
 
     def recover(self) -> list[Job]:
-        """Take over the jobs of this queue whose host is gone, and return them; they run here now.
+        """Take over the jobs of this queue whose host has died, and return them; they run here now.
 
         Raises:
             StoreUnavailableError: The store cannot be reached.
@@ -291,7 +291,7 @@ class JobExecutor(ExecutionHooks):
 
     @property
     def is_closed(self) -> bool:
-        """Whether shutdown is complete: all jobs are finished and all workers are gone."""
+        """Whether shutdown is complete: all jobs are finished and all workers have exited."""
         return self._supervisor.thread.closed.is_set()
 
     def add_close_callback(self, callback: Callable[[], object]) -> None:

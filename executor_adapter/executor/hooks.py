@@ -11,7 +11,7 @@ from executor_adapter.supervision import HookedExecution, Supervisor
 
 
 class ExecutionHooks:
-    """How one attempt runs, as methods to override.
+    """Defines how one attempt runs, in methods that can be overridden.
 
     Where a subclass overrides any of them, every attempt passes through `execute_job`, on an event loop of the
     executor's; otherwise the supervisor runs attempts itself, without an event loop.

@@ -44,7 +44,7 @@ class JobDefaults:
             _set(job, "soft_timeout", seconds)
 
     def _can_hold(self, job: Job, field: str) -> bool:
-        """Whether the job's pool supports that limit: if not, a default is skipped, and an explicit limit refused."""
+        """Return whether the job's pool supports that limit; if not, a default is skipped, and a job's own refused."""
         if field == "memory_limit":
             return job.pool == "process" and self._has_memory_limits
         return field != "soft_timeout" or (job.pool != "coroutine" and not is_coroutine_function(job.function))
@@ -54,7 +54,7 @@ _AFTER_OTHERS = frozenset({"retry", "soft_timeout"})
 
 
 def _check_own_soft_timeout(job: Job, max_runtime: float | None) -> None:
-    # Checked here because afterwards both are fields of the job, and nobody knows which one the settings gave.
+    # Checked here because afterwards it is unknown which of the two fields came from the settings.
     soft = job.soft_timeout
     if soft is not None and max_runtime is not None and job.max_runtime == max_runtime <= soft:
         raise InvalidJobError(

@@ -94,8 +94,8 @@ def _check_shared_fields(fields: Mapping[str, Any]) -> None:
     """Refuse fields that many jobs cannot share."""
     for name in ("args", "job_id"):
         if name in fields:
-            raise InvalidJobError(f"{name}={fields[name]!r} cannot be that of each job: leave it out")
+            raise InvalidJobError(f"{name}={fields[name]!r} cannot be the same for every job: leave it out")
     if (key := fields.get("dedupe_key")) is not None:
         raise InvalidJobError(
-            f"dedupe_key={key!r} makes one job of all that are live: leave it out, or submit jobs with a key each"
+            f"dedupe_key={key!r} would merge all live jobs into one: leave it out, or submit jobs with different keys"
         )

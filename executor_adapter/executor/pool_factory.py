@@ -16,7 +16,7 @@ _preloads: list[str] = []
 
 
 def preload_in_workers(*modules: str) -> None:
-    """Have process pools that are made from now on preload these modules, whatever their configuration says.
+    """Make process pools that are created from now on preload these modules, besides the configured ones.
 
     For code that runs around functions in a worker: imported on first use, it would count towards a job's limits.
     """

@@ -37,7 +37,7 @@ ending_handlers: list[Callable[[signal.Signals, Any], bool]] = []
 
 
 def ends_program(number: signal.Signals) -> bool:
-    """Whether the current handler of this signal is one that ends the program."""
+    """Return whether the current handler of this signal ends the program."""
     handler = signal.getsignal(number)
     return (
         handler is signal.default_int_handler
@@ -47,7 +47,7 @@ def ends_program(number: signal.Signals) -> bool:
 
 
 def _is_asyncio_handler(handler: Any) -> bool:
-    """Whether this is the handler that `asyncio.run` sets for SIGINT, which cancels the main task."""
+    """Return whether this is the handler that `asyncio.run` sets for SIGINT, which cancels the main task."""
     return isinstance(handler, functools.partial) and isinstance(
         getattr(handler.func, "__self__", None), asyncio.Runner
     )

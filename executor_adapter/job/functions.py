@@ -87,7 +87,7 @@ def check_arguments(function: object, args: Sequence[Any], kwargs: Mapping[str, 
     """
     if type(function) is not types.FunctionType or _fits(function, args, kwargs):
         return
-    bare = types.FunctionType(  # With the parameters that it really has, whatever a decorator claims.
+    bare = types.FunctionType(  # Has the function's real parameters, not those that a decorator shows.
         function.__code__, {}, function.__name__, function.__defaults__, function.__closure__
     )
     bare.__kwdefaults__ = function.__kwdefaults__

@@ -10,7 +10,7 @@ from executor_adapter.job.status import JobStatus
 
 
 class JobState:
-    """What has become of a job. Times are seconds since the epoch.
+    """Holds the state of a job: its status, attempts, times and error. Times are seconds since the epoch.
 
     Everyone may read it; `Job.advance`, `Job.record_attempt` and `Job.report_progress` alone write it, on the
     supervisor's thread. A store restores it whole, by `Job.restored`.
@@ -65,7 +65,7 @@ class JobState:
 
 
 class LiveState:
-    """What the supervisor keeps of a job while the job is live. It belongs to the supervisor, which alone writes it."""
+    """Holds what the supervisor needs of a live job. Only the supervisor writes it."""
 
     __slots__ = (
         "alone",

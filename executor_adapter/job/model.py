@@ -24,7 +24,7 @@ from executor_adapter.job.validation import Count, Delay, Retries, Seconds
 
 
 class Job(BaseModel):
-    """Describes one call of a function, with its limits and its retry policy, and shows what has become of it.
+    """Describes one call of a function, with its limits and its retry policy, and shows its current state.
 
     The fields are what the caller asks for. The read-only properties are live: they show the job's state while it runs.
     All durations are seconds; all times are aware and in UTC. Two jobs are equal only if they are the same object.
@@ -82,11 +82,11 @@ class Job(BaseModel):
 
         @property
         def state(self) -> JobState:
-            """What has become of the job."""
+            """The job's state: its status, attempts, times and error."""
 
         @property
         def live(self) -> LiveState:
-            """What the supervisor keeps of the job; not for anybody else."""
+            """The supervisor's own data about the job while it is live."""
 
     def model_post_init(self, context: Any, /) -> None:
         _begin(self, JobState())
@@ -97,7 +97,7 @@ class Job(BaseModel):
 
     @classmethod
     def restored(cls, state: JobState, **fields: Any) -> Self:
-        """Make the job that a store remembers: its fields, and what has become of it so far.
+        """Make a job that was stored, from its fields and the state that it had.
 
         Raises:
             pydantic.ValidationError: a field is unknown, or its value could never work.
@@ -121,7 +121,7 @@ class Job(BaseModel):
         return copied
 
     def __copy__(self) -> Job:
-        """Return a copy that is a job of its own: pending, whatever has become of the original."""
+        """Return a new pending job with the same fields, whatever the state of the original."""
         copied = super().__copy__()
         _begin(copied, JobState())
         return copied
@@ -187,7 +187,7 @@ class Job(BaseModel):
 
     @property
     def records_processed(self) -> int | None:
-        """The number of records that the function's result says it collected or processed."""
+        """The number of collected or processed records that the function's result states."""
         return self.state.records_processed
 
     @property
@@ -224,7 +224,7 @@ class Job(BaseModel):
         """Enter `status` at the time `at`, in seconds since the epoch (default: now).
 
         `attempt` is the number of the attempt that begins. `retry_at` is when the next attempt is due.
-        `records_processed` is what the result says. Falling back to PENDING takes the attempt back.
+        `records_processed` is the count that the result states. Returning to PENDING takes the attempt back.
 
         Raises:
             InvalidJobError: the transition is not legal.
@@ -269,7 +269,7 @@ def _begin(job: Job, state: JobState) -> None:
 
 
 NEW_ID_HINT = "use another id: job.model_copy(update={'job_id': ...})"
-"""What to do where an id is taken."""
+"""The advice in messages about an id that is taken."""
 
 
 def check_is_job(given: Any) -> None:

@@ -25,7 +25,7 @@ def check_start_method(method: StartMethod) -> StartMethod:
     """Return `method` if this system supports it.
 
     Raises:
-        ValueError: this system lacks what it needs; the message says what to use.
+        ValueError: This system lacks what it needs; the message names an alternative.
     """
     if method == "guardian" and not HAS_GUARDIAN:
         raise ValueError("must be 'spawn' here: 'guardian' needs Linux 5.4 or later (pidfd, eventfd, memfd)")

@@ -1,4 +1,4 @@
-"""What is known of a job after the fact: its attempts, its last progress and its result."""
+"""The records of a job: its attempts, its last progress and its result."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from executor_adapter.job.status import JobStatus
 
 AttemptFields = tuple[Any, ...]
-"""The values of an `Attempt` in the order of its fields. Most attempts are never looked at, so jobs keep these."""
+"""The values of an `Attempt` in the order of its fields. Jobs keep these, since most attempts are never read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobResult:
-    """Says how a job ended. `JobExecutor.map` and `run_jobs` give one for each job."""
+    """Describes how a job ended. `JobExecutor.map` and `run_jobs` return one for each job."""
 
     job_id: str
     """The id of the job."""

@@ -20,8 +20,8 @@ CRASHES = frozenset({"WORKER_CRASHED", "MEMORY_LIMIT"})
 """Error codes with a budget of their own, since such a job may harm more than itself."""
 
 MAX_RETRY_AFTER_SECONDS = 86_400.0
-"""A day: a remote side cannot ask for a longer pause, unless `max_delay` is longer. Anybody can write any number into a
-header."""
+"""A day: a remote side cannot ask for a longer pause, unless `max_delay` is longer. A header may
+hold any number."""
 
 MAX_DELAY_SECONDS = 100 * 365 * 86_400.0
 """A century: longer delays are cut to it, since no calendar and no clock can represent any number."""
@@ -31,7 +31,7 @@ MAX_GROWN_MEMORY = 1 << 62
 
 
 class RetryRule(BaseModel):
-    """Says what to do after certain errors. The first rule of a policy that matches wins."""
+    """Defines what to do after certain errors. The first rule of a policy that matches wins."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -54,7 +54,7 @@ class RetryRule(BaseModel):
 
 
 class RetryPolicy(BaseModel):
-    """Says how often and how soon a job is retried.
+    """Defines how often and how soon a job is retried.
 
     The n-th retry waits `retry_delay * backoff_coefficient ** (n - 1)` seconds, at most `max_delay`, plus or minus a
     random share of `jitter`. Where the remote side asks for a longer pause (Retry-After), the retry waits for that: at
@@ -120,7 +120,7 @@ def in_force(policy: RetryPolicy) -> RetryPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryDecision:
-    """Says whether another attempt follows, when, and what changes for it."""
+    """Describes whether another attempt follows, when, and what changes for it."""
 
     retry: bool
     """Whether another attempt follows."""
@@ -158,7 +158,7 @@ def decide(
     rule = next((rule for rule in policy.rules if rule.matches(code)), None)
     crash_budget_spent = code in CRASHES and crashes > policy.crash_attempts
     if rule is not None and rule.action == "fail":
-        return RetryDecision(retry=False, reason=f"a rule says that {code} fails")
+        return RetryDecision(retry=False, reason=f"a rule makes {code} fail")
     if rule is None and code in NEVER_RETRIED:
         return RetryDecision(retry=False, reason=f"{code} is never retried")
     if attempt > policy.retry_attempts:

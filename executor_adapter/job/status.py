@@ -33,7 +33,7 @@ class JobStatus(StrEnum):
 
     @property
     def is_terminal(self) -> bool:
-        """Whether the job is over."""
+        """Whether the job has finished."""
         return self in TERMINAL
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Transition(NamedTuple):
-    """Says that a job entered `status`. Observers receive each one, in order."""
+    """Records that a job entered `status`. Observers receive each transition, in order."""
 
     job: Job
     """The job; its properties are live."""

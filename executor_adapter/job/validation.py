@@ -27,7 +27,7 @@ Retries = Annotated[Annotated[int, Field(ge=0)], BeforeValidator(no_bool)]
 
 
 def check_count(name: str, value: Any, too_few: str, *, or_none: str = "") -> None:
-    """Check that `value` is a whole number of at least 1; `too_few` says what a smaller one would do.
+    """Check that `value` is a whole number of at least 1; `too_few` describes the effect of a smaller one.
 
     Raises:
         ValueError: it is not; the message starts with `name`.
@@ -57,7 +57,7 @@ def check_age(name: str, value: Any) -> None:
         ValueError: it is not; the message starts with `name`.
     """
     if not _is_finite(value) or value < 0:
-        raise ValueError(f"{name}={value!r} is not an age: use 0 (all that is over) or more")
+        raise ValueError(f"{name}={value!r} is not an age: use 0 (all finished jobs) or more")
 
 
 def _is_whole(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What one check of `executor-adapter doctor` found."""
+"""The findings of the checks of `executor-adapter doctor`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Level(StrEnum):
-    """How bad a finding is."""
+    """Ranks how serious a finding is."""
 
     FINE = "fine"
     WARNING = "warning"
@@ -18,7 +18,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What one check found, and what to do about it."""
+    """Describes the result of one check, and what to do about it."""
 
     check: str
     level: Level

@@ -44,7 +44,7 @@ class Alert:
 
 
 class Watched(Protocol):
-    """What can be checked: a JobExecutor, a CollectionScheduler, a ProcessingScheduler."""
+    """Something that can be checked: a JobExecutor, CollectionScheduler or ProcessingScheduler."""
 
     @property
     def config(self) -> Settings: ...

@@ -6,7 +6,7 @@
     executor_adapter_queue_seconds           from submit to the first start; alike
     executor_adapter_jobs                    now, by status: pending, running, retrying
     executor_adapter_workers_busy, executor_adapter_abandoned_threads, executor_adapter_quarantined_jobs
-    executor_adapter_longest_running_seconds of the attempts under way
+    executor_adapter_longest_running_seconds of the running attempts
 
 Needs prometheus-client: the extra `metrics`.
 """
@@ -31,11 +31,11 @@ logger = logging.getLogger("executor_adapter.metrics")
 PREFIX = "executor_adapter"
 BUCKETS = (0.005, 0.02, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
 MAX_LABEL_VALUES = 100
-"""Different values of a label; further ones count as "other", because each is a time series of its own for ever."""
+"""Different values of a label; further ones count as "other", because each adds a time series forever."""
 
 
 class Measured(Protocol):
-    """Something whose figures are served; None once it is gone."""
+    """Something whose figures are served; None once it no longer exists."""
 
     def stats(self) -> ExecutorStats | None: ...
 
@@ -112,7 +112,7 @@ class JobMetrics(Collector):
         yield GaugeMetricFamily(f"{PREFIX}_quarantined_jobs", "Jobs that killed too many workers.", value=quarantined)
         oldest = max(longest, default=0.0)
         yield GaugeMetricFamily(
-            f"{PREFIX}_longest_running_seconds", "Seconds of the longest attempt under way.", value=oldest
+            f"{PREFIX}_longest_running_seconds", "Seconds of the longest running attempt.", value=oldest
         )
 
 

@@ -16,7 +16,7 @@ class Handover:
 
     def __init__(self, supervisor: Supervisor, pending: PendingWrites) -> None:
         self.recovery_is_due = False
-        """Whether to look for jobs that were handed over, because perhaps no host took them."""
+        """Whether to look for jobs that were handed over but that perhaps no host took."""
         self._supervisor = supervisor
         self._pending = pending
         self._stopping: list[Job] = []

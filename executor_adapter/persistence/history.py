@@ -18,7 +18,7 @@ class QueueHistory:
     """Reads one queue's jobs from a durable store without blocking the event loop.
 
     Each read first waits for pending writes, so that it sees all that has happened by now. A job that is live in this
-    process is returned itself; another one is restored from its record, to be looked at.
+    process is returned itself; another one is restored from its record, for reading.
 
     Args:
         store: the store.

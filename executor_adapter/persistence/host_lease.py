@@ -8,7 +8,7 @@ import time
 from executor_adapter.store import Host, JobStore, StoreUnavailableError, close_host, new_host
 
 LEASE_SECONDS = 60.0
-"""Seconds without a renewal after which a host on another machine counts as gone."""
+"""Seconds without a renewal after which a host on another machine counts as dead."""
 
 RENEWAL_SHARE = 1 / 4
 """Share of the lease after which it is renewed."""
@@ -65,7 +65,7 @@ class HostLease:
         self._renewed_at = at
 
     def is_about_to_expire(self) -> bool:
-        """Return whether other hosts may soon take this host for gone, though it lives.
+        """Return whether other hosts may soon take this host for dead, although it is alive.
 
         On one machine, a host with a presence counts as alive as long as its process is, however old its lease.
         """

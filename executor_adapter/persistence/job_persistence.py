@@ -67,7 +67,7 @@ class JobPersistence:
         """Call `admit`, which submits the job, and record the job unless it is refused or a live duplicate is returned.
 
         Raises:
-            InvalidJobError: the job cannot be stored; the message says why and what to do.
+            InvalidJobError: The job cannot be stored; the message names the reason and the fix.
             QueueFullError: too many changes wait for a store that cannot be written.
         """
         self.recorder.prepare(job, driven=driven)

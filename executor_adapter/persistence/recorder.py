@@ -105,7 +105,7 @@ class Recorder:
             driven: whether code outside decides its retries, so that no other host may run it from the store.
 
         Raises:
-            InvalidJobError: the job cannot be stored; the message says why and what to do.
+            InvalidJobError: The job cannot be stored; the message names the reason and the fix.
             QueueFullError: too many changes wait for a store that cannot be written.
         """
         if len(self.pending) >= MAX_PENDING_WRITES and self._outage.is_on:
@@ -170,7 +170,7 @@ class Recorder:
         """
         with self._lock:
             if self._closing.is_set():
-                raise ExecutorClosedError("the executor is shut down: make another")
+                raise ExecutorClosedError("the executor is shut down: make another executor")
             done = self._requests.add(call, may_wait=may_wait)
             self._start()
         self._wake.set()
@@ -245,7 +245,7 @@ class Recorder:
         requests = self._requests.take()
         try:
             self.pending.collect()
-            # Before the transitions collected: whoever sees the end of a job then finds its whole log.
+            # Before the collected transitions, so that a reader who sees a job's end finds its whole log.
             self._lines.write_to(self.store)
             self._write_all()
             self._check_live_jobs()
@@ -258,7 +258,7 @@ class Recorder:
         except LeaseLostError:
             self._lease.lose()
             self._handover.after_loss()
-            self._wake.set()  # requests are answered as the new host that this executor registers next
+            self._wake.set()  # This executor registers as a new host, which answers the requests.
         except Exception:
             logger.exception("the recorder failed in one turn and continues")
         unavailable = f"{self.store.url} cannot be written now" if self._outage.is_on else None
@@ -285,7 +285,7 @@ class Recorder:
 
     def _is_renewal_due(self) -> bool:
         if self._is_recovery_due():
-            return True  # the jobs that are claimed are to be held
+            return True  # The claimed jobs need a lease.
         return bool(self._supervisor.intake.jobs) and time.monotonic() >= self._lease.due_at
 
     def _write(self, batch: WriteBatch) -> None:

@@ -84,10 +84,10 @@ class Recovery:
             self._readmit(job, max(0.0, time.time() - record.created_at))
         except (StoreUnavailableError, LeaseLostError, ExecutorClosedError):
             raise
-        except Exception as error:  # whatever it is: one job must not keep the others from running
+        except Exception as error:  # One job must not keep the others from running.
             explained = isinstance(error, (InvalidJobError, JobSerializationError, ValueError))
             why = text_of(error) if explained else repr_of(error)
-            self._end(record, "CONFIGURATION_ERROR", f"its host is gone, and it cannot run here: {why}", False)
+            self._end(record, "CONFIGURATION_ERROR", f"its host has died, and it cannot run here: {why}", False)
             return None
         return job
 

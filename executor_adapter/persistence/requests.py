@@ -93,7 +93,7 @@ class RequestQueue:
         for request in self._flushes:
             request.done.set_result(None)
         for request in self._ready:
-            request.done.set_exception(ExecutorClosedError("the executor is shut down: make another"))
+            request.done.set_exception(ExecutorClosedError("the executor is shut down: make another executor"))
 
 
 class WrittenFutures:

@@ -24,7 +24,7 @@ _IN_COLUMNS = frozenset(
 
 
 class StoredCall(NamedTuple):
-    """What another process needs to run a job, as in JobRecord; `call` is None where no other process may."""
+    """Holds what another process needs to run a job, as in JobRecord; `call` is None if no other process may run it."""
 
     function: str
     call: str | None = None

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Ending(Enum):
-    """How an attempt ended, as its pool saw it."""
+    """Names how an attempt ended, as its pool observed it."""
 
     RETURNED = "the function returned; `value` is the value it returned"
     RAISED = "the function raised `error`"
@@ -81,7 +81,7 @@ class Timer(Protocol):
 
 
 class PoolSupervisor(Protocol):
-    """What the supervisor offers to a pool, and what a pool reports to it."""
+    """Defines what the supervisor offers to a pool, and what a pool reports to it."""
 
     def started(self, assignment: Assignment, at: float) -> None:
         """Record that the function started at the monotonic time `at`, from which its limits count.
@@ -157,7 +157,7 @@ class WorkerPool(ABC):
         Called on the submitter's thread, before the job is queued.
 
         Raises:
-            InvalidJobError: the job cannot run here; the message says why, and what to do.
+            InvalidJobError: The job cannot run here; the message names the reason and the fix.
             JobSerializationError: function or arguments cannot be pickled.
         """
         return None
@@ -167,7 +167,7 @@ class WorkerPool(ABC):
         """Give the assignment to an idle worker or a new one. Called only while fewer than max_workers are busy."""
 
     def queue_behind(self, assignment: Assignment) -> bool:
-        """Queue the assignment behind a short one that runs. Return False if no worker has room."""
+        """Queue the assignment behind a running short one. Return False if no worker has room."""
         return False
 
     def hand_back_queued(self, before: float) -> bool:

@@ -221,7 +221,7 @@ class BaseScheduler:
         return (self._config or load_config()) if executor is None else executor.config
 
     def running(self) -> list[Job]:
-        """Return the jobs that have an attempt under way."""
+        """Return the jobs that have a running attempt."""
         return [] if self._executor is None else self._executor.running()
 
     def stats(self, *, window: float = DEFAULT_WINDOW_SECONDS) -> ExecutorStats | None:

@@ -28,7 +28,7 @@ class Parameters:
         self._in_order = [p.name for p in parameters if p.kind in by_position]
 
     def accept(self, name: str) -> bool:
-        """Whether the function accepts an argument of this name."""
+        """Return whether the function accepts an argument of this name."""
         return self.has_kwargs or name in self.names
 
     def filled_by_position(self, count: int) -> list[str]:

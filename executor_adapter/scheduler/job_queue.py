@@ -63,7 +63,7 @@ class JobQueue:
         return taken.job_id
 
     async def is_quarantined(self, job_id: str) -> bool | None:
-        """Whether the store holds the job in quarantine; None without a store."""
+        """Return whether the store holds the job in quarantine; None without a store."""
         return None if self._history is None else await self._history.is_quarantined(job_id)
 
     async def get_job(self, job_id: str) -> Job | None:

@@ -37,7 +37,7 @@ class SchedulerMirror(Protocol):
         """Mirror each job of this executor from now on, and stop when the executor is closed."""
 
     def hurry(self) -> None:
-        """When the executor is closed, leave the server little time."""
+        """Leave the server little time when the executor is closed."""
 
 
 def mirror_for(mode: MirrorMode, observers: Iterable[Observer]) -> SchedulerMirror | None:
@@ -57,7 +57,7 @@ def mirror_for(mode: MirrorMode, observers: Iterable[Observer]) -> SchedulerMirr
 
 
 def _is_hinted_at() -> bool:
-    """Whether something hints at a configured Prefect API."""
+    """Return whether a Prefect API seems to be configured."""
     if "prefect.settings" in sys.modules or any(name.upper() in HINT_VARIABLES for name in os.environ):
         return True
     home = Path(os.environ.get("PREFECT_HOME") or Path.home() / ".prefect").expanduser()

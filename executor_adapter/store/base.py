@@ -3,7 +3,7 @@
     executor ──► recorder ──► JobStore.write          one thread for each executor, in batches
     CLI, monitoring, JobQueue ──► get, find, counts   any thread or process
 
-A store records what becomes of jobs; it decides nothing. Every method may be called from any thread, blocks while the
+A store records the states of jobs; it decides nothing. Every method may be called from any thread, blocks while the
 database works, and raises StoreUnavailableError where the database cannot be reached, is full or is locked: then the
 call has changed nothing.
 
@@ -35,7 +35,7 @@ class JobStore(ABC):
     """Remembers jobs, their logs and the hosts that run them; see the module for what all methods have in common."""
 
     durable: ClassVar[bool]
-    """Whether it outlives this process, so that a job must be stored in a way that another process can run."""
+    """Whether the store outlives this process, so that another process must be able to run its jobs."""
     shared: ClassVar[bool] = False
     """Whether hosts of other machines use it. Then a host that cannot renew its lease must stop its jobs in time."""
     pickle_arguments: bool = False
@@ -148,9 +148,9 @@ class JobStore(ABC):
 
     @abstractmethod
     def claim(self, host: Host, *, queue: str, limit: int = 100) -> list[JobRecord]:
-        """Take over live jobs of `queue` that no host runs, because their host is gone or they never had one.
+        """Take over live jobs of `queue` that no host runs, because their host died or they never had one.
 
-        Each record is as its former host left it, but for `host`. No two hosts ever get the same job.
+        Each record is as its former host left it, except for `host`. No two hosts ever get the same job.
 
         Raises:
             LeaseLostError: another host has taken this host's own lease.

@@ -1,7 +1,7 @@
-"""Hosts: the executors that share a store, and how one knows that another is gone.
+"""Hosts: the executors that share a store, and how one detects that another has died.
 
-On the same machine a host is gone as soon as its process and all that ran for it are; that is certain, see
-`worker.presence`. Whether a host on another machine is gone is known by its lease alone.
+On the same machine a host is dead as soon as its process and all its workers are; that is certain, see
+`worker.presence`. Only the lease shows whether a host on another machine is dead.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def new_host() -> Host:
 
 
 def close_host(host: Host) -> None:
-    """Let a host of this process count as gone."""
+    """Mark a host of this process as dead."""
     _open_hosts.discard(host.host_id)
 
 

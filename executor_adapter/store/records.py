@@ -85,7 +85,7 @@ class JobRecord:
         return given.get("args", []), given.get("kwargs", {})
 
     def to_job(self) -> Job:
-        """Return the job as this record has it, to be looked at; a job of this process is returned itself."""
+        """Return the job of this record, for reading; a job of this process is returned itself."""
         return self.job if self.job is not None else restore(self)
 
     def to_json(self) -> dict[str, Any]:
@@ -165,7 +165,7 @@ MAX_LOG_LINES = 1000
 def restore(record: JobRecord) -> Job:
     """Return the job as the record has it, with its state.
 
-    Where its function is not stored, or cannot be unpickled here, the job has a MissingFunction: it can be looked at,
+    Where its function is not stored, or cannot be unpickled here, the job has a MissingFunction: it can be read,
     but not run.
     """
     state = JobState(
@@ -203,7 +203,7 @@ def given_fields(record: JobRecord) -> dict[str, Any]:
 
 
 class MissingFunction:
-    """Stands for the function of a job that can be looked at, but not run."""
+    """Replaces the function of a job that can be read but not run."""
 
     def __init__(self, reference: str) -> None:
         self.__module__, _, self.__qualname__ = reference.partition(":")

@@ -24,7 +24,7 @@ class Dispatcher:
         self.lent: set[Job] = set()
         """Jobs whose attempt waits for another job. Their slots are free meanwhile, or that job might never get one."""
         self.exclusive: Job | None = None
-        """The job beside whose attempt no other may start."""
+        """The job that runs alone: no other attempt may start while it runs."""
         self._pools = pools
         self._ready = ReadyQueue()
 
@@ -70,7 +70,7 @@ class Dispatcher:
         return live.pool in self._pools and live.driver is None and not live.alone and not limited
 
     def attempt_ended(self, job: Job) -> None:
-        """Note that what `run` started is over, or did not begin after all."""
+        """Note that an attempt that `run` started has ended, or did not begin."""
         if self.exclusive is job:
             self.exclusive = None
         if self.rate_limiter is not None:

@@ -4,7 +4,7 @@
        ▲           │
        └── retry ◄─┘
 
-Prefect's engine and an overridden `execute_job` drive jobs so. The methods may be called from any thread; each asks the
+Prefect's engine and an overridden `execute_job` use it. The methods may be called from any thread; each asks the
 supervisor for something and returns a Future. Only one such future may be outstanding at a time.
 """
 
@@ -30,7 +30,7 @@ logger = logging.getLogger("executor_adapter")
 
 
 class DriverHost(Protocol):
-    """What a driver needs of its supervisor."""
+    """The parts of a supervisor that a driver uses."""
 
     dispatcher: Dispatcher
     starting: Starting
@@ -41,7 +41,7 @@ class DriverHost(Protocol):
         """Call `callback(*args)` on the supervisor's thread."""
 
     def cancel(self, job: Job) -> bool:
-        """Cancel the job; False where it is over."""
+        """Cancel the job; return False if it has finished."""
 
 
 class JobDriver:
@@ -77,11 +77,11 @@ class JobDriver:
 
         `context` holds the context variables that a function in a thread or coroutine sees. `scope` is a context
         manager entered around the function in the process that runs it: ("module:qualname", one picklable argument).
-        The future returns the function's value, or raises its exception or what the executor says instead.
+        The future returns the function's value, or raises its exception, or the executor's error for it.
         """
 
         def prepare(assignment: Assignment) -> None:
-            if context is not None or scope is not None:  # Otherwise those of the job's scope, if it has one.
+            if context is not None or scope is not None:  # Otherwise the assignment keeps those of the job's scope.
                 assignment.context, assignment.scope = context, scope
 
         return self._ask(self._attempt, prepare)
@@ -99,11 +99,11 @@ class JobDriver:
         self._host.call_soon(self._finish, value)
 
     def fail(self, error: BaseException) -> None:
-        """End the job FAILED, or CANCELLED where `error` says so."""
+        """End the job FAILED, or CANCELLED if `error` is a cancellation."""
         self._host.call_soon(self._fail, error)
 
     def cancel(self) -> bool:
-        """End what runs of the job; the outstanding future raises JobCancelledError once it is dead."""
+        """Cancel the job; the outstanding future raises JobCancelledError once its attempt is dead."""
         return self._host.cancel(self.job)
 
     @contextlib.contextmanager
@@ -120,7 +120,7 @@ class JobDriver:
         self._host.call_soon(self._host.stopping.stop_attempt, self.job, reason)
 
     def on_message(self, callback: Callable[[str, Any], None]) -> None:
-        """Call `callback(topic, content)` with each message of the function, as `PoolSupervisor.on_message` has them.
+        """Call `callback(topic, content)` with each message of the function, see `PoolSupervisor.on_message`.
 
         It is called on the supervisor's thread: it must be quick and must not block.
         """
@@ -137,7 +137,7 @@ class JobDriver:
         if self._abort_error is not None:
             future.set_exception(self._abort_error)
         elif self.job.status in TERMINAL:
-            future.set_exception(JobCancelledError(f"job {self.job.job_id} is over: {self.job.status}"))
+            future.set_exception(JobCancelledError(f"job {self.job.job_id} has ended: {self.job.status}"))
         else:
             self._outstanding = future
             request(*args)
@@ -181,7 +181,7 @@ class JobDriver:
             future.set_exception(error)
 
     def abort(self, error: BaseException) -> None:
-        """End the job while nothing of it runs: what its driver waits for, or asks next, raises `error`."""
+        """End the job while no attempt runs: the outstanding or next request of its driver raises `error`."""
         if self._abort_error is None:
             self._abort_error = error
             self.wants_slot = False

@@ -1,4 +1,4 @@
-"""What follows an attempt that is over: the job completes, is retried, or fails."""
+"""Decides what follows a finished attempt: the job completes, is retried, or fails."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ logger = logging.getLogger("executor_adapter")
 class FollowUp:
     """Decides what follows an attempt, and brings jobs to their terminal states. Supervisor thread only.
 
-    `on_last_job` is called when a job has ended after which the executor, which takes no more, holds none.
+    `on_last_job` is called when the last job of an executor that accepts no more has ended.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class FollowUp:
         on_last_job: Callable[[], None],
     ) -> None:
         self.allows_retries = True
-        """False once the executor is shut down in a way that lets no further attempt begin."""
+        """False once a shutdown cancels jobs, so that no further attempt may begin."""
         self._loop = loop
         self._intake = intake
         self._tracker = tracker
@@ -56,7 +56,7 @@ class FollowUp:
     def follow(
         self, assignment: Assignment, ending: Ending, reason: StopReason | None, value: Any, error: BaseException | None
     ) -> None:
-        """Record an attempt that is over, and do what follows; `reason` is why it was stopped, if it was."""
+        """Record a finished attempt, and complete, retry or fail its job; `reason` is why it was stopped, if it was."""
         job = assignment.job
         try:
             if ending is Ending.RETURNED:
@@ -110,7 +110,7 @@ class FollowUp:
         if not self.allows_retries:
             return RetryDecision(retry=False, reason="the executor is shut down")
         if is_end_of(job, error):
-            return RetryDecision(retry=False, reason="the job was to end")
+            return RetryDecision(retry=False, reason="the job was cancelled or is past its deadline")
         state = job.state
         return decide(
             job.policy,
@@ -141,13 +141,13 @@ class FollowUp:
         when_due(job)
 
     def give_up(self, job: Job, decision: RetryDecision, error: BaseException, status: JobStatus | None = None) -> None:
-        """End a job that is not retried, as `fail` does; quarantines it where the decision says so."""
+        """End a job that is not retried, as `fail` does; quarantine it if the decision asks for that."""
         if decision.quarantine:
             self._intake.quarantined[job.job_id] = job
         self.fail(job, error, status)
 
     def fail(self, job: Job, error: BaseException, status: JobStatus | None = None) -> None:
-        """End the job in `status`; by default FAILED, or CANCELLED where the error says so."""
+        """End the job in `status`; by default FAILED, or CANCELLED if the error is a cancellation."""
         error = as_exception(error)
         job.record_error(*code_and_message(error))
         if status is None:
@@ -155,7 +155,7 @@ class FollowUp:
         self.finish(job, status, error=error)
 
     def finish(self, job: Job, status: JobStatus, value: Any = None, error: BaseException | None = None) -> None:
-        """Bring the job to a terminal state. No other place does."""
+        """Bring the job to a terminal state. Nothing else does this."""
         live = job.live
         if live.timers:
             for timer in live.timers.values():

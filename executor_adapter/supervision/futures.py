@@ -79,7 +79,7 @@ class Callbacks:
 
 
 class FutureHub:
-    """What all futures of one executor share: the lock and condition, the callbacks, and the way to cancel a job.
+    """Holds what all futures of one executor share: the lock and condition, the callbacks, and the way to cancel a job.
 
     `cancel` ends a job; `check_usable` raises where this process was forked from the one that runs the executor.
     """
@@ -118,9 +118,9 @@ class FutureHub:
 class JobFuture(Future[Any]):
     """The future of one job; its `job` shows the job live.
 
-    `result()` raises the function's own exception, or what the executor says instead: JobTimeoutError,
+    `result()` raises the function's own exception, or the executor's error for it: JobTimeoutError,
     WorkerCrashedError, MemoryLimitError, JobCancelledError, JobSerializationError. In a forked process it raises
-    ExecutorClosedError where the job was not over when the process was forked.
+    ExecutorClosedError if the job had not ended when the process was forked.
 
     All futures of an executor share one condition, and the lists of waiters and callbacks are made when first needed:
     most futures are done before anyone waits, and these would be half of the memory of a queued job. So no thread waits
@@ -168,7 +168,7 @@ class JobFuture(Future[Any]):
             self._invoke_callbacks()  # type: ignore[attr-defined]
 
     def result(self, timeout: float | None = None) -> Any:
-        """Return what the function returned; raises its exception, or what the executor says instead."""
+        """Return what the function returned; raises its exception, or the executor's error for it."""
         self._wait(timeout)
         error = self._exception
         if error is None:
@@ -201,14 +201,14 @@ class JobFuture(Future[Any]):
                 self._waiters.remove(waiter)
 
     def cancel(self) -> bool:
-        """Cancel the job, also while it runs; False where it is over already.
+        """Cancel the job, also while it runs; return False if it has ended already.
 
         Returns at once. The future is done when nothing of the job is alive any more.
         """
         return self._hub.cancel(self.job)
 
     def done(self) -> bool:
-        """Return whether the job is over."""
+        """Return whether the job has ended."""
         return self._state == FINISHED
 
     def cancelled(self) -> bool:
@@ -220,7 +220,7 @@ class JobFuture(Future[Any]):
         return self.job.status is JobStatus.RUNNING
 
     def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
-        """Call `fn(future)` when the job is over, on a thread for callbacks; at once if it is over already."""
+        """Call `fn(future)` when the job has ended, on a thread for callbacks; at once if it has ended already."""
         if not self.done():
             self._hub.expect_callback()
         super().add_done_callback(functools.partial(self._hub.deliver, fn))

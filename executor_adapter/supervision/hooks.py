@@ -73,7 +73,7 @@ class HookedExecution:
 
     async def _attempt(self, driver: HookedDriver) -> Any:
         running = asyncio.wrap_future(driver.attempt())
-        running.add_done_callback(lambda over: over.exception())  # Retrieved, since asyncio logs errors that never are.
+        running.add_done_callback(lambda over: over.exception())  # asyncio logs exceptions that are never retrieved.
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
@@ -91,14 +91,14 @@ class HookedExecution:
         self._loop.start_submitted()
 
     def cancel(self, call: HookCall, *, grace: float) -> None:
-        """End the call; it is abandoned if it is not over after `grace` seconds."""
+        """Cancel the call; it is abandoned if it has not ended after `grace` seconds."""
         answered = threading.Event()
         call.worker.cancel(call, answered)
         when = self._supervisor.now() + grace
         self._supervisor.call_at(when, functools.partial(self._abandon, call, answered))
 
     def discard(self, call: HookCall) -> None:
-        """Drop a call that is over, or abandoned."""
+        """Drop a call that has ended or is abandoned."""
         loop = call.worker
         loop.discard(call)
         if loop is not self._loop and not loop.live:
@@ -144,7 +144,7 @@ class HookedDriver(JobDriver):
         self._execution = execution
         self._execute_job: ExecuteJob | None = execute_job
         self._context = contextvars.copy_context()
-        """Of the submitter, so that hooks see its context variables."""
+        """The submitter's context, so that hooks see its context variables."""
         self.is_attempting = False
         """Written on the loop's thread; everything else on the supervisor's."""
         self._call: HookCall | None = None
@@ -161,7 +161,7 @@ class HookedDriver(JobDriver):
         self.wants_slot = False
         self._holds_slot = True
         if self._call is None:
-            assert self._execute_job is not None, "the job is not over"
+            assert self._execute_job is not None, "the job has not ended"
             self._call = HookCall(self, self._execute_job, self._context)
             self._execution.begin(self._call)
         elif self._prepare is not None:
@@ -175,11 +175,11 @@ class HookedDriver(JobDriver):
             self._acquire()
 
     def returned(self, call: HookCall, value: Any, error: BaseException | None) -> None:
-        """Note that `execute_job` is over."""
+        """Note that `execute_job` has ended."""
         if not call.is_live:
             return  # It was abandoned.
         self._discard_call()
-        if self._abort_error is not None:  # The job was to end, whatever the call made of that.
+        if self._abort_error is not None:  # The job was being ended, so the outcome of the call does not count.
             self._end(functools.partial(self._supervisor.follow_up.fail, self.job, self._abort_error))
         elif error is None:
             self._end(functools.partial(self._supervisor.follow_up.finish, self.job, JobStatus.COMPLETED, value))
@@ -221,7 +221,7 @@ class HookedDriver(JobDriver):
         self._attempt_over()
 
     def _attempt_over(self) -> None:
-        """Let a call that is to end handle that, in `error_hook` for example, and cancel it after a grace period."""
+        """Let a call react to its end, for example in `error_hook`, and cancel it after a grace period."""
         if self._abort_error is not None and self._call is not None:
             when = self._supervisor.now() + self._grace
             self._supervisor.call_at(when, functools.partial(self._cancel_call, self._call))
@@ -232,7 +232,7 @@ class HookedDriver(JobDriver):
             self._execution.cancel(call, grace=self._grace)
 
     def abandon_call(self) -> None:
-        """End the job though its call goes on."""
+        """End the job although its call still runs."""
         self._discard_call()
         self._end_aborted()
 
@@ -267,7 +267,7 @@ class HookCall:
         self.context = context
         self.worker: Any = None
         self.is_live = True
-        """Neither over nor abandoned."""
+        """Neither ended nor abandoned."""
         self.is_cancelled = False
 
 

@@ -1,4 +1,4 @@
-"""Admits jobs to an executor, in the threads of those who submit, and holds the jobs that are not over."""
+"""Admits jobs to an executor, in the threads of the submitters, and holds the live jobs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from executor_adapter.job import NEW_ID_HINT, Job, Quarantine
 from executor_adapter.supervision.futures import JobFuture
 
 RECHECK_INTERVAL = 0.1
-"""Seconds between two checks whether it is closed: a signal handler may close it between a check and the sleep."""
+"""Seconds between two checks whether the intake is closed: a signal handler may close it right before a wait."""
 
 
 class JobIntake:
@@ -20,7 +20,7 @@ class JobIntake:
     def __init__(self, max_pending: int | None) -> None:
         self.closed = False
         self.jobs: dict[str, Job] = {}
-        """The jobs that are not over, by id."""
+        """The live jobs, by id."""
         self.submitted: deque[Job] = deque()
         """Jobs that the supervisor has not accepted yet."""
         self.quarantined = Quarantine()
@@ -63,8 +63,8 @@ class JobIntake:
                 )
             if job.dedupe_key is not None:
                 self._place_free.notify_all()  # Twins need no place.
-            # From here on nothing is called until the job is submitted, so that no signal handler can run in between:
-            # one that shuts the executor down finds the job admitted, or makes it refused.
+            # From here on nothing is called until the job is submitted, so no signal handler can run in between. A
+            # handler that shuts the executor down therefore finds the job admitted, or the job is refused.
             if self.closed:
                 raise ExecutorClosedError(self._refusal)
             if takes_place:
@@ -83,7 +83,7 @@ class JobIntake:
             return self.jobs.get(job.job_id) is job
 
     def all_held(self) -> list[Job]:
-        """Return all jobs that `holds` is true of."""
+        """Return all live jobs, those of submissions in progress included."""
         with self._lock:
             return list(self.jobs.values())
 
@@ -105,14 +105,14 @@ class JobIntake:
             )
 
     def leave_queue(self, job: Job) -> None:
-        """Free the place of a job that has started, or is over."""
+        """Free the place of a job that has started or ended."""
         if job.live.place:
             job.live.place = False
             if self._places is not None:
                 self._give_place()
 
     def leave(self, job: Job) -> None:
-        """Drop a job that is over."""
+        """Drop a job that has ended."""
         self.leave_queue(job)
         self.jobs.pop(job.job_id, None)
         if job.dedupe_key is not None:
@@ -125,14 +125,14 @@ class JobIntake:
             self._place_free.notify_all()
 
     def detach_after_fork(self) -> None:
-        """Admit no jobs in a forked process, whatever another thread was doing at the fork."""
+        """Admit no jobs in a forked process, and replace the lock, which another thread may have held."""
         self._lock = threading.RLock()
         self._place_free = threading.Condition(self._lock)
         self._refusal = "the executor was made in the process that this one was forked from: make another one here"
         self.closed = True
 
     def _wait_for_place(self, job: Job, timeout: float | None) -> None:
-        """Return once there is a place, or none is needed; other jobs may have come and gone meanwhile."""
+        """Return once there is a place, or none is needed; other jobs may have been admitted meanwhile."""
         ends = time.monotonic() + (float("inf") if timeout is None else timeout)
         while not (self._has_place() or self._needs_none(job)):
             left = ends - time.monotonic()
@@ -149,12 +149,12 @@ class JobIntake:
         return self._places is not None and self._places > 0
 
     def _needs_none(self, job: Job) -> bool:
-        """Return whether the job is refused anyway, or its twin stands for it."""
+        """Return whether the job will be refused anyway, or gets the future of its live twin."""
         known = self.twin(job) is not None or job.job_id in self.jobs or job.job_id in self.quarantined
         return self.closed or known
 
     def _give_place(self) -> None:
-        # Once it is closed no caller wants a place, and a signal handler that waits for the end may hold the lock.
+        # After closing no caller wants a place, and a signal handler that waits for the end may hold the lock.
         while not self.closed:
             if self._lock.acquire(timeout=RECHECK_INTERVAL):
                 self._places = (self._places or 0) + 1

@@ -1,4 +1,4 @@
-"""What a caller may put around a job when it is submitted."""
+"""Defines what a caller may set up around a job when it submits it."""
 
 from __future__ import annotations
 

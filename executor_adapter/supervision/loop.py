@@ -23,7 +23,7 @@ MAX_CALLS_PER_TURN = 4096
 """Calls from other threads run in one turn, so that a burst of them cannot starve the messages of workers."""
 
 MAX_SLEEP_SECONDS = 86_400.0
-"""After which the loop checks its clock again, whatever is due later: selectors do not accept any number."""
+"""Max seconds that the loop sleeps: selectors do not accept any number."""
 
 RECOVERY_SECONDS = 0.1
 """How long the loop waits after a turn that failed, since the next one may fail too."""

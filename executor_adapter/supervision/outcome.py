@@ -14,7 +14,7 @@ from executor_adapter.supervision.stop_reason import StopReason
 
 
 def record_attempt(assignment: Assignment, error: BaseException | None, now: float) -> None:
-    """Record a finished attempt in its job; `now` stands for its end where the pool did not say when that was."""
+    """Record a finished attempt in its job; `now` counts as its end if the pool did not report one."""
     job, live = assignment.job, assignment.job.live
     ended_at = assignment.ended_at or now
     started_at = assignment.started_at or ended_at
@@ -55,12 +55,12 @@ def stop_error(job: Job, reason: StopReason | None) -> JobTimeoutError | JobCanc
 
 
 def is_end_of(job: Job, error: BaseException) -> bool:
-    """Return whether `error` ends this job, whatever its policy says, and not only its attempt."""
+    """Return whether `error` ends this job, whatever its policy, and not only its attempt."""
     return _ended_by(error) == job.job_id
 
 
 def failed_as(job: Job, error: BaseException) -> JobStatus:
-    """Return how a job ends that failed with `error`: FAILED where the error says that another job was cancelled."""
+    """Return the final status of a job that failed with `error`: FAILED if the error is another job's cancellation."""
     cancelled = isinstance(error, JobCancelledError) and _ended_by(error) in (None, job.job_id)
     return JobStatus.CANCELLED if cancelled else JobStatus.FAILED
 
@@ -91,7 +91,7 @@ def code_and_message(error: BaseException) -> tuple[str, str]:
 
 
 def records_in(value: dict[Any, Any]) -> int | None:
-    """Return the number of records that a function's result says it collected or processed."""
+    """Return the number of collected or processed records that a function's result states."""
     for key in ("records_collected", "records_processed"):
         count = value.get(key)
         if not isinstance(count, bool) and isinstance(count, Integral):  # NumPy's integers are not ints.

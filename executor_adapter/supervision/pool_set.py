@@ -9,16 +9,16 @@ from executor_adapter.pools import Assignment, WorkerPool
 from executor_adapter.supervision.running_attempts import NEVER
 
 MAX_QUEUED_BEHIND_SECONDS = 0.05
-"""How long a job may wait in a worker behind one that runs, before it is taken back for another worker."""
+"""Max seconds that a job waits in a worker behind a running one; then it is taken back for another worker."""
 
 
 class PoolSet:
-    """Passes what the supervisor wants of an attempt to the pool that runs it. Supervisor thread only."""
+    """Passes the supervisor's requests about an attempt to the pool that runs it. Supervisor thread only."""
 
     def __init__(self, make_pool: Callable[[str], WorkerPool], now: Callable[[], float]) -> None:
         self.made: dict[str, WorkerPool] = {}
         self.next_check_at = NEVER
-        """When to look for jobs that wait behind one that takes longer than expected."""
+        """The next time to check for jobs that wait behind a job that takes longer than expected."""
         self._make_pool = make_pool
         self._now = now
         self._to_close = 0
@@ -48,7 +48,7 @@ class PoolSet:
         return True
 
     def hand_back_if_due(self) -> None:
-        """Take back jobs that wait behind one that was expected to be short and is not."""
+        """Take back jobs that wait behind a job that takes longer than expected."""
         now = self._now()
         if self.next_check_at <= now:
             waiting = [pool.hand_back_queued(now - MAX_QUEUED_BEHIND_SECONDS) for pool in self.made.values()]
@@ -60,7 +60,7 @@ class PoolSet:
             pool.flush()
 
     def recall(self, assignment: Assignment) -> bool:
-        """Take an attempt back that has not begun; False where it has."""
+        """Take back an attempt that has not begun; return False if it has."""
         return self.of(assignment.job).recall(assignment)
 
     def interrupt(self, assignment: Assignment) -> None:

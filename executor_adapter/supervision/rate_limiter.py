@@ -86,7 +86,7 @@ class RateLimiter:
         return may_start
 
     def end(self, job: Job) -> None:
-        """Note that an attempt which `start` allowed is over, or did not begin after all."""
+        """Note that an attempt that `start` allowed has ended, or did not begin."""
         tool = self._tools.get(job.tool_name or "")
         if tool is not None:
             tool.running -= 1
@@ -132,6 +132,6 @@ def _is_first(turn: _Turn, tool: _ToolState) -> bool:
 
 
 def needs_no_slot(job: Job) -> bool:
-    """Return whether a queued job needs no start any more: it is over, or its driver wants no slot."""
+    """Return whether a queued job needs no slot any more: it has ended, or its driver wants none."""
     live = job.live
     return job.state.status in TERMINAL or (live.driver is not None and not live.driver.wants_slot)

@@ -1,4 +1,4 @@
-"""How long functions take, so that short ones can be queued behind one another."""
+"""Measures how long functions take, so that short ones can be queued behind one another."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class RunTime:
 
 
 class RunTimes:
-    """The run time of each function. A function that has never run is not taken for short."""
+    """The run time of each function. A function that has never run does not count as short."""
 
     def __init__(self) -> None:
         self._by_function: dict[object, RunTime] = {}
@@ -43,6 +43,6 @@ class RunTimes:
         known = self._by_function.get(key)
         if known is None:
             if len(self._by_function) >= MAX_FUNCTIONS:
-                self._by_function.clear()  # Functions made on the fly: none is called again, and most are gone.
+                self._by_function.clear()  # So many functions are made dynamically and never called again.
             known = self._by_function[key] = RunTime()
         return known

@@ -14,7 +14,7 @@ class RunningAttempts:
     """Holds the running attempts; each carries its limits, in monotonic seconds.
 
     `due` is a time before which no limit can be reached. Most attempts end long before their limits, so nothing is
-    sorted: when `due` comes, all are looked at and the next time is found.
+    sorted: when `due` comes, all are checked and the next time is computed.
     """
 
     def __init__(self) -> None:
@@ -43,19 +43,19 @@ class RunningAttempts:
             self.note_progress(assignment, at)
 
     def note_progress(self, assignment: Assignment, at: float) -> None:
-        """Let `stall_timeout` begin anew: the function has reported progress."""
+        """Restart `stall_timeout`, because the function has reported progress."""
         if assignment.job.stall_timeout is not None:
             assignment.stall_limit = at + assignment.job.stall_timeout
             self.due = min(self.due, assignment.stall_limit)
 
     def remove(self, assignment: Assignment) -> StopReason | None:
-        """Remove an attempt that is over, and return why it was stopped, if it was."""
+        """Remove a finished attempt, and return why it was stopped, if it was."""
         self._attempts.discard(assignment)
         reason: StopReason | None = assignment.stop_reason
         return reason
 
     def mark_stopping(self, assignment: Assignment, reason: StopReason) -> None:
-        """Note that an attempt is being stopped; the weightiest reason counts."""
+        """Note that an attempt is being stopped; the highest reason counts."""
         self._attempts.add(assignment)
         if assignment.stop_reason is None or assignment.stop_reason < reason:
             assignment.stop_reason = reason

@@ -60,5 +60,5 @@ class StateTracker:
         for observer in tuple(self.observers):
             try:
                 observer(transition)
-            except BaseException:  # SystemExit too: a caller that waits for the job would wait for ever.
+            except BaseException:  # SystemExit too: otherwise a caller that waits for the job would wait forever.
                 logger.exception("an observer failed", extra={"job_id": job.job_id})

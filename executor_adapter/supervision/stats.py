@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from executor_adapter.job import Attempt, JobStatus
 
 MAX_ENDED_JOBS = 4096
-"""How many of the jobs that ended last are kept for figures: more would cost more to compute and say little more."""
+"""How many of the jobs that ended last are kept for figures: more would cost more to compute and add little."""
 
 DEFAULT_WINDOW_SECONDS = 3600.0
 """How far figures look back by default."""

@@ -1,4 +1,4 @@
-"""Why a running attempt is ended."""
+"""The reasons for which a running attempt is ended."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import enum
 
 
 class StopReason(enum.IntEnum):
-    """Says why an attempt is ended. A later reason outweighs an earlier one.
+    """Names why an attempt is ended. A later reason outweighs an earlier one.
 
     A user who cancels a job that is past its limit does not want it retried.
     """

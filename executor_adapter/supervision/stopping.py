@@ -18,7 +18,7 @@ from executor_adapter.supervision.running_attempts import RunningAttempts
 from executor_adapter.supervision.stop_reason import StopReason
 
 MAX_CANCEL_GRACE = 3.0
-"""Seconds of grace that a cancelled attempt gets at most: within five seconds it must be over, the kill included."""
+"""Max seconds of grace for a cancelled attempt: it must end within five seconds, the kill included."""
 
 
 class Stopping:
@@ -53,7 +53,7 @@ class Stopping:
             self._running.apply(now, self._pools.interrupt, self._stop)
 
     def stop_attempt(self, job: Job, reason: StopReason) -> None:
-        """End what runs of a driven job; its driver decides what follows."""
+        """End the running attempt of a driven job; its driver decides what follows."""
         if job.live.assignment is not None:
             self._stop(job.live.assignment, reason)
 
@@ -67,12 +67,12 @@ class Stopping:
     # --- jobs ---
 
     def end(self, job: Job, reason: StopReason) -> None:
-        """End a live job: at once where nothing of it runs, else once its attempt is dead."""
+        """End a live job: at once if no attempt runs, else once its attempt is dead."""
         live = job.live
         if job.state.status in TERMINAL:
             return
         assignment: Assignment | None = live.assignment
-        if assignment is not None and live.driver is not None:  # Recalled, it would be given out again.
+        if assignment is not None and live.driver is not None:  # A recalled attempt would be started again.
             live.driver.expect_end(stop_error(job, reason))
             self._stop(assignment, reason)
         elif assignment is not None and (assignment in self._running or not self._pools.recall(assignment)):
@@ -81,7 +81,7 @@ class Stopping:
             self.end_unstarted(job, stop_error(job, reason))
 
     def end_unstarted(self, job: Job, error: JobTimeoutError | JobCancelledError) -> None:
-        """End a job of which nothing runs."""
+        """End a job without a running attempt."""
         driver = job.live.driver
         if driver is not None:
             driver.abort(error)
@@ -126,11 +126,11 @@ class Stopping:
             self._close_pools()
 
     def shut_down_at(self, when: float) -> None:
-        """Cancel what is not over at the monotonic time `when`."""
+        """Cancel the jobs that have not ended at the monotonic time `when`."""
         self._loop.call_at(when, functools.partial(self.shut_down, cancel_pending=True, cancel_running=True))
 
     def fail_all(self, error: BaseException) -> None:
-        """Fail every job, because the supervisor failed: no promise holds, but no caller may wait for ever."""
+        """Fail every job, because the supervisor failed: otherwise callers would wait forever."""
         self._intake.close()
         for job in list(self._intake.jobs.values()):
             failure = JobError(f"the executor has failed: {repr_of(error)}")

@@ -13,12 +13,12 @@ runs its attempts.
 | `intake` | admits jobs: places, ids, dedupe keys, quarantine |
 | `tracker` | writes and counts states, notifies observers |
 | `dispatcher` | picks the job that starts next |
-| `pools` | the pools that run attempts |
+| `pools` | holds the pools that run attempts |
 | `starting` | hands attempts to the pools |
-| `follow_up` | what follows an attempt |
-| `stopping` | limits, cancels, shutdown |
-| `thread` | start, end and fork |
-| `futures` | what the futures share |
+| `follow_up` | completes, retries or fails a job after an attempt |
+| `stopping` | enforces limits, cancels jobs, shuts down |
+| `thread` | runs the loop in a thread; handles its start, end and forks |
+| `futures` | holds what the futures share |
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class Supervisor:
     ) -> JobFuture:
         """Admit a job: check it, prepare it for its pool and queue it. See JobIntake for what it raises.
 
-        `waited`: seconds since another host, which is gone, admitted it; then `max_pending` does not apply.
+        `waited`: seconds since another host, which has died, admitted it; then `max_pending` does not apply.
         """
         self.intake.refuse_if_closed()
         if (twin := self.intake.twin(job)) is not None:
@@ -142,7 +142,7 @@ class Supervisor:
         return future
 
     def cancel(self, job: Job) -> bool:
-        """Cancel the job; False where it is over, or not this executor's."""
+        """Cancel the job; return False if it has ended or belongs to another executor."""
         return self._request_end(job, StopReason.CANCEL)
 
     def release(self, job: Job) -> None:
@@ -164,7 +164,7 @@ class Supervisor:
         self.thread.call_soon(callback, *args)
 
     def close(self, *, cancel_pending: bool, cancel_running: bool) -> None:
-        """Take no more jobs, and end once those there are over. Calling it again with more to cancel speeds it up."""
+        """Accept no more jobs, and end once the live ones have ended. A second call may cancel more of them."""
         if self.thread.belongs_to_parent:
             return
         self.intake.close()
@@ -172,14 +172,14 @@ class Supervisor:
         self.thread.close(request, needed=bool(self.intake.jobs))
 
     def close_within(self, seconds: float) -> None:
-        """Cancel, once it is closed, what is not over after `seconds`; does not delay the end of the rest."""
+        """After closing, cancel the jobs that have not ended after `seconds`."""
         if self.thread.is_started():
             self.call_soon(self.stopping.shut_down_at, self.now() + max(0.0, seconds))
 
     def on_signal(self, number: signal.Signals) -> None:
-        """End all jobs and take no more, because a signal ends the program.
+        """End all jobs and accept no more, because a signal ends the program.
 
-        At a prompt, where the program goes on, the jobs end and the executor stays usable.
+        At an interactive prompt, where the program continues, the jobs end and the executor stays usable.
         """
         if self.intake.jobs:
             logger.warning("%s ends %d jobs", number.name, len(self.intake.jobs))
@@ -189,7 +189,7 @@ class Supervisor:
             self.close(cancel_pending=True, cancel_running=True)
 
     def detach_after_fork(self) -> None:
-        """Take no jobs in a forked process, which has none of the threads, and touch nothing of the parent's."""
+        """Accept no jobs in a forked process, which has none of the threads, and leave the parent's resources alone."""
         self.intake.detach_after_fork()
         self.thread.detach_after_fork()
         self.futures.detach_after_fork()
@@ -198,7 +198,7 @@ class Supervisor:
         """Check that this process made the executor.
 
         Raises:
-            ExecutorClosedError: this process was forked from the one that did.
+            ExecutorClosedError: This process was forked from the one that made it.
         """
         if self.thread.belongs_to_parent:
             self.intake.refuse_if_closed()
@@ -206,7 +206,7 @@ class Supervisor:
     # ------------------------------------------------------------------ the supervisor's thread
 
     def _end_turn(self) -> float:
-        """Do what every turn ends with, and return the time at which the next one is needed at the latest."""
+        """Finish a turn: start jobs and apply limits. Return the time by which the next turn is needed."""
         self._accept_submitted()
         self.pools.hand_back_if_due()
         self.dispatcher.run(self.starting.start, self.starting.queue_behind)
@@ -246,7 +246,7 @@ class Supervisor:
     def ended(
         self, assignment: Assignment, ending: Ending, value: Any = None, error: BaseException | None = None
     ) -> None:
-        """Note that an attempt is over, and do what follows."""
+        """Note that an attempt has ended, and complete, retry or fail its job."""
         if ending is Ending.CRASHED and assignment not in self._running:
             self.started(assignment, self.now())  # It counts as an attempt, though its worker died before it was ready.
         reason = self._discard(assignment)
@@ -254,7 +254,7 @@ class Supervisor:
         self.follow_up.follow(assignment, ending, reason, value, error)
 
     def handed_back(self, assignment: Assignment) -> None:
-        """Queue the job of an attempt again that its worker did not begin."""
+        """Queue a job again whose attempt its worker did not begin."""
         job = assignment.job
         driver = job.live.driver
         reason = self._discard(assignment)
@@ -297,11 +297,11 @@ class Supervisor:
         self._loop.watch(fd, on_readable)
 
     def watch_writable(self, fd: int, on_writable: Callable[[], None] | None) -> None:
-        """Call `on_writable` while the watched descriptor is writable; None: no more."""
+        """Call `on_writable` while the watched descriptor is writable; None stops that."""
         self._loop.watch_writable(fd, on_writable)
 
     def unwatch(self, fd: int) -> None:
-        """Watch the descriptor no more."""
+        """Stop watching the descriptor."""
         self._loop.unwatch(fd)
 
     def call_at(self, when: float, callback: Callable[[], None]) -> LoopTimer:
@@ -309,7 +309,7 @@ class Supervisor:
         return self._loop.call_at(when, callback)
 
     def _discard(self, assignment: Assignment) -> StopReason | None:
-        """Drop an assignment that is over; return why it was stopped, if it was."""
+        """Drop a finished assignment; return why it was stopped, if it was."""
         assignment.job.live.assignment = None
         if self.dispatcher.lent:
             self.dispatcher.lent.discard(assignment.job)

@@ -20,7 +20,7 @@ CATCH_UP_INTERVAL = 0.05
 class SupervisorThread:
     """Runs the supervisor's loop in a thread. Starts no thread before there is something to do.
 
-    `fail_all` is called where the loop itself fails: no promise holds any more, but no caller may wait for ever.
+    `fail_all` is called if the loop itself fails, so that no caller waits forever.
     """
 
     def __init__(self, loop: SupervisorLoop, callbacks: Callbacks, fail_all: Callable[[BaseException], None]) -> None:
@@ -89,7 +89,7 @@ class SupervisorThread:
             self.end()
 
     def wait(self) -> None:
-        """Wait until it is closed and all callbacks were called; not for one that hangs, nor from within one."""
+        """Wait until the thread has ended and all callbacks were called, but for none that hangs or calls this."""
         self.closed.wait()
         if not self._callbacks.is_calling_here():
             self._released.wait()
@@ -118,7 +118,7 @@ class SupervisorThread:
         for callback in self.on_closed:
             try:
                 callback()
-            except BaseException:  # A caller waits for the end, and would wait for ever.
+            except BaseException:  # Otherwise a caller that waits for the end would wait forever.
                 logger.exception("a callback at the end of an executor failed")
         self.closed.set()
         self._callbacks.wait()

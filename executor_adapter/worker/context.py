@@ -51,7 +51,7 @@ class JobContext:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the attempt has been asked to end. A function that checks this can clean up within its grace."""
+        """Whether the attempt was asked to end. A function that checks this can clean up within its grace period."""
         return self._cancelled is not None and self._cancelled()
 
     @property

@@ -110,7 +110,7 @@ def _apply_settings(setup: dict[str, Any]) -> None:
 
 def _run_exit_handlers() -> None:
     """Do what the interpreter does at its end that the functions of this worker may rely on; `os._exit` skips it."""
-    atexit._run_exitfuncs()  # noqa: SLF001  there is no other way to run them
+    atexit._run_exitfuncs()  # noqa: SLF001  no public function runs them
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
 

@@ -141,7 +141,7 @@ class FrameReader:
         return frames
 
     def close(self) -> None:
-        """Close the descriptors that nobody took."""
+        """Close the descriptors that were not taken."""
         for fd in self.fds:
             if fd >= 0:
                 os.close(fd)

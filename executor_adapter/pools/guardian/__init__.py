@@ -19,15 +19,15 @@ Kills run side by side. A worker that was asked to stop is not used again.
 **Dying.** The guardian reports how a worker exited and that everything it started is dead. What the worker had written
 is read first; then the tickets that are left show which calls it had started: the last of them CRASHED, the others are
 handed back. From the third time in a row on, a worker that dies before it is ready takes its first assignment with it:
-otherwise a failing initializer would be tried for ever. If the guardian dies, the kernel kills its workers, and what
+otherwise a failing initializer would be tried forever. If the guardian dies, the kernel kills its workers, and what
 they had started is found by a mark in its environment (`process_tree.kill_marked`). The next worker that is needed
 starts another guardian.
 
 **What stays in a worker.** What a function leaves behind (processes, threads, changed globals) stays until its worker
 is stopped or replaced (`max_jobs_per_worker`, `max_rss_growth`), as in any pool that reuses processes. A job with a
 memory limit is not given to a worker in which much is left. All descriptors of the host are close-on-exec. A process
-that the host forks without exec holds copies of them. These do no harm: a worker is told to exit by shutting its socket
-down, and the guardian watches the host itself.
+that the host forks without exec holds copies of them. These do no harm: shutting a worker's socket down asks
+it to exit, and the guardian watches the host itself.
 
 This needs Linux 5.4 or later: other systems have no pidfds, eventfds, memfds and subreapers. They use `pools.spawned`.
 """

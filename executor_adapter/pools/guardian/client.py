@@ -157,7 +157,7 @@ class GuardianClient:
         self._limit_answer_time()
 
     def _limit_answer_time(self) -> None:
-        """Kill a guardian that does not answer in time, as one that was stopped by a signal.
+        """Kill a guardian that does not answer in time, for example because a signal stopped it.
 
         Before it is ready there is no limit, since its imports may take any time.
         """

@@ -110,7 +110,7 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
             self.workers.keep_spare()
 
     def _write(self, worker: ForkedWorkerHandle) -> None:
-        if not worker.unsent:  # all was taken back
+        if not worker.unsent:  # All of them were taken back.
             return
         nothing_before = worker.unsent == len(worker.queue)
         worker.write(self._path)

@@ -24,7 +24,7 @@ MAX_CALLS_BEHIND = 8
 
 
 class CallState(Enum):
-    """How far the worker is with an assignment in its queue."""
+    """Names how far the worker is with an assignment in its queue."""
 
     WAITING = "not started"
     RUNNING = "started, and perhaps just ended"
@@ -51,7 +51,7 @@ class ForkedWorkerHandle(WorkerHandle):
         self.retired = False
         """Whether it gets no more calls, and exits soon."""
         self.dropping = False
-        """Whether it was told to drop calls, and has not confirmed that yet."""
+        """Whether the worker was asked to drop calls and has not confirmed that yet."""
         self.kill_requested = False
         self.crash_cause: WorkerCrashedError | None = None
         """Why the host ended it, as the error of the job that it was running."""

@@ -139,7 +139,7 @@ class WorkerSet:
     # --- retiring ---
 
     def retire(self, worker: ForkedWorkerHandle) -> None:
-        """Give the worker no further assignment."""
+        """Assign nothing more to the worker."""
         if not worker.retired:
             worker.retired = True
             self._serving -= 1
@@ -187,7 +187,7 @@ class WorkerSet:
         self._call_later(self._require_exit_report, worker)
 
     def _call_later(self, check: Callable[[ForkedWorkerHandle], None], worker: ForkedWorkerHandle) -> None:
-        # Not with the worker's own timer, which `stop` sets anew.
+        # The worker's own timer cannot be used, since `stop` resets it.
         at = self._supervisor.now() + _EXIT_REPORT_TIMEOUT
         self._supervisor.call_at(at, functools.partial(check, worker))
 
@@ -196,7 +196,7 @@ class WorkerSet:
             self._require_exit_report(worker)
 
     def _require_exit_report(self, worker: ForkedWorkerHandle) -> None:
-        """Kill a guardian that has not reported an exit in time, as one that was stopped by a signal."""
+        """Kill a guardian that has not reported an exit in time, for example because a signal stopped it."""
         if worker.number in self._members:
             worker.guardian.kill()
 
@@ -240,7 +240,7 @@ class WorkerSet:
         for worker in workers:
             worker.exit_expected = lost.is_ready
             if not lost.is_ready:
-                message = f"the guardian exited with code {lost.exit_code} before it was ready: its stderr says why"
+                message = f"the guardian exited with code {lost.exit_code} before it was ready: see its stderr"
                 worker.crash_cause = WorkerCrashedError(message)
             self.on_worker_exit(worker.number, os.CLD_KILLED, signal.SIGKILL)
         self._continue_closing()

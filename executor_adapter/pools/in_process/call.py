@@ -1,4 +1,4 @@
-"""What the pools of this process share: a job's bound call, its context and its scope."""
+"""Shared by the pools of this process: a job's bound call, its context and its scope."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class CoroutinePool(WorkerPool):
     def _replace(self, blocked: _Loop) -> None:
         """Run later jobs, and what this loop has not started, on another loop."""
         if blocked is self.loop:
-            self.loop = None  # also if there is no descriptor left for another
+            self.loop = None  # Set before a new loop is made, which may fail for lack of descriptors.
             self.loop = _Loop(self)
             blocked.move_unstarted(self.loop)
 

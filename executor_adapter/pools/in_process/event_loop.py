@@ -26,7 +26,7 @@ COROUTINE_STOP_TIMEOUT = 0.5
 
 
 class Runnable(Protocol):
-    """What a loop is given to run."""
+    """Something that a loop runs."""
 
     worker: Any
     """The loop it was submitted to."""

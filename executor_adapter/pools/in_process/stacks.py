@@ -1,4 +1,4 @@
-"""Shows where a thread is, for the log of one that cannot be stopped."""
+"""Shows the stack of a thread that cannot be stopped, for the log."""
 
 from __future__ import annotations
 

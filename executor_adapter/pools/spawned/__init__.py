@@ -15,7 +15,7 @@ when it is sent.
 **Dying.** A worker's death is seen by the end of its socket, and then by waiting for its process; if a forked process
 holds the socket open, within LIVENESS_INTERVAL seconds. What the worker had written is read first. If it had sent
 STARTED, the attempt CRASHED, otherwise the assignment is handed back. From the third time in a row on, a worker that
-dies before it is ready takes an assignment with it: otherwise a failing initializer would be tried for ever.
+dies before it is ready takes an assignment with it: otherwise a failing initializer would be tried forever.
 
 **Weaker than under the guardian:**
 

@@ -45,7 +45,7 @@ class SpawnedWorkerSet:
 
     @property
     def are_all_retired(self) -> bool:
-        """Whether no worker can be given an assignment, now or later."""
+        """Whether no worker can get an assignment, now or later."""
         return not self._serving
 
     def is_serving(self, worker: SpawnedWorkerHandle) -> bool:

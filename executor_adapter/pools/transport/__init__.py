@@ -1,1 +1,1 @@
-"""What both process pools share: encoding of calls, worker sockets and output, and the report of results."""
+"""Shared by both process pools: encoding of calls, worker sockets and output, and the report of results."""

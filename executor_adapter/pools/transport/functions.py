@@ -146,7 +146,7 @@ def _names(code: types.CodeType) -> Iterator[str]:
 
 
 def dumps(value: Any, buffers: LargeBuffers | None = None) -> bytes:
-    """Pickle `value` so that a child process can load it, whatever modules it comes from."""
+    """Pickle `value` so that a child process can load it, from whichever module it comes."""
     try:
         stream = pickle.dumps(value, 5, buffer_callback=buffers)
     except Exception:

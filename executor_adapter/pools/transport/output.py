@@ -7,7 +7,7 @@ events are never left out. A writer is never held up for long: the pipes are alw
 **Which job a line belongs to.** A worker reports with the result whether the function wrote anything that is not read
 yet (HAS_OUTPUT), and then waits until the host has read it (OUTPUT_READ): all of it belongs to that function. A worker
 with further calls queued may be ahead of the results that have arrived. So its pipes are not read at once, but with
-such a result, or after READ_DELAY seconds. What is read then is held until the next result, whose times tell whose it
+such a result, or after READ_DELAY seconds. What is read then is held until the next result, whose times show whose it
 is: it belongs to the first function that ended after it was read.
 """
 

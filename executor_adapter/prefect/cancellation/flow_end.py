@@ -34,7 +34,7 @@ END_TIMEOUT = 60.0
 """Seconds for an interrupted flow to end, before its run is set to Cancelled nevertheless."""
 
 QUIET_SECONDS = 2.0
-"""A flow run whose end nobody reports counts as ended once none of its jobs has run for this long."""
+"""A flow run whose end is not reported counts as ended once none of its jobs has run for this long."""
 
 MESSAGE = "Flow run was cancelled."
 
@@ -48,7 +48,7 @@ Without settings `get_client` returns the flow's client, which is closed when th
 
 
 class FlowRunEnding:
-    """Brings one cancelled flow run to its end.
+    """Ends one cancelled flow run.
 
     Make it in the flow run. The watches report to it when they open and close; `begin` is called once, on a cancel.
     """
@@ -109,7 +109,7 @@ class FlowRunEnding:
 
     @staticmethod
     def _has_no_runner(lineage: list[UUID]) -> bool:
-        """Whether the flow run was started by hand: a runner names the one that it started in the environment."""
+        """Return whether the flow run was started by hand: a runner names its flow run in the environment."""
         return os.environ.get("PREFECT__FLOW_RUN_ID") != str(lineage[-1])
 
     def _end(self, lineage: list[UUID]) -> None:
@@ -131,8 +131,8 @@ class FlowRunEnding:
     def _correct_states(self, lineage: list[UUID]) -> None:
         """Set Cancelled where the server has accepted another final state.
 
-        This flow run may have failed, after its jobs had ended, before it was Cancelling. Its parents report their end
-        to nobody; if they end only now, the server accepts whatever state they have.
+        This flow run may have failed, after its jobs had ended, before it was Cancelling. Its parents do not report
+        their end here; if they end only now, the server accepts their state.
         """
         threading.Event().wait(QUIET_SECONDS)
         _propose(self.flow_run_id, Cancelled(message=MESSAGE), unless=_ACCEPTABLE_ENDS, force=True)

@@ -111,7 +111,7 @@ def shown_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class NoTaskRunner(TaskRunner[PrefectFuture[Any]]):
-    """Refuses to submit tasks in a worker process, where it stands in for the flow's task runner in the parent."""
+    """Refuses to submit tasks in a worker process, in place of the flow's task runner in the parent."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

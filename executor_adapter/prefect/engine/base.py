@@ -1,4 +1,4 @@
-"""What the sync and the async task engine share.
+"""Shared by the sync and the async task engine.
 
 Prefect's engines keep what they do well: inputs, caching, transactions, hooks, results, tags and their limits, and the
 order of states. The subclasses here override public methods only, for what a job does differently: it starts when the
@@ -55,7 +55,7 @@ class JobEngine(BaseTaskRunEngine[..., Any]):
     job_run: JobRun
 
     def settle_if_final(self, state: State[Any]) -> None:
-        """End the job as `state` says, if the task run stays in that state."""
+        """End the job in `state`, if the task run stays in it."""
         if self.task_run is not None and _is_final(state):
             self.job_run.settle(state)
 

@@ -234,7 +234,7 @@ class JobRun:
         return state
 
     def settle(self, state: State[Any]) -> None:
-        """End the job as the final `state` says."""
+        """End the job in the final `state`."""
         self._error = None if state.is_completed() else self.failure or self._last_error or _error_of(state)
         if self.driver is None:
             return

@@ -107,7 +107,7 @@ class SyncJobEngine(JobEngine, SyncTaskRunEngine[..., Any]):
         """Call the hooks for `state`; `on_failure` is called for Crashed and OutOfMemory too.
 
         Prefect calls it for FAILED states only, because in Prefect a crash ends the engine as well. Here the engine
-        survives, and whoever is notified of failures needs to know of crashes.
+        survives, and those who are notified of failures need to know of crashes.
         """
         entered = state or self.state
         if not entered.is_crashed():

@@ -169,7 +169,7 @@ def _job_of(task: Task[..., Any], options: Mapping[str, Any]) -> TaskWorkerJob:
 
 
 class AttemptAsJob:
-    """Stands in for a job task's function in Prefect's engine: calling it runs one attempt of the task run's job."""
+    """Replaces a job task's function in Prefect's engine: calling it runs one attempt of the task run's job."""
 
     def __init__(self, task: Task[..., Any], options: Mapping[str, Any], function: Callable[..., Any]) -> None:
         functools.update_wrapper(self, function)

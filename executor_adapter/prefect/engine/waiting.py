@@ -23,7 +23,7 @@ async def wait_until_done(future: Future[Any]) -> None:
     loop, done = asyncio.get_running_loop(), asyncio.Event()
 
     def notify(_: Future[Any]) -> None:
-        with contextlib.suppress(RuntimeError):  # The loop is closed, so nobody waits any more.
+        with contextlib.suppress(RuntimeError):  # The loop is closed, so no caller waits any more.
             loop.call_soon_threadsafe(done.set)
 
     future.add_done_callback(notify)

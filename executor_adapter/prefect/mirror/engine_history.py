@@ -51,7 +51,7 @@ class EngineChange(NamedTuple):
 def engine_change(task_run: TaskRun, state: State[Any], previous: State[Any] | None) -> EngineChange:
     """Record that `task_run`, as it is now, enters `state`.
 
-    Call it in the task run's context, which says whether results are persisted.
+    Call it in the task run's context, which decides whether results are persisted.
     """
     fields = StateFields(
         str(state.id),

@@ -1,7 +1,7 @@
 """Limits how far the server's list of events may lag behind: it has a queue of its own that drops what is too much.
 
 The server's recorder of task runs and its list of events take the same events, each from a queue of 10,000. A recorder
-that writes many events at once is much faster than the list, so what it has recorded says nothing about the list.
+that writes many events at once is much faster than the list, so what it has recorded shows nothing about the list.
 """
 
 from __future__ import annotations

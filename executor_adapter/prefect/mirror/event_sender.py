@@ -57,12 +57,12 @@ class EventSender:
 
     @property
     def totals(self) -> DeliveryTotals:
-        """What has become of the final states."""
+        """The counts of final states by their delivery."""
         return self._tracker.totals
 
     @property
     def progress_at(self) -> float:
-        """When the server last recorded something (monotonic)."""
+        """The monotonic time at which the server last recorded something."""
         return self._tracker.progress_at
 
     @property
@@ -77,7 +77,7 @@ class EventSender:
         return bool(self.outbox.resend) or any(batch.is_own for batch in self._tracker.unconfirmed)
 
     def hurry(self) -> None:
-        """From now on, send events at once, whether or not the server keeps pace. Any thread may call this."""
+        """Send events at once from now on, whether or not the server keeps pace. Any thread may call this."""
         self._window.is_hurried = True
 
     def unrecorded(self) -> list[StateEvent]:
@@ -157,7 +157,7 @@ class EventSender:
             self._feed.on_sent(events)
 
     def _adapt_to_server(self, api: ServerApi, first: list[StateEvent]) -> None:
-        """Before the first request, ask how the server records, and extend the request if the window has grown.
+        """Ask how the server records, before the first request, and extend the request if the window has grown.
 
         Not asked earlier, so that a process without events makes no request.
         """
@@ -184,7 +184,7 @@ class EventSender:
         self.totals.give_up(event, error)
 
     def _is_at_fault(self, api: ServerApi, event: StateEvent) -> bool:
-        """Whether the server fails because of this event: it accepts another one meanwhile.
+        """Return whether the server fails because of this event: then it accepts another one meanwhile.
 
         That must happen several times, because the server may have been in trouble just then.
         """

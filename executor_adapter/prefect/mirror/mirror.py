@@ -14,8 +14,8 @@ Inside a flow run the jobs are task runs of that flow run, elsewhere task runs w
 this for many jobs at once. Jobs of a `job_task` are left out: Prefect's engine drives them, and reports them.
 
 The mirror takes no time of the executor's: a thread of its own sends events as fast as the server records them. While
-it is behind, it skips intermediate states of finished jobs, as `history` says. The final state, run count and times of
-each job always reach the server. If they truly cannot, the report says how many jobs are missing, and which.
+it is behind, it skips intermediate states of finished jobs, depending on `history`. The final state, run count and
+times of each job always reach the server. If they truly cannot, the report names how many jobs are missing, and which.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ STALL_TIMEOUT = 90.0
 class PrefectMirror:
     """An observer that shows jobs as Prefect task runs; see the module.
 
-    `history` says what becomes of the intermediate states of finished jobs: "auto" skips them while many changes are
+    `history` decides about the intermediate states of finished jobs: "auto" skips them while many changes are
     unsent, "full" sends them all, however long that takes, and "final" skips them always. `stall_timeout` is how many
     seconds `drain` and `close` wait without any progress of the server before they give up. `spool` keeps the final
     states that the server did not get; by default it is a directory below PREFECT_HOME.
@@ -155,7 +155,7 @@ class PrefectMirror:
         return self.report()
 
     def hurry(self) -> None:
-        """From now on, send only final states, at once: the process is about to end."""
+        """Send only final states from now on, at once: the process is about to end."""
         self._thread.hurry()
 
     def close(self, timeout: float | None = None) -> MirrorReport:

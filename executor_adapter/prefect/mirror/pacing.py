@@ -47,7 +47,7 @@ MAX_CHECK_INTERVAL_LARGE_TRANSACTIONS = 0.5
 """The same for a server that writes many events in a transaction, and may become idle between two checks."""
 
 MIN_FINAL_CHECK_INTERVAL = 0.1
-"""Seconds between the last checks, whose result somebody waits for."""
+"""Seconds between the last checks, while a caller waits for the result."""
 
 CHECKS_PER_STALL = 8
 """Checks, at the end, in the time for which a server has shown no progress."""
@@ -109,7 +109,7 @@ class SendWindow:
     def on_batch_arrived(self, sent_at: float, now: float, *, filled_window: bool) -> None:
         """Adapt the window: a batch sent at `sent_at` is recorded.
 
-        A batch that was sent before the last change of the window says nothing about its new size.
+        A batch that was sent before the last change of the window shows nothing about its new size.
         """
         seconds = now - sent_at
         interval = max(MIN_CHECK_INTERVAL, seconds / CHECKS_PER_DELIVERY)

@@ -1,7 +1,7 @@
 """Waits until the Prefect server has recorded the final state of every task run of a flow run.
 
 The server answers before it has recorded an event, and drops events when its queue is full; an embedded server ends
-with the flow. Without this wait, task runs of a finished flow run could stay Pending or Running for ever. The flow
+with the flow. Without this wait, task runs of a finished flow run could stay Pending or Running forever. The flow
 run's mirror sends again what the server has lost.
 """
 
@@ -36,7 +36,7 @@ _UNFINISHED_TYPES = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReconcileReport:
-    """What the server knew of a flow run's task runs when the wait ended."""
+    """Describes what the server had recorded of a flow run's task runs when the wait ended."""
 
     flow_run_id: UUID
     recorded: int
@@ -68,7 +68,7 @@ def wait_until_recorded(flow_run_id: UUID | str | None = None, timeout: float = 
 
     Call it at the end of a flow, when its tasks have finished; without an id it waits for the caller's flow run. States
     of job tasks that the server has lost are sent again. Of other tasks only the server's record is known, so they are
-    waited for. The report says what is missing, which is logged as a warning too.
+    waited for. The report lists what is missing, which is logged as a warning too.
 
     Raises:
         RuntimeError: no flow run is given, and the caller is not in one.

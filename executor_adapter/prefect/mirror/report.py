@@ -13,7 +13,7 @@ MAX_NAMED_IDS = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MirrorReport:
-    """How far the server's record of the mirrored jobs goes. The tuples hold job ids."""
+    """Describes how far the server has recorded the mirrored jobs. The tuples hold job ids."""
 
     jobs: int
     """Jobs that were mirrored."""

@@ -61,7 +61,7 @@ class PrefectSchedulerMirror:
             self._mirror.drain(timeout=0)  # Starts sending, and does not wait.
 
     def hurry(self) -> None:
-        """When the executor is closed, send only final states, within HURRIED_CLOSE_SECONDS."""
+        """Send only final states when the executor is closed, within HURRIED_CLOSE_SECONDS."""
         self._is_hurried = True
 
     def __call__(self, transition: Transition) -> None:

@@ -48,7 +48,7 @@ class Recorded(NamedTuple):
     message: str = ""
 
     def covers(self, event: StateEvent) -> bool:
-        """Whether the task run has entered the event's state, as its newest state or before a newer one.
+        """Return whether the task run has entered the event's state, as its newest state or before a newer one.
 
         A final state must be the newest one, with two exceptions. A transaction may have rolled a completed task run
         back since. And a spooled event may be of an earlier run of the job, in a flow run that was retried since: then
@@ -60,7 +60,7 @@ class Recorded(NamedTuple):
         return is_newest or not event.is_final or (event.spool_file is not None and not self._is_of_clean_up)
 
     def shows(self, event: StateEvent) -> bool:
-        """Whether this is the event's own state, and not another one of the same name."""
+        """Return whether this is the event's own state, and not another one of the same name."""
         return self.name == event.name and abs(self.at - event.at) < CLOCK_RESOLUTION_SECONDS
 
     @property
@@ -121,7 +121,7 @@ class ServerApi:
         return int(self._post("/task_runs/count", {"task_runs": wanted}))
 
     def is_listed(self, event: StateEvent) -> bool:
-        """Whether the server's list of events contains the event.
+        """Return whether the server's list of events contains the event.
 
         True where that cannot be asked: Prefect Cloud does not have the queue that a self-hosted server has.
         """

@@ -1,4 +1,4 @@
-"""Builds the event that tells a Prefect server of a task run's new state, as bytes ready to send.
+"""Builds the event that reports a task run's new state to a Prefect server, as bytes ready to send.
 
 The format is that of `prefect.utilities.engine.emit_task_run_state_change_event`, which every Prefect 3 client uses:
 the event `prefect.task-run.<name of the state>`, whose id becomes the state's id and whose `occurred` becomes its
@@ -42,7 +42,7 @@ class EventFile(Protocol):
 class StateEvent:
     """One state event of one task run.
 
-    `at` is in seconds since the epoch, `body` is the JSON that is sent, and `is_final` says that no state follows.
+    `at` is in seconds since the epoch, `body` is the JSON that is sent, and `is_final` is True if no state follows.
     """
 
     task_run_id: str
@@ -89,7 +89,7 @@ FINAL_TYPES = frozenset({"COMPLETED", "FAILED", "CANCELLED", "CRASHED"})
 
 
 def is_final(state_type: str, name: str) -> bool:
-    """Whether no state follows this one. NotReady is final although its type is PENDING: an upstream task failed."""
+    """Return whether no state follows this one. NotReady is final too: an upstream task failed."""
     return state_type in FINAL_TYPES or name == "NotReady"
 
 

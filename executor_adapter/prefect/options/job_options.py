@@ -80,7 +80,7 @@ def _translated(options: Mapping[str, Any]) -> dict[str, Any]:
 def with_default_retries(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return job options with Prefect's default retry settings filled in where the task has no retry options.
 
-    The settings are PREFECT_TASK_DEFAULT_RETRIES and PREFECT_TASK_DEFAULT_RETRY_DELAY_SECONDS; a setting that nobody
+    The settings are PREFECT_TASK_DEFAULT_RETRIES and PREFECT_TASK_DEFAULT_RETRY_DELAY_SECONDS; a setting that no one
     has set changes nothing.
     """
     settings, filled = get_current_settings().tasks, dict(options)

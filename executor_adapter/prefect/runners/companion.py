@@ -66,7 +66,7 @@ class CompanionTaskRunner(TaskRunner[PrefectFuture[Any]]):
         self._threads.watch()
 
     def close(self, cancel_others: Callable[[], object]) -> None:
-        """End the job tasks as the class docstring says; `cancel_others` ends the tasks of the flow's own runner."""
+        """End the job tasks, see the class; `cancel_others` ends the tasks of the flow's own runner."""
         # Waiting jobs end first, because tasks of the other runner may wait for them. Running jobs are joined last,
         # because they may wait for tasks of the other runner.
         interrupted = self._is_interrupted()

@@ -42,7 +42,7 @@ class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
 
     When the flow ends, running jobs are waited for and waiting jobs are cancelled, as in Prefect's
     ThreadPoolTaskRunner. Then the runner waits until the server has recorded how each task ended, as long as the server
-    makes progress. What it has not recorded by then is spooled (see PrefectMirror), and a warning says so. When the
+    makes progress. What it has not recorded by then is spooled (see PrefectMirror), and a warning is logged. When the
     flow is interrupted, as by a signal, all jobs end at once, and the server gets only seconds.
 
     Raises:
@@ -98,7 +98,7 @@ class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
 
         Raises:
             RuntimeError: the runner is not entered, or its flow run is over.
-            InvalidJobError: the task can never be a job; the message says why.
+            InvalidJobError: The task can never be a job; the message names the reason.
         """
         if self._run is None:
             raise RuntimeError("Task runner is not started: submit inside a flow, or in its `with` block")

@@ -2,7 +2,7 @@
 
 The jobs are found oldest first, by the index of their ends, in a transaction that only reads. A second transaction
 deletes them by id; its size is chosen so that it takes no longer than MAX_STEP_SECONDS, as far as the previous step
-tells. After each step it is the turn of the other writers.
+tells. After each step, other writers can write.
 """
 
 from __future__ import annotations
