@@ -6,7 +6,7 @@ import gc
 import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.table import Table
@@ -53,7 +53,8 @@ def in_turn(contestants: Mapping[str, Callable[[], float]], rounds: int = ROUNDS
 class Row:
     """A row of the table.
 
-    `figure` must be `at_least` or `at_most` its target; without a target it is only shown.
+    `figure` must be `at_least` or `at_most` its target; without a target it is only shown. `rounds` has the values
+    behind it, by contestant.
     """
 
     what: str
@@ -63,6 +64,7 @@ class Row:
     form: str = ".2f"
     at_least: float | None = None
     at_most: float | None = None
+    rounds: Mapping[str, Figures] = field(default_factory=dict)
 
     @property
     def is_met(self) -> bool:
@@ -80,16 +82,16 @@ class Report:
     """Collects rows with the load of the machine at that time, and prints them at once and again at the end."""
 
     def __init__(self) -> None:
-        self._rows: list[tuple[Row, float]] = []
+        self.rows: list[tuple[Row, float]] = []
 
     def add(self, rows: Sequence[Row]) -> None:
         fresh = [(row, os.getloadavg()[0]) for row in rows]
-        self._rows += fresh
+        self.rows += fresh
         _show(fresh)
 
     def show(self) -> None:
-        if len(self._rows) > 1:
-            _show(self._rows)
+        if len(self.rows) > 1:
+            _show(self.rows)
 
 
 def _show(rows: Sequence[tuple[Row, float]]) -> None:

@@ -53,6 +53,7 @@ def test_recorded(report: Report, tmp_path: Path, kind: Kind, target: float, rou
                 beside=figures["threads"].summary(),
                 figure=figures[mode].over(figures["threads"]).median,
                 at_least=wanted,
+                rounds={"run_jobs": figures[mode], "ThreadPoolTaskRunner": figures["threads"]},
             )
             for mode, wanted in (("auto", target), ("full", 1.0))
         ]
@@ -62,6 +63,7 @@ def test_recorded(report: Report, tmp_path: Path, kind: Kind, target: float, rou
                 ours=figures[mode].summary(),
                 beside=figures[f"ceiling {mode}"].summary(),
                 figure=figures[mode].over(figures[f"ceiling {mode}"]).median,
+                rounds={"run_jobs": figures[mode], "maximum": figures[f"ceiling {mode}"]},
             )
             for mode in ("auto", "full")
             if f"ceiling {mode}" in figures
@@ -87,6 +89,7 @@ def test_results(report: Report, tmp_path: Path) -> None:
                 figure=figures.over(others).median,
                 form=".0f",
                 at_least=100,
+                rounds={"run_jobs": figures, "ProcessPoolTaskRunner": others},
             )
         ]
     )
@@ -108,6 +111,7 @@ def test_cost(report: Report, tmp_path: Path) -> None:
                 figure=mirrored.median - alone.median,
                 form=".0f",
                 at_most=100,
+                rounds={"run_jobs": mirrored, "executor": alone},
             )
         ]
     )

@@ -30,6 +30,7 @@ def test_coroutine_throughput(report: Report) -> None:
                 figure=measured.median,
                 form=",.0f",
                 at_least=20_000,
+                rounds={"ours": measured},
             )
         ]
     )

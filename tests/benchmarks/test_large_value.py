@@ -58,6 +58,7 @@ def test_large_value(report: Report) -> None:
                 beside=measured["concurrent.futures"].summary(".3f"),
                 figure=measured["concurrent.futures"].over(measured["ours"]).median,
                 at_least=3.0,
+                rounds=measured,
             )
         ]
     )

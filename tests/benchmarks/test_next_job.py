@@ -47,6 +47,7 @@ def test_next_job(report: Report, tmp_path: Path) -> None:
                 figure=measured.percentile(0.99) * 1e3,
                 form=".1f",
                 at_most=20.0,
+                rounds={"ours": measured},
             )
         ]
     )

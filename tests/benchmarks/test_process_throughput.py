@@ -39,6 +39,7 @@ def test_process_throughput(report: Report) -> None:
                 beside=measured[peer].summary(),
                 figure=measured["ours"].over(measured[peer]).median,
                 at_least=target,
+                rounds={name: measured[name] for name in ("ours", peer)},
             )
         )
     report.add(rows)

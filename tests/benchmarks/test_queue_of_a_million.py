@@ -48,6 +48,7 @@ def test_queue_of_a_million(report: Report, pool: PoolName) -> None:
                 beside=few.summary(),
                 figure=many["rate"] / statistics.median(few.values),
                 at_least=0.6,
+                rounds={f"{FEW:,} queued": few},
             ),
         ]
     )

@@ -38,6 +38,7 @@ def test_results(report: Report, tmp_path: Path) -> None:
                 beside=figures[runner].summary(),
                 figure=figures["jobs"].over(figures[runner]).median,
                 at_least=wanted,
+                rounds={"JobTaskRunner": figures["jobs"], name: figures[runner]},
             )
             for runner, name, wanted in (
                 ("processes", "ProcessPoolTaskRunner", 12.0),

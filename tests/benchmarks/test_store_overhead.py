@@ -37,4 +37,5 @@ def _row(store: str, other: str, mine: Figures, beside: Figures) -> Row:
         figure=more.median,
         form=".0f",
         at_most=60,
+        rounds={store: mine, other: beside},
     )

@@ -42,12 +42,14 @@ def test_stuck_threads(report: Report) -> None:
                 ours=late.summary(".3f"),
                 figure=max(late.values),
                 at_most=STOP_TIMEOUT + 0.3,
+                rounds={"ours": late},
             ),
             Row(
                 what="s from the end of main to that of the process, threads still stuck: worst",
                 ours=exits.summary(".3f"),
                 figure=max(exits.values),
                 at_most=0.5,
+                rounds={"ours": exits},
             ),
         ]
     )

@@ -44,7 +44,7 @@ def test_time_to_kill(report: Report, tmp_path: Path, with_child: bool) -> None:
     spread = measured.summary(".1f", 1e3)
     report.add(
         [
-            Row(what=f"{what}: p50", ours=spread, figure=half, form=".1f", at_most=5.0),
+            Row(what=f"{what}: p50", ours=spread, figure=half, form=".1f", at_most=5.0, rounds={"ours": measured}),
             Row(what=f"{what}: p99", ours=spread, figure=most, form=".1f", at_most=25.0),
         ]
     )

@@ -23,12 +23,14 @@ def test_watching(report: Report) -> None:
                 figure=frames.percentile(0.95) * 1e3,
                 form=".0f",
                 at_most=100,
+                rounds={"ours": frames},
             ),
             Row(
                 what="figures kept per job, microseconds",
                 ours=kept.summary(".2f"),
                 figure=kept.median,
                 at_most=1.0,
+                rounds={"ours": kept},
             ),
             Row(what="statistics, ms", ours=asked.summary(".1f"), figure=asked.median, form=".1f", at_most=10.0),
         ]
