@@ -217,7 +217,7 @@ def test_a_cancelled_flow_run_ends_its_jobs(
 def test_five_hundred_jobs_are_recorded_cancelled(
     start: Callable[..., FlowRun], request: pytest.FixtureRequest, how: str, place: str
 ) -> None:
-    """None is left Pending or Running."""
+    """All 500 jobs are recorded Cancelled, and none stays Pending or Running."""
     run = start(place, "ours", 500)
     cancelled_at = _cancel(how, run, request)
     _assert_ended(run, cancelled_at, how, place, 500)

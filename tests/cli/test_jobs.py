@@ -85,7 +85,7 @@ def test_a_page_says_what_it_is_of(command: Command, filled: JobStore) -> None:
 def test_the_total_of_very_many_jobs_is_a_lower_bound(
     command: Command, filled: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the store stops counting, the total is given as "more than"."""
+    """If the store stops counting, the total is shown as "more than" a number."""
     monkeypatch.setattr("executor_adapter.store.JobStore.counts_up_to", 3)
     assert "1 to 2 of more than 3 jobs; more with --page 2" in command("jobs", "list", "-n", "2").out
     assert "3 to 4 of more than 4 jobs; more with --page 3" in command("jobs", "list", "-n", "2", "-p", "2").out
@@ -212,8 +212,8 @@ def test_a_part_of_several_ids_is_refused_with_their_names(command: Command, sto
     fill(store, record("twin-old", age=90), *elsewhere, record("twin-new", age=30))
     result = command("jobs", words, "twin")
     assert (result.code, result.out) == (1, "")
-    told = "executor-adapter: 'twin' is part of several ids (twin-new, twin-old): give more of it\n"
-    assert result.err == told
+    message = "executor-adapter: 'twin' is part of several ids (twin-new, twin-old): give more of it\n"
+    assert result.err == message
     assert "(job-49, job-48, job-47, ...)" in command("jobs", words, "job").err
 
 

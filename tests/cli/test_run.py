@@ -94,8 +94,8 @@ def test_a_retry_is_printed_while_it_waits(command: Command) -> None:
 def test_as_json_stdout_has_the_whole_result_and_nothing_else(command: Command, pool: str) -> None:
     """`run --json` prints the whole result as JSON, and nothing else to stdout."""
     result = command("run", f"{MODULE}:collect", "-a", "flights", "--pool", pool, "--json")
-    told = result.json
-    assert (told["status"], told["value"]["year"], told["records_processed"]) == ("completed", 2013, 3)
+    printed = result.json
+    assert (printed["status"], printed["value"]["year"], printed["records_processed"]) == ("completed", 2013, 3)
     assert "collecting flights" in result.err
 
 

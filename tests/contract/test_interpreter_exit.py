@@ -165,8 +165,8 @@ def test_the_interpreter_waits_for_the_close_callbacks_of_an_executor(tmp_path: 
 def test_callbacks_are_called_to_the_last(tmp_path: Path, state: str) -> None:
     """All done-callbacks are called before the program exits, whether the executor was shut down or not."""
     ended = run(DONE_CALLBACKS, tmp_path, state)
-    said = ended.stdout.splitlines()
-    assert sorted(said) == ["called for 0", "called for 1", "the program is over"]
+    lines = ended.stdout.splitlines()
+    assert sorted(lines) == ["called for 0", "called for 1", "the program is over"]
     assert (ended.returncode, ended.stderr) == (0, "")
 
 

@@ -15,7 +15,7 @@ from executor_adapter.store.memory import MemoryStore
 from tests.contract.test_supervisor_machine import SimulatedExecutor, SimulatedPool
 from tests.insides import supervisor_of
 
-AT_ONCE = RetryPolicy(retry_attempts=3, crash_attempts=0)
+WITHOUT_CRASH_RETRIES = RetryPolicy(retry_attempts=3, crash_attempts=0)
 
 
 class Argument:
@@ -28,7 +28,8 @@ def kill(argument: Argument) -> None: ...
 def kill_workers(executor: SimulatedExecutor, job_id: str) -> weakref.ref[Argument]:
     """Let a job crash until it is quarantined, and return a weak reference to its argument."""
     argument = Argument()
-    future = executor.submit(Job(job_id=job_id, function=kill, args=(argument,), pool="thread", retry=AT_ONCE))
+    job = Job(job_id=job_id, function=kill, args=(argument,), pool="thread", retry=WITHOUT_CRASH_RETRIES)
+    future = executor.submit(job)
     (pool,) = (pool for pool in supervisor_of(executor).pools.made.values() if isinstance(pool, SimulatedPool))
     supervisor_of(executor).call_soon(pool.end, pool.workers[0], Ending.CRASHED, None, WorkerCrashedError("gone"))
     assert future.job.status is JobStatus.FAILED

@@ -150,7 +150,7 @@ def test_writing_a_record_again_changes_nothing(store: JobStore, host: Host) -> 
 
 
 def test_of_jobs_with_one_id_in_a_batch_the_last_one_counts(store: JobStore, host: Host) -> None:
-    """Where a batch has several records of one id, the last one is stored."""
+    """If a batch has several records of one id, the last one is stored."""
     first = make(host, JobStatus.FAILED, job_id="daily", created_at=1.0)
     second = make(host, JobStatus.RUNNING, job_id="daily", created_at=2.0)
     put(store, host, make(host), first, second, make(host))

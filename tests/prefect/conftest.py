@@ -85,7 +85,7 @@ class _PrefectSettings:
 
 
 class Api:
-    """What the server knows, polled until it is what is waited for, or 30 s are over."""
+    """Reads what the server knows, and polls until a condition holds or 30 s have passed."""
 
     def __init__(self, url: str) -> None:
         self._client = httpx.Client(base_url=url, timeout=10)
@@ -155,7 +155,7 @@ def own_id() -> UUID:
 
 
 def cancel(url: str, flow_run_id: UUID, state: str = "CANCELLING") -> None:
-    """As the UI does."""
+    """Cancel a flow run, as the UI does."""
     body = {"state": {"type": state}, "force": True}
     httpx.post(f"{url}/flow_runs/{flow_run_id}/set_state", json=body, timeout=30).raise_for_status()
 

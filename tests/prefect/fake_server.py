@@ -83,7 +83,7 @@ class FakeServer:
                 self.unlisted.popleft()
 
     def is_listed(self, event: StateEvent) -> bool:
-        """Whether its list contains the event."""
+        """Return whether the server's list contains the event."""
         return self.unlisted is None or event.id not in self.unlisted
 
     def transaction_size(self) -> int:

@@ -66,7 +66,7 @@ def by_name(findings: Iterator[Finding]) -> dict[str, Finding]:
 
 
 def test_doctor_warns_of_a_recorder_with_default_settings(server: Server) -> None:
-    """It says how to start the server instead."""
+    """Doctor warns of a recorder with default settings, and shows how to start the server instead."""
     with temporary_settings({PREFECT_API_URL: f"{server.url}/api"}):
         found = by_name(checks())
     assert found["prefect server"].level is Level.FINE
@@ -76,13 +76,13 @@ def test_doctor_warns_of_a_recorder_with_default_settings(server: Server) -> Non
 
 
 def test_doctor_accepts_a_tuned_recorder(prefect_api: str) -> None:
-    """One that writes many events in a transaction."""
+    """Doctor accepts a recorder that writes many events in a transaction."""
     with temporary_settings({PREFECT_API_URL: prefect_api}):
         assert by_name(checks())["task run recorder"].level is Level.FINE
 
 
 def test_doctor_reports_a_server_that_does_not_answer() -> None:
-    """As wrong, not as a warning."""
+    """A server that does not answer is an error for doctor, not a warning."""
     with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api"}):
         found = by_name(checks())["prefect server"]
     assert found.level is Level.WRONG

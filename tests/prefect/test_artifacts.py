@@ -58,7 +58,7 @@ def artifacts_of(url: str, flow_run_id: UUID | str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("run", [with_job_tasks, with_plain_tasks, with_jobs_in_bulk], ids=lambda run: run.name)
 def test_a_run_of_jobs_has_progress_table_and_report(prefect_api: str, run: Any) -> None:
-    """Whether job tasks, plain tasks or run_jobs ran the jobs; errors are escaped for Markdown."""
+    """Job tasks, plain tasks and run_jobs get progress, table and report, with errors escaped for Markdown."""
     state = run(return_state=True)
     found = artifacts_of(prefect_api, state.state_details.flow_run_id)
     assert found.keys() == {"a-collection-progress", "a-collection-jobs", "a-collection-report"}
@@ -73,7 +73,7 @@ def test_a_run_of_jobs_has_progress_table_and_report(prefect_api: str, run: Any)
 
 
 def test_progress_moves_while_jobs_run(prefect_api: str, wait_for: Wait) -> None:
-    """It is at 50 % when one of two jobs has finished."""
+    """Progress is at 50 % when one of two jobs has finished."""
     half, seen = threading.Event(), []
 
     @job_task(pool="thread", retry_attempts=0)
@@ -96,7 +96,7 @@ def test_progress_moves_while_jobs_run(prefect_api: str, wait_for: Wait) -> None
 
 
 def test_a_flow_completes_if_the_server_refuses_artifacts(prefect_api: str, mocker: Any) -> None:
-    """Only the artifacts are missing."""
+    """A flow whose artifacts the server refuses completes without them."""
     refused = mocker.patch(
         "executor_adapter.prefect.reporting.artifacts.create_progress_artifact", side_effect=OSError("away")
     )
@@ -105,7 +105,7 @@ def test_a_flow_completes_if_the_server_refuses_artifacts(prefect_api: str, mock
 
 
 def test_many_items_are_consumed_in_few_batches_and_none_is_lost() -> None:
-    """They keep their order."""
+    """Many items are consumed in few batches, in order, and none is lost."""
     batches: list[list[int]] = []
     batching = BatchingThread[int](batches.append, interval=0.2)
     for number in range(10_000):
@@ -116,7 +116,7 @@ def test_many_items_are_consumed_in_few_batches_and_none_is_lost() -> None:
 
 
 def test_an_interrupted_flow_makes_no_table(api: Api, prefect_api: str) -> None:
-    """It has only seconds left, and none for a report."""
+    """An interrupted flow has only seconds left, so it makes no table."""
     ids: list[UUID] = []
 
     @flow

@@ -1,4 +1,4 @@
-"""Both kinds of task behave alike in every pool: a job task, and a plain task under JobTaskRunner."""
+"""Tests that a job task, and a plain task under JobTaskRunner, behave alike in every pool."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def ended(prefect_api: str, api: Api, wait_for: Wait) -> Callable[[UUID], None]:
 def test_a_job_that_is_called_directly_is_cancelled_and_the_flow_with_it(
     prefect_api: str, ended: Callable[[UUID], None], asked: str
 ) -> None:
-    """Its call raises, and the flow's cancellation hooks are called."""
+    """The call of a cancelled job task raises, and the flow's cancellation hooks are called."""
     ids: list[UUID] = []
     hooks: list[str] = []
 
@@ -86,7 +86,7 @@ def test_a_job_that_is_called_directly_is_cancelled_and_the_flow_with_it(
 def test_a_flow_that_goes_on_is_interrupted_and_the_program_goes_on(
     prefect_api: str, ended: Callable[[UUID], None]
 ) -> None:
-    """Its hooks are called, its caller gets CancelledRun, and unlike after Ctrl-C the executor still works."""
+    """The hooks of an interrupted flow are called, its caller gets CancelledRun, and the executor still works."""
     ids: list[UUID] = []
     hooks: list[str] = []
 
@@ -176,7 +176,7 @@ def test_a_task_that_is_being_submitted_is_cancelled_too(prefect_api: str, api: 
 
 
 def test_an_async_flow_is_cancelled(prefect_api: str, ended: Callable[[UUID], None]) -> None:
-    """Its asyncio task is cancelled, and its caller gets CancelledRun."""
+    """The asyncio task of an async flow is cancelled, and its caller gets CancelledRun."""
     ids: list[UUID] = []
 
     @flow
@@ -194,7 +194,7 @@ def test_an_async_flow_is_cancelled(prefect_api: str, ended: Callable[[UUID], No
 def test_a_subflow_run_ends_with_the_flow_run_that_is_cancelled(
     prefect_api: str, wait_for: Wait, ended: Callable[[UUID], None]
 ) -> None:
-    """Both runs become Cancelled."""
+    """A cancelled flow run and its subflow run both become Cancelled."""
     ids: list[UUID] = []
 
     @flow

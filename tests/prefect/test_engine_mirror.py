@@ -105,7 +105,7 @@ def _change(payload: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_in_a_worker_of_prefects_process_pool_prefects_engine_reports(api: Api, wait_for: Wait) -> None:
-    """Such a worker passes its events to the flow's process, and may end before it could send any itself."""
+    """A worker of Prefect's process pool passes its events to the flow's process, before it may end."""
 
     @flow(task_runner=ProcessPoolTaskRunner(1))
     def run() -> Any:
@@ -142,7 +142,7 @@ def count_mirrors() -> int:
 
 
 def test_a_call_under_a_runner_without_an_end_is_recorded_when_it_returns(api: Api) -> None:
-    """Such a runner is never told that its flow ends; no mirror is left behind either."""
+    """A call under a runner that is not notified of the flow's end is recorded, and leaves no mirror behind."""
 
     @flow(task_runner=PrefectTaskRunner())
     def run() -> list[Any]:

@@ -84,7 +84,7 @@ def test_more_events_are_in_flight_to_a_fast_server() -> None:
 
 @pytest.mark.parametrize("listed", [200, 0])
 def test_an_event_list_slower_than_the_recorder_is_not_overrun(listed: int) -> None:
-    """Sending waits for the list's own queue, but not for ever for a list that takes no events."""
+    """Sending waits for the list's own queue, but not forever for a list that accepts no events."""
     harness = Harness([event(COMPLETED) for _ in range(20_000)])
     harness.server.unlisted = deque()
     for _ in range(300):
@@ -110,7 +110,7 @@ def test_in_a_hurry_events_are_sent_at_once() -> None:
 
 
 def test_the_check_interval_is_shorter_than_the_delivery_time() -> None:
-    """So a server always has events to record between two checks, however fast it is."""
+    """Checks are frequent enough that even a fast server always has events to record between two of them."""
     window = SendWindow()
     for seconds in (0.0, 0.5, 1.0, 2.0, 3.0, 10.0):
         window.on_batch_arrived(1_000.0, 1_000.0 + seconds, filled_window=False)
@@ -119,7 +119,7 @@ def test_the_check_interval_is_shorter_than_the_delivery_time() -> None:
 
 
 def test_the_last_events_are_checked_more_often() -> None:
-    """Somebody waits for them. A server that then stalls is checked ever less often."""
+    """The last events, which a caller waits for, are checked more often; a stalled server ever less often."""
     window = SendWindow()
     window.on_batch_arrived(1_000.0, 1_003.0, filled_window=False)
     window.on_arrived(1_500, 1_000.0, 1_003.0)
@@ -237,7 +237,7 @@ def test_new_events_do_not_wait_for_the_spool() -> None:
 
 
 def test_in_a_hurry_spooled_events_are_not_sent() -> None:
-    """They stay in their files for the next process."""
+    """In a hurry, spooled events stay in their files for the next process."""
     harness = Harness([])
     harness.sender.outbox.spooled.extend(spooled_event(COMPLETED) for _ in range(10))
     harness.sender.hurry()
@@ -258,7 +258,7 @@ def test_attempts_to_reach_a_server_are_not_progress() -> None:
 
 
 def test_an_event_that_the_server_refuses_does_not_hold_up_others() -> None:
-    """It is given up, and the others of its request are recorded."""
+    """A refused event is given up, and the others of its request are recorded."""
     bad = event(FAILED)
     harness = Harness([*(event(COMPLETED) for _ in range(50)), bad, *(event(COMPLETED) for _ in range(50))])
     harness.server.refuses = "Failed"
@@ -268,7 +268,7 @@ def test_an_event_that_the_server_refuses_does_not_hold_up_others() -> None:
 
 @pytest.mark.parametrize("before", [0, 50, 99])
 def test_an_event_on_which_the_server_fails_does_not_hold_up_others(before: int) -> None:
-    """It is given up wherever it stands in its request, and the others are recorded."""
+    """An event on which the server fails is given up, at any place in its request, and the others are recorded."""
     bad = event(FAILED)
     after = 99 - before
     harness = Harness([*(event(COMPLETED) for _ in range(before)), bad, *(event(COMPLETED) for _ in range(after))])
@@ -292,7 +292,7 @@ def test_no_event_is_given_up_while_the_server_fails_on_everything() -> None:
 
 
 def test_a_server_that_fails_and_then_cannot_be_reached_loses_no_event() -> None:
-    """Not even while it is asked whether the event is at fault."""
+    """A server that becomes unreachable while it is asked about a failing event loses no event."""
 
     class FailingThenAway(FakeServer):
         def send(self, bodies: Sequence[bytes]) -> None:
@@ -328,7 +328,7 @@ def test_characters_that_a_server_cannot_store_are_replaced() -> None:
 
 
 def test_a_state_that_the_server_loses_each_time_is_given_up() -> None:
-    """It is not sent for ever."""
+    """A state that the server loses each time is sent a limited number of times."""
     harness = Harness([event(COMPLETED)])
     for _ in range(4_000):
         harness.run(0.5)
@@ -338,7 +338,7 @@ def test_a_state_that_the_server_loses_each_time_is_given_up() -> None:
 
 
 def test_an_event_can_be_read_back_from_its_body() -> None:
-    """Its fields are all in the JSON that is sent."""
+    """All fields of an event are in the JSON that is sent."""
     made = event(FAILED)
     read = StateEvent.parse(made.body)
     assert (read.task_run_id, read.name, read.at, read.is_final) == (made.task_run_id, "Failed", made.at, True)

@@ -42,7 +42,7 @@ def events_about(url: str, job_id: str) -> list[dict[str, Any]]:
 
 
 def test_failures_retries_crashes_and_quarantine_are_events(prefect_api: str, wait_for: Wait) -> None:
-    """They have the job as resource, and are related to the flow run."""
+    """Failures, retries, crashes and quarantine are events with the job as resource, related to the flow run."""
     jobs = [job("broken", retries=1), job("crash", retries=3), job("late", max_runtime=0.5), job("well")]
 
     @flow

@@ -70,7 +70,7 @@ def fail_to_open(path: str) -> None:
 
 
 def test_an_error_message_that_no_server_can_store_does_not_hold_up_others(api: Api) -> None:
-    """For half a surrogate pair the server would refuse the whole request."""
+    """Half a surrogate pair in an error message, which a server would refuse, does not hold up other events."""
     broken = Job(function=fail_to_open, args=("caf\udce9",), pool="thread", retry_attempts=0, job_id="broken")
     with PrefectMirror(stall_timeout=5.0) as mirror:
         run_mirrored(mirror, [broken, *jobs(3, "beside")])
@@ -102,7 +102,7 @@ def test_a_mirror_refuses_the_jobs_of_a_second_flow_run(prefect_api: str) -> Non
 
 
 def test_spooled_final_states_are_sent_by_the_next_mirror(api: Api, tmp_path: Path) -> None:
-    """Only their owner can read them, the report names them, and they are removed once recorded."""
+    """The next mirror sends spooled final states, whose files only their owner can read, and removes them."""
     spool = tmp_path / "spool"
     with _unreachable() as (proxy, url), temporary_settings({PREFECT_API_URL: url}):
         first = PrefectMirror(spool=Spool(url, spool))
@@ -184,7 +184,7 @@ def test_a_spooled_state_does_not_replace_that_of_a_later_run(api: Api, tmp_path
 
 
 def test_a_flow_run_whose_deployment_was_deleted_is_mirrored(api: Api, caplog: pytest.LogCaptureFixture) -> None:
-    """Its task runs are related to the flow run alone."""
+    """Task runs of a flow run without its deployment are related to the flow run alone."""
 
     @flow
     def undeployed() -> MirrorReport:
@@ -198,7 +198,7 @@ def test_a_flow_run_whose_deployment_was_deleted_is_mirrored(api: Api, caplog: p
 
 
 def test_a_server_that_does_not_answer_does_not_delay_the_end(tmp_path: Path, prefect_api: str) -> None:
-    """It accepts connections only: the mirror closes in time, and spools the states."""
+    """With a server that accepts connections but never answers, the mirror closes in time and spools the states."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
         with temporary_settings({PREFECT_API_URL: url}):
@@ -290,7 +290,7 @@ def test_a_server_that_demands_a_password_records_all_jobs(tmp_path: Path) -> No
 
 @pytest.mark.timeout(180)
 def test_the_embedded_server_records_all_jobs(tmp_path: Path) -> None:
-    """It ends with the flow's process; a server that is started later shows the states from its database."""
+    """The embedded server records all jobs before it ends with the flow; a later server shows their states."""
     home = tmp_path / "home"
     home.mkdir()
     create_database(home)
@@ -322,7 +322,7 @@ def test_a_workspace_of_prefect_cloud_records_all_jobs(prefect_api: str) -> None
 
 @pytest.mark.parametrize("status", [403, 404])
 def test_a_role_that_may_not_read_a_flow_runs_deployment_can_mirror(prefect_api: str, status: int) -> None:
-    """Its task runs are related to the flow run alone."""
+    """Without the right to read the deployment, task runs are related to the flow run alone."""
 
     @flow
     def restricted() -> MirrorReport:

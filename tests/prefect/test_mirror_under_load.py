@@ -91,7 +91,7 @@ def test_no_job_of_many_is_lost(tmp_path: Path, kind: Kind) -> None:
 @pytest.mark.chaos
 @pytest.mark.timeout(TIMEOUT_SECONDS)
 def test_states_that_a_killed_server_lost_are_sent_again(tmp_path: Path) -> None:
-    """It is killed half-way with its queues, and restarted five seconds later."""
+    """States in the queues of a server that is killed half-way are sent again to its successor."""
     run_with_killed_server(tmp_path, MANY)
 
 

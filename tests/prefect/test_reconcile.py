@@ -96,7 +96,7 @@ def test_recorded_states_are_not_sent_again(api: Api) -> None:
 
 
 def test_the_wait_ends_in_time_and_reports_the_missing_task_runs(api: Api, mocker: MockerFixture) -> None:
-    """They are spooled, and recorded when another flow sends them."""
+    """The wait ends in time and reports the missing task runs, whose spooled states another flow sends."""
 
     @flow
     def run() -> Any:
@@ -115,7 +115,7 @@ def test_the_wait_ends_in_time_and_reports_the_missing_task_runs(api: Api, mocke
 
 
 def test_a_task_run_that_was_rolled_back_is_recorded(api: Api) -> None:
-    """Its Completed state counts as final, although a newer one follows."""
+    """The Completed state of a rolled-back task run counts as final, although a newer one follows."""
 
     @flow
     def run() -> Any:

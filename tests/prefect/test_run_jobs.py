@@ -286,7 +286,7 @@ def test_waiting_jobs_are_pending_from_their_submission(api: Api, executor: JobE
 
 
 def test_an_exception_ends_the_jobs_of_the_run_as_cancelled(api: Api, executor: JobExecutor) -> None:
-    """Only the jobs of this run end: another job in the same executor goes on."""
+    """An exception cancels the jobs of this run only: another job in the same executor goes on."""
     other = executor.submit(Job(function=time.sleep, args=(1,), pool="thread"))
     seen: list[UUID] = []
 

@@ -108,7 +108,7 @@ def test_jobs_are_task_runs_with_all_their_states(api: Api, kind: type[Scheduler
 def test_the_ready_made_schedulers_follow_the_configuration(
     api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They read it at each start, so that it may change between two starts."""
+    """The ready-made schedulers read the configuration at each start."""
     config = tmp_path / "config.yaml"
     monkeypatch.setenv("EXECUTOR_ADAPTER_CONFIG", str(config))
 
@@ -128,7 +128,7 @@ def test_the_ready_made_schedulers_follow_the_configuration(
 
 
 def test_jobs_added_before_the_start_are_mirrored(api: Api) -> None:
-    """They have all their states."""
+    """Jobs that were added before the start are mirrored with all their states."""
 
     async def main() -> None:
         scheduler = CollectionScheduler(1, config=Settings())
@@ -143,7 +143,7 @@ def test_jobs_added_before_the_start_are_mirrored(api: Api) -> None:
 
 
 def test_the_jobs_of_a_scheduler_started_in_a_flow_run_are_its_task_runs(api: Api) -> None:
-    """They have its id."""
+    """The task runs of a scheduler that was started in a flow run have the flow run's id."""
 
     @flow
     async def nightly() -> None:
@@ -183,7 +183,7 @@ def run_program(*words: str, env: dict[str, str], cwd: Path) -> str:
 
 
 def test_without_a_server_prefect_is_not_imported(tmp_path: Path) -> None:
-    """It would take a second, and change the program's logging."""
+    """Without a server Prefect is not imported, which would take a second and change the logging."""
     effects = json.loads(run_program("one_job", "unseen", env=new_user_env(tmp_path), cwd=tmp_path))
     assert effects == {"imported": False, "logging_is_as_set_up": True}
 
@@ -232,7 +232,7 @@ def test_the_embedded_server_is_not_started_for_a_scheduler(prefect_api: str, mi
 
 
 def test_with_never_nothing_is_mirrored(api: Api, mirrors: Mirrors) -> None:
-    """Even if an API is configured."""
+    """With "never" nothing is mirrored, even if an API is configured."""
 
     async def main() -> None:
         scheduler = CollectionScheduler(1, config=NEVER)
@@ -268,7 +268,7 @@ def test_jobs_run_where_prefect_cannot_be_imported(
 
 
 def test_always_without_any_server_is_a_warning(prefect_api: str, caplog: pytest.LogCaptureFixture) -> None:
-    """It says what to set."""
+    """With "always" but no server, a warning names the setting to change."""
 
     async def main() -> None:
         scheduler = CollectionScheduler(1, config=ALWAYS)
@@ -291,7 +291,7 @@ def _short_end(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_while_the_server_is_unreachable_jobs_run_and_their_final_states_are_spooled(
     api: Api, prefect_api: str, caplog: pytest.LogCaptureFixture, wait_for: Wait
 ) -> None:
-    """There are two warnings: at the first failure and at the end. The next scheduler sends the states."""
+    """Without a reachable server jobs run, two warnings are logged, and the next scheduler sends the spooled states."""
     proxy = ServerProxy(int(prefect_api.split(":")[2].split("/")[0]))
     url = f"http://127.0.0.1:{proxy.port}/api"
 
@@ -353,7 +353,7 @@ class SilentServer:
 
 
 def test_a_scheduler_without_jobs_makes_no_request(prefect_api: str, mirrors: Mirrors) -> None:
-    """It has no thread and no connection, not even at its end."""
+    """A scheduler without jobs has no mirror thread and no connection, not even at its end."""
 
     async def main() -> None:
         scheduler = CollectionScheduler(1, config=Settings())
@@ -369,7 +369,7 @@ def test_a_scheduler_without_jobs_makes_no_request(prefect_api: str, mirrors: Mi
 
 
 def test_a_scheduler_whose_jobs_are_recorded_makes_no_request(prefect_api: str, wait_for: Wait) -> None:
-    """It uses next to no CPU time either."""
+    """A scheduler whose jobs are recorded makes no request and uses almost no CPU time."""
 
     async def main() -> None:
         scheduler = CollectionScheduler(1, config=Settings())
@@ -440,7 +440,7 @@ def test_a_job_that_another_host_takes_over_keeps_its_task_run(
 def test_the_task_run_of_a_killed_program_is_finished_by_the_next_one(
     api: Api, prefect_api: str, store: str, tmp_path: Path, wait_for: Wait
 ) -> None:
-    """It does not stay Running: the same task run goes on with the job."""
+    """The task run of a killed program does not stay Running: the next program finishes it."""
     path = tmp_path / "go"
     env = new_user_env(tmp_path, PREFECT_API_URL=prefect_api)
     command = [sys.executable, "-m", "tests.prefect.scheduler_programs", "stored", "orphan", store, str(path)]

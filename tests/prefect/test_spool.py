@@ -62,7 +62,7 @@ def test_on_a_full_disk_the_kept_and_the_missing_jobs_are_returned(tmp_path: Pat
 
 
 def test_events_that_were_read_from_a_file_stay_in_it(tmp_path: Path) -> None:
-    """They are not written a second time."""
+    """Events that were read from a file stay in it and are not written a second time."""
     spool = Spool("server", tmp_path)
     spool.keep([event(COMPLETED)])
     (file,) = spool.claim()

@@ -89,7 +89,7 @@ def only_id(futures: list[PrefectFuture[Any]]) -> UUID:
 def test_a_job_that_fails_twice_and_then_succeeds_shows_every_state(
     api: Api, executor: JobExecutor, scratch: Path, pool: str
 ) -> None:
-    """With the error of each failed attempt, the time of the next one, and the number of runs."""
+    """Each failed attempt is shown with its error, the time of the next one and the number of runs."""
     function: Any = succeed_at_async if pool == "coroutine" else succeed_at
     task = job_task(function, pool=pool, retry_attempts=3, retry_delay=0.1)
     futures = run_in_flow(lambda: [task.submit(3, scratch)])
@@ -111,7 +111,7 @@ def test_a_job_that_fails_twice_and_then_succeeds_shows_every_state(
 def test_a_job_past_its_limit_is_timed_out_within_a_second(
     api: Api, executor: JobExecutor, scratch: Path, pool: str
 ) -> None:
-    """In each pool; in the process pool its process is gone then."""
+    """A job past its limit is TimedOut within a second, in each pool; a process is dead then."""
     function: Any = sleep_long_async if pool == "coroutine" else sleep_long
     task = job_task(function, pool=pool, max_runtime=1, retry_attempts=0)
     warm_up = job_task(
@@ -194,7 +194,7 @@ def test_the_slot_is_free_while_a_retry_waits(api: Api, scratch: Path) -> None:
 
 
 def test_a_job_past_its_queue_timeout_is_timed_out_without_running(api: Api) -> None:
-    """It is Pending while it waits for a slot."""
+    """A job that waits for a slot past its queue_timeout goes from Pending to TimedOut."""
     begun, ended = threading.Event(), threading.Event()
 
     @job_task(pool="thread")
@@ -223,7 +223,7 @@ def test_a_job_past_its_queue_timeout_is_timed_out_without_running(api: Api) -> 
 def test_no_task_run_of_a_finished_flow_run_is_in_a_state_that_is_not_final(
     api: Api, executor: JobExecutor, scratch: Path
 ) -> None:
-    """Whether its tasks completed, failed or crashed."""
+    """Every task run of a finished flow run is in a final state, whether it completed, failed or crashed."""
     tasks = [
         job_task(fail_with_data_error, retry_attempts=0),
         job_task(answer),

@@ -81,6 +81,6 @@ def test_awaiting_retry_has_the_failed_attempt_and_the_time_of_the_next() -> Non
 
 
 def test_a_later_attempt_is_running_under_another_name() -> None:
-    """Its type is RUNNING, its name Retrying."""
+    """A later attempt has a state of type RUNNING and name Retrying."""
     state = retrying()
     assert (state.type, state.name) == ("RUNNING", "Retrying")

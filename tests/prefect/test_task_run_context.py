@@ -1,4 +1,4 @@
-"""What a function sees of Prefect in each pool, and what of its output reaches the log of its task run."""
+"""Tests what a function sees of Prefect in each pool, and which of its output reaches the log of its task run."""
 
 from __future__ import annotations
 

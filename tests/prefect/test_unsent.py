@@ -43,7 +43,7 @@ def names(unsent: UnsentChanges) -> list[str]:
 
 @pytest.mark.parametrize(("mode", "sent"), [("auto", 3), ("full", 3), ("final", 1)])
 def test_all_states_are_sent_while_few_changes_are_unsent(mode: History, sent: int) -> None:
-    """Only "final" skips intermediate states even then."""
+    """While few changes are unsent all states are sent, except with "final"."""
     unsent = UnsentChanges(mode)
     fill(unsent, 10)
     assert len(names(unsent)) == 10 * sent
@@ -53,7 +53,7 @@ def test_all_states_are_sent_while_few_changes_are_unsent(mode: History, sent: i
 
 @pytest.mark.parametrize("mode", ["auto", "full"])
 def test_intermediate_states_are_skipped_while_many_changes_are_unsent(mode: History) -> None:
-    """With "full" they never are. A final state is never skipped."""
+    """While many changes are unsent intermediate states are skipped, except with "full"; a final state never is."""
     jobs = 2 * UNSENT_LIMIT
     unsent = UnsentChanges(mode)
     fill(unsent, jobs)
@@ -64,7 +64,7 @@ def test_intermediate_states_are_skipped_while_many_changes_are_unsent(mode: His
 
 
 def test_states_of_unfinished_jobs_are_never_skipped() -> None:
-    """Not even with "final"."""
+    """States of unfinished jobs are not skipped, not even with "final"."""
     clock = FakeClock()
     unsent = UnsentChanges("final", clock=clock)
     fill(unsent, UNSENT_LIMIT, finished=False)
@@ -75,7 +75,7 @@ def test_states_of_unfinished_jobs_are_never_skipped() -> None:
 
 @pytest.mark.parametrize("mode", ["auto", "full"])
 def test_recent_changes_of_unfinished_jobs_wait_behind_finished_jobs(mode: History) -> None:
-    """So short jobs are sent whole; and no job waits for long, however many others finish meanwhile."""
+    """Changes of unfinished jobs wait behind finished jobs, but not for long, so short jobs are sent whole."""
     clock = FakeClock()
     unsent = UnsentChanges(mode, clock=clock)
     fill(unsent, HOLD_BACK_LIMIT, finished=False)
@@ -92,14 +92,14 @@ def test_recent_changes_of_unfinished_jobs_wait_behind_finished_jobs(mode: Histo
 
 
 def test_few_changes_are_sent_at_once() -> None:
-    """None is held back."""
+    """While few changes are unsent, none is held back."""
     unsent = UnsentChanges("auto", clock=FakeClock())
     fill(unsent, HOLD_BACK_LIMIT // 2, finished=False)
     assert names(unsent) == HOLD_BACK_LIMIT // 2 * ["Pending", "Running"]
 
 
 def test_a_job_sent_before_its_turn_is_sent_once() -> None:
-    """It finished while older changes of other jobs were held back."""
+    """A job that finishes while older changes of other jobs are held back is sent once."""
     clock = FakeClock()
     unsent, slow = UnsentChanges("full", clock=clock), [history() for _ in range(2 * HOLD_BACK_LIMIT)]
     for job in slow:
@@ -129,7 +129,7 @@ def test_in_a_hurry_only_finished_jobs_are_sent(finished: int, states: int) -> N
 
 @pytest.mark.parametrize("sent", [False, True])
 def test_a_job_that_finishes_twice_is_kept_once(sent: bool) -> None:
-    """As a task run that is rolled back does, whether or not its first final state was sent."""
+    """A job that finishes twice, as a rolled-back task run does, is kept once."""
     clock = FakeClock()
     unsent, twice = UnsentChanges("auto", clock=clock), history()
     fill(unsent, 1)

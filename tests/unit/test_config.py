@@ -213,7 +213,7 @@ def test_a_wrong_file_is_refused_in_one_line(write: Write, text: str, message: s
 
 
 def test_the_number_of_further_errors_is_named(write: Write) -> None:
-    """Of several errors the first is described, and the others are counted."""
+    """The first of several errors is described, and the others are counted."""
     message = refusal(write("collection: {job_timeout: -5, retry_delay: -1}"))
     assert message == "config.yaml: collection.job_timeout: -5 is not allowed: must be greater than 0 (and 1 more)"
 

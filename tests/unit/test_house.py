@@ -411,7 +411,7 @@ def state_writes(tree: ast.AST) -> Iterator[int]:
 
 
 def test_a_job_alone_writes_its_state() -> None:
-    """What has become of a job is written by the methods of Job alone."""
+    """The state of a job is written by the methods of Job only."""
     assert list(state_writes(ast.parse("job.state.status = 1\nstate.attempt += 1"))) == [1, 2]
     offences = [
         f"{module}:{line}"

@@ -92,7 +92,7 @@ def test_an_executor_measures_its_jobs() -> None:
 
 
 def test_what_runs_is_known_with_its_time() -> None:
-    """`running` and `longest_running_seconds` show the attempts under way."""
+    """`running` and `longest_running_seconds` show the running attempts."""
     go_on = threading.Event()
     with JobExecutor(1, config=Settings()) as executor:
         job = executor.submit(Job(function=go_on.wait)).job
@@ -121,11 +121,11 @@ class Clock:
 
 def test_a_stuck_job_gives_one_alert(caplog: pytest.LogCaptureFixture) -> None:
     """A stuck job gives one warning, and another stuck job a new one."""
-    go_on, clock, told = threading.Event(), Clock(), list[Alert]()
+    go_on, clock, alerts = threading.Event(), Clock(), list[Alert]()
     with JobExecutor(2, config=Settings()) as executor:
         job = executor.submit(Job(function=go_on.wait, job_id="stuck")).job
         wait_for(lambda: job.status is JobStatus.RUNNING)
-        monitor = HealthMonitor(executor, on_alert=[told.append], clock=clock)
+        monitor = HealthMonitor(executor, on_alert=[alerts.append], clock=clock)
         assert monitor.check() == []
         clock.moved = 3601.0
         (alert,) = monitor.check()
@@ -135,7 +135,7 @@ def test_a_stuck_job_gives_one_alert(caplog: pytest.LogCaptureFixture) -> None:
         go_on.set()
         wait_for(lambda: job.status.is_terminal)
         assert monitor.check() == []
-    assert told == [alert]
+    assert alerts == [alert]
     (record,) = caplog.records
     assert (record.levelno, record.getMessage()) == (logging.WARNING, alert.message)
     assert alert.message.startswith("job stuck has been running for 360")
@@ -173,15 +173,15 @@ def test_a_rate_of_too_few_jobs_is_none() -> None:
 
 def test_a_callback_that_fails_does_not_stop_the_others(caplog: pytest.LogCaptureFixture) -> None:
     """A failing on_alert callback is logged, and the others are called."""
-    told: list[Alert] = []
+    alerts: list[Alert] = []
 
     def broken(alert: Alert) -> None:
         raise OSError("no one there")
 
     with JobExecutor(1, config=Settings()) as executor:
         run_all(executor, fail, 1)
-        HealthMonitor(executor, on_alert=[broken, told.append]).check()
-    assert len(told) == 1
+        HealthMonitor(executor, on_alert=[broken, alerts.append]).check()
+    assert len(alerts) == 1
     assert "an on_alert callback failed" in caplog.text
 
 
@@ -227,18 +227,18 @@ def test_it_checks_in_a_thread_until_it_is_stopped(caplog: pytest.LogCaptureFixt
 
 def test_it_checks_in_an_event_loop_until_its_block_is_left() -> None:
     """A monitor of a scheduler checks in the event loop until its block is left."""
-    told: list[Alert] = []
+    alerts: list[Alert] = []
 
     async def main() -> None:
         others = asyncio.all_tasks()
         scheduler = CollectionScheduler(config=Settings())
-        async with HealthMonitor(scheduler, interval=0.01, on_alert=[told.append]):
+        async with HealthMonitor(scheduler, interval=0.01, on_alert=[alerts.append]):
             await scheduler.start()
             await scheduler.add_manual_job("collection", fail)
-            while not told:
+            while not alerts:
                 await asyncio.sleep(0.005)
         scheduler.close()
         assert asyncio.all_tasks() == others
 
     asyncio.run(asyncio.wait_for(main(), 30))
-    assert told[0].kind is AlertKind.HIGH_FAILURE_RATE
+    assert alerts[0].kind is AlertKind.HIGH_FAILURE_RATE

@@ -169,7 +169,7 @@ def hang_with_daemon() -> None:
 
 
 def hang_in_new_session() -> None:
-    """Wait for ever for a child in a new session: the worker leads a session, so it may not call setsid itself."""
+    """Wait forever for a child in a new session: the worker leads a session, so it may not call setsid itself."""
     with contextlib.suppress(PermissionError):
         os.setsid()
     child = os.fork()

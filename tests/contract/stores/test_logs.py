@@ -128,7 +128,7 @@ def test_lines_are_stored_while_the_job_runs(any_store: JobStore, tmp_path: Path
 
 
 def test_a_job_s_log_is_stored_before_its_end(any_store: JobStore, mocker: MockerFixture) -> None:
-    """Whoever sees a job's end in the store finds its whole log there, even where writing takes long."""
+    """A reader who sees a job's end in the store finds its whole log there, even if writing is slow."""
     seen: dict[str, list[str]] = {}
     write = any_store.write
 
