@@ -210,7 +210,7 @@ def _header(error: BaseException, name: str) -> str | None:
     get = getattr(headers, "get", None)
     if not callable(get):
         return None
-    found = get(name) or get(name.title())  # unlike other mappings of headers, a plain dict is case-sensitive
+    found = get(name) or get(name.title())  # A plain dict is case-sensitive, unlike other mappings of headers.
     return found if isinstance(found, str) else None
 
 

@@ -44,7 +44,7 @@ def process(run: Run) -> list[dict[str, Any]]:
             for tool in run.tools
             for table, schema in schemas_of(run.settings.tools[tool]).items()
             for raw in raw_partitions(run.settings.lake, tool, [table])
-            if count_rows(raw)  # a day without any event needs no job
+            if count_rows(raw)  # A day without any event needs no job.
         ]
         for _ in run.as_completed(processing):
             pass

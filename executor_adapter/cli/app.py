@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ClosedOutputError:
         discard_output()
         code = CLOSED_OUTPUT
-    except OSError as error:  # for example a full disk where the output should go
+    except OSError as error:  # For example, the disk with the output is full.
         print_error(error)
         discard_output()
         code = 1

@@ -117,7 +117,7 @@ def without_secrets(text: str) -> str:
     Of a malformed URL it hides too much rather than too little.
     """
     place, _, query = text.partition("?")
-    if "@" in query:  # it may end a password that contains a "?", or belong to the query
+    if "@" in query:  # It may end a password that contains a "?", or belong to the query.
         return f"{place.partition('://')[0]}://(hidden)" if "://" in place else "(hidden)"
     return _SECRET_IN_QUERY.sub(r"\1=(hidden)", _PASSWORD.sub(r"\1:(hidden)@", text))
 

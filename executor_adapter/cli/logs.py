@@ -23,7 +23,7 @@ def log_of(store: JobStore, job_id: str, *, tail: int, follow: bool) -> Iterator
         record = store.get(job_id)
         has_ended = (
             record is None or record.status in TERMINAL
-        )  # read before the lines, so that its last ones are there
+        )  # Read before the lines, so that the last lines are included.
         for line in store.lines(job_id, after=after, limit=limit):
             after = line.seq
             yield line

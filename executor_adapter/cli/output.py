@@ -183,7 +183,7 @@ def prepare_output() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - until the process ends
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-            with contextlib.suppress(io.UnsupportedOperation):  # a stream in memory, as in a test
+            with contextlib.suppress(io.UnsupportedOperation):  # It is a stream in memory, as in a test.
                 file = _OutputFile(stream.fileno(), needs_reader=name == "stdout")
                 setattr(sys, name, _text_stream(file, like=stream))
 

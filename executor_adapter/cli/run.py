@@ -132,7 +132,7 @@ def stdout_to_stderr() -> Iterator[None]:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     finally:
-        stdout.flush()  # a module may have kept sys.stdout and printed to it
+        stdout.flush()  # A module may have kept sys.stdout and printed to it.
         os.dup2(kept, 1)
         os.close(kept)
 
@@ -145,7 +145,7 @@ def check_call(function: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         typer.BadParameter: The function does not accept these arguments.
     """
     found = resolve(function)
-    with contextlib.suppress(ValueError):  # some built-in functions have no signature
+    with contextlib.suppress(ValueError):  # Some built-in functions have no signature.
         signature = inspect.signature(found)
         try:
             signature.bind(*args, **kwargs)
@@ -236,7 +236,7 @@ def _print_result(job: Job, value: Any, *, as_json: bool) -> None:
 def _value_text(value: Any) -> str:
     try:
         return json.dumps(value, ensure_ascii=False)
-    except Exception:  # the value's own code may raise anything
+    except Exception:  # The value's own code may raise anything.
         return safe_repr(value)
 
 

@@ -105,7 +105,7 @@ def with_in_id(store: JobStore, part: str) -> Iterator[JobRecord]:
     A store searches for text in other columns too, so the ids that it finds are compared here.
     """
     wanted, offset, limit = JobFilter(text=part), 0, FIRST_PAGE
-    seen: set[str] = set()  # a job that is added meanwhile moves others to the next page
+    seen: set[str] = set()  # A job that is added meanwhile moves others to the next page.
     while records := store.find(wanted, offset=offset, limit=limit).records:
         matching = {record.job_id: record for record in records if part in record.job_id}
         yield from (record for job_id, record in matching.items() if job_id not in seen)
@@ -148,7 +148,7 @@ def complete_job_id(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]
             matching = (record for record in with_in_id(store, incomplete) if record.job_id.startswith(incomplete))
             return [(record.job_id, f"{record.status} {record.job_type}") for record in itertools.islice(matching, 50)]
     except Exception:
-        return []  # the user is typing: an error message would be in the way
+        return []  # The user is typing: an error message would be in the way.
 
 
 JobIds = Annotated[

@@ -150,5 +150,5 @@ def _show(view: View, interval: float, until_done: bool) -> None:
                 live.update(render(frame), refresh=True)
             except StoreUnavailableError as error:
                 live.update(Text(f"{error}\nretrying", style="red"), refresh=True)
-            due = max(due + interval, time.monotonic())  # a late frame is skipped, not caught up with
+            due = max(due + interval, time.monotonic())  # A late frame is skipped, not caught up with.
             time.sleep(max(0.0, due - time.monotonic()))

@@ -45,7 +45,7 @@ def traceback_text(error: BaseException, tb: TracebackType | None) -> str:
     try:
         if _chain_ends(error):
             return "".join(traceback.format_exception(type(error), error, tb))
-    except Exception:  # the exception's own code fails
+    except Exception:  # The exception's own code fails.
         pass
     return "".join((*traceback.format_tb(tb), f"{type(error).__name__}: {text_of(error)}\n"))
 

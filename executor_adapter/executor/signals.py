@@ -59,7 +59,7 @@ class SignalWatch:
     def __init__(self) -> None:
         self.ended_by: signal.Signals | None = None
         """The signal that is ending the program; None again once the program goes on nevertheless."""
-        self._lock = threading.RLock()  # re-entrant: a signal handler may close an executor while its thread holds it
+        self._lock = threading.RLock()  # Re-entrant: a signal handler may close an executor while its thread holds it.
         self._listeners: list[Listener] = []
         self._pipe: tuple[int, int] | None = None
         self._previous = -1
@@ -87,7 +87,7 @@ class SignalWatch:
             if self._pipe is None:
                 self._open()
             assert self._pipe is not None, "it was opened just now"
-            with contextlib.suppress(ValueError):  # in a subinterpreter there are no signals
+            with contextlib.suppress(ValueError):  # A subinterpreter has no signals.
                 previous = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
                 if previous != self._pipe[1]:
                     self._previous = previous
@@ -105,7 +105,7 @@ class SignalWatch:
             pipe, self._pipe = self._pipe, None
             found = signal.set_wakeup_fd(self._previous)
             if found == pipe[1]:
-                os.close(pipe[1])  # the thread reads the end of the pipe, and ends
+                os.close(pipe[1])  # The thread reads the end of the pipe, and ends.
             else:
                 # Other code has set its own fd since, and may restore ours: ours must stay open.
                 signal.set_wakeup_fd(found)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def tracer_in_use() -> Tracer | None:
     """Return a tracer of the provider that this process has set up; None where it has none."""
-    trace = sys.modules.get("opentelemetry.trace")  # a program that has set up a provider has imported it
+    trace = sys.modules.get("opentelemetry.trace")  # A program that has set up a provider has imported it.
     if trace is None or isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
         return None
     tracer: Tracer = trace.get_tracer("executor_adapter")

@@ -73,7 +73,7 @@ class Recovery:
 
     def _run_again(self, record: JobRecord) -> Job | None:
         if record.job_id in self._live:
-            return None  # the claim made it this host's again, and it runs here already
+            return None  # The claim made it this host's again, and it runs here already.
         record = _with_attempt_cut_off(record)
         try:
             job = _pending_job(record)
@@ -133,5 +133,5 @@ def _pending_job(record: JobRecord) -> Job:
     Job(**given_fields(record))
     job = restore(replace(record, status=JobStatus.PENDING, progress=None))
     if record.started_at is not None:
-        job.queue_timeout = None  # its first attempt did start in time
+        job.queue_timeout = None  # Its first attempt did start in time.
     return job

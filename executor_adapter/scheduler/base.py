@@ -245,7 +245,7 @@ class BaseScheduler:
             return job
 
     def _submit(self, job: Job, executor: JobExecutor) -> Job:
-        executor.fill_in_defaults(job)  # a pool that the settings name wins over the scheduler's choice
+        executor.fill_in_defaults(job)  # A pool that the settings name wins over the scheduler's choice.
         self._choose_pool(job)
         return executor.submit(job).job
 

@@ -18,7 +18,7 @@ class Parameters:
             parameters = list(inspect.signature(resolve(function)).parameters.values())
         except ValueError:
             parameters = []
-            self.unknown = True  # some built-in functions have no signature
+            self.unknown = True  # Some built-in functions have no signature.
         else:
             self.unknown = False
         by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -59,11 +59,11 @@ def open_store(url: str) -> JobStore:
 
             try:
                 return open_sql_store(url)
-            except SQLAlchemyError as error:  # errors that may pass are StoreUnavailableError by now
+            except SQLAlchemyError as error:  # Errors that may pass are StoreUnavailableError by now.
                 reason = str(error).partition("\n")[0]
                 raise ConfigurationError(f"store.url: this {scheme} store cannot be opened: {reason}") from error
         case _:
-            name = scheme.rpartition("@")[2]  # what stands before an @ may hold a password
+            name = scheme.rpartition("@")[2]  # What stands before an @ may hold a password.
             raise ConfigurationError(
                 f"store.url: {name!r} is not a store: give 'memory:', 'sqlite:///path' or 'postgresql://user@host/database'"
             )

@@ -146,7 +146,7 @@ class MemoryStore(JobStore):
 
     def cancel_requests(self, host_id: str) -> list[str]:
         with self._lock:
-            self._to_cancel.intersection_update(self._records)  # drop the ids of jobs that were deleted meanwhile
+            self._to_cancel.intersection_update(self._records)  # Drop the ids of jobs that were deleted meanwhile.
             asked = [job_id for job_id in self._to_cancel if self._records[job_id].host == host_id]
             self._to_cancel.difference_update(asked)
             return asked

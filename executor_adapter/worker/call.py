@@ -142,7 +142,7 @@ class CallRunner:
             )
         )
         if self.end_requested:
-            raise SystemExit(EXIT_TERMINATED)  # the signal came too early to be raised in the function
+            raise SystemExit(EXIT_TERMINATED)  # The signal came too early to be raised in the function.
         with import_reference(scope[0])(scope[1]) if scope is not None else nullcontext():
             value = function(*args, **kwargs)
             if type(value) is types.CoroutineType:

@@ -60,7 +60,7 @@ def main(host_fd: int, setup: dict[str, Any]) -> None:
     with socket.socket(fileno=host_fd) as host:
         try:
             guardian = Guardian(host, setup)
-        except ProcessLookupError:  # the host has died already
+        except ProcessLookupError:  # The host has died already.
             return
         guardian.preload()
         guardian.run()
@@ -179,7 +179,7 @@ class Guardian:
         try:
             signal.set_wakeup_fd(-1)
             become_subreaper("job-worker", dies_with_parent=True)
-            if os.getppid() == self._pid:  # else the guardian died before this process asked to die with it
+            if os.getppid() == self._pid:  # Otherwise the guardian died before this process asked to die with it.
                 self._close_inherited()
                 os.setsid()
                 code = process.main(fds, self._setup)

@@ -53,7 +53,7 @@ def is_held(name: str) -> bool | None:
             probe.connect(_address(name))
     except ConnectionRefusedError:
         return False
-    except PermissionError:  # in a sandbox
+    except PermissionError:  # A sandbox may forbid this.
         return None
     except OSError:
         pass
@@ -67,7 +67,7 @@ def _take() -> Presence:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
         sock.bind(_address(name))
-    except PermissionError:  # in a sandbox
+    except PermissionError:  # A sandbox may forbid this.
         sock.close()
         return NO_PRESENCE
     return Presence(name, (sock.detach(),))

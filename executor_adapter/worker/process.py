@@ -176,7 +176,7 @@ class Worker:
             return None
 
     def _take_ticket(self) -> bool:
-        self._end_requested = False  # the host ends only calls whose ticket was taken, so this was for an earlier one
+        self._end_requested = False  # The host ends only calls whose ticket was taken, so this was for an earlier one.
         try:
             os.eventfd_read(self._tickets)
         except BlockingIOError:

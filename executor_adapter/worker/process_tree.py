@@ -133,7 +133,7 @@ def kill_marked(token: str) -> int:
         try:
             with open(f"/proc/{pid}/environ", "rb") as file:
                 marked = mark in file.read().split(b"\0")
-        except (FileNotFoundError, ProcessLookupError, PermissionError):  # it has ended, or belongs to another user
+        except (FileNotFoundError, ProcessLookupError, PermissionError):  # It has ended, or belongs to another user.
             continue
         if marked and kill(pid):
             killed += 1

@@ -61,7 +61,7 @@ def main(fds: list[int], setup: dict[str, Any]) -> None:
     except BaseException:
         traceback.print_exc()
     finally:
-        os._exit(code)  # not sys.exit, which would wait for threads that a function left running
+        os._exit(code)  # Not sys.exit, which would wait for threads that a function left running.
 
 
 def _make_worker(

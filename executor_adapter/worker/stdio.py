@@ -51,7 +51,7 @@ class Stdio:
             self._stdout.flush()
             self._stderr.flush()
             return wire.HAS_OUTPUT if self._has_unread(1) or self._has_unread(2) else 0
-        except (OSError, ValueError):  # the function closed a stream
+        except (OSError, ValueError):  # The function closed a stream.
             self._repair()
             return wire.HAS_OUTPUT
 
@@ -64,7 +64,7 @@ class Stdio:
             # Detached, so that what is left in the old buffer is not flushed into the new stream.
             with contextlib.suppress(Exception):
                 stream.detach().detach()  # type: ignore[attr-defined]
-        with contextlib.suppress(OSError):  # the function closed our copies too, so the next send fails as well
+        with contextlib.suppress(OSError):  # The function closed our copies too, so the next send fails as well.
             for number, fd in self._fds.items():
                 os.dup2(fd, number)
             self._stdout = _stream(1)

@@ -125,9 +125,9 @@ def _map(fd: int, size: int) -> memoryview:
 
 def _read(fd: int, size: int) -> memoryview:
     content = rest = memoryview(bytearray(size))
-    while rest.nbytes:  # one call reads at most 2 GiB
+    while rest.nbytes:  # One call reads at most 2 GiB.
         count = os.preadv(fd, [rest], size - rest.nbytes)
-        if not count:  # else this loop would never end; a mapping raises a ValueError too
+        if not count:  # Otherwise this loop would never end; a mapping raises a ValueError too.
             raise ValueError(f"the memory file of a value is shorter than its {size} bytes")
         rest = rest[count:]
     return content
@@ -144,7 +144,7 @@ class LargeBuffers:
         """Act as the `buffer_callback` of a pickler: return True to leave the buffer in the pickle."""
         try:
             length = buffer.raw().nbytes
-        except BufferError:  # not contiguous
+        except BufferError:  # The buffer is not contiguous.
             return True
         if length < _MIN_BUFFER_BYTES:
             return True

@@ -132,7 +132,7 @@ class GuardianClient:
         """Kill a guardian that does not answer, with everything below it; `on_guardian_lost` follows."""
         if self._pidfd >= 0:
             # The workers die with the guardian, but a process with an environment of its own cannot be found then.
-            with contextlib.suppress(OSError):  # no descriptor is left to read /proc with
+            with contextlib.suppress(OSError):  # No descriptor is left to read /proc with.
                 kill_below(self._process.pid)
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
@@ -141,7 +141,7 @@ class GuardianClient:
         """Let the guardian exit, when it has no workers left, by closing the socket; then call `on_stopped`."""
         self._on_stopped = on_stopped
         if not self._is_dead:
-            with contextlib.suppress(OSError):  # it has died, and its pidfd has not been read yet
+            with contextlib.suppress(OSError):  # It has died, and its pidfd has not been read yet.
                 self._socket.shutdown(socket.SHUT_RDWR)
             self._kill_after(_EXIT_TIMEOUT)
 
@@ -187,7 +187,7 @@ class GuardianClient:
                 self._supervisor.watch_writable(self.fd, self._send_unsent)
                 return
             except OSError:
-                pass  # it has died, which its pidfd shows
+                pass  # It has died, which its pidfd shows.
             _close(fds)
             self._unsent.popleft()
         self._supervisor.watch_writable(self.fd, None)
@@ -246,7 +246,7 @@ class GuardianClient:
         self._unsent.clear()
         if self._kill_timer is not None:
             self._kill_timer.cancel()
-        if self._process.returncode == 0 and self._on_stopped is not None:  # it exited by itself, and left nothing
+        if self._process.returncode == 0 and self._on_stopped is not None:  # It exited by itself and left nothing.
             self._report_exit()
         else:
             self._sweep(self._supervisor.now() + _SWEEP_TIMEOUT)
@@ -255,7 +255,7 @@ class GuardianClient:
         """Kill what is left below a dead guardian: its workers die with it, but not what they started."""
         try:
             clean = 0 if kill_marked(self._token) else clean + 1
-        except OSError:  # no descriptor is left to read /proc with
+        except OSError:  # No descriptor is left to read /proc with.
             clean = 0
         now = self._supervisor.now()
         if clean < _MIN_CLEAN_SWEEPS and now < until:

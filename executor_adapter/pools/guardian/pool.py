@@ -183,7 +183,8 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
         self._may_have_room = True
         following = queue[0] if worker.sent else None
         report_result(self.supervisor, assignment, kind, flags, body, fd)
-        if following is not None and following.worker is worker:  # else the report made the supervisor take it back
+        # Its worker is another one by now where the supervisor has taken it back because of the report.
+        if following is not None and following.worker is worker:
             self._report_start(worker, ended)
 
     # --- taking back and stopping ---

@@ -69,7 +69,7 @@ class CoroutinePool(WorkerPool):
     def stop(self, assignment: Assignment, *, grace: float) -> None:
         loop: _Loop = assignment.worker
         if assignment.ended_at is not None:
-            assignment.stop_asked_at = None  # it ended before, and its report is on its way
+            assignment.stop_asked_at = None  # It ended before, and its report is on its way.
         elif assignment not in loop.stopping:
             self._cancel(loop, assignment, self.supervisor.now() + min(grace, COROUTINE_STOP_TIMEOUT))
             if loop.claim(assignment):
@@ -109,7 +109,7 @@ class CoroutinePool(WorkerPool):
 
     def abandon(self, loop: _Loop, assignment: Assignment) -> None:
         if assignment not in loop.live or assignment.ended_at is not None:
-            return  # it has ended, though its report may not have arrived yet
+            return  # It has ended, although its report may not have arrived yet.
         self.abandoned += 1
         logger.error(
             "a coroutine cannot be stopped and is abandoned; its event loop is here:\n%s",

@@ -81,7 +81,7 @@ class EventLoopThread(ABC, Generic[R]):
         for run in list(self._unstarted):
             if run not in self.stopping and self.claim(run):
                 self.live.discard(run)
-                if run.context is not None:  # this loop may still enter the context, which only one can do at a time
+                if run.context is not None:  # This loop may still enter the context, which only one can do at a time.
                     run.context = run.context.copy()
                 other.submit(run)
 
@@ -111,7 +111,7 @@ class EventLoopThread(ABC, Generic[R]):
         return stack_of(self._thread)
 
     def _call_soon(self, callback: Callable[..., object], *args: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and what ran on it was abandoned
+        with contextlib.suppress(RuntimeError):  # The loop is closed, and what ran on it was abandoned.
             self._loop.call_soon_threadsafe(callback, *args)
 
     # --- on its own thread ---
@@ -145,7 +145,7 @@ class EventLoopThread(ABC, Generic[R]):
     def _start_submitted(self) -> None:
         for _ in range(len(self.submitted)):
             run = self.submitted.popleft()
-            context = run.context  # read first: a thread that claims it may replace the context
+            context = run.context  # Read first: a thread that claims it may replace the context.
             if run in self._unstarted:
                 self._tasks[run] = self._loop.create_task(self._execute(run), context=context)
 
@@ -163,7 +163,7 @@ class EventLoopThread(ABC, Generic[R]):
 
     def _cancel(self, run: R, answered: threading.Event) -> None:
         answered.set()
-        if self.claim(run):  # it never starts, so nothing else would report its end
+        if self.claim(run):  # It never starts, so nothing else would report its end.
             self.on_end(run, None, asyncio.CancelledError())
         elif (task := self._tasks.get(run)) is not None:
             task.cancel()

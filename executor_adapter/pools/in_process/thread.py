@@ -97,7 +97,7 @@ class ThreadPool(WorkerPool):
                 self._release(worker)
             self.supervisor.ended(assignment, Ending.STOPPED)
         elif assignment.ended_at is not None:
-            assignment.stop_asked_at = None  # it ended before, and its report is on its way
+            assignment.stop_asked_at = None  # It ended before, and its report is on its way.
         elif worker.stopping is not assignment:
             worker.stopping = assignment
             worker.raise_in(assignment, _Stop)
@@ -110,7 +110,8 @@ class ThreadPool(WorkerPool):
         So an exception that is raised in its thread cannot reach another function, if it ends just now.
         """
         running.short = False
-        for assignment in reversed(tuple(worker.assigned)):  # the last first: each goes to the front of the queue
+        # The last one goes first, since each goes to the front of the queue.
+        for assignment in reversed(tuple(worker.assigned)):
             if assignment is not running and worker.take_back(assignment):
                 self.supervisor.handed_back(assignment)
 
@@ -149,7 +150,7 @@ class ThreadPool(WorkerPool):
     def abandon(self, worker: WorkerThread, assignment: Assignment) -> None:
         """Give up on a thread that was asked to stop, unless its function has ended."""
         if assignment.ended_at is not None:
-            return  # though its report may not have arrived yet
+            return  # Its report may not have arrived yet.
         self.abandoned += 1
         logger.error(
             "a thread cannot be stopped and is abandoned; it is stuck here:\n%s",
@@ -208,7 +209,7 @@ class WorkerThread:
     def take_back(self, assignment: Assignment) -> bool:
         """Take back an assignment. Return False if it has started."""
         try:
-            self._todo.remove(assignment)  # this and the thread's popleft are each one step under the GIL
+            self._todo.remove(assignment)  # This and the thread's popleft are each one step under the GIL.
         except ValueError:
             return False
         self.assigned.remove(assignment)
@@ -241,7 +242,7 @@ class WorkerThread:
                         return
                     self.asleep = False
                 except (IndexError, SoftTimeoutError):
-                    pass  # the assignment was taken back; the exception came too late for its function
+                    pass  # The assignment was taken back; the exception came too late for its function.
 
     def _execute(self, assignment: Assignment) -> None:
         assignment.started_at = time.monotonic()
@@ -262,7 +263,7 @@ class WorkerThread:
                 self._pool.supervisor.call_soon(self._pool.on_finished, self, assignment, ending, value, error)
                 return
             except (_Stop, SoftTimeoutError):
-                continue  # it came too late for the function, and must not prevent the report
+                continue  # It came too late for the function, and must not prevent the report.
 
     def _call(self, assignment: Assignment) -> Any:
         # Without a context of its own it gets a copy of the thread's, so the next function does not see what it sets.

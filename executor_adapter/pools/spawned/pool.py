@@ -102,7 +102,7 @@ class SpawnedPool(WorkerProcessPool[SpawnedWorkerHandle]):
             self.workers.start_enough(len(self._waiting))
         except OSError as error:
             logger.warning("no further worker can be started: %s", error)
-            if self.workers.are_all_retired:  # no worker will ever take what is waiting
+            if self.workers.are_all_retired:  # No worker will ever take what is waiting.
                 for assignment in list(self._waiting):
                     self._crash_waiting(assignment, WorkerCrashedError(f"no process could be started: {error}"))
 

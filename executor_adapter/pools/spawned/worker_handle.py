@@ -97,7 +97,7 @@ class SpawnedWorkerHandle(WorkerHandle):
     # --- stopping ---
 
     def interrupt(self, assignment: Assignment) -> None:
-        if self._process.returncode is None:  # until then no other process can have its pid
+        if self._process.returncode is None:  # Until then no other process can have its pid.
             os.kill(self.pid, INTERRUPT)
 
     def kill(self) -> None:
@@ -149,7 +149,7 @@ class SpawnedWorkerHandle(WorkerHandle):
             self._group_wait_until = now + _GROUP_EXIT_TIMEOUT
         try:
             os.killpg(self.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):  # some systems raise the second if only zombies are left
+        except (ProcessLookupError, PermissionError):  # Some systems raise the second if only zombies are left.
             return True
         return now >= self._group_wait_until
 

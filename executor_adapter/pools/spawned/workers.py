@@ -111,7 +111,7 @@ class SpawnedWorkerSet:
         if worker.ready:
             worker.request_exit()
         else:
-            worker.kill()  # it has run no function that might clean up
+            worker.kill()  # It has run no function that might clean up.
 
     def remove(self, worker: SpawnedWorkerHandle) -> None:
         """Release a worker that has exited."""

@@ -86,7 +86,7 @@ def _add_to_cache(function: Any, encoded: EncodedFunction, dependencies: Any) ->
     key = id(function)
     try:
         ref = weakref.ref(function, lambda _: _cache.pop(key, None))
-    except TypeError:  # builtins have no weak references
+    except TypeError:  # Builtins have no weak references.
         return encoded
     if len(_cache) >= MAX_CACHED:
         _cache.clear()
@@ -108,7 +108,7 @@ class _MutableError(Exception):
 
 def _walk(value: Any, seen: set[int]) -> Iterator[Any]:
     if isinstance(value, _IMMUTABLE):
-        yield type(value)  # since 1 == 1.0 == True
+        yield type(value)  # Compared by type too, since 1 == 1.0 == True.
         yield id(value) if isinstance(value, types.ModuleType) else value
     elif type(value) is tuple:
         for part in value:
@@ -130,7 +130,7 @@ def _parts(function: types.FunctionType) -> Iterator[Any]:
     for cell in function.__closure__ or ():
         try:
             yield cell.cell_contents
-        except ValueError:  # the variable is not assigned yet
+        except ValueError:  # The variable is not assigned yet.
             raise _MutableError from None
     for name in sorted(set(_names(function.__code__))):
         if name in function.__globals__:

@@ -47,7 +47,7 @@ def _report_failure(
 ) -> None:
     raised = kind == wire.RAISED
     error: Any = received if raised else JobSerializationError(received)
-    if not isinstance(error, BaseException):  # the class of an exception decides what it is pickled as
+    if not isinstance(error, BaseException):  # The class of an exception decides what it is pickled as.
         error = JobError(f"the function raised an exception that was unpickled as a {type(received).__name__}")
     set_cause(error, wire.RemoteTraceback(traceback))
     supervisor.ended(assignment, Ending.RAISED if raised else Ending.UNSENDABLE, error=error)

@@ -74,7 +74,7 @@ class SendBuffer:
                 sent = self._socket.send(frames, wire.NO_SIGNAL)
             except BlockingIOError:
                 sent = 0
-            except OSError:  # the worker has died, which the pool notices by other means
+            except OSError:  # The worker has died, which the pool notices by other means.
                 return
             if sent == len(frames):
                 return

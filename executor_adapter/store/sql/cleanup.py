@@ -38,7 +38,7 @@ def delete_finished(reading: Transaction, changing: Transaction, *, before: floa
             return total
         began = time.monotonic()
         with changing() as connection:
-            began = time.monotonic()  # entering the transaction may have had to wait for the lock
+            began = time.monotonic()  # Entering the transaction may have had to wait for the lock.
             total += _delete(connection, [row.job_id for row in found], before)
         seconds = time.monotonic() - began
         since = found[-1].completed_at
@@ -61,7 +61,7 @@ def _find_oldest(connection: Connection, before: float, queue: str | None, since
 
 
 def _delete(connection: Connection, job_ids: list[str], before: float) -> int:
-    still_old = _unindexed(jobs.c.completed_at, before) < before  # another job may have the id by now
+    still_old = _unindexed(jobs.c.completed_at, before) < before  # Another job may have the id by now.
     step = delete(jobs).where(jobs.c.job_id.in_(job_ids), still_old, *_deletable()).returning(jobs.c.job_id)
     deleted = connection.execute(step).scalars().all()
     if deleted:

@@ -42,11 +42,11 @@ def make_engine(url: str) -> Engine:
     """
     try:
         parsed = make_url(url)
-    except (ArgumentError, ValueError):  # the message does not quote the URL, because a password may be in it
+    except (ArgumentError, ValueError):  # The message does not quote the URL, because a password may be in it.
         raise ConfigurationError(
             "store.url: it is not a valid URL: write it as postgresql://user@host:port/database"
         ) from None
-    if "@" in (parsed.host or ""):  # part of a password would be shown as part of the host
+    if "@" in (parsed.host or ""):  # Part of a password would be shown as part of the host.
         raise ConfigurationError("store.url: the user or password has an @ in it: write it as %40")
     engine = _sqlite(parsed) if parsed.get_backend_name() == "sqlite" else _postgresql(parsed)
     _engines.add(engine)
@@ -84,9 +84,9 @@ def _sqlite(url: URL) -> Engine:
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _: Any) -> None:
-    connection.isolation_level = None  # transactions begin in `_begin_sqlite`, and not where the driver would
-    connection.execute("PRAGMA journal_mode = WAL")  # readers and the writer do not wait for one another
-    connection.execute("PRAGMA synchronous = NORMAL")  # a commit survives the process; a power cut may undo it
+    connection.isolation_level = None  # Transactions begin in `_begin_sqlite`, and not where the driver would.
+    connection.execute("PRAGMA journal_mode = WAL")  # Readers and the writer do not wait for one another.
+    connection.execute("PRAGMA synchronous = NORMAL")  # A commit survives the process; a power cut may undo it.
 
 
 def _begin_sqlite(connection: Connection) -> None:
