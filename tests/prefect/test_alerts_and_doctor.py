@@ -42,7 +42,7 @@ def events_named(server: Server, name: str) -> list[dict[str, Any]]:
 
 @pytest.mark.usefixtures("prefect_api")
 def test_alerts_become_events_of_the_server(prefect_api: str) -> None:
-    """The resource is the stuck job or the program; the payload has the value and its limit."""
+    """An alert is an event whose resource is the stuck job or the program, with the value and its limit."""
     server = Server(url=prefect_api.removesuffix("/api"), env={})
     with JobExecutor(1, config=Settings()) as executor:
         executor.submit(Job(function=fail)).exception()
@@ -90,7 +90,7 @@ def test_doctor_reports_a_server_that_does_not_answer() -> None:
 
 
 def test_doctor_explains_the_embedded_server(tmp_path: Path) -> None:
-    """Without an API URL each flow starts one."""
+    """Doctor explains that each flow starts a server of its own if no API URL is set."""
     with temporary_settings(restore_defaults={PREFECT_API_URL}):
         assert (
             by_name(checks())["prefect server"].found

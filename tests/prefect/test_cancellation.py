@@ -115,7 +115,7 @@ def test_a_flow_that_goes_on_is_interrupted_and_the_program_goes_on(
 
 
 def test_no_job_starts_after_the_cancel(prefect_api: str, ended: Callable[[UUID], None]) -> None:
-    """Later calls and submissions of a flow that catches all exceptions raise."""
+    """After the cancel, later calls and submissions raise, even in a flow that catches all exceptions."""
     ids: list[UUID] = []
     refused: list[type[BaseException]] = []
 
@@ -138,7 +138,7 @@ def test_no_job_starts_after_the_cancel(prefect_api: str, ended: Callable[[UUID]
 
 @pytest.mark.parametrize("runner", [None, JobTaskRunner(2)], ids=["Prefect's runner", "JobTaskRunner"])
 def test_a_task_that_is_being_submitted_is_cancelled_too(prefect_api: str, api: Api, mocker: Any, runner: Any) -> None:
-    """The cancel comes after its task run was made, and before its job is known to the task runner."""
+    """A cancel between the making of a task run and that of its job cancels the task."""
     begun: list[int] = []
     futures: list[Any] = []
     made: list[Any] = []
@@ -217,7 +217,7 @@ def test_a_subflow_run_ends_with_the_flow_run_that_is_cancelled(
 def test_a_subflow_run_that_fails_before_it_is_known_to_be_cancelling_is_cancelled(
     prefect_api: str, mocker: Any, ended: Callable[[UUID], None]
 ) -> None:
-    """The request to set it Cancelling arrives after the server has accepted its failure."""
+    """A subflow run that the server accepted as failed before the cancel arrived ends Cancelled."""
     ids: list[UUID] = []
     failed = threading.Event()
     real = flow_end.Cancelling
@@ -246,7 +246,7 @@ def test_a_subflow_run_that_fails_before_it_is_known_to_be_cancelling_is_cancell
 
 
 def test_an_unreachable_server_is_polled_again(prefect_api: str, mocker: Any, wait_for: Wait) -> None:
-    """A cancel is noticed once it answers."""
+    """A cancel is noticed once an unreachable server answers again."""
     heard = threading.Event()
     read = mocker.patch.object(watcher, "_read", side_effect=[OSError("away"), httpx.ConnectError("away")])
 
@@ -263,7 +263,7 @@ def test_an_unreachable_server_is_polled_again(prefect_api: str, mocker: Any, wa
 
 
 def test_polling_ends_some_time_after_the_last_watch_was_closed(mocker: Any) -> None:
-    """No thread is left behind."""
+    """The polling thread ends some time after the last watch is closed."""
     mocker.patch.object(watcher, "POLL_INTERVAL", 0.01)
 
     @flow

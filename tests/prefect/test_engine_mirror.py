@@ -48,7 +48,7 @@ def calls_a_job_task(x: int) -> Any:
 
 
 def test_a_server_that_was_unreachable_has_all_states_when_the_flow_ends(api: Api, prefect_api: str) -> None:
-    """The end of the flow waits for them."""
+    """The end of a flow waits until a server that was unreachable has all states."""
     ids = apart(run_while_offline, int(prefect_api.removesuffix("/api").rpartition(":")[2]))
     assert len(ids) == TASKS
     for task_run_id in ids:
@@ -163,7 +163,7 @@ def test_a_call_under_a_runner_without_an_end_is_recorded_when_it_returns(api: A
 def test_after_an_interrupt_at_a_prompt_later_states_are_sent_as_before(
     api: Api, monkeypatch: pytest.MonkeyPatch, wait_for: Wait
 ) -> None:
-    """Ctrl-C hurries the states so far, because it mostly ends the process; at a prompt the program goes on."""
+    """Ctrl-C at a prompt, where the program continues, hurries only the states so far."""
     monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     ids: list[str] = []

@@ -55,7 +55,7 @@ class Harness:
 
 
 def test_all_events_are_sent_and_known_to_be_recorded() -> None:
-    """Each final state is counted once, and none is sent again."""
+    """Each final state is counted once as recorded, and no event is sent again."""
     harness = Harness([event(COMPLETED) for _ in range(1_000)])
     harness.run(20, per_second=1_000)
     assert harness.sender.is_idle
@@ -97,7 +97,7 @@ def test_an_event_list_slower_than_the_recorder_is_not_overrun(listed: int) -> N
 
 
 def test_in_a_hurry_events_are_sent_at_once() -> None:
-    """A slow server does not hold them up, but it never gets more than its queues hold."""
+    """In a hurry a slow server does not hold up events, but never gets more than its queues hold."""
     harness = Harness([event(COMPLETED) for _ in range(1_000)])
     harness.run(20, per_second=30)
     assert len(harness.server.queue) < INITIAL_WINDOW
@@ -130,7 +130,7 @@ def test_the_last_events_are_checked_more_often() -> None:
 
 
 def test_the_window_starts_large_for_a_server_with_large_transactions() -> None:
-    """Unless the server has shown before that it is slow."""
+    """The window starts large for a server with large transactions, unless it has been slow before."""
     fast, slow, measured = SendWindow(), SendWindow(), SendWindow()
     fast.set_transaction_size(500)
     slow.set_transaction_size(1)
@@ -141,7 +141,7 @@ def test_the_window_starts_large_for_a_server_with_large_transactions() -> None:
 
 
 def test_a_server_with_large_transactions_never_becomes_idle() -> None:
-    """While one transaction is written another one is queued, however long it takes."""
+    """While the server writes one transaction, another one is always queued."""
     harness = Harness([event(COMPLETED) for _ in range(10_000)])
     harness.server.events_per_transaction = 500
     harness.run(5)
@@ -155,14 +155,14 @@ def test_a_server_with_large_transactions_never_becomes_idle() -> None:
 
 
 def test_events_are_sent_in_few_requests() -> None:
-    """Each request disturbs a busy server, so none is made for a few events."""
+    """Events are sent in few requests, since each request disturbs a busy server."""
     harness = Harness([event(COMPLETED) for _ in range(5_000)])
     harness.run(30, per_second=100)
     assert min(harness.server.requests) >= MIN_WINDOW // 3
 
 
 def test_events_that_a_killed_server_lost_are_sent_again() -> None:
-    """The state keeps its own time, and no state is recorded twice."""
+    """Events that a killed server lost are sent again with their times, and no state is recorded twice."""
     events = [event(PENDING, 1_000_000.0), event(COMPLETED, 1_000_001.0)]
     harness = Harness(events)
     harness.run(0.5)
@@ -174,7 +174,7 @@ def test_events_that_a_killed_server_lost_are_sent_again() -> None:
 
 
 def test_a_newer_state_set_by_the_server_is_corrected_with_a_newer_time() -> None:
-    """The clean-up of a cancelled flow run stamps task runs Cancelled, with a time newer than the event's."""
+    """A Cancelled state that the server's clean-up set is corrected by an event with a newer time."""
     final = event(COMPLETED)
     harness = Harness([final])
     harness.server.known[final.task_run_id] = Recorded("Cancelled", 1_500_000.0)
@@ -192,7 +192,7 @@ def test_a_newer_state_set_by_the_server_is_corrected_with_a_newer_time() -> Non
     ],
 )
 def test_a_spooled_event_does_not_replace_a_newer_state(newer: Recorded) -> None:
-    """The job has run again since, under the same id: its newer state is true."""
+    """A spooled event does not replace the state of a newer run of the same job id."""
     old = spooled_event(FAILED)
     harness = Harness([])
     harness.sender.outbox.spooled.append(old)
@@ -203,7 +203,7 @@ def test_a_spooled_event_does_not_replace_a_newer_state(newer: Recorded) -> None
 
 
 def test_a_spooled_event_replaces_the_state_of_a_clean_up() -> None:
-    """The server cancelled the task run with its flow run, although the job had ended otherwise."""
+    """A spooled event replaces the Cancelled state that the server's clean-up set."""
     old = spooled_event(FAILED)
     harness = Harness([])
     harness.sender.outbox.spooled.append(old)
@@ -246,7 +246,7 @@ def test_in_a_hurry_spooled_events_are_not_sent() -> None:
 
 
 def test_attempts_to_reach_a_server_are_not_progress() -> None:
-    """Progress is counted only once the server records again."""
+    """Attempts to reach a server do not count as progress; only records do."""
     harness = Harness([event(COMPLETED)])
     started_at = harness.sender.progress_at
     harness.server.is_unreachable = True
@@ -279,7 +279,7 @@ def test_an_event_on_which_the_server_fails_does_not_hold_up_others(before: int)
 
 
 def test_no_event_is_given_up_while_the_server_fails_on_everything() -> None:
-    """The server itself is in trouble, however long that takes."""
+    """While the server fails on every event, none is given up, however long that takes."""
     harness = Harness([event(COMPLETED) for _ in range(100)])
     harness.run(2, per_second=500)
     harness.events.extend(event(FAILED) for _ in range(100))
@@ -315,7 +315,7 @@ def test_a_server_that_fails_and_then_cannot_be_reached_loses_no_event() -> None
 
 
 def test_characters_that_a_server_cannot_store_are_replaced() -> None:
-    """Half a surrogate pair, as in a file name that is not encoded in UTF-8, and the null character."""
+    """Null characters and half surrogate pairs, which a server cannot store, are replaced."""
     made = state_event(
         Facts(str(uuid4()), quoted("caf\udce9"), dynamic_key=quoted("a\0b")),
         StateChange(FAILED, 1_000_000.0, message="no such file: caf\udce9.csv"),

@@ -69,7 +69,7 @@ def test_failures_retries_crashes_and_quarantine_are_events(prefect_api: str, wa
 
 
 def test_an_unknown_kind_is_refused(executor: JobExecutor) -> None:
-    """The message names the known kinds."""
+    """The message about an unknown kind of event names the known kinds."""
     with pytest.raises(InvalidJobError, match="unknown kinds of events: failing: choose from failed, timed-out"):
         with job_events(executor=executor, kinds=("failing",)):
             raise AssertionError("never reached")

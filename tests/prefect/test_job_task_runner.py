@@ -316,7 +316,7 @@ def test_cancelling_the_wrapped_future_has_no_effect() -> None:
 
 
 def test_the_end_of_a_flow_waits_for_running_and_cancels_waiting_tasks(wait_for: Wait) -> None:
-    """Running tasks are waited for; waiting ones are cancelled, in the gate and in the queue."""
+    """The end of a flow waits for running tasks and cancels waiting ones, in the gate and in the queue."""
     begun, ended = threading.Event(), threading.Event()
 
     @task

@@ -96,7 +96,7 @@ def test_a_thousand_lines_a_second_arrive_in_order(
 
 
 def test_the_last_lines_before_a_crash_are_logged(api: Api, wait_for: Wait, executor: JobExecutor) -> None:
-    """The worker dies in C code, with a line half written."""
+    """The last lines of a worker that dies in C code, and a half-written one, are logged."""
 
     @job_task(pool="process", retry_attempts=0)
     def dies() -> None:

@@ -55,7 +55,7 @@ def run_mirrored(mirror: PrefectMirror, todo: list[Job]) -> None:
 
 
 def test_the_jobs_of_any_executor_are_task_runs(api: Api) -> None:
-    """Without a flow too, as a scheduler's jobs are, and each with all its states."""
+    """The jobs of any executor, in a flow or not, are task runs with all their states."""
     job = Job(function=work, args=(1,), pool="process", retry=ONCE, job_id="of-no-flow")
     with PrefectMirror(history="full") as mirror:
         run_mirrored(mirror, [job])
@@ -92,7 +92,7 @@ def test_jobs_that_prefects_engine_reports_are_not_mirrored(api: Api) -> None:
 
 
 def test_a_mirror_refuses_the_jobs_of_a_second_flow_run(prefect_api: str) -> None:
-    """The message says what to do."""
+    """A mirror refuses the jobs of a second flow run and names the fix."""
     mirror = PrefectMirror()
     run = flow(lambda: run_jobs(jobs(1, "once"), mirror=mirror))
     run()
@@ -122,7 +122,7 @@ def test_spooled_final_states_are_sent_by_the_next_mirror(api: Api, tmp_path: Pa
 
 
 def test_a_server_that_cannot_be_reached_for_a_while_gets_all_states(api: Api) -> None:
-    """Closing the mirror waits for it."""
+    """Closing the mirror waits for a server that cannot be reached for a while."""
     with _unreachable() as (proxy, url), temporary_settings({PREFECT_API_URL: url}):
         mirror = PrefectMirror()
         run_mirrored(mirror, jobs(20, "late"))
@@ -136,7 +136,7 @@ def test_a_server_that_cannot_be_reached_for_a_while_gets_all_states(api: Api) -
 def test_a_server_that_stays_unreachable_is_given_up_in_time(
     tmp_path: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch, was_reachable: bool
 ) -> None:
-    """Attempts to reach it do not count as progress; nor does what it had recorded before it went away."""
+    """A server that stays unreachable is given up in time: neither attempts nor earlier records count as progress."""
     monkeypatch.setattr("executor_adapter.prefect.mirror.sender_thread.RECONNECT_INTERVAL", 0.1)
     with _unreachable() as (proxy, url), temporary_settings({PREFECT_API_URL: url}):
         mirror = PrefectMirror(stall_timeout=3.0, spool=Spool(url, tmp_path))  # Each attempt takes half of it.
@@ -150,7 +150,7 @@ def test_a_server_that_stays_unreachable_is_given_up_in_time(
 
 
 def test_an_interrupted_close_spools_the_unrecorded_states(tmp_path: Path, prefect_api: str) -> None:
-    """The interrupt reaches the caller."""
+    """An interrupted close spools the unrecorded states, and the interrupt reaches the caller."""
     with _unreachable() as (_, url), temporary_settings({PREFECT_API_URL: url}):
         mirror = PrefectMirror(spool=Spool(url, tmp_path))
         run_mirrored(mirror, jobs(3, "interrupted"))
@@ -161,7 +161,7 @@ def test_an_interrupted_close_spools_the_unrecorded_states(tmp_path: Path, prefe
 
 
 def test_a_spooled_state_does_not_replace_that_of_a_later_run(api: Api, tmp_path: Path) -> None:
-    """A retried flow run has the same task runs, if its jobs have fixed ids."""
+    """A spooled state does not replace that of a retried flow run with the same task runs."""
     job = {"args": (1,), "pool": "thread", "retry_attempts": 0, "job_id": "again"}
     task_runs: list[str] = []
 
@@ -212,7 +212,7 @@ def test_a_server_that_does_not_answer_does_not_delay_the_end(tmp_path: Path, pr
 def test_states_beyond_the_limit_of_the_spool_are_reported_missing(
     tmp_path: Path, prefect_api: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The report says how many, and of which jobs."""
+    """The report counts and names the jobs whose states exceed the limit of the spool."""
     with _unreachable() as (_, url), temporary_settings({PREFECT_API_URL: url}):
         mirror = PrefectMirror(spool=Spool(url, tmp_path, max_bytes=3_000))
         run_mirrored(mirror, jobs(10, "too-many"))
@@ -226,7 +226,7 @@ def test_states_beyond_the_limit_of_the_spool_are_reported_missing(
 def test_a_small_flow_does_not_wait_for_the_spool_of_others(
     tmp_path: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Spooled states get a few seconds; those that are not recorded by then stay for others to send."""
+    """A flow gives spooled states of others a few seconds; the rest stays for another process."""
 
     class RecordsNoFailures(FakeServer):
         def record(self, limit: int | None = None) -> None:
@@ -271,7 +271,7 @@ def test_two_processes_do_not_send_the_same_file(tmp_path: Path) -> None:
 
 
 def test_a_line_that_was_cut_off_is_skipped(tmp_path: Path) -> None:
-    """The states before it are sent."""
+    """A line that was cut off is skipped, and the states before it are sent."""
     Spool("server", tmp_path).keep([event(COMPLETED)])
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes() + b'{"id": "half')
@@ -282,7 +282,7 @@ def test_a_line_that_was_cut_off_is_skipped(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(180)
 def test_a_server_that_demands_a_password_records_all_jobs(tmp_path: Path) -> None:
-    """The mirror takes it from Prefect's settings."""
+    """The mirror takes the server's password from Prefect's settings."""
     with prefect_server("tuned", tmp_path, PREFECT_SERVER_API_AUTH_STRING="user:secret") as server:
         with server.environment(PREFECT_API_AUTH_STRING="user:secret"):
             assert apart(run_many_jobs, 40)["complete"]
@@ -310,7 +310,7 @@ def test_the_embedded_server_records_all_jobs(tmp_path: Path) -> None:
 
 
 def test_a_workspace_of_prefect_cloud_records_all_jobs(prefect_api: str) -> None:
-    """Requests have its path, the key as bearer token, custom headers, and many events each."""
+    """Requests to Prefect Cloud have the workspace's path, the key as bearer token, and many events each."""
     with at_cloud() as cloud, PrefectMirror() as mirror:
         run_mirrored(mirror, jobs(50, "cloud"))
     assert mirror.report().recorded == 50
@@ -336,7 +336,7 @@ def test_a_role_that_may_not_read_a_flow_runs_deployment_can_mirror(prefect_api:
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_busy_server_is_asked_again_for_the_flow_runs_deployment(prefect_api: str, status: int) -> None:
-    """Reading the facts raises, so that the mirror repeats it."""
+    """Reading the facts from a busy server raises, so that the mirror repeats it."""
 
     @flow
     def early() -> None:

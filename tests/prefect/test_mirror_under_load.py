@@ -80,7 +80,7 @@ def check_recorded(server: MeasuredServer, ran: dict[str, Any], jobs: int) -> No
 @pytest.mark.timeout(TIMEOUT_SECONDS)
 @pytest.mark.parametrize("kind", ["default", "tuned", "postgresql"])
 def test_no_job_of_many_is_lost(tmp_path: Path, kind: Kind) -> None:
-    """On any kind of server, and no queue of it overflows."""
+    """No job of many is lost on any kind of server, and no queue of the server overflows."""
     with prefect_server(kind, tmp_path) as server, server.environment(PREFECT_LOGGING_LEVEL="CRITICAL"):
         ran = apart(run_many_jobs, MANY)
         print_figures(f"{kind} server", ran, MANY)
@@ -97,7 +97,7 @@ def test_states_that_a_killed_server_lost_are_sent_again(tmp_path: Path) -> None
 
 @pytest.mark.timeout(240)
 def test_states_of_a_few_jobs_that_a_killed_server_lost_are_sent_again(tmp_path: Path) -> None:
-    """The same with 1,500 jobs."""
+    """States of 1,500 jobs that a killed server lost are sent again."""
     run_with_killed_server(tmp_path, 1_500)
 
 
@@ -118,7 +118,7 @@ def run_with_killed_server(directory: Path, jobs: int) -> None:
 @pytest.mark.chaos
 @pytest.mark.timeout(TIMEOUT_SECONDS)
 def test_ten_seconds_of_refused_connections_lose_nothing(tmp_path: Path) -> None:
-    """The server runs on, but cannot be reached."""
+    """A server that refuses connections for ten seconds gets all states afterwards."""
     with prefect_server("default", tmp_path) as server, ServerProxy(server.port) as proxy:
         with server.environment(PREFECT_API_URL=f"http://127.0.0.1:{proxy.port}/api", PREFECT_LOGGING_LEVEL="CRITICAL"):
             running = in_background(MANY)

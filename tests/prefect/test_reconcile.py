@@ -53,7 +53,7 @@ def plain() -> int:
 
 
 def test_lost_states_are_sent_again_with_all_fields_of_the_first_event(api: Api, mocker: MockerFixture) -> None:
-    """The report counts them."""
+    """Lost states are sent again with all fields of their first event, and the report counts them."""
 
     @flow
     def run() -> Any:
@@ -79,7 +79,7 @@ def test_lost_states_are_sent_again_with_all_fields_of_the_first_event(api: Api,
 
 
 def test_recorded_states_are_not_sent_again(api: Api) -> None:
-    """The report counts the job task, and waits for the plain task too."""
+    """Recorded states are not sent again; the report counts the job task and waits for the plain task."""
 
     @flow
     def run() -> Any:
@@ -131,7 +131,7 @@ def test_a_task_run_that_was_rolled_back_is_recorded(api: Api) -> None:
 
 
 def test_outside_a_flow_the_flow_run_must_be_given(prefect_api: str) -> None:
-    """The message names the argument."""
+    """Outside a flow, the message names the missing argument."""
     with pytest.raises(RuntimeError, match="give flow_run_id"):
         wait_until_recorded()
     assert wait_until_recorded(str(uuid4())).complete

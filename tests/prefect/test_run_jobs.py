@@ -351,7 +351,7 @@ def test_cancelling_arun_jobs_ends_the_jobs(api: Api, executor: JobExecutor) -> 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("own", [False, True])
 def test_cancelling_arun_jobs_ends_its_wait_for_the_server(monkeypatch: pytest.MonkeyPatch, own: bool) -> None:
-    """All jobs are over: what the server does not record within its time is spooled."""
+    """Cancelling arun_jobs after the last job spools what the server does not record in time."""
 
     class NonRecordingServer(FakeServer):
         def record(self, limit: int | None = None) -> None: ...

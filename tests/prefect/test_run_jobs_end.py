@@ -22,7 +22,7 @@ def test_jobs_of_an_interrupted_flow_are_recorded_as_cancelled(tmp_path: Path) -
 
 @pytest.mark.timeout(240)
 def test_states_that_a_flow_could_not_report_are_sent_by_the_next_process(tmp_path: Path) -> None:
-    """The server was down and the flow was killed, as a worker kills it: the ends of its jobs are not lost."""
+    """The next process sends the final states of a flow that was killed while the server was down."""
     with prefect_server("tuned", tmp_path) as server, server.environment():
 
         def spooled() -> bool:

@@ -93,7 +93,7 @@ def check_three(api: Api, name: str) -> None:
 
 @pytest.mark.parametrize("kind", [CollectionScheduler, ProcessingScheduler])
 def test_jobs_are_task_runs_with_all_their_states(api: Api, kind: type[Scheduler]) -> None:
-    """Stopping the scheduler waits until the server has recorded them."""
+    """Stopping a scheduler waits until the server has recorded all states of its jobs."""
 
     async def main() -> None:
         scheduler = kind(2, config=Settings())
@@ -158,7 +158,7 @@ def test_the_jobs_of_a_scheduler_started_in_a_flow_run_are_its_task_runs(api: Ap
 
 @pytest.mark.parametrize("observer", ["mirror", "its method"])
 def test_a_mirror_among_the_observers_is_the_only_one(prefect_api: str, observer: str, mirrors: Mirrors) -> None:
-    """The scheduler makes none of its own."""
+    """A scheduler with a mirror among its observers makes none of its own."""
 
     async def main() -> None:
         with PrefectMirror() as mirror:
@@ -201,7 +201,7 @@ PLACES = {
 def test_an_api_is_found_wherever_prefect_can_be_configured(
     api: Api, prefect_api: str, tmp_path: Path, place: str
 ) -> None:
-    """The program's logging stays as it was."""
+    """An API is found wherever Prefect can be configured, and the program's logging stays as it was."""
     (tmp_path / "home").mkdir()
     file, text = PLACES[place]
     env = new_user_env(tmp_path / "home", **({} if file else {"PREFECT_API_URL": prefect_api}))
@@ -213,13 +213,13 @@ def test_an_api_is_found_wherever_prefect_can_be_configured(
 
 
 def test_the_jobs_of_a_scheduler_that_is_not_stopped_are_mirrored(api: Api, prefect_api: str, tmp_path: Path) -> None:
-    """The program's exit waits for it."""
+    """The program's exit waits until the jobs of a scheduler that was not stopped are mirrored."""
     run_program("unstopped", "unstopped", env=new_user_env(tmp_path, PREFECT_API_URL=prefect_api), cwd=tmp_path)
     assert [found["state_name"] for found in api.named("dict-unstopped")] == ["Completed"]
 
 
 def test_the_embedded_server_is_not_started_for_a_scheduler(prefect_api: str, mirrors: Mirrors) -> None:
-    """Without an API URL, "auto" mirrors nothing."""
+    """Without an API URL, "auto" mirrors nothing and starts no embedded server."""
 
     async def main() -> None:
         scheduler = CollectionScheduler(1, config=Settings())
@@ -251,7 +251,7 @@ def test_with_never_nothing_is_mirrored(api: Api, mirrors: Mirrors) -> None:
 def test_jobs_run_where_prefect_cannot_be_imported(
     prefect_api: str, mode: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One warning says that they are not mirrored."""
+    """Jobs run where Prefect cannot be imported, and one warning states that they are not mirrored."""
     monkeypatch.setattr("executor_adapter.scheduler.mirroring.MIRROR", "not_installed")
 
     async def main() -> None:
@@ -321,7 +321,7 @@ def test_while_the_server_is_unreachable_jobs_run_and_their_final_states_are_spo
 
 
 def test_a_server_that_does_not_answer_delays_neither_start_nor_jobs_nor_close(prefect_api: str) -> None:
-    """The final state is spooled."""
+    """A server that does not answer delays neither start, jobs nor close, and the final state is spooled."""
 
     async def main() -> None:
         scheduler = CollectionScheduler(1, config=Settings())
@@ -403,7 +403,7 @@ def store(tmp_path: Path) -> str:
 def test_a_job_that_another_host_takes_over_keeps_its_task_run(
     api: Api, store: str, tmp_path: Path, wait_for: Wait
 ) -> None:
-    """Between the two schedulers it is Pending, not Cancelled, because it will run."""
+    """A job that another host takes over keeps its task run, which is Pending in between."""
     path = tmp_path / "go"
     running_job = Job(function=until_there, args=(str(path),), job_id="handed-over")
     waiting_job = Job(function=dict, job_id="waited-on")

@@ -111,7 +111,7 @@ def test_a_job_that_waits_for_others_lends_them_the_only_slot(parent: Callable[[
 
 
 def test_a_job_that_has_waited_has_its_slot_again() -> None:
-    """After its wait a job holds the slot again: another job starts only when it is over."""
+    """After its wait a job holds its slot again: another job starts only when it has ended."""
     begun, parent_is_over = threading.Event(), threading.Event()
     too_early: list[bool] = []
 

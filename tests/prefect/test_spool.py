@@ -18,7 +18,7 @@ from tests.prefect.sample_events import COMPLETED, event
 
 
 def test_a_file_is_not_found_before_its_writer_has_locked_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another process would remove it as empty."""
+    """A file is invisible until its writer has locked it, or another process would remove it as empty."""
     flock, found = fcntl.flock, []
 
     def look_first(file: Any, how: int) -> None:
@@ -36,7 +36,7 @@ def test_a_file_is_not_found_before_its_writer_has_locked_it(tmp_path: Path, mon
 
 @pytest.mark.parametrize("line", ["0", "null", "[]", '"text"', "{}", '{"resource": 1}', '{"id": "half', "\xff"])
 def test_a_line_that_is_not_a_state_is_skipped(tmp_path: Path, line: str, caplog: pytest.LogCaptureFixture) -> None:
-    """One warning says how many there were."""
+    """Lines that are not states are skipped with one warning that counts them."""
     Spool("server", tmp_path).keep([event(COMPLETED)])
     (path,) = tmp_path.iterdir()
     path.write_bytes(line.encode("latin-1") + b"\n" + path.read_bytes())
@@ -49,7 +49,7 @@ def test_a_line_that_is_not_a_state_is_skipped(tmp_path: Path, line: str, caplog
 
 
 def test_on_a_full_disk_the_kept_and_the_missing_jobs_are_returned(tmp_path: Path) -> None:
-    """The disk becomes full after the first file."""
+    """If the disk becomes full after the first file, the kept and the missing jobs are returned."""
     small, large = event(COMPLETED).body, event(COMPLETED).body + b" " * 10_000
     events = [
         dataclasses.replace(event(COMPLETED), job_id=f"job-{number}", body=small if number < MAX_FILE_EVENTS else large)

@@ -145,7 +145,7 @@ def _seconds_between(earlier: dict[str, Any], later: dict[str, Any]) -> float:
 
 
 def test_a_killed_worker_ends_crashed_and_its_neighbour_completed(api: Api, executor: JobExecutor) -> None:
-    """A crash harms one job."""
+    """A killed worker's task run is Crashed, and its neighbour completes."""
     crash = job_task(die, pool="process", retry_attempts=0)
     neighbour = job_task(answer, pool="process", retry_attempts=0)
     futures = run_in_flow(lambda: [crash.submit(), neighbour.submit()])
@@ -164,7 +164,7 @@ def eat_memory() -> int:
 
 
 def test_a_job_past_its_memory_limit_ends_out_of_memory(api: Api, executor: JobExecutor) -> None:
-    """The state is of type CRASHED."""
+    """A job past its memory limit ends OutOfMemory, a state of type CRASHED."""
     hungry = job_task(eat_memory, pool="process", memory_limit="400MiB", retry_attempts=0)
     futures = run_in_flow(lambda: [hungry.submit()])
     task_run = api.task_run(only_id(futures))
@@ -174,7 +174,7 @@ def test_a_job_past_its_memory_limit_ends_out_of_memory(api: Api, executor: JobE
 
 
 def test_a_data_error_is_not_retried(api: Api, executor: JobExecutor) -> None:
-    """The task run ends Failed after one attempt."""
+    """A task run with a data error ends Failed after one attempt."""
     task = job_task(fail_with_data_error, retry_attempts=3, retry_delay=0)
     futures = run_in_flow(lambda: [task.submit()])
     states = api.states(only_id(futures))
@@ -183,7 +183,7 @@ def test_a_data_error_is_not_retried(api: Api, executor: JobExecutor) -> None:
 
 
 def test_the_slot_is_free_while_a_retry_waits(api: Api, scratch: Path) -> None:
-    """Another job completes meanwhile."""
+    """Another job completes in the slot of a job that waits for its retry."""
     flaky = job_task(succeed_at, pool="thread", retry_attempts=1, retry_delay=1.0)
     quick = job_task(answer, pool="thread")
     with JobExecutor(max_workers=1):

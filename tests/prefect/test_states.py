@@ -65,14 +65,14 @@ def test_an_exception_decides_the_final_state(error: Exception, name: str) -> No
 
 
 def test_a_failure_message_has_code_and_message() -> None:
-    """Without a message it names the exception's class."""
+    """A failure message has the code and the message, or else the exception's class."""
     assert failure_message(ConnectionError("refused")) == "NETWORK_ERROR: refused"
     assert failure_message(DataCollectionException("bad row", error_code="DATA_ERROR")) == "DATA_ERROR: bad row"
     assert failure_message(ValueError()) == "EXECUTION_ERROR: ValueError"
 
 
 def test_awaiting_retry_has_the_failed_attempt_and_the_time_of_the_next() -> None:
-    """The message has the error, and the state details have the time."""
+    """AwaitingRetry has the error in its message and the time of the next attempt in its details."""
     due = datetime(2026, 1, 2, tzinfo=UTC)
     state = awaiting_retry(ConnectionError("refused"), attempt=1, attempts=4, scheduled_time=due)
     assert (state.type, state.name) == ("SCHEDULED", "AwaitingRetry")

@@ -340,7 +340,7 @@ def test_the_payload_is_small_and_fast_to_enter() -> None:
 
 
 def test_preloading_starts_no_threads() -> None:
-    """A process that has threads must not be forked."""
+    """Preloading starts no threads, because a process with threads must not be forked."""
     imports = "\n".join(f"import {name}" for name in PRELOAD)
     script = f"{imports}\nimport threading\nprint(threading.active_count())"
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)

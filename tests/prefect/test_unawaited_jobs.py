@@ -23,7 +23,7 @@ def double(x: int) -> int:
 
 
 def test_a_flow_called_while_an_exception_is_handled_waits_for_running_jobs() -> None:
-    """The exception of the caller is not taken for one that ends the flow."""
+    """A flow called in an `except` block waits for running jobs: the handled exception does not end it."""
     begun = threading.Event()
 
     @job_task(pool="thread", retry_attempts=0)
@@ -45,7 +45,7 @@ def test_a_flow_called_while_an_exception_is_handled_waits_for_running_jobs() ->
 
 
 def test_at_the_end_of_a_flow_running_jobs_are_waited_for_and_queued_ones_cancelled(api: Api, wait_for: Wait) -> None:
-    """The server records both."""
+    """The end of a flow waits for running jobs and cancels queued ones, and the server records both."""
     begun, ended = threading.Event(), threading.Event()
 
     @job_task(pool="thread", retry_attempts=0)
@@ -78,7 +78,7 @@ def test_at_the_end_of_a_flow_running_jobs_are_waited_for_and_queued_ones_cancel
 
 
 def test_a_flow_that_is_interrupted_cancels_its_jobs(api: Api) -> None:
-    """Running jobs too, within seconds."""
+    """An interrupted flow cancels its jobs, running ones too, within seconds."""
     begun = threading.Event()
 
     @job_task(pool="coroutine", retry_attempts=0)

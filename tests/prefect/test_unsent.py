@@ -115,7 +115,7 @@ def test_a_job_sent_before_its_turn_is_sent_once() -> None:
 
 @pytest.mark.parametrize(("finished", "states"), [(5, 15), (100, 100 + HURRIED_UNSENT_LIMIT)])
 def test_in_a_hurry_only_finished_jobs_are_sent(finished: int, states: int) -> None:
-    """If there are many, with their final states alone."""
+    """In a hurry only finished jobs are sent; if they are many, only their final states."""
     unsent = UnsentChanges("auto")
     fill(unsent, 5, finished=False)
     fill(unsent, finished)
@@ -142,13 +142,13 @@ def test_a_job_that_finishes_twice_is_kept_once(sent: bool) -> None:
 
 
 def test_an_unknown_history_mode_is_refused() -> None:
-    """The message names the known ones."""
+    """The message about an unknown history mode names the known ones."""
     with pytest.raises(ValueError, match="choose 'auto', 'full' or 'final'"):
         UnsentChanges("all")  # type: ignore[arg-type]
 
 
 def test_times_rise_even_if_the_clock_is_set_back() -> None:
-    """The server ignores a state that is older than the last one, and a job must not end before its start."""
+    """Times of states rise even if the clock is set back, since the server ignores older states."""
     unsent, job = UnsentChanges("full"), history()
     for status, at in ((JobStatus.PENDING, 100.0), (JobStatus.RUNNING, 90.0), (JobStatus.COMPLETED, 80.0)):
         unsent.append(job, step(status, at))
