@@ -71,7 +71,7 @@ def test_doctor_warns_of_a_recorder_with_default_settings(server: Server) -> Non
         found = by_name(checks())
     assert found["prefect server"].level is Level.FINE
     assert found["task run recorder"].level is Level.WARNING
-    assert "batch_size=1: it records about 50 task runs a second" in found["task run recorder"].found
+    assert "batch_size=1: the server records about 50 task runs a second" in found["task run recorder"].found
     assert "_BATCH_SIZE=500" in found["task run recorder"].way_out
 
 
