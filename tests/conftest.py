@@ -18,9 +18,26 @@ def pytest_configure() -> None:
 
 LONGEST = (
     "acceptance/test_pipeline.py",
-    "prefect/test_engine_mirror.py",
-    "prefect/test_mirror_under_load.py",
     "acceptance/test_cancel.py",
+    "contract/test_pools.py",
+    "prefect/test_mirror.py",
+    "prefect/test_scheduler_mirror.py",
+    "prefect/test_run_jobs_end.py",
+    "prefect/test_job_task_runner.py",
+    "prefect/test_both_task_kinds.py",
+    "acceptance/test_deployments.py",
+    "acceptance/test_ui.py",
+    "prefect/test_mirror_under_load.py",
+    "prefect/test_task_run_context.py",
+    "contract/test_far_times.py",
+    "contract/stores/test_recovery.py",
+    "contract/stores/test_dying_hosts.py",
+    "prefect/test_concurrent_flow_runs.py",
+    "prefect/test_signals.py",
+    "contract/test_forking.py",
+    "prefect/test_run_jobs.py",
+    "cli/test_run.py",
+    "acceptance/test_states_in_ui.py",
 )
 """Files that take longest, longest first. A long file that starts last would keep one process busy alone."""
 
