@@ -131,7 +131,7 @@ def error_code_of(error: BaseException) -> str:
         return _registered(error) or _http_code(error) or _named(error) or _builtin(error)
     except Exception:
         logger.warning(
-            "finding the error code of a %s failed: it counts as EXECUTION_ERROR",
+            "cannot determine the error code of %s: EXECUTION_ERROR is used",
             type(error).__qualname__,
             exc_info=True,
         )
@@ -151,7 +151,7 @@ def retry_after_of(error: BaseException) -> float | None:
         header = _header(error, "retry-after")
         return None if header is None else _retry_after(header.strip())
     except Exception:
-        logger.warning("finding the Retry-After of a %s failed: there is none", type(error).__qualname__, exc_info=True)
+        logger.warning("cannot read the Retry-After of %s: it is ignored", type(error).__qualname__, exc_info=True)
         return None
 
 

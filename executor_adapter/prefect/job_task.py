@@ -84,7 +84,7 @@ class JobTask(Task[P, R]):
 
     @property
     def fn(self) -> Callable[P, R]:
-        """The function itself; for Prefect's own engine, which would call it, one that runs it as a job."""
+        """The task's function; Prefect's own engine, which calls it, gets one that runs it as a job."""
         own: Callable[P, R] = vars(self)["fn"]
         return cast(Callable[P, R], AttemptAsJob(self, self.job_options, own)) if in_prefect_engine(self) else own
 
@@ -94,7 +94,7 @@ class JobTask(Task[P, R]):
 
     @property
     def retry_condition_fn(self) -> RetryCondition | None:
-        """The condition that may forbid a retry; for Prefect's own engine, one with the executor's rules too."""
+        """The task's own retry condition; Prefect's own engine gets one that also asks the executor's retry policy."""
         own: RetryCondition | None = vars(self)["retry_condition_fn"]
         return retry_condition(own) if in_prefect_engine(self) else own
 

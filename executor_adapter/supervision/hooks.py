@@ -58,13 +58,13 @@ class HookedExecution:
 
         Raises:
             JobCancelledError: the job is not running.
-            InvalidJobError: an attempt of it runs already.
+            InvalidJobError: The job already has a running attempt.
         """
         driver = job.live.driver
         if not isinstance(driver, HookedDriver) or job.status in TERMINAL:
             raise JobCancelledError(f"job {job.job_id} is not running: submit it")
         if driver.is_attempting:
-            raise InvalidJobError(f"an attempt of job {job.job_id} runs already: await that one first")
+            raise InvalidJobError(f"job {job.job_id} already has a running attempt: await that first")
         driver.is_attempting = True
         try:
             return await self._attempt(driver)

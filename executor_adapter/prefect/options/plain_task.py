@@ -54,7 +54,7 @@ def job_options(**fields: Any) -> Callable[[AnyTask], AnyTask]:
 
 def _check_is_plain_task(task: object) -> None:
     if is_job_task(task):
-        raise TypeError(f"{task!r} is a job task: give it these options itself, by @job_task(...) or with_options")
+        raise TypeError(f"{task!r} is a job task: pass these options to @job_task(...) or to its with_options")
     if not isinstance(task, Task):
         raise TypeError(f"{task!r} is not a task: put @job_options above @task")
 

@@ -185,7 +185,7 @@ class EngineThreads:
     def _refuse(self, name: str) -> NoReturn:
         if self._watch is not None and self._watch.cancelled:
             raise JobCancelledError(f"task {name!r} was submitted after its flow run was cancelled")
-        raise RuntimeError(f"task {name!r} was submitted after its flow run had ended")
+        raise RuntimeError(f"task {name!r} was submitted after its flow run had ended: submit it in the flow")
 
     def end_early(self, *, cancel_running: bool) -> None:
         """Cancel waiting jobs, and running ones if `cancel_running`; return at once."""
