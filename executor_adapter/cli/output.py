@@ -198,7 +198,7 @@ def _text_stream(file: _OutputFile, *, like: io.TextIOWrapper) -> io.TextIOWrapp
     )
 
 
-def go_on_without_reader() -> None:
+def continue_without_reader() -> None:
     """Discard what is printed to stdout once its reader has left, instead of ending the command."""
     buffer = getattr(sys.stdout, "buffer", None)
     file = getattr(buffer, "raw", buffer)

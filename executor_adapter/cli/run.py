@@ -10,7 +10,7 @@
 134   WORKER_CRASHED: its process died                                             (as by SIGABRT)
 137   MEMORY_LIMIT: it exceeded memory_limit and was killed                        (as by the kernel)
 
-The code stays the same when the reader of the output leaves, as in `run ... | head -1`: the job goes on.
+The code stays the same when the reader of the output exits, as in `run ... | head -1`: the job runs on.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rich.text import Text
 
 from executor_adapter.cli.output import (
     JsonOption,
-    go_on_without_reader,
+    continue_without_reader,
     plain,
     print_json,
     print_note,
@@ -87,7 +87,7 @@ def run(
 
     Example: executor-adapter run mypackage.jobs:collect --arg flights --arg year=2013 --max-runtime 600
     """
-    go_on_without_reader()
+    continue_without_reader()
     sys.path.insert(0, os.getcwd())
     args, kwargs = parse_arguments(arg or [])
     options = {
@@ -194,7 +194,7 @@ class _PrintedOutput:
         """Add nothing to the attempt."""
 
     def on_message(self, assignment: Assignment, topic: str, content: Any) -> None:
-        """Print a message. A full disk, for example, does not keep the job from going on."""
+        """Print a message. A failure to print, as on a full disk, does not end the job."""
         with contextlib.suppress(OSError):
             if topic == "output":
                 name, text = content

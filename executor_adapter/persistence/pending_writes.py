@@ -36,7 +36,7 @@ class PendingWrites:
 
     def __init__(self, *, queue: str, keeps_jobs: bool, quarantined: Mapping[str, Job]) -> None:
         self.requeue_on_shutdown = False
-        """Whether jobs that the executor's shutdown cuts off stay PENDING in the store, for another host."""
+        """Whether jobs that the executor's shutdown interrupts stay PENDING in the store, for another host."""
         self._queue = queue
         self._keeps_jobs = keeps_jobs
         self._quarantined = quarantined
@@ -64,7 +64,7 @@ class PendingWrites:
         self._unwritten[job] = call
 
     def discard(self, job: Job) -> None:
-        """Forget a new job that was not submitted after all."""
+        """Discard a new job that was not submitted."""
         self._unwritten.pop(job, None)
 
     def is_unwritten(self, job: Job) -> bool:
@@ -121,7 +121,7 @@ class PendingWrites:
                 self._requeued.discard(job)
 
     def requeue(self, jobs: Collection[Job]) -> None:
-        """Record these jobs as PENDING for another host once the executor has cut them off."""
+        """Record these jobs as PENDING for another host once the executor has interrupted them."""
         self._requeued.update(jobs)
 
     def disown(self, jobs: Iterable[Job]) -> int:
@@ -158,7 +158,7 @@ class PendingWrites:
 
 
 _ALREADY_STORED = StoredCall("")
-"""Stands for the call of a job whose record has it; a change does not write it again."""
+"""Replaces the call of a job whose record already has it; a change does not write it again."""
 
 
 def _for_next_host(record: JobRecord) -> JobRecord:

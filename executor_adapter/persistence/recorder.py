@@ -1,7 +1,7 @@
-"""The recorder: writes what becomes of an executor's jobs to its store, on a thread of its own.
+"""Recorder: writes the states of an executor's jobs to its store, on a thread of its own.
 
     submit ──► prepare                   refuse a job that cannot be stored
-    supervisor ──► PendingWrites         append the transition, no more
+    supervisor ──► PendingWrites         append the transition only
     recorder's thread ──► JobStore.write one record for each job that has changed since the last batch
 
 Only callers that ask for it wait for the store (`recorded`, `flush`). While the store cannot be written, jobs continue
@@ -74,9 +74,9 @@ class Recorder:
             queue=queue, keeps_jobs=not store.durable, quarantined=supervisor.intake.quarantined
         )
         self.recover: Callable[[], object] = lambda: None
-        """Looks for jobs that no host runs; called on this thread."""
+        """Takes over jobs that no host runs; called on this thread."""
         self.recover_every: float | None = None
-        """Seconds between such looks; None: only on request, and after the lease was lost."""
+        """Seconds between two recoveries; None: only on request, and after the lease was lost."""
         self._supervisor = supervisor
         self._lease = HostLease(store, lease)
         self._outage = Outage(store.url)
@@ -141,12 +141,12 @@ class Recorder:
         return done
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait until all that has happened by now is in the store; False where it is not within `timeout` seconds."""
+        """Wait until all changes up to now are in the store; return False after `timeout` seconds."""
         with self._lock:
             if self._closing.is_set() or self.pending.is_empty or not self._supervisor.thread.is_started():
                 return self.pending.is_empty
             request = self._requests.add_flush()
-        # The supervisor has reported all jobs submitted before when it comes to this call.
+        # When the supervisor makes this call, it has reported all jobs that were submitted before.
         self._supervisor.call_soon(self._release_flush, request)
         try:
             request.done.result(timeout)
@@ -161,7 +161,7 @@ class Recorder:
         self._wake.set()
 
     def request(self, call: Callable[[], T], *, may_wait: bool) -> Future[T]:
-        """Have `call` called on the recorder's thread once everything reported by now is in the store.
+        """Call `call` on the recorder's thread, once everything reported by now is in the store.
 
         Where the store cannot be written, the future raises StoreUnavailableError, or waits for it if it `may_wait`.
 

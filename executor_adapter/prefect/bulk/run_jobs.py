@@ -50,8 +50,8 @@ def run_jobs(
     """Run the jobs as task runs of the flow run around the caller and return their results, in the order of the jobs.
 
     A job that fails, or that the executor refuses, gives a JobResult with its error and does not raise. Jobs are drawn
-    from the iterable as others end, so it may be long and lazy. The call returns when all jobs are over and the server
-    has recorded how each ended; what it could not record is logged as a warning. An exception that ends the call (a
+    from the iterable as others end, so it may be long and lazy. The call returns when all jobs have ended and the
+    server has recorded their ends; what it could not record is logged as a warning. An exception that ends the call (a
     signal, a cancelled flow run) ends its jobs.
 
     `executor`: by default the one around the caller, else that of the process. `mirror`: your own mirror, for another
@@ -87,7 +87,7 @@ async def arun_jobs(
 class _BulkRun:
     """One call of `run_jobs`.
 
-    The caller's thread submits jobs and collects results. The supervisor's thread counts the jobs that are over and
+    The caller's thread submits jobs and collects results. The supervisor's thread counts the jobs that have ended and
     wakes the caller's thread once for many of them, because a callback for each job would cost as much as running it.
     """
 
@@ -105,12 +105,12 @@ class _BulkRun:
         self._shared: dict[int, JobFuture] = {}
         """Futures of jobs that were live before with the same dedupe_key, by the index of the result."""
         self._scopes: dict[Job, BulkJobScope] = {}
-        """The scopes of the jobs that are not over."""
+        """The scopes of the jobs that have not ended."""
         self._finished: deque[int] = deque()
         """The indexes of results that can be collected."""
         self._submitted = 0
-        self._over = 0
-        """The number of submitted jobs that are over, counted by the supervisor's thread."""
+        self._ended_count = 0
+        """The number of submitted jobs that have ended, counted by the supervisor's thread."""
         self._awaited = math.inf
         self._wake = threading.Event()
         self._stopped = False
@@ -154,17 +154,17 @@ class _BulkRun:
             self._record_refusal(index, job, error)
             return
         except BaseException:
-            self._dismiss(job)
+            self._discard(job)
             raise
         if future.job is job:
             self._submitted += 1
             self._live[index] = future
         else:  # A live job has the same dedupe_key, and its task run shows this one too.
-            self._dismiss(job)
+            self._discard(job)
             self._shared[index] = future
 
-    def _dismiss(self, job: Job) -> None:
-        self._scopes.pop(job, None)  # An interrupted submit may have accepted the job, which may be over by now.
+    def _discard(self, job: Job) -> None:
+        self._scopes.pop(job, None)  # An interrupted submit may have accepted the job, which may have ended by now.
         self._mirror.remove_job(job)
 
     def _record_refusal(self, index: int, job: Job, error: InvalidJobError | JobSerializationError) -> None:
@@ -198,10 +198,10 @@ class _BulkRun:
             index = self._finished.popleft()
             self._results[index] = result_of(self._live.pop(index))
 
-    def _wait_for(self, over: int) -> None:
-        """Wait until that number of submitted jobs is over."""
-        self._awaited = over
-        self._wait_until(lambda: self._over >= over)
+    def _wait_for(self, ended: int) -> None:
+        """Wait until that number of submitted jobs has ended."""
+        self._awaited = ended
+        self._wait_until(lambda: self._ended_count >= ended)
         self._awaited = math.inf
 
     def _wait_until(self, condition: Callable[[], bool]) -> None:
@@ -228,8 +228,8 @@ class _BulkRun:
         if transition.status in TERMINAL:
             del self._scopes[transition.job]
             self._finished.append(scope.index)
-            self._over += 1
-            if self._over >= self._awaited:
+            self._ended_count += 1
+            if self._ended_count >= self._awaited:
                 self._wake.set()
 
     # --- the end ---

@@ -99,7 +99,7 @@ class JobRun:
 
         Raises:
             InvalidJobError, JobSerializationError, QueueFullError, ExecutorClosedError: the executor refuses the job.
-            JobCancelledError: the flow run is over.
+            JobCancelledError: The flow run has ended.
         """
         if self._ended_early.is_set():
             raise JobCancelledError(FLOW_RUN_ENDED)
@@ -162,7 +162,7 @@ class JobRun:
         return awaiting if decision.delay > 0 else None
 
     def take_retry_due(self) -> Future[None] | None:
-        """Return, once, the future that resolves when the retry's delay is over; None where no retry is pending."""
+        """Return, once, the future that resolves after the retry's delay; None if no retry is pending."""
         due, self._retry_due = self._retry_due, None
         return due
 
@@ -185,7 +185,7 @@ class JobRun:
         return None
 
     def _wait_for_original(self, original: JobRun) -> Future[None]:
-        """Return a future that resolves when the original is over.
+        """Return a future that resolves when the original has ended.
 
         It fails once this job run is ended early; the original then goes on for the task run that owns it.
         """
@@ -203,7 +203,7 @@ class JobRun:
 
     def _stop_waiting_for_original(self) -> None:
         if self._original_done is not None:
-            with contextlib.suppress(InvalidStateError):  # The original is over.
+            with contextlib.suppress(InvalidStateError):  # The original has ended.
                 self._original_done.set_exception(JobCancelledError(FLOW_RUN_ENDED))
 
     def copy_result(self) -> Future[Any]:
@@ -254,7 +254,7 @@ class JobRun:
         return self._running
 
     def end_early(self, *, cancel_running: bool) -> None:
-        """Start no further attempt, because the flow run is over; callable from any thread.
+        """Start no further attempt, because the flow run has ended; callable from any thread.
 
         A waiting job is cancelled. A running job is left to finish unless `cancel_running`. A job run with an original
         counts as running while the original runs.
@@ -268,7 +268,7 @@ class JobRun:
             self.driver.cancel()
 
     def cancel(self) -> None:
-        """End the job wherever it is, because the flow run is cancelled; callable from any thread."""
+        """End the job in any state, because the flow run is cancelled; callable from any thread."""
         self.end_early(cancel_running=True)
 
     def refuse_attempts(self, error: Exception) -> Exception:
@@ -289,7 +289,7 @@ class JobRun:
 
 
 def attempt_result(future: Future[Any]) -> Any:
-    """Return the value of an attempt that is over, or raise its error in a form that an engine can display."""
+    """Return the value of a finished attempt, or raise its error in a form that an engine can display."""
     error = future.exception()
     if error is None or is_plain(error):
         return future.result()

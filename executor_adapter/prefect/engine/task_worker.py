@@ -43,13 +43,13 @@ class TaskWorkerJob:
 
     def __init__(self, task: Task[..., Any], options: Mapping[str, Any], context: TaskRunContext) -> None:
         self.task, self.task_run, self._parameters = task, context.task_run, context.parameters
-        self.is_over = False
+        self.has_ended = False
         self._job_run = JobRun(task, options)
         self._messages: SimpleQueue[Any] = SimpleQueue()
         self._attempts = 0
 
     def run(self) -> Any:
-        """Run one attempt and block until it is over; return its value or raise its error."""
+        """Run one attempt and block until it has ended; return its value or raise its error."""
         with driving(self.task):
             try:
                 for step in self._steps_to_slot(lambda topic, content: self._messages.put((topic, content))):
@@ -147,8 +147,8 @@ class TaskWorkerJob:
 
     def close(self) -> None:
         """Release everything the job holds, whether or not it has ended."""
-        if not self.is_over:
-            self.is_over = True
+        if not self.has_ended:
+            self.has_ended = True
             self._job_run.close()
 
 
@@ -160,7 +160,7 @@ def _job_of(task: Task[..., Any], options: Mapping[str, Any]) -> TaskWorkerJob:
     """Return the job of the engine around the caller, and make it for the engine's first attempt."""
     context, job = TaskRunContext.get(), _current_job.get()
     assert context is not None, "an engine runs its task in this context"
-    if job is None or job.is_over or job.task_run.id != context.task_run.id:
+    if job is None or job.has_ended or job.task_run.id != context.task_run.id:
         job = TaskWorkerJob(task, options, context)
         _current_job.set(job)
         if task.isasync and (engine := asyncio.current_task()) is not None:
@@ -190,7 +190,7 @@ def retry_condition(own: RetryCondition | None) -> RetryCondition:
 
     def condition(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool | Awaitable[bool]:
         job = _current_job.get()
-        if job is None or job.is_over:  # Not an attempt failed but the engine, as when it could not write a result.
+        if job is None or job.has_ended:  # The engine failed, not an attempt: for example, it could not write a result.
             return own is None or own(task, task_run, state)
         return job.may_retry(state, lambda: own is None or own(task, task_run, state))
 

@@ -141,7 +141,7 @@ class JobTaskCall:
             stack.enter_context(watch_for_cancel(self._on_cancel))
             self._around = stack.pop_all()
         flow_run = current_flow_run()
-        self._waits_for_server = _nobody_else_waits()
+        self._waits_for_server = _must_wait_for_server()
         self._flow_run_id = flow_run.id if flow_run is not None else None
         if self._waits_for_server:
             with _lock:
@@ -180,8 +180,8 @@ _calls: Counter[UUID | None] = Counter()
 """The number of calls in progress that have to wait for the server, by flow run."""
 
 
-def _nobody_else_waits() -> bool:
-    """Return whether nothing is notified when the flow run around the caller, or this process, is over."""
+def _must_wait_for_server() -> bool:
+    """Return whether no task runner is notified of the end of the caller's flow run, so that the call must wait."""
     context = FlowRunContext.get()
     if context is None or isinstance(context.task_runner, NoTaskRunner):
         return is_worker()
@@ -199,7 +199,7 @@ def watch_for_cancel(on_cancel: Callable[[], object]) -> Iterator[None]:
     """Call `on_cancel()` when the flow run around the block is cancelled; see `watch_flow_run`.
 
     This is for jobs that no task runner runs. The flow's own runner gets a companion, which notices when the flow run
-    is over.
+    ends.
     """
     context = FlowRunContext.get()
     if context is None or context.flow_run is None or isinstance(context.task_runner, NoTaskRunner):

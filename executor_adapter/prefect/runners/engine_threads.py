@@ -52,12 +52,12 @@ class JobTaskFuture(PrefectWrappedFuture[Any, Future[Any]]):
         self._future: PrefectConcurrentFuture[Any] = PrefectConcurrentFuture(task_run.id, wrapped_future)
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait until the task run is over. A job that waits lends its slot meanwhile."""
+        """Wait until the task run has ended. A job that waits lends its slot meanwhile."""
         with self._lend_slot():
             self._future.wait(timeout)
 
     def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> Any:
-        """Return the task run's value once it is over. A job that waits lends its slot meanwhile."""
+        """Return the task run's value once it has ended. A job that waits lends its slot meanwhile."""
         with self._lend_slot():
             return self._future.result(timeout, raise_on_failure)
 
@@ -65,7 +65,7 @@ class JobTaskFuture(PrefectWrappedFuture[Any, Future[Any]]):
         return contextlib.nullcontext() if self.wrapped_future.done() else lend_slot()
 
     def add_done_callback(self, fn: Callable[[PrefectFuture[Any]], None]) -> None:
-        """Call `fn(self)` once the task run is over.
+        """Call `fn(self)` once the task run has ended.
 
         A job that adds a callback counts as waiting until then, as in `as_completed`, and lends its slot.
         """
@@ -104,7 +104,7 @@ class EngineThreads:
         self._cancelled_at: float | None = None
 
     def watch(self) -> None:
-        """Cancel the jobs when the flow run around the caller is cancelled, from now on until all are over."""
+        """Cancel the jobs when the flow run around the caller is cancelled, from now on until all have ended."""
         flow_run = current_flow_run()
         with self._lock:
             if self._watch is not None or self._closed or flow_run is None:
@@ -126,7 +126,7 @@ class EngineThreads:
         """Run the task of `job_run` in a copy of the caller's context; the future gives its final State.
 
         Raises:
-            RuntimeError: the flow run is over.
+            RuntimeError: The flow run has ended.
             JobCancelledError: the flow run was cancelled.
         """
         self.watch()
@@ -205,7 +205,7 @@ class EngineThreads:
         concurrent.futures.wait(futures)
 
     def join(self, *, interrupted: bool, between: Callable[[], object] = lambda: None) -> None:
-        """Wait until every task run is over, call `between()`, and wait until the server has recorded their ends.
+        """Wait until every task run has ended, call `between()`, and wait until the server has recorded their ends.
 
         `interrupted`: the process is about to end, so the server gets only seconds. An exception during the wait, as of
         a signal, cancels all jobs and counts as an interruption.

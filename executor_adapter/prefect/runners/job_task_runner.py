@@ -97,7 +97,7 @@ class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
         """Submit a plain task or a job task; its task run is Pending from now on.
 
         Raises:
-            RuntimeError: the runner is not entered, or its flow run is over.
+            RuntimeError: the runner is not entered, or its flow run has ended.
             InvalidJobError: The task can never be a job; the message names the reason.
         """
         if self._run is None:
