@@ -34,7 +34,8 @@ def plain(value: int) -> int:
     return value
 
 
-async def wait_until_ended(scheduler: CollectionScheduler | ProcessingScheduler, job_id: str) -> Job:
+async def ended_job(scheduler: CollectionScheduler | ProcessingScheduler, job_id: str) -> Job:
+    """Wait until the job has ended, and return it."""
     for _ in range(2000):
         job = await scheduler.get_job_status(job_id)
         assert job is not None
@@ -56,7 +57,7 @@ def test_a_manual_job_gets_what_its_function_takes() -> None:
         await scheduler.start()
         try:
             job_id = await scheduler.add_manual_job("collection", collect, tool_name="radar", depth=2)
-            job = await wait_until_ended(scheduler, job_id)
+            job = await ended_job(scheduler, job_id)
             assert (job.status, job.job_type, job.records_processed) == ("completed", "collection", 3)
             assert job.kwargs == {"tool_name": "radar", "collection_type": "manual", "depth": 2}
             assert job.attempts[0].pool == "thread"
@@ -74,9 +75,7 @@ def test_a_function_without_a_signature_gets_only_the_caller_s_own_arguments() -
         scheduler = CollectionScheduler(2, config=Settings())
         await scheduler.start()
         try:
-            job = await wait_until_ended(
-                scheduler, await scheduler.add_manual_job("collection", dict, "radar", depth=2)
-            )
+            job = await ended_job(scheduler, await scheduler.add_manual_job("collection", dict, "radar", depth=2))
             assert (job.status, job.kwargs) == ("completed", {"depth": 2})
         finally:
             scheduler.close()
@@ -92,7 +91,7 @@ def test_a_processing_job_runs_in_a_process_with_its_data() -> None:
         await scheduler.start()
         try:
             job_id = await scheduler.add_processing_job(describe, "radar", "validation", data=[1, 2, 3])
-            job = await wait_until_ended(scheduler, job_id)
+            job = await ended_job(scheduler, job_id)
             assert (job.status, job.records_processed) == ("completed", 3)
             assert job.attempts[0].pool == "process"
             assert job.attempts[0].pid not in (None, os.getpid())
@@ -112,7 +111,7 @@ def test_jobs_added_before_the_start_run_after_it() -> None:
         assert job is not None
         assert job.status is JobStatus.PENDING
         await scheduler.start()
-        assert (await wait_until_ended(scheduler, job_id)).status is JobStatus.COMPLETED
+        assert (await ended_job(scheduler, job_id)).status is JobStatus.COMPLETED
         await scheduler.stop()
 
     run(main)
@@ -145,7 +144,7 @@ def test_limits_come_from_the_scheduler_s_section_unless_the_job_has_its_own() -
             added = await scheduler.add_manual_job("collection", plain, value=1)
             own = Job(function=plain, args=(1,), max_runtime=9.0)
             await scheduler.job_queue.add_job(own)
-            configured = await wait_until_ended(scheduler, added)
+            configured = await ended_job(scheduler, added)
             assert (configured.max_runtime, configured.retry_attempts, configured.retry_delay) == (7.0, 1, 2.0)
             assert (own.max_runtime, own.retry_attempts) == (9.0, 1)
         finally:
@@ -172,7 +171,7 @@ def test_a_pool_of_the_settings_wins_over_the_processing_schedulers_own(sections
         await scheduler.start()
         try:
             late = await scheduler.add_processing_job(os.getpid, "radar")
-            assert [(await wait_until_ended(scheduler, job_id)).attempts[0].pool for job_id in (early, late)] == [
+            assert [(await ended_job(scheduler, job_id)).attempts[0].pool for job_id in (early, late)] == [
                 pool,
                 pool,
             ]
@@ -199,7 +198,7 @@ def test_a_live_job_with_the_same_dedupe_key_is_given_instead_of_a_second_one() 
             assert await scheduler.job_queue.add_job(waiting()) == early[0]
             assert [job.job_id for job in await scheduler.get_all_jobs()] == [early[0]]
             release.set()
-            assert (await wait_until_ended(scheduler, early[0])).status is JobStatus.COMPLETED
+            assert (await ended_job(scheduler, early[0])).status is JobStatus.COMPLETED
             assert await scheduler.job_queue.add_job(waiting()) != early[0]
         finally:
             scheduler.close()
@@ -226,15 +225,13 @@ def test_a_copy_of_a_job_s_arguments_runs_again() -> None:
         scheduler = CollectionScheduler(config=Settings())
         await scheduler.start()
         try:
-            first = await wait_until_ended(
-                scheduler, await scheduler.add_manual_job("collection", collect, tool_name="radar")
-            )
+            first = await ended_job(scheduler, await scheduler.add_manual_job("collection", collect, tool_name="radar"))
             again = Job(
                 job_id=f"{first.job_id}_retry", function=first.function, args=first.args, kwargs=first.kwargs,
                 tool_name=first.tool_name,
             )  # fmt: skip
             await scheduler.job_queue.add_job(again)
-            assert (await wait_until_ended(scheduler, again.job_id)).records_processed == 3
+            assert (await ended_job(scheduler, again.job_id)).records_processed == 3
             with pytest.raises(InvalidJobError, match="known already"):
                 await scheduler.job_queue.add_job(again)
         finally:
@@ -274,7 +271,7 @@ def test_a_stopped_scheduler_starts_again_and_remembers() -> None:
         for value in range(2):
             await scheduler.start()
             await scheduler.start()
-            await wait_until_ended(scheduler, await scheduler.add_manual_job("collection", plain, value=value))
+            await ended_job(scheduler, await scheduler.add_manual_job("collection", plain, value=value))
             await scheduler.stop()
             await scheduler.stop()
         scheduler.close()
@@ -296,7 +293,7 @@ def test_jobs_added_after_the_close_wait_for_the_next_start() -> None:
         assert waiting is not None
         assert waiting.status is JobStatus.PENDING
         await scheduler.start()
-        assert (await wait_until_ended(scheduler, job_id)).status == "completed"
+        assert (await ended_job(scheduler, job_id)).status == "completed"
         scheduler.close()
 
     run(main)
@@ -309,7 +306,7 @@ def test_cleanup_forgets_jobs_that_are_long_over_and_no_others() -> None:
         scheduler = CollectionScheduler(config=Settings())
         await scheduler.start()
         over = await scheduler.add_manual_job("collection", plain, value=1)
-        await wait_until_ended(scheduler, over)
+        await ended_job(scheduler, over)
         assert await scheduler.cleanup_old_jobs(max_age_hours=1) == 0
         await scheduler.stop()
         waiting = await scheduler.add_manual_job("collection", plain, value=2)
@@ -349,7 +346,7 @@ def test_ready_made_schedulers_read_the_configuration_when_they_start(
         await collection_scheduler.start()
         await processing_scheduler.start()
         try:
-            job = await wait_until_ended(
+            job = await ended_job(
                 collection_scheduler, await collection_scheduler.add_manual_job("collection", plain, value=1)
             )
             assert job.max_runtime == 11
