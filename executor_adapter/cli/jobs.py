@@ -286,8 +286,8 @@ def cleanup(
 ) -> None:
     """Delete jobs that ended long ago; live and quarantined ones stay."""
     with opened(store, config_file) as opened_store:
-        forgotten = opened_store.cleanup(duration_seconds(older_than) / 3600, queue=queue)
+        deleted = opened_store.cleanup(duration_seconds(older_than) / 3600, queue=queue)
     if as_json:
-        print_json({"forgotten": forgotten})
+        print_json({"deleted": deleted})
     else:
-        console().print(f"{forgotten:,} job{'s' if forgotten != 1 else ''} forgotten")
+        console().print(f"{deleted:,} job{'s' if deleted != 1 else ''} deleted")

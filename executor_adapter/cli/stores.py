@@ -87,7 +87,7 @@ def find_job(store: JobStore, job_id: str) -> JobRecord:
     if not found:
         raise NoSuchJobError(f"no job has an id that contains {job_id!r}: see `jobs list`")
     named = ", ".join(record.job_id for record in found[:MAX_NAMED]) + (", ..." if len(found) > MAX_NAMED else "")
-    raise NoSuchJobError(f"{job_id!r} is part of several ids ({named}): give more of it")
+    raise NoSuchJobError(f"{job_id!r} is part of several ids ({named}): give a longer part")
 
 
 def find_jobs(store: JobStore, job_ids: Iterable[str]) -> list[JobRecord]:

@@ -68,7 +68,7 @@ class BaseScheduler:
         Raises:
             ConfigurationError: The message names key and value.
             StoreUnavailableError: The store cannot be used now.
-            InvalidJobError: A job that was added before cannot be stored; it is forgotten, and all others run.
+            InvalidJobError: A job that was added before cannot be stored; it is discarded, and all others run.
         """
         if self._executor is not None:
             return
@@ -203,7 +203,7 @@ class BaseScheduler:
         return await self.job_queue.list_jobs()
 
     async def cleanup_old_jobs(self, max_age_hours: float = 24) -> int:
-        """Forget jobs that finished more than `max_age_hours` ago, and return how many.
+        """Delete jobs that finished more than `max_age_hours` ago, and return how many.
 
         Raises:
             ValueError: `max_age_hours` is negative or not finite.

@@ -16,7 +16,7 @@ class JobQueue:
     """Adds, finds, lists and cleans up the jobs of one scheduler. Usable from any thread or event loop.
 
     `accept`: called with each new job; returns it, or the live job with the same dedupe_key; raises if it refuses the
-    job. `max_history`: how many finished jobs are remembered; the oldest are forgotten first, live jobs never. With a
+    job. `max_history`: how many finished jobs are kept; the oldest are deleted first, live jobs never. With a
     store that outlives the program (`use_history`), finished jobs are there, and are restored from their records.
     """
 
@@ -28,7 +28,7 @@ class JobQueue:
         self._history: QueueHistory | None = None
 
     def use_history(self, history: QueueHistory | None) -> None:
-        """Leave finished jobs to a store from now on, and forget those that are remembered here."""
+        """Leave finished jobs to a store from now on, and discard those that are kept here."""
         with self._lock:
             self._history = history
             if history is not None:
@@ -95,7 +95,7 @@ class JobQueue:
         ]
 
     async def cleanup_old_jobs(self, max_age_hours: float = 24) -> int:
-        """Forget jobs that finished more than `max_age_hours` ago, and return how many.
+        """Delete jobs that finished more than `max_age_hours` ago, and return how many.
 
         Raises:
             ValueError: `max_age_hours` is negative or not finite.
@@ -105,8 +105,8 @@ class JobQueue:
         with self._lock:
             finished = [(id_, job.state.completed_at) for id_, job in self._jobs.items()]
             old = [id_ for id_, completed_at in finished if completed_at is not None and completed_at < before]
-            forgotten = sum(self._jobs.pop(job_id).job_id == job_id for job_id in old)
-        return forgotten if self._history is None else await self._history.cleanup(max_age_hours)
+            deleted = sum(self._jobs.pop(job_id).job_id == job_id for job_id in old)
+        return deleted if self._history is None else await self._history.cleanup(max_age_hours)
 
     def forget(self, job: Job) -> None:
         """Remove a job that was not queued after all."""

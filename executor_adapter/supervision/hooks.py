@@ -214,13 +214,13 @@ class HookedDriver(JobDriver):
 
     def attempt_failed(self, error: BaseException) -> None:
         super().attempt_failed(error)
-        self._attempt_over()
+        self._on_attempt_ended()
 
     def resolve(self, value: Any) -> None:
         super().resolve(value)
-        self._attempt_over()
+        self._on_attempt_ended()
 
-    def _attempt_over(self) -> None:
+    def _on_attempt_ended(self) -> None:
         """Let a call react to its end, for example in `error_hook`, and cancel it after a grace period."""
         if self._abort_error is not None and self._call is not None:
             when = self._supervisor.now() + self._grace

@@ -44,7 +44,7 @@ class LoopTimer:
         return (self.when, self.order) < (other.when, other.order)
 
     def cancel(self) -> None:
-        """Do not call it."""
+        """Cancel the call."""
         if self.callback is not None:
             self.callback = None
             self.loop.timer_cancelled()
@@ -111,14 +111,14 @@ class SupervisorLoop:
         self._watched[fd] = watched
 
     def watch_writable(self, fd: int, on_writable: Callable[[], None] | None) -> None:
-        """Call `on_writable` while a watched descriptor is writable; None: no more."""
+        """Call `on_writable` while a watched descriptor is writable; None stops that."""
         watched = self._watched[fd]
         if (watched.on_writable is None) != (on_writable is None):
             self._selector.modify(fd, selectors.EVENT_READ | (selectors.EVENT_WRITE if on_writable else 0), watched)
         watched.on_writable = on_writable
 
     def unwatch(self, fd: int) -> None:
-        """Watch the descriptor no more."""
+        """Stop watching the descriptor."""
         if self._watched.pop(fd, None) is not None:
             self._selector.unregister(fd)
 

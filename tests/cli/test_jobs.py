@@ -212,7 +212,7 @@ def test_a_part_of_several_ids_is_refused_with_their_names(command: Command, sto
     fill(store, record("twin-old", age=90), *elsewhere, record("twin-new", age=30))
     result = command("jobs", words, "twin")
     assert (result.code, result.out) == (1, "")
-    message = "executor-adapter: 'twin' is part of several ids (twin-new, twin-old): give more of it\n"
+    message = "executor-adapter: 'twin' is part of several ids (twin-new, twin-old): give a longer part\n"
     assert result.err == message
     assert "(job-49, job-48, job-47, ...)" in command("jobs", words, "job").err
 
@@ -246,10 +246,10 @@ def test_a_quarantined_job_is_released(command: Command, filled: JobStore) -> No
     assert command("jobs", "retry", "killer").code == 0
 
 
-def test_old_jobs_are_forgotten_and_live_and_quarantined_ones_are_not(command: Command, filled: JobStore) -> None:
+def test_old_jobs_are_deleted_and_live_and_quarantined_ones_are_not(command: Command, filled: JobStore) -> None:
     """`jobs cleanup` deletes old finished jobs, and keeps live and quarantined ones."""
-    assert command("jobs", "cleanup", "--json").json == {"forgotten": 0}
-    assert "2 jobs forgotten" in command("jobs", "cleanup", "--older-than", "10s").out
+    assert command("jobs", "cleanup", "--json").json == {"deleted": 0}
+    assert "2 jobs deleted" in command("jobs", "cleanup", "--older-than", "10s").out
     assert ids(command("jobs", "list").out) == ["newest-0005", "moving-0004", "killer-0003"]
 
 

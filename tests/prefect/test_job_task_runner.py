@@ -485,7 +485,7 @@ def test_job_options_keep_the_task_object() -> None:
         (lambda: job_options(pool="thread")(double.fn), TypeError, "above @task"),  # type: ignore[type-var]
         (lambda: job_options(pool="thread")(job_task(double.fn)), TypeError, "itself"),
         (lambda: JobTaskRunner(memory_limt=1), TypeError, "did you mean memory_limit"),
-        (lambda: JobTaskRunner(retry_attempts=1), TypeError, "each task's own"),
+        (lambda: JobTaskRunner(retry_attempts=1), TypeError, "is set for each task"),
         (lambda: JobTaskRunner(pool="rocket"), InvalidJobError, "JobTaskRunner: pool='rocket'"),
         (lambda: JobTaskRunner(max_workers=0), ValueError, "at least 1"),
     ],

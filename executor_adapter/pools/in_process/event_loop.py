@@ -98,7 +98,7 @@ class EventLoopThread(ABC, Generic[R]):
         self._call_soon(self._cancel, run, answered)
 
     def discard(self, run: R) -> None:
-        """Forget what has ended or is abandoned."""
+        """Discard a call that has ended or is abandoned."""
         self.live.discard(run)
         self.stopping.discard(run)
 

@@ -82,7 +82,7 @@ def check_defaults(fields: Mapping[str, Any]) -> None:
     """
     for name in fields:
         if name in PER_TASK_FIELDS:
-            raise TypeError(f"{name} is each task's own: set it by @task(retries=...) or @job_options({name}=...)")
+            raise TypeError(f"{name} is set for each task: use @task(retries=...) or @job_options({name}=...)")
         if name not in JOB_OPTIONS:
             raise TypeError(unknown_option("JobTaskRunner has no option", name, JOB_OPTIONS - PER_TASK_FIELDS))
     check_job_options(check_defaults, fields, owner="JobTaskRunner")
