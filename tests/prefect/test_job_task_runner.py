@@ -483,7 +483,7 @@ def test_job_options_keep_the_task_object() -> None:
         (lambda: job_options(pol="thread"), TypeError, "did you mean pool"),
         (lambda: job_options(max_runtime=-1)(task(double.fn)), InvalidJobError, "max_runtime=-1"),
         (lambda: job_options(pool="thread")(double.fn), TypeError, "above @task"),  # type: ignore[type-var]
-        (lambda: job_options(pool="thread")(job_task(double.fn)), TypeError, "itself"),
+        (lambda: job_options(pool="thread")(job_task(double.fn)), TypeError, "is a job task: pass these options"),
         (lambda: JobTaskRunner(memory_limt=1), TypeError, "did you mean memory_limit"),
         (lambda: JobTaskRunner(retry_attempts=1), TypeError, "is set for each task"),
         (lambda: JobTaskRunner(pool="rocket"), InvalidJobError, "JobTaskRunner: pool='rocket'"),
