@@ -1,4 +1,4 @@
-"""The checks of `doctor`, except those of Prefect. Each one tries the thing itself where it can."""
+"""The checks of `doctor`, except those of Prefect. Each check tries the real operation where possible."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TRIAL_TIMEOUT = 20.0
 
 
 def core_checks(config_file: Path | None, store: str | None, function: str | None) -> Iterator[Finding]:
-    """Run all checks except those of Prefect: first what the others depend on."""
+    """Run all checks except those of Prefect; checks that others depend on come first."""
     yield check_system()
     found, settings = check_configuration(config_file)
     yield found

@@ -28,7 +28,7 @@ from typing import Any
 
 ENDING = frozenset({signal.SIGTERM, signal.SIGINT})
 OWN_SIGNAL_SECONDS = 1.0
-"""How long after `interrupt_main_thread` a signal is taken for the one that it sent."""
+"""Seconds after `interrupt_main_thread` in which a signal counts as the one that it sent."""
 
 Listener = Callable[[signal.Signals], object]
 
@@ -58,7 +58,7 @@ class SignalWatch:
 
     def __init__(self) -> None:
         self.ended_by: signal.Signals | None = None
-        """The signal that is ending the program; None again once the program goes on nevertheless."""
+        """The signal that is ending the program; None again once the program continues anyway."""
         self._lock = threading.RLock()  # Re-entrant: a signal handler may close an executor while its thread holds it.
         self._listeners: list[Listener] = []
         self._pipe: tuple[int, int] | None = None
@@ -86,7 +86,7 @@ class SignalWatch:
             self.ended_by = None
             if self._pipe is None:
                 self._open()
-            assert self._pipe is not None, "it was opened just now"
+            assert self._pipe is not None, "_open has set the pipe"
             with contextlib.suppress(ValueError):  # A subinterpreter has no signals.
                 previous = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
                 if previous != self._pipe[1]:

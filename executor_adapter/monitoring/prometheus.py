@@ -3,7 +3,7 @@
     executor_adapter_jobs_ended_total        by status, job_type, tool_name, error_code
     executor_adapter_retries_total           by job_type, tool_name, error_code
     executor_adapter_job_seconds             from a job's first start to its end; a histogram by job_type, tool_name
-    executor_adapter_queue_seconds           from submit to the first start; alike
+    executor_adapter_queue_seconds           from submit to the first start; a histogram with the same labels
     executor_adapter_jobs                    now, by status: pending, running, retrying
     executor_adapter_workers_busy, executor_adapter_abandoned_threads, executor_adapter_quarantined_jobs
     executor_adapter_longest_running_seconds of the running attempts
@@ -35,7 +35,7 @@ MAX_LABEL_VALUES = 100
 
 
 class Measured(Protocol):
-    """Something whose figures are served; None once it no longer exists."""
+    """Something whose figures are served; its stats are None once it is closed."""
 
     def stats(self) -> ExecutorStats | None: ...
 
@@ -49,24 +49,28 @@ class JobMetrics(Collector):
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.executors: set[Measured] = set()
-        whose = ("job_type", "tool_name")
+        job_labels = ("job_type", "tool_name")
         self._ended = Counter(
             f"{PREFIX}_jobs_ended",
             "Jobs that ended.",
-            ("status", *whose, "error_code"),
+            ("status", *job_labels, "error_code"),
             registry=self.registry,
         )
         self._retries = Counter(
             f"{PREFIX}_retries",
             "Attempts followed by another.",
-            (*whose, "error_code"),
+            (*job_labels, "error_code"),
             registry=self.registry,
         )
         self._job_seconds = Histogram(
-            f"{PREFIX}_job_seconds", "From first start to end.", whose, buckets=BUCKETS, registry=self.registry
+            f"{PREFIX}_job_seconds", "From first start to end.", job_labels, buckets=BUCKETS, registry=self.registry
         )
         self._queue_seconds = Histogram(
-            f"{PREFIX}_queue_seconds", "From submit to first start.", whose, buckets=BUCKETS, registry=self.registry
+            f"{PREFIX}_queue_seconds",
+            "From submit to first start.",
+            job_labels,
+            buckets=BUCKETS,
+            registry=self.registry,
         )
         self._names: set[str] = set()
         self.registry.register(self)
@@ -75,19 +79,19 @@ class JobMetrics(Collector):
         """Count a transition."""
         job, status = transition.job, transition.status
         if status is JobStatus.RETRYING:
-            self._retries.labels(*self._whose(job), self._label(job.error_code or "")).inc()
+            self._retries.labels(*self._labels_of(job), self._label(job.error_code or "")).inc()
         elif status in TERMINAL:
             self._count_end(job, status)
 
     def _count_end(self, job: Job, status: JobStatus) -> None:
-        whose, attempts = self._whose(job), job.state.attempts
-        self._ended.labels(status.value, *whose, self._label(job.error_code or "")).inc()
+        job_labels, attempts = self._labels_of(job), job.state.attempts
+        self._ended.labels(status.value, *job_labels, self._label(job.error_code or "")).inc()
         if attempts:
-            self._queue_seconds.labels(*whose).observe(attempts[0][QUEUE_SECONDS])
+            self._queue_seconds.labels(*job_labels).observe(attempts[0][QUEUE_SECONDS])
         if (seconds := job.duration) is not None:
-            self._job_seconds.labels(*whose).observe(seconds)
+            self._job_seconds.labels(*job_labels).observe(seconds)
 
-    def _whose(self, job: Job) -> tuple[str, str]:
+    def _labels_of(self, job: Job) -> tuple[str, str]:
         return self._label(job.job_type), self._label(job.tool_name or "")
 
     def _label(self, name: str) -> str:

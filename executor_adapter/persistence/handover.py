@@ -1,4 +1,4 @@
-"""Handover: stops jobs here that another host runs by now, or soon may."""
+"""Handover: stops jobs here that another host runs now, or may run soon."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ logger = logging.getLogger("executor_adapter.store")
 
 
 class Handover:
-    """Ends this executor's jobs when its lease is about to expire or was taken. For the recorder's thread alone."""
+    """Ends this executor's jobs when its lease is about to expire or was taken. For the recorder's thread only."""
 
     def __init__(self, supervisor: Supervisor, pending: PendingWrites) -> None:
         self.recovery_is_due = False

@@ -1,9 +1,8 @@
 """Recovery: claims the stored jobs that no host runs, and runs them here.
 
-A job runs again at least once: the attempt that its host's death cut off counts as one attempt, and the next one
-follows whatever its policy says. A function that ran inside the host's own process, in a thread or as a coroutine, may
-have been what killed the host: such a death counts as a crash of the job, and past `crash_attempts` the job is
-quarantined.
+A job runs again at least once: the attempt that its host's death interrupted counts as one attempt, and another one
+follows regardless of its policy. A function that ran inside the host's own process, in a thread or as a coroutine, may
+have killed the host: such a death counts as a crash of the job, and past `crash_attempts` the job is quarantined.
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ class JobStore(ABC):
 
     @abstractmethod
     def any_host_is_dying(self) -> bool:
-        """Return whether the process of a host on this machine is gone while something that ran for it is not.
+        """Return whether the process of a host on this machine is dead while one of its workers is not.
 
         Within moments, the jobs of such a host can be claimed.
         """

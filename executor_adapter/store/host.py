@@ -18,7 +18,7 @@ from executor_adapter.worker import is_held, own_presence
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """Describes one executor as the others see it in the store."""
+    """Describes one executor, as other executors see it in the store."""
 
     host_id: str
     machine: str
@@ -31,9 +31,9 @@ class Host:
 
     @property
     def is_gone(self) -> bool | None:
-        """Whether the host was closed, or its process and all that ran for it are gone.
+        """Whether the host was closed, or its process and all its workers are dead.
 
-        None where that cannot be known on this machine.
+        None if this machine cannot determine it.
         """
         if self.host_id in _open_hosts:
             return False
@@ -46,7 +46,7 @@ class Host:
 
     @property
     def is_dying(self) -> bool:
-        """Whether the host's process is gone while something that ran for it is not."""
+        """Whether the host's process is dead while one of its workers is not."""
         if self.host_id in _open_hosts or self.is_gone is not False:
             return False
         # A process that has become another program (exec) keeps its id, but no longer holds its presence.

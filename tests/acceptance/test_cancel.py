@@ -194,7 +194,7 @@ def _assert_ended(run: FlowRun, cancelled_at: float, how: str, place: str, jobs:
     if (how, place) == ("shutdown", "worker"):
         return  # The worker kills the flow's process, which cannot report anything.
     poll(lambda: run.task_states() == {"Cancelled": jobs}, within=30, what=f"{jobs} Cancelled, {run.task_states()}")
-    # Prefect marks a flow as Crashed if a signal ends its process and nobody has cancelled its run.
+    # Prefect marks a flow as Crashed if a signal ends its process and its run was not cancelled.
     expected = "Crashed" if how.startswith("SIG") else "Cancelled"
     poll(lambda: run.state() == expected, within=15, what=f"a flow run that is {expected}, not {run.state()}")
 

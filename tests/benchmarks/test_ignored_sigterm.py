@@ -17,7 +17,7 @@ from tests.benchmarks.figures import ROUNDS, Figures, Report, Row
 from tests.benchmarks.functions import hang_ignoring_sigterm
 from tests.benchmarks.trees import Tree
 
-AT_ONCE = 3
+CONCURRENT_JOBS = 3
 LIMIT = 0.5
 GRACE = 0.5
 
@@ -25,9 +25,9 @@ GRACE = 0.5
 def measure_ignored_sigterm(directory: Path) -> Figures:
     """Measure the seconds after limit and grace period at which each job was dead."""
     values = []
-    with JobExecutor(AT_ONCE, config=Settings(executor=ExecutorSettings(kill_grace=GRACE))) as executor:
+    with JobExecutor(CONCURRENT_JOBS, config=Settings(executor=ExecutorSettings(kill_grace=GRACE))) as executor:
         for _ in range(ROUNDS):
-            paths = [directory / str(number) for number in range(AT_ONCE)]
+            paths = [directory / str(number) for number in range(CONCURRENT_JOBS)]
             futures = [executor.submit(_job(path)) for path in paths]
             trees = _begun(paths, futures)
             values += [tree.wait_until_dead() - tree.began - LIMIT - GRACE for tree in trees]
@@ -36,8 +36,8 @@ def measure_ignored_sigterm(directory: Path) -> Figures:
 
 def measure_pebble(directory: Path) -> Figures:
     """Measure the seconds after the limit with pebble, which waits its grace period of 3 s for each job in turn."""
-    with pebble.ProcessPool(max_workers=AT_ONCE) as pool:
-        paths = [directory / str(number) for number in range(AT_ONCE)]
+    with pebble.ProcessPool(max_workers=CONCURRENT_JOBS) as pool:
+        paths = [directory / str(number) for number in range(CONCURRENT_JOBS)]
         futures = [pool.schedule(hang_ignoring_sigterm, args=(str(path),), timeout=LIMIT) for path in paths]
         trees = _begun(paths, futures)
         return Figures(tuple(tree.wait_until_dead() - tree.began - LIMIT for tree in trees))
@@ -60,7 +60,7 @@ def test_ignored_sigterm(report: Report, tmp_path: Path) -> None:
     report.add(
         [
             Row(
-                what=f"ms past grace, {AT_ONCE} at once that ignore SIGTERM: worst of {len(measured.values)}",
+                what=f"ms past grace, {CONCURRENT_JOBS} at once that ignore SIGTERM: worst of {len(measured.values)}",
                 ours=measured.summary(".1f", 1e3),
                 beside=f"pebble, past the limit: {', '.join(f'{each:.1f} s' for each in sorted(late.values))}",
                 figure=max(measured.values) * 1e3,

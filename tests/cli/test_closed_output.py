@@ -28,7 +28,7 @@ def environment(unbuffered: bool) -> dict[str, str]:
 
 
 def run_without_reader(home: Path, *words: str, with_stderr: bool = False) -> subprocess.CompletedProcess[str]:
-    """Run a command whose stdout, and stderr if asked, is a pipe that nobody reads any more."""
+    """Run a command whose stdout, and stderr if asked, is a pipe without a reader."""
     reader, writer = os.pipe()
     os.close(reader)
     try:
@@ -67,7 +67,7 @@ def test_run_goes_on_when_its_reader_leaves(home: Path, pool: str, unbuffered: b
 @pytest.mark.parametrize("with_stderr", [False, True])
 @pytest.mark.parametrize(("function", "code"), [("collect", 0), ("fail", 65)])
 def test_run_keeps_its_exit_code_without_a_reader(home: Path, function: str, code: int, with_stderr: bool) -> None:
-    """Output that nobody reads does not change the exit code of `run`."""
+    """Output without a reader does not change the exit code of `run`."""
     argument = "flights" if function == "collect" else "DATA_ERROR"
     words = ("run", f"work_of_a_user:{function}", "-a", argument, "--retries", "0")
     assert run_without_reader(home, *words, with_stderr=with_stderr).returncode == code

@@ -29,7 +29,7 @@ def test_what_sql_would_take_for_any_letter_stands_for_itself(command: Command, 
 def test_an_id_that_is_no_text_is_refused(command: Command, store: JobStore) -> None:
     """An id that is not valid Unicode is refused in one line."""
     fill(store, record("one"))
-    result = command("jobs", "show", "\udcff")  # as Python reads a byte that is no UTF-8
+    result = command("jobs", "show", "\udcff")  # Python decodes a byte that is not UTF-8 like this.
     assert (result.code, result.err) == (
         2,
         "executor-adapter: a store cannot hold the text '\\udcff': give valid Unicode\n",

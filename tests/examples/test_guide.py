@@ -304,9 +304,9 @@ def test_a_job_is_tracked_to_its_end(code: Any, capsys: pytest.CaptureFixture[st
             await until(lambda: job.status.is_terminal)
             loop.leap(10)
             await tracking
-            said = capsys.readouterr().out.splitlines()
-            assert said[:-3].count("Job tracked: running") == len(said) - 3 >= 2
-            assert said[-3:] == ["Job tracked: failed", "Final status: failed", "Error: the source is broken"]
+            output = capsys.readouterr().out.splitlines()
+            assert output[:-3].count("Job tracked: running") == len(output) - 3 >= 2
+            assert output[-3:] == ["Job tracked: failed", "Final status: failed", "Error: the source is broken"]
             await track("nobody")
             assert capsys.readouterr().out == "Job nobody not found\n"
 
@@ -339,7 +339,7 @@ def test_the_performance_is_computed_from_all_jobs(code: Any, capsys: pytest.Cap
 
 
 @block("Monitoring and Management / 3. Error Handling and Recovery")
-def test_failed_jobs_are_recovered_by_what_failed_them(code: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_failed_jobs_are_recovered_by_error_code(code: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """Each error code gets the recovery that the guide shows for it."""
     settings = {"token": "wrong"}
     answers = [503, 200]
@@ -378,9 +378,9 @@ def test_failed_jobs_are_recovered_by_what_failed_them(code: Any, capsys: pytest
                 fix_configuration_and_retry=fix_configuration_and_retry,
             )
             await names["handle_job_failures"]()
-            said = capsys.readouterr().out.splitlines()
-            assert said[:3] == ["Failed job: late", f"Error: {late.error_message}", "Error code: TIMEOUT_ERROR"]
-            assert [line for line in said[3:] if "code" in line] == [
+            output = capsys.readouterr().out.splitlines()
+            assert output[:3] == ["Failed job: late", f"Error: {late.error_message}", "Error code: TIMEOUT_ERROR"]
+            assert [line for line in output[3:] if "code" in line] == [
                 "Error code: API_ERROR", "Error code: CONFIGURATION_ERROR",
             ]  # fmt: skip
             for job_id in ("late_retry", "asked_again", "logged_in"):
@@ -396,7 +396,7 @@ def test_failed_jobs_are_recovered_by_what_failed_them(code: Any, capsys: pytest
 
 
 @block("Best Practices / 1. Resource Management")
-def test_what_was_started_is_stopped_and_closed(code: Any) -> None:
+def test_cleaning_up_stops_and_closes_both_schedulers(code: Any) -> None:
     """Cleaning up stops both schedulers, and a second clean-up has no effect."""
 
     async def main(loop: LeapingLoop) -> None:
@@ -512,15 +512,15 @@ def test_stuck_jobs_and_high_failure_rates_are_logged(code: Any, caplog: pytest.
             await names["setup_job_monitoring"]()
             assert await look_again(loop) == []
             Now.moved = timedelta(hours=2)
-            (said,) = await look_again(loop)
-            assert said.startswith("Job stuck running for 72")
+            (output,) = await look_again(loop)
+            assert output.startswith("Job stuck running for 72")
             Now.moved = timedelta()
             for _ in range(3):
                 await added(collection, fail, args=("DATA_ERROR",))
             assert await look_again(loop) == ["High failure rate detected: 60.00%"]
             Now.moved = timedelta(days=10_000_000)
-            (said,) = await look_again(loop)
-            assert said.startswith("Monitoring error: ")
+            (output,) = await look_again(loop)
+            assert output.startswith("Monitoring error: ")
             Now.moved = timedelta(hours=2)
             assert len(await look_again(loop)) == 1
             go_on.set()
@@ -533,7 +533,7 @@ def test_stuck_jobs_and_high_failure_rates_are_logged(code: Any, caplog: pytest.
 
 
 @block("Troubleshooting / Debug Commands")
-def test_a_job_is_looked_at_and_old_ones_are_forgotten(code: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_job_is_shown_and_old_jobs_are_deleted(code: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """All fields of a job are shown, and a clean-up keeps jobs that ended less than 24 hours ago."""
 
     async def main(loop: LeapingLoop) -> None:

@@ -1,4 +1,4 @@
-"""A real Prefect server, in a process of its own, and what its API says of a run."""
+"""Fixtures: a real Prefect server in a process of its own, and access to its records of a run."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from executor_adapter.prefect.mirror.state_events import StateEvent
 
 
 class FakeServer:
-    """Stands in for ServerApi. It queues the events it gets, and records them when told to."""
+    """Replaces ServerApi: queues the events it gets, and records them on request."""
 
     def __init__(self) -> None:
         self.queue: deque[dict[str, Any]] = deque()
@@ -37,7 +37,7 @@ class FakeServer:
         self._ids: set[str] = set()
 
     def send(self, bodies: Sequence[bytes]) -> None:
-        """Queue events, or fail as the attributes say."""
+        """Queue events, or fail as the attributes demand."""
         if self.is_unreachable:
             raise httpx.ConnectError("refused")
         events = [json.loads(body) for body in bodies]

@@ -376,7 +376,7 @@ def test_an_interrupted_flow_ends_its_jobs_at_once() -> None:
 def test_each_of_prefects_retries_is_made_once_with_its_delay(
     api: Api, scratch: Path, delays: Any, seconds: list[float]
 ) -> None:
-    """A plain task fails in three attempts, and waits before each retry as its delays say."""
+    """A plain task fails in three attempts, and waits before each retry for its delay."""
 
     @task(retries=2, retry_delay_seconds=delays, retry_jitter_factor=0.01)
     def down() -> None:

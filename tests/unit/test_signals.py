@@ -110,7 +110,7 @@ def test_asyncio_run_ends_at_an_interrupt_and_so_do_its_jobs() -> None:
 
 
 def test_other_signals_end_nothing() -> None:
-    """Signals other than SIGTERM and SIGINT notify nobody."""
+    """Signals other than SIGTERM and SIGINT notify no listener."""
     code = """
         signal.signal(signal.SIGUSR1, signal.default_int_handler)
         signal_watch.listen(listener)

@@ -31,7 +31,7 @@ INTERRUPT_TIMEOUT = 4.0
 """Seconds for a cancelled flow to end by itself, before it is interrupted: a little more than its jobs have."""
 
 END_TIMEOUT = 60.0
-"""Seconds for an interrupted flow to end, before its run is set to Cancelled nevertheless."""
+"""Seconds for an interrupted flow to end, before its run is set to Cancelled anyway."""
 
 QUIET_SECONDS = 2.0
 """A flow run whose end is not reported counts as ended once none of its jobs has run for this long."""

@@ -1,4 +1,4 @@
-"""Finds out which of the sent events the server has recorded, and has those resent that it has lost.
+"""Finds out which of the sent events the server has recorded, and resends the lost ones.
 
     in flight ──► arrived ──► recorded
         │            │
@@ -67,7 +67,7 @@ class EventBatch:
 
 
 class DeliveryTotals:
-    """Counts what has become of the final states."""
+    """Counts the final states by their delivery."""
 
     def __init__(self) -> None:
         self.recorded = 0
@@ -108,7 +108,7 @@ class DeliveryTracker:
         self.totals = DeliveryTotals()
         self.in_flight: deque[EventBatch] = deque()
         self.progress_at = clock()
-        """When the server last recorded something (monotonic)."""
+        """The monotonic time at which the server last recorded something."""
         self._arrived: list[EventBatch] = []
         self._outbox = outbox
         self._window = window
@@ -130,12 +130,12 @@ class DeliveryTracker:
         return sum(len(batch.events) for batch in self.in_flight)
 
     def on_sent(self) -> None:
-        """The server has taken the newest batch in flight."""
+        """Note that the server has accepted the newest batch in flight."""
         if len(self.in_flight) == 1:
             self.progress_at = self._clock()  # Until now there was nothing that the server could have recorded.
 
     def on_outage(self) -> None:
-        """The server could not be reached."""
+        """Note that the server could not be reached."""
         self._had_outage = True
 
     def seconds_until_check(self, *, nothing_queued: bool) -> float:

@@ -78,7 +78,7 @@ class SenderThread:
         return self._thread is not None
 
     def wake(self) -> None:
-        """There are unsent changes: send them, and start the thread if it has not started."""
+        """Send the unsent changes, and start the thread if it has not started."""
         if not self._wake.is_set():
             self._wake.set()
             if self._thread is None:

@@ -27,7 +27,7 @@ BURST_SIZE = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostOrder:
-    """Tells a host what to do: recover jobs again and again, and submit a job for each of `names`."""
+    """Commands a host: recover jobs repeatedly, and submit a job for each of `names`."""
 
     url: str
     run_log: str
