@@ -15,7 +15,7 @@ from executor_adapter.cli.stores import ConfigOption, StoreOption
 from executor_adapter.monitoring import Finding, Level
 
 PREFECT_CHECKS = "executor_adapter.prefect.doctor"
-"""By its name, because only `executor_adapter.prefect` may import Prefect."""
+"""The module's name, not an import, because only `executor_adapter.prefect` may import Prefect."""
 
 MARKS = {Level.FINE: ("ok", "green"), Level.WARNING: ("warn", "yellow"), Level.WRONG: ("FAIL", "bold red")}
 

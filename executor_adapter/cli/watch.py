@@ -23,7 +23,7 @@ from executor_adapter.store import JobFilter, JobRecord, JobStore, StoreUnavaila
 LIVE_STATUSES = frozenset(JobStatus) - TERMINAL
 COLUMNS = ("ID", "STATUS", "TYPE", "TOOL", "TRY", "FOR", "PROGRESS")
 MAX_RECENT = 5
-"""How many of the jobs that ended last are shown below the live ones."""
+"""The number of recently ended jobs that are shown below the live ones."""
 RESERVED_LINES = 4 + MAX_RECENT
 """Lines of the screen that live jobs do not use."""
 

@@ -99,7 +99,7 @@ class RetrySettings(Section):
     delays: tuple[Annotated[Number, Field(ge=0)], ...] = ()
     """The delay of each retry in seconds, the last one for all further retries; replaces delay and coefficient."""
     rules: tuple[RuleSettings, ...] = ()
-    """What to do after certain error codes; these rules come before the defaults."""
+    """Rules for certain error codes; they come before the defaults."""
 
 
 class JobSettings(Section):
@@ -209,7 +209,7 @@ class ExecutorSettings(Section):
     kill_grace: Number = Field(default=5.0, ge=0)
     """Seconds between SIGTERM, which asks a job to end, and SIGKILL, which ends it."""
     start_method: Annotated[StartMethod, AfterValidator(check_start_method)] = START_METHOD
-    """How workers start: guardian (forked in milliseconds, the default on Linux) or spawn (new interpreters)."""
+    """Starts workers by a guardian (forked in milliseconds, the default on Linux) or by spawn (new interpreters)."""
     preload: Names = ()
     """Modules that are imported before workers of the process pool start."""
     max_jobs_per_worker: Count | None = Field(default=None, ge=1)

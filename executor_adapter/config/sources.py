@@ -23,7 +23,7 @@ CONFIG_VARIABLE = f"{ENV_PREFIX}CONFIG"
 OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, f"{ENV_PREFIX}TREE"})
 """Variables with the prefix that are not settings; the second marks what a worker process has started."""
 MIN_SIMILARITY = 0.75
-"""From this ratio on (see difflib) an unknown key counts as a misspelt section."""
+"""The difflib ratio from which an unknown key counts as a misspelt section."""
 
 
 def load_config(path: str | Path | None = None) -> Settings:

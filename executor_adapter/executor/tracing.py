@@ -11,7 +11,7 @@ from executor_adapter.monitoring import tracer_in_use
 from executor_adapter.supervision import JobScope
 
 TRACE_SCOPE = "executor_adapter.monitoring.trace_scope"
-"""By its name: it imports OpenTelemetry, which is optional."""
+"""The module's name, not an import: it needs OpenTelemetry, which is optional."""
 
 
 def trace_jobs(observers: list[Observer]) -> Callable[[JobScope | None], JobScope] | None:

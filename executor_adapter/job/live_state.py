@@ -53,7 +53,7 @@ class JobState:
         self.attempts = attempts
         """The fields of each finished attempt, in order."""
         self.crashes = crashes
-        """How many attempts ended as WORKER_CRASHED or MEMORY_LIMIT."""
+        """The number of attempts that ended as WORKER_CRASHED or MEMORY_LIMIT."""
         self.created_at = time.time() if created_at is None else created_at
         self.started_at = started_at
         self.completed_at = completed_at
@@ -95,7 +95,7 @@ class LiveState:
         self.memory_limit: int | None = None
         """Bytes, of the next attempt: a retry rule may have raised it."""
         self.payload: Any = None
-        """What the pool prepared of the function and its arguments."""
+        """The function and its arguments, as the pool prepared them."""
         self.place = False
         """It takes one of the `max_pending` places."""
         self.pool = ""

@@ -49,8 +49,8 @@ class Job(BaseModel):
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """The keyword arguments of the call."""
     pool: PoolName = "auto"
-    """Where it runs: "coroutine", "thread" or "process". "auto" runs coroutine functions as coroutines and all others
-    in a thread."""
+    """The pool that runs the job: "coroutine", "thread" or "process"; "auto" runs coroutine functions as coroutines and
+    all others in a thread."""
     max_runtime: Seconds | None = 3600.0
     """Seconds that one attempt may run. A hard limit: past it the attempt is killed, as TIMEOUT_ERROR."""
     soft_timeout: Seconds | None = None
@@ -62,7 +62,7 @@ class Job(BaseModel):
     deadline: Seconds | None = None
     """Seconds from submit to the end, all attempts and waits together, else the job fails as DEADLINE_EXCEEDED."""
     retry_attempts: Retries = 3
-    """How many retries may follow the first attempt."""
+    """The number of retries that may follow the first attempt."""
     retry_delay: Delay = 60.0
     """Seconds before the first retry; the delay doubles with each further one."""
     retry: RetryPolicy | None = None
@@ -150,7 +150,7 @@ class Job(BaseModel):
 
     @property
     def attempt(self) -> int:
-        """The number of the attempt that runs or ran last, from 1; 0 before the first."""
+        """The number of the current or last attempt, from 1; 0 before the first."""
         return self.state.attempt
 
     @property
@@ -160,22 +160,22 @@ class Job(BaseModel):
 
     @property
     def created_at(self) -> datetime:
-        """When the job was made."""
+        """The time at which the job was made."""
         return datetime.fromtimestamp(self.state.created_at, UTC)
 
     @property
     def started_at(self) -> datetime | None:
-        """When the first attempt began."""
+        """The time at which the first attempt began."""
         return _aware(self.state.started_at)
 
     @property
     def completed_at(self) -> datetime | None:
-        """When the job reached its terminal state, whichever that is."""
+        """The time at which the job reached its terminal state."""
         return _aware(self.state.completed_at)
 
     @property
     def retry_at(self) -> datetime | None:
-        """When the next attempt is due, while RETRYING."""
+        """The time at which the next attempt is due, while RETRYING."""
         return _aware(self.state.retry_at)
 
     @property
@@ -197,7 +197,7 @@ class Job(BaseModel):
 
     @property
     def error_code(self) -> str | None:
-        """Why the last attempt failed; None where it returned."""
+        """The error code of the last attempt; None if it returned."""
         return self.state.error_code
 
     @property

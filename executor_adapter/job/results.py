@@ -17,17 +17,17 @@ class Attempt:
     """Describes one finished attempt of a job. Times are in seconds, sizes in bytes."""
 
     number: int
-    """From 1."""
+    """The number of the attempt, from 1."""
     pool: str
     """The pool it ran in: "coroutine", "thread" or "process"."""
     pid: int | None
     """The worker process; None where it ran in this process."""
     queue_seconds: float
-    """From when the job was queued, or its retry was due, until the function began."""
+    """Seconds from when the job was queued, or its retry was due, until the function began."""
     run_seconds: float
-    """From when the function began until it ended."""
+    """Seconds from the function's start to its end."""
     kill_seconds: float | None = None
-    """From the limit or the cancel until nothing of it was alive; None where it ended by itself."""
+    """Seconds from the limit or the cancel until its whole process tree was dead; None if it ended by itself."""
     peak_rss: int | None = None
     """The largest resident memory of the worker process; None where it is not measured."""
     exit_code: int | None = None
@@ -53,9 +53,9 @@ class Progress:
     """The progress that a running function last reported."""
 
     done: float
-    """How much is done."""
+    """The amount that is done."""
     total: float | None = None
-    """How much there is to do; None where that is not known."""
+    """The amount to do in total; None if it is unknown."""
     message: str = ""
     """A short text for people."""
 
@@ -69,13 +69,13 @@ class JobResult:
     status: JobStatus
     """COMPLETED, FAILED or CANCELLED."""
     value: Any = None
-    """What the function returned."""
+    """The value that the function returned."""
     error: BaseException | None = None
     """The exception of the last attempt; None where the job completed."""
     error_code: str | None = None
     """The error code of the last attempt; None where the job completed."""
     attempts: int = 0
-    """How many attempts were made."""
+    """The number of attempts that were made."""
     duration: float | None = None
     """Seconds from the first start to the end; None where it never started."""
 

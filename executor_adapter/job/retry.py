@@ -42,9 +42,9 @@ class RetryRule(BaseModel):
     retry_delay: Delay | None = None
     """Seconds before the first retry; None for the policy's."""
     backoff_coefficient: Factor | None = None
-    """By how much the delay grows with each retry; None for the policy's."""
+    """The factor by which the delay grows with each retry; None for the policy's."""
     memory_factor: Factor = 1.0
-    """By how much the job's `memory_limit` grows for the next attempt."""
+    """The factor by which the job's `memory_limit` grows for the next attempt."""
     alone: bool = False
     """Whether the next attempt runs while nothing else runs in its executor."""
 
@@ -64,21 +64,21 @@ class RetryPolicy(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     retry_attempts: Retries = 3
-    """How many retries may follow the first attempt; 0 means one attempt, whatever happens."""
+    """The number of retries that may follow the first attempt; 0 means one attempt, whatever happens."""
     retry_delay: Delay = 60.0
     """Seconds before the first retry."""
     backoff_coefficient: Factor = 2.0
-    """By how much the delay grows with each retry."""
+    """The factor by which the delay grows with each retry."""
     max_delay: Delay = 900.0
     """Seconds that the delay grows to at most."""
     jitter: Number = Field(default=0.1, ge=0, le=1)
     """The share of the delay that is random, from 0 to 1."""
     crash_attempts: Retries = 2
-    """How many of the retries may follow WORKER_CRASHED or MEMORY_LIMIT; past it the job is quarantined."""
+    """The number of retries that may follow WORKER_CRASHED or MEMORY_LIMIT; past it the job is quarantined."""
     delays: tuple[Delay, ...] = ()
     """The delays one by one instead, the last one for all further retries; `max_delay` does not cap them."""
     rules: tuple[RetryRule, ...] = ()
-    """What to do after certain errors; the first rule that matches wins over the defaults."""
+    """Rules for certain errors; the first rule that matches wins over the defaults."""
 
     def delay_before(self, retry: int, rule: RetryRule | None = None) -> float:
         """Return the seconds before the given retry (from 1), without jitter, as changed by `rule`."""
@@ -127,11 +127,11 @@ class RetryDecision:
     delay: float = 0.0
     """Seconds until the next attempt may start."""
     reason: str = ""
-    """Why, for people."""
+    """The reason for the decision, for people."""
     quarantine: bool = False
     """Whether the job used up its crash budget: it must not start again until it is released."""
     memory_factor: float = 1.0
-    """By how much the job's `memory_limit` grows."""
+    """The factor by which the job's `memory_limit` grows."""
     alone: bool = False
     """Whether the next attempt runs while nothing else runs in its executor."""
 

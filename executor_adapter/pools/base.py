@@ -45,7 +45,7 @@ class Assignment:
         self.number = number
         """The number of the attempt, counted from 1."""
         self.payload = payload
-        """What `WorkerPool.prepare` returned for the job."""
+        """The payload that `WorkerPool.prepare` returned for the job."""
         self.context: contextvars.Context | None = None
         """The context variables that the function sees, if it runs in this process."""
         self.scope: tuple[str, Any] | None = None
@@ -63,7 +63,7 @@ class Assignment:
         """`time.monotonic()` when the function started, as measured by its worker, once known."""
         self.ended_at: float | None = None
         self.stop_asked_at: float | None = None
-        """When the attempt was asked to stop; None if it ended by itself before."""
+        """The monotonic time at which the attempt was asked to stop; None if it ended by itself before."""
         self.peak_rss: int | None = None
         self.exit_code: int | None = None
         self.exit_signal: int | None = None

@@ -36,11 +36,11 @@ class JobRecord:
     """The number of attempts whose worker or host died."""
     created_at: float = 0.0
     started_at: float | None = None
-    """When the first attempt started."""
+    """The time at which the first attempt started."""
     completed_at: float | None = None
-    """When the job reached a terminal status, whichever that is."""
+    """The time at which the job reached a terminal status."""
     retry_at: float | None = None
-    """When the next attempt may start; None: at once."""
+    """The time at which the next attempt may start; None: at once."""
     error_code: str | None = None
     error_message: str | None = None
     records_processed: int | None = None

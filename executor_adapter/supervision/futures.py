@@ -17,7 +17,7 @@ logger = logging.getLogger("executor_adapter")
 
 
 MAX_CALLBACK_SECONDS = 10.0
-"""How long one callback may delay the end of an executor."""
+"""Max seconds that one callback may delay the end of an executor."""
 
 
 class Callbacks:

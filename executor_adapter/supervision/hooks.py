@@ -42,7 +42,7 @@ class HookedExecution:
 
     def __init__(self, supervisor: Supervisor, *, applies_max_runtime: bool) -> None:
         self.abandoned = 0
-        """How many calls could not be ended and were abandoned."""
+        """The number of calls that could not be ended and were abandoned."""
         self._supervisor = supervisor
         self._applies_max_runtime = applies_max_runtime
         self._loop: _HookLoop | None = None

@@ -26,7 +26,7 @@ MAX_SLEEP_SECONDS = 86_400.0
 """Max seconds that the loop sleeps: selectors do not accept any number."""
 
 RECOVERY_SECONDS = 0.1
-"""How long the loop waits after a turn that failed, since the next one may fail too."""
+"""Seconds that the loop waits after a failed turn, since the next one may fail too."""
 
 
 class LoopTimer:

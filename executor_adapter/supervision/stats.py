@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 from executor_adapter.job import Attempt, JobStatus
 
 MAX_ENDED_JOBS = 4096
-"""How many of the jobs that ended last are kept for figures: more would cost more to compute and add little."""
+"""The number of recently ended jobs that figures are computed of: more would cost more time and add little."""
 
 DEFAULT_WINDOW_SECONDS = 3600.0
-"""How far figures look back by default."""
+"""The seconds that figures look back by default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,17 +53,17 @@ class ExecutorStats:
     failure_rate: float | None = None
     """The share of them that failed."""
     job_seconds_mean: float | None = None
-    """From a job's first start to its end, retries and their waits included."""
+    """Seconds from a job's first start to its end, retries and their waits included."""
     job_seconds_p50: float | None = None
     """The median."""
     job_seconds_p95: float | None = None
     """The 95th percentile."""
     queue_seconds_mean: float | None = None
-    """From submit to the first start."""
+    """Seconds from submit to the first start."""
     queue_seconds_p95: float | None = None
     """The 95th percentile."""
     longest_running_seconds: float | None = None
-    """How long the oldest of the running attempts has run."""
+    """Seconds that the oldest running attempt has run."""
 
     @property
     def success_rate(self) -> float | None:
@@ -79,7 +79,7 @@ class EndedJob(NamedTuple):
     status: JobStatus
     started_at: float | None
     queue_seconds: float | None
-    """From submit to the first start."""
+    """Seconds from submit to the first start."""
 
     @property
     def job_seconds(self) -> float | None:

@@ -18,7 +18,7 @@ TREE_VARIABLE = "EXECUTOR_ADAPTER_TREE"
 
 _PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 _MAX_SCANS = 5
-"""How often a tree is scanned while it is killed: a tree that grows faster must not block the caller forever."""
+"""Max scans of a tree while it is killed: a tree that grows faster must not block the caller forever."""
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
 
 

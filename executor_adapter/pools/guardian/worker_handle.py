@@ -57,7 +57,7 @@ class ForkedWorkerHandle(WorkerHandle):
         """Why the host ended it, as the error of the job that it was running."""
         self.rss_when_ready = 0
         self._attempt_parts: dict[Assignment, bytes] = {}
-        """What belongs to one attempt only, pickled, of the assignments that are not sent yet."""
+        """The pickled parts that belong to one attempt only, of the assignments that are not sent yet."""
         self._pidfd: int | None = None
         self._open()
 

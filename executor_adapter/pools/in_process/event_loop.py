@@ -47,9 +47,9 @@ class EventLoopThread(ABC, Generic[R]):
 
     def __init__(self, name: str) -> None:
         self.live: set[R] = set()
-        """What was submitted and has neither ended nor been abandoned."""
+        """Calls that were submitted and have neither ended nor been abandoned."""
         self.stopping: set[R] = set()
-        """What was cancelled and has not ended."""
+        """Calls that were cancelled and have not ended."""
         self.submitted: deque[R] = deque()
         self._unstarted: dict[R, bool] = {}
         self._tasks: dict[R, asyncio.Task[None]] = {}

@@ -30,7 +30,7 @@ class SpawnedWorkerSet:
         """The members that are not retired."""
         self._idle: list[SpawnedWorkerHandle] = []
         self._next_start_at = 0.0
-        """When the system is asked again for a process that it refused."""
+        """The time at which the next start is tried after the system refused a process."""
         self._liveness_check: Timer | None = None
         self._closing = False
         self._on_closed: Callable[[], None] | None = None

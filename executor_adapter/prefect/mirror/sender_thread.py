@@ -47,9 +47,9 @@ class SenderThread:
         self.gathers = True
         """Whether it waits a little for further changes before it sends some."""
         self.spooled: tuple[str, ...] = ()
-        """After the end: the jobs whose final states were written to the spool."""
+        """The jobs whose final states were written to the spool at the end."""
         self.missing: tuple[str, ...] = ()
-        """After the end: the jobs whose final states could not be written to the spool."""
+        """The jobs whose final states could not be written to the spool at the end."""
         self._unsent = unsent
         self._spool = spool
         self._is_spool_sent = spool.is_empty

@@ -53,7 +53,7 @@ class StateEvent:
     job_id: str = ""
     """The job that the task run shows; empty for an event that was read from the spool."""
     send_count: int = 1
-    """How many times the state is sent, this time included."""
+    """The number of times that the state is sent, this time included."""
     spool_file: EventFile | None = None
     """The spool file that the event was read from; None for an event of this process."""
 
