@@ -209,7 +209,7 @@ class ExecutorSettings(Section):
     kill_grace: Number = Field(default=5.0, ge=0)
     """Seconds between SIGTERM, which asks a job to end, and SIGKILL, which ends it."""
     start_method: Annotated[StartMethod, AfterValidator(check_start_method)] = START_METHOD
-    """Starts workers by a guardian (forked in milliseconds, the default on Linux) or by spawn (new interpreters)."""
+    """The start method of workers: guardian (forked in milliseconds, the Linux default) or spawn (new interpreters)."""
     preload: Names = ()
     """Modules that are imported before workers of the process pool start."""
     max_jobs_per_worker: Count | None = Field(default=None, ge=1)
