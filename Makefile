@@ -18,10 +18,10 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run ui test check lint coverage hooks bench chaos clean
+.PHONY: help run ui test check lint coverage docs docs-serve hooks bench chaos clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(DEMO) ## run the demo pipeline, which collects and processes real data
 	@$(BIN)/python flows/pipeline.py $(ARGS)
@@ -55,6 +55,13 @@ coverage: $(DEV) ## run the tests, and print which lines of the package no test 
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
 
+docs: $(DEV) ## build the documentation into site/; a broken link fails it
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet $(ARGS)
+	@echo "open site/index.html, or run: make docs-serve"
+
+docs-serve: $(DEV) ## show the documentation on 127.0.0.1:8000, and build it again when a page changes
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8000 $(ARGS)
+
 hooks: $(DEV) ## check each commit before it is made (pre-commit)
 	@$(BIN)/pre-commit install
 
@@ -65,7 +72,7 @@ chaos: $(DEV) ## run the long fault injection
 	@$(PYTEST) -q -s -m chaos --timeout=1800 $(ARGS)
 
 clean: ## remove built, cached and collected files; keeps .venv
-	@rm -rf build dist data .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	@rm -rf build dist data site .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 # --- installing ---

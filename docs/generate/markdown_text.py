@@ -1,0 +1,24 @@
+"""Markdown as the generated parts need it: tables whose cells may hold anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table; a bar or a line break in a cell does not end it."""
+    lines = [_line(header), _line(["---"] * len(header)), *(_line([_cell(cell) for cell in row]) for row in rows)]
+    return "\n".join(lines) + "\n"
+
+
+def code(text: str) -> str:
+    """Return the text as code, or nothing where there is none."""
+    return f"`{text}`" if text else ""
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
