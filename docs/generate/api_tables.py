@@ -47,13 +47,13 @@ def retry_rule_fields() -> str:
 
 def job_task_options() -> str:
     """Every option of `job_task`: the fields of a Job first, then those of a Prefect task."""
-    ours = [(code(name), _default(Job, name), _meaning(Job, name)) for name in Job.model_fields if name not in OF_ONE_CALL]
+    ours = [
+        (code(name), _default(Job, name), _meaning(Job, name)) for name in Job.model_fields if name not in OF_ONE_CALL
+    ]
     theirs = sorted((set(inspect.signature(Task.__init__).parameters) | {"assets"}) - {"self", "fn"})
     meanings = _arguments_of(Task) | {"assets": "The assets that the task materializes, by their keys."}
-    prefects = [
-        (code(name), f"Same as {SAME_AS[name]}." if name in SAME_AS else meanings.get(name, "See Prefect's documentation."))
-        for name in theirs
-    ]
+    meanings |= {name: f"Same as {ours}." for name, ours in SAME_AS.items()}
+    prefects = [(code(name), meanings.get(name, "See Prefect's documentation.")) for name in theirs]
     return "\n".join(
         (
             "### Fields of a Job",
@@ -89,7 +89,9 @@ def _retried(error_code: ErrorCode) -> str:
 
 
 def _fields(model: type[BaseModel]) -> str:
-    rows = [(code(name), _type(model, name), _default(model, name), _meaning(model, name)) for name in model.model_fields]
+    rows = [
+        (code(name), _type(model, name), _default(model, name), _meaning(model, name)) for name in model.model_fields
+    ]
     return table(("field", "type", "default", "meaning"), rows)
 
 

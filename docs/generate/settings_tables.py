@@ -16,7 +16,9 @@ PREFIX = "EXECUTOR_ADAPTER_"
 def reference() -> str:
     """Every setting, by section."""
     schema = Settings.model_json_schema()
-    top = [(key, part) for key, part in schema["properties"].items() if _section(part, schema) is None and key != "tools"]
+    top = [
+        (key, part) for key, part in schema["properties"].items() if _section(part, schema) is None and key != "tools"
+    ]
     parts = ["## Top level", "", _table((("", top),), schema)]
     for key, part in schema["properties"].items():
         section = _section(part, schema)
