@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import email.message
 import functools
 import importlib
 import inspect
 import re
 import typing
+import urllib.error
 from typing import Any
 
 import griffe
@@ -17,6 +19,7 @@ from pydantic_core import PydanticUndefined
 
 from executor_adapter import ErrorCode, Job, RetryPolicy, RetryRule
 from executor_adapter.config import JobSettings
+from executor_adapter.error_codes import error_code_of
 
 OF_ONE_CALL = ("function", "args", "kwargs", "job_id")
 """Fields of a Job that a job task does not take as options: they belong to one call."""
@@ -71,6 +74,22 @@ def error_codes() -> str:
     members = _package()["ErrorCode"].members
     rows = [(code(str(each)), _text(members[each.name].docstring), _retried(each)) for each in ErrorCode]
     return table(("code", "meaning", "retried"), rows)
+
+
+def http_statuses() -> str:
+    """Which code an HTTP status stands for, as the package decides it for an error of urllib's."""
+    of_status = {
+        status: error_code_of(urllib.error.HTTPError("", status, "", email.message.Message(), None))
+        for status in range(400, 600)
+    }
+    most = {hundred: of_status[hundred + 50] for hundred in (400, 500)}  # a status that nothing is said of
+    special: dict[str, list[str]] = {}
+    for status, error_code in of_status.items():
+        if error_code != most[status // 100 * 100]:
+            special.setdefault(error_code, []).append(str(status))
+    rows = [(", ".join(statuses), code(error_code)) for error_code, statuses in special.items()]
+    rows += [(f"any other from {hundred} to {hundred + 99}", code(error_code)) for hundred, error_code in most.items()]
+    return table(("HTTP status", "code"), rows)
 
 
 def _retried(error_code: ErrorCode) -> str:

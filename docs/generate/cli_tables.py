@@ -25,8 +25,8 @@ def reference() -> str:
 
 
 def commands() -> Iterator[tuple[str, Any]]:
-    """Each command that does something, by the words that call it."""
-    yield from _below(NAME, typer.main.get_command(app))
+    """Each command that does something, by the words that call it, in alphabetical order."""
+    yield from sorted(_below(NAME, typer.main.get_command(app)), key=lambda found: found[0])
 
 
 def exit_codes() -> str:

@@ -21,6 +21,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "error-codes": api_tables.error_codes,
     "events": event_tables.reference,
     "exit-codes": cli_tables.exit_codes,
+    "http-statuses": api_tables.http_statuses,
     "job-fields": api_tables.job_fields,
     "job-task-options": api_tables.job_task_options,
     "metrics": metric_tables.reference,

@@ -76,8 +76,8 @@ def _table(groups: tuple[tuple[str, list[tuple[str, dict[str, Any]]]], ...], sch
     for section, parts in groups:
         for name, part in parts:
             said = part.get("description", "")
-            variable = f"<br>{code(_variable(section, name))}" if section or not said else ""
-            rows.append((code(name) + variable, _allowed(part, schema), code(_default(part)), said))
+            variable = f"<br>{code(_variable(section, name))}" if section else ""
+            rows.append((code(name), _allowed(part, schema), code(_default(part)), said + variable))
     return table(("key", "value", "default", "meaning"), rows)
 
 
