@@ -20,6 +20,7 @@ from pydantic_core import PydanticUndefined
 from executor_adapter import ErrorCode, Job, RetryPolicy, RetryRule
 from executor_adapter.config import JobSettings
 from executor_adapter.error_codes import error_code_of
+from executor_adapter.prefect import JobExecutorBlock
 
 OF_ONE_CALL = ("function", "args", "kwargs", "job_id")
 """Fields of a Job that a job task does not take as options: they belong to one call."""
@@ -46,6 +47,11 @@ def retry_policy_fields() -> str:
 def retry_rule_fields() -> str:
     """Every field of a RetryRule."""
     return _fields(RetryRule)
+
+
+def block_fields() -> str:
+    """Every field of a JobExecutorBlock."""
+    return _fields(JobExecutorBlock)
 
 
 def job_task_options() -> str:
@@ -158,7 +164,8 @@ def _default(model: type[BaseModel], name: str) -> str:
 
 def _meaning(model: type[BaseModel], name: str) -> str:
     """A field's docstring; else what the class's docstring says of it; else what the settings say of the same field."""
-    member = _package()[model.__name__].members.get(name)
+    home = _package().members.get(model.__name__)
+    member = home.members.get(name) if home is not None else None
     own = _text(member.docstring) if member is not None else ""
     said = own or model.model_fields[name].description or _said_by_class(model, name)
     return said or _said_by_settings(model, name)

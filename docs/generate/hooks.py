@@ -17,6 +17,7 @@ import metric_tables
 import settings_tables
 
 PARTS: dict[str, Callable[[], str]] = {
+    "block-fields": api_tables.block_fields,
     "command-line": cli_tables.reference,
     "error-codes": api_tables.error_codes,
     "events": event_tables.reference,
