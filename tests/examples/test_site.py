@@ -159,7 +159,7 @@ def test_every_public_name_is_in_the_reference(module: Any, pages: tuple[str, ..
 
 def _exported(module: Any) -> Iterable[str]:
     if hasattr(module, "__all__"):
-        return [name for name in module.__all__ if name not in {"ALL", "PRELOAD"}]
+        return list(module.__all__)
     return [
         name
         for name, value in vars(module).items()
