@@ -14,7 +14,7 @@ import typer
 from markdown_text import code, table
 
 from executor_adapter.cli.app import app
-from executor_adapter.cli.run import CODES
+from executor_adapter.cli.run import EXIT_CODES
 
 NAME = "executor-adapter"
 
@@ -32,7 +32,7 @@ def commands() -> Iterator[tuple[str, Any]]:
 def exit_codes() -> str:
     """What the exit codes of `run` stand for, by the error codes that lead to them."""
     by_exit: dict[int, list[str]] = {}
-    for error_code, exit_code in CODES.items():
+    for error_code, exit_code in EXIT_CODES.items():
         by_exit.setdefault(exit_code, []).append(code(error_code))
     rows = [
         ("0", "completed"),
