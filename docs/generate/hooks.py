@@ -11,12 +11,15 @@ from typing import Any
 
 # The modules beside this one: mkdocs has its directory on the path while it loads a hook.
 import api_tables
+import benchmark_tables
 import cli_tables
 import event_tables
 import metric_tables
 import settings_tables
 
 PARTS: dict[str, Callable[[], str]] = {
+    "benchmark-environment": benchmark_tables.environment,
+    "benchmark-results": benchmark_tables.results,
     "block-fields": api_tables.block_fields,
     "command-line": cli_tables.reference,
     "error-codes": api_tables.error_codes,
@@ -32,12 +35,18 @@ PARTS: dict[str, Callable[[], str]] = {
 }
 
 _MARKER = re.compile(r"^<!-- generated: ([\w-]+) -->$", re.MULTILINE)
+_DIAGRAM = re.compile(r'<pre class="mermaid">.*?</pre>', re.DOTALL)
 DIAGRAM_SCRIPT = "assets/vendor/mermaid.tiny.js"
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replace each marker by the part that it names; an unknown name fails the build."""
     return _MARKER.sub(lambda match: PARTS[match[1]](), markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Put each diagram into an element that scrolls, so that it is readable on a phone."""
+    return _DIAGRAM.sub(lambda match: f'<div class="diagram">{match[0]}</div>', html)
 
 
 def on_post_page(output: str, *, page: Any, **_: Any) -> str:
