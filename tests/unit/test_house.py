@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from tests import docstrings  # pytest would collect its functions as tests if they were imported by name
-
 ROOT = Path(__file__).resolve().parents[2]
 
 # The parts of the package from the top down: a part imports only the parts below it.
@@ -389,13 +387,6 @@ def test_some_parts_import_the_standard_library_alone(module: str) -> None:
         and part(i.target) not in STANDARD_LIBRARY_ALONE
     ]
     assert offences == []
-
-
-def test_every_test_has_a_docstring() -> None:
-    """Every test function has a docstring, as the pre-commit hook checks in changed files."""
-    files = docstrings.test_files()
-    assert len(files) > 100
-    assert [line for file in files for line in docstrings.tests_without_docstring(file)] == []
 
 
 def state_writes(tree: ast.AST) -> Iterator[int]:
