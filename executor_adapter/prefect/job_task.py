@@ -77,6 +77,7 @@ class JobTask(Task[P, R]):
         function = fn.__func__ if isinstance(fn, classmethod | staticmethod) else fn
         policy = check_job_options(function, job_options).policy
         shown: dict[str, Any] = {**prefect_retry_options(policy), "timeout_seconds": job_options.get("max_runtime")}
+        task_options.setdefault("log_prints", None)  # As in `@task`: then the setting of the flow counts.
         super().__init__(fn, **task_options, **shown)
         if self.isgenerator:
             raise InvalidJobError(f"job task {self.name}: a generator function cannot be a job: return a list")

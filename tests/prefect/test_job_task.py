@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,10 @@ import pytest
 from prefect import allow_failure, flow, get_run_logger, tags, task, unmapped
 from prefect.cache_policies import INPUTS
 from prefect.client.schemas.objects import State
-from prefect.exceptions import UnfinishedRun
+from prefect.context import FlowRunContext
+from prefect.exceptions import Pause, UnfinishedRun
 from prefect.futures import as_completed
+from prefect.states import Suspended
 from prefect.transactions import Transaction, transaction
 
 from executor_adapter import current_job
@@ -46,6 +50,54 @@ def fail(message: str = "no") -> None:
 def plain(x: int) -> int:
     """Return `x` plus one, as a plain task."""
     return x + 1
+
+
+def sleep(seconds: float) -> None:
+    """Sleep, as a function of this module."""
+    time.sleep(seconds)
+
+
+def suspend() -> None:
+    """Mark the flow run around the caller as suspended, as Prefect's observer of the flow run does."""
+    context = FlowRunContext.get()
+    assert context is not None
+    context.flow_run_suspension_request.mark_requested(Suspended())
+
+
+@pytest.mark.parametrize("pool", ["thread", "process"])
+def test_a_suspended_flow_run_does_not_go_on_past_a_called_job_task(pool: str) -> None:
+    """After a call of a job task the flow stops if its flow run was suspended meanwhile."""
+    nap = job_task(sleep, pool=pool, retry_attempts=0)
+    passed: list[str] = []
+
+    @flow
+    def run() -> None:
+        threading.Timer(0.2, contextvars.copy_context().run, (suspend,)).start()
+        nap(1.0)
+        passed.append("the call")
+
+    with pytest.raises(Pause):
+        run()
+    assert passed == []
+
+
+def test_a_suspended_flow_run_does_not_go_on_past_an_awaited_job_task() -> None:
+    """After an awaited call of a job task the flow stops if its flow run was suspended meanwhile."""
+    passed: list[str] = []
+
+    @job_task(retry_attempts=0)
+    async def nap() -> None:
+        await asyncio.sleep(1.0)
+
+    @flow
+    async def run() -> None:
+        threading.Timer(0.2, contextvars.copy_context().run, (suspend,)).start()
+        await nap()
+        passed.append("the call")
+
+    with pytest.raises(Pause):
+        asyncio.run(run())
+    assert passed == []
 
 
 def test_a_job_task_is_called_submitted_and_mapped_in_a_flow() -> None:

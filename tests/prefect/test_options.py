@@ -35,6 +35,13 @@ def test_a_bare_decorator_makes_a_job_task() -> None:
     assert task.fn is double
 
 
+def test_a_job_task_has_the_defaults_of_a_task() -> None:
+    """A job task without options differs from a plain task only in what the job's policy and limits say."""
+    plain, job = vars(plain_task(double)), vars(job_task(double))
+    differing = {name for name in plain.keys() | job.keys() if plain.get(name) != job.get(name)}
+    assert differing == {"job_options", "retries", "retry_delay_seconds", "retry_jitter_factor"}
+
+
 def test_fields_of_a_job_and_options_of_a_task_go_together() -> None:
     """Job fields reach the job, and task options the task."""
     task = job_task(pool="process", max_runtime=600, retry_attempts=2, tags=["nightly"], name="Double it")(double)

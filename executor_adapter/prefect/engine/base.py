@@ -21,6 +21,7 @@ from typing import Any, cast
 
 from opentelemetry import trace
 from prefect.client.schemas.objects import State
+from prefect.context import FlowRunContext
 from prefect.results import ResultRecord  # type: ignore[attr-defined]  # Prefect exports it from there on purpose.
 from prefect.settings import get_current_settings
 from prefect.states import Completed
@@ -46,6 +47,17 @@ INTERRUPT_TIMEOUT = 15.0
 """Seconds for which an interrupted engine waits for its job to be dead; longer than the executor's kill_grace."""
 
 FORBIDDEN = RetryDecision(retry=False, reason="its retry_condition_fn returned False")
+
+
+def raise_if_suspended() -> None:
+    """Leave the flow if its flow run was suspended meanwhile, as Prefect's engines do after each task.
+
+    Raises:
+        Pause: it was.
+    """
+    flow_run = FlowRunContext.get()
+    if flow_run is not None:
+        flow_run.flow_run_suspension_request.raise_if_requested()
 
 
 @dataclass(kw_only=True)

@@ -12,7 +12,7 @@ from prefect.utilities.engine import should_log_prints
 
 from executor_adapter.prefect.child.logs import patch_print
 from executor_adapter.prefect.engine.async_engine import AsyncJobEngine
-from executor_adapter.prefect.engine.base import JobEngine
+from executor_adapter.prefect.engine.base import JobEngine, raise_if_suspended
 from executor_adapter.prefect.engine.job_run import JobRun, driving
 from executor_adapter.prefect.engine.sync_engine import SyncJobEngine
 from executor_adapter.prefect.engine.task_runs import create_task_run
@@ -47,6 +47,7 @@ def run_sync(
                     engine.wait_until_ready()
                     with engine.asset_context(), engine.run_context(), engine.transaction_context() as transaction:
                         engine.call_task_fn(transaction)
+                    raise_if_suspended()
         except Exception as error:
             if not engine.is_unfinished():
                 raise
@@ -75,6 +76,7 @@ async def run_async(
                             engine.transaction_context() as transaction,
                         ):
                             await engine.call_task_fn(transaction)
+                        raise_if_suspended()
             except Exception as error:
                 if not engine.is_unfinished():
                     raise
