@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +49,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     tests = Path(__file__).parent
     rank = {tests / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
+
+def pytest_collection_finish() -> None:
+    """Exempt the imported test modules from garbage collection: each full collection of them takes half a second."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_preloads_of_prefect(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let worker processes preload Prefect in its own tests only, as in a program that does not use it.
+
+    Collecting the tests imports `executor_adapter.prefect`, after which each new process pool would import Prefect.
+    """
+    if "prefect" in request.path.relative_to(Path(__file__).parent).parts:
+        yield
+        return
+    preloads = importlib.import_module("executor_adapter.executor.pool_factory").__dict__["_preloads"]
+    removed = [name for name in preloads if "prefect" in name.split(".")]
+    preloads[:] = [name for name in preloads if name not in removed]
+    yield
+    preloads.extend(removed)
 
 
 @pytest.hookimpl(wrapper=True)
