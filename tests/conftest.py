@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
-import importlib
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from executor_adapter.executor.pool_factory import worker_preloads
 
 
 def pytest_configure() -> None:
@@ -66,11 +67,10 @@ def _no_preloads_of_prefect(request: pytest.FixtureRequest) -> Iterator[None]:
     if "prefect" in request.path.relative_to(Path(__file__).parent).parts:
         yield
         return
-    preloads = importlib.import_module("executor_adapter.executor.pool_factory").__dict__["_preloads"]
-    removed = [name for name in preloads if "prefect" in name.split(".")]
-    preloads[:] = [name for name in preloads if name not in removed]
+    removed = [name for name in worker_preloads if "prefect" in name.split(".")]
+    worker_preloads[:] = [name for name in worker_preloads if name not in removed]
     yield
-    preloads.extend(removed)
+    worker_preloads.extend(removed)
 
 
 @pytest.hookimpl(wrapper=True)

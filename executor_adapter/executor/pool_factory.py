@@ -12,7 +12,8 @@ from executor_adapter.supervision import Supervisor
 Initializer = tuple[Callable[..., object], tuple[Any, ...]]
 """A function that each worker process calls before its first job, and its arguments."""
 
-_preloads: list[str] = []
+worker_preloads: list[str] = []
+"""Modules that every process pool preloads, besides the configured ones."""
 
 
 def preload_in_workers(*modules: str) -> None:
@@ -20,7 +21,7 @@ def preload_in_workers(*modules: str) -> None:
 
     For code that runs around functions in a worker: imported on first use, it would count towards a job's limits.
     """
-    _preloads.extend(modules)
+    worker_preloads.extend(modules)
 
 
 def make_pool(
@@ -32,5 +33,5 @@ def make_pool(
         return kind(supervisor, max_workers)
     names = {"preload", "max_jobs_per_worker", "max_rss_growth", "nice", "cpu_affinity"}
     options = config.executor.model_dump(include=names, exclude_none=True)
-    options["preload"] = tuple(dict.fromkeys((*options["preload"], *_preloads)))
+    options["preload"] = tuple(dict.fromkeys((*options["preload"], *worker_preloads)))
     return kind(supervisor, max_workers, initializer=initializer, **options)
