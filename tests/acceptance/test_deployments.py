@@ -110,13 +110,12 @@ def test_a_worker_completes_scheduled_and_requested_runs(server: Server, deploye
 def test_serve_runs_a_scheduled_deployment(server: Server, deployed: object, tmp_path: Path) -> None:
     """`serve.py` serves the same deployments without a work pool and runs one when it is due."""
     command = [sys.executable, str(ROOT / "deployments" / "serve.py")]
-    with running(command, env=server.env, cwd=tmp_path, log=tmp_path / "serve.log"):
-
-        def served() -> dict[str, Any] | None:
-            known = deployments(server)["processing"]
-            return known if known["entrypoint"] == "flows.processing.processing_flow" else None
-
-        processing = poll(served, within=30, what="the deployments of serve.py")
+    log = tmp_path / "serve.log"
+    with running(command, env=server.env, cwd=tmp_path, log=log):
+        # Before it says so it still registers deployments, whose schedules then get other ids.
+        poll(lambda: "are being served" in log.read_text(), within=60, what="the deployments of serve.py")
+        processing = deployments(server)["processing"]
+        assert processing["entrypoint"] == "flows.processing.processing_flow"
         assert deployments(server).keys() == ENTRIES.keys()
         # Rows that another flow collects meanwhile would be left unprocessed, and this flow would fail.
         for deployment in deployments(server).values():
