@@ -4,7 +4,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
-PROCESSES := 4
+PROCESSES := 3
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 CANDIDATES := python3.13 python3.12 python3.11 python3
 
@@ -29,8 +29,9 @@ run: $(DEMO) ## run the demo pipeline, which collects and processes real data
 ui: $(DEMO) ## open Prefect's UI at the last run of the pipeline
 	@$(BIN)/python deployments/ui.py $(ARGS)
 
-# Four processes on two cores, because most tests wait longer than they compute. All tests of a file run in the same
-# process, in their order; tests/conftest.py starts the longest files first. mypy runs beside the tests.
+# Three processes on two cores, because many tests wait; with four, tests with tight time limits have too little room.
+# All tests of a file run in the same process, in their order; tests/conftest.py starts the longest files first. mypy
+# runs beside the tests.
 test: $(DEV) ## check everything, and run all tests except chaos and bench
 	@$(MAKE) --no-print-directory lint
 	@$(BIN)/mypy & types=$$!; \

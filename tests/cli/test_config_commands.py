@@ -155,7 +155,7 @@ def test_a_url_that_is_refused_is_refused_in_one_line_without_its_password(comma
     for words in (("jobs", "list"), ("run", "math:sqrt", "-a", "4")):
         result = command(*words, "--store", url)
         assert (result.code, result.out) == (2, "")
-        assert re.match("executor-adapter: store.url(:| is not| has) ", result.err)
+        assert result.err.startswith("executor-adapter: store.url: ")
         assert result.err.count("\n") == 1
         assert "s3cret" not in result.err
 

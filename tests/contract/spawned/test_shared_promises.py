@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tests.contract.process_pool import test_running
+from tests.contract.process_pool.harness import harness
 from tests.contract.process_pool.test_deaths import (
     test_a_crash_is_described,
     test_an_argument_that_fails_to_pickle_is_refused_at_submit,
@@ -22,7 +24,6 @@ from tests.contract.process_pool.test_running import (
     test_a_forked_process_that_returns_is_no_second_worker,
     test_a_function_sees_its_job,
     test_a_function_that_closes_everything_harms_itself_alone,
-    test_a_worker_has_its_own_session_no_input_and_little_loaded,
     test_the_scope_is_entered_around_the_function,
 )
 from tests.contract.process_pool.test_sending import (
@@ -68,7 +69,6 @@ __all__ = [
     "test_a_soft_timeout_that_is_not_caught_is_the_error",
     "test_a_stopped_worker_is_killed",
     "test_a_thousand_lines_a_second_are_all_reported",
-    "test_a_worker_has_its_own_session_no_input_and_little_loaded",
     "test_an_argument_is_the_same_in_every_attempt",
     "test_an_argument_that_cannot_be_pickled_is_refused_by_name",
     "test_an_argument_that_fails_to_pickle_is_refused_at_submit",
@@ -85,3 +85,12 @@ __all__ = [
     "test_the_scope_is_entered_around_the_function",
     "test_the_shorter_grace_counts",
 ]
+
+
+def test_a_new_worker_has_its_own_session_no_input_and_little_loaded() -> None:
+    """A new worker has a session of its own and empty stdin, and has not imported heavy packages.
+
+    The other tests share workers, in which theirs may have imported some.
+    """
+    with harness(2, start_method="spawn") as pool:
+        test_running.test_a_worker_has_its_own_session_no_input_and_little_loaded(pool)
