@@ -21,6 +21,7 @@ from executor_adapter.pools.base import Ending
 from tests.contract.process_pool import functions
 from tests.contract.process_pool.harness import Harness, alive, harness, open_descriptors, wait_for
 from tests.contract.spawned.functions import leave_child
+from tests.insides import supervisor_of
 
 SPAWN = Settings(executor=ExecutorSettings(start_method="spawn"))
 
@@ -144,6 +145,9 @@ def test_a_job_whose_worker_is_stopped_ends_at_its_limit(tmp_path: Path) -> None
 def test_a_job_whose_worker_was_stopped_before_ends_at_its_limit() -> None:
     """A job sent to a worker that was stopped before never starts, and still ends at max_runtime."""
     with JobExecutor(1, config=SHORT_GRACE) as executor:
+        executor.run(Job(function=functions.pid, pool="process"))
+        pool = supervisor_of(executor).pools.made["process"]
+        wait_for(lambda: pool.idle == 2)  # A spare worker that gets ready later would take the job.
         os.kill(executor.run(Job(function=functions.pid, pool="process")), signal.SIGSTOP)
         job = Job(function=functions.pid, pool="process", max_runtime=0.3, retry_attempts=0)
         with pytest.raises(JobTimeoutError):
