@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from executor_adapter.worker import guardian, values, wire
     from executor_adapter.worker.call import PICKLE, REFERENCE
     from executor_adapter.worker.context import JobContext, current_job, enter_job, leave_job, running_job
+    from executor_adapter.worker.interpreter import interpreter_command
     from executor_adapter.worker.presence import is_held, own_presence
     from executor_adapter.worker.process import EXIT_SETUP_FAILED, INTERRUPT
     from executor_adapter.worker.process_tree import TREE_VARIABLE, kill_below, kill_marked, resident, tree_resident
@@ -35,6 +36,7 @@ _HOMES = {
     "current_job": "executor_adapter.worker.context",
     "enter_job": "executor_adapter.worker.context",
     "guardian": "executor_adapter.worker.guardian",
+    "interpreter_command": "executor_adapter.worker.interpreter",
     "is_held": "executor_adapter.worker.presence",
     "kill_below": "executor_adapter.worker.process_tree",
     "kill_marked": "executor_adapter.worker.process_tree",
@@ -62,6 +64,7 @@ __all__ = [
     "current_job",
     "enter_job",
     "guardian",
+    "interpreter_command",
     "is_held",
     "kill_below",
     "kill_marked",

@@ -261,11 +261,11 @@ class Guardian:
 
 
 BOOTSTRAP = (
-    "import pickle, sys\n"
+    "import pickle\n"
     "with open(int(sys.argv[1]), 'rb') as file:\n"
     "    setup = pickle.load(file)\n"
-    "sys.path[:] = setup['path']\n"
     "from executor_adapter.worker.guardian import main\n"
+    "sys.path[:] = setup['path']\n"
     "main(int(sys.argv[2]), setup)\n"
 )
-"""The program of the guardian's interpreter: it needs the host's sys.path before it can import this package."""
+"""The program of the guardian's interpreter (see `interpreter`)."""

@@ -33,14 +33,13 @@ from executor_adapter.worker.call import EXIT_TERMINATED
 from executor_adapter.worker.stdio import Stdio
 
 BOOTSTRAP = (
-    "import pickle, sys\n"
+    "import pickle\n"
     "setup = pickle.load(sys.stdin.buffer)\n"
-    "sys.path[:] = setup['path']\n"
     "from executor_adapter.worker.spawned import main\n"
+    "sys.path[:] = setup['path']\n"
     "main([int(fd) for fd in sys.argv[1:]], setup)\n"
 )
-"""The program of the worker's interpreter: it needs the host's sys.path before it can import this package. The
-program's `__main__` is not imported."""
+"""The program of the worker's interpreter (see `interpreter`). The program's `__main__` is not imported."""
 
 _PARENT_CHECK_INTERVAL = 2.0
 """Seconds between two checks of the parent's id: a forked process may hold the pipe's other end open too."""

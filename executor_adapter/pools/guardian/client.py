@@ -10,14 +10,21 @@ import secrets
 import signal
 import socket
 import subprocess
-import sys
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from executor_adapter.pools.base import PoolSupervisor, Timer
 from executor_adapter.pools.transport.importable import current_path
-from executor_adapter.worker import TREE_VARIABLE, guardian, kill_below, kill_marked, own_presence, wire
+from executor_adapter.worker import (
+    TREE_VARIABLE,
+    guardian,
+    interpreter_command,
+    kill_below,
+    kill_marked,
+    own_presence,
+    wire,
+)
 
 NO_PIDFD = -1
 
@@ -93,7 +100,7 @@ class GuardianClient:
                 pickle.dump(setup, file)
             os.lseek(setup_fd, 0, os.SEEK_SET)
             return subprocess.Popen(
-                [sys.executable, "-c", guardian.BOOTSTRAP, str(setup_fd), str(theirs.fileno())],
+                interpreter_command(guardian.BOOTSTRAP, str(setup_fd), str(theirs.fileno())),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 env={**os.environ, TREE_VARIABLE: self._token},

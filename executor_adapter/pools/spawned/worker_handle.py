@@ -8,7 +8,6 @@ import pickle
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from typing import Any, Protocol
@@ -18,7 +17,7 @@ from executor_adapter.pools.transport.importable import current_path
 from executor_adapter.pools.transport.payload import Payload
 from executor_adapter.pools.transport.send_buffer import SharedPath
 from executor_adapter.pools.transport.worker_handle import WorkerHandle
-from executor_adapter.worker import BOOTSTRAP, INTERRUPT, own_presence, wire
+from executor_adapter.worker import BOOTSTRAP, INTERRUPT, interpreter_command, own_presence, wire
 
 _MIN_CHECK_INTERVAL, _MAX_CHECK_INTERVAL = 0.001, 0.1
 """Seconds between two checks whether a worker has died: longer the longer it takes."""
@@ -177,7 +176,7 @@ def _start_process(fds: tuple[int, ...], setup: dict[str, Any]) -> subprocess.Po
         file.write(pickle.dumps(setup, 5))
         file.seek(0)
         return subprocess.Popen(
-            [sys.executable, "-c", BOOTSTRAP, *map(str, fds)],
+            interpreter_command(BOOTSTRAP, *map(str, fds)),
             stdin=file,
             stdout=fds[2],
             stderr=fds[3],
