@@ -55,7 +55,7 @@ def run(program: str, cwd: Path, *, method: str = "guardian") -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "Traceback" not in ended.stderr, ended.stderr
@@ -200,7 +200,7 @@ def child():
     executor.shutdown()
     assert current_executor().run(job()) == os.getpid()
 
-for _ in range(30):
+for _ in range(12):
     assert forked(child) == 0
 stop.set()
 for thread in threads:

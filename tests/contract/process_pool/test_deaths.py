@@ -246,7 +246,7 @@ def test_sigkill_of_the_host_leaves_nothing(tmp_path: Path) -> None:
         wait_for(path.exists)
         wait_for(lambda: len(marked(f"PROCESS_POOL_TEST_HOST={tmp_path}")) >= 5)
         host.kill()
-    wait_for(lambda: not marked(f"PROCESS_POOL_TEST_HOST={tmp_path}"), seconds=1.0)
+    wait_for(lambda: not marked(f"PROCESS_POOL_TEST_HOST={tmp_path}"), seconds=8.0)
     assert not alive(int(path.read_text()))
 
 
@@ -274,7 +274,7 @@ def test_sigkill_of_host_and_guardian_together_ends_the_workers() -> None:
         host.send_signal(signal.SIGSTOP)  # else it might handle the guardian's death before its own
         os.kill(guardian, signal.SIGKILL)
         host.kill()
-    wait_for(lambda: not any(map(alive, (guardian, *workers))), seconds=1.0)
+    wait_for(lambda: not any(map(alive, (guardian, *workers))), seconds=8.0)
 
 
 def test_workers_that_cannot_start_fail_their_jobs() -> None:
