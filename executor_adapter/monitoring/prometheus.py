@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from executor_adapter.job import TERMINAL, Job, JobStatus, Transition
+from executor_adapter.job import TERMINAL, Job, JobStatus, Transition, storable
 from executor_adapter.supervision import QUEUE_SECONDS, ExecutorStats
 
 logger = logging.getLogger("executor_adapter.metrics")
@@ -95,6 +95,7 @@ class JobMetrics(Collector):
         return self._label(job.job_type), self._label(job.tool_name or "")
 
     def _label(self, name: str) -> str:
+        name = storable(name)  # A single value that is not text would make every scrape fail.
         if name and name not in self._names:
             if len(self._names) >= MAX_LABEL_VALUES:
                 return "other"
