@@ -54,7 +54,9 @@ def ended(prefect_api: str, api: Api, wait_for: Wait) -> Callable[[UUID], None]:
     def check(flow_run_id: UUID) -> None:
         wait_for(lambda: flow_run_state(prefect_api, flow_run_id) == "Cancelled", 20)
         assert wait_until_recorded(flow_run_id).complete
-        assert {run["state_name"] for run in api.task_runs(flow_run_id)} == {"Cancelled"}
+        runs = api.task_runs(flow_run_id)
+        assert {run["state_name"] for run in runs} == {"Cancelled"}
+        assert all(run["end_time"] for run in runs)
 
     return check
 

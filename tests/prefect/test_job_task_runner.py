@@ -109,8 +109,8 @@ def test_a_subclass_with_its_own_init_can_be_duplicated_and_pickled() -> None:
             assert other.submit(double, {"x": 1}).result() == 2
 
 
-def test_cancel_all_ends_running_tasks_and_starts_no_further_one(wait_for: Wait, tmp_path: Path) -> None:
-    """After cancel_all every task run is Cancelled, and no waiting one has started."""
+def test_cancel_all_ends_running_tasks_and_starts_no_further_one(api: Api, wait_for: Wait, tmp_path: Path) -> None:
+    """After cancel_all every task run is Cancelled, with the time of its end, and no waiting one has started."""
 
     @task
     def hang(number: int) -> None:
@@ -123,6 +123,7 @@ def test_cancel_all_ends_running_tasks_and_starts_no_further_one(wait_for: Wait,
         runner.cancel_all()
         assert {future.state.name for future in futures if not future.wait(10)} == {"Cancelled"}
     assert os.listdir(tmp_path) == begun
+    assert all(api.task_run(future.task_run_id)["end_time"] for future in futures)
 
 
 def test_a_running_future_is_an_input_and_not_a_parent(api: Api, wait_for: Wait, tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ class JobEngine(BaseTaskRunEngine[..., Any]):
         if state.is_running():
             run.run_count += 1
         if state.is_final():
-            if run.start_time is not None and run.end_time is None:
+            if run.end_time is None:  # Of a task run that was cancelled while queued too: Prefect leaves it without.
                 run.end_time = cast(DateTime, state.timestamp)
             data: Any = state.data
             link_state_to_task_run_result(state, data.result if isinstance(data, ResultRecord) else data)
