@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from executor_adapter.prefect.mirror.server_api import Recorded, RefusedError, ServerFaultError
+from executor_adapter.prefect.mirror.server_api import Recorded, RejectedError
 from executor_adapter.prefect.mirror.state_events import StateEvent
 
 
@@ -22,10 +22,8 @@ class FakeServer:
         self.known: dict[str, Recorded] = {}
         self.states: dict[str, list[str]] = {}
         self.is_unreachable = False
-        self.refuses: str | None = None
-        """The name of a state that it does not accept."""
-        self.fails_on: str | None = None
-        """The name of a state on which it fails; "" for all."""
+        self.rejects: str | None = None
+        """The name of a state that it does not take; "" for all."""
         self.events_per_transaction = 1
         """The transaction size that it reports."""
         self.requests: list[int] = []
@@ -41,10 +39,8 @@ class FakeServer:
         if self.is_unreachable:
             raise httpx.ConnectError("refused")
         events = [json.loads(body) for body in bodies]
-        if any(event["payload"]["validated_state"]["name"] == self.refuses for event in events):
-            raise RefusedError("422")
-        if self.fails_on is not None and any(self.fails_on in event["event"] for event in events):
-            raise ServerFaultError("500")
+        if self.rejects is not None and any(self.rejects in event["event"] for event in events):
+            raise RejectedError("HTTP 422")
         self.requests.append(len(events))
         self.queue.extend(events)
         if self.unlisted is not None:

@@ -24,7 +24,7 @@ from executor_adapter.prefect.mirror.pacing import (
     MIN_WINDOW,
     SendWindow,
 )
-from executor_adapter.prefect.mirror.server_api import Recorded, ServerFaultError
+from executor_adapter.prefect.mirror.server_api import Recorded, RejectedError
 from executor_adapter.prefect.mirror.state_events import FlowRunFacts, StateChange, StateEvent, quoted, state_event
 from executor_adapter.testing import FakeClock
 from tests.prefect.fake_server import FakeServer
@@ -257,37 +257,46 @@ def test_attempts_to_reach_a_server_are_not_progress() -> None:
     assert (harness.sender.totals.recorded, harness.sender.progress_at > started_at) == (1, True)
 
 
-def test_an_event_that_the_server_refuses_does_not_hold_up_others() -> None:
-    """A refused event is given up, and the others of its request are recorded."""
-    bad = event(FAILED)
-    harness = Harness([*(event(COMPLETED) for _ in range(50)), bad, *(event(COMPLETED) for _ in range(50))])
-    harness.server.refuses = "Failed"
-    harness.run(20, per_second=500)
-    assert (harness.sender.totals.recorded, harness.sender.totals.given_up) == (100, [bad])
-
-
 @pytest.mark.parametrize("before", [0, 50, 99])
-def test_an_event_on_which_the_server_fails_does_not_hold_up_others(before: int) -> None:
-    """An event on which the server fails is given up, at any place in its request, and the others are recorded."""
+def test_an_event_that_the_server_rejects_does_not_hold_up_others(before: int) -> None:
+    """An event that the server rejects is given up, at any place in its request, and the others are recorded."""
     bad = event(FAILED)
     after = 99 - before
     harness = Harness([*(event(COMPLETED) for _ in range(before)), bad, *(event(COMPLETED) for _ in range(after))])
-    harness.server.fails_on = "Failed"
+    harness.server.rejects = "Failed"
     harness.run(20, per_second=500)
     assert (harness.sender.totals.recorded, harness.sender.totals.given_up) == (99, [bad])
     assert harness.sender.is_idle
 
 
-def test_no_event_is_given_up_while_the_server_fails_on_everything() -> None:
-    """While the server fails on every event, none is given up, however long that takes."""
+def test_no_event_is_given_up_while_the_server_rejects_everything() -> None:
+    """While the server rejects every event, none is given up, from the first on and however long that takes."""
     harness = Harness([event(COMPLETED) for _ in range(100)])
+    harness.server.rejects = ""
+    harness.run(60, per_second=500)
+    assert len(harness.sender.unrecorded()) + len(harness.events) == 100
+    harness.server.rejects = None
     harness.run(2, per_second=500)
     harness.events.extend(event(FAILED) for _ in range(100))
-    harness.server.fails_on = ""
+    harness.server.rejects = ""
     harness.run(60, per_second=500)
     assert (harness.sender.totals.recorded, harness.sender.totals.given_up) == (100, [])
-    harness.server.fails_on = None
+    harness.server.rejects = None
     harness.run(20, per_second=500)
+    assert (harness.sender.totals.recorded, harness.sender.totals.given_up) == (200, [])
+
+
+def test_no_event_is_given_up_while_every_second_request_is_rejected() -> None:
+    """Behind a load balancer that alternates between a server that works and one that does not, no event is lost."""
+
+    class Alternating(FakeServer):
+        def send(self, bodies: Sequence[bytes]) -> None:
+            self.rejects = "" if self.rejects is None else None
+            super().send(bodies)
+
+    harness = Harness([event(COMPLETED) for _ in range(200)])
+    harness.server = Alternating()
+    harness.run(60, per_second=500)
     assert (harness.sender.totals.recorded, harness.sender.totals.given_up) == (200, [])
 
 
@@ -298,7 +307,7 @@ def test_a_server_that_fails_and_then_cannot_be_reached_loses_no_event() -> None
         def send(self, bodies: Sequence[bytes]) -> None:
             try:
                 super().send(bodies)
-            except ServerFaultError:
+            except RejectedError:
                 self.is_unreachable = True
                 raise
 
@@ -306,10 +315,10 @@ def test_a_server_that_fails_and_then_cannot_be_reached_loses_no_event() -> None
     harness.server = FailingThenAway()
     harness.run(5, per_second=100)
     harness.events.append(event(FAILED))
-    harness.server.fails_on = "Failed"
+    harness.server.rejects = "Failed"
     harness.run(5, per_second=100)
     assert [lost.name for lost in harness.sender.unrecorded()] == ["Failed"]
-    harness.server.is_unreachable, harness.server.fails_on = False, None
+    harness.server.is_unreachable, harness.server.rejects = False, None
     harness.run(5, per_second=100)
     assert harness.sender.totals.recorded == 2
 

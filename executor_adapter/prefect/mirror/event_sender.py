@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import threading
 import time
@@ -22,11 +21,11 @@ from executor_adapter.prefect.mirror.delivery import DeliveryTotals, DeliveryTra
 from executor_adapter.prefect.mirror.event_feed import EventFeed
 from executor_adapter.prefect.mirror.outbox import Outbox
 from executor_adapter.prefect.mirror.pacing import SendWindow
-from executor_adapter.prefect.mirror.server_api import RefusedError, RequestLock, ServerApi, ServerFaultError
+from executor_adapter.prefect.mirror.server_api import RejectedError, RequestLock, ServerApi
 from executor_adapter.prefect.mirror.state_events import StateEvent
 
 MAX_FAULTS = 3
-"""Times that the server fails on one state, and not on another, until that state is given up."""
+"""Times that the server rejects one state, and accepts another, until that state is given up."""
 
 
 class EventSender:
@@ -103,12 +102,15 @@ class EventSender:
                 self.outbox.spooled.remove(event)
                 self.totals.mark_recorded(event)
 
-    def run_once(self, api: ServerApi) -> None:
+    def run_once(self, api: ServerApi) -> bool:
         """Check what the server has recorded, if that is due, and send what the window has room for.
+
+        Returns whether the server was asked, and has answered.
 
         Raises:
             httpx.HTTPError: the server cannot be reached; no event is lost by that.
         """
+        before = self._call.answers
         try:
             if self.seconds_until_check() <= 0.0:
                 self._tracker.check(api)
@@ -116,6 +118,7 @@ class EventSender:
         except httpx.HTTPError:
             self._tracker.on_outage()
             raise
+        return self._call.answers > before
 
     def _send(self, api: ServerApi) -> None:
         while (room := self._window.size - self._tracker.events_in_flight) >= self._window.batch_size:
@@ -144,7 +147,7 @@ class EventSender:
         try:
             self._adapt_to_server(api, events)
             self._call(api.send, [event.body for event in events])
-        except (RefusedError, ServerFaultError) as error:
+        except RejectedError as error:
             self._tracker.in_flight.remove(batch)
             self._bisect(api, events, error)
         except BaseException:
@@ -154,6 +157,8 @@ class EventSender:
         else:
             self._tracker.on_sent()
             self._last_accepted = events[-1]
+            if self._faults:
+                self._faults -= Counter(dict.fromkeys(events, MAX_FAULTS))
             self._feed.on_sent(events)
 
     def _adapt_to_server(self, api: ServerApi, first: list[StateEvent]) -> None:
@@ -168,28 +173,38 @@ class EventSender:
         if first[0].spool_file is None:  # A request holds events of this process, or spooled ones, not both.
             first += self._take(self._window.batch_size - len(first))
 
-    def _bisect(self, api: ServerApi, events: list[StateEvent], error: RefusedError | ServerFaultError) -> None:
-        """Send the events in halves, so that one that the server cannot take does not hold up the others."""
+    def _bisect(self, api: ServerApi, events: list[StateEvent], error: RejectedError) -> None:
+        """Send the events in halves, so that one that the server cannot take does not hold up the others.
+
+        Raises:
+            httpx.NetworkError: the server rejects all events, which is trouble of its own or of a proxy's.
+        """
         if len(events) > 1:
             middle = len(events) // 2
             self.outbox.put_back(events[middle:])
             self._post(api, events[:middle], filled_window=False)
             return
         (event,) = events
-        self.outbox.append(event)  # Behind the others, which show whether the server fails on this one only.
-        if isinstance(error, ServerFaultError) and not self._is_at_fault(api, event):
-            raise httpx.NetworkError(f"the server is in trouble: {error}")
-        self.outbox.remove(event)
-        self._faults.pop(event, None)
-        self.totals.give_up(event, error)
+        self.outbox.append(event)  # Behind the others, which show whether the server rejects this one only.
+        if not self._accepts_another(api, self._faults[event] + 1):
+            raise httpx.NetworkError(f"the server accepts no events: {error}")
+        self._faults[event] += 1
+        if self._faults[event] >= MAX_FAULTS:
+            self.outbox.remove(event)
+            del self._faults[event]
+            self.totals.give_up(event, error)
 
-    def _is_at_fault(self, api: ServerApi, event: StateEvent) -> bool:
-        """Return whether the server fails because of this event: then it accepts another one meanwhile.
+    def _accepts_another(self, api: ServerApi, times: int) -> bool:
+        """Return whether the server accepts an earlier event again, so many times in a row.
 
-        That must happen several times, because the server may have been in trouble just then.
+        Another number of times for each fault, since a load balancer may alternate between servers of which one is in
+        trouble. Until the server has accepted an event, it is not known to accept any.
         """
-        if self._last_accepted is not None:
-            with contextlib.suppress(ServerFaultError):
+        if self._last_accepted is None:
+            return False
+        try:
+            for _ in range(times):
                 self._call(api.send, [self._last_accepted.body])
-                self._faults[event] += 1
-        return self._faults[event] >= MAX_FAULTS
+        except RejectedError:
+            return False
+        return True

@@ -13,7 +13,7 @@ import httpx
 
 from executor_adapter.prefect.mirror.event_sender import EventSender
 from executor_adapter.prefect.mirror.flow_run_facts import flow_run_facts, read_flow_run_facts
-from executor_adapter.prefect.mirror.server_api import ServerApi
+from executor_adapter.prefect.mirror.server_api import ServerApi, server_address, trouble_of
 from executor_adapter.prefect.mirror.spool import Spool, SpoolFile
 from executor_adapter.prefect.mirror.state_events import FlowRunFacts, StateEvent
 from executor_adapter.prefect.mirror.unsent import UnsentChanges
@@ -60,7 +60,8 @@ class SenderThread:
         self._wake = threading.Event()
         self._round_done = threading.Event()
         self._had_own_events_at = 0.0
-        self._is_unreachable = False
+        self._troubles: set[int | str] = set()
+        """What has kept the server from answering since it last did: each is logged once."""
         self._thread: threading.Thread | None = None
         self._start_lock = threading.Lock()
         self.adopt_flow_run()
@@ -170,7 +171,6 @@ class SenderThread:
                 with self._lock:
                     self._send_once(api, spool_files)
                 self._round_done.set()
-                self._is_unreachable = False
             except httpx.HTTPError as error:
                 self._on_unreachable(error)
                 self._wake.wait(RECONNECT_INTERVAL)
@@ -180,7 +180,9 @@ class SenderThread:
         self._unsent.take_in()
         if self._has_own_events:
             self._had_own_events_at = time.monotonic()
-        self.sender.run_once(api)
+        if self.sender.run_once(api) and self._troubles:
+            logger.info("the Prefect server at %s answers again", server_address())
+            self._troubles.clear()
         if not (self._is_spool_sent or self._unsent.is_hurried or self.sender.outbox.spooled):
             self._send_next_file(api, spool_files)
 
@@ -199,6 +201,8 @@ class SenderThread:
             time.sleep(GATHER_SECONDS)
 
     def _on_unreachable(self, error: httpx.HTTPError) -> None:
-        if not self._is_unreachable:
-            self._is_unreachable = True
-            logger.warning("the Prefect server cannot be reached; retrying: %r", error)
+        trouble = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else type(error).__name__
+        if trouble not in self._troubles:
+            self._troubles.add(trouble)
+            where = server_address()
+            logger.warning("cannot send job states to the Prefect server at %s; retrying: %s", where, trouble_of(error))

@@ -26,18 +26,17 @@ PAGE_LIMIT = 200
 
 REQUEST_TIMEOUT = httpx.Timeout(20.0, connect=5.0)
 
-REFUSAL_CODES = frozenset({400, 413, 422})
-"""HTTP status codes that a repeated request would get again."""
+REJECTION_CODES = frozenset({400, 413, 422, 500})
+"""HTTP status codes with which a server rejects what it cannot read, store or process."""
+
+MAX_ANSWER_LENGTH = 500
+"""Characters of a server's answer that an error message contains."""
 
 DAY_SECONDS = 86_400.0
 
 
-class RefusedError(Exception):
-    """The server cannot read what it was sent, and would refuse it again."""
-
-
-class ServerFaultError(Exception):
-    """The server failed on what it was sent (HTTP 500): because of one event, or of trouble of its own."""
+class RejectedError(Exception):
+    """The server did not take what it was sent: because of one event, or of trouble of its own or of a proxy's."""
 
 
 class Recorded(NamedTuple):
@@ -90,17 +89,16 @@ class ServerApi:
         """Post events. The server answers before it records them, and may still lose them.
 
         Raises:
-            RefusedError: the server does not accept at least one of them; none was taken.
-            ServerFaultError: it failed; no event was certainly taken.
+            RejectedError: the server rejects them all, perhaps because of one of them; it may have taken some.
         """
         headers = {"content-type": "application/json"}
         try:
-            self.client.request("POST", "/events", content=b"[" + b",".join(bodies) + b"]", headers=headers)
+            with _readable():  # Prefect's client may ask for a CSRF token first.
+                self.client.request("POST", "/events", content=b"[" + b",".join(bodies) + b"]", headers=headers)
         except httpx.HTTPStatusError as error:
-            if error.response.status_code in REFUSAL_CODES:
-                raise RefusedError(str(error)) from error
-            if error.response.status_code == httpx.codes.INTERNAL_SERVER_ERROR:
-                raise ServerFaultError(str(error)) from error
+            status = error.response.status_code
+            if status in REJECTION_CODES:
+                raise RejectedError(f"HTTP {status}: {error.response.text[:MAX_ANSWER_LENGTH]}") from error
             raise
 
     def recorded(self, task_run_ids: Sequence[str]) -> dict[str, Recorded]:
@@ -108,8 +106,9 @@ class ServerApi:
         known: dict[str, Recorded] = {}
         for start in range(0, len(task_run_ids), PAGE_LIMIT):
             page = task_run_ids[start : start + PAGE_LIMIT]
-            found = self._post("/task_runs/filter", {"task_runs": {"id": {"any_": page}}, "limit": PAGE_LIMIT})
-            known |= {run["id"]: _recorded(run["state"]) for run in found if run["state"] is not None}
+            with _readable():
+                found = self._post("/task_runs/filter", {"task_runs": {"id": {"any_": page}}, "limit": PAGE_LIMIT})
+                known |= {run["id"]: _recorded(run["state"]) for run in found if run["state"] is not None}
         return known
 
     def count(self, task_run_ids: Sequence[str], state_name: str) -> int:
@@ -118,7 +117,8 @@ class ServerApi:
         # task runs that were ever in that state.
         names = [state_name] * len(task_run_ids)
         wanted = {"id": {"any_": list(task_run_ids)}, "state": {"name": {"any_": names}}}
-        return int(self._post("/task_runs/count", {"task_runs": wanted}))
+        with _readable():
+            return int(self._post("/task_runs/count", {"task_runs": wanted}))
 
     def is_listed(self, event: StateEvent) -> bool:
         """Return whether the server's list of events contains the event.
@@ -131,7 +131,8 @@ class ServerApi:
         occurred = {"since": iso(event.at - DAY_SECONDS), "until": iso(event.at + DAY_SECONDS)}
         body = {"filter": {"id": {"id": [event.id]}, "occurred": occurred}, "limit": 0}
         try:
-            return bool(self._post("/events/filter", body)["total"])
+            with _readable():
+                return bool(self._post("/events/filter", body)["total"])
         except httpx.HTTPStatusError as error:
             if error.response.status_code < httpx.codes.INTERNAL_SERVER_ERROR:
                 return True
@@ -150,6 +151,34 @@ class ServerApi:
         return self.client.request("POST", path, json=body).json()
 
 
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    """Raise httpx.DecodingError for an answer that is not a Prefect server's, as a proxy's page with status 200."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise httpx.DecodingError(f"its answer is not that of a Prefect server: {error!r}") from error
+
+
+def trouble_of(error: httpx.HTTPError) -> str:
+    """Return in words why a server could not be used, and what to do where waiting does not help."""
+    status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
+    match status:
+        case 401:
+            return f"it refuses the credentials (HTTP 401): {_CHECK_CREDENTIALS}"
+        case 403:
+            return f"the credentials do not permit this (HTTP 403): {_CHECK_CREDENTIALS}"
+        case 404 | 405:
+            return f"there is no Prefect API at this address (HTTP {status}): check PREFECT_API_URL, which ends in /api"
+        case None:
+            return f"{type(error).__name__}: {error}"
+        case _:
+            return f"it answers HTTP {status}"
+
+
+_CHECK_CREDENTIALS = "check PREFECT_API_KEY (Prefect Cloud) or PREFECT_API_AUTH_STRING (a server with a password)"
+
+
 class RequestLock:
     """Makes requests with `lock` released. The caller holds it before and after each one.
 
@@ -157,15 +186,19 @@ class RequestLock:
     """
 
     def __init__(self, lock: threading.Lock) -> None:
+        self.answers = 0
+        """The number of requests that the server has answered."""
         self._lock = lock
 
     def __call__(self, request: Callable[..., Any], *args: Any) -> Any:
         """Return `request(*args)`, called without the lock."""
         self._lock.release()
         try:
-            return request(*args)
+            answer = request(*args)
         finally:
             self._lock.acquire()
+        self.answers += 1
+        return answer
 
 
 @contextlib.contextmanager
@@ -197,6 +230,12 @@ def server_name() -> str:
     The embedded server has a new address each time, but one database, and so one name.
     """
     return PREFECT_API_URL.value() or "embedded"
+
+
+def server_address() -> str:
+    """Return the server's address for messages, without a password that it may contain."""
+    url = PREFECT_API_URL.value()
+    return str(httpx.URL(url).copy_with(userinfo=b"")) if url else "its address (the embedded server)"
 
 
 def _recorded(state: dict[str, Any]) -> Recorded:
