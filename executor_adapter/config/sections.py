@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from executor_adapter.job import (
@@ -21,6 +30,16 @@ from executor_adapter.job import (
     StartMethod,
     check_start_method,
 )
+
+
+def _check_memory(value: Any) -> Any:
+    if value == "null":  # A variable of the environment has only text.
+        return None
+    return value if value == "auto" else _MEMORY.validate_python(value)
+
+
+_MEMORY: TypeAdapter[int | None] = TypeAdapter(MemoryLimit)
+AvailableMemoryLimit = Annotated[int | Literal["auto"] | None, BeforeValidator(_check_memory)]
 
 
 def _as_tuple(value: Any) -> Any:
@@ -216,6 +235,11 @@ class ExecutorSettings(Section):
     """Jobs after which a worker process is replaced."""
     max_rss_growth: Count | None = Field(default=None, ge=1)
     """Bytes by which a worker process may grow before it is replaced."""
+    memory: Annotated[
+        AvailableMemoryLimit, WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": ["integer", "string", "null"]}]})
+    ] = "auto"
+    """Memory at whose end no further attempt starts, and then the largest is ended: auto (what the control group or the
+    machine has), or also a limit of the program with its workers in bytes or as text such as "8GiB"; null: no guard."""
     nice: Count | None = Field(default=None, ge=-20, le=19)
     """Scheduling priority of worker processes, see nice(1)."""
     cpu_affinity: tuple[Count, ...] | None = None

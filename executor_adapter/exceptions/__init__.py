@@ -3,7 +3,7 @@
     JobError                            how a job ended without a value
     ├── JobTimeoutError                 also a TimeoutError: past max_runtime, queue_timeout or deadline
     ├── WorkerCrashedError              the worker's process died under the job
-    │   └── MemoryLimitError            ... because its process tree exceeded memory_limit
+    │   └── MemoryLimitError            ... because it exceeded memory_limit, or memory ran out
     ├── JobCancelledError               also a concurrent.futures.CancelledError
     ├── JobSerializationError           a function, argument or result cannot be pickled
     ├── DataCollectionException         raised by collection functions, with the error code of their choice
@@ -102,7 +102,7 @@ class WorkerCrashedError(JobError):
 
 
 class MemoryLimitError(WorkerCrashedError):
-    """The attempt's process tree exceeded its memory_limit and was killed."""
+    """The attempt was killed: its process tree exceeded its memory_limit, or memory ran out and it held the most."""
 
     error_code = "MEMORY_LIMIT"
 

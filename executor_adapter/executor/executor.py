@@ -17,7 +17,7 @@ from executor_adapter.executor.job_defaults import JobDefaults
 from executor_adapter.executor.job_defaults import tool_limits as limits_of_tools
 from executor_adapter.executor.live_stats import live_stats
 from executor_adapter.executor.mapping import as_completed, check_map, in_order
-from executor_adapter.executor.pool_factory import make_pool
+from executor_adapter.executor.pool_factory import make_memory_guard, make_pool
 from executor_adapter.executor.registry import track
 from executor_adapter.executor.signals import signal_watch
 from executor_adapter.executor.tracing import trace_jobs
@@ -88,6 +88,7 @@ class JobExecutor(ExecutionHooks):
             observers=tuple(observers),
             max_pending=max_pending,
             tool_limits=limits_of_tools(self.config, tool_limits),
+            memory_guard=make_memory_guard(self.config),
             kill_grace=self.config.executor.kill_grace,
         )
         self._defaults = JobDefaults(self.config)

@@ -16,6 +16,8 @@ def live_stats(supervisor: Supervisor, *, abandoned_attempts: int, window: float
     tracker = supervisor.tracker
     counts, now, pools = tracker.counts, supervisor.now(), supervisor.pools.stats()
     begun = [run.started_at for run in supervisor.running() if run.started_at is not None]
+    guard = supervisor.dispatcher.memory_guard
+    level = None if guard is None else guard.read()
     return ExecutorStats(
         jobs_pending=counts[JobStatus.PENDING],
         jobs_running=counts[JobStatus.RUNNING],
@@ -28,5 +30,8 @@ def live_stats(supervisor: Supervisor, *, abandoned_attempts: int, window: float
         abandoned_threads=pools["abandoned_threads"] + abandoned_attempts,
         quarantined=tuple(supervisor.intake.quarantined),
         longest_running_seconds=now - min(begun) if begun else None,
+        waits_for_memory=guard is not None and guard.holds,
+        memory_limit_bytes=None if level is None else level.limit,
+        memory_left_bytes=None if level is None else level.left,
         **figures(tracker.ended, now=time.time(), window=window),
     )

@@ -1,4 +1,4 @@
-"""Makes the pools of an executor from its settings."""
+"""Makes the pools of an executor and its memory guard from its settings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from executor_adapter.config import Settings
-from executor_adapter.pools import WorkerPool, pool_kinds
+from executor_adapter.pools import AvailableMemory, MemoryGuard, WorkerPool, pool_kinds
 from executor_adapter.supervision import Supervisor
 
 Initializer = tuple[Callable[..., object], tuple[Any, ...]]
@@ -22,6 +22,11 @@ def preload_in_workers(*modules: str) -> None:
     For code that runs around functions in a worker: imported on first use, it would count towards a job's limits.
     """
     worker_preloads.extend(modules)
+
+
+def make_memory_guard(config: Settings) -> MemoryGuard | None:
+    """Return the guard that the setting `executor.memory` asks for; None if it is null."""
+    return None if config.executor.memory is None else MemoryGuard(AvailableMemory(config.executor.memory))
 
 
 def make_pool(

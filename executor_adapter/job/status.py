@@ -75,7 +75,7 @@ class ErrorCode(StrEnum):
     WORKER_CRASHED = "WORKER_CRASHED"
     """The worker process died while it ran the job."""
     MEMORY_LIMIT = "MEMORY_LIMIT"
-    """The process tree of the attempt exceeded memory_limit."""
+    """The process tree of the attempt exceeded memory_limit, or memory ran out and it held the most."""
     CANCELLED = "CANCELLED"
     """The job was cancelled. Not retried."""
     COLLECTION_ERROR = "COLLECTION_ERROR"

@@ -15,6 +15,7 @@ from typing import Protocol, Self
 
 from executor_adapter.config import MonitoringSettings, Settings
 from executor_adapter.job import Job
+from executor_adapter.pools import HIGH_MARGIN
 from executor_adapter.supervision import ExecutorStats
 
 logger = logging.getLogger("executor_adapter.health")
@@ -27,6 +28,8 @@ class AlertKind(StrEnum):
     """A job has been running for longer than `stuck_after`."""
     HIGH_FAILURE_RATE = "high-failure-rate"
     """A larger share than `failure_rate` of the jobs that ended within the window failed."""
+    LOW_MEMORY = "low-memory"
+    """Memory is so short that no further attempt starts while one runs, see the setting `executor.memory`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +60,8 @@ class Watched(Protocol):
 class HealthMonitor:
     """Checks `watched` every `interval` seconds, logs each alert and passes it to each function of `on_alert`.
 
-    There is one alert for each stuck job, and one for a high failure rate until the rate has been below the limit
-    again. A stuck job is logged as a warning, a high failure rate as an error. A check that fails is logged as an
+    There is one alert for each stuck job, and one for a high failure rate or low memory until that has passed. A high
+    failure rate is logged as an error, all else as a warning. A check that fails is logged as an
     error too, and the next one is made as usual.
 
         with HealthMonitor(executor, on_alert=[page_someone]):          # checks in a thread of its own
@@ -90,13 +93,15 @@ class HealthMonitor:
         self._clock = clock
         self._stuck: set[Job] = set()
         self._rate_is_high = False
+        self._memory_is_low = False
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
         self._task: asyncio.Task[None] | None = None
 
     def check(self) -> list[Alert]:
         """Check once, and return the new alerts, which have been logged and passed to `on_alert`."""
-        alerts = [*self._stuck_jobs(), *self._high_failure_rate()]
+        stats = self._watched.stats(window=self.settings.window)
+        alerts = [*self._stuck_jobs(), *self._high_failure_rate(stats), *self._low_memory(stats)]
         for alert in alerts:
             self._raise_alert(alert)
         return alerts
@@ -110,8 +115,8 @@ class HealthMonitor:
             message = f"job {job.job_id} has been running for {running[job]:.0f} s, more than {limit:.0f} s"
             yield Alert(kind=AlertKind.STUCK_JOB, message=message, value=running[job], limit=limit, job=job, at=now)
 
-    def _high_failure_rate(self) -> Iterator[Alert]:
-        stats, limit = self._watched.stats(window=self.settings.window), self.settings.failure_rate
+    def _high_failure_rate(self, stats: ExecutorStats | None) -> Iterator[Alert]:
+        limit = self.settings.failure_rate
         rate = None if stats is None or stats.window_jobs < self._min_jobs else stats.failure_rate
         was_high, self._rate_is_high = self._rate_is_high, rate is not None and rate > limit
         if rate is not None and self._rate_is_high and not was_high:
@@ -119,8 +124,21 @@ class HealthMonitor:
             message = f"{rate:.0%} of the jobs that ended within {window} failed, more than {limit:.0%}"
             yield Alert(kind=AlertKind.HIGH_FAILURE_RATE, message=message, value=rate, limit=limit, at=self._clock())
 
+    def _low_memory(self, stats: ExecutorStats | None) -> Iterator[Alert]:
+        was_low, self._memory_is_low = self._memory_is_low, stats is not None and stats.waits_for_memory
+        if stats is not None and self._memory_is_low and not was_low:
+            total, left = stats.memory_limit_bytes or 1, stats.memory_left_bytes or 0
+            figures = f"{left >> 20} MiB of {total >> 20} MiB are left, and {stats.jobs_pending} jobs wait"
+            yield Alert(
+                kind=AlertKind.LOW_MEMORY,
+                message=f"memory is short: {figures}",
+                value=1 - left / total,
+                limit=1 - HIGH_MARGIN,
+                at=self._clock(),
+            )
+
     def _raise_alert(self, alert: Alert) -> None:
-        level = logging.WARNING if alert.kind is AlertKind.STUCK_JOB else logging.ERROR
+        level = logging.ERROR if alert.kind is AlertKind.HIGH_FAILURE_RATE else logging.WARNING
         logger.log(level, "%s", alert.message, extra={"job_id": alert.job.job_id if alert.job else None})
         for callback in self._on_alert:
             try:

@@ -7,6 +7,8 @@
     executor_adapter_jobs                    now, by status: pending, running, retrying
     executor_adapter_workers_busy, executor_adapter_abandoned_threads, executor_adapter_quarantined_jobs
     executor_adapter_longest_running_seconds of the running attempts
+    executor_adapter_waiting_for_memory      executors that start no further attempt because memory is short
+    executor_adapter_memory_left_bytes, executor_adapter_memory_limit_bytes where memory is scarcest
 
 Needs prometheus-client: the extra `metrics`.
 """
@@ -115,10 +117,22 @@ class JobMetrics(Collector):
         yield GaugeMetricFamily(f"{PREFIX}_workers_busy", "Workers that run a job.", value=busy)
         yield GaugeMetricFamily(f"{PREFIX}_abandoned_threads", "Threads that could not be stopped.", value=abandoned)
         yield GaugeMetricFamily(f"{PREFIX}_quarantined_jobs", "Jobs that killed too many workers.", value=quarantined)
+        yield from self._memory(stats)
         oldest = max(longest, default=0.0)
         yield GaugeMetricFamily(
             f"{PREFIX}_longest_running_seconds", "Seconds of the longest running attempt.", value=oldest
         )
+
+    @staticmethod
+    def _memory(stats: list[ExecutorStats]) -> Iterator[Metric]:
+        waiting = sum(s.waits_for_memory for s in stats)
+        yield GaugeMetricFamily(f"{PREFIX}_waiting_for_memory", "Executors held by short memory.", value=waiting)
+        known = [s for s in stats if s.memory_left_bytes is not None and s.memory_limit_bytes]
+        if known:
+            scarcest = min(known, key=lambda s: (s.memory_left_bytes or 0) / (s.memory_limit_bytes or 1))
+            for name, text in (("left", "Memory that is left."), ("limit", "The limit of the memory that is left.")):
+                value = getattr(scarcest, f"memory_{name}_bytes")
+                yield GaugeMetricFamily(f"{PREFIX}_memory_{name}_bytes", text, value=value)
 
 
 class MetricsPort:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from executor_adapter.pools.in_process.call import bind, call_in_job
     from executor_adapter.pools.in_process.event_loop import COROUTINE_STOP_TIMEOUT, EventLoopThread
     from executor_adapter.pools.kinds import PoolKinds, pool_kinds
+    from executor_adapter.pools.memory.available import AvailableMemory
+    from executor_adapter.pools.memory.guard import MemoryGuard
+    from executor_adapter.pools.memory.level import HIGH_MARGIN, MemoryLevel
     from executor_adapter.pools.selection import check_job
     from executor_adapter.pools.transport.functions import dumps as dump_by_value
     from executor_adapter.pools.transport.importable import reference as importable_reference
@@ -22,9 +25,13 @@ _HOMES = {
     "dump_by_value": "executor_adapter.pools.transport.functions:dumps",
     "importable_reference": "executor_adapter.pools.transport.importable:reference",
     "Assignment": "executor_adapter.pools.base",
+    "AvailableMemory": "executor_adapter.pools.memory.available",
     "COROUTINE_STOP_TIMEOUT": "executor_adapter.pools.in_process.event_loop",
     "Ending": "executor_adapter.pools.base",
     "EventLoopThread": "executor_adapter.pools.in_process.event_loop",
+    "HIGH_MARGIN": "executor_adapter.pools.memory.level",
+    "MemoryGuard": "executor_adapter.pools.memory.guard",
+    "MemoryLevel": "executor_adapter.pools.memory.level",
     "PoolKinds": "executor_adapter.pools.kinds",
     "PoolSupervisor": "executor_adapter.pools.base",
     "WorkerPool": "executor_adapter.pools.base",
@@ -36,9 +43,13 @@ _HOMES = {
 
 __all__ = [
     "COROUTINE_STOP_TIMEOUT",
+    "HIGH_MARGIN",
     "Assignment",
+    "AvailableMemory",
     "Ending",
     "EventLoopThread",
+    "MemoryGuard",
+    "MemoryLevel",
     "PoolKinds",
     "PoolSupervisor",
     "WorkerPool",

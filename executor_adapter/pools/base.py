@@ -17,6 +17,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
+    from executor_adapter.exceptions import MemoryLimitError
     from executor_adapter.job import Job
 
 
@@ -218,6 +219,19 @@ class WorkerPool(ABC):
 
     def interrupt(self, assignment: Assignment) -> None:  # noqa: B027
         """Raise SoftTimeoutError inside the function, and log the stack it interrupts."""
+
+    def largest_attempt(self) -> tuple[Assignment, int] | None:
+        """Return the running attempt that holds the most memory, of those that `end_for_memory` can end, and its bytes.
+
+        None if there is none, or this pool cannot measure it.
+        """
+        return None
+
+    def end_for_memory(self, assignment: Assignment, error: MemoryLimitError) -> None:  # noqa: B027
+        """Kill the worker of an attempt that `largest_attempt` returned; the attempt ends as CRASHED with `error`."""
+
+    def free_memory(self) -> None:  # noqa: B027
+        """Give back memory that no attempt uses: end idle workers in which earlier jobs left much."""
 
     @abstractmethod
     def close(self, on_closed: Callable[[], None]) -> None:

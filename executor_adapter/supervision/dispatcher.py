@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from executor_adapter.job import Job
-from executor_adapter.pools import WorkerPool
+from executor_adapter.pools import MemoryGuard, WorkerPool
 from executor_adapter.supervision.rate_limiter import RateLimiter, needs_no_slot
 from executor_adapter.supervision.ready_queue import ReadyQueue
 
@@ -19,6 +19,7 @@ class Dispatcher:
     def __init__(self, max_workers: int, pools: Mapping[str, WorkerPool]) -> None:
         self.max_workers = max_workers
         self.rate_limiter: RateLimiter | None = None
+        self.memory_guard: MemoryGuard | None = None
         self.reserved = 0
         """Slots granted to drivers that have not begun their attempt."""
         self.lent: set[Job] = set()
@@ -27,6 +28,11 @@ class Dispatcher:
         """The job that runs alone: no other attempt may start while it runs."""
         self._pools = pools
         self._ready = ReadyQueue()
+
+    @property
+    def has_ready(self) -> bool:
+        """Whether any job is ready to start."""
+        return bool(self._ready)
 
     def push(self, job: Job) -> None:
         """Queue a job that is ready to start."""
@@ -40,6 +46,7 @@ class Dispatcher:
         """Start jobs while there are slots; queue short jobs in workers behind short ones."""
         ready = self._ready
         pools = self._pools.values()
+        memory_is_short = self.memory_guard is not None and self.memory_guard.holds
         while ready:
             job = ready.peek()
             if needs_no_slot(job):
@@ -50,7 +57,8 @@ class Dispatcher:
             busy = self.reserved - len(self.lent)
             for pool in pools:
                 busy += pool.busy
-            if (self.exclusive is not None and self.exclusive not in self.lent) or (job.live.alone and busy):
+            one_runs_alone = self.exclusive is not None and self.exclusive not in self.lent
+            if one_runs_alone or (busy and (memory_is_short or job.live.alone)):
                 return
             if busy < self.max_workers:
                 ready.pop()

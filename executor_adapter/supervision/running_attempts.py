@@ -25,6 +25,9 @@ class RunningAttempts:
         """Return the attempts that run now. Any thread may call it."""
         return list(self._attempts)
 
+    def __bool__(self) -> bool:
+        return bool(self._attempts)
+
     def __contains__(self, assignment: Assignment) -> bool:
         return assignment in self._attempts
 

@@ -64,6 +64,12 @@ class ExecutorStats:
     """The 95th percentile."""
     longest_running_seconds: float | None = None
     """Seconds that the oldest running attempt has run."""
+    waits_for_memory: bool = False
+    """Whether no further attempt starts while one runs, because memory is short."""
+    memory_limit_bytes: int | None = None
+    """The memory of the control group or machine in which it is scarcest; None with `executor.memory: null`."""
+    memory_left_bytes: int | None = None
+    """What is left of it."""
 
     @property
     def success_rate(self) -> float | None:

@@ -32,7 +32,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from executor_adapter.job import TERMINAL, Job, JobStatus, Observer, Progress, ToolLimit, check_arguments
-from executor_adapter.pools import Assignment, Ending, PoolKinds, WorkerPool, check_job
+from executor_adapter.pools import Assignment, Ending, MemoryGuard, PoolKinds, WorkerPool, check_job
 from executor_adapter.supervision.dispatcher import Dispatcher
 from executor_adapter.supervision.follow_up import FollowUp
 from executor_adapter.supervision.futures import FutureHub, JobFuture
@@ -72,6 +72,7 @@ class Supervisor:
         observers: Sequence[Observer] = (),
         max_pending: int | None = None,
         tool_limits: Mapping[str, ToolLimit] | None = None,
+        memory_guard: MemoryGuard | None = None,
         kill_grace: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
         make_thread: Callable[..., SupervisorThread] = SupervisorThread,
@@ -87,6 +88,7 @@ class Supervisor:
         self.tracker = StateTracker(observers)
         self.pools = PoolSet(lambda name: make_pool(name, self), clock)
         self.dispatcher = Dispatcher(max_workers, self.pools.made)
+        self.dispatcher.memory_guard = memory_guard
         if tool_limits:
             self.dispatcher.rate_limiter = RateLimiter(
                 tool_limits, now=clock, call_at=loop.call_at, release=self.dispatcher.push_front
@@ -209,10 +211,18 @@ class Supervisor:
         """Finish a turn: start jobs and apply limits. Return the time by which the next turn is needed."""
         self._accept_submitted()
         self.pools.hand_back_if_due()
+        self._check_memory_if_due()
         self.dispatcher.run(self.starting.start, self.starting.queue_behind)
         self.pools.flush()
         self.stopping.apply_limits()
-        return min(self._running.due, self.pools.next_check_at)
+        due = min(self._running.due, self.pools.next_check_at)
+        guard = self.dispatcher.memory_guard
+        return min(due, guard.due) if guard is not None and self._running else due
+
+    def _check_memory_if_due(self) -> None:
+        guard = self.dispatcher.memory_guard
+        if guard is not None and (self._running or self.dispatcher.has_ready) and guard.due <= (now := self.now()):
+            guard.check(now, list(self.pools.made.values()))
 
     def _accept_submitted(self) -> None:
         submitted = self.intake.submitted

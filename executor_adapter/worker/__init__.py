@@ -16,7 +16,14 @@ if TYPE_CHECKING:
     from executor_adapter.worker.interpreter import interpreter_command
     from executor_adapter.worker.presence import is_held, own_presence
     from executor_adapter.worker.process import EXIT_SETUP_FAILED, INTERRUPT
-    from executor_adapter.worker.process_tree import TREE_VARIABLE, kill_below, kill_marked, resident, tree_resident
+    from executor_adapter.worker.process_tree import (
+        TREE_VARIABLE,
+        kill_below,
+        kill_marked,
+        resident,
+        tree,
+        tree_resident,
+    )
     from executor_adapter.worker.reporter import EXIT_SOCKET_LOST
     from executor_adapter.worker.spawned import BOOTSTRAP
     from executor_adapter.worker.values import STACK_GLOBAL, LargeBuffers, MemoryFile
@@ -44,6 +51,7 @@ _HOMES = {
     "own_presence": "executor_adapter.worker.presence",
     "resident": "executor_adapter.worker.process_tree",
     "running_job": "executor_adapter.worker.context",
+    "tree": "executor_adapter.worker.process_tree",
     "tree_resident": "executor_adapter.worker.process_tree",
     "values": "executor_adapter.worker.values",
     "wire": "executor_adapter.worker.wire",
@@ -72,6 +80,7 @@ __all__ = [
     "own_presence",
     "resident",
     "running_job",
+    "tree",
     "tree_resident",
     "values",
     "wire",

@@ -42,6 +42,7 @@ from typing import Any
 from executor_adapter.exceptions import SoftTimeoutError
 from executor_adapter.worker import wire
 from executor_adapter.worker.call import EXIT_TERMINATED, CallRunner, FunctionTable, ReceivedCall
+from executor_adapter.worker.process_tree import become_preferred_victim
 from executor_adapter.worker.reporter import Channel, WorkerReporter
 from executor_adapter.worker.stdio import PeakMemory, Stdio
 
@@ -73,6 +74,7 @@ def main(fds: list[int], setup: dict[str, Any], make_worker: WorkerFactory | Non
     worker = (make_worker or Worker)(sock, _move_up(ticket_fd), stdio, setup["log_level"])
     for fd in setup["presence"]:
         _hold_presence(fd)
+    become_preferred_victim()
     _apply_settings(setup)
     worker.serve()
     _run_exit_handlers()

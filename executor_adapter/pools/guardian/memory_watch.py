@@ -3,51 +3,80 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from executor_adapter.pools.base import Assignment, PoolSupervisor, Timer
 from executor_adapter.pools.guardian.worker_handle import ForkedWorkerHandle
-from executor_adapter.worker import tree_resident
+from executor_adapter.pools.memory.tree_memory import FASTEST_GROWTH, measure
 
-CHECK_INTERVAL = 0.05
-"""Seconds between two measurements."""
+MIN_INTERVAL = 0.02
+MAX_INTERVAL = 0.5
+"""Seconds between two measurements: the nearer an attempt is to its limit, the sooner the next one."""
+MAX_SHARE_OF_TIME = 0.1
+"""Share of the supervisor's time that measurements may take: trees of many processes are measured less often."""
+
+
+class _Watched(NamedTuple):
+    assignment: Assignment
+    limit: int
 
 
 class MemoryWatch:
-    """Calls `on_exceeded(worker, assignment, resident)` once for each attempt whose tree outgrew its limit."""
+    """Calls `on_exceeded(worker, assignment, used)` once for each attempt whose tree outgrew its limit."""
 
     def __init__(
         self, supervisor: PoolSupervisor, on_exceeded: Callable[[ForkedWorkerHandle, Assignment, int], None]
     ) -> None:
         self._supervisor = supervisor
         self._on_exceeded = on_exceeded
-        self._watched: dict[ForkedWorkerHandle, Assignment] = {}
+        self._watched: dict[ForkedWorkerHandle, _Watched] = {}
         self._timer: Timer | None = None
+        self._due = 0.0
 
-    def add(self, worker: ForkedWorkerHandle, assignment: Assignment) -> None:
+    def add(self, worker: ForkedWorkerHandle, assignment: Assignment, limit: int) -> None:
         """Watch an attempt that starts now."""
-        self._watched[worker] = assignment
-        if self._timer is None:
-            self._schedule()
+        self._watched[worker] = _Watched(assignment, limit)
+        self._schedule(_seconds_to_grow(limit))
 
     def remove(self, worker: ForkedWorkerHandle) -> None:
         """Stop watching the worker's attempt, if it is watched."""
-        if self._watched.pop(worker, None) is not None and not self._watched and self._timer is not None:
+        if self._watched.pop(worker, None) is not None and not self._watched:
+            self._cancel()
+
+    def _cancel(self) -> None:
+        if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _schedule(self) -> None:
-        self._timer = self._supervisor.call_at(self._supervisor.now() + CHECK_INTERVAL, self._check_all)
+    def _schedule(self, seconds: float) -> None:
+        due = self._supervisor.now() + seconds
+        if self._timer is not None:
+            if self._due <= due:
+                return
+            self._timer.cancel()
+        self._due = due
+        self._timer = self._supervisor.call_at(due, self._check_all)
 
     def _check_all(self) -> None:
         self._timer = None
-        for worker, assignment in list(self._watched.items()):
-            if worker.pid is not None:
-                self._check(worker, assignment, tree_resident(worker.pid))
+        began = self._supervisor.now()
+        room = [self._check(worker, watched) for worker, watched in list(self._watched.items())]
         if self._watched:
-            self._schedule()
+            took = self._supervisor.now() - began
+            self._schedule(max(_seconds_to_grow(min(room)), took / MAX_SHARE_OF_TIME))
 
-    def _check(self, worker: ForkedWorkerHandle, assignment: Assignment, resident: int) -> None:
-        assignment.peak_rss = max(assignment.peak_rss or 0, resident)
-        if assignment.memory_limit is not None and resident > assignment.memory_limit:
+    def _check(self, worker: ForkedWorkerHandle, watched: _Watched) -> int:
+        """Measure one attempt. Return the bytes that it may still take."""
+        assignment, limit = watched
+        if worker.pid is None:
+            return limit
+        tree = measure(worker.pid, limit)
+        assignment.peak_rss = max(assignment.peak_rss or 0, tree.resident)
+        if tree.used > limit:
             del self._watched[worker]
-            self._on_exceeded(worker, assignment, resident)
+            self._on_exceeded(worker, assignment, tree.used)
+        return limit - tree.used
+
+
+def _seconds_to_grow(room: int) -> float:
+    return min(max(room / FASTEST_GROWTH, MIN_INTERVAL), MAX_INTERVAL)

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import operator
+import os
+import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
+from executor_adapter.exceptions import MemoryLimitError
 from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor
 from executor_adapter.pools.guardian.memory_watch import MemoryWatch
 from executor_adapter.pools.guardian.worker_handle import CallState, ForkedWorkerHandle
 from executor_adapter.pools.guardian.workers import MAX_START_FAILURES, WorkerSet
-from executor_adapter.pools.transport.exit_errors import memory_error, record_exit
+from executor_adapter.pools.memory.oom_kills import oom_kills
+from executor_adapter.pools.memory.tree_memory import measure
+from executor_adapter.pools.transport.exit_errors import kernel_kill_error, memory_error, record_exit
 from executor_adapter.pools.transport.payload import worker_settings
 from executor_adapter.pools.transport.process_pool import OUTPUT_READ_FRAME, WorkerProcessPool
 from executor_adapter.pools.transport.reports import discard_file, report_result
 from executor_adapter.pools.transport.send_buffer import SharedPath
 from executor_adapter.worker import wire
+
+_MAX_MEASURED_EXACTLY = 3
 
 
 class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
@@ -49,6 +57,7 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
         self._max_rss_growth = max_rss_growth
         self._path = SharedPath()
         self._memory = MemoryWatch(supervisor, self._on_memory_exceeded)
+        oom_kills.observe()  # From now on a rise of the count is a death of this time.
         self._workers_to_write: list[ForkedWorkerHandle] = []
         """Workers with assignments that the next `flush` sends."""
         self._busy_workers: deque[ForkedWorkerHandle] = deque()
@@ -122,7 +131,7 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
         assignment.pid = worker.pid
         assignment.started_at = at
         if assignment.memory_limit is not None:
-            self._memory.add(worker, assignment)
+            self._memory.add(worker, assignment, assignment.memory_limit)
         self.supervisor.started(assignment, at)
 
     def _release(self, worker: ForkedWorkerHandle) -> None:
@@ -232,12 +241,32 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
         for assignment in reversed(assignments):
             self.supervisor.handed_back(assignment)
 
-    # --- deaths ---
+    # --- memory ---
 
-    def _on_memory_exceeded(self, worker: ForkedWorkerHandle, assignment: Assignment, resident: int) -> None:
-        worker.crash_cause = memory_error(assignment, resident)
+    def largest_attempt(self) -> tuple[Assignment, int] | None:
+        running = [worker for worker in self._busy_workers if worker.pid is not None and not worker.kill_requested]
+        pids = {worker.queue[0]: worker.pid for worker in running if worker.queue and worker.pid is not None}
+        # Exactly measured, the largest few only: it takes the kernel a millisecond for each 100 MiB.
+        roughly = sorted(pids, key=lambda assignment: measure(pids[assignment], sys.maxsize).used, reverse=True)
+        exactly = [(assignment, measure(pids[assignment], 0).used) for assignment in roughly[:_MAX_MEASURED_EXACTLY]]
+        return max(exactly, key=operator.itemgetter(1), default=None)
+
+    def end_for_memory(self, assignment: Assignment, error: MemoryLimitError) -> None:
+        if assignment.worker is not None:
+            self._kill_for_memory(assignment.worker, error)
+
+    def free_memory(self) -> None:
+        self.workers.shut_down_large()
+
+    def _on_memory_exceeded(self, worker: ForkedWorkerHandle, assignment: Assignment, used: int) -> None:
+        self._kill_for_memory(worker, memory_error(assignment, used))
+
+    def _kill_for_memory(self, worker: ForkedWorkerHandle, error: MemoryLimitError) -> None:
+        worker.crash_cause = error
         self.workers.retire(worker)
         worker.kill()
+
+    # --- deaths ---
 
     def _on_exit(self, worker: ForkedWorkerHandle, si_code: int, si_status: int) -> None:
         """Report a worker's exit: what it had started crashed or was stopped, and the rest is handed back."""
@@ -252,6 +281,8 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
             assignment.worker = None
         cannot_start = not worker.ready and self.workers.start_failures >= MAX_START_FAILURES
         ended = max(started, 1) if cannot_start else started
+        if ended and si_code == os.CLD_KILLED and si_status == signal.SIGKILL and not worker.exit_expected:
+            worker.crash_cause = worker.crash_cause or kernel_kill_error(worker.pid, oom_kills.claim())
         for assignment in left[:ended]:
             record_exit(assignment, si_code, si_status)
             self._report_death(worker, assignment, output_tail, worker.crash_cause)

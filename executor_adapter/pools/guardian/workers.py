@@ -23,6 +23,9 @@ MAX_START_FAILURES = 3
 _EXIT_REPORT_TIMEOUT = 2.0
 """Seconds for the guardian to report a death that the host has seen; the worker may have left many processes."""
 
+_LARGE_IDLE_WORKER = 32 << 20
+"""Bytes that earlier jobs left in an idle worker, from which on it is ended when memory is short."""
+
 _MAX_LEFT_BEHIND = 0.5
 """Share of a memory limit that earlier jobs of the worker may already hold. Much of it may be modules that they
 imported, and a new worker that had to import them again would take far longer."""
@@ -151,6 +154,12 @@ class WorkerSet:
         """Retire a worker that has no assignments, and let it exit."""
         self.retire(worker)
         worker.request_exit()
+
+    def shut_down_large(self) -> None:
+        """Shut down idle workers in which earlier jobs left much memory."""
+        for worker in list(self._idle):
+            if worker.left_behind() > _LARGE_IDLE_WORKER:
+                self.shut_down(worker)
 
     def close(self, on_closed: Callable[[], None]) -> None:
         """Shut down all workers, then the guardian; then call `on_closed`."""

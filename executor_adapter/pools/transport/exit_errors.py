@@ -37,10 +37,28 @@ def crash_error(
     return error
 
 
-def memory_error(assignment: Assignment, resident: int) -> MemoryLimitError:
+def kernel_kill_error(pid: int | None, group: str | None) -> WorkerCrashedError | None:
+    """Return the error of a worker that died of a SIGKILL which this process did not send; None if nothing is known.
+
+    `group`: see `OomKills.claim`.
+    """
+    if group is None:
+        return None
+    if not group:
+        return WorkerCrashedError(
+            f"worker {pid} was killed by SIGKILL, and not by the kernel: that has killed no process of its control "
+            "group for lack of memory"
+        )
+    return MemoryLimitError(
+        f"worker {pid} was killed by the kernel, because memory ran out (an OOM kill in the control group {group}): "
+        "give its jobs a memory_limit, or run fewer at once"
+    )
+
+
+def memory_error(assignment: Assignment, used: int) -> MemoryLimitError:
     """Return the error of an assignment whose process tree holds more than its memory_limit."""
     return MemoryLimitError(
-        f"its process tree held {resident >> 20} MiB, more than memory_limit={assignment.memory_limit} bytes: "
+        f"its process tree held {used >> 20} MiB, more than memory_limit={assignment.memory_limit} bytes: "
         "raise it, or do less at once"
     )
 

@@ -1,0 +1,344 @@
+"""Tests that one job never takes its host along: the memory guard, and what memory_limit counts."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import mmap
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from executor_adapter import Job, JobExecutor
+from executor_adapter.exceptions import MemoryLimitError, WorkerCrashedError
+from executor_adapter.monitoring import AlertKind, HealthMonitor
+from executor_adapter.pools import AvailableMemory, MemoryGuard
+from tests.contract.conftest import MakeExecutor, wait_for
+from tests.insides import supervisor_of
+from tests.unit.test_control_groups import V2_MOUNT, lay_out, v2_group
+
+ROOT = Path(__file__).resolve().parents[2]
+MIB = 1 << 20
+LIMIT = 1000
+"""MiB of the laid out group: no attempt starts with less than 100 left, and one is ended with less than 50."""
+GROUPS = Path("/sys/fs/cgroup/memory")
+
+
+def hold(size: int, marker: str, release: str = "") -> int:
+    """Hold `size` bytes until the file `release` exists."""
+    held = bytearray(os.urandom(1)) * size
+    Path(marker).touch()
+    while release and not Path(release).exists():
+        time.sleep(0.01)
+    return len(held)
+
+
+class FakeGroup:
+    """A control group whose files the test writes."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def use(self, mebibytes: int) -> None:
+        group = v2_group(str(LIMIT * MIB), mebibytes)
+        lay_out(self.root, "/jobs", V2_MOUNT.format(shown="/"), {"/jobs": group})
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> FakeGroup:
+    made = FakeGroup(tmp_path / "system")
+    made.use(500)
+    return made
+
+
+@pytest.fixture
+def guarded(make_executor: MakeExecutor, group: FakeGroup) -> JobExecutor:
+    """An executor that is told that it runs in the group."""
+    executor = make_executor(4)
+    supervisor_of(executor).dispatcher.memory_guard = MemoryGuard(AvailableMemory(root=group.root))
+    return executor
+
+
+def job(pool: str, folder: Path, name: str, size: int = 1) -> Job:
+    """Return a job that holds `size` bytes until its file NAME.end is made."""
+    args = (size, str(folder / name), str(folder / f"{name}.end"))
+    return Job(function=hold, args=args, pool=pool, job_id=name, retry_attempts=0)
+
+
+@pytest.mark.parametrize("pool", ["thread", "process"])
+def test_no_further_attempt_starts_while_memory_is_short(
+    guarded: JobExecutor, group: FakeGroup, tmp_path: Path, pool: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With little memory left, a job waits while another runs, which log, stats and health say, and starts later."""
+    guarded.submit(job(pool, tmp_path, "first"))
+    wait_for((tmp_path / "first").exists)
+    group.use(950 - 1)
+    wait_for(lambda: guarded.stats().waits_for_memory)
+    second = guarded.submit(job(pool, tmp_path, "second"))
+    monitor = HealthMonitor(guarded)
+    (alert,) = monitor.check()
+    assert alert.kind is AlertKind.LOW_MEMORY
+    assert re.fullmatch(r"memory is short: 51 MiB of 1000 MiB are left, and \d jobs wait", alert.message)
+    assert monitor.check() == []
+    with caplog.at_level(logging.INFO, "executor_adapter.memory"):
+        group.use(500)
+        wait_for((tmp_path / "second").exists)
+    assert "memory is free again" in caplog.text
+    assert "memory is short: the control group /jobs has 51 MiB of 1,000 MiB left" in caplog.text
+    assert not guarded.stats().waits_for_memory
+    for name in ("first.end", "second.end"):
+        (tmp_path / name).touch()
+    assert second.result(timeout=30) == 1
+
+
+def test_one_attempt_may_always_run(guarded: JobExecutor, group: FakeGroup, tmp_path: Path) -> None:
+    """Memory that others hold delays jobs, but they run, one at a time."""
+    group.use(980)
+    futures = [guarded.submit(Job(function=hold, args=(n, str(tmp_path / str(n))))) for n in range(5)]
+    assert [future.result(timeout=30) for future in futures] == list(range(5))
+
+
+def test_the_largest_attempt_is_ended_before_memory_runs_out(
+    guarded: JobExecutor, group: FakeGroup, tmp_path: Path
+) -> None:
+    """Of two jobs the larger one is ended as MEMORY_LIMIT with its figures; the other one completes."""
+    small = guarded.submit(job("process", tmp_path, "small", 2 * MIB))
+    large = guarded.submit(job("process", tmp_path, "large", 150 * MIB))
+    wait_for(lambda: (tmp_path / "small").exists() and (tmp_path / "large").exists())
+    group.use(980)
+    error = large.exception(timeout=30)
+    assert isinstance(error, MemoryLimitError)
+    assert re.match(
+        r"its process tree held 1[5-9]\d MiB, more than any other attempt, when memory ran out: "
+        r"the control group /jobs has 20 MiB of 1,000 MiB left: ",
+        error.message,
+    )
+    (tmp_path / "small.end").touch()
+    assert small.result(timeout=30) == 2 * MIB  # Ending it would not have helped.
+    assert guarded.run(Job(function=hold, args=(1, str(tmp_path / "next")), pool="process")) == 1
+
+
+def test_an_idle_worker_that_holds_much_is_ended_when_memory_is_short(
+    guarded: JobExecutor, group: FakeGroup, tmp_path: Path
+) -> None:
+    """What an earlier job left in its worker is given back when memory is short."""
+    pid = guarded.run(Job(function=leave_behind, args=(100 * MIB,), pool="process"))
+    running = guarded.submit(job("thread", tmp_path, "running"))
+    group.use(949)
+    wait_for(lambda: not Path(f"/proc/{pid}").exists())
+    (tmp_path / "running.end").touch()
+    running.result(timeout=30)
+
+
+_left: list[bytearray] = []
+
+
+def leave_behind(size: int) -> int:
+    _left.append(bytearray(os.urandom(1)) * size)
+    return os.getpid()
+
+
+def test_the_guard_can_limit_the_program_with_its_workers(
+    make_executor: MakeExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `executor.memory` as a size, the program and its workers together may hold no more."""
+    monkeypatch.setenv("EXECUTOR_ADAPTER_EXECUTOR__MEMORY", "600MiB")
+    executor = make_executor(2)
+    future = executor.submit(job("process", tmp_path, "large", 580 * MIB))
+    error = future.exception(timeout=30)
+    assert isinstance(error, MemoryLimitError)
+    assert "executor.memory has" in error.message
+    stats = executor.stats()
+    assert stats.memory_limit_bytes == 600 * MIB
+
+
+def test_without_a_guard_nothing_is_measured(make_executor: MakeExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `executor.memory: null` there is no guard, and the stats have no figures of memory."""
+    monkeypatch.setenv("EXECUTOR_ADAPTER_EXECUTOR__MEMORY", "null")
+    executor = make_executor(1)
+    assert supervisor_of(executor).dispatcher.memory_guard is None
+    assert executor.stats().memory_left_bytes is None
+
+
+# --- what memory_limit counts ---
+
+
+def fork_while_holding(size: int, count: int) -> int:
+    held = bytearray(os.urandom(1)) * size
+    started = [pid for _ in range(count) if (pid := os.fork() or _sleep_and_exit(1.0))]
+    for pid in started:
+        os.waitpid(pid, 0)
+    return len(held)
+
+
+def _sleep_and_exit(seconds: float) -> int:
+    time.sleep(seconds)
+    os._exit(0)
+
+
+def test_pages_that_forked_processes_share_count_once(executor: JobExecutor) -> None:
+    """A job of 60 MiB that forks six processes stays below a limit of 200 MiB."""
+    forking = Job(function=fork_while_holding, args=(60 * MIB, 6), pool="process", memory_limit="200MiB")
+    assert executor.run(forking) == 60 * MIB
+    assert forking.attempts[0].peak_rss is not None
+
+
+def fill_memory_file(kind: str, size: int) -> None:
+    """Fill a memory file that is not mapped, or mapped memory that is shared, and keep it."""
+    chunk = b"x" * MIB
+    if kind == "mapped":
+        shared = mmap.mmap(-1, size)
+        for _ in range(size // MIB):
+            shared.write(chunk)
+    else:
+        fd = os.memfd_create("job") if kind == "memfd" else os.open("/dev/shm", os.O_TMPFILE | os.O_RDWR, 0o600)
+        for _ in range(size // MIB):
+            os.write(fd, chunk)
+    time.sleep(30)
+
+
+@pytest.mark.parametrize("kind", ["memfd", "tmpfs", "mapped"])
+def test_memory_files_count_towards_the_limit(executor: JobExecutor, kind: str) -> None:
+    """A job that fills a memory file past its memory_limit is ended, whether it maps the file or not."""
+    filling = Job(
+        function=fill_memory_file, args=(kind, 150 * MIB), pool="process", memory_limit="100MiB", retry_attempts=0
+    )
+    error = executor.submit(filling).exception(timeout=20)
+    assert isinstance(error, MemoryLimitError)
+    assert re.match(r"its process tree held 1\d\d MiB", error.message)
+
+
+# --- in a real control group ---
+
+
+@contextlib.contextmanager
+def limited_group(mebibytes: int) -> Iterator[Path]:
+    """Make a control group of version 1 in which processes may use so much memory."""
+    directory = GROUPS / f"executor-adapter-{os.getpid()}-{time.monotonic_ns()}"
+    try:
+        directory.mkdir()
+        (directory / "memory.limit_in_bytes").write_text(str(mebibytes * MIB))
+    except OSError as error:
+        pytest.skip(f"no memory cgroup of version 1 can be made: {error}")
+    try:
+        yield directory
+    finally:
+        wait_for(lambda: not (directory / "cgroup.procs").read_text())
+        directory.rmdir()
+
+
+def run_in_group(group: Path, program: str, folder: Path, **variables: str) -> subprocess.Popen[str]:
+    script = folder / "program.py"
+    script.write_text(program)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+    enter = f'echo $$ > {group}/cgroup.procs && exec "$0" "$1"'
+    command = ["sh", "-c", enter, sys.executable, str(script)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def kill_group_with_its_victim(group: Path, over: threading.Event) -> None:
+    """Kill all processes of the group when the kernel has killed one, as it does with memory.oom.group."""
+    while not over.wait(0.005):
+        if "oom_kill 0" not in (group / "memory.oom_control").read_text():
+            for pid in (group / "cgroup.procs").read_text().split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+
+
+ONE_HOG = """
+import time
+from executor_adapter import Job, JobExecutor
+
+def modest():
+    held = bytearray(30 << 20)
+    time.sleep(1.0)
+    return len(held)
+
+def hog():
+    held = []
+    while True:
+        held.append(bytearray(b"x") * (2 << 20))
+        time.sleep(0.004)
+
+with JobExecutor(4) as executor:
+    jobs = [Job(function=f, pool="process", retry_attempts=0) for f in (modest, hog, modest, modest)]
+    for future in [executor.submit(job) for job in jobs]:
+        future.exception()
+    print(*(job.error_code or job.status.value for job in jobs))
+"""
+
+
+@pytest.mark.parametrize("memory", ["auto", "null"])
+def test_a_hog_in_a_container_harms_nobody_else(tmp_path: Path, memory: str) -> None:
+    """In a group of 512 MiB a hog is ended and three jobs complete; without the guard the group dies with the host."""
+    with limited_group(512) as group:
+        host = run_in_group(group, ONE_HOG, tmp_path, EXECUTOR_ADAPTER_EXECUTOR__MEMORY=memory)
+        over = threading.Event()
+        killer = threading.Thread(target=kill_group_with_its_victim, args=(group, over))
+        killer.start()
+        try:
+            output, _ = host.communicate(timeout=60)
+        finally:
+            host.kill()
+            over.set()
+            killer.join()
+    if memory == "auto":
+        assert output.split() == ["completed", "MEMORY_LIMIT", "completed", "completed"]
+        assert host.returncode == 0
+    else:
+        assert (output, host.returncode) == ("", -signal.SIGKILL)
+
+
+WHO_KILLED = """
+import os, signal
+from executor_adapter import Job, JobExecutor
+
+def take_all():
+    held = [bytearray(b"x") * (4 << 20) for _ in range(1000)]
+
+def kill_self():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def score():
+    return int(open("/proc/self/oom_score_adj").read())
+
+with JobExecutor(1) as executor:
+    print(executor.run(Job(function=score, pool="process")) - score())
+    for function in (take_all, kill_self, take_all):
+        error = executor.submit(Job(function=function, pool="process", retry_attempts=0)).exception()
+        print(error.error_code, error.message)
+"""
+
+
+def test_a_kill_by_the_kernel_is_told_from_others(tmp_path: Path) -> None:
+    """Where the kernel kills a worker for memory, its error says so; another SIGKILL is not blamed on the kernel."""
+    with limited_group(192) as group:
+        host = run_in_group(group, WHO_KILLED, tmp_path, EXECUTOR_ADAPTER_EXECUTOR__MEMORY="null")
+        output, _ = host.communicate(timeout=60)
+    raised, first, second, third = output.splitlines()
+    assert raised == "500"
+    assert re.match(r"MEMORY_LIMIT worker \d+ was killed by the kernel, because memory ran out \(an OOM kill", first)
+    assert re.match(r"WORKER_CRASHED worker \d+ was killed by SIGKILL, and not by the kernel", second)
+    assert third.startswith("MEMORY_LIMIT")
+    assert group.name in first
+    assert host.returncode == 0
+
+
+def test_a_killed_worker_is_not_blamed_on_the_kernel(executor: JobExecutor) -> None:
+    """A job that was killed by SIGKILL is WORKER_CRASHED, and its message does not say that memory ran out."""
+    executor.run(Job(function=os.getpid, pool="process"))
+    error = executor.submit(Job(function=kill_self, pool="process", retry_attempts=0)).exception(timeout=20)
+    assert type(error) is WorkerCrashedError
+    assert "because memory ran out" not in error.message
+
+
+def kill_self() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
