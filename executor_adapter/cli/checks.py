@@ -159,11 +159,21 @@ def check_store(url: str | None) -> Finding:
     try:
         began = time.monotonic()
         jobs = sum(found.counts().values())
+        if exposed := _exposed_files(url):
+            way_out = f"they hold the arguments of jobs: chmod 600 {' '.join(exposed)}"
+            return warning("store", f"{found.url}: other users can read its files", way_out)
         return fine("store", f"{found.url}: {jobs:,} jobs, answers in {(time.monotonic() - began) * 1000:.0f} ms")
     except StoreUnavailableError as error:
         return wrong("store", str(error), "start it, or set store.url to another")
     finally:
         found.close()
+
+
+def _exposed_files(url: str) -> list[str]:
+    """Return the files of an SQLite store that other users than its owner may read or write."""
+    path = url.partition("?")[0].removeprefix("sqlite:///") if url.startswith("sqlite:///") else ""
+    files = [f"{path}{suffix}" for suffix in ("", "-wal", "-shm") if path and Path(path + suffix).exists()]
+    return [file for file in files if Path(file).stat().st_mode & 0o077]
 
 
 def _check_directory(directory: Path, url: str) -> Finding:

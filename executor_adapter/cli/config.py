@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,19 +13,10 @@ from rich.text import Text
 
 from executor_adapter.cli.output import JsonOption, console, print_json, print_rows
 from executor_adapter.cli.stores import ConfigOption
-from executor_adapter.config import ConfigSources, Settings, read_sources
+from executor_adapter.config import ConfigSources, Settings, hidden, read_sources
 from executor_adapter.exceptions import ConfigurationError
 
 app = typer.Typer(help="Check, show and describe the configuration.", no_args_is_help=True)
-
-_NAMED_SECRET = (
-    r"(?:header|token|secret|passw|pwd|credential|auth(?!or(?!i))|cookie|signature|(?:api|access|private).?key)"
-)
-SECRET = re.compile(_NAMED_SECRET + r"|\b(?:params|body)\.key$", re.I)
-"""Keys whose values are not shown: `authorization` is one, `author` is not."""
-_SECRET_IN_QUERY = re.compile(rf"([^=&?]*{_NAMED_SECRET}[^=&?]*|(?<=[?&])key)=[^&]*", re.I)
-_PASSWORD = re.compile(r"^([^:]*://[^:]*|[^:]*(?!://)):.*@", re.S)
-"""Matches up to the last @, because a password in a URL may hold special characters that are not escaped."""
 
 
 @app.command()
@@ -96,30 +86,6 @@ def has_key(given: Any, path: list[str]) -> bool:
             return False
         given = found[0]
     return True
-
-
-def hidden(key: str, value: Any) -> Any:
-    """Return the value, with secrets replaced by "(hidden)"."""
-    if value is None:
-        return None
-    if SECRET.search(key):
-        return "(hidden)"
-    if isinstance(value, Mapping):
-        return {name: hidden(f"{key}.{name}", part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [hidden(key, part) for part in value]
-    return without_secrets(value) if isinstance(value, str) else value
-
-
-def without_secrets(text: str) -> str:
-    """Return a URL without its password, and without values in its query that are named like secrets.
-
-    Of a malformed URL it hides too much rather than too little.
-    """
-    place, _, query = text.partition("?")
-    if "@" in query:  # It may end a password that contains a "?", or belong to the query.
-        return f"{place.partition('://')[0]}://(hidden)" if "://" in place else "(hidden)"
-    return _SECRET_IN_QUERY.sub(r"\1=(hidden)", _PASSWORD.sub(r"\1:(hidden)@", text))
 
 
 @app.command()

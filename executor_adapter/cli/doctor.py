@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Callable, Iterator
 from typing import Annotated
@@ -12,6 +13,7 @@ from rich.text import Text
 from executor_adapter.cli.checks import core_checks
 from executor_adapter.cli.output import JsonOption, console, new_table, print_json
 from executor_adapter.cli.stores import ConfigOption, StoreOption
+from executor_adapter.config import without_secrets_of_urls
 from executor_adapter.monitoring import Finding, Level
 
 PREFECT_CHECKS = "executor_adapter.prefect.doctor"
@@ -31,9 +33,10 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """Check this machine for what would make jobs fail; exit code 1 if a check fails."""
-    findings = list(core_checks(config_file, store, function))
+    checked = list(core_checks(config_file, store, function))
     if prefect:
-        findings += _prefect_checks()
+        checked += _prefect_checks()
+    findings = [_without_secrets(finding) for finding in checked]
     if as_json:
         print_json([{"check": f.check, "level": f.level, "found": f.found, "way_out": f.way_out} for f in findings])
     else:
@@ -45,6 +48,12 @@ def doctor(
 def _prefect_checks() -> Iterator[Finding]:
     checks: Callable[[], Iterator[Finding]] = importlib.import_module(PREFECT_CHECKS).checks
     yield from checks()
+
+
+def _without_secrets(finding: Finding) -> Finding:
+    # Findings quote URLs and messages of libraries that quote URLs, and are sent around when help is wanted.
+    found, way_out = without_secrets_of_urls(finding.found), without_secrets_of_urls(finding.way_out)
+    return dataclasses.replace(finding, found=found, way_out=way_out)
 
 
 def _print(findings: list[Finding]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from executor_adapter.config.secrets import hidden, without_secrets_of_urls
 from executor_adapter.config.sections import (
     CollectionSettings,
     ExecutorSettings,
@@ -38,7 +39,9 @@ __all__ = [
     "StageSettings",
     "StoreSettings",
     "Tool",
+    "hidden",
     "load_config",
     "read_sources",
     "retry_policy",
+    "without_secrets_of_urls",
 ]

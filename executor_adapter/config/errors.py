@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from executor_adapter.config.secrets import hidden
 from executor_adapter.exceptions import ConfigurationError
 
 
@@ -47,7 +48,8 @@ def read_yaml(file: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{file}: {one_line(error)}") from None
     if content is not None and not isinstance(content, dict):
-        raise ConfigurationError(f"{file}: {_short(content)} is not allowed: must be a mapping of keys to values")
+        shown = _short(hidden("", content))
+        raise ConfigurationError(f"{file}: {shown} is not allowed: must be a mapping of keys to values")
     return {str(key): value for key, value in (content or {}).items()}
 
 
@@ -78,15 +80,16 @@ def describe(
     """
     details = error.errors(include_url=False)
     first = details[0]
-    key, message = _key_and_message(first)
-    path = _path(first["loc"], [written, *given.values()]) + key
+    path = _path(first["loc"], [written, *given.values()])
+    key, message = _key_and_message(first, ".".join(path))
+    path += key
     place = next((name for name, values in given.items() if _holds(values, path)), file)
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
     return one_line(f"{place}: {'.'.join(path)}{message}{more}")
 
 
-def _key_and_message(error: ErrorDetails) -> tuple[list[str], str]:
-    """Return the keys to be added to the error's path, and the message for the key there."""
+def _key_and_message(error: ErrorDetails, path: str) -> tuple[list[str], str]:
+    """Return the keys to be added to the error's path, and the message for the key there. It quotes no secret."""
     context = error.get("ctx", {})
     match error["type"]:
         case "unknown_key":
@@ -101,7 +104,7 @@ def _key_and_message(error: ErrorDetails) -> tuple[list[str], str]:
             return context["path"], f": {context['value']} is not allowed: {context['why']}"
         case "place" | "parent":
             return [], f": {error['msg']}"
-    return [], f": {_short(error['input'])} is not allowed: {_rule(error)}"
+    return [], f": {_short(hidden(path, error['input']))} is not allowed: {_rule(error)}"
 
 
 def _rule(error: ErrorDetails) -> str:

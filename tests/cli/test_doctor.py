@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from executor_adapter.cli import checks
-from executor_adapter.cli.checks import check_memory_files, check_start_method, check_system
-from executor_adapter.monitoring.findings import Finding, Level
+from executor_adapter.cli import checks, doctor
+from executor_adapter.cli.checks import check_memory_files, check_start_method, check_store, check_system
+from executor_adapter.monitoring.findings import Finding, Level, wrong
+from executor_adapter.store import JobStore
 from tests.cli.conftest import Command
 
 
@@ -23,6 +24,28 @@ def without_linux(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "HAS_GUARDIAN", False)
     for name in ("pidfd_open", "eventfd", "memfd_create"):
         monkeypatch.delattr(os, name)
+
+
+def test_no_finding_shows_a_password(monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
+    """Doctor hides the passwords of URLs that its findings quote, for people and as JSON."""
+    url = "http://me:s3same@127.0.0.1:4200/api"
+    found = wrong("prefect server", f"{url} does not answer: ConnectError: no host for '{url}'", f"start {url}")
+    monkeypatch.setattr(doctor, "core_checks", lambda *_: [found])
+    for words in ((), ("--json",)):
+        shown = command("doctor", "--no-prefect", *words).out
+        assert "s3same" not in shown
+        assert shown.count("http://me:(hidden)@127.0.0.1:4200/api") == 3
+
+
+def test_a_store_that_others_can_read_is_a_warning(store: JobStore, home: Path) -> None:
+    """Doctor warns about a store whose files other users can read."""
+    url = f"sqlite:///{home / 'jobs.db'}"
+    assert check_store(url).level is Level.FINE
+    (home / "jobs.db").chmod(0o644)
+    found = check_store(url)
+    assert found.level is Level.WARNING
+    assert "other users can read its files" in found.found
+    assert f"chmod 600 {home / 'jobs.db'}" in found.way_out
 
 
 @pytest.mark.usefixtures("without_linux")

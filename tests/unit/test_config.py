@@ -132,6 +132,26 @@ def test_a_secret_header_can_come_from_the_environment(write: Write, monkeypatch
 
 
 @pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("store: {url: [postgresql://me:s3same@db/jobs]}", "'postgresql://me:(hidden)@db/jobs'"),
+        ("store: 'postgresql://me:s3same@db/jobs'", "postgresql://me:(hidden)@db/jobs"),
+        ("postgresql://me:s3same@db/jobs", "postgresql://me:(hidden)@db/jobs"),
+        ("tools: {orders: {source: rest, resources: {l: {path: l}}, headers: {Authorization: [s3same]}}}", "(hidden)"),
+        ("tools: {orders: {source: rest, resources: {l: {path: l}}, headers: Bearer s3same}}", "(hidden)"),
+        ("tools: {orders: [{api_key: s3same}]}", "(hidden)"),
+        ("tools: [{headers: {Authorization: s3same}}]", "(hidden)"),
+    ],
+)
+def test_no_error_quotes_a_secret(write: Write, text: str, shown: str) -> None:
+    """The message about a wrong value hides passwords of URLs, and values whose key is named like a secret."""
+    with pytest.raises(ConfigurationError) as refused:
+        load_config(write(text))
+    assert "s3same" not in str(refused.value)
+    assert shown in str(refused.value)
+
+
+@pytest.mark.parametrize(
     "text",
     ["server: {port: 80}", "- 1", "log_level: debug\nplugins: !include plugins.yaml\n", "server: 1\nserver: 2\n"],
 )

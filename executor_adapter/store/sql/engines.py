@@ -77,10 +77,17 @@ def _sqlite(url: URL) -> Engine:
     directory = Path(url.database).absolute().parent
     if not directory.is_dir():
         raise ConfigurationError(f"store.url: {directory} is not a directory: create it, or name another file")
+    _create_private(url.database)
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT}, hide_parameters=True)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _create_private(path: str) -> None:
+    """Create the file for its owner alone, unless it exists: it holds arguments. Its log files get the same mode."""
+    with contextlib.suppress(OSError):  # SQLite says what is wrong.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from sqlalchemy import text
 
 import executor_adapter.store.sql as sql
 from executor_adapter.exceptions import ConfigurationError
-from executor_adapter.store import open_store
+from executor_adapter.store import JobRecord, open_store
 from executor_adapter.store.sql.engines import make_engine
 from executor_adapter.store.sql.schema import REVISION, VERSIONS, metadata
 
@@ -27,6 +28,23 @@ def test_the_migrations_create_the_schema(url: str) -> None:
         context = MigrationContext.configure(connection, opts={"version_table": VERSIONS})
         assert compare_metadata(context, metadata) == []
     engine.dispose()
+
+
+def test_the_files_of_a_new_store_are_their_owner_s_alone(tmp_path: Path) -> None:
+    """A new SQLite store and its log files can be read by nobody else; the mode of an existing one is left as it is."""
+    old_mask = os.umask(0o022)
+    try:
+        url = f"sqlite:///{tmp_path / 'jobs.db'}"
+        store = open_store(url)
+        store.enqueue(JobRecord(job_id="job"))
+        modes = {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()}
+        assert modes == {"jobs.db": 0o600, "jobs.db-wal": 0o600, "jobs.db-shm": 0o600}
+        store.close()
+        (tmp_path / "jobs.db").chmod(0o640)
+        open_store(url).close()
+        assert (tmp_path / "jobs.db").stat().st_mode & 0o777 == 0o640
+    finally:
+        os.umask(old_mask)
 
 
 def test_the_newest_migration_is_the_required_one() -> None:
