@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -97,5 +98,16 @@ def _items(sentences: Iterable[str]) -> str:
 
 
 def _failure_row(job: JobRow) -> str:
-    message = escape(" ".join((job.error or "").split()), quote=False).replace("|", "\\|")
-    return f"| {job.stage} {job.tool} {job.subject} | {job.note} | {job.attempts} | {message} |"
+    return f"| {job.stage} {job.tool} {job.subject} | {job.note} | {job.attempts} | {_in_cell(job.error or '')} |"
+
+
+def _in_cell(text: str) -> str:
+    """Return the text as a cell of a Markdown table, in which nothing of it is markup: no HTML, image or link."""
+    return _MARKUP.sub(_escaped, escape(" ".join(text.split()), quote=False))
+
+
+_MARKUP = re.compile(r"[\\`*\[\]|~]|://|www\.", re.I)
+
+
+def _escaped(markup: re.Match[str]) -> str:
+    return "&#58;//" if markup[0] == "://" else f"{markup[0][:-1]}\\{markup[0][-1]}"

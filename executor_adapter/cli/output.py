@@ -7,14 +7,16 @@ import io
 import json
 import math
 import os
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from types import NoneType
 from typing import Annotated, Any, cast
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -45,16 +47,41 @@ class ClosedOutputError(Exception):
     """The reader of this command's output has left, so the command need not go on."""
 
 
+class SafeConsole(Console):
+    """Prints no control characters but its own: what a job logs could otherwise rewrite the screen or run commands.
+
+    They are left out, as they have no width; so tables stay aligned.
+    """
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """Yield the segments of the renderable, without control characters in their text."""
+        for segment in super().render(renderable, options):
+            if segment.control or not _CONTROL.search(segment.text):
+                yield segment
+            else:
+                yield Segment(_CONTROL.sub("", segment.text), segment.style)
+
+
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+"""Control characters of both sets (C0 and C1), line feeds excepted. Tabs are spaces by the time they are rendered."""
+
+
 def console() -> Console:
     """Return a console for stdout."""
-    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
+    return SafeConsole(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
 
 
 def print_json(value: Any) -> None:
     """Print one JSON document: indented on a terminal, on one line otherwise. Any `value` gives valid JSON."""
     indent, document = 2 if sys.stdout.isatty() else None, plain(value)
-    text = json.dumps(document, indent=indent, ensure_ascii=False)
+    text = json_text(document, indent=indent)
     typer.echo(text if _can_be_printed(text) else json.dumps(document, indent=indent))
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """Return readable JSON without control characters: `json` escapes those of ASCII only."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _can_be_printed(text: str) -> bool:
@@ -151,7 +178,7 @@ def print_error(error: object) -> None:
 
 def print_note(text: Text) -> None:
     """Print a line on stderr."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(text)
+    SafeConsole(stderr=True, highlight=False, soft_wrap=True).print(text)
 
 
 class _OutputFile(io.FileIO):

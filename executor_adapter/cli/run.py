@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -31,6 +30,7 @@ from rich.text import Text
 from executor_adapter.cli.output import (
     JsonOption,
     continue_without_reader,
+    json_text,
     plain,
     print_json,
     print_note,
@@ -235,7 +235,7 @@ def _print_result(job: Job, value: Any, *, as_json: bool) -> None:
 
 def _value_text(value: Any) -> str:
     try:
-        return json.dumps(value, ensure_ascii=False)
+        return json_text(value)
     except Exception:  # The value's own code may raise anything.
         return safe_repr(value)
 

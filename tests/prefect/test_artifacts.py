@@ -19,7 +19,7 @@ from tests.prefect.conftest import Api, Wait
 
 def work(number: int) -> int:
     if number % 5 == 4:
-        raise ValueError(f"number {number} | is <bad>")
+        raise ValueError(f"number {number} | is <bad> ![seen](http://spy.example/p.png)")
     return number
 
 
@@ -58,7 +58,7 @@ def artifacts_of(url: str, flow_run_id: UUID | str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("run", [with_job_tasks, with_plain_tasks, with_jobs_in_bulk], ids=lambda run: run.name)
 def test_a_run_of_jobs_has_progress_table_and_report(prefect_api: str, run: Any) -> None:
-    """Job tasks, plain tasks and run_jobs get progress, table and report, with errors escaped for Markdown."""
+    """Job tasks, plain tasks and run_jobs get progress, table and report, with errors that are no markup."""
     state = run(return_state=True)
     found = artifacts_of(prefect_api, state.state_details.flow_run_id)
     assert found.keys() == {"a-collection-progress", "a-collection-jobs", "a-collection-report"}
@@ -69,7 +69,7 @@ def test_a_run_of_jobs_has_progress_table_and_report(prefect_api: str, run: Any)
     report = found["a-collection-report"]
     assert "10 of 10 jobs finished: 8 Completed, 2 Failed." in report
     assert "Completed: 80.0%. Retries: 0." in report
-    assert report.count("number 4 \\| is &lt;bad&gt; |") == 1
+    assert report.count("number 4 \\| is &lt;bad&gt; !\\[seen\\](http&#58;//spy.example/p.png) |") == 1
 
 
 def test_progress_moves_while_jobs_run(prefect_api: str, wait_for: Wait) -> None:

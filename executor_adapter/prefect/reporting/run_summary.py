@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from html import escape
@@ -141,5 +142,16 @@ def _error(failure: JobSnapshot) -> str:
 
 
 def _in_cell(text: str) -> str:
-    """Return the text as a cell of a Markdown table. Without escaping, `<class 'dict'>` would disappear as HTML."""
-    return escape(" ".join(text.split()), quote=False).replace("|", "\\|")
+    """Return the text as a cell of a Markdown table, in which nothing of it is markup.
+
+    Otherwise `<class 'dict'>` would disappear as HTML, and a job's error could show images, which browsers load.
+    """
+    return _MARKUP.sub(_escaped, escape(" ".join(text.split()), quote=False))
+
+
+_MARKUP = re.compile(r"[\\`*\[\]|~]|://|www\.", re.I)
+"""What begins or ends markup, and what makes a link of a bare address."""
+
+
+def _escaped(markup: re.Match[str]) -> str:
+    return "&#58;//" if markup[0] == "://" else f"{markup[0][:-1]}\\{markup[0][-1]}"
