@@ -1,7 +1,8 @@
 """Hosts: the executors that share a store, and how one detects that another has died.
 
 On the same machine a host is dead as soon as its process and all its workers are; that is certain, see
-`worker.presence`. Only the lease shows whether a host on another machine is dead.
+`worker.presence`, unless another user holds the name of its presence. Only the lease shows whether a host on another
+machine is dead.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from executor_adapter.job import uuid7
-from executor_adapter.worker import is_held, own_presence
+from executor_adapter.worker import is_held, is_held_by_own_user, own_presence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,14 @@ class Host:
             return True
         held = is_held(self.presence)
         return None if held is None else not held
+
+    @property
+    def may_be_gone(self) -> bool:
+        """Whether its lease decides: this machine cannot determine whether it is gone, or others hold its presence.
+
+        Any user may bind the name of a host that has died, which would look as if one of its workers were alive.
+        """
+        return self.is_gone is None or (self.is_dying and not is_held_by_own_user(self.presence))
 
     @property
     def is_dying(self) -> bool:

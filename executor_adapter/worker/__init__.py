@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from executor_adapter.worker.call import PICKLE, REFERENCE
     from executor_adapter.worker.context import JobContext, current_job, enter_job, leave_job, running_job
     from executor_adapter.worker.interpreter import interpreter_command
-    from executor_adapter.worker.presence import is_held, own_presence
+    from executor_adapter.worker.presence import is_held, is_held_by_own_user, own_presence
     from executor_adapter.worker.process import EXIT_SETUP_FAILED, INTERRUPT
     from executor_adapter.worker.process_tree import (
         TREE_VARIABLE,
@@ -45,6 +45,7 @@ _HOMES = {
     "guardian": "executor_adapter.worker.guardian",
     "interpreter_command": "executor_adapter.worker.interpreter",
     "is_held": "executor_adapter.worker.presence",
+    "is_held_by_own_user": "executor_adapter.worker.presence",
     "kill_below": "executor_adapter.worker.process_tree",
     "kill_marked": "executor_adapter.worker.process_tree",
     "leave_job": "executor_adapter.worker.context",
@@ -74,6 +75,7 @@ __all__ = [
     "guardian",
     "interpreter_command",
     "is_held",
+    "is_held_by_own_user",
     "kill_below",
     "kill_marked",
     "leave_job",

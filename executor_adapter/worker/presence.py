@@ -3,7 +3,7 @@
 The host binds a socket to a name in Linux's abstract namespace; its guardian and workers inherit it. The kernel frees
 the name when the last holder has died, whatever killed it, and not before that process has stopped running code. So
 there is no file to leave behind, and nothing to do while jobs run. The name is visible to all users of one network
-namespace.
+namespace, and each of them may bind it once it is free: `is_held_by_own_user` tells their processes from ours.
 
 A process that is forked without being a guardian or worker (by the program, or by a job's function) closes the socket
 at once.
@@ -11,6 +11,7 @@ at once.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import socket
@@ -58,6 +59,32 @@ def is_held(name: str) -> bool | None:
     except OSError:
         pass
     return True
+
+
+def is_held_by_own_user(name: str) -> bool:
+    """Return whether a process of this process's user holds the presence `name`.
+
+    This reads all of /proc, so it is for a name that is held though its host has died.
+    """
+    shown = f"@{_address(name)[1:]}"
+    with contextlib.suppress(OSError), open("/proc/net/unix", encoding="utf-8", errors="replace") as file:
+        sockets = {f"socket:[{fields[6]}]" for line in file if (fields := line.split())[-1] == shown}
+        return any(_holds_any(pid, sockets) for pid in os.listdir("/proc") if pid.isdigit())
+    return True
+
+
+def _holds_any(pid: str, sockets: set[str]) -> bool:
+    with contextlib.suppress(OSError):  # It has ended, or is another user's.
+        if os.stat(f"/proc/{pid}").st_uid == os.geteuid():
+            return any(_link(f"/proc/{pid}/fd/{fd}") in sockets for fd in os.listdir(f"/proc/{pid}/fd"))
+    return False
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
 
 
 def _take() -> Presence:

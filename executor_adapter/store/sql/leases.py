@@ -90,8 +90,9 @@ def any_is_dying(connection: Connection) -> bool:
 
 
 def _is_gone(row: Any) -> bool:
-    known = _host(row).is_gone
-    return bool(row["expired"]) if known is None else known
+    host = _host(row)
+    known = host.is_gone
+    return bool(row["expired"] and host.may_be_gone) if known is not True else True
 
 
 def _host(row: Any) -> Host:

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
+from executor_adapter.job.ids import uuid7
 from executor_adapter.job.status import JobStatus
-from executor_adapter.store import JobStore
-from executor_adapter.store.host import close_host, new_host
+from executor_adapter.store import Host, JobRecord, JobStore
+from executor_adapter.store.host import close_host, new_host, this_machine
 from executor_adapter.store.sql import SqlStore, leases
 from executor_adapter.store.sql.engines import make_engine
 from tests.contract.conftest import wait_for
@@ -169,3 +170,51 @@ def test_a_host_cut_off_within_a_transaction_blocks_no_claim(url: str, store: Jo
         assert connection.execute(text("SHOW idle_in_transaction_session_timeout")).scalar() == "30s"
     engine.dispose()
     close_host(rival)
+
+
+BIND = """
+import os, socket, sys
+held = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+held.bind(f"\\0executor-adapter/{sys.argv[1]}")
+os.setuid(int(sys.argv[2]))
+print("bound", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def bind() -> Iterator[Callable[[str, int], None]]:
+    """Lets a process of another user bind a presence."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start_holder(name: str, user: int) -> None:
+        command = [sys.executable, "-c", BIND, name, str(user)]
+        started.append(holder := subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "bound\n"
+
+    yield start_holder
+    for holder in started:
+        holder.communicate()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a process of another user")
+@pytest.mark.parametrize(
+    ("user", "lease", "taken"),
+    [(65534, -1.0, True), (65534, 600.0, False), (0, -1.0, False)],
+    ids=["another user, lease over", "another user, lease valid", "own user"],
+)
+def test_a_name_that_another_user_binds_does_not_block_a_take_over(
+    store: JobStore, bind: Callable[[str, int], None], user: int, lease: float, taken: bool
+) -> None:
+    """Where another user holds the name of a dead host, its lease decides; where a worker of ours does, it waits."""
+    dead = Host(host_id=uuid7(), machine=this_machine(), pid=2**22, process_started=1, presence=uuid7())
+    store.register(dead, lease=60)
+    store.write(dead.host_id, [JobRecord(job_id="job", host=dead.host_id)], lease=lease)
+    bind(dead.presence, user)
+    rival = new_host()
+    store.register(rival, lease=60)
+    try:
+        assert [record.job_id for record in store.claim(rival, queue="")] == (["job"] if taken else [])
+    finally:
+        close_host(rival)
