@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _NAMED_SECRET = (
-    r"(?:header|token|secret|passw|pwd|credential|auth(?!or(?!i))|cookie|signature|(?:api|access|private).?key)"
+    r"(?:header|token|secret|passw|pwd|credential|auth(?!or(?!i))|cookie|signature|(?:api|access|private|pickle).?key)"
 )
 SECRET = re.compile(_NAMED_SECRET + r"|\b(?:params|body)\.key$", re.I)
 """Keys whose values are not shown: `authorization` is one, `author` is not."""

@@ -11,6 +11,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SecretStr,
     TypeAdapter,
     WithJsonSchema,
     model_validator,
@@ -265,7 +266,14 @@ class StoreSettings(Section):
     """Seconds between searches for jobs that no host runs, those queued by `jobs retry` among them; null: only when an
     executor starts."""
     pickle_arguments: bool = False
-    """Whether functions and arguments are stored pickled: then also those that cannot be imported or are not JSON."""
+    """Whether functions and arguments are stored pickled: then also those that cannot be imported or are not JSON.
+    Only pickles that are signed by a key of `pickle_key` are loaded."""
+    pickle_key: SecretStr | None = None
+    """Keys that sign pickles, separated by blanks: the first one signs, all are accepted. Set it in the environment.
+    null: the file `executor-adapter/pickle.key` in the user's configuration directory, which is made when needed."""
+    functions: Names | None = None
+    """Functions that stored jobs may run here: modules, with all below them, or `module:function`; "*" for all. Those
+    that the program submits are always allowed. null: all modules of the program that are not installed packages."""
 
 
 class MonitoringSettings(Section):

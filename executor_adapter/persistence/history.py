@@ -8,6 +8,7 @@ from typing import Any
 
 from executor_adapter.job import Job
 from executor_adapter.persistence.recorder import Recorder
+from executor_adapter.persistence.stored_functions import StoredFunctions
 from executor_adapter.store import JobFilter, JobStore
 
 FLUSH_TIMEOUT = 5.0
@@ -25,13 +26,17 @@ class QueueHistory:
         queue: the queue whose jobs are read.
         recorder: writes the jobs of the executor that runs this queue; it must not be closed yet.
         live: that executor's live jobs by id.
+        functions: decides which stored jobs may run again.
     """
 
-    def __init__(self, store: JobStore, queue: str, recorder: Recorder, live: Mapping[str, Job]) -> None:
+    def __init__(
+        self, store: JobStore, queue: str, recorder: Recorder, live: Mapping[str, Job], functions: StoredFunctions
+    ) -> None:
         self._store = store
         self._queue = queue
         self._recorder = recorder
         self._live = live
+        self._functions = functions
 
     async def get(self, job_id: str) -> Job | None:
         """Return the job with this id; None where this queue has none."""
@@ -40,7 +45,7 @@ class QueueHistory:
             return job
         await self._flush()
         record = await asyncio.to_thread(self._store.get, job_id)
-        return None if record is None or record.queue != self._queue else record.to_job()
+        return None if record is None or record.queue != self._queue else self._functions.to_job(record)
 
     async def is_quarantined(self, job_id: str) -> bool:
         """Return whether the store has the job in quarantine; another process may have released it."""
@@ -55,7 +60,7 @@ class QueueHistory:
         wanted = JobFilter(queue=self._queue, statuses=statuses, **named)
         await self._flush()
         page = await asyncio.to_thread(self._store.find, wanted, offset=offset, limit=limit, newest_first=False)
-        return [self._live.get(record.job_id) or record.to_job() for record in page.records], page.total
+        return [self._live.get(record.job_id) or self._functions.to_job(record) for record in page.records], page.total
 
     async def cleanup(self, max_age_hours: float) -> int:
         """Delete this queue's jobs that ended more than `max_age_hours` ago; return how many."""

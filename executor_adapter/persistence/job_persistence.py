@@ -20,7 +20,8 @@ from executor_adapter.job import Job
 from executor_adapter.persistence.history import QueueHistory
 from executor_adapter.persistence.recorder import Recorder
 from executor_adapter.persistence.recovery import Recovery
-from executor_adapter.store import JobStore, open_store
+from executor_adapter.persistence.stored_functions import StoredFunctions
+from executor_adapter.store import JobStore, SignedPickles, open_store, signed_pickles
 from executor_adapter.supervision import JobFuture, Supervisor
 
 DYING_HOST_TIMEOUT = 10.0
@@ -53,15 +54,30 @@ class JobPersistence:
     ) -> None:
         self.store = open_store(store) if isinstance(store, str) else store
         self.store.pickle_arguments |= settings.pickle_arguments
+        pickles = self._pickles(settings)
+        self._functions = StoredFunctions(settings.functions, pickles)
         self.recorder = Recorder(self.store, supervisor, queue=queue, lease=settings.lease)
+        self.recorder.pickles = pickles
         self.recorder.pending.requeue_on_shutdown = requeue_on_shutdown and self.store.durable
         self._live_jobs = supervisor.intake.jobs
-        self._recovery = Recovery(self.recorder, self._live_jobs, supervisor.intake.quarantined, readmit)
+        self._recovery = Recovery(
+            self.recorder, self._live_jobs, supervisor.intake.quarantined, readmit, self._functions
+        )
         if self.store.durable:
             self.recorder.recover = self._recovery.run
             self.recorder.recover_every = settings.recover_every
         if isinstance(store, str):
             supervisor.thread.on_closed.append(self.store.close)
+
+    def _pickles(self, settings: StoreSettings) -> SignedPickles | None:
+        """Return what signs and loads pickles; None where no store outlives the program, or none may hold pickles.
+
+        Raises:
+            ConfigurationError: the key cannot be used; the message says why.
+        """
+        if not (self.store.durable and self.store.pickle_arguments):
+            return None
+        return signed_pickles(None if settings.pickle_key is None else settings.pickle_key.get_secret_value())
 
     def admit(self, job: Job, admit: Callable[[], JobFuture], *, driven: bool = False) -> JobFuture:
         """Call `admit`, which submits the job, and record the job unless it is refused or a live duplicate is returned.
@@ -78,6 +94,8 @@ class JobPersistence:
             raise
         if future.job is not job:
             self.recorder.pending.discard(job)
+        elif self.store.durable:
+            self._functions.add(job.function)
         return future
 
     def recover(self) -> list[Job]:
@@ -104,7 +122,7 @@ class JobPersistence:
         """Return what the store knows of this queue's jobs; None where the store does not outlive the program."""
         if not self.store.durable:
             return None
-        return QueueHistory(self.store, self.recorder.queue, self.recorder, self._live_jobs)
+        return QueueHistory(self.store, self.recorder.queue, self.recorder, self._live_jobs, self._functions)
 
     def release(self, job_id: str) -> bool:
         """End the job's quarantine in the store; False where no quarantined job has this id.

@@ -36,7 +36,7 @@ from executor_adapter.persistence.serialization import (
     refuse_unstorable_texts,
     stored_call,
 )
-from executor_adapter.store import Host, JobRecord, JobStore, LeaseLostError, StoreUnavailableError
+from executor_adapter.store import Host, JobRecord, JobStore, LeaseLostError, SignedPickles, StoreUnavailableError
 from executor_adapter.supervision import Supervisor
 
 logger = logging.getLogger("executor_adapter.store")
@@ -70,6 +70,8 @@ class Recorder:
     ) -> None:
         self.store = store
         self.queue = queue
+        self.pickles: SignedPickles | None = None
+        """Signs pickled functions and arguments; None: they are stored as text."""
         self.pending = PendingWrites(
             queue=queue, keeps_jobs=not store.durable, quarantined=supervisor.intake.quarantined
         )
@@ -119,7 +121,7 @@ class Recorder:
 
     def _stored_call(self, job: Job, driven: bool) -> StoredCall:
         if self.store.durable and not driven:
-            return stored_call(job, pickle_arguments=self.store.pickle_arguments)
+            return stored_call(job, self.pickles)
         if self.store.durable:
             refuse_unstorable_texts(job)
         return StoredCall(function_name(job))

@@ -17,12 +17,23 @@ from executor_adapter.exceptions import ExecutorClosedError, InvalidJobError, Jo
 from executor_adapter.exceptions.display import repr_of, text_of
 from executor_adapter.job import MAX_QUARANTINED, Attempt, Job, JobStatus
 from executor_adapter.persistence.recorder import Recorder
-from executor_adapter.store import JobFilter, JobRecord, LeaseLostError, StoreUnavailableError, given_fields, restore
+from executor_adapter.persistence.stored_functions import StoredFunctions
+from executor_adapter.store import (
+    JobFilter,
+    JobRecord,
+    LeaseLostError,
+    StoreUnavailableError,
+    Unpickle,
+    given_fields,
+    restore,
+)
 
 logger = logging.getLogger("executor_adapter.store")
 
 CLAIM_SIZE = 100
 """Jobs that are claimed in one transaction."""
+MAX_REFUSALS_LOGGED = 10_000
+"""Refused jobs that are remembered, so that each is logged once."""
 
 
 class Recovery:
@@ -33,6 +44,7 @@ class Recovery:
         live: the executor's live jobs by id.
         quarantined: the executor's quarantined jobs by id; those of the store are added.
         readmit: submits a job again, given the seconds since it was created.
+        functions: decides which jobs may run here; all others are left in the store.
     """
 
     def __init__(
@@ -41,7 +53,11 @@ class Recovery:
         live: Mapping[str, Job],
         quarantined: dict[str, Job],
         readmit: Callable[[Job, float], object],
+        functions: StoredFunctions,
     ) -> None:
+        self._functions = functions
+        self._refused: dict[str, None] = {}
+        """The ids of jobs whose refusal was logged, the newest."""
         self._recorder = recorder
         self._live = live
         self._quarantined = quarantined
@@ -57,28 +73,38 @@ class Recovery:
         self._load_quarantined()
         recovered: list[Job] = []
         claimed: list[JobRecord] | None = None
-        while claimed is None or len(claimed) == CLAIM_SIZE:
-            claimed = store.claim(host, queue=self._recorder.queue, limit=CLAIM_SIZE)
+        while claimed is None or len(claimed) == CLAIM_SIZE or self._functions.import_unknown():
+            claimed = store.claim(host, queue=self._recorder.queue, limit=CLAIM_SIZE, refuse=self._refuse)
             recovered += [job for record in claimed if (job := self._run_again(record)) is not None]
         if recovered:
             logger.info("recovered %d jobs that no host ran", len(recovered))
         return recovered
 
+    def _refuse(self, record: JobRecord) -> str | None:
+        reason = self._functions.refusal(record, may_import=False)
+        if reason and record.job_id not in self._refused:
+            if len(self._refused) >= MAX_REFUSALS_LOGGED:
+                del self._refused[next(iter(self._refused))]
+            self._refused[record.job_id] = None
+            message = "job %s of the store is left there and does not run: %s"
+            logger.warning(message, record.job_id, reason, extra={"job_id": record.job_id})
+        return reason
+
     def _load_quarantined(self) -> None:
         wanted = JobFilter(queue=self._recorder.queue, quarantined=True)
         for record in reversed(self._recorder.store.find(wanted, limit=MAX_QUARANTINED).records):
             if record.job_id not in self._quarantined:
-                self._quarantined[record.job_id] = record.to_job()
+                self._quarantined[record.job_id] = self._functions.to_job(record)
 
     def _run_again(self, record: JobRecord) -> Job | None:
         if record.job_id in self._live:
             return None  # The claim made it this host's again, and it runs here already.
         record = _with_attempt_cut_off(record)
         try:
-            job = _pending_job(record)
+            job = _pending_job(record, self._functions.unpickle)
             if record.crashes > 0 and record.crashes > job.policy.crash_attempts:
                 self._end(record, "WORKER_CRASHED", f"its host died {record.crashes} times while it ran", True)
-                self._quarantined[record.job_id] = restore(record)
+                self._quarantined[record.job_id] = self._functions.to_job(record)
                 return None
             self._readmit(job, max(0.0, time.time() - record.created_at))
         except (StoreUnavailableError, LeaseLostError, ExecutorClosedError):
@@ -123,14 +149,16 @@ def _with_attempt_cut_off(record: JobRecord) -> JobRecord:
     return replace(record, attempt_fields=(*record.attempt_fields, fields), crashes=crashes)
 
 
-def _pending_job(record: JobRecord) -> Job:
+def _pending_job(record: JobRecord, unpickle: Unpickle | None) -> Job:
     """Return the job as PENDING, ready to be submitted.
 
     Raises:
         ValueError: its function is not stored or cannot be imported here, or the job could never run.
     """
-    Job(**given_fields(record))
-    job = restore(replace(record, status=JobStatus.PENDING, progress=None))
+    Job(**given_fields(record, unpickle))
+    if record.attempt == 0:  # What may be shown there is why another host, or this one before, left it.
+        record = replace(record, error_code=None, error_message=None)
+    job = restore(replace(record, status=JobStatus.PENDING, progress=None), unpickle)
     if record.started_at is not None:
         job.queue_timeout = None  # Its first attempt did start in time.
     return job

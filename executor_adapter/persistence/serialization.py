@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job import RETRY_OF, TERMINAL, Job, JobStatus, RetryPolicy, function_reference, resolve
 from executor_adapter.pools import dump_by_value, importable_reference
-from executor_adapter.store import JobRecord
+from executor_adapter.store import JobRecord, SignedPickles
 
 _IN_COLUMNS = frozenset(
     {"function", "job_id", "job_type", "tool_name", "metadata", "priority", "max_runtime", "args", "kwargs", "retry"}
@@ -31,8 +31,8 @@ class StoredCall(NamedTuple):
     pickled: bytes | None = None
 
 
-def stored_call(job: Job, *, pickle_arguments: bool = False) -> StoredCall:
-    """Return what another process needs to run the job.
+def stored_call(job: Job, pickles: SignedPickles | None = None) -> StoredCall:
+    """Return what another process needs to run the job; its function and arguments pickled if there are `pickles`.
 
     Raises:
         InvalidJobError: its function cannot be imported elsewhere or an argument is not JSON; the message says what to
@@ -42,8 +42,8 @@ def stored_call(job: Job, *, pickle_arguments: bool = False) -> StoredCall:
     fields: dict[str, Any] = {name: getattr(job, name) for name in job.model_fields_set - _IN_COLUMNS}
     if job.retry is not None:
         fields["retry"] = _policy_fields(job.retry)
-    if pickle_arguments:
-        pickled = dump_by_value((job.function, job.args, job.kwargs))
+    if pickles is not None:
+        pickled = pickles.sign(dump_by_value((job.function, job.args, job.kwargs)))
         return StoredCall(function_name(job), json.dumps(fields), pickled)
     fields["function"] = function = _importable(job)
     if job.args or job.kwargs:

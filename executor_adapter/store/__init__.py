@@ -5,6 +5,7 @@ from __future__ import annotations
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.store.base import JobStore, LeaseLostError, StoreUnavailableError
 from executor_adapter.store.host import Host, close_host, new_host
+from executor_adapter.store.pickles import SignedPickles, signed_pickles
 from executor_adapter.store.records import (
     ALL,
     MAX_LOG_LINES,
@@ -12,6 +13,7 @@ from executor_adapter.store.records import (
     JobRecord,
     LogLine,
     Page,
+    Unpickle,
     given_fields,
     restore,
 )
@@ -26,12 +28,15 @@ __all__ = [
     "LeaseLostError",
     "LogLine",
     "Page",
+    "SignedPickles",
     "StoreUnavailableError",
+    "Unpickle",
     "close_host",
     "given_fields",
     "new_host",
     "open_store",
     "restore",
+    "signed_pickles",
 ]
 
 

@@ -15,7 +15,7 @@ and all that ran for it are gone. A host whose lease was taken writes nothing an
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from executor_adapter.job import JobStatus
@@ -147,10 +147,14 @@ class JobStore(ABC):
         """End the host's lease; other hosts may claim its live jobs at once."""
 
     @abstractmethod
-    def claim(self, host: Host, *, queue: str, limit: int = 100) -> list[JobRecord]:
+    def claim(
+        self, host: Host, *, queue: str, limit: int = 100, refuse: Callable[[JobRecord], str | None] | None = None
+    ) -> list[JobRecord]:
         """Take over live jobs of `queue` that no host runs, because their host died or they never had one.
 
-        Each record is as its former host left it, except for `host`. No two hosts ever get the same job.
+        Each record is as its former host left it, except for `host`. No two hosts ever get the same job. Jobs for which
+        `refuse` returns a text are left for other hosts. Those that never started show the text as their error, unless
+        it is "", which means that it is not known yet.
 
         Raises:
             LeaseLostError: another host has taken this host's own lease.

@@ -130,13 +130,17 @@ class MemoryStore(JobStore):
     def leave(self, host_id: str) -> None:
         self._leases.pop(host_id, None)
 
-    def claim(self, host: Host, *, queue: str, limit: int = 100) -> list[JobRecord]:
+    def claim(
+        self, host: Host, *, queue: str, limit: int = 100, refuse: Callable[[JobRecord], str | None] | None = None
+    ) -> list[JobRecord]:
         with self._lock:
             if host.host_id not in self._leases:
                 raise LeaseLostError(host.host_id)
             for host_id in [known for known, until in self._leases.items() if until < self._now()]:
                 del self._leases[host_id]
             orphans = (r for r in self._records.values() if r.queue == queue and self._is_orphan(r))
+            if refuse is not None:
+                orphans = (record for record in orphans if refuse(record) is None)
             claimed = [replace(record, host=host.host_id) for record in itertools.islice(orphans, limit)]
             self._records.update((record.job_id, record) for record in claimed)
             return claimed

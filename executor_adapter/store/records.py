@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -162,11 +161,15 @@ MAX_LOG_LINES = 1000
 """Lines that a store keeps of each job's log; it drops the oldest."""
 
 
-def restore(record: JobRecord) -> Job:
+Unpickle = Callable[[bytes], Any]
+"""Loads a stored pickle, if it may be loaded."""
+
+
+def restore(record: JobRecord, unpickle: Unpickle | None = None) -> Job:
     """Return the job as the record has it, with its state.
 
-    Where its function is not stored, or cannot be unpickled here, the job has a MissingFunction: it can be read,
-    but not run.
+    Where its function is not stored, or is pickled and cannot be loaded, the job has a MissingFunction: it can be read,
+    but not run. Without `unpickle` no pickle is loaded.
     """
     state = JobState(
         record.status,
@@ -183,12 +186,12 @@ def restore(record: JobRecord) -> Job:
         error_message=record.error_message,
     )
     try:
-        return Job.restored(state, **given_fields(record))
+        return Job.restored(state, **given_fields(record, unpickle))
     except ValueError:
         return Job.restored(state, **_column_fields(record), function=MissingFunction(record.function))
 
 
-def given_fields(record: JobRecord) -> dict[str, Any]:
+def given_fields(record: JobRecord, unpickle: Unpickle | None = None) -> dict[str, Any]:
     """Return the fields of Job that the job was made with, its id included.
 
     Raises:
@@ -199,7 +202,7 @@ def given_fields(record: JobRecord) -> dict[str, Any]:
             f"job {record.job_id} was driven from outside the executor: run it again where it came from"
         )
     fields: dict[str, Any] = _column_fields(record) | json.loads(record.call)
-    return fields if record.pickled is None else fields | _unpickled(record.job_id, record.pickled)
+    return fields if record.pickled is None else fields | _unpickled(record.job_id, record.pickled, unpickle)
 
 
 class MissingFunction:
@@ -228,9 +231,11 @@ def _column_fields(record: JobRecord) -> dict[str, Any]:
     }
 
 
-def _unpickled(job_id: str, pickled: bytes) -> dict[str, Any]:
+def _unpickled(job_id: str, pickled: bytes, unpickle: Unpickle | None) -> dict[str, Any]:
+    if unpickle is None:
+        raise InvalidJobError(f"job {job_id} is stored pickled, and pickles are loaded by its executor alone")
     try:
-        function, args, kwargs = pickle.loads(pickled)
+        function, args, kwargs = unpickle(pickled)
     except Exception as error:
         raise InvalidJobError(
             f"job {job_id} cannot be unpickled here: {repr_of(error)}: run it where its code is"

@@ -8,16 +8,38 @@ is still the one that was read.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import defaultdict
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Double, cast, delete, extract, func, insert, literal, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Double,
+    RowMapping,
+    Text,
+    cast,
+    delete,
+    extract,
+    func,
+    insert,
+    literal,
+    select,
+    tuple_,
+    update,
+)
 
 from executor_adapter.store.base import LeaseLostError
 from executor_adapter.store.host import Host, this_machine
+from executor_adapter.store.records import JobRecord
 from executor_adapter.store.sql.filters import has_no_host, is_live
+from executor_adapter.store.sql.row_mapping import record_of
 from executor_adapter.store.sql.schema import hosts, jobs
+
+Refuse = Callable[[JobRecord], str | None]
+"""Returns why a job must be left to other hosts; None if it may be claimed."""
 
 
 def register(connection: Connection, host: Host, lease: float) -> None:
@@ -43,8 +65,8 @@ def end(connection: Connection, host_id: str) -> None:
     connection.execute(delete(hosts).where(hosts.c.host_id == host_id))
 
 
-def claim(connection: Connection, host: Host, queue: str, limit: int) -> list[str]:
-    """Claim jobs of `queue` that no host runs; return their ids.
+def claim(connection: Connection, host: Host, queue: str, limit: int, refuse: Refuse | None = None) -> list[str]:
+    """Claim jobs of `queue` that no host runs; return their ids. Those that `refuse` gives a reason for are left.
 
     Raises:
         LeaseLostError: another host has taken this host's own lease.
@@ -54,12 +76,37 @@ def claim(connection: Connection, host: Host, queue: str, limit: int) -> list[st
     if not _lock_row(connection, host.host_id):
         raise LeaseLostError(host.host_id)
     _end_leases_of_gone_hosts(connection, host.host_id)
-    orphans = select(jobs.c.job_id, jobs.c.host).where(is_live, jobs.c.queue == queue, has_no_host)
     seen: dict[str | None, list[str]] = defaultdict(list)
-    first = orphans.order_by(jobs.c.created_at).limit(limit).with_for_update(of=jobs, skip_locked=True)
-    for job_id, former in connection.execute(first):
-        seen[former].append(job_id)
+    for row in itertools.islice(_orphans(connection, queue, limit, refuse), limit):
+        seen[row["host"]].append(row["job_id"])
     return [job_id for former, ids in seen.items() for job_id in _take(connection, host.host_id, former, ids)]
+
+
+def _orphans(connection: Connection, queue: str, page_size: int, refuse: Refuse | None) -> Iterator[RowMapping]:
+    """Yield the jobs without a host, the oldest first, except for those that are refused."""
+    columns = (jobs.c.job_id, jobs.c.host, jobs.c.created_at) if refuse is None else (jobs,)
+    query = select(*columns).where(is_live, jobs.c.queue == queue, has_no_host)
+    query = query.order_by(jobs.c.created_at, jobs.c.job_id).limit(page_size)
+    query = query.with_for_update(of=jobs, skip_locked=True)
+    page = connection.execute(query).mappings().all()
+    while page:
+        for row in page:
+            reason = None if refuse is None else refuse(record_of(row))
+            if reason is None:
+                yield row
+            else:
+                _show_refusal(connection, row, reason)
+        if len(page) < page_size:
+            return
+        last = tuple_(literal(page[-1]["created_at"], Double), literal(page[-1]["job_id"], Text))
+        page = connection.execute(query.where(tuple_(jobs.c.created_at, jobs.c.job_id) > last)).mappings().all()
+
+
+def _show_refusal(connection: Connection, row: RowMapping, reason: str) -> None:
+    """Write into the row of a job that never started why it is left; the last error of any other job is kept."""
+    if reason and not row["attempt"] and row["error_message"] != reason:
+        shown = {"error_code": "CONFIGURATION_ERROR", "error_message": reason}
+        connection.execute(update(jobs).where(jobs.c.job_id == row["job_id"], is_live).values(shown))
 
 
 def _take(connection: Connection, host_id: str, former: str | None, job_ids: list[str]) -> list[str]:

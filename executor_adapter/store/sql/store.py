@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -132,9 +132,11 @@ class SqlStore(JobStore):
         with self._changing() as connection:
             leases.end(connection, host_id)
 
-    def claim(self, host: Host, *, queue: str, limit: int = 100) -> list[JobRecord]:
+    def claim(
+        self, host: Host, *, queue: str, limit: int = 100, refuse: Callable[[JobRecord], str | None] | None = None
+    ) -> list[JobRecord]:
         with self._changing() as connection:
-            claimed = leases.claim(connection, host, queue, limit)
+            claimed = leases.claim(connection, host, queue, limit, refuse)
             rows = select(jobs).where(jobs.c.job_id.in_(claimed)).order_by(jobs.c.created_at, jobs.c.job_id)
             return list(map(record_of, connection.execute(rows).mappings()))
 

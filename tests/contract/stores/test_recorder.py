@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import threading
 import time
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 from executor_adapter import Job, JobExecutor, JobStatus, RetryPolicy
 from executor_adapter.config import Settings
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.store import JobStore
+from executor_adapter.store import JobStore, SignedPickles
 from tests.contract.conftest import wait_for
 from tests.contract.stores import store_jobs
 from tests.contract.stores.conftest import MakeStored, record_in, wait_for_end
@@ -82,13 +81,13 @@ def test_arguments_are_not_pickled_unless_asked(make_stored: MakeStored, store: 
         plain = executor.submit(Job(function=store_jobs.give, args=(1,))).job
     assert record_in(store, plain.job_id).pickled is None
     assert record_in(store, plain.job_id).arguments == ([1], {})
-    with make_stored(settings={"pickle_arguments": True}) as executor:
+    with make_stored(settings={"pickle_arguments": True, "pickle_key": "k" * 32}) as executor:
         asked = executor.submit(Job(function=lambda value: len(value), args=({1, 2},))).job
     record = record_in(store, asked.job_id)
     assert record.arguments is None
     assert record.pickled is not None
-    assert pickle.loads(record.pickled)[1] == ({1, 2},)
-    assert record.to_job().args == ({1, 2},)
+    assert SignedPickles(["k" * 32]).load(record.pickled)[1] == ({1, 2},)
+    assert record.to_job().args == ()  # Reading loads no pickle.
 
 
 def test_a_result_is_not_stored(make_stored: MakeStored, url: str, tmp_path: Path) -> None:
