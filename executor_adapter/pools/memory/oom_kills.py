@@ -6,6 +6,7 @@ signal. So a worker that died of SIGKILL just after the number rose was killed b
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
@@ -27,6 +28,10 @@ class OomKills:
         self._counted: int | None = None
         self._unclaimed: deque[float] = deque(maxlen=1000)
         """When the kills were seen that no worker's death has claimed."""
+
+    def renew_lock(self) -> None:
+        """Replace the lock, in a forked process: a thread of the parent may have held it."""
+        self._lock = threading.Lock()
 
     def observe(self) -> bool:
         """Take note of kills up to now. Return False if the system does not show how many there were."""
@@ -68,3 +73,6 @@ class OomKills:
 
 oom_kills = OomKills()
 """The kills in the group of this process, shared by its executors, so that none is claimed twice."""
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=oom_kills.renew_lock)
