@@ -149,7 +149,10 @@ PUBLIC: tuple[tuple[Any, tuple[str, ...]], ...] = (
 
 
 FOR_OTHER_PARTS = {
-    "executor_adapter.store": {"close_host", "given_fields", "new_host", "restore"},
+    "executor_adapter.store": {
+        *("close_host", "given_fields", "new_host", "restore"),
+        *("SignedPickles", "Unpickle", "signed_pickles"),
+    },
     "executor_adapter.monitoring": {
         *("INSIDE", "JobTracer", "serve_metrics", "tracer_in_use"),
         *("Finding", "Level", "fine", "warning", "wrong"),

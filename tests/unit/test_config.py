@@ -168,7 +168,7 @@ def test_a_file_of_another_program_is_ignored_unless_it_is_named(write: Write, t
         ("colection: {job_timeout: 5}", "colection is not a key: did you mean collection?"),
         ("max_workers: 3", "max_workers is not a key: allowed are collection, executor"),
         ("server: {port: 80}\nstore: {url: 'memory:'}", "server is not a key: allowed are collection"),
-        ("store: {type: s3}", "store.type is not a key: allowed are lease"),
+        ("store: {type: s3}", "store.type is not a key: allowed are functions, lease"),
     ],
 )
 def test_a_file_that_may_be_ours_is_read_strictly(write: Write, text: str, message: str) -> None:
