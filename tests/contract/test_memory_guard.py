@@ -79,9 +79,9 @@ def test_no_further_attempt_starts_while_memory_is_short(
 ) -> None:
     """With little memory left, a job waits while another runs, which log, stats and health say, and starts later."""
     guarded.submit(job(pool, tmp_path, "first"))
-    wait_for((tmp_path / "first").exists)
+    wait_for((tmp_path / "first").exists, seconds=60)
     group.use(950 - 1)
-    wait_for(lambda: guarded.stats().waits_for_memory)
+    wait_for(lambda: guarded.stats().waits_for_memory, seconds=60)
     second = guarded.submit(job(pool, tmp_path, "second"))
     monitor = HealthMonitor(guarded)
     (alert,) = monitor.check()
@@ -90,20 +90,20 @@ def test_no_further_attempt_starts_while_memory_is_short(
     assert monitor.check() == []
     with caplog.at_level(logging.INFO, "executor_adapter.memory"):
         group.use(500)
-        wait_for((tmp_path / "second").exists)
+        wait_for((tmp_path / "second").exists, seconds=60)
     assert "memory is free again" in caplog.text
     assert "memory is short: the control group /jobs has 51 MiB of 1,000 MiB left" in caplog.text
     assert not guarded.stats().waits_for_memory
     for name in ("first.end", "second.end"):
         (tmp_path / name).touch()
-    assert second.result(timeout=30) == 1
+    assert second.result(timeout=60) == 1
 
 
 def test_one_attempt_may_always_run(guarded: JobExecutor, group: FakeGroup, tmp_path: Path) -> None:
     """Memory that others hold delays jobs, but they run, one at a time."""
     group.use(980)
     futures = [guarded.submit(Job(function=hold, args=(n, str(tmp_path / str(n))))) for n in range(5)]
-    assert [future.result(timeout=30) for future in futures] == list(range(5))
+    assert [future.result(timeout=60) for future in futures] == list(range(5))
 
 
 def test_the_largest_attempt_is_ended_before_memory_runs_out(
@@ -112,9 +112,9 @@ def test_the_largest_attempt_is_ended_before_memory_runs_out(
     """Of two jobs the larger one is ended as MEMORY_LIMIT with its figures; the other one completes."""
     small = guarded.submit(job("process", tmp_path, "small", 2 * MIB))
     large = guarded.submit(job("process", tmp_path, "large", 150 * MIB))
-    wait_for(lambda: (tmp_path / "small").exists() and (tmp_path / "large").exists())
+    wait_for(lambda: (tmp_path / "small").exists() and (tmp_path / "large").exists(), seconds=60)
     group.use(980)
-    error = large.exception(timeout=30)
+    error = large.exception(timeout=60)
     assert isinstance(error, MemoryLimitError)
     assert re.match(
         r"its process tree held 1[5-9]\d MiB, more than any other attempt, when memory ran out: "
@@ -122,7 +122,7 @@ def test_the_largest_attempt_is_ended_before_memory_runs_out(
         error.message,
     )
     (tmp_path / "small.end").touch()
-    assert small.result(timeout=30) == 2 * MIB  # Ending it would not have helped.
+    assert small.result(timeout=60) == 2 * MIB  # Ending it would not have helped.
     assert guarded.run(Job(function=hold, args=(1, str(tmp_path / "next")), pool="process")) == 1
 
 
@@ -133,9 +133,9 @@ def test_an_idle_worker_that_holds_much_is_ended_when_memory_is_short(
     pid = guarded.run(Job(function=leave_behind, args=(100 * MIB,), pool="process"))
     running = guarded.submit(job("thread", tmp_path, "running"))
     group.use(949)
-    wait_for(lambda: not Path(f"/proc/{pid}").exists())
+    wait_for(lambda: not Path(f"/proc/{pid}").exists(), seconds=60)
     (tmp_path / "running.end").touch()
-    running.result(timeout=30)
+    running.result(timeout=60)
 
 
 _left: list[bytearray] = []
@@ -153,11 +153,9 @@ def test_the_guard_can_limit_the_program_with_its_workers(
     monkeypatch.setenv("EXECUTOR_ADAPTER_EXECUTOR__MEMORY", "600MiB")
     executor = make_executor(2)
     future = executor.submit(job("process", tmp_path, "large", 580 * MIB))
-    error = future.exception(timeout=30)
+    error = future.exception(timeout=60)
     assert isinstance(error, MemoryLimitError)
-    assert "executor.memory has" in error.message
-    stats = executor.stats()
-    assert stats.memory_limit_bytes == 600 * MIB
+    assert re.search(r"executor\.memory has -?\d+ MiB of 600 MiB left", error.message)
 
 
 def test_without_a_guard_nothing_is_measured(make_executor: MakeExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +171,7 @@ def test_without_a_guard_nothing_is_measured(make_executor: MakeExecutor, monkey
 
 def fork_while_holding(size: int, count: int) -> int:
     held = bytearray(os.urandom(1)) * size
-    started = [pid for _ in range(count) if (pid := os.fork() or _sleep_and_exit(1.0))]
+    started = [pid for _ in range(count) if (pid := os.fork() or _sleep_and_exit(0.5))]
     for pid in started:
         os.waitpid(pid, 0)
     return len(held)
@@ -202,7 +200,7 @@ def fill_memory_file(kind: str, size: int) -> None:
         fd = os.memfd_create("job") if kind == "memfd" else os.open("/dev/shm", os.O_TMPFILE | os.O_RDWR, 0o600)
         for _ in range(size // MIB):
             os.write(fd, chunk)
-    time.sleep(30)
+    time.sleep(120)
 
 
 @pytest.mark.parametrize("kind", ["memfd", "tmpfs", "mapped"])
@@ -211,7 +209,7 @@ def test_memory_files_count_towards_the_limit(executor: JobExecutor, kind: str) 
     filling = Job(
         function=fill_memory_file, args=(kind, 150 * MIB), pool="process", memory_limit="100MiB", retry_attempts=0
     )
-    error = executor.submit(filling).exception(timeout=20)
+    error = executor.submit(filling).exception(timeout=60)
     assert isinstance(error, MemoryLimitError)
     assert re.match(r"its process tree held 1\d\d MiB", error.message)
 
@@ -231,7 +229,7 @@ def limited_group(mebibytes: int) -> Iterator[Path]:
     try:
         yield directory
     finally:
-        wait_for(lambda: not (directory / "cgroup.procs").read_text())
+        wait_for(lambda: not (directory / "cgroup.procs").read_text(), seconds=60)
         directory.rmdir()
 
 
@@ -276,7 +274,7 @@ with JobExecutor(4) as executor:
 """
 
 
-@pytest.mark.parametrize("memory", ["auto", "null"])
+@pytest.mark.parametrize("memory", ["auto", pytest.param("null", marks=pytest.mark.chaos)])
 def test_a_hog_in_a_container_harms_nobody_else(tmp_path: Path, memory: str) -> None:
     """In a group of 512 MiB a hog is ended and three jobs complete; without the guard the group dies with the host."""
     with limited_group(512) as group:
@@ -285,7 +283,7 @@ def test_a_hog_in_a_container_harms_nobody_else(tmp_path: Path, memory: str) -> 
         killer = threading.Thread(target=kill_group_with_its_victim, args=(group, over))
         killer.start()
         try:
-            output, _ = host.communicate(timeout=60)
+            output, _ = host.communicate(timeout=180)
         finally:
             host.kill()
             over.set()
@@ -322,7 +320,7 @@ def test_a_kill_by_the_kernel_is_told_from_others(tmp_path: Path) -> None:
     """Where the kernel kills a worker for memory, its error says so; another SIGKILL is not blamed on the kernel."""
     with limited_group(192) as group:
         host = run_in_group(group, WHO_KILLED, tmp_path, EXECUTOR_ADAPTER_EXECUTOR__MEMORY="null")
-        output, _ = host.communicate(timeout=60)
+        output, _ = host.communicate(timeout=180)
     raised, first, second, third = output.splitlines()
     assert raised == "500"
     assert re.match(r"MEMORY_LIMIT worker \d+ was killed by the kernel, because memory ran out \(an OOM kill", first)
@@ -335,7 +333,7 @@ def test_a_kill_by_the_kernel_is_told_from_others(tmp_path: Path) -> None:
 def test_a_killed_worker_is_not_blamed_on_the_kernel(executor: JobExecutor) -> None:
     """A job that was killed by SIGKILL is WORKER_CRASHED, and its message does not say that memory ran out."""
     executor.run(Job(function=os.getpid, pool="process"))
-    error = executor.submit(Job(function=kill_self, pool="process", retry_attempts=0)).exception(timeout=20)
+    error = executor.submit(Job(function=kill_self, pool="process", retry_attempts=0)).exception(timeout=60)
     assert type(error) is WorkerCrashedError
     assert "because memory ran out" not in error.message
 
