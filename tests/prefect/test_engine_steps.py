@@ -1,0 +1,139 @@
+"""The steps of our task engines beside those of the installed Prefect: a step that Prefect adds must not be missed."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from types import ModuleType
+from typing import Any
+
+import pytest
+from prefect import task_engine
+
+from executor_adapter.prefect.engine import async_engine, base, job_run, run, sync_engine
+
+LOOPS = [
+    pytest.param(task_engine.run_task_sync, run.run_sync, id="sync"),
+    pytest.param(task_engine.run_task_async, run.run_async, id="async"),
+]
+ENGINES = [
+    pytest.param(sync_engine.SyncJobEngine, task_engine.SyncTaskRunEngine, sync_engine, id="sync"),
+    pytest.param(async_engine.AsyncJobEngine, task_engine.AsyncTaskRunEngine, async_engine, id="async"),
+]
+
+SAME_STEP = {
+    "SyncTaskRunEngine": "_new_engine",
+    "AsyncTaskRunEngine": "_new_engine",
+    "raise_if_flow_run_suspension_requested": "raise_if_suspended",  # Prefect's is in a private module.
+}
+"""Steps of Prefect's loops that have another name here."""
+
+ADDED_STEPS = {
+    "is_unfinished": "an error of the engine itself must not leave the task run without a final state",
+    "handle_exception": "the same",
+    "refuse_attempts": "the same",
+}
+"""Steps of our loops that Prefect's do not have, with the reason."""
+
+LEFT_OUT: dict[str, dict[str, str]] = {
+    "run_context": {
+        "timeout": "the executor ends an attempt at `max_runtime`",
+        "timeout_async": "the executor ends an attempt at `max_runtime`",
+        "current_thread": "Prefect logs where it cannot time out in a thread; the executor can",
+        "main_thread": "the same",
+        "debug": "the same",
+        "is_cancelled": "a retry of a cancelled flow run is refused by `JobRun.decide`",
+        "CancelledError": "the same",
+    },
+    "call_task_fn": {"call_with_parameters": "the function is called in a pool"},
+    "handle_retry": {
+        "min": "the delays are those of the retry policy",
+        "len": "the same",
+        "clamped_poisson_interval": "the same",
+        "AwaitingRetry": "made by `states.awaiting_retry`",
+        "Retrying": "made by `states.retrying`, when the retry has its slot",
+        "info": "logged by `JobEngine.log_failure`",
+        "error": "the same",
+    },
+    "wait_until_ready": {
+        "total_seconds": "the executor waits for the delay",
+        "sleep": "the same",
+        "Retrying": "made by `states.retrying`",
+        "Running": "a job is scheduled only for a retry",
+    },
+    "set_state": {
+        "ValueError": "an assertion",
+        "emit_task_run_state_change_event": "the mirror reports states",
+        "update_state": "sets the attributes of the span, as `JobEngine.enter` does",
+    },
+    "call_hooks": {
+        "ValueError": "an assertion",
+        "is_failed": "Crashed states are handled here, all others by Prefect",
+        "get_hook_name": "the same",
+        "info": "the same",
+        "error": "`logged_hook_errors` logs with the traceback",
+        "isawaitable": "the hooks of a crash are coroutine functions or plain",
+    },
+    "handle_rollback": {"emit_task_run_state_change_event": "the mirror reports states"},
+}
+"""Calls in the methods of Prefect's engines that ours replace, and that ours do not make, with the reason."""
+
+
+def _calls(code: Any) -> list[str]:
+    """The names of what the code calls, in the order of the source."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    found.sort(key=lambda node: (node.lineno, node.col_offset))
+    return [_name(node.func) for node in found]
+
+
+def _name(function: ast.expr) -> str:
+    match function:
+        case ast.Attribute(attr=name) | ast.Name(id=name) | ast.Subscript(value=ast.Name(id=name)):
+            return name
+        case _:
+            return ast.unparse(function)
+
+
+@pytest.mark.parametrize(("theirs", "ours"), LOOPS)
+def test_our_loops_have_the_steps_of_prefects_in_their_order(theirs: Any, ours: Any) -> None:
+    """Each step of Prefect's loop is one of ours, in the same order."""
+    expected = [SAME_STEP.get(step, step) for step in _calls(theirs)]
+    assert [step for step in _calls(ours) if step not in ADDED_STEPS] == expected
+
+
+@pytest.mark.parametrize(("ours", "theirs", "module"), ENGINES)
+def test_replaced_methods_leave_out_only_what_is_named(ours: type, theirs: type, module: ModuleType) -> None:
+    """A call in a method of Prefect's engine that ours replaces is made here too, or left out for a named reason."""
+    made = {name for source in (module, base, job_run) for name in _calls(source)}
+    missed = {
+        method: missing
+        for method in _replaced_methods(ours, theirs)
+        if (missing := set(_calls(inspect.unwrap(getattr(theirs, method)))) - made - LEFT_OUT.get(method, {}).keys())
+    }
+    assert not missed
+
+
+@pytest.mark.parametrize(("ours", "theirs", "module"), ENGINES)
+def test_the_replaced_methods_are_known(ours: type, theirs: type, module: ModuleType) -> None:
+    """A method of Prefect's engine that ours replace, by design or because Prefect has a new one, is in the table."""
+    assert set(_replaced_methods(ours, theirs)) == LEFT_OUT.keys()
+
+
+def _replaced_methods(ours: type, theirs: type) -> list[str]:
+    """The methods of Prefect's engine that ours replace, wholly or in some cases."""
+    own = {name: method for kind in (base.JobEngine, ours) for name, method in vars(kind).items()}
+    methods = [name for name, it in own.items() if inspect.isfunction(it) and not name.startswith("__")]
+    return [name for name in methods if hasattr(theirs, name) and not _only_extends(own[name], name)]
+
+
+def _only_extends(method: Any, name: str) -> bool:
+    """Whether the method always does what Prefect's does: its last statement calls it."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(method))).body[0]
+    assert isinstance(body, ast.FunctionDef | ast.AsyncFunctionDef)
+    return any(f"super().{name}(" in ast.unparse(statement) for statement in body.body if _is_simple(statement))
+
+
+def _is_simple(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Expr)
