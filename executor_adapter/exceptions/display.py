@@ -17,6 +17,7 @@ MAX_CHAIN_LENGTH = 1000
 """Causes and members of groups that are followed before the chain counts as endless."""
 
 _CAUSE: Final[Any] = BaseException.__dict__["__cause__"]
+_TRACEBACK: Final[Any] = BaseException.__dict__["__traceback__"]
 
 
 def text_of(error: BaseException) -> str:
@@ -81,6 +82,11 @@ def _chain_ends(error: BaseException, visit: Callable[[BaseException], None] = l
 def set_cause(error: BaseException, cause: BaseException) -> None:
     """Set the `__cause__` of `error`, even where its class overrides how attributes are set."""
     _CAUSE.__set__(error, cause)
+
+
+def set_traceback(error: BaseException, tb: TracebackType | None) -> None:
+    """Set the `__traceback__` of `error`, even where its class overrides how attributes are set."""
+    _TRACEBACK.__set__(error, tb)
 
 
 def as_exception(error: BaseException) -> Exception:

@@ -36,9 +36,9 @@ class Assignment:
     """One attempt of one job, given to one pool. The pool records what it learns of the attempt."""
 
     __slots__ = (
-        "checkpoint", "context", "ended_at", "exit_code", "exit_signal", "hard_limit", "job", "memory_limit", "number",
-        "payload", "peak_rss", "pid", "run_time", "scope", "short", "soft_limit", "stall_limit", "started_at",
-        "stop_asked_at", "stop_reason", "worker",
+        "checkpoint", "context", "coroutine", "ended_at", "exit_code", "exit_signal", "hard_limit", "job",
+        "memory_limit", "number", "payload", "peak_rss", "pid", "position", "run_time", "scope", "short", "soft_limit",
+        "stall_limit", "started_at", "stop_asked_at", "stop_reason", "worker",
     )  # fmt: skip
 
     def __init__(self, job: Job, number: int, payload: Any) -> None:
@@ -60,11 +60,15 @@ class Assignment:
         """Whether the function is known to be so quick that other assignments may be queued behind it."""
         self.worker: Any = None
         self.pid: int | None = None
+        self.coroutine: Any = None
+        """What the function returned in a thread, if that is a coroutine."""
         self.started_at: float | None = None
         """`time.monotonic()` when the function started, as measured by its worker, once known."""
         self.ended_at: float | None = None
         self.stop_asked_at: float | None = None
         """The monotonic time at which the attempt was asked to stop; None if it ended by itself before."""
+        self.position: str | None = None
+        """Where the function was when it was asked to stop, in the form of a traceback; None where that is unknown."""
         self.peak_rss: int | None = None
         self.exit_code: int | None = None
         self.exit_signal: int | None = None
@@ -115,6 +119,7 @@ class PoolSupervisor(Protocol):
         "log"         dict of a LogRecord's fields: name, level (int), message, created (epoch seconds), exc_text,
                       and anything passed as extra
         "output"      (stream, text): stream is "stdout" or "stderr", text one line without its line ending
+        "position"    where the function is, in the form of a traceback, because it is being ended
         "event"       (kind, content): anything that a scope's code sends with `current_job().send(kind, content)`
         """
 
@@ -162,6 +167,16 @@ class WorkerPool(ABC):
             JobSerializationError: function or arguments cannot be pickled.
         """
         return None
+
+    def reserve_worker(self, job: Job, on_ready: Callable[[], None]) -> None:
+        """Keep a worker for the job's next attempt, and call `on_ready` when it can run that.
+
+        If no worker can be started, `on_ready` is called too: the attempt then fails in the usual way.
+        """
+        on_ready()
+
+    def release_worker(self, job: Job) -> None:  # noqa: B027
+        """Keep no worker for the job any more, if one was reserved."""
 
     @abstractmethod
     def start(self, assignment: Assignment) -> None:

@@ -77,6 +77,13 @@ class Dispatcher:
         limited = self.rate_limiter is not None and self.rate_limiter.limits(job)
         return live.pool in self._pools and live.driver is None and not live.alone and not limited
 
+    def take_back_slot(self, job: Job) -> None:
+        """Free the slot of a driver that did not use it, and the worker that was kept for its attempt."""
+        self.reserved -= 1
+        if (pool := self._pools.get(job.live.pool)) is not None:
+            pool.release_worker(job)
+        self.attempt_ended(job)
+
     def attempt_ended(self, job: Job) -> None:
         """Note that an attempt that `run` started has ended, or did not begin."""
         if self.exclusive is job:

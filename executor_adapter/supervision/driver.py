@@ -54,6 +54,8 @@ class JobDriver:
         self.job = job
         self.applies_max_runtime = applies_max_runtime
         self.wants_slot = False
+        self.waits_for_worker = True
+        """Whether `acquire` resolves only when a worker can run the attempt, and not while its process starts."""
         self._host = host
         self._holds_slot = False
         self._outstanding: Future[Any] | None = None
@@ -163,10 +165,18 @@ class JobDriver:
     def accepted(self) -> None:
         """Note that the supervisor has accepted the job."""
 
-    def slot_granted(self) -> None:
-        """Take the slot that was asked for."""
+    def take_slot(self) -> None:
+        """Take the slot that was asked for; it can be used once `slot_granted` is called."""
         self.wants_slot = False
         self._holds_slot = True
+
+    @property
+    def may_begin(self) -> bool:
+        """Whether the slot that was taken is still held, for a job that is not being ended."""
+        return self._holds_slot and self._abort_error is None
+
+    def slot_granted(self) -> None:
+        """Let the attempt begin, in the slot that is held."""
         self.resolve(None)
 
     def release_slot(self) -> bool:

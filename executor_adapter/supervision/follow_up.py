@@ -22,6 +22,7 @@ from executor_adapter.supervision.outcome import (
     is_end_of,
     record_attempt,
     records_in,
+    show_position,
     soft_timeout_error,
     stop_error,
 )
@@ -65,6 +66,7 @@ class FollowUp:
                 return
             if reason is not None or ending is Ending.STOPPED or ending is Ending.ABANDONED:
                 error = stop_error(job, reason)
+                show_position(error, assignment)
             assert error is not None
             error = as_exception(error)
             if isinstance(error, SoftTimeoutError):
@@ -181,5 +183,4 @@ class FollowUp:
     def _free_unused_slot(self, job: Job) -> None:
         driver = job.live.driver
         if driver is not None and driver.release_slot():
-            self._dispatcher.reserved -= 1
-            self._dispatcher.attempt_ended(job)
+            self._dispatcher.take_back_slot(job)

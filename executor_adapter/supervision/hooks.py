@@ -110,7 +110,7 @@ class HookedExecution:
         self.abandoned += 1
         logger.error(
             "execute_job, or a hook, cannot be ended and is abandoned; its event loop is here:\n%s",
-            call.worker.stack(),
+            call.worker.position(),
             extra={"job_id": call.driver.job.job_id},
         )
         if not answered.is_set() and call.worker is self._loop:
@@ -147,6 +147,7 @@ class HookedDriver(JobDriver):
         """The submitter's context, so that hooks see its context variables."""
         self.is_attempting = False
         """Written on the loop's thread; everything else on the supervisor's."""
+        self.waits_for_worker = False  # `execute_job` may do much before its attempt, or have none.
         self._call: HookCall | None = None
         self._prepare: Callable[[Assignment], None] | None = None
 
@@ -158,8 +159,6 @@ class HookedDriver(JobDriver):
             super()._acquire()
 
     def slot_granted(self) -> None:
-        self.wants_slot = False
-        self._holds_slot = True
         if self._call is None:
             assert self._execute_job is not None, "the job has not ended"
             self._call = HookCall(self, self._execute_job, self._context)

@@ -39,6 +39,15 @@ class PoolSet:
         """
         self.of(assignment.job).start(assignment)
 
+    def reserve_worker(self, job: Job, on_ready: Callable[[], None]) -> None:
+        """Keep a worker for the job's next attempt; call `on_ready` when it can run that, or when none can be made."""
+        try:
+            pool = self.of(job)
+        except Exception:
+            on_ready()  # The attempt fails for the same reason, in the usual way.
+        else:
+            pool.reserve_worker(job, on_ready)
+
     def queue_behind(self, assignment: Assignment) -> bool:
         """Queue an attempt in a worker behind a short one; False where no worker has room."""
         if not self.made[assignment.job.live.pool].queue_behind(assignment):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 
@@ -57,6 +58,17 @@ class Starting:
 
     def _grant_slot(self, job: Job) -> None:
         self._dispatcher.reserved += 1
+        driver = job.live.driver
+        driver.take_slot()
+        begin = functools.partial(self._begin_driven, job)
+        if driver.waits_for_worker:
+            self._pools.reserve_worker(job, begin)
+        else:
+            begin()
+
+    def _begin_driven(self, job: Job) -> None:
+        if not job.live.driver.may_begin:
+            return  # The job was ended while its worker started.
         if job.state.status is not JobStatus.RUNNING:  # Otherwise it needs another slot within the same attempt.
             self._intake.leave_queue(job)
             self._tracker.advance(job, JobStatus.RUNNING, attempt=job.state.attempt + 1)

@@ -293,6 +293,9 @@ class Supervisor:
             self._running.note_progress(assignment, self.now())
         elif topic == "checkpoint":
             live.checkpoint = content
+        elif topic == "position":
+            assignment.position = content
+            return
         elif self.on_worker_message is not None:
             self.on_worker_message(assignment, topic, content)
         if live.scope is not None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from executor_adapter.worker.reporter import EXIT_SOCKET_LOST
     from executor_adapter.worker.spawned import BOOTSTRAP
+    from executor_adapter.worker.stacks import position_text, traceback_of_function
     from executor_adapter.worker.values import STACK_GLOBAL, LargeBuffers, MemoryFile
 
 _HOMES = {
@@ -50,8 +51,10 @@ _HOMES = {
     "kill_marked": "executor_adapter.worker.process_tree",
     "leave_job": "executor_adapter.worker.context",
     "own_presence": "executor_adapter.worker.presence",
+    "position_text": "executor_adapter.worker.stacks",
     "resident": "executor_adapter.worker.process_tree",
     "running_job": "executor_adapter.worker.context",
+    "traceback_of_function": "executor_adapter.worker.stacks",
     "tree": "executor_adapter.worker.process_tree",
     "tree_resident": "executor_adapter.worker.process_tree",
     "values": "executor_adapter.worker.values",
@@ -80,8 +83,10 @@ __all__ = [
     "kill_marked",
     "leave_job",
     "own_presence",
+    "position_text",
     "resident",
     "running_job",
+    "traceback_of_function",
     "tree",
     "tree_resident",
     "values",

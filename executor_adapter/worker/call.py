@@ -22,6 +22,7 @@ from executor_adapter.exceptions.display import as_exception, as_job_error, repr
 from executor_adapter.worker import values, wire
 from executor_adapter.worker.context import JobContext, enter_job
 from executor_adapter.worker.reporter import WorkerReporter
+from executor_adapter.worker.stacks import position_text, traceback_of_function
 
 REFERENCE, PICKLE = b"R", b"P"
 """First byte of an encoded function: `module:qualname` follows, or a pickle."""
@@ -100,6 +101,7 @@ class CallRunner:
         self.end_requested = False
         self._has_checked = False
         self._stage = "function"
+        self._coroutine: types.CoroutineType[Any, Any, Any] | None = None
 
     def request_end(self) -> bool:
         """Set `current_job().cancelled`. Return True if the function never checked it, so an exception must end it."""
@@ -109,6 +111,10 @@ class CallRunner:
     def _cancelled(self) -> bool:
         self._has_checked = True
         return self.end_requested
+
+    def position(self, frame: types.FrameType | None) -> str:
+        """Return where the function is, in the form of a traceback; `frame` is the innermost one of its thread."""
+        return position_text(frame, self._coroutine)
 
     def run(self) -> Reply:
         """Run the function and return what to send to the host; never raises."""
@@ -146,6 +152,7 @@ class CallRunner:
         with import_reference(scope[0])(scope[1]) if scope is not None else nullcontext():
             value = function(*args, **kwargs)
             if type(value) is types.CoroutineType:
+                self._coroutine = value
                 value = asyncio.run(value)
         self._stage = "result"
         return self._success(value)
@@ -187,7 +194,7 @@ class CallRunner:
 
     def _failure(self, error: BaseException) -> Reply:
         try:
-            text = traceback_text(error, _traceback_of_function(error))
+            text = traceback_text(error, traceback_of_function(error.__traceback__))
             # The frames of the traceback keep alive what the function's variables refer to.
             BaseException.with_traceback(error, None)
             return self._error_reply(error, text)
@@ -212,11 +219,3 @@ _STAGES = {
     "arguments": "arguments cannot be unpickled in the worker",
     "result": "result cannot be sent back",
 }
-
-
-def _traceback_of_function(error: BaseException) -> types.TracebackType | None:
-    """Return the error's traceback without the frames of this module."""
-    tb = error.__traceback__
-    while tb is not None and tb.tb_frame.f_code.co_filename == __file__:
-        tb = tb.tb_next
-    return tb

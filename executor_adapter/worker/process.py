@@ -33,7 +33,6 @@ import signal
 import socket
 import sys
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable
 from types import FrameType
@@ -227,23 +226,27 @@ class Worker:
             signal.signal(signal.SIGINT, lambda *_: None)
             signal.signal(INTERRUPT, self._on_interrupt)
 
-    def _on_terminate(self, *_: Any) -> None:
-        if self._runner is None:
+    def _on_terminate(self, _: int, frame: FrameType | None) -> None:
+        runner = self._runner
+        if runner is None:
             self._end_requested = True
-        elif self._runner.request_end():
-            self._channel.run_between_frames(self._raise_exit)
+        else:
+            position, raises = runner.position(frame), runner.request_end()
+            self._channel.run_between_frames(lambda: self._end_function(position, raises=raises))
 
-    def _raise_exit(self) -> None:
+    def _end_function(self, position: str, *, raises: bool) -> None:
         if self._runner is not None and self._runner.interruptible:
-            raise SystemExit(EXIT_TERMINATED)
+            self._reporter.report_position(position)
+            if raises:
+                raise SystemExit(EXIT_TERMINATED)
 
     def _on_interrupt(self, _: int, frame: FrameType | None) -> None:
-        stack = "".join(traceback.format_stack(frame))
-        self._channel.run_between_frames(lambda: self._raise_soft_timeout(stack))
+        position = "" if self._runner is None else self._runner.position(frame)
+        self._channel.run_between_frames(lambda: self._raise_soft_timeout(position))
 
-    def _raise_soft_timeout(self, stack: str) -> None:
+    def _raise_soft_timeout(self, position: str) -> None:
         if self._runner is not None and self._runner.interruptible:
-            self._reporter.log("the function passed its soft_timeout here:\n" + stack)
+            self._reporter.log("the function passed its soft_timeout here:\n" + position)
             raise SoftTimeoutError("soft_timeout passed")
 
     def _detach(self) -> None:

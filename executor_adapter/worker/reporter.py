@@ -98,6 +98,10 @@ class WorkerReporter:
         """Add a record of this package to the job's log."""
         logging.getLogger("executor_adapter.job").log(level, message)
 
+    def report_position(self, position: str) -> None:
+        """Send where the function is, because it is being ended."""
+        self._send_message(wire.UNTHROTTLED, pickle.dumps(("position", position), 5))
+
     def finish(self) -> None:
         """Send the progress report that was held back, once the function has ended."""
         if self._progress is not None:

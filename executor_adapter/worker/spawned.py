@@ -26,6 +26,7 @@ import socket
 import threading
 import time
 import traceback
+from types import FrameType
 from typing import Any
 
 from executor_adapter.worker import process, wire
@@ -101,7 +102,7 @@ class SpawnedWorker(process.Worker):
         self._channel.send(wire.pack_frame(wire.STARTED))
         return True
 
-    def _on_terminate(self, *_: Any) -> None:
+    def _on_terminate(self, number: int, frame: FrameType | None) -> None:
         if self._runner is None:
             os._exit(EXIT_TERMINATED)
-        super()._on_terminate()
+        super()._on_terminate(number, frame)

@@ -141,3 +141,10 @@ def for_pool(function: Callable[..., Any], pool: str) -> Callable[..., Any]:
     if pool != "coroutine":
         return function
     return sleep_on_loop if function is time.sleep else as_coroutine_function(function)
+
+
+def start_slowly(folder: str) -> None:
+    """Let a worker start only once the file `go` exists."""
+    (Path(folder) / "starting").touch()
+    while not (Path(folder) / "go").exists():
+        time.sleep(0.02)

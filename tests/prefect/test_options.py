@@ -101,6 +101,15 @@ def test_prefects_option_names_set_the_job_fields() -> None:
     assert (job.policy.retry_attempts, job.policy.delays, job.policy.jitter) == (3, (7.0,), 0.0)
 
 
+def test_prefects_retries_alone_mean_no_delay() -> None:
+    """`retries` without a delay retries at once, as in Prefect; `retry_attempts` waits as the policy says."""
+    assert job_task(retries=2)(double).make_job("id", {"x": 1}).policy.delay_before(1) == 0
+    assert job_task(retries=2, retry_delay=5)(double).make_job("id", {"x": 1}).policy.delay_before(1) == 5
+    assert job_task(retry_attempts=2)(double).make_job("id", {"x": 1}).policy.delay_before(1) == 60
+    with temporary_settings({PREFECT_TASK_DEFAULT_RETRY_DELAY_SECONDS: 7}):
+        assert job_task(retries=2)(double).make_job("id", {"x": 1}).policy.delay_before(1) == 7
+
+
 @pytest.mark.parametrize(
     ("delays", "expected"),
     [([1, 2.5], (1.0, 2.5)), (exponential_backoff(backoff_factor=3), (3.0, 6.0, 12.0)), (0, (0.0,))],

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from executor_adapter.exceptions import MemoryLimitError
 from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor
@@ -23,6 +23,9 @@ from executor_adapter.pools.transport.process_pool import OUTPUT_READ_FRAME, Wor
 from executor_adapter.pools.transport.reports import discard_file, report_result
 from executor_adapter.pools.transport.send_buffer import SharedPath
 from executor_adapter.worker import wire
+
+if TYPE_CHECKING:
+    from executor_adapter.job import Job
 
 _MAX_MEASURED_EXACTLY = 3
 
@@ -60,6 +63,8 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
         oom_kills.observe()  # From now on a rise of the count is a death of this time.
         self._workers_to_write: list[ForkedWorkerHandle] = []
         """Workers with assignments that the next `flush` sends."""
+        self._reserved: dict[Job, ForkedWorkerHandle] = {}
+        """Workers without assignments that are kept for the next attempt of a job."""
         self._busy_workers: deque[ForkedWorkerHandle] = deque()
         self._may_have_room = True
         """Whether a call may be queued behind another; False until a worker is known to have room again."""
@@ -79,8 +84,30 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
 
     # --- assigning ---
 
+    def reserve_worker(self, job: Job, on_ready: Callable[[], None]) -> None:
+        try:
+            worker = self.workers.take(job.live.memory_limit)
+        except OSError:
+            on_ready()
+            return
+        self._reserved[job] = worker
+        if worker.ready:
+            on_ready()
+        else:
+            worker.on_usable = on_ready
+
+    def release_worker(self, job: Job) -> None:
+        worker = self._reserved.pop(job, None)
+        if worker is not None and not worker.retired:
+            worker.on_usable = None
+            self.workers.put_back(worker)
+
+    def _take_worker(self, assignment: Assignment) -> ForkedWorkerHandle:
+        reserved = self._reserved.pop(assignment.job, None)
+        return self.workers.take(assignment.memory_limit) if reserved is None or reserved.retired else reserved
+
     def start(self, assignment: Assignment) -> None:
-        worker = self.workers.take(assignment.memory_limit)
+        worker = self._take_worker(assignment)
         self.busy += 1
         if self.busy > self.workers.peak_busy:
             self.workers.peak_busy = self.busy
@@ -155,6 +182,7 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
         self.workers.on_ready(worker, pid)
         if len(worker.queue) > worker.unsent:
             self._report_start(worker, at)
+        _call_once(worker)
 
     def _on_notice(self, worker: ForkedWorkerHandle, kind: int) -> None:
         if kind == wire.DROPPED:
@@ -287,3 +315,10 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
             record_exit(assignment, si_code, si_status)
             self._report_death(worker, assignment, output_tail, worker.crash_cause)
         self._hand_back(left[ended:])
+        _call_once(worker)
+
+
+def _call_once(worker: ForkedWorkerHandle) -> None:
+    on_usable, worker.on_usable = worker.on_usable, None
+    if on_usable is not None:
+        on_usable()

@@ -55,6 +55,8 @@ class ForkedWorkerHandle(WorkerHandle):
         self.kill_requested = False
         self.crash_cause: WorkerCrashedError | None = None
         """Why the host ended it, as the error of the job that it was running."""
+        self.on_usable: Callable[[], None] | None = None
+        """Called once when it is ready, or has died before."""
         self.rss_when_ready = 0
         self._attempt_parts: dict[Assignment, bytes] = {}
         """The pickled parts that belong to one attempt only, of the assignments that are not sent yet."""

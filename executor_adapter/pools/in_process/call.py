@@ -61,9 +61,9 @@ def call_in_job(
     token = enter_job(functools.partial(job_context, assignment, supervisor, cancelled))
     try:
         if assignment.scope is None:
-            return _run_coroutine(call())
+            return _run_coroutine(assignment, call())
         with open_scope(assignment):
-            return _run_coroutine(call())
+            return _run_coroutine(assignment, call())
     except BaseException as error:
         check_display(error)
         raise
@@ -71,6 +71,9 @@ def call_in_job(
         leave_job(token)
 
 
-def _run_coroutine(value: Any) -> Any:
+def _run_coroutine(assignment: Assignment, value: Any) -> Any:
     """Return `value`, or if it is a coroutine, the value that it returns."""
-    return asyncio.run(value) if type(value) is types.CoroutineType else value
+    if type(value) is not types.CoroutineType:
+        return value
+    assignment.coroutine = value
+    return asyncio.run(value)

@@ -22,7 +22,7 @@ from executor_adapter.job import Job, is_coroutine_function
 from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, WorkerPool
 from executor_adapter.pools.in_process.call import bind, job_context, open_scope
 from executor_adapter.pools.in_process.event_loop import COROUTINE_STOP_TIMEOUT, EventLoopThread
-from executor_adapter.worker import enter_job
+from executor_adapter.worker import enter_job, position_text
 
 logger = logging.getLogger("executor_adapter.coroutine")
 
@@ -112,10 +112,11 @@ class CoroutinePool(WorkerPool):
             return  # It has ended, although its report may not have arrived yet.
         self.abandoned += 1
         logger.error(
-            "a coroutine cannot be stopped and is abandoned; its event loop is here:\n%s",
-            loop.stack(),
+            "a coroutine cannot be stopped and is abandoned; it is here:\n%s",
+            assignment.position or loop.position(),
             extra={"job_id": assignment.job.job_id},
         )
+        assignment.position = assignment.position or loop.position()
         self._discard(loop, assignment)
         assignment.ended_at = self.supervisor.now()
         self.supervisor.ended(assignment, Ending.ABANDONED)
@@ -141,6 +142,9 @@ class _Loop(EventLoopThread[Assignment]):
         except BaseException as error:
             check_display(error)
             raise
+
+    def on_cancel(self, run: Assignment, coroutine: Any) -> None:
+        run.position = position_text(None, coroutine)
 
     def on_end(self, run: Assignment, value: Any, error: BaseException | None) -> None:
         run.ended_at = time.monotonic()

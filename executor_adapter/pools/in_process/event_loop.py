@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, Self, TypeVar
 
-from executor_adapter.pools.in_process.stacks import stack_of
+from executor_adapter.pools.in_process.stacks import position_in, with_own_frames
 
 logger = logging.getLogger("executor_adapter.coroutine")
 
@@ -65,6 +65,9 @@ class EventLoopThread(ABC, Generic[R]):
     def on_end(self, run: R, value: Any, error: BaseException | None) -> None:
         """Report to the owner how it ended, on the loop. `error` may be a CancelledError."""
 
+    def on_cancel(self, run: R, coroutine: Any) -> None:
+        """Note where `coroutine`, which runs it, is: it is cancelled next. Called on the loop."""
+
     def submit(self, run: R) -> None:
         """Add it to what the next `start_submitted` starts."""
         run.worker = self
@@ -106,9 +109,9 @@ class EventLoopThread(ABC, Generic[R]):
         """Let the thread end as soon as it can."""
         self._call_soon(self._loop.stop)
 
-    def stack(self) -> str:
-        """Return the stack of its thread as text."""
-        return stack_of(self._thread)
+    def position(self) -> str:
+        """Return where the code is that its thread runs, in the form of a traceback."""
+        return position_in(self._thread)
 
     def _call_soon(self, callback: Callable[..., object], *args: Any) -> None:
         with contextlib.suppress(RuntimeError):  # The loop is closed, and what ran on it was abandoned.
@@ -157,7 +160,7 @@ class EventLoopThread(ABC, Generic[R]):
         try:
             value = await self.call(run)
         except BaseException as raised:
-            error = raised
+            error = with_own_frames(raised)
         self._tasks.pop(run, None)
         self.on_end(run, value, error)
 
@@ -166,4 +169,5 @@ class EventLoopThread(ABC, Generic[R]):
         if self.claim(run):  # It never starts, so nothing else would report its end.
             self.on_end(run, None, asyncio.CancelledError())
         elif (task := self._tasks.get(run)) is not None:
+            self.on_cancel(run, task.get_coro())
             task.cancel()

@@ -24,7 +24,7 @@ from executor_adapter.exceptions import SoftTimeoutError
 from executor_adapter.job import Job
 from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, WorkerPool
 from executor_adapter.pools.in_process.call import bind, call_in_job
-from executor_adapter.pools.in_process.stacks import stack_of
+from executor_adapter.pools.in_process.stacks import position_in, with_own_frames
 
 logger = logging.getLogger("executor_adapter.thread")
 
@@ -85,7 +85,11 @@ class ThreadPool(WorkerPool):
 
     def interrupt(self, assignment: Assignment) -> None:
         worker: WorkerThread = assignment.worker
-        logger.warning("soft_timeout reached:\n%s", worker.stack(), extra={"job_id": assignment.job.job_id})
+        logger.warning(
+            "the function passed its soft_timeout here:\n%s",
+            worker.position(assignment),
+            extra={"job_id": assignment.job.job_id},
+        )
         self.hand_back_behind(worker, assignment)
         worker.raise_in(assignment, SoftTimeoutError)
 
@@ -100,6 +104,7 @@ class ThreadPool(WorkerPool):
             assignment.stop_asked_at = None  # It ended before, and its report is on its way.
         elif worker.stopping is not assignment:
             worker.stopping = assignment
+            assignment.position = worker.position(assignment)
             worker.raise_in(assignment, _Stop)
             when = self.supervisor.now() + min(grace, THREAD_STOP_TIMEOUT)
             self.supervisor.call_at(when, functools.partial(self.abandon, worker, assignment))
@@ -154,7 +159,7 @@ class ThreadPool(WorkerPool):
         self.abandoned += 1
         logger.error(
             "a thread cannot be stopped and is abandoned; it is stuck here:\n%s",
-            worker.stack(),
+            worker.position(assignment),
             extra={"job_id": assignment.job.job_id},
         )
         worker.assigned.remove(assignment)
@@ -224,9 +229,9 @@ class WorkerThread:
         if self._running is assignment and self._thread.ident is not None:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread.ident), ctypes.py_object(kind))
 
-    def stack(self) -> str:
-        """Return the stack of its thread as text."""
-        return stack_of(self._thread)
+    def position(self, assignment: Assignment) -> str:
+        """Return where the function of the assignment that it runs is, in the form of a traceback."""
+        return position_in(self._thread, assignment.coroutine)
 
     # --- on its own thread ---
 
@@ -255,7 +260,7 @@ class WorkerThread:
         except _Stop:
             ending = Ending.STOPPED
         except BaseException as raised:
-            ending, error = Ending.RAISED, raised
+            ending, error = Ending.RAISED, with_own_frames(raised)
         self._running = None
         while True:
             try:

@@ -6,7 +6,7 @@ import logging
 import pickle
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from executor_adapter.exceptions import WorkerCrashedError
 from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor
@@ -19,6 +19,9 @@ from executor_adapter.pools.transport.process_pool import OUTPUT_READ_FRAME, Wor
 from executor_adapter.pools.transport.reports import discard_file, report_result
 from executor_adapter.pools.transport.send_buffer import SharedPath
 from executor_adapter.worker import wire
+
+if TYPE_CHECKING:
+    from executor_adapter.job import Job
 
 logger = logging.getLogger("executor_adapter.process")
 
@@ -49,6 +52,10 @@ class SpawnedPool(WorkerProcessPool[SpawnedWorkerHandle]):
         self._path = SharedPath()
         self._waiting: dict[Assignment, bytes] = {}
         """Assignments that no worker has yet, in order, each with what belongs to this attempt only, pickled."""
+        self._reserved: dict[Job, SpawnedWorkerHandle] = {}
+        """Workers without an assignment that are kept for the next attempt of a job."""
+        self._unreserved: dict[Job, Callable[[], None]] = {}
+        """Jobs for which a worker is to be kept once one is ready, in order, and what is called then."""
         self._logged: set[str] = set()
         """Warnings of starting workers that are logged already."""
 
@@ -67,7 +74,20 @@ class SpawnedPool(WorkerProcessPool[SpawnedWorkerHandle]):
 
     # --- assigning ---
 
+    def reserve_worker(self, job: Job, on_ready: Callable[[], None]) -> None:
+        self._unreserved[job] = on_ready
+        self._assign_next()
+
+    def release_worker(self, job: Job) -> None:
+        self._unreserved.pop(job, None)
+        worker = self._reserved.pop(job, None)
+        if worker is not None and self.workers.is_serving(worker):
+            self._put_back(worker)
+
     def start(self, assignment: Assignment) -> None:
+        worker = self._reserved.pop(assignment.job, None)
+        if worker is not None and self.workers.is_serving(worker):
+            self.workers.put_back(worker)
         attempt_part = b""
         if assignment.scope is not None or assignment.checkpoint is not None:
             attempt_part = functions.dumps((assignment.scope, assignment.checkpoint))
@@ -80,9 +100,14 @@ class SpawnedPool(WorkerProcessPool[SpawnedWorkerHandle]):
         self._start_workers()
 
     def _assign_next(self) -> None:
-        """Send the first waiting assignment to an idle worker, if there are both."""
-        worker = self.workers.take_idle() if self._waiting else None
+        """Give an idle worker to the first waiting assignment, or keep it for a job that is to have its attempt."""
+        worker = self.workers.take_idle() if self._waiting or self._unreserved else None
         if worker is None:
+            return
+        if not self._waiting:
+            job = next(iter(self._unreserved))
+            self._reserved[job] = worker
+            self._unreserved.pop(job)()
             return
         assignment = next(iter(self._waiting))
         assignment.worker = worker
@@ -99,12 +124,18 @@ class SpawnedPool(WorkerProcessPool[SpawnedWorkerHandle]):
     def _start_workers(self) -> None:
         """Start as many workers as are needed now."""
         try:
-            self.workers.start_enough(len(self._waiting))
+            self.workers.start_enough(len(self._waiting) + len(self._unreserved))
         except OSError as error:
             logger.warning("no further worker can be started: %s", error)
             if self.workers.are_all_retired:  # No worker will ever take what is waiting.
                 for assignment in list(self._waiting):
                     self._crash_waiting(assignment, WorkerCrashedError(f"no process could be started: {error}"))
+                self._give_up_reserving()
+
+    def _give_up_reserving(self) -> None:
+        """Let the attempts begin for which no worker gets ready: they fail for the same reason."""
+        for job in list(self._unreserved):
+            self._unreserved.pop(job)()
 
     def _crash_waiting(self, assignment: Assignment, error: WorkerCrashedError) -> None:
         self._remove_waiting(assignment)
@@ -231,3 +262,5 @@ class SpawnedPool(WorkerProcessPool[SpawnedWorkerHandle]):
             assignment = next(iter(self._waiting))
             record_returncode(assignment, returncode)
             self._crash_waiting(assignment, crash_error(assignment, output_tail, was_ready=False))
+        elif self.workers.start_failures >= MAX_START_FAILURES:
+            self._give_up_reserving()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import os
 import pickle
 import sys
 import threading
@@ -180,6 +181,8 @@ class _ByValuePickler(cloudpickle.CloudPickler):  # type: ignore[misc]
         _by_value_lock.release()
 
     def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, types.CodeType):
+            return _with_file_name(obj, self.dispatch_table[types.CodeType](obj))
         if isinstance(obj, type | types.FunctionType):
             module = sys.modules.get(obj.__module__)
             if module is not None and module.__name__ != "__main__" and not importable.is_importable(module):
@@ -190,3 +193,10 @@ class _ByValuePickler(cloudpickle.CloudPickler):  # type: ignore[misc]
         if module.__name__ not in cloudpickle.list_registry_pickle_by_value():
             cloudpickle.register_pickle_by_value(module)
             self._registered.append(module)
+
+
+def _with_file_name(code: types.CodeType, reduced: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return how cloudpickle reduces `code`, with its file, which a traceback shows, in place of "<dynamic-code>"."""
+    make, args, *rest = reduced
+    file = code.co_filename if code.co_filename.startswith("<") else os.path.abspath(code.co_filename)
+    return make, tuple(file if arg == "<dynamic-code>" else arg for arg in args), *rest

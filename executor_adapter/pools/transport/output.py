@@ -24,7 +24,7 @@ from executor_adapter.pools.base import Assignment, PoolSupervisor, Timer
 LINE_BURST = 10_000.0
 LINES_PER_SECOND = 2_000.0
 MAX_TAIL_BYTES = 8192
-"""Bytes of the end of a job's output that are kept for the error, in case its worker dies."""
+"""Bytes of the end of a job's output and log that are kept for the error, in case its worker dies."""
 
 READ_DELAY = 0.05
 """Seconds before the pipes of a worker with further calls queued are read."""
@@ -120,10 +120,20 @@ class WorkerOutput:
             self._accept(pipe, chunk)
 
     def _accept(self, pipe: _Pipe, chunk: bytes) -> None:
+        self._add_to_tail(chunk)
+        pipe.split(chunk)
+
+    def add_record(self, fields: dict[str, Any]) -> None:
+        """Add a log record of the first assignment to the end of its output: it may be on no stream."""
+        text = f"{logging.getLevelName(fields['level'])} {fields['name']}: {fields['message']}\n"
+        if fields["exc_text"]:
+            text += f"{fields['exc_text']}\n"
+        self._add_to_tail(text[-MAX_TAIL_BYTES:].encode(errors="backslashreplace"))
+
+    def _add_to_tail(self, chunk: bytes) -> None:
         self._has_output = True
         self._tail += chunk
         del self._tail[:-MAX_TAIL_BYTES]
-        pipe.split(chunk)
 
     def on_chunk(self, pipe: _Pipe, chunk: bytes, at: float) -> None:
         """Report or hold a chunk that was read from `pipe` at the time `at`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 from executor_adapter.exceptions import JobError, JobSerializationError
@@ -53,13 +54,23 @@ def _report_failure(
     supervisor.ended(assignment, Ending.RAISED if raised else Ending.UNSENDABLE, error=error)
 
 
-def report_message(supervisor: PoolSupervisor, assignment: Assignment | None, body: bytes) -> None:
-    """Report a message of a running function. A message that cannot be unpickled is logged and left out."""
+def report_message(
+    supervisor: PoolSupervisor,
+    assignment: Assignment | None,
+    body: bytes,
+    on_record: Callable[[dict[str, Any]], None],
+) -> None:
+    """Report a message of a running function, a log record to `on_record` too.
+
+    A message that cannot be unpickled is logged and left out.
+    """
     try:
         topic, content = pickle.loads(body)
     except BaseException:
         logger.exception("a message of a job cannot be unpickled")
         return
+    if topic == "log" and assignment is not None:
+        on_record(content)
     supervisor.on_message(assignment, topic, content)
 
 

@@ -11,8 +11,10 @@ from typing import Any
 from prefect.context import TaskRunContext
 from prefect.logging.loggers import get_run_logger, print_as_log
 
+from executor_adapter.exceptions import JobTimeoutError
 from executor_adapter.exceptions.display import repr_of, traceback_text
 from executor_adapter.job import storable
+from executor_adapter.worker import wire
 
 RunLogger = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
@@ -84,9 +86,15 @@ def _log_record(logger: RunLogger, fields: Mapping[str, Any]) -> None:
 def log_failed_attempt(logger: RunLogger, error: BaseException, delay: float | None) -> None:
     """Log how an attempt failed: with the seconds until the next one, or, if none follows, with the traceback."""
     if delay is not None:
-        logger.warning("Attempt failed: %s. Next attempt in %.1f s", repr_of(error), delay)
+        logger.warning("Attempt failed: %s. Next attempt in %.1f s%s", repr_of(error), delay, position_in(error))
         return
     log_failure(logger, f"Job failed: {repr_of(error)}", error)
+
+
+def position_in(error: object) -> str:
+    """Return, on further lines, where the function was when its time was over; empty for other errors."""
+    cause = error.__cause__ if isinstance(error, JobTimeoutError) else None
+    return f"\n{cause.text}" if isinstance(cause, wire.RemoteTraceback) else ""
 
 
 def log_failure(logger: RunLogger, message: str, error: BaseException | None) -> None:

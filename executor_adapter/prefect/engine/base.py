@@ -32,7 +32,7 @@ from prefect.utilities.engine import link_state_to_task_run_result
 
 from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.job import RetryDecision
-from executor_adapter.prefect.child.logs import log_failure
+from executor_adapter.prefect.child.logs import log_failure, position_in
 from executor_adapter.prefect.engine.job_run import JobRun
 from executor_adapter.prefect.mirror.flow_run_mirrors import TaskRunReporter
 from executor_adapter.prefect.mirror.state_events import is_final
@@ -134,7 +134,11 @@ class JobEngine(BaseTaskRunEngine[..., Any]):
         """Log how the attempt ended and what follows; if nothing follows, with the traceback."""
         if decision.retry:
             self.logger.warning(
-                "Attempt failed: %r. Next attempt in %.1f s (%s)", failure, decision.delay, decision.reason
+                "Attempt failed: %r. Next attempt in %.1f s (%s)%s",
+                failure,
+                decision.delay,
+                decision.reason,
+                position_in(failure),
             )
             return
         if isinstance(failure, JobCancelledError):

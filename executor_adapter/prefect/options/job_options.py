@@ -94,6 +94,13 @@ def with_default_retries(options: Mapping[str, Any]) -> dict[str, Any]:
     return filled
 
 
+def with_delays_of_prefect(options: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return job options without a delay before the retries if they were `given` as Prefect's `retries` alone."""
+    if given.get("retries") is None or "retry" in options or "retry_delay" in options:
+        return dict(options)
+    return {**options, "retry_delay": 0.0}
+
+
 def merge_options(before: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return job options with `changes` applied; the latest retry options win, under whichever name."""
     merged = {**before, **changes}

@@ -1,0 +1,67 @@
+"""Shows where a function is, or where it failed, without the frames of this package that called it.
+
+Every worker imports this module, so it needs the standard library alone.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Coroutine, Iterator
+from types import FrameType, TracebackType
+from typing import Any
+
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_CALLERS = frozenset(
+    os.path.join(_PACKAGE, *path)
+    for path in (
+        ("worker", "call.py"),
+        ("pools", "in_process", "call.py"),
+        ("pools", "in_process", "coroutine.py"),
+        ("pools", "in_process", "event_loop.py"),
+        ("pools", "in_process", "thread.py"),
+    )
+)
+"""The files whose code calls a job's function."""
+_SIGNAL_HANDLERS = os.path.join(_PACKAGE, "worker", "process.py")
+"""The file whose signal handlers raise in a function."""
+
+
+def position_text(frame: FrameType | None, coroutine: Coroutine[Any, Any, Any] | None = None) -> str:
+    """Return where a function is, in the form of a traceback; empty if it cannot be seen.
+
+    `frame` is the innermost frame of its thread. `coroutine` is what the function returned, if it is a coroutine: where
+    it waits, its event loop is all that the thread shows.
+    """
+    waiting = coroutine is not None and not getattr(coroutine, "cr_running", True)
+    frames = list(_frames_of(coroutine)) if waiting else list(traceback.walk_stack(frame))[::-1] if frame else []
+    entries = list(traceback.StackSummary.extract(iter(frames)))
+    own = [index for index, entry in enumerate(entries) if entry.filename in _CALLERS]
+    return "".join(traceback.format_list(entries[own[-1] + 1 if own else 0 :]))
+
+
+def _frames_of(awaited: Any) -> Iterator[tuple[FrameType, int]]:
+    """Yield the frames of a suspended coroutine and of those that it awaits, the innermost last."""
+    while awaited is not None:
+        frame = getattr(awaited, "cr_frame", None)
+        if frame is None:
+            return
+        yield frame, frame.f_lineno
+        awaited = awaited.cr_await
+
+
+def traceback_of_function(tb: TracebackType | None) -> TracebackType | None:
+    """Return a traceback without the frames that called the function, and without a signal handler that raised in it.
+
+    The traceback itself is changed. It is returned whole if nothing of the function is in it.
+    """
+    first = tb
+    while first is not None and first.tb_frame.f_code.co_filename in _CALLERS:
+        first = first.tb_next
+    last = first
+    while last is not None:
+        following = last.tb_next
+        if following is not None and following.tb_frame.f_code.co_filename == _SIGNAL_HANDLERS:
+            last.tb_next = None
+        last = last.tb_next
+    return first or tb
