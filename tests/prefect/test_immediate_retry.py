@@ -46,7 +46,7 @@ def test_a_retry_without_a_delay_is_retrying_and_gives_the_reason(
     run()
     task_run_id = futures[0].task_run_id
     assert api.state_names(task_run_id) == WITHOUT_AWAITING
-    assert api.states(task_run_id)[2]["message"] == "attempt 1 of 2: NETWORK_ERROR: refused"
+    assert api.states(task_run_id)[2]["message"] == "attempt 1 of 2: NETWORK_ERROR: ConnectionError: refused"
     assert api.task_run(task_run_id)["run_count"] == 2
     wait_for(lambda: any("Retries are exhausted" in message for message in api.messages(task_run_id)))
 

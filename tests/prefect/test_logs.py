@@ -144,4 +144,4 @@ def test_characters_that_a_server_cannot_store_are_replaced(api: Api, wait_for: 
         "reading caf?.csv",
         "after",
     ]
-    assert any("EXECUTION_ERROR: caf" in line for line in lines)
+    assert any("encountered an exception FileNotFoundError: caf" in line for line in lines)

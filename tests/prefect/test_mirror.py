@@ -76,7 +76,7 @@ def test_an_error_message_that_no_server_can_store_does_not_hold_up_others(api: 
         run_mirrored(mirror, [broken, *jobs(3, "beside")])
     assert mirror.report() == MirrorReport(jobs=4, recorded=4)
     (run,) = api.named("fail_to_open-broken")
-    assert run["state"]["message"] == "EXECUTION_ERROR: no caf?"
+    assert run["state"]["message"] == "Task run encountered an exception FileNotFoundError: no caf?"
 
 
 def test_jobs_that_prefects_engine_reports_are_not_mirrored(api: Api) -> None:

@@ -75,7 +75,7 @@ def test_lost_states_are_sent_again_with_all_fields_of_the_first_event(api: Api,
     assert lost["start_time"] <= lost["end_time"]
     assert lost["end_time"] <= api.states(ids[0])[-1]["timestamp"]
     assert api.states(ids[1])[-1]["data"]["storage_key"]
-    assert failed["state"]["message"] == "NETWORK_ERROR: down"
+    assert failed["state"]["message"] == "NETWORK_ERROR: ConnectionError: down"
 
 
 def test_recorded_states_are_not_sent_again(api: Api) -> None:

@@ -109,9 +109,9 @@ def test_every_state_of_every_job_is_recorded_when_run_jobs_returns(api: Api, po
     assert api.state_names(runs["good"]["id"]) == ["Pending", "Running", "Completed"]
     assert api.state_names(runs["bad"]["id"]) == ["Pending", "Running", "AwaitingRetry", "Retrying", "Failed"]
     awaiting, last = api.states(runs["bad"]["id"])[2], api.states(runs["bad"]["id"])[-1]
-    assert awaiting["message"] == "attempt 1 of 2: NETWORK_ERROR: down"
+    assert awaiting["message"] == "attempt 1 of 2: NETWORK_ERROR: ConnectionError: down"
     assert awaiting["state_details"]["scheduled_time"] > awaiting["timestamp"]
-    assert last["message"] == "NETWORK_ERROR: down"
+    assert last["message"] == "NETWORK_ERROR: ConnectionError: down"
     for job in jobs:
         run = runs[job.job_id]
         assert run["id"] == str(uuid5(flow_run_id, job.job_id))

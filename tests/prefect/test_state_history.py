@@ -101,8 +101,8 @@ def test_a_job_that_fails_twice_and_then_succeeds_shows_every_state(
     assert task_run["run_count"] == 3
     assert task_run["state_name"] == "Completed"
     assert task_run["empirical_policy"]["retries"] == 3
-    assert states[2]["message"] == "attempt 1 of 4: NETWORK_ERROR: refused"
-    assert states[4]["message"] == "attempt 2 of 4: NETWORK_ERROR: refused"
+    assert states[2]["message"] == "attempt 1 of 4: NETWORK_ERROR: ConnectionError: refused"
+    assert states[4]["message"] == "attempt 2 of 4: NETWORK_ERROR: ConnectionError: refused"
     assert states[4]["state_details"]["scheduled_time"] > states[4]["timestamp"]
     assert futures[0].result() == 3
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 
 import pytest
+from prefect.states import exception_to_failed_state
 
 from executor_adapter.exceptions import (
     DataCollectionException,
@@ -64,11 +66,20 @@ def test_an_exception_decides_the_final_state(error: Exception, name: str) -> No
     assert failure_kind(error).name == name
 
 
-def test_a_failure_message_has_code_and_message() -> None:
-    """A failure message has the code and the message, or else the exception's class."""
-    assert failure_message(ConnectionError("refused")) == "NETWORK_ERROR: refused"
+class OddError(Exception):
+    """An exception of a user's own."""
+
+
+def test_a_failure_message_is_prefects_unless_the_code_says_more() -> None:
+    """A failure message has the class and text as Prefect's has, and the code where that says more."""
+    assert failure_message(ConnectionError("refused")) == "NETWORK_ERROR: ConnectionError: refused"
+    assert failure_message(ValueError("b")) == "Task run encountered an exception ValueError: b"
+    assert failure_message(OddError("b")) == "Task run encountered an exception OddError: b"
+    for error in (ValueError("b"), OddError("b"), KeyError("b"), OddError()):
+        stock = asyncio.run(exception_to_failed_state(error, message="Task run encountered an exception"))
+        assert failure_message(error) == stock.message
+    assert failure_message(WorkerCrashedError("worker 3 died")) == "WORKER_CRASHED: worker 3 died"
     assert failure_message(DataCollectionException("bad row", error_code="DATA_ERROR")) == "DATA_ERROR: bad row"
-    assert failure_message(ValueError()) == "EXECUTION_ERROR: ValueError"
 
 
 def test_awaiting_retry_has_the_failed_attempt_and_the_time_of_the_next() -> None:
@@ -76,7 +87,7 @@ def test_awaiting_retry_has_the_failed_attempt_and_the_time_of_the_next() -> Non
     due = datetime(2026, 1, 2, tzinfo=UTC)
     state = awaiting_retry(ConnectionError("refused"), attempt=1, attempts=4, scheduled_time=due)
     assert (state.type, state.name) == ("SCHEDULED", "AwaitingRetry")
-    assert state.message == "attempt 1 of 4: NETWORK_ERROR: refused"
+    assert state.message == "attempt 1 of 4: NETWORK_ERROR: ConnectionError: refused"
     assert state.state_details.scheduled_time == due
 
 

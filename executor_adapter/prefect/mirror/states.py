@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from prefect.client.schemas.objects import State, StateDetails, StateType
 
 from executor_adapter.error_codes import error_code_of
+from executor_adapter.exceptions import JobError
 from executor_adapter.exceptions.display import text_of
 from executor_adapter.job import ErrorCode, JobStatus
 
@@ -74,13 +75,28 @@ def failure_kind(error: BaseException) -> StateKind:
 
 
 def failure_message(error: BaseException) -> str:
-    """Return `CODE: message`, the message of a failed state."""
-    return f"{error_code_of(error)}: {text_of(error) or type(error).__name__}"
+    """Return the message of a failed state: Prefect's own words, or `CODE: ...` where the code says more than those."""
+    described = _described(error)
+    return f"Task run encountered an exception {described}" if _is_unclassified(error) else described
+
+
+def _described(error: BaseException) -> str:
+    """Return the class and text of an exception, as Prefect shows them, after its code if it has one of its own."""
+    code, text = error_code_of(error), text_of(error)
+    if issubclass(type(error), JobError):  # The code says what these classes say.
+        return f"{code}: {text or type(error).__name__}"
+    described = f"{type(error).__name__}: {text}"
+    return described if _is_unclassified(error) else f"{code}: {described}"
+
+
+def _is_unclassified(error: BaseException) -> bool:
+    """Return whether it is an exception of the function's of which the code says nothing."""
+    return error_code_of(error) == ErrorCode.EXECUTION_ERROR and not issubclass(type(error), JobError)
 
 
 def awaiting_retry_message(error: BaseException, *, attempt: int, attempts: int) -> str:
     """Return the message of an AwaitingRetry state: which attempt failed, and why."""
-    return f"attempt {attempt} of {attempts}: {failure_message(error)}"
+    return f"attempt {attempt} of {attempts}: {_described(error)}"
 
 
 def awaiting_retry(error: BaseException, *, attempt: int, attempts: int, scheduled_time: datetime) -> State[Any]:
