@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from executor_adapter import Job, JobExecutor, JobStatus
 from executor_adapter.config import ExecutorSettings, Settings
 from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.job.pool_names import START_METHOD, StartMethod
+from executor_adapter.supervision.driver import JobDriver
 from tests.contract import functions
 
 METHODS: list[StartMethod] = ["spawn"] if START_METHOD == "spawn" else [START_METHOD, "spawn"]
@@ -26,29 +28,36 @@ def executor(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[JobExec
         (tmp_path / "go").touch()
 
 
+@contextlib.contextmanager
+def driven(executor: JobExecutor) -> Iterator[JobDriver]:
+    """A driven job that ends with the block at the latest: the executor would wait for it."""
+    driver = executor.drive(Job(function=int, pool="process"))
+    try:
+        yield driver
+    finally:
+        driver.fail(JobCancelledError("the test is over"))
+
+
 def test_a_driven_job_is_pending_while_its_worker_starts(executor: JobExecutor, tmp_path: Path) -> None:
     """A driven job has its slot, and is RUNNING, only when its worker can run the function."""
-    driver = executor.drive(Job(function=int, pool="process"))
-    slot = driver.acquire()
-    _wait_for(tmp_path / "starting")
-    assert not slot.done()
-    assert driver.job.status is JobStatus.PENDING
-    (tmp_path / "go").touch()
-    slot.result(timeout=60)
-    assert driver.job.status is JobStatus.RUNNING
-    assert driver.attempt().result(timeout=60) == 0
-    driver.complete(0)
+    with driven(executor) as driver:
+        slot = driver.acquire()
+        _wait_for(tmp_path / "starting")
+        assert not slot.done()
+        assert driver.job.status is JobStatus.PENDING
+        (tmp_path / "go").touch()
+        slot.result(timeout=60)
+        assert driver.job.status is JobStatus.RUNNING
+        assert driver.attempt().result(timeout=60) == 0
 
 
 def test_a_job_cancelled_while_its_worker_starts_leaves_the_slot(executor: JobExecutor, tmp_path: Path) -> None:
     """A driven job that is cancelled while its worker starts never runs, and the next job has its slot and worker."""
-    driver = executor.drive(Job(function=int, pool="process"))
-    slot = driver.acquire()
-    _wait_for(tmp_path / "starting")
-    assert driver.cancel()
-    error = slot.exception(timeout=60)
-    assert isinstance(error, JobCancelledError)
-    driver.fail(error)
+    with driven(executor) as driver:
+        slot = driver.acquire()
+        _wait_for(tmp_path / "starting")
+        assert driver.cancel()
+        assert isinstance(slot.exception(timeout=60), JobCancelledError)
     (tmp_path / "go").touch()
     assert executor.submit(Job(function=int, args=("3",), pool="process")).result(timeout=60) == 3
     assert driver.job.status is JobStatus.CANCELLED
@@ -58,9 +67,9 @@ def test_a_job_cancelled_while_its_worker_starts_leaves_the_slot(executor: JobEx
 def test_a_slot_that_is_not_used_leaves_its_worker_to_others(executor: JobExecutor, tmp_path: Path) -> None:
     """A driven job that completes without an attempt, as with a cached result, leaves slot and worker to the next."""
     (tmp_path / "go").touch()
-    driver = executor.drive(Job(function=int, pool="process"))
-    driver.acquire().result(timeout=60)
-    driver.complete("cached")
+    with driven(executor) as driver:
+        driver.acquire().result(timeout=60)
+        driver.complete("cached")
     assert executor.submit(Job(function=int, args=("3",), pool="process")).result(timeout=60) == 3
 
 
@@ -69,12 +78,10 @@ def test_a_driven_job_whose_workers_cannot_start_fails(method: StartMethod) -> N
     """A driven job fails as crashed, with the reason, if no worker gets ready."""
     config = Settings(executor=ExecutorSettings(start_method=method))
     with JobExecutor(1, config=config, initializer=functions.fail_with_value_error, initargs=("no",)) as executor:
-        driver = executor.drive(Job(function=int, pool="process"))
-        driver.acquire().result(timeout=60)
-        error = driver.attempt().exception(timeout=60)
-        assert error is not None
+        with driven(executor) as driver:
+            driver.acquire().result(timeout=60)
+            error = driver.attempt().exception(timeout=60)
         assert "before it was ready" in str(error)
-        driver.fail(error)
 
 
 def _wait_for(path: Path) -> None:
