@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -252,6 +253,8 @@ class ExecutorSettings(Section):
             raise PydanticCustomError("place", "max_rss_growth needs start_method 'guardian': use max_jobs_per_worker")
         if self.cpu_affinity is not None and not HAS_CPU_AFFINITY:
             raise PydanticCustomError("place", "cpu_affinity is not supported on this system: remove it")
+        if isinstance(self.memory, int) and not Path("/proc/meminfo").exists():
+            raise PydanticCustomError("place", "memory as a size needs Linux (/proc): remove it")
         return self
 
 

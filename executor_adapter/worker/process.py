@@ -41,7 +41,7 @@ from typing import Any
 from executor_adapter.exceptions import SoftTimeoutError
 from executor_adapter.worker import wire
 from executor_adapter.worker.call import EXIT_TERMINATED, CallRunner, FunctionTable, ReceivedCall
-from executor_adapter.worker.process_tree import become_preferred_victim
+from executor_adapter.worker.oom_score import become_preferred_victim
 from executor_adapter.worker.reporter import Channel, WorkerReporter
 from executor_adapter.worker.stdio import PeakMemory, Stdio
 

@@ -8,7 +8,6 @@ The guardian imports this module, so it needs the standard library alone.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import signal
@@ -20,9 +19,6 @@ TREE_VARIABLE = "EXECUTOR_ADAPTER_TREE"
 _PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 _MAX_SCANS = 5
 """Max scans of a tree while it is killed: a tree that grows faster must not block the caller forever."""
-_OOM_SCORE_RAISE = 500
-"""Half of the memory counts as used by the process in addition, see proc_pid_oom_score_adj(5)."""
-_MAX_OOM_SCORE = 1000
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
 
 
@@ -36,15 +32,6 @@ def become_subreaper(name: str, *, dies_with_parent: bool = False) -> None:
     prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
     if dies_with_parent:
         prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-
-
-def become_preferred_victim() -> None:
-    """Let the kernel prefer the calling process, and what it starts, to its host when it kills for lack of memory."""
-    # There is no such file on other systems; a sandbox may have it read-only.
-    with contextlib.suppress(OSError, ValueError), open("/proc/self/oom_score_adj", "r+") as file:
-        raised = min(int(file.read()) + _OOM_SCORE_RAISE, _MAX_OOM_SCORE)
-        file.seek(0)
-        file.write(str(raised))
 
 
 def children(pid: int) -> list[int]:

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from executor_adapter.pools.base import Assignment, PoolSupervisor, Timer
 from executor_adapter.pools.guardian.worker_handle import ForkedWorkerHandle
-from executor_adapter.pools.memory.tree_memory import FASTEST_GROWTH, measure
+from executor_adapter.pools.memory.level import FASTEST_GROWTH
+from executor_adapter.pools.memory.tree_memory import measure
 
 MIN_INTERVAL = 0.02
 MAX_INTERVAL = 0.5

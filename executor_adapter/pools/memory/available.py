@@ -9,7 +9,6 @@ from typing import Literal
 from executor_adapter.pools.memory.control_groups import ROOT, groups_of_this_process
 from executor_adapter.pools.memory.level import MemoryLevel
 from executor_adapter.pools.memory.oom_kills import oom_kills
-from executor_adapter.pools.memory.tree_memory import measure
 
 
 class AvailableMemory:
@@ -51,5 +50,8 @@ class AvailableMemory:
 
     @staticmethod
     def _own_level(size: int) -> MemoryLevel:
+        # Imported here, because it needs what only Linux has.
+        from executor_adapter.pools.memory.tree_memory import measure
+
         mark = MemoryLevel("executor.memory", size, size)
         return mark._replace(left=size - measure(os.getpid(), size - mark.high_margin).used)

@@ -17,8 +17,7 @@ from collections.abc import Iterable
 from executor_adapter.exceptions import MemoryLimitError
 from executor_adapter.pools.base import Assignment, WorkerPool
 from executor_adapter.pools.memory.available import AvailableMemory
-from executor_adapter.pools.memory.level import MemoryLevel, text_of
-from executor_adapter.pools.memory.tree_memory import FASTEST_GROWTH
+from executor_adapter.pools.memory.level import FASTEST_GROWTH, MemoryLevel, text_of
 
 logger = logging.getLogger("executor_adapter.memory")
 

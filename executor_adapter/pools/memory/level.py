@@ -11,6 +11,8 @@ CRITICAL_MARGIN = 0.05
 MAX_HIGH_MARGIN = 2 << 30
 """Bytes. A share of a large machine would be memory that many jobs could use."""
 MAX_CRITICAL_MARGIN = 1 << 30
+FASTEST_GROWTH = 2 << 30
+"""Bytes that a process may take in one second: about the speed at which memory is filled."""
 
 
 class MemoryLevel(NamedTuple):

@@ -14,9 +14,6 @@ from typing import NamedTuple
 
 from executor_adapter.worker import resident, tree
 
-FASTEST_GROWTH = 2 << 30
-"""Bytes that a process may take in one second: about the speed at which memory is filled."""
-
 _BLOCK_SIZE = 512
 _MAY_WRITE = 0o200
 _PSS = (b"Pss_Anon:", b"Pss_File:", b"Pss_Shmem:")
