@@ -85,7 +85,7 @@ class HookedExecution:
 
     def begin(self, call: HookCall) -> None:
         """Run a call on the loop."""
-        if self._loop is None:
+        if self._loop is None or self._loop.has_failed:
             self._loop = _HookLoop(self._supervisor)
         self._loop.submit(call)
         self._loop.start_submitted()
@@ -277,6 +277,9 @@ class _HookLoop(EventLoopThread[HookCall]):
 
     async def call(self, run: HookCall) -> Any:
         return await run.execute_job(run.driver.job)
+
+    def job_id_of(self, run: HookCall) -> str:
+        return run.driver.job.job_id
 
     def on_end(self, run: HookCall, value: Any, error: BaseException | None) -> None:
         self._supervisor.call_soon(run.driver.returned, run, value, error)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from executor_adapter import Job, JobExecutor, JobFuture, JobStatus
+from executor_adapter import Job, JobExecutor, JobFuture, JobStatus, RetryPolicy
 from executor_adapter.config import Settings
 from executor_adapter.exceptions import JobCancelledError, JobTimeoutError
 from tests.contract.conftest import wait_for
@@ -178,3 +179,95 @@ def test_the_value_of_a_cancelled_coroutine_does_not_count(loops: LoopHarness, m
     with pytest.raises(JobCancelledError):
         ignoring.result(timeout=20)
     assert loops.abandoned == 0
+
+
+# --- what one coroutine does to the loop of all ---
+
+
+async def stop_the_loop() -> str:
+    asyncio.get_running_loop().stop()
+    await asyncio.sleep(0)
+    return "stopped it"
+
+
+async def cancel_all_tasks() -> str:
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+    await asyncio.sleep(0)
+    return "cancelled them"
+
+
+async def hold_in_a_child(loops: LoopHarness) -> str:
+    return await asyncio.create_task(loops.hold())
+
+
+@pytest.mark.parametrize("attack", [stop_the_loop, cancel_all_tasks])
+def test_a_coroutine_that_stops_or_cancels_everything_harms_no_other(
+    loops: LoopHarness, caplog: pytest.LogCaptureFixture, attack: Callable[[], Any]
+) -> None:
+    """A coroutine that stops its loop, or cancels all tasks there, is warned of; its neighbours and later jobs run."""
+    neighbours = [loops.submit(loops.hold), loops.submit(functools.partial(hold_in_a_child, loops))]
+    wait_for(lambda: all(neighbour.running() for neighbour in neighbours))
+    assert loops.submit(attack).result(timeout=20) in ("stopped it", "cancelled them")
+    assert loops.submit(loops.note).result(timeout=20) == "ran"
+    loops.release.set()
+    assert [neighbour.result(timeout=20) for neighbour in neighbours] == ["held", "held"]
+    assert "each job may cancel only its own tasks" in caplog.text or "a job stopped the event loop" in caplog.text
+
+
+def test_timeouts_and_groups_of_a_coroutine_still_cancel_its_own_tasks(loops: LoopHarness) -> None:
+    """A job's own timeouts and task groups, and its own cancels, work as on any loop."""
+
+    async def cancel_own() -> list[str]:
+        seen = []
+        try:
+            async with asyncio.timeout(0.01):
+                await loops.hold()
+        except TimeoutError:
+            seen.append("timeout")
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(loops.hold())
+                raise ValueError
+        except ExceptionGroup:
+            seen.append("group")
+        child = asyncio.create_task(loops.hold())
+        await asyncio.sleep(0)
+        child.cancel()
+        await asyncio.wait([child])
+        return [*seen, f"cancelled: {child.cancelled()}"]
+
+    assert loops.submit(cancel_own).result(timeout=20) == ["timeout", "group", "cancelled: True"]
+
+
+def test_a_task_that_outlives_its_job_can_be_cancelled_by_another(loops: LoopHarness) -> None:
+    """A task that a finished job left running can be cancelled by another job's code."""
+    left: list[asyncio.Task[str]] = []
+
+    async def leave() -> None:
+        left.append(asyncio.create_task(loops.hold()))
+
+    async def cancel() -> bool:
+        left[0].cancel()
+        await asyncio.wait(left)
+        return left[0].cancelled()
+
+    loops.submit(leave).result(timeout=20)
+    assert loops.submit(cancel).result(timeout=20) is True
+
+
+def test_a_broken_loop_fails_what_runs_there_and_is_replaced(loops: LoopHarness) -> None:
+    """When a job breaks the loop itself, what runs there fails with a code at once, and later jobs run on another."""
+
+    async def break_loop() -> None:
+        asyncio.get_running_loop().time = None  # type: ignore[assignment,method-assign]
+        await asyncio.sleep(0)
+
+    once = RetryPolicy(retry_attempts=0, crash_attempts=0)
+    neighbour = loops.executor.submit(Job(function=loops.hold, retry=once))
+    assert loops.entered.wait(20)
+    breaking = loops.executor.submit(Job(function=break_loop, retry=once))
+    for future in (neighbour, breaking):
+        assert "its event loop broke" in str(future.exception(timeout=20))
+        assert future.job.error_code == "WORKER_CRASHED"
+    assert loops.submit(loops.note).result(timeout=20) == "ran"

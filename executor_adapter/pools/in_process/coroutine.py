@@ -46,7 +46,7 @@ class CoroutinePool(WorkerPool):
         return bind(job)
 
     def start(self, assignment: Assignment) -> None:
-        if self.loop is None:
+        if self.loop is None or self.loop.has_failed:
             self.loop = _Loop(self)
         self.busy += 1
         self.loop.submit(assignment)
@@ -145,6 +145,9 @@ class _Loop(EventLoopThread[Assignment]):
 
     def on_cancel(self, run: Assignment, coroutine: Any) -> None:
         run.position = position_text(None, coroutine)
+
+    def job_id_of(self, run: Assignment) -> str:
+        return run.job.job_id
 
     def on_end(self, run: Assignment, value: Any, error: BaseException | None) -> None:
         run.ended_at = time.monotonic()

@@ -3,6 +3,9 @@
 The owner of the loop cancels what runs on it. A coroutine that ignores the cancellation is abandoned after its grace
 period. If a coroutine blocks the loop, with `time.sleep` for example, the loop does not even answer, and the owner
 replaces it by another.
+
+Strangers share the loop, so what one coroutine does to it must not reach the others: a `stop` is undone, a cancel of
+somebody else's tasks is ignored (see `job_tasks`), and if the loop is broken, what runs on it fails at once.
 """
 
 from __future__ import annotations
@@ -11,12 +14,16 @@ import asyncio
 import contextlib
 import contextvars
 import logging
+import os
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, Self, TypeVar
 
+from executor_adapter.exceptions import WorkerCrashedError
+from executor_adapter.exceptions.display import repr_of
+from executor_adapter.pools.in_process.job_tasks import JobTask, TaskOwner, own_tasks, task_of_current_owner
 from executor_adapter.pools.in_process.stacks import position_in, with_own_frames
 
 logger = logging.getLogger("executor_adapter.coroutine")
@@ -38,6 +45,17 @@ class Runnable(Protocol):
 R = TypeVar("R", bound=Runnable)
 
 
+def _check_descriptors() -> None:
+    """Check that there are descriptors for a loop: a half-made one raises again when it is collected.
+
+    Raises:
+        OSError: there are not.
+    """
+    with contextlib.ExitStack() as undo:
+        for fd in (fd for _ in range(2) for fd in os.pipe()):
+            undo.callback(os.close, fd)
+
+
 class EventLoopThread(ABC, Generic[R]):
     """An event loop in a daemon thread, and what was submitted to it.
 
@@ -52,14 +70,27 @@ class EventLoopThread(ABC, Generic[R]):
         """Calls that were cancelled and have not ended."""
         self.submitted: deque[R] = deque()
         self._unstarted: dict[R, bool] = {}
+        self.has_failed = False
+        """Whether the loop broke, so that it runs nothing any more."""
+        self._is_to_stop = False
         self._tasks: dict[R, asyncio.Task[None]] = {}
+        _check_descriptors()
         self._loop = asyncio.new_event_loop()
+        self._loop.set_task_factory(task_of_current_owner)  # type: ignore[arg-type]
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._loop.close()
+            raise
 
     @abstractmethod
     async def call(self, run: R) -> Any:
         """Run it, on the loop, and return its value."""
+
+    @abstractmethod
+    def job_id_of(self, run: R) -> str:
+        """Return the id of the job that it belongs to."""
 
     @abstractmethod
     def on_end(self, run: R, value: Any, error: BaseException | None) -> None:
@@ -78,6 +109,8 @@ class EventLoopThread(ABC, Generic[R]):
     def start_submitted(self) -> None:
         """Start everything that was submitted since the last call, with one wake-up of the loop."""
         self._call_soon(self._start_submitted)
+        if self.has_failed:  # It may have failed after its owner had looked, and has not seen these.
+            self._fail_unstarted()
 
     def move_unstarted(self, other: Self) -> None:
         """Submit to another loop what this one has not started, except for what was cancelled."""
@@ -107,6 +140,7 @@ class EventLoopThread(ABC, Generic[R]):
 
     def stop(self) -> None:
         """Let the thread end as soon as it can."""
+        self._is_to_stop = True
         self._call_soon(self._loop.stop)
 
     def position(self) -> str:
@@ -121,20 +155,42 @@ class EventLoopThread(ABC, Generic[R]):
 
     def _run(self) -> None:
         try:
-            while not self._run_until_stopped():
-                pass
+            while not self._is_to_stop:
+                self._run_until_stopped()
             self._cancel_leftovers()
+        except Exception as error:
+            logger.exception("an event loop is broken: what runs on it fails, and later jobs run on another")
+            self._fail_all(error)
         finally:
-            self._loop.close()
+            self._close()
 
-    def _run_until_stopped(self) -> bool:
-        """Run the loop. Return False if a task that a function started raised what asyncio does not catch."""
+    def _close(self) -> None:
+        try:
+            self._loop.close()
+        except Exception:
+            logger.exception("a broken event loop cannot be closed")
+
+    def _run_until_stopped(self) -> None:
         try:
             self._loop.run_forever()
         except (SystemExit, KeyboardInterrupt):
             logger.warning("a task of a job raised what ends an event loop: the loop is started again", exc_info=True)
-            return False
-        return True
+        else:
+            if not self._is_to_stop:
+                logger.warning("a job stopped the event loop that it shares with other jobs: it is started again")
+
+    def _fail_all(self, error: Exception) -> None:
+        """Report the end of everything on a loop that runs no more."""
+        self.has_failed = True
+        for run in list(self._tasks):
+            if self._tasks.pop(run, None) is not None and run not in self._unstarted:
+                self.on_end(run, None, WorkerCrashedError(f"its event loop broke: {repr_of(error)}"))
+        self._fail_unstarted()
+
+    def _fail_unstarted(self) -> None:
+        for run in list(self._unstarted):
+            if self.claim(run):
+                self.on_end(run, None, WorkerCrashedError("the event loop broke before it was started there"))
 
     def _cancel_leftovers(self) -> None:
         """Cancel abandoned coroutines, and tasks that functions left running, before the loop is closed."""
@@ -150,17 +206,20 @@ class EventLoopThread(ABC, Generic[R]):
             run = self.submitted.popleft()
             context = run.context  # Read first: a thread that claims it may replace the context.
             if run in self._unstarted:
-                self._tasks[run] = self._loop.create_task(self._execute(run), context=context)
+                owner = TaskOwner(self.job_id_of(run))
+                self._tasks[run] = JobTask(self._execute(run, owner), owner=owner, loop=self._loop, context=context)
 
-    async def _execute(self, run: R) -> None:
+    async def _execute(self, run: R, owner: TaskOwner) -> None:
         if not self.claim(run):
             del self._tasks[run]
             return
         value, error = None, None
+        own_tasks(owner)
         try:
             value = await self.call(run)
         except BaseException as raised:
             error = with_own_frames(raised)
+        owner.is_running = False
         self._tasks.pop(run, None)
         self.on_end(run, value, error)
 

@@ -1,0 +1,61 @@
+"""Tasks of an event loop that several jobs share: no job can cancel what belongs to another one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from contextvars import ContextVar
+from typing import Any
+
+logger = logging.getLogger("executor_adapter.coroutine")
+
+
+class TaskOwner:
+    """One call on a shared loop, as the owner of all tasks that it makes."""
+
+    __slots__ = ("is_running", "job_id")
+
+    def __init__(self, job_id: str) -> None:
+        self.job_id = job_id
+        self.is_running = True
+
+
+_current: ContextVar[TaskOwner | None] = ContextVar("task_owner", default=None)
+
+
+class JobTask(asyncio.Task[Any]):
+    """A task that ignores a cancel that comes from another job's code, as long as its own job runs.
+
+    A timeout, a task group or the pool cancels from the job's own context or from none.
+    """
+
+    __slots__ = ("owner",)
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], *, owner: TaskOwner | None = None, **options: Any) -> None:
+        self.owner = owner or _current.get()
+        super().__init__(coroutine, **options)
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        caller = _current.get()
+        if caller is None or caller is self.owner or self.owner is None or not self.owner.is_running:
+            return super().cancel(msg)
+        logger.warning(
+            "job %s cancelled a task of job %s: ignored, since each job may cancel only its own tasks",
+            caller.job_id,
+            self.owner.job_id,
+            extra={"job_id": caller.job_id},
+        )
+        return False
+
+
+def task_of_current_owner(
+    loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **options: Any
+) -> JobTask:
+    """Make a task of the call whose code asks for it: the task factory of a shared loop."""
+    return JobTask(coroutine, loop=loop, **options)
+
+
+def own_tasks(owner: TaskOwner) -> None:
+    """Let what the current context starts from now on belong to `owner`."""
+    _current.set(owner)
