@@ -163,7 +163,7 @@ class InlinePool(WorkerPool):
         ending, value, error = self._outcome(assignment)
         assignment.ended_at = self.supervisor.now()
         assert isinstance(self.supervisor, Supervisor)
-        self.supervisor.stopping.apply_limits()  # The function may have moved the clock.
+        self.supervisor.stopping.apply_limits(assignment.ended_at)  # The function may have moved the clock.
         if assignment in self._stopped:
             ending = Ending.STOPPED
         self.busy -= 1

@@ -4,6 +4,7 @@
 1     failed with an error of its own
 2     refused: by the command line, the configuration, or because such a job can never run
 65    failed for good because of its data or request: DATA_ERROR, REQUEST_ERROR   (EX_DATAERR of sysexits.h)
+75    WORKER_UNAVAILABLE: no worker could be started                               (EX_TEMPFAIL)
 78    failed because of its set-up: CONFIGURATION_ERROR, SERIALIZATION_ERROR       (EX_CONFIG)
 124   exceeded a time limit: TIMEOUT_ERROR, QUEUE_TIMEOUT, DEADLINE_EXCEEDED       (as timeout(1))
 130   cancelled, or interrupted by Ctrl-C                                          (as in a shell)
@@ -47,6 +48,7 @@ from executor_adapter.pools import Assignment
 EXIT_CODES = {
     "DATA_ERROR": 65,
     "REQUEST_ERROR": 65,
+    "WORKER_UNAVAILABLE": 75,
     "CONFIGURATION_ERROR": 78,
     "SERIALIZATION_ERROR": 78,
     "TIMEOUT_ERROR": 124,

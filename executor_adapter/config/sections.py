@@ -233,6 +233,9 @@ class ExecutorSettings(Section):
     """The start method of workers: guardian (forked in milliseconds, the Linux default) or spawn (new interpreters)."""
     preload: Names = ()
     """Modules that are imported before workers of the process pool start."""
+    start_timeout: Seconds | None = 300.0
+    """Seconds that a worker process may take to be ready, with its preload and its initializer; then the jobs that wait
+    for it fail; null: any time."""
     max_jobs_per_worker: Count | None = Field(default=None, ge=1)
     """Jobs after which a worker process is replaced."""
     max_rss_growth: Count | None = Field(default=None, ge=1)

@@ -3,7 +3,8 @@
     JobError                            how a job ended without a value
     ├── JobTimeoutError                 also a TimeoutError: past max_runtime, queue_timeout or deadline
     ├── WorkerCrashedError              the worker's process died under the job
-    │   └── MemoryLimitError            ... because it exceeded memory_limit, or memory ran out
+    │   ├── MemoryLimitError            ... because it exceeded memory_limit, or memory ran out
+    │   └── WorkerUnavailableError      ... or there was no worker to be had for the job
     ├── JobCancelledError               also a concurrent.futures.CancelledError
     ├── JobSerializationError           a function, argument or result cannot be pickled
     ├── DataCollectionException         raised by collection functions, with the error code of their choice
@@ -36,6 +37,7 @@ __all__ = [
     "QueueFullError",
     "SoftTimeoutError",
     "WorkerCrashedError",
+    "WorkerUnavailableError",
 ]
 
 
@@ -105,6 +107,15 @@ class MemoryLimitError(WorkerCrashedError):
     """The attempt was killed: its process tree exceeded its memory_limit, or memory ran out and it held the most."""
 
     error_code = "MEMORY_LIMIT"
+
+
+class WorkerUnavailableError(WorkerCrashedError):
+    """No worker could be started for the job: its set-up hangs, or the system refuses a process, thread or descriptor.
+
+    The job's function did not run, so the job is not suspected of anything: it counts as no crash.
+    """
+
+    error_code = "WORKER_UNAVAILABLE"
 
 
 class JobCancelledError(JobError, CancelledError):

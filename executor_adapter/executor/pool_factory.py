@@ -39,4 +39,5 @@ def make_pool(
     names = {"preload", "max_jobs_per_worker", "max_rss_growth", "nice", "cpu_affinity"}
     options = config.executor.model_dump(include=names, exclude_none=True)
     options["preload"] = tuple(dict.fromkeys((*options["preload"], *worker_preloads)))
+    options["start_timeout"] = config.executor.start_timeout
     return kind(supervisor, max_workers, initializer=initializer, **options)

@@ -74,6 +74,8 @@ class ErrorCode(StrEnum):
     """The function, an argument or the result cannot be pickled. Not retried."""
     WORKER_CRASHED = "WORKER_CRASHED"
     """The worker process died while it ran the job."""
+    WORKER_UNAVAILABLE = "WORKER_UNAVAILABLE"
+    """No worker could be started: its set-up hangs, or the system refuses a process, a thread or a descriptor."""
     MEMORY_LIMIT = "MEMORY_LIMIT"
     """The process tree of the attempt exceeded memory_limit, or memory ran out and it held the most."""
     CANCELLED = "CANCELLED"

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from executor_adapter.pools.memory.available import AvailableMemory
     from executor_adapter.pools.memory.guard import MemoryGuard
     from executor_adapter.pools.memory.level import HIGH_MARGIN, MemoryLevel
+    from executor_adapter.pools.patience import Patience
+    from executor_adapter.pools.refused_starts import unavailable
     from executor_adapter.pools.selection import check_job
     from executor_adapter.pools.transport.functions import dumps as dump_by_value
     from executor_adapter.pools.transport.importable import reference as importable_reference
@@ -32,12 +34,14 @@ _HOMES = {
     "HIGH_MARGIN": "executor_adapter.pools.memory.level",
     "MemoryGuard": "executor_adapter.pools.memory.guard",
     "MemoryLevel": "executor_adapter.pools.memory.level",
+    "Patience": "executor_adapter.pools.patience",
     "PoolKinds": "executor_adapter.pools.kinds",
     "PoolSupervisor": "executor_adapter.pools.base",
     "WorkerPool": "executor_adapter.pools.base",
     "bind": "executor_adapter.pools.in_process.call",
     "call_in_job": "executor_adapter.pools.in_process.call",
     "check_job": "executor_adapter.pools.selection",
+    "unavailable": "executor_adapter.pools.refused_starts",
     "pool_kinds": "executor_adapter.pools.kinds",
 }
 
@@ -50,6 +54,7 @@ __all__ = [
     "EventLoopThread",
     "MemoryGuard",
     "MemoryLevel",
+    "Patience",
     "PoolKinds",
     "PoolSupervisor",
     "WorkerPool",
@@ -59,6 +64,7 @@ __all__ = [
     "dump_by_value",
     "importable_reference",
     "pool_kinds",
+    "unavailable",
 ]
 
 __getattr__, __dir__ = lazy_attributes(__name__, _HOMES)

@@ -178,6 +178,10 @@ class WorkerPool(ABC):
     def release_worker(self, job: Job) -> None:  # noqa: B027
         """Keep no worker for the job any more, if one was reserved."""
 
+    def free_slot(self) -> None:
+        """Free the slot of an assignment that has no worker."""
+        self.busy -= 1
+
     @abstractmethod
     def start(self, assignment: Assignment) -> None:
         """Give the assignment to an idle worker or a new one. Called only while fewer than max_workers are busy."""

@@ -21,7 +21,7 @@ from typing import Any
 
 from executor_adapter.exceptions import InvalidJobError, JobCancelledError
 from executor_adapter.job import TERMINAL, Job, JobStatus
-from executor_adapter.pools import COROUTINE_STOP_TIMEOUT, Assignment, EventLoopThread
+from executor_adapter.pools import COROUTINE_STOP_TIMEOUT, Assignment, EventLoopThread, Patience, unavailable
 from executor_adapter.supervision.driver import JobDriver
 from executor_adapter.supervision.futures import JobFuture
 from executor_adapter.supervision.outcome import code_and_message, failed_as
@@ -86,7 +86,11 @@ class HookedExecution:
     def begin(self, call: HookCall) -> None:
         """Run a call on the loop."""
         if self._loop is None or self._loop.has_failed:
-            self._loop = _HookLoop(self._supervisor)
+            try:
+                self._loop = _HookLoop(self._supervisor)
+            except (OSError, RuntimeError) as error:  # No descriptor or thread is left.
+                self._supervisor.call_soon(call.driver.returned, call, None, unavailable(error, "for execute_job"))
+                return
         self._loop.submit(call)
         self._loop.start_submitted()
 
@@ -94,12 +98,13 @@ class HookedExecution:
         """Cancel the call; it is abandoned if it has not ended after `grace` seconds."""
         answered = threading.Event()
         call.worker.cancel(call, answered)
-        when = self._supervisor.now() + grace
-        self._supervisor.call_at(when, functools.partial(self._abandon, call, answered))
+        Patience(self._supervisor, grace, functools.partial(self._abandon, call, answered))
 
     def discard(self, call: HookCall) -> None:
         """Drop a call that has ended or is abandoned."""
-        loop = call.worker
+        loop: _HookLoop | None = call.worker
+        if loop is None:  # It never began.
+            return
         loop.discard(call)
         if loop is not self._loop and not loop.live:
             loop.stop()

@@ -2,6 +2,10 @@
 
 It sleeps in a selector until the next thing is due, so an idle executor never wakes up. One byte on a pipe wakes it,
 written only while it sleeps, so a burst of submissions costs one write.
+
+**What has arrived comes before what is due.** The process may be paused at any point, for seconds. So before anything
+that depends on the time, the loop reads what has arrived, and acts on the time at which it began to read: nothing that
+somebody did in time is taken for late.
 """
 
 from __future__ import annotations
@@ -79,6 +83,9 @@ class SupervisorLoop:
         self._ended_sleep = 0
         """The number of the last sleep that a written byte has ended."""
         self._woken = False
+        self.read_until: float = clock()
+        """All that had arrived by this time has been read. What is due is judged by it, not by `now`."""
+        self._wanted_at = float("inf")
         self.stopped = False
         self._wake_reader, self._wake_writer = os.pipe()
         for fd in (self._wake_reader, self._wake_writer):
@@ -177,14 +184,22 @@ class SupervisorLoop:
 
     def _turn(self, *, may_sleep: bool = True) -> None:
         self._woken = False
+        self.read_until = began = self.now()
+        if self._next_due() <= began:
+            self._read(0.0)
         self._run_inbox()
         self._run_timers()
-        timeout = self._time_to_sleep(self._end_turn())
+        self._wanted_at = self._end_turn()
+        timeout = self._time_to_sleep()
         self._sleeps += 1
         self._asleep = self._sleeps
         # Checked after _asleep is set, so that no wake-up is missed.
         if self._woken or self._inbox or self.stopped or not may_sleep:
             timeout = 0.0
+        self._read(timeout)
+
+    def _read(self, timeout: float | None) -> None:
+        """Wait for descriptors, and call those who watch them."""
         events = self._selector.select(timeout)
         self._asleep = 0
         for key, mask in events:
@@ -214,7 +229,7 @@ class SupervisorLoop:
             self._call(callback, *args)
 
     def _run_timers(self) -> None:
-        now = self.now()
+        now = self.read_until
         while self._timers and (self._timers[0].when <= now or self._timers[0].callback is None):
             timer = heapq.heappop(self._timers)
             if timer.callback is None:
@@ -223,8 +238,11 @@ class SupervisorLoop:
             callback, timer.callback = timer.callback, None
             self._call(callback)
 
-    def _time_to_sleep(self, wanted: float) -> float | None:
-        due = min(self._timers[0].when if self._timers else float("inf"), wanted)
+    def _next_due(self) -> float:
+        return min(self._timers[0].when, self._wanted_at) if self._timers else self._wanted_at
+
+    def _time_to_sleep(self) -> float | None:
+        due = self._next_due()
         return None if due == float("inf") else min(max(0.0, due - self.now()), MAX_SLEEP_SECONDS)
 
     def _drain_wake_pipe(self) -> None:

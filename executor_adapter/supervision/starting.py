@@ -6,7 +6,7 @@ import functools
 import logging
 from collections.abc import Callable
 
-from executor_adapter.exceptions import WorkerCrashedError
+from executor_adapter.exceptions import WorkerUnavailableError
 from executor_adapter.exceptions.display import repr_of
 from executor_adapter.job import Job, JobStatus
 from executor_adapter.pools import Assignment, Ending
@@ -107,12 +107,12 @@ class Starting:
         return assignment
 
     def give_to_pool(self, assignment: Assignment) -> None:
-        """Let the pool run an attempt; a failure to start counts as a crash."""
+        """Let the pool run an attempt; if it cannot, the attempt fails as WORKER_UNAVAILABLE."""
         try:
             self._pools.start(assignment)
         except Exception as error:
             logger.exception("a pool cannot start a job", extra={"job_id": assignment.job.job_id})
-            failure = WorkerCrashedError(f"no worker could be started: {repr_of(error)}")
+            failure = WorkerUnavailableError(f"no worker could be started: {repr_of(error)}")
             self._on_failed_start(assignment, Ending.CRASHED, None, failure)
 
     def lend_slot(self, job: Job) -> None:

@@ -46,9 +46,8 @@ class Stopping:
 
     # --- attempts ---
 
-    def apply_limits(self) -> None:
-        """Interrupt and stop the attempts that are past their limits now."""
-        now = self._loop.now()
+    def apply_limits(self, now: float) -> None:
+        """Interrupt and stop the attempts that were past their limits at the monotonic time `now`."""
         if self._running.due <= now:
             self._running.apply(now, self._pools.interrupt, self._stop)
 

@@ -214,7 +214,7 @@ class Supervisor:
         self._check_memory_if_due()
         self.dispatcher.run(self.starting.start, self.starting.queue_behind)
         self.pools.flush()
-        self.stopping.apply_limits()
+        self.stopping.apply_limits(self._loop.read_until)
         due = min(self._running.due, self.pools.next_check_at)
         guard = self.dispatcher.memory_guard
         return min(due, guard.due) if guard is not None and self._running else due

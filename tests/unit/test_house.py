@@ -41,7 +41,7 @@ MAX_LINES = 350
 STANDARD_LIBRARY_ALONE = ("worker", "exceptions", "error_codes", "lazy")
 # `exceptions/__init__` is the tree of errors alone, since display.py imports it.
 FACES = {"executor_adapter.exceptions.display"}
-SHARED_BY_POOLS = {"base", "transport", "memory", "kinds", "selection"}
+SHARED_BY_POOLS = {"base", "transport", "memory", "kinds", "selection", "patience", "refused_starts", "start_watch"}
 SHARED_BY_STORES = {"base", "host", "records"}
 PUBLIC = {
     "executor_adapter",

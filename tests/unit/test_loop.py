@@ -129,6 +129,51 @@ def test_a_readable_descriptor_is_reported_until_it_is_unwatched(loop: Superviso
     os.close(writer)
 
 
+def test_what_arrived_during_a_pause_is_read_before_timers_run(loop: SupervisorLoop, clock: Clock) -> None:
+    """After a pause past a timer's time, the answer that the timer waited for is read first, and cancels it."""
+    reader, writer = os.pipe()
+    ran: list[str] = []
+    timer = loop.call_at(102, lambda: ran.append("gave up"))
+
+    def read() -> None:
+        ran.append(os.read(reader, 10).decode())
+        timer.cancel()
+
+    loop.watch(reader, read)
+    turn(loop)
+    os.write(writer, b"answer")
+    clock.time = 110.0
+    turn(loop)
+    assert ran == ["answer"]
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_pause_while_the_loop_reads_does_not_make_a_timer_due(loop: SupervisorLoop, clock: Clock) -> None:
+    """A timer whose time passes while the loop reads waits until what arrived meanwhile is read too."""
+    (first, first_writer), (answer, answer_writer) = os.pipe(), os.pipe()
+    ran: list[str] = []
+    timer = loop.call_at(102, lambda: ran.append("gave up"))
+
+    def pause() -> None:
+        ran.append(os.read(first, 10).decode())
+        clock.time = 110.0
+        os.write(answer_writer, b"answer")
+
+    def read() -> None:
+        ran.append(os.read(answer, 10).decode())
+        timer.cancel()
+
+    loop.watch(first, pause)
+    loop.watch(answer, read)
+    os.write(first_writer, b"pause")
+    turn(loop)
+    turn(loop)
+    assert ran == ["pause", "answer"]
+    for fd in (first, first_writer, answer, answer_writer):
+        os.close(fd)
+
+
 def test_an_event_is_not_reported_for_a_reused_descriptor(loop: SupervisorLoop) -> None:
     """An event of a closed descriptor is not reported for a new one that has got its number."""
     (one, one_writer), (two, two_writer), (quiet, quiet_writer) = os.pipe(), os.pipe(), os.pipe()

@@ -14,7 +14,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from executor_adapter.exceptions import WorkerUnavailableError
 from executor_adapter.pools.base import PoolSupervisor, Timer
+from executor_adapter.pools.patience import Patience
 from executor_adapter.pools.transport.importable import current_path
 from executor_adapter.worker import (
     TREE_VARIABLE,
@@ -57,6 +59,9 @@ class GuardianListener(Protocol):
     def on_log(self, text: str) -> None:
         """Log a warning of the guardian."""
 
+    def on_guardian_ready(self, guardian: GuardianClient) -> None:
+        """Take note that the guardian has imported the modules to preload."""
+
     def on_guardian_lost(self, lost: GuardianClient) -> None:
         """Take note that the guardian died without being stopped, and that nothing below it is alive."""
 
@@ -74,6 +79,9 @@ class GuardianClient:
     def __init__(self, supervisor: PoolSupervisor, listener: GuardianListener, settings: dict[str, Any]) -> None:
         self.is_ready = False
         """Whether the guardian has imported the modules to preload."""
+        self.kill_reason: str | None = None
+        """Why this process killed it, if it did."""
+        self._start_error: WorkerUnavailableError | None = None
         self._supervisor = supervisor
         self._listener = listener
         self._token = secrets.token_hex(16)
@@ -83,10 +91,14 @@ class GuardianClient:
         self._on_stopped: Callable[[], None] | None = None
         self._kill_timer: Timer | None = None
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            of_host = {"host": os.getpid(), "path": current_path(), "presence": own_presence().fds}
-            self._process = self._start_process(theirs, settings | of_host)
-        self._pidfd = os.pidfd_open(self._process.pid)
+        try:
+            with theirs:
+                of_host = {"host": os.getpid(), "path": current_path(), "presence": own_presence().fds}
+                self._process = self._start_process(theirs, settings | of_host)
+            self._pidfd = self._open_pidfd()
+        except OSError:
+            self._socket.close()
+            raise
         self._socket.setblocking(False)
         self.fd = self._socket.fileno()
         supervisor.watch(self.fd, self.receive)
@@ -110,6 +122,14 @@ class GuardianClient:
         finally:
             os.close(setup_fd)
 
+    def _open_pidfd(self) -> int:
+        try:
+            return os.pidfd_open(self._process.pid)
+        except OSError:  # Nobody could see its end.
+            self._process.kill()
+            self._process.wait()
+            raise
+
     @property
     def pid(self) -> int:
         return self._process.pid
@@ -118,6 +138,14 @@ class GuardianClient:
     def exit_code(self) -> int | None:
         """The exit code as `subprocess` gives it: negative if a signal killed the guardian."""
         return self._process.returncode
+
+    @property
+    def end(self) -> str:
+        """How it ended without being asked to, as a clause."""
+        if self.kill_reason is not None:
+            return f"the guardian (process {self.pid}) was killed by this program because {self.kill_reason}"
+        early = "" if self.is_ready else " before it was ready: see its stderr"
+        return f"the guardian (process {self.pid}) ended with code {self.exit_code}{early}"
 
     # --- requests ---
 
@@ -135,14 +163,24 @@ class GuardianClient:
         self._expect_answer(number)
         self._send(guardian.KILL, number, [])
 
-    def kill(self) -> None:
+    def kill(self, reason: str) -> None:
         """Kill a guardian that does not answer, with everything below it; `on_guardian_lost` follows."""
         if self._pidfd >= 0:
+            self.kill_reason = self.kill_reason or reason
             # The workers die with the guardian, but a process with an environment of its own cannot be found then.
             with contextlib.suppress(OSError):  # No descriptor is left to read /proc with.
                 kill_below(self._process.pid)
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def give_up(self, error: WorkerUnavailableError) -> None:
+        """Kill a guardian that takes too long to be ready; its workers' jobs fail with `error`."""
+        self._start_error = error
+        self.kill("it was not ready in time")
+
+    def failure(self) -> WorkerUnavailableError | None:
+        """Return the error of one worker of a guardian that was given up."""
+        return None if self._start_error is None else WorkerUnavailableError(self._start_error.message)
 
     def stop(self, on_stopped: Callable[[], None]) -> None:
         """Let the guardian exit, when it has no workers left, by closing the socket; then call `on_stopped`."""
@@ -150,7 +188,7 @@ class GuardianClient:
         if not self._is_dead:
             with contextlib.suppress(OSError):  # It has died, and its pidfd has not been read yet.
                 self._socket.shutdown(socket.SHUT_RDWR)
-            self._kill_after(_EXIT_TIMEOUT)
+            self._kill_after(_EXIT_TIMEOUT, "it did not exit when it was asked to")
 
     def _expect_answer(self, number: int) -> None:
         self._unanswered.add(number)
@@ -169,12 +207,12 @@ class GuardianClient:
         Before it is ready there is no limit, since its imports may take any time.
         """
         if self._kill_timer is None and self._unanswered and self.is_ready:
-            self._kill_after(_REPLY_TIMEOUT)
+            self._kill_after(_REPLY_TIMEOUT, f"it did not answer for {_REPLY_TIMEOUT:.0f} s")
 
-    def _kill_after(self, seconds: float) -> None:
+    def _kill_after(self, seconds: float, reason: str) -> None:
         if self._kill_timer is not None:
             self._kill_timer.cancel()
-        self._kill_timer = self._supervisor.call_at(self._supervisor.now() + seconds, self.kill)
+        self._kill_timer = Patience(self._supervisor, seconds, lambda: self.kill(reason))
 
     def _send(self, kind: int, number: int, fds: list[int]) -> None:
         if self._is_dead:  # `on_guardian_lost` follows, and reports the worker too
@@ -234,6 +272,7 @@ class GuardianClient:
             self._listener.on_log(packet[guardian.PACKET.size :].decode())
         elif kind == guardian.READY:
             self.is_ready = True
+            self._listener.on_guardian_ready(self)
             self._limit_answer_time()
         return True
 

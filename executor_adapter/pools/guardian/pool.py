@@ -10,13 +10,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from executor_adapter.exceptions import MemoryLimitError
+from executor_adapter.exceptions import MemoryLimitError, WorkerUnavailableError
 from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor
 from executor_adapter.pools.guardian.memory_watch import MemoryWatch
 from executor_adapter.pools.guardian.worker_handle import CallState, ForkedWorkerHandle
 from executor_adapter.pools.guardian.workers import MAX_START_FAILURES, WorkerSet
 from executor_adapter.pools.memory.oom_kills import oom_kills
 from executor_adapter.pools.memory.tree_memory import measure
+from executor_adapter.pools.refused_starts import RefusedStarts
 from executor_adapter.pools.transport.exit_errors import kernel_kill_error, memory_error, record_exit
 from executor_adapter.pools.transport.payload import worker_settings
 from executor_adapter.pools.transport.process_pool import OUTPUT_READ_FRAME, WorkerProcessPool
@@ -36,7 +37,8 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
     `preload`: modules that the guardian imports, so that no worker needs to. `initializer`: a function and its
     arguments, called in each worker before its first job. `max_jobs_per_worker`: a worker is replaced after so many
     jobs. `max_rss_growth`: a worker is replaced when it has grown by so many bytes since it was ready. `nice`,
-    `cpu_affinity`: apply to every worker.
+    `cpu_affinity`: apply to every worker. `start_timeout`: seconds that the preload may take, and then each worker
+    until it is ready.
     """
 
     can_limit_memory: ClassVar[bool] = True
@@ -48,6 +50,7 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
         *,
         preload: str | tuple[str, ...] = (),
         initializer: tuple[Callable[..., Any], tuple[Any, ...]] | None = None,
+        start_timeout: float | None = None,
         max_jobs_per_worker: int | None = None,
         max_rss_growth: int | None = None,
         nice: int | None = None,
@@ -55,7 +58,12 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
     ) -> None:
         super().__init__(supervisor, max_workers)
         settings = worker_settings(preload=preload, initializer=initializer, nice=nice, cpu_affinity=cpu_affinity)
-        self.workers = WorkerSet(supervisor, max_workers, settings, on_frames=self._read, on_exit=self._on_exit)
+        self.workers = WorkerSet(
+            supervisor, max_workers, settings, start_timeout, on_frames=self._read, on_exit=self._on_exit
+        )
+        self._starts = RefusedStarts(
+            supervisor, self._take_worker, self._use, has_workers=self._has_workers, forget=self.free_slot
+        )
         self._max_jobs = max_jobs_per_worker or sys.maxsize
         self._max_rss_growth = max_rss_growth
         self._path = SharedPath()
@@ -107,11 +115,17 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
         return self.workers.take(assignment.memory_limit) if reserved is None or reserved.retired else reserved
 
     def start(self, assignment: Assignment) -> None:
-        worker = self._take_worker(assignment)
         self.busy += 1
-        if self.busy > self.workers.peak_busy:
-            self.workers.peak_busy = self.busy
+        self._starts.start(assignment)
+
+    def _has_workers(self) -> bool:
+        return any(worker.ready for worker in self._busy_workers)
+
+    def _use(self, worker: ForkedWorkerHandle, assignment: Assignment) -> None:
         self._busy_workers.append(worker)
+        busy = len(self._busy_workers)
+        if busy > self.workers.peak_busy:
+            self.workers.peak_busy = busy
         self._may_have_room = True
         try:
             self._assign(worker, assignment)
@@ -172,6 +186,7 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
             self.workers.keep_spare()
         elif not worker.dropping:
             self.workers.put_back(worker)
+            self._starts.retry()
 
     # --- frames ---
 
@@ -189,6 +204,7 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
             worker.dropping = False
             if not worker.queue and not worker.retired:
                 self.workers.put_back(worker)
+                self._starts.retry()
 
     def _on_result(
         self, worker: ForkedWorkerHandle, kind: int, flags: int, peak: int, started: float, ended: float, body: bytes
@@ -238,7 +254,10 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
     def recall(self, assignment: Assignment) -> bool:
         worker: ForkedWorkerHandle | None = assignment.worker
         if worker is None:
-            return False
+            if not self._starts.take_back(assignment):
+                return False
+            self.supervisor.handed_back(assignment)
+            return True
         state, removed = worker.take_back(assignment)
         self._release_if_empty(worker, removed)
         self._hand_back(removed)
@@ -247,6 +266,8 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
     def stop(self, assignment: Assignment, *, grace: float) -> None:
         worker: ForkedWorkerHandle | None = assignment.worker
         if worker is None:
+            if self._starts.take_back(assignment):
+                self.supervisor.ended(assignment, Ending.STOPPED)
             return
         if worker.stopping is assignment:
             worker.shorten_grace(grace)
@@ -307,7 +328,9 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
             self._release(worker)
         for assignment in left:
             assignment.worker = None
-        cannot_start = not worker.ready and self.workers.start_failures >= MAX_START_FAILURES
+        cannot_start = not worker.ready and (
+            isinstance(worker.crash_cause, WorkerUnavailableError) or self.workers.start_failures >= MAX_START_FAILURES
+        )
         ended = max(started, 1) if cannot_start else started
         if ended and si_code == os.CLD_KILLED and si_status == signal.SIGKILL and not worker.exit_expected:
             worker.crash_cause = worker.crash_cause or kernel_kill_error(worker.pid, oom_kills.claim())

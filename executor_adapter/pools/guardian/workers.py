@@ -9,10 +9,13 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from executor_adapter.exceptions import WorkerCrashedError
+from executor_adapter.exceptions import WorkerCrashedError, WorkerUnavailableError
 from executor_adapter.pools.base import PoolSupervisor
 from executor_adapter.pools.guardian.client import NO_PIDFD, GuardianClient
 from executor_adapter.pools.guardian.worker_handle import ForkedWorkerHandle
+from executor_adapter.pools.patience import Patience
+from executor_adapter.pools.refused_starts import REFUSED_TIMEOUT, unavailable
+from executor_adapter.pools.start_watch import StartWatch
 from executor_adapter.worker import resident
 
 logger = logging.getLogger("executor_adapter.process")
@@ -43,6 +46,7 @@ class WorkerSet:
         supervisor: PoolSupervisor,
         max_workers: int,
         settings: dict[str, Any],
+        start_timeout: float | None,
         *,
         on_frames: Callable[[ForkedWorkerHandle], Any],
         on_exit: Callable[[ForkedWorkerHandle, int, int], None],
@@ -60,6 +64,9 @@ class WorkerSet:
         self._idle: list[ForkedWorkerHandle] = []
         self._starting: list[ForkedWorkerHandle] = []
         """Workers without assignments that are not ready yet."""
+        self._start_watch = StartWatch(supervisor, start_timeout)
+        self._is_fork_refused = False
+        """Whether the system refused the last fork, so that only a job may ask for another."""
         self._serving = 0
         """Number of workers that are not retired."""
         self._closing = False
@@ -115,13 +122,15 @@ class WorkerSet:
                 logger.warning("no spare worker can be started: %s", error)
 
     def _may_start_spare(self) -> bool:
-        if self._closing or self.start_failures >= MAX_START_FAILURES:
+        if self._closing or self._is_fork_refused or self.start_failures >= MAX_START_FAILURES:
             return False
         # A fork would delay the guardian's report of a killed worker. `on_worker_exit` calls `keep_spare` again.
         return not any(worker.kill_requested for worker in self._members.values())
 
     def on_ready(self, worker: ForkedWorkerHandle, pid: int) -> None:
         """Take note that a worker has started."""
+        self._start_watch.remove(worker)
+        self._is_fork_refused = False
         worker.ready = True
         worker.pid = pid
         worker.rss_when_ready = resident(pid)
@@ -132,7 +141,9 @@ class WorkerSet:
 
     def _start(self) -> ForkedWorkerHandle:
         if self.guardian is None:
-            self.guardian = GuardianClient(self._supervisor, self, self._settings)
+            self.guardian = guardian = GuardianClient(self._supervisor, self, self._settings)
+            what = f"the guardian (process {guardian.pid}) imports preload={', '.join(self._settings['preload'])}"
+            self._start_watch.add(guardian, what, guardian.give_up)
         worker = ForkedWorkerHandle(self._supervisor, self.guardian)
         self._members[worker.number] = worker
         self._serving += 1
@@ -169,7 +180,7 @@ class WorkerSet:
             self.shut_down(worker)
         if self.guardian is not None and not self.guardian.is_ready and self._members:
             # It may be importing for a long time, and would fork the workers only after that.
-            self.guardian.kill()
+            self.guardian.kill("the pool was closed before it was ready")
         self._continue_closing()
 
     def _continue_closing(self) -> None:
@@ -197,8 +208,7 @@ class WorkerSet:
 
     def _call_later(self, check: Callable[[ForkedWorkerHandle], None], worker: ForkedWorkerHandle) -> None:
         # The worker's own timer cannot be used, since `stop` resets it.
-        at = self._supervisor.now() + _EXIT_REPORT_TIMEOUT
-        self._supervisor.call_at(at, functools.partial(check, worker))
+        Patience(self._supervisor, _EXIT_REPORT_TIMEOUT, functools.partial(check, worker))
 
     def _require_fork(self, worker: ForkedWorkerHandle) -> None:
         if not worker.is_forked:
@@ -207,7 +217,7 @@ class WorkerSet:
     def _require_exit_report(self, worker: ForkedWorkerHandle) -> None:
         """Kill a guardian that has not reported an exit in time, for example because a signal stopped it."""
         if worker.number in self._members:
-            worker.guardian.kill()
+            worker.guardian.kill(f"it did not report the end of a worker for {_EXIT_REPORT_TIMEOUT:.0f} s")
 
     # --- reports of the guardian ---
 
@@ -215,6 +225,9 @@ class WorkerSet:
         worker = self._members.get(number)
         if worker is not None:
             worker.set_process(pid, pidfd, functools.partial(self._on_death_seen, worker))
+            if not worker.ready:
+                what = "runs the initializer" if self._settings["initializer"] else "starts"
+                self._start_watch.add(worker, f"worker {pid} {what}", functools.partial(self._on_start_timeout, worker))
         elif pidfd != NO_PIDFD:
             os.close(pidfd)
 
@@ -222,6 +235,7 @@ class WorkerSet:
         worker = self._members.pop(number, None)
         if worker is None:
             return
+        self._start_watch.remove(worker)
         if not worker.ready and not worker.exit_expected:
             self.start_failures += 1
         self.retire(worker)
@@ -232,11 +246,22 @@ class WorkerSet:
 
     def on_fork_failed(self, number: int, errno: int) -> None:
         worker = self._members.get(number)
-        if worker is not None:
-            worker.crash_cause = WorkerCrashedError(f"no process could be started: {os.strerror(errno)}")
-            # The guardian has tried for seconds already, so the assignment fails at once.
-            self.start_failures = max(self.start_failures, MAX_START_FAILURES)
-            self.on_worker_exit(number, os.CLD_EXITED, 0)
+        if worker is None:
+            return
+        self._is_fork_refused = worker.exit_expected = True
+        if any(other.ready and not other.retired for other in self._members.values()):
+            logger.warning("the system refuses another process (%s): jobs wait for a worker", os.strerror(errno))
+        else:  # The guardian has tried for seconds already, so the assignment fails at once.
+            worker.crash_cause = unavailable(os.strerror(errno), f"for {REFUSED_TIMEOUT:.0f} s")
+        self.on_worker_exit(number, os.CLD_EXITED, 0)
+
+    def on_guardian_ready(self, guardian: GuardianClient) -> None:
+        self._start_watch.remove(guardian)
+
+    def _on_start_timeout(self, worker: ForkedWorkerHandle, error: WorkerUnavailableError) -> None:
+        worker.crash_cause = error
+        self.retire(worker)
+        worker.kill()
 
     def on_log(self, text: str) -> None:
         logger.warning("%s", text)
@@ -244,12 +269,12 @@ class WorkerSet:
     def on_guardian_lost(self, lost: GuardianClient) -> None:
         if self.guardian is lost:
             self.guardian = None
+        self._start_watch.remove(lost)
         workers = [worker for worker in self._members.values() if worker.guardian is lost]
-        logger.warning("the guardian ended with code %s, and its %d workers with it", lost.exit_code, len(workers))
+        message = lost.end
+        logger.warning("%s, and its %d workers with it", message, len(workers))
         for worker in workers:
             worker.exit_expected = lost.is_ready
-            if not lost.is_ready:
-                message = f"the guardian exited with code {lost.exit_code} before it was ready: see its stderr"
-                worker.crash_cause = WorkerCrashedError(message)
+            worker.crash_cause = worker.crash_cause or lost.failure() or WorkerCrashedError(message)
             self.on_worker_exit(worker.number, os.CLD_KILLED, signal.SIGKILL)
         self._continue_closing()

@@ -22,6 +22,8 @@ from executor_adapter.job import Job, is_coroutine_function
 from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, WorkerPool
 from executor_adapter.pools.in_process.call import bind, job_context, open_scope
 from executor_adapter.pools.in_process.event_loop import COROUTINE_STOP_TIMEOUT, EventLoopThread
+from executor_adapter.pools.patience import Patience
+from executor_adapter.pools.refused_starts import RefusedStarts
 from executor_adapter.worker import enter_job, position_text
 
 logger = logging.getLogger("executor_adapter.coroutine")
@@ -38,6 +40,9 @@ class CoroutinePool(WorkerPool):
         """Coroutines that could not be stopped."""
         self.loop: _Loop | None = None
         """The loop that runs new assignments."""
+        self._starts = RefusedStarts(
+            supervisor, self._get_loop, self._use, has_workers=lambda: False, forget=self.free_slot
+        )
 
     @classmethod
     def prepare(cls, job: Job) -> Callable[[], Any]:
@@ -46,11 +51,23 @@ class CoroutinePool(WorkerPool):
         return bind(job)
 
     def start(self, assignment: Assignment) -> None:
+        self.busy += 1
+        self._starts.start(assignment)
+
+    def _get_loop(self, _: Assignment) -> _Loop:
         if self.loop is None or self.loop.has_failed:
             self.loop = _Loop(self)
-        self.busy += 1
-        self.loop.submit(assignment)
+        return self.loop
+
+    def _use(self, loop: _Loop, assignment: Assignment) -> None:
+        loop.submit(assignment)
         self.supervisor.started(assignment, self.supervisor.now())
+
+    def recall(self, assignment: Assignment) -> bool:
+        if assignment.worker is not None or not self._starts.take_back(assignment):
+            return False
+        self.supervisor.handed_back(assignment)
+        return True
 
     def flush(self) -> None:
         if self.loop is not None and self.loop.submitted:
@@ -67,20 +84,29 @@ class CoroutinePool(WorkerPool):
             blocked.move_unstarted(self.loop)
 
     def stop(self, assignment: Assignment, *, grace: float) -> None:
-        loop: _Loop = assignment.worker
-        if assignment.ended_at is not None:
+        loop: _Loop | None = assignment.worker
+        if loop is None:
+            if self._starts.take_back(assignment):
+                self.supervisor.ended(assignment, Ending.STOPPED)
+        elif assignment.ended_at is not None:
             assignment.stop_asked_at = None  # It ended before, and its report is on its way.
         elif assignment not in loop.stopping:
-            self._cancel(loop, assignment, self.supervisor.now() + min(grace, COROUTINE_STOP_TIMEOUT))
+            self._cancel(loop, assignment, min(grace, COROUTINE_STOP_TIMEOUT))
             if loop.claim(assignment):
                 self._discard(loop, assignment)
                 self.supervisor.ended(assignment, Ending.STOPPED)
 
-    def _cancel(self, loop: _Loop, assignment: Assignment, until: float) -> None:
+    def _cancel(self, loop: _Loop, assignment: Assignment, seconds: float) -> None:
         answered = threading.Event()
         loop.cancel(assignment, answered)
-        self.supervisor.call_at(until, lambda: None if answered.is_set() else self._replace(loop))
-        self.supervisor.call_at(until, functools.partial(self.abandon, loop, assignment))
+        Patience(self.supervisor, seconds, functools.partial(self._give_up, loop, assignment, answered))
+
+    def _give_up(self, loop: _Loop, assignment: Assignment, answered: threading.Event) -> None:
+        try:
+            if not answered.is_set():
+                self._replace(loop)
+        finally:
+            self.abandon(loop, assignment)
 
     def close(self, on_closed: Callable[[], None]) -> None:
         if self.loop is not None:

@@ -25,6 +25,8 @@ from executor_adapter.job import Job
 from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, WorkerPool
 from executor_adapter.pools.in_process.call import bind, call_in_job
 from executor_adapter.pools.in_process.stacks import position_in, with_own_frames
+from executor_adapter.pools.patience import Patience
+from executor_adapter.pools.refused_starts import RefusedStarts
 
 logger = logging.getLogger("executor_adapter.thread")
 
@@ -53,14 +55,22 @@ class ThreadPool(WorkerPool):
         """Threads that could not be stopped."""
         self.idle_threads: list[WorkerThread] = []
         self.busy_threads: deque[WorkerThread] = deque()
+        self._starts = RefusedStarts(
+            supervisor, self._get_worker, self._use, has_workers=lambda: bool(self.busy_threads), forget=self.free_slot
+        )
 
     @classmethod
     def prepare(cls, job: Job) -> Callable[[], Any]:
         return bind(job)
 
     def start(self, assignment: Assignment) -> None:
-        worker = self.idle_threads.pop() if self.idle_threads else WorkerThread(self)
         self.busy += 1
+        self._starts.start(assignment)
+
+    def _get_worker(self, _: Assignment) -> WorkerThread:
+        return self.idle_threads.pop() if self.idle_threads else WorkerThread(self)
+
+    def _use(self, worker: WorkerThread, assignment: Assignment) -> None:
         self.busy_threads.append(worker)
         worker.assign(assignment)
         self.supervisor.started(assignment, self.supervisor.now())
@@ -78,7 +88,9 @@ class ThreadPool(WorkerPool):
         return ((worker, worker.assigned) for worker in self.busy_threads)
 
     def recall(self, assignment: Assignment) -> bool:
-        if assignment.worker is None or not assignment.worker.take_back(assignment):
+        worker: WorkerThread | None = assignment.worker
+        taken = self._starts.take_back(assignment) if worker is None else worker.take_back(assignment)
+        if not taken:
             return False
         self.supervisor.handed_back(assignment)
         return True
@@ -94,7 +106,11 @@ class ThreadPool(WorkerPool):
         worker.raise_in(assignment, SoftTimeoutError)
 
     def stop(self, assignment: Assignment, *, grace: float) -> None:
-        worker: WorkerThread = assignment.worker
+        worker: WorkerThread | None = assignment.worker
+        if worker is None:
+            if self._starts.take_back(assignment):
+                self.supervisor.ended(assignment, Ending.STOPPED)
+            return
         self.hand_back_behind(worker, assignment)
         if worker.take_back(assignment):
             if not worker.assigned:
@@ -106,8 +122,8 @@ class ThreadPool(WorkerPool):
             worker.stopping = assignment
             assignment.position = worker.position(assignment)
             worker.raise_in(assignment, _Stop)
-            when = self.supervisor.now() + min(grace, THREAD_STOP_TIMEOUT)
-            self.supervisor.call_at(when, functools.partial(self.abandon, worker, assignment))
+            seconds = min(grace, THREAD_STOP_TIMEOUT)
+            Patience(self.supervisor, seconds, functools.partial(self.abandon, worker, assignment))
 
     def hand_back_behind(self, worker: WorkerThread, running: Assignment) -> None:
         """Hand back what has not started, and queue nothing more behind `running`.
@@ -151,6 +167,7 @@ class ThreadPool(WorkerPool):
         self.busy -= 1
         self.busy_threads.remove(worker)
         self.idle_threads.append(worker)
+        self._starts.retry()
 
     def abandon(self, worker: WorkerThread, assignment: Assignment) -> None:
         """Give up on a thread that was asked to stop, unless its function has ended."""

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from executor_adapter.exceptions import WorkerCrashedError
-from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor
+from executor_adapter.exceptions import WorkerCrashedError, WorkerUnavailableError
+from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, Timer
+from executor_adapter.pools.refused_starts import REFUSED_TIMEOUT, RETRY_INTERVAL, unavailable
 from executor_adapter.pools.spawned.worker_handle import SpawnedWorkerHandle
 from executor_adapter.pools.spawned.workers import MAX_START_FAILURES, SpawnedWorkerSet
 from executor_adapter.pools.transport import functions
@@ -31,7 +32,7 @@ class SpawnedPool(WorkerProcessPool[SpawnedWorkerHandle]):
 
     `preload`: modules that each worker imports before its first job. `initializer`: a function and its arguments,
     called in each worker before its first job. `max_jobs_per_worker`: a worker is replaced after so many jobs. `nice`,
-    `cpu_affinity`: apply to every worker.
+    `cpu_affinity`: apply to every worker. `start_timeout`: seconds that each worker may take until it is ready.
     """
 
     def __init__(
@@ -41,13 +42,14 @@ class SpawnedPool(WorkerProcessPool[SpawnedWorkerHandle]):
         *,
         preload: str | tuple[str, ...] = (),
         initializer: tuple[Callable[..., Any], tuple[Any, ...]] | None = None,
+        start_timeout: float | None = None,
         max_jobs_per_worker: int | None = None,
         nice: int | None = None,
         cpu_affinity: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__(supervisor, max_workers)
         settings = worker_settings(preload=preload, initializer=initializer, nice=nice, cpu_affinity=cpu_affinity)
-        self.workers = SpawnedWorkerSet(supervisor, self, max_workers, settings)
+        self.workers = SpawnedWorkerSet(supervisor, self, max_workers, settings, start_timeout)
         self._max_jobs = max_jobs_per_worker or sys.maxsize
         self._path = SharedPath()
         self._waiting: dict[Assignment, bytes] = {}
@@ -56,6 +58,9 @@ class SpawnedPool(WorkerProcessPool[SpawnedWorkerHandle]):
         """Workers without an assignment that are kept for the next attempt of a job."""
         self._unreserved: dict[Job, Callable[[], None]] = {}
         """Jobs for which a worker is to be kept once one is ready, in order, and what is called then."""
+        self._refused_since: float | None = None
+        """Since when the system has refused the only worker."""
+        self._start_retry: Timer | None = None
         self._logged: set[str] = set()
         """Warnings of starting workers that are logged already."""
 
@@ -91,7 +96,6 @@ class SpawnedPool(WorkerProcessPool[SpawnedWorkerHandle]):
         attempt_part = b""
         if assignment.scope is not None or assignment.checkpoint is not None:
             attempt_part = functions.dumps((assignment.scope, assignment.checkpoint))
-        self.workers.ensure_one()
         self.busy += 1
         self._waiting[assignment] = attempt_part
         self._assign_next()
@@ -126,16 +130,36 @@ class SpawnedPool(WorkerProcessPool[SpawnedWorkerHandle]):
         try:
             self.workers.start_enough(len(self._waiting) + len(self._unreserved))
         except OSError as error:
-            logger.warning("no further worker can be started: %s", error)
-            if self.workers.are_all_retired:  # No worker will ever take what is waiting.
-                for assignment in list(self._waiting):
-                    self._crash_waiting(assignment, WorkerCrashedError(f"no process could be started: {error}"))
-                self._give_up_reserving()
+            if (self._waiting or self._unreserved) and self.workers.are_all_retired:
+                self._on_refused(error)
+            else:  # What waits is for the workers that there are.
+                logger.warning("no further worker can be started: %s", error)
+        else:
+            self._refused_since = None
 
     def _give_up_reserving(self) -> None:
         """Let the attempts begin for which no worker gets ready: they fail for the same reason."""
         for job in list(self._unreserved):
             self._unreserved.pop(job)()
+
+    def _on_refused(self, error: OSError) -> None:
+        """Try again for a while to start the only worker; then fail what waits for it."""
+        now = self.supervisor.now()
+        if self._refused_since is None:
+            self._refused_since = now
+            logger.warning("the system refuses a worker (%s): jobs wait for one", error)
+        if now - self._refused_since >= REFUSED_TIMEOUT:
+            self._refused_since = None
+            for assignment in list(self._waiting):
+                self._crash_waiting(assignment, unavailable(error, f"for {REFUSED_TIMEOUT:.0f} s"))
+            self._give_up_reserving()
+        elif self._start_retry is None:
+            self._start_retry = self.supervisor.call_at(now + RETRY_INTERVAL, self._retry_start)
+
+    def _retry_start(self) -> None:
+        self._start_retry = None
+        if self._waiting or self._unreserved:
+            self._start_workers()
 
     def _crash_waiting(self, assignment: Assignment, error: WorkerCrashedError) -> None:
         self._remove_waiting(assignment)
@@ -164,8 +188,7 @@ class SpawnedPool(WorkerProcessPool[SpawnedWorkerHandle]):
         worker.on_disconnect()
 
     def _on_ready(self, worker: SpawnedWorkerHandle, pid: int, at: float) -> None:
-        worker.ready = True
-        self.workers.start_failures = 0
+        self.workers.on_ready(worker)
         if self.workers.is_serving(worker):
             self._put_back(worker)
 
@@ -240,6 +263,8 @@ class SpawnedPool(WorkerProcessPool[SpawnedWorkerHandle]):
         self.workers.remove(worker)
         if assignment is not None:
             self._report_exit(worker, assignment, returncode, output_tail)
+        elif worker.start_error is not None:
+            self._on_start_timeout(worker.start_error, output_tail)
         elif not worker.ready and not worker.exit_expected:
             self._on_start_failure(returncode, output_tail)
         self._start_workers()
@@ -255,6 +280,13 @@ class SpawnedPool(WorkerProcessPool[SpawnedWorkerHandle]):
             self._report_death(worker, assignment, output_tail)
         else:
             self.supervisor.handed_back(assignment)
+
+    def _on_start_timeout(self, error: WorkerUnavailableError, output_tail: str) -> None:
+        error.output_tail = output_tail
+        if self._waiting:
+            self._crash_waiting(next(iter(self._waiting)), error)
+        else:
+            self._give_up_reserving()
 
     def _on_start_failure(self, returncode: int, output_tail: str) -> None:
         self.workers.start_failures += 1

@@ -12,6 +12,7 @@ import tempfile
 import time
 from typing import Any, Protocol
 
+from executor_adapter.exceptions import WorkerUnavailableError
 from executor_adapter.pools.base import Assignment, PoolSupervisor, Timer
 from executor_adapter.pools.transport.importable import current_path
 from executor_adapter.pools.transport.payload import Payload
@@ -46,6 +47,8 @@ class SpawnedWorkerHandle(WorkerHandle):
         super().__init__(supervisor)
         self.call_started = False
         """Whether it has reported that its call started."""
+        self.start_error: WorkerUnavailableError | None = None
+        """Why it was killed before it was ready, if it took too long."""
         self._seq = 0
         self._listener = listener
         self._exit_check: Timer | None = None
@@ -104,6 +107,11 @@ class SpawnedWorkerHandle(WorkerHandle):
         self.exit_expected = True
         self._signal_group(signal.SIGKILL)
         self._expect_exit()
+
+    def give_up(self, error: WorkerUnavailableError) -> None:
+        """Kill a worker that takes too long to be ready."""
+        self.start_error = error
+        self.kill()
 
     def _send_sigterm(self) -> None:
         self._signal_group(signal.SIGTERM)

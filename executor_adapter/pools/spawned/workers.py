@@ -7,6 +7,7 @@ from typing import Any
 
 from executor_adapter.pools.base import PoolSupervisor, Timer
 from executor_adapter.pools.spawned.worker_handle import SpawnedWorkerHandle, WorkerListener
+from executor_adapter.pools.start_watch import StartWatch
 
 MAX_START_FAILURES = 3
 """Workers that may die in a row before they are ready. The last of them takes an assignment with it."""
@@ -18,13 +19,19 @@ class SpawnedWorkerSet:
     """Starts spawned workers and retires them. The `listener` is notified of what they do."""
 
     def __init__(
-        self, supervisor: PoolSupervisor, listener: WorkerListener, max_workers: int, settings: dict[str, Any]
+        self,
+        supervisor: PoolSupervisor,
+        listener: WorkerListener,
+        max_workers: int,
+        settings: dict[str, Any],
+        start_timeout: float | None,
     ) -> None:
         self.start_failures = 0
         self._supervisor = supervisor
         self._listener = listener
         self._max_workers = max_workers
         self._settings = settings
+        self._start_watch = StartWatch(supervisor, start_timeout)
         self._members: set[SpawnedWorkerHandle] = set()
         self._serving: set[SpawnedWorkerHandle] = set()
         """The members that are not retired."""
@@ -62,15 +69,6 @@ class SpawnedWorkerSet:
         """Keep a worker that has no assignment for later."""
         self._idle.append(worker)
 
-    def ensure_one(self) -> None:
-        """Start a worker if none is idle or about to be ready.
-
-        Raises:
-            OSError: no worker can be started.
-        """
-        if not self._idle and not self._count_starting():
-            self._start()
-
     def start_enough(self, waiting: int) -> None:
         """Start a worker for each of the `waiting` assignments, and one to spare.
 
@@ -96,6 +94,15 @@ class SpawnedWorkerSet:
         worker = SpawnedWorkerHandle(self._supervisor, self._listener, self._settings)
         self._members.add(worker)
         self._serving.add(worker)
+        preload = ", ".join(self._settings["preload"])
+        what = f"worker {worker.pid} imports preload={preload} and runs the initializer, if there is one"
+        self._start_watch.add(worker, what, worker.give_up)
+
+    def on_ready(self, worker: SpawnedWorkerHandle) -> None:
+        """Take note that a worker has started."""
+        worker.ready = True
+        self.start_failures = 0
+        self._start_watch.remove(worker)
 
     # --- retiring ---
 
@@ -116,6 +123,7 @@ class SpawnedWorkerSet:
     def remove(self, worker: SpawnedWorkerHandle) -> None:
         """Release a worker that has exited."""
         self._members.discard(worker)
+        self._start_watch.remove(worker)
         worker.close()
 
     def close(self, on_closed: Callable[[], None]) -> None:

@@ -72,7 +72,9 @@ def _describe(assignment: Assignment, was_ready: bool) -> str:
 
 def _exit(assignment: Assignment) -> str:
     if assignment.exit_signal is not None:
-        hint = " (the kernel does so when memory runs out)" if assignment.exit_signal == signal.SIGKILL else ""
+        # Whoever kills a worker in this program names the cause, so it was somebody else.
+        others = " (not by this executor: by somebody else, or by the kernel, which does so when memory runs out)"
+        hint = others if assignment.exit_signal == signal.SIGKILL else ""
         return f"was killed by {_signal_name(assignment.exit_signal)}{hint}"
     meaning = {EXIT_SOCKET_LOST: ": the function closed its socket", EXIT_SETUP_FAILED: ": its set-up failed"}
     return f"exited with code {assignment.exit_code}{meaning.get(assignment.exit_code or 0, '')}"

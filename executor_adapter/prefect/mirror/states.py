@@ -7,7 +7,7 @@ RUNNING, later attempt                        RUNNING   Retrying
 COMPLETED                                     COMPLETED Completed
 FAILED by time (TIMEOUT_ERROR, QUEUE_TIMEOUT, DEADLINE_EXCEEDED)
                                               FAILED    TimedOut
-FAILED, WORKER_CRASHED                        CRASHED   Crashed
+FAILED, WORKER_CRASHED or WORKER_UNAVAILABLE  CRASHED   Crashed
 FAILED, MEMORY_LIMIT                          CRASHED   OutOfMemory
 FAILED, any other code                        FAILED    Failed
 CANCELLED                                     CANCELLED Cancelled
@@ -43,11 +43,13 @@ _KINDS = {
 }
 _LATER_ATTEMPT = StateKind(StateType.RUNNING, "Retrying")
 _TIMED_OUT = StateKind(StateType.FAILED, "TimedOut")
+_CRASHED = StateKind(StateType.CRASHED, "Crashed")
 _FAILED_BY: dict[str, StateKind] = {
     ErrorCode.TIMEOUT_ERROR: _TIMED_OUT,
     ErrorCode.QUEUE_TIMEOUT: _TIMED_OUT,
     ErrorCode.DEADLINE_EXCEEDED: _TIMED_OUT,
-    ErrorCode.WORKER_CRASHED: StateKind(StateType.CRASHED, "Crashed"),
+    ErrorCode.WORKER_CRASHED: _CRASHED,
+    ErrorCode.WORKER_UNAVAILABLE: _CRASHED,
     ErrorCode.MEMORY_LIMIT: StateKind(StateType.CRASHED, "OutOfMemory"),
 }
 

@@ -372,3 +372,8 @@ def catch_soft_timeout(path: str) -> str:
 
 def fail_to_initialize() -> None:
     raise RuntimeError("the initializer's own")
+
+
+def nap_and_return_pid(seconds: float) -> int:
+    time.sleep(seconds)
+    return os.getpid()

@@ -165,7 +165,9 @@ def test_a_guardian_that_is_stopped_leaves_nothing(
 
     assert [pool.ending(each) for each in (dying, living)] == [Ending.CRASHED] * 2
 
-    assert "the guardian ended with code -9" in caplog.text
+    cause = "was killed by this program because it did not report the end of a worker for 2 s"
+    assert cause in caplog.text
+    assert [cause in str(pool.error(each)) for each in (dying, living)] == [True, True]
     wait_for(lambda: not [path for path in paths if alive(int(path.read_text()))])
 
 
@@ -292,7 +294,7 @@ def test_a_guardian_that_cannot_start_fails_the_jobs(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with harness(1) as pool:
         assignment = pool.submit(functions.pid)
-        assert "the guardian exited with code 1" in str(pool.error(assignment))
+        assert "ended with code 1 before it was ready" in str(pool.error(assignment))
         assert pool.ending(assignment) is Ending.CRASHED
 
 

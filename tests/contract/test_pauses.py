@@ -1,0 +1,95 @@
+"""Tests programs that are paused for seconds: nobody is taken for dead who answered, or could not answer either."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from executor_adapter import Job, JobExecutor, RetryPolicy
+from executor_adapter.pools.guardian import workers
+from executor_adapter.pools.guardian.pool import ProcessPool
+from tests.contract.conftest import MakeExecutor, wait_for
+from tests.contract.process_pool.functions import nap
+from tests.insides import supervisor_of
+
+ONCE = RetryPolicy(retry_attempts=0, crash_attempts=0)
+
+
+def process_pool_of(executor: JobExecutor) -> ProcessPool:
+    pool = supervisor_of(executor).pools.made["process"]
+    assert isinstance(pool, ProcessPool)
+    return pool
+
+
+def pause_supervisor(executor: JobExecutor, pause: Callable[[], None]) -> None:
+    """Hold up the supervisor's thread, as a function does that keeps the GIL, and wait until it goes on."""
+    over = threading.Event()
+
+    def hold_up() -> None:
+        pause()
+        over.set()
+
+    supervisor_of(executor).call_soon(hold_up)
+    assert over.wait(30)
+
+
+@pytest.mark.parametrize("is_guardian_paused_too", [False, True])
+def test_a_paused_program_does_not_kill_its_guardian(
+    make_executor: MakeExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_guardian_paused_too: bool
+) -> None:
+    """A program that is paused for longer than its guardian may take to answer keeps the guardian and all jobs."""
+    monkeypatch.setattr(workers, "_EXIT_REPORT_TIMEOUT", 0.4)
+    executor = make_executor(2)
+    neighbour = executor.submit(Job(function=nap, args=(60, str(tmp_path / "neighbour")), pool="process"))
+    victim = executor.submit(Job(function=nap, args=(60, str(tmp_path / "victim")), pool="process", retry=ONCE))
+    wait_for(lambda: (tmp_path / "neighbour").exists() and (tmp_path / "victim").exists())
+    guardian = process_pool_of(executor).workers.guardian
+    assert guardian is not None
+    dying = victim.job.live.assignment.worker
+    os.kill(guardian.pid, signal.SIGSTOP)
+    os.kill(dying.pid, signal.SIGKILL)
+    wait_for(lambda: dying.retired)  # The host waits for the guardian's report from now on.
+
+    def pause() -> None:
+        if not is_guardian_paused_too:
+            os.kill(guardian.pid, signal.SIGCONT)
+        time.sleep(0.6)
+        os.kill(guardian.pid, signal.SIGCONT)
+
+    pause_supervisor(executor, pause)
+
+    error = victim.exception(timeout=20)
+    assert "was killed by SIGKILL" in str(error)
+    assert process_pool_of(executor).workers.guardian is guardian
+    assert (neighbour.running(), len(neighbour.job.attempts)) == (True, 0)
+
+
+def test_a_result_that_arrived_during_a_pause_is_in_time(make_executor: MakeExecutor, tmp_path: Path) -> None:
+    """A job that ended within its limit while the program was paused keeps its worker, and needs no second attempt."""
+    executor = make_executor(1)
+    job = Job(function=nap, args=(0.1, str(tmp_path / "started")), pool="process", max_runtime=0.5)
+    future = executor.submit(job)
+    wait_for((tmp_path / "started").exists)
+    pause_supervisor(executor, lambda: time.sleep(0.7))
+    future.result(timeout=20)
+    assert len(job.attempts) == 1
+    assert executor.run(Job(function=os.getpid, pool="process")) == int((tmp_path / "started").read_text())
+
+
+def test_the_victims_of_a_guardian_are_told_of_it(make_executor: MakeExecutor, tmp_path: Path) -> None:
+    """A job that ends with its guardian fails with an error that names the guardian, and not memory."""
+    executor = make_executor(1)
+    future = executor.submit(Job(function=nap, args=(60, str(tmp_path / "started")), pool="process", retry=ONCE))
+    wait_for((tmp_path / "started").exists)
+    guardian = process_pool_of(executor).workers.guardian
+    assert guardian is not None
+    os.kill(guardian.pid, signal.SIGKILL)
+    error = future.exception(timeout=20)
+    assert f"the guardian (process {guardian.pid}) ended with code -9" in str(error)
+    assert "memory" not in str(error)
