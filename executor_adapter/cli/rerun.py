@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job import RETRY_OF, TERMINAL, Job, changed_retry, uuid7
-from executor_adapter.store import JobRecord
+from executor_adapter.store import JobRecord, call_fields
 
 _IN_COLUMNS = frozenset({"job_type", "tool_name", "priority", "max_runtime"})
 """Fields of a job that have columns of their own in its record; the others are in its call."""
@@ -63,7 +63,7 @@ def rerun_record(record: JobRecord, changes: Mapping[str, Any]) -> JobRecord:
             f"priority={changes['priority']} is too large for a store: give at most {MAX_PRIORITY}"
         )
     columns = {name: value for name, value in changes.items() if name in _IN_COLUMNS}
-    call = json.loads(record.call or "{}")
+    call = call_fields(record)
     in_call = {name: value for name, value in changes.items() if name not in _IN_COLUMNS}
     if "retry" in call:
         in_call = changed_retry(call["retry"], changes) | in_call
@@ -85,6 +85,8 @@ def rerun_record(record: JobRecord, changes: Mapping[str, Any]) -> JobRecord:
 
 
 def _refuse_unfit(record: JobRecord, changes: Mapping[str, Any]) -> None:
+    if record.unreadable is not None:
+        raise InvalidJobError(f"job {record.job_id}: {record.unreadable}")
     if record.status not in TERMINAL:
         raise InvalidJobError(f"job {record.job_id} is {record.status}: wait for its end, or cancel it")
     if record.quarantined:

@@ -24,6 +24,7 @@ from executor_adapter.store import (
     LeaseLostError,
     StoreUnavailableError,
     Unpickle,
+    call_fields,
     given_fields,
     restore,
 )
@@ -99,8 +100,8 @@ class Recovery:
     def _run_again(self, record: JobRecord) -> Job | None:
         if record.job_id in self._live:
             return None  # The claim made it this host's again, and it runs here already.
-        record = _with_attempt_cut_off(record)
         try:
+            record = _with_attempt_cut_off(record)
             job = _pending_job(record, self._functions.unpickle)
             if record.crashes > 0 and record.crashes > job.policy.crash_attempts:
                 self._end(record, "WORKER_CRASHED", f"its host died {record.crashes} times while it ran", True)
@@ -109,10 +110,11 @@ class Recovery:
             self._readmit(job, max(0.0, time.time() - record.created_at))
         except (StoreUnavailableError, LeaseLostError, ExecutorClosedError):
             raise
-        except Exception as error:  # One job must not keep the others from running.
+        except BaseException as error:  # One job must not keep the others from running.
             explained = isinstance(error, (InvalidJobError, JobSerializationError, ValueError))
             why = text_of(error) if explained else repr_of(error)
-            self._end(record, "CONFIGURATION_ERROR", f"its host has died, and it cannot run here: {why}", False)
+            code = "CONFIGURATION_ERROR" if record.unreadable is None else "DATA_ERROR"
+            self._end(record, code, f"its host has died, and it cannot run here: {why}", False)
             return None
         return job
 
@@ -134,7 +136,7 @@ def _with_attempt_cut_off(record: JobRecord) -> JobRecord:
     """Return the record with the attempt that ran when its host died as a finished one."""
     if record.status is not JobStatus.RUNNING:
         return record
-    pool = given_fields(record).get("pool", "auto") if record.call is not None else ""
+    pool = call_fields(record).get("pool", "auto") if record.call is not None else ""
     attempt = Attempt(
         number=record.attempt,
         pool=pool,

@@ -14,6 +14,7 @@ from executor_adapter.store.records import (
     LogLine,
     Page,
     Unpickle,
+    call_fields,
     given_fields,
     restore,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "SignedPickles",
     "StoreUnavailableError",
     "Unpickle",
+    "call_fields",
     "close_host",
     "given_fields",
     "new_host",

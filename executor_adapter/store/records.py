@@ -60,6 +60,8 @@ class JobRecord:
     """The id of the job that this one was made from by `retry_job`."""
     quarantined: bool = False
     """Whether it killed more workers than its policy allows; then it runs again only after it was released."""
+    unreadable: str | None = None
+    """What of the stored row makes no sense. Such a record is FAILED, and its job never runs."""
     job: Job | None = None
     """The job itself, where the store is in the memory of the job's own process."""
 
@@ -77,10 +79,13 @@ class JobRecord:
 
     @property
     def arguments(self) -> tuple[list[Any], dict[str, Any]] | None:
-        """(args, kwargs) where they are stored as JSON; None where they are pickled or not stored at all."""
+        """(args, kwargs) where they are stored as JSON; None where they are pickled, unreadable or not stored."""
         if self.call is None or self.pickled is not None:
             return None
-        given = json.loads(self.call)
+        try:
+            given = call_fields(self)
+        except InvalidJobError:
+            return None
         return given.get("args", []), given.get("kwargs", {})
 
     def to_job(self) -> Job:
@@ -101,6 +106,18 @@ class JobRecord:
 
 _NOT_SHOWN = frozenset({"call", "pickled", "job", "attempt_fields"})
 _ATTEMPT = tuple(field.name for field in dataclasses.fields(Attempt))
+_REQUIRED = sum(field.default is dataclasses.MISSING for field in dataclasses.fields(Attempt))
+
+
+def attempt_fields(values: list[Any]) -> tuple[Any, ...]:
+    """Return the stored values of an attempt as the fields of Attempt; another version may have more or fewer.
+
+    Raises:
+        ValueError: a required field is missing.
+    """
+    if len(values) < _REQUIRED:
+        raise ValueError("an attempt has too few fields")
+    return (*values[: len(_ATTEMPT)], *(None,) * (len(_ATTEMPT) - len(values)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,7 +204,7 @@ def restore(record: JobRecord, unpickle: Unpickle | None = None) -> Job:
     )
     try:
         return Job.restored(state, **given_fields(record, unpickle))
-    except ValueError:
+    except Exception:  # A row may hold anything.
         return Job.restored(state, **_column_fields(record), function=MissingFunction(record.function))
 
 
@@ -197,12 +214,33 @@ def given_fields(record: JobRecord, unpickle: Unpickle | None = None) -> dict[st
     Raises:
         InvalidJobError: its function is not stored, or cannot be unpickled here.
     """
+    fields: dict[str, Any] = _column_fields(record) | call_fields(record)
+    if record.pickled is not None:
+        return fields | _unpickled(record.job_id, record.pickled, unpickle)
+    if "function" not in fields:
+        raise InvalidJobError(f"job {record.job_id} has no function in its row")
+    return fields
+
+
+def call_fields(record: JobRecord) -> dict[str, Any]:
+    """Return the fields of Job that were given, apart from those with columns of their own; no function is loaded.
+
+    Raises:
+        InvalidJobError: they are not stored, or make no sense.
+    """
+    if record.unreadable is not None:
+        raise InvalidJobError(f"job {record.job_id}: {record.unreadable}")
     if record.call is None:
         raise InvalidJobError(
             f"job {record.job_id} was driven from outside the executor: run it again where it came from"
         )
-    fields: dict[str, Any] = _column_fields(record) | json.loads(record.call)
-    return fields if record.pickled is None else fields | _unpickled(record.job_id, record.pickled, unpickle)
+    try:
+        fields = json.loads(record.call)
+    except ValueError:
+        fields = None
+    if type(fields) is not dict:
+        raise InvalidJobError(f"job {record.job_id}: its call is no JSON object: {record.call[:60]!r}")
+    return fields
 
 
 class MissingFunction:
@@ -236,7 +274,7 @@ def _unpickled(job_id: str, pickled: bytes, unpickle: Unpickle | None) -> dict[s
         raise InvalidJobError(f"job {job_id} is stored pickled, and pickles are loaded by its executor alone")
     try:
         function, args, kwargs = unpickle(pickled)
-    except Exception as error:
+    except BaseException as error:  # SystemExit too: the module of the function may do anything when it is imported.
         raise InvalidJobError(
             f"job {job_id} cannot be unpickled here: {repr_of(error)}: run it where its code is"
         ) from error

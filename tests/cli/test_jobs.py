@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,24 @@ def ids(text: str) -> list[str]:
 
 
 # --- list, show ---
+
+
+def test_a_broken_row_is_shown_in_words(command: Command, filled: JobStore, home: Path) -> None:
+    """`jobs list`, `jobs show` and `stats` show a row that makes no sense in words, beside the other jobs."""
+    with contextlib.closing(sqlite3.connect(home / "jobs.db")) as database:
+        broken = "UPDATE executor_adapter_jobs SET status = 'paused', metadata = '{' WHERE job_id = 'newest-0005'"
+        database.execute(broken)
+        database.commit()
+    listed = command("jobs", "list")
+    assert len(ids(listed.out)) == 5
+    assert "DATA_ERROR" in listed.out
+    assert command("stats").code == 0
+    shown = command("jobs", "show", "newest-0005", "--json").json
+    assert shown["unreadable"] == shown["error_message"]
+    assert "its row in the store cannot be read: status is 'paused', metadata is '{'" in shown["unreadable"]
+    refused = command("jobs", "retry", "newest-0005")
+    assert refused.code != 0
+    assert "status is 'paused'" in refused.err
 
 
 def test_jobs_are_listed_newest_first(command: Command, filled: JobStore) -> None:

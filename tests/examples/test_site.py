@@ -150,7 +150,7 @@ PUBLIC: tuple[tuple[Any, tuple[str, ...]], ...] = (
 
 FOR_OTHER_PARTS = {
     "executor_adapter.store": {
-        *("close_host", "given_fields", "new_host", "restore"),
+        *("call_fields", "close_host", "given_fields", "new_host", "restore"),
         *("SignedPickles", "Unpickle", "signed_pickles"),
     },
     "executor_adapter.monitoring": {

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from sqlalchemy import RowMapping
 
 from executor_adapter.job import JobStatus, Progress, storable
-from executor_adapter.store.records import JobRecord
+from executor_adapter.store.records import JobRecord, attempt_fields
+
+logger = logging.getLogger("executor_adapter.store")
+
+MAX_SHOWN = 60
+"""Characters of a value that makes no sense which are shown."""
+MAX_REPORTED = 1000
+_reported: set[str] = set()
+"""Jobs whose unreadable rows are logged already."""
+_KNOWN = frozenset(status.value for status in JobStatus)
 
 FIXED = frozenset({"job_id", "queue", "job_type", "tool_name", "function", "created_at", "metadata", "call", "pickled"})
 FIXED |= {"priority", "max_runtime", "retry_of"}
@@ -53,19 +65,110 @@ def changing_row_of(record: JobRecord) -> dict[str, Any]:
 
 
 def record_of(row: RowMapping) -> JobRecord:
-    """Return the record of a row with all columns."""
+    """Return the record of a row with all columns; an unreadable one where a column makes no sense."""
     fields: dict[str, Any] = {str(name): value for name, value in row.items() if name != "cancel_requested"}
-    progress, attempts = fields["progress"], json.loads(fields.pop("attempts"))
+    try:
+        fields["attempt_fields"] = _attempts(fields["attempts"])
+        fields["progress"] = _progress(fields["progress"])
+        fields["status"] = JobStatus(fields["status"])
+        fields["metadata"] = _object(fields["metadata"])
+        fields["quarantined"] = bool(fields["quarantined"])
+        _check_numbers(fields)
+    except Exception:  # Whatever another program wrote there.
+        return _unreadable(row)
+    del fields["attempts"]
+    return JobRecord(**fields)
+
+
+def _attempts(text: str) -> tuple[tuple[Any, ...], ...]:
+    return tuple(map(attempt_fields, json.loads(text)))
+
+
+def _progress(text: str | None) -> Progress | None:
+    return None if text is None else Progress(*json.loads(text))
+
+
+def _object(text: str) -> dict[str, Any]:
+    found = json.loads(text)
+    if type(found) is not dict:
+        raise ValueError("it is not a JSON object")
+    return found
+
+
+_INTEGERS = ("attempt", "crashes", "priority")
+_TIMES = ("created_at", "started_at", "completed_at", "retry_at", "max_runtime")
+
+
+def _check_numbers(fields: Mapping[str, Any]) -> None:
+    """Check the numbers, which SQLite keeps as whatever was written.
+
+    Raises:
+        ValueError: one is none, or no finite one.
+    """
+    for name in _INTEGERS:
+        _integer(fields[name])
+    for name in _TIMES:
+        _number(fields[name])
+
+
+def _integer(value: Any) -> int:
+    if type(value) is not int:
+        raise ValueError("it is no whole number")
+    return value
+
+
+def _number(value: Any) -> float | None:
+    if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+        raise ValueError("it is no number")
+    return value
+
+
+_READ: dict[str, tuple[Callable[[Any], Any], Any]] = {
+    "status": (JobStatus, None),
+    "attempts": (_attempts, ()),
+    "progress": (_progress, None),
+    "metadata": (_object, {}),
+    **dict.fromkeys(_INTEGERS, (_integer, 0)),
+    **dict.fromkeys(_TIMES, (_number, None)),
+}
+"""How each column is read that may not make sense, and what stands for it then."""
+
+
+def _unreadable(row: RowMapping) -> JobRecord:
+    """Return a record for a row that makes no sense: it keeps what can be read, and says what cannot."""
+    fields: dict[str, Any] = {str(name): value for name, value in row.items() if name != "cancel_requested"}
+    faults = []
+    for name, (read, fallback) in _READ.items():
+        try:
+            fields[name] = read(fields[name])
+        except Exception:
+            faults.append(f"{name} is {str(fields[name])[:MAX_SHOWN]!r}")
+            fields[name] = fallback
+    message = f"its row in the store cannot be read: {', '.join(faults)}: it is set aside, and never runs"
+    if fields["job_id"] not in _reported:
+        if len(_reported) < MAX_REPORTED:
+            _reported.add(fields["job_id"])
+        logger.error("job %s: %s", fields["job_id"], message, extra={"job_id": fields["job_id"]})
+    fields["attempt_fields"] = fields.pop("attempts")
     return JobRecord(
         **fields
         | {
-            "status": JobStatus(fields["status"]),
-            "progress": None if progress is None else Progress(*json.loads(progress)),
-            "attempt_fields": tuple(map(tuple, attempts)),
-            "metadata": json.loads(fields["metadata"]),
+            "status": JobStatus.FAILED,
+            "created_at": fields["created_at"] or 0.0,
+            "error_code": "DATA_ERROR",
+            "error_message": message,
             "quarantined": bool(fields["quarantined"]),
+            "unreadable": message,
         }
     )
+
+
+def count_of_statuses(counted: Iterable[tuple[str, int]]) -> dict[JobStatus, int]:
+    """Return the number of jobs by status; those of an unknown status are unreadable, and count as FAILED."""
+    counts = dict.fromkeys(JobStatus, 0)
+    for status, count in counted:
+        counts[JobStatus(status) if status in _KNOWN else JobStatus.FAILED] += count
+    return counts
 
 
 def _dump(progress: Progress) -> str:

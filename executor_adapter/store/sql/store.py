@@ -21,7 +21,7 @@ from executor_adapter.store.sql.cleanup import delete_finished
 from executor_adapter.store.sql.engines import CHECKPOINT_PAGES, SECRET_PARAMETERS, translate_errors
 from executor_adapter.store.sql.filters import conditions, is_live, is_waiting
 from executor_adapter.store.sql.paging import count_of, page_of
-from executor_adapter.store.sql.row_mapping import record_of, row_of
+from executor_adapter.store.sql.row_mapping import count_of_statuses, record_of, row_of
 from executor_adapter.store.sql.schema import jobs
 from executor_adapter.store.sql.writes import JobWriter
 
@@ -63,8 +63,7 @@ class SqlStore(JobStore):
     def counts(self, wanted: JobFilter = ALL) -> dict[JobStatus, int]:
         query = select(jobs.c.status, func.count()).where(*conditions(wanted)).group_by(jobs.c.status)
         with self._reading() as connection:
-            counted = {JobStatus(status): count for status, count in connection.execute(query)}
-        return dict.fromkeys(JobStatus, 0) | counted
+            return count_of_statuses((status, count) for status, count in connection.execute(query))
 
     def durations(self, wanted: JobFilter = ALL, *, limit: int = 100_000) -> list[float]:
         took = jobs.c.completed_at - jobs.c.started_at
