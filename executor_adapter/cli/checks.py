@@ -12,13 +12,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 from executor_adapter.config import Settings, read_sources
 from executor_adapter.exceptions import ConfigurationError, InvalidJobError, JobSerializationError
 from executor_adapter.executor import JobExecutor
 from executor_adapter.job import HAS_GUARDIAN, Job, StartMethod, is_coroutine_function, resolve
 from executor_adapter.monitoring import Finding, fine, warning, wrong
-from executor_adapter.pools import check_job
+from executor_adapter.pools import AvailableMemory, check_job
 from executor_adapter.store import StoreUnavailableError, open_store
 
 FILES_PER_WORKER = 8
@@ -38,6 +39,7 @@ def core_checks(config_file: Path | None, store: str | None, function: str | Non
     yield found
     yield check_open_files(settings.executor.max_workers)
     yield check_processes(settings.executor.max_workers)
+    yield check_memory(settings.executor.memory)
     yield check_memory_files()
     yield check_start_method(settings.executor.start_method)
     yield check_process_pool(settings)
@@ -88,6 +90,20 @@ def check_processes(max_workers: int) -> Finding:
     if soft != resource.RLIM_INFINITY and soft < 64 + 4 * max_workers:
         return wrong("processes", f"at most {soft} of this user", "raise the limit: ulimit -u 4096")
     return fine("processes", "no limit" if soft == resource.RLIM_INFINITY else f"at most {soft} of this user")
+
+
+def check_memory(size: int | Literal["auto"] | None) -> Finding:
+    """Check how much memory is left for jobs, where it is scarcest."""
+    if size is None:
+        way_out = "one job may take all memory, and the program with it: remove executor.memory: null"
+        return warning("memory", "not watched", way_out)
+    level = AvailableMemory(size).read()
+    if level is None:
+        return fine("memory", "not measured here: it needs Linux")
+    if level.is_high:
+        way_out = "no further attempt starts while one runs: end other programs, or allow more memory"
+        return warning("memory", str(level), way_out)
+    return fine("memory", str(level))
 
 
 def check_memory_files() -> Finding:

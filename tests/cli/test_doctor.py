@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from executor_adapter.cli import checks, doctor
-from executor_adapter.cli.checks import check_memory_files, check_start_method, check_store, check_system
+from executor_adapter.cli.checks import check_memory, check_memory_files, check_start_method, check_store, check_system
 from executor_adapter.monitoring.findings import Finding, Level, wrong
 from executor_adapter.store import JobStore
 from tests.cli.conftest import Command
@@ -35,6 +36,18 @@ def test_no_finding_shows_a_password(monkeypatch: pytest.MonkeyPatch, command: C
         shown = command("doctor", "--no-prefect", *words).out
         assert "s3same" not in shown
         assert shown.count("http://me:(hidden)@127.0.0.1:4200/api") == 3
+
+
+def test_the_memory_that_is_left_is_shown() -> None:
+    """Doctor shows how much memory is left, and warns where it is short or not watched."""
+    assert re.fullmatch(
+        r"(the machine|the control group /\S*) has [\d,]+ MiB of [\d,]+ MiB left", check_memory("auto").found
+    )
+    assert check_memory(None).level is Level.WARNING
+    short = check_memory(9 << 20)
+    assert short.level is Level.WARNING
+    assert "executor.memory has" in short.found
+    assert "no further attempt starts" in short.way_out
 
 
 def test_a_store_that_others_can_read_is_a_warning(store: JobStore, home: Path) -> None:

@@ -58,6 +58,14 @@ def fail() -> None:
     raise DataCollectionException("no", error_code="DATA_ERROR")
 
 
+def test_the_memory_that_is_left_is_measured(make_executor: MakeExecutor) -> None:
+    """The metrics have what is left of the memory where it is scarcest, and whether attempts wait for it."""
+    found = scrape(make_executor())
+    nothing: frozenset[str] = frozenset()
+    assert found["waiting_for_memory", nothing] == 0
+    assert 0 < found["memory_left_bytes", nothing] <= found["memory_limit_bytes", nothing]
+
+
 def test_jobs_are_counted_as_they_end(make_executor: MakeExecutor) -> None:
     """Ended jobs are counted by status, type, tool and error code, with their times and retries."""
     executor = make_executor()

@@ -17,7 +17,7 @@ import pytest
 from pydantic import SecretStr
 
 from executor_adapter import Job, JobExecutor
-from executor_adapter.config import Settings, StoreSettings
+from executor_adapter.config import Settings, StoreSettings, hidden
 from executor_adapter.exceptions import ConfigurationError, InvalidJobError
 from executor_adapter.job.status import JobStatus
 from executor_adapter.persistence.stored_functions import StoredFunctions
@@ -235,6 +235,7 @@ def test_no_key_is_made_where_no_pickles_are_asked_for(home: Path) -> None:
 
 
 def test_the_key_is_not_shown() -> None:
-    """The settings hide the key when they are printed."""
+    """The settings hide the key when they are printed, and so does `config show`."""
     settings = StoreSettings(pickle_key=SecretStr(KEY))
     assert KEY not in repr(settings)
+    assert hidden("store.pickle_key", KEY) == "(hidden)"
