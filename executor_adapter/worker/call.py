@@ -91,13 +91,23 @@ def import_reference(reference: str) -> Any:
 
 
 class CallRunner:
-    """Runs one call. A signal handler may raise in it while it is `interruptible`."""
+    """Runs one call. A signal handler may raise in it while it is `interruptible`.
 
-    def __init__(self, call: ReceivedCall, functions: FunctionTable, reporter: WorkerReporter) -> None:
+    `note_imports` is called when all is imported that the call needs, before its function runs.
+    """
+
+    def __init__(
+        self,
+        call: ReceivedCall,
+        functions: FunctionTable,
+        reporter: WorkerReporter,
+        note_imports: Callable[[], object] = lambda: None,
+    ) -> None:
         self.interruptible = False
         self._call = call
         self._functions = functions
         self._reporter = reporter
+        self._note_imports = note_imports
         self.end_requested = False
         self._has_checked = False
         self._stage = "function"
@@ -127,7 +137,7 @@ class CallRunner:
                 self.interruptible = False
         except BaseException as error:
             self.interruptible = False
-            return NO_REPLY if self.end_requested else self._failure(error)
+            return self.failure(error)
 
     def _run(self) -> Reply:
         call = self._call
@@ -150,6 +160,7 @@ class CallRunner:
         if self.end_requested:
             raise SystemExit(EXIT_TERMINATED)  # The signal came too early to be raised in the function.
         with import_reference(scope[0])(scope[1]) if scope is not None else nullcontext():
+            self._note_imports()
             value = function(*args, **kwargs)
             if type(value) is types.CoroutineType:
                 self._coroutine = value
@@ -192,7 +203,10 @@ class CallRunner:
 
     # --- failures ---
 
-    def _failure(self, error: BaseException) -> Reply:
+    def failure(self, error: BaseException) -> Reply:
+        """Return what to send to the host where `error` was raised."""
+        if self.end_requested:
+            return NO_REPLY
         try:
             text = traceback_text(error, traceback_of_function(error.__traceback__))
             # The frames of the traceback keep alive what the function's variables refer to.

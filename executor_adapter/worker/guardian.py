@@ -29,7 +29,7 @@ import time
 import traceback
 from typing import Any
 
-from executor_adapter.worker import process, wire
+from executor_adapter.worker import process, watched, wire
 from executor_adapter.worker.process_tree import become_subreaper, children, kill
 
 PACKET = struct.Struct("<BIii")
@@ -52,10 +52,8 @@ def main(host_fd: int, setup: dict[str, Any]) -> None:
     """Fork and reap workers until the host has died. `setup`: see `pools.guardian.client.GuardianClient`."""
     for fd in (host_fd, *setup["presence"]):
         os.set_inheritable(fd, False)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    # A mask is inherited: without SIGCHLD no exit would be noticed, and workers would not notice SIGTERM.
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    _ignore_signals()
+    watched.watch()
     become_subreaper("job-guardian")
     with socket.socket(fileno=host_fd) as host:
         try:
@@ -64,6 +62,13 @@ def main(host_fd: int, setup: dict[str, Any]) -> None:
             return
         guardian.preload()
         guardian.run()
+
+
+def _ignore_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    # A mask is inherited: without SIGCHLD no exit would be noticed, and workers would not notice SIGTERM.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 class Guardian:
@@ -85,6 +90,9 @@ class Guardian:
         """Workers to be forked: number, descriptors, and until when to try."""
         self._next_fork_at = 0.0
         self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._notice_exits()
+
+    def _notice_exits(self) -> None:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
 
@@ -95,6 +103,9 @@ class Guardian:
                 importlib.import_module(name)
             except Exception:
                 self._send(LOG, text=f"cannot preload {name}: {traceback.format_exc(limit=-1)}")
+        # Modules may install handlers when they are imported.
+        _ignore_signals()
+        self._notice_exits()
         # The garbage collector does not touch frozen objects, so their pages stay shared with the workers.
         gc.collect()
         gc.freeze()

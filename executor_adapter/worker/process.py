@@ -17,15 +17,16 @@ INTERRUPT raises SoftTimeoutError in the function and logs the stack that it int
 A process that the function forks inherits none of this: neither socket nor tickets, and default signal handlers.
 Processes that a function leaves running end with the worker, not with the call.
 
+**State.** What a function changes in the process is put back after its call (see `process_state`). A worker in which
+that is impossible says so with the result (WORN), starts no further call, and is replaced.
+
 The worker is forked from the guardian, so it needs the standard library alone.
 """
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]  # the functions of `signal` make two enum members in each call
 import atexit
 import faulthandler
-import fcntl
 import os
 import pickle
 import select
@@ -39,11 +40,12 @@ from types import FrameType
 from typing import Any
 
 from executor_adapter.exceptions import SoftTimeoutError
-from executor_adapter.worker import wire
-from executor_adapter.worker.call import EXIT_TERMINATED, CallRunner, FunctionTable, ReceivedCall
+from executor_adapter.worker import watched, wire
+from executor_adapter.worker.call import EXIT_TERMINATED, CallRunner, FunctionTable, ReceivedCall, Reply
 from executor_adapter.worker.oom_score import become_preferred_victim
+from executor_adapter.worker.process_state import ProcessState
 from executor_adapter.worker.reporter import Channel, WorkerReporter
-from executor_adapter.worker.stdio import PeakMemory, Stdio
+from executor_adapter.worker.stdio import PeakMemory, Stdio, move_up
 
 INTERRUPT = signal.SIGRTMAX - 3 if hasattr(signal, "SIGRTMAX") else signal.SIGUSR2
 """The signal that raises SoftTimeoutError in the function; chosen because few programs use it."""
@@ -51,9 +53,8 @@ INTERRUPT = signal.SIGRTMAX - 3 if hasattr(signal, "SIGRTMAX") else signal.SIGUS
 EXIT_SETUP_FAILED = 70
 """Exit code of a worker whose set-up or initializer failed."""
 
-_SIGTERM = int(signal.SIGTERM)
-_MIN_FD = 512
-"""The worker's own descriptors are moved to this number or above, since functions often close all low ones."""
+_OWN_SIGNALS = frozenset({signal.SIGTERM, INTERRUPT})
+"""The signals that the worker needs, whatever an initializer does with them."""
 
 WorkerFactory = Callable[[socket.socket, int, Stdio, int], "Worker"]
 """Makes the worker from its socket, ticket descriptor, streams and log level."""
@@ -64,13 +65,14 @@ def main(fds: list[int], setup: dict[str, Any], make_worker: WorkerFactory | Non
 
     `fds`: the worker's ends of socket, tickets, stdout and stderr. `setup`: see `pools.guardian.client.GuardianClient`.
     """
+    watched.watch()
     socket_fd, ticket_fd, stdout_fd, stderr_fd = fds
-    stdio = Stdio(_move_up(stdout_fd), _move_up(stderr_fd))
+    stdio = Stdio(move_up(stdout_fd), move_up(stderr_fd), move_up(os.open(os.devnull, os.O_RDONLY)))
     faulthandler.enable(file=stdio.stderr_fd)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_SETMASK, ())  # A host with a blocked signal would hand that on.
-    sock = socket.socket(fileno=_move_up(socket_fd))
-    worker = (make_worker or Worker)(sock, _move_up(ticket_fd), stdio, setup["log_level"])
+    sock = socket.socket(fileno=move_up(socket_fd))
+    worker = (make_worker or Worker)(sock, move_up(ticket_fd), stdio, setup["log_level"])
     for fd in setup["presence"]:
         _hold_presence(fd)
     become_preferred_victim()
@@ -82,18 +84,8 @@ def main(fds: list[int], setup: dict[str, Any], make_worker: WorkerFactory | Non
 
 def _hold_presence(fd: int) -> None:
     """Keep the host's presence while this process lives, but not in processes that a function forks."""
-    held = _move_up(fd)
+    held = move_up(fd)
     os.register_at_fork(after_in_child=lambda: os.close(held))
-
-
-def _move_up(fd: int) -> int:
-    """Move a descriptor to _MIN_FD or above, if the limit of open files allows it."""
-    try:
-        high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _MIN_FD)
-    except OSError:
-        return fd
-    os.close(fd)
-    return high
 
 
 def _apply_settings(setup: dict[str, Any]) -> None:
@@ -132,6 +124,7 @@ class Worker:
         self._end_requested = False
         self._runner: CallRunner | None = None
         self._output_unread = False
+        self._is_worn = False
         self._install_handlers()
         os.register_at_fork(after_in_child=self._detach)
 
@@ -139,35 +132,49 @@ class Worker:
 
     def serve(self) -> None:
         """Run calls until the host closes the socket."""
+        self._install_own_handlers()
+        self._state = ProcessState(_OWN_SIGNALS, self._stdio.stderr_fd)
         self._channel.send(wire.HEADER.pack(0, wire.READY, 0, 0, 0, os.getpid(), time.monotonic(), 0.0))
         while (call := self._next_call()) is not None:
             self._answer(call)
 
     def _answer(self, call: ReceivedCall) -> None:
-        runner = self._runner = CallRunner(call, self._functions, self._reporter)
+        runner = self._runner = CallRunner(call, self._functions, self._reporter, self._state.note_imports)
         if self._end_requested:
             runner.request_end()
         started = time.monotonic()
-        kind, flags, body, file = runner.run()
+        (kind, flags, body, file), ended, rare = self._run(runner, started)
         self._runner = None
         self._reporter.finish()
-        flags |= self._stdio.restore()
+        flags |= self._stdio.restore(rare=rare)
         if runner.end_requested:
             # The host waits for this process to exit. It knows the outcome already, or would receive it too late.
             os._exit(EXIT_TERMINATED)
-        ended = time.monotonic()
-        peak = self._memory.take()
+        if self._is_worn:
+            flags |= wire.WORN
+        peak = self._memory.take(ended - started)
         header = wire.HEADER.pack(len(body), kind, flags, 0, call.seq, peak, started, ended)
         self._channel.send(header + body, None if file is None else file.fd)
         self._output_unread = bool(flags & wire.HAS_OUTPUT)
-        self._install_handlers()
+
+    def _run(self, runner: CallRunner, started: float) -> tuple[Reply, float, bool]:
+        """Run a call, and restore the process. Return the reply, its time, and whether all of the state is restored."""
+        try:
+            reply = runner.run()
+            ended = time.monotonic()
+            rare = self._state.needs_all_restored(ended - started)
+            self._is_worn = not self._state.restore(rare=rare)
+        except BaseException as error:  # A signal handler that the function left behind has raised.
+            self._is_worn = not self._state.restore(rare=True)
+            reply, ended, rare = runner.failure(error), time.monotonic(), True
+        return reply, ended, rare
 
     def _next_call(self) -> ReceivedCall | None:
         """Return the next call that there is a ticket for; None when the host has closed the socket."""
         calls = self._calls
         try:
             while True:
-                if not calls or self._output_unread:
+                if not calls or self._output_unread or self._is_worn:
                     self._receive()
                 elif self._take_ticket():
                     return calls.popleft()
@@ -194,12 +201,13 @@ class Worker:
     def _receive(self) -> None:
         for kind, flags, number, seq, word, first, _, body in self._reader.read():
             if kind == wire.CALL:
-                fd = _move_up(self._reader.fds.popleft()) if flags & wire.IN_FILE else -1
+                fd = move_up(self._reader.fds.popleft()) if flags & wire.IN_FILE else -1
                 self._calls.append(ReceivedCall(flags, number, seq, word, first, body, fd))
             elif kind == wire.FUNCTION:
                 self._functions.add(word, body, forget_others=bool(flags & wire.FORGET_OTHERS))
             elif kind == wire.PATH:
                 sys.path[:] = pickle.loads(body)
+                self._state.note_path()
             elif kind == wire.DROP:
                 self._drop(seq)
             elif kind == wire.OUTPUT_READ:
@@ -217,14 +225,17 @@ class Worker:
     # --- signals ---
 
     def _install_handlers(self) -> None:
-        """Install the signal handlers again if the function replaced them."""
-        if _signal.getsignal(_SIGTERM) != self._on_terminate:
-            signal.signal(signal.SIGTERM, self._on_terminate)
-            signal.signal(signal.SIGHUP, signal.SIG_DFL)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            # Not SIG_IGN, which programs that the function starts would inherit.
-            signal.signal(signal.SIGINT, lambda *_: None)
-            signal.signal(INTERRUPT, self._on_interrupt)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        # Not SIG_IGN, which programs that the function starts would inherit.
+        signal.signal(signal.SIGINT, lambda *_: None)
+        self._install_own_handlers()
+
+    def _install_own_handlers(self) -> None:
+        signal.signal(signal.SIGTERM, self._on_terminate)
+        signal.signal(INTERRUPT, self._on_interrupt)
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _OWN_SIGNALS)
 
     def _on_terminate(self, _: int, frame: FrameType | None) -> None:
         runner = self._runner

@@ -5,10 +5,12 @@ Every worker imports this module, so it needs the standard library alone.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pickle
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -26,12 +28,34 @@ _PLAIN = (str, int, float, bool, type(None))
 _STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
+_SO_COOKIE = 57
+"""Option of a socket on Linux: a number that no other socket of the system ever has (socket(7))."""
+
+
+def _cookie(sock: socket.socket) -> bytes:
+    return sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8)
+
+
+def _inode(sock: socket.socket) -> int:
+    return os.fstat(sock.fileno()).st_ino
+
+
+def _identity(sock: socket.socket) -> Callable[[socket.socket], Any]:
+    """Return what distinguishes a socket from any other file that may get its descriptor; it raises OSError then."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # The system is older than this option.
+            _cookie(sock)
+            return _cookie
+    return _inode
+
+
 class Channel:
     """The worker's end of its socket: sends each frame whole, from any thread and whatever signals arrive."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
-        self._inode = os.fstat(sock.fileno()).st_ino
+        self._identity_of = _identity(sock)
+        self._identity = self._identity_of(sock)
         self._lock = threading.RLock()
         self._writing = False
         self._deferred: Callable[[], None] | None = None
@@ -46,7 +70,7 @@ class Channel:
             self._writing = threading.get_ident() == self._main
             try:
                 # A function may have closed the socket, and opened a file of its own under the same number.
-                if os.fstat(self._socket.fileno()).st_ino != self._inode:
+                if self._identity_of(self._socket) != self._identity:
                     os._exit(EXIT_SOCKET_LOST)
                 wire.send_all(self._socket, frame, fd)
             except OSError:

@@ -75,6 +75,9 @@ def _make_worker(
 
 def _exit_with_host(lifeline: int, host: int) -> None:
     """Wait until the host has died, then kill this worker's process group."""
+    if hasattr(signal, "pthread_sigmask"):
+        # A signal that the function blocks must not be delivered to this thread instead.
+        signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
     poll = select.poll()
     poll.register(lifeline, select.POLLIN)
     while os.getppid() == host:

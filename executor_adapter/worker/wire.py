@@ -55,6 +55,8 @@ FORGET_OTHERS = 16
 """Flag of a FUNCTION: forget all other functions."""
 UNTHROTTLED = 32
 """Flag of a MESSAGE: it is never left out, however many messages a job sends."""
+WORN = 64
+"""Flag of a result: the function left something that cannot be undone, so the worker runs no further call."""
 
 MAX_WORD = 0xFFFFFFFF
 """The largest value of seq and word, which restart at 0 after it."""

@@ -229,8 +229,11 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
         worker.head += 1
         worker.jobs_done += 1
         assignment.worker = None
-        if not queue:
+        if flags & wire.WORN:
+            self._replace(worker)
+        elif not queue:
             self._release(worker)
+        if not queue:
             report_result(self.supervisor, assignment, kind, flags, body, fd)
             return
         self._may_have_room = True
@@ -239,6 +242,13 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
         # Its worker is another one by now where the supervisor has taken it back because of the report.
         if following is not None and following.worker is worker:
             self._report_start(worker, ended)
+
+    def _replace(self, worker: ForkedWorkerHandle) -> None:
+        """Replace a worker that starts no further call."""
+        worker.worn = True
+        removed = worker.take_back(worker.queue[0])[1] if worker.queue else []
+        self._release(worker)
+        self._hand_back(removed)
 
     # --- taking back and stopping ---
 

@@ -52,6 +52,8 @@ class ForkedWorkerHandle(WorkerHandle):
         """Whether it gets no more calls, and exits soon."""
         self.dropping = False
         """Whether the worker was asked to drop calls and has not confirmed that yet."""
+        self.worn = False
+        """Whether it has reported that it starts no further call."""
         self.kill_requested = False
         self.crash_cause: WorkerCrashedError | None = None
         """Why the host ended it, as the error of the job that it was running."""
@@ -118,10 +120,10 @@ class ForkedWorkerHandle(WorkerHandle):
     def is_worn(self, max_jobs: int, max_growth: int | None) -> bool:
         """Return whether it should be replaced.
 
-        It has run `max_jobs` calls, or grown by more than `max_growth` bytes, or cannot be interrupted since its pidfd
-        was lost.
+        It has reported so, or run `max_jobs` calls, or grown by more than `max_growth` bytes, or cannot be interrupted
+        since its pidfd was lost.
         """
-        if self.jobs_done >= max_jobs or self._pidfd == NO_PIDFD:
+        if self.worn or self.jobs_done >= max_jobs or self._pidfd == NO_PIDFD:
             return True
         if max_growth is None or self.pid is None:
             return False

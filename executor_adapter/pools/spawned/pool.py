@@ -227,7 +227,7 @@ class SpawnedPool(WorkerProcessPool[SpawnedWorkerHandle]):
         worker.jobs_done += 1
         self._take_from(worker)
         if self.workers.is_serving(worker):
-            if worker.jobs_done >= self._max_jobs:
+            if worker.jobs_done >= self._max_jobs or flags & wire.WORN:
                 self.workers.shut_down(worker)
             else:
                 self._put_back(worker)

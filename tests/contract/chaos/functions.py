@@ -7,12 +7,15 @@ import contextlib
 import ctypes
 import fcntl
 import hashlib
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+
+from tests.contract.process_pool import leftovers
 
 LINGERING = "86399"
 """Seconds that orphans sleep: far longer than any test, so that one that is left is found."""
@@ -92,6 +95,36 @@ def replace_handlers(lock_file: str, number: int) -> int:
         for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(each, signal.SIG_IGN)
         return answer(number)
+
+
+def leave_state(lock_file: str, number: int) -> int:
+    """Leave one thing changed in the worker, or all of them."""
+    with alone(lock_file, number):
+        names = [name for name in leftovers.LEFT if name != "traceback_later"]
+        if number % 10:
+            leftovers.leave(names[number % len(names)])
+        else:
+            leftovers.leave_all()
+    return answer(number)
+
+
+def expect_state(lock_file: str, number: int) -> int:
+    """Check that no other job left anything changed in the worker."""
+    with alone(lock_file, number):
+        state = leftovers.describe_state()
+        assert state["returncode of false"] == 1
+        assert state["broken pipe"] == "raised"
+        assert state["timers"] == [(0.0, 0.0)] * 3
+        assert state["mask"] == []
+        assert state["descriptors"] == ["/dev/null", "pipe", "pipe"]
+        assert "LEFT_BEHIND" not in state["environment"]
+        assert state["logging"][0] <= logging.INFO
+        assert state["folder"] != "/"
+        assert state["umask"] != 0
+        assert state["timeout"] is None
+        assert state["recursion"] > 123
+        assert state["warning"] is None
+    return answer(number)
 
 
 def leave_child(lock_file: str, number: int) -> int:

@@ -59,6 +59,8 @@ IN_PROCESSES = (
     JobKind(functions.close_low_descriptors, 20),
     JobKind(functions.close_streams, 20),
     JobKind(functions.replace_handlers, 20),
+    JobKind(functions.leave_state, 40),
+    JobKind(functions.expect_state, 40),
     JobKind(functions.leave_child, 10),
     JobKind(functions.leave_daemon, 10),
     JobKind(functions.leave_session, 10, escapes_guardian=True),
