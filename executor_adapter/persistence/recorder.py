@@ -80,7 +80,7 @@ class Recorder:
         self.recover_every: float | None = None
         """Seconds between two recoveries; None: only on request, and after the lease was lost."""
         self._supervisor = supervisor
-        self._lease = HostLease(store, lease)
+        self._lease = HostLease(store, lease, supervisor.set_lease)
         self._outage = Outage(store.url)
         self._handover = Handover(supervisor, self.pending)
         self._lock = threading.RLock()
@@ -226,6 +226,7 @@ class Recorder:
             self._wake.wait(self._seconds_until_due())
             self._wake.clear()
             self._turn()
+            self._lease.announce(is_needed=bool(self._supervisor.intake.jobs))
             self._closing.wait(self._outage.retry_delay if self._outage.is_on else BATCH_INTERVAL)
         until = time.monotonic() + SHUTDOWN_TIMEOUT
         while not self._turn() and time.monotonic() < until:
@@ -286,12 +287,11 @@ class Recorder:
         return self.pending.batch(size, self.host().host_id)
 
     def _is_renewal_due(self) -> bool:
-        if self._is_recovery_due():
-            return True  # The claimed jobs need a lease.
-        return bool(self._supervisor.intake.jobs) and time.monotonic() >= self._lease.due_at
+        # Jobs that are claimed need a lease.
+        return self._is_recovery_due() or (bool(self._supervisor.intake.jobs) and self._lease.is_due)
 
     def _write(self, batch: WriteBatch) -> None:
-        began = time.monotonic()
+        began = self._lease.now()
         try:
             taken = self.store.write(self.host().host_id, batch.new, batch.changed, lease=self._lease.seconds)
         except (StoreUnavailableError, LeaseLostError):

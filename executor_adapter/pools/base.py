@@ -252,6 +252,12 @@ class WorkerPool(ABC):
     def free_memory(self) -> None:  # noqa: B027
         """Give back memory that no attempt uses: end idle workers in which earlier jobs left much."""
 
+    def set_lease(self, until: float) -> None:  # noqa: B027
+        """End all attempts at this `lease_time`, unless a later one is set by then; also if this process is stopped.
+
+        A pool ignores this where no other process could end its attempts.
+        """
+
     @abstractmethod
     def close(self, on_closed: Callable[[], None]) -> None:
         """End idle workers and release all resources; call `on_closed` when nothing is left.

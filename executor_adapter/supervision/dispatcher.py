@@ -8,6 +8,8 @@ from executor_adapter.job import Job
 from executor_adapter.pools import MemoryGuard, WorkerPool
 from executor_adapter.supervision.rate_limiter import RateLimiter, needs_no_slot
 from executor_adapter.supervision.ready_queue import ReadyQueue
+from executor_adapter.supervision.running_attempts import NEVER
+from executor_adapter.worker import lease_time
 
 
 class Dispatcher:
@@ -26,6 +28,8 @@ class Dispatcher:
         """Jobs whose attempt waits for another job. Their slots are free meanwhile, or that job might never get one."""
         self.exclusive: Job | None = None
         """The job that runs alone: no other attempt may start while it runs."""
+        self.lease_until = NEVER
+        """The `lease_time` from which other hosts may run the jobs of this one, so that nothing may start."""
         self._pools = pools
         self._ready = ReadyQueue()
 
@@ -70,6 +74,11 @@ class Dispatcher:
                 ready.pop()
             else:
                 return
+
+    @property
+    def is_lease_over(self) -> bool:
+        """Whether other hosts may run the jobs of this one. The recorder is about to find out if they do."""
+        return self.lease_until != NEVER and lease_time() >= self.lease_until
 
     def _may_queue_behind(self, job: Job) -> bool:
         """Return whether the job may wait in a worker: not if anything else may still hold it back."""

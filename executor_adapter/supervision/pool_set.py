@@ -22,6 +22,7 @@ class PoolSet:
         self._make_pool = make_pool
         self._now = now
         self._to_close = 0
+        self._lease_until = NEVER
 
     def of(self, job: Job) -> WorkerPool:
         """Return the pool that the job runs in."""
@@ -29,6 +30,7 @@ class PoolSet:
         pool = self.made.get(name)
         if pool is None:
             pool = self.made[name] = self._make_pool(name)
+            pool.set_lease(self._lease_until)
         return pool
 
     def start(self, assignment: Assignment) -> None:
@@ -62,6 +64,12 @@ class PoolSet:
         if self.next_check_at <= now:
             waiting = [pool.hand_back_queued(now - MAX_QUEUED_BEHIND_SECONDS) for pool in self.made.values()]
             self.next_check_at = now + MAX_QUEUED_BEHIND_SECONDS if any(waiting) else NEVER
+
+    def set_lease(self, until: float) -> None:
+        """Let the pools end their attempts at this `lease_time`, unless a later one is set by then."""
+        self._lease_until = until
+        for pool in self.made.values():
+            pool.set_lease(until)
 
     def flush(self) -> None:
         """Send what the pools have gathered for their workers in this turn."""

@@ -42,7 +42,7 @@ from executor_adapter.supervision.loop import LoopTimer, SupervisorLoop
 from executor_adapter.supervision.outcome import stop_error
 from executor_adapter.supervision.pool_set import PoolSet
 from executor_adapter.supervision.rate_limiter import RateLimiter
-from executor_adapter.supervision.running_attempts import RunningAttempts
+from executor_adapter.supervision.running_attempts import NEVER, RunningAttempts
 from executor_adapter.supervision.starting import Starting
 from executor_adapter.supervision.state_tracker import StateTracker
 from executor_adapter.supervision.stop_reason import StopReason
@@ -151,6 +151,13 @@ class Supervisor:
         """End a live job here, because another host is to run it."""
         self._request_end(job, StopReason.SHUTDOWN)
 
+    def set_lease(self, until: float | None) -> None:
+        """Start no attempt after this `lease_time`, and let guardians end those that run; None for no such time.
+
+        It is set anew each time that the lease is renewed. So it passes only if this process was stopped.
+        """
+        self.call_soon(self._set_lease, NEVER if until is None else until)
+
     def _request_end(self, job: Job, reason: StopReason) -> bool:
         if job.state.status in TERMINAL or self.thread.belongs_to_parent or not self.intake.holds(job):
             return False
@@ -212,12 +219,17 @@ class Supervisor:
         self._accept_submitted()
         self.pools.hand_back_if_due()
         self._check_memory_if_due()
-        self.dispatcher.run(self.starting.start, self.starting.queue_behind)
+        if not self.dispatcher.is_lease_over:
+            self.dispatcher.run(self.starting.start, self.starting.queue_behind)
         self.pools.flush()
         self.stopping.apply_limits(self._loop.read_until)
         due = min(self._running.due, self.pools.next_check_at)
         guard = self.dispatcher.memory_guard
         return min(due, guard.due) if guard is not None and self._running else due
+
+    def _set_lease(self, until: float) -> None:
+        self.dispatcher.lease_until = until
+        self.pools.set_lease(until)
 
     def _check_memory_if_due(self) -> None:
         guard = self.dispatcher.memory_guard

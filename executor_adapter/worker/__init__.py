@@ -12,6 +12,7 @@ from executor_adapter.lazy import lazy_attributes
 if TYPE_CHECKING:
     from executor_adapter.worker import guardian, values, wire
     from executor_adapter.worker.call import PICKLE, REFERENCE
+    from executor_adapter.worker.clock import lease_time
     from executor_adapter.worker.context import JobContext, current_job, enter_job, leave_job, running_job
     from executor_adapter.worker.interpreter import interpreter_command
     from executor_adapter.worker.presence import is_held, is_held_by_own_user, own_presence
@@ -49,6 +50,7 @@ _HOMES = {
     "is_held_by_own_user": "executor_adapter.worker.presence",
     "kill_below": "executor_adapter.worker.process_tree",
     "kill_marked": "executor_adapter.worker.process_tree",
+    "lease_time": "executor_adapter.worker.clock",
     "leave_job": "executor_adapter.worker.context",
     "own_presence": "executor_adapter.worker.presence",
     "position_text": "executor_adapter.worker.stacks",
@@ -81,6 +83,7 @@ __all__ = [
     "is_held_by_own_user",
     "kill_below",
     "kill_marked",
+    "lease_time",
     "leave_job",
     "own_presence",
     "position_text",

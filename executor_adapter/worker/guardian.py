@@ -4,12 +4,15 @@ It is started without importing the program's `__main__`, and has its own sessio
 preload list, so that a worker is one fork away. Everything that runs in its workers is below it: a worker's descendants
 stay below the worker (a child subreaper), and become the guardian's children when the worker dies. So after each death
 it kills and reaps all its children that are not workers, repeatedly until none is left, and only then sends EXITED.
-When the host dies, it does so for all workers, and exits. The guardian and the workers hold the host's presence (see
-`presence`): as long as one of them lives, the host counts as alive.
+When the host dies, it does so for all workers, and exits. It also kills them when the host has not been heard for as
+long as its lease on a store allows (a signal stopped it, or the machine was suspended): then another host may run their
+jobs. The guardian and the workers hold the host's presence (see `presence`): as long as one of them lives, the host
+counts as alive.
 
     host -> guardian    FORK (with the worker's descriptors: socket, tickets, stdout, stderr), TERMINATE (the worker's
-                        process group), KILL
-    guardian -> host    READY, FORKED (with a pidfd), EXITED (how it exited; all it started is dead), FORK_FAILED, LOG
+                        process group), KILL, LEASE (until when its workers may run if no further one arrives)
+    guardian -> host    READY, FORKED (with a pidfd), EXITED (how it exited; all it started is dead), FORK_FAILED, LOG,
+                        EXPIRED (the workers that were forked by now are killed, since the lease is over)
 
 It runs beside every program that uses processes, so it needs the standard library alone.
 """
@@ -20,6 +23,7 @@ import array
 import contextlib
 import gc
 import importlib
+import math
 import os
 import select
 import signal
@@ -30,12 +34,13 @@ import traceback
 from typing import Any
 
 from executor_adapter.worker import process, watched, wire
+from executor_adapter.worker.clock import lease_time
 from executor_adapter.worker.process_tree import become_subreaper, children, kill
 
 PACKET = struct.Struct("<BIii")
 """Kind, number of the worker, and two numbers: the pid for FORKED, si_code and si_status for EXITED, the errno for
-FORK_FAILED. Text follows in a LOG."""
-FORK, TERMINATE, KILL, READY, FORKED, EXITED, FORK_FAILED, LOG = range(1, 9)
+FORK_FAILED. Text follows in a LOG, and the `lease_time` in a LEASE."""
+FORK, TERMINATE, KILL, READY, FORKED, EXITED, FORK_FAILED, LOG, LEASE, EXPIRED = range(1, 11)
 
 MAX_PACKET_SIZE = 4096
 FD_SPACE = socket.CMSG_SPACE(4 * 4)
@@ -44,6 +49,8 @@ _FORK_TIMEOUT = 5.0
 """Seconds for which a fork that the system refuses is tried again."""
 _RETRY_INTERVAL = 0.05
 """Seconds between two attempts to fork, or to find the last orphans."""
+_LEASE_CHECK_INTERVAL = 1.0
+"""Max seconds between two looks at the lease: `poll` does not count the time while the machine is suspended."""
 _END_TIMEOUT = 5.0
 """Seconds that a guardian without a host spends to kill what is left."""
 
@@ -89,6 +96,7 @@ class Guardian:
         self._fork_requests: list[tuple[int, list[int], float]] = []
         """Workers to be forked: number, descriptors, and until when to try."""
         self._next_fork_at = 0.0
+        self._lease_until = math.inf
         self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._notice_exits()
 
@@ -123,6 +131,7 @@ class Guardian:
                     self._drain_wake_pipe()
                 else:
                     host_lives = host_lives and fd != self._host_pidfd and self._receive()
+            self._end_expired()
             # A fork takes milliseconds: one per turn, and exits first, since jobs wait for those slots.
             self._report_exits()
             self._fork_next()
@@ -132,7 +141,11 @@ class Guardian:
         """Return how long to wait for the next event, in milliseconds; None for any time."""
         if self._fork_requests:
             return max(0.0, self._next_fork_at - time.monotonic()) * 1000
-        return _RETRY_INTERVAL * 1000 if self._exited else None
+        if self._exited:
+            return _RETRY_INTERVAL * 1000
+        if self._lease_until == math.inf or not self._workers:
+            return None
+        return max(0.0, min(self._lease_until - lease_time(), _LEASE_CHECK_INTERVAL)) * 1000
 
     def _receive(self) -> bool:
         """Carry out a request of the host. Return False if the host has closed the socket."""
@@ -142,10 +155,12 @@ class Guardian:
             return False
         if not packet:
             return False
-        kind, number, _, _ = PACKET.unpack(packet)
+        kind, number, _, _ = PACKET.unpack_from(packet)
         if kind == FORK:
             fds = array.array("i", ancillary[0][2]).tolist()
             self._fork_requests.append((number, fds, time.monotonic() + _FORK_TIMEOUT))
+        elif kind == LEASE:
+            self._lease_until = float(packet[PACKET.size :])
         for pid in [pid for pid, its_number in self._workers.items() if its_number == number]:
             if kind == TERMINATE:
                 with contextlib.suppress(ProcessLookupError):
@@ -153,6 +168,16 @@ class Guardian:
             elif kind == KILL:
                 kill(pid)
         return True
+
+    def _end_expired(self) -> None:
+        """Kill all workers if the lease is over."""
+        if lease_time() < self._lease_until:
+            return
+        self._lease_until = math.inf
+        if self._workers:
+            self._send(EXPIRED)
+        for pid in self._workers:
+            kill(pid)
 
     # --- forks ---
 

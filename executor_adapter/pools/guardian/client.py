@@ -56,6 +56,9 @@ class GuardianListener(Protocol):
     def on_fork_failed(self, number: int, errno: int) -> None:
         """Take note that the system refused to fork the worker, for several seconds."""
 
+    def on_lease_expired(self) -> None:
+        """Take note that the guardian has killed all workers that were forked, since the host was not heard in time."""
+
     def on_log(self, text: str) -> None:
         """Log a warning of the guardian."""
 
@@ -163,6 +166,10 @@ class GuardianClient:
         self._expect_answer(number)
         self._send(guardian.KILL, number, [])
 
+    def set_lease(self, until: float) -> None:
+        """Let the workers run until this `lease_time`, if the guardian hears nothing else by then."""
+        self._send(guardian.LEASE, 0, [], repr(until).encode())
+
     def kill(self, reason: str) -> None:
         """Kill a guardian that does not answer, with everything below it; `on_guardian_lost` follows."""
         if self._pidfd >= 0:
@@ -214,11 +221,11 @@ class GuardianClient:
             self._kill_timer.cancel()
         self._kill_timer = Patience(self._supervisor, seconds, lambda: self.kill(reason))
 
-    def _send(self, kind: int, number: int, fds: list[int]) -> None:
+    def _send(self, kind: int, number: int, fds: list[int], text: bytes = b"") -> None:
         if self._is_dead:  # `on_guardian_lost` follows, and reports the worker too
             _close(fds)
             return
-        self._unsent.append((guardian.PACKET.pack(kind, number, 0, 0), fds))
+        self._unsent.append((guardian.PACKET.pack(kind, number, 0, 0) + text, fds))
         if len(self._unsent) == 1:
             self._send_unsent()
 
@@ -268,6 +275,8 @@ class GuardianClient:
         elif kind == guardian.FORK_FAILED:
             self._on_answer(number)
             self._listener.on_fork_failed(number, first)
+        elif kind == guardian.EXPIRED:
+            self._listener.on_lease_expired()
         elif kind == guardian.LOG:
             self._listener.on_log(packet[guardian.PACKET.size :].decode())
         elif kind == guardian.READY:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import operator
+import sys
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from executor_adapter.pools.base import Assignment, PoolSupervisor, Timer
@@ -15,6 +17,8 @@ MAX_INTERVAL = 0.5
 """Seconds between two measurements: the nearer an attempt is to its limit, the sooner the next one."""
 MAX_SHARE_OF_TIME = 0.1
 """Share of the supervisor's time that measurements may take: trees of many processes are measured less often."""
+
+_MAX_MEASURED_EXACTLY = 3
 
 
 class _Watched(NamedTuple):
@@ -81,3 +85,13 @@ class MemoryWatch:
 
 def _seconds_to_grow(room: int) -> float:
     return min(max(room / FASTEST_GROWTH, MIN_INTERVAL), MAX_INTERVAL)
+
+
+def largest_attempt(workers: Iterable[ForkedWorkerHandle]) -> tuple[Assignment, int] | None:
+    """Return the running attempt that holds the most memory, and its bytes, if there is one."""
+    running = [worker for worker in workers if worker.pid is not None and not worker.kill_requested]
+    pids = {worker.queue[0]: worker.pid for worker in running if worker.queue and worker.pid is not None}
+    # Exactly measured, the largest few only: it takes the kernel a millisecond for each 100 MiB.
+    roughly = sorted(pids, key=lambda assignment: measure(pids[assignment], sys.maxsize).used, reverse=True)
+    exactly = [(assignment, measure(pids[assignment], 0).used) for assignment in roughly[:_MAX_MEASURED_EXACTLY]]
+    return max(exactly, key=operator.itemgetter(1), default=None)

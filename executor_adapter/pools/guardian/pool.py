@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import signal
 import sys
@@ -12,11 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from executor_adapter.exceptions import MemoryLimitError, WorkerUnavailableError
 from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor
-from executor_adapter.pools.guardian.memory_watch import MemoryWatch
+from executor_adapter.pools.guardian.memory_watch import MemoryWatch, largest_attempt
 from executor_adapter.pools.guardian.worker_handle import CallState, ForkedWorkerHandle
 from executor_adapter.pools.guardian.workers import MAX_START_FAILURES, WorkerSet
 from executor_adapter.pools.memory.oom_kills import oom_kills
-from executor_adapter.pools.memory.tree_memory import measure
 from executor_adapter.pools.refused_starts import RefusedStarts
 from executor_adapter.pools.transport.exit_errors import kernel_kill_error, memory_error, record_exit
 from executor_adapter.pools.transport.payload import worker_settings
@@ -27,8 +25,6 @@ from executor_adapter.worker import wire
 
 if TYPE_CHECKING:
     from executor_adapter.job import Job
-
-_MAX_MEASURED_EXACTLY = 3
 
 
 class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
@@ -86,6 +82,9 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
     def idle(self) -> int:
         """Number of workers that are ready and have no assignments."""
         return self.workers.idle_count
+
+    def set_lease(self, until: float) -> None:
+        self.workers.set_lease(until)
 
     def close(self, on_closed: Callable[[], None]) -> None:
         self.workers.close(on_closed)
@@ -303,12 +302,7 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
     # --- memory ---
 
     def largest_attempt(self) -> tuple[Assignment, int] | None:
-        running = [worker for worker in self._busy_workers if worker.pid is not None and not worker.kill_requested]
-        pids = {worker.queue[0]: worker.pid for worker in running if worker.queue and worker.pid is not None}
-        # Exactly measured, the largest few only: it takes the kernel a millisecond for each 100 MiB.
-        roughly = sorted(pids, key=lambda assignment: measure(pids[assignment], sys.maxsize).used, reverse=True)
-        exactly = [(assignment, measure(pids[assignment], 0).used) for assignment in roughly[:_MAX_MEASURED_EXACTLY]]
-        return max(exactly, key=operator.itemgetter(1), default=None)
+        return largest_attempt(self._busy_workers)
 
     def end_for_memory(self, assignment: Assignment, error: MemoryLimitError) -> None:
         if assignment.worker is not None:
@@ -331,7 +325,7 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
         """Report a worker's exit: what it had started crashed or was stopped, and the rest is handed back."""
         output_tail = self._read_rest(worker)
         self._memory.remove(worker)
-        started = worker.take_tickets()
+        started = 0 if worker.lease_expired else worker.take_tickets()
         left = list(worker.queue)
         worker.queue.clear()
         if left:

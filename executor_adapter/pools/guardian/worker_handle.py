@@ -54,6 +54,8 @@ class ForkedWorkerHandle(WorkerHandle):
         """Whether the worker was asked to drop calls and has not confirmed that yet."""
         self.worn = False
         """Whether it has reported that it starts no further call."""
+        self.lease_expired = False
+        """Whether the guardian has ended it, since the lease of the host was over: what it ran goes back to the queue."""
         self.kill_requested = False
         self.crash_cause: WorkerCrashedError | None = None
         """Why the host ended it, as the error of the job that it was running."""

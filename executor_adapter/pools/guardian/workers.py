@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -69,6 +70,7 @@ class WorkerSet:
         """Whether the system refused the last fork, so that only a job may ask for another."""
         self._serving = 0
         """Number of workers that are not retired."""
+        self._lease_until = math.inf
         self._closing = False
         self._on_closed: Callable[[], None] | None = None
 
@@ -144,11 +146,18 @@ class WorkerSet:
             self.guardian = guardian = GuardianClient(self._supervisor, self, self._settings)
             what = f"the guardian (process {guardian.pid}) imports preload={', '.join(self._settings['preload'])}"
             self._start_watch.add(guardian, what, guardian.give_up)
+            guardian.set_lease(self._lease_until)
         worker = ForkedWorkerHandle(self._supervisor, self.guardian)
         self._members[worker.number] = worker
         self._serving += 1
         self._supervisor.watch(worker.fd, functools.partial(self._on_frames, worker))
         return worker
+
+    def set_lease(self, until: float) -> None:
+        """Let the workers run until this `lease_time`, unless a later one is set by then."""
+        self._lease_until = until
+        if self.guardian is not None:
+            self.guardian.set_lease(until)
 
     # --- retiring ---
 
@@ -262,6 +271,17 @@ class WorkerSet:
         worker.crash_cause = error
         self.retire(worker)
         worker.kill()
+
+    def on_lease_expired(self) -> None:
+        ended = [worker for worker in self._members.values() if worker.is_forked]
+        for worker in ended:
+            worker.lease_expired = worker.exit_expected = True
+            self.retire(worker)
+        logger.warning(
+            "the guardian has ended %d workers, whose jobs start again: this program was stopped, or its machine "
+            "suspended, for longer than its lease on the store lasts, so that others may run its jobs",
+            len(ended),
+        )
 
     def on_log(self, text: str) -> None:
         logger.warning("%s", text)

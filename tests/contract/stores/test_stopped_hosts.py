@@ -1,0 +1,119 @@
+"""Tests hosts that are stopped by a signal (Ctrl-Z) while they run jobs that others may take over."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from executor_adapter.job.ids import uuid7
+from executor_adapter.store import Host, open_store
+from tests.contract.conftest import wait_for
+from tests.contract.process_pool.harness import alive
+from tests.contract.stores.conftest import leases_here, record_in
+from tests.contract.stores.databases import url_of
+
+LEASE = 2.0
+
+
+class StoppedHost:
+    """A program that runs one job on the store, and that can be stopped and continued."""
+
+    def __init__(self, url: str, runs: Path, lease: float = LEASE) -> None:
+        runs.parent.mkdir()
+        self.url = url
+        self.runs = runs
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.contract.stores.stopped_host", url, str(lease), str(runs)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def pids(self) -> list[int]:
+        """Return the pids of the workers that began the job."""
+        return [int(line) for line in self.runs.read_text().split()] if self.runs.exists() else []
+
+    def last_seen(self, pid: int) -> float:
+        """Return the monotonic time at which the job last ran in this worker."""
+        return float(Path(f"{self.runs}.{pid}").read_text() or 0)
+
+    def run_and_stop(self) -> int:
+        """Wait until the job runs and is in the store, then stop the program. Return the worker's pid."""
+        wait_for(lambda: self.pids() and leases_here(self.url), seconds=30)
+        os.kill(self._process.pid, signal.SIGSTOP)
+        return self.pids()[-1]
+
+    def continue_(self) -> None:
+        """Continue the program."""
+        os.kill(self._process.pid, signal.SIGCONT)
+
+    def go(self) -> None:
+        """Let the job end."""
+        self.runs.with_name("go").touch()
+
+    def output(self) -> tuple[str, str]:
+        """Wait for the program to end; return its stdout and stderr."""
+        return self._process.communicate(timeout=60)
+
+    def close(self) -> None:
+        """Kill the program."""
+        self._process.kill()
+        self._process.communicate()
+
+
+@contextlib.contextmanager
+def host_on(url: str, runs: Path, lease: float = LEASE) -> Iterator[StoppedHost]:
+    host = StoppedHost(url, runs, lease)
+    try:
+        yield host
+    finally:
+        host.close()
+
+
+def test_jobs_of_a_stopped_host_end_with_its_lease(tmp_path: Path) -> None:
+    """The workers of a stopped host end with its lease. Once it continues it runs the jobs again, unless others do."""
+    with (
+        url_of("postgresql", tmp_path) as url,
+        url_of("postgresql", tmp_path) as other_url,
+        host_on(url, tmp_path / "kept" / "job") as kept,
+        host_on(other_url, tmp_path / "taken" / "job") as taken,
+        contextlib.closing(open_store(other_url)) as store,
+    ):
+        pid, taken_pid = kept.run_and_stop(), taken.run_and_stop()
+        wait_for(lambda: not alive(pid) and not alive(taken_pid), seconds=30)
+
+        rival = Host(host_id=uuid7(), machine="elsewhere", pid=1, process_started=1)
+        store.register(rival, lease=60)
+        (host_id,) = leases_here(other_url)
+        store.leave(host_id)
+        assert [record.job_id for record in store.claim(rival, queue="")] == ["job"]
+
+        for host in (kept, taken):
+            host.continue_()
+        wait_for(lambda: len(kept.pids()) == 2, seconds=30)
+        kept.go()
+        result, log = kept.output()
+        assert result == "went 1\n"
+        assert "the guardian has ended" in log
+        result, log = taken.output()
+        assert result.startswith("cancelled")
+        assert "another host has taken over 1 jobs" in log
+        assert taken.pids() == [taken_pid]
+        assert record_in(store, "job").host == rival.host_id
+
+
+def test_jobs_of_a_stopped_host_whose_store_is_not_shared_run_on(tmp_path: Path) -> None:
+    """Jobs of a stopped host run on where no other machine can take them over, however old its lease."""
+    with host_on(f"sqlite:///{tmp_path}/jobs.db", tmp_path / "run" / "job", lease=0.3) as host:
+        pid = host.run_and_stop()
+        began = host.last_seen(pid)
+        wait_for(lambda: host.last_seen(pid) > began + 1.0, seconds=30)
+        host.continue_()
+        host.go()
+        assert host.output()[0] == "went 1\n"
+        assert host.pids() == [pid]
