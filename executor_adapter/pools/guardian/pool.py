@@ -244,8 +244,7 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
 
     def _replace(self, worker: ForkedWorkerHandle) -> None:
         """Replace a worker that starts no further call."""
-        worker.worn = True
-        removed = worker.take_back(worker.queue[0])[1] if worker.queue else []
+        removed = worker.take_back_all()
         self._release(worker)
         self._hand_back(removed)
 

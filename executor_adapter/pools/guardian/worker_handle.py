@@ -55,7 +55,7 @@ class ForkedWorkerHandle(WorkerHandle):
         self.worn = False
         """Whether it has reported that it starts no further call."""
         self.lease_expired = False
-        """Whether the guardian has ended it, since the lease of the host was over: what it ran goes back to the queue."""
+        """Whether the guardian has ended it, because the host's lease was over; what it ran goes back to the queue."""
         self.kill_requested = False
         self.crash_cause: WorkerCrashedError | None = None
         """Why the host ended it, as the error of the job that it was running."""
@@ -191,6 +191,11 @@ class ForkedWorkerHandle(WorkerHandle):
             first = index + 1 if or_those_behind else first
         self._return_tickets(min(first, self.sent) - started)
         return state, self._remove_from(first)
+
+    def take_back_all(self) -> list[Assignment]:
+        """Take back all assignments of a worker that has reported that it starts no further call."""
+        self.worn = True
+        return self.take_back(self.queue[0])[1] if self.queue else []
 
     def interrupt(self, assignment: Assignment) -> None:
         started = self.take_tickets()
