@@ -20,6 +20,8 @@ _IS_DARWIN = sys.platform == "darwin"
 """On macOS getrusage counts bytes, elsewhere KiB."""
 _MIN_MEASURED = 30e-6
 """Seconds of a call within which no system gives a process a further MiB, page by page, so nothing is measured."""
+_set_blocking = os.set_blocking
+"""The function itself, of which calls are not noted (see `watched`)."""
 _MIN_FD = 512
 """The worker's own descriptors are moved to this number or above, since functions often close all low ones."""
 
@@ -93,7 +95,7 @@ class Stdio:
             if stream.changed:
                 stream.set_up()
         for fd in (self._stdout_fd, self.stderr_fd):
-            os.set_blocking(fd, True)
+            _set_blocking(fd, True)
 
     def _has_unread(self, fd: int) -> bool:
         fcntl.ioctl(fd, termios.FIONREAD, self._waiting, True)

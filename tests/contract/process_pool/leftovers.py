@@ -19,6 +19,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+from executor_adapter.worker import watched
+
 
 def describe_state() -> dict[str, Any]:
     """Return what a function may rely on, in a form that can be compared."""
@@ -88,6 +90,11 @@ def _umask() -> int:
     now = os.umask(0o022)
     os.umask(now)
     return now
+
+
+def what_is_noted() -> list[str]:
+    """Return the functions that the worker noted before this call."""
+    return sorted(watched.changed)
 
 
 def nothing() -> None:

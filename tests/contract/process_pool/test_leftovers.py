@@ -24,6 +24,7 @@ REPLACED_BY = {"hard_limits", "user"}
 def one_worker(request: pytest.FixtureRequest) -> Iterator[Harness]:
     """A harness with one worker, of each start method."""
     with harness(1, start_method=request.param) as made:
+        made.warm_up(2)
         yield made
 
 
@@ -46,6 +47,13 @@ def test_a_function_leaves_nothing_to_the_next(one_worker: Harness, untouched: d
     assert {key: (untouched[key], state[key]) for key in state if state[key] != untouched[key]} == {}
     assert name in REPLACED_BY or found.pid == pid
     one_worker.until(lambda: ("stdout", "from the job") in one_worker.messages_of(found, "output"))
+
+
+def test_the_worker_itself_is_not_noted(one_worker: Harness) -> None:
+    """After a call whose changes were undone, nothing is noted that would have the next call's changes looked for."""
+    one_worker.until(lambda: one_worker.pool.idle == 2)
+    one_worker.value(one_worker.submit(leftovers.leave, "handlers"))
+    assert one_worker.value(one_worker.submit(leftovers.what_is_noted)) == []
 
 
 def test_an_exception_that_a_left_handler_raises_harms_its_own_call_alone(one_worker: Harness) -> None:
