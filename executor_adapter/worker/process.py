@@ -43,7 +43,7 @@ from executor_adapter.exceptions import SoftTimeoutError
 from executor_adapter.worker import watched, wire
 from executor_adapter.worker.call import EXIT_TERMINATED, CallRunner, FunctionTable, ReceivedCall, Reply
 from executor_adapter.worker.oom_score import become_preferred_victim
-from executor_adapter.worker.process_state import ProcessState
+from executor_adapter.worker.process_state import Depth, ProcessState
 from executor_adapter.worker.reporter import Channel, WorkerReporter
 from executor_adapter.worker.stdio import PeakMemory, Stdio, move_up
 
@@ -143,10 +143,10 @@ class Worker:
         if self._end_requested:
             runner.request_end()
         started = time.monotonic()
-        (kind, flags, body, file), ended, rare = self._run(runner, started)
+        (kind, flags, body, file), ended, depth = self._run(runner, started)
         self._runner = None
         self._reporter.finish()
-        flags |= self._stdio.restore(rare=rare)
+        flags |= self._stdio.restore(depth)
         if runner.end_requested:
             # The host waits for this process to exit. It knows the outcome already, or would receive it too late.
             os._exit(EXIT_TERMINATED)
@@ -157,17 +157,18 @@ class Worker:
         self._channel.send(header + body, None if file is None else file.fd)
         self._output_unread = bool(flags & wire.HAS_OUTPUT)
 
-    def _run(self, runner: CallRunner, started: float) -> tuple[Reply, float, bool]:
-        """Run a call, and restore the process. Return the reply, its time, and whether all of the state is restored."""
+    def _run(self, runner: CallRunner, started: float) -> tuple[Reply, float, Depth]:
+        """Run a call, and restore the process. Return the reply, its time, and how much of the state was looked at."""
         try:
             reply = runner.run()
             ended = time.monotonic()
-            rare = self._state.needs_all_restored(ended - started)
-            self._is_worn = not self._state.restore(rare=rare)
+            depth = self._state.depth_after(ended - started)
+            self._is_worn = not self._state.restore(depth)
         except BaseException as error:  # A signal handler that the function left behind has raised.
-            self._is_worn = not self._state.restore(rare=True)
-            reply, ended, rare = runner.failure(error), time.monotonic(), True
-        return reply, ended, rare
+            depth = Depth.ALL
+            self._is_worn = not self._state.restore(depth)
+            reply, ended = runner.failure(error), time.monotonic()
+        return reply, ended, depth
 
     def _next_call(self) -> ReceivedCall | None:
         """Return the next call that there is a ticket for; None when the host has closed the socket."""

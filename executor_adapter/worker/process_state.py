@@ -1,8 +1,7 @@
 """What a function can change in its process for the functions after it: noted before, put back after each call.
 
-Some of it is compared or simply set again after each call. The rest (`rare_state`) is looked at where the call took a
-millisecond or more, or called one of the functions that change it (`watched`): so only what a short call does by other
-means than these functions is missed.
+How much of it is looked at depends on the call (`Depth`): all of it where the call took a millisecond or more, or
+called a function that changes some of it (`watched`). So only what a short call does by other means is missed.
 
 What is noted is the state after the initializer, and after the modules of a function were imported for it: what modules
 do when they are imported stays.
@@ -22,6 +21,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from enum import IntEnum
 from typing import Any
 
 from executor_adapter.worker import watched
@@ -38,8 +38,22 @@ _VALUES: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
 """Values of the process that are quick to read, each with the function that sets it."""
 _GETTERS = tuple(get for get, _ in _VALUES)
 
-_LONG_CALL = 0.001
-"""Seconds of a call after which all of the state is restored: that takes a fiftieth of it."""
+
+class Depth(IntEnum):
+    """Says how much is looked at after a call."""
+
+    VALUES = 0
+    """What can be compared without a system call."""
+    DESCRIPTORS = 1
+    """Also the working directory, the umask, and stdin, stdout and stderr."""
+    ALL = 2
+
+
+_SECONDS_FOR_DESCRIPTORS, _SECONDS_FOR_ALL = 50e-6, 0.001
+"""Seconds of a call from which it pays: what is looked at takes less than a twentieth of that."""
+
+# Members of an enum take long to find.
+_VALUES_ONLY, _DESCRIPTORS, _ALL = Depth
 
 
 class _WatchedEnvironment(os._Environ[str]):  # noqa: SLF001  the class has no public name
@@ -87,6 +101,7 @@ class ProcessState:
         self._timezone = time.tzname
         self._logging.note()
         self._rare.note()
+        watched.changed.clear()
 
     def note_imports(self) -> None:
         """Take the present state as the one to restore if modules were imported since, or variables set."""
@@ -106,27 +121,32 @@ class ProcessState:
 
     # --- after a function ---
 
-    def needs_all_restored(self, seconds: float) -> bool:
-        """Return whether a call that took so many seconds may have changed what functions seldom do."""
-        return seconds >= _LONG_CALL or bool(watched.changed)
+    @staticmethod
+    def depth_after(seconds: float) -> Depth:
+        """Return how much is to be looked at after a call that took so many seconds."""
+        if watched.changed or seconds >= _SECONDS_FOR_ALL:
+            return _ALL
+        return _DESCRIPTORS if seconds >= _SECONDS_FOR_DESCRIPTORS else _VALUES_ONLY
 
-    def restore(self, *, rare: bool) -> bool:
-        """Restore what was noted; `rare`: also what functions seldom change.
+    def restore(self, depth: Depth) -> bool:
+        """Restore what was noted.
 
         Return False if something cannot be restored: then the process must run no further function.
         """
         faulthandler.cancel_dump_traceback_later()
-        restored = self._rare.restore() if rare else True
+        restored = self._rare.restore() if depth is _ALL else True
         try:
-            self._restore_often()
+            if depth is not _VALUES_ONLY:
+                os.umask(self._umask)
+                if self._folder >= 0:
+                    os.fchdir(self._folder)
+            self._restore_values()
+            watched.changed.clear()
         except OSError:  # The function closed the descriptors of the worker.
             return False
         return restored
 
-    def _restore_often(self) -> None:
-        os.umask(self._umask)
-        if self._folder >= 0:
-            os.fchdir(self._folder)
+    def _restore_values(self) -> None:
         values = self._values
         if [get() for get in _GETTERS] != values:
             for (_, put), value in zip(_VALUES, values, strict=True):

@@ -76,7 +76,6 @@ class RareState:
         self._ids = _ids()
         if watched.changed & _LIMIT_SETTERS:
             self._limits = _limits()
-        watched.changed.clear()
 
     def restore(self) -> bool:
         """Restore what was noted. Return False if the system refuses that, as a limit that only root may raise."""
@@ -91,7 +90,6 @@ class RareState:
             if watched.changed & _LIMIT_SETTERS and _limits() != self._limits:
                 for number, limit in zip(_LIMITS, self._limits, strict=True):
                     resource.setrlimit(number, limit)
-            watched.changed.clear()
             return restored
         return False
 

@@ -20,8 +20,8 @@ _IS_DARWIN = sys.platform == "darwin"
 """On macOS getrusage counts bytes, elsewhere KiB."""
 _MIN_MEASURED = 30e-6
 """Seconds of a call within which no system gives a process a further MiB, page by page, so nothing is measured."""
-_set_blocking = os.set_blocking
-"""The function itself, of which calls are not noted (see `watched`)."""
+_dup2, _set_blocking = os.dup2, os.set_blocking
+"""The functions themselves, of which calls are not noted (see `watched`)."""
 _MIN_FD = 512
 """The worker's own descriptors are moved to this number or above, since functions often close all low ones."""
 
@@ -57,19 +57,19 @@ class Stdio:
         self._install_streams()
 
     def _connect(self) -> None:
-        os.dup2(self._input_fd, 0)
-        os.dup2(self._stdout_fd, 1)
-        os.dup2(self.stderr_fd, 2)
+        _dup2(self._input_fd, 0)
+        _dup2(self._stdout_fd, 1)
+        _dup2(self.stderr_fd, 2)
 
     def _install_streams(self) -> None:
         sys.stdin = sys.__stdin__ = self._stdin  # type: ignore[misc, assignment]
         sys.stdout = sys.__stdout__ = self._stdout  # type: ignore[misc]
         sys.stderr = sys.__stderr__ = self._stderr  # type: ignore[misc]
 
-    def restore(self, *, rare: bool) -> int:
+    def restore(self, depth: int) -> int:
         """Flush, and undo what the function did to the streams. Return HAS_OUTPUT if the host has output to read.
 
-        `rare`: undo also what functions seldom do.
+        `depth`: see `process_state.Depth`.
         """
         stdout, stderr = self._stdout, self._stderr
         if sys.stdout is not stdout or sys.stderr is not stderr or sys.stdin is not self._stdin:
@@ -80,9 +80,10 @@ class Stdio:
         try:
             stdout.flush()
             stderr.flush()
-            if rare or stdout.changed or stderr.changed:
+            if depth > 1 or stdout.changed or stderr.changed:
                 self._restore_rare()
-            self._connect()
+            if depth > 0:
+                self._connect()
             if self._stdin is not None and self._stdin.closed:
                 self._reopen()
             return wire.HAS_OUTPUT if self._has_unread(self._stdout_fd) or self._has_unread(self.stderr_fd) else 0

@@ -26,6 +26,7 @@ _IDS = ("uid", "euid", "reuid", "resuid", "gid", "egid", "regid", "resgid", "gro
 _WATCHED: tuple[tuple[ModuleType, tuple[str, ...]], ...] = (
     (signal, ("signal", "alarm", "setitimer", "pthread_sigmask", "set_wakeup_fd", "siginterrupt")),
     (resource, ("setrlimit", "prlimit")),
+    (os, ("umask", "chdir", "fchdir", "close", "closerange", "dup2")),
     (os, ("nice", "setpriority", "sched_setaffinity", "set_blocking", *(f"set{name}" for name in _IDS))),
     (locale, ("setlocale",)),
     (logging, ("setLogRecordFactory",)),
@@ -34,6 +35,9 @@ _WATCHED: tuple[tuple[ModuleType, tuple[str, ...]], ...] = (
     (gc, ("set_threshold",)),
     (sys, ("setswitchinterval",)),
 )
+
+_DESCRIPTOR_ARGUMENT = {"close": 0, "closerange": 0, "dup2": 1}
+"""Functions of which only calls for stdin, stdout and stderr are noted: the position of the descriptor they change."""
 
 changed: set[str] = set()
 """Names of the functions that were called since it was cleared."""
@@ -48,15 +52,21 @@ def watch() -> None:
         for name in names:
             function = getattr(module, name, None)  # Some systems lack some of them.
             if function is not None and not hasattr(function, "__wrapped__"):
-                setattr(module, name, _noting(module, function))
+                noting = _noting(module, function)
+                setattr(module, name, noting)
+                for supporting in (os.supports_fd, os.supports_dir_fd, os.supports_follow_symlinks):
+                    if function in supporting:
+                        supporting.add(noting)
 
 
 def _noting(module: ModuleType, function: Callable[..., Any]) -> Callable[..., Any]:
     name = function.__name__
+    position = _DESCRIPTOR_ARGUMENT.get(name)
 
     @functools.wraps(function)
     def noting(*args: Any, **kwargs: Any) -> Any:
-        changed.add(name)
+        if position is None or kwargs or args[position : position + 1] < (3,):
+            changed.add(name)
         return function(*args, **kwargs)
 
     noting.__module__ = module.__name__
