@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job import Job, function_reference, resolve
 from executor_adapter.store import JobRecord, SignedPickles, Unpickle, restore
 
@@ -87,7 +86,7 @@ class StoredFunctions:
         for reference in unknown:
             try:
                 self._defined_as[reference] = function_reference(resolve(reference))
-            except InvalidJobError:
+            except BaseException:  # Its module may do anything; the recovery meets the same, and says what.
                 self._defined_as[reference] = None
         return bool(unknown)
 

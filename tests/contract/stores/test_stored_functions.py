@@ -138,6 +138,19 @@ def test_which_functions_stored_jobs_may_run(
     assert (found.refusal(forged(reference)) is None) is allowed
 
 
+def test_a_module_that_ends_the_program_is_left_to_the_recovery(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The module of a row that raises anything when it is imported does not keep others from being claimed."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "raises_at_import.py").write_text("raise GeneratorExit")
+    found = StoredFunctions(None, None)
+    assert found.refusal(forged("raises_at_import:f"), may_import=False) == ""
+    assert found.import_unknown()
+    assert found.refusal(forged("raises_at_import:f"), may_import=False) is None
+    assert not found.import_unknown()
+
+
 def test_a_refused_function_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The module of a refused function is not imported, since that would run its code."""
     monkeypatch.syspath_prepend(tmp_path)
