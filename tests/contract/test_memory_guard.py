@@ -257,14 +257,14 @@ from executor_adapter import Job, JobExecutor
 
 def modest():
     held = bytearray(30 << 20)
-    time.sleep(1.0)
+    time.sleep(2.0)
     return len(held)
 
 def hog():
-    held = []
+    held = [bytearray(b"x") * (150 << 20)]
     while True:
-        held.append(bytearray(b"x") * (2 << 20))
-        time.sleep(0.004)
+        held.append(bytearray(b"x") * (1 << 20))
+        time.sleep(0.008)
 
 with JobExecutor(4) as executor:
     jobs = [Job(function=f, pool="process", retry_attempts=0) for f in (modest, hog, modest, modest)]
