@@ -130,6 +130,20 @@ def test_the_tail_of_a_crash_has_what_was_printed_and_logged(executor: JobExecut
     assert "WARNING collector: logged last\n" in error.output_tail
 
 
+def test_the_tail_of_a_crash_has_the_last_of_too_many_records(executor: JobExecutor) -> None:
+    """The output_tail of a crash has what was logged last, though the job logged more than is reported."""
+
+    def flood() -> None:
+        log = logging.getLogger("collector")
+        for number in range(15_000):
+            log.warning("record %d", number)
+        os._exit(3)
+
+    error = _error_of(executor, flood, "process")
+    assert isinstance(error, WorkerCrashedError)
+    assert error.output_tail.endswith("WARNING collector: record 14999\n")
+
+
 def test_the_tail_of_a_crash_has_nothing_of_an_earlier_job() -> None:
     """What the previous job of the same worker logged is not in the output_tail of a crash."""
     with JobExecutor(max_workers=1, config=Settings()) as alone:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import time
 from collections import deque
 from typing import Any
@@ -25,6 +26,9 @@ LINE_BURST = 10_000.0
 LINES_PER_SECOND = 2_000.0
 MAX_TAIL_BYTES = 8192
 """Bytes of the end of a job's output and log that are kept for the error, in case its worker dies."""
+
+MAX_REFUSED_KEPT = 20
+"""The last log records of a job that are kept for that end, though too many to be reported."""
 
 READ_DELAY = 0.05
 """Seconds before the pipes of a worker with further calls queued are read."""
@@ -74,6 +78,8 @@ class WorkerOutput:
         self._held: deque[tuple[float, _Pipe, bytes]] = deque()
         """Output whose assignment is not known yet: when it was read, from which pipe, and what."""
         self._tail = bytearray()
+        self._refused: deque[bytes] = deque(maxlen=MAX_REFUSED_KEPT)
+        """The last records of the first assignment that were left out, pickled."""
         self._has_output = False
         self._pipes = [_Pipe(self, supervisor, "stdout", stdout_fd), _Pipe(self, supervisor, "stderr", stderr_fd)]
         for pipe in self._pipes:
@@ -98,6 +104,7 @@ class WorkerOutput:
         for pipe in self._pipes:
             pipe.end_line()
         self._tail.clear()
+        self._refused.clear()
         self._has_output = False
         refused = self.allowance.reset()
         if refused:
@@ -106,6 +113,9 @@ class WorkerOutput:
     def finish_dead(self) -> str:
         """Report the rest of the output of a worker that has died. Return the end of it."""
         self.drain()
+        for body in self._refused:
+            _, fields = pickle.loads(body)
+            self.add_record(fields)
         tail = self._tail.decode(errors="replace")
         self.finish(time.monotonic())
         return tail
@@ -129,6 +139,11 @@ class WorkerOutput:
         if fields["exc_text"]:
             text += f"{fields['exc_text']}\n"
         self._add_to_tail(text[-MAX_TAIL_BYTES:].encode(errors="backslashreplace"))
+
+    def keep_refused(self, body: bytes) -> None:
+        """Keep a log record that is left out, in case the worker dies next: it may say why."""
+        if len(body) <= MAX_TAIL_BYTES:
+            self._refused.append(body)
 
     def _add_to_tail(self, chunk: bytes) -> None:
         self._has_output = True

@@ -79,6 +79,8 @@ class WorkerProcessPool(WorkerPool, Generic[W]):
     def _on_message(self, worker: W, flags: int, seq: int, body: bytes) -> None:
         if flags & wire.UNTHROTTLED or worker.output.allowance.take(len(body)):
             report_message(self.supervisor, worker.assignment_of(seq), body, worker.output.add_record)
+        else:
+            worker.output.keep_refused(body)
 
     # --- deaths ---
 
