@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -12,7 +13,10 @@ import pytest
 from prefect import flow, get_run_logger
 
 from executor_adapter import JobExecutor, current_job
+from executor_adapter.exceptions import JobTimeoutError
 from executor_adapter.prefect import job_task
+from executor_adapter.prefect.child.logs import log_failed_attempt
+from executor_adapter.worker import wire
 from tests.prefect.conftest import Api, Wait
 
 LINES_PER_SECOND = 1_000
@@ -145,3 +149,13 @@ def test_characters_that_a_server_cannot_store_are_replaced(api: Api, wait_for: 
         "after",
     ]
     assert any("encountered an exception FileNotFoundError: caf" in line for line in lines)
+
+
+def test_a_timeout_that_is_retried_is_logged_with_where_it_was(caplog: pytest.LogCaptureFixture) -> None:
+    """The line about a timeout after which another attempt follows shows where the function was."""
+    error = JobTimeoutError("ran longer than max_runtime=1 s")
+    error.__cause__ = wire.RemoteTraceback('The function was here:\n  File "collect.py", line 7, in read\n')
+    log_failed_attempt(logging.getLogger("collector"), error, 1.0)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "Next attempt in 1.0 s\nThe function was here:" in record.getMessage()
