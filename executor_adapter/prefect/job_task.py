@@ -36,7 +36,6 @@ from executor_adapter.prefect.options.job_options import (
     merge_options,
     split_options,
     with_default_retries,
-    with_delays_of_prefect,
 )
 from executor_adapter.prefect.options.retries import prefect_retry_options
 from executor_adapter.prefect.runners.companion import JobTaskCall, flow_run_context_for_jobs
@@ -74,7 +73,7 @@ class JobTask(Task[P, R]):
 
     def __init__(self, fn: Callable[P, R], **options: Any) -> None:
         given, task_options = split_options(options)
-        job_options = with_delays_of_prefect(with_default_retries(given), options)
+        job_options = with_default_retries(given, options)
         function = fn.__func__ if isinstance(fn, classmethod | staticmethod) else fn
         policy = check_job_options(function, job_options).policy
         shown: dict[str, Any] = {**prefect_retry_options(policy), "timeout_seconds": job_options.get("max_runtime")}

@@ -108,6 +108,8 @@ def test_prefects_retries_alone_mean_no_delay() -> None:
     assert job_task(retry_attempts=2)(double).make_job("id", {"x": 1}).policy.delay_before(1) == 60
     with temporary_settings({PREFECT_TASK_DEFAULT_RETRY_DELAY_SECONDS: 7}):
         assert job_task(retries=2)(double).make_job("id", {"x": 1}).policy.delay_before(1) == 7
+    with temporary_settings({PREFECT_TASK_DEFAULT_RETRIES: 2}):
+        assert job_task(double).make_job("id", {"x": 1}).policy.delay_before(1) == 0
 
 
 @pytest.mark.parametrize(

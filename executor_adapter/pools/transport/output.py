@@ -78,8 +78,8 @@ class WorkerOutput:
         self._held: deque[tuple[float, _Pipe, bytes]] = deque()
         """Output whose assignment is not known yet: when it was read, from which pipe, and what."""
         self._tail = bytearray()
-        self._refused: deque[bytes] = deque(maxlen=MAX_REFUSED_KEPT)
-        """The last records of the first assignment that were left out, pickled."""
+        self._held_records: deque[bytes | dict[str, Any]] = deque(maxlen=MAX_REFUSED_KEPT)
+        """The last records of the first assignment since one was left out; those that were left out are pickled."""
         self._has_output = False
         self._pipes = [_Pipe(self, supervisor, "stdout", stdout_fd), _Pipe(self, supervisor, "stderr", stderr_fd)]
         for pipe in self._pipes:
@@ -104,7 +104,7 @@ class WorkerOutput:
         for pipe in self._pipes:
             pipe.end_line()
         self._tail.clear()
-        self._refused.clear()
+        self._held_records.clear()
         self._has_output = False
         refused = self.allowance.reset()
         if refused:
@@ -113,9 +113,8 @@ class WorkerOutput:
     def finish_dead(self) -> str:
         """Report the rest of the output of a worker that has died. Return the end of it."""
         self.drain()
-        for body in self._refused:
-            _, fields = pickle.loads(body)
-            self.add_record(fields)
+        for held in self._held_records:
+            self._add_line(held if isinstance(held, dict) else pickle.loads(held)[1])
         tail = self._tail.decode(errors="replace")
         self.finish(time.monotonic())
         return tail
@@ -135,6 +134,12 @@ class WorkerOutput:
 
     def add_record(self, fields: dict[str, Any]) -> None:
         """Add a log record of the first assignment to the end of its output: it may be on no stream."""
+        if self._held_records:
+            self._held_records.append(fields)  # Those before it come first.
+        else:
+            self._add_line(fields)
+
+    def _add_line(self, fields: dict[str, Any]) -> None:
         text = f"{logging.getLevelName(fields['level'])} {fields['name']}: {fields['message']}\n"
         if fields["exc_text"]:
             text += f"{fields['exc_text']}\n"
@@ -143,7 +148,7 @@ class WorkerOutput:
     def keep_refused(self, body: bytes) -> None:
         """Keep a log record that is left out, in case the worker dies next: it may say why."""
         if len(body) <= MAX_TAIL_BYTES:
-            self._refused.append(body)
+            self._held_records.append(body)
 
     def _add_to_tail(self, chunk: bytes) -> None:
         self._has_output = True

@@ -77,28 +77,26 @@ def _translated(options: Mapping[str, Any]) -> dict[str, Any]:
     return job
 
 
-def with_default_retries(options: Mapping[str, Any]) -> dict[str, Any]:
+def with_default_retries(options: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return job options with Prefect's default retry settings filled in where the task has no retry options.
 
     The settings are PREFECT_TASK_DEFAULT_RETRIES and PREFECT_TASK_DEFAULT_RETRY_DELAY_SECONDS; a setting that no one
-    has set changes nothing.
+    has set changes nothing. Retries that are `given` by Prefect's name, or by its setting, without a delay have none.
     """
     settings, filled = get_current_settings().tasks, dict(options)
     if "retry" in options:
         return filled
-    if "default_retries" in settings.model_fields_set:
-        filled.setdefault("retry_attempts", settings.default_retries)
-    if "retry_delay" not in options and "default_retry_delay_seconds" in settings.model_fields_set:
+    are_prefects = given.get("retries") is not None
+    if "retry_attempts" not in options and "default_retries" in settings.model_fields_set:
+        filled["retry_attempts"], are_prefects = settings.default_retries, True
+    if "retry_delay" in options:
+        return filled
+    if "default_retry_delay_seconds" in settings.model_fields_set:
         attempts = filled.get("retry_attempts", Job.model_fields["retry_attempts"].default)
         filled["retry"] = policy_from_prefect(attempts, cast(Delays, settings.default_retry_delay_seconds), None)
+    elif are_prefects:
+        filled["retry_delay"] = 0.0
     return filled
-
-
-def with_delays_of_prefect(options: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return job options without a delay before the retries if they were `given` as Prefect's `retries` alone."""
-    if given.get("retries") is None or "retry" in options or "retry_delay" in options:
-        return dict(options)
-    return {**options, "retry_delay": 0.0}
 
 
 def merge_options(before: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
