@@ -292,7 +292,9 @@ class WorkerSet:
         self._start_watch.remove(lost)
         workers = [worker for worker in self._members.values() if worker.guardian is lost]
         message = lost.end
-        logger.warning("%s, and its %d workers with it", message, len(workers))
+        # A pool that is closed kills a guardian that is not ready yet, and has no job there.
+        level = logging.INFO if self._closing else logging.WARNING
+        logger.log(level, "%s, and its %d workers with it", message, len(workers))
         for worker in workers:
             worker.exit_expected = lost.is_ready
             worker.crash_cause = worker.crash_cause or lost.failure() or WorkerCrashedError(message)
