@@ -29,13 +29,9 @@ from executor_adapter.persistence.host_lease import LEASE_SECONDS, HostLease
 from executor_adapter.persistence.log_lines import LogLines, start_capturing, stop_capturing
 from executor_adapter.persistence.outage import Outage
 from executor_adapter.persistence.pending_writes import PendingWrites, WriteBatch
+from executor_adapter.persistence.plain_records import write_plain
 from executor_adapter.persistence.requests import Request, RequestQueue, WrittenFutures
-from executor_adapter.persistence.serialization import (
-    StoredCall,
-    function_name,
-    refuse_unstorable_texts,
-    stored_call,
-)
+from executor_adapter.persistence.serialization import StoredCall, function_name, refuse_unstorable_texts, stored_call
 from executor_adapter.store import Host, JobRecord, JobStore, LeaseLostError, SignedPickles, StoreUnavailableError
 from executor_adapter.supervision import Supervisor
 
@@ -305,13 +301,13 @@ class Recorder:
             self._handover.give_away([job for job in batch.jobs if job.job_id in set(taken)])
 
     def _write_one_by_one(self, batch: WriteBatch) -> None:
-        """Write the records one by one, and drop those that no store can hold."""
-        if len(batch.jobs) == 1:
-            logger.exception("a job's change cannot be recorded and is dropped", extra={"job_id": batch.jobs[0].job_id})
+        """Write the records one by one, and of those that no store can hold the status and the times alone."""
+        if len(batch.jobs) > 1:
+            for _ in batch.jobs:
+                self._write(self._next_batch(1))
+        else:
+            write_plain(self.store, self.host().host_id, batch, lease=self._lease.seconds)
             self._mark_written(batch.jobs)
-            return
-        for _ in batch.jobs:
-            self._write(self._next_batch(1))
 
     def _mark_written(self, jobs: list[Job]) -> None:
         self.pending.mark_written(jobs)

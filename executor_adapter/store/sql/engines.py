@@ -79,9 +79,45 @@ def _sqlite(url: URL) -> Engine:
         raise ConfigurationError(f"store.url: {directory} is not a directory: create it, or name another file")
     _create_private(url.database)
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT}, hide_parameters=True)
+    _watch_file(engine, Path(url.database).absolute())
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _watch_file(engine: Engine, path: Path) -> None:
+    """Notice that the database's file is deleted or replaced: SQLite would go on in the file that has no name any more.
+
+    Raises, from then on:
+        StoreUnavailableError: the file is not there, or is another one than the connection's.
+    """
+    if _identity(path) is None:
+        return  # The name is one that SQLite alone understands.
+
+    def open_file(connection: sqlite3.Connection, record: Any) -> None:
+        record.info["file"] = _identity(path)
+
+    def require_file(*_: Any) -> None:
+        if _identity(path) is None:  # A connection would make an empty one.
+            raise StoreUnavailableError(f"{path} was deleted: put it back, or start the program again with a new store")
+
+    def require_same_file(connection: Connection) -> None:
+        require_file()
+        if connection.connection.info.get("file") != _identity(path):
+            connection.invalidate()  # The next one opens the new file.
+            raise StoreUnavailableError(f"{path} was replaced by another file while it was open")
+
+    event.listen(engine, "do_connect", require_file)
+    event.listen(engine, "connect", open_file)
+    event.listen(engine, "begin", require_same_file)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _create_private(path: str) -> None:

@@ -22,6 +22,11 @@ _reported: set[str] = set()
 """Jobs whose unreadable rows are logged already."""
 _KNOWN = frozenset(status.value for status in JobStatus)
 
+MAX_ERROR_LENGTH = 10_000
+"""Characters that are stored of an error's message."""
+MAX_INTEGER = 2**63 - 1
+"""The largest integer that a column holds; a larger one is stored as this."""
+
 FIXED = frozenset({"job_id", "queue", "job_type", "tool_name", "function", "created_at", "metadata", "call", "pickled"})
 FIXED |= {"priority", "max_runtime", "retry_of"}
 """Columns that never change while a job lives, and are written once."""
@@ -36,11 +41,11 @@ def row_of(record: JobRecord) -> dict[str, Any]:
         "function": record.function,
         "created_at": record.created_at,
         "metadata": json.dumps(dict(record.metadata)) if record.metadata else "{}",
-        "priority": record.priority,
+        "priority": _storable_integer(record.priority),
         "max_runtime": record.max_runtime,
         "call": record.call,
         "pickled": record.pickled,
-        "retry_of": record.retry_of,
+        "retry_of": _text(record.retry_of),
     }
 
 
@@ -54,11 +59,11 @@ def changing_row_of(record: JobRecord) -> dict[str, Any]:
         "started_at": record.started_at,
         "completed_at": record.completed_at,
         "retry_at": record.retry_at,
-        "error_code": record.error_code,
-        "error_message": None if record.error_message is None else storable(record.error_message),
-        "records_processed": record.records_processed,
+        "error_code": _text(record.error_code),
+        "error_message": _error_text(record.error_message),
+        "records_processed": None if record.records_processed is None else _storable_integer(record.records_processed),
         "progress": None if record.progress is None else _dump(record.progress),
-        "attempts": json.dumps(record.attempt_fields) if record.attempt_fields else "[]",
+        "attempts": json.dumps(list(map(_attempt, record.attempt_fields))) if record.attempt_fields else "[]",
         "host": record.host,
         "quarantined": record.quarantined,
     }
@@ -169,6 +174,25 @@ def count_of_statuses(counted: Iterable[tuple[str, int]]) -> dict[JobStatus, int
     for status, count in counted:
         counts[JobStatus(status) if status in _KNOWN else JobStatus.FAILED] += count
     return counts
+
+
+def _storable_integer(value: int) -> int:
+    return value if -MAX_INTEGER <= value <= MAX_INTEGER else MAX_INTEGER if value > 0 else -MAX_INTEGER
+
+
+def _text(text: str | None) -> str | None:
+    return None if text is None else storable(text)
+
+
+def _error_text(text: str | None) -> str | None:
+    if text is not None and len(text) > MAX_ERROR_LENGTH:
+        text = f"{text[:MAX_ERROR_LENGTH]}... ({len(text):,} characters)"
+    return _text(text)
+
+
+def _attempt(fields: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the values of an attempt, of which the last one is its error's message, in their stored form."""
+    return fields if fields[-1] is None else (*fields[:-1], _error_text(fields[-1]))
 
 
 def _dump(progress: Progress) -> str:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from executor_adapter import current_job
+from executor_adapter.exceptions import DataCollectionException
 
 
 def give(value: object) -> object:
@@ -56,3 +57,7 @@ def lose_connection() -> None:
 def report(done: float, path: str) -> None:
     current_job().progress(done, 10, "half way")
     wait_for_file(path)
+
+
+def fail_with(message: str, code: str) -> None:
+    raise DataCollectionException(message, error_code=code)

@@ -83,6 +83,37 @@ def locked(file: Path) -> Iterator[None]:
         connection.close()
 
 
+def test_a_deleted_database_file_is_noticed(tmp_path: Path) -> None:
+    """While a SQLite file is gone, jobs finish and a message says so; once it is back, all of them are recorded."""
+    file = tmp_path / "jobs.db"
+    assert_logged_once(run_through(f"sqlite:///{file}", lambda: moved_away(tmp_path), f"{file} was deleted: "))
+
+
+@contextlib.contextmanager
+def moved_away(directory: Path) -> Iterator[None]:
+    names = os.listdir(directory)
+    for name in names:
+        (directory / name).rename(directory / f"{name}.away")
+    try:
+        yield
+        assert not set(names) & set(os.listdir(directory)), "an empty file was made in its place"
+    finally:
+        for name in names:
+            (directory / f"{name}.away").rename(directory / name)
+
+
+def test_a_replaced_database_file_is_noticed(tmp_path: Path) -> None:
+    """A store whose SQLite file was replaced refuses the next use with a message, and then uses the new file."""
+    file, other = tmp_path / "jobs.db", tmp_path / "other.db"
+    store = open_store(f"sqlite:///{file}")
+    open_store(f"sqlite:///{other}").close()
+    other.replace(file)
+    with pytest.raises(StoreUnavailableError, match=r"jobs\.db was replaced by another file"):
+        store.counts()
+    assert sum(store.counts().values()) == 0
+    store.close()
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 2 MB; skips where it cannot be mounted."""

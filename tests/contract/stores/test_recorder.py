@@ -12,7 +12,9 @@ import pytest
 from executor_adapter import Job, JobExecutor, JobStatus, RetryPolicy
 from executor_adapter.config import Settings
 from executor_adapter.exceptions import InvalidJobError
+from executor_adapter.job import Progress
 from executor_adapter.store import JobStore, SignedPickles
+from executor_adapter.store.sql.row_mapping import MAX_ERROR_LENGTH, MAX_INTEGER
 from tests.contract.conftest import wait_for
 from tests.contract.stores import store_jobs
 from tests.contract.stores.conftest import MakeStored, record_in, wait_for_end
@@ -151,18 +153,37 @@ def _switches(thread_id: int | None) -> int:
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("voluntary"))
 
 
-def test_a_job_that_cannot_be_written_does_not_block_others(
+def test_the_end_of_a_job_is_stored_whatever_it_made(
     make_stored: MakeStored, store: JobStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A job that no database can hold is logged and dropped, and the others are recorded."""
+    """Of a record that no database can hold the end is stored, so that the job never runs again."""
     executor = make_stored()
-    odd = Job(function=store_jobs.give, args=(1,))
-    odd.state.records_processed = 1 << 80  # no database holds it
     jobs = [Job(function=store_jobs.give, args=(n,)) for n in range(5)]
-    for job in (*jobs[:2], odd, *jobs[2:]):
+    jobs[2].state.progress = Progress(object())  # type: ignore[arg-type]
+    jobs[3].state.records_processed = 10**30
+    for job in jobs:
         executor.submit(job)
     for job in jobs:
         assert wait_for_end(store, job.job_id).status is JobStatus.COMPLETED
     assert executor.flush(10)
-    assert store.get(odd.job_id) is None
-    assert [r.job_id for r in caplog.records if "cannot be recorded" in r.message].count(odd.job_id) > 0  # type: ignore[attr-defined]
+    assert record_in(store, jobs[2].job_id).progress is None
+    assert record_in(store, jobs[3].job_id).records_processed == MAX_INTEGER
+    odd = [record.job_id for record in caplog.records if "cannot be stored as it is" in record.message]  # type: ignore[attr-defined]
+    assert set(odd) == {jobs[2].job_id}
+
+
+def test_errors_of_any_size_and_characters_are_stored(make_stored: MakeStored, store: JobStore) -> None:
+    """A message of a million characters is cut, with its length; codes and messages that are not text are replaced."""
+    executor = make_stored()
+    jobs = [
+        Job(function=store_jobs.fail_with, args=("x" * 1_000_000, "LONG"), retry_attempts=0),
+        Job(function=store_jobs.fail_with, args=("caf\udce9\0", "CODE\udce9\0"), retry_attempts=0),
+    ]
+    for job in jobs:
+        executor.submit(job)
+    long, odd = (wait_for_end(store, job.job_id) for job in jobs)
+    assert long.error_message is not None
+    assert len(long.error_message) < MAX_ERROR_LENGTH + 100
+    assert long.error_message.endswith("x... (1,000,000 characters)")
+    assert long.attempts[0].error_message == long.error_message
+    assert (odd.status, odd.error_code, odd.error_message) == (JobStatus.FAILED, "CODE?\ufffd", "caf?\ufffd")
