@@ -11,6 +11,7 @@ from executor_adapter.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from executor_adapter.worker import guardian, values, wire
+    from executor_adapter.worker.bond import end_with_this_process
     from executor_adapter.worker.call import PICKLE, REFERENCE
     from executor_adapter.worker.clock import lease_time
     from executor_adapter.worker.context import JobContext, current_job, enter_job, leave_job, running_job
@@ -43,6 +44,7 @@ _HOMES = {
     "STACK_GLOBAL": "executor_adapter.worker.values",
     "TREE_VARIABLE": "executor_adapter.worker.process_tree",
     "current_job": "executor_adapter.worker.context",
+    "end_with_this_process": "executor_adapter.worker.bond",
     "enter_job": "executor_adapter.worker.context",
     "guardian": "executor_adapter.worker.guardian",
     "interpreter_command": "executor_adapter.worker.interpreter",
@@ -76,6 +78,7 @@ __all__ = [
     "LargeBuffers",
     "MemoryFile",
     "current_job",
+    "end_with_this_process",
     "enter_job",
     "guardian",
     "interpreter_command",

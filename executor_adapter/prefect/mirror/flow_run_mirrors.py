@@ -18,7 +18,7 @@ from prefect.settings import get_current_settings
 
 from executor_adapter.prefect.mirror.engine_history import EngineHistory, engine_change
 from executor_adapter.prefect.mirror.mirror import PrefectMirror
-from executor_adapter.prefect.mirror.server_api import server_name
+from executor_adapter.prefect.mirror.server_api import server_name, start_embedded_server
 
 FLOW_END_STALL_TIMEOUT = 30.0
 """Seconds without any progress of the server after which a flow ends without it."""
@@ -75,6 +75,10 @@ def _mirror_of(key: UUID | str) -> PrefectMirror:
         return mirror
     with _lock:
         if key not in _mirrors:
+            start_embedded_server()
+            # Exit handlers run in reverse order: this one before the one with which Prefect ends an embedded server.
+            atexit.unregister(_end_all)
+            atexit.register(_end_all)
             _mirrors[key] = PrefectMirror(stall_timeout=FLOW_END_STALL_TIMEOUT)
         return _mirrors[key]
 
@@ -116,7 +120,6 @@ def close(flow_run_id: UUID | None, *, timeout: float | None) -> None:
         mirror.close(timeout)
 
 
-@atexit.register
 def _end_all() -> None:
     while _mirrors:
         mirror = _mirrors.popitem()[1]

@@ -6,6 +6,7 @@ for the embedded server, a self-hosted one and Prefect Cloud alike.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -16,10 +17,11 @@ import httpx
 from prefect.client.base import ServerType
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.context import SettingsContext, get_settings_context
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_URL, get_current_settings
 
 from executor_adapter.job import ErrorCode
 from executor_adapter.prefect.mirror.state_events import CLOCK_RESOLUTION_SECONDS, StateEvent, iso
+from executor_adapter.worker import end_with_this_process
 
 PAGE_LIMIT = 200
 """Task runs in one answer: the server's own limit."""
@@ -82,6 +84,7 @@ class ServerApi:
     @contextlib.contextmanager
     def connected(cls) -> Iterator[Self]:
         """Connect to the server of Prefect's settings, or to the embedded one without any. For one thread alone."""
+        start_embedded_server()
         with _without_retries(), get_client(httpx_settings={"timeout": REQUEST_TIMEOUT}, sync_client=True) as client:
             yield cls(client)
 
@@ -236,6 +239,56 @@ def server_address() -> str:
     """Return the server's address for messages, without a password that it may contain."""
     url = PREFECT_API_URL.value()
     return str(httpx.URL(url).copy_with(userinfo=b"")) if url else "its address (the embedded server)"
+
+
+EMBEDDED_START_TIMEOUT = 60
+"""Seconds for the embedded server to start, unless Prefect's settings give it more."""
+
+_embedded_lock = threading.Lock()
+_bound_server: int | None = None
+"""The process id of the embedded server that ends with this process."""
+_is_exiting = False
+
+
+def start_embedded_server() -> None:
+    """Start Prefect's embedded server where no API is configured, and let it end with this process, killed or not.
+
+    Prefect starts it where a client is made, and two threads that make one at that moment start two. So whatever here
+    makes the first client of a process calls this before.
+
+    Raises:
+        httpx.ConnectError: the process is ending, and with it the server.
+        RuntimeError: the server does not start in time.
+    """
+    settings = get_current_settings()
+    if settings.api.url is not None or not settings.server.ephemeral.enabled:
+        return
+    # Imported here, because it loads all of Prefect's server.
+    from prefect.server.api.server import SubprocessASGIServer
+
+    global _bound_server
+    with _embedded_lock:
+        if _is_exiting:
+            raise httpx.ConnectError("the embedded server ends with this process")
+        server = SubprocessASGIServer()
+        if not server.running:
+            try:
+                server.start(max(EMBEDDED_START_TIMEOUT, settings.server.ephemeral.startup_timeout_seconds))
+            except BaseException:
+                server.stop()  # Prefect leaves it running, and starts another one next time.
+                raise
+        process = server.server_process
+        if process is not None and process.pid != _bound_server:
+            _bound_server = process.pid
+            end_with_this_process(process.pid)
+            # Exit handlers run in reverse order: this one before the one with which Prefect ends the server.
+            atexit.unregister(_on_exit)
+            atexit.register(_on_exit)
+
+
+def _on_exit() -> None:
+    global _is_exiting
+    _is_exiting = True
 
 
 def _recorded(state: dict[str, Any]) -> Recorded:

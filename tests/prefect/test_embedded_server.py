@@ -1,0 +1,67 @@
+"""Prefect's embedded server, which it starts where no API is configured."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.prefect.conftest import Wait
+from tests.servers import ROOT, create_database, new_user_env
+
+PROGRAM = """
+import sys, threading
+from executor_adapter.prefect import job_task
+
+@job_task(pool="thread", retry_attempts=0)
+def one() -> int:
+    return 1
+
+results = []
+threads = [threading.Thread(target=lambda: results.append(one())) for _ in range(3)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(sum(results), flush=True)
+sys.stdin.read()
+"""
+
+
+def servers_of(home: Path) -> list[str]:
+    """Return the process ids of the Prefect servers whose data is in `home`."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(home).encode() in (process / "environ").read_bytes() and b"uvicorn" in (
+                process / "cmdline"
+            ).read_bytes().split(b"\0"):
+                found.append(process.name)
+        except OSError:  # It has ended.
+            continue
+    return found
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("ends_by", [signal.SIGKILL, None], ids=["killed", "exits"])
+def test_calls_outside_a_flow_share_one_server_that_ends_with_the_program(
+    tmp_path: Path, wait_for: Wait, ends_by: signal.Signals | None
+) -> None:
+    """Calls of job tasks in several threads start one embedded server, and none outlives the program, killed or not."""
+    create_database(tmp_path)
+    settings = {"LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore", "SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "200"}
+    env = new_user_env(tmp_path, **{f"PREFECT_{name}": value for name, value in settings.items()})
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", PROGRAM], cwd=ROOT, env=env, **pipes) as process:  # type: ignore[call-overload]
+        try:
+            assert process.stdout.readline() == b"3\n"
+            assert len(servers_of(tmp_path)) == 1
+            if ends_by is not None:
+                process.send_signal(ends_by)
+            process.communicate(timeout=60)
+        finally:
+            process.kill()
+    wait_for(lambda: not servers_of(tmp_path))
