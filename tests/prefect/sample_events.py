@@ -43,7 +43,9 @@ class FakeSpoolFile:
 
 def spooled_event(kind: StateKind, at: float = 1_000_000.0) -> StateEvent:
     """Return an event as it is read from a spool file of its own."""
-    return StateEvent.parse(event(kind, at).body, spool_file=FakeSpoolFile())
+    spooled = StateEvent.parse(event(kind, at).line)
+    spooled.spool_file = FakeSpoolFile()
+    return spooled
 
 
 def recorded_in_file(spooled: StateEvent) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -346,9 +347,10 @@ def test_a_state_that_the_server_loses_each_time_is_given_up() -> None:
     assert harness.sender.is_idle
 
 
-def test_an_event_can_be_read_back_from_its_body() -> None:
-    """All fields of an event are in the JSON that is sent."""
-    made = event(FAILED)
-    read = StateEvent.parse(made.body)
+def test_an_event_can_be_read_back_from_its_line() -> None:
+    """All fields of an event are in its line of a file."""
+    made = dataclasses.replace(event(FAILED), job_id="caf\udce9\t")
+    read = StateEvent.parse(made.line)
     assert (read.task_run_id, read.name, read.at, read.is_final) == (made.task_run_id, "Failed", made.at, True)
+    assert (read.job_id, read.body) == (made.job_id, made.body)
     assert made.renewed(made.at + 1).at == made.at + 1

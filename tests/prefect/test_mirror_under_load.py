@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -19,10 +21,13 @@ from typing import Any
 
 import pytest
 
+from executor_adapter.prefect.mirror.flow_run_mirrors import FLOW_END_STALL_TIMEOUT
 from tests.benchmarks.apart import apart
 from tests.benchmarks.prefect_server import Kind, MeasuredServer, prefect_server
 from tests.prefect.many_jobs import failures_of, run_many_jobs
-from tests.prefect.server_proxy import ServerProxy
+from tests.prefect.orphaned_flow import TASKS
+from tests.prefect.server_proxy import ServerProxy, answering
+from tests.servers import ROOT
 
 MANY = int(os.environ.get("MANY_JOBS", "20000"))
 TIMEOUT_SECONDS = 1_500
@@ -129,3 +134,66 @@ def test_ten_seconds_of_refused_connections_lose_nothing(tmp_path: Path) -> None
             ran = running.result(timeout=TIMEOUT_SECONDS / 2)
             print_figures("refused for 10 s", ran, MANY)
             check_recorded(server, ran, MANY)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(TIMEOUT_SECONDS)
+def test_a_server_that_answers_422_for_a_while_gets_all_states(tmp_path: Path) -> None:
+    """A proxy that answers 422 to everything for twenty seconds costs no state."""
+    with prefect_server("default", tmp_path) as server, ServerProxy(server.port) as proxy:
+        with server.environment(PREFECT_API_URL=f"http://127.0.0.1:{proxy.port}/api", PREFECT_LOGGING_LEVEL="CRITICAL"):
+            running = in_background(MANY)
+            wait_until(lambda: count_recorded(server) >= MANY / 4, TIMEOUT_SECONDS / 2)
+            proxy.close()
+            with answering(422, proxy.port):
+                time.sleep(20)
+            proxy.open()
+            ran = running.result(timeout=TIMEOUT_SECONDS / 2)
+            print_figures("422 for 20 s", ran, MANY)
+            check_recorded(server, ran, MANY)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(TIMEOUT_SECONDS)
+def test_a_server_that_is_away_for_longer_than_the_end_waits_gets_all_states_later(tmp_path: Path) -> None:
+    """A program whose server is away until it ends leaves its states on disk, and later programs send them."""
+    with prefect_server("default", tmp_path) as server, server.environment():
+
+        def run(jobs: int) -> subprocess.Popen[bytes]:
+            return subprocess.Popen([sys.executable, "-m", "tests.prefect.mirrored_jobs", str(jobs)], cwd=ROOT)
+
+        with run(MANY) as process:
+            wait_until(lambda: count_recorded(server) >= MANY / 20, TIMEOUT_SECONDS / 2)
+            server.kill()
+            killed_at = time.monotonic()
+            assert process.wait(timeout=300) == 0
+            print(f"away: it has ended {time.monotonic() - killed_at:.0f} s after its server, with {MANY:,} jobs")
+        server.start()
+        later = 0
+        while list((server.home / "client").rglob("spool/*.jsonl")):
+            assert run(1).wait(timeout=120) == 0
+            later += 1
+        completed = {"task_runs": {"state": {"name": {"any_": ["Completed"]}}}}
+        wait_until(lambda: server.post("/task_runs/count", completed) == MANY + later, 60)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(TIMEOUT_SECONDS)
+def test_a_flow_whose_server_is_gone_for_good_ends_in_time(tmp_path: Path) -> None:
+    """A flow under JobTaskRunner waits 30 s for its server, besides what Prefect waits, and its states are on disk."""
+    with prefect_server("default", tmp_path) as server, server.environment(PREFECT_CLIENT_MAX_RETRIES="0"):
+        command = [sys.executable, "-m", "tests.prefect.orphaned_flow", str(tmp_path)]
+        with subprocess.Popen(command, cwd=ROOT) as process:
+            wait_until((tmp_path / "begun").exists, 120)
+            server.kill()
+            (tmp_path / "gone").touch()
+            gone_at = time.monotonic()
+            process.wait(timeout=FLOW_END_STALL_TIMEOUT + 60)
+            print(f"gone for good: the flow's program has ended after {time.monotonic() - gone_at:.0f} s")
+        lines = [
+            line
+            for file in (server.home / "client").rglob("spool/*.jsonl")
+            for line in file.read_bytes().splitlines()
+            if not line.startswith(b"null")
+        ]
+        assert len(lines) == TASKS

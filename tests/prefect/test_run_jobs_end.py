@@ -25,13 +25,14 @@ def test_states_that_a_flow_could_not_report_are_sent_by_the_next_process(tmp_pa
     """The next process sends the final states of a flow that was killed while the server was down."""
     with prefect_server("tuned", tmp_path) as server, server.environment():
 
-        def spooled() -> bool:
-            return bool(list((server.home / "client").rglob("spool/*.jsonl")))
+        def spooled() -> int:
+            files = (server.home / "client").rglob("spool/*.jsonl")
+            return sum(len(file.read_bytes().splitlines()) for file in files)
 
         with sleeping_flow(server, 60) as process:
             server.kill()
             process.send_signal(signal.SIGINT)
-            wait_until(spooled, 30)
+            wait_until(lambda: spooled() >= 60, 30)
         server.start()
         assert apart(run_many_jobs, 5)["complete"]
         assert count_in_state(server, "Cancelled") == 60

@@ -2,47 +2,31 @@
 
 from __future__ import annotations
 
-import threading
+import gc
+import logging
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_CLOUD_API_URL, temporary_settings
 
-from executor_adapter.prefect import PrefectMirror
+from executor_adapter.prefect import MirrorReport, PrefectMirror
+from executor_adapter.prefect.mirror import report as report_module
+from executor_adapter.prefect.mirror import sender_thread
+from executor_adapter.prefect.mirror.job_history import JobHistory
+from executor_adapter.prefect.mirror.own_files import OwnFiles
 from executor_adapter.prefect.mirror.spool import Spool
+from executor_adapter.prefect.mirror.state_events import StateEvent
 from tests.prefect.conftest import Wait
+from tests.prefect.fake_cloud import FakeCloud, at_cloud
+from tests.prefect.server_proxy import ServerProxy, answering
 from tests.prefect.test_mirror import jobs, run_mirrored
-
-
-@contextmanager
-def answering(status: int) -> Iterator[str]:
-    """Answer each request with this status and a page, as a proxy does; yield the address."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["content-length"] or 0))
-            self.send_response(status)
-            self.send_header("content-length", "7")
-            self.end_headers()
-            self.wfile.write(b"<html/>")
-
-        def do_GET(self) -> None:
-            self.do_POST()
-
-        def log_message(self, *_: object) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://user:secret@127.0.0.1:{server.server_address[1]}/api"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+from tests.servers import ROOT, free_port
 
 
 @pytest.mark.parametrize(
@@ -60,7 +44,9 @@ def test_a_server_that_takes_nothing_is_away(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, wait_for: Wait, status: int, message: str
 ) -> None:
     """All states are spooled, and one warning says what is wrong, what to do, and no password."""
-    with answering(status) as url, temporary_settings({PREFECT_API_URL: url}):
+    port = free_port()
+    url = f"http://user:secret@127.0.0.1:{port}/api"
+    with answering(status, port), temporary_settings({PREFECT_API_URL: url}):
         mirror = PrefectMirror(spool=Spool(url, tmp_path))
         run_mirrored(mirror, jobs(20, "away"))
         wait_for(lambda: message in caplog.text)
@@ -69,3 +55,124 @@ def test_a_server_that_takes_nothing_is_away(
     said = [record.getMessage() for record in caplog.records if "cannot send job states" in record.getMessage()]
     assert len(said) == 1
     assert "secret" not in said[0]
+
+
+def spooled_jobs(directory: Path) -> list[str]:
+    """Return the jobs whose final states are in the files of a spool, whoever holds them."""
+    lines = [line for file in directory.rglob("*.jsonl") for line in file.read_bytes().splitlines()]
+    return [event.job_id for event in map(StateEvent.parse, lines) if event.is_final]
+
+
+def count_objects(*kinds: type) -> int:
+    gc.collect()
+    return sum(isinstance(each, kinds) for each in gc.get_objects())
+
+
+@contextmanager
+def cloud_behind_proxy() -> Iterator[tuple[FakeCloud, ServerProxy]]:
+    """Point Prefect's settings at a fake cloud behind a proxy that refuses connections until it is opened."""
+    with at_cloud() as cloud:
+        proxy = ServerProxy(cloud.server_address[1])
+        ports = str(cloud.server_address[1]), str(proxy.port)
+        addresses: dict[Any, Any] = {
+            setting: str(setting.value()).replace(*ports) for setting in (PREFECT_API_URL, PREFECT_CLOUD_API_URL)
+        }
+        with temporary_settings(addresses):
+            try:
+                yield cloud, proxy
+            finally:
+                proxy.close()
+
+
+def test_states_wait_on_disk_while_the_server_is_away(tmp_path: Path, wait_for: Wait) -> None:
+    """While the server is away all states are on disk, few in memory; later it gets each once, and no file is left."""
+    count = 3_000
+    before = count_objects(JobHistory, StateEvent)
+    with cloud_behind_proxy() as (cloud, proxy):
+        mirror = PrefectMirror(spool=Spool("cloud", tmp_path))
+        run_mirrored(mirror, jobs(count, "disk"))
+        wait_for(lambda: len(spooled_jobs(tmp_path)) >= count)
+        assert count_objects(JobHistory, StateEvent) - before < count / 2
+        assert list(Spool("cloud", tmp_path).claim()) == []
+        assert len(mirror.unrecorded()) == count
+        proxy.open()
+        assert mirror.close() == MirrorReport(jobs=count, recorded=count, omitted=mirror.report().omitted)
+    assert sorted(names.count("Completed") for names in cloud.events.states.values()) == [1] * count
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_intermediate_states_wait_on_disk_too(tmp_path: Path, wait_for: Wait) -> None:
+    """With history="full" a server that was away gets all states of all jobs."""
+    with cloud_behind_proxy() as (cloud, proxy):
+        mirror = PrefectMirror(history="full", spool=Spool("cloud", tmp_path))
+        run_mirrored(mirror, jobs(300, "all"))
+        wait_for(lambda: len(spooled_jobs(tmp_path)) >= 300)
+        proxy.open()
+        assert mirror.close() == MirrorReport(jobs=300, recorded=300)
+    assert {tuple(names) for names in cloud.events.states.values()} == {("Pending", "Running", "Completed")}
+
+
+def test_final_states_survive_a_kill_while_the_server_is_away(tmp_path: Path, wait_for: Wait) -> None:
+    """A process that is killed while it waits for the server leaves the final states of all its jobs on disk."""
+    spool = tmp_path / "executor-adapter" / "spool"
+    env = os.environ | {"PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api"}
+    process = subprocess.Popen([sys.executable, "-m", "tests.prefect.mirrored_jobs", "500"], cwd=ROOT, env=env)
+    try:
+        wait_for(lambda: len(spooled_jobs(spool)) == 500, 60)
+        assert list(Spool(env["PREFECT_API_URL"], spool).claim()) == []
+    finally:
+        process.kill()
+        process.wait()
+    events = [event for file in Spool(env["PREFECT_API_URL"], spool).claim() for event in file.events()]
+    assert {event.job_id for event in events if event.is_final} == {f"killed-{number}" for number in range(500)}
+
+
+def test_states_that_neither_server_nor_disk_takes_are_dropped_with_a_count(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, wait_for: Wait
+) -> None:
+    """Beyond a limit the oldest states are dropped: the log and the report say how many."""
+    monkeypatch.setattr(sender_thread, "MAX_FINISHED_WITHOUT_DISK", 300)
+    url = f"http://127.0.0.1:{free_port()}/api"
+    with temporary_settings({PREFECT_API_URL: url}):
+        mirror = PrefectMirror(spool=Spool(url, tmp_path, max_bytes=1_000))
+        run_mirrored(mirror, jobs(1_000, "dropped"))
+        wait_for(lambda: mirror.report().dropped)
+        report = mirror.close(timeout=0.1)
+    assert 300 <= 1_000 - report.dropped <= 700
+    assert report.dropped + len(report.missing) + len(report.spooled) == 1_000
+    assert not report.complete
+    assert "cannot write final states" in caplog.text
+    assert f"dropped {report.dropped} final states" in caplog.text
+    assert f"{report.dropped} dropped" in str(report)
+
+
+def test_a_server_that_is_far_behind_gets_all_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits in memory for a slow server is bounded: the rest waits on disk, and none is lost or sent twice."""
+    monkeypatch.setattr(sender_thread, "MAX_FINISHED", 100)
+    stored: list[int] = []
+    store = OwnFiles.store
+    monkeypatch.setattr(OwnFiles, "store", lambda self, events: stored.append(len(events)) or store(self, events))
+    with at_cloud() as cloud, PrefectMirror(spool=Spool("cloud", tmp_path)) as mirror:
+        run_mirrored(mirror, jobs(3_000, "behind"))
+    assert (mirror.report().recorded, sum(stored) > 0) == (3_000, True)
+    assert sorted(names.count("Completed") for names in cloud.events.states.values()) == [1] * 3_000
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wait_for_the_server_says_how_far_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits for the server is told every few seconds what it has recorded, and how long the wait lasts."""
+    monkeypatch.setattr(report_module, "NOTICE_INTERVAL", 0.3)
+    monkeypatch.setattr(logging.getLogger("prefect"), "propagate", True)
+    url = f"http://127.0.0.1:{free_port()}/api"
+    with temporary_settings({PREFECT_API_URL: url}):
+        mirror = PrefectMirror(spool=Spool(url, tmp_path), stall_timeout=1.5)
+        run_mirrored(mirror, jobs(20, "told"))
+        mirror.close()
+    told = [record.getMessage() for record in caplog.records if "waiting for" in record.getMessage()]
+    assert 2 <= len(told) <= 6
+    over, progress = "all jobs are over; ", "0 of 20 recorded (given up after 1.5 s without progress)"
+    assert set(told) <= {
+        f"{over}waiting for the Prefect server{away}: {progress}" for away in ("", ", which does not answer")
+    }

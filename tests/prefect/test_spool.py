@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from executor_adapter.prefect.mirror.own_files import OwnFiles
 from executor_adapter.prefect.mirror.spool import MAX_FILE_EVENTS, Spool
-from tests.prefect.sample_events import COMPLETED, event
+from tests.prefect.sample_events import COMPLETED, PENDING, event
 
 
 def test_a_file_is_not_found_before_its_writer_has_locked_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,6 +70,39 @@ def test_events_that_were_read_from_a_file_stay_in_it(tmp_path: Path) -> None:
     own = dataclasses.replace(event(COMPLETED), job_id="own")
     assert spool.keep([*file.events(), own]) == (("own",), ())
     assert [len(claimed.events()) for claimed in _claimed(spool)] == [1, 1]
+
+
+def test_the_files_of_a_living_mirror_are_left_to_it(tmp_path: Path) -> None:
+    """Nobody claims the files of a mirror that is alive; once it is closed, or dead, they are like all others."""
+    for ends in (OwnFiles.close, lambda own: own.lock.close()):  # The end of a process closes the lock.
+        own = OwnFiles(Spool("server", tmp_path))
+        final = dataclasses.replace(event(COMPLETED), job_id="own")
+        assert own.store([event(PENDING), final])
+        assert own.back_up([kept := event(COMPLETED)])
+        assert list(Spool("server", tmp_path).claim()) == []
+        assert list(own.job_ids()) == ["own"]
+        ends(own)
+        assert [len(file.events()) for file in _claimed(Spool("server", tmp_path))] == [2, 1]
+        assert kept.backup is not None
+        for file in Spool("server", tmp_path).claim():
+            file.events()
+            file.mark_recorded()
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_was_changed_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Final states that are missing when their mirror reads its file again are counted and logged."""
+    own = OwnFiles(Spool("server", tmp_path))
+    own.store([event(COMPLETED), event(COMPLETED), event(COMPLETED)])
+    (path,) = tmp_path.glob("*.jsonl")
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0] + b"cut off")
+    (left,) = own.take()
+    assert (own.lost, bool(own)) == (2, False)
+    assert "has lost 2 final states" in caplog.text
+    assert left.backup is not None
+    left.backup.mark_recorded()
+    own.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 def _claimed(spool: Spool) -> Iterator[Any]:

@@ -81,16 +81,21 @@ class DeliveryTotals:
         """Count a final state as recorded, here or in its spool file."""
         if event.spool_file is None:
             self.recorded += 1
-        else:
-            event.spool_file.mark_recorded()
+        self._leave_files(event)
 
     def give_up(self, event: StateEvent, reason: object) -> None:
         """Do not send a state again. A spooled one is dropped, because each later mirror would fail with it too."""
         logger.error("the server does not accept state %s of task run %s: %s", event.name, event.task_run_id, reason)
-        if event.spool_file is not None:
-            event.spool_file.mark_recorded()
-        elif event.is_final:
-            self.given_up.append(event)
+        if event.is_final:
+            if event.spool_file is None:
+                self.given_up.append(event)
+            self._leave_files(event)
+
+    @staticmethod
+    def _leave_files(event: StateEvent) -> None:
+        for file in (event.spool_file, event.backup):
+            if file is not None:
+                file.mark_recorded()
 
 
 class DeliveryTracker:

@@ -100,7 +100,8 @@ class EventSender:
         for event in events:
             if event.task_run_id in known and known[event.task_run_id].shows(event):
                 self.outbox.spooled.remove(event)
-                self.totals.mark_recorded(event)
+                if event.is_final:
+                    self.totals.mark_recorded(event)
 
     def run_once(self, api: ServerApi) -> bool:
         """Check what the server has recorded, if that is due, and send what the window has room for.

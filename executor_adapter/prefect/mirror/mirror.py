@@ -30,7 +30,7 @@ from executor_adapter.job import TERMINAL, Job, Transition
 from executor_adapter.prefect.mirror.engine_history import EngineChange, EngineHistory
 from executor_adapter.prefect.mirror.flow_run_facts import current_flow_run_id
 from executor_adapter.prefect.mirror.job_history import JobHistory, step_of, task_run_id
-from executor_adapter.prefect.mirror.report import MirrorReport
+from executor_adapter.prefect.mirror.report import MirrorReport, WaitNotice
 from executor_adapter.prefect.mirror.sender_thread import SenderThread
 from executor_adapter.prefect.mirror.server_api import server_name
 from executor_adapter.prefect.mirror.spool import Spool
@@ -142,15 +142,23 @@ class PrefectMirror:
         """Wait until the server has recorded all states so far.
 
         It waits for at most `timeout` seconds, or without one until the server has made no progress for
-        `stall_timeout`. Spooled events of earlier processes get a few seconds more. `check()` is called ten times a
-        second meanwhile; an exception of it ends the wait.
+        `stall_timeout`. Spooled events of earlier processes get a few seconds more. A notice in the log says every few
+        seconds how far the server is. `check()` is called ten times a second meanwhile; an exception of it ends the
+        wait.
         """
         started_at = time.monotonic()
         ends_at = None if timeout is None else started_at + timeout
+        limit = (
+            f"given up after {self._stall_timeout:g} s without progress"
+            if timeout is None
+            else f"for at most {timeout:g} s"
+        )
+        notice = WaitNotice(limit)
         self._thread.start()
         while not self._thread.is_done() and not self._is_given_up(started_at, ends_at):
             if check is not None:
                 check()
+            notice.update(self.report, is_away=self._thread.is_server_away)
             self._thread.wait_for_round()
         return self.report()
 
@@ -187,6 +195,7 @@ class PrefectMirror:
             omitted=self._unsent.omitted,
             spooled=self._thread.spooled,
             missing=self._thread.missing + tuple(event.job_id for event in totals.given_up),
+            dropped=self._thread.dropped,
             unfinished=(*self._histories, *self._engine_histories),
         )
 

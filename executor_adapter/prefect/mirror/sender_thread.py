@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import itertools
 import logging
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -13,8 +14,10 @@ import httpx
 
 from executor_adapter.prefect.mirror.event_sender import EventSender
 from executor_adapter.prefect.mirror.flow_run_facts import flow_run_facts, read_flow_run_facts
+from executor_adapter.prefect.mirror.own_files import OwnFiles
+from executor_adapter.prefect.mirror.pacing import MAX_BATCH_SIZE
 from executor_adapter.prefect.mirror.server_api import ServerApi, server_address, trouble_of
-from executor_adapter.prefect.mirror.spool import Spool, SpoolFile
+from executor_adapter.prefect.mirror.spool import MAX_FILE_EVENTS, Spool, SpoolFile
 from executor_adapter.prefect.mirror.state_events import FlowRunFacts, StateEvent
 from executor_adapter.prefect.mirror.unsent import UnsentChanges
 
@@ -36,6 +39,16 @@ THREAD_EXIT_TIMEOUT = 0.5
 """Seconds for the thread to end. The interpreter may be about to exit, and cannot stop a thread in a request."""
 
 
+MAX_FINISHED = 20_000
+"""Finished task runs that wait in memory for a server that is slow, about 20 MB; older ones wait on disk."""
+
+MAX_FINISHED_WITHOUT_DISK = 100_000
+"""The same where they cannot be written to disk; older ones are dropped, and reported as missing."""
+
+MAX_FILES_A_ROUND = 20
+"""Files that are written at once, so that a caller who closes the mirror does not wait for more."""
+
+
 class SenderThread:
     """Sends unsent changes, then spooled events, to the server of the Prefect settings in force.
 
@@ -50,8 +63,10 @@ class SenderThread:
         """The jobs whose final states were written to the spool at the end."""
         self.missing: tuple[str, ...] = ()
         """The jobs whose final states could not be written to the spool at the end."""
+        self._dropped = 0
         self._unsent = unsent
         self._spool = spool
+        self._own_files = OwnFiles(spool)
         self._is_spool_sent = spool.is_empty
         self._lock = threading.Lock()
         """Held by the thread except while it waits; guards the sender and the unsent changes."""
@@ -105,6 +120,16 @@ class SenderThread:
         self._round_done.wait(ROUND_INTERVAL)
         self._round_done.clear()
 
+    @property
+    def dropped(self) -> int:
+        """The number of final states that neither the server nor the disk took, or that the disk has lost."""
+        return self._dropped + self._own_files.lost
+
+    @property
+    def is_server_away(self) -> bool:
+        """Whether the server could not be used since it answered last."""
+        return bool(self._troubles)
+
     def is_done(self) -> bool:
         """Whether the server has recorded all events of this process, and had SPOOL_SECONDS for spooled ones."""
         with self._lock:
@@ -118,7 +143,7 @@ class SenderThread:
         with self._lock:
             in_flight = (event.job_id for event in self.sender.unrecorded() if event.spool_file is None)
             unsent = (history.job_id for history in self._unsent.finished())
-            return (*in_flight, *unsent)
+            return (*in_flight, *self._own_files.job_ids(), *unsent)
 
     def close(self) -> bool:
         """Write the final states that the server may not have to the spool, and end; False if it was closed before."""
@@ -127,7 +152,9 @@ class SenderThread:
             if closes:
                 self.is_closed = True
                 finals = itertools.chain(self.sender.unrecorded(), self._unsent.final_events(self._flow))
-                self.spooled, self.missing = self._spool.keep(finals)
+                kept, self.missing = self._spool.keep(finals)
+                self.spooled = (*self._own_files.job_ids(), *kept)
+                self._own_files.close()
         self._wake.set()
         return closes
 
@@ -140,12 +167,12 @@ class SenderThread:
 
     @property
     def _has_own_events(self) -> bool:
-        return bool(self._unsent) or self.sender.has_own_events
+        return bool(self._unsent or self._own_files) or self.sender.has_own_events
 
     @property
     def _is_busy(self) -> bool:
         sends_spool = not self._is_spool_sent and not self._unsent.is_hurried
-        return bool(self._unsent) or not self.sender.is_idle or sends_spool
+        return bool(self._unsent or self._own_files) or not self.sender.is_idle or sends_spool
 
     def _next_events(self, limit: int) -> list[StateEvent]:
         return self._unsent.next_events(limit, self._flow)
@@ -159,6 +186,7 @@ class SenderThread:
                 self._on_unreachable(error)
             except Exception:
                 logger.exception("cannot send job states to the Prefect server; retrying")
+                self._save()
             if not self.is_closed:
                 time.sleep(RECONNECT_INTERVAL)
 
@@ -178,6 +206,10 @@ class SenderThread:
 
     def _send_once(self, api: ServerApi, spool_files: Iterator[SpoolFile]) -> None:
         self._unsent.take_in()
+        if self._unsent.finished_count > MAX_FINISHED:
+            self._store(self._unsent.finished_count - MAX_FINISHED)
+        while self._own_files and len(self.sender.outbox.resend) < MAX_BATCH_SIZE:
+            self.sender.outbox.resend.extend(self._own_files.take())
         if self._has_own_events:
             self._had_own_events_at = time.monotonic()
         if self.sender.run_once(api) and self._troubles:
@@ -206,3 +238,31 @@ class SenderThread:
             self._troubles.add(trouble)
             where = server_address()
             logger.warning("cannot send job states to the Prefect server at %s; retrying: %s", where, trouble_of(error))
+        self._save()
+
+    def _save(self) -> None:
+        """Write the final states of this process to disk, because the server is away: the process may be killed."""
+        with self._lock:
+            if self.is_closed:
+                return
+            events = self.sender.unrecorded()
+            self._own_files.back_up([event for event in events if event.spool_file is None and event.backup is None])
+            self._unsent.take_in()
+            self._store(self._unsent.finished_count)
+
+    def _store(self, task_runs: int) -> None:
+        """Move the oldest finished task runs from memory to disk: that many, in whole files, or as many as a round."""
+        for _ in range(min(MAX_FILES_A_ROUND, math.ceil(task_runs / MAX_FILE_EVENTS))):
+            events = self._unsent.take_finished(self._flow, MAX_FILE_EVENTS)
+            if events and not self._own_files.store(events):
+                self.sender.outbox.put_back(events)
+                self._drop()
+                break
+        self._unsent.release_sent()
+
+    def _drop(self) -> None:
+        excess = self._unsent.finished_count - MAX_FINISHED_WITHOUT_DISK
+        if excess > 0:
+            dropped = sum(event.is_final for event in self._unsent.take_finished(self._flow, excess))
+            self._dropped += dropped
+            logger.error("dropped %d final states: neither the Prefect server nor the disk takes them", dropped)

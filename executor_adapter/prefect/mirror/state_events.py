@@ -51,30 +51,38 @@ class StateEvent:
     is_final: bool
     body: bytes
     job_id: str = ""
-    """The job that the task run shows; empty for an event that was read from the spool."""
+    """The job that the task run shows; empty for a state that is not final and was read from a file."""
     send_count: int = 1
     """The number of times that the state is sent, this time included."""
     spool_file: EventFile | None = None
-    """The spool file that the event was read from; None for an event of this process."""
+    """The spool file of another process that the event was read from; None for an event of this process."""
+    backup: EventFile | None = None
+    """The file of this process that holds the event too; None if it is in memory alone."""
 
     @property
     def id(self) -> str:
         """The id of the event, which is the state's id too."""
         return str(json.loads(self.body)["id"])
 
+    @property
+    def line(self) -> bytes:
+        """The event in a file: its job's id as JSON, null if the state is not final; a tab; the JSON that is sent."""
+        return b"%s\t%s\n" % (json.dumps(self.job_id if self.is_final else None).encode(), self.body)
+
     @classmethod
-    def parse(cls, body: bytes, spool_file: EventFile | None = None) -> StateEvent:
-        """Read an event back from the JSON that is sent.
+    def parse(cls, line: bytes) -> StateEvent:
+        """Read an event back from its line in a file.
 
         Raises:
-            ValueError, KeyError: `body` is not a state event.
+            ValueError, KeyError: `line` is not a state event.
         """
+        job_id, _, body = line.strip().partition(b"\t")
         fields = json.loads(body)
         resource = fields["resource"]
         task_run_id = resource["prefect.resource.id"].removeprefix("prefect.task-run.")
         name, at = resource["prefect.state-name"], datetime.fromisoformat(fields["occurred"]).timestamp()
         final = is_final(resource["prefect.state-type"], name)
-        return cls(task_run_id, name, at, final, body, spool_file=spool_file)
+        return cls(task_run_id, name, at, final, body, str(json.loads(job_id) or ""))
 
     def renewed(self, at: float) -> StateEvent:
         """Return the same state with a new id and the time `at`: the server may have seen the old id, and lost it."""

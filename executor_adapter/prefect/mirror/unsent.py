@@ -89,6 +89,27 @@ class UnsentChanges:
             self._skip_intermediate(history)
             yield history.next_event(flow)
 
+    def take_finished(self, flow: FlowRunFacts, limit: int) -> list[StateEvent]:
+        """Remove the task runs that have finished, the oldest first, and return their events, `limit` or a few more."""
+        self.take_in()
+        events: list[StateEvent] = []
+        while self._finished and len(events) < limit:
+            history = self._finished.popleft()
+            self._skip_if_behind(history)
+            self._count -= len(history.unsent)
+            while history.unsent:
+                events.append(history.next_event(flow))
+        return events
+
+    @property
+    def finished_count(self) -> int:
+        """The number of task runs that have finished, at most a few more than those that are not sent."""
+        return len(self._finished)
+
+    def release_sent(self) -> None:
+        """Forget the task runs without unsent changes, which would otherwise stay until their turn to be sent."""
+        self._waiting = deque(item for item in self._waiting if item[1].unsent)
+
     def finished(self) -> Iterator[AnyHistory]:
         """Return the task runs whose final state is not sent."""
         self.take_in()
