@@ -12,7 +12,7 @@ INSIDE = f"{__name__}:inside"
 
 
 @contextlib.contextmanager
-def inside(carrier: dict[str, str]) -> Iterator[None]:
+def inside(carrier: dict[str, str], _: object) -> Iterator[None]:
     """Make the span in `carrier` the current one; `carrier` is what propagators write (W3C Trace Context)."""
     token = context.attach(propagate.extract(carrier))
     try:

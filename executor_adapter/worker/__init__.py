@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from executor_adapter.worker.bond import end_with_this_process
     from executor_adapter.worker.call import PICKLE, REFERENCE
     from executor_adapter.worker.clock import lease_time
-    from executor_adapter.worker.context import JobContext, current_job, enter_job, leave_job, running_job
+    from executor_adapter.worker.context import BoundCall, JobContext, current_job, enter_job, leave_job, running_job
     from executor_adapter.worker.interpreter import interpreter_command
     from executor_adapter.worker.presence import is_held, is_held_by_own_user, own_presence
     from executor_adapter.worker.process import EXIT_SETUP_FAILED, INTERRUPT
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "BOOTSTRAP": "executor_adapter.worker.spawned",
+    "BoundCall": "executor_adapter.worker.context",
     "EXIT_SETUP_FAILED": "executor_adapter.worker.process",
     "EXIT_SOCKET_LOST": "executor_adapter.worker.reporter",
     "INTERRUPT": "executor_adapter.worker.process",
@@ -74,6 +75,7 @@ __all__ = [
     "REFERENCE",
     "STACK_GLOBAL",
     "TREE_VARIABLE",
+    "BoundCall",
     "JobContext",
     "LargeBuffers",
     "MemoryFile",

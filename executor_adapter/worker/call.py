@@ -14,13 +14,13 @@ import signal
 import time
 import types
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 from executor_adapter.exceptions import JobError, SoftTimeoutError
 from executor_adapter.exceptions.display import as_exception, as_job_error, repr_of, text_of, traceback_text
 from executor_adapter.worker import values, wire
-from executor_adapter.worker.context import JobContext, enter_job
+from executor_adapter.worker.context import BoundCall, JobContext, enter_job
 from executor_adapter.worker.reporter import WorkerReporter
 from executor_adapter.worker.stacks import position_text, traceback_of_function
 
@@ -88,6 +88,11 @@ def import_reference(reference: str) -> Any:
     for name in qualname.split("."):
         found = getattr(found, name)
     return found
+
+
+def _open_scope(scope: tuple[str, Any], call: BoundCall) -> AbstractContextManager[Any]:
+    reference, argument = scope
+    return import_reference(reference)(argument, call)  # type: ignore[no-any-return]
 
 
 class CallRunner:
@@ -159,7 +164,7 @@ class CallRunner:
         )
         if self.end_requested:
             raise SystemExit(EXIT_TERMINATED)  # The signal came too early to be raised in the function.
-        with import_reference(scope[0])(scope[1]) if scope is not None else nullcontext():
+        with nullcontext() if scope is None else _open_scope(scope, BoundCall(function, args, kwargs)):
             self._note_imports()
             value = function(*args, **kwargs)
             if type(value) is types.CoroutineType:

@@ -9,12 +9,20 @@ import contextvars
 import logging
 import pickle
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 _current: contextvars.ContextVar[JobContext | Callable[[], JobContext] | None] = contextvars.ContextVar(
     "executor_adapter_job", default=None
 )
+
+
+class BoundCall(NamedTuple):
+    """A function and the arguments that an attempt calls it with, for the scope that is entered around the call."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
 
 
 class JobContext:

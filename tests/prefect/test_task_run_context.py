@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import functools
 import inspect
-import json
 import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 from typing import Any
 
@@ -16,14 +18,16 @@ import prefect.runtime
 import pytest
 from prefect import flow, get_run_logger, tags, task
 from prefect.client.schemas.objects import TaskRun
-from prefect.context import TagsContext
+from prefect.context import FlowRunContext, TagsContext, TaskRunContext, get_run_context, with_context
 from prefect.events import emit_event
 from prefect.settings import PREFECT_TASK_DEFAULT_RETRIES, get_current_settings, temporary_settings
 
 from executor_adapter import Job, JobExecutor, current_job
 from executor_adapter.config import ExecutorSettings, Settings
 from executor_adapter.prefect import PRELOAD, JobTask, job_task, run_jobs, wait_until_recorded
-from executor_adapter.prefect.child.task_run_context import task_run_payload
+from executor_adapter.prefect.child.contexts import JobRunContext
+from executor_adapter.prefect.child.payload import task_run_payload
+from executor_adapter.worker import BoundCall
 from tests.prefect.conftest import Api, Wait
 
 
@@ -250,6 +254,197 @@ def test_a_task_called_by_a_job_of_run_jobs_runs_in_its_thread(api: Api, executo
     wait_for(lambda: [each["state_name"] for each in api.task_runs(flow_run_id)] == ["Completed"] * 2)
 
 
+@dataclasses.dataclass
+class Window:
+    """A parameter that is no plain value."""
+
+    start: int
+    days: list[int]
+
+
+def describe_run(window: Window, rows: list[dict[str, Any]], *, mode: str = "fast") -> dict[str, Any]:
+    """Return what the run's contexts say of it."""
+    context, flow_context = get_run_context(), FlowRunContext.get()
+    assert isinstance(context, TaskRunContext)
+    assert flow_context is not None
+    task, task_run, state = context.task, context.task_run, context.task_run.state
+    assert state is not None
+    other = with_context(read_other_run)()
+    return {
+        "parameters": prefect.runtime.task_run.parameters,
+        "same objects": context.parameters["window"] is window and context.parameters["rows"] is rows,
+        "calls itself": task.fn is describe_run or task.fn.__qualname__ == describe_run.__qualname__,
+        "task": (task.name, task.description, task.isasync, sorted(task.tags), task.version),
+        "retries": (task.retries, task.retry_delay_seconds, task.timeout_seconds),
+        "policy": (task_run.empirical_policy.retries, task_run.empirical_policy.retry_delay),
+        "hooks": [hook.__name__ for hook in task.on_completion_hooks],
+        "state": (state.type.value, state.name, task_run.state_name, state.state_details.task_run_id == task_run.id),
+        "state id": str(state.id),
+        "counts": (task_run.run_count, task_run.flow_run_run_count),
+        "started": context.start_time == state.timestamp,
+        "persists": context.persist_result,
+        "serializer": context.result_store.serializer.type,
+        "flow": (flow_context.flow.name, flow_context.flow.isasync, flow_context.flow.retries),
+        "flow parameters": prefect.runtime.flow_run.parameters,
+        "flow state": prefect.runtime.flow_run.flow_name and flow_context.flow_run.state.name,
+        "other": other,
+    }
+
+
+def read_other_run() -> dict[str, Any]:
+    """Return what a context says that was serialized and entered anew."""
+    context = get_run_context()
+    assert isinstance(context, TaskRunContext)
+    get_run_logger().info("logged in another context")
+    return {"task run": str(context.task_run.id), "parameters": list(context.parameters), "task": context.task.name}
+
+
+def note_end(*_: object) -> None:
+    """Do nothing: a hook."""
+
+
+def test_a_worker_has_the_whole_task_run(api: Api, executor: JobExecutor) -> None:
+    """Parameters, the task's own attributes, the state, the result store and the flow run are those of the flow."""
+    parameters = {"window": Window(3, [1, 2]), "rows": [{"a": 1}] * 100, "mode": "fast"}
+    described = job_task(
+        describe_run,
+        pool="process",
+        name="described",
+        retries=2,
+        retry_delay_seconds=[3, 4],
+        timeout_seconds=60,
+        tags=["own"],
+        version="7",
+        persist_result=True,
+        on_completion=[note_end],
+    )
+
+    @flow(name="describing", retries=1, validate_parameters=False)
+    def run(window: Window, lock: Any, dates: list[str]) -> Any:
+        with tags("around"):
+            future = described.submit(parameters["window"], parameters["rows"])
+        return future.task_run_id, future.result()
+
+    task_run_id, seen = run(Window(1, []), threading.Lock(), ["2020-01-01"])
+    lock = seen["flow parameters"].pop("lock")
+    assert seen["flow parameters"] == {"window": Window(1, []), "dates": ["2020-01-01"]}
+    assert "was not sent to this worker process: it cannot be pickled" in repr(lock)
+    with pytest.raises(AttributeError, match="flow parameter lock was not sent"):
+        lock.acquire()
+    (running,) = (state for state in api.states(task_run_id) if state["name"] == "Running")
+    assert seen | {"flow parameters": None} == {
+        "parameters": parameters,
+        "same objects": True,
+        "calls itself": True,
+        "task": ("described", describe_run.__doc__, False, ["own"], "7"),
+        "retries": (2, [3, 4], 60.0),
+        "policy": (2, [3, 4]),
+        "hooks": ["note_end"],
+        "state": ("RUNNING", "Running", "Running", True),
+        "state id": running["id"],
+        "counts": (1, 1),
+        "started": True,
+        "persists": True,
+        "serializer": "pickle",
+        "flow": ("describing", False, 1),
+        "flow parameters": None,
+        "flow state": "Running",
+        "other": {"task run": str(task_run_id), "parameters": list(parameters), "task": "described"},
+    }
+
+
+def describe_bulk(count: int, **others: Any) -> dict[str, Any]:
+    """Return what the context of a job of run_jobs says, in its second attempt."""
+    context = get_run_context()
+    assert isinstance(context, TaskRunContext)
+    if context.task_run.run_count == 1:
+        raise ConnectionError
+    state = context.task_run.state
+    assert state is not None
+    return {
+        "parameters": prefect.runtime.task_run.parameters,
+        "task": (
+            context.task.name,
+            context.task.retries,
+            context.task.retry_delay_seconds,
+            context.task.timeout_seconds,
+        ),
+        "state": (state.name, context.task_run.run_count),
+        "names": (prefect.runtime.flow_run.flow_name, prefect.runtime.task_run.name),
+        "with": with_context(read_other_run)()["task run"] == prefect.runtime.task_run.id,
+    }
+
+
+@pytest.mark.parametrize("pool", ["thread", "process"])
+def test_a_job_of_run_jobs_has_the_whole_task_run(prefect_api: str, executor: JobExecutor, pool: Any) -> None:
+    """Parameters, the task and the state are true in the second attempt of a job of run_jobs."""
+
+    @flow(name="bulk")
+    def run() -> Any:
+        (result,) = run_jobs(
+            [
+                Job(
+                    job_id="described",
+                    function=describe_bulk,
+                    args=(3,),
+                    kwargs={"rows": [{"a": 1}]},
+                    pool=pool,
+                    max_runtime=60,
+                    retry_attempts=1,
+                    retry_delay=0.01,
+                )
+            ]
+        )
+        return result.value
+
+    assert run() == {
+        "parameters": {"count": 3, "others": {"rows": [{"a": 1}]}},
+        "task": ("describe_bulk", 1, 0.01, 60.0),
+        "state": ("Retrying", 2),
+        "names": ("bulk", "describe_bulk-described"),
+        "with": True,
+    }
+
+
+class Unhashable:
+    """A callable object that Prefect makes a task of, but no cache can hold."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    async def __call__(self, x: int) -> int:
+        """Return `x`."""
+        return x
+
+
+def wait_for_something(wait_for: str) -> str:
+    """Return the parameter, whose name Prefect reserves."""
+    return wait_for
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "parameters", "isasync"),
+    [
+        (len, ([1],), {"obj": [1]}, False),
+        (dict, (), {}, False),
+        (Unhashable(), (1,), {"x": 1}, True),
+        (wait_for_something, ("x",), {"wait_for": "x"}, False),
+        (functools.partial(use_prefect_async, "x"), (), {}, True),
+    ],
+)
+def test_every_callable_has_a_task_in_its_context(
+    function: Any, args: Any, parameters: dict[str, Any], isasync: bool
+) -> None:
+    """A callable of which Prefect makes no task has one in the context of its job, with the job's facts."""
+    received = {"task": '{"plain":{"retries":7},"refused":{"on_commit_hooks":"it is odd"}}'}
+    context = JobRunContext.of(
+        {**received, "log_prints": False, "persist_result": False}, BoundCall(function, args, {})
+    )
+    assert (context.task.fn, context.task.isasync, context.task.retries) == (function, isasync, 7)
+    assert context.parameters == parameters
+    with pytest.raises(AttributeError, match="on_commit_hooks was not sent to this worker process: it is odd"):
+        context.task.on_commit_hooks.append(print)
+
+
 EVENTS = 20
 
 
@@ -321,17 +516,17 @@ def test_a_job_stopped_at_its_limit_can_still_emit_events(api: Api, wait_for: Wa
 
 
 def test_the_payload_is_small_and_fast_to_enter() -> None:
-    """The payload is below 2 KB, without large parameters, and takes less than 2 ms to enter."""
+    """The payload is below 2 KB, without the parameters, and takes less than 2 ms to enter."""
     task = job_task(use_prefect, log_prints=False)
     task_run = TaskRun(task_key="use_prefect", dynamic_key="1", name="use_prefect-1", tags=["a"])
-    parameters = {"word": "hello", "frame": bytearray(10_000_000), "text": "x" * 5000}
-    payload = task_run_payload(task, task_run, parameters)
+    payload = task_run_payload(task, task_run)
     assert len(payload) < 2048
-    assert json.loads(payload)["parameters"] == {"word": "hello"}
     # In a process of its own: the scope leaves logging to the worker.
     measure = (
         "import sys, timeit, executor_adapter.prefect.child.task_run_context as child\n"
-        "def enter():\n    with child.task_run_scope(sys.argv[1]): pass\n"
+        "from executor_adapter.worker import BoundCall\n"
+        "call = BoundCall(print, (), {})\n"
+        "def enter():\n    with child.task_run_scope(sys.argv[1], call): pass\n"
         "enter()\nprint(min(timeit.repeat(enter, number=100, repeat=5)) / 100)"
     )
     command = [sys.executable, "-c", measure, payload]

@@ -13,7 +13,7 @@ from typing import Any
 from executor_adapter.exceptions.display import check_display
 from executor_adapter.job import Job, resolve
 from executor_adapter.pools.base import Assignment, PoolSupervisor
-from executor_adapter.worker import JobContext, enter_job, leave_job
+from executor_adapter.worker import BoundCall, JobContext, enter_job, leave_job
 
 
 def job_context(assignment: Assignment, supervisor: PoolSupervisor, cancelled: Callable[[], bool]) -> JobContext:
@@ -36,7 +36,8 @@ def open_scope(assignment: Assignment) -> AbstractContextManager[Any]:
     if assignment.scope is None:
         return contextlib.nullcontext()
     reference, argument = assignment.scope
-    return resolve(reference)(argument)  # type: ignore[no-any-return]
+    job = assignment.job
+    return resolve(reference)(argument, BoundCall(resolve(job.function), job.args, job.kwargs))  # type: ignore[no-any-return]
 
 
 def bind(job: Job) -> Callable[[], Any]:

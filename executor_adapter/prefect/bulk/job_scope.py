@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import contextvars
 import functools
-import inspect
 import json
-from collections.abc import Mapping
+import time
 from typing import Any
 
 from prefect.context import FlowRunContext, TagsContext
 
-from executor_adapter.job import Job, JobStatus, Transition, resolve
+from executor_adapter.job import JobStatus, RetryPolicy, Transition
 from executor_adapter.pools import Assignment
 from executor_adapter.prefect.bulk.run_log import RunLog
 from executor_adapter.prefect.child.logs import patch_print
-from executor_adapter.prefect.child.task_run_context import (
-    TASK_RUN_SCOPE,
-    TASK_RUN_SCOPE_HERE,
-    flow_run_payload,
-    shown_parameters,
-)
+from executor_adapter.prefect.child.payload import compact, flow_run_payload
+from executor_adapter.prefect.child.task_run_context import TASK_RUN_SCOPE, TASK_RUN_SCOPE_HERE
 from executor_adapter.prefect.mirror.job_history import JobHistory
 from executor_adapter.prefect.mirror.state_events import iso
+from executor_adapter.prefect.mirror.states import state_kind
+from executor_adapter.prefect.options.retries import prefect_retry_options
 
 IN_PROCESS_POOLS = frozenset({"thread", "coroutine"})
 """Pools whose functions see the flow run's own context; "auto" is resolved before a scope is used."""
@@ -45,8 +42,10 @@ class FlowRunScope:
             }
         )[1:-1]
         """The fields that all task runs share, as JSON without the braces."""
+        self.log_prints = json.dumps(context.log_prints)
         self.payload = json.dumps(flow_run_payload(context))
-        patch_print()
+        if context.log_prints:
+            patch_print()
 
 
 class BulkJobScope:
@@ -87,25 +86,24 @@ class BulkJobScope:
         """Return the JSON for `task_run_scope`, formatted by hand because every attempt needs its own."""
         run, flow, job = self.history, self.flow, assignment.job
         started = iso(job.state.started_at or run.created_at)
-        shown = json.dumps(shown_parameters(parameters_of(job))) if job.args or job.kwargs else "{}"
         return (
-            f'{{"task":{{"name":{run.name},"version":null,"description":null}},"task_run":{{"id":"{run.id}",'
-            f'"name":{run.name},"task_key":{run.task_key},"dynamic_key":{run.dynamic_key},'
-            f'"run_count":{assignment.number},"start_time":"{started}",{flow.shared}}},"parameters":{shown},'
-            f'"log_prints":false,"flow":{flow.payload}}}'
+            f'{{"task_run":{{"id":"{run.id}","name":{run.name},"task_key":{run.task_key},'
+            f'"dynamic_key":{run.dynamic_key},"run_count":{assignment.number},"start_time":"{started}",'
+            f'"expected_start_time":"{iso(run.created_at)}",{_state_of_retry(assignment)}{flow.shared}}},'
+            f'"task":{_task_facts(job.policy, job.max_runtime)},"persist_result":false,'
+            f'"log_prints":{flow.log_prints},"flow":{flow.payload}}}'
         )
 
 
-def parameters_of(job: Job) -> Mapping[str, Any]:
-    """Return a job's arguments by the names of its function's parameters."""
-    if not job.args:
-        return job.kwargs
-    return {**dict(zip(_parameter_names(job.function), job.args, strict=False)), **job.kwargs}
+def _state_of_retry(assignment: Assignment) -> str:
+    """Return the state of an attempt after the first, as JSON; without one, the state is Running from the start on."""
+    if assignment.number == 1:
+        return ""
+    kind = state_kind(JobStatus.RUNNING, attempt=assignment.number)
+    return f'"state":{{"type":"{kind.type.value}","name":"{kind.name}","timestamp":"{iso(time.time())}"}},'
 
 
 @functools.lru_cache(maxsize=64)
-def _parameter_names(function: Any) -> tuple[str, ...]:
-    try:
-        return tuple(inspect.signature(resolve(function) if isinstance(function, str) else function).parameters)
-    except (ValueError, TypeError):
-        return ()
+def _task_facts(policy: RetryPolicy, max_runtime: float | None) -> str:
+    """Return the attributes of the task that shows a job, as `payload.task_facts` does, as JSON within JSON."""
+    return json.dumps(compact({"plain": {**prefect_retry_options(policy), "timeout_seconds": max_runtime}}))

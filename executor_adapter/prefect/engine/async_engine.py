@@ -68,7 +68,7 @@ class AsyncJobEngine(JobEngine, AsyncTaskRunEngine[..., Any]):
 
     async def _attempt(self) -> Any:
         assert self.task_run is not None, "only a task run has attempts"
-        future = self.job_run.attempt(self.task_run, self.parameters or {})
+        future = self.job_run.attempt(self.task_run)
         await wait_until_done(future)
         return attempt_result(future)
 

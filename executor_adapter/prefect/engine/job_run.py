@@ -18,7 +18,8 @@ from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.exceptions.display import as_job_error, is_plain, text_of
 from executor_adapter.executor import JobExecutor, current_executor, signal_watch
 from executor_adapter.job import TERMINAL, Job, JobStatus, RetryDecision
-from executor_adapter.prefect.child.task_run_context import TASK_RUN_SCOPE, task_run_payload
+from executor_adapter.prefect.child.payload import task_run_payload
+from executor_adapter.prefect.child.task_run_context import TASK_RUN_SCOPE
 from executor_adapter.prefect.engine.waiting import SlotLoan, current_slot_loan
 from executor_adapter.prefect.mirror.flow_run_mirrors import TaskRunReporter
 from executor_adapter.prefect.mirror.states import awaiting_retry, failure_kind, failure_message
@@ -119,7 +120,7 @@ class JobRun:
         if on_started is not None:
             on_started()
 
-    def attempt(self, task_run: TaskRun, parameters: Mapping[str, Any]) -> Future[Any]:
+    def attempt(self, task_run: TaskRun) -> Future[Any]:
         """Start one attempt in the slot that is held, within the Prefect contexts that the function may see."""
         if self._original is not None:
             return self._original.copy_result()
@@ -130,7 +131,7 @@ class JobRun:
             self._running = self.driver.attempt(context=context)
             self._running.add_done_callback(lambda _: loan.close())
         else:
-            scope = (TASK_RUN_SCOPE, task_run_payload(self.task, task_run, parameters))
+            scope = (TASK_RUN_SCOPE, task_run_payload(self.task, task_run))
             self._running = self.driver.attempt(scope=scope)
         return self._running
 

@@ -60,7 +60,7 @@ class SyncJobEngine(JobEngine, SyncTaskRunEngine[..., Any]):
 
     def _attempt(self) -> Any:
         assert self.task_run is not None, "only a task run has attempts"
-        future = self.job_run.attempt(self.task_run, self.parameters or {})
+        future = self.job_run.attempt(self.task_run)
         future.add_done_callback(self._messages.put)
         # This thread's context names the task run, so messages are logged here, and before the attempt has ended.
         for topic, content in iter(self._messages.get, future):

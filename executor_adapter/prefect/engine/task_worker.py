@@ -54,7 +54,7 @@ class TaskWorkerJob:
             try:
                 for step in self._steps_to_slot(lambda topic, content: self._messages.put((topic, content))):
                     step.result()
-                future = self._job_run.attempt(self.task_run, self._parameters)
+                future = self._job_run.attempt(self.task_run)
                 future.add_done_callback(self._messages.put)
                 for topic, content in iter(self._messages.get, future):
                     log_message(get_run_logger(), topic, content)
@@ -75,7 +75,7 @@ class TaskWorkerJob:
             try:
                 for step in self._steps_to_slot(on_message):
                     await await_result(step)
-                future = self._job_run.attempt(self.task_run, self._parameters)
+                future = self._job_run.attempt(self.task_run)
                 await wait_until_done(future)
                 return self._record_value(attempt_result(future))
             except Exception as error:

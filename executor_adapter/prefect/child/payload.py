@@ -1,0 +1,261 @@
+"""Packs what a function may see of its task run and flow run, in the flow's process, as JSON for `task_run_scope`.
+
+There is a payload for each attempt, so it is about 1 KB, and holds nothing that the worker has anyway: the function and
+its arguments come with the job. What the attempts of a task or a flow run share is packed once, as JSON within the
+JSON: a worker reads such a part once, too.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import inspect
+import json
+import weakref
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from prefect import Task
+from prefect.client.schemas.objects import TaskRun
+from prefect.context import AsyncClientContext, FlowRunContext, SyncClientContext, TagsContext, TaskRunContext
+from prefect.settings import Settings, get_current_settings
+
+from executor_adapter.exceptions.display import text_of
+from executor_adapter.pools import dump_by_value
+
+if TYPE_CHECKING:
+    from prefect import Flow
+
+MAX_PICKLED_BYTES = 8192
+"""Size of the values that are sent pickled with each attempt; larger ones are refused where they are read."""
+
+MAX_LISTED = 50
+"""Items of a list that is sent as JSON; longer lists are sent pickled."""
+
+_FLOW_RUN_FIELDS_LEFT_OUT: Any = {
+    "parameters": True, "created": True, "updated": True, "estimated_run_time": True,
+    "estimated_start_time_delta": True, "state_id": True, "state_type": True, "state_name": True, "flow_version": True,
+    "empirical_policy": True, "state": {"state_details", "data"},
+}  # fmt: skip
+_TRUE_BY_DEFAULT = {"should_validate_parameters", "cache_result_in_memory"}
+_PLAIN = (str, int, float, bool, type(None))
+
+
+def compact(value: Any) -> str:
+    """Return `value` as JSON without spaces."""
+    return json.dumps(value, separators=(",", ":"))
+
+
+def task_run_payload(task: Task[..., Any], task_run: TaskRun) -> str:
+    """Return, as JSON, the part of the task run and of the flow run around the caller that the worker needs."""
+    context = TaskRunContext.get()
+    run: dict[str, Any] = {
+        "id": str(task_run.id),
+        "name": task_run.name,
+        "flow_run_id": None if task_run.flow_run_id is None else str(task_run.flow_run_id),
+        "task_key": task_run.task_key,
+        "dynamic_key": task_run.dynamic_key,
+        "task_version": task_run.task_version,
+        "tags": task_run.tags,
+        "run_count": task_run.run_count,
+        "flow_run_run_count": task_run.flow_run_run_count,
+        "start_time": _iso(task_run.start_time),
+        "expected_start_time": _iso(task_run.expected_start_time),
+        "state": _state(task_run),
+    }
+    if any(task_run.task_inputs.values()):
+        run["task_inputs"] = task_run.model_dump(mode="json", include={"task_inputs"})["task_inputs"]
+    return compact(
+        {
+            "task_run": {name: value for name, value in run.items() if value},
+            "task": task_facts(task),
+            "tags": sorted(TagsContext.get().current_tags),
+            "log_prints": context is not None and context.log_prints,
+            "persist_result": context is not None and context.persist_result,
+            "flow": flow_run_payload(FlowRunContext.get()),
+        }
+    )
+
+
+def _state(task_run: TaskRun) -> dict[str, Any] | None:
+    """Return what the state of a run has beside Running, since the run's start."""
+    state = task_run.state
+    if state is None:
+        return None
+    if state.name == "Running" and state.timestamp == task_run.start_time:
+        return {"id": str(state.id)}
+    return {"id": str(state.id), "type": state.type, "name": state.name, "timestamp": _iso(state.timestamp)}
+
+
+def _iso(time: Any) -> str | None:
+    return None if time is None else time.isoformat().replace("+00:00", "Z")
+
+
+# --- the task ---
+
+
+@functools.cache
+def _default_task() -> dict[str, Any]:
+    return vars(Task(_no_op))
+
+
+def _no_op() -> None:
+    """The function of the task whose attributes are the defaults."""
+
+
+_OF_THE_FUNCTION = {
+    "fn", "isasync", "isgenerator", "source_code", "task_key", "__wrapped__", "__module__", "__name__", "__qualname__",
+    "__doc__", "__annotations__", "__type_params__",
+}  # fmt: skip
+"""Attributes of a task that follow from its function, or are sent with its task run."""
+
+_OF_THIS_PACKAGE = {"job_options", "with_options"}
+
+_facts: weakref.WeakKeyDictionary[Task[..., Any], tuple[list[int], str]] = weakref.WeakKeyDictionary()
+
+
+def task_facts(task: Task[..., Any]) -> str:
+    """Return, as JSON, the attributes of the task that a task of the same function would not have by default."""
+    # An attribute may be set, and a hook added, after the first call.
+    version = [len(value) if type(value) is list else id(value) for value in vars(task).values()]
+    known = _facts.get(task)
+    if known is None or known[0] != version:
+        known = _facts[task] = version, compact(_sendable(_own_attributes(task)))
+    return known[1]
+
+
+def _own_attributes(task: Task[..., Any]) -> dict[str, Any]:
+    function = vars(task)["fn"]  # A job task may have another one for the engine around the caller.
+    defaults = _default_task() | {"name": getattr(function, "__name__", None), "description": inspect.getdoc(function)}
+    of_function = getattr(function, "__dict__", {})
+    return {
+        name: value
+        for name, value in vars(task).items()
+        if name not in _OF_THE_FUNCTION | _OF_THIS_PACKAGE
+        and not (name in defaults and _is_same(value, defaults[name]))
+        and of_function.get(name) is not value
+    }
+
+
+def _is_same(value: Any, default: Any) -> bool:
+    try:
+        return type(value) is type(default) and bool(value == default)
+    except Exception:  # A value may refuse to be compared.
+        return False
+
+
+def _sendable(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values as JSON can hold them: plain ones, pickled ones, and the reasons why others cannot be sent."""
+    plain = {name: value for name, value in values.items() if _is_plain(value)}
+    pickled: dict[str, str] = {}
+    refused: dict[str, str] = {}
+    for name, value in values.items():
+        if name in plain:
+            continue
+        try:
+            encoded = dump_by_value(value)
+        except Exception as error:
+            refused[name] = f"it cannot be pickled: {text_of(error)}"
+            continue
+        if len(encoded) > MAX_PICKLED_BYTES:
+            refused[name] = f"it is too large, {len(encoded)} bytes of at most {MAX_PICKLED_BYTES}"
+        else:
+            pickled[name] = base64.b64encode(encoded).decode()
+    sent = {"plain": plain, "pickled": pickled, "refused": refused}
+    return {kind: values for kind, values in sent.items() if values}
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether JSON gives the same value back, and it is short."""
+    if type(value) is list:
+        return len(value) <= MAX_LISTED and all(map(_is_plain, value))
+    return type(value) in _PLAIN and (type(value) is not str or len(value) <= MAX_PICKLED_BYTES)
+
+
+# --- the flow run ---
+
+
+def flow_run_payload(context: FlowRunContext | None) -> str:
+    """Return, as JSON, the settings and the part of the flow run that the worker needs, if there is one.
+
+    It is the same for all task runs of the flow run.
+    """
+    settings = get_current_settings()
+    if context is None or context.flow_run is None:
+        return compact({"settings": _settings_variables(settings)})
+    last = _last_flow_run
+    if not last or last[0]() is not context.flow_run or last[1] is not settings:
+        last[:] = weakref.ref(context.flow_run), settings, _flow_run_payload(context, settings)
+    payload: str = last[2]
+    return payload
+
+
+_last_flow_run: list[Any] = []
+"""The flow run packed last, its settings and its payload; the next call nearly always packs the same one."""
+
+
+def _flow_run_payload(context: FlowRunContext, settings: Settings) -> str:
+    flow_run = context.flow_run
+    assert flow_run is not None, "only a flow run is packed"
+    fields = json.loads(flow_run.model_dump_json(exclude=_FLOW_RUN_FIELDS_LEFT_OUT, exclude_defaults=True))
+    optional = {
+        "parameters": _sendable(context.parameters or {}),
+        "log_prints": context.log_prints,
+        "persist_result": context.persist_result,
+        "input_keyset": context.input_keyset,
+        "result_store": _result_store(context),
+    }
+    return compact(
+        {
+            "flow": _flow_facts(context.flow),
+            "flow_run": {name: value for name, value in fields.items() if value},
+            **{name: value for name, value in optional.items() if value},
+            "settings": _settings_variables(settings),
+        }
+    )
+
+
+def _flow_facts(flow: Flow[..., Any] | None) -> dict[str, Any]:
+    """Return the plain attributes of a flow that are not the default."""
+    if flow is None:
+        return {"name": "<unknown>"}
+    facts = {name: value for name, value in vars(flow).items() if not name.startswith("_") and type(value) in _PLAIN}
+    return {
+        name: value
+        for name, value in facts.items()
+        if (not value if name in _TRUE_BY_DEFAULT else value or name == "name")
+    }
+
+
+def _result_store(context: FlowRunContext) -> dict[str, Any] | None:
+    """Return the flow's result store as Prefect sends it elsewhere; None for that of a flow without options for it."""
+    flow, flow_run = context.flow, context.flow_run
+    is_nested = flow_run is not None and flow_run.parent_task_run_id is not None
+    if flow is None or not (is_nested or flow.result_storage is not None or flow.result_serializer is not None):
+        return None
+    secrets = {"include_secrets": True}
+    return _sendable(
+        {"fields": context.result_store.model_dump(serialize_as_any=True, exclude_unset=True, context=secrets)}
+    )
+
+
+def _settings_variables(settings: Settings) -> dict[str, str]:
+    """Return Prefect's settings around the caller, without the defaults, as environment variables.
+
+    The address of an embedded server is one of them: without it a worker would start another server.
+    """
+    if not _last_settings or _last_settings[0] is not settings:
+        _last_settings[:] = settings, settings.to_environment_variables(exclude_unset=True)
+    variables: dict[str, str] = _last_settings[1]
+    if settings.api.url is None and (server := _connected_server()) is not None:
+        return variables | {"PREFECT_API_URL": server}
+    return variables
+
+
+_last_settings: list[Any] = []
+"""The settings converted last and their variables; the next call nearly always converts the same settings."""
+
+
+def _connected_server() -> str | None:
+    context = SyncClientContext.get() or AsyncClientContext.get()
+    return None if context is None else str(context.client.api_url).rstrip("/")
