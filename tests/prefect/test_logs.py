@@ -84,7 +84,7 @@ def test_a_thousand_lines_a_second_arrive_in_order(
     api: Api, wait_for: Wait, executor: JobExecutor, pool: str, way: str, lines: int
 ) -> None:
     """No line of a fast writer is lost or out of order, in any pool and by any way to write."""
-    prints = way in ("by_turns", "by_print")
+    prints = way in ("by_turns", "by_print", "by_fd")
     talks = job_task(write_lines, pool=pool, retry_attempts=0, log_prints=prints)
 
     @flow
@@ -100,9 +100,9 @@ def test_a_thousand_lines_a_second_arrive_in_order(
 
 
 def test_the_last_lines_before_a_crash_are_logged(api: Api, wait_for: Wait, executor: JobExecutor) -> None:
-    """The last lines of a worker that dies in C code, and a half-written one, are logged."""
+    """With log_prints, the last lines of a worker that dies in C code, and a half-written one, are logged."""
 
-    @job_task(pool="process", retry_attempts=0)
+    @job_task(pool="process", retry_attempts=0, log_prints=True)
     def dies() -> None:
         for number in range(100):
             print(f"line {number}")

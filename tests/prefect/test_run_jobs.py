@@ -69,10 +69,10 @@ def describe_with_arguments(number: int, *, shown: str) -> dict[str, Any]:
     return describe_task_run()
 
 
-def run_in_flow(jobs: Any, **how: Any) -> tuple[UUID, list[JobResult]]:
+def run_in_flow(jobs: Any, *, log_prints: bool = False, **how: Any) -> tuple[UUID, list[JobResult]]:
     """Run the jobs in a flow of their own; return the id of its run, and the results."""
 
-    @flow
+    @flow(log_prints=log_prints)
     def run() -> tuple[UUID, list[JobResult]]:
         return UUID(str(flow_run.id)), run_jobs(jobs() if callable(jobs) else jobs, **how)
 
@@ -182,12 +182,12 @@ def test_a_function_sees_its_task_run(api: Api, pool: Any) -> None:
 
 @pytest.mark.parametrize("pool", POOLS)
 def test_the_output_of_a_job_is_in_its_log(api: Api, pool: Any, wait_for: Wait) -> None:
-    """Printed and logged lines are in order; a failure is there with its traceback."""
+    """With log_prints on the flow, printed and logged lines are in order; a failure is there with its traceback."""
     jobs = [
         Job(function=write_output, args=(300,), job_id="writer", pool=pool),
         Job(function=fail, args=(1,), job_id="failing", pool=pool, retry_attempts=0),
     ]
-    flow_run_id, _ = run_in_flow(jobs)
+    flow_run_id, _ = run_in_flow(jobs, log_prints=True)
     writer, failing = (str(uuid5(flow_run_id, job.job_id)) for job in jobs)
     wait_for(lambda: len(api.messages(writer, offset=200)) == 102)
     lines = api.messages(writer) + api.messages(writer, offset=200)
@@ -198,9 +198,9 @@ def test_the_output_of_a_job_is_in_its_log(api: Api, pool: Any, wait_for: Wait) 
 
 
 def test_the_last_output_of_a_crashed_job_is_in_its_log(api: Api, wait_for: Wait) -> None:
-    """Lines before a crash, and what it wrote to stderr last, are in the log."""
+    """Lines before a crash, and what it wrote to stderr last, are in the log, with log_prints on the flow."""
     jobs = [Job(function=write_output, args=(50, "crash"), job_id="crashing", pool="process", retry_attempts=0)]
-    flow_run_id, _ = run_in_flow(jobs)
+    flow_run_id, _ = run_in_flow(jobs, log_prints=True)
     wait_for(lambda: "last words" in api.messages(uuid5(flow_run_id, "crashing")))
     assert "line 49" in api.messages(uuid5(flow_run_id, "crashing"))
 

@@ -20,7 +20,12 @@ from prefect import flow, get_run_logger, tags, task
 from prefect.client.schemas.objects import TaskRun
 from prefect.context import FlowRunContext, TagsContext, TaskRunContext, get_run_context, with_context
 from prefect.events import emit_event
-from prefect.settings import PREFECT_TASK_DEFAULT_RETRIES, get_current_settings, temporary_settings
+from prefect.settings import (
+    PREFECT_LOGGING_EXTRA_LOGGERS,
+    PREFECT_TASK_DEFAULT_RETRIES,
+    get_current_settings,
+    temporary_settings,
+)
 
 from executor_adapter import Job, JobExecutor, current_job
 from executor_adapter.config import ExecutorSettings, Settings
@@ -28,7 +33,7 @@ from executor_adapter.prefect import PRELOAD, JobTask, job_task, run_jobs, wait_
 from executor_adapter.prefect.child.contexts import JobRunContext
 from executor_adapter.prefect.child.payload import task_run_payload
 from executor_adapter.worker import BoundCall
-from tests.prefect.conftest import Api, Wait
+from tests.prefect.conftest import Api, Wait, own_id
 
 
 def use_prefect(word: str) -> dict[str, Any]:
@@ -99,8 +104,8 @@ def write_lines(count: int) -> None:
 
 
 def test_the_output_of_a_process_is_logged_in_order(api: Api, executor: JobExecutor, wait_for: Wait) -> None:
-    """All output of a worker and its child programs is in the log of the task run."""
-    task = job_task(write_lines, pool="process")
+    """With log_prints, all output of a worker and its child programs is in the log of the task run."""
+    task = job_task(write_lines, pool="process", log_prints=True)
 
     @flow
     def run() -> Any:
@@ -113,7 +118,46 @@ def test_the_output_of_a_process_is_logged_in_order(api: Api, executor: JobExecu
     wait_for(lambda: any("Finished in state" in message for message in _all_messages(api, task_run_id)))
     messages = _all_messages(api, task_run_id)
     assert [message for message in messages if message.startswith("line ")] == [f"line {n}" for n in range(300)]
-    assert {"to stderr", "from a program", "a warning of a library"} <= set(messages)
+    assert {"to stderr", "from a program"} <= set(messages)
+    assert "a warning of a library" not in messages
+
+
+def warn_here() -> None:
+    """Write a line in each way that Prefect does not log by itself, and log by two loggers."""
+    print("printed")
+    sys.stderr.write("to stderr\n")
+    subprocess.run(["echo", "from a program"], check=True)
+    logging.getLogger("other.library").warning("of another library")
+    logging.getLogger("chosen.library").info("of a chosen library")
+    get_run_logger().info("logged")
+
+
+@pytest.mark.parametrize("seam", ["job_task", "run_jobs"])
+def test_output_and_other_loggers_are_not_sent_by_default(
+    api: Api, wait_for: Wait, capfd: Any, caplog: Any, monkeypatch: pytest.MonkeyPatch, seam: str
+) -> None:
+    """As in any Prefect task, output goes to the program's own, and only chosen loggers to the task run's log."""
+    monkeypatch.setenv("PREFECT_LOGGING_EXTRA_LOGGERS", "chosen")
+
+    @flow
+    def run() -> str:
+        with JobExecutor(1), temporary_settings({PREFECT_LOGGING_EXTRA_LOGGERS: "chosen"}):
+            if seam == "run_jobs":
+                run_jobs([Job(function=warn_here, pool="process", job_id="warning"), Job(function=warn_here)])
+                return next(run["id"] for run in api.task_runs(own_id()) if run["dynamic_key"] == "warning")
+            future = job_task(warn_here, pool="process").submit()
+            future.wait()
+            return str(future.task_run_id)
+
+    task_run_id = run()
+    wait_for(lambda: "logged" in api.messages(task_run_id))
+    own = set(api.messages(task_run_id)) & {"printed", "to stderr", "from a program", "of another library"}
+    assert own == set()
+    assert "of a chosen library" in api.messages(task_run_id)
+    out, err = capfd.readouterr()
+    assert {"printed", "from a program"} <= set(out.splitlines())
+    assert "to stderr" in err.splitlines()
+    assert ("other.library", logging.WARNING, "of another library") in caplog.record_tuples
 
 
 def _all_messages(api: Api, task_run_id: Any) -> list[str]:
@@ -145,12 +189,12 @@ def crash_loudly() -> None:
 
 
 def test_the_last_output_before_a_crash_is_in_the_log(api: Api, executor: JobExecutor, wait_for: Wait) -> None:
-    """The last printed line and the interpreter's crash report are in the log."""
+    """The last printed line and the interpreter's crash report are in the message of the failure."""
     task = job_task(crash_loudly, pool="process", retry_attempts=0)
 
     messages = messages_of_a_run(task, api, wait_for)
-    assert "last words" in messages
-    assert any("Fatal Python error: Aborted" in message for message in messages)
+    (failure,) = (message for message in messages if "Job failed: WorkerCrashedError" in message)
+    assert "The end of its output:\nlast words\nFatal Python error: Aborted" in failure
 
 
 def fail_deep_inside() -> None:

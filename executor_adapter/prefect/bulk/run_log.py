@@ -6,6 +6,7 @@ must not wait for it. Lines of one job stay in order.
 
 from __future__ import annotations
 
+import contextvars
 import queue
 import threading
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Any
 from prefect.context import FlowRunContext
 from prefect.logging.loggers import PrefectLogAdapter, get_logger
 
-from executor_adapter.prefect.child.logs import log_failed_attempt, log_message
+from executor_adapter.prefect.child.logs import RunLogger, log_failed_attempt, log_message
 
 Entry = tuple[Callable[..., None], str, str, tuple[Any, ...]]
 
@@ -24,13 +25,14 @@ class RunLog:
 
     def __init__(self) -> None:
         self._shared = _flow_run_fields()
+        self._context = contextvars.copy_context()
         self._entries: queue.SimpleQueue[Entry | threading.Event] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
     def write_message(self, task_run_id: str, name: str, topic: str, content: Any) -> None:
         """Write a message of a job: topics and contents are those of `pools.base.PoolSupervisor.on_message`."""
-        self._put((log_message, task_run_id, name, (topic, content)))
+        self._put((self._log_message, task_run_id, name, (topic, content)))
 
     def write_failure(self, task_run_id: str, name: str, error: BaseException, delay: float | None) -> None:
         """Write that an attempt failed; the next one follows in `delay` seconds, or none if it is None."""
@@ -51,7 +53,9 @@ class RunLog:
     def _start(self) -> None:
         with self._lock:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="run-log", daemon=True)
+                self._thread = threading.Thread(
+                    target=self._context.copy().run, args=(self._run,), name="run-log", daemon=True
+                )
                 self._thread.start()
 
     def close(self) -> None:
@@ -62,6 +66,10 @@ class RunLog:
             last = threading.Event()
             last.set()
             self._entries.put(last)
+
+    def _log_message(self, logger: RunLogger, topic: str, content: Any) -> None:
+        flow_run = FlowRunContext.get()
+        log_message(logger, topic, content, log_prints=flow_run is not None and flow_run.log_prints)
 
     def _run(self) -> None:
         while True:

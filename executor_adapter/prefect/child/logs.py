@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import logging
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from prefect.context import TaskRunContext
 from prefect.logging.loggers import get_run_logger, print_as_log
+from prefect.settings import get_current_settings
 
-from executor_adapter.exceptions import JobTimeoutError
+from executor_adapter.exceptions import JobTimeoutError, WorkerCrashedError
 from executor_adapter.exceptions.display import repr_of, traceback_text
 from executor_adapter.job import storable
 from executor_adapter.worker import wire
@@ -21,6 +24,7 @@ RunLogger = logging.Logger | logging.LoggerAdapter[logging.Logger]
 job_logger = logging.getLogger("executor_adapter.job")
 """The logger behind `JobContext.logger`."""
 
+_RUN_LOGGERS = ("prefect.task_runs", "prefect.flow_runs", "executor_adapter")
 _STREAM_LEVELS = {"stdout": logging.INFO, "stderr": logging.WARNING}
 _RESERVED = frozenset(vars(logging.makeLogRecord({}))) | {"level"}
 
@@ -49,16 +53,39 @@ class RunLogFilter(logging.Filter):
         return False
 
 
-def log_message(logger: RunLogger, topic: str, content: Any) -> None:
-    """Log a message of a function if it is a log record or a line of output; ignore other topics.
+def log_message(logger: RunLogger, topic: str, content: Any, *, log_prints: bool) -> None:
+    """Pass on what a function in a worker process logged or printed, to where a task of this process would write it.
 
-    `logger` is the task run's; topics and contents are those of `pools.base.PoolSupervisor.on_message`.
+    What Prefect's run loggers, `PREFECT_LOGGING_EXTRA_LOGGERS` and this package log is written to `logger`, the task
+    run's. Other log records go to the logger of their name here, and output to this process's, but to the task run's
+    log with `log_prints`. Topics and contents are those of `pools.base.PoolSupervisor.on_message`; other topics are
+    ignored.
     """
     if topic == "log":
-        _log_record(logger, content)
+        if _is_for_run_log(content["name"]):
+            _log_record(logger, content)
+        else:
+            _log_record(logging.getLogger(content["name"]), content)
     elif topic == "output":
         stream, text = content
-        logger.log(_STREAM_LEVELS[stream], "%s", text)
+        if log_prints:
+            logger.log(_STREAM_LEVELS[stream], "%s", text)
+        else:
+            _write_output(stream, text)
+
+
+def _is_for_run_log(name: str) -> bool:
+    """Return whether records of that logger are sent to the server."""
+    names = (*_RUN_LOGGERS, *(get_current_settings().logging.extra_loggers or ()))
+    return any(name == each or each == "root" or name.startswith(f"{each}.") for each in names)
+
+
+def _write_output(stream: str, text: str) -> None:
+    """Write a line to this process's stdout or stderr."""
+    target = getattr(sys, stream)
+    if target is not None:
+        with contextlib.suppress(OSError, ValueError):  # It is closed, or nobody reads it.
+            target.write(f"{text}\n")
 
 
 def _log_record(logger: RunLogger, fields: Mapping[str, Any]) -> None:
@@ -69,8 +96,8 @@ def _log_record(logger: RunLogger, fields: Mapping[str, Any]) -> None:
     extra = {name: value for name, value in fields.items() if name not in _RESERVED}
     record = logging.makeLogRecord(
         {
-            **extra,
             **(run or {}),
+            **extra,  # A flow or task that the function calls in its worker has a log of its own.
             "name": fields["name"],
             "levelno": fields["level"],
             "levelname": logging.getLevelName(fields["level"]),
@@ -86,23 +113,27 @@ def _log_record(logger: RunLogger, fields: Mapping[str, Any]) -> None:
 def log_failed_attempt(logger: RunLogger, error: BaseException, delay: float | None) -> None:
     """Log how an attempt failed: with the seconds until the next one, or, if none follows, with the traceback."""
     if delay is not None:
-        logger.warning("Attempt failed: %s. Next attempt in %.1f s%s", repr_of(error), delay, position_in(error))
+        logger.warning("Attempt failed: %s. Next attempt in %.1f s%s", repr_of(error), delay, details_of(error))
         return
     log_failure(logger, f"Job failed: {repr_of(error)}", error)
 
 
-def position_in(error: object) -> str:
-    """Return, on further lines, where the function was when its time was over; empty for other errors."""
+def details_of(error: object) -> str:
+    """Return, on further lines, where the function was when its time was over, or what it wrote before a crash."""
+    if isinstance(error, WorkerCrashedError) and (tail := error.output_tail.strip()):
+        return f"\nThe end of its output:\n{storable(tail)}"
     cause = error.__cause__ if isinstance(error, JobTimeoutError) else None
     return f"\n{cause.text}" if isinstance(cause, wire.RemoteTraceback) else ""
 
 
 def log_failure(logger: RunLogger, message: str, error: BaseException | None) -> None:
-    """Log an error, with its traceback if there is one.
+    """Log an error, with its traceback if there is one, and what a worker wrote last before it crashed.
 
     The traceback is formatted here, not by the handlers, so that it holds only characters that a server can store.
     """
     trace = "" if error is None else traceback_text(error, error.__traceback__).rstrip()
+    if isinstance(error, WorkerCrashedError):
+        trace += details_of(error)
     fields = {
         "name": logger.name,
         "level": logging.ERROR,

@@ -26,6 +26,7 @@ from prefect.context import TagsContext, refresh_global_settings_context
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogHandler, PrefectConsoleHandler
 from prefect.logging.loggers import patch_print
+from prefect.settings import get_current_settings
 
 from executor_adapter.prefect.child.contexts import (
     FlowRunParts,
@@ -146,6 +147,8 @@ def prepare_process() -> None:
         for handler in list(logger.handlers):
             if isinstance(handler, APILogHandler | PrefectConsoleHandler):
                 logger.removeHandler(handler)
+    for name in get_current_settings().logging.extra_loggers or ():
+        logging.getLogger(name).propagate = True  # Prefect has given them a handler of their own, removed above.
 
 
 def _flush_events() -> None:

@@ -14,6 +14,7 @@ import anyio
 from prefect.client.schemas.objects import State
 from prefect.task_engine import AsyncTaskRunEngine
 from prefect.transactions import AsyncTransaction
+from prefect.utilities.engine import should_log_prints
 
 from executor_adapter.prefect.child.logs import log_message
 from executor_adapter.prefect.engine.base import FORBIDDEN, IMMEDIATE_RETRY_TIMEOUT, INTERRUPT_TIMEOUT, JobEngine
@@ -44,7 +45,7 @@ class AsyncJobEngine(JobEngine, AsyncTaskRunEngine[..., Any]):
         await super().begin_run()
 
     def _log_message(self, topic: str, content: Any) -> None:
-        log_message(self.logger, topic, content)
+        log_message(self.logger, topic, content, log_prints=should_log_prints(self.task))
 
     @contextlib.asynccontextmanager
     async def run_context(self) -> AsyncIterator[Self]:

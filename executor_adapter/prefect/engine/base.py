@@ -32,7 +32,7 @@ from prefect.utilities.engine import link_state_to_task_run_result
 
 from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.job import RetryDecision
-from executor_adapter.prefect.child.logs import log_failure, position_in
+from executor_adapter.prefect.child.logs import details_of, log_failure
 from executor_adapter.prefect.engine.job_run import JobRun
 from executor_adapter.prefect.mirror.flow_run_mirrors import TaskRunReporter
 from executor_adapter.prefect.mirror.state_events import is_final
@@ -138,7 +138,7 @@ class JobEngine(BaseTaskRunEngine[..., Any]):
                 failure,
                 decision.delay,
                 decision.reason,
-                position_in(failure),
+                details_of(failure),
             )
             return
         if isinstance(failure, JobCancelledError):

@@ -14,6 +14,7 @@ from prefect.client.schemas.objects import State
 from prefect.task_engine import SyncTaskRunEngine
 from prefect.transactions import Transaction
 from prefect.utilities.asyncutils import run_coro_as_sync
+from prefect.utilities.engine import should_log_prints
 
 from executor_adapter.prefect.child.logs import log_message
 from executor_adapter.prefect.engine.base import FORBIDDEN, IMMEDIATE_RETRY_TIMEOUT, INTERRUPT_TIMEOUT, JobEngine
@@ -64,7 +65,7 @@ class SyncJobEngine(JobEngine, SyncTaskRunEngine[..., Any]):
         future.add_done_callback(self._messages.put)
         # This thread's context names the task run, so messages are logged here, and before the attempt has ended.
         for topic, content in iter(self._messages.get, future):
-            log_message(self.logger, topic, content)
+            log_message(self.logger, topic, content, log_prints=should_log_prints(self.task))
         return attempt_result(future)
 
     def _on_message(self, topic: str, content: Any) -> None:

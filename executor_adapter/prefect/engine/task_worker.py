@@ -22,6 +22,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
 from prefect.logging.loggers import get_run_logger
 from prefect.states import Completed, Failed
+from prefect.utilities.engine import should_log_prints
 
 from executor_adapter.job import RetryDecision
 from executor_adapter.prefect.child.logs import log_message
@@ -56,8 +57,9 @@ class TaskWorkerJob:
                     step.result()
                 future = self._job_run.attempt(self.task_run)
                 future.add_done_callback(self._messages.put)
+                log = _log_of_run(self.task)
                 for topic, content in iter(self._messages.get, future):
-                    log_message(get_run_logger(), topic, content)
+                    log(topic, content)
                 return self._record_value(attempt_result(future))
             except Exception as error:
                 self._record_error(error)
@@ -65,7 +67,7 @@ class TaskWorkerJob:
 
     async def arun(self) -> Any:
         """Do the same as `run` without blocking the event loop; when cancelled, return once the attempt is dead."""
-        loop, log = asyncio.get_running_loop(), functools.partial(log_message, get_run_logger())
+        loop, log = asyncio.get_running_loop(), _log_of_run(self.task)
         with driving(self.task):
             context = copy_context()
 
@@ -150,6 +152,11 @@ class TaskWorkerJob:
         if not self.has_ended:
             self.has_ended = True
             self._job_run.close()
+
+
+def _log_of_run(task: Task[..., Any]) -> Callable[[str, Any], None]:
+    """Return what passes on the messages of the function of the task run around the caller."""
+    return functools.partial(log_message, get_run_logger(), log_prints=should_log_prints(task))
 
 
 _current_job: ContextVar[TaskWorkerJob | None] = ContextVar("current_job", default=None)
