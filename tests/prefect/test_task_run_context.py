@@ -546,7 +546,7 @@ def test_events_of_run_jobs_are_sent(api: Api, wait_for: Wait, pool: Any) -> Non
 
 def test_a_job_stopped_at_its_limit_can_still_emit_events(api: Api, wait_for: Wait) -> None:
     """Events emitted while the job is stopped arrive."""
-    task = job_task(emit_events_when_stopped, pool="process", max_runtime=1.0, retry_attempts=0)
+    task = job_task(emit_events_when_stopped, pool="process", max_runtime=3.0, retry_attempts=0)
 
     @flow
     def run() -> str:
