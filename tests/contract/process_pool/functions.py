@@ -171,7 +171,7 @@ def describe() -> tuple[Any, ...]:
 
 
 @contextlib.contextmanager
-def noting(path: str) -> Iterator[None]:
+def noting(path: str, _: object) -> Iterator[None]:
     Path(path).write_text(f"entered for {current_job().job_id}")
     yield
     Path(path).write_text("left")
