@@ -32,6 +32,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
+from executor_adapter.error_facts import facts_of
+
 logger = logging.getLogger("executor_adapter")
 
 Classify = Callable[[BaseException], str | None]
@@ -122,6 +124,8 @@ def register_error_code(kind: type[BaseException], code: str | Classify) -> None
 
 def error_code_of(error: BaseException) -> str:
     """Return the error code of an exception; never raises, whatever a property or a registered function does."""
+    if (facts := facts_of(error)) is not None:
+        return facts[2]
     try:
         own = getattr(error, "error_code", None)
         if isinstance(own, str) and own:
@@ -144,6 +148,8 @@ def retry_after_of(error: BaseException) -> float | None:
     They are the exception's `retry_after`, or its response's Retry-After header (RFC 9110, 10.2.3: seconds or an HTTP
     date); infinite where they are too many for a float.
     """
+    if (facts := facts_of(error)) is not None:
+        return facts[3]
     try:
         own = getattr(error, "retry_after", None)
         if isinstance(own, int | float):

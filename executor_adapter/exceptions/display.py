@@ -11,6 +11,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final
 
+from executor_adapter.error_facts import facts_of, is_a, keep_facts
 from executor_adapter.exceptions import JobError
 
 MAX_CHAIN_LENGTH = 1000
@@ -22,6 +23,8 @@ _TRACEBACK: Final[Any] = BaseException.__dict__["__traceback__"]
 
 def text_of(error: BaseException) -> str:
     """Return its message, which may be empty. Never raises an Exception, whatever its `__str__` does."""
+    if (facts := facts_of(error)) is not None:
+        return facts[0]
     try:
         return str.__str__(str(error))
     except Exception:
@@ -30,6 +33,8 @@ def text_of(error: BaseException) -> str:
 
 def repr_of(error: BaseException) -> str:
     """Return its repr, or its class and message where the repr fails."""
+    if (facts := facts_of(error)) is not None:
+        return facts[1]
     try:
         return str.__str__(repr(error))
     except Exception:
@@ -95,13 +100,9 @@ def as_exception(error: BaseException) -> Exception:
     In a caller that asks for a job's result, SystemExit and KeyboardInterrupt would end the program, an asyncio
     CancelledError would look like a cancellation of the caller's task, and a StopIteration would end its loop.
     """
-    try:
-        # isinstance reads __class__, which may be a property that fails.
-        if isinstance(error, Exception) and not isinstance(error, StopIteration | StopAsyncIteration):
-            return error
-    except Exception:
-        return as_job_error(error, f"the function raised {type(error).__name__}")
-    if isinstance(error, SystemExit):
+    if is_a(error, Exception) and not (is_a(error, StopIteration) or is_a(error, StopAsyncIteration)):
+        return error
+    if is_a(error, SystemExit):
         return as_job_error(error, f"the function called sys.exit({_exit_code(error)})")
     text = text_of(error)
     return as_job_error(error, f"the function raised {type(error).__name__}{': ' if text else ''}{text}")
@@ -124,8 +125,9 @@ def as_job_error(error: BaseException, message: str) -> JobError:
     return job_error
 
 
-def check_display(error: BaseException) -> None:
-    """Run all of the error's code here that the supervisor's thread runs later: it may take long, or never end."""
+def read_once(error: BaseException) -> None:
+    """Run the error's code here, since it may take long or never end, and keep the answers for all other threads."""
     from executor_adapter.error_codes import error_code_of, retry_after_of
 
-    text_of(error), repr_of(error), error_code_of(error), retry_after_of(error)
+    keep_facts(error, None)
+    keep_facts(error, (text_of(error), repr_of(error), error_code_of(error), retry_after_of(error)))

@@ -73,6 +73,7 @@ class LiveState:
         "checkpoint",
         "driver",
         "future",
+        "is_plain",
         "memory_limit",
         "payload",
         "place",
@@ -92,6 +93,8 @@ class LiveState:
         """The `supervision.driver.JobDriver`, where retries are decided outside the supervisor."""
         self.future: Any = None
         """The `supervision.futures.JobFuture`."""
+        self.is_plain = False
+        """Whether freeing what the job holds runs nobody's code."""
         self.memory_limit: int | None = None
         """Bytes, of the next attempt: a retry rule may have raised it."""
         self.payload: Any = None

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from executor_adapter.error_facts import is_a
 from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.job import TERMINAL, Job, JobStatus, Progress, Transition
 from executor_adapter.persistence.serialization import StoredCall, record_of
@@ -167,4 +168,4 @@ def _for_next_host(record: JobRecord) -> JobRecord:
 
 def was_cut_off(error: BaseException | None) -> bool:
     """Return whether a job ended because its executor had to stop it, and not because a user cancelled it."""
-    return isinstance(error, JobCancelledError) and bool(error.context.get("shutdown"))
+    return error is not None and is_a(error, JobCancelledError) and bool(error.context.get("shutdown"))

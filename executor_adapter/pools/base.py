@@ -36,9 +36,9 @@ class Assignment:
     """One attempt of one job, given to one pool. The pool records what it learns of the attempt."""
 
     __slots__ = (
-        "checkpoint", "context", "coroutine", "ended_at", "exit_code", "exit_signal", "hard_limit", "job",
-        "memory_limit", "number", "payload", "peak_rss", "pid", "position", "run_time", "scope", "short", "soft_limit",
-        "stall_limit", "started_at", "stop_asked_at", "stop_reason", "worker",
+        "checkpoint", "context", "coroutine", "ended_at", "exit_code", "exit_signal", "hard_limit", "has_plain_value",
+        "job", "memory_limit", "number", "payload", "peak_rss", "pid", "position", "run_time", "scope", "short",
+        "soft_limit", "stall_limit", "started_at", "stop_asked_at", "stop_reason", "worker",
     )  # fmt: skip
 
     def __init__(self, job: Job, number: int, payload: Any) -> None:
@@ -72,6 +72,8 @@ class Assignment:
         self.peak_rss: int | None = None
         self.exit_code: int | None = None
         self.exit_signal: int | None = None
+        self.has_plain_value = False
+        """Whether the pool knows that the value consists of plain data, so that freeing it runs nobody's code."""
         # These four belong to the supervisor.
         self.run_time: Any = None
         self.hard_limit = self.soft_limit = self.stall_limit = float("inf")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from executor_adapter.supervision.driver import JobDriver
     from executor_adapter.supervision.futures import JobFuture
     from executor_adapter.supervision.hooks import HookedExecution
-    from executor_adapter.supervision.job_scope import JobScope
+    from executor_adapter.supervision.job_scope import JobScope, log_message
     from executor_adapter.supervision.loop import SupervisorLoop
     from executor_adapter.supervision.stats import (
         DEFAULT_WINDOW_SECONDS,
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     )
     from executor_adapter.supervision.supervisor import Supervisor
     from executor_adapter.supervision.thread import SupervisorThread
-    from executor_adapter.supervision.worker_logs import log_message
 
 _HOMES = {
     "DEFAULT_WINDOW_SECONDS": "executor_adapter.supervision.stats",
@@ -39,7 +38,7 @@ _HOMES = {
     "SupervisorLoop": "executor_adapter.supervision.loop",
     "SupervisorThread": "executor_adapter.supervision.thread",
     "figures": "executor_adapter.supervision.stats",
-    "log_message": "executor_adapter.supervision.worker_logs",
+    "log_message": "executor_adapter.supervision.job_scope",
     "mean": "executor_adapter.supervision.stats",
     "percentile": "executor_adapter.supervision.stats",
 }

@@ -18,6 +18,7 @@ from concurrent.futures import Future
 from typing import Any, Protocol
 
 from executor_adapter.exceptions import JobCancelledError
+from executor_adapter.exceptions.display import read_once
 from executor_adapter.job import TERMINAL, Job, JobStatus, RetryDecision
 from executor_adapter.pools import Assignment
 from executor_adapter.supervision.dispatcher import Dispatcher
@@ -102,6 +103,7 @@ class JobDriver:
 
     def fail(self, error: BaseException) -> None:
         """End the job FAILED, or CANCELLED if `error` is a cancellation."""
+        read_once(error)
         self._host.call_soon(self._fail, error)
 
     def cancel(self) -> bool:

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 from executor_adapter.error_codes import error_code_of, retry_after_of
+from executor_adapter.error_facts import is_a
 from executor_adapter.exceptions import JobCancelledError, JobError, SoftTimeoutError
 from executor_adapter.exceptions.display import as_exception, repr_of, traceback_text
 from executor_adapter.job import TERMINAL, Job, JobStatus, RetryDecision, decide
 from executor_adapter.pools import Assignment, Ending
+from executor_adapter.supervision.discard import PLAIN_TYPES, Discard
 from executor_adapter.supervision.dispatcher import Dispatcher
 from executor_adapter.supervision.intake import JobIntake
 from executor_adapter.supervision.loop import SupervisorLoop
@@ -44,6 +46,7 @@ class FollowUp:
         intake: JobIntake,
         tracker: StateTracker,
         dispatcher: Dispatcher,
+        discard: Discard,
         on_last_job: Callable[[], None],
     ) -> None:
         self.allows_retries = True
@@ -52,6 +55,7 @@ class FollowUp:
         self._intake = intake
         self._tracker = tracker
         self._dispatcher = dispatcher
+        self._discard = discard
         self._on_last_job = on_last_job
 
     def follow(
@@ -59,6 +63,9 @@ class FollowUp:
     ) -> None:
         """Record a finished attempt, and complete, retry or fail its job; `reason` is why it was stopped, if it was."""
         job = assignment.job
+        is_plain = assignment.has_plain_value or type(value) in PLAIN_TYPES
+        if error is not None or not (is_plain and job.live.is_plain):
+            self._discard.add(assignment, value, error)
         try:
             if ending is Ending.RETURNED:
                 record_attempt(assignment, None, self._loop.now())
@@ -69,7 +76,7 @@ class FollowUp:
                 show_position(error, assignment)
             assert error is not None
             error = as_exception(error)
-            if isinstance(error, SoftTimeoutError):
+            if is_a(error, SoftTimeoutError):
                 error = soft_timeout_error(job, error)
             record_attempt(assignment, error, self._loop.now())
             self._fail_attempt(job, error)
@@ -153,7 +160,7 @@ class FollowUp:
         error = as_exception(error)
         job.record_error(*code_and_message(error))
         if status is None:
-            status = JobStatus.CANCELLED if isinstance(error, JobCancelledError) else JobStatus.FAILED
+            status = JobStatus.CANCELLED if is_a(error, JobCancelledError) else JobStatus.FAILED
         self.finish(job, status, error=error)
 
     def finish(self, job: Job, status: JobStatus, value: Any = None, error: BaseException | None = None) -> None:
@@ -168,6 +175,8 @@ class FollowUp:
         self._intake.leave(job)
         # Release what only a live job needs. The future holds the job, so the job must not hold the future.
         future, live.future = live.future, None
+        if error is not None or live.driver is not None or not live.is_plain:
+            self._discard.add(future, live.payload, live.scope, live.driver, value, error)
         live.payload = live.assignment = live.timers = live.checkpoint = live.scope = None
         future.settle(value, error)
         if self._intake.closed and not self._intake.jobs:

@@ -19,7 +19,9 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from executor_adapter.error_facts import is_a
 from executor_adapter.exceptions import InvalidJobError, JobCancelledError
+from executor_adapter.exceptions.display import read_once
 from executor_adapter.job import TERMINAL, Job, JobStatus
 from executor_adapter.pools import COROUTINE_STOP_TIMEOUT, Assignment, EventLoopThread, Patience, unavailable
 from executor_adapter.supervision.driver import JobDriver
@@ -192,7 +194,7 @@ class HookedDriver(JobDriver):
 
     def _failed(self, error: BaseException) -> None:
         decision = self.decide(error)
-        if decision.retry and isinstance(error, Exception):
+        if decision.retry and is_a(error, Exception):
             self.job.record_error(*code_and_message(error))  # A hook's error leaves no attempt that records it.
             self._supervisor.follow_up.retry_later(self.job, decision, lambda _: self.accepted(), error)
         else:
@@ -281,7 +283,11 @@ class _HookLoop(EventLoopThread[HookCall]):
         super().__init__("executor-hooks")
 
     async def call(self, run: HookCall) -> Any:
-        return await run.execute_job(run.driver.job)
+        try:
+            return await run.execute_job(run.driver.job)
+        except BaseException as error:
+            read_once(error)
+            raise
 
     def job_id_of(self, run: HookCall) -> str:
         return run.driver.job.job_id
@@ -292,6 +298,6 @@ class _HookLoop(EventLoopThread[HookCall]):
 
 def _weight(error: BaseException) -> int:
     """Rank errors as StopReason does: a cancel outweighs a shutdown, and a shutdown outweighs a deadline."""
-    if not isinstance(error, JobCancelledError):
+    if not is_a(error, JobCancelledError):
         return 0
     return 1 if error.context.get("shutdown") else 2

@@ -6,6 +6,7 @@ from numbers import Integral
 from typing import Any
 
 from executor_adapter.error_codes import error_code_of
+from executor_adapter.error_facts import is_a
 from executor_adapter.exceptions import JobCancelledError, JobTimeoutError, SoftTimeoutError
 from executor_adapter.exceptions.display import repr_of, text_of
 from executor_adapter.job import Job, JobStatus
@@ -68,7 +69,7 @@ def is_end_of(job: Job, error: BaseException) -> bool:
 
 def failed_as(job: Job, error: BaseException) -> JobStatus:
     """Return the final status of a job that failed with `error`: FAILED if the error is another job's cancellation."""
-    cancelled = isinstance(error, JobCancelledError) and _ended_by(error) in (None, job.job_id)
+    cancelled = is_a(error, JobCancelledError) and _ended_by(error) in (None, job.job_id)
     return JobStatus.CANCELLED if cancelled else JobStatus.FAILED
 
 
@@ -100,7 +101,8 @@ def code_and_message(error: BaseException) -> tuple[str, str]:
 def records_in(value: dict[Any, Any]) -> int | None:
     """Return the number of collected or processed records that a function's result states."""
     for key in ("records_collected", "records_processed"):
-        count = value.get(key)
-        if not isinstance(count, bool) and isinstance(count, Integral):  # NumPy's integers are not ints.
+        count: Any = value.get(key)
+        # NumPy's integers are not ints. No other class is asked whether it is a number: that would run its code here.
+        if type(count) is int or (type(count).__module__ == "numpy" and issubclass(type(count), Integral)):
             return int(count)
     return None

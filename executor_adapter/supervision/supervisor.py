@@ -33,11 +33,12 @@ from typing import TYPE_CHECKING, Any
 
 from executor_adapter.job import TERMINAL, Job, JobStatus, Observer, Progress, ToolLimit, check_arguments
 from executor_adapter.pools import Assignment, Ending, MemoryGuard, PoolKinds, WorkerPool, check_job
+from executor_adapter.supervision.discard import Discard, is_plain_job
 from executor_adapter.supervision.dispatcher import Dispatcher
 from executor_adapter.supervision.follow_up import FollowUp
 from executor_adapter.supervision.futures import FutureHub, JobFuture
 from executor_adapter.supervision.intake import JobIntake
-from executor_adapter.supervision.job_scope import JobScope
+from executor_adapter.supervision.job_scope import JobScope, log_message
 from executor_adapter.supervision.loop import LoopTimer, SupervisorLoop
 from executor_adapter.supervision.outcome import stop_error
 from executor_adapter.supervision.pool_set import PoolSet
@@ -48,7 +49,6 @@ from executor_adapter.supervision.state_tracker import StateTracker
 from executor_adapter.supervision.stop_reason import StopReason
 from executor_adapter.supervision.stopping import Stopping
 from executor_adapter.supervision.thread import SupervisorThread
-from executor_adapter.supervision.worker_logs import log_message
 
 if TYPE_CHECKING:
     from executor_adapter.supervision.driver import JobDriver
@@ -95,7 +95,8 @@ class Supervisor:
             )
         self._running = RunningAttempts()
         close_pools = functools.partial(self.pools.close, loop.stop)
-        self.follow_up = FollowUp(loop, self.intake, self.tracker, self.dispatcher, close_pools)
+        self.discard = Discard()
+        self.follow_up = FollowUp(loop, self.intake, self.tracker, self.dispatcher, self.discard, close_pools)
         self.stopping = Stopping(
             loop,
             self.intake,
@@ -110,6 +111,7 @@ class Supervisor:
         )
         self.futures = FutureHub(self.cancel, self.check_not_forked)
         self.thread = make_thread(loop, self.futures.callbacks, self.stopping.fail_all)
+        self.thread.on_closed.append(self.discard.close)
         self.futures.is_supervisor_thread = self.thread.is_current
         self.futures.is_started = self.thread.is_started
 
@@ -136,6 +138,7 @@ class Supervisor:
         live = job.live
         live.pool, live.payload = check_job(job, self._kind_of)
         live.memory_limit = job.memory_limit
+        live.is_plain = is_plain_job(job)
         live.driver = driver
         live.scope = scope
         live.queued_at = self.now() - (waited or 0.0)
@@ -200,6 +203,7 @@ class Supervisor:
     def detach_after_fork(self) -> None:
         """Accept no jobs in a forked process, which has none of the threads, and leave the parent's resources alone."""
         self.intake.detach_after_fork()
+        self.discard.is_off = True
         self.thread.detach_after_fork()
         self.futures.detach_after_fork()
 
@@ -223,6 +227,7 @@ class Supervisor:
             self.dispatcher.run(self.starting.start, self.starting.queue_behind)
         self.pools.flush()
         self.stopping.apply_limits(self._loop.read_until)
+        self.discard.flush()
         due = min(self._running.due, self.pools.next_check_at)
         guard = self.dispatcher.memory_guard
         return min(due, guard.due) if guard is not None and self._running else due

@@ -32,13 +32,14 @@ PARTS = (
     "job",
     "exceptions",
     "error_codes",
+    "error_facts",
     "lazy",
 )
 # The rooms of prefect/ from the top down, likewise. `top` stands for its own modules.
 PREFECT_ROOMS = ("top", "bulk", "runners", "engine", "reporting", "cancellation", "mirror", "child", "options")
 MAX_MODULES = 22
 MAX_LINES = 350
-STANDARD_LIBRARY_ALONE = ("worker", "exceptions", "error_codes", "lazy")
+STANDARD_LIBRARY_ALONE = ("worker", "exceptions", "error_codes", "error_facts", "lazy")
 # `exceptions/__init__` is the tree of errors alone, since display.py imports it.
 FACES = {"executor_adapter.exceptions.display"}
 SHARED_BY_POOLS = {"base", "transport", "memory", "kinds", "selection", "patience", "refused_starts", "start_watch"}

@@ -57,9 +57,8 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
         self.workers = WorkerSet(
             supervisor, max_workers, settings, start_timeout, on_frames=self._read, on_exit=self._on_exit
         )
-        self._starts = RefusedStarts(
-            supervisor, self._take_worker, self._use, has_workers=self._has_workers, forget=self.free_slot
-        )
+        has_workers = lambda: any(worker.ready for worker in self._busy_workers)  # noqa: E731
+        self._starts = RefusedStarts(supervisor, self._take_worker, self._use, has_workers, self.free_slot)
         self._max_jobs = max_jobs_per_worker or sys.maxsize
         self._max_rss_growth = max_rss_growth
         self._path = SharedPath()
@@ -87,6 +86,7 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
         self.workers.set_lease(until)
 
     def close(self, on_closed: Callable[[], None]) -> None:
+        self._decoder.close()
         self.workers.close(on_closed)
 
     # --- assigning ---
@@ -116,9 +116,6 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
     def start(self, assignment: Assignment) -> None:
         self.busy += 1
         self._starts.start(assignment)
-
-    def _has_workers(self) -> bool:
-        return any(worker.ready for worker in self._busy_workers)
 
     def _use(self, worker: ForkedWorkerHandle, assignment: Assignment) -> None:
         self._busy_workers.append(worker)
@@ -233,11 +230,11 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
         elif not queue:
             self._release(worker)
         if not queue:
-            report_result(self.supervisor, assignment, kind, flags, body, fd)
+            report_result(self.supervisor, self._decoder, assignment, kind, flags, body, fd)
             return
         self._may_have_room = True
         following = queue[0] if worker.sent else None
-        report_result(self.supervisor, assignment, kind, flags, body, fd)
+        report_result(self.supervisor, self._decoder, assignment, kind, flags, body, fd)
         # Its worker is another one by now where the supervisor has taken it back because of the report.
         if following is not None and following.worker is worker:
             self._report_start(worker, ended)
@@ -276,6 +273,8 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
         if worker is None:
             if self._starts.take_back(assignment):
                 self.supervisor.ended(assignment, Ending.STOPPED)
+            else:
+                self._decoder.stop(assignment, grace)
             return
         if worker.stopping is assignment:
             worker.shorten_grace(grace)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-from executor_adapter.exceptions.display import check_display
+from executor_adapter.exceptions.display import read_once
 from executor_adapter.job import Job, resolve
 from executor_adapter.pools.base import Assignment, PoolSupervisor
 from executor_adapter.worker import BoundCall, JobContext, enter_job, leave_job
@@ -66,7 +66,7 @@ def call_in_job(
         with open_scope(assignment):
             return _run_coroutine(assignment, call())
     except BaseException as error:
-        check_display(error)
+        read_once(error)
         raise
     finally:
         leave_job(token)

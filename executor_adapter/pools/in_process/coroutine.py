@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.exceptions.display import check_display
+from executor_adapter.exceptions.display import read_once
 from executor_adapter.job import Job, is_coroutine_function
 from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, WorkerPool
 from executor_adapter.pools.in_process.call import bind, job_context, open_scope
@@ -166,7 +166,7 @@ class _Loop(EventLoopThread[Assignment]):
             with open_scope(run):
                 return await coroutine
         except BaseException as error:
-            check_display(error)
+            read_once(error)
             raise
 
     def on_cancel(self, run: Assignment, coroutine: Any) -> None:

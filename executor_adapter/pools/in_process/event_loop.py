@@ -222,6 +222,7 @@ class EventLoopThread(ABC, Generic[R]):
         owner.is_running = False
         self._tasks.pop(run, None)
         self.on_end(run, value, error)
+        value = error = None  # The error's traceback holds this frame: it would be a cycle.
 
     def _cancel(self, run: R, answered: threading.Event) -> None:
         answered.set()

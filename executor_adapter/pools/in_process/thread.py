@@ -283,6 +283,7 @@ class WorkerThread:
             try:
                 assignment.ended_at = time.monotonic()
                 self._pool.supervisor.call_soon(self._pool.on_finished, self, assignment, ending, value, error)
+                value = error = None  # The error's traceback holds this frame: it would be a cycle.
                 return
             except (_Stop, SoftTimeoutError):
                 continue  # It came too late for the function, and must not prevent the report.

@@ -75,6 +75,7 @@ class SpawnedPool(WorkerProcessPool[SpawnedWorkerHandle]):
         return self.workers.idle_count
 
     def close(self, on_closed: Callable[[], None]) -> None:
+        self._decoder.close()
         self.workers.close(on_closed)
 
     # --- assigning ---
@@ -231,7 +232,7 @@ class SpawnedPool(WorkerProcessPool[SpawnedWorkerHandle]):
                 self.workers.shut_down(worker)
             else:
                 self._put_back(worker)
-        report_result(self.supervisor, assignment, kind, flags, body, fd)
+        report_result(self.supervisor, self._decoder, assignment, kind, flags, body, fd)
 
     # --- taking back and stopping ---
 
@@ -252,6 +253,8 @@ class SpawnedPool(WorkerProcessPool[SpawnedWorkerHandle]):
         elif worker is not None:
             self.workers.retire(worker)
             worker.terminate(assignment, grace)
+        else:
+            self._decoder.stop(assignment, grace)
 
     # --- deaths ---
 

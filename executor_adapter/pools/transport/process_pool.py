@@ -6,7 +6,8 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from executor_adapter.exceptions import WorkerCrashedError
-from executor_adapter.pools.base import Assignment, Ending, WorkerPool
+from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, WorkerPool
+from executor_adapter.pools.transport.decoder import Decoder
 from executor_adapter.pools.transport.exit_errors import crash_error
 from executor_adapter.pools.transport.payload import Payload, make_payload
 from executor_adapter.pools.transport.reports import report_message
@@ -26,6 +27,15 @@ class WorkerProcessPool(WorkerPool, Generic[W]):
 
     name: ClassVar[str] = "process"
     can_stop_soft: ClassVar[bool] = True
+
+    def __init__(self, supervisor: PoolSupervisor, max_workers: int) -> None:
+        super().__init__(supervisor, max_workers)
+        self._decoder = Decoder(supervisor)
+
+    @property
+    def abandoned(self) -> int:
+        """Results that could not be unpickled in time."""
+        return self._decoder.abandoned
 
     @classmethod
     def prepare(cls, job: Job) -> Payload:
@@ -78,7 +88,8 @@ class WorkerProcessPool(WorkerPool, Generic[W]):
 
     def _on_message(self, worker: W, flags: int, seq: int, body: bytes) -> None:
         if flags & wire.UNTHROTTLED or worker.output.allowance.take(len(body)):
-            report_message(self.supervisor, worker.assignment_of(seq), body, worker.output.add_record)
+            on_record = worker.output.add_record
+            report_message(self.supervisor, self._decoder, worker.assignment_of(seq), body, on_record)
         else:
             worker.output.keep_refused(body)
 

@@ -2,76 +2,121 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import pickle
+import re
 from collections.abc import Callable
 from typing import Any
 
 from executor_adapter.exceptions import JobError, JobSerializationError
-from executor_adapter.exceptions.display import set_cause, text_of
+from executor_adapter.exceptions.display import as_exception, read_once, set_cause, text_of
 from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor
-from executor_adapter.worker import values, wire
+from executor_adapter.pools.transport.decoder import Decoder
+from executor_adapter.worker import STACK_GLOBAL, values, wire
 
 logger = logging.getLogger("executor_adapter.process")
 
+_CODE = re.compile(rb"(?:\x94|h.|j.{4}|\x95.{8})" + STACK_GLOBAL, re.DOTALL)
+"""STACK_GLOBAL after one of the opcodes that may precede it: MEMOIZE, BINGET, LONG_BINGET or FRAME. In a float or a
+text the byte of STACK_GLOBAL alone is frequent."""
+
+
+def refers_to_code(pickled: bytes) -> bool:
+    """Return whether unpickling may run anybody's code; rarely True for plain data, never False for anything else."""
+    return STACK_GLOBAL in pickled and _CODE.search(pickled) is not None
+
 
 def report_result(
-    supervisor: PoolSupervisor, assignment: Assignment, kind: int, flags: int, body: bytes, fd: int
+    supervisor: PoolSupervisor, decoder: Decoder, assignment: Assignment, kind: int, flags: int, body: bytes, fd: int
 ) -> None:
     """Report how an attempt ended. A result that cannot be loaded here is UNSENDABLE, whatever its loading raises."""
+    if fd >= 0 or refers_to_code(body) or decoder.is_decoding(assignment):
+        decoder.decode(assignment, functools.partial(_decode_result, supervisor, assignment, kind, flags, body, fd))
+    elif kind == wire.RETURNED and not flags & wire.IN_FILE:
+        assignment.has_plain_value = True
+        try:
+            value = None if flags & wire.NO_VALUE else pickle.loads(body)
+        except BaseException as error:
+            supervisor.ended(assignment, Ending.UNSENDABLE, error=_unpickling_error(error))
+        else:
+            supervisor.ended(assignment, Ending.RETURNED, value)
+    else:
+        _decode_result(supervisor, assignment, kind, flags, body, fd)()
+
+
+def _decode_result(
+    supervisor: PoolSupervisor, assignment: Assignment, kind: int, flags: int, body: bytes, fd: int
+) -> Callable[[], None]:
+    """Unpickle a result, and run the code of an exception. Return the call that reports it."""
+    ended = functools.partial(supervisor.ended, assignment)
     if flags & wire.NO_VALUE:
-        supervisor.ended(assignment, Ending.RETURNED, None)
-        return
+        return functools.partial(ended, Ending.RETURNED, None)
     if fd < 0 and flags & wire.IN_FILE:
-        failure = JobSerializationError(
+        failure: BaseException = JobSerializationError(
             f"the result is of {values.MIN_MEMORY_FILE_BYTES} bytes or more, and no file descriptor is left for it: "
             "raise the limit (ulimit -n), or return less"
         )
-        supervisor.ended(assignment, Ending.UNSENDABLE, error=failure)
-        return
+        return functools.partial(ended, Ending.UNSENDABLE, error=failure)
     try:
         content = pickle.loads(body) if fd < 0 else values.load_memory_file(fd, body)
+        if kind == wire.RETURNED:
+            return functools.partial(ended, Ending.RETURNED, content)
+        failure = _failure(kind, *content)
+        read_once(failure)
     except BaseException as error:
-        failure = JobSerializationError(f"the result cannot be unpickled: {type(error).__name__}: {text_of(error)}")
-        failure.__cause__ = error
-        supervisor.ended(assignment, Ending.UNSENDABLE, error=failure)
-        return
-    if kind == wire.RETURNED:
-        supervisor.ended(assignment, Ending.RETURNED, content)
-    else:
-        _report_failure(supervisor, assignment, kind, *content)
+        return functools.partial(ended, Ending.UNSENDABLE, error=_unpickling_error(error))
+    return functools.partial(ended, Ending.RAISED if kind == wire.RAISED else Ending.UNSENDABLE, error=failure)
 
 
-def _report_failure(
-    supervisor: PoolSupervisor, assignment: Assignment, kind: int, received: Any, traceback: str
-) -> None:
-    raised = kind == wire.RAISED
-    error: Any = received if raised else JobSerializationError(received)
-    if not isinstance(error, BaseException):  # The class of an exception decides what it is pickled as.
+def _failure(kind: int, received: Any, traceback: str) -> BaseException:
+    error: Any = received if kind == wire.RAISED else JobSerializationError(received)
+    # The class of an exception decides what it is pickled as.
+    if not issubclass(type(error), BaseException):
         error = JobError(f"the function raised an exception that was unpickled as a {type(received).__name__}")
     set_cause(error, wire.RemoteTraceback(traceback))
-    supervisor.ended(assignment, Ending.RAISED if raised else Ending.UNSENDABLE, error=error)
+    return as_exception(error)
+
+
+def _unpickling_error(error: BaseException) -> JobSerializationError:
+    failure = JobSerializationError(f"the result cannot be unpickled: {type(error).__name__}: {text_of(error)}")
+    failure.__cause__ = error
+    return failure
+
+
+OnRecord = Callable[[dict[str, Any]], None]
 
 
 def report_message(
-    supervisor: PoolSupervisor,
-    assignment: Assignment | None,
-    body: bytes,
-    on_record: Callable[[dict[str, Any]], None],
+    supervisor: PoolSupervisor, decoder: Decoder, assignment: Assignment | None, body: bytes, on_record: OnRecord
 ) -> None:
     """Report a message of a running function, a log record to `on_record` too.
 
     A message that cannot be unpickled is logged and left out.
     """
+    if refers_to_code(body) or decoder.is_decoding(assignment):
+        decode = functools.partial(_decode_message, supervisor, assignment, body, on_record)
+        decoder.decode(assignment, decode)
+    else:
+        _decode_message(supervisor, assignment, body, on_record)()
+
+
+def _decode_message(
+    supervisor: PoolSupervisor, assignment: Assignment | None, body: bytes, on_record: OnRecord
+) -> Callable[[], None]:
     try:
         topic, content = pickle.loads(body)
     except BaseException:
         logger.exception("a message of a job cannot be unpickled")
-        return
-    if topic == "log" and assignment is not None:
-        on_record(content)
-    supervisor.on_message(assignment, topic, content)
+        return lambda: None
+
+    def report() -> None:
+        if topic == "log" and assignment is not None:
+            on_record(content)
+        supervisor.on_message(assignment, topic, content)
+
+    return report
 
 
 def discard_file(fd: int) -> None:

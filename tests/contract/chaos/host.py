@@ -1,4 +1,7 @@
-"""A host that is killed in the middle of a chaos run: `python -m tests.contract.chaos.host SEED LOCK_FILE`."""
+"""A host that is killed or paused in a chaos run: `python -m tests.contract.chaos.host SEED LOCK_FILE [JOBS]`.
+
+Its exit code is 1 if it has found a fault, which it prints.
+"""
 
 from __future__ import annotations
 
@@ -8,4 +11,9 @@ from pathlib import Path
 from tests.contract.chaos.chaos_run import ChaosRun
 
 if __name__ == "__main__":
-    ChaosRun(seed=int(sys.argv[1]), lock_file=Path(sys.argv[2]), processes=5_000, others=200).run(seconds=100)
+    processes = int(sys.argv[3]) if len(sys.argv) > 3 else 5_000
+    chaos = ChaosRun(seed=int(sys.argv[1]), lock_file=Path(sys.argv[2]), processes=processes, others=200)
+    chaos.run(seconds=100)
+    faults = chaos.check()
+    print(*faults, sep="\n")
+    sys.exit(1 if faults else 0)

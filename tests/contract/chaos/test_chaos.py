@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -112,3 +113,24 @@ def test_nothing_outlives_a_host_that_is_killed_in_a_chaos_run(seed: int, tmp_pa
 def test_nothing_outlives_a_host_whenever_it_is_killed(seed: int, tmp_path: Path, seconds: float) -> None:
     """All processes of a host end within a second, at whatever time of a chaos run it is killed."""
     assert kill_host_in_chaos_run(seed, tmp_path, seconds) < 1.0
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(300)
+def test_a_chaos_run_of_a_host_that_is_paused(seed: int, tmp_path: Path) -> None:
+    """A host that is paused again and again for 4 s keeps its guardian, and all jobs end as they should."""
+    command = [sys.executable, "-m", "tests.contract.chaos.host", str(seed), str(tmp_path / "lock_file"), "3000"]
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    pauses = 0
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as host:
+        assert seconds_until((tmp_path / "lock_file").exists, seconds=20) < 20
+        while host.poll() is None and pauses < 8:
+            time.sleep(1.5)
+            host.send_signal(signal.SIGSTOP)
+            time.sleep(4.0)
+            host.send_signal(signal.SIGCONT)
+            pauses += 1
+        output, _ = host.communicate(timeout=120)
+    print(f"paused {pauses} times for 4 s")
+    assert pauses >= 2, "the run was over: this proves nothing"
+    assert host.returncode == 0, output

@@ -13,12 +13,27 @@ import sys
 import time
 from pathlib import Path
 
+from sqlalchemy import update
+
+from executor_adapter.job.ids import uuid7
 from executor_adapter.job.status import JobStatus
-from executor_adapter.store import JobFilter, JobRecord, JobStore
+from executor_adapter.store import Host, JobFilter, JobRecord, JobStore
+from executor_adapter.store.sql.engines import make_engine
+from executor_adapter.store.sql.schema import jobs
 from tests.contract.conftest import wait_for
 from tests.contract.stores.host_forker import HostOrder
 
 JOBS = 50
+
+BROKEN: tuple[dict[str, str], ...] = (
+    {"status": "paused"},
+    {"attempts": "[[1, 2"},
+    {"metadata": "[]"},
+    {"progress": "{}}"},
+    {"call": "{"},
+    {"call": '{"function": "no_such_module:function"}'},
+)
+"""Columns of rows that make no sense, or of jobs that no program can run."""
 
 
 class HostForker:
@@ -50,9 +65,15 @@ class HostForker:
 
 
 class CrashRound:
-    """Kills one host and has two others recover its jobs, one of which may have started before."""
+    """Kills one host and has two others recover its jobs, one of which may have started before.
 
-    def __init__(self, forker: HostForker, store: JobStore, url: str, run_log: Path, seed: int) -> None:
+    `with_broken`: there are rows of a gone host that make no sense besides.
+    """
+
+    def __init__(
+        self, forker: HostForker, store: JobStore, url: str, run_log: Path, seed: int, *, with_broken: bool
+    ) -> None:
+        self._with_broken = with_broken
         self._forker = forker
         self._store = store
         self._url = url
@@ -69,10 +90,14 @@ class CrashRound:
         try:
             wait_for((self._run_log / "acknowledged").exists)
             time.sleep(self._draw.random() * 0.6)
+            if self._with_broken:
+                self._write_broken_rows()
             finished = self._kill(victim)
             others += [self._host() for _ in range(2 - len(others))]
             wait_for(self._all_are_finished, seconds=30)
             self._check(finished)
+            if self._with_broken:
+                wait_for(self._are_broken_set_aside, seconds=30)
         finally:
             for other in others:
                 os.kill(other, signal.SIGKILL)
@@ -88,6 +113,28 @@ class CrashRound:
         finished = [record.job_id for record in self._records() if record.status.is_terminal]
         os.kill(victim, signal.SIGKILL)
         return {job_id: self._runs(job_id) for job_id in finished}
+
+    def _write_broken_rows(self) -> None:
+        """Write jobs of a host that is gone, and break their rows."""
+        host = Host(host_id=uuid7(), machine="elsewhere", pid=1, process_started=1)
+        self._store.register(host, lease=60)
+        call = '{"function": "os:getpid"}'
+        names = [f"broken-{self._run_log.name}-{number}" for number in range(len(BROKEN))]
+        records = [
+            JobRecord(job_id=name, status=JobStatus.RUNNING, attempt=1, call=call, created_at=1.0, host=host.host_id)
+            for name in names
+        ]
+        assert self._store.write(host.host_id, records, lease=60) == []
+        engine = make_engine(self._url)
+        with engine.begin() as connection:
+            for name, columns in zip(names, BROKEN, strict=True):
+                connection.execute(update(jobs).where(jobs.c.job_id == name).values(columns))
+        engine.dispose()
+        self._store.leave(host.host_id)
+
+    def _are_broken_set_aside(self) -> bool:
+        found = self._store.find(JobFilter(text=f"broken-{self._run_log.name}-"), limit=None).records
+        return len(found) == len(BROKEN) and all(record.status is JobStatus.FAILED for record in found)
 
     def _records(self) -> list[JobRecord]:
         found = self._store.find(JobFilter(text=f"{self._run_log.name}-"), limit=None).records
@@ -115,8 +162,8 @@ class CrashRound:
         return JobStatus.FAILED if record.function.endswith(":fail") else JobStatus.COMPLETED
 
 
-def run_rounds(store: JobStore, url: str, directory: Path, *, count: int, seed: int) -> None:
-    """Run `count` rounds, each with a seed of its own.
+def run_rounds(store: JobStore, url: str, directory: Path, *, count: int, seed: int, with_broken: bool = False) -> None:
+    """Run `count` rounds, each with a seed of its own; `with_broken` as in CrashRound.
 
     Raises:
         AssertionError: names the seed of the round.
@@ -124,4 +171,5 @@ def run_rounds(store: JobStore, url: str, directory: Path, *, count: int, seed: 
     print(f"seed {seed}")
     with contextlib.closing(HostForker()) as forker:
         for number in range(count):
-            CrashRound(forker, store, url, directory / f"round{seed}x{number}", seed + number).run()
+            folder = directory / f"round{seed}x{number}"
+            CrashRound(forker, store, url, folder, seed + number, with_broken=with_broken).run()
