@@ -51,7 +51,8 @@ class OwnFiles:
         """Held from the first file on; open until `close`, or until the process ends."""
         self._unread: deque[OwnFile] = deque()
         """The files whose events are on disk alone."""
-        self._has_failed = False
+        self.has_failed = False
+        """Whether the last write has failed."""
 
     def __bool__(self) -> bool:
         """Whether events are on disk alone."""
@@ -84,13 +85,13 @@ class OwnFiles:
                 raise OSError(f"the spool is full: {self._spool.max_bytes:,} bytes")
             path = self._spool.write(lines, self._owner)
         except OSError as error:
-            if not self._has_failed:
+            if not self.has_failed:
                 logger.error(
                     "cannot write final states to %s, so they stay in memory: %s", self._spool.directory, error
                 )
-            self._has_failed = True
+            self.has_failed = True
             return None
-        self._has_failed = False
+        self.has_failed = False
         return OwnFile(path, sum(event.is_final for event in events))
 
     def take(self) -> list[StateEvent]:

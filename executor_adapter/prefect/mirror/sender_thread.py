@@ -207,7 +207,10 @@ class SenderThread:
     def _send_once(self, api: ServerApi, spool_files: Iterator[SpoolFile]) -> None:
         self._unsent.take_in()
         if self._unsent.finished_count > MAX_FINISHED:
-            self._store(self._unsent.finished_count - MAX_FINISHED)
+            if self._own_files.has_failed:
+                self._drop()
+            else:
+                self._store(self._unsent.finished_count - MAX_FINISHED)
         while self._own_files and len(self.sender.outbox.resend) < MAX_BATCH_SIZE:
             self.sender.outbox.resend.extend(self._own_files.take())
         if self._has_own_events:
@@ -246,9 +249,12 @@ class SenderThread:
             if self.is_closed:
                 return
             events = self.sender.unrecorded()
-            self._own_files.back_up([event for event in events if event.spool_file is None and event.backup is None])
+            events = [event for event in events if event.spool_file is None and event.backup is None]
             self._unsent.take_in()
-            self._store(self._unsent.finished_count)
+            if self._own_files.back_up(events):
+                self._store(self._unsent.finished_count)
+            else:
+                self._drop()
 
     def _store(self, task_runs: int) -> None:
         """Move the oldest finished task runs from memory to disk: that many, in whole files, or as many as a round."""
