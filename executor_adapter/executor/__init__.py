@@ -8,6 +8,7 @@ from executor_adapter.executor.executor import JobExecutor
 from executor_adapter.executor.mapping import result_of
 from executor_adapter.executor.pool_factory import preload_in_workers
 from executor_adapter.executor.registry import stop_tracking
+from executor_adapter.executor.sentinel import sentinel_client
 from executor_adapter.executor.signals import ending_handlers, signal_watch
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "leave_executor",
     "preload_in_workers",
     "result_of",
+    "sentinel_client",
     "signal_watch",
     "stop_tracking",
 ]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from executor_adapter.pools.refused_starts import unavailable
     from executor_adapter.pools.selection import check_job
     from executor_adapter.pools.transport.functions import dumps as dump_by_value
+    from executor_adapter.pools.transport.importable import current_path
     from executor_adapter.pools.transport.importable import reference as importable_reference
 
 _HOMES = {
@@ -41,8 +42,9 @@ _HOMES = {
     "bind": "executor_adapter.pools.in_process.call",
     "call_in_job": "executor_adapter.pools.in_process.call",
     "check_job": "executor_adapter.pools.selection",
-    "unavailable": "executor_adapter.pools.refused_starts",
+    "current_path": "executor_adapter.pools.transport.importable",
     "pool_kinds": "executor_adapter.pools.kinds",
+    "unavailable": "executor_adapter.pools.refused_starts",
 }
 
 __all__ = [
@@ -61,6 +63,7 @@ __all__ = [
     "bind",
     "call_in_job",
     "check_job",
+    "current_path",
     "dump_by_value",
     "importable_reference",
     "pool_kinds",

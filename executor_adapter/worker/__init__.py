@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from executor_adapter.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from executor_adapter.worker import guardian, values, wire
+    from executor_adapter.worker import guardian, sentinel, values, wire
     from executor_adapter.worker.bond import end_with_this_process
     from executor_adapter.worker.call import PICKLE, REFERENCE
     from executor_adapter.worker.clock import lease_time
@@ -59,6 +59,7 @@ _HOMES = {
     "position_text": "executor_adapter.worker.stacks",
     "resident": "executor_adapter.worker.process_tree",
     "running_job": "executor_adapter.worker.context",
+    "sentinel": "executor_adapter.worker.sentinel",
     "traceback_of_function": "executor_adapter.worker.stacks",
     "tree": "executor_adapter.worker.process_tree",
     "tree_resident": "executor_adapter.worker.process_tree",
@@ -94,6 +95,7 @@ __all__ = [
     "position_text",
     "resident",
     "running_job",
+    "sentinel",
     "traceback_of_function",
     "tree",
     "tree_resident",

@@ -1,0 +1,129 @@
+"""The host's side of the sentinel: starts it, and tells it which flow runs this process runs.
+
+There is one for the process, started for its first flow run with jobs. It costs about a millisecond to start, and 5 MiB
+of memory.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+
+from executor_adapter.pools import current_path
+from executor_adapter.worker import interpreter_command, own_presence, sentinel
+
+logger = logging.getLogger("executor_adapter")
+
+REPORTER = "executor_adapter.prefect.crashes.reporter"
+"""The module's name, not an import, because only `executor_adapter.prefect` may import Prefect."""
+
+_EXIT_TIMEOUT = 1.0
+"""Seconds for which the exit of this process waits for the sentinel's, which takes a millisecond."""
+
+
+class SentinelClient:
+    """The sentinel of this process. Any thread may use it."""
+
+    def __init__(self) -> None:
+        self._forget()
+        os.register_at_fork(after_in_child=self._forget_in_child)
+        # Handlers run in reverse order: those that record what is left when the process exits come first.
+        atexit.register(self.stop)
+
+    def _forget(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._announced: dict[str, int] = {}
+        """The flow runs that the sentinel knows, with their run counts."""
+        self._is_lost = False
+
+    def _forget_in_child(self) -> None:
+        """Leave the sentinel to the parent process: a forked process is another host, with one of its own."""
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+            self._process.returncode = 0  # It is not a child of this process, which must not wait for it.
+        self._forget()
+
+    @property
+    def pid(self) -> int | None:
+        """The sentinel's process id; None if it has not been needed."""
+        return None if self._process is None else self._process.pid
+
+    def announce(self, flow_run_id: str, run_count: int, environment: Mapping[str, str]) -> None:
+        """Tell the sentinel that this process runs a flow run. It is started for the first one.
+
+        `run_count` is the number of the flow run's current run. `environment` holds the variables that a new process
+        needs to reach the flow run's server, besides those of this process.
+        """
+        if self._announced.get(flow_run_id) == run_count:
+            return
+        with self._lock:
+            self._announced[flow_run_id] = run_count
+            if len(self._announced) > sentinel.MAX_FLOW_RUNS:
+                del self._announced[next(iter(self._announced))]
+            try:
+                if self._process is None:
+                    self._process = self._start()
+                self._send({"flow_run": flow_run_id, "run_count": run_count, "environment": dict(environment)})
+            except OSError as error:
+                self._warn(error)
+
+    def stop(self) -> None:
+        """Let the sentinel exit, because this process exits in an orderly way."""
+        with self._lock:
+            process, self._process = self._process, None
+            if process is None or process.stdin is None:
+                return
+            self._announced.clear()
+            try:
+                os.write(process.stdin.fileno(), b'{"exits": true}\n')
+                process.wait(_EXIT_TIMEOUT)
+            except (OSError, subprocess.TimeoutExpired) as error:
+                logger.debug("the sentinel does not exit: %r", error)
+            process.stdin.close()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        path = [str(entry) for entry in current_path()]
+        setup = {
+            "host": os.getpid(),
+            "parent": os.getppid(),
+            "presence": own_presence().name,
+            "path": path,
+            "reporter": interpreter_command(sentinel.REPORTER_BOOTSTRAP, REPORTER, json.dumps(path)),
+        }
+        process = subprocess.Popen(
+            # It needs nothing that is installed, and no module of the working directory.
+            [sys.executable, "-I", "-S", "-c", sentinel.BOOTSTRAP, json.dumps(setup)],
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        assert process.stdin is not None, "it is a pipe"
+        os.set_blocking(process.stdin.fileno(), False)  # A sentinel that a signal stopped must not block a flow.
+        return process
+
+    def _send(self, message: dict[str, object]) -> None:
+        assert self._process is not None, "it was started"
+        assert self._process.stdin is not None, "it is a pipe"
+        os.write(self._process.stdin.fileno(), json.dumps(message).encode() + b"\n")
+
+    def _warn(self, error: OSError) -> None:
+        if not self._is_lost:
+            self._is_lost = True
+            logger.warning(
+                "the sentinel of this process is lost (%s): if this process is killed, its task runs stay unfinished "
+                "until `executor-adapter prefect sweep`",
+                error,
+            )
+
+
+sentinel_client = SentinelClient()
+"""The sentinel of this process."""

@@ -1,0 +1,30 @@
+"""A host with a sentinel: `python -m tests.unit.sentinel_host HOW FILE`. It prints its sentinel's process id.
+
+HOW is what it does after it has announced its flow runs: `exit`, `sleep`, or `fork`, where a child sleeps too.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from executor_adapter.executor import sentinel
+
+sentinel.REPORTER = "tests.unit.fake_reporter"
+
+
+def main(how: str, file: str) -> None:
+    os.environ["REPORT"] = file
+    for run_count in (1, 2, 2):
+        sentinel.sentinel_client.announce("first", run_count, {"SERVER": "one"})
+    sentinel.sentinel_client.announce("second", 1, {"SERVER": "two"})
+    print(sentinel.sentinel_client.pid, flush=True)
+    if how == "fork" and os.fork() == 0:
+        print(os.getpid(), sentinel.sentinel_client.pid, flush=True)
+    if how != "exit":
+        time.sleep(60)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

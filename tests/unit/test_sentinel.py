@@ -1,0 +1,140 @@
+"""Tests of the sentinel, which reports the death of its host, with a real host and a reporter that writes a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from executor_adapter.prefect.crashes.reporter import wait_for_workers
+from executor_adapter.worker import sentinel
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@contextmanager
+def host(how: str, file: Path) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "tests.unit.sentinel_host", how, str(file)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, process_group=0) as it:
+        try:
+            yield it
+        finally:
+            it.kill()
+
+
+def pid_from(process: subprocess.Popen[str]) -> int:
+    assert process.stdout is not None
+    return int(process.stdout.readline().split()[0])
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.01)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def reports(file: Path) -> list[Any]:
+    found = [json.loads(path.read_text()) for path in sorted(file.parent.glob(f"{file.name}-*"))]
+    return [(report["server"], report["flow_runs"]) for report in found]
+
+
+DEATH = [("one", {"first": 2}), ("two", {"second": 1})]
+
+
+def test_the_death_of_a_host_is_reported(tmp_path: Path) -> None:
+    """A reporter for each environment gets the flow runs of a host that a signal to its process group has killed."""
+    file = tmp_path / "report"
+    with host("sleep", file) as process:
+        pid = pid_from(process)
+        # Standard input, output and error, the host's pidfd and the module's file, and nothing of the host.
+        assert len(os.listdir(f"/proc/{pid}/fd")) <= 5
+        before = time.time()
+        os.killpg(process.pid, signal.SIGTERM)
+        wait_until(lambda: not is_alive(pid))
+    assert reports(file) == DEATH
+    died_at = json.loads((tmp_path / "report-one").read_text())["died_at"]
+    assert before <= died_at <= time.time()
+
+
+def test_a_child_of_the_host_does_not_hide_its_death(tmp_path: Path) -> None:
+    """A forked child, which inherits the pipe, has no sentinel, and the death of its parent is reported."""
+    file = tmp_path / "report"
+    with host("fork", file) as process:
+        pid = pid_from(process)
+        assert process.stdout is not None
+        child, its_sentinel = process.stdout.readline().split()
+        assert its_sentinel == "None"
+        try:
+            process.kill()
+            wait_until(lambda: not is_alive(pid))
+            assert reports(file) == DEATH
+        finally:
+            os.kill(int(child), signal.SIGKILL)
+
+
+def test_an_orderly_exit_is_not_reported(tmp_path: Path) -> None:
+    """The sentinel has exited when its host has, and has started no reporter."""
+    file = tmp_path / "report"
+    with host("exit", file) as process:
+        pid = pid_from(process)
+        assert process.wait(20) == 0
+        assert not is_alive(pid)
+    assert reports(file) == []
+
+
+@contextmanager
+def sentinel_of(host_pid: int, file: Path) -> Iterator[subprocess.Popen[bytes]]:
+    reporter = [sys.executable, "-c", "from tests.unit.fake_reporter import main; main()"]
+    setup = {"host": host_pid, "parent": 1, "presence": "", "path": sys.path, "reporter": reporter}
+    command = [sys.executable, "-c", sentinel.BOOTSTRAP, json.dumps(setup)]
+    environment = os.environ | {"REPORT": str(file), "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.PIPE) as process:
+        yield process
+
+
+def message(flow_run: str) -> bytes:
+    return json.dumps({"flow_run": flow_run, "run_count": 1, "environment": {"SERVER": "one"}}).encode() + b"\n"
+
+
+def test_the_report_names_the_newest_flow_runs(tmp_path: Path) -> None:
+    """The oldest flow runs are left out of a report where there are too many."""
+    file = tmp_path / "report"
+    with sentinel_of(os.getpid(), file) as process:
+        assert process.stdin is not None
+        process.stdin.write(b"".join(message(str(number)) for number in range(sentinel.MAX_FLOW_RUNS + 5)))
+        process.stdin.close()  # The host has closed its end of the pipe, as at its death.
+        process.wait(20)
+    ((_, flow_runs),) = reports(file)
+    assert list(flow_runs) == [str(number) for number in range(5, sentinel.MAX_FLOW_RUNS + 5)]
+
+
+def test_a_reporter_waits_for_the_workers() -> None:
+    """While a worker of the dead process holds its presence, the reporter waits, but not for ever."""
+    name = secrets.token_hex(16)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as presence:
+        presence.bind(f"\0executor-adapter/{name}")
+        began = time.monotonic()
+        wait_for_workers(name, timeout=0.2)
+        assert time.monotonic() - began >= 0.2
+        threading.Timer(0.1, presence.close).start()
+        wait_for_workers(name, timeout=60.0)
+    assert time.monotonic() - began < 60.0
