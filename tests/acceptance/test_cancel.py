@@ -191,8 +191,9 @@ def _assert_ended(run: FlowRun, cancelled_at: float, how: str, place: str, jobs:
     took = time.monotonic() - cancelled_at
     assert took < END_SECONDS[how], f"the last process lived for {took:.1f} s"
     assert len(run.pids("job")) == WORKERS, "a job started after the flow run was cancelled"
-    if (how, place) == ("shutdown", "worker"):
-        return  # The worker kills the flow's process, which cannot report anything.
+    if (how, place) == ("shutdown", "worker"):  # The worker kills the flow's process, which cannot report anything.
+        poll(lambda: run.task_states() == {"Crashed": jobs}, within=60, what=f"{jobs} Crashed, {run.task_states()}")
+        return
     poll(lambda: run.task_states() == {"Cancelled": jobs}, within=30, what=f"{jobs} Cancelled, {run.task_states()}")
     # Prefect marks a flow as Crashed if a signal ends its process and its run was not cancelled.
     expected = "Crashed" if how.startswith("SIG") else "Cancelled"

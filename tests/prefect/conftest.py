@@ -94,11 +94,11 @@ class Api:
         """A page of the flow run's task runs, in the order of their submission."""
         of_flow_run = {"id": {"any_": [str(flow_run_id)]}}
         body = {"flow_runs": of_flow_run, "sort": "EXPECTED_START_TIME_ASC", "offset": offset}
-        return self._post("/task_runs/filter", body)
+        return self.post("/task_runs/filter", body)
 
     def named(self, name: str) -> list[dict[str, Any]]:
         """The task runs of that name, of whatever flow run."""
-        found: list[dict[str, Any]] = self._post("/task_runs/filter", {"task_runs": {"name": {"any_": [name]}}})
+        found: list[dict[str, Any]] = self.post("/task_runs/filter", {"task_runs": {"name": {"any_": [name]}}})
         return found
 
     def task_run(self, task_run_id: UUID | str) -> dict[str, Any]:
@@ -116,17 +116,25 @@ class Api:
     def messages(self, task_run_id: UUID | str, *, offset: int = 0) -> list[str]:
         """A page of the task run's log, the oldest line first."""
         body = {"logs": {"task_run_id": {"any_": [str(task_run_id)]}}, "sort": "TIMESTAMP_ASC", "offset": offset}
-        return [log["message"] for log in self._post("/logs/filter", body)]
+        return [log["message"] for log in self.post("/logs/filter", body)]
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """The events of that name, the newest 50."""
-        found: list[dict[str, Any]] = self._post("/events/filter", {"filter": {"event": {"name": [name]}}})["events"]
+        found: list[dict[str, Any]] = self.post("/events/filter", {"filter": {"event": {"name": [name]}}})["events"]
         return found
 
-    def _post(self, path: str, body: dict[str, Any]) -> Any:
-        answer = self._client.post(path, json=body)
+    def get(self, path: str) -> Any:
+        answer = self._client.get(path)
         answer.raise_for_status()
         return answer.json()
+
+    def post(self, path: str, body: Any) -> Any:
+        answer = self._client.post(path, json=body)
+        while answer.status_code == httpx.codes.SERVICE_UNAVAILABLE:  # Its database is busy.
+            time.sleep(0.1)
+            answer = self._client.post(path, json=body)
+        answer.raise_for_status()
+        return answer.json() if answer.content else None
 
     def close(self) -> None:
         self._client.close()

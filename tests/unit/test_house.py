@@ -36,7 +36,18 @@ PARTS = (
     "lazy",
 )
 # The rooms of prefect/ from the top down, likewise. `top` stands for its own modules.
-PREFECT_ROOMS = ("top", "bulk", "runners", "engine", "reporting", "cancellation", "mirror", "child", "options")
+PREFECT_ROOMS = (
+    "top",
+    "bulk",
+    "runners",
+    "engine",
+    "reporting",
+    "cancellation",
+    "crashes",
+    "mirror",
+    "child",
+    "options",
+)
 MAX_MODULES = 22
 MAX_LINES = 350
 STANDARD_LIBRARY_ALONE = ("worker", "exceptions", "error_codes", "error_facts", "lazy")

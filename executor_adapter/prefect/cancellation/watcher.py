@@ -22,10 +22,12 @@ from uuid import UUID
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import StateType
+from prefect.context import FlowRunContext
 from prefect.utilities.engine import is_prefect_sigterm_handler_installed
 
 from executor_adapter.executor import ending_handlers, signal_watch
 from executor_adapter.prefect.cancellation.flow_end import OWN_CLIENT_SETTINGS, FlowRunEnding
+from executor_adapter.prefect.crashes.sweep import sweep_earlier_runs
 
 logger = logging.getLogger("executor_adapter.prefect")
 
@@ -88,6 +90,9 @@ def watch_flow_run(
     `until_flow_ends` is for a caller that closes the watch when the flow run ends, such as a task runner. Only with
     such a watch can a cancelled flow be interrupted, and its run be set to Cancelled as soon as it has ended.
     """
+    context = FlowRunContext.get()
+    if context is not None and context.flow_run is not None:
+        sweep_earlier_runs(context.flow_run.flow_id)
     return _watcher.add(flow_run_id, on_cancel, until_flow_ends=until_flow_ends)
 
 

@@ -1,20 +1,25 @@
-"""Reads the facts of a flow run that every event of its task runs contains."""
+"""Reads the facts of a flow run that every event of its task runs contains, and announces it to the sentinel."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
+import multiprocessing
 from uuid import UUID
 
 import httpx
+import prefect.context
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext, TagsContext
 from prefect.events.related import related_resources_from_run_context
 from prefect.exceptions import ObjectNotFound
+from prefect.settings import get_current_settings
 
 from executor_adapter.error_codes import error_code_of
+from executor_adapter.executor import sentinel_client
 from executor_adapter.job import ErrorCode
+from executor_adapter.prefect.child.task_run_context import NoTaskRunner
 from executor_adapter.prefect.mirror.state_events import FlowRunFacts, related_resource
 
 logger = logging.getLogger("executor_adapter.prefect")
@@ -37,6 +42,33 @@ def flow_run_facts() -> FlowRunFacts:
         return FlowRunFacts(tags=tags)
     run = context.flow_run
     return FlowRunFacts(related=related_resource("flow-run", run.id, run.name), tags=tags, run_count=run.run_count)
+
+
+def announce_flow_run() -> None:
+    """Tell the sentinel which flow run is around the caller, so that it ends if this process is killed.
+
+    Only the process that runs the flow announces it: another one that the context was sent to may end before the flow.
+    """
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None or context.detached or isinstance(context.task_runner, NoTaskRunner):
+        return
+    # A child of multiprocessing, as of Prefect's ProcessPoolTaskRunner, calls no exit handlers.
+    if multiprocessing.parent_process() is None and not get_current_settings().testing.test_mode:
+        sentinel_client.announce(str(context.flow_run.id), context.flow_run.run_count, _settings_of_context())
+
+
+def _settings_of_context() -> dict[str, str]:
+    """Return the environment variables that give a new process the server that is in force here.
+
+    None where the environment and the profile do, unless the program changed its settings, for example with
+    `temporary_settings`.
+    """
+    ours, inherited = get_current_settings(), prefect.context.GLOBAL_SETTINGS_CONTEXT.settings
+    if ours is inherited or all(
+        getattr(ours, section) == getattr(inherited, section) for section in ("api", "home", "server", "client")
+    ):
+        return {}
+    return ours.to_environment_variables(exclude_unset=True)
 
 
 def read_flow_run_facts(facts: FlowRunFacts) -> FlowRunFacts:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import httpx
 
 from executor_adapter.prefect.mirror.event_sender import EventSender
-from executor_adapter.prefect.mirror.flow_run_facts import flow_run_facts, read_flow_run_facts
+from executor_adapter.prefect.mirror.flow_run_facts import announce_flow_run, flow_run_facts, read_flow_run_facts
 from executor_adapter.prefect.mirror.own_files import OwnFiles
 from executor_adapter.prefect.mirror.pacing import MAX_BATCH_SIZE
 from executor_adapter.prefect.mirror.server_api import ServerApi, server_address, trouble_of
@@ -85,6 +85,7 @@ class SenderThread:
         """Relate the events to the flow run around the caller. Only before the first event."""
         self._flow: FlowRunFacts = flow_run_facts()
         self._context = contextvars.copy_context()
+        announce_flow_run()  # Before the server can know of any task run.
 
     # --- called by any thread ---
 

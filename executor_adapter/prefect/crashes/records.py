@@ -1,0 +1,167 @@
+"""Reads from the server what a dead process has left: flow runs, their subflow runs, and unfinished task runs.
+
+The requests use plain JSON: some run on a daemon thread, and one that is in pydantic when the interpreter exits aborts
+the process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Self
+
+from executor_adapter.prefect.mirror.server_api import PAGE_LIMIT, ServerApi
+from executor_adapter.prefect.mirror.state_events import FINAL_TYPES, is_final
+
+UNFINISHED_TYPES = ("SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING")
+
+Row = Mapping[str, Any]
+"""An object of the server, as its API shows it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowRunRecord:
+    """A flow run on the server."""
+
+    id: str
+    name: str
+    state_type: str
+    state_name: str
+    run_count: int
+    is_deployed: bool
+    """Whether runners and workers can start it: it has a deployment or a work queue."""
+    is_suspended: bool
+    """Whether it is paused without a process, and another process resumes it."""
+    parent_task_run_id: str | None
+    """The task run that stands for it in the flow run that called it."""
+    ended_at: float | None
+    """In seconds since the epoch."""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether no state follows, unless somebody retries the flow run."""
+        return self.state_type in FINAL_TYPES
+
+    @classmethod
+    def of(cls, row: Row) -> Self:
+        """Read the answer of the server."""
+        state = row["state"] or {}
+        return cls(
+            id=row["id"],
+            name=row["name"],
+            state_type=row["state_type"] or "",
+            state_name=row["state_name"] or "",
+            run_count=row["run_count"],
+            is_deployed=any(row.get(field) for field in ("deployment_id", "work_queue_name", "work_pool_name")),
+            is_suspended=bool((state.get("state_details") or {}).get("pause_reschedule")),
+            parent_task_run_id=row["parent_task_run_id"],
+            ended_at=None if row["end_time"] is None else seconds(row["end_time"]),
+        )
+
+
+def seconds(time: str) -> float:
+    """Return the server's text for a time as seconds since the epoch."""
+    return datetime.fromisoformat(time).timestamp()
+
+
+class Records:
+    """Reads the records of one server. Raises `httpx.HTTPError`, as `ServerApi` does."""
+
+    def __init__(self, api: ServerApi) -> None:
+        self._api = api
+
+    def flow_runs(self, ids: Iterable[str]) -> dict[str, FlowRunRecord]:
+        """Return the flow runs that exist, by id."""
+        return self._flow_runs_by("id", ids)
+
+    def find_flow_runs(self, body: Row) -> list[FlowRunRecord]:
+        """Return the first page of the flow runs that match the filters of `body`."""
+        return [FlowRunRecord.of(row) for row in self._post("/flow_runs/filter", {"limit": PAGE_LIMIT, **body})]
+
+    def in_same_process(self, ids: Iterable[str], *, callers: bool) -> dict[str, FlowRunRecord]:
+        """Return the flow runs with the subflow runs in their process; with `callers`, also those that called them."""
+        known = self.flow_runs(ids)
+        newest = list(known.values())
+        while newest:
+            related = self._subflow_runs(newest) + (self._callers(newest) if callers else [])
+            newest = list({run.id: run for run in related if run.id not in known}.values())
+            known |= {run.id: run for run in newest}
+        return known
+
+    def count_unfinished(self, flow_run_ids: Iterable[str]) -> int:
+        """Return how many task runs of the flow runs are not final."""
+        return sum(int(self._post("/task_runs/count", {"task_runs": each})) for each in _unfinished(flow_run_ids))
+
+    def unfinished_task_runs(self, flow_run_ids: Iterable[str]) -> Iterator[list[Row]]:
+        """Yield pages of the task runs of the flow runs that have no final type."""
+        for each in _unfinished(flow_run_ids):
+            yield from self._pages("/task_runs/filter", {"task_runs": each, "sort": "ID_DESC"})
+
+    def of_other_processes(self, task_runs: Iterable[Row]) -> set[str]:
+        """Return the ids of those task runs that no death of their flow run's process ends.
+
+        They are final under a name of their own (NotReady), or stand for a flow run that another process runs, or a
+        task worker runs them.
+        """
+        ids = [run["id"] for run in task_runs]
+        children = self._flow_runs_by("parent_task_run_id", ids).values()
+        living = {run.parent_task_run_id for run in children if not run.is_final}
+        return {
+            run["id"]
+            for run in task_runs
+            if run["id"] in living or is_final(run["state_type"], run["state_name"]) or self._is_deferred(run)
+        }
+
+    def _is_deferred(self, task_run: Row) -> bool:
+        """Return whether a task worker runs the task run. Once it is Running, only its earlier states show that."""
+        if task_run["state_type"] != "RUNNING":
+            return _is_deferred(task_run["state"])
+        params = {"task_run_id": task_run["id"]}
+        return any(map(_is_deferred, self._api.client.request("GET", "/task_run_states/", params=params).json()))
+
+    def _subflow_runs(self, parents: Iterable[FlowRunRecord]) -> list[FlowRunRecord]:
+        found = self._flow_runs_by("parent_flow_run_id", (run.id for run in parents)).values()
+        return [run for run in found if not run.is_deployed]  # A deployed one has a process of its own.
+
+    def _callers(self, runs: Iterable[FlowRunRecord]) -> list[FlowRunRecord]:
+        ids = [run.parent_task_run_id for run in runs if run.parent_task_run_id is not None and not run.is_deployed]
+        rows = self._rows("/task_runs/filter", (_by("task_runs", "id", part) for part in _parts(ids)))
+        return list(self.flow_runs({row["flow_run_id"] for row in rows} - {None}).values())
+
+    def _flow_runs_by(self, field: str, ids: Iterable[str]) -> dict[str, FlowRunRecord]:
+        rows = self._rows("/flow_runs/filter", (_by("flow_runs", field, part) for part in _parts(ids)))
+        return {row["id"]: FlowRunRecord.of(row) for row in rows}
+
+    def _rows(self, path: str, bodies: Iterable[Row]) -> Iterator[Row]:
+        return (row for body in bodies for page in self._pages(path, body) for row in page)
+
+    def _pages(self, path: str, body: Row) -> Iterator[list[Row]]:
+        offset, is_last = 0, False
+        while not is_last:
+            page = self._post(path, {"limit": PAGE_LIMIT, "offset": offset, **body})
+            offset, is_last = offset + len(page), len(page) < PAGE_LIMIT
+            yield page
+
+    def _post(self, path: Any, body: Row) -> Any:
+        return self._api.client.request("POST", path, json=dict(body)).json()
+
+
+def _parts(ids: Iterable[str]) -> Iterator[list[str]]:
+    """Yield the ids in parts as large as a request may name."""
+    each = sorted(set(ids))
+    return (each[start : start + PAGE_LIMIT] for start in range(0, len(each), PAGE_LIMIT))
+
+
+def _by(what: str, field: str, ids: Sequence[str]) -> dict[str, Any]:
+    return {what: {field: {"any_": ids}}}
+
+
+def _unfinished(flow_run_ids: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Yield filters for the unfinished task runs of the flow runs."""
+    for part in _parts(flow_run_ids):
+        yield {"flow_run_id": {"any_": part}, "state": {"type": {"any_": UNFINISHED_TYPES}}}
+
+
+def _is_deferred(state: Row | None) -> bool:
+    return bool(((state or {}).get("state_details") or {}).get("deferred"))

@@ -1,0 +1,151 @@
+"""Ends the unfinished task runs of flow runs that have ended: nothing runs them any more.
+
+The reporter does so a moment after a death. Where it could not, because the whole container or machine ended, or no
+server was reached, `executor-adapter prefect sweep` does it for all flow runs of a server, and each process that runs a
+flow with jobs does it once for the earlier runs of that flow that crashed. Both leave flow runs alone that have not
+ended.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextvars import copy_context
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.settings import get_current_settings
+
+from executor_adapter.prefect.crashes.closing import DIED, Closing
+from executor_adapter.prefect.crashes.fate import Fate, fate_of
+from executor_adapter.prefect.crashes.records import UNFINISHED_TYPES, FlowRunRecord, Records
+from executor_adapter.prefect.mirror.server_api import (
+    DAY_SECONDS,
+    PAGE_LIMIT,
+    REQUEST_TIMEOUT,
+    RejectedError,
+    ServerApi,
+)
+from executor_adapter.prefect.mirror.state_events import FINAL_TYPES, iso
+
+logger = logging.getLogger("executor_adapter.prefect")
+
+UNREACHABLE_ERRORS = (httpx.HTTPError, RejectedError)
+"""Exceptions of a server that cannot be reached, or is in trouble."""
+
+SWEEP_TIMEOUT = 600.0
+"""Seconds for a sweep of a whole server."""
+
+EARLIER_RUNS_TIMEOUT = 30.0
+"""Seconds for the earlier runs of a flow, at its start."""
+
+MAX_EARLIER_RUNS = 20
+"""Earlier runs of a flow that are looked after at its start, the newest ones."""
+
+MAX_EARLIER_DAYS = 7
+"""Days since the end of an earlier run."""
+
+MIN_AGE_SECONDS = 60.0
+"""Seconds since the end of an earlier run: until then its own reporter, or its server's queue, may be at work."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweptFlowRun:
+    """An ended flow run whose task runs had not ended."""
+
+    flow_run_id: str
+    name: str
+    state: str
+    task_runs: int
+    """Its unfinished task runs, with those of its subflow runs in the same process."""
+    is_recorded: bool
+    """Whether the server has recorded their ends; False in a dry run."""
+
+
+def sweep(*, dry_run: bool = False, timeout: float = SWEEP_TIMEOUT) -> Iterator[SweptFlowRun]:
+    """End the unfinished task runs of all ended flow runs of the server; with `dry_run` only find them.
+
+    Raises:
+        httpx.HTTPError: the server cannot be reached.
+    """
+    # Prefect's client repeats requests while the server's database is busy, and takes its time.
+    with get_client(httpx_settings={"timeout": REQUEST_TIMEOUT}, sync_client=True) as client:
+        closing = Closing(ServerApi(client), time.monotonic() + timeout)
+        for run in _with_unfinished_task_runs(closing.records, {"state": {"type": {"any_": sorted(FINAL_TYPES)}}}):
+            swept = _sweep_flow_run(closing, run, dry_run=dry_run)
+            if swept.task_runs:
+                yield swept
+
+
+def _with_unfinished_task_runs(records: Records, flow_runs: dict[str, Any]) -> Iterator[FlowRunRecord]:
+    body = {"flow_runs": flow_runs, "task_runs": {"state": {"type": {"any_": UNFINISHED_TYPES}}}, "sort": "ID_DESC"}
+    page = found = records.find_flow_runs(body)  # All of it before the first change, which would move the pages.
+    while len(page) == PAGE_LIMIT:
+        page = records.find_flow_runs(body | {"offset": len(found)})
+        found = found + page
+    return iter(found)
+
+
+def _sweep_flow_run(closing: Closing, run: FlowRunRecord, *, dry_run: bool = False) -> SweptFlowRun:
+    runs = closing.records.in_same_process([run.id], callers=False)
+    if dry_run:
+        count, is_recorded = sum(1 for _ in closing.unfinished(runs)), False
+    else:
+        before = len(closing.ended)
+        for each in runs.values():
+            if fate_of(each, None) is Fate.CRASH:  # A subflow run, since the flow run has ended.
+                closing.set_flow_run_state(each, "CRASHED", DIED)
+        is_recorded = closing.end_task_runs(runs, None)
+        count = len(closing.ended) - before
+    return SweptFlowRun(
+        flow_run_id=run.id, name=run.name, state=run.state_name, task_runs=count, is_recorded=is_recorded
+    )
+
+
+# --- at the start of a flow ---
+
+_started = threading.Event()
+
+
+def sweep_earlier_runs(flow_id: object) -> None:
+    """End the unfinished task runs of the flow's earlier runs that crashed, once in this process and in the background.
+
+    Which machine they ran on does not matter: a new container has another name, and any other end of a task run wins.
+    """
+    if _started.is_set() or get_current_settings().testing.test_mode:
+        return
+    _started.set()
+    context = copy_context()  # The thread uses the caller's settings.
+    threading.Thread(
+        target=context.run, args=(_sweep_earlier_runs, str(flow_id)), name="earlier-runs", daemon=True
+    ).start()
+
+
+def _sweep_earlier_runs(flow_id: str, wall: Callable[[], float] = time.time) -> None:
+    try:
+        with ServerApi.connected() as api:
+            closing = Closing(api, time.monotonic() + EARLIER_RUNS_TIMEOUT)
+            for run in find_earlier_runs(closing.records, flow_id, wall()):
+                swept = _sweep_flow_run(closing, run)
+                if swept.task_runs:
+                    logger.info("ended %d task runs of the crashed flow run %s", swept.task_runs, run.name)
+    except Exception as error:  # The process may be exiting, and its server with it.
+        logger.debug("cannot look for crashed flow runs: %r", error)
+
+
+def find_earlier_runs(records: Records, flow_id: str, now: float) -> list[FlowRunRecord]:
+    """Return the newest crashed runs of the flow that have unfinished task runs, and ended more than a minute ago."""
+    ended = {"after_": iso(now - MAX_EARLIER_DAYS * DAY_SECONDS), "before_": iso(now - MIN_AGE_SECONDS)}
+    return records.find_flow_runs(
+        {
+            "flows": {"id": {"any_": [flow_id]}},
+            "flow_runs": {"state": {"type": {"any_": ["CRASHED"]}}, "end_time": ended},
+            "task_runs": {"state": {"type": {"any_": UNFINISHED_TYPES}}},
+            "sort": "END_TIME_DESC",
+            "limit": MAX_EARLIER_RUNS,
+        }
+    )

@@ -1,0 +1,192 @@
+"""Tests that nothing stays Running when the process of a flow is killed, and that nothing else is changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+
+from executor_adapter.cli import main
+from executor_adapter.prefect.crashes.records import Records
+from executor_adapter.prefect.crashes.reporter import report
+from executor_adapter.prefect.crashes.sweep import find_earlier_runs
+from executor_adapter.prefect.mirror.server_api import ServerApi
+from executor_adapter.prefect.mirror.state_events import iso, uuid7
+from tests.prefect.conftest import Api, Wait
+from tests.servers import ROOT
+
+
+@pytest.mark.timeout(240)
+def test_the_task_runs_of_a_killed_flow_are_crashed(prefect_api: str, api: Api, wait_for: Wait, tmp_path: Path) -> None:
+    """After a SIGKILL flow runs and live task runs become Crashed, however the jobs ran; those that ended stay so."""
+    file = tmp_path / "ids"
+
+    def states() -> list[Counter[str]]:
+        ids = file.read_text().split() if file.exists() else []
+        return [Counter(run["state_name"] for run in api.task_runs(flow_run_id)) for flow_run_id in ids]
+
+    with subprocess.Popen([sys.executable, "-m", "tests.prefect.killed_flows", str(file)], cwd=ROOT) as process:
+        try:
+            wait_for(lambda: states() == [{"Completed": 2, "Running": 2, "Pending": 2}] * 3, 60)
+            ended = completed(api, file)
+        finally:
+            process.kill()
+    wait_for(lambda: states() == [{"Completed": 2, "Crashed": 4}] * 3, 60)
+    assert completed(api, file) == ended
+    flow_run_ids = file.read_text().split()
+    assert [api.get(f"/flow_runs/{each}")["state_name"] for each in flow_run_ids] == ["Crashed"] * 3
+    (crashed, *_) = [run for run in api.task_runs(flow_run_ids[0]) if run["state_name"] == "Crashed"]
+    assert "was killed" in crashed["state"]["message"]
+    assert crashed["end_time"] > crashed["expected_start_time"]
+
+
+def completed(api: Api, file: Path) -> list[tuple[str, str, str]]:
+    runs = [run for each in file.read_text().split() for run in api.task_runs(each)]
+    return [(run["id"], run["state"]["id"], run["end_time"]) for run in runs if run["state_name"] == "Completed"]
+
+
+class Rows(NamedTuple):
+    """A flow run with task runs, made through the API, as a process that has died may have left them."""
+
+    api: Api
+    flow_run_id: str
+    flow_id: str
+    task_runs: dict[str, str]
+    """The ids by the name of the state in which each was made."""
+
+    def states(self) -> dict[str, str]:
+        """Return the state of the flow run and the present states of the task runs, by the state they were made in."""
+        now = {run["id"]: run["state_name"] for run in self.api.task_runs(self.flow_run_id)}
+        own: str = self.api.get(f"/flow_runs/{self.flow_run_id}")["state_name"]
+        return {"flow run": own} | {name: now[run_id] for name, run_id in self.task_runs.items()}
+
+
+MakeRows = Callable[..., Rows]
+
+DEFERRED: dict[str, Any] = {"type": "PENDING", "name": "Deferred", "state_details": {"deferred": True}}
+
+
+@pytest.fixture
+def rows(api: Api) -> MakeRows:
+    """Make a flow run in the state `state`, with a task run that is Running and others."""
+
+    def make(state: dict[str, Any]) -> Rows:
+        flow_id = api.post("/flows/", {"name": f"left-{uuid7()}"})["id"]
+        run = api.post("/flow_runs/", {"flow_id": flow_id, "state": {"type": "RUNNING"}})
+        api.post(f"/flow_runs/{run['id']}/set_state", {"state": state, "force": True})
+        task_runs = {}
+        for task_state in (
+            {"type": "RUNNING", "name": "Running"},
+            {"type": "COMPLETED", "name": "Completed"},
+            DEFERRED,
+        ):
+            name = task_state["name"]
+            body = {"flow_run_id": run["id"], "task_key": "work", "dynamic_key": name, "name": f"work-{name}"}
+            task_runs[name] = api.post("/task_runs/", body | {"state": task_state})["id"]
+        return Rows(api, run["id"], flow_id, task_runs)
+
+    return make
+
+
+CRASHED = {"type": "CRASHED", "name": "Crashed"}
+AS_MADE = {"Running": "Running", "Completed": "Completed", "Deferred": "Deferred"}
+
+
+def sweep(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, int]:
+    """Run the command, and return the number of task runs by flow run."""
+    with pytest.raises(SystemExit) as exited:
+        main(["prefect", "sweep", "--json", *options])
+    assert exited.value.code == 0
+    return {each["flow_run_id"]: each["task_runs"] for each in json.loads(capsys.readouterr().out)}
+
+
+def test_a_sweep_ends_the_task_runs_of_ended_flow_runs(
+    rows: MakeRows, capsys: pytest.CaptureFixture[str], prefect_api: str, wait_for: Wait
+) -> None:
+    """A dry run shows them and a sweep ends them; others stay as they are. An end that is recorded later wins."""
+    ended, healthy = rows(CRASHED), rows({"type": "RUNNING", "name": "Running"})
+    assert sweep(capsys, "--dry-run")[ended.flow_run_id] == 1
+    assert ended.states() == {"flow run": "Crashed", **AS_MADE}
+    swept = sweep(capsys)
+    assert swept[ended.flow_run_id] == 1
+    assert healthy.flow_run_id not in swept
+    assert ended.states() == {"flow run": "Crashed", **AS_MADE, "Running": "Crashed"}
+    assert healthy.states() == {"flow run": "Running", **AS_MADE}
+    assert ended.flow_run_id not in sweep(capsys)
+
+    httpx.post(f"{prefect_api}/events", json=[true_end(ended)]).raise_for_status()
+    wait_for(lambda: ended.states()["Running"] == "Completed")
+
+
+def true_end(rows: Rows) -> dict[str, Any]:
+    """Return the event by which the process itself had ended the task run that was Running."""
+    (run,) = [run for run in rows.api.task_runs(rows.flow_run_id) if run["id"] == rows.task_runs["Running"]]
+    state = {"type": "COMPLETED", "name": "Completed", "message": "", "state_details": {}}
+    return {
+        "id": uuid7(),
+        "occurred": iso(time.time() - 1.0),
+        "event": "prefect.task-run.Completed",
+        "resource": {"prefect.resource.id": f"prefect.task-run.{run['id']}", "prefect.orchestration": "client"},
+        "related": [
+            {"prefect.resource.id": f"prefect.flow-run.{rows.flow_run_id}", "prefect.resource.role": "flow-run"}
+        ],
+        "payload": {
+            "intended": {"from": "RUNNING", "to": "COMPLETED"},
+            "initial_state": None,
+            "validated_state": state,
+            "task_run": {"name": run["name"], "task_key": run["task_key"], "dynamic_key": run["dynamic_key"]},
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("state", "run_count", "managed", "expected"),
+    [
+        pytest.param({"type": "SCHEDULED", "name": "AwaitingRetry"}, 1, True, "AwaitingRetry", id="rescheduled"),
+        pytest.param({"type": "PENDING", "name": "Pending"}, 1, True, "Pending", id="started again"),
+        pytest.param(
+            {"type": "PAUSED", "name": "Suspended", "state_details": {"pause_reschedule": True}},
+            1,
+            False,
+            "Suspended",
+            id="suspended",
+        ),
+    ],
+)
+def test_a_flow_run_that_goes_on_elsewhere_is_untouched(
+    rows: MakeRows, state: dict[str, Any], run_count: int, managed: bool, expected: str
+) -> None:
+    """The death of its process changes nothing of a flow run that another process continues."""
+    made = rows(state)
+    report(
+        {made.flow_run_id: run_count}, time.time(), managed=made.flow_run_id if managed else None, runner=os.getpid()
+    )
+    assert made.states() == {"flow run": expected, **AS_MADE}
+
+
+def test_a_flow_run_that_was_being_cancelled_becomes_cancelled(rows: MakeRows) -> None:
+    """A flow run whose process dies while it is Cancelling becomes Cancelled, and its task runs Crashed."""
+    made = rows({"type": "CANCELLING", "name": "Cancelling"})
+    report({made.flow_run_id: 1}, time.time(), managed=None, runner=os.getpid())
+    assert made.states() == {"flow run": "Cancelled", **AS_MADE, "Running": "Crashed"}
+
+
+def test_a_flow_looks_after_its_earlier_runs(rows: MakeRows) -> None:
+    """Only runs of the same flow that crashed more than a minute ago are found, however long a healthy one runs."""
+    crashed, healthy = rows(CRASHED), rows({"type": "RUNNING", "name": "Running"})
+    with ServerApi.connected() as server:
+        records, now = Records(server), time.time()
+        assert find_earlier_runs(records, crashed.flow_id, now) == []
+        for later in (120.0, 1800.0):
+            (found,) = find_earlier_runs(records, crashed.flow_id, now + later)
+            assert found.id == crashed.flow_run_id
+            assert find_earlier_runs(records, healthy.flow_id, now + later) == []
