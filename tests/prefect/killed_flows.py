@@ -15,7 +15,7 @@ from prefect.runtime import flow_run
 from executor_adapter import Job, JobExecutor
 from executor_adapter.prefect import JobTaskRunner, job_task, run_jobs
 
-SECONDS = [0.0, 0.0, 120.0, 120.0, 120.0, 120.0]
+SECONDS = [0.0, 0.0, 600.0, 600.0, 600.0, 600.0]
 
 
 def work(seconds: float) -> None:

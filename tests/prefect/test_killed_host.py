@@ -25,7 +25,7 @@ from tests.prefect.conftest import Api, Wait
 from tests.servers import ROOT
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_the_task_runs_of_a_killed_flow_are_crashed(prefect_api: str, api: Api, wait_for: Wait, tmp_path: Path) -> None:
     """After a SIGKILL flow runs and live task runs become Crashed, however the jobs ran; those that ended stay so."""
     file = tmp_path / "ids"
@@ -36,11 +36,11 @@ def test_the_task_runs_of_a_killed_flow_are_crashed(prefect_api: str, api: Api, 
 
     with subprocess.Popen([sys.executable, "-m", "tests.prefect.killed_flows", str(file)], cwd=ROOT) as process:
         try:
-            wait_for(lambda: states() == [{"Completed": 2, "Running": 2, "Pending": 2}] * 3, 60)
+            wait_for(lambda: states() == [{"Completed": 2, "Running": 2, "Pending": 2}] * 3, 150)
             ended = completed(api, file)
         finally:
             process.kill()
-    wait_for(lambda: states() == [{"Completed": 2, "Crashed": 4}] * 3, 60)
+    wait_for(lambda: states() == [{"Completed": 2, "Crashed": 4}] * 3, 150)
     assert completed(api, file) == ended
     flow_run_ids = file.read_text().split()
     assert [api.get(f"/flow_runs/{each}")["state_name"] for each in flow_run_ids] == ["Crashed"] * 3
