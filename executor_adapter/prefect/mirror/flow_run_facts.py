@@ -19,7 +19,7 @@ from prefect.settings import get_current_settings
 from executor_adapter.error_codes import error_code_of
 from executor_adapter.executor import sentinel_client
 from executor_adapter.job import ErrorCode
-from executor_adapter.prefect.child.task_run_context import NoTaskRunner
+from executor_adapter.prefect.child.contexts import NoTaskRunner
 from executor_adapter.prefect.mirror.state_events import FlowRunFacts, related_resource
 
 logger = logging.getLogger("executor_adapter.prefect")
