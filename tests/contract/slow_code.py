@@ -14,9 +14,9 @@ def note(what: str) -> None:
     seen.append((what, threading.current_thread().name))
 
 
-def threads_of(*whats: str) -> set[str]:
+def threads_of(*names: str) -> set[str]:
     """Return the threads on which these were called."""
-    return {thread for what, thread in seen if what in whats}
+    return {thread for what, thread in seen if what in names}
 
 
 class Slow:
