@@ -32,6 +32,6 @@ def keep_facts(error: BaseException, facts: ErrorFacts | None) -> None:
     object.__setattr__(error, _NAME, facts)
 
 
-def is_a(error: BaseException, kind: type[E]) -> TypeGuard[E]:
+def is_a(error: object, kind: type[E]) -> TypeGuard[E]:
     """Return whether the exception is of this kind; unlike isinstance, it does not read a `__class__` of its own."""
     return issubclass(type(error), kind)

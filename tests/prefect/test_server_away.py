@@ -65,7 +65,7 @@ def spooled_jobs(directory: Path) -> list[str]:
 
 def count_objects(*kinds: type) -> int:
     gc.collect()
-    return sum(isinstance(each, kinds) for each in gc.get_objects())
+    return sum(issubclass(type(each), kinds) for each in gc.get_objects())
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from prefect.context import TaskRunContext
 from prefect.logging.loggers import get_run_logger, print_as_log
 from prefect.settings import get_current_settings
 
+from executor_adapter.error_facts import is_a
 from executor_adapter.exceptions import JobTimeoutError, WorkerCrashedError
 from executor_adapter.exceptions.display import repr_of, traceback_text
 from executor_adapter.job import storable
@@ -120,10 +121,10 @@ def log_failed_attempt(logger: RunLogger, error: BaseException, delay: float | N
 
 def details_of(error: object) -> str:
     """Return, on further lines, where the function was when its time was over, or what it wrote before a crash."""
-    if isinstance(error, WorkerCrashedError) and (tail := error.output_tail.strip()):
+    if is_a(error, WorkerCrashedError) and (tail := error.output_tail.strip()):
         return f"\nThe end of its output:\n{storable(tail)}"
-    cause = error.__cause__ if isinstance(error, JobTimeoutError) else None
-    return f"\n{cause.text}" if isinstance(cause, wire.RemoteTraceback) else ""
+    cause = error.__cause__ if is_a(error, JobTimeoutError) else None
+    return f"\n{cause.text}" if cause is not None and is_a(cause, wire.RemoteTraceback) else ""
 
 
 def log_failure(logger: RunLogger, message: str, error: BaseException | None) -> None:
@@ -132,7 +133,7 @@ def log_failure(logger: RunLogger, message: str, error: BaseException | None) ->
     The traceback is formatted here, not by the handlers, so that it holds only characters that a server can store.
     """
     trace = "" if error is None else traceback_text(error, error.__traceback__).rstrip()
-    if isinstance(error, WorkerCrashedError):
+    if error is not None and is_a(error, WorkerCrashedError):
         trace += details_of(error)
     fields = {
         "name": logger.name,
