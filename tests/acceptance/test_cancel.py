@@ -30,6 +30,9 @@ JOBS = 12
 END_SECONDS = {"button": 10.0, "command": 10.0, "SIGTERM": 5.0, "SIGINT": 5.0, "shutdown": 10.0}
 """Seconds after which no process may be alive. A runner polls for a cancel, so it takes longer than a signal."""
 
+BUSY_MACHINE_FACTOR = 3
+"""By how much longer the end may take in the tests that run beside others."""
+
 RUNNERS = ("ours", "stock", "bulk")
 CHOSEN = {
     ("button", "hand", "ours"),
@@ -186,10 +189,13 @@ def _cancel(how: str, run: FlowRun, request: pytest.FixtureRequest) -> float:
 # --- check its end ---
 
 
-def _assert_ended(run: FlowRun, cancelled_at: float, how: str, place: str, jobs: int = JOBS) -> None:
-    poll(lambda: not run.anything_alive(), within=END_SECONDS[how] + 20, what="the end of all processes")
+def _assert_ended(
+    run: FlowRun, cancelled_at: float, how: str, place: str, *, jobs: int = JOBS, is_alone: bool = True
+) -> None:
+    limit = END_SECONDS[how] * (1 if is_alone else BUSY_MACHINE_FACTOR)
+    poll(lambda: not run.anything_alive(), within=limit + 20, what="the end of all processes")
     took = time.monotonic() - cancelled_at
-    assert took < END_SECONDS[how], f"the last process lived for {took:.1f} s"
+    assert took < limit, f"the last process lived for {took:.1f} s"
     assert len(run.pids("job")) == WORKERS, "a job started after the flow run was cancelled"
     if (how, place) == ("shutdown", "worker"):  # The worker kills the flow's process, which cannot report anything.
         poll(lambda: run.task_states() == {"Crashed": jobs}, within=60, what=f"{jobs} Crashed, {run.task_states()}")
@@ -210,7 +216,7 @@ def test_a_cancelled_flow_run_ends_its_jobs(
     """Within seconds no process is left, no job starts later, and the flow run and its task runs are Cancelled."""
     run = start(place, name)
     cancelled_at = _cancel(how, run, request)
-    _assert_ended(run, cancelled_at, how, place)
+    _assert_ended(run, cancelled_at, how, place, is_alone=(how, place, name) not in CHOSEN)
 
 
 @pytest.mark.parametrize(("how", "place"), [("command", "hand"), ("command", "worker"), ("SIGTERM", "hand")])
@@ -221,4 +227,4 @@ def test_five_hundred_jobs_are_recorded_cancelled(
     """All 500 jobs are recorded Cancelled, and none stays Pending or Running."""
     run = start(place, "ours", 500)
     cancelled_at = _cancel(how, run, request)
-    _assert_ended(run, cancelled_at, how, place, 500)
+    _assert_ended(run, cancelled_at, how, place, jobs=500)
