@@ -82,7 +82,7 @@ def test_the_files_of_a_living_mirror_are_left_to_it(tmp_path: Path) -> None:
         assert list(Spool("server", tmp_path).claim()) == []
         assert list(own.job_ids()) == ["own"]
         ends(own)
-        assert [len(file.events()) for file in _claimed(Spool("server", tmp_path))] == [2, 1]
+        assert sorted(len(file.events()) for file in _claimed(Spool("server", tmp_path))) == [1, 2]
         assert kept.backup is not None
         for file in Spool("server", tmp_path).claim():
             file.events()
