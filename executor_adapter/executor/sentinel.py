@@ -10,13 +10,14 @@ import atexit
 import json
 import logging
 import os
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Mapping
 
 from executor_adapter.pools import current_path
-from executor_adapter.worker import interpreter_command, own_presence, sentinel
+from executor_adapter.worker import interpreter_command, own_presence, sentinel, wire
 
 logger = logging.getLogger("executor_adapter")
 
@@ -39,14 +40,16 @@ class SentinelClient:
     def _forget(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        """Ours of the pair whose other end is its standard input. A pipe would raise SIGPIPE once it has died."""
         self._announced: dict[str, int] = {}
         """The flow runs that the sentinel knows, with their run counts."""
         self._is_lost = False
 
     def _forget_in_child(self) -> None:
         """Leave the sentinel to the parent process: a forked process is another host, with one of its own."""
-        if self._process is not None and self._process.stdin is not None:
-            self._process.stdin.close()
+        if self._process is not None and self._socket is not None:
+            self._socket.close()
             self._process.returncode = 0  # It is not a child of this process, which must not wait for it.
         self._forget()
 
@@ -77,16 +80,16 @@ class SentinelClient:
     def stop(self) -> None:
         """Let the sentinel exit, because this process exits in an orderly way."""
         with self._lock:
-            process, self._process = self._process, None
-            if process is None or process.stdin is None:
+            if self._process is None or self._socket is None:
                 return
             self._announced.clear()
             try:
-                os.write(process.stdin.fileno(), b'{"exits": true}\n')
-                process.wait(_EXIT_TIMEOUT)
+                self._send({"exits": True})
+                self._process.wait(_EXIT_TIMEOUT)
             except (OSError, subprocess.TimeoutExpired) as error:
                 logger.debug("the sentinel does not exit: %r", error)
-            process.stdin.close()
+            self._socket.close()
+            self._process = self._socket = None
 
     def _start(self) -> subprocess.Popen[bytes]:
         path = [str(entry) for entry in current_path()]
@@ -97,23 +100,27 @@ class SentinelClient:
             "path": path,
             "reporter": interpreter_command(sentinel.REPORTER_BOOTSTRAP, REPORTER, json.dumps(path)),
         }
-        process = subprocess.Popen(
-            # It needs nothing that is installed, and no module of the working directory.
-            [sys.executable, "-I", "-S", "-c", sentinel.BOOTSTRAP, json.dumps(setup)],
-            bufsize=0,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        assert process.stdin is not None, "it is a pipe"
-        os.set_blocking(process.stdin.fileno(), False)  # A sentinel that a signal stopped must not block a flow.
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                process = subprocess.Popen(
+                    # It needs nothing that is installed, and no module of the working directory.
+                    [sys.executable, "-I", "-S", "-c", sentinel.BOOTSTRAP, json.dumps(setup)],
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            except OSError:
+                ours.close()
+                raise
+        ours.setblocking(False)  # A sentinel that a signal stopped must not block a flow.
+        self._socket = ours
         return process
 
     def _send(self, message: dict[str, object]) -> None:
-        assert self._process is not None, "it was started"
-        assert self._process.stdin is not None, "it is a pipe"
-        os.write(self._process.stdin.fileno(), json.dumps(message).encode() + b"\n")
+        assert self._socket is not None, "it was started"
+        self._socket.send(json.dumps(message).encode() + b"\n", wire.NO_SIGNAL)
 
     def _warn(self, error: OSError) -> None:
         if not self._is_lost:

@@ -65,8 +65,8 @@ class _Inbox:
     def receive_until_death(self, host_pidfd: int | None) -> dict[str, dict[str, Any]]:
         """Return the messages of the host's flow runs after its death; none if it exits in an orderly way.
 
-        The end of the pipe alone is not enough, since a process that the host forked may hold the other end open. It is
-        the only sign where the system has no pidfds.
+        The end of the stream alone is not enough, since a process that the host forked may hold the other end open. It
+        is the only sign where the system has no pidfds.
         """
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
@@ -75,12 +75,12 @@ class _Inbox:
         host_lives = True
         while host_lives and not self._host_exits:
             ready = {fd for fd, _ in poll.poll()}
-            # The pipe is read after the death was seen, so that no message is missed.
+            # The socket is read after the death was seen, so that no message is missed.
             host_lives = self._receive() and host_pidfd not in ready
         return {} if self._host_exits else self._flow_runs
 
     def _receive(self) -> bool:
-        """Take in what has arrived. Return False at the end of the pipe."""
+        """Take in what has arrived. Return False at the end of the stream."""
         with contextlib.suppress(BlockingIOError):
             while part := os.read(self._fd, 65536):
                 *lines, self._rest = (self._rest + part).split(b"\n")
@@ -100,7 +100,7 @@ class _Inbox:
 
 
 def _open_pidfd(host: int) -> int | None:
-    """Return a pidfd of the host; None if it has died already, or the system has none. Then the pipe ends."""
+    """Return a pidfd of the host; None if it has died already, or the system has none. Then the stream ends."""
     try:
         pidfd = os.pidfd_open(host)
     except (AttributeError, OSError):

@@ -1,11 +1,13 @@
 """A host with a sentinel: `python -m tests.unit.sentinel_host HOW FILE`. It prints its sentinel's process id.
 
-HOW is what it does after it has announced its flow runs: `exit`, `sleep`, or `fork`, where a child sleeps too.
+HOW is what it does after it has announced its flow runs: `exit`, `sleep`, `fork`, where a child sleeps too, or `lose`:
+it kills its sentinel, announces one more, and exits.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 
@@ -22,8 +24,19 @@ def main(how: str, file: str) -> None:
     print(sentinel.sentinel_client.pid, flush=True)
     if how == "fork" and os.fork() == 0:
         print(os.getpid(), sentinel.sentinel_client.pid, flush=True)
-    if how != "exit":
+    if how == "lose":
+        lose()
+    elif how != "exit":
         time.sleep(60)
+
+
+def lose() -> None:
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    pid = sentinel.sentinel_client.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    sentinel.sentinel_client.announce("third", 1, {"SERVER": "one"})
 
 
 if __name__ == "__main__":

@@ -101,6 +101,12 @@ def test_an_orderly_exit_is_not_reported(tmp_path: Path) -> None:
     assert reports(file) == []
 
 
+def test_the_death_of_the_sentinel_does_not_end_a_program_in_which_sigpipe_does(tmp_path: Path) -> None:
+    """A host whose sentinel was killed goes on and exits well, although SIGPIPE has its default action."""
+    with host("lose", tmp_path / "report") as process:
+        assert process.wait(20) == 0
+
+
 @contextmanager
 def sentinel_of(host_pid: int, file: Path) -> Iterator[subprocess.Popen[bytes]]:
     reporter = [sys.executable, "-c", "from tests.unit.fake_reporter import main; main()"]
