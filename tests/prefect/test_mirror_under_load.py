@@ -124,32 +124,30 @@ def run_with_killed_server(directory: Path, jobs: int) -> None:
 @pytest.mark.timeout(TIMEOUT_SECONDS)
 def test_ten_seconds_of_refused_connections_lose_nothing(tmp_path: Path) -> None:
     """A server that refuses connections for ten seconds gets all states afterwards."""
-    with prefect_server("default", tmp_path) as server, ServerProxy(server.port) as proxy:
-        with server.environment(PREFECT_API_URL=f"http://127.0.0.1:{proxy.port}/api", PREFECT_LOGGING_LEVEL="CRITICAL"):
-            running = in_background(MANY)
-            wait_until(lambda: count_recorded(server) >= MANY / 4, TIMEOUT_SECONDS / 2)
-            proxy.close()
-            time.sleep(10)
-            proxy.open()
-            ran = running.result(timeout=TIMEOUT_SECONDS / 2)
-            print_figures("refused for 10 s", ran, MANY)
-            check_recorded(server, ran, MANY)
+    run_through_outage(tmp_path, "refused for 10 s", 10, lambda port: contextlib.nullcontext())
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(TIMEOUT_SECONDS)
 def test_a_server_that_answers_422_for_a_while_gets_all_states(tmp_path: Path) -> None:
     """A proxy that answers 422 to everything for twenty seconds costs no state."""
-    with prefect_server("default", tmp_path) as server, ServerProxy(server.port) as proxy:
+    run_through_outage(tmp_path, "422 for 20 s", 20, lambda port: answering(422, port))
+
+
+def run_through_outage(
+    directory: Path, what: str, seconds: float, answers: Callable[[int], contextlib.AbstractContextManager[None]]
+) -> None:
+    """Run the jobs with a server that is replaced for some seconds by what `answers` at its port; check its record."""
+    with prefect_server("default", directory) as server, ServerProxy(server.port) as proxy:
         with server.environment(PREFECT_API_URL=f"http://127.0.0.1:{proxy.port}/api", PREFECT_LOGGING_LEVEL="CRITICAL"):
             running = in_background(MANY)
             wait_until(lambda: count_recorded(server) >= MANY / 4, TIMEOUT_SECONDS / 2)
             proxy.close()
-            with answering(422, proxy.port):
-                time.sleep(20)
+            with answers(proxy.port):
+                time.sleep(seconds)
             proxy.open()
             ran = running.result(timeout=TIMEOUT_SECONDS / 2)
-            print_figures("422 for 20 s", ran, MANY)
+            print_figures(what, ran, MANY)
             check_recorded(server, ran, MANY)
 
 
