@@ -4,7 +4,7 @@
     ├── JobTimeoutError                 also a TimeoutError: past max_runtime, queue_timeout or deadline
     ├── WorkerCrashedError              the worker's process died under the job
     │   ├── MemoryLimitError            ... because it exceeded memory_limit, or memory ran out
-    │   └── WorkerUnavailableError      ... or there was no worker to be had for the job
+    │   └── WorkerUnavailableError      ... or no worker could be started for the job
     ├── JobCancelledError               also a concurrent.futures.CancelledError
     ├── JobSerializationError           a function, argument or result cannot be pickled
     ├── DataCollectionException         raised by collection functions, with the error code of their choice

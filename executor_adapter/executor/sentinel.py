@@ -1,4 +1,4 @@
-"""The host's side of the sentinel: starts it, and tells it which flow runs this process runs.
+"""The host's side of the sentinel: starts it, and sends it the ids of this process's flow runs.
 
 There is one for the process, started for its first flow run with jobs. It costs about a millisecond to start, and 5 MiB
 of memory.
@@ -59,7 +59,7 @@ class SentinelClient:
         return None if self._process is None else self._process.pid
 
     def announce(self, flow_run_id: str, run_count: int, environment: Mapping[str, str]) -> None:
-        """Tell the sentinel that this process runs a flow run. It is started for the first one.
+        """Notify the sentinel that this process runs a flow run. It is started for the first one.
 
         `run_count` is the number of the flow run's current run. `environment` holds the variables that a new process
         needs to reach the flow run's server, besides those of this process.

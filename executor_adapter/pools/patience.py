@@ -1,4 +1,4 @@
-"""Waiting for somebody's answer, by a process that may itself be paused meanwhile."""
+"""Waits for an answer in a process that may itself be paused meanwhile."""
 
 from __future__ import annotations
 

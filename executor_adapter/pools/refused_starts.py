@@ -33,7 +33,7 @@ class RefusedStarts(Generic[W]):
 
     Args:
         supervisor: the supervisor.
-        get_worker: returns a worker for an assignment; raises one of REFUSALS if there is none to be had.
+        get_worker: returns a worker for an assignment; raises one of REFUSALS if none can be started.
         use: gives the assignment to the worker.
         has_workers: whether the pool has a worker that may become free.
         forget: frees what the pool holds for an assignment that fails.

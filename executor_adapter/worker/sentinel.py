@@ -1,6 +1,6 @@
 """The sentinel: a small process that outlives its host by a moment, and then reports the host's death.
 
-A host tells it which flow runs it runs. When the host has died, the sentinel starts the reporter: a fresh interpreter
+A host sends it the ids of its flow runs. When the host has died, the sentinel starts the reporter: a fresh interpreter
 that waits until the host's guardians have killed its workers, and then ends what the dead host has left unfinished on
 the Prefect server. A host that exits in an orderly way says so, and the sentinel exits with it and starts nothing.
 

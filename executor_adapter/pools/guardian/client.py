@@ -57,7 +57,7 @@ class GuardianListener(Protocol):
         """Take note that the system refused to fork the worker, for several seconds."""
 
     def on_lease_expired(self) -> None:
-        """Take note that the guardian has killed all workers that were forked, since the host was not heard in time."""
+        """Take note that the guardian has killed all forked workers, since the host did not renew its lease."""
 
     def on_log(self, text: str) -> None:
         """Log a warning of the guardian."""
@@ -167,7 +167,7 @@ class GuardianClient:
         self._send(guardian.KILL, number, [])
 
     def set_lease(self, until: float) -> None:
-        """Let the workers run until this `lease_time`, if the guardian hears nothing else by then."""
+        """Let the workers run until this `lease_time`, unless a later one is sent by then."""
         self._send(guardian.LEASE, 0, [], repr(until).encode())
 
     def kill(self, reason: str) -> None:

@@ -49,11 +49,11 @@ RECONNECT_INTERVAL = 1.0
 
 def main() -> None:
     """Report the death that stdin describes."""
-    told = json.load(sys.stdin)
+    death = json.load(sys.stdin)
     if is_server_configured():
-        wait_for_workers(told["presence"])
+        wait_for_workers(death["presence"])
         managed = os.environ.get("PREFECT__FLOW_RUN_ID")
-        report(told["flow_runs"], told["died_at"], managed=managed, runner=told["parent"])
+        report(death["flow_runs"], death["died_at"], managed=managed, runner=death["parent"])
 
 
 def wait_for_workers(presence: str, timeout: float = WORKERS_TIMEOUT) -> None:
@@ -64,7 +64,7 @@ def wait_for_workers(presence: str, timeout: float = WORKERS_TIMEOUT) -> None:
 
 
 def is_server_configured() -> bool:
-    """Return whether there is a server to tell: one that is configured, or the database of the embedded one.
+    """Return whether there is a server to report to: a configured one, or the embedded one's database.
 
     The embedded server ended with the host. Its database is on this machine, where a server that the reporter starts
     finds it; a database that does not exist holds no record either.
