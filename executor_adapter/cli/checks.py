@@ -197,7 +197,11 @@ def _check_directory(directory: Path, url: str) -> Finding:
         with tempfile.TemporaryFile(dir=directory):
             return fine("store", f"{url}: the first program that stores jobs will create it")
     except OSError as error:
-        return wrong("store", f"cannot create {url}: {error}", "create the directory, or set store.url to another")
+        return wrong(
+            "store",
+            f"cannot create {url}: {directory}: {error.strerror}",
+            "create the directory, or set store.url to another",
+        )
 
 
 def check_function(reference: str) -> Finding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,23 +12,34 @@ import typer
 from pydantic import BaseModel
 from rich.text import Text
 
-from executor_adapter.cli.output import JsonOption, console, print_json, print_rows
+from executor_adapter.cli.config_checks import problems
+from executor_adapter.cli.output import JsonOption, console, print_json, print_note, print_rows, without_secrets
 from executor_adapter.cli.stores import ConfigOption
 from executor_adapter.config import ConfigSources, Settings, hidden, read_sources
 from executor_adapter.exceptions import ConfigurationError
+from executor_adapter.job import size_text
+from executor_adapter.monitoring import Level
 
 app = typer.Typer(help="Check, show and describe the configuration.", no_args_is_help=True)
 
 
 @app.command()
 def check(config_file: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Check the configuration. If it is wrong, print why in one line and exit with code 2."""
+    """Check the configuration: its values, error codes, modules to preload and store. Exit code 2: it is wrong."""
     sources = read_sources(config_file)
-    sources.settings()
+    found = [without_secrets(each) for each in problems(sources.settings())]
+    is_valid = all(each.level is not Level.WRONG for each in found)
     if as_json:
-        print_json({"file": str(sources.file) if sources.file else None, "valid": True})
+        file = str(sources.file) if sources.file else None
+        print_json({"file": file, "valid": is_valid, "problems": [dataclasses.asdict(each) for each in found]})
     else:
-        console().print(f"{sources.description}: fine", soft_wrap=True)
+        for each in found:
+            style = "red" if each.level is Level.WRONG else "yellow"
+            print_note(Text(f"{sources.description}: {each.check}: {each.found}: {each.way_out}", style=style))
+        if is_valid:
+            console().print(f"{sources.description}: fine", soft_wrap=True)
+    if not is_valid:
+        raise typer.Exit(2)
 
 
 @app.command()
@@ -44,9 +56,16 @@ def show(
     elif not rows:
         console().print(Text("every setting has its default; --all shows them", style="dim"))
     else:
-        print_rows(
-            ("KEY", "VALUE", "FROM"), [(key, json.dumps(value, default=str), place) for key, value, place in rows]
-        )
+        print_rows(("KEY", "VALUE", "FROM"), [(key, _value_text(key, value), place) for key, value, place in rows])
+
+
+def _value_text(key: str, value: Any) -> str:
+    is_size = type(value) is int and key.rpartition(".")[2] in _SIZES
+    return size_text(value) if is_size else json.dumps(value, default=str)
+
+
+_SIZES = frozenset({"memory", "memory_limit", "max_rss_growth"})
+"""Keys whose values are bytes."""
 
 
 def described(sources: ConfigSources) -> Iterator[tuple[str, Any, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 from collections.abc import Callable, Iterator
 from typing import Annotated
@@ -11,9 +10,8 @@ import typer
 from rich.text import Text
 
 from executor_adapter.cli.checks import core_checks
-from executor_adapter.cli.output import JsonOption, console, new_table, print_json
+from executor_adapter.cli.output import JsonOption, console, new_table, print_json, without_secrets
 from executor_adapter.cli.stores import ConfigOption, StoreOption
-from executor_adapter.config import without_secrets_of_urls
 from executor_adapter.monitoring import Finding, Level
 
 PREFECT_CHECKS = "executor_adapter.prefect.doctor"
@@ -36,7 +34,7 @@ def doctor(
     checked = list(core_checks(config_file, store, function))
     if prefect:
         checked += _prefect_checks()
-    findings = [_without_secrets(finding) for finding in checked]
+    findings = [without_secrets(finding) for finding in checked]
     if as_json:
         print_json([{"check": f.check, "level": f.level, "found": f.found, "way_out": f.way_out} for f in findings])
     else:
@@ -48,12 +46,6 @@ def doctor(
 def _prefect_checks() -> Iterator[Finding]:
     checks: Callable[[], Iterator[Finding]] = importlib.import_module(PREFECT_CHECKS).checks
     yield from checks()
-
-
-def _without_secrets(finding: Finding) -> Finding:
-    # Findings quote URLs and messages of libraries that quote URLs, and are sent around when help is wanted.
-    found, way_out = without_secrets_of_urls(finding.found), without_secrets_of_urls(finding.way_out)
-    return dataclasses.replace(finding, found=found, way_out=way_out)
 
 
 def _print(findings: list[Finding]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import math
@@ -20,7 +21,9 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from executor_adapter.config import without_secrets_of_urls
 from executor_adapter.job import JobStatus
+from executor_adapter.monitoring import Finding
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
@@ -169,6 +172,12 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 
 def _text(cell: Any) -> Text:
     return cell if isinstance(cell, Text) else Text("" if cell is None else str(cell))
+
+
+def without_secrets(finding: Finding) -> Finding:
+    """Return the finding without passwords: it may quote a URL, or a library that quotes one, and is sent around."""
+    found, way_out = without_secrets_of_urls(finding.found), without_secrets_of_urls(finding.way_out)
+    return dataclasses.replace(finding, found=found, way_out=way_out)
 
 
 def print_error(error: object) -> None:

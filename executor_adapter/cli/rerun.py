@@ -9,10 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 import typer
-from pydantic import ValidationError
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job import RETRY_OF, TERMINAL, Job, changed_retry, uuid7
+from executor_adapter.job import RETRY_OF, TERMINAL, Job, changed_retry, did_you_mean, uuid7
 from executor_adapter.store import JobRecord, call_fields
 
 _IN_COLUMNS = frozenset({"job_type", "tool_name", "priority", "max_runtime"})
@@ -32,8 +31,11 @@ def parse_changes(given: Sequence[str]) -> dict[str, Any]:
     for name, equals, _ in pairs:
         if not equals:
             raise typer.BadParameter(f"--set {name!r} has no value: give FIELD=VALUE")
-        if name not in Job.model_fields.keys() - _NOT_ITS_OWN:
-            raise typer.BadParameter(f"--set {name!r}: a job has no such field, or it cannot be changed")
+        if name in _NOT_ITS_OWN:
+            raise typer.BadParameter(f"--set {name!r}: it cannot be changed: submit a new job instead")
+        if name not in Job.model_fields:
+            fields = [field for field in Job.model_fields if field not in _NOT_ITS_OWN]
+            raise typer.BadParameter(f"--set {name!r} is not a field of Job: {did_you_mean(name, fields)}")
     return {name: value_of(text) for name, _, text in pairs}
 
 
@@ -49,15 +51,12 @@ def rerun_record(record: JobRecord, changes: Mapping[str, Any]) -> JobRecord:
     """Return a PENDING record like that of a finished job, with a new id and `changes`.
 
     Raises:
-        InvalidJobError: The job is not finished, is quarantined, or cannot run from its record alone.
-        typer.BadParameter: A field cannot have the value given.
+        InvalidJobError: The job is not finished, is quarantined, or cannot run from its record alone; or a field cannot
+            have the value given.
+        typer.BadParameter: The priority is too large for a store.
     """
     _refuse_unfit(record, changes)
-    try:
-        Job(**{"function": "builtins:print"} | dict(changes))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise typer.BadParameter(f"{'.'.join(map(str, first['loc']))}={first['input']!r}: {first['msg']}") from None
+    Job(**{"function": "builtins:print"} | dict(changes))
     if not -MAX_PRIORITY <= changes.get("priority", 0) <= MAX_PRIORITY:
         raise typer.BadParameter(
             f"priority={changes['priority']} is too large for a store: give at most {MAX_PRIORITY}"

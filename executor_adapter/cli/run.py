@@ -25,7 +25,6 @@ from concurrent.futures import CancelledError
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 from rich.text import Text
 
 from executor_adapter.cli.output import (
@@ -100,7 +99,7 @@ def run(
     config = load_config(config_file)
     with stdout_to_stderr() if as_json else contextlib.nullcontext():
         check_call(function, args, kwargs)
-        job = _job(function=function, args=args, kwargs=kwargs, **given)
+        job = Job(function=function, args=args, kwargs=kwargs, **given)
         with _SingleJobExecutor(
             1, config=config, store=store or config.store.url, observers=[_print_retry]
         ) as executor:
@@ -153,14 +152,6 @@ def check_call(function: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
             signature.bind(*args, **kwargs)
         except TypeError as error:
             raise typer.BadParameter(f"{error}: {function} takes {signature}", param_hint="--arg") from None
-
-
-def _job(**fields: Any) -> Job:
-    try:
-        return Job(**fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise typer.BadParameter(f"{'.'.join(map(str, first['loc']))}={first['input']!r}: {first['msg']}") from None
 
 
 def parse_arguments(given: list[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:

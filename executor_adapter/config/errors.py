@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 from executor_adapter.config.secrets import hidden
 from executor_adapter.exceptions import ConfigurationError
+from executor_adapter.job import nearest, rule_text
 
 
 class _Loader(yaml.SafeLoader):
@@ -115,13 +115,12 @@ def _rule(error: ErrorDetails) -> str:
             return "must have at least one entry"
         case "string_pattern_mismatch":
             return f"must match {error['ctx']['pattern']}"
-    rule = error["msg"].removeprefix("Value error, ").replace("Input should", "must")
-    return rule[:1].lower() + rule[1:]
+    return rule_text(error)
 
 
 def _nearest(key: str, allowed: list[str]) -> str:
-    near = difflib.get_close_matches(key, allowed, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
+    near = nearest(key, allowed)
+    hint = f"did you mean {near}? " if near else ""
     return f"{hint}allowed are {', '.join(allowed)}"
 
 

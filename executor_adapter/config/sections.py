@@ -14,16 +14,20 @@ from pydantic import (
     Field,
     SecretStr,
     TypeAdapter,
+    ValidationError,
     WithJsonSchema,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
+from executor_adapter.config.errors import describe
+from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.job import (
     HAS_CPU_AFFINITY,
     START_METHOD,
     Count,
     MemoryLimit,
+    Model,
     Number,
     PoolName,
     RetryPolicy,
@@ -70,16 +74,23 @@ def check_keys(model: type[BaseModel], values: Any) -> None:
     fields = {field.alias or name: field for name, field in model.model_fields.items()}
     for key in values:
         if key not in fields:
-            raise PydanticCustomError("unknown_key", "is not a key", {"key": str(key), "allowed": sorted(fields)})
+            raise PydanticCustomError("unknown_key", "{key} is not a key", {"key": str(key), "allowed": sorted(fields)})
     for key, field in fields.items():
         if field.is_required() and key not in values:
-            raise PydanticCustomError("missing_key", "is missing", {"key": key, "wanted": field.description or ""})
+            raise PydanticCustomError(
+                "missing_key", "{key} is missing", {"key": key, "wanted": field.description or ""}
+            )
 
 
-class Section(BaseModel):
+class Section(Model):
     """Is the base of all sections: frozen, and without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, use_attribute_docstrings=True)
+
+    @classmethod
+    def refusal(cls, error: ValidationError, fields: Mapping[str, Any]) -> Exception:
+        """Return the error that a program gets which makes this section with wrong values."""
+        return ConfigurationError(describe(error, cls.__name__, fields, {}))
 
     @model_validator(mode="before")
     @classmethod

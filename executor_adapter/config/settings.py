@@ -10,10 +10,11 @@ A job that leaves a field open takes it from `tools.NAME.job`, else from the sec
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
@@ -22,6 +23,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from executor_adapter.config.errors import describe
 from executor_adapter.config.sections import (
     CollectionSettings,
     ExecutorSettings,
@@ -36,6 +38,8 @@ from executor_adapter.config.sections import (
     check_soft_timeout,
 )
 from executor_adapter.config.tools import FilesTool, ToolSettings
+from executor_adapter.exceptions import ConfigurationError
+from executor_adapter.job import Model
 
 Stage = Literal["collection", "processing"]
 
@@ -50,7 +54,7 @@ class DotEnvSource(DotEnvSettingsSource):
         return EnvSettingsSource.__call__(self)
 
 
-class Settings(BaseSettings):
+class Settings(BaseSettings, Model):
     """Holds all settings, frozen.
 
     `load_config` makes a relative `lake`, `store.url` or directory of a tool relative to the file that it read.
@@ -76,6 +80,21 @@ class Settings(BaseSettings):
     """Tools by name."""
     lake: Path = Path("data")
     """Directory of the demo's data."""
+
+    @classmethod
+    def from_sources(cls, written: Mapping[str, Any]) -> Settings:
+        """Return the settings of a file's content, with the environment and `.env` over it.
+
+        Raises:
+            pydantic.ValidationError: a value is wrong.
+        """
+        made: Settings = type.__call__(cls, **written)
+        return made
+
+    @classmethod
+    def refusal(cls, error: ValidationError, fields: Mapping[str, Any]) -> Exception:
+        """Return the error that a program gets which makes the settings with wrong values."""
+        return ConfigurationError(describe(error, cls.__name__, fields, {}))
 
     @model_validator(mode="before")
     @classmethod

@@ -17,6 +17,7 @@ from executor_adapter.config.errors import describe, one_line, read_yaml, top_le
 from executor_adapter.config.sections import Section
 from executor_adapter.config.settings import ENV_PREFIX, DotEnvSource, Settings
 from executor_adapter.exceptions import ConfigurationError
+from executor_adapter.job import nearest
 
 CONFIG_VARIABLE = f"{ENV_PREFIX}CONFIG"
 """The variable of the environment, or of `.env`, that names the file."""
@@ -74,7 +75,7 @@ class ConfigSources:
         _refuse_unknown("environment", os.environ)
         _refuse_unknown(".env", DotEnvSource(Settings).env_vars)
         try:
-            settings = Settings(**self.written)
+            settings = Settings.from_sources(self.written)
         except ValidationError as error:
             message = describe(error, str(self.file or "defaults"), self.written, self.given)
             raise ConfigurationError(message + self._hint(error)) from None
@@ -124,7 +125,7 @@ def _refuse_unknown(place: str, variables: Iterable[str]) -> None:
     for name in variables:
         key = name.upper()
         if key.startswith(ENV_PREFIX) and key not in OTHER_VARIABLES and key.partition("__")[0] not in allowed:
-            near = difflib.get_close_matches(key.partition("__")[0], allowed, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
+            near = nearest(key.partition("__")[0], allowed)
+            hint = f"did you mean {near}? " if near else ""
             message = f"{hint}allowed are {', '.join(allowed)}, and the keys in them"
             raise ConfigurationError(f"{place}: {key} is not a key: {message}")

@@ -21,6 +21,7 @@ from executor_adapter.executor.pool_factory import make_memory_guard, make_pool
 from executor_adapter.executor.registry import track
 from executor_adapter.executor.signals import signal_watch
 from executor_adapter.executor.tracing import trace_jobs
+from executor_adapter.executor.wrong_calls import explain_executor_calls
 from executor_adapter.job import Job, JobResult, Observer, ToolLimit, check_count, check_is_job
 from executor_adapter.monitoring import serve_metrics
 from executor_adapter.persistence import JobPersistence, QueueHistory
@@ -39,6 +40,7 @@ CATCH_UP_SECONDS = 10.0
 """Max seconds that `remove_observer` waits for a supervisor blocked by an observer."""
 
 
+@explain_executor_calls
 class JobExecutor(ExecutionHooks):
     """Runs jobs in coroutines, threads and processes, each within its limits, retried by its policy.
 
@@ -77,8 +79,7 @@ class JobExecutor(ExecutionHooks):
         requeue_on_shutdown: bool = False,
     ) -> None:
         check_count("max_workers", max_workers, "leaves no worker")
-        if max_pending is not None:
-            check_count("max_pending", max_pending, "leaves no place", or_none=", or None for no bound")
+        check_count("max_pending", max_pending, "leaves no place", or_none=", or None for no bound")
         self.max_workers = max_workers
         self.config = config if config is not None else load_config()
         self._supervisor = self._make_supervisor(
@@ -170,8 +171,7 @@ class JobExecutor(ExecutionHooks):
         Raises:
             ValueError: No job with these fields can run, whatever its arguments; nothing is started.
         """
-        if window is not None:
-            check_count("window", window, "lets no job start", or_none=", or None for four a worker")
+        check_count("window", window, "lets no job start", or_none=", or None for four a worker")
         check_map(
             function,
             len(iterables),

@@ -13,7 +13,17 @@ from executor_adapter.job.functions import (
 )
 from executor_adapter.job.ids import uuid7
 from executor_adapter.job.live_state import JobState
-from executor_adapter.job.model import NEW_ID_HINT, Job, check_are_jobs, check_is_job
+from executor_adapter.job.mistakes import (
+    Model,
+    call_text,
+    did_you_mean,
+    explain_calls,
+    nearest,
+    no_way_out,
+    rule_text,
+    shown,
+)
+from executor_adapter.job.model import NEW_ID_HINT, Job, check_are_jobs, check_is_job, job_instead
 from executor_adapter.job.pool_names import (
     HAS_CPU_AFFINITY,
     HAS_GUARDIAN,
@@ -27,7 +37,7 @@ from executor_adapter.job.rerun import RETRY_OF, changed_retry, rerun
 from executor_adapter.job.results import Attempt, JobResult, Progress
 from executor_adapter.job.retry import CRASHES, RetryDecision, RetryPolicy, RetryRule, decide, limit_attempts
 from executor_adapter.job.status import TERMINAL, ErrorCode, JobStatus
-from executor_adapter.job.text import storable
+from executor_adapter.job.text import size_text, storable
 from executor_adapter.job.tool_limit import ToolLimit
 from executor_adapter.job.transition import Observer, Transition
 from executor_adapter.job.validation import Count, Number, Seconds, check_age, check_count
@@ -49,6 +59,7 @@ __all__ = [
     "JobState",
     "JobStatus",
     "MemoryLimit",
+    "Model",
     "Number",
     "Observer",
     "PoolName",
@@ -61,6 +72,7 @@ __all__ = [
     "StartMethod",
     "ToolLimit",
     "Transition",
+    "call_text",
     "changed_retry",
     "check_age",
     "check_are_jobs",
@@ -69,13 +81,21 @@ __all__ = [
     "check_is_job",
     "check_start_method",
     "decide",
+    "did_you_mean",
+    "explain_calls",
     "function_key",
     "function_reference",
     "is_coroutine_function",
     "is_generator_function",
+    "job_instead",
     "limit_attempts",
+    "nearest",
+    "no_way_out",
     "rerun",
     "resolve",
+    "rule_text",
+    "shown",
+    "size_text",
     "storable",
     "uuid7",
 ]

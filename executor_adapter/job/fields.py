@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator
 
+from executor_adapter.job.text import size_text
 from executor_adapter.job.validation import no_bool
 
 MIN_MEMORY_LIMIT = 8 << 20
@@ -37,14 +38,14 @@ def _check_memory_limit(value: Any) -> Any:
     size = float(match[1]) * _UNITS[match[2]]
     if size > MAX_MEMORY_LIMIT:
         raise ValueError(f"{value[:20]!r} is more memory than any machine has: leave the limit out")
-    return int(size)
+    return _check_holds_python(int(size))
 
 
 def _check_holds_python(size: int) -> int:
     if size < MIN_MEMORY_LIMIT:
-        least = f"{MIN_MEMORY_LIMIT >> 20}MiB"
+        least = size_text(MIN_MEMORY_LIMIT)
         raise ValueError(
-            f"{size} bytes are too few for a Python process: pass at least {least}, or a text with a unit ('512MiB')"
+            f"{size_text(size)} is too little for a Python process: pass at least {least}, or a unit too ('512MiB')"
         )
     return size
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_serializer
+from pydantic import ConfigDict, Field, field_serializer
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job.fields import FunctionField, MemoryLimit
 from executor_adapter.job.functions import function_reference
 from executor_adapter.job.ids import uuid7
 from executor_adapter.job.live_state import JobState, LiveState
+from executor_adapter.job.mistakes import Model, call_text, shown, unknown_field
 from executor_adapter.job.pool_names import PoolName
 from executor_adapter.job.results import Attempt, AttemptFields, Progress
 from executor_adapter.job.retry import CRASHES, RetryPolicy, in_force
@@ -23,15 +23,15 @@ from executor_adapter.job.status import LEGAL_TRANSITIONS, TERMINAL, JobStatus
 from executor_adapter.job.validation import Count, Delay, Retries, Seconds
 
 
-class Job(BaseModel):
+class Job(Model):
     """Describes one call of a function, with its limits and its retry policy, and shows its current state.
 
     The fields are what the caller asks for. The read-only properties are live: they show the job's state while it runs.
     All durations are seconds; all times are aware and in UTC. Two jobs are equal only if they are the same object.
 
     Raises:
-        pydantic.ValidationError: a field is unknown, or its value could never work; also where a field is set later,
-            or by `model_copy(update=...)`.
+        InvalidJobError: a field is unknown, or its value could never work; also where a field is set later, or by
+            `model_copy(update=...)`. The message is one line. Pydantic's own `model_validate` raises ValidationError.
     """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, validate_assignment=True)
@@ -100,7 +100,7 @@ class Job(BaseModel):
         """Make a job that was stored, from its fields and the state that it had.
 
         Raises:
-            pydantic.ValidationError: a field is unknown, or its value could never work.
+            InvalidJobError: a field is unknown, or its value could never work.
         """
         job = cls(**fields)
         _begin(job, state)
@@ -110,15 +110,22 @@ class Job(BaseModel):
         """Return a new pending job with these fields, changed by `update`. Its id is the same unless updated.
 
         Raises:
-            InvalidJobError: `update` names an unknown field.
-            pydantic.ValidationError: `update` has a value that could never work.
+            InvalidJobError: `update` names an unknown field, or has a value that could never work.
         """
         copied = super().model_copy(deep=deep)
         for name, value in (update or {}).items():
             if name not in type(self).model_fields:
-                raise InvalidJobError(_unknown_field(name, type(self).model_fields))
+                raise InvalidJobError(unknown_field(name, type(self)))
             setattr(copied, name, value)
         return copied
+
+    @classmethod
+    def by_name(cls, positional: Sequence[Any], fields: Mapping[str, Any]) -> str:
+        """Return, as code, the Job that a function and its arguments by position probably mean."""
+        function, *args = positional
+        if len(args) == 1 and isinstance(args[0], tuple | list):
+            args = list(args[0])
+        return call_text("Job", (), {"function": function} | ({"args": tuple(args)} if args else {}) | dict(fields))
 
     def __copy__(self) -> Job:
         """Return a new pending job with the same fields, whatever the state of the original."""
@@ -279,8 +286,19 @@ def check_is_job(given: Any) -> None:
         InvalidJobError: it is something else, such as the function of a job.
     """
     if type(given) is not Job and not isinstance(given, Job):
-        name = getattr(given, "__name__", "work") if callable(given) else "work"
-        raise InvalidJobError(f"{given!r} is not a Job: make one, Job(function={name}, args=(...))")
+        name = shown(given) if callable(given) else "work"
+        raise InvalidJobError(f"{shown(given)} is not a Job: make one, Job(function={name}, args=(...))")
+
+
+def job_instead(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
+    """Say which Job to make, where a function was given with its arguments; None where it was not."""
+    if not args or not callable(args[0]):
+        return None
+    own = {name: value for name, value in kwargs.items() if name not in Job.model_fields}
+    fields = {name: value for name, value in kwargs.items() if name in Job.model_fields}
+    call: dict[str, Any] = {"args": args[1:]} if args[1:] else {}
+    call |= {"kwargs": own} if own else {}
+    return f"it takes one Job: {call_text('Job', (), {'function': args[0], **call, **fields})}"
 
 
 def check_are_jobs(given: Any) -> None:
@@ -293,12 +311,6 @@ def check_are_jobs(given: Any) -> None:
         raise InvalidJobError(f"job {given.job_id} is a single Job: pass a list, [job]")
     if not isinstance(given, Iterable):
         raise InvalidJobError(f"{given!r} is not iterable: pass a list or an iterator of Jobs")
-
-
-def _unknown_field(name: str, fields: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, fields, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return f"{name!r} is not a field of Job: {hint}the fields are {', '.join(fields)}"
 
 
 def _aware(timestamp: float | None) -> datetime | None:

@@ -20,8 +20,7 @@ def rerun(job: Job, **changes: Any) -> Job:
         changes: fields of Job that are different in the new one; `metadata` is merged.
 
     Raises:
-        InvalidJobError: the job is not finished.
-        pydantic.ValidationError: a change is not a field of Job, or its value could never work.
+        InvalidJobError: the job is not finished, a change is not a field of Job, or its value could never work.
     """
     if not job.status.is_terminal:
         raise InvalidJobError(f"job {job.job_id} is {job.status}: wait for its end, or cancel it")

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
+from executor_adapter.job.mistakes import Model
 from executor_adapter.job.validation import Delay, Factor, Number, Retries
 
 NEVER_RETRIED = frozenset(
@@ -30,7 +31,7 @@ MAX_GROWN_MEMORY = 1 << 62
 """Bytes: no memory_limit grows past it."""
 
 
-class RetryRule(BaseModel):
+class RetryRule(Model):
     """Defines what to do after certain errors. The first rule of a policy that matches wins."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,7 +54,7 @@ class RetryRule(BaseModel):
         return code in self.codes or "*" in self.codes
 
 
-class RetryPolicy(BaseModel):
+class RetryPolicy(Model):
     """Defines how often and how soon a job is retried.
 
     The n-th retry waits `retry_delay * backoff_coefficient ** (n - 1)` seconds, at most `max_delay`, plus or minus a

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from executor_adapter.job.mistakes import explain_calls
 from executor_adapter.job.validation import check_count, check_rate
 
 
+@explain_calls()
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolLimit:
     """Limits the jobs that have the same `tool_name`.
@@ -26,8 +28,7 @@ class ToolLimit:
     settings."""
 
     def __post_init__(self) -> None:
-        if self.max_concurrent is not None:
-            check_count("max_concurrent", self.max_concurrent, "lets no job start", or_none=", or None")
+        check_count("max_concurrent", self.max_concurrent, "lets no job start", or_none=", or None")
         if self.rate is not None:
             check_rate("rate", self.rate)
         check_count("burst", self.burst, "lets no job start")

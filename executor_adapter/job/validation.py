@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from datetime import timedelta
 from numbers import Integral, Real
 from typing import Annotated, Any
 
@@ -17,11 +19,35 @@ def no_bool(value: Any) -> Any:
     return value
 
 
+def seconds_only(value: Any) -> Any:
+    """Return the value, but refuse bools, and durations as text or timedelta: the message gives their seconds."""
+    seconds = value.total_seconds() if isinstance(value, timedelta) else _seconds_in(value)
+    if seconds is not None:
+        message = "must be a number of seconds: give {seconds}"
+        raise PydanticCustomError("seconds", message, {"seconds": f"{seconds:.10g}"})
+    return no_bool(value)
+
+
+def _seconds_in(value: Any) -> float | None:
+    """Return the seconds of a text such as "5m" or "2 hours"; None where it is anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", value) if isinstance(value, str) else None
+    if match is None:
+        return None
+    unit = match[2].lower()
+    factor = _UNITS.get(unit) or _UNITS.get(unit.removesuffix("s"))
+    return None if factor is None else float(match[1]) * factor
+
+
+_UNITS = {"ms": 0.001, "s": 1, "sec": 1, "second": 1, "m": 60, "min": 60, "minute": 60} | {
+    "h": 3600, "hour": 3600, "d": 86400, "day": 86400
+}  # fmt: skip
+
+
 # The bounds are inside, so that pydantic's core checks them: outside they would cost a call of a function each.
 Number = Annotated[float, BeforeValidator(no_bool), Field(allow_inf_nan=False)]
 Count = Annotated[int, BeforeValidator(no_bool)]
-Seconds = Annotated[Annotated[float, Field(gt=0, allow_inf_nan=False)], BeforeValidator(no_bool)]
-Delay = Annotated[Annotated[float, Field(ge=0, allow_inf_nan=False)], BeforeValidator(no_bool)]
+Seconds = Annotated[Annotated[float, Field(gt=0, allow_inf_nan=False)], BeforeValidator(seconds_only)]
+Delay = Annotated[Annotated[float, Field(ge=0, allow_inf_nan=False)], BeforeValidator(seconds_only)]
 Factor = Annotated[Annotated[float, Field(ge=1, allow_inf_nan=False)], BeforeValidator(no_bool)]
 Retries = Annotated[Annotated[int, Field(ge=0)], BeforeValidator(no_bool)]
 
@@ -29,9 +55,13 @@ Retries = Annotated[Annotated[int, Field(ge=0)], BeforeValidator(no_bool)]
 def check_count(name: str, value: Any, too_few: str, *, or_none: str = "") -> None:
     """Check that `value` is a whole number of at least 1; `too_few` describes the effect of a smaller one.
 
+    With `or_none`, what the message says about it, None is right too.
+
     Raises:
         ValueError: it is not; the message starts with `name`.
     """
+    if or_none and value is None:
+        return
     if not _is_whole(value):
         raise ValueError(f"{name}={value!r} is not a whole number: use 1 or more{or_none}")
     if value < 1:

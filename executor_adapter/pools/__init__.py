@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from executor_adapter.pools.memory.level import HIGH_MARGIN, MemoryLevel
     from executor_adapter.pools.patience import Patience
     from executor_adapter.pools.refused_starts import unavailable
-    from executor_adapter.pools.selection import check_job
+    from executor_adapter.pools.selection import check_job, check_limits
     from executor_adapter.pools.transport.functions import dumps as dump_by_value
     from executor_adapter.pools.transport.importable import current_path
     from executor_adapter.pools.transport.importable import reference as importable_reference
@@ -42,6 +42,7 @@ _HOMES = {
     "bind": "executor_adapter.pools.in_process.call",
     "call_in_job": "executor_adapter.pools.in_process.call",
     "check_job": "executor_adapter.pools.selection",
+    "check_limits": "executor_adapter.pools.selection",
     "current_path": "executor_adapter.pools.transport.importable",
     "pool_kinds": "executor_adapter.pools.kinds",
     "unavailable": "executor_adapter.pools.refused_starts",
@@ -63,6 +64,7 @@ __all__ = [
     "bind",
     "call_in_job",
     "check_job",
+    "check_limits",
     "current_path",
     "dump_by_value",
     "importable_reference",

@@ -23,6 +23,16 @@ def check_job(job: Job, kind_of: PoolKinds | None = None) -> tuple[str, Any]:
         raise InvalidJobError(f"job {job.job_id} was submitted already: {_copy_hint(job)}")
     if is_generator_function(job.function):
         raise InvalidJobError(_generator_refusal(job.function))
+    name, kind = check_limits(job, kind_of)
+    return name, kind.prepare(job)
+
+
+def check_limits(job: Job, kind_of: PoolKinds | None = None) -> tuple[str, type[WorkerPool]]:
+    """Return the name and the kind of the pool that the job runs in, once its limits are found to fit it.
+
+    Raises:
+        InvalidJobError: the pool cannot apply a limit of the job.
+    """
     name: str = job.pool
     if name == "auto":
         name = "coroutine" if is_coroutine_function(job.function) else "thread"
@@ -31,7 +41,7 @@ def check_job(job: Job, kind_of: PoolKinds | None = None) -> tuple[str, Any]:
         raise InvalidJobError(_memory_refusal(name))
     if job.soft_timeout is not None:
         _check_soft_timeout(job.soft_timeout, job.max_runtime, name, kind)
-    return name, kind.prepare(job)
+    return name, kind
 
 
 def _copy_hint(job: Job) -> str:

@@ -18,15 +18,16 @@ import contextlib
 import copy
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, get_args, overload
 
 from prefect import Task
+from prefect.context import FlowRunContext
 from prefect.tasks import MaterializingTask
 from prefect.utilities.callables import get_call_parameters
 from prefect.utilities.visualization import get_task_viz_tracker, track_viz_task
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job import Job
+from executor_adapter.job import Job, PoolName
 from executor_adapter.prefect.engine.job_run import JobRun
 from executor_adapter.prefect.engine.run import ReturnType, run_async, run_sync
 from executor_adapter.prefect.engine.task_worker import AttemptAsJob, RetryCondition, in_prefect_engine, retry_condition
@@ -54,10 +55,21 @@ def _with_companion(method: Method) -> Method:
     """Let a submitting method of Task find the runner for job tasks in place of the flow's task runner."""
 
     def submit(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if FlowRunContext.get() is None and not kwargs.get("deferred"):
+            raise RuntimeError(_outside(self.name, method.__name__))
         with flow_run_context_for_jobs() or contextlib.nullcontext():
             return method(self, *args, **kwargs)
 
     return _typed_as(method)(submit)
+
+
+def _outside(name: str, method: str) -> str:
+    """Return the message that refuses to submit a task where there is no flow run."""
+    instead = "delay(...)" if method == "submit" else "map(..., deferred=True)"
+    return (
+        f"{name}.{method} needs a flow run around it: call it in a function with @flow, "
+        f"call {name}(...) to run it here and wait, or {name}.{instead} to leave it to a task worker"
+    )
 
 
 class JobTask(Task[P, R]):
@@ -160,8 +172,11 @@ def job_task(function: Callable[P, R], /) -> JobTask[P, R]: ...
 def job_task(**options: Any) -> Callable[[Callable[P, R]], JobTask[P, R]]: ...
 
 
-def job_task(function: Callable[P, R] | None = None, /, **options: Any) -> Any:
+def job_task(function: Any = None, /, **options: Any) -> Any:
     """Make a function a job task, with or without options: see JobTask. With `assets`, its runs materialize them."""
+    if not (function is None or callable(function) or isinstance(function, classmethod | staticmethod)):
+        option = f"pool={function!r}" if function in get_args(PoolName) else "..."
+        raise TypeError(f"job_task: {function!r} is not a function: write @job_task({option}), with options by name")
     if function is None:
         return functools.partial(MaterializingJobTask if "assets" in options else JobTask, **options)
     return JobTask(function, **options)

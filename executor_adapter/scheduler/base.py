@@ -44,8 +44,7 @@ class BaseScheduler:
         tool_limits: Mapping[str, ToolLimit] | None = None,
         observers: Iterable[Observer] = (),
     ) -> None:
-        if max_concurrent_jobs is not None:
-            check_count("max_concurrent_jobs", max_concurrent_jobs, "lets no job start", or_none=", or None")
+        check_count("max_concurrent_jobs", max_concurrent_jobs, "lets no job start", or_none=", or None")
         self.job_queue = JobQueue(self._accept)
         self._max_concurrent_jobs = max_concurrent_jobs
         self._config = config

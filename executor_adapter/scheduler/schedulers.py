@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from executor_adapter.config import Stage
-from executor_adapter.job import Job, is_coroutine_function
+from executor_adapter.job import Job, explain_calls, is_coroutine_function, no_way_out
 from executor_adapter.scheduler.base import BaseScheduler
-from executor_adapter.scheduler.binding import Parameters
+from executor_adapter.scheduler.binding import Parameters, check_order
 
 
+@explain_calls(add_manual_job=no_way_out)
 class CollectionScheduler(BaseScheduler):
     """Runs collection jobs: coroutine functions on an event loop, others in threads."""
 
@@ -32,11 +33,13 @@ class CollectionScheduler(BaseScheduler):
         Raises:
             InvalidJobError: The function does not accept an argument, or the argument is named like a field of Job.
         """
+        check_order("add_manual_job", job_type=job_type, function=function, tool_name=tool_name)
         metadata = {"collection_type": collection_type}
         job = Job(job_type=job_type, function=function, tool_name=tool_name, metadata=metadata)
         return await self._add(job, kwargs)
 
 
+@explain_calls(add_processing_job=no_way_out)
 class ProcessingScheduler(BaseScheduler):
     """Runs processing jobs: synchronous functions in processes, coroutine functions on an event loop."""
 
@@ -58,6 +61,7 @@ class ProcessingScheduler(BaseScheduler):
         Raises:
             InvalidJobError: The function does not accept an argument, or the argument is named like a field of Job.
         """
+        check_order("add_processing_job", function=function, tool_name=tool_name, processing_stage=processing_stage)
         metadata = {} if processing_stage is None else {"processing_stage": processing_stage}
         job = Job(job_type="processing", function=function, tool_name=tool_name, metadata=metadata)
         if data is not None and Parameters(function).accept("data"):

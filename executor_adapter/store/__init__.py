@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import os
+import re
+import sys
+
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.store.base import JobStore, LeaseLostError, StoreUnavailableError
 from executor_adapter.store.host import Host, close_host, new_host
@@ -52,6 +57,8 @@ def open_store(url: str) -> JobStore:
         ConfigurationError: the URL does not name a store, or what the store needs is not installed.
         StoreUnavailableError: the store cannot be opened now.
     """
+    if _WINDOWS_PATH.match(url) and os.name != "nt":
+        raise ConfigurationError(f"store.url: {url!r} is a path on Windows, and this is {sys.platform}: {_URLS}")
     scheme = url.partition(":")[0].partition("+")[0]
     match scheme:
         case "memory":
@@ -69,8 +76,15 @@ def open_store(url: str) -> JobStore:
             except SQLAlchemyError as error:  # Errors that may pass are StoreUnavailableError by now.
                 reason = str(error).partition("\n")[0]
                 raise ConfigurationError(f"store.url: this {scheme} store cannot be opened: {reason}") from error
+        case _ if "://" not in url and "@" not in url:
+            path = f"///{url.replace(chr(92), '/')}"  # An absolute path keeps its own slash, as the fourth.
+            raise ConfigurationError(f"store.url: {url!r} is a path, not a URL: give 'sqlite:{path}'")
         case _:
             name = scheme.rpartition("@")[2]  # What stands before an @ may hold a password.
-            raise ConfigurationError(
-                f"store.url: {name!r} is not a store: give 'memory:', 'sqlite:///path' or 'postgresql://user@host/database'"
-            )
+            near = difflib.get_close_matches(name, ("sqlite", "postgresql"), n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ConfigurationError(f"store.url: {name!r} is not a store: {hint}{_URLS}")
+
+
+_URLS = "give 'memory:', 'sqlite:///path' or 'postgresql://user@host/database'"
+_WINDOWS_PATH = re.compile(r"(sqlite:/*)?[A-Za-z]:[\\/]")

@@ -26,7 +26,11 @@ def test_a_valid_configuration_is_confirmed(command: Command, home: Path) -> Non
     """`config check` confirms a valid configuration and names its file."""
     assert command("config", "check") == (0, "config.yaml: fine\n", "")
     (home / "other.yaml").write_text("job: {max_runtime: 5}")
-    assert command("config", "check", "-c", "other.yaml", "--json").json == {"file": "other.yaml", "valid": True}
+    assert command("config", "check", "-c", "other.yaml", "--json").json == {
+        "file": "other.yaml",
+        "valid": True,
+        "problems": [],
+    }
 
 
 def test_a_file_of_another_program_is_ignored(command: Command, home: Path) -> None:
@@ -34,7 +38,7 @@ def test_a_file_of_another_program_is_ignored(command: Command, home: Path) -> N
     write(home, "server: {port: 80}")
     message = "no file: the defaults (config.yaml is ignored: it has no section of this package): fine\n"
     assert command("config", "check") == (0, message, "")
-    assert command("config", "check", "--json").json == {"file": None, "valid": True}
+    assert command("config", "check", "--json").json == {"file": None, "valid": True, "problems": []}
     assert command("config", "check", "-c", "config.yaml").code == 2
 
 
@@ -47,6 +51,38 @@ def test_a_wrong_configuration_is_refused_in_one_line(command: Command, home: Pa
         "executor-adapter: config.yaml: job.max_runtme is not a key: did you mean max_runtime?"
     )
     assert result.err.count("\n") == 1
+
+
+def test_what_will_not_work_is_found(command: Command, home: Path) -> None:
+    """`config check` finds unknown error codes, modules that cannot be imported and stores that cannot be opened."""
+    rules = "retry: {rules: [{codes: [NETWROK_ERROR, '*', API_ERROR]}]}"
+    write(home, f"executor: {{preload: [json, jsn]}}\nstore: {{url: 'sqlite:///none/jobs.db'}}\njob: {{{rules}}}\n")
+    result = command("config", "check")
+    assert (result.code, result.out) == (2, "")
+    codes, preload, store = result.err.splitlines()
+    assert codes == (
+        "config.yaml: job.retry.rules.0.codes: 'NETWROK_ERROR' is not an error code: did you mean NETWORK_ERROR?"
+    )
+    assert preload.startswith(
+        "config.yaml: executor.preload: 'jsn' cannot be imported: ModuleNotFoundError: No module "
+    )
+    assert re.match(r"config.yaml: store: cannot create \S+/none/jobs.db: .*: No such file or directory: create", store)
+    assert command("config", "check", "--json").json["valid"] is False
+
+
+def test_a_code_of_ones_own_is_only_noted(command: Command, home: Path) -> None:
+    """`config check` notes an error code that only the user's own errors can have, and accepts it."""
+    write(home, "tools: {radar: {job: {retry: {rules: [{codes: [SENSOR_DOWN]}]}}}}")
+    result = command("config", "check")
+    assert (result.code, result.out) == (0, "config.yaml: fine\n")
+    assert "tools.radar.job.retry.rules.0.codes: 'SENSOR_DOWN' is not an error code of the executor" in result.err
+
+
+def test_sizes_are_shown_with_their_unit(command: Command, home: Path) -> None:
+    """`config show` shows a size with a unit, and its JSON the bytes."""
+    write(home, "job: {memory_limit: 200MiB}")
+    assert "200 MiB" in command("config", "show").out
+    assert command("config", "show", "--json").json[0]["value"] == 200 * 2**20
 
 
 def test_each_setting_is_shown_with_its_source(command: Command, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -17,12 +17,16 @@ from prefect.tasks import exponential_backoff
 
 from executor_adapter import RetryPolicy
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.prefect import JobTask, job_task
+from executor_adapter.prefect import JobTask, JobTaskRunner, job_task
 from executor_adapter.prefect.options.retries import policy_of_task
 
 
 def double(x: int) -> int:
     """Return twice `x`."""
+    return 2 * x
+
+
+async def double_on_loop(x: int) -> int:
     return 2 * x
 
 
@@ -230,3 +234,66 @@ def test_a_method_can_be_a_job_task() -> None:
     tool = Tool()
     job = Tool.times.make_job("id", {"self": tool, "x": 2})
     assert job.function(*job.args, **job.kwargs) == 6
+
+
+@pytest.mark.parametrize(
+    ("decorate", "kind", "message"),
+    [
+        (
+            lambda: job_task("process"),
+            TypeError,
+            "job_task: 'process' is not a function: write @job_task(pool='process')",
+        ),
+        (
+            lambda: job_task(pool="thread", memory_limit="200MiB")(double),
+            InvalidJobError,
+            "task double: memory_limit needs a process of its own, and pool='thread' has none: use pool='process'",
+        ),
+        (
+            lambda: job_task(pool="coroutine", soft_timeout=1)(double_on_loop),
+            InvalidJobError,
+            "task double_on_loop: soft_timeout=1.0 is not supported in pool='coroutine'",
+        ),
+        (
+            lambda: job_task(pool="process")(double).with_options(pool="thread", memory_limit="1GiB"),
+            InvalidJobError,
+            "task double: memory_limit needs a process of its own",
+        ),
+        (
+            lambda: job_task(max_runtime="5m")(double),
+            InvalidJobError,
+            "task double: max_runtime='5m' must be a number of seconds: give 300",
+        ),
+        (
+            lambda: JobTaskRunner(max_worker=5),
+            TypeError,
+            "JobTaskRunner has no option 'max_worker': did you mean max_workers?",
+        ),
+        (
+            lambda: JobTaskRunner(pool="proces"),
+            InvalidJobError,
+            "JobTaskRunner: pool='proces' must be 'auto', 'coroutine', 'thread' or 'process': did you mean 'process'?",
+        ),
+        (
+            lambda: job_task()(double).submit(),
+            RuntimeError,
+            "double.submit needs a flow run around it: call it in a func",
+        ),
+        (
+            lambda: job_task()(double).map([1]),
+            RuntimeError,
+            "double.map needs a flow run around it: call it in a function",
+        ),
+    ],
+)
+def test_a_mistake_is_named_in_one_line(decorate: Callable[[], Any], kind: type[Exception], message: str) -> None:
+    """A wrong decorator, runner or submission raises one line with the mistake and the way out, at once."""
+    with pytest.raises(kind) as caught:
+        decorate()
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_limit_may_wait_for_the_settings_pool() -> None:
+    """A memory limit without a pool is accepted when decorated, because the settings may name the pool."""
+    assert job_task(memory_limit="200MiB")(double).job_options == {"memory_limit": "200MiB"}

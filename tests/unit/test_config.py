@@ -195,7 +195,7 @@ def test_settings_are_frozen() -> None:
     ("text", "message"),
     [
         ("collection: {job_timeout: -5}", "collection.job_timeout: -5 is not allowed: must be greater than 0"),
-        ("executor: {max_workers: many}", "executor.max_workers: 'many' is not allowed: must be a valid integer"),
+        ("executor: {max_workers: many}", "executor.max_workers: 'many' is not allowed: must be a whole number"),
         ("executor: {max_workers: yes}", "executor.max_workers: True is not allowed: must be a number"),
         ("collection: {job_timeout: .inf}", "collection.job_timeout: inf is not allowed: must be a finite"),
         ("collection:", "collection: None is not allowed: must be a mapping of keys to values"),

@@ -191,7 +191,7 @@ def test_a_wrong_key_is_named_with_the_nearest(tmp_path: Path, text: str, messag
         ("tools: {x: {job: {pool: ray}}}", "tools.x.job.pool: 'ray' is not allowed: must be 'auto', 'coroutine'"),
         (
             "job: {memory_limit: 512}",
-            "job.memory_limit: 512 is not allowed: 512 bytes are too few for a Python process: pass at",
+            "job.memory_limit: 512 is not allowed: 512 bytes is too little for a Python process: pass at",
         ),
     ],
 )

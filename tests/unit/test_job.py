@@ -9,7 +9,6 @@ import pickle
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 import executor_adapter
 from executor_adapter import ErrorCode, Job, JobStatus, RetryPolicy
@@ -31,26 +30,26 @@ def work() -> None: ...
         ({"function": work, "retry_attempts": -1}, "greater than or equal to 0"),
         ({"function": work, "retry_delay": float("inf")}, "finite"),
         ({"function": work, "memory_limit": "512 potatoes"}, "'512 potatoes' is not a size"),
-        ({"function": work, "memory_limit": 0}, "0 bytes are too few for a Python process: pass at least 8MiB"),
+        ({"function": work, "memory_limit": 0}, "0 bytes is too little for a Python process: pass at least 8 MiB"),
         (
             {"function": work, "memory_limit": 512},
-            "512 bytes are too few for a Python process: pass at least 8MiB, or .*'512MiB'",
+            "512 bytes is too little for a Python process: pass at least 8 MiB, or .*'512MiB'",
         ),
         (
             {"function": work, "memory_limit": "7MiB"},
-            "7340032 bytes are too few for a Python process: pass at least 8MiB",
+            "memory_limit='7MiB'.* 7 MiB is too little for a Python process: pass at least 8 MiB",
         ),
-        ({"function": work, "memory_limit": True}, "must be a number .*input_value=True"),
+        ({"function": work, "memory_limit": True}, "memory_limit=True must be a number"),
         (
             {"function": work, "memory_limit": "9" * 400 + "GiB"},
             "'9+' is more memory than any machine has: leave the limit out",
         ),
-        ({"function": work, "max_runtime": True}, "must be a number .*input_value=True"),
-        ({"function": work, "retry_delay": False}, "must be a number .*input_value=False"),
-        ({"function": work, "retry_attempts": True}, "must be a number .*input_value=True"),
-        ({"function": work, "priority": True}, "must be a number .*input_value=True"),
-        ({"function": work, "pool": "swimming"}, "'auto', 'coroutine', 'thread' or 'process' .*input_value='swimming'"),
-        ({"function": work, "pool": "dask"}, "'auto', 'coroutine', 'thread' or 'process' .*input_value='dask'"),
+        ({"function": work, "max_runtime": True}, "max_runtime=True must be a number"),
+        ({"function": work, "retry_delay": False}, "retry_delay=False must be a number"),
+        ({"function": work, "retry_attempts": True}, "retry_attempts=True must be a number"),
+        ({"function": work, "priority": True}, "priority=True must be a number"),
+        ({"function": work, "pool": "swimming"}, "pool='swimming' must be 'auto', 'coroutine', 'thread' or 'process'"),
+        ({"function": work, "pool": "dask"}, "pool='dask' must be 'auto', 'coroutine', 'thread' or 'process'"),
         ({"function": work, "job_id": ""}, "at least 1 character"),
         ({"function": work, "max_runtme": 3}, "max_runtme"),
         ({}, "function"),
@@ -58,7 +57,7 @@ def work() -> None: ...
 )
 def test_an_invalid_field_is_rejected(fields: dict[str, Any], message: str) -> None:
     """An invalid field is rejected with a message that names the value."""
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(InvalidJobError, match=message):
         Job(**fields)
 
 
@@ -128,9 +127,9 @@ def test_a_copy_is_a_new_job(copied: Any) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("max_runtime", -5, "greater than 0 .*input_value=-5"),
-        ("memory_limit", 512, "512 bytes are too few for a Python process: pass at least 8MiB"),
-        ("pool", "swimming", "'coroutine', 'thread' or 'process' .*input_value='swimming'"),
+        ("max_runtime", -5, "max_runtime=-5 must be greater than 0"),
+        ("memory_limit", 512, "512 bytes is too little for a Python process: pass at least 8 MiB"),
+        ("pool", "swimming", "pool='swimming' must be .*'coroutine', 'thread' or 'process'"),
         ("function", 3, "3 is not callable: pass a function"),
         ("job_id", "", "at least 1 character"),
     ],
@@ -139,9 +138,9 @@ def test_an_assigned_field_is_checked(field: str, value: Any, message: str) -> N
     """An invalid value is rejected in an assignment and in a copy, and the job stays as it was."""
     job = Job(function=work)
     before = getattr(job, field)
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(InvalidJobError, match=message):
         setattr(job, field, value)
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(InvalidJobError, match=message):
         job.model_copy(update={field: value})
     assert getattr(job, field) == before
 
@@ -160,7 +159,7 @@ def test_an_assigned_field_is_converted() -> None:
 @pytest.mark.parametrize("name", ["max_runtme", "status", "state", "live"])
 def test_a_copy_rejects_unknown_fields(name: str) -> None:
     """A copy rejects names that are not fields of Job."""
-    with pytest.raises(InvalidJobError, match=f"'{name}' is not a field of Job: .*the fields are function, job_id, "):
+    with pytest.raises(InvalidJobError, match=f"'{name}' is not a field of Job: "):
         Job(function=work).model_copy(update={name: 3})
 
 

@@ -66,7 +66,7 @@ def executor(transitions: list[Transition]) -> Iterator[JobExecutor]:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (work, r"<function work at \w+> is not a Job: make one, Job\(function=work, args=\(...\)\)"),
+        (work, r"work is not a Job: make one, Job\(function=work, args=\(...\)\)"),
         ("tests:work", r"'tests:work' is not a Job: make one, Job\(function=work, args=\(...\)\)"),
         (None, "None is not a Job: make one"),
     ],
@@ -213,8 +213,8 @@ def test_map_refuses_an_invalid_window_at_once(
 @pytest.mark.parametrize(
     ("function", "fields", "message"),
     [
-        (work, {"pool": "x"}, "'coroutine', 'thread' or 'process' .*input_value='x'"),
-        (work, {"max_runtime": -1}, "greater than 0 .*input_value=-1"),
+        (work, {"pool": "x"}, "pool='x' must be 'auto', 'coroutine', 'thread' or 'process'"),
+        (work, {"max_runtime": -1}, "max_runtime=-1 must be greater than 0"),
         (work, {"max_runtme": 1}, "max_runtme"),
         (work, {"memory_limit": "1GiB"}, "memory_limit needs a process of its own, .*: use pool='process'"),
         (work, {"job_id": "a"}, "job_id='a' cannot be the same for every job: leave it out"),
@@ -335,14 +335,14 @@ def test_an_invalid_rate_is_refused(rate: Any, message: str) -> None:
 @pytest.mark.parametrize("name", ["retry_delay", "backoff_coefficient", "memory_factor"])
 def test_a_rule_s_numbers_are_finite(name: str, value: Any) -> None:
     """A retry rule refuses numbers that are infinite, NaN or bools."""
-    with pytest.raises(ValueError, match=f"{name}\n.*(number|greater than or equal).*input_value={value}"):
+    with pytest.raises(ValueError, match=f"{name}={value} must be .*(number|greater than or equal)"):
         RetryRule(codes=("*",), **{name: value})
 
 
 @pytest.mark.parametrize("name", ["retry_attempts", "retry_delay", "max_delay", "jitter", "crash_attempts"])
 def test_a_policy_s_numbers_are_not_bools(name: str) -> None:
     """A retry policy refuses bools as numbers."""
-    with pytest.raises(ValueError, match=f"{name}\n.*must be a number.*input_value=True"):
+    with pytest.raises(ValueError, match=f"{name}=True must be a number"):
         RetryPolicy(**{name: True})
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 
 from executor_adapter.exceptions import MemoryLimitError, WorkerCrashedError
+from executor_adapter.job import size_text
 from executor_adapter.pools.base import Assignment
 from executor_adapter.worker import EXIT_SETUP_FAILED, EXIT_SOCKET_LOST
 
@@ -58,7 +59,7 @@ def kernel_kill_error(pid: int | None, group: str | None) -> WorkerCrashedError 
 def memory_error(assignment: Assignment, used: int) -> MemoryLimitError:
     """Return the error of an assignment whose process tree holds more than its memory_limit."""
     return MemoryLimitError(
-        f"its process tree held {used >> 20} MiB, more than memory_limit={assignment.memory_limit} bytes: "
+        f"its process tree held {size_text(used)}, more than memory_limit={size_text(assignment.memory_limit or 0)}: "
         "raise it, or do less at once"
     )
 

@@ -9,7 +9,6 @@ Three options have a name on both sides. Prefect's name is translated, and givin
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
@@ -17,10 +16,10 @@ from typing import Any, cast
 from prefect import Task
 from prefect.settings import get_current_settings
 from prefect.utilities.callables import parameters_to_args_kwargs
-from pydantic import ValidationError
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job import Job
+from executor_adapter.job import Job, nearest
+from executor_adapter.pools import check_limits
 from executor_adapter.prefect.options.retries import Delays, policy_from_prefect
 
 JOB_OPTIONS = frozenset(Job.model_fields) - {"function", "args", "kwargs", "job_id"}
@@ -43,7 +42,7 @@ def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
     """
     for name in options:
         if name not in JOB_OPTIONS and name not in TASK_OPTIONS:
-            raise TypeError(unknown_option("a job task has no option", name, JOB_OPTIONS | TASK_OPTIONS))
+            raise TypeError(unknown_option("a job task", name, JOB_OPTIONS | TASK_OPTIONS))
     for theirs, ours in TRANSLATED.items():
         for name in ours:
             if theirs in options and name in options:
@@ -53,11 +52,11 @@ def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
     return job | _translated(options), task
 
 
-def unknown_option(refusal: str, name: str, known: Collection[str]) -> str:
-    """Return the message that refuses option `name`, with a known option of a similar name if there is one."""
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f": did you mean {near[0]}?" if near else ": it is neither a field of Job nor an option of a Prefect task"
-    return f"{refusal} {name!r}{hint}"
+def unknown_option(owner: str, name: str, known: Collection[str]) -> str:
+    """Return the message that refuses option `name`, with the known option that it probably means if there is one."""
+    neither = "it is neither a field of Job nor an option of a Prefect task"
+    near = nearest(name, sorted(known))
+    return f"{owner} has no option {name!r}: {neither if near is None else f'did you mean {near}?'}"
 
 
 def _translated(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,14 +132,12 @@ def check_job_options(function: Callable[..., Any], options: Mapping[str, Any], 
     Raises:
         InvalidJobError: a value can never work.
     """
+    name = owner or f"task {getattr(function, '__qualname__', repr(function))}"
     try:
-        return Job(function=function, **options)
-    except ValidationError as error:
-        name = owner or f"task {getattr(function, '__qualname__', repr(function))}"
-        raise InvalidJobError(f"{name}: {_in_one_line(error)}") from None
-
-
-def _in_one_line(error: ValidationError) -> str:
-    return "; ".join(
-        f"{'.'.join(map(str, found['loc']))}={found['input']!r}: {found['msg']}" for found in error.errors()
-    )
+        job = Job(function=function, **options)
+        if options.get("pool", "auto") != "auto" and options.keys() & {"memory_limit", "soft_timeout"}:
+            # The settings can change neither the pool nor these limits any more; max_runtime, unless it is given.
+            check_limits(job if "max_runtime" in options else job.model_copy(update={"max_runtime": None}))
+    except InvalidJobError as error:
+        raise InvalidJobError(f"{name}: {error}") from None
+    return job

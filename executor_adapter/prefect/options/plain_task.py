@@ -25,6 +25,9 @@ RETRY_FIELDS = frozenset({"retry", "retry_attempts", "retry_delay"})
 PER_TASK_FIELDS = RETRY_FIELDS | {"dedupe_key"}
 """Fields of a Job that a runner cannot set for all tasks: Prefect has an option for them, or they name one call."""
 
+RUNNER_OPTIONS = JOB_OPTIONS - PER_TASK_FIELDS | {"max_workers", "initializer", "initargs"}
+"""What a JobTaskRunner can be made with."""
+
 
 def job_options(**fields: Any) -> Callable[[AnyTask], AnyTask]:
     """Set fields of `Job` for the jobs of a plain task under a JobTaskRunner; elsewhere they have no effect.
@@ -39,7 +42,7 @@ def job_options(**fields: Any) -> Callable[[AnyTask], AnyTask]:
     """
     for name in fields:
         if name not in JOB_OPTIONS:
-            raise TypeError(unknown_option("job_options has no option", name, JOB_OPTIONS))
+            raise TypeError(unknown_option("job_options", name, JOB_OPTIONS))
 
     def record(task: AnyTask) -> AnyTask:
         _check_is_plain_task(task)
@@ -84,7 +87,7 @@ def check_defaults(fields: Mapping[str, Any]) -> None:
         if name in PER_TASK_FIELDS:
             raise TypeError(f"{name} is set for each task: use @task(retries=...) or @job_options({name}=...)")
         if name not in JOB_OPTIONS:
-            raise TypeError(unknown_option("JobTaskRunner has no option", name, JOB_OPTIONS - PER_TASK_FIELDS))
+            raise TypeError(unknown_option("JobTaskRunner", name, RUNNER_OPTIONS))
     check_job_options(check_defaults, fields, owner="JobTaskRunner")
 
 

@@ -72,6 +72,8 @@ if hasattr(os, "register_at_fork"):
 
 
 def _sqlite(url: URL) -> Engine:
+    if url.host is not None:
+        raise ConfigurationError(f"store.url: 'sqlite://{url.host}' has two slashes: give 'sqlite:///{url.host}'")
     if not url.database or url.database == ":memory:":
         raise ConfigurationError("store.url: 'sqlite://' does not name a file: give 'sqlite:///jobs.db', or 'memory:'")
     directory = Path(url.database).absolute().parent

@@ -1,0 +1,65 @@
+"""What `config check` tries out, beyond whether each value is allowed: error codes, modules to preload, the store."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+from executor_adapter.cli.checks import check_store
+from executor_adapter.config import Settings
+from executor_adapter.job import ErrorCode, nearest
+from executor_adapter.monitoring import Finding, Level, warning, wrong
+
+IMPORT_TIMEOUT = 120.0
+"""Seconds that a module to preload may take to be imported."""
+
+
+def problems(settings: Settings) -> Iterator[Finding]:
+    """Yield what of valid settings will not work, or not as it was probably meant; nothing where all is well."""
+    yield from check_codes(settings)
+    for module in settings.executor.preload:
+        yield from check_preload(module)
+    if settings.store.url is not None:
+        found = check_store(settings.store.url)
+        if found.level is not Level.FINE:
+            yield found
+
+
+def check_codes(settings: Settings) -> Iterator[Finding]:
+    """Yield the error codes in retry rules that no error of the executor has: such a rule may never match."""
+    sections = {"job": settings.job} | {f"tools.{name}.job": tool.job for name, tool in settings.tools.items()}
+    for section, job in sections.items():
+        for at, rule in enumerate(job.retry.rules):
+            for code in rule.codes:
+                if code != "*" and code not in set(ErrorCode):
+                    yield _unknown_code(f"{section}.retry.rules.{at}.codes", code)
+
+
+def _unknown_code(key: str, code: str) -> Finding:
+    if (near := nearest(code, list(ErrorCode))) is not None:
+        return wrong(key, f"{code!r} is not an error code", f"did you mean {near}?")
+    return warning(key, f"{code!r} is not an error code of the executor", "the rule matches only errors with your code")
+
+
+def check_preload(module: str) -> Iterator[Finding]:
+    """Yield why a module cannot be imported, as the guardian would: in a new interpreter, from this directory."""
+    code = "import importlib, sys; importlib.import_module(sys.argv[1])"
+    path = os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH"))))
+    key = "executor.preload"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code, module],
+            env=os.environ | {"PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            timeout=IMPORT_TIMEOUT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        yield wrong(key, f"importing {module} takes more than {IMPORT_TIMEOUT:.0f} s", "leave it out")
+        return
+    if done.returncode != 0:
+        why = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        yield wrong(key, f"{module!r} cannot be imported: {why}", "install it, or run this where it is found")

@@ -1,0 +1,265 @@
+"""Mistakes in what users give: one line that names the mistake, the nearest right thing and the way out.
+
+`Model` is the base of the models that users make: a wrong field raises InvalidJobError in one line. `explain_calls`
+does the same for functions and classes, whose wrong calls raise TypeError, as Python itself does.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from executor_adapter.exceptions import InvalidJobError
+
+MAX_SHOWN = 80
+"""Characters of a value that a message quotes."""
+
+ELSEWHERE = {
+    "attempts": ("retry_attempts",),
+    "backoff": ("backoff_coefficient",),
+    "concurrency": ("max_workers", "max_concurrent_jobs", "max_concurrent"),
+    "delay": ("retry_delay",),
+    "fn": ("function",),
+    "func": ("function",),
+    "max_retries": ("retry_attempts",),
+    "memory": ("memory_limit",),
+    "n_workers": ("max_workers", "max_concurrent_jobs"),
+    "processes": ("max_workers", "max_concurrent_jobs"),
+    "retries": ("retry_attempts",),
+    "retry_backoff": ("backoff_coefficient",),
+    "retry_delay_seconds": ("retry_delay",),
+    "soft_time_limit": ("soft_timeout",),
+    "target": ("function",),
+    "time_limit": ("max_runtime",),
+    "timeout": ("max_runtime",),
+    "timeout_seconds": ("max_runtime",),
+    "tool": ("tool_name",),
+    "workers": ("max_workers", "max_concurrent_jobs"),
+}
+"""Names that other libraries have for our options. They win over names that are merely spelt alike."""
+
+_Class = TypeVar("_Class", bound=type)
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that `name` probably means: the one of the same meaning, or else one spelt alike."""
+    names = list(known)
+    for ours in ELSEWHERE.get(name, ()):
+        if ours in names:
+            return ours
+    near = difflib.get_close_matches(name, names, n=1)
+    return near[0] if near else None
+
+
+def did_you_mean(name: str, known: Collection[str], *, otherwise: str = "use one of ") -> str:
+    """Return "did you mean ...?" for a name that is not known, or the known names after `otherwise`."""
+    near = nearest(name, known)
+    return f"did you mean {near}?" if near else otherwise + ", ".join(known)
+
+
+def shown(value: object) -> str:
+    """Return the value as code for a message, cut where it is long; a function or class by its name."""
+    if inspect.isroutine(value) or isinstance(value, type):
+        return str(getattr(value, "__name__", value))
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # The value's own code may raise anything.
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
+
+
+# --- models ---
+
+
+class _NamingMistakes(type(BaseModel)):  # type: ignore[misc]  # pydantic does not export its metaclass.
+    """Turns pydantic's error about what a model is called with into one line.
+
+    A call of the class passes here, and a model that is read from a dict inside another one does not: that error stays
+    pydantic's, which knows the whole path.
+    """
+
+    def __call__(cls, *positional: Any, **fields: Any) -> Any:
+        if positional:
+            raise TypeError(f"{cls.__name__} takes its fields by name: write {cls.by_name(positional, fields)}")
+        try:
+            return type.__call__(cls, **fields)
+        except ValidationError as error:
+            raise cls.refusal(error, fields) from None
+
+
+if TYPE_CHECKING:
+    Model = BaseModel
+else:
+
+    class Model(BaseModel, metaclass=_NamingMistakes):
+        """The base of models that refuse a wrong field with one line; `refusal` returns the error."""
+
+        @classmethod
+        def refusal(cls, error: ValidationError, fields: Mapping[str, Any]) -> Exception:
+            """Return the error that the caller gets who gave `fields`."""
+            return InvalidJobError(describe(error, cls))
+
+        @classmethod
+        def by_name(cls, positional: tuple[Any, ...], fields: Mapping[str, Any]) -> str:
+            """Return, as code, the call of the class that names the fields given by position."""
+            given = {**dict(zip(cls.model_fields, positional, strict=False)), **fields}
+            return call_text(cls.__name__, (), given)
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            try:
+                super().__setattr__(name, value)
+            except ValidationError as error:
+                raise self.refusal(error, {name: value}) from None
+
+
+def call_text(name: str, args: Iterable[object], kwargs: Mapping[str, object]) -> str:
+    """Return a call with these arguments as code."""
+    return f"{name}({', '.join([*map(shown, args), *(f'{key}={shown(value)}' for key, value in kwargs.items())])})"
+
+
+def describe(error: ValidationError, model: type[BaseModel]) -> str:
+    """Describe all mistakes of a pydantic error in one line; unknown fields come first, since others follow from them.
+
+    Args:
+        error: the error.
+        model: the model that refused its fields.
+    """
+    found = sorted(error.errors(include_url=False), key=lambda each: each["type"] not in _UNKNOWN)
+    return "; ".join(_describe_one(each, model) for each in found)
+
+
+_UNKNOWN = frozenset({"extra_forbidden", "no_such_attribute"})
+
+
+def _describe_one(error: ErrorDetails, model: type[BaseModel]) -> str:
+    *parents, name = error["loc"] or ("",)
+    path = ".".join(map(str, error["loc"]))
+    if error["type"] in _UNKNOWN:
+        return unknown_field(str(name), _model_at(model, parents), path)
+    if error["type"] == "missing":
+        return f"{path} is missing: give {path}=..."
+    if error["type"] == "frozen_instance":
+        return f"{path} cannot be changed: make another, with model_copy(update={{{path!r}: ...}})"
+    rule, quoted = rule_text(error), repr(error["input"])
+    if rule.startswith(quoted):
+        return f"{path}={rule}"
+    return f"{path}={shown(error['input'])}{' ' if rule.startswith('must') else ': '}{rule}"
+
+
+def unknown_field(name: str, model: type[BaseModel], path: str | None = None) -> str:
+    """Return the message that refuses a field that the model, at `path`, does not have."""
+    return f"{(path or name)!r} is not a field of {model.__name__}: {did_you_mean(name, list(model.model_fields))}"
+
+
+def rule_text(error: ErrorDetails) -> str:
+    """Return which rule a value breaks: "must be greater than 0"."""
+    match error["type"]:
+        case "literal_error":
+            expected = error.get("ctx", {})["expected"]
+            near = difflib.get_close_matches(str(error["input"]), re.findall(r"'(.*?)'", expected), n=1)
+            return f"must be {expected}" + (f": did you mean {near[0]!r}?" if near else "")
+        case "tuple_type":
+            return f"must be a tuple: ({shown(error['input'])},)"
+        case "float_parsing" | "int_parsing":
+            return f"must be {'a number' if error['type'] == 'float_parsing' else 'a whole number'}"
+    rule = " ".join(error["msg"].removeprefix("Value error, ").replace("Input should", "must").split())
+    return rule[:1].lower() + rule[1:]
+
+
+def _model_at(model: type[BaseModel], path: Iterable[int | str]) -> type[BaseModel]:
+    """Return the model of the field at `path`, or the innermost one that is found."""
+    for part in path:
+        if isinstance(part, str) and part in model.model_fields:
+            model = next(_models_in(model.model_fields[part].annotation), model)
+    return model
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)
+
+
+# --- calls ---
+
+WayOut = Callable[[tuple[Any, ...], dict[str, Any]], str | None]
+"""Returns what to write instead of a call with these arguments, `self` excluded; None where that is not known."""
+
+
+def explain_calls(**methods: WayOut) -> Callable[[_Class], _Class]:
+    """Let a class say what is wrong with a call that does not fit its `__init__` or one of its `methods`, in one line.
+
+    The error is a TypeError, as Python's own. `methods` holds for each further method what a wrong call probably means.
+    """
+
+    def decorate(cls: _Class) -> _Class:
+        for method, way_out in {"__init__": no_way_out, **methods}.items():
+            name = cls.__name__ if method == "__init__" else f"{cls.__name__}.{method}"
+            setattr(cls, method, _explained(getattr(cls, method), name, way_out))
+        return cls
+
+    return decorate
+
+
+def no_way_out(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Say nothing further about a wrong call."""
+    return
+
+
+def _explained(function: Callable[..., Any], name: str, way_out: WayOut) -> Callable[..., Any]:
+    def explain(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        mistake = _wrong_call(function, name, args, kwargs, way_out)
+        if mistake is not None:
+            raise TypeError(f"{name}{mistake}") from None
+
+    if inspect.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        async def explained_on_loop(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return await function(*args, **kwargs)
+            except TypeError:
+                explain(args, kwargs)
+                raise
+
+        return explained_on_loop
+
+    @functools.wraps(function)
+    def explained(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except TypeError:
+            explain(args, kwargs)
+            raise
+
+    return explained
+
+
+def _wrong_call(
+    function: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any], way_out: WayOut
+) -> str | None:
+    """Return what is wrong with a call of a method; None if the arguments fit."""
+    signature = inspect.signature(function)
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        known = [each for each, one in signature.parameters.items() if one.kind in _BY_NAME][1:]
+        has_kwargs = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in signature.parameters.values())
+        if (better := way_out(args[1:], kwargs)) is not None:
+            return f": {better}"
+        unknown = None if has_kwargs else next((each for each in kwargs if each not in known), None)
+        if unknown is not None:
+            return f" has no option {unknown!r}: {did_you_mean(unknown, known)}"
+        return f": {error}: it takes {', '.join(known)}"
+    return None
+
+
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
