@@ -24,6 +24,9 @@ logger = logging.getLogger("executor_adapter")
 REPORTER = "executor_adapter.prefect.crashes.reporter"
 """The module's name, not an import, because only `executor_adapter.prefect` may import Prefect."""
 
+MAX_REPLACEMENTS = 3
+"""Sentinels that are started for others that have died. One that cannot live here is not started for ever."""
+
 _EXIT_TIMEOUT = 1.0
 """Seconds for which the exit of this process waits for the sentinel's, which takes a millisecond."""
 
@@ -41,10 +44,10 @@ class SentinelClient:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
-        """Ours of the pair whose other end is its standard input. A pipe would raise SIGPIPE once it has died."""
-        self._announced: dict[str, int] = {}
-        """The flow runs that the sentinel knows, with their run counts."""
-        self._is_lost = False
+        """The sentinel reads its other end. A pipe would raise SIGPIPE once the sentinel has died."""
+        self._announced: dict[str, dict[str, object]] = {}
+        """The message about each flow run that the sentinel knows, the newest ones, by the flow run's id."""
+        self._replacements = 0
 
     def _forget_in_child(self) -> None:
         """Leave the sentinel to the parent process: a forked process is another host, with one of its own."""
@@ -64,18 +67,66 @@ class SentinelClient:
         `run_count` is the number of the flow run's current run. `environment` holds the variables that a new process
         needs to reach the flow run's server, besides those of this process.
         """
-        if self._announced.get(flow_run_id) == run_count:
+        known = self._announced.get(flow_run_id)
+        if known is not None and known["run_count"] == run_count:
             return
+        message = {"flow_run": flow_run_id, "run_count": run_count, "environment": dict(environment)}
         with self._lock:
-            self._announced[flow_run_id] = run_count
+            self._announced.pop(flow_run_id, None)
+            self._announced[flow_run_id] = message
             if len(self._announced) > sentinel.MAX_FLOW_RUNS:
                 del self._announced[next(iter(self._announced))]
-            try:
-                if self._process is None:
-                    self._process = self._start()
-                self._send({"flow_run": flow_run_id, "run_count": run_count, "environment": dict(environment)})
-            except OSError as error:
-                self._warn(error)
+            if self._process is None:
+                self._start()
+            else:
+                self._send(message)
+
+    def ensure_alive(self) -> None:
+        """Replace a sentinel that has died, for example because it was killed. Call it now and then: it is cheap."""
+        with self._lock:
+            if self._process is not None and self._process.poll() is not None:
+                self._replace(f"it has ended with exit status {self._process.returncode}")
+
+    def _start(self) -> None:
+        """Start a sentinel, and send it all messages."""
+        try:
+            self._process, self._socket = _start_process()
+        except OSError as error:
+            self._warn(f"cannot be started ({error})")
+        else:
+            for message in list(self._announced.values()):
+                self._send(message)
+
+    def _send(self, message: dict[str, object]) -> None:
+        if self._socket is None:
+            return
+        try:
+            self._socket.send(json.dumps(message).encode() + b"\n", wire.NO_SIGNAL)
+        except OSError as error:
+            self._replace(error)
+
+    def _replace(self, reason: object) -> None:
+        """Start another sentinel, which gets all messages again."""
+        self._close()
+        if self._replacements == MAX_REPLACEMENTS:
+            self._warn(f"is lost ({reason}), and so were {MAX_REPLACEMENTS} before it")
+            return
+        self._replacements += 1
+        logger.warning("the sentinel of this process is lost (%s): starting another one", reason)
+        self._start()
+
+    @staticmethod
+    def _warn(what: str) -> None:
+        logger.warning(
+            "the sentinel of this process %s: if this process is killed, its task runs stay unfinished until "
+            "`executor-adapter prefect sweep`",
+            what,
+        )
+
+    def _close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+        self._process = self._socket = None
 
     def stop(self) -> None:
         """Let the sentinel exit, because this process exits in an orderly way."""
@@ -84,52 +135,43 @@ class SentinelClient:
                 return
             self._announced.clear()
             try:
-                self._send({"exits": True})
+                self._socket.send(json.dumps({"exits": True}).encode() + b"\n", wire.NO_SIGNAL)
                 self._process.wait(_EXIT_TIMEOUT)
             except (OSError, subprocess.TimeoutExpired) as error:
                 logger.debug("the sentinel does not exit: %r", error)
-            self._socket.close()
-            self._process = self._socket = None
+            self._close()
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        path = [str(entry) for entry in current_path()]
-        setup = {
-            "host": os.getpid(),
-            "parent": os.getppid(),
-            "presence": own_presence().name,
-            "path": path,
-            "reporter": interpreter_command(sentinel.REPORTER_BOOTSTRAP, REPORTER, json.dumps(path)),
-        }
-        ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                process = subprocess.Popen(
-                    # It needs nothing that is installed, and no module of the working directory.
-                    [sys.executable, "-I", "-S", "-c", sentinel.BOOTSTRAP, json.dumps(setup)],
-                    stdin=theirs.fileno(),
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    start_new_session=True,
-                )
-            except OSError:
-                ours.close()
-                raise
-        ours.setblocking(False)  # A sentinel that a signal stopped must not block a flow.
-        self._socket = ours
-        return process
 
-    def _send(self, message: dict[str, object]) -> None:
-        assert self._socket is not None, "it was started"
-        self._socket.send(json.dumps(message).encode() + b"\n", wire.NO_SIGNAL)
+def _start_process() -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Start the process, and return it with the socket whose other end is its standard input.
 
-    def _warn(self, error: OSError) -> None:
-        if not self._is_lost:
-            self._is_lost = True
-            logger.warning(
-                "the sentinel of this process is lost (%s): if this process is killed, its task runs stay unfinished "
-                "until `executor-adapter prefect sweep`",
-                error,
+    Raises:
+        OSError: the system refuses a process or a socket.
+    """
+    path = [str(entry) for entry in current_path()]
+    setup = {
+        "host": os.getpid(),
+        "parent": os.getppid(),
+        "presence": own_presence().name,
+        "path": path,
+        "reporter": interpreter_command(sentinel.REPORTER_BOOTSTRAP, REPORTER, json.dumps(path)),
+    }
+    ours, theirs = socket.socketpair()
+    with theirs:
+        try:
+            process = subprocess.Popen(
+                # It needs nothing that is installed, and no module of the working directory.
+                [sys.executable, "-I", "-S", "-c", sentinel.BOOTSTRAP, json.dumps(setup)],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
             )
+        except OSError:
+            ours.close()
+            raise
+    ours.setblocking(False)  # A sentinel that a signal stopped must not block a flow.
+    return process, ours
 
 
 sentinel_client = SentinelClient()

@@ -9,7 +9,8 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import get_current_settings
 
 from executor_adapter.monitoring import Finding, fine, warning, wrong
-from executor_adapter.prefect.mirror.server_api import recorder_settings
+from executor_adapter.prefect.crashes.unreported import UnreportedDeaths
+from executor_adapter.prefect.mirror.server_api import recorder_settings, server_name
 
 RECORDER = "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER"
 MIN_BATCH_SIZE = 50
@@ -32,6 +33,7 @@ def checks() -> Iterator[Finding]:
             return
         yield _version(client, url)
         yield _recorder(client)
+        yield _deaths()
 
 
 def _version(client: SyncPrefectClient, url: str) -> Finding:
@@ -62,6 +64,15 @@ def _recorder(client: SyncPrefectClient) -> Finding:
             _ADVICE,
         )
     return fine(check, f"batch_size={batch}, flush_interval={interval}")
+
+
+def _deaths() -> Finding:
+    """Check whether a process was killed whose flow runs no reporter could end."""
+    check, left = "killed programs", len(UnreportedDeaths(server_name()).paths())
+    if left:
+        found = f"{left} could not be reported to the server: their flow runs and task runs may still be Running"
+        return warning(check, found, "run: executor-adapter prefect sweep")
+    return fine(check, "all are reported")
 
 
 _ADVICE = f"start the server with {RECORDER}_BATCH_SIZE=500 {RECORDER}_READ_BATCH_SIZE=200 {RECORDER}_FLUSH_INTERVAL=1"

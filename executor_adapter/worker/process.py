@@ -162,6 +162,8 @@ class Worker:
         try:
             reply = runner.run()
             ended = time.monotonic()
+            if runner.end_requested:  # This process exits now, so nothing needs to be put back.
+                return reply, ended, Depth.VALUES
             depth = self._state.depth_after(ended - started)
             self._is_worn = not self._state.restore(depth)
         except BaseException as error:  # A signal handler that the function left behind has raised.

@@ -35,9 +35,9 @@ def position_text(frame: FrameType | None, coroutine: Coroutine[Any, Any, Any] |
     """
     waiting = coroutine is not None and not getattr(coroutine, "cr_running", True)
     frames = list(_frames_of(coroutine)) if waiting else list(traceback.walk_stack(frame))[::-1] if frame else []
-    entries = list(traceback.StackSummary.extract(iter(frames)))
-    own = [index for index, entry in enumerate(entries) if entry.filename in _CALLERS]
-    return "".join(traceback.format_list(entries[own[-1] + 1 if own else 0 :]))
+    own = [index for index, (each, _) in enumerate(frames) if each.f_code.co_filename in _CALLERS]
+    # The source lines are read from files, so only those that are shown.
+    return "".join(traceback.StackSummary.extract(iter(frames[own[-1] + 1 if own else 0 :])).format())
 
 
 def _frames_of(awaited: Any) -> Iterator[tuple[FrameType, int]]:

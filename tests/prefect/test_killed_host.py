@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -16,10 +17,13 @@ import httpx
 import pytest
 
 from executor_adapter.cli import main
+from executor_adapter.prefect import doctor
 from executor_adapter.prefect.crashes.records import Records
+from executor_adapter.prefect.crashes.reporter import main as main_of_reporter
 from executor_adapter.prefect.crashes.reporter import report
 from executor_adapter.prefect.crashes.sweep import find_earlier_runs
-from executor_adapter.prefect.mirror.server_api import ServerApi
+from executor_adapter.prefect.crashes.unreported import Death, UnreportedDeaths
+from executor_adapter.prefect.mirror.server_api import ServerApi, server_name
 from executor_adapter.prefect.mirror.state_events import iso, uuid7
 from tests.prefect.conftest import Api, Wait
 from tests.servers import ROOT
@@ -167,17 +171,34 @@ def test_a_flow_run_that_goes_on_elsewhere_is_untouched(
 ) -> None:
     """The death of its process changes nothing of a flow run that another process continues."""
     made = rows(state)
-    report(
-        {made.flow_run_id: run_count}, time.time(), managed=made.flow_run_id if managed else None, runner=os.getpid()
-    )
+    death = Death({made.flow_run_id: run_count}, time.time(), made.flow_run_id if managed else None)
+    assert report(death, runner=os.getpid())
     assert made.states() == {"flow run": expected, **AS_MADE}
 
 
 def test_a_flow_run_that_was_being_cancelled_becomes_cancelled(rows: MakeRows) -> None:
     """A flow run whose process dies while it is Cancelling becomes Cancelled, and its task runs Crashed."""
     made = rows({"type": "CANCELLING", "name": "Cancelling"})
-    report({made.flow_run_id: 1}, time.time(), managed=None, runner=os.getpid())
+    assert report(Death({made.flow_run_id: 1}, time.time(), None), runner=os.getpid())
     assert made.states() == {"flow run": "Cancelled", **AS_MADE, "Running": "Crashed"}
+
+
+def test_a_death_that_could_not_be_reported_is_reported_by_a_sweep(
+    rows: MakeRows, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reporter had no time: a sweep ends the flow run, which was started by hand, and its task runs."""
+    made = rows({"type": "RUNNING", "name": "Running"})
+    death = {"flow_runs": {made.flow_run_id: 1}, "died_at": time.time(), "parent": os.getpid(), "presence": ""}
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(death)))
+    main_of_reporter(timeout=0.0)
+    assert made.states() == {"flow run": "Running", **AS_MADE}
+    deaths = UnreportedDeaths(server_name())
+    assert len(deaths.paths()) == 1
+    assert any("1 could not be reported" in finding.found for finding in doctor.checks())
+    assert sweep(capsys, "--dry-run")[made.flow_run_id] == 1
+    assert sweep(capsys)[made.flow_run_id] == 1
+    assert made.states() == {"flow run": "Crashed", **AS_MADE, "Running": "Crashed"}
+    assert deaths.paths() == []
 
 
 def test_a_flow_looks_after_its_earlier_runs(rows: MakeRows) -> None:

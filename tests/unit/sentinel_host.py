@@ -1,7 +1,7 @@
 """A host with a sentinel: `python -m tests.unit.sentinel_host HOW FILE`. It prints its sentinel's process id.
 
-HOW is what it does after it has announced its flow runs: `exit`, `sleep`, `fork`, where a child sleeps too, or `lose`:
-it kills its sentinel, announces one more, and exits.
+HOW is what it does after it has announced its flow runs: `exit`, `sleep`, `fork`, where a child sleeps too, `lose`: it
+kills its sentinel, announces one more, and sleeps, or `watch`: the same, but it looks after its sentinel instead.
 """
 
 from __future__ import annotations
@@ -24,19 +24,23 @@ def main(how: str, file: str) -> None:
     print(sentinel.sentinel_client.pid, flush=True)
     if how == "fork" and os.fork() == 0:
         print(os.getpid(), sentinel.sentinel_client.pid, flush=True)
-    if how == "lose":
-        lose()
-    elif how != "exit":
+    if how in ("lose", "watch"):
+        kill_sentinel()
+        if how == "lose":
+            sentinel.sentinel_client.announce("third", 1, {"SERVER": "one"})
+        else:
+            sentinel.sentinel_client.ensure_alive()
+        print(sentinel.sentinel_client.pid, flush=True)
+    if how != "exit":
         time.sleep(60)
 
 
-def lose() -> None:
+def kill_sentinel() -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     pid = sentinel.sentinel_client.pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    sentinel.sentinel_client.announce("third", 1, {"SERVER": "one"})
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import secrets
@@ -16,6 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from executor_adapter.executor.sentinel import MAX_REPLACEMENTS, SentinelClient
 from executor_adapter.prefect.crashes.reporter import wait_for_workers
 from executor_adapter.worker import sentinel
 
@@ -101,10 +105,34 @@ def test_an_orderly_exit_is_not_reported(tmp_path: Path) -> None:
     assert reports(file) == []
 
 
-def test_the_death_of_the_sentinel_does_not_end_a_program_in_which_sigpipe_does(tmp_path: Path) -> None:
-    """A host whose sentinel was killed goes on and exits well, although SIGPIPE has its default action."""
-    with host("lose", tmp_path / "report") as process:
-        assert process.wait(20) == 0
+@pytest.mark.parametrize(("how", "more"), [("lose", {"third": 1}), ("watch", {})])
+def test_a_killed_sentinel_is_replaced(tmp_path: Path, how: str, more: dict[str, int]) -> None:
+    """The next announcement or check starts another one, which knows all flow runs, although SIGPIPE is deadly here."""
+    file = tmp_path / "report"
+    with host(how, file) as process:
+        first, second = pid_from(process), pid_from(process)
+        assert first != second
+        process.kill()
+        wait_until(lambda: not is_alive(second))
+    assert reports(file) == [("one", {"first": 2} | more), ("two", {"second": 1})]
+
+
+def test_a_sentinel_that_always_dies_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
+    """A few replacements are tried, and then one warning says what is lost and which command mends it."""
+    client = SentinelClient()
+    try:
+        client.announce("first", 1, {})
+        for _ in range(MAX_REPLACEMENTS + 2):
+            if client.pid is not None:
+                os.kill(client.pid, signal.SIGKILL)
+                os.waitid(os.P_PID, client.pid, os.WEXITED | os.WNOWAIT)
+            client.ensure_alive()
+        assert client.pid is None
+    finally:
+        client.stop()
+        atexit.unregister(client.stop)
+    assert caplog.text.count("starting another one") == MAX_REPLACEMENTS
+    assert caplog.text.count("executor-adapter prefect sweep") == 1
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.context import FlowRunContext
 from prefect.utilities.engine import is_prefect_sigterm_handler_installed
 
-from executor_adapter.executor import ending_handlers, signal_watch
+from executor_adapter.executor import ending_handlers, sentinel_client, signal_watch
 from executor_adapter.prefect.cancellation.flow_end import OWN_CLIENT_SETTINGS, FlowRunEnding
 from executor_adapter.prefect.crashes.sweep import sweep_earlier_runs
 
@@ -192,6 +192,7 @@ class _Watcher:
         return True
 
     def _wait_for_runs(self) -> list[_WatchedRun]:
+        sentinel_client.ensure_alive()
         with self.lock:
             self.lock.wait(POLL_INTERVAL)
             return [run for run in self._runs.values() if not run.cancelled]

@@ -35,7 +35,7 @@ ROUND_EVENTS = 1_000
 RESEND_SECONDS = 5.0
 """Seconds without progress after which events are sent again."""
 
-SETTLE_SECONDS = 1.0
+SETTLE_SECONDS = 3.0
 """Seconds for which no task run may be unfinished, because states of the dead process may still wait to be recorded."""
 
 POLL_INTERVAL = 0.25

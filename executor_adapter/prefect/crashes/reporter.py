@@ -5,7 +5,7 @@ runner, a worker or another process takes care of them, then their task runs.
 
 A runner (`flow.serve`) or a worker marks the flow run of its process as Crashed or Cancelled, or it was rescheduled.
 So the reporter waits for that, and ends such a flow run itself only if nobody does. It is started without the host's
-terminal, so it writes to nobody; what it cannot do, `executor-adapter prefect sweep` does later.
+terminal, so it writes to nobody: a death that it cannot report it keeps on disk, for `executor-adapter prefect sweep`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -24,6 +24,7 @@ from prefect.settings import get_current_settings
 from executor_adapter.prefect.crashes.closing import DIED, Closing
 from executor_adapter.prefect.crashes.fate import Fate, fate_of
 from executor_adapter.prefect.crashes.records import FlowRunRecord
+from executor_adapter.prefect.crashes.unreported import Death, UnreportedDeaths
 from executor_adapter.prefect.mirror.mirror import PrefectMirror
 from executor_adapter.prefect.mirror.server_api import RejectedError, ServerApi, server_name
 from executor_adapter.prefect.mirror.spool import Spool
@@ -47,13 +48,14 @@ POLL_INTERVAL = 0.25
 RECONNECT_INTERVAL = 1.0
 
 
-def main() -> None:
-    """Report the death that stdin describes."""
+def main(timeout: float = TIMEOUT) -> None:
+    """Report the death that stdin describes within `timeout` seconds, or keep it on disk for a sweep."""
     death = json.load(sys.stdin)
     if is_server_configured():
         wait_for_workers(death["presence"])
-        managed = os.environ.get("PREFECT__FLOW_RUN_ID")
-        report(death["flow_runs"], death["died_at"], managed=managed, runner=death["parent"])
+        known = Death(death["flow_runs"], death["died_at"], managed=os.environ.get("PREFECT__FLOW_RUN_ID"))
+        if not report(known, runner=death["parent"], timeout=timeout):
+            UnreportedDeaths(server_name()).keep(known)
 
 
 def wait_for_workers(presence: str, timeout: float = WORKERS_TIMEOUT) -> None:
@@ -90,58 +92,56 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-def report(run_counts: Mapping[str, int], died_at: float, *, managed: str | None, runner: int) -> None:
-    """End the flow runs, which a process that died at the time `died_at` had run, with their task runs.
+def report(death: Death, *, runner: int, timeout: float = TIMEOUT) -> bool:
+    """End the flow runs that the dead process had run, with their task runs, within `timeout` seconds.
 
-    `run_counts` holds the number of the current run of each by its id. `managed` is the id of the flow run that a
-    runner or worker had started the process for, and `runner` is their pid. Returns when the server has recorded
-    everything, or after TIMEOUT.
+    `runner` is the pid of the runner or worker that had started the process. Returns whether the server has recorded
+    everything.
     """
-    deadline = time.monotonic() + TIMEOUT
+    deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         try:
             with ServerApi.connected() as api:
-                if _Report(api, run_counts, died_at, managed, runner, deadline).run():
-                    return
+                if Report(Closing(api, deadline), death, runner).run(before_ends=send_spooled):
+                    return True
         except (httpx.HTTPError, RejectedError):
             pass
         time.sleep(RECONNECT_INTERVAL)
+    return False
 
 
-class _Report:
-    """One attempt to end what a dead process has left."""
+class Report:
+    """One attempt to end what a dead process has left.
 
-    def __init__(
-        self,
-        api: ServerApi,
-        run_counts: Mapping[str, int],
-        died_at: float,
-        managed: str | None,
-        runner: int,
-        deadline: float,
-    ) -> None:
-        self._run_counts = run_counts
-        self._died_at = died_at
-        self._managed = managed
+    `runner` is the pid of the runner or worker that had started it; None if that is not known to be alive either.
+    """
+
+    def __init__(self, closing: Closing, death: Death, runner: int | None) -> None:
+        self._death = death
         self._runner = runner
-        self._closing = Closing(api, deadline)
+        self._closing = closing
 
-    def run(self) -> bool:
-        """End everything; return whether the server has recorded it."""
-        runs = self._closing.records.in_same_process(self._run_counts, callers=True)
-        if self._managed in runs and self._wait_for_runner(self._managed) is Fate.CONTINUES:
+    def run(self, before_ends: Callable[[], None] = lambda: None) -> bool:
+        """End everything, but call `before_ends` first; return whether the server has recorded it."""
+        runs = self.find()
+        if self._death.managed in runs and self._wait_for_runner(self._death.managed) is Fate.CONTINUES:
             return True
-        fates = {run.id: self._fate(run) for run in runs.values()}
-        self._send_spooled()
+        fates = {run.id: self.fate(run) for run in runs.values()}
+        before_ends()
         for run_id, fate in fates.items():
             self._end(runs[run_id], fate)
         ended = {run_id: run for run_id, run in runs.items() if fates[run_id] is not Fate.CONTINUES}
-        return self._closing.end_task_runs(ended, self._died_at)
+        return self._closing.end_task_runs(ended, self._death.died_at)
 
-    def _fate(self, run: FlowRunRecord) -> Fate:
-        if run.id == self._managed:
+    def find(self) -> dict[str, FlowRunRecord]:
+        """Return the flow runs of the dead process, by id."""
+        return self._closing.records.in_same_process(self._death.run_counts, callers=True)
+
+    def fate(self, run: FlowRunRecord) -> Fate:
+        """Return what becomes of a flow run of the dead process."""
+        if run.id == self._death.managed:
             run = dataclasses.replace(run, is_deployed=True)
-        return fate_of(run, self._run_counts.get(run.id))
+        return fate_of(run, self._death.run_counts.get(run.id))
 
     def _wait_for_runner(self, run_id: str) -> Fate:
         """Wait until the runner has ended the flow run of its dead process, and return what becomes of it."""
@@ -150,8 +150,9 @@ class _Report:
             run = self._closing.records.flow_runs([run_id]).get(run_id)
             if run is None:  # It was deleted.
                 return Fate.ENDED
-            fate = self._fate(run)
-            limit = RUNNER_TIMEOUT if is_alive(self._runner) else DEAD_RUNNER_TIMEOUT
+            fate = self.fate(run)
+            is_runner_alive = self._runner is not None and is_alive(self._runner)
+            limit = RUNNER_TIMEOUT if is_runner_alive else DEAD_RUNNER_TIMEOUT
             if fate in (Fate.ENDED, Fate.CONTINUES) or time.monotonic() >= began + limit or self._closing.is_late:
                 return fate
             time.sleep(POLL_INTERVAL)
@@ -162,9 +163,9 @@ class _Report:
         elif fate is Fate.CANCEL:
             self._closing.set_flow_run_state(run, "CANCELLED", f"Flow run was cancelled. {DIED}")
 
-    @staticmethod
-    def _send_spooled() -> None:
-        """Send the final states that the host had written to disk."""
-        if not Spool(server_name()).is_empty:
-            with PrefectMirror() as mirror:
-                mirror.drain()
+
+def send_spooled() -> None:
+    """Send the final states that the dead process had written to disk."""
+    if not Spool(server_name()).is_empty:
+        with PrefectMirror() as mirror:
+            mirror.drain()

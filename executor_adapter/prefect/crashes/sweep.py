@@ -1,9 +1,9 @@
 """Ends the unfinished task runs of flow runs that have ended: nothing runs them any more.
 
-The reporter does so a moment after a death. Where it could not, because the whole container or machine ended, or no
-server was reached, `executor-adapter prefect sweep` does it for all flow runs of a server, and each process that runs a
-flow with jobs does it once for the earlier runs of that flow that crashed. Both leave flow runs alone that have not
-ended.
+The reporter does so a moment after a death. Where it could not, because the whole container or machine ended,
+`executor-adapter prefect sweep` does it for all flow runs of a server, and each process that runs a flow with jobs does
+it once for the earlier runs of that flow that crashed. Both leave flow runs alone that have not ended, but for those of
+the deaths that a reporter left on disk, because it reached no server.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ from prefect.settings import get_current_settings
 from executor_adapter.prefect.crashes.closing import DIED, Closing
 from executor_adapter.prefect.crashes.fate import Fate, fate_of
 from executor_adapter.prefect.crashes.records import UNFINISHED_TYPES, FlowRunRecord, Records
+from executor_adapter.prefect.crashes.reporter import Report
+from executor_adapter.prefect.crashes.unreported import UnreportedDeaths
 from executor_adapter.prefect.mirror.server_api import (
     DAY_SECONDS,
     PAGE_LIMIT,
     REQUEST_TIMEOUT,
     RejectedError,
     ServerApi,
+    server_name,
 )
 from executor_adapter.prefect.mirror.state_events import FINAL_TYPES, iso
 
@@ -55,7 +58,7 @@ MIN_AGE_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweptFlowRun:
-    """An ended flow run whose task runs had not ended."""
+    """A flow run whose task runs had not ended with it."""
 
     flow_run_id: str
     name: str
@@ -75,10 +78,32 @@ def sweep(*, dry_run: bool = False, timeout: float = SWEEP_TIMEOUT) -> Iterator[
     # Prefect's client repeats requests while the server's database is busy, and takes its time.
     with get_client(httpx_settings={"timeout": REQUEST_TIMEOUT}, sync_client=True) as client:
         closing = Closing(ServerApi(client), time.monotonic() + timeout)
+        yield from _report_deaths(closing, dry_run=dry_run)
         for run in _with_unfinished_task_runs(closing.records, {"state": {"type": {"any_": sorted(FINAL_TYPES)}}}):
             swept = _sweep_flow_run(closing, run, dry_run=dry_run)
             if swept.task_runs:
                 yield swept
+
+
+def _report_deaths(closing: Closing, *, dry_run: bool = False) -> Iterator[SweptFlowRun]:
+    """Report the deaths that no reporter could report, and yield the flow runs of which something had not ended."""
+    for path, death in UnreportedDeaths(server_name()).read():
+        report = Report(closing, death, runner=None)
+        found = {run.id: run for run in report.find().values() if report.fate(run) is not Fate.CONTINUES}
+        task_runs = {run_id: sum(1 for _ in closing.unfinished([run_id])) for run_id in found}
+        is_recorded = not dry_run and report.run()
+        if is_recorded:
+            path.unlink(missing_ok=True)
+        after = closing.records.flow_runs(found)
+        for run in found.values():
+            if task_runs[run.id] or not run.is_final:
+                yield SweptFlowRun(
+                    flow_run_id=run.id,
+                    name=run.name,
+                    state=after.get(run.id, run).state_name,
+                    task_runs=task_runs[run.id],
+                    is_recorded=is_recorded,
+                )
 
 
 def _with_unfinished_task_runs(records: Records, flow_runs: dict[str, Any]) -> Iterator[FlowRunRecord]:
@@ -129,12 +154,21 @@ def _sweep_earlier_runs(flow_id: str, wall: Callable[[], float] = time.time) -> 
     try:
         with ServerApi.connected() as api:
             closing = Closing(api, time.monotonic() + EARLIER_RUNS_TIMEOUT)
+            for swept in _report_deaths(closing):
+                _log(swept)
             for run in find_earlier_runs(closing.records, flow_id, wall()):
-                swept = _sweep_flow_run(closing, run)
-                if swept.task_runs:
-                    logger.info("ended %d task runs of the crashed flow run %s", swept.task_runs, run.name)
-    except Exception as error:  # The process may be exiting, and its server with it.
-        logger.debug("cannot look for crashed flow runs: %r", error)
+                _log(_sweep_flow_run(closing, run))
+    except UNREACHABLE_ERRORS as error:  # The process may be exiting, and its server with it. The next one tries again.
+        logger.info("cannot look for flow runs that crashed earlier: %r", error)
+    except Exception:
+        logger.exception(
+            "cannot end the task runs of flow runs that crashed earlier; run: executor-adapter prefect sweep"
+        )
+
+
+def _log(swept: SweptFlowRun) -> None:
+    if swept.task_runs:
+        logger.info("ended %d task runs of the crashed flow run %s", swept.task_runs, swept.name)
 
 
 def find_earlier_runs(records: Records, flow_id: str, now: float) -> list[FlowRunRecord]:
