@@ -12,7 +12,7 @@ from executor_adapter.exceptions.display import repr_of, text_of
 from executor_adapter.job import Job, JobStatus
 from executor_adapter.pools import Assignment
 from executor_adapter.supervision.stop_reason import StopReason
-from executor_adapter.worker import wire
+from executor_adapter.worker import FunctionPosition
 
 
 def record_attempt(assignment: Assignment, error: BaseException | None, now: float) -> None:
@@ -59,7 +59,7 @@ def stop_error(job: Job, reason: StopReason | None) -> JobTimeoutError | JobCanc
 def show_position(error: JobTimeoutError | JobCancelledError, assignment: Assignment) -> None:
     """Let the error of a timeout show where the function was, as its cause."""
     if assignment.position and isinstance(error, JobTimeoutError):
-        error.__cause__ = wire.RemoteTraceback(f"The function was here:\n{assignment.position}")
+        error.__cause__ = FunctionPosition(assignment.position)
 
 
 def is_end_of(job: Job, error: BaseException) -> bool:

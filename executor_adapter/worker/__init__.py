@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     )
     from executor_adapter.worker.reporter import EXIT_SOCKET_LOST
     from executor_adapter.worker.spawned import BOOTSTRAP
-    from executor_adapter.worker.stacks import position_text, traceback_of_function
+    from executor_adapter.worker.stacks import FunctionPosition, position_text, traceback_of_function
     from executor_adapter.worker.values import STACK_GLOBAL, LargeBuffers, MemoryFile
 
 _HOMES = {
@@ -36,6 +36,7 @@ _HOMES = {
     "BoundCall": "executor_adapter.worker.context",
     "EXIT_SETUP_FAILED": "executor_adapter.worker.process",
     "EXIT_SOCKET_LOST": "executor_adapter.worker.reporter",
+    "FunctionPosition": "executor_adapter.worker.stacks",
     "INTERRUPT": "executor_adapter.worker.process",
     "JobContext": "executor_adapter.worker.context",
     "LargeBuffers": "executor_adapter.worker.values",
@@ -77,6 +78,7 @@ __all__ = [
     "STACK_GLOBAL",
     "TREE_VARIABLE",
     "BoundCall",
+    "FunctionPosition",
     "JobContext",
     "LargeBuffers",
     "MemoryFile",

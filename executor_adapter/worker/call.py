@@ -127,9 +127,9 @@ class CallRunner:
         self._has_checked = True
         return self.end_requested
 
-    def position(self, frame: types.FrameType | None) -> str:
-        """Return where the function is, in the form of a traceback; `frame` is the innermost one of its thread."""
-        return position_text(frame, self._coroutine)
+    def position(self, frame: types.FrameType | None, *, source: bool) -> str:
+        """Return where the function is, see `position_text`; `frame` is the innermost one of its thread."""
+        return position_text(frame, self._coroutine, source=source)
 
     def run(self) -> Reply:
         """Run the function and return what to send to the host; never raises."""

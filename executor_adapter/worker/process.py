@@ -245,7 +245,7 @@ class Worker:
         if runner is None:
             self._end_requested = True
         else:
-            position, raises = runner.position(frame), runner.request_end()
+            position, raises = runner.position(frame, source=False), runner.request_end()
             self._channel.run_between_frames(lambda: self._end_function(position, raises=raises))
 
     def _end_function(self, position: str, *, raises: bool) -> None:
@@ -255,7 +255,7 @@ class Worker:
                 raise SystemExit(EXIT_TERMINATED)
 
     def _on_interrupt(self, _: int, frame: FrameType | None) -> None:
-        position = "" if self._runner is None else self._runner.position(frame)
+        position = "" if self._runner is None else self._runner.position(frame, source=True)
         self._channel.run_between_frames(lambda: self._raise_soft_timeout(position))
 
     def _raise_soft_timeout(self, position: str) -> None:

@@ -85,7 +85,11 @@ class RemoteTraceback(Exception):  # noqa: N818  named as in concurrent.futures 
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self.text = text
+
+    @property
+    def text(self) -> str:
+        """The traceback, as lines."""
+        return str(self.args[0])
 
     def __str__(self) -> str:
         return f'\n"""\n{self.text}"""'
