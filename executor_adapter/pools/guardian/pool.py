@@ -38,6 +38,7 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
     """
 
     can_limit_memory: ClassVar[bool] = True
+    workers: WorkerSet
 
     def __init__(
         self,
@@ -57,8 +58,7 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
         self.workers = WorkerSet(
             supervisor, max_workers, settings, start_timeout, on_frames=self._read, on_exit=self._on_exit
         )
-        has_workers = lambda: any(worker.ready for worker in self._busy_workers)  # noqa: E731
-        self._starts = RefusedStarts(supervisor, self._take_worker, self._use, has_workers, self.free_slot)
+        self._starts = RefusedStarts(supervisor, self._take_worker, self._use, self._has_workers, self.free_slot)
         self._max_jobs = max_jobs_per_worker or sys.maxsize
         self._max_rss_growth = max_rss_growth
         self._path = SharedPath()
@@ -72,22 +72,8 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
         self._may_have_room = True
         """Whether a call may be queued behind another; False until a worker is known to have room again."""
 
-    @property
-    def pids(self) -> list[int]:
-        """The pids of all living workers, the spare one included."""
-        return self.workers.pids
-
-    @property
-    def idle(self) -> int:
-        """Number of workers that are ready and have no assignments."""
-        return self.workers.idle_count
-
     def set_lease(self, until: float) -> None:
         self.workers.set_lease(until)
-
-    def close(self, on_closed: Callable[[], None]) -> None:
-        self._decoder.close()
-        self.workers.close(on_closed)
 
     # --- assigning ---
 
@@ -112,6 +98,9 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
     def _take_worker(self, assignment: Assignment) -> ForkedWorkerHandle:
         reserved = self._reserved.pop(assignment.job, None)
         return self.workers.take(assignment.memory_limit) if reserved is None or reserved.retired else reserved
+
+    def _has_workers(self) -> bool:
+        return any(worker.ready for worker in self._busy_workers)
 
     def start(self, assignment: Assignment) -> None:
         self.busy += 1

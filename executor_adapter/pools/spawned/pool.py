@@ -35,6 +35,8 @@ class SpawnedPool(WorkerProcessPool[SpawnedWorkerHandle]):
     `cpu_affinity`: apply to every worker. `start_timeout`: seconds that each worker may take until it is ready.
     """
 
+    workers: SpawnedWorkerSet
+
     def __init__(
         self,
         supervisor: PoolSupervisor,
@@ -63,20 +65,6 @@ class SpawnedPool(WorkerProcessPool[SpawnedWorkerHandle]):
         self._start_retry: Timer | None = None
         self._logged: set[str] = set()
         """Warnings of starting workers that are logged already."""
-
-    @property
-    def pids(self) -> list[int]:
-        """The pids of all living workers, the spare one included."""
-        return self.workers.pids
-
-    @property
-    def idle(self) -> int:
-        """Number of workers that are ready and have no assignment."""
-        return self.workers.idle_count
-
-    def close(self, on_closed: Callable[[], None]) -> None:
-        self._decoder.close()
-        self.workers.close(on_closed)
 
     # --- assigning ---
 

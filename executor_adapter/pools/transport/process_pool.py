@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, TypeVar
 
 from executor_adapter.exceptions import WorkerCrashedError
 from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, WorkerPool
@@ -22,11 +23,27 @@ OUTPUT_READ_FRAME = wire.pack_frame(wire.OUTPUT_READ)
 W = TypeVar("W", bound=WorkerHandle)
 
 
+class ProcessSet(Protocol):
+    """The workers of a pool, as far as forked and spawned ones are alike."""
+
+    @property
+    def pids(self) -> list[int]:
+        """The pids of all living workers, the spare one included."""
+
+    @property
+    def idle_count(self) -> int:
+        """Number of workers that are ready and have no assignment."""
+
+    def close(self, on_closed: Callable[[], None]) -> None:
+        """Shut down all workers, then call `on_closed`."""
+
+
 class WorkerProcessPool(WorkerPool, Generic[W]):
     """Reads the frames of worker processes and reports what they contain."""
 
     name: ClassVar[str] = "process"
     can_stop_soft: ClassVar[bool] = True
+    workers: ProcessSet
 
     def __init__(self, supervisor: PoolSupervisor, max_workers: int) -> None:
         super().__init__(supervisor, max_workers)
@@ -36,6 +53,20 @@ class WorkerProcessPool(WorkerPool, Generic[W]):
     def abandoned(self) -> int:
         """Results that could not be unpickled in time."""
         return self._decoder.abandoned
+
+    @property
+    def pids(self) -> list[int]:
+        """The pids of all living workers, the spare one included."""
+        return self.workers.pids
+
+    @property
+    def idle(self) -> int:
+        """Number of workers that are ready and have no assignment."""
+        return self.workers.idle_count
+
+    def close(self, on_closed: Callable[[], None]) -> None:
+        self._decoder.close()
+        self.workers.close(on_closed)
 
     @classmethod
     def prepare(cls, job: Job) -> Payload:
