@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import pickle
 import time
 
@@ -90,6 +91,20 @@ def test_observers_hear_of_values_in_order(make_executor: MakeExecutor) -> None:
 def test_a_pickle_that_refers_to_code_is_recognised(value: object) -> None:
     """A class is found in a pickle, whatever opcode its names come from."""
     assert refers_to_code(pickle.dumps(value, 5))
+
+
+@pytest.mark.parametrize("code", [7, 700, 70_000])
+def test_a_pickle_with_an_extension_code_is_recognised(code: int) -> None:
+    """A class that `copyreg` knows by a number has no name in the pickle."""
+    copyreg.add_extension(__name__, "Slow", code)
+    try:
+        pickled = pickle.dumps(Slow, 5)
+        assert b"Slow" not in pickled
+        assert refers_to_code(pickled)
+    finally:
+        copyreg.remove_extension(__name__, "Slow", code)
+        copyreg.clear_extension_cache()
+    assert not refers_to_code(pickled)
 
 
 def test_plain_data_is_rarely_taken_for_code() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import functools
 import logging
 import os
@@ -22,10 +23,16 @@ _CODE = re.compile(rb"(?:\x94|h.|j.{4}|\x95.{8})" + STACK_GLOBAL, re.DOTALL)
 """STACK_GLOBAL after one of the opcodes that may precede it: MEMOIZE, BINGET, LONG_BINGET or FRAME. In a float or a
 text the byte of STACK_GLOBAL alone is frequent."""
 
+_EXTENSION = re.compile(rb"[\x82-\x84]")
+"""EXT1, EXT2 and EXT4, which name a class by the number that `copyreg.add_extension` gave it."""
+
 
 def refers_to_code(pickled: bytes) -> bool:
     """Return whether unpickling may run anybody's code; rarely True for plain data, never False for anything else."""
-    return STACK_GLOBAL in pickled and _CODE.search(pickled) is not None
+    if STACK_GLOBAL in pickled and _CODE.search(pickled) is not None:
+        return True
+    has_extensions = bool(copyreg._extension_registry)  # type: ignore[attr-defined]  # noqa: SLF001  no public name
+    return has_extensions and _EXTENSION.search(pickled) is not None
 
 
 def report_result(
