@@ -96,13 +96,13 @@ def test_a_pickle_that_refers_to_code_is_recognised(value: object) -> None:
 @pytest.mark.parametrize("code", [7, 700, 70_000])
 def test_a_pickle_with_an_extension_code_is_recognised(code: int) -> None:
     """A class that `copyreg` knows by a number has no name in the pickle."""
-    copyreg.add_extension(__name__, "Slow", code)
+    copyreg.add_extension(Slow.__module__, "Slow", code)
     try:
         pickled = pickle.dumps(Slow, 5)
         assert b"Slow" not in pickled
         assert refers_to_code(pickled)
     finally:
-        copyreg.remove_extension(__name__, "Slow", code)
+        copyreg.remove_extension(Slow.__module__, "Slow", code)
         copyreg.clear_extension_cache()
     assert not refers_to_code(pickled)
 
