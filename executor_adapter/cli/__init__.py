@@ -6,6 +6,21 @@ Exit codes, except those of `run` (see run.py): 0 done; 1 not done, because ther
 
 from __future__ import annotations
 
-from executor_adapter.cli.app import main
+import sys
+from collections.abc import Sequence
 
 __all__ = ["main"]
+
+EXTRA = frozenset({"typer", "rich"})
+"""The modules that the extra `cli` installs."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit with its code."""
+    try:
+        from executor_adapter.cli.app import main as run
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRA:
+            raise
+        sys.exit(f"the command needs {error.name}: pip install 'prefect-executor-adapter[cli]'")
+    run(arguments)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from executor_adapter.cli.app import main
+from executor_adapter.cli import main
 
 if __name__ == "__main__":
     main()

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import subprocess
+import sys
+import textwrap
+import tomllib
+
 import pytest
+from prefect.blocks.core import Block
+from prefect.testing.standard_test_suites import BlockStandardTestSuite
 from pydantic import ValidationError
 
 from executor_adapter import Job
 from executor_adapter.prefect import JobExecutorBlock
+from tests.servers import ROOT
+
+LOGO = ROOT / "docs" / "assets" / "logo.png"
 
 
 @pytest.mark.usefixtures("prefect_api")
@@ -38,3 +50,39 @@ def test_a_wrong_value_is_refused(wrong: dict[str, object]) -> None:
     """A block refuses a value that an executor would refuse."""
     with pytest.raises(ValidationError):
         JobExecutorBlock.model_validate(wrong)
+
+
+class TestStandardSuite(BlockStandardTestSuite):
+    """Prefect's own suite for the blocks of a collection: descriptions, addresses, a code example and a logo."""
+
+    @pytest.fixture
+    def block(self, monkeypatch: pytest.MonkeyPatch) -> type[Block]:
+        """The block, with the logo in this source instead of its published address."""
+        assert str(vars(JobExecutorBlock)["_logo_url"]).endswith(str(LOGO.relative_to(ROOT)))
+        monkeypatch.setattr(JobExecutorBlock, "_logo_url", LOGO.as_uri())
+        return JobExecutorBlock
+
+
+@pytest.mark.usefixtures("prefect_api")
+def test_the_code_example_of_the_block_runs() -> None:
+    """The example that the UI shows for the block runs as it is written."""
+    JobExecutorBlock(max_workers=1).save("example", overwrite=True)
+    example = str(JobExecutorBlock.get_code_example()).partition("```python")[2].partition("```")[0]
+    assert "get_executor()" in example
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        exec(textwrap.dedent(example.replace("BLOCK_NAME", "example")), {})
+    assert output.getvalue() == "3\n"
+
+
+def test_prefect_finds_the_block_without_an_import_of_it() -> None:
+    """A process that has imported nothing of this package loads the collection by its entry point."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (module,) = project["entry-points"]["prefect.collections"].values()
+    code = f"""
+import sys
+import {module} as blocks
+heavy = {{"executor_adapter.executor", "executor_adapter.supervision", "executor_adapter.prefect"}}
+print(blocks.JobExecutorBlock.get_block_type_slug(), sorted(heavy & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.stdout == "job-executor []\n", done.stderr

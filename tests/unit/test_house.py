@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PARTS = (
     "cli",
     "prefect",
+    "blocks",
     "testing",
     "scheduler",
     "executor",
@@ -38,6 +39,7 @@ PARTS = (
 # The rooms of prefect/ from the top down, likewise. `top` stands for its own modules.
 PREFECT_ROOMS = (
     "top",
+    "setup",
     "bulk",
     "runners",
     "engine",
@@ -66,7 +68,7 @@ PUBLIC = {
     "executor_adapter.store",
     "executor_adapter.testing",
 }
-KNOWS_PREFECT = re.compile(r"executor_adapter\.prefect(\.|$)|(tasks|flows|deployments)(\.|$)")
+KNOWS_PREFECT = re.compile(r"executor_adapter\.(prefect(\.|$)|blocks$)|(tasks|flows|deployments)(\.|$)")
 MAY_IMPORT = {
     "executor_adapter": {"executor_adapter"},
     "tasks": {"executor_adapter", "tasks"},

@@ -32,6 +32,14 @@ def test_the_wheel_holds_the_package_alone(wheel: zipfile.ZipFile) -> None:
     assert written <= set(wheel.namelist())
 
 
+def test_prefect_and_the_shell_find_the_package(wheel: zipfile.ZipFile) -> None:
+    """The wheel names the command, and for Prefect the module of the block."""
+    (points,) = (name for name in wheel.namelist() if name.endswith(".dist-info/entry_points.txt"))
+    lines = wheel.read(points).decode().splitlines()
+    assert {"executor-adapter = executor_adapter.cli:main", "executor_adapter = executor_adapter.blocks"} <= set(lines)
+    assert "[prefect.collections]" in lines
+
+
 def test_the_wheel_is_typed_and_licensed(wheel: zipfile.ZipFile) -> None:
     """The wheel contains py.typed and the licence."""
     names = wheel.namelist()
@@ -39,3 +47,12 @@ def test_the_wheel_is_typed_and_licensed(wheel: zipfile.ZipFile) -> None:
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
     assert "License-Expression: Apache-2.0" in wheel.read(metadata).decode()
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_the_command_names_the_extra_that_is_missing(missing: str) -> None:
+    """Without what the extra `cli` installs, the command says in one line what to install."""
+    code = f"import sys; sys.modules[{missing!r}] = None; from executor_adapter.cli import main; main(['version'])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    said = f"the command needs {missing}: pip install 'prefect-executor-adapter[cli]'\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)

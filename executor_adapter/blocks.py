@@ -1,32 +1,48 @@
 """JobExecutorBlock: stores the settings of an executor on the Prefect server, where they are edited in the UI.
 
-JobExecutorBlock(max_workers=8, memory_limit="2GiB").save("nightly")
-
-with JobExecutorBlock.load("nightly").get_executor():
-    ...
+Prefect loads this module at each start of a server and of a worker, by the entry point in the group
+`prefect.collections`. So it is light: the executor itself is imported when a block makes one.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect.blocks.core import Block
-from pydantic import Field, field_validator
+from pydantic import Field, HttpUrl, field_validator
 
 from executor_adapter.config import JobSettings, load_config
-from executor_adapter.executor import JobExecutor
 from executor_adapter.job import PoolName
+
+if TYPE_CHECKING:
+    from executor_adapter.executor import JobExecutor
+
+PROJECT = "executor-adapter/executor-adapter"
 
 EXECUTOR_FIELDS = ("max_workers", "kill_grace", "preload", "max_jobs_per_worker")
 JOB_FIELDS = ("pool", "max_runtime", "retry_attempts", "retry_delay", "memory_limit")
 
 
 class JobExecutorBlock(Block):
-    """Settings of a job executor. Empty ones come from the configuration of the machine that makes the executor."""
+    """Settings of a job executor. Empty ones come from the configuration of the machine that makes the executor.
+
+    Example:
+        Make an executor with the settings of a saved block:
+        ```python
+        from executor_adapter import Job
+        from executor_adapter.prefect import JobExecutorBlock
+
+        block = JobExecutorBlock.load("BLOCK_NAME")
+        with block.get_executor() as executor:
+            print(executor.run(Job(function=sum, args=([1, 2],))))
+        ```
+    """
 
     _block_type_name = "Job Executor"
     _block_type_slug = "job-executor"
     _description = "Settings of a JobExecutor: its workers, and defaults for its jobs."
+    _logo_url = HttpUrl(f"https://raw.githubusercontent.com/{PROJECT}/main/docs/assets/logo.png")
+    _documentation_url = HttpUrl(f"https://github.com/{PROJECT}/blob/main/docs/how-to/deployments.md")
 
     max_workers: int = Field(default=4, ge=1, description="Attempts at once, over all pools.")
     max_pending: int | None = Field(default=None, ge=1, description="Jobs that may wait for their first start.")
@@ -56,6 +72,8 @@ class JobExecutorBlock(Block):
         Raises:
             ConfigurationError: the configuration has an unknown key or a wrong value.
         """
+        from executor_adapter.executor import JobExecutor
+
         config = load_config()
         executor = config.executor.model_copy(update=self._given(EXECUTOR_FIELDS))
         job = JobSettings(**self._given(JOB_FIELDS)).over(config.job)

@@ -1,0 +1,47 @@
+"""`prefect bootstrap`: sets up the Prefect server that the deployments run on."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from executor_adapter.cli.output import JsonOption, print_error, print_json, print_rows
+from executor_adapter.cli.prefect import UNREACHABLE
+from executor_adapter.cli.stores import ConfigOption
+from executor_adapter.config import load_config
+
+SETUP = "executor_adapter.prefect.setup"
+"""The package's name, not an import, because only `executor_adapter.prefect` may import Prefect."""
+
+
+def bootstrap(
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", "-f", metavar="FILE", help="What to create, as YAML; default: everything."),
+    ] = None,
+    config: ConfigOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be done.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Create the work pool, queues, limits, variables, blocks and automations that deployments need.
+
+    It can be run again at any time: what is there already stays as it is, and what people set by hand is kept.
+    """
+    module = importlib.import_module(f"{SETUP}.bootstrap")
+    plans = importlib.import_module(f"{SETUP}.plan")
+    plan = plans.BootstrapPlan() if file is None else plans.read_plan(file)
+    try:
+        changes = module.bootstrap(plan, settings=load_config(config), dry_run=dry_run)
+    except module.UNREACHABLE_ERRORS as error:
+        print_error(f"the Prefect server cannot be reached: {error!r}: check PREFECT_API_URL")
+        raise typer.Exit(UNREACHABLE) from None
+    if as_json:
+        print_json([dataclasses.asdict(each) for each in changes])
+    else:
+        said = {"created": "would be created", "changed": "would be changed"} if dry_run else {}
+        rows = [(each.kind, each.name, said.get(each.outcome, str(each.outcome)), each.detail) for each in changes]
+        print_rows(("KIND", "NAME", "", "DETAIL"), rows)

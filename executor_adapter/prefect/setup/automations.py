@@ -1,0 +1,118 @@
+"""The automations that watch jobs and flow runs. Their triggers fire on an open-source server.
+
+Each does nothing but fire, which the server records as an event and the UI shows, unless the plan names a notification
+block. A lost flow run also becomes Crashed.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from prefect.client.schemas.objects import StateType
+from prefect.events import AutomationCore, EventTrigger, Posture
+from prefect.events.actions import ChangeFlowRunState, DoNothing, SendNotification
+
+RESOURCE_ID = "prefect.resource.id"
+JOBS = "executor-adapter.job."
+FLOW_RUNS = "prefect.flow-run."
+HEARTBEAT = f"{FLOW_RUNS}heartbeat"
+MISSED_HEARTBEATS = 3
+"""Heartbeats without which a flow run is taken for lost. One may be late, and one may get lost on the way."""
+
+ENDS = frozenset(
+    f"{FLOW_RUNS}{name}" for name in ("Completed", "Failed", "TimedOut", "Crashed", "Cancelled", "Cancelling")
+)
+PAUSES = frozenset(f"{FLOW_RUNS}{name}" for name in ("Paused", "Suspended", "AwaitingRetry", "Scheduled", "Pending"))
+"""States in which a flow run need not send heartbeats."""
+
+SUBJECT = "{{ automation.name }}"
+BODY = """\
+{{ automation.description }}
+
+Event: {{ event.event }}
+{% if flow_run is defined and flow_run %}Flow run: {{ flow_run.name }}, {{ flow_run | ui_url }}
+{% endif %}{% if event.payload.error_message is defined %}Error: {{ event.payload.error_message }}
+{% endif %}{% if event.payload.message is defined %}{{ event.payload.message }}
+{% endif %}"""
+
+
+def automations(heartbeat_seconds: int, notify: UUID | None = None) -> list[AutomationCore]:
+    """Return all automations; those that fire send a message to the notification block with the id `notify`."""
+    return [
+        _reactive("job past its limit", "A job exceeded a time limit and is not retried.", f"{JOBS}timed-out", notify),
+        _reactive(
+            "high failure rate",
+            "More than half of the jobs that ended within the last hour failed (monitoring.failure_rate and window).",
+            "executor-adapter.health.high-failure-rate",
+            notify,
+        ),
+        _reactive(
+            "quarantined job",
+            "A job has killed more workers than its policy allows, and does not run again until it is released.",
+            f"{JOBS}quarantined",
+            notify,
+        ),
+        _reactive("crashed flow run", "A flow run crashed.", f"{FLOW_RUNS}Crashed", notify),
+        _reactive(
+            "missed schedule",
+            "A scheduled flow run has not started in time: does a worker of its work pool run?",
+            f"{FLOW_RUNS}Late",
+            notify,
+        ),
+        _lost(heartbeat_seconds, notify),
+    ]
+
+
+def _reactive(name: str, description: str, event: str, notify: UUID | None) -> AutomationCore:
+    """Return an automation that fires once for each resource that such an event is about."""
+    trigger = EventTrigger(
+        posture=Posture.Reactive, expect={event}, for_each={RESOURCE_ID}, threshold=1, within=timedelta(0)
+    )
+    return _automation(name, description, trigger, [], notify)
+
+
+def _lost(heartbeat_seconds: int, notify: UUID | None) -> AutomationCore:
+    """Return the automation on flow runs whose heartbeats have stopped although they have not ended."""
+    trigger = EventTrigger(
+        posture=Posture.Proactive,
+        after={HEARTBEAT},
+        expect={HEARTBEAT, *ENDS, *PAUSES},
+        match={RESOURCE_ID: f"{FLOW_RUNS}*"},
+        for_each={RESOURCE_ID},
+        threshold=1,
+        within=timedelta(seconds=MISSED_HEARTBEATS * heartbeat_seconds),
+    )
+    crash = ChangeFlowRunState(
+        state=StateType.CRASHED,
+        message=f"No heartbeat for {MISSED_HEARTBEATS * heartbeat_seconds} s: its process is lost",
+    )
+    description = (
+        "A flow run has sent no heartbeat for three times its interval, and has not ended. It becomes Crashed."
+    )
+    return _automation("flow run without heartbeat", description, trigger, [crash], notify)
+
+
+def _automation(
+    name: str, description: str, trigger: EventTrigger, actions: list[Any], notify: UUID | None
+) -> AutomationCore:
+    if notify is not None:
+        actions = [*actions, SendNotification(block_document_id=notify, subject=SUBJECT, body=BODY)]
+    automation = AutomationCore(
+        name=f"executor-adapter: {name}",
+        description=description,
+        tags=["executor-adapter"],
+        trigger=trigger,
+        actions=actions or [DoNothing()],
+    )
+    return with_all_fields(automation)
+
+
+def with_all_fields(automation: AutomationCore, **changed: Any) -> AutomationCore:
+    """Return the automation, with the `changed` fields, as Prefect's client can send it.
+
+    The client leaves out what was not set, even the type of an action, and the server takes no owner from a client.
+    """
+    fields = {name: getattr(automation, name) for name in AutomationCore.model_fields} | changed
+    return AutomationCore.model_validate(AutomationCore(**fields).model_dump(exclude={"owner_resource"}))

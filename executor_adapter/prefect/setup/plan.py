@@ -1,0 +1,82 @@
+"""Describes what a bootstrap creates on a Prefect server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from executor_adapter.config import Settings
+from executor_adapter.exceptions import ConfigurationError
+
+DEFAULT_HEARTBEAT_SECONDS = 180
+"""Seconds between two heartbeats of a flow run, where PREFECT_FLOWS_HEARTBEAT_FREQUENCY is not set."""
+
+RateOrLimit = tuple[str, int, float]
+
+
+class BootstrapPlan(BaseModel):
+    """What a bootstrap creates. Each part may be left out; an empty one creates nothing of its kind."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    work_pool: str = "local"
+    """The work pool that runs the deployments."""
+    work_pool_type: str = "process"
+    """Its type, if it has to be created: process, docker, kubernetes, ..."""
+    work_pool_limit: Annotated[int, Field(ge=0)] | None = None
+    """Flow runs of the pool that may run at once; null: the server's value stays."""
+    work_queues: dict[str, Annotated[int, Field(ge=1)]] = {
+        "collection": 1,
+        "processing": 2,
+        "pipeline": 3,
+        "maintenance": 4,
+    }
+    """The queues of the pool with their priorities; 1 comes first."""
+    tool_limits: bool = True
+    """Whether each tool of the configuration that has a rate or a limit gets a global concurrency limit."""
+    variables: dict[str, Any] = {}
+    """Variables with their first values. A variable that exists keeps its value."""
+    executor_block: str | None = "default"
+    """The name of a JobExecutorBlock with the configuration's number of workers. One that exists stays as it is."""
+    automations: bool = True
+    """Whether the automations that watch jobs and flow runs are created."""
+    heartbeat_seconds: Annotated[int, Field(ge=30)] = DEFAULT_HEARTBEAT_SECONDS
+    """The longest interval between two heartbeats of a flow run. After three without one it becomes Crashed."""
+    notify: str | None = None
+    """A notification block, as TYPE/NAME (slack-webhook/ops): the automations send their messages to it."""
+
+
+def read_plan(file: Path) -> BootstrapPlan:
+    """Read a plan from a YAML file.
+
+    Raises:
+        ConfigurationError: the file cannot be read, has an unknown key or a wrong value.
+    """
+    try:
+        return BootstrapPlan.model_validate(yaml.safe_load(file.read_text()) or {})
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{file}: cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{file}: is not YAML: {str(error).splitlines()[0]}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ConfigurationError(f"{file}: {key or 'the whole file'}: {first['msg']}") from error
+
+
+def tool_limits(settings: Settings) -> Iterator[RateOrLimit]:
+    """Yield a global concurrency limit for each limit of a tool: its name, its slots and their decay a second.
+
+    `tool:NAME` holds `max_concurrent` attempts at once and does not decay. `tool-rate:NAME` holds `burst` starts, and
+    frees as many of them a second as the tool's rate without its buffer.
+    """
+    for name, tool in settings.tools.items():
+        if tool.max_concurrent is not None:
+            yield f"tool:{name}", tool.max_concurrent, 0.0
+        if tool.rate is not None:
+            buffer = settings.collection.rate_limit_buffer if tool.buffer is None else tool.buffer
+            yield f"tool-rate:{name}", tool.burst, round(tool.rate * (1 - buffer), 9)

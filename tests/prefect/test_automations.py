@@ -1,0 +1,178 @@
+"""Each automation of the bootstrap fires on a real server when it should, and not otherwise."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from prefect import flow
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
+from prefect.client.orchestration import get_client
+from prefect.events import emit_event
+
+from executor_adapter import Job, JobExecutor, RetryPolicy
+from executor_adapter.config import Settings
+from executor_adapter.monitoring import HealthMonitor
+from executor_adapter.prefect import emit_alert, job_events, run_jobs
+from executor_adapter.prefect.reporting.events import flush_events
+from executor_adapter.prefect.setup.automations import automations
+from tests.api_server import as_json, serving
+from tests.prefect.conftest import Api, Wait, own_id
+
+HEARTBEAT_SECONDS = 4
+WITHIN = 90.0
+"""Seconds in which an automation fires on a busy machine."""
+
+Created = dict[str, UUID]
+
+
+@pytest.fixture(scope="module")
+def webhook() -> Iterator[tuple[str, list[tuple[str, Any]]]]:
+    """The URL of a server for messages, and the list of the messages that it gets."""
+    with serving(lambda path, body: as_json({})) as (url, requests):
+        yield url, requests
+
+
+@pytest.fixture(scope="module")
+def created(prefect_api: str, webhook: tuple[str, list[tuple[str, Any]]]) -> Iterator[Created]:
+    """The automations on the server, with a notification block, by the end of their names."""
+    data = {"subject": "{{subject}}", "body": "{{body}}"}
+    block = CustomWebhookNotificationBlock(name="ops", url=f"{webhook[0]}/", json_data=data)
+    saved = block.save(f"ops-{uuid4().hex[:8]}")
+    assert isinstance(saved, UUID)
+    with get_client(sync_client=True) as client:
+        found = {each.name.partition(": ")[2]: each for each in automations(HEARTBEAT_SECONDS, saved)}
+        ids = {
+            name: client.create_automation(each.model_copy(update={"name": f"{each.name} (test)"}))
+            for name, each in found.items()
+        }
+        yield ids
+        for automation_id in ids.values():
+            client.delete_automation(automation_id)
+
+
+def fired(api: Api, automation: UUID) -> list[str]:
+    """Return the ids of the resources for which the automation has fired."""
+    wanted = {
+        "event": {"name": ["prefect.automation.triggered"]},
+        "resource": {"id": [f"prefect.automation.{automation}"]},
+    }
+    events = api.post("/events/filter", {"filter": wanted, "limit": 50})["events"]
+    return [event["payload"]["triggering_labels"]["prefect.resource.id"] for event in events]
+
+
+def hang() -> None:
+    time.sleep(60)
+
+
+def fail() -> None:
+    raise LookupError("no such row")
+
+
+def crash() -> None:
+    os._exit(3)
+
+
+def new_flow_run(api: Api, state: dict[str, Any]) -> str:
+    flow_id = api.post("/flows/", {"name": "watched"})["id"]
+    return str(api.post("/flow_runs/", {"flow_id": flow_id, "state": state})["id"])
+
+
+def set_state(api: Api, flow_run_id: str, state_type: str) -> None:
+    api.post(f"/flow_runs/{flow_run_id}/set_state", {"state": {"type": state_type}, "force": True})
+
+
+def test_failing_jobs_fire(
+    api: Api, created: Created, webhook: tuple[str, list[tuple[str, Any]]], wait_for: Wait
+) -> None:
+    """A job past its limit, a quarantined one and a high failure rate fire and send a message; other jobs do not."""
+    names = {name: f"{name}-{uuid4().hex[:8]}" for name in ("hangs", "fails", "crashes", "fine")}
+    policy = RetryPolicy(retry_attempts=0, crash_attempts=0)
+    limits = dict.fromkeys(names, 60.0) | {"hangs": 0.5}
+    functions = {"hangs": hang, "fails": fail, "crashes": crash, "fine": int}
+
+    @flow
+    def watched() -> UUID:
+        with JobExecutor(2, config=Settings()) as executor, job_events(executor=executor):
+            jobs = [
+                Job(function=function, job_id=names[name], pool="process", max_runtime=limits[name], retry=policy)
+                for name, function in functions.items()
+            ]
+            run_jobs(jobs, executor=executor)
+            (alert,) = HealthMonitor(executor, on_alert=[emit_alert]).check()
+            assert alert.value == 0.75
+        return own_id()
+
+    flow_run_id = watched()
+    flush_events(10)
+    wait_for(lambda: fired(api, created["quarantined job"]) == [f"executor-adapter.job.{names['crashes']}"], WITHIN)
+    wait_for(lambda: fired(api, created["job past its limit"]) == [f"executor-adapter.job.{names['hangs']}"], WITHIN)
+    wait_for(lambda: len(fired(api, created["high failure rate"])) == 1, WITHIN)
+    assert str(flow_run_id) not in str(fired(api, created["crashed flow run"]))
+
+    wait_for(lambda: len(webhook[1]) >= 3, WITHIN)
+    (limit,) = [body for _, body in webhook[1] if "job past its limit" in body["subject"]]
+    assert "A job exceeded a time limit" in limit["body"]
+    assert "Flow run: " in limit["body"]
+    assert str(flow_run_id) in limit["body"]
+
+
+def test_a_crashed_flow_run_fires(api: Api, created: Created, wait_for: Wait) -> None:
+    """A flow run that becomes Crashed fires, and one that fails or completes does not."""
+    runs = {end: new_flow_run(api, {"type": "RUNNING"}) for end in ("COMPLETED", "FAILED", "CRASHED")}
+    for end, run in runs.items():
+        set_state(api, run, end)
+    wait_for(lambda: f"prefect.flow-run.{runs['CRASHED']}" in fired(api, created["crashed flow run"]), WITHIN)
+    others = {f"prefect.flow-run.{run}" for end, run in runs.items() if end != "CRASHED"}
+    assert others.isdisjoint(fired(api, created["crashed flow run"]))
+
+
+@pytest.mark.chaos
+def test_a_missed_schedule_fires(api: Api, created: Created, wait_for: Wait) -> None:
+    """A flow run that nobody has started in time fires; one that is not due yet does not."""
+    runs = {}
+    for name, hours in (("late", -1), ("later", 1)):
+        due = datetime.now(UTC) + timedelta(hours=hours)
+        state = {"type": "SCHEDULED", "state_details": {"scheduled_time": due.isoformat()}}
+        runs[name] = new_flow_run(api, state)
+    wait_for(lambda: f"prefect.flow-run.{runs['late']}" in fired(api, created["missed schedule"]), WITHIN)
+    assert f"prefect.flow-run.{runs['later']}" not in fired(api, created["missed schedule"])
+
+
+@pytest.mark.chaos
+def test_a_flow_run_without_heartbeat_fires_and_becomes_crashed(api: Api, created: Created, wait_for: Wait) -> None:
+    """One whose heartbeats stop fires; one that ends, waits or still sends them does not."""
+    runs = {name: new_flow_run(api, {"type": "RUNNING"}) for name in ("lost", "ended", "waits", "alive")}
+
+    def beat(*names: str) -> None:
+        for name in names:
+            emit_event("prefect.flow-run.heartbeat", {"prefect.resource.id": f"prefect.flow-run.{runs[name]}"})
+        flush_events(10)
+
+    stop = threading.Event()
+
+    def keep_beating() -> None:
+        while not stop.wait(HEARTBEAT_SECONDS / 2):
+            beat("alive")
+
+    beat(*runs)
+    set_state(api, runs["ended"], "COMPLETED")
+    set_state(api, runs["waits"], "PAUSED")
+    beating = threading.Thread(target=keep_beating)
+    beating.start()
+    try:
+        lost = f"prefect.flow-run.{runs['lost']}"
+        wait_for(lambda: lost in fired(api, created["flow run without heartbeat"]), WITHIN)
+        time.sleep(2 * HEARTBEAT_SECONDS)  # The others would fire a moment later at the most.
+    finally:
+        stop.set()
+        beating.join()
+    mine = {f"prefect.flow-run.{run}": name for name, run in runs.items()}
+    assert {mine[each] for each in fired(api, created["flow run without heartbeat"]) if each in mine} == {"lost"}
+    wait_for(lambda: api.get(f"/flow_runs/{runs['lost']}")["state_type"] == "CRASHED")

@@ -1,0 +1,198 @@
+"""The bootstrap of a Prefect server: it creates what is missing, keeps what people set, and changes nothing twice."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
+from prefect.events import AutomationCore
+from prefect.events.actions import DoNothing
+from prefect.exceptions import ObjectNotFound
+from prefect.variables import Variable
+
+from executor_adapter.cli import main
+from executor_adapter.config import Settings
+from executor_adapter.exceptions import ConfigurationError
+from executor_adapter.prefect import (
+    BootstrapChange,
+    BootstrapOutcome,
+    BootstrapPlan,
+    JobExecutorBlock,
+    bootstrap,
+    read_plan,
+)
+from tests.servers import ROOT
+
+pytestmark = pytest.mark.usefixtures("prefect_api")
+
+SETTINGS = Settings.model_validate(
+    {
+        "collection": {"rate_limit_buffer": 0.2},
+        "tools": {"radar": {"max_concurrent": 3, "rate": 10, "burst": 5}, "sonar": {"rate": 4, "buffer": 0.5}},
+    }
+)
+LOST = "executor-adapter: flow run without heartbeat"
+
+
+@pytest.fixture
+def client() -> Iterator[SyncPrefectClient]:
+    with get_client(sync_client=True) as client:
+        yield client
+
+
+@pytest.fixture
+def plan() -> BootstrapPlan:
+    """A plan with names of its own; the automations and the limits are shared by the tests of this file."""
+    name = uuid4().hex[:8]
+    return BootstrapPlan(work_pool=f"pool-{name}", executor_block=f"block-{name}", variables={f"days_{name}": 30})
+
+
+def outcomes(changes: list[BootstrapChange]) -> Counter[tuple[str, BootstrapOutcome]]:
+    return Counter((change.kind, change.outcome) for change in changes)
+
+
+def test_a_first_run_creates_everything_and_a_second_one_changes_nothing(
+    plan: BootstrapPlan, client: SyncPrefectClient
+) -> None:
+    """The pool, queues by priority, limits without the buffer, variables and blocks are there; then nothing changes."""
+    changes = bootstrap(plan, settings=SETTINGS)
+    assert {each.outcome for each in changes if each.kind in {"work pool", "work queue", "variable", "block"}} == {
+        BootstrapOutcome.CREATED
+    }
+    assert client.read_work_pool(plan.work_pool).type == "process"
+    queues = {each.name: each.priority for each in client.read_work_queues(work_pool_name=plan.work_pool)}
+    assert {name: queues[name] for name in plan.work_queues} == plan.work_queues
+    limits = {each.name: (each.limit, each.slot_decay_per_second) for each in client.read_global_concurrency_limits()}
+    assert limits["tool:radar"] == (3, 0.0)
+    assert limits["tool-rate:radar"] == (5, 8.0)
+    assert limits["tool-rate:sonar"] == (1, 2.0)
+    (variable,) = plan.variables
+    assert Variable.get(variable) == 30
+    assert JobExecutorBlock.load(str(plan.executor_block)).max_workers == SETTINGS.executor.max_workers
+    assert client.read_automations_by_name(LOST)[0].trigger.within.total_seconds() == 540
+
+    assert {each.outcome for each in bootstrap(plan, settings=SETTINGS)} == {BootstrapOutcome.UNCHANGED}
+
+
+def test_a_dry_run_changes_nothing(plan: BootstrapPlan, client: SyncPrefectClient) -> None:
+    """A dry run tells the same changes as the run after it, and leaves the server as it is."""
+    would = bootstrap(plan, settings=SETTINGS, dry_run=True)
+    with pytest.raises(ObjectNotFound):
+        client.read_work_pool(plan.work_pool)
+    assert bootstrap(plan, settings=SETTINGS) == would
+
+
+def test_what_people_set_is_kept_and_what_the_plan_sets_is_corrected(
+    plan: BootstrapPlan, client: SyncPrefectClient
+) -> None:
+    """A variable, a block and an automation's actions stay as people set them; a priority and a limit are set again."""
+    bootstrap(plan, settings=SETTINGS)
+    (variable,) = plan.variables
+    Variable.set(variable, 7, overwrite=True)
+    block = JobExecutorBlock.load(str(plan.executor_block))
+    block.max_workers = 99
+    block.save(str(plan.executor_block), overwrite=True)
+    queue = client.read_work_queue_by_name("pipeline", work_pool_name=plan.work_pool)
+    client.update_work_queue(queue.id, priority=77)
+    client.update_global_concurrency_limit("tool:radar", GlobalConcurrencyLimitUpdate(limit=50))
+    (lost,) = client.read_automations_by_name(LOST)
+    own = {"actions": [{"type": "cancel-flow-run"}], "enabled": False, "description": "edited"}
+    client.update_automation(
+        lost.id, AutomationCore.model_validate(lost.model_dump(exclude={"id", "owner_resource"}) | own)
+    )
+
+    changed = {each.name: each for each in bootstrap(plan, settings=SETTINGS) if each.outcome != "unchanged"}
+
+    assert changed.keys() == {variable, f"{plan.work_pool}/pipeline", "tool:radar", LOST}
+    assert (changed[variable].outcome, changed[variable].detail) == (BootstrapOutcome.KEPT, "value: 7, not 30")
+    assert changed["tool:radar"].detail == "limit: 50 -> 3"
+    assert changed[LOST].detail.startswith("description: edited -> ")
+    assert Variable.get(variable) == 7
+    assert JobExecutorBlock.load(str(plan.executor_block)).max_workers == 99
+    assert client.read_work_queue_by_name("pipeline", work_pool_name=plan.work_pool).priority == 3
+    (lost,) = client.read_automations_by_name(LOST)
+    assert ([each.type for each in lost.actions], lost.enabled) == (["cancel-flow-run"], False)
+    client.delete_automation(lost.id)
+
+
+def test_notifications_are_added_to_the_automations(plan: BootstrapPlan, client: SyncPrefectClient) -> None:
+    """With `notify`, each automation also sends its message to that block, and still does what it did."""
+    bootstrap(plan, settings=SETTINGS)
+    block = CustomWebhookNotificationBlock(name="ops", url="http://127.0.0.1:9/")
+    slug = CustomWebhookNotificationBlock.get_block_type_slug()
+    name = f"ops-{uuid4().hex[:8]}"
+    saved = block.save(name)
+    with_messages = plan.model_copy(update={"notify": f"{slug}/{name}"})
+    changes = bootstrap(with_messages, settings=SETTINGS)
+    assert outcomes(changes)["automation", BootstrapOutcome.CHANGED] == 6
+    found = {each.name: each for each in client.read_automations() if each.name.startswith("executor-adapter: ")}
+    actions = {name: [each.type for each in automation.actions] for name, automation in found.items()}
+    assert actions.pop(LOST) == ["change-flow-run-state", "send-notification"]
+    assert set(map(tuple, actions.values())) == {("send-notification",)}
+    assert {each.actions[-1].block_document_id for each in found.values()} == {saved}
+    assert outcomes(bootstrap(with_messages, settings=SETTINGS))["automation", BootstrapOutcome.UNCHANGED] == 6
+    for automation in found.values():
+        client.delete_automation(automation.id)
+    assert DoNothing().type not in {each.type for automation in found.values() for each in automation.actions}
+
+
+@pytest.mark.parametrize(
+    ("notify", "message"),
+    [("ops", "'ops' is not TYPE/NAME"), ("slack-webhook/ops", "the server has no block 'slack-webhook/ops'")],
+)
+def test_an_unknown_notification_block_is_refused(
+    plan: BootstrapPlan, client: SyncPrefectClient, notify: str, message: str
+) -> None:
+    """A notification block that does not exist is refused in words before anything is created."""
+    with pytest.raises(ConfigurationError, match=message):
+        bootstrap(plan.model_copy(update={"notify": notify}), settings=SETTINGS)
+    with pytest.raises(ObjectNotFound):
+        client.read_work_pool(plan.work_pool)
+
+
+def test_a_pool_of_another_type_is_kept(plan: BootstrapPlan) -> None:
+    """A work pool that exists with another type stays, and the difference is told."""
+    bootstrap(plan, settings=SETTINGS)
+    docker = plan.model_copy(update={"work_pool_type": "docker"})
+    (pool, *_) = bootstrap(docker, settings=SETTINGS)
+    assert (pool.outcome, pool.detail) == (BootstrapOutcome.KEPT, "type: process, not docker")
+
+
+def test_a_wrong_plan_is_refused_in_words(tmp_path: Path) -> None:
+    """An unknown key, a wrong value and a file that is not there are refused, with the file and the key."""
+    file = tmp_path / "bootstrap.yaml"
+    file.write_text("work_queues: {collection: 0}")
+    with pytest.raises(ConfigurationError, match=r"bootstrap.yaml: work_queues.collection: Input should be greater"):
+        read_plan(file)
+    file.write_text("workpool: local")
+    with pytest.raises(ConfigurationError, match=r"bootstrap.yaml: workpool: Extra inputs are not permitted"):
+        read_plan(file)
+    with pytest.raises(ConfigurationError, match=r"nothing.yaml: cannot be read"):
+        read_plan(tmp_path / "nothing.yaml")
+
+
+def test_the_plan_of_this_projects_deployments_is_valid() -> None:
+    """deployments/bootstrap.yaml is a plan, for the interval of heartbeats that the deployments set."""
+    assert read_plan(ROOT / "deployments" / "bootstrap.yaml").heartbeat_seconds == 60
+
+
+def test_the_command_prints_what_it_did(
+    plan: BootstrapPlan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command prints a line for each thing; with --dry-run what it would do."""
+    file = tmp_path / "bootstrap.yaml"
+    file.write_text(f"work_pool: {plan.work_pool}\nautomations: false\nexecutor_block: null\ntool_limits: false\n")
+    for flags, said in ((["--dry-run"], "would be created"), ([], "created"), ([], "unchanged")):
+        with pytest.raises(SystemExit) as ended:
+            main(["prefect", "bootstrap", "--file", str(file), *flags])
+        lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+        assert ended.value.code == 0
+        assert [
+            (line[:3], " ".join(line[3:-2] or line[3:])) for line in lines if f"{plan.work_pool}/pipeline" in line
+        ] == [(["work", "queue", f"{plan.work_pool}/pipeline"], said)]
