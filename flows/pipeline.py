@@ -31,7 +31,11 @@ from tasks.reporting import JobsFailedError, Run, run_name
 
 @flow(name="pipeline", flow_run_name=run_name)
 def pipeline_flow(config: str | None = None) -> None:
-    """Collect from every configured tool, process the rows and report; `config` is the configuration file.
+    """Collect from every configured tool, process the rows and report.
+
+    Args:
+        config: The path of the configuration file, on the machine that runs the flow. Empty: the file that
+            EXECUTOR_ADAPTER_CONFIG names, or config.yaml in the flow's working directory.
 
     Raises:
         ConfigurationError: the configuration is wrong; nothing was started.

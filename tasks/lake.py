@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -191,6 +191,20 @@ def write_file(path: Path, content: bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     _sync(path.parent)
+
+
+def remove_leftovers(root: Path, *, before: float) -> int:
+    """Remove the temporary files below `root` that were last written before a time; return how many.
+
+    `before` is in seconds since the epoch. A writer that lives is at its file all the time, so old ones have no writer.
+    """
+    removed = 0
+    for stale in root.rglob(f"{_TEMPORARY}*"):
+        with suppress(FileNotFoundError):
+            if stale.stat().st_mtime < before:
+                stale.unlink()
+                removed += 1
+    return removed
 
 
 def _publish(partition: Partition, temporary: Path, rows: int, fingerprint: str) -> None:

@@ -23,7 +23,8 @@ from prefect.runtime import flow_run
 
 from executor_adapter import JobExecutor, JobStatus
 from executor_adapter.config import Settings, Stage
-from executor_adapter.prefect import JobTask, job_task, wait_until_recorded
+from executor_adapter.monitoring import HealthMonitor
+from executor_adapter.prefect import JobTask, emit_alert, job_events, job_task, wait_until_recorded
 from tasks import lake, summary
 from tasks.options import schemas_of
 from tasks.progress_table import JobRow, ProgressTable
@@ -75,8 +76,12 @@ class Run:
         """Run the jobs that are submitted in the block on the stage's executor, and show them in the progress table."""
         max_workers = getattr(self.settings, stage).max_concurrent_jobs
         config = self.settings.for_stage(stage)
-        with JobExecutor(max_workers, config=config, observers=[self.progress_table]), self.progress_table.live():
-            yield
+        with JobExecutor(max_workers, config=config, observers=[self.progress_table]) as executor:
+            monitor = HealthMonitor(executor, on_alert=[emit_alert])
+            # Their events are what automations react to.
+            with job_events(executor=executor), monitor, self.progress_table.live():
+                yield
+            monitor.check()  # Most runs are shorter than its interval.
 
     def begin_stage(self, start: float, end: float) -> None:
         """Let the jobs submitted from now on move the progress from `start` to `end`, as shares of the whole run."""

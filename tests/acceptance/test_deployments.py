@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ import yaml
 from tests.servers import ROOT, Server, poll, prefect, running
 
 FILE = "deployments/prefect.yaml"
+"""`prefect.yaml` in the root is a link to it."""
 ENTRIES = {entry["name"]: entry for entry in yaml.safe_load((ROOT / FILE).read_text())["deployments"]}
 RUN_TIMEOUT = 60.0
 COMPLETED = ("Completed", None)
@@ -48,15 +50,19 @@ def scheduled_often(server: Server, deployment: dict[str, Any]) -> Iterator[None
 
 def remove_schedules(server: Server, deployment: dict[str, Any]) -> None:
     """Remove the deployment's own schedules, which may be due during a test."""
-    for schedule in deployment["schedules"]:
-        server.call("DELETE", f"/deployments/{deployment['id']}/schedules/{schedule['id']}")
+    path = f"/deployments/{deployment['id']}"
+    for schedule in server.call("GET", path)["schedules"]:
+        server.call("DELETE", f"{path}/schedules/{schedule['id']}")
 
 
 def final_state(server: Server, deployment: dict[str, Any], *, by_schedule: bool) -> tuple[str, str | None]:
-    """Return state and message of the first finished run that a schedule, or a person, created."""
+    """Return state and message of the first finished run that a schedule, or a person, created.
+
+    Runs that were cancelled because one was running already do not count.
+    """
 
     def ended() -> dict[str, Any] | None:
-        over = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+        over = {"COMPLETED", "FAILED", "CRASHED"}
         mine = (run for run in runs_of(server, deployment) if run["auto_scheduled"] == by_schedule)
         return next((run for run in mine if run["state_type"] in over), None)
 
@@ -64,11 +70,18 @@ def final_state(server: Server, deployment: dict[str, Any], *, by_schedule: bool
     return run["state"]["name"], run["state"]["message"]
 
 
+def own_fields(server: Server, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return what was set for these deployments, without what their runs change."""
+    volatile = {"updated", "last_polled", "status", "global_concurrency_limit"}
+    known = deployments(server)
+    return {name: {key: known[name][key] for key in known[name].keys() - volatile} for name in names}
+
+
 @pytest.fixture(scope="module")
 def deployed(server: Server) -> dict[str, dict[str, Any]]:
     """The deployments, deployed from the clone by the documented command."""
     server.run(*prefect("work-pool", "create", "local", "--type", "process"))
-    server.run(*prefect("--no-prompt", "deploy", "--all", "--prefect-file", FILE))
+    server.run(*prefect("--no-prompt", "deploy", "--all"))
     return deployments(server)
 
 
@@ -81,47 +94,92 @@ def worker(server: Server, deployed: object, tmp_path: Path) -> Iterator[None]:
 
 
 def test_every_deployment_is_registered_as_described(deployed: dict[str, dict[str, Any]]) -> None:
-    """The server has the schedule, parameters, tags, limit, pool and code path of each deployment."""
+    """The server has the schedule, parameters, tags, limit, work queue, variables and code path of each deployment."""
     assert deployed.keys() == ENTRIES.keys()
     for name, entry in ENTRIES.items():
         known = deployed[name]
-        assert [
-            {key: known_one["schedule"][key] for key in ("cron", "timezone")} for known_one in known["schedules"]
-        ] == entry["schedules"]
+        times = [each["schedule"] for each in known["schedules"]]
+        assert [(each.get("cron"), each.get("interval"), each["timezone"]) for each in times] == [
+            (each.get("cron"), each.get("interval"), each["timezone"]) for each in entry.get("schedules", [])
+        ]
         assert known["parameters"] == entry.get("parameters", {})
         assert known["tags"] == entry["tags"]
         assert known["description"] == entry["description"]
         assert known["global_concurrency_limit"]["limit"] == entry["concurrency_limit"]["limit"]
-        assert known["work_pool_name"] == entry["work_pool"]["name"]
+        assert known["concurrency_options"]["collision_strategy"] == entry["concurrency_limit"]["collision_strategy"]
+        pool = entry["work_pool"]
+        assert (known["work_pool_name"], known["work_queue_name"]) == (pool["name"], pool["work_queue_name"])
+        assert known["job_variables"] == pool["job_variables"]
         assert known["entrypoint"] == entry["entrypoint"]
         step = {"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}
         assert known["pull_steps"] == [step]
 
 
+def test_the_form_of_a_deployment_explains_its_parameters(deployed: dict[str, dict[str, Any]]) -> None:
+    """Each parameter has a description, and the tools are offered as choices."""
+    for known in deployed.values():
+        parameters = known["parameter_openapi_schema"]["properties"]
+        assert all(len(parameter["description"]) > 20 for parameter in parameters.values()), known["name"]
+    tools = deployed["flights"]["parameter_openapi_schema"]["properties"]["tools"]["anyOf"][0]
+    assert tools["items"]["enum"] == ["flights", "prefect"]
+
+
+def test_no_schedule_repeats_the_work_of_another(deployed: dict[str, dict[str, Any]]) -> None:
+    """Each tool is collected by one schedule, and the processing and the pipeline have none."""
+    scheduled = [name for name, known in deployed.items() if known["schedules"]]
+    collected = [tool for name in scheduled for tool in deployed[name]["parameters"].get("tools", [])]
+    assert sorted(collected) == sorted(set(collected))
+    assert {"flights", "prefect", "maintenance"} == set(scheduled)
+
+
 @pytest.mark.usefixtures("worker")
 def test_a_worker_completes_scheduled_and_requested_runs(server: Server, deployed: dict[str, dict[str, Any]]) -> None:
-    """A worker completes a run that its schedule created, and one that a person requested."""
+    """A worker completes a run that its schedule created, and the end of a requested collection starts the processing.
+
+    It processes the rows of that tool alone.
+    """
+    remove_schedules(server, deployed["flights"])
     with scheduled_often(server, deployed["flights"]):
-        server.run(*prefect("deployment", "run", "collection/prefect"))
-        assert final_state(server, deployed["prefect"], by_schedule=False) == COMPLETED
         assert final_state(server, deployed["flights"], by_schedule=True) == COMPLETED
+    server.run(*prefect("deployment", "run", "collection/flights"))
+    assert final_state(server, deployed["flights"], by_schedule=False) == COMPLETED
+
+    def processed() -> list[dict[str, Any]]:
+        ended = (run for run in runs_of(server, deployed["processing"]) if run["state_type"] == "COMPLETED")
+        return [run for run in ended if run["parameters"]["tools"] == ["flights"]]
+
+    (first, *_) = poll(processed, within=RUN_TIMEOUT, what="the processing of the collected flights")
+    assert first["created_by"]["type"] == "AUTOMATION"
 
 
-def test_serve_runs_a_scheduled_deployment(server: Server, deployed: object, tmp_path: Path) -> None:
-    """`serve.py` serves the same deployments without a work pool and runs one when it is due."""
+def test_serve_refuses_to_repeat_the_work_of_a_work_pool(server: Server, deployed: dict[str, dict[str, Any]]) -> None:
+    """`serve.py` refuses in words while a work pool has active schedules of the same work, and changes nothing."""
+    before = server.call("POST", "/deployments/filter", {})
+    command = [sys.executable, str(ROOT / "deployments" / "serve.py")]
+    refused = subprocess.run(command, env=server.env, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert refused.returncode == 1
+    assert "collection/prefect, maintenance/maintenance: active schedules of the work pool local" in refused.stderr
+    assert server.call("POST", "/deployments/filter", {}) == before
+
+
+def test_serve_runs_beside_the_deployments_of_a_work_pool(
+    server: Server, deployed: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    """`serve.py` runs a deployment of its own when it is due, and leaves those of the work pool as they were."""
+    for deployment in deployed.values():
+        remove_schedules(server, deployment)
+    before = own_fields(server, ENTRIES)
     command = [sys.executable, str(ROOT / "deployments" / "serve.py")]
     log = tmp_path / "serve.log"
     with running(command, env=server.env, cwd=tmp_path, log=log):
         # Before it says so it still registers deployments, whose schedules then get other ids.
         poll(lambda: "are being served" in log.read_text(), within=60, what="the deployments of serve.py")
-        processing = deployments(server)["processing"]
-        assert processing["entrypoint"] == "flows.processing.processing_flow"
-        assert deployments(server).keys() == ENTRIES.keys()
-        # Rows that another flow collects meanwhile would be left unprocessed, and this flow would fail.
-        for deployment in deployments(server).values():
-            remove_schedules(server, deployment)
-        with scheduled_often(server, processing):
-            assert final_state(server, processing, by_schedule=True) == COMPLETED
+        known = deployments(server)
+        assert known.keys() == ENTRIES.keys() | {f"{name}-served" for name in ENTRIES}
+        served = known["processing-served"]
+        with scheduled_often(server, served):
+            assert final_state(server, served, by_schedule=True) == COMPLETED
 
     # An interrupted serve.py pauses its schedules, because nothing would run them.
-    assert all(known["paused"] for known in deployments(server).values())
+    assert all(known["paused"] for name, known in deployments(server).items() if name not in ENTRIES)
+    assert own_fields(server, ENTRIES) == before

@@ -1,0 +1,93 @@
+"""The maintenance flow on a real server: old leftovers go, what is new or in use stays."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactCreate
+from prefect.settings import get_current_settings
+
+from executor_adapter.prefect import clean_spool
+from executor_adapter.store import open_store
+from flows.maintenance import maintenance_flow
+from tests.cli.conftest import fill, record
+from tests.prefect.conftest import Api, Wait
+
+DAY = 86_400.0
+
+
+def age(path: Path, days: float) -> Path:
+    """Let a file look as if it was last written so many days ago."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    os.utime(path, (time.time() - days * DAY,) * 2)
+    return path
+
+
+@pytest.fixture
+def spool() -> Path:
+    return get_current_settings().home / "executor-adapter" / "spool"
+
+
+def ended_run(api: Api, flow: str, days: float) -> str:
+    """Create a flow run that ended so many days ago, with an artifact and a task run that is still Running."""
+    flow_id = api.post("/flows/", {"name": flow})["id"]
+    run: dict[str, Any] = api.post("/flow_runs/", {"flow_id": flow_id, "state": {"type": "COMPLETED"}})
+    # The API takes no time of an end, so the database does.
+    with sqlite3.connect(get_current_settings().home / "prefect.db", timeout=60) as database:
+        ended = (datetime.now(UTC) - timedelta(days=days)).strftime("%Y-%m-%d %H:%M:%S.%f")
+        changed = database.execute("UPDATE flow_run SET end_time = ? WHERE id = ?", (ended, run["id"]))
+    assert changed.rowcount == 1
+    task_run = {"flow_run_id": run["id"], "task_key": "work", "dynamic_key": "0", "name": "work"}
+    api.post("/task_runs/", task_run | {"state": {"type": "RUNNING", "name": "Running"}})
+    with get_client(sync_client=True) as client:
+        client.create_artifact(ArtifactCreate(key="report", type="markdown", data="#", flow_run_id=run["id"]))
+    return str(run["id"])
+
+
+def artifacts_of(api: Api, flow_run_id: str) -> int:
+    return len(api.post("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [flow_run_id]}}}))
+
+
+def test_the_flow_cleans_up_what_is_old(api: Api, tmp_path: Path, spool: Path, wait_for: Wait) -> None:
+    """Old jobs, artifacts, spool and temporary files go, newer ones stay, and lost task runs become Crashed."""
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({"lake": "lake", "store": {"url": "sqlite:///jobs.db"}}))
+    store = open_store(f"sqlite:///{tmp_path / 'jobs.db'}")
+    fill(store, record("old", age=40 * DAY), record("new", age=DAY))
+    old_file = age(tmp_path / "lake" / "raw" / ".tmp-1.parquet", 40)
+    new_file = age(tmp_path / "lake" / "raw" / ".tmp-2.parquet", 1)
+    part = age(tmp_path / "lake" / "raw" / "part.parquet", 400)
+    old_spool, new_spool = age(spool / "dead-server.jsonl", 40), age(spool / "other-server.jsonl", 1)
+    old, new, foreign = ended_run(api, "collection", 100), ended_run(api, "collection", 80), ended_run(api, "mine", 100)
+
+    maintenance_flow(config=str(config))
+
+    assert (store.get("old"), getattr(store.get("new"), "job_id", None)) == (None, "new")
+    store.close()
+    assert (old_file.exists(), new_file.exists(), part.exists()) == (False, True, True)
+    assert (old_spool.exists(), new_spool.exists()) == (False, True)
+    assert [artifacts_of(api, run) for run in (old, new, foreign)] == [0, 1, 1]
+    for run in (old, new, foreign):
+        wait_for(lambda run=run: {each["state_name"] for each in api.task_runs(run)} == {"Crashed"})
+    new_spool.unlink()
+
+
+def test_a_spool_file_in_use_is_not_removed(prefect_api: str, spool: Path) -> None:
+    """A file that a living process holds stays, however old it is."""
+    held, free = age(spool / "held.jsonl", 99), age(spool / "free.new", 99)
+    with held.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        cleaned = clean_spool(max_age_days=30)
+    assert (cleaned.sent, cleaned.removed) == (0, 1)
+    assert (held.exists(), free.exists()) == (True, False)
+    held.unlink()
