@@ -18,7 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run ui test check lint coverage docs docs-serve hooks bench chaos clean
+.PHONY: help run ui server-ha test check lint coverage lowest lock docs docs-serve hooks bench chaos clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ run: $(DEMO) ## run the demo pipeline, which collects and processes real data
 
 ui: $(DEMO) ## open Prefect's UI at the last run of the pipeline
 	@$(BIN)/python deployments/ui.py $(ARGS)
+
+server-ha: $(DEV) ## run Prefect's server as several processes on PostgreSQL and Redis
+	@$(BIN)/python deployments/server_ha.py $(ARGS)
 
 # Three processes on two cores, because many tests wait; with four, tests with tight time limits have too little room.
 # All tests of a file run in the same process, in their order; tests/conftest.py starts the longest files first. mypy
@@ -56,6 +59,23 @@ coverage: $(DEV) ## run the tests, and print which lines of the package no test 
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
 
+# The declared lower bounds are true: all direct dependencies in the lowest versions that pyproject.toml allows.
+LOWEST := .venv-lowest
+lowest: $(DEV) ## run the tests of the core with the lowest versions of all dependencies
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
+	@$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
+	    --editable '.[cli,postgres,metrics,tracing]'
+	@$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python pytest pytest-timeout pytest-mock pytest-xdist \
+	    hypothesis requests jsonschema opentelemetry-sdk
+	@$(LOWEST)/bin/python -m pytest -q -m "not chaos and not bench" -n 2 --dist loadfile $(LOWEST_TESTS) $(ARGS)
+LOWEST_TESTS := tests/cli tests/contract/stores tests/prefect/test_job_task.py tests/prefect/test_run_jobs.py \
+    tests/prefect/test_states.py tests/prefect/test_blocks.py tests/prefect/test_bootstrap.py tests/unit/test_config.py \
+    tests/unit/test_job.py tests/unit/test_metrics.py
+
+lock: $(DEV) ## write requirements-dev.lock: exact versions of everything for development
+	@$(BIN)/uv pip compile --quiet --universal --extra dev --no-emit-index-url --no-header --output-file \
+	    requirements-dev.lock pyproject.toml $(ARGS)
+
 docs: $(DEV) ## build the documentation into site/; a broken link fails it
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet $(ARGS)
 	@echo "open site/index.html, or run: make docs-serve"
@@ -73,7 +93,7 @@ chaos: $(DEV) ## run the long fault injection
 	@$(PYTEST) -q -s -m chaos --timeout=1800 $(ARGS)
 
 clean: ## remove built, cached and collected files; keeps .venv
-	@rm -rf build dist data site .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	@rm -rf build dist data site $(LOWEST) .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 # --- installing ---

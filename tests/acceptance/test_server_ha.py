@@ -1,0 +1,80 @@
+"""A Prefect server of several processes on PostgreSQL and Redis: one API records what another one shows."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from tests.acceptance.test_eviction import is_alive
+from tests.servers import ROOT, Server, free_port, new_user_env, poll, running
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
+
+FLOW = """
+from prefect import flow
+from executor_adapter import Job
+from executor_adapter.prefect import run_jobs
+
+@flow
+def many():
+    run_jobs([Job(function=abs, args=(-n,)) for n in range(50)])
+
+many()
+"""
+
+
+def answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=2).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture
+def database() -> Iterator[str]:
+    """A name for a database of its own, which is dropped in the end."""
+    for port, service in ((5432, "PostgreSQL"), (6379, "Redis")):
+        if not answers(port):
+            message = f"no {service} on 127.0.0.1:{port}: start one"
+            if os.environ.get("CI") == "true":
+                pytest.fail(message)
+            pytest.skip(message)
+    name = f"prefect_ha_{uuid4().hex[:8]}"
+    yield name
+    with psycopg.connect("postgresql://postgres@127.0.0.1:5432/postgres", autocommit=True) as connection:
+        connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'.encode())
+
+
+def children(pid: int) -> list[int]:
+    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+def test_two_api_servers_and_the_services_are_one_server(database: str, tmp_path: Path) -> None:
+    """A flow through one API server is shown by the other, its task runs are recorded, and an interrupt ends all."""
+    port = free_port()
+    env = new_user_env(tmp_path)
+    options = ["--port", str(port), "--database", database, "--redis", "redis://127.0.0.1:6379/7"]
+    command = [sys.executable, str(ROOT / "deployments" / "server_ha.py"), *options]
+    log = tmp_path / "server.log"
+    with running(command, env=env, cwd=tmp_path, log=log) as process:
+        poll(lambda: "Ctrl-C ends" in log.read_text(), within=180, what="the servers")
+        first, second = (
+            Server(url=f"http://127.0.0.1:{each}", env=env | {"PREFECT_API_URL": f"http://127.0.0.1:{each}/api"})
+            for each in (port, port + 1)
+        )
+        first.run(sys.executable, "-c", FLOW)
+        completed = {"task_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}
+        poll(lambda: second.call("POST", "/task_runs/count", completed) == 50, within=60, what="50 task runs")
+        (flow_run,) = second.call("POST", "/flow_runs/filter", {})
+        assert flow_run["state_name"] == "Completed"
+        processes = children(process.pid)
+        assert len(processes) == 3
+    assert not any(map(is_alive, processes))
