@@ -48,7 +48,7 @@ def evict(process: Popen[bytes]) -> float:
     return time.monotonic() - began
 
 
-@pytest.mark.parametrize("name", ["bulk", "tasks"])
+@pytest.mark.parametrize("name", ["bulk", pytest.param("tasks", marks=pytest.mark.chaos)])
 def test_an_evicted_flow_run_goes_on_in_its_next_execution(name: str, server: Server, tmp_path: Path) -> None:
     """Its jobs end, their states reach the server, and the second execution of the flow run completes."""
     pool = f"evicted-{name}"
