@@ -159,17 +159,39 @@ def main(arguments: list[str]) -> None:
     migrated = subprocess.run(prefect("server", "database", "upgrade", "--yes"), env=env, check=False)
     if migrated.returncode:
         raise SystemExit(f"the tables of {options.database} cannot be created: see above")
-    ports = list(range(options.port, options.port + options.api))
-    servers = [prefect("server", "start", "--no-services", "--host", HOST, "--port", str(port)) for port in ports]
-    with running([*servers, prefect("server", "services", "start")], env) as processes:
-        wait_until_healthy(processes, ports)
-        for port in ports:
-            print(f"PREFECT_API_URL=http://{HOST}:{port}/api", flush=True)
-        print("Ctrl-C ends all processes", flush=True)
-        with suppress(KeyboardInterrupt):
-            while (process := ended(processes)) is None:
-                time.sleep(0.5)
-            raise SystemExit(f"{process.args!r} ended with exit code {process.returncode}")
+    with suppress(KeyboardInterrupt):
+        run(list(range(options.port, options.port + options.api)), env)
+
+
+def run(ports: list[int], env: dict[str, str]) -> None:
+    """Run an API server on each port, and the services, until the user interrupts.
+
+    Raises:
+        SystemExit: one of the processes ended, or does not answer in time.
+    """
+    start = prefect("server", "start", "--no-services", "--host", HOST, "--port")
+    first, *others = ([*start, str(port)] for port in ports)
+    with running([first], env) as processes:
+        wait_until_healthy(processes, ports[:1])
+        # The first one has registered Prefect's blocks; two that do so at once fail.
+        registered = env | {"PREFECT_API_BLOCKS_REGISTER_ON_START": "false"}
+        with running([*others, prefect("server", "services", "start")], registered) as more:
+            wait_until_healthy(more, ports[1:])
+            watch([*processes, *more], ports)
+
+
+def watch(processes: list[Process], ports: list[int]) -> None:
+    """Print the addresses, and wait.
+
+    Raises:
+        SystemExit: one of the processes ended.
+    """
+    for port in ports:
+        print(f"PREFECT_API_URL=http://{HOST}:{port}/api", flush=True)
+    print("Ctrl-C ends all processes", flush=True)
+    while (process := ended(processes)) is None:
+        time.sleep(0.5)
+    raise SystemExit(f"{process.args!r} ended with exit code {process.returncode}")
 
 
 if __name__ == "__main__":

@@ -65,7 +65,8 @@ def test_two_api_servers_and_the_services_are_one_server(database: str, tmp_path
     command = [sys.executable, str(ROOT / "deployments" / "server_ha.py"), *options]
     log = tmp_path / "server.log"
     with running(command, env=env, cwd=tmp_path, log=log) as process:
-        poll(lambda: "Ctrl-C ends" in log.read_text(), within=180, what="the servers")
+        poll(lambda: "Ctrl-C ends" in log.read_text() or process.poll() is not None, within=180, what="the servers")
+        assert process.poll() is None, log.read_text()[-4000:]
         first, second = (
             Server(url=f"http://127.0.0.1:{each}", env=env | {"PREFECT_API_URL": f"http://127.0.0.1:{each}/api"})
             for each in (port, port + 1)
