@@ -11,16 +11,13 @@ from collections.abc import Sequence
 
 __all__ = ["main"]
 
-EXTRA = frozenset({"typer", "rich"})
-"""The modules that the extra `cli` installs."""
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code."""
     try:
         from executor_adapter.cli.app import main as run
     except ModuleNotFoundError as error:
-        if error.name not in EXTRA:
+        if error.name != "typer":
             raise
-        sys.exit(f"the command needs {error.name}: pip install 'prefect-executor-adapter[cli]'")
+        sys.exit("the command needs typer: pip install 'prefect-executor-adapter[cli]'")
     run(arguments)
