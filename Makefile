@@ -64,7 +64,7 @@ LOWEST := .venv-lowest
 lowest: $(DEV) ## run the tests of the core with the lowest versions of all dependencies
 	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
 	@$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
-	    --editable '.[cli,postgres,metrics,tracing]'
+	    --editable '.[cli,postgres,metrics,tracing]' 'fastapi==0.150.0' # later ones break the server of older Prefects
 	@$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python pytest pytest-timeout pytest-mock pytest-xdist \
 	    hypothesis requests jsonschema opentelemetry-sdk
 	@$(LOWEST)/bin/python -m pytest -q -m "not chaos and not bench" -n 2 --dist loadfile $(LOWEST_TESTS) $(ARGS)

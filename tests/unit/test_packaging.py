@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,6 +51,22 @@ def test_the_wheel_is_typed_and_licensed(wheel: zipfile.ZipFile) -> None:
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
     assert "License-Expression: Apache-2.0" in wheel.read(metadata).decode()
+
+
+def test_the_lock_file_is_up_to_date() -> None:
+    """requirements-dev.lock has a version of each dependency, within its bounds; if not: run `make lock`."""
+    pins = (Requirement(line) for line in (ROOT / "requirements-dev.lock").read_text().splitlines() if "==" in line)
+    locked = {pin.name: next(iter(pin.specifier)).version for pin in pins}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lists = [project["dependencies"], *project["optional-dependencies"].values()]
+    wanted = [Requirement(each) for each in itertools.chain(*lists)]
+    missing = [
+        str(each)
+        for each in wanted
+        if each.name != project["name"]
+        and not each.specifier.contains(locked.get(canonicalize_name(each.name), "0"), prereleases=True)
+    ]
+    assert missing == []
 
 
 def test_the_command_names_the_extra_that_is_missing() -> None:
