@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from executor_adapter.config import Settings, read_sources
 from executor_adapter.exceptions import ConfigurationError, InvalidJobError, JobSerializationError
@@ -156,7 +156,7 @@ def check_process_pool(settings: Settings) -> Finding:
 
 
 def _trial(function: Callable[..., object], *args: object, **fields: object) -> Job:
-    given = {"max_runtime": TRIAL_TIMEOUT, "retry_attempts": 0, "memory_limit": None, **fields}
+    given: dict[str, Any] = {"max_runtime": TRIAL_TIMEOUT, "retry_attempts": 0, "memory_limit": None, **fields}
     return Job(function=function, args=args, pool="process", **given)
 
 

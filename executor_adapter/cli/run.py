@@ -95,7 +95,7 @@ def run(
         "pool": pool, "max_runtime": max_runtime, "deadline": deadline, "retry_attempts": retries,
         "retry_delay": retry_delay, "memory_limit": memory_limit, "job_type": job_type, "tool_name": tool,
     }  # fmt: skip
-    given = {name: value for name, value in options.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     config = load_config(config_file)
     with stdout_to_stderr() if as_json else contextlib.nullcontext():
         check_call(function, args, kwargs)

@@ -11,8 +11,10 @@ from typing import Any, Self
 
 from executor_adapter.config import Settings, load_config
 from executor_adapter.exceptions import InvalidJobError
+from executor_adapter.executor.calling import JobCaller
 from executor_adapter.executor.current import EntryToken, enter_executor, leave_executor
 from executor_adapter.executor.hooks import ExecutionHooks, hooked_execution
+from executor_adapter.executor.html import html_of_executor
 from executor_adapter.executor.job_defaults import JobDefaults
 from executor_adapter.executor.job_defaults import tool_limits as limits_of_tools
 from executor_adapter.executor.live_stats import live_stats
@@ -41,7 +43,7 @@ CATCH_UP_SECONDS = 10.0
 
 
 @explain_executor_calls
-class JobExecutor(ExecutionHooks):
+class JobExecutor(JobCaller, ExecutionHooks):
     """Runs jobs in coroutines, threads and processes, each within its limits, retried by its policy.
 
     `max_workers`: how many attempts run at once, over all pools of the executor; a pool starts when it is first used.
@@ -154,33 +156,27 @@ class JobExecutor(ExecutionHooks):
         """Submit a job, wait for it, and return its value or raise the exception it ended with."""
         return self.submit(job).result()
 
-    def map(
+    def _submit(self, job: Job) -> JobFuture:
+        return self.submit(job)
+
+    def _map(
         self,
         function: Callable[..., Any] | str,
-        *iterables: Iterable[Any],
-        ordered: bool = True,
-        window: int | None = None,
-        **job_fields: Any,
+        iterables: tuple[Iterable[Any], ...],
+        ordered: bool,
+        window: int | None,
+        fields: dict[str, Any],
     ) -> Iterator[JobResult]:
-        """Run one job for each tuple of arguments, and yield results in that order, or as they come (`ordered=False`).
-
-        The iterables are read lazily: at most `window` jobs (default: four per worker) are live at once, so an
-        endless iterable is fine. `job_fields` are fields of `Job` for all of them. A failed job yields a JobResult with
-        its error and raises nothing.
-
-        Raises:
-            ValueError: No job with these fields can run, whatever its arguments; nothing is started.
-        """
-        check_count("window", window, "lets no job start", or_none=", or None for four a worker")
         check_map(
             function,
             len(iterables),
-            job_fields,
+            fields,
+            window=window,
             fill_in=self.fill_in_defaults,
             kind_of=pool_kinds(self.config.executor.start_method),
             binds_arguments=self._hooked is None,
         )
-        jobs = (Job(function=function, args=args, **job_fields) for args in zip(*iterables, strict=False))
+        jobs = (Job(function=function, args=args, **fields) for args in zip(*iterables, strict=False))
         return (in_order if ordered else as_completed)(self.submit, jobs, window or 4 * self.max_workers)
 
     def drive(self, job: Job) -> JobDriver:
@@ -277,6 +273,9 @@ class JobExecutor(ExecutionHooks):
         """Return counts since the executor was made, and figures of jobs that ended in the last `window` seconds."""
         abandoned = 0 if self._hooked is None else self._hooked.abandoned
         return live_stats(self._supervisor, abandoned_attempts=abandoned, window=window)
+
+    def _repr_html_(self) -> str:
+        return html_of_executor(self)
 
     @property
     def metrics_url(self) -> str | None:

@@ -10,7 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job import Job, JobResult, check_arguments
+from executor_adapter.job import Job, JobResult, check_arguments, check_count
 from executor_adapter.pools import PoolKinds, check_job
 from executor_adapter.supervision import JobFuture
 
@@ -71,6 +71,7 @@ def check_map(
     arguments: int,
     fields: Mapping[str, Any],
     *,
+    window: int | None,
     fill_in: Callable[[Job], None],
     kind_of: PoolKinds,
     binds_arguments: bool,
@@ -81,7 +82,9 @@ def check_map(
 
     Raises:
         InvalidJobError: A field identifies a single job, or the pool cannot run such a job.
+        ValueError: `window` is not a number of jobs.
     """
+    check_count("window", window, "lets no job start", or_none=", or None for four a worker")
     _check_shared_fields(fields)
     probe = Job(function=function, **fields)
     fill_in(probe)

@@ -11,6 +11,7 @@ from executor_adapter.job.functions import (
     is_generator_function,
     resolve,
 )
+from executor_adapter.job.html import html_of_jobs, html_table
 from executor_adapter.job.ids import uuid7
 from executor_adapter.job.live_state import JobState
 from executor_adapter.job.mistakes import (
@@ -24,6 +25,7 @@ from executor_adapter.job.mistakes import (
     shown,
 )
 from executor_adapter.job.model import NEW_ID_HINT, Job, check_are_jobs, check_is_job, job_instead
+from executor_adapter.job.options import JobOptions, MapOptions, RepeatedJobOptions, SharedJobOptions
 from executor_adapter.job.pool_names import (
     HAS_CPU_AFFINITY,
     HAS_GUARDIAN,
@@ -34,7 +36,7 @@ from executor_adapter.job.pool_names import (
 )
 from executor_adapter.job.quarantine import MAX_QUARANTINED, Quarantine
 from executor_adapter.job.rerun import RETRY_OF, changed_retry, rerun
-from executor_adapter.job.results import Attempt, JobResult, Progress
+from executor_adapter.job.results import Attempt, JobResult, JobResults, Progress
 from executor_adapter.job.retry import CRASHES, RetryDecision, RetryPolicy, RetryRule, decide, limit_attempts
 from executor_adapter.job.status import TERMINAL, ErrorCode, JobStatus
 from executor_adapter.job.text import size_text, storable
@@ -55,9 +57,12 @@ __all__ = [
     "Count",
     "ErrorCode",
     "Job",
+    "JobOptions",
     "JobResult",
+    "JobResults",
     "JobState",
     "JobStatus",
+    "MapOptions",
     "MemoryLimit",
     "Model",
     "Number",
@@ -65,10 +70,12 @@ __all__ = [
     "PoolName",
     "Progress",
     "Quarantine",
+    "RepeatedJobOptions",
     "RetryDecision",
     "RetryPolicy",
     "RetryRule",
     "Seconds",
+    "SharedJobOptions",
     "StartMethod",
     "ToolLimit",
     "Transition",
@@ -85,6 +92,8 @@ __all__ = [
     "explain_calls",
     "function_key",
     "function_reference",
+    "html_of_jobs",
+    "html_table",
     "is_coroutine_function",
     "is_generator_function",
     "job_instead",

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from pydantic import ConfigDict, Field, field_serializer
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job.fields import FunctionField, MemoryLimit
 from executor_adapter.job.functions import function_reference
+from executor_adapter.job.html import html_of_job
 from executor_adapter.job.ids import uuid7
 from executor_adapter.job.live_state import JobState, LiveState
 from executor_adapter.job.mistakes import Model, call_text, shown, unknown_field
+from executor_adapter.job.options import JobOptions
 from executor_adapter.job.pool_names import PoolName
 from executor_adapter.job.results import Attempt, AttemptFields, Progress
 from executor_adapter.job.retry import CRASHES, RetryPolicy, in_force
@@ -78,7 +80,17 @@ class Job(Model):
 
     # Slots, since every transition reads them: a private attribute of pydantic's takes 20 times as long.
     __slots__ = ("live", "state")
-    if TYPE_CHECKING:  # As properties, so that type checkers do not take them for fields.
+    if TYPE_CHECKING:  # What type checkers see: arguments as they may be given, and properties instead of fields.
+
+        def __init__(
+            self,
+            *,
+            function: Callable[..., Any] | str,
+            args: tuple[Any, ...] | list[Any] = (),
+            kwargs: Mapping[str, Any] = ...,
+            job_id: str = ...,
+            **options: Unpack[JobOptions],
+        ) -> None: ...
 
         @property
         def state(self) -> JobState:
@@ -143,6 +155,9 @@ class Job(Model):
 
     def __hash__(self) -> int:
         return id(self)
+
+    def _repr_html_(self) -> str:
+        return html_of_job(self)
 
     @field_serializer("function")
     def _serialize_function(self, function: Any) -> str:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, cast
 
+from typing_extensions import TypeVar
+
+from executor_adapter.job.html import html_of_results
 from executor_adapter.job.status import JobStatus
+
+R_co = TypeVar("R_co", covariant=True, default=Any)
 
 AttemptFields = tuple[Any, ...]
 """The values of an `Attempt` in the order of its fields. Jobs keep these, since most attempts are never read."""
@@ -61,15 +66,18 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JobResult:
-    """Describes how a job ended. `JobExecutor.map` and `run_jobs` return one for each job."""
+class JobResult(Generic[R_co]):
+    """Describes how a job ended. `JobExecutor.map` and `run_jobs` return one for each job.
+
+    A `JobResult[int]` is that of a function that returns an int: `unwrap` gives the int, `value` an int or None.
+    """
 
     job_id: str
     """The id of the job."""
     status: JobStatus
     """COMPLETED, FAILED or CANCELLED."""
-    value: Any = None
-    """The value that the function returned."""
+    value: R_co | None = None
+    """The value that the function returned; None where the job did not complete."""
     error: BaseException | None = None
     """The exception of the last attempt; None where the job completed."""
     error_code: str | None = None
@@ -79,8 +87,18 @@ class JobResult:
     duration: float | None = None
     """Seconds from the first start to the end; None where it never started."""
 
-    def unwrap(self) -> Any:
+    def unwrap(self) -> R_co:
         """Return the value, or raise the error if there is one."""
         if self.error is not None:
             raise self.error
-        return self.value
+        return cast(R_co, self.value)  # A value of None is one of R's.
+
+    def _repr_html_(self) -> str:
+        return html_of_results([self])
+
+
+class JobResults(list[JobResult]):
+    """The results of many jobs: a list that a notebook shows as a table."""
+
+    def _repr_html_(self) -> str:
+        return html_of_results(self)

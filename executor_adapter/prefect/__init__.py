@@ -10,6 +10,7 @@ from executor_adapter.prefect.job_task import JobTask, job_task
 from executor_adapter.prefect.mirror.mirror import PrefectMirror
 from executor_adapter.prefect.mirror.reconcile import ReconcileReport, wait_until_recorded
 from executor_adapter.prefect.mirror.report import MirrorReport
+from executor_adapter.prefect.options.job_options import JobTaskOptions
 from executor_adapter.prefect.options.plain_task import job_options
 from executor_adapter.prefect.reporting.alerts import emit_alert
 from executor_adapter.prefect.reporting.artifacts import JobReport, job_report
@@ -31,6 +32,7 @@ __all__ = [
     "JobExecutorBlock",
     "JobReport",
     "JobTask",
+    "JobTaskOptions",
     "JobTaskRunner",
     "MirrorReport",
     "PrefectMirror",

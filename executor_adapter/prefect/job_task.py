@@ -17,11 +17,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, get_args, overload
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, Unpack, cast, get_args, overload
 
-from prefect import Task
+from prefect import State, Task
 from prefect.context import FlowRunContext
+from prefect.futures import PrefectFuture, PrefectFutureList
 from prefect.tasks import MaterializingTask
 from prefect.utilities.callables import get_call_parameters
 from prefect.utilities.visualization import get_task_viz_tracker, track_viz_task
@@ -32,6 +33,7 @@ from executor_adapter.prefect.engine.job_run import JobRun
 from executor_adapter.prefect.engine.run import ReturnType, run_async, run_sync
 from executor_adapter.prefect.engine.task_worker import AttemptAsJob, RetryCondition, in_prefect_engine, retry_condition
 from executor_adapter.prefect.options.job_options import (
+    JobTaskOptions,
     check_job_options,
     job_of_call,
     merge_options,
@@ -43,24 +45,20 @@ from executor_adapter.prefect.runners.companion import JobTaskCall, flow_run_con
 
 P = ParamSpec("P")
 R = TypeVar("R")
-Method = TypeVar("Method", bound=Callable[..., Any])
+T = TypeVar("T")
 
 
-def _typed_as(method: Method) -> Callable[[Callable[..., Any]], Method]:
-    """Give a method the overloaded signature of the method that it replaces."""
-    return lambda own: cast(Method, functools.wraps(method)(own))
-
-
-def _with_companion(method: Method) -> Method:
+def _with_companion(method: Callable[..., Any]) -> Callable[..., Any]:
     """Let a submitting method of Task find the runner for job tasks in place of the flow's task runner."""
 
+    @functools.wraps(method)
     def submit(self: Any, *args: Any, **kwargs: Any) -> Any:
         if FlowRunContext.get() is None and not kwargs.get("deferred"):
             raise RuntimeError(_outside(self.name, method.__name__))
         with flow_run_context_for_jobs() or contextlib.nullcontext():
             return method(self, *args, **kwargs)
 
-    return _typed_as(method)(submit)
+    return submit
 
 
 def _outside(name: str, method: str) -> str:
@@ -83,7 +81,7 @@ class JobTask(Task[P, R]):
         InvalidJobError: a value can never work, or the function is a generator.
     """
 
-    def __init__(self, fn: Callable[P, R], **options: Any) -> None:
+    def __init__(self, fn: Callable[P, R], **options: Unpack[JobTaskOptions]) -> None:
         given, task_options = split_options(options)
         job_options = with_default_retries(given, options)
         function = fn.__func__ if isinstance(fn, classmethod | staticmethod) else fn
@@ -129,7 +127,7 @@ class JobTask(Task[P, R]):
         """Return the job of one call; `parameters` are bound to the function's signature and hold no futures."""
         return job_of_call(self, self.job_options, job_id, parameters)
 
-    def with_options(self, **options: Any) -> JobTask[P, R]:
+    def with_options(self, **options: Unpack[JobTaskOptions]) -> JobTask[P, R]:  # type: ignore[override]
         """Return a copy of this task with some options changed, of a Job or of a Prefect task."""
         job_options, task_options = split_options(options)
         merged = merge_options(self.job_options, job_options)
@@ -155,23 +153,98 @@ class JobTask(Task[P, R]):
 
     if not TYPE_CHECKING:  # Type checkers see Task's overloads, which give a call the function's own types.
         __call__ = _call
+        submit = _with_companion(Task.submit)
+        map = _with_companion(Task.map)
+    else:  # Unlike Task's, these take futures for arguments, and give a coroutine function's future its own type.
 
-    submit = _with_companion(Task.submit)
-    map = _with_companion(Task.map)
+        @overload  # type: ignore[override]
+        def submit(  # type: ignore[overload-overlap]
+            self: JobTask[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
+        ) -> PrefectFuture[T]: ...
+        @overload
+        def submit(self, *args: P.args, **kwargs: P.kwargs) -> PrefectFuture[R]: ...
+        @overload
+        def submit(
+            self: JobTask[P, Coroutine[Any, Any, T]],
+            *args: Any,
+            return_state: Literal[True],
+            wait_for: Any = ...,
+            **kwargs: Any,
+        ) -> State[T]: ...
+        @overload
+        def submit(self, *args: Any, return_state: Literal[True], wait_for: Any = ..., **kwargs: Any) -> State[R]: ...
+        @overload
+        def submit(
+            self: JobTask[P, Coroutine[Any, Any, T]],
+            *args: Any,
+            return_state: Literal[False] = ...,
+            wait_for: Any = ...,
+            **kwargs: Any,
+        ) -> PrefectFuture[T]: ...
+        @overload
+        def submit(
+            self, *args: Any, return_state: Literal[False] = ..., wait_for: Any = ..., **kwargs: Any
+        ) -> PrefectFuture[R]: ...
+        def submit(self, *args: Any, **kwargs: Any) -> Any: ...
+
+        @overload  # type: ignore[override]
+        def map(
+            self: JobTask[P, Coroutine[Any, Any, T]],
+            *args: Any,
+            return_state: Literal[True],
+            wait_for: Any = ...,
+            deferred: bool = ...,
+            **kwargs: Any,
+        ) -> list[State[T]]: ...
+        @overload
+        def map(
+            self,
+            *args: Any,
+            return_state: Literal[True],
+            wait_for: Any = ...,
+            deferred: bool = ...,
+            **kwargs: Any,
+        ) -> list[State[R]]: ...
+        @overload
+        def map(
+            self: JobTask[P, Coroutine[Any, Any, T]],
+            *args: Any,
+            return_state: Literal[False] = ...,
+            wait_for: Any = ...,
+            deferred: bool = ...,
+            **kwargs: Any,
+        ) -> PrefectFutureList[T]: ...
+        @overload
+        def map(
+            self,
+            *args: Any,
+            return_state: Literal[False] = ...,
+            wait_for: Any = ...,
+            deferred: bool = ...,
+            **kwargs: Any,
+        ) -> PrefectFutureList[R]: ...
+        def map(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
 class MaterializingJobTask(JobTask[P, R], MaterializingTask[P, R]):  # type: ignore[misc]  # It takes more options.
     """A job task that materializes `assets`, like a task made by `prefect.assets.materialize`."""
 
 
+class JobTaskDecorator(Protocol):
+    """Makes a function a job task. A coroutine function returns a Coroutine, whatever a type checker calls it."""
+
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, T]], /) -> JobTask[P, Coroutine[Any, Any, T]]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> JobTask[P, R]: ...
+
+
+@overload
+def job_task(function: Callable[P, Coroutine[Any, Any, T]], /) -> JobTask[P, Coroutine[Any, Any, T]]: ...
 @overload
 def job_task(function: Callable[P, R], /) -> JobTask[P, R]: ...
-
-
 @overload
-def job_task(**options: Any) -> Callable[[Callable[P, R]], JobTask[P, R]]: ...
-
-
+def job_task(**options: Unpack[JobTaskOptions]) -> JobTaskDecorator: ...
 def job_task(function: Any = None, /, **options: Any) -> Any:
     """Make a function a job task, with or without options: see JobTask. With `assets`, its runs materialize them."""
     if not (function is None or callable(function) or isinstance(function, classmethod | staticmethod)):

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import functools
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from concurrent.futures._base import FINISHED, PENDING  # The states that Future's own methods know.
 from queue import SimpleQueue
 from typing import Any
 
+from typing_extensions import TypeVar
+
 from executor_adapter.job import Job, JobStatus
 
 logger = logging.getLogger("executor_adapter")
 
+R = TypeVar("R", default=Any)
 
 MAX_CALLBACK_SECONDS = 10.0
 """Max seconds that one callback may delay the end of an executor."""
@@ -115,12 +120,13 @@ class FutureHub:
         self.settling = threading.Condition(self.settling_lock)
 
 
-class JobFuture(Future[Any]):
-    """The future of one job; its `job` shows the job live.
+class JobFuture(Future[R]):
+    """The future of one job; its `job` shows the job live. `JobFuture[int]` is that of a function that returns an int.
 
-    `result()` raises the function's own exception, or the executor's error for it: JobTimeoutError,
-    WorkerCrashedError, MemoryLimitError, JobCancelledError, JobSerializationError. In a forked process it raises
-    ExecutorClosedError if the job had not ended when the process was forked.
+    `result()`, and `await future` on an asyncio event loop, raise the function's own exception, or the executor's error
+    for it: JobTimeoutError, WorkerCrashedError, MemoryLimitError, JobCancelledError, JobSerializationError. In a forked
+    process they raise ExecutorClosedError if the job had not ended when the process was forked. Cancelling the task
+    that awaits a future cancels the job; `asyncio.shield(future)` prevents that.
 
     All futures of an executor share one condition, and the lists of waiters and callbacks are made when first needed:
     most futures are done before anyone waits, and these would be half of the memory of a queued job. So no thread waits
@@ -167,12 +173,12 @@ class JobFuture(Future[Any]):
         if self._made_callbacks:
             self._invoke_callbacks()  # type: ignore[attr-defined]
 
-    def result(self, timeout: float | None = None) -> Any:
+    def result(self, timeout: float | None = None) -> R:
         """Return what the function returned; raises its exception, or the executor's error for it."""
         self._wait(timeout)
         error = self._exception
         if error is None:
-            return self._result
+            return self._result  # type: ignore[no-any-return]  # As `settle` was given it.
         try:
             raise error
         finally:
@@ -182,6 +188,26 @@ class JobFuture(Future[Any]):
         """Return what `result` would raise; None where the job completed."""
         self._wait(timeout)
         return self._exception
+
+    def __await__(self) -> Generator[Any, None, R]:
+        if not self.done():
+            yield from self._wait_on_loop().__await__()
+        return self.result(0)
+
+    async def _wait_on_loop(self) -> None:
+        self._hub.check_usable()
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+
+        def wake(_: Future[Any]) -> None:
+            with contextlib.suppress(RuntimeError):  # The loop is closed, so nobody waits.
+                loop.call_soon_threadsafe(ended.set)
+
+        self.add_done_callback(wake)
+        try:
+            await ended.wait()
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
 
     def _wait(self, timeout: float | None) -> None:
         if self._state == FINISHED:
@@ -199,6 +225,9 @@ class JobFuture(Future[Any]):
         finally:
             with self._hub.settling_lock:
                 self._waiters.remove(waiter)
+
+    def _repr_html_(self) -> str:
+        return self.job._repr_html_()
 
     def cancel(self) -> bool:
         """Cancel the job, also while it runs; return False if it has ended already.

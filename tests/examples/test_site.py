@@ -23,6 +23,7 @@ from pydantic import BaseModel
 
 import executor_adapter
 import executor_adapter.prefect
+import executor_adapter.pytest
 from executor_adapter import ErrorCode, Job, JobExecutor, RetryPolicy, RetryRule, exceptions, monitoring, store, testing
 from executor_adapter.cli.app import app
 from executor_adapter.config import MonitoringSettings, Settings
@@ -144,6 +145,7 @@ PUBLIC: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (store, ("stores",)),
     (monitoring, ("monitoring",)),
     (testing, ("testing",)),
+    (executor_adapter.pytest, ("testing",)),
     (exceptions, ("exceptions",)),
 )
 

@@ -20,6 +20,7 @@ PARTS = (
     "cli",
     "prefect",
     "blocks",
+    "pytest",
     "testing",
     "scheduler",
     "executor",

@@ -27,7 +27,7 @@ from prefect.context import FlowRunContext
 from executor_adapter.error_codes import error_code_of
 from executor_adapter.exceptions import InvalidJobError, JobCancelledError, JobSerializationError
 from executor_adapter.executor import JobExecutor, current_executor, result_of
-from executor_adapter.job import TERMINAL, Job, JobResult, JobStatus, Transition, check_are_jobs
+from executor_adapter.job import TERMINAL, Job, JobResult, JobResults, JobStatus, Transition, check_are_jobs
 from executor_adapter.prefect.bulk.job_ids import ids_of, with_unique_ids
 from executor_adapter.prefect.bulk.job_scope import BulkJobScope, FlowRunScope
 from executor_adapter.prefect.bulk.run_log import RunLog
@@ -46,7 +46,7 @@ CANCEL_TIMEOUT = 10.0
 
 def run_jobs(
     jobs: Iterable[Job], *, executor: JobExecutor | None = None, mirror: PrefectMirror | None = None
-) -> list[JobResult]:
+) -> JobResults:
     """Run the jobs as task runs of the flow run around the caller and return their results, in the order of the jobs.
 
     A job that fails, or that the executor refuses, gives a JobResult with its error and does not raise. Jobs are drawn
@@ -69,7 +69,7 @@ def run_jobs(
 
 async def arun_jobs(
     jobs: Iterable[Job], *, executor: JobExecutor | None = None, mirror: PrefectMirror | None = None
-) -> list[JobResult]:
+) -> JobResults:
     """Do the same as `run_jobs` without blocking the event loop, for async flows. Cancelling it ends the jobs."""
     check_are_jobs(jobs)
     run = _BulkRun(executor or current_executor(), mirror)
@@ -115,12 +115,12 @@ class _BulkRun:
         self._wake = threading.Event()
         self._stopped = False
 
-    def run(self, jobs: Iterable[Job]) -> list[JobResult]:
+    def run(self, jobs: Iterable[Job]) -> JobResults:
         """Run the jobs; see `run_jobs`."""
         with lend_slot(), watch_for_cancel(self.stop):
             return self._run(jobs)
 
-    def _run(self, jobs: Iterable[Job]) -> list[JobResult]:
+    def _run(self, jobs: Iterable[Job]) -> JobResults:
         jobs = with_unique_ids(jobs, self._known_ids)
         self._executor.add_observer(self._observe)
         try:
@@ -136,7 +136,7 @@ class _BulkRun:
         finally:
             self._executor.remove_observer(self._observe)
             self._log.close()
-        return [result for result in self._results if result is not None]
+        return JobResults(result for result in self._results if result is not None)
 
     def stop(self) -> None:
         """Make the run raise JobCancelledError, because its flow run or its caller was cancelled; from any thread."""

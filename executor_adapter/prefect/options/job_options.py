@@ -10,15 +10,17 @@ Three options have a name on both sides. Prefect's name is translated, and givin
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, cast
 
 from prefect import Task
+from prefect.assets import Asset
 from prefect.settings import get_current_settings
+from prefect.tasks import TaskOptions
 from prefect.utilities.callables import parameters_to_args_kwargs
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job import Job, nearest
+from executor_adapter.job import Job, JobOptions, nearest
 from executor_adapter.pools import check_limits
 from executor_adapter.prefect.options.retries import Delays, policy_from_prefect
 
@@ -31,6 +33,16 @@ TRANSLATED = {
     "timeout_seconds": ("max_runtime",),
 }
 """Prefect's options that are translated instead of passed to Prefect, and the fields of a Job that mean the same."""
+
+
+class JobTaskOptions(JobOptions, TaskOptions, total=False):
+    """The options of a job task as typed keyword arguments, those of a Job and those of `prefect.task`.
+
+    A function of yours that passes options on declares `**options: Unpack[JobTaskOptions]`.
+    """
+
+    assets: Sequence[str | Asset]
+    materialized_by: str | None
 
 
 def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

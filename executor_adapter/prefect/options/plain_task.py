@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 from prefect import Task
 
 from executor_adapter.exceptions import InvalidJobError
+from executor_adapter.job import JobOptions
 from executor_adapter.prefect.options.job_options import JOB_OPTIONS, check_job_options, unknown_option
 from executor_adapter.prefect.options.retries import policy_of_task
 
@@ -29,7 +30,7 @@ RUNNER_OPTIONS = JOB_OPTIONS - PER_TASK_FIELDS | {"max_workers", "initializer", 
 """What a JobTaskRunner can be made with."""
 
 
-def job_options(**fields: Any) -> Callable[[AnyTask], AnyTask]:
+def job_options(**fields: Unpack[JobOptions]) -> Callable[[AnyTask], AnyTask]:
     """Set fields of `Job` for the jobs of a plain task under a JobTaskRunner; elsewhere they have no effect.
 
     The task stays the same object, and the tasks that its `with_options` returns keep the fields. They win over the

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable
 from contextvars import Token
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 from prefect.client.schemas.objects import RunInput
 from prefect.futures import PrefectFuture
@@ -21,7 +21,7 @@ from prefect.tasks import Task
 
 from executor_adapter.config import load_config
 from executor_adapter.executor import JobExecutor, current_executor, enter_executor, leave_executor
-from executor_adapter.job import check_count
+from executor_adapter.job import PoolName, SharedJobOptions, check_count
 from executor_adapter.prefect.engine.job_run import JobRun
 from executor_adapter.prefect.options.plain_task import check_defaults, options_of
 from executor_adapter.prefect.runners.engine_threads import EngineThreads
@@ -54,16 +54,16 @@ class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
     def __init__(
         self,
         max_workers: int | None = None,
-        pool: str = "auto",
+        pool: PoolName = "auto",
         *,
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
-        **job_fields: Any,
+        **job_fields: Unpack[SharedJobOptions],
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         if max_workers is not None:
             check_count("max_workers", max_workers, "leaves no worker")
-        self.job_fields = {"pool": pool, **job_fields}
+        self.job_fields: dict[str, Any] = {"pool": pool, **job_fields}
         check_defaults(self.job_fields)
         self._options: dict[str, Any] = {"max_workers": max_workers, "initializer": initializer, "initargs": initargs}
         self._run: _EnteredRunner | None = None
