@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,14 @@ class CellError(Exception):
 class Notebook:
     """Runs cells in a kernel, one after the other."""
 
-    def __init__(self, client: BlockingKernelClient) -> None:
+    def __init__(self, client: BlockingKernelClient, interrupt: Callable[[], None]) -> None:
         self._client = client
+        self._interrupt = interrupt
 
-    def run(self, cell: str) -> dict[str, Any]:
+    def run(self, cell: str, *, interrupt_when: str | None = None) -> dict[str, Any]:
         """Run a cell; return what it displays last, by MIME type, with what it printed as "stdout".
+
+        `interrupt_when`: interrupt the cell once it has printed this line.
 
         Raises:
             CellError: the cell raised.
@@ -41,6 +44,8 @@ class Notebook:
                     shown.update(content["data"])
                 case "stream":
                     shown["stdout"] += content["text"]
+                    if content["text"].strip() == interrupt_when:
+                        self._interrupt()
                 case "error":
                     errors.extend(content["traceback"])
 
@@ -56,7 +61,7 @@ def notebook(directory: Path, env: dict[str, str]) -> Iterator[Notebook]:
     env = {**os.environ, "IPYTHONDIR": str(directory / "ipython"), "PYTHONPATH": str(ROOT), **env}
     manager, client = start_new_kernel(env=env, cwd=str(directory))
     try:
-        yield Notebook(client)
+        yield Notebook(client, manager.interrupt_kernel)
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=False)

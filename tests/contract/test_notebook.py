@@ -95,3 +95,13 @@ def test_an_executor_shows_itself(kernel: Notebook) -> None:
     shown = kernel.run("executor")["text/html"]
     assert "JobExecutor(2), open" in shown
     assert "completed" in shown
+
+
+def test_an_interrupted_cell_ends_its_jobs(kernel: Notebook) -> None:
+    """Interrupting a cell that waits raises KeyboardInterrupt and ends the job; the executor stays usable."""
+    kernel.run("import time\nfuture = executor.options(pool='process').call(time.sleep, 3600)")
+    kernel.run("while not future.running():\n    time.sleep(0.01)")
+    with pytest.raises(CellError, match="KeyboardInterrupt"):
+        kernel.run("print('waiting', flush=True)\nfuture.result()", interrupt_when="waiting")
+    assert "JobCancelledError" in kernel.run("future.exception(timeout=10)")["text/plain"]
+    assert kernel.run("executor.call(len, 'abc').result()")["text/plain"] == "3"
