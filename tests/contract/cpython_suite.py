@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-OTHER_INTERPRETERS = ("python3.14", "python3.13", "python3.12", "python3")
+OTHER_INTERPRETERS = ("python3.14", "python3.13", "python3.12", "/usr/bin/python3")
 SUITE = "test_concurrent_futures"
 
 
