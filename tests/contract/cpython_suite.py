@@ -6,6 +6,7 @@ import importlib
 import subprocess
 import sys
 import sysconfig
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -43,3 +44,19 @@ def import_suite(folder: Path, link_in: Path) -> Callable[[str], Any]:
     (link_in / "test").symlink_to(folder)
     sys.path.insert(0, str(link_in))
     return lambda module: importlib.import_module(f"test.{SUITE}.{module}")
+
+
+class FileEvent:
+    """An event that can be pickled: it is set once its file exists."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def set(self) -> None:
+        self._path.touch()
+
+    def wait(self, timeout: float = 60.0) -> bool:
+        ends = time.monotonic() + timeout
+        while not self._path.exists() and time.monotonic() < ends:
+            time.sleep(0.005)
+        return self._path.exists()

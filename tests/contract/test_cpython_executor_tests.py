@@ -12,10 +12,8 @@ All that apply are run, and pass but for those in NOT_MET. These do not apply:
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import tempfile
-import threading
 import unittest
 from concurrent.futures import Executor
 from pathlib import Path
@@ -24,7 +22,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from executor_adapter import JobExecutor
-from tests.contract.cpython_suite import find_suite, import_suite
+from tests.contract.cpython_suite import FileEvent, find_suite, import_suite
 
 FOLDER = find_suite()
 if FOLDER is None:
@@ -33,7 +31,7 @@ if FOLDER is None:
         raise RuntimeError(message)
     pytest.skip(message, allow_module_level=True)
 
-LINKS = tempfile.TemporaryDirectory()
+TEMPORARY = tempfile.TemporaryDirectory()
 POOLS = ("thread", "process")
 
 # Methods of test classes, by module and class; those that call a function in the test need threads.
@@ -68,11 +66,7 @@ class OverJobs(unittest.TestCase):
         self.executor = self.executor_type(self.worker_count)
 
     def create_event(self) -> Any:
-        if self.pool == "thread":
-            return threading.Event()
-        manager = multiprocessing.Manager()
-        self.addCleanup(manager.shutdown)
-        return manager.Event()
+        return FileEvent(Path(tempfile.mkdtemp(dir=TEMPORARY.name)) / "is_set")
 
     def executor_type(self, max_workers: int) -> Executor:
         jobs = JobExecutor(max_workers)
@@ -96,7 +90,7 @@ class Case(NamedTuple):
 
 def cases() -> list[Any]:
     assert FOLDER is not None
-    modules = import_suite(FOLDER, Path(LINKS.name))
+    modules = import_suite(FOLDER, Path(tempfile.mkdtemp(dir=TEMPORARY.name)))
     found = []
     for pools, owners in ((POOLS, EVERYWHERE), (POOLS[:1], ON_THREADS)):
         for owner, names in owners.items():
