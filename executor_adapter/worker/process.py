@@ -209,8 +209,10 @@ class Worker:
             elif kind == wire.FUNCTION:
                 self._functions.add(word, body, forget_others=bool(flags & wire.FORGET_OTHERS))
             elif kind == wire.PATH:
-                sys.path[:] = pickle.loads(body)
+                sys.path[:], managers_key = pickle.loads(body)
                 self._state.note_path()
+                if managers_key is not None:
+                    _know_managers(managers_key)
             elif kind == wire.DROP:
                 self._drop(seq)
             elif kind == wire.OUTPUT_READ:
@@ -269,3 +271,10 @@ class Worker:
         os.close(self._tickets)
         for number in (signal.SIGTERM, signal.SIGINT, INTERRUPT):
             signal.signal(number, signal.SIG_DFL)
+
+
+def _know_managers(key: bytes) -> None:
+    """Let proxies of the host's multiprocessing managers connect to them from here."""
+    import multiprocessing.process  # Only here, because most workers do not need it.
+
+    multiprocessing.process.current_process().authkey = key

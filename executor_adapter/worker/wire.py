@@ -8,7 +8,7 @@ its writer did not live to finish is seen as the end of the stream, and no part 
         CALL        seq, number of the attempt, word: the function's number, first: max_runtime or 0
                     body: CALL_SIZES, job id, job description, arguments, what belongs to this attempt alone
         DROP        seq: discard this call and all later ones, then answer DROPPED
-        PATH        body: sys.path, pickled
+        PATH        body: sys.path, and the key of multiprocessing's managers or None, pickled
         OUTPUT_READ all output of the last function has been read (answers HAS_OUTPUT)
     worker -> host
         READY       word: its pid, first: the time; it runs calls from now on

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import multiprocessing
+import operator
+import os
 import threading
 import time
 from concurrent.futures import CancelledError, wait
@@ -11,6 +14,7 @@ from concurrent.futures import CancelledError, wait
 import pytest
 
 from executor_adapter import JobExecutor, JobStatus, current_job
+from executor_adapter.config import Settings
 from executor_adapter.exceptions import ExecutorClosedError, InvalidJobError, JobCancelledError
 from executor_adapter.testing import InlineExecutor
 from tests.contract.conftest import wait_for
@@ -60,6 +64,19 @@ def test_wrong_options_are_refused_at_once(method: str, options: dict[str, objec
     """An option that is wrong, unknown or of a single call is refused before anything is called, by its name."""
     with InlineExecutor() as executor, pytest.raises(InvalidJobError, match=next(iter(options))):
         getattr(executor, method)(**options)
+
+
+@pytest.mark.parametrize("start_method", ["guardian", "spawn"])
+def test_a_manager_is_shared_with_jobs(start_method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy of a `multiprocessing.Manager` works in a worker process, also in one that started before the manager."""
+    monkeypatch.setenv("EXECUTOR_ADAPTER_EXECUTOR__START_METHOD", start_method)
+    with JobExecutor(1, config=Settings()) as executor:
+        in_process = executor.options(pool="process", retry_attempts=0)
+        in_process.call(os.getpid).result()
+        with multiprocessing.Manager() as manager:
+            shared = manager.dict()
+            in_process.call(operator.setitem, shared, "worker", 1).result()
+            assert dict(shared) == {"worker": 1}
 
 
 # --- await ---

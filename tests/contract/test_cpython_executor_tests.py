@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from executor_adapter import JobExecutor
+from executor_adapter.config import Settings
 from tests.contract.cpython_suite import FileEvent, find_suite, import_suite
 
 FOLDER = find_suite()
@@ -69,7 +70,7 @@ class OverJobs(unittest.TestCase):
         return FileEvent(Path(tempfile.mkdtemp(dir=TEMPORARY.name)) / "is_set")
 
     def executor_type(self, max_workers: int) -> Executor:
-        jobs = JobExecutor(max_workers)
+        jobs = JobExecutor(max_workers, config=Settings())
         self.addCleanup(jobs.shutdown, timeout=0)
         return jobs.as_executor(pool=self.pool)
 

@@ -18,20 +18,29 @@ MAX_FUNCTIONS = 512
 
 
 class SharedPath:
-    """The sys.path that the workers should have, and how often it has changed."""
+    """The sys.path and the key of multiprocessing's managers that workers should have, and how often they changed."""
 
     def __init__(self) -> None:
         self.version = 0
         self.frame = b""
         self._seen = list(sys.path)
+        self._seen_key: bytes | None = None
 
     def refresh(self) -> None:
-        """Note whether sys.path has changed."""
-        if sys.path != self._seen:
-            self._seen = list(sys.path)
+        """Note whether sys.path has changed, or managers are used since."""
+        key = _managers_key()
+        if sys.path != self._seen or key != self._seen_key:
+            self._seen, self._seen_key = list(sys.path), key
             self.version += 1
-            body = pickle.dumps(current_path(), 5)
+            body = pickle.dumps((current_path(), key), 5)
             self.frame = wire.pack_frame(wire.PATH, body=body)
+
+
+def _managers_key() -> bytes | None:
+    """Return the key by which the managers of this process know their clients; None while it uses no managers."""
+    if "multiprocessing.managers" not in sys.modules:
+        return None
+    return bytes(sys.modules["multiprocessing.process"].current_process().authkey)
 
 
 class SendBuffer:
