@@ -139,6 +139,14 @@ class InlineThread(SupervisorThread):
     def is_started(self) -> bool:
         return not self.closed.is_set()
 
+    def wait(self) -> None:
+        if not self.closed.is_set():  # Waiting would never end.
+            raise RuntimeError(
+                "jobs of the InlineExecutor wait for its clock: move it with clock.advance(...), or cancel them with "
+                "shutdown(timeout=0)"
+            )
+        super().wait()
+
 
 class InlinePool(WorkerPool):
     """Runs each function on the supervisor's thread, which is the caller's."""

@@ -75,6 +75,14 @@ def test_a_waiting_retry_is_cancelled_inline() -> None:
             future.result(timeout=0)
 
 
+def test_leaving_with_waiting_jobs_says_what_they_wait_for() -> None:
+    """Leaving an InlineExecutor whose jobs wait for its clock raises instead of waiting forever."""
+    with pytest.raises(RuntimeError, match="wait for its clock"), InlineExecutor() as executor:
+        executor.submit(Job(function=Flaky(2)))
+    executor.clock.advance(120)
+    assert executor.is_closed
+
+
 def test_set_testing_limits_attempts_and_delays() -> None:
     """`set_testing` limits attempts and removes delays, and its exit restores both."""
     flaky = Flaky(9)
