@@ -66,7 +66,7 @@ lowest: $(DEV) ## run the tests of the core with the lowest versions of all depe
 	@$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
 	    --editable '.[cli,postgres,metrics,tracing]' 'fastapi==0.150.0' # later ones break the server of older Prefects
 	@$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python pytest pytest-timeout pytest-mock pytest-xdist \
-	    hypothesis requests jsonschema opentelemetry-sdk
+	    hypothesis requests jsonschema opentelemetry-sdk pandas
 	@$(LOWEST)/bin/python -m pytest -q -m "not chaos and not bench" -n 2 --dist loadfile $(LOWEST_TESTS) $(ARGS)
 LOWEST_TESTS := tests/cli tests/contract/stores tests/prefect/test_job_task.py tests/prefect/test_run_jobs.py \
     tests/prefect/test_states.py tests/prefect/test_blocks.py tests/prefect/test_bootstrap.py tests/unit/test_config.py \

@@ -92,21 +92,27 @@ def test_failing_jobs_fire(
     api: Api, created: Created, webhook: tuple[str, list[tuple[str, Any]]], wait_for: Wait
 ) -> None:
     """A job past its limit, a quarantined one and a high failure rate fire and send a message; other jobs do not."""
-    names = {name: f"{name}-{uuid4().hex[:8]}" for name in ("hangs", "fails", "crashes", "fine")}
-    policy = RetryPolicy(retry_attempts=0, crash_attempts=0)
+    names = {name: f"{name}-{uuid4().hex[:8]}" for name in ("hangs", "fails", "crashes", "dies", "fine")}
+    policies = {name: RetryPolicy(retry_attempts=0, crash_attempts=0 if name == "crashes" else 2) for name in names}
     limits = dict.fromkeys(names, 60.0) | {"hangs": 0.5}
-    functions = {"hangs": hang, "fails": fail, "crashes": crash, "fine": int}
+    functions = {"hangs": hang, "fails": fail, "crashes": crash, "dies": crash, "fine": int}
 
     @flow
     def watched() -> UUID:
         with JobExecutor(2, config=Settings()) as executor, job_events(executor=executor):
             jobs = [
-                Job(function=function, job_id=names[name], pool="process", max_runtime=limits[name], retry=policy)
+                Job(
+                    function=function,
+                    job_id=names[name],
+                    pool="process",
+                    max_runtime=limits[name],
+                    retry=policies[name],
+                )
                 for name, function in functions.items()
             ]
             run_jobs(jobs, executor=executor)
             (alert,) = HealthMonitor(executor, on_alert=[emit_alert]).check()
-            assert alert.value == 0.75
+            assert alert.value == 0.8
         return own_id()
 
     flow_run_id = watched()
