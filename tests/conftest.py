@@ -29,7 +29,6 @@ LONGEST = (
     "prefect/test_job_task_runner.py",
     "prefect/test_both_task_kinds.py",
     "acceptance/test_deployments.py",
-    "acceptance/test_eviction.py",
     "acceptance/test_ui.py",
     "prefect/test_mirror_under_load.py",
     "prefect/test_task_run_context.py",

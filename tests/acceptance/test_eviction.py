@@ -14,6 +14,8 @@ import pytest
 from tests.acceptance.evicted import JOBS, QUICK, WORKERS
 from tests.servers import ROOT, Server, poll, prefect, running
 
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
+
 END_SECONDS = 15.0
 """Seconds in which the evicted process is gone, beside other tests. Kubernetes waits for 30."""
 FINAL = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
@@ -48,7 +50,7 @@ def evict(process: Popen[bytes]) -> float:
     return time.monotonic() - began
 
 
-@pytest.mark.parametrize("name", ["bulk", pytest.param("tasks", marks=pytest.mark.chaos)])
+@pytest.mark.parametrize("name", ["bulk", "tasks"])
 def test_an_evicted_flow_run_goes_on_in_its_next_execution(name: str, server: Server, tmp_path: Path) -> None:
     """Its jobs end, their states reach the server, and the second execution of the flow run completes."""
     pool = f"evicted-{name}"
