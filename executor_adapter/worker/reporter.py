@@ -192,5 +192,8 @@ class _Handler(logging.Handler):
             "level": record.levelno,
             "message": record.getMessage(),
             "created": record.created,
+            "pathname": record.pathname,
+            "lineno": record.lineno,
+            "funcName": record.funcName,
             "exc_text": exc_text,
         }

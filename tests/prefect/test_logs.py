@@ -124,6 +124,31 @@ def test_the_last_lines_before_a_crash_are_logged(api: Api, wait_for: Wait, exec
     assert any(line.startswith("the last words") for line in lines)
 
 
+def print_and_log() -> None:
+    """Write a line by print, by the run logger and by the job's logger."""
+    print("printed")
+    get_run_logger().info("logged")
+    current_job().logger.info("said")
+
+
+@pytest.mark.parametrize("pool", ["process", "thread"])
+def test_a_record_names_the_place_that_made_it(
+    prefect_api: str, executor: JobExecutor, caplog: pytest.LogCaptureFixture, pool: str
+) -> None:
+    """A record of a function has its file, line and function, also if a worker process made it."""
+    task_runs = logging.getLogger("prefect.task_runs")
+    task_runs.addHandler(caplog.handler)
+    try:
+        flow(job_task(print_and_log, pool=pool, retry_attempts=0, log_prints=True))()
+    finally:
+        task_runs.removeHandler(caplog.handler)
+    first = print_and_log.__code__.co_firstlineno + 2
+    made = [(record.message, record.filename, record.module, record.lineno) for record in caplog.records]
+    for line, message in enumerate(("printed", "logged", "said"), first):
+        assert (message, "test_logs.py", "test_logs", line) in made
+    assert {record.funcName for record in caplog.records if record.filename == "test_logs.py"} == {"print_and_log"}
+
+
 def test_characters_that_a_server_cannot_store_are_replaced(api: Api, wait_for: Wait, executor: JobExecutor) -> None:
     """Half a surrogate pair, as in a badly encoded file name, harms no other line or error."""
 

@@ -90,19 +90,25 @@ def _write_output(stream: str, text: str) -> None:
 
 
 def _log_record(logger: RunLogger, fields: Mapping[str, Any]) -> None:
-    """Handle a record of another process with its original time, level and name."""
+    """Handle a record of another process with its original time, level, name and place in the source."""
     if not logger.isEnabledFor(fields["level"]):
         return
     target, run = (logger.logger, logger.extra) if isinstance(logger, logging.LoggerAdapter) else (logger, None)
     extra = {name: value for name, value in fields.items() if name not in _RESERVED}
-    record = logging.makeLogRecord(
+    record = logging.LogRecord(
+        fields["name"],
+        fields["level"],
+        fields.get("pathname", ""),
+        fields.get("lineno", 0),
+        storable(fields["message"]),
+        args=None,
+        exc_info=None,
+        func=fields.get("funcName"),
+    )
+    vars(record).update(
         {
             **(run or {}),
             **extra,  # A flow or task that the function calls in its worker has a log of its own.
-            "name": fields["name"],
-            "levelno": fields["level"],
-            "levelname": logging.getLevelName(fields["level"]),
-            "msg": storable(fields["message"]),
             "created": fields["created"],
             "msecs": fields["created"] % 1 * 1000,
             "exc_text": storable(fields.get("exc_text") or "") or None,
