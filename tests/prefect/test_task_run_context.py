@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import prefect.runtime
@@ -20,12 +21,14 @@ from prefect import flow, get_run_logger, tags, task
 from prefect.client.schemas.objects import TaskRun
 from prefect.context import FlowRunContext, TagsContext, TaskRunContext, get_run_context, with_context
 from prefect.events import emit_event
+from prefect.filesystems import LocalFileSystem
 from prefect.settings import (
     PREFECT_LOGGING_EXTRA_LOGGERS,
     PREFECT_TASK_DEFAULT_RETRIES,
     get_current_settings,
     temporary_settings,
 )
+from pydantic import PrivateAttr
 
 from executor_adapter import Job, JobExecutor, current_job
 from executor_adapter.config import ExecutorSettings, Settings
@@ -395,6 +398,54 @@ def test_a_worker_has_the_whole_task_run(api: Api, executor: JobExecutor) -> Non
         "flow state": "Running",
         "other": {"task run": str(task_run_id), "parameters": list(parameters), "task": "described"},
     }
+
+
+def result_storage_block() -> str:
+    """Return the id of the saved block that stores the results of the task run, as its context says."""
+    context = get_run_context()
+    assert isinstance(context, TaskRunContext)
+    return str(context.result_store.result_storage_block_id)
+
+
+class LockedFileSystem(LocalFileSystem):
+    """A block that cannot be pickled."""
+
+    _block_type_slug = "locked-file-system"
+    _lock: Any = PrivateAttr(default_factory=threading.Lock)
+
+
+def storage_path() -> str:
+    """Return where the results of the task run are stored, as its context says."""
+    context = get_run_context()
+    assert isinstance(context, TaskRunContext)
+    assert isinstance(context.result_store.result_storage, LocalFileSystem)
+    return str(context.result_store.result_storage.basepath)
+
+
+def test_results_in_a_worker_name_their_saved_block(api: Api, executor: JobExecutor, tmp_path: Path) -> None:
+    """Results that are stored in a worker name the saved block of their flow, by which other programs load them."""
+    saved = LocalFileSystem(basepath=str(tmp_path)).save("results-of-workers", overwrite=True)
+
+    @flow(result_storage="local-file-system/results-of-workers")
+    def run() -> str:
+        return job_task(result_storage_block, pool="process", retry_attempts=0)()
+
+    assert run() == str(saved)
+
+
+def test_a_result_storage_that_cannot_be_pickled_is_used_in_workers(
+    api: Api, executor: JobExecutor, tmp_path: Path
+) -> None:
+    """A block that cannot be pickled is made anew in the worker, from its fields."""
+
+    storage = LockedFileSystem(basepath=str(tmp_path))
+    storage.save("locked", overwrite=True)
+
+    @flow(result_storage=storage)
+    def run() -> str:
+        return job_task(storage_path, pool="process", retry_attempts=0)()
+
+    assert run() == str(tmp_path)
 
 
 def describe_bulk(count: int, **others: Any) -> dict[str, Any]:

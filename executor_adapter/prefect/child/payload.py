@@ -228,15 +228,18 @@ def _flow_facts(flow: Flow[..., Any] | None) -> dict[str, Any]:
 
 
 def _result_store(context: FlowRunContext) -> dict[str, Any] | None:
-    """Return the flow's result store as Prefect sends it elsewhere; None for that of a flow without options for it."""
-    flow, flow_run = context.flow, context.flow_run
+    """Return the flow's result store; None for that of a flow without options for it.
+
+    Its storage is sent whole, because a dump of a saved block leaves out the id by which results are found again. A
+    block that cannot be pickled is sent as Prefect does it, as a dump.
+    """
+    flow, flow_run, store = context.flow, context.flow_run, context.result_store
     is_nested = flow_run is not None and flow_run.parent_task_run_id is not None
     if flow is None or not (is_nested or flow.result_storage is not None or flow.result_serializer is not None):
         return None
-    secrets = {"include_secrets": True}
-    return _sendable(
-        {"fields": context.result_store.model_dump(serialize_as_any=True, exclude_unset=True, context=secrets)}
-    )
+    fields = store.model_dump(serialize_as_any=True, exclude_unset=True, context={"include_secrets": True})
+    whole = _sendable({"fields": fields | {"result_storage": store.result_storage}})
+    return _sendable({"fields": fields}) if "refused" in whole else whole
 
 
 def _settings_variables(settings: Settings) -> dict[str, str]:
