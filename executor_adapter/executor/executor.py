@@ -22,6 +22,7 @@ from executor_adapter.executor.mapping import as_completed, check_map, in_order
 from executor_adapter.executor.pool_factory import make_memory_guard, make_pool
 from executor_adapter.executor.registry import track
 from executor_adapter.executor.signals import signal_watch
+from executor_adapter.executor.slots import Slots
 from executor_adapter.executor.tracing import trace_jobs
 from executor_adapter.executor.wrong_calls import explain_executor_calls
 from executor_adapter.job import Job, JobResult, Observer, ToolLimit, check_count, check_is_job
@@ -43,10 +44,10 @@ CATCH_UP_SECONDS = 10.0
 
 
 @explain_executor_calls
-class JobExecutor(JobCaller, ExecutionHooks):
+class JobExecutor(JobCaller, Slots, ExecutionHooks):
     """Runs jobs in coroutines, threads and processes, each within its limits, retried by its policy.
 
-    `max_workers`: how many attempts run at once, over all pools of the executor; a pool starts when it is first used.
+    `max_workers`: how many attempts run at once, over all pools of the executor; it may be changed at any time.
     `max_pending`: how many jobs may wait for their first start; None for no limit.
     `observers`: callables that get each `Transition`, in order, on the supervisor's thread; they must return quickly.
     `tool_limits`: by tool name, how many of its jobs run at once and how many start per second. They win over the
@@ -82,7 +83,6 @@ class JobExecutor(JobCaller, ExecutionHooks):
     ) -> None:
         check_count("max_workers", max_workers, "leaves no worker")
         check_count("max_pending", max_pending, "leaves no place", or_none=", or None for no bound")
-        self.max_workers = max_workers
         self.config = config if config is not None else load_config()
         self._supervisor = self._make_supervisor(
             max_workers=max_workers,

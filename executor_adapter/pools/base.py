@@ -184,6 +184,10 @@ class WorkerPool(ABC):
         """Free the slot of an assignment that has no worker."""
         self.busy -= 1
 
+    def resize(self, max_workers: int) -> None:
+        """Let so many workers be busy at once from now on. Idle ones beyond that end; busy ones end their work."""
+        self.max_workers = max_workers
+
     @abstractmethod
     def start(self, assignment: Assignment) -> None:
         """Give the assignment to an idle worker or a new one. Called only while fewer than max_workers are busy."""
@@ -210,6 +214,10 @@ class WorkerPool(ABC):
     def queues(self) -> Iterable[tuple[Any, Sequence[Assignment]]]:
         """Yield each busy worker with its assignments: the running one first, then those queued behind it."""
         return ()
+
+    def unstarted(self) -> list[Assignment]:
+        """Return the assignments that hold a slot and wait for their worker to be ready."""
+        return [queue[0] for _, queue in self.queues() if queue and queue[0].started_at is None]
 
     def hand_back_behind(self, worker: Any, running: Assignment) -> None:  # noqa: B027
         """Hand back what is queued behind `running`, and queue nothing more there.

@@ -65,6 +65,18 @@ class PoolSet:
             waiting = [pool.hand_back_queued(now - MAX_QUEUED_BEHIND_SECONDS) for pool in self.made.values()]
             self.next_check_at = now + MAX_QUEUED_BEHIND_SECONDS if any(waiting) else NEVER
 
+    def resize(self, max_workers: int) -> None:
+        """Keep workers for so many attempts at once, and take back what would start beyond that."""
+        pools = list(self.made.values())
+        for pool in pools:
+            pool.resize(max_workers)
+        if sum(pool.busy for pool in pools) > max_workers:
+            for pool in pools:
+                pool.hand_back_queued(NEVER)
+                for assignment in pool.unstarted():
+                    if assignment.job.live.driver is None and sum(pool.busy for pool in pools) > max_workers:
+                        pool.recall(assignment)
+
     def set_lease(self, until: float) -> None:
         """Let the pools end their attempts at this `lease_time`, unless a later one is set by then."""
         self._lease_until = until

@@ -125,3 +125,13 @@ class Starting:
     def take_slot_back(self, job: Job) -> None:
         """Take back a slot that was lent. For a moment one attempt more than `max_workers` may run."""
         self._dispatcher.lent.discard(job)
+
+    def lend_slot_of(self, assignment: Assignment) -> None:
+        """Free the slot of an attempt that waits for another job, unless it has ended."""
+        if assignment.job.live.assignment is assignment:
+            self.lend_slot(assignment.job)
+
+    def take_slot_back_of(self, assignment: Assignment) -> None:
+        """Take back the slot that `lend_slot_of` lent, unless the attempt has ended."""
+        if assignment.job.live.assignment is assignment:
+            self.take_slot_back(assignment.job)

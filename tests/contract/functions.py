@@ -125,6 +125,11 @@ def count_call_in_a_context_variable() -> int:
     return seen
 
 
+async def wait_for_file_on_loop(path: str) -> None:
+    while not Path(path).exists():
+        await asyncio.sleep(0.01)
+
+
 async def sleep_on_loop(seconds: float) -> None:
     await asyncio.sleep(seconds)
 
@@ -140,7 +145,8 @@ def for_pool(function: Callable[..., Any], pool: str) -> Callable[..., Any]:
     """Return the function in the form that the pool runs."""
     if pool != "coroutine":
         return function
-    return sleep_on_loop if function is time.sleep else as_coroutine_function(function)
+    on_loop = {time.sleep: sleep_on_loop, wait_for_file: wait_for_file_on_loop}
+    return on_loop.get(function) or as_coroutine_function(function)
 
 
 def start_slowly(folder: str) -> None:
@@ -148,3 +154,10 @@ def start_slowly(folder: str) -> None:
     (Path(folder) / "starting").touch()
     while not (Path(folder) / "go").exists():
         time.sleep(0.02)
+
+
+def times_of_a_sleep(seconds: float) -> tuple[float, float]:
+    """Return the monotonic times at which a sleep began and ended."""
+    began = time.monotonic()
+    time.sleep(seconds)
+    return began, time.monotonic()

@@ -175,6 +175,13 @@ class WorkerSet:
         self.retire(worker)
         worker.request_exit()
 
+    def resize(self, max_workers: int) -> None:
+        """Keep workers for so many busy ones and one to spare; idle ones beyond that are shut down."""
+        self._max_workers = max_workers
+        self.peak_busy = min(self.peak_busy, max_workers)
+        while self._idle and self._serving > max_workers + 1:
+            self.shut_down(self._idle[-1])
+
     def shut_down_large(self) -> None:
         """Shut down idle workers in which earlier jobs left much memory."""
         for worker in list(self._idle):

@@ -75,6 +75,11 @@ class ThreadPool(WorkerPool):
         worker.assign(assignment)
         self.supervisor.started(assignment, self.supervisor.now())
 
+    def resize(self, max_workers: int) -> None:
+        super().resize(max_workers)
+        while len(self.idle_threads) > max_workers:
+            self.idle_threads.pop().end()
+
     def queue_behind(self, assignment: Assignment) -> bool:
         for _ in range(len(self.busy_threads)):
             self.busy_threads.rotate(-1)
@@ -166,7 +171,10 @@ class ThreadPool(WorkerPool):
         """Free the slot of a thread that has no assignments left, and keep it for others."""
         self.busy -= 1
         self.busy_threads.remove(worker)
-        self.idle_threads.append(worker)
+        if len(self.idle_threads) < self.max_workers:
+            self.idle_threads.append(worker)
+        else:
+            worker.end()
         self._starts.retry()
 
     def abandon(self, worker: WorkerThread, assignment: Assignment) -> None:

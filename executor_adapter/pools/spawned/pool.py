@@ -66,6 +66,9 @@ class SpawnedPool(WorkerProcessPool[SpawnedWorkerHandle]):
         self._logged: set[str] = set()
         """Warnings of starting workers that are logged already."""
 
+    def unstarted(self) -> list[Assignment]:
+        return list(self._waiting)
+
     # --- assigning ---
 
     def reserve_worker(self, job: Job, on_ready: Callable[[], None]) -> None:

@@ -112,6 +112,12 @@ class SpawnedWorkerSet:
         if worker in self._idle:
             self._idle.remove(worker)
 
+    def resize(self, max_workers: int) -> None:
+        """Keep workers for so many busy ones and one to spare; idle ones beyond that are shut down."""
+        self._max_workers = max_workers
+        while self._idle and len(self._serving) > max_workers + 1:
+            self.shut_down(self._idle[-1])
+
     def shut_down(self, worker: SpawnedWorkerHandle) -> None:
         """Retire a worker that has no assignment, and let it exit."""
         self.retire(worker)

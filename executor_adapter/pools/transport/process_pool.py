@@ -37,6 +37,9 @@ class ProcessSet(Protocol):
     def close(self, on_closed: Callable[[], None]) -> None:
         """Shut down all workers, then call `on_closed`."""
 
+    def resize(self, max_workers: int) -> None:
+        """Keep workers for so many busy ones and one to spare; idle ones beyond that are shut down."""
+
 
 class WorkerProcessPool(WorkerPool, Generic[W]):
     """Reads the frames of worker processes and reports what they contain."""
@@ -71,6 +74,10 @@ class WorkerProcessPool(WorkerPool, Generic[W]):
     @classmethod
     def prepare(cls, job: Job) -> Payload:
         return make_payload(job)
+
+    def resize(self, max_workers: int) -> None:
+        super().resize(max_workers)
+        self.workers.resize(max_workers)
 
     def interrupt(self, assignment: Assignment) -> None:
         worker: W | None = assignment.worker
