@@ -116,6 +116,10 @@ class InlineThread(SupervisorThread):
         self._turning = False
         self._take_right_to_run()  # No thread ever runs the loop.
 
+    @property
+    def is_inline(self) -> bool:
+        return True
+
     def turn(self) -> None:
         """Do all that is due. Does nothing when it is called from within itself."""
         if self._turning or self.closed.is_set():

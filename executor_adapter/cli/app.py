@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from executor_adapter.cli import bootstrap, config, doctor, jobs, prefect, run, stats, watch
+from executor_adapter.cli import bootstrap, config, doctor, jobs, prefect, run, stats, tools, watch
 from executor_adapter.cli.output import (
     CLOSED_OUTPUT,
     ClosedOutputError,
@@ -41,6 +41,7 @@ app.command("run")(run.run)
 app.add_typer(config.app, name="config")
 app.command("doctor")(doctor.doctor)
 prefect.app.command("bootstrap")(bootstrap.bootstrap)
+app.add_typer(tools.app, name="tools")
 app.add_typer(prefect.app, name="prefect")
 
 

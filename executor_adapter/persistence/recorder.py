@@ -217,6 +217,10 @@ class Recorder:
         """
         self.store.write(self.host().host_id, changed=[record], lease=self._lease.seconds)
 
+    def renew(self) -> None:
+        """Write what is pending, and with it renew the lease; this raises what `JobStore.write` raises."""
+        self._write(self._next_batch())
+
     def _run(self) -> None:
         while not self._closing.is_set():
             self._wake.wait(self._seconds_until_due())

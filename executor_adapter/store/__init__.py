@@ -23,6 +23,8 @@ from executor_adapter.store.records import (
     given_fields,
     restore,
 )
+from executor_adapter.store.tools import ToolAsk, ToolControl, ToolShare, ToolUse
+from executor_adapter.store.wake_ups import WakeUpReceiver, wake_hosts
 
 __all__ = [
     "ALL",
@@ -36,7 +38,12 @@ __all__ = [
     "Page",
     "SignedPickles",
     "StoreUnavailableError",
+    "ToolAsk",
+    "ToolControl",
+    "ToolShare",
+    "ToolUse",
     "Unpickle",
+    "WakeUpReceiver",
     "call_fields",
     "close_host",
     "given_fields",
@@ -44,6 +51,7 @@ __all__ = [
     "open_store",
     "restore",
     "signed_pickles",
+    "wake_hosts",
 ]
 
 

@@ -18,9 +18,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
-from executor_adapter.job import JobStatus
+from executor_adapter.job import JobStatus, ToolLimit
 from executor_adapter.store.host import Host
 from executor_adapter.store.records import ALL, MAX_LOG_LINES, JobFilter, JobRecord, LogLine, Page
+from executor_adapter.store.tools import ToolAsk, ToolControl, ToolShare, ToolUse
 
 
 class StoreUnavailableError(Exception):
@@ -42,6 +43,8 @@ class JobStore(ABC):
     """Whether jobs may be stored pickled: functions that cannot be imported, arguments that are not JSON."""
     counts_up_to: int = 10_000
     """`find` need not count more matching jobs than this."""
+    shares_tools: ClassVar[bool] = False
+    """Whether limits of tools hold over all executors of the store; the methods under "tools" need this."""
     url: str
     """The URL as `open_store` takes it, without a password."""
 
@@ -170,6 +173,38 @@ class JobStore(ABC):
     @abstractmethod
     def cancel_requests(self, host_id: str) -> list[str]:
         """Return the ids of the host's live jobs that someone asked to cancel."""
+
+    # --- tools, where the store `shares_tools` ---
+
+    def share_tools(self, host_id: str, asks: Sequence[ToolAsk], *, look_first: bool = False) -> dict[str, ToolShare]:
+        """Take and give back slots and starts of tools; return by tool what the host has got.
+
+        `look_first`: whether probably nothing changes, so that it first looks without a lock.
+
+        Raises:
+            LeaseLostError: another host has taken the host's lease, and what it held is free.
+        """
+        raise NotImplementedError
+
+    def tool_controls(self) -> tuple[dict[str, ToolControl], float]:
+        """Return by tool what was set for all executors, and the time by the store's clock."""
+        raise NotImplementedError
+
+    def tool_uses(self) -> list[ToolUse]:
+        """Return what the executors hold of tools and wait for."""
+        raise NotImplementedError
+
+    def pause_tool(self, tool_name: str, by: str | None) -> None:
+        """Let no executor start a job of this tool, until it is resumed: `by` is None then, else who pauses it."""
+        raise NotImplementedError
+
+    def limit_tool(self, tool_name: str, limit: ToolLimit | None, by: str) -> None:
+        """Set a limit that wins over those of all executors, and who sets it; None: their own ones hold again."""
+        raise NotImplementedError
+
+    def live_by_tool(self) -> dict[tuple[str, JobStatus], int]:
+        """Return the number of live jobs by tool and status."""
+        raise NotImplementedError
 
     @abstractmethod
     def close(self) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from executor_adapter.supervision.supervisor import Supervisor
     from executor_adapter.supervision.thread import SupervisorThread
+    from executor_adapter.supervision.tools.demand import SharedLimits, ToolDemand
 
 _HOMES = {
     "DEFAULT_WINDOW_SECONDS": "executor_adapter.supervision.stats",
@@ -34,9 +35,11 @@ _HOMES = {
     "JobFuture": "executor_adapter.supervision.futures",
     "JobScope": "executor_adapter.supervision.job_scope",
     "QUEUE_SECONDS": "executor_adapter.supervision.stats",
+    "SharedLimits": "executor_adapter.supervision.tools.demand",
     "Supervisor": "executor_adapter.supervision.supervisor",
     "SupervisorLoop": "executor_adapter.supervision.loop",
     "SupervisorThread": "executor_adapter.supervision.thread",
+    "ToolDemand": "executor_adapter.supervision.tools.demand",
     "figures": "executor_adapter.supervision.stats",
     "log_message": "executor_adapter.supervision.job_scope",
     "mean": "executor_adapter.supervision.stats",
@@ -51,9 +54,11 @@ __all__ = [
     "JobDriver",
     "JobFuture",
     "JobScope",
+    "SharedLimits",
     "Supervisor",
     "SupervisorLoop",
     "SupervisorThread",
+    "ToolDemand",
     "figures",
     "log_message",
     "mean",

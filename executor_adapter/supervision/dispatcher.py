@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 
 from executor_adapter.job import Job
 from executor_adapter.pools import MemoryGuard, WorkerPool
-from executor_adapter.supervision.rate_limiter import RateLimiter, needs_no_slot
 from executor_adapter.supervision.ready_queue import ReadyQueue
 from executor_adapter.supervision.running_attempts import NEVER
+from executor_adapter.supervision.tools.rate_limiter import RateLimiter, needs_no_slot
 from executor_adapter.worker import lease_time
 
 
@@ -48,6 +48,11 @@ class Dispatcher:
 
     def run(self, start: Callable[[Job], None], queue_behind: Callable[[Job], bool]) -> None:
         """Start jobs while there are slots; queue short jobs in workers behind short ones."""
+        self._run(start, queue_behind)
+        if self.rate_limiter is not None:
+            self.rate_limiter.report(self._free_workers)
+
+    def _run(self, start: Callable[[Job], None], queue_behind: Callable[[Job], bool]) -> None:
         ready = self._ready
         pools = self._pools.values()
         memory_is_short = self.memory_guard is not None and self.memory_guard.holds
@@ -74,6 +79,13 @@ class Dispatcher:
                 ready.pop()
             else:
                 return
+
+    def _free_workers(self) -> int:
+        """Return how many further attempts might start now."""
+        busy = self.reserved - len(self.lent) + sum(pool.busy for pool in self._pools.values())
+        memory_is_short = self.memory_guard is not None and self.memory_guard.holds
+        one_runs_alone = self.exclusive is not None and self.exclusive not in self.lent
+        return 0 if one_runs_alone or (busy and memory_is_short) else max(0, self.max_workers - busy)
 
     @property
     def is_lease_over(self) -> bool:

@@ -7,7 +7,7 @@ import time
 from collections import deque
 
 from executor_adapter.exceptions import ExecutorClosedError, InvalidJobError, QueueFullError
-from executor_adapter.job import NEW_ID_HINT, Job, Quarantine
+from executor_adapter.job import NEW_ID_HINT, Job, JobStatus, Quarantine
 from executor_adapter.supervision.futures import JobFuture
 
 RECHECK_INTERVAL = 0.1
@@ -86,6 +86,15 @@ class JobIntake:
         """Return all live jobs, those of submissions in progress included."""
         with self._lock:
             return list(self.jobs.values())
+
+    def running_of(self, tool_name: str) -> list[Job]:
+        """Return the jobs of a tool that run, or are about to. Supervisor thread only."""
+        return [
+            job
+            for job in self.all_held()
+            if job.tool_name == tool_name
+            and (job.live.assignment is not None or (job.live.driver and job.state.status is JobStatus.RUNNING))
+        ]
 
     def refuse_if_closed(self) -> None:
         """Check that jobs are still admitted.

@@ -42,13 +42,13 @@ from executor_adapter.supervision.job_scope import JobScope, log_message
 from executor_adapter.supervision.loop import LoopTimer, SupervisorLoop
 from executor_adapter.supervision.outcome import stop_error
 from executor_adapter.supervision.pool_set import PoolSet
-from executor_adapter.supervision.rate_limiter import RateLimiter
 from executor_adapter.supervision.running_attempts import NEVER, RunningAttempts
 from executor_adapter.supervision.starting import Starting
 from executor_adapter.supervision.state_tracker import StateTracker
 from executor_adapter.supervision.stop_reason import StopReason
 from executor_adapter.supervision.stopping import Stopping
 from executor_adapter.supervision.thread import SupervisorThread
+from executor_adapter.supervision.tools.rate_limiter import RateLimiter
 
 if TYPE_CHECKING:
     from executor_adapter.supervision.driver import JobDriver
@@ -89,10 +89,12 @@ class Supervisor:
         self.pools = PoolSet(lambda name: make_pool(name, self), clock)
         self.dispatcher = Dispatcher(max_workers, self.pools.made)
         self.dispatcher.memory_guard = memory_guard
+        release, running_of = self.dispatcher.push_front, self.intake.running_of
+        self.rate_limiter = RateLimiter(
+            tool_limits or {}, now=clock, call_at=loop.call_at, release=release, running_of=running_of
+        )
         if tool_limits:
-            self.dispatcher.rate_limiter = RateLimiter(
-                tool_limits, now=clock, call_at=loop.call_at, release=self.dispatcher.push_front
-            )
+            self.dispatcher.rate_limiter = self.rate_limiter
         self._running = RunningAttempts()
         close_pools = functools.partial(self.pools.close, loop.stop)
         self.discard = Discard()

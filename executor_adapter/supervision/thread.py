@@ -42,6 +42,11 @@ class SupervisorThread:
         self._right_to_run = [True]
         """Taken by the thread that runs the loop, or by the caller who closes it unused: popping is atomic."""
 
+    @property
+    def is_inline(self) -> bool:
+        """Whether the loop runs on its callers' threads, which must not wait for another thread."""
+        return False
+
     def is_started(self) -> bool:
         """Return whether the loop runs, or is about to."""
         return self._started

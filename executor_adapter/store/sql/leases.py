@@ -51,12 +51,12 @@ def register(connection: Connection, host: Host, lease: float) -> None:
         "process_started": host.process_started,
         "presence": host.presence,
     }
-    connection.execute(insert(hosts).values(row | {"expires_at": _now(connection) + lease}))
+    connection.execute(insert(hosts).values(row | {"expires_at": now(connection) + lease}))
 
 
 def renew(connection: Connection, host_id: str, lease: float) -> bool:
     """Renew the host's lease; return whether it still had one."""
-    renewed = update(hosts).where(hosts.c.host_id == host_id).values(expires_at=_now(connection) + lease)
+    renewed = update(hosts).where(hosts.c.host_id == host_id).values(expires_at=now(connection) + lease)
     return connection.execute(renewed).rowcount > 0
 
 
@@ -75,7 +75,7 @@ def claim(connection: Connection, host: Host, queue: str, limit: int, refuse: Re
     # jobs, meanwhile.
     if not _lock_row(connection, host.host_id):
         raise LeaseLostError(host.host_id)
-    _end_leases_of_gone_hosts(connection, host.host_id)
+    end_leases_of_gone_hosts(connection, host.host_id)
     seen: dict[str | None, list[str]] = defaultdict(list)
     for row in itertools.islice(_orphans(connection, queue, limit, refuse), limit):
         seen[row["host"]].append(row["job_id"])
@@ -120,12 +120,13 @@ def _lock_row(connection: Connection, host_id: str) -> bool:
     return connection.execute(update(hosts).where(hosts.c.host_id == host_id).values(pid=hosts.c.pid)).rowcount > 0
 
 
-def _end_leases_of_gone_hosts(connection: Connection, me: str) -> None:
-    query = select(hosts, (hosts.c.expires_at < _now(connection)).label("expired")).where(hosts.c.host_id != me)
+def end_leases_of_gone_hosts(connection: Connection, me: str) -> None:
+    """End the leases of all hosts but `me` that are gone."""
+    query = select(hosts, (hosts.c.expires_at < now(connection)).label("expired")).where(hosts.c.host_id != me)
     # Locked rows are skipped: such a lease is being renewed or ended, or the connection of its host was cut within a
     # transaction, which the database may notice only much later.
     for row in connection.execute(query.with_for_update(skip_locked=True)).mappings().all():
-        if _is_gone(row):
+        if is_gone(row):
             as_seen = (hosts.c.host_id == row["host_id"], hosts.c.expires_at == row["expires_at"])
             connection.execute(delete(hosts).where(*as_seen))
 
@@ -136,7 +137,8 @@ def any_is_dying(connection: Connection) -> bool:
     return any(_host(row).is_dying for row in connection.execute(here).mappings())
 
 
-def _is_gone(row: Any) -> bool:
+def is_gone(row: Any) -> bool:
+    """Return whether the host of a row is gone; the row says whether its lease has `expired`."""
     host = _host(row)
     known = host.is_gone
     return bool(row["expired"] and host.may_be_gone) if known is not True else True
@@ -146,11 +148,17 @@ def _host(row: Any) -> Host:
     return Host(**{name: row[name] for name in ("host_id", "machine", "pid", "process_started", "presence")})
 
 
-def _now(connection: Connection) -> ColumnElement[float]:
+def now(connection: Connection) -> ColumnElement[float]:
     """Return the database's clock where several machines use it, otherwise this machine's."""
     if _is_sqlite(connection):
         return literal(time.time(), Double)
     return cast(extract("epoch", func.clock_timestamp()), Double)
+
+
+def time_of(connection: Connection) -> float:
+    """Return the time by the clock of `now`, in seconds since the epoch."""
+    at: float = connection.execute(select(now(connection))).scalar_one()
+    return at
 
 
 def _is_sqlite(connection: Connection) -> bool:

@@ -16,7 +16,7 @@ from sqlalchemy import (
     false,
 )
 
-REVISION = "0004"
+REVISION = "0005"
 """The newest migration; every open store has it."""
 
 VERSIONS = "executor_adapter_version"
@@ -95,4 +95,32 @@ lines = Table(
     Column("level", Integer, nullable=False),
     Column("source", Text, nullable=False),
     Column("text", Text, nullable=False),
+)
+
+tools = Table(
+    "executor_adapter_tools",
+    metadata,
+    Column("tool_name", Text, primary_key=True),
+    Column("limited_by", Text),
+    Column("max_concurrent", BigInteger),
+    Column("rate", Double),
+    Column("burst", BigInteger),
+    Column("paused_by", Text),
+    Column("paused_at", Double),
+    Column("closed_until", Double, nullable=False),
+    Column("starts", Double),
+    Column("filled_at", Double, nullable=False),
+)
+
+tool_uses = Table(
+    "executor_adapter_tool_uses",
+    metadata,
+    Column("tool_name", Text, primary_key=True),
+    Column("host_id", Text, primary_key=True),
+    Column("held", BigInteger, nullable=False),
+    Column("held_since", Double, nullable=False),
+    Column("waits_since", Double),
+    Column("asked_at", Double, nullable=False),
+    Column("max_concurrent", BigInteger),
+    Column("rate", Double),
 )

@@ -12,11 +12,11 @@ from sqlalchemy import Connection, Engine, Select, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job import JobStatus, check_age
+from executor_adapter.job import JobStatus, ToolLimit, check_age
 from executor_adapter.store.base import JobStore, LeaseLostError
 from executor_adapter.store.host import Host
 from executor_adapter.store.records import ALL, MAX_LOG_LINES, JobFilter, JobRecord, LogLine, Page
-from executor_adapter.store.sql import leases, log_lines
+from executor_adapter.store.sql import leases, log_lines, tools
 from executor_adapter.store.sql.cleanup import delete_finished
 from executor_adapter.store.sql.engines import CHECKPOINT_PAGES, SECRET_PARAMETERS, translate_errors
 from executor_adapter.store.sql.filters import conditions, is_live, is_waiting
@@ -24,12 +24,14 @@ from executor_adapter.store.sql.paging import count_of, page_of
 from executor_adapter.store.sql.row_mapping import count_of_statuses, record_of, row_of
 from executor_adapter.store.sql.schema import jobs
 from executor_adapter.store.sql.writes import JobWriter
+from executor_adapter.store.tools import ToolAsk, ToolControl, ToolShare, ToolUse
 
 
 class SqlStore(JobStore):
     """Stores jobs in a database; made by `open_sql_store`."""
 
     durable: ClassVar[bool] = True
+    shares_tools: ClassVar[bool] = True
 
     def __init__(self, engine: Engine) -> None:
         self.url = engine.url.difference_update_query(SECRET_PARAMETERS).render_as_string(hide_password=True)
@@ -145,6 +147,34 @@ class SqlStore(JobStore):
 
     def cancel_requests(self, host_id: str) -> list[str]:
         return self._column(select(jobs.c.job_id).where(is_live, jobs.c.host == host_id, jobs.c.cancel_requested))
+
+    # --- tools ---
+
+    def share_tools(self, host_id: str, asks: Sequence[ToolAsk], *, look_first: bool = False) -> dict[str, ToolShare]:
+        return tools.share_tools(self._reading, self._changing, host_id, asks, look_first=look_first)
+
+    def tool_controls(self) -> tuple[dict[str, ToolControl], float]:
+        with self._reading() as connection:
+            return tools.read_controls(connection), leases.time_of(connection)
+
+    def tool_uses(self) -> list[ToolUse]:
+        with self._reading() as connection:
+            living = tools.read_hosts(connection)
+            return [use for use in tools.read_uses(connection) if use.host_id in living]
+
+    def pause_tool(self, tool_name: str, by: str | None) -> None:
+        with self._changing() as connection:
+            tools.pause(connection, tool_name, by)
+
+    def limit_tool(self, tool_name: str, limit: ToolLimit | None, by: str) -> None:
+        with self._changing() as connection:
+            tools.limit(connection, tool_name, limit, by)
+
+    def live_by_tool(self) -> dict[tuple[str, JobStatus], int]:
+        query = select(jobs.c.tool_name, jobs.c.status, func.count()).where(is_live, jobs.c.tool_name.is_not(None))
+        with self._reading() as connection:
+            rows = connection.execute(query.group_by(jobs.c.tool_name, jobs.c.status)).all()
+        return {(name, JobStatus(status)): count for name, status, count in rows}
 
     def close(self) -> None:
         self._engine.dispose()

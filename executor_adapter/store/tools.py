@@ -1,0 +1,231 @@
+"""Limits of tools that hold over all executors of one store: how slots and starts are shared out.
+
+A *slot* lets one attempt of a tool run; an executor's share is the number of slots that it holds. A *start* lets one
+attempt begin, where the tool has a rate. An executor takes slots in a transaction that sees what all others hold, so
+that the limit holds whatever happens to the executors. What it holds ends with its host's row: when that host is seen
+to be dead, or its lease has expired.
+
+`share_out` decides, and nothing else does: it is called once to see whether there is anything to write, and again
+within the transaction that writes it.
+
+**Order.** The executor that has waited longest comes first. An executor keeps its slots for its next jobs, unless one
+that holds fewer waits: then it gives one up when an attempt ends, but not within FAIR_SECONDS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from executor_adapter.job import ToolLimit
+
+FRESH_SECONDS = 1.0
+"""Seconds after which an executor that waits, and has not asked again, is overtaken."""
+ASK_AGAIN_SECONDS = FRESH_SECONDS / 4
+"""Seconds after which an executor that waits must show that it still does."""
+FAIR_SECONDS = 0.3
+"""Seconds for which an executor may keep what it holds while others wait."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolControl:
+    """What holds for one tool in all executors. Times are seconds since the epoch, by the store's clock."""
+
+    tool_name: str
+    limit: ToolLimit | None = None
+    """Wins over the executors' own limits; None: each executor applies its own."""
+    limited_by: str | None = None
+    """Who set it."""
+    paused_by: str | None = None
+    """Who has paused the tool; None: it is not paused."""
+    paused_at: float | None = None
+    closed_until: float = 0.0
+    """No start before this: the remote side asked for it (RATE_LIMITED)."""
+    starts: float | None = None
+    """What the bucket of starts held at `filled_at`; None: it is full."""
+    filled_at: float = 0.0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was set: the executors' own limits hold."""
+        return self.limit is None and self.paused_by is None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolUse:
+    """What one executor holds of one tool. Times are seconds since the epoch, by the store's clock."""
+
+    tool_name: str
+    host_id: str
+    held: int = 0
+    """Slots that it holds."""
+    held_since: float = 0.0
+    """When that number last changed."""
+    waits_since: float | None = None
+    """Since when it waits for another slot or start; None: it does not."""
+    asked_at: float = 0.0
+    """When it last asked."""
+    max_concurrent: int | None = None
+    """Its own limit."""
+    rate: float | None = None
+    """Its own rate, in starts a second."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolAsk:
+    """What an executor asks for. `keep` slots are its own already, unless its lease was lost meanwhile."""
+
+    tool_name: str
+    limit: ToolLimit
+    """The executor's own limit."""
+    keep: int = 0
+    want: int = 0
+    """Slots that it can use, those that it keeps included."""
+    starts: int = 0
+    """Starts that it can use now."""
+    close_for: float = 0.0
+    """Seconds for which no executor may start another attempt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolShare:
+    """What an executor has got."""
+
+    tool_name: str
+    held: int
+    """Slots that it holds now."""
+    starts: int = 0
+    """Starts that it may use now, once."""
+    limit: ToolLimit
+    """The limit that holds now."""
+    retry_in: float | None = None
+    """Seconds until another start may be free; None where that does not depend on the time."""
+    give_up: int = 0
+    """Slots that it must give up as soon as attempts end."""
+    waiting: tuple[str, ...] = ()
+    """Ids of other hosts that wait."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What `share_out` decides, and what has to be written for it."""
+
+    share: ToolShare
+    use: ToolUse
+    control: ToolControl
+
+
+def share_out(
+    ask: ToolAsk, control: ToolControl, mine: ToolUse | None, others: Sequence[ToolUse], *, host_id: str, now: float
+) -> Decision:
+    """Return what the host `host_id` gets of what it asks for.
+
+    Args:
+        ask: what it asks for.
+        control: what holds for the tool.
+        mine: what it holds by now, as stored; None where nothing is.
+        others: what the other living hosts hold and wait for.
+        host_id: the host's id.
+        now: the time by the store's clock.
+    """
+    if mine is None:
+        mine = ToolUse(tool_name=ask.tool_name, host_id=host_id)
+    if ask.close_for:
+        control = replace(control, closed_until=max(control.closed_until, now + ask.close_for))
+    limit = control.limit or ask.limit
+    control, opens_in = _filled(control, limit, now)
+    waiting = [other for other in others if other.waits_since is not None and now - other.asked_at < FRESH_SECONDS]
+    wants = ask.want > ask.keep or ask.starts > 0
+    since = mine.waits_since if mine.waits_since is not None else now
+    total = ask.keep + sum(other.held for other in others)
+    ahead = sum(
+        (other.waits_since, other.host_id) < (since, host_id) and _has_room(other, control, total) for other in waiting
+    )
+    is_open = control.paused_by is None and control.closed_until <= now
+    granted = ask.want - ask.keep if is_open else 0
+    if limit.max_concurrent is not None:
+        # One at a time where others wait, so that none gets all that is free.
+        granted = min(granted, max(0, limit.max_concurrent - total - ahead), 1 if waiting else granted)
+    starts = 0
+    if limit.rate is not None and is_open:
+        starts = min(ask.starts, max(0, int((control.starts or 0.0) + 1e-9) - ahead))
+        control = replace(control, starts=(control.starts or 0.0) - starts)
+    held = ask.keep + granted
+    is_served = held >= ask.want and (limit.rate is None or starts >= ask.starts)
+    use = ToolUse(
+        tool_name=ask.tool_name,
+        host_id=host_id,
+        held=held,
+        held_since=mine.held_since if held == mine.held else now,
+        waits_since=None if is_served or not wants else now if granted or starts else since,
+        asked_at=now,
+        max_concurrent=ask.limit.max_concurrent,
+        rate=ask.limit.rate,
+    )
+    share = ToolShare(
+        tool_name=ask.tool_name,
+        held=held,
+        starts=starts,
+        limit=limit,
+        retry_in=_retry_in(use, control, opens_in, now),
+        give_up=_to_give_up(use, others, waiting if is_open else (), limit, now),
+        waiting=tuple(other.host_id for other in waiting),
+    )
+    return Decision(share=share, use=use, control=control)
+
+
+def is_news(decision: Decision, mine: ToolUse | None, control: ToolControl) -> bool:
+    """Return whether a decision has to be written."""
+    use, starts, after = decision.use, decision.share.starts, decision.control
+    if starts or after.closed_until != control.closed_until:
+        return True
+    if mine is None:
+        return bool(use.held or use.waits_since is not None)
+    if (use.held, use.waits_since is None) != (mine.held, mine.waits_since is None):
+        return True
+    return use.waits_since is not None and use.asked_at - mine.asked_at >= ASK_AGAIN_SECONDS
+
+
+def _filled(control: ToolControl, limit: ToolLimit, now: float) -> tuple[ToolControl, float]:
+    """Return the control with its bucket of starts filled up to `now`, and the seconds until it holds one."""
+    if limit.rate is None:
+        return control, 0.0
+    rate = limit.rate * (1 - (limit.buffer or 0.0))
+    held = float(limit.burst)
+    if control.starts is not None:
+        held = min(held, control.starts + max(0.0, now - control.filled_at) * rate)
+    return replace(control, starts=held, filled_at=now), max(0.0, 1 - held) / rate
+
+
+def _has_room(other: ToolUse, control: ToolControl, total: int) -> bool:
+    """Return whether another host that waits could take a slot: its own limit may be smaller than this host's."""
+    most = other.max_concurrent if control.limit is None else control.limit.max_concurrent
+    return most is None or total < most
+
+
+def _retry_in(use: ToolUse, control: ToolControl, opens_in: float, now: float) -> float | None:
+    if use.waits_since is None or control.paused_by is not None:
+        return None
+    if control.closed_until > now:
+        return control.closed_until - now
+    return opens_in if opens_in > 0 else None
+
+
+def _to_give_up(
+    use: ToolUse, others: Sequence[ToolUse], waiting: Sequence[ToolUse], limit: ToolLimit, now: float
+) -> int:
+    """Return how many slots the host must give up: those beyond the limit, or one for a host that waits."""
+    if limit.max_concurrent is None:
+        return 0
+    free = limit.max_concurrent - use.held - sum(other.held for other in others)
+    if free < 0:
+        return min(use.held, -free)
+    # Only for hosts that hold fewer: among hosts that hold the same number, slots need not change hands.
+    fewest = min((other.held for other in waiting), default=use.held)
+    missing = sum(other.held < use.held for other in waiting) - free
+    if missing <= 0 or now - use.held_since < FAIR_SECONDS:
+        return 0
+    # Those who hold the most give one up, and of these the ones who have had theirs longest.
+    mine = (-use.held, use.held_since, use.host_id)
+    before = sum(other.held > fewest and (-other.held, other.held_since, other.host_id) < mine for other in others)
+    return 1 if before < missing else 0
