@@ -20,7 +20,9 @@ WORKERS = os.cpu_count() or 2
 Runner = Literal["threads", "processes"]
 
 
-def measure_run_jobs(jobs: int, history: Literal["auto", "full", "final"], *, weigh: bool = False) -> dict[str, float]:
+def measure_run_jobs(
+    jobs: int, history: Literal["auto", "full", "final"], *, weigh: bool = False, group: int | None = None
+) -> dict[str, float]:
     """Measure run_jobs: jobs per second until the last result and until the last record, and CPU microseconds per job.
 
     With `weigh`, also the peak memory in bytes, sampled five times a second, which uses CPU as well.
@@ -43,9 +45,8 @@ def measure_run_jobs(jobs: int, history: Literal["auto", "full", "final"], *, we
             _warm_up(executor)
             began, cpu, idle = time.time(), time.process_time(), resident(os.getpid())
             peak = _PeakMemory() if weigh else None
-            results = run_jobs(
-                (Job(function=nothing, pool="process") for _ in range(jobs)), executor=executor, mirror=mirror
-            )
+            many = (Job(function=nothing, pool="process") for _ in range(jobs))
+            results = run_jobs(many, executor=executor, mirror=mirror, group=group)
             ended = time.time()
             report = mirror.close()
         assert report.complete, str(report)

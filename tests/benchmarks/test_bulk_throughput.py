@@ -12,7 +12,7 @@ import pytest
 
 from tests.benchmarks.apart import apart
 from tests.benchmarks.bulk import WORKERS, measure_bare_jobs, measure_ceiling, measure_run_jobs, measure_task_runner
-from tests.benchmarks.figures import Figures, Report, Row
+from tests.benchmarks.figures import Figures, Report, Row, in_turn
 from tests.benchmarks.prefect_server import Kind, prefect_server
 
 JOBS = int(os.environ.get("BULK_JOBS", "2000"))
@@ -67,6 +67,34 @@ def test_recorded(report: Report, tmp_path: Path, kind: Kind, target: float, rou
             )
             for mode in ("auto", "full")
             if f"ceiling {mode}" in figures
+        ]
+    )
+
+
+@pytest.mark.bench
+def test_groups(report: Report, tmp_path: Path) -> None:
+    """Until the last record, with a hundred jobs a task run beside a task run a job, in turn on one server."""
+    with prefect_server("default", tmp_path) as server, server.environment():
+        apart(measure_run_jobs, 200, "auto")  # warm up the server
+        measured = in_turn(
+            {
+                "group=100": lambda: apart(measure_run_jobs, JOBS, "auto", group=100)["recorded"],
+                "group=None": lambda: apart(measure_run_jobs, JOBS, "auto")["recorded"],
+            },
+            rounds=3,
+        )
+    ratio = measured["group=100"].over(measured["group=None"])
+    report.add(
+        [
+            Row(
+                what=f"run_jobs recorded/s, group=100 beside none: ratio {ratio.summary('.1f')}",
+                ours=measured["group=100"].summary(),
+                beside=measured["group=None"].summary(),
+                figure=ratio.median,
+                form=".1f",
+                at_least=5,
+                rounds=measured,
+            )
         ]
     )
 

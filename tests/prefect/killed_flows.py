@@ -1,4 +1,4 @@
-"""Runs three flows at once, one for each way of running jobs: `python -m tests.prefect.killed_flows FILE`.
+"""Runs four flows at once, one for each way of running jobs: `python -m tests.prefect.killed_flows FILE`.
 
 Each has two short jobs and four that sleep, in two workers. FILE gets the ids of the flow runs, one a line.
 """
@@ -34,6 +34,13 @@ def bulk(file: str) -> None:
 
 
 @flow
+def grouped(file: str) -> None:
+    note(file)
+    with JobExecutor(2):
+        run_jobs([Job(function=work, args=(seconds,), pool="process") for seconds in SECONDS], group=1)
+
+
+@flow
 def job_tasks(file: str) -> None:
     note(file)
     with JobExecutor(2):
@@ -59,7 +66,7 @@ def note(file: str) -> None:
 
 
 if __name__ == "__main__":
-    threads = [threading.Thread(target=each, args=(sys.argv[1],)) for each in (bulk, job_tasks, plain_tasks)]
+    threads = [threading.Thread(target=each, args=(sys.argv[1],)) for each in (bulk, grouped, job_tasks, plain_tasks)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -40,14 +40,14 @@ def test_the_task_runs_of_a_killed_flow_are_crashed(prefect_api: str, api: Api, 
 
     with subprocess.Popen([sys.executable, "-m", "tests.prefect.killed_flows", str(file)], cwd=ROOT) as process:
         try:
-            wait_for(lambda: states() == [{"Completed": 2, "Running": 2, "Pending": 2}] * 3, 150)
+            wait_for(lambda: states() == [{"Completed": 2, "Running": 2, "Pending": 2}] * 4, 150)
             ended = completed(api, file)
         finally:
             process.kill()
-    wait_for(lambda: states() == [{"Completed": 2, "Crashed": 4}] * 3, 150)
+    wait_for(lambda: states() == [{"Completed": 2, "Crashed": 4}] * 4, 150)
     assert completed(api, file) == ended
     flow_run_ids = file.read_text().split()
-    assert [api.get(f"/flow_runs/{each}")["state_name"] for each in flow_run_ids] == ["Crashed"] * 3
+    assert [api.get(f"/flow_runs/{each}")["state_name"] for each in flow_run_ids] == ["Crashed"] * 4
     (crashed, *_) = [run for run in api.task_runs(flow_run_ids[0]) if run["state_name"] == "Crashed"]
     assert "was killed" in crashed["state"]["message"]
     assert crashed["end_time"] > crashed["expected_start_time"]

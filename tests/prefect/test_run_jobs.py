@@ -21,7 +21,7 @@ from prefect.runtime import flow_run, task_run
 
 from executor_adapter import Job, JobExecutor, JobResult, JobStatus, RetryPolicy, current_job
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.prefect import PrefectMirror, arun_jobs, run_jobs
+from executor_adapter.prefect import PrefectMirror, arun_jobs, job_task, run_jobs
 from executor_adapter.prefect.mirror.server_api import server_name
 from executor_adapter.prefect.mirror.spool import Spool
 from tests.prefect.conftest import Api, Wait
@@ -383,6 +383,26 @@ def test_run_jobs_outside_a_flow_is_refused(executor: JobExecutor) -> None:
     with pytest.raises(RuntimeError, match="call it in a @flow"):
         run_jobs([Job(function=dict)])
     assert executor.jobs() == []
+
+
+@pytest.mark.timeout(60)
+def test_a_job_that_calls_a_job_task_lends_its_slot(api: Api) -> None:
+    """With one worker a thread job that calls a job task ends: the task gets the slot while the job waits for it."""
+
+    @job_task(pool="thread")
+    def inner(number: int) -> int:
+        return number * 10
+
+    def outer(number: int) -> int:
+        return 1 + inner(number)
+
+    @flow
+    def run() -> list[Any]:
+        with JobExecutor(1) as executor:
+            jobs = [Job(function=outer, args=(number,), pool="thread", deadline=20) for number in range(3)]
+            return [result.value for result in run_jobs(jobs, executor=executor)]
+
+    assert run() == [1, 11, 21]
 
 
 def test_history_final_omits_passed_states(api: Api, caplog: pytest.LogCaptureFixture) -> None:

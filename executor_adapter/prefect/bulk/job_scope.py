@@ -10,13 +10,16 @@ from typing import Any
 
 from prefect.context import FlowRunContext, TagsContext
 
+from executor_adapter.executor import JobExecutor
 from executor_adapter.job import JobStatus, RetryPolicy, Transition
 from executor_adapter.pools import Assignment
 from executor_adapter.prefect.bulk.run_log import RunLog
 from executor_adapter.prefect.child.logs import patch_print
 from executor_adapter.prefect.child.payload import compact, flow_run_payload
 from executor_adapter.prefect.child.task_run_context import TASK_RUN_SCOPE, TASK_RUN_SCOPE_HERE
+from executor_adapter.prefect.engine.waiting import SlotLoan, current_slot_loan
 from executor_adapter.prefect.mirror.job_history import JobHistory
+from executor_adapter.prefect.mirror.mirror import PrefectMirror
 from executor_adapter.prefect.mirror.state_events import iso
 from executor_adapter.prefect.mirror.states import state_kind
 from executor_adapter.prefect.options.retries import prefect_retry_options
@@ -28,11 +31,12 @@ IN_PROCESS_POOLS = frozenset({"thread", "coroutine"})
 class FlowRunScope:
     """Holds what all jobs of one `run_jobs` share; it is made in the flow run's context."""
 
-    def __init__(self, log: RunLog) -> None:
+    def __init__(self, log: RunLog, executor: JobExecutor) -> None:
         context = FlowRunContext.get()
         assert context is not None, "run_jobs is called in a flow run"
         assert context.flow_run is not None, "run_jobs is called in a flow run"
         self.log = log
+        self.executor = executor
         self.context = contextvars.copy_context()
         self.shared = json.dumps(
             {
@@ -63,10 +67,17 @@ class BulkJobScope:
         """Put the task run around the function: with the flow run in a worker, in the flow run's own context here."""
         payload = self._payload(assignment)
         if assignment.job.live.pool in IN_PROCESS_POOLS:
+            # The function may call a job task, whose job needs a slot while this one waits for it.
             assignment.context = self.flow.context.copy()
+            lend = functools.partial(self.flow.executor.lent_slot, assignment)
+            assignment.context.run(current_slot_loan.set, SlotLoan(lend))
             assignment.scope = (TASK_RUN_SCOPE_HERE, payload)
         else:
             assignment.scope = (TASK_RUN_SCOPE, payload)
+
+    def mirror(self, mirror: PrefectMirror, transition: Transition) -> None:
+        """Show a transition of the job in its task run."""
+        mirror.enqueue_for(self.history, transition)
 
     def on_message(self, assignment: Assignment, topic: str, content: Any) -> None:
         """Write log records and output of the function to the log of the task run."""

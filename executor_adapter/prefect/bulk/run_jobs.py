@@ -27,7 +27,17 @@ from prefect.context import FlowRunContext
 from executor_adapter.error_codes import error_code_of
 from executor_adapter.exceptions import InvalidJobError, JobCancelledError, JobSerializationError
 from executor_adapter.executor import JobExecutor, current_executor, result_of
-from executor_adapter.job import TERMINAL, Job, JobResult, JobResults, JobStatus, Transition, check_are_jobs
+from executor_adapter.job import (
+    TERMINAL,
+    Job,
+    JobResult,
+    JobResults,
+    JobStatus,
+    Transition,
+    check_are_jobs,
+    check_count,
+)
+from executor_adapter.prefect.bulk.groups import GroupedJobScope, JobGroup
 from executor_adapter.prefect.bulk.job_ids import ids_of, with_unique_ids
 from executor_adapter.prefect.bulk.job_scope import BulkJobScope, FlowRunScope
 from executor_adapter.prefect.bulk.run_log import RunLog
@@ -45,7 +55,11 @@ CANCEL_TIMEOUT = 10.0
 
 
 def run_jobs(
-    jobs: Iterable[Job], *, executor: JobExecutor | None = None, mirror: PrefectMirror | None = None
+    jobs: Iterable[Job],
+    *,
+    executor: JobExecutor | None = None,
+    mirror: PrefectMirror | None = None,
+    group: int | None = None,
 ) -> JobResults:
     """Run the jobs as task runs of the flow run around the caller and return their results, in the order of the jobs.
 
@@ -55,24 +69,30 @@ def run_jobs(
     signal, a cancelled flow run) ends its jobs.
 
     `executor`: by default the one around the caller, else that of the process. `mirror`: your own mirror, for another
-    `history` or for its report; it is drained, and you close it.
+    `history` or for its report; it is drained, and you close it. `group`: how many jobs are one task run, for very many
+    tiny ones; its message counts how they ended, and a job that fails has a task run of its own too.
 
     Raises:
         RuntimeError: the caller is outside a flow run, or in an event loop, where `arun_jobs` must be awaited instead.
+        ValueError: `group` is less than 1.
         InvalidJobError: two jobs have the same id; if `jobs` is a collection, before any job starts.
         ExecutorClosedError: the executor was shut down meanwhile.
     """
     _check_caller()
     check_are_jobs(jobs)
-    return _BulkRun(executor or current_executor(), mirror).run(jobs)
+    return _BulkRun(executor or current_executor(), mirror, group).run(jobs)
 
 
 async def arun_jobs(
-    jobs: Iterable[Job], *, executor: JobExecutor | None = None, mirror: PrefectMirror | None = None
+    jobs: Iterable[Job],
+    *,
+    executor: JobExecutor | None = None,
+    mirror: PrefectMirror | None = None,
+    group: int | None = None,
 ) -> JobResults:
     """Do the same as `run_jobs` without blocking the event loop, for async flows. Cancelling it ends the jobs."""
     check_are_jobs(jobs)
-    run = _BulkRun(executor or current_executor(), mirror)
+    run = _BulkRun(executor or current_executor(), mirror, group)
     context = contextvars.copy_context()
     running = asyncio.get_running_loop().run_in_executor(None, context.run, run.run, jobs)
     try:
@@ -91,18 +111,23 @@ class _BulkRun:
     wakes the caller's thread once for many of them, because a callback for each job would cost as much as running it.
     """
 
-    def __init__(self, executor: JobExecutor, mirror: PrefectMirror | None) -> None:
+    def __init__(self, executor: JobExecutor, mirror: PrefectMirror | None, group_size: int | None) -> None:
+        check_count("group", group_size, "holds no job", or_none=", or None for a task run a job")
         self._executor = executor
         self._mirror = mirror or PrefectMirror()
         self._mirror.join_flow_run()
         self._owns_mirror = mirror is None
         self._known_ids = ids_of(_flow_run(FlowRunContext.get()))
         self._log = RunLog()
-        self._flow_run_scope = FlowRunScope(self._log)
+        self._flow_run_scope = FlowRunScope(self._log, executor)
+        self._group_size = group_size
+        self._group: JobGroup | None = None
+        """The group that gets the next job, unless it is full."""
+        self._groups = 0
         self._results: list[JobResult | None] = []
         self._live: dict[int, JobFuture] = {}
         """Futures whose results are not collected yet, by the index of the result."""
-        self._shared: dict[int, JobFuture] = {}
+        self._shared: dict[int, tuple[JobFuture, JobGroup | None]] = {}
         """Futures of jobs that were live before with the same dedupe_key, by the index of the result."""
         self._scopes: dict[Job, BulkJobScope] = {}
         """The scopes of the jobs that have not ended."""
@@ -127,6 +152,7 @@ class _BulkRun:
             for job in jobs:
                 self._make_room()
                 self._submit(job)
+            self._close_group()
             self._wait_for_all()
             self._finish()
             self._log.flush()
@@ -146,12 +172,12 @@ class _BulkRun:
     def _submit(self, job: Job) -> None:
         index = len(self._results)
         self._results.append(None)
-        scope = self._scopes[job] = BulkJobScope(self._flow_run_scope, self._mirror.add_job(job), index)
+        scope = self._scopes[job] = self._scope_of(job, index)
         try:
             future = self._executor.submit(job, scope=scope)
         except (InvalidJobError, JobSerializationError) as error:
             del self._scopes[job]
-            self._record_refusal(index, job, error)
+            self._record_refusal(index, job, scope, error)
             return
         except BaseException:
             self._discard(job)
@@ -160,18 +186,38 @@ class _BulkRun:
             self._submitted += 1
             self._live[index] = future
         else:  # A live job has the same dedupe_key, and its task run shows this one too.
-            self._discard(job)
-            self._shared[index] = future
+            self._scopes.pop(job)
+            self._mirror.remove_job(job)
+            self._shared[index] = (future, self._group)
+
+    def _scope_of(self, job: Job, index: int) -> BulkJobScope:
+        """Return a new scope for a job, which shows it in a task run of its own or in that of a group."""
+        if self._group_size is None:
+            return BulkJobScope(self._flow_run_scope, self._mirror.add_job(job), index)
+        if self._group is None or self._group.size >= self._group_size:
+            self._close_group()
+            self._groups += 1
+            self._group = JobGroup(self._mirror, job, self._groups)
+        self._group.add()
+        return GroupedJobScope(self._flow_run_scope, self._group, index)
+
+    def _close_group(self) -> None:
+        if self._group is not None:
+            self._group.close()
 
     def _discard(self, job: Job) -> None:
-        self._scopes.pop(job, None)  # An interrupted submit may have accepted the job, which may have ended by now.
+        # An interrupted submit may have accepted the job, which may have ended by now.
+        if self._scopes.pop(job, None) is not None and self._group is not None:
+            self._group.remove()
         self._mirror.remove_job(job)
 
-    def _record_refusal(self, index: int, job: Job, error: InvalidJobError | JobSerializationError) -> None:
+    def _record_refusal(
+        self, index: int, job: Job, scope: BulkJobScope, error: InvalidJobError | JobSerializationError
+    ) -> None:
         """Show a job that the executor refused as a failed task run with the reason."""
         now = time.time()
-        self._mirror.enqueue(Transition(job, None, JobStatus.PENDING, now, 0))
-        self._mirror.enqueue(Transition(job, JobStatus.PENDING, JobStatus.FAILED, now, 0, error))
+        scope.mirror(self._mirror, Transition(job, None, JobStatus.PENDING, now, 0))
+        scope.mirror(self._mirror, Transition(job, JobStatus.PENDING, JobStatus.FAILED, now, 0, error))
         self._results[index] = JobResult(
             job_id=job.job_id, status=JobStatus.FAILED, error=error, error_code=error_code_of(error)
         )
@@ -187,11 +233,14 @@ class _BulkRun:
     def _wait_for_all(self) -> None:
         self._wait_for(self._submitted)
         self._collect()
-        for future in self._shared.values():
+        for future, _ in self._shared.values():
             future.add_done_callback(lambda _: self._wake.set())
-        self._wait_until(lambda: all(future.done() for future in self._shared.values()))
-        for index, future in self._shared.items():
-            self._results[index] = result_of(future)
+        self._wait_until(lambda: all(future.done() for future, _ in self._shared.values()))
+        while self._shared:
+            index, (future, group) = self._shared.popitem()
+            result = self._results[index] = result_of(future)
+            if group is not None:
+                group.end(result.status)
 
     def _collect(self) -> None:
         while self._finished:
@@ -222,9 +271,9 @@ class _BulkRun:
         scope = self._scopes.get(transition.job)
         if scope is None:
             return
+        scope.mirror(self._mirror, transition)
         if transition.error is not None:
             scope.log_failure(transition)
-        self._mirror.enqueue_for(scope.history, transition)
         if transition.status in TERMINAL:
             del self._scopes[transition.job]
             self._finished.append(scope.index)
@@ -246,6 +295,10 @@ class _BulkRun:
         began = time.monotonic()
         if self._owns_mirror:
             self._mirror.hurry()
+        self._close_group()
+        for _, group in self._shared.values():
+            if group is not None:
+                group.remove()  # The job is another call's, and may go on.
         live = [future for future in self._live.values() if not future.done()]
         for future in live:
             future.cancel()

@@ -126,7 +126,7 @@ class JobRun:
             return self._original.copy_result()
         assert self.driver is not None, "an attempt needs a slot, and a slot a driver"
         if self.driver.job.pool in IN_PROCESS_POOLS:
-            context, loan = contextvars.copy_context(), SlotLoan(self.driver)
+            context, loan = contextvars.copy_context(), SlotLoan(self.driver.waiting)
             context.run(current_slot_loan.set, loan)
             self._running = self.driver.attempt(context=context)
             self._running.add_done_callback(lambda _: loan.close())

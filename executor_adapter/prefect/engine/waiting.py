@@ -6,13 +6,10 @@ import asyncio
 import contextlib
 import contextvars
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from executor_adapter.supervision import JobDriver
+from typing import Any
 
 
 async def wait_until_done(future: Future[Any]) -> None:
@@ -37,10 +34,13 @@ async def await_result(future: Future[Any]) -> Any:
 
 
 class SlotLoan:
-    """Lends the slot of one attempt to other jobs while anything in the attempt waits for them. Thread-safe."""
+    """Lends the slot of one attempt to other jobs while anything in the attempt waits for them. Thread-safe.
 
-    def __init__(self, driver: JobDriver) -> None:
-        self._driver = driver
+    `lend` makes a context manager: the slot is free within it.
+    """
+
+    def __init__(self, lend: Callable[[], AbstractContextManager[None]]) -> None:
+        self._lend = lend
         self._waits = 0
         self._is_closed = False
         self._lent: AbstractContextManager[None] | None = None
@@ -51,7 +51,7 @@ class SlotLoan:
         with self._lock:
             self._waits += 1
             if self._waits == 1 and not self._is_closed:
-                self._lent = self._driver.waiting()
+                self._lent = self._lend()
                 self._lent.__enter__()
 
     def end(self) -> None:

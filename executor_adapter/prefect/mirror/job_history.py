@@ -119,7 +119,7 @@ class JobHistory(TaskRunHistory[Step]):
             self._kind,
             at,
             previous=previous,
-            message=self._message(step),
+            message=self.message_of(step),
             retry_at=step.retry_at if step.status is JobStatus.RETRYING else None,
             run_count=step.attempt,
             expected_at=self.created_at,
@@ -134,12 +134,35 @@ class JobHistory(TaskRunHistory[Step]):
             return failure_kind(step.error)
         return state_kind(step.status, attempt=step.attempt)
 
-    def _message(self, step: Step) -> str:
+    def message_of(self, step: Step) -> str:
+        """Return the message of the state that a step leads to."""
         if step.error is None:
             return ""
         if step.status is JobStatus.RETRYING:
             return awaiting_retry_message(step.error, attempt=step.attempt, attempts=self._max_attempts)
         return failure_message(step.error) if step.status in TERMINAL else ""
+
+
+class GroupHistory(JobHistory):
+    """The task run of a group of jobs. It has the function of the first one, and a number."""
+
+    __slots__ = ("summary",)
+
+    def __init__(self, flow_run_id: UUID | None, first: Job, number: int) -> None:
+        super().__init__(first, uuid5_text(flow_run_id or NO_FLOW_RUN, f"group {number} of {first.job_id}"))
+        label, _ = _function_facts(first.function)
+        self.job_id = f"group {number} of {first.job_id}"
+        self.name = quoted(f"{label}-group-{number}")
+        self.dynamic_key = quoted(self.job_id)
+        self.policy = _policy_json(_NO_RETRIES)
+        self.summary = ""
+        """How its jobs have ended: the message of its final state."""
+
+    def message_of(self, step: Step) -> str:
+        return self.summary if step.status in TERMINAL else ""
+
+
+_NO_RETRIES = RetryPolicy(retry_attempts=0)
 
 
 def task_run_id(flow_run_id: UUID | None, job: Job) -> str:

@@ -29,7 +29,7 @@ from typing import Self
 from executor_adapter.job import TERMINAL, Job, Transition
 from executor_adapter.prefect.mirror.engine_history import EngineChange, EngineHistory
 from executor_adapter.prefect.mirror.flow_run_facts import current_flow_run_id
-from executor_adapter.prefect.mirror.job_history import JobHistory, step_of, task_run_id
+from executor_adapter.prefect.mirror.job_history import JobHistory, Step, step_of, task_run_id
 from executor_adapter.prefect.mirror.report import MirrorReport, WaitNotice
 from executor_adapter.prefect.mirror.sender_thread import SenderThread
 from executor_adapter.prefect.mirror.server_api import server_name
@@ -94,9 +94,15 @@ class PrefectMirror:
 
         Its transitions are passed to `enqueue` or `enqueue_for`.
         """
-        history = self._histories[job.job_id] = JobHistory(job, task_run_id(self.flow_run_id, job))
-        self._jobs += 1
+        history = JobHistory(job, task_run_id(self.flow_run_id, job))
+        self.add(history)
         return history
+
+    def add(self, history: JobHistory) -> None:
+        """Mirror a task run whose steps are passed to `enqueue_step`."""
+        self._histories[history.job_id] = history
+        with self._jobs_lock:
+            self._jobs += 1
 
     def remove_job(self, job: Job) -> None:
         """Do not mirror a job, because it was not submitted."""
@@ -111,11 +117,15 @@ class PrefectMirror:
 
     def enqueue_for(self, history: JobHistory, transition: Transition) -> None:
         """Queue a transition of the job whose history `add_job` returned."""
+        self.enqueue_step(history, step_of(transition))
+
+    def enqueue_step(self, history: JobHistory, step: Step) -> None:
+        """Queue a step of a task run that was added."""
         if self._thread.is_closed:
             return
-        if transition.status in TERMINAL:
+        if step.status in TERMINAL:
             self._histories.pop(history.job_id, None)
-        self._unsent.append(history, step_of(transition))
+        self._unsent.append(history, step)
         self._thread.wake()
 
     # --- state changes of task runs that engines drive, on any thread ---
