@@ -16,11 +16,13 @@ from executor_adapter.prefect.mirror.event_feed import MAX_UNLISTED_EVENTS, MIN_
 from executor_adapter.prefect.mirror.event_sender import EventSender
 from executor_adapter.prefect.mirror.pacing import (
     CHECKS_PER_DELIVERY,
+    FEW_EVENTS,
     INITIAL_WINDOW,
     MAX_BATCH_SIZE,
     MAX_CHECK_INTERVAL,
     MAX_WINDOW,
     MIN_CHECK_INTERVAL,
+    MIN_CHECK_INTERVAL_OF_FEW,
     MIN_FINAL_CHECK_INTERVAL,
     MIN_WINDOW,
     SendWindow,
@@ -124,10 +126,19 @@ def test_the_last_events_are_checked_more_often() -> None:
     window = SendWindow()
     window.on_batch_arrived(1_000.0, 1_003.0, filled_window=False)
     window.on_arrived(1_500, 1_000.0, 1_003.0)
-    intervals = [window.check_interval(1_003.0, last=last) for last in (2_000, 500, 100, 1)]
-    assert intervals == [1.0, pytest.approx(1 / 3), MIN_FINAL_CHECK_INTERVAL, MIN_FINAL_CHECK_INTERVAL]
-    assert window.check_interval(1_005.0, last=1) == 0.25
-    assert window.check_interval(1_030.0, last=1) == 1.0
+    intervals = [window.check_interval(1_003.0, last=last) for last in (2_000, 500, 100, FEW_EVENTS)]
+    assert intervals == [1.0, pytest.approx(1 / 3), MIN_FINAL_CHECK_INTERVAL, MIN_CHECK_INTERVAL_OF_FEW]
+    for last in (1, 100):
+        assert window.check_interval(1_005.0, last=last) == 0.25
+        assert window.check_interval(1_030.0, last=last) == 1.0
+
+
+def test_few_events_are_checked_often_whatever_was_sent_before() -> None:
+    """A direct call waits for its few events; for how long the server had nothing to record before is not counted."""
+    window = SendWindow()
+    assert window.check_interval(1_000.0, last=3, since=1_000.0) == MIN_CHECK_INTERVAL_OF_FEW
+    window.on_arrived(3, 1_000.0, 1_000.1)
+    assert window.check_interval(2_000.0, last=3, since=2_000.0) == MIN_CHECK_INTERVAL_OF_FEW
 
 
 def test_the_window_starts_large_for_a_server_with_large_transactions() -> None:

@@ -148,7 +148,7 @@ class DeliveryTracker:
         if not self.unconfirmed:
             return math.inf
         now, last = self._clock(), self.events_in_flight if nothing_queued else None
-        return self._checked_at + self._window.check_interval(now, last=last) - now
+        return self._checked_at + self._window.check_interval(now, last=last, since=self.progress_at) - now
 
     def check(self, api: ServerApi) -> None:
         """Ask the server what it has recorded.

@@ -29,8 +29,13 @@ EXIT_TIMEOUT = 10.0
 HURRIED_DRAIN_TIMEOUT = 1.0
 """Seconds for the states so far when the process may be about to end."""
 
+MAX_KEPT = 4
+"""Flow runs whose drained mirrors are kept: nothing notifies them of the end of the flow run."""
+
 _mirrors: dict[UUID | str, PrefectMirror] = {}
 """The mirrors by flow run id, and by server name for task runs outside flow runs."""
+_kept: dict[UUID | str | None, None] = {}
+"""The mirrors that `drain` has kept, the newest last."""
 _lock = threading.Lock()
 
 
@@ -116,8 +121,32 @@ def close(flow_run_id: UUID | None, *, timeout: float | None) -> None:
         return
     with _lock:
         mirror = _mirrors.pop(flow_run_id, None)
+        _kept.pop(flow_run_id, None)
     if mirror is not None:
         mirror.close(timeout)
+
+
+def drain(flow_run_id: UUID | None) -> None:
+    """Wait until the server has recorded the tasks of a flow run so far, of which more may follow.
+
+    The mirror is kept, because a new one would have to connect and to find out how fast the server is. It is closed
+    when MAX_KEPT other flow runs have been drained since, or with the process.
+    """
+    key = flow_run_id or server_name()
+    mirror = _mirrors.get(key)
+    if mirror is None:
+        return
+    report = mirror.drain()
+    if flow_run_id is not None and not (report.complete or report.unfinished):
+        close(flow_run_id, timeout=0.0)  # The server was given up: this spools the rest, and says so.
+        return
+    with _lock:
+        _kept.pop(key, None)
+        _kept[key] = None
+        surplus = next(iter(_kept)) if len(_kept) > MAX_KEPT else None
+        _kept.pop(surplus, None)
+    if isinstance(surplus, UUID):
+        close(surplus, timeout=None)
 
 
 def _end_all() -> None:

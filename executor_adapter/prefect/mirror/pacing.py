@@ -49,6 +49,10 @@ MAX_CHECK_INTERVAL_LARGE_TRANSACTIONS = 0.5
 MIN_FINAL_CHECK_INTERVAL = 0.1
 """Seconds between the last checks, while a caller waits for the result."""
 
+FEW_EVENTS = 10
+MIN_CHECK_INTERVAL_OF_FEW = 0.03
+"""Seconds between the last checks where so few events are in flight: a direct call of a job task waits for them."""
+
 CHECKS_PER_STALL = 8
 """Checks, at the end, in the time for which a server has shown no progress."""
 
@@ -87,17 +91,20 @@ class SendWindow:
         """Events for one request: a third of the window, so that the server has the next while one is confirmed."""
         return min(MAX_BATCH_SIZE, self.size // 3)
 
-    def check_interval(self, now: float, *, last: int | None = None) -> float:
+    def check_interval(self, now: float, *, last: int | None = None, since: float = float("-inf")) -> float:
         """Return the seconds between two checks of what is recorded.
 
         `last` is the number of events in flight if no further ones wait to be sent: the fewer there are, the sooner
-        the server has recorded them all.
+        the server has recorded them all. `since` is the time at which the first of them was sent.
         """
         if self.is_hurried:
             return MIN_CHECK_INTERVAL
+        stalled = now - max(self._arrived_at, since)
+        if last is not None and last <= FEW_EVENTS:
+            return min(self._check_interval, max(MIN_CHECK_INTERVAL_OF_FEW, stalled / CHECKS_PER_STALL))
         if last is None or not self._events_per_second:
             return self._check_interval
-        expected, stalled = last / self._events_per_second, now - self._arrived_at
+        expected = last / self._events_per_second
         shorter = max(MIN_FINAL_CHECK_INTERVAL, expected / CHECKS_PER_DELIVERY, stalled / CHECKS_PER_STALL)
         return min(self._check_interval, shorter)
 

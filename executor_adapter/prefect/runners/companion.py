@@ -153,7 +153,7 @@ class JobTaskCall:
     ) -> None:
         with self._around:
             if self._finish_call():
-                flow_run_mirrors.close(self._flow_run_id, timeout=_server_timeout(kind))
+                _wait_for_server(self._flow_run_id, kind)
 
     async def __aenter__(self) -> None:
         self.__enter__()
@@ -163,7 +163,7 @@ class JobTaskCall:
     ) -> None:
         with self._around:
             if self._finish_call():
-                await asyncio.to_thread(flow_run_mirrors.close, self._flow_run_id, timeout=_server_timeout(kind))
+                await asyncio.to_thread(_wait_for_server, self._flow_run_id, kind)
 
     def _finish_call(self) -> bool:
         """Remove the call from those in progress; return whether it has to wait for the server."""
@@ -189,10 +189,12 @@ def _must_wait_for_server() -> bool:
     return not isinstance(context.task_runner, CompanionTaskRunner) and not hasattr(context.task_runner, "cancel_all")
 
 
-def _server_timeout(kind: type[BaseException] | None) -> float | None:
-    """Return how many seconds to wait for the server: few if a signal or another BaseException ends the process."""
-    interrupted = kind is not None and not issubclass(kind, Exception)
-    return remaining_close_seconds(time.monotonic()) if interrupted else None
+def _wait_for_server(flow_run_id: UUID | None, kind: type[BaseException] | None) -> None:
+    """Wait for the server; only for a few seconds if a signal or another BaseException ends the process."""
+    if kind is not None and not issubclass(kind, Exception):
+        flow_run_mirrors.close(flow_run_id, timeout=remaining_close_seconds(time.monotonic()))
+    else:
+        flow_run_mirrors.drain(flow_run_id)
 
 
 @contextlib.contextmanager
