@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
-from executor_adapter.job import explain_calls, job_instead
+from typing import Any, get_args
 
-explain_executor_calls = explain_calls(submit=job_instead, run=job_instead)
+from executor_adapter.job import Job, PoolName, call_text, explain_calls, job_instead
+
+
+def _job_or_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+    """Say which Job to submit, or how to call the function, where the call has no fields of a Job."""
+    job = job_instead(args, kwargs)
+    if job is None or kwargs.keys() & Job.model_fields:
+        return job
+    return f"{job}, or use {call_text('call', args, kwargs)}"
+
+
+def _by_name(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+    """Say how to give an option that was given by position."""
+    if not args:
+        return None
+    pool = args[0] if args[0] in get_args(PoolName) else "process"
+    return f"it takes options by name, such as pool={pool!r}"
+
+
+explain_executor_calls = explain_calls(submit=_job_or_call, run=job_instead, options=_by_name, as_executor=_by_name)
 """Decorates the class."""

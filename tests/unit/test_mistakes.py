@@ -30,13 +30,17 @@ def executor() -> JobExecutor:
 
 CALLS: list[tuple[str, Callable[[Any], Any], type[Exception], str]] = [
     ("submit_function", lambda ex: ex.submit(f, 1), TypeError,
-     "JobExecutor.submit: it takes one Job: Job(function=f, args=(1,))"),
+     "JobExecutor.submit: it takes one Job: Job(function=f, args=(1,)), or use call(f, 1)"),
     ("submit_keyword", lambda ex: ex.submit(f, x=1, max_runtime=5), TypeError,
      "JobExecutor.submit: it takes one Job: Job(function=f, kwargs={'x': 1}, max_runtime=5)"),
     ("run_function", lambda ex: ex.run(f, 1), TypeError,
      "JobExecutor.run: it takes one Job: Job(function=f, args=(1,))"),
     ("submit_option", lambda ex: ex.submit(Job(function=f), timout=1), TypeError,
      "JobExecutor.submit has no option 'timout': did you mean timeout?"),
+    ("options_by_position", lambda ex: ex.options("thread"), TypeError,
+     "JobExecutor.options: it takes options by name, such as pool='thread'"),
+    ("as_executor_by_position", lambda ex: ex.as_executor(4), TypeError,
+     "JobExecutor.as_executor: it takes options by name, such as pool='process'"),
     ("map_field", lambda ex: ex.map(f, [1], max_runtim=1), InvalidJobError,
      "'max_runtim' is not a field of Job: did you mean max_runtime?"),
     ("job_by_position", lambda _: Job(f, (1,)), TypeError,  # type: ignore[misc]
