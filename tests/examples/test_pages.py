@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,13 @@ def test_every_fence_of_a_page_is_read(page: Path) -> None:
     fences = re.findall(r"^( *)```(\w*)", page.read_text(), re.MULTILINE)
     assert [fence for fence in fences if fence[0]] == []
     assert len(fences) % 2 == 0
-    assert {language for _, language in fences[::2]} <= {"python", "text", "bash", "yaml", "mermaid"}
+    assert {language for _, language in fences[::2]} <= {"python", "text", "bash", "yaml", "toml", "mermaid"}
+
+
+@pytest.mark.parametrize("block", blocks("toml"), ids=str)
+def test_a_block_of_toml_can_be_read(block: Block) -> None:
+    """A block of TOML is valid."""
+    assert tomllib.loads(block.text)
 
 
 @pytest.mark.parametrize("block", blocks("yaml"), ids=str)
