@@ -39,6 +39,7 @@ LONGEST = (
     "prefect/test_signals.py",
     "prefect/test_automations.py",
     "prefect/test_bootstrap.py",
+    "typecheck/test_types.py",
     "contract/test_forking.py",
     "prefect/test_run_jobs.py",
     "cli/test_run.py",
