@@ -114,10 +114,14 @@ _OF_THIS_PACKAGE = {"job_options", "with_options"}
 _facts: weakref.WeakKeyDictionary[Task[..., Any], tuple[list[int], str]] = weakref.WeakKeyDictionary()
 
 
+def version_of(task: Task[..., Any]) -> list[int]:
+    """Return what differs once an attribute of the task was set, or a hook added, after an earlier call."""
+    return [len(value) if type(value) is list else id(value) for value in vars(task).values()]
+
+
 def task_facts(task: Task[..., Any]) -> str:
     """Return, as JSON, the attributes of the task that a task of the same function would not have by default."""
-    # An attribute may be set, and a hook added, after the first call.
-    version = [len(value) if type(value) is list else id(value) for value in vars(task).values()]
+    version = version_of(task)
     known = _facts.get(task)
     if known is None or known[0] != version:
         known = _facts[task] = version, compact(_sendable(_own_attributes(task)))

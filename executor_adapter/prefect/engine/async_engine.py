@@ -12,8 +12,9 @@ from typing import Any, Self
 
 import anyio
 from prefect.client.schemas.objects import State
+from prefect.concurrency.context import ConcurrencyContext
 from prefect.task_engine import AsyncTaskRunEngine
-from prefect.transactions import AsyncTransaction
+from prefect.transactions import AsyncTransaction, atransaction
 from prefect.utilities.engine import should_log_prints
 
 from executor_adapter.prefect.child.logs import log_message
@@ -50,7 +51,7 @@ class AsyncJobEngine(JobEngine, AsyncTaskRunEngine[..., Any]):
     @contextlib.asynccontextmanager
     async def run_context(self) -> AsyncIterator[Self]:
         """Set up the context of an attempt, without Prefect's timer: `timeout_seconds` is a limit of the job."""
-        async with self.setup_run_context():
+        with self.attempt_context(), ConcurrencyContext():
             try:
                 yield self
             except TimeoutError as error:
@@ -58,13 +59,20 @@ class AsyncJobEngine(JobEngine, AsyncTaskRunEngine[..., Any]):
             except Exception as error:
                 await self.handle_exception(error)
 
+    @contextlib.asynccontextmanager
+    async def transaction_context(self) -> AsyncIterator[AsyncTransaction]:
+        """Open the task run's transaction."""
+        async with atransaction(**self.transaction_options()) as opened:
+            opened.overwrite = self.overwrites()
+            yield opened
+
     async def call_task_fn(self, transaction: AsyncTransaction) -> Any:
         """Run one attempt and return its value; a cached result needs no attempt."""
         if self.job_run.refusal is not None:
             raise self.job_run.refusal
         result = await (transaction.read() if transaction.is_committed() else self._attempt())
         self.job_run.value = result
-        await self.handle_success(result, transaction=transaction)
+        await self.handle_success(self.in_record(result, transaction), transaction=transaction)
         return result
 
     async def _attempt(self) -> Any:

@@ -10,9 +10,14 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, Self
 
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import State
+from prefect.concurrency.context import ConcurrencyContext
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.logging.loggers import task_run_logger
+from prefect.results import get_result_store  # type: ignore[attr-defined]  # Prefect exports it from there on purpose.
 from prefect.task_engine import SyncTaskRunEngine
-from prefect.transactions import Transaction
+from prefect.transactions import Transaction, transaction
 from prefect.utilities.asyncutils import run_coro_as_sync
 from prefect.utilities.engine import should_log_prints
 
@@ -37,12 +42,30 @@ class SyncJobEngine(JobEngine, SyncTaskRunEngine[..., Any]):
             self.job_run.refusal = error
             self.handle_exception(error)
             return
-        super().begin_run()
+        if self.job_run.reporter is None:
+            super().begin_run()
+            return
+        state = self.set_state(self.first_state())
+        self.call_hooks(state)
+
+    @contextlib.contextmanager
+    def setup_run_context(self, client: SyncPrefectClient | None = None) -> Iterator[None]:
+        """Set up the task run's context. Within a flow nothing of it has to be validated or looked up again."""
+        if FlowRunContext.get() is None or should_log_prints(self.task):
+            with super().setup_run_context(client):
+                yield
+            return
+        store = get_result_store().update_for_task(self.task, _sync=True)
+        fields = self.run_context_fields()
+        with TaskRunContext.model_construct(client=client or self.client, result_store=store, **fields):
+            with ConcurrencyContext():
+                self.logger = task_run_logger(task_run=self.task_run, task=self.task)
+                yield
 
     @contextlib.contextmanager
     def run_context(self) -> Iterator[Self]:
         """Set up the context of an attempt, without Prefect's timer: `timeout_seconds` is a limit of the job."""
-        with self.setup_run_context():
+        with self.attempt_context(), ConcurrencyContext():
             try:
                 yield self
             except TimeoutError as error:
@@ -50,13 +73,20 @@ class SyncJobEngine(JobEngine, SyncTaskRunEngine[..., Any]):
             except Exception as error:
                 self.handle_exception(error)
 
+    @contextlib.contextmanager
+    def transaction_context(self) -> Iterator[Transaction]:
+        """Open the task run's transaction."""
+        with transaction(**self.transaction_options()) as opened:
+            opened.overwrite = self.overwrites()
+            yield opened
+
     def call_task_fn(self, transaction: Transaction) -> Any:
         """Run one attempt and return its value; a cached result needs no attempt."""
         if self.job_run.refusal is not None:
             raise self.job_run.refusal
         result = transaction.read() if transaction.is_committed() else self._attempt()
         self.job_run.value = result
-        self.handle_success(result, transaction=transaction)
+        self.handle_success(self.in_record(result, transaction), transaction=transaction)
         return result
 
     def _attempt(self) -> Any:

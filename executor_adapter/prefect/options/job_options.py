@@ -128,7 +128,7 @@ FORMATTED = ("tool_name", "dedupe_key")
 
 def job_of_call(task: Task[..., Any], options: Mapping[str, Any], job_id: str, parameters: Mapping[str, Any]) -> Job:
     """Return the job of one call; `parameters` are bound to the function's signature and hold no futures."""
-    args, kwargs = parameters_to_args_kwargs(task.fn, dict(parameters))
+    args, kwargs = parameters_to_args_kwargs(task.fn, dict(parameters)) if parameters else ((), {})
     fields = dict(options)
     for name in FORMATTED:
         if isinstance(fields.get(name), str):

@@ -7,6 +7,7 @@ retry_jitter_factor   jitter: a share of the delay; Prefect's factors above 1 co
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,9 +46,15 @@ def _is_delay(value: object) -> bool:
 
 def policy_of_task(task: Task[..., Any]) -> RetryPolicy:
     """Return the policy that a plain task asks for: its retries, all of which may follow crashes too."""
-    return policy_from_prefect(
-        task.retries, task.retry_delay_seconds, task.retry_jitter_factor, crash_attempts=task.retries
-    )  # fmt: skip
+    retries, delays, jitter = task.retries, task.retry_delay_seconds, task.retry_jitter_factor
+    if not retries and not delays and jitter is None:
+        return _no_retries()
+    return policy_from_prefect(retries, delays, jitter, crash_attempts=retries)
+
+
+@functools.cache
+def _no_retries() -> RetryPolicy:
+    return policy_from_prefect(0, None, None, crash_attempts=0)
 
 
 def prefect_retry_options(policy: RetryPolicy) -> dict[str, Any]:

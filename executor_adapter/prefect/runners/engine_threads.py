@@ -21,11 +21,13 @@ from weakref import WeakKeyDictionary
 
 from prefect.client.schemas.objects import RunInput, State, TaskRun
 from prefect.futures import PrefectConcurrentFuture, PrefectFuture, PrefectWrappedFuture
+from prefect.results import ResultRecord  # type: ignore[attr-defined]  # Prefect exports it from there on purpose.
 from prefect.states import Pending
 
 from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.executor import JobExecutor, current_executor
 from executor_adapter.prefect.cancellation.watcher import FlowRunWatch, watch_flow_run
+from executor_adapter.prefect.engine.base import raise_if_suspended
 from executor_adapter.prefect.engine.job_run import JobRun
 from executor_adapter.prefect.engine.run import run_sync
 from executor_adapter.prefect.engine.task_runs import create_task_run
@@ -49,7 +51,11 @@ class JobTaskFuture(PrefectWrappedFuture[Any, Future[Any]]):
     def __init__(self, task_run: TaskRun, wrapped_future: Future[Any]) -> None:
         super().__init__(task_run.id, wrapped_future)
         self._task_run = task_run
-        self._future: PrefectConcurrentFuture[Any] = PrefectConcurrentFuture(task_run.id, wrapped_future)
+
+    @functools.cached_property
+    def _future(self) -> PrefectConcurrentFuture[Any]:
+        """Prefect's future for the same task run, which is made where this class needs it."""
+        return PrefectConcurrentFuture(self.task_run_id, self.wrapped_future)
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until the task run has ended. A job that waits lends its slot meanwhile."""
@@ -59,7 +65,21 @@ class JobTaskFuture(PrefectWrappedFuture[Any, Future[Any]]):
     def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> Any:
         """Return the task run's value once it has ended. A job that waits lends its slot meanwhile."""
         with self._lend_slot():
-            return self._future.result(timeout, raise_on_failure)
+            if timeout is None:
+                self.wrapped_future.exception()
+            record = self._record()
+            if record is None:
+                return self._future.result(timeout, raise_on_failure)
+        raise_if_suspended()
+        return record.result
+
+    def _record(self) -> ResultRecord[Any] | None:
+        """Return the result of a task run that has completed. Prefect would ask its event loop for it."""
+        future = self.wrapped_future
+        if not future.done() or future.exception() is not None:
+            return None
+        state: State[Any] = future.result()
+        return state.data if state.is_completed() and isinstance(state.data, ResultRecord) else None
 
     def _lend_slot(self) -> AbstractContextManager[None]:
         return contextlib.nullcontext() if self.wrapped_future.done() else lend_slot()

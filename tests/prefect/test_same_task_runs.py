@@ -1,0 +1,207 @@
+"""What is made for a task run by a shorter way than Prefect's is what Prefect makes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+from uuid import uuid4
+
+import pytest
+from prefect import flow, tags, task
+from prefect.cache_policies import DEFAULT, INPUTS, NO_CACHE, RUN_ID, TASK_SOURCE, CachePolicy
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.filesystems import LocalFileSystem
+from prefect.futures import wait
+from prefect.results import ResultRecord, ResultStore  # type: ignore[attr-defined]  # They are meant to be used.
+from prefect.states import Completed, Running
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+
+from executor_adapter.prefect import JobTaskRunner
+from executor_adapter.prefect.engine.new_states import running
+from executor_adapter.prefect.engine.results import as_record, is_surely_absent, with_known_source
+
+VARYING = {
+    *{"id", "dynamic_key", "name", "state_id", "state", "created", "updated", "expected_start_time", "start_time"},
+    *{"end_time", "total_run_time", "labels", "task_inputs"},
+}
+"""Fields in which two runs of the same call differ. The inputs are compared by the positions of the task runs."""
+
+
+@task
+def value(given: Any = 1) -> Any:
+    """Return the argument."""
+    return given
+
+
+@task(retries=2, retry_delay_seconds=0, tags=["own"], version="7")
+def with_options(first: Any, /, *rest: Any, key: Any = None) -> str:
+    """Return a text that is the result of this task alone."""
+    return f"{first} {rest} {key}"
+
+
+@task(task_run_name="named {given}")
+def named(given: str) -> str:
+    """Return the argument."""
+    return given
+
+
+def submit_all() -> list[Any]:
+    """Submit tasks with all that the record of a task run shows of its call."""
+    first = value.submit(1000)
+    known = first.result()
+    text = with_options.submit("text").result()
+    with tags("around"):
+        tagged = value.submit({"in": [first]})
+    mapped = value.map([1, first])
+    return [
+        first,
+        value.submit(known),
+        with_options.submit(text, key=known),
+        tagged,
+        value.submit(wait_for=[first, tagged]),
+        *mapped,
+        named.submit("a"),
+        value.submit(first.state),
+        value.submit(True),
+        value.with_options(name="other").submit(),
+    ]
+
+
+def task_runs_under(runner: TaskRunner[Any]) -> list[TaskRun]:
+    """The task runs of `submit_all`, as its hooks saw them."""
+    seen: dict[Any, TaskRun] = {}
+
+    def note(_: Any, task_run: TaskRun, __: State) -> None:
+        seen[task_run.id] = task_run
+
+    hooks = [note]
+    tasks = [value, with_options, named]
+
+    @flow(task_runner=runner)
+    def all_kinds() -> list[Any]:
+        futures = submit_all()
+        wait(futures)
+        return [future.task_run_id for future in futures]
+
+    for each in tasks:
+        each.on_completion_hooks = list(hooks)
+    try:
+        ids = all_kinds()
+    finally:
+        for each in tasks:
+            each.on_completion_hooks = []
+    order = [*ids, *(each for each in seen if each not in ids)]
+    return [seen[each] for each in order if each in seen]
+
+
+def comparable(task_runs: list[TaskRun]) -> Iterator[dict[str, Any]]:
+    positions = {run.id: position for position, run in enumerate(task_runs)}
+    for run in task_runs:
+        assert run.name.startswith("named") or run.name.endswith(f"-{run.dynamic_key[:3]}")
+        yield {
+            **run.model_dump(mode="json", exclude=VARYING | {"flow_run_id"}),
+            "tags": sorted(run.tags),
+            "name": run.name.removesuffix(f"-{run.dynamic_key[:3]}"),
+            "inputs": {
+                name: sorted(positions[cast(Any, each).id] for each in inputs)
+                for name, inputs in run.task_inputs.items()
+            },
+            "types": {name: type(getattr(run, name)) for name in VARYING - {"total_run_time"}},
+            "state": {"type": run.state.type, "name": run.state.name} if run.state else None,
+        }
+
+
+@pytest.mark.usefixtures("prefect_api")
+@pytest.mark.filterwarnings("ignore:.*Prefect.*:UserWarning")
+def test_a_task_run_has_the_fields_that_prefects_has() -> None:
+    """Under JobTaskRunner every field of a task run is that of one under Prefect's own runner, but ids and times."""
+    ours = list(comparable(task_runs_under(JobTaskRunner(2))))
+    theirs = list(comparable(task_runs_under(ThreadPoolTaskRunner(2))))
+    assert len(ours) == len(theirs) > 10
+    for own, prefects in zip(ours, theirs, strict=True):
+        assert own == prefects
+
+
+@pytest.mark.usefixtures("prefect_api")
+def test_attributes_that_a_task_gets_later_are_in_its_later_runs() -> None:
+    """A task run shows the retries, tags and name that its task has when it is submitted, in the same flow run too."""
+    changing = task(abs, name="before")
+
+    @flow(task_runner=JobTaskRunner(1))
+    def changes() -> list[TaskRun]:
+        seen: list[TaskRun] = []
+        changing.on_completion_hooks.append(lambda _, task_run, __: seen.append(task_run))
+        changing.submit(-1).result()
+        changing.name, changing.retries = "after", 2
+        changing.tags.add("late")
+        changing.submit(-1).result()
+        return seen
+
+    first, second = changes()
+    assert (first.name[:6], first.empirical_policy.retries, first.tags) == ("before", 0, [])
+    assert (second.name[:5], second.empirical_policy.retries, second.tags) == ("after", 2, ["late"])
+
+
+def test_a_copied_state_is_one_of_prefects_with_an_id_and_a_time_of_its_own() -> None:
+    """Two Running states differ from each other and from Prefect's in their ids and times alone."""
+    first, second, prefects = running(), running(), Running()
+    assert len({first.id, second.id, prefects.id}) == 3
+    assert first.state_details is not second.state_details
+    assert (type(first.id), type(first.timestamp)) == (type(prefects.id), type(prefects.timestamp))
+    assert first.timestamp <= second.timestamp <= prefects.timestamp
+    assert first.timestamp.tzinfo == prefects.timestamp.tzinfo
+    varying = {"id", "timestamp"}
+    assert first.model_dump(exclude=varying) == prefects.model_dump(exclude=varying)
+    assert first.model_dump_json(exclude=varying) == prefects.model_dump_json(exclude=varying)
+    assert first.model_fields_set >= prefects.model_fields_set
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ResultStore:
+    """A result store in a folder that is reached by a link."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    return ResultStore(result_storage=LocalFileSystem(basepath=str(tmp_path / "link")))
+
+
+@pytest.mark.parametrize("key", ["0b6e5a", "a-b_c"])
+def test_a_record_is_the_one_that_prefect_makes(store: ResultStore, key: str) -> None:
+    """The record of a value has the metadata of Prefect's, and Prefect finds it where it says."""
+    record, prefects = as_record(["x"], store, key), store.create_result_record(["x"], key=key)
+    assert isinstance(record, ResultRecord)
+    assert (record.result, record.metadata.storage_key) == (["x"], prefects.metadata.storage_key)
+    assert record.metadata.model_dump() == prefects.metadata.model_dump()
+    assert is_surely_absent(store, key)
+    store.persist_result_record(record)
+    assert not is_surely_absent(store, key)
+    assert store.read(key).result == ["x"]
+
+
+@pytest.mark.parametrize("key", ["folder/name", "../out", "~", "a.json", ""])
+def test_other_keys_are_left_to_prefect(store: ResultStore, key: str) -> None:
+    """A key that is more than a plain name is Prefect's to resolve, and its record Prefect's to look for."""
+    assert as_record("x", store, key) == "x"
+    assert not is_surely_absent(store, key)
+
+
+def test_values_that_mean_a_state_are_left_to_prefect(store: ResultStore) -> None:
+    """States, lists of states and generators decide the final state of the task run."""
+    states = [Completed(), Completed()]
+    assert as_record(states, store, "a") is states
+    assert as_record(states[0], store, "a") is states[0]
+
+
+@pytest.mark.parametrize("policy", [DEFAULT, TASK_SOURCE + INPUTS, INPUTS + RUN_ID, TASK_SOURCE, NO_CACHE])
+def test_a_key_is_the_one_that_prefect_computes(policy: CachePolicy) -> None:
+    """A cache policy that combines others gives the key of Prefect's, for each task its own."""
+    keys = set()
+    for each in (value, with_options):
+        run = TaskRun(task_key="key", dynamic_key="0", flow_run_id=uuid4())
+        context: Any = SimpleNamespace(task=each, task_run=run)
+        known = with_known_source(policy) or policy
+        keys.add(known.compute_key(context, {"given": 1}, {}))
+        assert known.compute_key(context, {"given": 1}, {}) == policy.compute_key(context, {"given": 1}, {})
+    assert (with_known_source(policy) is not None) == (policy is DEFAULT or policy == TASK_SOURCE + INPUTS)
+    assert len(keys) == (2 if policy in (DEFAULT, TASK_SOURCE + INPUTS, INPUTS + RUN_ID, TASK_SOURCE) else 1)
