@@ -11,7 +11,7 @@ from typing import Any, Literal
 from tests.benchmarks.functions import nothing
 
 WORKERS = 4
-Runner = Literal["jobs", "threads", "processes"]
+Runner = Literal["jobs", "thread jobs", "threads", "processes"]
 
 
 def measure_runner(runner: Runner, tasks: int) -> dict[str, Any]:
@@ -45,6 +45,8 @@ def _task_runner(runner: Runner) -> Any:
     match runner:
         case "jobs":
             return JobTaskRunner(WORKERS, pool="process")
+        case "thread jobs":
+            return JobTaskRunner(WORKERS, pool="thread")
         case "threads":
             return ThreadPoolTaskRunner(4)
         case "processes":
