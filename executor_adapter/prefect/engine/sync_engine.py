@@ -15,7 +15,7 @@ from prefect.client.schemas.objects import State
 from prefect.concurrency.context import ConcurrencyContext
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging.loggers import task_run_logger
-from prefect.results import get_result_store  # type: ignore[attr-defined]  # Prefect exports it from there on purpose.
+from prefect.results import get_result_store
 from prefect.task_engine import SyncTaskRunEngine
 from prefect.transactions import Transaction, transaction
 from prefect.utilities.asyncutils import run_coro_as_sync
@@ -55,12 +55,13 @@ class SyncJobEngine(JobEngine, SyncTaskRunEngine[..., Any]):
             with super().setup_run_context(client):
                 yield
             return
-        store = get_result_store().update_for_task(self.task, _sync=True)
-        fields = self.run_context_fields()
-        with TaskRunContext.model_construct(client=client or self.client, result_store=store, **fields):
-            with ConcurrencyContext():
-                self.logger = task_run_logger(task_run=self.task_run, task=self.task)
-                yield
+        assert self.task_run is not None, "only a task run has a context"
+        store: Any = get_result_store()
+        fields = {**self.run_context_fields(), "result_store": store.update_for_task(self.task, _sync=True)}
+        with TaskRunContext.model_construct(client=client or self.client, **fields), ConcurrencyContext():
+            logger: Any = task_run_logger(task_run=self.task_run, task=self.task)
+            self.logger = logger
+            yield
 
     @contextlib.contextmanager
     def run_context(self) -> Iterator[Self]:
