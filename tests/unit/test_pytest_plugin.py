@@ -32,8 +32,7 @@ def test_the_tests_of_a_user_pass(processes: tuple[str, ...], tmp_path: Path) ->
     """The fixtures work beside pytest-mock, in one process and under pytest-xdist, without a warning."""
     output = run_pytest(*processes, str(USER_TESTS), cwd=tmp_path)
     written = USER_TESTS.read_text().count("\ndef test_")
-    assert f"{written} passed" in output, output
-    assert "warning" not in output
+    assert f"{written} passed in " in output, output  # No error at the end of a test, and no warning.
 
 
 def test_the_plugin_is_light(tmp_path: Path) -> None:
