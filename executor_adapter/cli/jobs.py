@@ -21,7 +21,7 @@ from executor_adapter.cli.output import (
     seconds,
     status_text,
 )
-from executor_adapter.cli.rerun import parse_changes, rerun_record
+from executor_adapter.cli.rerun import live_rerun, parse_changes, rerun_record
 from executor_adapter.cli.stores import (
     ConfigOption,
     JobId,
@@ -39,7 +39,7 @@ from executor_adapter.store import MAX_LOG_LINES, JobFilter, JobRecord, Page
 
 app = typer.Typer(help="Show the jobs of a store, cancel them, or run them again.", no_args_is_help=True)
 
-COLUMNS = ("ID", "STATUS", "TYPE", "TOOL", "TRY", "CREATED", "TOOK", "ERROR")
+COLUMNS = ("ID", "STATUS", "FUNCTION", "TYPE", "TOOL", "TRY", "CREATED", "TOOK", "ERROR")
 
 MAX_OFFSET = 10**15
 """Last position in a list that can be asked for; databases have integers of 64 bits."""
@@ -119,6 +119,7 @@ def row(record: JobRecord) -> list[Any]:
     return [
         record.job_id,
         status_text(record.status, quarantined=record.quarantined),
+        record.function.rpartition(":")[2],
         record.job_type,
         record.tool_name,
         record.attempt or "",
@@ -147,6 +148,9 @@ def show(
     if record.attempts:
         console().print()
         _print_attempts(record.attempts)
+    if record.traceback is not None:
+        console().print()
+        console().print(Text(record.traceback), soft_wrap=True)
 
 
 def _facts(record: JobRecord) -> dict[str, Any]:
@@ -203,7 +207,10 @@ def logs(
     config_file: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print what a job's function logged, or printed in a worker process. The newest 1000 lines are kept."""
+    """Print what a job's function logged, or printed in a worker process, and how it failed.
+
+    The newest 1000 lines are kept.
+    """
     with opened(store, config_file) as opened_store:
         record = find_job(opened_store, job_id)
         for line in log_of(opened_store, record.job_id, tail=tail, follow=follow):
@@ -224,19 +231,34 @@ def retry(
     config_file: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Queue finished jobs again, as new jobs; a running host of their queue runs them."""
+    """Queue finished jobs again, as new jobs; a running host of their queue runs them.
+
+    A job that is queued again already is not queued twice: the exit code is 1.
+    """
     given = parse_changes(changes or []) | ({} if max_runtime is None else {"max_runtime": max_runtime})
     queued: list[dict[str, Any]] = []
     with opened(store, config_file) as opened_store:
         for fresh in [rerun_record(record, given) for record in find_jobs(opened_store, job_ids)]:
-            opened_store.enqueue(fresh)
-            queued.append({"job_id": fresh.job_id, "retry_of": fresh.retry_of, "queue": fresh.queue})
+            before = live_rerun(opened_store, fresh.retry_of)
+            if before is None:
+                opened_store.enqueue(fresh)
+            new = before or fresh
+            queued.append({"job_id": new.job_id, "retry_of": new.retry_of, "queue": new.queue, "new": before is None})
     if as_json:
         print_json(queued)
-        return
-    for new in queued:
-        of = f" of queue {new['queue']!r}" if new["queue"] else ""
-        console().print(f"{new['retry_of']} is queued again as {new['job_id']}: a running host{of} will run it")
+    else:
+        for each in queued:
+            console().print(_queued_text(each), soft_wrap=True)
+    if not all(each["new"] for each in queued):
+        raise typer.Exit(1)
+
+
+def _queued_text(queued: dict[str, Any]) -> str:
+    if not queued["new"]:
+        new = queued["job_id"]
+        return f"{queued['retry_of']} is queued again already, as {new}: wait for it, or `jobs cancel {new}` first"
+    of = f" of queue {queued['queue']!r}" if queued["queue"] else ""
+    return f"{queued['retry_of']} is queued again as {queued['job_id']}: a running host{of} will run it"
 
 
 @app.command()

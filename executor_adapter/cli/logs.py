@@ -10,7 +10,7 @@ from rich.text import Text
 
 from executor_adapter.cli.output import clock_time
 from executor_adapter.job import TERMINAL
-from executor_adapter.store import MAX_LOG_LINES, JobStore, LogLine
+from executor_adapter.store import MAX_LOG_LINES, JobRecord, JobStore, LogLine
 
 POLL_SECONDS = 0.5
 """Seconds between reads of the store."""
@@ -27,10 +27,19 @@ def log_of(store: JobStore, job_id: str, *, tail: int, follow: bool) -> Iterator
         for line in store.lines(job_id, after=after, limit=limit):
             after = line.seq
             yield line
+        if has_ended and record is not None and record.traceback is not None:
+            yield _failure(record, after + 1)
         if has_ended or not follow:
             return
         limit = MAX_LOG_LINES
         time.sleep(POLL_SECONDS)
+
+
+def _failure(record: JobRecord, seq: int) -> LogLine:
+    """Return how the job failed, as the last line of its log."""
+    at = record.completed_at or record.created_at
+    text = f"{record.error_code}: {record.error_message}\n{record.traceback}"
+    return LogLine(record.job_id, record.attempt, seq, at, logging.ERROR, "traceback", text)
 
 
 def line_text(line: LogLine) -> Text:

@@ -11,8 +11,8 @@ from typing import Any
 import typer
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job import RETRY_OF, TERMINAL, Job, changed_retry, did_you_mean, uuid7
-from executor_adapter.store import JobRecord, call_fields
+from executor_adapter.job import RETRY_OF, TERMINAL, Job, JobStatus, changed_retry, did_you_mean, uuid7
+from executor_adapter.store import JobFilter, JobRecord, JobStore, call_fields
 
 _IN_COLUMNS = frozenset({"job_type", "tool_name", "priority", "max_runtime"})
 """Fields of a job that have columns of their own in its record; the others are in its call."""
@@ -81,6 +81,12 @@ def rerun_record(record: JobRecord, changes: Mapping[str, Any]) -> JobRecord:
         retry_of=record.job_id,
     )
     return replace(fresh, **columns)
+
+
+def live_rerun(store: JobStore, job_id: str | None) -> JobRecord | None:
+    """Return the job that was made from this one and has not ended yet; None where there is none."""
+    found = store.find(JobFilter(statuses=frozenset(JobStatus) - TERMINAL, retry_of=job_id), limit=1).records
+    return found[0] if found else None
 
 
 def _refuse_unfit(record: JobRecord, changes: Mapping[str, Any]) -> None:

@@ -42,6 +42,7 @@ from executor_adapter.cli.stores import ConfigOption, StoreOption
 from executor_adapter.config import Settings, load_config
 from executor_adapter.executor import JobExecutor
 from executor_adapter.job import Job, JobStatus, Transition, resolve
+from executor_adapter.persistence import traceback_of
 from executor_adapter.pools import Assignment
 
 EXIT_CODES = {
@@ -104,8 +105,11 @@ def run(
             1, config=config, store=store or config.store.url, observers=[_print_retry]
         ) as executor:
             value, error = _wait(executor, job)
-    _print_result(job, value, as_json=as_json)
+    where = None if error is None else traceback_of(error, error.__traceback__)
+    _print_result(job, value, where, as_json=as_json)
     if not as_json:
+        if where is not None:
+            print_note(Text(where, style="dim"))
         print_note(_summary(job, error))
     raise typer.Exit(exit_code(job))
 
@@ -208,7 +212,7 @@ def _wait(executor: JobExecutor, job: Job) -> tuple[Any, BaseException | None]:
     return (future.result() if error is None else None), error
 
 
-def _print_result(job: Job, value: Any, *, as_json: bool) -> None:
+def _print_result(job: Job, value: Any, where: str | None, *, as_json: bool) -> None:
     if as_json:
         print_json(
             {
@@ -217,6 +221,7 @@ def _print_result(job: Job, value: Any, *, as_json: bool) -> None:
                 "value": plain(value),
                 "error_code": job.error_code,
                 "error_message": job.error_message,
+                "traceback": where,
                 "attempts": len(job.attempts),
                 "duration": job.duration,
                 "records_processed": job.records_processed,

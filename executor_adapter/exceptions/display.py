@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from executor_adapter.error_facts import facts_of, is_a, keep_facts
-from executor_adapter.exceptions import JobError
+from executor_adapter.exceptions import InvalidJobError, JobError
 
 MAX_CHAIN_LENGTH = 1000
 """Causes and members of groups that are followed before the chain counts as endless."""
@@ -39,6 +39,14 @@ def repr_of(error: BaseException) -> str:
         return str.__str__(repr(error))
     except Exception:
         return f"{type(error).__name__}: {text_of(error)}"
+
+
+def message_of(error: BaseException) -> str:
+    """Return what a job shows of its error: its class and text, or of one of ours the text, a whole sentence."""
+    text, name = text_of(error), type(error).__name__
+    if is_a(error, JobError) or is_a(error, InvalidJobError):
+        return text or name
+    return f"{name}: {text}" if text else name
 
 
 def traceback_text(error: BaseException, tb: TracebackType | None) -> str:

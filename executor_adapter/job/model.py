@@ -224,7 +224,7 @@ class Job(Model):
 
     @property
     def error_message(self) -> str | None:
-        """The text of the last attempt's error; None where it returned."""
+        """The class and the text of the last attempt's error; None where it returned."""
         return self.state.error_message
 
     @property

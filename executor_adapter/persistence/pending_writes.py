@@ -6,11 +6,14 @@ import itertools
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import NamedTuple
 
 from executor_adapter.error_facts import is_a
 from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.job import TERMINAL, Job, JobStatus, Progress, Transition
 from executor_adapter.persistence.serialization import StoredCall, record_of
+from executor_adapter.persistence.tracebacks import traceback_of
 from executor_adapter.store import JobRecord
 
 
@@ -21,6 +24,13 @@ class WriteBatch:
     new: list[JobRecord]
     changed: list[JobRecord]
     jobs: list[Job]
+
+
+class _Received(NamedTuple):
+    """A transition, and its error's traceback at that time."""
+
+    transition: Transition
+    traceback: TracebackType | None
 
 
 class PendingWrites:
@@ -43,8 +53,8 @@ class PendingWrites:
         self._quarantined = quarantined
         self._unwritten: dict[Job, StoredCall] = {}
         """Jobs that have never been written, with what another process needs to run them."""
-        self._received: deque[Transition] = deque()
-        self._due: dict[Job, Transition] = {}
+        self._received: deque[_Received] = deque()
+        self._due: dict[Job, _Received] = {}
         self._running: dict[Job, Progress | None] = {}
         """Running jobs, with their progress as last recorded."""
         self._requeued: set[Job] = set()
@@ -74,14 +84,16 @@ class PendingWrites:
 
     def on_transition(self, transition: Transition) -> None:
         """Receive a transition, on the supervisor's thread."""
-        self._received.append(transition)
+        error = transition.error
+        self._received.append(_Received(transition, None if error is None else error.__traceback__))
 
     # --- on the recorder's thread ---
 
     def collect(self) -> None:
         """Make the transitions received by now due; a job moves behind those that changed before it."""
         for _ in range(len(self._received)):
-            transition = self._received.popleft()
+            received = self._received.popleft()
+            transition = received.transition
             job = transition.job
             if transition.status is JobStatus.RUNNING:
                 self._running[job] = None
@@ -92,7 +104,7 @@ class PendingWrites:
                     self._disowned.discard(job)
                 continue
             self._due.pop(job, None)
-            self._due[job] = transition
+            self._due[job] = received
 
     def collect_progress(self) -> None:
         """Make running jobs due that have reported new progress since it was last recorded."""
@@ -101,14 +113,14 @@ class PendingWrites:
             if progress is not recorded and job not in self._disowned:
                 self._running[job] = progress
                 unchanged = Transition(job, JobStatus.RUNNING, JobStatus.RUNNING, 0.0, job.state.attempt)
-                self._due.setdefault(job, unchanged)
+                self._due.setdefault(job, _Received(unchanged, None))
 
     def batch(self, size: int, host_id: str) -> WriteBatch:
         """Return the first `size` due records; they stay due until `mark_written`."""
         batch = WriteBatch([], [], [])
-        for job, transition in itertools.islice(self._due.items(), size):
+        for job, received in itertools.islice(self._due.items(), size):
             call = self._unwritten.get(job)
-            record = self._record(transition, call, host_id)
+            record = self._record(received, call, host_id)
             (batch.changed if call is None else batch.new).append(record)
             batch.jobs.append(job)
         return batch
@@ -116,7 +128,7 @@ class PendingWrites:
     def mark_written(self, jobs: Iterable[Job]) -> None:
         """Remove the jobs of a batch that is in the store now."""
         for job in jobs:
-            transition = self._due.pop(job)
+            transition = self._due.pop(job).transition
             self._unwritten.pop(job, None)
             if transition.status in TERMINAL:
                 self._requeued.discard(job)
@@ -129,10 +141,10 @@ class PendingWrites:
         """Record nothing more of these jobs, which another host runs now; return how many had ended here unrecorded."""
         ended = 0
         for job in jobs:
-            transition = self._due.pop(job, None)
+            due = self._due.pop(job, None)
             if job.status not in TERMINAL:
                 self._disowned.add(job)
-            elif transition is not None:
+            elif due is not None:
                 ended += 1
         return ended
 
@@ -140,9 +152,18 @@ class PendingWrites:
         """Return which of `jobs` and of the due jobs have been written before."""
         return [job for job in {*jobs, *self._due} if job not in self._unwritten]
 
-    def _record(self, transition: Transition, call: StoredCall | None, host_id: str) -> JobRecord:
+    def _record(self, received: _Received, call: StoredCall | None, host_id: str) -> JobRecord:
+        transition = received.transition
+        if self._is_requeued(transition):
+            return _for_next_host(self._record_of(transition, call, host_id))
+        record = self._record_of(transition, call, host_id)
+        if transition.error is None:
+            return record
+        return replace(record, traceback=traceback_of(transition.error, received.traceback))
+
+    def _record_of(self, transition: Transition, call: StoredCall | None, host_id: str) -> JobRecord:
         job = transition.job
-        record = record_of(
+        return record_of(
             job,
             transition.status,
             queue=self._queue,
@@ -151,7 +172,6 @@ class PendingWrites:
             quarantined=transition.status is JobStatus.FAILED and self._quarantined.get(job.job_id) is job,
             keep=self._keeps_jobs,
         )
-        return _for_next_host(record) if self._is_requeued(transition) else record
 
     def _is_requeued(self, transition: Transition) -> bool:
         cut_off = transition.status is JobStatus.CANCELLED and was_cut_off(transition.error)

@@ -34,5 +34,11 @@ def _plain(record: JobRecord) -> JobRecord:
     """Return the record with nothing that its function made or its caller gave."""
     note = None if record.error_code is None else "the error cannot be stored: the log of its program has it"
     return dataclasses.replace(
-        record, error_message=note, records_processed=None, progress=None, attempt_fields=(), metadata={}
+        record,
+        error_message=note,
+        traceback=None,
+        records_processed=None,
+        progress=None,
+        attempt_fields=(),
+        metadata={},
     )

@@ -208,15 +208,17 @@ def _finished_before(known: JobRecord, record: JobRecord) -> bool:
 
 
 def _matches(record: JobRecord, wanted: JobFilter) -> bool:
-    named = ((wanted.queue, record.queue), (wanted.job_type, record.job_type), (wanted.tool_name, record.tool_name))
     return (
         (wanted.statuses is None or record.status in wanted.statuses)
-        and all(asked is None or asked == has for asked, has in named)
+        and all(getattr(wanted, name) in (None, getattr(record, name)) for name in _NAMED)
         and (wanted.quarantined is None or wanted.quarantined == record.quarantined)
         and _within(record.created_at, wanted.created_from, wanted.created_before)
         and _within(record.completed_at, wanted.ended_from, wanted.ended_before)
         and (wanted.text is None or _contains(record, wanted.text))
     )
+
+
+_NAMED = ("queue", "job_type", "tool_name", "retry_of")
 
 
 def _within(at: float | None, begin: float | None, end: float | None) -> bool:

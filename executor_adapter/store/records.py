@@ -42,6 +42,9 @@ class JobRecord:
     """The time at which the next attempt may start; None: at once."""
     error_code: str | None = None
     error_message: str | None = None
+    traceback: str | None = None
+    """The end of the last traceback; for a time limit where the function was, for a crash the end of its output.
+    Lists of a database leave it out: `JobStore.get` has it."""
     records_processed: int | None = None
     progress: Progress | None = None
     attempt_fields: tuple[tuple[Any, ...], ...] = ()
@@ -128,6 +131,8 @@ class JobFilter:
     queue: str | None = None
     job_type: str | None = None
     tool_name: str | None = None
+    retry_of: str | None = None
+    """The id of the job that they were made from."""
     created_from: float | None = None
     """Created at this time or later."""
     created_before: float | None = None

@@ -8,7 +8,7 @@ from typing import Any
 from executor_adapter.error_codes import error_code_of
 from executor_adapter.error_facts import is_a
 from executor_adapter.exceptions import JobCancelledError, JobTimeoutError, SoftTimeoutError
-from executor_adapter.exceptions.display import repr_of, text_of
+from executor_adapter.exceptions.display import message_of
 from executor_adapter.job import Job, JobStatus
 from executor_adapter.pools import Assignment
 from executor_adapter.supervision.stop_reason import StopReason
@@ -95,7 +95,7 @@ def soft_timeout_error(job: Job, cause: SoftTimeoutError) -> JobTimeoutError:
 
 def code_and_message(error: BaseException) -> tuple[str, str]:
     """Return the error code and the text that a job shows for `error`."""
-    return error_code_of(error), text_of(error) or repr_of(error)
+    return error_code_of(error), message_of(error)
 
 
 def records_in(value: dict[Any, Any]) -> int | None:

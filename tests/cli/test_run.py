@@ -242,3 +242,28 @@ def test_an_interrupt_ends_the_job_and_leaves_no_process(home: Path) -> None:
     assert process.returncode == 130, error
     with pytest.raises(ProcessLookupError):
         os.kill(worker, 0)
+
+
+def test_a_failed_job_is_understood_from_the_shell(command: Command, home: Path) -> None:
+    """`run`, `jobs list`, `jobs show`, `jobs logs` and their JSON name an error's class, text and traceback."""
+    (home / "broken.py").write_text("def look_up():\n    print('looking')\n    return {}['nope']\n")
+    ran = command("run", "broken:look_up", "--retries", "0")
+    assert ran.code == 1
+    traceback = "Traceback (most recent call last):\n"
+    traceback += f"  File \"{home}/broken.py\", line 3, in look_up\n    return {{}}['nope']\n"
+    assert ran.err.startswith(traceback)
+    assert re.search(r"^failed in [\d.]+ s EXECUTION_ERROR: KeyError: 'nope'$", ran.err, re.MULTILINE)
+    listed = command("jobs", "list")
+    assert re.search(r"^ID +STATUS +FUNCTION .*\n.* failed +look_up .* EXECUTION_ERROR: KeyError: 'nope'", listed.out)
+    job_id = command("jobs", "list", "--json").json["jobs"][0]["job_id"]
+    shown = command("jobs", "show", job_id)
+    assert "EXECUTION_ERROR: KeyError: 'nope'" in shown.out
+    assert traceback in shown.out
+    assert command("jobs", "show", job_id, "--json").json["traceback"].endswith("\nKeyError: 'nope'")
+    logs = command("jobs", "logs", job_id).out
+    assert logs.index("looking") < logs.index("EXECUTION_ERROR: KeyError: 'nope'") < logs.index(traceback)
+    last = json.loads(command("jobs", "logs", job_id, "--json").out.splitlines()[-1])
+    assert (last["source"], last["text"].splitlines()[-1]) == ("traceback", "KeyError: 'nope'")
+    answer = command("run", "broken:look_up", "--retries", "0", "--json").json
+    assert answer["error_message"] == "KeyError: 'nope'"
+    assert answer["traceback"].startswith(traceback)

@@ -35,8 +35,8 @@ def test_a_list_is_a_table_in_colours(pane: Terminal, store: JobStore) -> None:
     )
     pane.run("jobs list")
     shown = pane.wait_for("2 jobs")
-    assert re.search(r"^ID +STATUS +TYPE +TOOL +TRY +CREATED +TOOK +ERROR", shown, re.MULTILINE)
-    assert re.search(r"^broken-0002 +failed +job +1 .*DATA_ERROR: no good", shown, re.MULTILINE)
+    assert re.search(r"^ID +STATUS +FUNCTION +TYPE +TOOL +TRY +CREATED +TOOK +ERROR", shown, re.MULTILINE)
+    assert re.search(r"^broken-0002 +failed +collect +job +1 .*DATA_ERROR: no good", shown, re.MULTILINE)
     assert re.search(r"^fine-0001 +completed .*10\.0 s", shown, re.MULTILINE)
     assert re.search("\x1b\\[3[12]m(failed|completed)", pane.screen(colours=True))
 

@@ -52,7 +52,7 @@ def test_a_function_s_exception_is_raised_as_itself(executor: JobExecutor, make_
 
     with pytest.raises(ValueError, match="no good"):
         executor.run(job)
-    assert (job.status, job.error_code, job.error_message) == ("failed", "EXECUTION_ERROR", "no good")
+    assert (job.status, job.error_code, job.error_message) == ("failed", "EXECUTION_ERROR", "ValueError: no good")
 
 
 def test_records_are_taken_from_the_result(executor: JobExecutor, make_job: MakeJob) -> None:

@@ -92,6 +92,7 @@ FULL = JobRecord(
     retry_at=None,
     error_code="DATA_ERROR",
     error_message="Ünïcode: “broken” 'quotes' \\ % _",
+    traceback="Traceback (most recent call last):\n  ...\nValueError: broken",
     records_processed=3_000_000_000,
     progress=Progress(1.5, 3, "half"),
     attempt_fields=(
@@ -113,7 +114,7 @@ def test_a_record_comes_back_as_it_was_written(store: JobStore, host: Host) -> N
     record = dataclasses.replace(FULL, host=host.host_id)
     put(store, host, record)
     assert store.get(record.job_id) == record
-    assert store.find().records == (record,)
+    assert [dataclasses.replace(listed, traceback=record.traceback) for listed in store.find().records] == [record]
     assert store.get("unknown") is None
 
 

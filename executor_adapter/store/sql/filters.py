@@ -25,7 +25,7 @@ def conditions(wanted: JobFilter) -> list[ColumnElement[bool]]:
 def _named(wanted: JobFilter) -> Iterator[ColumnElement[bool]]:
     if wanted.statuses is not None:
         yield jobs.c.status.in_(sorted(wanted.statuses))
-    for name in ("queue", "job_type", "tool_name"):
+    for name in ("queue", "job_type", "tool_name", "retry_of"):
         if (asked := getattr(wanted, name)) is not None:
             yield jobs.c[name] == asked
     if wanted.quarantined is not None:

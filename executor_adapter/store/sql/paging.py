@@ -11,12 +11,15 @@ from executor_adapter.store.records import JobFilter
 from executor_adapter.store.sql.filters import conditions
 from executor_adapter.store.sql.schema import jobs
 
+_LISTED = [column for column in jobs.columns if column.name != "traceback"]
+"""Not the tracebacks: a list may be of a hundred thousand jobs, each with 8 kB of it."""
+
 
 def page_of(wanted: JobFilter, offset: int, limit: int | None, newest_first: bool) -> Select[Any]:
     """Return a query for the rows of a page, whose ids come from an index alone."""
     ids = _ids(wanted)
     which = ids.order_by(*_order(ids.selected_columns, newest_first)).offset(offset).limit(limit).subquery()
-    rows = select(jobs).where(jobs.c.job_id.in_(select(which.c.job_id)))
+    rows = select(*_LISTED).where(jobs.c.job_id.in_(select(which.c.job_id)))
     return rows.order_by(*_order(jobs.c, newest_first))
 
 

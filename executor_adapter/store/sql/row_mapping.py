@@ -61,6 +61,7 @@ def changing_row_of(record: JobRecord) -> dict[str, Any]:
         "retry_at": record.retry_at,
         "error_code": _text(record.error_code),
         "error_message": _error_text(record.error_message),
+        "traceback": _text(record.traceback),
         "records_processed": None if record.records_processed is None else _storable_integer(record.records_processed),
         "progress": None if record.progress is None else _dump(record.progress),
         "attempts": json.dumps(list(map(_attempt, record.attempt_fields))) if record.attempt_fields else "[]",

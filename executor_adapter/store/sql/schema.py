@@ -16,7 +16,7 @@ from sqlalchemy import (
     false,
 )
 
-REVISION = "0005"
+REVISION = "0006"
 """The newest migration; every open store has it."""
 
 VERSIONS = "executor_adapter_version"
@@ -40,6 +40,7 @@ jobs = Table(
     Column("retry_at", Double),
     Column("error_code", Text),
     Column("error_message", Text),
+    Column("traceback", Text),
     Column("records_processed", BigInteger),
     Column("progress", Text),
     Column("attempts", Text, nullable=False),

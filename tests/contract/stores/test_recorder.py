@@ -32,7 +32,11 @@ def test_a_shutdown_records_every_end(make_stored: MakeStored, store: JobStore) 
     record = record_in(store, good[0].job_id)
     assert (record.completed_at, record.started_at) == (good[0].state.completed_at, good[0].state.started_at)
     record = record_in(store, bad.job_id)
-    assert (record.error_code, record.error_message, record.tool_name) == ("NETWORK_ERROR", "on purpose", "radar")
+    assert (record.error_code, record.error_message, record.tool_name) == (
+        "NETWORK_ERROR",
+        "ConnectionError: on purpose",
+        "radar",
+    )
     assert record.attempts == bad.attempts
     assert len(record.attempts) == 2
 

@@ -104,7 +104,7 @@ def test_a_job_is_retried_with_changes_after_a_restart(url: str) -> None:
             await scheduler.retry_job("unknown")
         retried = await scheduler.retry_job(failed, max_runtime=7200, kwargs={"code": 8}, retry_attempts=0)
         after = await wait_for_end(scheduler, retried)
-        assert (after.max_runtime, after.tool_name, after.error_message) == (7200, "radar", "on purpose 8")
+        assert (after.max_runtime, after.tool_name, after.error_message) == (7200, "radar", "LookupError: on purpose 8")
         assert after.metadata["retry_of"] == before.job_id == failed
         scheduler.close()
 
