@@ -6,6 +6,13 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 PROCESSES := 3
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+# Runs a command, and counts the seconds that it takes where they can be seen.
+ticking = if [ -t 2 ]; then \
+	    (n=0; while sleep 1; do n=$$((n + 1)); printf '\r  %d s' $$n >&2; done) & clock=$$!; \
+	fi; \
+	$(1); code=$$?; \
+	if [ -n "$$clock" ]; then kill $$clock; printf '\r\033[K' >&2; fi; \
+	exit $$code
 CANDIDATES := python3.13 python3.12 python3.11 python3
 
 # A stamp file marks what is installed. It is older than pyproject.toml after a change there, which installs again.
@@ -115,10 +122,10 @@ $(INTERPRETER):
 
 $(DEMO): pyproject.toml | $(INTERPRETER)
 	@echo "installing the package and its demo (a minute or two)"
-	@$(PIP) install --editable '.[demo]'
+	@$(call ticking,$(PIP) install --editable '.[demo]')
 	@touch $@
 
 $(DEV): pyproject.toml | $(INTERPRETER)
 	@echo "installing the package with its development tools (a minute or two)"
-	@$(PIP) install --editable '.[dev]'
+	@$(call ticking,$(PIP) install --editable '.[dev]')
 	@touch $(DEMO) $@

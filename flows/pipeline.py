@@ -19,10 +19,12 @@ if __name__ == "__main__":
     prepare()
 
 from prefect import flow, tags
+from prefect.client.orchestration import get_client
 from prefect.settings import get_current_settings
 
 from executor_adapter.config import load_config
 from executor_adapter.exceptions import ConfigurationError
+from executor_adapter.monitoring import ProgressBar, ProgressCounts
 from tasks.collection import collect
 from tasks.options import select_tools
 from tasks.processing import process
@@ -47,6 +49,13 @@ def pipeline_flow(config: str | None = None) -> None:
     run.finish(process(run))
 
 
+def start_embedded_server() -> None:
+    """Start the server that the flow will use, and show on a terminal that this is what takes time."""
+    waiting = ProgressCounts(note="it creates its database first")
+    with ProgressBar("Prefect server", lambda: waiting, summary=False), get_client(sync_client=True) as client:
+        client.api_healthcheck()
+
+
 def main(arguments: list[str]) -> int:
     """Run the flow once and return the exit code."""
     config = arguments[0] if arguments else None
@@ -55,9 +64,10 @@ def main(arguments: list[str]) -> int:
     except ConfigurationError as error:
         print(error, file=sys.stderr)
         return 2
-    if not get_current_settings().api.url:
-        print("starting an embedded Prefect server; set PREFECT_API_URL to use a running one", flush=True)
     try:
+        if not get_current_settings().api.url:
+            print("starting an embedded Prefect server; set PREFECT_API_URL to use a running one", flush=True)
+            start_embedded_server()
         with tags("pipeline"):
             pipeline_flow(config)
     except JobsFailedError as error:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, assert_never
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, Group, JustifyMethod
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from executor_adapter import Job, JobStatus, Transition
 
-MAX_LIVE_ROWS = 30
-"""Rows of the live table. A table that is taller than the screen flickers."""
+WIDE = 100
+"""Columns of a terminal from which on the table also has the pool and the attempts of each job."""
 
 TRANSITION_TIMEOUT = 5.0
 """Seconds to wait for a job's last transition after its future is done."""
@@ -94,35 +95,62 @@ class ProgressTable:
 
     @contextmanager
     def live(self) -> Iterator[None]:
-        """Show the jobs on the terminal while the block runs; does nothing without a terminal."""
+        """Show what runs while the block runs, then a line for each stage of it; does nothing without a terminal."""
         if not self.console.is_terminal:
             yield
             return
-        with Live(get_renderable=self._live_table, console=self.console, refresh_per_second=4, transient=True):
-            yield
+        before = frozenset(self._jobs)
+        view = functools.partial(self._live_view, before)
+        try:
+            with Live(get_renderable=view, console=self.console, refresh_per_second=4, transient=True):
+                yield
+        finally:
+            for line in _stage_lines(self._rows_since(before)):
+                self.console.print(line)
 
     def render(self, rows: Sequence[JobRow] | None = None) -> Table:
-        """Return a table with one row per job."""
-        table = Table(title="Jobs", title_justify="left", header_style="bold", box=SIMPLE_HEAD)
-        for name in ("tool", "stage", "job", "pool"):
-            table.add_column(name)
-        for name in ("attempts", "seconds", "rows"):
-            table.add_column(name, justify="right")
-        table.add_column("state")
-        for row in self.rows() if rows is None else rows:
-            state = Text(row.state, style=_style(row.status))
-            table.add_row(row.tool, row.stage, row.subject, row.pool, *_figures(row), state)
+        """Return a table with one row per job; where there is little room, without its pool."""
+        wide = self.console.width >= WIDE
+        names = ("tool", "stage", "job", *(("pool", "attempts") if wide else ()), "seconds", "rows", "state")
+        cells = [_cells(row, wide) for row in (self.rows() if rows is None else rows)]
+        table = Table(title="Jobs", title_justify="left", header_style="bold", box=None, pad_edge=False)
+        table.padding = (0, gap := 2 if wide else 1, 0, 0)
+        for name in names:
+            side: JustifyMethod = "right" if name in ("attempts", "seconds", "rows") else "left"
+            table.add_column(name, no_wrap=True, overflow="ellipsis", justify=side)
+        # The job's name alone is cut where the rest needs the room; rich would cut all columns by the same share.
+        others = sum(
+            max([len(name), *(cell_len(str(row[at])) for row in cells)]) + gap for at, name in _all_but_job(names)
+        )
+        table.columns[names.index("job")].max_width = max(8, self.console.width - others - gap)
+        for row in cells:
+            table.add_row(*row)
         return table
 
-    def _live_table(self) -> Table:
-        rows = self.rows()
-        # Jobs that run or wait matter most; of the finished jobs the last few are shown.
-        live = [row for row in rows if not row.status.is_terminal][:MAX_LIVE_ROWS]
-        finished = [row for row in rows if row.status.is_terminal]
-        shown = [*finished[len(finished) - MAX_LIVE_ROWS + len(live) :], *live] if len(rows) > MAX_LIVE_ROWS else rows
-        table = self.render(shown)
-        table.title = f"Jobs: {len(finished)} of {len(rows)} finished"
-        return table
+    def _rows_since(self, before: frozenset[str]) -> list[JobRow]:
+        """Return the rows of the jobs that were not known before."""
+        with self._changed:
+            return [self._row(job) for job_id, job in self._jobs.items() if job_id not in before]
+
+    def _live_view(self, before: frozenset[str]) -> Group:
+        """Draw a line for each new stage, then one for each job that runs, as many as the screen has lines for."""
+        rows = self._rows_since(before)
+        stages = list(_stage_lines(rows))
+        running = [row for row in rows if row.status in (JobStatus.RUNNING, JobStatus.RETRYING)]
+        room = max(1, self.console.height - len(stages) - 2)
+        table = Table.grid(padding=(0, 0, 0, 1), pad_edge=True)
+        for name in ("state", "seconds", "tool", "job"):
+            table.add_column(name, no_wrap=True, overflow="ellipsis", justify="right" if name == "seconds" else "left")
+        for row in running[:room]:
+            table.add_row(Text(row.state, style=_style(row.status)), f"{_figures(row)[1]} s", row.tool, row.subject)
+        hidden = len(running) - room
+        if hidden > 0:
+            rest = f" and {hidden:,} more run"
+        elif not running and any(row.status is JobStatus.PENDING for row in rows):
+            rest = " waiting for workers to start"
+        else:
+            rest = "" if rows else " looking for what there is to do"
+        return Group(*stages, table, *([Text(rest, style="dim")] if rest else []))
 
     def _print(self, row: JobRow) -> None:
         attempts, seconds, records = _figures(row)
@@ -148,6 +176,24 @@ class ProgressTable:
         )
 
 
+def _stage_lines(rows: Sequence[JobRow]) -> Iterator[Text]:
+    """Yield a line with the counts of each stage, in the order in which they began."""
+    for stage in dict.fromkeys(row.stage for row in rows):
+        yield _stage_line(stage, [row for row in rows if row.stage == stage])
+
+
+def _stage_line(stage: str, rows: Sequence[JobRow]) -> Text:
+    over = sum(row.status.is_terminal for row in rows)
+    failed = sum(row.status in (JobStatus.FAILED, JobStatus.CANCELLED) for row in rows)
+    waiting = sum(row.status is JobStatus.PENDING for row in rows)
+    records = sum(row.records or 0 for row in rows)
+    text = Text(f"{stage}: {over} of {len(rows)} jobs done", no_wrap=True, overflow="ellipsis")
+    text.stylize("bold" if over < len(rows) else "dim")
+    if failed:
+        text.append(f", {failed} failed", style="bold red")
+    return text.append(f", {waiting} waiting" if waiting else "").append(f", {records:,} rows" if records else "")
+
+
 def _console() -> Console:
     console = Console()
     # A file or a pipe has no width, and the 80 columns that rich assumes would wrap every row of the table.
@@ -157,6 +203,17 @@ def _console() -> Console:
 def _figures(row: JobRow) -> tuple[str, str, str]:
     seconds = "" if row.duration is None else f"{row.duration:.2f}"
     return str(row.attempts), seconds, "" if row.records is None else f"{row.records:,}"
+
+
+def _cells(row: JobRow, wide: bool) -> tuple[str | Text, ...]:
+    attempts, seconds, records = _figures(row)
+    retried = "" if wide or attempts == "1" else f", {attempts} attempts"
+    state = Text(row.state + retried, style=_style(row.status))
+    return row.tool, row.stage, row.subject, *((row.pool, attempts) if wide else ()), seconds, records, state
+
+
+def _all_but_job(names: Sequence[str]) -> list[tuple[int, str]]:
+    return [(at, name) for at, name in enumerate(names) if name != "job"]
 
 
 def _style(status: JobStatus) -> str:

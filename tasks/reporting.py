@@ -23,7 +23,7 @@ from prefect.runtime import flow_run
 
 from executor_adapter import JobExecutor, JobStatus
 from executor_adapter.config import Settings, Stage
-from executor_adapter.monitoring import HealthMonitor
+from executor_adapter.monitoring import HealthMonitor, ProgressBar, ProgressCounts
 from executor_adapter.prefect import JobTask, emit_alert, job_events, job_task, wait_until_recorded
 from tasks import lake, summary
 from tasks.options import schemas_of
@@ -151,7 +151,9 @@ class Run:
         self._create_artifacts(jobs, rows, sentences, plots)
         self._write_last_run()
         self._print(jobs, rows + sentences)
-        report = wait_until_recorded(timeout=RECORDING_TIMEOUT)
+        waiting = ProgressCounts(note="it records the last states of the run")
+        with ProgressBar("Prefect server", lambda: waiting, summary=False):
+            report = wait_until_recorded(timeout=RECORDING_TIMEOUT)
         if not report.complete:
             self.progress_table.console.print(str(report), style="bold red", highlight=False)
         self._raise_for_failures(jobs, balances)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from executor_adapter.cli.checks import check_store
 from executor_adapter.config import Settings
 from executor_adapter.job import ErrorCode, nearest
-from executor_adapter.monitoring import Finding, Level, warning, wrong
+from executor_adapter.monitoring import Finding, Level, ProgressBar, ProgressCounts, warning, wrong
 
 IMPORT_TIMEOUT = 120.0
 """Seconds that a module to preload may take to be imported."""
@@ -49,14 +49,15 @@ def check_preload(module: str) -> Iterator[Finding]:
     path = os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH"))))
     key = "executor.preload"
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", code, module],
-            env=os.environ | {"PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-            timeout=IMPORT_TIMEOUT,
-            check=False,
-        )
+        with ProgressBar("config check", lambda: ProgressCounts(note=f"importing {module}"), summary=False):
+            done = subprocess.run(
+                [sys.executable, "-c", code, module],
+                env=os.environ | {"PYTHONPATH": path},
+                capture_output=True,
+                text=True,
+                timeout=IMPORT_TIMEOUT,
+                check=False,
+            )
     except subprocess.TimeoutExpired:
         yield wrong(key, f"importing {module} takes more than {IMPORT_TIMEOUT:.0f} s", "leave it out")
         return

@@ -12,7 +12,7 @@ from rich.text import Text
 from executor_adapter.cli.checks import core_checks
 from executor_adapter.cli.output import JsonOption, console, new_table, print_json, without_secrets
 from executor_adapter.cli.stores import ConfigOption, StoreOption
-from executor_adapter.monitoring import Finding, Level
+from executor_adapter.monitoring import Finding, Level, ProgressBar, ProgressCounts
 
 PREFECT_CHECKS = "executor_adapter.prefect.doctor"
 """The module's name, not an import, because only `executor_adapter.prefect` may import Prefect."""
@@ -31,9 +31,11 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """Check this machine for what would make jobs fail; exit code 1 if a check fails."""
-    checked = list(core_checks(config_file, store, function))
-    if prefect:
-        checked += _prefect_checks()
+    checked: list[Finding] = []
+    with ProgressBar("doctor", lambda: ProgressCounts(note=f"{len(checked)} checks done"), summary=False):
+        checked.extend(core_checks(config_file, store, function))
+        if prefect:
+            checked.extend(_prefect_checks())
     findings = [without_secrets(finding) for finding in checked]
     if as_json:
         print_json([{"check": f.check, "level": f.level, "found": f.found, "way_out": f.way_out} for f in findings])

@@ -17,9 +17,11 @@ The code stays the same when the reader of the output exits, as in `run ... | he
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import os
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from typing import Annotated, Any
@@ -42,6 +44,7 @@ from executor_adapter.cli.stores import ConfigOption, StoreOption
 from executor_adapter.config import Settings, load_config
 from executor_adapter.executor import JobExecutor
 from executor_adapter.job import Job, JobStatus, Transition, resolve
+from executor_adapter.monitoring import ProgressBar, ProgressCounts
 from executor_adapter.persistence import traceback_of
 from executor_adapter.pools import Assignment
 
@@ -201,15 +204,39 @@ class _PrintedOutput:
 
 
 def _wait(executor: JobExecutor, job: Job) -> tuple[Any, BaseException | None]:
-    future = executor.submit(job, scope=_PrintedOutput())
-    try:
-        error = future.exception()
-    except CancelledError as cancelled:
-        return None, cancelled
-    except KeyboardInterrupt:
-        executor.shutdown(timeout=0)
-        return None, KeyboardInterrupt("interrupted")
+    with ProgressBar(function_name_of(job), functools.partial(_progress, job), summary=False):
+        future = executor.submit(job, scope=_PrintedOutput())
+        try:
+            error = future.exception()
+        except CancelledError as cancelled:
+            return None, cancelled
+        except KeyboardInterrupt:
+            print_note(Text("interrupted: ending the job", style="yellow"))
+            executor.shutdown(timeout=0)
+            return None, KeyboardInterrupt("interrupted")
     return (future.result() if error is None else None), error
+
+
+def function_name_of(job: Job) -> str:
+    """Return the name of the job's function, without its module."""
+    return str(job.function).rpartition(":")[2]
+
+
+def _progress(job: Job) -> ProgressCounts:
+    """Return how far the job is, and what it waits for."""
+    match job.status:
+        case JobStatus.PENDING:
+            note = "waiting for a worker"
+        case JobStatus.RETRYING:
+            wait = max(0.0, (job.state.retry_at or 0.0) - time.time())
+            note = f"attempt {job.attempt} failed, the next in {wait:.0f} s"
+        case _:
+            note = f"running, attempt {job.attempt}" if job.attempt > 1 else "running"
+    progress = job.progress
+    if progress is None:
+        return ProgressCounts(note=note)
+    total = None if not progress.total else round(progress.total)
+    return ProgressCounts(done=round(progress.done), total=total, note=progress.message or note)
 
 
 def _print_result(job: Job, value: Any, where: str | None, *, as_json: bool) -> None:

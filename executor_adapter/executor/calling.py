@@ -57,6 +57,7 @@ class JobCaller(abc.ABC):
         *iterables: Iterable[Any],
         ordered: bool = True,
         window: int | None = None,
+        progress: bool = False,
         **job_fields: Unpack[MapOptions],
     ) -> Iterator[JobResult[R]]: ...
 
@@ -67,6 +68,7 @@ class JobCaller(abc.ABC):
         *iterables: Iterable[Any],
         ordered: bool = True,
         window: int | None = None,
+        progress: bool = False,
         **job_fields: Unpack[MapOptions],
     ) -> Iterator[JobResult[R]]: ...
 
@@ -77,6 +79,7 @@ class JobCaller(abc.ABC):
         *iterables: Iterable[Any],
         ordered: bool = True,
         window: int | None = None,
+        progress: bool = False,
         **job_fields: Unpack[MapOptions],
     ) -> Iterator[JobResult]: ...
 
@@ -86,18 +89,19 @@ class JobCaller(abc.ABC):
         *iterables: Iterable[Any],
         ordered: bool = True,
         window: int | None = None,
+        progress: bool = False,
         **job_fields: Any,
     ) -> Iterator[JobResult]:
         """Run one job for each tuple of arguments, and yield results in that order, or as they come (`ordered=False`).
 
         The iterables are read lazily: at most `window` jobs (default: four per worker) are live at once, so an
         endless iterable is fine. `job_fields` are fields of `Job` for all of them. A failed job yields a JobResult with
-        its error and raises nothing.
+        its error and raises nothing. `progress` shows a progress bar on stderr.
 
         Raises:
             ValueError: No job with these fields can run, whatever its arguments; nothing is started.
         """
-        return self._map(function, iterables, ordered, window, {**self._call_options(), **job_fields})
+        return self._map(function, iterables, ordered, window, progress, {**self._call_options(), **job_fields})
 
     def options(self, **options: Unpack[JobOptions]) -> JobCaller:
         """Return an object whose `call`, `map` and `as_executor` give their jobs these fields of `Job`.
@@ -134,6 +138,7 @@ class JobCaller(abc.ABC):
         iterables: tuple[Iterable[Any], ...],
         ordered: bool,
         window: int | None,
+        progress: bool,
         fields: dict[str, Any],
     ) -> Iterator[JobResult]:
         """Do what `map` does, with all fields of its jobs."""

@@ -18,7 +18,7 @@ from executor_adapter.executor.html import html_of_executor
 from executor_adapter.executor.job_defaults import JobDefaults
 from executor_adapter.executor.job_defaults import tool_limits as limits_of_tools
 from executor_adapter.executor.live_stats import live_stats
-from executor_adapter.executor.mapping import as_completed, check_map, in_order
+from executor_adapter.executor.mapping import as_completed, check_map, in_order, with_progress
 from executor_adapter.executor.pool_factory import make_memory_guard, make_pool
 from executor_adapter.executor.registry import track
 from executor_adapter.executor.signals import signal_watch
@@ -165,6 +165,7 @@ class JobExecutor(JobCaller, Slots, ExecutionHooks):
         iterables: tuple[Iterable[Any], ...],
         ordered: bool,
         window: int | None,
+        progress: bool,
         fields: dict[str, Any],
     ) -> Iterator[JobResult]:
         check_map(
@@ -177,7 +178,8 @@ class JobExecutor(JobCaller, Slots, ExecutionHooks):
             binds_arguments=self._hooked is None,
         )
         jobs = (Job(function=function, args=args, **fields) for args in zip(*iterables, strict=False))
-        return (in_order if ordered else as_completed)(self.submit, jobs, window or 4 * self.max_workers)
+        run = functools.partial(in_order if ordered else as_completed, jobs=jobs, window=window or 4 * self.max_workers)
+        return with_progress(run, self.submit, function, iterables) if progress else run(self.submit)
 
     def drive(self, job: Job) -> JobDriver:
         """Accept a job whose retries the caller decides; see JobDriver.

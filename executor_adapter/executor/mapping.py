@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from typing import Any
+from typing import Any, cast
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job import Job, JobResult, check_arguments, check_count
+from executor_adapter.job import Job, JobResult, check_arguments, check_count, function_reference
 from executor_adapter.pools import PoolKinds, check_job
 from executor_adapter.supervision import JobFuture
 
@@ -37,6 +38,52 @@ def as_completed(submit: Submit, jobs: Iterator[Job], window: int) -> Iterator[J
                 futures.remove(future)
             futures.extend(submit(job) for job in itertools.islice(jobs, len(done)))
             yield from map(result_of, done)
+
+
+def with_progress(
+    run: Callable[[Submit], Iterator[JobResult]],
+    submit: Submit,
+    function: Callable[..., Any] | str,
+    iterables: Sequence[Iterable[Any]],
+) -> Iterator[JobResult]:
+    """Yield the results of `run`, with a progress bar that counts jobs as they end, whatever the order of the results.
+
+    The bar's total is known where every iterable has a length.
+    """
+    from executor_adapter.monitoring import ProgressBar, ProgressCounts  # It needs rich, which few programs load.
+
+    lengths = [len(each) for each in iterables if isinstance(each, Sized)]
+    total = min(lengths) if len(lengths) == len(iterables) > 0 else None
+    counted, yielded, failed = _CountedJobs(submit), 0, 0
+
+    def read() -> ProgressCounts:
+        # A result may be yielded a moment before its job is counted.
+        return ProgressCounts(done=max(counted.done, yielded), failed=max(counted.failed, failed), total=total)
+
+    name = (function if isinstance(function, str) else function_reference(function)).rpartition(":")[2]
+    with ProgressBar(name, read), contextlib.closing(cast(Generator[JobResult, None, None], run(counted))) as results:
+        for result in results:
+            yielded, failed = yielded + 1, failed + (result.error is not None)
+            yield result
+
+
+class _CountedJobs:
+    """Submits jobs, and counts those that end."""
+
+    def __init__(self, submit: Submit) -> None:
+        self.done = self.failed = 0
+        self._submit = submit
+        self._lock = threading.Lock()
+
+    def __call__(self, job: Job) -> JobFuture:
+        future = self._submit(job)
+        future.add_done_callback(self._count)
+        return future
+
+    def _count(self, future: Future[Any]) -> None:
+        with self._lock:
+            self.done += 1
+            self.failed += future.cancelled() or future.exception() is not None
 
 
 @contextlib.contextmanager

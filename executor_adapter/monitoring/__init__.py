@@ -3,6 +3,7 @@
 health.py        HealthMonitor: alerts for stuck jobs and for too many failures
 prometheus.py    counts and figures of jobs, served at a port for Prometheus (metrics_port.py starts it)
 tracing.py       a span for each job and attempt, for OpenTelemetry
+progress.py      progress bars on the terminal, and plain lines in a pipe
 trace_scope.py   puts a function in a worker process into its job's span
 findings.py      what a check of `executor-adapter doctor` found, and what to do about it
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from executor_adapter.monitoring.findings import Finding, Level, fine, warning, wrong
     from executor_adapter.monitoring.health import Alert, AlertKind, HealthMonitor
     from executor_adapter.monitoring.metrics_port import serve_metrics
+    from executor_adapter.monitoring.progress import ProgressBar, ProgressCounts
     from executor_adapter.monitoring.trace_scope import INSIDE
     from executor_adapter.monitoring.tracing import JobTracer, tracer_in_use
     from executor_adapter.supervision import ExecutorStats
@@ -32,6 +34,8 @@ _HOMES = {
     "INSIDE": "executor_adapter.monitoring.trace_scope",
     "JobTracer": "executor_adapter.monitoring.tracing",
     "Level": "executor_adapter.monitoring.findings",
+    "ProgressBar": "executor_adapter.monitoring.progress",
+    "ProgressCounts": "executor_adapter.monitoring.progress",
     "fine": "executor_adapter.monitoring.findings",
     "serve_metrics": "executor_adapter.monitoring.metrics_port",
     "tracer_in_use": "executor_adapter.monitoring.tracing",
@@ -48,6 +52,8 @@ __all__ = [
     "HealthMonitor",
     "JobTracer",
     "Level",
+    "ProgressBar",
+    "ProgressCounts",
     "fine",
     "serve_metrics",
     "tracer_in_use",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
@@ -15,6 +16,7 @@ from executor_adapter.pools import check_job
 from executor_adapter.scheduler.binding import bind, check_own_arguments
 from executor_adapter.scheduler.job_queue import JobQueue
 from executor_adapter.scheduler.mirroring import SchedulerMirror, mirror_for
+from executor_adapter.scheduler.progress import scheduler_bar
 from executor_adapter.store import JobStore, open_store
 from executor_adapter.supervision import DEFAULT_WINDOW_SECONDS, ExecutorStats
 
@@ -28,7 +30,7 @@ class BaseScheduler:
     `config`: Settings; default: `load_config()`, read at `start`. `store`: where jobs are remembered, a JobStore or its
     URL; default: `store.url` of the settings, or else the memory of this process. `observers`: as those of JobExecutor;
     if one of them is a PrefectMirror, the setting `prefect.mirror` is ignored. `tool_limits`: by tool name, how many of
-    its jobs run at once and how many start per second.
+    its jobs run at once and how many start per second. `progress`: a progress bar on stderr between `start` and `stop`.
     """
 
     section: ClassVar[Stage]
@@ -43,6 +45,7 @@ class BaseScheduler:
         store: JobStore | str | None = None,
         tool_limits: Mapping[str, ToolLimit] | None = None,
         observers: Iterable[Observer] = (),
+        progress: bool = False,
     ) -> None:
         check_count("max_concurrent_jobs", max_concurrent_jobs, "lets no job start", or_none=", or None")
         self.job_queue = JobQueue(self._accept)
@@ -53,6 +56,8 @@ class BaseScheduler:
         self._tool_limits = tool_limits
         self._observers = tuple(observers)
         self._executor: JobExecutor | None = None
+        self._progress = progress
+        self._bar = contextlib.ExitStack()
         self._mirror: SchedulerMirror | None = None
         self._waiting: list[Job] = []
         self._quarantined: dict[str, Job] = {}
@@ -105,6 +110,8 @@ class BaseScheduler:
             requeue_on_shutdown=True,
         )
         executor.quarantine(self._quarantined.values())
+        if self._progress:
+            self._bar.enter_context(scheduler_bar(self.section, executor))
         self.job_queue.use_history(executor.history())
         return executor
 
@@ -159,6 +166,7 @@ class BaseScheduler:
             store.close()
 
     def _ended(self, executor: JobExecutor) -> None:
+        self._bar.close()
         self._quarantined = {job.job_id: job for job in executor.quarantined()}
         self.job_queue.use_history(executor.history())
 

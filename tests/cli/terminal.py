@@ -46,6 +46,10 @@ class Terminal:
         """Return what the screen shows now."""
         return self._tmux("capture-pane", "-p", "-t", "pane", *(["-e"] if colours else []))
 
+    def history(self) -> str:
+        """Return all that the terminal has shown and kept, what has scrolled off the screen too."""
+        return self._tmux("capture-pane", "-p", "-S", "-", "-t", "pane")
+
     def wait_for(self, condition: str | Callable[[str], object], *, within: float = 30.0) -> str:
         """Wait for a screen that contains a text or fulfils a condition, and return it."""
         ends = time.monotonic() + within
@@ -68,7 +72,9 @@ def terminal(directory: Path, *, columns: int = 150, lines: int = 40) -> Iterato
     """Start a shell in `directory` where `executor-adapter` is this checkout's; end it with its tmux server."""
     socket = str(directory / "tmux")
     (directory / "rc").write_text(
-        f'PS1="ready> "\nexecutor-adapter() {{ PYTHONPATH={shlex.quote(str(ROOT))} {COMMAND} "$@"; }}\n'
+        f'PS1="ready> "\nexport PYTHONPATH={shlex.quote(str(ROOT))}\n'
+        f'python() {{ {shlex.quote(sys.executable)} "$@"; }}\n'
+        f'executor-adapter() {{ {COMMAND} "$@"; }}\n'
     )
     start = ["tmux", "-S", socket, "-f", "/dev/null", "new-session", "-d", "-s", "pane"]
     start += ["-x", str(columns), "-y", str(lines), f"bash --noprofile --rcfile {shlex.quote(str(directory / 'rc'))}"]

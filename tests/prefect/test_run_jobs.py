@@ -419,3 +419,16 @@ def test_history_final_omits_passed_states(api: Api, caplog: pytest.LogCaptureFi
     assert all(run["start_time"] <= run["end_time"] for run in runs)
     if report.omitted:
         assert sum("omitted" in message for message in caplog.messages) == 1
+
+
+def test_progress_is_one_plain_line_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    """`run_jobs(progress=True)` ends with one line of counts on stderr, and draws no bar where there is no terminal."""
+
+    @flow
+    def nightly() -> None:
+        run_jobs([Job(function=fail, args=(n,), retry_attempts=0) for n in (0, 0, 1)], progress=True)
+
+    nightly()
+    shown = [line for line in capsys.readouterr().err.splitlines() if line.startswith("run_jobs: ")]
+    assert shown[-1].startswith("run_jobs: 3 of 3 done, 1 failed, ")
+    assert not any("\x1b" in line or "━" in line for line in shown)

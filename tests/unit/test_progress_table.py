@@ -96,27 +96,55 @@ def test_rows_are_sorted_by_stage_and_subject(screen: Screen) -> None:
     ]
 
 
-def test_a_terminal_shows_a_live_table_and_no_lines() -> None:
-    """On a terminal the live table replaces the printed lines."""
+def test_a_terminal_shows_what_runs_and_no_lines_of_jobs() -> None:
+    """On a terminal the live view replaces the printed lines, and a line for each stage stays."""
     screen = Screen(terminal=True)
     with screen.table.live():
         screen.enter(job("a"), PENDING, RUNNING, COMPLETED)
         screen.table.record_result("a", None)
-    assert "1 of 1 finished" in screen.output.getvalue()
+    assert screen.output.getvalue().endswith("collect: 1 of 1 jobs done\n")
     assert "collect flights flights 2013-01: completed" not in screen.output.getvalue()
 
 
-def test_a_long_live_table_shows_running_jobs() -> None:
-    """A live table with more rows than fit drops finished jobs first."""
+def test_a_long_live_view_fits_the_screen() -> None:
+    """Of many running jobs as many are shown as the screen has lines for; finished ones are counted."""
     screen = Screen(terminal=True)
     with screen.table.live():
         for number in range(50):
-            screen.enter(job(str(number), subject=f"finished {number:02}"), PENDING, RUNNING, COMPLETED)
-        screen.enter(job("r", subject="running now"), PENDING, RUNNING)
-    last = screen.output.getvalue().rpartition("50 of 51 finished")[2]
-    assert "running now" in last
-    assert "finished 49" in last
-    assert "finished 00" not in last
+            screen.enter(job(f"f{number}", subject=f"finished {number:02}"), PENDING, RUNNING, COMPLETED)
+        for number in range(50):
+            screen.enter(job(f"r{number}", subject=f"running {number:02}"), PENDING, RUNNING)
+    last = screen.output.getvalue().rpartition("collect: 50 of 100 jobs done\n running")[2]
+    assert "flights running 00" in last
+    assert "finished" not in last
+    assert len(last.partition(" more run")[0].splitlines()) < screen.table.console.height
+    assert " more run" in last
+
+
+def test_a_new_block_does_not_repeat_stages_that_are_over() -> None:
+    """The live view of later stages leaves out those of earlier blocks."""
+    screen = Screen(terminal=True)
+    with screen.table.live():
+        screen.enter(job("a"), PENDING, RUNNING, COMPLETED)
+    before = len(screen.output.getvalue())
+    with screen.table.live():
+        screen.enter(job("b", stage="process"), PENDING, RUNNING, COMPLETED)
+    assert "collect:" not in screen.output.getvalue()[before:]
+    assert screen.output.getvalue().endswith("process: 1 of 1 jobs done\n")
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_the_table_fits_and_its_states_are_whole(width: int) -> None:
+    """In the table the name of a job is cut where there is no room, and its state never is."""
+    table = ProgressTable(Console(file=io.StringIO(), width=width, color_system=None))
+    rows = [row(note="already_collected", subject="a subject with a very long name " * 4, attempts=2)]
+    table.console.print(table.render(rows))
+    shown = table.console.file
+    assert isinstance(shown, io.StringIO)
+    text = shown.getvalue()
+    assert "completed (already_collected)" + (", 2 attempts" if width == 80 else "") in text
+    assert ("thread" in text) is (width == 140)
+    assert max(map(len, text.splitlines())) <= width
 
 
 def row(status: JobStatus = COMPLETED, **fields: Any) -> JobRow:

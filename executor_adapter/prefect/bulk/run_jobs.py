@@ -37,6 +37,7 @@ from executor_adapter.job import (
     check_are_jobs,
     check_count,
 )
+from executor_adapter.prefect.bulk.bulk_counts import BulkCounts
 from executor_adapter.prefect.bulk.groups import GroupedJobScope, JobGroup
 from executor_adapter.prefect.bulk.job_ids import ids_of, with_unique_ids
 from executor_adapter.prefect.bulk.job_scope import BulkJobScope, FlowRunScope
@@ -60,6 +61,7 @@ def run_jobs(
     executor: JobExecutor | None = None,
     mirror: PrefectMirror | None = None,
     group: int | None = None,
+    progress: bool = False,
 ) -> JobResults:
     """Run the jobs as task runs of the flow run around the caller and return their results, in the order of the jobs.
 
@@ -71,6 +73,7 @@ def run_jobs(
     `executor`: by default the one around the caller, else that of the process. `mirror`: your own mirror, for another
     `history` or for its report; it is drained, and you close it. `group`: how many jobs are one task run, for very many
     tiny ones; its message counts how they ended, and a job that fails has a task run of its own too.
+    `progress` shows a progress bar on stderr.
 
     Raises:
         RuntimeError: the caller is outside a flow run, or in an event loop, where `arun_jobs` must be awaited instead.
@@ -80,7 +83,7 @@ def run_jobs(
     """
     _check_caller()
     check_are_jobs(jobs)
-    return _BulkRun(executor or current_executor(), mirror, group).run(jobs)
+    return _BulkRun(executor or current_executor(), mirror, group, progress=progress).run(jobs)
 
 
 async def arun_jobs(
@@ -89,10 +92,11 @@ async def arun_jobs(
     executor: JobExecutor | None = None,
     mirror: PrefectMirror | None = None,
     group: int | None = None,
+    progress: bool = False,
 ) -> JobResults:
     """Do the same as `run_jobs` without blocking the event loop, for async flows. Cancelling it ends the jobs."""
     check_are_jobs(jobs)
-    run = _BulkRun(executor or current_executor(), mirror, group)
+    run = _BulkRun(executor or current_executor(), mirror, group, progress=progress)
     context = contextvars.copy_context()
     running = asyncio.get_running_loop().run_in_executor(None, context.run, run.run, jobs)
     try:
@@ -111,7 +115,9 @@ class _BulkRun:
     wakes the caller's thread once for many of them, because a callback for each job would cost as much as running it.
     """
 
-    def __init__(self, executor: JobExecutor, mirror: PrefectMirror | None, group_size: int | None) -> None:
+    def __init__(
+        self, executor: JobExecutor, mirror: PrefectMirror | None, group_size: int | None, *, progress: bool
+    ) -> None:
         check_count("group", group_size, "holds no job", or_none=", or None for a task run a job")
         self._executor = executor
         self._mirror = mirror or PrefectMirror()
@@ -136,13 +142,15 @@ class _BulkRun:
         self._submitted = 0
         self._ended_count = 0
         """The number of submitted jobs that have ended, counted by the supervisor's thread."""
+        self._counts = BulkCounts() if progress else None
         self._awaited = math.inf
         self._wake = threading.Event()
         self._stopped = False
 
     def run(self, jobs: Iterable[Job]) -> JobResults:
         """Run the jobs; see `run_jobs`."""
-        with lend_slot(), watch_for_cancel(self.stop):
+        bar = contextlib.nullcontext() if self._counts is None else self._counts.bar(jobs)
+        with lend_slot(), watch_for_cancel(self.stop), bar:
             return self._run(jobs)
 
     def _run(self, jobs: Iterable[Job]) -> JobResults:
@@ -216,6 +224,8 @@ class _BulkRun:
     ) -> None:
         """Show a job that the executor refused as a failed task run with the reason."""
         now = time.time()
+        if self._counts is not None:
+            self._counts.add(failed=True)
         scope.mirror(self._mirror, Transition(job, None, JobStatus.PENDING, now, 0))
         scope.mirror(self._mirror, Transition(job, JobStatus.PENDING, JobStatus.FAILED, now, 0, error))
         self._results[index] = JobResult(
@@ -278,6 +288,8 @@ class _BulkRun:
             del self._scopes[transition.job]
             self._finished.append(scope.index)
             self._ended_count += 1
+            if self._counts is not None:
+                self._counts.add(failed=transition.status is not JobStatus.COMPLETED)
             if self._ended_count >= self._awaited:
                 self._wake.set()
 
@@ -285,6 +297,8 @@ class _BulkRun:
 
     def _finish(self) -> None:
         """Wait until the server has recorded how the jobs ended; raise if the run was stopped."""
+        if self._counts is not None:
+            self._counts.wait_for("the server to record the task runs")
         if self._results:
             self._mirror.drain(check=self._check_not_stopped)
         if self._owns_mirror:

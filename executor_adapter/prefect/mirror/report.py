@@ -15,6 +15,8 @@ logger = logging.getLogger("executor_adapter.prefect")
 MAX_NAMED_IDS = 10
 """Job ids of each kind that the report's text names."""
 
+FIRST_NOTICE = 2.0
+"""Seconds after which a caller that waits is told first."""
 NOTICE_INTERVAL = 5.0
 """Seconds between two notices to a caller who waits for the server."""
 
@@ -74,7 +76,7 @@ class WaitNotice:
 
     def __init__(self, limit: str) -> None:
         self._limit = limit
-        self._due_at = time.monotonic() + NOTICE_INTERVAL
+        self._due_at = time.monotonic() + min(FIRST_NOTICE, NOTICE_INTERVAL)
 
     def update(self, report: Callable[[], MirrorReport], *, is_away: bool) -> None:
         """Log a notice if one is due: in the log of the flow run around the caller, unless the server is away."""

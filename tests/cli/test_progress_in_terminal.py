@@ -1,0 +1,108 @@
+"""Progress in a real terminal: it fits, what is printed stands above it, and nothing of it stays."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.cli.terminal import needs_tmux, terminal
+
+pytestmark = needs_tmux
+
+SIZES = pytest.mark.parametrize(("columns", "lines"), [(80, 24), (120, 40)])
+
+MAP = """
+import logging, pathlib, time
+from executor_adapter import JobExecutor
+from executor_adapter.config import Settings
+
+logging.basicConfig(level="INFO", format="%(message)s")
+
+def fetch(page):
+    if page == 30:
+        while not pathlib.Path("go").exists():
+            time.sleep(0.01)
+    print("printed", page, flush=True)
+    logging.info("logged %d", page)
+    return 1 / (page - 7)
+
+if __name__ == "__main__":
+    with JobExecutor(4, config=Settings()) as executor:
+        list(executor.map(fetch, range(40), progress=True, retry_attempts=0, pool="thread"))
+    print("over")
+"""
+
+TABLE = """
+import pathlib, threading, time
+from executor_adapter import Job, JobExecutor
+from executor_adapter.config import Settings
+from tasks.progress_table import ProgressTable
+
+go = pathlib.Path("go")
+
+def collect(number):
+    while number >= 30 and not go.exists():
+        time.sleep(0.01)
+    return {"records_collected": 1000, "status": "already_collected"}
+
+table = ProgressTable()
+with JobExecutor(40, config=Settings(), observers=[table]) as executor, table.live():
+    jobs = [
+        Job(function=collect, args=(n,), tool_name="flights", pool="thread",
+            metadata={"stage": "collect", "subject": f"flights of some longer name 2013-{n:02}"})
+        for n in range(70)
+    ]
+    futures = [executor.submit(job) for job in jobs]
+    for future in futures:
+        table.record_result(future.job.job_id, future.result())
+table.console.print(table.render())
+print("over")
+"""
+
+
+@SIZES
+def test_a_bar_is_one_line_below_what_is_printed(home: Path, columns: int, lines: int) -> None:
+    """A bar is the last line while jobs run; prints and logs stand above it, and the end is one line of counts."""
+    (home / "pages.py").write_text(MAP)
+    with terminal(home, columns=columns, lines=lines) as pane:
+        pane.type("python pages.py")
+        shown = pane.wait_for(lambda text: re.search(r"39 of 40 done  1 failed", text)).rstrip().splitlines()
+        assert re.match(r"fetch  ━{5,}  39 of 40 done  1 failed ", shown[-1])
+        assert len(shown[-1]) <= columns
+        (home / "go").touch()
+        pane.wait_for("over")
+        history = pane.history()
+    assert "━" not in history
+    assert re.search(r"^fetch: 40 of 40 done, 1 failed, .*\nover$", history, re.MULTILINE)
+    for page in range(40):
+        assert re.search(rf"^printed {page}$", history, re.MULTILINE)
+        assert re.search(rf"^logged {page}$", history, re.MULTILINE)
+
+
+def test_a_job_of_the_shell_shows_what_is_waited_for(home: Path) -> None:
+    """`run` says on a terminal that its job runs, how far it is, and leaves nothing of that behind."""
+    with terminal(home, columns=80, lines=24) as pane:
+        pane.run("run work_of_a_user:slow --arg 1.5")
+        pane.wait_for(lambda text: re.search(r"^slow  ━+  \d+ of 30 done .* page \d+ ", text, re.MULTILINE))
+        pane.wait_for("completed in 1.")
+        assert "━" not in pane.history()
+
+
+@SIZES
+def test_the_demo_shows_what_runs(home: Path, columns: int, lines: int) -> None:
+    """The live view has a line for each running job, with its whole state; then there is one table."""
+    (home / "table.py").write_text(TABLE)
+    with terminal(home, columns=columns, lines=lines) as pane:
+        pane.type("python table.py")
+        live = pane.wait_for(lambda text: "collect: 30 of 70 jobs done" in text and " more run" in text)
+        assert re.search(r"^ running +[\d.]+ s flights flights of some longer name 2013-30$", live, re.MULTILINE)
+        assert len(live.rstrip().splitlines()) <= lines
+        (home / "go").touch()
+        pane.wait_for("over")
+        history = pane.history()
+    assert history.count("Jobs\n") == 1
+    assert len(re.findall(r"completed \(already_collected\)$", history, re.MULTILINE)) == 70
+    assert " running " not in history
+    assert "collect: 70 of 70 jobs done, 70,000 rows" in history
