@@ -45,8 +45,8 @@ from executor_adapter.config import Settings, load_config
 from executor_adapter.executor import JobExecutor
 from executor_adapter.job import Job, JobStatus, Transition, resolve
 from executor_adapter.monitoring import ProgressBar, ProgressCounts
-from executor_adapter.persistence import traceback_of
 from executor_adapter.pools import Assignment
+from executor_adapter.worker import traceback_of
 
 EXIT_CODES = {
     "DATA_ERROR": 65,

@@ -13,8 +13,8 @@ from executor_adapter.error_facts import is_a
 from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.job import TERMINAL, Job, JobStatus, Progress, Transition
 from executor_adapter.persistence.serialization import StoredCall, record_of
-from executor_adapter.persistence.tracebacks import traceback_of
 from executor_adapter.store import JobRecord
+from executor_adapter.worker import traceback_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from executor_adapter.worker.reporter import EXIT_SOCKET_LOST
     from executor_adapter.worker.spawned import BOOTSTRAP
     from executor_adapter.worker.stacks import FunctionPosition, position_text, traceback_of_function
+    from executor_adapter.worker.tracebacks import traceback_of
     from executor_adapter.worker.values import STACK_GLOBAL, LargeBuffers, MemoryFile
 
 _HOMES = {
@@ -58,6 +59,7 @@ _HOMES = {
     "leave_job": "executor_adapter.worker.context",
     "own_presence": "executor_adapter.worker.presence",
     "position_text": "executor_adapter.worker.stacks",
+    "traceback_of": "executor_adapter.worker.tracebacks",
     "resident": "executor_adapter.worker.process_tree",
     "running_job": "executor_adapter.worker.context",
     "sentinel": "executor_adapter.worker.sentinel",
@@ -98,6 +100,7 @@ __all__ = [
     "resident",
     "running_job",
     "sentinel",
+    "traceback_of",
     "traceback_of_function",
     "tree",
     "tree_resident",

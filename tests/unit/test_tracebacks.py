@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+
 import pytest
 
+from executor_adapter import Job
 from executor_adapter.exceptions import JobCancelledError, JobTimeoutError, WorkerCrashedError
 from executor_adapter.exceptions.display import message_of
-from executor_adapter.persistence.tracebacks import MAX_TRACEBACK, traceback_of
+from executor_adapter.pools.in_process.call import bind
+from executor_adapter.worker.tracebacks import MAX_TRACEBACK, traceback_of
 
 
 def raised(call: object) -> BaseException:
@@ -67,6 +71,17 @@ def test_the_error_s_own_code_does_not_run() -> None:
     """Text that only the error's own code could give is left out: it may never return, and the store would wait."""
     assert traceback_of(HangingError(), None) == "HangingError"
     assert traceback_of(ValueError(HangingError()), None) == "ValueError"
+
+
+def test_frames_through_which_an_error_came_are_left_out() -> None:
+    """Who asks a future adds frames of the standard library and of this package, which say nothing of the function."""
+    future: Future[None] = Future()
+    future.set_exception(raised(look_up))
+    error = raised(lambda: bind(Job(function=future.result))())
+    text = traceback_of(error, error.__traceback__)
+    assert text is not None
+    assert "concurrent" not in text
+    assert "in look_up" in text
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from prefect.settings import get_current_settings
 
 from executor_adapter.error_facts import is_a
 from executor_adapter.exceptions import JobTimeoutError, WorkerCrashedError
-from executor_adapter.exceptions.display import repr_of, traceback_text
+from executor_adapter.exceptions.display import repr_of
 from executor_adapter.job import storable
-from executor_adapter.worker import wire
+from executor_adapter.worker import traceback_of, wire
 
 RunLogger = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
@@ -134,13 +134,12 @@ def details_of(error: object) -> str:
 
 
 def log_failure(logger: RunLogger, message: str, error: BaseException | None) -> None:
-    """Log an error, with its traceback if there is one, and what a worker wrote last before it crashed.
+    """Log an error with where the function failed, or what a worker wrote last before it crashed.
 
-    The traceback is formatted here, not by the handlers, so that it holds only characters that a server can store.
+    The text is made here and not by the handlers: so it holds only characters that a server can store, and no frames of
+    the engine, which say nothing about the function.
     """
-    trace = "" if error is None else traceback_text(error, error.__traceback__).rstrip()
-    if error is not None and is_a(error, WorkerCrashedError):
-        trace += details_of(error)
+    trace = None if error is None else traceback_of(error, error.__traceback__)
     fields = {
         "name": logger.name,
         "level": logging.ERROR,

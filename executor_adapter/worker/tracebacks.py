@@ -1,9 +1,15 @@
-"""The end of a traceback as text, for the store. It runs no code of the exception's class, which may never return."""
+"""The end of a traceback as text, for stores and logs; it runs no code of the exception's class, which may hang.
+
+Every worker may import this module, so it needs the standard library alone.
+"""
 
 from __future__ import annotations
 
+import concurrent.futures
+import os
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
 
 from executor_adapter.error_facts import facts_of, is_a
@@ -13,6 +19,11 @@ from executor_adapter.worker import wire
 MAX_TRACEBACK = 8_000
 """Characters that are kept; what is cut off are the outer calls."""
 
+_INTERNAL = (
+    str(Path(__file__).parents[1]) + os.sep,
+    str(Path(concurrent.futures.__file__).parent) + os.sep,
+)
+"""Folders with the code through which an error comes; its frames are shown only where there are no others."""
 _PLAIN = (str, int, float, bool, bytes, type(None))
 
 
@@ -47,7 +58,9 @@ def _parts(error: BaseException, tb: TracebackType | None) -> Iterator[str]:
 
 
 def _one(error: BaseException, tb: TracebackType | None) -> str:
-    frames = "".join(traceback.format_tb(tb))
+    entries = traceback.extract_tb(tb)
+    own = [entry for entry in entries if not entry.filename.startswith(_INTERNAL)]
+    frames = "".join(traceback.format_list(own or entries))
     return ("Traceback (most recent call last):\n" + frames if frames else "") + _last_line(error)
 
 
