@@ -23,5 +23,13 @@ def _by_name(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
     return f"it takes options by name, such as pool={pool!r}"
 
 
-explain_executor_calls = explain_calls(submit=_job_or_call, run=job_instead, options=_by_name, as_executor=_by_name)
+def _field_of_jobs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+    """Say where a field of Job belongs that was given to the executor; None where there is none."""
+    name = next((name for name in kwargs if name in Job.model_fields), None)
+    return None if name is None else f"{name} is a field of Job: give it to each Job, or set job.{name} in config.yaml"
+
+
+explain_executor_calls = explain_calls(
+    __init__=_field_of_jobs, submit=_job_or_call, run=job_instead, options=_by_name, as_executor=_by_name
+)
 """Decorates the class."""

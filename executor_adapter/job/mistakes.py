@@ -165,6 +165,10 @@ def rule_text(error: ErrorDetails) -> str:
             expected = error.get("ctx", {})["expected"]
             near = difflib.get_close_matches(str(error["input"]), re.findall(r"'(.*?)'", expected), n=1)
             return f"must be {expected}" + (f": did you mean {near[0]!r}?" if near else "")
+        case "model_type":
+            return f"must be a {error.get('ctx', {})['class_name']}"
+        case "dict_type" | "string_type":
+            return f"must be a {'dict' if error['type'] == 'dict_type' else 'text'}"
         case "tuple_type":
             return f"must be a tuple: ({shown(error['input'])},)"
         case "float_parsing" | "int_parsing":

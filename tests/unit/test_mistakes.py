@@ -77,6 +77,10 @@ CALLS: list[tuple[str, Callable[[Any], Any], type[Exception], str]] = [
      "'code' is not a field of RetryRule: did you mean codes?; codes is missing: give codes=..."),
     ("executor", lambda _: JobExecutor(workers=3), TypeError,
      "JobExecutor has no option 'workers': did you mean max_workers?"),
+    ("executor_field", lambda _: JobExecutor(pool="process"), TypeError,
+     "JobExecutor: pool is a field of Job: give it to each Job, or set job.pool in config.yaml"),
+    ("job_policy", lambda _: Job(function=f, retry=3), InvalidJobError,  # type: ignore[arg-type]
+     "retry=3 must be a RetryPolicy"),
     ("tool_limit", lambda _: ToolLimit(concurrency=3), TypeError,
      "ToolLimit has no option 'concurrency': did you mean max_concurrent?"),
     ("scheduler", lambda _: CollectionScheduler(max_concurent=3), TypeError,
