@@ -114,6 +114,7 @@ class Supervisor:
         self.futures = FutureHub(self.cancel, self.check_not_forked)
         self.thread = make_thread(loop, self.futures.callbacks, self.stopping.fail_all)
         self.thread.on_closed.append(self.discard.close)
+        self.thread.count_jobs = self.intake.jobs.__len__
         self.futures.is_supervisor_thread = self.thread.is_current
         self.futures.is_started = self.thread.is_started
 

@@ -15,6 +15,8 @@ logger = logging.getLogger("executor_adapter")
 
 CATCH_UP_INTERVAL = 0.05
 """Seconds between two checks whether the supervisor has ended while a caller waits for it."""
+FIRST_WORD, WORD_INTERVAL = 2.0, 10.0
+"""Seconds after which the log says what a shutdown waits for, and between two such lines."""
 
 
 class SupervisorThread:
@@ -30,6 +32,8 @@ class SupervisorThread:
         """Called in order once nothing runs any more."""
         self.on_released: Callable[[], object] = lambda: None
         """Called after those, and after all callbacks of futures."""
+        self.count_jobs: Callable[[], int] = lambda: 0
+        """Returns how many jobs are not finished, for whoever waits."""
         self.belongs_to_parent = False
         """It was made by the process that this one was forked from, and runs there."""
         self._loop = loop
@@ -95,7 +99,10 @@ class SupervisorThread:
 
     def wait(self) -> None:
         """Wait until the thread has ended and all callbacks were called, but for none that hangs or calls this."""
-        self.closed.wait()
+        pause = FIRST_WORD
+        while not self.closed.wait(pause):
+            logger.info("waiting for unfinished jobs: %d", self.count_jobs())
+            pause = WORD_INTERVAL
         if not self._callbacks.is_calling_here():
             self._released.wait()
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import threading
+import time
 
 import pytest
 from rich.text import Text
@@ -106,6 +108,21 @@ def test_a_scheduler_has_a_bar_from_start_to_stop(capsys: pytest.CaptureFixture[
 
     asyncio.run(main())
     assert re.fullmatch(r"collection: 3 of 3 done, 1 failed, [\d.,]+/\w+, \d s\n", capsys.readouterr().err)
+
+
+def test_a_shutdown_that_takes_long_says_so(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaving an executor whose jobs still run says in the log what is waited for."""
+    monkeypatch.setattr("executor_adapter.supervision.thread.FIRST_WORD", 0.01)
+    caplog.set_level(logging.INFO, logger="executor_adapter")
+    go_on = threading.Event()
+    with JobExecutor(1, config=Settings()) as executor:
+        executor.submit(Job(function=go_on.wait, args=(20,), pool="thread"))
+        leaving = threading.Thread(target=executor.shutdown)
+        leaving.start()
+        while "waiting for unfinished jobs: 1" not in caplog.messages:
+            time.sleep(0.005)
+        go_on.set()
+        leaving.join()
 
 
 def test_two_bars_share_one_display(capsys: pytest.CaptureFixture[str]) -> None:
