@@ -24,6 +24,7 @@ from pathlib import Path
 from prefect.settings import get_current_settings
 
 from executor_adapter.config import load_config
+from executor_adapter.monitoring import ProgressBar, ProgressCounts
 
 HOST = "127.0.0.1"
 START_TIMEOUT = 60.0
@@ -69,7 +70,9 @@ def server(port: int) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
     process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
     try:
-        wait_until_healthy(process, port)
+        starting = ProgressCounts(note=f"starting on port {port}")
+        with ProgressBar("Prefect server", lambda: starting, summary=False):
+            wait_until_healthy(process, port)
         yield process
     finally:
         process.terminate()
