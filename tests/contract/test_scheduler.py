@@ -122,7 +122,7 @@ def test_an_argument_the_function_cannot_take_is_refused() -> None:
 
     async def main() -> None:
         scheduler = CollectionScheduler(config=Settings())
-        with pytest.raises(InvalidJobError, match="takes no argument 'vlaue': it takes value"):
+        with pytest.raises(InvalidJobError, match="takes no argument 'vlaue': did you mean value"):
             await scheduler.add_manual_job("collection", plain, vlaue=1)
         with pytest.raises(InvalidJobError, match="'max_runtime' is a field of Job"):
             await scheduler.add_manual_job("collection", collect, max_runtime=5)

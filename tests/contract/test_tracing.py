@@ -90,7 +90,7 @@ def test_each_attempt_has_a_span_with_how_it_ended(
     found = by_name(spans)
     first, second = found["attempt 1"], found["attempt 2"]
     assert (first.status.status_code, second.status.status_code) == (StatusCode.ERROR, StatusCode.UNSET)
-    assert first.status.description == "NETWORK_ERROR: call 1"
+    assert first.status.description == "NETWORK_ERROR: ConnectionError: call 1"
     assert first.attributes is not None
     assert first.attributes["executor_adapter.error_code"] == "NETWORK_ERROR"
     assert first.end_time is not None
