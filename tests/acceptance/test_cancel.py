@@ -40,7 +40,6 @@ CHOSEN = {
     ("command", "hand", "bulk"),
     ("SIGTERM", "hand", "stock"),
     ("SIGINT", "served", "bulk"),
-    ("shutdown", "worker", "ours"),
 }
 ALL = [
     *itertools.product(("button", "command", "SIGTERM", "SIGINT"), ("hand", "served", "worker"), RUNNERS),

@@ -162,6 +162,7 @@ def test_serve_refuses_to_repeat_the_work_of_a_work_pool(server: Server, deploye
     assert server.call("POST", "/deployments/filter", {}) == before
 
 
+@pytest.mark.chaos
 def test_serve_runs_beside_the_deployments_of_a_work_pool(
     server: Server, deployed: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -53,7 +53,7 @@ NOT_MET = {
     "test_max_workers_negative": "as_executor has no such argument; JobExecutor refuses the value in its own words",
     "test_map_chunksize": "map runs each call as a job of its own, and takes any chunksize",
 }
-SLOW = {"test_map_timeout", "test_duplicate_futures"}
+SLOW = {"test_map_timeout", "test_duplicate_futures", "test_free_reference", "test_free_reference_yielded_future"}
 """They sleep for seconds, like all of WaitTests."""
 
 

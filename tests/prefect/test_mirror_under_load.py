@@ -102,8 +102,8 @@ def test_states_that_a_killed_server_lost_are_sent_again(tmp_path: Path) -> None
 
 @pytest.mark.timeout(240)
 def test_states_of_a_few_jobs_that_a_killed_server_lost_are_sent_again(tmp_path: Path) -> None:
-    """States of 600 jobs that a killed server lost are sent again."""
-    run_with_killed_server(tmp_path, 600)
+    """States of 240 jobs that a killed server lost are sent again."""
+    run_with_killed_server(tmp_path, 240)
 
 
 def run_with_killed_server(directory: Path, jobs: int) -> None:
