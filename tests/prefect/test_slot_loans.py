@@ -137,29 +137,23 @@ def test_a_job_that_has_waited_has_its_slot_again() -> None:
     assert too_early == [False]
 
 
-class FakeDriver:
-    """Records when a slot is lent and taken back."""
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        self.calls.append("lent")
-        yield
-        self.calls.append("taken back")
-
-
 def test_a_closed_loan_ignores_the_waits_that_remain() -> None:
     """Waits that outlast their attempt do not lend the slot of the next attempt."""
-    driver: Any = FakeDriver()
-    loan = SlotLoan(driver)
+    calls: list[str] = []
+
+    @contextlib.contextmanager
+    def lend() -> Iterator[None]:
+        calls.append("lent")
+        yield
+        calls.append("taken back")
+
+    loan = SlotLoan(lend)
     loan.begin()
     loan.begin()
     loan.end()
-    assert driver.calls == ["lent"]
+    assert calls == ["lent"]
     loan.close()
-    assert driver.calls == ["lent", "taken back"]
+    assert calls == ["lent", "taken back"]
     loan.end()
     loan.begin()
-    assert driver.calls == ["lent", "taken back"]
+    assert calls == ["lent", "taken back"]
