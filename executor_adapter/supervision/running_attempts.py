@@ -71,6 +71,10 @@ class RunningAttempts:
         for assignment in list(self._attempts):
             if assignment.stop_reason is not None:
                 continue
+            if assignment.hard_limit <= now:
+                # A thread begins a moment after it was given the attempt; its function may take all of max_runtime.
+                began, limit = assignment.started_at or 0.0, assignment.job.max_runtime or 0.0
+                assignment.hard_limit = max(assignment.hard_limit, began + limit)
             if min(assignment.hard_limit, assignment.stall_limit) <= now:
                 stop(assignment, StopReason.LIMIT if assignment.hard_limit <= now else StopReason.STALL)
                 continue
