@@ -207,7 +207,7 @@ class ToolShares:
         except ExecutorClosedError:
             self._closing = True
         except Exception as error:
-            logger.exception("the shares of tools cannot be had")
+            logger.exception("cannot get the shares of tools")
             self._on_failure(error)
         else:
             self._on_success()

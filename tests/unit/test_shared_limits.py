@@ -126,6 +126,23 @@ def test_what_is_known_of_tools_becomes_too_old(tools: SharedTools) -> None:
     assert len(tools.started) == 2
 
 
+def test_a_store_that_does_not_answer_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """Jobs wait for a store that hangs: a warning says so again and again, and no more once it has answered."""
+    tools = SharedTools()
+    tools.start(*jobs(3))
+    assert tools.started == []
+    for number in (1, 2):
+        ((tools.time, call),), tools.timers = tools.timers, []
+        call()
+        assert caplog.text.count("3 jobs with a tool_name wait") == number
+    tools.learn()
+    ((tools.time, call),), tools.timers = tools.timers, []
+    call()
+    assert len(tools.started) == 3
+    assert caplog.text.count("the store has not answered") == 2
+    assert tools.timers == []
+
+
 def test_a_paused_tool_starts_nothing_until_it_is_resumed(tools: SharedTools) -> None:
     """Jobs of a tool that was paused are held back, whether it has a limit or not, and it is looked after."""
     tools.learn(*(ToolControl(tool_name=name, paused_by="somebody") for name in ("api", "other")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 
@@ -11,6 +12,11 @@ from executor_adapter.job import TERMINAL, Job, ToolLimit
 from executor_adapter.store import ToolControl
 from executor_adapter.supervision.tools.demand import SharedLimits
 from executor_adapter.supervision.tools.tool_state import NO_LIMIT, SharedToolState, ToolState, Turn
+
+logger = logging.getLogger("executor_adapter")
+
+SILENCE_SECONDS = 10.0
+"""Seconds without an answer of a shared store after which a warning says that jobs of tools wait for it."""
 
 
 class RateLimiter:
@@ -46,6 +52,8 @@ class RateLimiter:
         self._tools: dict[str, ToolState] = {name: ToolState(name, limit, now()) for name, limit in limits.items()}
         self._controls: Mapping[str, ToolControl] = {}
         self._known_until = -math.inf
+        self._silent_since: float | None = None
+        """When the store was asked first what holds for tools, while that is watched."""
         self._active: dict[str, SharedToolState] = {}
         """The tools of which this executor holds something, or needs something."""
 
@@ -93,6 +101,7 @@ class RateLimiter:
         is_known = self._known_until >= now
         if not is_known:
             self.shared.refresh()
+            self._watch_silence()
         if tool is None:
             if is_known:
                 return None
@@ -186,6 +195,25 @@ class RateLimiter:
             self._active[tool.name] = tool
 
     # --- inside ---
+
+    def _watch_silence(self) -> None:
+        """Warn if what holds for tools stays unknown: a store that hangs raises nothing, and their jobs wait for it."""
+        if self._silent_since is None:
+            self._silent_since = self._now()
+            self._call_at(self._silent_since + SILENCE_SECONDS, self._warn_of_silence)
+
+    def _warn_of_silence(self) -> None:
+        now, waiting, since = self._now(), self.held_back(), self._silent_since
+        if since is None or not waiting or self._known_until >= since:
+            self._silent_since = None
+            return
+        logger.warning(
+            "the store has not answered for %.0f s: %d jobs with a tool_name wait until it says which tools are paused "
+            "or limited",
+            now - since,
+            waiting,
+        )
+        self._call_at(now + SILENCE_SECONDS, self._warn_of_silence)
 
     def _release_next(self, tool: ToolState) -> None:
         """Release the first job that is held back, if it may start; else look again when the rate allows it."""
