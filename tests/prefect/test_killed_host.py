@@ -201,6 +201,18 @@ def test_a_death_that_could_not_be_reported_is_reported_by_a_sweep(
     assert deaths.paths() == []
 
 
+def test_a_file_that_cannot_be_read_hides_no_death(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What cannot be read, or is not the description of a death, is named in a warning, and the others are found."""
+    deaths, death = UnreportedDeaths("server", tmp_path), Death({"run": 1}, 1.0, None)
+    deaths.keep(death)
+    prefix = deaths.paths()[0].name.partition("-")[0]
+    (tmp_path / f"{prefix}-0.json").mkdir()
+    (tmp_path / f"{prefix}-1.json").write_text("[]")
+    assert [found for _, found in deaths.read()] == [death]
+    assert "cannot read" in caplog.text
+    assert "does not describe the death" in caplog.text
+
+
 def test_a_flow_looks_after_its_earlier_runs(rows: MakeRows) -> None:
     """Only runs of the same flow that crashed more than a minute ago are found, however long a healthy one runs."""
     crashed, healthy = rows(CRASHED), rows({"type": "RUNNING", "name": "Running"})

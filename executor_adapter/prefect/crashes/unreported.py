@@ -64,6 +64,8 @@ class UnreportedDeaths:
                 yield path, _parse(json.loads(path.read_bytes()))
             except FileNotFoundError:  # Another process has reported it.
                 continue
+            except OSError as error:  # Another user's, for example.
+                logger.warning("cannot read %s, which describes the death of a process: %s", path, error.strerror)
             except (ValueError, LookupError, TypeError, AttributeError) as error:
                 logger.warning("skipping %s, which does not describe the death of a process: %r", path, error)
                 path.unlink(missing_ok=True)
