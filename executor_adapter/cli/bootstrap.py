@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from executor_adapter.cli.output import JsonOption, print_error, print_json, print_rows
-from executor_adapter.cli.prefect import UNREACHABLE
+from executor_adapter.cli.output import JsonOption, print_json, print_rows
+from executor_adapter.cli.prefect import reaching_server
 from executor_adapter.cli.stores import ConfigOption
 from executor_adapter.config import load_config
 
@@ -34,11 +34,8 @@ def bootstrap(
     module = importlib.import_module(f"{SETUP}.bootstrap")
     plans = importlib.import_module(f"{SETUP}.plan")
     plan = plans.BootstrapPlan() if file is None else plans.read_plan(file)
-    try:
+    with reaching_server(module.UNREACHABLE_ERRORS):
         changes = module.bootstrap(plan, settings=load_config(config), dry_run=dry_run)
-    except module.UNREACHABLE_ERRORS as error:
-        print_error(f"the Prefect server cannot be reached: {error!r}: check PREFECT_API_URL")
-        raise typer.Exit(UNREACHABLE) from None
     if as_json:
         print_json([dataclasses.asdict(each) for each in changes])
     else:

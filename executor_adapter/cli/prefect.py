@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 from collections.abc import Iterator
@@ -16,6 +17,17 @@ SWEEP = "executor_adapter.prefect.crashes.sweep"
 
 UNREACHABLE = 3
 """Exit code if the server cannot be reached, as for a store."""
+
+
+@contextlib.contextmanager
+def reaching_server(errors: tuple[type[Exception], ...]) -> Iterator[None]:
+    """End the command, with the reason, if one of `errors` says that the server cannot be reached."""
+    try:
+        yield
+    except errors as error:
+        print_error(f"the Prefect server cannot be reached: {error!r}: check PREFECT_API_URL")
+        raise typer.Exit(UNREACHABLE) from None
+
 
 app = typer.Typer(help="Look after the records of the Prefect server.", no_args_is_help=True)
 
@@ -35,11 +47,8 @@ def sweep(
     They become Crashed. Task runs and flow runs that have ended stay as they are, and so do flow runs that have not.
     """
     module = importlib.import_module(SWEEP)
-    try:
+    with reaching_server(module.UNREACHABLE_ERRORS):
         swept = list(module.sweep(dry_run=dry_run))
-    except module.UNREACHABLE_ERRORS as error:
-        print_error(f"the Prefect server cannot be reached: {error!r}: check PREFECT_API_URL")
-        raise typer.Exit(UNREACHABLE) from None
     if as_json:
         print_json([dataclasses.asdict(each) for each in swept])
     else:
