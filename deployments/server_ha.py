@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -22,9 +23,11 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import asyncpg
+
+from executor_adapter.config import without_secrets_of_urls
 
 HOST = "127.0.0.1"
 START_TIMEOUT = 120.0
@@ -68,6 +71,9 @@ def environment(options: argparse.Namespace) -> dict[str, str]:
         "PREFECT_REDIS_MESSAGING_HOST": redis.hostname or HOST,
         "PREFECT_REDIS_MESSAGING_PORT": str(redis.port or 6379),
         "PREFECT_REDIS_MESSAGING_DB": redis.path.strip("/") or "0",
+        "PREFECT_REDIS_MESSAGING_USERNAME": unquote(redis.username or "default"),
+        "PREFECT_REDIS_MESSAGING_PASSWORD": unquote(redis.password or ""),
+        "PREFECT_REDIS_MESSAGING_SSL": str(redis.scheme == "rediss").lower(),
         "PREFECT_SERVER_DOCKET_URL": options.redis,
         "PREFECT_SERVER_DOCKET_NAME": options.database,
         "PREFECT_UI_API_URL": f"http://{HOST}:{options.port}/api",
@@ -109,6 +115,23 @@ def running(commands: list[list[str]], env: dict[str, str]) -> Iterator[list[Pro
             process.wait()
 
 
+def check_ports(ports: range) -> None:
+    """Refuse ports that another program listens on, which would be taken for one of the servers.
+
+    Raises:
+        SystemExit: there are none, or one is in use.
+    """
+    if not ports:
+        raise SystemExit("--api: give at least 1 server")
+    for port in ports:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except OSError as error:
+                raise SystemExit(f"port {port} cannot be used: {error.strerror}: give another --port") from None
+
+
 def is_healthy(port: int) -> bool:
     try:
         with urllib.request.urlopen(f"http://{HOST}:{port}/api/health", timeout=5):
@@ -145,16 +168,19 @@ def main(arguments: list[str]) -> None:
     """Run the server until it is interrupted.
 
     Raises:
-        SystemExit: PostgreSQL cannot be reached, or one of the processes ended.
+        SystemExit: a port is in use, PostgreSQL cannot be reached, or one of the processes ended.
     """
     options = parse(arguments)
+    check_ports(range(options.port, options.port + options.api))
     env = environment(options)
     signal.signal(signal.SIGTERM, interrupt)
     try:
         asyncio.run(create_database(options.postgres, options.database))
     except (OSError, asyncpg.PostgresError) as error:
         raise SystemExit(
-            f"PostgreSQL at {options.postgres} cannot be used: {error}: start it, or give --postgres"
+            without_secrets_of_urls(
+                f"PostgreSQL at {options.postgres} cannot be used: {error}: start it, or give --postgres"
+            )
         ) from None
     migrated = subprocess.run(prefect("server", "database", "upgrade", "--yes"), env=env, check=False)
     if migrated.returncode:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,3 +80,30 @@ def test_two_api_servers_and_the_services_are_one_server(database: str, tmp_path
         processes = children(process.pid)
         assert len(processes) == 3
     assert not any(map(is_alive, processes))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--api", "0"], "--api: give at least 1 server"),
+        (["--postgres", "postgresql://user:hush@127.0.0.1:1"], "--postgres"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_words(options: list[str], message: str, tmp_path: Path) -> None:
+    """The message says what to give instead, and shows no password."""
+    command = [sys.executable, str(ROOT / "deployments" / "server_ha.py"), "--port", str(free_port()), *options]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "hush" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_that_is_in_use_is_refused(tmp_path: Path) -> None:
+    """Another server on the port would be taken for one of ours."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        command = [sys.executable, str(ROOT / "deployments" / "server_ha.py"), "--port", port]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert f"port {port} cannot be used" in done.stderr
