@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # The parts of the package from the top down: a part imports only the parts below it.
 PARTS = (
     "cli",
+    "pipeline",
     "prefect",
     "blocks",
     "pytest",
@@ -64,12 +65,15 @@ PUBLIC = {
     "executor_adapter.error_codes",
     "executor_adapter.exceptions",
     "executor_adapter.monitoring",
+    "executor_adapter.pipeline",
     "executor_adapter.prefect",
     "executor_adapter.scheduler",
     "executor_adapter.store",
     "executor_adapter.testing",
 }
-KNOWS_PREFECT = re.compile(r"executor_adapter\.(prefect(\.|$)|blocks$)|(tasks|flows|deployments)(\.|$)")
+KNOWS_PREFECT = re.compile(
+    r"executor_adapter\.(prefect(\.|$)|blocks$|pipeline\.flows(\.|$))|(tasks|flows|deployments)(\.|$)"
+)
 MAY_IMPORT = {
     "executor_adapter": {"executor_adapter"},
     "tasks": {"executor_adapter", "tasks"},

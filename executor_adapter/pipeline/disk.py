@@ -1,0 +1,125 @@
+"""Files that are complete or not there: written under a temporary name, synced and renamed; and locks on folders.
+
+What the disk or its permissions refuse is raised in one line, without a traceback, with what to do.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from executor_adapter.exceptions import DataCollectionException
+
+TEMPORARY = ".tmp-"
+"""How the names of unfinished files begin. Readers of Parquet folders pass over names with a dot."""
+LOCK_INTERVAL = 0.05
+"""Seconds between two attempts to take a lock."""
+
+_ADVICE = {
+    errno.ENOSPC: "free some space, or move `lake` to another disk",
+    errno.EDQUOT: "free some space, or raise the quota",
+    errno.EACCES: "give the user that runs the jobs the right to it",
+    errno.EPERM: "give the user that runs the jobs the right to it",
+    errno.EROFS: "the file system is read-only: move `lake`",
+    errno.EISDIR: "a folder is where a file should be: move it away",
+    errno.ENOTDIR: "a file is where a folder should be: move it away",
+    errno.ENAMETOOLONG: "the name is too long: shorten the names of the tool, the table or the windows",
+}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Raise what the system refuses in the block as one line that says what to do.
+
+    Raises:
+        DataCollectionException: CONFIGURATION_ERROR for rights and names; DISK_FULL for space, which is retried.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _ADVICE:
+            raise
+        place = error.filename or path
+        code = "DISK_FULL" if error.errno in _FULL else "CONFIGURATION_ERROR"
+        raise DataCollectionException(
+            f"{place}: {os.strerror(error.errno)}: {_ADVICE[error.errno]}", error_code=code
+        ) from None
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that becomes `path` when the block ends, and is removed if the block raises.
+
+    Readers see the old file or the whole new one, also after a crash of the machine.
+    """
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{threading.get_ident()}-{path.name}")
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.rename(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Write the names in a folder to the disk, which a rename alone does not."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(path: Path, *, shared: bool = False, timeout: float = 60.0) -> Iterator[None]:
+    """Hold the lock on the file `path` in the block; it is made where it is missing.
+
+    The kernel releases the lock when its holder dies in any way. Each call opens the file, so threads wait too.
+
+    Args:
+        path: the file of the lock.
+        shared: whether other shared holders are let in.
+        timeout: seconds to wait; 0: do not wait.
+
+    Raises:
+        DataCollectionException: LOCKED, somebody else holds it for longer; it is retried.
+    """
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as lock:
+            _wait_for(lock.fileno(), path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, timeout)
+            yield
+
+
+def _wait_for(descriptor: int, path: Path, mode: int, timeout: float) -> None:
+    end = time.monotonic() + timeout
+    while True:
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
+            return
+        if time.monotonic() >= end:
+            raise DataCollectionException(
+                f"{path.parent}: another job has held the lock for {timeout:g} seconds: wait until it ends",
+                error_code="LOCKED",
+            )
+        time.sleep(LOCK_INTERVAL)
+
+
+def checksum_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

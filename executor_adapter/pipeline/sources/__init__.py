@@ -1,0 +1,1 @@
+"""Sources: what files, APIs and databases have, landed as received and then read as text."""

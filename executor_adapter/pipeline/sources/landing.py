@@ -1,0 +1,268 @@
+"""Landing: the bytes of a source as they were received, one file a page or source file, with a manifest.
+
+    <lake>/landing/<tool>/<table>/<window>/<landing>/00001.json     a page or a source file, as received
+                                                     files.ndjson   the journal: a line for each whole file
+                                                     manifest.json  counts and checksums, written last
+                                                     .lock          held by the process that receives
+
+A landing is complete when it has its manifest. One that was interrupted is continued after its last whole file: by the
+next attempt of the same job, which finds it through the job's checkpoint, and by another run within `RESUME_WITHIN`.
+A complete landing can be read as often as wanted, without asking the source again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import quote
+
+from executor_adapter.exceptions import DataCollectionException
+from executor_adapter.pipeline.disk import explained, locked, sync_folder, writing
+from executor_adapter.pipeline.job_log import log
+from executor_adapter.pipeline.sources.windows import Window
+from executor_adapter.worker import running_job
+
+RESUME_WITHIN = 3600.0
+"""Seconds after its last file in which an interrupted landing is continued by another run; later it starts anew."""
+
+_JOURNAL = "files.ndjson"
+_MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LandedFile:
+    """One file of a landing: a page of an API, or a file of the source."""
+
+    name: str
+    """The name in the landing's folder; its suffix says what it holds."""
+    origin: str
+    """Where it came from, without secrets: a URL, a path, a statement."""
+    received_at: str
+    size: int
+    """Bytes, as received."""
+    checksum: str
+    """SHA-256, in hexadecimal."""
+    rows: int | None = None
+    """The rows in it, where the source counted them when it received it."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """What the source keeps of it, as JSON: an ETag, the state from which the next page is asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Describes a complete landing."""
+
+    tool: str
+    table: str
+    window: Window
+    fingerprint: str
+    """Identifies what was asked for: the source's settings and the window."""
+    started_at: str
+    completed_at: str
+    watermark: str | None
+    """The highest value of the table's cursor column among the rows, as text; None without one."""
+    content: str
+    """Identifies what was received, whenever it was: SHA-256 over the checksums of all files."""
+    files: tuple[LandedFile, ...]
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Self:
+        """Return the manifest in a file's content."""
+        found = json.loads(text)
+        found["files"] = tuple(LandedFile(**each) for each in found["files"])
+        return cls(**found | {"window": Window(**found["window"])})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Landing:
+    """A complete landing: its folder, and what is in it. Picklable."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def files(self) -> tuple[LandedFile, ...]:
+        """The files, in the order in which they were received."""
+        return self.manifest.files
+
+    def path_of(self, file: LandedFile) -> Path:
+        """Return where the bytes of a file are."""
+        return self.folder / file.name
+
+
+class Receiver:
+    """Writes the files of one landing while they are received."""
+
+    def __init__(self, folder: Path, files: Iterable[LandedFile] = ()) -> None:
+        self.folder = folder
+        self.files = list(files)
+        """The whole files, those of an interrupted attempt included."""
+        self.watermark: str | None = None
+        """Set by the source: see `Manifest.watermark`."""
+
+    @property
+    def is_resumed(self) -> bool:
+        """Whether an earlier attempt has left whole files, after which the source is to continue."""
+        return bool(self.files)
+
+    def add(
+        self, suffix: str, chunks: Iterable[bytes], *, origin: str, rows: int | None = None, **details: Any
+    ) -> LandedFile:
+        """Write the next file as its bytes come; it counts once it is whole.
+
+        Args:
+            suffix: what the file holds: ".json", ".csv.gz".
+            chunks: its bytes; what is raised while they come leaves no file.
+            origin: see `LandedFile`.
+            rows: see `LandedFile`.
+            details: see `LandedFile`.
+        """
+        digest, size = hashlib.sha256(), 0
+        path = self.folder / f"{len(self.files) + 1:05}{suffix}"
+        with writing(path) as file:
+            for chunk in chunks:
+                digest.update(chunk)
+                size += len(chunk)
+                file.write(chunk)
+        landed = LandedFile(
+            name=path.name,
+            origin=origin,
+            received_at=_now(),
+            size=size,
+            checksum=digest.hexdigest(),
+            rows=rows,
+            details=details,
+        )
+        with explained(self.folder), (self.folder / _JOURNAL).open("ab") as journal:
+            journal.write(json.dumps(asdict(landed)).encode() + b"\n")
+        self.files.append(landed)
+        return landed
+
+    def restart(self) -> None:
+        """Forget the files of an interrupted attempt: the source no longer continues where it ended."""
+        with explained(self.folder):
+            (self.folder / _JOURNAL).unlink(missing_ok=True)
+            for file in self.files:
+                (self.folder / file.name).unlink(missing_ok=True)
+        self.files.clear()
+
+
+@contextmanager
+def receiving(root: Path, tool: str, table: str, window: Window, *, fingerprint: str) -> Iterator[Receiver]:
+    """Receive the files of one window; when the block ends the landing is complete: see `find_landing`.
+
+    If the block raises, the whole files stay, and the next attempt continues after them.
+
+    Args:
+        root: the folder of the lake.
+        tool: the name of the tool.
+        table: the name of the table.
+        window: the window that is received.
+        fingerprint: see `Manifest`; an interrupted landing with another one is not continued.
+    """
+    parent, started_at = _folder_of(root, tool, table, window), _now()
+    with _claimed(parent, fingerprint) as folder:
+        receiver = Receiver(folder, _read_journal(folder))
+        if receiver.is_resumed:
+            log("%s/%s %s: continues after %d files that were received", tool, table, window.name, len(receiver.files))
+        yield receiver
+        manifest = Manifest(
+            tool=tool,
+            table=table,
+            window=window,
+            fingerprint=fingerprint,
+            started_at=started_at,
+            completed_at=_now(),
+            watermark=receiver.watermark,
+            content=hashlib.sha256("".join(each.checksum for each in receiver.files).encode()).hexdigest(),
+            files=tuple(receiver.files),
+        )
+        with explained(folder):
+            sync_folder(folder)
+        with writing(folder / _MANIFEST) as file:
+            file.write(json.dumps(asdict(manifest), indent=1).encode())
+
+
+def find_landing(root: Path, tool: str, table: str, window: Window, fingerprint: str | None = None) -> Landing | None:
+    """Return the newest complete landing of a window, else None; a given `fingerprint` must match too."""
+    for folder in sorted(_folder_of(root, tool, table, window).glob("*Z-*"), reverse=True):
+        with explained(folder):
+            if (folder / _MANIFEST).exists():
+                found = read_landing(folder)
+                if fingerprint in (None, found.manifest.fingerprint):
+                    return found
+    return None
+
+
+def read_landing(folder: Path) -> Landing:
+    """Return the complete landing in a folder.
+
+    Raises:
+        DataCollectionException: DATA_ERROR, the folder has no whole manifest.
+    """
+    try:
+        return Landing(folder=folder, manifest=Manifest.from_json((folder / _MANIFEST).read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError, KeyError) as error:
+        raise DataCollectionException(
+            f"{folder} is not a complete landing: collect it again", error_code="DATA_ERROR"
+        ) from error
+
+
+def _folder_of(root: Path, tool: str, table: str, window: Window) -> Path:
+    # A window can be any value of a column: "America/New_York" must not become two folders, nor ".." one up.
+    return root / "landing" / tool / table / quote(window.name, safe="").replace(".", "%2E")
+
+
+@contextmanager
+def _claimed(parent: Path, fingerprint: str) -> Iterator[Path]:
+    """Hold the lock on an interrupted landing that can be continued, or else on a new one."""
+    kind = hashlib.sha256(fingerprint.encode()).hexdigest()[:8]
+    job = running_job()
+    named = None if job is None else job.checkpoint_value
+    with ExitStack() as stack:
+        for folder in sorted(parent.glob(f"*-{kind}"), reverse=True):
+            if not (folder.name == named or _is_resumable(folder)):
+                continue
+            with suppress(DataCollectionException):  # LOCKED: another job is receiving it.
+                stack.enter_context(locked(folder / ".lock", timeout=0))
+                if not (folder / _MANIFEST).exists():
+                    break
+                stack.close()
+        else:
+            folder = parent / f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}Z-{kind}"
+            stack.enter_context(locked(folder / ".lock", timeout=0))
+        if job is not None:
+            job.checkpoint(folder.name)
+        yield folder
+
+
+def _is_resumable(folder: Path) -> bool:
+    journal = folder / _JOURNAL
+    return (
+        not (folder / _MANIFEST).exists() and journal.exists() and time.time() - journal.stat().st_mtime < RESUME_WITHIN
+    )
+
+
+def _read_journal(folder: Path) -> list[LandedFile]:
+    """Return the whole files of an interrupted landing, up to the first that is not there as it was received."""
+    files: list[LandedFile] = []
+    journal = folder / _JOURNAL
+    # The last line may be cut off where the process died.
+    for line in journal.read_bytes().split(b"\n")[:-1] if journal.exists() else ():
+        file = LandedFile(**json.loads(line))
+        path = folder / file.name
+        if not path.exists() or path.stat().st_size != file.size:
+            break
+        files.append(file)
+    return files
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")
