@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from prefect.cache_policies import NO_CACHE
@@ -35,6 +36,14 @@ collect_window = job_task(
     persist_result=False,
 )(landing.collect_window)
 
+
+def _collect_resource(tool_name: str, tool: RestTool, table: str, root: Path) -> landing.Result:
+    """Copy the objects of a resource into the lake; a tool without a URL reads the API of this run's Prefect server."""
+    # The headers hold the server's credentials, so they are made here and are no argument of the job.
+    tool, headers = (tool, dict[str, str]()) if tool.url else _with_prefect_api(tool)
+    return landing.collect_resource(tool_name, tool, table, root, headers)
+
+
 collect_resource = job_task(
     pool="thread",
     job_type="collection",
@@ -44,7 +53,7 @@ collect_resource = job_task(
     priority=-1,
     cache_policy=NO_CACHE,
     persist_result=False,
-)(landing.collect_resource)
+)(_collect_resource)
 
 
 def collect(run: Run) -> None:
@@ -87,9 +96,8 @@ def _submit_resources(run: Run) -> Iterator[Future]:
         tool = run.settings.tools[name]
         if not isinstance(tool, RestTool):
             continue
-        tool, headers = (tool, dict[str, str]()) if tool.url else _with_prefect_api(tool)
         for table in tool.resources:
-            arguments = {"tool_name": name, "tool": tool, "table": table, "root": run.settings.lake, "headers": headers}
+            arguments = {"tool_name": name, "tool": tool, "table": table, "root": run.settings.lake}
             yield run.submit(collect_resource, tool=name, stage="collect", subject=table, arguments=arguments)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from executor_adapter import JobContext, current_job
+from executor_adapter.config import redacted
 
 
 def log(message: str, *values: object) -> None:
-    """Write a line to the job's log; `values` fill the message as in the logging module."""
+    """Write a line to the job's log, without credentials; `values` fill the message as in the logging module."""
     if (job := _current_job()) is not None:
-        job.logger.info(message, *values)
+        job.logger.info("%s", redacted(message % values))
 
 
 def progress(done: float, total: float | None, unit: str) -> None:

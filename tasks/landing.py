@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from executor_adapter.config import FilesTool, RestTool
 from executor_adapter.exceptions import DataCollectionException
 from tasks import lake, sources
+from tasks.http_client import client_for
 from tasks.job_log import log, progress
 
 Result = dict[str, Any]
@@ -56,7 +57,7 @@ def collect_resource(
     """
     now = now or datetime.now(UTC)
     collected = total = 0
-    with sources.client_for(tool, dict(headers)) as client:
+    with client_for(tool, dict(headers)) as client:
         api = sources.Api(tool=tool, client=client, on_page=lambda count, resource: progress(count, None, resource))
         for day in sources.days_until(now, tool.days):
             new, rows = _collect_day(tool_name, api, table, day, root, over=day.is_over(now))

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as csv
 
-from executor_adapter.config import FilesTool, FileTable, RestResource, RestTool
+from executor_adapter.config import FilesTool, FileTable, RestResource, RestTool, redacted
 from executor_adapter.exceptions import DataCollectionException
 
 SINGLE_WINDOW = "all"
@@ -238,15 +238,10 @@ class Api:
             response = self.client.request(resource.method, url, params=params, json=body)
             response.raise_for_status()
         except httpx.HTTPError as error:
-            raise _http_failure(url, error) from error
+            raise _http_failure(url, error) from None  # It says all that httpx does, and hides the credential.
         except httpx.InvalidURL as error:
-            raise _configuration_error(f"{url}: {error}") from error
+            raise _configuration_error(f"{url}: {error}") from None
         return _parse_rows(response)
-
-
-def client_for(tool: RestTool, headers: dict[str, str] | None = None) -> httpx.Client:
-    """Return an HTTP client that sends `headers`, overridden by the tool's own, and keeps its connections open."""
-    return httpx.Client(headers={**(headers or {}), **tool.headers}, timeout=tool.timeout, follow_redirects=True)
 
 
 def to_table(rows: list[dict[str, Any]]) -> pa.Table:
@@ -265,7 +260,9 @@ def _scalar(value: Any) -> Any:
 
 def _key_of(row: dict[str, Any], resource: RestResource) -> str:
     if resource.key not in row:
-        raise DataCollectionException(f"{resource.path}: an object has no {resource.key!r}: {row}", "DATA_ERROR")
+        raise DataCollectionException(
+            redacted(f"{resource.path}: an object has no {resource.key!r}: {row}"), error_code="DATA_ERROR"
+        )
     return str(row[resource.key])
 
 
@@ -288,16 +285,21 @@ def _parse_rows(response: httpx.Response) -> list[dict[str, Any]]:
     except ValueError as error:
         raise DataCollectionException(f"{url} sent broken JSON: {error}", error_code="DATA_ERROR") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise DataCollectionException(f"{url} did not send a list of objects: {response.text[:200]}", "DATA_ERROR")
+        # Redacted as a whole first: the end of a text that is cut off could hold half a secret.
+        raise DataCollectionException(
+            f"{url} did not send a list of objects: {redacted(response.text)[:200]}", error_code="DATA_ERROR"
+        )
     return rows
 
 
 def _http_failure(url: str, error: httpx.HTTPError) -> DataCollectionException:
     if not isinstance(error, httpx.HTTPStatusError):
-        return DataCollectionException(f"{url}: {error or type(error).__name__}", error_code="NETWORK_ERROR")
+        message = redacted(f"{url}: {error or type(error).__name__}")
+        return DataCollectionException(message, error_code="NETWORK_ERROR")
     status = error.response.status_code
     code = "RATE_LIMITED" if status == 429 else "CONFIGURATION_ERROR" if status in (401, 403, 404) else "API_ERROR"
-    failure = DataCollectionException(f"{url} answered {status} {error.response.reason_phrase}", error_code=code)
+    reason = redacted(error.response.reason_phrase)
+    failure = DataCollectionException(f"{url} answered {status} {reason}", error_code=code)
     retry_after = _parse_retry_after(error.response.headers.get("Retry-After"), datetime.now(UTC))
     if retry_after is not None:
         failure.context["retry_after"] = retry_after

@@ -12,6 +12,7 @@ from typing import Any
 Answer = tuple[int, dict[str, str], bytes]
 """Status code, headers and body."""
 Respond = Callable[[str, Any], Answer]
+Headers = dict[str, str]
 """Returns the answer for a path with its query, and the body's JSON, or None without a body."""
 
 
@@ -24,6 +25,29 @@ def serving(respond: Respond) -> Iterator[tuple[str, list[tuple[str, Any]]]]:
     """Serve, and yield the server's URL and the list of requests that it gets."""
     requests: list[tuple[str, Any]] = []
 
+    def respond_to(path: str, body: Any, headers: Headers) -> Answer:
+        requests.append((path, body))
+        return respond(path, body)
+
+    with _server(respond_to) as url:
+        yield url, requests
+
+
+@contextmanager
+def recording_headers(respond: Callable[[str], Answer]) -> Iterator[tuple[str, list[Headers]]]:
+    """Serve, and yield the server's URL and the list of headers that it gets, by their names in lower case."""
+    seen: list[Headers] = []
+
+    def respond_to(path: str, body: Any, headers: Headers) -> Answer:
+        seen.append(headers)
+        return respond(path)
+
+    with _server(respond_to) as url:
+        yield url, seen
+
+
+@contextmanager
+def _server(respond: Callable[[str, Any, Headers], Answer]) -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -31,8 +55,8 @@ def serving(respond: Respond) -> Iterator[tuple[str, list[tuple[str, Any]]]]:
             length = int(self.headers.get("Content-Length") or 0)
             content = self.rfile.read(length)
             body = json.loads(content) if content else None
-            requests.append((self.path, body))
-            status, headers, answer = respond(self.path, body)
+            got = {name.lower(): value for name, value in self.headers.items()}
+            status, headers, answer = respond(self.path, body, got)
             self.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(answer))}.items():
                 self.send_header(name, value)
@@ -52,7 +76,7 @@ def serving(respond: Respond) -> Iterator[tuple[str, list[tuple[str, Any]]]]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", requests
+        yield f"http://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         thread.join()

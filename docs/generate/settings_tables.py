@@ -44,6 +44,7 @@ def _tools(schema: dict[str, Any]) -> list[str]:
         "FilesTool": ("tools.NAME", "with `source: files`"),
         "FileTable": ("tools.NAME.tables.TABLE", "a table of it"),
         "RestTool": ("tools.NAME", "with `source: rest`"),
+        "Credential": ("tools.NAME.credential", "where its secret is"),
         "RestResource": ("tools.NAME.resources.TABLE", "a resource of it"),
     }
     parts = ["## tools", "", "One section for each tool, by its name.", ""]

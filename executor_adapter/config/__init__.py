@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from executor_adapter.config.secrets import hidden, without_secrets_of_urls
+from executor_adapter.config.credentials import Credential
+from executor_adapter.config.secrets import hidden, redacted, without_secrets_of_urls
 from executor_adapter.config.sections import (
     CollectionSettings,
     ExecutorSettings,
@@ -23,6 +24,7 @@ from executor_adapter.config.tools import FilesTool, FileTable, RestResource, Re
 __all__ = [
     "CollectionSettings",
     "ConfigSources",
+    "Credential",
     "ExecutorSettings",
     "FileTable",
     "FilesTool",
@@ -42,6 +44,7 @@ __all__ = [
     "hidden",
     "load_config",
     "read_sources",
+    "redacted",
     "retry_policy",
     "without_secrets_of_urls",
 ]

@@ -37,7 +37,7 @@ from executor_adapter.config.sections import (
     check_keys,
     check_soft_timeout,
 )
-from executor_adapter.config.tools import FilesTool, ToolSettings
+from executor_adapter.config.tools import ToolSettings
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.job import Model
 
@@ -133,12 +133,7 @@ class Settings(BaseSettings, Model):
 
     def relative_to(self, directory: Path) -> Settings:
         """Return these settings with relative paths made relative to `directory`."""
-        tools = {
-            name: tool.model_copy(update={"directory": directory / tool.directory})
-            if isinstance(tool, FilesTool) and tool.directory is not None
-            else tool
-            for name, tool in self.tools.items()
-        }
+        tools = {name: tool.relative_to(directory) for name, tool in self.tools.items()}
         store = self.store.model_copy(update={"url": _url_relative_to(directory, self.store.url)})
         return self.model_copy(update={"lake": directory / self.lake, "tools": tools, "store": store})
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
+from executor_adapter.config.credentials import Credential
+from executor_adapter.config.secrets import SECRET
 from executor_adapter.config.sections import JobSettings, Name, Names, Section
 from executor_adapter.job import Count, Number, Seconds
 
@@ -26,6 +29,15 @@ class Tool(Section):
     """Share of the rate that is left unused; null: `collection.rate_limit_buffer`."""
     job: JobSettings = JobSettings()
     """Defaults of this tool's jobs; they win over the sections `collection`, `processing` and `job`."""
+
+    def relative_to(self, directory: Path) -> Self:
+        """Return the tool with relative paths, those of its credentials too, made relative to `directory`."""
+        update = {
+            name: value.relative_to(directory)
+            for name in type(self).model_fields
+            if isinstance(value := getattr(self, name), Credential)
+        }
+        return self.model_copy(update=update)
 
 
 class FileTable(Section):
@@ -58,6 +70,12 @@ class FilesTool(Tool):
             raise PydanticCustomError("place", "must have one of the keys package and directory")
         return self
 
+    def relative_to(self, directory: Path) -> Self:
+        """Return the tool with relative paths made relative to `directory`."""
+        if self.directory is None:
+            return self
+        return self.model_copy(update={"directory": directory / self.directory})
+
 
 class RestResource(Section):
     """Describes one resource of a REST API: a list of objects, read page by page.
@@ -87,8 +105,14 @@ class RestTool(Tool):
     source: Literal["rest"] = Field(description="'files' or 'rest'")
     url: str | None = Field(default=None, pattern=r"^https?://")
     """The API's URL; null: the API of the Prefect server that the flow uses, with the credentials set for it."""
+    credential: Credential | None = None
+    """Where the API's secret is; null: it needs none. It is sent as `Authorization: Bearer SECRET`, unless `username`
+    or a header says otherwise."""
+    username: str | None = None
+    """The name that belongs to the credential, which is then the password of HTTP's basic authentication."""
     headers: dict[str, str] = Field(default_factory=dict)
-    """Headers of each request; set secret ones in the environment."""
+    """Headers of each request. `{credential}` in a value stands for the credential, as in `X-Api-Key: "{credential}"`;
+    a secret itself is refused here."""
     page_size: Count = Field(default=200, ge=1)
     """Objects in one page."""
     pages: Count = Field(default=1000, ge=1)
@@ -100,12 +124,37 @@ class RestTool(Tool):
     resources: dict[Name, RestResource] = Field(min_length=1, description="a mapping of table names to {path: ...}")
 
     @model_validator(mode="after")
+    def _check_secrets(self) -> RestTool:
+        for name, value in self.headers.items():
+            if "{credential}" in value and self.credential is None:
+                raise _refused(["headers", name], repr(value), "must have the key credential beside headers")
+            if SECRET.search(name) and "{credential}" not in value:
+                why = (
+                    'must be "{credential}", with or without text around it: a secret does not belong into the '
+                    "configuration, so say in `credential` where it is"
+                )
+                raise _refused(["headers", name], "(hidden)", why)
+        if urlsplit(self.url or "").password is not None:
+            raise _refused(
+                ["url"], "a URL with a password", "set username, and say in `credential` where the password is"
+            )
+        if self.username is not None and self.credential is None:
+            raise _refused(
+                ["username"], repr(self.username), "must have the key credential beside it, for the password"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_parents(self) -> RestTool:
         for name, resource in self.resources.items():
             if resource.for_each is not None and resource.for_each not in self.resources:
                 detail = f"resources.{name}.for_each: {resource.for_each!r} is not one of {', '.join(self.resources)}"
                 raise PydanticCustomError("parent", "{detail}", {"detail": detail})
         return self
+
+
+def _refused(path: list[str], value: str, why: str) -> PydanticCustomError:
+    return PydanticCustomError("together", "{why}", {"path": path, "value": value, "why": why})
 
 
 def _kind(value: Any) -> str | None:

@@ -102,18 +102,20 @@ def test_each_setting_is_shown_with_its_source(command: Command, home: Path, mon
     assert everything["processing.batch_size"] == everything["job.retry.jitter"] == "default"
 
 
-def test_secrets_are_not_shown(command: Command, home: Path) -> None:
-    """`config show` prints no password, token or key."""
+def test_secrets_are_not_shown(command: Command, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`config show` prints no password, token or key, but where a credential is."""
     write(
         home,
         "store: {url: 'postgresql://user:s3cret@host/jobs'}\n"
-        "tools: {orders: {source: rest, url: 'http://a', headers: {Authorization: Bearer s3cret},"
+        "tools: {orders: {source: rest, url: 'http://a', credential: {env: ORDERS_TOKEN},"
         " resources: {r: {path: /r}}}}\n",
     )
+    monkeypatch.setenv("ORDERS_TOKEN", "s3cret")
     for words in (("--json",), ("--all",)):
         out = command("config", "show", *words).out
         assert "s3cret" not in out
         assert "postgresql://user:(hidden)@host/jobs" in out
+        assert "ORDERS_TOKEN" in out
 
 
 @pytest.mark.parametrize(

@@ -122,12 +122,12 @@ def test_a_tool_s_class_follows_from_its_source(write: Write, tmp_path: Path) ->
     assert orders.resources["lines"].for_each == "orders"
 
 
-def test_a_secret_header_can_come_from_the_environment(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A header set in the environment is merged into the tool of the file."""
-    monkeypatch.setenv("EXECUTOR_ADAPTER_TOOLS__ORDERS__HEADERS", '{"Authorization": "Bearer abc"}')
+def test_a_header_can_come_from_the_environment(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Headers set in the environment are merged into the tool of the file."""
+    monkeypatch.setenv("EXECUTOR_ADAPTER_TOOLS__ORDERS__HEADERS", '{"Accept-Language": "en"}')
     orders = load_config(write(TOOLS)).tools["orders"]
     assert isinstance(orders, RestTool)
-    assert orders.headers == {"Authorization": "Bearer abc"}
+    assert orders.headers == {"Accept-Language": "en"}
     assert orders.url == "http://127.0.0.1:1/api"
 
 

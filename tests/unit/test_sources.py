@@ -16,6 +16,7 @@ import pytest
 from executor_adapter.config import FilesTool, FileTable, RestResource, RestTool
 from executor_adapter.exceptions import DataCollectionException
 from tasks import sources
+from tasks.http_client import client_for
 from tests.api_server import Answer, as_json, serving
 
 DAY = sources.Day(name="2026-01-02")
@@ -152,7 +153,7 @@ def request(url: str, table: str = "runs", known: frozenset[str] = frozenset(), 
     runs = RestResource(path="/runs", method="POST", body=body)
     states = RestResource(path="/states", params={"run": "{id}"}, for_each="runs")
     described = RestTool(source="rest", url=url, resources={"runs": runs, "states": states}, **tool)
-    with sources.client_for(described) as client:
+    with client_for(described) as client:
         return sources.Api(tool=described, client=client).objects(table, DAY, known)
 
 

@@ -1,0 +1,231 @@
+"""A credential says where a secret is; the secret itself is in nothing that is shown, pickled or stored."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from executor_adapter.config import Credential, RestTool, Settings, hidden, load_config, redacted
+from executor_adapter.exceptions import ConfigurationError, DataCollectionException
+from tasks import sources
+from tasks.http_client import client_for
+from tests.api_server import Answer, as_json, recording_headers
+
+SECRET = "s3same-open-Sesame"
+RUNS = {"runs": {"path": "/runs"}}
+DAY = sources.Day(name="2026-01-02")
+
+
+@pytest.fixture(autouse=True)
+def secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORDERS_TOKEN", SECRET)
+
+
+def tool(**fields: Any) -> RestTool:
+    return RestTool.model_validate({"source": "rest", "resources": RUNS, **fields})
+
+
+# --- the place ---
+
+
+def test_a_variable_is_read_when_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A credential in the environment is read by each `resolve`, so a changed one is used at once."""
+    credential = Credential(env="ORDERS_TOKEN")
+    assert credential.resolve().get_secret_value() == SECRET
+    monkeypatch.setenv("ORDERS_TOKEN", "another")
+    assert credential.resolve().get_secret_value() == "another"
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_a_file_is_read_without_the_line_break_at_its_end(tmp_path: Path, end: str) -> None:
+    """A credential in a file is the file's text; the line break that editors add is not part of it."""
+    (tmp_path / "token").write_bytes(f"{SECRET}{end}".encode())
+    assert Credential(file=tmp_path / "token").resolve().get_secret_value() == SECRET
+
+
+def test_a_file_is_relative_to_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path of a credential's file is relative to the configuration file, not to the working directory."""
+    monkeypatch.chdir("/")
+    (tmp_path / "config.yaml").write_text(
+        "tools: {orders: {source: rest, url: 'http://a', credential: {file: secrets/token}, resources: {r: {path: /}}}}"
+    )
+    orders = load_config(tmp_path / "config.yaml").tools["orders"]
+    assert isinstance(orders, RestTool)
+    assert orders.credential == Credential(file=tmp_path / "secrets" / "token")
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ({"env": "NO_TOKEN"}, "the credential in the variable NO_TOKEN is missing or empty: set it in the environment"),
+        ({"env": "EMPTY"}, "the credential in the variable EMPTY is missing or empty: set it in the environment"),
+        ({"file": "/nowhere/token"}, "the credential in the file /nowhere/token is missing or empty: set it on the"),
+        ({"file": "/"}, "the credential in the file / cannot be read: Is a directory"),
+        ({"file": "/proc/self/exe"}, "the credential in the file /proc/self/exe is not UTF-8 text"),
+    ],
+)
+def test_a_missing_secret_is_named_by_its_place(
+    monkeypatch: pytest.MonkeyPatch, place: dict[str, Any], message: str
+) -> None:
+    """A secret that cannot be read is a ConfigurationError that names the place and the way out."""
+    monkeypatch.setenv("EMPTY", "")
+    with pytest.raises(ConfigurationError) as refused:
+        Credential.model_validate(place).resolve()
+    assert str(refused.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {},
+        {"env": "A", "file": "b"},
+        {"env": SECRET},
+        {"env": f"{SECRET}!"},
+        {"secret_block": f"{SECRET}/"},
+        {"token": SECRET},
+        SECRET,
+        [SECRET],
+        {"env": [SECRET]},
+    ],
+)
+def test_a_wrong_credential_is_refused_and_never_shown(tmp_path: Path, written: Any) -> None:
+    """A credential has one place; a secret that was written in its stead is in no message."""
+    file = tmp_path / "config.yaml"
+    described = {"source": "rest", "url": "http://a", "resources": RUNS, "credential": written}
+    file.write_text(json.dumps({"tools": {"orders": described}}))
+    with pytest.raises(ConfigurationError, match=r"tools\.orders\.credential") as refused:
+        load_config(file)
+    assert SECRET not in str(refused.value)
+    with pytest.raises(ValueError) as invalid:
+        Credential.model_validate(written)
+    assert SECRET not in str(invalid.value)
+
+
+# --- what is shown of it ---
+
+
+def test_nothing_of_a_credential_shows_the_secret(tmp_path: Path) -> None:
+    """After it was read, the secret is in no repr, str, pickle or JSON of the credential, its tool or the settings."""
+    orders = tool(url="http://a", credential=Credential(env="ORDERS_TOKEN"))
+    assert orders.credential is not None
+    read = orders.credential.resolve()
+    settings = Settings(tools={"orders": orders})
+    for each in (orders.credential, orders, settings, read):
+        shown = (repr(each), str(each), "" if each is read else repr(pickle.dumps(each)))
+        assert not any(SECRET in text for text in shown)
+    assert SECRET not in settings.model_dump_json()
+    assert str(orders.credential) == "variable ORDERS_TOKEN"
+    assert pickle.loads(pickle.dumps(orders)) == orders
+
+
+def test_the_place_of_a_credential_is_shown() -> None:
+    """What shows the settings shows where a secret is, and hides what may be a secret."""
+    assert hidden("tools.orders.credential.env", "ORDERS_TOKEN") == "ORDERS_TOKEN"
+    assert hidden("tools.orders.credential.env", "a secret!") == "(hidden)"
+    assert hidden("tools.orders.credential", "ORDERS_TOKEN") == "(hidden)"
+
+
+def test_a_secret_that_was_read_is_redacted(tmp_path: Path) -> None:
+    """`redacted` hides each secret that was read in this process, and each line of it, but none of three characters."""
+    assert redacted("<second line of a key> abc") == "<second line of a key> abc"
+    (tmp_path / "key").write_text("first line of a key\nsecond line of a key\nabc\n")
+    Credential(file=tmp_path / "key").resolve()
+    assert redacted("<second line of a key> abc") == "<(hidden)> abc"
+
+
+# --- REST ---
+
+
+def headers_sent(described: RestTool, respond: Callable[[str], Answer]) -> dict[str, str]:
+    """Return the headers of the last request for the runs."""
+    with recording_headers(respond) as (url, seen):
+        described = described.model_copy(update={"url": url})
+        with client_for(described) as client:
+            sources.Api(tool=described, client=client).objects("runs", DAY)
+    return seen[-1]
+
+
+def no_rows(path: str) -> Answer:
+    return as_json([])
+
+
+@pytest.mark.parametrize(
+    ("fields", "name", "value"),
+    [
+        ({}, "authorization", f"Bearer {SECRET}"),
+        ({"username": "ada"}, "authorization", "Basic YWRhOnMzc2FtZS1vcGVuLVNlc2FtZQ=="),
+        ({"headers": {"X-Api-Key": "{credential}"}}, "x-api-key", SECRET),
+        ({"headers": {"Authorization": "Token {credential}"}}, "authorization", f"Token {SECRET}"),
+    ],
+)
+def test_a_credential_is_sent_as_configured(fields: dict[str, Any], name: str, value: str) -> None:
+    """The credential is sent as a bearer token, as a password, or in the header that names it."""
+    sent = headers_sent(tool(credential={"env": "ORDERS_TOKEN"}, **fields), no_rows)
+    assert {key: text for key, text in sent.items() if key in {"authorization", "x-api-key"}} == {name: value}
+
+
+def test_a_credential_is_not_sent_to_another_host() -> None:
+    """A request that is redirected to another host carries no secret there, in whichever header it is."""
+    described = tool(credential={"env": "ORDERS_TOKEN"}, headers={"X-Api-Key": "{credential}"})
+    with recording_headers(no_rows) as (other, seen):
+        headers_sent(described, lambda path: (307, {"Location": f"{other}/elsewhere"}, b""))
+    assert len(seen) == 1
+    assert "x-api-key" not in seen[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"headers": {"Authorization": f"Bearer {SECRET}"}},
+            'headers.Authorization: (hidden) is not allowed: must be "{',
+        ),
+        ({"headers": {"X-Api-Key": SECRET}}, 'headers.X-Api-Key: (hidden) is not allowed: must be "{credential}"'),
+        (
+            {"headers": {"X-Api-Key": "{credential}"}},
+            "headers.X-Api-Key: '{credential}' is not allowed: must have the key",
+        ),
+        ({"url": f"https://ada:{SECRET}@api"}, "url: a URL with a password is not allowed: set username"),
+        ({"username": "ada"}, "username: 'ada' is not allowed: must have the key credential beside it"),
+    ],
+)
+def test_a_secret_in_the_configuration_is_refused(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+    """A secret that is written into the configuration is refused, and the message names the way and no secret."""
+    file = tmp_path / "config.yaml"
+    described = {"source": "rest", "url": "http://a", "resources": RUNS} | fields
+    file.write_text(json.dumps({"tools": {"orders": described}}))
+    with pytest.raises(ConfigurationError) as refused:
+        load_config(file)
+    assert str(refused.value).startswith(f"{file}: tools.orders.{message}")
+    assert SECRET not in str(refused.value)
+
+
+def test_a_secret_that_no_header_can_hold_is_refused_without_it(tmp_path: Path) -> None:
+    """A secret of several lines is refused before it is sent; HTTP libraries quote it in their error."""
+    (tmp_path / "key").write_text(f"{SECRET}\nand more\n")
+    with pytest.raises(DataCollectionException, match="no header may have") as refused:
+        client_for(tool(url="http://a", credential={"file": tmp_path / "key"}))
+    assert refused.value.error_code == "CONFIGURATION_ERROR"
+    assert SECRET not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (401, {}, b"no"),
+        (200, {}, f'"Bearer {SECRET} is not valid"'.encode()),
+        (200, {"Content-Type": "application/json"}, f'[{{"token": "{SECRET}"}}]'.encode()),
+        (200, {}, f"{'x' * 190}{SECRET}".encode()),
+    ],
+)
+def test_an_api_that_repeats_the_secret_does_not_spread_it(answer: Answer) -> None:
+    """What an API sends back of the secret is in neither the error nor what Python prints of it."""
+    with pytest.raises(DataCollectionException) as failed:
+        headers_sent(tool(credential={"env": "ORDERS_TOKEN"}), lambda path: answer)
+    assert SECRET not in "".join(traceback.format_exception(failed.value))
