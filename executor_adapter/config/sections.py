@@ -25,6 +25,7 @@ from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.job import (
     HAS_CPU_AFFINITY,
     START_METHOD,
+    CapacityField,
     Count,
     MemoryLimit,
     Model,
@@ -256,6 +257,9 @@ class ExecutorSettings(Section):
     ] = "auto"
     """Memory at whose end no further attempt starts, and then the largest is ended: auto (what the control group or the
     machine has), or also a limit of the program with its workers in bytes or as text such as "8GiB"; null: no guard."""
+    capacity: CapacityField = None
+    """What the attempts that run at the same time may take of `resources`, by name, such as {CPU: 8, license: 3}; null,
+    and for what is not named: the processors, GPUs and memory of the machine."""
     nice: Count | None = Field(default=None, ge=-20, le=19)
     """Scheduling priority of worker processes, see nice(1)."""
     cpu_affinity: tuple[Count, ...] | None = None

@@ -12,6 +12,7 @@ from typing import Any, Self
 from executor_adapter.config import Settings, load_config
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.executor.calling import JobCaller
+from executor_adapter.executor.capacity import check_capacity, read_capacity
 from executor_adapter.executor.current import EntryToken, enter_executor, leave_executor
 from executor_adapter.executor.hooks import ExecutionHooks, hooked_execution
 from executor_adapter.executor.html import html_of_executor
@@ -20,6 +21,7 @@ from executor_adapter.executor.job_defaults import tool_limits as limits_of_tool
 from executor_adapter.executor.live_stats import live_stats
 from executor_adapter.executor.mapping import as_completed, check_map, in_order, with_progress
 from executor_adapter.executor.pool_factory import make_memory_guard, make_pool
+from executor_adapter.executor.quarantined_jobs import QuarantinedJobs
 from executor_adapter.executor.registry import track
 from executor_adapter.executor.signals import signal_watch
 from executor_adapter.executor.slots import Slots
@@ -44,11 +46,13 @@ CATCH_UP_SECONDS = 10.0
 
 
 @explain_executor_calls
-class JobExecutor(JobCaller, Slots, ExecutionHooks):
+class JobExecutor(JobCaller, Slots, QuarantinedJobs, ExecutionHooks):
     """Runs jobs in coroutines, threads and processes, each within its limits, retried by its policy.
 
     `max_workers`: how many attempts run at once, over all pools of the executor; it may be changed at any time.
     `max_pending`: how many jobs may wait for their first start; None for no limit.
+    `capacity`: what the attempts that run at once may take of their `resources`, such as {"GPU": 2, "license": 3}; what
+    it does not name, the setting `executor.capacity` or the machine has.
     `observers`: callables that get each `Transition`, in order, on the supervisor's thread; they must return quickly.
     `tool_limits`: by tool name, how many of its jobs run at once and how many start per second. They win over the
     section `tools` of the settings.
@@ -74,6 +78,7 @@ class JobExecutor(JobCaller, Slots, ExecutionHooks):
         config: Settings | None = None,
         observers: Iterable[Observer] = (),
         max_pending: int | None = None,
+        capacity: Mapping[str, float | str] | None = None,
         tool_limits: Mapping[str, ToolLimit] | None = None,
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
@@ -92,6 +97,7 @@ class JobExecutor(JobCaller, Slots, ExecutionHooks):
             max_pending=max_pending,
             tool_limits=limits_of_tools(self.config, tool_limits),
             memory_guard=make_memory_guard(self.config),
+            read_capacity=functools.partial(read_capacity, self.config, check_capacity(capacity)),
             kill_grace=self.config.executor.kill_grace,
         )
         self._defaults = JobDefaults(self.config)
@@ -210,25 +216,6 @@ class JobExecutor(JobCaller, Slots, ExecutionHooks):
     def running(self) -> list[Job]:
         """Return the jobs that have a running attempt."""
         return [assignment.job for assignment in self._supervisor.running()]
-
-    # --- quarantine ---
-
-    def quarantined(self) -> list[Job]:
-        """Return the jobs that killed more workers than their policy allows: they need `release` to be submitted again.
-
-        Holds the newest `quarantine.MAX_QUARANTINED`; with each further one the oldest is evicted.
-        """
-        return list(self._supervisor.intake.quarantined.values())
-
-    def quarantine(self, jobs: Iterable[Job]) -> None:
-        """Hold these jobs in quarantine, as an earlier executor of the same queue did."""
-        self._supervisor.intake.quarantined.update({job.job_id: job for job in jobs})
-
-    def release(self, job_id: str) -> bool:
-        """Let a quarantined job be submitted again. Return False where no quarantined job has this id."""
-        self._supervisor.check_not_forked()
-        released = self._supervisor.intake.quarantined.pop(job_id, None) is not None
-        return (self._persistence is not None and self._persistence.release(job_id)) or released
 
     # --- store ---
 

@@ -31,6 +31,7 @@ def live_stats(supervisor: Supervisor, *, abandoned_attempts: int, window: float
         quarantined=tuple(supervisor.intake.quarantined),
         longest_running_seconds=now - min(begun) if begun else None,
         waits_for_memory=guard is not None and guard.holds,
+        waiting_for_resources=supervisor.dispatcher.resources.waiting,
         memory_limit_bytes=None if level is None else level.limit,
         memory_left_bytes=None if level is None else level.left,
         **figures(tracker.ended, now=time.time(), window=window),

@@ -36,6 +36,17 @@ from executor_adapter.job.pool_names import (
 )
 from executor_adapter.job.quarantine import MAX_QUARANTINED, Quarantine
 from executor_adapter.job.rerun import RETRY_OF, changed_retry, rerun
+from executor_adapter.job.resources import (
+    CPU,
+    GPU,
+    MEMORY,
+    UNITS,
+    CapacityField,
+    Resources,
+    amount_text,
+    checked_capacity,
+    units_of,
+)
 from executor_adapter.job.results import Attempt, JobResult, JobResults, Progress
 from executor_adapter.job.retry import CRASHES, RetryDecision, RetryPolicy, RetryRule, decide, limit_attempts
 from executor_adapter.job.status import TERMINAL, ErrorCode, JobStatus
@@ -45,15 +56,20 @@ from executor_adapter.job.transition import Observer, Transition
 from executor_adapter.job.validation import Count, Number, Seconds, check_age, check_count
 
 __all__ = [
+    "CPU",
     "CRASHES",
+    "GPU",
     "HAS_CPU_AFFINITY",
     "HAS_GUARDIAN",
     "MAX_QUARANTINED",
+    "MEMORY",
     "NEW_ID_HINT",
     "RETRY_OF",
     "START_METHOD",
     "TERMINAL",
+    "UNITS",
     "Attempt",
+    "CapacityField",
     "Count",
     "ErrorCode",
     "Job",
@@ -71,6 +87,7 @@ __all__ = [
     "Progress",
     "Quarantine",
     "RepeatedJobOptions",
+    "Resources",
     "RetryDecision",
     "RetryPolicy",
     "RetryRule",
@@ -79,6 +96,7 @@ __all__ = [
     "StartMethod",
     "ToolLimit",
     "Transition",
+    "amount_text",
     "call_text",
     "changed_retry",
     "check_age",
@@ -87,6 +105,7 @@ __all__ = [
     "check_count",
     "check_is_job",
     "check_start_method",
+    "checked_capacity",
     "decide",
     "did_you_mean",
     "explain_calls",
@@ -106,5 +125,6 @@ __all__ = [
     "shown",
     "size_text",
     "storable",
+    "units_of",
     "uuid7",
 ]

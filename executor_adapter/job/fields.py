@@ -28,9 +28,14 @@ def _check_function(value: Any) -> Any:
     raise ValueError(f"{value!r} is not callable: pass a function or 'package.module:function'")
 
 
-def _check_memory_limit(value: Any) -> Any:
+def size_in_bytes(value: Any) -> Any:
+    """Return the bytes that a text such as "512MiB" means; anything but text as it is.
+
+    Raises:
+        ValueError: the text is no size, or more than any machine has.
+    """
     if not isinstance(value, str):
-        return no_bool(value)
+        return value
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", value.strip())
     if match is None or match[2] not in _UNITS:
         units = ", ".join(filter(None, _UNITS))
@@ -38,7 +43,11 @@ def _check_memory_limit(value: Any) -> Any:
     size = float(match[1]) * _UNITS[match[2]]
     if size > MAX_MEMORY_LIMIT:
         raise ValueError(f"{value[:20]!r} is more memory than any machine has: leave the limit out")
-    return _check_holds_python(int(size))
+    return int(size)
+
+
+def _check_memory_limit(value: Any) -> Any:
+    return _check_holds_python(size_in_bytes(value)) if isinstance(value, str) else no_bool(value)
 
 
 def _check_holds_python(size: int) -> int:

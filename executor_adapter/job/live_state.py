@@ -79,6 +79,7 @@ class LiveState:
         "place",
         "pool",
         "queued_at",
+        "resources",
         "scope",
         "timers",
     )
@@ -104,6 +105,13 @@ class LiveState:
         self.pool = ""
         self.queued_at = 0.0
         """Monotonic seconds."""
+        self.resources: dict[str, int] | None = None
+        """What each attempt takes of the executor's capacity, in `job.resources.UNITS`."""
         self.scope: Any = None
         """The `supervision.job_scope.JobScope` around each attempt."""
         self.timers: dict[str, Any] | None = None
+
+    @property
+    def needs_own_worker(self) -> bool:
+        """Whether each attempt runs in a worker process that runs nothing else: libraries keep the GPUs they found."""
+        return self.resources is not None and "GPU" in self.resources

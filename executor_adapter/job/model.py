@@ -19,6 +19,7 @@ from executor_adapter.job.live_state import JobState, LiveState
 from executor_adapter.job.mistakes import Model, call_text, shown, unknown_field
 from executor_adapter.job.options import JobOptions
 from executor_adapter.job.pool_names import PoolName
+from executor_adapter.job.resources import Resources
 from executor_adapter.job.results import Attempt, AttemptFields, Progress
 from executor_adapter.job.retry import CRASHES, RetryPolicy, in_force
 from executor_adapter.job.status import LEGAL_TRANSITIONS, TERMINAL, JobStatus
@@ -71,6 +72,9 @@ class Job(Model):
     """The retry policy. It wins over `retry_attempts` and `retry_delay`."""
     memory_limit: MemoryLimit = None
     """Bytes, or text such as "512MiB", that the process tree of an attempt may use; pool="process" only."""
+    resources: Resources = None
+    """What an attempt needs beside a slot, by name: `{"CPU": 2, "GPU": 1, "memory": "4GiB", "license": 1}`. It starts
+    when the executor has so much left of its `capacity`; GPUs need pool="process"."""
     priority: Count = 0
     """Jobs with a higher priority start first; among equals the order of submission counts."""
     dedupe_key: str | None = None

@@ -6,6 +6,7 @@ marks `pool="proces"`. At run time `Job` validates them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from typing_extensions import TypedDict  # Of `typing`, before Python 3.13 none could extend one of Prefect's.
@@ -25,6 +26,7 @@ class SharedJobOptions(TypedDict, total=False):
     stall_timeout: float | None
     deadline: float | None
     memory_limit: int | str | None
+    resources: Mapping[str, float | str] | None
     priority: int
     metadata: dict[str, Any]
 

@@ -36,9 +36,9 @@ class Assignment:
     """One attempt of one job, given to one pool. The pool records what it learns of the attempt."""
 
     __slots__ = (
-        "checkpoint", "context", "coroutine", "ended_at", "exit_code", "exit_signal", "hard_limit", "has_plain_value",
-        "job", "memory_limit", "number", "payload", "peak_rss", "pid", "position", "run_time", "scope", "short",
-        "soft_limit", "stall_limit", "started_at", "stop_asked_at", "stop_reason", "worker",
+        "checkpoint", "context", "coroutine", "ended_at", "environment", "exit_code", "exit_signal", "hard_limit",
+        "has_plain_value", "job", "memory_limit", "number", "payload", "peak_rss", "pid", "position", "run_time",
+        "scope", "short", "soft_limit", "stall_limit", "started_at", "stop_asked_at", "stop_reason", "worker",
     )  # fmt: skip
 
     def __init__(self, job: Job, number: int, payload: Any) -> None:
@@ -54,6 +54,9 @@ class Assignment:
         "module:qualname" and one picklable argument."""
         self.checkpoint: bytes | None = None
         """The latest checkpoint of an earlier attempt, pickled."""
+        self.environment: dict[str, str] | None = None
+        """Variables of the environment that the function sees. Its worker then runs nothing before or after it, since
+        what it loads may read them once only."""
         self.memory_limit: int | None = None
         """Resident bytes that the attempt's process tree may hold, if its pool `can_limit_memory`."""
         self.short = False
@@ -149,6 +152,8 @@ class WorkerPool(ABC):
 
     name: ClassVar[str]
     can_limit_memory: ClassVar[bool] = False
+    can_set_environment: ClassVar[bool] = False
+    """Whether a function sees the `environment` of its assignment."""
     can_stop_soft: ClassVar[bool] = False
     """Whether `interrupt` raises SoftTimeoutError inside a function."""
 

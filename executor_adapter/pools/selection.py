@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job import Job, JobStatus, function_reference, is_coroutine_function, is_generator_function
+from executor_adapter.job import GPU, Job, JobStatus, function_reference, is_coroutine_function, is_generator_function
 from executor_adapter.pools.base import WorkerPool
 from executor_adapter.pools.kinds import PoolKinds, pool_kinds
 
@@ -39,6 +39,11 @@ def check_limits(job: Job, kind_of: PoolKinds | None = None) -> tuple[str, type[
     kind = (kind_of or pool_kinds())(name)
     if job.memory_limit is not None and not kind.can_limit_memory:
         raise InvalidJobError(_memory_refusal(name))
+    if job.resources is not None and GPU in job.resources and not kind.can_set_environment:
+        raise InvalidJobError(
+            f"resources: a GPU is given to a process, by CUDA_VISIBLE_DEVICES, and pool={name!r} has none of its own: "
+            "use pool='process'"
+        )
     if job.soft_timeout is not None:
         _check_soft_timeout(job.soft_timeout, job.max_runtime, name, kind)
     return name, kind

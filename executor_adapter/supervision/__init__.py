@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from executor_adapter.supervision.hooks import HookedExecution
     from executor_adapter.supervision.job_scope import JobScope, log_message
     from executor_adapter.supervision.loop import SupervisorLoop
+    from executor_adapter.supervision.resources import Capacity
     from executor_adapter.supervision.stats import (
         DEFAULT_WINDOW_SECONDS,
         QUEUE_SECONDS,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from executor_adapter.supervision.tools.demand import SharedLimits, ToolDemand
 
 _HOMES = {
+    "Capacity": "executor_adapter.supervision.resources",
     "DEFAULT_WINDOW_SECONDS": "executor_adapter.supervision.stats",
     "ExecutorStats": "executor_adapter.supervision.stats",
     "HookedExecution": "executor_adapter.supervision.hooks",
@@ -49,6 +51,7 @@ _HOMES = {
 __all__ = [
     "DEFAULT_WINDOW_SECONDS",
     "QUEUE_SECONDS",
+    "Capacity",
     "ExecutorStats",
     "HookedExecution",
     "JobDriver",

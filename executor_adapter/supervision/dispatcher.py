@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from executor_adapter.job import Job
 from executor_adapter.pools import MemoryGuard, WorkerPool
 from executor_adapter.supervision.ready_queue import ReadyQueue
+from executor_adapter.supervision.resources import Capacity, ResourceLedger
 from executor_adapter.supervision.running_attempts import NEVER
 from executor_adapter.supervision.tools.rate_limiter import RateLimiter, needs_no_slot
 from executor_adapter.worker import lease_time
@@ -18,8 +19,11 @@ class Dispatcher:
     A slot is taken by each busy worker of the pools, and by each driver that was granted one and has not used it yet.
     """
 
-    def __init__(self, max_workers: int, pools: Mapping[str, WorkerPool]) -> None:
+    def __init__(
+        self, max_workers: int, pools: Mapping[str, WorkerPool], read_capacity: Callable[[], Capacity] = Capacity
+    ) -> None:
         self.max_workers = max_workers
+        self.resources = ResourceLedger(read_capacity)
         self.rate_limiter: RateLimiter | None = None
         self.memory_guard: MemoryGuard | None = None
         self.reserved = 0
@@ -36,7 +40,7 @@ class Dispatcher:
     @property
     def has_ready(self) -> bool:
         """Whether any job is ready to start."""
-        return bool(self._ready)
+        return bool(self._ready) or bool(self.resources.waiting)
 
     def push(self, job: Job) -> None:
         """Queue a job that is ready to start."""
@@ -53,15 +57,13 @@ class Dispatcher:
             self.rate_limiter.report(self._free_workers)
 
     def _run(self, start: Callable[[Job], None], queue_behind: Callable[[Job], bool]) -> None:
-        ready = self._ready
+        ready, resources = self._ready, self.resources
         pools = self._pools.values()
         memory_is_short = self.memory_guard is not None and self.memory_guard.holds
-        while ready:
+        while ready or (resources.waiting and self._free_workers() and self._queue_fitting(None)):
             job = ready.peek()
             if needs_no_slot(job):
-                ready.pop()
-                if self.rate_limiter is not None:
-                    self.rate_limiter.skip(job)
+                self._skip(ready.pop())
                 continue
             busy = self.reserved - len(self.lent)
             for pool in pools:
@@ -70,8 +72,10 @@ class Dispatcher:
             if one_runs_alone or (busy and (memory_is_short or job.live.alone)):
                 return
             if busy < self.max_workers:
+                if resources.waiting and self._queue_fitting(job):
+                    continue
                 ready.pop()
-                if self.rate_limiter is None or self.rate_limiter.start(job):
+                if self._may_start(job):
                     if job.live.alone:
                         self.exclusive = job
                     start(job)
@@ -79,6 +83,32 @@ class Dispatcher:
                 ready.pop()
             else:
                 return
+
+    def _skip(self, job: Job) -> None:
+        """Drop a queued job that needs no slot any more."""
+        self.resources.end(job)
+        if self.rate_limiter is not None:
+            self.rate_limiter.skip(job)
+
+    def _queue_fitting(self, before: Job | None) -> bool:
+        """Queue the next job whose resources are free now in front of `before`; return False if there is none."""
+        job = self.resources.take_next(before)
+        if job is not None:
+            self._ready.push_front(job)
+        return job is not None
+
+    def _may_start(self, job: Job) -> bool:
+        """Return whether neither its resources nor its tool hold the job back; it then takes its share of both."""
+        needs_resources = job.live.resources is not None
+        if needs_resources and not self.resources.start(job):
+            if self.rate_limiter is not None:
+                self.rate_limiter.skip(job)
+            return False
+        if self.rate_limiter is None or self.rate_limiter.start(job):
+            return True
+        if needs_resources:
+            self.resources.end(job)
+        return False
 
     def _free_workers(self) -> int:
         """Return how many further attempts might start now."""
@@ -96,7 +126,8 @@ class Dispatcher:
         """Return whether the job may wait in a worker: not if anything else may still hold it back."""
         live = job.live
         limited = self.rate_limiter is not None and self.rate_limiter.limits(job)
-        return live.pool in self._pools and live.driver is None and not live.alone and not limited
+        is_plain = live.driver is None and live.resources is None and not live.alone
+        return live.pool in self._pools and is_plain and not limited
 
     def take_back_slot(self, job: Job) -> None:
         """Free the slot of a driver that did not use it, and the worker that was kept for its attempt."""
@@ -109,5 +140,7 @@ class Dispatcher:
         """Note that an attempt that `run` started has ended, or did not begin."""
         if self.exclusive is job:
             self.exclusive = None
+        if job.live.resources is not None:
+            self.resources.end(job)
         if self.rate_limiter is not None:
             self.rate_limiter.end(job)

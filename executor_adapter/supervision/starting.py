@@ -101,7 +101,9 @@ class Starting:
         assignment.checkpoint = live.checkpoint
         assignment.memory_limit = live.memory_limit
         assignment.run_time = run_time = self._run_times.of(job.function)
-        assignment.short = run_time.seconds <= SHORT_RUN_SECONDS
+        assignment.short = run_time.seconds <= SHORT_RUN_SECONDS and live.resources is None
+        if live.resources is not None and (gpus := self._dispatcher.resources.gpus_of(job)):
+            assignment.environment = {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}
         if live.scope is not None:
             live.scope.prepare(assignment)
         return assignment
@@ -120,11 +122,13 @@ class Starting:
         assignment: Assignment | None = job.live.assignment
         if assignment is not None:
             self._dispatcher.lent.add(job)
+            self._dispatcher.resources.lend(job)
             self._pools.of(job).on_blocked(assignment)
 
     def take_slot_back(self, job: Job) -> None:
         """Take back a slot that was lent. For a moment one attempt more than `max_workers` may run."""
         self._dispatcher.lent.discard(job)
+        self._dispatcher.resources.take_back(job)
 
     def lend_slot_of(self, assignment: Assignment) -> None:
         """Free the slot of an attempt that waits for another job, unless it has ended."""

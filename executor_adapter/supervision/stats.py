@@ -66,6 +66,8 @@ class ExecutorStats:
     """Seconds that the oldest running attempt has run."""
     waits_for_memory: bool = False
     """Whether no further attempt starts while one runs, because memory is short."""
+    waiting_for_resources: int = 0
+    """Jobs that do not start because other attempts hold the resources that they need."""
     memory_limit_bytes: int | None = None
     """The memory of the control group or machine in which it is scarcest; None with `executor.memory: null`."""
     memory_left_bytes: int | None = None

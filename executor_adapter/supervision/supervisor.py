@@ -17,8 +17,7 @@ runs its attempts.
 | `starting` | hands attempts to the pools |
 | `follow_up` | completes, retries or fails a job after an attempt |
 | `stopping` | enforces limits, cancels jobs, shuts down |
-| `thread` | runs the loop in a thread; handles its start, end and forks |
-| `futures` | holds what the futures share |
+| `thread`, `futures` | runs the loop in a thread; holds what the futures share |
 """
 
 from __future__ import annotations
@@ -42,6 +41,7 @@ from executor_adapter.supervision.job_scope import JobScope, log_message
 from executor_adapter.supervision.loop import LoopTimer, SupervisorLoop
 from executor_adapter.supervision.outcome import stop_error
 from executor_adapter.supervision.pool_set import PoolSet
+from executor_adapter.supervision.resources import Capacity
 from executor_adapter.supervision.running_attempts import NEVER, RunningAttempts
 from executor_adapter.supervision.starting import Starting
 from executor_adapter.supervision.state_tracker import StateTracker
@@ -73,6 +73,7 @@ class Supervisor:
         max_pending: int | None = None,
         tool_limits: Mapping[str, ToolLimit] | None = None,
         memory_guard: MemoryGuard | None = None,
+        read_capacity: Callable[[], Capacity] = Capacity,
         kill_grace: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
         make_thread: Callable[..., SupervisorThread] = SupervisorThread,
@@ -87,7 +88,7 @@ class Supervisor:
         self.intake = JobIntake(max_pending)
         self.tracker = StateTracker(observers)
         self.pools = PoolSet(lambda name: make_pool(name, self), clock)
-        self.dispatcher = Dispatcher(max_workers, self.pools.made)
+        self.dispatcher = Dispatcher(max_workers, self.pools.made, read_capacity)
         self.dispatcher.memory_guard = memory_guard
         release, running_of = self.dispatcher.push_front, self.intake.running_of
         self.rate_limiter = RateLimiter(
@@ -99,15 +100,8 @@ class Supervisor:
         close_pools = functools.partial(self.pools.close, loop.stop)
         self.discard = Discard()
         self.follow_up = FollowUp(loop, self.intake, self.tracker, self.dispatcher, self.discard, close_pools)
-        self.stopping = Stopping(
-            loop,
-            self.intake,
-            self.pools,
-            self._running,
-            self.follow_up,
-            kill_grace=kill_grace,
-            close_pools=close_pools,
-        )
+        parts = (loop, self.intake, self.pools, self._running, self.follow_up)
+        self.stopping = Stopping(*parts, kill_grace=kill_grace, close_pools=close_pools)
         self.starting = Starting(
             self.intake, self.tracker, self.pools, self.dispatcher, self.follow_up, on_failed_start=self.ended
         )
@@ -140,6 +134,7 @@ class Supervisor:
             check_arguments(job.function, job.args, job.kwargs)
         live = job.live
         live.pool, live.payload = check_job(job, self._kind_of)
+        live.resources = self.dispatcher.resources.check(job)
         live.memory_limit = job.memory_limit
         live.is_plain = is_plain_job(job)
         live.driver = driver

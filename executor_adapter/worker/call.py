@@ -114,6 +114,8 @@ class CallRunner:
         self._reporter = reporter
         self._note_imports = note_imports
         self.end_requested = False
+        self.has_environment = False
+        """Whether the call sees variables of its own; the process then must run no further call."""
         self._has_checked = False
         self._stage = "function"
         self._coroutine: types.CoroutineType[Any, Any, Any] | None = None
@@ -147,8 +149,12 @@ class CallRunner:
     def _run(self) -> Reply:
         call = self._call
         ends_at = time.monotonic() + call.max_runtime if call.max_runtime else None
+        job_id, description, encoded, (scope, checkpoint, environment) = self._unpack()
+        if environment is not None:  # Before anything is imported that may read it.
+            self.has_environment = True
+            os.environ.update(environment)
         function = self._function()
-        job_id, description, args, kwargs, (scope, checkpoint) = self._unpack()
+        args, kwargs = self._arguments(encoded)
         self._stage = "run"
         enter_job(
             JobContext(
@@ -174,13 +180,15 @@ class CallRunner:
         return self._success(value)
 
     def _function(self) -> Callable[..., Any]:
+        self._stage = "function"
         try:
             return self._functions.get(self._call.function)
         finally:
             if self._call.flags & wire.USE_ONCE:
                 self._functions.remove(self._call.function)
 
-    def _unpack(self) -> tuple[str, tuple[Any, Any], tuple[Any, ...], dict[str, Any], tuple[Any, Any]]:
+    def _unpack(self) -> tuple[str, tuple[Any, Any], memoryview, tuple[Any, Any, Any]]:
+        """Return the job's id and description, its encoded arguments, and what belongs to this attempt."""
         self._stage = "arguments"
         body = memoryview(self._call.body)
         id_size, description_size, args_size = wire.CALL_SIZES.unpack_from(body)
@@ -189,11 +197,11 @@ class CallRunner:
         attempt_at = args_at + args_size
         job_id = str(body[wire.CALL_SIZES.size : description_at], "utf-8")
         description = pickle.loads(body[description_at:args_at]) if description_size else (None, None)
-        of_attempt = pickle.loads(body[attempt_at:]) if attempt_at < len(body) else (None, None)
-        args, kwargs = self._arguments(body[args_at:attempt_at])
-        return job_id, description, args, kwargs, of_attempt
+        of_attempt = pickle.loads(body[attempt_at:]) if attempt_at < len(body) else (None, None, None)
+        return job_id, description, body[args_at:attempt_at], of_attempt
 
     def _arguments(self, encoded: memoryview) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        self._stage = "arguments"
         if self._call.flags & wire.NO_VALUE:
             return (), {}
         if self._call.flags & wire.IN_FILE:

@@ -150,6 +150,7 @@ class Worker:
         if runner.end_requested:
             # The host waits for this process to exit. It knows the outcome already, or would receive it too late.
             os._exit(EXIT_TERMINATED)
+        self._is_worn = self._is_worn or runner.has_environment
         if self._is_worn:
             flags |= wire.WORN
         peak = self._memory.take(ended - started)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -161,3 +162,10 @@ def times_of_a_sleep(seconds: float) -> tuple[float, float]:
     began = time.monotonic()
     time.sleep(seconds)
     return began, time.monotonic()
+
+
+def gpu_and_process(gate: str) -> tuple[str | None, int]:
+    """Write this process's pid beside the file `gate` and wait for that; return CUDA_VISIBLE_DEVICES and the pid."""
+    Path(gate).with_suffix(".pid").write_text(str(os.getpid()))
+    wait_for_file(gate)
+    return os.environ.get("CUDA_VISIBLE_DEVICES"), os.getpid()

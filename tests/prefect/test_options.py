@@ -250,6 +250,11 @@ def test_a_method_can_be_a_job_task() -> None:
             "task double: memory_limit needs a process of its own, and pool='thread' has none: use pool='process'",
         ),
         (
+            lambda: job_task(pool="thread", resources={"GPU": 1})(double),
+            InvalidJobError,
+            "task double: resources: a GPU is given to a process, by CUDA_VISIBLE_DEVICES, and pool='thread' has none",
+        ),
+        (
             lambda: job_task(pool="coroutine", soft_timeout=1)(double_on_loop),
             InvalidJobError,
             "task double_on_loop: soft_timeout=1.0 is not supported in pool='coroutine'",

@@ -86,7 +86,7 @@ CALLS: list[tuple[str, Callable[[Any], Any], type[Exception], str]] = [
     ("scheduler", lambda _: CollectionScheduler(max_concurent=3), TypeError,
      "CollectionScheduler has no option 'max_concurent': did you mean max_concurrent_jobs?"),
     ("settings", lambda _: Settings(executor={"max_worker": 3}), ConfigurationError,  # type: ignore[arg-type]
-     "Settings: executor.max_worker is not a key: did you mean max_workers? allowed are cpu_affinity"),
+     "Settings: executor.max_worker is not a key: did you mean max_workers? allowed are capacity, cpu_affinity"),
     ("section", lambda _: JobSettings(timeout=3), ConfigurationError,
      "JobSettings: timeout is not a key: did you mean max_runtime? allowed are deadline"),
     ("store_windows", lambda _: open_store(r"C:\jobs\jobs.db"), ConfigurationError,

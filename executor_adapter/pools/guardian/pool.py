@@ -79,7 +79,7 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
 
     def reserve_worker(self, job: Job, on_ready: Callable[[], None]) -> None:
         try:
-            worker = self.workers.take(job.live.memory_limit)
+            worker = self.workers.take(job.live.memory_limit, new=job.live.needs_own_worker)
         except OSError:
             on_ready()
             return
@@ -97,7 +97,9 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
 
     def _take_worker(self, assignment: Assignment) -> ForkedWorkerHandle:
         reserved = self._reserved.pop(assignment.job, None)
-        return self.workers.take(assignment.memory_limit) if reserved is None or reserved.retired else reserved
+        if reserved is not None and not reserved.retired:
+            return reserved
+        return self.workers.take(assignment.memory_limit, new=assignment.environment is not None)
 
     def _has_workers(self) -> bool:
         return any(worker.ready for worker in self._busy_workers)

@@ -13,8 +13,7 @@ from enum import Enum
 from executor_adapter.exceptions import WorkerCrashedError
 from executor_adapter.pools.base import Assignment, PoolSupervisor
 from executor_adapter.pools.guardian.client import NO_PIDFD, GuardianClient
-from executor_adapter.pools.transport import functions
-from executor_adapter.pools.transport.payload import Payload
+from executor_adapter.pools.transport.payload import Payload, attempt_part
 from executor_adapter.pools.transport.send_buffer import SharedPath
 from executor_adapter.pools.transport.worker_handle import WorkerHandle
 from executor_adapter.worker import INTERRUPT, resident, tree_resident, wire
@@ -143,8 +142,8 @@ class ForkedWorkerHandle(WorkerHandle):
         Raises:
             Exception: the argument of its scope cannot be pickled.
         """
-        if assignment.scope is not None or assignment.checkpoint is not None:
-            self._attempt_parts[assignment] = functions.dumps((assignment.scope, assignment.checkpoint))
+        if (part := attempt_part(assignment)) != b"":
+            self._attempt_parts[assignment] = part
         assignment.worker = self
         self.queue.append(assignment)
         self.unsent += 1

@@ -89,16 +89,19 @@ class WorkerSet:
 
     # --- starting ---
 
-    def take(self, memory_limit: int | None) -> ForkedWorkerHandle:
+    def take(self, memory_limit: int | None, *, new: bool = False) -> ForkedWorkerHandle:
         """Return a worker without assignments, or else a new one.
 
         With a memory limit, it is a worker in which earlier jobs left little: the next job must not be killed for them.
+        With `new`, it is one that has run none.
 
         Raises:
             OSError: no worker can be started.
         """
         worker = self._take_any()
-        while memory_limit is not None and worker.left_behind() > _MAX_LEFT_BEHIND * memory_limit:
+        while (new and worker.jobs_done) or (
+            memory_limit is not None and worker.left_behind() > _MAX_LEFT_BEHIND * memory_limit
+        ):
             self.shut_down(worker)
             worker = self._take_any()
         return worker

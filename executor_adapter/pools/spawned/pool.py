@@ -13,9 +13,8 @@ from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, Time
 from executor_adapter.pools.refused_starts import REFUSED_TIMEOUT, RETRY_INTERVAL, unavailable
 from executor_adapter.pools.spawned.worker_handle import SpawnedWorkerHandle
 from executor_adapter.pools.spawned.workers import MAX_START_FAILURES, SpawnedWorkerSet
-from executor_adapter.pools.transport import functions
 from executor_adapter.pools.transport.exit_errors import crash_error, record_returncode
-from executor_adapter.pools.transport.payload import worker_settings
+from executor_adapter.pools.transport.payload import attempt_part, worker_settings
 from executor_adapter.pools.transport.process_pool import OUTPUT_READ_FRAME, WorkerProcessPool
 from executor_adapter.pools.transport.reports import discard_file, report_result
 from executor_adapter.pools.transport.send_buffer import SharedPath
@@ -85,11 +84,9 @@ class SpawnedPool(WorkerProcessPool[SpawnedWorkerHandle]):
         worker = self._reserved.pop(assignment.job, None)
         if worker is not None and self.workers.is_serving(worker):
             self.workers.put_back(worker)
-        attempt_part = b""
-        if assignment.scope is not None or assignment.checkpoint is not None:
-            attempt_part = functions.dumps((assignment.scope, assignment.checkpoint))
+        part = attempt_part(assignment)
         self.busy += 1
-        self._waiting[assignment] = attempt_part
+        self._waiting[assignment] = part
         self._assign_next()
 
     def flush(self) -> None:
@@ -97,15 +94,17 @@ class SpawnedPool(WorkerProcessPool[SpawnedWorkerHandle]):
 
     def _assign_next(self) -> None:
         """Give an idle worker to the first waiting assignment, or keep it for a job that is to have its attempt."""
-        worker = self.workers.take_idle() if self._waiting or self._unreserved else None
+        if not self._waiting and not self._unreserved:
+            return
+        assignment = next(iter(self._waiting), None)
+        job = next(iter(self._unreserved)) if assignment is None else assignment.job
+        worker = self.workers.take_idle(new=job.live.needs_own_worker)
         if worker is None:
             return
-        if not self._waiting:
-            job = next(iter(self._unreserved))
+        if assignment is None:
             self._reserved[job] = worker
             self._unreserved.pop(job)()
             return
-        assignment = next(iter(self._waiting))
         assignment.worker = worker
         assignment.pid = worker.pid
         assignment.started_at = self.supervisor.now()

@@ -61,9 +61,14 @@ class SpawnedWorkerSet:
 
     # --- starting ---
 
-    def take_idle(self) -> SpawnedWorkerHandle | None:
-        """Return a worker that is ready and has no assignment, if there is one."""
-        return self._idle.pop() if self._idle else None
+    def take_idle(self, *, new: bool = False) -> SpawnedWorkerHandle | None:
+        """Return a worker that is ready and has no assignment, if there is one; with `new`, one that never had any."""
+        while self._idle:
+            worker = self._idle.pop()
+            if not (new and worker.jobs_done):
+                return worker
+            self.shut_down(worker)
+        return None
 
     def put_back(self, worker: SpawnedWorkerHandle) -> None:
         """Keep a worker that has no assignment for later."""

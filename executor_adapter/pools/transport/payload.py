@@ -16,6 +16,7 @@ from executor_adapter.worker import REFERENCE, values, wire
 
 if TYPE_CHECKING:
     from executor_adapter.job import Job
+    from executor_adapter.pools.base import Assignment
 
 
 class Payload:
@@ -45,6 +46,17 @@ class Payload:
             self.max_runtime,
             0.0,
         )
+
+
+def attempt_part(assignment: Assignment) -> bytes:
+    """Return what belongs to this attempt alone, pickled: its scope, checkpoint and environment; b"" for nothing.
+
+    Raises:
+        Exception: the argument of its scope cannot be pickled.
+    """
+    if assignment.scope is None and assignment.checkpoint is None and assignment.environment is None:
+        return b""
+    return functions.dumps((assignment.scope, assignment.checkpoint, assignment.environment))
 
 
 _encoded_references: dict[str, EncodedFunction] = {}

@@ -46,6 +46,7 @@ class WorkerProcessPool(WorkerPool, Generic[W]):
 
     name: ClassVar[str] = "process"
     can_stop_soft: ClassVar[bool] = True
+    can_set_environment: ClassVar[bool] = True
     workers: ProcessSet
 
     def __init__(self, supervisor: PoolSupervisor, max_workers: int) -> None:

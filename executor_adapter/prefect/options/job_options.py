@@ -147,7 +147,7 @@ def check_job_options(function: Callable[..., Any], options: Mapping[str, Any], 
     name = owner or f"task {getattr(function, '__qualname__', repr(function))}"
     try:
         job = Job(function=function, **options)
-        if options.get("pool", "auto") != "auto" and options.keys() & {"memory_limit", "soft_timeout"}:
+        if options.get("pool", "auto") != "auto" and options.keys() & {"memory_limit", "resources", "soft_timeout"}:
             # The settings can change neither the pool nor these limits any more; max_runtime, unless it is given.
             check_limits(job if "max_runtime" in options else job.model_copy(update={"max_runtime": None}))
     except InvalidJobError as error:
