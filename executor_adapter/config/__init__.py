@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from executor_adapter.config.credentials import Credential
+from executor_adapter.config.schemas import Column, TableSchema
 from executor_adapter.config.secrets import hidden, redacted, without_secrets_of_urls
 from executor_adapter.config.sections import (
     CollectionSettings,
@@ -23,6 +24,7 @@ from executor_adapter.config.tools import FilesTool, FileTable, RestResource, Re
 
 __all__ = [
     "CollectionSettings",
+    "Column",
     "ConfigSources",
     "Credential",
     "ExecutorSettings",
@@ -40,6 +42,7 @@ __all__ = [
     "Stage",
     "StageSettings",
     "StoreSettings",
+    "TableSchema",
     "Tool",
     "hidden",
     "load_config",

@@ -7,6 +7,7 @@
 | --- | --- | --- |
 | land | `sources/` | the bytes as received, one file a page or source file, with a manifest: `Landing` |
 | read | `sources/` | record batches in which every column is text, and rejects with line numbers: `text_rows` |
+| cast | `schema` | rows with the types that the table's schema declares, and rejects with row numbers: `Caster` |
 
 It needs the extra `pipeline`.
 """
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 from executor_adapter.lazy import lazy_attributes
 
 if TYPE_CHECKING:
+    from executor_adapter.pipeline.schema import CAST_REJECTS, Cast, Caster, cast_text, typed_schema
     from executor_adapter.pipeline.sources.landing import (
         LandedFile,
         Landing,
@@ -31,6 +33,11 @@ if TYPE_CHECKING:
     from executor_adapter.pipeline.text_rows import REJECTS, Reject
 
 _HOMES = {
+    "CAST_REJECTS": "executor_adapter.pipeline.schema",
+    "Cast": "executor_adapter.pipeline.schema",
+    "Caster": "executor_adapter.pipeline.schema",
+    "cast_text": "executor_adapter.pipeline.schema",
+    "typed_schema": "executor_adapter.pipeline.schema",
     "REJECTS": "executor_adapter.pipeline.text_rows",
     "LandedFile": "executor_adapter.pipeline.sources.landing",
     "Landing": "executor_adapter.pipeline.sources.landing",
@@ -44,16 +51,21 @@ _HOMES = {
 }
 
 __all__ = [
+    "CAST_REJECTS",
     "REJECTS",
+    "Cast",
+    "Caster",
     "LandedFile",
     "Landing",
     "Manifest",
     "Receiver",
     "Reject",
     "Window",
+    "cast_text",
     "find_landing",
     "read_landing",
     "receiving",
+    "typed_schema",
 ]
 
 __getattr__, __dir__ = lazy_attributes(__name__, _HOMES)

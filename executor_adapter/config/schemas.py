@@ -1,0 +1,139 @@
+"""Schemas of tables: the type of each column is declared, and never guessed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo
+
+from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
+
+from executor_adapter.config.sections import Section
+
+KINDS = ("text", "integer", "decimal", "float", "boolean", "date", "timestamp", "json")
+MAX_DIGITS = 38
+"""Digits of a decimal, at most."""
+DIRECTIVES = "YmdHMSfzbyjpI%"
+"""What may follow % in the format of a date or timestamp; each means the same as in Python's `strptime`."""
+
+_TYPE = re.compile(rf"(?:{'|'.join(KINDS)})|decimal\(\s*(\d+)\s*,\s*(\d+)\s*\)")
+
+
+def _as_words(value: Any) -> Any:
+    values = value if isinstance(value, list | tuple) else (value,)
+    if any(isinstance(each, bool) or each is None for each in values):
+        # YAML reads yes, no, on, off and null without quotes as values of its own.
+        raise ValueError('must be text: write "yes", "no" and "null" in quotes')
+    return tuple(str(each) if isinstance(each, int | float) else each for each in values)
+
+
+Words = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_as_words),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
+
+
+class Column(Section):
+    """Declares one column of a table."""
+
+    type: str = Field(
+        description="'text', 'integer', 'decimal(digits, places)', 'float', 'boolean', 'date', 'timestamp' or 'json'"
+    )
+    nullable: bool = True
+    """Whether a row without a value is right; otherwise it is rejected."""
+    optional: bool = False
+    """Whether the source may have no such column at all; otherwise that is an error."""
+    nulls: Words = ()
+    """Texts that mean that there is no value, such as "NA"."""
+    strip: bool = False
+    """Whether spaces around the text are taken off."""
+    true_words: Words = ("true",)
+    """Boolean: the texts that mean true, in any case."""
+    false_words: Words = ("false",)
+    """Boolean: the texts that mean false, in any case."""
+    format: str | None = None
+    """Date, timestamp: the format, such as `%d.%m.%Y %H:%M`; null: ISO 8601."""
+    zone: str | None = None
+    """Timestamp: the zone of texts that name none, such as Europe/Berlin; null: such texts are rejected."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_type_alone(cls, value: Any) -> Any:
+        return {"type": value} if isinstance(value, str) else value
+
+    @field_validator("type")
+    @classmethod
+    def _check_type(cls, value: str) -> str:
+        found = _TYPE.fullmatch(value.strip())
+        if found is None or value.strip() == "decimal":
+            raise ValueError(f"must be {cls.model_fields['type'].description}")
+        if found[1] is not None:
+            digits, places = int(found[1]), int(found[2])
+            if not (1 <= digits <= MAX_DIGITS and places <= digits):
+                raise ValueError(f"must have 1 to {MAX_DIGITS} digits, and no more places than digits")
+            return f"decimal({digits}, {places})"
+        return value.strip()
+
+    @field_validator("zone")
+    @classmethod
+    def _check_zone(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                ZoneInfo(value)
+            except Exception:  # The database of zones raises many kinds.
+                raise ValueError("must be the name of a zone, such as Europe/Berlin or UTC") from None
+        return value
+
+    @field_validator("format")
+    @classmethod
+    def _check_format(cls, value: str | None) -> str | None:
+        if value is None:
+            return value
+        for directive in re.findall(r"%(.?)", value, re.DOTALL):
+            if not directive or directive not in DIRECTIVES:
+                allowed = ", ".join(f"%{each}" for each in DIRECTIVES)
+                raise ValueError(f"must have no directives but {allowed}")
+        return value
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Column:
+        if self.format is not None and self.kind not in ("date", "timestamp"):
+            raise ValueError(f"format is for dates and timestamps, not for {self.kind}")
+        if self.zone is not None and self.kind != "timestamp":
+            raise ValueError(f"zone is for timestamps, not for {self.kind}")
+        both = {each.lower() for each in self.true_words} & {each.lower() for each in self.false_words}
+        if both:
+            raise ValueError(f"true_words and false_words both have {', '.join(sorted(both))}")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """The type without its digits: `decimal` of `decimal(10, 2)`."""
+        return self.type.partition("(")[0]
+
+    @property
+    def digits_and_places(self) -> tuple[int, int]:
+        """The digits and the places after the point of a decimal."""
+        digits, places = re.findall(r"\d+", self.type)
+        return int(digits), int(places)
+
+
+class TableSchema(Section):
+    """Declares the columns of a table, and what becomes of the others."""
+
+    columns: dict[str, Column] = Field(min_length=1, description="a mapping of column names to types")
+    undeclared: Literal["text", "drop", "refuse"] = "text"
+    """What becomes of columns that are not declared: they are kept as text, left out and named in the log, or an
+    error."""
+    check: str | None = Field(default=None, pattern=r"^[\w.]+:[\w.]+$")
+    """`module:name` of a pandera schema that the typed rows are checked against."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_columns(cls, values: Any) -> Any:
+        columns = values.get("columns") if isinstance(values, Mapping) else None
+        if isinstance(columns, Mapping) and any(not isinstance(each, str) for each in columns):
+            raise ValueError("names of columns must be text: write them in quotes")
+        return values
