@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, ClassVar
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
@@ -32,6 +33,7 @@ from tests.insides import supervisor_of
 
 MAX_WORKERS = 2
 MAX_QUEUED_BEHIND = 2
+CAPACITY = {"CPU": 2, "license": 2}
 
 
 class SimulatedWorker:
@@ -169,7 +171,10 @@ class SupervisorMachine(RuleBasedStateMachine):
         self.futures: list[JobFuture] = []
         self.pending_calls: dict[JobDriver, Future[Any]] = {}
         self.executor = SimulatedExecutor(
-            MAX_WORKERS, observers=(self._observe,), tool_limits={"api": ToolLimit(max_concurrent=1, rate=1.0, burst=2)}
+            MAX_WORKERS,
+            observers=(self._observe,),
+            tool_limits={"api": ToolLimit(max_concurrent=1, rate=1.0, burst=2)},
+            capacity=CAPACITY,
         )
         self.executor.clock.advance(1000.0)
         self.is_shut_down = False
@@ -213,6 +218,9 @@ class SupervisorMachine(RuleBasedStateMachine):
             "deadline": limits,
             "stall_timeout": limits,
             "tool_name": st.sampled_from([None, "api"]),
+            "resources": st.sampled_from(
+                [None, None, {"CPU": 0.5}, {"license": 1}, {"license": 2, "CPU": 1}, {"CPU": 2}]
+            ),
         }
     )
 
@@ -336,6 +344,16 @@ class SupervisorMachine(RuleBasedStateMachine):
         assert dispatcher.reserved + sum(pool.busy for pool in self.pools) <= MAX_WORKERS
 
     @invariant()
+    def resources_are_not_exceeded(self) -> None:
+        """What runs never holds more than there is, and where nothing runs, nothing waits for resources."""
+        for name, amount in CAPACITY.items():
+            held = [worker.assigned[0].job.resources or {} for _, worker in self.workers]
+            assert sum(resources.get(name, 0) for resources in held) <= amount
+        dispatcher = supervisor_of(self.executor).dispatcher
+        if not self.workers and not dispatcher.reserved:
+            assert dispatcher.resources.waiting == 0
+
+    @invariant()
     def transitions_are_legal_and_ordered(self) -> None:
         for job, transitions in self.transitions.items():
             assert (transitions[0].previous, transitions[0].status) == (None, JobStatus.PENDING)
@@ -383,10 +401,21 @@ class SupervisorMachine(RuleBasedStateMachine):
         assert all(pool.closed and pool.busy == 0 for pool in self.pools)
 
 
-SupervisorMachine.TestCase.settings = settings(
-    max_examples=400, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
-)
-TestSupervisor = SupervisorMachine.TestCase
+_many = settings(stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+class TestSupervisor(SupervisorMachine.TestCase):  # type: ignore[misc]
+    """Any sequence of events, some of them."""
+
+    settings = settings(_many, max_examples=150)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(600)
+class TestSupervisorLonger(SupervisorMachine.TestCase):  # type: ignore[misc]
+    """Any sequence of events, many of them."""
+
+    settings = settings(_many, max_examples=2000)
 
 
 def test_a_job_cancelled_while_it_is_ended_at_its_limit_is_not_retried() -> None:
