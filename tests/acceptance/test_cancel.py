@@ -36,7 +36,7 @@ BUSY_MACHINE_FACTOR = 3
 RUNNERS = ("ours", "stock", "bulk")
 CHOSEN = {
     ("button", "hand", "ours"),
-    ("button", "worker", "stock"),
+    ("command", "worker", "stock"),
     ("command", "hand", "bulk"),
     ("SIGTERM", "hand", "stock"),
     ("SIGINT", "served", "bulk"),

@@ -65,8 +65,17 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("doing", ["waiting for threads", "waiting in the block", "sleeping"])
+@pytest.mark.parametrize(
+    ("number", "doing"),
+    [
+        (signal.SIGTERM, "waiting for threads"),
+        (signal.SIGINT, "waiting in the block"),
+        (signal.SIGTERM, "sleeping"),
+        pytest.param(signal.SIGINT, "waiting for threads", marks=pytest.mark.chaos),
+        pytest.param(signal.SIGTERM, "waiting in the block", marks=pytest.mark.chaos),
+        pytest.param(signal.SIGINT, "sleeping", marks=pytest.mark.chaos),
+    ],
+)
 def test_all_jobs_end_within_seconds_and_none_begins(tmp_path: Path, number: signal.Signals, doing: str) -> None:
     """A signal that ends the program ends all jobs within seconds, and no job starts after it."""
     states, pids = _send_signal(tmp_path, number, doing)
