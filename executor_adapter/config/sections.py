@@ -304,10 +304,15 @@ class MonitoringSettings(Section):
     """Port on which Prometheus metrics are served (0: a free one); null: there are none."""
     metrics_host: str = "127.0.0.1"
     """Address on which the metrics are served."""
+    default_registry: bool = False
+    """Whether the metrics are in prometheus_client's default registry too, for a server that the program has anyway:
+    Prefect's, with PREFECT_CLIENT_METRICS_ENABLED."""
     stuck_after: Seconds = 3600.0
     """Time after which a running job is an alert."""
     failure_rate: Number = Field(default=0.5, gt=0, le=1)
     """Share of failed jobs within the window above which there is an alert."""
+    near_limit: Number | None = Field(default=0.8, gt=0, lt=1)
+    """Share of its max_runtime or deadline that a job has used when there is an alert before it ends; null: none."""
     window: Seconds = 3600.0
     """Time for which failed jobs count."""
     interval: Seconds = 300.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,10 +14,8 @@ from executor_adapter.executor.calling import JobCaller
 from executor_adapter.executor.capacity import check_capacity, read_capacity
 from executor_adapter.executor.current import EntryToken, enter_executor, leave_executor
 from executor_adapter.executor.hooks import ExecutionHooks, hooked_execution
-from executor_adapter.executor.html import html_of_executor
 from executor_adapter.executor.job_defaults import JobDefaults
 from executor_adapter.executor.job_defaults import tool_limits as limits_of_tools
-from executor_adapter.executor.live_stats import live_stats
 from executor_adapter.executor.mapping import as_completed, check_map, in_order, with_progress
 from executor_adapter.executor.pool_factory import make_memory_guard, make_pool
 from executor_adapter.executor.quarantined_jobs import QuarantinedJobs
@@ -26,27 +23,23 @@ from executor_adapter.executor.registry import track
 from executor_adapter.executor.signals import signal_watch
 from executor_adapter.executor.slots import Slots
 from executor_adapter.executor.tracing import trace_jobs
+from executor_adapter.executor.watching import Watching
 from executor_adapter.executor.wrong_calls import explain_executor_calls
 from executor_adapter.job import Job, JobResult, Observer, ToolLimit, check_count, check_is_job
-from executor_adapter.monitoring import serve_metrics
+from executor_adapter.monitoring import export_metrics
 from executor_adapter.persistence import JobPersistence, QueueHistory
 from executor_adapter.pools import pool_kinds
 from executor_adapter.store import JobStore
 from executor_adapter.supervision import (
-    DEFAULT_WINDOW_SECONDS,
-    ExecutorStats,
     JobDriver,
     JobFuture,
     JobScope,
     Supervisor,
 )
 
-CATCH_UP_SECONDS = 10.0
-"""Max seconds that `remove_observer` waits for a supervisor blocked by an observer."""
-
 
 @explain_executor_calls
-class JobExecutor(JobCaller, Slots, QuarantinedJobs, ExecutionHooks):
+class JobExecutor(JobCaller, Slots, QuarantinedJobs, Watching, ExecutionHooks):
     """Runs jobs in coroutines, threads and processes, each within its limits, retried by its policy.
 
     `max_workers`: how many attempts run at once, over all pools of the executor; it may be changed at any time.
@@ -99,6 +92,7 @@ class JobExecutor(JobCaller, Slots, QuarantinedJobs, ExecutionHooks):
             memory_guard=make_memory_guard(self.config),
             read_capacity=functools.partial(read_capacity, self.config, check_capacity(capacity)),
             kill_grace=self.config.executor.kill_grace,
+            near_limit=self.config.monitoring.near_limit,
         )
         self._defaults = JobDefaults(self.config)
         self._hooked = hooked_execution(type(self), self._supervisor)
@@ -113,7 +107,7 @@ class JobExecutor(JobCaller, Slots, QuarantinedJobs, ExecutionHooks):
                 readmit=lambda job, waited: self._admit(job, waited=waited),
             )
         tracker, on_closed = self._supervisor.tracker, self._supervisor.thread.on_closed
-        self._metrics = serve_metrics(self, self.config.monitoring, observers=tracker.observers, on_closed=on_closed)
+        self._metrics = export_metrics(self, self.config.monitoring, observers=tracker.observers, on_closed=on_closed)
         self._tracer = trace_jobs(tracker.observers)
         self._tokens: list[EntryToken] = []
         track(self, self._supervisor)
@@ -241,35 +235,6 @@ class JobExecutor(JobCaller, Slots, QuarantinedJobs, ExecutionHooks):
         """Wait until the store has all that happened to the jobs so far. Return False after `timeout` seconds."""
         self._supervisor.check_not_forked()
         return self._persistence is None or self._persistence.recorder.flush(timeout)
-
-    # --- monitoring ---
-
-    def add_observer(self, observer: Observer) -> None:
-        """Call `observer` with each transition from now on, as one of `observers`."""
-        self._supervisor.tracker.observers.append(observer)
-
-    def remove_observer(self, observer: Observer) -> None:
-        """Stop calling `observer`, once it has got every transition up to now; it need not have been added.
-
-        A caller that has seen a job end may call this before the executor is done with the job: the engine that drives
-        a job reports its end a moment earlier.
-        """
-        self._supervisor.thread.catch_up(CATCH_UP_SECONDS)
-        with contextlib.suppress(ValueError):
-            self._supervisor.tracker.observers.remove(observer)
-
-    def stats(self, *, window: float = DEFAULT_WINDOW_SECONDS) -> ExecutorStats:
-        """Return counts since the executor was made, and figures of jobs that ended in the last `window` seconds."""
-        abandoned = 0 if self._hooked is None else self._hooked.abandoned
-        return live_stats(self._supervisor, abandoned_attempts=abandoned, window=window)
-
-    def _repr_html_(self) -> str:
-        return html_of_executor(self)
-
-    @property
-    def metrics_url(self) -> str | None:
-        """Where Prometheus finds the metrics; None where none are served."""
-        return None if self._metrics is None else self._metrics.url
 
     # --- lifetime ---
 

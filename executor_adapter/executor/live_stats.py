@@ -30,6 +30,7 @@ def live_stats(supervisor: Supervisor, *, abandoned_attempts: int, window: float
         abandoned_threads=pools["abandoned_threads"] + abandoned_attempts,
         quarantined=tuple(supervisor.intake.quarantined),
         longest_running_seconds=now - min(begun) if begun else None,
+        jobs_near_limit=supervisor.near_limits.count(),
         waits_for_memory=guard is not None and guard.holds,
         waiting_for_resources=supervisor.dispatcher.resources.waiting,
         memory_limit_bytes=None if level is None else level.limit,

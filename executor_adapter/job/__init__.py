@@ -52,7 +52,7 @@ from executor_adapter.job.retry import CRASHES, RetryDecision, RetryPolicy, Retr
 from executor_adapter.job.status import TERMINAL, ErrorCode, JobStatus
 from executor_adapter.job.text import size_text, storable
 from executor_adapter.job.tool_limit import ToolLimit
-from executor_adapter.job.transition import Observer, Transition
+from executor_adapter.job.transition import LimitObserver, NearLimit, Observer, Transition
 from executor_adapter.job.validation import Count, Number, Seconds, check_age, check_count
 
 __all__ = [
@@ -78,9 +78,11 @@ __all__ = [
     "JobResults",
     "JobState",
     "JobStatus",
+    "LimitObserver",
     "MapOptions",
     "MemoryLimit",
     "Model",
+    "NearLimit",
     "Number",
     "Observer",
     "PoolName",

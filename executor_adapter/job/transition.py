@@ -1,4 +1,4 @@
-"""A change of a job's state, and the functions that are notified of it."""
+"""What observers are notified of: a change of a job's state, and a time limit that is near."""
 
 from __future__ import annotations
 
@@ -30,3 +30,26 @@ class Transition(NamedTuple):
 
 Observer = Callable[[Transition], None]
 """Called with each transition on the supervisor's thread, so it must be quick and must not block."""
+
+
+class NearLimit(NamedTuple):
+    """Says that a job has used most of a time limit, and ends at it unless it is done before."""
+
+    job: Job
+    """The job; its properties are live."""
+    limit: str
+    """The limit: "max_runtime" (of the attempt that runs) or "deadline"."""
+    used: float
+    """Seconds since the limit began to count."""
+    of: float
+    """The limit in seconds."""
+    attempt: int
+    """The number of the attempt that runs; of a deadline, of the last one that started."""
+
+    def __str__(self) -> str:
+        left = f"{max(0.0, self.of - self.used):.3g} s are left"
+        return f"job {self.job.job_id} has used {self.used:.3g} s of its {self.limit} of {self.of:.3g} s: {left}"
+
+
+LimitObserver = Callable[[NearLimit], None]
+"""Called on the supervisor's thread, so it must be quick and must not block."""

@@ -1,11 +1,15 @@
 """Measures jobs, watches them, and exports the figures.
 
-health.py        HealthMonitor: alerts for stuck jobs and for too many failures
-prometheus.py    counts and figures of jobs, served at a port for Prometheus (metrics_port.py starts it)
-tracing.py       a span for each job and attempt, for OpenTelemetry
-progress.py      progress bars on the terminal, and plain lines in a pipe
-trace_scope.py   puts a function in a worker process into its job's span
-findings.py      what a check of `executor-adapter doctor` found, and what to do about it
+health.py                  HealthMonitor: alerts for stuck jobs, limits that are near and too many failures
+exporters.py               starts what follows where the settings or the program ask for it
+prometheus.py              metrics for Prometheus, at a port of their own or in the default registry
+telemetry.py               whether the program has set up OpenTelemetry
+opentelemetry_metrics.py   the same metrics for OpenTelemetry
+gauges.py, job_counter.py  what both show and count
+tracing.py                 a span for each job and attempt, for OpenTelemetry
+trace_scope.py             puts a function in a worker process into its job's span
+progress.py                progress bars on the terminal, and plain lines in a pipe
+findings.py                what a check of `executor-adapter doctor` found, and what to do about it
 
 Names are loaded when first used: worker processes import trace_scope.py and need nothing else of this package.
 """
@@ -17,12 +21,15 @@ from typing import TYPE_CHECKING
 from executor_adapter.lazy import lazy_attributes
 
 if TYPE_CHECKING:
+    from executor_adapter.job import NearLimit
+    from executor_adapter.monitoring.exporters import export_metrics
     from executor_adapter.monitoring.findings import Finding, Level, fine, warning, wrong
     from executor_adapter.monitoring.health import Alert, AlertKind, HealthMonitor
-    from executor_adapter.monitoring.metrics_port import serve_metrics
     from executor_adapter.monitoring.progress import ProgressBar, ProgressCounts
+    from executor_adapter.monitoring.prometheus import MetricsPort
+    from executor_adapter.monitoring.telemetry import tracer_in_use
     from executor_adapter.monitoring.trace_scope import INSIDE
-    from executor_adapter.monitoring.tracing import JobTracer, tracer_in_use
+    from executor_adapter.monitoring.tracing import JobTracer
     from executor_adapter.supervision import ExecutorStats
 
 _HOMES = {
@@ -34,11 +41,13 @@ _HOMES = {
     "INSIDE": "executor_adapter.monitoring.trace_scope",
     "JobTracer": "executor_adapter.monitoring.tracing",
     "Level": "executor_adapter.monitoring.findings",
+    "MetricsPort": "executor_adapter.monitoring.prometheus",
+    "NearLimit": "executor_adapter.job",
     "ProgressBar": "executor_adapter.monitoring.progress",
     "ProgressCounts": "executor_adapter.monitoring.progress",
+    "export_metrics": "executor_adapter.monitoring.exporters",
     "fine": "executor_adapter.monitoring.findings",
-    "serve_metrics": "executor_adapter.monitoring.metrics_port",
-    "tracer_in_use": "executor_adapter.monitoring.tracing",
+    "tracer_in_use": "executor_adapter.monitoring.telemetry",
     "warning": "executor_adapter.monitoring.findings",
     "wrong": "executor_adapter.monitoring.findings",
 }
@@ -52,10 +61,12 @@ __all__ = [
     "HealthMonitor",
     "JobTracer",
     "Level",
+    "MetricsPort",
+    "NearLimit",
     "ProgressBar",
     "ProgressCounts",
+    "export_metrics",
     "fine",
-    "serve_metrics",
     "tracer_in_use",
     "warning",
     "wrong",

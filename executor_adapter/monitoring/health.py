@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -14,11 +16,14 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from executor_adapter.config import MonitoringSettings, Settings
-from executor_adapter.job import Job
+from executor_adapter.job import Job, LimitObserver, NearLimit
 from executor_adapter.pools import HIGH_MARGIN
 from executor_adapter.supervision import ExecutorStats
 
 logger = logging.getLogger("executor_adapter.health")
+
+MAX_NEAR = 1000
+"""Jobs near a limit that wait for a check; with each further one the oldest is forgotten."""
 
 
 class AlertKind(StrEnum):
@@ -26,6 +31,8 @@ class AlertKind(StrEnum):
 
     STUCK_JOB = "stuck-job"
     """A job has been running for longer than `stuck_after`."""
+    NEAR_LIMIT = "near-limit"
+    """A job has used the share `near_limit` of its max_runtime or deadline, and ends at it unless it is done before."""
     HIGH_FAILURE_RATE = "high-failure-rate"
     """A larger share than `failure_rate` of the jobs that ended within the window failed."""
     LOW_MEMORY = "low-memory"
@@ -41,7 +48,7 @@ class Alert:
     value: float
     limit: float
     job: Job | None = None
-    """The job that is stuck; None for another kind."""
+    """The job that is stuck or near its limit; None for another kind."""
     at: float = field(default_factory=time.time)
     """Seconds since the epoch."""
 
@@ -54,6 +61,8 @@ class Watched(Protocol):
 
     def running(self) -> Sequence[Job]: ...
 
+    def add_limit_observer(self, observer: LimitObserver) -> None: ...
+
     def stats(self, *, window: float = ...) -> ExecutorStats | None: ...
 
 
@@ -63,6 +72,9 @@ class HealthMonitor:
     There is one alert for each stuck job, and one for a high failure rate or low memory until that has passed. A high
     failure rate is logged as an error, all else as a warning. A check that fails is logged as an
     error too, and the next one is made as usual.
+
+    A job that comes near its max_runtime or deadline (the setting `monitoring.near_limit` of what is watched) is an
+    alert at once, not only at the next check; once for each attempt, and once for the deadline.
 
         with HealthMonitor(executor, on_alert=[page_someone]):          # checks in a thread of its own
         async with HealthMonitor(scheduler, stuck_after=600):           # checks in the running event loop
@@ -94,17 +106,36 @@ class HealthMonitor:
         self._stuck: set[Job] = set()
         self._rate_is_high = False
         self._memory_is_low = False
+        self._near: deque[NearLimit] = deque(maxlen=MAX_NEAR)
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
+        self._woken = threading.Event()
+        self._wake_task: Callable[[], object] | None = None
         self._task: asyncio.Task[None] | None = None
+        watched.add_limit_observer(self._on_near_limit)
 
     def check(self) -> list[Alert]:
         """Check once, and return the new alerts, which have been logged and passed to `on_alert`."""
         stats = self._watched.stats(window=self.settings.window)
-        alerts = [*self._stuck_jobs(), *self._high_failure_rate(stats), *self._low_memory(stats)]
+        alerts = [*self._near_limits(), *self._stuck_jobs(), *self._high_failure_rate(stats), *self._low_memory(stats)]
         for alert in alerts:
             self._raise_alert(alert)
         return alerts
+
+    def _on_near_limit(self, near: NearLimit) -> None:
+        """Wake the checks; called on a supervisor's thread."""
+        self._near.append(near)
+        self._woken.set()
+        if (wake := self._wake_task) is not None:
+            with contextlib.suppress(RuntimeError):  # The event loop has ended.
+                wake()
+
+    def _near_limits(self) -> Iterator[Alert]:
+        limit, now = self._watched.config.monitoring.near_limit or 1.0, self._clock()
+        while self._near:
+            near = self._near.popleft()
+            kind, used = AlertKind.NEAR_LIMIT, near.used / near.of
+            yield Alert(kind=kind, message=str(near), value=used, limit=limit, job=near.job, at=now)
 
     def _stuck_jobs(self) -> Iterator[Alert]:
         now, limit = self._clock(), self.settings.stuck_after
@@ -152,12 +183,17 @@ class HealthMonitor:
         except Exception:
             logger.exception("a health check failed")
 
+    def _raise_near_limits(self) -> None:
+        for alert in self._near_limits():
+            self._raise_alert(alert)
+
     # --- in a thread ---
 
     def start(self) -> None:
         """Check now and every `interval` seconds, in a thread. Does nothing if it is started already."""
         if self._thread is None:
             self._stopping.clear()
+            self._woken.clear()
             self._thread = threading.Thread(target=self._watch, name="executor-health", daemon=True)
             self._thread.start()
 
@@ -165,13 +201,18 @@ class HealthMonitor:
         """Stop checking. Does nothing if it is not started."""
         thread, self._thread = self._thread, None
         self._stopping.set()
+        self._woken.set()
         if thread is not None:
             thread.join()
 
     def _watch(self) -> None:
-        self._check_and_log()
-        while not self._stopping.wait(min(self.settings.interval, threading.TIMEOUT_MAX)):
+        while not self._stopping.is_set():
             self._check_and_log()
+            next_check = time.monotonic() + self.settings.interval
+            while not self._stopping.is_set() and (left := next_check - time.monotonic()) > 0:
+                if self._woken.wait(min(left, threading.TIMEOUT_MAX)):
+                    self._woken.clear()
+                    self._raise_near_limits()
 
     def __enter__(self) -> Self:
         self.start()
@@ -186,9 +227,17 @@ class HealthMonitor:
 
     async def run(self) -> None:
         """Check now and every `interval` seconds, until cancelled."""
+        woken, loop = asyncio.Event(), asyncio.get_running_loop()
+        self._wake_task = functools.partial(loop.call_soon_threadsafe, woken.set)
         while True:
             self._check_and_log()
-            await asyncio.sleep(self.settings.interval)
+            next_check = loop.time() + self.settings.interval
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(next_check):
+                    while True:
+                        await woken.wait()
+                        woken.clear()
+                        self._raise_near_limits()
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self.run())

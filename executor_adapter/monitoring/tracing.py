@@ -4,28 +4,22 @@ A job's span is a child of the span in which the job was submitted. Spans that i
 job's span: in threads and coroutines through the context, in worker processes through the ids of trace and span. Needs
 opentelemetry-api (the extra `tracing`) and a tracer provider that is set up before the executor is made; without one
 there are no spans.
+
+A span that ended in an error has the attribute `error.type`, the job's error code, and an event `exception` with the
+class, the message and the traceback, by the semantic conventions of OpenTelemetry.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from executor_adapter.job import TERMINAL, Job, JobStatus, Transition
+from executor_adapter.job import TERMINAL, Job, JobStatus, Transition, storable
+from executor_adapter.worker import traceback_of
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Span, Tracer
-
-
-def tracer_in_use() -> Tracer | None:
-    """Return a tracer of the provider that this process has set up; None where it has none."""
-    trace = sys.modules.get("opentelemetry.trace")  # A program that has set up a provider has imported it.
-    if trace is None or isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
-        return None
-    tracer: Tracer = trace.get_tracer("executor_adapter")
-    return tracer
 
 
 class JobTracer:
@@ -85,14 +79,27 @@ class JobTracer:
         if span is None:
             return
         if transition.error is not None:
-            from opentelemetry.trace import StatusCode
-
-            job = transition.job
-            span.set_attribute("executor_adapter.error_code", job.error_code or "")
-            span.set_status(StatusCode.ERROR, f"{job.error_code}: {job.error_message}")
+            _record(transition.error, span, transition)
         elif transition.status is JobStatus.COMPLETED and transition.job.records_processed is not None:
             span.set_attribute("executor_adapter.records_processed", transition.job.records_processed)
         span.end(end_time=_nanoseconds(transition.at))
+
+
+def _record(error: BaseException, span: Span, transition: Transition) -> None:
+    """Let the span say how it failed. Nothing here runs code of the exception's class, which may hang."""
+    from opentelemetry.trace import StatusCode
+
+    job, kind = transition.job, type(error)
+    module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+    code, message = storable(job.error_code or "_OTHER"), storable(job.error_message or "")
+    attributes = {
+        "exception.type": f"{module}{kind.__qualname__}",
+        "exception.message": message,
+        "exception.stacktrace": storable(traceback_of(error, error.__traceback__) or ""),
+    }
+    span.set_attribute("error.type", code)
+    span.add_event("exception", attributes, timestamp=_nanoseconds(transition.at))
+    span.set_status(StatusCode.ERROR, f"{code}: {message}")
 
 
 def _nanoseconds(seconds: float) -> int:

@@ -37,8 +37,9 @@ class Assignment:
 
     __slots__ = (
         "checkpoint", "context", "coroutine", "ended_at", "environment", "exit_code", "exit_signal", "hard_limit",
-        "has_plain_value", "job", "memory_limit", "number", "payload", "peak_rss", "pid", "position", "run_time",
-        "scope", "short", "soft_limit", "stall_limit", "started_at", "stop_asked_at", "stop_reason", "worker",
+        "has_plain_value", "job", "memory_limit", "near_limit", "number", "payload", "peak_rss", "pid", "position",
+        "run_time", "scope", "short", "soft_limit", "stall_limit", "started_at", "stop_asked_at", "stop_reason",
+        "worker",
     )  # fmt: skip
 
     def __init__(self, job: Job, number: int, payload: Any) -> None:
@@ -77,9 +78,9 @@ class Assignment:
         self.exit_signal: int | None = None
         self.has_plain_value = False
         """Whether the pool knows that the value consists of plain data, so that freeing it runs nobody's code."""
-        # These four belong to the supervisor.
+        # These five belong to the supervisor.
         self.run_time: Any = None
-        self.hard_limit = self.soft_limit = self.stall_limit = float("inf")
+        self.hard_limit = self.soft_limit = self.stall_limit = self.near_limit = float("inf")
         self.stop_reason: Any = None
 
 

@@ -1,13 +1,65 @@
-"""The running attempts, and when each is to be interrupted or ended."""
+"""The running attempts, when each is to be interrupted or ended, and which jobs are near a time limit."""
 
 from __future__ import annotations
 
+import logging
+import weakref
 from collections.abc import Callable
 
+from executor_adapter.job import TERMINAL, Job, JobStatus, LimitObserver, NearLimit
 from executor_adapter.pools import Assignment
 from executor_adapter.supervision.stop_reason import StopReason
 
+logger = logging.getLogger("executor_adapter")
+
 NEVER = float("inf")
+
+MIN_NOTED = 64
+"""Jobs near a limit that are kept before those that have ended are dropped."""
+
+
+class NearLimits:
+    """Notifies observers of each job that has used `share` of a time limit, and knows which jobs are that far now.
+
+    `share` is between 0 and 1; None: nobody is notified. Supervisor thread only, except `count`.
+    """
+
+    def __init__(self, share: float | None = None) -> None:
+        self.observers: list[LimitObserver] = []
+        self._share = share
+        # By reference to the job, which is not kept alive, since its arguments may be large: the limit and the attempt.
+        self._noted: dict[weakref.ref[Job], tuple[str, int]] = {}
+        self._prune_at = MIN_NOTED
+
+    def time_of(self, since: float, limit: float) -> float:
+        """Return when a limit of `limit` seconds that counts from `since` is near; NEVER where nobody is notified."""
+        return NEVER if self._share is None else since + self._share * limit
+
+    def note(self, job: Job, limit: str, used: float, of: float) -> None:
+        """Notify the observers, unless the limit has passed already, as after a pause of the process."""
+        if used >= of:
+            return
+        if len(self._noted) >= self._prune_at:
+            self._noted = {job_ref: noted for job_ref, noted in self._noted.items() if _is_still_near(job_ref, *noted)}
+            self._prune_at = max(MIN_NOTED, 2 * len(self._noted))
+        self._noted[weakref.ref(job)] = (limit, job.state.attempt)
+        near = NearLimit(job, limit, used, of, job.state.attempt)
+        for observer in tuple(self.observers):
+            try:
+                observer(near)
+            except Exception:
+                logger.exception("an observer of limits failed", extra={"job_id": job.job_id})
+
+    def count(self) -> int:
+        """Return how many jobs are near a limit now. Any thread may call it."""
+        return sum(_is_still_near(job_ref, *noted) for job_ref, noted in tuple(self._noted.items()))
+
+
+def _is_still_near(job_ref: weakref.ref[Job], limit: str, attempt: int) -> bool:
+    job = job_ref()
+    if job is None or job.state.status in TERMINAL:
+        return False
+    return limit == "deadline" or (job.state.status is JobStatus.RUNNING and job.state.attempt == attempt)
 
 
 class RunningAttempts:
@@ -17,8 +69,9 @@ class RunningAttempts:
     sorted: when `due` comes, all are checked and the next time is computed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, near_limits: NearLimits | None = None) -> None:
         self.due = NEVER
+        self.near_limits = near_limits or NearLimits()
         self._attempts: set[Assignment] = set()
 
     def snapshot(self) -> list[Assignment]:
@@ -36,8 +89,9 @@ class RunningAttempts:
         self._attempts.add(assignment)
         job = assignment.job
         if job.max_runtime is not None and apply_max_runtime:
-            assignment.hard_limit = limit = at + job.max_runtime
-            if limit < self.due:
+            assignment.hard_limit = at + job.max_runtime
+            assignment.near_limit = near = self.near_limits.time_of(at, job.max_runtime)
+            if (limit := min(near, assignment.hard_limit)) < self.due:
                 self.due = limit
         if job.soft_timeout is not None:
             assignment.soft_limit = at + job.soft_timeout
@@ -81,4 +135,13 @@ class RunningAttempts:
             if assignment.soft_limit <= now:
                 assignment.soft_limit = NEVER
                 interrupt(assignment)
-            self.due = min(self.due, assignment.soft_limit, assignment.hard_limit, assignment.stall_limit)
+            if assignment.near_limit <= now:
+                assignment.near_limit = NEVER
+                self._note_near(assignment, now)
+            self.due = min(
+                self.due, assignment.soft_limit, assignment.near_limit, assignment.hard_limit, assignment.stall_limit
+            )
+
+    def _note_near(self, assignment: Assignment, now: float) -> None:
+        limit = assignment.job.max_runtime or 0.0
+        self.near_limits.note(assignment.job, "max_runtime", now - (assignment.hard_limit - limit), limit)

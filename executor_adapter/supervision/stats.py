@@ -64,6 +64,8 @@ class ExecutorStats:
     """The 95th percentile."""
     longest_running_seconds: float | None = None
     """Seconds that the oldest running attempt has run."""
+    jobs_near_limit: int = 0
+    """Jobs that have used most of their max_runtime or deadline, see the setting `monitoring.near_limit`."""
     waits_for_memory: bool = False
     """Whether no further attempt starts while one runs, because memory is short."""
     waiting_for_resources: int = 0

@@ -14,7 +14,7 @@ from executor_adapter.supervision.intake import JobIntake
 from executor_adapter.supervision.loop import SupervisorLoop
 from executor_adapter.supervision.outcome import queue_timeout_error, stop_error
 from executor_adapter.supervision.pool_set import PoolSet
-from executor_adapter.supervision.running_attempts import RunningAttempts
+from executor_adapter.supervision.running_attempts import NEVER, RunningAttempts
 from executor_adapter.supervision.stop_reason import StopReason
 
 MAX_CANCEL_GRACE = 3.0
@@ -98,6 +98,9 @@ class Stopping:
         if job.queue_timeout is not None:
             self._follow_up.set_timer(job, "queue", queued_at + job.queue_timeout, self._on_queue_timeout)
         if job.deadline is not None:
+            near = self._running.near_limits.time_of(queued_at, job.deadline)
+            if near != NEVER:
+                self._follow_up.set_timer(job, "near deadline", near, self._on_near_deadline)
             self._follow_up.set_timer(job, "deadline", queued_at + job.deadline, self._on_deadline)
 
     def _on_queue_timeout(self, job: Job) -> None:
@@ -107,6 +110,10 @@ class Stopping:
         if assignment is not None and not self._pools.recall(assignment):
             return  # It has begun.
         self.end_unstarted(job, queue_timeout_error(job))
+
+    def _on_near_deadline(self, job: Job) -> None:
+        used, deadline = self._loop.now() - job.live.queued_at, job.deadline or 0.0
+        self._running.near_limits.note(job, "deadline", used, deadline)
 
     def _on_deadline(self, job: Job) -> None:
         self.end(job, StopReason.DEADLINE)

@@ -42,7 +42,7 @@ from executor_adapter.supervision.loop import LoopTimer, SupervisorLoop
 from executor_adapter.supervision.outcome import stop_error
 from executor_adapter.supervision.pool_set import PoolSet
 from executor_adapter.supervision.resources import Capacity
-from executor_adapter.supervision.running_attempts import NEVER, RunningAttempts
+from executor_adapter.supervision.running_attempts import NEVER, NearLimits, RunningAttempts
 from executor_adapter.supervision.starting import Starting
 from executor_adapter.supervision.state_tracker import StateTracker
 from executor_adapter.supervision.stop_reason import StopReason
@@ -75,6 +75,7 @@ class Supervisor:
         memory_guard: MemoryGuard | None = None,
         read_capacity: Callable[[], Capacity] = Capacity,
         kill_grace: float = 5.0,
+        near_limit: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         make_thread: Callable[..., SupervisorThread] = SupervisorThread,
     ) -> None:
@@ -96,7 +97,8 @@ class Supervisor:
         )
         if tool_limits:
             self.dispatcher.rate_limiter = self.rate_limiter
-        self._running = RunningAttempts()
+        self.near_limits = NearLimits(near_limit)
+        self._running = RunningAttempts(self.near_limits)
         close_pools = functools.partial(self.pools.close, loop.stop)
         self.discard = Discard()
         self.follow_up = FollowUp(loop, self.intake, self.tracker, self.dispatcher, self.discard, close_pools)

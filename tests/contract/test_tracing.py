@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,8 +19,8 @@ from opentelemetry.trace import StatusCode
 
 from executor_adapter import Job, JobExecutor
 from executor_adapter.config import Settings
-from executor_adapter.monitoring import tracing
-from tests.contract.conftest import MakeJob
+from executor_adapter.monitoring import tracer_in_use
+from tests.contract.conftest import MakeJob, wait_for
 from tests.contract.functions import collect, fail_until, fail_with_code
 
 
@@ -92,11 +94,69 @@ def test_each_attempt_has_a_span_with_how_it_ended(
     assert (first.status.status_code, second.status.status_code) == (StatusCode.ERROR, StatusCode.UNSET)
     assert first.status.description == "NETWORK_ERROR: ConnectionError: call 1"
     assert first.attributes is not None
-    assert first.attributes["executor_adapter.error_code"] == "NETWORK_ERROR"
+    assert first.attributes["error.type"] == "NETWORK_ERROR"
+    assert second.attributes is not None
+    assert "error.type" not in second.attributes
     assert first.end_time is not None
     assert second.start_time is not None
     assert first.end_time <= second.start_time
     assert found["job job"].status.status_code is StatusCode.UNSET
+
+
+def test_a_failed_attempt_has_an_exception_event(
+    executor: JobExecutor, make_job: MakeJob, spans: InMemorySpanExporter
+) -> None:
+    """The spans of a failed attempt and its job have an exception event with class, message and own traceback."""
+    run(executor, make_job(fail_with_code, "DATA_ERROR", retry_attempts=0))
+    found = by_name(spans)
+    for span in (found["attempt 1"], found["job job"]):
+        (event,) = span.events
+        assert event.name == "exception"
+        assert event.timestamp == span.end_time
+        attributes = dict(event.attributes or {})
+        assert attributes["exception.type"] == "executor_adapter.exceptions.DataCollectionException"
+        assert attributes["exception.message"] == "broken: DATA_ERROR"
+        assert "in fail_with_code" in str(attributes["exception.stacktrace"])
+
+
+def test_a_timeout_s_span_shows_where_the_function_was(executor: JobExecutor, spans: InMemorySpanExporter) -> None:
+    """The exception event of a job past its limit has the position of its function."""
+    run(executor, Job(function=wait_forever, pool="thread", max_runtime=0.3, retry_attempts=0))
+    (event,) = by_name(spans)["job job"].events
+    attributes = dict(event.attributes or {})
+    assert attributes["exception.type"] == "executor_adapter.exceptions.JobTimeoutError"
+    assert "in wait_forever" in str(attributes["exception.stacktrace"])
+
+
+def wait_forever() -> None:
+    while True:
+        time.sleep(0.01)
+
+
+class SlowError(Exception):
+    """An error whose text takes until it is let go."""
+
+    may_end = threading.Event()
+
+    def __str__(self) -> str:
+        self.may_end.wait(60)
+        return "at last"
+
+
+def test_an_error_whose_text_takes_long_delays_no_span(executor: JobExecutor, spans: InMemorySpanExporter) -> None:
+    """The exception event is made without the exception's own code, which may hang on the supervisor's thread."""
+
+    def fail_slowly() -> None:
+        raise SlowError
+
+    slow = executor.submit(Job(function=fail_slowly, pool="thread", job_type="slow", retry_attempts=0))
+    executor.submit(Job(function=list, pool="thread", job_type="quick")).result()
+    wait_for(lambda: "job quick" in by_name(spans))
+    SlowError.may_end.set()
+    assert slow.exception() is not None
+    wait_for(lambda: "job slow" in by_name(spans))
+    (event,) = by_name(spans)["job slow"].events
+    assert "fail_slowly" in str(dict(event.attributes or {})["exception.stacktrace"])
 
 
 def test_a_failed_job_s_span_says_so_and_a_completed_one_counts_its_records(
@@ -137,7 +197,7 @@ def test_without_a_tracer_nothing_is_imported_or_traced() -> None:
     """Without a tracer provider nothing is imported or traced, even if opentelemetry is imported."""
     with JobExecutor(1, config=Settings()) as executor:
         assert executor._tracer is None
-    assert tracing.tracer_in_use() is None
+    assert tracer_in_use() is None
     code = (
         "import sys, json; from executor_adapter import Job, JobExecutor; executor = JobExecutor(1);"
         "executor.run(Job(function=list)); print(json.dumps([m for m in sys.modules if 'opentelemetry' in m]))"

@@ -156,7 +156,7 @@ FOR_OTHER_PARTS = {
         *("SignedPickles", "Unpickle", "signed_pickles", "WakeUpReceiver", "wake_hosts"),
     },
     "executor_adapter.monitoring": {
-        *("INSIDE", "JobTracer", "serve_metrics", "tracer_in_use"),
+        *("INSIDE", "JobTracer", "MetricsPort", "export_metrics", "tracer_in_use"),
         *("Finding", "Level", "fine", "warning", "wrong"),
     },
 }

@@ -18,7 +18,7 @@ from prefect.events import emit_event
 
 from executor_adapter import Job, JobExecutor, RetryPolicy
 from executor_adapter.config import Settings
-from executor_adapter.monitoring import HealthMonitor
+from executor_adapter.monitoring import Alert, HealthMonitor
 from executor_adapter.prefect import emit_alert, job_events, run_jobs
 from executor_adapter.prefect.reporting.events import flush_events
 from executor_adapter.prefect.setup.automations import automations
@@ -127,6 +127,29 @@ def test_failing_jobs_fire(
     assert "A job exceeded a time limit" in limit["body"]
     assert "Flow run: " in limit["body"]
     assert str(flow_run_id) in limit["body"]
+
+
+def test_a_job_near_its_limit_fires_before_it_ends(api: Api, created: Created, wait_for: Wait) -> None:
+    """A running job that has used most of its max_runtime or deadline fires, and one that has used little does not."""
+    names = {name: f"{name}-{uuid4().hex[:8]}" for name in ("runtime", "deadline", "fine")}
+    limits: dict[str, dict[str, Any]] = {"runtime": {"max_runtime": 1.0}, "deadline": {"deadline": 1.0}, "fine": {}}
+    alerts: list[Alert] = []
+    go_on = threading.Event()
+
+    def on_alert(alert: Alert) -> None:
+        emit_alert(alert)
+        alerts.append(alert)
+        if len(alerts) == 2:
+            go_on.set()
+
+    with JobExecutor(3, config=Settings()) as executor, HealthMonitor(executor, on_alert=[on_alert]):
+        jobs = {name: Job(function=go_on.wait, job_id=names[name], pool="thread", **limits[name]) for name in names}
+        for future in [executor.submit(job) for job in jobs.values()]:
+            assert future.result(timeout=60) is True, "it has not ended at its limit"
+    flush_events(10)
+    near = {f"executor-adapter.job.{names[name]}" for name in ("runtime", "deadline")}
+    wait_for(lambda: near <= set(fired(api, created["job near its limit"])), WITHIN)
+    assert f"executor-adapter.job.{names['fine']}" not in fired(api, created["job near its limit"])
 
 
 def test_a_crashed_flow_run_fires(api: Api, created: Created, wait_for: Wait) -> None:

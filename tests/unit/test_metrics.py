@@ -9,13 +9,14 @@ import urllib.request
 from collections.abc import Callable, Iterator
 
 import pytest
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from executor_adapter import Job, JobExecutor, JobStatus
 from executor_adapter.config import MonitoringSettings, Settings
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.monitoring import prometheus
-from executor_adapter.monitoring.prometheus import MAX_LABEL_VALUES
+from executor_adapter.monitoring.job_counter import MAX_LABEL_VALUES
 from tests.contract.conftest import wait_for
 from tests.insides import supervisor_of
 from tests.servers import free_port
@@ -179,6 +180,32 @@ def test_error_codes_without_end_share_one_label(make_executor: MakeExecutor) ->
 
 def fail_by(code: str) -> None:
     raise DataCollectionException("no", error_code=code)
+
+
+def default_registry() -> dict[str, float]:
+    """Return the samples of the package in prometheus_client's default registry, summed over their labels."""
+    sums: dict[str, float] = {}
+    for family in text_string_to_metric_families(generate_latest().decode()):
+        for sample in family.samples:
+            if sample.name.startswith("executor_adapter_"):
+                name = sample.name.removeprefix("executor_adapter_")
+                sums[name] = sums.get(name, 0) + sample.value
+    return sums
+
+
+def test_metrics_are_in_the_default_registry_where_the_settings_say_so() -> None:
+    """With `default_registry` the metrics of all executors are there once, beside those of a port of their own."""
+    settings = Settings(monitoring=MonitoringSettings(default_registry=True, metrics_port=0))
+    before = default_registry().get("jobs_ended_total", 0)
+    with JobExecutor(2, config=settings) as first, JobExecutor(1, config=settings) as second:
+        for executor in (first, second):
+            executor.run(Job(function=list))
+        found = default_registry()
+        assert found["jobs_ended_total"] == before + 2
+        assert found["memory_left_bytes"] > 0
+        assert scrape(first)["jobs_ended_total", frozenset({"completed", "job"})] == 2
+    assert default_registry()["jobs_ended_total"] == before + 2
+    assert "memory_left_bytes" not in default_registry(), "no executor is open"
 
 
 def test_without_a_port_nothing_is_served_and_nothing_counted() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -13,9 +15,12 @@ import pytest
 from executor_adapter import Job, JobExecutor, JobStatus
 from executor_adapter.config import MonitoringSettings, Settings
 from executor_adapter.exceptions import DataCollectionException
+from executor_adapter.job import LimitObserver, NearLimit
 from executor_adapter.monitoring import Alert, AlertKind, HealthMonitor
 from executor_adapter.scheduler import CollectionScheduler
+from executor_adapter.supervision.running_attempts import MIN_NOTED, NearLimits
 from executor_adapter.supervision.stats import MAX_ENDED_JOBS, ended_jobs, figures, percentile
+from executor_adapter.testing import FakeClock, InlineExecutor
 from tests.contract.conftest import wait_for
 
 DONE, FAILED, CANCELLED = JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED
@@ -214,6 +219,8 @@ def test_it_checks_in_a_thread_until_it_is_stopped(caplog: pytest.LogCaptureFixt
 
         def stats(self, *, window: float = 1.0) -> None: ...
 
+        def add_limit_observer(self, observer: LimitObserver) -> None: ...
+
     monitor = HealthMonitor(Watched(), interval=0.01)
     with monitor:
         monitor.start()
@@ -242,3 +249,131 @@ def test_it_checks_in_an_event_loop_until_its_block_is_left() -> None:
 
     asyncio.run(asyncio.wait_for(main(), 30))
     assert alerts[0].kind is AlertKind.HIGH_FAILURE_RATE
+
+
+# --- limits that are near ---
+
+
+def limits_noted(executor: JobExecutor) -> list[NearLimit]:
+    noted: list[NearLimit] = []
+    executor.add_limit_observer(noted.append)
+    return noted
+
+
+def test_a_deadline_is_near_also_while_the_job_waits() -> None:
+    """A job that waits for its retry is noted when its deadline is near, once."""
+    clock = FakeClock()
+    with InlineExecutor(clock=clock) as executor:
+        noted = limits_noted(executor)
+        future = executor.submit(
+            Job(function=fail_by_network, deadline=100.0, retry_attempts=9, retry_delay=90.0, job_id="late")
+        )
+        clock.advance(79.0)
+        assert noted == []
+        clock.advance(2.0)
+        (near,) = noted
+        assert executor.stats().jobs_near_limit == 1
+        assert str(near) == "job late has used 81 s of its deadline of 100 s: 19 s are left"
+        clock.advance(30.0)
+        assert future.exception() is not None
+        assert (len(noted), executor.stats().jobs_near_limit) == (1, 0)
+
+
+def fail_by_network() -> None:
+    raise ConnectionError
+
+
+@pytest.mark.parametrize("near_limit", [None, 0.5])
+def test_the_share_of_a_limit_is_a_setting(near_limit: float | None) -> None:
+    """`monitoring.near_limit` sets when a limit is near; null turns it off."""
+    clock = FakeClock()
+    config = Settings(monitoring=MonitoringSettings(near_limit=near_limit))
+    with InlineExecutor(clock=clock, config=config) as executor:
+        noted = limits_noted(executor)
+        executor.run(Job(function=lambda: clock.advance(6.0), max_runtime=10.0))
+        executor.run(Job(function=lambda: clock.advance(4.0), max_runtime=10.0))
+    assert [near.used for near in noted] == ([] if near_limit is None else [6.0])
+
+
+def test_a_limit_that_has_passed_is_not_near() -> None:
+    """After a pause of the process beyond the limit the job ends, and nobody is told that it is near."""
+    clock = FakeClock()
+    with InlineExecutor(clock=clock) as executor:
+        noted = limits_noted(executor)
+        executor.submit(
+            Job(function=lambda: clock.advance(60.0), max_runtime=10.0, deadline=20.0, retry_attempts=0)
+        ).exception()
+    assert noted == []
+
+
+def test_an_observer_of_limits_that_fails_does_not_stop_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    """A failing observer of limits is logged, and the others are called until they are removed."""
+    clock = FakeClock()
+
+    def broken(near: NearLimit) -> None:
+        raise OSError("no one there")
+
+    with InlineExecutor(clock=clock) as executor:
+        executor.add_limit_observer(broken)
+        noted = limits_noted(executor)
+        job = Job(function=lambda: clock.advance(9.0), max_runtime=10.0)
+        executor.run(job.model_copy(update={"job_id": "first"}))
+        executor.remove_limit_observer(noted.append)
+        executor.remove_limit_observer(print)
+        executor.run(job.model_copy(update={"job_id": "second"}))
+    assert [near.job.job_id for near in noted] == ["first"]
+    assert caplog.text.count("an observer of limits failed") == 2
+
+
+def test_jobs_near_a_limit_are_not_kept_alive() -> None:
+    """Jobs that were near a limit and have ended take no memory."""
+    clock, near_limits, alive = FakeClock(), NearLimits(0.5), list[weakref.ref[Job]]()
+    with InlineExecutor(clock=clock) as executor:
+        for _ in range(3 * MIN_NOTED):
+            job = Job(function=int)
+            executor.run(job)
+            near_limits.note(job, "deadline", 1.0, 2.0)
+            alive.append(weakref.ref(job))
+        del job
+        assert near_limits.count() == 0
+    gc.collect()
+    assert [each for each in alive if each() is not None] == []
+
+
+def test_a_job_near_its_limit_is_an_alert_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A monitor in a thread raises an alert when a limit is near, long before its next check."""
+    alerts, counts, go_on = list[Alert](), list[int](), threading.Event()
+
+    def on_alert(alert: Alert) -> None:
+        alerts.append(alert)
+        counts.append(executor.stats().jobs_near_limit)
+        go_on.set()
+
+    with JobExecutor(1, config=Settings()) as executor:
+        with HealthMonitor(executor, interval=3600, on_alert=[on_alert]):
+            executor.run(Job(function=go_on.wait, pool="thread", max_runtime=2.0, job_id="slow"))
+        counts.append(executor.stats().jobs_near_limit)
+    assert counts == [1, 0]
+    (alert,) = alerts
+    assert (alert.kind, alert.limit, alert.job and alert.job.job_id) == (AlertKind.NEAR_LIMIT, 0.8, "slow")
+    assert 0.8 <= alert.value < 1.0
+    assert alert.message.startswith("job slow has used 1.6")
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+
+
+def test_a_scheduler_s_job_near_its_limit_is_an_alert_in_its_event_loop() -> None:
+    """A monitor of a scheduler raises the alert in the event loop, for each executor that it makes."""
+    alerts: list[Alert] = []
+
+    async def main() -> None:
+        scheduler = CollectionScheduler(config=Settings.model_validate({"collection": {"job_timeout": 1.0}}))
+        async with HealthMonitor(scheduler, interval=3600, on_alert=[alerts.append]):
+            for count in (1, 2):
+                await scheduler.start()
+                await scheduler.add_manual_job("collection", asyncio.sleep, delay=30)
+                while len(alerts) < count:
+                    await asyncio.sleep(0.005)
+                scheduler.close()
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+    assert {alert.kind for alert in alerts} == {AlertKind.NEAR_LIMIT}

@@ -1,12 +1,13 @@
 """Sends the alerts of a HealthMonitor as Prefect events, which automations can react to.
 
     executor-adapter.health.stuck-job             a job has been running for longer than `stuck_after`
+    executor-adapter.health.near-limit            a job has used most of its max_runtime or deadline (`near_limit`)
     executor-adapter.health.high-failure-rate     too many of the jobs that ended within the window failed
     executor-adapter.health.low-memory            memory is so short that no further attempt starts while one runs
 
     with HealthMonitor(executor, on_alert=[emit_alert]): ...
 
-The resource is the stuck job, `executor-adapter.job.ID`, or for other alerts the program,
+The resource is the job that is stuck or near its limit, `executor-adapter.job.ID`, or for other alerts the program,
 `executor-adapter.program.HOST.PID`. The payload has the message, the value and the limit.
 """
 

@@ -41,6 +41,12 @@ Event: {{ event.event }}
 def automations(heartbeat_seconds: int, notify: UUID | None = None) -> list[AutomationCore]:
     """Return all automations; those that fire send a message to the notification block with the id `notify`."""
     return [
+        _reactive(
+            "job near its limit",
+            "A job has used most of its max_runtime or deadline (monitoring.near_limit), and ends at it.",
+            "executor-adapter.health.near-limit",
+            notify,
+        ),
         _reactive("job past its limit", "A job exceeded a time limit and is not retried.", f"{JOBS}timed-out", notify),
         _reactive(
             "high failure rate",
