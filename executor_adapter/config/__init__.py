@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from executor_adapter.config.credentials import Credential
+from executor_adapter.config.formats import Format
 from executor_adapter.config.schemas import Column, TableSchema
 from executor_adapter.config.secrets import hidden, redacted, without_secrets_of_urls
 from executor_adapter.config.sections import (
@@ -30,6 +31,7 @@ __all__ = [
     "ExecutorSettings",
     "FileTable",
     "FilesTool",
+    "Format",
     "JobSettings",
     "MirrorMode",
     "MonitoringSettings",

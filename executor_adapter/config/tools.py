@@ -11,6 +11,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from executor_adapter.config.credentials import Credential
+from executor_adapter.config.formats import Format
 from executor_adapter.config.secrets import SECRET
 from executor_adapter.config.sections import JobSettings, Name, Names, Section
 from executor_adapter.job import Count, Number, Seconds
@@ -40,33 +41,47 @@ class Tool(Section):
         return self.model_copy(update=update)
 
 
-class FileTable(Section):
-    """Describes one table in a file."""
+class FileTable(Format):
+    """Describes one table in a file, or in files of the same kind."""
 
-    file: str = Field(min_length=1, description="the path of a CSV or ZIP file, relative to the package or directory")
+    file: str = Field(min_length=1, description="the path or pattern of a file, or its URL")
+    """CSV, NDJSON, JSON or Parquet, also in ZIP or gzip: the path or pattern (`*.csv`) below the package or directory,
+    or a URL (`s3://bucket/*.csv`)."""
     member: str | None = None
     """The file inside a ZIP archive that has several, by its name or a pattern such as `flights*.csv`."""
     partition: Names = ()
     """Columns whose values divide the table into windows, each of which one job collects; none: one window, `all`."""
+    period: Literal["year", "month", "day"] | None = None
+    """Of the one column in `partition`, a date, only so much makes the window; null: all of it."""
     windows: Names | None = None
     """The windows to collect; null: all."""
     schema_name: str | None = Field(default=None, alias="schema")
     """The schema that its rows are checked against; null: they are not checked."""
 
+    @model_validator(mode="after")
+    def _check_period(self) -> FileTable:
+        if self.period is not None and len(self.partition) != 1:
+            raise PydanticCustomError("period", "with period, partition must be one column, a date")
+        return self
+
 
 class FilesTool(Tool):
-    """Describes tables in files of an installed package, or of a directory."""
+    """Describes tables in files of an installed package, of a directory, or at URLs."""
 
     source: Literal["files"] = Field(description="'files' or 'rest'")
     package: str | None = None
     """The installed Python package that has the files."""
     directory: Path | None = None
     """The directory of the files, relative to the configuration file."""
+    storage: dict[str, Any] = Field(default_factory=dict)
+    """Options of the file system that a URL names, as fsspec has them."""
     tables: dict[Name, FileTable] = Field(min_length=1, description="a mapping of table names to {file: ...}")
 
     @model_validator(mode="after")
     def _check_place(self) -> FilesTool:
-        if (self.package is None) == (self.directory is None):
+        needs_place = any("://" not in table.file for table in self.tables.values())
+        places = (self.package is not None) + (self.directory is not None)
+        if places == 2 or places < needs_place:
             raise PydanticCustomError("place", "must have one of the keys package and directory")
         return self
 

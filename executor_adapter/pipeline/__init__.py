@@ -20,6 +20,7 @@ from executor_adapter.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from executor_adapter.pipeline.schema import CAST_REJECTS, Cast, Caster, cast_text, typed_schema
+    from executor_adapter.pipeline.sources.files import find_files, land_file
     from executor_adapter.pipeline.sources.landing import (
         LandedFile,
         Landing,
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
         read_landing,
         receiving,
     )
+    from executor_adapter.pipeline.sources.reading import divide, read_rows
     from executor_adapter.pipeline.sources.windows import Window
-    from executor_adapter.pipeline.text_rows import REJECTS, Reject
+    from executor_adapter.pipeline.text_rows import REJECTS, OnRejects, Reject
 
 _HOMES = {
     "CAST_REJECTS": "executor_adapter.pipeline.schema",
@@ -43,10 +45,15 @@ _HOMES = {
     "Landing": "executor_adapter.pipeline.sources.landing",
     "Manifest": "executor_adapter.pipeline.sources.landing",
     "Receiver": "executor_adapter.pipeline.sources.landing",
+    "OnRejects": "executor_adapter.pipeline.text_rows",
     "Reject": "executor_adapter.pipeline.text_rows",
     "Window": "executor_adapter.pipeline.sources.windows",
+    "divide": "executor_adapter.pipeline.sources.reading",
+    "find_files": "executor_adapter.pipeline.sources.files",
     "find_landing": "executor_adapter.pipeline.sources.landing",
+    "land_file": "executor_adapter.pipeline.sources.files",
     "read_landing": "executor_adapter.pipeline.sources.landing",
+    "read_rows": "executor_adapter.pipeline.sources.reading",
     "receiving": "executor_adapter.pipeline.sources.landing",
 }
 
@@ -58,12 +65,17 @@ __all__ = [
     "LandedFile",
     "Landing",
     "Manifest",
+    "OnRejects",
     "Receiver",
     "Reject",
     "Window",
     "cast_text",
+    "divide",
+    "find_files",
     "find_landing",
+    "land_file",
     "read_landing",
+    "read_rows",
     "receiving",
     "typed_schema",
 ]

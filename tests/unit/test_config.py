@@ -208,7 +208,7 @@ def test_settings_are_frozen() -> None:
         ("tools: {x: {source: files, package: p}}", "tools.x.tables is missing: must be a mapping of table names"),
         (
             "tools: {x: {source: files, package: p, tables: {t: {member: a}}}}",
-            "tools.x.tables.t.file is missing: must be the path of a CSV or ZIP file",
+            "tools.x.tables.t.file is missing: must be the path or pattern of a file, or its URL",
         ),
         (
             "tools: {x: {source: files, tables: {t: {file: a}}}}",

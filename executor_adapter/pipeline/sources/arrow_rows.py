@@ -1,0 +1,77 @@
+"""Turns typed Arrow columns into text, as a person would write the values; nested values become JSON text."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from executor_adapter.config import Format
+from executor_adapter.exceptions import DataCollectionException
+from executor_adapter.pipeline.text_rows import BATCH_ROWS
+
+
+def read_parquet(path: Path, name: str, format: Format) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a Parquet file as text.
+
+    Raises:
+        DataCollectionException: DATA_ERROR, it is not Parquet, or has two columns of the same name.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            check_names(file.schema_arrow.names, name)
+            for batch in file.iter_batches(BATCH_ROWS):
+                yield as_text(batch)
+    except pa.ArrowException as error:
+        raise DataCollectionException(f"{name} is not Parquet: {error}", error_code="DATA_ERROR") from error
+
+
+def check_names(names: Iterable[str], name: str) -> None:
+    """Refuse columns that have the same name: one would take the place of the other.
+
+    Raises:
+        DataCollectionException: DATA_ERROR.
+    """
+    seen = set[str]()
+    for each in names:
+        if each in seen:
+            raise DataCollectionException(
+                f"{name}: the column {each!r} is there twice: name each column once", error_code="DATA_ERROR"
+            )
+        seen.add(each)
+
+
+def as_text(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return a batch with all its columns as text."""
+    return pa.RecordBatch.from_arrays([_as_text(column) for column in batch.columns], names=batch.schema.names)
+
+
+def _as_text(column: pa.Array) -> pa.Array:
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return _as_text(column.dictionary_decode())
+    if pa.types.is_null(kind):
+        return pa.nulls(len(column), pa.string())
+    if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return pa.array([None if value is None else value_text(value) for value in column.to_pylist()], pa.string())
+    return column.cast(pa.string())
+
+
+def value_text(value: Any) -> str:
+    """Return a Python value as text: bytes as base64, lists and mappings as JSON, anything else as `str` writes it."""
+    match value:
+        case str():
+            return value
+        case bool():
+            return "true" if value else "false"
+        case bytes() | bytearray() | memoryview():
+            return base64.b64encode(value).decode()
+        case dict() | list() | tuple():
+            return json.dumps(value, ensure_ascii=False, default=value_text)
+        case _:
+            return str(value)

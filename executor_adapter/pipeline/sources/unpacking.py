@@ -1,0 +1,131 @@
+"""Landed bytes as a plain file: taken out of ZIP and gzip, and in UTF-8, so that readers need not know of either."""
+
+from __future__ import annotations
+
+import codecs
+import fnmatch
+import gzip
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, BinaryIO, cast
+
+from executor_adapter.exceptions import DataCollectionException
+from executor_adapter.pipeline.disk import TEMPORARY, explained
+
+CHUNK = 1 << 20
+"""Bytes that are copied at a time."""
+MAX_UNPACKED = 100 << 30
+"""Bytes of an unpacked file, at most: more are taken for an archive that is made to fill the disk."""
+
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_UTF8 = {"utf-8", "utf-8-sig", "ascii"}
+
+
+@contextmanager
+def unpacked(path: Path, *, member: str | None = None, max_bytes: int = MAX_UNPACKED) -> Iterator[tuple[Path, str]]:
+    """Yield a file with the content of `path`, and its name; a temporary one where that is a ZIP or gzip archive.
+
+    Args:
+        path: the landed file; its first bytes say what it is.
+        member: the name or pattern of the file inside a ZIP archive that has several.
+        max_bytes: bytes of the content, at most.
+
+    Raises:
+        DataCollectionException: DATA_ERROR, the archive is broken, encrypted or too large; CONFIGURATION_ERROR, not
+            exactly one file in the archive is meant.
+    """
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start[:2] != b"\x1f\x8b" and not start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        yield path, path.name
+        return
+    name = path.name.removesuffix(".gz")
+    with _temporary(path) as plain:
+        try:
+            if start[:2] == b"\x1f\x8b":
+                with gzip.open(path) as source:
+                    _copy(path, cast(IO[bytes], source), plain, max_bytes)
+            else:
+                with zipfile.ZipFile(path) as archive:
+                    name = _member(archive, path, member)
+                    with archive.open(name) as source:
+                        _copy(path, source, plain, max_bytes)
+        except (zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise _broken(f"{path}: the archive is broken: {error}") from error
+        except (RuntimeError, NotImplementedError) as error:  # What zipfile raises for a password, or a compression.
+            raise _broken(f"{path}: {error}: unpack it where it is made") from None
+        yield Path(plain.name), name
+
+
+@contextmanager
+def as_utf8(path: Path, encoding: str | None) -> Iterator[tuple[Path, str]]:
+    """Yield a file with the text of `path` in UTF-8, without a byte order mark that is not UTF-8's; and its encoding.
+
+    Bytes that are not of the encoding stay as they are, so that the reader rejects their line alone.
+
+    Raises:
+        DataCollectionException: CONFIGURATION_ERROR, the encoding is unknown; DATA_ERROR, the text is not of it.
+    """
+    with path.open("rb") as file:
+        start = file.read(4)
+    found = encoding or next((name for mark, name in _MARKS if start.startswith(mark)), "utf-8")
+    try:
+        codec = codecs.lookup(found)
+    except LookupError:
+        raise DataCollectionException(
+            f"encoding: {found!r} is not an encoding: write for example latin-1", error_code="CONFIGURATION_ERROR"
+        ) from None
+    if codec.name in _UTF8:
+        yield path, codec.name
+        return
+    with _temporary(path) as plain:
+        try:
+            with path.open(encoding=found, errors="surrogateescape", newline="") as text:
+                while chunk := text.read(CHUNK):
+                    plain.write(chunk.encode("utf-8", "surrogateescape"))
+        except UnicodeError as error:
+            raise _broken(f"{path}: the text is not {found}: {error}: set encoding") from error
+        plain.flush()
+        yield Path(plain.name), codec.name
+
+
+@contextmanager
+def _temporary(beside: Path) -> Iterator[BinaryIO]:
+    with explained(beside), tempfile.NamedTemporaryFile(dir=beside.parent, prefix=TEMPORARY) as file:
+        yield cast(BinaryIO, file)
+
+
+def _copy(path: Path, source: IO[bytes], plain: BinaryIO, max_bytes: int) -> None:
+    size = 0
+    while chunk := source.read(CHUNK):
+        size += len(chunk)
+        if size > max_bytes:
+            raise _broken(f"{path}: unpacks to more than {max_bytes:,} bytes")
+        plain.write(chunk)
+    plain.flush()
+
+
+def _member(archive: zipfile.ZipFile, path: Path, member: str | None) -> str:
+    names = [each.filename for each in archive.infolist() if not each.is_dir()]
+    meant = [name for name in names if member is None or fnmatch.fnmatch(name, member)]
+    if len(meant) != 1:
+        said = "the archive has" if member is None else f"{member} matches"
+        raise DataCollectionException(
+            f"{path}: {said} {len(meant)} files: set member to one of {', '.join(names[:10])}",
+            error_code="CONFIGURATION_ERROR",
+        )
+    return meant[0]
+
+
+def _broken(message: str) -> DataCollectionException:
+    return DataCollectionException(message, error_code="DATA_ERROR")

@@ -1,0 +1,181 @@
+"""CSV is read as the text that it is; what is not a row is rejected by itself, with its line and the reason."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from executor_adapter import Job, JobExecutor
+from tests.pipeline.reading import failure, read
+
+
+def test_text_stays_text(tmp_path: Path) -> None:
+    """Leading zeros, long numbers, NA, spaces and quoted empty texts stay; only an empty value is null."""
+    content = b'zip,id,code,note\n00501,12345678901234567890,NA, x \n1,2,,""\n'
+    assert read(tmp_path, content) == (
+        [
+            {"zip": "00501", "id": "12345678901234567890", "code": "NA", "note": " x "},
+            {"zip": "1", "id": "2", "code": None, "note": ""},
+        ],
+        [],
+    )
+
+
+def test_nulls_can_be_named(tmp_path: Path) -> None:
+    """The texts in `nulls` are null, unless they are quoted."""
+    assert read(tmp_path, b'a,b\nNA,\n"NA",-\n', nulls=["NA", "-"])[0] == [
+        {"a": None, "b": ""},
+        {"a": "NA", "b": None},
+    ]
+
+
+def test_each_bad_line_is_rejected_by_itself(tmp_path: Path) -> None:
+    """Ragged lines, bytes that are not UTF-8 and broken quotes are rejects with their line in the file."""
+    content = b'a,b\n1,"x\ny"\n2\n3,4,5\n6,\xff\n7,"q"r\n8,ok\n'
+    rows, rejects = read(tmp_path, content, delimiter=",", quote='"')
+    assert rows == [{"a": "1", "b": "x\ny"}, {"a": "8", "b": "ok"}]
+    assert rejects == [
+        (4, "has fewer values than there are columns", "2"),
+        (5, "has more values than there are columns", "3,4,5"),
+        (6, "has bytes that are not UTF-8: set encoding", "6,?"),
+        (7, "has a quote that is not closed, or text after one", '7,"q"r'),
+    ]
+
+
+def test_a_quote_that_is_never_closed_is_a_reject(tmp_path: Path) -> None:
+    """A quote that is open at the end of the file is rejected, with the line where it begins."""
+    rows, rejects = read(tmp_path, b'a,b\n1,2\n3,"open\n4,5\n', delimiter=",", quote='"')
+    assert rows == [{"a": "1", "b": "2"}]
+    assert [(line, reason) for line, reason, _ in rejects] == [(3, "has a quote that is not closed, or text after one")]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_any_line_end_is_read(tmp_path: Path, end: str) -> None:
+    """Lines may end in any of the three ways, with or without one at the end of the file."""
+    for content in (f"a,b{end}1,2{end}3,4{end}", f"a,b{end}1,2{end}3,4"):
+        assert read(tmp_path, content.encode()) == ([{"a": "1", "b": "2"}, {"a": "3", "b": "4"}], [])
+
+
+def test_line_ends_of_two_kinds_are_read(tmp_path: Path) -> None:
+    """Where lines end in both ways the rows are right, and line ends inside quotes stay as they are."""
+    assert read(tmp_path, b'a,b\r\n1,"x\r\ny"\n2,z\r\n3,"p\nq"\n')[0] == [
+        {"a": "1", "b": "x\r\ny"},
+        {"a": "2", "b": "z"},
+        {"a": "3", "b": "p\nq"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "encoding"),
+    [
+        ("a,b\né,ß\n".encode(), None),
+        ("\ufeffa,b\né,ß\n".encode(), None),
+        ("a,b\né,ß\n".encode("utf-16"), None),
+        ("a,b\né,ß\n".encode("latin-1"), "latin-1"),
+        ("a,b\né,ß\n".encode("cp1252"), "windows-1252"),
+    ],
+)
+def test_encodings_are_read(tmp_path: Path, content: bytes, encoding: str | None) -> None:
+    """UTF-8, what a byte order mark says, and any encoding that is set."""
+    assert read(tmp_path, content, encoding=encoding) == ([{"a": "é", "b": "ß"}], [])
+
+
+def test_an_unknown_encoding_is_a_configuration_error(tmp_path: Path) -> None:
+    """An encoding that does not exist is named, with an example."""
+    error = failure(tmp_path, b"a\n1\n", encoding="latin1000")
+    assert error.error_code == "CONFIGURATION_ERROR"
+    assert str(error) == "encoding: 'latin1000' is not an encoding: write for example latin-1"
+
+
+def test_bytes_outside_of_a_set_encoding_reject_their_line(tmp_path: Path) -> None:
+    """A byte that the encoding does not have rejects its line alone."""
+    rows, rejects = read(tmp_path, b"a,b\n1,x\n2,\x81\n", encoding="cp1252")
+    assert (rows, [line for line, *_ in rejects]) == ([{"a": "1", "b": "x"}], [3])
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_the_delimiter_is_found_out_and_said(tmp_path: Path, delimiter: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A delimiter that is not set is found out, and the job's log says which."""
+    content = f"a{delimiter}b\n1{delimiter}2\n3{delimiter}4\n".encode()
+    with caplog.at_level(logging.INFO), JobExecutor(1) as executor:
+        rows, _ = executor.run(Job(function=read, args=(tmp_path, content), pool="thread"))
+    assert rows == [{"a": "1", "b": "2"}, {"a": "3", "b": "4"}]
+    assert f"00001.csv: CSV, utf-8, delimiter {delimiter!r}, quote '\"'" in caplog.messages
+
+
+def test_a_delimiter_of_several_characters(tmp_path: Path) -> None:
+    """A delimiter may have up to four characters."""
+    assert read(tmp_path, b"a||b\n1||2\n", delimiter="||")[0] == [{"a": "1", "b": "2"}]
+
+
+def test_a_first_line_that_may_be_data_is_not_guessed(tmp_path: Path) -> None:
+    """Without a clear header the error says what to set; set, each way is taken."""
+    error = failure(tmp_path, b"1,2\n3,4\n")
+    assert error.error_code == "CONFIGURATION_ERROR"
+    assert "the first line may be data: set header to true, or to false with the names in columns" in str(error)
+    assert read(tmp_path, b"1,2\n3,4\n", header=True)[0] == [{"1": "3", "2": "4"}]
+    assert read(tmp_path, b"1,2\n3,4\n", columns=["a", "b"])[0] == [{"a": "1", "b": "2"}, {"a": "3", "b": "4"}]
+
+
+def test_lines_before_the_header_are_passed_over(tmp_path: Path) -> None:
+    """`skip` lines come before the header."""
+    assert read(tmp_path, b"Report\nof today\na,b\n1,2\n", skip=2)[0] == [{"a": "1", "b": "2"}]
+
+
+def test_names_are_taken_as_they_are(tmp_path: Path) -> None:
+    """Names that differ in case alone, hold quotes or line ends, or are missing, make columns of their own."""
+    rows, _ = read(tmp_path, b'a,A,"it\'s\nb",\n1,2,3,4\n', delimiter=",", quote='"', header=True)
+    assert rows == [{"a": "1", "A": "2", "it's\nb": "3", "column4": "4"}]
+
+
+def test_a_name_that_is_twice_is_a_data_error(tmp_path: Path) -> None:
+    """A header with the same name twice is refused, with the name."""
+    error = failure(tmp_path, b"a,b,a\n1,2,3\n")
+    assert error.error_code == "DATA_ERROR"
+    assert "the column 'a' is there twice" in str(error)
+
+
+def test_an_empty_file_is_a_data_error_and_a_header_alone_has_no_rows(tmp_path: Path) -> None:
+    """A file without a header is broken; one without rows is not."""
+    assert failure(tmp_path, b"").error_code == "DATA_ERROR"
+    assert read(tmp_path, b"a,b\n") == ([], [])
+
+
+def test_a_very_long_line_is_a_reject(tmp_path: Path) -> None:
+    """A line above the limit is rejected; the others are read."""
+    rows, rejects = read(tmp_path, b"a,b\n1," + b"x" * (5 << 20) + b"\n2,y\n", delimiter=",", quote='"', header=True)
+    assert rows == [{"a": "2", "b": "y"}]
+    assert [(line, reason) for line, reason, _ in rejects] == [(2, "is longer than 4,194,304 bytes")]
+
+
+CELLS = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\r\x00"), min_size=1, max_size=8)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(table=st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=20), delimiter=st.sampled_from(",;\t|"))
+def test_what_csv_writes_is_read_again(tmp_path: Path, table: list[tuple[str, str]], delimiter: str) -> None:
+    """Any text that Python's csv module writes is read as it was, row by row."""
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter=delimiter, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    writer.writerows([("first", "second"), *table])
+    rows, rejects = read(tmp_path, text.getvalue().encode(), delimiter=delimiter, quote='"', header=True)
+    assert (rows, rejects) == ([{"first": a, "second": b} for a, b in table], [])
+
+
+LINES = st.lists(st.sampled_from([b"1,2", b"1", b"1,2,3", b"\xff,2", b'"x"y,2', b'"a,b",2']), max_size=40)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lines=LINES)
+def test_no_line_is_lost(tmp_path: Path, lines: list[bytes]) -> None:
+    """Every line is a row or a reject with its own number, whatever the others are."""
+    rows, rejects = read(tmp_path, b"\n".join([b"a,b", *lines, b""]), delimiter=",", quote='"', header=True)
+    good = [number for number, line in enumerate(lines, 2) if line in (b"1,2", b'"a,b",2')]
+    assert len(rows) == len(good)
+    assert [line for line, *_ in rejects] == [number for number in range(2, len(lines) + 2) if number not in good]

