@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 
 import httpx
@@ -39,10 +38,9 @@ def _secret_headers(tool: RestTool) -> dict[str, str]:
     """Return the headers that hold the tool's credential."""
     if tool.credential is None:
         return {}
-    secret = tool.credential.resolve().get_secret_value()
     if tool.username is not None:
-        pair = base64.b64encode(f"{tool.username}:{secret}".encode()).decode()
-        return {"Authorization": f"Basic {pair}"}
+        return {"Authorization": tool.credential.resolve_basic(tool.username).get_secret_value()}
+    secret = tool.credential.resolve().get_secret_value()
     if not (secret.isascii() and secret.isprintable()):  # An HTTP library would quote the value in its error.
         raise DataCollectionException(
             f"the credential in the {tool.credential} has a line break or another character that no header may have",

@@ -34,13 +34,13 @@ def serving(respond: Respond) -> Iterator[tuple[str, list[tuple[str, Any]]]]:
 
 
 @contextmanager
-def recording_headers(respond: Callable[[str], Answer]) -> Iterator[tuple[str, list[Headers]]]:
+def recording_headers(respond: Callable[[str, Headers], Answer]) -> Iterator[tuple[str, list[Headers]]]:
     """Serve, and yield the server's URL and the list of headers that it gets, by their names in lower case."""
     seen: list[Headers] = []
 
     def respond_to(path: str, body: Any, headers: Headers) -> Answer:
         seen.append(headers)
-        return respond(path)
+        return respond(path, headers)
 
     with _server(respond_to) as url:
         yield url, seen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from executor_adapter.config.credentials import Credential
+from executor_adapter.config.errors import read_yaml
 from executor_adapter.config.formats import Format
 from executor_adapter.config.schemas import Column, TableSchema
 from executor_adapter.config.secrets import hidden, redacted, without_secrets_of_urls
@@ -49,6 +50,7 @@ __all__ = [
     "hidden",
     "load_config",
     "read_sources",
+    "read_yaml",
     "redacted",
     "retry_policy",
     "without_secrets_of_urls",

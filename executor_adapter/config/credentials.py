@@ -6,6 +6,7 @@ a store, logs and artifacts.
 
 from __future__ import annotations
 
+import base64
 import importlib
 import os
 from pathlib import Path
@@ -62,6 +63,17 @@ class Credential(Section):
             raise ConfigurationError(f"the credential in the {self} is missing or empty: set it {self._where()}")
         remember(value)
         return SecretStr(value)
+
+    def resolve_basic(self, username: str) -> SecretStr:
+        """Read the secret as a password, and return the `Authorization` header of HTTP's basic authentication.
+
+        Raises:
+            ConfigurationError: as `resolve`.
+        """
+        password = self.resolve().get_secret_value()
+        pair = base64.b64encode(f"{username}:{password}".encode()).decode()
+        remember(pair)
+        return SecretStr(f"Basic {pair}")
 
     def relative_to(self, directory: Path) -> Credential:
         """Return the credential with a relative path made relative to `directory`."""

@@ -14,9 +14,23 @@ from executor_adapter.config.secrets import hidden
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.job import nearest, rule_text
 
+MAX_NODES = 100_000
+"""Values that a file may hold, each alias counted as what it stands for."""
+
 
 class _Loader(yaml.SafeLoader):
-    """Loads YAML and refuses a key that is twice in one mapping, where YAML would silently take the last."""
+    """Loads YAML, and refuses what it would silently take.
+
+    That is a key that is twice in one mapping, of which the last would win, and aliases that stand for themselves or
+    for very much: a few lines can stand for more than memory holds.
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        """Return the node of the document, after counting what it stands for."""
+        node = super().get_single_node()
+        if node is not None:
+            _count_nodes(node, {})
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """Make the dict of a mapping, refusing duplicate keys."""
@@ -47,10 +61,30 @@ def read_yaml(file: Path) -> dict[str, Any]:
         raise ConfigurationError(f"{file}: {where}{one_line(error.problem)}") from None
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{file}: {one_line(error)}") from None
+    except RecursionError:
+        raise ConfigurationError(f"{file}: its values are nested too deeply: flatten them") from None
     if content is not None and not isinstance(content, dict):
         shown = _short(hidden("", content))
         raise ConfigurationError(f"{file}: {shown} is not allowed: must be a mapping of keys to values")
     return {str(key): value for key, value in (content or {}).items()}
+
+
+def _count_nodes(node: yaml.Node, known: dict[int, int | None]) -> int:
+    """Return how many values a node stands for; `known` holds those of other nodes, None while they are counted."""
+    if id(node) in known and known[id(node)] is None:
+        raise yaml.MarkedYAMLError(
+            problem="an alias stands for what holds it: write it out", problem_mark=node.start_mark
+        )
+    count = known.get(id(node))
+    if count is None:
+        known[id(node)] = None
+        inside = node.value if isinstance(node, yaml.CollectionNode) else []
+        parts = (part for item in inside for part in (item if isinstance(item, tuple) else (item,)))
+        count = known[id(node)] = 1 + sum(_count_nodes(part, known) for part in parts)
+    if count > MAX_NODES:
+        problem = f"its aliases stand for more than {MAX_NODES:,} values: write them out"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+    return count
 
 
 def top_level_keys(file: Path) -> list[str] | None:
@@ -60,7 +94,7 @@ def top_level_keys(file: Path) -> list[str] | None:
     """
     try:
         node = yaml.compose(file.read_bytes(), Loader=yaml.SafeLoader)
-    except (OSError, yaml.YAMLError):
+    except (OSError, yaml.YAMLError, RecursionError):
         return None
     if node is None:
         return None

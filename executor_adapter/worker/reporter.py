@@ -24,6 +24,9 @@ EXIT_SOCKET_LOST = 71
 PROGRESS_INTERVAL = 0.05
 """Seconds between two reports of progress. Of the reports in between only the last is sent, when the function ends."""
 
+MAX_TEXT = 64 * 1024
+"""Characters that are kept of each text in a log record or a report of progress; the host holds it in memory."""
+
 _PLAIN = (str, int, float, bool, type(None))
 _STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
@@ -136,7 +139,7 @@ class WorkerReporter:
 
     def _emit_progress(self, content: tuple[Any, Any, str]) -> None:
         done, total, message = content
-        self._progress = (_number(done), None if total is None else _number(total), str(message))
+        self._progress = (_number(done), None if total is None else _number(total), _cut(str(message)))
         now = time.monotonic()
         if now - self._progress_at >= PROGRESS_INTERVAL:
             self._progress_at = now
@@ -157,6 +160,12 @@ class WorkerReporter:
     def is_detached(self) -> bool:
         """Whether this is a process that the function forked, which sends nothing to the host."""
         return self._channel.is_detached
+
+
+def _cut(text: str) -> str:
+    """Return the text, or its beginning and how much was left out."""
+    left_out = len(text) - MAX_TEXT
+    return text if left_out <= 0 else f"{text[:MAX_TEXT]} ... ({left_out:,} characters left out)"
 
 
 def _number(value: Any) -> float:
@@ -182,18 +191,21 @@ class _Handler(logging.Handler):
 
     def _fields(self, record: logging.LogRecord) -> dict[str, Any]:
         exc_text = self._formatter.formatException(record.exc_info) if record.exc_info else record.exc_text
-        extra = {
-            name: value if isinstance(value, _PLAIN) else repr(value)
-            for name, value in vars(record).items()
-            if name not in _STANDARD_FIELDS
-        }
+        extra = {name: _plain(value) for name, value in vars(record).items() if name not in _STANDARD_FIELDS}
         return extra | {
             "name": record.name,
             "level": record.levelno,
-            "message": record.getMessage(),
+            "message": _cut(record.getMessage()),
             "created": record.created,
             "pathname": record.pathname,
             "lineno": record.lineno,
             "funcName": record.funcName,
-            "exc_text": exc_text,
+            "exc_text": exc_text and _cut(exc_text),
         }
+
+
+def _plain(value: Any) -> Any:
+    """Return a value that the host can read without the modules of the function."""
+    if isinstance(value, str):
+        return _cut(value)
+    return value if isinstance(value, _PLAIN) else _cut(repr(value))

@@ -19,13 +19,15 @@ from prefect.events import emit_event
 from executor_adapter import Job, JobExecutor, RetryPolicy
 from executor_adapter.config import Settings
 from executor_adapter.monitoring import Alert, HealthMonitor
-from executor_adapter.prefect import emit_alert, job_events, run_jobs
+from executor_adapter.prefect import BootstrapPlan, emit_alert, job_events, run_jobs
 from executor_adapter.prefect.reporting.events import flush_events
 from executor_adapter.prefect.setup.automations import automations
 from tests.api_server import as_json, serving
 from tests.prefect.conftest import Api, Wait, own_id
 
 HEARTBEAT_SECONDS = 4
+PENDING_SECONDS = 10
+POOL = "scheduled-again"
 WITHIN = 90.0
 """Seconds in which an automation fires on a busy machine."""
 
@@ -47,7 +49,9 @@ def created(prefect_api: str, webhook: tuple[str, list[tuple[str, Any]]]) -> Ite
     saved = block.save(f"ops-{uuid4().hex[:8]}")
     assert isinstance(saved, UUID)
     with get_client(sync_client=True) as client:
-        found = {each.name.partition(": ")[2]: each for each in automations(HEARTBEAT_SECONDS, saved)}
+        quick = {"heartbeat_seconds": HEARTBEAT_SECONDS, "pending_seconds": PENDING_SECONDS}  # Too short to be allowed.
+        plan = BootstrapPlan(work_pool=POOL, crashes_rescheduled=2).model_copy(update=quick)
+        found = {each.name.partition(": ")[2]: each for each in automations(plan, saved)}
         ids = {
             name: client.create_automation(each.model_copy(update={"name": f"{each.name} (test)"}))
             for name, each in found.items()
@@ -82,6 +86,19 @@ def crash() -> None:
 def new_flow_run(api: Api, state: dict[str, Any]) -> str:
     flow_id = api.post("/flows/", {"name": "watched"})["id"]
     return str(api.post("/flow_runs/", {"flow_id": flow_id, "state": state})["id"])
+
+
+def new_deployment(api: Api, pool: str) -> str:
+    """Return the id of a deployment of a work pool, which is created with it."""
+    if not api.post("/work_pools/filter", {"work_pools": {"name": {"any_": [pool]}}}):
+        api.post("/work_pools/", {"name": pool, "type": "process"})
+    flow_id = api.post("/flows/", {"name": f"flow of {pool}"})["id"]
+    body = {"flow_id": flow_id, "name": "test", "entrypoint": "flow.py:flow", "work_pool_name": pool}
+    return str(api.post("/deployments/", body)["id"])
+
+
+def create_run(api: Api, deployment: str) -> str:
+    return str(api.post(f"/deployments/{deployment}/create_flow_run", {})["id"])
 
 
 def set_state(api: Api, flow_run_id: str, state_type: str) -> None:
@@ -160,6 +177,39 @@ def test_a_crashed_flow_run_fires(api: Api, created: Created, wait_for: Wait) ->
     wait_for(lambda: f"prefect.flow-run.{runs['CRASHED']}" in fired(api, created["crashed flow run"]), WITHIN)
     others = {f"prefect.flow-run.{run}" for end, run in runs.items() if end != "CRASHED"}
     assert others.isdisjoint(fired(api, created["crashed flow run"]))
+
+
+def test_a_crashed_flow_run_is_scheduled_again_but_not_for_ever(api: Api, created: Created, wait_for: Wait) -> None:
+    """A run of the work pool that crashed is scheduled again as often as planned; one of another pool is not."""
+    other = create_run(api, new_deployment(api, f"pool-{uuid4().hex[:8]}"))
+    run = create_run(api, new_deployment(api, POOL))
+    for start in (1, 2, 3):
+        set_state(api, run, "RUNNING")
+        assert api.get(f"/flow_runs/{run}")["run_count"] == start
+        set_state(api, run, "CRASHED")
+        if start < 3:
+            wait_for(lambda: api.get(f"/flow_runs/{run}")["state_name"] == "AwaitingRetry", WITHIN)
+    set_state(api, other, "RUNNING")
+    set_state(api, other, "CRASHED")
+    # The automation on all crashes comes after the one that was not to fire.
+    wait_for(lambda: f"prefect.flow-run.{other}" in fired(api, created["crashed flow run"]), WITHIN)
+    assert fired(api, created["schedule a crashed flow run again"]) == [f"prefect.flow-run.{run}"] * 2
+    assert [api.get(f"/flow_runs/{each}")["state_name"] for each in (run, other)] == ["Crashed", "Crashed"]
+
+
+@pytest.mark.chaos
+def test_a_flow_run_that_never_starts_is_scheduled_again(api: Api, created: Created, wait_for: Wait) -> None:
+    """A run that a worker took and did not start is scheduled again; one that runs, or is of another pool, is not."""
+    deployment = new_deployment(api, POOL)
+    stuck, starts = create_run(api, deployment), create_run(api, deployment)
+    other = create_run(api, new_deployment(api, f"pool-{uuid4().hex[:8]}"))
+    for run in (stuck, starts, other):
+        set_state(api, run, "PENDING")
+    set_state(api, starts, "RUNNING")
+    wait_for(lambda: api.get(f"/flow_runs/{stuck}")["state_name"] == "AwaitingRetry", WITHIN)
+    time.sleep(2 * PENDING_SECONDS)  # The others would fire a moment later at the most.
+    assert fired(api, created["schedule a stuck flow run again"]) == [f"prefect.flow-run.{stuck}"]
+    assert [api.get(f"/flow_runs/{each}")["state_name"] for each in (starts, other)] == ["Running", "Pending"]
 
 
 @pytest.mark.chaos

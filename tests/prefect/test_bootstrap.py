@@ -179,7 +179,7 @@ def test_a_wrong_plan_is_refused_in_words(tmp_path: Path) -> None:
 
 def test_the_plan_of_this_projects_deployments_is_valid() -> None:
     """deployments/bootstrap.yaml is a plan, for the interval of heartbeats that the deployments set."""
-    assert read_plan(ROOT / "deployments" / "bootstrap.yaml").heartbeat_seconds == 60
+    assert read_plan(ROOT / "deployments" / "bootstrap.yaml").heartbeat_seconds == 30
 
 
 def test_the_command_prints_what_it_did(

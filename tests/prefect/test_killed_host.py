@@ -18,10 +18,11 @@ import pytest
 
 from executor_adapter.cli import main
 from executor_adapter.prefect import doctor
+from executor_adapter.prefect.crashes.closing import Closing
 from executor_adapter.prefect.crashes.records import Records
 from executor_adapter.prefect.crashes.reporter import main as main_of_reporter
 from executor_adapter.prefect.crashes.reporter import report
-from executor_adapter.prefect.crashes.sweep import find_earlier_runs
+from executor_adapter.prefect.crashes.sweep import find_earlier_runs, sweep_earlier_starts
 from executor_adapter.prefect.crashes.unreported import Death, UnreportedDeaths
 from executor_adapter.prefect.mirror.server_api import ServerApi, server_name
 from executor_adapter.prefect.mirror.state_events import iso, uuid7
@@ -223,3 +224,13 @@ def test_a_flow_looks_after_its_earlier_runs(rows: MakeRows) -> None:
             (found,) = find_earlier_runs(records, crashed.flow_id, now + later)
             assert found.id == crashed.flow_run_id
             assert find_earlier_runs(records, healthy.flow_id, now + later) == []
+
+
+def test_a_flow_run_that_starts_again_looks_after_its_earlier_starts(rows: MakeRows) -> None:
+    """What a flow run left at an earlier start becomes Crashed, and what this start has begun stays."""
+    made = rows({"type": "RUNNING", "name": "Running"})  # The server counts no start of these: their number is 0.
+    with ServerApi.connected() as server:
+        closing = Closing(server, time.monotonic() + 30.0)
+        assert list(closing.unfinished([made.flow_run_id], before=0)) == []
+        sweep_earlier_starts(Closing(server, time.monotonic() + 30.0), made.flow_run_id, 1)
+    assert made.states() == {"flow run": "Running", **AS_MADE, "Running": "Crashed"}

@@ -15,7 +15,7 @@ from executor_adapter.config import Credential, RestTool, Settings, hidden, load
 from executor_adapter.exceptions import ConfigurationError, DataCollectionException
 from tasks import sources
 from tasks.http_client import client_for
-from tests.api_server import Answer, as_json, recording_headers
+from tests.api_server import Answer, Headers, as_json, recording_headers
 
 SECRET = "s3same-open-Sesame"
 RUNS = {"runs": {"path": "/runs"}}
@@ -142,7 +142,7 @@ def test_a_secret_that_was_read_is_redacted(tmp_path: Path) -> None:
 # --- REST ---
 
 
-def headers_sent(described: RestTool, respond: Callable[[str], Answer]) -> dict[str, str]:
+def headers_sent(described: RestTool, respond: Callable[[str, Headers], Answer]) -> dict[str, str]:
     """Return the headers of the last request for the runs."""
     with recording_headers(respond) as (url, seen):
         described = described.model_copy(update={"url": url})
@@ -151,7 +151,7 @@ def headers_sent(described: RestTool, respond: Callable[[str], Answer]) -> dict[
     return seen[-1]
 
 
-def no_rows(path: str) -> Answer:
+def no_rows(path: str, headers: Headers) -> Answer:
     return as_json([])
 
 
@@ -174,7 +174,7 @@ def test_a_credential_is_not_sent_to_another_host() -> None:
     """A request that is redirected to another host carries no secret there, in whichever header it is."""
     described = tool(credential={"env": "ORDERS_TOKEN"}, headers={"X-Api-Key": "{credential}"})
     with recording_headers(no_rows) as (other, seen):
-        headers_sent(described, lambda path: (307, {"Location": f"{other}/elsewhere"}, b""))
+        headers_sent(described, lambda path, headers: (307, {"Location": f"{other}/elsewhere"}, b""))
     assert len(seen) == 1
     assert "x-api-key" not in seen[0]
 
@@ -227,5 +227,5 @@ def test_a_secret_that_no_header_can_hold_is_refused_without_it(tmp_path: Path) 
 def test_an_api_that_repeats_the_secret_does_not_spread_it(answer: Answer) -> None:
     """What an API sends back of the secret is in neither the error nor what Python prints of it."""
     with pytest.raises(DataCollectionException) as failed:
-        headers_sent(tool(credential={"env": "ORDERS_TOKEN"}), lambda path: answer)
+        headers_sent(tool(credential={"env": "ORDERS_TOKEN"}), lambda path, headers: answer)
     assert SECRET not in "".join(traceback.format_exception(failed.value))

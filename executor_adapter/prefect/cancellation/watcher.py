@@ -92,7 +92,7 @@ def watch_flow_run(
     """
     context = FlowRunContext.get()
     if context is not None and context.flow_run is not None:
-        sweep_earlier_runs(context.flow_run.flow_id)
+        sweep_earlier_runs(context.flow_run)
     return _watcher.add(flow_run_id, on_cancel, until_flow_ends=until_flow_ends)
 
 

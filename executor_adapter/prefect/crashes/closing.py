@@ -71,14 +71,17 @@ class Closing:
         path: Any = "/flow_runs/{id}/set_state"
         self._api.client.request("POST", path, path_params={"id": run.id}, json={"state": state, "force": False})
 
-    def end_task_runs(self, flow_runs: Mapping[str, FlowRunRecord], died_at: float | None) -> bool:
+    def end_task_runs(
+        self, flow_runs: Mapping[str, FlowRunRecord], died_at: float | None, *, before: int | None = None
+    ) -> bool:
         """End the unfinished task runs of the flow runs, and return whether the server has recorded all of it.
 
         `died_at` is when the process died, in seconds since the epoch; None if only the end of the flow run is known.
+        With `before`, only task runs that the flow run left at a start of a lower number are ended.
         """
         settled_at = time.monotonic()
         while not self.is_late:
-            left = list(itertools.islice(self.unfinished(flow_runs), ROUND_EVENTS))
+            left = list(itertools.islice(self.unfinished(flow_runs, before=before), ROUND_EVENTS))
             if left:
                 self._send([self._crashed(run, flow_runs[run["flow_run_id"]], died_at) for run in left])
                 self._wait_for_progress(flow_runs)
@@ -89,9 +92,11 @@ class Closing:
                 time.sleep(POLL_INTERVAL)
         return False
 
-    def unfinished(self, flow_runs: Iterable[str]) -> Iterator[Row]:
-        """Yield the unfinished task runs of the flow runs that no other process runs."""
+    def unfinished(self, flow_runs: Iterable[str], *, before: int | None = None) -> Iterator[Row]:
+        """Yield the unfinished task runs of the flow runs that no other process runs; see `end_task_runs`."""
         for page in self.records.unfinished_task_runs(flow_runs):
+            if before is not None:
+                self._others |= {run["id"] for run in page if run["flow_run_run_count"] >= before}
             self._others |= self.records.of_other_processes(
                 [run for run in page if run["id"] not in self._others and run["id"] not in self.ended]
             )

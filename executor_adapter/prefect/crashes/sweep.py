@@ -1,9 +1,9 @@
 """Ends the unfinished task runs of flow runs that have ended: nothing runs them any more.
 
 The reporter does so a moment after a death. Where it could not, because the whole container or machine ended,
-`executor-adapter prefect sweep` does it for all flow runs of a server, and each process that runs a flow with jobs does
-it once for the earlier runs of that flow that crashed. Both leave flow runs alone that have not ended, but for those of
-the deaths that a reporter left on disk, because it reached no server.
+`executor-adapter prefect sweep` does it for all flow runs of a server. Each process that runs a flow with jobs does it
+once for the earlier runs of that flow that crashed, and for earlier starts of its own run. All leave flow runs alone
+that have not ended, but for those of the deaths that a reporter left on disk, because it reached no server.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
 from prefect.settings import get_current_settings
 
 from executor_adapter.prefect.crashes.closing import DIED, Closing
@@ -136,26 +137,31 @@ def _sweep_flow_run(closing: Closing, run: FlowRunRecord, *, dry_run: bool = Fal
 _started = threading.Event()
 
 
-def sweep_earlier_runs(flow_id: object) -> None:
-    """End the unfinished task runs of the flow's earlier runs that crashed, once in this process and in the background.
+def sweep_earlier_runs(flow_run: FlowRun) -> None:
+    """End what earlier processes have left of this flow, once in this process and in the background.
 
-    Which machine they ran on does not matter: a new container has another name, and any other end of a task run wins.
+    These are the unfinished task runs of its earlier runs that crashed, and of earlier starts of this run, which was
+    scheduled again. Which machine they ran on does not matter: a new container has another name, and any other end of a
+    task run wins.
     """
     if _started.is_set() or get_current_settings().testing.test_mode:
         return
     _started.set()
     context = copy_context()  # The thread uses the caller's settings.
+    arguments = (str(flow_run.flow_id), str(flow_run.id), flow_run.run_count)
     threading.Thread(
-        target=context.run, args=(_sweep_earlier_runs, str(flow_id)), name="earlier-runs", daemon=True
+        target=context.run, args=(_sweep_earlier_runs, *arguments), name="earlier-runs", daemon=True
     ).start()
 
 
-def _sweep_earlier_runs(flow_id: str, wall: Callable[[], float] = time.time) -> None:
+def _sweep_earlier_runs(flow_id: str, run_id: str, run_count: int, wall: Callable[[], float] = time.time) -> None:
     try:
         with ServerApi.connected() as api:
             closing = Closing(api, time.monotonic() + EARLIER_RUNS_TIMEOUT)
             for swept in _report_deaths(closing):
                 _log(swept)
+            if run_count > 1:
+                sweep_earlier_starts(closing, run_id, run_count)
             for run in find_earlier_runs(closing.records, flow_id, wall()):
                 _log(_sweep_flow_run(closing, run))
     except UNREACHABLE_ERRORS as error:  # The process may be exiting, and its server with it. The next one tries again.
@@ -164,6 +170,14 @@ def _sweep_earlier_runs(flow_id: str, wall: Callable[[], float] = time.time) -> 
         logger.exception(
             "cannot end the task runs of flow runs that crashed earlier; run: executor-adapter prefect sweep"
         )
+
+
+def sweep_earlier_starts(closing: Closing, run_id: str, run_count: int) -> None:
+    """End the unfinished task runs that a flow run left at its starts before the one with the number `run_count`."""
+    before = len(closing.ended)
+    closing.end_task_runs(closing.records.flow_runs([run_id]), None, before=run_count)
+    if ended := len(closing.ended) - before:
+        logger.info("ended %d task runs of an earlier start of this flow run", ended)
 
 
 def _log(swept: SweptFlowRun) -> None:

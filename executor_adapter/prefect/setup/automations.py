@@ -1,11 +1,13 @@
 """The automations that watch jobs and flow runs. Their triggers fire on an open-source server.
 
 Each does nothing but fire, which the server records as an event and the UI shows, unless the plan names a notification
-block. A lost flow run also becomes Crashed.
+block. A lost flow run also becomes Crashed, and where the plan says so, runs of its work pool that crashed, or that
+nothing has started, are scheduled again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -14,10 +16,13 @@ from prefect.client.schemas.objects import StateType
 from prefect.events import AutomationCore, EventTrigger, Posture
 from prefect.events.actions import ChangeFlowRunState, DoNothing, SendNotification
 
+from executor_adapter.prefect.setup.plan import BootstrapPlan
+
 RESOURCE_ID = "prefect.resource.id"
 JOBS = "executor-adapter.job."
 FLOW_RUNS = "prefect.flow-run."
 HEARTBEAT = f"{FLOW_RUNS}heartbeat"
+CRASHED = f"{FLOW_RUNS}Crashed"
 MISSED_HEARTBEATS = 3
 """Heartbeats without which a flow run is taken for lost. One may be late, and one may get lost on the way."""
 
@@ -26,6 +31,8 @@ ENDS = frozenset(
 )
 PAUSES = frozenset(f"{FLOW_RUNS}{name}" for name in ("Paused", "Suspended", "AwaitingRetry", "Scheduled", "Pending"))
 """States in which a flow run need not send heartbeats."""
+STARTS = frozenset({HEARTBEAT, f"{FLOW_RUNS}Running", f"{FLOW_RUNS}Retrying", f"{FLOW_RUNS}AwaitingConcurrencySlot"})
+"""Events of a flow run whose process, or whose worker, lives."""
 
 SUBJECT = "{{ automation.name }}"
 BODY = """\
@@ -38,37 +45,85 @@ Event: {{ event.event }}
 {% endif %}"""
 
 
-def automations(heartbeat_seconds: int, notify: UUID | None = None) -> list[AutomationCore]:
-    """Return all automations; those that fire send a message to the notification block with the id `notify`."""
-    return [
-        _reactive(
-            "job near its limit",
-            "A job has used most of its max_runtime or deadline (monitoring.near_limit), and ends at it.",
-            "executor-adapter.health.near-limit",
-            notify,
-        ),
-        _reactive("job past its limit", "A job exceeded a time limit and is not retried.", f"{JOBS}timed-out", notify),
-        _reactive(
-            "high failure rate",
-            "More than half of the jobs that ended within the last hour failed (monitoring.failure_rate and window).",
-            "executor-adapter.health.high-failure-rate",
-            notify,
-        ),
-        _reactive(
-            "quarantined job",
-            "A job has killed more workers than its policy allows, and does not run again until it is released.",
-            f"{JOBS}quarantined",
-            notify,
-        ),
-        _reactive("crashed flow run", "A flow run crashed.", f"{FLOW_RUNS}Crashed", notify),
-        _reactive(
-            "missed schedule",
-            "A scheduled flow run has not started in time: does a worker of its work pool run?",
-            f"{FLOW_RUNS}Late",
-            notify,
-        ),
-        _lost(heartbeat_seconds, notify),
-    ]
+def automations(plan: BootstrapPlan, notify: UUID | None = None) -> list[AutomationCore]:
+    """Return all automations of a plan; each also sends a message to the notification block with the id `notify`."""
+    return [*_watching(plan, notify), *_scheduling_again(plan, notify)]
+
+
+def _watching(plan: BootstrapPlan, notify: UUID | None) -> Iterator[AutomationCore]:
+    yield _reactive(
+        "job near its limit",
+        "A job has used most of its max_runtime or deadline (monitoring.near_limit), and ends at it.",
+        "executor-adapter.health.near-limit",
+        notify,
+    )
+    yield _reactive("job past its limit", "A job exceeded a time limit and is not retried.", f"{JOBS}timed-out", notify)
+    yield _reactive(
+        "high failure rate",
+        "More than half of the jobs that ended within the last hour failed (monitoring.failure_rate and window).",
+        "executor-adapter.health.high-failure-rate",
+        notify,
+    )
+    yield _reactive(
+        "quarantined job",
+        "A job has killed more workers than its policy allows, and does not run again until it is released.",
+        f"{JOBS}quarantined",
+        notify,
+    )
+    yield _reactive("crashed flow run", "A flow run crashed.", CRASHED, notify)
+    yield _reactive(
+        "missed schedule",
+        "A scheduled flow run has not started in time: does a worker of its work pool run?",
+        f"{FLOW_RUNS}Late",
+        notify,
+    )
+    yield _lost(plan.heartbeat_seconds, notify)
+
+
+def _scheduling_again(plan: BootstrapPlan, notify: UUID | None) -> Iterator[AutomationCore]:
+    """Yield the automations that schedule a flow run of the plan's work pool once more."""
+    pool = {"prefect.resource.role": "work-pool", "prefect.resource.name": plan.work_pool}
+    if plan.crashes_rescheduled:
+        trigger = EventTrigger(
+            posture=Posture.Reactive,
+            expect={CRASHED},
+            # The server counts the starts of a flow run, so that one which always crashes is not run for ever.
+            match={
+                RESOURCE_ID: f"{FLOW_RUNS}*",
+                "prefect.run-count": [str(count) for count in range(1, plan.crashes_rescheduled + 1)],
+            },
+            match_related=pool,
+            for_each={RESOURCE_ID},
+            threshold=1,
+            within=timedelta(0),
+        )
+        description = (
+            f"A flow run of the work pool {plan.work_pool} crashed, and has not been started more than "
+            f"{plan.crashes_rescheduled} times. It is scheduled again."
+        )
+        again = _schedule("Scheduled again, because it crashed")
+        yield _automation("schedule a crashed flow run again", description, trigger, [again], notify)
+    if plan.pending_seconds is not None:
+        trigger = EventTrigger(
+            posture=Posture.Proactive,
+            after={f"{FLOW_RUNS}Pending"},
+            expect=STARTS | ENDS | (PAUSES - {f"{FLOW_RUNS}Pending"}),
+            match={RESOURCE_ID: f"{FLOW_RUNS}*"},
+            match_related=pool,
+            for_each={RESOURCE_ID},
+            threshold=1,
+            within=timedelta(seconds=plan.pending_seconds),
+        )
+        description = (
+            f"A worker of the work pool {plan.work_pool} took a flow run, which has not started within "
+            f"{plan.pending_seconds} s. It is scheduled again."
+        )
+        again = _schedule(f"Scheduled again, because it had not started within {plan.pending_seconds} s")
+        yield _automation("schedule a stuck flow run again", description, trigger, [again], notify)
+
+
+def _schedule(message: str) -> ChangeFlowRunState:
+    return ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message=message)
 
 
 def _reactive(name: str, description: str, event: str, notify: UUID | None) -> AutomationCore:

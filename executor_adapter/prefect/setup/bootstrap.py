@@ -76,7 +76,7 @@ class Bootstrap:
         if self._plan.executor_block is not None:
             yield self._executor_block(self._plan.executor_block)
         if self._plan.automations:
-            for wanted in automations(self._plan.heartbeat_seconds, notify):
+            for wanted in automations(self._plan, notify):
                 yield self._automation(wanted)
 
     def _is_due(self, change: BootstrapChange, outcome: BootstrapOutcome) -> bool:

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from executor_adapter.config import Settings
+from executor_adapter.config import Settings, read_yaml
 from executor_adapter.exceptions import ConfigurationError
 
 DEFAULT_HEARTBEAT_SECONDS = 180
@@ -46,6 +45,12 @@ class BootstrapPlan(BaseModel):
     """Whether the automations that watch jobs and flow runs are created."""
     heartbeat_seconds: Annotated[int, Field(ge=30)] = DEFAULT_HEARTBEAT_SECONDS
     """The longest interval between two heartbeats of a flow run. After three without one it becomes Crashed."""
+    crashes_rescheduled: Annotated[int, Field(ge=0, le=100)] = 0
+    """How many crashes of a flow run of the work pool are followed by another start of it. Its functions must be able
+    to run twice. 0: none."""
+    pending_seconds: Annotated[int, Field(ge=30)] | None = None
+    """Seconds in which a flow run that a worker of the pool took must start, or it is scheduled again: longer than the
+    start of a container takes. null: any time."""
     notify: str | None = None
     """A notification block, as TYPE/NAME (slack-webhook/ops): the automations send their messages to it."""
 
@@ -57,11 +62,7 @@ def read_plan(file: Path) -> BootstrapPlan:
         ConfigurationError: the file cannot be read, has an unknown key or a wrong value.
     """
     try:
-        return BootstrapPlan.model_validate(yaml.safe_load(file.read_text()) or {})
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{file}: cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"{file}: is not YAML: {str(error).splitlines()[0]}") from error
+        return BootstrapPlan.model_validate(read_yaml(file))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))

@@ -1,0 +1,103 @@
+"""A line of a gigabyte costs its job's own process that memory, not the host, and breaks no log."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.servers import ROOT
+
+LOUD = """
+import logging
+import sys
+from executor_adapter import current_job
+
+def log(size):
+    logging.getLogger("mine").info("x" * size)
+    logging.getLogger("mine").info("after it")
+
+def log_extra(size):
+    logging.getLogger("mine").info("short", extra={"field": "x" * size})
+    logging.getLogger("mine").info("after it")
+
+def log_error(size):
+    try:
+        raise LookupError("x" * size)
+    except LookupError:
+        logging.getLogger("mine").exception("it failed")
+    logging.getLogger("mine").info("after it")
+
+def say_progress(size):
+    current_job().progress(1, 2, "x" * size)
+    logging.getLogger("mine").info("after it")
+
+def write(size):
+    sys.stdout.write("x" * size)
+    print()
+    logging.getLogger("mine").info("after it")
+"""
+HOST = """
+import json, logging, resource, sys
+import loud
+from executor_adapter import Job, JobExecutor
+from executor_adapter.config import Settings
+from executor_adapter.store import open_store
+
+logging.getLogger().setLevel(logging.INFO)
+way, size, url = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+store = open_store(url)
+with JobExecutor(1, store=store, config=Settings(executor={"memory": None})) as executor:
+    executor.run(Job(function=abs, args=(1,), pool="process"))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    future = executor.submit(Job(function=getattr(loud, way), args=(size,), pool="process", retry_attempts=0))
+    future.result()
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+lines = open_store(url).lines(future.job.job_id)
+progress = future.job.progress
+print(json.dumps({
+    "grown_mib": grown / 1024,
+    "lines": len(lines),
+    "longest": max(len(line.text) for line in lines),
+    "last": lines[-1].text,
+    "left_out": sum("left out" in line.text for line in lines),
+    "message": len(progress.message) if progress else 0,
+}))
+"""
+MAX_GROWN_MIB = 40.0
+"""What a host may need for such a line: some pieces of 16 KiB, which it then writes to the store."""
+
+
+def run(way: str, size: int, folder: Path) -> dict[str, Any]:
+    """Run a job that writes a line of `size` characters, in a program of its own; return what its host measured."""
+    script = folder / "host.py"
+    script.write_text(HOST)
+    (folder / "loud.py").write_text(LOUD)
+    command = [sys.executable, str(script), way, str(size), f"sqlite:///{folder / 'jobs.db'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("way", ["log", "log_extra", "log_error", "say_progress", "write"])
+@pytest.mark.parametrize(
+    "size",
+    [
+        pytest.param(64 << 20, id="64MiB"),
+        pytest.param(1 << 30, id="1GiB", marks=[pytest.mark.chaos, pytest.mark.timeout(400)]),
+    ],
+)
+def test_a_huge_line_is_cut_where_it_is_written(way: str, size: int, tmp_path: Path) -> None:
+    """The host grows by far less than the line, the log says what was left out, and goes on after it."""
+    found = run(way, size, tmp_path)
+    print(way, found)
+    assert found["grown_mib"] < MAX_GROWN_MIB
+    assert found["longest"] <= 17_000
+    assert found["message"] < 66_000
+    assert "after it" in found["last"] or "left out" in found["last"]
+    if way == "write":
+        assert found["left_out"] == 1

@@ -1,0 +1,13 @@
+"""A job that uses a credential, and says so."""
+
+from __future__ import annotations
+
+import logging
+
+from executor_adapter.config import Credential, redacted
+
+
+def use(credential: Credential) -> int:
+    secret = credential.resolve().get_secret_value()
+    logging.getLogger("mine").warning("%s", redacted(f"used {secret} of the {credential}"))
+    return len(secret)
