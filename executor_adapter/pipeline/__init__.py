@@ -8,6 +8,7 @@
 | land | `sources/` | the bytes as received, one file a page or source file, with a manifest: `Landing` |
 | read | `sources/` | record batches in which every column is text, and rejects with line numbers: `text_rows` |
 | cast | `schema` | rows with the types that the table's schema declares, and rejects with row numbers: `Caster` |
+| store | `lake/` | a folder of Parquet files, written by whole windows, that every reader reads: `LakeTable` |
 
 It needs the extra `pipeline`.
 """
@@ -19,6 +20,17 @@ from typing import TYPE_CHECKING
 from executor_adapter.lazy import lazy_attributes
 
 if TYPE_CHECKING:
+    from executor_adapter.pipeline.lake.footers import WindowEntry
+    from executor_adapter.pipeline.lake.layout import remove_leftovers
+    from executor_adapter.pipeline.lake.table import LakeTable
+    from executor_adapter.pipeline.lake.upkeep import (
+        compact_windows,
+        expire_windows,
+        is_expired,
+        remove_windows,
+        settle_windows,
+    )
+    from executor_adapter.pipeline.lake.writer import Writer, Written
     from executor_adapter.pipeline.schema import CAST_REJECTS, Cast, Caster, cast_text, typed_schema
     from executor_adapter.pipeline.sources.files import find_files, land_file
     from executor_adapter.pipeline.sources.landing import (
@@ -35,6 +47,16 @@ if TYPE_CHECKING:
     from executor_adapter.pipeline.text_rows import REJECTS, OnRejects, Reject
 
 _HOMES = {
+    "LakeTable": "executor_adapter.pipeline.lake.table",
+    "WindowEntry": "executor_adapter.pipeline.lake.footers",
+    "Written": "executor_adapter.pipeline.lake.writer",
+    "Writer": "executor_adapter.pipeline.lake.writer",
+    "remove_leftovers": "executor_adapter.pipeline.lake.layout",
+    "compact_windows": "executor_adapter.pipeline.lake.upkeep",
+    "expire_windows": "executor_adapter.pipeline.lake.upkeep",
+    "is_expired": "executor_adapter.pipeline.lake.upkeep",
+    "remove_windows": "executor_adapter.pipeline.lake.upkeep",
+    "settle_windows": "executor_adapter.pipeline.lake.upkeep",
     "CAST_REJECTS": "executor_adapter.pipeline.schema",
     "Cast": "executor_adapter.pipeline.schema",
     "Caster": "executor_adapter.pipeline.schema",
@@ -62,6 +84,7 @@ __all__ = [
     "REJECTS",
     "Cast",
     "Caster",
+    "LakeTable",
     "LandedFile",
     "Landing",
     "Manifest",
@@ -69,14 +92,23 @@ __all__ = [
     "Receiver",
     "Reject",
     "Window",
+    "WindowEntry",
+    "Writer",
+    "Written",
     "cast_text",
+    "compact_windows",
     "divide",
+    "expire_windows",
     "find_files",
     "find_landing",
+    "is_expired",
     "land_file",
     "read_landing",
     "read_rows",
     "receiving",
+    "remove_leftovers",
+    "remove_windows",
+    "settle_windows",
     "typed_schema",
 ]
 

@@ -1,0 +1,92 @@
+"""How the columns of a table may change: they are added and widened, and never narrowed.
+
+All files of a table have the same columns, so that every reader reads them together.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from executor_adapter.exceptions import DataProcessingException
+from executor_adapter.pipeline.lake.layout import WINDOW
+
+_DIGITS_OF_INTEGER = 19
+
+
+def evolved(stored: pa.Schema, new: pa.Schema) -> tuple[pa.Schema, list[str]]:
+    """Return the columns of a table after rows with the columns `new` are written, and what changes, in words.
+
+    A column that the new rows lack stays, and is null in them.
+
+    Raises:
+        DataProcessingException: CONFIGURATION_ERROR, a column would be narrowed, or become something else.
+    """
+    fields, changes = [], []
+    for field in stored:
+        place = new.get_field_index(field.name)
+        wider = field.type if place < 0 else _widened(field.name, field.type, new.field(place).type)
+        if wider != field.type:
+            changes.append(f"{field.name}: {field.type} becomes {wider}")
+        fields.append(pa.field(field.name, wider))
+    for field in new:
+        if stored.get_field_index(field.name) < 0:
+            changes.append(f"{field.name}: {field.type} is new, and null in the rows before")
+            fields.append(pa.field(field.name, field.type))
+    return pa.schema(fields), changes
+
+
+def check_names(schema: pa.Schema, reserved: tuple[str, ...] = (WINDOW,)) -> None:
+    """Refuse columns that have a name of the lake's own, or the same name as another.
+
+    Raises:
+        DataProcessingException: DATA_ERROR.
+    """
+    for name in schema.names:
+        if name in reserved:
+            raise _error(f"the column {name} has a name that the lake uses: give it another one", "DATA_ERROR")
+        if schema.names.count(name) > 1:
+            raise _error(f"the column {name!r} is there twice: give each its own name", "DATA_ERROR")
+
+
+def fitted(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return rows with the columns of a table, each value exactly as it was; missing columns are null.
+
+    Raises:
+        DataProcessingException: DATA_ERROR, a value cannot be kept exactly.
+    """
+    if rows.schema.equals(schema):
+        return rows
+    columns = []
+    for field in schema:
+        if field.name not in rows.column_names:
+            columns.append(pa.nulls(rows.num_rows, field.type))
+            continue
+        try:
+            columns.append(rows[field.name].cast(field.type))
+        except pa.ArrowInvalid as error:
+            raise _error(f"{field.name}: {error}", "DATA_ERROR") from error
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _widened(name: str, old: pa.DataType, new: pa.DataType) -> pa.DataType:
+    if old == new:
+        return old
+    if pa.types.is_integer(old) and pa.types.is_floating(new):
+        return new  # Each value is checked to stay the same where it is cast.
+    if pa.types.is_integer(old) and pa.types.is_decimal(new) and new.precision - new.scale >= _DIGITS_OF_INTEGER:
+        return new
+    if pa.types.is_decimal(old) and pa.types.is_decimal(new) and _holds(new, old):
+        return new
+    raise _error(
+        f"column {name}: the table has {old}, and the schema says {new} now: a table is never narrowed: "
+        f"declare {old} or wider, or write to a table of another name",
+        "CONFIGURATION_ERROR",
+    )
+
+
+def _holds(wide: pa.DataType, narrow: pa.DataType) -> bool:
+    return bool(wide.scale >= narrow.scale and wide.precision - wide.scale >= narrow.precision - narrow.scale)
+
+
+def _error(message: str, code: str) -> DataProcessingException:
+    return DataProcessingException(message, error_code=code, processing_stage="lake")

@@ -1,0 +1,90 @@
+"""Writes the Parquet files of the lake: in row groups of even size, with checksums, and complete or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from executor_adapter.pipeline.disk import explained, sync_folder
+from executor_adapter.pipeline.lake.evolution import fitted
+from executor_adapter.pipeline.lake.footers import WindowEntry, footer_of
+from executor_adapter.pipeline.lake.merging import text_of
+
+ROW_GROUP = 250_000
+"""Rows of a row group; those of several batches are written together."""
+
+
+class FileWriter:
+    """Writes one file: the rows of its windows one after another."""
+
+    def __init__(self, path: Path, schema: pa.Schema, cursor: str | None = None) -> None:
+        self.path = path
+        self.schema = schema
+        self._cursor = cursor
+        with explained(path):
+            self._writer = pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True)
+        self._waiting: list[pa.Table] = []
+        self._waiting_rows = 0
+        self._highest: pa.Scalar | None = None
+        self._entries: list[WindowEntry] = []
+        self.rows = 0
+        """Rows of the current window."""
+
+    def add(self, rows: pa.Table) -> None:
+        """Append rows to the current window."""
+        rows = fitted(rows, self.schema)
+        self.rows += rows.num_rows
+        self._note_highest(rows)
+        self._waiting.append(rows)
+        self._waiting_rows += rows.num_rows
+        if self._waiting_rows >= ROW_GROUP:
+            self._flush()
+
+    def _note_highest(self, rows: pa.Table) -> None:
+        if self._cursor is None or self._cursor not in rows.column_names:
+            return
+        highest = pc.max(rows[self._cursor])
+        if highest.is_valid and (self._highest is None or pc.greater(highest, self._highest).as_py()):
+            self._highest = highest
+
+    def end_window(self, entry: WindowEntry) -> WindowEntry:
+        """End the current window, and return its entry with the number of rows and the watermark that it has."""
+        watermark = None if self._highest is None else text_of(self._highest.as_py())
+        entry = entry.renamed(rows=self.rows, watermark=watermark)
+        self._entries.append(entry)
+        self.rows, self._highest = 0, None
+        return entry
+
+    def close(self) -> None:
+        """Write the rest and the footer to the disk."""
+        self._flush()
+        self._writer.add_key_value_metadata(footer_of(self._entries))
+        with explained(self.path):
+            self._writer.close()
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
+
+    def discard(self) -> None:
+        """Release the file without completing it."""
+        if self._writer.is_open:
+            self._writer.close()
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        with explained(self.path):
+            self._writer.write_table(pa.concat_tables(self._waiting).combine_chunks(), row_group_size=ROW_GROUP)
+            self._waiting, self._waiting_rows = [], 0
+
+
+def publish(temporary: Path, target: Path) -> None:
+    """Put a whole file in its place; readers see the old one or the new one, also after a crash of the machine."""
+    with explained(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.rename(target)
+        sync_folder(target.parent)
+        sync_folder(target.parent.parent)

@@ -1,0 +1,117 @@
+"""What a Parquet file of the lake says of itself, in its footer: the windows in it, whence they are, and how many rows.
+
+Rows and what is known of them are one file, so that both are published by one rename.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from executor_adapter.exceptions import DataProcessingException
+
+MAX_RANGES = 1000
+"""Ranges that a window remembers. Only a run that was overtaken by so many others would not be seen as too old."""
+
+_KEY = b"executor_adapter.windows"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """A part of a window that was asked for at one time, by its cursor column."""
+
+    since: str | None = None
+    """The first value; None: from the beginning."""
+    until: str | None = None
+    """The first value after it; None: all that there was."""
+    collected_at: str
+    """When the source was asked, in ISO 8601, UTC."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowEntry:
+    """Describes a window in the lake."""
+
+    window: str
+    rows: int
+    fingerprint: str
+    """Identifies the input of the rows: the same fingerprint gives the same rows."""
+    written_at: str
+    """In ISO 8601, UTC."""
+    watermark: str | None = None
+    """The highest value of the cursor column among its rows; None without one."""
+    ranges: tuple[Range, ...] = ()
+    """What was asked for and when, without those that later ones replaced."""
+    vanished_at: str | None = None
+    """When the source was seen to have the window no longer; None: it has it."""
+
+    @property
+    def collected_at(self) -> str:
+        """When the source was last asked for a part of the window."""
+        return max(each.collected_at for each in self.ranges)
+
+    @classmethod
+    def from_dict(cls, found: dict[str, Any]) -> Self:
+        """Return the entry that `asdict` made a dict of."""
+        return cls(**found | {"ranges": tuple(Range(**each) for each in found["ranges"])})
+
+    def renamed(self, **changes: Any) -> WindowEntry:
+        """Return the entry with other values."""
+        return replace(self, **changes)
+
+
+def footer_of(entries: Iterable[WindowEntry]) -> dict[bytes, bytes]:
+    """Return what is written into the footer."""
+    return {_KEY: json.dumps([asdict(each) for each in entries]).encode()}
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[pq.ParquetFile]:
+    """Open a file of the lake; the checksums of its pages are verified where they are read.
+
+    A writer replaces the file by a new one, so what is open stays as it was.
+
+    Raises:
+        DataProcessingException: DATA_ERROR, the file is damaged.
+    """
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise damaged(path, error) from error
+
+
+def entries_of(file: pq.ParquetFile, path: Path) -> list[WindowEntry]:
+    """Return the windows in an open file, in the order of their rows.
+
+    Raises:
+        DataProcessingException: DATA_ERROR, it is not a file of the lake.
+    """
+    try:
+        entries = [WindowEntry.from_dict(each) for each in json.loads(file.metadata.metadata[_KEY])]
+    except (TypeError, KeyError, ValueError) as error:
+        raise damaged(path, error) from error
+    if sum(each.rows for each in entries) != file.metadata.num_rows:
+        raise damaged(path, "the number of rows differs")
+    return entries
+
+
+def damaged(path: Path, why: object) -> DataProcessingException:
+    """Return the error of a file that is not as it was written."""
+    return DataProcessingException(
+        f"{path} is damaged: {why}: remove it, and process its landing again", error_code="DATA_ERROR"
+    )
+
+
+def plain_schema(file: pq.ParquetFile) -> pa.Schema:
+    """Return the columns of an open file without what its footer says."""
+    return file.schema_arrow.remove_metadata()

@@ -1,0 +1,118 @@
+"""Rows that were collected again: the newer replaces the older by its key, and those that vanished are settled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from executor_adapter.exceptions import DataProcessingException
+from executor_adapter.pipeline.lake.footers import Range
+
+Vanished = Literal["keep", "mark", "delete"]
+"""What becomes of rows or windows that the source has no longer: they stay, stay with the time at which they were
+missed, or are removed."""
+VANISHED_AT = "vanished_at"
+"""The column that is added to tables whose policy is "mark"."""
+MOMENT = pa.timestamp("us", "UTC")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Merge:
+    """How older rows are merged with those that were collected now."""
+
+    key: tuple[str, ...]
+    cursor: str | None
+    policy: Vanished
+    range: Range
+    new_keys: pa.Array | None
+    """The keys of the new rows; None without a key."""
+
+    def kept(self, old: pa.Table) -> tuple[pa.Table, int, int]:
+        """Return the older rows that stay, how many are replaced by a newer one, and how many have vanished."""
+        everywhere = pa.repeat(pa.scalar(True), old.num_rows)
+        asked = everywhere if self.cursor is None else is_within(old[self.cursor], self.range)
+        if self.new_keys is None:
+            # Without a key no row can be found again: those of the range are replaced altogether.
+            return old.filter(pc.invert(asked)), pc.sum(asked).as_py() or 0, 0
+        replaced = pc.is_in(key_texts(old, self.key), self.new_keys)
+        gone = pc.and_(asked, pc.invert(replaced))
+        if VANISHED_AT in old.column_names:
+            gone = pc.and_(gone, pc.is_null(old[VANISHED_AT]))
+        count = (pc.sum(gone).as_py() or 0) if self.policy != "keep" else 0
+        if self.policy == "delete":
+            return old.filter(pc.invert(pc.or_(replaced, gone))), pc.sum(replaced).as_py() or 0, count
+        if self.policy == "mark":
+            old = marked(old, gone, self.range.collected_at)
+        return old.filter(pc.invert(replaced)), pc.sum(replaced).as_py() or 0, count
+
+
+def marked(rows: pa.Table, mask: pa.Array, at: str) -> pa.Table:
+    """Return the rows with the time `at` in those of the mask."""
+    moment = pa.scalar(datetime.fromisoformat(at), MOMENT)
+    before = rows[VANISHED_AT] if VANISHED_AT in rows.column_names else pa.nulls(rows.num_rows, MOMENT)
+    marks = pc.if_else(mask, moment, before)
+    if VANISHED_AT not in rows.column_names:
+        return rows.append_column(VANISHED_AT, marks)
+    return rows.set_column(rows.column_names.index(VANISHED_AT), VANISHED_AT, marks)
+
+
+def key_texts(rows: pa.Table, key: Sequence[str]) -> pa.Array:
+    """Return one text for each row that is the same for two rows exactly where their keys are; null equals null."""
+    parts = []
+    for name in key:
+        text = rows[name].cast(pa.string())
+        # The length tells ("a", "bc") from ("ab", "c").
+        length = pc.binary_length(text).cast(pa.string())
+        parts.append(pc.fill_null(pc.binary_join_element_wise(length, text, ":"), "-"))
+    return _joined(parts)
+
+
+def last_of_each(keys: pa.Array) -> pa.Array:
+    """Return the mask of the rows after which their key comes no more."""
+    places = pa.array(range(len(keys)), pa.int64())
+    last = pa.table({"key": keys, "place": places}).group_by("key").aggregate([("place", "max")])["place_max"]
+    return pc.is_in(places, last.combine_chunks())
+
+
+def is_within(values: pa.Array, bounds: Range) -> pa.Array:
+    """Return the mask of the values of a cursor column that are in a range; a null is in the whole window alone."""
+    if bounds.since is None and bounds.until is None:
+        return pa.repeat(pa.scalar(True), len(values))
+    mask = pc.is_valid(values)
+    if bounds.since is not None:
+        mask = pc.and_(mask, pc.fill_null(pc.greater_equal(values, typed(bounds.since, values.type)), False))
+    if bounds.until is not None:
+        mask = pc.and_(mask, pc.fill_null(pc.less(values, typed(bounds.until, values.type)), False))
+    return mask
+
+
+def typed(text: str, kind: pa.DataType) -> pa.Scalar:
+    """Return a bound or a watermark as a value of the cursor column.
+
+    Raises:
+        DataProcessingException: CONFIGURATION_ERROR, it is not one.
+    """
+    try:
+        return pa.scalar(text).cast(kind)
+    except pa.ArrowInvalid:
+        raise DataProcessingException(
+            f"{text!r} is not a value of the cursor column, which is {kind}: give one, moments with their zone",
+            error_code="CONFIGURATION_ERROR",
+        ) from None
+
+
+def text_of(value: Any) -> str | None:
+    """Return a value of a cursor column as text, as sources are asked with it and `typed` reads it."""
+    if value is None:
+        return None
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+def _joined(parts: list[pa.Array]) -> pa.Array:
+    texts = parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*parts, "/")
+    return texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts

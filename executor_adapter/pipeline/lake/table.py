@@ -1,0 +1,206 @@
+"""A table of the lake: its windows are written completely or not at all, once, and read by whatever reads Parquet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+
+from executor_adapter.exceptions import ConfigurationError, DataProcessingException
+from executor_adapter.pipeline.disk import locked
+from executor_adapter.pipeline.lake.footers import Range, WindowEntry, opened
+from executor_adapter.pipeline.lake.layout import Place, workspace
+from executor_adapter.pipeline.lake.merging import MOMENT, VANISHED_AT, Vanished
+from executor_adapter.pipeline.lake.ranges import next_since
+from executor_adapter.pipeline.lake.rebuild import needs_recovery, recover
+from executor_adapter.pipeline.lake.stored import StoredTable, rows_of
+from executor_adapter.pipeline.lake.writer import Settings, Writer
+from executor_adapter.pipeline.text_rows import BATCH_ROWS
+
+
+@dataclass(frozen=True, kw_only=True)
+class LakeTable:
+    """One table in one layer of a lake. Picklable; it opens nothing until it is used.
+
+    Raises:
+        ConfigurationError: the settings contradict one another.
+    """
+
+    root: Path
+    """The folder of the lake."""
+    layer: str
+    """What kind of tables it is among: "raw", "processed", "rejects", ..."""
+    tool: str
+    name: str
+    key: tuple[str, ...] = ()
+    """The columns that identify a row within its window; none: a window, or a range of it, is replaced altogether."""
+    cursor: str | None = None
+    """The column by which the source is asked for what is new."""
+    vanished_rows: Vanished | None = None
+    """What becomes of rows that the source has no longer; None: "keep" with a key, "delete" without."""
+    vanished_windows: Vanished = "keep"
+    """What becomes of windows that the source has no longer: see `settle_windows`."""
+    lock_timeout: float = 300.0
+    """Seconds to wait for another job that writes to the table."""
+
+    def __post_init__(self) -> None:
+        if self.vanished_rows in ("keep", "mark") and not self.key:
+            raise ConfigurationError(
+                f"{self.place}: vanished_rows: {self.vanished_rows!r} needs a key: name the columns that identify a row"
+            )
+
+    @property
+    def place(self) -> Place:
+        """The paths of the table."""
+        return Place(root=self.root, layer=self.layer, tool=self.tool, table=self.name)
+
+    @property
+    def folder(self) -> Path:
+        """The folder to read with pyarrow, pandas, Polars or DuckDB; `window` is a column of what they read."""
+        return self.place.folder
+
+    @property
+    def policy(self) -> Vanished:
+        """What becomes of rows that the source has no longer."""
+        return self.vanished_rows or ("keep" if self.key else "delete")
+
+    @property
+    def extra_columns(self) -> pa.Schema:
+        """The columns that the lake adds to those of the rows."""
+        marks = "mark" in (self.policy, self.vanished_windows)
+        return pa.schema([(VANISHED_AT, MOMENT)] if marks else [])
+
+    @property
+    def _settings(self) -> Settings:
+        return Settings(
+            place=self.place, key=self.key, cursor=self.cursor, policy=self.policy, extra_columns=self.extra_columns
+        )
+
+    def windows(self) -> dict[str, WindowEntry]:
+        """Return the windows that the table has, by name."""
+        with self.shared() as stored:
+            return {entry.window: entry for entry, _, _ in stored.entries()}
+
+    def find(self, window: str, fingerprint: str | None = None) -> WindowEntry | None:
+        """Return what is known of a window, None where the table has none; a given `fingerprint` must match too.
+
+        A window that has vanished at the source matches no fingerprint, so that it is written again when it comes back.
+        """
+        with self.shared() as stored:
+            found = stored.find(window)
+        if found is None or (fingerprint is not None and (found[0].fingerprint != fingerprint or found[0].vanished_at)):
+            return None
+        return found[0]
+
+    def schema(self) -> pa.Schema | None:
+        """Return the columns of the table; None where it has no window yet."""
+        with self.shared() as stored:
+            return stored.schema()
+
+    def read(self, window: str) -> pa.Table:
+        """Return the rows of a window.
+
+        Raises:
+            DataProcessingException: DATA_ERROR, the table has no such window, or its file is damaged.
+        """
+        with self.reading(window) as batches:
+            return pa.Table.from_batches(batches)
+
+    @contextmanager
+    def reading(self, window: str, batch_rows: int = BATCH_ROWS) -> Iterator[Iterator[pa.RecordBatch]]:
+        """Open a window, to read it in batches of at most `batch_rows`: one version of it, also while it is replaced.
+
+        There is at least one batch, which may have no rows.
+
+        Raises:
+            DataProcessingException: DATA_ERROR, as `read`.
+        """
+        with ExitStack() as stack:
+            with self.shared() as stored:
+                found = stored.find(window)
+                if found is None:
+                    raise DataProcessingException(
+                        f"{self.place} has no window {window!r}: collect it first", error_code="DATA_ERROR"
+                    )
+                entry, start, path = found
+                file = stack.enter_context(opened(path))
+            yield rows_of(file, start, entry.rows, batch_rows)
+
+    @contextmanager
+    def writing(
+        self,
+        window: str,
+        *,
+        fingerprint: str,
+        collected_at: datetime | None = None,
+        since: str | None = None,
+        until: str | None = None,
+    ) -> Iterator[Writer]:
+        """Write what a source has of a window; it is in the lake when the block ends, and not at all if it raises.
+
+        What the window had before is merged with it by the table's key; rows of the range that are no longer there are
+        kept, marked or deleted by the table's policy. `Writer.result` says what has become of the rows. If a newer
+        answer is in the lake already, because another run was faster, this one is dropped.
+
+        Args:
+            window: the name of the window.
+            fingerprint: identifies what the rows were made of.
+            collected_at: when the source was asked, with a zone; None: now.
+            since: the first value of the cursor column that was asked for; None: from the beginning.
+            until: the first value that was asked for no more; None: all.
+
+        Raises:
+            DataProcessingException: CONFIGURATION_ERROR, a column would be narrowed; DATA_ERROR, two columns have the
+                same name, the key is missing, or there are rows outside the range.
+            DataCollectionException: LOCKED, somebody else writes for too long, or has overtaken a part of the range.
+        """
+        if (since, until) != (None, None) and self.cursor is None:
+            raise ConfigurationError(f"{self.place}: since and until need a cursor: name the column that they bound")
+        now = datetime.now(UTC)
+        asked_at = (collected_at or now).astimezone(UTC).isoformat(timespec="microseconds")
+        asked = Range(since=since, until=until, collected_at=asked_at)
+        entry = WindowEntry(window=window, rows=0, fingerprint=fingerprint, written_at=now.isoformat(), ranges=(asked,))
+        with workspace(self.root) as space, ExitStack() as stack:
+            writer = Writer(self._settings, entry, asked, space)
+            stack.callback(writer.discard)
+            yield writer
+            with self.exclusive() as stored:
+                writer.publish(stored)
+
+    def next_since(self, window: str, look_back: timedelta | float = 0) -> str | None:
+        """Return from where a source is to be asked for what is new; None: from the beginning.
+
+        It is the highest value in the window, which is asked for once more, because other rows may have it too; or
+        where the first part begins that was not asked for yet.
+
+        Args:
+            window: the name of the window.
+            look_back: how late rows may come: they are found again up to so far before. In the cursor's unit: a
+                timedelta for dates and moments, else a number.
+        """
+        with self.shared() as stored:
+            found, schema = stored.find(window), stored.schema()
+        if found is None or self.cursor is None or schema is None:
+            return None
+        kind = schema.field(self.cursor).type
+        return next_since(found.entry.ranges, found.entry.watermark, kind, look_back)
+
+    @contextmanager
+    def shared(self) -> Iterator[StoredTable]:
+        """Hold the table as it is, while others read it too."""
+        if needs_recovery(self.place):
+            with locked(self.place.lock, timeout=self.lock_timeout):
+                recover(self.place)
+        with locked(self.place.lock, shared=True, timeout=self.lock_timeout):
+            yield StoredTable(self.place)
+
+    @contextmanager
+    def exclusive(self) -> Iterator[StoredTable]:
+        """Hold the table alone, to change it."""
+        with locked(self.place.lock, timeout=self.lock_timeout):
+            recover(self.place)
+            yield StoredTable(self.place)

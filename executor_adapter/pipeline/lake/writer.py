@@ -1,0 +1,211 @@
+"""Writes one window: its rows as they come, and, when they are all there, the window with what it had before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from executor_adapter.exceptions import DataProcessingException
+from executor_adapter.pipeline.job_log import log
+from executor_adapter.pipeline.lake.assembly import copy_window, rewrite_all, rows_in
+from executor_adapter.pipeline.lake.evolution import check_names, evolved
+from executor_adapter.pipeline.lake.files import ROW_GROUP, FileWriter, publish
+from executor_adapter.pipeline.lake.footers import Range, WindowEntry, opened
+from executor_adapter.pipeline.lake.layout import WINDOW, Place
+from executor_adapter.pipeline.lake.merging import Merge, Vanished, is_within, key_texts, last_of_each
+from executor_adapter.pipeline.lake.ranges import is_overtaken, with_range
+from executor_adapter.pipeline.lake.stored import Stored, StoredTable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a writer needs to know of its table."""
+
+    place: Place
+    key: tuple[str, ...]
+    cursor: str | None
+    policy: Vanished
+    extra_columns: pa.Schema
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What has become of the rows that were given to a writer."""
+
+    status: Literal["written", "overtaken"]
+    """`overtaken`: a newer answer was in the lake already, and stays."""
+    rows: int
+    """Rows of the window now."""
+    added: int = 0
+    """Rows that the window did not have."""
+    replaced: int = 0
+    """Older rows in whose place a newer one came."""
+    vanished: int = 0
+    """Rows that the source has no longer, and that were marked or deleted."""
+    repeated: int = 0
+    """Rows that came before another one with the same key, in the same answer."""
+    changes: tuple[str, ...] = ()
+    """How the columns of the table changed."""
+
+
+class Writer:
+    """Takes the rows of one window; see `LakeTable.writing`."""
+
+    def __init__(self, settings: Settings, entry: WindowEntry, asked: Range, space: Path) -> None:
+        self._settings = settings
+        self._entry = entry
+        self._asked = asked
+        self._space = space
+        self._parts: list[FileWriter] = []
+        self._keys: list[pa.Array] = []
+        self._given = 0
+        self.result: Written | None = None
+        """What has become of the rows, once the block has ended."""
+
+    def add(self, rows: pa.RecordBatch | pa.Table) -> None:
+        """Append rows. Batches may differ in their columns; one without rows only tells its columns.
+
+        Raises:
+            DataProcessingException: DATA_ERROR or CONFIGURATION_ERROR, see `LakeTable.writing`.
+        """
+        table = pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
+        table = table.replace_schema_metadata()
+        part = self._part_for(table.schema)
+        settings = self._settings
+        if settings.key:
+            self._keys.append(key_texts(table, settings.key))
+        elif (self._asked.since, self._asked.until) != (None, None):
+            self._check_range(table)
+        self._given += table.num_rows
+        part.add(table)
+
+    def _part_for(self, schema: pa.Schema) -> FileWriter:
+        if self._parts and self._parts[-1].schema.equals(schema):
+            return self._parts[-1]
+        reserved = (WINDOW, *self._settings.extra_columns.names)
+        check_names(schema, reserved)
+        for name in (*self._settings.key, *(() if self._settings.cursor is None else (self._settings.cursor,))):
+            if name not in schema.names:
+                raise self._error(f"there is no column {name}: the columns are {', '.join(schema.names)}")
+        if self._parts:
+            schema, _ = evolved(self._parts[-1].schema, schema)
+            if self._parts[-1].schema.equals(schema):
+                return self._parts[-1]
+        self._parts.append(FileWriter(self._space / f"{len(self._parts)}.part", schema, self._settings.cursor))
+        return self._parts[-1]
+
+    def _check_range(self, table: pa.Table) -> None:
+        outside = pc.sum(pc.invert(is_within(table[self._settings.cursor], self._asked))).as_py()
+        if outside:
+            raise self._error(
+                f"{outside} rows are outside of the range that was asked for, from {self._asked.since} until "
+                f"{self._asked.until}: correct the request, or name a key"
+            )
+
+    def discard(self) -> None:
+        """Release what was not published."""
+        for part in self._parts:
+            part.discard()
+
+    def publish(self, stored: StoredTable) -> None:
+        """Put the window into the table, whose lock the caller holds alone."""
+        found, before = stored.find(self._entry.window), stored.schema()
+        schema, changes = self._schema_after(before)
+        kind = None if self._settings.cursor is None else schema.field(self._settings.cursor).type
+        known = () if found is None else found.entry.ranges
+        if found is not None and is_overtaken(self._asked, known, kind):
+            log("%s: a newer answer of another run is there already", self._entry.window)
+            self.result = Written(status="overtaken", rows=found.entry.rows)
+            return
+        self._entry = self._entry.renamed(ranges=with_range(self._asked, known, kind))
+        for change in changes:
+            log("%s: column %s", self._settings.place, change)
+        if before is not None and changes:
+            rewrite_all(stored, schema, self._space, self._settings.cursor)
+            found = stored.find(self._entry.window)
+        self._write(stored, found, schema, tuple(changes))
+
+    def _schema_after(self, before: pa.Schema | None) -> tuple[pa.Schema, list[str]]:
+        if not self._parts:
+            raise ValueError(f"{self._settings.place} {self._entry.window}: add a batch, even one without rows")
+        new = self._parts[-1].schema
+        for field in self._settings.extra_columns:
+            new = new.append(field)
+        return (new, []) if before is None else evolved(before, new)
+
+    def _write(self, stored: StoredTable, found: Stored | None, schema: pa.Schema, changes: tuple[str, ...]) -> None:
+        target = stored.place.file_of(self._entry.window) if found is None else found.path
+        others = [each for each in stored.in_file(target) if each.entry.window != self._entry.window]
+        keys = pa.concat_arrays(self._keys) if self._keys else None
+        last = None if keys is None else last_of_each(keys)
+        repeated = 0 if last is None else len(last) - last.true_count
+        if self._is_whole(found, schema) and not others and not repeated:
+            file, replaced, vanished = self._parts[0], 0 if found is None else found.entry.rows, 0
+            entry = file.end_window(self._entry)
+        else:
+            file = FileWriter(self._space / "whole.parquet", schema, self._settings.cursor)
+            self._parts.append(file)
+            _copy(others, file, lambda window: window < self._entry.window)
+            self._add_new(file, last)
+            replaced, vanished = self._add_old(file, found, keys)
+            entry = file.end_window(self._entry)
+            _copy(others, file, lambda window: window > self._entry.window)
+        file.close()
+        publish(file.path, target)
+        self.result = Written(
+            status="written",
+            rows=entry.rows,
+            added=max(0, self._given - repeated - replaced),
+            replaced=replaced,
+            vanished=vanished,
+            repeated=repeated,
+            changes=changes,
+        )
+
+    def _is_whole(self, found: Stored | None, schema: pa.Schema) -> bool:
+        """Return whether the file that was written is that of the window as it is."""
+        replaces_all = found is None or not (self._settings.key or self._asked.since or self._asked.until)
+        return replaces_all and len(self._parts) == 1 and self._parts[0].schema.equals(schema)
+
+    def _add_new(self, file: FileWriter, last: pa.Array | None) -> None:
+        given = 0
+        for rows in self._new_rows():
+            mask = None if last is None else last.slice(given, rows.num_rows)
+            given += rows.num_rows
+            file.add(rows if mask is None else rows.filter(mask))
+
+    def _add_old(self, file: FileWriter, found: Stored | None, keys: pa.Array | None) -> tuple[int, int]:
+        settings = self._settings
+        merge = Merge(
+            key=settings.key, cursor=settings.cursor, policy=settings.policy, range=self._asked, new_keys=keys
+        )
+        replaced = vanished = 0
+        for rows in () if found is None else rows_in(found):
+            kept, replaced_now, vanished_now = merge.kept(rows)
+            replaced, vanished = replaced + replaced_now, vanished + vanished_now
+            file.add(kept)
+        return replaced, vanished
+
+    def _new_rows(self) -> Iterator[pa.Table]:
+        for part in self._parts[:-1]:  # The last one is the file that they are put into.
+            part.end_window(self._entry)
+            part.close()
+            with opened(part.path) as file:
+                for batch in file.iter_batches(ROW_GROUP):
+                    yield pa.Table.from_batches([batch]).replace_schema_metadata()
+
+    def _error(self, message: str) -> DataProcessingException:
+        return DataProcessingException(
+            f"{self._settings.place} {self._entry.window}: {message}", error_code="DATA_ERROR", processing_stage="lake"
+        )
+
+
+def _copy(windows: list[Stored], file: FileWriter, which: Callable[[str], bool]) -> None:
+    for each in windows:
+        if which(each.entry.window):
+            copy_window(each, file)

@@ -1,0 +1,362 @@
+"""A window of the lake is written completely or not at all, once, even when its writer dies or has company."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from executor_adapter.error_codes import NEVER_RETRIED
+from executor_adapter.exceptions import ConfigurationError, DataCollectionException, DataProcessingException
+from executor_adapter.pipeline.lake.files import ROW_GROUP, FileWriter
+from executor_adapter.pipeline.lake.layout import remove_leftovers
+from tests.pipeline.lakes import ROWS, all_rows, at, lake_table, write, write_rows
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_written_rows_are_read_back(tmp_path: Path) -> None:
+    """A window has its rows and what is known of it in one file, and nothing else is in the folder of the table."""
+    table = lake_table(tmp_path)
+    result = write(table, "2013-01", ROWS, ROWS.slice(0, 1))
+    assert (result.status, result.rows, result.added, result.replaced) == ("written", 4, 4, 0)
+    assert table.read("2013-01").equals(pa.concat_tables([ROWS, ROWS.slice(0, 1)]).combine_chunks())
+    assert files(tmp_path / "raw") == ["shop/order lines/window=2013-01/rows.parquet"]
+    entry = table.find("2013-01", "v1")
+    assert entry is not None
+    assert (entry.rows, table.windows()) == (4, {"2013-01": entry})
+    assert table.find("2013-01", "v2") is None
+    assert table.find("2013-02") is None
+    assert list((tmp_path / ".writing").iterdir()) == []
+
+
+def test_a_window_is_replaced(tmp_path: Path) -> None:
+    """Without a key, the rows that a window had are gone when it is written again."""
+    table = lake_table(tmp_path)
+    write(table, "w", ROWS)
+    result = write(table, "w", ROWS.slice(2), fingerprint="v2")
+    assert (result.rows, result.added, result.replaced) == (1, 0, 3)
+    assert table.read("w").equals(ROWS.slice(2))
+    assert table.find("w", "v1") is None
+
+
+def test_an_empty_window_has_its_columns(tmp_path: Path) -> None:
+    """A window without rows is one that was collected; without even a batch there would be no columns."""
+    table = lake_table(tmp_path)
+    assert write(table, "w", ROWS.slice(0, 0)).rows == 0
+    assert table.read("w").equals(ROWS.slice(0, 0))
+    with pytest.raises(ValueError, match="add a batch, even one without rows"):
+        write(table, "other")
+
+
+def test_a_window_is_read_in_batches(tmp_path: Path) -> None:
+    """Batches have at most the rows that were asked for, over all row groups."""
+    table = lake_table(tmp_path)
+    rows = pa.table({"n": range(ROW_GROUP + 10)})
+    write(table, "w", rows, rows)
+    with table.reading("w", 100_000) as batches:
+        sizes = [batch.num_rows for batch in batches]
+    assert max(sizes) == 100_000
+    assert sum(sizes) == 2 * rows.num_rows
+
+
+def _fail_while_writing(table: Any) -> None:
+    with table.writing("w", fingerprint="v2") as writer:
+        writer.add(ROWS.slice(1))
+        assert table.read("w").equals(ROWS)
+        raise ZeroDivisionError
+
+
+def test_an_error_while_writing_keeps_the_old_window(tmp_path: Path) -> None:
+    """A block that raises leaves the old rows and nothing else."""
+    table = lake_table(tmp_path)
+    write(table, "w", ROWS)
+    with pytest.raises(ZeroDivisionError):
+        _fail_while_writing(table)
+    assert table.read("w").equals(ROWS)
+    assert table.find("w", "v1") is not None
+    assert list((tmp_path / ".writing").iterdir()) == []
+
+
+@pytest.mark.parametrize("harm", [lambda file: file[:-1], lambda file: file.replace(b"bbbb", b"bbbc")])
+def test_a_damaged_file_is_told(tmp_path: Path, harm: Callable[[bytes], bytes]) -> None:
+    """A file that is cut, or has a changed byte, is not read as if it were right."""
+    table = lake_table(tmp_path)
+    write(table, "w", pa.table({"a": ["bbbb"]}))
+    path = table.place.file_of("w")
+    path.write_bytes(harm(path.read_bytes()))
+    with pytest.raises(DataProcessingException, match=r"is damaged: .*: remove it, and process its") as caught:
+        table.read("w")
+    assert caught.value.error_code in NEVER_RETRIED
+
+
+def test_a_file_of_somebody_else_is_told(tmp_path: Path) -> None:
+    """A Parquet file that the lake did not write is named."""
+    table = lake_table(tmp_path)
+    path = table.place.file_of("w")
+    path.parent.mkdir(parents=True)
+    pq.write_table(ROWS, path)
+    with pytest.raises(DataProcessingException, match="is damaged"):
+        table.find("w")
+
+
+@pytest.mark.parametrize("window", ["America/New_York", "..", ".", "a b", "x%2Fy", ".tmp-1", "a=b", "ü", "2013"])
+def test_a_window_of_any_name_is_one_folder(tmp_path: Path, window: str) -> None:
+    """Each window is one folder, whatever characters its name has."""
+    table = lake_table(tmp_path)
+    write(table, window, ROWS)
+    assert [path.parent.parent for path in table.place.files()] == [table.folder]
+    assert list(table.windows()) == [window]
+    assert table.read(window).equals(ROWS)
+
+
+# --- columns ---
+
+
+def test_columns_are_added_and_widened(tmp_path: Path) -> None:
+    """All windows have the same columns afterwards, and each value is what it was."""
+    table = lake_table(tmp_path)
+    write(table, "1", pa.table({"a": [1], "b": ["x"], "d": pa.array([Decimal("1.5")], pa.decimal128(4, 1))}))
+    later = pa.table({"a": [2.5], "d": pa.array([Decimal("22.25")], pa.decimal128(6, 2)), "c": ["y"]})
+    result = write(table, "2", later)
+    assert result.changes == (
+        "a: int64 becomes double",
+        "d: decimal128(4, 1) becomes decimal128(6, 2)",
+        "c: string is new, and null in the rows before",
+    )
+    assert all_rows(table) == [
+        {"a": 1.0, "b": "x", "d": Decimal("1.50"), "c": None},
+        {"a": 2.5, "b": None, "d": Decimal("22.25"), "c": "y"},
+    ]
+    assert table.find("1", "v1") is not None
+    assert write(table, "3", later).changes == ()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (pa.array([2.5]), pa.array([2])),
+        (pa.array(["1"]), pa.array([1])),
+        (pa.array([1]), pa.array(["1"])),
+        (pa.array([Decimal("2.5")], pa.decimal128(5, 2)), pa.array([Decimal("2.5")], pa.decimal128(5, 1))),
+        (pa.array([1]), pa.array([Decimal(1)], pa.decimal128(10, 2))),
+        (pa.array([0], pa.timestamp("us", "UTC")), pa.array([0], pa.date32())),
+    ],
+)
+def test_a_narrowing_is_refused(tmp_path: Path, old: pa.Array, new: pa.Array) -> None:
+    """A column that would lose something keeps its type, the rows are refused, and the message names it."""
+    table = lake_table(tmp_path)
+    write(table, "1", pa.table({"a": old}))
+    with pytest.raises(DataProcessingException, match=r"column a: the table has .* is never narrowed") as caught:
+        write(table, "2", pa.table({"a": new}))
+    assert caught.value.error_code == "CONFIGURATION_ERROR"
+    assert table.read("1")["a"].type == old.type
+    assert list(table.windows()) == ["1"]
+
+
+def test_a_widening_that_would_change_a_value_is_refused(tmp_path: Path) -> None:
+    """An integer that no float has keeps the table as it is."""
+    table = lake_table(tmp_path)
+    write(table, "1", pa.table({"a": [2**53 + 1]}))
+    with pytest.raises(DataProcessingException, match=r"a: .*not in range") as caught:
+        write(table, "2", pa.table({"a": [0.5]}))
+    assert caught.value.error_code in NEVER_RETRIED
+    assert table.read("1")["a"].to_pylist() == [2**53 + 1]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [(["window"], "the column window has a name that the lake uses"), (["a", "a"], "'a' is there twice")],
+)
+def test_names_that_cannot_be_stored_are_refused(tmp_path: Path, columns: list[str], message: str) -> None:
+    """A column cannot have the name of what readers get from the folders, nor that of another one."""
+    rows = pa.Table.from_arrays([pa.array([1])] * len(columns), names=columns)
+    with pytest.raises(DataProcessingException, match=message) as caught:
+        write(lake_table(tmp_path), "w", rows)
+    assert caught.value.error_code in NEVER_RETRIED
+
+
+def test_batches_may_differ_in_their_columns(tmp_path: Path) -> None:
+    """A column that comes later is null in the rows before, and one that a batch lacks is null in it."""
+    table = lake_table(tmp_path)
+    write(table, "w", pa.table({"a": [1]}), pa.table({"b": ["x"], "a": [2]}), pa.table({"a": [3]}))
+    assert all_rows(table) == [{"a": 1, "b": None}, {"a": 2, "b": "x"}, {"a": 3, "b": None}]
+
+
+# --- killed writers ---
+
+KILLED = """
+import os, shutil, signal, sys
+import pyarrow as pa
+from pathlib import Path
+from tests.pipeline.lakes import ROWS, lake_table, write
+
+def dying(original, number, calls):
+    def call(*args, **kwargs):
+        calls.append(original)
+        if len(calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+    return call
+
+def write_and_die(number, root, column):
+    shutil.copytree(root / "template", root / str(number))
+    table = lake_table(root / str(number))
+    calls = []
+    steps = (Path.rename, Path.unlink, os.link, os.fsync)
+    Path.rename, Path.unlink, os.link, os.fsync = (dying(step, number, calls) for step in steps)
+    write(table, "2", pa.table({"id": [9], column: ["z"]}), fingerprint="v2")
+
+# Nothing of Arrow has run in this process, so it has no thread that a fork would lose.
+for number in range(1, 60):
+    if os.fork() == 0:
+        write_and_die(number, Path(sys.argv[1]), sys.argv[2])
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.wait()[1])
+    if code != -signal.SIGKILL:
+        print(number)
+        sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(
+    "column", [pytest.param("note", id="a window", marks=pytest.mark.chaos), pytest.param("new", id="all windows")]
+)
+def test_a_writer_killed_at_any_point_leaves_a_whole_table(tmp_path: Path, column: str) -> None:
+    """At each step to the disk: the table has its old rows or the new ones, and the next writer goes on."""
+    for window in ("1", "2"):
+        write(lake_table(tmp_path / "template"), window, ROWS)
+    command = [sys.executable, "-c", KILLED, str(tmp_path), column]
+    done = subprocess.run(command, cwd=ROOT, timeout=100, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    outcomes = set()
+    for number in range(1, int(done.stdout)):
+        table = lake_table(tmp_path / str(number))
+        windows = table.windows()
+        assert (list(windows), windows["1"].rows) == (["1", "2"], 3)
+        outcomes.add(windows["2"].fingerprint)
+        assert len(all_rows(table)) == 3 + windows["2"].rows
+        write(table, "2", ROWS, fingerprint="v3")
+        assert len(all_rows(table)) == 6
+        remove_leftovers(table.root, older_than=-60)
+        assert list((table.root / ".writing").iterdir()) == []
+        assert files(table.place.state) == [".lock"]
+    assert outcomes == {"v1", "v2"}
+
+
+def test_leftovers_of_a_living_writer_stay(tmp_path: Path) -> None:
+    """What was written to a moment ago has a writer."""
+    with lake_table(tmp_path).writing("w", fingerprint="v1") as writer:
+        writer.add(ROWS)
+        assert remove_leftovers(tmp_path, older_than=60) == 0
+    assert len(all_rows(lake_table(tmp_path))) == 3
+
+
+# --- company ---
+
+WRITER = """
+import sys
+import pyarrow as pa
+from pathlib import Path
+from tests.pipeline.lakes import lake_table
+
+number, root = int(sys.argv[1]), Path(sys.argv[2])
+table = lake_table(root)
+for turn in range(4):
+    with table.writing("w", fingerprint=f"v{number}") as writer:
+        writer.add(pa.table({"a": [number] * (number + 1)}))
+    with table.writing(f"own {number}", fingerprint="v") as writer:
+        writer.add(pa.table({"a": [number], f"b{number}": ["x"]}))
+    rows = table.read("w")["a"].to_pylist()
+    assert len(rows) == rows[0] + 1, rows
+"""
+
+
+def test_processes_write_the_same_table(tmp_path: Path) -> None:
+    """Processes that write the same window, and add columns to the table, never mix or lose their rows."""
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(number), str(tmp_path)], cwd=ROOT) for number in range(3)
+    ]
+    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+    table = lake_table(tmp_path)
+    assert set(table.windows()) == {"w", "own 0", "own 1", "own 2"}
+    assert {name for row in all_rows(table) for name in row} == {"a", "b0", "b1", "b2"}
+    assert [row["a"] for row in all_rows(table)][:3] == [0, 1, 2]
+
+
+def test_a_newer_answer_is_not_overwritten(tmp_path: Path) -> None:
+    """Of two runs at once, the one that asked the source later wins, whichever ends first."""
+    table = lake_table(tmp_path)
+    write(table, "w", ROWS, collected_at=at(2), fingerprint="new")
+    late = write(table, "w", ROWS.slice(1), collected_at=at(1), fingerprint="old")
+    assert (late.status, late.rows) == ("overtaken", 3)
+    assert table.find("w", "new") is not None
+    write(table, "w", ROWS.slice(1), collected_at=at(3), fingerprint="newer")
+    assert table.read("w").equals(ROWS.slice(1))
+
+
+def test_an_open_window_is_read_to_its_end(tmp_path: Path) -> None:
+    """Who reads a window while it is replaced, and its table rebuilt, sees one version, and nobody waits for it."""
+    table = lake_table(tmp_path)
+    write(table, "w", ROWS)
+    with table.reading("w", 1) as batches:
+        first = next(batches)
+        write(table, "w", pa.table({"id": [9], "more": ["x"]}))
+        assert pa.Table.from_batches([first, *batches]).equals(ROWS)
+    assert table.read("w").num_rows == 1
+
+
+def test_a_lock_is_given_up_in_time(tmp_path: Path) -> None:
+    """Who waits for another writer too long says so, and is retried."""
+    table = lake_table(tmp_path, lock_timeout=0.1)
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with table.exclusive():
+            held.set()
+            done.wait(30)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait(30)
+    began = time.monotonic()
+    with pytest.raises(DataCollectionException, match="has held the lock") as caught:
+        write(table, "w", ROWS)
+    done.set()
+    holder.join()
+    assert caught.value.error_code == "LOCKED"
+    assert time.monotonic() - began < 10
+
+
+def test_a_full_disk_is_said_in_one_line(tmp_path: Path) -> None:
+    """What a full disk refuses says what to do."""
+    place = tmp_path / "full"
+    place.symlink_to("/dev/full")
+    with pytest.raises(DataCollectionException, match="No space left on device: free some space") as caught:
+        FileWriter(place, ROWS.schema)
+    assert caught.value.error_code == "DISK_FULL"
+
+
+def test_a_policy_without_a_key_is_refused(tmp_path: Path) -> None:
+    """Rows cannot be kept or marked where nothing tells which is which."""
+    with pytest.raises(ConfigurationError, match="vanished_rows: 'mark' needs a key"):
+        lake_table(tmp_path, vanished_rows="mark")
+    with pytest.raises(ConfigurationError, match="since and until need a cursor"):
+        write_rows(lake_table(tmp_path), "w", [{"a": 1}], since="1")
+    with pytest.raises(DataProcessingException, match="there is no column id: the columns are a"):
+        write_rows(lake_table(tmp_path, key=("id",)), "w", [{"a": 1}])
+    assert os.listdir(tmp_path) in ([], [".writing"])

@@ -1,0 +1,177 @@
+"""What is new is added once: late rows are found, vanished ones settled, and no row is skipped."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from executor_adapter.exceptions import DataCollectionException, DataProcessingException
+from executor_adapter.pipeline.lake.table import LakeTable
+from tests.pipeline.lakes import all_rows, at, lake_table, write, write_rows
+
+
+def row(key: Any, cursor: Any, note: str = "") -> dict[str, Any]:
+    return {"id": key, "at": cursor, "note": note}
+
+
+def notes(table: LakeTable) -> list[tuple[Any, str]]:
+    return sorted(((each["id"], each["note"]) for each in all_rows(table)), key=str)
+
+
+def test_the_newer_row_replaces_the_older(tmp_path: Path) -> None:
+    """Rows with the same key are one; with a key of several columns, and of nulls, too."""
+    table = lake_table(tmp_path, key=("id", "at"))
+    write_rows(table, "w", [row("a", 1, "old"), row("b", 1), row("a:1", 1), row(None, 1, "old")])
+    result = write_rows(table, "w", [row("a", 1, "new"), row("a", 2), row(None, 1, "new")])
+    assert (result.rows, result.added, result.replaced, result.vanished) == (5, 1, 2, 0)
+    assert notes(table) == [("a", ""), ("a", "new"), ("a:1", ""), ("b", ""), (None, "new")]
+
+
+def test_of_repeated_rows_the_last_stays(tmp_path: Path) -> None:
+    """A key that comes twice in one answer, as where pages shift, is one row, and counted."""
+    table = lake_table(tmp_path, key=("id",))
+    first, second = ([row("a", 1, "1"), row("b", 1, "1")], [row("a", 2, "2"), row("a", 3, "3")])
+    result = write(table, "w", pa.Table.from_pylist(first), pa.Table.from_pylist(second))
+    assert (result.rows, result.added, result.repeated) == (2, 2, 2)
+    assert notes(table) == [("a", "3"), ("b", "1")]
+
+
+@pytest.mark.parametrize("policy", ["keep", "mark", "delete"])
+def test_rows_that_vanished_are_settled(tmp_path: Path, policy: Any) -> None:
+    """Of the range that was asked for they are kept, marked or deleted; outside of it nothing is."""
+    table = lake_table(tmp_path, key=("id",), cursor="at", vanished_rows=policy)
+    write_rows(table, "w", [row("a", 1), row("b", 5), row("c", 6), row("d", 9)])
+    result = write_rows(table, "w", [row("c", 6, "new"), row("e", 7)], since="5", until="9", collected_at=None)
+    assert result.vanished == (0 if policy == "keep" else 1)
+    found = {each["id"]: each.get("vanished_at") is not None for each in all_rows(table)}
+    assert found == {"a": False, "c": False, "d": False, "e": False} | (
+        {} if policy == "delete" else {"b": policy == "mark"}
+    )
+    write_rows(table, "w", [row("b", 5, "again"), row("c", 6), row("e", 7)], since="5", until="9")
+    assert {each.get("vanished_at") for each in all_rows(table)} == {None}
+    assert ("b", "again") in notes(table)
+
+
+def test_a_range_is_replaced_without_a_key(tmp_path: Path) -> None:
+    """Asked for again it is there once; rows outside of what was asked for would be there twice, and are refused."""
+    table = lake_table(tmp_path, cursor="at")
+    write_rows(table, "w", [row("a", 1), row("b", 5), row("b", 5)])
+    result = write_rows(table, "w", [row("b", 5), row("b", 5), row("c", 7)], since="5")
+    assert (result.rows, result.added, result.replaced) == (4, 1, 2)
+    for given_row in (row("d", 4), row("d", None)):
+        with pytest.raises(DataProcessingException, match="1 rows are outside of the range") as caught:
+            write_rows(table, "w", [row("x", 6), given_row], since="5")
+        assert caught.value.error_code == "DATA_ERROR"
+    assert len(all_rows(table)) == 4
+
+
+@pytest.mark.parametrize(
+    ("values", "look_back", "since"),
+    [
+        ([3, 7, 5], 2, "5"),
+        (["a", "c"], 0, "c"),
+        ([date(2013, 1, 1), date(2013, 1, 9)], timedelta(days=2), "2013-01-07"),
+        ([datetime(2013, 1, 1, 10, tzinfo=UTC)], timedelta(hours=1), "2013-01-01T09:00:00+00:00"),
+        ([Decimal("1.50")], 0, "1.50"),
+        ([3, None], 100, None),
+        ([], 0, None),
+    ],
+)
+def test_the_next_run_asks_from_the_watermark(tmp_path: Path, values: list[Any], look_back: Any, since: Any) -> None:
+    """It asks from the highest value, which is asked for once more, and from as much before it as rows may be late."""
+    table = lake_table(tmp_path, cursor="at")
+    kind = pa.array(values).type if values else pa.int64()
+    rows = pa.table({"at": pa.array(values, kind)})
+    assert table.next_since("w") is None
+    write(table, "w", rows)
+    if since is None and values:
+        assert table.next_since("w", look_back) == "-97"
+    else:
+        assert table.next_since("w", look_back) == since
+        write(table, "w", rows.slice(0, 0), since=since)
+
+
+def test_what_was_never_asked_for_is_asked_for(tmp_path: Path) -> None:
+    """A part that was left out, as where a run failed, comes before what is new; so does a bounded run without rows."""
+    table = lake_table(tmp_path, key=("id",), cursor="at")
+    write_rows(table, "w", [row("a", 1)], since="0", until="5")
+    assert table.next_since("w") == "1"
+    write_rows(table, "w", [row("b", 20)], since="10", until="30")
+    assert table.next_since("w") == "5"
+    assert table.next_since("w", 2) == "3"
+    assert table.next_since("w", 50) == "0"
+    write_rows(table, "w", [row("c", 7)], since="5", until="10")
+    assert table.next_since("w") == "20"
+
+
+def test_a_bound_that_is_no_value_is_refused(tmp_path: Path) -> None:
+    """A moment without a zone is not one, and the message says so."""
+    table = lake_table(tmp_path, cursor="at")
+    rows = pa.table({"at": pa.array([datetime(2013, 1, 1, tzinfo=UTC)])})
+    with pytest.raises(DataProcessingException, match="is not a value of the cursor column") as caught:
+        write(table, "w", rows, since="yesterday")
+    assert caught.value.error_code == "CONFIGURATION_ERROR"
+
+
+def test_runs_that_overtake_one_another(tmp_path: Path) -> None:
+    """The answer that was asked for later wins in its range; one that is partly older has to be asked for again."""
+    table = lake_table(tmp_path, key=("id",), cursor="at", vanished_rows="delete")
+    write_rows(table, "w", [row("a", 1), row("b", 5)], collected_at=at(1))
+    write_rows(table, "w", [row("b", 5, "new"), row("c", 6)], since="5", collected_at=at(4))
+    assert write_rows(table, "w", [row("b", 5, "old")], since="5", collected_at=at(3)).status == "overtaken"
+    assert write_rows(table, "w", [row("c", 6, "old")], since="6", until="7", collected_at=at(3)).status == "overtaken"
+    with pytest.raises(DataCollectionException, match="collect it again") as caught:
+        write_rows(table, "w", [row("b", 5, "old")], since="4", collected_at=at(3))
+    assert caught.value.error_code == "LOCKED"
+    backfill = write_rows(table, "w", [row("a", 1, "back")], since="0", until="4", collected_at=at(3))
+    assert backfill.status == "written"
+    assert notes(table) == [("a", "back"), ("b", "new"), ("c", "")]
+
+
+# --- properties ---
+
+LATE = 3
+"""How much later than its cursor's order a row may come, in the unit of the cursor."""
+
+
+@given(data=st.data(), key=st.booleans(), policy=st.sampled_from(["keep", "mark", "delete", None]))
+@settings(max_examples=25, deadline=None)
+def test_no_row_is_skipped_whatever_the_order_of_arrival(data: st.DataObject, key: bool, policy: Any) -> None:
+    """Rows come at most `LATE` late, runs come at any time, fail, and overtake one another: all rows are there once."""
+    with TemporaryDirectory() as folder:
+        keyed: dict[str, Any] = {"key": ("id",), "vanished_rows": policy} if key else {}
+        table = lake_table(Path(folder), cursor="at", **keyed)
+        source: list[dict[str, Any]] = []
+        pending: list[tuple[str | None, list[dict[str, Any]], datetime]] = []
+        clock = 0
+        for second in range(1, data.draw(st.integers(1, 7)) + 1):
+            for _ in range(data.draw(st.integers(0, 4))):
+                clock += data.draw(st.integers(0, 2))
+                source.append(row(len(source), clock - data.draw(st.integers(0, LATE))))
+            since = table.next_since("w", LATE)
+            answer = [each for each in source if since is None or each["at"] >= int(since)]
+            outcome = data.draw(st.sampled_from(["done", "fails", "is slow"]))
+            if outcome == "done":
+                _write(table, answer, since, at(second))
+            elif outcome == "is slow":
+                pending.append((since, answer, at(second)))
+        for since, answer, moment in data.draw(st.permutations(pending)):
+            _write(table, answer, since, moment)
+        since = table.next_since("w", LATE)
+        _write(table, [each for each in source if since is None or each["at"] >= int(since)], since, at(50))
+        assert sorted(each["id"] for each in all_rows(table)) == list(range(len(source)))
+
+
+def _write(table: LakeTable, rows: list[dict[str, Any]], since: str | None, moment: datetime) -> None:
+    columns = pa.schema([("id", pa.int64()), ("at", pa.int64()), ("note", pa.string())])
+    with suppress(DataCollectionException):  # LOCKED: the next run asks again.
+        write(table, "w", pa.Table.from_pylist(rows, schema=columns), since=since, collected_at=moment)

@@ -1,0 +1,138 @@
+"""Every reader of Parquet reads the folder of a table as it stands: all rows, with the same values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pytest
+
+from executor_adapter.pipeline.lake.table import LakeTable
+from executor_adapter.pipeline.lake.upkeep import compact_windows, expire_windows, remove_windows, settle_windows
+from tests.pipeline.lakes import at, lake_table, write
+
+Rows = list[dict[str, Any]]
+
+
+def with_pyarrow(folder: Path) -> Rows:
+    return ds.dataset(folder, partitioning="hive").to_table().to_pylist()
+
+
+def with_pandas(folder: Path) -> Rows:
+    rows = pd.read_parquet(folder, dtype_backend="pyarrow")
+    return pa.Table.from_pandas(rows, preserve_index=False).to_pylist()
+
+
+def with_polars(folder: Path) -> Rows:
+    return pl.scan_parquet(folder).collect().to_dicts()
+
+
+def with_duckdb(folder: Path) -> Rows:
+    with duckdb.connect() as connection:
+        connection.execute("set timezone = 'UTC'")
+        return connection.sql("select * from read_parquet(?)", params=[str(folder)]).to_arrow_table().to_pylist()
+
+
+READERS = (with_pyarrow, with_pandas, with_polars, with_duckdb)
+NOON = datetime(2013, 1, 1, 12, tzinfo=UTC)
+
+
+def drifted(root: Path) -> LakeTable:
+    """A table in a path with spaces, whose windows came with different columns and types."""
+    table = lake_table(root / "my lake")
+    write(table, "2013-01", pa.table({"id": ["00501"], "n": [1]}))
+    money = pa.table({"id": ["NA"], "n": [2.5], "price": pa.array([Decimal("9.90")], pa.decimal128(10, 2))})
+    write(table, "2013-02", money)
+    when = pa.table({"id": ["3"], "day": [date(2013, 1, 1)], "at": pa.array([NOON], pa.timestamp("us", "UTC"))})
+    write(table, "New York / 3", when)
+    write(table, "empty", when.slice(0, 0))
+    return table
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_a_drifted_table_is_read_as_it_stands(tmp_path: Path, read: Callable[[Path], Rows]) -> None:
+    """Windows with other columns and types than the first, spaces in paths, a window without rows."""
+    rows = sorted(read(drifted(tmp_path).folder), key=lambda row: str(row["id"]))
+    nothing = {"price": None, "day": None, "at": None}
+    assert rows == [
+        {"id": "00501", "n": 1.0, "window": "2013-01"} | nothing,
+        {"id": "3", "n": None, "price": None, "day": date(2013, 1, 1), "at": NOON, "window": "New York / 3"},
+        {"id": "NA", "n": 2.5, "window": "2013-02"} | nothing | {"price": Decimal("9.90")},
+    ]
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_a_compacted_table_has_the_same_rows(tmp_path: Path, read: Callable[[Path], Rows]) -> None:
+    """Days that are put into one file are read as before, and each is still found, read and written by itself."""
+    table = days(tmp_path)
+    before = [row["n"] for row in read(table.folder)]
+    assert compact_windows(table, "month", date(2013, 2, 2)) == ["2013-01"]
+    assert sorted(row["n"] for row in read(table.folder)) == sorted(before) == list(range(1, 6))
+    assert len(table.place.files()) == 3
+    assert list(table.windows()) == ["2013-01-01", "2013-01-02", "2013-01-03", "2013-02-01", "other"]
+    assert table.read("2013-01-02").to_pydict() == {"n": [2]}
+    assert table.find("2013-01-02", "v1") is not None
+    write(table, "2013-01-02", pa.table({"n": [20, 21]}), fingerprint="v2")
+    write(table, "2013-01-04", pa.table({"n": [9]}))
+    assert sorted(row["n"] for row in read(table.folder)) == [1, 3, 4, 5, 9, 20, 21]
+    assert [table.read(f"2013-01-0{day}")["n"].to_pylist() for day in (1, 2, 3)] == [[1], [20, 21], [3]]
+    assert compact_windows(table, "month", date(2013, 2, 2)) == ["2013-01"]
+    assert compact_windows(table, "month", date(2013, 2, 2)) == []
+    assert [entry.rows for entry in table.windows().values()] == [1, 2, 1, 1, 1, 1]
+
+
+def days(root: Path, **settings: Any) -> LakeTable:
+    table = lake_table(root, **settings)
+    for number, window in enumerate(("2013-01-01", "2013-01-02", "2013-01-03", "2013-02-01", "other"), 1):
+        write(table, window, pa.table({"n": [number]}))
+    return table
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_old_windows_expire(tmp_path: Path, compacted: bool) -> None:
+    """Windows that were over before a day are removed, also those that share a file; others stay."""
+    table = days(tmp_path)
+    if compacted:
+        compact_windows(table, "month", date(2013, 3, 1))
+    assert expire_windows(table, date(2013, 1, 3)) == ["2013-01-01", "2013-01-02"]
+    assert list(table.windows()) == ["2013-01-03", "2013-02-01", "other"]
+    assert [row["n"] for row in with_polars(table.folder)] == [3, 4, 5]
+    remove_windows(table, list(table.windows()))
+    assert table.windows() == {}
+    write(table, "2013-05", pa.table({"n": [7]}))
+    assert [row["n"] for row in with_polars(table.folder)] == [7]
+
+
+@pytest.mark.parametrize(("policy", "rows"), [("keep", 5), ("mark", 5), ("delete", 4)])
+def test_windows_that_vanished_are_settled(tmp_path: Path, policy: Any, rows: int) -> None:
+    """They are kept, marked with the time or deleted; a window that comes back is written again."""
+    table = days(tmp_path, vanished_windows=policy)
+    assert settle_windows(
+        table, ["2013-01-01", "2013-01-03", "2013-02-01"], looked_for=lambda w: w != "other", at=at(1)
+    ) == ["2013-01-02"]
+    found = with_pyarrow(table.folder)
+    assert len(found) == rows
+    marks = {row["n"]: row.get("vanished_at") for row in found}
+    assert marks.get(2) == (at(1) if policy == "mark" else None)
+    assert [marks[n] for n in (1, 3, 4, 5)] == [None] * 4
+    assert (table.find("2013-01-02", "v1") is not None) == (policy == "keep")
+    if policy == "mark":
+        assert settle_windows(table, ["2013-01-01", "2013-01-03", "2013-02-01", "other"], at=at(2)) == []
+        write(table, "2013-01-02", pa.table({"n": [2]}))
+        assert {row["vanished_at"] for row in with_pyarrow(table.folder)} == {None}
+
+
+def test_a_source_without_any_window_is_not_believed(tmp_path: Path) -> None:
+    """An empty list does not delete a table."""
+    table = days(tmp_path, vanished_windows="delete")
+    with pytest.raises(Exception, match="lists no window at all, so 5 would be gone"):
+        settle_windows(table, [])
+    assert len(table.windows()) == 5
