@@ -23,8 +23,8 @@ from typing import Any, ClassVar, Self
 from executor_adapter.config import Settings
 from executor_adapter.executor import JobExecutor, stop_tracking
 from executor_adapter.job import limit_attempts
-from executor_adapter.pools import Assignment, Ending, PoolSupervisor, WorkerPool, bind, call_in_job
-from executor_adapter.supervision import Supervisor, SupervisorLoop, SupervisorThread
+from executor_adapter.pools import Assignment, Ending, PoolSupervisor, SupervisorLoop, WorkerPool, bind, call_in_job
+from executor_adapter.supervision import Supervisor, SupervisorThread
 
 __all__ = ["FakeClock", "InlineExecutor", "set_testing"]
 

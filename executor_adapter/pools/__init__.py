@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from executor_adapter.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, WorkerPool
+    from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, Recall, WorkerPool
     from executor_adapter.pools.in_process.call import bind, call_in_job
     from executor_adapter.pools.in_process.event_loop import COROUTINE_STOP_TIMEOUT, EventLoopThread
     from executor_adapter.pools.kinds import PoolKinds, pool_kinds
+    from executor_adapter.pools.loop import SupervisorLoop
     from executor_adapter.pools.memory.available import AvailableMemory
     from executor_adapter.pools.memory.guard import MemoryGuard
     from executor_adapter.pools.memory.level import HIGH_MARGIN, MemoryLevel
@@ -38,6 +39,8 @@ _HOMES = {
     "Patience": "executor_adapter.pools.patience",
     "PoolKinds": "executor_adapter.pools.kinds",
     "PoolSupervisor": "executor_adapter.pools.base",
+    "Recall": "executor_adapter.pools.base",
+    "SupervisorLoop": "executor_adapter.pools.loop",
     "WorkerPool": "executor_adapter.pools.base",
     "bind": "executor_adapter.pools.in_process.call",
     "call_in_job": "executor_adapter.pools.in_process.call",
@@ -60,6 +63,8 @@ __all__ = [
     "Patience",
     "PoolKinds",
     "PoolSupervisor",
+    "Recall",
+    "SupervisorLoop",
     "WorkerPool",
     "bind",
     "call_in_job",

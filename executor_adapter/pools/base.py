@@ -32,12 +32,20 @@ class Ending(Enum):
     ABANDONED = "`stop` was called but it cannot be ended (a thread stuck in C code): the pool gave up on it"
 
 
+class Recall(Enum):
+    """Names how `WorkerPool.recall` answers."""
+
+    TAKEN_BACK = "it has not started, and `handed_back` was called"
+    STARTED = "it has started or ended"
+    ASKED = "nobody here knows: its node was asked, and `handed_back` is called if it has not started there"
+
+
 class Assignment:
     """One attempt of one job, given to one pool. The pool records what it learns of the attempt."""
 
     __slots__ = (
         "checkpoint", "context", "coroutine", "ended_at", "environment", "exit_code", "exit_signal", "hard_limit",
-        "has_plain_value", "job", "memory_limit", "near_limit", "number", "payload", "peak_rss", "pid", "position",
+        "has_plain_value", "job", "memory_limit", "near_limit", "node", "number", "payload", "peak_rss", "pid", "position",
         "run_time", "scope", "short", "soft_limit", "stall_limit", "started_at", "stop_asked_at", "stop_reason",
         "worker",
     )  # fmt: skip
@@ -64,6 +72,8 @@ class Assignment:
         """Whether the function is known to be so quick that other assignments may be queued behind it."""
         self.worker: Any = None
         self.pid: int | None = None
+        self.node: str | None = None
+        """The host that the worker runs on, if that is another one."""
         self.coroutine: Any = None
         """What the function returned in a thread, if that is a coroutine."""
         self.started_at: float | None = None
@@ -234,12 +244,9 @@ class WorkerPool(ABC):
     def flush(self) -> None:  # noqa: B027
         """Send what was collected since the last flush. Called once at the end of each turn of the supervisor."""
 
-    def recall(self, assignment: Assignment) -> bool:
-        """Take back an assignment that has not started.
-
-        Return True if `handed_back` was or will be called, False if the assignment has started or ended.
-        """
-        return False
+    def recall(self, assignment: Assignment) -> Recall:
+        """Take back an assignment that has not started."""
+        return Recall.STARTED
 
     def on_blocked(self, assignment: Assignment) -> None:  # noqa: B027
         """Move other jobs away from the assignment's worker, which blocks until one of them is done."""

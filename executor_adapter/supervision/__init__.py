@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from executor_adapter.supervision.futures import JobFuture
     from executor_adapter.supervision.hooks import HookedExecution
     from executor_adapter.supervision.job_scope import JobScope, log_message
-    from executor_adapter.supervision.loop import SupervisorLoop
     from executor_adapter.supervision.resources import Capacity
     from executor_adapter.supervision.stats import (
         DEFAULT_WINDOW_SECONDS,
@@ -39,7 +38,6 @@ _HOMES = {
     "QUEUE_SECONDS": "executor_adapter.supervision.stats",
     "SharedLimits": "executor_adapter.supervision.tools.demand",
     "Supervisor": "executor_adapter.supervision.supervisor",
-    "SupervisorLoop": "executor_adapter.supervision.loop",
     "SupervisorThread": "executor_adapter.supervision.thread",
     "ToolDemand": "executor_adapter.supervision.tools.demand",
     "figures": "executor_adapter.supervision.stats",
@@ -59,7 +57,6 @@ __all__ = [
     "JobScope",
     "SharedLimits",
     "Supervisor",
-    "SupervisorLoop",
     "SupervisorThread",
     "ToolDemand",
     "figures",

@@ -13,11 +13,10 @@ from executor_adapter.error_facts import is_a
 from executor_adapter.exceptions import JobCancelledError, JobError, SoftTimeoutError
 from executor_adapter.exceptions.display import as_exception, repr_of, traceback_text
 from executor_adapter.job import TERMINAL, Job, JobStatus, RetryDecision, decide
-from executor_adapter.pools import Assignment, Ending
+from executor_adapter.pools import Assignment, Ending, SupervisorLoop
 from executor_adapter.supervision.discard import PLAIN_TYPES, Discard
 from executor_adapter.supervision.dispatcher import Dispatcher
 from executor_adapter.supervision.intake import JobIntake
-from executor_adapter.supervision.loop import SupervisorLoop
 from executor_adapter.supervision.outcome import (
     code_and_message,
     failed_as,

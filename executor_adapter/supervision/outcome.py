@@ -42,6 +42,9 @@ def record_attempt(assignment: Assignment, error: BaseException | None, now: flo
 def stop_error(job: Job, reason: StopReason | None) -> JobTimeoutError | JobCancelledError:
     """Return the error of a job that was ended for `reason`."""
     match reason:
+        case StopReason.QUEUE_TIMEOUT:
+            message = f"not started within queue_timeout={job.queue_timeout} s: raise it, or max_workers"
+            return JobTimeoutError(message, error_code="QUEUE_TIMEOUT")
         case StopReason.LIMIT:
             return JobTimeoutError(f"ran longer than max_runtime={job.max_runtime} s")
         case StopReason.STALL:
@@ -78,12 +81,6 @@ def _ended_by(error: BaseException) -> str | None:
     if type(error) is JobCancelledError or type(error) is JobTimeoutError:  # Not subclasses, whose own code may fail.
         return error.context.get("ends")
     return None
-
-
-def queue_timeout_error(job: Job) -> JobTimeoutError:
-    """Return the error of a job that did not start within `queue_timeout`."""
-    message = f"not started within queue_timeout={job.queue_timeout} s: raise it, or max_workers"
-    return JobTimeoutError(message, error_code="QUEUE_TIMEOUT")
 
 
 def soft_timeout_error(job: Job, cause: SoftTimeoutError) -> JobTimeoutError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from executor_adapter.job import Job
-from executor_adapter.pools import Assignment, WorkerPool
+from executor_adapter.pools import Assignment, Recall, WorkerPool
 from executor_adapter.supervision.running_attempts import NEVER
 
 MAX_QUEUED_BEHIND_SECONDS = 0.05
@@ -88,8 +88,8 @@ class PoolSet:
         for pool in self.made.values():
             pool.flush()
 
-    def recall(self, assignment: Assignment) -> bool:
-        """Take back an attempt that has not begun; return False if it has."""
+    def recall(self, assignment: Assignment) -> Recall:
+        """Take back an attempt that has not begun."""
         return self.of(assignment.job).recall(assignment)
 
     def interrupt(self, assignment: Assignment) -> None:

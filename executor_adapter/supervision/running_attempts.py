@@ -87,6 +87,8 @@ class RunningAttempts:
     def add(self, assignment: Assignment, at: float, *, apply_max_runtime: bool) -> None:
         """Add an attempt that started at `at`, and set its limits."""
         self._attempts.add(assignment)
+        if assignment.stop_reason is StopReason.QUEUE_TIMEOUT:
+            assignment.stop_reason = None  # It has begun after all, before its node was asked to give it back.
         job = assignment.job
         if job.max_runtime is not None and apply_max_runtime:
             assignment.hard_limit = at + job.max_runtime

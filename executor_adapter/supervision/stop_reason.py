@@ -11,6 +11,8 @@ class StopReason(enum.IntEnum):
     A user who cancels a job that is past its limit does not want it retried.
     """
 
+    QUEUE_TIMEOUT = enum.auto()
+    """Not begun within queue_timeout: it counts only as long as the attempt has not begun."""
     LIMIT = enum.auto()
     """Past max_runtime."""
     STALL = enum.auto()

@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterable
 from executor_adapter.exceptions import JobCancelledError, JobError, JobTimeoutError
 from executor_adapter.exceptions.display import repr_of
 from executor_adapter.job import TERMINAL, Job, JobStatus
-from executor_adapter.pools import Assignment
+from executor_adapter.pools import Assignment, Recall, SupervisorLoop
 from executor_adapter.supervision.follow_up import FollowUp
 from executor_adapter.supervision.intake import JobIntake
-from executor_adapter.supervision.loop import SupervisorLoop
-from executor_adapter.supervision.outcome import queue_timeout_error, stop_error
+from executor_adapter.supervision.outcome import stop_error
 from executor_adapter.supervision.pool_set import PoolSet
 from executor_adapter.supervision.running_attempts import NEVER, RunningAttempts
 from executor_adapter.supervision.stop_reason import StopReason
@@ -74,10 +73,13 @@ class Stopping:
         if assignment is not None and live.driver is not None:  # A recalled attempt would be started again.
             live.driver.expect_end(stop_error(job, reason))
             self._stop(assignment, reason)
-        elif assignment is not None and (assignment in self._running or not self._pools.recall(assignment)):
+        elif assignment is not None and not self._is_taken_back(assignment):
             self._stop(assignment, reason)
         else:
             self.end_unstarted(job, stop_error(job, reason))
+
+    def _is_taken_back(self, assignment: Assignment) -> bool:
+        return assignment not in self._running and self._pools.recall(assignment) is Recall.TAKEN_BACK
 
     def end_unstarted(self, job: Job, error: JobTimeoutError | JobCancelledError) -> None:
         """End a job without a running attempt."""
@@ -104,12 +106,14 @@ class Stopping:
             self._follow_up.set_timer(job, "deadline", queued_at + job.deadline, self._on_deadline)
 
     def _on_queue_timeout(self, job: Job) -> None:
-        assignment = job.live.assignment
+        assignment: Assignment | None = job.live.assignment
         if job.state.status is not JobStatus.PENDING:
             return
-        if assignment is not None and not self._pools.recall(assignment):
-            return  # It has begun.
-        self.end_unstarted(job, queue_timeout_error(job))
+        if assignment is not None and (answer := self._pools.recall(assignment)) is not Recall.TAKEN_BACK:
+            if answer is Recall.ASKED:  # `handed_back` ends the job if it was not begun.
+                assignment.stop_reason = StopReason.QUEUE_TIMEOUT
+            return
+        self.end_unstarted(job, stop_error(job, StopReason.QUEUE_TIMEOUT))
 
     def _on_near_deadline(self, job: Job) -> None:
         used, deadline = self._loop.now() - job.live.queued_at, job.deadline or 0.0

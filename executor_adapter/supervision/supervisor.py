@@ -31,14 +31,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from executor_adapter.job import TERMINAL, Job, JobStatus, Observer, Progress, ToolLimit, check_arguments
-from executor_adapter.pools import Assignment, Ending, MemoryGuard, PoolKinds, WorkerPool, check_job
+from executor_adapter.pools import Assignment, Ending, MemoryGuard, PoolKinds, SupervisorLoop, WorkerPool, check_job
 from executor_adapter.supervision.discard import Discard, is_plain_job
 from executor_adapter.supervision.dispatcher import Dispatcher
 from executor_adapter.supervision.follow_up import FollowUp
 from executor_adapter.supervision.futures import FutureHub, JobFuture
 from executor_adapter.supervision.intake import JobIntake
 from executor_adapter.supervision.job_scope import JobScope, log_message
-from executor_adapter.supervision.loop import LoopTimer, SupervisorLoop
 from executor_adapter.supervision.outcome import stop_error
 from executor_adapter.supervision.pool_set import PoolSet
 from executor_adapter.supervision.resources import Capacity
@@ -84,6 +83,8 @@ class Supervisor:
         """Receives what functions in worker processes log and print."""
         self._kind_of = kind_of
         self._loop = loop = SupervisorLoop(clock)
+        self.watch, self.watch_writable, self.unwatch = loop.watch, loop.watch_writable, loop.unwatch
+        self.call_at = loop.call_at
         loop.before_calls = self._accept_submitted
         loop.before_sleep = self._end_turn
         self.intake = JobIntake(max_pending)
@@ -321,22 +322,6 @@ class Supervisor:
             live.driver.receive(topic, content)
         elif topic in ("log", "output"):
             log_message(assignment, topic, content)
-
-    def watch(self, fd: int, on_readable: Callable[[], None]) -> None:
-        """Call `on_readable` while the descriptor is readable."""
-        self._loop.watch(fd, on_readable)
-
-    def watch_writable(self, fd: int, on_writable: Callable[[], None] | None) -> None:
-        """Call `on_writable` while the watched descriptor is writable; None stops that."""
-        self._loop.watch_writable(fd, on_writable)
-
-    def unwatch(self, fd: int) -> None:
-        """Stop watching the descriptor."""
-        self._loop.unwatch(fd)
-
-    def call_at(self, when: float, callback: Callable[[], None]) -> LoopTimer:
-        """Call `callback` at the monotonic time `when`."""
-        return self._loop.call_at(when, callback)
 
     def _discard(self, assignment: Assignment) -> StopReason | None:
         """Drop a finished assignment; return why it was stopped, if it was."""

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from executor_adapter.pools import SupervisorLoop
 from executor_adapter.supervision.futures import Callbacks
-from executor_adapter.supervision.loop import SupervisorLoop
 
 logger = logging.getLogger("executor_adapter")
 

@@ -57,6 +57,13 @@ def _close_file(fd: int) -> None:
     os.close(fd)
 
 
+def adopt_memory_file(fd: int, sizes: bytes) -> MemoryFile:
+    """Return the value in the memory file `fd`, which another machine has sent; `sizes` are those of its parts."""
+    global _open_files
+    _open_files += 1
+    return MemoryFile(fd, sizes)
+
+
 def write_memory_file(stream: bytes, buffers: list[pickle.PickleBuffer]) -> MemoryFile | None:
     """Write a value to a memory file. Return None if no further one can be made: the frame then holds the pickle."""
     global _open_files

@@ -95,39 +95,20 @@ class RemoteTraceback(Exception):  # noqa: N818  named as in concurrent.futures 
         return f'\n"""\n{self.text}"""'
 
 
-class FrameReader:
-    """Reads whole frames from a socket, and the file descriptors that came with them.
+class FrameSplitter:
+    """Splits a stream into frames. What is received is put into the first bytes of `buffer`."""
 
-    `fds` holds the descriptors, oldest first. A descriptor that was lost, because this process has reached its limit,
-    is -1 there. Readers that are used in turn by one thread may share their `buffer`.
-    """
+    __slots__ = ("_partial", "buffer")
 
-    __slots__ = ("_buffer", "_buffers", "_partial", "_socket", "fds")
-
-    def __init__(self, sock: socket.socket, buffer: bytearray) -> None:
-        self.fds: deque[int] = deque()
-        self._socket = sock
-        self._buffer = buffer
-        self._buffers = [buffer]
+    def __init__(self, buffer: bytearray) -> None:
+        self.buffer = buffer
         self._partial = bytearray()
 
-    def read(self) -> list[Frame]:
-        """Receive once and return the frames that are complete now.
-
-        Raises:
-            BlockingIOError: nothing has arrived, and the socket does not block.
-            EOFError: the other side has closed the socket.
-        """
-        count, ancillary, flags, _ = self._socket.recvmsg_into(self._buffers, _FD_SPACE, _CLOSED_ON_EXEC)
-        for _, _, numbers in ancillary:
-            self.fds.extend(array.array("i", numbers))
-        if flags & _FD_LOST:
-            self.fds.append(-1)
-        if not count:
-            raise EOFError
+    def split(self, count: int) -> list[Frame]:
+        """Return the frames that are complete now that `count` bytes more are in the buffer."""
         if not self._partial:
-            return self._split(self._buffer, count)
-        self._partial += memoryview(self._buffer)[:count]
+            return self._split(self.buffer, count)
+        self._partial += memoryview(self.buffer)[:count]
         partial, self._partial = self._partial, bytearray()
         return self._split(partial, len(partial))
 
@@ -143,8 +124,40 @@ class FrameReader:
             frames.append((kind, flags, number, seq, word, first, second, bytes(source[body:at])))
         if at < end:
             # A long frame grows in place; only what is in the shared buffer has to be copied out of it.
-            self._partial = source if at == 0 and source is not self._buffer else source[at:end]
+            self._partial = source if at == 0 and source is not self.buffer else source[at:end]
         return frames
+
+
+class FrameReader(FrameSplitter):
+    """Reads whole frames from a socket, and the file descriptors that came with them.
+
+    `fds` holds the descriptors, oldest first. A descriptor that was lost, because this process has reached its limit,
+    is -1 there. Readers that are used in turn by one thread may share their `buffer`.
+    """
+
+    __slots__ = ("_buffers", "_socket", "fds")
+
+    def __init__(self, sock: socket.socket, buffer: bytearray) -> None:
+        super().__init__(buffer)
+        self.fds: deque[int] = deque()
+        self._socket = sock
+        self._buffers = [buffer]
+
+    def read(self) -> list[Frame]:
+        """Receive once and return the frames that are complete now.
+
+        Raises:
+            BlockingIOError: nothing has arrived, and the socket does not block.
+            EOFError: the other side has closed the socket.
+        """
+        count, ancillary, flags, _ = self._socket.recvmsg_into(self._buffers, _FD_SPACE, _CLOSED_ON_EXEC)
+        for _, _, numbers in ancillary:
+            self.fds.extend(array.array("i", numbers))
+        if flags & _FD_LOST:
+            self.fds.append(-1)
+        if not count:
+            raise EOFError
+        return self.split(count)
 
     def close(self) -> None:
         """Close the descriptors that were not taken."""

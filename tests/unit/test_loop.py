@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from executor_adapter.supervision.loop import SupervisorLoop
+from executor_adapter.pools.loop import SupervisorLoop
 
 
 class Clock:

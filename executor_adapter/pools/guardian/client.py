@@ -96,7 +96,8 @@ class GuardianClient:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
-                of_host = {"host": os.getpid(), "path": current_path(), "presence": own_presence().fds}
+                held = own_presence().fds + settings.get("held_fds", ())
+                of_host = {"host": os.getpid(), "path": current_path(), "presence": held}
                 self._process = self._start_process(theirs, settings | of_host)
             self._pidfd = self._open_pidfd()
         except OSError:

@@ -7,19 +7,19 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from executor_adapter.exceptions import MemoryLimitError, WorkerUnavailableError
-from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor
+from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, Recall
 from executor_adapter.pools.guardian.memory_watch import MemoryWatch, largest_attempt
 from executor_adapter.pools.guardian.worker_handle import CallState, ForkedWorkerHandle
 from executor_adapter.pools.guardian.workers import MAX_START_FAILURES, WorkerSet
 from executor_adapter.pools.memory.oom_kills import oom_kills
 from executor_adapter.pools.refused_starts import RefusedStarts
 from executor_adapter.pools.transport.exit_errors import kernel_kill_error, memory_error, record_exit
-from executor_adapter.pools.transport.payload import worker_settings
+from executor_adapter.pools.transport.payload import Initializer, worker_settings
 from executor_adapter.pools.transport.process_pool import OUTPUT_READ_FRAME, WorkerProcessPool
-from executor_adapter.pools.transport.reports import discard_file, report_result
+from executor_adapter.pools.transport.reports import ResultSink, discard_file
 from executor_adapter.pools.transport.send_buffer import SharedPath
 from executor_adapter.worker import wire
 
@@ -34,7 +34,8 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
     arguments, called in each worker before its first job. `max_jobs_per_worker`: a worker is replaced after so many
     jobs. `max_rss_growth`: a worker is replaced when it has grown by so many bytes since it was ready. `nice`,
     `cpu_affinity`: apply to every worker. `start_timeout`: seconds that the preload may take, and then each worker
-    until it is ready.
+    until it is ready. `sink`: receives the results; by default they are decoded for the supervisor. `held_fds`:
+    descriptors that guardian and workers hold, so that the kernel closes them when nothing of the pool is alive.
     """
 
     can_limit_memory: ClassVar[bool] = True
@@ -46,15 +47,18 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
         max_workers: int,
         *,
         preload: str | tuple[str, ...] = (),
-        initializer: tuple[Callable[..., Any], tuple[Any, ...]] | None = None,
+        initializer: Initializer | bytes | None = None,
         start_timeout: float | None = None,
         max_jobs_per_worker: int | None = None,
         max_rss_growth: int | None = None,
         nice: int | None = None,
         cpu_affinity: tuple[int, ...] | None = None,
+        sink: ResultSink | None = None,
+        held_fds: tuple[int, ...] = (),
     ) -> None:
-        super().__init__(supervisor, max_workers)
+        super().__init__(supervisor, max_workers, sink)
         settings = worker_settings(preload=preload, initializer=initializer, nice=nice, cpu_affinity=cpu_affinity)
+        settings["held_fds"] = held_fds
         self.workers = WorkerSet(
             supervisor, max_workers, settings, start_timeout, on_frames=self._read, on_exit=self._on_exit
         )
@@ -221,11 +225,11 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
         elif not queue:
             self._release(worker)
         if not queue:
-            report_result(self.supervisor, self._decoder, assignment, kind, flags, body, fd)
+            self._sink.on_result(assignment, kind, flags, body, fd)
             return
         self._may_have_room = True
         following = queue[0] if worker.sent else None
-        report_result(self.supervisor, self._decoder, assignment, kind, flags, body, fd)
+        self._sink.on_result(assignment, kind, flags, body, fd)
         # Its worker is another one by now where the supervisor has taken it back because of the report.
         if following is not None and following.worker is worker:
             self._report_start(worker, ended)
@@ -247,17 +251,17 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
         self._release_if_empty(worker, removed)
         self._hand_back(removed)
 
-    def recall(self, assignment: Assignment) -> bool:
+    def recall(self, assignment: Assignment) -> Recall:
         worker: ForkedWorkerHandle | None = assignment.worker
         if worker is None:
             if not self._starts.take_back(assignment):
-                return False
+                return Recall.STARTED
             self.supervisor.handed_back(assignment)
-            return True
+            return Recall.TAKEN_BACK
         state, removed = worker.take_back(assignment)
         self._release_if_empty(worker, removed)
         self._hand_back(removed)
-        return state is CallState.WAITING
+        return Recall.TAKEN_BACK if state is CallState.WAITING else Recall.STARTED
 
     def stop(self, assignment: Assignment, *, grace: float) -> None:
         worker: ForkedWorkerHandle | None = assignment.worker

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.exceptions.display import read_once
 from executor_adapter.job import Job, is_coroutine_function
-from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, WorkerPool
+from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, Recall, WorkerPool
 from executor_adapter.pools.in_process.call import bind, job_context, open_scope
 from executor_adapter.pools.in_process.event_loop import COROUTINE_STOP_TIMEOUT, EventLoopThread
 from executor_adapter.pools.patience import Patience
@@ -63,11 +63,11 @@ class CoroutinePool(WorkerPool):
         loop.submit(assignment)
         self.supervisor.started(assignment, self.supervisor.now())
 
-    def recall(self, assignment: Assignment) -> bool:
+    def recall(self, assignment: Assignment) -> Recall:
         if assignment.worker is not None or not self._starts.take_back(assignment):
-            return False
+            return Recall.STARTED
         self.supervisor.handed_back(assignment)
-        return True
+        return Recall.TAKEN_BACK
 
     def flush(self) -> None:
         if self.loop is not None and self.loop.submitted:

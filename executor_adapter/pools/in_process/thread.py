@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 from executor_adapter.exceptions import SoftTimeoutError
 from executor_adapter.job import Job
-from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, WorkerPool
+from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, Recall, WorkerPool
 from executor_adapter.pools.in_process.call import bind, call_in_job
 from executor_adapter.pools.in_process.stacks import position_in, with_own_frames
 from executor_adapter.pools.patience import Patience
@@ -92,13 +92,13 @@ class ThreadPool(WorkerPool):
     def queues(self) -> Iterable[tuple[WorkerThread, Sequence[Assignment]]]:
         return ((worker, worker.assigned) for worker in self.busy_threads)
 
-    def recall(self, assignment: Assignment) -> bool:
+    def recall(self, assignment: Assignment) -> Recall:
         worker: WorkerThread | None = assignment.worker
         taken = self._starts.take_back(assignment) if worker is None else worker.take_back(assignment)
         if not taken:
-            return False
+            return Recall.STARTED
         self.supervisor.handed_back(assignment)
-        return True
+        return Recall.TAKEN_BACK
 
     def interrupt(self, assignment: Assignment) -> None:
         worker: WorkerThread = assignment.worker

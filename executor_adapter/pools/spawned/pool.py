@@ -9,14 +9,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from executor_adapter.exceptions import WorkerCrashedError, WorkerUnavailableError
-from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, Timer
+from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, Recall, Timer
 from executor_adapter.pools.refused_starts import REFUSED_TIMEOUT, RETRY_INTERVAL, unavailable
 from executor_adapter.pools.spawned.worker_handle import SpawnedWorkerHandle
 from executor_adapter.pools.spawned.workers import MAX_START_FAILURES, SpawnedWorkerSet
 from executor_adapter.pools.transport.exit_errors import crash_error, record_returncode
 from executor_adapter.pools.transport.payload import attempt_part, worker_settings
 from executor_adapter.pools.transport.process_pool import OUTPUT_READ_FRAME, WorkerProcessPool
-from executor_adapter.pools.transport.reports import discard_file, report_result
+from executor_adapter.pools.transport.reports import discard_file
 from executor_adapter.pools.transport.send_buffer import SharedPath
 from executor_adapter.worker import wire
 
@@ -222,16 +222,16 @@ class SpawnedPool(WorkerProcessPool[SpawnedWorkerHandle]):
                 self.workers.shut_down(worker)
             else:
                 self._put_back(worker)
-        report_result(self.supervisor, self._decoder, assignment, kind, flags, body, fd)
+        self._sink.on_result(assignment, kind, flags, body, fd)
 
     # --- taking back and stopping ---
 
-    def recall(self, assignment: Assignment) -> bool:
+    def recall(self, assignment: Assignment) -> Recall:
         if assignment not in self._waiting:
-            return False
+            return Recall.STARTED
         self._remove_waiting(assignment)
         self.supervisor.handed_back(assignment)
-        return True
+        return Recall.TAKEN_BACK
 
     def stop(self, assignment: Assignment, *, grace: float) -> None:
         worker: SpawnedWorkerHandle | None = assignment.worker

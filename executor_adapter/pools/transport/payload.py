@@ -58,6 +58,8 @@ def attempt_part(assignment: Assignment) -> bytes:
         return b""
     return functions.dumps((assignment.scope, assignment.checkpoint, assignment.environment))
 
+Initializer = tuple[Callable[..., Any], tuple[Any, ...]]
+"""A function that each worker calls before its first job, and its arguments."""
 
 _encoded_references: dict[str, EncodedFunction] = {}
 
@@ -127,23 +129,23 @@ def _find_culprit(job: Job) -> str:
 def worker_settings(
     *,
     preload: str | tuple[str, ...],
-    initializer: tuple[Callable[..., Any], tuple[Any, ...]] | None,
+    initializer: Initializer | bytes | None,
     nice: int | None,
     cpu_affinity: tuple[int, ...] | None,
 ) -> dict[str, Any]:
     """Return the set-up of every worker of a pool, in a form that can be pickled."""
     return {
         "preload": (preload,) if isinstance(preload, str) else tuple(preload),
-        "initializer": _encode_initializer(initializer),
+        "initializer": encode_initializer(initializer),
         "nice": nice,
         "cpu_affinity": cpu_affinity,
         "log_level": min(logging.INFO, logging.getLogger().level or logging.INFO),
     }
 
 
-def _encode_initializer(initializer: tuple[Callable[..., Any], tuple[Any, ...]] | None) -> bytes | None:
-    """Encode a function and its arguments as one function without arguments."""
-    if initializer is None:
-        return None
+def encode_initializer(initializer: Initializer | bytes | None) -> bytes | None:
+    """Encode a function and its arguments as one function without arguments, unless that was done already."""
+    if initializer is None or isinstance(initializer, bytes):
+        return initializer
     function, args = initializer
     return encode_function(functools.partial(function, *args)).encoded

@@ -11,7 +11,7 @@ from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, Work
 from executor_adapter.pools.transport.decoder import Decoder
 from executor_adapter.pools.transport.exit_errors import crash_error
 from executor_adapter.pools.transport.payload import Payload, make_payload
-from executor_adapter.pools.transport.reports import report_message
+from executor_adapter.pools.transport.reports import DecodingSink, ResultSink
 from executor_adapter.pools.transport.worker_handle import WorkerHandle
 from executor_adapter.worker import wire
 
@@ -49,9 +49,10 @@ class WorkerProcessPool(WorkerPool, Generic[W]):
     can_set_environment: ClassVar[bool] = True
     workers: ProcessSet
 
-    def __init__(self, supervisor: PoolSupervisor, max_workers: int) -> None:
+    def __init__(self, supervisor: PoolSupervisor, max_workers: int, sink: ResultSink | None = None) -> None:
         super().__init__(supervisor, max_workers)
         self._decoder = Decoder(supervisor)
+        self._sink: ResultSink = sink or DecodingSink(supervisor, self._decoder)
 
     @property
     def abandoned(self) -> int:
@@ -127,8 +128,7 @@ class WorkerProcessPool(WorkerPool, Generic[W]):
 
     def _on_message(self, worker: W, flags: int, seq: int, body: bytes) -> None:
         if flags & wire.UNTHROTTLED or worker.output.allowance.take(len(body)):
-            on_record = worker.output.add_record
-            report_message(self.supervisor, self._decoder, worker.assignment_of(seq), body, on_record)
+            self._sink.on_message(worker.assignment_of(seq), body, worker.output.add_record)
         else:
             worker.output.keep_refused(body)
 

@@ -9,7 +9,7 @@ import os
 import pickle
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from executor_adapter.exceptions import JobError, JobSerializationError
 from executor_adapter.exceptions.display import as_exception, read_once, set_cause, text_of
@@ -93,6 +93,30 @@ def _unpickling_error(error: BaseException) -> JobSerializationError:
 
 
 OnRecord = Callable[[dict[str, Any]], None]
+
+
+class ResultSink(Protocol):
+    """Receives the results and messages of functions as their workers wrote them. Supervisor thread only."""
+
+    def on_result(self, assignment: Assignment, kind: int, flags: int, body: bytes, fd: int) -> None:
+        """Receive the result of an attempt: the kind and flags of its frame, its body, and its memory file or -1."""
+
+    def on_message(self, assignment: Assignment | None, body: bytes, on_record: OnRecord) -> None:
+        """Receive a message of a running function; `on_record` is to be called with it if it is a log record."""
+
+
+class DecodingSink:
+    """Decodes results and messages, and reports them to the supervisor."""
+
+    def __init__(self, supervisor: PoolSupervisor, decoder: Decoder) -> None:
+        self._supervisor = supervisor
+        self._decoder = decoder
+
+    def on_result(self, assignment: Assignment, kind: int, flags: int, body: bytes, fd: int) -> None:
+        report_result(self._supervisor, self._decoder, assignment, kind, flags, body, fd)
+
+    def on_message(self, assignment: Assignment | None, body: bytes, on_record: OnRecord) -> None:
+        report_message(self._supervisor, self._decoder, assignment, body, on_record)
 
 
 def report_message(

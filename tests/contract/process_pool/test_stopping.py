@@ -14,7 +14,7 @@ from executor_adapter.exceptions import (
     MemoryLimitError,
     SoftTimeoutError,
 )
-from executor_adapter.pools.base import Ending
+from executor_adapter.pools.base import Ending, Recall
 from tests.contract.process_pool import functions
 from tests.contract.process_pool.harness import Harness, alive, harness, text_of
 
@@ -137,10 +137,10 @@ def test_recall_takes_back_only_jobs_that_have_not_started(tmp_path: Path) -> No
         behind = [pool.submit(functions.pid, short=True) for _ in range(3)]
         pool.until((tmp_path / "pid").exists)
         assert not pool.pending
-        assert not pool.pool.recall(running)
-        assert pool.pool.recall(behind[1])
+        assert pool.pool.recall(running) is Recall.STARTED
+        assert pool.pool.recall(behind[1]) is Recall.TAKEN_BACK
         assert pool.hand_backs == behind[:0:-1]
-        assert not pool.pool.recall(behind[1])
+        assert pool.pool.recall(behind[1]) is Recall.STARTED
         pool.until_ended(running, *behind)
         assert all(pool.ending(each) is Ending.RETURNED for each in (running, *behind))
 
@@ -171,7 +171,7 @@ def test_jobs_that_were_never_sent_are_stopped_and_recalled(pool: Harness) -> No
     pool.pool.start(recalled)
     pool.pool.stop(stopped, grace=5)
     assert pool.endings[stopped][0] is Ending.STOPPED
-    assert pool.pool.recall(recalled)
+    assert pool.pool.recall(recalled) is Recall.TAKEN_BACK
     assert pool.hand_backs == [recalled]
     assert pool.pool.busy == 0
     assert pool.value(recalled) > 0
@@ -183,7 +183,7 @@ def test_stopping_an_ended_job_is_harmless(pool: Harness) -> None:
     pool.value(assignment)
     pool.pool.stop(assignment, grace=0)
     pool.pool.interrupt(assignment)
-    assert not pool.pool.recall(assignment)
+    assert pool.pool.recall(assignment) is Recall.STARTED
     assert pool.value(pool.submit(functions.add, 1, 1)) == 2
 
 
