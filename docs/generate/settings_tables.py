@@ -11,6 +11,8 @@ from markdown_text import code, table
 from executor_adapter.config import Settings
 
 PREFIX = "EXECUTOR_ADAPTER_"
+_ITEMS = {"job": ("job.retry.rules", "RuleSettings"), "cluster": ("cluster.ssh.hosts", "SshHostSettings")}
+"""The section of the items of a list that is in a section."""
 
 
 def reference() -> str:
@@ -24,10 +26,11 @@ def reference() -> str:
         section = _section(part, schema)
         if section is not None:
             parts += _described(key, section, schema)
-        if key == "job":
-            rules = schema["$defs"]["RuleSettings"]
-            rows = list(rules["properties"].items())
-            parts += ["### job.retry.rules", "", rules["description"], "", _table((("", rows),), schema)]
+        if key in _ITEMS:
+            title, kind = _ITEMS[key]
+            item = schema["$defs"][kind]
+            rows = list(item["properties"].items())
+            parts += [f"### {title}", "", item["description"], "", _table((("", rows),), schema)]
     parts += _tools(schema)
     return "\n".join(parts)
 

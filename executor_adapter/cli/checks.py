@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from executor_adapter.cli.cluster_checks import check_cluster
 from executor_adapter.config import Settings, read_sources
 from executor_adapter.exceptions import ConfigurationError, InvalidJobError, JobSerializationError
 from executor_adapter.executor import JobExecutor
@@ -44,6 +45,7 @@ def core_checks(config_file: Path | None, store: str | None, function: str | Non
     yield check_start_method(settings.executor.start_method)
     yield check_process_pool(settings)
     yield check_store(store or settings.store.url)
+    yield from check_cluster(settings.cluster)
     if function is not None:
         yield check_function(function)
 

@@ -192,7 +192,8 @@ def _print_attempts(attempts: Sequence[Attempt]) -> None:
         how = (
             "completed" if attempt.error_code is None else f"{attempt.error_code}: {first_line(attempt.error_message)}"
         )
-        cells = [attempt.number, attempt.pool, attempt.pid or "", seconds(attempt.queue_seconds)]
+        pool = attempt.pool if attempt.node is None else f"{attempt.pool} on {attempt.node}"
+        cells = [attempt.number, pool, attempt.pid or "", seconds(attempt.queue_seconds)]
         cells += [seconds(attempt.run_seconds), seconds(attempt.kill_seconds), peak, how]
         table.add_row(*map(str, cells))
     console().print(table)

@@ -4,7 +4,7 @@
 1     failed with an error of its own
 2     refused: by the command line, the configuration, or because such a job can never run
 65    failed for good because of its data or request: DATA_ERROR, REQUEST_ERROR   (EX_DATAERR of sysexits.h)
-75    WORKER_UNAVAILABLE: no worker could be started                               (EX_TEMPFAIL)
+75    WORKER_UNAVAILABLE, NODE_LOST: no worker could be started, or its node went  (EX_TEMPFAIL)
 78    failed because of its set-up: CONFIGURATION_ERROR, SERIALIZATION_ERROR       (EX_CONFIG)
 124   exceeded a time limit: TIMEOUT_ERROR, QUEUE_TIMEOUT, DEADLINE_EXCEEDED       (as timeout(1))
 130   cancelled, or interrupted by Ctrl-C                                          (as in a shell)
@@ -52,6 +52,7 @@ EXIT_CODES = {
     "DATA_ERROR": 65,
     "REQUEST_ERROR": 65,
     "WORKER_UNAVAILABLE": 75,
+    "NODE_LOST": 75,
     "CONFIGURATION_ERROR": 78,
     "SERIALIZATION_ERROR": 78,
     "TIMEOUT_ERROR": 124,
@@ -71,7 +72,7 @@ def run(
         list[str] | None,
         typer.Option("--arg", "-a", metavar="[NAME=]VALUE", help="An argument, as JSON or text; may be repeated."),
     ] = None,
-    pool: Annotated[str, typer.Option("--pool", help="auto, coroutine, thread or process.")] = "process",
+    pool: Annotated[str, typer.Option("--pool", help="auto, coroutine, thread, process, ssh or dask.")] = "process",
     max_runtime: Annotated[float | None, typer.Option("--max-runtime", help="Seconds for each attempt.")] = None,
     deadline: Annotated[float | None, typer.Option("--deadline", help="Seconds for all attempts together.")] = None,
     retries: Annotated[int | None, typer.Option("--retries", min=0, help="Retries after the first attempt.")] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from executor_adapter.config.cluster import ClusterSettings, DaskSettings, SshHostSettings, SshSettings
 from executor_adapter.config.credentials import Credential
 from executor_adapter.config.errors import read_yaml
 from executor_adapter.config.formats import Format
@@ -25,10 +26,12 @@ from executor_adapter.config.sources import ConfigSources, load_config, read_sou
 from executor_adapter.config.tools import FilesTool, FileTable, RestResource, RestTool, Tool
 
 __all__ = [
+    "ClusterSettings",
     "CollectionSettings",
     "Column",
     "ConfigSources",
     "Credential",
+    "DaskSettings",
     "ExecutorSettings",
     "FileTable",
     "FilesTool",
@@ -42,6 +45,8 @@ __all__ = [
     "RestTool",
     "RetrySettings",
     "Settings",
+    "SshHostSettings",
+    "SshSettings",
     "Stage",
     "StageSettings",
     "StoreSettings",

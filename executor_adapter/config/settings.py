@@ -23,6 +23,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from executor_adapter.config.cluster import ClusterSettings, DaskSettings
 from executor_adapter.config.errors import describe
 from executor_adapter.config.sections import (
     CollectionSettings,
@@ -73,6 +74,7 @@ class Settings(BaseSettings, Model):
     processing: ProcessingSettings = ProcessingSettings()
     job: JobSettings = JobSettings()
     executor: ExecutorSettings = ExecutorSettings()
+    cluster: ClusterSettings = ClusterSettings()
     store: StoreSettings = StoreSettings()
     monitoring: MonitoringSettings = MonitoringSettings()
     prefect: PrefectSettings = PrefectSettings()
@@ -130,6 +132,15 @@ class Settings(BaseSettings, Model):
         """Return these settings with the section `job` overridden by the job settings of `stage`."""
         section: StageSettings = getattr(self, stage)
         return self.model_copy(update={"job": section.as_job().over(self.job)})
+
+    def on_dask(self, address: str) -> Settings:
+        """Return these settings with the jobs of pool `dask` on the cluster whose scheduler is at `address`.
+
+        Raises:
+            ConfigurationError: the address is not one of Dask's.
+        """
+        dask = DaskSettings(**{**self.cluster.dask.model_dump(), "address": address})
+        return self.model_copy(update={"cluster": self.cluster.model_copy(update={"dask": dask})})
 
     def relative_to(self, directory: Path) -> Settings:
         """Return these settings with relative paths made relative to `directory`."""

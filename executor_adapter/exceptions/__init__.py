@@ -4,6 +4,7 @@
     ├── JobTimeoutError                 also a TimeoutError: past max_runtime, queue_timeout or deadline
     ├── WorkerCrashedError              the worker's process died under the job
     │   ├── MemoryLimitError            ... because it exceeded memory_limit, or memory ran out
+    │   ├── NodeLostError               ... because its node was lost: cut off, stopped or switched off
     │   └── WorkerUnavailableError      ... or no worker could be started for the job
     ├── JobCancelledError               also a concurrent.futures.CancelledError
     ├── JobSerializationError           a function, argument or result cannot be pickled
@@ -34,6 +35,7 @@ __all__ = [
     "JobSerializationError",
     "JobTimeoutError",
     "MemoryLimitError",
+    "NodeLostError",
     "QueueFullError",
     "SoftTimeoutError",
     "WorkerCrashedError",
@@ -107,6 +109,15 @@ class MemoryLimitError(WorkerCrashedError):
     """The attempt was killed: its process tree exceeded its memory_limit, or memory ran out and it held the most."""
 
     error_code = "MEMORY_LIMIT"
+
+
+class NodeLostError(WorkerCrashedError):
+    """The node that ran the attempt was lost: cut off from the network, stopped, or switched off.
+
+    Nothing of the attempt runs any more. The job is not suspected of anything: it counts as no crash.
+    """
+
+    error_code = "NODE_LOST"
 
 
 class WorkerUnavailableError(WorkerCrashedError):

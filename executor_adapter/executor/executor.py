@@ -17,7 +17,7 @@ from executor_adapter.executor.hooks import ExecutionHooks, hooked_execution
 from executor_adapter.executor.job_defaults import JobDefaults
 from executor_adapter.executor.job_defaults import tool_limits as limits_of_tools
 from executor_adapter.executor.mapping import as_completed, check_map, in_order, with_progress
-from executor_adapter.executor.pool_factory import make_memory_guard, make_pool
+from executor_adapter.executor.pool_factory import kinds_of, make_memory_guard, make_pool
 from executor_adapter.executor.quarantined_jobs import QuarantinedJobs
 from executor_adapter.executor.registry import track
 from executor_adapter.executor.signals import signal_watch
@@ -28,7 +28,6 @@ from executor_adapter.executor.wrong_calls import explain_executor_calls
 from executor_adapter.job import Job, JobResult, Observer, ToolLimit, check_count, check_is_job
 from executor_adapter.monitoring import export_metrics
 from executor_adapter.persistence import JobPersistence, QueueHistory
-from executor_adapter.pools import pool_kinds
 from executor_adapter.store import JobStore
 from executor_adapter.supervision import (
     JobDriver,
@@ -55,6 +54,7 @@ class JobExecutor(JobCaller, Slots, QuarantinedJobs, Watching, ExecutionHooks):
     outlives the program, jobs of a host that died run again from `start` or the `with` statement on. `queue` names the
     jobs that belong together: a host takes over jobs of its own queue only. `requeue_on_shutdown`: jobs that a shutdown
     or a signal interrupts stay pending in such a store, for the next host; otherwise they end CANCELLED.
+    `address`: the scheduler of the Dask cluster that runs jobs with pool="dask"; default: `cluster.dask.address`.
 
     Leaving the executor as a context manager waits for its jobs; leaving it by an exception cancels them first. A
     signal that ends the program cancels them at once, see `signals`.
@@ -78,14 +78,17 @@ class JobExecutor(JobCaller, Slots, QuarantinedJobs, Watching, ExecutionHooks):
         store: JobStore | str | None = None,
         queue: str = "",
         requeue_on_shutdown: bool = False,
+        address: str | None = None,
     ) -> None:
         check_count("max_workers", max_workers, "leaves no worker")
         check_count("max_pending", max_pending, "leaves no place", or_none=", or None for no bound")
         self.config = config if config is not None else load_config()
+        if address is not None:
+            self.config = self.config.on_dask(address)
         self._supervisor = self._make_supervisor(
             max_workers=max_workers,
             make_pool=functools.partial(make_pool, max_workers, self.config, initializer and (initializer, initargs)),
-            kind_of=pool_kinds(self.config.executor.start_method),
+            kind_of=kinds_of(self.config),
             observers=tuple(observers),
             max_pending=max_pending,
             tool_limits=limits_of_tools(self.config, tool_limits),
@@ -174,7 +177,7 @@ class JobExecutor(JobCaller, Slots, QuarantinedJobs, Watching, ExecutionHooks):
             fields,
             window=window,
             fill_in=self.fill_in_defaults,
-            kind_of=pool_kinds(self.config.executor.start_method),
+            kind_of=kinds_of(self.config),
             binds_arguments=self._hooked is None,
         )
         jobs = (Job(function=function, args=args, **fields) for args in zip(*iterables, strict=False))

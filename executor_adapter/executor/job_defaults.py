@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from executor_adapter.config import Settings, retry_policy
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job import Job, ToolLimit, is_coroutine_function
+from executor_adapter.job import PROCESS_POOLS, Job, ToolLimit, is_coroutine_function
 
 
 class JobDefaults:
@@ -46,7 +46,7 @@ class JobDefaults:
     def _can_hold(self, job: Job, field: str) -> bool:
         """Return whether the job's pool supports that limit; if not, a default is skipped, and a job's own refused."""
         if field == "memory_limit":
-            return job.pool == "process" and self._has_memory_limits
+            return job.pool in PROCESS_POOLS and (job.pool != "process" or self._has_memory_limits)
         return field != "soft_timeout" or (job.pool != "coroutine" and not is_coroutine_function(job.function))
 
 

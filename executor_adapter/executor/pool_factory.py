@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
 from executor_adapter.config import Settings
-from executor_adapter.pools import AvailableMemory, MemoryGuard, WorkerPool, pool_kinds
+from executor_adapter.exceptions import InvalidJobError
+from executor_adapter.job import PROCESS_POOLS
+from executor_adapter.pools import AvailableMemory, MemoryGuard, PoolKinds, SshHost, WorkerPool, pool_kinds
 from executor_adapter.supervision import Supervisor
 
 Initializer = tuple[Callable[..., object], tuple[Any, ...]]
@@ -33,11 +37,49 @@ def make_pool(
     max_workers: int, config: Settings, initializer: Initializer | None, name: str, supervisor: Supervisor
 ) -> WorkerPool:
     """Return a new pool of the kind that `name` means under these settings."""
-    kind: Callable[..., WorkerPool] = pool_kinds(config.executor.start_method)(name)
-    if name != "process":
+    kind: Callable[..., WorkerPool] = kinds_of(config)(name)
+    if name not in PROCESS_POOLS:
         return kind(supervisor, max_workers)
     names = {"preload", "max_jobs_per_worker", "max_rss_growth", "nice", "cpu_affinity"}
     options = config.executor.model_dump(include=names, exclude_none=True)
     options["preload"] = tuple(dict.fromkeys((*options["preload"], *worker_preloads)))
     options["start_timeout"] = config.executor.start_timeout
+    if name != "process":
+        options |= _cluster_options(name, config)
     return kind(supervisor, max_workers, initializer=initializer, **options)
+
+
+def _cluster_options(name: str, config: Settings) -> dict[str, Any]:
+    cluster = config.cluster
+    # A size is meant for this program and its workers here; a node watches what its own machine has.
+    memory = None if config.executor.memory is None else "auto"
+    options: dict[str, Any] = {"lost_after": cluster.lost_after, "node_timeout": cluster.node_timeout, "memory": memory}
+    if name == "ssh":
+        hosts = [SshHost(**host.model_dump()) for host in cluster.ssh.hosts]
+        options |= {"hosts": hosts, "ssh_command": cluster.ssh.command}
+    elif name == "dask":
+        options |= {**cluster.dask.model_dump(), "lease_idle": cluster.lease_idle}
+    return options
+
+
+def kinds_of(config: Settings) -> PoolKinds:
+    """Return the function that finds the class of a pool under these settings.
+
+    It raises InvalidJobError where the settings lack what the pool needs.
+    """
+    kind_of = pool_kinds(config.executor.start_method)
+
+    def find(name: str) -> type[WorkerPool]:
+        if name == "ssh" and not config.cluster.ssh.hosts:
+            raise InvalidJobError("pool='ssh' needs hosts: set cluster.ssh.hosts in the configuration")
+        if name == "dask" and not has_dask():
+            raise InvalidJobError("pool='dask' needs Dask: pip install 'prefect-executor-adapter[dask]'")
+        return kind_of(name)
+
+    return find
+
+
+@functools.cache
+def has_dask() -> bool:
+    """Return whether Dask's distributed can be imported."""
+    return importlib.util.find_spec("distributed") is not None

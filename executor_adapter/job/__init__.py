@@ -29,6 +29,7 @@ from executor_adapter.job.options import JobOptions, MapOptions, RepeatedJobOpti
 from executor_adapter.job.pool_names import (
     HAS_CPU_AFFINITY,
     HAS_GUARDIAN,
+    PROCESS_POOLS,
     START_METHOD,
     PoolName,
     StartMethod,
@@ -47,7 +48,7 @@ from executor_adapter.job.resources import (
     checked_capacity,
     units_of,
 )
-from executor_adapter.job.results import Attempt, JobResult, JobResults, Progress
+from executor_adapter.job.results import ERROR_OF_ATTEMPT, Attempt, JobResult, JobResults, Progress
 from executor_adapter.job.retry import CRASHES, RetryDecision, RetryPolicy, RetryRule, decide, limit_attempts
 from executor_adapter.job.status import TERMINAL, ErrorCode, JobStatus
 from executor_adapter.job.text import size_text, storable
@@ -58,12 +59,14 @@ from executor_adapter.job.validation import Count, Number, Seconds, check_age, c
 __all__ = [
     "CPU",
     "CRASHES",
+    "ERROR_OF_ATTEMPT",
     "GPU",
     "HAS_CPU_AFFINITY",
     "HAS_GUARDIAN",
     "MAX_QUARANTINED",
     "MEMORY",
     "NEW_ID_HINT",
+    "PROCESS_POOLS",
     "RETRY_OF",
     "START_METHOD",
     "TERMINAL",

@@ -20,7 +20,7 @@ from executor_adapter.job.mistakes import Model, call_text, shown, unknown_field
 from executor_adapter.job.options import JobOptions
 from executor_adapter.job.pool_names import PoolName
 from executor_adapter.job.resources import Resources
-from executor_adapter.job.results import Attempt, AttemptFields, Progress
+from executor_adapter.job.results import ERROR_OF_ATTEMPT, Attempt, AttemptFields, Progress
 from executor_adapter.job.retry import CRASHES, RetryPolicy, in_force
 from executor_adapter.job.status import LEGAL_TRANSITIONS, TERMINAL, JobStatus
 from executor_adapter.job.validation import Count, Delay, Retries, Seconds
@@ -52,8 +52,8 @@ class Job(Model):
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """The keyword arguments of the call."""
     pool: PoolName = "auto"
-    """The pool that runs the job: "coroutine", "thread" or "process"; "auto" runs coroutine functions as coroutines and
-    all others in a thread."""
+    """The pool that runs the job: "coroutine", "thread", "process", or, on other machines, "ssh" or "dask"; "auto"
+    runs coroutine functions as coroutines and all others in a thread."""
     max_runtime: Seconds | None = 3600.0
     """Seconds that one attempt may run. A hard limit: past it the attempt is killed, as TIMEOUT_ERROR."""
     soft_timeout: Seconds | None = None
@@ -272,10 +272,10 @@ class Job(Model):
         state.status, state.retry_at = status, retry_at
 
     def record_attempt(self, fields: AttemptFields) -> None:
-        """Add a finished attempt: the values of an `Attempt` in order, of which the last two are its error."""
+        """Add a finished attempt: the values of an `Attempt` in order."""
         state = self.state
         state.attempts = (*(state.attempts or ()), fields)
-        self.record_error(*fields[-2:])
+        self.record_error(*fields[ERROR_OF_ATTEMPT])
         if state.error_code in CRASHES:
             state.crashes += 1
 

@@ -24,7 +24,7 @@ class Attempt:
     number: int
     """The number of the attempt, from 1."""
     pool: str
-    """The pool it ran in: "coroutine", "thread" or "process"."""
+    """The pool it ran in: "coroutine", "thread", "process", "ssh" or "dask"."""
     pid: int | None
     """The worker process; None where it ran in this process."""
     queue_seconds: float
@@ -43,6 +43,8 @@ class Attempt:
     """Why it failed; None where the function returned."""
     error_message: str | None = None
     """The text of its error; None where the function returned."""
+    node: str | None = None
+    """The host that it ran on; None where that is this one."""
 
     @classmethod
     def from_fields(cls, fields: AttemptFields) -> Attempt:
@@ -51,6 +53,9 @@ class Attempt:
 
 
 _ATTEMPT_FIELDS = tuple(field.name for field in dataclasses.fields(Attempt))
+
+ERROR_OF_ATTEMPT = slice(_ATTEMPT_FIELDS.index("error_code"), _ATTEMPT_FIELDS.index("error_message") + 1)
+"""Where an attempt's error code and error message are among the values of its fields."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from executor_adapter.exceptions import ExecutorClosedError, InvalidJobError, JobSerializationError
 from executor_adapter.exceptions.display import repr_of, text_of
-from executor_adapter.job import MAX_QUARANTINED, Attempt, Job, JobStatus
+from executor_adapter.job import MAX_QUARANTINED, PROCESS_POOLS, Attempt, Job, JobStatus
 from executor_adapter.persistence.recorder import Recorder
 from executor_adapter.persistence.stored_functions import StoredFunctions
 from executor_adapter.store import (
@@ -147,7 +147,7 @@ def _with_attempt_cut_off(record: JobRecord) -> JobRecord:
         error_message="its host died",
     )
     fields = tuple(getattr(attempt, field.name) for field in dataclasses.fields(attempt))
-    crashes = record.crashes + (pool != "process")
+    crashes = record.crashes + (pool not in PROCESS_POOLS)
     return replace(record, attempt_fields=(*record.attempt_fields, fields), crashes=crashes)
 
 

@@ -7,16 +7,14 @@ import importlib.machinery
 import importlib.util
 import json
 import sys
-import sysconfig
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from executor_adapter.job import Job, function_reference, resolve
+from executor_adapter.pools import is_in_library
 from executor_adapter.store import JobRecord, SignedPickles, Unpickle, restore
 
-_LIBRARY_FOLDERS = frozenset({"site-packages", "dist-packages"})
 _OWN_PACKAGE = __name__.partition(".")[0]
 MAX_KNOWN = 10_000
 """References whose functions are remembered."""
@@ -135,14 +133,8 @@ def _is_of_program(name: str) -> bool:
         spec = importlib.util.find_spec(name)
     except (ImportError, ValueError):
         return True
-    return spec is None or not any(map(_is_in_library, _places(spec)))
+    return spec is None or not any(map(is_in_library, _places(spec)))
 
 
 def _places(spec: importlib.machinery.ModuleSpec) -> list[str]:
     return [*(spec.submodule_search_locations or ()), *([spec.origin] if spec.has_location and spec.origin else ())]
-
-
-def _is_in_library(place: str) -> bool:
-    path = Path(place).resolve()
-    standard = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")}
-    return bool(_LIBRARY_FOLDERS.intersection(path.parts)) or any(path.is_relative_to(folder) for folder in standard)

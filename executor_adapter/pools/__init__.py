@@ -11,6 +11,8 @@ from executor_adapter.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, Recall, WorkerPool
+    from executor_adapter.pools.cluster.descriptions import describe_dask_workers, describe_ssh_host, differences
+    from executor_adapter.pools.cluster.hosts import SshHost
     from executor_adapter.pools.in_process.call import bind, call_in_job
     from executor_adapter.pools.in_process.event_loop import COROUTINE_STOP_TIMEOUT, EventLoopThread
     from executor_adapter.pools.kinds import PoolKinds, pool_kinds
@@ -22,11 +24,14 @@ if TYPE_CHECKING:
     from executor_adapter.pools.refused_starts import unavailable
     from executor_adapter.pools.selection import check_job, check_limits
     from executor_adapter.pools.transport.functions import dumps as dump_by_value
-    from executor_adapter.pools.transport.importable import current_path
+    from executor_adapter.pools.transport.importable import current_path, is_in_library
     from executor_adapter.pools.transport.importable import reference as importable_reference
 
 _HOMES = {
     "dump_by_value": "executor_adapter.pools.transport.functions:dumps",
+    "describe_dask_workers": "executor_adapter.pools.cluster.descriptions",
+    "describe_ssh_host": "executor_adapter.pools.cluster.descriptions",
+    "differences": "executor_adapter.pools.cluster.descriptions",
     "importable_reference": "executor_adapter.pools.transport.importable:reference",
     "Assignment": "executor_adapter.pools.base",
     "AvailableMemory": "executor_adapter.pools.memory.available",
@@ -40,6 +45,7 @@ _HOMES = {
     "PoolKinds": "executor_adapter.pools.kinds",
     "PoolSupervisor": "executor_adapter.pools.base",
     "Recall": "executor_adapter.pools.base",
+    "SshHost": "executor_adapter.pools.cluster.hosts",
     "SupervisorLoop": "executor_adapter.pools.loop",
     "WorkerPool": "executor_adapter.pools.base",
     "bind": "executor_adapter.pools.in_process.call",
@@ -47,6 +53,7 @@ _HOMES = {
     "check_job": "executor_adapter.pools.selection",
     "check_limits": "executor_adapter.pools.selection",
     "current_path": "executor_adapter.pools.transport.importable",
+    "is_in_library": "executor_adapter.pools.transport.importable",
     "pool_kinds": "executor_adapter.pools.kinds",
     "unavailable": "executor_adapter.pools.refused_starts",
 }
@@ -64,6 +71,7 @@ __all__ = [
     "PoolKinds",
     "PoolSupervisor",
     "Recall",
+    "SshHost",
     "SupervisorLoop",
     "WorkerPool",
     "bind",
@@ -71,8 +79,12 @@ __all__ = [
     "check_job",
     "check_limits",
     "current_path",
+    "describe_dask_workers",
+    "describe_ssh_host",
+    "differences",
     "dump_by_value",
     "importable_reference",
+    "is_in_library",
     "pool_kinds",
     "unavailable",
 ]

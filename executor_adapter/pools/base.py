@@ -45,9 +45,9 @@ class Assignment:
 
     __slots__ = (
         "checkpoint", "context", "coroutine", "ended_at", "environment", "exit_code", "exit_signal", "hard_limit",
-        "has_plain_value", "job", "memory_limit", "near_limit", "node", "number", "payload", "peak_rss", "pid", "position",
-        "run_time", "scope", "short", "soft_limit", "stall_limit", "started_at", "stop_asked_at", "stop_reason",
-        "worker",
+        "has_plain_value", "job", "memory_limit", "near_limit", "node", "number", "payload", "peak_rss", "pid",
+        "position", "run_time", "scope", "short", "soft_limit", "stall_limit", "started_at", "stop_asked_at",
+        "stop_reason", "worker",
     )  # fmt: skip
 
     def __init__(self, job: Job, number: int, payload: Any) -> None:
@@ -167,6 +167,9 @@ class WorkerPool(ABC):
     """Whether a function sees the `environment` of its assignment."""
     can_stop_soft: ClassVar[bool] = False
     """Whether `interrupt` raises SoftTimeoutError inside a function."""
+
+    is_here: ClassVar[bool] = True
+    """Whether attempts run on this machine, and so take of its resources."""
 
     def __init__(self, supervisor: PoolSupervisor, max_workers: int) -> None:
         self.supervisor = supervisor

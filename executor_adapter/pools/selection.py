@@ -44,6 +44,11 @@ def check_limits(job: Job, kind_of: PoolKinds | None = None) -> tuple[str, type[
             f"resources: a GPU is given to a process, by CUDA_VISIBLE_DEVICES, and pool={name!r} has none of its own: "
             "use pool='process'"
         )
+    if job.resources is not None and not kind.is_here:
+        raise InvalidJobError(
+            f"resources={dict(job.resources)} are counted on this machine only, and pool={name!r} runs on others: "
+            "leave them out; the slots of each node limit what runs there"
+        )
     if job.soft_timeout is not None:
         _check_soft_timeout(job.soft_timeout, job.max_runtime, name, kind)
     return name, kind

@@ -35,6 +35,7 @@ def record_attempt(assignment: Assignment, error: BaseException | None, now: flo
         assignment.exit_signal,
         code,
         message,
+        assignment.node,
     )
     job.record_attempt(record)
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from executor_adapter.worker.spawned import BOOTSTRAP
     from executor_adapter.worker.stacks import FunctionPosition, position_text, traceback_of_function
     from executor_adapter.worker.tracebacks import traceback_of
-    from executor_adapter.worker.values import STACK_GLOBAL, LargeBuffers, MemoryFile
+    from executor_adapter.worker.values import STACK_GLOBAL, LargeBuffers, MemoryFile, adopt_memory_file
 
 _HOMES = {
     "BOOTSTRAP": "executor_adapter.worker.spawned",
@@ -46,6 +46,7 @@ _HOMES = {
     "REFERENCE": "executor_adapter.worker.call",
     "STACK_GLOBAL": "executor_adapter.worker.values",
     "TREE_VARIABLE": "executor_adapter.worker.process_tree",
+    "adopt_memory_file": "executor_adapter.worker.values",
     "current_job": "executor_adapter.worker.context",
     "end_with_this_process": "executor_adapter.worker.bond",
     "enter_job": "executor_adapter.worker.context",
@@ -84,6 +85,7 @@ __all__ = [
     "JobContext",
     "LargeBuffers",
     "MemoryFile",
+    "adopt_memory_file",
     "current_job",
     "end_with_this_process",
     "enter_job",

@@ -9,6 +9,8 @@ import pytest
 from executor_adapter import Job, JobExecutor
 from executor_adapter.config import Settings
 from executor_adapter.job.transition import Observer
+from tests.contract.cluster.dask_cluster import DaskCluster, dask_cluster
+from tests.contract.cluster.sshd import SshServer, ssh_server
 from tests.contract.functions import for_pool
 
 
@@ -22,12 +24,38 @@ class MakeExecutor(Protocol):
     ) -> JobExecutor: ...
 
 
-@pytest.fixture(params=["coroutine", "thread", "process", "process by spawn"])
+@pytest.fixture(scope="session")
+def two_ssh_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshServer]:
+    """An ssh server that answers under the names of two hosts."""
+    with ssh_server(tmp_path_factory.mktemp("sshd")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def two_dask_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskCluster]:
+    """A Dask cluster of two workers with two threads each."""
+    with dask_cluster(tmp_path_factory.mktemp("dask")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(
+    params=["coroutine", "thread", "process", "process by spawn"]
+    + [pytest.param(name, marks=pytest.mark.chaos) for name in ("ssh", "dask")]
+)
 def pool(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of the pool under test; its executors start processes by the default method, or by spawn."""
+    """The name of the pool under test; its executors start processes by the default method, or by spawn.
+
+    The pools of clusters have two workers on each of two nodes.
+    """
     name, _, method = str(request.param).partition(" by ")
     if method:
         monkeypatch.setenv("EXECUTOR_ADAPTER_EXECUTOR__START_METHOD", method)
+    if name == "ssh":
+        server: SshServer = request.getfixturevalue("two_ssh_hosts")
+        monkeypatch.setenv("EXECUTOR_ADAPTER_CLUSTER__SSH", server.settings(slots=2))
+    elif name == "dask":
+        cluster: DaskCluster = request.getfixturevalue("two_dask_workers")
+        monkeypatch.setenv("EXECUTOR_ADAPTER_CLUSTER__DASK", cluster.settings())
     return name
 
 
@@ -43,7 +71,9 @@ def make_job(pool: str) -> MakeJob:
 
 
 @pytest.fixture
-def make_executor() -> Iterator[MakeExecutor]:
+def make_executor(request: pytest.FixtureRequest) -> Iterator[MakeExecutor]:
+    if "pool" in request.fixturenames:
+        request.getfixturevalue("pool")  # It sets what the settings of the executors are read from.
     made: list[JobExecutor] = []
 
     def make(max_workers: int = 2, **options: Any) -> JobExecutor:

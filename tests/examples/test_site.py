@@ -205,7 +205,7 @@ def test_every_setting_is_in_the_reference(reference: Reference) -> None:
     sections = {key for key, part in schema["properties"].items() if "$ref" in part}
     inner = {"retry", "job"}  # sections of their own inside others
     shown = {word.rpartition(".")[2] for word in reference("settings")}
-    assert keys - inner - {"tables", "resources"} <= shown
+    assert keys - inner - {"tables", "resources", "ssh", "dask"} <= shown
     assert sections | {"lake", "tools"} <= reference("settings")
     variables = {f"EXECUTOR_ADAPTER_{section}__{key}".upper() for section, key in _settings(Settings)}
     assert sorted(variables - reference("settings")) == []

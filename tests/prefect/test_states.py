@@ -46,6 +46,7 @@ def test_a_failed_job_has_its_state_by_error_code(code: str | None) -> None:
         "DEADLINE_EXCEEDED": ("FAILED", "TimedOut"),
         "WORKER_CRASHED": ("CRASHED", "Crashed"),
         "WORKER_UNAVAILABLE": ("CRASHED", "Crashed"),
+        "NODE_LOST": ("CRASHED", "Crashed"),
         "MEMORY_LIMIT": ("CRASHED", "OutOfMemory"),
     }
     assert state_kind(JobStatus.FAILED, error_code=code) == special.get(str(code), ("FAILED", "Failed"))

@@ -166,8 +166,8 @@ def test_a_file_of_another_program_is_ignored_unless_it_is_named(write: Write, t
     ("text", "message"),
     [
         ("colection: {job_timeout: 5}", "colection is not a key: did you mean collection?"),
-        ("max_workers: 3", "max_workers is not a key: allowed are collection, executor"),
-        ("server: {port: 80}\nstore: {url: 'memory:'}", "server is not a key: allowed are collection"),
+        ("max_workers: 3", "max_workers is not a key: allowed are cluster, collection, executor"),
+        ("server: {port: 80}\nstore: {url: 'memory:'}", "server is not a key: allowed are cluster, collection"),
         ("store: {type: s3}", "store.type is not a key: allowed are functions, lease"),
     ],
 )
@@ -200,7 +200,10 @@ def test_settings_are_frozen() -> None:
         ("collection: {job_timeout: .inf}", "collection.job_timeout: inf is not allowed: must be a finite"),
         ("collection:", "collection: None is not allowed: must be a mapping of keys to values"),
         ("prefect: {mirror: off}", "prefect.mirror: False is not allowed: must be 'auto', 'always' or 'never'"),
-        ("colection: {}", "colection is not a key: did you mean collection? allowed are collection, executor, job"),
+        (
+            "colection: {}",
+            "colection is not a key: did you mean collection? allowed are cluster, collection",
+        ),
         ("collection: {jobs_timeout: 5}", "collection.jobs_timeout is not a key: did you mean job_timeout? allowed"),
         ("tools: {../up: {source: files}}", "tools.../up: '../up' is not allowed: must be letters, digits"),
         ("tools: {x: {package: p}}", "tools.x.source is missing: must be 'files' or 'rest'"),

@@ -187,7 +187,10 @@ def test_a_wrong_key_is_named_with_the_nearest(tmp_path: Path, text: str, messag
             "tools: {radar: {job: {soft_timeout: 40}}}\nprocessing: {job_timeout: 30}",
             "tools.radar.job.soft_timeout: 40.0 {} processing.job_timeout, which is 30.0",
         ),
-        ("job: {pool: dask}", "job.pool: 'dask' is not allowed: must be 'auto', 'coroutine', 'thread' or 'process'"),
+        (
+            "job: {pool: slurm}",
+            "job.pool: 'slurm' is not allowed: must be 'auto', 'coroutine', 'thread', 'process', 'ssh' or 'dask'",
+        ),
         ("tools: {x: {job: {pool: ray}}}", "tools.x.job.pool: 'ray' is not allowed: must be 'auto', 'coroutine'"),
         (
             "job: {memory_limit: 512}",

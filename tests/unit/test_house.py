@@ -57,7 +57,17 @@ MAX_LINES = 350
 STANDARD_LIBRARY_ALONE = ("worker", "exceptions", "error_codes", "error_facts", "lazy")
 # `exceptions/__init__` is the tree of errors alone, since display.py imports it.
 FACES = {"executor_adapter.exceptions.display"}
-SHARED_BY_POOLS = {"base", "transport", "memory", "kinds", "selection", "patience", "refused_starts", "start_watch"}
+SHARED_BY_POOLS = {
+    "base",
+    "transport",
+    "memory",
+    "kinds",
+    "selection",
+    "patience",
+    "refused_starts",
+    "start_watch",
+    "loop",
+}
 SHARED_BY_STORES = {"base", "host", "records", "tools", "wake_ups"}
 PUBLIC = {
     "executor_adapter",

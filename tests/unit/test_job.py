@@ -48,8 +48,14 @@ def work() -> None: ...
         ({"function": work, "retry_delay": False}, "retry_delay=False must be a number"),
         ({"function": work, "retry_attempts": True}, "retry_attempts=True must be a number"),
         ({"function": work, "priority": True}, "priority=True must be a number"),
-        ({"function": work, "pool": "swimming"}, "pool='swimming' must be 'auto', 'coroutine', 'thread' or 'process'"),
-        ({"function": work, "pool": "dask"}, "pool='dask' must be 'auto', 'coroutine', 'thread' or 'process'"),
+        (
+            {"function": work, "pool": "swimming"},
+            "pool='swimming' must be 'auto', 'coroutine', 'thread', 'process', 'ssh' or 'dask'",
+        ),
+        (
+            {"function": work, "pool": "slurm"},
+            "pool='slurm' must be 'auto', 'coroutine', 'thread', 'process', 'ssh' or 'dask'",
+        ),
         ({"function": work, "job_id": ""}, "at least 1 character"),
         ({"function": work, "max_runtme": 3}, "max_runtme"),
         ({}, "function"),
@@ -129,7 +135,7 @@ def test_a_copy_is_a_new_job(copied: Any) -> None:
     [
         ("max_runtime", -5, "max_runtime=-5 must be greater than 0"),
         ("memory_limit", 512, "512 bytes is too little for a Python process: pass at least 8 MiB"),
-        ("pool", "swimming", "pool='swimming' must be .*'coroutine', 'thread' or 'process'"),
+        ("pool", "swimming", "pool='swimming' must be .*'coroutine', 'thread', 'process', 'ssh' or 'dask'"),
         ("function", 3, "3 is not callable: pass a function"),
         ("job_id", "", "at least 1 character"),
     ],

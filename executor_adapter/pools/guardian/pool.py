@@ -225,11 +225,11 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
         elif not queue:
             self._release(worker)
         if not queue:
-            self._sink.on_result(assignment, kind, flags, body, fd)
+            self._sink.receive_result(assignment, kind, flags, body, fd)
             return
         self._may_have_room = True
         following = queue[0] if worker.sent else None
-        self._sink.on_result(assignment, kind, flags, body, fd)
+        self._sink.receive_result(assignment, kind, flags, body, fd)
         # Its worker is another one by now where the supervisor has taken it back because of the report.
         if following is not None and following.worker is worker:
             self._report_start(worker, ended)

@@ -222,7 +222,7 @@ class SpawnedPool(WorkerProcessPool[SpawnedWorkerHandle]):
                 self.workers.shut_down(worker)
             else:
                 self._put_back(worker)
-        self._sink.on_result(assignment, kind, flags, body, fd)
+        self._sink.receive_result(assignment, kind, flags, body, fd)
 
     # --- taking back and stopping ---
 

@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pkgutil
 import sys
+import sysconfig
+from collections.abc import Sequence
 from importlib.machinery import BuiltinImporter, FrozenImporter, ModuleSpec, PathFinder
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 _NEVER_IMPORTABLE = ("__main__", "__mp_main__")
+_LIBRARY_FOLDERS = frozenset({"site-packages", "dist-packages"})
+_OWN_PACKAGE = __name__.partition(".")[0]
 _LOADER_PREFIX = "__prefect_loader_"
 """Prefix of the names of modules that Prefect loaded from a file; they are in no directory of the path."""
 
@@ -46,16 +52,15 @@ def _check(name: str, module: ModuleType) -> bool:
     parent, _, _ = name.rpartition(".")
     if parent and not (parent in sys.modules and is_importable(sys.modules[parent])):
         return False
-    spec = _find_spec(name, parent)
+    spec = _find_spec(name, getattr(sys.modules[parent], "__path__", None) if parent else None)
     if spec is None:
         return False
     file = getattr(module, "__file__", None)
     return spec.origin in ("built-in", "frozen") or file is None or _same_file(spec.origin, file)
 
 
-def _find_spec(name: str, parent: str) -> ModuleSpec | None:
+def _find_spec(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
     # Not importlib.util.find_spec, which returns the `__spec__` of a module that is imported already.
-    path = getattr(sys.modules[parent], "__path__", None) if parent else None
     finders: list[Any] = [BuiltinImporter, FrozenImporter, PathFinder]
     finders += [finder for finder in sys.meta_path if _module_of(finder).startswith("__editable__")]
     for finder in finders:
@@ -74,6 +79,50 @@ def _same_file(found: str | None, loaded: str) -> bool:
     if found is None:
         return False
     return found == loaded or os.path.realpath(found) == os.path.realpath(loaded)
+
+
+def file_of_program(module: ModuleType) -> str | None:
+    """Return the file of a module of the program itself; None for one of Python, of a package, or without a file."""
+    file: str | None = getattr(module, "__file__", None)
+    name = module.__name__.partition(".")[0]
+    if file is None or name == _OWN_PACKAGE or name in sys.stdlib_module_names or is_in_library(file):
+        return None
+    return os.path.abspath(file)
+
+
+def is_in_library(place: str) -> bool:
+    """Return whether a path is in the standard library or in an installed package."""
+    path = Path(place).resolve()
+    standard = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")}
+    return bool(_LIBRARY_FOLDERS.intersection(path.parts)) or any(path.is_relative_to(folder) for folder in standard)
+
+
+def find_file(name: str) -> str | None:
+    """Return the file that would be imported as the module `name`, without importing anything."""
+    top, *parts = name.split(".")
+    spec = _find_spec(top, None)
+    for part in parts:
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        top = f"{top}.{part}"
+        spec = _find_below(top, list(spec.submodule_search_locations))
+    return str(spec.origin) if spec is not None and spec.has_location else None
+
+
+def _find_below(name: str, path: Sequence[str]) -> ModuleSpec | None:
+    """Find a module in a package that is not imported: PathFinder needs that for packages without an `__init__`."""
+    portions: list[str] = []
+    for entry in path:
+        finder = pkgutil.get_importer(entry)
+        spec = finder.find_spec(name) if finder is not None else None
+        if spec is not None and spec.loader is not None:
+            return spec
+        portions += [] if spec is None else spec.submodule_search_locations or ()
+    if not portions:
+        return None
+    package = ModuleSpec(name, None, is_package=True)
+    package.submodule_search_locations = portions
+    return package
 
 
 def names_not_importable() -> tuple[bytes, ...]:

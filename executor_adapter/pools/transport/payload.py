@@ -58,6 +58,7 @@ def attempt_part(assignment: Assignment) -> bytes:
         return b""
     return functions.dumps((assignment.scope, assignment.checkpoint, assignment.environment))
 
+
 Initializer = tuple[Callable[..., Any], tuple[Any, ...]]
 """A function that each worker calls before its first job, and its arguments."""
 

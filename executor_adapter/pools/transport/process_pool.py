@@ -128,7 +128,7 @@ class WorkerProcessPool(WorkerPool, Generic[W]):
 
     def _on_message(self, worker: W, flags: int, seq: int, body: bytes) -> None:
         if flags & wire.UNTHROTTLED or worker.output.allowance.take(len(body)):
-            self._sink.on_message(worker.assignment_of(seq), body, worker.output.add_record)
+            self._sink.receive_message(worker.assignment_of(seq), body, worker.output.add_record)
         else:
             worker.output.keep_refused(body)
 

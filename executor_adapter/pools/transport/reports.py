@@ -98,10 +98,10 @@ OnRecord = Callable[[dict[str, Any]], None]
 class ResultSink(Protocol):
     """Receives the results and messages of functions as their workers wrote them. Supervisor thread only."""
 
-    def on_result(self, assignment: Assignment, kind: int, flags: int, body: bytes, fd: int) -> None:
+    def receive_result(self, assignment: Assignment, kind: int, flags: int, body: bytes, fd: int) -> None:
         """Receive the result of an attempt: the kind and flags of its frame, its body, and its memory file or -1."""
 
-    def on_message(self, assignment: Assignment | None, body: bytes, on_record: OnRecord) -> None:
+    def receive_message(self, assignment: Assignment | None, body: bytes, on_record: OnRecord) -> None:
         """Receive a message of a running function; `on_record` is to be called with it if it is a log record."""
 
 
@@ -112,10 +112,10 @@ class DecodingSink:
         self._supervisor = supervisor
         self._decoder = decoder
 
-    def on_result(self, assignment: Assignment, kind: int, flags: int, body: bytes, fd: int) -> None:
+    def receive_result(self, assignment: Assignment, kind: int, flags: int, body: bytes, fd: int) -> None:
         report_result(self._supervisor, self._decoder, assignment, kind, flags, body, fd)
 
-    def on_message(self, assignment: Assignment | None, body: bytes, on_record: OnRecord) -> None:
+    def receive_message(self, assignment: Assignment | None, body: bytes, on_record: OnRecord) -> None:
         report_message(self._supervisor, self._decoder, assignment, body, on_record)
 
 

@@ -7,7 +7,7 @@ RUNNING, later attempt                        RUNNING   Retrying
 COMPLETED                                     COMPLETED Completed
 FAILED by time (TIMEOUT_ERROR, QUEUE_TIMEOUT, DEADLINE_EXCEEDED)
                                               FAILED    TimedOut
-FAILED, WORKER_CRASHED or WORKER_UNAVAILABLE  CRASHED   Crashed
+FAILED, WORKER_CRASHED, WORKER_UNAVAILABLE or NODE_LOST  CRASHED   Crashed
 FAILED, MEMORY_LIMIT                          CRASHED   OutOfMemory
 FAILED, any other code                        FAILED    Failed
 CANCELLED                                     CANCELLED Cancelled
@@ -50,6 +50,7 @@ _FAILED_BY: dict[str, StateKind] = {
     ErrorCode.DEADLINE_EXCEEDED: _TIMED_OUT,
     ErrorCode.WORKER_CRASHED: _CRASHED,
     ErrorCode.WORKER_UNAVAILABLE: _CRASHED,
+    ErrorCode.NODE_LOST: _CRASHED,
     ErrorCode.MEMORY_LIMIT: StateKind(StateType.CRASHED, "OutOfMemory"),
 }
 

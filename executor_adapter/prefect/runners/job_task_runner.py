@@ -20,6 +20,7 @@ from prefect.task_runners import TaskRunner
 from prefect.tasks import Task
 
 from executor_adapter.config import load_config
+from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.executor import JobExecutor, current_executor, enter_executor, leave_executor
 from executor_adapter.job import PoolName, SharedJobOptions, check_count
 from executor_adapter.prefect.engine.job_run import JobRun
@@ -35,7 +36,8 @@ class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
     `max_workers`: the number of attempts that may run at once; by default the configuration's `executor.max_workers`.
     `initializer`, `initargs`: called in each worker process before its first job.
     `pool`: where functions run: "auto" (a coroutine function as a coroutine, any other in a thread), "thread",
-    "coroutine" or "process". `job_fields`: further fields of `Job`, for all tasks that do not set them.
+    "coroutine", "process", "ssh" or "dask". `address`: with "dask", the cluster's scheduler; by default the setting's.
+    `job_fields`: further fields of `Job`, for all tasks that do not set them.
 
     A plain task's `timeout_seconds` becomes the job's `max_runtime`, which is a hard limit; its `retries` follow the
     executor's rules and survive crashes. `job_options` sets more fields for one task; a job task keeps its own options.
@@ -58,6 +60,7 @@ class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
         *,
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
+        address: str | None = None,
         **job_fields: Unpack[SharedJobOptions],
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -65,7 +68,16 @@ class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
             check_count("max_workers", max_workers, "leaves no worker")
         self.job_fields: dict[str, Any] = {"pool": pool, **job_fields}
         check_defaults(self.job_fields)
-        self._options: dict[str, Any] = {"max_workers": max_workers, "initializer": initializer, "initargs": initargs}
+        if address is not None and pool != "dask":
+            raise InvalidJobError(
+                f"address={address!r} is for pool='dask', and pool={pool!r}: give that, or no address"
+            )
+        self._options: dict[str, Any] = {
+            "max_workers": max_workers,
+            "initializer": initializer,
+            "initargs": initargs,
+            "address": address,
+        }
         self._run: _EnteredRunner | None = None
 
     def duplicate(self) -> Self:

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import RowMapping
 
-from executor_adapter.job import JobStatus, Progress, storable
+from executor_adapter.job import ERROR_OF_ATTEMPT, JobStatus, Progress, storable
 from executor_adapter.store.records import JobRecord, attempt_fields
 
 logger = logging.getLogger("executor_adapter.store")
@@ -192,8 +192,9 @@ def _error_text(text: str | None) -> str | None:
 
 
 def _attempt(fields: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return the values of an attempt, of which the last one is its error's message, in their stored form."""
-    return fields if fields[-1] is None else (*fields[:-1], _error_text(fields[-1]))
+    """Return the values of an attempt in their stored form."""
+    at = ERROR_OF_ATTEMPT.stop - 1
+    return fields if fields[at] is None else (*fields[:at], _error_text(fields[at]), *fields[at + 1 :])
 
 
 def _dump(progress: Progress) -> str:

@@ -1,0 +1,71 @@
+"""The section `cluster`: the pools whose jobs run on other machines."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, field_validator
+
+from executor_adapter.config.sections import Names, Section
+from executor_adapter.job import Count, Number, Seconds
+
+
+class SshHostSettings(Section):
+    """Describes a host that runs jobs of `pool: ssh`."""
+
+    host: str = Field(min_length=1, description="what ssh is given: a name, user@name, or a Host of its configuration")
+    slots: Count = Field(default=1, ge=1)
+    """Attempts that may run there at once."""
+    python: str = "python3"
+    """The command that runs Python there, with this package installed; the host's shell reads it."""
+    directory: str | None = None
+    """The directory in which jobs run there; null: that of the login."""
+
+    @field_validator("host")
+    @classmethod
+    def _check_host(cls, host: str) -> str:
+        if host.startswith("-") or any(character.isspace() for character in host):
+            raise ValueError("must be a name, user@name or a Host of ssh's configuration")
+        return host
+
+
+class SshSettings(Section):
+    """Sets the hosts of `pool: ssh`."""
+
+    hosts: tuple[SshHostSettings, ...] = ()
+    """The hosts, each with its slots."""
+    command: Names = ("ssh",)
+    """The ssh program and options for it, such as ["ssh", "-F", "/srv/ssh_config"]."""
+
+
+class DaskSettings(Section):
+    """Sets the cluster of `pool: dask`."""
+
+    address: str | None = None
+    """The scheduler, such as tcp://scheduler:8786; null: a local cluster that is started when it is needed."""
+    listen_host: str | None = None
+    """The address of this machine at which the workers reach it; null: that by which it reaches the scheduler."""
+    resources: dict[str, Annotated[Number, Field(gt=0)]] | None = None
+    """What each running job takes of the workers' resources, by name; null: nothing but a thread."""
+
+    @field_validator("address")
+    @classmethod
+    def _check_address(cls, address: str | None) -> str | None:
+        if address is not None and "://" not in address:
+            raise ValueError("must be like tcp://scheduler:8786")
+        return address
+
+
+class ClusterSettings(Section):
+    """Sets the pools whose jobs run on other machines. Times are seconds."""
+
+    ssh: SshSettings = SshSettings()
+    """The hosts of `pool: ssh`."""
+    dask: DaskSettings = DaskSettings()
+    """The cluster of `pool: dask`."""
+    lease_idle: Seconds = 10.0
+    """Time after which a slot of a Dask cluster that no job uses is given back."""
+    lost_after: Seconds = 15.0
+    """Time without contact after which a node ends its attempts; a moment later they are retried elsewhere."""
+    node_timeout: Seconds | None = 60.0
+    """Time for which jobs wait while no node can be reached; then they fail as WORKER_UNAVAILABLE; null: any time."""

@@ -1,0 +1,29 @@
+"""Pools whose workers are on other machines: an unchanged process pool on each node, directed from here.
+
+    client                                                         node
+    Supervisor ── RemotePool ── RemoteAgent ══ link ══ Agent ── ProcessPool ── guardian ── workers
+                      └── LeaseSource: where slots come from (SSH hosts, a Dask cluster)
+
+An **agent** is one process on a node. It implements `base.PoolSupervisor` around a process pool of that node, so all
+that the process pool promises holds there too. A **lease** is the right to run one attempt at a time on a node. A
+`LeaseSource` obtains leases; where an engine has a scheduler, a lease is accounted for in that scheduler's books.
+Attempts are never tasks of an engine, so its retries and its work stealing cannot run a job twice.
+
+**Nothing runs twice.** The agent may run attempts only for `lost_after` seconds after it sent the newest beat that the
+head has answered; then its guardian kills them, also where the agent itself is stopped. The head waits longer than that
+before it gives up a silent agent. Guardian and workers hold the agent's end of the link, so where the agent dies, the
+head sees the end of the link only when nothing there is alive.
+
+**What had not begun goes back.** The agent reports which calls its workers are about to get (GIVEN) before they get
+them. When an agent is lost, these attempts end as NODE_LOST, and all others are handed back.
+
+| module | holds |
+| --- | --- |
+| `frames` | what head and agent say to one another |
+| `link` | the stream that carries frames, with large values in chunks between them |
+| `pool`, `remote_agent` | the head's side |
+| `agent` | the node's side |
+| `leases` | what a source of leases offers |
+| `portable` | functions as a node without the program's files can load them |
+| `ssh` | leases on hosts that are reached by ssh |
+"""

@@ -1,0 +1,348 @@
+"""The node's side: a process pool, directed by a head on another machine.
+
+An agent takes calls, gives them to its pool, and passes on what its workers write without decoding it: no code of a
+user runs in this process. It exits when the link ends, and its guardian kills what runs if this process is stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import pickle
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from executor_adapter.exceptions import JobSerializationError
+from executor_adapter.pools.base import Assignment, Ending, Recall
+from executor_adapter.pools.cluster import frames, portable
+from executor_adapter.pools.cluster.hello import hello
+from executor_adapter.pools.cluster.link import ArrivingFiles, Link, LinkEnd
+from executor_adapter.pools.cluster.remote_attempt import RemoteAttempt
+from executor_adapter.pools.kinds import pool_kinds
+from executor_adapter.pools.loop import SupervisorLoop
+from executor_adapter.pools.memory.available import AvailableMemory
+from executor_adapter.pools.memory.guard import MemoryGuard
+from executor_adapter.pools.transport.functions import EncodedFunction
+from executor_adapter.pools.transport.payload import Payload
+from executor_adapter.pools.transport.reports import OnRecord, refers_to_code
+from executor_adapter.worker import adopt_memory_file, lease_time, wire
+
+logger = logging.getLogger("executor_adapter.cluster")
+
+MAX_QUEUED_BEHIND_SECONDS = 0.05
+"""Max seconds that a call waits in a worker behind a running one; then it is taken back for another worker."""
+_MESSAGE_HEAD = 64
+"""Bytes of a message in which its topic is."""
+
+
+class Agent:
+    """Implements `base.PoolSupervisor` for the pool of this node, and `ResultSink` for its results."""
+
+    def __init__(self, end: LinkEnd, held_fds: tuple[int, ...] = (), node: str = "") -> None:
+        self.loop = loop = SupervisorLoop()
+        loop.before_sleep = self._end_turn
+        self.watch, self.watch_writable, self.unwatch = loop.watch, loop.watch_writable, loop.unwatch
+        self.call_at, self.call_soon, self.now = loop.call_at, loop.call_soon, loop.now
+        self.slots = 0
+        self.live: dict[int, RemoteAttempt] = {}
+        self.queue: deque[RemoteAttempt] = deque()
+        """The live attempts that wait for a worker."""
+        self.on_released: Callable[[int], object] = lambda lease: None
+        """Called with the number of a lease that the head gives back."""
+        self.refusal = ""
+        """Why the head refused this agent, if it did."""
+        self._held_fds = held_fds
+        self._pool: Any = None
+        self._lost_after = math.inf
+        self._echoed_at = 0.0
+        self._guard: MemoryGuard | None = None
+        self._begun: dict[int, RemoteAttempt] = {}
+        """Attempts that have started, of which the head does not know yet."""
+        self._functions: dict[int, EncodedFunction] = {}
+        self._refused_functions: dict[int, str] = {}
+        self._files = ArrivingFiles()
+        self._relieve_at = math.inf
+        self._ending = False
+        self.link = Link(self, end, self._on_frames, self.end)
+        said = json.dumps(hello(node or socket.gethostname()))
+        self.link.send(wire.pack_frame(frames.HELLO, body=said.encode()))
+
+    def run(self) -> None:
+        """Serve the head until it closes the link."""
+        self.link.flush()
+        self.loop.run()
+
+    # --- from the head ---
+
+    def _on_frames(self, arrived: list[wire.Frame]) -> None:
+        for kind, flags, number, seq, word, first, second, body in arrived:
+            if kind == wire.CALL:
+                self._on_call(flags, number, seq, word, first, body)
+            elif kind == wire.FUNCTION:
+                self._on_function(flags, word, body)
+            elif kind == frames.FILE:
+                self._files.add(seq, body)
+            elif kind == frames.BEAT:
+                self._on_beat(first, second)
+            elif kind == frames.STOP:
+                self._stop(seq, first)
+            else:
+                self._on_rare_frame(kind, seq, word, body)
+
+    def _on_rare_frame(self, kind: int, seq: int, word: int, body: bytes) -> None:
+        if kind == frames.RECALL:
+            self._recall(seq)
+        elif kind == frames.INTERRUPT:
+            if (assignment := self.live.get(seq)) is not None:
+                self._pool.interrupt(assignment)
+        elif kind == frames.GIVE_BACK:
+            self._hand_back_queue()
+        elif kind == frames.DROP_FILE:
+            self._files.drop(seq)
+        elif kind == frames.SLOTS:
+            self.slots = word
+            self._pool.resize(max(1, word))
+        elif kind == frames.RELEASED:
+            self.on_released(word)
+        elif kind == frames.SETUP:
+            self._set_up(pickle.loads(body))
+        elif kind == frames.CLOSE:
+            self.refusal = body.decode()
+            self.end()
+
+    def _hand_back_queue(self) -> None:
+        while self.queue:
+            self._hand_back(self.queue.pop())
+
+    def leave(self) -> None:
+        """Take nothing more, and hand back what waits for a worker: the node is about to go."""
+        self.link.send(wire.pack_frame(frames.LEAVING))
+        self._hand_back_queue()
+        self.link.flush()
+
+    def _set_up(self, setup: dict[str, Any]) -> None:
+        logging.getLogger().setLevel(setup["log_level"])
+        self._lost_after = setup["lost_after"]
+        options = setup["options"]
+        memory = options.pop("memory")
+        self._guard = None if memory is None else MemoryGuard(AvailableMemory(memory))
+        make_pool: Any = pool_kinds("guardian")("process")
+        self._pool = make_pool(self, 1, sink=self, held_fds=self._held_fds, **options)
+        self._on_beat(lease_time(), math.inf)
+        self._beat()
+
+    def _on_function(self, flags: int, number: int, body: bytes) -> None:
+        if flags & wire.FORGET_OTHERS:
+            self._functions.clear()
+            self._refused_functions.clear()
+        if flags & frames.PORTABLE:
+            body, refusal = portable.choose(portable.unpack(body))
+            if refusal:
+                self._refused_functions[number] = refusal
+                return
+        self._functions[number] = EncodedFunction(body, once=bool(flags & wire.USE_ONCE))
+
+    def _on_call(self, flags: int, number: int, seq: int, function: int, max_runtime: float, body: bytes) -> None:
+        limit, sizes = frames.CALL_PART.unpack_from(body)
+        at = frames.CALL_PART.size + sizes
+        fd = self._files.take(seq) if flags & wire.IN_FILE else -1
+        refusal = self._refused_functions.get(function, "")
+        if not refusal and flags & wire.IN_FILE and fd < 0:
+            refusal = "the node has no room for the job's large arguments (memory, or file descriptors)"
+        if refusal:
+            self._report_end(seq, Ending.UNSENDABLE, JobSerializationError(refusal))
+            return
+        file = adopt_memory_file(fd, body[frames.CALL_PART.size : at]) if fd >= 0 else None
+        found = self._functions.pop(function) if flags & wire.USE_ONCE else self._functions[function]
+        call = body[at:]
+        id_size, _, _ = wire.CALL_SIZES.unpack_from(call)
+        job_id = call[wire.CALL_SIZES.size : wire.CALL_SIZES.size + id_size].decode()
+        payload = Payload(found, flags & ~frames.SHORT, call, file, max_runtime)
+        assignment = RemoteAttempt(seq, number, job_id, payload)
+        assignment.short = bool(flags & frames.SHORT)
+        assignment.memory_limit = limit or None
+        self.live[seq] = assignment
+        self.queue.append(assignment)
+
+    def _recall(self, seq: int) -> None:
+        assignment = self.live.get(seq)
+        if assignment is None:
+            return
+        if assignment in self.queue:
+            self.queue.remove(assignment)
+            self._hand_back(assignment)
+        else:
+            assignment.returns = True
+            assignment.returns = self._pool.recall(assignment) is Recall.TAKEN_BACK
+
+    def _stop(self, seq: int, grace: float) -> None:
+        self._recall(seq)
+        if (assignment := self.live.get(seq)) is not None:
+            assignment.stop_asked_at = self.now()
+            self._pool.stop(assignment, grace=grace)
+
+    # --- beats ---
+
+    def _on_beat(self, sent_at: float, store_lease: float) -> None:
+        """Let attempts run for `lost_after` seconds after this beat was sent, which the head has answered now."""
+        self._echoed_at = sent_at
+        self._pool.set_lease(sent_at + min(self._lost_after, store_lease))
+
+    def _beat(self) -> None:
+        """Tell the head that this node is alive; end if the head has not answered for too long."""
+        now = lease_time()
+        if self._ending:
+            return
+        if now - self._echoed_at > self._lost_after:
+            logger.warning("the head has not answered for %.1f s: this agent ends", now - self._echoed_at)
+            self.link.close()
+            self.end()
+            return
+        self.link.send(wire.pack_frame(frames.BEAT, first=now))
+        self.link.flush()
+        self.call_at(self.now() + self._lost_after / frames.BEATS, self._beat)
+
+    # --- turns ---
+
+    def _end_turn(self) -> float:
+        if self._pool is None or self._ending:
+            return math.inf
+        now = self.now()
+        if self._relieve_at <= now:
+            waits = self._pool.hand_back_queued(now - MAX_QUEUED_BEHIND_SECONDS)
+            self._relieve_at = now + MAX_QUEUED_BEHIND_SECONDS if waits else math.inf
+        due = self._check_memory(now)
+        given = self._start_attempts(now)
+        if given:
+            self.link.send(wire.pack_frame(frames.GIVEN, body=b"".join(map(frames.SEQ.pack, given))))
+            self.link.flush()
+        # A worker gets a call only when the kernel has what says so: whatever happens, the head can tell.
+        if not self.link.has_unsent_frames:
+            self._pool.flush()
+        self._report_starts()
+        self.link.flush()
+        return min(self._relieve_at, due)
+
+    def _check_memory(self, now: float) -> float:
+        if self._guard is None or not self.live:
+            return math.inf
+        if self._guard.due <= now:
+            self._guard.check(now, [self._pool])
+        return self._guard.due
+
+    def _start_attempts(self, now: float) -> list[int]:
+        given = []
+        while self.queue:
+            assignment = self.queue[0]
+            if self._guard is not None and self._guard.holds and self._pool.busy:
+                break
+            if self._pool.busy < self.slots:
+                self._pool.start(self.queue.popleft())
+            elif assignment.short and self._pool.queue_behind(assignment):
+                self.queue.popleft()
+                self._relieve_at = min(self._relieve_at, now + MAX_QUEUED_BEHIND_SECONDS)
+            else:
+                break
+            given.append(assignment.seq)
+        return given
+
+    def _report_starts(self) -> None:
+        now = self.now()
+        for seq, assignment in self._begun.items():
+            assignment.is_told = True
+            age = now - (assignment.started_at or now)
+            self.link.send(wire.pack_frame(wire.STARTED, seq=seq, word=assignment.pid or 0, first=age))
+        self._begun.clear()
+
+    # --- reports of the pool ---
+
+    def started(self, assignment: Assignment, at: float) -> None:
+        assert isinstance(assignment, RemoteAttempt)
+        assignment.started_at = at
+        self._begun[assignment.seq] = assignment
+
+    def receive_result(self, assignment: Assignment, kind: int, flags: int, body: bytes, fd: int) -> None:
+        assert isinstance(assignment, RemoteAttempt)
+        seq, now = self._forget(assignment), self.now()
+        start, end = assignment.started_at or now, assignment.ended_at or now
+        kept = flags & (wire.NO_VALUE | wire.IN_FILE)
+        size, peak = frames.PID.size + len(body), (assignment.peak_rss or 0) >> 10
+        header = wire.HEADER.pack(size, kind, kept, 0, seq, peak, now - start, now - end)
+        frame = b"".join((header, frames.PID.pack(assignment.pid or 0), body))
+        if fd >= 0:
+            self.link.send_file(seq, fd, frame)
+        else:
+            self.link.send(frame)
+
+    def on_message(self, assignment: Assignment | None, topic: str, content: Any) -> None:
+        self._pass_on(assignment, pickle.dumps((topic, content), 5))
+
+    def receive_message(self, assignment: Assignment | None, body: bytes, on_record: OnRecord) -> None:
+        if b"log" in body[:_MESSAGE_HEAD] and not refers_to_code(body):
+            topic, content = pickle.loads(body)
+            if topic == "log":  # For the end of the output, which is shown where its worker dies.
+                on_record(content)
+        self._pass_on(assignment, body)
+
+    def _pass_on(self, assignment: Assignment | None, body: bytes) -> None:
+        if isinstance(assignment, RemoteAttempt):
+            self.link.send(wire.pack_frame(wire.MESSAGE, seq=assignment.seq, body=body))
+
+    def ended(
+        self, assignment: Assignment, ending: Ending, value: Any = None, error: BaseException | None = None
+    ) -> None:
+        assert isinstance(assignment, RemoteAttempt)
+        seq = self._forget(assignment)
+        if self._ending:
+            return  # The head knows that this agent is gone, and so is what it ran.
+        self._report_end(seq, ending, error, assignment)
+
+    def _report_end(
+        self, seq: int, ending: Ending, error: BaseException | None, assignment: RemoteAttempt | None = None
+    ) -> None:
+        facts: tuple[int | None, ...] = (None,) * 4
+        if assignment is not None:
+            facts = (assignment.exit_code, assignment.exit_signal, assignment.pid, assignment.peak_rss)
+        body = pickle.dumps((ending.name, error, *facts))
+        self.link.send(wire.pack_frame(frames.ENDED, seq=seq, body=body))
+
+    def handed_back(self, assignment: Assignment) -> None:
+        assert isinstance(assignment, RemoteAttempt)
+        self._begun.pop(assignment.seq, None)
+        if assignment.is_told or assignment.returns:
+            self._hand_back(assignment)
+        elif assignment.seq in self.live:
+            self.queue.appendleft(assignment)
+
+    def _hand_back(self, assignment: RemoteAttempt) -> None:
+        seq = self._forget(assignment)
+        self.link.send(wire.pack_frame(frames.HANDED_BACK, seq=seq))
+
+    def _forget(self, assignment: RemoteAttempt) -> int:
+        self._begun.pop(assignment.seq, None)
+        self.live.pop(assignment.seq, None)
+        return assignment.seq
+
+    # --- the end ---
+
+    def end(self) -> None:
+        """Kill what runs, and end the loop when nothing is left."""
+        if self._ending:
+            return
+        self._ending = True
+        self.queue.clear()
+        if self._pool is None:
+            self.loop.stop()
+            return
+        for assignment in list(self.live.values()):
+            self._pool.stop(assignment, grace=0.0)
+        self._close_when_empty()
+
+    def _close_when_empty(self) -> None:
+        if self.live and any(each.worker is not None for each in self.live.values()):
+            self.call_at(self.now() + 0.005, self._close_when_empty)
+        else:
+            self._pool.close(self.loop.stop)

@@ -1,0 +1,59 @@
+"""The frames between a head and an agent: those of `worker.wire`, and the further kinds below.
+
+    head -> agent
+        SETUP       body: the options of the process pool, pickled
+        SLOTS       word: attempts that may run at once from now on
+        FUNCTION    as in `wire`; with PORTABLE, the body is made by `portable.pack`
+        FILE        seq; body: the next chunk of the memory file of that call
+        DROP_FILE   seq: the call is not sent after all
+        CALL        seq, number of the attempt, word: the function's number, first: max_runtime or 0
+                    body: CALL_PART, the sizes of the memory file's parts, and the body of a CALL of `wire`
+        RECALL      seq: hand it back if it has not started
+        GIVE_BACK   hand back all that waits for a worker
+        STOP        seq, first: the grace; one that has not started is handed back
+        INTERRUPT   seq
+        RELEASED    word: the number of a lease that is given back
+        BEAT        first: that of the newest BEAT of the agent; second: seconds that its attempts may run at most
+        CLOSE       end; nothing is live any more. body: why, as text, if it is refused
+    agent -> head
+        HELLO       body: who it is, as JSON
+        LEASED      word: the number of a lease that the engine has granted on this node
+        GIVEN       body: the seq of each call that a worker is about to get
+        STARTED     seq, word: pid, first: the age of the start in seconds
+        RETURNED, RAISED, UNSENDABLE
+                    seq, word: peak RSS in KiB, first and second: the ages of start and end; body: PID, the value
+        MESSAGE     seq; body: topic and content, as the worker wrote them
+        ENDED       seq; body: how it ended otherwise, pickled
+        HANDED_BACK seq: it has not started
+        FILE        seq; body: the next chunk of the memory file of that result
+        BEAT        first: the time on the agent's clock
+        LEAVING     the node is about to go: it takes nothing more, and hands back what has not started
+
+Times are told as ages, since the clocks of machines differ.
+"""
+
+from __future__ import annotations
+
+import struct
+
+SETUP, SLOTS, FILE, DROP_FILE, RECALL, GIVE_BACK, STOP, INTERRUPT, RELEASED, BEAT, CLOSE = range(40, 51)
+HELLO, LEASED, GIVEN, ENDED, HANDED_BACK, LEAVING = range(60, 66)
+
+PORTABLE = 128
+"""Flag of a FUNCTION: the agent chooses how the worker gets it."""
+SHORT = 64
+"""Flag of a CALL: others may be queued behind it."""
+
+CALL_PART = struct.Struct("<QI")
+"""The memory limit or 0, and the size of what follows before the body proper: the sizes of the memory file's parts."""
+PID = struct.Struct("<I")
+"""The worker's process, at the start of the body of a result."""
+SEQ = struct.Struct("<I")
+
+BEATS = 6
+"""Beats that an agent sends within `lost_after` seconds."""
+
+
+def give_up_after(lost_after: float) -> float:
+    """Return the seconds of silence after which the head gives up an agent that kills its attempts at `lost_after`."""
+    return 1.25 * lost_after + 0.5

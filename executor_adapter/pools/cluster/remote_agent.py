@@ -1,0 +1,342 @@
+"""The head's side of one agent: the attempts that it holds, and what it reports of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+from typing import Any, Protocol
+
+from executor_adapter.exceptions import NodeLostError
+from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, Timer
+from executor_adapter.pools.cluster import frames
+from executor_adapter.pools.cluster.link import ArrivingFiles, Link, LinkEnd
+from executor_adapter.pools.cluster.sent_functions import SentFunctions
+from executor_adapter.pools.transport.payload import Payload, attempt_part
+from executor_adapter.pools.transport.reports import ResultSink
+from executor_adapter.worker import wire
+
+logger = logging.getLogger("executor_adapter.cluster")
+
+MAX_QUEUED_PER_SLOT = 24
+"""Short calls that may wait at an agent behind each running one: more than in a worker, since the way is longer."""
+
+
+class AgentOwner(Protocol):
+    """Receives what an agent reports: the pool. Supervisor thread only."""
+
+    supervisor: PoolSupervisor
+    sink: ResultSink
+
+    def on_hello(self, agent: RemoteAgent, hello: dict[str, Any]) -> None:
+        """Take note of what the agent says of itself, and send it its set-up, or refuse it."""
+
+    def on_lease(self, agent: RemoteAgent, lease: int) -> None:
+        """Take note that the engine has granted a lease on the agent's node."""
+
+    def on_room(self, agent: RemoteAgent) -> None:
+        """Take note that the agent holds fewer attempts than before."""
+
+    def on_leaving(self, agent: RemoteAgent) -> None:
+        """Take note that the agent takes no more attempts."""
+
+    def on_lost(self, agent: RemoteAgent, why: str) -> None:
+        """Take note that the agent is gone, before its attempts are reported."""
+
+    def lease_seconds(self) -> float:
+        """Return how many seconds attempts may run at most, because of this host's lease on a store."""
+
+
+class RemoteAgent:
+    """One agent. Its `live` attempts are in the order in which they were given to it."""
+
+    def __init__(self, owner: AgentOwner, end: LinkEnd, node: str, lost_after: float) -> None:
+        self.node = node
+        self.pid = 0
+        self.leases: list[int] = []
+        self.live: dict[int, Assignment] = {}
+        self.leaving = False
+        self.is_closing = False
+        """Whether it was asked to end."""
+        self.is_ready = False
+        """Whether it is accepted, and can be given attempts."""
+        self.busy = 0
+        """Slots that the pool counts for it."""
+        self.fewest_live = 0
+        """The lowest number of slots in use since the pool looked last."""
+        self._owner = owner
+        self._supervisor = owner.supervisor
+        self._patience = frames.give_up_after(lost_after)
+        self._long = 0
+        """Number of live attempts that are not short."""
+        self._seq = 0
+        self._given: set[int] = set()
+        self._functions = SentFunctions()
+        self._files = ArrivingFiles()
+        self._silence: Timer | None = None
+        self.link = Link(self._supervisor, end, self._on_frames, self._on_end)
+
+    @property
+    def slots(self) -> int:
+        """Number of attempts that may run there at once."""
+        return len(self.leases)
+
+    @property
+    def free(self) -> int:
+        """Number of slots that no attempt uses."""
+        return 0 if self.leaving or self.is_closing or not self.is_ready else max(0, self.slots - len(self.live))
+
+    @property
+    def room_behind(self) -> int:
+        """Number of short calls that may be queued behind short ones."""
+        short_slots = self.slots - self._long
+        if self.leaving or not self.is_ready or short_slots <= 0:
+            return 0  # What waits there waits for something long.
+        return short_slots * (1 + MAX_QUEUED_PER_SLOT) + self._long - len(self.live)
+
+    # --- what the pool asks ---
+
+    def accept(self, setup: dict[str, Any]) -> None:
+        """Let the agent start its pool, and expect to hear from it from now on."""
+        self.is_ready = True
+        self.link.send(wire.pack_frame(frames.SETUP, body=pickle.dumps(setup)))
+        self._watch_silence()
+        self.link.flush()
+
+    def refuse(self, why: str) -> None:
+        """Let the agent end, because it cannot be used."""
+        self.is_closing = True
+        self.link.send(wire.pack_frame(frames.CLOSE, body=why.encode()))
+        self.link.flush()
+
+    def add_lease(self, lease: int) -> None:
+        """Let one more attempt run there."""
+        self.leases.append(lease)
+        self._send_slots()
+
+    def remove_lease(self) -> int:
+        """Let one attempt less run there, and return the lease that is free now."""
+        lease = self.leases.pop()
+        self._send_slots()
+        self.return_lease(lease)
+        return lease
+
+    def return_lease(self, lease: int) -> None:
+        """Give back a lease that is not used."""
+        self._send_now(wire.pack_frame(frames.RELEASED, word=lease))
+
+    def _send_slots(self) -> None:
+        self.link.send(wire.pack_frame(frames.SLOTS, word=self.slots))
+
+    def give(self, assignment: Assignment) -> None:
+        """Send an attempt.
+
+        Raises:
+            Exception: the argument of its scope cannot be pickled.
+        """
+        payload: Payload = assignment.payload
+        of_attempt = attempt_part(assignment)
+        self.link.send(self._functions.frame(payload.function, may_forget=not self.link.sends_files))
+        seq = self._seq = self._seq + 1 & wire.MAX_WORD
+        sizes = b"" if payload.file is None else payload.file.sizes
+        part = frames.CALL_PART.pack(assignment.memory_limit or 0, len(sizes)) + sizes
+        flags = payload.flags | (frames.SHORT if assignment.short else 0)
+        size = len(part) + len(payload.body) + len(of_attempt)
+        header = wire.HEADER.pack(
+            size, wire.CALL, flags, assignment.number & 0xFFFF, seq, payload.function.number, payload.max_runtime, 0.0
+        )
+        call = b"".join((header, part, payload.body, of_attempt))
+        assignment.worker = (self, seq)
+        assignment.node = self.node
+        self.live[seq] = assignment
+        self._long += not assignment.short
+        if payload.file is None:
+            self.link.send(call)
+        else:
+            self.link.send_file(seq, payload.file.fd, call, payload.file)
+
+    def recall(self, assignment: Assignment, seq: int) -> bool:
+        """Ask for an attempt back. Return True if it was not sent yet, and so is handed back at once."""
+        if self.link.cancel_file(seq):
+            self._forget(seq)
+            return True
+        self._send_now(wire.pack_frame(frames.RECALL, seq=seq))
+        return False
+
+    def stop(self, seq: int, grace: float) -> None:
+        """Stop an attempt; if it has not started, it is handed back."""
+        if self.link.cancel_file(seq):
+            self._hand_back(seq)
+        else:
+            self._send_now(wire.pack_frame(frames.STOP, seq=seq, first=grace))
+
+    def interrupt(self, seq: int) -> None:
+        """Raise SoftTimeoutError in the function of an attempt."""
+        self._send_now(wire.pack_frame(frames.INTERRUPT, seq=seq))
+
+    def give_back_if_stuck(self, before: float) -> bool:
+        """Ask for what waits there if that is too much, now that attempts which began before that time are not short.
+
+        Return whether anything waits there.
+        """
+        if len(self.live) <= self.slots:
+            return False
+        for assignment in self.live.values():
+            if assignment.short and assignment.started_at is not None and assignment.started_at <= before:
+                assignment.short = False
+                self._long += 1
+        if self.room_behind <= 0 and self._long:
+            self._send_now(wire.pack_frame(frames.GIVE_BACK))
+        return True
+
+    def close(self) -> None:
+        """Let the agent end; it has no live attempts."""
+        self.is_closing = True
+        if self.is_ready:
+            self._send_now(wire.pack_frame(frames.CLOSE))
+        else:
+            self.give_up("it was not ready yet")
+
+    def give_up(self, why: str) -> None:
+        """Speak no more with the agent, whose attempts are dead by now or soon."""
+        if self.link.is_open:
+            self.link.close()
+            self._end(why)
+
+    def _send_now(self, frame: bytes) -> None:
+        # The pools are flushed before limits are applied, so this would wait for the next turn.
+        self.link.send(frame)
+        self.link.flush()
+
+    # --- what the agent reports ---
+
+    def _on_frames(self, arrived: list[wire.Frame]) -> None:
+        for kind, flags, _, seq, word, first, second, body in arrived:
+            if kind in wire.RESULT_KINDS:
+                self._on_result(kind, flags, seq, word, first, second, body)
+            elif kind == wire.STARTED:
+                self._on_started(seq, word, first)
+            elif kind == frames.GIVEN:
+                self._given.update(number for (number,) in frames.SEQ.iter_unpack(body))
+            elif kind == wire.MESSAGE:
+                self._owner.sink.receive_message(self.live.get(seq), body, _ignore_record)
+            elif kind == frames.BEAT:
+                echo = wire.HEADER.pack(0, frames.BEAT, 0, 0, 0, 0, first, self._owner.lease_seconds())
+                self._send_now(echo)
+            else:
+                self._on_rare_frame(kind, seq, word, body)
+
+    def _on_rare_frame(self, kind: int, seq: int, word: int, body: bytes) -> None:
+        if kind == frames.FILE:
+            self._files.add(seq, body)
+        elif kind == frames.DROP_FILE:
+            self._files.drop(seq)
+        elif kind == frames.ENDED:
+            self._on_ended(seq, body)
+        elif kind == frames.HANDED_BACK:
+            self._hand_back(seq)
+        elif kind == frames.LEASED:
+            self._owner.on_lease(self, word)
+        elif kind == frames.LEAVING:
+            self.leaving = True
+            self._owner.on_leaving(self)
+        elif kind == frames.HELLO:
+            hello = json.loads(body)
+            self.pid = int(hello["pid"])
+            self.node = self.node or str(hello["node"])
+            self._owner.on_hello(self, hello)
+
+    def _on_started(self, seq: int, pid: int, age: float) -> None:
+        assignment = self.live.get(seq)
+        if assignment is not None:
+            assignment.pid = pid
+            assignment.started_at = self._supervisor.now() - age
+            self._supervisor.started(assignment, assignment.started_at)
+
+    def _on_result(
+        self, kind: int, flags: int, seq: int, peak: int, start_age: float, end_age: float, body: bytes
+    ) -> None:
+        fd = self._files.take(seq) if flags & wire.IN_FILE else -1
+        assignment = self._forget(seq)
+        if assignment is None:
+            return
+        now = self._supervisor.now()
+        (assignment.pid,) = frames.PID.unpack_from(body)
+        if assignment.started_at is None:
+            self._supervisor.started(assignment, now - start_age)
+        assignment.started_at = now - start_age
+        assignment.ended_at = now - end_age
+        assignment.peak_rss = peak << 10
+        if assignment.stop_asked_at is not None and assignment.ended_at <= assignment.stop_asked_at:
+            assignment.stop_asked_at = None
+        self._owner.sink.receive_result(assignment, kind, flags, body[frames.PID.size :], fd)
+
+    def _on_ended(self, seq: int, body: bytes) -> None:
+        assignment = self._forget(seq)
+        if assignment is None:
+            return
+        name, error, exit_code, exit_signal, pid, peak = pickle.loads(body)
+        assignment.exit_code, assignment.exit_signal = exit_code, exit_signal
+        assignment.pid, assignment.peak_rss = pid, peak
+        assignment.ended_at = self._supervisor.now()
+        self._supervisor.ended(assignment, Ending[name], error=error)
+
+    def _hand_back(self, seq: int) -> None:
+        assignment = self._forget(seq)
+        if assignment is not None:
+            self._supervisor.handed_back(assignment)
+
+    def _forget(self, seq: int) -> Assignment | None:
+        """Drop an attempt that is over for this agent; None if it is not live."""
+        assignment = self.live.pop(seq, None)
+        if assignment is None:
+            return None
+        self._given.discard(seq)
+        self._long -= not assignment.short
+        assignment.worker = None
+        self.fewest_live = min(self.fewest_live, len(self.live))
+        self._owner.on_room(self)
+        return assignment
+
+    # --- its end ---
+
+    def _watch_silence(self) -> None:
+        due = self.link.heard_at + self._patience
+        now = self._supervisor.now()
+        if now < due:
+            self._silence = self._supervisor.call_at(due, self._watch_silence)
+        else:
+            self.give_up(f"it was silent for {now - self.link.heard_at:.1f} s")
+
+    def _on_end(self) -> None:
+        self._end("its connection ended")
+
+    def _end(self, why: str) -> None:
+        """Report what was live: what a worker was about to get may have begun, and all else has not."""
+        if self._silence is not None:
+            self._silence.cancel()
+        self._files.close()
+        live, given = list(self.live.items()), self._given
+        self.live, self._given, self._long = {}, set(), 0
+        self._owner.on_lost(self, why)
+        self.leases.clear()
+        for _, assignment in live:
+            assignment.worker = None
+        for seq, assignment in live:
+            if seq in given:
+                self._report_lost(assignment, why)
+        for seq, assignment in reversed(live):
+            if seq not in given:
+                self._supervisor.handed_back(assignment)
+
+    def _report_lost(self, assignment: Assignment, why: str) -> None:
+        assignment.ended_at = self._supervisor.now()
+        if assignment.stop_asked_at is not None:
+            self._supervisor.ended(assignment, Ending.STOPPED)
+            return
+        error = NodeLostError(f"node {self.node} was lost while it ran the function: {why}")
+        self._supervisor.ended(assignment, Ending.CRASHED, error=error)
+
+
+def _ignore_record(_: dict[str, Any]) -> None:
+    """Keep no log record for the end of the output: the agent does."""

@@ -1,0 +1,290 @@
+"""Leases on hosts that are reached by ssh: the simplest cluster, with no scheduler and nothing that listens.
+
+The agent of a host is started by `ssh HOST python -m ...ssh_agent`, and the link runs over its stdin and stdout. So ssh
+authenticates and encrypts, and its configuration (keys, ports, jumps) applies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import logging
+import os
+import socket
+import subprocess
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+from executor_adapter.pools.base import PoolSupervisor, Timer
+from executor_adapter.pools.cluster.hosts import SshHost, agent_command
+from executor_adapter.pools.cluster.leases import LeaseHolder, LeaseSource
+from executor_adapter.pools.cluster.link import SocketEnd
+from executor_adapter.pools.cluster.pool import RemotePool
+from executor_adapter.pools.cluster.remote_agent import RemoteAgent
+
+logger = logging.getLogger("executor_adapter.cluster")
+
+FIRST_RETRY, MAX_RETRY = 1.0, 60.0
+"""Seconds after which a host that could not be reached is tried again: each further time twice as long."""
+_MAX_LINES = 20
+"""Lines of a host's stderr that are kept for the error."""
+_NOT_FOUND = (126, 127)
+"""Exit codes of a shell that cannot run the command."""
+_SSH_FAILED = 255
+_REAP_INTERVAL = 0.01
+_EXIT_MOMENT = 0.05
+"""Seconds between the end of ssh's output and its exit, whose code says what went wrong."""
+_EXIT_TIMEOUT = 2.0
+"""Seconds that ssh may take to end after its connection is closed."""
+
+
+class SshPool(RemotePool):
+    """Runs attempts on hosts that are reached by ssh."""
+
+    name: ClassVar[str] = "ssh"
+
+    def __init__(
+        self,
+        supervisor: PoolSupervisor,
+        max_workers: int,
+        *,
+        hosts: Sequence[SshHost],
+        ssh_command: Sequence[str] = ("ssh",),
+        **options: Any,
+    ) -> None:
+        super().__init__(supervisor, max_workers, lambda pool: SshHosts(pool, hosts, ssh_command), **options)
+
+
+class SshHosts(LeaseSource):
+    """Grants leases on a fixed list of hosts, evenly; starts the agent of a host when it is needed."""
+
+    keeps_idle = True
+
+    def __init__(self, pool: LeaseHolder, hosts: Sequence[SshHost], ssh_command: Sequence[str]) -> None:
+        self._pool = pool
+        self._supervisor = pool.supervisor
+        self._connections = [_Connection(self, host, ssh_command) for host in hosts]
+        self._unplaced = 0
+        """Leases that were asked for, and for which no host can be tried now."""
+        self._numbers = itertools.count(1)
+        self._retry: Timer | None = None
+        self._ending: set[subprocess.Popen[bytes]] = set()
+        """The ssh processes whose connection is closed, and that have not exited yet."""
+        self._on_closed: Callable[[], None] | None = None
+
+    # --- leases ---
+
+    def request(self, count: int) -> None:
+        self._unplaced += count
+        self._place()
+
+    def withdraw(self, count: int) -> None:
+        taken = min(count, self._unplaced)
+        self._unplaced -= taken
+        for connection in self._connections:
+            back = min(count - taken, connection.reserved)
+            connection.reserved -= back
+            taken += back
+
+    def release(self, agent: RemoteAgent, lease: int) -> None:
+        self._place()
+
+    def _place(self) -> None:
+        """Reserve a slot for each lease that was asked for, on the host with the largest share of free ones."""
+        now = self._supervisor.now()
+        while self._unplaced:
+            usable = [each for each in self._connections if each.retry_at <= now and each.free > 0]
+            best = max(usable, key=lambda each: each.free / each.host.slots, default=None)
+            if best is None:
+                self._retry_later()
+                return
+            self._unplaced -= 1
+            best.reserved += 1
+            if best.process is None:
+                self._start(best)
+            elif best.agent is not None and best.agent.is_ready:
+                self._grant(best)
+
+    def _grant(self, connection: _Connection) -> None:
+        while connection.reserved and connection.agent is not None:
+            connection.reserved -= 1
+            self._pool.granted(connection.agent, next(self._numbers))
+
+    def _retry_later(self) -> None:
+        waiting = [each.retry_at for each in self._connections if each.free > 0]
+        if waiting and self._retry is None:
+            self._retry = self._supervisor.call_at(min(waiting), self._on_retry)
+
+    def _on_retry(self) -> None:
+        self._retry = None
+        self._place()
+
+    # --- hosts ---
+
+    def _start(self, connection: _Connection) -> None:
+        try:
+            sock = connection.start(self._supervisor)
+        except OSError as error:
+            self._on_failure(connection, f"ssh cannot be started: {error}")
+        else:
+            connection.agent = self._pool.connect(SocketEnd(sock), connection.host.host)
+
+    def on_ready(self, agent: RemoteAgent) -> None:
+        connection = self._connection_of(agent)
+        connection.failures = 0
+        self._grant(connection)
+
+    def on_lost(self, agent: RemoteAgent, why: str) -> None:
+        connection = self._connection_of(agent)
+        was_ready, connection.agent = agent.is_ready, None
+        process = connection.end(self._supervisor, waits=not was_ready)
+        if process is not None:
+            process.terminate()
+            self._ending.add(process)
+            self._reap(process, self._supervisor.now() + _EXIT_TIMEOUT)
+        if was_ready:
+            self._on_failure(connection, "")
+        else:
+            self._on_failure(connection, f"{connection.host.host}: {connection.failure(why)}")
+
+    def _on_failure(self, connection: _Connection, why: str) -> None:
+        """Try the host again later, and meanwhile others; `why` is told where it was never connected."""
+        self._unplaced += connection.reserved
+        connection.reserved = 0
+        delay = min(FIRST_RETRY * 2**connection.failures, MAX_RETRY)
+        connection.failures += 1
+        connection.retry_at = self._supervisor.now() + delay
+        if why:
+            self._pool.not_granted(f"{why}: tried again in {delay:.0f} s")
+        self._supervisor.call_soon(self._place)
+
+    def _reap(self, process: subprocess.Popen[bytes], kill_at: float) -> None:
+        """Wait for ssh to exit, and kill it if it does not do so in time."""
+        if process.poll() is not None:
+            self._ending.discard(process)
+            self._continue_closing()
+            return
+        now = self._supervisor.now()
+        if now >= kill_at:
+            process.kill()
+        self._supervisor.call_at(now + _REAP_INTERVAL, lambda: self._reap(process, kill_at))
+
+    def _connection_of(self, agent: RemoteAgent) -> _Connection:
+        return next(each for each in self._connections if each.agent is agent)
+
+    def close(self, on_closed: Callable[[], None]) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+        self._unplaced = 0
+        self._on_closed = on_closed
+        self._continue_closing()
+
+    def _continue_closing(self) -> None:
+        if self._on_closed is not None and not self._ending:
+            on_closed, self._on_closed = self._on_closed, None
+            on_closed()
+
+
+class _Connection:
+    """One host: its ssh process while there is one, and what is reserved there."""
+
+    def __init__(self, source: SshHosts, host: SshHost, ssh_command: Sequence[str]) -> None:
+        self.host = host
+        self.agent: RemoteAgent | None = None
+        self.process: subprocess.Popen[bytes] | None = None
+        self.reserved = 0
+        """Leases that are to be granted here once the agent is ready."""
+        self.failures = 0
+        """Times in a row that the host could not be reached."""
+        self.retry_at = 0.0
+        self._ssh_command = ssh_command
+        self._lines: deque[str] = deque(maxlen=_MAX_LINES)
+        self._stderr = -1
+        self._partial = b""
+        self._exit_code: int | None = None
+
+    @property
+    def free(self) -> int:
+        """Slots that are neither leased nor reserved."""
+        leased = 0 if self.agent is None else self.agent.slots
+        return self.host.slots - leased - self.reserved
+
+    def start(self, supervisor: PoolSupervisor) -> socket.socket:
+        """Start ssh, and return our end of its stdin and stdout.
+
+        Raises:
+            OSError: ssh cannot be started.
+        """
+        self._lines.clear()
+        self._exit_code = None
+        ours, theirs = socket.socketpair()
+        reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        os.set_blocking(writer, True)
+        try:
+            fd, command = theirs.fileno(), agent_command(self.host, self._ssh_command)
+            self.process = subprocess.Popen(command, stdin=fd, stdout=fd, stderr=writer, start_new_session=True)
+        except OSError:
+            ours.close()
+            os.close(reader)
+            raise
+        finally:
+            theirs.close()
+            os.close(writer)
+        self._stderr = reader
+        supervisor.watch(reader, functools.partial(self._on_stderr, supervisor))
+        return ours
+
+    def _on_stderr(self, supervisor: PoolSupervisor) -> None:
+        self._read_stderr(supervisor)
+
+    def _read_stderr(self, supervisor: PoolSupervisor) -> bool:
+        """Read once. Return False if there was nothing to read, or nothing more can come."""
+        try:
+            chunk = os.read(self._stderr, 1 << 16)
+        except BlockingIOError:
+            return False
+        except OSError:
+            chunk = b""
+        *lines, self._partial = (self._partial + chunk).split(b"\n")
+        if not chunk:
+            lines.append(self._partial)
+            self._close_stderr(supervisor)
+        for line in lines:
+            if text := line.decode(errors="replace").strip():
+                self._lines.append(text)
+                logger.info("%s: %s", self.host.host, text)
+        return bool(chunk)
+
+    def _close_stderr(self, supervisor: PoolSupervisor) -> None:
+        if self._stderr >= 0:
+            supervisor.unwatch(self._stderr)
+            os.close(self._stderr)
+            self._stderr = -1
+            self._partial = b""
+
+    def end(self, supervisor: PoolSupervisor, *, waits: bool) -> subprocess.Popen[bytes] | None:
+        """Take note of how ssh ended, whose connection is closed, and `waits` a moment for that.
+
+        Return the process if it has not exited yet.
+        """
+        process, self.process = self.process, None
+        if process is None:
+            return None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._exit_code = process.wait(_EXIT_MOMENT if waits else 0)
+        while self._stderr >= 0 and self._read_stderr(supervisor):
+            pass
+        self._close_stderr(supervisor)
+        return process if self._exit_code is None else None
+
+    def failure(self, why: str) -> str:
+        """Return in words why the agent was not ready before its end."""
+        said = f": {'; '.join(self._lines)}" if self._lines else ""
+        if self._exit_code == _SSH_FAILED:
+            return f"ssh cannot connect{said}"
+        if self._exit_code in _NOT_FOUND:
+            return f"{self.host.python!r} cannot be run there: set the host's python{said}"
+        ended = why if self._exit_code is None else f"its agent ended with code {self._exit_code}"
+        return f"{ended} before it was ready{said}"

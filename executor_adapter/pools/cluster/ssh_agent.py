@@ -1,0 +1,33 @@
+"""The program of an agent that ssh starts: it serves its head over stdin and stdout."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+from executor_adapter.pools.cluster.agent import Agent
+from executor_adapter.pools.cluster.descriptions import print_description
+from executor_adapter.pools.cluster.link import PipeEnd
+
+
+def main() -> int:
+    """Serve a head over stdin and stdout, or print what this node is. Return the exit code."""
+    if sys.argv[1:] == ["--describe"]:
+        return print_description()
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    read_fd, write_fd = os.dup(0), os.dup(1)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    os.dup2(2, 1)  # What anything here prints must not get into the stream.
+    agent = Agent(PipeEnd(read_fd, write_fd), held_fds=(write_fd,))
+    agent.run()
+    if agent.refusal:
+        print(agent.refusal, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

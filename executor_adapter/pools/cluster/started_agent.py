@@ -1,0 +1,94 @@
+"""The program of an agent that an engine's worker starts: it connects to its head by TCP.
+
+Its stdin and stdout are pipes to the worker, and carry lines of JSON. The first line says where the head listens, the
+token, and the worker's sys.path, so that what an engine has brought there (uploaded files) is found. Further ones tell
+of leases. It says which leases are given back, and ends when the worker's end is closed: the worker's process has died.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import sys
+from typing import Any
+
+from executor_adapter.pools.cluster import frames
+from executor_adapter.pools.cluster.agent import Agent
+from executor_adapter.pools.cluster.handshake import HANDSHAKE_TIMEOUT, prove
+from executor_adapter.pools.cluster.link import SocketEnd
+from executor_adapter.worker import wire
+
+BOOTSTRAP = (
+    "import json\n"
+    "line = b''\n"
+    "while not line.endswith(b'\\n'):\n"
+    "    byte = os.read(0, 1)\n"
+    "    if not byte: sys.exit(0)\n"
+    "    line += byte\n"
+    "setup = json.loads(line)\n"
+    "from executor_adapter.pools.cluster.started_agent import main\n"
+    "sys.path[:] = setup['path']\n"
+    "sys.exit(main(setup))\n"
+)
+"""The program of the interpreter: the first line is read before anything of the user's can be imported."""
+
+
+def main(setup: dict[str, Any]) -> int:
+    """Connect to the head and serve it. Return the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    worker = _Worker()
+    host, port = setup["address"]
+    try:
+        sock = socket.create_connection((host, port), timeout=HANDSHAKE_TIMEOUT)
+        prove(sock, bytes.fromhex(setup["token"]))
+    except OSError as error:
+        worker.tell({"failed": f"the agent cannot reach its head at {host}, port {port}: {error}"})
+        return 1
+    agent = Agent(SocketEnd(sock), held_fds=(sock.fileno(),), node=setup["node"])
+    worker.serve(agent)
+    agent.run()
+    return 0
+
+
+class _Worker:
+    """The pipes to the engine's worker that has started this process."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = os.dup(0), os.dup(1)
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.close(null)
+        os.dup2(2, 1)
+        self._partial = b""
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Send a message to the worker."""
+        os.write(self._writer, json.dumps(message).encode() + b"\n")
+
+    def serve(self, agent: Agent) -> None:
+        """Pass on what worker and head tell of leases while the agent runs."""
+        os.set_blocking(self._reader, False)
+        agent.on_released = lambda lease: self.tell({"released": lease})
+        agent.watch(self._reader, lambda: self._read(agent))
+
+    def _read(self, agent: Agent) -> None:
+        try:
+            chunk = os.read(self._reader, 1 << 16)
+        except BlockingIOError:
+            return
+        if not chunk:
+            agent.unwatch(self._reader)
+            agent.end()
+            return
+        *lines, self._partial = (self._partial + chunk).split(b"\n")
+        for line in lines:
+            message = json.loads(line)
+            if "lease" in message:
+                agent.link.send(wire.pack_frame(frames.LEASED, word=message["lease"]))
+            if "leaving" in message:
+                agent.leave()
+            if "answer" in message:
+                self.tell(message)
+        agent.link.flush()

@@ -1,0 +1,42 @@
+"""Functions of the jobs of the cluster tests, importable on a node."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+
+def parent_of_agent() -> int:
+    """Return the pid of the agent that runs this function: the parent of the guardian of its worker."""
+    return _parent(os.getppid())
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def note_times(folder: str, seconds: float, job: int = 0) -> int:
+    """Write the agent's pid, and then the time over and over, as long as it runs; a child of its own does so too."""
+    name = f"{time.monotonic():.6f}-{os.getpid()}-{job}"
+    agent = parent_of_agent()
+    child = subprocess.Popen(["/bin/sh", "-c", f"while :; do touch {folder}/{name}.child; sleep 0.01; done"])
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        with Path(folder, name).open("a") as file:
+            file.write(f"{agent} {time.monotonic()}\n")
+        time.sleep(0.005)
+    child.kill()
+    child.wait()
+    return agent
+
+
+def size_of(value: bytes) -> int:
+    """Return the number of bytes of an argument."""
+    return len(value)
+
+
+def zeros(size: int) -> bytes:
+    """Return a large value."""
+    return bytes(size)

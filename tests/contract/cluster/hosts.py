@@ -1,0 +1,84 @@
+"""Three hosts on one network, each a network namespace of this machine with an ssh server or a Dask worker of its own.
+
+They share the machine's clock and files, so that what ran where and when can be compared. It needs root and `ip`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+
+HOSTS = {"far1": "10.55.0.1", "far2": "10.55.0.2", "far3": "10.55.0.3"}
+CLIENT = "10.55.0.254"
+BRIDGE = "eafar"
+
+CAN_MAKE_HOSTS = os.geteuid() == 0 and shutil.which("ip") is not None
+
+
+def _ip(*arguments: str) -> str:
+    done = subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+    return done.stdout
+
+
+def inside(host: str) -> list[str]:
+    """Return the start of a command that runs on the host."""
+    return ["ip", "netns", "exec", host]
+
+
+def cut_off(host: str) -> None:
+    """Let nothing pass to the host or from it: no packet, and no error either."""
+    _ip("link", "set", f"ea{host}", "down")
+
+
+def connect(host: str) -> None:
+    """End what `cut_off` did."""
+    _ip("link", "set", f"ea{host}", "up")
+
+
+def pids_on(host: str) -> list[int]:
+    """Return the processes on the host."""
+    return [int(pid) for pid in _ip("netns", "pids", host).split()]
+
+
+def switch_off(host: str) -> None:
+    """Kill everything on the host."""
+    for pid in pids_on(host):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def three_hosts() -> Iterator[None]:
+    """Make the hosts, and remove them and all that runs there."""
+    _remove()
+    _ip("link", "add", BRIDGE, "type", "bridge")
+    _ip("addr", "add", f"{CLIENT}/24", "dev", BRIDGE)
+    _ip("link", "set", BRIDGE, "up")
+    for host, address in HOSTS.items():
+        _ip("netns", "add", host)
+        _ip("link", "add", f"ea{host}", "type", "veth", "peer", "name", "eth0", "netns", host)
+        _ip("link", "set", f"ea{host}", "master", BRIDGE, "up")
+        for command in (
+            ["addr", "add", f"{address}/24", "dev", "eth0"],
+            ["link", "set", "eth0", "up"],
+            ["link", "set", "lo", "up"],
+            ["route", "add", "default", "via", CLIENT],
+        ):
+            subprocess.run([*inside(host), "ip", *command], check=True)
+    try:
+        yield
+    finally:
+        _remove()
+
+
+def _remove() -> None:
+    made = {line.split()[0] for line in _ip("netns", "list").splitlines() if line.strip()}
+    for host in made & HOSTS.keys():
+        switch_off(host)
+        _ip("netns", "del", host)
+    for link in (BRIDGE, *(f"ea{host}" for host in HOSTS)):
+        subprocess.run(["ip", "link", "del", link], check=False, capture_output=True)

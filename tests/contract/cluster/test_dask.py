@@ -1,0 +1,189 @@
+"""Tests jobs on a real Dask cluster: leases, lost workers, and what a program needs that does not use it."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pytest_mock import MockerFixture
+
+from executor_adapter import Job, JobExecutor, RetryPolicy
+from executor_adapter.cli.cluster_checks import check_cluster
+from executor_adapter.config import ClusterSettings, DaskSettings, Settings
+from executor_adapter.exceptions import ConfigurationError, InvalidJobError, JobTimeoutError
+from executor_adapter.monitoring import Level
+from executor_adapter.pools.cluster.handshake import Door
+from executor_adapter.pools.cluster.pool import RemotePool
+from executor_adapter.pools.cluster.remote_agent import RemoteAgent
+from executor_adapter.pools.loop import SupervisorLoop
+from tests.contract.cluster import functions
+from tests.contract.cluster.conftest import Runs
+from tests.contract.cluster.dask_cluster import DaskCluster, dask_cluster
+from tests.contract.conftest import wait_for
+from tests.contract.functions import wait_for_file
+from tests.insides import supervisor_of
+
+AT_ONCE = RetryPolicy(retry_delay=0.0, jitter=0.0)
+
+
+def executor_of(cluster: DaskCluster, max_workers: int, **settings: float) -> JobExecutor:
+    dask = DaskSettings(**json.loads(cluster.settings()))
+    return JobExecutor(max_workers, config=Settings(cluster=ClusterSettings(dask=dask, **settings)))
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskCluster]:
+    """A cluster of two workers with one thread each; tests may kill workers and start others."""
+    with dask_cluster(tmp_path_factory.mktemp("dask"), workers=2, threads=1) as made:
+        yield made
+
+
+def agents_of(executor: JobExecutor) -> list[RemoteAgent]:
+    pool = supervisor_of(executor).pools.made["dask"]
+    assert isinstance(pool, RemotePool)
+    return pool.agents
+
+
+def test_leases_are_asked_for_and_given_back(cluster: DaskCluster, tmp_path: Path) -> None:
+    """Jobs run on both workers within their limits; leases that are idle go back, and later jobs get new ones."""
+    with executor_of(cluster, 2, lease_idle=0.5) as executor:
+        go = str(tmp_path / "go")
+        both = [executor.submit(Job(function=wait_for_file, args=(go,), pool="dask")) for _ in range(2)]
+        wait_for(lambda: all(future.running() for future in both), seconds=30)
+        Path(go).touch()
+        for future in both:
+            future.result(timeout=30)
+        assert len({future.job.attempts[0].node for future in both}) == 2
+        late = Job(function=time.sleep, args=(30,), pool="dask", max_runtime=0.3, retry_attempts=0)
+        with pytest.raises(JobTimeoutError):
+            executor.submit(late).result(timeout=20)
+        many = executor.map(functions.size_of, [bytes(size) for size in range(300)], pool="dask")
+        assert [result.value for result in many] == list(range(300))
+        wait_for(lambda: not agents_of(executor))
+        assert executor.run(Job(function=functions.size_of, args=(b"again",), pool="dask")) == 5
+
+
+def test_the_jobs_of_a_killed_worker_run_again_and_once_each(cluster: DaskCluster, runs: Runs) -> None:
+    """A killed Dask worker's running job is NODE_LOST and retried once nothing of it is alive; the others complete."""
+    with executor_of(cluster, 2) as executor:
+        fields = {"args": (str(runs.folder), 3.0), "pool": "dask", "retry": AT_ONCE}
+        jobs = [Job(function=functions.note_times, **fields) for _ in range(3)]
+        futures = [executor.submit(job) for job in jobs]
+        wait_for(lambda: len(runs.agents()) == 2, seconds=30)
+        lost = executor.running()[0]
+        node = lost.live.assignment.node
+        victim = next(each for each in cluster.workers if _listens_at(each, node))
+        killed_at = time.monotonic()
+        victim.kill()
+        victim.wait()
+        wait_for(lambda: lost.attempts)
+        assert time.monotonic() - killed_at < 1.0
+        for future in futures:
+            future.result(timeout=30)
+    codes = {job.job_id: [attempt.error_code for attempt in job.attempts] for job in jobs}
+    assert codes.pop(lost.job_id) == ["NODE_LOST", None]
+    assert list(codes.values()) == [[None], [None]]
+    cluster.start_worker(1)
+
+
+def _listens_at(worker: subprocess.Popen[bytes], node: str) -> bool:
+    """Return whether a worker's process is the one whose address is the name of the node."""
+    port = f":{int(node.rpartition(':')[2]):04X}"
+    for line in Path(f"/proc/{worker.pid}/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[1].endswith(port) and fields[3] == "0A":
+            link = f"socket:[{fields[9]}]"
+            return any(fd.readlink() == Path(link) for fd in Path(f"/proc/{worker.pid}/fd").iterdir())
+    return False
+
+
+def test_an_executor_can_name_the_cluster(cluster: DaskCluster) -> None:
+    """`JobExecutor(address=...)` runs its Dask jobs on that cluster; what is no address is refused."""
+    with JobExecutor(1, config=Settings(), address=cluster.address) as executor:
+        job = Job(function="os:getpid", pool="dask")
+        executor.submit(job).result(timeout=30)
+    assert str(job.attempts[0].node).startswith("tcp://127.0.0.1:")
+    with pytest.raises(
+        ConfigurationError, match="address: 'scheduler' is not allowed: must be like tcp://scheduler:8786"
+    ):
+        JobExecutor(1, config=Settings(), address="scheduler")
+
+
+def test_doctor_asks_the_workers(cluster: DaskCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checks of `doctor` find workers fine that are like this machine, and say which do not reach it."""
+    settings = DaskSettings(address=cluster.address)
+    assert {found.level for found in check_cluster(ClusterSettings(dask=settings))} == {Level.FINE}
+    monkeypatch.setattr("executor_adapter.pools.cluster.descriptions.ANSWER_TIMEOUT", 0.5)
+    (closed,) = check_cluster(ClusterSettings(dask=DaskSettings(address="tcp://127.0.0.1:1")))
+    assert closed.level is Level.WRONG
+
+
+def test_without_an_address_a_local_cluster_is_started() -> None:
+    """pool="dask" without an address runs on a cluster that ends with the executor."""
+    with JobExecutor(1, config=Settings()) as executor:
+        job = Job(function="os:getpid", pool="dask")
+        executor.submit(job).result(timeout=30)
+    assert job.attempts[0].pool == "dask"
+
+
+def test_without_dask_a_job_is_refused_with_the_command_that_installs_it(mocker: MockerFixture) -> None:
+    """Where the extra is missing, a job with pool="dask" is refused at submit."""
+    mocker.patch("executor_adapter.executor.pool_factory.has_dask", return_value=False)
+    with JobExecutor(1, config=Settings()) as executor:
+        with pytest.raises(InvalidJobError, match=r"pip install 'prefect-executor-adapter\[dask\]'"):
+            executor.submit(Job(function="os:getpid", pool="dask"))
+
+
+def test_a_program_without_dask_jobs_imports_nothing_of_dask() -> None:
+    """Neither the package nor an executor of another pool imports Dask."""
+    code = (
+        "import sys\n"
+        "from executor_adapter import Job, JobExecutor\n"
+        "with JobExecutor(1) as executor: executor.run(Job(function='os:getpid', pool='process'))\n"
+        "assert not {'dask', 'distributed', 'ray'} & sys.modules.keys()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+# --- who may connect ---
+
+
+@pytest.mark.parametrize("answer", [b"x" * 64, b"", b"x" * 10], ids=["wrong", "silent", "short"])
+def test_a_connection_that_does_not_know_the_token_is_closed(answer: bytes) -> None:
+    """What connects without the token gets no agent: only its 64 bytes of proof are ever read."""
+    loop = SupervisorLoop()
+    accepted: list[socket.socket] = []
+    door = Door(_Supervisor(loop), "127.0.0.1", b"t" * 32, accepted.append)  # type: ignore[arg-type]
+    with socket.create_connection(door.address) as sock:
+        loop.run_due()
+        sock.sendall(answer)
+        sock.shutdown(socket.SHUT_WR)
+        wait_for(lambda: loop.run_due() or _is_closed(sock))
+    assert accepted == []
+    door.close()
+    loop.close()
+
+
+def _is_closed(sock: socket.socket) -> bool:
+    sock.settimeout(0.01)
+    try:
+        while sock.recv(100):
+            pass
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        pass
+    return True
+
+
+class _Supervisor:
+    """What a Door needs of a supervisor, on a loop that the test turns."""
+
+    def __init__(self, loop: SupervisorLoop) -> None:
+        self.watch, self.unwatch, self.call_at, self.now = loop.watch, loop.unwatch, loop.call_at, loop.now

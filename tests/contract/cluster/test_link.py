@@ -1,0 +1,121 @@
+"""Tests the stream between a head and an agent: frames, and large values in chunks between them."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from executor_adapter.pools.cluster import frames
+from executor_adapter.pools.cluster.link import CHUNK_BYTES, ArrivingFiles, Link, PipeEnd, SocketEnd
+from executor_adapter.pools.loop import SupervisorLoop
+from executor_adapter.worker import wire
+from tests.contract.conftest import wait_for
+
+
+class Pair:
+    """Two links to one another on one loop, and what the second one has received."""
+
+    def __init__(self) -> None:
+        self.loop = SupervisorLoop()
+        self.received: list[wire.Frame] = []
+        self.lost: list[str] = []
+        ours, theirs = socket.socketpair()
+        self.sender = self._link(SocketEnd(ours), "sender")
+        self.receiver = self._link(PipeEnd(os.dup(theirs.fileno()), os.dup(theirs.fileno())), "receiver")
+        theirs.close()
+
+    def _link(self, end: SocketEnd | PipeEnd, name: str) -> Link:
+        loop: SupervisorLoop = self.loop
+        return Link(loop, end, self.received.extend, lambda: self.lost.append(name))  # type: ignore[arg-type]
+
+    def until(self, condition: Callable[[], object]) -> None:
+        wait_for(lambda: self.loop.run_due() or condition())
+
+    def kinds(self) -> list[tuple[int, int]]:
+        return [(kind, seq) for kind, _, _, seq, *_ in self.received]
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    made = Pair()
+    yield made
+    made.sender.close()
+    made.receiver.close()
+    made.loop.close()
+
+
+def memory_file(size: int) -> int:
+    fd = os.memfd_create("test")
+    os.truncate(fd, size)
+    return fd
+
+
+def test_frames_arrive_in_order_and_whole(pair: Pair) -> None:
+    """Frames of any size arrive in the order in which they were sent."""
+    bodies = [bytes([n]) * size for n, size in enumerate((0, 1, 100, 700_000, 3, 2_000_000))]
+    for seq, body in enumerate(bodies):
+        pair.sender.send(wire.pack_frame(wire.MESSAGE, seq=seq, body=body))
+    pair.sender.flush()
+    pair.until(lambda: len(pair.received) == len(bodies))
+    assert [frame[-1] for frame in pair.received] == bodies
+
+
+def test_a_frame_waits_for_one_chunk_at_most(pair: Pair) -> None:
+    """A frame that is sent while large values are on their way overtakes all but the chunk that is being sent."""
+    for seq in (1, 2):
+        pair.sender.send_file(seq, memory_file(20 * CHUNK_BYTES), wire.pack_frame(wire.CALL, seq=seq))
+    pair.sender.flush()
+    pair.until(lambda: pair.received)
+    before = len(pair.received)
+    pair.sender.send(wire.pack_frame(frames.STOP, seq=7))
+    pair.sender.flush()
+    pair.until(lambda: (wire.CALL, 2) in pair.kinds())
+    kinds = pair.kinds()
+    assert kinds.index((frames.STOP, 7)) <= before + 2
+    assert {seq for kind, seq in kinds[:8] if kind == frames.FILE} == {1, 2}, "large values take turns"
+    assert kinds.index((wire.CALL, 1)) > kinds.index((frames.STOP, 7))
+
+
+def test_a_large_value_arrives_as_it_was(pair: Pair) -> None:
+    """The chunks of a value make up the same memory file, before the frame that needs it."""
+    content = os.urandom(2 * CHUNK_BYTES + 12345)
+    fd = os.memfd_create("test")
+    os.write(fd, content)
+    pair.sender.send_file(5, fd, wire.pack_frame(wire.CALL, seq=5))
+    pair.sender.flush()
+    pair.until(lambda: (wire.CALL, 5) in pair.kinds())
+    files = ArrivingFiles()
+    for kind, _, _, seq, _, _, _, body in pair.received:
+        if kind == frames.FILE:
+            files.add(seq, body)
+    taken = files.take(5)
+    assert os.read(taken, len(content) + 1) == content
+    os.close(taken)
+    assert files.take(6) == -1
+
+
+def test_a_value_that_is_not_needed_is_not_sent_to_its_end(pair: Pair) -> None:
+    """The rest of a cancelled value and its frame are left out, and the receiver is told to drop what it has."""
+    pair.sender.send_file(1, memory_file(20 * CHUNK_BYTES), wire.pack_frame(wire.CALL, seq=1))
+    pair.sender.flush()
+    pair.until(lambda: pair.received)
+    assert pair.sender.cancel_file(1)
+    assert not pair.sender.cancel_file(1)
+    pair.sender.flush()
+    pair.until(lambda: (frames.DROP_FILE, 1) in pair.kinds())
+    assert (wire.CALL, 1) not in pair.kinds()
+    assert not pair.sender.sends_files
+
+
+def test_the_end_of_a_stream_is_reported_once(pair: Pair) -> None:
+    """A link whose other end is closed says so once, and drops what it is told to send."""
+    pair.sender.close()
+    pair.until(lambda: pair.lost)
+    pair.loop.run_due()
+    assert pair.lost == ["receiver"]
+    pair.receiver.send(wire.pack_frame(frames.BEAT))
+    pair.receiver.flush()
+    assert not pair.receiver.has_unsent_frames

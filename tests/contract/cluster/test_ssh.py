@@ -1,0 +1,200 @@
+"""Tests jobs on hosts that are reached by a real ssh server: what is promised there, and what happens to lost nodes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from executor_adapter import Job, JobExecutor, RetryPolicy
+from executor_adapter.cli.cluster_checks import check_cluster
+from executor_adapter.config import ClusterSettings, Settings, SshHostSettings, SshSettings
+from executor_adapter.exceptions import InvalidJobError, JobSerializationError, JobTimeoutError, WorkerUnavailableError
+from executor_adapter.monitoring import Level
+from executor_adapter.pools.cluster.descriptions import describe, differences
+from tests.contract.cluster import functions
+from tests.contract.cluster.conftest import MakeSshExecutor, Runs
+from tests.contract.cluster.sshd import SshServer
+from tests.contract.conftest import wait_for
+from tests.contract.functions import wait_for_file
+
+AT_ONCE = RetryPolicy(retry_delay=0.0, jitter=0.0)
+
+
+def test_jobs_run_on_all_hosts_with_the_limits_of_a_process_pool(
+    make_ssh_executor: MakeSshExecutor, tmp_path: Path
+) -> None:
+    """Jobs run on both hosts, each attempt names its node, and a job past its limit is dead."""
+    executor = make_ssh_executor()
+    go = str(tmp_path / "go")
+    both = [executor.submit(Job(function=wait_for_file, args=(go,), pool="ssh")) for _ in range(2)]
+    wait_for(lambda: all(future.running() for future in both), seconds=30)
+    Path(go).touch()
+    for future in both:
+        future.result(timeout=20)
+    assert {future.job.attempts[0].node for future in both} == {"node1", "node2"}
+    late = Job(function=time.sleep, args=(30,), pool="ssh", max_runtime=0.3, retry_attempts=0)
+    with pytest.raises(JobTimeoutError, match=r"max_runtime=0\.3"):
+        executor.submit(late).result(timeout=20)
+    assert late.attempts[0].kill_seconds is not None
+    many = executor.map(functions.size_of, [bytes(size) for size in range(300)], pool="ssh")
+    assert [result.value for result in many] == list(range(300))
+
+
+def test_large_values_pass_in_both_directions(make_ssh_executor: MakeSshExecutor) -> None:
+    """Large arguments and results arrive whole, and a job that is cancelled meanwhile harms no other."""
+    executor = make_ssh_executor(1)
+    size = 20_000_000
+    cancelled = executor.submit(Job(function=functions.size_of, args=(bytes(size),), pool="ssh"))
+    sent = executor.submit(Job(function=functions.size_of, args=(bytes(size + 1),), pool="ssh"))
+    returned = executor.submit(Job(function=functions.zeros, args=(size,), pool="ssh"))
+    cancelled.cancel()
+    assert sent.result(timeout=30) == size + 1
+    assert returned.result(timeout=30) == bytes(size)
+
+
+def test_a_lost_agent_s_job_is_retried_once_nothing_of_it_is_alive(
+    make_ssh_executor: MakeSshExecutor, runs: Runs
+) -> None:
+    """The job of an agent that is killed is NODE_LOST, which is no crash, and its retry overlaps with nothing of it."""
+    executor = make_ssh_executor()
+    job = Job(function=functions.note_times, args=(str(runs.folder), 1.0), pool="ssh", retry=AT_ONCE)
+    future = executor.submit(job)
+    wait_for(runs.agents, seconds=30)
+    time.sleep(0.1)
+    killed_at = time.monotonic()
+    os.kill(runs.agents()[0], signal.SIGKILL)
+    wait_for(lambda: job.attempts)
+    known_at = time.monotonic()
+    future.result(timeout=20)
+    assert [attempt.error_code for attempt in job.attempts] == ["NODE_LOST", None]
+    assert job.state.crashes == 0
+    (_, ended), (begun, _) = runs.spans()
+    assert ended < begun
+    assert runs.last_sign_of_child(0) < time.time() - (time.monotonic() - begun)
+    assert known_at - killed_at < 1.0
+
+
+def test_the_trees_of_a_stopped_agent_are_killed_before_their_retry(
+    make_ssh_executor: MakeSshExecutor, runs: Runs
+) -> None:
+    """An agent that is stopped is given up after its guardian has killed what it ran."""
+    lost_after = 1.0
+    executor = make_ssh_executor(lost_after=lost_after)
+    job = Job(function=functions.note_times, args=(str(runs.folder), 3.0), pool="ssh", retry=AT_ONCE)
+    future = executor.submit(job)
+    wait_for(runs.agents, seconds=30)
+    agent = runs.agents()[0]
+    stopped_at = time.monotonic()
+    os.kill(agent, signal.SIGSTOP)
+    try:
+        wait_for(lambda: job.attempts)
+        known_at = time.monotonic()
+        wait_for(lambda: len(runs.spans()) == 2)
+        (_, ended), (begun, _) = runs.spans()
+        assert ended < begun
+        assert runs.last_sign_of_child(0) < time.time() - (time.monotonic() - begun)
+        assert ended - stopped_at < lost_after + 0.5
+        assert known_at - stopped_at < 1.25 * lost_after + 1
+    finally:
+        os.kill(agent, signal.SIGCONT)
+    future.result(timeout=20)
+    assert [attempt.error_code for attempt in job.attempts] == ["NODE_LOST", None]
+
+
+def test_a_host_that_cannot_be_reached_leaves_its_jobs_to_others(
+    two_ssh_hosts: SshServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Jobs run on the hosts that answer, and the log says in words what is wrong with the other."""
+    hosts = (
+        SshHostSettings(host="node1", slots=2, python="/nowhere/python"),
+        SshHostSettings(host="node2", python=two_ssh_hosts.python),
+    )
+    ssh = SshSettings(hosts=hosts, command=tuple(two_ssh_hosts.command))
+    with JobExecutor(2, config=Settings(cluster=ClusterSettings(ssh=ssh))) as executor:
+        futures = [executor.submit(Job(function="os:getpid", pool="ssh")) for _ in range(4)]
+        assert len({future.result(timeout=20) for future in futures}) == 1
+        assert {future.job.attempts[0].node for future in futures} == {"node2"}
+    assert "node1: '/nowhere/python' cannot be run there: set the host's python" in caplog.text
+
+
+def test_without_any_host_jobs_fail_in_words(two_ssh_hosts: SshServer) -> None:
+    """Jobs that no host can run fail as WORKER_UNAVAILABLE after node_timeout, and the error says what ssh said."""
+    ssh = SshSettings(hosts=(SshHostSettings(host="nowhere.invalid"),), command=tuple(two_ssh_hosts.command))
+    with JobExecutor(1, config=Settings(cluster=ClusterSettings(ssh=ssh, node_timeout=1.0))) as executor:
+        job = Job(function="os:getpid", pool="ssh", retry_attempts=0)
+        with pytest.raises(WorkerUnavailableError, match=r"no node of pool='ssh'.*nowhere.invalid: ssh cannot connect"):
+            executor.submit(job).result(timeout=20)
+    assert job.state.crashes == 0
+
+
+def test_jobs_without_configured_hosts_are_refused() -> None:
+    """A job with pool="ssh" is refused at submit where no host is configured."""
+    with JobExecutor(1, config=Settings()) as executor:
+        with pytest.raises(InvalidJobError, match=r"pool='ssh' needs hosts: set cluster\.ssh\.hosts"):
+            executor.submit(Job(function="os:getpid", pool="ssh"))
+
+
+def test_resources_are_refused_on_other_machines(make_ssh_executor: MakeSshExecutor) -> None:
+    """A job that takes resources, which are counted on this machine, is refused where it would run on another one."""
+    with pytest.raises(InvalidJobError, match=r"resources=\{'CPU': 1.*pool='ssh' runs on others"):
+        make_ssh_executor().submit(Job(function="os:getpid", pool="ssh", resources={"CPU": 1}))
+
+
+def test_doctor_says_what_differs_on_hosts(two_ssh_hosts: SshServer) -> None:
+    """The checks of `doctor` find hosts fine that are like this machine, and say what is wrong with others."""
+    hosts = (
+        SshHostSettings(host="node1", python=two_ssh_hosts.python),
+        SshHostSettings(host="node2", python="/nowhere/python"),
+    )
+    ssh = SshSettings(hosts=hosts, command=tuple(two_ssh_hosts.command))
+    same, missing = check_cluster(ClusterSettings(ssh=ssh))
+    assert (same.level, missing.level) == (Level.FINE, Level.WRONG)
+    assert "/nowhere/python" in missing.found
+    described = {**describe(), "time": time.time() + 60, "python": "3.9"}
+    described["packages"] = {**described["packages"], "cloudpickle": None}
+    assert differences("far", described) == [
+        f"node far has Python 3.9, and this program {describe()['python']}: use the same on both",
+        f"cloudpickle is missing there, {describe()['packages']['cloudpickle']} here",
+        "its clock is 60 s ahead",
+    ]
+
+
+# --- code ---
+
+
+@pytest.fixture
+def module_of_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """A module of the program that no node has."""
+    (tmp_path / "only_here.py").write_text("STEP = 2\ndef double(value):\n    return value * STEP\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    yield importlib.import_module("only_here")
+    del sys.modules["only_here"]
+
+
+def test_functions_that_a_node_lacks_are_sent_by_value(
+    make_ssh_executor: MakeSshExecutor, module_of_program: ModuleType
+) -> None:
+    """A function whose module is not on the node runs there with the globals that it uses."""
+    executor = make_ssh_executor(1)
+    assert executor.submit(Job(function=module_of_program.double, args=(21,), pool="ssh")).result(timeout=20) == 42
+
+
+def test_another_version_of_a_module_on_a_node_is_not_run(
+    make_ssh_executor: MakeSshExecutor, module_of_program: ModuleType
+) -> None:
+    """A function that a node lacks, and that cannot be sent by value, fails with what to do."""
+    module_of_program.STEP = threading.Lock()  # No pickle can hold it.
+    executor = make_ssh_executor(1)
+    job = Job(function=module_of_program.double, args=(21,), pool="ssh")
+    with pytest.raises(JobSerializationError, match="the module only_here is not on this node, and only_here:double"):
+        executor.submit(job).result(timeout=20)
