@@ -45,6 +45,8 @@ class Step(NamedTuple):
     attempt: int
     error: BaseException | None
     retry_at: float | None
+    node: str | None = None
+    """The host on which the attempt begins, if that is another one."""
 
 
 def step_of(transition: Transition) -> Step:
@@ -53,8 +55,10 @@ def step_of(transition: Transition) -> Step:
     state = job.state
     if status in TERMINAL:
         at = state.completed_at or at
-    elif status is JobStatus.RUNNING and attempt <= 1:
-        at = state.started_at or at
+    elif status is JobStatus.RUNNING:
+        at = (state.started_at or at) if attempt <= 1 else at
+        if job.live.assignment is not None:
+            return Step(status, at, attempt, error, state.retry_at, job.live.assignment.node)
     return Step(status, at, attempt, error, state.retry_at)
 
 
@@ -137,7 +141,7 @@ class JobHistory(TaskRunHistory[Step]):
     def message_of(self, step: Step) -> str:
         """Return the message of the state that a step leads to."""
         if step.error is None:
-            return ""
+            return "" if step.node is None else f"on {step.node}"
         if step.status is JobStatus.RETRYING:
             return awaiting_retry_message(step.error, attempt=step.attempt, attempts=self._max_attempts)
         return failure_message(step.error) if step.status in TERMINAL else ""
