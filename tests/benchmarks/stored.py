@@ -115,7 +115,7 @@ def _past_record(number: int, at: float, host: str) -> JobRecord:
         completed_at=at + 60,
         error_code="NETWORK_ERROR" if failed else None,
         error_message="could not be reached" if failed else None,
-        attempt_fields=((1, "thread", None, 1.0, 59.0, None, None, None, None, None, None),),
+        attempt_fields=((1, "thread", None, 1.0, 59.0, None, None, None, None, None, None, None),),
         metadata={"collection_type": "manual"},
         call='{"function": "tests.benchmarks.functions:nothing", "kwargs": {"tool_name": "tool"}}',
         host=host,

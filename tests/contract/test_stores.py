@@ -96,8 +96,8 @@ FULL = JobRecord(
     records_processed=3_000_000_000,
     progress=Progress(1.5, 3, "half"),
     attempt_fields=(
-        (1, "process", 7, 0.5, 1.5, None, None, None, 9, "X", "killed"),
-        (2, "process", 8, 0.5, 1.5, 0.25, 1 << 40, 0, None, None, None),
+        (1, "process", 7, 0.5, 1.5, None, None, None, 9, "X", "killed", "node1"),
+        (2, "process", 8, 0.5, 1.5, 0.25, 1 << 40, 0, None, None, None, None),
     ),
     metadata={"collection_type": "manual", "deep": [1, {"a": None}]},
     priority=-3,

@@ -33,6 +33,12 @@ def make_ssh_executor(two_ssh_hosts: SshServer) -> Iterator[MakeSshExecutor]:
         executor.shutdown(timeout=0)
 
 
+def guardian_of(agent: int) -> int:
+    """Return the pid of an agent's guardian, its only child."""
+    (guardian,) = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
+    return int(guardian)
+
+
 class Runs:
     """What `functions.note_times` has written: when each of its runs began, and until when something of it lived."""
 

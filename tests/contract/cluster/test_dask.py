@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 from pytest_mock import MockerFixture
 
-from executor_adapter import Job, JobExecutor, RetryPolicy
+from executor_adapter import Job, JobExecutor, JobFuture, RetryPolicy
 from executor_adapter.cli.cluster_checks import check_cluster
 from executor_adapter.config import ClusterSettings, DaskSettings, Settings
 from executor_adapter.exceptions import ConfigurationError, InvalidJobError, JobTimeoutError
@@ -23,7 +25,7 @@ from executor_adapter.pools.cluster.pool import RemotePool
 from executor_adapter.pools.cluster.remote_agent import RemoteAgent
 from executor_adapter.pools.loop import SupervisorLoop
 from tests.contract.cluster import functions
-from tests.contract.cluster.conftest import Runs
+from tests.contract.cluster.conftest import Runs, guardian_of
 from tests.contract.cluster.dask_cluster import DaskCluster, dask_cluster
 from tests.contract.conftest import wait_for
 from tests.contract.functions import wait_for_file
@@ -53,12 +55,7 @@ def agents_of(executor: JobExecutor) -> list[RemoteAgent]:
 def test_leases_are_asked_for_and_given_back(cluster: DaskCluster, tmp_path: Path) -> None:
     """Jobs run on both workers within their limits; leases that are idle go back, and later jobs get new ones."""
     with executor_of(cluster, 2, lease_idle=0.5) as executor:
-        go = str(tmp_path / "go")
-        both = [executor.submit(Job(function=wait_for_file, args=(go,), pool="dask")) for _ in range(2)]
-        wait_for(lambda: all(future.running() for future in both), seconds=30)
-        Path(go).touch()
-        for future in both:
-            future.result(timeout=30)
+        both = run_on_both_workers(executor, tmp_path)
         assert len({future.job.attempts[0].node for future in both}) == 2
         late = Job(function=time.sleep, args=(30,), pool="dask", max_runtime=0.3, retry_attempts=0)
         with pytest.raises(JobTimeoutError):
@@ -90,6 +87,38 @@ def test_the_jobs_of_a_killed_worker_run_again_and_once_each(cluster: DaskCluste
     assert codes.pop(lost.job_id) == ["NODE_LOST", None]
     assert list(codes.values()) == [[None], [None]]
     cluster.start_worker(1)
+
+
+def test_a_killed_agent_s_job_is_retried_once_nothing_of_it_is_alive(
+    cluster: DaskCluster, runs: Runs, tmp_path: Path
+) -> None:
+    """The loss of an agent that is killed is known only when its guardian has killed all that it had started."""
+    with executor_of(cluster, 2) as executor:
+        run_on_both_workers(executor, tmp_path)
+        job = Job(function=functions.note_times, args=(str(runs.folder), 2.0), pool="dask", retry=AT_ONCE)
+        future = executor.submit(job)
+        wait_for(runs.agents, seconds=30)
+        guardian = guardian_of(runs.agents()[0])
+        os.kill(guardian, signal.SIGSTOP)
+        os.kill(runs.agents()[0], signal.SIGKILL)
+        time.sleep(0.3)
+        assert not job.attempts
+        os.kill(guardian, signal.SIGCONT)
+        future.result(timeout=30)
+    assert [attempt.error_code for attempt in job.attempts] == ["NODE_LOST", None]
+    (_, _, ended), (_, begun, _) = runs.lives()
+    assert ended < begun
+
+
+def run_on_both_workers(executor: JobExecutor, folder: Path) -> list[JobFuture]:
+    """Run two jobs at once, so that both workers have an agent; return their futures."""
+    go = folder / "go"
+    both = [executor.submit(Job(function=wait_for_file, args=(str(go),), pool="dask")) for _ in range(2)]
+    wait_for(lambda: all(future.running() for future in both), seconds=30)
+    go.touch()
+    for future in both:
+        future.result(timeout=30)
+    return both
 
 
 def _listens_at(worker: subprocess.Popen[bytes], node: str) -> bool:

@@ -14,14 +14,14 @@ from types import ModuleType
 
 import pytest
 
-from executor_adapter import Job, JobExecutor, RetryPolicy
+from executor_adapter import Job, JobExecutor, JobFuture, RetryPolicy
 from executor_adapter.cli.cluster_checks import check_cluster
 from executor_adapter.config import ClusterSettings, Settings, SshHostSettings, SshSettings
 from executor_adapter.exceptions import InvalidJobError, JobSerializationError, JobTimeoutError, WorkerUnavailableError
 from executor_adapter.monitoring import Level
 from executor_adapter.pools.cluster.descriptions import describe, differences
 from tests.contract.cluster import functions
-from tests.contract.cluster.conftest import MakeSshExecutor, Runs
+from tests.contract.cluster.conftest import MakeSshExecutor, Runs, guardian_of
 from tests.contract.cluster.sshd import SshServer
 from tests.contract.conftest import wait_for
 from tests.contract.functions import wait_for_file
@@ -29,17 +29,23 @@ from tests.contract.functions import wait_for_file
 AT_ONCE = RetryPolicy(retry_delay=0.0, jitter=0.0)
 
 
+def run_on_both_hosts(executor: JobExecutor, folder: Path) -> list[JobFuture]:
+    """Run two jobs at once, so that both hosts have an agent and a worker; return their futures."""
+    go = folder / "go"
+    both = [executor.submit(Job(function=wait_for_file, args=(str(go),), pool="ssh")) for _ in range(2)]
+    wait_for(lambda: all(future.running() for future in both), seconds=30)
+    go.touch()
+    for future in both:
+        future.result(timeout=20)
+    return both
+
+
 def test_jobs_run_on_all_hosts_with_the_limits_of_a_process_pool(
     make_ssh_executor: MakeSshExecutor, tmp_path: Path
 ) -> None:
     """Jobs run on both hosts, each attempt names its node, and a job past its limit is dead."""
     executor = make_ssh_executor()
-    go = str(tmp_path / "go")
-    both = [executor.submit(Job(function=wait_for_file, args=(go,), pool="ssh")) for _ in range(2)]
-    wait_for(lambda: all(future.running() for future in both), seconds=30)
-    Path(go).touch()
-    for future in both:
-        future.result(timeout=20)
+    both = run_on_both_hosts(executor, tmp_path)
     assert {future.job.attempts[0].node for future in both} == {"node1", "node2"}
     late = Job(function=time.sleep, args=(30,), pool="ssh", max_runtime=0.3, retry_attempts=0)
     with pytest.raises(JobTimeoutError, match=r"max_runtime=0\.3"):
@@ -62,16 +68,22 @@ def test_large_values_pass_in_both_directions(make_ssh_executor: MakeSshExecutor
 
 
 def test_a_lost_agent_s_job_is_retried_once_nothing_of_it_is_alive(
-    make_ssh_executor: MakeSshExecutor, runs: Runs
+    make_ssh_executor: MakeSshExecutor, runs: Runs, tmp_path: Path
 ) -> None:
     """The job of an agent that is killed is NODE_LOST, which is no crash, and its retry overlaps with nothing of it."""
     executor = make_ssh_executor()
-    job = Job(function=functions.note_times, args=(str(runs.folder), 1.0), pool="ssh", retry=AT_ONCE)
+    run_on_both_hosts(executor, tmp_path)
+    job = Job(function=functions.note_times, args=(str(runs.folder), 2.0), pool="ssh", retry=AT_ONCE)
     future = executor.submit(job)
     wait_for(runs.agents, seconds=30)
     time.sleep(0.1)
-    killed_at = time.monotonic()
+    guardian = guardian_of(runs.agents()[0])
+    os.kill(guardian, signal.SIGSTOP)
     os.kill(runs.agents()[0], signal.SIGKILL)
+    time.sleep(0.3)
+    assert not job.attempts, "its loss was reported while what it had started was alive"
+    os.kill(guardian, signal.SIGCONT)
+    continued_at = time.monotonic()
     wait_for(lambda: job.attempts)
     known_at = time.monotonic()
     future.result(timeout=20)
@@ -80,15 +92,16 @@ def test_a_lost_agent_s_job_is_retried_once_nothing_of_it_is_alive(
     (_, ended), (begun, _) = runs.spans()
     assert ended < begun
     assert runs.last_sign_of_child(0) < time.time() - (time.monotonic() - begun)
-    assert known_at - killed_at < 1.0
+    assert known_at - continued_at < 1.0
 
 
 def test_the_trees_of_a_stopped_agent_are_killed_before_their_retry(
-    make_ssh_executor: MakeSshExecutor, runs: Runs
+    make_ssh_executor: MakeSshExecutor, runs: Runs, tmp_path: Path
 ) -> None:
     """An agent that is stopped is given up after its guardian has killed what it ran."""
     lost_after = 1.0
     executor = make_ssh_executor(lost_after=lost_after)
+    run_on_both_hosts(executor, tmp_path)
     job = Job(function=functions.note_times, args=(str(runs.folder), 3.0), pool="ssh", retry=AT_ONCE)
     future = executor.submit(job)
     wait_for(runs.agents, seconds=30)
