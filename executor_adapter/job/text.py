@@ -17,6 +17,6 @@ def storable(text: str) -> str:
 def size_text(size: int) -> str:
     """Return a number of bytes as people write it: 200 MiB, 1.5 GiB, 512 bytes."""
     for power, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB")):
-        if size >= 1 << power:
+        if abs(size) >= 1 << power:
             return f"{size / (1 << power):.4g} {unit}"
     return f"{size:,} bytes"

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from executor_adapter.config import MonitoringSettings, Settings
-from executor_adapter.job import Job, LimitObserver, NearLimit
+from executor_adapter.job import Job, LimitObserver, NearLimit, size_text
 from executor_adapter.pools import HIGH_MARGIN
 from executor_adapter.supervision import ExecutorStats
 
@@ -159,7 +159,7 @@ class HealthMonitor:
         was_low, self._memory_is_low = self._memory_is_low, stats is not None and stats.waits_for_memory
         if stats is not None and self._memory_is_low and not was_low:
             total, left = stats.memory_limit_bytes or 1, stats.memory_left_bytes or 0
-            figures = f"{left >> 20} MiB of {total >> 20} MiB are left, and {stats.jobs_pending} jobs wait"
+            figures = f"{size_text(left)} of {size_text(total)} are left, and {stats.jobs_pending} jobs wait"
             yield Alert(
                 kind=AlertKind.LOW_MEMORY,
                 message=f"memory is short: {figures}",

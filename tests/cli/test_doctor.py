@@ -41,7 +41,7 @@ def test_no_finding_shows_a_password(monkeypatch: pytest.MonkeyPatch, command: C
 def test_the_memory_that_is_left_is_shown() -> None:
     """Doctor shows how much memory is left, and warns where it is short or not watched."""
     assert re.fullmatch(
-        r"(the machine|the control group /\S*) has [\d,]+ MiB of [\d,]+ MiB left", check_memory("auto").found
+        r"(the machine|the control group /\S*) has [\d.]+ [MG]iB of [\d.]+ [MGT]iB left", check_memory("auto").found
     )
     assert check_memory(None).level is Level.WARNING
     short = check_memory(9 << 20)

@@ -92,7 +92,7 @@ def test_no_further_attempt_starts_while_memory_is_short(
         group.use(500)
         wait_for((tmp_path / "second").exists, seconds=60)
     assert "memory is free again" in caplog.text
-    assert "memory is short: the control group /jobs has 51 MiB of 1,000 MiB left" in caplog.text
+    assert "memory is short: the control group /jobs has 51 MiB of 1000 MiB left" in caplog.text
     assert not guarded.stats().waits_for_memory
     for name in ("first.end", "second.end"):
         (tmp_path / name).touch()
@@ -118,7 +118,7 @@ def test_the_largest_attempt_is_ended_before_memory_runs_out(
     assert isinstance(error, MemoryLimitError)
     assert re.match(
         r"its process tree held 1[5-9]\d MiB, more than any other attempt, when memory ran out: "
-        r"the control group /jobs has 20 MiB of 1,000 MiB left: ",
+        r"the control group /jobs has 20 MiB of 1000 MiB left: ",
         error.message,
     )
     (tmp_path / "small.end").touch()
@@ -155,7 +155,7 @@ def test_the_guard_can_limit_the_program_with_its_workers(
     future = executor.submit(job("process", tmp_path, "large", 580 * MIB))
     error = future.exception(timeout=60)
     assert isinstance(error, MemoryLimitError)
-    assert re.search(r"executor\.memory has -?\d+ MiB of 600 MiB left", error.message)
+    assert re.search(r"executor\.memory has -?[\d.,]+ (MiB|bytes) of 600 MiB left", error.message)
 
 
 def test_without_a_guard_nothing_is_measured(make_executor: MakeExecutor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,9 +15,10 @@ import time
 from collections.abc import Iterable
 
 from executor_adapter.exceptions import MemoryLimitError
+from executor_adapter.job import size_text
 from executor_adapter.pools.base import Assignment, WorkerPool
 from executor_adapter.pools.memory.available import AvailableMemory
-from executor_adapter.pools.memory.level import FASTEST_GROWTH, MemoryLevel, text_of
+from executor_adapter.pools.memory.level import FASTEST_GROWTH, MemoryLevel
 
 logger = logging.getLogger("executor_adapter.memory")
 
@@ -72,7 +73,7 @@ class MemoryGuard:
                 logger.warning(
                     "memory is short: %s: no further attempt starts until %s are left",
                     level,
-                    text_of(int(level.high_margin * _RELEASE_FACTOR)),
+                    size_text(int(level.high_margin * _RELEASE_FACTOR)),
                 )
             for pool in pools:
                 pool.free_memory()
@@ -102,13 +103,13 @@ class MemoryGuard:
             "memory runs out: %s: job %s is ended, which holds %s",
             level,
             largest.job.job_id,
-            text_of(held),
+            size_text(held),
             extra={"job_id": largest.job.job_id},
         )
         pool.end_for_memory(
             largest,
             MemoryLimitError(
-                f"its process tree held {text_of(held)}, more than any other attempt, when memory ran out: {level}: "
+                f"its process tree held {size_text(held)}, more than any other attempt, when memory ran out: {level}: "
                 "give the job a memory_limit, run fewer jobs at once, or allow more memory"
             ),
         )

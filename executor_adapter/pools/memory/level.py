@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from executor_adapter.job import size_text
+
 HIGH_MARGIN = 0.10
 """Share of the limit: with less left, no further attempt starts."""
 CRITICAL_MARGIN = 0.05
@@ -48,9 +50,4 @@ class MemoryLevel(NamedTuple):
         return self.left - self.critical_margin
 
     def __str__(self) -> str:
-        return f"{self.place} has {text_of(self.left)} of {text_of(self.limit)} left"
-
-
-def text_of(size: int) -> str:
-    """Return a number of bytes in MiB, for people."""
-    return f"{size / (1 << 20):,.0f} MiB"
+        return f"{self.place} has {size_text(self.left)} of {size_text(self.limit)} left"
