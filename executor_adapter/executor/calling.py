@@ -9,18 +9,30 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
-from typing import Any, ParamSpec, TypeVar, Unpack, overload
+from typing import Any, NamedTuple, ParamSpec, TypeVar, Unpack, overload
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.executor.futures_executor import FuturesExecutor
+from executor_adapter.executor.mapping import check_shared_fields
 from executor_adapter.job import Job, JobOptions, JobResult, MapOptions, RepeatedJobOptions
 from executor_adapter.supervision import JobFuture
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-MapAll = Callable[..., Iterator[JobResult]]
-"""`JobCaller._map`."""
+
+class MapRequest(NamedTuple):
+    """What `map` was called with, but for the fields of its jobs."""
+
+    function: Callable[..., Any] | str
+    iterables: tuple[Iterable[Any], ...]
+    ordered: bool
+    window: int | None
+    progress: bool
+
+
+MapAll = Callable[[MapRequest, Mapping[str, Any]], Iterator[JobResult]]
+"""Does what `map` does, with all fields of its jobs."""
 
 OF_ONE_CALL = ("function", "args", "kwargs", "job_id")
 """The fields of a Job that come from the call itself."""
@@ -101,7 +113,8 @@ class JobCaller(abc.ABC):
         Raises:
             ValueError: No job with these fields can run, whatever its arguments; nothing is started.
         """
-        return self._map(function, iterables, ordered, window, progress, {**self._call_options(), **job_fields})
+        request = MapRequest(function, iterables, ordered, window, progress)
+        return self._map(request, {**self._call_options(), **job_fields})
 
     def options(self, **options: Unpack[JobOptions]) -> JobCaller:
         """Return an object whose `call`, `map` and `as_executor` give their jobs these fields of `Job`.
@@ -121,8 +134,7 @@ class JobCaller(abc.ABC):
             InvalidJobError: A field is unknown or belongs to a single call, or its value could never work.
         """
         fields = {**self._call_options(), **_checked(options)}
-        if (key := fields.get("dedupe_key")) is not None:
-            raise InvalidJobError(f"dedupe_key={key!r} would merge all live calls into one: leave it out")
+        check_shared_fields(fields)
         if not fields.keys() & {"retry", "retry_attempts"}:
             fields["retry_attempts"] = 0
         return FuturesExecutor(self._submit, fields)
@@ -132,15 +144,7 @@ class JobCaller(abc.ABC):
         """Submit a job; see `JobExecutor.submit`."""
 
     @abc.abstractmethod
-    def _map(
-        self,
-        function: Callable[..., Any] | str,
-        iterables: tuple[Iterable[Any], ...],
-        ordered: bool,
-        window: int | None,
-        progress: bool,
-        fields: dict[str, Any],
-    ) -> Iterator[JobResult]:
+    def _map(self, request: MapRequest, fields: Mapping[str, Any]) -> Iterator[JobResult]:
         """Do what `map` does, with all fields of its jobs."""
 
     def _call_options(self) -> Mapping[str, Any]:
@@ -161,8 +165,8 @@ class _CallerWithOptions(JobCaller):
     def _submit(self, job: Job) -> JobFuture:
         return self._submit_job(job)
 
-    def _map(self, *args: Any) -> Iterator[JobResult]:
-        return self._map_all(*args)
+    def _map(self, request: MapRequest, fields: Mapping[str, Any]) -> Iterator[JobResult]:
+        return self._map_all(request, fields)
 
 
 def _checked(options: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from executor_adapter.config import Settings, load_config
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.executor.calling import JobCaller
+from executor_adapter.executor.calling import JobCaller, MapRequest
 from executor_adapter.executor.capacity import check_capacity, read_capacity
 from executor_adapter.executor.current import EntryToken, enter_executor, leave_executor
 from executor_adapter.executor.hooks import ExecutionHooks, hooked_execution
@@ -99,6 +99,7 @@ class JobExecutor(JobCaller, Slots, QuarantinedJobs, Watching, ExecutionHooks):
         )
         self._defaults = JobDefaults(self.config)
         self._hooked = hooked_execution(type(self), self._supervisor)
+        self._admit: Callable[..., JobFuture] = self._supervisor.admit if self._hooked is None else self._admit_hooked
         self._persistence: JobPersistence | None = None
         if store is not None:
             self._persistence = JobPersistence(
@@ -141,9 +142,8 @@ class JobExecutor(JobCaller, Slots, QuarantinedJobs, Watching, ExecutionHooks):
             return self._admit(job, timeout=timeout, scope=scope)
         return self._persistence.admit(job, lambda: self._admit(job, timeout=timeout, scope=scope))
 
-    def _admit(self, job: Job, **options: Any) -> JobFuture:
-        if self._hooked is None:
-            return self._supervisor.admit(job, **options)
+    def _admit_hooked(self, job: Job, **options: Any) -> JobFuture:
+        assert self._hooked is not None
         return self._hooked.submit(job, self.execute_job, **options)
 
     def fill_in_defaults(self, job: Job) -> None:
@@ -162,15 +162,8 @@ class JobExecutor(JobCaller, Slots, QuarantinedJobs, Watching, ExecutionHooks):
     def _submit(self, job: Job) -> JobFuture:
         return self.submit(job)
 
-    def _map(
-        self,
-        function: Callable[..., Any] | str,
-        iterables: tuple[Iterable[Any], ...],
-        ordered: bool,
-        window: int | None,
-        progress: bool,
-        fields: dict[str, Any],
-    ) -> Iterator[JobResult]:
+    def _map(self, request: MapRequest, fields: Mapping[str, Any]) -> Iterator[JobResult]:
+        function, iterables, ordered, window, progress = request
         check_map(
             function,
             len(iterables),

@@ -132,7 +132,7 @@ def check_map(
         ValueError: `window` is not a number of jobs.
     """
     check_count("window", window, "lets no job start", or_none=", or None for four a worker")
-    _check_shared_fields(fields)
+    check_shared_fields(fields)
     probe = Job(function=function, **fields)
     fill_in(probe)
     check_job(probe, kind_of)
@@ -140,8 +140,12 @@ def check_map(
         check_arguments(function, (None,) * arguments, probe.kwargs)
 
 
-def _check_shared_fields(fields: Mapping[str, Any]) -> None:
-    """Refuse fields that many jobs cannot share."""
+def check_shared_fields(fields: Mapping[str, Any]) -> None:
+    """Check that many jobs can share these fields.
+
+    Raises:
+        InvalidJobError: A field identifies a single job.
+    """
     for name in ("args", "job_id"):
         if name in fields:
             raise InvalidJobError(f"{name}={fields[name]!r} cannot be the same for every job: leave it out")
