@@ -34,7 +34,6 @@ class JobState:
     def __init__(
         self,
         status: JobStatus = JobStatus.PENDING,
-        *,
         attempt: int = 0,
         attempts: tuple[AttemptFields, ...] | None = None,
         crashes: int = 0,

@@ -21,6 +21,8 @@ def no_bool(value: Any) -> Any:
 
 def seconds_only(value: Any) -> Any:
     """Return the value, but refuse bools, and durations as text or timedelta: the message gives their seconds."""
+    if type(value) is float or type(value) is int:
+        return value
     seconds = value.total_seconds() if isinstance(value, timedelta) else _seconds_in(value)
     if seconds is not None:
         message = "must be a number of seconds: give {seconds}"

@@ -7,13 +7,14 @@ import functools
 import json
 import pickle
 from typing import Any
+from uuid import RFC_4122, UUID
 
 import pytest
 
 import executor_adapter
 from executor_adapter import ErrorCode, Job, JobStatus, RetryPolicy
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job.ids import uuid7
+from executor_adapter.job.ids import Uuid7Generator, uuid7
 from executor_adapter.job.status import LEGAL_TRANSITIONS
 
 
@@ -192,11 +193,16 @@ def test_the_policy_is_made_of_two_fields_unless_given() -> None:
 
 
 def test_ids_sort_by_age_and_are_version_7() -> None:
-    """Generated ids are UUIDs of version 7, which sort by age."""
-    ids = [uuid7() for _ in range(1000)]
-    assert len(set(ids)) == 1000
-    assert all(id_[14] == "7" and id_[19] in "89ab" for id_ in ids)
-    assert ids[0][:8] <= ids[-1][:8]
+    """Generated ids are UUIDs of version 7, of which no two are equal, and which sort in the order they were made."""
+    ids = [uuid7() for _ in range(5000)]
+    assert ids == sorted(set(ids))
+    assert all(id_[14] == "7" and UUID(id_).variant == RFC_4122 for id_ in ids)
+
+
+def test_generators_of_ids_share_nothing() -> None:
+    """Ids of two processes made at the same time differ, also before the last digits, which count."""
+    first, second = (Uuid7Generator()() for _ in range(2))
+    assert first[15:30] != second[15:30]
 
 
 def test_the_public_names_are_exported() -> None:

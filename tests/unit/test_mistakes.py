@@ -174,6 +174,18 @@ def test_a_model_inside_another_is_named_by_its_path() -> None:
     assert caught.value.errors()[0]["loc"] == ("job", "max_runtime")
 
 
+def test_a_subclass_may_have_its_own_constructor() -> None:
+    """The constructor of a user's subclass of Job runs, and its wrong fields are refused in one line too."""
+
+    class Download(Job):
+        def __init__(self, url: str, **fields: Any) -> None:
+            super().__init__(function=f, args=(url,), **fields)
+
+    assert Download(url="a", max_runtime=5).args == ("a",)
+    with pytest.raises(InvalidJobError, match=r"^max_runtime=-1 must be greater than 0$"):
+        Download(url="a", max_runtime=-1)
+
+
 def test_a_job_is_made_copied_and_pickled_as_before() -> None:
     """The checks change nothing for right fields."""
     job = Job(function="builtins:len", args=((),), max_runtime=5)
