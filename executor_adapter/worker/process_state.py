@@ -12,7 +12,6 @@ Every worker imports this module, so it needs the standard library alone.
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import gc
 import logging
 import os
@@ -30,13 +29,12 @@ from executor_adapter.worker.stdio import move_up
 
 _VALUES: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
     (sys.getrecursionlimit, sys.setrecursionlimit),
-    (sys.gettrace, sys.settrace),
-    (sys.getprofile, sys.setprofile),
     (gc.isenabled, lambda enabled: gc.enable() if enabled else gc.disable()),
     (socket.getdefaulttimeout, socket.setdefaulttimeout),
 )
-"""Values of the process that are quick to read, each with the function that sets it."""
+"""Values of the process that only watched functions set, each with the function that sets it."""
 _GETTERS = tuple(get for get, _ in _VALUES)
+_get_trace, _get_profile = sys.gettrace, sys.getprofile
 
 
 class Depth(IntEnum):
@@ -45,7 +43,7 @@ class Depth(IntEnum):
     VALUES = 0
     """What can be compared without a system call."""
     DESCRIPTORS = 1
-    """Also the working directory, the umask, and stdin, stdout and stderr."""
+    """Also the working directory, the umask, stdin, stdout and stderr, and values that only watched functions set."""
     ALL = 2
 
 
@@ -88,6 +86,7 @@ class ProcessState:
     def note(self) -> None:
         """Take the present state as the one to restore."""
         self._modules = len(sys.modules)
+        self._trace, self._profile = _get_trace(), _get_profile()
         self._values = [get() for get in _GETTERS]
         self._note_folder()
         self._umask = os.umask(0o077)
@@ -133,38 +132,39 @@ class ProcessState:
 
         Return False if something cannot be restored: then the process must run no further function.
         """
-        faulthandler.cancel_dump_traceback_later()
         restored = self._rare.restore() if depth is _ALL else True
         try:
             if depth is not _VALUES_ONLY:
-                os.umask(self._umask)
-                if self._folder >= 0:
-                    os.fchdir(self._folder)
-            self._restore_values()
+                self._restore_values()
+            if _get_trace() is not self._trace or _get_profile() is not self._profile:
+                sys.settrace(self._trace)
+                sys.setprofile(self._profile)
+            if sys.path is not self._path or sys.path != self._path_entries:
+                sys.path = self._path
+                sys.path[:] = self._path_entries
+            if warnings.filters is not self._filters or warnings.filters != self._filter_entries:
+                self._restore_filters()
+            if warnings.showwarning is not self._show_warning:
+                logging.captureWarnings(getattr(self._show_warning, "__module__", "") == "logging")
+                warnings.showwarning = self._show_warning
+            if _WatchedEnvironment.changed or os.environ is not self._environ:
+                self._restore_environment()
+            if time.tzname is not self._timezone:
+                time.tzset()
+                self._timezone = time.tzname
+            self._logging.restore()
             watched.changed.clear()
         except OSError:  # The function closed the descriptors of the worker.
             return False
         return restored
 
     def _restore_values(self) -> None:
-        values = self._values
-        if [get() for get in _GETTERS] != values:
-            for (_, put), value in zip(_VALUES, values, strict=True):
+        os.umask(self._umask)
+        if self._folder >= 0:
+            os.fchdir(self._folder)
+        for (get, put), value in zip(_VALUES, self._values, strict=True):
+            if get() != value:
                 put(value)
-        if sys.path is not self._path or sys.path != self._path_entries:
-            sys.path = self._path
-            sys.path[:] = self._path_entries
-        if warnings.filters is not self._filters or warnings.filters != self._filter_entries:
-            self._restore_filters()
-        if warnings.showwarning is not self._show_warning:
-            logging.captureWarnings(getattr(self._show_warning, "__module__", "") == "logging")
-            warnings.showwarning = self._show_warning
-        if _WatchedEnvironment.changed or os.environ is not self._environ:
-            self._restore_environment()
-        if time.tzname is not self._timezone:
-            time.tzset()
-            self._timezone = time.tzname
-        self._logging.restore()
 
     def _restore_filters(self) -> None:
         warnings.filters = self._filters

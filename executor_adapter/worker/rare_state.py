@@ -80,6 +80,7 @@ class RareState:
     def restore(self) -> bool:
         """Restore what was noted. Return False if the system refuses that, as a limit that only root may raise."""
         self._restore_signals()
+        faulthandler.cancel_dump_traceback_later()
         if not faulthandler.is_enabled():
             faulthandler.enable(file=self._stderr_fd)
         restored = _ids() == self._ids

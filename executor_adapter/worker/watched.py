@@ -15,6 +15,7 @@ import logging
 import os
 import resource
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -31,9 +32,11 @@ _WATCHED: tuple[tuple[ModuleType, tuple[str, ...]], ...] = (
     (locale, ("setlocale",)),
     (logging, ("setLogRecordFactory",)),
     (threading, ("settrace", "setprofile")),
-    (faulthandler, ("enable", "disable")),
-    (gc, ("set_threshold",)),
-    (sys, ("setswitchinterval",)),
+    (faulthandler, ("enable", "disable", "dump_traceback_later")),
+    (gc, ("set_threshold", "enable", "disable")),
+    (socket, ("setdefaulttimeout",)),
+    # Not `settrace` and `setprofile`: what they set would see `noting` return, which it did not see begin.
+    (sys, ("setswitchinterval", "setrecursionlimit")),
 )
 
 _DESCRIPTOR_ARGUMENT = {"close": 0, "closerange": 0, "dup2": 1}
