@@ -74,4 +74,4 @@ def is_plain_job(job: Job) -> bool:
         return False
     if job.kwargs or job.metadata:
         return False
-    return all(type(argument) in PLAIN_TYPES for argument in job.args)
+    return not job.args or all(type(argument) in PLAIN_TYPES for argument in job.args)

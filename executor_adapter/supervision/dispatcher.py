@@ -36,19 +36,12 @@ class Dispatcher:
         """The `lease_time` from which other hosts may run the jobs of this one, so that nothing may start."""
         self._pools = pools
         self._ready = ReadyQueue()
+        self.push, self.push_front = self._ready.push, self._ready.push_front
 
     @property
     def has_ready(self) -> bool:
         """Whether any job is ready to start."""
-        return bool(self._ready) or bool(self.resources.waiting)
-
-    def push(self, job: Job) -> None:
-        """Queue a job that is ready to start."""
-        self._ready.push(job)
-
-    def push_front(self, job: Job) -> None:
-        """Put back a job that was taken too early: before all others of its priority."""
-        self._ready.push_front(job)
+        return bool(self._ready.priorities) or bool(self.resources.waiting)
 
     def run(self, start: Callable[[Job], None], queue_behind: Callable[[Job], bool]) -> None:
         """Start jobs while there are slots; queue short jobs in workers behind short ones."""
@@ -58,9 +51,10 @@ class Dispatcher:
 
     def _run(self, start: Callable[[Job], None], queue_behind: Callable[[Job], bool]) -> None:
         ready, resources = self._ready, self.resources
+        priorities = ready.priorities
         pools = self._pools.values()
         memory_is_short = self.memory_guard is not None and self.memory_guard.holds
-        while ready or (resources.waiting and self._free_workers() and self._queue_fitting(None)):
+        while priorities or (resources.waiting and self._free_workers() and self._queue_fitting(None)):
             job = ready.peek()
             if needs_no_slot(job):
                 self._skip(ready.pop())

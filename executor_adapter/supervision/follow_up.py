@@ -68,7 +68,10 @@ class FollowUp:
         try:
             if ending is Ending.RETURNED:
                 record_attempt(assignment, None, self._loop.now())
-                self._succeed(job, value)
+                if job.live.driver is not None:
+                    job.live.driver.resolve(value)
+                else:
+                    self.finish(job, JobStatus.COMPLETED, value)
                 return
             if reason is not None or ending is Ending.STOPPED or ending is Ending.ABANDONED:
                 error = stop_error(job, reason)
@@ -93,13 +96,6 @@ class FollowUp:
             job.live.driver.attempt_failed(failure)
         else:
             self.fail(job, failure)
-
-    def _succeed(self, job: Job, value: Any) -> None:
-        driver = job.live.driver
-        if driver is not None:
-            driver.resolve(value)
-        else:
-            self.finish(job, JobStatus.COMPLETED, value)
 
     def _fail_attempt(self, job: Job, error: BaseException) -> None:
         if job.state.error_code == "RATE_LIMITED" and self._dispatcher.rate_limiter is not None:
@@ -168,7 +164,8 @@ class FollowUp:
         if live.timers:
             for timer in live.timers.values():
                 timer.cancel()
-        self._free_unused_slot(job)
+        if live.driver is not None:
+            self._free_unused_slot(job)
         records = records_in(value) if type(value) is dict else None
         self._tracker.advance(job, status, error, records_processed=records)
         self._intake.leave(job)

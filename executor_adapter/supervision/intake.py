@@ -54,9 +54,10 @@ class JobIntake:
             takes_place = needs_place and self._places is not None
             if takes_place and not self._has_place():
                 self._wait_for_place(job, timeout)
-            if (twin := self.twin(job)) is not None:
+            if job.dedupe_key is not None and (twin := self.twin(job)) is not None:
                 return twin
-            self._refuse_quarantined(job)
+            if self.quarantined:
+                self._refuse_quarantined(job)
             if job.job_id in self.jobs:
                 raise InvalidJobError(
                     f"a job with the id {job.job_id!r} is live already: wait for it, or {NEW_ID_HINT}"
@@ -69,7 +70,7 @@ class JobIntake:
                 raise ExecutorClosedError(self._refusal)
             if takes_place:
                 self._places -= 1  # type: ignore[operator]
-            job.live.place = needs_place
+            job.live.place = takes_place
             job.live.future = future
             if job.dedupe_key is not None:
                 self._by_dedupe_key[job.dedupe_key] = job
@@ -117,12 +118,12 @@ class JobIntake:
         """Free the place of a job that has started or ended."""
         if job.live.place:
             job.live.place = False
-            if self._places is not None:
-                self._give_place()
+            self._give_place()
 
     def leave(self, job: Job) -> None:
         """Drop a job that has ended."""
-        self.leave_queue(job)
+        if job.live.place:
+            self.leave_queue(job)
         self.jobs.pop(job.job_id, None)
         if job.dedupe_key is not None:
             self._by_dedupe_key.pop(job.dedupe_key, None)

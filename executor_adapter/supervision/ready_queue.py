@@ -16,22 +16,23 @@ class ReadyQueue:
     """
 
     def __init__(self) -> None:
+        self.priorities: list[int] = []
+        """The priorities of the jobs that it holds, lowest first; empty where it holds none."""
         self._by_priority: dict[int, deque[Job]] = {}
-        self._priorities: list[int] = []
-        self._length = 0
-
-    def __len__(self) -> int:
-        return self._length
 
     def push(self, job: Job) -> None:
         """Add a job behind all others of its priority."""
-        self._queue_for(job.priority).append(job)
-        self._length += 1
+        queue = self._by_priority.get(job.priority)
+        if queue is None:
+            queue = self._new_queue(job.priority)
+        queue.append(job)
 
     def push_front(self, job: Job) -> None:
         """Put back a job that was taken too early: before all others of its priority."""
-        self._queue_for(job.priority).appendleft(job)
-        self._length += 1
+        queue = self._by_priority.get(job.priority)
+        if queue is None:
+            queue = self._new_queue(job.priority)
+        queue.appendleft(job)
 
     def peek(self) -> Job:
         """Return the next job without taking it.
@@ -39,7 +40,7 @@ class ReadyQueue:
         Raises:
             IndexError: The queue is empty.
         """
-        return self._by_priority[self._priorities[-1]][0]
+        return self._by_priority[self.priorities[-1]][0]
 
     def pop(self) -> Job:
         """Take the next job.
@@ -47,18 +48,15 @@ class ReadyQueue:
         Raises:
             IndexError: The queue is empty.
         """
-        priority = self._priorities[-1]
+        priority = self.priorities[-1]
         queue = self._by_priority[priority]
         job = queue.popleft()
-        self._length -= 1
         if not queue:
             del self._by_priority[priority]
-            self._priorities.pop()
+            self.priorities.pop()
         return job
 
-    def _queue_for(self, priority: int) -> deque[Job]:
-        queue = self._by_priority.get(priority)
-        if queue is None:
-            queue = self._by_priority[priority] = deque()
-            bisect.insort(self._priorities, priority)
+    def _new_queue(self, priority: int) -> deque[Job]:
+        queue = self._by_priority[priority] = deque()
+        bisect.insort(self.priorities, priority)
         return queue

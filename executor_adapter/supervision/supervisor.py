@@ -110,6 +110,7 @@ class Supervisor:
         )
         self.futures = FutureHub(self.cancel, self.check_not_forked)
         self.thread = make_thread(loop, self.futures.callbacks, self.stopping.fail_all)
+        self.call_soon: Callable[..., None] = self.thread.call_soon
         self.thread.on_closed.append(self.discard.close)
         self.thread.count_jobs = self.intake.jobs.__len__
         self.futures.is_supervisor_thread = self.thread.is_current
@@ -131,7 +132,7 @@ class Supervisor:
         `waited`: seconds since another host, which has died, admitted it; then `max_pending` does not apply.
         """
         self.intake.refuse_if_closed()
-        if (twin := self.intake.twin(job)) is not None:
+        if job.dedupe_key is not None and (twin := self.intake.twin(job)) is not None:
             return twin
         if driver is None:  # A driver may call the function with other arguments.
             check_arguments(job.function, job.args, job.kwargs)
@@ -140,8 +141,7 @@ class Supervisor:
         live.resources = self.dispatcher.resources.check(job)
         live.memory_limit = job.memory_limit
         live.is_plain = is_plain_job(job)
-        live.driver = driver
-        live.scope = scope
+        live.driver, live.scope = driver, scope
         live.queued_at = self.now() - (waited or 0.0)
         future = self.intake.enter(job, JobFuture(job, self.futures), timeout, needs_place=waited is None)
         self.thread.wake()
@@ -171,10 +171,6 @@ class Supervisor:
     def running(self) -> list[Assignment]:
         """Return the attempts that run now."""
         return self._running.snapshot()
-
-    def call_soon(self, callback: Callable[..., None], *args: Any) -> None:
-        """Call `callback(*args)` on the supervisor's thread."""
-        self.thread.call_soon(callback, *args)
 
     def close(self, *, cancel_pending: bool, cancel_running: bool) -> None:
         """Accept no more jobs, and end once the live ones have ended. A second call may cancel more of them."""
@@ -249,7 +245,8 @@ class Supervisor:
 
     def _accept(self, job: Job) -> None:
         self.tracker.enter(job)
-        self.stopping.set_timers(job)
+        if job.queue_timeout is not None or job.deadline is not None:
+            self.stopping.set_timers(job)
         if job.live.driver is not None:
             job.live.driver.accepted()
             return
@@ -268,7 +265,8 @@ class Supervisor:
         driver = job.live.driver
         self._running.add(assignment, at, apply_max_runtime=driver is None or driver.applies_max_runtime)
         if driver is None:
-            self.intake.leave_queue(job)
+            if job.live.place:
+                self.intake.leave_queue(job)
             self.tracker.advance(job, JobStatus.RUNNING, attempt=assignment.number)
 
     def ended(

@@ -281,7 +281,10 @@ class WorkerThread:
         try:
             if self.stopping is assignment:  # `raise_in` was called before `_running` was set
                 raise _Stop
-            value = self._call(assignment)
+            # Without a context of its own it gets a copy of the thread's: the next function does not see what it sets.
+            context = contextvars.copy_context() if assignment.context is None else assignment.context
+            supervisor, call = self._pool.supervisor, assignment.payload
+            value = context.run(call_in_job, assignment, supervisor, self.is_stopping, call)
         except _Stop:
             ending = Ending.STOPPED
         except BaseException as raised:
@@ -295,11 +298,6 @@ class WorkerThread:
                 return
             except (_Stop, SoftTimeoutError):
                 continue  # It came too late for the function, and must not prevent the report.
-
-    def _call(self, assignment: Assignment) -> Any:
-        # Without a context of its own it gets a copy of the thread's, so the next function does not see what it sets.
-        context = contextvars.copy_context() if assignment.context is None else assignment.context
-        return context.run(call_in_job, assignment, self._pool.supervisor, self.is_stopping, assignment.payload)
 
     def is_stopping(self) -> bool:
         """Return whether the running function was asked to stop."""

@@ -38,7 +38,7 @@ class Decoder:
         self.abandoned = 0
         """Values that could not be unpickled in time."""
         self._supervisor = supervisor
-        self._pending: dict[_Task, None] = {}
+        self.pending: dict[_Task, None] = {}
         """What is not decoded yet, in order."""
         self._queue: SimpleQueue[_Task | None] = SimpleQueue()
         self._threads = 0
@@ -47,12 +47,12 @@ class Decoder:
 
     def is_decoding(self, assignment: Assignment | None) -> bool:
         """Return whether anything of the attempt is not decoded yet, so that what follows must queue behind it."""
-        return bool(self._pending) and any(task.assignment is assignment for task in self._pending)
+        return any(task.assignment is assignment for task in self.pending)
 
     def decode(self, assignment: Assignment | None, decode: Decode) -> None:
         """Run `decode` on the thread, and then what it returns on the supervisor's."""
         task = _Task(assignment, decode)
-        self._pending[task] = None
+        self.pending[task] = None
         self._queue.put(task)
         if not self._threads:
             self._start_thread()
@@ -74,10 +74,10 @@ class Decoder:
             self._check.cancel()
 
     def _abandon(self, assignment: Assignment) -> None:
-        tasks = [task for task in self._pending if task.assignment is assignment]
+        tasks = [task for task in self.pending if task.assignment is assignment]
         if tasks:
             for task in tasks:
-                del self._pending[task]
+                del self.pending[task]
             self.abandoned += 1
             logger.error("a value takes too long to unpickle and is abandoned", extra={"job_id": assignment.job.job_id})
             assignment.ended_at = self._supervisor.now()
@@ -99,12 +99,12 @@ class Decoder:
     def _look(self) -> None:
         """Start a thread where there is none, or where the one there is takes long."""
         self._check = None
-        for task in self._pending:
+        for task in self.pending:
             if task.is_running and task.was_seen_running and not task.keeps_thread:
                 task.keeps_thread = True
                 self._threads -= 1
             task.was_seen_running = task.is_running
-        if self._pending:
+        if self.pending:
             if not self._threads:
                 self._start_thread()
             self._check_later()
@@ -120,8 +120,8 @@ class Decoder:
                 return  # Another thread has taken its place.
 
     def _report(self, task: _Task, report: Callable[[], None]) -> None:
-        if task in self._pending:  # Otherwise it was abandoned.
-            del self._pending[task]
+        if task in self.pending:  # Otherwise it was abandoned.
+            del self.pending[task]
             report()
 
 

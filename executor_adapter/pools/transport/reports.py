@@ -39,7 +39,7 @@ def report_result(
     supervisor: PoolSupervisor, decoder: Decoder, assignment: Assignment, kind: int, flags: int, body: bytes, fd: int
 ) -> None:
     """Report how an attempt ended. A result that cannot be loaded here is UNSENDABLE, whatever its loading raises."""
-    if fd >= 0 or refers_to_code(body) or decoder.is_decoding(assignment):
+    if fd >= 0 or (body and refers_to_code(body)) or (decoder.pending and decoder.is_decoding(assignment)):
         decoder.decode(assignment, functools.partial(_decode_result, supervisor, assignment, kind, flags, body, fd))
     elif kind == wire.RETURNED and not flags & wire.IN_FILE:
         assignment.has_plain_value = True
