@@ -1,4 +1,4 @@
-"""The ways in which the code of the flows reaches a worker, as docs/how-to/deployments.md describes them."""
+"""The ways in which the code of the flows reaches a worker, as docs/how-to/deploy/git.md describes them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 
 def delivery(step: str) -> dict[str, Any]:
     """Return the block of the page whose `pull` has this step."""
-    for block in blocks_of(DOCS / "how-to" / "deployments.md"):
+    for block in blocks_of(DOCS / "how-to" / "deploy" / "git.md"):
         content = yaml.safe_load(block.text) if block.language == "yaml" else None
         if isinstance(content, dict) and step in str(content.get("pull")):
             return content
