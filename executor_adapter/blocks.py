@@ -17,8 +17,6 @@ from executor_adapter.job import PoolName
 if TYPE_CHECKING:
     from executor_adapter.executor import JobExecutor
 
-PROJECT = "executor-adapter/executor-adapter"
-
 EXECUTOR_FIELDS = ("max_workers", "kill_grace", "preload", "max_jobs_per_worker")
 JOB_FIELDS = ("pool", "max_runtime", "retry_attempts", "retry_delay", "memory_limit")
 
@@ -41,8 +39,10 @@ class JobExecutorBlock(Block):
     _block_type_name = "Job Executor"
     _block_type_slug = "job-executor"
     _description = "Settings of a JobExecutor: its workers, and defaults for its jobs."
-    _logo_url = HttpUrl(f"https://raw.githubusercontent.com/{PROJECT}/main/docs/assets/logo.png")
-    _documentation_url = HttpUrl(f"https://github.com/{PROJECT}/blob/main/docs/how-to/deployments.md")
+    # There is no logo, since Prefect takes only an address: the UI would show a broken image until the project has one.
+    _documentation_url = HttpUrl(
+        "https://github.com/executor-adapter/executor-adapter/blob/main/docs/how-to/deployments.md"
+    )
 
     max_workers: int = Field(default=4, ge=1, description="Attempts at once, over all pools.")
     max_pending: int | None = Field(default=None, ge=1, description="Jobs that may wait for their first start.")

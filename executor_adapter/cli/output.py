@@ -147,11 +147,13 @@ def new_table(*columns: str) -> Table:
 
 
 def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print a table of one line per row, without the columns that are empty.
+    """Print a table of one line per row, without the columns that are empty; nothing if there is no row.
 
     On a narrow terminal columns before the last are left out from the right, but never the first two, and the last one
     is cut.
     """
+    if not rows:
+        return
     screen = console()
     texts = [[_text(cell) for cell in row] for row in rows]
     widths = [max([len(name), *(row[at].cell_len for row in texts)]) for at, name in enumerate(columns)]

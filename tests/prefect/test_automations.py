@@ -193,7 +193,7 @@ def test_a_crashed_flow_run_is_scheduled_again_but_not_for_ever(api: Api, create
     set_state(api, other, "CRASHED")
     # The automation on all crashes comes after the one that was not to fire.
     wait_for(lambda: f"prefect.flow-run.{other}" in fired(api, created["crashed flow run"]), WITHIN)
-    assert fired(api, created["schedule a crashed flow run again"]) == [f"prefect.flow-run.{run}"] * 2
+    assert fired(api, created["restart a crashed run"]) == [f"prefect.flow-run.{run}"] * 2
     assert [api.get(f"/flow_runs/{each}")["state_name"] for each in (run, other)] == ["Crashed", "Crashed"]
 
 
@@ -208,7 +208,7 @@ def test_a_flow_run_that_never_starts_is_scheduled_again(api: Api, created: Crea
     set_state(api, starts, "RUNNING")
     wait_for(lambda: api.get(f"/flow_runs/{stuck}")["state_name"] == "AwaitingRetry", WITHIN)
     time.sleep(2 * PENDING_SECONDS)  # The others would fire a moment later at the most.
-    assert fired(api, created["schedule a stuck flow run again"]) == [f"prefect.flow-run.{stuck}"]
+    assert fired(api, created["restart a stuck run"]) == [f"prefect.flow-run.{stuck}"]
     assert [api.get(f"/flow_runs/{each}")["state_name"] for each in (starts, other)] == ["Running", "Pending"]
 
 

@@ -127,6 +127,10 @@ def test_a_sweep_ends_the_task_runs_of_ended_flow_runs(
     assert ended.states() == {"flow run": "Crashed", **AS_MADE, "Running": "Crashed"}
     assert healthy.states() == {"flow run": "Running", **AS_MADE}
     assert ended.flow_run_id not in sweep(capsys)
+    with pytest.raises(SystemExit) as exited:
+        main(["prefect", "sweep"])
+    assert exited.value.code == 0
+    assert "nothing to end" in "".join(capsys.readouterr())
 
     httpx.post(f"{prefect_api}/events", json=[true_end(ended)]).raise_for_status()
     wait_for(lambda: ended.states()["Running"] == "Completed")

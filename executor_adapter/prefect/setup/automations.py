@@ -102,7 +102,7 @@ def _scheduling_again(plan: BootstrapPlan, notify: UUID | None) -> Iterator[Auto
             f"{plan.crashes_rescheduled} times. It is scheduled again."
         )
         again = _schedule("Scheduled again, because it crashed")
-        yield _automation("schedule a crashed flow run again", description, trigger, [again], notify)
+        yield _automation("restart a crashed run", description, trigger, [again], notify)
     if plan.pending_seconds is not None:
         trigger = EventTrigger(
             posture=Posture.Proactive,
@@ -119,7 +119,7 @@ def _scheduling_again(plan: BootstrapPlan, notify: UUID | None) -> Iterator[Auto
             f"{plan.pending_seconds} s. It is scheduled again."
         )
         again = _schedule(f"Scheduled again, because it had not started within {plan.pending_seconds} s")
-        yield _automation("schedule a stuck flow run again", description, trigger, [again], notify)
+        yield _automation("restart a stuck run", description, trigger, [again], notify)
 
 
 def _schedule(message: str) -> ChangeFlowRunState:
