@@ -9,6 +9,7 @@
 | read | `sources/` | record batches in which every column is text, and rejects with line numbers: `text_rows` |
 | cast | `schema` | rows with the types that the table's schema declares, and rejects with row numbers: `Caster` |
 | store | `lake/` | a folder of Parquet files, written by whole windows, that every reader reads: `LakeTable` |
+| process | `stages/` | stages over a window in batches, with an account of each row: `process_window` |
 
 It needs the extra `pipeline`.
 """
@@ -44,9 +45,22 @@ if TYPE_CHECKING:
     )
     from executor_adapter.pipeline.sources.reading import divide, read_rows
     from executor_adapter.pipeline.sources.windows import Window
+    from executor_adapter.pipeline.stages.aggregate import Aggregate
+    from executor_adapter.pipeline.stages.base import NamedStage, Stage, StageOutput
+    from executor_adapter.pipeline.stages.loading import load_stage, stage_names
+    from executor_adapter.pipeline.stages.run import STAGE_REJECTS, Processed, process_window
     from executor_adapter.pipeline.text_rows import REJECTS, OnRejects, Reject
 
 _HOMES = {
+    "Aggregate": "executor_adapter.pipeline.stages.aggregate",
+    "NamedStage": "executor_adapter.pipeline.stages.base",
+    "Processed": "executor_adapter.pipeline.stages.run",
+    "STAGE_REJECTS": "executor_adapter.pipeline.stages.run",
+    "Stage": "executor_adapter.pipeline.stages.base",
+    "StageOutput": "executor_adapter.pipeline.stages.base",
+    "load_stage": "executor_adapter.pipeline.stages.loading",
+    "process_window": "executor_adapter.pipeline.stages.run",
+    "stage_names": "executor_adapter.pipeline.stages.loading",
     "LakeTable": "executor_adapter.pipeline.lake.table",
     "WindowEntry": "executor_adapter.pipeline.lake.footers",
     "Written": "executor_adapter.pipeline.lake.writer",
@@ -82,15 +96,21 @@ _HOMES = {
 __all__ = [
     "CAST_REJECTS",
     "REJECTS",
+    "STAGE_REJECTS",
+    "Aggregate",
     "Cast",
     "Caster",
     "LakeTable",
     "LandedFile",
     "Landing",
     "Manifest",
+    "NamedStage",
     "OnRejects",
+    "Processed",
     "Receiver",
     "Reject",
+    "Stage",
+    "StageOutput",
     "Window",
     "WindowEntry",
     "Writer",
@@ -103,12 +123,15 @@ __all__ = [
     "find_landing",
     "is_expired",
     "land_file",
+    "load_stage",
+    "process_window",
     "read_landing",
     "read_rows",
     "receiving",
     "remove_leftovers",
     "remove_windows",
     "settle_windows",
+    "stage_names",
     "typed_schema",
 ]
 

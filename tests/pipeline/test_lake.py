@@ -190,6 +190,22 @@ def test_names_that_cannot_be_stored_are_refused(tmp_path: Path, columns: list[s
     assert caught.value.error_code in NEVER_RETRIED
 
 
+def test_variants_of_a_type_are_one_type(tmp_path: Path) -> None:
+    """What libraries make of text, moments and small numbers does not change a table, unless it has more."""
+    table = lake_table(tmp_path)
+    nothing = pa.nulls(1)
+    moment = pa.array([1000], pa.timestamp("ns", "UTC"))
+    write(table, "1", pa.table({"t": pa.array(["x"], pa.large_string()), "n": pa.array([1], pa.int16()), "m": nothing}))
+    write(table, "2", pa.table({"t": pa.array(["y"]).dictionary_encode(), "n": [2**40], "m": moment}))
+    write(table, "3", pa.table({"t": nothing, "n": [3], "m": nothing}))
+    schema = table.schema()
+    assert schema == pa.schema([("t", pa.string()), ("n", pa.int64()), ("m", pa.timestamp("us", "UTC"))])
+    assert [row["t"] for row in all_rows(table)] == ["x", "y", None]
+    with pytest.raises(DataProcessingException, match=r"m: .*would lose data") as caught:
+        write(table, "4", pa.table({"m": pa.array([1001], pa.timestamp("ns", "UTC"))}))
+    assert caught.value.error_code == "DATA_ERROR"
+
+
 def test_batches_may_differ_in_their_columns(tmp_path: Path) -> None:
     """A column that comes later is null in the rows before, and one that a batch lacks is null in it."""
     table = lake_table(tmp_path)

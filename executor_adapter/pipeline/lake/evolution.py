@@ -48,6 +48,26 @@ def check_names(schema: pa.Schema, reserved: tuple[str, ...] = (WINDOW,)) -> Non
             raise _error(f"the column {name!r} is there twice: give each its own name", "DATA_ERROR")
 
 
+def plain(rows: pa.Table) -> pa.Table:
+    """Return rows in the types of the lake: the variants that libraries have of one type become that type.
+
+    Raises:
+        DataProcessingException: DATA_ERROR, a moment has more than microseconds.
+    """
+    fields = [pa.field(field.name, _plain_type(field.type)) for field in rows.schema]
+    return fitted(rows.replace_schema_metadata(), pa.schema(fields))
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(kind):
+        return _plain_type(kind.value_type)
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_large_binary(kind):
+        return pa.binary()
+    return pa.timestamp("us", kind.tz) if pa.types.is_timestamp(kind) else kind
+
+
 def fitted(rows: pa.Table, schema: pa.Schema) -> pa.Table:
     """Return rows with the columns of a table, each value exactly as it was; missing columns are null.
 
@@ -71,11 +91,13 @@ def fitted(rows: pa.Table, schema: pa.Schema) -> pa.Table:
 def _widened(name: str, old: pa.DataType, new: pa.DataType) -> pa.DataType:
     if old == new:
         return old
+    if pa.types.is_null(old) or pa.types.is_null(new):
+        return new if pa.types.is_null(old) else old  # Without any value so far, a column has no type.
     if pa.types.is_integer(old) and pa.types.is_floating(new):
         return new  # Each value is checked to stay the same where it is cast.
     if pa.types.is_integer(old) and pa.types.is_decimal(new) and new.precision - new.scale >= _DIGITS_OF_INTEGER:
         return new
-    if pa.types.is_decimal(old) and pa.types.is_decimal(new) and _holds(new, old):
+    if _holds(new, old):
         return new
     raise _error(
         f"column {name}: the table has {old}, and the schema says {new} now: a table is never narrowed: "
@@ -85,7 +107,11 @@ def _widened(name: str, old: pa.DataType, new: pa.DataType) -> pa.DataType:
 
 
 def _holds(wide: pa.DataType, narrow: pa.DataType) -> bool:
-    return bool(wide.scale >= narrow.scale and wide.precision - wide.scale >= narrow.precision - narrow.scale)
+    if pa.types.is_decimal(wide) and pa.types.is_decimal(narrow):
+        return bool(wide.scale >= narrow.scale and wide.precision - wide.scale >= narrow.precision - narrow.scale)
+    both_signed = pa.types.is_signed_integer(wide) and pa.types.is_signed_integer(narrow)
+    both_float = pa.types.is_floating(wide) and pa.types.is_floating(narrow)
+    return (both_signed or both_float) and bool(wide.bit_width > narrow.bit_width)
 
 
 def _error(message: str, code: str) -> DataProcessingException:

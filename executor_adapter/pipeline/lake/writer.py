@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from executor_adapter.exceptions import DataProcessingException
 from executor_adapter.pipeline.job_log import log
 from executor_adapter.pipeline.lake.assembly import copy_window, rewrite_all, rows_in
-from executor_adapter.pipeline.lake.evolution import check_names, evolved
+from executor_adapter.pipeline.lake.evolution import check_names, evolved, plain
 from executor_adapter.pipeline.lake.files import ROW_GROUP, FileWriter, publish
 from executor_adapter.pipeline.lake.footers import Range, WindowEntry, opened
 from executor_adapter.pipeline.lake.layout import WINDOW, Place
@@ -74,7 +74,8 @@ class Writer:
             DataProcessingException: DATA_ERROR or CONFIGURATION_ERROR, see `LakeTable.writing`.
         """
         table = pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
-        table = table.replace_schema_metadata()
+        check_names(table.schema, (WINDOW, *self._settings.extra_columns.names))
+        table = plain(table)
         part = self._part_for(table.schema)
         settings = self._settings
         if settings.key:
@@ -87,8 +88,6 @@ class Writer:
     def _part_for(self, schema: pa.Schema) -> FileWriter:
         if self._parts and self._parts[-1].schema.equals(schema):
             return self._parts[-1]
-        reserved = (WINDOW, *self._settings.extra_columns.names)
-        check_names(schema, reserved)
         for name in (*self._settings.key, *(() if self._settings.cursor is None else (self._settings.cursor,))):
             if name not in schema.names:
                 raise self._error(f"there is no column {name}: the columns are {', '.join(schema.names)}")
