@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -39,19 +40,31 @@ def answers(port: int) -> bool:
     return True
 
 
-@pytest.fixture
-def database() -> Iterator[str]:
-    """A name for a database of its own, which is dropped in the end."""
+def needs_services() -> None:
+    """Skip the test if PostgreSQL or Redis is missing; in CI, fail it."""
     for port, service in ((5432, "PostgreSQL"), (6379, "Redis")):
         if not answers(port):
             message = f"no {service} on 127.0.0.1:{port}: start one"
-            if os.environ.get("CI") == "true":
-                pytest.fail(message)
-            pytest.skip(message)
+            pytest.fail(message) if os.environ.get("CI") == "true" else pytest.skip(message)
+
+
+@contextmanager
+def without_database(name: str) -> Iterator[None]:
+    """Drop the database in the end."""
+    try:
+        yield
+    finally:
+        with psycopg.connect("postgresql://postgres@127.0.0.1:5432/postgres", autocommit=True) as connection:
+            connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'.encode())
+
+
+@pytest.fixture
+def database() -> Iterator[str]:
+    """A name for a database of its own, which is dropped in the end."""
+    needs_services()
     name = f"prefect_ha_{uuid4().hex[:8]}"
-    yield name
-    with psycopg.connect("postgresql://postgres@127.0.0.1:5432/postgres", autocommit=True) as connection:
-        connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'.encode())
+    with without_database(name):
+        yield name
 
 
 def children(pid: int) -> list[int]:
