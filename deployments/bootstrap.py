@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import httpx
+
 from executor_adapter.config import load_config
 from executor_adapter.prefect import bootstrap, read_plan
 
@@ -17,9 +19,17 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:
-    """Apply deployments/bootstrap.yaml and print what was done."""
+    """Apply deployments/bootstrap.yaml and print what was done.
+
+    Raises:
+        SystemExit: the Prefect server does not answer.
+    """
     plan = read_plan(ROOT / "deployments" / "bootstrap.yaml")
-    for change in bootstrap(plan, settings=load_config(ROOT / "config.yaml")):
+    try:
+        changes = bootstrap(plan, settings=load_config(ROOT / "config.yaml"))
+    except httpx.TransportError as error:
+        raise SystemExit(f"the Prefect server does not answer ({error}): start it, or set PREFECT_API_URL") from None
+    for change in changes:
         print(f"{change.kind} {change.name}: {change.outcome}", f"({change.detail})" if change.detail else "")
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import yaml
 from prefect import Flow, serve
 from prefect.client.orchestration import get_client
@@ -105,13 +106,17 @@ def main() -> None:
     """Serve all deployments until interrupted.
 
     Raises:
-        SystemExit: workers run the same deployments; nothing was changed.
+        SystemExit: workers run the same deployments, or the Prefect server does not answer; nothing was changed.
     """
     # Each run is a process that starts in the current directory and imports its flow from there.
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
     entries = read_deployments(DEPLOYMENTS)
-    if found := scheduled_in_work_pools(entries):
+    try:
+        found = scheduled_in_work_pools(entries)
+    except httpx.TransportError as error:
+        raise SystemExit(f"the Prefect server does not answer ({error}): start it, or set PREFECT_API_URL") from None
+    if found:
         pools = ", ".join(sorted(set(found.values())))
         raise SystemExit(
             f"{', '.join(found)}: active schedules of the work pool {pools} would do the same work twice: start a "

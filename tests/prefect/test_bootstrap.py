@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from uuid import uuid4
 
 import pytest
@@ -14,8 +16,11 @@ from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
 from prefect.events import AutomationCore
 from prefect.events.actions import DoNothing
 from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.variables import Variable
 
+import deployments.bootstrap
+import deployments.serve
 from executor_adapter.cli import main
 from executor_adapter.config import Settings
 from executor_adapter.exceptions import ConfigurationError
@@ -27,6 +32,7 @@ from executor_adapter.prefect import (
     bootstrap,
     read_plan,
 )
+from executor_adapter.prefect.setup.bootstrap import note_on_server
 from tests.servers import ROOT
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
@@ -196,3 +202,22 @@ def test_the_command_prints_what_it_did(
         assert [
             (line[:3], " ".join(line[3:-2] or line[3:])) for line in lines if f"{plan.work_pool}/pipeline" in line
         ] == [(["work", "queue", f"{plan.work_pool}/pipeline"], said)]
+
+
+def test_where_no_server_is_configured_it_says_which_one_is_set_up() -> None:
+    """Without PREFECT_API_URL the embedded server is set up, and the command says so."""
+    assert note_on_server() is None
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        assert "PREFECT_API_URL is not set" in str(note_on_server())
+
+
+@pytest.mark.parametrize("script", [deployments.bootstrap, deployments.serve])
+def test_the_scripts_say_that_the_server_is_away(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`deployments/bootstrap.py` and `serve.py` say in one line that no server answers, and what to do."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", sys.path.copy())
+    away = {PREFECT_API_URL: "http://127.0.0.1:1/api", PREFECT_CLIENT_MAX_RETRIES: 0}
+    with temporary_settings(away), pytest.raises(SystemExit, match=r"does not answer .*: start it, or set PREFECT_API"):
+        script.main()

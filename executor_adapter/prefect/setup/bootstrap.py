@@ -19,6 +19,7 @@ from prefect.client.schemas.objects import WorkPool, WorkQueue
 from prefect.events import AutomationCore
 from prefect.events.actions import DoNothing, SendNotification
 from prefect.exceptions import ObjectNotFound
+from prefect.settings import get_current_settings
 
 from executor_adapter.blocks import JobExecutorBlock
 from executor_adapter.config import Settings, load_config
@@ -52,6 +53,13 @@ def bootstrap(
     settings = settings or load_config()
     with get_client(sync_client=True) as client:
         return list(Bootstrap(client, plan, settings, dry_run=dry_run).run())
+
+
+def note_on_server() -> str | None:
+    """Return what to know where no server is configured: then this machine's embedded one is set up."""
+    if get_current_settings().api.url:
+        return None
+    return "PREFECT_API_URL is not set: this is about the database of this machine, which a server started here uses"
 
 
 class Bootstrap:
