@@ -83,7 +83,7 @@ LOWEST_TESTS := tests/cli tests/contract/stores tests/prefect/test_job_task.py t
     tests/unit/test_job.py tests/unit/test_metrics.py
 
 lock: $(DEV) ## write requirements-dev.lock: exact versions of everything for development
-	@$(BIN)/uv pip compile --quiet --universal --extra dev --no-emit-index-url --no-header --output-file \
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-emit-index-url --no-header --output-file \
 	    requirements-dev.lock pyproject.toml $(ARGS)
 
 docs: $(DEV) ## build the documentation into site/; a broken link fails it

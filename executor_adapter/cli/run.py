@@ -72,7 +72,9 @@ def run(
         list[str] | None,
         typer.Option("--arg", "-a", metavar="[NAME=]VALUE", help="An argument, as JSON or text; may be repeated."),
     ] = None,
-    pool: Annotated[str, typer.Option("--pool", help="auto, coroutine, thread, process, ssh or dask.")] = "process",
+    pool: Annotated[
+        str, typer.Option("--pool", help="auto, coroutine, thread, process, ssh, dask or ray.")
+    ] = "process",
     max_runtime: Annotated[float | None, typer.Option("--max-runtime", help="Seconds for each attempt.")] = None,
     deadline: Annotated[float | None, typer.Option("--deadline", help="Seconds for all attempts together.")] = None,
     retries: Annotated[int | None, typer.Option("--retries", min=0, help="Retries after the first attempt.")] = None,

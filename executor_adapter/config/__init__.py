@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from executor_adapter.config.cluster import ClusterSettings, DaskSettings, SshHostSettings, SshSettings
+from executor_adapter.config.cluster import ClusterSettings, DaskSettings, RaySettings, SshHostSettings, SshSettings
 from executor_adapter.config.credentials import Credential
 from executor_adapter.config.errors import read_yaml
 from executor_adapter.config.formats import Format
@@ -41,6 +41,7 @@ __all__ = [
     "MonitoringSettings",
     "PrefectSettings",
     "ProcessingSettings",
+    "RaySettings",
     "RestResource",
     "RestTool",
     "RetrySettings",

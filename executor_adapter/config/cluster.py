@@ -56,6 +56,25 @@ class DaskSettings(Section):
         return address
 
 
+class RaySettings(Section):
+    """Sets the cluster of `pool: ray`."""
+
+    address: str | None = None
+    """The cluster, such as 10.0.0.5:6379 or "auto" for the one of this machine; null: the one that the program is
+    connected to, or RAY_ADDRESS names, or else a local one that is started when it is needed."""
+    listen_host: str | None = None
+    """The address of this machine at which the nodes reach it; null: that by which it reaches the cluster."""
+    resources: dict[str, Annotated[Number, Field(gt=0)]] | None = None
+    """What each running job takes of the nodes' resources, by name; null: one CPU."""
+
+    @field_validator("address")
+    @classmethod
+    def _check_address(cls, address: str | None) -> str | None:
+        if address is not None and ("://" in address or (address != "auto" and ":" not in address)):
+            raise ValueError("must be host:port of a Ray cluster, such as 10.0.0.5:6379, or auto")
+        return address
+
+
 class ClusterSettings(Section):
     """Sets the pools whose jobs run on other machines. Times are seconds."""
 
@@ -63,8 +82,10 @@ class ClusterSettings(Section):
     """The hosts of `pool: ssh`."""
     dask: DaskSettings = DaskSettings()
     """The cluster of `pool: dask`."""
+    ray: RaySettings = RaySettings()
+    """The cluster of `pool: ray`."""
     lease_idle: Seconds = 10.0
-    """Time after which a slot of a Dask cluster that no job uses is given back."""
+    """Time after which a slot of a Dask or Ray cluster that no job uses is given back."""
     lost_after: Seconds = 15.0
     """Time without contact after which a node ends its attempts; a moment later they are retried elsewhere."""
     node_timeout: Seconds | None = 60.0

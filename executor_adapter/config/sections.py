@@ -139,7 +139,7 @@ class JobSettings(Section):
     """Holds the defaults for fields that a job leaves open. Times are seconds."""
 
     pool: PoolName = "auto"
-    """The pool that it runs in: auto, coroutine, thread, process, ssh or dask."""
+    """The pool that it runs in: auto, coroutine, thread, process, ssh, dask or ray."""
     max_runtime: Seconds | None = 3600.0
     """Hard limit of one attempt; null: none."""
     soft_timeout: Seconds | None = None

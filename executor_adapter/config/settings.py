@@ -23,7 +23,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from executor_adapter.config.cluster import ClusterSettings, DaskSettings
+from executor_adapter.config.cluster import ClusterSettings, DaskSettings, RaySettings
 from executor_adapter.config.errors import describe
 from executor_adapter.config.sections import (
     CollectionSettings,
@@ -133,14 +133,18 @@ class Settings(BaseSettings, Model):
         section: StageSettings = getattr(self, stage)
         return self.model_copy(update={"job": section.as_job().over(self.job)})
 
-    def on_dask(self, address: str) -> Settings:
-        """Return these settings with the jobs of pool `dask` on the cluster whose scheduler is at `address`.
+    def on_cluster(self, address: str) -> Settings:
+        """Return these settings with the cluster at `address`: with a scheme it is of Dask, and otherwise of Ray.
 
         Raises:
-            ConfigurationError: the address is not one of Dask's.
+            ConfigurationError: the address is of neither.
         """
-        dask = DaskSettings(**{**self.cluster.dask.model_dump(), "address": address})
-        return self.model_copy(update={"cluster": self.cluster.model_copy(update={"dask": dask})})
+        engine: DaskSettings | RaySettings
+        if "://" in address and not address.startswith("ray://"):
+            engine = DaskSettings(**{**self.cluster.dask.model_dump(), "address": address})
+            return self.model_copy(update={"cluster": self.cluster.model_copy(update={"dask": engine})})
+        engine = RaySettings(**{**self.cluster.ray.model_dump(), "address": address})
+        return self.model_copy(update={"cluster": self.cluster.model_copy(update={"ray": engine})})
 
     def relative_to(self, directory: Path) -> Settings:
         """Return these settings with relative paths made relative to `directory`."""

@@ -54,7 +54,8 @@ class JobExecutor(JobCaller, Slots, QuarantinedJobs, Watching, ExecutionHooks):
     outlives the program, jobs of a host that died run again from `start` or the `with` statement on. `queue` names the
     jobs that belong together: a host takes over jobs of its own queue only. `requeue_on_shutdown`: jobs that a shutdown
     or a signal interrupts stay pending in such a store, for the next host; otherwise they end CANCELLED.
-    `address`: the scheduler of the Dask cluster that runs jobs with pool="dask"; default: `cluster.dask.address`.
+    `address`: the cluster of jobs with pool="dask" or pool="ray", such as "tcp://scheduler:8786" or "head:6379"; by
+    default that of the setting `cluster`.
 
     Leaving the executor as a context manager waits for its jobs; leaving it by an exception cancels them first. A
     signal that ends the program cancels them at once, see `signals`.
@@ -84,7 +85,7 @@ class JobExecutor(JobCaller, Slots, QuarantinedJobs, Watching, ExecutionHooks):
         check_count("max_pending", max_pending, "leaves no place", or_none=", or None for no bound")
         self.config = config if config is not None else load_config()
         if address is not None:
-            self.config = self.config.on_dask(address)
+            self.config = self.config.on_cluster(address)
         self._supervisor = self._make_supervisor(
             max_workers=max_workers,
             make_pool=functools.partial(make_pool, max_workers, self.config, initializer and (initializer, initargs)),

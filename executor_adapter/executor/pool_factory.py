@@ -57,8 +57,9 @@ def _cluster_options(name: str, config: Settings) -> dict[str, Any]:
     if name == "ssh":
         hosts = [SshHost(**host.model_dump()) for host in cluster.ssh.hosts]
         options |= {"hosts": hosts, "ssh_command": cluster.ssh.command}
-    elif name == "dask":
-        options |= {**cluster.dask.model_dump(), "lease_idle": cluster.lease_idle}
+    else:
+        engine = cluster.dask if name == "dask" else cluster.ray
+        options |= {**engine.model_dump(), "lease_idle": cluster.lease_idle}
     return options
 
 
@@ -72,14 +73,18 @@ def kinds_of(config: Settings) -> PoolKinds:
     def find(name: str) -> type[WorkerPool]:
         if name == "ssh" and not config.cluster.ssh.hosts:
             raise InvalidJobError("pool='ssh' needs hosts: set cluster.ssh.hosts in the configuration")
-        if name == "dask" and not has_dask():
-            raise InvalidJobError("pool='dask' needs Dask: pip install 'prefect-executor-adapter[dask]'")
+        if name in _ENGINES and not is_installed(_ENGINES[name]):
+            raise InvalidJobError(f"pool={name!r} needs an extra: pip install 'prefect-executor-adapter[{name}]'")
         return kind_of(name)
 
     return find
 
 
+_ENGINES = {"dask": "distributed", "ray": "ray"}
+"""The module of the engine that a pool needs."""
+
+
 @functools.cache
-def has_dask() -> bool:
-    """Return whether Dask's distributed can be imported."""
-    return importlib.util.find_spec("distributed") is not None
+def is_installed(module: str) -> bool:
+    """Return whether a module can be imported."""
+    return importlib.util.find_spec(module) is not None

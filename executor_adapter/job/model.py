@@ -52,8 +52,8 @@ class Job(Model):
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """The keyword arguments of the call."""
     pool: PoolName = "auto"
-    """The pool that runs the job: "coroutine", "thread", "process", or, on other machines, "ssh" or "dask"; "auto"
-    runs coroutine functions as coroutines and all others in a thread."""
+    """The pool that runs the job: "coroutine", "thread", "process", or, on other machines, "ssh", "dask" or "ray";
+    "auto" runs coroutine functions as coroutines and all others in a thread."""
     max_runtime: Seconds | None = 3600.0
     """Seconds that one attempt may run. A hard limit: past it the attempt is killed, as TIMEOUT_ERROR."""
     soft_timeout: Seconds | None = None

@@ -1,6 +1,6 @@
 """The names of the pools, and the ways in which this system can start worker processes.
 
-`ssh`, `dask`: processes on other machines, see `pools.cluster`.
+`ssh`, `dask`, `ray`: processes on other machines, see `pools.cluster`.
 
 `guardian`: workers are forked by a small process of our own, see `pools.guardian`; it needs what only Linux has.
 `spawn`: each worker is a new interpreter, see `pools.spawned`. Users know both as pool="process".
@@ -11,9 +11,9 @@ from __future__ import annotations
 import os
 from typing import Literal
 
-PoolName = Literal["auto", "coroutine", "thread", "process", "ssh", "dask"]
+PoolName = Literal["auto", "coroutine", "thread", "process", "ssh", "dask", "ray"]
 
-PROCESS_POOLS = frozenset({"process", "ssh", "dask"})
+PROCESS_POOLS = frozenset({"process", "ssh", "dask", "ray"})
 """The pools whose attempts run in processes of their own, here or on other machines."""
 
 StartMethod = Literal["guardian", "spawn"]

@@ -24,7 +24,7 @@ class Attempt:
     number: int
     """The number of the attempt, from 1."""
     pool: str
-    """The pool it ran in: "coroutine", "thread", "process", "ssh" or "dask"."""
+    """The pool it ran in: "coroutine", "thread", "process", "ssh", "dask" or "ray"."""
     pid: int | None
     """The worker process; None where it ran in this process."""
     queue_seconds: float

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 _KINDS = {
     "coroutine": "executor_adapter.pools.in_process.coroutine:CoroutinePool",
-    "dask": "executor_adapter.pools.cluster.dask:DaskPool",
+    "dask": "executor_adapter.pools.cluster.engines.dask:DaskPool",
     "guardian": "executor_adapter.pools.guardian.pool:ProcessPool",
+    "ray": "executor_adapter.pools.cluster.engines.ray:RayPool",
     "ssh": "executor_adapter.pools.cluster.ssh:SshPool",
     "spawn": "executor_adapter.pools.spawned.pool:SpawnedPool",
     "thread": "executor_adapter.pools.in_process.thread:ThreadPool",

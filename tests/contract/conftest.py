@@ -10,6 +10,7 @@ from executor_adapter import Job, JobExecutor
 from executor_adapter.config import Settings
 from executor_adapter.job.transition import Observer
 from tests.contract.cluster.dask_cluster import DaskCluster, dask_cluster
+from tests.contract.cluster.ray_cluster import RayCluster, ray_cluster
 from tests.contract.cluster.sshd import SshServer, ssh_server
 from tests.contract.functions import for_pool
 
@@ -38,9 +39,16 @@ def two_dask_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskC
         yield cluster
 
 
+@pytest.fixture(scope="session")
+def two_ray_nodes() -> Iterator[RayCluster]:
+    """A Ray cluster of two nodes with two slots each."""
+    with ray_cluster() as cluster:
+        yield cluster
+
+
 @pytest.fixture(
     params=["coroutine", "thread", "process", "process by spawn"]
-    + [pytest.param(name, marks=pytest.mark.chaos) for name in ("ssh", "dask")]
+    + [pytest.param(name, marks=pytest.mark.chaos) for name in ("ssh", "dask", "ray")]
 )
 def pool(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of the pool under test; its executors start processes by the default method, or by spawn.
@@ -56,6 +64,9 @@ def pool(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     elif name == "dask":
         cluster: DaskCluster = request.getfixturevalue("two_dask_workers")
         monkeypatch.setenv("EXECUTOR_ADAPTER_CLUSTER__DASK", cluster.settings())
+    elif name == "ray":
+        nodes: RayCluster = request.getfixturevalue("two_ray_nodes")
+        monkeypatch.setenv("EXECUTOR_ADAPTER_CLUSTER__RAY", nodes.settings())
     return name
 
 

@@ -277,7 +277,7 @@ def test_a_method_can_be_a_job_task() -> None:
         (
             lambda: JobTaskRunner(pool="proces"),
             InvalidJobError,
-            "JobTaskRunner: pool='proces' must be 'auto', 'coroutine', 'thread', 'process', 'ssh' or 'dask': did you ",
+            "JobTaskRunner: pool='proces' must be 'auto', 'coroutine', 'thread', 'process', 'ssh', 'dask' or 'ray'",
         ),
         (
             lambda: job_task()(double).submit(),

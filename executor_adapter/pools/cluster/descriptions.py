@@ -60,7 +60,7 @@ def describe_dask_workers(address: str, listen_host: str | None) -> dict[str, di
     """
     import distributed  # Only here: programs that do not use it need not have it.
 
-    from executor_adapter.pools.cluster.dask import host_towards
+    from executor_adapter.pools.cluster.engines.leases import host_towards
 
     engine: Any = distributed
     try:

@@ -36,8 +36,8 @@ class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
     `max_workers`: the number of attempts that may run at once; by default the configuration's `executor.max_workers`.
     `initializer`, `initargs`: called in each worker process before its first job.
     `pool`: where functions run: "auto" (a coroutine function as a coroutine, any other in a thread), "thread",
-    "coroutine", "process", "ssh" or "dask". `address`: with "dask", the cluster's scheduler; by default the setting's.
-    `job_fields`: further fields of `Job`, for all tasks that do not set them.
+    "coroutine", "process", "ssh", "dask" or "ray". `address`: with "dask" and "ray", the cluster's; by default the
+    setting's. `job_fields`: further fields of `Job`, for all tasks that do not set them.
 
     A plain task's `timeout_seconds` becomes the job's `max_runtime`, which is a hard limit; its `retries` follow the
     executor's rules and survive crashes. `job_options` sets more fields for one task; a job task keeps its own options.
@@ -68,9 +68,9 @@ class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
             check_count("max_workers", max_workers, "leaves no worker")
         self.job_fields: dict[str, Any] = {"pool": pool, **job_fields}
         check_defaults(self.job_fields)
-        if address is not None and pool != "dask":
+        if address is not None and pool not in ("dask", "ray"):
             raise InvalidJobError(
-                f"address={address!r} is for pool='dask', and pool={pool!r}: give that, or no address"
+                f"address={address!r} is for pool='dask' and 'ray', and pool={pool!r}: give one of these, or no address"
             )
         self._options: dict[str, Any] = {
             "max_workers": max_workers,

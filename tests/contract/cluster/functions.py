@@ -40,3 +40,9 @@ def size_of(value: bytes) -> int:
 def zeros(size: int) -> bytes:
     """Return a large value."""
     return bytes(size)
+
+
+def wait_for_file(path: str) -> None:
+    """Return when the file exists."""
+    while not Path(path).exists():
+        time.sleep(0.01)

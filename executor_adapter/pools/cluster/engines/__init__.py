@@ -1,0 +1,1 @@
+"""The engines that place leases on their nodes: Dask and Ray."""

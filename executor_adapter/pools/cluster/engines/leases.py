@@ -1,0 +1,260 @@
+"""Leases of an engine that places them on its nodes, where they start agents that connect to this program.
+
+The client of an engine may block, so it is used in a thread of its own: commands go to it through a queue, and what it
+finds comes back by `call_soon`.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import socket
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from executor_adapter.exceptions.display import text_of
+from executor_adapter.pools.cluster.handshake import TOKEN_SIZE, Door
+from executor_adapter.pools.cluster.leases import LeaseHolder, LeaseSource
+from executor_adapter.pools.cluster.link import SocketEnd
+from executor_adapter.pools.cluster.remote_agent import RemoteAgent
+
+logger = logging.getLogger("executor_adapter.cluster")
+
+RETRY_SECONDS = 1.0
+"""Seconds after which a lease that a node could not hold is asked for again."""
+
+
+class LeaseEnds(Protocol):
+    """Receives what an engine finds out. Any thread may call it."""
+
+    def lease_ended(self, lease: int, why: str, *, is_final: bool = False) -> None:
+        """Take note that nothing holds a lease any more; `why` is "" if it was given back.
+
+        `is_final`: no further try can help.
+        """
+
+    def call(self, command: Callable[[], None]) -> None:
+        """Make a call in the engine's thread."""
+
+
+class Engine(ABC):
+    """The client of one engine. All methods are called in the thread that is its own, and may block."""
+
+    name: str
+    """What users call it."""
+
+    @abstractmethod
+    def connect(self) -> str:
+        """Connect to the cluster, or start a local one. Return the address of its scheduler: host and port.
+
+        Raises:
+            Exception: it cannot be reached.
+        """
+
+    @abstractmethod
+    def ask(self, head: dict[str, Any], lease: int) -> None:
+        """Let an agent on some node hold a lease. `head`: the address at which this program listens, and its token.
+
+        Raises:
+            Exception: nothing can be asked for now.
+        """
+
+    @abstractmethod
+    def drop(self, lease: int) -> None:
+        """Give a lease back, held or not; nothing where it is not known any more."""
+
+    def release(self, lease: int) -> None:
+        """Give a lease back whose agent knows of it too."""
+        self.drop(lease)
+
+    def poll(self) -> float | None:
+        """Look what has become of the leases. Return the seconds until it is to be called again; None for no need."""
+        return None
+
+    def on_agent_lost(self, node: str) -> None:  # noqa: B027
+        """Take note that the agent of this name is gone."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give all leases back, and end what was started here."""
+
+
+class EngineLeases(LeaseSource):
+    """Asks an engine for leases, and listens for the agents that it starts."""
+
+    def __init__(self, pool: LeaseHolder, make_engine: Callable[[LeaseEnds], Engine], listen_host: str | None) -> None:
+        self._pool = pool
+        self._supervisor = pool.supervisor
+        self._engine = make_engine(self)
+        self._listen_host = listen_host
+        self._token = secrets.token_bytes(TOKEN_SIZE)
+        self._door: Door | None = None
+        self._last = 0
+        self._wanted: dict[int, RemoteAgent | None] = {}
+        """The leases that were asked for, with the agent that has reported it."""
+        self._commands: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._is_connecting = self._closing = False
+
+    # --- leases ---
+
+    def request(self, count: int) -> None:
+        self._connect_once()
+        for _ in range(count):
+            self._last += 1
+            self._wanted[self._last] = None
+            if self._door is not None:
+                self._ask(self._last)
+
+    def withdraw(self, count: int) -> None:
+        waiting = [lease for lease, agent in self._wanted.items() if agent is None]
+        for lease in waiting[max(0, len(waiting) - count) :]:
+            self._drop(lease)
+
+    def accepts(self, lease: int) -> bool:
+        return self._wanted.get(lease, self) is None
+
+    def release(self, agent: RemoteAgent, lease: int) -> None:
+        self._wanted.pop(lease, None)
+        self._commands.put(lambda: self._engine.release(lease))
+
+    def on_granted(self, agent: RemoteAgent, lease: int) -> None:
+        self._wanted[lease] = agent
+
+    def on_lost(self, agent: RemoteAgent, why: str) -> None:
+        for lease in agent.leases:
+            self._drop(lease)
+        self._commands.put(lambda: self._engine.on_agent_lost(agent.node))
+
+    def _drop(self, lease: int) -> None:
+        self._wanted.pop(lease, None)
+        self._commands.put(lambda: self._engine.drop(lease))
+
+    # --- the cluster ---
+
+    def _connect_once(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name=f"executor-{self._engine.name}", daemon=True)
+            self._thread.start()
+        if self._door is None and not self._is_connecting:
+            self._is_connecting = True
+            self._commands.put(self._connect)
+
+    def _on_unreachable(self, why: str) -> None:
+        self._is_connecting = False
+        self._wanted.clear()
+        self._pool.refused(f"the {self._engine.name} cluster cannot be reached: {why}")
+
+    def _on_connected(self, scheduler: str) -> None:
+        self._is_connecting = False
+        if self._closing:
+            return
+        host = self._listen_host or host_towards(scheduler)
+        try:
+            self._door = Door(self._supervisor, host, self._token, self._on_agent)
+        except OSError as error:
+            key = f"cluster.{self._engine.name.lower()}.listen_host"
+            self._pool.refused(f"cannot listen for agents on {host}: {text_of(error)}: set {key}")
+            return
+        for lease in self._wanted:
+            self._ask(lease)
+
+    def _on_agent(self, sock: socket.socket) -> None:
+        self._pool.connect(SocketEnd(sock))
+
+    def _ask(self, lease: int) -> None:
+        assert self._door is not None
+        head = {"address": list(self._door.address), "token": self._token.hex()}
+        self._commands.put(lambda: self._try_to_ask(head, lease))
+
+    def call(self, command: Callable[[], None]) -> None:
+        self._commands.put(command)
+
+    def lease_ended(self, lease: int, why: str, *, is_final: bool = False) -> None:
+        self._supervisor.call_soon(self._on_lease_ended, lease, why, is_final)
+
+    def _on_lease_ended(self, lease: int, why: str, is_final: bool) -> None:
+        """Ask again for a lease that no agent has reported."""
+        if self._wanted.get(lease, self) is not None or self._closing:
+            return
+        if is_final:
+            del self._wanted[lease]
+            self._pool.refused(why)
+            return
+        if why:
+            self._pool.not_granted(f"the {self._engine.name} cluster runs no jobs now: {why}")
+        self._supervisor.call_at(self._supervisor.now() + RETRY_SECONDS, lambda: self._ask_again(lease))
+
+    def _ask_again(self, lease: int) -> None:
+        if lease in self._wanted and not self._closing:
+            self._ask(lease)
+
+    def close(self, on_closed: Callable[[], None]) -> None:
+        self._closing = True
+        if self._door is not None:
+            self._door.close()
+        if self._thread is None:
+            on_closed()
+            return
+        self._commands.put(lambda: self._close_engine(on_closed))
+        self._commands.put(None)
+
+    # --- the engine's thread ---
+
+    def _run(self) -> None:
+        wait: float | None = None
+        while True:
+            try:
+                command = self._commands.get(timeout=wait)
+            except Empty:
+                command = _nothing
+            if command is None:
+                return
+            try:
+                command()
+                wait = self._engine.poll()
+            except Exception:
+                logger.exception("a command to the %s cluster failed", self._engine.name)
+            del command  # It may hold a future, whose result Dask keeps for as long, and the worker with it.
+
+    def _connect(self) -> None:
+        try:
+            scheduler = self._engine.connect()
+        except Exception as error:
+            self._supervisor.call_soon(self._on_unreachable, text_of(error))
+        else:
+            self._supervisor.call_soon(self._on_connected, scheduler)
+
+    def _try_to_ask(self, head: dict[str, Any], lease: int) -> None:
+        try:
+            self._engine.ask(head, lease)
+        except Exception as error:
+            self.lease_ended(lease, f"no lease can be asked for: {text_of(error)}")
+
+    def _close_engine(self, on_closed: Callable[[], None]) -> None:
+        try:
+            self._engine.close()
+        finally:
+            self._supervisor.call_soon(on_closed)
+
+
+def _nothing() -> None:
+    """Do nothing but let the engine be polled."""
+
+
+def host_towards(address: str) -> str:
+    """Return the address of this machine on the network by which it reaches another: nothing listens on other ones.
+
+    `address`: host and port, with a scheme or without. Workers within this process have none.
+    """
+    parts = urlsplit(address if "://" in address else f"tcp://{address}")
+    if parts.scheme == "inproc" or parts.hostname is None:
+        return "127.0.0.1"
+    family = socket.AF_INET6 if ":" in parts.hostname else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((parts.hostname, parts.port or 1))  # This sends nothing.
+        return str(probe.getsockname()[0])
