@@ -65,6 +65,7 @@ def test_a_member_is_chosen(tmp_path: Path) -> None:
         (gzip.compress(PLAIN)[:-8] + b"\0" * 8, ".csv.gz", "the archive is broken"),
         (b"PAR1 is not all of it", ".parquet", "is not Parquet"),
     ],
+    ids=["encrypted", "cut ZIP", "cut gzip", "damaged gzip", "cut Parquet"],
 )
 def test_broken_files_are_data_errors(tmp_path: Path, content: bytes, suffix: str, said: str) -> None:
     """An encrypted, cut off or damaged file is a DATA_ERROR: it cannot get better."""
