@@ -12,7 +12,7 @@ import distributed
 import pytest
 
 from executor_adapter import Job, JobExecutor
-from executor_adapter.config import ClusterSettings, DaskSettings, Settings
+from executor_adapter.config import ClusterSettings, DaskSettings, ExecutorSettings, Settings
 from tests.benchmarks.apart import apart
 from tests.benchmarks.contestants import POLICY, ours, rate_of
 from tests.benchmarks.figures import Figures, Report, Row, in_turn
@@ -28,7 +28,8 @@ LIMIT = 0.1
 
 
 def settings_of(settings: str) -> Settings:
-    return Settings(cluster=ClusterSettings(dask=DaskSettings(**json.loads(settings)), lease_idle=60.0))
+    cluster = ClusterSettings(dask=DaskSettings(**json.loads(settings)), lease_idle=60.0)
+    return Settings(cluster=cluster, executor=ExecutorSettings(preload=("tests.benchmarks.functions",)))
 
 
 def rate_of_dask(client: distributed.Client, jobs: int) -> Callable[[], float]:
