@@ -95,8 +95,8 @@ class RemotePool(WorkerPool):
 
     @property
     def slots(self) -> int:
-        """Number of leases that the pool holds."""
-        return sum(agent.slots for agent in self.agents)
+        """Number of attempts that its leases allow; a node that is about to go counts with what runs there."""
+        return sum(len(agent.live) if agent.leaving else agent.slots for agent in self.agents)
 
     def set_lease(self, until: float) -> None:
         self._store_lease_until = until
@@ -125,10 +125,8 @@ class RemotePool(WorkerPool):
         self._count(agent)
 
     def queue_behind(self, assignment: Assignment) -> bool:
-        if assignment.memory_limit is not None:
-            return False
         agent = max(self.agents, key=lambda agent: agent.room_behind, default=None)
-        if agent is None or agent.room_behind <= 0:
+        if assignment.memory_limit is not None or agent is None or agent.room_behind <= 0:
             return False
         self._give(agent, assignment)
         return True
@@ -137,8 +135,8 @@ class RemotePool(WorkerPool):
         return sum(agent.give_back_if_stuck(before) for agent in self.agents) > 0
 
     def unstarted(self) -> list[Assignment]:
-        given = [each for agent in self.agents for each in agent.live.values() if each.started_at is None]
-        return [*self._waiting, *given]
+        given = (each for agent in self.agents for each in agent.live.values())
+        return [*self._waiting, *(each for each in given if each.started_at is None)]
 
     def flush(self) -> None:
         for agent in list(self.agents):
@@ -152,6 +150,7 @@ class RemotePool(WorkerPool):
 
     def on_room(self, agent: RemoteAgent) -> None:
         self._count(agent)
+        self._release_drained(agent)
         if self._waiting:
             self._serve_waiting()
 
@@ -258,8 +257,7 @@ class RemotePool(WorkerPool):
         if self._idle_timer is None and not self._source.keeps_idle and self._on_closed is None:
             for agent in self.agents:
                 agent.fewest_live = len(agent.live)
-            due = self.supervisor.now() + self._lease_idle / 2
-            self._idle_timer = self.supervisor.call_at(due, self._release_idle)
+            self._idle_timer = self.supervisor.call_at(self.supervisor.now() + self._lease_idle / 2, self._release_idle)
 
     def _release_idle(self) -> None:
         self._idle_timer = None
@@ -288,8 +286,7 @@ class RemotePool(WorkerPool):
             self._starved.cancel()
             self._starved = None
         elif starving and self._starved is None and self._node_timeout is not None:
-            due = self.supervisor.now() + self._node_timeout
-            self._starved = self.supervisor.call_at(due, self._fail_waiting)
+            self._starved = self.supervisor.call_at(self.supervisor.now() + self._node_timeout, self._fail_waiting)
 
     def _fail_waiting(self) -> None:
         self._starved = None
@@ -312,14 +309,18 @@ class RemotePool(WorkerPool):
 
     def on_leaving(self, agent: RemoteAgent) -> None:
         logger.info("node %s is about to leave: it gets no further jobs", agent.node)
+        self._release_drained(agent)
         self._request_leases()
+
+    def _release_drained(self, agent: RemoteAgent) -> None:
+        while agent.leaving and agent.leases and not agent.live:
+            self._release(agent)
 
     def on_lost(self, agent: RemoteAgent, why: str) -> None:
         if agent.is_ready and not agent.is_closing and not agent.leaving:
             logger.warning("node %s is lost: %s", agent.node, why)
         self.agents.remove(agent)
         self.busy -= agent.busy
-        agent.busy = 0
         self._source.on_lost(agent, why)
         self._request_leases()
         self._watch_starving()

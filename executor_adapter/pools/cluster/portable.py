@@ -35,30 +35,17 @@ class Portable(NamedTuple):
     """Why it cannot be pickled."""
 
 
-_packed: dict[int, bytes | None] = {}
-"""The packed form of each function by its number; None for those that go as they are."""
-
-
 def pack(encoded: EncodedFunction, function: Callable[..., Any] | str) -> None:
     """Prepare a function to be sent to agents. Called on the submitter's thread."""
-    if encoded.number in _packed:
-        return
-    form = None
-    if encoded.encoded[:1] == REFERENCE and not encoded.once:
-        form = _pack(encoded.encoded[1:].decode(), resolve(function))
-    if form is not None or not encoded.once:
-        _packed[encoded.number] = form
+    if encoded.portable is None:
+        is_reference = encoded.encoded[:1] == REFERENCE and not encoded.once
+        encoded.portable = _pack(encoded.encoded[1:].decode(), resolve(function)) if is_reference else b""
 
 
-def packed(encoded: EncodedFunction) -> bytes | None:
-    """Return what `pack` prepared; None if the function goes as it is."""
-    return _packed.get(encoded.number)
-
-
-def _pack(reference: str, function: Callable[..., Any]) -> bytes | None:
+def _pack(reference: str, function: Callable[..., Any]) -> bytes:
     file = file_of_program(sys.modules[reference.partition(":")[0]])
     if file is None:
-        return None
+        return b""
     by_value, refusal = b"", ""
     try:
         by_value = dump_with_program(function)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from executor_adapter.pools.cluster import frames, portable
+from executor_adapter.pools.cluster import frames
 from executor_adapter.pools.transport.functions import EncodedFunction
 from executor_adapter.worker import wire
 
@@ -29,8 +29,6 @@ class SentFunctions:
             flags |= wire.FORGET_OTHERS
         if not function.once:
             self._known.add(function.number)
-        body = portable.packed(function)
-        if body is not None:
+        if function.portable:
             flags |= frames.PORTABLE
-        body = function.encoded if body is None else body
-        return wire.pack_frame(wire.FUNCTION, flags, word=function.number, body=body)
+        return wire.pack_frame(wire.FUNCTION, flags, word=function.number, body=function.portable or function.encoded)

@@ -41,13 +41,15 @@ class EncodedFunction:
     `number`: identifies it in this process. `once`: it is for one call only, so the worker does not keep it.
     """
 
-    __slots__ = ("encoded", "number", "once")
+    __slots__ = ("encoded", "number", "once", "portable")
 
     numbers = itertools.count(1)
 
     def __init__(self, encoded: bytes, *, once: bool) -> None:
         self.encoded = encoded
         self.once = once
+        self.portable: bytes | None = None
+        """The form for nodes that may lack the program's files: b"" if it goes as it is, None if it is not made yet."""
         self.number = next(self.numbers) & 0xFFFFFFFF
 
 

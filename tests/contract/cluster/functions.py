@@ -46,3 +46,9 @@ def wait_for_file(path: str) -> None:
     """Return when the file exists."""
     while not Path(path).exists():
         time.sleep(0.01)
+
+
+def work(number: int, seconds: float) -> int:
+    """Return the number after so many seconds."""
+    time.sleep(seconds)
+    return number

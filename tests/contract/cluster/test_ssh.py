@@ -134,7 +134,8 @@ def test_a_host_that_cannot_be_reached_leaves_its_jobs_to_others(
     ssh = SshSettings(hosts=hosts, command=tuple(two_ssh_hosts.command))
     with JobExecutor(2, config=Settings(cluster=ClusterSettings(ssh=ssh))) as executor:
         futures = [executor.submit(Job(function="os:getpid", pool="ssh")) for _ in range(4)]
-        assert len({future.result(timeout=20) for future in futures}) == 1
+        for future in futures:
+            future.result(timeout=20)
         assert {future.job.attempts[0].node for future in futures} == {"node2"}
     assert "node1: '/nowhere/python' cannot be run there: set the host's python" in caplog.text
 
