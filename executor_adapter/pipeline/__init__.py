@@ -8,7 +8,7 @@
 | land | `sources/` | the bytes as received, one file a page or source file, with a manifest: `Landing` |
 | read | `sources/` | record batches in which every column is text, and rejects with line numbers: `text_rows` |
 | cast | `schema` | rows with the types that the table's schema declares, and rejects with row numbers: `Caster` |
-| store | `lake/` | a folder of Parquet files, written by whole windows, that every reader reads: `LakeTable` |
+| store | `lake/`, `storing` | Parquet in whole windows, which every reader reads: `LakeTable`, `store_landing` |
 | process | `stages/` | stages over a window in batches, with an account of each row: `process_window` |
 
 It needs the extra `pipeline`.
@@ -49,9 +49,12 @@ if TYPE_CHECKING:
     from executor_adapter.pipeline.stages.base import NamedStage, Stage, StageOutput
     from executor_adapter.pipeline.stages.loading import load_stage, stage_names
     from executor_adapter.pipeline.stages.run import STAGE_REJECTS, Processed, process_window
+    from executor_adapter.pipeline.storing import Collected, store_landing
     from executor_adapter.pipeline.text_rows import REJECTS, OnRejects, Reject
 
 _HOMES = {
+    "Collected": "executor_adapter.pipeline.storing",
+    "store_landing": "executor_adapter.pipeline.storing",
     "Aggregate": "executor_adapter.pipeline.stages.aggregate",
     "NamedStage": "executor_adapter.pipeline.stages.base",
     "Processed": "executor_adapter.pipeline.stages.run",
@@ -100,6 +103,7 @@ __all__ = [
     "Aggregate",
     "Cast",
     "Caster",
+    "Collected",
     "LakeTable",
     "LandedFile",
     "Landing",
@@ -132,6 +136,7 @@ __all__ = [
     "remove_windows",
     "settle_windows",
     "stage_names",
+    "store_landing",
     "typed_schema",
 ]
 

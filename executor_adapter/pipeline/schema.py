@@ -40,11 +40,12 @@ class Cast(NamedTuple):
 class Caster:
     """Casts the batches of one window, one after another.
 
-    Every row of a batch is in its result exactly once. Rows keep their order.
+    Every row of a batch is in its result exactly once. Rows keep their order. Without a schema all columns stay text.
     """
 
-    def __init__(self, schema: TableSchema) -> None:
-        self._schema = schema
+    def __init__(self, schema: TableSchema | None) -> None:
+        # Without a schema no column is declared, and all stay text; a schema in the configuration has at least one.
+        self._schema = schema or TableSchema.model_construct(columns={}, undeclared="text")
         self._seen = set[str]()
         self.rows = 0
         """Rows that were cast or rejected."""
@@ -92,7 +93,7 @@ class Caster:
         if others and self._schema.undeclared == "refuse":
             raise _error(f"the column {others[0]!r} is not declared: add it to the schema, or set undeclared: text")
         new = sorted(set(others) - self._seen)
-        if new:
+        if new and self._schema.columns:
             done = "left out" if self._schema.undeclared == "drop" else "kept as text"
             log("columns that are not declared are %s: %s", done, ", ".join(new))
         self._seen |= set(names)

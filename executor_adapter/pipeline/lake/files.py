@@ -28,7 +28,8 @@ class FileWriter:
         with explained(path):
             self._writer = pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True)
         self._waiting: list[pa.Table] = []
-        self._waiting_rows = 0
+        self.waiting = 0
+        """Rows that are in memory."""
         self._highest: pa.Scalar | None = None
         self._entries: list[WindowEntry] = []
         self.rows = 0
@@ -40,9 +41,9 @@ class FileWriter:
         self.rows += rows.num_rows
         self._note_highest(rows)
         self._waiting.append(rows)
-        self._waiting_rows += rows.num_rows
-        if self._waiting_rows >= ROW_GROUP:
-            self._flush()
+        self.waiting += rows.num_rows
+        if self.waiting >= ROW_GROUP:
+            self.flush()
 
     def _note_highest(self, rows: pa.Table) -> None:
         if self._cursor is None or self._cursor not in rows.column_names:
@@ -61,7 +62,7 @@ class FileWriter:
 
     def close(self) -> None:
         """Write the rest and the footer to the disk."""
-        self._flush()
+        self.flush()
         self._writer.add_key_value_metadata(footer_of(self._entries))
         with explained(self.path):
             self._writer.close()
@@ -73,12 +74,13 @@ class FileWriter:
         if self._writer.is_open:
             self._writer.close()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write the rows that wait for their row group to be full."""
         if not self._waiting:
             return
         with explained(self.path):
             self._writer.write_table(pa.concat_tables(self._waiting).combine_chunks(), row_group_size=ROW_GROUP)
-            self._waiting, self._waiting_rows = [], 0
+            self._waiting, self.waiting = [], 0
 
 
 def publish(temporary: Path, target: Path) -> None:

@@ -106,6 +106,16 @@ class Writer:
                 f"{self._asked.until}: correct the request, or name a key"
             )
 
+    @property
+    def waiting(self) -> int:
+        """Rows that are in memory, until a row group is full."""
+        return sum(part.waiting for part in self._parts)
+
+    def flush(self) -> None:
+        """Write the rows that are in memory."""
+        for part in self._parts:
+            part.flush()
+
     def discard(self) -> None:
         """Release what was not published."""
         for part in self._parts:

