@@ -48,6 +48,7 @@ def _tools(schema: dict[str, Any]) -> list[str]:
         "FileTable": ("tools.NAME.tables.TABLE", "a table of it"),
         "RestTool": ("tools.NAME", "with `source: rest`"),
         "Credential": ("tools.NAME.credential", "where its secret is"),
+        "Paging": ("tools.NAME.paging", "how its pages are asked for"),
         "RestResource": ("tools.NAME.resources.TABLE", "a resource of it"),
     }
     parts = ["## tools", "", "One section for each tool, by its name.", ""]

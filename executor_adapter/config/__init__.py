@@ -6,8 +6,9 @@ from executor_adapter.config.cluster import ClusterSettings, DaskSettings, RaySe
 from executor_adapter.config.credentials import Credential
 from executor_adapter.config.errors import read_yaml
 from executor_adapter.config.formats import Format
+from executor_adapter.config.paging import Paging
 from executor_adapter.config.schemas import Column, TableSchema
-from executor_adapter.config.secrets import hidden, redacted, without_secrets_of_urls
+from executor_adapter.config.secrets import hidden, redacted, remember, without_secrets_of_urls
 from executor_adapter.config.sections import (
     CollectionSettings,
     ExecutorSettings,
@@ -39,6 +40,7 @@ __all__ = [
     "JobSettings",
     "MirrorMode",
     "MonitoringSettings",
+    "Paging",
     "PrefectSettings",
     "ProcessingSettings",
     "RaySettings",
@@ -58,6 +60,7 @@ __all__ = [
     "read_sources",
     "read_yaml",
     "redacted",
+    "remember",
     "retry_policy",
     "without_secrets_of_urls",
 ]

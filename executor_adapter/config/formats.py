@@ -18,7 +18,8 @@ class Format(Section):
     encoding: str | None = None
     """The encoding of text, such as latin-1; null: UTF-8, or what the data's byte order mark says."""
     records: str | None = None
-    """JSON: the keys that lead to the list of objects, such as `data.items`; null: the data is the list."""
+    """JSON: the keys that lead to the list of objects, or to one object, such as `data.items`; `.`: the data is one
+    object; null: the data is the list."""
     delimiter: str | None = Field(default=None, min_length=1, max_length=4)
     """CSV: what is between two values; null: found out."""
     quote: str | None = Field(default=None, max_length=1)

@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from executor_adapter.config.credentials import Credential
 from executor_adapter.config.formats import Format
+from executor_adapter.config.paging import Paging
 from executor_adapter.config.secrets import SECRET
 from executor_adapter.config.sections import JobSettings, Name, Names, Section
 from executor_adapter.job import Count, Number, Seconds
@@ -74,7 +75,10 @@ class FilesTool(Tool):
     directory: Path | None = None
     """The directory of the files, relative to the configuration file."""
     storage: dict[str, Any] = Field(default_factory=dict)
-    """Options of the file system that a URL names, as fsspec has them."""
+    """Options of the file system that a URL names, as fsspec has them. `{credential}` in a text stands for the
+    credential, as in `secret: "{credential}"`; a secret itself is refused here."""
+    credential: Credential | None = None
+    """Where the secret of the storage is; null: it needs none."""
     tables: dict[Name, FileTable] = Field(min_length=1, description="a mapping of table names to {file: ...}")
 
     @model_validator(mode="after")
@@ -83,20 +87,22 @@ class FilesTool(Tool):
         places = (self.package is not None) + (self.directory is not None)
         if places == 2 or places < needs_place:
             raise PydanticCustomError("place", "must have one of the keys package and directory")
+        _check_secrets("storage", self.storage, self.credential)
         return self
 
     def relative_to(self, directory: Path) -> Self:
         """Return the tool with relative paths made relative to `directory`."""
-        if self.directory is None:
-            return self
-        return self.model_copy(update={"directory": directory / self.directory})
+        made = super().relative_to(directory)
+        if made.directory is None:
+            return made
+        return made.model_copy(update={"directory": directory / made.directory})
 
 
-class RestResource(Section):
+class RestResource(Format):
     """Describes one resource of a REST API: a list of objects, read page by page.
 
     In `path`, `params` and `body`, `{since}` and `{until}` stand for a window's first and last moment, and `{id}` for
-    each id of the resource that `for_each` names (asked for one after another, without pages).
+    each id of the resource that `for_each` names, asked for one after another. In the path they are quoted.
     """
 
     path: str = Field(min_length=1, description="the path below the tool's url")
@@ -108,6 +114,8 @@ class RestResource(Section):
     """The body of the request, sent as JSON."""
     key: str = "id"
     """The field that identifies an object."""
+    paging: Paging | None = None
+    """How its pages are asked for; null: as the tool says."""
     for_each: str | None = None
     """Another resource: there is one request for each of its objects."""
     schema_name: str | None = Field(default=None, alias="schema")
@@ -125,30 +133,32 @@ class RestTool(Tool):
     or a header says otherwise."""
     username: str | None = None
     """The name that belongs to the credential, which is then the password of HTTP's basic authentication."""
+    token_url: str | None = Field(default=None, pattern=r"^https?://")
+    """OAuth2: where a token is got with `username` and the credential, the client's id and secret; null: no OAuth2."""
+    scope: str | None = None
+    """OAuth2: what the token is for."""
     headers: dict[str, str] = Field(default_factory=dict)
     """Headers of each request. `{credential}` in a value stands for the credential, as in `X-Api-Key: "{credential}"`;
     a secret itself is refused here."""
+    paging: Paging = Paging()
+    """How pages are asked for."""
     page_size: Count = Field(default=200, ge=1)
     """Objects in one page."""
     pages: Count = Field(default=1000, ge=1)
     """Pages of one resource and day, at most; more are an error, and never dropped in silence."""
     timeout: Seconds = 30.0
     """Seconds to wait for a response."""
+    request_rate: Seconds | None = None
+    """Requests in a second, of all jobs of the tool on this machine together; null: no limit."""
+    max_bytes: Count = Field(default=1 << 30, ge=1)
+    """Bytes of one answer, as they are received and also unpacked; more are an error."""
     days: Count = Field(default=1, ge=0)
     """Days before today to collect; a day that was collected after its end is not requested again."""
     resources: dict[Name, RestResource] = Field(min_length=1, description="a mapping of table names to {path: ...}")
 
     @model_validator(mode="after")
     def _check_secrets(self) -> RestTool:
-        for name, value in self.headers.items():
-            if "{credential}" in value and self.credential is None:
-                raise _refused(["headers", name], repr(value), "must have the key credential beside headers")
-            if SECRET.search(name) and "{credential}" not in value:
-                why = (
-                    'must be "{credential}", with or without text around it: a secret does not belong into the '
-                    "configuration, so say in `credential` where it is"
-                )
-                raise _refused(["headers", name], "(hidden)", why)
+        _check_secrets("headers", self.headers, self.credential)
         if urlsplit(self.url or "").password is not None:
             raise _refused(
                 ["url"], "a URL with a password", "set username, and say in `credential` where the password is"
@@ -157,6 +167,8 @@ class RestTool(Tool):
             raise _refused(
                 ["username"], repr(self.username), "must have the key credential beside it, for the password"
             )
+        if self.token_url is not None and self.username is None:
+            raise _refused(["token_url"], repr(self.token_url), "must have the keys username and credential beside it")
         return self
 
     @model_validator(mode="after")
@@ -166,6 +178,20 @@ class RestTool(Tool):
                 detail = f"resources.{name}.for_each: {resource.for_each!r} is not one of {', '.join(self.resources)}"
                 raise PydanticCustomError("parent", "{detail}", {"detail": detail})
         return self
+
+
+def _check_secrets(key: str, values: Mapping[str, Any], credential: Credential | None) -> None:
+    """Refuse a secret among the values, and the place of one that is not described."""
+    for name, value in values.items():
+        has_place = isinstance(value, str) and "{credential}" in value
+        if has_place and credential is None:
+            raise _refused([key, name], repr(value), f"must have the key credential beside {key}")
+        if SECRET.search(name) and isinstance(value, str) and not has_place:
+            why = (
+                'must be "{credential}", with or without text around it: a secret does not belong into the '
+                "configuration, so say in `credential` where it is"
+            )
+            raise _refused([key, name], "(hidden)", why)
 
 
 def _refused(path: list[str], value: str, why: str) -> PydanticCustomError:

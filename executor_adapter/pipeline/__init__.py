@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         receiving,
     )
     from executor_adapter.pipeline.sources.reading import divide, read_rows
+    from executor_adapter.pipeline.sources.rest.resource import land_resource
     from executor_adapter.pipeline.sources.windows import Window
     from executor_adapter.pipeline.stages.aggregate import Aggregate
     from executor_adapter.pipeline.stages.base import NamedStage, Stage, StageOutput
@@ -90,6 +91,7 @@ _HOMES = {
     "divide": "executor_adapter.pipeline.sources.reading",
     "find_files": "executor_adapter.pipeline.sources.files",
     "find_landing": "executor_adapter.pipeline.sources.landing",
+    "land_resource": "executor_adapter.pipeline.sources.rest.resource",
     "land_file": "executor_adapter.pipeline.sources.files",
     "read_landing": "executor_adapter.pipeline.sources.landing",
     "read_rows": "executor_adapter.pipeline.sources.reading",
@@ -127,6 +129,7 @@ __all__ = [
     "find_landing",
     "is_expired",
     "land_file",
+    "land_resource",
     "load_stage",
     "process_window",
     "read_landing",

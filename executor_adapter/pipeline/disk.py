@@ -56,10 +56,10 @@ def explained(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[BinaryIO]:
+def writing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
     """Open a file that becomes `path` when the block ends, and is removed if the block raises.
 
-    Readers see the old file or the whole new one, also after a crash of the machine.
+    Readers see the old file or the whole new one; with `sync`, also after a crash of the machine.
     """
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,11 +68,13 @@ def writing(path: Path) -> Iterator[BinaryIO]:
             with temporary.open("wb") as file:
                 yield file
                 file.flush()
-                os.fsync(file.fileno())
+                if sync:
+                    os.fsync(file.fileno())
             temporary.rename(path)
         finally:
             temporary.unlink(missing_ok=True)
-        sync_folder(path.parent)
+        if sync:
+            sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from executor_adapter.config import redacted
 from executor_adapter.worker import running_job
 
 
 def log(message: str, *values: object) -> None:
-    """Write a line to the job's log; `values` fill the message as in the logging module."""
+    """Write a line to the job's log, without credentials; `values` fill the message as in the logging module."""
     if (job := running_job()) is not None:
-        job.logger.info(message, *values)
+        job.logger.info("%s", redacted(message % values))
 
 
 def progress(done: float, total: float | None, unit: str) -> None:

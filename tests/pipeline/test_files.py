@@ -21,7 +21,14 @@ from executor_adapter.pipeline.sources.files import find_files, land_file
 from executor_adapter.pipeline.sources.reading import divide, read_rows
 
 
+@pytest.fixture(autouse=True)
+def _secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("S3_SECRET", "hush-hush")
+
+
 def tool(file: str, **place: Any) -> FilesTool:
+    if "storage" in place:
+        place["credential"] = {"env": "S3_SECRET"}
     return FilesTool(source="files", tables={"t": FileTable(file=file)}, **place)
 
 
@@ -116,6 +123,8 @@ def test_settings_that_contradict_are_refused() -> None:
     for fields in ({"package": "p", "directory": Path()}, {}):
         with pytest.raises(ConfigurationError, match="must have one of the keys package and directory"):
             tool("a.csv", **fields)
+    with pytest.raises(ConfigurationError, match="a secret does not belong into the configuration"):
+        FilesTool(source="files", storage={"secret": "s"}, tables={"t": FileTable(file="s3://b/a.csv")})
     with pytest.raises(ConfigurationError, match="with period, partition must be one column, a date"):
         FileTable(file="a.csv", partition=("a", "b"), period="month")
 
@@ -152,7 +161,7 @@ def s3() -> Iterator[dict[str, Any]]:
     client.create_bucket(Bucket="bucket")
     for name in ("in/a.csv", "in/b.csv", "other.csv"):
         client.put_object(Bucket="bucket", Key=name, Body=f"n\n{name}\n".encode())
-    yield {"key": "k", "secret": "s", "endpoint_url": url, "client": client}
+    yield {"key": "k", "secret": "{credential}", "endpoint_url": url, "client": client}
     fsspec.config.conf.clear()
     server.stop()
 
@@ -177,7 +186,7 @@ def test_the_errors_of_an_object_store_have_codes(s3: dict[str, Any]) -> None:
     """What is missing is a configuration error, a server that is away a network error; no secret is shown."""
     described = tool("s3://nowhere/in/*.csv", storage=options(s3))
     assert failure(described).error_code == "CONFIGURATION_ERROR"
-    away = options(s3) | {"endpoint_url": "http://127.0.0.1:9", "secret": "hush"}
+    away = options(s3) | {"endpoint_url": "http://127.0.0.1:9"}
     error = failure(tool("s3://bucket/a.csv", storage=away | {"config_kwargs": {"retries": {"max_attempts": 0}}}))
     assert error.error_code == "NETWORK_ERROR"
     assert "hush" not in str(error)

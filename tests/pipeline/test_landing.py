@@ -29,7 +29,9 @@ def receive(root: Path, pages: list[bytes], *, fingerprint: str = "f", fail_afte
             if number == fail_after:
                 raise ConnectionError("cut")
             asked.append(number)
-            receiver.add(".json", [pages[number]], origin=f"https://shop/orders?page={number}", rows=1)
+            receiver.add(
+                ".json", [pages[number]], origin=f"https://shop/orders?page={number}", inspect=lambda _: (1, {})
+            )
         receiver.watermark = "2013-01-31"
     return asked
 

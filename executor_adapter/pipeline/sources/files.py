@@ -113,7 +113,7 @@ def _system(tool: FilesTool, place: str) -> tuple[Any, str]:
     """Return the file system of a path or URL, and its path there."""
     scheme = place.partition("://")[0] if "://" in place else "file"
     try:
-        system, path = fsspec.core.url_to_fs(place, **tool.storage)
+        system, path = fsspec.core.url_to_fs(place, **_options(tool))
     except ImportError as error:
         extra = _EXTRAS.get(scheme)
         hint = f"pip install 'prefect-executor-adapter[{extra}]'" if extra else str(error)
@@ -121,6 +121,16 @@ def _system(tool: FilesTool, place: str) -> tuple[Any, str]:
     except ValueError as error:
         raise _configuration_error(f"{place}: {error}") from None
     return system, path
+
+
+def _options(tool: FilesTool) -> dict[str, Any]:
+    if tool.credential is None:
+        return tool.storage
+    secret = tool.credential.resolve().get_secret_value()
+    return {
+        name: value.replace("{credential}", secret) if isinstance(value, str) else value
+        for name, value in tool.storage.items()
+    }
 
 
 def _fingerprint(system: Any, path: str) -> str:

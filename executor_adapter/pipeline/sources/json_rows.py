@@ -103,17 +103,38 @@ def read_json(path: Path, name: str, format: Format, on_rejects: OnRejects) -> I
             raise _data_error(f"{name} is not JSON that can be read: {error}") from error
 
 
+def count_json(path: Path, name: str, format: Format) -> tuple[int, Any]:
+    """Return the number of elements that `read_json` finds, and the document around them; None where it is the list.
+
+    Raises:
+        DataCollectionException: as `read_json`.
+    """
+    with as_utf8(path, format.encoding) as (text, _), text.open(encoding="utf-8-sig", newline="") as file:
+        try:
+            start = file.read(CHUNK)
+            if format.records is None and start.lstrip(" \t\r\n").startswith("["):
+                file.seek(0)
+                return sum(1 for _ in _elements(file, format, name)), None
+            document = _whole(file, start)
+            return len(records_in(document, format, name)), document
+        except (ValueError, RecursionError) as error:
+            raise _data_error(f"{name} is not JSON that can be read: {error}") from error
+
+
 def records_in(document: Any, format: Format, name: str) -> list[Any]:
-    """Return the list in a parsed document: the document itself, or what is at `format.records`.
+    """Return the list in a parsed document: itself, or what is at `format.records`, where one object is a list of one.
 
     Raises:
         DataCollectionException: CONFIGURATION_ERROR, there is no list; the message says where there are some.
     """
     found = document
-    for key in format.records.split(".") if format.records else ():
-        found = found.get(key) if isinstance(found, dict) else None
+    for key in (format.records or "").strip(".").split("."):
+        if key:
+            found = found.get(key) if isinstance(found, dict) else None
     if isinstance(found, list):
         return found
+    if isinstance(found, dict) and format.records is not None:
+        return [found]
     lists = [key for key, value in document.items() if isinstance(value, list)] if isinstance(document, dict) else []
     where = f"it has lists at {', '.join(lists)}" if lists else "it begins with " + to_text(document)[:100]
     said = f"at records={format.records!r}" if format.records else "at its top: set records"
@@ -181,12 +202,16 @@ def _elements(file: TextIO, format: Format, name: str) -> Iterator[Any]:
     text = file.read(CHUNK)
     position = _after_space(text, 0)
     if format.records is not None or text[position : position + 1] != "[":
-        text += file.read(MAX_DOCUMENT + 1 - len(text))
-        if len(text) > MAX_DOCUMENT:
-            raise ValueError(f"it has more than {MAX_DOCUMENT:,} characters: only a list or NDJSON may")
-        yield from records_in(parse(text), format, name)
+        yield from records_in(_whole(file, text), format, name)
         return
     yield from _streamed(_Remaining(file, text, position + 1))
+
+
+def _whole(file: TextIO, start: str) -> Any:
+    text = start + file.read(MAX_DOCUMENT + 1 - len(start))
+    if len(text) > MAX_DOCUMENT:
+        raise ValueError(f"it has more than {MAX_DOCUMENT:,} characters: only a list or NDJSON may")
+    return parse(text)
 
 
 def _streamed(remaining: _Remaining) -> Iterator[Any]:

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -92,6 +93,11 @@ class Landing:
         """The files, in the order in which they were received."""
         return self.manifest.files
 
+    @property
+    def rows(self) -> int:
+        """The rows that the source has counted."""
+        return sum(file.rows or 0 for file in self.files)
+
     def path_of(self, file: LandedFile) -> Path:
         """Return where the bytes of a file are."""
         return self.folder / file.name
@@ -113,7 +119,12 @@ class Receiver:
         return bool(self.files)
 
     def add(
-        self, suffix: str, chunks: Iterable[bytes], *, origin: str, rows: int | None = None, **details: Any
+        self,
+        suffix: str,
+        chunks: Iterable[bytes],
+        *,
+        origin: str,
+        inspect: Callable[[Path], tuple[int | None, dict[str, Any]]] = lambda _: (None, {}),
     ) -> LandedFile:
         """Write the next file as its bytes come; it counts once it is whole.
 
@@ -121,16 +132,19 @@ class Receiver:
             suffix: what the file holds: ".json", ".csv.gz".
             chunks: its bytes; what is raised while they come leaves no file.
             origin: see `LandedFile`.
-            rows: see `LandedFile`.
-            details: see `LandedFile`.
+            inspect: is given the whole file, still under a temporary name, and returns its rows and details: see
+                `LandedFile`. What it raises leaves no file.
         """
         digest, size = hashlib.sha256(), 0
         path = self.folder / f"{len(self.files) + 1:05}{suffix}"
-        with writing(path) as file:
+        # Not synced: the checksum says when it is read whether it is as it was received.
+        with writing(path, sync=False) as file:
             for chunk in chunks:
                 digest.update(chunk)
                 size += len(chunk)
                 file.write(chunk)
+            file.flush()
+            rows, details = inspect(Path(file.name))
         landed = LandedFile(
             name=path.name,
             origin=origin,
@@ -154,6 +168,10 @@ class Receiver:
         self.files.clear()
 
 
+class UnchangedError(Exception):
+    """Raised while a landing is received, when the source says that nothing has changed: the landing is removed."""
+
+
 @contextmanager
 def receiving(root: Path, tool: str, table: str, window: Window, *, fingerprint: str) -> Iterator[Receiver]:
     """Receive the files of one window; when the block ends the landing is complete: see `find_landing`.
@@ -172,7 +190,11 @@ def receiving(root: Path, tool: str, table: str, window: Window, *, fingerprint:
         receiver = Receiver(folder, _read_journal(folder))
         if receiver.is_resumed:
             log("%s/%s %s: continues after %d files that were received", tool, table, window.name, len(receiver.files))
-        yield receiver
+        try:
+            yield receiver
+        except UnchangedError:
+            shutil.rmtree(folder)
+            raise
         manifest = Manifest(
             tool=tool,
             table=table,

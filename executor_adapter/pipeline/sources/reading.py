@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from executor_adapter.config import Format
 from executor_adapter.exceptions import DataCollectionException
+from executor_adapter.pipeline.disk import checksum_of, explained
 from executor_adapter.pipeline.sources.arrow_rows import read_parquet
 from executor_adapter.pipeline.sources.csv_rows import read_csv
-from executor_adapter.pipeline.sources.json_rows import read_json, read_ndjson
-from executor_adapter.pipeline.sources.landing import Landing
+from executor_adapter.pipeline.sources.json_rows import count_json, read_json, read_ndjson
+from executor_adapter.pipeline.sources.landing import LandedFile, Landing
 from executor_adapter.pipeline.sources.unpacking import unpacked
 from executor_adapter.pipeline.sources.windows import SINGLE_WINDOW
 from executor_adapter.pipeline.text_rows import OnRejects
@@ -42,19 +44,64 @@ def read_rows(
         member: the file inside ZIP archives that have several.
 
     Raises:
-        DataCollectionException: DATA_ERROR, a file is broken; CONFIGURATION_ERROR, a setting is missing or wrong.
+        DataCollectionException: DATA_ERROR, a file is broken, or not as it was received; CONFIGURATION_ERROR, a setting
+            is missing or wrong.
     """
     for file in landing.files:
-        with unpacked(landing.path_of(file), member=member) as (path, inside):
-            match format.format or _format_of(inside):
-                case "csv":
-                    yield from read_csv(path, file.name, format, on_rejects)
-                case "ndjson":
-                    yield from read_ndjson(path, file.name, format, on_rejects)
-                case "json":
-                    yield from read_json(path, file.name, format, on_rejects)
-                case _:
-                    yield from read_parquet(path, file.name, format)
+        path = landing.path_of(file)
+        _check_content(path, file)
+        if file.rows == 0:
+            continue
+        encoding = format.encoding or file.details.get("encoding")
+        added = file.details.get("columns") or {}
+        with unpacked(path, member=member) as (plain, inside):
+            given = format.model_copy(update={"encoding": encoding, "format": format.format or _format_of(inside)})
+            for batch in _read_file(plain, file.name, given, on_rejects):
+                yield _with_columns(batch, added)
+
+
+def count_rows(path: Path, name: str, format: Format) -> tuple[int, Any]:
+    """Return how many rows and rejects a plain file has, and the JSON document that it is: None for anything else.
+
+    Raises:
+        DataCollectionException: as `read_rows`.
+    """
+    if format.format == "json":
+        return count_json(path, name, format)
+    if path.stat().st_size == 0:
+        return 0, None
+    rejected: list[int] = []
+    rows = sum(batch.num_rows for batch in _read_file(path, name, format, lambda some: rejected.append(some.num_rows)))
+    return rows + sum(rejected), None
+
+
+def _read_file(path: Path, name: str, format: Format, on_rejects: OnRejects) -> Iterator[pa.RecordBatch]:
+    match format.format:
+        case "csv":
+            return read_csv(path, name, format, on_rejects)
+        case "ndjson":
+            return read_ndjson(path, name, format, on_rejects)
+        case "json":
+            return read_json(path, name, format, on_rejects)
+        case _:
+            return read_parquet(path, name, format)
+
+
+def _check_content(path: Path, file: LandedFile) -> None:
+    with explained(path):
+        if not path.exists() or path.stat().st_size != file.size or checksum_of(path) != file.checksum:
+            raise DataCollectionException(
+                f"{path} is not as it was received: remove its folder, and collect it again", error_code="DATA_ERROR"
+            )
+
+
+def _with_columns(batch: pa.RecordBatch, added: Mapping[str, str]) -> pa.RecordBatch:
+    """Return the batch with columns of one value each; they take the place of those of the same name."""
+    if not added:
+        return batch
+    columns = {name: batch[name] for name in batch.schema.names}
+    columns |= {name: pa.repeat(pa.scalar(value, pa.string()), batch.num_rows) for name, value in added.items()}
+    return pa.RecordBatch.from_pydict(columns)
 
 
 def divide(

@@ -1,0 +1,127 @@
+"""What is asked for next, and what proves that a page was the last. Pure functions over what an answer says.
+
+The state of the paging is JSON, so that it is kept with each page, and an interrupted landing continues from it:
+{"page": 3}, {"offset": 400}, {"cursor": "..."} or {"url": "..."}, and in each {"rows": the objects before this page}.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from executor_adapter.config import Paging
+from executor_adapter.exceptions import DataCollectionException
+
+State = dict[str, Any]
+
+HINTS = ("next", "next_page", "next_url", "next_cursor", "nextPageToken", "next_page_token", "has_more", "hasMore")
+"""Keys of an answer that say that there are more pages, where the settings do not speak of any."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What one answer says of the paging."""
+
+    origin: str
+    """The URL, for messages."""
+    rows: int
+    """The objects in it."""
+    document: Any = None
+    """The parsed JSON; None where it is a list, or not JSON."""
+    link: str | None = None
+    """The next address in the Link header."""
+
+
+def first_state(paging: Paging) -> State:
+    """Return the state of the first page."""
+    start: dict[str, State] = {"page": {"page": paging.first_page}, "offset": {"offset": 0}}
+    return {"rows": 0} | start.get(paging.by, {})
+
+
+def parameters(paging: Paging, state: State, size: int) -> dict[str, int | str]:
+    """Return the parameters of the request for a page; those of an address are in it already."""
+    if "url" in state or paging.by == "none":
+        return {}
+    sent: dict[str, int | str] = {} if paging.size_param is None else {paging.size_param: size}
+    match paging.by:
+        case "page":
+            sent[paging.page_param] = state["page"]
+        case "offset":
+            sent[paging.offset_param] = state["offset"]
+        case "cursor" if "cursor" in state:
+            sent[paging.cursor_param] = state["cursor"]
+    return sent
+
+
+def next_state(paging: Paging, state: State, answer: Answer) -> State | None:
+    """Return the state of the next page; None where this one is proven to be the last.
+
+    Raises:
+        DataCollectionException: CONFIGURATION_ERROR, there is more than the settings speak of; API_ERROR, the objects
+            end before the total; DATA_ERROR, the answer has no such key.
+    """
+    rows = state["rows"] + answer.rows
+    match paging.by:
+        case "none":
+            _check_alone(answer)
+            return None
+        case "page" | "offset":
+            if _is_last(paging, rows, answer):
+                return None
+            # What the server sent counts, not what was asked for: it may cap the size of a page.
+            step = {"page": state["page"] + 1} if paging.by == "page" else {"offset": state["offset"] + answer.rows}
+            return {"rows": rows} | step
+        case "cursor":
+            found = _found(answer, paging.next or "")
+            return {"rows": rows, "cursor": str(found)} if found not in _NOTHING else None
+        case "url":
+            found = _found(answer, paging.next or "")
+            return {"rows": rows, "url": str(found)} if found not in _NOTHING else None
+        case "link":
+            return {"rows": rows, "url": answer.link} if answer.link else None
+
+
+_NOTHING = (None, "", False)
+
+
+def _is_last(paging: Paging, rows: int, answer: Answer) -> bool:
+    more = None if paging.more is None else _found(answer, paging.more)
+    total = None if paging.total is None else _number(answer, paging.total)
+    if answer.rows == 0:
+        if total is not None and rows < total:
+            raise _error(f"{answer.origin} said that there are {total} objects and sent {rows}", "API_ERROR")
+        if more:
+            raise _error(f"{answer.origin} said that there is more and sent no objects", "API_ERROR")
+        return True
+    return (more is not None and not more) or (total is not None and rows >= total)
+
+
+def _check_alone(answer: Answer) -> None:
+    hint = "a Link header" if answer.link else None
+    if isinstance(answer.document, dict):
+        hint = hint or next((key for key in HINTS if answer.document.get(key) not in _NOTHING), None)
+    if hint is not None:
+        raise _error(f"{answer.origin} says that there are more pages ({hint}): set paging", "CONFIGURATION_ERROR")
+
+
+def _found(answer: Answer, keys: str) -> Any:
+    """Return what is at the keys; a key that is missing at the end is like null."""
+    *before, last = keys.split(".")
+    found = answer.document
+    for key in before:
+        found = found.get(key) if isinstance(found, dict) else None
+    if not isinstance(found, dict):
+        raise _error(f"{answer.origin} has nothing at {keys}: correct paging", "CONFIGURATION_ERROR")
+    return found.get(last)
+
+
+def _number(answer: Answer, keys: str) -> int:
+    found = _found(answer, keys)
+    try:
+        return int(found)
+    except (TypeError, ValueError):
+        raise _error(f"{answer.origin}: {keys} is {found!r}, not a number: correct paging", "DATA_ERROR") from None
+
+
+def _error(message: str, code: str) -> DataCollectionException:
+    return DataCollectionException(message, error_code=code)

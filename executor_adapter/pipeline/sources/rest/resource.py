@@ -1,0 +1,283 @@
+"""Lands one window of a resource: page by page, each checked before it counts, and continued after the last one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from executor_adapter.config import Format, Paging, RestResource, RestTool
+from executor_adapter.exceptions import DataCollectionException
+from executor_adapter.pipeline.disk import checksum_of
+from executor_adapter.pipeline.job_log import log, progress
+from executor_adapter.pipeline.sources.landing import Landing, Receiver, UnchangedError, find_landing, receiving
+from executor_adapter.pipeline.sources.reading import FORMATS, count_rows, read_rows
+from executor_adapter.pipeline.sources.rest.client import ApiClient, shown
+from executor_adapter.pipeline.sources.rest.pages import Answer, State, first_state, next_state, parameters
+from executor_adapter.pipeline.sources.rest.rate import RequestRate
+from executor_adapter.pipeline.sources.rest.templates import fill, fill_path, values_of
+from executor_adapter.pipeline.sources.unpacking import unpacked
+from executor_adapter.pipeline.sources.windows import Window
+
+PARENT_ID = "parent_id"
+"""The column that `for_each` adds: the id for which an object was asked."""
+
+_BY_CONTENT_TYPE = {
+    "application/json": "json",
+    "application/x-ndjson": "ndjson",
+    "application/jsonl": "ndjson",
+    "application/jsonlines": "ndjson",
+    "text/csv": "csv",
+    "text/tab-separated-values": "csv",
+    "application/vnd.apache.parquet": "parquet",
+}
+_SUFFIXES = {"json": ".json", "ndjson": ".ndjson", "csv": ".csv", "parquet": ".parquet"}
+
+
+def land_resource(
+    root: Path,
+    tool_name: str,
+    tool: RestTool,
+    table: str,
+    window: Window,
+    *,
+    headers: Mapping[str, str] | None = None,
+) -> Landing:
+    """Ask for all pages of a resource in a window, and return the landing that has them.
+
+    Where the API says that nothing has changed (ETag), the existing landing is returned.
+
+    Args:
+        root: the folder of the lake.
+        tool_name: the name of the tool, whose request rate is shared under it.
+        tool: the API; its `url` is set.
+        table: the name of the resource.
+        window: the window; its bounds fill `{since}`, `{until}` and `{last}`.
+        headers: further headers, for the API's own origin alone.
+
+    Raises:
+        DataCollectionException: see `error_codes` for what an API answers; DATA_ERROR, an answer is not what the
+            resource says; CONFIGURATION_ERROR, the settings do not fit the API.
+    """
+    fingerprint = _fingerprint(tool, table, window)
+    existing = find_landing(root, tool_name, table, window, fingerprint)
+    rate = RequestRate(root / "landing" / tool_name / "request-rate", tool.request_rate)
+    resource = tool.resources[table]
+    ids: list[str | None] = (
+        [None] if resource.for_each is None else _parent_ids(root, tool_name, tool, resource, window, headers)
+    )
+    try:
+        with (
+            ApiClient(tool, rate, headers or {}) as client,
+            receiving(root, tool_name, table, window, fingerprint=fingerprint) as receiver,
+        ):
+            _Download(tool, table, window, client, receiver, existing).run(ids)
+    except UnchangedError:
+        assert existing is not None
+        log("%s/%s %s: not changed", tool_name, table, window.name)
+        return existing
+    landing = find_landing(root, tool_name, table, window, fingerprint)
+    assert landing is not None
+    log("%s/%s %s: %d pages, %d objects", tool_name, table, window.name, len(landing.files), landing.rows)
+    return landing
+
+
+def _fingerprint(tool: RestTool, table: str, window: Window) -> str:
+    resource = tool.resources[table]
+    asked = {
+        "url": tool.url,
+        "resource": resource.model_dump(mode="json", exclude={"schema_name", "nulls"}),
+        "paging": _paging(tool, resource).model_dump(mode="json"),
+        "page_size": tool.page_size,
+        "window": [window.since, window.until],
+    }
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+def _paging(tool: RestTool, resource: RestResource) -> Paging:
+    return resource.paging or tool.paging
+
+
+def _parent_ids(
+    root: Path,
+    tool_name: str,
+    tool: RestTool,
+    resource: RestResource,
+    window: Window,
+    headers: Mapping[str, str] | None,
+) -> list[str | None]:
+    """Return the ids of the parents in the window, each once; the parents are landed where they are not yet."""
+    name = resource.for_each or ""
+    parent = tool.resources[name]
+    landing = find_landing(root, tool_name, name, window, _fingerprint(tool, name, window))
+    landing = landing or land_resource(root, tool_name, tool, name, window, headers=headers)
+    ids: dict[str | None, None] = {}
+    without = 0
+    for batch in read_rows(landing, parent, lambda _: None):
+        found = batch[parent.key].to_pylist() if parent.key in batch.schema.names else [None] * batch.num_rows
+        ids.update(dict.fromkeys(each for each in found if each))
+        without += sum(not each for each in found)
+    if without:
+        log("%s: %d objects have no %s, so nothing is asked for them", name, without, parent.key)
+    return list(ids)
+
+
+class _Download:
+    """Receives the pages of one landing."""
+
+    def __init__(
+        self,
+        tool: RestTool,
+        table: str,
+        window: Window,
+        client: ApiClient,
+        receiver: Receiver,
+        existing: Landing | None,
+    ) -> None:
+        self._tool, self._table, self._window = tool, table, window
+        self._resource = tool.resources[table]
+        self._paging = _paging(tool, self._resource)
+        self._client, self._receiver, self._existing = client, receiver, existing
+
+    def run(self, ids: list[str | None]) -> None:
+        """Receive the pages of each id that an interrupted attempt has not; [None]: of the resource itself."""
+        resumed = len(self._receiver.files)
+        try:
+            self._receive_all(ids)
+        except DataCollectionException as error:
+            if error.error_code != "REQUEST_ERROR" or not resumed or len(self._receiver.files) > resumed:
+                raise
+            log("%s: cannot continue after %d pages, and starts anew: %s", self._table, resumed, error)
+            self._receiver.restart()
+            self._receive_all(ids)
+
+    def _receive_all(self, ids: list[str | None]) -> None:
+        done = {file.details["id"]: file.details["next"] for file in self._receiver.files}
+        for parent_id in ids:
+            self._receive(parent_id, done.get(parent_id, first_state(self._paging)))
+
+    def _receive(self, parent_id: str | None, state: State | None) -> None:
+        pages = 0
+        while state is not None:
+            if pages >= self._tool.pages:
+                raise DataCollectionException(
+                    f"{self._table} {self._window.name} has more than pages={self._tool.pages} pages: raise pages, or "
+                    "correct paging",
+                    error_code="CONFIGURATION_ERROR",
+                )
+            state = self._page(parent_id, state)
+            pages += 1
+            progress(sum(file.rows or 0 for file in self._receiver.files), None, "objects")
+
+    def _page(self, parent_id: str | None, state: State) -> State | None:
+        """Receive one page and return the state of the next one."""
+        url, body = self._request(state, values_of(self._window, parent_id))
+        with self._client.answer(self._resource.method, url, body=body, headers=self._condition()) as response:
+            if response.status_code == 304:
+                raise UnchangedError
+            format = _format_of(response, self._resource)
+
+            def inspect(path: Path) -> tuple[int, dict[str, Any]]:
+                answer = _inspected(path, response, format, self._tool.max_bytes)
+                following = next_state(self._paging, state, answer)
+                self._refuse_repeated(path, parent_id, answer, state, following)
+                return answer.rows, {
+                    "id": parent_id,
+                    "columns": {} if parent_id is None else {PARENT_ID: parent_id},
+                    "encoding": format.encoding,
+                    "etag": response.headers.get("etag"),
+                    "next": following,
+                }
+
+            file = self._receiver.add(
+                _SUFFIXES[format.format or "json"],
+                self._client.chunks(response),
+                origin=shown(response.url),
+                inspect=inspect,
+            )
+        following: State | None = file.details["next"]
+        return following
+
+    def _request(self, state: State, values: dict[str, str | None]) -> tuple[httpx.URL, Any]:
+        resource = self._resource
+        url = self._client.address(fill_path(resource.path, values))
+        if "url" in state:
+            return self._client.next_address(url, state["url"]), None
+        params = fill(resource.params, values)
+        asked = parameters(self._paging, state, self._tool.page_size)
+        if resource.method == "POST":
+            return url.copy_merge_params(params), fill(resource.body, values) | asked
+        return url.copy_merge_params({**params, **{name: str(value) for name, value in asked.items()}}), None
+
+    def _condition(self) -> dict[str, str]:
+        """Return the header that asks for the answer only if it has changed: where one page was all of it."""
+        existing = self._existing
+        if existing is None or len(existing.files) != 1 or self._receiver.files:
+            return {}
+        etag = existing.files[0].details.get("etag")
+        return {"If-None-Match": etag} if etag else {}
+
+    def _refuse_repeated(
+        self, path: Path, parent_id: str | None, answer: Answer, state: State, following: State | None
+    ) -> None:
+        """Refuse what would go on for ever: a next page that was there before, or the same page again."""
+        before = [file for file in self._receiver.files if file.details["id"] == parent_id]
+        place = {name: value for name, value in (following or {}).items() if name in {"cursor", "url"}}
+        if place and any(
+            place.items() <= (each or {}).items() for each in [state, *(f.details["next"] for f in before)]
+        ):
+            raise _error(f"{answer.origin} names a next page that was there before: {place}", "DATA_ERROR")
+        if (
+            answer.rows
+            and before
+            and self._paging.by in {"page", "offset"}
+            and checksum_of(path) == before[-1].checksum
+        ):
+            raise _error(
+                f"{answer.origin} sent the page before once more: the API may not know paging by {self._paging.by}",
+                "DATA_ERROR",
+            )
+
+
+def _format_of(response: httpx.Response, resource: RestResource) -> Format:
+    """Return how the answer is read: as the resource says, else as the answer says it is."""
+    content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = (
+        resource.format
+        or _BY_CONTENT_TYPE.get(content_type)
+        or ("json" if content_type.endswith("+json") else FORMATS.get(Path(response.url.path).suffix.lower()))
+    )
+    if content_type == "text/html" and kind != "csv":
+        raise _error(
+            f"{shown(response.url)} sent a web page, and no data: check url, path and credential", "DATA_ERROR"
+        )
+    if kind is None:
+        raise _error(
+            f"{shown(response.url)} sent {content_type or 'something without a type'}: set format",
+            "CONFIGURATION_ERROR",
+        )
+    update = {"format": kind, "encoding": resource.encoding or response.charset_encoding}
+    return Format(**{name: getattr(resource, name) for name in Format.model_fields} | update)
+
+
+def _inspected(path: Path, response: httpx.Response, format: Format, max_bytes: int) -> Answer:
+    """Read the page as it will be read later, and return what it says of the paging."""
+    origin = shown(response.url)
+    try:
+        with unpacked(path, max_bytes=max_bytes) as (plain, _):
+            rows, document = count_rows(plain, origin, format)
+    except DataCollectionException as error:
+        says_length = {"content-length", "transfer-encoding"} & set(response.headers)
+        if error.error_code != "DATA_ERROR" or says_length:
+            raise
+        raise _error(f"{error}; it may be cut off, since the answer has no length", "NETWORK_ERROR") from None
+    link = response.links.get("next", {}).get("url")
+    return Answer(origin=origin, rows=rows, document=document, link=link)
+
+
+def _error(message: str, code: str) -> DataCollectionException:
+    return DataCollectionException(message, error_code=code)

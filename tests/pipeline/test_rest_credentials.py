@@ -1,0 +1,179 @@
+"""Credentials go to the API's own origin alone, and the request rate of a tool is shared by its jobs."""
+
+from __future__ import annotations
+
+import base64
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from executor_adapter.pipeline.sources.rest.rate import RequestRate
+from tests.pipeline.hostile_server import Answer, Api, Request, as_json, serving
+from tests.pipeline.rest import collect, failure, land, tool
+
+SECRET = "hush-hush-1234"
+BASIC = "Basic " + base64.b64encode(f"me:{SECRET}".encode()).decode()
+KINDS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
+    "bearer": ({}, {"authorization": f"Bearer {SECRET}"}),
+    "basic": ({"username": "me"}, {"authorization": BASIC}),
+    "header": ({"headers": {"X-Api-Key": "{credential}", "X-Team": "blue"}}, {"x-api-key": SECRET, "x-team": "blue"}),
+    "oauth2": ({"username": "me", "token_url": "URL/token", "scope": "read"}, {"authorization": "Bearer token-0"}),
+}
+
+
+@pytest.fixture(autouse=True)
+def _secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_SECRET", SECRET)
+
+
+def described(url: str, kind: str, **more: Any) -> Any:
+    fields = {
+        name: value.replace("URL", url) if isinstance(value, str) else value for name, value in KINDS[kind][0].items()
+    }
+    return tool(url, credential={"env": "API_SECRET"}, **fields, **more)
+
+
+def with_tokens(respond: Callable[[Request], Answer]) -> Callable[[Request], Answer]:
+    """Let the server also give tokens, each of them once."""
+    given = 0
+
+    def answer(request: Request) -> Answer:
+        nonlocal given
+        if request.path != "/token":
+            return respond(request)
+        assert request.headers["authorization"] == BASIC
+        assert request.body == b"grant_type=client_credentials&scope=read"
+        given += 1
+        return as_json({"access_token": f"token-{given - 1}", "expires_in": 3600})
+
+    return answer
+
+
+def sent(request: Request, kind: str) -> dict[str, str | None]:
+    return {name: request.headers.get(name) for name in KINDS[kind][1]}
+
+
+def items(api: Api) -> list[Request]:
+    return [request for request in api.requests if request.path != "/token"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_credentials_are_sent_to_the_api(tmp_path: Path, kind: str) -> None:
+    """Each kind of credential is in every request for a page; a token is got once."""
+    pages = [[{"id": 1}], [{"id": 2}], []]
+    with serving(with_tokens(lambda request: as_json(pages[int(request.query["offset"])]))) as api:
+        collect(tmp_path, described(api.url, kind, paging={"by": "offset"}))
+    assert [sent(request, kind) for request in items(api)] == [KINDS[kind][1]] * 3
+    assert len(api.requests) - len(items(api)) == (kind == "oauth2")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_credentials_do_not_follow_a_redirect(tmp_path: Path, kind: str) -> None:
+    """A redirect to another origin is followed without any header of the tool's; one to the API's own with all."""
+    with serving(lambda _: as_json([{"id": 1}])) as other:
+
+        def respond(request: Request) -> Answer:
+            if request.path == "/items":
+                return 302, {"Location": "/moved"}, b""
+            return 302, {"Location": f"{other.url}/file"}, b""
+
+        with serving(with_tokens(respond)) as api:
+            assert collect(tmp_path, described(api.url, kind)) == [{"id": "1"}]
+    assert [sent(request, kind) for request in items(api)] == [KINDS[kind][1]] * 2
+    assert [sent(request, kind) for request in other.requests] == [dict.fromkeys(KINDS[kind][1])]
+    assert SECRET not in str([request.headers for request in other.requests])
+
+
+def test_a_body_does_not_follow_a_redirect(tmp_path: Path) -> None:
+    """A POST whose body would go to another origin is refused; endless redirects are too."""
+    with serving(lambda _: as_json([])) as other:
+        for location, said in (
+            (f"{other.url}/x", "redirects a POST with its body to another origin"),
+            ("/items", "redirects more than 5 times"),
+        ):
+            with serving(lambda _: (307, {"Location": location}, b"")) as api:  # noqa: B023
+                error = failure(tmp_path, tool(api.url, resource={"method": "POST", "body": {"a": 1}}))
+            assert error.error_code == "CONFIGURATION_ERROR"
+            assert said in str(error)
+    assert other.requests == []
+
+
+def test_a_token_that_was_revoked_is_replaced_once(tmp_path: Path) -> None:
+    """A 401 gets a new token, and a second one is an error."""
+    with serving(
+        with_tokens(
+            lambda request: (
+                as_json([{"id": 1}]) if request.headers["authorization"] == "Bearer token-1" else (401, {}, b"")
+            )
+        )
+    ) as api:
+        assert collect(tmp_path / "a", described(api.url, "oauth2")) == [{"id": "1"}]
+    assert [request.path for request in api.requests] == ["/token", "/items", "/token", "/items"]
+    with serving(with_tokens(lambda _: (401, {}, b""))) as api:
+        assert failure(tmp_path / "b", described(api.url, "oauth2")).error_code == "CONFIGURATION_ERROR"
+    assert len(api.requests) == 4
+
+
+def test_a_refused_or_strange_token_is_an_error(tmp_path: Path) -> None:
+    """What the token's server refuses, and an answer without a token, are configuration errors."""
+    for answer in ((401, {}, b""), as_json({"error": "no"}), as_json([])):
+        with serving(lambda _: answer) as api:  # noqa: B023
+            assert failure(tmp_path, described(api.url, "oauth2")).error_code == "CONFIGURATION_ERROR"
+
+
+def test_no_secret_is_shown(tmp_path: Path) -> None:
+    """An API that repeats the credential in its error does not get it into ours, nor into the manifest."""
+    with serving(lambda request: (400, {}, request.headers["authorization"].encode())) as api:
+        error = failure(tmp_path, described(api.url, "bearer"))
+    assert "answered 400 Bad Request: Bearer (hidden)" in str(error)
+    with serving(lambda _: as_json([{"id": 1}])) as api:
+        landing = land(tmp_path, described(api.url, "bearer", resource={"params": {"api_key": SECRET}}))
+    assert SECRET not in landing.folder.joinpath("manifest.json").read_text()
+
+
+# --- the request rate ---
+
+
+def test_each_request_has_a_moment_of_its_own(tmp_path: Path) -> None:
+    """Jobs that share a rate take turns, from the present on; a pause is not made up for."""
+    first, second = (RequestRate(tmp_path / "rate", 2.0) for _ in range(2))
+    assert [first.take(100.0), second.take(100.0), first.take(100.1), second.take(200.0)] == [
+        100.0,
+        100.5,
+        101.0,
+        200.0,
+    ]
+
+
+def test_the_rate_holds_over_processes(tmp_path: Path) -> None:
+    """Processes that share a rate take turns too."""
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from executor_adapter.pipeline.sources.rest.rate import RequestRate\n"
+        "for _ in range(20): print(RequestRate(Path(sys.argv[1]), 10.0).take(0.0))\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "rate")]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    moments = sorted(float(line) for process in running for line in process.communicate(timeout=60)[0].split())
+    assert moments == pytest.approx([number / 10 for number in range(40)])
+
+
+def test_a_file_of_before_a_restart_is_ignored(tmp_path: Path) -> None:
+    """The clock begins anew when the machine starts, so what was written before means nothing."""
+    (tmp_path / "rate").write_text("another-boot 1e9")
+    assert RequestRate(tmp_path / "rate", 1.0).take(5.0) == 5.0
+
+
+def test_requests_keep_to_the_rate(tmp_path: Path) -> None:
+    """The requests of a landing take their moments, and a tool without a rate has no file."""
+    with serving(
+        lambda request: as_json([] if request.query["offset"] == "2" else [{"id": request.query["offset"]}])
+    ) as api:
+        collect(tmp_path / "free", tool(api.url, paging={"by": "offset"}))
+        collect(tmp_path / "slow", tool(api.url, paging={"by": "offset"}, request_rate=20.0))
+    assert not list((tmp_path / "free").rglob("request-rate"))
+    assert list((tmp_path / "slow").rglob("request-rate"))
