@@ -50,6 +50,10 @@ def _tools(schema: dict[str, Any]) -> list[str]:
         "Credential": ("tools.NAME.credential", "where its secret is"),
         "Paging": ("tools.NAME.paging", "how its pages are asked for"),
         "RestResource": ("tools.NAME.resources.TABLE", "a resource of it"),
+        "SqlTool": ("tools.NAME", "with `source: sql`"),
+        "SqlTable": ("tools.NAME.tables.TABLE", "a table of a database"),
+        "FunctionTool": ("tools.NAME", "with `source: function`"),
+        "FunctionTable": ("tools.NAME.tables.TABLE", "what a function gives"),
     }
     parts = ["## tools", "", "One section for each tool, by its name.", ""]
     for kind, (key, said) in kinds.items():

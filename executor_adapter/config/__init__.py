@@ -24,7 +24,9 @@ from executor_adapter.config.sections import (
 )
 from executor_adapter.config.settings import Settings, Stage
 from executor_adapter.config.sources import ConfigSources, load_config, read_sources
-from executor_adapter.config.tools import FilesTool, FileTable, RestResource, RestTool, Tool
+from executor_adapter.config.sql_tool import FunctionTable, FunctionTool, SqlTable, SqlTool
+from executor_adapter.config.tool import Tool
+from executor_adapter.config.tools import FilesTool, FileTable, RestResource, RestTool
 
 __all__ = [
     "ClusterSettings",
@@ -37,6 +39,8 @@ __all__ = [
     "FileTable",
     "FilesTool",
     "Format",
+    "FunctionTable",
+    "FunctionTool",
     "JobSettings",
     "MirrorMode",
     "MonitoringSettings",
@@ -48,6 +52,8 @@ __all__ = [
     "RestTool",
     "RetrySettings",
     "Settings",
+    "SqlTable",
+    "SqlTool",
     "SshHostSettings",
     "SshSettings",
     "Stage",

@@ -13,33 +13,10 @@ from pydantic_core import PydanticCustomError
 from executor_adapter.config.credentials import Credential
 from executor_adapter.config.formats import Format
 from executor_adapter.config.paging import Paging
-from executor_adapter.config.secrets import SECRET
-from executor_adapter.config.sections import JobSettings, Name, Names, Section
-from executor_adapter.job import Count, Number, Seconds
-
-
-class Tool(Section):
-    """Holds the limits of a tool and the defaults of its jobs; the jobs themselves are the user's own."""
-
-    max_concurrent: Count | None = Field(default=None, ge=1)
-    """Attempts of its jobs that run at the same time."""
-    rate: Seconds | None = None
-    """Attempts of its jobs that start in a second, on average."""
-    burst: Count = Field(default=1, ge=1)
-    """Attempts that may start at once after a pause."""
-    buffer: Number | None = Field(default=None, ge=0, lt=1)
-    """Share of the rate that is left unused; null: `collection.rate_limit_buffer`."""
-    job: JobSettings = JobSettings()
-    """Defaults of this tool's jobs; they win over the sections `collection`, `processing` and `job`."""
-
-    def relative_to(self, directory: Path) -> Self:
-        """Return the tool with relative paths, those of its credentials too, made relative to `directory`."""
-        update = {
-            name: value.relative_to(directory)
-            for name in type(self).model_fields
-            if isinstance(value := getattr(self, name), Credential)
-        }
-        return self.model_copy(update=update)
+from executor_adapter.config.sections import Name, Names
+from executor_adapter.config.sql_tool import FunctionTool, SqlTool
+from executor_adapter.config.tool import KINDS, Tool, check_secrets, refused
+from executor_adapter.job import Count, Seconds
 
 
 class FileTable(Format):
@@ -69,7 +46,7 @@ class FileTable(Format):
 class FilesTool(Tool):
     """Describes tables in files of an installed package, of a directory, or at URLs."""
 
-    source: Literal["files"] = Field(description="'files' or 'rest'")
+    source: Literal["files"] = Field(description=KINDS)
     package: str | None = None
     """The installed Python package that has the files."""
     directory: Path | None = None
@@ -87,7 +64,7 @@ class FilesTool(Tool):
         places = (self.package is not None) + (self.directory is not None)
         if places == 2 or places < needs_place:
             raise PydanticCustomError("place", "must have one of the keys package and directory")
-        _check_secrets("storage", self.storage, self.credential)
+        check_secrets("storage", self.storage, self.credential)
         return self
 
     def relative_to(self, directory: Path) -> Self:
@@ -125,7 +102,7 @@ class RestResource(Format):
 class RestTool(Tool):
     """Describes a REST API whose objects are collected by the UTC day they belong to."""
 
-    source: Literal["rest"] = Field(description="'files' or 'rest'")
+    source: Literal["rest"] = Field(description=KINDS)
     url: str | None = Field(default=None, pattern=r"^https?://")
     """The API's URL; null: the API of the Prefect server that the flow uses, with the credentials set for it."""
     credential: Credential | None = None
@@ -158,17 +135,15 @@ class RestTool(Tool):
 
     @model_validator(mode="after")
     def _check_secrets(self) -> RestTool:
-        _check_secrets("headers", self.headers, self.credential)
+        check_secrets("headers", self.headers, self.credential)
         if urlsplit(self.url or "").password is not None:
-            raise _refused(
+            raise refused(
                 ["url"], "a URL with a password", "set username, and say in `credential` where the password is"
             )
         if self.username is not None and self.credential is None:
-            raise _refused(
-                ["username"], repr(self.username), "must have the key credential beside it, for the password"
-            )
+            raise refused(["username"], repr(self.username), "must have the key credential beside it, for the password")
         if self.token_url is not None and self.username is None:
-            raise _refused(["token_url"], repr(self.token_url), "must have the keys username and credential beside it")
+            raise refused(["token_url"], repr(self.token_url), "must have the keys username and credential beside it")
         return self
 
     @model_validator(mode="after")
@@ -180,35 +155,22 @@ class RestTool(Tool):
         return self
 
 
-def _check_secrets(key: str, values: Mapping[str, Any], credential: Credential | None) -> None:
-    """Refuse a secret among the values, and the place of one that is not described."""
-    for name, value in values.items():
-        has_place = isinstance(value, str) and "{credential}" in value
-        if has_place and credential is None:
-            raise _refused([key, name], repr(value), f"must have the key credential beside {key}")
-        if SECRET.search(name) and isinstance(value, str) and not has_place:
-            why = (
-                'must be "{credential}", with or without text around it: a secret does not belong into the '
-                "configuration, so say in `credential` where it is"
-            )
-            raise _refused([key, name], "(hidden)", why)
-
-
-def _refused(path: list[str], value: str, why: str) -> PydanticCustomError:
-    return PydanticCustomError("together", "{why}", {"path": path, "value": value, "why": why})
-
-
 def _kind(value: Any) -> str | None:
     """Return which kind of tool is described; None where `source` is missing and another key requires it."""
     if not isinstance(value, Mapping):
         return getattr(value, "source", "own")
     if "source" in value:
         return str(value["source"])
-    of_sources = (FilesTool.model_fields | RestTool.model_fields).keys() - Tool.model_fields
+    kinds = (FilesTool, RestTool, SqlTool, FunctionTool)
+    of_sources = {name for kind in kinds for name in kind.model_fields} - Tool.model_fields.keys()
     return None if of_sources & value.keys() else "own"
 
 
 ToolSettings = Annotated[
-    Annotated[FilesTool, Tag("files")] | Annotated[RestTool, Tag("rest")] | Annotated[Tool, Tag("own")],
+    Annotated[FilesTool, Tag("files")]
+    | Annotated[RestTool, Tag("rest")]
+    | Annotated[SqlTool, Tag("sql")]
+    | Annotated[FunctionTool, Tag("function")]
+    | Annotated[Tool, Tag("own")],
     Discriminator(_kind),
 ]

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from executor_adapter.pipeline.lake.writer import Writer, Written
     from executor_adapter.pipeline.schema import CAST_REJECTS, Cast, Caster, cast_text, typed_schema
     from executor_adapter.pipeline.sources.files import find_files, land_file
+    from executor_adapter.pipeline.sources.functions import land_function
+    from executor_adapter.pipeline.sources.land import land
     from executor_adapter.pipeline.sources.landing import (
         LandedFile,
         Landing,
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     )
     from executor_adapter.pipeline.sources.reading import divide, read_rows
     from executor_adapter.pipeline.sources.rest.resource import land_resource
+    from executor_adapter.pipeline.sources.sql import land_query
     from executor_adapter.pipeline.sources.windows import Window
     from executor_adapter.pipeline.stages.aggregate import Aggregate
     from executor_adapter.pipeline.stages.base import NamedStage, Stage, StageOutput
@@ -92,6 +95,9 @@ _HOMES = {
     "find_files": "executor_adapter.pipeline.sources.files",
     "find_landing": "executor_adapter.pipeline.sources.landing",
     "land_resource": "executor_adapter.pipeline.sources.rest.resource",
+    "land": "executor_adapter.pipeline.sources.land:land",
+    "land_function": "executor_adapter.pipeline.sources.functions",
+    "land_query": "executor_adapter.pipeline.sources.sql",
     "land_file": "executor_adapter.pipeline.sources.files",
     "read_landing": "executor_adapter.pipeline.sources.landing",
     "read_rows": "executor_adapter.pipeline.sources.reading",
@@ -128,7 +134,10 @@ __all__ = [
     "find_files",
     "find_landing",
     "is_expired",
+    "land",
     "land_file",
+    "land_function",
+    "land_query",
     "land_resource",
     "load_stage",
     "process_window",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 from collections.abc import Iterable, Iterator
+from datetime import date, time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import pyarrow.parquet as pq
 
 from executor_adapter.config import Format
 from executor_adapter.exceptions import DataCollectionException
+from executor_adapter.pipeline.sources.landing import Receiver
 from executor_adapter.pipeline.text_rows import BATCH_ROWS
 
 
@@ -51,27 +55,54 @@ def as_text(batch: pa.RecordBatch) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([_as_text(column) for column in batch.columns], names=batch.schema.names)
 
 
+def text_array(values: Iterable[Any]) -> pa.Array:
+    """Return Python values as an array of text; None is null."""
+    return pa.array([None if each is None else value_text(each) for each in values], pa.string())
+
+
+def plain_values(column: pa.Array) -> list[Any]:
+    """Return a column as Python values that can be compared; numbers that a driver gives as text are numbers."""
+    if isinstance(column.type, pa.BaseExtensionType):
+        return [None if each is None else Decimal(each) for each in column.storage.to_pylist()]
+    found: list[Any] = column.to_pylist()
+    return found
+
+
+def add_batch(receiver: Receiver, batch: pa.RecordBatch, origin: str) -> None:
+    """Land a batch of text as a Parquet file, for sources that give no bytes."""
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_batches([batch]), buffer, compression="zstd")
+    receiver.add(".parquet", [buffer.getvalue()], origin=origin, inspect=lambda _: (batch.num_rows, {}))
+
+
 def _as_text(column: pa.Array) -> pa.Array:
     kind = column.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return _as_text(column.storage)
     if pa.types.is_dictionary(kind):
         return _as_text(column.dictionary_decode())
     if pa.types.is_null(kind):
         return pa.nulls(len(column), pa.string())
     if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        return pa.array([None if value is None else value_text(value) for value in column.to_pylist()], pa.string())
+        return text_array(column.to_pylist())
     return column.cast(pa.string())
 
 
 def value_text(value: Any) -> str:
-    """Return a Python value as text: bytes as base64, lists and mappings as JSON, anything else as `str` writes it."""
-    match value:
-        case str():
-            return value
-        case bool():
-            return "true" if value else "false"
-        case bytes() | bytearray() | memoryview():
-            return base64.b64encode(value).decode()
-        case dict() | list() | tuple():
-            return json.dumps(value, ensure_ascii=False, default=value_text)
-        case _:
-            return str(value)
+    """Return a Python value as text: times in ISO 8601, bytes as base64, lists and mappings as JSON."""
+    kind = type(value)
+    if kind is str:
+        return str(value)
+    if kind is int or kind is float:
+        return repr(value)
+    if kind is bool:
+        return "true" if value else "false"
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return format(value, "f")
+    if isinstance(value, bytes | bytearray | memoryview):
+        return base64.b64encode(value).decode()
+    if isinstance(value, dict | list | tuple):
+        return json.dumps(value, ensure_ascii=False, default=value_text)
+    return str(value)

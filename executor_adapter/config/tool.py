@@ -1,0 +1,60 @@
+"""What all tools have: their limits, the defaults of their jobs, and where their secrets may be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field
+from pydantic_core import PydanticCustomError
+
+from executor_adapter.config.credentials import Credential
+from executor_adapter.config.secrets import SECRET
+from executor_adapter.config.sections import JobSettings, Section
+from executor_adapter.job import Count, Number, Seconds
+
+KINDS = "'files', 'rest', 'sql' or 'function'"
+"""What `source` may be."""
+
+
+class Tool(Section):
+    """Holds the limits of a tool and the defaults of its jobs; the jobs themselves are the user's own."""
+
+    max_concurrent: Count | None = Field(default=None, ge=1)
+    """Attempts of its jobs that run at the same time."""
+    rate: Seconds | None = None
+    """Attempts of its jobs that start in a second, on average."""
+    burst: Count = Field(default=1, ge=1)
+    """Attempts that may start at once after a pause."""
+    buffer: Number | None = Field(default=None, ge=0, lt=1)
+    """Share of the rate that is left unused; null: `collection.rate_limit_buffer`."""
+    job: JobSettings = JobSettings()
+    """Defaults of this tool's jobs; they win over the sections `collection`, `processing` and `job`."""
+
+    def relative_to(self, directory: Path) -> Self:
+        """Return the tool with relative paths, those of its credentials too, made relative to `directory`."""
+        update = {
+            name: value.relative_to(directory)
+            for name in type(self).model_fields
+            if isinstance(value := getattr(self, name), Credential)
+        }
+        return self.model_copy(update=update)
+
+
+def check_secrets(key: str, values: Mapping[str, Any], credential: Credential | None) -> None:
+    """Refuse a secret among the values, and the place of one that is not described."""
+    for name, value in values.items():
+        has_place = isinstance(value, str) and "{credential}" in value
+        if has_place and credential is None:
+            raise refused([key, name], repr(value), f"must have the key credential beside {key}")
+        if SECRET.search(name) and isinstance(value, str) and not has_place:
+            why = (
+                'must be "{credential}", with or without text around it: a secret does not belong into the '
+                "configuration, so say in `credential` where it is"
+            )
+            raise refused([key, name], "(hidden)", why)
+
+
+def refused(path: list[str], value: str, why: str) -> PydanticCustomError:
+    return PydanticCustomError("together", "{why}", {"path": path, "value": value, "why": why})

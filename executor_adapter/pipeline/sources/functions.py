@@ -1,0 +1,110 @@
+"""The source of functions: your own, or sources of dlt. Their objects are landed as text, a Parquet file a batch.
+
+A retry calls the function anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from executor_adapter.config import FunctionTable, FunctionTool
+from executor_adapter.exceptions import DataCollectionException
+from executor_adapter.pipeline.job_log import log, progress
+from executor_adapter.pipeline.sources.arrow_rows import add_batch, as_text, check_names, text_array
+from executor_adapter.pipeline.sources.landing import Landing, find_landing, receiving
+from executor_adapter.pipeline.sources.windows import Window
+
+
+def land_function(root: Path, tool_name: str, tool: FunctionTool, table: str, window: Window) -> Landing:
+    """Call the function of a table, and land the objects that it gives.
+
+    The function returns an iterable of mappings, of lists of mappings (pages), or of Arrow tables and batches. A
+    parameter `since` or `until` is given the bound of the window.
+
+    Args:
+        root: the folder of the lake.
+        tool_name: the name of the tool.
+        tool: the tool.
+        table: the table.
+        window: the window.
+
+    Raises:
+        DataCollectionException: CONFIGURATION_ERROR, there is no such function; DATA_ERROR, it gives something else. Or
+            what the function raises.
+    """
+    described = tool.tables[table]
+    asked = [described.function, described.arguments, window.since, window.until]
+    fingerprint = hashlib.sha256(json.dumps(asked, default=str).encode()).hexdigest()
+    with receiving(root, tool_name, table, window, fingerprint=fingerprint) as receiver:
+        receiver.restart()
+        done = 0
+        for batch in _batches(_call(described, window), described.function, tool.batch_rows):
+            add_batch(receiver, batch, described.function)
+            done += batch.num_rows
+            progress(done, None, "objects")
+    landing = find_landing(root, tool_name, table, window, fingerprint)
+    assert landing is not None
+    log("%s/%s %s: %d objects", tool_name, table, window.name, landing.rows)
+    return landing
+
+
+def _call(described: FunctionTable, window: Window) -> Iterable[Any]:
+    function = _function(described.function)
+    bounds = {"since": window.since, "until": window.until}
+    taken = inspect.signature(function).parameters
+    arguments = {name: value for name, value in bounds.items() if name in taken} | described.arguments
+    found = function(**arguments)
+    if isinstance(found, Mapping | str | bytes) or not isinstance(found, Iterable):
+        raise _error(
+            f"{described.function} returned {type(found).__name__}: return an iterable of objects", "DATA_ERROR"
+        )
+    return found
+
+
+def _function(name: str) -> Callable[..., Any]:
+    module, _, path = name.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in path.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise _error(f"function: {name} cannot be imported: {error}", "CONFIGURATION_ERROR") from None
+    if not callable(found):
+        raise _error(f"function: {name} is not a function", "CONFIGURATION_ERROR")
+    return found  # type: ignore[no-any-return]
+
+
+def _batches(given: Iterable[Any], name: str, batch_rows: int) -> Iterator[pa.RecordBatch]:
+    rows: list[Mapping[str, Any]] = []
+    for item in given:
+        if isinstance(item, pa.Table | pa.RecordBatch):
+            check_names(item.schema.names, name)
+            yield from map(as_text, item.to_batches() if isinstance(item, pa.Table) else [item])
+            continue
+        for each in item if isinstance(item, list) else [item]:
+            if not isinstance(each, Mapping) or not each:
+                raise _error(f"{name} gave {each!r:.100}: give mappings with keys, or Arrow tables", "DATA_ERROR")
+            rows.append(each)
+        while len(rows) >= batch_rows:
+            yield _batch(rows[:batch_rows])
+            del rows[:batch_rows]
+    if rows:
+        yield _batch(rows)
+
+
+def _batch(rows: list[Mapping[str, Any]]) -> pa.RecordBatch:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    columns = [text_array(row.get(name) for row in rows) for name in names]
+    return pa.RecordBatch.from_arrays(columns, names=[str(name) for name in names])
+
+
+def _error(message: str, code: str) -> DataCollectionException:
+    return DataCollectionException(message, error_code=code)

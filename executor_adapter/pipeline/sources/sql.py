@@ -1,0 +1,213 @@
+"""The source of databases: one statement a window, received in batches, each of which is a Parquet file of text.
+
+A retry starts anew, because only one statement sees the table at one moment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import sqlalchemy as sa
+from sqlalchemy import exc
+from sqlalchemy.dialects import postgresql
+
+from executor_adapter.config import SqlTable, SqlTool, redacted, without_secrets_of_urls
+from executor_adapter.error_codes import error_code_of
+from executor_adapter.exceptions import DataCollectionException
+from executor_adapter.pipeline.job_log import log, progress
+from executor_adapter.pipeline.sources.arrow_rows import (
+    add_batch,
+    as_text,
+    check_names,
+    plain_values,
+    text_array,
+    value_text,
+)
+from executor_adapter.pipeline.sources.landing import Landing, Receiver, find_landing, receiving
+from executor_adapter.pipeline.sources.windows import Window
+
+_CONFIGURATION_ERRORS = (exc.ArgumentError, exc.ProgrammingError, exc.NoSuchTableError, exc.NoSuchModuleError)
+
+
+def land_query(root: Path, tool_name: str, tool: SqlTool, table: str, window: Window) -> Landing:
+    """Receive the rows of a table, or of a query, in a window.
+
+    With a `cursor`, rows are those from `since` on and before `until`; those without a value in it belong to the window
+    that has no `until`. The highest value is the landing's watermark.
+
+    Args:
+        root: the folder of the lake.
+        tool_name: the name of the tool.
+        tool: the database.
+        table: the table.
+        window: the window.
+
+    Raises:
+        DataCollectionException: CONFIGURATION_ERROR, there is no such driver, table or column; NETWORK_ERROR, the
+            database does not answer.
+    """
+    described = tool.tables[table]
+    asked = [tool.url, described.model_dump(mode="json", exclude={"schema_name"}), window.since, window.until]
+    fingerprint = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+    with _explained(tool), receiving(root, tool_name, table, window, fingerprint=fingerprint) as receiver:
+        receiver.restart()
+        engine = _engine(tool)
+        try:
+            statement = _statement(engine, described, window)
+            if tool.driver == "adbc":
+                batches = _arrow_rows(engine, statement, described)
+            else:
+                batches = _rows(engine, statement, described, tool.batch_rows)
+            _receive(receiver, batches, described)
+        finally:
+            engine.dispose()
+    landing = find_landing(root, tool_name, table, window, fingerprint)
+    assert landing is not None
+    log("%s/%s %s: %d rows, watermark %s", tool_name, table, window.name, landing.rows, landing.manifest.watermark)
+    return landing
+
+
+def _receive(receiver: Receiver, batches: Iterable[tuple[pa.RecordBatch, Any]], described: SqlTable) -> None:
+    done, highest = 0, None
+    for batch, highest_of_batch in batches:
+        add_batch(receiver, batch, described.table or "query")
+        done += batch.num_rows
+        progress(done, None, "rows")
+        highest = _highest((highest, highest_of_batch))
+    receiver.watermark = None if described.cursor is None or highest is None else value_text(highest)
+
+
+def _engine(tool: SqlTool) -> sa.Engine:
+    url = sa.make_url(tool.url)
+    if url.drivername == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")
+    if tool.credential is not None:
+        url = url.set(password=tool.credential.resolve().get_secret_value())
+    return sa.create_engine(url, poolclass=sa.NullPool)
+
+
+def _statement(engine: sa.Engine, described: SqlTable, window: Window) -> sa.Select[Any] | sa.TextClause:
+    if described.query is not None:
+        names = [name for name in ("since", "until") if f":{name}" in described.query]
+        return sa.text(described.query).bindparams(**{name: _bound(window, name) for name in names})
+    schema, _, name = (described.table or "").rpartition(".")
+    table = sa.Table(name, sa.MetaData(), schema=schema or None, autoload_with=engine)
+    missing = [each for each in (*described.columns, *filter(None, [described.cursor])) if each not in table.c]
+    if missing:
+        columns = ", ".join(table.c.keys())
+        raise _configuration_error(f"{described.table} has no column {missing[0]}: the columns are {columns}")
+    statement = sa.select(*(table.c[each] for each in described.columns or table.c.keys()))
+    if described.cursor is None:
+        return statement
+    cursor = table.c[described.cursor]
+    conditions = []
+    if window.since is not None:
+        conditions.append(cursor >= _typed(window.since, cursor.type))
+    if window.until is not None:
+        return statement.where(*conditions, cursor < _typed(window.until, cursor.type))
+    # A row that has no value yet would otherwise be in no window ever.
+    return statement.where(sa.or_(cursor.is_(None), *conditions)) if conditions else statement
+
+
+def _bound(window: Window, name: str) -> str:
+    value: str | None = getattr(window, name)
+    if value is None:
+        raise _configuration_error(f"the query asks for :{name}, which this window does not have")
+    return value
+
+
+def _typed(text: str, kind: sa.types.TypeEngine[Any]) -> Any:
+    """Return the bound of a window as a value of the column's type."""
+    try:
+        python_type = kind.python_type
+        if python_type is datetime:
+            moment = datetime.fromisoformat(text)
+            has_zone = getattr(kind, "timezone", False)
+            # A column without a zone is taken to be in UTC.
+            return moment if has_zone or moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
+        return date.fromisoformat(text) if python_type is date else python_type(text)
+    except (ValueError, TypeError, ArithmeticError, NotImplementedError):
+        raise _configuration_error(f"{text!r} is no bound for a cursor of type {kind!r}") from None
+
+
+def _rows(
+    engine: sa.Engine, statement: sa.Select[Any] | sa.TextClause, described: SqlTable, batch_rows: int
+) -> Iterator[tuple[pa.RecordBatch, Any]]:
+    """Yield batches of text, each with its highest cursor, from a cursor on the server's side."""
+    options = {"stream_results": True, "max_row_buffer": batch_rows}
+    with engine.connect().execution_options(**options) as connection, connection.execute(statement) as result:
+        names = list(result.keys())
+        check_names(names, "the query")
+        place = _place_of_cursor(names, described)
+        for rows in result.partitions(batch_rows):
+            columns = list(zip(*rows, strict=True))
+            batch = pa.RecordBatch.from_arrays([text_array(each) for each in columns], names=names)
+            yield batch, None if place is None else _highest(columns[place])
+
+
+def _arrow_rows(
+    engine: sa.Engine, statement: sa.Select[Any] | sa.TextClause, described: SqlTable
+) -> Iterator[tuple[pa.RecordBatch, Any]]:
+    """Yield the same as `_rows`, by ADBC: the driver decides how many rows a batch has."""
+    if engine.dialect.name != "postgresql":
+        raise _configuration_error(f"driver: adbc is for PostgreSQL, not for {engine.dialect.name}: remove it")
+    from adbc_driver_postgresql import dbapi
+
+    # With names for parameters, a % in the statement stays one.
+    dialect = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]
+    text = statement.compile(dialect=dialect, compile_kwargs={"literal_binds": True})
+    url = engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    try:
+        with dbapi.connect(url) as connection, connection.cursor() as cursor:
+            cursor.execute(str(text))
+            reader = cursor.fetch_record_batch()
+            check_names(reader.schema.names, "the query")
+            place = _place_of_cursor(reader.schema.names, described)
+            for batch in reader:
+                yield as_text(batch), None if place is None else _highest(plain_values(batch.column(place)))
+    except (dbapi.ProgrammingError, dbapi.NotSupportedError) as error:
+        raise _configuration_error(redacted(str(error).partition("\n")[0])) from None
+    except dbapi.Error as error:
+        said = redacted(without_secrets_of_urls(str(error).partition("\n")[0]))
+        raise DataCollectionException(said, error_code="NETWORK_ERROR") from None
+
+
+def _place_of_cursor(names: list[str], described: SqlTable) -> int | None:
+    if described.cursor is None:
+        return None
+    if described.cursor not in names:
+        raise _configuration_error(f"cursor: {described.cursor} is not among the columns {', '.join(names)}")
+    return names.index(described.cursor)
+
+
+def _highest(values: Iterable[Any]) -> Any:
+    return max((each for each in values if each is not None), default=None)
+
+
+@contextmanager
+def _explained(tool: SqlTool) -> Iterator[None]:
+    try:
+        yield
+    except _CONFIGURATION_ERRORS as error:
+        raise _configuration_error(_said(tool, error)) from None
+    except (ModuleNotFoundError, exc.NoSuchColumnError) as error:
+        raise _configuration_error(f"{_said(tool, error)}: install the driver of the database") from None
+    except (exc.SQLAlchemyError, OSError) as error:
+        code = "NETWORK_ERROR" if isinstance(error, exc.OperationalError | exc.InterfaceError | OSError) else None
+        raise DataCollectionException(_said(tool, error), error_code=code or error_code_of(error)) from None
+
+
+def _said(tool: SqlTool, error: Exception) -> str:
+    first = str(error).partition("\n")[0]
+    return redacted(without_secrets_of_urls(f"{tool.url}: {first}"))
+
+
+def _configuration_error(message: str) -> DataCollectionException:
+    return DataCollectionException(message, error_code="CONFIGURATION_ERROR")

@@ -1,0 +1,219 @@
+"""Tables and queries are received as text in batches, and windows by a cursor never skip a row."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from executor_adapter.config import Format, SqlTool
+from executor_adapter.exceptions import ConfigurationError, DataCollectionException
+from executor_adapter.pipeline import Landing, Window, land
+from executor_adapter.pipeline.sources.reading import read_rows
+from tests.pipeline.databases import POSTGRESQL, database
+
+ALL = Window()
+
+
+@dataclass
+class Shop:
+    """A database with the table `orders`."""
+
+    url: str
+    engine: sa.Engine
+    prefix: str
+    driver: str
+    root: Path
+
+    def run(self, statement: str, *values: dict[str, Any]) -> None:
+        with self.engine.begin() as connection:
+            connection.execute(sa.text(statement.replace("orders", f"{self.prefix}orders")), values or None)
+
+    def tool(self, **fields: Any) -> SqlTool:
+        table = {"table": f"{self.prefix}orders"} if "query" not in fields else {}
+        described = {"source": "sql", "url": self.url, "driver": self.driver, "batch_rows": 2}
+        return SqlTool.model_validate({**described, "tables": {"orders": table | fields}})
+
+    def land(self, window: Window = ALL, **fields: Any) -> Landing:
+        return land(self.root, "shop", self.tool(**fields), "orders", window)
+
+    def rows(self, window: Window = ALL, **fields: Any) -> list[dict[str, Any]]:
+        return rows_of(self.land(window, **fields))
+
+
+def rows_of(landing: Landing) -> list[dict[str, Any]]:
+    return [row for batch in read_rows(landing, Format(), lambda _: None) for row in batch.to_pylist()]
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "adbc"])
+def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shop]:
+    kind = "sqlite" if request.param == "sqlite" else "postgresql"
+    with database(kind, tmp_path) as (url, engine, prefix):
+        yield Shop(url, engine, prefix, "adbc" if request.param == "adbc" else "sqlalchemy", tmp_path / "lake")
+
+
+def test_a_table_is_received_as_text(shop: Shop) -> None:
+    """All rows come in batches, each a file; text is as it was, and null is null."""
+    shop.run("CREATE TABLE orders (id INTEGER, zip VARCHAR(9), price NUMERIC(9, 2))")
+    shop.run(
+        "INSERT INTO orders VALUES (:id, :zip, :price)",
+        *({"id": n, "zip": "00501" if n else None, "price": "1.50"} for n in range(5)),
+    )
+    landing = shop.land()
+    found = rows_of(landing)
+    assert [(row["id"], row["zip"]) for row in found] == [(str(n), "00501" if n else None) for n in range(5)]
+    assert {row["price"] for row in found} == ({"1.50"} if shop.prefix else {"1.50", "1.5"} & {found[0]["price"]})
+    assert (landing.rows, len(landing.files)) == (5, 1 if shop.driver == "adbc" else 3)
+
+
+def test_columns_and_queries_are_chosen(shop: Shop) -> None:
+    """Some columns of a table, or the rows of a query with the bounds of the window."""
+    shop.run("CREATE TABLE orders (id INTEGER, day VARCHAR(10))")
+    shop.run("INSERT INTO orders VALUES (1, '2026-01-01'), (2, '2026-01-02'), (3, '2026-01-03')")
+    assert shop.rows(columns=["day"])[0] == {"day": "2026-01-01"}
+    query = f"SELECT id, 'a%' AS note FROM {shop.prefix}orders WHERE day >= :since AND day < :until"
+    window = Window(name="d", since="2026-01-02", until="2026-01-03")
+    assert shop.rows(window, query=query) == [{"id": "2", "note": "a%"}]
+
+
+def test_windows_are_bounded_by_the_cursor(shop: Shop) -> None:
+    """A window begins with `since` and ends before `until`; null belongs to the window without an end."""
+    shop.run("CREATE TABLE orders (id INTEGER, at TIMESTAMP)")
+    start = datetime(2026, 1, 1)
+    values = [{"id": n, "at": start + timedelta(hours=12 * n)} for n in range(5)]
+    orders = sa.text(f"INSERT INTO {shop.prefix}orders VALUES (:id, :at)").bindparams(
+        sa.bindparam("at", type_=sa.DateTime)
+    )
+    with shop.engine.begin() as connection:
+        connection.execute(orders, [*values, {"id": 9, "at": None}])
+    first = Window(name="a", since="2026-01-01T00:00:00+00:00", until="2026-01-02T00:00:00+00:00")
+    landing = shop.land(first, cursor="at")
+    assert [row["id"] for row in rows_of(landing)] == ["0", "1"]
+    assert (landing.manifest.watermark or "").startswith("2026-01-01T12:00:00")
+    rest = shop.land(Window(name="b", since="2026-01-02"), cursor="at")
+    assert sorted(row["id"] for row in rows_of(rest)) == ["2", "3", "4", "9"]
+    assert shop.land(Window(name="c", since="2027-01-01", until="2027-01-02"), cursor="at").manifest.watermark is None
+
+
+def test_numbers_are_compared_as_numbers(shop: Shop) -> None:
+    """A cursor of numbers has the highest number as its watermark, not the last text."""
+    shop.run("CREATE TABLE orders (id NUMERIC(12, 0))")
+    shop.run("INSERT INTO orders VALUES (9), (10), (2)")
+    landing = shop.land(Window(name="x", since="9"), cursor="id")
+    assert sorted(row["id"] for row in rows_of(landing)) == ["10", "9"]
+    assert landing.manifest.watermark == "10"
+
+
+def test_mistakes_are_configuration_errors(shop: Shop) -> None:
+    """A missing table, column or bound is named, and nothing is landed."""
+    shop.run("CREATE TABLE orders (id INTEGER)")
+    for fields, window, said in (
+        ({"table": "nothing"}, Window(), "nothing"),
+        ({"columns": ["id", "name"]}, Window(), "has no column name: the columns are id"),
+        ({"cursor": "at"}, Window(), "has no column at"),
+        ({"cursor": "id"}, Window(since="soon"), "'soon' is no bound for a cursor of type INTEGER()"),
+        ({"query": "SELECT :since"}, Window(), "asks for :since, which this window does not have"),
+        ({"query": "SELEC"}, Window(), "syntax error"),
+    ):
+        with pytest.raises(DataCollectionException) as caught:
+            shop.land(window, **fields)
+        assert (said in str(caught.value), str(caught.value)) == (True, str(caught.value))
+        if said != "syntax error" or shop.prefix:
+            assert caught.value.error_code == "CONFIGURATION_ERROR"
+    assert list(shop.root.rglob("manifest.json")) == []
+
+
+def test_a_column_that_is_twice_is_a_data_error(shop: Shop) -> None:
+    """A query with two columns of one name is refused."""
+    with pytest.raises(DataCollectionException, match="is there twice") as caught:
+        shop.land(query="SELECT 1 AS a, 2 AS a")
+    assert caught.value.error_code == "DATA_ERROR"
+
+
+def land_from(root: Path, url: str, **fields: Any) -> DataCollectionException:
+    described = {"source": "sql", "url": url, "tables": {"t": {"query": "SELECT 1"}}, **fields}
+    with pytest.raises(DataCollectionException) as caught:
+        land(root, "db", SqlTool.model_validate(described), "t", Window())
+    return caught.value
+
+
+def test_a_database_that_is_away_is_a_network_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refused connection is retried, a wrong URL is not, and no password is shown."""
+    monkeypatch.setenv("DB_PASSWORD", "hush-hush")
+    away = {"url": "postgresql://me@127.0.0.1:9/test", "credential": {"env": "DB_PASSWORD"}}
+    for driver in ("sqlalchemy", "adbc"):
+        error = land_from(tmp_path, **away, driver=driver)
+        assert (error.error_code, "hush" in str(error)) == ("NETWORK_ERROR", False)
+    for url in ("nonsense", "what://x/y", "mysql+nodriver://x/y"):
+        assert land_from(tmp_path, url).error_code == "CONFIGURATION_ERROR"
+    error = land_from(tmp_path, "sqlite://", driver="adbc")
+    assert str(error) == "driver: adbc is for PostgreSQL, not for sqlite: remove it"
+
+
+def test_settings_that_contradict_are_refused() -> None:
+    """A table or a query, no password in the URL, and columns with a table alone."""
+    base = {"source": "sql", "url": POSTGRESQL}
+    for fields, said in (
+        ({"tables": {"t": {}}}, "must have one of the keys table and query"),
+        ({"tables": {"t": {"query": "SELECT 1", "columns": "a"}}}, "name the columns in the query"),
+        (
+            {"url": "postgresql://me:pw@h/d", "tables": {"t": {"table": "t"}}},
+            "say in `credential` where the password is",
+        ),
+    ):
+        with pytest.raises(ConfigurationError, match=said) as caught:
+            SqlTool(**{**base, **fields})
+        assert "pw" not in str(caught.value)
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rounds=st.lists(st.lists(st.integers(0, 6), max_size=4), min_size=1, max_size=5))
+def test_a_watermark_never_skips_a_row(tmp_path: Path, rounds: list[list[int]]) -> None:
+    """Rows that arrive in any order, at or above the last watermark, are all received by the next windows."""
+    with database("sqlite", tmp_path) as (url, engine, prefix):
+        shop = Shop(url, engine, prefix, "sqlalchemy", tmp_path / "lake")
+        shop.run("DROP TABLE IF EXISTS orders")
+        shop.run("CREATE TABLE orders (id INTEGER, at INTEGER)")
+        watermark, seen, given_rows = None, set(), []
+        for number, steps in enumerate(rounds):
+            for step in steps:
+                given_rows.append({"id": len(given_rows), "at": int(watermark or 0) + step})
+                shop.run("INSERT INTO orders VALUES (:id, :at)", given_rows[-1])
+            landing = shop.land(Window(name=str(number), since=watermark), cursor="at")
+            seen |= {int(row["id"]) for row in rows_of(landing)}
+            watermark = landing.manifest.watermark or watermark
+    assert seen == set(range(len(given_rows)))
+
+
+@pytest.mark.chaos
+def test_a_large_table_needs_little_memory(tmp_path: Path) -> None:
+    """The rows of a large table are never all in memory: 300,000 take less than 60 MB more than a few."""
+    code = (
+        "import resource, sys; from pathlib import Path\n"
+        "from executor_adapter.config import SqlTool\n"
+        "from executor_adapter.pipeline import Window, land\n"
+        "query = f'SELECT n, repeat(chr(120), 200) AS x FROM generate_series(1, {sys.argv[2]}) n'\n"
+        f"tool = SqlTool(source='sql', url='{POSTGRESQL}', batch_rows=10000, tables={{'t': {{'query': query}}}})\n"
+        "print(land(Path(sys.argv[1]), 'db', tool, 't', Window()).rows)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+    peaks = []
+    for count in (1000, 300_000):
+        command = [sys.executable, "-c", code, str(tmp_path), str(count)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stderr
+        rows, peak = map(int, done.stdout.split())
+        assert rows == count
+        peaks.append(peak)
+    assert (
+        peaks[1] - peaks[0] < 60_000
+    )  # 300,000 rows of 200 characters are 60 MB by themselves, and far more in Python.
