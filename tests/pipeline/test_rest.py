@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -305,3 +307,34 @@ def test_a_landing_that_was_changed_is_not_read(tmp_path: Path) -> None:
     assert error_code_of(caught.value) == "DATA_ERROR"
     found = find_landing(tmp_path, "api", "items", DAY)
     assert isinstance(found, Landing)
+
+
+LARGE = """
+import resource, sys
+from pathlib import Path
+from tests.pipeline.rest import land, tool
+
+landing = land(Path(sys.argv[1]), tool(sys.argv[2], timeout=60.0))
+print(landing.rows, landing.files[0].size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.chaos
+def test_a_body_of_300_megabytes_needs_little_memory(tmp_path: Path) -> None:
+    """A list of 300 MB is received and checked object by object."""
+    page = b", ".join(json.dumps({"id": n, "text": "x" * 400}).encode() for n in range(1000))
+
+    def body() -> Iterator[bytes]:
+        yield b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n["
+        for number in range(720):
+            yield (b", " if number else b"") + page
+        yield b"]"
+
+    with serving(lambda _: Raw(body())) as api:
+        command = [sys.executable, "-c", LARGE, str(tmp_path), api.url]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    count, size, peak = map(int, done.stdout.split())
+    assert count == 720_000
+    assert size > 300_000_000
+    assert peak < 300_000

