@@ -70,6 +70,7 @@ def kinds_of(config: Settings) -> PoolKinds:
     """
     kind_of = pool_kinds(config.executor.start_method)
 
+    @functools.cache
     def find(name: str) -> type[WorkerPool]:
         if name == "ssh" and not config.cluster.ssh.hosts:
             raise InvalidJobError("pool='ssh' needs hosts: set cluster.ssh.hosts in the configuration")

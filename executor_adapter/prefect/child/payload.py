@@ -11,6 +11,7 @@ import base64
 import functools
 import inspect
 import json
+import threading
 import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -187,15 +188,18 @@ def flow_run_payload(context: FlowRunContext | None) -> str:
     settings = get_current_settings()
     if context is None or context.flow_run is None:
         return compact({"settings": _settings_variables(settings)})
-    last = _last_flow_run
-    if not last or last[0]() is not context.flow_run or last[1] is not settings:
-        last[:] = weakref.ref(context.flow_run), settings, _flow_run_payload(context, settings)
-    payload: str = last[2]
+    with _packing:
+        last = _last_flow_run
+        if not last or last[0]() is not context.flow_run or last[1] is not settings:
+            last[:] = weakref.ref(context.flow_run), settings, _flow_run_payload(context, settings)
+        payload: str = last[2]
     return payload
 
 
 _last_flow_run: list[Any] = []
 """The flow run packed last, its settings and its payload; the next call nearly always packs the same one."""
+_packing = threading.Lock()
+"""The first task runs of a flow run come together, and packing it takes far longer than all else of a task run."""
 
 
 def _flow_run_payload(context: FlowRunContext, settings: Settings) -> str:

@@ -33,7 +33,7 @@ from prefect.states import Completed
 from prefect.task_engine import BaseTaskRunEngine
 from prefect.transactions import BaseTransaction, IsolationLevel, Transaction, get_transaction
 from prefect.types import DateTime
-from prefect.utilities.engine import link_state_to_task_run_result
+from prefect.utilities.engine import UNTRACKABLE_TYPES, link_state_to_task_run_result
 
 from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.job import RetryDecision
@@ -172,7 +172,9 @@ class JobEngine(BaseTaskRunEngine[..., Any]):
             if run.end_time is None:  # Of a task run that was cancelled while queued too: Prefect leaves it without.
                 run.end_time = cast(DateTime, state.timestamp)
             data: Any = state.data
-            link_state_to_task_run_result(state, data.result if isinstance(data, ResultRecord) else data)
+            value = data.result if isinstance(data, ResultRecord) else data
+            if type(value) not in UNTRACKABLE_TYPES:  # Of these it links none, which takes it a while to find out.
+                link_state_to_task_run_result(state, value)
         reporter.report(run, state, last)
         if get_current_settings().cloud.enable_orchestration_telemetry:
             trace.get_current_span().add_event(state.name or state.type.value, _span_attributes(state))
