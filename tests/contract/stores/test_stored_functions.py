@@ -191,6 +191,21 @@ def test_a_forged_pickle_is_not_loaded(store: JobStore, make_stored: MakeStored,
     assert wanted in str(left.error_message)
 
 
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("place", [0, 5, 20, -1])
+def test_a_pickle_that_was_changed_in_the_store_is_not_loaded(
+    store: JobStore, make_stored: MakeStored, tmp_path: Path, place: int
+) -> None:
+    """A signed pickle of which one bit was changed in the store, in its signature or behind it, is never loaded."""
+    signed = bytearray(SignedPickles([KEY]).sign(evil_pickle(tmp_path / "loaded")))
+    signed[place] ^= 1
+    store.enqueue(row := forged(MINE, pickled=bytes(signed)))
+    executor = make_stored(settings={"pickle_arguments": True, "pickle_key": KEY})
+    assert executor.recover() == []
+    assert not (tmp_path / "loaded").exists()
+    assert "its pickle is not signed by a key of ours" in str(record_in(store, row.job_id).error_message)
+
+
 def add_to_set(values: set[int]) -> int:
     return sum(values)
 
