@@ -136,7 +136,9 @@ def test_a_header_can_come_from_the_environment(write: Write, monkeypatch: pytes
     [
         ("store: {url: [postgresql://me:s3same@db/jobs]}", "'postgresql://me:(hidden)@db/jobs'"),
         ("store: 'postgresql://me:s3same@db/jobs'", "postgresql://me:(hidden)@db/jobs"),
-        ("postgresql://me:s3same@db/jobs", "postgresql://me:(hidden)@db/jobs"),
+        ("postgresql://me:s3same@db/jobs", "holds a text: must be a mapping"),
+        ("s3same", "holds a text: must be a mapping"),
+        ("- s3same", "holds a list: must be a mapping"),
         ("tools: {orders: {source: rest, resources: {l: {path: l}}, headers: {Authorization: [s3same]}}}", "(hidden)"),
         ("tools: {orders: {source: rest, resources: {l: {path: l}}, headers: Bearer s3same}}", "(hidden)"),
         ("tools: {orders: [{api_key: s3same}]}", "(hidden)"),
@@ -227,7 +229,7 @@ def test_settings_are_frozen() -> None:
         ),
         ("a: [\n b: {", "line 2, column 6: expected the node content, but found '<stream end>'"),
         ("lake: a\nlake: b", "line 2, column 1: 'lake' is a duplicate key: remove one"),
-        ("- 1", "[1] is not allowed: must be a mapping of keys to values"),
+        ("- 1", "holds a list: must be a mapping of keys to values"),
     ],
 )
 def test_a_wrong_file_is_refused_in_one_line(write: Write, text: str, message: str) -> None:
