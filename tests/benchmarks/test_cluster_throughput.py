@@ -15,7 +15,7 @@ from executor_adapter import Job, JobExecutor
 from executor_adapter.config import ClusterSettings, DaskSettings, ExecutorSettings, Settings
 from tests.benchmarks.apart import apart
 from tests.benchmarks.contestants import POLICY, ours, rate_of
-from tests.benchmarks.figures import Figures, Report, Row, in_turn
+from tests.benchmarks.figures import ROUNDS, Figures, Report, Row, in_turn
 from tests.benchmarks.functions import hang, nothing
 from tests.benchmarks.trees import Tree
 from tests.contract.cluster.dask_cluster import dask_cluster
@@ -24,6 +24,7 @@ JOBS = 5_000
 JOBS_OF_DASK = 300
 """Tasks that bare Dask gets in a round, since it takes far longer for each."""
 KILLS = 100
+LARGE = 200_000_000
 LIMIT = 0.1
 
 
@@ -88,6 +89,57 @@ def measure_time_to_kill(settings: str, path: Path) -> Figures:
                 values.append(tree.wait_until_dead() - tree.began - LIMIT)
             assert isinstance(future.exception(), TimeoutError)
     return Figures(tuple(values[1:]))
+
+
+def measure_large_argument(settings: str) -> dict[str, Figures]:
+    """Measure the seconds of a job with a large argument on Dask and here, and those of small jobs beside it."""
+    value = bytes(LARGE)
+    seconds: dict[str, list[float]] = {"ours on Dask": [], "ours here": [], "neighbours": []}
+    with JobExecutor(2, config=settings_of(settings)) as executor:
+        for pool in ("dask", "process"):
+            executor.run(Job(function=nothing, pool=pool))
+        for _ in range(ROUNDS + 1):
+            for name, pool in (("ours on Dask", "dask"), ("ours here", "process")):
+                began = time.perf_counter()
+                future = executor.submit(Job(function=len, args=(value,), pool=pool))
+                while pool == "dask" and not future.done():
+                    asked = time.perf_counter()
+                    executor.run(Job(function=nothing, pool=pool))
+                    seconds["neighbours"].append(time.perf_counter() - asked)
+                future.result()
+                seconds[name].append(time.perf_counter() - began)
+    return {
+        "ours on Dask": Figures(tuple(seconds["ours on Dask"][1:])),
+        "ours here": Figures(tuple(seconds["ours here"][1:])),
+        "neighbours": Figures(tuple(seconds["neighbours"])),
+    }
+
+
+@pytest.mark.bench
+def test_a_large_argument(report: Report, tmp_path: Path) -> None:
+    """An argument of 200 MB, and what small jobs wait for it meanwhile."""
+    with dask_cluster(tmp_path, workers=2, threads=1) as cluster:
+        measured = apart(measure_large_argument, cluster.settings())
+    far, here, small = measured["ours on Dask"], measured["ours here"], measured["neighbours"]
+    report.add(
+        [
+            Row(
+                what=f"s of a job on Dask with an argument of {LARGE // 10**6} MB, beside ours here",
+                ours=far.summary(".2f"),
+                beside=here.summary(".2f"),
+                figure=far.over(here).median,
+                at_most=3.0,
+                rounds={"ours": far, "ours here": here},
+            ),
+            Row(
+                what="ms of a no-op job on Dask meanwhile: p99",
+                ours=small.summary(".1f", 1e3),
+                figure=small.percentile(0.99) * 1e3,
+                form=".1f",
+                at_most=100.0,
+            ),
+        ]
+    )
 
 
 @pytest.mark.bench
