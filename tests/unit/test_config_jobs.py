@@ -28,7 +28,12 @@ def filled(settings: Settings, **fields: object) -> Job:
 
 def test_every_default_of_a_job_is_a_key_with_the_same_default() -> None:
     """Every field of a job that is not the job's own has a key with the same default."""
-    of_one_job = {"function", "job_id", "job_type", "tool_name", "args", "kwargs", "dedupe_key", "metadata"}
+    of_one_job = {
+        *("function", "job_id", "job_type", "tool_name", "args", "kwargs"),
+        "dedupe_key",
+        "metadata",
+        "resources",
+    }
     keys = JobSettings.model_fields
     assert keys.keys() == Job.model_fields.keys() - of_one_job
     assert {name: keys[name].default for name in keys if name != "retry"} == {
@@ -189,9 +194,9 @@ def test_a_wrong_key_is_named_with_the_nearest(tmp_path: Path, text: str, messag
         ),
         (
             "job: {pool: slurm}",
-            "job.pool: 'slurm' is not allowed: must be 'auto', 'coroutine', 'thread', 'process', 'ssh' or 'dask'",
+            "job.pool: 'slurm' is not allowed: must be 'auto', 'coroutine', 'thread', 'process', 'ssh', 'dask' or",
         ),
-        ("tools: {x: {job: {pool: ray}}}", "tools.x.job.pool: 'ray' is not allowed: must be 'auto', 'coroutine'"),
+        ("tools: {x: {job: {pool: pbs}}}", "tools.x.job.pool: 'pbs' is not allowed: must be 'auto', 'coroutine'"),
         (
             "job: {memory_limit: 512}",
             "job.memory_limit: 512 is not allowed: 512 bytes is too little for a Python process: pass at",

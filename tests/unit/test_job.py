@@ -51,11 +51,11 @@ def work() -> None: ...
         ({"function": work, "priority": True}, "priority=True must be a number"),
         (
             {"function": work, "pool": "swimming"},
-            "pool='swimming' must be 'auto', 'coroutine', 'thread', 'process', 'ssh' or 'dask'",
+            "pool='swimming' must be 'auto', 'coroutine', 'thread', 'process', 'ssh', 'dask' or 'ray'",
         ),
         (
             {"function": work, "pool": "slurm"},
-            "pool='slurm' must be 'auto', 'coroutine', 'thread', 'process', 'ssh' or 'dask'",
+            "pool='slurm' must be 'auto', 'coroutine', 'thread', 'process', 'ssh', 'dask' or 'ray'",
         ),
         ({"function": work, "job_id": ""}, "at least 1 character"),
         ({"function": work, "max_runtme": 3}, "max_runtme"),
@@ -136,7 +136,7 @@ def test_a_copy_is_a_new_job(copied: Any) -> None:
     [
         ("max_runtime", -5, "max_runtime=-5 must be greater than 0"),
         ("memory_limit", 512, "512 bytes is too little for a Python process: pass at least 8 MiB"),
-        ("pool", "swimming", "pool='swimming' must be .*'coroutine', 'thread', 'process', 'ssh' or 'dask'"),
+        ("pool", "swimming", "pool='swimming' must be .*'coroutine', 'thread', 'process', 'ssh', 'dask' or 'ray'"),
         ("function", 3, "3 is not callable: pass a function"),
         ("job_id", "", "at least 1 character"),
     ],

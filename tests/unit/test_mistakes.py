@@ -52,7 +52,7 @@ CALLS: list[tuple[str, Callable[[Any], Any], type[Exception], str]] = [
     ("job_celery", lambda _: Job(function=f, time_limit=1), InvalidJobError,
      "'time_limit' is not a field of Job: did you mean max_runtime?"),
     ("job_pool", lambda _: Job(function=f, pool="proces"), InvalidJobError,  # type: ignore[arg-type]
-     "pool='proces' must be 'auto', 'coroutine', 'thread', 'process', 'ssh' or 'dask': did you mean 'process'?"),
+     "pool='proces' must be 'auto', 'coroutine', 'thread', 'process', 'ssh', 'dask' or 'ray': did you mean 'process'?"),
     ("job_minutes", lambda _: Job(function=f, max_runtime="5m"), InvalidJobError,  # type: ignore[arg-type]
      "max_runtime='5m' must be a number of seconds: give 300"),
     ("job_timedelta", lambda _: Job(function=f, retry_delay=datetime.timedelta(minutes=2)),  # type: ignore[arg-type]

@@ -213,7 +213,7 @@ def test_map_refuses_an_invalid_window_at_once(
 @pytest.mark.parametrize(
     ("function", "fields", "message"),
     [
-        (work, {"pool": "x"}, "pool='x' must be 'auto', 'coroutine', 'thread', 'process', 'ssh' or 'dask'"),
+        (work, {"pool": "x"}, "pool='x' must be 'auto', 'coroutine', 'thread', 'process', 'ssh', 'dask' or 'ray'"),
         (work, {"max_runtime": -1}, "max_runtime=-1 must be greater than 0"),
         (work, {"max_runtme": 1}, "max_runtme"),
         (work, {"memory_limit": "1GiB"}, "memory_limit needs a process of its own, .*: use pool='process'"),
