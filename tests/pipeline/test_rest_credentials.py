@@ -9,8 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from executor_adapter.config import RestTool, redacted
+from executor_adapter.pipeline.sources.rest.authentication import Authentication
 from executor_adapter.pipeline.sources.rest.rate import RequestRate
 from tests.pipeline.hostile_server import Answer, Api, Request, as_json, serving
 from tests.pipeline.rest import collect, failure, land, tool
@@ -177,3 +180,20 @@ def test_requests_keep_to_the_rate(tmp_path: Path) -> None:
         collect(tmp_path / "slow", tool(api.url, paging={"by": "offset"}, request_rate=20.0))
     assert not list((tmp_path / "free").rglob("request-rate"))
     assert list((tmp_path / "slow").rglob("request-rate"))
+
+
+def test_the_pair_of_basic_authentication_is_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an API repeats of basic authentication is hidden as the password in it is."""
+    monkeypatch.setenv("PASSWORD_OF_ADA", "h0rse-battery-staple")
+    described = RestTool.model_validate(
+        {
+            "source": "rest",
+            "url": "http://a",
+            "username": "ada",
+            "credential": {"env": "PASSWORD_OF_ADA"},
+            "resources": {"r": {"path": "/"}},
+        }
+    )
+    with httpx.Client() as client:
+        sent = Authentication(described).headers(client)["Authorization"]
+    assert redacted(f"<{sent}>") == "<Basic (hidden)>"

@@ -71,7 +71,7 @@ def _token_in(response: httpx.Response) -> tuple[str, float]:
         token, lifetime = "", 0.0
     if not token:
         raise DataCollectionException(
-            f"{response.url} sent no access_token: check token_url: {redacted(response.text[:200])}",
+            f"{response.url} sent no access_token: check token_url: {redacted(response.text)[:200]}",
             error_code="CONFIGURATION_ERROR",
         )
     return token, lifetime
@@ -88,4 +88,6 @@ def _secret(credential: Credential) -> str:
 
 
 def _basic(name: str, secret: str) -> str:
-    return "Basic " + base64.b64encode(f"{name}:{secret}".encode()).decode()
+    pair = base64.b64encode(f"{name}:{secret}".encode()).decode()
+    remember(pair)  # An API may repeat what it got, and the secret is not to be seen in it.
+    return f"Basic {pair}"
