@@ -87,6 +87,13 @@ def test_what_is_no_data_is_a_data_error(tmp_path: Path, body: bytes, content_ty
     assert said in str(error)
 
 
+def test_a_packing_that_was_not_asked_for_is_a_data_error(tmp_path: Path) -> None:
+    """An answer that is packed in another way than gzip is named."""
+    headers = {"Content-Type": "application/json", "Content-Encoding": "br"}
+    error = answered(tmp_path, (200, headers, b"?"))
+    assert (error.error_code, "sent br, though gzip alone was asked for" in str(error)) == ("DATA_ERROR", True)
+
+
 def test_too_many_bytes_are_an_error(tmp_path: Path) -> None:
     """The limit holds for the bytes on the wire and for those unpacked."""
     big = json.dumps([{"id": "x" * 5000}]).encode()

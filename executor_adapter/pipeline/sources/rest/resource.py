@@ -255,6 +255,9 @@ def _format_of(response: httpx.Response, resource: RestResource) -> Format:
         raise _error(
             f"{shown(response.url)} sent a web page, and no data: check url, path and credential", "DATA_ERROR"
         )
+    packing = response.headers.get("content-encoding", "identity").lower()
+    if packing not in {"identity", "gzip", "x-gzip"}:
+        raise _error(f"{shown(response.url)} sent {packing}, though gzip alone was asked for", "DATA_ERROR")
     if kind is None:
         raise _error(
             f"{shown(response.url)} sent {content_type or 'something without a type'}: set format",
