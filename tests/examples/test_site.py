@@ -24,7 +24,18 @@ from pydantic import BaseModel
 import executor_adapter
 import executor_adapter.prefect
 import executor_adapter.pytest
-from executor_adapter import ErrorCode, Job, JobExecutor, RetryPolicy, RetryRule, exceptions, monitoring, store, testing
+from executor_adapter import (
+    ErrorCode,
+    Job,
+    JobExecutor,
+    RetryPolicy,
+    RetryRule,
+    exceptions,
+    monitoring,
+    pipeline,
+    store,
+    testing,
+)
 from executor_adapter.cli.app import app
 from executor_adapter.config import MonitoringSettings, Settings
 from executor_adapter.prefect import JobEvents, JobExecutorBlock, JobTask, JobTaskRunner, PrefectMirror, emit_alert
@@ -145,6 +156,7 @@ PUBLIC: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (store, ("stores",)),
     (monitoring, ("monitoring",)),
     (testing, ("testing",)),
+    (pipeline, ("pipeline",)),
     (executor_adapter.pytest, ("testing",)),
     (exceptions, ("exceptions",)),
 )

@@ -20,6 +20,7 @@ from executor_adapter.error_codes import NEVER_RETRIED
 from executor_adapter.exceptions import ConfigurationError, DataCollectionException, DataProcessingException
 from executor_adapter.pipeline.lake.files import ROW_GROUP, FileWriter
 from executor_adapter.pipeline.lake.layout import remove_leftovers
+from executor_adapter.pipeline.lake.table import LakeTable
 from tests.pipeline.lakes import ROWS, all_rows, at, lake_table, write, write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -365,6 +366,19 @@ def test_a_full_disk_is_said_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataCollectionException, match="No space left on device: free some space") as caught:
         FileWriter(place, ROWS.schema)
     assert caught.value.error_code == "DISK_FULL"
+
+
+@pytest.mark.parametrize("name", ["", "..", "_x", "a/b", ".x"])
+def test_a_name_that_makes_no_folder_is_refused(tmp_path: Path, name: str) -> None:
+    """A table cannot lead out of the lake, nor into a folder that readers pass over."""
+    with pytest.raises(ConfigurationError, match="must be a name without /"):
+        LakeTable(root=tmp_path, layer="raw", tool="shop", name=name)
+
+
+def test_a_path_and_a_key_may_be_text(tmp_path: Path) -> None:
+    """A table takes what people write."""
+    table = LakeTable(root=str(tmp_path), layer="raw", tool="shop", name="orders", key="id")  # type: ignore[arg-type]
+    assert write(table, "w", ROWS, ROWS).repeated == 3
 
 
 def test_a_policy_without_a_key_is_refused(tmp_path: Path) -> None:
