@@ -377,3 +377,10 @@ def test_a_worker_s_unit_ends_in_order_and_outlives_a_job_that_is_killed() -> No
 def test_the_validators_are_there() -> None:
     """What these tests import is installed with the extra dev."""
     assert all(find_spec(name) for name in ("botocore", "prefect_redis", "prometheus_client"))
+
+
+def test_every_alert_has_a_line_in_the_runbooks() -> None:
+    """The runbooks say what to do about each alert of the rules."""
+    alerts = {rule["alert"] for group in parsed(KIT / "monitoring" / "rules.yaml")["groups"] for rule in group["rules"]}
+    runbooks = (ROOT / "docs" / "how-to" / "runbooks.md").read_text()
+    assert {alert for alert in alerts if f"`{alert}`" not in runbooks} == set()
