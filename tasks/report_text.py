@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from statistics import fmean
@@ -12,6 +14,11 @@ from typing import Any
 from executor_adapter import JobStatus
 from tasks.progress_table import JobRow
 from tasks.row_balance import Balance
+
+MAX_REASONS = 20
+"""Reasons that the report lists; it counts the rest together."""
+MAX_SLOWEST = 5
+"""Jobs that the report lists as the slowest."""
 
 
 def artifact_rows(jobs: Iterable[JobRow]) -> list[dict[str, Any]]:
@@ -70,27 +77,69 @@ def mean_duration(jobs: Iterable[JobRow]) -> float:
     return fmean(durations) if durations else 0.0
 
 
-def markdown(title: str, jobs: Sequence[JobRow], rows: Sequence[str], sentences: Sequence[str], lake: Path) -> str:
-    """Return the report of a run as Markdown."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What the report of a run shows beside its jobs."""
+
+    title: str
+    rows: Sequence[str]
+    """Sentences on the rows that were collected and processed."""
+    sentences: Sequence[str]
+    """Sentences of the summaries."""
+    rejects: Counter[tuple[str, str, str]]
+    """Rejected rows by tool, table and reason."""
+    plots: Sequence[str]
+    """Pictures, in Markdown."""
+    links: dict[str, str]
+    """Addresses of the run's other artifacts, by what they show."""
+    lake: Path
+
+
+def markdown(report: Report, jobs: Sequence[JobRow]) -> str:
+    """Return the report of a run as Markdown: failures first."""
     failed = [job for job in jobs if _has_failed(job)]
     figures = (
         "| jobs | completed | failed | success rate | average duration |\n|--:|--:|--:|--:|--:|\n"
         f"| {len(jobs)} | {len(jobs) - len(failed)} | {len(failed)} | {success_rate(jobs):.1%}"
         f" | {mean_duration(jobs):.2f} s |"
     )
-    parts = [
-        f"# {title}",
-        figures,
-        "## Rows",
-        _items(rows),
-    ]
-    if sentences:
-        parts += ["## Summary", _items(sentences)]
+    parts = [f"# {report.title}", figures]
+    if report.links:
+        parts.append("More of this run: " + ", ".join(f"[{text}]({url})" for text, url in report.links.items()))
     if failed:
         listed = "\n".join(_failure_row(job) for job in failed)
         parts += ["## Failures", f"| job | error code | attempts | message |\n|---|---|--:|---|\n{listed}"]
-    parts.append(f"The data is in `{lake}`.")
+    parts += ["## Rows", _items(report.rows)]
+    if report.rejects:
+        parts += ["## Rejected rows, by reason", _reject_table(report.rejects)]
+    if slowest := _slowest(jobs):
+        listed = "\n".join(f"| {_name(job)} | {job.pool} | {job.attempts} | {job.duration:.2f} |" for job in slowest)
+        parts += ["## Slowest jobs", f"| job | pool | attempts | seconds |\n|---|---|--:|--:|\n{listed}"]
+    if report.sentences or report.plots:
+        parts += ["## Summary", _items(report.sentences), *report.plots]
+    parts.append(f"The data is in `{report.lake}`.")
     return "\n\n".join(parts)
+
+
+def _reject_table(rejects: Counter[tuple[str, str, str]]) -> str:
+    listed = [
+        f"| {_in_cell(tool)} | {_in_cell(table)} | {_in_cell(reason)} | {rows:,} |"
+        for (tool, table, reason), rows in rejects.most_common(MAX_REASONS)
+    ]
+    left_out = len(rejects) - len(listed)
+    if left_out > 0:
+        rest = rejects.total() - sum(rows for _, rows in rejects.most_common(MAX_REASONS))
+        listed.append(f"| | | {left_out} more reasons | {rest:,} |")
+    return "\n".join(["| tool | table | reason | rows |\n|---|---|---|--:|", *listed])
+
+
+def _slowest(jobs: Iterable[JobRow]) -> list[JobRow]:
+    started = [job for job in jobs if job.duration is not None]
+    return sorted(started, key=lambda job: job.duration or 0.0, reverse=True)[:MAX_SLOWEST]
+
+
+def _name(job: JobRow) -> str:
+    return _in_cell(f"{job.stage} {job.tool} {job.subject}")
 
 
 def _items(sentences: Iterable[str]) -> str:
@@ -98,7 +147,7 @@ def _items(sentences: Iterable[str]) -> str:
 
 
 def _failure_row(job: JobRow) -> str:
-    return f"| {job.stage} {job.tool} {job.subject} | {job.note} | {job.attempts} | {_in_cell(job.error or '')} |"
+    return f"| {_name(job)} | {job.note} | {job.attempts} | {_in_cell(job.error or '')} |"
 
 
 def _in_cell(text: str) -> str:

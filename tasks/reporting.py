@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -28,8 +29,8 @@ from executor_adapter.prefect import JobTask, emit_alert, job_events, job_task, 
 from tasks import lake, summary
 from tasks.options import schemas_of
 from tasks.progress_table import JobRow, ProgressTable
-from tasks.report_text import artifact_rows, collection_sentences, failure_sentences, markdown
-from tasks.row_balance import Balance, balance
+from tasks.report_text import Report, artifact_rows, collection_sentences, failure_sentences, markdown
+from tasks.row_balance import Balance, balance, reject_reasons
 
 Future = PrefectFuture[Any]
 
@@ -50,6 +51,11 @@ summarise = job_task(
 def run_name() -> str:
     """Return a readable name for the current flow run: the name of the flow and the start time."""
     return f"{flow_run.get_flow_name()} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def key(artifact: str) -> str:
+    """Return the key of an artifact of the current flow, so that those of each flow have a history of their own."""
+    return f"{flow_run.get_flow_name()}-{artifact}"
 
 
 class JobsFailedError(Exception):
@@ -111,7 +117,7 @@ class Run:
         # Jobs submitted later can lower the share; the progress that is shown never goes down.
         percent = round(100 * share)
         if self._artifact_id is None:
-            created = create_progress_artifact(0.0, key="progress", description="Finished jobs")
+            created = create_progress_artifact(0.0, key=key("progress"), description="Finished jobs")
             assert isinstance(created, UUID)  # Prefect returns a coroutine only inside a running event loop.
             self._artifact_id = created
         if percent > self._percent:
@@ -162,15 +168,32 @@ class Run:
         return [balance(self.settings.lake, tool, self._schemas(tool)) for tool in self.tools]
 
     def _create_artifacts(self, jobs: list[JobRow], rows: list[str], sentences: list[str], plots: list[Path]) -> None:
-        create_table_artifact(artifact_rows(jobs), key="jobs", description="The jobs of the run")
-        text = markdown(flow_run.get_name() or "", jobs, rows, sentences, self.settings.lake)
-        create_markdown_artifact(text, key="report", description="The report of the run")
-        for plot in plots:
-            encoded = base64.b64encode(plot.read_bytes()).decode()
-            # The image is embedded, because the UI's browser may not reach the files of this machine. A Markdown
-            # artifact is used, because the page of an image artifact also prints the 80,000 characters of its address.
-            about = "Mean departure delay by month and origin"
-            create_markdown_artifact(f"![{about}](data:image/png;base64,{encoded})", key="delays", description=about)
+        links = {"all jobs": create_table_artifact(artifact_rows(jobs), key=key("jobs"), description="All jobs")}
+        about = "Mean departure delay by month and origin"
+        # An image is embedded, because the UI's browser may not reach the files of this machine. A Markdown artifact is
+        # used, because the page of an image artifact also prints the 80,000 characters of its address.
+        encoded = [base64.b64encode(plot.read_bytes()).decode() for plot in plots]
+        pictures = [f"![{about}](data:image/png;base64,{each})" for each in encoded]
+        for picture in pictures:
+            links["the plot"] = create_markdown_artifact(picture, key=key("delays"), description=about)
+        report = Report(
+            title=flow_run.get_name() or "",
+            rows=rows,
+            sentences=sentences,
+            rejects=self._rejects() if self.processes else Counter(),
+            plots=pictures,
+            # Without a host: the UI that shows the report has the others too, wherever it is.
+            links={text: f"/artifacts/artifact/{artifact_id}" for text, artifact_id in links.items()},
+            lake=self.settings.lake,
+        )
+        create_markdown_artifact(markdown(report, jobs), key=key("report"), description="The report of the run")
+
+    def _rejects(self) -> Counter[tuple[str, str, str]]:
+        rejects: Counter[tuple[str, str, str]] = Counter()
+        for tool in self.tools:
+            reasons = reject_reasons(self.settings.lake, tool, self._schemas(tool))
+            rejects.update({(tool, *reason): rows for reason, rows in reasons.items()})
+        return rejects
 
     def _write_last_run(self) -> None:
         last_run = {"flow_run_id": str(flow_run.get_id()), "name": flow_run.get_name()}

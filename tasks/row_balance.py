@@ -1,12 +1,13 @@
-"""Counts the rows of a tool in the files of the lake, independent of what the jobs reported."""
+"""Counts the rows of a tool in the files of the lake, independent of what the jobs reported: kept, and why not kept."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks import lake, rules
+from tasks import lake, rules, stages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +49,17 @@ def balance(root: Path, tool: str, schemas: dict[str, str | None]) -> Balance:
         counts["processed"] += lake.count_rows(raw.in_layer("processed"))
         counts["rejected"] += lake.count_rows(raw.in_layer("rejects"))
     return Balance(tool=tool, **counts)
+
+
+def reject_reasons(root: Path, tool: str, schemas: dict[str, str | None]) -> Counter[tuple[str, str]]:
+    """Count the rejected rows of a tool's tables (name -> schema) by table and reason."""
+    reasons: Counter[tuple[str, str]] = Counter()
+    for raw in raw_partitions(root, tool, schemas):
+        rejects = raw.in_layer("rejects")
+        done = lake.find_manifest(raw.in_layer("processed"), fingerprint(raw, schemas[raw.table])) is not None
+        if done and lake.count_rows(rejects):
+            reasons.update((raw.table, str(reason)) for reason in lake.read(rejects)[stages.REASON].to_pylist())
+    return reasons
 
 
 def raw_partitions(root: Path, tool: str, tables: Iterable[str]) -> list[lake.Partition]:

@@ -178,17 +178,22 @@ def test_prefect_shows_progress_jobs_report_and_plot(home: Home) -> None:
     found = home.query("select key, type, data from artifact order by created")
     # SQLite returns a JSON number as a number.
     latest = {key: (kind, json.loads(content) if isinstance(content, str) else content) for key, kind, content in found}
-    assert latest["progress"] == ("progress", 100)
-    assert latest["jobs"][0] == "table"
-    rows = latest["jobs"][1]
+    assert latest["pipeline-progress"] == ("progress", 100)
+    assert latest["pipeline-jobs"][0] == "table"
+    rows = latest["pipeline-jobs"][1]
     rows = json.loads(rows) if isinstance(rows, str) else rows
     assert {"tool", "stage", "job", "pool", "attempts", "seconds", "rows", "state"} == set(rows[0])
-    kind, text = latest["report"]
+    kind, text = latest["pipeline-report"]
     assert kind == "markdown"
     assert "| success rate | average duration |" in text
     assert "| 100.0% |" in text
-    assert latest["delays"][0] == "markdown"
-    assert "](data:image/png;base64,iVBOR" in latest["delays"][1]
+    rejected = text.partition("## Rejected rows, by reason")[2].partition("\n## ")[0]
+    assert sum(int(line.split("|")[-2]) for line in rejected.splitlines() if line.startswith("| flights")) == 8
+    assert "## Slowest jobs" in text
+    kind, plot = latest["pipeline-delays"]
+    assert kind == "markdown"
+    assert "](data:image/png;base64,iVBOR" in plot
+    assert plot in text
 
 
 # --- a tool fails ---

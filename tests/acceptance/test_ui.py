@@ -100,7 +100,7 @@ def test_the_page_shows_the_run_and_its_task_runs(
 def test_the_plot_is_shown_without_its_address(page: Page, url: str, ran: str, tmp_path: Path) -> None:
     """The page shows the plot and does not print the 80,000 characters of its address."""
     base = url.partition("/runs")[0]
-    wanted = {"artifacts": {"key": {"any_": ["delays"]}, "flow_run_id": {"any_": [ran]}}}
+    wanted = {"artifacts": {"key": {"any_": ["pipeline-delays"]}, "flow_run_id": {"any_": [ran]}}}
     (artifact,) = Server(url=base, env={}).call("POST", "/artifacts/filter", wanted)
     page.goto(f"{base}/artifacts/artifact/{artifact['id']}")
     picture = page.get_by_role("img", name="Mean departure delay by month and origin")
@@ -108,3 +108,15 @@ def test_the_plot_is_shown_without_its_address(page: Page, url: str, ran: str, t
     assert picture.evaluate("it => it.complete && it.naturalWidth") > 300
     assert "base64" not in page.inner_text("body")
     assert len(page.screenshot(path=tmp_path / "delays.png")) > 20_000
+
+
+def test_the_report_links_to_the_jobs_of_its_run(page: Page, url: str, ran: str) -> None:
+    """A link of the report opens the table of the run's jobs, in the UI that shows the report."""
+    base = url.partition("/runs")[0]
+    wanted = {"artifacts": {"key": {"any_": ["pipeline-report"]}, "flow_run_id": {"any_": [ran]}}}
+    (artifact,) = Server(url=base, env={}).call("POST", "/artifacts/filter", wanted)
+    page.goto(f"{base}/artifacts/artifact/{artifact['id']}")
+    link = page.get_by_role("link", name="all jobs")
+    expect(link).to_be_visible(timeout=30_000)
+    page.goto(f"{base}{link.get_attribute('href')}")
+    expect(page.get_by_text("pipeline-jobs").first).to_be_visible(timeout=30_000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -174,9 +175,47 @@ def test_a_failure_names_its_code_and_attempts() -> None:
     ]
 
 
+def report(lake: Path, **fields: Any) -> report_text.Report:
+    given: dict[str, Any] = {
+        "title": "pipeline", "rows": ["rows"], "sentences": ["sentence"],
+        "rejects": Counter(), "plots": [], "links": {},
+    }  # fmt: skip
+    return report_text.Report(lake=lake, **given | fields)
+
+
+def test_the_report_begins_with_failures_and_ends_with_plots(tmp_path: Path) -> None:
+    """Links and failures come first, then rows, rejects by reason, the slowest jobs, the summary and the plots."""
+    rejects = Counter({("flights", "planes", "year | 0"): 7, ("flights", "weather", "wind"): 9})
+    shown = report(tmp_path, rejects=rejects, plots=["![delays](data:x)"], links={"all jobs": "/artifacts/artifact/1"})
+    text = report_text.markdown(shown, [row(duration=float(n), subject=f"part {n}") for n in range(9)] + [BROKEN])
+    order = [
+        "[all jobs](/artifacts/artifact/1)",
+        "## Failures",
+        "## Rows",
+        "## Rejected",
+        "## Slowest",
+        "## Summary",
+        "![",
+    ]
+    assert sorted(order, key=text.index) == order
+    assert "| flights | weather | wind | 9 |\n| flights | planes | year \\| 0 | 7 |" in text
+    slowest = text.partition("## Slowest jobs")[2].partition("##")[0]
+    assert [line.split("|")[1].split()[-1] for line in slowest.splitlines() if "flights" in line] == list("87654")
+
+
+def test_the_report_counts_reasons_beyond_the_limit_together(tmp_path: Path) -> None:
+    """Only the most frequent reasons are listed, and the rows of all others are counted in one line."""
+    count = report_text.MAX_REASONS + 3
+    rejects = Counter({("flights", "planes", f"reason {n}"): 100 - n for n in range(count)})
+    text = report_text.markdown(report(tmp_path, rejects=rejects), [])
+    assert "reason 19 " in text
+    assert "reason 20 " not in text
+    assert "| | | 3 more reasons | 237 |" in text
+
+
 def test_the_report_has_rate_duration_and_failures(tmp_path: Path) -> None:
     """The Markdown report shows the success rate, the mean duration and escaped failures."""
-    text = report_text.markdown("pipeline", [row(), row(), row(), BROKEN], ["rows"], ["sentence"], tmp_path)
+    text = report_text.markdown(report(tmp_path), [row(), row(), row(), BROKEN])
     assert "| 4 | 3 | 1 | 75.0% | 2.50 s |" in text
     assert "| collect flights a | API_ERROR | 4 | answered 500 \\| a\\|b &lt;dict&gt; |" in text
     assert "- rows" in text
@@ -186,6 +225,6 @@ def test_the_report_has_rate_duration_and_failures(tmp_path: Path) -> None:
 
 def test_a_run_without_jobs_has_a_report(tmp_path: Path) -> None:
     """A run without jobs gets a report without failures."""
-    text = report_text.markdown("pipeline", [], [], [], tmp_path)
+    text = report_text.markdown(report(tmp_path, rows=[], sentences=[]), [])
     assert "| 0 | 0 | 0 | 100.0% | 0.00 s |" in text
     assert "Failures" not in text
