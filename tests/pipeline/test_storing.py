@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
+import subprocess
+import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -35,7 +39,7 @@ class Shop:
 
     def __init__(self, root: Path, **settings: Any) -> None:
         self.source, self.lake = root / "source", root / "lake"
-        self.source.mkdir()
+        self.source.mkdir(exist_ok=True)
         self.reads = 0
         table = {"file": "*.csv", "partition": "month"}
         self.tool = FilesTool.model_validate({"source": "files", "directory": self.source, "tables": {"orders": table}})
@@ -152,6 +156,78 @@ def test_the_stored_rows_are_processed(shop: Shop) -> None:
     assert sorted(row["id"] for row in shop.rows(shop.processed)) == ["00501", "na", "y"]
     totals = {row["window"]: (str(row["total"]), row["orders"]) for row in shop.rows(shop.measures)}
     assert totals == {"2013-01": ("4.50", 2), "2013-02": ("2.00", 1)}
+
+
+RUN = """
+import sys
+from pathlib import Path
+from tests.pipeline.test_storing import Shop
+from executor_adapter.pipeline import LakeTable, process_window
+
+print("begins", flush=True)
+shop = Shop(Path(sys.argv[1]))
+shop.collect()
+rejected = LakeTable(root=shop.lake, layer="rejected", tool="shop", name="orders")
+for window in shop.raw.windows():
+    stages = [{"stage": "deduplicate", "key": "id", "reject": True}]
+    process_window(shop.raw, window, stages=stages, target=shop.processed, rejects=rejected)
+print("ended", flush=True)
+"""
+
+
+def start(root: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", RUN, str(root)]
+    run = subprocess.Popen(command, cwd=Path(__file__).resolve().parents[2], stdout=subprocess.PIPE, text=True)
+    assert run.stdout is not None
+    assert run.stdout.readline() == "begins\n"
+    return run
+
+
+def end(run: subprocess.Popen[str]) -> int:
+    run.communicate(timeout=60)
+    return run.returncode
+
+
+def content(root: Path) -> list[tuple[str, str]]:
+    """All rows of all layers, in an order of their own."""
+    tables = sorted(path for path in (root / "lake").glob("*/shop/orders") if not str(path).count("landing"))
+    return [(table.parts[-3], str(row)) for table in tables for row in sorted(map(str, rows_in(table)))]
+
+
+def rows_in(folder: Path) -> list[dict[str, Any]]:
+    return ds.dataset(folder, partitioning="hive").to_table().to_pylist()
+
+
+def large_shop(root: Path) -> None:
+    root.mkdir()
+    prices = ["much" if number % 500 == 0 else str(number % 70) for number in range(10_000)]
+    lines = [f"{number % 9000},2013-{number % 12 + 1:02},{price}" for number, price in enumerate(prices)]
+    Shop(root).write("a.csv", *lines)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(600)
+def test_killed_runs_end_in_the_same_lake(tmp_path: Path) -> None:
+    """A run that is killed at a random moment, again and again, and two runs at once: the rows are the same."""
+    for name in ("whole", "killed", "twice"):
+        large_shop(tmp_path / name)
+    began = time.monotonic()
+    assert end(start(tmp_path / "whole")) == 0
+    takes = time.monotonic() - began
+    kills = random.Random(17)
+    for _ in range(20):
+        run = start(tmp_path / "killed")
+        time.sleep(kills.uniform(0, takes / 2))
+        run.kill()
+        end(run)
+    assert end(start(tmp_path / "killed")) == 0
+    both = [start(tmp_path / "twice"), start(tmp_path / "twice")]
+    assert [end(run) for run in both] == [0, 0]
+    expected = content(tmp_path / "whole")
+    # Each row is among the raw ones and the processed or rejected ones; 20 do not fit, and are rejects alone.
+    assert len(expected) == 2 * 10_000 - 20
+    assert content(tmp_path / "killed") == expected
+    assert content(tmp_path / "twice") == expected
 
 
 INTEGERS = (
