@@ -66,10 +66,11 @@ def test_leases_are_asked_for_and_given_back(cluster: DaskCluster, tmp_path: Pat
         assert executor.run(Job(function=functions.size_of, args=(b"again",), pool="dask")) == 5
 
 
-def test_the_jobs_of_a_killed_worker_run_again_and_once_each(cluster: DaskCluster, runs: Runs) -> None:
+def test_the_jobs_of_a_killed_worker_run_again_and_once_each(cluster: DaskCluster, runs: Runs, tmp_path: Path) -> None:
     """A killed Dask worker's running job is NODE_LOST and retried once nothing of it is alive; the others complete."""
     with executor_of(cluster, 2) as executor:
-        fields = {"args": (str(runs.folder), 3.0), "pool": "dask", "retry": AT_ONCE}
+        run_on_both_workers(executor, tmp_path)
+        fields = {"args": (str(runs.folder), 1.5), "pool": "dask", "retry": AT_ONCE}
         jobs = [Job(function=functions.note_times, **fields) for _ in range(3)]
         futures = [executor.submit(job) for job in jobs]
         wait_for(lambda: len(runs.agents()) == 2, seconds=30)
