@@ -69,18 +69,23 @@ coverage: $(DEV) ## run the tests, and print which lines of the package no test 
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
 
-# The declared lower bounds are true: all direct dependencies in the lowest versions that pyproject.toml allows.
+# The declared lower bounds are true: all direct dependencies in the lowest versions that pyproject.toml allows. These are
+# tests that use much of what others declare, in less than three minutes. The highest versions are those of the lock file.
 LOWEST := .venv-lowest
-lowest: $(DEV) ## run the tests of the core with the lowest versions of all dependencies
+lowest: $(DEV) ## run tests of all parts with the lowest versions of all dependencies
 	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
 	@$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
-	    --editable '.[cli,postgres,metrics,tracing]' 'fastapi==0.150.0' # later ones break the server of older Prefects
-	@$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python pytest pytest-timeout pytest-mock pytest-xdist \
-	    hypothesis requests jsonschema opentelemetry-sdk pandas
-	@$(LOWEST)/bin/python -m pytest -q -m "not chaos and not bench" -n 2 --dist loadfile $(LOWEST_TESTS) $(ARGS)
-LOWEST_TESTS := tests/cli tests/contract/stores tests/prefect/test_job_task.py tests/prefect/test_run_jobs.py \
-    tests/prefect/test_states.py tests/prefect/test_blocks.py tests/prefect/test_bootstrap.py tests/unit/test_config.py \
-    tests/unit/test_job.py tests/unit/test_metrics.py
+	    --editable '.[cli,dask,demo,ha,metrics,postgres,tracing]' 'opentelemetry-sdk>=1.30' \
+	    'fastapi==0.150.0' # later ones break the server of older Prefects
+	@$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --constraint requirements-dev.lock \
+	    pytest pytest-timeout pytest-mock pytest-xdist hypothesis requests jsonschema
+	@$(LOWEST)/bin/python -m pytest -q -p no:anyio -W ignore -m "not chaos and not bench" -n 2 --dist loadfile \
+	    $(LOWEST_TESTS) $(ARGS) # old versions may be deprecated by new ones
+LOWEST_TESTS := tests/prefect/test_states.py tests/prefect/test_blocks.py tests/prefect/test_job_task.py \
+    tests/prefect/test_bootstrap.py tests/prefect/test_artifacts.py tests/contract/stores/test_schema.py \
+    tests/contract/stores/test_logs.py tests/contract/test_tracing.py tests/cli/test_config_commands.py \
+    tests/cli/test_jobs.py tests/cli/test_doctor.py tests/unit/test_config.py tests/unit/test_job.py \
+    tests/unit/test_metrics.py tests/unit/test_opentelemetry_metrics.py tests/unit/test_progress_table.py
 
 lock: $(DEV) ## write requirements-dev.lock: exact versions of everything for development
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-emit-index-url --no-header --output-file \
