@@ -14,8 +14,9 @@ ticking = if [ -t 2 ]; then \
 	if [ -n "$$clock" ]; then kill $$clock; printf '\r\033[K' >&2; fi; \
 	exit $$code
 # uv takes a third of pip's time; where it finds no packages, by an index or proxy that only pip knows, pip installs them.
-UV := UV_NATIVE_TLS=1 UV_SYSTEM_CERTS=1 $(BIN)/uv pip install --quiet --python $(BIN)/python
-install_quickly = ($(PIP) install 'uv>=0.9' && $(UV) $(1)) || { echo "uv cannot install it: trying pip"; $(PIP) install $(1); }
+UV := UV_NATIVE_TLS=1 UV_SYSTEM_CERTS=1 $(BIN)/uv
+install_quickly = ($(PIP) install 'uv>=0.9' && $(UV) pip install --quiet --python $(BIN)/python $(1)) || \
+	{ echo "uv cannot install it: trying pip"; $(PIP) install $(1); }
 CANDIDATES := python3.13 python3.12 python3.11 python3
 
 # A stamp file marks what is installed. It is older than pyproject.toml after a change there, which installs again.
@@ -73,11 +74,11 @@ coverage: $(DEV) ## run the tests, and print which lines of the package no test 
 # tests that use much of what others declare, in less than three minutes. The highest versions are those of the lock file.
 LOWEST := .venv-lowest
 lowest: $(DEV) ## run tests of all parts with the lowest versions of all dependencies
-	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
-	@$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
+	@$(UV) venv --quiet --clear --python $(BIN)/python $(LOWEST)
+	@$(UV) pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
 	    --editable '.[cli,dask,demo,ha,metrics,postgres,tracing]' 'opentelemetry-sdk>=1.30' \
 	    'fastapi==0.150.0' # later ones break the server of older Prefects
-	@$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --constraint requirements-dev.lock \
+	@$(UV) pip install --quiet --python $(LOWEST)/bin/python --constraint requirements-dev.lock \
 	    pytest pytest-timeout pytest-mock pytest-xdist hypothesis requests jsonschema
 	@$(LOWEST)/bin/python -m pytest -q -p no:anyio -W ignore -m "not chaos and not bench" -n 2 --dist loadfile \
 	    $(LOWEST_TESTS) $(ARGS) # old versions may be deprecated by new ones
@@ -88,7 +89,7 @@ LOWEST_TESTS := tests/prefect/test_states.py tests/prefect/test_blocks.py tests/
     tests/unit/test_metrics.py tests/unit/test_opentelemetry_metrics.py tests/unit/test_progress_table.py
 
 lock: $(DEV) ## write requirements-dev.lock: exact versions of everything for development
-	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-emit-index-url --no-header --output-file \
+	@$(UV) pip compile --quiet --universal --python-version 3.11 --extra dev --no-emit-index-url --no-header --output-file \
 	    requirements-dev.lock pyproject.toml $(ARGS)
 
 docs: $(DEV) ## build the documentation into site/; a broken link fails it
@@ -130,7 +131,7 @@ $(INTERPRETER):
 
 $(DEMO): pyproject.toml | $(INTERPRETER)
 	@echo "installing the package and its demo (a minute or two)"
-	@$(call ticking,$(PIP) install --editable '.[demo]')
+	@$(call ticking,$(call install_quickly,--editable '.[demo]'))
 	@touch $@
 
 # The exact versions of the lock: to find some that fit together takes pip many minutes.
