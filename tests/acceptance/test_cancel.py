@@ -37,8 +37,6 @@ RUNNERS = ("ours", "stock", "bulk")
 CHOSEN = {
     ("button", "hand", "ours"),
     ("command", "worker", "stock"),
-    ("command", "hand", "bulk"),
-    ("SIGTERM", "hand", "stock"),
     ("SIGINT", "served", "bulk"),
 }
 ALL = [

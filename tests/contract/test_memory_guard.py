@@ -117,7 +117,7 @@ def test_the_largest_attempt_is_ended_before_memory_runs_out(
     error = large.exception(timeout=60)
     assert isinstance(error, MemoryLimitError)
     assert re.match(
-        r"its process tree held 1[5-9]\d MiB, more than any other attempt, when memory ran out: "
+        r"its process tree held 1[5-9]\d(\.\d)? MiB, more than any other attempt, when memory ran out: "
         r"the control group /jobs has 20 MiB of 1000 MiB left: ",
         error.message,
     )

@@ -52,7 +52,7 @@ def _names(api: Api, flow_run_id: UUID) -> list[str]:
 @pytest.mark.parametrize(
     ("pool", "doing", "jobs", "number"),
     [
-        ("process", "waiting", 4, signal.SIGTERM),
+        pytest.param("process", "waiting", 4, signal.SIGTERM, marks=pytest.mark.chaos),
         ("process", "calling", 5, signal.SIGINT),
         ("process", "leaving", 4, signal.SIGTERM),
         ("thread", "waiting", 4, signal.SIGINT),

@@ -12,8 +12,6 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import distributed
-
 ROOT = Path(__file__).resolve().parents[3]
 QUIET = {"DASK_DISTRIBUTED__DASHBOARD__ENABLED": "False", "DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "warning"}
 
@@ -54,6 +52,8 @@ class DaskCluster:
 
     def wait_for_workers(self, count: int) -> None:
         """Wait until the scheduler knows so many workers."""
+        import distributed  # Not above: each worker process of the pools' tests imports this module.
+
         with distributed.Client(self.address, set_as_default=False) as client:  # type: ignore[no-untyped-call]
             client.wait_for_workers(count, timeout=30)  # type: ignore[no-untyped-call]
 
