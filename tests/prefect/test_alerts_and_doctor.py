@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ def fail() -> None:
     raise DataCollectionException("no", error_code="DATA_ERROR")
 
 
-def events_named(server: Server, name: str) -> list[dict[str, Any]]:
-    body = {"filter": {"event": {"name": [name]}}}
+def events_named(server: Server, name: str, since: datetime) -> list[dict[str, Any]]:
+    body = {"filter": {"event": {"name": [name]}, "occurred": {"since": since.isoformat()}}}
     found: list[dict[str, Any]] = server.call("POST", "/events/filter", body)["events"]
     return found
 
@@ -44,19 +45,19 @@ def events_named(server: Server, name: str) -> list[dict[str, Any]]:
 def test_alerts_become_events_of_the_server(prefect_api: str) -> None:
     """An alert is an event whose resource is the stuck job or the program, with the value and its limit."""
     server = Server(url=prefect_api.removesuffix("/api"), env={})
+    began = datetime.now(UTC)  # Other tests may have raised alerts on this server.
     with JobExecutor(1, config=Settings()) as executor:
         executor.submit(Job(function=fail)).exception()
         (rate,) = HealthMonitor(executor, on_alert=[emit_alert]).check()
     stuck = Job(function=fail, job_id=f"stuck-{time.time()}", tool_name="radar")
     emit_alert(Alert(kind=AlertKind.STUCK_JOB, message="stuck", value=7.0, limit=5.0, job=stuck))
     flush_events(10)
-    (event,) = poll(lambda: events_named(server, "executor-adapter.health.stuck-job"), within=30, what="the event")
+    stuck_job, high_rate = "executor-adapter.health.stuck-job", "executor-adapter.health.high-failure-rate"
+    (event,) = poll(lambda: events_named(server, stuck_job, began), within=30, what="the event")
     assert event["resource"]["prefect.resource.id"] == f"executor-adapter.job.{stuck.job_id}"
     assert event["resource"]["executor-adapter.tool"] == "radar"
     assert event["payload"] == {"message": "stuck", "value": 7.0, "limit": 5.0}
-    (event,) = poll(
-        lambda: events_named(server, "executor-adapter.health.high-failure-rate"), within=30, what="the event"
-    )
+    (event,) = poll(lambda: events_named(server, high_rate, began), within=30, what="the event")
     assert event["payload"]["message"] == rate.message
     assert event["resource"]["prefect.resource.id"].startswith("executor-adapter.program.")
 
