@@ -46,7 +46,8 @@ class DaskSettings(Section):
     listen_host: str | None = None
     """The address of this machine at which the workers reach it; null: that by which it reaches the scheduler."""
     resources: dict[str, Annotated[Number, Field(gt=0)]] | None = None
-    """What each running job takes of the workers' resources, by name; null: nothing but a thread."""
+    """What each running job takes of the workers' resources, by name, unless its own say otherwise; null: nothing but a
+    thread."""
 
     @field_validator("address")
     @classmethod
@@ -65,7 +66,7 @@ class RaySettings(Section):
     listen_host: str | None = None
     """The address of this machine at which the nodes reach it; null: that by which it reaches the cluster."""
     resources: dict[str, Annotated[Number, Field(gt=0)]] | None = None
-    """What each running job takes of the nodes' resources, by name; null: one CPU."""
+    """What each running job takes of the nodes' resources, by name, unless its own say otherwise; null: one CPU."""
 
     @field_validator("address")
     @classmethod
@@ -89,4 +90,5 @@ class ClusterSettings(Section):
     lost_after: Seconds = 15.0
     """Time without contact after which a node ends its attempts; a moment later they are retried elsewhere."""
     node_timeout: Seconds | None = 60.0
-    """Time for which jobs wait while no node can be reached; then they fail as WORKER_UNAVAILABLE; null: any time."""
+    """Time for which jobs wait while no node can be reached, or none has the resources that they need; then they fail
+    as WORKER_UNAVAILABLE; null: any time."""

@@ -17,7 +17,7 @@ from executor_adapter.executor.hooks import ExecutionHooks, hooked_execution
 from executor_adapter.executor.job_defaults import JobDefaults
 from executor_adapter.executor.job_defaults import tool_limits as limits_of_tools
 from executor_adapter.executor.mapping import as_completed, check_map, in_order, with_progress
-from executor_adapter.executor.pool_factory import kinds_of, make_memory_guard, make_pool
+from executor_adapter.executor.pool_factory import kinds_of, lack_of_pool, make_memory_guard, make_pool
 from executor_adapter.executor.quarantined_jobs import QuarantinedJobs
 from executor_adapter.executor.registry import track
 from executor_adapter.executor.signals import signal_watch
@@ -110,6 +110,7 @@ class JobExecutor(JobCaller, Slots, QuarantinedJobs, Watching, ExecutionHooks):
                 queue=queue,
                 requeue_on_shutdown=requeue_on_shutdown,
                 readmit=lambda job, waited: self._admit(job, waited=waited),
+                lack_of_pool=functools.partial(lack_of_pool, self.config),
             )
         tracker, on_closed = self._supervisor.tracker, self._supervisor.thread.on_closed
         self._metrics = export_metrics(self, self.config.monitoring, observers=tracker.observers, on_closed=on_closed)

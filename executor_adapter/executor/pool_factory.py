@@ -72,13 +72,20 @@ def kinds_of(config: Settings) -> PoolKinds:
 
     @functools.cache
     def find(name: str) -> type[WorkerPool]:
-        if name == "ssh" and not config.cluster.ssh.hosts:
-            raise InvalidJobError("pool='ssh' needs hosts: set cluster.ssh.hosts in the configuration")
-        if name in _ENGINES and not is_installed(_ENGINES[name]):
-            raise InvalidJobError(f"pool={name!r} needs an extra: pip install 'prefect-executor-adapter[{name}]'")
+        if (lack := lack_of_pool(config, name)) is not None:
+            raise InvalidJobError(lack)
         return kind_of(name)
 
     return find
+
+
+def lack_of_pool(config: Settings, name: str) -> str | None:
+    """Return in words what the pool called `name` needs and is not here; None where nothing is missing."""
+    if name == "ssh" and not config.cluster.ssh.hosts:
+        return "pool='ssh' needs hosts: set cluster.ssh.hosts in the configuration"
+    if name in _ENGINES and not is_installed(_ENGINES[name]):
+        return f"pool={name!r} needs an extra: pip install 'prefect-executor-adapter[{name}]'"
+    return None
 
 
 _ENGINES = {"dask": "distributed", "ray": "ray"}

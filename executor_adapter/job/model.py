@@ -75,6 +75,9 @@ class Job(Model):
     resources: Resources = None
     """What an attempt needs beside a slot, by name: `{"CPU": 2, "GPU": 1, "memory": "4GiB", "license": 1}`. It starts
     when the executor has so much left of its `capacity`; GPUs need pool="process"."""
+    keep: bool = False
+    """With pool="dask" or pool="ray": leave the result on the cluster, and return a reference to it (a Dask future, an
+    ObjectRef). A later job that has it among its arguments gets the value. Pools of this machine return the value."""
     priority: Count = 0
     """Jobs with a higher priority start first; among equals the order of submission counts."""
     dedupe_key: str | None = None
@@ -156,11 +159,9 @@ class Job(Model):
         _begin(copied, JobState())
         return copied
 
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    def __hash__(self) -> int:
-        return id(self)
+    # By identity, as every object: jobs are keys of many dicts, and a method in Python would cost each look-up.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
     def _repr_html_(self) -> str:
         return html_of_job(self)

@@ -27,6 +27,7 @@ class SharedJobOptions(TypedDict, total=False):
     deadline: float | None
     memory_limit: int | str | None
     resources: Mapping[str, float | str] | None
+    keep: bool
     priority: int
     metadata: dict[str, Any]
 

@@ -16,6 +16,9 @@ PoolName = Literal["auto", "coroutine", "thread", "process", "ssh", "dask", "ray
 PROCESS_POOLS = frozenset({"process", "ssh", "dask", "ray"})
 """The pools whose attempts run in processes of their own, here or on other machines."""
 
+LEASING_POOLS = frozenset({"dask", "ray"})
+"""The pools that obtain what a job needs of the nodes of a cluster, which counts it."""
+
 StartMethod = Literal["guardian", "spawn"]
 
 HAS_GUARDIAN = all(hasattr(os, name) for name in ("pidfd_open", "eventfd", "memfd_create"))

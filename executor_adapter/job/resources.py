@@ -16,6 +16,9 @@ from executor_adapter.job.text import size_text
 CPU, GPU, MEMORY = "CPU", "GPU", "memory"
 """The resources of every machine. All other names are counted as the user says."""
 
+Shape = tuple[tuple[str, int], ...]
+"""Names and UNITS, sorted: what one attempt needs. Jobs of one shape can replace one another."""
+
 UNITS = 10_000
 """Parts of one that amounts are counted in, since sums of floats do not add up."""
 
@@ -78,6 +81,16 @@ def units_of(amount: float) -> int:
 def amount_text(name: str, units: int) -> str:
     """Return an amount of a resource for people: "memory 4 GiB", "CPU 2"."""
     return f"{name} {size_text(units // UNITS)}" if name == MEMORY else f"{name} {units / UNITS:.10g}"
+
+
+def shape_of(units: Mapping[str, int]) -> Shape:
+    """Return the shape of what an attempt needs."""
+    return tuple(sorted(units.items()))
+
+
+def shape_text(shape: Shape) -> str:
+    """Return a shape for people: "CPU 2, memory 4 GiB"."""
+    return ", ".join(amount_text(name, units) for name, units in shape)
 
 
 CapacityField = Annotated[dict[str, float] | None, BeforeValidator(checked_capacity)]

@@ -42,6 +42,7 @@ class JobPersistence:
         queue: the queue that the executor's jobs belong to.
         requeue_on_shutdown: whether jobs that a shutdown cuts off stay PENDING in the store, for the next host.
         readmit: submits a recovered job to the executor, given the seconds since it was created.
+        lack_of_pool: returns in words what a pool needs and is not here.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class JobPersistence:
         queue: str,
         requeue_on_shutdown: bool,
         readmit: Callable[[Job, float], object],
+        lack_of_pool: Callable[[str], str | None],
     ) -> None:
         self.store = open_store(store) if isinstance(store, str) else store
         self.store.pickle_arguments |= settings.pickle_arguments
@@ -68,7 +70,13 @@ class JobPersistence:
             supervisor.thread.on_closed.insert(0, shares.close)  # Before the recorder ends the lease.
         self._live_jobs = supervisor.intake.jobs
         self._recovery = Recovery(
-            self.recorder, self._live_jobs, supervisor.intake.quarantined, readmit, self._functions
+            self.recorder,
+            self._live_jobs,
+            supervisor.intake.quarantined,
+            readmit,
+            self._functions,
+            lack_of_pool,
+            supervisor.dispatcher.resources.lack_of,
         )
         if self.store.durable:
             self.recorder.recover = self._recovery.run

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from executor_adapter.error_facts import is_a
 from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.job import TERMINAL, Job, JobStatus, Progress, Transition
-from executor_adapter.persistence.serialization import StoredCall, record_of
+from executor_adapter.persistence.serialization import StoredCall, function_name, record_of
 from executor_adapter.store import JobRecord
 from executor_adapter.worker import traceback_of
 
@@ -168,7 +168,7 @@ class PendingWrites:
             transition.status,
             queue=self._queue,
             host=host_id,
-            stored=call or _ALREADY_STORED,
+            stored=call or (StoredCall(function_name(job)) if self._keeps_jobs else _ALREADY_STORED),
             quarantined=transition.status is JobStatus.FAILED and self._quarantined.get(job.job_id) is job,
             keep=self._keeps_jobs,
         )

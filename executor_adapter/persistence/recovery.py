@@ -15,7 +15,15 @@ from dataclasses import replace
 
 from executor_adapter.exceptions import ExecutorClosedError, InvalidJobError, JobSerializationError
 from executor_adapter.exceptions.display import repr_of, text_of
-from executor_adapter.job import MAX_QUARANTINED, PROCESS_POOLS, Attempt, Job, JobStatus
+from executor_adapter.job import (
+    LEASING_POOLS,
+    MAX_QUARANTINED,
+    PROCESS_POOLS,
+    Attempt,
+    Job,
+    JobStatus,
+    checked_resources,
+)
 from executor_adapter.persistence.recorder import Recorder
 from executor_adapter.persistence.stored_functions import StoredFunctions
 from executor_adapter.store import (
@@ -46,6 +54,9 @@ class Recovery:
         quarantined: the executor's quarantined jobs by id; those of the store are added.
         readmit: submits a job again, given the seconds since it was created.
         functions: decides which jobs may run here; all others are left in the store.
+        lack_of_pool: returns in words what a pool needs and is not here; jobs of such pools are left as well, for
+            a host that has it.
+        lack_of: returns in words what this executor lacks of such `resources`; jobs that need more are left too.
     """
 
     def __init__(
@@ -55,8 +66,12 @@ class Recovery:
         quarantined: dict[str, Job],
         readmit: Callable[[Job, float], object],
         functions: StoredFunctions,
+        lack_of_pool: Callable[[str], str | None],
+        lack_of: Callable[[Mapping[str, float]], str | None],
     ) -> None:
         self._functions = functions
+        self._lack_of_pool = lack_of_pool
+        self._lack_of = lack_of
         self._refused: dict[str, None] = {}
         """The ids of jobs whose refusal was logged, the newest."""
         self._recorder = recorder
@@ -82,7 +97,9 @@ class Recovery:
         return recovered
 
     def _refuse(self, record: JobRecord) -> str | None:
-        reason = self._functions.refusal(record, may_import=False)
+        reason = self._functions.refusal(record, may_import=False) or self._lack_of_pool(_pool_of(record))
+        if reason is None and (resources := _resources_of(record)) is not None:
+            reason = self._lack_of(resources)
         if reason and record.job_id not in self._refused:
             if len(self._refused) >= MAX_REFUSALS_LOGGED:
                 del self._refused[next(iter(self._refused))]
@@ -132,11 +149,29 @@ class Recovery:
         )
 
 
+def _resources_of(record: JobRecord) -> dict[str, float] | None:
+    """Return what each attempt takes of its host; None for nothing, or where the row makes no sense."""
+    if _pool_of(record) in LEASING_POOLS:
+        return None
+    try:
+        return checked_resources(call_fields(record).get("resources") or {})
+    except ValueError:
+        return None
+
+
+def _pool_of(record: JobRecord) -> str:
+    """Return the name of the job's pool; empty where it was driven from outside, or the row makes no sense."""
+    try:
+        return str(call_fields(record).get("pool", "auto"))
+    except ValueError:
+        return ""
+
+
 def _with_attempt_cut_off(record: JobRecord) -> JobRecord:
     """Return the record with the attempt that ran when its host died as a finished one."""
     if record.status is not JobStatus.RUNNING:
         return record
-    pool = call_fields(record).get("pool", "auto") if record.call is not None else ""
+    pool = _pool_of(record)
     attempt = Attempt(
         number=record.attempt,
         pool=pool,

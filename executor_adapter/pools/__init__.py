@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING
 from executor_adapter.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, Recall, WorkerPool
-    from executor_adapter.pools.cluster.descriptions import describe_dask_workers, describe_ssh_host, differences
+    from executor_adapter.pools.base import Assignment, Ending, LeasingPool, PoolSupervisor, Recall, WorkerPool
+    from executor_adapter.pools.cluster.descriptions import describe_ssh_host, differences
+    from executor_adapter.pools.cluster.engines.descriptions import EngineName, NodeAnswer, ask_nodes
     from executor_adapter.pools.cluster.hosts import SshHost
+    from executor_adapter.pools.gpus import GpuShares, gpu_environment, gpu_ids, visible_gpus
     from executor_adapter.pools.in_process.call import bind, call_in_job
     from executor_adapter.pools.in_process.event_loop import COROUTINE_STOP_TIMEOUT, EventLoopThread
     from executor_adapter.pools.kinds import PoolKinds, pool_kinds
     from executor_adapter.pools.loop import SupervisorLoop
     from executor_adapter.pools.memory.available import AvailableMemory
+    from executor_adapter.pools.memory.control_groups import processor_quota
     from executor_adapter.pools.memory.guard import MemoryGuard
     from executor_adapter.pools.memory.level import HIGH_MARGIN, MemoryLevel
     from executor_adapter.pools.patience import Patience
@@ -29,7 +32,9 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "dump_by_value": "executor_adapter.pools.transport.functions:dumps",
-    "describe_dask_workers": "executor_adapter.pools.cluster.descriptions",
+    "EngineName": "executor_adapter.pools.cluster.engines.descriptions",
+    "NodeAnswer": "executor_adapter.pools.cluster.engines.descriptions",
+    "ask_nodes": "executor_adapter.pools.cluster.engines.descriptions",
     "describe_ssh_host": "executor_adapter.pools.cluster.descriptions",
     "differences": "executor_adapter.pools.cluster.descriptions",
     "importable_reference": "executor_adapter.pools.transport.importable:reference",
@@ -38,7 +43,9 @@ _HOMES = {
     "COROUTINE_STOP_TIMEOUT": "executor_adapter.pools.in_process.event_loop",
     "Ending": "executor_adapter.pools.base",
     "EventLoopThread": "executor_adapter.pools.in_process.event_loop",
+    "GpuShares": "executor_adapter.pools.gpus",
     "HIGH_MARGIN": "executor_adapter.pools.memory.level",
+    "LeasingPool": "executor_adapter.pools.base",
     "MemoryGuard": "executor_adapter.pools.memory.guard",
     "MemoryLevel": "executor_adapter.pools.memory.level",
     "Patience": "executor_adapter.pools.patience",
@@ -53,9 +60,13 @@ _HOMES = {
     "check_job": "executor_adapter.pools.selection",
     "check_limits": "executor_adapter.pools.selection",
     "current_path": "executor_adapter.pools.transport.importable",
+    "gpu_environment": "executor_adapter.pools.gpus",
+    "gpu_ids": "executor_adapter.pools.gpus",
     "is_in_library": "executor_adapter.pools.transport.importable",
     "pool_kinds": "executor_adapter.pools.kinds",
+    "processor_quota": "executor_adapter.pools.memory.control_groups",
     "unavailable": "executor_adapter.pools.refused_starts",
+    "visible_gpus": "executor_adapter.pools.gpus",
 }
 
 __all__ = [
@@ -64,9 +75,13 @@ __all__ = [
     "Assignment",
     "AvailableMemory",
     "Ending",
+    "EngineName",
     "EventLoopThread",
+    "GpuShares",
+    "LeasingPool",
     "MemoryGuard",
     "MemoryLevel",
+    "NodeAnswer",
     "Patience",
     "PoolKinds",
     "PoolSupervisor",
@@ -74,19 +89,23 @@ __all__ = [
     "SshHost",
     "SupervisorLoop",
     "WorkerPool",
+    "ask_nodes",
     "bind",
     "call_in_job",
     "check_job",
     "check_limits",
     "current_path",
-    "describe_dask_workers",
     "describe_ssh_host",
     "differences",
     "dump_by_value",
+    "gpu_environment",
+    "gpu_ids",
     "importable_reference",
     "is_in_library",
     "pool_kinds",
+    "processor_quota",
     "unavailable",
+    "visible_gpus",
 ]
 
 __getattr__, __dir__ = lazy_attributes(__name__, _HOMES)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
     from executor_adapter.exceptions import MemoryLimitError
-    from executor_adapter.job import Job
+    from executor_adapter.job import Job, Shape
 
 
 class Ending(Enum):
@@ -168,6 +168,9 @@ class WorkerPool(ABC):
     can_stop_soft: ClassVar[bool] = False
     """Whether `interrupt` raises SoftTimeoutError inside a function."""
 
+    can_keep: ClassVar[bool] = True
+    """Whether the result of a job with `keep` stays where later jobs of the pool run."""
+
     is_here: ClassVar[bool] = True
     """Whether attempts run on this machine, and so take of its resources."""
 
@@ -289,4 +292,36 @@ class WorkerPool(ABC):
         """End idle workers and release all resources; call `on_closed` when nothing is left.
 
         Called once, when no assignment is live any more.
+        """
+
+
+class LeaseBooks(Protocol):
+    """Defines what a pool knows of its leases for jobs with `resources`. Supervisor thread only."""
+
+    def has_lease(self, shape: Shape) -> bool:
+        """Return whether a lease of this shape is free, or never will be: then its attempts fail when they start."""
+
+    def reserve(self, job: Job, shape: Shape) -> None:
+        """Keep a free lease for the next attempt of a job."""
+
+    def unreserve(self, job: Job) -> None:
+        """Keep no lease for the job any more, if its attempt has not started."""
+
+    def set_demand(self, shape: Shape, count: int) -> None:
+        """Take note for how many attempts beside those that have one a lease of this shape is wanted."""
+
+
+class LeasingPool(WorkerPool):
+    """A pool that gets its slots as leases on the nodes of a cluster, which counts what jobs with `resources` need.
+
+    Such a job is started only once a lease of its shape is free, so that it keeps no slot from jobs of other shapes.
+    """
+
+    shapes: LeaseBooks
+
+    @abstractmethod
+    def hand_back_waiting(self, job: Job) -> bool:
+        """Hand back an attempt that holds a slot and waits for a lease, since `job` could run in its slot now.
+
+        Return False if there is none whose priority is no higher, and which has no driver.
         """

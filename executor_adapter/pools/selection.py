@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.job import GPU, Job, JobStatus, function_reference, is_coroutine_function, is_generator_function
+from executor_adapter.job import (
+    GPU,
+    LEASING_POOLS,
+    Job,
+    JobStatus,
+    function_reference,
+    is_coroutine_function,
+    is_generator_function,
+)
 from executor_adapter.pools.base import WorkerPool
 from executor_adapter.pools.kinds import PoolKinds, pool_kinds
 
@@ -39,15 +47,20 @@ def check_limits(job: Job, kind_of: PoolKinds | None = None) -> tuple[str, type[
     kind = (kind_of or pool_kinds())(name)
     if job.memory_limit is not None and not kind.can_limit_memory:
         raise InvalidJobError(_memory_refusal(name))
-    if job.resources is not None and GPU in job.resources and not kind.can_set_environment:
+    if job.resources is not None and GPU in job.resources and kind.is_here and not kind.can_set_environment:
         raise InvalidJobError(
             f"resources: a GPU is given to a process, by CUDA_VISIBLE_DEVICES, and pool={name!r} has none of its own: "
             "use pool='process'"
         )
-    if job.resources is not None and not kind.is_here:
+    if job.resources is not None and not kind.is_here and name not in LEASING_POOLS:
         raise InvalidJobError(
-            f"resources={dict(job.resources)} are counted on this machine only, and pool={name!r} runs on others: "
-            "leave them out; the slots of each node limit what runs there"
+            f"resources={dict(job.resources)}: nobody counts what the hosts of pool={name!r} have: leave them out, and "
+            "let the slots of each host limit what runs there, or use pool='dask' or pool='ray'"
+        )
+    if job.keep and not kind.can_keep:
+        raise InvalidJobError(
+            f"keep=True: pool={name!r} has no place where a result stays: leave it out, or use pool='dask' or "
+            "pool='ray'"
         )
     if job.soft_timeout is not None:
         _check_soft_timeout(job.soft_timeout, job.max_runtime, name, kind)

@@ -172,9 +172,9 @@ class MemoryStore(JobStore):
         known = self._records.get(record.job_id)
         if known is None or known.host != host_id:
             return known is not None and known.host == record.host
-        self._records[record.job_id] = replace(
-            record, function=known.function, call=known.call, pickled=known.pickled, job=known.job
-        )
+        if record.job is None:
+            record = replace(record, function=known.function, call=known.call, pickled=known.pickled, job=known.job)
+        self._records[record.job_id] = record  # One that holds its job is whole.
         return True
 
     def _is_orphan(self, record: JobRecord) -> bool:

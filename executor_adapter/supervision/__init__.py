@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from executor_adapter.supervision.futures import JobFuture
     from executor_adapter.supervision.hooks import HookedExecution
     from executor_adapter.supervision.job_scope import JobScope, log_message
-    from executor_adapter.supervision.resources import Capacity
+    from executor_adapter.supervision.resources.machine import Capacity
     from executor_adapter.supervision.stats import (
         DEFAULT_WINDOW_SECONDS,
         QUEUE_SECONDS,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from executor_adapter.supervision.tools.demand import SharedLimits, ToolDemand
 
 _HOMES = {
-    "Capacity": "executor_adapter.supervision.resources",
+    "Capacity": "executor_adapter.supervision.resources.machine",
     "DEFAULT_WINDOW_SECONDS": "executor_adapter.supervision.stats",
     "ExecutorStats": "executor_adapter.supervision.stats",
     "HookedExecution": "executor_adapter.supervision.hooks",

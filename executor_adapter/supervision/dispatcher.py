@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from executor_adapter.job import Job
-from executor_adapter.pools import MemoryGuard, WorkerPool
+from executor_adapter.pools import LeasingPool, MemoryGuard, WorkerPool
 from executor_adapter.supervision.ready_queue import ReadyQueue
-from executor_adapter.supervision.resources import Capacity, ResourceLedger
+from executor_adapter.supervision.resources.ledger import ResourceLedger
+from executor_adapter.supervision.resources.machine import Capacity
 from executor_adapter.supervision.running_attempts import NEVER
 from executor_adapter.supervision.tools.rate_limiter import RateLimiter, needs_no_slot
 from executor_adapter.worker import lease_time
@@ -20,10 +21,14 @@ class Dispatcher:
     """
 
     def __init__(
-        self, max_workers: int, pools: Mapping[str, WorkerPool], read_capacity: Callable[[], Capacity] = Capacity
+        self,
+        max_workers: int,
+        pools: Mapping[str, WorkerPool],
+        read_capacity: Callable[[], Capacity] = Capacity,
+        pool_of: Callable[[Job], WorkerPool] | None = None,
     ) -> None:
         self.max_workers = max_workers
-        self.resources = ResourceLedger(read_capacity)
+        self.resources = ResourceLedger(read_capacity, pool_of)
         self.rate_limiter: RateLimiter | None = None
         self.memory_guard: MemoryGuard | None = None
         self.reserved = 0
@@ -36,7 +41,16 @@ class Dispatcher:
         """The `lease_time` from which other hosts may run the jobs of this one, so that nothing may start."""
         self._pools = pools
         self._ready = ReadyQueue()
-        self.push, self.push_front = self._ready.push, self._ready.push_front
+
+    def push(self, job: Job) -> None:
+        """Add a job behind all others of its priority."""
+        if job.live.resources is None or not self.resources.wait_for_lease(job):
+            self._ready.push(job)
+
+    def push_front(self, job: Job) -> None:
+        """Put back a job that was taken too early: before all others of its priority."""
+        if job.live.resources is None or not self.resources.wait_for_lease(job):
+            self._ready.push_front(job)
 
     @property
     def has_ready(self) -> bool:
@@ -46,6 +60,8 @@ class Dispatcher:
     def run(self, start: Callable[[Job], None], queue_behind: Callable[[Job], bool]) -> None:
         """Start jobs while there are slots; queue short jobs in workers behind short ones."""
         self._run(start, queue_behind)
+        if self.resources.has_leased:
+            self.resources.report_demand(self._free_workers())
         if self.rate_limiter is not None:
             self.rate_limiter.report(self._free_workers)
 
@@ -54,7 +70,7 @@ class Dispatcher:
         priorities = ready.priorities
         pools = self._pools.values()
         memory_is_short = self.memory_guard is not None and self.memory_guard.holds
-        while priorities or (resources.waiting and self._free_workers() and self._queue_fitting(None)):
+        while priorities or (resources.waiting and self._queue_waiting()):
             job = ready.peek()
             if needs_no_slot(job):
                 self._skip(ready.pop())
@@ -62,21 +78,43 @@ class Dispatcher:
             busy = self.reserved - len(self.lent)
             for pool in pools:
                 busy += pool.busy
-            one_runs_alone = self.exclusive is not None and self.exclusive not in self.lent
-            if one_runs_alone or (busy and (memory_is_short or job.live.alone)):
+            if self._one_runs_alone() or (busy and (memory_is_short or job.live.alone)):
                 return
             if busy < self.max_workers:
                 if resources.waiting and self._queue_fitting(job):
                     continue
                 ready.pop()
                 if self._may_start(job):
-                    if job.live.alone:
-                        self.exclusive = job
                     start(job)
             elif self._may_queue_behind(job) and queue_behind(job):
                 ready.pop()
-            else:
+            elif not (resources.has_leased and self._make_room(job)):
                 return
+
+    def _queue_waiting(self) -> bool:
+        """Queue a job that waits for resources and could start now, where no other job is ready."""
+        return self._queue_fitting(None) if self._free_workers() else self._make_room(None)
+
+    def _make_room(self, ready: Job | None) -> bool:
+        """Let a job for which a cluster has a lease start in the slot of an attempt that waits for another lease.
+
+        `ready`: the job that starts next otherwise.
+        """
+        has_lease = ready is not None and self.resources.holds_lease(ready)
+        job = ready if has_lease else self.resources.first_with_lease()
+        if job is None or self._is_held_up(self.max_workers):
+            return False
+        if any(isinstance(pool, LeasingPool) and pool.hand_back_waiting(job) for pool in self._pools.values()):
+            return has_lease or self._queue_fitting(None)
+        return False
+
+    def _is_held_up(self, busy: int) -> bool:
+        """Return whether nothing may start beside what is `busy`, whatever slots there are."""
+        is_short = self.memory_guard is not None and self.memory_guard.holds
+        return self._one_runs_alone() or (busy > 0 and is_short)
+
+    def _one_runs_alone(self) -> bool:
+        return self.exclusive is not None and self.exclusive not in self.lent
 
     def _skip(self, job: Job) -> None:
         """Drop a queued job that needs no slot any more."""
@@ -99,6 +137,8 @@ class Dispatcher:
                 self.rate_limiter.skip(job)
             return False
         if self.rate_limiter is None or self.rate_limiter.start(job):
+            if job.live.alone:
+                self.exclusive = job
             return True
         if needs_resources:
             self.resources.end(job)
@@ -107,9 +147,7 @@ class Dispatcher:
     def _free_workers(self) -> int:
         """Return how many further attempts might start now."""
         busy = self.reserved - len(self.lent) + sum(pool.busy for pool in self._pools.values())
-        memory_is_short = self.memory_guard is not None and self.memory_guard.holds
-        one_runs_alone = self.exclusive is not None and self.exclusive not in self.lent
-        return 0 if one_runs_alone or (busy and memory_is_short) else max(0, self.max_workers - busy)
+        return 0 if self._is_held_up(busy) else max(0, self.max_workers - busy)
 
     @property
     def is_lease_over(self) -> bool:

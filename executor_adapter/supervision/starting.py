@@ -9,7 +9,7 @@ from collections.abc import Callable
 from executor_adapter.exceptions import WorkerUnavailableError
 from executor_adapter.exceptions.display import repr_of
 from executor_adapter.job import Job, JobStatus
-from executor_adapter.pools import Assignment, Ending
+from executor_adapter.pools import Assignment, Ending, gpu_environment
 from executor_adapter.supervision.dispatcher import Dispatcher
 from executor_adapter.supervision.follow_up import FollowUp
 from executor_adapter.supervision.intake import JobIntake
@@ -102,8 +102,8 @@ class Starting:
         assignment.memory_limit = live.memory_limit
         assignment.run_time = run_time = self._run_times.of(job.function)
         assignment.short = run_time.seconds <= SHORT_RUN_SECONDS and live.resources is None
-        if live.resources is not None and (gpus := self._dispatcher.resources.gpus_of(job)):
-            assignment.environment = {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}
+        if live.resources is not None and (gpus := self._dispatcher.resources.machine.gpus_of(job)):
+            assignment.environment = gpu_environment(gpus)
         if live.scope is not None:
             live.scope.prepare(assignment)
         return assignment
@@ -122,13 +122,13 @@ class Starting:
         assignment: Assignment | None = job.live.assignment
         if assignment is not None:
             self._dispatcher.lent.add(job)
-            self._dispatcher.resources.lend(job)
+            self._dispatcher.resources.machine.lend(job)
             self._pools.of(job).on_blocked(assignment)
 
     def take_slot_back(self, job: Job) -> None:
         """Take back a slot that was lent. For a moment one attempt more than `max_workers` may run."""
         self._dispatcher.lent.discard(job)
-        self._dispatcher.resources.take_back(job)
+        self._dispatcher.resources.machine.take_back(job)
 
     def lend_slot_of(self, assignment: Assignment) -> None:
         """Free the slot of an attempt that waits for another job, unless it has ended."""

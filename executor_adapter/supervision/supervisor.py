@@ -40,7 +40,7 @@ from executor_adapter.supervision.intake import JobIntake
 from executor_adapter.supervision.job_scope import JobScope, log_message
 from executor_adapter.supervision.outcome import stop_error
 from executor_adapter.supervision.pool_set import PoolSet
-from executor_adapter.supervision.resources import Capacity
+from executor_adapter.supervision.resources.machine import Capacity
 from executor_adapter.supervision.running_attempts import NEVER, NearLimits, RunningAttempts
 from executor_adapter.supervision.starting import Starting
 from executor_adapter.supervision.state_tracker import StateTracker
@@ -90,7 +90,7 @@ class Supervisor:
         self.intake = JobIntake(max_pending)
         self.tracker = StateTracker(observers)
         self.pools = PoolSet(lambda name: make_pool(name, self), clock)
-        self.dispatcher = Dispatcher(max_workers, self.pools.made, read_capacity)
+        self.dispatcher = Dispatcher(max_workers, self.pools.made, read_capacity, self.pools.of)
         self.dispatcher.memory_guard = memory_guard
         release, running_of = self.dispatcher.push_front, self.intake.running_of
         self.rate_limiter = RateLimiter(

@@ -24,6 +24,9 @@ from executor_adapter.worker.context import BoundCall, JobContext, enter_job
 from executor_adapter.worker.reporter import WorkerReporter
 from executor_adapter.worker.stacks import position_text, traceback_of_function
 
+KEEP_RESULT = "executor_adapter.pools.cluster.node_data:keep"
+"""What a result is given to that stays where its worker is."""
+
 REFERENCE, PICKLE = b"R", b"P"
 """First byte of an encoded function: `module:qualname` follows, or a pickle."""
 
@@ -177,6 +180,8 @@ class CallRunner:
                 self._coroutine = value
                 value = asyncio.run(value)
         self._stage = "result"
+        if call.flags & wire.KEEP and value is not None:
+            value = import_reference(KEEP_RESULT)(value, job_id, call.number)
         return self._success(value)
 
     def _function(self) -> Callable[..., Any]:

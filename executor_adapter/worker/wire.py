@@ -55,6 +55,8 @@ FORGET_OTHERS = 16
 """Flag of a FUNCTION: forget all other functions."""
 UNTHROTTLED = 32
 """Flag of a MESSAGE: it is never left out, however many messages a job sends."""
+KEEP = 128
+"""Flag of a CALL: its result stays where its worker is, and the host gets a reference to it."""
 WORN = 64
 """Flag of a result: the function left something that cannot be undone, so the worker runs no further call."""
 

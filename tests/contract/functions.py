@@ -109,6 +109,12 @@ def wait_for_file(path: str) -> None:
         time.sleep(0.01)
 
 
+def lose_connection_at(path: str) -> None:
+    """Raise ConnectionError when the file exists."""
+    wait_for_file(path)
+    raise ConnectionError("on purpose")
+
+
 def be_rate_limited_once(path: str, retry_after: float) -> int:
     calls = count_call(path)
     if calls == 1:

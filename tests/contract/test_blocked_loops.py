@@ -263,8 +263,12 @@ def test_a_broken_loop_fails_what_runs_there_and_is_replaced(loops: LoopHarness)
         asyncio.get_running_loop().time = None  # type: ignore[assignment,method-assign]
         await asyncio.sleep(0)
 
+    async def hold() -> None:
+        loops.entered.set()
+        await asyncio.get_running_loop().create_future()  # A sleep would ask the broken clock by itself.
+
     once = RetryPolicy(retry_attempts=0, crash_attempts=0)
-    neighbour = loops.executor.submit(Job(function=loops.hold, retry=once))
+    neighbour = loops.executor.submit(Job(function=hold, retry=once))
     assert loops.entered.wait(20)
     breaking = loops.executor.submit(Job(function=break_loop, retry=once))
     for future in (neighbour, breaking):

@@ -23,7 +23,7 @@ from executor_adapter.exceptions import ExecutorClosedError, JobError, WorkerCra
 from executor_adapter.job.status import LEGAL_TRANSITIONS, TERMINAL
 from executor_adapter.job.tool_limit import ToolLimit
 from executor_adapter.job.transition import Transition
-from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, WorkerPool
+from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, Recall, WorkerPool
 from executor_adapter.supervision.driver import JobDriver
 from executor_adapter.supervision.futures import JobFuture
 from executor_adapter.supervision.supervisor import Supervisor
@@ -74,13 +74,13 @@ class SimulatedPool(WorkerPool):
         assignment.worker = worker
         worker.assigned.append(assignment)
 
-    def recall(self, assignment: Assignment) -> bool:
+    def recall(self, assignment: Assignment) -> Recall:
         worker: SimulatedWorker = assignment.worker
         if worker.assigned[0] is assignment:
-            return False
+            return Recall.STARTED
         worker.assigned.remove(assignment)
         self.supervisor.handed_back(assignment)
-        return True
+        return Recall.TAKEN_BACK
 
     def stop(self, assignment: Assignment, *, grace: float) -> None:
         assert assignment.worker.assigned[0] is assignment

@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 
 from executor_adapter.pools.memory.available import AvailableMemory
-from executor_adapter.pools.memory.control_groups import ControlGroupV1, ControlGroupV2, groups_of_this_process
+from executor_adapter.pools.memory.control_groups import (
+    ControlGroupV1,
+    ControlGroupV2,
+    groups_of_this_process,
+    processor_quota,
+)
 from executor_adapter.pools.memory.oom_kills import OomKills
 
 MIB = 1 << 20
@@ -138,3 +143,37 @@ def test_each_kill_of_the_kernel_is_claimed_once(tmp_path: Path, version: int) -
     assert kills.claim() == ""
     count(5)
     assert [kills.claim() for _ in range(3)] == ["/jobs", "/jobs", ""]
+
+
+def cpu_group(version: int, quota: str) -> dict[str, str]:
+    """Return the files of a group whose quota is given in microseconds, of periods of 0.1 s."""
+    if version == 2:
+        return {"cpu.max": f"{quota} 100000\n", "cpu.stat": "usage_usec 1\n"}
+    return {"cpu.cfs_quota_us": f"{quota}\n", "cpu.cfs_period_us": "100000\n", "cpu.stat": "nr_periods 1\n"}
+
+
+@pytest.mark.parametrize(
+    ("version", "own", "above", "expected"),
+    [
+        (2, "150000", "400000", 1.5),
+        (2, "max", "400000", 4.0),
+        (2, "max", "max", None),
+        (1, "50000", "-1", 0.5),
+        (1, "-1", "-1", None),
+    ],
+)
+def test_the_smallest_quota_of_processors_counts(
+    tmp_path: Path, version: int, own: str, above: str, expected: float | None
+) -> None:
+    """Of the groups that a process is in, the one with the smallest quota of processor time limits it."""
+    mount = (V1_MOUNT.replace("memory", "cpu") if version == 1 else V2_MOUNT).format(shown="/")
+    top = "sys/fs/cgroup/cpu" if version == 1 else "sys/fs/cgroup"
+    lay_out(tmp_path, "/pod/box", mount, {})
+    for group, quota in (("/pod", above), ("/pod/box", own)):
+        write(tmp_path, {f"{top}{group}/{name}": text for name, text in cpu_group(version, quota).items()})
+    assert processor_quota(tmp_path) == expected
+
+
+def test_without_control_groups_there_is_no_quota(tmp_path: Path) -> None:
+    """On a system without control groups, no quota limits the processors."""
+    assert processor_quota(tmp_path) is None

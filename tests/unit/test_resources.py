@@ -16,7 +16,8 @@ from executor_adapter.config import Settings, load_config
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.executor.capacity import read_capacity
 from executor_adapter.job import UNITS
-from executor_adapter.supervision.resources import Capacity, ResourceLedger
+from executor_adapter.supervision.resources.ledger import ResourceLedger
+from executor_adapter.supervision.resources.machine import Capacity
 
 CAPACITY = Capacity({"CPU": 4, "GPU": 2, "memory": 1 << 30, "license": 3}, ("0", "7"))
 
@@ -132,16 +133,16 @@ def test_gpus_are_shared_and_told() -> None:
     half, quarter, whole, two = (enter(ledger, GPU=amount) for amount in (0.5, 0.25, 1, 2))
     assert ledger.start(half)
     assert ledger.start(quarter)
-    assert ledger.gpus_of(half) == ledger.gpus_of(quarter) == ("0",)
+    assert ledger.machine.gpus_of(half) == ledger.machine.gpus_of(quarter) == ("0",)
     assert ledger.start(whole)
-    assert ledger.gpus_of(whole) == ("7",)
+    assert ledger.machine.gpus_of(whole) == ("7",)
     assert not ledger.start(two)
     for job in (whole, half):
         ledger.end(job)
     assert ledger.take_next(None) is None
     ledger.end(quarter)
     assert ledger.take_next(None) is two
-    assert ledger.gpus_of(two) == ("0", "7")
+    assert ledger.machine.gpus_of(two) == ("0", "7")
 
 
 def test_processors_are_lent() -> None:
@@ -151,10 +152,10 @@ def test_processors_are_lent() -> None:
     greedy = enter(ledger, license=1)
     assert ledger.start(parent)
     assert not ledger.start(child)
-    ledger.lend(parent)
+    ledger.machine.lend(parent)
     assert ledger.take_next(None) is child
     assert not ledger.start(greedy)
-    ledger.take_back(parent)
+    ledger.machine.take_back(parent)
     ledger.end(child)
     ledger.end(parent)
     assert ledger.take_next(None) is greedy
@@ -192,7 +193,7 @@ def test_never_oversubscribed_and_all_are_served(
             running.append(waiting)
         for name, amount in CAPACITY.amounts.items():
             assert sum((job.resources or {}).get(name, 0) for job in running) <= amount + 1e-9
-        gpus = [(gpu, (job.resources or {})["GPU"]) for job in running for gpu in ledger.gpus_of(job)]
+        gpus = [(gpu, (job.resources or {})["GPU"]) for job in running for gpu in ledger.machine.gpus_of(job)]
         for gpu in CAPACITY.gpus:
             assert sum(min(amount, 1) * UNITS for held, amount in gpus if held == gpu) <= UNITS + 1e-6
         if not running and not queue:

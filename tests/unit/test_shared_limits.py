@@ -114,6 +114,24 @@ def test_a_slot_that_must_be_given_up_starts_nothing_more(tools: SharedTools) ->
     assert (demand.keep, demand.want) == (0, 2)
 
 
+def test_slots_are_given_back_though_an_answer_crosses_the_last_demand(tools: SharedTools) -> None:
+    """An answer of the store that comes when nothing is needed any more is answered: it still counts the slots."""
+    tools.start(*jobs(1))
+    tools.turn()
+    tools.limiter.on_share("api", slots=1, starts=0, give_up=0)
+    tools.turn()
+    tools.limiter.end(tools.started[0])
+    before = tools.turn()
+    tools.limiter.on_share("api", slots=0, starts=0, give_up=1)
+    after = tools.turn()
+    assert before is not None
+    assert after is not None
+    assert [(demand.keep, demand.want, demand.number) for demand in (before, after)] == [(0, 0, 1), (0, 0, 2)]
+    asked = len(tools.asked)
+    tools.turn()
+    assert len(tools.asked) == asked
+
+
 def test_what_is_known_of_tools_becomes_too_old(tools: SharedTools) -> None:
     """A job of any tool waits until it is known that the tool is not paused, and this is looked up at once."""
     tools.start(*jobs(1, "other"))

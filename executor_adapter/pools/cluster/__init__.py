@@ -24,6 +24,8 @@ them. When an agent is lost, these attempts end as NODE_LOST, and all others are
 | `pool`, `remote_agent` | the head's side |
 | `agent` | the node's side |
 | `leases` | what a source of leases offers |
+| `placement` | which agent gets an attempt |
+| `references`, `node_data` | arguments and results that are data of an engine |
 | `portable` | functions as a node without the program's files can load them |
 | `ssh` | leases on hosts that are reached by ssh |
 """

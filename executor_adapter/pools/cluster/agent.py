@@ -20,13 +20,12 @@ from executor_adapter.pools.base import Assignment, Ending, Recall
 from executor_adapter.pools.cluster import frames, portable
 from executor_adapter.pools.cluster.hello import hello
 from executor_adapter.pools.cluster.link import ArrivingFiles, Link, LinkEnd
-from executor_adapter.pools.cluster.remote_attempt import RemoteAttempt
+from executor_adapter.pools.cluster.remote_attempt import RemoteAttempt, pack_end, unpack_call
 from executor_adapter.pools.kinds import pool_kinds
 from executor_adapter.pools.loop import SupervisorLoop
 from executor_adapter.pools.memory.available import AvailableMemory
 from executor_adapter.pools.memory.guard import MemoryGuard
 from executor_adapter.pools.transport.functions import EncodedFunction
-from executor_adapter.pools.transport.payload import Payload
 from executor_adapter.pools.transport.reports import OnRecord, refers_to_code
 from executor_adapter.worker import adopt_memory_file, lease_time, wire
 
@@ -49,7 +48,10 @@ class Agent:
         self.slots = 0
         self.live: dict[int, RemoteAttempt] = {}
         self.queue: deque[RemoteAttempt] = deque()
-        """The live attempts that wait for a worker."""
+        """The live attempts that wait for a slot."""
+        self.on_lease: deque[RemoteAttempt] = deque()
+        """The live attempts that wait for a worker only: each has a lease of its own."""
+        self._started_on_lease: set[int] = set()
         self.on_released: Callable[[int], object] = lambda lease: None
         """Called with the number of a lease that the head gives back."""
         self.refusal = ""
@@ -114,8 +116,8 @@ class Agent:
             self.end()
 
     def _hand_back_queue(self) -> None:
-        while self.queue:
-            self._hand_back(self.queue.pop())
+        while queue := self.queue or self.on_lease:
+            self._hand_back(queue.pop())
 
     def leave(self) -> None:
         """Take nothing more, and hand back what waits for a worker: the node is about to go."""
@@ -157,22 +159,20 @@ class Agent:
             return
         file = adopt_memory_file(fd, body[frames.CALL_PART.size : at]) if fd >= 0 else None
         found = self._functions.pop(function) if flags & wire.USE_ONCE else self._functions[function]
-        call = body[at:]
-        id_size, _, _ = wire.CALL_SIZES.unpack_from(call)
-        job_id = call[wire.CALL_SIZES.size : wire.CALL_SIZES.size + id_size].decode()
-        payload = Payload(found, flags & ~frames.SHORT, call, file, max_runtime)
-        assignment = RemoteAttempt(seq, number, job_id, payload)
-        assignment.short = bool(flags & frames.SHORT)
+        assignment = unpack_call(seq, number, flags, found, body[at:], file, max_runtime)
         assignment.memory_limit = limit or None
         self.live[seq] = assignment
-        self.queue.append(assignment)
+        self._queue_of(assignment).append(assignment)
+
+    def _queue_of(self, assignment: RemoteAttempt) -> deque[RemoteAttempt]:
+        return self.on_lease if assignment.is_on_lease else self.queue
 
     def _recall(self, seq: int) -> None:
         assignment = self.live.get(seq)
         if assignment is None:
             return
-        if assignment in self.queue:
-            self.queue.remove(assignment)
+        if assignment in (queue := self._queue_of(assignment)):
+            queue.remove(assignment)
             self._hand_back(assignment)
         else:
             assignment.returns = True
@@ -235,14 +235,16 @@ class Agent:
 
     def _start_attempts(self, now: float) -> list[int]:
         given = []
-        while self.queue:
-            assignment = self.queue[0]
-            if self._guard is not None and self._guard.holds and self._pool.busy:
-                break
-            if self._pool.busy < self.slots:
-                self._pool.start(self.queue.popleft())
+        is_short_of_memory = self._guard is not None and self._guard.holds
+        while (queue := self.on_lease or self.queue) and not (is_short_of_memory and self._pool.busy):
+            assignment = queue[0]
+            if assignment.is_on_lease:
+                self._started_on_lease.add(assignment.seq)
+                self._pool.start(queue.popleft())
+            elif self._pool.busy - len(self._started_on_lease) < self.slots:
+                self._pool.start(queue.popleft())
             elif assignment.short and self._pool.queue_behind(assignment):
-                self.queue.popleft()
+                queue.popleft()
                 self._relieve_at = min(self._relieve_at, now + MAX_QUEUED_BEHIND_SECONDS)
             else:
                 break
@@ -303,11 +305,7 @@ class Agent:
     def _report_end(
         self, seq: int, ending: Ending, error: BaseException | None, assignment: RemoteAttempt | None = None
     ) -> None:
-        facts: tuple[int | None, ...] = (None,) * 4
-        if assignment is not None:
-            facts = (assignment.exit_code, assignment.exit_signal, assignment.pid, assignment.peak_rss)
-        body = pickle.dumps((ending.name, error, *facts))
-        self.link.send(wire.pack_frame(frames.ENDED, seq=seq, body=body))
+        self.link.send(wire.pack_frame(frames.ENDED, seq=seq, body=pack_end(ending, error, assignment)))
 
     def handed_back(self, assignment: Assignment) -> None:
         assert isinstance(assignment, RemoteAttempt)
@@ -315,7 +313,8 @@ class Agent:
         if assignment.is_told or assignment.returns:
             self._hand_back(assignment)
         elif assignment.seq in self.live:
-            self.queue.appendleft(assignment)
+            self._started_on_lease.discard(assignment.seq)
+            self._queue_of(assignment).appendleft(assignment)
 
     def _hand_back(self, assignment: RemoteAttempt) -> None:
         seq = self._forget(assignment)
@@ -323,6 +322,7 @@ class Agent:
 
     def _forget(self, assignment: RemoteAttempt) -> int:
         self._begun.pop(assignment.seq, None)
+        self._started_on_lease.discard(assignment.seq)
         self.live.pop(assignment.seq, None)
         return assignment.seq
 
@@ -334,6 +334,7 @@ class Agent:
             return
         self._ending = True
         self.queue.clear()
+        self.on_lease.clear()
         if self._pool is None:
             self.loop.stop()
             return

@@ -22,9 +22,9 @@ ANSWER_TIMEOUT = 20.0
 """Seconds that a host or a scheduler may take to answer."""
 
 
-def describe() -> dict[str, Any]:
-    """Return what this node is, in a form that JSON has."""
-    return {**hello(socket.gethostname()), "packages": {name: _version(name) for name in PACKAGES}}
+def describe(*more: str) -> dict[str, Any]:
+    """Return what this node is, in a form that JSON has. `more`: packages that are compared too."""
+    return {**hello(socket.gethostname()), "packages": {name: _version(name) for name in (*PACKAGES, *more)}}
 
 
 def _version(package: str) -> str | None:
@@ -41,6 +41,7 @@ def describe_ssh_host(host: SshHost, ssh_command: Sequence[str]) -> dict[str, An
         OSError: it cannot be reached, or cannot run this package; the message says what ssh said.
     """
     command = agent_command(host, ssh_command, "--describe")
+    asked_at = time.time()
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_TIMEOUT, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:
@@ -48,50 +49,21 @@ def describe_ssh_host(host: SshHost, ssh_command: Sequence[str]) -> dict[str, An
     if done.returncode:
         said = done.stderr.strip().splitlines()
         raise OSError(f"ssh ended with code {done.returncode}: {said[-1] if said else 'it said nothing'}")
-    described: dict[str, Any] = json.loads(done.stdout)
-    return described
-
-
-def describe_dask_workers(address: str, listen_host: str | None) -> dict[str, dict[str, Any]]:
-    """Ask all workers of a Dask cluster what they are; "unreached" says why they do not reach this machine, or "".
-
-    Raises:
-        OSError: the scheduler cannot be reached, or the workers lack this package.
-    """
-    import distributed  # Only here: programs that do not use it need not have it.
-
-    from executor_adapter.pools.cluster.engines.leases import host_towards
-
-    engine: Any = distributed
-    try:
-        with engine.Client(address, set_as_default=False, timeout=ANSWER_TIMEOUT) as client:
-            host = listen_host or host_towards(address)
-            with socket.create_server((host, 0)) as listening:
-                port = listening.getsockname()[1]
-                return dict(client.run(_describe_worker, host, port))
-    except OSError:
-        raise
-    except Exception as error:
-        raise OSError(f"{type(error).__name__}: {error}") from error
-
-
-def _describe_worker(host: str, port: int) -> dict[str, Any]:
-    unreached = ""
-    try:
-        socket.create_connection((host, port), timeout=3.0).close()
-    except OSError as error:
-        unreached = f"it cannot reach this machine at {host}: {error}"
-    return {**describe(), "unreached": unreached}
+    return {**json.loads(done.stdout), "asked_at": asked_at}
 
 
 def differences(node: str, theirs: dict[str, Any]) -> list[str]:
-    """Return in words in what a node differs from this machine so that jobs might fail."""
+    """Return in words in what a node differs from this machine so that jobs might fail.
+
+    `theirs`: what it is, with the time here when it was asked.
+    """
     found = [why] if (why := refusal(node, theirs)) else []
-    ours = describe()["packages"]
     for name, there in theirs["packages"].items():
-        if there != ours[name] and (there is not None or ours[name] is not None):
-            found.append(f"{name} is {there or 'missing'} there, {ours[name] or 'missing'} here")
-    skew = theirs["time"] - time.time()
+        if there != (ours := _version(name)):
+            found.append(f"{name} is {there or 'missing'} there, {ours or 'missing'} here")
+    # It read its clock at some time between the question and now.
+    now = time.time()
+    skew = theirs["time"] - min(max(theirs["time"], theirs["asked_at"]), now)
     if abs(skew) > MAX_CLOCK_SKEW:
         found.append(f"its clock is {abs(skew):.0f} s {'ahead' if skew > 0 else 'behind'}")
     return found

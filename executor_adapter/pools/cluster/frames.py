@@ -2,7 +2,7 @@
 
     head -> agent
         SETUP       body: the options of the process pool, pickled
-        SLOTS       word: attempts that may run at once from now on
+        SLOTS       word: attempts that may run at once from now on, beside those that are ON_LEASE
         FUNCTION    as in `wire`; with PORTABLE, the body is made by `portable.pack`
         FILE        seq; body: the next chunk of the memory file of that call
         DROP_FILE   seq: the call is not sent after all
@@ -17,7 +17,8 @@
         CLOSE       end; nothing is live any more. body: why, as text, if it is refused
     agent -> head
         HELLO       body: who it is, as JSON
-        LEASED      word: the number of a lease that the engine has granted on this node
+        LEASED      word: the number of a lease that the engine has granted on this node; body: the environment of
+                    its attempts, as JSON, if they have one
         GIVEN       body: the seq of each call that a worker is about to get
         STARTED     seq, word: pid, first: the age of the start in seconds
         RETURNED, RAISED, UNSENDABLE
@@ -43,6 +44,13 @@ PORTABLE = 128
 """Flag of a FUNCTION: the agent chooses how the worker gets it."""
 SHORT = 64
 """Flag of a CALL: others may be queued behind it."""
+
+ON_LEASE = 32
+"""Flag of a CALL: it runs on a lease of its own, and so takes none of the SLOTS."""
+OWN_WORKER = 16
+"""Flag of a CALL: its worker runs nothing before or after it."""
+OF_AGENT = SHORT | ON_LEASE | OWN_WORKER
+"""The flags of a CALL that are for the agent alone."""
 
 CALL_PART = struct.Struct("<QI")
 """The memory limit or 0, and the size of what follows before the body proper: the sizes of the memory file's parts."""

@@ -4,7 +4,8 @@
     agent -> head   32 random bytes, and HMAC-SHA256(token, "agent", both)
     head -> agent   HMAC-SHA256(token, "head", both)
 
-The token itself is never sent over the connection. Until the proof is checked, nothing but its bytes is read.
+The token itself is never sent over the connection. Until the proof is checked, nothing but its bytes is read. Where the
+cluster uses TLS, all this happens inside it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import hashlib
 import hmac
 import secrets
 import socket
+import ssl
 from collections.abc import Callable
 
 from executor_adapter.pools.base import PoolSupervisor, Timer
@@ -57,12 +59,18 @@ def _receive(sock: socket.socket, size: int) -> bytes:
 class Door:
     """Listens for agents, and passes on each connection that has proved itself. Supervisor thread only.
 
-    `on_agent(sock)` is called for each of these. All others are closed.
+    `on_agent(sock)` is called for each of these. All others are closed. `context`: that of TLS, where it is used.
     """
 
     def __init__(
-        self, supervisor: PoolSupervisor, host: str, token: bytes, on_agent: Callable[[socket.socket], None]
+        self,
+        supervisor: PoolSupervisor,
+        host: str,
+        token: bytes,
+        on_agent: Callable[[socket.socket], None],
+        context: ssl.SSLContext | None = None,
     ) -> None:
+        self._context = context
         self._supervisor = supervisor
         self._token = token
         self._on_agent = on_agent
@@ -78,8 +86,11 @@ class Door:
             sock, _ = self._socket.accept()
         except OSError:  # The other side has gone, or no descriptor is left.
             return
+        if self._context is not None:
+            sock = self._context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
         guest = _Guest(self._supervisor, sock, self._token, self._on_proved)
         self._guests.add(guest)
+        guest.begin()
 
     def _on_proved(self, guest: _Guest, sock: socket.socket | None) -> None:
         self._guests.discard(guest)
@@ -111,10 +122,34 @@ class _Guest:
         self._nonce = secrets.token_bytes(NONCE_SIZE)
         self._received = b""
         self._has_ended = False
+        self._in_tls: ssl.SSLSocket | None = None
+        """The socket while TLS begins."""
         sock.setblocking(False)
         supervisor.watch(sock.fileno(), self._read)
         self._timer: Timer = supervisor.call_at(supervisor.now() + HANDSHAKE_TIMEOUT, self.refuse)
-        self._send(self._nonce)
+
+    def begin(self) -> None:
+        """Begin TLS, where it is used, and send the first bytes then."""
+        if isinstance(self._socket, ssl.SSLSocket):
+            self._in_tls = self._socket
+            self._continue_tls(self._socket)
+        else:
+            self._send(self._nonce)
+
+    def _continue_tls(self, sock: ssl.SSLSocket) -> None:
+        fd = sock.fileno()
+        try:
+            sock.do_handshake()
+        except ssl.SSLWantReadError:
+            self._supervisor.watch_writable(fd, None)
+        except ssl.SSLWantWriteError:
+            self._supervisor.watch_writable(fd, self._read)
+        except OSError:  # Its certificate is none of the cluster, or it does not speak TLS.
+            self.refuse()
+        else:
+            self._in_tls = None
+            self._supervisor.watch_writable(fd, None)
+            self._send(self._nonce)
 
     def _send(self, data: bytes) -> None:
         try:
@@ -123,9 +158,12 @@ class _Guest:
             self.refuse()
 
     def _read(self) -> None:
+        if self._in_tls is not None:
+            self._continue_tls(self._in_tls)
+            return
         try:
             part = self._socket.recv(_ANSWER_SIZE - len(self._received))
-        except BlockingIOError:
+        except (BlockingIOError, ssl.SSLWantReadError):
             return
         except OSError:
             part = b""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from executor_adapter.job import Shape
     from executor_adapter.pools.base import PoolSupervisor
     from executor_adapter.pools.cluster.link import LinkEnd
     from executor_adapter.pools.cluster.remote_agent import RemoteAgent
@@ -26,6 +27,12 @@ class LeaseHolder(Protocol):
     def not_granted(self, why: str) -> None:
         """Take note that leases cannot be had now; the source keeps trying. `why` is shown, and logged once."""
 
+    def nodes_sought(self, shape: Shape, nodes: Collection[str], why: str, is_fixed: bool) -> None:
+        """Take note which nodes could hold a lease of a shape that was asked for; `why` none could, or "".
+
+        `is_fixed`: no further node will join.
+        """
+
     def refused(self, why: str) -> None:
         """Take note that no further try can help: what waits for a lease fails with `why`."""
 
@@ -37,12 +44,19 @@ class LeaseSource(ABC):
     """Whether idle leases stay with the pool, since nobody else could use them."""
 
     @abstractmethod
-    def request(self, count: int) -> None:
-        """Ask for so many leases more. Each is reported by `LeaseHolder.granted`, in any order, at any time."""
+    def request(self, count: int, shape: Shape = ()) -> None:
+        """Ask for so many leases more. Each is reported by `LeaseHolder.granted`, in any order, at any time.
+
+        `shape`: what each takes of its node in place of what a plain slot takes.
+        """
 
     @abstractmethod
-    def withdraw(self, count: int) -> None:
+    def withdraw(self, count: int, shape: Shape = ()) -> None:
         """Ask for so many leases less. One may be granted all the same, and is released then."""
+
+    def shape_of(self, lease: int) -> Shape:
+        """Return the shape of a lease that was asked for."""
+        return ()
 
     def accepts(self, lease: int) -> bool:
         """Return whether a lease that an agent reports is still wanted."""
@@ -51,6 +65,9 @@ class LeaseSource(ABC):
     @abstractmethod
     def release(self, agent: RemoteAgent, lease: int) -> None:
         """Give a lease back."""
+
+    def lend(self, agent: RemoteAgent, references: tuple[Any, ...]) -> None:  # noqa: B027
+        """Give the engine's process on the agent's node the references of an attempt that is about to be sent."""
 
     def on_granted(self, agent: RemoteAgent, lease: int) -> None:  # noqa: B027
         """Take note that the pool holds a lease."""

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from executor_adapter.exceptions import WorkerUnavailableError
-from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, Recall, Timer, WorkerPool
-from executor_adapter.pools.cluster import portable
+from executor_adapter.pools.base import Assignment, Ending, LeasingPool, PoolSupervisor, Recall, Timer
 from executor_adapter.pools.cluster.hello import refusal
 from executor_adapter.pools.cluster.leases import LeaseSource
+from executor_adapter.pools.cluster.leasing.placement import SlotQueue, agent_with_free_slot, agent_with_room
+from executor_adapter.pools.cluster.leasing.shaped_lease import ShapedLease
+from executor_adapter.pools.cluster.leasing.shapes import ShapedLeases
+from executor_adapter.pools.cluster.leasing.turns import LeaseWatch
 from executor_adapter.pools.cluster.link import LinkEnd
+from executor_adapter.pools.cluster.references import remote_payload
 from executor_adapter.pools.cluster.remote_agent import RemoteAgent
 from executor_adapter.pools.transport.decoder import Decoder
-from executor_adapter.pools.transport.payload import Initializer, Payload, encode_initializer, make_payload
+from executor_adapter.pools.transport.payload import Initializer, Payload, encode_initializer
 from executor_adapter.pools.transport.reports import DecodingSink, ResultSink
 from executor_adapter.worker import lease_time
 
 if TYPE_CHECKING:
-    from executor_adapter.job import Job
+    from executor_adapter.job import Job, Shape
 
 logger = logging.getLogger("executor_adapter.cluster")
 
@@ -32,7 +34,7 @@ CLOSE_TIMEOUT = 5.0
 MakeSource = Callable[["RemotePool"], LeaseSource]
 
 
-class RemotePool(WorkerPool):
+class RemotePool(LeasingPool):
     """Runs attempts on other machines; see `pools.cluster`.
 
     `make_source`: makes the source of leases. `lost_after`: seconds without contact after which a node's attempts are
@@ -43,7 +45,9 @@ class RemotePool(WorkerPool):
 
     can_limit_memory: ClassVar[bool] = True
     can_stop_soft: ClassVar[bool] = True
+    can_keep: ClassVar[bool] = False
     is_here: ClassVar[bool] = False
+    shapes: ShapedLeases
 
     def __init__(
         self,
@@ -68,25 +72,17 @@ class RemotePool(WorkerPool):
             "options": {"initializer": encode_initializer(initializer), **worker_options},
         }
         self._lost_after = lost_after
-        self._lease_idle = lease_idle
-        self._node_timeout = node_timeout
-        self._waiting: deque[Assignment] = deque()
-        """Attempts that hold a slot of the executor and wait for a lease."""
-        self._requested = 0
-        """Leases that were asked for and not granted yet."""
+        self.queue = SlotQueue(self, node_timeout)
+        self.shapes = ShapedLeases(self, node_timeout)
         self._store_lease_until = math.inf
-        self._why_none = "no node has answered yet"
-        self._idle_timer: Timer | None = None
-        self._starved: Timer | None = None
+        self._watch = LeaseWatch(self, lease_idle)
         self._close_timer: Timer | None = None
         self._on_closed: Callable[[], None] | None = None
         self._source = make_source(self)
 
     @classmethod
     def prepare(cls, job: Job) -> Payload:
-        payload = make_payload(job)
-        portable.pack(payload.function, job.function)
-        return payload
+        return remote_payload(job)
 
     @property
     def abandoned(self) -> int:
@@ -94,9 +90,18 @@ class RemotePool(WorkerPool):
         return self._decoder.abandoned
 
     @property
+    def is_closing(self) -> bool:
+        """Whether no attempt will be started any more."""
+        return self._on_closed is not None
+
+    @property
+    def missing_slots(self) -> int:
+        return self.max_workers - self.slots
+
+    @property
     def slots(self) -> int:
-        """Number of attempts that its leases allow; a node that is about to go counts with what runs there."""
-        return sum(len(agent.live) if agent.leaving else agent.slots for agent in self.agents)
+        """Number of plain attempts that its leases allow; a node that is about to go counts with what runs there."""
+        return sum(agent.plain if agent.leaving else agent.slots for agent in self.agents)
 
     def set_lease(self, until: float) -> None:
         self._store_lease_until = until
@@ -107,28 +112,26 @@ class RemotePool(WorkerPool):
     # --- assigning ---
 
     def start(self, assignment: Assignment) -> None:
-        agent = self._agent_with_free_slot()
-        if agent is not None:
-            self._give(agent, assignment)
-            return
-        self.busy += 1
-        self._waiting.append(assignment)
-        self._request_leases()
-        self._watch_starving()
+        if assignment.job.live.resources is not None:
+            self.shapes.start(assignment)
+        elif (agent := agent_with_free_slot(self.agents, assignment)) is not None:
+            self.give(agent, assignment)
+        else:
+            self.queue.add(assignment)
 
-    def _agent_with_free_slot(self) -> RemoteAgent | None:
-        free = [agent for agent in self.agents if agent.free]
-        return max(free, key=lambda agent: agent.free / agent.slots, default=None)
-
-    def _give(self, agent: RemoteAgent, assignment: Assignment) -> None:
-        agent.give(assignment)
+    def give(self, agent: RemoteAgent, assignment: Assignment, lease: ShapedLease | None = None) -> None:
+        if assignment.payload.lent:
+            self._source.lend(agent, assignment.payload.lent)
+        if lease is not None:
+            assignment.environment = dict(lease.environment) or None
+        agent.give(assignment, lease)
         self._count(agent)
 
     def queue_behind(self, assignment: Assignment) -> bool:
-        agent = max(self.agents, key=lambda agent: agent.room_behind, default=None)
+        agent = agent_with_room(self.agents, assignment)
         if assignment.memory_limit is not None or agent is None or agent.room_behind <= 0:
             return False
-        self._give(agent, assignment)
+        self.give(agent, assignment)
         return True
 
     def hand_back_queued(self, before: float) -> bool:
@@ -136,7 +139,7 @@ class RemotePool(WorkerPool):
 
     def unstarted(self) -> list[Assignment]:
         given = (each for agent in self.agents for each in agent.live.values())
-        return [*self._waiting, *(each for each in given if each.started_at is None)]
+        return [*self.queue.waiting, *self.shapes.waiting(), *(each for each in given if each.started_at is None)]
 
     def flush(self) -> None:
         for agent in list(self.agents):
@@ -144,38 +147,24 @@ class RemotePool(WorkerPool):
 
     def _count(self, agent: RemoteAgent) -> None:
         """Count the slots that the agent's attempts hold: those that are queued behind others hold none."""
-        busy = min(len(agent.live), max(agent.slots, 1))
+        busy = min(agent.plain, max(agent.slots, 1)) + len(agent.live) - agent.plain
         self.busy += busy - agent.busy
         agent.busy = busy
 
-    def on_room(self, agent: RemoteAgent) -> None:
+    def on_room(self, agent: RemoteAgent, lease: ShapedLease | None) -> None:
         self._count(agent)
+        if lease is not None:
+            self.shapes.on_free(agent, lease)
         self._release_drained(agent)
-        if self._waiting:
-            self._serve_waiting()
-
-    def _serve_waiting(self) -> None:
-        while self._waiting and (agent := self._agent_with_free_slot()) is not None:
-            assignment = self._waiting.popleft()
-            self.busy -= 1
-            try:
-                self._give(agent, assignment)
-            except Exception as error:
-                logger.exception("a pool cannot start a job", extra={"job_id": assignment.job.job_id})
-                failure = WorkerUnavailableError(f"the attempt cannot be sent to a node: {error}")
-                self.supervisor.ended(assignment, Ending.CRASHED, error=failure)
-        self._watch_starving()
+        if agent.retiring:
+            self._watch.release_retiring(agent)
+        if self.queue.waiting:
+            self.queue.serve()
 
     # --- taking back and stopping ---
 
     def _take_waiting(self, assignment: Assignment) -> bool:
-        if assignment not in self._waiting:
-            return False
-        self._waiting.remove(assignment)
-        self.busy -= 1
-        self._withdraw_leases()
-        self._watch_starving()
-        return True
+        return self.queue.take(assignment) or self.shapes.take(assignment)
 
     def recall(self, assignment: Assignment) -> Recall:
         if assignment.worker is None:
@@ -189,6 +178,12 @@ class RemotePool(WorkerPool):
                 return Recall.ASKED
         self.supervisor.handed_back(assignment)
         return Recall.TAKEN_BACK
+
+    def hand_back_waiting(self, job: Job) -> bool:
+        for assignment in reversed(self.queue.waiting):
+            if assignment.job.live.driver is None and assignment.job.priority <= job.priority:
+                return self.recall(assignment) is Recall.TAKEN_BACK
+        return False
 
     def stop(self, assignment: Assignment, *, grace: float) -> None:
         if assignment.worker is not None:
@@ -208,23 +203,10 @@ class RemotePool(WorkerPool):
         super().resize(max_workers)
         for agent in self.agents:
             while self.slots > max_workers and agent.free:
-                self._release(agent)
-        self._withdraw_leases()
-        self._request_leases()
+                self.release(agent)
+        self.queue.ask_again()
 
     # --- leases (LeaseHolder) ---
-
-    def _request_leases(self) -> None:
-        needed = min(len(self._waiting), self.max_workers - self.slots) - self._requested
-        if needed > 0 and self._on_closed is None:
-            self._requested += needed
-            self._source.request(needed)
-
-    def _withdraw_leases(self) -> None:
-        spare = self._requested - max(0, min(len(self._waiting), self.max_workers - self.slots))
-        if spare > 0:
-            self._requested -= spare
-            self._source.withdraw(spare)
 
     def connect(self, end: LinkEnd, node: str = "") -> RemoteAgent:
         agent = RemoteAgent(self, end, node, self._lost_after)
@@ -232,70 +214,80 @@ class RemotePool(WorkerPool):
         return agent
 
     def granted(self, agent: RemoteAgent, lease: int) -> None:
-        self._requested = max(0, self._requested - 1)
+        self.queue.on_granted()
         agent.add_lease(lease)
         self._source.on_granted(agent, lease)
-        if self.slots > self.max_workers or self._on_closed is not None:
-            self._release(agent)
+        self._watch.on_granted(())
+        if self.slots > self.max_workers or self.is_closing:
+            self.release(agent)
             return
-        self._serve_waiting()
+        self.queue.serve()
         self._look_for_idle()
 
-    def on_lease(self, agent: RemoteAgent, lease: int) -> None:
+    def on_lease(self, agent: RemoteAgent, lease: int, environment: dict[str, str]) -> None:
         if self._source.accepts(lease) and not agent.is_closing:
-            self.granted(agent, lease)
+            if shape := self._source.shape_of(lease):
+                self._on_shaped_lease(agent, ShapedLease(lease, shape, environment))
+            else:
+                self.granted(agent, lease)
         else:  # It was withdrawn meanwhile, or its engine has granted it a second time.
             agent.return_lease(lease)
 
-    def _release(self, agent: RemoteAgent) -> None:
+    def _on_shaped_lease(self, agent: RemoteAgent, lease: ShapedLease) -> None:
+        agent.shaped.add(lease)
+        self._source.on_granted(agent, lease.number)
+        self.shapes.granted(agent, lease)
+        self._watch.on_granted(lease.shape)
+        self._look_for_idle()
+
+    def release(self, agent: RemoteAgent) -> None:
         self._source.release(agent, agent.remove_lease())
-        if not agent.slots and not self._source.keeps_idle:
+        self._close_unused(agent)
+
+    def release_shaped(self, agent: RemoteAgent, lease: ShapedLease) -> None:
+        if lease.is_retiring:
+            self._watch.on_retired(agent, lease.shape)
+        agent.shaped.remove(lease)
+        agent.return_lease(lease.number)
+        self._source.release(agent, lease.number)
+        self._close_unused(agent)
+
+    def _close_unused(self, agent: RemoteAgent) -> None:
+        if agent.is_unused and not self._source.keeps_idle:
             agent.close()
 
-    def _look_for_idle(self) -> None:
-        """Release what was not used since the last look, twice in `lease_idle`."""
-        if self._idle_timer is None and not self._source.keeps_idle and self._on_closed is None:
-            for agent in self.agents:
-                agent.fewest_live = len(agent.live)
-            self._idle_timer = self.supervisor.call_at(self.supervisor.now() + self._lease_idle / 2, self._release_idle)
-
-    def _release_idle(self) -> None:
-        self._idle_timer = None
-        for agent in list(self.agents):
-            for _ in range(min(agent.free, agent.slots - agent.fewest_live)):
-                self._release(agent)
-        if self.slots:
+    def ask_for(self, count: int, shape: Shape) -> None:
+        if count > 0:
+            self._source.request(count, shape)
             self._look_for_idle()
+        else:
+            self._source.withdraw(-count, shape)
+
+    def count_leases(self, shape: Shape) -> int:
+        return sum(lease.shape == shape for agent in self.agents for lease in agent.shaped)
+
+    def may_ask_for(self, shape: Shape) -> bool:
+        return self._watch.may_ask_for(shape)
+
+    def _look_for_idle(self) -> None:
+        if not self._source.keeps_idle and not self.is_closing and not all(agent.is_unused for agent in self.agents):
+            self._watch.begin()
 
     def not_granted(self, why: str) -> None:
-        if why != self._why_none:
+        if self.queue.note_failure(why):
             logger.warning("%s", why)
-        self._why_none = why
 
     def refused(self, why: str) -> None:
-        self._why_none = why
         logger.error("%s", why)
-        self._requested = 0
-        if not self.slots:
-            self._fail_waiting()
+        self.queue.note_failure(why)
+        self.shapes.refuse_all(why)
+        self.queue.refuse()
 
-    def _watch_starving(self) -> None:
-        """Limit the time for which attempts wait while there is no node."""
-        starving = bool(self._waiting) and not self.slots
-        if not starving and self._starved is not None:
-            self._starved.cancel()
-            self._starved = None
-        elif starving and self._starved is None and self._node_timeout is not None:
-            self._starved = self.supervisor.call_at(self.supervisor.now() + self._node_timeout, self._fail_waiting)
-
-    def _fail_waiting(self) -> None:
-        self._starved = None
-        waiting, self._waiting = self._waiting, deque()
-        self.busy -= len(waiting)
-        self._withdraw_leases()
-        for assignment in waiting:
-            error = WorkerUnavailableError(f"no node of pool={self.name!r} can run the job: {self._why_none}")
-            self.supervisor.ended(assignment, Ending.CRASHED, error=error)
+    def nodes_sought(self, shape: Shape, nodes: Collection[str], why: str, is_fixed: bool) -> None:
+        if why:
+            self.shapes.on_unplaceable(shape, why, is_final=is_fixed)
+        else:
+            self.shapes.on_placeable(shape, nodes)
 
     # --- agents (AgentOwner) ---
 
@@ -309,12 +301,13 @@ class RemotePool(WorkerPool):
 
     def on_leaving(self, agent: RemoteAgent) -> None:
         logger.info("node %s is about to leave: it gets no further jobs", agent.node)
+        self.shapes.on_leaving(agent)
         self._release_drained(agent)
-        self._request_leases()
+        self.queue.request()
 
     def _release_drained(self, agent: RemoteAgent) -> None:
-        while agent.leaving and agent.leases and not agent.live:
-            self._release(agent)
+        while agent.leaving and agent.leases and not agent.plain:
+            self.release(agent)
 
     def on_lost(self, agent: RemoteAgent, why: str) -> None:
         if agent.is_ready and not agent.is_closing and not agent.leaving:
@@ -322,17 +315,18 @@ class RemotePool(WorkerPool):
         self.agents.remove(agent)
         self.busy -= agent.busy
         self._source.on_lost(agent, why)
-        self._request_leases()
-        self._watch_starving()
+        self.shapes.on_lost(agent)
+        self.queue.request()
         self._continue_closing()
 
     # --- closing ---
 
     def close(self, on_closed: Callable[[], None]) -> None:
         self._on_closed = on_closed
+        self.shapes.close()
+        self.queue.close()
         self._decoder.close()
-        for timer in filter(None, (self._idle_timer, self._starved)):
-            timer.cancel()
+        self._watch.cancel()
         for agent in list(self.agents):
             agent.close()
         self._close_timer = self.supervisor.call_at(self.supervisor.now() + CLOSE_TIMEOUT, self._give_up_all)

@@ -10,7 +10,9 @@ from typing import Any, Protocol
 from executor_adapter.exceptions import NodeLostError
 from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, Timer
 from executor_adapter.pools.cluster import frames
+from executor_adapter.pools.cluster.leasing.shaped_lease import ShapedLease
 from executor_adapter.pools.cluster.link import ArrivingFiles, Link, LinkEnd
+from executor_adapter.pools.cluster.remote_attempt import pack_call, unpack_end
 from executor_adapter.pools.cluster.sent_functions import SentFunctions
 from executor_adapter.pools.transport.payload import Payload, attempt_part
 from executor_adapter.pools.transport.reports import ResultSink
@@ -31,11 +33,11 @@ class AgentOwner(Protocol):
     def on_hello(self, agent: RemoteAgent, hello: dict[str, Any]) -> None:
         """Take note of what the agent says of itself, and send it its set-up, or refuse it."""
 
-    def on_lease(self, agent: RemoteAgent, lease: int) -> None:
+    def on_lease(self, agent: RemoteAgent, lease: int, environment: dict[str, str]) -> None:
         """Take note that the engine has granted a lease on the agent's node."""
 
-    def on_room(self, agent: RemoteAgent) -> None:
-        """Take note that the agent holds fewer attempts than before."""
+    def on_room(self, agent: RemoteAgent, lease: ShapedLease | None) -> None:
+        """Take note that the agent holds fewer attempts than before. `lease`: that of the one that is over."""
 
     def on_leaving(self, agent: RemoteAgent) -> None:
         """Take note that the agent takes no more attempts."""
@@ -54,7 +56,11 @@ class RemoteAgent:
         self.node = node
         self.pid = 0
         self.leases: list[int] = []
+        self.shaped: set[ShapedLease] = set()
+        """The leases of attempts that need more than a slot."""
         self.live: dict[int, Assignment] = {}
+        self.retiring = 0
+        """Slots that go back as soon as no attempt uses them, for the sake of another shape."""
         self.leaving = False
         self.is_closing = False
         """Whether it was asked to end."""
@@ -62,37 +68,49 @@ class RemoteAgent:
         """Whether it is accepted, and can be given attempts."""
         self.busy = 0
         """Slots that the pool counts for it."""
-        self.fewest_live = 0
+        self.fewest_plain = 0
         """The lowest number of slots in use since the pool looked last."""
-        self._owner = owner
-        self._supervisor = owner.supervisor
+        self._owner, self._supervisor = owner, owner.supervisor
         self._patience = frames.give_up_after(lost_after)
         self._long = 0
-        """Number of live attempts that are not short."""
+        """Number of plain attempts that are not short."""
+        self._on_lease: dict[int, ShapedLease] = {}
+        """The leases that live attempts run on."""
         self._seq = 0
         self._given: set[int] = set()
         self._functions = SentFunctions()
         self._files = ArrivingFiles()
         self._silence: Timer | None = None
-        self.link = Link(self._supervisor, end, self._on_frames, self._on_end)
+        self.link = Link(self._supervisor, end, self._on_frames, lambda: self._end("its connection ended"))
 
     @property
     def slots(self) -> int:
-        """Number of attempts that may run there at once."""
+        """Number of plain attempts that may run there at once: those without a lease of their own."""
         return len(self.leases)
+
+    @property
+    def plain(self) -> int:
+        """Number of plain attempts that are live."""
+        return len(self.live) - len(self._on_lease)
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether it has no lease."""
+        return not self.leases and not self.shaped
 
     @property
     def free(self) -> int:
         """Number of slots that no attempt uses."""
-        return 0 if self.leaving or self.is_closing or not self.is_ready else max(0, self.slots - len(self.live))
+        takes_more = self.is_ready and not self.leaving and not self.is_closing
+        return max(0, self.slots - self.retiring - self.plain) if takes_more else 0
 
     @property
     def room_behind(self) -> int:
         """Number of short calls that may be queued behind short ones."""
-        short_slots = self.slots - self._long
+        short_slots = self.slots - self.retiring - self._long
         if self.leaving or not self.is_ready or short_slots <= 0:
             return 0  # What waits there waits for something long.
-        return short_slots * (1 + MAX_QUEUED_PER_SLOT) + self._long - len(self.live)
+        return short_slots * (1 + MAX_QUEUED_PER_SLOT) + self._long - self.plain
 
     # --- what the pool asks ---
 
@@ -112,12 +130,13 @@ class RemoteAgent:
     def add_lease(self, lease: int) -> None:
         """Let one more attempt run there."""
         self.leases.append(lease)
-        self._send_slots()
+        self.fewest_plain += 1  # It is about to be used.
+        self.link.send(wire.pack_frame(frames.SLOTS, word=self.slots))
 
     def remove_lease(self) -> int:
         """Let one attempt less run there, and return the lease that is free now."""
         lease = self.leases.pop()
-        self._send_slots()
+        self.link.send(wire.pack_frame(frames.SLOTS, word=self.slots))
         self.return_lease(lease)
         return lease
 
@@ -125,11 +144,8 @@ class RemoteAgent:
         """Give back a lease that is not used."""
         self._send_now(wire.pack_frame(frames.RELEASED, word=lease))
 
-    def _send_slots(self) -> None:
-        self.link.send(wire.pack_frame(frames.SLOTS, word=self.slots))
-
-    def give(self, assignment: Assignment) -> None:
-        """Send an attempt.
+    def give(self, assignment: Assignment, lease: ShapedLease | None = None) -> None:
+        """Send an attempt, which runs on a slot or on a lease of its own.
 
         Raises:
             Exception: the argument of its scope cannot be pickled.
@@ -138,18 +154,13 @@ class RemoteAgent:
         of_attempt = attempt_part(assignment)
         self.link.send(self._functions.frame(payload.function, may_forget=not self.link.sends_files))
         seq = self._seq = self._seq + 1 & wire.MAX_WORD
-        sizes = b"" if payload.file is None else payload.file.sizes
-        part = frames.CALL_PART.pack(assignment.memory_limit or 0, len(sizes)) + sizes
-        flags = payload.flags | (frames.SHORT if assignment.short else 0)
-        size = len(part) + len(payload.body) + len(of_attempt)
-        header = wire.HEADER.pack(
-            size, wire.CALL, flags, assignment.number & 0xFFFF, seq, payload.function.number, payload.max_runtime, 0.0
-        )
-        call = b"".join((header, part, payload.body, of_attempt))
+        call = pack_call(assignment, seq, of_attempt, on_lease=lease is not None)
         assignment.worker = (self, seq)
         assignment.node = self.node
         self.live[seq] = assignment
-        self._long += not assignment.short
+        if lease is not None:
+            self._on_lease[seq] = lease
+        self._long += lease is None and not assignment.short
         if payload.file is None:
             self.link.send(call)
         else:
@@ -179,7 +190,7 @@ class RemoteAgent:
 
         Return whether anything waits there.
         """
-        if len(self.live) <= self.slots:
+        if self.plain <= self.slots:
             return False
         for assignment in self.live.values():
             if assignment.short and assignment.started_at is not None and assignment.started_at <= before:
@@ -236,7 +247,7 @@ class RemoteAgent:
         elif kind == frames.HANDED_BACK:
             self._hand_back(seq)
         elif kind == frames.LEASED:
-            self._owner.on_lease(self, word)
+            self._owner.on_lease(self, word, json.loads(body or b"{}"))
         elif kind == frames.LEAVING:
             self.leaving = True
             self._owner.on_leaving(self)
@@ -275,11 +286,9 @@ class RemoteAgent:
         assignment = self._forget(seq)
         if assignment is None:
             return
-        name, error, exit_code, exit_signal, pid, peak = pickle.loads(body)
-        assignment.exit_code, assignment.exit_signal = exit_code, exit_signal
-        assignment.pid, assignment.peak_rss = pid, peak
+        ending, error = unpack_end(assignment, body)
         assignment.ended_at = self._supervisor.now()
-        self._supervisor.ended(assignment, Ending[name], error=error)
+        self._supervisor.ended(assignment, ending, error=error)
 
     def _hand_back(self, seq: int) -> None:
         assignment = self._forget(seq)
@@ -292,10 +301,11 @@ class RemoteAgent:
         if assignment is None:
             return None
         self._given.discard(seq)
-        self._long -= not assignment.short
+        lease = self._on_lease.pop(seq, None)
         assignment.worker = None
-        self.fewest_live = min(self.fewest_live, len(self.live))
-        self._owner.on_room(self)
+        self._long -= lease is None and not assignment.short
+        self.fewest_plain = min(self.fewest_plain, self.plain)
+        self._owner.on_room(self, lease)
         return assignment
 
     # --- its end ---
@@ -308,18 +318,16 @@ class RemoteAgent:
         else:
             self.give_up(f"it was silent for {now - self.link.heard_at:.1f} s")
 
-    def _on_end(self) -> None:
-        self._end("its connection ended")
-
     def _end(self, why: str) -> None:
         """Report what was live: what a worker was about to get may have begun, and all else has not."""
         if self._silence is not None:
             self._silence.cancel()
         self._files.close()
         live, given = list(self.live.items()), self._given
-        self.live, self._given, self._long = {}, set(), 0
+        self.live, self._given, self._on_lease, self._long = {}, set(), {}, 0
         self._owner.on_lost(self, why)
         self.leases.clear()
+        self.shaped.clear()
         for _, assignment in live:
             assignment.worker = None
         for seq, assignment in live:

@@ -1,9 +1,14 @@
-"""An attempt as its node knows it."""
+"""An attempt on its way: how a head packs its call, how its node knows it, and what the head learns of its end."""
 
 from __future__ import annotations
 
-from executor_adapter.pools.base import Assignment
+import pickle
+
+from executor_adapter.pools.base import Assignment, Ending
+from executor_adapter.pools.cluster import frames
+from executor_adapter.pools.transport.functions import EncodedFunction
 from executor_adapter.pools.transport.payload import Payload
+from executor_adapter.worker import MemoryFile, wire
 
 
 class _Named:
@@ -18,12 +23,58 @@ class _Named:
 class RemoteAttempt(Assignment):
     """An attempt that a head has sent."""
 
-    __slots__ = ("is_told", "returns", "seq")
+    __slots__ = ("is_on_lease", "is_told", "returns", "seq")
 
-    def __init__(self, seq: int, number: int, job_id: str, payload: Payload) -> None:
+    def __init__(self, seq: int, number: int, job_id: str, payload: Payload, flags: int = 0) -> None:
         super().__init__(_Named(job_id), number, payload)  # type: ignore[arg-type]
         self.seq = seq
+        self.short = bool(flags & frames.SHORT)
+        self.is_on_lease = bool(flags & frames.ON_LEASE)
+        """Whether it takes none of the agent's slots."""
+        if flags & frames.OWN_WORKER:
+            self.environment = {}  # The variables are in the part of the call that only its worker decodes.
         self.is_told = False
         """Whether the head knows that it has started."""
         self.returns = False
         """Whether the head wants it back."""
+
+
+def pack_call(assignment: Assignment, seq: int, of_attempt: bytes, *, on_lease: bool) -> bytes:
+    """Return the frame of a call. `of_attempt`: what belongs to this attempt alone."""
+    payload: Payload = assignment.payload
+    sizes = b"" if payload.file is None else payload.file.sizes
+    part = frames.CALL_PART.pack(assignment.memory_limit or 0, len(sizes)) + sizes
+    flags = payload.flags | (frames.SHORT if assignment.short else 0)
+    if on_lease:
+        flags |= frames.ON_LEASE | (frames.OWN_WORKER if assignment.environment else 0)
+    size, function = len(part) + len(payload.body) + len(of_attempt), payload.function.number
+    header = wire.HEADER.pack(
+        size, wire.CALL, flags, assignment.number & 0xFFFF, seq, function, payload.max_runtime, 0.0
+    )
+    return b"".join((header, part, payload.body, of_attempt))
+
+
+def unpack_call(
+    seq: int, number: int, flags: int, function: EncodedFunction, body: bytes, file: MemoryFile | None, limit: float
+) -> RemoteAttempt:
+    """Return the attempt of a call. `body`: without the part for the agent. `limit`: its `max_runtime`, or 0."""
+    id_size, _, _ = wire.CALL_SIZES.unpack_from(body)
+    job_id = body[wire.CALL_SIZES.size : wire.CALL_SIZES.size + id_size].decode()
+    payload = Payload(function, flags & ~frames.OF_AGENT, body, file, limit)
+    return RemoteAttempt(seq, number, job_id, payload, flags)
+
+
+def pack_end(ending: Ending, error: BaseException | None, attempt: RemoteAttempt | None) -> bytes:
+    """Return the body of an ENDED."""
+    facts: tuple[int | None, ...] = (None,) * 4
+    if attempt is not None:
+        facts = (attempt.exit_code, attempt.exit_signal, attempt.pid, attempt.peak_rss)
+    return pickle.dumps((ending.name, error, *facts))
+
+
+def unpack_end(assignment: Assignment, body: bytes) -> tuple[Ending, BaseException | None]:
+    """Return how an attempt ended, and note what its node knows of its worker."""
+    name, error, exit_code, exit_signal, pid, peak = pickle.loads(body)
+    assignment.exit_code, assignment.exit_signal = exit_code, exit_signal
+    assignment.pid, assignment.peak_rss = pid, peak
+    return Ending[name], error

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+from executor_adapter.job import Shape
 from executor_adapter.pools.base import PoolSupervisor, Timer
 from executor_adapter.pools.cluster.hosts import SshHost, agent_command
 from executor_adapter.pools.cluster.leases import LeaseHolder, LeaseSource
@@ -76,11 +77,11 @@ class SshHosts(LeaseSource):
 
     # --- leases ---
 
-    def request(self, count: int) -> None:
+    def request(self, count: int, shape: Shape = ()) -> None:
         self._unplaced += count
         self._place()
 
-    def withdraw(self, count: int) -> None:
+    def withdraw(self, count: int, shape: Shape = ()) -> None:
         taken = min(count, self._unplaced)
         self._unplaced -= taken
         for connection in self._connections:

@@ -16,8 +16,8 @@ from typing import Any
 
 from executor_adapter.pools.cluster import frames
 from executor_adapter.pools.cluster.agent import Agent
+from executor_adapter.pools.cluster.engines.tls import end_of, tls_context
 from executor_adapter.pools.cluster.handshake import HANDSHAKE_TIMEOUT, prove
-from executor_adapter.pools.cluster.link import SocketEnd
 from executor_adapter.worker import wire
 
 BOOTSTRAP = (
@@ -42,11 +42,13 @@ def main(setup: dict[str, Any]) -> int:
     host, port = setup["address"]
     try:
         sock = socket.create_connection((host, port), timeout=HANDSHAKE_TIMEOUT)
+        if certificates := setup.get("certificates"):
+            sock = tls_context(certificates, listens=False).wrap_socket(sock)
         prove(sock, bytes.fromhex(setup["token"]))
     except OSError as error:
         worker.tell({"failed": f"the agent cannot reach its head at {host}, port {port}: {error}"})
         return 1
-    agent = Agent(SocketEnd(sock), held_fds=(sock.fileno(),), node=setup["node"])
+    agent = Agent(end_of(sock), held_fds=(sock.fileno(),), node=setup["node"])
     worker.serve(agent)
     agent.run()
     return 0
@@ -86,7 +88,8 @@ class _Worker:
         for line in lines:
             message = json.loads(line)
             if "lease" in message:
-                agent.link.send(wire.pack_frame(frames.LEASED, word=message["lease"]))
+                environment = json.dumps(message["environment"]).encode()
+                agent.link.send(wire.pack_frame(frames.LEASED, word=message["lease"], body=environment))
             if "leaving" in message:
                 agent.leave()
             if "answer" in message:

@@ -40,8 +40,8 @@ class ForkedWorkerHandle(WorkerHandle):
 
     numbers = itertools.count(1)
 
-    def __init__(self, supervisor: PoolSupervisor, guardian: GuardianClient) -> None:
-        super().__init__(supervisor)
+    def __init__(self, supervisor: PoolSupervisor, buffer: bytearray, guardian: GuardianClient) -> None:
+        super().__init__(supervisor, buffer)
         self.number = next(self.numbers) & wire.MAX_WORD
         self.guardian = guardian
         self.unsent = 0

@@ -17,6 +17,7 @@ from executor_adapter.pools.guardian.worker_handle import ForkedWorkerHandle
 from executor_adapter.pools.patience import Patience
 from executor_adapter.pools.refused_starts import REFUSED_TIMEOUT, unavailable
 from executor_adapter.pools.start_watch import StartWatch
+from executor_adapter.pools.transport.worker_handle import make_receive_buffer
 from executor_adapter.worker import resident
 
 logger = logging.getLogger("executor_adapter.process")
@@ -57,6 +58,7 @@ class WorkerSet:
         """The most workers that were ever busy at once."""
         self.guardian: GuardianClient | None = None
         self._supervisor = supervisor
+        self._buffer = make_receive_buffer()
         self._max_workers = max_workers
         self._settings = settings
         self._on_frames = on_frames
@@ -150,7 +152,7 @@ class WorkerSet:
             what = f"the guardian (process {guardian.pid}) imports preload={', '.join(self._settings['preload'])}"
             self._start_watch.add(guardian, what, guardian.give_up)
             guardian.set_lease(self._lease_until)
-        worker = ForkedWorkerHandle(self._supervisor, self.guardian)
+        worker = ForkedWorkerHandle(self._supervisor, self._buffer, self.guardian)
         self._members[worker.number] = worker
         self._serving += 1
         self._supervisor.watch(worker.fd, functools.partial(self._on_frames, worker))

@@ -2,7 +2,7 @@
 
 A process is in one group, and each group above that one may have a limit too. Files that the kernel can drop from its
 cache at once do not count as used: a job that reads a large file is not to be ended for it. Pages of memory files
-(tmpfs, memfd, shared memory) do count, because the kernel cannot drop them.
+(tmpfs, memfd, shared memory) do count, because the kernel cannot drop them. Of processors only the quota is read.
 
 All paths are below `root`, so that tests can lay out the files of any system.
 """
@@ -111,10 +111,29 @@ class ControlGroupV2(ControlGroup):
 
 def groups_of_this_process(root: Path = ROOT) -> list[ControlGroup]:
     """Return the group that limits the memory of this process and those above it, its own first; none if unknown."""
+    return _groups(root, "memory", "memory.stat")
+
+
+def processor_quota(root: Path = ROOT) -> float | None:
+    """Return how many processors' time this process and its group may use, as in 1.5; None if that is not limited."""
+    quotas = [_quota(group) for group in _groups(root, "cpu", "cpu.stat")]
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _quota(group: ControlGroup) -> float | None:
+    if isinstance(group, ControlGroupV2):
+        time_, _, period = _text(group.directory / "cpu.max").partition(" ")
+    else:
+        time_, period = (_text(group.directory / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+    return int(time_) / int(period) if time_.isdigit() and period.isdigit() and int(period) else None
+
+
+def _groups(root: Path, controller: str, file: str) -> list[ControlGroup]:
+    """Return the groups of this process under a controller, its own first; `file`: what each of them has."""
     paths = _own_paths(root)
-    for mount in _mounts(root):
-        own = paths.get("memory" if mount.kind is ControlGroupV1 else "")
-        if own is not None and (found := _groups_below(mount, own, root)):
+    for mount in _mounts(root, controller):
+        own = paths.get(controller if mount.kind is ControlGroupV1 else "")
+        if own is not None and (found := _groups_below(mount, own, root)) and _have(found, file):
             return found
     return []
 
@@ -136,8 +155,8 @@ def _own_paths(root: Path) -> dict[str, str]:
     return paths
 
 
-def _mounts(root: Path) -> Iterator[_Mount]:
-    """Yield the mounts that may control memory, see proc_pid_mountinfo(5): those of version 1 first.
+def _mounts(root: Path, controller: str) -> Iterator[_Mount]:
+    """Yield the mounts that may have a controller, see proc_pid_mountinfo(5): those of version 1 first.
 
     Where both are mounted, version 2 has the controllers that version 1 does not.
     """
@@ -145,7 +164,7 @@ def _mounts(root: Path) -> Iterator[_Mount]:
     for line in _text(root / "proc/self/mountinfo").splitlines():
         fields, _, rest = line.partition(" - ")
         kind, _, options = rest.partition(" ")
-        if kind == "cgroup" and "memory" in options.split()[-1].split(","):
+        if kind == "cgroup" and controller in options.split()[-1].split(","):
             found.append(_Mount(ControlGroupV1, *fields.split()[3:5]))
         elif kind == "cgroup2":
             found.append(_Mount(ControlGroupV2, *fields.split()[3:5]))
@@ -167,11 +186,11 @@ def _groups_below(mount: _Mount, own: str, root: Path) -> list[ControlGroup]:
         if directory == top:
             break
         directory = directory.parent
-    return groups if any(_has_memory_files(group) for group in groups) else []
+    return groups
 
 
-def _has_memory_files(group: ControlGroup) -> bool:
-    return (group.directory / "memory.stat").exists()
+def _have(groups: list[ControlGroup], file: str) -> bool:
+    return any((group.directory / file).exists() for group in groups)
 
 
 def _text(file: Path) -> str:

@@ -43,8 +43,10 @@ class SpawnedWorkerHandle(WorkerHandle):
         OSError: the worker cannot be started.
     """
 
-    def __init__(self, supervisor: PoolSupervisor, listener: WorkerListener, settings: dict[str, Any]) -> None:
-        super().__init__(supervisor)
+    def __init__(
+        self, supervisor: PoolSupervisor, buffer: bytearray, listener: WorkerListener, settings: dict[str, Any]
+    ) -> None:
+        super().__init__(supervisor, buffer)
         self.call_started = False
         """Whether it has reported that its call started."""
         self.start_error: WorkerUnavailableError | None = None

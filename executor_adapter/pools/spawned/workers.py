@@ -8,6 +8,7 @@ from typing import Any
 from executor_adapter.pools.base import PoolSupervisor, Timer
 from executor_adapter.pools.spawned.worker_handle import SpawnedWorkerHandle, WorkerListener
 from executor_adapter.pools.start_watch import StartWatch
+from executor_adapter.pools.transport.worker_handle import make_receive_buffer
 
 MAX_START_FAILURES = 3
 """Workers that may die in a row before they are ready. The last of them takes an assignment with it."""
@@ -31,6 +32,7 @@ class SpawnedWorkerSet:
         self._listener = listener
         self._max_workers = max_workers
         self._settings = settings
+        self._buffer = make_receive_buffer()
         self._start_watch = StartWatch(supervisor, start_timeout)
         self._members: set[SpawnedWorkerHandle] = set()
         self._serving: set[SpawnedWorkerHandle] = set()
@@ -96,7 +98,7 @@ class SpawnedWorkerSet:
         return sum(not worker.ready for worker in self._serving)
 
     def _start(self) -> None:
-        worker = SpawnedWorkerHandle(self._supervisor, self._listener, self._settings)
+        worker = SpawnedWorkerHandle(self._supervisor, self._buffer, self._listener, self._settings)
         self._members.add(worker)
         self._serving.add(worker)
         preload = ", ".join(self._settings["preload"])

@@ -211,6 +211,8 @@ class _Pipe:
         """Read once. Return False if there was nothing to read."""
         if self.fd < 0:
             return False
+        # The time is taken first: after the read this thread may wait for the GIL, while the worker ends its function.
+        at = time.monotonic()
         try:
             chunk = os.read(self.fd, _READ_SIZE)
         except BlockingIOError:
@@ -218,7 +220,7 @@ class _Pipe:
         if not chunk:
             self.close()
             return False
-        self._output.on_chunk(self, chunk, time.monotonic())
+        self._output.on_chunk(self, chunk, at)
         return True
 
     def split(self, chunk: bytes) -> None:

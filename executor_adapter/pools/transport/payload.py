@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Payload:
     """Holds the part of a CALL frame that is the same for every attempt of the job."""
 
-    __slots__ = ("body", "file", "flags", "function", "max_runtime")
+    __slots__ = ("body", "file", "flags", "function", "lent", "max_runtime", "near")
 
     def __init__(
         self, function: EncodedFunction, flags: int, body: bytes, file: values.MemoryFile | None, max_runtime: float
@@ -33,6 +33,10 @@ class Payload:
         self.file = file
         """The memory file of arguments too large for the frame; kept until no attempt can follow."""
         self.max_runtime = max_runtime
+        self.lent: tuple[Any, ...] = ()
+        """References that the node must be given beside the call, since their pickle alone is of no use there."""
+        self.near: str | None = None
+        """The node that has data of it; None where that does not matter."""
 
     def header(self, number: int, seq: int, size_of_rest: int) -> bytes:
         """Return the frame's header for one attempt. `size_of_rest`: bytes after the body that belong to it alone."""
@@ -65,8 +69,11 @@ Initializer = tuple[Callable[..., Any], tuple[Any, ...]]
 _encoded_references: dict[str, EncodedFunction] = {}
 
 
-def make_payload(job: Job) -> Payload:
-    """Encode the function and arguments of a job.
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def make_payload(job: Job, arguments: Arguments | None = None) -> Payload:
+    """Encode the function and arguments of a job. `arguments`: what is sent in their place.
 
     Raises:
         InvalidJobError: the function is a reference to nothing.
@@ -78,7 +85,7 @@ def make_payload(job: Job) -> Payload:
     args = b""
     file = None
     if job.args or job.kwargs:
-        args, file = _encode_arguments(job)
+        args, file = _encode_arguments(job, arguments or (job.args, job.kwargs))
         flags |= wire.IN_FILE if file is not None else 0
     else:
         flags |= wire.NO_VALUE
@@ -96,9 +103,9 @@ def _encode_reference(function: str) -> EncodedFunction:
     return encoded
 
 
-def _encode_arguments(job: Job) -> tuple[bytes, values.MemoryFile | None]:
+def _encode_arguments(job: Job, arguments: Arguments) -> tuple[bytes, values.MemoryFile | None]:
     try:
-        return values.dump((job.args, job.kwargs), functions.dumps)
+        return values.dump(arguments, functions.dumps)
     except Exception as error:
         raise JobSerializationError(
             f"{_find_culprit(job)} cannot be pickled: {type(error).__name__}: {text_of(error)}: pass something that "

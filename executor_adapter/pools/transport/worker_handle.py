@@ -13,17 +13,29 @@ from executor_adapter.pools.transport.output import WorkerOutput
 from executor_adapter.pools.transport.send_buffer import SendBuffer
 from executor_adapter.worker import wire
 
-RECEIVE_BUFFER = bytearray(1 << 18)
-"""Shared by all sockets: the supervisor's thread reads them, and uses up what it read before it reads again."""
+_RECEIVE_SIZE = 1 << 18
+"""Bytes that are received at once."""
 
 _EXIT_TIMEOUT = 1.0
 """Seconds after which a worker that was asked to exit is killed."""
 
 
-class WorkerHandle(ABC):
-    """One worker: the assignments in its `queue`, its socket and pipes, and the way it is stopped."""
+def make_receive_buffer() -> bytearray:
+    """Return the buffer for the sockets of one pool.
 
-    def __init__(self, supervisor: PoolSupervisor) -> None:
+    Its workers may share it: the supervisor's thread reads them, and uses up what it read before it reads again. Pools
+    of several executors must not, since a thread that has read may wait for the GIL while another one reads.
+    """
+    return bytearray(_RECEIVE_SIZE)
+
+
+class WorkerHandle(ABC):
+    """One worker: the assignments in its `queue`, its socket and pipes, and the way it is stopped.
+
+    `buffer`: that of its pool, see `make_receive_buffer`.
+    """
+
+    def __init__(self, supervisor: PoolSupervisor, buffer: bytearray) -> None:
         self.queue: deque[Assignment] = deque()
         self.jobs_done = 0
         self.ready = False
@@ -38,6 +50,7 @@ class WorkerHandle(ABC):
         self._kill_at = 0.0
         self._kill_timer: Timer | None = None
         self._supervisor = supervisor
+        self._buffer = buffer
 
     def _connect(self, sock: socket.socket, stdout_fd: int, stderr_fd: int) -> None:
         """Use the host's ends of the worker's socket and pipes."""
@@ -45,7 +58,7 @@ class WorkerHandle(ABC):
         self._socket = sock
         self.fd = sock.fileno()
         self.send_buffer = SendBuffer(self._supervisor, sock)
-        self.reader = wire.FrameReader(sock, RECEIVE_BUFFER)
+        self.reader = wire.FrameReader(sock, self._buffer)
         self.output = WorkerOutput(self._supervisor, stdout_fd, stderr_fd, self.queue)
 
     @abstractmethod

@@ -95,6 +95,8 @@ class SharedToolState(ToolState):
         """When each start that it holds is lost."""
         self._close_for = 0.0
         self._shares = 0
+        self._answered = 0
+        """How many of the shares the last demand knew of: each has to be answered, for the store waits for that."""
         self._said: ToolDemand | None = None
 
     @property
@@ -172,8 +174,9 @@ class SharedToolState(ToolState):
             number=self._shares,
         )
         is_needed = demand.keep or demand.waits or demand.close_for or self._said is not None
-        if not is_needed or demand == self._said:
+        if not (is_needed or self._answered != self._shares) or demand == self._said:
             return None
+        self._answered = self._shares
         self._said = demand if demand.keep or demand.waits or demand.close_for else None
         self._close_for = 0.0
         return demand

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import itertools
 import json
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -71,6 +73,18 @@ class Runs:
             began, ended = float(lines[0].split()[1]), float(lines[-1].split()[1])
             lives.append((path.name.rpartition("-")[2], began, max(ended, last_of_child)))
         return lives
+
+    def overlaps(self) -> list[str]:
+        """Return the jobs of which two runs, or what they had started, were alive at the same time."""
+        by_job: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        for name, begun, ended in self.lives():
+            by_job[name].append((begun, ended))
+        found = []
+        for name, lives in by_job.items():
+            lives.sort()
+            pairs = itertools.pairwise(lives)
+            found += [f"job {name}: {first} and {second}" for first, second in pairs if first[1] >= second[0]]
+        return found
 
     def _lines(self) -> list[list[str]]:
         return [path.read_text().splitlines() for path in self._paths()]

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[3]
 QUIET = {"DASK_DISTRIBUTED__DASHBOARD__ENABLED": "False", "DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "warning"}
@@ -19,8 +20,10 @@ QUIET = {"DASK_DISTRIBUTED__DASHBOARD__ENABLED": "False", "DASK_DISTRIBUTED__LOG
 class DaskCluster:
     """A scheduler, and workers that can be started and killed one by one."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, options: Sequence[str] = (), security: Any = None) -> None:
         self.folder = folder
+        self._options = options
+        self._security = security
         self.address = ""
         self.workers: list[subprocess.Popen[bytes]] = []
         self._scheduler: subprocess.Popen[bytes] | None = None
@@ -39,13 +42,15 @@ class DaskCluster:
             time.sleep(0.05)
 
     def start_worker(
-        self, threads: int = 2, host: str = "127.0.0.1", inside: Sequence[str] = ()
+        self, threads: int = 2, host: str = "127.0.0.1", inside: Sequence[str] = (), resources: str = ""
     ) -> subprocess.Popen[bytes]:
         """Start a worker without a nanny; it may run so many leases at once.
 
-        `inside`: the start of a command that runs on the worker's host, if it is another one.
+        `inside`: the start of a command that runs on the worker's host, if it is another one. `resources`: such as
+        "GPU=1".
         """
         arguments = [self.address, "--host", host, "--nthreads", str(threads), "--no-nanny", "--no-dashboard"]
+        arguments += ["--resources", resources] if resources else []
         worker = self._run("worker", [*arguments, "--local-directory", str(self.folder)], inside)
         self.workers.append(worker)
         return worker
@@ -54,8 +59,9 @@ class DaskCluster:
         """Wait until the scheduler knows so many workers."""
         import distributed  # Not above: each worker process of the pools' tests imports this module.
 
-        with distributed.Client(self.address, set_as_default=False) as client:  # type: ignore[no-untyped-call]
-            client.wait_for_workers(count, timeout=30)  # type: ignore[no-untyped-call]
+        engine: Any = distributed
+        with engine.Client(self.address, set_as_default=False, security=self._security) as client:
+            client.wait_for_workers(count, timeout=30)
 
     def stop_scheduler(self) -> None:
         """Kill the scheduler."""
@@ -72,7 +78,7 @@ class DaskCluster:
 
     def _run(self, what: str, arguments: Sequence[str], inside: Sequence[str] = ()) -> subprocess.Popen[bytes]:
         with (self.folder / f"{what}.log").open("ab") as log:
-            command = [*inside, sys.executable, "-m", "dask", what, *arguments]
+            command = [*inside, sys.executable, "-m", "dask", what, *arguments, *self._options]
             environment = {**os.environ, **QUIET, "PYTHONPATH": str(ROOT)}
             return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
 
@@ -86,9 +92,11 @@ def _kill(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 @contextlib.contextmanager
-def dask_cluster(folder: Path, workers: int = 2, threads: int = 2) -> Iterator[DaskCluster]:
-    """Run a cluster while the block lasts."""
-    cluster = DaskCluster(folder)
+def dask_cluster(
+    folder: Path, workers: int = 2, threads: int = 2, options: Sequence[str] = (), security: Any = None
+) -> Iterator[DaskCluster]:
+    """Run a cluster while the block lasts. `options`: of its processes. `security`: of the client that waits for it."""
+    cluster = DaskCluster(folder, options, security)
     try:
         cluster.start_scheduler()
         for _ in range(workers):

@@ -7,6 +7,8 @@ import subprocess
 import time
 from pathlib import Path
 
+from executor_adapter.config import load_config
+
 
 def parent_of_agent() -> int:
     """Return the pid of the agent that runs this function: the parent of the guardian of its worker."""
@@ -52,3 +54,25 @@ def work(number: int, seconds: float) -> int:
     """Return the number after so many seconds."""
     time.sleep(seconds)
     return number
+
+
+def reversed_bytes(value: bytes) -> bytes:
+    """Return another value of the same size."""
+    return value[::-1]
+
+
+def sizes_of(values: list[bytes], more: bytes) -> list[int]:
+    """Return the sizes of several values."""
+    return [len(value) for value in [*values, more]]
+
+
+def read_settings() -> str:
+    """Read the settings as an executor in a job does, and return one of them."""
+    return load_config().executor.start_method
+
+
+def gpus_until(path: str) -> tuple[str | None, float, float]:
+    """Wait for a file; return the GPUs that this process sees, and when this function began and ended."""
+    began = time.monotonic()
+    wait_for_file(path)
+    return os.environ.get("CUDA_VISIBLE_DEVICES"), began, time.monotonic()

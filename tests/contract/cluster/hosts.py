@@ -45,10 +45,11 @@ def pids_on(host: str) -> list[int]:
 
 
 def switch_off(host: str) -> None:
-    """Kill everything on the host."""
-    for pid in pids_on(host):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    """Kill everything on the host, what is being started there meanwhile too."""
+    while pids := pids_on(host):
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import distributed
 import pytest
 from pytest_mock import MockerFixture
 
@@ -179,6 +180,21 @@ def test_a_program_without_dask_jobs_imports_nothing_of_dask() -> None:
         "assert not {'dask', 'distributed', 'ray'} & sys.modules.keys()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_closing_withdraws_the_leases_that_were_not_granted(
+    cluster: DaskCluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An executor that closes while it waits for more slots leaves no task in Dask, and logs no failure."""
+    with executor_of(cluster, 4) as executor:
+        run_on_both_workers(executor, tmp_path)
+        go = tmp_path / "go"
+        for future in [executor.submit(Job(function=wait_for_file, args=(str(go),), pool="dask")) for _ in range(4)]:
+            future.result(timeout=30)
+    assert not [record.message for record in caplog.records if record.name == "executor_adapter.cluster"]
+    with distributed.Client(cluster.address, set_as_default=False) as client:  # type: ignore[no-untyped-call]
+        wait_for(lambda: not any(client.call_stack().values()), seconds=30)
+        assert not any(client.processing().values())
 
 
 # --- who may connect ---

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -61,12 +60,7 @@ def test_a_retired_worker_drains(tmp_path: Path, runs: Runs) -> None:
         assert {job.status for job in jobs} == {JobStatus.COMPLETED}
         last = max(jobs, key=lambda job: job.completed_at or 0)  # type: ignore[arg-type, return-value]
         assert last.attempts[-1].node != retired
-        lives: dict[str, list[tuple[float, float]]] = {}
-        for name, begun, ended in runs.lives():
-            lives.setdefault(name, []).append((begun, ended))
-        for of_job in lives.values():
-            of_job.sort()
-            assert all(first[1] < second[0] for first, second in itertools.pairwise(of_job))
+        assert runs.overlaps() == []
 
 
 def test_jobs_go_on_where_the_scheduler_is_replaced(tmp_path: Path) -> None:

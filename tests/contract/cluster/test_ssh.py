@@ -157,9 +157,9 @@ def test_jobs_without_configured_hosts_are_refused() -> None:
             executor.submit(Job(function="os:getpid", pool="ssh"))
 
 
-def test_resources_are_refused_on_other_machines(make_ssh_executor: MakeSshExecutor) -> None:
-    """A job that takes resources, which are counted on this machine, is refused where it would run on another one."""
-    with pytest.raises(InvalidJobError, match=r"resources=\{'CPU': 1.*pool='ssh' runs on others"):
+def test_hosts_refuse_resources(make_ssh_executor: MakeSshExecutor) -> None:
+    """Where nobody counts what the hosts have, a job with resources is refused at submit, with the way out."""
+    with pytest.raises(InvalidJobError, match=r"resources=\{'CPU': 1.*nobody counts what the hosts of pool='ssh' have"):
         make_ssh_executor().submit(Job(function="os:getpid", pool="ssh", resources={"CPU": 1}))
 
 
@@ -173,13 +173,20 @@ def test_doctor_says_what_differs_on_hosts(two_ssh_hosts: SshServer) -> None:
     same, missing = check_cluster(ClusterSettings(ssh=ssh))
     assert (same.level, missing.level) == (Level.FINE, Level.WRONG)
     assert "/nowhere/python" in missing.found
-    described = {**describe(), "time": time.time() + 60, "python": "3.9"}
+    now = time.time()
+    described = {**describe(), "time": now + 60, "asked_at": now, "python": "3.9"}
     described["packages"] = {**described["packages"], "cloudpickle": None}
     assert differences("far", described) == [
         f"node far has Python 3.9, and this program {describe()['python']}: use the same on both",
         f"cloudpickle is missing there, {describe()['packages']['cloudpickle']} here",
         "its clock is 60 s ahead",
     ]
+    slow = {**describe(), "asked_at": now - 30}
+    assert [differences("far", {**slow, "time": now - late})[:1] for late in (0, 29, 90)] == [
+        [],
+        [],
+        ["its clock is 60 s behind"],
+    ], "a node that took long to answer has read its clock at some time meanwhile"
 
 
 # --- code ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -103,6 +104,24 @@ def test_settings_reach_every_worker() -> None:
     assert all((each["nice"], each["cpus"]) == (3, {0}) for each in seen)
     assert "numpy" in seen[0]["modules"]
     assert seen[0]["pid"] == seen[1]["pid"] or seen[0]["random"] != seen[1]["random"]
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("", (True, gc.get_threshold()[0])),
+        ("gc.disable()", (False, gc.get_threshold()[0])),
+        ("gc.set_threshold(5000)", (True, 5000)),
+    ],
+)
+def test_a_preloaded_module_decides_on_the_garbage_collector(
+    code: str, expected: tuple[bool, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers have it as the module has left it, and without a module that touches it as any process."""
+    (tmp_path / "tunes_gc.py").write_text(f"import gc\n{code}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with harness(1, preload=("tunes_gc",)) as pool:
+        assert pool.value(pool.submit(lambda: (gc.isenabled(), gc.get_threshold()[0]))) == expected
 
 
 # --- replacement ---

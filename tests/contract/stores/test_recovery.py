@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -124,6 +125,40 @@ def test_a_job_that_cannot_run_here_ends_failed(make_stored: MakeStored, store: 
         found = wait_for_end(store, record.job_id)
         assert (found.status, found.error_code) == (JobStatus.FAILED, code)
         assert message in (found.error_message or "")
+
+
+def test_a_job_whose_resources_this_host_lacks_is_left_for_one_that_has_them(
+    make_stored: MakeStored, store: JobStore, orphan: Orphan, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It stays in the store, and a warning says once what is missing; a host with that much runs it."""
+    call = json.dumps(json.loads(GIVE) | {"resources": {"license": 2}})
+    record = orphan(call=call, status=JobStatus.RETRYING, error_message="the last one")
+    never_started = orphan(call=call, status=JobStatus.PENDING, attempt=0)
+    lacks = make_stored(capacity={"license": 1})
+    assert lacks.recover() == lacks.recover() == []
+    left = record_in(store, record.job_id)
+    assert (left.status, left.error_message) == (JobStatus.RETRYING, "the last one")
+    lack = "resources: an attempt needs license 2, and this executor has license 1"
+    assert lack in str(record_in(store, never_started.job_id).error_message)
+    (said,) = (each.getMessage() for each in caplog.records if record.job_id in each.getMessage())
+    assert f"job {record.job_id} of the store is left there and does not run: {lack}" in said
+    recovered = make_stored(capacity={"license": 2}).recover()
+    assert {job.job_id for job in recovered} == {record.job_id, never_started.job_id}
+    for job in recovered:
+        assert wait_for_end(store, job.job_id).status is JobStatus.COMPLETED
+
+
+def test_a_job_whose_pool_this_host_lacks_is_left_for_one_that_has_it(
+    make_stored: MakeStored, store: JobStore, orphan: Orphan
+) -> None:
+    """A job of a pool that is not configured here stays in the store, with the reason; others are recovered."""
+    record = orphan(call=GIVE[:-1] + ', "pool": "ssh"}', status=JobStatus.PENDING, attempt=0)
+    here = orphan(call=GIVE)
+    recovered = make_stored().recover()
+    assert [job.job_id for job in recovered] == [here.job_id]
+    left = record_in(store, record.job_id)
+    assert left.status is JobStatus.PENDING
+    assert "pool='ssh' needs hosts: set cluster.ssh.hosts" in str(left.error_message)
 
 
 def test_a_job_that_ran_each_time_its_host_died_is_quarantined(
@@ -325,6 +360,7 @@ def test_jobs_of_a_killed_program_run_in_the_next_one_at_once(
             assert host.stdout is not None
             assert host.stdout.readline() == b"there\n"
             wait_for(file.exists, seconds=40)
+            wait_for(lambda: record_in(store, "long").attempt == 1, seconds=40)  # A start is written soon, not first.
             assert make_stored().recover() == []
         finally:
             host.kill()

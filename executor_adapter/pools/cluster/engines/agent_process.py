@@ -12,6 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from executor_adapter.pools.cluster import started_agent
+from executor_adapter.pools.cluster.engines.data_server import DataServer, DataStore
+from executor_adapter.pools.cluster.node_data import VARIABLE
 from executor_adapter.worker import interpreter_command
 
 _ANSWER_TIMEOUT = 2.0
@@ -21,25 +23,35 @@ _ANSWER_TIMEOUT = 2.0
 class AgentProcess:
     """An agent's process: it is told which leases are held here, and says which are given back.
 
-    `head`: the address at which the head listens, and its token. `node`: what the agent calls itself. `on_end(agent)`
-    is called in another thread when the process has ended.
+    `head`: the address at which the head listens, and its token. `node`: what the agent calls itself. `store`: where
+    its workers find the engine's data. `on_end(agent)` is called in another thread when the process has ended.
     """
 
     def __init__(
-        self, head: dict[str, Any], node: str, on_end: Callable[[AgentProcess], object] = lambda agent: None
+        self,
+        head: dict[str, Any],
+        node: str,
+        store: DataStore | None = None,
+        on_end: Callable[[AgentProcess], object] = lambda agent: None,
     ) -> None:
         self._lock = threading.Lock()
         self._released: dict[int, threading.Event] = {}
-        self._ended = ""
+        self._ended: str | None = None
+        """Why it takes no further lease; "" where it was told to end."""
         self._is_leaving = False
         self._answered = threading.Event()
         self._has_ended = threading.Event()
         self._on_end = on_end
+        self._data = None if store is None else DataServer(store)
+        environment = dict(os.environ)
+        if self._data is not None:
+            environment[VARIABLE] = self._data.address
         self._process = subprocess.Popen(
             interpreter_command(started_agent.BOOTSTRAP),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
+            env=environment,
         )
         self._tell({**head, "node": node, "path": [os.path.abspath(entry) for entry in sys.path]})
         threading.Thread(target=self._listen, name="executor-adapter-agent", daemon=True).start()
@@ -47,22 +59,25 @@ class AgentProcess:
     @property
     def has_ended(self) -> bool:
         """Whether its process takes no further lease."""
-        return bool(self._ended)
+        return self._ended is not None
 
-    def hold(self, lease: int) -> threading.Event:
-        """Tell the agent of a lease. The event is set when it is given back, or the agent has ended."""
+    def hold(self, lease: int, environment: dict[str, str] | None = None) -> threading.Event:
+        """Tell the agent of a lease. The event is set when it is given back, or the agent has ended.
+
+        `environment`: variables of the environment of the attempts that run on it.
+        """
         event = self._released[lease] = threading.Event()
         with self._lock:
-            if self._ended:
+            if self.has_ended:
                 event.set()
             else:
-                self._tell({"lease": lease})
+                self._tell({"lease": lease, "environment": environment or {}})
         return event
 
     def leave(self) -> None:
         """Tell the agent that the engine's process is about to leave."""
         with self._lock:
-            if not self._is_leaving and not self._ended:
+            if not self._is_leaving and not self.has_ended:
                 self._is_leaving = True
                 self._tell({"leaving": True})
 
@@ -71,18 +86,18 @@ class AgentProcess:
         self._answered.clear()
         with self._lock:
             self._tell({"answer": True})
-        if not self._answered.wait(_ANSWER_TIMEOUT) and not self._ended:
+        if not self._answered.wait(_ANSWER_TIMEOUT) and not self.has_ended:
             self._process.kill()
 
     def why_ended(self, lease: int) -> str:
-        """Forget a lease that has ended; return "" if it was given back, and otherwise how the agent ended."""
-        self._released.pop(lease, None)
-        return self._ended
+        """Forget a lease that has ended; return what was wrong with the agent, "" if nothing was."""
+        was_given_back = self._released.pop(lease, None) is None
+        return "" if was_given_back else self._ended or ""
 
     def wait_for_end(self) -> str:
-        """Wait until the process has ended, and return why."""
+        """Wait until the process has ended, and return what was wrong with it, "" if nothing was."""
         self._has_ended.wait()
-        return self._ended
+        return self._ended or ""
 
     def _tell(self, message: dict[str, Any]) -> None:
         assert self._process.stdin is not None
@@ -99,11 +114,14 @@ class AgentProcess:
             why = message.get("failed", why)
             if "answer" in message:
                 self._answered.set()
-            if (event := self._released.get(message.get("released", -1))) is not None:
+            if (event := self._released.pop(message.get("released", -1), None)) is not None:
                 event.set()
         self._process.stdout.close()
+        if self._data is not None:
+            self._data.close()
         with self._lock:
-            self._ended = why or f"the agent ended with code {self._process.wait()}"
+            code = self._process.wait()
+            self._ended = why or (f"the agent ended with code {code}" if code else "")
         with contextlib.suppress(OSError):
             self._process.stdin.close()
         self._on_end(self)

@@ -6,34 +6,61 @@ No attempt is a task of Dask's. So neither its retries nor its work stealing con
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import sys
+import weakref
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.exceptions.display import text_of
-from executor_adapter.pools.base import PoolSupervisor
+from executor_adapter.job import CPU, GPU, Shape
 from executor_adapter.pools.cluster.engines.dask_worker import hold_lease
-from executor_adapter.pools.cluster.engines.leases import Engine, EngineLeases, LeaseEnds
-from executor_adapter.pools.cluster.pool import RemotePool
+from executor_adapter.pools.cluster.engines.leases import Engine, LeaseEnds
+from executor_adapter.pools.cluster.engines.needs import Amounts, able_nodes, lack_in_words
+from executor_adapter.pools.cluster.engines.pool import EnginePool
+from executor_adapter.pools.cluster.engines.tls import Certificates
+from executor_adapter.pools.cluster.node_data import Kept, NodeValue, heads
+from executor_adapter.pools.cluster.references import remote_payload, replace_references
+from executor_adapter.pools.transport.payload import Payload
+
+if TYPE_CHECKING:
+    from executor_adapter.job import Job
 
 
-class DaskPool(RemotePool):
+class DaskPool(EnginePool):
     """Runs attempts on the workers of a Dask cluster; without an address, on a local one that it starts."""
 
     name: ClassVar[str] = "dask"
 
-    def __init__(
-        self,
-        supervisor: PoolSupervisor,
-        max_workers: int,
-        *,
-        address: str | None = None,
-        listen_host: str | None = None,
-        resources: dict[str, float] | None = None,
-        **options: Any,
-    ) -> None:
-        def make_source(pool: RemotePool) -> EngineLeases:
-            return EngineLeases(pool, lambda ends: DaskCluster(ends, address, resources, max_workers), listen_host)
+    @staticmethod
+    def make_engine(ends: LeaseEnds, address: str | None, resources: Mapping[str, float] | None, slots: int) -> Engine:
+        return DaskCluster(ends, address, resources, slots)
 
-        super().__init__(supervisor, max_workers, make_source, **options)
+    @classmethod
+    def prepare(cls, job: Job) -> Payload:
+        dask: Any = sys.modules.get("distributed")
+        if dask is None or not (job.args or job.kwargs):
+            return remote_payload(job)
+        nodes: list[str] = []
+
+        def replace(future: Any, shown: str) -> NodeValue:
+            nodes.extend(filter(None, [_kept_on.get(future)]))
+            return _node_value(future, shown)
+
+        return remote_payload(job, replace_references(job, dask.Future, replace), next(iter(nodes), None))
+
+
+_kept_on: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+"""The node of each result that was kept, by its future."""
+
+
+def _node_value(future: Any, shown: str) -> NodeValue:
+    """Return what is sent in place of a Dask future."""
+    if future.status != "finished":
+        raise InvalidJobError(
+            f"{shown} is a Dask future that is {future.status}, not finished: wait for it first (distributed.wait)"
+        )
+    return NodeValue(future.key, f"{shown}, the Dask future {future.key},")
 
 
 class DaskCluster(Engine):
@@ -41,7 +68,7 @@ class DaskCluster(Engine):
 
     name = "Dask"
 
-    def __init__(self, ends: LeaseEnds, address: str | None, resources: dict[str, float] | None, slots: int) -> None:
+    def __init__(self, ends: LeaseEnds, address: str | None, resources: Mapping[str, float] | None, slots: int) -> None:
         self._ends = ends
         self._address = address
         self._resources = resources
@@ -50,6 +77,10 @@ class DaskCluster(Engine):
         self._client: Any = None
         self._futures: dict[int, Any] = {}
         """The tasks that are not done, by the number of their lease."""
+        self._keeper: Any = None
+        """The client whose futures the kept results are: that of the program, if it has one of this cluster."""
+        self._head = ""
+        """The name under which nodes know this program."""
 
     def connect(self) -> str:
         import distributed  # Only here: programs that do not use it need not have it.
@@ -59,6 +90,7 @@ class DaskCluster(Engine):
         if self._client is not None:  # Its scheduler was lost.
             self._client.close(timeout=0)
         if target is None:
+            self.is_fixed = True
             # Its workers are threads of this program: they hold leases, and run no code of a job.
             self._local = target = engine.LocalCluster(
                 n_workers=1,
@@ -67,25 +99,64 @@ class DaskCluster(Engine):
                 dashboard_address="127.0.0.1:0",
                 scheduler_kwargs={"dashboard": False},
             )
-        self._client = engine.Client(target, set_as_default=False, name="executor-adapter")
+        # A client of the program's own may have been given certificates that Dask's configuration does not name.
+        known = None if self._local else _default_client(engine, target)
+        security = None if known is None else known.security
+        self._client = engine.Client(target, set_as_default=False, name="executor-adapter", security=security)
         scheduler = str(self._client.scheduler.address)
-        if scheduler.startswith("tls:"):
-            raise ConnectionError(f"{scheduler} uses TLS, which pool='dask' cannot: use one without it")
+        self._keeper = _default_client(engine, scheduler) or self._client
         return scheduler
 
-    def ask(self, head: dict[str, Any], lease: int) -> None:
+    def certificates(self) -> Certificates | None:
+        if not str(self._client.scheduler.address).startswith("tls:"):
+            return None
+        certificates: Certificates = self._client.security.get_tls_config_for_role("client")
+        return certificates
+
+    def ask(self, head: dict[str, Any], lease: int, needs: Amounts) -> None:
         if self._client is None or self._client.status != "running":
             self.connect()
+        self._head = head["token"]
+        heads[self._head] = self._open_kept
+        head = {**head, "client": self._keeper.id, "tls": self.certificates() is not None}
         future = self._futures[lease] = self._client.submit(
             hold_lease,
             head,
             lease,
+            needs.get(GPU, 0),
             key=f"executor-adapter-lease-{head['token'][:8]}-{lease}",
             pure=False,
             retries=0,
-            resources=self._resources,
+            resources=self._counted(needs) or None,
         )
         future.add_done_callback(lambda done: self._ends.call(lambda: self._note_end(lease, done)))
+
+    def _counted(self, needs: Amounts) -> dict[str, float]:
+        """Return what Dask counts of a lease. One thread is a processor, where no worker says how many it has."""
+        counted = {**(self._resources or {}), **needs}
+        if counted.get(CPU, 2) <= 1 and not any(CPU in has for has in self._workers().values()):
+            del counted[CPU]
+        return counted
+
+    def _workers(self) -> dict[str, Amounts]:
+        """Return what each worker has in all, as it was started with `--resources`, by the name of its agent."""
+        workers: dict[str, Any] = self._client.scheduler_info()["workers"]
+        return {address: worker.get("resources", {}) for address, worker in workers.items()}
+
+    def is_in_line(self, shape: Shape) -> bool:
+        # A worker looks at the first of its tasks that need resources alone.
+        return bool(self._resources or shape)
+
+    def find_nodes(self, needs: Amounts) -> tuple[list[str], str]:
+        counted, workers = self._counted(needs), self._workers()
+        if found := able_nodes(counted, workers):
+            return found, ""
+        lack = lack_in_words(counted, workers.values(), "worker")
+        if not counted:
+            return [], lack
+        # Dask reads an amount as a number, and so text such as 4GiB is none.
+        amounts = " ".join(f"{name}={amount:.10g}" for name, amount in counted.items())
+        return [], f"{lack} (dask worker --resources {amounts!r})"
 
     def _note_end(self, lease: int, future: Any) -> None:
         if self._futures.get(lease) is future:
@@ -107,10 +178,29 @@ class DaskCluster(Engine):
     def release(self, lease: int) -> None:
         """Do nothing: its task ends when the agent hears of it."""
 
+    def _open_kept(self, kept: Kept) -> Any:
+        """Return the Dask future of a result that stays on a worker, which has reported it for this client."""
+        import distributed
+
+        make_future: Any = distributed.Future  # Dask's own type of `state` is too narrow.
+        future = make_future(kept.name, self._keeper, state="memory")
+        _kept_on[future] = kept.node
+        return future
+
     def close(self) -> None:
+        heads.pop(self._head, None)
         if self._futures:
             self._client.cancel(list(self._futures.values()), force=True)
         self._futures.clear()
         for each in (self._client, self._local):
             if each is not None:
                 each.close()
+
+
+def _default_client(engine: Any, scheduler: Any) -> Any:
+    """Return the program's own client, if it is connected to this scheduler."""
+    try:
+        client = engine.default_client()
+    except ValueError:  # It has none.
+        return None
+    return client if client.status == "running" and client.scheduler.address == scheduler else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import secrets
 import socket
+import ssl
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -17,12 +18,18 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from executor_adapter.exceptions.display import text_of
+from executor_adapter.job import Shape
+from executor_adapter.pools.base import Timer
+from executor_adapter.pools.cluster.engines.needs import Amounts, amounts_of
+from executor_adapter.pools.cluster.engines.tls import Certificates, end_of, tls_context
 from executor_adapter.pools.cluster.handshake import TOKEN_SIZE, Door
 from executor_adapter.pools.cluster.leases import LeaseHolder, LeaseSource
-from executor_adapter.pools.cluster.link import SocketEnd
 from executor_adapter.pools.cluster.remote_agent import RemoteAgent
 
 logger = logging.getLogger("executor_adapter.cluster")
+
+LOOK_SECONDS = 1.0
+"""Seconds between two looks at the leases that were not granted yet."""
 
 RETRY_SECONDS = 1.0
 """Seconds after which a lease that a node could not hold is asked for again."""
@@ -32,7 +39,7 @@ class LeaseEnds(Protocol):
     """Receives what an engine finds out. Any thread may call it."""
 
     def lease_ended(self, lease: int, why: str, *, is_final: bool = False) -> None:
-        """Take note that nothing holds a lease any more; `why` is "" if it was given back.
+        """Take note that nothing holds a lease any more; `why` is "" if nothing was wrong.
 
         `is_final`: no further try can help.
         """
@@ -55,17 +62,37 @@ class Engine(ABC):
             Exception: it cannot be reached.
         """
 
+    is_fixed = False
+    """Whether no node will join the cluster."""
+
+    def certificates(self) -> Certificates | None:
+        """Return the certificates with which this program listens for agents; None where the cluster uses no TLS."""
+        return None
+
     @abstractmethod
-    def ask(self, head: dict[str, Any], lease: int) -> None:
+    def ask(self, head: dict[str, Any], lease: int, needs: Amounts) -> None:
         """Let an agent on some node hold a lease. `head`: the address at which this program listens, and its token.
+
+        `needs`: what the lease takes of its node, in place of the amounts that plain leases take.
 
         Raises:
             Exception: nothing can be asked for now.
         """
 
     @abstractmethod
+    def find_nodes(self, needs: Amounts) -> tuple[list[str], str]:
+        """Return the names of the agents of the nodes that could hold such a lease; in words, why there is none.
+
+        Both are empty where that is not known now.
+        """
+
+    @abstractmethod
     def drop(self, lease: int) -> None:
         """Give a lease back, held or not; nothing where it is not known any more."""
+
+    def is_in_line(self, shape: Shape) -> bool:
+        """Return whether a lease of this shape that a node has no room for holds up later ones of other shapes."""
+        return False
 
     def release(self, lease: int) -> None:
         """Give a lease back whose agent knows of it too."""
@@ -74,6 +101,9 @@ class Engine(ABC):
     def poll(self) -> float | None:
         """Look what has become of the leases. Return the seconds until it is to be called again; None for no need."""
         return None
+
+    def lend(self, node: str, references: tuple[Any, ...]) -> None:  # noqa: B027
+        """Give references to the engine's process on the node of this name."""
 
     def on_agent_lost(self, node: str) -> None:  # noqa: B027
         """Take note that the agent of this name is gone."""
@@ -96,42 +126,66 @@ class EngineLeases(LeaseSource):
         self._last = 0
         self._wanted: dict[int, RemoteAgent | None] = {}
         """The leases that were asked for, with the agent that has reported it."""
+        self._shapes: dict[int, Shape] = {}
+        """The shapes of those that are not plain."""
         self._commands: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._is_connecting = self._closing = False
+        self._look_timer: Timer | None = None
 
     # --- leases ---
 
-    def request(self, count: int) -> None:
+    def request(self, count: int, shape: Shape = ()) -> None:
         self._connect_once()
+        self._ask_for(count, shape)
+        if shape:
+            self._look_for_nodes()
+
+    def _ask_for(self, count: int, shape: Shape) -> None:
         for _ in range(count):
             self._last += 1
             self._wanted[self._last] = None
+            if shape:
+                self._shapes[self._last] = shape
             if self._door is not None:
                 self._ask(self._last)
 
-    def withdraw(self, count: int) -> None:
-        waiting = [lease for lease, agent in self._wanted.items() if agent is None]
+    def withdraw(self, count: int, shape: Shape = ()) -> None:
+        waiting = [lease for lease in self._not_granted() if self.shape_of(lease) == shape]
         for lease in waiting[max(0, len(waiting) - count) :]:
             self._drop(lease)
+
+    def _not_granted(self) -> list[int]:
+        """Return the leases that were asked for and not granted yet, the oldest first."""
+        return [lease for lease, agent in self._wanted.items() if agent is None]
+
+    def shape_of(self, lease: int) -> Shape:
+        return self._shapes.get(lease, ())
 
     def accepts(self, lease: int) -> bool:
         return self._wanted.get(lease, self) is None
 
     def release(self, agent: RemoteAgent, lease: int) -> None:
-        self._wanted.pop(lease, None)
+        self._forget(lease)
         self._commands.put(lambda: self._engine.release(lease))
+
+    def lend(self, agent: RemoteAgent, references: tuple[Any, ...]) -> None:
+        self._commands.put(lambda: self._engine.lend(agent.node, references))
 
     def on_granted(self, agent: RemoteAgent, lease: int) -> None:
         self._wanted[lease] = agent
 
     def on_lost(self, agent: RemoteAgent, why: str) -> None:
-        for lease in agent.leases:
+        for lease in (*agent.leases, *(shaped.number for shaped in agent.shaped)):
             self._drop(lease)
         self._commands.put(lambda: self._engine.on_agent_lost(agent.node))
 
-    def _drop(self, lease: int) -> None:
+    def _forget(self, lease: int) -> None:
         self._wanted.pop(lease, None)
+        self._shapes.pop(lease, None)
+
+    def _drop(self, lease: int) -> None:
+        self._forget(lease)
         self._commands.put(lambda: self._engine.drop(lease))
 
     # --- the cluster ---
@@ -147,29 +201,54 @@ class EngineLeases(LeaseSource):
     def _on_unreachable(self, why: str) -> None:
         self._is_connecting = False
         self._wanted.clear()
+        self._shapes.clear()
         self._pool.refused(f"the {self._engine.name} cluster cannot be reached: {why}")
 
-    def _on_connected(self, scheduler: str) -> None:
+    def _on_connected(self, scheduler: str, context: ssl.SSLContext | None) -> None:
         self._is_connecting = False
         if self._closing:
             return
         host = self._listen_host or host_towards(scheduler)
         try:
-            self._door = Door(self._supervisor, host, self._token, self._on_agent)
+            self._door = Door(self._supervisor, host, self._token, self._on_agent, context)
         except OSError as error:
             key = f"cluster.{self._engine.name.lower()}.listen_host"
             self._pool.refused(f"cannot listen for agents on {host}: {text_of(error)}: set {key}")
             return
         for lease in self._wanted:
             self._ask(lease)
+        self._look_for_nodes()
+
+    def _look_for_nodes(self, *, again: bool = False) -> None:
+        """Find out which of the leases that were not granted yet no node could hold, now and `again` later."""
+        if again:
+            self._let_others_pass()
+        if self._look_timer is not None:
+            self._look_timer.cancel()
+        shapes = {shape for lease in self._not_granted() if (shape := self.shape_of(lease))}
+        if shapes and self._door is not None and not self._closing:
+            self._commands.put(lambda: self._look_at_nodes(shapes))
+            due = self._supervisor.now() + LOOK_SECONDS
+            self._look_timer = self._supervisor.call_at(due, lambda: self._look_for_nodes(again=True))
+
+    def _let_others_pass(self) -> None:
+        """Ask anew for the leases of the shape that waits longest, so that they come after those of other shapes."""
+        in_line = [lease for lease in self._not_granted() if self._engine.is_in_line(self.shape_of(lease))]
+        first = self.shape_of(in_line[0]) if in_line else ()
+        of_first = [lease for lease in in_line if self.shape_of(lease) == first]
+        if len(of_first) < len(in_line):
+            for lease in of_first:
+                self._drop(lease)
+            self._ask_for(len(of_first), first)
 
     def _on_agent(self, sock: socket.socket) -> None:
-        self._pool.connect(SocketEnd(sock))
+        self._pool.connect(end_of(sock))
 
     def _ask(self, lease: int) -> None:
         assert self._door is not None
         head = {"address": list(self._door.address), "token": self._token.hex()}
-        self._commands.put(lambda: self._try_to_ask(head, lease))
+        needs = amounts_of(self.shape_of(lease))
+        self._commands.put(lambda: self._try_to_ask(head, lease, needs))
 
     def call(self, command: Callable[[], None]) -> None:
         self._commands.put(command)
@@ -178,15 +257,17 @@ class EngineLeases(LeaseSource):
         self._supervisor.call_soon(self._on_lease_ended, lease, why, is_final)
 
     def _on_lease_ended(self, lease: int, why: str, is_final: bool) -> None:
-        """Ask again for a lease that no agent has reported."""
+        """Ask again for a lease that no agent has reported, at once if that was just about to end."""
         if self._wanted.get(lease, self) is not None or self._closing:
             return
         if is_final:
-            del self._wanted[lease]
+            self._forget(lease)
             self._pool.refused(why)
             return
-        if why:
-            self._pool.not_granted(f"the {self._engine.name} cluster runs no jobs now: {why}")
+        if not why:
+            self._ask_again(lease)
+            return
+        self._pool.not_granted(f"the {self._engine.name} cluster runs no jobs now: {why}")
         self._supervisor.call_at(self._supervisor.now() + RETRY_SECONDS, lambda: self._ask_again(lease))
 
     def _ask_again(self, lease: int) -> None:
@@ -195,6 +276,8 @@ class EngineLeases(LeaseSource):
 
     def close(self, on_closed: Callable[[], None]) -> None:
         self._closing = True
+        if self._look_timer is not None:
+            self._look_timer.cancel()
         if self._door is not None:
             self._door.close()
         if self._thread is None:
@@ -224,14 +307,21 @@ class EngineLeases(LeaseSource):
     def _connect(self) -> None:
         try:
             scheduler = self._engine.connect()
+            certificates = self._engine.certificates()
+            context = None if certificates is None else tls_context(certificates, listens=True)
         except Exception as error:
             self._supervisor.call_soon(self._on_unreachable, text_of(error))
         else:
-            self._supervisor.call_soon(self._on_connected, scheduler)
+            self._supervisor.call_soon(self._on_connected, scheduler, context)
 
-    def _try_to_ask(self, head: dict[str, Any], lease: int) -> None:
+    def _look_at_nodes(self, shapes: set[Shape]) -> None:
+        for shape in shapes:
+            nodes, why = self._engine.find_nodes(amounts_of(shape))
+            self._supervisor.call_soon(self._pool.nodes_sought, shape, nodes, why, self._engine.is_fixed)
+
+    def _try_to_ask(self, head: dict[str, Any], lease: int, needs: Amounts) -> None:
         try:
-            self._engine.ask(head, lease)
+            self._engine.ask(head, lease, needs)
         except Exception as error:
             self.lease_ended(lease, f"no lease can be asked for: {text_of(error)}")
 

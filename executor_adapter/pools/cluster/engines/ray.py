@@ -6,16 +6,27 @@ attempt is a task of Ray's. So neither its retries nor its memory monitor's conc
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Mapping
-from typing import Any, ClassVar
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.exceptions.display import text_of
-from executor_adapter.pools.base import PoolSupervisor
-from executor_adapter.pools.cluster.engines.leases import Engine, EngineLeases, LeaseEnds
-from executor_adapter.pools.cluster.engines.ray_node import NodeActor
-from executor_adapter.pools.cluster.pool import RemotePool
+from executor_adapter.job import CPU, GPU
+from executor_adapter.pools.cluster.engines.leases import Engine, LeaseEnds
+from executor_adapter.pools.cluster.engines.needs import Amounts, able_nodes, lack_in_words
+from executor_adapter.pools.cluster.engines.pool import EnginePool
+from executor_adapter.pools.cluster.engines.ray_connection import SLOT, RayUser, node_name
+from executor_adapter.pools.cluster.engines.ray_node import NodeActor, certificates_of_ray, gpus_of_bundle
+from executor_adapter.pools.cluster.engines.tls import Certificates
+from executor_adapter.pools.cluster.node_data import Kept, NodeValue, heads
+from executor_adapter.pools.cluster.references import remote_payload, replace_references
+from executor_adapter.pools.transport.payload import Payload
+
+if TYPE_CHECKING:
+    from executor_adapter.job import Job
 
 PENDING_INTERVAL = 0.02
 """Seconds between two looks at leases that are not placed yet: one short request to Ray's control store."""
@@ -23,28 +34,40 @@ PENDING_INTERVAL = 0.02
 WATCH_INTERVAL = 0.5
 """Seconds between two looks at actors, whose agents report by themselves what matters for jobs."""
 
+TAKE_TIMEOUT = 60.0
+"""Seconds that Ray may take to store a result which stays on a node."""
 
-class RayPool(RemotePool):
+
+class RayPool(EnginePool):
     """Runs attempts on the nodes of a Ray cluster; without an address, on a local one that it starts."""
 
     name: ClassVar[str] = "ray"
 
-    def __init__(
-        self,
-        supervisor: PoolSupervisor,
-        max_workers: int,
-        *,
-        address: str | None = None,
-        listen_host: str | None = None,
-        resources: Mapping[str, float] | None = None,
-        **options: Any,
-    ) -> None:
-        bundle = dict(resources or {"CPU": 1})
+    @staticmethod
+    def make_engine(ends: LeaseEnds, address: str | None, resources: Mapping[str, float] | None, slots: int) -> Engine:
+        return RayCluster(ends, address, resources, slots)
 
-        def make_source(pool: RemotePool) -> EngineLeases:
-            return EngineLeases(pool, lambda ends: RayCluster(ends, address, bundle, max_workers), listen_host)
+    @classmethod
+    def prepare(cls, job: Job) -> Payload:
+        ray: Any = sys.modules.get("ray")
+        if ray is None or not (job.args or job.kwargs):
+            return remote_payload(job)
+        lent: list[Any] = []
 
-        super().__init__(supervisor, max_workers, make_source, **options)
+        def replace(reference: Any, shown: str) -> NodeValue:
+            if not ray.wait([reference], timeout=0, fetch_local=False)[0]:
+                raise InvalidJobError(f"{shown} is an ObjectRef that is not ready: wait for it first (ray.wait)")
+            lent.append(reference)
+            return NodeValue(reference.hex(), f"{shown}, the ObjectRef {reference.hex()},")
+
+        arguments = replace_references(job, ray.ObjectRef, replace)
+        nodes = (_kept_on[each.hex()] for each in lent if each.hex() in _kept_on)
+        return remote_payload(job, arguments, next(nodes, None), tuple(lent))
+
+
+_kept_on: dict[str, str] = {}
+"""The node of each result that was kept lately, by its ObjectRef."""
+_MAX_KEPT_ON = 10_000
 
 
 class _Node:
@@ -57,6 +80,8 @@ class _Node:
         self.end = actor.wait_for_end.remote()
         """Resolves to why its agent has ended."""
         self.leases: set[int] = set()
+        self.taken: set[str] = set()
+        """The results that it is storing."""
 
 
 class RayCluster(Engine):
@@ -64,62 +89,114 @@ class RayCluster(Engine):
 
     name = "Ray"
 
-    def __init__(self, ends: LeaseEnds, address: str | None, bundle: dict[str, float], slots: int) -> None:
+    def __init__(self, ends: LeaseEnds, address: str | None, resources: Mapping[str, float] | None, slots: int) -> None:
         self._ends = ends
         self._address = address
-        self._bundle = bundle
+        self._resources = resources
         self._slots = slots
+        self._bundle: dict[str, float] = {}
         self._ray: Any = None
-        self._is_ours = False
-        """Whether this pool has connected the program to Ray, and disconnects it."""
+        self._user = RayUser()
         self._head: dict[str, Any] = {}
         self._groups: dict[int, Any] = {}
         """The placement group of each lease."""
         self._pending: set[int] = set()
         """Leases that are not placed yet."""
+        self._asked_gpus: dict[int, tuple[Any, str]] = {}
+        """Leases that are placed: the answer which GPUs each has, and its node."""
         self._nodes: dict[str, _Node] = {}
+        self._postponed: list[Callable[[], object]] = []
+        """Calls to the control store that wait until it answers."""
 
     def connect(self) -> str:
         import ray  # Only here: programs that do not use it need not have it.
 
+        # A local cluster has what these leases take, whatever processors there are.
+        processors = math.ceil(self._slots * (self._resources or {}).get("CPU", 1))
+        scheduler = self._user.join(self._address, processors)
         self._ray = ray
-        if not ray.is_initialized():
-            self._is_ours = True
-            address = self._address or os.environ.get("RAY_ADDRESS") or "local"
-            options: dict[str, Any] = {"address": address, "log_to_driver": False, "configure_logging": False}
-            if address == "local":
-                # Its leases are slots of this executor, whatever processors there are.
-                options |= {"num_cpus": self._slots, "include_dashboard": False}
-            log = logging.getLogger("ray")
-            level = log.level
-            log.setLevel(logging.ERROR)  # It warns that it sets no signal handler in a thread, and none is wanted.
-            try:
-                ray.init(**options)
-            finally:
-                log.setLevel(level)
-        return str(ray.get_runtime_context().gcs_address)
+        self._bundle = dict(self._resources or {SLOT if self._user.is_local else CPU: 1})
+        self.is_fixed = self._user.is_local
+        return scheduler
 
-    def ask(self, head: dict[str, Any], lease: int) -> None:
+    def certificates(self) -> Certificates | None:
+        return certificates_of_ray()
+
+    def ask(self, head: dict[str, Any], lease: int, needs: Amounts) -> None:
+        if not self._user.is_connected():
+            self.connect()
+        if why := self._user.why_silent():
+            raise ConnectionError(f"its control store does not answer: {why}")
         self._head = head
+        heads[head["token"]] = self._open_kept
         name = f"executor-adapter-lease-{head['token'][:8]}-{lease}"
-        self._groups[lease] = self._ray.util.placement_group([self._bundle], name=name)
+        self._groups[lease] = self._ray.util.placement_group([{**self._bundle, **needs}], name=name)
         self._pending.add(lease)
+
+    def find_nodes(self, needs: Amounts) -> tuple[list[str], str]:
+        if not self._user.answers():
+            return [], ""
+        nodes = {node_name(node): node["Resources"] for node in self._ray.nodes() if node["Alive"]}
+        bundle = {**self._bundle, **needs}
+        found = able_nodes(bundle, nodes)
+        return found, "" if found else lack_in_words(bundle, nodes.values(), "node")
 
     def drop(self, lease: int) -> None:
         self._pending.discard(lease)
+        self._asked_gpus.pop(lease, None)
         for node in self._nodes.values():
             node.leases.discard(lease)
         if (group := self._groups.pop(lease, None)) is not None:
-            self._ray.util.remove_placement_group(group)
+            self._when_it_answers(lambda: self._ray.util.remove_placement_group(group))
+
+    # --- data ---
+
+    def lend(self, node: str, references: tuple[Any, ...]) -> None:
+        for each in self._nodes.values():
+            if each.name == node:
+                each.actor.lend.remote(list(references))
+
+    def _open_kept(self, kept: Kept) -> Any:
+        """Return the ObjectRef of a result that waits in the actor of a node. Called in another thread."""
+        found = [node for node in list(self._nodes.values()) if node.name == kept.node]
+        if not found:
+            raise LookupError(f"node {kept.node} is gone, and the result with it")
+        found[0].taken.add(kept.name)
+        try:
+            reference = found[0].actor.take.remote(kept.name)
+            self._ray.wait([reference], timeout=TAKE_TIMEOUT, fetch_local=False)
+        finally:
+            found[0].taken.discard(kept.name)
+        while len(_kept_on) >= _MAX_KEPT_ON:
+            del _kept_on[next(iter(_kept_on))]
+        _kept_on[reference.hex()] = kept.node
+        return reference
 
     # --- looking at Ray ---
 
     def poll(self) -> float | None:
+        if not (self._groups or self._nodes or self._postponed):
+            return None
+        if not self._user.is_connected():
+            # Otherwise the next call would start a cluster: Ray does so where there is none.
+            self._nodes.clear()
+            self._postponed.clear()
+            for lease in list(self._groups):
+                self._forget(lease, self._user.why_ended())
+        if not self._user.answers():
+            return WATCH_INTERVAL
+        calls, self._postponed = self._postponed, []
+        for call in calls:
+            call()
         if self._pending:
             self._look_at_pending()
+        if self._asked_gpus:
+            self._look_at_gpus()
         if self._nodes:
             self._look_at_actors()
-        return PENDING_INTERVAL if self._pending else WATCH_INTERVAL if self._nodes else None
+        if self._pending or self._asked_gpus:
+            return PENDING_INTERVAL
+        return WATCH_INTERVAL if self._nodes or self._postponed else None
 
     def _look_at_pending(self) -> None:
         table = self._ray.util.placement_group_table()
@@ -127,20 +204,40 @@ class RayCluster(Engine):
             found = table.get(self._groups[lease].id.hex(), {"state": "PENDING"})
             if found["state"] == "CREATED":
                 self._pending.discard(lease)
-                self._hold(lease, found["bundles_to_node_id"][0])
+                self._on_placed(lease, found["bundles_to_node_id"][0])
             elif found["state"] == "REMOVED":
                 self._forget(lease, "Ray has removed its placement group")
 
-    def _hold(self, lease: int, node_id: str) -> None:
+    def _on_placed(self, lease: int, node_id: str) -> None:
+        group = self._groups[lease]
+        gpus = group.bundle_specs[0].get(GPU, 0)
+        if not gpus:
+            self._hold(lease, node_id, {})
+            return
+        # Ray tells which ones they are to what runs in the bundle alone; they stay the same while the group lives.
+        place = self._ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(group, 0)
+        task = self._ray.remote(num_cpus=0, num_gpus=gpus, max_retries=0, scheduling_strategy=place)(gpus_of_bundle)
+        self._asked_gpus[lease] = task.remote(), node_id
+
+    def _look_at_gpus(self) -> None:
+        for lease, (answer, node_id) in list(self._asked_gpus.items()):
+            if self._ray.wait([answer], timeout=0)[0]:
+                del self._asked_gpus[lease]
+                try:
+                    self._hold(lease, node_id, self._ray.get(answer))
+                except Exception as error:
+                    self._forget(lease, _first_line(error), is_final=_lacks_package(error))
+
+    def _hold(self, lease: int, node_id: str, environment: dict[str, str]) -> None:
         node = self._nodes.get(node_id)
         if node is None:
             node = self._nodes[node_id] = self._start_actor(node_id)
         node.leases.add(lease)
-        node.actor.hold.remote(lease)
+        node.actor.hold.remote(lease, environment)
 
     def _start_actor(self, node_id: str) -> _Node:
-        addresses = {each["NodeID"]: each["NodeManagerAddress"] for each in self._ray.nodes()}
-        name = f"{addresses.get(node_id, 'ray')}/{node_id[:8]}"
+        names = {each["NodeID"]: node_name(each) for each in self._ray.nodes()}
+        name = names.get(node_id, f"ray/{node_id[:8]}")
         place = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node_id, soft=False)
         # The default of a program's runtime environment holds for it as for the program's own actors.
         options = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0, "max_concurrency": 8}
@@ -160,10 +257,7 @@ class RayCluster(Engine):
         try:
             why = self._ray.get(node.end)
         except Exception as error:
-            why = _first_line(error)
-            is_final = "ModuleNotFoundError" in str(error) or "ImportError" in str(error)
-            if is_final:
-                why = f"{why}: install prefect-executor-adapter on the nodes"
+            why, is_final = _first_line(error), _lacks_package(error)
         self._remove(node_id, node, why, is_final)
 
     def on_agent_lost(self, node: str) -> None:
@@ -173,26 +267,48 @@ class RayCluster(Engine):
 
     def _remove(self, node_id: str, node: _Node, why: str, is_final: bool) -> None:
         del self._nodes[node_id]
-        self._ray.kill(node.actor, no_restart=True)  # It may be stopped, and so may the agent.
+        until = time.monotonic() + TAKE_TIMEOUT
+        self._when_it_answers(lambda: self._kill(node, until))
         for lease in node.leases.copy():
             self._forget(lease, why, is_final=is_final)
+
+    def _kill(self, node: _Node, until: float) -> None:
+        """Kill an actor when it has stored the results that it was asked for, and at that time at the latest.
+
+        It may be stopped, and so may the agent.
+        """
+        if node.taken and time.monotonic() < until:
+            self._postponed.append(lambda: self._kill(node, until))
+        else:
+            self._ray.kill(node.actor, no_restart=True)
+
+    def _when_it_answers(self, call: Callable[[], object]) -> None:
+        """Make a call to Ray's control store, or keep it until that is there again."""
+        if self._user.answers():
+            call()
+        elif self._user.is_connected():
+            self._postponed.append(call)
 
     def _forget(self, lease: int, why: str, *, is_final: bool = False) -> None:
         self.drop(lease)
         self._ends.lease_ended(lease, why, is_final=is_final)
 
     def close(self) -> None:
+        heads.pop(self._head.get("token", ""), None)
         if self._ray is None:
             return
-        for node in self._nodes.values():
-            self._ray.kill(node.actor, no_restart=True)
-        self._nodes.clear()
+        for node_id, node in list(self._nodes.items()):
+            self._remove(node_id, node, "", is_final=False)
         for lease in list(self._groups):
             self.drop(lease)
-        if self._is_ours:
-            self._ray.shutdown()
+        self._user.leave()
+
+
+def _lacks_package(error: Exception) -> bool:
+    return "ModuleNotFoundError" in str(error) or "ImportError" in str(error)
 
 
 def _first_line(error: Exception) -> str:
     lines = [line for line in text_of(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1].strip() if lines else ''}"
+    hint = ": install prefect-executor-adapter on the nodes" if _lacks_package(error) else ""
+    return f"{type(error).__name__}: {lines[-1].strip() if lines else ''}{hint}"

@@ -1,22 +1,100 @@
-"""What runs in a process of Ray's on a node: the actor that starts the agent there and tells it of leases."""
+"""What runs in a process of Ray's on a node: the actor that starts the agent there and tells it of leases.
+
+It also holds data for the workers of the agent. A result that is kept waits here until the program takes it as the
+return value of a method: so its ObjectRef belongs to the program, and the data stays in the node's object store.
+"""
 
 from __future__ import annotations
 
+import os
+import threading
+from collections import defaultdict
 from typing import Any
 
+from executor_adapter.exceptions.display import text_of
 from executor_adapter.pools.cluster.engines.agent_process import AgentProcess
+from executor_adapter.pools.cluster.engines.tls import Certificates
+from executor_adapter.pools.cluster.node_data import Kept
+from executor_adapter.pools.gpus import gpu_environment
+
+LEND_TIMEOUT = 60.0
+"""Seconds that a reference may arrive after the call which needs it."""
+
+
+def gpus_of_bundle() -> dict[str, str]:
+    """Return the variables that show the GPUs of a placement group, in whose bundle this runs."""
+    import ray
+
+    return gpu_environment(str(gpu) for gpu in ray.get_gpu_ids())
+
+
+def certificates_of_ray() -> Certificates | None:
+    """Return the certificates that Ray uses in this process; None where it uses no TLS."""
+    if os.environ.get("RAY_USE_TLS", "").lower() not in ("1", "true"):
+        return None
+    names = {"ca_file": "RAY_TLS_CA_CERT", "cert": "RAY_TLS_SERVER_CERT", "key": "RAY_TLS_SERVER_KEY"}
+    return {name: os.environ.get(variable) for name, variable in names.items()}
 
 
 class NodeActor:
     """Starts the agent of one head on one node. The agent ends with the process of the actor."""
 
     def __init__(self, head: dict[str, Any], node: str) -> None:
-        self._agent = AgentProcess(head, node)
+        self._data = _ActorData(head["token"], node)
+        self._agent = AgentProcess({**head, "certificates": certificates_of_ray()}, node, self._data)
 
-    def hold(self, lease: int) -> None:
-        """Tell the agent of a lease."""
-        self._agent.hold(lease)
+    def hold(self, lease: int, environment: dict[str, str]) -> None:
+        """Tell the agent of a lease, and of variables of the environment of the attempts that run on it."""
+        self._agent.hold(lease, environment)
 
     def wait_for_end(self) -> str:
         """Wait until the agent has ended, and return why."""
         return self._agent.wait_for_end()
+
+    def lend(self, references: list[Any]) -> None:
+        """Keep references until a worker fetches what each of them refers to."""
+        self._data.lend(references)
+
+    def take(self, name: str) -> Any:
+        """Return a result that was kept."""
+        return self._data.take(name)
+
+
+class _ActorData:
+    """The values that workers fetch and keep here. Any thread may use it."""
+
+    def __init__(self, head: str, node: str) -> None:
+        self._head = head
+        self._node = node
+        self._kept: dict[str, Any] = {}
+        self._lent: defaultdict[str, list[Any]] = defaultdict(list)
+        """References by their names, each as often as a call has it among its arguments."""
+        self._changed = threading.Condition()
+
+    def lend(self, references: list[Any]) -> None:
+        with self._changed:
+            for reference in references:
+                self._lent[reference.hex()].append(reference)
+            self._changed.notify_all()
+
+    def fetch(self, name: str) -> Any:
+        import ray
+
+        with self._changed:
+            if not self._changed.wait_for(lambda: name in self._lent, LEND_TIMEOUT):
+                raise LookupError("the program has not lent it to this node")
+            reference = self._lent[name].pop()
+            if not self._lent[name]:
+                del self._lent[name]
+        try:
+            return ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            cause: Any = error
+            raise LookupError(f"its task has failed: {type(cause.cause).__name__}: {text_of(cause.cause)}") from None
+
+    def keep(self, name: str, value: Any) -> Kept:
+        self._kept[name] = value
+        return Kept(self._head, name, self._node)
+
+    def take(self, name: str) -> Any:
+        return self._kept.pop(name)

@@ -1,0 +1,241 @@
+"""The connection of this program to Ray. A process has at most one, so all that use it here share it.
+
+One that the program has made itself (`ray.init`) is used as it is, and is never ended here. One that is made here ends
+when the last user has left.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from typing import Any
+
+logger = logging.getLogger("executor_adapter.cluster")
+
+SLOT = "executor_adapter_slot"
+"""The resource of a local cluster of which each lease takes one: there are enough for every executor that shares it."""
+
+REACH_TIMEOUT = 10.0
+"""Seconds that the host of a cluster may take to accept the first connection."""
+PROBE_TIMEOUT = 1.0
+PROBE_INTERVAL = 1.0
+_LIMIT_OF_RAY = "RAY_gcs_rpc_server_reconnect_timeout_s"
+"""Names the seconds after which Ray ends a program whose cluster has a control store that does not answer."""
+LOST_SHARE = 0.75
+"""The part of that limit after which the program leaves the cluster."""
+
+_MANY = 1_000_000
+
+_lock = threading.Lock()
+_users: set[RayUser] = set()
+_made: _Connection | None = None
+"""The connection that was made here."""
+
+
+class RayUser:
+    """One user of the connection. Its methods may block."""
+
+    def __init__(self) -> None:
+        self.is_local = False
+        """Whether the cluster was started here, and so has SLOTs."""
+        self._connection: tuple[str, str] | None = None
+
+    def join(self, address: str | None, processors: int) -> str:
+        """Take the connection that there is, or make one. Return the address of the cluster's control store.
+
+        `address`: as in the settings; None takes any. `processors`: how many a local cluster has that is started here.
+
+        Raises:
+            ConnectionError: the program is connected to another cluster, or this one cannot be reached.
+        """
+        global _made
+        import ray  # Only here: programs that do not use it need not have it.
+
+        with _lock:
+            if not ray.is_initialized():
+                if _made is not None:  # The program has ended it.
+                    _made.close()
+                    _made = None
+                made = _Connection(ray, address or os.environ.get("RAY_ADDRESS") or "local", processors)
+                made.check()
+                made.open()
+                _made = made
+            connection = _current(ray)
+            ours = _made if _made is not None and _made.name_in_ray == connection else None
+            asked_for = None if ours is not None and ours.address == address else address
+            if asked_for is not None and not is_same(asked_for, connection[0]):
+                raise ConnectionError(
+                    f"cluster.ray.address is {address}, and this program is connected to the Ray cluster at "
+                    f"{connection[0]}: a program has one connection, so remove one of the two"
+                )
+            _users.add(self)
+            self._connection = connection
+            self.is_local = ours is not None and ours.is_local
+            return connection[0]
+
+    def is_connected(self) -> bool:
+        """Return whether the connection that this user has joined is still there."""
+        import ray
+
+        return self._connection is not None and ray.is_initialized() and _current(ray) == self._connection
+
+    def answers(self) -> bool:
+        """Return whether the control store can be reached: otherwise a call to it blocks, and may end the program."""
+        return self.is_connected() and not self.why_silent()
+
+    def why_silent(self) -> str:
+        """Return why the control store cannot be reached; "" if it can."""
+        return "" if self._connection is None else why_closed(self._connection[0], PROBE_TIMEOUT)
+
+    def why_ended(self) -> str:
+        """Return why the connection is there no more."""
+        lost = _made.lost if _made is not None and _made.name_in_ray == self._connection else ""
+        return lost or "the program has ended its connection to Ray"
+
+    def leave(self) -> None:
+        """End the connection if it was made here and nobody else uses it."""
+        global _made
+        with _lock:
+            _users.discard(self)
+            if _made is not None and not _users:
+                _made.close()
+                _made = None
+
+
+class _Connection(threading.Thread):
+    """A connection that is made here, and its thread.
+
+    The thread lives as long as the connection: where it starts a local cluster, the kernel kills the processes of that
+    when the thread that has started them ends (PR_SET_PDEATHSIG).
+    """
+
+    def __init__(self, ray: Any, address: str, processors: int) -> None:
+        super().__init__(name="executor-ray-connection", daemon=True)
+        self.address = address
+        self.is_local = address == "local"
+        """Whether the cluster is started here."""
+        self.name_in_ray = ("", "")
+        """What `_current` calls it."""
+        self.lost = ""
+        """Why it was ended by itself."""
+        self._ray = ray
+        self._options: dict[str, Any] = {"address": address, "log_to_driver": False, "configure_logging": False}
+        if self.is_local:
+            self._options |= {"num_cpus": processors, "resources": {SLOT: _MANY}, "include_dashboard": False}
+        self._error: BaseException | None = None
+        self._is_open, self._is_to_close = threading.Event(), threading.Event()
+
+    def check(self) -> None:
+        """Check that something listens at the address: Ray itself tries for minutes, and may then end the program.
+
+        Raises:
+            ConnectionError: nothing does.
+        """
+        if self.address.rpartition(":")[2].isdigit() and (why := why_closed(self.address, REACH_TIMEOUT)):
+            raise ConnectionError(f"nothing answers at {self.address}: {why}")
+
+    def open(self) -> None:
+        """Connect.
+
+        Raises:
+            Exception: the cluster cannot be reached or started.
+        """
+        self.start()
+        self._is_open.wait()
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        """End the connection, unless the program has done so."""
+        self._is_to_close.set()
+        self.join()
+
+    def run(self) -> None:
+        try:
+            self._connect()
+        except BaseException as error:
+            self._error = error
+            return
+        finally:
+            self._is_open.set()
+        self._wait_for_end()
+        if self._ray.is_initialized() and _current(self._ray) == self.name_in_ray:
+            self._ray.shutdown()
+
+    def _wait_for_end(self) -> None:
+        """Wait until the connection is to be closed, or its control store is gone."""
+        answered_at = time.monotonic()
+        limit = LOST_SHARE * float(os.environ.get(_LIMIT_OF_RAY) or 60.0)
+        while not self._is_to_close.wait(PROBE_INTERVAL):
+            now = time.monotonic()
+            if not why_closed(self.name_in_ray[0], PROBE_TIMEOUT):
+                answered_at = now
+            elif now - answered_at > limit:
+                self.lost = f"its control store did not answer for {now - answered_at:.0f} s"
+                logger.error("this program leaves the Ray cluster at %s: %s", self.name_in_ray[0], self.lost)
+                return
+
+    def _connect(self) -> None:
+        log = logging.getLogger("ray")
+        level = log.level
+        log.setLevel(logging.ERROR)  # It warns that it sets no signal handler in a thread, and none is wanted.
+        try:
+            self._ray.init(**self._options)
+        finally:
+            log.setLevel(level)
+        self.name_in_ray = _current(self._ray)
+
+
+def _current(ray: Any) -> tuple[str, str]:
+    """Name the connection that there is: the cluster's address, and the number that the cluster has given to it."""
+    context = ray.get_runtime_context()
+    return str(context.gcs_address), str(context.get_job_id())
+
+
+def why_closed(address: str, timeout: float) -> str:
+    """Return why nothing accepts a connection at host:port; "" if something does."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def node_name(node: dict[str, Any]) -> str:
+    """Return what the agent on a node of `ray.nodes()` calls itself."""
+    return f"{node['NodeManagerAddress']}/{node['NodeID'][:8]}"
+
+
+def is_same(address: str, connected: str) -> bool:
+    """Return whether an address of the settings is that of the cluster that the program is connected to."""
+    if address == "auto":
+        return True
+    host, _, port = address.rpartition(":")
+    connected_host, _, connected_port = connected.rpartition(":")
+    if port != connected_port:
+        return False
+    known, asked = _addresses_of(connected_host), _addresses_of(host)
+    both_here = any(map(_is_here, known)) and any(map(_is_here, asked))
+    return host == connected_host or bool(known & asked) or both_here
+
+
+def _addresses_of(host: str) -> set[str]:
+    try:
+        return {str(found[4][0]) for found in socket.getaddrinfo(host.strip("[]"), None)}
+    except OSError:
+        return set()
+
+
+def _is_here(address: str) -> bool:
+    """Return whether an address is one of this machine's."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,175 @@
+"""Chooses the agent that gets an attempt, and keeps the plain attempts that wait for a slot of one.
+
+An agent that has the attempt's data comes first, else the emptiest.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Sequence
+from typing import ClassVar, Protocol
+
+from executor_adapter.exceptions import WorkerUnavailableError
+from executor_adapter.job import Shape
+from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, Timer
+from executor_adapter.pools.cluster.remote_agent import RemoteAgent
+
+logger = logging.getLogger("executor_adapter.cluster")
+
+
+class SlotsOwner(Protocol):
+    """Defines what the queue of plain attempts needs of its pool. Supervisor thread only."""
+
+    name: ClassVar[str]
+    supervisor: PoolSupervisor
+    agents: list[RemoteAgent]
+    busy: int
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether no attempt will be started any more."""
+
+    @property
+    def missing_slots(self) -> int:
+        """Number of slots that the pool may have beside those that it has."""
+
+    @property
+    def slots(self) -> int:
+        """Number of slots that the pool has."""
+
+    def give(self, agent: RemoteAgent, assignment: Assignment) -> None:
+        """Send an attempt."""
+
+    def may_ask_for(self, shape: Shape) -> bool:
+        """Return whether leases of a shape may be asked for now."""
+
+    def ask_for(self, count: int, shape: Shape) -> None:
+        """Ask for so many leases more, or less where the number is negative."""
+
+
+class SlotQueue:
+    """Keeps the attempts that hold a slot of the executor and wait for a lease, and asks for as many as they need.
+
+    `node_timeout`: seconds for which they wait while there is no node at all; None for any time.
+    """
+
+    def __init__(self, pool: SlotsOwner, node_timeout: float | None) -> None:
+        self.waiting: deque[Assignment] = deque()
+        self._pool = pool
+        self._node_timeout = node_timeout
+        self._requested = 0
+        """Leases that were asked for and not granted yet."""
+        self._why_none = "no node has answered yet"
+        self._starved: Timer | None = None
+
+    def add(self, assignment: Assignment) -> None:
+        """Keep an attempt until there is a slot for it."""
+        self._pool.busy += 1
+        self.waiting.append(assignment)
+        self.request()
+
+    def take(self, assignment: Assignment) -> bool:
+        """Take an attempt out again; return False if it does not wait."""
+        if assignment not in self.waiting:
+            return False
+        self.waiting.remove(assignment)
+        self._pool.busy -= 1
+        self.withdraw()
+        return True
+
+    def serve(self) -> None:
+        """Send what waits, as far as there are slots for it."""
+        while self.waiting and (agent := agent_with_free_slot(self._pool.agents, self.waiting[0])) is not None:
+            assignment = self.waiting.popleft()
+            self._pool.busy -= 1
+            try:
+                self._pool.give(agent, assignment)
+            except Exception as error:
+                logger.exception("a pool cannot start a job", extra={"job_id": assignment.job.job_id})
+                failure = WorkerUnavailableError(f"the attempt cannot be sent to a node: {error}")
+                self._pool.supervisor.ended(assignment, Ending.CRASHED, error=failure)
+        self._watch_starving()
+
+    @property
+    def _wanted(self) -> int:
+        may_ask = self._pool.may_ask_for(())
+        return max(0, min(len(self.waiting), self._pool.missing_slots)) if may_ask else 0
+
+    def request(self) -> None:
+        """Ask for more leases if more are wanted."""
+        more = self._wanted - self._requested
+        if more > 0 and not self._pool.is_closing:
+            self._requested += more
+            self._pool.ask_for(more, ())
+        self._watch_starving()
+
+    def withdraw(self) -> None:
+        """Ask for fewer leases if fewer are wanted."""
+        spare = self._requested - self._wanted
+        if spare > 0:
+            self._requested -= spare
+            self._pool.ask_for(-spare, ())
+        self._watch_starving()
+
+    def ask_again(self) -> None:
+        """Ask for as many leases as are wanted and may be asked for now."""
+        self.withdraw()
+        self.request()
+
+    def on_granted(self) -> None:
+        """Take note of a new slot."""
+        self._requested = max(0, self._requested - 1)
+
+    def note_failure(self, why: str) -> bool:
+        """Remember why no lease can be had. Return whether that is news."""
+        is_news, self._why_none = why != self._why_none, why
+        return is_news
+
+    def refuse(self) -> None:
+        """Take note that no lease will be granted any more: what waits fails, unless there are slots."""
+        self._requested = 0
+        if not self._pool.slots:
+            self._fail()
+
+    def close(self) -> None:
+        """Ask for nothing any more."""
+        self.withdraw()
+        if self._starved is not None:
+            self._starved.cancel()
+
+    def _watch_starving(self) -> None:
+        starving = bool(self.waiting) and not self._pool.slots
+        if not starving and self._starved is not None:
+            self._starved.cancel()
+            self._starved = None
+        elif starving and self._starved is None and self._node_timeout is not None:
+            supervisor = self._pool.supervisor
+            self._starved = supervisor.call_at(supervisor.now() + self._node_timeout, self._fail)
+
+    def _fail(self) -> None:
+        self._starved = None
+        waiting, self.waiting = self.waiting, deque()
+        self._pool.busy -= len(waiting)
+        self.withdraw()
+        for assignment in waiting:
+            error = WorkerUnavailableError(f"no node of pool={self._pool.name!r} can run the job: {self._why_none}")
+            self._pool.supervisor.ended(assignment, Ending.CRASHED, error=error)
+
+
+def agent_with_free_slot(agents: Sequence[RemoteAgent], assignment: Assignment) -> RemoteAgent | None:
+    """Return an agent that can start the attempt now."""
+    near = assignment.payload.near
+    free = [agent for agent in agents if agent.free]
+    return max(free, key=lambda agent: (agent.node == near, agent.free / agent.slots), default=None)
+
+
+def agent_with_room(agents: Sequence[RemoteAgent], assignment: Assignment) -> RemoteAgent | None:
+    """Return an agent that the attempt can be queued at; it has no room where none has."""
+    near = assignment.payload.near
+
+    def fitness(agent: RemoteAgent) -> tuple[bool, int]:
+        room = agent.room_behind
+        return agent.node == near and room > 0, room
+
+    return max(agents, key=fitness, default=None)

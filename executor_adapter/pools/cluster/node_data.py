@@ -1,0 +1,145 @@
+"""What a worker says to the process of the engine on its node, which holds the data of the cluster.
+
+An argument that the engine holds is fetched from there, and a result that is to stay on the cluster is put there.
+Values travel in memory files between the two processes, and so neither through the agent nor through the program.
+
+Workers import this module, so it needs nothing but `executor_adapter.worker`.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import pickle
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from executor_adapter.exceptions import JobSerializationError
+from executor_adapter.worker import values
+
+VARIABLE = "EXECUTOR_ADAPTER_NODE_DATA"
+"""Names the socket of the engine's process in the environment of an agent and of its workers."""
+
+FETCH, KEEP = "fetch", "keep"
+
+_SIZE = struct.Struct("<Q?")
+"""Bytes of a message, and whether its value is in a memory file that goes with it."""
+
+
+class NodeValue:
+    """Stands for an argument that the engine holds. It is unpickled as that value.
+
+    `name`: what the engine calls it.
+    """
+
+    def __init__(self, name: Any, shown: str) -> None:
+        self.name = name
+        self.shown = shown
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return fetch, (self.name, self.shown)
+
+
+class Kept:
+    """Stands for a result that stays on the cluster. In the program of `head` it is unpickled as the engine's own.
+
+    `name`: what the engine calls it. `node`: where it is.
+    """
+
+    def __init__(self, head: str, name: Any, node: str) -> None:
+        self.head = head
+        self.name = name
+        self.node = node
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return open_kept, (self.head, self.name, self.node)
+
+    def __repr__(self) -> str:
+        return f"<a result on node {self.node}: {self.name}>"
+
+
+heads: dict[str, Callable[[Kept], Any]] = {}
+"""The heads in this process by their names; each makes the engine's reference to a result."""
+
+
+def open_kept(head: str, name: Any, node: str) -> Any:
+    """Return the engine's reference to a result, or what stands for it where the head is not in this process."""
+    kept = Kept(head, name, node)
+    make_reference = heads.get(head)
+    return kept if make_reference is None else make_reference(kept)
+
+
+def fetch(name: Any, shown: str) -> Any:
+    """Return a value that the engine holds.
+
+    Raises:
+        JobSerializationError: it holds no such value, or this process is no worker on a node of the engine.
+    """
+    return _ask(FETCH, (name, shown), None, shown)[1]
+
+
+def keep(value: Any, job_id: str, number: int) -> Any:
+    """Give the result of an attempt to the engine. Return what the program gets of it.
+
+    Raises:
+        JobSerializationError: it cannot be kept.
+    """
+    return Kept(*_ask(KEEP, (job_id, number), value, "the result")[0])
+
+
+def _ask(what: str, about: Any, value: Any, shown: str) -> tuple[Any, Any]:
+    address = os.environ.get(VARIABLE)
+    if not address:
+        raise JobSerializationError(f"{shown} cannot be reached: this process is not on a node of the cluster")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect("\0" + address)
+        send(sock, (what, about), value)
+        (is_right, answer), value = receive(sock)
+    if not is_right:
+        raise JobSerializationError(answer)
+    return answer, value
+
+
+def send(sock: socket.socket, head: Any, value: Any) -> None:
+    """Send a message: a head of plain data, and a value."""
+    body, file = values.dump(value, values.checked_dumps)
+    head_part = pickle.dumps(head)
+    descriptors = array.array("i", [] if file is None else [file.fd])
+    size = _SIZE.pack(len(head_part), file is not None) + len(body).to_bytes(8, "little")
+    sock.sendmsg([size], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)] if file is not None else [])
+    sock.sendall(head_part)
+    sock.sendall(body)
+
+
+def receive(sock: socket.socket) -> tuple[Any, Any]:
+    """Return the head and the value of a message.
+
+    Raises:
+        EOFError: the other side has gone.
+    """
+    prefix, descriptors, _, _ = socket.recv_fds(sock, _SIZE.size + 8, 1)
+    prefix += _exactly(sock, _SIZE.size + 8 - len(prefix))
+    head_size, in_file = _SIZE.unpack_from(prefix)
+    try:
+        head = pickle.loads(_exactly(sock, head_size))
+        body = _exactly(sock, int.from_bytes(prefix[_SIZE.size :], "little"))
+    except BaseException:
+        for fd in descriptors:
+            os.close(fd)
+        raise
+    if in_file and not descriptors:
+        raise JobSerializationError("no file descriptor is left for a large value: raise the limit (ulimit -n)")
+    return head, values.load_memory_file(descriptors[0], bytes(body)) if in_file else pickle.loads(body)
+
+
+def _exactly(sock: socket.socket, size: int) -> bytearray:
+    content = bytearray(size)
+    rest = memoryview(content)
+    while rest:
+        count = sock.recv_into(rest)
+        if not count:
+            raise EOFError("the connection to the engine's process ended")
+        rest = rest[count:]
+    return content

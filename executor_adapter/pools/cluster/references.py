@@ -1,0 +1,57 @@
+"""Arguments that are references to data of an engine: they are sent as such, and loaded on the node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from executor_adapter.pools.cluster import portable
+from executor_adapter.pools.transport.payload import Arguments, Payload, make_payload
+from executor_adapter.worker import wire
+
+if TYPE_CHECKING:
+    from executor_adapter.job import Job
+
+Replace = Callable[[Any, str], Any]
+"""Returns what is sent in place of a reference; the text says which argument it is."""
+
+
+def remote_payload(
+    job: Job, arguments: Arguments | None = None, near: str | None = None, lent: tuple[Any, ...] = ()
+) -> Payload:
+    """Encode a job for another machine.
+
+    `arguments`: what is sent in place of its own. `near`: the node that has their data. `lent`: see `Payload`.
+
+    Raises:
+        InvalidJobError: the function is a reference to nothing.
+        JobSerializationError: function or arguments cannot be pickled.
+    """
+    payload = make_payload(job, arguments)
+    payload.flags |= wire.KEEP if job.keep else 0
+    payload.near, payload.lent = near, lent
+    portable.pack(payload.function, job.function)
+    return payload
+
+
+def replace_references(job: Job, kind: type, replace: Replace) -> Arguments:
+    """Return the arguments of a job in which each reference is replaced, also in lists, tuples, sets and dicts.
+
+    `kind`: the class of the engine's references. What holds none of them stays the same object.
+    """
+    new_args = tuple(_replaced(value, kind, replace, f"argument {n}") for n, value in enumerate(job.args, 1))
+    new_kwargs = {name: _replaced(value, kind, replace, f"argument {name!r}") for name, value in job.kwargs.items()}
+    return new_args, new_kwargs
+
+
+def _replaced(value: Any, kind: type, replace: Replace, shown: str) -> Any:
+    if isinstance(value, kind):
+        return replace(value, shown)
+    if type(value) in (list, tuple, set, frozenset):
+        parts = [_replaced(part, kind, replace, shown) for part in value]
+        is_same = all(new is old for new, old in zip(parts, value, strict=True))
+        return value if is_same else type(value)(parts)
+    if type(value) is dict:
+        entries = {key: _replaced(part, kind, replace, shown) for key, part in value.items()}
+        return value if all(entries[key] is value[key] for key in entries) else entries
+    return value

@@ -1,0 +1,215 @@
+"""Gives jobs what they need beside a slot, of this machine or of a cluster, and keeps those that wait for some."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable, Hashable
+
+from executor_adapter.exceptions import InvalidJobError
+from executor_adapter.job import LEASING_POOLS, Job, Shape, shape_of, units_of
+from executor_adapter.pools import WorkerPool
+from executor_adapter.supervision.resources.leases import Leases
+from executor_adapter.supervision.resources.machine import Capacity, Machine
+from executor_adapter.supervision.tools.rate_limiter import needs_no_slot
+
+Line = tuple[str, Shape]
+"""The pool of a cluster, or "" for this machine, and a shape: jobs of the same wait in one line."""
+
+Turn = tuple[int, float, int, Job]
+"""A job that waits, and what it is sorted by: priority (highest first), when it was queued, and a number."""
+
+
+class ResourceLedger:
+    """Gives resources to attempts, and keeps the jobs that wait for some. Supervisor thread only, but for the checks.
+
+    No job overtakes another one that waits for the same resource, unless its priority is higher: otherwise a job that
+    needs much would wait for as long as small ones keep coming. A job that waits for one resource holds up no job that
+    does not need it. On a cluster, whose engine knows what is free where, each shape is a resource of its own.
+    """
+
+    def __init__(
+        self, read_capacity: Callable[[], Capacity], pool_of: Callable[[Job], WorkerPool] | None = None
+    ) -> None:
+        self.waiting = 0
+        """How many jobs wait, those that have ended meanwhile included."""
+        self.machine = Machine(read_capacity)
+        self.lack_of = self.machine.lack_of
+        self._leases = Leases(pool_of or _no_pool)
+        self._lines: dict[Line, list[Turn]] = {}
+        """The jobs that wait; each line is a heap."""
+        self._wanted: dict[Line, set[Hashable]] = {}
+        """What the first job of each line was once short of. It is kept for it, so that its turn comes."""
+        self._numbers = itertools.count()
+        self._has_demand = False
+        self.has_leased = False
+        """Whether any job has needed a lease yet."""
+
+    # --- from any thread ---
+
+    def check(self, job: Job) -> dict[str, int] | None:
+        """Return what each attempt of the job takes, in UNITS; None where it takes nothing.
+
+        Raises:
+            InvalidJobError: this machine never has so much. What a cluster may have is known to its pool.
+        """
+        if job.resources is None:
+            return None
+        if job.live.pool not in LEASING_POOLS and (lack := self.lack_of(job.resources)) is not None:
+            raise InvalidJobError(lack)
+        return {name: units_of(amount) for name, amount in job.resources.items()}
+
+    # --- on the supervisor's thread ---
+
+    def start(self, job: Job) -> bool:
+        """Return whether the job may start; it then holds its resources until `end`. Otherwise it waits."""
+        if self.machine.holds(job) or self._leases.holds(job):
+            return True
+        line = _line_of(job)
+        turn: Turn = (-job.priority, job.live.queued_at, next(self._numbers), job)
+        if not self._short_of(line, job) and not self._is_kept(line, turn):
+            self._give(line, job)
+            return True
+        self._join(line, turn)
+        return False
+
+    def wait_for_lease(self, job: Job) -> bool:
+        """Let a job wait for a lease of its shape; return False if it has one, or needs none.
+
+        It does so before its turn has come, so that what its cluster has for it is not kept from it by other jobs.
+        """
+        line = _line_of(job)
+        if not line[0] or self._leases.holds(job):
+            return False
+        self.has_leased = True
+        self._join(line, (-job.priority, job.live.queued_at, next(self._numbers), job))
+        return True
+
+    def holds_lease(self, job: Job) -> bool:
+        """Return whether a lease is kept for a job."""
+        return self._leases.holds(job)
+
+    def _join(self, line: Line, turn: Turn) -> None:
+        heapq.heappush(self._lines.setdefault(line, []), turn)
+        self.waiting += 1
+
+    def take_next(self, before: Job | None) -> Job | None:
+        """Take the first waiting job that fits now, and give it what it needs; None where none fits.
+
+        Args:
+            before: a job that starts next otherwise: one with a lower priority than that waits on, and so does one for
+                a cluster that came later.
+        """
+        kept: set[Hashable] = set()
+        for line, turns in self._in_turn():
+            job = turns[0][-1]
+            wanted = self._wanted.setdefault(line, set())
+            if before is not None and job.priority < before.priority:
+                return None
+            if before is not None and line[0] and turns[0][:2] > (-before.priority, before.live.queued_at):
+                continue
+            short = self._short_of(line, job)
+            if not short and kept.isdisjoint(_taken_by(line)):
+                self._leave_line(line)
+                self._give(line, job)
+                return job
+            wanted |= short
+            kept |= wanted
+        return None
+
+    def first_with_lease(self) -> Job | None:
+        """Return the first waiting job for which its cluster has a lease."""
+        jobs = (turns[0][-1] for (pool, _), turns in self._in_turn() if pool)
+        return next((job for job in jobs if not self._leases.are_short(job, _line_of(job)[1])), None)
+
+    def report_demand(self, free_slots: int) -> None:
+        """Tell the pools of clusters how many of the waiting jobs could start if they had leases.
+
+        `free_slots`: attempts that the executor could start now. One lease is obtained ahead where there are none.
+        """
+        leased = [line for line in self._lines if line[0]]
+        if leased or self._has_demand:
+            most = max(1, free_slots)
+            waiting = {}
+            for line in leased:
+                job, count = self._count(line, most)
+                if job is not None:
+                    waiting[job, line[1]] = count
+            self._leases.report_demand(waiting)
+            self._has_demand = bool(waiting)
+
+    def _count(self, line: Line, most: int) -> tuple[Job | None, int]:
+        """Return a job of a line that still wants a slot, and how many do, up to `most`."""
+        found = list(itertools.islice(self._lines[line], most))
+        if any(needs_no_slot(turn[-1]) for turn in found):
+            # They would be counted until they come to the head of the line.
+            turns = [turn for turn in self._lines[line] if not needs_no_slot(turn[-1])]
+            heapq.heapify(turns)
+            self.waiting -= len(self._lines[line]) - len(turns)
+            self._lines[line] = turns
+            found = turns[:most]
+        return (found[0][-1] if found else None), len(found)
+
+    def end(self, job: Job) -> None:
+        """Take back what the job holds, if anything."""
+        self.machine.end(job)
+        self._leases.end(job)
+
+    # --- inside ---
+
+    def _in_turn(self) -> list[tuple[Line, list[Turn]]]:
+        return sorted(self._first_of_lines(), key=lambda item: item[1][0])
+
+    def _first_of_lines(self) -> list[tuple[Line, list[Turn]]]:
+        """Return the lines that are not empty, without the jobs at their heads that need no slot any more."""
+        for line, turns in list(self._lines.items()):
+            while turns and needs_no_slot(turns[0][-1]):
+                self._leave_line(line)
+        return list(self._lines.items())
+
+    def _leave_line(self, line: Line) -> None:
+        turns = self._lines[line]
+        heapq.heappop(turns)
+        self.waiting -= 1
+        self._wanted.pop(line, None)
+        if not turns:
+            del self._lines[line]
+
+    def _is_kept(self, line: Line, turn: Turn) -> bool:
+        """Return whether a job that comes before this one waits for anything that this line takes."""
+        taken = _taken_by(line)
+        for other, turns in self._first_of_lines():
+            if turns[0] < turn and (other == line or not taken.isdisjoint(self._wants(other, turns[0][-1]))):
+                return True
+        return False
+
+    def _wants(self, line: Line, job: Job) -> set[Hashable]:
+        """Return what the first job of a line is short of, or was."""
+        wanted = self._wanted.setdefault(line, set())
+        wanted |= self._short_of(line, job)
+        return wanted
+
+    def _short_of(self, line: Line, job: Job) -> set[Hashable]:
+        pool, shape = line
+        if not pool:
+            return set(self.machine.short_of(shape))
+        return {line} if self._leases.are_short(job, shape) else set()
+
+    def _give(self, line: Line, job: Job) -> None:
+        pool, shape = line
+        (self._leases if pool else self.machine).give(job, shape)
+
+
+def _line_of(job: Job) -> Line:
+    live = job.live
+    return live.pool if live.pool in LEASING_POOLS else "", shape_of(live.resources or {})
+
+
+def _taken_by(line: Line) -> set[Hashable]:
+    """Return what the jobs of a line take: those of this machine by name, and a lease of their shape elsewhere."""
+    pool, shape = line
+    return {line} if pool else {name for name, _ in shape}
+
+
+def _no_pool(job: Job) -> WorkerPool:
+    raise LookupError(f"there is no pool for {job.job_id}")

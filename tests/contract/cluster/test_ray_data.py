@@ -1,0 +1,74 @@
+"""Tests data that stays on a Ray cluster: ObjectRefs as arguments, and results that are kept."""
+
+from __future__ import annotations
+
+import operator
+
+import pytest
+
+from executor_adapter import Job, JobExecutor
+from executor_adapter.config import ClusterSettings, RaySettings, Settings
+from executor_adapter.exceptions import InvalidJobError, JobSerializationError
+from tests.contract.cluster import functions
+from tests.contract.cluster.ray_cluster import RayCluster
+from tests.contract.cluster.socket_bytes import bytes_by_socket, bytes_since
+
+pytestmark = pytest.mark.chaos
+
+MOST_BYTES = 64_000
+"""Bytes that our own connections may carry, whatever the stages pass on."""
+SIZE = 50_000_000
+
+
+def executor_at(cluster: RayCluster, lease_idle: float = 10.0) -> JobExecutor:
+    settings = ClusterSettings(ray=RaySettings(address=cluster.address), lease_idle=lease_idle)
+    return JobExecutor(2, config=Settings(cluster=settings))
+
+
+def test_data_goes_from_stage_to_stage_on_the_cluster(two_ray_nodes: RayCluster) -> None:
+    """ObjectRefs and kept results are arguments of jobs, and their data does not pass through the program.
+
+    A kept result is an ObjectRef that Ray's own tasks take too.
+    """
+    import ray
+
+    with executor_at(two_ray_nodes) as executor:
+        assert executor.run(Job(function=operator.add, args=(1, 2), pool="ray")) == 3
+        before = bytes_by_socket()
+        data = ray.remote(functions.zeros).remote(SIZE)
+        ray.wait([data], fetch_local=False)
+        for _ in range(4):
+            data = executor.run(Job(function=functions.reversed_bytes, args=(data,), pool="ray", keep=True))
+            assert isinstance(data, ray.ObjectRef)
+        sizes = Job(function=functions.sizes_of, args=([data, b"1"],), kwargs={"more": data}, pool="ray")
+        assert executor.run(sizes) == [SIZE, 1, SIZE]
+        assert 0 < bytes_since(before) < MOST_BYTES
+        assert ray.get(ray.remote(functions.size_of).remote(data)) == SIZE
+
+
+def test_a_result_is_kept_though_the_lease_of_its_job_goes_back(two_ray_nodes: RayCluster) -> None:
+    """A result that takes longer to be stored than an unused lease is kept is there all the same."""
+    import ray
+
+    size = 400_000_000  # More than the store of a node holds in memory.
+    with executor_at(two_ray_nodes, lease_idle=0.1) as executor:
+        data = executor.run(Job(function=functions.zeros, args=(size,), pool="ray", keep=True))
+        assert ray.get(ray.remote(functions.size_of).remote(data)) == size
+
+
+def test_a_reference_to_nothing_is_named_in_one_line(two_ray_nodes: RayCluster) -> None:
+    """An ObjectRef that is not ready is refused, and one whose task has failed ends the job in words."""
+    import ray
+
+    with executor_at(two_ray_nodes) as executor:
+        executor.run(Job(function=operator.add, args=(1, 2), pool="ray"))
+        pending = ray.remote(functions.work).remote(1, 3.0)
+        with pytest.raises(InvalidJobError, match="argument 1 is an ObjectRef that is not ready: wait for it first"):
+            executor.submit(Job(function=len, args=(pending,), pool="ray"))
+        failed = ray.remote(functions.size_of).remote(1)
+        ray.wait([failed])
+        with pytest.raises(
+            JobSerializationError,
+            match=r"argument 'value', the ObjectRef \w+, cannot be fetched: its task has failed: TypeError",
+        ):
+            executor.run(Job(function=functions.size_of, kwargs={"value": failed}, pool="ray", retry_attempts=0))
