@@ -1,1 +1,1 @@
-"""The flows, one file per entry point. Each file can be run by its path, so it first adds the project to sys.path."""
+"""The flows of the demo, one file per entry point: those of the package, with the modules of this project."""

@@ -1,1 +1,1 @@
-"""The work of the pipeline. Sources, stages and the lake are plain functions; the rest turns them into job tasks."""
+"""What the demo adds to the package: the rules of its tables, and what its report says of them."""

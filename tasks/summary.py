@@ -1,85 +1,62 @@
-"""Summarises a tool's processed rows in sentences and a plot. Plain functions that run in a worker."""
+"""Says in sentences and a plot what the demo's tables hold. config.yaml names these functions as `summary`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from io import BytesIO
-from pathlib import Path
-from typing import Any
 
 import pandas as pd
+import pyarrow.dataset as ds
 from matplotlib.figure import Figure
 
-from tasks import lake, rules, stages
-from tasks.job_log import log
-
-RUNS = ("flow_runs", "task_runs")
+from executor_adapter.pipeline import ConfiguredTable
+from executor_adapter.pipeline.flows import Summary
 
 
-def summarise(root: Path, tool_name: str, schemas: dict[str, str | None]) -> dict[str, Any]:
-    """Return the summary of a tool, from the measures of its tables (name -> schema).
-
-    `lines` are sentences, `png` is the path of a plot in the lake or None, `records_processed` counts measures.
-    """
-    lines: list[str] = []
-    png, used = None, 0
-    for table, schema in schemas.items():
-        if schema not in ("flights", *RUNS):
-            continue
-        counted = read_measures(root, tool_name, table, schema)
-        used += len(counted)
-        if counted.empty:
-            lines.append(f"{table.replace('_', ' ')}: no rows yet")
-        elif schema in RUNS:
-            lines.append(describe_runs(table, counted))
-        else:
-            lines.append(describe_flights(counted))
-            png = root / "reports" / tool_name / f"{table}.png"
-            lake.write_file(png, to_png(mean_delays(counted)))
-    for line in lines:
-        log("%s", line)
-    return {"records_processed": used, "lines": lines, "png": None if png is None else str(png)}
-
-
-def describe_flights(counted: pd.DataFrame) -> str:
-    """Return a sentence about the flights, from their measures."""
+def summarise_flights(tables: Mapping[str, ConfiguredTable]) -> Summary:
+    """Return a sentence about the flights, and a plot of their mean delays by month and origin."""
+    counted = read_measures(tables["flights"])
+    if counted.empty:
+        return Summary(lines=["flights: no rows yet"])
     total = counted.sum(numeric_only=True)
-    return (
+    line = (
         f"flights: {total['flights']:,.0f}, {total['cancelled']:,.0f} cancelled, {total['diverted']:,.0f} diverted, "
         f"on average {total['dep_delay_sum'] / total['departed']:.1f} minutes late at departure"
     )
+    return Summary(lines=[line], png=to_png(mean_delays(counted)), title="Mean departure delay by month and origin")
+
+
+def summarise_runs(tables: Mapping[str, ConfiguredTable]) -> Summary:
+    """Return a sentence about flow runs, and one about task runs."""
+    return Summary(lines=[describe_runs(name, read_measures(tables[name])) for name in ("flow_runs", "task_runs")])
 
 
 def describe_runs(table: str, counted: pd.DataFrame) -> str:
     """Return a sentence about flow runs or task runs, from their measures."""
+    name = table.replace("_", " ")
+    if counted.empty:
+        return f"{name}: no rows yet"
     runs, seconds = counted["runs"].sum(), counted["seconds_sum"].sum()
     return (
-        f"{table.replace('_', ' ')}: {runs:,} finished, {counted['succeeded'].sum() / runs:.1%} of them succeeded, "
+        f"{name}: {runs:,} finished, {counted['succeeded'].sum() / runs:.1%} of them succeeded, "
         f"{counted['retried'].sum():,} were retried, "
         f"{seconds / runs:.2f} s on average, {counted['seconds_max'].max():.2f} s the longest"
     )
 
 
-def read_measures(root: Path, tool: str, table: str, schema: str) -> pd.DataFrame:
-    """Return the combined measures of all processed partitions of a table; empty if there are none."""
-    table_rules = rules.load(schema)
-    parts = [
-        lake.read(partition).to_pandas()
-        for partition in lake.list_partitions(root, "aggregates", tool, table)
-        if lake.find_manifest(partition.in_layer("processed")) is not None
-    ]
-    # A partition without rows has no measures.
-    counted = [part for part in parts if set(table_rules.measures) <= set(part.columns)]
-    return (
-        stages.combine(counted, table_rules)
-        if counted
-        else pd.DataFrame(columns=[*table_rules.group_by, *table_rules.measures])
-    )
+def read_measures(table: ConfiguredTable) -> pd.DataFrame:
+    """Return the measures of all windows of a table, one row a window and group; empty if there are none."""
+    if table.aggregates.schema() is None:
+        return pd.DataFrame()
+    rows: pd.DataFrame = ds.dataset(table.aggregates.folder, partitioning="hive").to_table().to_pandas()
+    return rows
 
 
 def mean_delays(counted: pd.DataFrame) -> pd.DataFrame:
     """Return the mean delays in minutes, one row per month and one column per origin."""
-    mean = counted["dep_delay_sum"] / counted["departed"]
-    return counted.assign(mean=mean).pivot(index="month", columns="origin", values="mean").astype("float64")
+    summed = counted.groupby(["month", "origin"])[["dep_delay_sum", "departed"]].sum()
+    mean = summed["dep_delay_sum"] / summed["departed"]
+    return mean.unstack("origin").astype("float64")
 
 
 def to_png(delays: pd.DataFrame) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from executor_adapter.cli import bootstrap, config, doctor, jobs, prefect, run, stats, tools, watch
+from executor_adapter.cli import bootstrap, config, doctor, jobs, pipeline, prefect, run, stats, tools, watch
 from executor_adapter.cli.output import (
     CLOSED_OUTPUT,
     ClosedOutputError,
@@ -43,6 +43,7 @@ app.command("doctor")(doctor.doctor)
 prefect.app.command("bootstrap")(bootstrap.bootstrap)
 app.add_typer(tools.app, name="tools")
 app.add_typer(prefect.app, name="prefect")
+app.add_typer(pipeline.app, name="pipeline")
 
 
 @app.command()

@@ -1,4 +1,7 @@
-"""What `config check` tries out, beyond whether each value is allowed: error codes, modules to preload, the store."""
+"""What `config check` tries out, beyond whether each value is allowed.
+
+They are error codes, modules to preload, the stages and modules of a pipeline, and the store.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ import sys
 from collections.abc import Iterator
 
 from executor_adapter.cli.checks import check_store
-from executor_adapter.config import Settings
+from executor_adapter.config import FilesTool, FunctionTool, RestTool, Settings, SqlTool
+from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.job import ErrorCode, nearest
 from executor_adapter.monitoring import Finding, Level, ProgressBar, ProgressCounts, warning, wrong
 
@@ -21,6 +25,7 @@ def problems(settings: Settings) -> Iterator[Finding]:
     yield from check_codes(settings)
     for module in settings.executor.preload:
         yield from check_preload(module)
+    yield from check_pipeline(settings)
     if settings.store.url is not None:
         found = check_store(settings.store.url)
         if found.level is not Level.FINE:
@@ -64,3 +69,29 @@ def check_preload(module: str) -> Iterator[Finding]:
     if done.returncode != 0:
         why = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         yield wrong(key, f"{module!r} cannot be imported: {why}", "install it, or run this where it is found")
+
+
+def check_pipeline(settings: Settings) -> Iterator[Finding]:
+    """Yield which stages, functions and schemas that tools name are not there, as `pipeline run` would find them."""
+    if not any(isinstance(tool, FilesTool | RestTool | SqlTool | FunctionTool) for tool in settings.tools.values()):
+        return
+    sys.path.insert(0, os.getcwd())
+    try:
+        from executor_adapter.pipeline import import_references, select_tools
+
+        try:
+            select_tools(settings)
+        except ConfigurationError as error:
+            yield _as_finding(error)
+        else:
+            yield from map(_as_finding, import_references(settings))
+    except ModuleNotFoundError as error:
+        yield wrong("tools", f"collecting needs {error.name}", "pip install 'prefect-executor-adapter[pipeline]'")
+    finally:
+        sys.path.remove(os.getcwd())
+
+
+def _as_finding(error: ConfigurationError) -> Finding:
+    key, _, rest = str(error).partition(": ")
+    found, _, way_out = rest.rpartition(": ")
+    return wrong(key, found, way_out)

@@ -25,6 +25,7 @@ from executor_adapter.config.sections import (
 from executor_adapter.config.settings import Settings, Stage
 from executor_adapter.config.sources import ConfigSources, load_config, read_sources
 from executor_adapter.config.sql_tool import FunctionTable, FunctionTool, SqlTable, SqlTool
+from executor_adapter.config.tables import TableSettings
 from executor_adapter.config.tool import Tool
 from executor_adapter.config.tools import FilesTool, FileTable, RestResource, RestTool
 
@@ -60,6 +61,7 @@ __all__ = [
     "StageSettings",
     "StoreSettings",
     "TableSchema",
+    "TableSettings",
     "Tool",
     "hidden",
     "load_config",

@@ -18,6 +18,10 @@ MAX_NODES = 100_000
 """Values that a file may hold, each alias counted as what it stands for."""
 
 
+MERGE = "tag:yaml.org,2002:merge"
+"""The tag of the key `<<`, which brings the keys of an anchored mapping."""
+
+
 class _Loader(yaml.SafeLoader):
     """Loads YAML, and refuses what it would silently take.
 
@@ -36,6 +40,8 @@ class _Loader(yaml.SafeLoader):
         """Make the dict of a mapping, refusing duplicate keys."""
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == MERGE:
+                continue  # Keys of what is merged may be there too: those of the mapping itself win.
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, Hashable) and key in seen:
                 raise yaml.MarkedYAMLError(

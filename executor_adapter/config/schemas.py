@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, WithJsonSchema, field_validator, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from executor_adapter.config.sections import Section
 
@@ -120,10 +122,20 @@ class Column(Section):
         return int(digits), int(places)
 
 
+class _OrType:
+    """Lets the type of a column stand for the column in the JSON schema, as it may in the configuration."""
+
+    @staticmethod
+    def __get_pydantic_json_schema__(core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"anyOf": [{"type": "string"}, handler(core_schema)]}
+
+
 class TableSchema(Section):
     """Declares the columns of a table, and what becomes of the others."""
 
-    columns: dict[str, Column] = Field(min_length=1, description="a mapping of column names to types")
+    columns: dict[str, Annotated[Column, _OrType]] = Field(
+        min_length=1, description="a mapping of column names to types"
+    )
     undeclared: Literal["text", "drop", "refuse"] = "text"
     """What becomes of columns that are not declared: they are kept as text, left out and named in the log, or an
     error."""

@@ -21,7 +21,7 @@ from executor_adapter.job import nearest
 
 CONFIG_VARIABLE = f"{ENV_PREFIX}CONFIG"
 """The variable of the environment, or of `.env`, that names the file."""
-OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, f"{ENV_PREFIX}TREE"})
+OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, f"{ENV_PREFIX}TREE", f"{ENV_PREFIX}NODE_DATA"})
 """Variables with the prefix that are not settings; the second marks what a worker process has started."""
 MIN_SIMILARITY = 0.75
 """The difflib ratio from which an unknown key counts as a misspelt section."""

@@ -8,12 +8,13 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from executor_adapter.config.credentials import Credential
-from executor_adapter.config.sections import Name, Names, Section
+from executor_adapter.config.sections import Name, Names
+from executor_adapter.config.tables import TableSettings
 from executor_adapter.config.tool import KINDS, Tool, refused
 from executor_adapter.job import Count
 
 
-class SqlTable(Section):
+class SqlTable(TableSettings):
     """Describes what is read from a database: a table, or the rows of a query."""
 
     table: str | None = None
@@ -24,8 +25,8 @@ class SqlTable(Section):
     """The columns of the table that are read; none: all."""
     cursor: str | None = None
     """The column by which windows are bounded, and whose highest value is the watermark."""
-    schema_name: str | None = Field(default=None, alias="schema")
-    """The schema that its rows are checked against; null: they are not checked."""
+    start: str | None = None
+    """With `cursor`: the value from which the first run asks; null: from the beginning."""
 
     @model_validator(mode="after")
     def _check_source(self) -> Self:
@@ -57,7 +58,7 @@ class SqlTool(Tool):
         return self
 
 
-class FunctionTable(Section):
+class FunctionTable(TableSettings):
     """Describes what is called for the objects of a table."""
 
     function: str = Field(
@@ -65,8 +66,10 @@ class FunctionTable(Section):
     )
     arguments: dict[str, Any] = Field(default_factory=dict)
     """What it is called with by name. It is also given `since` and `until`, where it has such parameters."""
-    schema_name: str | None = Field(default=None, alias="schema")
-    """The schema that its objects are checked against; null: they are not checked."""
+    cursor: str | None = None
+    """The column whose highest value is the next run's `since`."""
+    start: str | None = None
+    """With `cursor`: the first run's `since`; null: it has none."""
 
 
 class FunctionTool(Tool):

@@ -29,6 +29,9 @@ class Tool(Section):
     """Attempts that may start at once after a pause."""
     buffer: Number | None = Field(default=None, ge=0, lt=1)
     """Share of the rate that is left unused; null: `collection.rate_limit_buffer`."""
+    summary: str | None = Field(default=None, pattern=r"^[\w.]+:[\w.]+$")
+    """`module:function` that says for the report, in sentences and a picture, what the tool's tables hold; null:
+    nothing is said."""
     job: JobSettings = JobSettings()
     """Defaults of this tool's jobs; they win over the sections `collection`, `processing` and `job`."""
 

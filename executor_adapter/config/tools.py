@@ -15,11 +15,12 @@ from executor_adapter.config.formats import Format
 from executor_adapter.config.paging import Paging
 from executor_adapter.config.sections import Name, Names
 from executor_adapter.config.sql_tool import FunctionTool, SqlTool
+from executor_adapter.config.tables import TableSettings
 from executor_adapter.config.tool import KINDS, Tool, check_secrets, refused
 from executor_adapter.job import Count, Seconds
 
 
-class FileTable(Format):
+class FileTable(TableSettings, Format):
     """Describes one table in a file, or in files of the same kind."""
 
     file: str = Field(min_length=1, description="the path or pattern of a file, or its URL")
@@ -33,8 +34,6 @@ class FileTable(Format):
     """Of the one column in `partition`, a date, only so much makes the window; null: all of it."""
     windows: Names | None = None
     """The windows to collect; null: all."""
-    schema_name: str | None = Field(default=None, alias="schema")
-    """The schema that its rows are checked against; null: they are not checked."""
 
     @model_validator(mode="after")
     def _check_period(self) -> FileTable:
@@ -75,11 +74,11 @@ class FilesTool(Tool):
         return made.model_copy(update={"directory": directory / made.directory})
 
 
-class RestResource(Format):
+class RestResource(TableSettings, Format):
     """Describes one resource of a REST API: a list of objects, read page by page.
 
-    In `path`, `params` and `body`, `{since}` and `{until}` stand for a window's first and last moment, and `{id}` for
-    each id of the resource that `for_each` names, asked for one after another. In the path they are quoted.
+    In `path`, `params` and `body`, `{since}` and `{until}` stand for the bounds of a window, `{last}` for the last
+    moment before `until`, and `{id}` for each id of the resource that `for_each` names. In the path they are quoted.
     """
 
     path: str = Field(min_length=1, description="the path below the tool's url")
@@ -89,14 +88,12 @@ class RestResource(Format):
     """The query of the request."""
     body: dict[str, Any] = Field(default_factory=dict)
     """The body of the request, sent as JSON."""
-    key: str = "id"
-    """The field that identifies an object."""
+    key: Names = ("id",)
+    """The fields that identify an object; the first one is what `{id}` stands for in a resource of `for_each`."""
     paging: Paging | None = None
     """How its pages are asked for; null: as the tool says."""
     for_each: str | None = None
     """Another resource: there is one request for each of its objects."""
-    schema_name: str | None = Field(default=None, alias="schema")
-    """The schema that its objects are checked against; null: they are not checked."""
 
 
 class RestTool(Tool):

@@ -11,6 +11,9 @@
 | store | `lake/`, `storing` | Parquet in whole windows, which every reader reads: `LakeTable`, `store_landing` |
 | process | `stages/` | stages over a window in batches, with an account of each row: `process_window` |
 
+| configure | `tables`, `collecting`, `processing`, `upkeep` | the same for the tables of `config.yaml` |
+| run | `flows/` | flows of Prefect that do all of it, with a report |
+
 It needs the extra `pipeline`.
 """
 
@@ -21,6 +24,8 @@ from typing import TYPE_CHECKING
 from executor_adapter.lazy import lazy_attributes
 
 if TYPE_CHECKING:
+    from executor_adapter.pipeline.collecting import collect_window, find_windows
+    from executor_adapter.pipeline.lake.delta import Published, publish_to_delta
     from executor_adapter.pipeline.lake.footers import WindowEntry
     from executor_adapter.pipeline.lake.layout import remove_leftovers
     from executor_adapter.pipeline.lake.table import LakeTable
@@ -32,6 +37,7 @@ if TYPE_CHECKING:
         settle_windows,
     )
     from executor_adapter.pipeline.lake.writer import Writer, Written
+    from executor_adapter.pipeline.processing import Balance, balance, process_table, reject_reasons
     from executor_adapter.pipeline.schema import CAST_REJECTS, Cast, Caster, cast_text, typed_schema
     from executor_adapter.pipeline.sources.files import find_files, land_file
     from executor_adapter.pipeline.sources.functions import land_function
@@ -53,10 +59,27 @@ if TYPE_CHECKING:
     from executor_adapter.pipeline.stages.base import NamedStage, Stage, StageOutput
     from executor_adapter.pipeline.stages.loading import load_stage, stage_names
     from executor_adapter.pipeline.stages.run import STAGE_REJECTS, Processed, process_window
+    from executor_adapter.pipeline.starter import write_starter
     from executor_adapter.pipeline.storing import Collected, store_landing
+    from executor_adapter.pipeline.tables import ConfiguredTable, configured_tables, import_references, select_tools
     from executor_adapter.pipeline.text_rows import REJECTS, OnRejects, Reject
+    from executor_adapter.pipeline.upkeep import clean_lake, keep_table, settle_table
 
 _HOMES = {
+    "write_starter": "executor_adapter.pipeline.starter",
+    "ConfiguredTable": "executor_adapter.pipeline.tables",
+    "configured_tables": "executor_adapter.pipeline.tables",
+    "select_tools": "executor_adapter.pipeline.tables",
+    "import_references": "executor_adapter.pipeline.tables",
+    "find_windows": "executor_adapter.pipeline.collecting",
+    "collect_window": "executor_adapter.pipeline.collecting",
+    "process_table": "executor_adapter.pipeline.processing",
+    "Balance": "executor_adapter.pipeline.processing",
+    "balance": "executor_adapter.pipeline.processing",
+    "reject_reasons": "executor_adapter.pipeline.processing",
+    "keep_table": "executor_adapter.pipeline.upkeep",
+    "settle_table": "executor_adapter.pipeline.upkeep",
+    "clean_lake": "executor_adapter.pipeline.upkeep",
     "Collected": "executor_adapter.pipeline.storing",
     "store_landing": "executor_adapter.pipeline.storing",
     "Aggregate": "executor_adapter.pipeline.stages.aggregate",
@@ -68,6 +91,8 @@ _HOMES = {
     "load_stage": "executor_adapter.pipeline.stages.loading",
     "process_window": "executor_adapter.pipeline.stages.run",
     "stage_names": "executor_adapter.pipeline.stages.loading",
+    "Published": "executor_adapter.pipeline.lake.delta",
+    "publish_to_delta": "executor_adapter.pipeline.lake.delta",
     "LakeTable": "executor_adapter.pipeline.lake.table",
     "WindowEntry": "executor_adapter.pipeline.lake.footers",
     "Written": "executor_adapter.pipeline.lake.writer",
@@ -109,9 +134,11 @@ __all__ = [
     "REJECTS",
     "STAGE_REJECTS",
     "Aggregate",
+    "Balance",
     "Cast",
     "Caster",
     "Collected",
+    "ConfiguredTable",
     "LakeTable",
     "LandedFile",
     "Landing",
@@ -119,6 +146,7 @@ __all__ = [
     "NamedStage",
     "OnRejects",
     "Processed",
+    "Published",
     "Receiver",
     "Reject",
     "Stage",
@@ -127,29 +155,42 @@ __all__ = [
     "WindowEntry",
     "Writer",
     "Written",
+    "balance",
     "cast_text",
+    "clean_lake",
+    "collect_window",
     "compact_windows",
+    "configured_tables",
     "divide",
     "expire_windows",
     "find_files",
     "find_landing",
+    "find_windows",
+    "import_references",
     "is_expired",
+    "keep_table",
     "land",
     "land_file",
     "land_function",
     "land_query",
     "land_resource",
     "load_stage",
+    "process_table",
     "process_window",
+    "publish_to_delta",
     "read_landing",
     "read_rows",
     "receiving",
+    "reject_reasons",
     "remove_leftovers",
     "remove_windows",
+    "select_tools",
+    "settle_table",
     "settle_windows",
     "stage_names",
     "store_landing",
     "typed_schema",
+    "write_starter",
 ]
 
 __getattr__, __dir__ = lazy_attributes(__name__, _HOMES)

@@ -51,9 +51,17 @@ def arrow_type(column: Column) -> pa.DataType:
 
 
 def parse(texts: pa.Array, column: Column) -> Parsed:
-    """Parse an array of text as the column declares it; null texts are right."""
+    """Parse an array of text as the column declares it; null texts are right.
+
+    Of a dictionary array each text is parsed once, however many rows have it.
+    """
     parser = _PARSERS[column.kind]
-    return parser(texts, column)
+    if not isinstance(texts, pa.DictionaryArray):
+        return parser(texts, column)
+    values, right, reason = parser(texts.dictionary, column)
+    if pc.all(right).as_py() is not False:
+        return Parsed(values.take(texts.indices), pa.repeat(pa.scalar(True), len(texts)), reason)
+    return Parsed(values.take(texts.indices), pc.fill_null(right.take(texts.indices), True), reason)
 
 
 def _text(texts: pa.Array, column: Column) -> Parsed:

@@ -64,8 +64,7 @@ class Caster:
         reasons = _Reasons(batch)
         columns = {name: self._cast_column(batch, name, reasons) for name in self._schema.columns}
         columns |= {name: batch[name] for name in names}
-        good = reasons.good()
-        rows = pa.RecordBatch.from_pydict(columns).filter(good)
+        rows = reasons.good_of(pa.RecordBatch.from_pydict(columns))
         rejects = reasons.rejects(first=self.rows + 1)
         self.rows += batch.num_rows
         self.rejected += rejects.num_rows
@@ -81,7 +80,8 @@ class Caster:
         missing = sorted(declared - self._seen)
         if missing and self.rows:
             raise _error(
-                f"missing columns: {', '.join(missing)}: correct their names in the schema, or set optional: true"
+                f"missing columns: {', '.join(missing)}: correct their names in the schema, or set optional: true; "
+                f"the columns are {', '.join(sorted(self._seen))}"
             )
 
     def _check_names(self, names: list[str]) -> list[str]:
@@ -103,8 +103,11 @@ class Caster:
         column = self._schema.columns[name]
         if name not in batch.schema.names:
             texts = pa.nulls(batch.num_rows, pa.string())
-        else:
+        elif column.kind == "text":
             texts = _without_null_words(batch[name], column)
+        else:
+            found = batch[name].dictionary_encode()
+            texts = pa.DictionaryArray.from_arrays(found.indices, _without_null_words(found.dictionary, column))
         if not column.nullable:
             reasons.add(name, texts, pc.is_valid(texts), "is empty")
         values, right, reason = parse(texts, column)
@@ -146,13 +149,17 @@ class _Reasons:
 
     def add(self, column: str, texts: pa.Array, right: pa.Array, reason: str) -> None:
         """Note the rows whose value is not right."""
+        if pc.all(right).as_py() in (True, None):
+            return
         for row in pc.indices_nonzero(pc.invert(right)).to_pylist():
             self._found.setdefault(row, []).append((column, texts[row].as_py(), reason))
 
-    def good(self) -> pa.Array:
-        """Return the mask of the rows of which nothing was noted."""
-        rows = pa.array(range(self._batch.num_rows), pa.int64())
-        return pc.invert(pc.is_in(rows, pa.array(sorted(self._found), pa.int64())))
+    def good_of(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        """Return the rows of which nothing was noted."""
+        if not self._found:
+            return rows
+        places = pa.array(range(rows.num_rows), pa.int64())
+        return rows.filter(pc.invert(pc.is_in(places, pa.array(sorted(self._found), pa.int64()))))
 
     def rejects(self, first: int) -> pa.RecordBatch:
         """Return a reject for each other row; `first` is the number of the batch's first row."""

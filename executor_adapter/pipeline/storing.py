@@ -15,11 +15,12 @@ import pyarrow as pa
 from executor_adapter.config import TableSchema
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.disk import writing
-from executor_adapter.pipeline.job_log import log
+from executor_adapter.pipeline.job_log import log, progress
 from executor_adapter.pipeline.lake.table import LakeTable
 from executor_adapter.pipeline.lake.writer import Writer
 from executor_adapter.pipeline.schema import Caster
 from executor_adapter.pipeline.sources.landing import Landing
+from executor_adapter.pipeline.sources.windows import Window
 from executor_adapter.pipeline.text_rows import OnRejects
 
 MAX_WINDOWS = 200
@@ -37,19 +38,31 @@ class Collected:
 
     status: Literal["collected", "already_collected"]
     rows: int = 0
-    """Rows that were read and fit the schema."""
+    """Rows that were stored now; windows that the table had of this landing already are passed over."""
     rejected: int = 0
     """Rows with a value that does not fit its type, and lines that are not rows."""
+    added: int = 0
+    """Rows and rejects that the tables did not have."""
     windows: tuple[str, ...] = ()
     """The windows that have rows of the landing."""
+    unwanted: tuple[str, ...] = ()
+    """The windows of the landing that were passed over."""
 
 
 def store_landing(
-    landing: Landing, read: Read, *, table: LakeTable, rejects: LakeTable, schema: TableSchema | None = None
+    landing: Landing,
+    read: Read,
+    *,
+    table: LakeTable,
+    rejects: LakeTable,
+    schema: TableSchema | None = None,
+    version: str = "",
+    wanted: Callable[[str], bool] = lambda window: True,
 ) -> Collected:
     """Store the rows of a landing; each window of them is published by itself, completely or not at all.
 
-    A landing that is stored already, with the same schema, is not read again.
+    A landing that is stored already, with the same schema, is not read again; of one that is stored in part, those
+    windows are stored that are missing.
 
     Args:
         landing: what was received.
@@ -57,22 +70,26 @@ def store_landing(
         table: where its rows go.
         rejects: where what is not a row, or does not fit the schema, goes.
         schema: the types of the columns; None: everything stays text.
+        version: a change of it lets the landing be stored again, as when the settings have changed by which it is read.
+        wanted: whether a window is to be stored; rows of others are passed over.
 
     Raises:
         DataProcessingException: see `Caster.cast` and `LakeTable.writing`.
         DataCollectionException: CONFIGURATION_ERROR, there are more than `MAX_WINDOWS` windows, or two landings have
             rows of the same window and the table has no key by which they are merged.
     """
-    made_of = [landing.manifest.content, None if schema is None else schema.model_dump(mode="json")]
+    made_of = [landing.manifest.content, None if schema is None else schema.model_dump(mode="json"), version]
     digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
     storing = _Storing(landing, table, rejects, schema, fingerprint=f"{digest} {landing.manifest.window.name}")
     marker = table.place.state / "landings" / f"{digest}.json"
-    if marker.exists() and storing.has_all(json.loads(marker.read_bytes())):
+    known = tuple(json.loads(marker.read_bytes())) if marker.exists() else None
+    if known is not None and storing.has_all(filter(wanted, known)):
         log("%s: the landing is stored already", table.place)
-        return Collected(status="already_collected")
-    collected = storing.store(read)
+        windows, unwanted = _divided({name: wanted(name) for name in known})
+        return Collected(status="already_collected", windows=windows, unwanted=unwanted)
+    collected = storing.store(read, wanted)
     with writing(marker) as file:
-        file.write(json.dumps(collected.windows).encode())
+        file.write(json.dumps(list(storing.found)).encode())
     log("%s: %d rows stored, %d rejected", table.place, collected.rows, collected.rejected)
     return collected
 
@@ -88,29 +105,44 @@ class _Storing:
         self._asked_at = datetime.fromisoformat(landing.manifest.started_at)
         self._stack = ExitStack()
         self._windows: dict[str, _Window] = {}
+        self._writers: list[Writer] = []
+        self._before = table.windows()
+        self.found: dict[str, bool] = {}
+        """The windows that the landing has rows of, and whether they are wanted."""
         self._unreadable = 0
 
     def has_all(self, windows: Iterable[str]) -> bool:
         """Return whether the table has these windows as this landing made them."""
-        found = self._table.windows()
-        return all(each in found and found[each].fingerprint == self._fingerprint for each in windows)
+        return all(map(self._has, windows))
 
-    def store(self, read: Read) -> Collected:
-        """Write everything, and publish it."""
+    def _has(self, window: str) -> bool:
+        found = self._before.get(window)
+        return found is not None and found.fingerprint == self._fingerprint
+
+    def store(self, read: Read, wanted: Callable[[str], bool]) -> Collected:
+        """Write what is wanted, and publish it."""
         with self._stack:
             for name, batch in read(self._on_rejects):
+                if name not in self.found:
+                    self.found[name] = wanted(name)
+                if not self.found[name] or self._has(name):
+                    continue
                 window = self._windows.get(name) or self._begin(name)
                 window.add(batch)
                 self._limit_waiting()
+                progress(sum(each.caster.rows for each in self._windows.values()), None, "rows")
             for window in self._windows.values():
                 window.caster.finish()
         casters = [window.caster for window in self._windows.values()]
         rejected = sum(caster.rejected for caster in casters)
+        windows, unwanted = _divided(self.found)
         return Collected(
             status="collected",
             rows=sum(caster.rows for caster in casters) - rejected,
             rejected=rejected + self._unreadable,
-            windows=tuple(self._windows),
+            added=sum(writer.result.added for writer in self._writers),
+            windows=windows,
+            unwanted=unwanted,
         )
 
     def _begin(self, name: str) -> _Window:
@@ -123,9 +155,16 @@ class _Storing:
         return self._windows[name]
 
     def _writer(self, table: LakeTable, window: str) -> Writer:
-        return self._stack.enter_context(
-            table.writing(window, fingerprint=self._fingerprint, collected_at=self._asked_at)
+        asked = self._landing.manifest.window if table.cursor is not None else Window()
+        writing = table.writing(
+            window,
+            fingerprint=self._fingerprint,
+            collected_at=self._asked_at,
+            since=asked.since,
+            until=asked.until,
         )
+        self._writers.append(self._stack.enter_context(writing))
+        return self._writers[-1]
 
     def _check_origin(self, name: str) -> None:
         found = self._table.find(name)
@@ -151,6 +190,12 @@ class _Storing:
 
     def _refusal(self, message: str) -> DataCollectionException:
         return DataCollectionException(f"{self._table.place}: {message}", error_code="CONFIGURATION_ERROR")
+
+
+def _divided(found: dict[str, bool]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the windows that are wanted, and the others."""
+    wanted = tuple(name for name, is_wanted in found.items() if is_wanted)
+    return wanted, tuple(name for name in found if name not in wanted)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.servers import ROOT, Server, create_database, new_user_env, prefect_server
+from tests.servers import ROOT, Server, new_user_env, prefect_server
 
 
 @pytest.fixture(scope="module")
@@ -25,14 +25,8 @@ def small_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def user_env(tmp_path_factory: pytest.TempPathFactory, small_config: Path) -> dict[str, str]:
-    """The environment of a new user: the small configuration and no server."""
-    home = tmp_path_factory.mktemp("home")
-    create_database(home)
-    return new_user_env(home, EXECUTOR_ADAPTER_CONFIG=str(small_config))
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, user_env: dict[str, str]) -> Iterator[Server]:
-    with prefect_server(tmp_path_factory.mktemp("server"), user_env) as server:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server, whose flows have no configuration: by the project's each process pool would import pandas."""
+    home = tmp_path_factory.mktemp("server")
+    with prefect_server(home, new_user_env(home)) as server:
         yield server

@@ -21,7 +21,7 @@ from subprocess import Popen
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from tests.acceptance.test_ui import CHROMIUM, FLAGS, needs_chromium
+from tests.acceptance.browser import CHROMIUM, FLAGS, needs_chromium
 from tests.servers import ROOT, Server, poll, prefect, running
 
 SCRIPT = ROOT / "tests" / "acceptance" / "cancellable.py"
@@ -44,7 +44,7 @@ ALL = [
     *itertools.product(("shutdown",), ("served", "worker"), RUNNERS),
 ]
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +112,7 @@ def start(server: Server, script: Path, tmp_path: Path) -> Iterator[Callable[...
             host = stack.enter_context(running(command, env=server.env, cwd=tmp_path, log=log))
             if place != "hand":
                 poll(lambda: "being served" in log.read_text() or "started!" in log.read_text(), within=60, what="host")
-                ask = prefect("deployment", "run", f"{name}/{name}", "-p", f"folder={folder}", "-p", f"jobs={jobs}")
-                server.run(*ask)
+                server.run_deployment(f"{name}/{name}", folder=str(folder), jobs=jobs)
             return _begun(server, folder, host, jobs, by_hand=place == "hand")
 
         yield started

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from tests.servers import ROOT, Server, poll, prefect, running
 FILE = "deployments/prefect.yaml"
 """`prefect.yaml` in the root is a link to it."""
 ENTRIES = {entry["name"]: entry for entry in yaml.safe_load((ROOT / FILE).read_text())["deployments"]}
-RUN_TIMEOUT = 60.0
+RUN_TIMEOUT = 120.0
 COMPLETED = ("Completed", None)
 
 
@@ -78,6 +79,12 @@ def own_fields(server: Server, names: Iterable[str]) -> dict[str, dict[str, Any]
 
 
 @pytest.fixture(scope="module")
+def server(server: Server, small_config: Path) -> Server:
+    """The server, whose flows read the small configuration."""
+    return replace(server, env=server.env | {"EXECUTOR_ADAPTER_CONFIG": str(small_config)})
+
+
+@pytest.fixture(scope="module")
 def deployed(server: Server) -> dict[str, dict[str, Any]]:
     """The deployments, deployed from the clone by the documented command."""
     server.run(*prefect("work-pool", "create", "local", "--type", "process"))
@@ -132,6 +139,7 @@ def test_no_schedule_repeats_the_work_of_another(deployed: dict[str, dict[str, A
     assert {"flights", "prefect", "maintenance"} == set(scheduled)
 
 
+@pytest.mark.timeout(420)
 @pytest.mark.usefixtures("worker")
 def test_a_worker_completes_scheduled_and_requested_runs(server: Server, deployed: dict[str, dict[str, Any]]) -> None:
     """A worker completes a run that its schedule created, and the end of a requested collection starts the processing.
@@ -141,7 +149,7 @@ def test_a_worker_completes_scheduled_and_requested_runs(server: Server, deploye
     remove_schedules(server, deployed["flights"])
     with scheduled_often(server, deployed["flights"]):
         assert final_state(server, deployed["flights"], by_schedule=True) == COMPLETED
-    server.run(*prefect("deployment", "run", "collection/flights"))
+    server.run_deployment("collection/flights")
     assert final_state(server, deployed["flights"], by_schedule=False) == COMPLETED
 
     def processed() -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -15,11 +16,12 @@ from typing import Any
 import pyarrow.dataset as ds
 import pytest
 import yaml
+from playwright.sync_api import Page, expect, sync_playwright
 
+from tests.acceptance.browser import CHROMIUM, FLAGS, needs_chromium
 from tests.api_server import serving
-from tests.servers import create_database
+from tests.servers import ROOT, Server, create_database, poll, running
 
-ROOT = Path(__file__).resolve().parents[2]
 FLIGHTS = 336_776
 TABLES = {"flights": FLIGHTS, "weather": 26_115, "planes": 3_322, "airports": 1_458, "airlines": 16}
 
@@ -44,18 +46,21 @@ class Home:
         settings = settings | {"lake": "lake"}
         (self.directory / "config.yaml").write_text(yaml.safe_dump(settings))
 
-    def run(self) -> subprocess.CompletedProcess[str]:
-        """Run the pipeline in this directory, without any setting of the developer."""
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment of the user, without any setting of the developer."""
         inherited = {
             name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "EXECUTOR_ADAPTER_"))
         }
-        env = inherited | {"PREFECT_HOME": str(self.directory / "prefect"), "NO_COLOR": "1"}
+        return inherited | {"PREFECT_HOME": str(self.directory / "prefect"), "NO_COLOR": "1"}
+
+    def run(self) -> subprocess.CompletedProcess[str]:
+        """Run the pipeline in this directory."""
         command = [sys.executable, str(ROOT / "flows" / "pipeline.py")]
-        return subprocess.run(command, cwd=self.directory, env=env, capture_output=True, text=True, timeout=240)
+        return subprocess.run(command, cwd=self.directory, env=self.env, capture_output=True, text=True, timeout=240)
 
     def rows(self, layer: str, tool: str, table: str) -> int:
-        files = [str(path) for path in (self.lake / layer / tool / table).glob("*/part.parquet")]
-        return sum(ds.dataset(file).count_rows() for file in files)
+        return ds.dataset(self.lake / layer / tool / table, partitioning="hive").count_rows()
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         """Query the database of the embedded server, which has ended."""
@@ -113,6 +118,11 @@ def test_every_row_of_every_table_is_collected(home: Home, first: str) -> None:
     for table, rows in TABLES.items():
         assert home.rows("raw", "flights", table) == rows
     assert len(list((home.lake / "raw/flights/flights").iterdir())) == 12
+    types = ds.dataset(home.lake / "raw/flights/flights", partitioning="hive").schema
+    assert (str(types.field("dep_delay").type), str(types.field("time_hour").type)) == (
+        "int64",
+        "timestamp[us, tz=UTC]",
+    )
     assert f"flights: {sum(TABLES.values()):,} new rows" in first
 
 
@@ -122,17 +132,19 @@ def test_rows_are_conserved_and_reported(home: Home, first: str) -> None:
         kept, rejected = home.rows("processed", "flights", table), home.rows("rejects", "flights", table)
         assert (kept + rejected, rejected) == (rows, {"flights": 4, "weather": 1, "airports": 3}.get(table, 0))
     assert "flights: 367,687 collected = 367,679 processed + 8 rejected" in first
+    assert "rejected: 1 row of flights/weather: wind_speed" in first
     history = json.loads((home.lake / "last_run.json").read_text())
     assert history["name"].startswith("pipeline ")
 
 
 def test_the_summary_names_jobs_data_and_ui(home: Home, first: str) -> None:
     """The output names the jobs, the lake, the UI and the summary of the flights."""
-    assert "collect flights flights 2013-01: completed, 27,004 rows" in first
+    assert "collect flights flights flights.csv.zip: completed, 336,776 rows" in first
+    assert "process flights flights 2013-01: completed, 27,004 rows" in first
     assert f"data: {home.lake}" in first
     assert "make ui" in first
     assert "336,772" in first  # the number of valid flights, in the summary
-    assert (home.lake / "reports/flights/flights.png").read_bytes().startswith(b"\x89PNG")
+    assert (home.lake / "reports/flights/summary.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_second_run_collects_nothing_twice(home: Home, second: str) -> None:
@@ -141,15 +153,16 @@ def test_a_second_run_collects_nothing_twice(home: Home, second: str) -> None:
         assert home.rows("raw", "flights", table) == rows
     assert "flights: 0 new rows; 367,687 were already collected, and not collected again" in second
     assert "flights: 367,687 collected = 367,679 processed + 8 rejected" in second
-    assert second.count("completed (already_collected)") >= 16
+    assert second.count("completed (already_collected)") >= len(TABLES)
+    assert second.count("completed (already_processed)") >= 16
 
 
 def test_the_second_run_summarises_the_first(home: Home, second: str) -> None:
     """The second run collects the history of the first from the embedded server, each object once."""
     assert "flow runs: 1 finished, 100.0% of them succeeded" in second
     for table in ("flow_runs", "task_runs", "flow_run_states", "task_run_states"):
-        files = [str(path) for path in (home.lake / "raw/prefect" / table).glob("*/part.parquet")]
-        ids = [key for file in files for key in ds.dataset(file).to_table().to_pydict().get("id", [])]
+        rows = ds.dataset(home.lake / "raw/prefect" / table, partitioning="hive").to_table()
+        ids = rows["id"].to_pylist()
         assert len(ids) == len(set(ids))
         assert ids
 
@@ -160,15 +173,16 @@ def test_the_embedded_server_records_every_final_state(home: Home) -> None:
     assert home.query("select state_name, count(*) from flow_run group by 1") == [("Completed", 2)]
     states = home.query("select flow_run_id, state_type, count(*) from task_run group by 1, 2")
     assert {state for _, state, _ in states} == {"COMPLETED"}
-    # Five tables searched, 16 windows and 4 resources collected, 16 partitions and those of the history processed.
-    assert all(count >= 5 + 16 + 4 + 16 + 2 for _, _, count in states)
+    # Five tables searched, 5 files and 4 resources of 2 days collected, 16 windows and those of the history processed.
+    assert all(count >= 5 + 5 + 4 * 2 + 16 + 2 for _, _, count in states)
 
 
 @pytest.mark.usefixtures("second")
-def test_task_runs_have_distinct_names_and_tags(home: Home) -> None:
-    """Task runs have distinct names, and tags for the stage and the tool."""
-    named = home.query("select name, tags from task_run where name like 'collect flights/flights%' limit 1")
-    assert {"pipeline", "collect", "flights"} <= set(json.loads(named[0][1]))
+def test_task_runs_have_distinct_names_and_ask_for_no_slot(home: Home) -> None:
+    """Task runs have distinct names, and no tags, for which a slot would be asked for; the flow run has its own."""
+    assert home.query("select count(*) from task_run where name like 'collect flights/flights%'") == [(2,)]
+    assert {tags for (tags,) in home.query("select tags from task_run")} == {"[]"}
+    assert {tags for (tags,) in home.query("select tags from flow_run")} == {'["pipeline"]'}
     assert home.query("select flow_run_id, name from task_run group by 1, 2 having count(*) > 1") == []
 
 
@@ -190,7 +204,7 @@ def test_prefect_shows_progress_jobs_report_and_plot(home: Home) -> None:
     rejected = text.partition("## Rejected rows, by reason")[2].partition("\n## ")[0]
     assert sum(int(line.split("|")[-2]) for line in rejected.splitlines() if line.startswith("| flights")) == 8
     assert "## Slowest jobs" in text
-    kind, plot = latest["pipeline-delays"]
+    kind, plot = latest["pipeline-plot-flights"]
     assert kind == "markdown"
     assert "](data:image/png;base64,iVBOR" in plot
     assert plot in text
@@ -208,13 +222,13 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, sub
     settings = project_settings()
     with (
         serving(lambda path, body: (500, {}, b"out of order")) as (failing, _),
-        serving(lambda path, body: (200, {}, b'[{"id": ')) as (broken, _),
+        serving(lambda path, body: (200, {"Content-Type": "application/json"}, b'[{"id": ')) as (broken, _),
     ):
         with serving(lambda path, body: (200, {}, b"[]")) as (down, _):
             pass  # the server has ended, so its port refuses connections
 
         tools = {
-            name: {"source": "rest", "url": url, "resources": {"orders": {"path": "/orders"}}}
+            name: {"source": "rest", "url": url, "days": 0, "resources": {"orders": {"path": "/orders"}}}
             for name, url in (("down", down), ("failing", failing), ("broken", broken))
         }
         home.configure(
@@ -231,11 +245,12 @@ def test_a_failing_tool_ends_the_run_with_exit_code_1(
     failed: tuple[Home, subprocess.CompletedProcess[str]],
 ) -> None:
     """Failed jobs are reported with their codes; only failures that can pass are retried."""
-    _, done = failed
+    home, done = failed
+    (day,) = {path.name for path in home.lake.glob("landing/failing/orders/*")}
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "failed: collect down orders: NETWORK_ERROR after 2 attempts" in done.stdout
-    assert "failed: collect failing orders: API_ERROR after 2 attempts" in done.stdout
-    assert "failed: collect broken orders: DATA_ERROR after 1 attempt:" in done.stdout
+    assert f"failed: collect down orders {day}: NETWORK_ERROR after 2 attempts" in done.stdout
+    assert f"failed: collect failing orders {day}: API_ERROR after 2 attempts" in done.stdout
+    assert f"failed: collect broken orders {day}: DATA_ERROR after 1 attempt:" in done.stdout
     (error,) = errors_of(done)
     assert "3 of " in error
 
@@ -252,9 +267,9 @@ def test_prefect_shows_the_error_code_of_a_failed_job(failed: tuple[Home, subpro
     home, _ = failed
     ended = home.query(
         "select r.name, s.name, s.message from task_run r join task_run_state s on s.id = r.state_id"
-        " where r.name like 'collect %/orders' order by r.name"
+        " where r.name like 'collect %/orders %' order by r.name"
     )
-    assert [(name, state) for name, state, _ in ended] == [
+    assert [(name.rpartition(" ")[0], state) for name, state, _ in ended] == [
         ("collect broken/orders", "Failed"),
         ("collect down/orders", "Failed"),
         ("collect failing/orders", "Failed"),
@@ -264,6 +279,19 @@ def test_prefect_shows_the_error_code_of_a_failed_job(failed: tuple[Home, subpro
     assert home.query("select state_name from flow_run") == [("Failed",)]
     final = "('COMPLETED', 'FAILED', 'CANCELLED', 'CRASHED')"
     assert home.query(f"select name from task_run where state_type not in {final}") == []
+
+
+def test_a_lake_that_cannot_be_read_is_said_in_one_line(tmp_path: Path) -> None:
+    """Trouble with the disk ends the run with a line that says what to do, and without a traceback."""
+    home = Home(directory=tmp_path)
+    home.database.parent.mkdir()
+    create_database(home.database.parent)
+    home.configure({"tools": {"flights": one_month(project_settings())}})
+    home.lake.touch()
+    done = home.run()
+    assert done.returncode == 1, done.stdout + done.stderr
+    (error,) = errors_of(done)
+    assert error.endswith("Not a directory: a file is where a folder should be: move it away")
 
 
 # --- the configuration is wrong ---
@@ -276,8 +304,8 @@ def test_prefect_shows_the_error_code_of_a_failed_job(failed: tuple[Home, subpro
         ({"colection": {}}, "config.yaml: colection is not a key: did you mean collection? allowed are"),
         ({"tools": {}}, "tools is missing: describe at least one tool in config.yaml"),
         (
-            {"tools": {"t": {"source": "files", "package": "p", "tables": {"a": {"file": "f", "schema": "flight"}}}}},
-            "tools.t.tables.a.schema: 'flight' is not allowed: did you mean flights? must be one of",
+            {"tools": {"t": {"source": "files", "package": "p", "tables": {"a": {"file": "f", "stages": ["clean"]}}}}},
+            "tools.t.tables.a.stages: 'clean' is not allowed: must be one of",
         ),
     ],
 )
@@ -291,3 +319,89 @@ def test_a_wrong_configuration_ends_with_exit_code_2(tmp_path: Path, change: dic
     assert done.stderr.count("\n") == 1
     assert not home.database.exists()
     assert not home.lake.exists()
+
+
+# --- the page that `make ui` opens after a run, in a real browser ---
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Page]:
+    """A page of a real browser."""
+    needs_chromium()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser.new_page(viewport={"width": 1440, "height": 1400})
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def ran(home: Home, second: str) -> str:
+    """The id of the second run; its embedded server has ended too."""
+    return str(json.loads((home.lake / "last_run.json").read_text())["flow_run_id"])
+
+
+@pytest.fixture(scope="module")
+def url(home: Home, ran: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address that `make ui` prints, while its server runs."""
+    log = tmp_path_factory.mktemp("ui") / "ui.log"
+    command = [sys.executable, str(ROOT / "deployments" / "ui.py")]
+    with running(command, env=home.env, cwd=home.directory, log=log):
+        printed = poll(lambda: re.search(r"^http\S+$", log.read_text(), re.MULTILINE), within=60, what="an address")
+        assert printed[0].endswith(f"/runs/flow-run/{ran}")
+        yield printed[0]
+
+
+@pytest.fixture(scope="module")
+def task_runs(url: str, ran: str) -> list[dict[str, Any]]:
+    server = Server(url=url.partition("/runs")[0], env={})
+    wanted = {"flow_runs": {"id": {"any_": [ran]}}, "sort": "EXPECTED_START_TIME_DESC"}
+    found: list[dict[str, Any]] = server.call("POST", "/task_runs/filter", wanted)
+    return found
+
+
+def test_the_server_of_the_ui_has_every_final_state(task_runs: list[dict[str, Any]]) -> None:
+    """Every task run is Completed on the server, although the embedded server ended with the flow."""
+    assert task_runs
+    assert {run["state_type"] for run in task_runs} == {"COMPLETED"}
+
+
+def test_the_page_shows_the_run_and_its_task_runs(
+    page: Page, url: str, task_runs: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """The run is Completed, its timeline is drawn, and its task runs have distinct names."""
+    page.goto(url)
+    expect(page.get_by_text("Completed").first).to_be_visible(timeout=30_000)
+    expect(page.locator("canvas").first).to_be_visible(timeout=30_000)
+    page.get_by_role("tab", name="Task Runs").or_(page.get_by_text("Task Runs", exact=True)).first.click()
+    names = [run["name"] for run in task_runs]
+    assert len(set(names)) == len(names)
+    expect(page.get_by_text(f"{len(names)} Task runs", exact=True).first).to_be_visible(timeout=30_000)
+    for name in names[:5]:  # the page lists the newest first
+        expect(page.get_by_text(name, exact=True).first).to_be_visible(timeout=30_000)
+    shot = page.screenshot(path=tmp_path / "run.png")
+    assert len(shot) > 20_000
+
+
+def test_the_plot_is_shown_without_its_address(page: Page, url: str, ran: str, tmp_path: Path) -> None:
+    """The page shows the plot and does not print the 80,000 characters of its address."""
+    base = url.partition("/runs")[0]
+    wanted = {"artifacts": {"key": {"any_": ["pipeline-plot-flights"]}, "flow_run_id": {"any_": [ran]}}}
+    (artifact,) = Server(url=base, env={}).call("POST", "/artifacts/filter", wanted)
+    page.goto(f"{base}/artifacts/artifact/{artifact['id']}")
+    picture = page.get_by_role("img", name="Mean departure delay by month and origin")
+    expect(picture).to_be_visible(timeout=30_000)
+    assert picture.evaluate("it => it.complete && it.naturalWidth") > 300
+    assert "base64" not in page.inner_text("body")
+    assert len(page.screenshot(path=tmp_path / "delays.png")) > 20_000
+
+
+def test_the_report_links_to_the_jobs_of_its_run(page: Page, url: str, ran: str) -> None:
+    """A link of the report opens the table of the run's jobs, in the UI that shows the report."""
+    base = url.partition("/runs")[0]
+    wanted = {"artifacts": {"key": {"any_": ["pipeline-report"]}, "flow_run_id": {"any_": [ran]}}}
+    (artifact,) = Server(url=base, env={}).call("POST", "/artifacts/filter", wanted)
+    page.goto(f"{base}/artifacts/artifact/{artifact['id']}")
+    link = page.get_by_role("link", name="all jobs")
+    expect(link).to_be_visible(timeout=30_000)
+    page.goto(f"{base}{link.get_attribute('href')}")
+    expect(page.get_by_text("pipeline-jobs").first).to_be_visible(timeout=30_000)

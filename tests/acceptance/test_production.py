@@ -27,9 +27,9 @@ import pytest
 import yaml
 from playwright.sync_api import Page, expect, sync_playwright
 
+from tests.acceptance.browser import CHROMIUM, FLAGS, needs_chromium
 from tests.acceptance.shared_work import PARTS, is_whole
 from tests.acceptance.test_server_ha import children, needs_services, without_database
-from tests.acceptance.test_ui import CHROMIUM, FLAGS, needs_chromium
 from tests.servers import ROOT, Server, free_port, new_user_env, poll, prefect, running
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1500)]
@@ -234,14 +234,14 @@ def test_a_run_is_started_by_the_form(working: Cluster, page: Page, tmp_path: Pa
 
 
 def months(cluster: Cluster, layer: str = "raw") -> set[str]:
-    """Return the months of flights whose partition is complete in a layer of the lake."""
-    found = (cluster.lake / layer / "flights" / "flights").glob("*/manifest.json")
-    return {path.parent.name for path in found}
+    """Return the months of flights in a layer of the lake."""
+    found = (cluster.lake / layer / "flights" / "flights").glob("*/rows.parquet")
+    return {path.parent.name.removeprefix("window=") for path in found}
 
 
 def test_a_backfill_collects_what_is_missing(working: Cluster) -> None:
     """Months that are added to the configuration are collected by one run, and processed by the automation after it."""
-    raw = working.lake / "raw" / "flights" / "flights" / "2013-01" / "part.parquet"
+    raw = working.lake / "raw" / "flights" / "flights" / "window=2013-01" / "rows.parquet"
     before = raw.stat().st_mtime_ns
     write_config(working.clone, ["2013-01", "2013-02", "2013-03"])
     working.run(*prefect("deployment", "run", "collection/flights"))
@@ -250,7 +250,7 @@ def test_a_backfill_collects_what_is_missing(working: Cluster) -> None:
     poll(lambda: months(working, "processed") == wanted, within=240, what="the processed months")
     assert raw.stat().st_mtime_ns == before
     rows = {
-        month: pq.read_metadata(working.lake / "raw" / "flights" / "flights" / month / "part.parquet").num_rows
+        month: pq.read_metadata(working.lake / "raw/flights/flights" / f"window={month}" / "rows.parquet").num_rows
         for month in wanted
     }
     assert rows == {"2013-01": 27004, "2013-02": 24951, "2013-03": 28834}

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 
+from tests.acceptance.browser import CHROMIUM, FLAGS, needs_chromium
 from tests.acceptance.every_state import FINISHED, UNFINISHED
-from tests.acceptance.test_ui import CHROMIUM, FLAGS, needs_chromium
 from tests.servers import ROOT, Server, poll, running
 
 STATES = [*FINISHED, *UNFINISHED]

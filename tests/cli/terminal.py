@@ -51,13 +51,18 @@ class Terminal:
         return self._tmux("capture-pane", "-p", "-S", "-", "-t", "pane")
 
     def wait_for(self, condition: str | Callable[[str], object], *, within: float = 30.0) -> str:
-        """Wait for a screen that contains a text or fulfils a condition, and return it."""
+        """Wait for a screen that contains a text or fulfils a condition, and return it.
+
+        A screen is captured while it is painted, so the next one is returned if it holds too.
+        """
+        holds = (lambda text: condition in text) if isinstance(condition, str) else condition
         ends = time.monotonic() + within
         while time.monotonic() < ends:
             shown = self.screen()
-            if condition in shown if isinstance(condition, str) else condition(shown):
-                return shown
             time.sleep(0.05)
+            if holds(shown):
+                painted = self.screen()
+                return painted if holds(painted) else shown
         raise AssertionError(f"not within {within:.0f} s: {condition}; the screen:\n{self.screen()}")
 
     def _tmux(self, *words: str) -> str:

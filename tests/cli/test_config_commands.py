@@ -70,6 +70,32 @@ def test_what_will_not_work_is_found(command: Command, home: Path) -> None:
     assert command("config", "check", "--json").json["valid"] is False
 
 
+def test_what_a_pipeline_names_is_looked_for(command: Command, home: Path) -> None:
+    """`config check` imports the stages, functions, schemas and summaries of tools, and names what is not there."""
+    (home / "my_rules.py").write_text("def orders(): ...\ndef stage(rows): ...\n")
+    table = {"function": "my_rules:orders", "stages": ["my_rules:stage", {"stage": "deduplicate", "key": "id"}]}
+    tool: dict[str, Any] = {"source": "function", "tables": {"orders": table}}
+    write(home, yaml.safe_dump({"tools": {"shop": tool}}))
+    assert command("config", "check") == (0, "config.yaml: fine\n", "")
+    table["function"] = "my_rules:order"
+    table["stages"] = ["my_rules:stag", {"stage": "deduplicate", "keys": "id"}]
+    write(home, yaml.safe_dump({"tools": {"shop": tool}}))
+    result = command("config", "check")
+    place, missing = (
+        "config.yaml: tools.shop.tables.orders",
+        "cannot be imported: AttributeError: module 'my_rules' has no",
+    )
+    assert result.code == 2
+    function, stage, options = result.err.splitlines()
+    assert function == f"{place}.function: 'my_rules:order' {missing} attribute 'order': must be module:name"
+    assert stage == f"{place}.stages: 'my_rules:stag' {missing} attribute 'stag': must be module:name"
+    assert options.startswith(f"{place}.stages: deduplicate: missing a required ")  # Python's words differ by version.
+    assert options.endswith(" argument: 'key': its options are key, reject")
+    tool["summary"] = "my_rule:summarise"
+    write(home, yaml.safe_dump({"tools": {"shop": tool}}))
+    assert "tools.shop.summary: 'my_rule:summarise': there is no module my_rule" in command("config", "check").err
+
+
 def test_a_code_of_ones_own_is_only_noted(command: Command, home: Path) -> None:
     """`config check` notes an error code that only the user's own errors can have, and accepts it."""
     write(home, "tools: {radar: {job: {retry: {rules: [{codes: [SENSOR_DOWN]}]}}}}")
@@ -172,7 +198,7 @@ def test_what_only_sounds_like_a_secret_is_shown(command: Command, home: Path) -
     write(home, "tools: {authors: {source: rest, url: 'http://a', resources: {keys: {path: /r, key: isbn}}}}")
     found = {row["key"]: row["value"] for row in command("config", "show", "--json").json}
     assert found["tools.authors.url"] == "http://a"
-    assert found["tools.authors.resources.keys.key"] == "isbn"
+    assert found["tools.authors.resources.keys.key"] == ["isbn"]
 
 
 @pytest.mark.parametrize(

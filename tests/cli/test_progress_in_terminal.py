@@ -38,7 +38,7 @@ TABLE = """
 import pathlib, threading, time
 from executor_adapter import Job, JobExecutor
 from executor_adapter.config import Settings
-from tasks.progress_table import ProgressTable
+from executor_adapter.pipeline.flows.progress_table import ProgressTable
 
 go = pathlib.Path("go")
 

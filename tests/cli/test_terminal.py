@@ -92,7 +92,7 @@ def test_a_thousand_live_jobs_fit_the_screen(pane: Terminal, store: JobStore) ->
     live += [record(f"wait-{n:04}", PENDING, age=50) for n in range(800)]
     fill(store, *live, record("over-0001"))
     pane.run("jobs watch --interval 0.2")
-    shown = pane.wait_for("800 pending")
+    shown = pane.wait_for(lambda text: "800 pending" in text and re.search(r"^over-0001 ", text, re.MULTILINE))
     assert shown.splitlines()[0].startswith("800 pending   200 running")
     assert len(re.findall(r"^run-\d{4} ", shown, re.MULTILINE)) >= 25
     assert re.search(r"^and 9\d\d more", shown, re.MULTILINE)

@@ -23,7 +23,6 @@ def write(table: LakeTable, window: str, *batches: pa.Table, **given: Any) -> Wr
     with table.writing(window, **{"fingerprint": "v1"} | given) as writer:
         for each in batches:
             writer.add(each)
-    assert writer.result is not None
     return writer.result
 
 

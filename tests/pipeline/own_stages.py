@@ -42,6 +42,11 @@ def return_number(rows: pd.DataFrame) -> int:
     return len(rows)
 
 
+def misspell(rows: pd.DataFrame) -> pd.DataFrame:
+    """Ask for a column that is not there."""
+    return rows[rows["prise"] > 0]
+
+
 def with_limit(*, column: str, limit: float) -> Stage:
     """Return a stage that rejects rows at or above a limit."""
 

@@ -105,7 +105,7 @@ def test_what_is_not_there_is_a_configuration_error(inbox: Path, monkeypatch: py
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     for described, said in (
         (tool("x.csv", directory=inbox), f"{inbox}/x.csv does not exist: correct tables.t.file, or create the file"),
-        (tool("*.xls", directory=inbox), f"{inbox}/*.xls does not exist: correct tables.t.file, or create the file"),
+        (tool("*.xls", directory=inbox), f"{inbox}/*.xls matches no file: correct tables.t.file, or create the file"),
         (tool("a.csv", package="no_such"), "package no_such is not installed: pip install no_such"),
         (
             tool("gs://b/a.csv"),

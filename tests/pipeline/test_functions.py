@@ -12,7 +12,8 @@ import pyarrow as pa
 import pytest
 
 from executor_adapter.config import Format, FunctionTool
-from executor_adapter.exceptions import DataCollectionException
+from executor_adapter.error_codes import error_code_of
+from executor_adapter.exceptions import ConfigurationError, DataCollectionException
 from executor_adapter.pipeline import Window, land
 from executor_adapter.pipeline.sources.reading import read_rows
 
@@ -82,10 +83,18 @@ def test_a_source_of_dlt_is_a_tool(tmp_path: Path) -> None:
 )
 def test_what_is_no_source_is_refused(tmp_path: Path, name: str, code: str, said: str) -> None:
     """A function that is not there, or gives something else, is an error with its code."""
-    with pytest.raises(DataCollectionException) as caught:
+    with pytest.raises((DataCollectionException, ConfigurationError)) as caught:
         collect(tmp_path, name)
-    assert (caught.value.error_code, said in str(caught.value)) == (code, True)
+    assert (error_code_of(caught.value), said in str(caught.value)) == (code, True)
     assert list(tmp_path.rglob("manifest.json")) == []
+
+
+def test_a_module_that_is_no_python_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the import of a module raises is a mistake in the configuration."""
+    (tmp_path / "broken_source.py").write_text("def orders(:")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigurationError, match="broken_source:orders' cannot be imported: SyntaxError"):
+        collect(tmp_path, "broken_source:orders")
 
 
 def test_what_a_function_raises_is_raised(tmp_path: Path) -> None:

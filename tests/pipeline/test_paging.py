@@ -109,6 +109,39 @@ def test_missing_objects_are_an_error(tmp_path: Path) -> None:
     assert "said that there are 9 objects and sent 7" in str(error)
 
 
+@pytest.mark.parametrize(
+    ("paging", "code"),
+    [
+        ({"by": "none"}, "CONFIGURATION_ERROR"),
+        ({"by": "link"}, "API_ERROR"),
+        ({"by": "url", "next": "next"}, "API_ERROR"),
+        ({"by": "cursor", "next": "next"}, "API_ERROR"),
+    ],
+)
+def test_an_end_that_the_answer_contradicts_is_an_error(tmp_path: Path, paging: dict[str, Any], code: str) -> None:
+    """However pages are asked for, a total that was not reached, or a flag that there is more, is an error."""
+    with serving(lambda _: as_json({"items": ITEMS, "next": None, "all": 9, "more": True})) as api:
+        for proof, said in (
+            ({"total": "all"}, "said that there are 9 objects and sent 7"),
+            ({"more": "more"}, "said that there is more and named no next page"),
+        ):
+            error = failure(tmp_path, tool(api.url, paging=paging | proof, resource={"records": "items"}))
+            assert error.error_code == code
+            assert said in str(error)
+
+
+def test_a_total_that_nothing_was_said_of_is_believed(tmp_path: Path) -> None:
+    """Without `paging`, an answer with fewer objects than it says that there are is refused."""
+    totals = {"total_count": 7}
+    with serving(lambda _: as_json({"items": ITEMS, **totals})) as api:
+        described = tool(api.url, resource={"records": "items"})
+        assert collect(tmp_path, described) == IDS
+        totals["total_count"] = 8
+        error = failure(tmp_path / "more", described)
+    assert error.error_code == "CONFIGURATION_ERROR"
+    assert "says that there are more pages (total_count): set paging" in str(error)
+
+
 def test_the_same_page_for_ever_is_an_error(tmp_path: Path) -> None:
     """An API that does not know the paging sends its first page again, which is refused."""
     with serving(lambda _: as_json(ITEMS)) as api:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -117,7 +120,7 @@ def test_mistakes_are_configuration_errors(shop: Shop) -> None:
     """A missing table, column or bound is named, and nothing is landed."""
     shop.run("CREATE TABLE orders (id INTEGER)")
     for fields, window, said in (
-        ({"table": "nothing"}, Window(), "nothing"),
+        ({"table": "nothing"}, Window(), "there is no table nothing: correct table"),
         ({"columns": ["id", "name"]}, Window(), "has no column name: the columns are id"),
         ({"cursor": "at"}, Window(), "has no column at"),
         ({"cursor": "id"}, Window(since="soon"), "'soon' is no bound for a cursor of type INTEGER()"),
@@ -157,6 +160,69 @@ def test_a_database_that_is_away_is_a_network_error(tmp_path: Path, monkeypatch:
         assert land_from(tmp_path, url).error_code == "CONFIGURATION_ERROR"
     error = land_from(tmp_path, "sqlite://", driver="adbc")
     assert str(error) == "driver: adbc is for PostgreSQL, not for sqlite: remove it"
+
+
+@pytest.mark.parametrize("driver", ["sqlalchemy", "adbc"])
+@pytest.mark.parametrize(
+    ("sqlstate", "said", "code"),
+    [
+        ("28P01", 'password authentication failed for user "me"', "CONFIGURATION_ERROR"),
+        ("28000", 'no pg_hba.conf entry for host "10.0.0.1", user "me"', "CONFIGURATION_ERROR"),
+        ("53300", "sorry, too many clients already", "NETWORK_ERROR"),
+        ("57P03", "the database system is starting up", "NETWORK_ERROR"),
+    ],
+)
+def test_a_refused_password_is_a_configuration_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver: str, sqlstate: str, said: str, code: str
+) -> None:
+    """What PostgreSQL refuses for good is not retried, and the message says what to check; a busy server is retried."""
+    monkeypatch.setenv("DB_PASSWORD", "hush-hush")
+    with refusing_server(sqlstate, said) as port:
+        url = f"postgresql://me@127.0.0.1:{port}/shop?sslmode=disable"
+        error = land_from(tmp_path, url, credential={"env": "DB_PASSWORD"}, driver=driver)
+    assert error.error_code == code
+    assert said in str(error)
+    assert ("check `url`, which names the user and the database, and `credential`" in str(error)) is (
+        code == "CONFIGURATION_ERROR"
+    )
+    assert "hush" not in str(error)
+
+
+@contextmanager
+def refusing_server(sqlstate: str, said: str) -> Iterator[int]:
+    """Yield the port of a server that answers each start-up message as PostgreSQL does when it refuses.
+
+    https://www.postgresql.org/docs/current/protocol-message-formats.html, ErrorResponse.
+    """
+    fields = b"".join(kind + text.encode() + b"\0" for kind, text in ((b"S", "FATAL"), (b"V", "FATAL")))
+    fields += b"C" + sqlstate.encode() + b"\0M" + said.encode() + b"\0\0"
+    answer = b"E" + (len(fields) + 4).to_bytes(4, "big") + fields
+
+    def serve() -> None:
+        with suppress(OSError):  # It is closed in the end.
+            while True:
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(4096)
+                    connection.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield server.getsockname()[1]
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+@pytest.mark.parametrize("driver", ["sqlalchemy", "adbc"])
+def test_a_user_or_database_that_does_not_exist_is_a_configuration_error(tmp_path: Path, driver: str) -> None:
+    """A real PostgreSQL says so, and it is not retried."""
+    with database("postgresql", tmp_path) as (url, _, _):
+        for wrong in (url.replace("postgres@", "nobody-here@"), url.replace("/test", "/no-such-database")):
+            error = land_from(tmp_path, wrong, driver=driver)
+            assert (error.error_code, "does not exist" in str(error)) == ("CONFIGURATION_ERROR", True)
 
 
 def test_settings_that_contradict_are_refused() -> None:

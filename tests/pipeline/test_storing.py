@@ -258,8 +258,8 @@ def test_all_flights_of_a_year_are_accounted_for(tmp_path: Path) -> None:
         schema=TableSchema.model_validate({"columns": columns}),
     )
     assert (collected.rows, collected.rejected, len(collected.windows)) == (336_776, 0, 12)
-    rules = "tasks.rules.flights:FLIGHTS"
-    stages = [{"stage": "validate", "schema": f"{rules}.schema"}, f"{rules}.normalise"]
+    rules = "tasks.rules.flights"
+    stages = [{"stage": "validate", "schema": f"{rules}:FLIGHTS"}, f"{rules}:normalise_flights"]
     done = [process_window(raw, window, stages=stages, target=processed, rejects=rejected) for window in raw.windows()]
     assert (sum(each.kept for each in done), sum(each.rejected for each in done)) == (336_772, 4)
     assert ds.dataset(processed.folder).count_rows() == 336_772

@@ -6,6 +6,7 @@ import fcntl
 import os
 import sqlite3
 import time
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,8 @@ def ended_run(api: Api, flow: str, days: float) -> str:
     flow_id = api.post("/flows/", {"name": flow})["id"]
     run: dict[str, Any] = api.post("/flow_runs/", {"flow_id": flow_id, "state": {"type": "COMPLETED"}})
     # The API takes no time of an end, so the database does.
-    with sqlite3.connect(get_current_settings().home / "prefect.db", timeout=60) as database:
+    file = get_current_settings().home / "prefect.db"
+    with closing(sqlite3.connect(file, timeout=60)) as database, database:
         ended = (datetime.now(UTC) - timedelta(days=days)).strftime("%Y-%m-%d %H:%M:%S.%f")
         changed = database.execute("UPDATE flow_run SET end_time = ? WHERE id = ?", (ended, run["id"]))
     assert changed.rowcount == 1
@@ -58,6 +60,7 @@ def artifacts_of(api: Api, flow_run_id: str) -> int:
     return len(api.post("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [flow_run_id]}}}))
 
 
+@pytest.mark.usefixtures("quick_sweeps")
 def test_the_flow_cleans_up_what_is_old(api: Api, tmp_path: Path, spool: Path, wait_for: Wait) -> None:
     """Old jobs, artifacts, spool and temporary files go, newer ones stay, and lost task runs become Crashed."""
     config = tmp_path / "config.yaml"

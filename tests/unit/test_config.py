@@ -18,7 +18,7 @@ tools:
     source: files
     directory: incoming
     tables:
-      flights: {file: flights.csv, partition: [year, month], schema: flights}
+      flights: {file: flights.csv, partition: [year, month]}
   orders:
     source: rest
     url: http://127.0.0.1:1/api
@@ -229,12 +229,27 @@ def test_settings_are_frozen() -> None:
         ),
         ("a: [\n b: {", "line 2, column 6: expected the node content, but found '<stream end>'"),
         ("lake: a\nlake: b", "line 2, column 1: 'lake' is a duplicate key: remove one"),
+        (
+            "job: &a {max_runtime: 5}\ncall: {<<: *a, x: 1, x: 2}",
+            "line 2, column 22: 'x' is a duplicate key: remove one",
+        ),
         ("- 1", "holds a list: must be a mapping of keys to values"),
     ],
 )
 def test_a_wrong_file_is_refused_in_one_line(write: Write, text: str, message: str) -> None:
     """A wrong file is refused in one line that names place, key, value and what is allowed."""
     assert refusal(write(text)).startswith(f"config.yaml: {message}")
+
+
+def test_what_tables_share_is_written_once(write: Write) -> None:
+    """YAML's `<<` brings the keys of an anchored mapping; a key of one's own takes their place."""
+    tables = "a: &a {file: a.csv, partition: day, period: month}\n      b: {<<: *a, file: b.csv, period: year}"
+    tool = load_config(write(f"tools:\n  x:\n    source: files\n    directory: .\n    tables:\n      {tables}")).tools[
+        "x"
+    ]
+    assert isinstance(tool, FilesTool)
+    assert (tool.tables["a"].period, tool.tables["b"].period) == ("month", "year")
+    assert (tool.tables["b"].file, tool.tables["b"].partition) == ("b.csv", ("day",))
 
 
 def test_the_number_of_further_errors_is_named(write: Write) -> None:

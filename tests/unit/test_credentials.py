@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import json
 import pickle
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from executor_adapter.config import Credential, RestTool, Settings, hidden, load_config, redacted
-from executor_adapter.exceptions import ConfigurationError, DataCollectionException
-from tasks import sources
-from tasks.http_client import client_for
-from tests.api_server import Answer, Headers, as_json, recording_headers
+from executor_adapter.exceptions import ConfigurationError
 
 SECRET = "s3same-open-Sesame"
 RUNS = {"runs": {"path": "/runs"}}
-DAY = sources.Day(name="2026-01-02")
 
 
 @pytest.fixture(autouse=True)
@@ -139,46 +133,6 @@ def test_a_secret_that_was_read_is_redacted(tmp_path: Path) -> None:
     assert redacted("<second line of a key> abc") == "<(hidden)> abc"
 
 
-# --- REST ---
-
-
-def headers_sent(described: RestTool, respond: Callable[[str, Headers], Answer]) -> dict[str, str]:
-    """Return the headers of the last request for the runs."""
-    with recording_headers(respond) as (url, seen):
-        described = described.model_copy(update={"url": url})
-        with client_for(described) as client:
-            sources.Api(tool=described, client=client).objects("runs", DAY)
-    return seen[-1]
-
-
-def no_rows(path: str, headers: Headers) -> Answer:
-    return as_json([])
-
-
-@pytest.mark.parametrize(
-    ("fields", "name", "value"),
-    [
-        ({}, "authorization", f"Bearer {SECRET}"),
-        ({"username": "ada"}, "authorization", "Basic YWRhOnMzc2FtZS1vcGVuLVNlc2FtZQ=="),
-        ({"headers": {"X-Api-Key": "{credential}"}}, "x-api-key", SECRET),
-        ({"headers": {"Authorization": "Token {credential}"}}, "authorization", f"Token {SECRET}"),
-    ],
-)
-def test_a_credential_is_sent_as_configured(fields: dict[str, Any], name: str, value: str) -> None:
-    """The credential is sent as a bearer token, as a password, or in the header that names it."""
-    sent = headers_sent(tool(credential={"env": "ORDERS_TOKEN"}, **fields), no_rows)
-    assert {key: text for key, text in sent.items() if key in {"authorization", "x-api-key"}} == {name: value}
-
-
-def test_a_credential_is_not_sent_to_another_host() -> None:
-    """A request that is redirected to another host carries no secret there, in whichever header it is."""
-    described = tool(credential={"env": "ORDERS_TOKEN"}, headers={"X-Api-Key": "{credential}"})
-    with recording_headers(no_rows) as (other, seen):
-        headers_sent(described, lambda path, headers: (307, {"Location": f"{other}/elsewhere"}, b""))
-    assert len(seen) == 1
-    assert "x-api-key" not in seen[0]
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -204,28 +158,3 @@ def test_a_secret_in_the_configuration_is_refused(tmp_path: Path, fields: dict[s
         load_config(file)
     assert str(refused.value).startswith(f"{file}: tools.orders.{message}")
     assert SECRET not in str(refused.value)
-
-
-def test_a_secret_that_no_header_can_hold_is_refused_without_it(tmp_path: Path) -> None:
-    """A secret of several lines is refused before it is sent; HTTP libraries quote it in their error."""
-    (tmp_path / "key").write_text(f"{SECRET}\nand more\n")
-    with pytest.raises(DataCollectionException, match="no header may have") as refused:
-        client_for(tool(url="http://a", credential={"file": tmp_path / "key"}))
-    assert refused.value.error_code == "CONFIGURATION_ERROR"
-    assert SECRET not in str(refused.value)
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        (401, {}, b"no"),
-        (200, {}, f'"Bearer {SECRET} is not valid"'.encode()),
-        (200, {"Content-Type": "application/json"}, f'[{{"token": "{SECRET}"}}]'.encode()),
-        (200, {}, f"{'x' * 190}{SECRET}".encode()),
-    ],
-)
-def test_an_api_that_repeats_the_secret_does_not_spread_it(answer: Answer) -> None:
-    """What an API sends back of the secret is in neither the error nor what Python prints of it."""
-    with pytest.raises(DataCollectionException) as failed:
-        headers_sent(tool(credential={"env": "ORDERS_TOKEN"}), lambda path, headers: answer)
-    assert SECRET not in "".join(traceback.format_exception(failed.value))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -56,11 +57,12 @@ MAX_MODULES = 22
 MAX_LINES = 350
 STANDARD_LIBRARY_ALONE = ("worker", "exceptions", "error_codes", "error_facts", "lazy")
 # `exceptions/__init__` is the tree of errors alone, since display.py imports it.
-FACES = {"executor_adapter.exceptions.display"}
+FACES = {"executor_adapter.exceptions.display", "executor_adapter.pipeline.flows"}
 SHARED_BY_POOLS = {
     "base",
     "transport",
     "memory",
+    "gpus",
     "kinds",
     "selection",
     "patience",
@@ -76,6 +78,7 @@ PUBLIC = {
     "executor_adapter.exceptions",
     "executor_adapter.monitoring",
     "executor_adapter.pipeline",
+    "executor_adapter.pipeline.flows",
     "executor_adapter.prefect",
     "executor_adapter.scheduler",
     "executor_adapter.store",
@@ -138,8 +141,17 @@ def targets(node: ast.Import | ast.ImportFrom) -> list[str]:
 
 
 PATHS = dict(source_files())
-TREES = {module: ast.parse(path.read_text(), str(path)) for module, path in PATHS.items()}
-IMPORTS = [found for module, tree in TREES.items() for found in imports_of(module, tree)]
+
+
+@cache
+def trees() -> dict[str, ast.Module]:
+    """Return the parsed modules; only the process that runs these tests parses them, and not each that collects."""
+    return {module: ast.parse(path.read_text(), str(path)) for module, path in PATHS.items()}
+
+
+@cache
+def imports() -> list[Import]:
+    return [found for module, tree in trees().items() for found in imports_of(module, tree)]
 
 
 def within(target: str, package: str) -> bool:
@@ -148,7 +160,7 @@ def within(target: str, package: str) -> bool:
 
 def module_of(target: str) -> str | None:
     """Return the module of the source that `target` is, or is a name in; None for other libraries."""
-    while target and target not in TREES:
+    while target and target not in PATHS:
         target = target.rpartition(".")[0]
     return target or None
 
@@ -159,16 +171,18 @@ def part(name: str) -> str | None:
     return parts[1] if parts[0] == "executor_adapter" and len(parts) > 1 else None
 
 
-BETWEEN_PARTS = [
-    (found, home)
-    for found in IMPORTS
-    if part(found.module) and (home := module_of(found.target)) and part(home) and part(home) != part(found.module)
-]
+@cache
+def between_parts() -> list[tuple[Import, str]]:
+    return [
+        (found, home)
+        for found in imports()
+        if part(found.module) and (home := module_of(found.target)) and part(home) and part(home) != part(found.module)
+    ]
 
 
 def exported(face: str) -> set[str]:
     """Return the names in the `__all__` of a package."""
-    for node in TREES[face].body:
+    for node in trees()[face].body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return set(ast.literal_eval(node.value))
     return set()
@@ -205,9 +219,9 @@ def cycles(edges: dict[str, set[str]]) -> list[list[str]]:
 
 def test_the_source_is_found() -> None:
     """The rules below have something to hold of."""
-    assert {"executor_adapter", "executor_adapter.job.model", "executor_adapter.pools.base"} <= TREES.keys()
-    assert len(IMPORTS) > 1000
-    assert len(BETWEEN_PARTS) > 200
+    assert {"executor_adapter", "executor_adapter.job.model", "executor_adapter.pools.base"} <= trees().keys()
+    assert len(imports()) > 1000
+    assert len(between_parts()) > 200
 
 
 def test_no_module_imports_in_a_circle() -> None:
@@ -217,7 +231,7 @@ def test_no_module_imports_in_a_circle() -> None:
     for the face of the whole package, which nothing inside it imports.
     """
     edges: dict[str, set[str]] = {}
-    for found in IMPORTS:
+    for found in imports():
         home = module_of(found.target)
         if home is not None and home != found.module and found.module != "executor_adapter":
             edges.setdefault(found.module, set()).add(home)
@@ -232,14 +246,14 @@ def test_circles_are_found() -> None:
 
 def test_every_part_has_a_place() -> None:
     """Every folder and module of the package is in the list of parts."""
-    assert {found for module in TREES if (found := part(module))} == set(PARTS)
+    assert {found for module in PATHS if (found := part(module))} == set(PARTS)
 
 
 def test_parts_import_downwards() -> None:
     """A part of the package imports only the parts below it, also for types and inside functions."""
     assert [
         str(found)
-        for found, home in BETWEEN_PARTS
+        for found, home in between_parts()
         if PARTS.index(part(home) or "") <= PARTS.index(part(found.module) or "")
     ] == []
 
@@ -247,14 +261,14 @@ def test_parts_import_downwards() -> None:
 def test_the_package_itself_is_not_imported_from_inside() -> None:
     """Modules of the package name the part that they import from, not the whole package."""
     assert [
-        str(found) for found in IMPORTS if part(found.module) and module_of(found.target) == "executor_adapter"
+        str(found) for found in imports() if part(found.module) and module_of(found.target) == "executor_adapter"
     ] == []
 
 
 def test_parts_import_the_faces_of_other_parts_alone() -> None:
     """A part imports from another only what that exports in its `__init__`."""
     offences = []
-    for found, home in BETWEEN_PARTS:
+    for found, home in between_parts():
         face = f"executor_adapter.{part(home)}"
         is_face = home in FACES or PATHS[face].name != "__init__.py"
         if not is_face and not (
@@ -275,7 +289,7 @@ def test_a_lazy_face_exports_no_name_of_its_modules() -> None:
     """A lazy name is not that of a module beside it, which the import system would put in its place."""
     for face, path in PATHS.items():
         if path.name == "__init__.py" and "lazy_attributes" in path.read_text() and face != "executor_adapter":
-            modules = {name for name in exported(face) if f"{face}.{name}" in TREES}
+            modules = {name for name in exported(face) if f"{face}.{name}" in PATHS}
             assert all(f'"{name}": "{face}.{name}"' in path.read_text() for name in modules), face
 
 
@@ -290,7 +304,7 @@ def test_the_rooms_of_prefect_import_downwards() -> None:
     """A room of prefect/ imports only the rooms below it."""
     offences = [
         str(found)
-        for found in IMPORTS
+        for found in imports()
         if (room := prefect_room(found.module))
         and (home := module_of(found.target))
         and (other := prefect_room(home))
@@ -301,20 +315,20 @@ def test_the_rooms_of_prefect_import_downwards() -> None:
 
 def test_only_prefect_and_the_four_top_folders_import_prefect() -> None:
     """The core knows nothing of Prefect, not even a type."""
-    assert [str(i) for i in IMPORTS if within(i.target, "prefect") and not KNOWS_PREFECT.match(i.module)] == []
+    assert [str(i) for i in imports() if within(i.target, "prefect") and not KNOWS_PREFECT.match(i.module)] == []
 
 
 def test_nothing_private_of_prefect_is_imported() -> None:
     """Neither `prefect._internal` nor an underscored name of Prefect is imported."""
     private = re.compile(r"prefect(\.\w+)*\._(?!_)")
-    assert [str(i) for i in IMPORTS if private.match(i.target)] == []
+    assert [str(i) for i in imports() if private.match(i.target)] == []
 
 
 def test_nothing_private_of_prefect_is_reached_by_attribute_or_by_name() -> None:
     """Neither `prefect.flows._private` as an expression nor "prefect._internal" as a string is used."""
     offences = [
         f"{module}:{node.lineno}"
-        for module, tree in TREES.items()
+        for module, tree in trees().items()
         for node in ast.walk(tree)
         if (isinstance(node, ast.Attribute) and re.match(r"prefect\.(\w+\.)*_(?!_)", ast.unparse(node)))
         or (isinstance(node, ast.Constant) and re.match(r"prefect\.(\w+\.)*_(?!_)", str(node.value)))
@@ -326,7 +340,7 @@ def test_houses_import_downwards() -> None:
     """Deployments import flows, flows import tasks, tasks import the package, and never the other way round."""
     offences = [
         str(i)
-        for i in IMPORTS
+        for i in imports()
         if (target := i.target.split(".")[0]) in MAY_IMPORT and target not in MAY_IMPORT[i.module.split(".")[0]]
     ]
     assert offences == []
@@ -336,7 +350,7 @@ def test_tasks_and_flows_use_public_imports_alone() -> None:
     """Users copy tasks/ and flows/, so these import only public paths of the package."""
     offences = [
         str(i)
-        for i in IMPORTS
+        for i in imports()
         if i.module.split(".")[0] in {"tasks", "flows", "deployments"}
         and within(i.target, "executor_adapter")
         and i.target.rpartition(".")[0] not in PUBLIC
@@ -349,7 +363,7 @@ def test_no_underscored_name_leaves_its_folder() -> None:
     """A name with an underscore is imported only within the folder of its module."""
     offences = [
         str(i)
-        for i in IMPORTS
+        for i in imports()
         if (home := module_of(i.target))
         and re.search(r"\._(?!_)", i.target)
         and PATHS[home].parent != PATHS[i.module].parent
@@ -362,7 +376,7 @@ def test_pools_do_not_know_one_another() -> None:
     pools = "executor_adapter.pools."
     kinds = {
         (i, i.module.split(".")[2], home.split(".")[2])
-        for i in IMPORTS
+        for i in imports()
         if i.module.startswith(pools) and (home := module_of(i.target)) and home.startswith(pools)
     }
     assert kinds
@@ -372,13 +386,13 @@ def test_pools_do_not_know_one_another() -> None:
 def test_stores_and_pools_do_not_know_one_another() -> None:
     """No store imports a pool, and no pool imports a store."""
     rooms = {"store", "pools"}
-    assert [str(i) for i, home in BETWEEN_PARTS if {part(i.module), part(home)} == rooms] == []
+    assert [str(i) for i, home in between_parts() if {part(i.module), part(home)} == rooms] == []
 
 
 def test_stores_do_not_know_one_another() -> None:
     """A store imports its own modules and what all stores share."""
     between = [
-        i for i in IMPORTS if part(i.module) == part(i.target) == "store" and i.module != "executor_adapter.store"
+        i for i in imports() if part(i.module) == part(i.target) == "store" and i.module != "executor_adapter.store"
     ]
     assert between
     assert [str(i) for i in between if i.target.split(".")[2] not in SHARED_BY_STORES | {i.module.split(".")[2]}] == []
@@ -402,12 +416,12 @@ def test_no_module_is_long() -> None:
     } == {}
 
 
-@pytest.mark.parametrize("module", sorted(m for m in TREES if part(m) in STANDARD_LIBRARY_ALONE))
+@pytest.mark.parametrize("module", sorted(m for m in PATHS if part(m) in STANDARD_LIBRARY_ALONE))
 def test_some_parts_import_the_standard_library_alone(module: str) -> None:
     """The worker's side, and what it imports, needs the standard library alone: each worker pays for its imports."""
     offences = [
         str(i)
-        for i in IMPORTS
+        for i in imports()
         if i.module == module
         and not i.for_types
         # Loaded only for a value that nothing else can pickle.
@@ -435,7 +449,7 @@ def test_a_job_alone_writes_its_state() -> None:
     assert list(state_writes(ast.parse("job.state.status = 1\nstate.attempt += 1"))) == [1, 2]
     offences = [
         f"{module}:{line}"
-        for module, tree in TREES.items()
+        for module, tree in trees().items()
         if part(module) not in {None, "prefect"} and module not in STATE_WRITERS
         for line in state_writes(tree)
     ]

@@ -44,6 +44,16 @@ def test_prefect_and_the_shell_find_the_package(wheel: zipfile.ZipFile) -> None:
     assert "[prefect.collections]" in lines
 
 
+def test_the_wheel_names_the_places_of_the_project(wheel: zipfile.ZipFile) -> None:
+    """An index shows where source, documentation and changes are, in the repository that the block names too."""
+    (metadata,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    lines = wheel.read(metadata).decode().splitlines()
+    places = dict(line.removeprefix("Project-URL: ").split(", ") for line in lines if line.startswith("Project-URL: "))
+    assert places.keys() == {"Source", "Documentation", "Changelog", "Issues"}
+    assert all(url.startswith(places["Source"]) for url in places.values())
+    assert f'"{places["Source"]}/' in (ROOT / "executor_adapter" / "blocks.py").read_text()
+
+
 def test_the_wheel_is_typed_and_licensed(wheel: zipfile.ZipFile) -> None:
     """The wheel contains py.typed and the licence."""
     names = wheel.namelist()

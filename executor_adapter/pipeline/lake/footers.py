@@ -49,6 +49,8 @@ class WindowEntry:
     """The highest value of the cursor column among its rows; None without one."""
     ranges: tuple[Range, ...] = ()
     """What was asked for and when, without those that later ones replaced."""
+    dropped: int = 0
+    """Rows of the input that stages left out, and that are in no table."""
     vanished_at: str | None = None
     """When the source was seen to have the window no longer; None: it has it."""
 

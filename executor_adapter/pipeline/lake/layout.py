@@ -9,6 +9,7 @@ So every reader of Parquet reads the folder of a table as it stands, with `windo
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 import uuid
@@ -60,6 +61,15 @@ class Place:
     def files(self) -> list[Path]:
         """Return all files of the table, in the order of their folders' names."""
         return sorted(self.folder.glob(f"{WINDOW}=*/{_FILE}"))
+
+    def any_file(self) -> Path | None:
+        """Return one of the files, without a look at the others; None where there is none."""
+        with suppress(FileNotFoundError), os.scandir(self.folder) as entries:
+            for entry in entries:
+                file = Path(entry.path) / _FILE
+                if entry.name.startswith(f"{WINDOW}=") and file.exists():
+                    return file
+        return None
 
     def __str__(self) -> str:
         return f"{self.tool}/{self.table} ({self.layer})"

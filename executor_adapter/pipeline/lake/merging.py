@@ -63,13 +63,16 @@ def marked(rows: pa.Table, mask: pa.Array, at: str) -> pa.Table:
 
 def key_texts(rows: pa.Table, key: Sequence[str]) -> pa.Array:
     """Return one text for each row that is the same for two rows exactly where their keys are; null equals null."""
-    parts = []
-    for name in key:
-        text = rows[name].cast(pa.string())
-        # The length tells ("a", "bc") from ("ab", "c").
-        length = pc.binary_length(text).cast(pa.string())
-        parts.append(pc.fill_null(pc.binary_join_element_wise(length, text, ":"), "-"))
-    return _joined(parts)
+    return _joined([_key_part(rows[name]) for name in key])
+
+
+def _key_part(values: pa.ChunkedArray) -> pa.Array:
+    # Of each value the text is made once, however many rows have it.
+    found = values.combine_chunks().dictionary_encode(null_encoding="encode")
+    text = found.dictionary.cast(pa.string())
+    # The length tells ("a", "bc") from ("ab", "c").
+    length = pc.binary_length(text).cast(pa.string())
+    return pc.fill_null(pc.binary_join_element_wise(length, text, ":"), "-").take(found.indices)
 
 
 def last_of_each(keys: pa.Array) -> pa.Array:

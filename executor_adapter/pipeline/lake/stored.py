@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from executor_adapter.pipeline.lake.footers import WindowEntry, entries_of, opened, plain_schema
-from executor_adapter.pipeline.lake.layout import Place, window_of
+from executor_adapter.pipeline.lake.layout import Place
 
 
 class Stored(NamedTuple):
@@ -46,22 +46,20 @@ class StoredTable:
 
     def find(self, window: str) -> Stored | None:
         """Return a window; None where the table has none of that name."""
-        own = self.place.file_of(window)
-        places = [own, *(path for path in self.place.files() if path != own)]
-        for path in places:
-            # A name that is longer than that of the file cannot be in it: 2013-01-05 is in 2013-01, or in 2013.
-            if path == own or window.startswith(window_of(path)):
-                for found in self.in_file(path):
-                    if found.entry.window == window:
-                        return found
+        # A compacted file has windows whose names begin with its own: 2013-01-05 is in 2013-01, or in 2013.
+        for end in range(len(window), -1, -1):
+            for found in self.in_file(self.place.file_of(window[:end])):
+                if found.entry.window == window:
+                    return found
         return None
 
     def schema(self) -> pa.Schema | None:
         """Return the columns of the table, which all its files have; None where it has no file."""
-        for path in self.place.files():
-            with opened(path) as file:
-                return plain_schema(file)
-        return None
+        path = self.place.any_file()
+        if path is None:
+            return None
+        with opened(path) as file:
+            return plain_schema(file)
 
 
 def rows_of(file: pq.ParquetFile, start: int, count: int, batch_rows: int) -> Iterator[pa.RecordBatch]:

@@ -64,8 +64,20 @@ class Writer:
         self._parts: list[FileWriter] = []
         self._keys: list[pa.Array] = []
         self._given = 0
-        self.result: Written | None = None
-        """What has become of the rows, once the block has ended."""
+        self._result: Written | None = None
+        self.dropped = 0
+        """Rows of the input that are left out on purpose: see `WindowEntry`."""
+
+    @property
+    def result(self) -> Written:
+        """What has become of the rows.
+
+        Raises:
+            RuntimeError: the block of `LakeTable.writing` has not ended, or has failed.
+        """
+        if self._result is None:
+            raise RuntimeError(f"{self._settings.place} {self._entry.window}: the rows are written when the block ends")
+        return self._result
 
     def add(self, rows: pa.RecordBatch | pa.Table) -> None:
         """Append rows. Batches may differ in their columns; one without rows only tells its columns.
@@ -90,7 +102,9 @@ class Writer:
             return self._parts[-1]
         for name in (*self._settings.key, *(() if self._settings.cursor is None else (self._settings.cursor,))):
             if name not in schema.names:
-                raise self._error(f"there is no column {name}: the columns are {', '.join(schema.names)}")
+                raise self._error(
+                    f"there is no column {name}: the columns are {', '.join(schema.names)}: set key or cursor to one"
+                )
         if self._parts:
             schema, _ = evolved(self._parts[-1].schema, schema)
             if self._parts[-1].schema.equals(schema):
@@ -129,9 +143,9 @@ class Writer:
         known = () if found is None else found.entry.ranges
         if found is not None and is_overtaken(self._asked, known, kind):
             log("%s: a newer answer of another run is there already", self._entry.window)
-            self.result = Written(status="overtaken", rows=found.entry.rows)
+            self._result = Written(status="overtaken", rows=found.entry.rows)
             return
-        self._entry = self._entry.renamed(ranges=with_range(self._asked, known, kind))
+        self._entry = self._entry.renamed(ranges=with_range(self._asked, known, kind), dropped=self.dropped)
         for change in changes:
             log("%s: column %s", self._settings.place, change)
         if before is not None and changes:
@@ -166,7 +180,7 @@ class Writer:
             _copy(others, file, lambda window: window > self._entry.window)
         file.close()
         publish(file.path, target)
-        self.result = Written(
+        self._result = Written(
             status="written",
             rows=entry.rows,
             added=max(0, self._given - repeated - replaced),

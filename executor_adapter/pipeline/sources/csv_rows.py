@@ -30,6 +30,8 @@ MAX_REJECT_TEXT = 2_000
 """Characters of a rejected line that are kept."""
 MAX_LINE = 4 << 20
 """Bytes of one line, at most; a longer one is rejected."""
+SAMPLE = 2_000
+"""Lines by which the delimiter and the quote are found out."""
 
 _MAY_BE_DATA = re.compile(r"[-+]?\d[-+\d.,:/TZ ]*")
 """Matches numbers and dates, which are no names of columns."""
@@ -98,7 +100,7 @@ def _dialect(connection: duckdb.DuckDBPyConnection, path: Path, name: str, forma
 
 
 def _sniffed(connection: duckdb.DuckDBPyConnection, path: Path, name: str, format: Format) -> tuple[str, str]:
-    given = {"quote": format.quote, "skip": format.skip or None}
+    given = {"quote": format.quote, "skip": format.skip or None, "sample_size": SAMPLE}
     options = "".join(f", {key} = {_literal(value)}" for key, value in given.items() if value is not None)
     # The rows may break the standard here: those are found when they are read.
     query = f"FROM sniff_csv({_literal(str(path))}, ignore_errors = true, strict_mode = false{options})"
@@ -195,7 +197,7 @@ def _with_equal_line_ends(path: Path, name: str, dialect: Dialect) -> Iterator[P
 
     Line ends inside quotes stay as they are.
     """
-    all_ends, windows_ends = _count(path, b"\n"), _count(path, b"\r\n")
+    all_ends, windows_ends = _count_ends(path)
     if windows_ends in (0, all_ends):
         yield path
         return
@@ -210,13 +212,16 @@ def _with_equal_line_ends(path: Path, name: str, dialect: Dialect) -> Iterator[P
         yield Path(copy.name)
 
 
-def _count(path: Path, end: bytes) -> int:
-    total, last = 0, b""
+def _count_ends(path: Path) -> tuple[int, int]:
+    r"""Return how many lines end in \n, and how many of these in \r\n."""
+    total, windows, last = 0, 0, b""
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
-            total += chunk.count(end) + (len(end) > 1 and last + chunk[:1] == end)
+            total += chunk.count(b"\n")
+            if b"\r" in chunk or last == b"\r":
+                windows += chunk.count(b"\r\n") + (last + chunk[:1] == b"\r\n")
             last = chunk[-1:]
-    return total
+    return total, windows
 
 
 def _reason(kinds: str) -> str:

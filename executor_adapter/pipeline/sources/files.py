@@ -40,7 +40,8 @@ def find_files(tool: FilesTool, table: str) -> list[Window]:
         found = sorted(system.glob(path)) if is_pattern else [path] if system.exists(path) else []
         found = [each for each in found if not is_pattern or system.isfile(each)]
     if not found:
-        raise _configuration_error(f"{pattern} does not exist: correct tables.{table}.file, or create the file")
+        lack = "matches no file" if is_pattern else "does not exist"
+        raise _configuration_error(f"{pattern} {lack}: correct tables.{table}.file, or create the file")
     return [Window(name=_relative(each, root)) for each in found]
 
 

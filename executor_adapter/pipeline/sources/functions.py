@@ -6,10 +6,9 @@ A retry calls the function anew.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import inspect
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import pyarrow as pa
 
 from executor_adapter.config import FunctionTable, FunctionTool
 from executor_adapter.exceptions import DataCollectionException
+from executor_adapter.pipeline.importing import import_object
 from executor_adapter.pipeline.job_log import log, progress
 from executor_adapter.pipeline.sources.arrow_rows import add_batch, as_text, check_names, text_array
 from executor_adapter.pipeline.sources.landing import Landing, find_landing, receiving
@@ -37,12 +37,12 @@ def land_function(root: Path, tool_name: str, tool: FunctionTool, table: str, wi
         window: the window.
 
     Raises:
-        DataCollectionException: CONFIGURATION_ERROR, there is no such function; DATA_ERROR, it gives something else. Or
-            what the function raises.
+        ConfigurationError: there is no such function.
+        DataCollectionException: CONFIGURATION_ERROR, it is not a function; DATA_ERROR, it gives something else. Or what
+            the function raises.
     """
     described = tool.tables[table]
-    asked = [described.function, described.arguments, window.since, window.until]
-    fingerprint = hashlib.sha256(json.dumps(asked, default=str).encode()).hexdigest()
+    fingerprint = fingerprint_of(tool, table, window)
     with receiving(root, tool_name, table, window, fingerprint=fingerprint) as receiver:
         receiver.restart()
         done = 0
@@ -56,8 +56,17 @@ def land_function(root: Path, tool_name: str, tool: FunctionTool, table: str, wi
     return landing
 
 
+def fingerprint_of(tool: FunctionTool, table: str, window: Window) -> str:
+    """Return what identifies the call for a window: see `Manifest`."""
+    described = tool.tables[table]
+    asked = [described.function, described.arguments, window.since, window.until]
+    return hashlib.sha256(json.dumps(asked, default=str).encode()).hexdigest()
+
+
 def _call(described: FunctionTable, window: Window) -> Iterable[Any]:
-    function = _function(described.function)
+    function = import_object(described.function, "function")
+    if not callable(function):
+        raise _error(f"function: {described.function} is not a function", "CONFIGURATION_ERROR")
     bounds = {"since": window.since, "until": window.until}
     taken = inspect.signature(function).parameters
     arguments = {name: value for name, value in bounds.items() if name in taken} | described.arguments
@@ -67,19 +76,6 @@ def _call(described: FunctionTable, window: Window) -> Iterable[Any]:
             f"{described.function} returned {type(found).__name__}: return an iterable of objects", "DATA_ERROR"
         )
     return found
-
-
-def _function(name: str) -> Callable[..., Any]:
-    module, _, path = name.partition(":")
-    try:
-        found: Any = importlib.import_module(module)
-        for part in path.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise _error(f"function: {name} cannot be imported: {error}", "CONFIGURATION_ERROR") from None
-    if not callable(found):
-        raise _error(f"function: {name} is not a function", "CONFIGURATION_ERROR")
-    return found  # type: ignore[no-any-return]
 
 
 def _batches(given: Iterable[Any], name: str, batch_rows: int) -> Iterator[pa.RecordBatch]:

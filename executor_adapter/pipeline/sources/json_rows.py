@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 import pyarrow as pa
 
-from executor_adapter.config import Format
+from executor_adapter.config import Format, redacted
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.sources.unpacking import CHUNK, as_utf8
 from executor_adapter.pipeline.text_rows import OnRejects, Reject, rejects_batch
@@ -136,7 +136,7 @@ def records_in(document: Any, format: Format, name: str) -> list[Any]:
     if isinstance(found, dict) and format.records is not None:
         return [found]
     lists = [key for key, value in document.items() if isinstance(value, list)] if isinstance(document, dict) else []
-    where = f"it has lists at {', '.join(lists)}" if lists else "it begins with " + to_text(document)[:100]
+    where = f"it has lists at {', '.join(lists)}" if lists else "it begins with " + redacted(to_text(document))[:100]
     said = f"at records={format.records!r}" if format.records else "at its top: set records"
     raise DataCollectionException(f"{name} has no list of objects {said}: {where}", error_code="CONFIGURATION_ERROR")
 

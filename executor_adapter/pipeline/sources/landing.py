@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
@@ -97,6 +97,15 @@ class Landing:
     def rows(self) -> int:
         """The rows that the source has counted."""
         return sum(file.rows or 0 for file in self.files)
+
+    def is_final(self, settle_time: float) -> bool:
+        """Return whether its window was over for so many seconds when the source was asked, so that nothing is new."""
+        try:
+            end = datetime.fromisoformat(self.manifest.window.until or "")
+        except ValueError:
+            return False
+        end = end if end.tzinfo else end.replace(tzinfo=UTC)
+        return datetime.fromisoformat(self.manifest.started_at) - end >= timedelta(seconds=settle_time)
 
     def path_of(self, file: LandedFile) -> Path:
         """Return where the bytes of a file are."""
@@ -221,6 +230,23 @@ def find_landing(root: Path, tool: str, table: str, window: Window, fingerprint:
                 if fingerprint in (None, found.manifest.fingerprint):
                     return found
     return None
+
+
+def outdated_landings(root: Path, before: float) -> list[Path]:
+    """Return the folders of landings that are not needed: all but the newest complete one of each window.
+
+    `before` is the time of their last write, in seconds since the epoch. Those that are newer may still be continued.
+    """
+    found: list[Path] = []
+    for window in {folder.parent for folder in root.glob("landing/*/*/*/*Z-*")}:
+        folders = sorted(window.glob("*Z-*"), reverse=True)
+        newest = next((each for each in folders if (each / _MANIFEST).exists()), None)
+        found += [each for each in folders if each != newest and _last_written(each) < before]
+    return found
+
+
+def _last_written(folder: Path) -> float:
+    return max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
 
 
 def read_landing(folder: Path) -> Landing:

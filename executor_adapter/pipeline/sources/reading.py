@@ -122,8 +122,17 @@ def divide(
             yield SINGLE_WINDOW, batch
             continue
         windows = _windows(batch, columns, period)
-        for window in pc.unique(windows).to_pylist():
-            yield window, batch.filter(pc.equal(windows, window))
+        names = pc.unique(windows).to_pylist()
+        runs = pc.run_end_encode(windows)
+        if len(runs.values) > len(names):
+            for window in names:
+                yield window, batch.filter(pc.equal(windows, window))
+            continue
+        # The rows of each window are together, as in most files: nothing is copied.
+        start = 0
+        for window, end in zip(names, runs.run_ends.to_pylist(), strict=True):
+            yield window, batch.slice(start, end - start)
+            start = end
 
 
 _PERIODS = {"year": 4, "month": 7, "day": 10}
@@ -142,9 +151,14 @@ def _windows(batch: pa.RecordBatch, columns: Sequence[str], period: str | None) 
         # What is not a date has a window of its own, where it is found when its rows are given their types.
         dates = pc.match_substring_regex(texts[0], r"^\d{4}-\d\d-\d\d")
         texts = [pc.if_else(dates, pc.utf8_slice_codeunits(texts[0], 0, _PERIODS[period]), None)]
+    return pc.binary_join_element_wise(*map(_part_of_name, texts), "-")
+
+
+def _part_of_name(texts: pa.Array) -> pa.Array:
+    found = texts.dictionary_encode(null_encoding="encode")
     # 2013-2 would come after 2013-10.
-    parts = [pc.fill_null(pc.replace_substring_regex(each, r"^(\d)$", r"0\1"), "null") for each in texts]
-    return pc.binary_join_element_wise(*parts, "-")
+    names = pc.replace_substring_regex(found.dictionary, r"^(\d)$", r"0\1")
+    return pc.fill_null(names, "null").take(found.indices)
 
 
 def _format_of(name: str) -> str:

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 from sqlalchemy.dialects import postgresql
 
-from executor_adapter.config import SqlTable, SqlTool, redacted, without_secrets_of_urls
+from executor_adapter.config import SqlTable, SqlTool, TableSettings, redacted, without_secrets_of_urls
 from executor_adapter.error_codes import error_code_of
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.job_log import log, progress
@@ -33,7 +33,19 @@ from executor_adapter.pipeline.sources.arrow_rows import (
 from executor_adapter.pipeline.sources.landing import Landing, Receiver, find_landing, receiving
 from executor_adapter.pipeline.sources.windows import Window
 
-_CONFIGURATION_ERRORS = (exc.ArgumentError, exc.ProgrammingError, exc.NoSuchTableError, exc.NoSuchModuleError)
+_CONFIGURATION_ERRORS = (exc.ProgrammingError, exc.NoSuchModuleError)
+_REFUSALS = (
+    "authentication failed",
+    "no password supplied",
+    "not permitted to log in",
+    "no pg_hba.conf entry",
+    "permission denied for database",
+    "does not exist",
+    "Access denied for user",
+    "Unknown database",
+    "Login failed for user",
+)
+"""What databases say to a wrong user, password or name of a database. Their drivers give no code for it."""
 
 
 def land_query(root: Path, tool_name: str, tool: SqlTool, table: str, window: Window) -> Landing:
@@ -50,12 +62,11 @@ def land_query(root: Path, tool_name: str, tool: SqlTool, table: str, window: Wi
         window: the window.
 
     Raises:
-        DataCollectionException: CONFIGURATION_ERROR, there is no such driver, table or column; NETWORK_ERROR, the
-            database does not answer.
+        DataCollectionException: CONFIGURATION_ERROR, there is no such driver, database, table or column, or the user is
+            refused; NETWORK_ERROR, the database does not answer.
     """
     described = tool.tables[table]
-    asked = [tool.url, described.model_dump(mode="json", exclude={"schema_name"}), window.since, window.until]
-    fingerprint = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+    fingerprint = fingerprint_of(tool, table, window)
     with _explained(tool), receiving(root, tool_name, table, window, fingerprint=fingerprint) as receiver:
         receiver.restart()
         engine = _engine(tool)
@@ -72,6 +83,12 @@ def land_query(root: Path, tool_name: str, tool: SqlTool, table: str, window: Wi
     assert landing is not None
     log("%s/%s %s: %d rows, watermark %s", tool_name, table, window.name, landing.rows, landing.manifest.watermark)
     return landing
+
+
+def fingerprint_of(tool: SqlTool, table: str, window: Window) -> str:
+    """Return what identifies the statement for a window: see `Manifest`."""
+    described = tool.tables[table].model_dump(mode="json", exclude=set(TableSettings.model_fields))
+    return hashlib.sha256(json.dumps([tool.url, described, window.since, window.until]).encode()).hexdigest()
 
 
 def _receive(receiver: Receiver, batches: Iterable[tuple[pa.RecordBatch, Any]], described: SqlTable) -> None:
@@ -119,7 +136,7 @@ def _statement(engine: sa.Engine, described: SqlTable, window: Window) -> sa.Sel
 def _bound(window: Window, name: str) -> str:
     value: str | None = getattr(window, name)
     if value is None:
-        raise _configuration_error(f"the query asks for :{name}, which this window does not have")
+        raise _configuration_error(f"the query asks for :{name}, which this window does not have: set cursor and start")
     return value
 
 
@@ -176,7 +193,7 @@ def _arrow_rows(
         raise _configuration_error(redacted(str(error).partition("\n")[0])) from None
     except dbapi.Error as error:
         said = redacted(without_secrets_of_urls(str(error).partition("\n")[0]))
-        raise DataCollectionException(said, error_code="NETWORK_ERROR") from None
+        raise _refused(said) or DataCollectionException(said, error_code="NETWORK_ERROR") from None
 
 
 def _place_of_cursor(names: list[str], described: SqlTable) -> int | None:
@@ -195,18 +212,32 @@ def _highest(values: Iterable[Any]) -> Any:
 def _explained(tool: SqlTool) -> Iterator[None]:
     try:
         yield
+    except exc.NoSuchTableError as error:
+        raise _configuration_error(f"{_said(tool, f'there is no table {error}')}: correct table") from None
+    except exc.ArgumentError as error:
+        raise _configuration_error(f"{_said(tool, error)}: write it as kind://user@host/database") from None
     except _CONFIGURATION_ERRORS as error:
         raise _configuration_error(_said(tool, error)) from None
     except (ModuleNotFoundError, exc.NoSuchColumnError) as error:
         raise _configuration_error(f"{_said(tool, error)}: install the driver of the database") from None
     except (exc.SQLAlchemyError, OSError) as error:
+        said = _said(tool, error)
+        if isinstance(error, exc.OperationalError | exc.InterfaceError) and (refused := _refused(said)) is not None:
+            raise refused from None
         code = "NETWORK_ERROR" if isinstance(error, exc.OperationalError | exc.InterfaceError | OSError) else None
-        raise DataCollectionException(_said(tool, error), error_code=code or error_code_of(error)) from None
+        raise DataCollectionException(said, error_code=code or error_code_of(error)) from None
 
 
-def _said(tool: SqlTool, error: Exception) -> str:
+def _said(tool: SqlTool, error: Exception | str) -> str:
     first = str(error).partition("\n")[0]
     return redacted(without_secrets_of_urls(f"{tool.url}: {first}"))
+
+
+def _refused(said: str) -> DataCollectionException | None:
+    """Return the error of a database that refuses the user; None for any other, such as one that is starting up."""
+    if not any(refusal in said for refusal in _REFUSALS):
+        return None
+    return _configuration_error(f"{said}: check `url`, which names the user and the database, and `credential`")
 
 
 def _configuration_error(message: str) -> DataCollectionException:

@@ -50,7 +50,7 @@ class Aggregate:
         """
         for column in (*self._by, *(column for column, _ in self._measures.values())):
             if column not in rows.column_names:
-                raise _error(f"there is no column {column}: the columns are {', '.join(rows.column_names)}")
+                raise _error(f"measures: there is no column {column}: the columns are {', '.join(rows.column_names)}")
         sums = {
             f"{part} {name}": (_wide(rows[column]) if part == "sum" else rows[column], part)
             for name, (column, how) in self._measures.items()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pandas as pd
 
-from executor_adapter.exceptions import DataProcessingException
+from executor_adapter.exceptions import ConfigurationError, DataProcessingException
+
+MISTAKES = (LookupError, TypeError, ValueError, AttributeError, NameError, ArithmeticError, AssertionError)
+"""What a stage raises that has a mistake, or that the rows do not suit: the same rows raise it again."""
 
 
 def no_reasons() -> pd.Series:
@@ -43,10 +47,18 @@ class NamedStage:
         """Return what the stage makes of rows, whose labels are unique.
 
         Raises:
-            DataProcessingException: CONFIGURATION_ERROR, it returns rows that it was not given, or one twice.
+            DataProcessingException: CONFIGURATION_ERROR, it returns rows that it was not given, or one twice;
+                DATA_ERROR, it raises one of `MISTAKES`. What else it raises may pass, and is raised as it is.
         """
-        found = self.function(rows)
+        try:
+            found = self.function(rows)
+        except (ConfigurationError, OSError):
+            raise
+        except MISTAKES as error:
+            raise self._error(f"raised {type(error).__name__}: {error}{_place_of(error)}", "DATA_ERROR") from error
         output = found if isinstance(found, StageOutput) else self._with_dropped(rows, found)
+        if output.rows.index.equals(rows.index) and not len(output.rejected) + len(output.dropped):
+            return output
         labels = output.rows.index.append([output.rejected.index, output.dropped.index])
         foreign = labels.difference(rows.index)
         if len(foreign):
@@ -66,10 +78,15 @@ class NamedStage:
         missing = rows.index.difference(found.index)
         return StageOutput(rows=found, dropped=pd.Series(f"dropped by {self.name}", index=missing, dtype="object"))
 
-    def _error(self, message: str) -> DataProcessingException:
-        return DataProcessingException(
-            f"stage {self.name} {message}", error_code="CONFIGURATION_ERROR", processing_stage=self.name
-        )
+    def _error(self, message: str, code: str = "CONFIGURATION_ERROR") -> DataProcessingException:
+        return DataProcessingException(f"stage {self.name} {message}", error_code=code, processing_stage=self.name)
+
+
+def _place_of(error: Exception) -> str:
+    """Return where in the stage's own file an exception was raised, or nothing where Python does not know."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]
+    own = [frame for frame in frames if frame.filename == frames[0].filename]
+    return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
 
 
 @dataclass(slots=True, kw_only=True)

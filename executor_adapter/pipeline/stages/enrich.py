@@ -96,4 +96,4 @@ def _check(rows: pd.DataFrame, partners: pd.DataFrame, keys: dict[str, str], add
 
 
 def _error(message: str, code: str = "DATA_ERROR") -> DataProcessingException:
-    return DataProcessingException(message, error_code=code, processing_stage="enrich")
+    return DataProcessingException(f"enrich: {message}", error_code=code, processing_stage="enrich")

@@ -134,4 +134,4 @@ def _checked(rows: pd.DataFrame, column: str) -> str:
 
 
 def _error(message: str) -> DataProcessingException:
-    return DataProcessingException(message, error_code="DATA_ERROR", processing_stage="normalise")
+    return DataProcessingException(f"normalise: {message}", error_code="DATA_ERROR", processing_stage="normalise")

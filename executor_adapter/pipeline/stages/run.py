@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 
 from executor_adapter.pipeline.job_log import log, progress
+from executor_adapter.pipeline.lake.footers import WindowEntry
 from executor_adapter.pipeline.lake.table import LakeTable
 from executor_adapter.pipeline.lake.writer import Writer
 from executor_adapter.pipeline.stages.aggregate import Aggregate
@@ -74,8 +75,7 @@ def process_window(
     """
     ready = [load_stage(spec, source.root) for spec in stages]
     entry = source.find(window)
-    made_of = [entry and entry.fingerprint, entry and entry.collected_at, entry and entry.vanished_at]
-    fingerprint = hashlib.sha256(json.dumps([*made_of, list(stages), version], default=str).encode()).hexdigest()
+    fingerprint = processing_fingerprint(entry, stages, version)
     if target.find(window, fingerprint) is not None:
         log("%s %s: already processed", target.place, window)
         return Processed(status="already_processed")
@@ -94,7 +94,14 @@ def process_window(
         if aggregate is not None and aggregates is not None:
             _write(aggregate, stack.enter_context(aggregates.writing(window, fingerprint=fingerprint)))
         run.account.check()
+        rows.dropped = run.account.dropped.total()
     return _told(run.account, f"{target.place} {window}")
+
+
+def processing_fingerprint(entry: WindowEntry | None, stages: Sequence[Spec], version: str = "") -> str:
+    """Return the fingerprint of what the stages make of a window, as `process_window` writes it."""
+    made_of = [entry and entry.fingerprint, entry and entry.collected_at, entry and entry.vanished_at]
+    return hashlib.sha256(json.dumps([*made_of, list(stages), version], default=str).encode()).hexdigest()
 
 
 class _Run:

@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+from pandas.api.types import is_integer_dtype, is_string_dtype
 
 from executor_adapter.exceptions import ConfigurationError, DataProcessingException
+from executor_adapter.pipeline.importing import import_object
 from executor_adapter.pipeline.stages.base import Stage, StageOutput
-from executor_adapter.pipeline.stages.loading import import_object
 
 MAX_VALUE = 60
 """Characters of a value in a reason."""
@@ -36,11 +38,13 @@ def validate(*, schema: Any) -> Stage:
         typed = _in_types_of(rows, found)
         reasons: dict[Any, list[str]] = {}
         try:
-            typed = found.validate(typed, lazy=True)
+            typed = found.validate(typed, lazy=True, inplace=True)
         except errors.SchemaErrors as error:
             # A check of several columns reports one failure for each of them.
             for failure in error.failure_cases.drop_duplicates(["index", "check", "column"]).itertuples():
                 _note(failure, reasons)
+        if not reasons:
+            return StageOutput(rows=typed)
         rejected = pd.Series({label: "; ".join(each) for label, each in sorted(reasons.items())}, dtype="object")
         return StageOutput(rows=typed.drop(index=list(reasons)), rejected=rejected)
 
@@ -64,6 +68,8 @@ def _in_types_of(rows: pd.DataFrame, schema: Any) -> pd.DataFrame:
 
 def _converted(values: pd.Series, dtype: Any) -> pd.Series:
     try:
+        if _is_exact(values.dtype, dtype):
+            return pd.Series(dtype.__from_arrow__(values.array.__arrow_array__()), values.index, name=values.name)
         converted = values.astype(dtype)
         same = (converted.astype(values.dtype) == values) | values.isna()
     except (TypeError, ValueError, OverflowError) as error:
@@ -72,6 +78,18 @@ def _converted(values: pd.Series, dtype: Any) -> pd.Series:
         changed = values[~same.astype(bool)].head(1).tolist()
         raise _error(f"{values.name}: {dtype} cannot hold {changed}: declare a wider type in the pandera schema")
     return converted
+
+
+def _is_exact(given: Any, dtype: Any) -> bool:
+    """Return whether pandas takes an Arrow column as it is into the type, or raises: without asking value by value."""
+    if not (isinstance(given, pd.ArrowDtype) and hasattr(dtype, "__from_arrow__")):
+        return False
+    kind = given.pyarrow_dtype
+    return (
+        (pa.types.is_integer(kind) and is_integer_dtype(dtype))
+        or (pa.types.is_string(kind) and is_string_dtype(dtype))
+        or (pa.types.is_timestamp(kind) and kind.tz is not None and isinstance(dtype, pd.DatetimeTZDtype))
+    )
 
 
 def _note(failure: Any, reasons: dict[Any, list[str]]) -> None:
@@ -96,4 +114,4 @@ def _shown(value: Any) -> str:
 
 
 def _error(message: str) -> DataProcessingException:
-    return DataProcessingException(message, error_code="DATA_ERROR", processing_stage="validate")
+    return DataProcessingException(f"validate: {message}", error_code="DATA_ERROR", processing_stage="validate")

@@ -16,6 +16,8 @@ State = dict[str, Any]
 
 HINTS = ("next", "next_page", "next_url", "next_cursor", "nextPageToken", "next_page_token", "has_more", "hasMore")
 """Keys of an answer that say that there are more pages, where the settings do not speak of any."""
+TOTALS = ("total_count", "totalCount", "total_results", "totalResults")
+"""Keys of an answer with the number of all objects, likewise. `total` alone may be a sum of money."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,7 @@ def next_state(paging: Paging, state: State, answer: Answer) -> State | None:
     match paging.by:
         case "none":
             _check_alone(answer)
+            _check_end(paging, rows, answer)
             return None
         case "page" | "offset":
             if _is_last(paging, rows, answer):
@@ -71,37 +74,55 @@ def next_state(paging: Paging, state: State, answer: Answer) -> State | None:
             # What the server sent counts, not what was asked for: it may cap the size of a page.
             step = {"page": state["page"] + 1} if paging.by == "page" else {"offset": state["offset"] + answer.rows}
             return {"rows": rows} | step
-        case "cursor":
-            found = _found(answer, paging.next or "")
-            return {"rows": rows, "cursor": str(found)} if found not in _NOTHING else None
-        case "url":
-            found = _found(answer, paging.next or "")
-            return {"rows": rows, "url": str(found)} if found not in _NOTHING else None
-        case "link":
-            return {"rows": rows, "url": answer.link} if answer.link else None
+        case "cursor" | "url" | "link":
+            found = answer.link if paging.by == "link" else _found(answer, paging.next or "")
+            if found in _NOTHING:
+                _check_end(paging, rows, answer)
+                return None
+            return {"rows": rows, "cursor" if paging.by == "cursor" else "url": str(found)}
 
 
 _NOTHING = (None, "", False)
 
 
 def _is_last(paging: Paging, rows: int, answer: Answer) -> bool:
-    more = None if paging.more is None else _found(answer, paging.more)
-    total = None if paging.total is None else _number(answer, paging.total)
     if answer.rows == 0:
-        if total is not None and rows < total:
-            raise _error(f"{answer.origin} said that there are {total} objects and sent {rows}", "API_ERROR")
-        if more:
-            raise _error(f"{answer.origin} said that there is more and sent no objects", "API_ERROR")
+        _check_end(paging, rows, answer)
         return True
+    more, total = _said(paging, answer)
     return (more is not None and not more) or (total is not None and rows >= total)
+
+
+def _said(paging: Paging, answer: Answer) -> tuple[Any, int | None]:
+    """Return whether there is more, and how many objects there are in all: None where the answer is not to say so."""
+    more = None if paging.more is None else _found(answer, paging.more)
+    return more, None if paging.total is None else _number(answer, paging.total)
+
+
+def _check_end(paging: Paging, rows: int, answer: Answer) -> None:
+    """Refuse an end that the answer itself contradicts."""
+    more, total = _said(paging, answer)
+    # One answer that was to be all of it is as short when it is asked for again.
+    code = "CONFIGURATION_ERROR" if paging.by == "none" else "API_ERROR"
+    advice = ": set paging.by" if paging.by == "none" else ""
+    if total is not None and rows < total:
+        raise _error(f"{answer.origin} said that there are {total} objects and sent {rows}{advice}", code)
+    if more:
+        raise _error(f"{answer.origin} said that there is more and named no next page{advice}", code)
 
 
 def _check_alone(answer: Answer) -> None:
     hint = "a Link header" if answer.link else None
     if isinstance(answer.document, dict):
         hint = hint or next((key for key in HINTS if answer.document.get(key) not in _NOTHING), None)
+        hint = hint or next((key for key in TOTALS if _is_above(answer.document.get(key), answer.rows)), None)
     if hint is not None:
         raise _error(f"{answer.origin} says that there are more pages ({hint}): set paging", "CONFIGURATION_ERROR")
+
+
+def _is_above(value: Any, rows: int) -> bool:
+    """Return whether a value of a document, in which numbers are text as they are written, is a higher number."""
+    return isinstance(value, int | str) and str(value).isdecimal() and int(value) > rows
 
 
 def _found(answer: Answer, keys: str) -> Any:

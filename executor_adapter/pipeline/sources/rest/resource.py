@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from executor_adapter.config import Format, Paging, RestResource, RestTool
+from executor_adapter.config import Format, Paging, RestResource, RestTool, TableSettings
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.disk import checksum_of
 from executor_adapter.pipeline.job_log import log, progress
@@ -46,6 +46,7 @@ def land_resource(
     window: Window,
     *,
     headers: Mapping[str, str] | None = None,
+    known_parents: Collection[str] = (),
 ) -> Landing:
     """Ask for all pages of a resource in a window, and return the landing that has them.
 
@@ -58,18 +59,22 @@ def land_resource(
         table: the name of the resource.
         window: the window; its bounds fill `{since}`, `{until}` and `{last}`.
         headers: further headers, for the API's own origin alone.
+        known_parents: ids of the resource that `for_each` names for which nothing is asked.
 
     Raises:
         DataCollectionException: see `error_codes` for what an API answers; DATA_ERROR, an answer is not what the
             resource says; CONFIGURATION_ERROR, the settings do not fit the API.
     """
-    fingerprint = _fingerprint(tool, table, window)
+    fingerprint = fingerprint_of(tool, table, window)
     existing = find_landing(root, tool_name, table, window, fingerprint)
     rate = RequestRate(root / "landing" / tool_name / "request-rate", tool.request_rate)
     resource = tool.resources[table]
     ids: list[str | None] = (
         [None] if resource.for_each is None else _parent_ids(root, tool_name, tool, resource, window, headers)
     )
+    if known_parents:
+        log("%s: %d parents are known, and not asked for again", table, sum(each in known_parents for each in ids))
+        ids = [each for each in ids if each not in known_parents]
     try:
         with (
             ApiClient(tool, rate, headers or {}) as client,
@@ -86,11 +91,12 @@ def land_resource(
     return landing
 
 
-def _fingerprint(tool: RestTool, table: str, window: Window) -> str:
+def fingerprint_of(tool: RestTool, table: str, window: Window) -> str:
+    """Return what identifies the requests for a window: see `Manifest`."""
     resource = tool.resources[table]
     asked = {
         "url": tool.url,
-        "resource": resource.model_dump(mode="json", exclude={"schema_name", "nulls"}),
+        "resource": resource.model_dump(mode="json", exclude={*TableSettings.model_fields, "nulls"}),
         "paging": _paging(tool, resource).model_dump(mode="json"),
         "page_size": tool.page_size,
         "window": [window.since, window.until],
@@ -113,16 +119,16 @@ def _parent_ids(
     """Return the ids of the parents in the window, each once; the parents are landed where they are not yet."""
     name = resource.for_each or ""
     parent = tool.resources[name]
-    landing = find_landing(root, tool_name, name, window, _fingerprint(tool, name, window))
+    landing = find_landing(root, tool_name, name, window, fingerprint_of(tool, name, window))
     landing = landing or land_resource(root, tool_name, tool, name, window, headers=headers)
     ids: dict[str | None, None] = {}
-    without = 0
+    key, without = parent.key[0], 0
     for batch in read_rows(landing, parent, lambda _: None):
-        found = batch[parent.key].to_pylist() if parent.key in batch.schema.names else [None] * batch.num_rows
+        found = batch[key].to_pylist() if key in batch.schema.names else [None] * batch.num_rows
         ids.update(dict.fromkeys(each for each in found if each))
         without += sum(not each for each in found)
     if without:
-        log("%s: %d objects have no %s, so nothing is asked for them", name, without, parent.key)
+        log("%s: %d objects have no %s, so nothing is asked for them", name, without, key)
     return list(ids)
 
 

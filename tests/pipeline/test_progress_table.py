@@ -12,9 +12,9 @@ import pytest
 from rich.console import Console
 
 from executor_adapter import Job, JobStatus, Transition
-from tasks import report_text
-from tasks.progress_table import JobRow, ProgressTable
-from tasks.row_balance import Balance
+from executor_adapter.pipeline import Balance
+from executor_adapter.pipeline.flows import report_text
+from executor_adapter.pipeline.flows.progress_table import JobRow, ProgressTable
 
 
 class Screen:
@@ -75,7 +75,7 @@ def test_the_result_waits_for_the_last_transition(screen: Screen) -> None:
 
 def test_a_job_that_no_executor_accepted_has_no_row(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job that no executor accepted is not in the table."""
-    monkeypatch.setattr("tasks.progress_table.TRANSITION_TIMEOUT", 0.01)
+    monkeypatch.setattr("executor_adapter.pipeline.flows.progress_table.TRANSITION_TIMEOUT", 0.01)
     assert screen.table.record_result("unknown", None) is None
     assert screen.table.rows() == []
 
@@ -201,6 +201,17 @@ def test_the_report_begins_with_failures_and_ends_with_plots(tmp_path: Path) -> 
     assert "| flights | weather | wind | 9 |\n| flights | planes | year \\| 0 | 7 |" in text
     slowest = text.partition("## Slowest jobs")[2].partition("##")[0]
     assert [line.split("|")[1].split()[-1] for line in slowest.splitlines() if "flights" in line] == list("87654")
+
+
+def test_the_most_frequent_reasons_are_sentences() -> None:
+    """The terminal says why rows were rejected: the most frequent reasons, and how many rows there are beside them."""
+    rejects = Counter({("shop", "orders", f"price: '{n}'\nis too much"): 10 - n for n in range(6)})
+    sentences = report_text.reject_sentences(rejects)
+    assert sentences[0] == "rejected: 10 rows of shop/orders: price: '0' is too much"
+    assert sentences[5:] == ["rejected: 5 rows for other reasons: see unfit and rejects in the lake"]
+    assert report_text.reject_sentences(Counter({("shop", "orders", "x" * 300): 1})) == [
+        f"rejected: 1 row of shop/orders: {'x' * 200}"
+    ]
 
 
 def test_the_report_counts_reasons_beyond_the_limit_together(tmp_path: Path) -> None:

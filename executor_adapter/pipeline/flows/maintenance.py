@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
@@ -12,11 +11,12 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import ObjectNotFound
 
-from executor_adapter import current_job
 from executor_adapter.exceptions import JobError
+from executor_adapter.pipeline.tables import ConfiguredTable
+from executor_adapter.pipeline.upkeep import clean_lake, keep_table
 from executor_adapter.prefect import clean_spool, job_task, sweep
 from executor_adapter.store import open_store
-from tasks import lake
+from executor_adapter.worker import current_job
 
 HOURS_PER_DAY = 24
 PAGE_SIZE = 200
@@ -89,7 +89,21 @@ def _delete(client: SyncPrefectClient, artifact_id: UUID) -> None:
 
 
 @job_task(pool="thread", job_type="maintenance", name="clean lake", cache_policy=NO_CACHE, persist_result=False)
-def clean_lake(root: Path, keep_days: int) -> str:
-    """Remove the temporary files of writers that died; complete partitions stay."""
-    removed = lake.remove_leftovers(root, before=time.time() - keep_days * HOURS_PER_DAY * 3600)
-    return f"{removed} temporary files removed from the lake"
+def clean_lake_files(root: Path, keep_days: int) -> str:
+    """Remove what writers that died have left, and landings that newer ones replaced; tables stay."""
+    files, landings = clean_lake(root, keep_days * HOURS_PER_DAY * 3600.0)
+    return f"{files} unfinished files and {landings} old landings removed from the lake"
+
+
+@job_task(
+    pool="thread",
+    job_type="maintenance",
+    name="keep table",
+    task_run_name="keep {table}",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def keep(table: ConfiguredTable) -> str:
+    """Remove the table's windows that are older than its `keep_days`, and compact those that are over."""
+    removed, compacted = keep_table(table)
+    return f"{table}: {removed} old windows removed, {compacted} files compacted into"

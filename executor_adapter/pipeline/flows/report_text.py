@@ -11,12 +11,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from executor_adapter import JobStatus
-from tasks.progress_table import JobRow
-from tasks.row_balance import Balance
+from executor_adapter.job import JobStatus
+from executor_adapter.pipeline.flows.progress_table import JobRow
+from executor_adapter.pipeline.processing import Balance
 
 MAX_REASONS = 20
 """Reasons that the report lists; it counts the rest together."""
+MAX_REASON_SENTENCES = 5
+"""Reasons that the terminal shows of them."""
+MAX_REASON = 200
+"""Characters of a reason on the terminal."""
 MAX_SLOWEST = 5
 """Jobs that the report lists as the slowest."""
 
@@ -63,6 +67,21 @@ def failure_sentences(jobs: Iterable[JobRow]) -> list[str]:
 
 def _has_failed(job: JobRow) -> bool:
     return job.status in (JobStatus.FAILED, JobStatus.CANCELLED)
+
+
+def reject_sentences(rejects: Counter[tuple[str, str, str]]) -> list[str]:
+    """Return a sentence for each of the most frequent reasons for which rows were rejected, and one for the rest."""
+    shown = rejects.most_common(MAX_REASON_SENTENCES)
+    found = [
+        f"rejected: {_rows(rows)} of {tool}/{table}: {' '.join(reason.split())[:MAX_REASON]}"
+        for (tool, table, reason), rows in shown
+    ]
+    rest = rejects.total() - sum(rows for _, rows in shown)
+    return [*found, f"rejected: {_rows(rest)} for other reasons: see unfit and rejects in the lake"] if rest else found
+
+
+def _rows(number: int) -> str:
+    return f"{number:,} row{'' if number == 1 else 's'}"
 
 
 def success_rate(jobs: Sequence[JobRow]) -> float:

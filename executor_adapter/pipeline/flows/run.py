@@ -1,9 +1,10 @@
-"""Reports a flow run: a progress table while it runs, then a summary on the terminal and artifacts in Prefect."""
+"""One flow run: submits its jobs, shows them in a table while they run, then reports on the terminal and in Prefect."""
 
 from __future__ import annotations
 
 import base64
 import json
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,34 +19,35 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
-from prefect.cache_policies import NO_CACHE
+from prefect.context import TagsContext
 from prefect.futures import PrefectFuture, as_completed
 from prefect.runtime import flow_run
+from prefect.settings import get_current_settings
 
-from executor_adapter import JobExecutor, JobStatus
 from executor_adapter.config import Settings, Stage
+from executor_adapter.executor import JobExecutor
+from executor_adapter.job import JobStatus
 from executor_adapter.monitoring import HealthMonitor, ProgressBar, ProgressCounts
-from executor_adapter.prefect import JobTask, emit_alert, job_events, job_task, wait_until_recorded
-from tasks import lake, summary
-from tasks.options import schemas_of
-from tasks.progress_table import JobRow, ProgressTable
-from tasks.report_text import Report, artifact_rows, collection_sentences, failure_sentences, markdown
-from tasks.row_balance import Balance, balance, reject_reasons
+from executor_adapter.pipeline.disk import writing
+from executor_adapter.pipeline.flows.progress_table import JobRow, ProgressTable
+from executor_adapter.pipeline.flows.report_text import (
+    Report,
+    artifact_rows,
+    collection_sentences,
+    failure_sentences,
+    markdown,
+    reject_sentences,
+)
+from executor_adapter.pipeline.processing import Balance, balance, reject_reasons
+from executor_adapter.pipeline.tables import configured_tables
+from executor_adapter.prefect import JobTask, emit_alert, job_events, wait_until_recorded
 
 Future = PrefectFuture[Any]
 
 RECORDING_TIMEOUT = 120.0
 """Seconds to wait until the server has recorded every task run."""
-
-summarise = job_task(
-    pool="process",
-    job_type="report",
-    name="summarise",
-    task_run_name="summarise {tool_name}",
-    tool_name="{tool_name}",
-    cache_policy=NO_CACHE,
-    persist_result=False,
-)(summary.summarise)
+PROGRESS_INTERVAL = 1.0
+"""Seconds between two updates of the progress."""
 
 
 def run_name() -> str:
@@ -58,6 +60,15 @@ def key(artifact: str) -> str:
     return f"{flow_run.get_flow_name()}-{artifact}"
 
 
+def untagged() -> TagsContext:
+    """Return a context in which task runs have no tags, not even those of their flow run.
+
+    For each task run with a tag Prefect asks the server for a slot, though no limit is set. A server on SQLite is often
+    locked then, and refuses; Prefect asks again after two seconds.
+    """
+    return TagsContext(current_tags=set())
+
+
 class JobsFailedError(Exception):
     """Raised when jobs of the run failed or rows were lost; the results of the other jobs are kept."""
 
@@ -67,7 +78,8 @@ class Run:
 
     def __init__(self, settings: Settings, tools: Iterable[str]) -> None:
         self.settings = settings
-        self.tools = tuple(tools)
+        self.tables = {tool: configured_tables(settings, tool) for tool in tools}
+        """The tables of each tool."""
         self.progress_table = ProgressTable()
         self._submitted = self._done = 0
         self._rejected: list[str] = []
@@ -76,6 +88,7 @@ class Run:
         self._share = (0.0, 1.0)
         self._artifact_id: UUID | None = None
         self._percent = 0
+        self._shown_at = -PROGRESS_INTERVAL
 
     @contextmanager
     def executor(self, stage: Stage) -> Iterator[None]:
@@ -98,8 +111,9 @@ class Run:
     ) -> Future:
         """Submit a job; `tool`, `stage` and `subject` identify it in the progress table."""
         self._submitted += 1
-        labelled = task.with_options(metadata={"stage": stage, "subject": subject}, tags=[stage, tool])
-        future: Future = labelled.submit(**arguments)
+        labelled = task.with_options(metadata={"stage": stage, "subject": subject})
+        with untagged():
+            future: Future = labelled.submit(**arguments)
         return future
 
     def as_completed(self, futures: list[Future]) -> Iterator[tuple[Future, Any]]:
@@ -120,43 +134,31 @@ class Run:
             created = create_progress_artifact(0.0, key=key("progress"), description="Finished jobs")
             assert isinstance(created, UUID)  # Prefect returns a coroutine only inside a running event loop.
             self._artifact_id = created
-        if percent > self._percent:
-            self._percent = percent
+        # Each update is a request, for which the jobs that come next wait.
+        is_due = time.monotonic() - self._shown_at >= PROGRESS_INTERVAL or percent == 100
+        if percent > self._percent and is_due:
+            self._percent, self._shown_at = percent, time.monotonic()
             update_progress_artifact(self._artifact_id, float(percent))
-
-    def summarise(self) -> list[dict[str, Any]]:
-        """Return a summary of the processed rows of each tool, made by one job per tool on the current executor."""
-        self.begin_stage(0.9, 1.0)
-        root = self.settings.lake
-        futures = [
-            self.submit(
-                summarise,
-                tool=tool,
-                stage="report",
-                subject="summary",
-                arguments={"root": root, "tool_name": tool, "schemas": self._schemas(tool)},
-            )
-            for tool in self.tools
-        ]
-        return [value for _, value in self.as_completed(futures) if value is not None]
-
-    def _schemas(self, tool: str) -> dict[str, str | None]:
-        return schemas_of(self.settings.tools[tool])
 
     def finish(self, summaries: Iterable[dict[str, Any]] = ()) -> None:
         """Report the run on the terminal and in Prefect, and wait until the server has recorded all of it.
+
+        Args:
+            summaries: what `summarise` has returned for each tool.
 
         Raises:
             JobsFailedError: a job failed, or rows of a tool were lost.
         """
         summaries = list(summaries)
+        self._show_progress(1.0)
         jobs, balances = self.progress_table.rows(), self._balances()
         rows = collection_sentences(jobs, balances) + (list(map(str, balances)) if self.processes else [])
         sentences = [sentence for summary in summaries for sentence in summary["lines"]]
-        plots = [Path(summary["png"]) for summary in summaries if summary["png"]]
-        self._create_artifacts(jobs, rows, sentences, plots)
+        plots = [(summary["title"], Path(summary["png"])) for summary in summaries if summary["png"]]
+        rejects = self._rejects() if self.processes else Counter()
+        self._create_artifacts(jobs, rows, sentences, plots, rejects)
         self._write_last_run()
-        self._print(jobs, rows + sentences)
+        self._print(jobs, rows + reject_sentences(rejects) + sentences)
         waiting = ProgressCounts(note="it records the last states of the run")
         with ProgressBar("Prefect server", lambda: waiting, summary=False):
             report = wait_until_recorded(timeout=RECORDING_TIMEOUT)
@@ -165,22 +167,30 @@ class Run:
         self._raise_for_failures(jobs, balances)
 
     def _balances(self) -> list[Balance]:
-        return [balance(self.settings.lake, tool, self._schemas(tool)) for tool in self.tools]
+        return [balance(tool, tables) for tool, tables in self.tables.items()]
 
-    def _create_artifacts(self, jobs: list[JobRow], rows: list[str], sentences: list[str], plots: list[Path]) -> None:
+    def _create_artifacts(
+        self,
+        jobs: list[JobRow],
+        rows: list[str],
+        sentences: list[str],
+        plots: list[tuple[str, Path]],
+        rejects: Counter[tuple[str, str, str]],
+    ) -> None:
         links = {"all jobs": create_table_artifact(artifact_rows(jobs), key=key("jobs"), description="All jobs")}
-        about = "Mean departure delay by month and origin"
-        # An image is embedded, because the UI's browser may not reach the files of this machine. A Markdown artifact is
-        # used, because the page of an image artifact also prints the 80,000 characters of its address.
-        encoded = [base64.b64encode(plot.read_bytes()).decode() for plot in plots]
-        pictures = [f"![{about}](data:image/png;base64,{each})" for each in encoded]
-        for picture in pictures:
-            links["the plot"] = create_markdown_artifact(picture, key=key("delays"), description=about)
+        pictures = []
+        for title, file in plots:
+            # An image is embedded, because the UI's browser may not reach the files of this machine. A Markdown
+            # artifact is used, because the page of an image artifact also prints the 80,000 characters of its address.
+            picture = f"![{title}](data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()})"
+            artifact = key(f"plot-{file.parent.name}".lower().replace("_", "-").replace(".", "-"))
+            links[title] = create_markdown_artifact(picture, key=artifact, description=title)
+            pictures.append(picture)
         report = Report(
             title=flow_run.get_name() or "",
             rows=rows,
             sentences=sentences,
-            rejects=self._rejects() if self.processes else Counter(),
+            rejects=rejects,
             plots=pictures,
             # Without a host: the UI that shows the report has the others too, wherever it is.
             links={text: f"/artifacts/artifact/{artifact_id}" for text, artifact_id in links.items()},
@@ -190,14 +200,14 @@ class Run:
 
     def _rejects(self) -> Counter[tuple[str, str, str]]:
         rejects: Counter[tuple[str, str, str]] = Counter()
-        for tool in self.tools:
-            reasons = reject_reasons(self.settings.lake, tool, self._schemas(tool))
-            rejects.update({(tool, *reason): rows for reason, rows in reasons.items()})
+        for tool, tables in self.tables.items():
+            rejects.update({(tool, *reason): rows for reason, rows in reject_reasons(tables).items()})
         return rejects
 
     def _write_last_run(self) -> None:
         last_run = {"flow_run_id": str(flow_run.get_id()), "name": flow_run.get_name()}
-        lake.write_file(self.settings.lake / "last_run.json", json.dumps(last_run).encode())
+        with writing(self.settings.lake / "last_run.json") as file:
+            file.write(json.dumps(last_run).encode())
 
     def _print(self, jobs: list[JobRow], sentences: list[str]) -> None:
         console = self.progress_table.console
@@ -207,7 +217,10 @@ class Run:
         for failure in failure_sentences(jobs):
             console.print(failure, style="bold red", markup=False, highlight=False, soft_wrap=True)
         console.print(f"data: {self.settings.lake}", markup=False, highlight=False, soft_wrap=True)
-        console.print("UI:   make ui opens this run", markup=False, highlight=False)
+        if ui := get_current_settings().ui_url:
+            console.print(
+                f"UI:   {ui}/runs/flow-run/{flow_run.get_id()}", markup=False, highlight=False, soft_wrap=True
+            )
 
     def _raise_for_failures(self, jobs: list[JobRow], balances: list[Balance]) -> None:
         failed = [job for job in jobs if job.status is not JobStatus.COMPLETED]

@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from executor_adapter import Job, JobStatus, Transition
+from executor_adapter.job import Job, JobStatus, Transition
 
 WIDE = 100
 """Columns of a terminal from which on the table also has the pool and the attempts of each job."""

@@ -1,0 +1,55 @@
+"""What all tables have, whatever their source is: types, stages, measures, and how long their rows are kept."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from executor_adapter.config.schemas import TableSchema
+from executor_adapter.config.sections import Names, Section
+from executor_adapter.job import Number
+
+Vanished = Literal["keep", "mark", "delete"]
+Measure = Literal["count", "sum", "min", "max", "mean"]
+
+
+class TableSettings(Section):
+    """Says what rows of a table are, and what is made of them."""
+
+    table_schema: TableSchema | None = Field(default=None, alias="schema")
+    """The types of its columns; null: all of them stay text."""
+    key: Names = ()
+    """The columns that identify a row: a row that comes again takes the place of the older one; none: a window that
+    comes again replaces the older one."""
+    stages: tuple[str | dict[str, Any], ...] = ()
+    """The stages that its rows go through, in their order: the name of a stage, `module:function`, or a mapping of
+    `stage` to its name and of its options to their values."""
+    version: str = ""
+    """Change it where the code of a stage has changed: the table is then processed again."""
+    group_by: Names = ()
+    """The columns whose values make the groups of the measures; none: all rows are one group."""
+    measures: dict[str, tuple[str, Measure]] = Field(default_factory=dict)
+    """Measures of the rows that went through the stages: name: [column, count, sum, min, max or mean]."""
+    vanished_rows: Vanished | None = None
+    """What becomes of rows that the source has no longer: they stay (keep), stay with the time in `vanished_at` (mark),
+    or are removed (delete); null: keep with a key, and delete without."""
+    vanished_windows: Vanished = "keep"
+    """What becomes of windows that the source has no longer, likewise; for files."""
+    look_back: Number = Field(default=0.0, ge=0)
+    """With a cursor: how late rows may come. They are asked for again up to so far before the newest one: seconds for
+    moments, days for dates, else a number."""
+    keep_days: Number | None = Field(default=None, ge=1)
+    """Days for which windows that are named by a day, a month or a year are kept, and before which none is collected;
+    null: for ever."""
+    compact: Literal["month", "year"] | None = None
+    """Whether the maintenance flow puts the windows of each month or year that is over into one file."""
+
+    @model_validator(mode="after")
+    def _check_together(self) -> TableSettings:
+        if self.group_by and not self.measures:
+            raise PydanticCustomError("measures", "with group_by, measures must have at least one entry")
+        if self.vanished_rows in ("keep", "mark") and not self.key:
+            raise PydanticCustomError("key", "with vanished_rows {how}, key must be set", {"how": self.vanished_rows})
+        return self

@@ -1,0 +1,215 @@
+"""Collects a configured table: its windows are found, and each is landed and stored. Each function is a job's body."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Any
+
+import pyarrow as pa
+
+from executor_adapter.config import FilesTool, FileTable, Format, RestTool
+from executor_adapter.exceptions import DataCollectionException
+from executor_adapter.pipeline.disk import writing
+from executor_adapter.pipeline.sources.files import find_files
+from executor_adapter.pipeline.sources.land import land
+from executor_adapter.pipeline.sources.landing import Landing
+from executor_adapter.pipeline.sources.reading import divide, read_rows
+from executor_adapter.pipeline.sources.windows import SINGLE_WINDOW, Window
+from executor_adapter.pipeline.storing import Collected, store_landing
+from executor_adapter.pipeline.tables import ConfiguredTable
+from executor_adapter.pipeline.text_rows import OnRejects
+
+SETTLE_TIME = 3600.0
+"""Seconds after the end of a day after which no late object is added to it, so that it is not asked for again."""
+PARENT_ID = "parent_id"
+"""The column of a resource with `for_each`: the id for which an object was asked."""
+
+
+def find_windows(
+    table: ConfiguredTable, since: date | None = None, until: date | None = None, now: datetime | None = None
+) -> list[Window]:
+    """Return the windows of a table that are to be collected now.
+
+    They are its files; of an API the UTC days from `days` ago until today; else one window, from where a column that is
+    its cursor was read up to. Those that would have expired are left out.
+
+    Args:
+        table: the table.
+        since: the first day of a range that is collected again; None: what is new.
+        until: the first day after that range; None: up to now.
+        now: the time, with a zone; None: the current one.
+
+    Raises:
+        DataCollectionException: see `find_files`.
+    """
+    today = _today(now)
+    match table.tool:
+        case FilesTool():
+            return find_files(table.tool, table.name)
+        case RestTool():
+            first = since or today - timedelta(days=table.tool.days)
+            end = until or today + timedelta(days=1)
+            days = [first + timedelta(days=number) for number in range((end - first).days)]
+            return [_day(each) for each in days if table.wants(each.isoformat(), today)]
+    if table.cursor is None:
+        return [Window()]
+    if since is not None or until is not None:
+        return [Window(since=_start(since), until=_start(until))]
+    return [Window(since=table.raw.next_since(SINGLE_WINDOW, _look_back(table)) or table.start)]
+
+
+def collect_window(
+    table: ConfiguredTable, window: Window, *, again: bool = False, headers: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Land a window and store its rows; what was collected already is neither asked for nor stored again.
+
+    Args:
+        table: the table.
+        window: one of `find_windows`.
+        again: whether the source is asked for what is known already.
+        headers: REST: further headers, for the API's own origin alone.
+
+    Returns:
+        `records_collected`: new rows, those that do not fit included; `status`: `collected` or `already_collected`;
+        `rows`: the rows that were stored; `windows`: the windows of the table that they are in.
+
+    Raises:
+        DataCollectionException: see `land` and `store_landing`; CONFIGURATION_ERROR, a window that is selected is not
+            there, or the rows that are there were divided into windows in another way.
+        DataProcessingException: see `store_landing`.
+    """
+    _check_division(table)
+    landing = land(
+        table.lake,
+        table.tool_name,
+        table.tool,
+        table.name,
+        window,
+        headers=headers,
+        known_parents=() if again or table.parent is None else _known_parents(table, window),
+        settle_time=None if again else SETTLE_TIME,
+    )
+    rows = _Rows(table, landing)
+    done = store_landing(
+        landing,
+        rows.read,
+        table=table.raw,
+        rejects=table.unfit,
+        schema=table.schema,
+        version=rows.version,
+        wanted=lambda name: table.wants(name, _today()),
+    )
+    _check_selected(table, landing, done)
+    known = done.status == "already_collected"
+    return {
+        "records_collected": done.added if table.settings.key or known else done.rows + done.rejected,
+        "status": "already_collected" if known and done.windows else "collected",
+        "rows": done.rows,
+        "windows": list(done.windows),
+    }
+
+
+class _Rows:
+    """Reads a landing as the table says, divided into windows."""
+
+    def __init__(self, table: ConfiguredTable, landing: Landing) -> None:
+        self._table, self._landing, self._settings = table, landing, table.settings
+
+    @property
+    def version(self) -> str:
+        """Changes with the settings by which the rows are read."""
+        how = {*Format.model_fields, "member", "partition", "period"}
+        return json.dumps(self._table.format.model_dump(mode="json", include=how), sort_keys=True)
+
+    def read(self, on_rejects: OnRejects) -> Iterator[tuple[str, pa.RecordBatch]]:
+        settings, member = self._settings, None
+        if isinstance(settings, FileTable):
+            member = settings.member
+        rows = read_rows(self._landing, self._table.format, on_rejects, member)
+        if isinstance(settings, FileTable) and settings.partition:
+            yield from divide(rows, settings.partition, settings.period)
+            return
+        window = self._landing.manifest.window.name
+        if isinstance(settings, FileTable) and not _is_pattern(self._table):
+            window = SINGLE_WINDOW
+        for batch in rows:
+            yield window, batch
+
+
+def _check_division(table: ConfiguredTable) -> None:
+    """Refuse to divide new rows in another way than those that are there: rows of both would be the same ones."""
+    place, division = table.raw.place, _division(table)
+    note = place.state / "division"
+    before = note.read_text() if note.exists() else None
+    if before == division:
+        return
+    if before is not None and place.any_file() is not None:
+        folders = ", ".join(str(layer.place.folder) for layer in table.layers if layer.place.any_file() is not None)
+        raise DataCollectionException(
+            f"{table}: its rows in the lake are divided by {before}, and are to be divided by {division} now: "
+            f"undo that in the configuration, or remove {folders} to collect them anew",
+            error_code="CONFIGURATION_ERROR",
+        )
+    with writing(note) as file:
+        file.write(division.encode())
+
+
+def _division(table: ConfiguredTable) -> str:
+    """Return in words what the windows of the table are."""
+    settings = table.settings
+    if isinstance(table.tool, RestTool):
+        return "UTC day"
+    if isinstance(settings, FileTable) and settings.partition:
+        columns = ", ".join(settings.partition)
+        return f"{settings.period} of {columns}" if settings.period else f"column {columns}"
+    return "source file" if _is_pattern(table) else "no column"
+
+
+def _is_pattern(table: ConfiguredTable) -> bool:
+    return isinstance(table.settings, FileTable) and any(each in table.settings.file for each in "*?[")
+
+
+def _check_selected(table: ConfiguredTable, landing: Landing, done: Collected) -> None:
+    selected = table.settings.windows if isinstance(table.settings, FileTable) else None
+    missing = [each for each in selected or () if each not in done.windows]
+    # Of several files each may have some of them.
+    if missing and not _is_pattern(table):
+        raise DataCollectionException(
+            f"window {missing[0]!r} is not in {landing.files[0].origin}: the windows are "
+            f"{', '.join(sorted((*done.windows, *done.unwanted)))}",
+            error_code="CONFIGURATION_ERROR",
+        )
+
+
+def _today(now: datetime | None = None) -> date:
+    return (now or datetime.now(UTC)).astimezone(UTC).date()
+
+
+def _known_parents(table: ConfiguredTable, window: Window) -> frozenset[str]:
+    """Return the ids for which the table has objects in the window."""
+    schema = table.raw.schema()
+    if schema is None or PARENT_ID not in schema.names or table.raw.find(window.name) is None:
+        return frozenset()
+    with table.raw.reading(window.name) as batches:
+        return frozenset(each for batch in batches for each in batch[PARENT_ID].to_pylist())
+
+
+def _day(day: date) -> Window:
+    return Window(name=day.isoformat(), since=_start(day), until=_start(day + timedelta(days=1)))
+
+
+def _start(day: date | None) -> str | None:
+    return None if day is None else datetime.combine(day, time(), UTC).isoformat()
+
+
+def _look_back(table: ConfiguredTable) -> timedelta | float:
+    """Return the table's `look_back` in the unit of its cursor column."""
+    amount, schema = table.settings.look_back, table.raw.schema()
+    kind = None if schema is None or table.cursor is None else schema.field(table.cursor).type
+    if kind is not None and pa.types.is_timestamp(kind):
+        return timedelta(seconds=amount)
+    if kind is not None and pa.types.is_date(kind):
+        return timedelta(days=amount)
+    return int(amount) if amount == int(amount) else amount

@@ -1,0 +1,52 @@
+"""Flows that collect and process the tables of the configuration, with a report. They need Prefect.
+
+| module | holds |
+| --- | --- |
+| `entry.py` | the flows, with the parameters of their forms |
+| `steps.py` | which jobs they submit, and in which order |
+| `jobs.py`, `maintenance.py` | the job tasks |
+| `run.py` | one run: its executor, progress and report |
+| `progress_table.py`, `report_text.py` | the table on the terminal, the text of the report |
+| `assets.py` | tables as Prefect's assets |
+| `summaries.py` | what a tool's owner says of its tables |
+| `command.py` | runs the pipeline from the command line |
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from executor_adapter.lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from executor_adapter.pipeline.flows.command import run_pipeline
+    from executor_adapter.pipeline.flows.entry import (
+        collection_flow,
+        maintenance_flow,
+        pipeline_flow,
+        processing_flow,
+    )
+    from executor_adapter.pipeline.flows.run import JobsFailedError
+    from executor_adapter.pipeline.flows.summaries import Summary
+
+_HOMES = {
+    "JobsFailedError": "executor_adapter.pipeline.flows.run",
+    "Summary": "executor_adapter.pipeline.flows.summaries",
+    "collection_flow": "executor_adapter.pipeline.flows.entry",
+    "maintenance_flow": "executor_adapter.pipeline.flows.entry",
+    "pipeline_flow": "executor_adapter.pipeline.flows.entry",
+    "processing_flow": "executor_adapter.pipeline.flows.entry",
+    "run_pipeline": "executor_adapter.pipeline.flows.command",
+}
+
+__all__ = [
+    "JobsFailedError",
+    "Summary",
+    "collection_flow",
+    "maintenance_flow",
+    "pipeline_flow",
+    "processing_flow",
+    "run_pipeline",
+]
+
+__getattr__, __dir__ = lazy_attributes(__name__, _HOMES)

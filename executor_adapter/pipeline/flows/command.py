@@ -1,0 +1,80 @@
+"""Runs the pipeline once from the command line, on an embedded Prefect server where no other is set."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from executor_adapter.config import load_config
+from executor_adapter.exceptions import ConfigurationError, JobError
+from executor_adapter.monitoring import ProgressBar, ProgressCounts
+from executor_adapter.pipeline.tables import select_tools
+
+EMBEDDED_SERVER = {
+    # Write many events in one transaction. The default of one falls behind, and the server ends with the flow.
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "500",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",
+    # An integer, since 0.5 would become 0, a busy loop.
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+    # The first start creates the database.
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    # The progress table shows the run on the terminal. Log records still reach the UI.
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+}
+
+
+def run_pipeline(arguments: Sequence[str] = ()) -> int:
+    """Run the pipeline flow once, and return the exit code.
+
+    Call it before Prefect is imported, since Prefect reads the environment then; what is set there stays.
+
+    Args:
+        arguments: the path of the configuration file, or nothing: see `load_config`.
+
+    Returns:
+        0, all jobs completed; 1, a job failed, or the lake cannot be read (the results of the others are kept); 2, the
+        configuration is wrong (nothing was started); 130, the run was interrupted.
+    """
+    for name, value in EMBEDDED_SERVER.items():
+        os.environ.setdefault(name, value)
+    config = arguments[0] if arguments else None
+    try:
+        select_tools(load_config(config))
+    except ConfigurationError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return _run(config)
+
+
+def _run(config: str | None) -> int:
+    from prefect import tags
+    from prefect.settings import get_current_settings
+
+    from executor_adapter.pipeline.flows.entry import pipeline_flow
+    from executor_adapter.pipeline.flows.run import JobsFailedError
+
+    try:
+        if not get_current_settings().api.url:
+            print("starting an embedded Prefect server; set PREFECT_API_URL to use a running one", flush=True)
+            _start_server()
+        with tags("pipeline"):
+            pipeline_flow(config=config)
+    except (JobsFailedError, JobError) as error:
+        # The flow itself reads the lake, and meets what the disk or its permissions refuse.
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: running jobs were stopped, and finished work is kept", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _start_server() -> None:
+    """Start the server that the flow will use, and show on a terminal that this is what takes time."""
+    from executor_adapter.prefect import start_embedded_server
+
+    waiting = ProgressCounts(note="the first start creates its database")
+    with ProgressBar("Prefect server", lambda: waiting, summary=False):
+        start_embedded_server()

@@ -1,0 +1,126 @@
+"""The flows: collection, processing, both with a report, and maintenance."""
+
+from __future__ import annotations
+
+from datetime import date
+
+from prefect import flow
+from prefect.logging import get_run_logger
+
+from executor_adapter.config import load_config
+from executor_adapter.exceptions import ConfigurationError
+from executor_adapter.executor import JobExecutor
+from executor_adapter.pipeline.flows import maintenance
+from executor_adapter.pipeline.flows.parameters import Days, ToolName
+from executor_adapter.pipeline.flows.run import JobsFailedError, Run, run_name
+from executor_adapter.pipeline.flows.steps import collect, process
+from executor_adapter.pipeline.tables import configured_tables, select_tools
+
+FLOWS = ["collection", "processing", "pipeline", "maintenance"]
+"""The flows whose artifacts are deleted; those of other flows on the same server stay."""
+
+
+@flow(name="collection", flow_run_name=run_name)
+def collection_flow(
+    tools: list[ToolName] | None = None,
+    since: date | None = None,
+    until: date | None = None,
+    config: str | None = None,
+) -> None:
+    """Collect rows from the tools into the lake.
+
+    Args:
+        tools: The tools to collect from. Empty: all that are configured.
+        since: The first day of a range that is collected again (backfill). Empty: only what is new is collected.
+        until: The first day after that range. Empty: up to now.
+        config: The path of the configuration file, on the machine that runs the flow. Empty: the file that
+            EXECUTOR_ADAPTER_CONFIG names, or config.yaml in the flow's working directory.
+
+    Raises:
+        ConfigurationError: the configuration or the range is wrong; nothing was started.
+        JobsFailedError: a job failed; the rows that other jobs collected are kept.
+    """
+    if since is not None and until is not None and since >= until:
+        raise ConfigurationError(f"until: {until} is not after since, {since}: until is the first day after the range")
+    settings = load_config(config)
+    run = Run(settings, select_tools(settings, tools))
+    collect(run, since, until)
+    run.finish()
+
+
+@flow(name="processing", flow_run_name=run_name)
+def processing_flow(tools: list[ToolName] | None = None, config: str | None = None) -> None:
+    """Process the rows in the lake that are not processed yet.
+
+    Args:
+        tools: The tools whose rows are processed. Empty: all that are configured.
+        config: The path of the configuration file, on the machine that runs the flow. Empty: the file that
+            EXECUTOR_ADAPTER_CONFIG names, or config.yaml in the flow's working directory.
+
+    Raises:
+        ConfigurationError: the configuration is wrong; nothing was started.
+        JobsFailedError: a job failed or rows were lost; the results of the other jobs are kept.
+    """
+    settings = load_config(config)
+    run = Run(settings, select_tools(settings, tools))
+    run.finish(process(run))
+
+
+@flow(name="pipeline", flow_run_name=run_name)
+def pipeline_flow(tools: list[ToolName] | None = None, config: str | None = None) -> None:
+    """Collect from the tools, process the rows and report.
+
+    Args:
+        tools: The tools to collect from. Empty: all that are configured.
+        config: The path of the configuration file, on the machine that runs the flow. Empty: the file that
+            EXECUTOR_ADAPTER_CONFIG names, or config.yaml in the flow's working directory.
+
+    Raises:
+        ConfigurationError: the configuration is wrong; nothing was started.
+        JobsFailedError: a job failed or rows were lost; the results of the other jobs are kept.
+    """
+    settings = load_config(config)
+    run = Run(settings, select_tools(settings, tools))
+    collect(run)
+    run.finish(process(run))
+
+
+@flow(name="maintenance", flow_run_name=run_name)
+def maintenance_flow(keep_days: Days = 30, keep_artifacts_days: Days = 90, config: str | None = None) -> None:
+    """Clean up the store, the spool, the lake and old artifacts, and end task runs that outlived their flow run.
+
+    Args:
+        keep_days: Days for which finished jobs, unsent states, unfinished files and replaced landings are kept. Windows
+            of tables are kept as the configuration says for each table.
+        keep_artifacts_days: Days for which the artifacts of ended flow runs are kept. The runs themselves stay.
+        config: The path of the configuration file, on the machine that runs the flow. Empty: the file that
+            EXECUTOR_ADAPTER_CONFIG names, or config.yaml in the flow's working directory.
+
+    Raises:
+        ConfigurationError: the configuration is wrong; nothing was started.
+        JobsFailedError: a part failed; the others were done.
+    """
+    settings = load_config(config)
+    logger = get_run_logger()
+    tables = [table for tool in settings.tools for table in configured_tables(settings, tool)]
+    with JobExecutor(settings.executor.max_workers, config=settings):
+        parts = [
+            maintenance.clean_store.submit(settings.store.url, keep_days),
+            maintenance.clean_spool_files.submit(keep_days),
+            maintenance.end_lost_task_runs.submit(),
+            maintenance.delete_artifacts.submit(FLOWS, keep_artifacts_days),
+            maintenance.clean_lake_files.submit(settings.lake, keep_days),
+            *(
+                maintenance.keep.submit(table)
+                for table in tables
+                if table.settings.keep_days is not None or table.settings.compact is not None
+            ),
+        ]
+        for part in parts:
+            part.wait()
+    failed = [str(part.state.message) for part in parts if not part.state.is_completed()]
+    for part in parts:
+        if part.state.is_completed():
+            logger.info("%s", part.result())
+    if failed:
+        raise JobsFailedError(f"{len(failed)} of {len(parts)} parts failed: {'; '.join(failed)}")

@@ -1,0 +1,101 @@
+"""The job tasks of a pipeline: collection runs in threads, since it mostly waits; processing in processes."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import replace
+from datetime import date
+from typing import Any
+
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.settings import get_current_settings
+
+from executor_adapter.config import RestTool
+from executor_adapter.pipeline import collecting, processing, upkeep
+from executor_adapter.pipeline.flows import summaries
+from executor_adapter.pipeline.sources.windows import Window
+from executor_adapter.pipeline.tables import ConfiguredTable
+from executor_adapter.prefect import job_task
+
+
+@job_task(
+    pool="thread",
+    job_type="collection",
+    name="find windows",
+    task_run_name="find windows of {table}",
+    tool_name="{table.tool_name}",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def find_windows(table: ConfiguredTable, since: date | None, until: date | None) -> list[Window]:
+    """Return the windows of a table that are to be collected."""
+    return collecting.find_windows(table, since, until)
+
+
+@job_task(
+    pool="thread",
+    job_type="collection",
+    name="collect window",
+    task_run_name="collect {table} {window.name}",
+    tool_name="{table.tool_name}",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def collect_window(table: ConfiguredTable, window: Window, again: bool) -> dict[str, Any]:
+    """Land a window and store its rows; a REST tool without a URL reads the API of this run's Prefect server."""
+    if not isinstance(table.tool, RestTool) or table.tool.url is not None:
+        return collecting.collect_window(table, window, again=again)
+    # The headers hold the server's credentials, so they are made here and are no argument of the job.
+    own, headers = _with_prefect_api(table, table.tool)
+    return collecting.collect_window(own, window, again=again, headers=headers)
+
+
+@job_task(
+    pool="thread",
+    job_type="collection",
+    name="settle windows",
+    task_run_name="settle windows of {table}",
+    tool_name="{table.tool_name}",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def settle_windows(table: ConfiguredTable, present: list[str]) -> dict[str, Any]:
+    """Apply the table's policy to the windows that its files have no longer."""
+    return {"gone": upkeep.settle_table(table, present)}
+
+
+process_window = job_task(
+    pool="process",
+    job_type="processing",
+    name="process window",
+    task_run_name="process {table} {window}",
+    tool_name="{table.tool_name}",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)(processing.process_table)
+
+summarise = job_task(
+    pool="process",
+    job_type="report",
+    retry_attempts=0,  # It only reads what is there, so that it would fail again.
+    name="summarise",
+    task_run_name="summarise {tool}",
+    tool_name="{tool}",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)(summaries.summarise_tables)
+
+
+def _with_prefect_api(table: ConfiguredTable, tool: RestTool) -> tuple[ConfiguredTable, dict[str, str]]:
+    """Return the table with the address of this run's Prefect API, and the headers that the API requires."""
+    with get_client(sync_client=True) as client:
+        url = str(client.api_url).rstrip("/")
+    settings = get_current_settings()
+    headers = dict(settings.client.custom_headers)
+    if settings.api.auth_string:
+        token = base64.b64encode(settings.api.auth_string.get_secret_value().encode()).decode()
+        headers["Authorization"] = f"Basic {token}"
+    elif settings.api.key:
+        headers["Authorization"] = f"Bearer {settings.api.key.get_secret_value()}"
+    return replace(table, tool=tool.model_copy(update={"url": url})), headers

@@ -1,0 +1,169 @@
+"""The steps of a pipeline: collect the tables of its tools, process what they hold, and say what it is."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Any
+
+from executor_adapter.config import FilesTool, RestTool
+from executor_adapter.pipeline.collecting import find_windows
+from executor_adapter.pipeline.flows import assets, jobs
+from executor_adapter.pipeline.flows.run import Future, Run
+from executor_adapter.pipeline.sources.windows import Window
+from executor_adapter.pipeline.tables import ConfiguredTable
+
+
+def collect(run: Run, since: date | None = None, until: date | None = None) -> None:
+    """Collect all tables of the run's tools. A failed job is shown in the table and stops no other job.
+
+    Args:
+        run: the run.
+        since: the first day of a range that is collected again; None: only what is new is collected.
+        until: the first day after that range; None: up to now.
+    """
+    run.begin_stage(0.0, 0.5)
+    tables = [table for each in run.tables.values() for table in each]
+    with run.executor("collection"):
+        # APIs come last: one of them may be the history of this very run, which holds more the later it is read.
+        apis = [table for table in tables if isinstance(table.tool, RestTool)]
+        searches = {
+            run.submit(
+                jobs.find_windows,
+                tool=table.tool_name,
+                stage="find",
+                subject=table.name,
+                arguments={"table": table, "since": since, "until": until},
+            ): table
+            for table in tables
+            if table not in apis
+        }
+        collections = _Collections(run, again=since is not None or until is not None)
+        for search, windows in run.as_completed(list(searches)):
+            collections.submit(searches[search], windows)
+        while apis:
+            ready = [table for table in apis if table.parent not in {other.name for other in apis}]
+            for table in ready:
+                collections.submit(table, find_windows(table, since, until))
+            # A resource of `for_each` needs the objects of the other one.
+            apis = [table for table in apis if table not in ready]
+            collections.wait()
+        collections.wait()
+        collections.settle()
+    collections.materialise()
+
+
+class _Collections:
+    """The jobs that collect windows, and the windows that the tables have been found to have."""
+
+    def __init__(self, run: Run, again: bool) -> None:
+        self._run, self._again = run, again
+        self._running: dict[Future, ConfiguredTable] = {}
+        self._present: dict[str, set[str]] = {}
+        self._settled: dict[str, ConfiguredTable] = {}
+        self._new: dict[str, int] = {}
+
+    def submit(self, table: ConfiguredTable, windows: list[Window] | None) -> None:
+        """Submit a job for each window; None: they could not be found."""
+        if windows and isinstance(table.tool, FilesTool) and table.settings.vanished_windows != "keep":
+            self._settled[str(table)] = table
+        for window in windows or ():
+            future = self._run.submit(
+                jobs.collect_window,
+                tool=table.tool_name,
+                stage="collect",
+                subject=f"{table.name} {window.name}",
+                arguments={"table": table, "window": window, "again": self._again},
+            )
+            self._running[future] = table
+
+    def wait(self) -> None:
+        """Wait for the jobs that were submitted."""
+        running, self._running = self._running, {}
+        for future, done in self._run.as_completed(list(running)):
+            table = running[future]
+            if done is None:
+                # What a file has that could not be collected is not known, so nothing of its table has vanished.
+                self._settled.pop(str(table), None)
+            else:
+                self._present.setdefault(str(table), set()).update(done["windows"])
+                self._new[str(table)] = self._new.get(str(table), 0) + done["records_collected"]
+
+    def materialise(self) -> None:
+        """Tell Prefect which tables have new rows."""
+        for tables in self._run.tables.values():
+            for table in tables:
+                if rows := self._new.get(str(table), 0):
+                    assets.materialise_raw(table, tables, rows)
+
+    def settle(self) -> None:
+        """Apply the policies for windows that the sources have no longer."""
+        futures = [
+            self._run.submit(
+                jobs.settle_windows,
+                tool=table.tool_name,
+                stage="settle",
+                subject=table.name,
+                arguments={"table": table, "present": sorted(self._present.get(name, ()))},
+            )
+            for name, table in self._settled.items()
+        ]
+        for _ in self._run.as_completed(futures):
+            pass
+
+
+def process(run: Run) -> list[dict[str, Any]]:
+    """Process each window that the run's tools have in the lake, and return the summaries of the tools.
+
+    Windows that are processed already stay as they are.
+    """
+    run.processes = True
+    run.begin_stage(0.5, 0.9)
+    tables = [table for each in run.tables.values() for table in each]
+    with run.executor("processing"):
+        new: dict[str, int] = {}
+        # Tables that join the rows of others come after them.
+        for joins in (False, True):
+            futures = _submit_windows(run, [table for table in tables if _joins(table) is joins])
+            for future, done in run.as_completed(list(futures)):
+                name = str(futures[future])
+                new[name] = new.get(name, 0) + (done or {}).get("records_processed", 0)
+        summaries = _summarise(run)
+    for table in tables:
+        if rows := new.get(str(table), 0):
+            assets.materialise_processed(table, rows)
+    return summaries
+
+
+def _joins(table: ConfiguredTable) -> bool:
+    return any((spec if isinstance(spec, str) else spec.get("stage")) == "enrich" for spec in table.stages)
+
+
+def _submit_windows(run: Run, tables: list[ConfiguredTable]) -> dict[Future, ConfiguredTable]:
+    return {
+        run.submit(
+            jobs.process_window,
+            tool=table.tool_name,
+            stage="process",
+            subject=f"{table.name} {window}",
+            arguments={"table": table, "window": window, "batch_size": run.settings.processing.batch_size},
+        ): table
+        for table in tables
+        for window, entry in table.raw.windows().items()
+        if entry.rows  # A day without any event needs no job.
+    }
+
+
+def _summarise(run: Run) -> list[dict[str, Any]]:
+    run.begin_stage(0.9, 1.0)
+    futures = [
+        run.submit(
+            jobs.summarise,
+            tool=tool,
+            stage="report",
+            subject="summary",
+            arguments={"tool": tool, "tables": tables, "reference": run.settings.tools[tool].summary},
+        )
+        for tool, tables in run.tables.items()
+        if run.settings.tools[tool].summary is not None
+    ]
+    return [value for _, value in run.as_completed(futures) if value is not None]

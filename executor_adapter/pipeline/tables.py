@@ -1,0 +1,248 @@
+"""A table as the configuration describes it, and the tables of the lake that hold its rows.
+
+raw         rows as the source had them, in their declared types
+unfit       what is not a row, or does not fit its types
+processed   rows that went through the stages
+rejects     rows that a stage has rejected, with the reasons
+aggregates  the measures of each window
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from executor_adapter.config import (
+    FilesTool,
+    FileTable,
+    Format,
+    FunctionTable,
+    FunctionTool,
+    RestResource,
+    RestTool,
+    Settings,
+    SqlTable,
+    SqlTool,
+    TableSchema,
+    TableSettings,
+    Tool,
+)
+from executor_adapter.exceptions import ConfigurationError
+from executor_adapter.pipeline.importing import check_module, import_object
+from executor_adapter.pipeline.lake.table import LakeTable
+from executor_adapter.pipeline.lake.upkeep import is_expired
+from executor_adapter.pipeline.stages.aggregate import Aggregate
+from executor_adapter.pipeline.stages.loading import Spec, check_stage, load_stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfiguredTable:
+    """One table of a tool. Picklable; it opens nothing until it is used."""
+
+    lake: Path
+    """The folder of the lake."""
+    tool_name: str
+    tool: Tool
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.tool_name}/{self.name}"
+
+    @property
+    def key(self) -> str:
+        """Where the configuration describes it."""
+        kind = "resources" if isinstance(self.tool, RestTool) else "tables"
+        return f"tools.{self.tool_name}.{kind}.{self.name}"
+
+    @property
+    def settings(self) -> TableSettings:
+        """What the configuration says of it."""
+        return _tables_of(self.tool)[self.name]
+
+    @property
+    def format(self) -> Format:
+        """How what was landed becomes rows."""
+        settings = self.settings
+        return settings if isinstance(settings, FileTable | RestResource) else Format()
+
+    @property
+    def cursor(self) -> str | None:
+        """The column by which the source is asked for what is new."""
+        settings = self.settings
+        return settings.cursor if isinstance(settings, SqlTable | FunctionTable) else None
+
+    @property
+    def start(self) -> str | None:
+        """The value of the cursor from which the source is asked for the first time."""
+        settings = self.settings
+        return settings.start if isinstance(settings, SqlTable | FunctionTable) else None
+
+    @property
+    def parent(self) -> str | None:
+        """The resource for each of whose objects this one is asked for."""
+        settings = self.settings
+        return settings.for_each if isinstance(settings, RestResource) else None
+
+    @property
+    def schema(self) -> TableSchema | None:
+        """The declared types; columns of the key must have a value, since rows without one could not be told apart."""
+        settings = self.settings
+        declared = settings.table_schema
+        if not settings.key:
+            return declared
+        if declared is None:
+            columns: dict[str, Any] = {name: {"type": "text", "nullable": False} for name in settings.key}
+            return TableSchema.model_validate({"columns": columns})
+        keys = {
+            name: column.model_copy(update={"nullable": False})
+            for name, column in declared.columns.items()
+            if name in settings.key
+        }
+        return declared.model_copy(update={"columns": {**declared.columns, **keys}})
+
+    def wants(self, window: str, today: date) -> bool:
+        """Return whether a window is one of those that are selected, and not so old that it would be removed again."""
+        settings = self.settings
+        if isinstance(settings, FileTable) and settings.windows is not None and window not in settings.windows:
+            return False
+        return settings.keep_days is None or not is_expired(window, today - timedelta(days=settings.keep_days))
+
+    @property
+    def stages(self) -> list[Spec]:
+        """The stages of its rows; the first one is the check of the schema, where it has one."""
+        settings = self.settings
+        check = None if settings.table_schema is None else settings.table_schema.check
+        first: list[Spec] = [] if check is None else [{"stage": "validate", "schema": check}]
+        return [*first, *settings.stages]
+
+    @property
+    def version(self) -> str:
+        """Changes with whatever the result of processing depends on beside the rows and the stages."""
+        settings = self.settings
+        return json.dumps([settings.version, settings.group_by, settings.measures])
+
+    def aggregate(self) -> Aggregate | None:
+        """Return a new collector of the table's measures; None where it has none."""
+        settings = self.settings
+        return Aggregate(settings.group_by, settings.measures) if settings.measures else None
+
+    @property
+    def raw(self) -> LakeTable:
+        """The rows as the source had them."""
+        settings = self.settings
+        return self._layer(
+            "raw",
+            key=settings.key,
+            cursor=self.cursor,
+            vanished_rows=settings.vanished_rows,
+            vanished_windows=settings.vanished_windows,
+        )
+
+    @property
+    def unfit(self) -> LakeTable:
+        """What is not a row, or does not fit the schema, with the reasons."""
+        # Where a part of a window is asked for at a time, the rejects of the parts before must stay.
+        return self._layer("unfit", key=("text",) if self.cursor or self.parent else ())
+
+    @property
+    def processed(self) -> LakeTable:
+        """The rows that went through the stages."""
+        return self._layer("processed")
+
+    @property
+    def rejects(self) -> LakeTable:
+        """The rows that a stage has rejected."""
+        return self._layer("rejects")
+
+    @property
+    def aggregates(self) -> LakeTable:
+        """The measures of each window."""
+        return self._layer("aggregates")
+
+    @property
+    def layers(self) -> list[LakeTable]:
+        """All of these."""
+        return [self.raw, self.unfit, self.processed, self.rejects, self.aggregates]
+
+    def _layer(self, layer: str, **options: Any) -> LakeTable:
+        return LakeTable(root=self.lake, layer=layer, tool=self.tool_name, name=self.name, **options)
+
+
+def configured_tables(settings: Settings, tool_name: str) -> list[ConfiguredTable]:
+    """Return the tables of a tool, each after the one that it is asked for by; none for a tool without a source."""
+    tool = settings.tools[tool_name]
+    names = dict.fromkeys(name for table in _tables_of(tool) for name in _with_parents(tool, table))
+    return [ConfiguredTable(lake=settings.lake, tool_name=tool_name, tool=tool, name=name) for name in names]
+
+
+def select_tools(settings: Settings, names: list[str] | None = None) -> tuple[str, ...]:
+    """Return the tools called `names`, or all that have a source, after checking what can be checked without them.
+
+    Raises:
+        ConfigurationError: no tool is configured, a name is unknown, or a tool names a stage or a module that does not
+            exist.
+    """
+    if not settings.tools:
+        raise ConfigurationError("tools is missing: describe at least one tool in config.yaml")
+    for name in names or ():
+        if name not in settings.tools:
+            raise ConfigurationError(f"tools: {name!r} is not described: must be one of {', '.join(settings.tools)}")
+    selected = tuple(names or (name for name, tool in settings.tools.items() if _tables_of(tool)))
+    for name in selected:
+        for key, reference in _references(settings, name):
+            check_module(reference, key)
+        for table in configured_tables(settings, name):
+            for spec in table.settings.stages:
+                check_stage(spec, f"{table.key}.stages")
+            table.raw, table.aggregate()  # They check themselves.
+    return selected
+
+
+def import_references(settings: Settings) -> list[ConfigurationError]:
+    """Import all that the tools name, as their jobs will, and return what is wrong with it; nothing where all is well.
+
+    A run does not: it would wait for what its jobs import anyway, in processes of their own.
+    """
+    problems = []
+    for name in settings.tools:
+        loads = [partial(import_object, reference, key) for key, reference in _references(settings, name)]
+        for table in configured_tables(settings, name):
+            loads += [partial(load_stage, each, table.lake, f"{table.key}.stages") for each in table.settings.stages]
+        for load in loads:
+            try:
+                load()
+            except ConfigurationError as error:
+                problems.append(error)
+    return problems
+
+
+def _references(settings: Settings, tool_name: str) -> Iterator[tuple[str, str]]:
+    """Yield what a tool names as `module:name`, beside its stages, with the key where it stands."""
+    if summary := settings.tools[tool_name].summary:
+        yield f"tools.{tool_name}.summary", summary
+    for table in configured_tables(settings, tool_name):
+        if table.settings.table_schema is not None and table.settings.table_schema.check is not None:
+            yield f"{table.key}.schema.check", table.settings.table_schema.check
+        if isinstance(table.settings, FunctionTable):
+            yield f"{table.key}.function", table.settings.function
+
+
+def _tables_of(tool: Tool) -> Mapping[str, TableSettings]:
+    match tool:
+        case RestTool():
+            return tool.resources
+        case FilesTool() | SqlTool() | FunctionTool():
+            return tool.tables
+    return {}
+
+
+def _with_parents(tool: Tool, name: str) -> Iterator[str]:
+    settings = _tables_of(tool)[name]
+    if isinstance(settings, RestResource) and settings.for_each is not None:
+        yield from _with_parents(tool, settings.for_each)
+    yield name

@@ -1,0 +1,561 @@
+"""Tables of the configuration: each window is collected once, processed once, and no row is lost."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+import sys
+import time
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pyarrow.dataset as ds
+import pytest
+import sqlalchemy as sa
+
+from executor_adapter.config import RestTool, Settings
+from executor_adapter.exceptions import ConfigurationError, DataCollectionException, DataProcessingException
+from executor_adapter.pipeline import (
+    ConfiguredTable,
+    balance,
+    clean_lake,
+    collect_window,
+    configured_tables,
+    find_windows,
+    keep_table,
+    process_table,
+    reject_reasons,
+    select_tools,
+    settle_table,
+)
+from tests.api_server import Answer, as_json, serving
+from tests.servers import ROOT
+
+AIRPORTS = "faa,lon,tz\n" + "".join(f"A{number:02},{lon},-5\n" for number, lon in enumerate([-75, 75, -80, -90]))
+
+
+def today() -> date:
+    """Return the day by UTC. The tests may go on past midnight, so none keeps it for the others."""
+    return datetime.now(UTC).date()
+
+
+def tables(lake: Path, **tool: Any) -> list[ConfiguredTable]:
+    return configured_tables(Settings(lake=lake, tools={"map": tool}), "map")
+
+
+@pytest.fixture
+def airports(tmp_path: Path) -> ConfiguredTable:
+    """A table of four airports, one of them in Asia."""
+    (tmp_path / "airports.csv").write_text(AIRPORTS)
+    return of_file(tmp_path)
+
+
+def of_file(folder: Path, **settings: Any) -> ConfiguredTable:
+    described = {
+        "file": "airports.csv",
+        "schema": {"columns": {"faa": "text", "lon": "float", "tz": "integer"}},
+        "stages": [f"{__name__}:reject_asia"],
+        "group_by": "tz",
+        "measures": {"airports": ["faa", "count"]},
+    }
+    (table,) = tables(folder / "lake", source="files", directory=folder, tables={"airports": described | settings})
+    return table
+
+
+def reject_asia(rows: Any) -> Any:
+    import pandas as pd
+
+    from executor_adapter.pipeline import StageOutput
+
+    wrong = rows["lon"] > 0
+    return StageOutput(rows=rows[~wrong], rejected=pd.Series("is in Asia", index=rows.index[wrong], dtype="object"))
+
+
+def lose_a_row(rows: Any) -> Any:
+    return rows.iloc[1:]
+
+
+def collect(table: ConfiguredTable, **options: Any) -> list[dict[str, Any]]:
+    return [collect_window(table, window, **options) for window in find_windows(table)]
+
+
+def process(table: ConfiguredTable, batch_size: int = 1000) -> list[dict[str, Any]]:
+    return [process_table(table, window, batch_size) for window in table.raw.windows()]
+
+
+def counts(found: list[dict[str, Any]]) -> list[tuple[int, str]]:
+    return [(each["records_collected"], each["status"]) for each in found]
+
+
+# --- files ---
+
+
+def test_a_file_is_collected_once(airports: ConfiguredTable) -> None:
+    """A file that has not changed is not collected again; one that has is."""
+    assert counts(collect(airports)) == [(4, "collected")]
+    assert counts(collect(airports)) == [(0, "already_collected")]
+    (airports.lake.parent / "airports.csv").write_text(AIRPORTS.rsplit("A03")[0])
+    assert counts(collect(airports)) == [(3, "collected")]
+
+
+def test_other_settings_read_a_landing_again(airports: ConfiguredTable) -> None:
+    """What was landed is stored again where the settings by which it is read have changed."""
+    collect(airports)
+    assert counts(collect(of_file(airports.lake.parent, nulls=["A00"]))) == [(4, "collected")]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"), [({"partition": "tz"}, "by column tz now"), ({"file": "air*.csv"}, "by source file now")]
+)
+def test_rows_are_not_divided_anew_beside_the_old_ones(
+    airports: ConfiguredTable, change: dict[str, Any], words: str
+) -> None:
+    """Windows of another kind are refused while rows of the old kind are there; without these they are collected."""
+    collect(airports)
+    process(airports)
+    other = of_file(airports.lake.parent, **change)
+    with pytest.raises(DataCollectionException, match=words) as failed:
+        collect(other)
+    assert failed.value.error_code == "CONFIGURATION_ERROR"
+    assert list(airports.raw.windows()) == ["all"]
+    for folder in str(failed.value).rpartition(" to collect")[0].partition("remove ")[2].split(", "):
+        shutil.rmtree(folder)
+    assert counts(collect(other)) == [(4, "collected")]
+    process(other)
+    assert str(balance("map", [other])) == "map: 4 collected = 3 processed + 1 rejected"
+
+
+def test_windows_can_be_selected(airports: ConfiguredTable) -> None:
+    """Only the selected windows are stored; one that is not there is an error that lists those that are."""
+    (airports.lake.parent / "airports.csv").write_text("faa,lon,tz\nA,-75,-5\nB,-80,-6\n")
+    table = of_file(airports.lake.parent, partition="tz", windows=["-5"])
+    assert counts(collect(table)) == [(1, "collected")]
+    assert list(table.raw.windows()) == ["-5"]
+    with pytest.raises(DataCollectionException, match=r"window '-7' is not in .*: the windows are -5, -6") as failed:
+        collect(of_file(airports.lake.parent, partition="tz", windows=["-7"]))
+    assert failed.value.error_code == "CONFIGURATION_ERROR"
+
+
+def test_windows_that_are_selected_later_are_added(airports: ConfiguredTable) -> None:
+    """A window that is selected later is stored from the landing; those that are there stay as they are."""
+    folder = airports.lake.parent
+    (folder / "airports.csv").write_text("faa,lon,tz\nA,-75,-5\nB,-80,-6\n")
+    collect(of_file(folder, partition="tz", windows=["-5"]))
+    written = airports.raw.windows()["-5"].written_at
+    both = of_file(folder, partition="tz")
+    assert counts(collect(both)) == [(1, "collected")]
+    assert sorted(both.raw.windows()) == ["-5", "-6"]
+    assert both.raw.windows()["-5"].written_at == written
+
+
+def test_files_of_a_pattern_are_windows_of_their_own(tmp_path: Path) -> None:
+    """Without a partition, each file that a pattern means is a window; a single file is the window `all`."""
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text(AIRPORTS)
+    table = of_file(tmp_path, file="*.csv")
+    collect(table)
+    assert list(table.raw.windows()) == ["a.csv", "b.csv"]
+
+
+@pytest.mark.parametrize(("policy", "left"), [("keep", ["-5", "-6"]), ("mark", ["-5", "-6"]), ("delete", ["-5"])])
+def test_windows_that_vanish_are_settled(airports: ConfiguredTable, policy: str, left: list[str]) -> None:
+    """A window that the file has no longer is kept, marked or deleted, in all layers."""
+    file = airports.lake.parent / "airports.csv"
+    table = of_file(file.parent, partition="tz", vanished_windows=policy)
+    file.write_text("faa,lon,tz\nA,-75,-5\nB,-80,-6\n")
+    collect(table)
+    process(table)
+    file.write_text("faa,lon,tz\nA,-75,-5\n")
+    (done,) = collect(table)
+    assert settle_table(table, done["windows"]) == ["-6"]
+    process(table)
+    assert sorted(table.raw.windows()) == sorted(table.processed.windows()) == left
+    assert balance("map", [table]).holds
+    if policy == "mark":
+        assert table.raw.windows()["-6"].vanished_at is not None
+
+
+# --- APIs ---
+
+
+class FakeApi:
+    """A server of finished runs with two states each."""
+
+    def __init__(self) -> None:
+        self.runs: dict[date, list[dict[str, Any]]] = {}
+
+    def __call__(self, path: str, body: Any) -> Answer:
+        if path.startswith("/states"):
+            run = path.rpartition("=")[2]
+            return as_json([{"id": f"{run} {name}", "type": name} for name in ("RUNNING", "COMPLETED")])
+        rows = self.runs.get(date.fromisoformat(body["day"][:10]), [])
+        return as_json(rows[body["offset"] : body["offset"] + body["limit"]])
+
+
+def history(url: str, lake: Path, name: str = "runs", **settings: Any) -> ConfiguredTable:
+    runs = {"path": "/runs", "method": "POST", "body": {"day": "{since}"}, "paging": {"by": "offset"}} | settings
+    states = {"path": "/states", "params": {"run": "{id}"}, "for_each": "runs"}
+    found = tables(lake, source="rest", url=url, days=1, resources={"states": states, "runs": runs})
+    assert [table.name for table in found] == ["runs", "states"]
+    return next(table for table in found if table.name == name)
+
+
+def test_new_objects_are_added_to_today(tmp_path: Path) -> None:
+    """A day that is not over gets its new objects, keeps the old ones, and has the newest version of each."""
+    api = FakeApi()
+    with serving(api) as (url, _):
+        runs = history(url, tmp_path)
+        assert counts(collect(runs)) == [(0, "collected"), (0, "collected")]
+        api.runs[today()] = [{"id": "a", "state": "FAILED"}]
+        assert counts(collect(runs))[1] == (1, "collected")
+        api.runs[today()] = [{"id": "a", "state": "COMPLETED"}, {"id": "b", "note": "a new field"}]
+        assert counts(collect(runs))[1] == (1, "collected")
+        assert counts(collect(runs))[1] == (0, "already_collected")
+    rows = {row["id"]: row for row in runs.raw.read(today().isoformat()).to_pylist()}
+    assert rows == {
+        "a": {"id": "a", "state": "COMPLETED", "note": None},
+        "b": {"id": "b", "state": None, "note": "a new field"},
+    }
+
+
+def test_a_day_that_is_over_is_requested_once(tmp_path: Path) -> None:
+    """A day that was over when it was collected is not requested again, except by a backfill."""
+    api = FakeApi()
+    past = today() - timedelta(days=9)
+    api.runs[past] = [{"id": "a"}]
+    with serving(api) as (url, requests):
+        runs = history(url, tmp_path)
+        windows = find_windows(runs, since=past, until=past + timedelta(days=1))
+        assert [window.name for window in windows] == [past.isoformat()]
+        assert counts([collect_window(runs, windows[0])]) == [(1, "collected")]
+        requests.clear()
+        assert counts([collect_window(runs, windows[0])]) == [(0, "already_collected")]
+        assert requests == []
+        api.runs[past] += [{"id": "b"}]
+        assert counts([collect_window(runs, windows[0], again=True)]) == [(1, "collected")]
+        # A window without an object, and one that is not over.
+        assert [len(find_windows(runs)), len(find_windows(runs, since=past))] == [2, 10]
+
+
+def test_states_are_requested_for_new_runs_only(tmp_path: Path) -> None:
+    """A resource of `for_each` is asked for those objects only of which it has none yet."""
+    api = FakeApi()
+    with serving(api) as (url, requests):
+        runs, states = history(url, tmp_path), history(url, tmp_path, "states")
+        api.runs[today()] = [{"id": "a"}]
+        collect(runs)
+        assert counts(collect(states))[1] == (2, "collected")
+        api.runs[today()] = [{"id": "a"}, {"id": "b"}]
+        collect(runs)
+        requests.clear()
+        assert counts(collect(states))[1] == (2, "collected")
+        assert [path for path, _ in requests if path.startswith("/states")] == ["/states?run=b"]
+    assert states.raw.windows()[today().isoformat()].rows == 4
+
+
+def test_an_object_without_its_key_is_rejected(tmp_path: Path) -> None:
+    """Objects without an id could not be told apart, so they are rejects."""
+    api = FakeApi()
+    api.runs[today()] = [{"id": "a"}, {"id": None}, {"id": None}]
+    with serving(api) as (url, _):
+        runs = history(url, tmp_path)
+        collect(runs)
+    assert str(balance("map", [runs])) == "map: 3 collected = 0 processed + 2 rejected + 1 not processed"
+    assert reject_reasons([runs]) == {("runs", "id: is empty"): 2}
+
+
+def test_objects_of_two_pages_are_one_row(tmp_path: Path) -> None:
+    """Pages overlap where objects are added while they are asked for; each object is a row once, and the later one."""
+    pages = {0: [{"id": "a", "n": 1}, {"id": "b", "n": 1}], 2: [{"id": "b", "n": 2}, {"id": "c", "n": 2}], 4: []}
+
+    def respond(path: str, body: Any) -> Answer:
+        return as_json(pages[int(parse_qs(urlsplit(path).query)["offset"][0])])
+
+    with serving(respond) as (url, _):
+        resource = {"path": "/runs", "paging": {"by": "offset"}}
+        tool = RestTool.model_validate({"source": "rest", "url": url, "days": 0, "resources": {"runs": resource}})
+        runs = ConfiguredTable(lake=tmp_path / "lake", tool_name="map", tool=tool, name="runs")
+        assert counts(collect(runs)) == [(3, "collected")]
+    found = runs.raw.read(today().isoformat()).to_pylist()
+    assert sorted((row["id"], row["n"]) for row in found) == [("a", "1"), ("b", "2"), ("c", "2")]
+
+
+def test_a_failing_api_keeps_collected_rows(tmp_path: Path) -> None:
+    """A failed request leaves the collected rows of the day unchanged."""
+    api = FakeApi()
+    api.runs[today()] = [{"id": "a"}]
+    with serving(api) as (url, _):
+        collect(history(url, tmp_path))
+    with serving(lambda path, body: (500, {}, b"")) as (url, _):
+        runs = history(url, tmp_path)
+        with pytest.raises(DataCollectionException, match="answered 500"):
+            collect(runs)
+    assert runs.raw.read(today().isoformat()).to_pylist() == [{"id": "a"}]
+
+
+# --- databases ---
+
+
+def test_a_database_is_asked_for_what_is_new(tmp_path: Path) -> None:
+    """The next run asks from the highest value of the cursor on; a backfill asks for a range, and replaces it."""
+    url = f"sqlite:///{tmp_path / 'shop.db'}"
+    described = {
+        "table": "orders",
+        "cursor": "changed",
+        "key": "id",
+        "look_back": 3600,
+        "schema": {"columns": {"id": "integer", "changed": {"type": "timestamp", "zone": "UTC"}, "price": "integer"}},
+    }
+    (orders,) = tables(tmp_path / "lake", source="sql", url=url, tables={"orders": described})
+    database = sa.create_engine(url, poolclass=sa.NullPool)
+    with database.begin() as connection:
+        connection.execute(sa.text("CREATE TABLE orders (id INTEGER, changed DATETIME, price INTEGER)"))
+        insert = sa.text("INSERT INTO orders VALUES (:id, :changed, :price)")
+        rows = [(1, "2024-01-01 10:00:00.000000", 5), (2, "2024-01-02 10:00:00.000000", 6)]
+        connection.execute(insert, [{"id": id, "changed": at, "price": price} for id, at, price in rows])
+    assert counts(collect(orders)) == [(2, "collected")]
+    assert find_windows(orders)[0].since == "2024-01-02T09:00:00+00:00"
+    with database.begin() as connection:
+        connection.execute(insert, {"id": 3, "changed": "2024-01-02 09:30:00.000000", "price": 7})  # it comes late
+        connection.execute(insert, {"id": 4, "changed": "2024-01-02 08:00:00.000000", "price": 8})  # it comes too late
+    assert counts(collect(orders)) == [(1, "collected")]
+    (range_,) = find_windows(orders, since=date(2024, 1, 2), until=date(2024, 1, 3))
+    assert collect_window(orders, range_, again=True)["records_collected"] == 1
+    assert sorted(orders.raw.read("all")["id"].to_pylist()) == [1, 2, 3, 4]
+
+
+def test_a_query_begins_where_it_is_said(tmp_path: Path) -> None:
+    """The first run gives a query its `start` as `:since`; the next ones the highest value. Without it that is told."""
+    url = f"sqlite:///{tmp_path / 'shop.db'}"
+    query = "SELECT day, sum(price) AS total FROM orders WHERE day >= :since GROUP BY day"
+    described = {"query": query, "cursor": "day", "key": "day", "start": "2024-01-02"}
+    (totals,) = tables(tmp_path / "lake", source="sql", url=url, tables={"totals": described})
+    with sa.create_engine(url, poolclass=sa.NullPool).begin() as connection:
+        connection.execute(sa.text("CREATE TABLE orders (day TEXT, price INTEGER)"))
+        for day in (1, 2, 2, 3):
+            connection.execute(sa.text(f"INSERT INTO orders VALUES ('2024-01-0{day}', 5)"))
+    assert counts(collect(totals)) == [(2, "collected")]
+    assert totals.raw.read("all").to_pylist() == [
+        {"day": "2024-01-02", "total": "10"},
+        {"day": "2024-01-03", "total": "5"},
+    ]
+    assert find_windows(totals)[0].since == "2024-01-03"
+    del described["start"]
+    (totals,) = tables(tmp_path / "other", source="sql", url=url, tables={"totals": described})
+    with pytest.raises(DataCollectionException, match=r"asks for :since, .*: set cursor and start") as caught:
+        collect(totals)
+    assert caught.value.error_code == "CONFIGURATION_ERROR"
+
+
+# --- processing ---
+
+
+def test_a_window_is_processed_once(airports: ConfiguredTable) -> None:
+    """A processed window is not processed again, until its table's version changes."""
+    collect(airports)
+    assert process(airports) == [{"records_processed": 3, "status": "processed", "rejected": 1}]
+    assert process(airports) == [{"records_processed": 0, "status": "already_processed", "rejected": 0}]
+    assert process(of_file(airports.lake.parent, version="2"))[0]["status"] == "processed"
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 5])
+def test_the_batch_size_does_not_change_the_result(airports: ConfiguredTable, batch_size: int) -> None:
+    """Any batch size gives the same rows, rejects and measures."""
+    collect(airports)
+    process(airports, batch_size)
+    assert airports.processed.read("all")["faa"].to_pylist() == ["A00", "A02", "A03"]
+    assert airports.rejects.read("all")["row"].to_pylist() == [2]
+    assert airports.aggregates.read("all").to_pylist() == [{"tz": -5, "airports": 3}]
+
+
+def test_lost_rows_are_counted_as_dropped(airports: ConfiguredTable) -> None:
+    """Rows that a stage leaves out are in the balance."""
+    table = of_file(airports.lake.parent, stages=[f"{__name__}:lose_a_row"])
+    collect(table)
+    process(table)
+    assert str(balance("map", [table])) == "map: 4 collected = 3 processed + 0 rejected + 1 dropped"
+
+
+def test_the_balance_counts_rows_in_the_files(airports: ConfiguredTable) -> None:
+    """The balance counts the rows in the files, before and after processing; what does not fit is rejected."""
+    (airports.lake.parent / "airports.csv").write_text(AIRPORTS + "A04,far,-5\nA05\n")
+    collect(airports)
+    before = balance("map", [airports])
+    assert (before.holds, str(before)) == (True, "map: 6 collected = 0 processed + 2 rejected + 4 not processed")
+    process(airports)
+    assert str(balance("map", [airports])) == "map: 6 collected = 3 processed + 3 rejected"
+    assert sorted(reason for _, reason in reject_reasons([airports])) == [
+        "has fewer values than there are columns",
+        "is in Asia",
+        "lon: 'far' is not a finite number",
+    ]
+
+
+def test_the_balance_shows_a_loss(airports: ConfiguredTable) -> None:
+    """The balance does not hold when a file of rejects was deleted."""
+    collect(airports)
+    process(airports)
+    airports.rejects.place.file_of("all").unlink()
+    found = balance("map", [airports])
+    assert (found.holds, str(found)) == (False, "map: 4 collected ≠ 3 processed + 0 rejected")
+
+
+def test_rows_collected_again_are_unprocessed(airports: ConfiguredTable) -> None:
+    """Rows that were collected again count as unprocessed, and old rejects no longer count."""
+    collect(airports)
+    process(airports)
+    (airports.lake.parent / "airports.csv").write_text(AIRPORTS.rsplit("A03")[0])
+    collect(airports)
+    assert balance("map", [airports]).unprocessed == 3
+    assert reject_reasons([airports]) == {}
+
+
+def test_a_missing_window_is_a_data_error(airports: ConfiguredTable) -> None:
+    """Processing a window that is not there raises DATA_ERROR."""
+    with pytest.raises(DataProcessingException, match="has no window 'all': collect it first") as failed:
+        process_table(airports, "all", 10)
+    assert failed.value.error_code == "DATA_ERROR"
+
+
+# --- upkeep ---
+
+
+def test_old_windows_go_and_stay_away(tmp_path: Path) -> None:
+    """Windows before `keep_days` are removed from all layers, and not collected again."""
+    old, new = today() - timedelta(days=9), today()
+    (tmp_path / "airports.csv").write_text(f"faa,lon,tz,day\nA,-75,-5,{old}\nB,-75,-5,{new}\n")
+    kept = of_file(tmp_path, partition="day")
+    collect(kept)
+    process(kept)
+    table = of_file(tmp_path, partition="day", keep_days=5)
+    keep_table(table)
+    for layer in table.layers:
+        assert str(old) not in layer.windows()
+    assert counts(collect(table)) == [(0, "already_collected")]
+    assert list(table.raw.windows()) == list(table.processed.windows()) == [str(new)]
+    assert balance("map", [table]).holds
+
+
+def test_small_windows_are_put_together(tmp_path: Path) -> None:
+    """The days of a year that is over share a file, and are still windows that are processed already."""
+    days = ["2013-01-05", "2013-06-01", "2014-02-01"]
+    (tmp_path / "airports.csv").write_text("faa,lon,tz,day\n" + "".join(f"A,-75,-5,{day}\n" for day in days))
+    table = of_file(tmp_path, partition="day", compact="year")
+    collect(table)
+    process(table)
+    assert keep_table(table) == (0, 5)
+    assert [path.parent.name for path in table.raw.place.files()] == ["window=2013", "window=2014"]
+    assert {each["status"] for each in process(table)} == {"already_processed"}
+    assert counts(collect(table)) == [(0, "already_collected")]
+
+
+def test_api_days_that_expired_are_not_collected(tmp_path: Path) -> None:
+    """A backfill leaves out the days that would be removed again."""
+    runs = history("http://127.0.0.1:1", tmp_path, keep_days=5)
+    found = find_windows(runs, since=today() - timedelta(days=30))
+    assert [found[0].name, len(found)] == [(today() - timedelta(days=5)).isoformat(), 6]
+
+
+def test_old_landings_go(airports: ConfiguredTable) -> None:
+    """Of each window the newest landing stays, and older ones go after a while."""
+    collect(airports)
+    (airports.lake.parent / "airports.csv").write_text(AIRPORTS.rsplit("A03")[0])
+    collect(airports)
+    assert clean_lake(airports.lake, older_than=3600.0) == (0, 0)
+    assert clean_lake(airports.lake, older_than=-1.0) == (0, 1)
+    assert counts(collect(airports)) == [(0, "already_collected")]
+
+
+# --- the configuration ---
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        (["vallidate"], "did you mean validate?"),
+        (["no.such.module:stage"], "there is no module no.such.module"),
+        ([{"key": "id"}], "must be a name, or a mapping with the key stage"),
+        ([{"stage": "validate", "schema": "nowhere:RULES"}], "there is no module nowhere"),
+    ],
+)
+def test_stages_are_checked_before_anything_starts(tmp_path: Path, stages: Any, message: str) -> None:
+    """A stage that is not there is refused with its key, without the import of its module."""
+    described = {"file": "a.csv", "stages": stages}
+    settings = Settings(tools={"map": {"source": "files", "directory": tmp_path, "tables": {"airports": described}}})
+    with pytest.raises(ConfigurationError, match=r"tools\.map\.tables\.airports\.stages: ") as refused:
+        select_tools(settings)
+    assert message in str(refused.value)
+
+
+# --- killed runs ---
+
+RUN = """
+import sys
+from pathlib import Path
+from tests.pipeline.test_configured_tables import collect, of_file, process
+
+print("begins", flush=True)
+table = of_file(Path(sys.argv[1]), partition="tz")
+collect(table)
+process(table, 500)
+"""
+
+
+def large_folder(folder: Path) -> Path:
+    folder.mkdir()
+    lines = [f"A{n},{'far' if n % 500 == 0 else n % 90 - 45},{n % 12}" for n in range(12_000)]
+    (folder / "airports.csv").write_text("faa,lon,tz\n" + "\n".join(lines) + "\nA\n")
+    return folder
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    run = subprocess.Popen([sys.executable, "-c", RUN, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert run.stdout is not None
+    assert run.stdout.readline() == "begins\n"
+    return run
+
+
+def end(run: subprocess.Popen[str]) -> int:
+    run.communicate(timeout=120)
+    return run.returncode
+
+
+def content(folder: Path) -> list[tuple[str, str]]:
+    """All rows of all layers, in an order of their own."""
+    layers = of_file(folder, partition="tz").layers
+    return [
+        (layer.layer, str(row))
+        for layer in layers
+        for row in sorted(map(str, ds.dataset(layer.folder, partitioning="hive").to_table().to_pylist()))
+    ]
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1200)
+def test_killed_runs_and_two_at_once_end_in_the_same_lake(tmp_path: Path) -> None:
+    """A run that is killed at 30 random moments and then run again, and two runs at once ten times: the same rows."""
+    whole = large_folder(tmp_path / "whole")
+    began = time.monotonic()
+    assert end(start(whole)) == 0
+    takes = time.monotonic() - began
+    expected = content(whole)
+    found = balance("map", [of_file(whole, partition="tz")])
+    assert (found.holds, found.collected, found.unprocessed) == (True, 12_001, 0)
+
+    killed, moments = large_folder(tmp_path / "killed"), random.Random(17)
+    for _ in range(30):
+        run = start(killed)
+        time.sleep(moments.uniform(0, takes / 2))
+        run.kill()
+        end(run)
+    assert end(start(killed)) == 0
+    assert content(killed) == expected
+
+    for number in range(10):
+        twice = large_folder(tmp_path / f"twice{number}")
+        both = [start(twice), start(twice)]
+        assert [end(run) for run in both] == [0, 0]
+        assert content(twice) == expected

@@ -1,0 +1,111 @@
+"""The flows of a pipeline on a real server: backfill, partial success, assets, and what the server records."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from executor_adapter.exceptions import ConfigurationError
+from executor_adapter.pipeline.flows import JobsFailedError, collection_flow, maintenance_flow, pipeline_flow
+from tests.api_server import Answer, as_json, serving
+from tests.prefect.conftest import Api, Wait
+
+STAGE = {"stage": "deduplicate", "key": "id"}
+
+
+def configure(folder: Path, tools: dict[str, Any]) -> str:
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump({"lake": "lake", "job": {"retry_attempts": 0}, "tools": tools}))
+    return str(file)
+
+
+def files(folder: Path, **table: Any) -> dict[str, Any]:
+    (folder / "orders.csv").write_text("id,day\n1,2024-01-30\n2,2024-02-01\n")
+    described = {"file": "orders.csv", "stages": [STAGE], "partition": "day", "period": "month"} | table
+    return {"source": "files", "directory": str(folder), "tables": {"orders": described}}
+
+
+def test_new_rows_are_materialisations_of_assets(prefect_api: str, api: Api, tmp_path: Path, wait_for: Wait) -> None:
+    """A table with new rows is an asset whose event names its origin; without new rows there is no event."""
+    config = configure(tmp_path, {"shop": files(tmp_path)})
+
+    def events() -> dict[str, list[str]]:
+        wanted = {"filter": {"event": {"name": ["prefect.asset.materialization.succeeded"]}}}
+        found = api.post("/events/filter", wanted)["events"]
+        return {
+            each["resource"]["prefect.resource.id"]: [
+                one["prefect.resource.id"] for one in each["related"] if one["prefect.resource.role"] == "asset"
+            ]
+            for each in found
+        }
+
+    pipeline_flow(config=config)
+    expected = {
+        "lake://raw/shop/orders": ["source://shop/orders"],
+        "lake://processed/shop/orders": ["lake://raw/shop/orders"],
+    }
+    wait_for(lambda: {key: value for key, value in events().items() if "/shop/" in key} == expected)
+    flow_runs = api.post("/flow_runs/filter", {"flows": {"name": {"any_": ["pipeline"]}}, "sort": "START_TIME_DESC"})
+    pipeline_flow(config=config)
+    again = api.post("/flow_runs/filter", {"flows": {"name": {"any_": ["pipeline"]}}, "sort": "START_TIME_DESC"})
+    (new,) = [run["id"] for run in again if run["id"] not in {run["id"] for run in flow_runs}]
+    names = [run["name"] for run in api.task_runs(new)]
+    assert "process shop/orders 2024-01" in names
+    assert not any(name.startswith("materialise") for name in names)
+
+
+def test_a_range_is_collected_again(prefect_api: str, tmp_path: Path) -> None:
+    """`since` and `until` ask an API for the days of a range, also for those that are known."""
+    asked: list[str] = []
+
+    def respond(path: str, body: Any) -> Answer:
+        asked.append(path.rpartition("=")[2][:10])
+        return as_json([{"id": "a"}])
+
+    with serving(respond) as (url, _):
+        resource = {"path": "/runs", "params": {"day": "{since}"}}
+        config = configure(
+            tmp_path, {"api": {"source": "rest", "url": url, "days": 0, "resources": {"runs": resource}}}
+        )
+        for _ in range(2):
+            collection_flow(since=date(2024, 1, 1), until=date(2024, 1, 4), config=config)
+    assert sorted(asked) == sorted(["2024-01-01", "2024-01-02", "2024-01-03"] * 2)
+    with pytest.raises(ConfigurationError, match="until: 2024-01-01 is not after since"):
+        collection_flow(since=date(2024, 1, 1), until=date(2024, 1, 1), config=config)
+
+
+def test_a_failed_tool_leaves_the_others_whole(prefect_api: str, tmp_path: Path) -> None:
+    """What other jobs did is kept when one fails; the next run does what is missing."""
+    shop, other = files(tmp_path), files(tmp_path, file="missing.csv")
+    config = configure(tmp_path, {"shop": shop, "other": other})
+    with pytest.raises(JobsFailedError, match="1 of 5 jobs failed: find other orders: CONFIGURATION_ERROR"):
+        pipeline_flow(config=config)
+    assert (tmp_path / "lake/processed/shop/orders/window=2024-01/rows.parquet").exists()
+    (tmp_path / "missing.csv").write_text("id,day\n1,2024-01-30\n")
+    pipeline_flow(config=config)
+    assert (tmp_path / "lake/processed/other/orders/window=2024-01/rows.parquet").exists()
+
+
+def test_the_progress_of_a_run_ends_at_100(prefect_api: str, api: Api, tmp_path: Path) -> None:
+    """A flow that only collects, and one whose tools have no summary, end with a progress of 100 percent."""
+    config = configure(tmp_path, {"shop": files(tmp_path)})
+    for flow in (collection_flow, pipeline_flow):
+        flow(config=config)
+        assert api.get(f"/artifacts/{flow.name}-progress/latest")["data"] == 100
+
+
+@pytest.mark.usefixtures("quick_sweeps")
+def test_maintenance_keeps_tables_as_they_say(prefect_api: str, tmp_path: Path) -> None:
+    """Windows older than `keep_days` go, and a later collection does not bring them back."""
+    config = configure(tmp_path, {"shop": files(tmp_path)})
+    pipeline_flow(config=config)
+    folder = tmp_path / "lake/processed/shop/orders"
+    assert len(list(folder.iterdir())) == 2
+    configure(tmp_path, {"shop": files(tmp_path, keep_days=30)})
+    maintenance_flow(config=config)
+    pipeline_flow(config=config)
+    assert list(folder.iterdir()) == []
