@@ -10,42 +10,58 @@ from typing import Any
 
 import pytest
 
+from executor_adapter.config.sources import CONFIG_VARIABLE
 from executor_adapter.executor.pool_factory import worker_preloads
 
 
 def pytest_configure() -> None:
-    """Let SIGINT interrupt the tests even in a background job of a shell, which ignores it; some tests need it."""
+    """Let SIGINT interrupt the tests even in a background job of a shell, which ignores it; some tests need it.
+
+    Garbage is not collected while tests are: that would take a quarter of the time, in each process.
+    """
+    gc.disable()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 LONGEST = (
     "acceptance/test_pipeline.py",
+    "acceptance/test_deployments.py",
+    "examples/test_pages.py",
     "acceptance/test_cancel.py",
-    "contract/test_pools.py",
+    "cli/test_run.py",
+    "prefect/test_task_run_context.py",
     "prefect/test_mirror.py",
     "prefect/test_scheduler_mirror.py",
-    "prefect/test_run_jobs_end.py",
+    "contract/test_forking.py",
     "prefect/test_job_task_runner.py",
     "prefect/test_both_task_kinds.py",
-    "acceptance/test_deployments.py",
-    "acceptance/test_ui.py",
-    "prefect/test_mirror_under_load.py",
-    "prefect/test_task_run_context.py",
-    "contract/test_far_times.py",
-    "contract/stores/test_recovery.py",
     "contract/stores/test_dying_hosts.py",
-    "prefect/test_concurrent_flow_runs.py",
-    "prefect/test_signals.py",
-    "prefect/test_automations.py",
-    "prefect/test_bootstrap.py",
-    "typecheck/test_types.py",
-    "contract/test_forking.py",
     "prefect/test_run_jobs.py",
-    "cli/test_run.py",
     "acceptance/test_states_in_ui.py",
+    "prefect/test_signals.py",
+    "typecheck/test_types.py",
+    "contract/stores/test_recovery.py",
+    "acceptance/test_killed_flows.py",
+    "prefect/test_killed_host.py",
+    "contract/test_pools.py",
+    "prefect/test_prefect_calls.py",
+    "prefect/test_run_jobs_end.py",
+    "prefect/test_mirror_under_load.py",
+    "contract/process_pool/test_leftovers.py",
+    "contract/test_memory_guard.py",
+    "prefect/test_embedded_server.py",
+    "prefect/test_bootstrap.py",
+    "prefect/test_concurrent_flow_runs.py",
+    "contract/test_far_times.py",
+    "prefect/test_automations.py",
+    "cli/test_config_commands.py",
+    "cli/test_closed_output.py",
 )
 """Files that take longest, longest first. A long file that starts last would keep one process busy alone."""
+
+OF_PARTS = ("contract", "pipeline", "prefect", "unit")
+"""Folders of tests that need no configuration of a user's."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -57,6 +73,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """Exempt the imported test modules from garbage collection: each full collection of them takes half a second."""
+    gc.enable()
     gc.collect()
     gc.freeze()
 
@@ -74,6 +91,24 @@ def _no_preloads_of_prefect(request: pytest.FixtureRequest) -> Iterator[None]:
     worker_preloads[:] = [name for name in worker_preloads if name not in removed]
     yield
     worker_preloads.extend(removed)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_configuration_of_the_demo(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Let the tests of the parts run with the defaults, and not with the config.yaml of the folder they are started in.
+
+    That is the demo's, by which each process pool imports pandas and what draws the plots.
+    """
+    if request.path.relative_to(Path(__file__).parent).parts[0] not in OF_PARTS:
+        yield
+        return
+    empty = tmp_path_factory.mktemp("configuration") / "config.yaml"
+    empty.touch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CONFIG_VARIABLE, str(empty))
+        yield
 
 
 @pytest.hookimpl(wrapper=True)

@@ -28,6 +28,7 @@ QUICK = {
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "500",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL": "1",
     "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
     "PREFECT_WORKER_QUERY_SECONDS": "1",
     "PREFECT_RUNNER_POLL_FREQUENCY": "1",
@@ -35,6 +36,15 @@ QUICK = {
     "PYTHONUNBUFFERED": "1",
 }
 
+
+WITHOUT_SCHEDULES = {
+    f"PREFECT_SERVER_SERVICES_{service}_ENABLED": "false"
+    for service in ("SCHEDULER", "FOREMAN", "PAUSE_EXPIRATIONS", "REPOSSESSOR", "CANCELLATION_CLEANUP")
+}
+"""Variables of a server that runs no schedules, watches no workers, ends no pauses, and cancels nothing by itself.
+
+Every 20 seconds Prefect's clean-up would cancel what is left of a cancelled flow run, perhaps before a test has looked.
+"""
 
 EMPTY_DATABASES = ROOT / ".pytest_cache" / "prefect"
 """Databases with all tables and no rows, one per version of Prefect."""
@@ -76,8 +86,13 @@ def poll(probe: Callable[[], Any], *, within: float, what: str) -> Any:
 
 
 @contextmanager
-def running(command: list[str], *, env: dict[str, str], cwd: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process in its own session; afterwards interrupt it, then kill it and all processes that it started."""
+def running(
+    command: list[str], *, env: dict[str, str], cwd: Path, log: Path, patience: float = 15.0
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a process in its own session; afterwards interrupt it, then kill it and all processes that it started.
+
+    It has `patience` seconds to end after the interrupt.
+    """
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
@@ -97,10 +112,29 @@ def running(command: list[str], *, env: dict[str, str], cwd: Path, log: Path) ->
     finally:
         process.send_signal(signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=15)
+            process.wait(timeout=patience)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """A process of this machine."""
+
+    pid: str
+    command: list[str]
+
+
+def processes_of(mark: str) -> list[Process]:
+    """Return the processes with `mark` in their environment, which those that they start inherit."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # It has ended.
+            if mark.encode() in (folder / "environ").read_bytes():
+                command = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                found.append(Process(pid=folder.name, command=command))
+    return found
 
 
 def free_port() -> int:
@@ -147,6 +181,11 @@ class Server:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    def run_deployment(self, name: str, **parameters: Any) -> None:
+        """Let the deployment FLOW/NAME run now, as the UI does; a command would import Prefect anew."""
+        deployment = self.call("GET", f"/deployments/name/{name}")
+        self.call("POST", f"/deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})
+
     def healthy(self) -> bool:
         """Return whether the server answers."""
         try:
@@ -167,13 +206,16 @@ def new_user_env(home: Path, **variables: str) -> dict[str, str]:
 
 @contextmanager
 def prefect_server(directory: Path, env: dict[str, str]) -> Iterator[Server]:
-    """Run an empty Prefect server on a free port, with its SQLite database in `directory`."""
+    """Run an empty Prefect server on a free port, with its SQLite database in `directory`; kill it in the end.
+
+    A server that is interrupted takes seconds to end, for a database that nobody reads again.
+    """
     create_database(directory)
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     api = {"PREFECT_API_URL": f"{url}/api", "PREFECT_UI_API_URL": f"{url}/api", "PREFECT_HOME": str(directory)}
     server = Server(url=url, env=env | api)
     command = prefect("server", "start", "--host", "127.0.0.1", "--port", str(port))
-    with running(command, env=server.env, cwd=directory, log=directory / "server.log"):
+    with running(command, env=server.env, cwd=directory, log=directory / "server.log", patience=0.0):
         poll(server.healthy, within=60, what=f"a Prefect server on {url}")
         yield server

@@ -10,6 +10,7 @@ from executor_adapter.prefect.job_task import JobTask, job_task
 from executor_adapter.prefect.mirror.mirror import PrefectMirror
 from executor_adapter.prefect.mirror.reconcile import ReconcileReport, wait_until_recorded
 from executor_adapter.prefect.mirror.report import MirrorReport
+from executor_adapter.prefect.mirror.server_api import start_embedded_server
 from executor_adapter.prefect.options.job_options import JobTaskOptions
 from executor_adapter.prefect.options.plain_task import job_options
 from executor_adapter.prefect.reporting.alerts import emit_alert
@@ -49,6 +50,7 @@ __all__ = [
     "job_task",
     "read_plan",
     "run_jobs",
+    "start_embedded_server",
     "sweep",
     "wait_until_recorded",
 ]

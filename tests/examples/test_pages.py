@@ -20,7 +20,7 @@ import yaml
 from executor_adapter.cli.app import app
 from executor_adapter.config import Settings, load_config
 from tests.examples.pages import PAGES, Block, blocks
-from tests.servers import ROOT, new_user_env, prefect_server
+from tests.servers import ROOT, WITHOUT_SCHEDULES, new_user_env, prefect_server
 
 RUNNER = Path(__file__).with_name("run_scripts.py")
 ENDS_WITHIN = 240.0
@@ -38,13 +38,20 @@ class Outcome:
 
 @pytest.fixture(scope="module")
 def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[Block, Outcome]:
-    """The blocks that were selected, run as scripts of a user's own in two processes: with Prefect, and without."""
+    """The blocks that were selected, run as scripts of a user's own in two processes: with Prefect, and without.
+
+    Where a server is configured, schedulers import Prefect, and from then on each worker process does.
+    """
     chosen = [item.callspec.params["block"] for item in request.session.items if _runs_a_block(item)]
     found: dict[Block, Outcome] = {}
     home = tmp_path_factory.mktemp("home")
-    with prefect_server(home, new_user_env(home)) as server:
-        of_both = ([block for block in chosen if block.uses_prefect], [b for b in chosen if not b.uses_prefect])
-        started = [_start(group, server.env, tmp_path_factory.mktemp("blocks")) for group in of_both if group]
+    env = new_user_env(home)
+    with prefect_server(home, env | WITHOUT_SCHEDULES) as server:
+        of_both = (
+            ([block for block in chosen if block.uses_prefect], server.env),
+            ([block for block in chosen if not block.uses_prefect], env),
+        )
+        started = [_start(group, its_env, tmp_path_factory.mktemp("blocks")) for group, its_env in of_both if group]
         for group, directories, process in started:
             _wait(process)
             found |= {block: _outcome(directory) for block, directory in zip(group, directories, strict=True)}

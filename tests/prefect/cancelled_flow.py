@@ -8,43 +8,53 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass
+from uuid import uuid4
 
-from tests.benchmarks.prefect_server import Kind, MeasuredServer, prefect_server
+from tests.benchmarks.prefect_server import MeasuredServer
 from tests.prefect.test_mirror_under_load import wait_until
 from tests.servers import ROOT
 
 
-def count_in_state(server: MeasuredServer, *names: str) -> int:
-    """Return how many task runs of the server are in one of these states."""
-    return int(server.post("/task_runs/count", {"task_runs": {"state": {"name": {"any_": list(names)}}}}))
+@dataclass(frozen=True)
+class SleepingFlow:
+    """The process of a flow of sleeping jobs, of which the server may have others."""
+
+    process: subprocess.Popen[bytes]
+    name: str
+    server: MeasuredServer
+
+    def count(self, *states: str) -> int:
+        """Return how many task runs of the flow are in one of these states."""
+        body = {"flows": {"name": {"any_": [self.name]}}, "task_runs": {"state": {"name": {"any_": list(states)}}}}
+        return int(self.server.post("/task_runs/count", body))
 
 
 @contextmanager
-def sleeping_flow(server: MeasuredServer, jobs: int) -> Iterator[subprocess.Popen[bytes]]:
+def sleeping_flow(server: MeasuredServer, jobs: int) -> Iterator[SleepingFlow]:
     """Start the process of a flow of sleeping jobs; the server has recorded each as Pending or Running."""
+    name = f"sleeping-{uuid4().hex[:8]}"
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.prefect.sleeping_flow", str(jobs)],
+        [sys.executable, "-m", "tests.prefect.sleeping_flow", str(jobs), name],
         cwd=ROOT,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
+    flow = SleepingFlow(process, name, server)
     try:
-        wait_until(
-            lambda: count_in_state(server, "Running") == 2 and count_in_state(server, "Pending") == jobs - 2, 120
-        )
-        yield process
+        wait_until(lambda: flow.count("Running") == 2 and flow.count("Pending") == jobs - 2, 120)
+        yield flow
     finally:
         process.kill()
         process.wait()
 
 
-def seconds_to_cancelled(directory: Path, jobs: int, kind: Kind = "default") -> float:
+def seconds_to_cancelled(server: MeasuredServer, jobs: int) -> float:
     """Return the seconds from the signal until the server has recorded each job as Cancelled."""
-    with prefect_server(kind, directory) as server, server.environment(), sleeping_flow(server, jobs) as process:
+    with server.environment(), sleeping_flow(server, jobs) as flow:
         interrupted_at = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        wait_until(lambda: count_in_state(server, "Cancelled") == jobs, 60)
+        flow.process.send_signal(signal.SIGINT)
+        wait_until(lambda: flow.count("Cancelled") == jobs, 60)
         took = time.monotonic() - interrupted_at
-        assert process.wait(timeout=30) != 0
-        assert count_in_state(server, "Pending", "Running") == 0
+        assert flow.process.wait(timeout=30) != 0
+        assert flow.count("Pending", "Running") == 0
     return took

@@ -13,10 +13,12 @@ from uuid import UUID
 import httpx
 import prefect.context
 import pytest
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.logging.handlers import APILogHandler
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, Settings
 
 from executor_adapter import JobExecutor
-from tests.servers import new_user_env, prefect_server
+from executor_adapter.prefect.crashes import closing
+from tests.servers import WITHOUT_SCHEDULES, new_user_env, prefect_server
 
 PREFECTS_OWN_LEAKS = (
     "ignore:unclosed:ResourceWarning",
@@ -40,10 +42,24 @@ def _collect_prefects_leaks() -> Iterator[None]:
     gc.collect()
 
 
+@pytest.fixture(scope="session")
+def without_heartbeats() -> Callable[[Settings], Settings]:
+    """Return a function that returns settings without heartbeats; to make them anew for each test takes 20 ms."""
+    latest: list[Settings] = []
+
+    def without(settings: Settings) -> Settings:
+        if not latest or latest[0] is not settings:
+            latest[:] = settings, settings.copy_with_update({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
+        return latest[1]
+
+    return without
+
+
 @pytest.fixture(autouse=True)
-def _no_heartbeats() -> Iterator[None]:
+def _no_heartbeats(without_heartbeats: Callable[[Settings], Settings]) -> Iterator[None]:
     """A flow that ends waits up to a second for its thread of heartbeats; flows in processes of their own do."""
-    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+    context = prefect.context.get_settings_context()
+    with prefect.context.SettingsContext(profile=context.profile, settings=without_heartbeats(context.settings)):
         yield
 
 
@@ -51,7 +67,7 @@ def _no_heartbeats() -> Iterator[None]:
 def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a server that ends with the session; Prefect's settings in this process point to it."""
     home = tmp_path_factory.mktemp("prefect")
-    with prefect_server(home, new_user_env(home)) as server:
+    with prefect_server(home, new_user_env(home, **WITHOUT_SCHEDULES)) as server:
         url = f"{server.url}/api"
         settings = {
             "PREFECT_API_URL": url,
@@ -61,6 +77,7 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         }
         with _PrefectSettings(settings):
             yield url
+            APILogHandler().flush()  # Otherwise Prefect tries for a minute at the exit to reach a server that is gone.
 
 
 class _PrefectSettings:
@@ -183,6 +200,12 @@ def wait_for() -> Wait:
         return value
 
     return wait
+
+
+@pytest.fixture
+def quick_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep waits for each flow run until states of its dead process may be recorded: here none are on their way."""
+    monkeypatch.setattr(closing, "SETTLE_SECONDS", 0.5)
 
 
 @pytest.fixture

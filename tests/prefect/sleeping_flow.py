@@ -1,4 +1,4 @@
-"""A flow of sleeping jobs, to run in a process of its own: `python -m tests.prefect.sleeping_flow 500`."""
+"""A flow of sleeping jobs, to run in a process of its own: `python -m tests.prefect.sleeping_flow 500 NAME`."""
 
 from __future__ import annotations
 
@@ -19,4 +19,4 @@ def sleeping_flow(jobs: int) -> None:
 
 
 if __name__ == "__main__":
-    sleeping_flow(int(sys.argv[1]))
+    sleeping_flow.with_options(name=sys.argv[2])(int(sys.argv[1]))

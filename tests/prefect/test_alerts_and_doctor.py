@@ -8,8 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings.models.server.services import ServerServicesTaskRunRecorderSettings as RecorderSettings
 
 from executor_adapter import Job, JobExecutor
 from executor_adapter.config import Settings
@@ -19,16 +21,8 @@ from executor_adapter.monitoring.findings import Finding, Level
 from executor_adapter.prefect import emit_alert
 from executor_adapter.prefect.doctor import checks
 from executor_adapter.prefect.reporting.events import flush_events
-from tests.servers import Server, free_port, new_user_env, poll, prefect_server
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Start a server with the default recorder, and otherwise with settings that make tests fast."""
-    directory = tmp_path_factory.mktemp("server")
-    env = {name: value for name, value in new_user_env(directory).items() if "TASK_RUN_RECORDER" not in name}
-    with prefect_server(directory, env) as server:
-        yield server
+from tests.api_server import Answer, as_json, serving
+from tests.servers import Server, free_port, poll
 
 
 def fail() -> None:
@@ -66,9 +60,18 @@ def by_name(findings: Iterator[Finding]) -> dict[str, Finding]:
     return {finding.check: finding for finding in findings}
 
 
-def test_doctor_warns_of_a_recorder_with_default_settings(server: Server) -> None:
+def test_doctor_warns_of_a_recorder_with_default_settings(prefect_api: str) -> None:
     """Doctor warns of a recorder with default settings, and shows how to start the server instead."""
-    with temporary_settings({PREFECT_API_URL: f"{server.url}/api"}):
+
+    def with_default_recorder(path: str, _: Any) -> Answer:
+        answer = httpx.get(f"{prefect_api.removesuffix('/api')}{path}").json()
+        if path.endswith("/admin/settings"):
+            recorder = answer["server"]["services"]["task_run_recorder"]
+            assert recorder["batch_size"] == 500
+            recorder |= {name: field.default for name, field in RecorderSettings.model_fields.items()}
+        return as_json(answer)
+
+    with serving(with_default_recorder) as (url, _), temporary_settings({PREFECT_API_URL: f"{url}/api"}):
         found = by_name(checks())
     assert found["prefect server"].level is Level.FINE
     assert found["task run recorder"].level is Level.WARNING

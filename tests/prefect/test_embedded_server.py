@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.prefect.conftest import Wait
-from tests.servers import ROOT, create_database, new_user_env
+from tests.servers import ROOT, create_database, new_user_env, processes_of
 
 PROGRAM = """
 import sys, threading
@@ -33,20 +33,14 @@ sys.stdin.read()
 
 def servers_of(home: Path) -> list[str]:
     """Return the process ids of the Prefect servers whose data is in `home`."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if str(home).encode() in (process / "environ").read_bytes() and b"uvicorn" in (
-                process / "cmdline"
-            ).read_bytes().split(b"\0"):
-                found.append(process.name)
-        except OSError:  # It has ended.
-            continue
-    return found
+    return [process.pid for process in processes_of(str(home)) if "uvicorn" in process.command]
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("ends_by", [signal.SIGKILL, None], ids=["killed", "exits"])
+@pytest.mark.parametrize(
+    "ends_by",
+    [pytest.param(signal.SIGKILL, id="killed"), pytest.param(None, id="exits", marks=pytest.mark.chaos)],
+)
 def test_calls_outside_a_flow_share_one_server_that_ends_with_the_program(
     tmp_path: Path, wait_for: Wait, ends_by: signal.Signals | None
 ) -> None:
@@ -65,3 +59,19 @@ def test_calls_outside_a_flow_share_one_server_that_ends_with_the_program(
         finally:
             process.kill()
     wait_for(lambda: not servers_of(tmp_path))
+
+
+@pytest.mark.timeout(120)
+def test_a_server_that_starts_ends_with_its_program(tmp_path: Path, wait_for: Wait) -> None:
+    """A program that is killed while its embedded server starts leaves no server."""
+    create_database(tmp_path)
+    program = "from executor_adapter.prefect import start_embedded_server\nstart_embedded_server()\nprint('started')"
+    run = {"env": new_user_env(tmp_path), "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, **run) as process:  # type: ignore[call-overload]
+        try:
+            wait_for(lambda: any("bond" in word for each in processes_of(str(tmp_path)) for word in each.command))
+            assert servers_of(tmp_path)
+        finally:
+            process.kill()
+        assert process.stdout.read() == b""  # It was killed before the server had started.
+    wait_for(lambda: not processes_of(str(tmp_path)))

@@ -91,19 +91,19 @@ def test_a_duplicate_is_another_runner_with_the_same_options() -> None:
     assert runner.name == "job"
 
 
-class ProcessJobTaskRunner(JobTaskRunner):
+class LabelledJobTaskRunner(JobTaskRunner):
     """A runner with an `__init__` of its own."""
 
     def __init__(self, max_workers: int | None = None, label: str = "") -> None:
-        super().__init__(max_workers, pool="process")
+        super().__init__(max_workers, pool="thread")
         self.label = label
 
 
 def test_a_subclass_with_its_own_init_can_be_duplicated_and_pickled() -> None:
     """A duplicate and an unpickled copy of a subclass have its attributes and run tasks."""
-    runner = ProcessJobTaskRunner(3, label="mine")
+    runner = LabelledJobTaskRunner(3, label="mine")
     for other in (runner.duplicate(), pickle.loads(pickle.dumps(runner))):
-        assert isinstance(other, ProcessJobTaskRunner)
+        assert isinstance(other, LabelledJobTaskRunner)
         assert (other, other.label) == (runner, "mine")
         with other:
             assert other.submit(double, {"x": 1}).result() == 2
@@ -221,7 +221,7 @@ def test_futures_and_annotations_are_resolved_as_inputs(pool: str) -> None:
 def test_an_async_flow_submits_and_awaits_tasks() -> None:
     """An async flow can submit tasks, await one, and call one directly."""
 
-    @flow(task_runner=JobTaskRunner(max_workers=2, pool="process"))
+    @flow(task_runner=JobTaskRunner(max_workers=2, pool="thread"))
     async def run() -> Any:
         futures = [double.submit(1), double_async.submit(2)]
         return [future.result() for future in futures], await double_async(3), double(4)

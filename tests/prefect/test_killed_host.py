@@ -29,6 +29,8 @@ from executor_adapter.prefect.mirror.state_events import iso, uuid7
 from tests.prefect.conftest import Api, Wait
 from tests.servers import ROOT
 
+pytestmark = pytest.mark.usefixtures("quick_sweeps")
+
 
 @pytest.mark.timeout(400)
 def test_the_task_runs_of_a_killed_flow_are_crashed(prefect_api: str, api: Api, wait_for: Wait, tmp_path: Path) -> None:

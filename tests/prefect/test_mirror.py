@@ -5,12 +5,13 @@ from __future__ import annotations
 import _thread
 import os
 import socket
+import sqlite3
 import stat
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -31,15 +32,14 @@ from executor_adapter.prefect.mirror.flow_run_facts import flow_run_facts, read_
 from executor_adapter.prefect.mirror.job_history import uuid5_text
 from executor_adapter.prefect.mirror.spool import Spool
 from tests.benchmarks.apart import apart
-from tests.benchmarks.prefect_server import MeasuredServer, prefect_server
+from tests.benchmarks.prefect_server import prefect_server
 from tests.prefect.conftest import Api
 from tests.prefect.fake_cloud import at_cloud
 from tests.prefect.fake_server import FakeServer
-from tests.prefect.many_jobs import run_many_jobs, work
+from tests.prefect.many_jobs import failures_of, run_many_jobs, work
 from tests.prefect.sample_events import COMPLETED, FAILED, event
 from tests.prefect.server_proxy import ServerProxy
-from tests.prefect.test_mirror_under_load import check_recorded
-from tests.servers import create_database, free_port
+from tests.servers import create_database
 
 ONCE = RetryPolicy(retry_attempts=1, retry_delay=0.1)
 
@@ -289,24 +289,21 @@ def test_a_server_that_demands_a_password_records_all_jobs(tmp_path: Path) -> No
 
 
 @pytest.mark.timeout(180)
-def test_the_embedded_server_records_all_jobs(tmp_path: Path) -> None:
-    """The embedded server records all jobs before it ends with the flow; a later server shows their states."""
-    home = tmp_path / "home"
-    home.mkdir()
-    create_database(home)
-    server = MeasuredServer(port=free_port(), home=home)
-    before = {name: os.environ.pop(name) for name in ("PREFECT_API_URL",) if name in os.environ}
-    try:
-        with server.environment(PREFECT_HOME=str(home), PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="90"):
-            del os.environ["PREFECT_API_URL"]
-            ran = apart(run_many_jobs, 100)
-    finally:
-        os.environ.update(before)
-    server.start()
-    try:
-        check_recorded(server, ran, 100)
-    finally:
-        server.kill()
+def test_the_embedded_server_records_all_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedded server has written all jobs into its database before it ends with the flow."""
+    create_database(tmp_path)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    monkeypatch.setenv("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "90")
+    assert apart(run_many_jobs, 100)["complete"]
+    query = "SELECT dynamic_key, state_name, run_count FROM task_run"
+    with closing(sqlite3.connect(tmp_path / "prefect.db")) as database:
+        known = {name: ends for name, *ends in database.execute(query)}
+    failures = {number: failures_of(number) for number in range(100)}
+    assert known == {
+        f"job-{number}": ["Failed" if failed == 2 else "Completed", 2 if failed else 1]
+        for number, failed in failures.items()
+    }
 
 
 def test_a_workspace_of_prefect_cloud_records_all_jobs(prefect_api: str) -> None:

@@ -4,36 +4,46 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from tests.benchmarks.apart import apart
-from tests.benchmarks.prefect_server import prefect_server
-from tests.prefect.cancelled_flow import count_in_state, seconds_to_cancelled, sleeping_flow
+from tests.benchmarks.prefect_server import MeasuredServer
+from tests.prefect.cancelled_flow import seconds_to_cancelled, sleeping_flow
 from tests.prefect.many_jobs import run_many_jobs
+from tests.prefect.server_proxy import ServerProxy
 from tests.prefect.test_mirror_under_load import wait_until
 
 
+@pytest.fixture
+def server(prefect_api: str, tmp_path: Path) -> MeasuredServer:
+    """The server of the session, for processes with a home of their own."""
+    port = urlsplit(prefect_api).port
+    assert port is not None
+    return MeasuredServer(port=port, home=tmp_path)
+
+
 @pytest.mark.timeout(240)
-def test_jobs_of_an_interrupted_flow_are_recorded_as_cancelled(tmp_path: Path) -> None:
+def test_jobs_of_an_interrupted_flow_are_recorded_as_cancelled(server: MeasuredServer) -> None:
     """After SIGINT the server has recorded all 100 jobs as Cancelled within 20 seconds."""
-    assert seconds_to_cancelled(tmp_path, 100) < 20
+    assert seconds_to_cancelled(server, 100) < 20
 
 
 @pytest.mark.timeout(240)
-def test_states_that_a_flow_could_not_report_are_sent_by_the_next_process(tmp_path: Path) -> None:
-    """The next process sends the final states of a flow that was killed while the server was down."""
-    with prefect_server("tuned", tmp_path) as server, server.environment():
+def test_states_that_a_flow_could_not_report_are_sent_by_the_next_process(server: MeasuredServer) -> None:
+    """The next process sends the final states of a flow that was interrupted while the server was away."""
 
-        def spooled() -> int:
-            files = (server.home / "client").rglob("spool/*.jsonl")
-            return sum(len(file.read_bytes().splitlines()) for file in files)
+    def spooled() -> int:
+        files = (server.home / "client").rglob("spool/*.jsonl")
+        return sum(len(file.read_bytes().splitlines()) for file in files)
 
-        with sleeping_flow(server, 60) as process:
-            server.kill()
-            process.send_signal(signal.SIGINT)
+    with ServerProxy(server.port) as proxy, server.environment(PREFECT_API_URL=f"http://127.0.0.1:{proxy.port}/api"):
+        with sleeping_flow(server, 60) as flow:
+            proxy.close()
+            flow.process.send_signal(signal.SIGINT)
             wait_until(lambda: spooled() >= 60, 30)
-        server.start()
+        proxy.open()
         assert apart(run_many_jobs, 5)["complete"]
-        assert count_in_state(server, "Cancelled") == 60
+        assert flow.count("Cancelled") == 60
         assert not spooled()

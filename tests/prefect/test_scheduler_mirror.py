@@ -39,7 +39,7 @@ from tests.prefect.fake_cloud import cloud_serving
 from tests.prefect.many_jobs import work
 from tests.prefect.scheduler_programs import finished, until_there
 from tests.prefect.server_proxy import ServerProxy
-from tests.servers import ROOT, new_user_env, running
+from tests.servers import new_user_env, running
 
 Scheduler = CollectionScheduler | ProcessingScheduler
 Mirrors = Callable[[], int]
@@ -444,7 +444,7 @@ def test_the_task_run_of_a_killed_program_is_finished_by_the_next_one(
     path = tmp_path / "go"
     env = new_user_env(tmp_path, PREFECT_API_URL=prefect_api)
     command = [sys.executable, "-m", "tests.prefect.scheduler_programs", "stored", "orphan", store, str(path)]
-    with running(command, env=env, cwd=ROOT, log=tmp_path / "log") as program:
+    with running(command, env=env, cwd=tmp_path, log=tmp_path / "log") as program:
         wait_for(lambda: [each["state_name"] for each in api.named("until_there-orphan")] == ["Running"])
         program.kill()
         program.wait()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -28,7 +27,7 @@ import asyncio
 from executor_adapter.config import load_config
 from executor_adapter.scheduler import CollectionScheduler
 from flows.collection import collection_flow
-from tasks.reporting import JobsFailedError
+from executor_adapter.pipeline.flows import JobsFailedError
 from tests.prefect import secret_job
 
 async def schedule():
@@ -49,13 +48,13 @@ asyncio.run(schedule())
 
 
 def answer(path: str, headers: Headers) -> Answer:
-    """Answer as a server that repeats what it got, in a body or in rows that make no sense."""
+    """Answer as a server that repeats what it got, in a body or in data that make no sense."""
     got = headers["authorization"]
     if path.startswith("/fine"):
         return as_json([])
     if path.startswith("/refused"):
         return 401, {}, got.encode()
-    return 200, {"Content-Type": "application/json"}, json.dumps([got, PASSWORD if ENCODED in got else got]).encode()
+    return as_json({"told": PASSWORD if ENCODED in got else got})
 
 
 @contextmanager
@@ -127,7 +126,7 @@ def test_a_secret_is_in_no_output(prefect_api: str, tmp_path: Path) -> None:
     sent = {headers.get("authorization") for headers in seen}
     assert sent == {f"Bearer {SECRET}", f"Basic {ENCODED}"}
     time.sleep(1.0)  # The server writes the last log lines.
-    assert files_with("/refused answered 401", home)
+    assert files_with("/refused: answered 401", home)
     assert files_with("(hidden)", home)
     assert files_with("ORDERS_TOKEN", data)
 

@@ -11,7 +11,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import httpx
 from prefect.client.base import ServerType
@@ -22,6 +22,9 @@ from prefect.settings import PREFECT_API_URL, get_current_settings
 from executor_adapter.job import ErrorCode
 from executor_adapter.prefect.mirror.state_events import CLOCK_RESOLUTION_SECONDS, StateEvent, iso
 from executor_adapter.worker import end_with_this_process
+
+if TYPE_CHECKING:
+    from prefect.server.api.server import SubprocessASGIServer
 
 PAGE_LIMIT = 200
 """Task runs in one answer: the server's own limit."""
@@ -243,6 +246,8 @@ def server_address() -> str:
 
 EMBEDDED_START_TIMEOUT = 60
 """Seconds for the embedded server to start, unless Prefect's settings give it more."""
+BIND_INTERVAL = 0.01
+"""Seconds between two looks for the process of a server that starts."""
 
 _embedded_lock = threading.Lock()
 _bound_server: int | None = None
@@ -266,24 +271,45 @@ def start_embedded_server() -> None:
     # Imported here, because it loads all of Prefect's server.
     from prefect.server.api.server import SubprocessASGIServer
 
-    global _bound_server
     with _embedded_lock:
         if _is_exiting:
             raise httpx.ConnectError("the embedded server ends with this process")
         server = SubprocessASGIServer()
-        if not server.running:
+        is_first = not server.running
+        if is_first:
+            is_over = threading.Event()
+            # It takes many seconds to start, and this process may be killed in them.
+            binding = threading.Thread(target=_bind_until, args=(is_over, server), name="bind-embedded-server")
+            binding.start()
             try:
                 server.start(max(EMBEDDED_START_TIMEOUT, settings.server.ephemeral.startup_timeout_seconds))
             except BaseException:
                 server.stop()  # Prefect leaves it running, and starts another one next time.
                 raise
-        process = server.server_process
-        if process is not None and process.pid != _bound_server:
-            _bound_server = process.pid
-            end_with_this_process(process.pid)
+            finally:
+                is_over.set()
+                binding.join()
+        if _bind(server) or is_first:
             # Exit handlers run in reverse order: this one before the one with which Prefect ends the server.
             atexit.unregister(_on_exit)
             atexit.register(_on_exit)
+
+
+def _bind_until(is_over: threading.Event, server: SubprocessASGIServer) -> None:
+    """Bind the server as soon as its process is there; it has another one where its port is taken."""
+    while not is_over.wait(BIND_INTERVAL):
+        _bind(server)
+
+
+def _bind(server: SubprocessASGIServer) -> bool:
+    """Let the server's process end with this one, and return whether that process is a new one."""
+    global _bound_server
+    process = server.server_process
+    if process is None or process.pid == _bound_server:
+        return False
+    end_with_this_process(process.pid)
+    _bound_server = process.pid  # Not before: where that has failed in the thread, the caller tries and hears of it.
+    return True
 
 
 def _on_exit() -> None:
