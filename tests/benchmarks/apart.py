@@ -7,6 +7,7 @@ bare threads to a third and ours to two thirds, which makes their ratio twice as
 from __future__ import annotations
 
 import importlib
+import os
 import pickle
 import subprocess
 import sys
@@ -23,13 +24,21 @@ def apart(measure: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     Raises:
         subprocess.CalledProcessError: the function failed; its traceback is on stderr.
     """
+    return apart_in(sys.executable, measure, *args, **kwargs)
+
+
+def apart_in(python: str, measure: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Do the same with the Python of another environment."""
     call = pickle.dumps((measure.__module__, measure.__qualname__, args, kwargs))
-    done = subprocess.run([sys.executable, "-m", __name__], input=call, check=True, stdout=subprocess.PIPE)
+    done = subprocess.run([python, "-m", __name__], input=call, check=True, stdout=subprocess.PIPE)
     result: R = pickle.loads(done.stdout)
     return result
 
 
 if __name__ == "__main__":
+    result_file = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # What libraries print is not part of the result.
     module, name, its_args, its_kwargs = pickle.load(sys.stdin.buffer)
     measured = getattr(importlib.import_module(module), name)(*its_args, **its_kwargs)
-    sys.stdout.buffer.write(pickle.dumps(measured))
+    with result_file:
+        pickle.dump(measured, result_file)

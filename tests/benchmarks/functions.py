@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +62,9 @@ def hang_ignoring_sigterm(path: str) -> None:
 def stick_in_c() -> None:
     """Sleep for a minute in C, without the GIL, where no exception can reach the thread."""
     ctypes.CDLL(None).sleep(60)
+
+
+def sleep_and_note(folder: str, seconds: float) -> None:
+    """Make a file in the folder, and return after so many seconds."""
+    Path(folder, uuid.uuid4().hex).touch()
+    time.sleep(seconds)

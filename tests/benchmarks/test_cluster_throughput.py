@@ -1,88 +1,95 @@
-"""Jobs on a Dask cluster of two workers, side by side with bare Dask on the same cluster and with our local pool."""
+"""Jobs on a cluster of two nodes, side by side with the bare engine on the same cluster and with our local pool."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-import distributed
 import pytest
 
 from executor_adapter import Job, JobExecutor
-from executor_adapter.config import ClusterSettings, DaskSettings, ExecutorSettings, Settings
+from executor_adapter.config import ClusterSettings, DaskSettings, ExecutorSettings, RaySettings, Settings
 from tests.benchmarks.apart import apart
+from tests.benchmarks.clusters import ENGINES, EngineName, cluster_of
 from tests.benchmarks.contestants import POLICY, ours, rate_of
 from tests.benchmarks.figures import ROUNDS, Figures, Report, Row, in_turn
 from tests.benchmarks.functions import hang, nothing
 from tests.benchmarks.trees import Tree
-from tests.contract.cluster.dask_cluster import dask_cluster
 
 JOBS = 5_000
-JOBS_OF_DASK = 300
-"""Tasks that bare Dask gets in a round, since it takes far longer for each."""
+JOBS_OF_ENGINE: dict[EngineName, int] = {"dask": 300, "ray": 1_000}
+"""Tasks that the bare engine gets in a round, since it takes far longer for each."""
+TIMES_BARE: dict[EngineName, float] = {"dask": 10.0, "ray": 5.0}
+FIRST_JOB: dict[EngineName, float] = {"dask": 1.0, "ray": 3.0}
+NODES_OF: dict[EngineName, str] = {"dask": "Dask workers", "ray": "Ray nodes"}
 KILLS = 100
 LARGE = 200_000_000
 LIMIT = 0.1
 
 
-def settings_of(settings: str) -> Settings:
-    cluster = ClusterSettings(dask=DaskSettings(**json.loads(settings)), lease_idle=60.0)
+def settings_of(engine: EngineName, address: str) -> Settings:
+    section: dict[str, Any] = {engine: (DaskSettings if engine == "dask" else RaySettings)(address=address)}
+    cluster = ClusterSettings(**section, lease_idle=60.0)
     return Settings(cluster=cluster, executor=ExecutorSettings(preload=("tests.benchmarks.functions",)))
 
 
-def rate_of_dask(client: distributed.Client, jobs: int) -> Callable[[], float]:
-    """Return a function that measures tasks per second, from the first submission to the last result."""
-
-    def measure() -> float:
-        started = time.perf_counter()
-        client.gather([client.submit(nothing, pure=False) for _ in range(jobs)])
-        return jobs / (time.perf_counter() - started)
-
-    return measure
-
-
 @contextlib.contextmanager
-def on_dask(settings: str) -> Iterator[Callable[[], object]]:
-    """Yield a `submit` of jobs on the cluster."""
-    with JobExecutor(2, config=settings_of(settings)) as executor:
-        yield lambda: executor.submit(Job(function=nothing, pool="dask", max_runtime=60.0, retry=POLICY))
+def bare(engine: EngineName, address: str) -> Iterator[Callable[[], float]]:
+    """Yield a function that measures tasks of the engine per second, from the first submission to the last result."""
+    count = JOBS_OF_ENGINE[engine]
+
+    def measure(run: Callable[[], object]) -> float:
+        started = time.perf_counter()
+        run()
+        return count / (time.perf_counter() - started)
+
+    if engine == "dask":
+        import distributed
+
+        with distributed.Client(address, set_as_default=False) as client:  # type: ignore[no-untyped-call]
+            yield lambda: measure(lambda: client.gather([client.submit(nothing, pure=False) for _ in range(count)]))
+    else:
+        import ray
+
+        ray.init(address, log_to_driver=False, configure_logging=False)
+        task = ray.remote(num_cpus=1)(nothing)
+        yield lambda: measure(lambda: ray.get([task.remote() for _ in range(count)]))
+        ray.shutdown()
 
 
-def measure_throughput(settings: str, address: str) -> dict[str, Figures]:
-    """Measure no-op jobs per second of each contestant."""
+def measure_throughput(engine: EngineName, address: str) -> dict[str, Figures]:
+    """Measure no-op jobs per second of each: ours have half of the cluster's slots, and the bare engine the others."""
     with (
-        on_dask(settings) as submit_far,
+        bare(engine, address) as of_engine,
+        JobExecutor(2, config=settings_of(engine, address)) as executor,
         ours("process", 2) as submit_here,
     ):
-        far, here = rate_of(submit_far, JOBS), rate_of(submit_here, JOBS)  # type: ignore[arg-type]
-        far(), here()
-        figures = in_turn({"ours on Dask": far, "ours here": here})
-    with distributed.Client(address, set_as_default=False) as client:  # type: ignore[no-untyped-call]
-        bare = rate_of_dask(client, JOBS_OF_DASK)
-        bare()
-        return figures | in_turn({"bare Dask": bare})
+        far = rate_of(lambda: executor.submit(Job(function=nothing, pool=engine, max_runtime=60.0, retry=POLICY)), JOBS)
+        here = rate_of(submit_here, JOBS)
+        far(), here(), of_engine()
+        return in_turn({"ours there": far, "ours here": here, f"bare {engine.title()}": of_engine})
 
 
-def measure_first_job(settings: str) -> Figures:
+def measure_first_job(engine: EngineName, address: str) -> Figures:
     """Measure the seconds from an executor's start to the result of its first job, on a cluster that is up."""
     values = []
     for _ in range(5):
         began = time.perf_counter()
-        with JobExecutor(2, config=settings_of(settings)) as executor:
-            executor.run(Job(function=nothing, pool="dask"))
+        with JobExecutor(2, config=settings_of(engine, address)) as executor:
+            executor.run(Job(function=nothing, pool=engine))
             values.append(time.perf_counter() - began)
     return Figures(tuple(values))
 
 
-def measure_time_to_kill(settings: str, path: Path) -> Figures:
+def measure_time_to_kill(engine: EngineName, address: str, path: Path) -> Figures:
     """Measure the seconds after the limit at which the last process of the tree was seen dead, for each kill."""
     values: list[float] = []
-    with JobExecutor(2, config=settings_of(settings)) as executor:
+    with JobExecutor(2, config=settings_of(engine, address)) as executor:
         while len(values) < KILLS + 1:
-            job = Job(function=hang, args=(str(path),), pool="dask", max_runtime=LIMIT, retry_attempts=0)
+            job = Job(function=hang, args=(str(path),), pool=engine, max_runtime=LIMIT, retry_attempts=0)
             future = executor.submit(job)
             tree = Tree.announced_at(path, future)
             if tree is not None:
@@ -91,48 +98,57 @@ def measure_time_to_kill(settings: str, path: Path) -> Figures:
     return Figures(tuple(values[1:]))
 
 
-def measure_large_argument(settings: str) -> dict[str, Figures]:
-    """Measure the seconds of a job with a large argument on Dask and here, and those of small jobs beside it."""
+def measure_large_argument(engine: EngineName, address: str) -> dict[str, Figures]:
+    """Measure the seconds of a job with a large argument there and here, and those of the small jobs beside it there.
+
+    In both places small jobs of the same pool run meanwhile, one after the other.
+    """
     value = bytes(LARGE)
-    seconds: dict[str, list[float]] = {"ours on Dask": [], "ours here": [], "neighbours": []}
-    with JobExecutor(2, config=settings_of(settings)) as executor:
-        for pool in ("dask", "process"):
+    seconds: dict[str, list[float]] = {"there": [], "here": []}
+    beside: dict[str, list[float]] = {"there": [], "here": []}
+    with JobExecutor(2, config=settings_of(engine, address)) as executor:
+        for pool in (engine, "process"):
             executor.run(Job(function=nothing, pool=pool))
+        both = [executor.submit(Job(function=time.sleep, args=(1,), pool=engine)) for _ in range(2)]
+        for each in both:  # Both slots are there before the first round.
+            each.result()
         for _ in range(ROUNDS + 1):
-            for name, pool in (("ours on Dask", "dask"), ("ours here", "process")):
+            for name, pool in (("there", engine), ("here", "process")):
                 began = time.perf_counter()
                 future = executor.submit(Job(function=len, args=(value,), pool=pool))
-                while pool == "dask" and not future.done():
+                while not future.done():
                     asked = time.perf_counter()
                     executor.run(Job(function=nothing, pool=pool))
-                    seconds["neighbours"].append(time.perf_counter() - asked)
+                    beside[name].append(time.perf_counter() - asked)
                 future.result()
                 seconds[name].append(time.perf_counter() - began)
     return {
-        "ours on Dask": Figures(tuple(seconds["ours on Dask"][1:])),
-        "ours here": Figures(tuple(seconds["ours here"][1:])),
-        "neighbours": Figures(tuple(seconds["neighbours"])),
+        "there": Figures(tuple(seconds["there"][1:])),
+        "here": Figures(tuple(seconds["here"][1:])),
+        "neighbours": Figures(tuple(beside["there"])),
     }
 
 
 @pytest.mark.bench
-def test_a_large_argument(report: Report, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_large_argument(engine: EngineName, report: Report, tmp_path: Path) -> None:
     """An argument of 200 MB, and what small jobs wait for it meanwhile."""
-    with dask_cluster(tmp_path, workers=2, threads=1) as cluster:
-        measured = apart(measure_large_argument, cluster.settings())
-    far, here, small = measured["ours on Dask"], measured["ours here"], measured["neighbours"]
+    with cluster_of(engine, tmp_path, slots=1) as (address, _):
+        measured = apart(measure_large_argument, engine, address)
+    there, here, small = measured["there"], measured["here"], measured["neighbours"]
+    name = engine.title()
     report.add(
         [
             Row(
-                what=f"s of a job on Dask with an argument of {LARGE // 10**6} MB, beside ours here",
-                ours=far.summary(".2f"),
+                what=f"s of a job on {name} with an argument of {LARGE // 10**6} MB, beside ours here",
+                ours=there.summary(".2f"),
                 beside=here.summary(".2f"),
-                figure=far.over(here).median,
+                figure=there.over(here).median,
                 at_most=3.0,
-                rounds={"ours": far, "ours here": here},
+                rounds={"ours": there, "ours here": here},
             ),
             Row(
-                what="ms of a no-op job on Dask meanwhile: p99",
+                what=f"ms of a no-op job on {name} meanwhile: p99",
                 ours=small.summary(".1f", 1e3),
                 figure=small.percentile(0.99) * 1e3,
                 form=".1f",
@@ -143,38 +159,38 @@ def test_a_large_argument(report: Report, tmp_path: Path) -> None:
 
 
 @pytest.mark.bench
-def test_cluster_throughput(report: Report, tmp_path: Path) -> None:
-    """No-op jobs per second, the first job, and kills, on one cluster."""
-    with dask_cluster(tmp_path, workers=2, threads=1) as cluster:
-        rates = apart(measure_throughput, cluster.settings(), cluster.address)
-        first = apart(measure_first_job, cluster.settings())
-        kills = apart(measure_time_to_kill, cluster.settings(), tmp_path / "began")
-    far = rates["ours on Dask"]
+@pytest.mark.parametrize("engine", ENGINES)
+def test_cluster_throughput(engine: EngineName, report: Report, tmp_path: Path) -> None:
+    """No-op jobs per second, the first job, and kills, on one cluster of two nodes with two slots each."""
+    with cluster_of(engine, tmp_path) as (address, _):
+        rates = apart(measure_throughput, engine, address)
+        first = apart(measure_first_job, engine, address)
+        kills = apart(measure_time_to_kill, engine, address, tmp_path / "began")
+    name, far = engine.title(), rates["ours there"]
     half, most = kills.percentile(0.5) * 1e3, kills.percentile(0.99) * 1e3
     spread = kills.summary(".1f", 1e3)
+    to_kill = f"ms from limit to tree dead on {name}, {KILLS} kills"
     report.add(
         [
             Row(
-                what=f"no-op jobs/s on two Dask workers, beside {peer}",
+                what=f"no-op jobs/s on two {NODES_OF[engine]}, beside {peer}",
                 ours=far.summary(),
                 beside=rates[peer].summary(),
                 figure=far.over(rates[peer]).median,
                 at_least=target,
                 rounds={"ours": far, peer: rates[peer]},
             )
-            for peer, target in (("bare Dask", 10.0), ("ours here", 0.4))
+            for peer, target in ((f"bare {name}", TIMES_BARE[engine]), ("ours here", 0.4))
         ]
         + [
             Row(
-                what="s until the first job on a Dask cluster that is up",
+                what=f"s until the first job on a {name} cluster that is up",
                 ours=first.summary(".2f"),
                 figure=first.median,
-                at_most=1.0,
+                at_most=FIRST_JOB[engine],
                 rounds={"ours": first},
             ),
-            Row(what=f"ms from limit to tree dead on Dask, {KILLS} kills: p50", ours=spread, figure=half, at_most=10.0),
-            Row(
-                what=f"ms from limit to tree dead on Dask, {KILLS} kills: p99", ours=spread, figure=most, at_most=100.0
-            ),
+            Row(what=f"{to_kill}: p50", ours=spread, figure=half, at_most=10.0),
+            Row(what=f"{to_kill}: p99", ours=spread, figure=most, at_most=100.0),
         ]
     )
