@@ -41,7 +41,7 @@ def _described(key: str, section: dict[str, Any], schema: dict[str, Any]) -> lis
 
 
 def _tools(schema: dict[str, Any]) -> list[str]:
-    """The three kinds of tools, and what is inside two of them."""
+    """The kinds of tools, and what is inside them."""
     kinds = {
         "Tool": ("tools.NAME", "with functions of your own"),
         "FilesTool": ("tools.NAME", "with `source: files`"),
@@ -54,6 +54,8 @@ def _tools(schema: dict[str, Any]) -> list[str]:
         "SqlTable": ("tools.NAME.tables.TABLE", "a table of a database"),
         "FunctionTool": ("tools.NAME", "with `source: function`"),
         "FunctionTable": ("tools.NAME.tables.TABLE", "what a function gives"),
+        "TableSchema": ("schema", "of any of these tables"),
+        "Column": ("schema.columns.COLUMN", "its type, or these keys"),
     }
     parts = ["## tools", "", "One section for each tool, by its name.", ""]
     for kind, (key, said) in kinds.items():
