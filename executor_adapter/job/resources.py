@@ -83,9 +83,9 @@ def amount_text(name: str, units: int) -> str:
     return f"{name} {size_text(units // UNITS)}" if name == MEMORY else f"{name} {units / UNITS:.10g}"
 
 
-def shape_of(units: Mapping[str, int]) -> Shape:
-    """Return the shape of what an attempt needs."""
-    return tuple(sorted(units.items()))
+def shape_of(units: Mapping[str, int] | None) -> Shape:
+    """Return the shape of what an attempt needs; None: nothing but a slot."""
+    return tuple(sorted(units.items())) if units else ()
 
 
 def shape_text(shape: Shape) -> str:

@@ -294,7 +294,6 @@ class RemotePool(LeasingPool):
     def on_hello(self, agent: RemoteAgent, said: dict[str, Any]) -> None:
         if why := refusal(agent.node, said):
             agent.refuse(why)
-            self.not_granted(why)
         else:
             agent.accept(self._setup)
             self._source.on_ready(agent)

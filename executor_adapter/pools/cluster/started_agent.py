@@ -3,10 +3,12 @@
 Its stdin and stdout are pipes to the worker, and carry lines of JSON. The first line says where the head listens, the
 token, and the worker's sys.path, so that what an engine has brought there (uploaded files) is found. Further ones tell
 of leases. It says which leases are given back, and ends when the worker's end is closed: the worker's process has died.
+Its last line says why it ends: "" where it was told to.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -51,6 +53,7 @@ def main(setup: dict[str, Any]) -> int:
     agent = Agent(end_of(sock), held_fds=(sock.fileno(),), node=setup["node"])
     worker.serve(agent)
     agent.run()
+    worker.tell({"failed": agent.refusal})
     return 0
 
 
@@ -66,8 +69,9 @@ class _Worker:
         self._partial = b""
 
     def tell(self, message: dict[str, Any]) -> None:
-        """Send a message to the worker."""
-        os.write(self._writer, json.dumps(message).encode() + b"\n")
+        """Send a message to the worker, if that lives."""
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._writer, json.dumps(message).encode() + b"\n")
 
     def serve(self, agent: Agent) -> None:
         """Pass on what worker and head tell of leases while the agent runs."""

@@ -202,7 +202,7 @@ class ResourceLedger:
 
 def _line_of(job: Job) -> Line:
     live = job.live
-    return live.pool if live.pool in LEASING_POOLS else "", shape_of(live.resources or {})
+    return live.pool if live.pool in LEASING_POOLS else "", shape_of(live.resources)
 
 
 def _taken_by(line: Line) -> set[Hashable]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -110,6 +112,55 @@ def test_a_killed_agent_s_job_is_retried_once_nothing_of_it_is_alive(
     assert [attempt.error_code for attempt in job.attempts] == ["NODE_LOST", None]
     (_, _, ended), (_, begun, _) = runs.lives()
     assert ended < begun
+
+
+BROKEN_AGENTS = {
+    "ends by itself": ("os._exit(0)", "the agent ended with code 0, and does not say why"),
+    "has another version": (
+        "from executor_adapter.pools.cluster import hello; hello.PROTOCOL = 0",
+        "node .* has another version of prefect-executor-adapter: install the same one on both",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN_AGENTS)
+def test_an_agent_that_cannot_be_used_is_warned_of_once_and_tried_each_second(
+    cluster: DaskCluster, tmp_path: Path, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    """A worker's Python may be a program that does not do what it should; the job waits until it is mended."""
+    fault, why = BROKEN_AGENTS[what]
+    starts = tmp_path / "starts"
+    wrapper = tmp_path / "python"
+    wrapper.write_text(
+        f"#!{sys.executable}\n"
+        "import os, sys, time\n"
+        f"print(time.monotonic(), file=open({str(starts)!r}, 'a'))\n"
+        "*flags, program = sys.argv[1:]\n"
+        f"broken = program.replace('sys.exit(main', {fault + chr(10)!r} + 'sys.exit(main')\n"
+        "os.execv(sys.executable, [sys.executable, *flags, broken])\n"
+    )
+    wrapper.chmod(0o755)
+    with (
+        distributed.Client(cluster.address, set_as_default=False) as client,  # type: ignore[no-untyped-call]
+        executor_of(cluster, 1) as executor,
+    ):
+        client.run(set_python, str(wrapper))
+        try:
+            future = executor.submit(Job(function="os:getpid", pool="dask", retry_attempts=0))
+            wait_for(lambda: starts.exists() and len(starts.read_text().splitlines()) >= 3, seconds=30)
+        finally:
+            client.run(set_python, sys.executable)
+        future.result(timeout=30)
+    times = [float(line) for line in starts.read_text().splitlines()]
+    assert all(later - earlier >= 0.9 for earlier, later in itertools.pairwise(times))
+    warnings = [record.message for record in caplog.records if record.name == "executor_adapter.cluster"]
+    assert len(warnings) == len(set(warnings)) > 0
+    assert all(re.fullmatch(f"the Dask cluster runs no jobs now: {why}", warning) for warning in warnings)
+
+
+def set_python(path: str) -> None:
+    """Let this process start another Python."""
+    sys.executable = path
 
 
 def run_on_both_workers(executor: JobExecutor, folder: Path) -> list[JobFuture]:

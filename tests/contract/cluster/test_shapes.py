@@ -188,22 +188,24 @@ class Crowd:
         self._goes_on = False
 
 
-CROWDS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
-    "plain jobs": (None, {"GPU": 1}),
-    "another shape": ({"GPU": 1, "license": 1}, {"GPU": 1}),
-    "plain jobs on all of a node": (None, {"CPU": 2}),
+CROWDS: dict[str, tuple[dict[str, Any] | None, dict[str, Any] | None, str]] = {
+    "plain jobs": (None, {"GPU": 1}, "GPU 1"),
+    "another shape": ({"GPU": 1, "license": 1}, {"GPU": 1}, "GPU 1"),
+    "a shape that takes all slots": ({"CPU": 1}, None, "a slot"),
+    "plain jobs on all of a node": (None, {"CPU": 2}, "CPU 2"),
 }
+"""What the jobs need that never cease, and what the one that waits needs, also in the words of the log."""
 
 
-@pytest.mark.parametrize("kind", [*list(CROWDS)[:2], pytest.param(list(CROWDS)[2], marks=pytest.mark.chaos)])
+@pytest.mark.parametrize("kind", [*list(CROWDS)[:3], pytest.param(list(CROWDS)[3], marks=pytest.mark.chaos)])
 def test_jobs_that_never_cease_keep_nothing_from_another_shape(
-    engine: OnDask | OnRay, kind: str, tmp_path: Path
+    engine: OnDask | OnRay, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A job gets its turn though others of another shape keep its node busy without end, and they go on after it."""
-    others, needs = CROWDS[kind]
-    if "CPU" in needs and engine.name == "dask":
+    others, needs, words = CROWDS[kind]
+    if kind == "plain jobs on all of a node" and engine.name == "dask":
         pytest.skip("workers of Dask have no more processors than they were started with")
-    with executor_of(engine, 8) as executor:
+    with executor_of(engine, 8) as executor, caplog.at_level(logging.INFO):
         crowd = Crowd(executor, engine, 20, others)
         try:
             wait_for(lambda: crowd.ended > 20, seconds=60)
@@ -214,21 +216,8 @@ def test_jobs_that_never_cease_keep_nothing_from_another_shape(
             wait_for(lambda: crowd.ended > so_far + 20, seconds=30)
         finally:
             crowd.stop()
-
-
-def test_plain_jobs_get_a_turn_beside_a_shape_that_never_ceases(engine: OnDask | OnRay, tmp_path: Path) -> None:
-    """Plain jobs run though jobs of another shape hold all slots without end, and those go on after them."""
-    with executor_of(engine, 8) as executor:
-        crowd = Crowd(executor, engine, 20, {"CPU": 1})
-        try:
-            wait_for(lambda: crowd.ended > 20, seconds=60)
-            gate = tmp_path / "gate"
-            gate.touch()
-            executor.submit(job_until(engine, gate)).result(timeout=30)
-            so_far = crowd.ended
-            wait_for(lambda: crowd.ended > so_far + 20, seconds=30)
-        finally:
-            crowd.stop()
+    assert f"jobs that need {words} get the next free places: they have waited " in caplog.text
+    assert f"jobs that need {words} get no more places than others: one is granted" in caplog.text
 
 
 def test_memory_is_counted_by_the_cluster(engine: OnDask | OnRay, tmp_path: Path) -> None:

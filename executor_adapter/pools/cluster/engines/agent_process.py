@@ -108,7 +108,7 @@ class AgentProcess:
     def _listen(self) -> None:
         assert self._process.stdout is not None
         assert self._process.stdin is not None
-        why = ""
+        why: str | None = None
         for line in self._process.stdout:
             message = json.loads(line)
             why = message.get("failed", why)
@@ -121,7 +121,7 @@ class AgentProcess:
             self._data.close()
         with self._lock:
             code = self._process.wait()
-            self._ended = why or (f"the agent ended with code {code}" if code else "")
+            self._ended = f"the agent ended with code {code}, and does not say why" if why is None else why
         with contextlib.suppress(OSError):
             self._process.stdin.close()
         self._on_end(self)

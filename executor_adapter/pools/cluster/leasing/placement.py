@@ -17,6 +17,9 @@ from executor_adapter.pools.cluster.remote_agent import RemoteAgent
 
 logger = logging.getLogger("executor_adapter.cluster")
 
+_MAX_KNOWN_FAILURES = 100
+"""Failures of which another one with the same words is no news."""
+
 
 class SlotsOwner(Protocol):
     """Defines what the queue of plain attempts needs of its pool. Supervisor thread only."""
@@ -61,6 +64,7 @@ class SlotQueue:
         self._requested = 0
         """Leases that were asked for and not granted yet."""
         self._why_none = "no node has answered yet"
+        self._known_failures: deque[str] = deque(maxlen=_MAX_KNOWN_FAILURES)
         self._starved: Timer | None = None
 
     def add(self, assignment: Assignment) -> None:
@@ -122,9 +126,12 @@ class SlotQueue:
         self._requested = max(0, self._requested - 1)
 
     def note_failure(self, why: str) -> bool:
-        """Remember why no lease can be had. Return whether that is news."""
-        is_news, self._why_none = why != self._why_none, why
-        return is_news
+        """Remember why no lease can be had. Return whether that is news: several nodes may fail in turn."""
+        self._why_none = why
+        if why in self._known_failures:
+            return False
+        self._known_failures.append(why)
+        return True
 
     def refuse(self) -> None:
         """Take note that no lease will be granted any more: what waits fails, unless there are slots."""

@@ -61,7 +61,7 @@ class ShapedLeases:
 
     def unreserve(self, job: Job) -> None:
         """Keep no lease for a job any more."""
-        books = self._shapes.get(shape_of(job.live.resources or {}))
+        books = self._shapes.get(shape_of(job.live.resources))
         if books is not None and job in books.reserved:
             books.reserved.remove(job)
             self._balance(books)
@@ -74,7 +74,7 @@ class ShapedLeases:
 
     def start(self, assignment: Assignment) -> None:
         """Run an attempt on a lease of its shape; it waits where that is lost meanwhile."""
-        books = self._books(shape_of(assignment.job.live.resources or {}))
+        books = self._books(shape_of(assignment.job.live.resources))
         books.reserved.discard(assignment.job)
         self._pool.busy += 1
         books.waiting.append(assignment)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterable
 from typing import Protocol
 
-from executor_adapter.job import CPU, UNITS, Shape
+from executor_adapter.job import CPU, UNITS, Shape, shape_text
 from executor_adapter.pools.base import PoolSupervisor, Timer
 from executor_adapter.pools.cluster.leasing.placement import SlotQueue
 from executor_adapter.pools.cluster.leasing.shaped_lease import ShapedLease, Starving
 from executor_adapter.pools.cluster.leasing.shapes import ShapedLeases
 from executor_adapter.pools.cluster.remote_agent import RemoteAgent
+
+logger = logging.getLogger("executor_adapter.cluster")
 
 AWAITED_INTERVAL = 1.0
 """Seconds between two looks for idle leases while others are waited for."""
@@ -117,7 +120,7 @@ class LeaseWatch:
         self._since.pop(shape, None)
         del self._in_vain[shape]
         if shape == self._turn:
-            self._end_turn()
+            self._end_turn("one is granted")
 
     def on_retired(self, agent: RemoteAgent, shape: Shape) -> None:
         """Take note that a lease is about to go back for the sake of another shape, which nothing else may get now."""
@@ -141,16 +144,17 @@ class LeaseWatch:
         self._since = {shape: self._since.get(shape, now) for shape in starving}
         for shape in self._in_vain.keys() - starving.keys():
             del self._in_vain[shape]
-        if self._turn is not None and self._turn not in starving:
-            self._end_turn()
-        elif self._turn is not None and self._went_back and now >= self._went_back_at + self._seconds_of(self._turn):
+        if self._turn is None:
+            if now >= self._next_turn:
+                self._begin_turn(starving, now)
+        elif self._turn not in starving:
+            self._end_turn("none waits any more")
+        elif self._went_back and now >= self._went_back_at + self._seconds_of(self._turn):
             self._next_turn = now + self._seconds_of(self._turn)  # The others get as long.
             self._in_vain[self._turn] += 1
-            self._end_turn()
-        elif self._turn is not None:
+            self._end_turn(f"no node has granted one within {now - self._went_back_at:.0f} s")
+        else:
             self._retire_for(self._turn, starving[self._turn])
-        elif now >= self._next_turn:
-            self._begin_turn(starving, now)
 
     def _starving(self) -> dict[Shape, Starving]:
         waiting = len(self._pool.queue.waiting)
@@ -165,10 +169,15 @@ class LeaseWatch:
             if now - since >= PATIENCE:
                 self._turn = shape
                 if self._retire_for(shape, starving[shape]):
+                    logger.info(
+                        "jobs that need %s get the next free places: they have waited %.0f s", _name(shape), now - since
+                    )
                     return
                 self._turn = None
 
-    def _end_turn(self) -> None:
+    def _end_turn(self, why: str) -> None:
+        assert self._turn is not None
+        logger.info("jobs that need %s get no more places than others: %s", _name(self._turn), why)
         self._turn = None
         self._went_back.clear()
         for agent in self._pool.agents:
@@ -197,6 +206,10 @@ class LeaseWatch:
         for agent in retiring:
             self.release_retiring(agent)
         return bool(retiring)
+
+
+def _name(shape: Shape) -> str:
+    return shape_text(shape) if shape else "a slot"
 
 
 def _with_slot(shape: Shape) -> dict[str, int]:
