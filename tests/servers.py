@@ -149,7 +149,7 @@ def prefect(*words: str) -> list[str]:
 
 def _answer(request: urllib.request.Request) -> tuple[bytes] | None:
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return (answer.read(),)
     except urllib.error.HTTPError as error:
         if error.code != 503:
@@ -172,12 +172,12 @@ class Server:
             data=None if body is None else json.dumps(body).encode(),
             headers={"content-type": "application/json"},
         )
-        (text,) = poll(lambda: _answer(request), within=30, what=f"an answer to {method} {path}")
+        (text,) = poll(lambda: _answer(request), within=300, what=f"an answer to {method} {path}")
         return json.loads(text) if text else None
 
     def run(self, *command: str) -> str:
         """Run a command in the clone that uses this server and must succeed; return its output."""
-        done = subprocess.run(command, env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=100)
+        done = subprocess.run(command, env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -217,5 +217,5 @@ def prefect_server(directory: Path, env: dict[str, str]) -> Iterator[Server]:
     server = Server(url=url, env=env | api)
     command = prefect("server", "start", "--host", "127.0.0.1", "--port", str(port))
     with running(command, env=server.env, cwd=directory, log=directory / "server.log", patience=0.0):
-        poll(server.healthy, within=60, what=f"a Prefect server on {url}")
+        poll(server.healthy, within=300, what=f"a Prefect server on {url}")
         yield server

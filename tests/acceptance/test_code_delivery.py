@@ -12,7 +12,7 @@ import yaml
 from tests.examples.pages import DOCS, blocks_of
 from tests.servers import ROOT, Server, poll, prefect, running
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.chaos
 
 
 def delivery(step: str) -> dict[str, Any]:
@@ -45,5 +45,5 @@ def test_a_worker_clones_the_flows_by_git(server: Server, tmp_path: Path) -> Non
         run = server.call("POST", f"/deployments/{flights['id']}/create_flow_run", {})
         ends = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
         path = f"/flow_runs/{run['id']}"
-        poll(lambda: server.call("GET", path)["state_type"] in ends, within=120, what="the end of the run")
+        poll(lambda: server.call("GET", path)["state_type"] in ends, within=300, what="the end of the run")
     assert server.call("GET", path)["state"]["name"] == "Completed"

@@ -19,7 +19,7 @@ from tests.servers import ROOT, Server, poll, prefect, running
 FILE = "deployments/prefect.yaml"
 """`prefect.yaml` in the root is a link to it."""
 ENTRIES = {entry["name"]: entry for entry in yaml.safe_load((ROOT / FILE).read_text())["deployments"]}
-RUN_TIMEOUT = 120.0
+RUN_TIMEOUT = 400.0
 COMPLETED = ("Completed", None)
 
 
@@ -139,7 +139,6 @@ def test_no_schedule_repeats_the_work_of_another(deployed: dict[str, dict[str, A
     assert {"flights", "prefect", "maintenance"} == set(scheduled)
 
 
-@pytest.mark.timeout(420)
 @pytest.mark.usefixtures("worker")
 def test_a_worker_completes_scheduled_and_requested_runs(server: Server, deployed: dict[str, dict[str, Any]]) -> None:
     """A worker completes a run that its schedule created, and the end of a requested collection starts the processing.
@@ -164,7 +163,7 @@ def test_serve_refuses_to_repeat_the_work_of_a_work_pool(server: Server, deploye
     """`serve.py` refuses in words while a work pool has active schedules of the same work, and changes nothing."""
     before = server.call("POST", "/deployments/filter", {})
     command = [sys.executable, str(ROOT / "deployments" / "serve.py")]
-    refused = subprocess.run(command, env=server.env, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    refused = subprocess.run(command, env=server.env, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert refused.returncode == 1
     assert "collection/prefect, maintenance/maintenance: active schedules of the work pool local" in refused.stderr
     assert server.call("POST", "/deployments/filter", {}) == before
@@ -182,7 +181,7 @@ def test_serve_runs_beside_the_deployments_of_a_work_pool(
     log = tmp_path / "serve.log"
     with running(command, env=server.env, cwd=tmp_path, log=log):
         # Before it says so it still registers deployments, whose schedules then get other ids.
-        poll(lambda: "are being served" in log.read_text(), within=60, what="the deployments of serve.py")
+        poll(lambda: "are being served" in log.read_text(), within=300, what="the deployments of serve.py")
         known = deployments(server)
         assert known.keys() == ENTRIES.keys() | {f"{name}-served" for name in ENTRIES}
         served = known["processing-served"]

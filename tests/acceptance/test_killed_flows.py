@@ -66,11 +66,11 @@ class Place:
                 self.run(*prefect("--no-prompt", "deploy", entrypoint, "--name", name, "--pool", "local"))
         log = self.folder / f"{self.kind}.log"
         with running(commands[self.kind], env=dict(os.environ), cwd=self.folder, log=log):
-            poll(lambda: len(self.server.post("/deployments/filter", {})) == len(NAMES), within=90, what="deployments")
+            poll(lambda: len(self.server.post("/deployments/filter", {})) == len(NAMES), within=300, what="deployments")
             yield
 
     def run(self, *command: str) -> None:
-        subprocess.run(command, cwd=self.folder, check=True, capture_output=True, timeout=120)
+        subprocess.run(command, cwd=self.folder, check=True, capture_output=True, timeout=200)
 
     def start(self, name: str, stack: ExitStack) -> tuple[str, int]:
         """Start a flow, and return the id of its flow run and its process once its jobs are submitted."""
@@ -84,7 +84,7 @@ class Place:
             (deployment,) = self.server.post("/deployments/filter", {"deployments": {"name": {"any_": [name]}}})
             parameters = {"folder": str(folder)}
             self.server.post(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})
-        file = poll(lambda: next(folder.glob("*-*-*-*-*"), None), within=120, what=f"{name} to start")
+        file = poll(lambda: next(folder.glob("*-*-*-*-*"), None), within=300, what=f"{name} to start")
         flow_run_id, _, pid = file.name.rpartition("-")
         return flow_run_id, int(pid)
 
@@ -173,7 +173,7 @@ def seconds_to_end(victim: Victim, place: Place, *, swept: bool) -> float:
             cwd=ROOT,
             check=True,
             capture_output=True,
-            timeout=120,
+            timeout=200,
         )
         assert all(each["is_recorded"] for each in json.loads(done.stdout))
     return ended_for_good(victim) - killed_at

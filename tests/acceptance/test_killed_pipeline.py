@@ -90,7 +90,7 @@ class Place:
         """Wait until no process of the runs is there any more: no worker, no guardian, no server."""
         name = f"EXECUTOR_ADAPTER_CONFIG={self.folder / 'config.yaml'}"
         try:
-            poll(lambda: not processes_of(name), within=60, what="the end of all processes")
+            poll(lambda: not processes_of(name), within=300, what="the end of all processes")
         except AssertionError as error:
             error.add_note("\n".join(str(each) for each in processes_of(name)))
             raise

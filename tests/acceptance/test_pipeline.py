@@ -25,8 +25,6 @@ from tests.servers import ROOT, Server, create_database, poll, running
 FLIGHTS = 336_776
 TABLES = {"flights": FLIGHTS, "weather": 26_115, "planes": 3_322, "airports": 1_458, "airlines": 16}
 
-pytestmark = pytest.mark.timeout(300)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Home:
@@ -346,7 +344,7 @@ def url(home: Home, ran: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
     log = tmp_path_factory.mktemp("ui") / "ui.log"
     command = [sys.executable, str(ROOT / "deployments" / "ui.py")]
     with running(command, env=home.env, cwd=home.directory, log=log):
-        printed = poll(lambda: re.search(r"^http\S+$", log.read_text(), re.MULTILINE), within=60, what="an address")
+        printed = poll(lambda: re.search(r"^http\S+$", log.read_text(), re.MULTILINE), within=300, what="an address")
         assert printed[0].endswith(f"/runs/flow-run/{ran}")
         yield printed[0]
 

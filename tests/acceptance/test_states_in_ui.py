@@ -30,13 +30,13 @@ def flow_run(server: Server, tmp_path: Path) -> Iterator[str]:
     """Start a flow run with a task run in each state, which stays so during the test."""
     command = [sys.executable, str(ROOT / "tests" / "acceptance" / "every_state.py"), str(tmp_path)]
     with running(command, env=server.env, cwd=tmp_path, log=tmp_path / "flow.log"):
-        poll((tmp_path / "there").exists, within=150, what="a task run in every state")
+        poll((tmp_path / "there").exists, within=300, what="a task run in every state")
         (found,) = server.call("POST", "/flow_runs/filter", {})
         flow_run_id = found["id"]
-        poll(lambda: set(_states(server, flow_run_id)) == set(STATES), within=30, what="all states on the server")
+        poll(lambda: set(_states(server, flow_run_id)) == set(STATES), within=300, what="all states on the server")
         yield flow_run_id
         (tmp_path / "seen").touch()
-        poll(lambda: _state(server, flow_run_id) == "Completed", within=60, what="the flow's end")
+        poll(lambda: _state(server, flow_run_id) == "Completed", within=300, what="the flow's end")
 
 
 def _states(server: Server, flow_run_id: str) -> dict[str, str]:

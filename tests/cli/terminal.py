@@ -50,7 +50,7 @@ class Terminal:
         """Return all that the terminal has shown and kept, what has scrolled off the screen too."""
         return self._tmux("capture-pane", "-p", "-S", "-", "-t", "pane")
 
-    def wait_for(self, condition: str | Callable[[str], object], *, within: float = 30.0) -> str:
+    def wait_for(self, condition: str | Callable[[str], object], *, within: float = 120.0) -> str:
         """Wait for a screen that contains a text or fulfils a condition, and return it.
 
         A screen is captured while it is painted, so the next one is returned if it holds too.
@@ -67,7 +67,7 @@ class Terminal:
 
     def _tmux(self, *words: str) -> str:
         done = subprocess.run(
-            ["tmux", "-S", self._socket, *words], capture_output=True, text=True, check=True, timeout=30
+            ["tmux", "-S", self._socket, *words], capture_output=True, text=True, check=True, timeout=200
         )
         return done.stdout
 
@@ -83,10 +83,10 @@ def terminal(directory: Path, *, columns: int = 150, lines: int = 40) -> Iterato
     )
     start = ["tmux", "-S", socket, "-f", "/dev/null", "new-session", "-d", "-s", "pane"]
     start += ["-x", str(columns), "-y", str(lines), f"bash --noprofile --rcfile {shlex.quote(str(directory / 'rc'))}"]
-    subprocess.run(start, check=True, cwd=directory, timeout=30, env=os.environ | {"TERM": "xterm-256color"})
+    subprocess.run(start, check=True, cwd=directory, timeout=200, env=os.environ | {"TERM": "xterm-256color"})
     try:
         pane = Terminal(socket)
         pane.wait_for("ready>")
         yield pane
     finally:
-        subprocess.run(["tmux", "-S", socket, "kill-server"], check=False, timeout=30, capture_output=True)
+        subprocess.run(["tmux", "-S", socket, "kill-server"], check=False, timeout=200, capture_output=True)

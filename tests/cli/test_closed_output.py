@@ -39,7 +39,7 @@ def run_without_reader(home: Path, *words: str, with_stderr: bool = False) -> su
             text=True,
             cwd=home,
             env=environment(unbuffered=False),
-            timeout=60,
+            timeout=200,
             check=False,
         )
     finally:

@@ -102,7 +102,7 @@ def executor(make_executor: MakeExecutor) -> JobExecutor:
     return make_executor()
 
 
-def wait_for(condition: Callable[[], Any], *, seconds: float = 30.0) -> None:
+def wait_for(condition: Callable[[], Any], *, seconds: float = 120.0) -> None:
     """Poll until the condition holds; fail if it does not within `seconds`."""
     until = time.monotonic() + seconds
     while not condition():

@@ -31,7 +31,7 @@ def libraries() -> Iterator[Path]:
     for interpreter in OTHER_INTERPRETERS:
         command = [interpreter, "-c", "import sysconfig; print(sysconfig.get_path('stdlib'))"]
         try:
-            yield Path(subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip())
+            yield Path(subprocess.run(command, capture_output=True, text=True, check=True, timeout=200).stdout.strip())
         except (OSError, subprocess.SubprocessError):
             continue
 

@@ -19,7 +19,7 @@ from executor_adapter.exceptions import ExecutorClosedError, InvalidJobError, Jo
 from executor_adapter.testing import InlineExecutor
 from tests.contract.conftest import wait_for
 
-ENDS_WITHIN = 20.0
+ENDS_WITHIN = 200.0
 
 
 class Failing:

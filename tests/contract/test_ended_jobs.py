@@ -62,7 +62,7 @@ def test_a_finished_job_releases_its_values(
         job = Job(
             function=make_function(captured), args=(argument,), pool=pool, retry_attempts=1, retry_delay=0, deadline=60
         )
-        executor.submit(job).exception(timeout=20)
+        executor.submit(job).exception(timeout=200)
     del captured, argument, job
 
     def all_are_released() -> bool:
@@ -86,7 +86,7 @@ def test_an_observer_that_raises_system_exit_ends_nothing(
         raise kind
 
     executor = make_executor(1, observers=(observe, transitions.append))
-    assert executor.submit(Job(function=int)).result(timeout=10) == 0
+    assert executor.submit(Job(function=int)).result(timeout=200) == 0
     executor.shutdown()
     assert [transition.status for transition in transitions] == ["pending", "running", "completed"]
 
@@ -139,7 +139,7 @@ def test_a_job_that_waited_for_a_cancelled_job_fails(kind: type[JobExecutor]) ->
         wait_for(lambda: other.running() and future.running())
         other.cancel()
         with pytest.raises(JobCancelledError, match=other.job.job_id):
-            future.result(timeout=20)
+            future.result(timeout=200)
         assert (other.job.status, future.job.status) == (JobStatus.CANCELLED, JobStatus.FAILED)
         assert (future.job.error_code, len(future.job.attempts)) == ("CANCELLED", 1)
 
@@ -151,7 +151,7 @@ def test_no_rule_retries_a_job_that_was_cancelled(kind: type[JobExecutor]) -> No
         future = executor.submit(Job(function=time.sleep, args=(30,), pool="process", retry=ANY_ERROR))
         wait_for(executor.running)
         future.cancel()
-        assert isinstance(future.exception(timeout=20), JobCancelledError)
+        assert isinstance(future.exception(timeout=200), JobCancelledError)
         assert (future.job.status, len(future.job.attempts)) == (JobStatus.CANCELLED, 1)
 
 
@@ -160,7 +160,7 @@ def test_no_rule_retries_a_job_past_its_deadline(make_executor: MakeExecutor) ->
     executor = make_executor(1)
     executor.run(Job(function=int, pool="process"))  # a worker is running, so the next job starts at once
     future = executor.submit(Job(function=time.sleep, args=(30,), pool="process", retry=ANY_ERROR, deadline=1))
-    error = future.exception(timeout=20)
+    error = future.exception(timeout=200)
     assert isinstance(error, JobTimeoutError)
     assert (future.job.error_code, len(future.job.attempts)) == ("DEADLINE_EXCEEDED", 1)
 
@@ -169,10 +169,10 @@ def test_a_driver_does_not_retry_a_cancelled_job(make_executor: MakeExecutor) ->
     """A driver of a cancelled job gets the decision not to retry."""
     executor = make_executor(1)
     driver = executor.drive(Job(function=time.sleep, args=(30,), pool="process", retry=ANY_ERROR))
-    driver.acquire().result(timeout=20)
+    driver.acquire().result(timeout=200)
     attempt = driver.attempt()
     driver.cancel()
-    error = attempt.exception(timeout=20)
+    error = attempt.exception(timeout=200)
     assert isinstance(error, JobCancelledError)
     assert not driver.decide(error).retry
     driver.fail(error)

@@ -55,7 +55,7 @@ def run(program: str, cwd: Path, *, method: str = "guardian") -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=200,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "Traceback" not in ended.stderr, ended.stderr

@@ -21,20 +21,20 @@ from tests.servers import free_port
 
 
 def with_httpx(url: str) -> Any:
-    answer = httpx.get(url, timeout=5)
+    answer = httpx.get(url, timeout=60)
     answer.raise_for_status()
     return answer.json()
 
 
 def with_requests(url: str) -> Any:
-    with requests.get(url, timeout=5) as answer:
+    with requests.get(url, timeout=60) as answer:
         answer.raise_for_status()
         return answer.json()
 
 
 def with_urllib(url: str) -> Any:
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             return json.loads(answer.read())
     except urllib.error.HTTPError as error:
         error.close()  # The error is the response too, and holds its socket.

@@ -57,7 +57,7 @@ def run_program(tmp_path: Path, *flags: str) -> dict[str, Any]:
         text=True,
         cwd=there,
         env=environment,
-        timeout=60,
+        timeout=200,
     )
     assert done.returncode == 0, done.stderr
     assert "was run" not in done.stderr
@@ -89,7 +89,7 @@ def test_a_further_interpreter_has_the_flags_of_this_one(tmp_path: Path, flags: 
     for name in SHADOWS:
         (tmp_path / f"{name}.py").write_text("raise SystemExit(f'{__file__} was run')\n")
     command = [sys.executable, "-P", *flags, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=200)
     assert done.returncode == 0, done.stderr
     here, there = done.stdout.splitlines()
     assert here == there
@@ -104,6 +104,6 @@ def test_a_module_of_the_working_directory_is_found_where_the_program_finds_it(t
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=200
     )
     assert (done.stdout, done.stderr) == ("beside\n", "")

@@ -64,7 +64,7 @@ def test_a_paused_program_does_not_kill_its_guardian(
 
     pause_supervisor(executor, pause)
 
-    error = victim.exception(timeout=20)
+    error = victim.exception(timeout=200)
     assert "was killed by SIGKILL" in str(error)
     assert process_pool_of(executor).workers.guardian is guardian
     assert (neighbour.running(), len(neighbour.job.attempts)) == (True, 0)
@@ -77,7 +77,7 @@ def test_a_result_that_arrived_during_a_pause_is_in_time(make_executor: MakeExec
     future = executor.submit(job)
     wait_for((tmp_path / "started").exists)
     pause_supervisor(executor, lambda: time.sleep(0.7))
-    future.result(timeout=20)
+    future.result(timeout=200)
     assert len(job.attempts) == 1
     assert executor.run(Job(function=os.getpid, pool="process")) == int((tmp_path / "started").read_text())
 
@@ -90,6 +90,6 @@ def test_the_victims_of_a_guardian_are_told_of_it(make_executor: MakeExecutor, t
     guardian = process_pool_of(executor).workers.guardian
     assert guardian is not None
     os.kill(guardian.pid, signal.SIGKILL)
-    error = future.exception(timeout=20)
+    error = future.exception(timeout=200)
     assert f"the guardian (process {guardian.pid}) ended with code -9" in str(error)
     assert "memory" not in str(error)

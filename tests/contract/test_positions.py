@@ -48,7 +48,7 @@ def executor() -> Iterator[JobExecutor]:
 
 
 def _error_of(executor: JobExecutor, function: Callable[..., Any], pool: str, **options: Any) -> BaseException:
-    error = executor.submit(Job(function=function, pool=pool, retry_attempts=0, **options)).exception(timeout=60)
+    error = executor.submit(Job(function=function, pool=pool, retry_attempts=0, **options)).exception(timeout=200)
     assert error is not None
     return error
 
@@ -149,7 +149,7 @@ def test_the_tail_of_a_crash_has_nothing_of_an_earlier_job() -> None:
     """What the previous job of the same worker logged is not in the output_tail of a crash."""
     with JobExecutor(max_workers=1, config=Settings()) as alone:
         log = logging.getLogger("collector").warning
-        assert alone.submit(Job(function=lambda: log("logged before"), pool="process")).exception(timeout=60) is None
+        assert alone.submit(Job(function=lambda: log("logged before"), pool="process")).exception(timeout=200) is None
         error = _error_of(alone, lambda: os._exit(3), "process")
     assert isinstance(error, WorkerCrashedError)
     assert error.output_tail == ""

@@ -78,7 +78,7 @@ with JobExecutor(60, config=Settings()) as executor:
     threading.stack_size(STACK)
     resource.setrlimit(resource.RLIMIT_AS, (used() + 5 * STACK, -1))
     futures = [executor.submit(Job(function=work, args=(n,), pool="thread", retry_attempts=0)) for n in range(60)]
-    results = [future.result(timeout=30) for future in futures]
+    results = [future.result(timeout=200) for future in futures]
     assert [number for number, _ in results] == list(range(60))
     print(len({thread for _, thread in results}), "threads")
 """
@@ -109,7 +109,7 @@ def test_jobs_without_any_worker_wait_and_then_fail_in_words(
         waiting = executor.submit(Job(function=function, pool=pool, retry_attempts=0))
         time.sleep(0.3)
         assert not waiting.done()
-    assert waiting.result(timeout=20)
+    assert waiting.result(timeout=200)
     executor.shutdown()
 
     monkeypatch.setattr(refused_starts, "REFUSED_TIMEOUT", 0.3)
@@ -117,11 +117,11 @@ def test_jobs_without_any_worker_wait_and_then_fail_in_words(
     executor.run(Job(function=time.sleep, args=(0,), pool="thread"))
     with no_descriptor_left():
         failing = executor.submit(Job(function=function, pool=pool, retry_attempts=0))
-        error = failing.exception(timeout=20)
+        error = failing.exception(timeout=200)
         cancelled = executor.submit(Job(function=function, pool=pool))
         wait_for(lambda: cancelled.job.live.assignment is not None)
         cancelled.cancel()
-        cancelled.exception(timeout=20)
+        cancelled.exception(timeout=200)
     assert isinstance(error, WorkerUnavailableError)
     assert (failing.job.error_code, failing.job.state.crashes) == ("WORKER_UNAVAILABLE", 0)
     assert "Too many open files: raise the limit (ulimit" in str(error)

@@ -46,9 +46,9 @@ def test_a_driven_job_is_pending_while_its_worker_starts(executor: JobExecutor, 
         assert not slot.done()
         assert driver.job.status is JobStatus.PENDING
         (tmp_path / "go").touch()
-        slot.result(timeout=60)
+        slot.result(timeout=200)
         assert driver.job.status is JobStatus.RUNNING
-        assert driver.attempt().result(timeout=60) == 0
+        assert driver.attempt().result(timeout=200) == 0
 
 
 def test_a_job_cancelled_while_its_worker_starts_leaves_the_slot(executor: JobExecutor, tmp_path: Path) -> None:
@@ -57,9 +57,9 @@ def test_a_job_cancelled_while_its_worker_starts_leaves_the_slot(executor: JobEx
         slot = driver.acquire()
         _wait_for(tmp_path / "starting")
         assert driver.cancel()
-        assert isinstance(slot.exception(timeout=60), JobCancelledError)
+        assert isinstance(slot.exception(timeout=200), JobCancelledError)
     (tmp_path / "go").touch()
-    assert executor.submit(Job(function=int, args=("3",), pool="process")).result(timeout=60) == 3
+    assert executor.submit(Job(function=int, args=("3",), pool="process")).result(timeout=200) == 3
     assert driver.job.status is JobStatus.CANCELLED
     assert driver.job.started_at is None
 
@@ -68,9 +68,9 @@ def test_a_slot_that_is_not_used_leaves_its_worker_to_others(executor: JobExecut
     """A driven job that completes without an attempt, as with a cached result, leaves slot and worker to the next."""
     (tmp_path / "go").touch()
     with driven(executor) as driver:
-        driver.acquire().result(timeout=60)
+        driver.acquire().result(timeout=200)
         driver.complete("cached")
-    assert executor.submit(Job(function=int, args=("3",), pool="process")).result(timeout=60) == 3
+    assert executor.submit(Job(function=int, args=("3",), pool="process")).result(timeout=200) == 3
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -79,8 +79,8 @@ def test_a_driven_job_whose_workers_cannot_start_fails(method: StartMethod) -> N
     config = Settings(executor=ExecutorSettings(start_method=method))
     with JobExecutor(1, config=config, initializer=functions.fail_with_value_error, initargs=("no",)) as executor:
         with driven(executor) as driver:
-            driver.acquire().result(timeout=60)
-            error = driver.attempt().exception(timeout=60)
+            driver.acquire().result(timeout=200)
+            error = driver.attempt().exception(timeout=200)
         assert "before it was ready" in str(error)
 
 

@@ -86,7 +86,7 @@ def test_a_job_is_submitted_before_it_is_cancelled(
     submission.join(10)
     ending.join(10)
     with pytest.raises(JobCancelledError):
-        futures[0].result(timeout=10)
+        futures[0].result(timeout=200)
     of_job = [transition for transition in transitions if transition.job is job]
     assert [transition.previous for transition in of_job] == [None, JobStatus.PENDING]
     assert [transition.status for transition in of_job] == [JobStatus.PENDING, JobStatus.CANCELLED]

@@ -411,7 +411,6 @@ class TestSupervisor(SupervisorMachine.TestCase):  # type: ignore[misc]
 
 
 @pytest.mark.chaos
-@pytest.mark.timeout(600)
 class TestSupervisorLonger(SupervisorMachine.TestCase):  # type: ignore[misc]
     """Any sequence of events, many of them."""
 

@@ -92,7 +92,7 @@ def run(main: Callable[[LeapingLoop], Coroutine[Any, Any, None]]) -> None:
         runner.run(bounded())
 
 
-async def until(condition: Callable[[], Any], *, within: float = 30.0) -> None:
+async def until(condition: Callable[[], Any], *, within: float = 120.0) -> None:
     """Let others run until the condition holds; fail if it does not within so many real seconds."""
     ends = time.monotonic() + within
     while not condition():

@@ -473,7 +473,7 @@ def test_network_errors_are_retried_and_data_errors_are_not(code: Any) -> None:
 
 
 def _get(port: int, path: str) -> Any:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request("GET", path)
         return json.loads(connection.getresponse().read())

@@ -23,7 +23,7 @@ from tests.examples.pages import PAGES, Block, blocks
 from tests.servers import ROOT, WITHOUT_SCHEDULES, new_user_env, prefect_server
 
 RUNNER = Path(__file__).with_name("run_scripts.py")
-ENDS_WITHIN = 240.0
+ENDS_WITHIN = 500.0
 """Seconds that all scripts of one process may take, on a machine that has other work."""
 
 
@@ -91,7 +91,6 @@ def _outcome(directory: Path) -> Outcome:
     return Outcome(int(exit_code) if exit_code else None, read("stdout"), read("stderr"))
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("block", blocks("python"), ids=str)
 def test_a_block_runs_and_prints_what_stands_below_it(block: Block, outcomes: dict[Block, Outcome]) -> None:
     """It runs as a script of a user's own, against a real Prefect server where it uses one."""

@@ -519,7 +519,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
 
 
 def end(run: subprocess.Popen[str]) -> int:
-    run.communicate(timeout=120)
+    run.communicate(timeout=200)
     return run.returncode
 
 

@@ -258,7 +258,7 @@ def test_a_writer_killed_at_any_point_leaves_a_whole_table(tmp_path: Path, colum
     for window in ("1", "2"):
         write(lake_table(tmp_path / "template"), window, ROWS)
     command = [sys.executable, "-c", KILLED, str(tmp_path), column]
-    done = subprocess.run(command, cwd=ROOT, timeout=100, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, timeout=200, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     outcomes = set()
     for number in range(1, int(done.stdout)):

@@ -167,7 +167,7 @@ with receiving(Path(sys.argv[1]), "shop", "orders", window, fingerprint="f") as 
 
 def test_a_killed_process_is_continued(tmp_path: Path) -> None:
     """After SIGKILL in the middle of a page the whole ones are kept, and nothing else counts."""
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], timeout=60)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], timeout=200)
     assert done.returncode == -signal.SIGKILL
     assert receive(tmp_path, [b"1", b"2"]) == [1]
     assert [landing(tmp_path).path_of(file).read_bytes() for file in landing(tmp_path).files] == [b"1", b"2"]

@@ -161,7 +161,7 @@ def test_the_rate_holds_over_processes(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", code, str(tmp_path / "rate")]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    moments = sorted(float(line) for process in running for line in process.communicate(timeout=60)[0].split())
+    moments = sorted(float(line) for process in running for line in process.communicate(timeout=200)[0].split())
     assert moments == pytest.approx([number / 10 for number in range(40)])
 
 

@@ -275,7 +275,7 @@ def test_a_large_table_needs_little_memory(tmp_path: Path) -> None:
     peaks = []
     for count in (1000, 300_000):
         command = [sys.executable, "-c", code, str(tmp_path), str(count)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stderr
         rows, peak = map(int, done.stdout.split())
         assert rows == count

@@ -16,8 +16,6 @@ from executor_adapter.pipeline import write_starter
 from tests.pipeline.hostile_server import Answer, Request, as_json, serving
 from tests.servers import ROOT, create_database
 
-pytestmark = pytest.mark.timeout(400)
-
 RULES = """
 import pandas as pd
 from executor_adapter.pipeline import StageOutput

@@ -184,7 +184,7 @@ def start(root: Path) -> subprocess.Popen[str]:
 
 
 def end(run: subprocess.Popen[str]) -> int:
-    run.communicate(timeout=60)
+    run.communicate(timeout=200)
     return run.returncode
 
 
@@ -206,7 +206,6 @@ def large_shop(root: Path) -> None:
 
 
 @pytest.mark.chaos
-@pytest.mark.timeout(600)
 def test_killed_runs_end_in_the_same_lake(tmp_path: Path) -> None:
     """A run that is killed at a random moment, again and again, and two runs at once: the rows are the same."""
     for name in ("whole", "killed", "twice"):

@@ -105,7 +105,7 @@ class Api:
     """Reads what the server knows, and polls until a condition holds or 30 s have passed."""
 
     def __init__(self, url: str) -> None:
-        self._client = httpx.Client(base_url=url, timeout=10)
+        self._client = httpx.Client(base_url=url, timeout=60)
 
     def task_runs(self, flow_run_id: UUID | str, *, offset: int = 0) -> list[dict[str, Any]]:
         """A page of the flow run's task runs, in the order of their submission."""
@@ -182,7 +182,7 @@ def own_id() -> UUID:
 def cancel(url: str, flow_run_id: UUID, state: str = "CANCELLING") -> None:
     """Cancel a flow run, as the UI does."""
     body = {"state": {"type": state}, "force": True}
-    httpx.post(f"{url}/flow_runs/{flow_run_id}/set_state", json=body, timeout=30).raise_for_status()
+    httpx.post(f"{url}/flow_runs/{flow_run_id}/set_state", json=body, timeout=60).raise_for_status()
 
 
 Wait = Callable[..., Any]
@@ -192,7 +192,7 @@ Wait = Callable[..., Any]
 def wait_for() -> Wait:
     """Poll until `condition()` is true, at most `seconds`; its value."""
 
-    def wait(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
+    def wait(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
         deadline = time.monotonic() + seconds
         while not (value := condition()):
             assert time.monotonic() < deadline, f"not within {seconds} s: {condition}"

@@ -28,7 +28,7 @@ from tests.prefect.conftest import Api, Wait, own_id
 HEARTBEAT_SECONDS = 4
 PENDING_SECONDS = 10
 POOL = "scheduled-again"
-WITHIN = 90.0
+WITHIN = 300.0
 """Seconds in which an automation fires on a busy machine."""
 
 Created = dict[str, UUID]
@@ -162,7 +162,7 @@ def test_a_job_near_its_limit_fires_before_it_ends(api: Api, created: Created, w
     with JobExecutor(3, config=Settings()) as executor, HealthMonitor(executor, on_alert=[on_alert]):
         jobs = {name: Job(function=go_on.wait, job_id=names[name], pool="thread", **limits[name]) for name in names}
         for future in [executor.submit(job) for job in jobs.values()]:
-            assert future.result(timeout=60) is True, "it has not ended at its limit"
+            assert future.result(timeout=200) is True, "it has not ended at its limit"
     flush_events(10)
     near = {f"executor-adapter.job.{names[name]}" for name in ("runtime", "deadline")}
     wait_for(lambda: near <= set(fired(api, created["job near its limit"])), WITHIN)

@@ -83,5 +83,5 @@ import {module} as blocks
 heavy = {{"executor_adapter.executor", "executor_adapter.supervision", "executor_adapter.prefect"}}
 print(blocks.JobExecutorBlock.get_block_type_slug(), sorted(heavy & sys.modules.keys()))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=200)
     assert done.stdout == "job-executor []\n", done.stderr

@@ -166,7 +166,7 @@ def note_times(path: str) -> None:
 def test_a_tags_concurrency_limit_holds(name: str, prefect_api: str, scratch: Path) -> None:
     """With a limit of one for their tag, two tasks run one after the other."""
     limit = {"name": f"tag:{name.replace(' ', '-')}", "limit": 1, "active": True}
-    httpx.post(f"{prefect_api}/v2/concurrency_limits/", json=limit, timeout=10).raise_for_status()
+    httpx.post(f"{prefect_api}/v2/concurrency_limits/", json=limit, timeout=60).raise_for_status()
     kind = TaskKind(name, "thread")
     limited = kind.task(note_times, tags=[name.replace(" ", "-")])
 
@@ -205,7 +205,7 @@ def test_assets_are_materialized(name: str, prefect_api: str, wait_for: Wait) ->
 
     def events() -> list[Any]:
         body = {"filter": {"resource": {"id": [key]}}}
-        answer = httpx.post(f"{prefect_api}/events/filter", json=body, timeout=10).raise_for_status()
+        answer = httpx.post(f"{prefect_api}/events/filter", json=body, timeout=60).raise_for_status()
         return [event["event"] for event in answer.json()["events"]]
 
     wait_for(lambda: events().count("prefect.asset.materialization.succeeded") == 2)

@@ -38,7 +38,7 @@ def cancel_soon(url: str, flow_run_id: UUID, state: str = "CANCELLING") -> None:
 
 
 def flow_run_state(url: str, flow_run_id: UUID) -> str:
-    return str(httpx.get(f"{url}/flow_runs/{flow_run_id}", timeout=30).json()["state_name"])
+    return str(httpx.get(f"{url}/flow_runs/{flow_run_id}", timeout=60).json()["state_name"])
 
 
 @job_task(pool="thread", retry_attempts=3)

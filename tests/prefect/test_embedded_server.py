@@ -36,7 +36,6 @@ def servers_of(home: Path) -> list[str]:
     return [process.pid for process in processes_of(str(home)) if "uvicorn" in process.command]
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "ends_by",
     [pytest.param(signal.SIGKILL, id="killed"), pytest.param(None, id="exits", marks=pytest.mark.chaos)],
@@ -55,13 +54,12 @@ def test_calls_outside_a_flow_share_one_server_that_ends_with_the_program(
             assert len(servers_of(tmp_path)) == 1
             if ends_by is not None:
                 process.send_signal(ends_by)
-            process.communicate(timeout=60)
+            process.communicate(timeout=200)
         finally:
             process.kill()
     wait_for(lambda: not servers_of(tmp_path))
 
 
-@pytest.mark.timeout(120)
 def test_a_server_that_starts_ends_with_its_program(tmp_path: Path, wait_for: Wait) -> None:
     """A program that is killed while its embedded server starts leaves no server."""
     create_database(tmp_path)

@@ -130,7 +130,7 @@ def test_a_process_exits_only_once_its_states_are_recorded(api: Api, tmp_path: P
         print(alone(return_state=True).state_details.task_run_id)
         """)
     )
-    ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True, timeout=60)
+    ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True, timeout=200)
     task_run_id = ended.stdout.split()[-1]
     assert api.task_run(task_run_id)["state_name"] == "Completed"
     assert api.state_names(task_run_id) == ["Pending", "Running", "Completed"]

@@ -32,7 +32,6 @@ from tests.servers import ROOT
 pytestmark = pytest.mark.usefixtures("quick_sweeps")
 
 
-@pytest.mark.timeout(400)
 def test_the_task_runs_of_a_killed_flow_are_crashed(prefect_api: str, api: Api, wait_for: Wait, tmp_path: Path) -> None:
     """After a SIGKILL flow runs and live task runs become Crashed, however the jobs ran; those that ended stay so."""
     file = tmp_path / "ids"

@@ -131,7 +131,6 @@ def test_a_server_that_cannot_be_reached_for_a_while_gets_all_states(api: Api) -
     assert {api.named(f"dict-late-{number}")[0]["state_name"] for number in range(20)} == {"Completed"}
 
 
-@pytest.mark.timeout(40)
 @pytest.mark.parametrize("was_reachable", [False, True])
 def test_a_server_that_stays_unreachable_is_given_up_in_time(
     tmp_path: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch, was_reachable: bool
@@ -280,7 +279,6 @@ def test_a_line_that_was_cut_off_is_skipped(tmp_path: Path) -> None:
     file.release()
 
 
-@pytest.mark.timeout(180)
 def test_a_server_that_demands_a_password_records_all_jobs(tmp_path: Path) -> None:
     """The mirror takes the server's password from Prefect's settings."""
     with prefect_server("tuned", tmp_path, PREFECT_SERVER_API_AUTH_STRING="user:secret") as server:
@@ -288,7 +286,6 @@ def test_a_server_that_demands_a_password_records_all_jobs(tmp_path: Path) -> No
             assert apart(run_many_jobs, 40)["complete"]
 
 
-@pytest.mark.timeout(180)
 def test_the_embedded_server_records_all_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The embedded server has written all jobs into its database before it ends with the flow."""
     create_database(tmp_path)

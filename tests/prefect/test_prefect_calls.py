@@ -36,7 +36,7 @@ Cases = Mapping[str, Sequence[str]]
 @pytest.fixture(scope="module")
 def server(prefect_api: str) -> Iterator[httpx.Client]:
     """The server, with what the calls need there: a deployment, a saved secret and a concurrency limit."""
-    with httpx.Client(base_url=prefect_api, timeout=30) as client:
+    with httpx.Client(base_url=prefect_api, timeout=60) as client:
 
         def create(path: str, **body: Any) -> Any:
             return client.post(path, json=body).raise_for_status().json()
@@ -70,7 +70,7 @@ def resuming(server: httpx.Client) -> Iterator[None]:
     done = threading.Event()
 
     def resume() -> None:
-        with httpx.Client(base_url=server.base_url, timeout=30) as client:
+        with httpx.Client(base_url=server.base_url, timeout=60) as client:
             while not done.wait(0.1):
                 body = {"flow_runs": {"state": {"type": {"any_": ["PAUSED"]}, "name": {"any_": ["Paused"]}}}}
                 for paused in client.post("/flow_runs/filter", json=body).raise_for_status().json():

@@ -12,7 +12,7 @@ import pytest
 from tests.prefect.conftest import Api
 from tests.servers import ROOT, new_user_env
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]  # It installs forty packages.
+pytestmark = pytest.mark.chaos  # It installs forty packages.
 
 PROGRAM = """
 import importlib.metadata

@@ -348,7 +348,6 @@ def test_cancelling_arun_jobs_ends_the_jobs(api: Api, executor: JobExecutor) -> 
     assert task_runs_by_key(api, seen[0])["one"]["state_name"] == "Cancelled"
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("own", [False, True])
 def test_cancelling_arun_jobs_ends_its_wait_for_the_server(monkeypatch: pytest.MonkeyPatch, own: bool) -> None:
     """Cancelling arun_jobs after the last job spools what the server does not record in time."""
@@ -385,7 +384,6 @@ def test_run_jobs_outside_a_flow_is_refused(executor: JobExecutor) -> None:
     assert executor.jobs() == []
 
 
-@pytest.mark.timeout(60)
 def test_a_job_that_calls_a_job_task_lends_its_slot(api: Api) -> None:
     """With one worker a thread job that calls a job task ends: the task gets the slot while the job waits for it."""
 

@@ -24,13 +24,11 @@ def server(prefect_api: str, tmp_path: Path) -> MeasuredServer:
     return MeasuredServer(port=port, home=tmp_path)
 
 
-@pytest.mark.timeout(240)
 def test_jobs_of_an_interrupted_flow_are_recorded_as_cancelled(server: MeasuredServer) -> None:
     """After SIGINT the server has recorded all 100 jobs as Cancelled within 20 seconds."""
     assert seconds_to_cancelled(server, 100) < 20
 
 
-@pytest.mark.timeout(240)
 def test_states_that_a_flow_could_not_report_are_sent_by_the_next_process(server: MeasuredServer) -> None:
     """The next process sends the final states of a flow that was interrupted while the server was away."""
 

@@ -177,7 +177,7 @@ def test_a_mirror_among_the_observers_is_the_only_one(prefect_api: str, observer
 
 def run_program(*words: str, env: dict[str, str], cwd: Path) -> str:
     command = [sys.executable, "-m", "tests.prefect.scheduler_programs", *words]
-    done = subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

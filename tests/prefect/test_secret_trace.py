@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import pytest
 import yaml
 
 from tests.api_server import Answer, Headers, as_json, recording_headers
@@ -84,7 +83,6 @@ def files_with(text: str, *folders: Path) -> list[Path]:
     return [file for file in files if text.encode() in file.read_bytes()]
 
 
-@pytest.mark.timeout(240)
 def test_a_secret_is_in_no_output(prefect_api: str, tmp_path: Path) -> None:
     """It is in no log, state, artifact, event, spool, stored job, pickle, partition, output or argument of a process.
 

@@ -80,7 +80,7 @@ def test_a_signal_to_the_flows_process_cancels_all_jobs(
         flow_run_id = UUID((scratch / "flow-run").read_text())
         wait_for(lambda: _names(api, flow_run_id).count("Running") == 2 and len(_names(api, flow_run_id)) == jobs)
         process.send_signal(number)
-        process.wait(timeout=20)
+        process.wait(timeout=200)
     finally:
         process.kill()
         process.wait()

@@ -34,7 +34,7 @@ def value_of(api: Api, wait_for: Wait) -> Value:
 
     def value(future: DistributedFuture) -> Any:
         wait_for(lambda: api.state_names(future.task_run_id)[-1:] in (["Completed"], ["Failed"]), 60)
-        return future.result(timeout=30)
+        return future.result(timeout=200)
 
     return value
 
@@ -137,7 +137,7 @@ def test_a_job_task_is_served_by_another_process(value_of: Value) -> None:
         assert value_of(future)[1:] == (2, "hello")
     finally:
         os.kill(worker.pid, signal.SIGTERM)
-        worker.wait(timeout=30)
+        worker.wait(timeout=200)
 
 
 def test_a_job_task_is_unchanged_within_its_own_function(value_of: Value) -> None:

@@ -44,7 +44,7 @@ def program(name: str, package: str) -> str:
 def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> str:
     """Run a program that must succeed, and return what it wrote to both outputs."""
     env = os.environ | environment
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -208,7 +208,7 @@ def exported() -> dict[str, set[str]]:
     with InlineExecutor(config=settings) as executor:
         executor.submit(Job(function="builtins:int", args=("x",), retry_attempts=1, retry_delay=0)).exception()
         assert executor.metrics_url is not None
-        with urllib.request.urlopen(executor.metrics_url, timeout=10) as answer:
+        with urllib.request.urlopen(executor.metrics_url, timeout=60) as answer:
             families = list(text_string_to_metric_families(answer.read().decode()))
     ours = {sample.name: set(sample.labels) for each in families for sample in each.samples}
     theirs = {name: set(labels) for name, labels in parsed(KIT / "monitoring" / "exporter_metrics.yaml").items()}

@@ -77,12 +77,12 @@ def test_no_wake_up_is_lost(executor: InlineExecutor) -> None:
             future.add_done_callback(lambda done: called.append(done.result()))
 
     def take_results() -> None:
-        results.extend(future.result(timeout=10) for future in futures)
+        results.extend(future.result(timeout=200) for future in futures)
 
     threads = [threading.Thread(target=target) for target in (settle, add_callbacks, take_results)]
     for thread in threads:
         thread.start()
-    done, pending = concurrent.futures.wait(futures, timeout=10)
+    done, pending = concurrent.futures.wait(futures, timeout=200)
     for thread in threads:
         thread.join(10)
     assert (len(done), len(pending)) == (3000, 0)
@@ -97,7 +97,7 @@ def test_waiting_for_all_waits_for_all(executor: InlineExecutor) -> None:
         futures = [future_of(executor) for _ in range(20)]
         thread = threading.Thread(target=lambda: [future.settle(1, None) for future in futures])  # noqa: B023
         thread.start()
-        done, pending = concurrent.futures.wait(futures, timeout=10)
+        done, pending = concurrent.futures.wait(futures, timeout=200)
         assert (len(done), len(pending)) == (20, 0)
         thread.join(10)
 
@@ -106,7 +106,7 @@ def test_as_completed_and_asyncio_accept_it(executor: InlineExecutor) -> None:
     """`as_completed` and `asyncio.wrap_future` accept a JobFuture."""
     futures = [future_of(executor) for _ in range(3)]
     threading.Timer(0.05, lambda: [future.settle(n, None) for n, future in enumerate(futures)]).start()
-    assert {f.result() for f in concurrent.futures.as_completed(futures, timeout=10)} == {0, 1, 2}
+    assert {f.result() for f in concurrent.futures.as_completed(futures, timeout=200)} == {0, 1, 2}
 
     async def main() -> int:
         future = future_of(executor)

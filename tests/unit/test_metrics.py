@@ -46,7 +46,7 @@ def make_executor() -> Iterator[MakeExecutor]:
 def scrape(executor: JobExecutor) -> dict[tuple[str, frozenset[str]], float]:
     """Return the value of each sample by its name and label values."""
     assert executor.metrics_url is not None
-    with urllib.request.urlopen(executor.metrics_url, timeout=10) as answer:
+    with urllib.request.urlopen(executor.metrics_url, timeout=60) as answer:
         families = list(text_string_to_metric_families(answer.read().decode()))
     return {
         (sample.name.removeprefix("executor_adapter_"), frozenset(sample.labels.values()) - {""}): sample.value
@@ -126,7 +126,7 @@ def test_all_executors_of_a_process_share_one_port(make_executor: MakeExecutor) 
     second.shutdown()
     assert second.metrics_url is None
     with pytest.raises(urllib.error.URLError):
-        urllib.request.urlopen(url, timeout=5)
+        urllib.request.urlopen(url, timeout=60)
     third = make_executor(port)
     assert scrape(third)["jobs_ended_total", frozenset({"completed", "job"})] == 2
 

@@ -22,7 +22,7 @@ def run_pytest(*arguments: str, cwd: Path, **env: str) -> str:
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", **env},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
     )
     return done.stdout + done.stderr
 

@@ -42,7 +42,7 @@ def pid_from(process: subprocess.Popen[str]) -> int:
     return int(process.stdout.readline().split()[0])
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
+def wait_until(condition: Callable[[], Any], seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s"

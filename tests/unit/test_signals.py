@@ -37,7 +37,7 @@ def run(code: str) -> str:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=200,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""

@@ -13,7 +13,7 @@ from tests.contract.chaos.chaos_run import ChaosRun
 if __name__ == "__main__":
     processes = int(sys.argv[3]) if len(sys.argv) > 3 else 5_000
     chaos = ChaosRun(seed=int(sys.argv[1]), lock_file=Path(sys.argv[2]), processes=processes, others=200)
-    chaos.run(seconds=100)
+    chaos.run(seconds=200)
     faults = chaos.check()
     print(*faults, sep="\n")
     sys.exit(1 if faults else 0)

@@ -67,21 +67,21 @@ def run_and_check(chaos: ChaosRun, before: ResourceSnapshot, scratch: Path, *, s
 def test_a_short_chaos_run_leaves_nothing(seed: int, before: ResourceSnapshot, scratch: Path, tmp_path: Path) -> None:
     """All jobs of a short chaos run end as they should, and nothing is left."""
     chaos = ChaosRun(seed=seed, lock_file=tmp_path / "lock_file", processes=500, others=50)
-    run_and_check(chaos, before, scratch, seconds=60)
+    run_and_check(chaos, before, scratch, seconds=200)
 
 
 @pytest.mark.chaos
 def test_a_long_chaos_run_leaves_nothing(seed: int, before: ResourceSnapshot, scratch: Path, tmp_path: Path) -> None:
     """All jobs of a long chaos run end as they should, and nothing is left."""
     chaos = ChaosRun(seed=seed, lock_file=tmp_path / "lock_file", processes=10_000, others=500)
-    run_and_check(chaos, before, scratch, seconds=120)
+    run_and_check(chaos, before, scratch, seconds=200)
 
 
 @pytest.mark.chaos
 def test_a_chaos_run_in_which_guardians_die(seed: int, before: ResourceSnapshot, scratch: Path, tmp_path: Path) -> None:
     """When guardians are killed too, no job runs twice at once, and nothing of their workers is left."""
     chaos = ChaosRun(seed=seed, lock_file=tmp_path / "lock_file", processes=3_000, others=100, kill_guardian_every=1.0)
-    run_and_check(chaos, before, scratch, seconds=120)
+    run_and_check(chaos, before, scratch, seconds=200)
     assert chaos.kills["guardian"] >= 5
 
 
@@ -92,7 +92,7 @@ def kill_host_in_chaos_run(seed: int, tmp_path: Path, seconds: float) -> float:
     command = [sys.executable, "-m", "tests.contract.chaos.host", str(seed), str(tmp_path / "lock_file")]
     environment = os.environ | {"PYTHONPATH": os.getcwd(), "CHAOS_HOST": str(tmp_path)}
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as host:
-        assert seconds_until(lambda: len(marked_by([mark.encode()])) > 5, seconds=20) < 20
+        assert seconds_until(lambda: len(marked_by([mark.encode()])) > 5, seconds=200) < 20
         time.sleep(seconds)
         assert host.poll() is None
         below = len(marked_by([mark.encode()])) - 1
@@ -116,21 +116,20 @@ def test_nothing_outlives_a_host_whenever_it_is_killed(seed: int, tmp_path: Path
 
 
 @pytest.mark.chaos
-@pytest.mark.timeout(300)
 def test_a_chaos_run_of_a_host_that_is_paused(seed: int, tmp_path: Path) -> None:
     """A host that is paused again and again for 4 s keeps its guardian, and all jobs end as they should."""
     command = [sys.executable, "-m", "tests.contract.chaos.host", str(seed), str(tmp_path / "lock_file"), "3000"]
     environment = os.environ | {"PYTHONPATH": os.getcwd()}
     pauses = 0
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as host:
-        assert seconds_until((tmp_path / "lock_file").exists, seconds=20) < 20
+        assert seconds_until((tmp_path / "lock_file").exists, seconds=200) < 20
         while host.poll() is None and pauses < 8:
             time.sleep(1.5)
             host.send_signal(signal.SIGSTOP)
             time.sleep(4.0)
             host.send_signal(signal.SIGCONT)
             pauses += 1
-        output, _ = host.communicate(timeout=120)
+        output, _ = host.communicate(timeout=200)
     print(f"paused {pauses} times for 4 s")
     assert pauses >= 2, "the run was over: this proves nothing"
     assert host.returncode == 0, output

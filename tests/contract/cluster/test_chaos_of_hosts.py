@@ -102,7 +102,7 @@ def test_all_jobs_end_once_and_nothing_is_left(pool: FarPool, tmp_path: Path) ->
         assert {job.status for job in jobs} == {JobStatus.COMPLETED}
         assert set(ends.values()) == {1}
         assert len(ends) == JOBS
-        wait_for(lambda: not _left(), seconds=30)
+        wait_for(lambda: not _left(), seconds=200)
 
 
 def _left() -> list[str]:

@@ -72,7 +72,7 @@ def test_data_goes_from_stage_to_stage_on_the_cluster(cluster: DaskCluster) -> N
         assert client.submit(len, data).result() == SIZE
         assert len(data.result()) == SIZE
         del data
-        wait_for(lambda: not any(client.run(_kept_keys).values()), seconds=30)
+        wait_for(lambda: not any(client.run(_kept_keys).values()), seconds=200)
 
 
 def _kept_keys(dask_worker: Any) -> list[str]:

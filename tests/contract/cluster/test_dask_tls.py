@@ -55,7 +55,7 @@ def security_of(authority: Authority) -> Any:
 
 def executor_of(cluster: DaskCluster) -> JobExecutor:
     dask_settings = DaskSettings(address=cluster.address)
-    return JobExecutor(2, config=Settings(cluster=ClusterSettings(dask=dask_settings, node_timeout=20.0)))
+    return JobExecutor(2, config=Settings(cluster=ClusterSettings(dask=dask_settings, node_timeout=200.0)))
 
 
 def run_jobs(cluster: DaskCluster) -> None:
@@ -67,7 +67,7 @@ def run_jobs(cluster: DaskCluster) -> None:
         ]
         many = executor.map(functions.size_of, [bytes(size) for size in range(300)], pool="dask")
         assert [result.value for result in many] == list(range(300))
-        assert [len(future.result(timeout=60)) for future in large] == [LARGE, LARGE + 1]
+        assert [len(future.result(timeout=200)) for future in large] == [LARGE, LARGE + 1]
 
 
 def test_the_link_uses_the_certificates_of_dask_s_configuration(
@@ -96,7 +96,7 @@ def test_a_program_without_certificates_is_told_so(cluster: DaskCluster) -> None
     with executor_of(cluster) as executor:
         future = executor.submit(Job(function="os:getpid", pool="dask", retry_attempts=0))
         with pytest.raises(WorkerUnavailableError, match=r"the Dask cluster cannot be reached: .*TLS"):
-            future.result(timeout=60)
+            future.result(timeout=200)
 
 
 # --- who may connect ---

@@ -33,10 +33,10 @@ def run_on_both_hosts(executor: JobExecutor, folder: Path) -> list[JobFuture]:
     """Run two jobs at once, so that both hosts have an agent and a worker; return their futures."""
     go = folder / "go"
     both = [executor.submit(Job(function=wait_for_file, args=(str(go),), pool="ssh")) for _ in range(2)]
-    wait_for(lambda: all(future.running() for future in both), seconds=30)
+    wait_for(lambda: all(future.running() for future in both), seconds=200)
     go.touch()
     for future in both:
-        future.result(timeout=20)
+        future.result(timeout=200)
     return both
 
 
@@ -49,7 +49,7 @@ def test_jobs_run_on_all_hosts_with_the_limits_of_a_process_pool(
     assert {future.job.attempts[0].node for future in both} == {"node1", "node2"}
     late = Job(function=time.sleep, args=(30,), pool="ssh", max_runtime=0.3, retry_attempts=0)
     with pytest.raises(JobTimeoutError, match=r"max_runtime=0\.3"):
-        executor.submit(late).result(timeout=20)
+        executor.submit(late).result(timeout=200)
     assert late.attempts[0].kill_seconds is not None
     many = executor.map(functions.size_of, [bytes(size) for size in range(300)], pool="ssh")
     assert [result.value for result in many] == list(range(300))
@@ -63,8 +63,8 @@ def test_large_values_pass_in_both_directions(make_ssh_executor: MakeSshExecutor
     sent = executor.submit(Job(function=functions.size_of, args=(bytes(size + 1),), pool="ssh"))
     returned = executor.submit(Job(function=functions.zeros, args=(size,), pool="ssh"))
     cancelled.cancel()
-    assert sent.result(timeout=30) == size + 1
-    assert returned.result(timeout=30) == bytes(size)
+    assert sent.result(timeout=200) == size + 1
+    assert returned.result(timeout=200) == bytes(size)
 
 
 def test_a_lost_agent_s_job_is_retried_once_nothing_of_it_is_alive(
@@ -75,7 +75,7 @@ def test_a_lost_agent_s_job_is_retried_once_nothing_of_it_is_alive(
     run_on_both_hosts(executor, tmp_path)
     job = Job(function=functions.note_times, args=(str(runs.folder), 2.0), pool="ssh", retry=AT_ONCE)
     future = executor.submit(job)
-    wait_for(runs.agents, seconds=30)
+    wait_for(runs.agents, seconds=200)
     time.sleep(0.1)
     guardian = guardian_of(runs.agents()[0])
     os.kill(guardian, signal.SIGSTOP)
@@ -86,7 +86,7 @@ def test_a_lost_agent_s_job_is_retried_once_nothing_of_it_is_alive(
     continued_at = time.monotonic()
     wait_for(lambda: job.attempts)
     known_at = time.monotonic()
-    future.result(timeout=20)
+    future.result(timeout=200)
     assert [attempt.error_code for attempt in job.attempts] == ["NODE_LOST", None]
     assert job.state.crashes == 0
     (_, ended), (begun, _) = runs.spans()
@@ -104,7 +104,7 @@ def test_the_trees_of_a_stopped_agent_are_killed_before_their_retry(
     run_on_both_hosts(executor, tmp_path)
     job = Job(function=functions.note_times, args=(str(runs.folder), 3.0), pool="ssh", retry=AT_ONCE)
     future = executor.submit(job)
-    wait_for(runs.agents, seconds=30)
+    wait_for(runs.agents, seconds=200)
     agent = runs.agents()[0]
     stopped_at = time.monotonic()
     os.kill(agent, signal.SIGSTOP)
@@ -119,7 +119,7 @@ def test_the_trees_of_a_stopped_agent_are_killed_before_their_retry(
         assert known_at - stopped_at < 1.25 * lost_after + 1
     finally:
         os.kill(agent, signal.SIGCONT)
-    future.result(timeout=20)
+    future.result(timeout=200)
     assert [attempt.error_code for attempt in job.attempts] == ["NODE_LOST", None]
 
 
@@ -135,7 +135,7 @@ def test_a_host_that_cannot_be_reached_leaves_its_jobs_to_others(
     with JobExecutor(2, config=Settings(cluster=ClusterSettings(ssh=ssh))) as executor:
         futures = [executor.submit(Job(function="os:getpid", pool="ssh")) for _ in range(4)]
         for future in futures:
-            future.result(timeout=20)
+            future.result(timeout=200)
         assert {future.job.attempts[0].node for future in futures} == {"node2"}
     assert "node1: '/nowhere/python' cannot be run there: set the host's python" in caplog.text
 
@@ -146,7 +146,7 @@ def test_without_any_host_jobs_fail_in_words(two_ssh_hosts: SshServer) -> None:
     with JobExecutor(1, config=Settings(cluster=ClusterSettings(ssh=ssh, node_timeout=1.0))) as executor:
         job = Job(function="os:getpid", pool="ssh", retry_attempts=0)
         with pytest.raises(WorkerUnavailableError, match=r"no node of pool='ssh'.*nowhere.invalid: ssh cannot connect"):
-            executor.submit(job).result(timeout=20)
+            executor.submit(job).result(timeout=200)
     assert job.state.crashes == 0
 
 
@@ -207,7 +207,7 @@ def test_functions_that_a_node_lacks_are_sent_by_value(
 ) -> None:
     """A function whose module is not on the node runs there with the globals that it uses."""
     executor = make_ssh_executor(1)
-    assert executor.submit(Job(function=module_of_program.double, args=(21,), pool="ssh")).result(timeout=20) == 42
+    assert executor.submit(Job(function=module_of_program.double, args=(21,), pool="ssh")).result(timeout=200) == 42
 
 
 def test_another_version_of_a_module_on_a_node_is_not_run(
@@ -218,4 +218,4 @@ def test_another_version_of_a_module_on_a_node_is_not_run(
     executor = make_ssh_executor(1)
     job = Job(function=module_of_program.double, args=(21,), pool="ssh")
     with pytest.raises(JobSerializationError, match="the module only_here is not on this node, and only_here:double"):
-        executor.submit(job).result(timeout=20)
+        executor.submit(job).result(timeout=200)

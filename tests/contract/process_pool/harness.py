@@ -108,7 +108,7 @@ class Harness:
         self.pending.append(assignment)
         return assignment
 
-    def until(self, condition: Callable[[], Any], *, seconds: float = 20.0) -> None:
+    def until(self, condition: Callable[[], Any], *, seconds: float = 120.0) -> None:
         """Do turns until the condition holds; fail if it does not within `seconds`."""
         end = self.now() + seconds
         while not condition():
@@ -140,7 +140,7 @@ class Harness:
             else:
                 return
 
-    def until_ended(self, *assignments: Assignment, seconds: float = 20.0) -> None:
+    def until_ended(self, *assignments: Assignment, seconds: float = 120.0) -> None:
         self.until(lambda: all(each in self.endings for each in assignments), seconds=seconds)
 
     def until_running(self, assignment: Assignment) -> None:
@@ -230,7 +230,7 @@ def open_descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def wait_for(condition: Callable[[], Any], *, seconds: float = 10.0) -> None:
+def wait_for(condition: Callable[[], Any], *, seconds: float = 120.0) -> None:
     """Poll until the condition holds; fail if it does not within `seconds`."""
     until = time.monotonic() + seconds
     while not condition():

@@ -241,7 +241,7 @@ def test_sigkill_of_the_host_leaves_nothing(tmp_path: Path) -> None:
         "pool = Harness(2)\n"
         "pool.submit(functions.leave_daemon, sys.argv[1])\n"
         "pool.submit(functions.hold_gil, 60)\n"
-        "pool.until(lambda: False, seconds=60)\n"
+        "pool.until(lambda: False, seconds=200)\n"
     )
     environment = os.environ | {"PYTHONPATH": os.getcwd(), "PROCESS_POOL_TEST_HOST": str(tmp_path)}
     with subprocess.Popen([sys.executable, str(script), str(path)], env=environment) as host:
@@ -262,7 +262,7 @@ guardian = pool.value(pool.submit(os.getppid))
 running = [pool.submit(functions.hold_gil, 60) for _ in range(2)]
 pool.until(lambda: all(pool.starts[each] for each in running))
 print(guardian, *pool.pool.pids, flush=True)
-pool.until(lambda: False, seconds=60)
+pool.until(lambda: False, seconds=200)
 """
 
 

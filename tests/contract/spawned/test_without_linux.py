@@ -44,7 +44,7 @@ def run_without_linux(*command: str, cwd: Path, seconds: float) -> subprocess.Co
 
 def test_jobs_run_in_spawned_workers_and_nothing_of_linux_is_loaded(tmp_path: Path) -> None:
     """Without Linux's features jobs run in spawned workers, and no module that needs them is loaded."""
-    done = run_without_linux("-c", PROGRAM, cwd=tmp_path, seconds=60)
+    done = run_without_linux("-c", PROGRAM, cwd=tmp_path, seconds=200)
     assert done.stderr == ""
     loaded, guardian, affinity, growth = done.stdout.splitlines()
     assert loaded == "[]"
@@ -61,6 +61,6 @@ def test_the_contract_holds() -> None:
     """The contract of the process pool holds without Linux's features."""
     chosen = f"process and not spawn and ({CHOSEN})"
     command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen, "tests/contract/test_pools.py")
-    done = run_without_linux(*command, cwd=ROOT, seconds=110)
+    done = run_without_linux(*command, cwd=ROOT, seconds=200)
     assert done.returncode == 0, done.stdout[-5000:]
     print(done.stdout)

@@ -80,7 +80,7 @@ def record_in(store: JobStore, job_id: str) -> JobRecord:
     return record
 
 
-def wait_for_end(store: JobStore, job_id: str, *, seconds: float = 15.0) -> JobRecord:
+def wait_for_end(store: JobStore, job_id: str, *, seconds: float = 120.0) -> JobRecord:
     """Wait until the job is recorded as finished; return its record."""
     wait_for(lambda: (record := store.get(job_id)) is not None and record.status.is_terminal, seconds=seconds)
     return record_in(store, job_id)

@@ -94,10 +94,10 @@ class CrashRound:
                 self._write_broken_rows()
             finished = self._kill(victim)
             others += [self._host() for _ in range(2 - len(others))]
-            wait_for(self._all_are_finished, seconds=30)
+            wait_for(self._all_are_finished, seconds=200)
             self._check(finished)
             if self._with_broken:
-                wait_for(self._are_broken_set_aside, seconds=30)
+                wait_for(self._are_broken_set_aside, seconds=200)
         finally:
             for other in others:
                 os.kill(other, signal.SIGKILL)

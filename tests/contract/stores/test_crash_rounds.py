@@ -27,7 +27,6 @@ def run(kind: str, directory: Path, count: int, *, with_broken: bool = False) ->
             store.close()
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("kind", "count"), [("sqlite", 4), ("postgresql", 2)])
 def test_no_job_is_lost_when_hosts_are_killed(kind: str, count: int, tmp_path: Path) -> None:
     """Every job of a killed host finishes, and none runs twice at once."""

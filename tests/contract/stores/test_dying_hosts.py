@@ -41,7 +41,9 @@ def start(url: str, run_log: Path) -> Iterator[Start]:
         host = killed_host.start_host(url, run_log, function)
         started.append(host)
         sleepers = 1 + (function == "outlive_guardian")
-        wait_for(lambda: killed_host.runs_of(run_log) and len(killed_host.sleepers_of(run_log)) == sleepers, seconds=40)
+        wait_for(
+            lambda: killed_host.runs_of(run_log) and len(killed_host.sleepers_of(run_log)) == sleepers, seconds=200
+        )
         return host
 
     yield start_host
@@ -150,7 +152,7 @@ print(store.any_host_is_dying())
 
 def test_a_program_replaced_by_exec_waits_for_its_former_workers(url: str, store: JobStore) -> None:
     """After exec, a process keeps its id and start time, but its former host counts as dying and not as alive."""
-    done = subprocess.run([sys.executable, "-c", EXEC, url], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", EXEC, url], capture_output=True, text=True, timeout=200, check=True)
     assert done.stdout == "True False\n"
 
 

@@ -122,7 +122,7 @@ def test_lines_are_stored_while_the_job_runs(any_store: JobStore, tmp_path: Path
     with JobExecutor(1, config=Settings(), store=any_store) as executor:
         job = Job(function=log_and_wait, args=(str(tmp_path / "end"),), pool="thread")
         future = executor.submit(job)
-        wait_for(lambda: texts(any_store.lines(job.job_id)) == ["begun"], seconds=20)
+        wait_for(lambda: texts(any_store.lines(job.job_id)) == ["begun"], seconds=200)
         assert not future.done()
         (tmp_path / "end").touch()
 

@@ -41,7 +41,7 @@ def run_through(url: str, outage: Callable[[], contextlib.AbstractContextManager
             with outage():
                 jobs = [executor.submit(Job(function=store_jobs.give, args=(n,))) for n in range(JOBS)]
                 assert [future.result(30) for future in jobs] == list(range(JOBS))
-                wait_for(lambda: any(expected in message for message in messages), seconds=30)
+                wait_for(lambda: any(expected in message for message in messages), seconds=200)
                 assert not executor.flush(0.2)
                 with pytest.raises(StoreUnavailableError):
                     executor.release("no such job")
@@ -181,7 +181,7 @@ class PrivatePostgreSQL:
         command = [str(self._bin / program), *args]
         if os.geteuid() == 0:  # PostgreSQL refuses to run as root
             command = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", *command]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd="/", timeout=60)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd="/", timeout=200)
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +219,7 @@ def run_through_a_lease(url: str, outage: Callable[[], contextlib.AbstractContex
         assert executor.flush(10)
         with outage():
             wait_for(lambda: job.status is JobStatus.CANCELLED)
-        wait_for(lambda: file.stat().st_size == 2, seconds=20)
+        wait_for(lambda: file.stat().st_size == 2, seconds=200)
         assert executor.cancel(job.job_id)
         assert executor.flush(10)
 

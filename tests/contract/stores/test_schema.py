@@ -60,7 +60,7 @@ def test_many_programs_can_open_a_new_store_at_once(url: str) -> None:
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(4)
     ]
     for program in opening:
-        output, errors = program.communicate(timeout=60)
+        output, errors = program.communicate(timeout=200)
         assert (output, program.returncode) == (b"0\n", 0), errors
 
 

@@ -44,7 +44,7 @@ class StoppedHost:
 
     def run_and_stop(self) -> int:
         """Wait until the job runs and is in the store, then stop the program. Return the worker's pid."""
-        wait_for(lambda: self.pids() and leases_here(self.url), seconds=30)
+        wait_for(lambda: self.pids() and leases_here(self.url), seconds=200)
         os.kill(self._process.pid, signal.SIGSTOP)
         return self.pids()[-1]
 
@@ -58,7 +58,7 @@ class StoppedHost:
 
     def output(self) -> tuple[str, str]:
         """Wait for the program to end; return its stdout and stderr."""
-        return self._process.communicate(timeout=60)
+        return self._process.communicate(timeout=200)
 
     def close(self) -> None:
         """Kill the program."""
@@ -85,7 +85,7 @@ def test_jobs_of_a_stopped_host_end_with_its_lease(tmp_path: Path) -> None:
         contextlib.closing(open_store(other_url)) as store,
     ):
         pid, taken_pid = kept.run_and_stop(), taken.run_and_stop()
-        wait_for(lambda: not alive(pid) and not alive(taken_pid), seconds=30)
+        wait_for(lambda: not alive(pid) and not alive(taken_pid), seconds=200)
 
         rival = Host(host_id=uuid7(), machine="elsewhere", pid=1, process_started=1)
         store.register(rival, lease=60)
@@ -95,7 +95,7 @@ def test_jobs_of_a_stopped_host_end_with_its_lease(tmp_path: Path) -> None:
 
         for host in (kept, taken):
             host.continue_()
-        wait_for(lambda: len(kept.pids()) == 2, seconds=30)
+        wait_for(lambda: len(kept.pids()) == 2, seconds=200)
         kept.go()
         result, log = kept.output()
         assert result == "went 1\n"
@@ -112,7 +112,7 @@ def test_jobs_of_a_stopped_host_whose_store_is_not_shared_run_on(tmp_path: Path)
     with host_on(f"sqlite:///{tmp_path}/jobs.db", tmp_path / "run" / "job", lease=0.3) as host:
         pid = host.run_and_stop()
         began = host.last_seen(pid)
-        wait_for(lambda: host.last_seen(pid) > began + 1.0, seconds=30)
+        wait_for(lambda: host.last_seen(pid) > began + 1.0, seconds=200)
         host.continue_()
         host.go()
         assert host.output()[0] == "went 1\n"

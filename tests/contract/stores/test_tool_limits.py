@@ -266,7 +266,7 @@ def test_a_store_that_is_down_lets_no_further_job_start(
     wait_for(lambda: held[1].job.status is JobStatus.RUNNING)
     assert waiting.job.status is JobStatus.PENDING
     away.rename(file)
-    wait_for(lambda: "jobs of tools start again" in caplog.text, seconds=20)
+    wait_for(lambda: "jobs of tools start again" in caplog.text, seconds=200)
     assert waiting.job.status is JobStatus.PENDING
     gates[1].touch()
     waiting.result(20)
@@ -313,7 +313,7 @@ def test_no_job_waits_for_ever_after_a_slow_store(
         futures = [submit(executor, 0.004) for _ in range(40) for executor in executors]
         time.sleep(delays.uniform(0.2, 6.0))
         is_slow.clear()
-        wait_for(lambda: all(future.done() for future in futures), seconds=30)
+        wait_for(lambda: all(future.done() for future in futures), seconds=200)
         for executor in executors:
             executor.shutdown()
 

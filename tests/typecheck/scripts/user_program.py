@@ -72,7 +72,7 @@ with JobExecutor(4, observers=[observe], tool_limits={"api": ToolLimit(max_concu
     executor.run(job)
 
     assert_type(executor.call(area, 3, height=4), JobFuture[float])
-    assert_type(executor.call(area, 3, height=4).result(timeout=5), float)
+    assert_type(executor.call(area, 3, height=4).result(timeout=200), float)
     assert_type(executor.call(fetch, 1, size=10), JobFuture[bytes])
     assert_type(executor.call("package.module:function", 1), JobFuture[Any])
     assert_type(executor.options(pool="process", memory_limit="1GiB").call(area, 3, 4), JobFuture[float])
