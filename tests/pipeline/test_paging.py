@@ -146,9 +146,28 @@ def test_the_same_page_for_ever_is_an_error(tmp_path: Path) -> None:
     """An API that does not know the paging sends its first page again, which is refused."""
     with serving(lambda _: as_json(ITEMS)) as api:
         for by in ("offset", "page"):
+            asked = len(api.requests)
             error = failure(tmp_path, tool(api.url, paging={"by": by}))
-            assert error.error_code == "DATA_ERROR"
+            assert (error.error_code, len(api.requests) - asked) == ("DATA_ERROR", 3)
             assert f"the API may not know paging by {by}" in str(error)
+
+
+@pytest.mark.parametrize("paging", [{"by": "offset"}, {"by": "page"}])
+def test_objects_that_are_added_meanwhile_do_not_end_the_landing(tmp_path: Path, paging: dict[str, Any]) -> None:
+    """Where as many new objects come before a page as it has, the same page comes again, and then what is after it."""
+    items = list(ITEMS)
+
+    def respond(request: Request) -> HttpAnswer:
+        size = int(request.query["limit"])
+        start = int(request.query["offset"]) if "offset" in request.query else (int(request.query["page"]) - 1) * size
+        page = items[start : start + size]
+        if len(api.requests) == 2:
+            items[:0] = [{"id": number} for number in range(100, 103)]
+        return as_json(page)
+
+    with serving(respond) as api:
+        found = collect(tmp_path, tool(api.url, paging=paging, page_size=3))
+    assert found == [*IDS[:6], *IDS[3:6], *IDS[6:]]
 
 
 def test_a_circle_of_pages_is_an_error(tmp_path: Path) -> None:

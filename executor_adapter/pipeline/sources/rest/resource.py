@@ -14,7 +14,14 @@ from executor_adapter.config import Format, Paging, RestResource, RestTool, Tabl
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.disk import checksum_of
 from executor_adapter.pipeline.job_log import log, progress
-from executor_adapter.pipeline.sources.landing import Landing, Receiver, UnchangedError, find_landing, receiving
+from executor_adapter.pipeline.sources.landing import (
+    LandedFile,
+    Landing,
+    Receiver,
+    UnchangedError,
+    find_landing,
+    receiving,
+)
 from executor_adapter.pipeline.sources.reading import FORMATS, count_rows, read_rows
 from executor_adapter.pipeline.sources.rest.client import ApiClient, shown
 from executor_adapter.pipeline.sources.rest.pages import Answer, State, first_state, next_state, parameters
@@ -190,7 +197,8 @@ class _Download:
             def inspect(path: Path) -> tuple[int, dict[str, Any]]:
                 answer = _inspected(path, response, format, self._tool.max_bytes)
                 following = next_state(self._paging, state, answer)
-                self._refuse_repeated(path, parent_id, answer, state, following)
+                self._refuse_circle(parent_id, answer, state, following)
+                self._refuse_repeated(path, parent_id, answer)
                 return answer.rows, {
                     "id": parent_id,
                     "columns": {} if parent_id is None else {PARENT_ID: parent_id},
@@ -227,26 +235,40 @@ class _Download:
         etag = existing.files[0].details.get("etag")
         return {"If-None-Match": etag} if etag else {}
 
-    def _refuse_repeated(
-        self, path: Path, parent_id: str | None, answer: Answer, state: State, following: State | None
-    ) -> None:
-        """Refuse what would go on for ever: a next page that was there before, or the same page again."""
-        before = [file for file in self._receiver.files if file.details["id"] == parent_id]
+    def _before(self, parent_id: str | None) -> list[LandedFile]:
+        """Return the pages that were received already."""
+        return [file for file in self._receiver.files if file.details["id"] == parent_id]
+
+    def _refuse_circle(self, parent_id: str | None, answer: Answer, state: State, following: State | None) -> None:
+        """Refuse what would go on for ever: a next page that was there before."""
+        places = [state, *(file.details["next"] for file in self._before(parent_id))]
         place = {name: value for name, value in (following or {}).items() if name in {"cursor", "url"}}
-        if place and any(
-            place.items() <= (each or {}).items() for each in [state, *(f.details["next"] for f in before)]
-        ):
+        if place and any(place.items() <= (each or {}).items() for each in places):
             raise _error(f"{answer.origin} names a next page that was there before: {place}", "DATA_ERROR")
-        if (
-            answer.rows
-            and before
-            and self._paging.by in {"page", "offset"}
-            and checksum_of(path) == before[-1].checksum
-        ):
+
+    def _refuse_repeated(self, path: Path, parent_id: str | None, answer: Answer) -> None:
+        """Refuse the page before once more, unless that is another one by now: new objects have moved it here."""
+        before = self._before(parent_id)
+        if not before or not answer.rows or self._paging.by not in {"page", "offset"}:
+            return
+        if checksum_of(path) != before[-1].checksum:
+            return
+        state = before[-2].details["next"] if len(before) > 1 else first_state(self._paging)
+        if self._checksum_now(parent_id, state) == before[-1].checksum:
             raise _error(
                 f"{answer.origin} sent the page before once more: the API may not know paging by {self._paging.by}",
                 "DATA_ERROR",
             )
+        log("%s: %d objects came twice, since others were added before them", self._table, answer.rows)
+
+    def _checksum_now(self, parent_id: str | None, state: State) -> str:
+        """Return the checksum of a page as the API sends it now."""
+        url, body = self._request(state, values_of(self._window, parent_id))
+        digest = hashlib.sha256()
+        with self._client.answer(self._resource.method, url, body=body) as response:
+            for chunk in self._client.chunks(response):
+                digest.update(chunk)
+        return digest.hexdigest()
 
 
 def _format_of(response: httpx.Response, resource: RestResource) -> Format:
