@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [
@@ -17,10 +20,25 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+APPEARS_WITHIN = 120_000.0
+"""Milliseconds in which what a test looks for must be there."""
 
 
-def needs_chromium() -> None:
-    """Skip the test if there is no browser; in CI, fail it."""
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """Run a browser; skip the test if there is none, and in CI fail it."""
     if not CHROMIUM.exists():
         missing = f"{CHROMIUM} is missing: apt-get install chromium"
         pytest.fail(missing) if os.environ.get("CI") == "true" else pytest.skip(missing)
+    expect.set_options(timeout=APPEARS_WITHIN)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS, timeout=APPEARS_WITHIN)
+        yield browser
+        browser.close()
+
+
+def new_page(browser: Browser, width: int, height: int) -> Page:
+    """Open an empty page of so many pixels."""
+    page = browser.new_page(viewport={"width": width, "height": height})
+    page.set_default_timeout(APPEARS_WITHIN)
+    return page

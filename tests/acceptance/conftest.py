@@ -1,4 +1,4 @@
-"""Fixtures: a real Prefect server, and a small configuration for the pipeline."""
+"""Fixtures: a real Prefect server, a real browser, and a small configuration for the pipeline."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from playwright.sync_api import Browser
 
+from tests.acceptance.browser import chromium
 from tests.servers import ROOT, Server, new_user_env, prefect_server
 
 
@@ -22,6 +24,13 @@ def small_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = directory / "config.yaml"
     config.write_text(yaml.safe_dump(settings))
     return config
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A real browser."""
+    with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")

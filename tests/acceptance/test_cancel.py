@@ -19,9 +19,9 @@ from pathlib import Path
 from subprocess import Popen
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 
-from tests.acceptance.browser import CHROMIUM, FLAGS, needs_chromium
+from tests.acceptance.browser import new_page
 from tests.servers import ROOT, Server, poll, prefect, running
 
 SCRIPT = ROOT / "tests" / "acceptance" / "cancellable.py"
@@ -140,28 +140,19 @@ def _begun(server: Server, folder: Path, host: Popen[bytes], jobs: int, *, by_ha
 # --- cancel it ---
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    needs_chromium()
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
 def _press_cancel(browser: Browser, run: FlowRun) -> float:
     """Press the button on the run's page, and return when it was pressed.
 
     On wide pages it is disabled for runs without a deployment; narrow pages have it in a menu for all runs.
     """
-    page = browser.new_page(viewport={"width": 500 if run.by_hand else 1400, "height": 900})
+    page = new_page(browser, 500 if run.by_hand else 1400, 900)
     try:
         page.goto(f"{run.server.url}/runs/flow-run/{run.id}")
         if run.by_hand:
-            page.locator(".flow-run-menu button").first.click(timeout=30_000)
+            page.locator(".flow-run-menu button").first.click()
             page.get_by_text("Cancel", exact=True).click()
         else:
-            page.get_by_role("button", name="Cancel", exact=True).click(timeout=30_000)
+            page.get_by_role("button", name="Cancel", exact=True).click()
         page.get_by_role("button", name="Confirm", exact=True).click()
         return time.monotonic()
     finally:

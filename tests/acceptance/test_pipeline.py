@@ -16,9 +16,9 @@ from typing import Any
 import pyarrow.dataset as ds
 import pytest
 import yaml
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
-from tests.acceptance.browser import CHROMIUM, FLAGS, needs_chromium
+from tests.acceptance.browser import new_page
 from tests.api_server import serving
 from tests.servers import ROOT, Server, create_database, poll, running
 
@@ -323,13 +323,8 @@ def test_a_wrong_configuration_ends_with_exit_code_2(tmp_path: Path, change: dic
 
 
 @pytest.fixture(scope="module")
-def page() -> Iterator[Page]:
-    """A page of a real browser."""
-    needs_chromium()
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser.new_page(viewport={"width": 1440, "height": 1400})
-        browser.close()
+def page(browser: Browser) -> Page:
+    return new_page(browser, 1440, 1400)
 
 
 @pytest.fixture(scope="module")
@@ -368,26 +363,32 @@ def test_the_page_shows_the_run_and_its_task_runs(
 ) -> None:
     """The run is Completed, its timeline is drawn, and its task runs have distinct names."""
     page.goto(url)
-    expect(page.get_by_text("Completed").first).to_be_visible(timeout=30_000)
-    expect(page.locator("canvas").first).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("Completed").first).to_be_visible()
+    expect(page.locator("canvas").first).to_be_visible()
     page.get_by_role("tab", name="Task Runs").or_(page.get_by_text("Task Runs", exact=True)).first.click()
     names = [run["name"] for run in task_runs]
     assert len(set(names)) == len(names)
-    expect(page.get_by_text(f"{len(names)} Task runs", exact=True).first).to_be_visible(timeout=30_000)
+    expect(page.get_by_text(f"{len(names)} Task runs", exact=True).first).to_be_visible()
     for name in names[:5]:  # the page lists the newest first
-        expect(page.get_by_text(name, exact=True).first).to_be_visible(timeout=30_000)
+        expect(page.get_by_text(name, exact=True).first).to_be_visible()
     shot = page.screenshot(path=tmp_path / "run.png")
     assert len(shot) > 20_000
 
 
-def test_the_plot_is_shown_without_its_address(page: Page, url: str, ran: str, tmp_path: Path) -> None:
-    """The page shows the plot and does not print the 80,000 characters of its address."""
+def open_artifact(page: Page, url: str, flow_run_id: str, key: str) -> str:
+    """Open an artifact of a flow run; return the address of the UI."""
     base = url.partition("/runs")[0]
-    wanted = {"artifacts": {"key": {"any_": ["pipeline-plot-flights"]}, "flow_run_id": {"any_": [ran]}}}
+    wanted = {"artifacts": {"key": {"any_": [key]}, "flow_run_id": {"any_": [flow_run_id]}}}
     (artifact,) = Server(url=base, env={}).call("POST", "/artifacts/filter", wanted)
     page.goto(f"{base}/artifacts/artifact/{artifact['id']}")
+    return base
+
+
+def test_the_plot_is_shown_without_its_address(page: Page, url: str, ran: str, tmp_path: Path) -> None:
+    """The page shows the plot and does not print the 80,000 characters of its address."""
+    open_artifact(page, url, ran, "pipeline-plot-flights")
     picture = page.get_by_role("img", name="Mean departure delay by month and origin")
-    expect(picture).to_be_visible(timeout=30_000)
+    expect(picture).to_be_visible()
     assert picture.evaluate("it => it.complete && it.naturalWidth") > 300
     assert "base64" not in page.inner_text("body")
     assert len(page.screenshot(path=tmp_path / "delays.png")) > 20_000
@@ -395,11 +396,8 @@ def test_the_plot_is_shown_without_its_address(page: Page, url: str, ran: str, t
 
 def test_the_report_links_to_the_jobs_of_its_run(page: Page, url: str, ran: str) -> None:
     """A link of the report opens the table of the run's jobs, in the UI that shows the report."""
-    base = url.partition("/runs")[0]
-    wanted = {"artifacts": {"key": {"any_": ["pipeline-report"]}, "flow_run_id": {"any_": [ran]}}}
-    (artifact,) = Server(url=base, env={}).call("POST", "/artifacts/filter", wanted)
-    page.goto(f"{base}/artifacts/artifact/{artifact['id']}")
+    base = open_artifact(page, url, ran, "pipeline-report")
     link = page.get_by_role("link", name="all jobs")
-    expect(link).to_be_visible(timeout=30_000)
+    expect(link).to_be_visible()
     page.goto(f"{base}{link.get_attribute('href')}")
-    expect(page.get_by_text("pipeline-jobs").first).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("pipeline-jobs").first).to_be_visible()

@@ -25,9 +25,9 @@ from uuid import uuid4
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
-from tests.acceptance.browser import CHROMIUM, FLAGS, needs_chromium
+from tests.acceptance.browser import new_page
 from tests.acceptance.shared_work import PARTS, is_whole
 from tests.acceptance.test_server_ha import children, needs_services, without_database
 from tests.servers import ROOT, Server, free_port, new_user_env, poll, prefect, running
@@ -180,12 +180,8 @@ def worker(cluster: Cluster, name: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.fixture(scope="module")
-def page() -> Iterator[Page]:
-    needs_chromium()
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser.new_page(viewport={"width": 1440, "height": 1200})
-        browser.close()
+def page(browser: Browser) -> Page:
+    return new_page(browser, 1440, 1200)
 
 
 def test_a_second_bootstrap_changes_nothing(cluster: Cluster) -> None:
@@ -220,7 +216,7 @@ def test_a_run_is_started_by_the_form(working: Cluster, page: Page, tmp_path: Pa
     """The form of a deployment explains its parameters, and its button starts a run with them."""
     deployment = working.deployment("portions")
     page.goto(f"{working.server.url}/deployments/deployment/{deployment['id']}/run?parameters=%7B%7D")
-    expect(page.get_by_text("The number of the portion.")).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("The number of the portion.")).to_be_visible()
     folder = working.folder / "by form"
     folder.mkdir()
     page.locator(".schema-form-property", has_text="folder").locator("input, textarea").first.fill(str(folder))
@@ -263,7 +259,7 @@ def test_a_run_is_cancelled_by_the_button(working: Cluster, page: Page, tmp_path
     run_id = working.start("portions", folder=str(folder), seconds=600)
     poll(lambda: "RUNNING" in task_states(working, [run_id]), within=120, what="a running job")
     page.goto(f"{working.server.url}/runs/flow-run/{run_id}")
-    page.get_by_role("button", name="Cancel").click(timeout=30_000)
+    page.get_by_role("button", name="Cancel").click()
     page.screenshot(path=tmp_path / "cancel.png")
     page.get_by_role("dialog").get_by_role("button", name="Confirm").click()
     assert working.ended(run_id, within=90)["state_name"] == "Cancelled"

@@ -7,22 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, expect
 
-from tests.acceptance.browser import CHROMIUM, FLAGS, needs_chromium
+from tests.acceptance.browser import new_page
 from tests.acceptance.every_state import FINISHED, UNFINISHED
 from tests.servers import ROOT, Server, poll, running
 
 STATES = [*FINISHED, *UNFINISHED]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    needs_chromium()
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -56,11 +47,11 @@ def test_the_page_of_a_run_names_every_state(browser: Browser, server: Server, f
     """Task runs in each of the ten states are listed with that state's name."""
     names = _states(server, flow_run)
     assert {state: name.partition("-")[0] for state, name in names.items()} == {state: state for state in STATES}
-    page = browser.new_page(viewport={"width": 1440, "height": 2200})
+    page = new_page(browser, 1440, 2200)
     page.goto(f"{server.url}/runs/flow-run/{flow_run}")
     page.get_by_role("tab", name="Task Runs").or_(page.get_by_text("Task Runs", exact=True)).first.click()
-    expect(page.get_by_text(f"{len(STATES)} Task runs", exact=True).first).to_be_visible(timeout=30_000)
+    expect(page.get_by_text(f"{len(STATES)} Task runs", exact=True).first).to_be_visible()
     for state, name in names.items():
         listed = page.locator(".task-run-list-item", has=page.get_by_role("link", name=name, exact=True))
-        expect(listed.locator(".state-badge")).to_have_text(state, timeout=30_000)
+        expect(listed.locator(".state-badge")).to_have_text(state)
     assert len(page.screenshot(path=tmp_path / "states.png")) > 20_000
