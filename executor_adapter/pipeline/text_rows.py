@@ -16,7 +16,10 @@ BATCH_ROWS = 50_000
 """Rows of a batch, at most."""
 
 REJECTS = pa.schema([("file", pa.string()), ("line", pa.int64()), ("reason", pa.string()), ("text", pa.string())])
-"""The columns of rejects: the landed file, the line in it (counted from 1), what is wrong, and the line as it is."""
+"""The columns of rejects: where they were, the line there (counted from 1), what is wrong, and the line as it is.
+
+`file` is the source file or the URL of the page; in an archive, followed by the name of the file in it.
+"""
 
 
 class Reject(NamedTuple):
@@ -32,5 +35,5 @@ OnRejects = Callable[[pa.RecordBatch], None]
 
 
 def rejects_batch(file: str, rejects: Iterable[Reject]) -> pa.RecordBatch:
-    """Return the rejects of a landed file as a batch with the columns of `REJECTS`."""
+    """Return the rejects of a file as a batch with the columns of `REJECTS`."""
     return pa.RecordBatch.from_pylist([{"file": file, **each._asdict()} for each in rejects], schema=REJECTS)

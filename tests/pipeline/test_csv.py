@@ -106,7 +106,7 @@ def test_the_delimiter_is_found_out_and_said(tmp_path: Path, delimiter: str, cap
     with caplog.at_level(logging.INFO), JobExecutor(1) as executor:
         rows, _ = executor.run(Job(function=read, args=(tmp_path, content), pool="thread"))
     assert rows == [{"a": "1", "b": "2"}, {"a": "3", "b": "4"}]
-    assert f"00001.csv: CSV, utf-8, delimiter {delimiter!r}, quote '\"'" in caplog.messages
+    assert f"there: CSV, utf-8, delimiter {delimiter!r}, quote '\"'" in caplog.messages
 
 
 def test_a_delimiter_of_several_characters(tmp_path: Path) -> None:

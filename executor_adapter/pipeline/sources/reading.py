@@ -56,7 +56,9 @@ def read_rows(
         added = file.details.get("columns") or {}
         with unpacked(path, member=member) as (plain, inside):
             given = format.model_copy(update={"encoding": encoding, "format": format.format or _format_of(inside)})
-            for batch in _read_file(plain, file.name, given, on_rejects):
+            is_member = inside not in (path.name, path.name.removesuffix(".gz"))
+            name = f"{file.origin}: {inside}" if is_member else file.origin
+            for batch in _read_file(plain, name, given, on_rejects):
                 yield _with_columns(batch, added)
 
 
