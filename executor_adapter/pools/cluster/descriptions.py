@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -49,7 +48,8 @@ def describe_ssh_host(host: SshHost, ssh_command: Sequence[str]) -> dict[str, An
     if done.returncode:
         said = done.stderr.strip().splitlines()
         raise OSError(f"ssh ended with code {done.returncode}: {said[-1] if said else 'it said nothing'}")
-    return {**json.loads(done.stdout), "asked_at": asked_at}
+    # The host's shell may have printed something before.
+    return {**json.loads(done.stdout.splitlines()[-1]), "asked_at": asked_at}
 
 
 def differences(node: str, theirs: dict[str, Any]) -> list[str]:
@@ -71,5 +71,5 @@ def differences(node: str, theirs: dict[str, Any]) -> list[str]:
 
 def print_description() -> int:
     """Print what this node is; return the exit code."""
-    json.dump(describe(), sys.stdout)
+    print(f"\n{json.dumps(describe())}")
     return 0

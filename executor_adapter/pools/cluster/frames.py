@@ -37,6 +37,9 @@ from __future__ import annotations
 
 import struct
 
+START = b"\0executor-adapter agent\n"
+"""What an agent that ssh starts writes first: the shell of its host may have printed something before."""
+
 SETUP, SLOTS, FILE, DROP_FILE, RECALL, GIVE_BACK, STOP, INTERRUPT, RELEASED, BEAT, CLOSE = range(40, 51)
 HELLO, LEASED, GIVEN, ENDED, HANDED_BACK, LEAVING = range(60, 66)
 

@@ -14,14 +14,15 @@ import os
 import socket
 import subprocess
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 from executor_adapter.job import Shape
 from executor_adapter.pools.base import PoolSupervisor, Timer
+from executor_adapter.pools.cluster import frames
 from executor_adapter.pools.cluster.hosts import SshHost, agent_command
 from executor_adapter.pools.cluster.leases import LeaseHolder, LeaseSource
-from executor_adapter.pools.cluster.link import SocketEnd
+from executor_adapter.pools.cluster.link import LinkEnd, SocketEnd
 from executor_adapter.pools.cluster.pool import RemotePool
 from executor_adapter.pools.cluster.remote_agent import RemoteAgent
 
@@ -29,6 +30,8 @@ logger = logging.getLogger("executor_adapter.cluster")
 
 FIRST_RETRY, MAX_RETRY = 1.0, 60.0
 """Seconds after which a host that could not be reached is tried again: each further time twice as long."""
+_MAX_GREETING = 1 << 16
+"""Bytes that the shell of a host may print before the agent starts."""
 _MAX_LINES = 20
 """Lines of a host's stderr that are kept for the error."""
 _NOT_FOUND = (126, 127)
@@ -130,7 +133,8 @@ class SshHosts(LeaseSource):
         except OSError as error:
             self._on_failure(connection, f"ssh cannot be started: {error}")
         else:
-            connection.agent = self._pool.connect(SocketEnd(sock), connection.host.host)
+            end = AfterGreeting(SocketEnd(sock), connection.on_greeting)
+            connection.agent = self._pool.connect(end, connection.host.host)
 
     def on_ready(self, agent: RemoteAgent) -> None:
         connection = self._connection_of(agent)
@@ -186,6 +190,38 @@ class SshHosts(LeaseSource):
         if self._on_closed is not None and not self._ending:
             on_closed, self._on_closed = self._on_closed, None
             on_closed()
+
+
+class AfterGreeting:
+    """The end of a link that passes over what the host's shell prints before the agent starts, such as a greeting."""
+
+    def __init__(self, end: LinkEnd, on_greeting: Callable[[bytearray], None]) -> None:
+        self._end = end
+        self._on_greeting = on_greeting
+        self._before: bytearray | None = bytearray()
+        """What has come before the start; None after it."""
+        self.read_fd, self.write_fd = end.read_fd, end.write_fd
+        self.send, self.close = end.send, end.close
+
+    def receive(self, buffer: bytearray) -> int:
+        """Read what comes after the start.
+
+        Raises:
+            BlockingIOError: there is nothing of it yet.
+        """
+        count = self._end.receive(buffer)
+        if self._before is None:
+            return count
+        self._before += buffer[:count]
+        greeting, start, after = self._before.partition(frames.START)
+        if not start and count and len(greeting) <= _MAX_GREETING:
+            raise BlockingIOError
+        self._before = None
+        self._on_greeting(greeting)
+        if start and not after:
+            raise BlockingIOError
+        buffer[: len(after)] = after
+        return len(after)  # None without a start: the stream has ended, or is not that of an agent.
 
 
 class _Connection:
@@ -252,11 +288,18 @@ class _Connection:
         if not chunk:
             lines.append(self._partial)
             self._close_stderr(supervisor)
+        self._note(lines)
+        return bool(chunk)
+
+    def on_greeting(self, greeting: bytearray) -> None:
+        """Take note of what the host's shell has printed."""
+        self._note(greeting.splitlines())
+
+    def _note(self, lines: Iterable[bytes]) -> None:
         for line in lines:
             if text := line.decode(errors="replace").strip():
                 self._lines.append(text)
                 logger.info("%s: %s", self.host.host, text)
-        return bool(chunk)
 
     def _close_stderr(self, supervisor: PoolSupervisor) -> None:
         if self._stderr >= 0:

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 
+from executor_adapter.pools.cluster import frames
 from executor_adapter.pools.cluster.agent import Agent
 from executor_adapter.pools.cluster.descriptions import print_description
 from executor_adapter.pools.cluster.link import PipeEnd
@@ -21,6 +22,7 @@ def main() -> int:
     os.dup2(null, 0)
     os.close(null)
     os.dup2(2, 1)  # What anything here prints must not get into the stream.
+    os.write(write_fd, frames.START)
     agent = Agent(PipeEnd(read_fd, write_fd), held_fds=(write_fd,))
     agent.run()
     if agent.refusal:

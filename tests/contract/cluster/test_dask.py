@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -130,32 +131,63 @@ def test_an_agent_that_cannot_be_used_is_warned_of_once_and_tried_each_second(
     """A worker's Python may be a program that does not do what it should; the job waits until it is mended."""
     fault, why = BROKEN_AGENTS[what]
     starts = tmp_path / "starts"
-    wrapper = tmp_path / "python"
-    wrapper.write_text(
-        f"#!{sys.executable}\n"
-        "import os, sys, time\n"
+    broken = (
         f"print(time.monotonic(), file=open({str(starts)!r}, 'a'))\n"
-        "*flags, program = sys.argv[1:]\n"
-        f"broken = program.replace('sys.exit(main', {fault + chr(10)!r} + 'sys.exit(main')\n"
-        "os.execv(sys.executable, [sys.executable, *flags, broken])\n"
+        f"program = program.replace('sys.exit(main', {fault + chr(10)!r} + 'sys.exit(main')\n"
     )
-    wrapper.chmod(0o755)
-    with (
-        distributed.Client(cluster.address, set_as_default=False) as client,  # type: ignore[no-untyped-call]
-        executor_of(cluster, 1) as executor,
-    ):
-        client.run(set_python, str(wrapper))
-        try:
+    with executor_of(cluster, 1) as executor:
+        with python_of_workers(cluster, tmp_path, broken):
             future = executor.submit(Job(function="os:getpid", pool="dask", retry_attempts=0))
-            wait_for(lambda: starts.exists() and len(starts.read_text().splitlines()) >= 3, seconds=200)
-        finally:
-            client.run(set_python, sys.executable)
+            wait_for(lambda: starts.exists() and len(starts.read_text().splitlines()) >= 3)
         future.result(timeout=200)
     times = [float(line) for line in starts.read_text().splitlines()]
     assert all(later - earlier >= 0.9 for earlier, later in itertools.pairwise(times))
     warnings = [record.message for record in caplog.records if record.name == "executor_adapter.cluster"]
     assert len(warnings) == len(set(warnings)) > 0
     assert all(re.fullmatch(f"the Dask cluster runs no jobs now: {why}", warning) for warning in warnings)
+
+
+def test_what_a_worker_s_python_prints_does_no_harm(tmp_path: Path) -> None:
+    """An agent whose Python prints something first gives an idle lease back, and goes on with the job of another."""
+    noise = "print('loading modules', [1], flush=True); print('{\"a\": 1}', flush=True)\n"
+    go = tmp_path / "go"
+    with (
+        dask_cluster(tmp_path, workers=1, threads=2) as cluster,
+        python_of_workers(cluster, tmp_path, noise),
+        executor_of(cluster, 2, lease_idle=0.5) as executor,
+        distributed.Client(cluster.address, set_as_default=False) as client,  # type: ignore[no-untyped-call]
+    ):
+        long = Job(function=wait_for_file, args=(str(go),), pool="dask", retry_attempts=0)
+        running, other = (executor.submit(each) for each in (long, Job(function="os:getpid", pool="dask")))
+        other.result(timeout=200)
+        wait_for(lambda: running.running() and set(client.run(count_executing).values()) == {1})
+        go.touch()
+        running.result(timeout=200)
+
+
+def count_executing(dask_worker: distributed.Worker) -> int:
+    """Return how many leases a worker holds."""
+    return len(dask_worker.state.executing) + len(dask_worker.state.long_running)
+
+
+@contextlib.contextmanager
+def python_of_workers(cluster: DaskCluster, folder: Path, change: str) -> Iterator[None]:
+    """Let the workers have another Python meanwhile: it does what `change` says, and then runs `program`."""
+    wrapper = folder / "python"
+    wrapper.write_text(
+        f"#!{sys.executable}\n"
+        "import os, sys, time\n"
+        "*flags, program = sys.argv[1:]\n"
+        f"{change}"
+        "os.execv(sys.executable, [sys.executable, *flags, program])\n"
+    )
+    wrapper.chmod(0o755)
+    with distributed.Client(cluster.address, set_as_default=False) as client:  # type: ignore[no-untyped-call]
+        client.run(set_python, str(wrapper))
+        try:
+            yield
+        finally:
+            client.run(set_python, sys.executable)
 
 
 def set_python(path: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -138,6 +139,31 @@ def test_a_host_that_cannot_be_reached_leaves_its_jobs_to_others(
             future.result(timeout=200)
         assert {future.job.attempts[0].node for future in futures} == {"node2"}
     assert "node1: '/nowhere/python' cannot be run there: set the host's python" in caplog.text
+
+
+GREETING = """echo 'Welcome to node1.'; printf 'no line end'"""
+
+
+def test_what_the_shell_of_a_host_prints_does_no_harm(
+    two_ssh_hosts: SshServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A host whose shell greets on stdout runs jobs and answers `doctor`; where nothing else comes, that is said."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\n{GREETING}\nexec {two_ssh_hosts.python} "$@"\n')
+    python.chmod(0o755)
+    host = SshHostSettings(host="node1", python=str(python))
+    ssh = SshSettings(hosts=(host,), command=tuple(two_ssh_hosts.command))
+    cluster = ClusterSettings(ssh=ssh)
+    with caplog.at_level(logging.INFO), JobExecutor(1, config=Settings(cluster=cluster)) as executor:
+        assert executor.run(Job(function=functions.size_of, args=(bytes(100_000),), pool="ssh")) == 100_000
+    assert "node1: Welcome to node1." in caplog.messages
+    (found,) = check_cluster(cluster)
+    assert found.level is Level.FINE
+    python.write_text(f"#!/bin/sh\n{GREETING}\n")
+    with JobExecutor(1, config=Settings(cluster=ClusterSettings(ssh=ssh, node_timeout=1.0))) as executor:
+        job = Job(function="os:getpid", pool="ssh", retry_attempts=0)
+        with pytest.raises(WorkerUnavailableError, match=r"ended with code 0 .*: Welcome to node1\.; no line end"):
+            executor.submit(job).result(timeout=200)
 
 
 def test_without_any_host_jobs_fail_in_words(two_ssh_hosts: SshServer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from executor_adapter.pools.cluster import started_agent
 from executor_adapter.pools.cluster.engines.data_server import DataServer, DataStore
 from executor_adapter.pools.cluster.node_data import VARIABLE
 from executor_adapter.worker import interpreter_command
+
+logger = logging.getLogger("executor_adapter.cluster")
 
 _ANSWER_TIMEOUT = 2.0
 """Seconds that an agent may take to answer."""
@@ -110,7 +113,7 @@ class AgentProcess:
         assert self._process.stdin is not None
         why: str | None = None
         for line in self._process.stdout:
-            message = json.loads(line)
+            message = _message(line)
             why = message.get("failed", why)
             if "answer" in message:
                 self._answered.set()
@@ -128,3 +131,13 @@ class AgentProcess:
         self._has_ended.set()
         for event in list(self._released.values()):
             event.set()
+
+
+def _message(line: bytes) -> dict[str, Any]:
+    """Return what an agent says; {} for what a wrapper of Python prints before it starts."""
+    with contextlib.suppress(ValueError):
+        message = json.loads(line)
+        if isinstance(message, dict):
+            return message
+    logger.info("an agent printed %r", line[:1000])
+    return {}
