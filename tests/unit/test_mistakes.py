@@ -56,7 +56,7 @@ CALLS: list[tuple[str, Callable[[Any], Any], type[Exception], str]] = [
     ("job_minutes", lambda _: Job(function=f, max_runtime="5m"), InvalidJobError,  # type: ignore[arg-type]
      "max_runtime='5m' must be a number of seconds: give 300"),
     ("job_timedelta", lambda _: Job(function=f, retry_delay=datetime.timedelta(minutes=2)),  # type: ignore[arg-type]
-     InvalidJobError, "retry_delay=datetime.timedelta(seconds=200) must be a number of seconds: give 120"),
+     InvalidJobError, "retry_delay=datetime.timedelta(seconds=120) must be a number of seconds: give 120"),
     ("job_args", lambda _: Job(function=f, args=5), InvalidJobError,  # type: ignore[arg-type]
      "args=5 must be a tuple: (5,)"),
     ("job_nested", lambda _: Job(function=f, retry={"attempts": 3}), InvalidJobError,  # type: ignore[arg-type]

@@ -225,7 +225,9 @@ class RemotePool(LeasingPool):
         self._look_for_idle()
 
     def on_lease(self, agent: RemoteAgent, lease: int, environment: dict[str, str]) -> None:
-        if self._source.accepts(lease) and not agent.is_closing:
+        if agent.is_closing:
+            return  # Its end gives all its leases back, and says why.
+        if self._source.accepts(lease):
             if shape := self._source.shape_of(lease):
                 self._on_shaped_lease(agent, ShapedLease(lease, shape, environment))
             else:
