@@ -195,7 +195,7 @@ class SshHosts(LeaseSource):
 class AfterGreeting:
     """The end of a link that passes over what the host's shell prints before the agent starts, such as a greeting."""
 
-    def __init__(self, end: LinkEnd, on_greeting: Callable[[bytearray], None]) -> None:
+    def __init__(self, end: LinkEnd, on_greeting: Callable[[bytes], None]) -> None:
         self._end = end
         self._on_greeting = on_greeting
         self._before: bytearray | None = bytearray()
@@ -217,7 +217,7 @@ class AfterGreeting:
         if not start and count and len(greeting) <= _MAX_GREETING:
             raise BlockingIOError
         self._before = None
-        self._on_greeting(greeting)
+        self._on_greeting(bytes(greeting))
         if start and not after:
             raise BlockingIOError
         buffer[: len(after)] = after
@@ -291,7 +291,7 @@ class _Connection:
         self._note(lines)
         return bool(chunk)
 
-    def on_greeting(self, greeting: bytearray) -> None:
+    def on_greeting(self, greeting: bytes) -> None:
         """Take note of what the host's shell has printed."""
         self._note(greeting.splitlines())
 
