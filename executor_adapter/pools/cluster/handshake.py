@@ -16,6 +16,7 @@ import secrets
 import socket
 import ssl
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 from executor_adapter.pools.base import PoolSupervisor, Timer
 
@@ -191,3 +192,17 @@ class _Guest:
         self._supervisor.unwatch(self._socket.fileno())
         self._on_end(self, sock)
         return True
+
+
+def host_towards(address: str) -> str:
+    """Return the address of this machine on the network by which it reaches another: nothing listens on other ones.
+
+    `address`: host and port, with a scheme or without. Workers within this process have none.
+    """
+    parts = urlsplit(address if "://" in address else f"tcp://{address}")
+    if parts.scheme == "inproc" or parts.hostname is None:
+        return "127.0.0.1"
+    family = socket.AF_INET6 if ":" in parts.hostname else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((parts.hostname, parts.port or 1))  # This sends nothing.
+        return str(probe.getsockname()[0])

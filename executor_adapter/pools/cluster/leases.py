@@ -28,9 +28,9 @@ class LeaseHolder(Protocol):
         """Take note that leases cannot be had now; the source keeps trying. `why` is shown, and logged once."""
 
     def nodes_sought(self, shape: Shape, nodes: Collection[str], why: str, is_fixed: bool) -> None:
-        """Take note which nodes could hold a lease of a shape that was asked for; `why` none could, or "".
+        """Take note which nodes could hold a lease of a shape that was asked for.
 
-        `is_fixed`: no further node will join.
+        `why`: in words, why none could, or "". `is_fixed`: no further node will join.
         """
 
     def refused(self, why: str) -> None:
@@ -53,6 +53,10 @@ class LeaseSource(ABC):
     @abstractmethod
     def withdraw(self, count: int, shape: Shape = ()) -> None:
         """Ask for so many leases less. One may be granted all the same, and is released then."""
+
+    @abstractmethod
+    def explain_lack(self) -> None:
+        """Report soon by `LeaseHolder.nodes_sought` which nodes could hold a plain lease, or why there is none."""
 
     def shape_of(self, lease: int) -> Shape:
         """Return the shape of a lease that was asked for."""

@@ -275,6 +275,9 @@ class RemotePool(LeasingPool):
         if not self._source.keeps_idle and not self.is_closing and not all(agent.is_unused for agent in self.agents):
             self._watch.begin()
 
+    def explain_lack(self) -> None:
+        self._source.explain_lack()
+
     def not_granted(self, why: str) -> None:
         if self.queue.note_failure(why):
             logger.warning("%s", why)
@@ -286,7 +289,9 @@ class RemotePool(LeasingPool):
         self.queue.refuse()
 
     def nodes_sought(self, shape: Shape, nodes: Collection[str], why: str, is_fixed: bool) -> None:
-        if why:
+        if not shape:
+            self.queue.on_nodes_sought(nodes, why)
+        elif why:
             self.shapes.on_unplaceable(shape, why, is_final=is_fixed)
         else:
             self.shapes.on_placeable(shape, nodes)

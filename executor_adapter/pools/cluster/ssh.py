@@ -84,6 +84,10 @@ class SshHosts(LeaseSource):
         self._unplaced += count
         self._place()
 
+    def explain_lack(self) -> None:
+        silent = [each.host.host for each in self._connections if each.process is not None]
+        self._pool.nodes_sought((), (), f"no agent has started yet on {', '.join(silent)}" if silent else "", False)
+
     def withdraw(self, count: int, shape: Shape = ()) -> None:
         taken = min(count, self._unplaced)
         self._unplaced -= taken

@@ -63,7 +63,7 @@ class SshServer:
             self._process = subprocess.Popen(
                 [*self._inside, SSHD, "-D", "-e", "-f", str(self.folder / "sshd_config")], stderr=log
             )
-        until = time.monotonic() + 10
+        until = time.monotonic() + 200
         while True:
             with contextlib.suppress(OSError), socket.create_connection((self._address, self.port), timeout=1):
                 return

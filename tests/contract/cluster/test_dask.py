@@ -238,6 +238,26 @@ def test_doctor_asks_the_workers(cluster: DaskCluster, monkeypatch: pytest.Monke
     assert closed.level is Level.WRONG
 
 
+def test_what_is_waited_for_is_said(
+    cluster: DaskCluster, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that gets no node says whether there is none, or others use all."""
+    monkeypatch.setattr("executor_adapter.pools.cluster.leasing.placement.LACK_SECONDS", 0.1)
+    go = tmp_path / "go"
+    blocked, empty = "2 could have it, and none gives it: others may use all", "the cluster has no worker"
+    with executor_of(cluster, 2) as other, dask_cluster(tmp_path, workers=0) as without_workers:
+        held = [other.submit(Job(function=wait_for_file, args=(str(go),), pool="dask")) for _ in range(2)]
+        wait_for(lambda: all(future.running() for future in held))
+        for asked, why in ((cluster, blocked), (without_workers, empty)):
+            with executor_of(asked, 1) as executor:
+                waiting = executor.submit(Job(function="os:getpid", pool="dask"))
+                wait_for(lambda why=why: f"no job of pool='dask' can start yet: {why}" in caplog.messages)
+                waiting.cancel()
+        go.touch()
+        for future in held:
+            future.result(timeout=200)
+
+
 def test_without_an_address_a_local_cluster_is_started() -> None:
     """pool="dask" without an address runs on a cluster that ends with the executor."""
     with JobExecutor(1, config=Settings()) as executor:

@@ -176,6 +176,22 @@ def test_without_any_host_jobs_fail_in_words(two_ssh_hosts: SshServer) -> None:
     assert job.state.crashes == 0
 
 
+def test_a_host_that_does_not_answer_is_named(
+    two_ssh_hosts: SshServer, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a host accepts the login and then hangs, that is said while its jobs wait, and in their error."""
+    monkeypatch.setattr("executor_adapter.pools.cluster.leasing.placement.LACK_SECONDS", 0.1)
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexec sleep 1000\n")
+    python.chmod(0o755)
+    ssh = SshSettings(hosts=(SshHostSettings(host="node2", python=str(python)),), command=tuple(two_ssh_hosts.command))
+    with JobExecutor(1, config=Settings(cluster=ClusterSettings(ssh=ssh, node_timeout=1.0))) as executor:
+        job = Job(function="os:getpid", pool="ssh", retry_attempts=0)
+        with pytest.raises(WorkerUnavailableError, match="no agent has started yet on node2"):
+            executor.submit(job).result(timeout=200)
+    assert "no job of pool='ssh' can start yet: no agent has started yet on node2" in caplog.messages
+
+
 def test_jobs_without_configured_hosts_are_refused() -> None:
     """A job with pool="ssh" is refused at submit where no host is configured."""
     with JobExecutor(1, config=Settings()) as executor:

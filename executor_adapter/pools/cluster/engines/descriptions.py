@@ -12,8 +12,8 @@ from typing import Any, Literal, NamedTuple
 
 from executor_adapter.exceptions.display import text_of
 from executor_adapter.pools.cluster import descriptions
-from executor_adapter.pools.cluster.engines.leases import host_towards
 from executor_adapter.pools.cluster.engines.ray_connection import RayUser, node_name
+from executor_adapter.pools.cluster.handshake import host_towards
 
 REACH_TIMEOUT = 3.0
 """Seconds that a node may take to reach this machine."""

@@ -15,14 +15,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 from executor_adapter.exceptions.display import text_of
 from executor_adapter.job import Shape
 from executor_adapter.pools.base import Timer
 from executor_adapter.pools.cluster.engines.needs import Amounts, amounts_of
 from executor_adapter.pools.cluster.engines.tls import Certificates, end_of, tls_context
-from executor_adapter.pools.cluster.handshake import TOKEN_SIZE, Door
+from executor_adapter.pools.cluster.handshake import TOKEN_SIZE, Door, host_towards
 from executor_adapter.pools.cluster.leases import LeaseHolder, LeaseSource
 from executor_adapter.pools.cluster.remote_agent import RemoteAgent
 
@@ -149,6 +148,12 @@ class EngineLeases(LeaseSource):
                 self._shapes[self._last] = shape
             if self._door is not None:
                 self._ask(self._last)
+
+    def explain_lack(self) -> None:
+        if self._door is not None:
+            self._commands.put(lambda: self._look_at_nodes({()}))
+        else:
+            self._pool.nodes_sought((), (), f"the {self._engine.name} cluster has not answered yet", False)
 
     def withdraw(self, count: int, shape: Shape = ()) -> None:
         waiting = [lease for lease in self._not_granted() if self.shape_of(lease) == shape]
@@ -334,17 +339,3 @@ class EngineLeases(LeaseSource):
 
 def _nothing() -> None:
     """Do nothing but let the engine be polled."""
-
-
-def host_towards(address: str) -> str:
-    """Return the address of this machine on the network by which it reaches another: nothing listens on other ones.
-
-    `address`: host and port, with a scheme or without. Workers within this process have none.
-    """
-    parts = urlsplit(address if "://" in address else f"tcp://{address}")
-    if parts.scheme == "inproc" or parts.hostname is None:
-        return "127.0.0.1"
-    family = socket.AF_INET6 if ":" in parts.hostname else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.connect((parts.hostname, parts.port or 1))  # This sends nothing.
-        return str(probe.getsockname()[0])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import ClassVar, Protocol
 
 from executor_adapter.exceptions import WorkerUnavailableError
@@ -17,6 +17,8 @@ from executor_adapter.pools.cluster.remote_agent import RemoteAgent
 
 logger = logging.getLogger("executor_adapter.cluster")
 
+LACK_SECONDS = 10.0
+"""Seconds without a single node after which it is said what is waited for."""
 _MAX_KNOWN_FAILURES = 100
 """Failures of which another one with the same words is no news."""
 
@@ -50,6 +52,9 @@ class SlotsOwner(Protocol):
     def ask_for(self, count: int, shape: Shape) -> None:
         """Ask for so many leases more, or less where the number is negative."""
 
+    def explain_lack(self) -> None:
+        """Find out why there is no slot; `SlotQueue.on_nodes_sought` is told."""
+
 
 class SlotQueue:
     """Keeps the attempts that hold a slot of the executor and wait for a lease, and asks for as many as they need.
@@ -63,9 +68,11 @@ class SlotQueue:
         self._node_timeout = node_timeout
         self._requested = 0
         """Leases that were asked for and not granted yet."""
-        self._why_none = "no node has answered yet"
+        self._failure = self._lack = ""
+        """Why no lease can be had, if that was told, and what is waited for otherwise."""
         self._known_failures: deque[str] = deque(maxlen=_MAX_KNOWN_FAILURES)
         self._starved: Timer | None = None
+        self._look: Timer | None = None
 
     def add(self, assignment: Assignment) -> None:
         """Keep an attempt until there is a slot for it."""
@@ -124,10 +131,11 @@ class SlotQueue:
     def on_granted(self) -> None:
         """Take note of a new slot."""
         self._requested = max(0, self._requested - 1)
+        self._failure = self._lack = ""
 
     def note_failure(self, why: str) -> bool:
         """Remember why no lease can be had. Return whether that is news: several nodes may fail in turn."""
-        self._why_none = why
+        self._failure = why
         if why in self._known_failures:
             return False
         self._known_failures.append(why)
@@ -142,25 +150,51 @@ class SlotQueue:
     def close(self) -> None:
         """Ask for nothing any more."""
         self.withdraw()
-        if self._starved is not None:
-            self._starved.cancel()
+        self._end_starving()
+
+    def on_nodes_sought(self, nodes: Collection[str], why: str) -> None:
+        """Say what is waited for, where there is no node at all and no failure was told."""
+        lack = why or (f"{len(nodes)} could have it, and none gives it: others may use all" if nodes else self._lack)
+        if self._is_starving and not self._failure and lack != self._lack:
+            self._lack = lack
+            logger.warning("no job of pool=%r can start yet: %s", self._pool.name, lack)
+
+    @property
+    def _is_starving(self) -> bool:
+        return bool(self.waiting) and not self._pool.slots
 
     def _watch_starving(self) -> None:
-        starving = bool(self.waiting) and not self._pool.slots
-        if not starving and self._starved is not None:
-            self._starved.cancel()
-            self._starved = None
-        elif starving and self._starved is None and self._node_timeout is not None:
-            supervisor = self._pool.supervisor
-            self._starved = supervisor.call_at(supervisor.now() + self._node_timeout, self._fail)
+        if not self._is_starving:
+            self._end_starving()
+        elif self._look is None:
+            self._look_again()
+            if self._node_timeout is not None:
+                self._starved = self._call_in(self._node_timeout, self._fail)
+
+    def _look_again(self) -> None:
+        self._look = self._call_in(LACK_SECONDS, self._explain_lack)
+
+    def _explain_lack(self) -> None:
+        self._look_again()
+        self._pool.explain_lack()
+
+    def _call_in(self, seconds: float, callback: Callable[[], None]) -> Timer:
+        return self._pool.supervisor.call_at(self._pool.supervisor.now() + seconds, callback)
+
+    def _end_starving(self) -> None:
+        for timer in (self._look, self._starved):
+            if timer is not None:
+                timer.cancel()
+        self._look = self._starved = None
 
     def _fail(self) -> None:
-        self._starved = None
+        self._end_starving()
         waiting, self.waiting = self.waiting, deque()
+        why = self._failure or self._lack or "no node has answered yet"
         self._pool.busy -= len(waiting)
         self.withdraw()
         for assignment in waiting:
-            error = WorkerUnavailableError(f"no node of pool={self._pool.name!r} can run the job: {self._why_none}")
+            error = WorkerUnavailableError(f"no node of pool={self._pool.name!r} can run the job: {why}")
             self._pool.supervisor.ended(assignment, Ending.CRASHED, error=error)
 
 
