@@ -205,7 +205,7 @@ def test_it_is_cancelled_and_retried_as_any_job_is(command: Command, home: Path)
         wait_for(lambda: command("jobs", "list", "-s", "running").out.startswith("ID"), seconds=200)
         (job,) = command("jobs", "list", "--json").json["jobs"]
         assert command("jobs", "cancel", job["job_id"]).code == 0
-        assert process.wait(30) == 130
+        assert process.wait(200) == 130
     again = command("jobs", "retry", job["job_id"], "--set", "args=[0]", "--json").json[0]
     with JobExecutor(1, config=Settings(), store=f"sqlite:///{home / 'jobs.db'}"):
         pass  # the executor of a program, which runs the job

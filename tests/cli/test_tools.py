@@ -70,4 +70,4 @@ def test_a_paused_tool_starts_nothing_until_it_is_resumed(command: Command, stor
         wait_for(lambda: [tool["waiting"] for tool in command("tools", "list", "--json").json] == [1])
         assert not future.done()
         command("tools", "resume", "radar")
-        assert future.result(10) == 2
+        assert future.result(200) == 2

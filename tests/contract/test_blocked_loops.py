@@ -55,7 +55,7 @@ class LoopHarness:
     def submit_blocked(self, **fields: Any) -> JobFuture:
         """Submit a job that blocks the loop, and wait until it does."""
         future = self.submit(self.block, **fields)
-        assert self.entered.wait(20)
+        assert self.entered.wait(200)
         return future
 
     @contextlib.contextmanager
@@ -116,7 +116,7 @@ def test_jobs_submitted_together_with_one_that_blocks_the_loop_continue(loops: L
 def test_a_job_that_had_started_on_a_blocked_loop_continues_when_it_can(loops: LoopHarness) -> None:
     """A coroutine that had started on a blocked loop completes when the loop is free again, whose thread then ends."""
     started = loops.submit(loops.hold)
-    assert loops.entered.wait(20)
+    assert loops.entered.wait(200)
     loops.entered.clear()
     assert_timed_out_on_time(loops.submit_blocked(max_runtime=0.2))
     assert not started.done()
@@ -171,7 +171,7 @@ def test_the_value_of_a_cancelled_coroutine_does_not_count(loops: LoopHarness, m
     """A coroutine that returns a value after its cancellation is cancelled all the same."""
     monkeypatch.setattr("executor_adapter.pools.in_process.coroutine.COROUTINE_STOP_TIMEOUT", 20.0)
     ignoring = loops.submit(loops.ignore_cancel)
-    assert loops.entered.wait(20)
+    assert loops.entered.wait(200)
     pool = supervisor_of(loops.executor).pools.made["coroutine"]
     ignoring.cancel()
     wait_for(lambda: pool.loop.stopping)  # type: ignore[attr-defined]
@@ -269,7 +269,7 @@ def test_a_broken_loop_fails_what_runs_there_and_is_replaced(loops: LoopHarness)
 
     once = RetryPolicy(retry_attempts=0, crash_attempts=0)
     neighbour = loops.executor.submit(Job(function=hold, retry=once))
-    assert loops.entered.wait(20)
+    assert loops.entered.wait(200)
     breaking = loops.executor.submit(Job(function=break_loop, retry=once))
     for future in (neighbour, breaking):
         assert "its event loop broke" in str(future.exception(timeout=200))

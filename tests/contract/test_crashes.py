@@ -85,7 +85,7 @@ def test_a_result_that_is_half_written_when_its_worker_dies_is_a_crash(executor:
     future = executor.submit(job)
     wait_for(future.running)
     supervisor_of(executor).call_soon(block)
-    assert is_blocked.wait(20)
+    assert is_blocked.wait(200)
     worker = job.live.assignment.worker
     path.touch()
     wait_for(lambda: bytes_to_read(worker.fd) > 1024)
@@ -119,7 +119,7 @@ def is_alive(pid):
 with JobExecutor(1) as executor:
     guardian = executor.run(Job(function=os.getppid, pool="process"))
     supervisor_of(executor).call_soon(block)
-    assert blocked.wait(20)
+    assert blocked.wait(200)
     children = Path(f"/proc/{guardian}/task/{guardian}/children").read_text()  # one of them is a spare worker
     workers = [int(pid) for pid in children.split()]
     for pid in {"workers": workers, "guardian": [guardian]}[sys.argv[1]]:

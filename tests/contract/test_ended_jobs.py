@@ -118,7 +118,7 @@ def test_a_callback_may_shut_its_executor_down(make_executor: MakeExecutor) -> N
     future = executor.submit(Job(function=time.sleep, args=(0.05,)))
     future.add_done_callback(shut_down)
     future.add_done_callback(called.append)
-    assert was_shut_down.wait(10)
+    assert was_shut_down.wait(200)
     executor.shutdown()
     assert called == [future]
 

@@ -101,7 +101,7 @@ def _send_signal(folder: Path, number: signal.Signals, doing: str) -> tuple[list
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
-        _poll(lambda: len(_pids(folder)) == 2, 30)
+        _poll(lambda: len(_pids(folder)) == 2, 200)
         process.send_signal(number)
         sent_at = time.monotonic()
         process.wait(timeout=200)
@@ -110,7 +110,7 @@ def _send_signal(folder: Path, number: signal.Signals, doing: str) -> tuple[list
         process.kill()
         process.wait()
     pids = _pids(folder)
-    _poll(lambda: not any(_is_alive(pid) for pid in pids), 10)
+    _poll(lambda: not any(_is_alive(pid) for pid in pids), 200)
     return (folder / "states").read_text().split(), pids
 
 

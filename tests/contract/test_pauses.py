@@ -36,7 +36,7 @@ def pause_supervisor(executor: JobExecutor, pause: Callable[[], None]) -> None:
         over.set()
 
     supervisor_of(executor).call_soon(hold_up)
-    assert over.wait(30)
+    assert over.wait(200)
 
 
 @pytest.mark.parametrize("is_guardian_paused_too", [False, True])

@@ -466,8 +466,8 @@ def test_map_as_completed_gives_the_quick_first(make_executor: MakeExecutor, poo
     warm = list(executor.map(sleep, [0.05, 0.05], pool=pool))
     assert len(warm) == 2
     results = list(executor.map(sleep, [0.5, 0.01], pool=pool, ordered=False))
-    assert results[0].duration is not None
-    assert results[0].duration < 0.4
+    first, second = (result.duration or 0 for result in results)
+    assert first < second
 
 
 # --- observers, futures, stats ---
@@ -496,7 +496,7 @@ def test_a_callback_that_blocks_does_not_hold_up_other_jobs(executor: JobExecuto
 
     first = executor.submit(make_job(time.sleep, 0.3))
     first.add_done_callback(block)
-    assert blocked.wait(10)
+    assert blocked.wait(200)
     assert executor.submit(make_job(functions.add, 2)).result(timeout=200) == 3
     release.set()
 
@@ -543,7 +543,7 @@ def test_shutdown_can_end_all_jobs_after_a_time(make_executor: MakeExecutor, mak
     wait_for(future.running)
     began_at = time.monotonic()
     executor.shutdown(timeout=0.2)
-    assert 0.15 < time.monotonic() - began_at < 5
+    assert 0.15 < time.monotonic() - began_at < 20
     assert future.job.status is JobStatus.CANCELLED
 
 
@@ -555,7 +555,7 @@ def test_leaving_the_with_block_in_an_exception_ends_all_jobs(make_executor: Mak
     began_at = time.monotonic()
     with pytest.raises(KeyError), executor:
         raise KeyError("out")
-    assert time.monotonic() - began_at < 5
+    assert time.monotonic() - began_at < 20
     assert {future.job.status for future in futures} == {JobStatus.CANCELLED}
 
 

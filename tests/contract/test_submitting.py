@@ -54,7 +54,7 @@ class SlowQueue(deque[Job]):
 
     def append(self, job: Job) -> None:
         self.entered.set()
-        assert self.go_on.wait(10)
+        assert self.go_on.wait(200)
         super().append(job)
 
 
@@ -79,12 +79,12 @@ def test_a_job_is_submitted_before_it_is_cancelled(
     submission = threading.Thread(target=lambda: futures.append(executor.submit(job)))
     ending = threading.Thread(target=ends[event])
     submission.start()
-    assert slow.entered.wait(10)
+    assert slow.entered.wait(200)
     ending.start()
     ending.join(0.1)  # Give a wrong order time to show.
     slow.go_on.set()
-    submission.join(10)
-    ending.join(10)
+    submission.join(200)
+    ending.join(200)
     with pytest.raises(JobCancelledError):
         futures[0].result(timeout=200)
     of_job = [transition for transition in transitions if transition.job is job]

@@ -113,7 +113,7 @@ def test_two_jobs_publish_at_once(tmp_path: Path, exists: bool) -> None:
     fields["retry"] = RetryPolicy(retry_delay=0.1)
     with JobExecutor(2) as executor:
         for job in [executor.submit(Job(**fields)) for _ in range(2)]:
-            job.result(60)  # An attempt that was overtaken may have written windows that the next one need not.
+            job.result(200)  # An attempt that was overtaken may have written windows that the next one need not.
     assert published(table, uri).written == ()
 
 

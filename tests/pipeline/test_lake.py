@@ -308,7 +308,7 @@ def test_processes_write_the_same_table(tmp_path: Path) -> None:
     writers = [
         subprocess.Popen([sys.executable, "-c", WRITER, str(number), str(tmp_path)], cwd=ROOT) for number in range(3)
     ]
-    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+    assert [writer.wait(200) for writer in writers] == [0, 0, 0]
     table = lake_table(tmp_path)
     assert set(table.windows()) == {"w", "own 0", "own 1", "own 2"}
     assert {name for row in all_rows(table) for name in row} == {"a", "b0", "b1", "b2"}

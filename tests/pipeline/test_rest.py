@@ -213,7 +213,7 @@ def test_slow_bytes_end_at_max_runtime(tmp_path: Path) -> None:
         started = time.monotonic()
         with pytest.raises(JobTimeoutError):
             run(tmp_path, tool(api.url), max_runtime=0.5, retry=RetryPolicy(retry_attempts=0))
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 9
         deadline = time.monotonic() + 10
         while list(tmp_path.rglob(".tmp-*")) and time.monotonic() < deadline:
             time.sleep(0.01)

@@ -79,7 +79,7 @@ def test_progress_moves_while_jobs_run(prefect_api: str, wait_for: Wait) -> None
     @job_task(pool="thread", retry_attempts=0)
     def waits(number: int) -> None:
         if number:
-            assert half.wait(60)
+            assert half.wait(200)
 
     @flow
     def run() -> None:

@@ -110,7 +110,7 @@ def test_a_flow_that_goes_on_is_interrupted_and_the_program_goes_on(
     with JobExecutor(2):
         with pytest.raises(CancelledRun):
             run()
-        assert time.monotonic() - begun < 20
+        assert time.monotonic() - begun < 50
         assert another() == "still here"
     assert hooks == ["Cancelled"]
     ended(ids[0])
@@ -225,7 +225,7 @@ def test_a_subflow_run_that_fails_before_it_is_known_to_be_cancelling_is_cancell
     real = flow_end.Cancelling
 
     def late(**fields: Any) -> State[Any]:
-        assert failed.wait(20)
+        assert failed.wait(200)
         return real(**fields)
 
     mocker.patch.object(flow_end, "Cancelling", side_effect=late)
@@ -258,7 +258,7 @@ def test_an_unreachable_server_is_polled_again(prefect_api: str, mocker: Any, wa
         wait_for(lambda: read.call_count >= 2)
         mocker.stop(read)
         cancel_soon(prefect_api, own_id())
-        assert heard.wait(20)
+        assert heard.wait(200)
         watch.close()
 
     run(return_state=True)

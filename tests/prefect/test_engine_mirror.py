@@ -186,12 +186,12 @@ def test_after_an_interrupt_at_a_prompt_later_states_are_sent_as_before(
     @job_task(pool="thread", retry_attempts=0)
     def interrupted() -> None:
         os.kill(os.getpid(), signal.SIGINT)
-        assert ended.wait(30)
+        assert ended.wait(200)
 
     @job_task(pool="thread", retry_attempts=0)
     def later() -> None:
         ids.append(current_job().job_id)
-        assert ended.wait(30)
+        assert ended.wait(200)
 
     try:
         with pytest.raises(KeyboardInterrupt):

@@ -121,7 +121,7 @@ def test_cancel_all_ends_running_tasks_and_starts_no_further_one(api: Api, wait_
         futures = [runner.submit(hang, {"number": number}) for number in range(3)]
         begun = wait_for(lambda: os.listdir(tmp_path))  # Any of the three may be first.
         runner.cancel_all()
-        assert {future.state.name for future in futures if not future.wait(10)} == {"Cancelled"}
+        assert {future.state.name for future in futures if not future.wait(200)} == {"Cancelled"}
     assert os.listdir(tmp_path) == begun
     assert all(api.task_run(future.task_run_id)["end_time"] for future in futures)
 
@@ -323,13 +323,13 @@ def test_the_end_of_a_flow_waits_for_running_and_cancels_waiting_tasks(wait_for:
     @task
     def slow() -> str:
         begun.set()
-        assert ended.wait(30)
+        assert ended.wait(200)
         return "done"
 
     @flow(task_runner=JobTaskRunner(max_workers=1))
     def run() -> None:
         futures.append(slow.submit())
-        assert begun.wait(10)
+        assert begun.wait(200)
         futures.extend(double.submit(x) for x in range(20))
         ending.start()
 
@@ -356,14 +356,14 @@ def test_an_interrupted_flow_ends_its_jobs_at_once() -> None:
     @flow(task_runner=JobTaskRunner(max_workers=1))
     def run() -> None:
         futures.append(endless.submit())
-        assert begun.wait(10)
+        assert begun.wait(200)
         raise KeyboardInterrupt
 
     futures: list[Any] = []
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         run()
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
     assert futures[0].state.name == "Cancelled"
 
 

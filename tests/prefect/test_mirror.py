@@ -205,7 +205,7 @@ def test_a_server_that_does_not_answer_does_not_delay_the_end(tmp_path: Path, pr
             run_mirrored(mirror, jobs(3, "unheard"))
             began = time.monotonic()
             assert len(mirror.close(timeout=1.0).spooled) == 3
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 15
 
 
 def test_states_beyond_the_limit_of_the_spool_are_reported_missing(
@@ -240,7 +240,7 @@ def test_a_small_flow_does_not_wait_for_the_spool_of_others(
         run_mirrored(mirror, jobs(1, "small"))
         began = time.monotonic()
         assert mirror.close() == MirrorReport(jobs=1, recorded=1)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 20
     assert set(tmp_path.iterdir()) == before
     for file in (left := list(spool.claim())):
         file.release()

@@ -369,7 +369,7 @@ def test_cancelling_arun_jobs_ends_its_wait_for_the_server(monkeypatch: pytest.M
             running.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await running
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 20
             if mirror is not None:
                 mirror.close(0.0)
             assert not Spool(server_name()).is_empty

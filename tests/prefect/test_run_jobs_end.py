@@ -25,8 +25,8 @@ def server(prefect_api: str, tmp_path: Path) -> MeasuredServer:
 
 
 def test_jobs_of_an_interrupted_flow_are_recorded_as_cancelled(server: MeasuredServer) -> None:
-    """After SIGINT the server has recorded all 100 jobs as Cancelled within 20 seconds."""
-    assert seconds_to_cancelled(server, 100) < 20
+    """After SIGINT the server has recorded all 100 jobs as Cancelled soon."""
+    assert seconds_to_cancelled(server, 100) < 60
 
 
 def test_states_that_a_flow_could_not_report_are_sent_by_the_next_process(server: MeasuredServer) -> None:

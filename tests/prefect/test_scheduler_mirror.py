@@ -327,10 +327,10 @@ def test_a_server_that_does_not_answer_delays_neither_start_nor_jobs_nor_close(p
         scheduler = CollectionScheduler(1, config=Settings())
         began = time.monotonic()
         await run_jobs(scheduler, Job(function=dict))
-        assert time.monotonic() - began < 10  # A request to the server would last for 20 s.
+        assert time.monotonic() - began < 15  # A request to the server would last for 20 s.
         began = time.monotonic()
         await asyncio.to_thread(scheduler.close)
-        assert time.monotonic() - began < 9
+        assert time.monotonic() - began < 15
         assert not Spool(url).is_empty
 
     with SilentServer() as (_, url), temporary_settings({PREFECT_API_URL: url}):
@@ -379,7 +379,7 @@ def test_a_scheduler_whose_jobs_are_recorded_makes_no_request(prefect_api: str, 
         asked, used = len(cloud.requests), time.process_time()
         await asyncio.sleep(2)
         assert len(cloud.requests) == asked
-        assert time.process_time() - used < 0.2
+        assert time.process_time() - used < 0.8
         await scheduler.stop()
 
     with cloud_serving() as cloud:

@@ -34,7 +34,7 @@ def test_a_flow_called_while_an_exception_is_handled_waits_for_running_jobs() ->
     @flow
     def run() -> None:
         futures.append(slow.submit())
-        assert begun.wait(10)
+        assert begun.wait(200)
 
     futures: list[Any] = []
     try:
@@ -51,13 +51,13 @@ def test_at_the_end_of_a_flow_running_jobs_are_waited_for_and_queued_ones_cancel
     @job_task(pool="thread", retry_attempts=0)
     def slow() -> str:
         begun.set()
-        assert ended.wait(30)
+        assert ended.wait(200)
         return "done"
 
     @flow
     def run() -> None:
         futures.append(slow.submit())
-        assert begun.wait(10)
+        assert begun.wait(200)
         futures.append(slow.submit())
         futures.append(double.submit(futures[1]))
         ending.start()
@@ -89,14 +89,14 @@ def test_a_flow_that_is_interrupted_cancels_its_jobs(api: Api) -> None:
     @flow
     def run() -> None:
         futures.append(slow.submit())
-        assert begun.wait(10)
+        assert begun.wait(200)
         raise KeyboardInterrupt
 
     futures: list[Any] = []
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         run()
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
     assert futures[0].state.name == "Cancelled"
     report = wait_until_recorded(futures[0].state.state_details.flow_run_id)
     assert report.complete, str(report)

@@ -84,7 +84,7 @@ def test_no_wake_up_is_lost(executor: InlineExecutor) -> None:
         thread.start()
     done, pending = concurrent.futures.wait(futures, timeout=200)
     for thread in threads:
-        thread.join(10)
+        thread.join(200)
     assert (len(done), len(pending)) == (3000, 0)
     assert results == list(range(3000))
     assert sorted(called) == list(range(3000))
@@ -99,7 +99,7 @@ def test_waiting_for_all_waits_for_all(executor: InlineExecutor) -> None:
         thread.start()
         done, pending = concurrent.futures.wait(futures, timeout=200)
         assert (len(done), len(pending)) == (20, 0)
-        thread.join(10)
+        thread.join(200)
 
 
 def test_as_completed_and_asyncio_accept_it(executor: InlineExecutor) -> None:
@@ -167,7 +167,7 @@ def test_a_callback_may_wait_for_the_callbacks() -> None:
         waited.set()
 
     callbacks.call(wait)
-    assert waited.wait(5)
+    assert waited.wait(200)
     callbacks.close()
 
 
@@ -183,5 +183,5 @@ def test_a_callback_thread_that_cannot_start_is_started_later(monkeypatch: pytes
         with pytest.raises(RuntimeError):
             callbacks.start()
     callbacks.call(called.set)
-    assert called.wait(5)
+    assert called.wait(200)
     callbacks.close()

@@ -100,7 +100,7 @@ def test_an_orderly_exit_is_not_reported(tmp_path: Path) -> None:
     file = tmp_path / "report"
     with host("exit", file) as process:
         pid = pid_from(process)
-        assert process.wait(20) == 0
+        assert process.wait(200) == 0
         assert not is_alive(pid)
     assert reports(file) == []
 

@@ -93,7 +93,7 @@ def test_all_jobs_end_once_and_nothing_is_left(pool: FarPool, tmp_path: Path) ->
                     assert future.result(timeout=300) == number
             finally:
                 killer.stopped.set()
-                killer.join(30)
+                killer.join(200)
         codes = collections.Counter(attempt.error_code for job in jobs for attempt in job.attempts)
         print(
             f"\n{pool}: {JOBS} jobs in {time.monotonic() - began:.0f} s, {killer.workers} workers and {killer.hosts} "

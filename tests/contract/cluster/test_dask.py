@@ -85,7 +85,7 @@ def test_the_jobs_of_a_killed_worker_run_again_and_once_each(cluster: DaskCluste
         victim.kill()
         victim.wait()
         wait_for(lambda: lost.attempts)
-        assert time.monotonic() - killed_at < 1.0
+        assert time.monotonic() - killed_at < 10  # Silence alone would be noticed after 15 s.
         for future in futures:
             future.result(timeout=200)
     codes = {job.job_id: [attempt.error_code for attempt in job.attempts] for job in jobs}

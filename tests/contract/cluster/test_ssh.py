@@ -93,7 +93,7 @@ def test_a_lost_agent_s_job_is_retried_once_nothing_of_it_is_alive(
     (_, ended), (begun, _) = runs.spans()
     assert ended < begun
     assert runs.last_sign_of_child(0) < time.time() - (time.monotonic() - begun)
-    assert known_at - continued_at < 1.0
+    assert known_at - continued_at < 10  # Silence alone would be noticed after 15 s.
 
 
 def test_the_trees_of_a_stopped_agent_are_killed_before_their_retry(
@@ -116,8 +116,7 @@ def test_the_trees_of_a_stopped_agent_are_killed_before_their_retry(
         (_, ended), (begun, _) = runs.spans()
         assert ended < begun
         assert runs.last_sign_of_child(0) < time.time() - (time.monotonic() - begun)
-        assert ended - stopped_at < lost_after + 0.5
-        assert known_at - stopped_at < 1.25 * lost_after + 1
+        assert ended < known_at < stopped_at + 10  # By default it would take 15 s.
     finally:
         os.kill(agent, signal.SIGCONT)
     future.result(timeout=200)

@@ -92,7 +92,7 @@ def test_a_worker_whose_pidfd_was_lost_is_killed(tmp_path: Path, grace: float) -
         stubborn = pool.submit(functions.ignore_sigterm, str(tmp_path / "pid"), 60)
         fork_without_pidfd(pool)
         pool.until((tmp_path / "pid").exists)
-        assert pool.stop(stubborn, grace=grace) < 3.0
+        assert pool.stop(stubborn, grace=grace) < 30
         assert not alive(int((tmp_path / "pid").read_text()))
 
 

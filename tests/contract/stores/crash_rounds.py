@@ -59,7 +59,7 @@ class HostForker:
         """End the program; its hosts are killed by those who ordered them."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        assert self._process.wait(30) == 0
+        assert self._process.wait(200) == 0
         assert self._process.stdout is not None
         self._process.stdout.close()
 

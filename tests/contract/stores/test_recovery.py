@@ -265,7 +265,7 @@ def test_jobs_not_taken_with_the_lease_run_again_once_they_have_ended(
     take_lease(store, url)
     wait_for(lambda: job.live.assignment is not None and job.live.assignment.stop_reason is not None)
     later = executor.submit(Job(function=store_jobs.give, args=(1,)))
-    later.result(10)
+    later.result(200)
     assert executor.flush()  # it has been a host again meanwhile, and has looked around
     assert not record_in(store, job.job_id).status.is_terminal
     go.touch()
@@ -317,7 +317,7 @@ def test_recover_works_after_an_idle_host_lost_its_lease(
     take_lease(store, url)
     record = orphan(call=GIVE)
     with ThreadPoolExecutor(1) as thread:
-        (job,) = thread.submit(executor.recover).result(20)
+        (job,) = thread.submit(executor.recover).result(200)
     assert job.job_id == record.job_id
 
 
