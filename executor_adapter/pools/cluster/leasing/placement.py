@@ -161,7 +161,7 @@ class SlotQueue:
 
     @property
     def _is_starving(self) -> bool:
-        return bool(self.waiting) and not self._pool.slots
+        return bool(self.waiting) and not self._pool.slots and not self._pool.is_closing
 
     def _watch_starving(self) -> None:
         if not self._is_starving:
