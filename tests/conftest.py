@@ -60,15 +60,19 @@ LONGEST = (
 )
 """Files that take longest, longest first. A long file that starts last would keep one process busy alone."""
 
+LAST = "contract/cluster/test_ray.py"
+"""Runs when its process runs nothing more: in a program that has used Ray, what is forked later may crash in Ray's own
+library (seen on Python 3.13, in the server of a `multiprocessing.Manager`)."""
+
 OF_PARTS = ("contract", "pipeline", "prefect", "unit")
 """Folders of tests that need no configuration of a user's."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Move the longest files to the front; the order within a file stays."""
+    """Move the longest files to the front, and `LAST` to the end; the order within a file stays."""
     tests = Path(__file__).parent
-    rank = {tests / name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: rank.get(item.path, len(rank)))
+    rank = {tests / name: place for place, name in enumerate(LONGEST)} | {tests / LAST: len(LONGEST) + 1}
+    items.sort(key=lambda item: rank.get(item.path, len(LONGEST)))
 
 
 def pytest_collection_finish() -> None:
