@@ -53,8 +53,6 @@ PREFECT_ROOMS = (
     "child",
     "options",
 )
-MAX_MODULES = 22
-MAX_LINES = 350
 STANDARD_LIBRARY_ALONE = ("worker", "exceptions", "error_codes", "error_facts", "lazy")
 # `exceptions/__init__` is the tree of errors alone, since display.py imports it.
 FACES = {"executor_adapter.exceptions.display", "executor_adapter.pipeline.flows"}
@@ -396,24 +394,6 @@ def test_stores_do_not_know_one_another() -> None:
     ]
     assert between
     assert [str(i) for i in between if i.target.split(".")[2] not in SHARED_BY_STORES | {i.module.split(".")[2]}] == []
-
-
-def folders() -> list[Path]:
-    return sorted({path.parent for path in PATHS.values()})
-
-
-@pytest.mark.parametrize("folder", folders(), ids=lambda folder: str(folder.relative_to(ROOT)))
-def test_no_folder_is_crowded(folder: Path) -> None:
-    """A folder holds at most 22 modules, so that they can be seen at a glance."""
-    modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
-    assert len(modules) <= MAX_MODULES
-
-
-def test_no_module_is_long() -> None:
-    """A module has at most 350 lines."""
-    assert {
-        module: lines for module, path in PATHS.items() if (lines := len(path.read_text().splitlines())) > MAX_LINES
-    } == {}
 
 
 @pytest.mark.parametrize("module", sorted(m for m in PATHS if part(m) in STANDARD_LIBRARY_ALONE))
