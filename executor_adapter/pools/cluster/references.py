@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +34,19 @@ def remote_payload(
     payload.near, payload.lent = near, lent
     portable.pack(payload.function, job.function)
     return payload
+
+
+def imported_engine(name: str) -> Any:
+    """Return the module of an engine; None if the program has not imported it, and so has no reference of it.
+
+    Where another thread is importing it, as the engine's pool does at its first job, this waits until that is done.
+    """
+    if name not in sys.modules:
+        return None
+    try:
+        return importlib.import_module(name)
+    except ImportError:  # Its import failed just now. The pool reports why.
+        return None
 
 
 def replace_references(job: Job, kind: type, replace: Replace) -> Arguments:

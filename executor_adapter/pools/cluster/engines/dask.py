@@ -6,7 +6,6 @@ No attempt is a task of Dask's. So neither its retries nor its work stealing con
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,7 +19,7 @@ from executor_adapter.pools.cluster.engines.needs import Amounts, able_nodes, la
 from executor_adapter.pools.cluster.engines.pool import EnginePool
 from executor_adapter.pools.cluster.engines.tls import Certificates
 from executor_adapter.pools.cluster.node_data import Kept, NodeValue, heads
-from executor_adapter.pools.cluster.references import remote_payload, replace_references
+from executor_adapter.pools.cluster.references import imported_engine, remote_payload, replace_references
 from executor_adapter.pools.transport.payload import Payload
 
 if TYPE_CHECKING:
@@ -38,8 +37,8 @@ class DaskPool(EnginePool):
 
     @classmethod
     def prepare(cls, job: Job) -> Payload:
-        dask: Any = sys.modules.get("distributed")
-        if dask is None or not (job.args or job.kwargs):
+        dask = imported_engine("distributed") if job.args or job.kwargs else None
+        if dask is None:
             return remote_payload(job)
         nodes: list[str] = []
 

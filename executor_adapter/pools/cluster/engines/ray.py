@@ -7,7 +7,6 @@ attempt is a task of Ray's. So neither its retries nor its memory monitor's conc
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -22,7 +21,7 @@ from executor_adapter.pools.cluster.engines.ray_connection import SLOT, RayUser,
 from executor_adapter.pools.cluster.engines.ray_node import NodeActor, certificates_of_ray, gpus_of_bundle
 from executor_adapter.pools.cluster.engines.tls import Certificates
 from executor_adapter.pools.cluster.node_data import Kept, NodeValue, heads
-from executor_adapter.pools.cluster.references import remote_payload, replace_references
+from executor_adapter.pools.cluster.references import imported_engine, remote_payload, replace_references
 from executor_adapter.pools.transport.payload import Payload
 
 if TYPE_CHECKING:
@@ -49,8 +48,8 @@ class RayPool(EnginePool):
 
     @classmethod
     def prepare(cls, job: Job) -> Payload:
-        ray: Any = sys.modules.get("ray")
-        if ray is None or not (job.args or job.kwargs):
+        ray = imported_engine("ray") if job.args or job.kwargs else None
+        if ray is None:
             return remote_payload(job)
         lent: list[Any] = []
 
