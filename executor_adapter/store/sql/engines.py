@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import sqlite3
+import sys
 import time
 import weakref
 from collections.abc import Iterator
@@ -123,9 +124,18 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _create_private(path: str) -> None:
-    """Create the file for its owner alone, unless it exists: it holds arguments. Its log files get the same mode."""
-    with contextlib.suppress(OSError):  # SQLite says what is wrong.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    """Create the file for its owner alone, unless it exists: it holds arguments. Its log files get the same mode.
+
+    An existing file is not opened: closing any descriptor of a file drops all locks that this process has on it, see
+    "How To Corrupt An SQLite Database File", 2.2. Another program would then take itself for the last one, and delete
+    the log that this one writes to.
+    """
+    path = os.path.realpath(path)
+    with contextlib.suppress(OSError):  # It exists, or SQLite says what is wrong.
+        if sys.platform == "linux":
+            os.mknod(path, 0o600)  # Not even the new file is opened: another thread may use it already.
+        else:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _: Any) -> None:
