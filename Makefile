@@ -29,7 +29,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run ui server-ha test check lint coverage lowest lock docs docs-serve hooks bench chaos clean
+.PHONY: help run ui server-ha test quick durations check lint coverage lowest lock docs docs-serve hooks bench chaos clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,14 +44,18 @@ server-ha: $(DEV) ## run Prefect's server as several processes on PostgreSQL and
 	@$(BIN)/python deployments/server_ha.py $(ARGS)
 
 # Four processes on two cores, because many tests wait: for a server, a limit, a process that ends.
-# All tests of a file run in the same process, in their order; tests/conftest.py starts the longest files first. mypy
-# runs beside the tests.
-test: $(DEV) ## check everything, and run all tests except chaos and bench
-	@$(MAKE) --no-print-directory lint
-	@$(BIN)/mypy & types=$$!; \
-	$(PYTEST) -m "not chaos and not bench" -n $(PROCESSES) --dist loadfile --no-loadscope-reorder \
-	    --max-worker-restart=0 $(ARGS); tests=$$?; \
-	wait $$types && exit $$tests
+# Nothing that computes for minutes runs beside the tests: they would take longer, each time by another factor.
+DAILY := -m "not chaos and not bench"
+ALL := $(DAILY) --ignore tests/benchmarks -n $(PROCESSES)
+test: check ## check everything, and run all tests except chaos and bench
+	@$(BIN)/python -m tests.run $(ALL) $(ARGS)
+
+quick: $(DEV) ## run the tests of the parts and the main ways through them, in two minutes
+	@$(BIN)/python -m tests.run $(ALL) $(QUICK) $(ARGS)
+QUICK := tests/unit tests/contract tests/prefect/test_states.py tests/prefect/test_job_task.py tests/prefect/test_run_jobs.py
+
+durations: $(DEV) ## run all tests, and record how long each file takes, by which they are started
+	@$(BIN)/python -m tests.run $(ALL) --record-durations $(ARGS)
 
 check: lint ## check the style, the spelling and the types
 	@$(BIN)/mypy
@@ -65,8 +69,7 @@ lint: $(DEV)
 # Failed tests do not stop the report: some of them are about time, which the measurement takes too.
 coverage: $(DEV) ## run the tests, and print which lines of the package no test runs
 	@$(BIN)/coverage erase
-	-@$(BIN)/coverage run -m pytest -q -m "not chaos and not bench" -n $(PROCESSES) --dist loadfile \
-	    --no-loadscope-reorder $(ARGS)
+	-@$(BIN)/coverage run -m tests.run -q $(ALL) $(ARGS)
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
 
@@ -80,7 +83,7 @@ lowest: $(DEV) ## run tests of all parts with the lowest versions of all depende
 	    'fastapi==0.150.0' # later ones break the server of older Prefects
 	@$(UV) pip install --quiet --python $(LOWEST)/bin/python --constraint requirements-dev.lock \
 	    pytest pytest-timeout pytest-mock pytest-xdist hypothesis requests jsonschema
-	@$(LOWEST)/bin/python -m pytest -q -p no:anyio -W ignore -m "not chaos and not bench" -n 2 --dist loadfile \
+	@$(LOWEST)/bin/python -m pytest -q -p no:anyio -W ignore $(DAILY) -n 2 --dist loadfile \
 	    $(LOWEST_TESTS) $(ARGS) # old versions may be deprecated by new ones
 LOWEST_TESTS := tests/prefect/test_states.py tests/prefect/test_blocks.py tests/prefect/test_job_task.py \
     tests/prefect/test_bootstrap.py tests/prefect/test_artifacts.py tests/contract/stores/test_schema.py \

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from tests import conftest, docstrings
+import os
+import re
+import subprocess
+import sys
+
+from tests import docstrings
+from tests.servers import ROOT
 
 
 def test_every_test_has_a_docstring() -> None:
@@ -11,6 +17,12 @@ def test_every_test_has_a_docstring() -> None:
     assert missing == []
 
 
-def test_the_longest_test_files_exist() -> None:
-    """The files that are started first are named as they are."""
-    assert [name for name in conftest.LONGEST if not (docstrings.TESTS / name).is_file()] == []
+def test_the_last_line_of_a_run_adds_its_groups_up() -> None:
+    """Each group runs its own files, in processes that collect them one by one; the last line counts all tests."""
+    files = ["tests/unit/test_fate.py", "tests/examples/test_readme.py", "tests/unit/test_outcome.py"]
+    command = [sys.executable, "-m", "tests.run", "-n", "1", *files]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    checks, tests, both = map(int, re.findall(r"=== (\d+) passed in", done.stdout))
+    assert checks == len(re.findall(r"^def test_", (ROOT / files[1]).read_text(), re.MULTILINE))
+    assert 0 < checks < tests < both == checks + tests
