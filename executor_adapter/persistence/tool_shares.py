@@ -20,7 +20,6 @@ import logging
 import os
 import selectors
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -173,7 +172,7 @@ class ToolShares:
     def _wait(self) -> None:
         """Wait until something is due, or somebody wakes this thread."""
         due = self._due_at()
-        events = self._selector.select(None if due == float("inf") else max(0.0, due - time.monotonic()))
+        events = self._selector.select(None if due == float("inf") else max(0.0, due - self._supervisor.now()))
         for key, _ in events:
             if key.fd == self._wake_reader:
                 os.read(self._wake_reader, 4096)
@@ -222,7 +221,7 @@ class ToolShares:
             tool.demand, tool.is_new = demand, True
 
     def _ask_store(self) -> None:
-        now = time.monotonic()
+        now = self._supervisor.now()
         due = [tool for tool in self._tools.values() if tool.due_at(self._asked_at) <= now]
         if not due:
             return
@@ -255,13 +254,13 @@ class ToolShares:
             self._call(lambda: self._limiter.on_share(name, slots=slots, starts=share.starts, give_up=share.give_up))
 
     def _read_controls(self) -> None:
-        began = time.monotonic()
+        began = self._supervisor.now()
         if not self._refresh_asked and began < self._read_at + CONTROLS_INTERVAL:
             return
         self._refresh_asked = False
         controls, at = self._store.tool_controls()
         self._read_at = began
-        self._send_controls(controls, at, KNOWN_SECONDS - (time.monotonic() - began))
+        self._send_controls(controls, at, KNOWN_SECONDS - (self._supervisor.now() - began))
 
     def _send_controls(self, controls: dict[str, ToolControl], at: float, known_for: float) -> None:
         self._controls = controls
@@ -309,7 +308,7 @@ class ToolShares:
             self._recorder.request(self._recorder.renew, may_wait=True)
 
     def _on_failure(self, error: Exception) -> None:
-        now = time.monotonic()
+        now = self._supervisor.now()
         self._asked_at = now
         if self._failed_since is None or now - self._reminded_at >= REMIND_SECONDS:
             self._failed_since = now if self._failed_since is None else self._failed_since
@@ -327,7 +326,7 @@ class ToolShares:
 
     def _on_success(self) -> None:
         if self._failed_since is not None:
-            seconds = time.monotonic() - self._failed_since
+            seconds = self._supervisor.now() - self._failed_since
             logger.warning("%s can be used again after %.1f s: jobs of tools start again", self._store.url, seconds)
             self._failed_since, self._retry_delay = None, MIN_RETRY_DELAY
 

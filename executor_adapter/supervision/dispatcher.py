@@ -87,7 +87,7 @@ class Dispatcher:
                 if self._may_start(job):
                     start(job)
             elif self._may_queue_behind(job) and queue_behind(job):
-                ready.pop()
+                self._start_behind(ready.pop())
             elif not (resources.has_leased and self._make_room(job)):
                 return
 
@@ -115,6 +115,11 @@ class Dispatcher:
 
     def _one_runs_alone(self) -> bool:
         return self.exclusive is not None and self.exclusive not in self.lent
+
+    def _start_behind(self, job: Job) -> None:
+        """Let the next job of the tool follow one that was queued in a worker: it does not ask to start."""
+        if self.rate_limiter is not None:
+            self.rate_limiter.skip(job)
 
     def _skip(self, job: Job) -> None:
         """Drop a queued job that needs no slot any more."""

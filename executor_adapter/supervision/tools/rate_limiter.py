@@ -63,7 +63,7 @@ class RateLimiter:
         self._tools = {name: self._shared_state(name) for name in self._own_limits}
 
     def limits(self, job: Job) -> bool:
-        """Return whether the job may be held back."""
+        """Return whether the job's tool has a limit, or lets nothing start now."""
         name = job.tool_name
         if name is None:
             return False
@@ -71,7 +71,7 @@ class RateLimiter:
         if self.shared is None:
             return tool is not None
         self.used_at = now = self._now()
-        return self._known_until < now or (tool is not None and tool.is_limited)
+        return self._known_until < now or (tool is not None and (tool.is_limited or tool.opens_at(now) > now))
 
     def start(self, job: Job) -> bool:
         """Return whether the job may start; it then counts as running until `end`. Otherwise it is held back."""
@@ -118,7 +118,7 @@ class RateLimiter:
             self._release_next(tool)
 
     def skip(self, job: Job) -> None:
-        """Note that a job, which may have been released, needs no start any more."""
+        """Note that a job, which may have been released, needs no `start` any more: it ended, or went without."""
         tool = self._tools.get(job.tool_name or "")
         if tool is not None and tool.released.pop(job, None) is not None:
             self._release_next(tool)

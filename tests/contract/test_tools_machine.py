@@ -1,0 +1,205 @@
+"""Hosts that share limits of tools over one store: every job starts in the end, whatever happens to slots and tools.
+
+The test moves the clock and ends the attempts, and each host asks the store when its thread would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from executor_adapter import Job, JobStatus, ToolLimit
+from executor_adapter.exceptions import JobError
+from executor_adapter.persistence.tool_shares import ToolShares
+from executor_adapter.pools.base import Ending
+from executor_adapter.store import StoreUnavailableError, ToolAsk, ToolControl, ToolShare, ToolUse
+from executor_adapter.store.tools import share_out
+from executor_adapter.testing import FakeClock
+from tests.contract.test_supervisor_machine import SimulatedExecutor, SimulatedPool, short_work, work
+from tests.insides import supervisor_of
+
+MAX_ROUNDS = 400
+"""Rounds of a fifth of a second within which every job must have run, once nothing is paused and the store answers."""
+
+LIMITS = st.sampled_from([None, ToolLimit(max_concurrent=1), ToolLimit(max_concurrent=3), ToolLimit(rate=5.0, burst=2)])
+
+
+class SharedStore:
+    """Shares out tools among hosts as a database does, by a clock that the test moves."""
+
+    url = "test://"
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.clock = clock
+        self.controls: dict[str, ToolControl] = {}
+        self.uses: dict[tuple[str, str], ToolUse] = {}
+        self.is_down = False
+
+    def share_tools(self, host_id: str, asks: Sequence[ToolAsk], *, look_first: bool = False) -> dict[str, ToolShare]:
+        self.check()
+        return {ask.tool_name: self.share(host_id, ask) for ask in asks}
+
+    def share(self, host_id: str, ask: ToolAsk) -> ToolShare:
+        name = ask.tool_name
+        others = [use for (tool, host), use in self.uses.items() if tool == name and host != host_id]
+        mine = self.uses.get((name, host_id))
+        decision = share_out(ask, self.control(name), mine, others, host_id=host_id, now=self.clock())
+        self.uses[name, host_id], self.controls[name] = decision.use, decision.control
+        return decision.share
+
+    def tool_controls(self) -> tuple[dict[str, ToolControl], float]:
+        self.check()
+        return dict(self.controls), self.clock()
+
+    def control(self, name: str) -> ToolControl:
+        return self.controls.get(name) or ToolControl(tool_name=name)
+
+    def set(self, name: str, **changes: Any) -> None:
+        self.controls[name] = replace(self.control(name), **changes)
+
+    def check(self) -> None:
+        if self.is_down:
+            raise StoreUnavailableError("it is down")
+
+
+class InlineToolShares(ToolShares):
+    """Asks the store on the test's thread."""
+
+    def __init__(self, store: SharedStore, executor: SimulatedExecutor, host_id: str) -> None:
+        super().__init__(store, None, supervisor_of(executor))  # type: ignore[arg-type]
+        self._host_id = host_id
+
+    def _wake(self) -> None: ...
+
+    def turn_if_due(self) -> bool:
+        due = self._due_at() <= self._supervisor.now()
+        if due:
+            self._turn()
+        return due
+
+
+class SharingHost:
+    """An executor with two workers whose tools' limits are shared."""
+
+    def __init__(self, store: SharedStore, host_id: str, limits: dict[str, ToolLimit]) -> None:
+        self.executor = SimulatedExecutor(2, clock=store.clock, tool_limits=limits)
+        supervisor = supervisor_of(self.executor)
+        self.shares = InlineToolShares(store, self.executor, host_id)  # type: ignore[arg-type]
+        supervisor.rate_limiter.share(self.shares)
+        supervisor.dispatcher.rate_limiter = supervisor.rate_limiter
+        self.jobs: list[Job] = []
+
+    def submit(self, **fields: Any) -> None:
+        self.jobs.append(Job(pool="thread", **fields))
+        self.executor.submit(self.jobs[-1])
+
+    def end_one(self, error: BaseException | None = None) -> bool:
+        """End the attempt that has run longest; return whether there was one."""
+        supervisor = supervisor_of(self.executor)
+        for pool in supervisor.pools.made.values():
+            assert isinstance(pool, SimulatedPool)
+            if pool.workers:
+                ending = Ending.RETURNED if error is None else Ending.RAISED
+                supervisor.call_soon(pool.end, pool.workers[0], ending, None, error)
+                return True
+        return False
+
+    @property
+    def unfinished(self) -> list[Job]:
+        return [job for job in self.jobs if job.completed_at is None]
+
+
+some_job = st.fixed_dictionaries(
+    {
+        "function": st.sampled_from([work, short_work]),
+        "tool_name": st.sampled_from([None, "api", "files", "other"]),
+        "priority": st.sampled_from([0, 0, 0, 1]),
+    }
+)
+
+
+@settings(deadline=None, max_examples=80, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_every_job_of_a_shared_tool_runs_in_the_end(data: st.DataObject) -> None:
+    """Whatever runs, is limited, paused, refused or unreachable in between, each job has run in the end."""
+    clock = FakeClock(1000.0)
+    store = SharedStore(clock)
+    limits = {name: limit for name in ("api", "files") if (limit := data.draw(LIMITS)) is not None}
+    hosts = [SharingHost(store, name, limits) for name in "ab"[: data.draw(st.integers(1, 2))]]
+    actions = st.sampled_from(["submit", "submit", "submit", "end", "end", "look", "refuse", "advance", "operate"])
+    for _ in range(data.draw(st.integers(1, 40))):
+        host = data.draw(st.sampled_from(hosts))
+        match data.draw(actions):
+            case "submit":
+                for _ in range(data.draw(st.sampled_from([1, 5, 20]))):
+                    host.submit(**data.draw(some_job))
+            case "end":
+                host.end_one()
+            case "refuse":
+                host.end_one(JobError("slow down", error_code="RATE_LIMITED", retry_after=1.0))
+            case "look":
+                host.shares.turn_if_due()
+            case "advance":
+                clock.advance(data.draw(st.sampled_from([0.001, 0.1, 0.6, 2.0])))
+            case "operate":
+                operate(
+                    store, data.draw(st.sampled_from(["api", "other"])), data.draw(st.sampled_from(sorted(OPERATIONS)))
+                )
+    store.is_down = False
+    for name in list(store.controls):
+        store.set(name, paused_by=None)
+    run_all(hosts, clock)
+    assert {job.status for host in hosts for job in host.jobs} <= {JobStatus.COMPLETED}
+
+
+def test_short_jobs_of_unlimited_tools_all_run() -> None:
+    """Short jobs that waited until the store said what holds for their tools run, though every slot is taken by then.
+
+    Each is queued in a worker behind another one, and lets the next of its tool follow.
+    """
+    clock = FakeClock(1000.0)
+    host = SharingHost(SharedStore(clock), "a", {})
+    host.submit(function=short_work)
+    host.end_one()  # From now on the function is known to be short.
+    for number in range(20):
+        host.submit(function=short_work, tool_name=("api", "files")[number % 2])
+    for _ in range(2):
+        host.submit(function=short_work)
+    run_all([host], clock)
+
+
+OPERATIONS: dict[str, dict[str, Any]] = {
+    "limit": {"limit": ToolLimit(max_concurrent=1), "limited_by": "somebody"},
+    "reset": {"limit": None, "limited_by": None},
+    "pause": {"paused_by": "somebody"},
+    "resume": {"paused_by": None},
+    "down": {},
+    "up": {},
+}
+
+
+def operate(store: SharedStore, tool: str, operation: str) -> None:
+    """Set something for a tool, as an operator does, or let the store fail or answer again."""
+    if changes := OPERATIONS[operation]:
+        store.set(tool, **changes)
+    else:
+        store.is_down = operation == "down"
+
+
+def run_all(hosts: Sequence[SharingHost], clock: FakeClock) -> None:
+    """Let time pass, and attempts end, until every job has ended; fail if some never start."""
+    for _ in range(MAX_ROUNDS):
+        for host in hosts:
+            while host.end_one():
+                pass
+            host.shares.turn_if_due()
+        if not any(host.unfinished for host in hosts):
+            break
+        clock.advance(0.2)
+    assert [job for host in hosts for job in host.unfinished] == []
+    for host in hosts:
+        host.executor.shutdown(wait=False)
