@@ -153,6 +153,25 @@ def test_a_job_cancelled_behind_a_blocked_loop_never_starts(loops: LoopHarness) 
 # --- ignored cancellation ---
 
 
+def loop_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "executor-coroutines"}
+
+
+def test_a_replaced_loop_ends_that_runs_no_job(loops: LoopHarness) -> None:
+    """A loop is stopped that is replaced because what a job has left there blocks it, and that runs nothing else."""
+    before = loop_threads()
+
+    async def leave_blocked() -> None:
+        asyncio.get_running_loop().call_soon(loops.release.wait, 60)
+
+    loops.submit(leave_blocked).result(timeout=200)
+    assert loops.submit(loops.note, max_runtime=0.1).exception(timeout=200) is not None
+    assert loops.submit(loops.note).result(timeout=200) == "ran"
+    loops.release.set()
+    loops.executor.shutdown()
+    wait_for(lambda: loop_threads() <= before)
+
+
 def test_a_coroutine_that_ignores_its_cancellation_is_abandoned_alone(loops: LoopHarness) -> None:
     """A coroutine that ignores its cancellation is abandoned, and its loop keeps running the others."""
     loops.submit(loops.note).result(timeout=200)

@@ -82,6 +82,8 @@ class CoroutinePool(WorkerPool):
             self.loop = None  # Set before a new loop is made, which may fail for lack of descriptors.
             self.loop = _Loop(self)
             blocked.move_unstarted(self.loop)
+            if not blocked.live:  # What blocks it is no job, so no job's end stops it.
+                blocked.stop()
 
     def stop(self, assignment: Assignment, *, grace: float) -> None:
         loop: _Loop | None = assignment.worker
