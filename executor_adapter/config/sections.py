@@ -170,6 +170,15 @@ class JobSettings(Section):
         return JobSettings.model_construct(**{**other.given(), **self.given()})
 
 
+class JobTaskSettings(JobSettings):
+    """Holds the defaults for options that a job task leaves open; they win over those in `job`. Times are seconds."""
+
+    max_runtime: Seconds | None = None
+    """Hard limit of one attempt; null: none."""
+    retry_attempts: Count = Field(default=0, ge=0)
+    """Retries after the first attempt, where Prefect's own default of retries is not set either."""
+
+
 def check_soft_timeout(layers: Sequence[tuple[str, JobSettings]]) -> None:
     """Refuse a soft_timeout that is not less than max_runtime, each from the strongest layer that sets it.
 
@@ -186,7 +195,8 @@ def check_soft_timeout(layers: Sequence[tuple[str, JobSettings]]) -> None:
 def _strongest(field: str, layers: Sequence[tuple[str, JobSettings]]) -> tuple[float | None, str]:
     for key, settings in layers:
         if field in settings.model_fields_set:
-            return getattr(settings, field), f"{key}.{field if key.endswith('job') else _IN_STAGES[field]}"
+            name = field if key.endswith(("job", "job_task")) else _IN_STAGES[field]
+            return getattr(settings, field), f"{key}.{name}"
     return JobSettings.model_fields[field].default, f"job.{field}"
 
 
@@ -264,6 +274,8 @@ class ExecutorSettings(Section):
     """Scheduling priority of worker processes, see nice(1)."""
     cpu_affinity: tuple[Count, ...] | None = None
     """Processors that worker processes may run on."""
+    job_task: JobTaskSettings = JobTaskSettings()
+    """Defaults of job tasks alone."""
 
     @model_validator(mode="after")
     def _check_start_method(self) -> Self:

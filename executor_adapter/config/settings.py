@@ -4,7 +4,7 @@ A key of `config.yaml` is a variable of the environment too: `collection.job_tim
 `EXECUTOR_ADAPTER_COLLECTION__JOB_TIMEOUT`. The environment wins over `.env`, and `.env` over the file; see `sources`.
 
 A job that leaves a field open takes it from `tools.NAME.job`, else from the section of its stage (`collection` or
-`processing`, for jobs of that scheduler), else from `job`.
+`processing` for jobs of that scheduler, `executor.job_task` for job tasks), else from `job`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from executor_adapter.config.sections import (
     CollectionSettings,
     ExecutorSettings,
     JobSettings,
+    JobTaskSettings,
     MonitoringSettings,
     Name,
     PrefectSettings,
@@ -45,6 +46,9 @@ from executor_adapter.job import Model
 Stage = Literal["collection", "processing"]
 
 ENV_PREFIX = "EXECUTOR_ADAPTER_"
+
+_AS_A_TASK = JobTaskSettings(max_runtime=None, retry_attempts=0)
+"""What a task of Prefect's has where it has no options."""
 
 
 class DotEnvSource(DotEnvSettingsSource):
@@ -126,12 +130,19 @@ class Settings(BaseSettings, Model):
             check_soft_timeout([*layers, general])
         for tool, stage in itertools.product(tools, stages):
             check_soft_timeout([tool, stage, general])
+        job_task = "executor.job_task"
+        for layers in ([], *([tool] for tool in tools)):
+            check_soft_timeout([*layers, (job_task, self.executor.job_task), general, (job_task, _AS_A_TASK)])
         return self
 
     def for_stage(self, stage: Stage) -> Settings:
         """Return these settings with the section `job` overridden by the job settings of `stage`."""
         section: StageSettings = getattr(self, stage)
         return self.model_copy(update={"job": section.as_job().over(self.job)})
+
+    def for_job_tasks(self) -> Settings:
+        """Return these settings with the section `job` for job tasks: where nothing is set, no retry and no limit."""
+        return self.model_copy(update={"job": self.executor.job_task.over(self.job).over(_AS_A_TASK)})
 
     def on_cluster(self, address: str) -> Settings:
         """Return these settings with the cluster at `address`: with a scheme it is of Dask, and otherwise of Ray.

@@ -99,6 +99,7 @@ class JobExecutor(JobCaller, Slots, QuarantinedJobs, Watching, ExecutionHooks):
             near_limit=self.config.monitoring.near_limit,
         )
         self._defaults = JobDefaults(self.config)
+        self._driven_defaults = JobDefaults(self.config.for_job_tasks())
         self._hooked = hooked_execution(type(self), self._supervisor)
         self._admit: Callable[..., JobFuture] = self._supervisor.admit if self._hooked is None else self._admit_hooked
         self._persistence: JobPersistence | None = None
@@ -182,12 +183,14 @@ class JobExecutor(JobCaller, Slots, QuarantinedJobs, Watching, ExecutionHooks):
     def drive(self, job: Job) -> JobDriver:
         """Accept a job whose retries the caller decides; see JobDriver.
 
+        Where neither the job nor the settings say more, it has one attempt without a limit, like a task of Prefect's.
+
         Raises:
             InvalidJobError: As `submit`; and where a live job has the same dedupe_key, since it cannot be driven twice.
             JobSerializationError, QueueFullError, ExecutorClosedError: As `submit`.
         """
         self._supervisor.intake.refuse_if_closed()
-        self.fill_in_defaults(job)
+        self._driven_defaults.fill_in(job)
         driver = JobDriver(job, self._supervisor)
         around = None if self._tracer is None else self._tracer(None)
         admit = functools.partial(self._supervisor.admit, job, driver=driver, scope=around)

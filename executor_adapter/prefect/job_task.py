@@ -31,7 +31,13 @@ from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job import Job, PoolName
 from executor_adapter.prefect.engine.job_run import JobRun
 from executor_adapter.prefect.engine.run import ReturnType, run_async, run_sync
-from executor_adapter.prefect.engine.task_worker import AttemptAsJob, RetryCondition, in_prefect_engine, retry_condition
+from executor_adapter.prefect.engine.task_worker import (
+    AttemptAsJob,
+    RetryCondition,
+    in_prefect_engine,
+    retries_of_job,
+    retry_condition,
+)
 from executor_adapter.prefect.options.job_options import (
     JobTaskOptions,
     check_job_options,
@@ -71,7 +77,7 @@ def _outside(name: str, method: str) -> str:
 
 
 class JobTask(Task[P, R]):
-    """A Prefect task whose calls are run by a JobExecutor.
+    """A Prefect task whose calls are run by a JobExecutor. Without options it has no retry and no limit, like a task.
 
     `options`: every field of a Job except function, args, kwargs and job_id, and every option of `prefect.task`. In
     `tool_name` and `dedupe_key`, `{parameter}` is replaced by an argument of the call.
@@ -114,6 +120,16 @@ class JobTask(Task[P, R]):
         vars(self)["retry_condition_fn"] = condition
 
     @property
+    def retries(self) -> int:
+        """The task's own retries; for Prefect's own engine those of the job, to which the settings may give some."""
+        own: int = vars(self)["retries"]
+        return retries_of_job(own) if in_prefect_engine(self) else own
+
+    @retries.setter
+    def retries(self, number: int) -> None:
+        vars(self)["retries"] = number
+
+    @property
     def timeout_seconds(self) -> float | None:
         """The `max_runtime`; None for Prefect's own engine, which must not apply the job's limit a second time."""
         own: float | None = vars(self)["timeout_seconds"]
@@ -129,8 +145,8 @@ class JobTask(Task[P, R]):
 
     def with_options(self, **options: Unpack[JobTaskOptions]) -> JobTask[P, R]:  # type: ignore[override]
         """Return a copy of this task with some options changed, of a Job or of a Prefect task."""
-        job_options, task_options = split_options(options)
-        merged = merge_options(self.job_options, job_options)
+        job_options, task_options = split_options(options, self.retries)
+        merged = with_default_retries(merge_options(self.job_options, job_options), options)
         policy = check_job_options(self.fn, merged).policy
         plain = super().with_options(**task_options, **prefect_retry_options(policy))
         task = copy.copy(self)

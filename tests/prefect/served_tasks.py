@@ -30,6 +30,14 @@ async def fail_once(x: int) -> int:
     return x + 1
 
 
+@job_task
+def fail_once_without_options(x: int) -> int:
+    """Fail in the first attempt; whether there is a second one, the settings say."""
+    if current_job().attempt == 1:
+        raise ConnectionError("gone")
+    return x + 1
+
+
 @job_task(pool="process", max_runtime=0.5, retry_attempts=0)
 def sleep_past_limit() -> None:
     """Sleep longer than max_runtime."""

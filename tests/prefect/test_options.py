@@ -40,10 +40,12 @@ def test_a_bare_decorator_makes_a_job_task() -> None:
 
 
 def test_a_job_task_has_the_defaults_of_a_task() -> None:
-    """A job task without options differs from a plain task only in what the job's policy and limits say."""
+    """A job task without options has all that a plain task has: its retries, its limit, its settings."""
     plain, job = vars(plain_task(double)), vars(job_task(double))
     differing = {name for name in plain.keys() | job.keys() if plain.get(name) != job.get(name)}
-    assert differing == {"job_options", "retries", "retry_delay_seconds", "retry_jitter_factor"}
+    assert differing == {"job_options"}
+    job_of_call = job_task(double).make_job("id", {"x": 1})
+    assert (job_of_call.policy.retry_attempts, job_of_call.max_runtime) == (0, None)
 
 
 def test_fields_of_a_job_and_options_of_a_task_go_together() -> None:
@@ -189,6 +191,8 @@ def test_with_options_keeps_hooks_and_the_latest_retry_options_win() -> None:
     assert other.make_job("id", {"x": 1}).policy == RetryPolicy(retry_attempts=1, retry_delay=1)
     assert other.retries == 1
     assert task.with_options(retries=2).retries == 2
+    assert task.with_options(retry_delay_seconds=9).retries == 5
+    assert job_task(double).with_options(retries=2).make_job("id", {"x": 1}).policy.delay_before(1) == 0
 
 
 def test_tool_name_and_dedupe_key_take_arguments_of_the_call() -> None:
@@ -208,7 +212,7 @@ def test_prefects_default_retry_settings_fill_in_missing_options() -> None:
         assert job_task(retry=RetryPolicy(retry_attempts=4, retry_delay=0))(double).retries == 4
     with temporary_settings({PREFECT_TASK_DEFAULT_RETRIES: 0}):
         assert job_task(double).retries == 0
-    assert job_task(double).retries == 3
+    assert job_task(double).retries == 0
 
 
 def test_a_generator_function_is_refused() -> None:

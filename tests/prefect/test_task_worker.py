@@ -18,6 +18,7 @@ from prefect.task_runners import PrefectTaskRunner
 from prefect.task_worker import TaskWorker
 
 from executor_adapter import JobExecutor
+from executor_adapter.config import ExecutorSettings, JobTaskSettings, Settings
 from executor_adapter.prefect import JobTask
 from tests.prefect import served_tasks
 from tests.prefect.conftest import Api, Wait
@@ -62,6 +63,15 @@ def test_an_async_job_task_is_retried_in_a_task_worker(value_of: Value) -> None:
     """An async job task that fails once gives the value of its second attempt."""
     future = served_tasks.fail_once.apply_async((1,))
     asyncio.run(run_in_task_worker(served_tasks.fail_once, future))
+    assert value_of(future) == 2
+
+
+def test_the_retries_of_the_settings_count_in_a_task_worker(value_of: Value) -> None:
+    """A job task without options is retried as `executor.job_task` of the executor's settings says."""
+    retried = JobTaskSettings(retry_attempts=1, retry_delay=0)
+    future = served_tasks.fail_once_without_options.delay(1)
+    with JobExecutor(config=Settings(executor=ExecutorSettings(job_task=retried))):
+        asyncio.run(run_in_task_worker(served_tasks.fail_once_without_options, future))
     assert value_of(future) == 2
 
 

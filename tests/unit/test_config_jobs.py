@@ -107,6 +107,22 @@ def test_an_executor_fills_in_jobs_at_submit(tmp_path: Path) -> None:
         assert future.job.max_runtime == 5
 
 
+def test_job_tasks_have_a_section_of_their_own_and_no_defaults_of_jobs(tmp_path: Path) -> None:
+    """A job task's open fields come from its tool, `executor.job_task` and `job`; else it has no retry and no limit."""
+    assert filled(Settings().for_job_tasks()).policy.retry_attempts == 0
+    assert filled(Settings().for_job_tasks()).max_runtime is None
+    settings = read(
+        tmp_path,
+        "job: {retry_delay: 1, max_runtime: 9}\n"
+        "executor: {job_task: {max_runtime: 2, retry_attempts: 2}}\n"
+        "tools: {radar: {job: {max_runtime: 3}}}\n",
+    )
+    job = filled(settings.for_job_tasks())
+    assert (job.max_runtime, job.retry_attempts, job.retry_delay) == (2, 2, 1)
+    assert filled(settings.for_job_tasks(), tool_name="radar").max_runtime == 3
+    assert filled(settings).max_runtime == 9
+
+
 def test_limits_of_tools_are_those_of_their_section_unless_given(tmp_path: Path) -> None:
     """A tool's limits come from its section unless they are given; the buffer has a common default."""
     settings = read(
@@ -194,6 +210,10 @@ def test_a_wrong_key_is_named_with_the_nearest(tmp_path: Path, text: str, messag
             "tools.radar.job.soft_timeout: 40.0 {} processing.job_timeout, which is 30.0",
         ),
         (
+            "executor: {job_task: {soft_timeout: 50, max_runtime: 20}}",
+            "executor.job_task.soft_timeout: 50.0 {} executor.job_task.max_runtime, which is 20.0",
+        ),
+        (
             "job: {pool: slurm}",
             "job.pool: 'slurm' is not allowed: must be 'auto', 'coroutine', 'thread', 'process', 'ssh', 'dask' or",
         ),
@@ -217,6 +237,7 @@ def test_settings_under_which_jobs_would_be_refused_are_refused(tmp_path: Path, 
     [
         "job: {soft_timeout: 5000, max_runtime: null}",
         "job: {max_runtime: 10, soft_timeout: null}",
+        "executor: {job_task: {soft_timeout: 5000}}",
         "job: {soft_timeout: 50}\ncollection: {job_timeout: 60}\ntools: {radar: {job: {soft_timeout: 55}}}",
     ],
 )

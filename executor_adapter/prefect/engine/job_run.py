@@ -23,7 +23,7 @@ from executor_adapter.prefect.child.task_run_context import TASK_RUN_SCOPE
 from executor_adapter.prefect.engine.waiting import SlotLoan, current_slot_loan
 from executor_adapter.prefect.mirror.flow_run_mirrors import TaskRunReporter
 from executor_adapter.prefect.mirror.states import awaiting_retry, failure_kind, failure_message
-from executor_adapter.prefect.options.job_options import job_of_call
+from executor_adapter.prefect.options.job_options import AS_A_TASK, job_of_call
 
 if TYPE_CHECKING:
     from executor_adapter.supervision import JobDriver
@@ -105,6 +105,7 @@ class JobRun:
         if self._ended_early.is_set():
             raise JobCancelledError(FLOW_RUN_ENDED)
         job, executor = job_of_call(self.task, self.options, str(task_run.id), parameters), current_executor()
+        job.model_fields_set.difference_update(AS_A_TASK.keys() - self.options.keys())  # The settings may fill them in.
         self._original = self._find_original(job, executor)
         if self._original is not None:
             return self._wait_for_original(self._original)

@@ -134,7 +134,13 @@ class TaskWorkerJob:
 
     def _may_be_retried(self) -> bool:
         """Return whether the engine calls the retry condition if this attempt fails."""
-        return self._attempts <= self.task.retries
+        return self._attempts <= self.retries
+
+    @property
+    def retries(self) -> int:
+        """How many retries the job may have, which may come from the settings of the executor."""
+        driver = self._job_run.driver
+        return self.task.retries if driver is None else driver.job.policy.retry_attempts
 
     async def _interrupt(self, error: BaseException) -> None:
         running = self._job_run.interrupt(error)
@@ -173,6 +179,12 @@ def _job_of(task: Task[..., Any], options: Mapping[str, Any]) -> TaskWorkerJob:
         if task.isasync and (engine := asyncio.current_task()) is not None:
             engine.add_done_callback(lambda _: job.close())  # It may be cancelled while it waits for a retry.
     return job
+
+
+def retries_of_job(own: int) -> int:
+    """Return how many retries the job of the engine around the caller may have: the task's `own` before it is made."""
+    job = _current_job.get()
+    return own if job is None or job.has_ended else job.retries
 
 
 class AttemptAsJob:

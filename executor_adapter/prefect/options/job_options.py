@@ -45,8 +45,11 @@ class JobTaskOptions(JobOptions, TaskOptions, total=False):
     materialized_by: str | None
 
 
-def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_options(options: Mapping[str, Any], retries: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split `options` into fields of a Job and options of Prefect's Task; Prefect's names are translated.
+
+    `retries`: the number of retries that `retry_delay_seconds` is for where the options have none; by default that of
+    Prefect's settings.
 
     Raises:
         TypeError: an option is neither.
@@ -61,7 +64,9 @@ def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
                 raise InvalidJobError(f"{theirs} and {name} mean the same: give one of them")
     job = {name: value for name, value in options.items() if name in JOB_OPTIONS}
     task = {name: value for name, value in options.items() if name in TASK_OPTIONS and name not in TRANSLATED}
-    return job | _translated(options), task
+    if retries is None:
+        retries = get_current_settings().tasks.default_retries
+    return job | _translated(options, retries), task
 
 
 def unknown_option(owner: str, name: str, known: Collection[str]) -> str:
@@ -71,12 +76,12 @@ def unknown_option(owner: str, name: str, known: Collection[str]) -> str:
     return f"{owner} has no option {name!r}: {neither if near is None else f'did you mean {near}?'}"
 
 
-def _translated(options: Mapping[str, Any]) -> dict[str, Any]:
+def _translated(options: Mapping[str, Any], retries: int) -> dict[str, Any]:
     job: dict[str, Any] = {}
     if options.get("timeout_seconds") is not None:
         job["max_runtime"] = options["timeout_seconds"]
     if options.get("retry_delay_seconds") is not None:
-        attempts = options.get("retries", options.get("retry_attempts", Job.model_fields["retry_attempts"].default))
+        attempts = options.get("retries", options.get("retry_attempts", retries))
         delays, jitter = options["retry_delay_seconds"], options.get("retry_jitter_factor")
         job["retry"] = policy_from_prefect(attempts, delays, jitter)
     elif options.get("retry_jitter_factor") is not None:
@@ -102,9 +107,9 @@ def with_default_retries(options: Mapping[str, Any], given: Mapping[str, Any]) -
         filled["retry_attempts"], are_prefects = settings.default_retries, True
     if "retry_delay" in options:
         return filled
-    if "default_retry_delay_seconds" in settings.model_fields_set:
-        attempts = filled.get("retry_attempts", Job.model_fields["retry_attempts"].default)
-        filled["retry"] = policy_from_prefect(attempts, cast(Delays, settings.default_retry_delay_seconds), None)
+    if "default_retry_delay_seconds" in settings.model_fields_set and "retry_attempts" in filled:
+        delays = cast(Delays, settings.default_retry_delay_seconds)
+        filled["retry"] = policy_from_prefect(filled["retry_attempts"], delays, None)
     elif are_prefects:
         filled["retry_delay"] = 0.0
     return filled
@@ -122,6 +127,9 @@ def merge_options(before: Mapping[str, Any], changes: Mapping[str, Any]) -> dict
     return merged | {"retry": policy.model_copy(update=changed)}
 
 
+AS_A_TASK: dict[str, Any] = {"max_runtime": None, "retry_attempts": 0}
+"""The fields of a job whose options say nothing of them, as a task of Prefect's has them."""
+
 FORMATTED = ("tool_name", "dedupe_key")
 """Fields of a Job in which `{parameter}` is replaced by a call's argument, as in Prefect's `task_run_name`."""
 
@@ -129,7 +137,7 @@ FORMATTED = ("tool_name", "dedupe_key")
 def job_of_call(task: Task[..., Any], options: Mapping[str, Any], job_id: str, parameters: Mapping[str, Any]) -> Job:
     """Return the job of one call; `parameters` are bound to the function's signature and hold no futures."""
     args, kwargs = parameters_to_args_kwargs(task.fn, dict(parameters)) if parameters else ((), {})
-    fields = dict(options)
+    fields = {**AS_A_TASK, **options}
     for name in FORMATTED:
         if isinstance(fields.get(name), str):
             fields[name] = fields[name].format(**parameters)
@@ -146,10 +154,9 @@ def check_job_options(function: Callable[..., Any], options: Mapping[str, Any], 
     """
     name = owner or f"task {getattr(function, '__qualname__', repr(function))}"
     try:
-        job = Job(function=function, **options)
+        job = Job(function=function, **{**AS_A_TASK, **options})
         if options.get("pool", "auto") != "auto" and options.keys() & {"memory_limit", "resources", "soft_timeout"}:
-            # The settings can change neither the pool nor these limits any more; max_runtime, unless it is given.
-            check_limits(job if "max_runtime" in options else job.model_copy(update={"max_runtime": None}))
+            check_limits(job)  # The settings can change neither the pool nor these limits any more.
     except InvalidJobError as error:
         raise InvalidJobError(f"{name}: {error}") from None
     return job
