@@ -143,19 +143,19 @@ class JobExecutor(JobCaller, Slots, QuarantinedJobs, Watching, ExecutionHooks):
             scope = self._tracer(scope)
         if self._persistence is None:
             return self._admit(job, timeout=timeout, scope=scope)
-        return self._persistence.admit(job, lambda: self._admit(job, timeout=timeout, scope=scope))
+        return self._persistence.admit(job, functools.partial(self._admit, job, timeout=timeout, scope=scope))
 
     def _admit_hooked(self, job: Job, **options: Any) -> JobFuture:
         assert self._hooked is not None
         return self._hooked.submit(job, self.execute_job, **options)
 
     def fill_in_defaults(self, job: Job) -> None:
-        """Set the job's open fields from the settings, as `submit` does. Calling it twice does no harm.
+        """Set the open fields of a job that was not submitted yet from the settings, as `submit` does.
 
         Raises:
             InvalidJobError: A field of the job contradicts the settings.
         """
-        if self._defaults.any:
+        if self._defaults.any and job.live.future is None:
             self._defaults.fill_in(job)
 
     def run(self, job: Job) -> Any:

@@ -24,7 +24,7 @@ from executor_adapter.job.mistakes import (
     rule_text,
     shown,
 )
-from executor_adapter.job.model import NEW_ID_HINT, Job, check_are_jobs, check_is_job, job_instead
+from executor_adapter.job.model import NEW_ID_HINT, Job, check_are_jobs, check_is_job, check_is_new, job_instead
 from executor_adapter.job.options import JobOptions, MapOptions, RepeatedJobOptions, SharedJobOptions
 from executor_adapter.job.pool_names import (
     HAS_CPU_AFFINITY,
@@ -116,6 +116,7 @@ __all__ = [
     "check_arguments",
     "check_count",
     "check_is_job",
+    "check_is_new",
     "check_start_method",
     "checked_capacity",
     "checked_resources",

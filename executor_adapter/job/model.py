@@ -315,6 +315,18 @@ def check_is_job(given: Any) -> None:
         raise InvalidJobError(f"{shown(given)} is not a Job: make one, Job(function={name}, args=(...))")
 
 
+def check_is_new(job: Job) -> None:
+    """Check that a job was not submitted before.
+
+    Raises:
+        InvalidJobError: it was.
+    """
+    if job.live.future is not None or job.state.status is not JobStatus.PENDING:
+        own_id = " with an id of its own, job.model_copy(update={'job_id': ...})"
+        copy = ", job.model_copy()" if job.status in TERMINAL else own_id
+        raise InvalidJobError(f"job {job.job_id} was submitted already: submit a copy{copy}")
+
+
 def job_instead(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
     """Say which Job to make, where a function was given with its arguments; None where it was not."""
     if not args or not callable(args[0]):

@@ -94,22 +94,15 @@ class JobPersistence:
             return None
         return signed_pickles(None if settings.pickle_key is None else settings.pickle_key.get_secret_value())
 
-    def admit(self, job: Job, admit: Callable[[], JobFuture], *, driven: bool = False) -> JobFuture:
-        """Call `admit`, which submits the job, and record the job unless it is refused or a live duplicate is returned.
+    def admit(self, job: Job, admit: Callable[..., JobFuture], *, driven: bool = False) -> JobFuture:
+        """Call `admit(stored=...)`, which submits the job, with what the store needs to record it.
 
         Raises:
             InvalidJobError: The job cannot be stored; the message names the reason and the fix.
             QueueFullError: too many changes wait for a store that cannot be written.
         """
-        self.recorder.prepare(job, driven=driven)
-        try:
-            future = admit()
-        except BaseException:
-            self.recorder.pending.discard(job)
-            raise
-        if future.job is not job:
-            self.recorder.pending.discard(job)
-        elif self.store.durable:
+        future = admit(stored=self.recorder.prepare(job, driven=driven))
+        if future.job is job and self.store.durable:
             self._functions.add(job.function)
         return future
 

@@ -37,22 +37,24 @@ class PendingWrites:
     """Collects transitions and turns them into batches of records, one record a job.
 
     Only a job's latest transition counts: a job that started and finished since the last batch is written once.
-    Any thread may call `add`, `discard` and `on_transition`; the other methods belong to the recorder's thread.
+    Any thread may call `is_unwritten` and `on_transition`; the other methods belong to the recorder's thread.
 
     Args:
         queue: the queue that the records name.
         keeps_jobs: whether records hold the job itself, for a store in the memory of this process.
         quarantined: the executor's quarantined jobs by id.
+        unwritten: the jobs that were admitted and never written, with what another process needs to run each.
     """
 
-    def __init__(self, *, queue: str, keeps_jobs: bool, quarantined: Mapping[str, Job]) -> None:
+    def __init__(
+        self, *, queue: str, keeps_jobs: bool, quarantined: Mapping[str, Job], unwritten: dict[Job, StoredCall]
+    ) -> None:
         self.requeue_on_shutdown = False
         """Whether jobs that the executor's shutdown interrupts stay PENDING in the store, for another host."""
         self._queue = queue
         self._keeps_jobs = keeps_jobs
         self._quarantined = quarantined
-        self._unwritten: dict[Job, StoredCall] = {}
-        """Jobs that have never been written, with what another process needs to run them."""
+        self._unwritten = unwritten
         self._received: deque[_Received] = deque()
         self._due: dict[Job, _Received] = {}
         self._running: dict[Job, Progress | None] = {}
@@ -65,21 +67,13 @@ class PendingWrites:
 
     @property
     def is_empty(self) -> bool:
-        """Whether every job that was added is in the store, with its latest transition."""
+        """Whether every job that was admitted is in the store, with its latest transition."""
         return not len(self) and not self._unwritten
 
     # --- on any thread ---
 
-    def add(self, job: Job, call: StoredCall) -> None:
-        """Expect the first transition of a new job; `call` goes into its first record."""
-        self._unwritten[job] = call
-
-    def discard(self, job: Job) -> None:
-        """Discard a new job that was not submitted."""
-        self._unwritten.pop(job, None)
-
     def is_unwritten(self, job: Job) -> bool:
-        """Return whether the job was added and has never been written."""
+        """Return whether the job was admitted and has never been written."""
         return job in self._unwritten
 
     def on_transition(self, transition: Transition) -> None:

@@ -68,8 +68,9 @@ class Recorder:
         self.queue = queue
         self.pickles: SignedPickles | None = None
         """Signs pickled functions and arguments; None: they are stored as text."""
+        intake = supervisor.intake
         self.pending = PendingWrites(
-            queue=queue, keeps_jobs=not store.durable, quarantined=supervisor.intake.quarantined
+            queue=queue, keeps_jobs=not store.durable, quarantined=intake.quarantined, unwritten=intake.unwritten
         )
         self.recover: Callable[[], object] = lambda: None
         """Takes over jobs that no host runs; called on this thread."""
@@ -95,8 +96,8 @@ class Recorder:
 
     # --- on submitting threads ---
 
-    def prepare(self, job: Job, *, driven: bool = False) -> None:
-        """Prepare to record a job that is about to be submitted.
+    def prepare(self, job: Job, *, driven: bool = False) -> StoredCall:
+        """Return what the first record of a job that is about to be submitted needs.
 
         Args:
             job: the job.
@@ -113,9 +114,6 @@ class Recorder:
             )
         if job.job_id in self._supervisor.intake.quarantined:
             self._forget_if_released(job.job_id)
-        self.pending.add(job, self._stored_call(job, driven))
-
-    def _stored_call(self, job: Job, driven: bool) -> StoredCall:
         if self.store.durable and not driven:
             return stored_call(job, self.pickles)
         if self.store.durable:

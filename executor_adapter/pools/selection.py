@@ -9,7 +9,7 @@ from executor_adapter.job import (
     GPU,
     LEASING_POOLS,
     Job,
-    JobStatus,
+    check_is_new,
     function_reference,
     is_coroutine_function,
     is_generator_function,
@@ -27,8 +27,7 @@ def check_job(job: Job, kind_of: PoolKinds | None = None) -> tuple[str, Any]:
         InvalidJobError: the job was submitted before, or asks for what the pool cannot do.
         JobSerializationError: its function or arguments cannot be sent to the pool's workers.
     """
-    if job.live.future is not None or job.state.status is not JobStatus.PENDING:
-        raise InvalidJobError(f"job {job.job_id} was submitted already: {_copy_hint(job)}")
+    check_is_new(job)
     if is_generator_function(job.function):
         raise InvalidJobError(_generator_refusal(job.function))
     name, kind = check_limits(job, kind_of)
@@ -65,12 +64,6 @@ def check_limits(job: Job, kind_of: PoolKinds | None = None) -> tuple[str, type[
     if job.soft_timeout is not None:
         _check_soft_timeout(job.soft_timeout, job.max_runtime, name, kind)
     return name, kind
-
-
-def _copy_hint(job: Job) -> str:
-    if job.status.is_terminal:
-        return "submit a copy, job.model_copy()"
-    return "submit a copy with an id of its own, job.model_copy(update={'job_id': ...})"
 
 
 def _generator_refusal(function: Any) -> str:

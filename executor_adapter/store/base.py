@@ -130,7 +130,7 @@ class JobStore(ABC):
 
         Args:
             host_id: the host that writes.
-            new: records that are written whole. A known id is replaced where its job is finished.
+            new: records that are written whole. A known id is replaced where it is of another job, which is finished.
             changed: records of known jobs, of which only the fields are written that change while a job lives.
             lease: the length of the renewed lease, in seconds.
 

@@ -163,7 +163,7 @@ class MemoryStore(JobStore):
     def _put(self, host_id: str, record: JobRecord) -> bool:
         """Put a new record in place; return False where another host has the job."""
         known = self._records.get(record.job_id)
-        if known is not None and known.host != host_id and not _finished_before(known, record):
+        if known is not None and known.host != host_id and not _replaces(record, known):
             return known.host == record.host
         self._records[record.job_id] = record
         return True
@@ -202,9 +202,9 @@ class MemoryStore(JobStore):
             self._delete(free + held[: max(0, len(held) - MAX_QUARANTINED)])
 
 
-def _finished_before(known: JobRecord, record: JobRecord) -> bool:
-    """Return whether the known job with this id had finished before the new one was made."""
-    return known.status in TERMINAL and known.created_at < record.created_at
+def _replaces(record: JobRecord, known: JobRecord) -> bool:
+    """Return whether a new record is of another job than the known one with its id, which has finished."""
+    return known.status in TERMINAL and known.created_at != record.created_at
 
 
 def _matches(record: JobRecord, wanted: JobFilter) -> bool:

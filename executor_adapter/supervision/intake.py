@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
+from typing import Any
 
 from executor_adapter.exceptions import ExecutorClosedError, InvalidJobError, QueueFullError
-from executor_adapter.job import NEW_ID_HINT, Job, JobStatus, Quarantine
+from executor_adapter.job import NEW_ID_HINT, Job, JobStatus, Quarantine, check_is_new
 from executor_adapter.supervision.futures import JobFuture
 
 RECHECK_INTERVAL = 0.1
@@ -21,6 +23,8 @@ class JobIntake:
         self.closed = False
         self.jobs: dict[str, Job] = {}
         """The live jobs, by id."""
+        self.unwritten: dict[Job, Any] = {}
+        """Jobs that were admitted and that no store has yet, with what it needs of each."""
         self.submitted: deque[Job] = deque()
         """Jobs that the supervisor has not accepted yet."""
         self.quarantined = Quarantine()
@@ -40,15 +44,26 @@ class JobIntake:
         other = self._by_dedupe_key.get(job.dedupe_key)
         return None if other is None else other.live.future
 
-    def enter(self, job: Job, future: JobFuture, timeout: float | None, *, needs_place: bool = True) -> JobFuture:
+    def enter(
+        self,
+        job: Job,
+        future: JobFuture,
+        timeout: float | None,
+        *,
+        needs_place: bool = True,
+        prepare: Callable[[], object] = lambda: None,
+        stored: Any = None,
+    ) -> JobFuture:
         """Admit the job and return its future; or the future of its live twin, if it has one.
 
-        Waits for a place, at most `timeout` seconds if that is not None, unless the job needs none.
+        Waits for a place, at most `timeout` seconds if that is not None, unless the job needs none. A job that is
+        refused, and the one that it may be already, stay as they were: `prepare` alone changes the job for its
+        supervisor, and is called only where the job is not live. `stored` is what the store needs, None for nothing.
 
         Raises:
             QueueFullError: no place was free in time.
             ExecutorClosedError: the executor is shut down.
-            InvalidJobError: the job is quarantined, or its id is taken.
+            InvalidJobError: the job is quarantined, was submitted before, or its id is taken.
         """
         with self._lock:
             takes_place = needs_place and self._places is not None
@@ -58,12 +73,14 @@ class JobIntake:
                 return twin
             if self.quarantined:
                 self._refuse_quarantined(job)
+            check_is_new(job)
             if job.job_id in self.jobs:
                 raise InvalidJobError(
                     f"a job with the id {job.job_id!r} is live already: wait for it, or {NEW_ID_HINT}"
                 )
             if job.dedupe_key is not None:
                 self._place_free.notify_all()  # Twins need no place.
+            prepare()
             # From here on nothing is called until the job is submitted, so no signal handler can run in between. A
             # handler that shuts the executor down therefore finds the job admitted, or the job is refused.
             if self.closed:
@@ -74,6 +91,8 @@ class JobIntake:
             job.live.future = future
             if job.dedupe_key is not None:
                 self._by_dedupe_key[job.dedupe_key] = job
+            if stored is not None:
+                self.unwritten[job] = stored
             self.jobs[job.job_id] = job
             self.submitted.append(job)
             return future
@@ -161,7 +180,7 @@ class JobIntake:
     def _needs_none(self, job: Job) -> bool:
         """Return whether the job will be refused anyway, or gets the future of its live twin."""
         known = self.twin(job) is not None or job.job_id in self.jobs or job.job_id in self.quarantined
-        return self.closed or known
+        return self.closed or known or job.live.future is not None
 
     def _give_place(self) -> None:
         # After closing no caller wants a place, and a signal handler that waits for the end may hold the lock.

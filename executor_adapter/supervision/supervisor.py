@@ -126,24 +126,30 @@ class Supervisor:
         scope: JobScope | None = None,
         timeout: float | None = None,
         waited: float | None = None,
+        stored: Any = None,
     ) -> JobFuture:
         """Admit a job: check it, prepare it for its pool and queue it. See JobIntake for what it raises.
 
         `waited`: seconds since another host, which has died, admitted it; then `max_pending` does not apply.
+        `stored`: what a store needs of the job to write it for the first time.
         """
         self.intake.refuse_if_closed()
         if job.dedupe_key is not None and (twin := self.intake.twin(job)) is not None:
             return twin
         if driver is None:  # A driver may call the function with other arguments.
             check_arguments(job.function, job.args, job.kwargs)
-        live = job.live
-        live.pool, live.payload = check_job(job, self._kind_of)
-        live.resources = self.dispatcher.resources.check(job)
-        live.memory_limit = job.memory_limit
-        live.is_plain = is_plain_job(job)
-        live.driver, live.scope = driver, scope
-        live.queued_at = self.now() - (waited or 0.0)
-        future = self.intake.enter(job, JobFuture(job, self.futures), timeout, needs_place=waited is None)
+        pool, payload = check_job(job, self._kind_of)
+        resources = self.dispatcher.resources.check(job, pool)
+        queued_at = self.now() - (waited or 0.0)
+
+        def prepare() -> None:
+            live = job.live
+            live.pool, live.payload, live.resources = pool, payload, resources
+            live.memory_limit, live.is_plain = job.memory_limit, is_plain_job(job)
+            live.driver, live.scope, live.queued_at = driver, scope, queued_at
+
+        future = JobFuture(job, self.futures)
+        future = self.intake.enter(job, future, timeout, needs_place=waited is None, prepare=prepare, stored=stored)
         self.thread.wake()
         return future
 

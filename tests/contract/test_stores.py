@@ -161,12 +161,13 @@ def test_of_jobs_with_one_id_in_a_batch_the_last_one_counts(store: JobStore, hos
     assert store.get("daily") == over[-1]
 
 
-def test_an_id_can_be_used_again_once_its_job_is_finished(store: JobStore, host: Host) -> None:
-    """A new job replaces a finished one with the same id, and its former host's late writes are ignored."""
+@pytest.mark.parametrize("made_at", [0.5, 2.0])
+def test_an_id_can_be_used_again_once_its_job_is_finished(store: JobStore, host: Host, made_at: float) -> None:
+    """A job replaces a finished one with its id, whichever was made first; late writes of that one are ignored."""
     other = elsewhere()
     store.register(other, lease=LEASE)
     put(store, host, make(host, JobStatus.FAILED, job_id="daily", created_at=1.0))
-    put(store, other, make(other, JobStatus.RUNNING, job_id="daily", created_at=2.0))
+    put(store, other, make(other, JobStatus.RUNNING, job_id="daily", created_at=made_at))
     found = store.get("daily")
     assert found is not None
     assert (found.status, found.host) == (JobStatus.RUNNING, other.host_id)

@@ -154,3 +154,13 @@ def test_closing_inside_a_submission_does_not_block_the_supervisor(executor: Inl
         threading.Thread(target=start).start()
         harness.intake.close()
         assert left.wait(200)
+
+
+def test_a_job_that_was_admitted_and_ended_meanwhile_is_refused(executor: InlineExecutor) -> None:
+    """Of two threads that submit one job, the later one is refused, though the job has ended, and changes nothing."""
+    harness = IntakeHarness(executor)
+    future = harness.first.live.future
+    harness.intake.leave(harness.first)
+    with pytest.raises(InvalidJobError, match="was submitted already"):
+        harness.enter(harness.first)
+    assert harness.first.live.future is future

@@ -29,13 +29,14 @@ class JobWriter:
         self._is_sqlite = dialect.name == "sqlite"
         flavour = sqlite if self._is_sqlite else postgresql
         new = flavour.insert(jobs).values({name: bindparam(name) for name in _WRITTEN})
-        # The row of a known id is replaced if it is this host's own, or its job finished before the new one was made.
+        # The row of a known id is replaced if it is this host's own, or of another job, which has finished. A host that
+        # repeats a write may find its own job finished by the host that took it over: their `created_at` is the same.
         on_conflict = {
             "index_elements": ["job_id"],
             "set_": {name: new.excluded[name] for name in _WRITTEN} | {"cancel_requested": false()},
             "where": or_(
                 jobs.c.host == bindparam("me"),
-                jobs.c.completed_at.is_not(None) & (jobs.c.created_at < new.excluded.created_at),
+                jobs.c.completed_at.is_not(None) & (jobs.c.created_at != new.excluded.created_at),
             ),
         }
         new = new.on_conflict_do_update(**on_conflict)

@@ -47,15 +47,15 @@ class ResourceLedger:
 
     # --- from any thread ---
 
-    def check(self, job: Job) -> dict[str, int] | None:
-        """Return what each attempt of the job takes, in UNITS; None where it takes nothing.
+    def check(self, job: Job, pool: str) -> dict[str, int] | None:
+        """Return what each attempt of the job takes in this pool, in UNITS; None where it takes nothing.
 
         Raises:
             InvalidJobError: this machine never has so much. What a cluster may have is known to its pool.
         """
         if job.resources is None:
             return None
-        if job.live.pool not in LEASING_POOLS and (lack := self.lack_of(job.resources)) is not None:
+        if pool not in LEASING_POOLS and (lack := self.lack_of(job.resources)) is not None:
             raise InvalidJobError(lack)
         return {name: units_of(amount) for name, amount in job.resources.items()}
 

@@ -191,3 +191,40 @@ def test_errors_of_any_size_and_characters_are_stored(make_stored: MakeStored, s
     assert long.error_message.endswith("x... (1,000,000 characters)")
     assert long.attempts[0].error_message == long.error_message
     assert (odd.status, odd.error_code, odd.error_message) == (JobStatus.FAILED, "CODE?\ufffd", "caf?\ufffd")
+
+
+@pytest.mark.parametrize("ends", [False, True], ids=["live", "ended"])
+def test_a_refused_second_submit_changes_nothing(
+    make_stored: MakeStored, store: JobStore, tmp_path: Path, ends: bool
+) -> None:
+    """A job that is submitted again, while it is live or just ended, is refused, and runs and is recorded as before."""
+    executor = make_stored()
+    go = tmp_path / "go"
+    jobs = [Job(function=store_jobs.wait_for_file, args=(str(go),)) for _ in range(20)]
+    if ends:
+        go.touch()
+    futures = []
+    for job in jobs:
+        futures.append(executor.submit(job))
+        if ends:
+            futures[-1].result()
+        with pytest.raises(InvalidJobError, match="was submitted already"):
+            executor.submit(job)
+    go.touch()
+    for future in futures:
+        future.result()
+    assert executor.flush()
+    assert store.counts() == dict.fromkeys(JobStatus, 0) | {JobStatus.COMPLETED: 20}
+
+
+def test_a_job_made_before_another_with_its_id_has_ended_runs(make_stored: MakeStored, store: JobStore) -> None:
+    """A job may be made before another one with its id, and submitted to another executor once that one has ended."""
+    job = Job(function=store_jobs.give, args=("late",), job_id="daily")
+    other = make_stored()
+    other.run(Job(function=store_jobs.give, args=("early",), job_id="daily"))
+    assert other.flush()
+    executor = make_stored()
+    assert executor.run(job) == "late"
+    assert executor.flush()
+    record = record_in(store, "daily")
+    assert (record.status, record.created_at) == (JobStatus.COMPLETED, job.state.created_at)
