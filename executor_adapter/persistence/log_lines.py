@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from executor_adapter.job import Job, storable
@@ -74,23 +75,35 @@ class LogLines:
 
 
 _capturing: list[LogLines] = []
-_original_factory = logging.getLogRecordFactory()
+_making = threading.local()
+"""Whether this thread is inside a factory of ours: several of them may be around each other."""
 
 
-def _make_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
-    record = _original_factory(*args, **kwargs)
-    if _capturing and (job := running_job()) is not None:
+class _CapturingFactory:
+    """A log record factory around another one, which never changes: a library may have put its own around this one."""
+
+    def __init__(self, inner: Callable[..., logging.LogRecord]) -> None:
+        self.inner = inner
+
+    def __call__(self, *args: Any, **kwargs: Any) -> logging.LogRecord:
+        """Make a record, and pass it on if no factory around this one does so."""
+        if not _capturing or getattr(_making, "a_record", False) or (job := running_job()) is None:
+            return self.inner(*args, **kwargs)
+        _making.a_record = True
+        try:
+            record = self.inner(*args, **kwargs)
+        finally:
+            _making.a_record = False
         for lines in tuple(_capturing):
             lines.on_record(record, job)
-    return record
+        return record
 
 
 def start_capturing(lines: LogLines) -> None:
     """Pass on to `lines` what functions in this process log, by a record factory around the present one."""
-    global _original_factory
-    if logging.getLogRecordFactory() is not _make_record:
-        _original_factory = logging.getLogRecordFactory()
-        logging.setLogRecordFactory(_make_record)
+    present = logging.getLogRecordFactory()
+    if not isinstance(present, _CapturingFactory):
+        logging.setLogRecordFactory(_CapturingFactory(present))
     _capturing.append(lines)
 
 
@@ -100,7 +113,8 @@ if hasattr(os, "register_at_fork"):
 
 
 def stop_capturing(lines: LogLines) -> None:
-    """Undo `start_capturing`; the last one restores the original factory, unless another was put around ours."""
+    """Undo `start_capturing`; the last one restores the factory inside ours, unless another was put around it."""
     _capturing.remove(lines)
-    if not _capturing and logging.getLogRecordFactory() is _make_record:
-        logging.setLogRecordFactory(_original_factory)
+    present = logging.getLogRecordFactory()
+    if not _capturing and isinstance(present, _CapturingFactory):
+        logging.setLogRecordFactory(present.inner)

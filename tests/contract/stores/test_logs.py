@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -183,3 +184,36 @@ def test_the_log_record_factory_is_restored() -> None:
         executor.run(Job(function=list, job_id=uuid7()))
         assert logging.getLogRecordFactory() is not before
     assert logging.getLogRecordFactory() is before
+
+
+def test_a_factory_that_a_library_puts_around_ours_may_stay() -> None:
+    """A later executor captures each record once, whether a factory around an earlier one's stays or goes."""
+    before = logging.getLogRecordFactory()
+    try:
+        with store_of_logs() as (first, _):
+            ours = logging.getLogRecordFactory()
+            logging.setLogRecordFactory(lambda *args, **kwargs: ours(*args, **kwargs))
+            log_once(first)
+        around = logging.getLogRecordFactory()
+        with store_of_logs() as (second, store):
+            assert texts(store.lines(log_once(second))) == ["once"]
+            logging.setLogRecordFactory(ours)  # As a library that undoes what it has done.
+            assert texts(store.lines(log_once(second))) == ["once"]
+            logging.setLogRecordFactory(around)
+    finally:
+        logging.setLogRecordFactory(before)
+
+
+@contextmanager
+def store_of_logs() -> Iterator[tuple[JobExecutor, JobStore]]:
+    store = open_store("memory:")
+    with JobExecutor(1, config=Settings(), store=store) as executor:
+        yield executor, store
+
+
+def log_once(executor: JobExecutor) -> str:
+    """Run a job that logs, and return its id once its lines are stored."""
+    job = Job(function=log_text, args=("once",), pool="thread")
+    executor.run(job)
+    executor.flush()
+    return job.job_id
