@@ -17,7 +17,7 @@ from typing import Protocol, Self
 
 from executor_adapter.config import MonitoringSettings, Settings
 from executor_adapter.job import Job, LimitObserver, NearLimit, size_text
-from executor_adapter.pools import HIGH_MARGIN
+from executor_adapter.pools import MemoryLevel
 from executor_adapter.supervision import ExecutorStats
 
 logger = logging.getLogger("executor_adapter.health")
@@ -164,7 +164,7 @@ class HealthMonitor:
                 kind=AlertKind.LOW_MEMORY,
                 message=f"memory is short: {figures}",
                 value=1 - left / total,
-                limit=1 - HIGH_MARGIN,
+                limit=1 - MemoryLevel("", total, left).high_margin / total,
                 at=self._clock(),
             )
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from executor_adapter.pools.memory.available import AvailableMemory
     from executor_adapter.pools.memory.control_groups import processor_quota
     from executor_adapter.pools.memory.guard import MemoryGuard
-    from executor_adapter.pools.memory.level import HIGH_MARGIN, MemoryLevel
+    from executor_adapter.pools.memory.level import MemoryLevel
     from executor_adapter.pools.patience import Patience
     from executor_adapter.pools.refused_starts import unavailable
     from executor_adapter.pools.selection import check_job, check_limits
@@ -44,7 +44,6 @@ _HOMES = {
     "Ending": "executor_adapter.pools.base",
     "EventLoopThread": "executor_adapter.pools.in_process.event_loop",
     "GpuShares": "executor_adapter.pools.gpus",
-    "HIGH_MARGIN": "executor_adapter.pools.memory.level",
     "LeasingPool": "executor_adapter.pools.base",
     "MemoryGuard": "executor_adapter.pools.memory.guard",
     "MemoryLevel": "executor_adapter.pools.memory.level",
@@ -71,7 +70,6 @@ _HOMES = {
 
 __all__ = [
     "COROUTINE_STOP_TIMEOUT",
-    "HIGH_MARGIN",
     "Assignment",
     "AvailableMemory",
     "Ending",

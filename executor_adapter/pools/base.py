@@ -271,6 +271,7 @@ class WorkerPool(ABC):
     def largest_attempt(self) -> tuple[Assignment, int] | None:
         """Return the running attempt that holds the most memory, of those that `end_for_memory` can end, and its bytes.
 
+        The bytes are 0 for an attempt that is killed already and is about to give back what it holds.
         None if there is none, or this pool cannot measure it.
         """
         return None

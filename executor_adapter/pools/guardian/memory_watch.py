@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import sys
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -11,6 +10,7 @@ from executor_adapter.pools.base import Assignment, PoolSupervisor, Timer
 from executor_adapter.pools.guardian.worker_handle import ForkedWorkerHandle
 from executor_adapter.pools.memory.level import FASTEST_GROWTH
 from executor_adapter.pools.memory.tree_memory import measure
+from executor_adapter.worker import resident
 
 MIN_INTERVAL = 0.02
 MAX_INTERVAL = 0.5
@@ -88,10 +88,22 @@ def _seconds_to_grow(room: int) -> float:
 
 
 def largest_attempt(workers: Iterable[ForkedWorkerHandle]) -> tuple[Assignment, int] | None:
-    """Return the running attempt that holds the most memory, and its bytes, if there is one."""
-    running = [worker for worker in workers if worker.pid is not None and not worker.kill_requested]
-    pids = {worker.queue[0]: worker.pid for worker in running if worker.queue and worker.pid is not None}
-    # Exactly measured, the largest few only: it takes the kernel a millisecond for each 100 MiB.
-    roughly = sorted(pids, key=lambda assignment: measure(pids[assignment], sys.maxsize).used, reverse=True)
-    exactly = [(assignment, measure(pids[assignment], 0).used) for assignment in roughly[:_MAX_MEASURED_EXACTLY]]
-    return max(exactly, key=operator.itemgetter(1), default=None)
+    """Return the running attempt that holds the most memory, and its bytes; see `WorkerPool.largest_attempt`."""
+    pids = {worker: worker.pid for worker in workers if worker.pid is not None and worker.queue}
+    trees = {worker: measure(pid, sys.maxsize) for worker, pid in pids.items()}
+    # Without what a worker shares with the guardian: that stays.
+    at_most = {worker: tree.used - worker.rss_when_ready for worker, tree in trees.items()}
+    largest = sorted(pids, key=at_most.__getitem__, reverse=True)[:_MAX_MEASURED_EXACTLY]
+    held = {worker: trees[worker].at_least - worker.rss_when_ready for worker in largest}
+    if any(at_most[worker] > held[largest[0]] for worker in largest[1:]):
+        # Exactly, only where it decides: it takes the kernel a millisecond for each 100 MiB, and a tenth of a second
+        # and more where the tree grows meanwhile, in which it may take all that is left.
+        held = {worker: measure(pids[worker], 0).used for worker in largest}
+    found = max(largest, key=held.__getitem__, default=None)
+    # Last, because one may have ended while they were measured.
+    exiting = next((worker for worker, pid in pids.items() if not resident(pid)), None)
+    if exiting is not None:
+        return exiting.queue[0], 0
+    if found is None:
+        return None
+    return found.queue[0], 0 if found.kill_requested else max(1, held[found])

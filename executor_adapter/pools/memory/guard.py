@@ -51,20 +51,22 @@ class MemoryGuard:
 
     def check(self, now: float, pools: Iterable[WorkerPool]) -> None:
         """Look at the memory, act if it is short, and set when to look again."""
-        began = time.monotonic()
+        began = (
+            time.thread_time()
+        )  # Not the clock: to be late once, on a busy machine, must not make the next one later.
         level = self._memory.read()
         if level is None:
             self.due = float("inf")
             return
         self._hold_or_release(level, pools)
         if level.is_critical:
-            self._end_largest(level, pools)
+            self._end_largest(pools)
         else:
             self._helpless = False
         interval = min(max(level.above_critical / FASTEST_GROWTH, MIN_INTERVAL), MAX_INTERVAL)
         if self._helpless:
             interval = HELPLESS_INTERVAL
-        self.due = now + max(interval, (time.monotonic() - began) / MAX_SHARE_OF_TIME)
+        self.due = now + max(interval, (time.thread_time() - began) / MAX_SHARE_OF_TIME)
 
     def _hold_or_release(self, level: MemoryLevel, pools: Iterable[WorkerPool]) -> None:
         if level.is_high:
@@ -81,15 +83,19 @@ class MemoryGuard:
             self.holds = False
             logger.info("memory is free again: %s: attempts start", level)
 
-    def _end_largest(self, level: MemoryLevel, pools: Iterable[WorkerPool]) -> None:
+    def _end_largest(self, pools: Iterable[WorkerPool]) -> None:
         if self._ending is not None and self._ending.worker is not None:
             return  # Its memory is about to be free.
         self._ending = None
-        found = [
-            (*attempt, pool)
-            for pool in pools
-            if (attempt := pool.largest_attempt()) is not None and attempt[1] >= level.critical_margin
-        ]
+        attempts = [(*attempt, pool) for pool in pools if (attempt := pool.largest_attempt()) is not None]
+        # Only now, because attempts take memory and give it back while they are measured.
+        level = self._memory.read()
+        if level is None or not level.is_critical:
+            return
+        self._ending = next((attempt for attempt, held, _ in attempts if not held), None)
+        if self._ending is not None:
+            return
+        found = [attempt for attempt in attempts if attempt[1] >= level.least_gain]
         if not found:
             if not self._helpless:
                 self._helpless = True

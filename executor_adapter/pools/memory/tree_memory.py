@@ -29,6 +29,8 @@ class TreeMemory(NamedTuple):
     """Its resident memory; shared pages count once where it was near the limit."""
     used: int
     """The same with memory files. Only where it exceeds the limit it is exact; otherwise it may be too high."""
+    at_least: int
+    """The resident memory of its largest process, to which all others add."""
 
 
 def measure(pid: int, limit: int) -> TreeMemory:
@@ -36,17 +38,18 @@ def measure(pid: int, limit: int) -> TreeMemory:
     members = tree(pid)
     files: dict[FileId, int] = {}
     holders = [member for member in members if _add_open_memory_files(member, files)]
-    total = sum(map(resident, members))
+    each = [resident(member) for member in members]
+    total, largest = sum(each), max(each)
     if total + sum(files.values()) <= limit:
-        return TreeMemory(total, total + sum(files.values()))
+        return TreeMemory(total, total + sum(files.values()), largest)
     shares = [_proportional(member) for member in members]
     if None in shares:  # A kernel before 5.4, or a process of another user.
-        return TreeMemory(total, total + sum(files.values()))
+        return TreeMemory(total, total + sum(files.values()), largest)
     anonymous, of_files, shared = (sum(parts) for parts in zip(*filter(None, shares), strict=True))
     mapped = _mapped_among(holders, files)
     of_mapped = sum(files[file] for file in mapped)
     used = anonymous + of_files + max(shared, of_mapped) + sum(files.values()) - of_mapped
-    return TreeMemory(anonymous + of_files + shared, used)
+    return TreeMemory(anonymous + of_files + shared, used, largest)
 
 
 def _proportional(pid: int) -> tuple[int, ...] | None:
