@@ -294,7 +294,7 @@ class StoreSettings(Section):
     url: str | None = None
     """sqlite:///jobs.db (relative to the configuration file) or postgresql://...; null: in memory."""
     lease: Seconds = 60.0
-    """Seconds without a sign of life after which the jobs of a host on another machine run elsewhere."""
+    """Seconds without a sign of life after which jobs of a host on another machine or in a container run elsewhere."""
     recover_every: Seconds | None = 10.0
     """Seconds between searches for jobs that no host runs, those queued by `jobs retry` among them; null: only when an
     executor starts."""

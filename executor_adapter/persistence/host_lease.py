@@ -91,15 +91,15 @@ class HostLease:
     def is_about_to_expire(self) -> bool:
         """Return whether other hosts may soon take this host for dead, although it is alive.
 
-        On one machine, a host with a presence counts as alive as long as its process is, however old its lease.
+        Hosts of the same machine see that it lives. Others, in other containers too, see nothing but its lease.
         """
-        if self._host is None or not (self._store.shared or not self._host.presence):
+        if self._host is None or not self._store.durable:
             return False
         return lease_time() > self._renewed_at + self.seconds * GIVE_UP_SHARE
 
     def announce(self, *, is_needed: bool) -> None:
         """Announce until when jobs may run. `is_needed`: whether there are any."""
-        expires = self._host is not None and (self._store.shared or not self._host.presence)
+        expires = self._host is not None and self._store.durable
         if not is_needed or not expires or self.is_about_to_expire():
             until = None
         else:

@@ -5,8 +5,8 @@
     thread     ──► RateLimiter.on_share   what it has got, on the supervisor's thread
 
 The thread starts with the first demand. It asks again while the executor waits for something, every WAIT_INTERVAL, and
-at once when a program of this machine has freed a slot. While jobs of any tool start, it reads every CONTROLS_INTERVAL
-what holds for all tools. Otherwise it sleeps.
+at once when a program of this machine has freed a slot, though not within MIN_WAKE_INTERVAL of the last time. While
+jobs of any tool start, it reads every CONTROLS_INTERVAL what holds for all tools. Otherwise it sleeps.
 
 **When the store is down** what the executor holds stays its own until its lease ends, and it starts jobs within that;
 further ones wait. When its lease is lost, another host may have taken over what it held: then nothing more starts until
@@ -39,6 +39,8 @@ from executor_adapter.supervision import Supervisor, ToolDemand
 
 logger = logging.getLogger("executor_adapter.store")
 
+MIN_WAKE_INTERVAL = 0.01
+"""Least seconds between two wake-ups that are acted on: any user of the machine may send them."""
 WAIT_INTERVAL = 0.05
 """Seconds between two looks for a free slot, while jobs wait for one."""
 CONTROLS_INTERVAL = 0.5
@@ -107,8 +109,12 @@ class ToolShares:
         self._host_id: str | None = None
         self._receiver: WakeUpReceiver | None = None
         self._selector: selectors.BaseSelector
+        self._own_selector: selectors.BaseSelector
+        """Waits for this program alone."""
         self._controls: dict[str, ToolControl] = {}
         """What holds for all tools, as it was last read."""
+        self._woken_at = -float("inf")
+        """When it last acted on a wake-up of another program."""
         self._asked_at = 0.0
         self._read_at = -float("inf")
         self._failed_since: float | None = None
@@ -157,8 +163,9 @@ class ToolShares:
     # --- on its own thread ---
 
     def _run(self) -> None:
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._wake_reader, selectors.EVENT_READ)
+        self._selector, self._own_selector = selectors.DefaultSelector(), selectors.DefaultSelector()
+        for selector in (self._selector, self._own_selector):
+            selector.register(self._wake_reader, selectors.EVENT_READ)
         try:
             while not self._closing:
                 self._wait()
@@ -166,18 +173,23 @@ class ToolShares:
                     self._turn()
         finally:
             self._selector.close()
+            self._own_selector.close()
             if self._receiver is not None:
                 self._receiver.close()
 
     def _wait(self) -> None:
         """Wait until something is due, or somebody wakes this thread."""
-        due = self._due_at()
-        events = self._selector.select(None if due == float("inf") else max(0.0, due - self._supervisor.now()))
-        for key, _ in events:
+        due, now = self._due_at(), self._supervisor.now()
+        listens_at = self._woken_at + MIN_WAKE_INTERVAL
+        selector = self._selector
+        if now < listens_at:  # A wake-up that comes meanwhile stays in its socket until then.
+            due, selector = min(due, listens_at), self._own_selector
+        for key, _ in selector.select(None if due == float("inf") else max(0.0, due - now)):
             if key.fd == self._wake_reader:
                 os.read(self._wake_reader, 4096)
             elif self._receiver is not None:
                 self._receiver.drain()
+                self._woken_at = self._supervisor.now()
                 self._asked_at = 0.0
                 self._read_at = -float("inf")
 

@@ -36,9 +36,8 @@ class JobStore(ABC):
     """Remembers jobs, their logs and the hosts that run them; see the module for what all methods have in common."""
 
     durable: ClassVar[bool]
-    """Whether the store outlives this process, so that another process must be able to run its jobs."""
-    shared: ClassVar[bool] = False
-    """Whether hosts of other machines use it. Then a host that cannot renew its lease must stop its jobs in time."""
+    """Whether the store outlives this process: another one must be able to run its jobs, and may do so once the lease
+    is over. So a host that cannot renew its lease stops its jobs in time."""
     pickle_arguments: bool = False
     """Whether jobs may be stored pickled: functions that cannot be imported, arguments that are not JSON."""
     counts_up_to: int = 10_000

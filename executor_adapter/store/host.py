@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from executor_adapter.job import uuid7
-from executor_adapter.worker import is_held, is_held_by_own_user, own_presence
+from executor_adapter.worker import is_held, is_held_by_process, own_presence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,7 @@ class Host:
 
         Any user may bind the name of a host that has died, which would look as if one of its workers were alive.
         """
-        return self.is_gone is None or (self.is_dying and not is_held_by_own_user(self.presence))
+        return self.is_gone is None or (self.is_dying and not is_held_by_process(self.presence))
 
     @property
     def is_dying(self) -> bool:

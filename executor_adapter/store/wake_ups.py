@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterable
 
 IS_SUPPORTED = sys.platform == "linux"
+MAX_DRAINED = 100
+"""Wake-ups that are removed at once, so that a sender that never ceases keeps nobody."""
 
 
 class WakeUpReceiver:
@@ -34,11 +36,11 @@ class WakeUpReceiver:
         return None if self._socket is None else self._socket.fileno()
 
     def drain(self) -> None:
-        """Remove the wake-ups that have arrived."""
+        """Remove the wake-ups that have arrived, at most MAX_DRAINED."""
         if self._socket is not None:
             with contextlib.suppress(OSError):
-                while self._socket.recv(1) is not None:
-                    pass
+                for _ in range(MAX_DRAINED):
+                    self._socket.recv(1)
 
     def close(self) -> None:
         """Receive no more."""

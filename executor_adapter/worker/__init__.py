@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from executor_adapter.worker.clock import lease_time
     from executor_adapter.worker.context import BoundCall, JobContext, current_job, enter_job, leave_job, running_job
     from executor_adapter.worker.interpreter import interpreter_command
-    from executor_adapter.worker.presence import is_held, is_held_by_own_user, own_presence
+    from executor_adapter.worker.presence import is_held, is_held_by_process, own_presence
     from executor_adapter.worker.process import EXIT_SETUP_FAILED, INTERRUPT
     from executor_adapter.worker.process_tree import (
         TREE_VARIABLE,
@@ -53,7 +53,7 @@ _HOMES = {
     "guardian": "executor_adapter.worker.guardian",
     "interpreter_command": "executor_adapter.worker.interpreter",
     "is_held": "executor_adapter.worker.presence",
-    "is_held_by_own_user": "executor_adapter.worker.presence",
+    "is_held_by_process": "executor_adapter.worker.presence",
     "kill_below": "executor_adapter.worker.process_tree",
     "kill_marked": "executor_adapter.worker.process_tree",
     "lease_time": "executor_adapter.worker.clock",
@@ -92,7 +92,7 @@ __all__ = [
     "guardian",
     "interpreter_command",
     "is_held",
-    "is_held_by_own_user",
+    "is_held_by_process",
     "kill_below",
     "kill_marked",
     "lease_time",

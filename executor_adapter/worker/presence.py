@@ -3,7 +3,8 @@
 The host binds a socket to a name in Linux's abstract namespace; its guardian and workers inherit it. The kernel frees
 the name when the last holder has died, whatever killed it, and not before that process has stopped running code. So
 there is no file to leave behind, and nothing to do while jobs run. The name is visible to all users of one network
-namespace, and each of them may bind it once it is free: `is_held_by_own_user` tells their processes from ours.
+namespace, and each of them may bind it once it is free. So the name ends with the number of the socket, which nobody
+else's has: `is_held_by_process` tells our processes from theirs.
 
 A process that is forked without being a guardian or worker (by the program, or by a job's function) closes the socket
 at once.
@@ -61,22 +62,18 @@ def is_held(name: str) -> bool | None:
     return True
 
 
-def is_held_by_own_user(name: str) -> bool:
-    """Return whether a process of this process's user holds the presence `name`.
+def is_held_by_process(name: str) -> bool:
+    """Return whether a process that this one may look into holds the presence `name`, and not just a socket so named.
 
     This reads all of /proc, so it is for a name that is held though its host has died.
     """
-    shown = f"@{_address(name)[1:]}"
-    with contextlib.suppress(OSError), open("/proc/net/unix", encoding="utf-8", errors="replace") as file:
-        sockets = {f"socket:[{fields[6]}]" for line in file if (fields := line.split())[-1] == shown}
-        return any(_holds_any(pid, sockets) for pid in os.listdir("/proc") if pid.isdigit())
-    return True
+    held = f"socket:[{name.rpartition('.')[2]}]"
+    return any(_holds(pid, held) for pid in os.listdir("/proc") if pid.isdigit())
 
 
-def _holds_any(pid: str, sockets: set[str]) -> bool:
+def _holds(pid: str, held: str) -> bool:
     with contextlib.suppress(OSError):  # It has ended, or is another user's.
-        if os.stat(f"/proc/{pid}").st_uid == os.geteuid():
-            return any(_link(f"/proc/{pid}/fd/{fd}") in sockets for fd in os.listdir(f"/proc/{pid}/fd"))
+        return any(_link(f"/proc/{pid}/fd/{fd}") == held for fd in os.listdir(f"/proc/{pid}/fd"))
     return False
 
 
@@ -90,8 +87,8 @@ def _link(path: str) -> str:
 def _take() -> Presence:
     if sys.platform != "linux":
         return NO_PRESENCE
-    name = secrets.token_hex(16)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    name = f"{secrets.token_hex(16)}.{os.fstat(sock.fileno()).st_ino}"
     try:
         sock.bind(_address(name))
     except PermissionError:  # A sandbox may forbid this.

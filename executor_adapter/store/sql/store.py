@@ -35,7 +35,6 @@ class SqlStore(JobStore):
 
     def __init__(self, engine: Engine) -> None:
         self.url = engine.url.difference_update_query(SECRET_PARAMETERS).render_as_string(hide_password=True)
-        self.shared = engine.dialect.name != "sqlite"  # type: ignore[misc]
         self._engine = engine
         self._writer = JobWriter(engine.dialect)
 

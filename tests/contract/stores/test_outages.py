@@ -18,7 +18,6 @@ from executor_adapter import Job, JobExecutor, JobStatus
 from executor_adapter.config import Settings, StoreSettings
 from executor_adapter.exceptions import ConfigurationError, QueueFullError
 from executor_adapter.store import JobFilter, StoreUnavailableError, open_store
-from executor_adapter.worker.presence import NO_PRESENCE
 from tests.contract.conftest import wait_for
 from tests.contract.stores import store_jobs
 
@@ -203,9 +202,8 @@ def test_jobs_stop_before_a_lease_expires_that_cannot_be_renewed(postgresql: Pri
     run_through_a_lease(postgresql.url, postgresql.stopped, tmp_path / "runs")
 
 
-def test_jobs_stop_in_time_on_one_machine_without_presences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without presences, a host on the same machine also stops its jobs before its lease expires."""
-    monkeypatch.setattr("executor_adapter.store.host.own_presence", lambda: NO_PRESENCE)
+def test_jobs_stop_before_a_lease_on_a_file_expires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host on one machine also stops its jobs in time: programs in other containers see nothing but its lease."""
     monkeypatch.setattr("executor_adapter.store.sql.engines.BUSY_TIMEOUT", 0.2)
     file = tmp_path / "jobs.db"
     run_through_a_lease(f"sqlite:///{file}", lambda: locked(file), tmp_path / "runs")

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from executor_adapter.job.ids import uuid7
 from executor_adapter.store import Host, open_store
 from tests.contract.conftest import wait_for
@@ -107,13 +109,14 @@ def test_jobs_of_a_stopped_host_end_with_its_lease(tmp_path: Path) -> None:
         assert record_in(store, "job").host == rival.host_id
 
 
-def test_jobs_of_a_stopped_host_whose_store_is_not_shared_run_on(tmp_path: Path) -> None:
-    """Jobs of a stopped host run on where no other machine can take them over, however old its lease."""
-    with host_on(f"sqlite:///{tmp_path}/jobs.db", tmp_path / "run" / "job", lease=0.3) as host:
+def test_jobs_of_a_stopped_host_run_nowhere_else_before_its_workers_are_dead(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program in another container, which sees the lease alone, takes jobs over after the stopped host's workers."""
+    with host_on(url, tmp_path / "run" / "job", lease=6.0) as host, contextlib.closing(open_store(url)) as store:
         pid = host.run_and_stop()
-        began = host.last_seen(pid)
-        wait_for(lambda: host.last_seen(pid) > began + 1.0, seconds=200)
-        host.continue_()
-        host.go()
-        assert host.output()[0] == "went 1\n"
-        assert host.pids() == [pid]
+        monkeypatch.setattr("executor_adapter.store.host.this_machine", lambda: "another container")
+        rival = Host(host_id=uuid7(), machine="another container", pid=1, process_started=1)
+        store.register(rival, lease=600)
+        wait_for(lambda: store.claim(rival, queue=""), seconds=200)
+        assert not alive(pid)

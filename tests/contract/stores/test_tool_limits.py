@@ -16,15 +16,16 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
+from pytest_mock import MockerFixture
 
 from executor_adapter import Job, JobExecutor, JobFuture, JobStatus, ToolLimit
 from executor_adapter.exceptions import JobTimeoutError
 from executor_adapter.persistence import tool_shares
-from executor_adapter.store import JobStore, open_store
+from executor_adapter.store import JobStore, open_store, wake_hosts
 from tests.contract import functions
 from tests.contract.conftest import wait_for
 from tests.contract.stores import limited_host
-from tests.contract.stores.conftest import MakeStored
+from tests.contract.stores.conftest import MakeStored, leases_here
 from tests.contract.stores.limited_host import TOOL, most_at_once, runs_in
 
 ONE = {TOOL: ToolLimit(max_concurrent=1)}
@@ -316,6 +317,25 @@ def test_no_job_waits_for_ever_after_a_slow_store(
         wait_for(lambda: all(future.done() for future in futures), seconds=200)
         for executor in executors:
             executor.shutdown()
+
+
+def test_a_flood_of_wake_ups_is_not_acted_on(
+    url: str, make_stored: MakeStored, tmp_path: Path, mocker: MockerFixture
+) -> None:
+    """However many wake-ups others send, an executor looks into the store at most once in the least interval."""
+    executor = make_stored(2, tool_limits=ONE)
+    held = hold(executor, tmp_path / "gate")
+    assert executor.store is not None
+    (host_id,) = leases_here(url)
+    looks = mocker.spy(executor.store, "tool_controls")
+    began = time.monotonic()
+    while (seconds := time.monotonic() - began) < 0.5:
+        wake_hosts([host_id] * 100)
+    number = looks.call_count
+    allowed = seconds / tool_shares.MIN_WAKE_INTERVAL + seconds / tool_shares.CONTROLS_INTERVAL + 2
+    (tmp_path / "gate").touch()
+    held.result(200)
+    assert 0 < number <= allowed
 
 
 def test_a_lost_lease_is_replaced(make_stored: MakeStored, store: JobStore, tmp_path: Path) -> None:
