@@ -44,7 +44,7 @@ class JobExecutorBlock(Block):
         "https://github.com/executor-adapter/executor-adapter/blob/main/docs/how-to/deployments.md"
     )
 
-    max_workers: int = Field(default=4, ge=1, description="Attempts at once, over all pools.")
+    max_workers: int | None = Field(default=None, ge=1, description="Attempts at once, over all pools.")
     max_pending: int | None = Field(default=None, ge=1, description="Jobs that may wait for their first start.")
     kill_grace: float | None = Field(
         default=None, ge=0, description="Seconds between asking a job to end and killing it."

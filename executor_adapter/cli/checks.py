@@ -17,7 +17,7 @@ from typing import Any, Literal
 from executor_adapter.cli.cluster_checks import check_cluster
 from executor_adapter.config import Settings, read_sources
 from executor_adapter.exceptions import ConfigurationError, InvalidJobError, JobSerializationError
-from executor_adapter.executor import JobExecutor
+from executor_adapter.executor import JobExecutor, slot_limits
 from executor_adapter.job import HAS_GUARDIAN, Job, StartMethod, is_coroutine_function, resolve
 from executor_adapter.monitoring import Finding, fine, warning, wrong
 from executor_adapter.pools import AvailableMemory, check_job
@@ -38,8 +38,9 @@ def core_checks(config_file: Path | None, store: str | None, function: str | Non
     yield check_system()
     found, settings = check_configuration(config_file)
     yield found
-    yield check_open_files(settings.executor.max_workers)
-    yield check_processes(settings.executor.max_workers)
+    workers = slot_limits(settings.executor.max_workers).of("process")
+    yield check_open_files(workers)
+    yield check_processes(workers)
     yield check_memory(settings.executor.memory)
     yield check_memory_files()
     yield check_start_method(settings.executor.start_method)

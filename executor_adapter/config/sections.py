@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -31,6 +31,7 @@ from executor_adapter.job import (
     Model,
     Number,
     PoolName,
+    PoolWithSlots,
     RetryPolicy,
     RetryRule,
     Seconds,
@@ -47,6 +48,34 @@ def _check_memory(value: Any) -> Any:
 
 _MEMORY: TypeAdapter[int | None] = TypeAdapter(MemoryLimit)
 AvailableMemoryLimit = Annotated[int | Literal["auto"] | None, BeforeValidator(_check_memory)]
+
+
+def _check_max_workers(value: Any) -> Any:
+    if value == "null":  # A variable of the environment has only text.
+        return None
+    return (_SLOTS_OF_POOLS if isinstance(value, Mapping) else _SLOTS).validate_python(value)
+
+
+_Slots = Annotated[Count, Field(ge=1)]
+_SLOTS: TypeAdapter[int | None] = TypeAdapter(_Slots | None)
+_SLOTS_OF_POOLS: TypeAdapter[dict[PoolWithSlots, int]] = TypeAdapter(dict[PoolWithSlots, _Slots])
+MaxWorkers = Annotated[
+    int | dict[str, int] | None,
+    BeforeValidator(_check_max_workers),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 1},
+                {
+                    "type": "object",
+                    "propertyNames": {"enum": list(get_args(PoolWithSlots))},
+                    "additionalProperties": {"type": "integer", "minimum": 1},
+                },
+                {"type": "null"},
+            ]
+        }
+    ),
+]
 
 
 def _as_tuple(value: Any) -> Any:
@@ -247,8 +276,10 @@ class ProcessingSettings(StageSettings):
 class ExecutorSettings(Section):
     """Holds the settings of the executor itself."""
 
-    max_workers: Count = Field(default=4, ge=1)
-    """Attempts that run at the same time, over all pools."""
+    max_workers: MaxWorkers = None
+    """Attempts that run at the same time: a number for all pools together, or one for each pool by its name, such as
+    {process: 4, thread: 64}. null, and for pools that are not named: process as many as there are processors, thread
+    as many as Prefect's thread pool has (else 64), all others 1000."""
     kill_grace: Number = Field(default=5.0, ge=0)
     """Seconds between SIGTERM, which asks a job to end, and SIGKILL, which ends it."""
     start_method: Annotated[StartMethod, AfterValidator(check_start_method)] = START_METHOD

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from executor_adapter.executor.capacity import read_threads_from, slot_limits
 from executor_adapter.executor.current import enter_executor, leave_executor
 from executor_adapter.executor.default import current_executor
 from executor_adapter.executor.executor import JobExecutor
@@ -18,8 +19,10 @@ __all__ = [
     "enter_executor",
     "leave_executor",
     "preload_in_workers",
+    "read_threads_from",
     "result_of",
     "sentinel_client",
     "signal_watch",
+    "slot_limits",
     "stop_tracking",
 ]

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import get_args
 
 from executor_adapter.config import Settings
-from executor_adapter.job import CPU, GPU, HAS_CPU_AFFINITY, MEMORY, checked_capacity
+from executor_adapter.job import CPU, GPU, HAS_CPU_AFFINITY, MEMORY, PoolWithSlots, checked_capacity
 from executor_adapter.pools import AvailableMemory, gpu_ids, processor_quota, visible_gpus
-from executor_adapter.supervision import Capacity
+from executor_adapter.supervision import Capacity, SlotLimits
+
+DEFAULT_SLOTS = 1_000
+"""Slots of a pool whose attempts take little of this machine: coroutines, and what runs on other machines."""
+DEFAULT_THREADS = 64
+
+_thread_settings: list[Callable[[], int | None]] = []
+
+
+def read_threads_from(setting: Callable[[], int | None]) -> None:
+    """Let executors that are made from now on run as many threads as this setting says, where nothing else is said."""
+    _thread_settings.append(setting)
+
+
+def slot_limits(max_workers: int | Mapping[str, int] | None) -> SlotLimits:
+    """Return the slots that `max_workers` means: see JobExecutor. Names and numbers were checked before."""
+    if isinstance(max_workers, int):
+        return SlotLimits(total=max_workers)
+    slots = dict.fromkeys(get_args(PoolWithSlots), DEFAULT_SLOTS)
+    slots["process"] = math.ceil(_processors())
+    slots["thread"] = next((number for read in _thread_settings if (number := read())), DEFAULT_THREADS)
+    return SlotLimits(of_pool=slots | dict(max_workers or {}))
 
 
 def check_capacity(given: Mapping[str, float | str] | None) -> Mapping[str, float] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 
-from executor_adapter.config import load_config
 from executor_adapter.executor.current import entered_executor
 from executor_adapter.executor.executor import JobExecutor
 from executor_adapter.executor.signals import signal_watch
@@ -24,8 +23,7 @@ class _DefaultExecutor:
         with self._lock:
             # An executor that a signal has ended is not replaced: the program is ending, and nothing may start.
             if self._executor is None or (self._executor.is_closed and signal_watch.ended_by is None):
-                config = load_config()
-                self._executor = JobExecutor(config.executor.max_workers, config=config)
+                self._executor = JobExecutor()
             return self._executor
 
     def _leave_to_parent(self) -> None:

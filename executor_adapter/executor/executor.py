@@ -11,7 +11,7 @@ from typing import Any, Self
 from executor_adapter.config import Settings, load_config
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.executor.calling import JobCaller, MapRequest
-from executor_adapter.executor.capacity import check_capacity, read_capacity
+from executor_adapter.executor.capacity import check_capacity, read_capacity, slot_limits
 from executor_adapter.executor.current import EntryToken, enter_executor, leave_executor
 from executor_adapter.executor.hooks import ExecutionHooks, hooked_execution
 from executor_adapter.executor.job_defaults import JobDefaults
@@ -25,7 +25,7 @@ from executor_adapter.executor.slots import Slots
 from executor_adapter.executor.tracing import trace_jobs
 from executor_adapter.executor.watching import Watching
 from executor_adapter.executor.wrong_calls import explain_executor_calls
-from executor_adapter.job import Job, JobResult, Observer, ToolLimit, check_count, check_is_job
+from executor_adapter.job import Job, JobResult, Observer, ToolLimit, check_count, check_is_job, check_max_workers
 from executor_adapter.monitoring import export_metrics
 from executor_adapter.persistence import JobPersistence, QueueHistory
 from executor_adapter.store import JobStore
@@ -41,7 +41,10 @@ from executor_adapter.supervision import (
 class JobExecutor(JobCaller, Slots, QuarantinedJobs, Watching, ExecutionHooks):
     """Runs jobs in coroutines, threads and processes, each within its limits, retried by its policy.
 
-    `max_workers`: how many attempts run at once, over all pools of the executor; it may be changed at any time.
+    `max_workers`: how many attempts run at once; it may be changed at any time. A number counts over all pools of the
+    executor, a mapping such as {"process": 4, "thread": 64} in each pool. None: what the setting
+    `executor.max_workers` says. Where that is open too, and for pools that a mapping does not name: as many processes
+    as there are processors, as many threads as Prefect's thread pool has (or 64), and 1,000 in all others.
     `max_pending`: how many jobs may wait for their first start; None for no limit.
     `capacity`: what the attempts that run at once may take of their `resources`, such as {"GPU": 2, "license": 3}; what
     it does not name, the setting `executor.capacity` or the machine has.
@@ -67,7 +70,7 @@ class JobExecutor(JobCaller, Slots, QuarantinedJobs, Watching, ExecutionHooks):
 
     def __init__(
         self,
-        max_workers: int = 4,
+        max_workers: int | Mapping[str, int] | None = None,
         *,
         config: Settings | None = None,
         observers: Iterable[Observer] = (),
@@ -81,14 +84,14 @@ class JobExecutor(JobCaller, Slots, QuarantinedJobs, Watching, ExecutionHooks):
         requeue_on_shutdown: bool = False,
         address: str | None = None,
     ) -> None:
-        check_count("max_workers", max_workers, "leaves no worker")
+        check_max_workers(max_workers, or_none=", or None for the defaults")
         check_count("max_pending", max_pending, "leaves no place", or_none=", or None for no bound")
         self.config = config if config is not None else load_config()
         if address is not None:
             self.config = self.config.on_cluster(address)
         self._supervisor = self._make_supervisor(
-            max_workers=max_workers,
-            make_pool=functools.partial(make_pool, max_workers, self.config, initializer and (initializer, initargs)),
+            limits=slot_limits(self.config.executor.max_workers if max_workers is None else max_workers),
+            make_pool=functools.partial(make_pool, self.config, initializer and (initializer, initargs)),
             kind_of=kinds_of(self.config),
             observers=tuple(observers),
             max_pending=max_pending,
@@ -167,7 +170,7 @@ class JobExecutor(JobCaller, Slots, QuarantinedJobs, Watching, ExecutionHooks):
 
     def _map(self, request: MapRequest, fields: Mapping[str, Any]) -> Iterator[JobResult]:
         function, iterables, ordered, window, progress = request
-        check_map(
+        pool = check_map(
             function,
             len(iterables),
             fields,
@@ -177,7 +180,8 @@ class JobExecutor(JobCaller, Slots, QuarantinedJobs, Watching, ExecutionHooks):
             binds_arguments=self._hooked is None,
         )
         jobs = (Job(function=function, args=args, **fields) for args in zip(*iterables, strict=False))
-        run = functools.partial(in_order if ordered else as_completed, jobs=jobs, window=window or 4 * self.max_workers)
+        window = window or 4 * self._supervisor.dispatcher.limits.of(pool)
+        run = functools.partial(in_order if ordered else as_completed, jobs=jobs, window=window)
         return with_progress(run, self.submit, function, iterables) if progress else run(self.submit)
 
     def drive(self, job: Job) -> JobDriver:
@@ -194,8 +198,8 @@ class JobExecutor(JobCaller, Slots, QuarantinedJobs, Watching, ExecutionHooks):
         driver = JobDriver(job, self._supervisor)
         around = None if self._tracer is None else self._tracer(None)
         admit = functools.partial(self._supervisor.admit, job, driver=driver, scope=around)
-        twin = (admit() if self._persistence is None else self._persistence.admit(job, admit, driven=True)).job
-        if twin is not job:
+        future = admit() if self._persistence is None else self._persistence.admit(job, admit, driven=True)
+        if (twin := future.job) is not job:
             raise InvalidJobError(f"job {twin.job_id} with dedupe_key={job.dedupe_key!r} is live: wait for that one")
         return driver
 

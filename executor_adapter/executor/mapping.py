@@ -122,8 +122,8 @@ def check_map(
     fill_in: Callable[[Job], None],
     kind_of: PoolKinds,
     binds_arguments: bool,
-) -> None:
-    """Refuse a `map` none of whose jobs could run, by checking a job that is never run.
+) -> str:
+    """Refuse a `map` none of whose jobs could run, by checking a job that is never run; return the name of its pool.
 
     `binds_arguments`: the function is called with the job's arguments as they are, so their number must fit.
 
@@ -135,9 +135,10 @@ def check_map(
     check_shared_fields(fields)
     probe = Job(function=function, **fields)
     fill_in(probe)
-    check_job(probe, kind_of)
+    pool, _ = check_job(probe, kind_of)
     if binds_arguments:
         check_arguments(function, (None,) * arguments, probe.kwargs)
+    return pool
 
 
 def check_shared_fields(fields: Mapping[str, Any]) -> None:

@@ -33,11 +33,10 @@ def make_memory_guard(config: Settings) -> MemoryGuard | None:
     return None if config.executor.memory is None else MemoryGuard(AvailableMemory(config.executor.memory))
 
 
-def make_pool(
-    max_workers: int, config: Settings, initializer: Initializer | None, name: str, supervisor: Supervisor
-) -> WorkerPool:
+def make_pool(config: Settings, initializer: Initializer | None, name: str, supervisor: Supervisor) -> WorkerPool:
     """Return a new pool of the kind that `name` means under these settings."""
     kind: Callable[..., WorkerPool] = kinds_of(config)(name)
+    max_workers = supervisor.dispatcher.limits.of(name)
     if name not in PROCESS_POOLS:
         return kind(supervisor, max_workers)
     names = {"preload", "max_jobs_per_worker", "max_rss_growth", "nice", "cpu_affinity"}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from executor_adapter.job import check_count
+from executor_adapter.executor.capacity import slot_limits
+from executor_adapter.job import check_max_workers
 from executor_adapter.pools import Assignment
 from executor_adapter.supervision import Supervisor
 
@@ -16,25 +17,26 @@ class Slots:
     _supervisor: Supervisor
 
     @property
-    def max_workers(self) -> int:
-        """How many attempts may run at once, over all pools. May be set at any time, by any thread.
+    def max_workers(self) -> int | Mapping[str, int]:
+        """How many attempts may run at once: over all pools, or in each one. May be set at any time, by any thread.
 
         With a larger number, waiting jobs start at once. With a smaller one, the attempts that run now run to their
         end, and no other one starts until fewer than the new number run.
 
         Raises:
-            ValueError: The number is less than 1, or not an integer.
+            ValueError: A number is less than 1, or not an integer, or a name is not that of a pool.
             ExecutorClosedError: It is set in a process that was forked from the executor's.
         """
-        return self._supervisor.dispatcher.max_workers
+        limits = self._supervisor.dispatcher.limits
+        return dict(limits.of_pool) if limits.of_pool else limits.total
 
     @max_workers.setter
-    def max_workers(self, number: int) -> None:
-        check_count("max_workers", number, "leaves no worker")
+    def max_workers(self, slots: int | Mapping[str, int]) -> None:
+        check_max_workers(slots)
         self._supervisor.check_not_forked()
         # Set at once, so that no further attempt starts when this has returned.
-        self._supervisor.dispatcher.max_workers = number
-        self._supervisor.call_soon(self._supervisor.pools.resize, number)
+        self._supervisor.dispatcher.limits = limits = slot_limits(slots)
+        self._supervisor.call_soon(self._supervisor.pools.resize, limits)
 
     @contextlib.contextmanager
     def lent_slot(self, assignment: Assignment) -> Iterator[None]:

@@ -33,6 +33,7 @@ from executor_adapter.job.pool_names import (
     PROCESS_POOLS,
     START_METHOD,
     PoolName,
+    PoolWithSlots,
     StartMethod,
     check_start_method,
 )
@@ -59,7 +60,7 @@ from executor_adapter.job.status import TERMINAL, ErrorCode, JobStatus
 from executor_adapter.job.text import size_text, storable
 from executor_adapter.job.tool_limit import ToolLimit
 from executor_adapter.job.transition import LimitObserver, NearLimit, Observer, Transition
-from executor_adapter.job.validation import Count, Number, Seconds, check_age, check_count
+from executor_adapter.job.validation import Count, Number, Seconds, check_age, check_count, check_max_workers
 
 __all__ = [
     "CPU",
@@ -95,6 +96,7 @@ __all__ = [
     "Number",
     "Observer",
     "PoolName",
+    "PoolWithSlots",
     "Progress",
     "Quarantine",
     "RepeatedJobOptions",
@@ -117,6 +119,7 @@ __all__ = [
     "check_count",
     "check_is_job",
     "check_is_new",
+    "check_max_workers",
     "check_start_method",
     "checked_capacity",
     "checked_resources",

@@ -13,6 +13,9 @@ from typing import Literal
 
 PoolName = Literal["auto", "coroutine", "thread", "process", "ssh", "dask", "ray"]
 
+PoolWithSlots = Literal["coroutine", "thread", "process", "ssh", "dask", "ray"]
+"""The pools that run attempts; "auto" stands for one of two of them."""
+
 PROCESS_POOLS = frozenset({"process", "ssh", "dask", "ray"})
 """The pools whose attempts run in processes of their own, here or on other machines."""
 

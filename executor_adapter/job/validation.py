@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from datetime import timedelta
 from numbers import Integral, Real
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
+
+from executor_adapter.job.pool_names import PoolWithSlots
 
 
 def no_bool(value: Any) -> Any:
@@ -68,6 +71,21 @@ def check_count(name: str, value: Any, too_few: str, *, or_none: str = "") -> No
         raise ValueError(f"{name}={value!r} is not a whole number: use 1 or more{or_none}")
     if value < 1:
         raise ValueError(f"{name}={value} {too_few}: use at least 1{or_none}")
+
+
+def check_max_workers(value: Any, *, or_none: str = "") -> None:
+    """Check that `value` is a number of slots, or a mapping from names of pools to such numbers.
+
+    Raises:
+        ValueError: it is not; the message names the value and what is right.
+    """
+    if not isinstance(value, Mapping):
+        check_count("max_workers", value, "leaves no worker", or_none=or_none)
+        return
+    for name, number in value.items():
+        if name not in (known := get_args(PoolWithSlots)):
+            raise ValueError(f"max_workers: {name!r} is not a pool: use {', '.join(known)}")
+        check_count(f"max_workers[{name!r}]", number, "leaves no worker")
 
 
 def check_rate(name: str, value: Any) -> None:

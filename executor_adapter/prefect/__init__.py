@@ -1,8 +1,10 @@
 """Runs jobs as Prefect task runs, and shows every state of theirs in the Prefect UI. Only this part imports Prefect."""
 
+from prefect.settings import get_current_settings
+
 # Not imported lazily, as in the package above: a later import of the module `job_task` would replace the function.
 from executor_adapter.blocks import JobExecutorBlock
-from executor_adapter.executor import preload_in_workers
+from executor_adapter.executor import preload_in_workers, read_threads_from
 from executor_adapter.prefect.bulk.run_jobs import arun_jobs, run_jobs
 from executor_adapter.prefect.crashes.spool_cleanup import SpoolCleanUp, clean_spool
 from executor_adapter.prefect.crashes.sweep import SweptFlowRun, sweep
@@ -56,3 +58,4 @@ __all__ = [
 ]
 
 preload_in_workers(*PRELOAD)
+read_threads_from(lambda: get_current_settings().tasks.runner.thread_pool_max_workers)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from executor_adapter.lazy import lazy_attributes
 
 if TYPE_CHECKING:
+    from executor_adapter.supervision.dispatcher import SlotLimits
     from executor_adapter.supervision.driver import JobDriver
     from executor_adapter.supervision.futures import JobFuture
     from executor_adapter.supervision.hooks import HookedExecution
@@ -38,6 +39,7 @@ _HOMES = {
     "QUEUE_SECONDS": "executor_adapter.supervision.stats",
     "SharedLimits": "executor_adapter.supervision.tools.demand",
     "Supervisor": "executor_adapter.supervision.supervisor",
+    "SlotLimits": "executor_adapter.supervision.dispatcher",
     "SupervisorThread": "executor_adapter.supervision.thread",
     "ToolDemand": "executor_adapter.supervision.tools.demand",
     "figures": "executor_adapter.supervision.stats",
@@ -56,6 +58,7 @@ __all__ = [
     "JobFuture",
     "JobScope",
     "SharedLimits",
+    "SlotLimits",
     "Supervisor",
     "SupervisorThread",
     "ToolDemand",

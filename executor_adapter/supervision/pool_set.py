@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from executor_adapter.job import Job
 from executor_adapter.pools import Assignment, Recall, WorkerPool
+from executor_adapter.supervision.dispatcher import SlotLimits
 from executor_adapter.supervision.running_attempts import NEVER
 
 MAX_QUEUED_BEHIND_SECONDS = 0.05
@@ -65,16 +66,20 @@ class PoolSet:
             waiting = [pool.hand_back_queued(now - MAX_QUEUED_BEHIND_SECONDS) for pool in self.made.values()]
             self.next_check_at = now + MAX_QUEUED_BEHIND_SECONDS if any(waiting) else NEVER
 
-    def resize(self, max_workers: int) -> None:
+    def resize(self, limits: SlotLimits) -> None:
         """Keep workers for so many attempts at once, and take back what would start beyond that."""
-        pools = list(self.made.values())
-        for pool in pools:
-            pool.resize(max_workers)
-        if sum(pool.busy for pool in pools) > max_workers:
-            for pool in pools:
+        pools = dict(self.made)
+        for name, pool in pools.items():
+            pool.resize(limits.of(name))
+
+        def is_over(name: str) -> bool:
+            return pools[name].busy > limits.of(name) or sum(pool.busy for pool in pools.values()) > limits.total
+
+        for name, pool in pools.items():
+            if is_over(name):
                 pool.hand_back_queued(NEVER)
                 for assignment in pool.unstarted():
-                    if assignment.job.live.driver is None and sum(pool.busy for pool in pools) > max_workers:
+                    if assignment.job.live.driver is None and is_over(name):
                         pool.recall(assignment)
 
     def set_lease(self, until: float) -> None:

@@ -57,7 +57,7 @@ class Starting:
             self.give_to_pool(assignment)
 
     def _grant_slot(self, job: Job) -> None:
-        self._dispatcher.reserved += 1
+        self._dispatcher.reserve(job)
         driver = job.live.driver
         driver.take_slot()
         begin = functools.partial(self._begin_driven, job)
@@ -91,7 +91,7 @@ class Starting:
         assignment = self.assign(job, job.state.attempt)
         prepare(assignment)
         if job.live.driver.release_slot():  # The pool's worker takes the slot now.
-            self._dispatcher.reserved -= 1
+            self._dispatcher.unreserve(job)
         self.give_to_pool(assignment)
 
     def assign(self, job: Job, number: int) -> Assignment:

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 from executor_adapter.job import TERMINAL, Job, JobStatus, Observer, Progress, ToolLimit, check_arguments
 from executor_adapter.pools import Assignment, Ending, MemoryGuard, PoolKinds, SupervisorLoop, WorkerPool, check_job
 from executor_adapter.supervision.discard import Discard, is_plain_job
-from executor_adapter.supervision.dispatcher import Dispatcher
+from executor_adapter.supervision.dispatcher import Dispatcher, SlotLimits
 from executor_adapter.supervision.follow_up import FollowUp
 from executor_adapter.supervision.futures import FutureHub, JobFuture
 from executor_adapter.supervision.intake import JobIntake
@@ -65,7 +65,7 @@ class Supervisor:
     def __init__(
         self,
         *,
-        max_workers: int,
+        limits: SlotLimits,
         make_pool: Callable[[str, Supervisor], WorkerPool],
         kind_of: PoolKinds | None = None,
         observers: Sequence[Observer] = (),
@@ -90,7 +90,7 @@ class Supervisor:
         self.intake = JobIntake(max_pending)
         self.tracker = StateTracker(observers)
         self.pools = PoolSet(lambda name: make_pool(name, self), clock)
-        self.dispatcher = Dispatcher(max_workers, self.pools.made, read_capacity, self.pools.of)
+        self.dispatcher = Dispatcher(limits, self.pools.made, read_capacity, self.pools.of, clock)
         self.dispatcher.memory_guard = memory_guard
         release, running_of = self.dispatcher.push_front, self.intake.running_of
         self.rate_limiter = RateLimiter(
@@ -231,7 +231,7 @@ class Supervisor:
         self.pools.flush()
         self.stopping.apply_limits(self._loop.read_until)
         self.discard.flush()
-        due = min(self._running.due, self.pools.next_check_at)
+        due = min(self._running.due, self.pools.next_check_at, self.dispatcher.shortage_due)
         guard = self.dispatcher.memory_guard
         return min(due, guard.due) if guard is not None and self._running else due
 

@@ -18,10 +18,12 @@ import pytest
 from prefect import allow_failure, flow, get_run_logger, tags, task, unmapped
 from prefect.context import TagsContext
 from prefect.futures import PrefectFuture, PrefectFutureList
+from prefect.settings import PREFECT_TASKS_RUNNER_THREAD_POOL_MAX_WORKERS, temporary_settings
 from prefect.tasks import exponential_backoff
 from prefect.utilities.annotations import quote
 
 from executor_adapter import JobExecutor, RetryPolicy, RetryRule, current_job
+from executor_adapter.config import ExecutorSettings, Settings
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.prefect import JobTaskRunner, job_options, job_task
 from tests.prefect.conftest import Api, Wait
@@ -538,3 +540,12 @@ def test_every_end_is_recorded_when_the_flow_returns(api: Api) -> None:
     names = [api.task_run(future.task_run_id)["state_name"] for future in futures]
     assert names == [future.state.name for future in futures]
     assert "Pending" not in names
+
+
+def test_threads_are_as_many_as_prefects_setting_says() -> None:
+    """Where neither the program nor the configuration has a number, Prefect's setting of its thread pool counts."""
+    with temporary_settings({PREFECT_TASKS_RUNNER_THREAD_POOL_MAX_WORKERS: 7}):
+        executor = JobExecutor(config=Settings())
+        own = JobExecutor(config=Settings(executor=ExecutorSettings(max_workers={"thread": 2})))
+    with executor, own:
+        assert [each.max_workers["thread"] for each in (executor, own) if isinstance(each.max_workers, dict)] == [7, 2]

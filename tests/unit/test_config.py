@@ -58,7 +58,7 @@ def test_without_a_file_the_defaults_of_the_guide_apply(tmp_path: Path) -> None:
     assert (settings.collection.job_timeout, settings.collection.retry_attempts) == (3600.0, 3)
     assert (settings.processing.retry_delay, settings.processing.batch_size) == (60.0, 1000)
     assert settings.collection.rate_limit_buffer == 0.1
-    assert (settings.executor.max_workers, settings.executor.kill_grace) == (4, 5.0)
+    assert (settings.executor.max_workers, settings.executor.kill_grace) == (None, 5.0)
     assert settings.lake == tmp_path / "data"
 
 

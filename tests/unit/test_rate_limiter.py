@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from executor_adapter import Job, JobStatus
 from executor_adapter.job.tool_limit import ToolLimit
-from executor_adapter.supervision.dispatcher import Dispatcher
+from executor_adapter.supervision.dispatcher import Dispatcher, SlotLimits
 from executor_adapter.supervision.tools.rate_limiter import RateLimiter
 
 
@@ -114,7 +114,7 @@ class LimitedDispatcher(LimitedTools):
 
     def __init__(self, slots: int, **limits: ToolLimit) -> None:
         super().__init__(**limits)
-        self.dispatcher = Dispatcher(slots, {})
+        self.dispatcher = Dispatcher(SlotLimits(slots), {})
         self.dispatcher.rate_limiter = RateLimiter(
             limits,
             now=lambda: self.time,
@@ -142,7 +142,7 @@ class LimitedDispatcher(LimitedTools):
         """Start a job; fail if a job of its tool with a better claim still waits."""
         assert not [other for other in self.submitted[: self.submitted.index(job)] if self.is_before(other, job)]
         assert not [other for other in self.submitted if self.is_before(other, job) and other.priority > job.priority]
-        self.dispatcher.reserved += 1
+        self.dispatcher.reserve(job)
         self.running.append(job)
         self.started.append((self.time, job))
         job.advance(JobStatus.RUNNING)
@@ -155,7 +155,7 @@ class LimitedDispatcher(LimitedTools):
 
     def end(self, job: Job) -> None:
         self.running.remove(job)
-        self.dispatcher.reserved -= 1
+        self.dispatcher.unreserve(job)
         job.advance(JobStatus.COMPLETED)
         self.dispatcher.attempt_ended(job)
         self.turn()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import Token
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
@@ -19,10 +19,9 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner
 from prefect.tasks import Task
 
-from executor_adapter.config import load_config
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.executor import JobExecutor, current_executor, enter_executor, leave_executor
-from executor_adapter.job import PoolName, SharedJobOptions, check_count
+from executor_adapter.job import PoolName, SharedJobOptions, check_max_workers
 from executor_adapter.prefect.engine.job_run import JobRun
 from executor_adapter.prefect.options.plain_task import check_defaults, options_of
 from executor_adapter.prefect.runners.engine_threads import EngineThreads
@@ -33,7 +32,7 @@ Runner = TypeVar("Runner", bound="JobTaskRunner")
 class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
     """Runs submitted tasks as jobs of its own executor; a `with JobExecutor(...)` inside the flow takes precedence.
 
-    `max_workers`: the number of attempts that may run at once; by default the configuration's `executor.max_workers`.
+    `max_workers`: how many attempts may run at once, as for JobExecutor.
     `initializer`, `initargs`: called in each worker process before its first job.
     `pool`: where functions run: "auto" (a coroutine function as a coroutine, any other in a thread), "thread",
     "coroutine", "process", "ssh", "dask" or "ray". `address`: with "dask" and "ray", the cluster's; by default the
@@ -55,7 +54,7 @@ class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
 
     def __init__(
         self,
-        max_workers: int | None = None,
+        max_workers: int | Mapping[str, int] | None = None,
         pool: PoolName = "auto",
         *,
         initializer: Callable[..., object] | None = None,
@@ -64,8 +63,7 @@ class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
         **job_fields: Unpack[SharedJobOptions],
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        if max_workers is not None:
-            check_count("max_workers", max_workers, "leaves no worker")
+        check_max_workers(max_workers, or_none=", or None for the defaults")
         self.job_fields: dict[str, Any] = {"pool": pool, **job_fields}
         check_defaults(self.job_fields)
         if address is not None and pool not in ("dask", "ray"):
@@ -154,8 +152,7 @@ def _new_runner(kind: type[Runner], settings: dict[str, Any]) -> Runner:
 class _EnteredRunner:
     """Holds the threads and the executor of a JobTaskRunner while it is entered. The executor is made when needed."""
 
-    def __init__(self, *, max_workers: int | None, **options: Any) -> None:
-        self._max_workers = max_workers
+    def __init__(self, **options: Any) -> None:
         self._options = options
         self.threads = EngineThreads()
         self._executor: JobExecutor | None = None
@@ -165,9 +162,7 @@ class _EnteredRunner:
     def _find_executor(self) -> JobExecutor:
         with self._lock:
             if self._executor is None:
-                config = load_config()
-                max_workers = self._max_workers or config.executor.max_workers
-                self._executor = JobExecutor(max_workers, config=config, **self._options)
+                self._executor = JobExecutor(**self._options)
             return self._executor
 
     def submit(

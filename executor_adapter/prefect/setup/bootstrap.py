@@ -165,10 +165,12 @@ class Bootstrap:
         try:
             self._client.read_block_document_by_name(name, slug, include_secrets=False)
         except ObjectNotFound:
-            workers = self._settings.executor.max_workers
+            slots = self._settings.executor.max_workers
+            # A block has one number; where it has none, the settings count.
+            workers = slots if isinstance(slots, int) else None
             if not self._dry_run:
                 JobExecutorBlock(max_workers=workers).save(name)
-            detail = f"max_workers: {workers}"
+            detail = f"max_workers: {workers or 'as configured'}"
             return BootstrapChange(kind="block", name=f"{slug}/{name}", outcome=BootstrapOutcome.CREATED, detail=detail)
         return BootstrapChange(kind="block", name=f"{slug}/{name}", outcome=BootstrapOutcome.UNCHANGED)
 

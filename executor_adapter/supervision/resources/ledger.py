@@ -93,12 +93,13 @@ class ResourceLedger:
         heapq.heappush(self._lines.setdefault(line, []), turn)
         self.waiting += 1
 
-    def take_next(self, before: Job | None) -> Job | None:
+    def take_next(self, before: Job | None, has_slot: Callable[[Job], bool]) -> Job | None:
         """Take the first waiting job that fits now, and give it what it needs; None where none fits.
 
         Args:
             before: a job that starts next otherwise: one with a lower priority than that waits on, and so does one for
                 a cluster that came later.
+            has_slot: says whether a job's pool has a free slot. Where it has none, the job takes and keeps nothing.
         """
         kept: set[Hashable] = set()
         for line, turns in self._in_turn():
@@ -106,6 +107,8 @@ class ResourceLedger:
             wanted = self._wanted.setdefault(line, set())
             if before is not None and job.priority < before.priority:
                 return None
+            if not has_slot(job):
+                continue
             if before is not None and line[0] and turns[0][:2] > (-before.priority, before.live.queued_at):
                 continue
             short = self._short_of(line, job)
