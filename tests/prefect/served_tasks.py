@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import os
 import time
@@ -63,3 +64,14 @@ def inspect_own_task() -> tuple[str, bool]:
     """Return the name of the task's function, and whether it is a plain function."""
     own = inspect_own_task.fn
     return own.__name__, inspect.isfunction(own)
+
+
+@job_task(retry_attempts=0)
+async def clean_up(started: str, cleaned_up: str) -> None:
+    """Run until cancelled, and take half a second to clean up."""
+    Path(started).touch()
+    try:
+        await asyncio.sleep(600)
+    finally:
+        await asyncio.sleep(0.5)
+        Path(cleaned_up).touch()

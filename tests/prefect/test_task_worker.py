@@ -122,6 +122,27 @@ def test_a_job_ends_with_the_engine_that_drove_it(executor: JobExecutor, wait_fo
     wait_for(lambda: executor.stats().jobs_retrying == 0)
 
 
+def test_a_task_worker_that_is_cancelled_again_and_again_ends_the_job(
+    executor: JobExecutor, scratch: Path, api: Api, wait_for: Wait
+) -> None:
+    """The task run is Crashed, and its job runs until the function has cleaned up."""
+    started, cleaned_up = scratch / "started", scratch / "cleaned_up"
+    future = served_tasks.clean_up.delay(str(started), str(cleaned_up))
+
+    async def stop() -> None:
+        working = asyncio.create_task(run_in_task_worker(served_tasks.clean_up, future))
+        while not started.exists():
+            await asyncio.sleep(0.01)
+        while not working.done():
+            working.cancel()
+            await asyncio.sleep(0)
+
+    asyncio.run(stop())
+    wait_for(lambda: executor.stats().jobs_running == 0)
+    assert cleaned_up.exists()
+    wait_for(lambda: api.state_names(future.task_run_id)[-1] == "Crashed")
+
+
 def test_prefect_task_runner_leaves_job_tasks_to_task_workers(value_of: Value) -> None:
     """Under PrefectTaskRunner a flow only schedules its job tasks, and a task worker runs them."""
     futures: list[DistributedFuture] = []

@@ -6,11 +6,9 @@ import asyncio
 import contextlib
 import contextvars
 from collections.abc import AsyncIterator
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Self
 
-import anyio
 from prefect.client.schemas.objects import State
 from prefect.concurrency.context import ConcurrencyContext
 from prefect.task_engine import AsyncTaskRunEngine
@@ -20,7 +18,7 @@ from prefect.utilities.engine import should_log_prints
 from executor_adapter.prefect.child.logs import log_message
 from executor_adapter.prefect.engine.base import FORBIDDEN, IMMEDIATE_RETRY_TIMEOUT, INTERRUPT_TIMEOUT, JobEngine
 from executor_adapter.prefect.engine.job_run import attempt_result
-from executor_adapter.prefect.engine.waiting import await_result, wait_until_done
+from executor_adapter.prefect.engine.waiting import await_result, is_done_within, wait_until_done
 from executor_adapter.prefect.mirror.states import retrying
 
 
@@ -98,7 +96,7 @@ class AsyncJobEngine(JobEngine, AsyncTaskRunEngine[..., Any]):
             await await_result(due)
             slot = self.job_run.acquire_slot()
             skipped = self.job_run.skipped_state
-            if skipped is not None and not await _is_done_within(slot, IMMEDIATE_RETRY_TIMEOUT):
+            if skipped is not None and not await is_done_within(slot, IMMEDIATE_RETRY_TIMEOUT):
                 await self.set_state(skipped, force=True)
             await await_result(slot)
         except Exception as error:
@@ -130,13 +128,7 @@ class AsyncJobEngine(JobEngine, AsyncTaskRunEngine[..., Any]):
     async def handle_crash(self, exc: BaseException) -> None:
         """End the job and record it as Cancelled: the engine was interrupted, by cancellation or a signal."""
         running = self.job_run.interrupt(exc)
-        if running is not None:
-            await _is_done_within(running, INTERRUPT_TIMEOUT, shield=True)
+        # First the state: the wait can be cancelled, and nothing in an event loop is sure to get another turn.
         await super().handle_crash(exc)
-
-
-async def _is_done_within(future: Future[Any], seconds: float, *, shield: bool = False) -> bool:
-    """Wait at most `seconds` for `future`; return whether it is done. `shield`: ignore cancellation meanwhile."""
-    with anyio.move_on_after(seconds, shield=shield):
-        await wait_until_done(future)
-    return future.done()
+        if running is not None:
+            await is_done_within(running, INTERRUPT_TIMEOUT, shield=True)

@@ -243,7 +243,14 @@ class JobRun:
         if self._error is None:
             self.driver.complete(self.value)
         else:
-            self.driver.fail(self._error)
+            self._fail(self.driver, self._error)
+
+    def _fail(self, driver: JobDriver, error: BaseException) -> None:
+        """End the job with `error` once its attempt is dead, whether or not the engine waits for that."""
+        if self._running is None:
+            driver.fail(error)
+        else:
+            self._running.add_done_callback(lambda _: driver.fail(error))
 
     def interrupt(self, cause: BaseException) -> Future[Any] | None:
         """End the job now, because `cause` interrupted its engine.
@@ -283,7 +290,7 @@ class JobRun:
         self.notify_started()
         if self.driver is not None and self.driver.job.status not in TERMINAL and self._error is not None:
             self.driver.cancel()
-            self.driver.fail(self._error)
+            self._fail(self.driver, self._error)
         if self._dedupe_key is not None:
             with _lock:
                 del _by_dedupe_key[self._dedupe_key]

@@ -16,7 +16,6 @@ from contextvars import ContextVar, copy_context
 from queue import SimpleQueue
 from typing import Any
 
-import anyio
 from prefect import Task
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
@@ -28,7 +27,7 @@ from executor_adapter.job import RetryDecision
 from executor_adapter.prefect.child.logs import log_message
 from executor_adapter.prefect.engine.base import FORBIDDEN, INTERRUPT_TIMEOUT
 from executor_adapter.prefect.engine.job_run import JobRun, attempt_result, driving, is_driven
-from executor_adapter.prefect.engine.waiting import await_result, wait_until_done
+from executor_adapter.prefect.engine.waiting import await_result, is_done_within, wait_until_done
 
 RetryCondition = Callable[[Task[..., Any], TaskRun, State[Any]], bool | Awaitable[bool]]
 
@@ -144,10 +143,9 @@ class TaskWorkerJob:
 
     async def _interrupt(self, error: BaseException) -> None:
         running = self._job_run.interrupt(error)
-        if running is not None:
-            with anyio.move_on_after(INTERRUPT_TIMEOUT, shield=True):
-                await wait_until_done(running)
         self.close()
+        if running is not None:
+            await is_done_within(running, INTERRUPT_TIMEOUT, shield=True)
 
     def _end(self, state: State[Any]) -> None:
         self._job_run.settle(state)

@@ -11,6 +11,8 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from typing import Any
 
+import anyio
+
 
 async def wait_until_done(future: Future[Any]) -> None:
     """Wait until `future` is done, however it ends.
@@ -31,6 +33,16 @@ async def await_result(future: Future[Any]) -> Any:
     """Return the result of `future` once it is done, or raise its error."""
     await wait_until_done(future)
     return future.result()
+
+
+async def is_done_within(future: Future[Any], seconds: float, *, shield: bool = False) -> bool:
+    """Wait at most `seconds` for `future`; return whether it is done.
+
+    `shield`: the scopes of anyio do not end the wait. `Task.cancel()` does.
+    """
+    with anyio.move_on_after(seconds, shield=shield):
+        await wait_until_done(future)
+    return future.done()
 
 
 class SlotLoan:
