@@ -3,8 +3,9 @@
     python deployments/serve.py
 
 Schedules, triggers, parameters, tags and limits come from that file, so both ways to deploy are the same. The names end
-in `-served`: a deployment that `prefect deploy` made is another one, and stays as it is. While a work pool has active
-schedules of the same work, this process refuses to start. Ctrl-C stops it and pauses its schedules.
+in `-served`: a deployment that `prefect deploy` made is another one, and stays as it is. The environment that the
+job_variables set is that of the runs here too. While a work pool has active schedules of the same work, this process
+refuses to start. Ctrl-C stops it and pauses its schedules.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import yaml
 from prefect import Flow, serve
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import ConcurrencyLimitConfig
+from prefect.context import refresh_global_settings_context
 from prefect.deployments.runner import RunnerDeployment
 from prefect.events import DeploymentEventTrigger
 from prefect.exceptions import ObjectNotFound
@@ -89,6 +91,23 @@ def to_deployment(entry: dict[str, Any], names: set[str]) -> RunnerDeployment:
     return deployment
 
 
+def environment(entries: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """Return the variables that the job_variables of the entries set, for this process, whose children the runs are.
+
+    Raises:
+        SystemExit: two entries set one variable differently, and no process can have both.
+    """
+    found: dict[str, str] = {}
+    for entry in entries:
+        for name, value in entry.get("work_pool", {}).get("job_variables", {}).get("env", {}).items():
+            if found.setdefault(name, value) != value:
+                raise SystemExit(
+                    f"{entry['name']}: job_variables.env.{name} is {value}, and {found[name]} in another deployment: "
+                    "set one value, or let a work pool run them"
+                )
+    return found
+
+
 def scheduled_in_work_pools(entries: Iterable[dict[str, Any]]) -> dict[str, str]:
     """Return the deployments of these entries that a work pool runs by an active schedule, each with its work pool."""
     found: dict[str, str] = {}
@@ -122,6 +141,8 @@ def main() -> None:
             f"{', '.join(found)}: active schedules of the work pool {pools} would do the same work twice: start a "
             "worker for it, or pause these schedules (prefect deployment schedule pause), and serve again"
         )
+    os.environ |= environment(entries)
+    refresh_global_settings_context()  # A run gets the settings of this process, and a profile may have others.
     names = {entry["name"] for entry in entries}
     serve(*(to_deployment(entry, names) for entry in entries))
 

@@ -83,9 +83,9 @@ def crash() -> None:
     os._exit(3)
 
 
-def new_flow_run(api: Api, state: dict[str, Any]) -> str:
+def new_flow_run(api: Api, state: dict[str, Any], **fields: str) -> str:
     flow_id = api.post("/flows/", {"name": "watched"})["id"]
-    return str(api.post("/flow_runs/", {"flow_id": flow_id, "state": state})["id"])
+    return str(api.post("/flow_runs/", {"flow_id": flow_id, "state": state} | fields)["id"])
 
 
 def new_deployment(api: Api, pool: str) -> str:
@@ -197,6 +197,24 @@ def test_a_crashed_flow_run_is_scheduled_again_but_not_for_ever(api: Api, create
     assert [api.get(f"/flow_runs/{each}")["state_name"] for each in (run, other)] == ["Crashed", "Crashed"]
 
 
+def test_a_flow_run_that_crashes_before_it_starts_is_scheduled_again_twice(
+    api: Api, created: Created, wait_for: Wait
+) -> None:
+    """A run that its worker cannot start is scheduled again after the first two crashes; one that fails is not."""
+    deployment = new_deployment(api, POOL)
+    run, failed = create_run(api, deployment), create_run(api, deployment)
+    set_state(api, failed, "PENDING")
+    set_state(api, failed, "FAILED")
+    for crash in (1, 2, 3):
+        set_state(api, run, "PENDING")
+        set_state(api, run, "CRASHED")
+        if crash < 3:
+            wait_for(lambda: api.get(f"/flow_runs/{run}")["state_name"] == "AwaitingRetry", WITHIN)
+    # The automation on all crashes comes after the one that was not to fire.
+    wait_for(lambda: fired(api, created["crashed flow run"]).count(f"prefect.flow-run.{run}") == 3, WITHIN)
+    assert [api.get(f"/flow_runs/{each}")["state_name"] for each in (run, failed)] == ["Crashed", "Failed"]
+
+
 @pytest.mark.chaos
 def test_a_flow_run_that_never_starts_is_scheduled_again(api: Api, created: Created, wait_for: Wait) -> None:
     """A run that a worker took and did not start is scheduled again; one that runs, or is of another pool, is not."""
@@ -226,12 +244,22 @@ def test_a_missed_schedule_fires(api: Api, created: Created, wait_for: Wait) -> 
 
 @pytest.mark.chaos
 def test_a_flow_run_without_heartbeat_fires_and_becomes_crashed(api: Api, created: Created, wait_for: Wait) -> None:
-    """One whose heartbeats stop fires; one that ends, waits or still sends them does not."""
-    runs = {name: new_flow_run(api, {"type": "RUNNING"}) for name in ("lost", "ended", "waits", "alive")}
+    """One of the pool whose heartbeats stop fires; one that ends, waits, still sends them or is of others does not."""
+    new_deployment(api, POOL)  # With the pool.
+    running = {"type": "RUNNING"}
+    runs = {name: new_flow_run(api, running, work_pool_name=POOL) for name in ("lost", "ended", "waits", "alive")}
+    runs["of others"] = new_flow_run(api, running)
 
     def beat(*names: str) -> None:
         for name in names:
-            emit_event("prefect.flow-run.heartbeat", {"prefect.resource.id": f"prefect.flow-run.{runs[name]}"})
+            pool = "another pool" if name == "of others" else POOL
+            related = {
+                "prefect.resource.id": f"prefect.work-pool.{pool}",
+                "prefect.resource.role": "work-pool",
+                "prefect.resource.name": pool,
+            }
+            resource = {"prefect.resource.id": f"prefect.flow-run.{runs[name]}"}
+            emit_event("prefect.flow-run.heartbeat", resource, related=[related])
         flush_events(10)
 
     stop = threading.Event()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
 from uuid import uuid4
@@ -32,6 +34,7 @@ from executor_adapter.prefect import (
     bootstrap,
     read_plan,
 )
+from executor_adapter.prefect.setup.automations import with_all_fields
 from executor_adapter.prefect.setup.bootstrap import note_on_server
 from tests.servers import ROOT
 
@@ -81,7 +84,12 @@ def test_a_first_run_creates_everything_and_a_second_one_changes_nothing(
     (variable,) = plan.variables
     assert Variable.get(variable) == 30
     assert JobExecutorBlock.load(str(plan.executor_block)).max_workers == SETTINGS.executor.max_workers
-    assert client.read_automations_by_name(LOST)[0].trigger.within.total_seconds() == 540
+    trigger = client.read_automations_by_name(LOST)[0].trigger
+    assert trigger.within.total_seconds() == 4 * 180
+    assert trigger.match_related.model_dump() == {
+        "prefect.resource.role": "work-pool",
+        "prefect.resource.name": plan.work_pool,
+    }
 
     assert {each.outcome for each in bootstrap(plan, settings=SETTINGS)} == {BootstrapOutcome.UNCHANGED}
 
@@ -125,6 +133,45 @@ def test_what_people_set_is_kept_and_what_the_plan_sets_is_corrected(
     (lost,) = client.read_automations_by_name(LOST)
     assert ([each.type for each in lost.actions], lost.enabled) == (["cancel-flow-run"], False)
     client.delete_automation(lost.id)
+
+
+def test_what_people_changed_in_a_trigger_is_kept_and_said(plan: BootstrapPlan, client: SyncPrefectClient) -> None:
+    """A trigger that people have changed stays as it is under another plan; one that they have not follows the plan."""
+    bootstrap(plan, settings=SETTINGS)
+    (lost,) = client.read_automations_by_name(LOST)
+    trigger = lost.trigger.model_copy(update={"within": timedelta(hours=1)})
+    client.update_automation(lost.id, with_all_fields(lost, trigger=trigger))
+    slower = plan.model_copy(update={"heartbeat_seconds": 600})
+
+    (kept,) = [each for each in bootstrap(slower, settings=SETTINGS) if each.name == LOST]
+    assert (kept.outcome, kept.detail) == (BootstrapOutcome.KEPT, "within: 3600.0, not 2400.0")
+    (lost,) = client.read_automations_by_name(LOST)
+    assert lost.trigger.within == timedelta(hours=1)
+
+    client.update_automation(
+        lost.id, with_all_fields(lost, trigger=lost.trigger.model_copy(update={"within": timedelta(seconds=720)}))
+    )
+    (changed,) = [each for each in bootstrap(slower, settings=SETTINGS) if each.name == LOST]
+    assert changed.outcome is BootstrapOutcome.CHANGED
+    assert client.read_automations_by_name(LOST)[0].trigger.within == timedelta(seconds=2400)
+    client.delete_automation(lost.id)
+
+
+def test_the_longest_heartbeat_of_the_pool_counts(plan: BootstrapPlan, client: SyncPrefectClient) -> None:
+    """A deployment of the pool with a longer interval of heartbeats than the plan says prolongs the wait for them."""
+    plan = plan.model_copy(update={"heartbeat_seconds": 30})
+    bootstrap(plan, settings=SETTINGS)
+    flow_id = client.create_flow_from_name("another team's")
+
+    def wait_with(name: str, **variables: str) -> float:
+        env = {"env": variables}
+        client.create_deployment(flow_id, name, work_pool_name=plan.work_pool, job_variables=env)
+        bootstrap(plan, settings=SETTINGS)
+        return float(client.read_automations_by_name(LOST)[0].trigger.within.total_seconds())
+
+    assert client.read_automations_by_name(LOST)[0].trigger.within.total_seconds() == 120
+    assert wait_with("slower", PREFECT_FLOWS_HEARTBEAT_FREQUENCY="60") == 240
+    assert wait_with("default") == 720
 
 
 def test_notifications_are_added_to_the_automations(plan: BootstrapPlan, client: SyncPrefectClient) -> None:
@@ -221,3 +268,25 @@ def test_the_scripts_say_that_the_server_is_away(
     away = {PREFECT_API_URL: "http://127.0.0.1:1/api", PREFECT_CLIENT_MAX_RETRIES: 0}
     with temporary_settings(away), pytest.raises(SystemExit, match=r"does not answer .*: start it, or set PREFECT_API"):
         script.main()
+
+
+def test_served_flow_runs_have_the_environment_of_the_job_variables(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`serve.py` serves from a process with the variables that its deployments set for a worker's flow runs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", sys.path.copy())
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    served: list[str] = []
+    monkeypatch.setattr(
+        deployments.serve, "serve", lambda *_: served.append(os.environ["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
+    )
+    deployments.serve.main()
+    assert served == ["30"]
+
+
+def test_served_deployments_with_different_environments_are_refused() -> None:
+    """Two deployments that set one variable differently cannot run in one process: the message says which."""
+    entries = [{"name": name, "work_pool": {"job_variables": {"env": {"LEVEL": name}}}} for name in ("first", "second")]
+    with pytest.raises(SystemExit, match=r"second: job_variables.env.LEVEL is second, and first in another deployment"):
+        deployments.serve.environment(entries)

@@ -1,19 +1,24 @@
 """The automations that watch jobs and flow runs. Their triggers fire on an open-source server.
 
 Each does nothing but fire, which the server records as an event and the UI shows, unless the plan names a notification
-block. A lost flow run also becomes Crashed, and where the plan says so, runs of its work pool that crashed, or that
-nothing has started, are scheduled again.
+block. A lost flow run of the plan's work pool also becomes Crashed, and where the plan says so, runs of the pool that
+crashed, or that nothing has started, are scheduled again. No automation changes a flow run outside the pool.
+
+A tag of each automation is the fingerprint of its trigger. It tells a trigger that people have changed from one that
+another plan has made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
 from prefect.client.schemas.objects import StateType
-from prefect.events import AutomationCore, EventTrigger, Posture
+from prefect.events import AutomationCore, CompoundTrigger, EventTrigger, Posture
 from prefect.events.actions import ChangeFlowRunState, DoNothing, SendNotification
 
 from executor_adapter.prefect.setup.plan import BootstrapPlan
@@ -23,8 +28,14 @@ JOBS = "executor-adapter.job."
 FLOW_RUNS = "prefect.flow-run."
 HEARTBEAT = f"{FLOW_RUNS}heartbeat"
 CRASHED = f"{FLOW_RUNS}Crashed"
-MISSED_HEARTBEATS = 3
-"""Heartbeats without which a flow run is taken for lost. One may be late, and one may get lost on the way."""
+MISSED_HEARTBEATS = 4
+"""Heartbeats without which a flow run is taken for lost. One may be late, and two may get lost on the way."""
+UNSTARTED_RESTARTS = 2
+"""The most restarts of a flow run that crashes before it starts, whatever the plan allows to those that start."""
+UNSTARTED_WINDOW = timedelta(days=1)
+"""Within which such crashes of one flow run are counted: the server itself counts only those of runs that started."""
+TAG = "executor-adapter"
+FINGERPRINT = "trigger:"
 
 ENDS = frozenset(
     f"{FLOW_RUNS}{name}" for name in ("Completed", "Failed", "TimedOut", "Crashed", "Cancelled", "Cancelling")
@@ -77,39 +88,28 @@ def _watching(plan: BootstrapPlan, notify: UUID | None) -> Iterator[AutomationCo
         f"{FLOW_RUNS}Late",
         notify,
     )
-    yield _lost(plan.heartbeat_seconds, notify)
+    yield _lost(plan, notify)
 
 
 def _scheduling_again(plan: BootstrapPlan, notify: UUID | None) -> Iterator[AutomationCore]:
     """Yield the automations that schedule a flow run of the plan's work pool once more."""
-    pool = {"prefect.resource.role": "work-pool", "prefect.resource.name": plan.work_pool}
     if plan.crashes_rescheduled:
-        trigger = EventTrigger(
-            posture=Posture.Reactive,
-            expect={CRASHED},
-            # The server counts the starts of a flow run, so that one which always crashes is not run for ever.
-            match={
-                RESOURCE_ID: f"{FLOW_RUNS}*",
-                "prefect.run-count": [str(count) for count in range(1, plan.crashes_rescheduled + 1)],
-            },
-            match_related=pool,
-            for_each={RESOURCE_ID},
-            threshold=1,
-            within=timedelta(0),
-        )
+        # The server counts the starts of a flow run, so that one which always crashes is not run for ever.
+        trigger = _crashed(plan, range(1, plan.crashes_rescheduled + 1), threshold=1, within=timedelta(0))
         description = (
             f"A flow run of the work pool {plan.work_pool} crashed, and has not been started more than "
             f"{plan.crashes_rescheduled} times. It is scheduled again."
         )
         again = _schedule("Scheduled again, because it crashed")
         yield _automation("restart a crashed run", description, trigger, [again], notify)
+        yield _unstarted(plan, notify)
     if plan.pending_seconds is not None:
         trigger = EventTrigger(
             posture=Posture.Proactive,
             after={f"{FLOW_RUNS}Pending"},
             expect=STARTS | ENDS | (PAUSES - {f"{FLOW_RUNS}Pending"}),
             match={RESOURCE_ID: f"{FLOW_RUNS}*"},
-            match_related=pool,
+            match_related=_runs_of_pool(plan),
             for_each={RESOURCE_ID},
             threshold=1,
             within=timedelta(seconds=plan.pending_seconds),
@@ -134,40 +134,73 @@ def _reactive(name: str, description: str, event: str, notify: UUID | None) -> A
     return _automation(name, description, trigger, [], notify)
 
 
-def _lost(heartbeat_seconds: int, notify: UUID | None) -> AutomationCore:
+def _runs_of_pool(plan: BootstrapPlan) -> dict[str, str]:
+    """Return the label of the events of flow runs that the plan's work pool runs."""
+    return {"prefect.resource.role": "work-pool", "prefect.resource.name": plan.work_pool}
+
+
+def _crashed(plan: BootstrapPlan, starts: Iterable[int], *, threshold: int, within: timedelta) -> EventTrigger:
+    """Return the trigger on crashes of flow runs of the pool that were started so often."""
+    return EventTrigger(
+        posture=Posture.Reactive,
+        expect={CRASHED},
+        match={RESOURCE_ID: f"{FLOW_RUNS}*", "prefect.run-count": [str(count) for count in starts]},
+        match_related=_runs_of_pool(plan),
+        for_each={RESOURCE_ID},
+        threshold=threshold,
+        within=within,
+    )
+
+
+def _unstarted(plan: BootstrapPlan, notify: UUID | None) -> AutomationCore:
+    """Return the automation on flow runs that crash before they start, of which the server counts no starts."""
+    restarts = min(plan.crashes_rescheduled, UNSTARTED_RESTARTS)
+    # A trigger fires once for a flow run within its window: the first one at the first crash, the next at the second.
+    triggers = [_crashed(plan, [0], threshold=each, within=UNSTARTED_WINDOW) for each in range(1, restarts + 1)]
+    description = (
+        f"A flow run of the work pool {plan.work_pool} crashed before it started. It is scheduled again, "
+        f"{restarts} times within a day at most."
+    )
+    again = _schedule("Scheduled again, because it crashed before it started")
+    trigger = CompoundTrigger(require="any", triggers=triggers, within=timedelta(0))
+    return _automation("restart an unstarted run", description, trigger, [again], notify)
+
+
+def _lost(plan: BootstrapPlan, notify: UUID | None) -> AutomationCore:
     """Return the automation on flow runs whose heartbeats have stopped although they have not ended."""
+    seconds = MISSED_HEARTBEATS * plan.heartbeat_seconds
     trigger = EventTrigger(
         posture=Posture.Proactive,
         after={HEARTBEAT},
         expect={HEARTBEAT, *ENDS, *PAUSES},
         match={RESOURCE_ID: f"{FLOW_RUNS}*"},
+        match_related=_runs_of_pool(plan),
         for_each={RESOURCE_ID},
         threshold=1,
-        within=timedelta(seconds=MISSED_HEARTBEATS * heartbeat_seconds),
+        within=timedelta(seconds=seconds),
     )
-    crash = ChangeFlowRunState(
-        state=StateType.CRASHED,
-        message=f"No heartbeat for {MISSED_HEARTBEATS * heartbeat_seconds} s: its process is lost",
-    )
+    # Bootstrap keeps the actions that an automation has, so the message must hold for other plans too.
+    crash = ChangeFlowRunState(state=StateType.CRASHED, message="Its heartbeats have stopped: its process is lost")
     description = (
-        "A flow run has sent no heartbeat for three times its interval, and has not ended. It becomes Crashed."
+        f"A flow run of the work pool {plan.work_pool} has sent no heartbeat for {seconds} s, four times the longest "
+        "interval of the pool, and has not ended. It becomes Crashed."
     )
     return _automation("flow run without heartbeat", description, trigger, [crash], notify)
 
 
 def _automation(
-    name: str, description: str, trigger: EventTrigger, actions: list[Any], notify: UUID | None
+    name: str, description: str, trigger: EventTrigger | CompoundTrigger, actions: list[Any], notify: UUID | None
 ) -> AutomationCore:
     if notify is not None:
         actions = [*actions, SendNotification(block_document_id=notify, subject=SUBJECT, body=BODY)]
     automation = AutomationCore(
         name=f"executor-adapter: {name}",
         description=description,
-        tags=["executor-adapter"],
+        tags=[TAG],
         trigger=trigger,
         actions=actions or [DoNothing()],
     )
-    return with_all_fields(automation)
+    return with_all_fields(automation, tags=[TAG, fingerprint(automation)])
 
 
 def with_all_fields(automation: AutomationCore, **changed: Any) -> AutomationCore:
@@ -177,3 +210,33 @@ def with_all_fields(automation: AutomationCore, **changed: Any) -> AutomationCor
     """
     fields = {name: getattr(automation, name) for name in AutomationCore.model_fields} | changed
     return AutomationCore.model_validate(AutomationCore(**fields).model_dump(exclude={"owner_resource"}))
+
+
+def trigger_facts(automation: AutomationCore) -> dict[str, Any]:
+    """Return what a trigger is, in the form in which the server returns it too."""
+    facts: dict[str, Any] = _plain(automation.trigger.model_dump(mode="json", exclude_none=True))
+    return facts
+
+
+def _plain(value: Any) -> Any:
+    """Return a dumped trigger without the ids that the server gives, and its sets in order."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items() if key != "id"}
+    if isinstance(value, list):
+        return sorted(value) if all(isinstance(each, str) for each in value) else [_plain(each) for each in value]
+    return value
+
+
+def fingerprint(automation: AutomationCore) -> str:
+    """Return the tag of an automation whose trigger is as a bootstrap has made it."""
+    facts = json.dumps(trigger_facts(automation), sort_keys=True).encode()
+    return f"{FINGERPRINT}{hashlib.sha256(facts).hexdigest()[:16]}"
+
+
+def is_edited(automation: AutomationCore) -> bool:
+    """Return whether people have changed the trigger since a bootstrap made it.
+
+    An automation with the tag alone was made before triggers had a fingerprint.
+    """
+    marks = [tag for tag in automation.tags if tag.startswith(FINGERPRINT)]
+    return fingerprint(automation) not in marks if marks else TAG not in automation.tags

@@ -15,6 +15,7 @@ from prefect.client.schemas.actions import (
     WorkPoolCreate,
     WorkPoolUpdate,
 )
+from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
 from prefect.client.schemas.objects import WorkPool, WorkQueue
 from prefect.events import AutomationCore
 from prefect.events.actions import DoNothing, SendNotification
@@ -24,9 +25,15 @@ from prefect.settings import get_current_settings
 from executor_adapter.blocks import JobExecutorBlock
 from executor_adapter.config import Settings, load_config
 from executor_adapter.exceptions import ConfigurationError
-from executor_adapter.prefect.setup.automations import automations, with_all_fields
-from executor_adapter.prefect.setup.changes import BootstrapChange, BootstrapOutcome, compare
-from executor_adapter.prefect.setup.plan import BootstrapPlan, tool_limits
+from executor_adapter.prefect.setup.automations import (
+    FINGERPRINT,
+    automations,
+    is_edited,
+    trigger_facts,
+    with_all_fields,
+)
+from executor_adapter.prefect.setup.changes import BootstrapChange, BootstrapOutcome, compare, different, with_kept
+from executor_adapter.prefect.setup.plan import BootstrapPlan, heartbeat_seconds, tool_limits
 
 UNREACHABLE_ERRORS = (httpx.HTTPError,)
 """Exceptions of a server that cannot be reached, or is in trouble."""
@@ -38,7 +45,7 @@ def bootstrap(
     """Set up the Prefect server of the current settings, and return what was done about each thing.
 
     A second call changes nothing. What people set by hand stays: the value of a variable, a block, the actions of an
-    automation and whether it is enabled, and everything that the plan does not name.
+    automation, its trigger and whether it is enabled, and everything that the plan does not name.
 
     Args:
         plan: what to create; None: the defaults.
@@ -84,7 +91,8 @@ class Bootstrap:
         if self._plan.executor_block is not None:
             yield self._executor_block(self._plan.executor_block)
         if self._plan.automations:
-            for wanted in automations(self._plan, notify):
+            longest = self._longest_heartbeat_seconds()
+            for wanted in automations(self._plan.model_copy(update={"heartbeat_seconds": longest}), notify):
                 yield self._automation(wanted)
 
     def _is_due(self, change: BootstrapChange, outcome: BootstrapOutcome) -> bool:
@@ -191,35 +199,44 @@ class Bootstrap:
                 f"notify: the server has no block {self._plan.notify!r}: create it in the UI, or save it in Python"
             ) from None
 
+    def _longest_heartbeat_seconds(self) -> int:
+        """Return the longest interval between two heartbeats of a flow run of the pool, by the plan or a deployment."""
+        pool = self._known_work_pool()
+        template = {} if pool is None else pool.base_job_template
+        common = template.get("variables", {}).get("properties", {}).get("env", {}).get("default") or {}
+        of_pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[self._plan.work_pool]))
+        longest, read = self._plan.heartbeat_seconds, 0
+        while page := self._client.read_deployments(work_pool_filter=of_pool, offset=read):
+            environments = [common | (each.job_variables.get("env") or {}) for each in page]
+            longest, read = max(longest, *map(heartbeat_seconds, environments)), read + len(page)
+        return longest
+
     def _automation(self, wanted: AutomationCore) -> BootstrapChange:
         known = next(iter(self._client.read_automations_by_name(wanted.name)), None)
-        change = compare(
-            "automation", wanted.name, None if known is None else _facts(known, wanted), _facts(wanted, wanted)
-        )
         if known is None:
+            change = BootstrapChange(kind="automation", name=wanted.name, outcome=BootstrapOutcome.CREATED)
             if self._is_due(change, BootstrapOutcome.CREATED):
                 self._client.create_automation(wanted)
-            return BootstrapChange(kind=change.kind, name=change.name, outcome=change.outcome)
+            return change
+        edited = different(trigger_facts(known), trigger_facts(wanted)) if is_edited(known) else []
+        if edited:
+            kept = {"trigger": known.trigger, "description": known.description, "tags": known.tags}
+            wanted = with_all_fields(wanted, **kept)
+        change = compare("automation", wanted.name, _facts(known, wanted), _facts(wanted, wanted))
         if self._is_due(change, BootstrapOutcome.CHANGED):
-            actions = _merged(known, wanted)
-            update = with_all_fields(known, description=wanted.description, trigger=wanted.trigger, actions=actions)
-            self._client.update_automation(known.id, update)
-        return change
+            fields = {"description": wanted.description, "trigger": wanted.trigger, "tags": _merged_tags(known, wanted)}
+            self._client.update_automation(known.id, with_all_fields(known, actions=_merged(known, wanted), **fields))
+        return with_kept(change, edited)
 
 
 def _facts(automation: AutomationCore, wanted: AutomationCore) -> dict[str, Any]:
     """Return what the plan decides of an automation: when it fires, and that it sends its message."""
-    trigger = automation.trigger.model_dump(mode="json", exclude={"id", "triggers"}, exclude_none=True)
-    facts = {
-        "description": automation.description,
-        **{
-            key: sorted(value) if isinstance(value, list) and key != "match_related" else value
-            for key, value in trigger.items()
-        },
-    }
     sends = {block for action in automation.actions if (block := _block_of(action))}
-    return facts | {
-        f"message to block {block}": block in sends for action in wanted.actions if (block := _block_of(action))
+    return {
+        "description": automation.description,
+        **trigger_facts(automation),
+        "tags": [tag for tag in wanted.tags if tag in automation.tags],
+        **{f"message to block {block}": block in sends for action in wanted.actions if (block := _block_of(action))},
     }
 
 
@@ -233,3 +250,9 @@ def _merged(known: AutomationCore, wanted: AutomationCore) -> list[Any]:
     added = [action for action in wanted.actions if (block := _block_of(action)) and block not in sends]
     kept = [action for action in known.actions if not (added and isinstance(action, DoNothing))]
     return [*kept, *added]
+
+
+def _merged_tags(known: AutomationCore, wanted: AutomationCore) -> list[str]:
+    """Return the tags of the plan after those that people have given the automation."""
+    own = [tag for tag in known.tags if not tag.startswith(FINGERPRINT)]
+    return list(dict.fromkeys([*own, *wanted.tags]))

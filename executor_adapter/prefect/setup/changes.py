@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -36,3 +36,18 @@ def compare(kind: str, name: str, now: dict[str, Any] | None, wanted: dict[str, 
     different = [f"{key}: {now.get(key)} -> {value}" for key, value in wanted.items() if now.get(key) != value]
     outcome = BootstrapOutcome.CHANGED if different else BootstrapOutcome.UNCHANGED
     return BootstrapChange(kind=kind, name=name, outcome=outcome, detail=", ".join(different))
+
+
+def different(now: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """Return what of `now` differs from `wanted`, as `field: value, not value`."""
+    keys = dict.fromkeys([*now, *wanted])
+    return [f"{key}: {now.get(key)}, not {wanted.get(key)}" for key in keys if now.get(key) != wanted.get(key)]
+
+
+def with_kept(change: BootstrapChange, kept: list[str]) -> BootstrapChange:
+    """Return `change` of a thing of which what `kept` says also differs from the plan, and stays as people set it."""
+    if not kept:
+        return change
+    outcome = BootstrapOutcome.KEPT if change.outcome is BootstrapOutcome.UNCHANGED else change.outcome
+    detail = ", ".join([*filter(None, [change.detail]), *kept])
+    return replace(change, outcome=outcome, detail=detail)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,10 +44,11 @@ class BootstrapPlan(BaseModel):
     automations: bool = True
     """Whether the automations that watch jobs and flow runs are created."""
     heartbeat_seconds: Annotated[int, Field(ge=30)] = DEFAULT_HEARTBEAT_SECONDS
-    """The longest interval between two heartbeats of a flow run. After three without one it becomes Crashed."""
+    """The longest interval between two heartbeats of the pool's flow runs; a deployment of the pool may have a longer
+    one. After four without one a flow run becomes Crashed."""
     crashes_rescheduled: Annotated[int, Field(ge=0, le=100)] = 0
-    """How many crashes of a flow run of the work pool are followed by another start of it. Its functions must be able
-    to run twice. 0: none."""
+    """How many crashes of a flow run of the work pool are followed by another start of it; of one that crashes before
+    it starts, two at most. Its functions must be able to run twice. 0: none."""
     pending_seconds: Annotated[int, Field(ge=30)] | None = None
     """Seconds in which a flow run that a worker of the pool took must start, or it is scheduled again: longer than the
     start of a container takes. null: any time."""
@@ -67,6 +68,18 @@ def read_plan(file: Path) -> BootstrapPlan:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise ConfigurationError(f"{file}: {key or 'the whole file'}: {first['msg']}") from error
+
+
+def heartbeat_seconds(environment: Mapping[str, Any]) -> int:
+    """Return the interval of heartbeats of a flow run whose process has these variables besides its own.
+
+    One that is off counts as 0. One that only the process can resolve counts as Prefect's default.
+    """
+    value = environment.get("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", DEFAULT_HEARTBEAT_SECONDS)
+    try:
+        return int(value or 0)
+    except ValueError:
+        return DEFAULT_HEARTBEAT_SECONDS
 
 
 def tool_limits(settings: Settings) -> Iterator[RateOrLimit]:
