@@ -11,12 +11,16 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final
 
+import executor_adapter.exceptions as own
 from executor_adapter.error_facts import facts_of, is_a, keep_facts
 from executor_adapter.exceptions import InvalidJobError, JobError
 
 MAX_CHAIN_LENGTH = 1000
 """Causes and members of groups that are followed before the chain counts as endless."""
 
+_DESCRIBED_BY_CODE = tuple(
+    kind for kind in map(vars(own).__getitem__, own.__all__) if issubclass(kind, JobError | InvalidJobError)
+)
 _CAUSE: Final[Any] = BaseException.__dict__["__cause__"]
 _TRACEBACK: Final[Any] = BaseException.__dict__["__traceback__"]
 
@@ -32,19 +36,24 @@ def text_of(error: BaseException) -> str:
 
 
 def repr_of(error: BaseException) -> str:
-    """Return its repr, or its class and message where the repr fails."""
+    """Return its repr, or its class and message where the repr fails or does not name the class."""
     if (facts := facts_of(error)) is not None:
         return facts[1]
+    name = type(error).__name__
     try:
-        return str.__str__(repr(error))
+        shown = str.__str__(repr(error))
     except Exception:
-        return f"{type(error).__name__}: {text_of(error)}"
+        shown = ""
+    return shown if name in shown else f"{name}: {text_of(error)}"
 
 
 def message_of(error: BaseException) -> str:
-    """Return what a job shows of its error: its class and text, or of one of ours the text, a whole sentence."""
+    """Return what a job shows of its error: its class and text, or of one of ours the text, a whole sentence.
+
+    A class that users derive from ours is named: only the error codes of our own classes say what they are.
+    """
     text, name = text_of(error), type(error).__name__
-    if is_a(error, JobError) or is_a(error, InvalidJobError):
+    if any(type(error) is kind for kind in _DESCRIBED_BY_CODE):
         return text or name
     return f"{name}: {text}" if text else name
 

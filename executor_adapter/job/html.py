@@ -12,7 +12,7 @@ from datetime import datetime
 from html import escape
 from typing import Any
 
-from executor_adapter.exceptions.display import text_of
+from executor_adapter.exceptions.display import message_of
 from executor_adapter.job.functions import function_reference
 from executor_adapter.job.status import JobStatus
 
@@ -70,7 +70,7 @@ def html_of_results(results: Sequence[Any]) -> str:
 
 def _outcome(result: Any) -> str:
     if result.error is not None:
-        return f"{result.error_code}: {text_of(result.error)}"
+        return f"{result.error_code}: {message_of(result.error)}"
     try:
         return reprlib.repr(result.value)
     except Exception:  # The value's own code fails.

@@ -76,6 +76,17 @@ def _outside(name: str, method: str) -> str:
     )
 
 
+def _already_a_task(task: Task[..., Any], options: Mapping[str, Any]) -> str:
+    """Return the message that refuses to make a job task of `task`, with the line to write in place of it."""
+    name = task.fn.__name__
+    given = ", ".join(f"{option}={value!r}" for option, value in options.items())
+    if isinstance(task, JobTask):
+        instead = f"write {name}.with_options({given})" if given else f"use {name} itself"
+        return f"job_task: {name} is a job task already: {instead}"
+    line = f"job_task({name}.fn{', ' if given else ''}{given})"
+    return f"job_task: {name} is a task already: write @job_task({given}) in place of @task, or {line}"
+
+
 class JobTask(Task[P, R]):
     """A Prefect task whose calls are run by a JobExecutor. Without options it has no retry and no limit, like a task.
 
@@ -83,11 +94,13 @@ class JobTask(Task[P, R]):
     `tool_name` and `dedupe_key`, `{parameter}` is replaced by an argument of the call.
 
     Raises:
-        TypeError: an option is unknown.
+        TypeError: an option is unknown, or `fn` is a task already.
         InvalidJobError: a value can never work, or the function is a generator.
     """
 
     def __init__(self, fn: Callable[P, R], **options: Unpack[JobTaskOptions]) -> None:
+        if isinstance(fn, Task):
+            raise TypeError(_already_a_task(fn, options))
         given, task_options = split_options(options)
         job_options = with_default_retries(given, options)
         function = fn.__func__ if isinstance(fn, classmethod | staticmethod) else fn

@@ -249,6 +249,21 @@ def test_a_method_can_be_a_job_task() -> None:
             "job_task: 'process' is not a function: write @job_task(pool='process')",
         ),
         (
+            lambda: job_task(pool="process")(plain_task(double)),
+            TypeError,
+            "job_task: double is a task already: write @job_task(pool='process') in place of @task, or job_task(",
+        ),
+        (
+            lambda: job_task(job_task(double), retry_attempts=2),
+            TypeError,
+            "job_task: double is a job task already: write double.with_options(retry_attempts=2)",
+        ),
+        (
+            lambda: job_task(job_task(double)),
+            TypeError,
+            "job_task: double is a job task already: use double itself",
+        ),
+        (
             lambda: job_task(pool="thread", memory_limit="200MiB")(double),
             InvalidJobError,
             "task double: memory_limit needs a process of its own, and pool='thread' has none: use pool='process'",

@@ -72,6 +72,10 @@ class OddError(Exception):
     """An exception of a user's own."""
 
 
+class OddCollectionError(DataCollectionException):
+    """An exception that a user has derived from one of ours."""
+
+
 def test_a_failure_message_is_prefects_unless_the_code_says_more() -> None:
     """A failure message has the class and text as Prefect's has, and the code where that says more."""
     assert failure_message(ConnectionError("refused")) == "NETWORK_ERROR: ConnectionError: refused"
@@ -82,6 +86,7 @@ def test_a_failure_message_is_prefects_unless_the_code_says_more() -> None:
         assert failure_message(error) == stock.message
     assert failure_message(WorkerCrashedError("worker 3 died")) == "WORKER_CRASHED: worker 3 died"
     assert failure_message(DataCollectionException("bad row", error_code="DATA_ERROR")) == "DATA_ERROR: bad row"
+    assert failure_message(OddCollectionError("bad row")) == "COLLECTION_ERROR: OddCollectionError: bad row"
 
 
 def test_awaiting_retry_has_the_failed_attempt_and_the_time_of_the_next() -> None:

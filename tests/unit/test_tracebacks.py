@@ -7,8 +7,13 @@ from concurrent.futures import Future
 import pytest
 
 from executor_adapter import Job
-from executor_adapter.exceptions import JobCancelledError, JobTimeoutError, WorkerCrashedError
-from executor_adapter.exceptions.display import message_of
+from executor_adapter.exceptions import (
+    DataCollectionException,
+    JobCancelledError,
+    JobTimeoutError,
+    WorkerCrashedError,
+)
+from executor_adapter.exceptions.display import message_of, repr_of
 from executor_adapter.pools.in_process.call import bind
 from executor_adapter.worker.tracebacks import MAX_TRACEBACK, traceback_of
 
@@ -33,6 +38,11 @@ def look_up_for_another() -> None:
         raise ValueError("no such thing") from error
 
 
+class NamelessError(DataCollectionException):
+    def __repr__(self) -> str:
+        return "no rows"
+
+
 class HangingError(Exception):
     def __str__(self) -> str:
         raise AssertionError("its code runs")
@@ -47,6 +57,13 @@ def test_a_traceback_ends_with_class_and_text() -> None:
     assert '{}["nope"]' in text
     assert text.endswith("\nKeyError: 'nope'")
     assert message_of(error) == "KeyError: 'nope'"
+
+
+def test_what_is_shown_of_an_error_names_its_class() -> None:
+    """The message and the repr of a user's exception name its class, whatever it is derived from and its repr is."""
+    error = NamelessError("page 13 is empty")
+    assert message_of(error) == repr_of(error) == "NamelessError: page 13 is empty"
+    assert message_of(DataCollectionException("page 13 is empty")) == "page 13 is empty"
 
 
 def test_the_cause_is_shown_too() -> None:

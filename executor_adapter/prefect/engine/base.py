@@ -36,6 +36,7 @@ from prefect.types import DateTime
 from prefect.utilities.engine import UNTRACKABLE_TYPES, link_state_to_task_run_result
 
 from executor_adapter.exceptions import JobCancelledError
+from executor_adapter.exceptions.display import repr_of
 from executor_adapter.job import RetryDecision
 from executor_adapter.prefect.child.logs import details_of, log_failure
 from executor_adapter.prefect.engine.job_run import JobRun
@@ -214,10 +215,11 @@ class JobEngine(BaseTaskRunEngine[..., Any]):
 
     def log_failure(self, failure: BaseException | State[Any], decision: RetryDecision) -> None:
         """Log how the attempt ended and what follows; if nothing follows, with the traceback."""
+        shown = repr_of(failure) if isinstance(failure, BaseException) else repr(failure)
         if decision.retry:
             self.logger.warning(
-                "Attempt failed: %r. Next attempt in %.1f s (%s)%s",
-                failure,
+                "Attempt failed: %s. Next attempt in %.1f s (%s)%s",
+                shown,
                 decision.delay,
                 decision.reason,
                 details_of(failure),
@@ -229,7 +231,7 @@ class JobEngine(BaseTaskRunEngine[..., Any]):
         error = failure if isinstance(failure, BaseException) else None
         # The words are those of Prefect's own logs.
         last = "Retries are exhausted: " if 0 < self.task.retries <= self.retries else ""
-        log_failure(self.logger, f"Job failed: {failure!r} ({last}{decision.reason})", error)
+        log_failure(self.logger, f"Job failed: {shown} ({last}{decision.reason})", error)
 
     # --- hooks ---
 

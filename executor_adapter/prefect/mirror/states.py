@@ -22,7 +22,7 @@ from prefect.client.schemas.objects import State, StateDetails, StateType
 
 from executor_adapter.error_codes import error_code_of
 from executor_adapter.exceptions import JobError
-from executor_adapter.exceptions.display import text_of
+from executor_adapter.exceptions.display import message_of, text_of
 from executor_adapter.job import ErrorCode, JobStatus
 
 
@@ -85,11 +85,9 @@ def failure_message(error: BaseException) -> str:
 
 def _described(error: BaseException) -> str:
     """Return the class and text of an exception, as Prefect shows them, after its code if it has one of its own."""
-    code, text = error_code_of(error), text_of(error)
-    if issubclass(type(error), JobError):  # The code says what these classes say.
-        return f"{code}: {text or type(error).__name__}"
-    described = f"{type(error).__name__}: {text}"
-    return described if _is_unclassified(error) else f"{code}: {described}"
+    if _is_unclassified(error):
+        return f"{type(error).__name__}: {text_of(error)}"
+    return f"{error_code_of(error)}: {message_of(error)}"
 
 
 def _is_unclassified(error: BaseException) -> bool:
