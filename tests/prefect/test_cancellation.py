@@ -49,7 +49,7 @@ def slow(_: int = 0) -> None:
 
 @pytest.fixture
 def ended(prefect_api: str, api: Api, wait_for: Wait) -> Callable[[UUID], None]:
-    """Return a function that asserts that a flow run and all its task runs are Cancelled."""
+    """Return a function that asserts that a flow run and all its task runs are Cancelled, and these say why."""
 
     def check(flow_run_id: UUID) -> None:
         wait_for(lambda: flow_run_state(prefect_api, flow_run_id) == "Cancelled", 20)
@@ -57,6 +57,7 @@ def ended(prefect_api: str, api: Api, wait_for: Wait) -> Callable[[UUID], None]:
         runs = api.task_runs(flow_run_id)
         assert {run["state_name"] for run in runs} == {"Cancelled"}
         assert all(run["end_time"] for run in runs)
+        assert {run["state"]["message"] for run in runs} == {"CANCELLED: its flow run was cancelled"}
 
     return check
 
@@ -78,7 +79,7 @@ def test_a_job_that_is_called_directly_is_cancelled_and_the_flow_with_it(
         cancel_soon(prefect_api, ids[0], asked)
         slow()
 
-    with JobExecutor(2), pytest.raises(JobCancelledError):
+    with JobExecutor(2), pytest.raises(JobCancelledError, match=r"^its flow run was cancelled$"):
         run()
     if asked == "CANCELLING":
         assert hooks == ["Cancelling"]

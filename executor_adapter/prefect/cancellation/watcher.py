@@ -26,6 +26,7 @@ from prefect.context import FlowRunContext
 from prefect.utilities.engine import is_prefect_sigterm_handler_installed
 
 from executor_adapter.executor import ending_handlers, sentinel_client, signal_watch
+from executor_adapter.prefect.cancellation.cancelled_runs import cancelled_runs
 from executor_adapter.prefect.cancellation.flow_end import OWN_CLIENT_SETTINGS, FlowRunEnding
 from executor_adapter.prefect.crashes.sweep import sweep_earlier_runs
 
@@ -136,10 +137,8 @@ class _Watcher:
     """The polling thread, which runs while flow runs are watched."""
 
     def __init__(self) -> None:
-        self.lock = threading.Condition()
+        self.lock = cancelled_runs.changed
         self._runs: dict[UUID, _WatchedRun] = {}
-        self._cancelled: set[UUID] = set()
-        self._running = False
 
     def add(self, flow_run_id: UUID, on_cancel: Callable[[], object], *, until_flow_ends: bool) -> FlowRunWatch:
         """Register a watch, and start the thread if it is not running."""
@@ -148,12 +147,12 @@ class _Watcher:
             if run is None:
                 signal_watch.arm()
                 run = self._runs[flow_run_id] = _WatchedRun(flow_run_id)
-                run.cancelled = flow_run_id in self._cancelled
+                run.cancelled = flow_run_id in cancelled_runs.ids
             watch = FlowRunWatch(run, on_cancel, until_flow_ends=until_flow_ends)
             run.watches.append(watch)
             run.end.on_watch_opened(until_flow_ends=until_flow_ends)
-            if not self._running:
-                self._running = True
+            if not cancelled_runs.is_polled:
+                cancelled_runs.is_polled = True
                 context = copy_context()  # The thread uses the caller's settings.
                 threading.Thread(target=context.run, args=(self._run,), name="cancel-watch", daemon=True).start()
         if run.cancelled:
@@ -180,6 +179,7 @@ class _Watcher:
                     is_done = self._poll(client)
             except Exception as error:
                 logger.debug("cannot ask the server for flow runs: %r", error)
+                cancelled_runs.answer(cancelled_runs.questions)
                 self._wait_for_runs()
 
     def _poll(self, client: SyncPrefectClient) -> bool:
@@ -187,21 +187,23 @@ class _Watcher:
         idle = 0
         while idle < MAX_IDLE_POLLS or not self._stop_if_idle():
             runs = self._wait_for_runs()
+            questions = cancelled_runs.questions
             idle = 0 if runs else idle + 1
             self._check(client, runs)
+            cancelled_runs.answer(questions)
         return True
 
     def _wait_for_runs(self) -> list[_WatchedRun]:
         sentinel_client.ensure_alive()
         with self.lock:
-            self.lock.wait(POLL_INTERVAL)
+            self.lock.wait_for(lambda: cancelled_runs.is_asked, POLL_INTERVAL)
             return [run for run in self._runs.values() if not run.cancelled]
 
     def _stop_if_idle(self) -> bool:
         """Mark the thread as ended if no flow run is watched, and return whether that is so."""
         with self.lock:
-            self._running = bool(self._runs)
-            return not self._running
+            cancelled_runs.is_polled = bool(self._runs)
+            return not cancelled_runs.is_polled
 
     def _check(self, client: SyncPrefectClient, runs: list[_WatchedRun]) -> None:
         known = _read(client, {each for run in runs for each in run.lineage})
@@ -213,7 +215,7 @@ class _Watcher:
     def _cancel_if_asked(self, run: _WatchedRun, known: dict[UUID, _FlowRunRecord]) -> None:
         for each in run.lineage:
             if each in known and known[each].state_type in CANCEL_TYPES:
-                self._cancelled.update(run.lineage[:1])
+                cancelled_runs.ids.update(run.lineage[:1])
                 run.cancel(each)
                 return
 

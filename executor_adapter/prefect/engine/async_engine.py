@@ -17,7 +17,6 @@ from prefect.utilities.engine import should_log_prints
 
 from executor_adapter.prefect.child.logs import log_message
 from executor_adapter.prefect.engine.base import FORBIDDEN, IMMEDIATE_RETRY_TIMEOUT, INTERRUPT_TIMEOUT, JobEngine
-from executor_adapter.prefect.engine.job_run import attempt_result
 from executor_adapter.prefect.engine.waiting import await_result, is_done_within, wait_until_done
 from executor_adapter.prefect.mirror.states import retrying
 
@@ -38,8 +37,7 @@ class AsyncJobEngine(JobEngine, AsyncTaskRunEngine[..., Any]):
             await await_result(self.job_run.open(self.task_run, self.parameters or {}, on_message))
             self.job_run.notify_started()
         except Exception as error:
-            self.job_run.refusal = error
-            await self.handle_exception(error)
+            await self.handle_exception(self.job_run.refuse(error))
             return
         await super().begin_run()
 
@@ -77,7 +75,7 @@ class AsyncJobEngine(JobEngine, AsyncTaskRunEngine[..., Any]):
         assert self.task_run is not None, "only a task run has attempts"
         future = self.job_run.attempt(self.task_run)
         await wait_until_done(future)
-        return attempt_result(future)
+        return self.job_run.result_of(future)
 
     async def handle_retry(self, exc_or_state: Exception | State[Any]) -> bool:
         """Return whether another attempt follows; the task run then waits for it."""
@@ -100,7 +98,7 @@ class AsyncJobEngine(JobEngine, AsyncTaskRunEngine[..., Any]):
                 await self.set_state(skipped, force=True)
             await await_result(slot)
         except Exception as error:
-            self.job_run.refusal = error  # Raised by call_task_fn, where the engine expects errors.
+            self.job_run.refuse(error)  # Raised by call_task_fn, where the engine expects errors.
             return
         await self.set_state(retrying(self.job_run.skipped_state), force=True)
         await self.call_hooks()

@@ -18,12 +18,14 @@ from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.exceptions.display import as_job_error, is_plain, text_of
 from executor_adapter.executor import JobExecutor, current_executor, signal_watch
 from executor_adapter.job import TERMINAL, Job, JobStatus, RetryDecision
+from executor_adapter.prefect.cancellation.cancelled_runs import explained
 from executor_adapter.prefect.child.payload import task_run_payload
 from executor_adapter.prefect.child.task_run_context import TASK_RUN_SCOPE
 from executor_adapter.prefect.engine.waiting import SlotLoan, current_slot_loan
 from executor_adapter.prefect.mirror.flow_run_mirrors import TaskRunReporter
 from executor_adapter.prefect.mirror.states import awaiting_retry, failure_kind, failure_message
 from executor_adapter.prefect.options.job_options import AS_A_TASK, job_of_call
+from executor_adapter.prefect.reporting.events import current_flow_run
 
 if TYPE_CHECKING:
     from executor_adapter.supervision import JobDriver
@@ -65,6 +67,8 @@ class JobRun:
     def __init__(self, task: Task[..., Any], options: Mapping[str, Any]) -> None:
         self.task = task
         self.options = options
+        flow_run = current_flow_run()
+        self._flow_run_id = None if flow_run is None else flow_run.id
         self.reporter: TaskRunReporter | None = None
         """Reports the task run to the server; None where Prefect does so itself."""
         self.on_started: Callable[[], object] | None = None
@@ -114,6 +118,22 @@ class JobRun:
         if self._ended_early.is_set():
             driver.cancel()
         return driver.acquire()
+
+    def refuse(self, error: Exception) -> Exception:
+        """Start no further attempt because of `error`, and return the error for the final state."""
+        self.refusal = explained(error, self._flow_run_id)
+        return self.refusal
+
+    def result_of(self, attempt: Future[Any]) -> Any:
+        """Return the value of a finished attempt, or raise its error in a form that an engine can display."""
+        error = attempt.exception()
+        if error is None:
+            return attempt.result()
+        if (shown := explained(error, self._flow_run_id)) is not error:
+            raise shown from None
+        if is_plain(error):
+            return attempt.result()
+        raise as_job_error(error, f"{type(error).__name__}: {text_of(error)}") from None
 
     def notify_started(self) -> None:
         """Call `on_started` once: the job has its slot, or has ended without one."""
@@ -227,7 +247,7 @@ class JobRun:
         """Return `state`, with the type, name and message of this job's failure if it is the state of that failure."""
         if state.name == "NotReady" and (self._ended_early.is_set() or signal_watch.ended_by is not None):
             # The input that it waited for was cancelled with the flow run, and so is this task run.
-            self.failure, state.type = JobCancelledError(FLOW_RUN_ENDED), StateType.FAILED
+            self.failure, state.type = self._flow_run_ended(), StateType.FAILED
         if self.failure is None or state.type not in {StateType.FAILED, StateType.CRASHED}:
             return state
         # Changed in place, because State.model_copy drops the timestamp.
@@ -257,7 +277,7 @@ class JobRun:
 
         The future, if there is one, is done once nothing of the job is alive.
         """
-        self.failure = JobCancelledError(f"ended by {type(cause).__name__}")
+        self.failure = explained(JobCancelledError(f"ended by {type(cause).__name__}"), self._flow_run_id)
         if self.driver is None or not self.driver.cancel():
             return None
         return self._running
@@ -282,8 +302,11 @@ class JobRun:
 
     def refuse_attempts(self, error: Exception) -> Exception:
         """Start no further attempt after an error of the engine's own, and return the error for the final state."""
-        self.refusal = JobCancelledError(FLOW_RUN_ENDED) if self._ended_early.is_set() else error
+        self.refusal = self._flow_run_ended() if self._ended_early.is_set() else error
         return self.refusal
+
+    def _flow_run_ended(self) -> Exception:
+        return explained(JobCancelledError(FLOW_RUN_ENDED), self._flow_run_id)
 
     def close(self) -> None:
         """Release everything the job holds, however its engine ended."""
@@ -295,14 +318,6 @@ class JobRun:
             with _lock:
                 del _by_dedupe_key[self._dedupe_key]
         self._closed.set_result(None)
-
-
-def attempt_result(future: Future[Any]) -> Any:
-    """Return the value of a finished attempt, or raise its error in a form that an engine can display."""
-    error = future.exception()
-    if error is None or is_plain(error):
-        return future.result()
-    raise as_job_error(error, f"{type(error).__name__}: {text_of(error)}") from None
 
 
 def _error_of(state: State[Any]) -> BaseException:

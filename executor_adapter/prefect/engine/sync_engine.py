@@ -23,7 +23,6 @@ from prefect.utilities.engine import should_log_prints
 
 from executor_adapter.prefect.child.logs import log_message
 from executor_adapter.prefect.engine.base import FORBIDDEN, IMMEDIATE_RETRY_TIMEOUT, INTERRUPT_TIMEOUT, JobEngine
-from executor_adapter.prefect.engine.job_run import attempt_result
 from executor_adapter.prefect.mirror.states import retrying
 
 
@@ -39,8 +38,7 @@ class SyncJobEngine(JobEngine, SyncTaskRunEngine[..., Any]):
             self.job_run.open(self.task_run, self.parameters or {}, self._on_message).result()
             self.job_run.notify_started()
         except Exception as error:
-            self.job_run.refusal = error
-            self.handle_exception(error)
+            self.handle_exception(self.job_run.refuse(error))
             return
         if self.job_run.reporter is None:
             super().begin_run()
@@ -97,7 +95,7 @@ class SyncJobEngine(JobEngine, SyncTaskRunEngine[..., Any]):
         # This thread's context names the task run, so messages are logged here, and before the attempt has ended.
         for topic, content in iter(self._messages.get, future):
             log_message(self.logger, topic, content, log_prints=should_log_prints(self.task))
-        return attempt_result(future)
+        return self.job_run.result_of(future)
 
     def _on_message(self, topic: str, content: Any) -> None:
         self._messages.put((topic, content))
@@ -123,7 +121,7 @@ class SyncJobEngine(JobEngine, SyncTaskRunEngine[..., Any]):
                 self.set_state(skipped, force=True)
             slot.result()
         except Exception as error:
-            self.job_run.refusal = error  # Raised by call_task_fn, where the engine expects errors.
+            self.job_run.refuse(error)  # Raised by call_task_fn, where the engine expects errors.
             return
         self.set_state(retrying(self.job_run.skipped_state), force=True)
         self.call_hooks()

@@ -26,7 +26,7 @@ from prefect.utilities.engine import should_log_prints
 from executor_adapter.job import RetryDecision
 from executor_adapter.prefect.child.logs import log_message
 from executor_adapter.prefect.engine.base import FORBIDDEN, INTERRUPT_TIMEOUT
-from executor_adapter.prefect.engine.job_run import JobRun, attempt_result, driving, is_driven
+from executor_adapter.prefect.engine.job_run import JobRun, driving, is_driven
 from executor_adapter.prefect.engine.waiting import await_result, is_done_within, wait_until_done
 
 RetryCondition = Callable[[Task[..., Any], TaskRun, State[Any]], bool | Awaitable[bool]]
@@ -59,7 +59,7 @@ class TaskWorkerJob:
                 log = _log_of_run(self.task)
                 for topic, content in iter(self._messages.get, future):
                     log(topic, content)
-                return self._record_value(attempt_result(future))
+                return self._record_value(self._job_run.result_of(future))
             except Exception as error:
                 self._record_error(error)
                 raise
@@ -78,7 +78,7 @@ class TaskWorkerJob:
                     await await_result(step)
                 future = self._job_run.attempt(self.task_run)
                 await wait_until_done(future)
-                return self._record_value(attempt_result(future))
+                return self._record_value(self._job_run.result_of(future))
             except Exception as error:
                 self._record_error(error)
                 raise

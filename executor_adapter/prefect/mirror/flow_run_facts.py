@@ -41,7 +41,8 @@ def flow_run_facts() -> FlowRunFacts:
     if context is None or context.flow_run is None:
         return FlowRunFacts(tags=tags)
     run = context.flow_run
-    return FlowRunFacts(related=related_resource("flow-run", run.id, run.name), tags=tags, run_count=run.run_count)
+    related = related_resource("flow-run", run.id, run.name)
+    return FlowRunFacts(related=related, tags=tags, run_count=run.run_count, flow_run_id=run.id)
 
 
 def announce_flow_run() -> None:

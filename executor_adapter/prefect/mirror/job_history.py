@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from executor_adapter.job import TERMINAL, Job, JobStatus, RetryPolicy, Transition, function_reference
+from executor_adapter.prefect.cancellation.cancelled_runs import explained
 from executor_adapter.prefect.mirror.history import TaskRunHistory
 from executor_adapter.prefect.mirror.state_events import (
     CLOCK_RESOLUTION_SECONDS,
@@ -123,7 +124,7 @@ class JobHistory(TaskRunHistory[Step]):
             self._kind,
             at,
             previous=previous,
-            message=self.message_of(step),
+            message=self.message_of(step, flow),
             retry_at=step.retry_at if step.status is JobStatus.RETRYING else None,
             run_count=step.attempt,
             expected_at=self.created_at,
@@ -138,13 +139,13 @@ class JobHistory(TaskRunHistory[Step]):
             return failure_kind(step.error)
         return state_kind(step.status, attempt=step.attempt)
 
-    def message_of(self, step: Step) -> str:
+    def message_of(self, step: Step, flow: FlowRunFacts) -> str:
         """Return the message of the state that a step leads to."""
         if step.error is None:
             return "" if step.node is None else f"on {step.node}"
         if step.status is JobStatus.RETRYING:
             return awaiting_retry_message(step.error, attempt=step.attempt, attempts=self._max_attempts)
-        return failure_message(step.error) if step.status in TERMINAL else ""
+        return failure_message(explained(step.error, flow.flow_run_id)) if step.status in TERMINAL else ""
 
 
 class GroupHistory(JobHistory):
@@ -162,7 +163,7 @@ class GroupHistory(JobHistory):
         self.summary = ""
         """How its jobs have ended: the message of its final state."""
 
-    def message_of(self, step: Step) -> str:
+    def message_of(self, step: Step, flow: FlowRunFacts) -> str:
         return self.summary if step.status in TERMINAL else ""
 
 

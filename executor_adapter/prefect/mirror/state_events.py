@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from json.encoder import encode_basestring_ascii
 from typing import NamedTuple, Protocol
+from uuid import UUID
 
 from executor_adapter.job import storable, uuid7
 from executor_adapter.prefect.mirror.states import StateKind
@@ -110,6 +111,7 @@ class FlowRunFacts(NamedTuple):
     """Tags of the task runs, as a JSON list."""
     run_count: int = 0
     """Number of the flow run's current run, which grows when the flow run is retried."""
+    flow_run_id: UUID | None = None
 
 
 class TaskRunFacts(Protocol):

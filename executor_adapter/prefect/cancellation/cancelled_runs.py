@@ -1,0 +1,69 @@
+"""The flow runs that this process knows to be cancelled: the watcher finds them, and what ends with them says so."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import TypeVar
+from uuid import UUID
+
+from executor_adapter.error_facts import is_a
+from executor_adapter.exceptions import JobCancelledError
+from executor_adapter.executor import signal_watch
+
+ASK_TIMEOUT = 1.0
+"""Seconds to find out whether a signal that ends the program came with a cancel of the flow run."""
+
+E = TypeVar("E", bound=BaseException)
+
+
+class CancelledRuns:
+    """Holds the ids of cancelled flow runs, and has the watcher ask for others at once where that matters."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.ids: set[UUID] = set()
+        self.is_polled = False
+        """Whether the watcher's thread runs, which answers questions."""
+        self.questions = 0
+        """How often the watcher was asked to poll at once."""
+        self._answers = 0
+        self._asked_after: signal.Signals | None = None
+        """The signal after which the watcher was asked, whether or not it answered."""
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether the watcher has a question to answer."""
+        return self.questions > self._answers
+
+    def answer(self, questions: int) -> None:
+        """Note that the watcher has polled, or cannot, after so many questions."""
+        with self.changed:
+            self._answers = questions
+            self.changed.notify_all()
+
+    def was_cancelled(self, flow_run_id: UUID) -> bool:
+        """Return whether the flow run is known to be cancelled, by another poll if a signal ends the program."""
+        with self.changed:
+            ended_by = signal_watch.ended_by
+            if ended_by is not None and ended_by is not self._asked_after and self.is_polled:
+                self.questions += 1
+                number = self.questions
+                self.changed.notify_all()
+                self.changed.wait_for(lambda: flow_run_id in self.ids or self._answers >= number, ASK_TIMEOUT)
+            self._asked_after = ended_by
+            return flow_run_id in self.ids
+
+
+cancelled_runs = CancelledRuns()
+
+
+def explained(error: E, flow_run_id: UUID | None) -> E | JobCancelledError:
+    """Return the error of a job of the flow run; for a cancellation that came with the flow run's, one that says so.
+
+    A runner or a worker sends a signal when it cancels a flow run, and when it stops for another reason. So after a
+    signal the server is asked, for at most ASK_TIMEOUT.
+    """
+    if flow_run_id is None or not is_a(error, JobCancelledError) or not cancelled_runs.was_cancelled(flow_run_id):
+        return error
+    return JobCancelledError("its flow run was cancelled", **error.context)
