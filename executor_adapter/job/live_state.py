@@ -8,6 +8,13 @@ from typing import Any
 from executor_adapter.job.results import AttemptFields, Progress
 from executor_adapter.job.status import JobStatus
 
+_BOOT_TIME = getattr(time, "CLOCK_BOOTTIME", None)
+
+
+def running_clock() -> float:
+    """Return seconds on a clock that nobody sets; on Linux it counts while the machine is suspended."""
+    return time.monotonic() if _BOOT_TIME is None else time.clock_gettime(_BOOT_TIME)
+
 
 class JobState:
     """Holds the state of a job: its status, attempts, times and error. Times are seconds since the epoch.
@@ -19,6 +26,7 @@ class JobState:
     __slots__ = (
         "attempt",
         "attempts",
+        "began",
         "completed_at",
         "crashes",
         "created_at",
@@ -51,6 +59,8 @@ class JobState:
         """The number of the attempt that runs or ran last, from 1; 0 before the first."""
         self.attempts = attempts
         """The fields of each finished attempt, in order."""
+        self.began: float | None = None
+        """When the first attempt began, on the `running_clock`; None where that was in another process."""
         self.crashes = crashes
         """The number of attempts that ended as WORKER_CRASHED or MEMORY_LIMIT."""
         self.created_at = time.time() if created_at is None else created_at

@@ -15,7 +15,7 @@ from executor_adapter.job.fields import FunctionField, MemoryLimit
 from executor_adapter.job.functions import function_reference
 from executor_adapter.job.html import html_of_job
 from executor_adapter.job.ids import uuid7
-from executor_adapter.job.live_state import JobState, LiveState
+from executor_adapter.job.live_state import JobState, LiveState, running_clock
 from executor_adapter.job.mistakes import Model, call_text, shown, unknown_field
 from executor_adapter.job.options import JobOptions
 from executor_adapter.job.pool_names import PoolName
@@ -212,7 +212,7 @@ class Job(Model):
         """Seconds from the first start to the end, or to now while the job is live; None before the start."""
         if self.state.started_at is None:
             return None
-        return max(0.0, (self.state.completed_at or time.time()) - self.state.started_at)
+        return max(0.0, (self.state.completed_at or self._time_since_start()) - self.state.started_at)
 
     @property
     def records_processed(self) -> int | None:
@@ -265,14 +265,21 @@ class Job(Model):
             state.attempt = attempt
         if status is JobStatus.RUNNING:
             if state.started_at is None:
-                state.started_at = time.time() if at is None else at
+                state.started_at, state.began = (time.time(), running_clock()) if at is None else (at, None)
         elif status in TERMINAL:
-            state.completed_at = time.time() if at is None else at
+            state.completed_at = self._time_since_start() if at is None else at
             if records_processed is not None:
                 state.records_processed = records_processed
         elif status is JobStatus.PENDING:
             state.attempt -= 1
         state.status, state.retry_at = status, retry_at
+
+    def _time_since_start(self) -> float:
+        """Return the time now by the wall clock as it was at the start: setting it changes no duration."""
+        state = self.state
+        if state.began is None or state.started_at is None:
+            return time.time()
+        return state.started_at + running_clock() - state.began
 
     def record_attempt(self, fields: AttemptFields) -> None:
         """Add a finished attempt: the values of an `Attempt` in order."""

@@ -10,9 +10,11 @@ from __future__ import annotations
 import functools
 import json
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from executor_adapter.exceptions import InvalidJobError
+from executor_adapter.exceptions import InvalidJobError, JobSerializationError
+from executor_adapter.exceptions.display import text_of
 from executor_adapter.job import RETRY_OF, TERMINAL, Job, JobStatus, RetryPolicy, function_reference, resolve
 from executor_adapter.pools import dump_by_value, importable_reference
 from executor_adapter.store import JobRecord, SignedPickles
@@ -37,19 +39,29 @@ def stored_call(job: Job, pickles: SignedPickles | None = None) -> StoredCall:
     Raises:
         InvalidJobError: its function cannot be imported elsewhere or an argument is not JSON; the message says what to
             do.
+        JobSerializationError: its function or an argument cannot be pickled.
     """
     refuse_unstorable_texts(job)
     fields: dict[str, Any] = {name: getattr(job, name) for name in job.model_fields_set - _IN_COLUMNS}
     if job.retry is not None:
         fields["retry"] = _policy_fields(job.retry)
     if pickles is not None:
-        pickled = pickles.sign(dump_by_value((job.function, job.args, job.kwargs)))
-        return StoredCall(function_name(job), json.dumps(fields), pickled)
+        return StoredCall(function_name(job), json.dumps(fields), pickles.sign(_pickled(job)))
     fields["function"] = function = _importable(job)
     if job.args or job.kwargs:
         refuse_unless_json(job)
         fields["args"], fields["kwargs"] = job.args, job.kwargs
     return StoredCall(function, json.dumps(fields))
+
+
+def _pickled(job: Job) -> bytes:
+    try:
+        return dump_by_value((job.function, job.args, job.kwargs))
+    except Exception as error:
+        raise JobSerializationError(
+            f"the function or the arguments of job {job.job_id} cannot be pickled: {type(error).__name__}: "
+            f"{text_of(error)}: pass something that describes them instead (a path, an id, a text)"
+        ) from error
 
 
 def function_name(job: Job) -> str:
@@ -120,22 +132,30 @@ def refuse_unless_json(job: Job) -> None:
 
 
 _JSON_TYPES = (str, int, bool, type(None))
+MAX_NESTING = 200
+"""Lists and dicts within one another that are stored; whoever reads them has a limit too."""
 
 
 def _not_json(value: Any) -> str | None:
     """Describe the first part of `value` that JSON would not give back as it is; None where there is none."""
-    kind = type(value)
-    if kind in _JSON_TYPES:
-        return None
-    if kind is float:
-        return None if math.isfinite(value) else repr(value)
-    if kind is list:
-        return next((found for part in value if (found := _not_json(part)) is not None), None)
-    if kind is dict:
-        if (key := next((key for key in value if type(key) is not str), None)) is not None:
-            return f"the key {key!r}"
-        return _not_json(list(value.values()))
-    return f"a {kind.__name__}"
+    nested: list[Iterator[Any]] = [iter((value,))]
+    while nested:
+        if len(nested) > MAX_NESTING:
+            return f"lists or dicts that nest more than {MAX_NESTING} deep, perhaps in themselves"
+        for part in nested[-1]:
+            kind = type(part)
+            if kind is list or kind is dict:
+                if kind is dict and (key := next((key for key in part if type(key) is not str), None)) is not None:
+                    return f"the key {key!r}"
+                nested.append(iter(part if kind is list else part.values()))
+                break
+            if kind is float and not math.isfinite(part):
+                return repr(part)
+            if kind is not float and kind not in _JSON_TYPES:
+                return f"a {kind.__name__}"
+        else:
+            nested.pop()
+    return None
 
 
 def record_of(

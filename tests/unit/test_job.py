@@ -6,6 +6,7 @@ import copy
 import functools
 import json
 import pickle
+import time
 from typing import Any
 from uuid import RFC_4122, UUID
 
@@ -104,6 +105,18 @@ def test_times_are_aware_and_ordered() -> None:
     assert job.completed_at is not None
     assert job.completed_at.tzinfo is not None
     assert job.duration == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("set_by", [3600.0, -3600.0])
+def test_setting_the_wall_clock_changes_no_duration(monkeypatch: pytest.MonkeyPatch, set_by: float) -> None:
+    """The duration of a job, while it runs and when it has ended, is what has passed, however the clock is set."""
+    job = Job(function=work)
+    job.advance(JobStatus.RUNNING)
+    monkeypatch.setattr("executor_adapter.job.model.running_clock", lambda: (job.state.began or 0.0) + 0.5)
+    monkeypatch.setattr(time, "time", lambda: job.created_at.timestamp() + set_by)
+    assert job.duration == pytest.approx(0.5)
+    job.advance(JobStatus.COMPLETED)
+    assert job.duration == pytest.approx(0.5)
 
 
 def test_states_and_codes_are_strings() -> None:

@@ -118,7 +118,7 @@ def _encode_description(job: Job) -> bytes:
         return functions.dumps((job.tool_name, job.metadata))
     except Exception as error:
         raise JobSerializationError(
-            f"metadata={job.metadata!r} cannot be pickled: {text_of(error)}: use plain values"
+            f"the metadata of job {job.job_id} cannot be pickled: {text_of(error)}: use plain values"
         ) from error
 
 

@@ -137,6 +137,15 @@ def test_an_argument_that_cannot_be_pickled_is_refused_by_name(pool: Harness) ->
         pool.submit(functions.accept, kwargs={"handle": threading.Lock()})
 
 
+def test_metadata_that_nests_too_deep_is_refused(pool: Harness) -> None:
+    """Metadata that is too deep to be pickled, or to be shown, is refused in words."""
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(JobSerializationError, match=r"the metadata of job .* cannot be pickled: .*: use plain values"):
+        pool.submit(functions.accept, 1, metadata={"a": deep})
+
+
 def test_a_function_that_cannot_be_pickled_is_refused(pool: Harness) -> None:
     """The error of a function that cannot be pickled says what to do."""
     lock = threading.Lock()

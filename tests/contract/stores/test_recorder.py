@@ -11,13 +11,16 @@ import pytest
 
 from executor_adapter import Job, JobExecutor, JobStatus, RetryPolicy
 from executor_adapter.config import Settings
-from executor_adapter.exceptions import InvalidJobError
+from executor_adapter.exceptions import InvalidJobError, JobSerializationError
 from executor_adapter.job import Progress
 from executor_adapter.store import JobStore, SignedPickles
 from executor_adapter.store.sql.row_mapping import MAX_ERROR_LENGTH, MAX_INTEGER
 from tests.contract.conftest import wait_for
 from tests.contract.stores import store_jobs
 from tests.contract.stores.conftest import MakeStored, record_in, wait_for_end
+
+ENDLESS: list[Any] = []
+ENDLESS += [{"a": 1}, ENDLESS, ENDLESS]
 
 
 def test_a_shutdown_records_every_end(make_stored: MakeStored, store: JobStore) -> None:
@@ -66,6 +69,11 @@ def test_a_job_is_restored_from_its_record(make_stored: MakeStored, store: JobSt
         ({"function": store_jobs.give, "args": ({1: 2},)}, "argument 1 .* the key 1"),
         ({"function": store_jobs.give, "args": (float("nan"),)}, "argument 1 .* nan"),
         ({"function": store_jobs.give, "metadata": {"a": object()}}, "metadata cannot be stored: it holds a object"),
+        (
+            {"function": store_jobs.give, "args": (ENDLESS,)},
+            "argument 1 .* nest more than 200 deep, perhaps in themselves",
+        ),
+        ({"function": store_jobs.give, "metadata": {"a": ENDLESS}}, "metadata cannot be stored: .* nest more than 200"),
         ({"function": store_jobs.give, "tool_name": "\udcff"}, "tool_name=.* cannot be stored"),
         ({"function": store_jobs.give, "job_id": "a\0"}, "job_id=.* cannot be stored"),
     ],
@@ -94,6 +102,18 @@ def test_arguments_are_not_pickled_unless_asked(make_stored: MakeStored, store: 
     assert record.pickled is not None
     assert SignedPickles(["k" * 32]).load(record.pickled)[1] == ({1, 2},)
     assert record.to_job().args == ()  # Reading loads no pickle.
+
+
+def test_arguments_that_cannot_be_pickled_are_refused(make_stored: MakeStored) -> None:
+    """With `pickle_arguments`, what cannot be pickled is refused at submit, in words."""
+    executor = make_stored(settings={"pickle_arguments": True, "pickle_key": "k" * 32})
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    for value in (deep, threading.Lock()):
+        with pytest.raises(JobSerializationError, match=r"of job .* cannot be pickled: .*: pass something"):
+            executor.submit(Job(function=store_jobs.give, args=(value,)))
+    assert executor.jobs() == []
 
 
 def test_a_result_is_not_stored(make_stored: MakeStored, url: str, tmp_path: Path) -> None:
