@@ -27,10 +27,12 @@ class ResourceSnapshot:
     files: frozenset[str]
 
     @classmethod
-    def now(cls, scratch: Path, tokens: Iterable[bytes] = ()) -> ResourceSnapshot:
+    def now(cls, scratch: Path, tokens: Iterable[bytes] = (), *, orphans: bool = True) -> ResourceSnapshot:
+        """Take stock; `orphans`: of processes that jobs have left anywhere on this machine too."""
         gc.collect()
+        orphaned = lingering() if orphans else frozenset()
         return cls(
-            processes=frozenset(children(os.getpid())) | lingering() | marked_by(tokens),
+            processes=frozenset(children(os.getpid())) | orphaned | marked_by(tokens),
             threads=frozenset(f"{thread.name} {thread.ident}" for thread in threading.enumerate()),
             descriptors=frozenset(_descriptors()),
             shared=frozenset(_shared_memory()),
@@ -60,7 +62,9 @@ def _processes() -> Iterator[Path]:
 def marked_by(tokens: Iterable[bytes]) -> frozenset[int]:
     """Return the processes, except zombies, whose environment has one of the variables."""
     wanted = set(tokens)
-    found = set()
+    found: set[int] = set()
+    if not wanted:
+        return frozenset()
     for entry in _processes():
         with contextlib.suppress(OSError):
             if wanted & set((entry / "environ").read_bytes().split(b"\0")):
