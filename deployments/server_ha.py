@@ -27,7 +27,7 @@ from urllib.parse import unquote, urlsplit
 
 import asyncpg
 
-from executor_adapter.config import without_secrets_of_urls
+from executor_adapter.config import redacted
 
 HOST = "127.0.0.1"
 START_TIMEOUT = 120.0
@@ -178,9 +178,7 @@ def main(arguments: list[str]) -> None:
         asyncio.run(create_database(options.postgres, options.database))
     except (OSError, asyncpg.PostgresError) as error:
         raise SystemExit(
-            without_secrets_of_urls(
-                f"PostgreSQL at {options.postgres} cannot be used: {error}: start it, or give --postgres"
-            )
+            redacted(f"PostgreSQL at {options.postgres} cannot be used: {error}: start it, or give --postgres")
         ) from None
     migrated = subprocess.run(prefect("server", "database", "upgrade", "--yes"), env=env, check=False)
     if migrated.returncode:

@@ -21,7 +21,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from executor_adapter.config import without_secrets_of_urls
+from executor_adapter.config import redacted
 from executor_adapter.job import JobStatus
 from executor_adapter.monitoring import Finding
 
@@ -178,13 +178,13 @@ def _text(cell: Any) -> Text:
 
 def without_secrets(finding: Finding) -> Finding:
     """Return the finding without passwords: it may quote a URL, or a library that quotes one, and is sent around."""
-    found, way_out = without_secrets_of_urls(finding.found), without_secrets_of_urls(finding.way_out)
+    found, way_out = redacted(finding.found), redacted(finding.way_out)
     return dataclasses.replace(finding, found=found, way_out=way_out)
 
 
 def print_error(error: object) -> None:
     """Print on stderr, in one line, why the command failed."""
-    print_note(Text(f"executor-adapter: {error}", style="red"))
+    print_note(Text(f"executor-adapter: {redacted(str(error))}", style="red"))
 
 
 def print_note(text: Text) -> None:

@@ -8,7 +8,7 @@ from executor_adapter.config.errors import read_yaml
 from executor_adapter.config.formats import Format
 from executor_adapter.config.paging import Paging
 from executor_adapter.config.schemas import Column, TableSchema
-from executor_adapter.config.secrets import hidden, redacted, remember, without_secrets_of_urls
+from executor_adapter.config.secrets import hidden, redacted, remember
 from executor_adapter.config.sections import (
     CollectionSettings,
     ExecutorSettings,
@@ -72,5 +72,4 @@ __all__ = [
     "redacted",
     "remember",
     "retry_policy",
-    "without_secrets_of_urls",
 ]

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import quote, quote_plus
 
-_NAMED_SECRET = (
-    r"(?:header|token|secret|passw|pwd|credential|auth(?!or(?!i))|cookie|signature|(?:api|access|private|pickle).?key)"
+_SECRET_NAMES = (
+    "header",
+    "token",
+    "secret",
+    "passw",
+    "passphrase",
+    "pwd",
+    "credential",
+    "auth(?!or(?!i))",  # `authorization` is one, `author` is not.
+    "cookie",
+    "signature",
+    "(?<![a-z])sig(?![a-z])",
+    "(?:api|access|private|pickle|account).?key",
+    "connection.?string",
+    "odbc.?connect",
 )
+_NAMED_SECRET = f"(?:{'|'.join(_SECRET_NAMES)})"
 SECRET = re.compile(_NAMED_SECRET + r"|\b(?:params|body)\.key$", re.I)
-"""Keys whose values are not shown: `authorization` is one, `author` is not."""
+"""Keys whose values are not shown."""
 ENV_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
 BLOCK_NAME = r"^[a-z0-9]+(-[a-z0-9]+)*$"
 _PLACES = {"env": ENV_NAME, "file": r"^[^\r\n]+$", "secret_block": BLOCK_NAME}
@@ -19,7 +35,18 @@ _PLACES = {"env": ENV_NAME, "file": r"^[^\r\n]+$", "secret_block": BLOCK_NAME}
 _SECRET_IN_QUERY = re.compile(rf"([^=&?]*{_NAMED_SECRET}[^=&?]*|(?<=[?&])key)=[^&]*", re.I)
 _PASSWORD = re.compile(r"^([^:]*://[^:]*|[^:]*(?!://)):.*@", re.S)
 """Matches up to the last @, because a password in a URL may hold special characters that are not escaped."""
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s'\"<>]+", re.I)
+_SCHEME = r"[a-z][a-z0-9+.-]*://"
+_URL = re.compile(
+    # A password may hold spaces and quotes: it ends at the last @ of the line. What is a port begins no password.
+    rf"""{_SCHEME}(?:[^\s:@/'"]*:(?!\d+(?:[^\d\w]|$))(?:(?!{_SCHEME})[^\n])*@)?[^\s'"<>]*""",
+    re.I,
+)
+_PAIR = re.compile(
+    rf"""([\w.-]*{_NAMED_SECRET}[\w.-]*)(["']?\s*(?:=|:\s*(?=["']))\s*)(?!\(hidden\))"""
+    r"""(?:\{(?:[^}]|\}\})*\}|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^\s;&,'")\]}]+)""",
+    re.I,
+)
+"""A name and its value, as in `PWD={a b};` of ODBC, `AccountKey=...;` of Azure, and the `repr` of a dict."""
 
 
 def hidden(key: str, value: Any) -> Any:
@@ -32,7 +59,7 @@ def hidden(key: str, value: Any) -> Any:
         return {name: hidden(f"{key}.{name}", part) for name, part in value.items()}
     if isinstance(value, list | tuple):
         return [hidden(key, part) for part in value]
-    return without_secrets(value) if isinstance(value, str) else value
+    return _without_pairs(_without_secrets(value)) if isinstance(value, str) else value
 
 
 def _is_place(key: str, value: Any) -> bool:
@@ -41,7 +68,7 @@ def _is_place(key: str, value: Any) -> bool:
     return before[-1:] == ["credential"] and last in _PLACES and re.search(_PLACES[last], str(value)) is not None
 
 
-def without_secrets(text: str) -> str:
+def _without_secrets(text: str) -> str:
     """Return a URL without its password, and without values in its query that are named like secrets.
 
     Of a malformed URL it hides too much rather than too little.
@@ -52,9 +79,8 @@ def without_secrets(text: str) -> str:
     return _SECRET_IN_QUERY.sub(r"\1=(hidden)", _PASSWORD.sub(r"\1:(hidden)@", text))
 
 
-def without_secrets_of_urls(text: str) -> str:
-    """Return a text for people, with the secrets of each URL in it hidden."""
-    return _URL.sub(lambda url: without_secrets(url[0]), text)
+def _without_pairs(text: str) -> str:
+    return _PAIR.sub(r"\1\2(hidden)", text)
 
 
 _known: dict[str, None] = {}
@@ -67,20 +93,33 @@ MIN_LENGTH = 4
 
 
 def remember(secret: str) -> None:
-    """Hide this secret, and each of its lines, in what `redacted` returns from now on."""
+    """Hide this secret, and each of its lines, in what `redacted` returns from now on, also where it is escaped."""
     with _lock:
         for part in (secret, *secret.splitlines()):
             if len(part) >= MIN_LENGTH:
-                _known.pop(part, None)
-                _known[part] = None
+                for form in _forms(part):
+                    _known.pop(form, None)
+                    _known[form] = None
         while len(_known) > MAX_KNOWN:
             del _known[next(iter(_known))]
 
 
+def _forms(secret: str) -> Iterator[str]:
+    """Yield what a secret looks like in a text, in a URL, and in the `repr` of a text or its JSON."""
+    yield secret
+    yield from (quote(secret, safe=safe, errors="replace") for safe in ("", "/", " +"))  # The last is SQLAlchemy's.
+    yield quote_plus(secret, errors="replace")
+    yield repr(secret)[1:-1]
+    yield json.dumps(secret)[1:-1]
+
+
 def redacted(text: str) -> str:
-    """Return a text without the credentials that this process has read: each is replaced by "(hidden)"."""
+    """Return a text for people without secrets: each is replaced by "(hidden)".
+
+    That is the credentials that this process has read, passwords in URLs, and values with the name of a secret.
+    """
     with _lock:
         known = sorted(_known, key=len, reverse=True)
     for secret in known:
         text = text.replace(secret, "(hidden)")
-    return text
+    return _without_pairs(_URL.sub(lambda url: _without_secrets(url[0]), text))

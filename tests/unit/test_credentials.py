@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import pytest
 
@@ -131,6 +134,45 @@ def test_a_secret_that_was_read_is_redacted(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("first line of a key\nsecond line of a key\nabc\n")
     Credential(file=tmp_path / "key").resolve()
     assert redacted("<second line of a key> abc") == "<(hidden)> abc"
+
+
+@pytest.mark.parametrize("form", [quote, quote_plus, partial(quote, safe=" +"), repr, json.dumps])
+def test_a_secret_that_was_read_is_redacted_where_it_is_escaped(
+    monkeypatch: pytest.MonkeyPatch, form: Callable[[str], str]
+) -> None:
+    """A password with spaces, quotes and percent signs is hidden as drivers and URLs write it, too."""
+    password = "100% pa'ss\"wörd/+"
+    monkeypatch.setenv("ORDERS_TOKEN", password)
+    Credential(env="ORDERS_TOKEN").resolve()
+    assert redacted(f'invalid token "{form(password)}"').replace('"', "").replace("'", "") == "invalid token (hidden)"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("no answer of postgresql://u:pa ss@h/db: timeout", "no answer of postgresql://u:(hidden)@h/db: timeout"),
+        ("postgresql://u:pa'ss\"@h/db", "postgresql://u:(hidden)@h/db"),
+        ("postgresql://u:100%@h/db", "postgresql://u:(hidden)@h/db"),
+        ("https://h/c?sv=1&sig=abc%2F&x=1 gave 403", "https://h/c?sv=1&sig=(hidden)&x=1 gave 403"),
+        ("mssql+pyodbc:///?odbc_connect=Driver%3Dx%3BPWD%3Dy", "mssql+pyodbc:///?odbc_connect=(hidden)"),
+        ("DRIVER={ODBC 18};UID=me;PWD={pa ss;}}x};Z=1", "DRIVER={ODBC 18};UID=me;PWD=(hidden);Z=1"),
+        ("AccountName=a;AccountKey=abc+/==;X=y", "AccountName=a;AccountKey=(hidden);X=y"),
+        (repr({"account_key": "ab'c", "n": 1}), "{'account_key': (hidden), 'n': 1}"),
+        ("host=h password='my \\' secret' user=u", "host=h password=(hidden) user=u"),
+        ("http://127.0.0.1:4200/api is away: mail me@x.org", "http://127.0.0.1:4200/api is away: mail me@x.org"),
+        ("the token is missing: set it", "the token is missing: set it"),
+    ],
+)
+def test_what_is_named_like_a_secret_is_redacted(text: str, shown: str) -> None:
+    """Passwords in URLs and values with the name of a secret are hidden in any text, and nothing else."""
+    assert redacted(text) == shown
+
+
+@pytest.mark.parametrize("key", ["account_key", "connection_string", "sig", "odbc_connect", "sas.sig"])
+def test_values_with_the_name_of_a_secret_are_hidden(key: str) -> None:
+    """The names of secrets of stores and databases are known; words that contain one are not secrets."""
+    assert hidden(f"tools.orders.tables.t.arguments.{key}", "abc") == "(hidden)"
+    assert hidden("tools.design.signal", "abc") == "abc"
 
 
 @pytest.mark.parametrize(

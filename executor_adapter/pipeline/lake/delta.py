@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from executor_adapter.config import redacted, without_secrets_of_urls
+from executor_adapter.config import redacted
 from executor_adapter.error_codes import error_code_of
 from executor_adapter.exceptions import ConfigurationError, DataProcessingException
 from executor_adapter.pipeline.job_log import log
@@ -161,5 +161,5 @@ def _explained(uri: str) -> Iterator[None]:
         code = "LOCKED" if type(error).__name__ == "CommitFailedError" else error_code_of(error)
         # Its errors have a line for each cause, and colours.
         lines = [re.sub(r"\x1b\[[0-9;]*m|↳", "", line).strip() for line in str(error).splitlines()]
-        said = redacted(without_secrets_of_urls(f"{uri}: {': '.join(filter(None, lines))}"))
+        said = redacted(f"{uri}: {': '.join(filter(None, lines))}")
         raise DataProcessingException(said[:MAX_SHOWN], error_code=code, processing_stage="lake") from None

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 from sqlalchemy.dialects import postgresql
 
-from executor_adapter.config import SqlTable, SqlTool, TableSettings, redacted, without_secrets_of_urls
+from executor_adapter.config import SqlTable, SqlTool, TableSettings, redacted
 from executor_adapter.error_codes import error_code_of
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.job_log import log, progress
@@ -192,7 +192,7 @@ def _arrow_rows(
     except (dbapi.ProgrammingError, dbapi.NotSupportedError) as error:
         raise _configuration_error(redacted(str(error).partition("\n")[0])) from None
     except dbapi.Error as error:
-        said = redacted(without_secrets_of_urls(str(error).partition("\n")[0]))
+        said = redacted(str(error).partition("\n")[0])
         raise _refused(said) or DataCollectionException(said, error_code="NETWORK_ERROR") from None
 
 
@@ -230,7 +230,7 @@ def _explained(tool: SqlTool) -> Iterator[None]:
 
 def _said(tool: SqlTool, error: Exception | str) -> str:
     first = str(error).partition("\n")[0]
-    return redacted(without_secrets_of_urls(f"{tool.url}: {first}"))
+    return redacted(f"{tool.url}: {first}")
 
 
 def _refused(said: str) -> DataCollectionException | None:

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import httpx
 
-from executor_adapter.config import RestTool, redacted, without_secrets_of_urls
+from executor_adapter.config import RestTool, redacted
 from executor_adapter.error_codes import error_code_of, retry_after_of
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.job_log import progress
@@ -135,7 +135,7 @@ class ApiClient:
 
 def shown(url: httpx.URL) -> str:
     """Return a URL for people, without secrets."""
-    return redacted(without_secrets_of_urls(str(url)))
+    return redacted(str(url))
 
 
 @contextmanager
@@ -145,7 +145,7 @@ def _explained(url: httpx.URL) -> Iterator[None]:
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
         said = str(error) or type(error).__name__
         raise DataCollectionException(
-            redacted(without_secrets_of_urls(f"{url}: {said}")),
+            redacted(f"{url}: {said}"),
             error_code=error_code_of(error),
             retry_after=retry_after_of(error),
         ) from None  # It says all that httpx does, and hides secrets.
