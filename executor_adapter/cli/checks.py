@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import platform
@@ -207,12 +208,27 @@ def _check_directory(directory: Path, url: str) -> Finding:
         )
 
 
+@contextlib.contextmanager
+def modules_of_this_directory() -> Iterator[None]:
+    """Let modules of the current directory be imported, last: no file here runs in place of what is installed."""
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:  # It is gone.
+        yield
+        return
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+
+
 def check_function(reference: str) -> Finding:
     """Check that a function can be imported and sent to a worker."""
-    sys.path.insert(0, os.getcwd())
     check = f"function {reference}"
     try:
-        found = resolve(reference)
+        with modules_of_this_directory():
+            found = resolve(reference)
         if not is_coroutine_function(found):
             check_job(Job(function=found, pool="process"))
     except (InvalidJobError, JobSerializationError) as error:

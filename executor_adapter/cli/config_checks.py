@@ -5,16 +5,15 @@ They are error codes, modules to preload, the stages and modules of a pipeline, 
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from collections.abc import Iterator
 
-from executor_adapter.cli.checks import check_store
+from executor_adapter.cli.checks import check_store, modules_of_this_directory
 from executor_adapter.config import FilesTool, FunctionTool, RestTool, Settings, SqlTool
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.job import ErrorCode, nearest
 from executor_adapter.monitoring import Finding, Level, ProgressBar, ProgressCounts, warning, wrong
+from executor_adapter.worker import interpreter_command
 
 IMPORT_TIMEOUT = 120.0
 """Seconds that a module to preload may take to be imported."""
@@ -50,14 +49,12 @@ def _unknown_code(key: str, code: str) -> Finding:
 
 def check_preload(module: str) -> Iterator[Finding]:
     """Yield why a module cannot be imported, as the guardian would: in a new interpreter, from this directory."""
-    code = "import importlib, sys; importlib.import_module(sys.argv[1])"
-    path = os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH"))))
+    code = "import importlib, os, sys; sys.path.append(os.path.abspath('.')); importlib.import_module(sys.argv[1])"
     key = "executor.preload"
     try:
         with ProgressBar("config check", lambda: ProgressCounts(note=f"importing {module}"), summary=False):
             done = subprocess.run(
-                [sys.executable, "-c", code, module],
-                env=os.environ | {"PYTHONPATH": path},
+                interpreter_command(code, module),
                 capture_output=True,
                 text=True,
                 timeout=IMPORT_TIMEOUT,
@@ -75,20 +72,18 @@ def check_pipeline(settings: Settings) -> Iterator[Finding]:
     """Yield which stages, functions and schemas that tools name are not there, as `pipeline run` would find them."""
     if not any(isinstance(tool, FilesTool | RestTool | SqlTool | FunctionTool) for tool in settings.tools.values()):
         return
-    sys.path.insert(0, os.getcwd())
-    try:
-        from executor_adapter.pipeline import import_references, select_tools
-
+    with modules_of_this_directory():
         try:
-            select_tools(settings)
-        except ConfigurationError as error:
-            yield _as_finding(error)
-        else:
-            yield from map(_as_finding, import_references(settings))
-    except ModuleNotFoundError as error:
-        yield wrong("tools", f"collecting needs {error.name}", "pip install 'prefect-executor-adapter[pipeline]'")
-    finally:
-        sys.path.remove(os.getcwd())
+            from executor_adapter.pipeline import import_references, select_tools
+
+            try:
+                select_tools(settings)
+            except ConfigurationError as error:
+                yield _as_finding(error)
+            else:
+                yield from map(_as_finding, import_references(settings))
+        except ModuleNotFoundError as error:
+            yield wrong("tools", f"collecting needs {error.name}", "pip install 'prefect-executor-adapter[pipeline]'")
 
 
 def _as_finding(error: ConfigurationError) -> Finding:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from executor_adapter.cli.checks import modules_of_this_directory
 from executor_adapter.cli.output import console
 from executor_adapter.cli.stores import ConfigOption
 from executor_adapter.exceptions import ConfigurationError
@@ -27,20 +26,19 @@ def init(
         from executor_adapter.pipeline import write_starter
 
         for path in write_starter(folder):
-            console().print(f"written: {path}", soft_wrap=True, markup=False, highlight=False)
+            console().print(f"written: {path}", soft_wrap=True)
     go = "" if folder == Path() else f"cd {folder} && "
-    console().print(f"run it: {go}executor-adapter pipeline run", soft_wrap=True, markup=False, highlight=False)
+    console().print(f"run it: {go}executor-adapter pipeline run", soft_wrap=True)
 
 
 @app.command()
 def run(config_file: ConfigOption = None) -> None:
     """Run the pipeline once: 0, all jobs completed; 1, a job failed; 2, the configuration is wrong; 130, interrupted.
 
-    Modules that the configuration names are found in the current directory. Without PREFECT_API_URL the run starts an
-    embedded Prefect server.
+    Modules that the configuration names are found in the current directory too, after all that is installed: a file
+    there cannot stand in for a package. Without PREFECT_API_URL the run starts an embedded Prefect server.
     """
-    sys.path.insert(0, os.getcwd())
-    with _explained():
+    with _explained(), modules_of_this_directory():
         from executor_adapter.pipeline.flows import run_pipeline
 
         code = run_pipeline([] if config_file is None else [str(config_file)])

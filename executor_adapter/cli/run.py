@@ -29,6 +29,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
+from executor_adapter.cli.checks import modules_of_this_directory
 from executor_adapter.cli.output import (
     JsonOption,
     continue_without_reader,
@@ -66,7 +67,10 @@ EXIT_CODES = {
 
 def run(
     function: Annotated[
-        str, typer.Argument(metavar="MODULE:FUNCTION", help="The function, importable from this directory.")
+        str,
+        typer.Argument(
+            metavar="MODULE:FUNCTION", help="The function; this directory is looked at after what is installed."
+        ),
     ],
     arg: Annotated[
         list[str] | None,
@@ -96,7 +100,6 @@ def run(
     Example: executor-adapter run mypackage.jobs:collect --arg flights --arg year=2013 --max-runtime 600
     """
     continue_without_reader()
-    sys.path.insert(0, os.getcwd())
     args, kwargs = parse_arguments(arg or [])
     options = {
         "pool": pool, "max_runtime": max_runtime, "deadline": deadline, "retry_attempts": retries,
@@ -104,7 +107,7 @@ def run(
     }  # fmt: skip
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     config = load_config(config_file)
-    with stdout_to_stderr() if as_json else contextlib.nullcontext():
+    with modules_of_this_directory(), stdout_to_stderr() if as_json else contextlib.nullcontext():
         check_call(function, args, kwargs)
         job = Job(function=function, args=args, kwargs=kwargs, **given)
         with _SingleJobExecutor(

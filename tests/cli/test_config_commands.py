@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,22 @@ def test_what_a_pipeline_names_is_looked_for(command: Command, home: Path) -> No
     tool["summary"] = "my_rule:summarise"
     write(home, yaml.safe_dump({"tools": {"shop": tool}}))
     assert "tools.shop.summary: 'my_rule:summarise': there is no module my_rule" in command("config", "check").err
+
+
+@pytest.mark.parametrize(("words", "code"), [(("config", "check"), 0), (("pipeline", "run", "-c", "wrong.yaml"), 2)])
+def test_no_file_of_the_directory_runs_in_place_of_a_package(home: Path, words: tuple[str, ...], code: int) -> None:
+    """A `pyarrow.py` of the current directory is not imported, though modules there are found; help says so."""
+    for name in ("pyarrow", "yaml", "pandas"):
+        (home / f"{name}.py").write_text("open('has run', 'w'); raise SystemExit(99)")
+    (home / "my_rules.py").write_text("def orders(): ...\n")
+    tool = {"source": "function", "tables": {"orders": {"function": "my_rules:orders"}}}
+    write(home, json.dumps({"tools": {"shop": tool}, "executor": {"preload": ["pyarrow", "my_rules"]}}))
+    (home / "wrong.yaml").write_text(json.dumps({"tools": {"shop": tool | {"summary": "my_rule:summarise"}}}))
+    command = [sys.executable, "-P", "-m", "executor_adapter.cli"]
+    done = subprocess.run([*command, *words], cwd=home, capture_output=True, text=True, timeout=200, check=False)
+    assert (done.returncode, (home / "has run").exists()) == (code, False), done.stderr
+    shown = subprocess.run([*command, *words[:2], "--help"], capture_output=True, text=True, timeout=200, check=True)
+    assert "current directory" in shown.stdout
 
 
 def test_a_code_of_ones_own_is_only_noted(command: Command, home: Path) -> None:
