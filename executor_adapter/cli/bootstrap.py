@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
 from executor_adapter.cli.output import JsonOption, print_json, print_note, print_rows
 from executor_adapter.cli.prefect import reaching_server
 from executor_adapter.cli.stores import ConfigOption
 from executor_adapter.config import load_config
+from executor_adapter.monitoring import SafeText
 
 SETUP = "executor_adapter.prefect.setup"
 """The package's name, not an import, because only `executor_adapter.prefect` may import Prefect."""
@@ -35,7 +35,7 @@ def bootstrap(
     module = importlib.import_module(f"{SETUP}.bootstrap")
     plans = importlib.import_module(f"{SETUP}.plan")
     if note := module.note_on_server():
-        print_note(Text(note))
+        print_note(SafeText(note))
     plan = plans.BootstrapPlan() if file is None else plans.read_plan(file)
     with reaching_server(module.UNREACHABLE_ERRORS):
         changes = module.bootstrap(plan, settings=load_config(config), dry_run=dry_run)

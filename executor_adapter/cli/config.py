@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import BaseModel
-from rich.text import Text
 
 from executor_adapter.cli.config_checks import problems
 from executor_adapter.cli.output import JsonOption, console, print_json, print_note, print_rows, without_secrets
@@ -18,7 +17,7 @@ from executor_adapter.cli.stores import ConfigOption
 from executor_adapter.config import ConfigSources, Settings, hidden, read_sources
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.job import size_text
-from executor_adapter.monitoring import Level
+from executor_adapter.monitoring import Level, SafeText
 
 app = typer.Typer(help="Check, show and describe the configuration.", no_args_is_help=True)
 
@@ -38,7 +37,7 @@ def check(config_file: ConfigOption = None, as_json: JsonOption = False) -> None
     else:
         for each in found:
             style = "red" if each.level is Level.WRONG else "yellow"
-            print_note(Text(f"{sources.description}: {each.check}: {each.found}: {each.way_out}", style=style))
+            print_note(SafeText(f"{sources.description}: {each.check}: {each.found}: {each.way_out}", style=style))
         if is_valid:
             console().print(f"{sources.description}: fine", soft_wrap=True)
     if not is_valid:
@@ -57,7 +56,7 @@ def show(
     if as_json:
         print_json([{"key": key, "value": value, "from": place} for key, value, place in rows])
     elif not rows:
-        console().print(Text("every setting has its default; --all shows them", style="dim"))
+        console().print(SafeText("every setting has its default; --all shows them", style="dim"))
     else:
         print_rows(("KEY", "VALUE", "FROM"), [(key, _value_text(key, value), place) for key, value, place in rows])
 

@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
 from executor_adapter.cli.checks import core_checks
 from executor_adapter.cli.output import JsonOption, console, new_table, print_json, without_secrets
 from executor_adapter.cli.stores import ConfigOption, StoreOption
-from executor_adapter.monitoring import Finding, Level, ProgressBar, ProgressCounts
+from executor_adapter.monitoring import Finding, Level, ProgressBar, ProgressCounts, SafeText
 
 PREFECT_CHECKS = "executor_adapter.prefect.doctor"
 """The module's name, not an import, because only `executor_adapter.prefect` may import Prefect."""
@@ -55,8 +54,8 @@ def _print(findings: list[Finding]) -> None:
     table.columns[2].no_wrap = False
     for finding in findings:
         mark, style = MARKS[finding.level]
-        text = Text(finding.found)
+        text = SafeText(finding.found)
         if finding.way_out:
             text.append(f"\n{finding.way_out}", style="dim")
-        table.add_row(Text(mark, style=style), Text(finding.check), text)
+        table.add_row(SafeText(mark, style=style), SafeText(finding.check), text)
     console().print(table)

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
-from rich.text import Text
 
 from executor_adapter.cli.logs import line_text, log_of
 from executor_adapter.cli.output import (
@@ -35,6 +34,7 @@ from executor_adapter.cli.stores import (
 )
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.job import Attempt, JobStatus
+from executor_adapter.monitoring import SafeText
 from executor_adapter.store import MAX_LOG_LINES, JobFilter, JobRecord, Page
 
 app = typer.Typer(help="Show the jobs of a store, cancel them, or run them again.", no_args_is_help=True)
@@ -98,7 +98,7 @@ def list_jobs(
 def _print_page(found: Page, page: int, limit: int) -> None:
     if found.records:
         print_rows(COLUMNS, [row(record) for record in found.records])
-    console().print(Text(_position(found, page, (page - 1) * limit + 1), style="dim"))
+    console().print(SafeText(_position(found, page, (page - 1) * limit + 1), style="dim"))
 
 
 def _position(found: Page, page: int, first: int) -> str:
@@ -150,7 +150,7 @@ def show(
         _print_attempts(record.attempts)
     if record.traceback is not None:
         console().print()
-        console().print(Text(record.traceback), soft_wrap=True)
+        console().print(SafeText(record.traceback), soft_wrap=True)
 
 
 def _facts(record: JobRecord) -> dict[str, Any]:

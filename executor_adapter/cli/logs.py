@@ -6,10 +6,9 @@ import logging
 import time
 from collections.abc import Iterator
 
-from rich.text import Text
-
 from executor_adapter.cli.output import clock_time
 from executor_adapter.job import TERMINAL
+from executor_adapter.monitoring import SafeText
 from executor_adapter.store import MAX_LOG_LINES, JobRecord, JobStore, LogLine
 
 POLL_SECONDS = 0.5
@@ -42,13 +41,14 @@ def _failure(record: JobRecord, seq: int) -> LogLine:
     return LogLine(record.job_id, record.attempt, seq, at, logging.ERROR, "traceback", text)
 
 
-def line_text(line: LogLine) -> Text:
+def line_text(line: LogLine) -> SafeText:
     """Return a log record as `12:03:04  WARNING  name: text`, and printed output as time and text."""
-    text = Text(f"{clock_time(line.at)}  ", style="dim")
+    text = SafeText(f"{clock_time(line.at)}  ", style="dim")
     if line.level:
         text.append(f"{logging.getLevelName(line.level):<8}", style=_style(line.level))
         text.append(f"{line.source}: ", style="dim")
-    return text.append(line.text, style="red" if line.source == "stderr" else "")
+    # Further lines are indented, so that none passes for a line of another record.
+    return text.append(line.text.replace("\n", "\n    "), style="red" if line.source == "stderr" else "")
 
 
 def _style(level: int) -> str:

@@ -10,20 +10,17 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from types import NoneType
 from typing import Annotated, Any, cast
 
 import typer
-from rich.console import Console, ConsoleOptions, RenderableType
-from rich.segment import Segment
 from rich.table import Table
-from rich.text import Text
 
 from executor_adapter.config import redacted
 from executor_adapter.job import JobStatus
-from executor_adapter.monitoring import Finding
+from executor_adapter.monitoring import Finding, SafeConsole, SafeText, escaped
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
@@ -50,28 +47,13 @@ class ClosedOutputError(Exception):
     """The reader of this command's output has left, so the command need not go on."""
 
 
-class SafeConsole(Console):
-    """Prints no control characters but its own: what a job logs could otherwise rewrite the screen or run commands.
-
-    They are left out, as they have no width; so tables stay aligned.
-    """
-
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
-        """Yield the segments of the renderable, without control characters in their text."""
-        for segment in super().render(renderable, options):
-            if segment.control or not _CONTROL.search(segment.text):
-                yield segment
-            else:
-                yield Segment(_CONTROL.sub("", segment.text), segment.style)
-
-
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
-"""Control characters of both sets (C0 and C1), line feeds excepted. Tabs are spaces by the time they are rendered."""
+"""Control characters of both sets (C0 and C1), line feeds excepted."""
 
 
-def console() -> Console:
+def console() -> SafeConsole:
     """Return a console for stdout."""
-    return SafeConsole(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
+    return SafeConsole(width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 def print_json(value: Any) -> None:
@@ -134,7 +116,7 @@ def print_pairs(pairs: Mapping[str, Any]) -> None:
     """Print one line for each pair, with the values aligned."""
     table = Table.grid(padding=(0, 2))
     for name, value in pairs.items():
-        table.add_row(Text(name, style="dim"), value if isinstance(value, Text) else Text(str(value)))
+        table.add_row(SafeText(name, style="dim"), value if isinstance(value, SafeText) else SafeText(str(value)))
     console().print(table)
 
 
@@ -172,8 +154,8 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     screen.print(table)
 
 
-def _text(cell: Any) -> Text:
-    return cell if isinstance(cell, Text) else Text("" if cell is None else str(cell))
+def _text(cell: Any) -> SafeText:
+    return cell if isinstance(cell, SafeText) else SafeText("" if cell is None else escaped(str(cell)))
 
 
 def without_secrets(finding: Finding) -> Finding:
@@ -184,12 +166,12 @@ def without_secrets(finding: Finding) -> Finding:
 
 def print_error(error: object) -> None:
     """Print on stderr, in one line, why the command failed."""
-    print_note(Text(f"executor-adapter: {redacted(str(error))}", style="red"))
+    print_note(SafeText(f"executor-adapter: {escaped(redacted(str(error)))}", style="red"))
 
 
-def print_note(text: Text) -> None:
+def print_note(text: SafeText) -> None:
     """Print a line on stderr."""
-    SafeConsole(stderr=True, highlight=False, soft_wrap=True).print(text)
+    SafeConsole(stderr=True, soft_wrap=True).print(text)
 
 
 class _OutputFile(io.FileIO):
@@ -261,9 +243,9 @@ def discard_output() -> None:
     os.close(nowhere)
 
 
-def status_text(status: JobStatus, *, quarantined: bool = False) -> Text:
+def status_text(status: JobStatus, *, quarantined: bool = False) -> SafeText:
     """Return the status in its colour."""
-    text = Text(str(status), style=STYLES[status])
+    text = SafeText(str(status), style=STYLES[status])
     return text.append(" (quarantined)", style="red") if quarantined else text
 
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
-from rich.text import Text
 
 from executor_adapter.cli.output import JsonOption, print_error, print_json, print_note, print_rows
+from executor_adapter.monitoring import SafeText
 
 SWEEP = "executor_adapter.prefect.crashes.sweep"
 """The module's name, not an import, because only `executor_adapter.prefect` may import Prefect."""
@@ -53,7 +53,7 @@ def sweep(
     if as_json:
         print_json([dataclasses.asdict(each) for each in swept])
     elif not swept:
-        print_note(Text("nothing to end: each task run of an ended flow run has ended"))
+        print_note(SafeText("nothing to end: each task run of an ended flow run has ended"))
     else:
         print_rows(("FLOW RUN", "NAME", "STATE", "TASK RUNS", ""), list(_rows(swept, dry_run)))
     if not dry_run and not all(each.is_recorded for each in swept):

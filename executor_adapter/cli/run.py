@@ -27,7 +27,6 @@ from concurrent.futures import CancelledError
 from typing import Annotated, Any
 
 import typer
-from rich.text import Text
 
 from executor_adapter.cli.checks import modules_of_this_directory
 from executor_adapter.cli.output import (
@@ -45,7 +44,7 @@ from executor_adapter.cli.stores import ConfigOption, StoreOption
 from executor_adapter.config import Settings, load_config
 from executor_adapter.executor import JobExecutor
 from executor_adapter.job import Job, JobStatus, Transition, resolve
-from executor_adapter.monitoring import ProgressBar, ProgressCounts
+from executor_adapter.monitoring import ProgressBar, ProgressCounts, SafeText, escaped_lines
 from executor_adapter.pools import Assignment
 from executor_adapter.worker import traceback_of
 
@@ -118,7 +117,7 @@ def run(
     _print_result(job, value, where, as_json=as_json)
     if not as_json:
         if where is not None:
-            print_note(Text(where, style="dim"))
+            print_note(SafeText(where, style="dim"))
         print_note(_summary(job, error))
     raise typer.Exit(exit_code(job))
 
@@ -190,7 +189,7 @@ def _print_retry(transition: Transition) -> None:
         wait = seconds((job.state.retry_at or transition.at) - transition.at)
         tries = job.policy.retry_attempts + 1
         note = f"attempt {job.attempt} of {tries} failed, the next in {wait}: {job.error_code}: {job.error_message}"
-        print_note(Text(note, style="yellow"))
+        print_note(SafeText(note, style="yellow"))
 
 
 class _PrintedOutput:
@@ -206,7 +205,7 @@ class _PrintedOutput:
                 name, text = content
                 print(text, file=sys.stderr if name == "stderr" else sys.stdout, flush=True)
             elif topic == "log":
-                print(f"{content['name']}: {content['message']}", file=sys.stderr, flush=True)
+                print(escaped_lines(f"{content['name']}: {content['message']}"), file=sys.stderr, flush=True)
 
 
 def _wait(executor: JobExecutor, job: Job) -> tuple[Any, BaseException | None]:
@@ -217,7 +216,7 @@ def _wait(executor: JobExecutor, job: Job) -> tuple[Any, BaseException | None]:
         except CancelledError as cancelled:
             return None, cancelled
         except KeyboardInterrupt:
-            print_note(Text("interrupted: ending the job", style="yellow"))
+            print_note(SafeText("interrupted: ending the job", style="yellow"))
             executor.shutdown(timeout=0)
             return None, KeyboardInterrupt("interrupted")
     return (future.result() if error is None else None), error
@@ -271,11 +270,11 @@ def _value_text(value: Any) -> str:
         return safe_repr(value)
 
 
-def _summary(job: Job, error: BaseException | None) -> Text:
+def _summary(job: Job, error: BaseException | None) -> SafeText:
     took = seconds(job.duration) or "no time"
     tries = f", {len(job.attempts)} attempts" if len(job.attempts) > 1 else ""
     why = "" if error is None else f" {job.error_code}: {job.error_message}"
-    return Text(f"{job.status} in {took}{tries}{why}", style="green" if error is None else "red")
+    return SafeText(f"{job.status} in {took}{tries}{why}", style="green" if error is None else "red")
 
 
 def exit_code(job: Job) -> int:

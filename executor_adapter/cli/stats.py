@@ -7,12 +7,12 @@ import time
 from typing import Annotated, Any
 
 import typer
-from rich.text import Text
 
 from executor_adapter.cli.jobs import QueueOption, ToolOption, TypeOption
 from executor_adapter.cli.output import STYLES, JsonOption, print_json, print_pairs, seconds, share
 from executor_adapter.cli.stores import ConfigOption, StoreOption, duration_seconds, opened
 from executor_adapter.job import JobStatus
+from executor_adapter.monitoring import SafeText
 from executor_adapter.store import JobFilter, JobStore
 from executor_adapter.supervision import mean, percentile
 
@@ -62,7 +62,7 @@ def gather(store: JobStore, wanted: JobFilter, window: float) -> dict[str, Any]:
 
 def _print(found: dict[str, Any], window: str) -> None:
     pairs: dict[str, Any] = {
-        status: Text(f"{count:,}", style=STYLES[JobStatus(status)] if count else "dim")
+        status: SafeText(f"{count:,}", style=STYLES[JobStatus(status)] if count else "dim")
         for status, count in found["jobs"].items()
     }
     pairs |= {

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
-from rich.text import Text
 
 from executor_adapter.cli.output import JsonOption, clock_time, console, print_json, print_rows
 from executor_adapter.cli.stores import ConfigOption, StoreOption, opened
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.job import JobStatus, ToolLimit
+from executor_adapter.monitoring import SafeText
 from executor_adapter.store import JobStore, ToolControl, ToolUse, wake_hosts
 
 app = typer.Typer(
@@ -58,7 +58,7 @@ def list_tools(store: StoreOption = None, config_file: ConfigOption = None, as_j
     elif found:
         print_rows(COLUMNS, [_row(tool) for tool in found])
     else:
-        console().print(Text("no tools: no live job has a tool_name, and nothing is set", style="dim"))
+        console().print(SafeText("no tools: no live job has a tool_name, and nothing is set", style="dim"))
 
 
 @app.command()
@@ -70,7 +70,7 @@ def pause(tools: Tools, store: StoreOption = None, config_file: ConfigOption = N
     with opened_for_tools(store, config_file) as opened_store:
         for tool in _checked(tools):
             opened_store.pause_tool(tool, _who())
-            console().print(f"{tool}: paused; resume it with `tools resume {tool}`", markup=False)
+            console().print(f"{tool}: paused; resume it with `tools resume {tool}`")
         _wake(opened_store)
 
 
@@ -83,7 +83,7 @@ def resume(tools: Tools, store: StoreOption = None, config_file: ConfigOption = 
             was_paused = tool in controls and controls[tool].paused_by is not None
             if was_paused:
                 opened_store.pause_tool(tool, None)
-            console().print(f"{tool}: {'resumed' if was_paused else 'it was not paused'}", markup=False)
+            console().print(f"{tool}: {'resumed' if was_paused else 'it was not paused'}")
         _wake(opened_store)
 
 
@@ -109,7 +109,7 @@ def limit(
             opened_store.limit_tool(name, new, _who())
         _wake(opened_store)
     shown = "the executors' own limits hold again" if new is None else f"limited to {_limit_text(new)}"
-    console().print(f"{tool}: {shown}", markup=False)
+    console().print(f"{tool}: {shown}")
 
 
 @contextmanager
@@ -171,7 +171,7 @@ def _row(tool: ToolStatus) -> list[Any]:
         "" if tool.rate is None else f"{tool.rate:g}/s",
         tool.running,
         tool.waiting,
-        Text(paused, style="yellow"),
+        SafeText(paused, style="yellow"),
         tool.limited_by,
     ]
 

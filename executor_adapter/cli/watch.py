@@ -11,13 +11,13 @@ import typer
 from rich.console import Group
 from rich.live import Live
 from rich.table import Table
-from rich.text import Text
 
 from executor_adapter.cli.jobs import QueueOption, ToolOption, TypeOption, first_line
 from executor_adapter.cli.output import STYLES, JsonOption, console, new_table, print_json, seconds, status_text
 from executor_adapter.cli.stores import ConfigOption, StoreOption, opened
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.job import TERMINAL, JobStatus
+from executor_adapter.monitoring import SafeText, escaped
 from executor_adapter.store import JobFilter, JobRecord, JobStore, StoreUnavailableError
 
 LIVE_STATUSES = frozenset(JobStatus) - TERMINAL
@@ -65,14 +65,14 @@ class View:
 
 def render(frame: Frame) -> Group:
     """Draw a frame: counts, live jobs, and those that ended last."""
-    head = Text()
+    head = SafeText()
     for status, count in frame.counts.items():
         head.append(f"{count:,} {status}   ", style=STYLES[status] if count else "dim")
-    parts: list[Any] = [head, Text()]
+    parts: list[Any] = [head, SafeText()]
     if frame.live:
         parts.append(_live_table(frame))
     hidden = frame.total_live - len(frame.live)
-    parts.append(Text(f"and {hidden:,} more" if hidden > 0 else "", style="dim"))
+    parts.append(SafeText(f"and {hidden:,} more" if hidden > 0 else "", style="dim"))
     parts += [_ended_line(record) for record in frame.recent]
     return Group(*parts)
 
@@ -82,26 +82,32 @@ def _live_table(frame: Frame) -> Table:
     for record in frame.live:
         since = record.started_at or record.created_at
         cells = [record.job_type, record.tool_name or "", str(record.attempt or ""), seconds(frame.at - since)]
-        table.add_row(record.job_id, status_text(record.status), *map(Text, cells), _progress(record))
+        table.add_row(record.job_id, status_text(record.status), *cells, _progress(record))
     return table
 
 
-def _progress(record: JobRecord) -> Text:
+def _progress(record: JobRecord) -> SafeText:
     progress = record.progress
     if record.status is JobStatus.RETRYING:
-        return Text(f"{record.error_code}: {first_line(record.error_message)}", style="yellow")
+        return SafeText(f"{record.error_code}: {first_line(record.error_message)}", style="yellow")
     if progress is None:
-        return Text()
+        return SafeText()
     if not progress.total:
-        return Text(f"{progress.done:g} {progress.message}".strip())
+        return SafeText(f"{progress.done:g} {progress.message}".strip())
     done = max(0.0, min(1.0, progress.done / progress.total))
     bar = "━" * round(20 * done)
-    return Text(bar, style="cyan").append("━" * (20 - len(bar)), style="dim").append(f" {done:4.0%} {progress.message}")
+    return (
+        SafeText(bar, style="cyan")
+        .append("━" * (20 - len(bar)), style="dim")
+        .append(f" {done:4.0%} {progress.message}")
+    )
 
 
-def _ended_line(record: JobRecord) -> Text:
-    line = Text(f"{record.job_id}  ", style="dim", no_wrap=True, overflow="ellipsis").append(status_text(record.status))
-    line.append(f"  {record.job_type} {record.tool_name or ''} {seconds(record.duration)}")
+def _ended_line(record: JobRecord) -> SafeText:
+    line = SafeText(f"{record.job_id}  ", style="dim", no_wrap=True, overflow="ellipsis").append(
+        status_text(record.status)
+    )
+    line.append(f"  {escaped(record.job_type)} {escaped(record.tool_name or '')} {seconds(record.duration)}")
     if record.error_code is not None:
         line.append(f"  {record.error_code}: {first_line(record.error_message)}", style="red")
     return line
@@ -149,6 +155,6 @@ def _show(view: View, interval: float, until_done: bool) -> None:
                 frame = view.frame(max(1, screen.height - RESERVED_LINES))
                 live.update(render(frame), refresh=True)
             except StoreUnavailableError as error:
-                live.update(Text(f"{error}\nretrying", style="red"), refresh=True)
+                live.update(SafeText(f"{error}\nretrying", style="red"), refresh=True)
             due = max(due + interval, time.monotonic())  # A late frame is skipped, not caught up with.
             time.sleep(max(0.0, due - time.monotonic()))

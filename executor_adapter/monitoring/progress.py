@@ -19,7 +19,8 @@ from typing import IO, Any, Self, cast
 from rich.console import Console, Group
 from rich.file_proxy import FileProxy
 from rich.live import Live
-from rich.text import Text
+
+from executor_adapter.monitoring.terminal import SafeConsole, SafeText, escaped
 
 FIRST_WORD = 2.0
 """Seconds after which a plain line says what is waited for."""
@@ -75,13 +76,13 @@ class ProgressBar:
         counts, seconds = self._read(), self._seconds()
         return f"{self.title}: {', '.join(filter(None, (_done(counts), *_rest(counts, seconds))))}"
 
-    def line(self, width: int) -> Text:
+    def line(self, width: int) -> SafeText:
         """Return the line for a terminal that has `width` columns."""
         counts, seconds = self._read(), self._seconds()
-        rest = Text("  ").append(_done(counts))
+        rest = SafeText("  ").append(_done(counts))
         for part in _rest(counts, seconds):
             rest.append("  ").append(part, style="red" if part.endswith("failed") else "dim")
-        text = Text(self.title, no_wrap=True, overflow="ellipsis")
+        text = SafeText(escaped(self.title), no_wrap=True, overflow="ellipsis")
         text.truncate(max(MIN_TITLE, min(width // 3, width - rest.cell_len - MIN_BAR - 3)), overflow="ellipsis")
         columns = min(MAX_BAR, width - text.cell_len - rest.cell_len - 3)
         if counts.total and columns >= MIN_BAR:
@@ -108,7 +109,7 @@ def _rest(counts: ProgressCounts, seconds: float) -> Iterator[str]:
         if counts.total is not None and counts.total > counts.done:
             yield f"{_clock((counts.total - counts.done) / rate)} left"
     if counts.note:
-        yield counts.note
+        yield escaped(counts.note)
     yield _clock(seconds)
 
 
@@ -130,7 +131,7 @@ class _Display:
         self._lock = threading.Lock()
         self._bars: list[ProgressBar] = []
         self._live: contextlib.ExitStack | None = None
-        self._console = Console()
+        self._console: Console = SafeConsole()
         self._plain_ended = threading.Event()
 
     def add(self, bar: ProgressBar) -> None:
@@ -149,7 +150,7 @@ class _Display:
 
     def _start(self) -> None:
         # Made for each display, because a program may have redirected stderr since.
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._console = SafeConsole(stderr=True, soft_wrap=True)
         if not self._console.is_terminal:
             self._plain_ended = threading.Event()
             threading.Thread(target=self._print_plain, args=(self._plain_ended,), name="progress", daemon=True).start()
@@ -186,7 +187,7 @@ class _Display:
 
     def _print(self, text: str) -> None:
         with contextlib.suppress(OSError, ValueError):  # The reader of stderr has left, or it is closed.
-            self._console.print(text, markup=False, highlight=False)
+            self._console.print(text)
 
 
 @contextlib.contextmanager

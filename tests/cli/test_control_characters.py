@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
+import executor_adapter
+from executor_adapter import Job, Transition
 from executor_adapter.cli import output
-from executor_adapter.cli.output import SafeConsole
 from executor_adapter.cli.watch import View, render
 from executor_adapter.job.status import JobStatus
+from executor_adapter.monitoring import SafeConsole
+from executor_adapter.pipeline.flows.progress_table import ProgressTable
 from executor_adapter.store import JobFilter, JobStore, LogLine
 from tests.cli.conftest import Command, fill, progress, record
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31mgone\x08\x7f"
-SEEN = "]0;owned[2J31mgone"
+SEEN = "␛]0;owned␇␛[2J\N{REPLACEMENT CHARACTER}31mgone␈␡"
 
 
 @pytest.fixture
@@ -34,7 +37,7 @@ def evil(store: JobStore) -> str:
 def test_no_command_prints_the_control_characters_of_a_job(
     command: Command, evil: str, words: tuple[str, ...], json: bool
 ) -> None:
-    """The commands show what a job wrote without its control characters, and as JSON with these escaped."""
+    """The commands show what a job wrote with its control characters escaped, and as JSON as JSON escapes."""
     result = command("jobs", *words, *(["--json"] if json else []))
     assert not set(result.out) & set("\x1b\x07\x9b\x08\x7f")
     assert ("\\u001b]0;owned" if json else SEEN) in result.out
@@ -60,10 +63,33 @@ def test_errors_are_printed_without_control_characters(command: Command) -> None
     assert not set(result.err) & set("\x1b\x07\x9b")
 
 
-def test_all_consoles_of_commands_are_safe() -> None:
-    """Every console that a command prints to is the one without foreign control characters."""
+def test_a_line_is_one_line(command: Command, store: JobStore, capsys: pytest.CaptureFixture[str]) -> None:
+    """A name with line ends makes no second row, an error no second line, and the rest of a log record is indented."""
+    fill(store, record("one", JobStatus.COMPLETED, job_type="a\nforged\r\u2028row"))
+    rows = command("jobs", "list").out.splitlines()
+    assert [line.split()[0] for line in rows[:2]] == ["ID", "one"]
+    assert "a␊forged␍\N{REPLACEMENT CHARACTER}row" in rows[1]
+    output.print_error("a\nforged line")
+    assert capsys.readouterr().err == "executor-adapter: a␊forged line\n"
+    store.write_lines([LogLine("one", 1, 1, time.time(), 30, "mine", "first\n12:00:00  forged")])
+    assert "first\n    12:00:00  forged" in command("jobs", "logs", "one").out
+
+
+def test_the_report_of_a_pipeline_shows_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """Names and messages of jobs are escaped there too, are no markup, and need not be valid Unicode."""
+    table = ProgressTable()
+    job = Job(function=list, tool_name="[red]t\x1b[2J", metadata={"subject": "x\ny[/b]\ud800"})
+    table(Transition(job, None, JobStatus.PENDING, 0.0, 0))
+    table.console.print(table.render())
+    shown = capsys.readouterr().out
+    assert "[red]t␛[2J" in shown
+    assert "x␊y[/b]\\ud800" in shown
+
+
+def test_all_consoles_are_safe() -> None:
+    """Every console of the package, and every text for one, is of the kind that escapes."""
     assert isinstance(output.console(), SafeConsole)
-    folder = Path(output.__file__).parent
-    plain = [file.name for file in folder.glob("*.py") if " Console(" in file.read_text()]
-    assert plain == []
-    assert issubclass(SafeConsole, Console)
+    package = Path(executor_adapter.__file__).parent
+    modules = {file: file.read_text() for file in package.rglob("*.py") if file.name != "terminal.py"}
+    others = re.compile(r"(?<!Safe)\bConsole\(|^from rich\.text import", re.M)
+    assert [file for file, text in modules.items() if others.search(text)] == []

@@ -6,9 +6,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from executor_adapter.config import load_config
+from executor_adapter.config import load_config, redacted
 from executor_adapter.exceptions import ConfigurationError, JobError
-from executor_adapter.monitoring import ProgressBar, ProgressCounts
+from executor_adapter.monitoring import ProgressBar, ProgressCounts, escaped
 from executor_adapter.pipeline.tables import select_tools
 
 EMBEDDED_SERVER = {
@@ -43,7 +43,7 @@ def run_pipeline(arguments: Sequence[str] = ()) -> int:
     try:
         select_tools(load_config(config))
     except ConfigurationError as error:
-        print(error, file=sys.stderr)
+        print(escaped(redacted(str(error))), file=sys.stderr)
         return 2
     return _run(config)
 
@@ -63,7 +63,7 @@ def _run(config: str | None) -> int:
             pipeline_flow(config=config)
     except (JobsFailedError, JobError) as error:
         # The flow itself reads the lake, and meets what the disk or its permissions refuse.
-        print(error, file=sys.stderr)
+        print(escaped(redacted(str(error))), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted: running jobs were stopped, and finished work is kept", file=sys.stderr)

@@ -13,9 +13,9 @@ from rich.cells import cell_len
 from rich.console import Console, Group, JustifyMethod
 from rich.live import Live
 from rich.table import Table
-from rich.text import Text
 
 from executor_adapter.job import Job, JobStatus, Transition
+from executor_adapter.monitoring import SafeConsole, SafeText, escaped
 
 WIDE = 100
 """Columns of a terminal from which on the table also has the pool and the attempts of each job."""
@@ -142,7 +142,7 @@ class ProgressTable:
         for name in ("state", "seconds", "tool", "job"):
             table.add_column(name, no_wrap=True, overflow="ellipsis", justify="right" if name == "seconds" else "left")
         for row in running[:room]:
-            table.add_row(Text(row.state, style=_style(row.status)), f"{_figures(row)[1]} s", row.tool, row.subject)
+            table.add_row(SafeText(row.state, style=_style(row.status)), f"{_figures(row)[1]} s", row.tool, row.subject)
         hidden = len(running) - room
         if hidden > 0:
             rest = f" and {hidden:,} more run"
@@ -150,14 +150,14 @@ class ProgressTable:
             rest = " waiting for workers to start"
         else:
             rest = "" if rows else " looking for what there is to do"
-        return Group(*stages, table, *([Text(rest, style="dim")] if rest else []))
+        return Group(*stages, table, *([SafeText(rest, style="dim")] if rest else []))
 
     def _print(self, row: JobRow) -> None:
         attempts, seconds, records = _figures(row)
         retried = "" if attempts == "1" else f" after {attempts} attempts"
         count = f", {records} rows" if records else ""
         text = f"{row.stage} {row.tool} {row.subject}: {row.state}{retried}{count}, {seconds} s"
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(text, soft_wrap=True)
 
     def _row(self, job: Job) -> JobRow:
         result = self._results.get(job.job_id, {})
@@ -176,18 +176,18 @@ class ProgressTable:
         )
 
 
-def _stage_lines(rows: Sequence[JobRow]) -> Iterator[Text]:
+def _stage_lines(rows: Sequence[JobRow]) -> Iterator[SafeText]:
     """Yield a line with the counts of each stage, in the order in which they began."""
     for stage in dict.fromkeys(row.stage for row in rows):
         yield _stage_line(stage, [row for row in rows if row.stage == stage])
 
 
-def _stage_line(stage: str, rows: Sequence[JobRow]) -> Text:
+def _stage_line(stage: str, rows: Sequence[JobRow]) -> SafeText:
     over = sum(row.status.is_terminal for row in rows)
     failed = sum(row.status in (JobStatus.FAILED, JobStatus.CANCELLED) for row in rows)
     waiting = sum(row.status is JobStatus.PENDING for row in rows)
     records = sum(row.records or 0 for row in rows)
-    text = Text(f"{stage}: {over} of {len(rows)} jobs done", no_wrap=True, overflow="ellipsis")
+    text = SafeText(f"{escaped(stage)}: {over} of {len(rows)} jobs done", no_wrap=True, overflow="ellipsis")
     text.stylize("bold" if over < len(rows) else "dim")
     if failed:
         text.append(f", {failed} failed", style="bold red")
@@ -195,9 +195,9 @@ def _stage_line(stage: str, rows: Sequence[JobRow]) -> Text:
 
 
 def _console() -> Console:
-    console = Console()
+    console = SafeConsole()
     # A file or a pipe has no width, and the 80 columns that rich assumes would wrap every row of the table.
-    return console if console.is_terminal else Console(width=140)
+    return console if console.is_terminal else SafeConsole(width=140)
 
 
 def _figures(row: JobRow) -> tuple[str, str, str]:
@@ -205,10 +205,10 @@ def _figures(row: JobRow) -> tuple[str, str, str]:
     return str(row.attempts), seconds, "" if row.records is None else f"{row.records:,}"
 
 
-def _cells(row: JobRow, wide: bool) -> tuple[str | Text, ...]:
+def _cells(row: JobRow, wide: bool) -> tuple[str | SafeText, ...]:
     attempts, seconds, records = _figures(row)
     retried = "" if wide or attempts == "1" else f", {attempts} attempts"
-    state = Text(row.state + retried, style=_style(row.status))
+    state = SafeText(row.state + retried, style=_style(row.status))
     return row.tool, row.stage, row.subject, *((row.pool, attempts) if wide else ()), seconds, records, state
 
 

@@ -163,7 +163,7 @@ class Run:
         with ProgressBar("Prefect server", lambda: waiting, summary=False):
             report = wait_until_recorded(timeout=RECORDING_TIMEOUT)
         if not report.complete:
-            self.progress_table.console.print(str(report), style="bold red", highlight=False)
+            self.progress_table.console.print(str(report), style="bold red")
         self._raise_for_failures(jobs, balances)
 
     def _balances(self) -> list[Balance]:
@@ -213,14 +213,12 @@ class Run:
         console = self.progress_table.console
         console.print(self.progress_table.render(jobs))
         for sentence in sentences:
-            console.print(sentence, markup=False, soft_wrap=True)
+            console.print(sentence, soft_wrap=True)
         for failure in failure_sentences(jobs):
-            console.print(failure, style="bold red", markup=False, highlight=False, soft_wrap=True)
-        console.print(f"data: {self.settings.lake}", markup=False, highlight=False, soft_wrap=True)
+            console.print(failure, style="bold red", soft_wrap=True)
+        console.print(f"data: {self.settings.lake}", soft_wrap=True)
         if ui := get_current_settings().ui_url:
-            console.print(
-                f"UI:   {ui}/runs/flow-run/{flow_run.get_id()}", markup=False, highlight=False, soft_wrap=True
-            )
+            console.print(f"UI:   {ui}/runs/flow-run/{flow_run.get_id()}", soft_wrap=True)
 
     def _raise_for_failures(self, jobs: list[JobRow], balances: list[Balance]) -> None:
         failed = [job for job in jobs if job.status is not JobStatus.COMPLETED]
