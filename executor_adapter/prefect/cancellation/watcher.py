@@ -26,9 +26,9 @@ from prefect.context import FlowRunContext
 from prefect.utilities.engine import is_prefect_sigterm_handler_installed
 
 from executor_adapter.executor import ending_handlers, sentinel_client, signal_watch
-from executor_adapter.prefect.cancellation.cancelled_runs import cancelled_runs
 from executor_adapter.prefect.cancellation.flow_end import OWN_CLIENT_SETTINGS, FlowRunEnding
 from executor_adapter.prefect.crashes.sweep import sweep_earlier_runs
+from executor_adapter.prefect.mirror.cancelled_runs import cancelled_runs
 
 logger = logging.getLogger("executor_adapter.prefect")
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from executor_adapter.job import TERMINAL, Job, JobStatus, RetryPolicy, Transition, function_reference
-from executor_adapter.prefect.cancellation.cancelled_runs import explained
+from executor_adapter.prefect.mirror.cancelled_runs import explained
 from executor_adapter.prefect.mirror.history import TaskRunHistory
 from executor_adapter.prefect.mirror.state_events import (
     CLOCK_RESOLUTION_SECONDS,
