@@ -32,6 +32,8 @@ class FakeServer:
         self.unlisted: deque[str] | None = None
         """Ids of events that its list does not contain yet; None if it lists each event at once."""
         self.most_unlisted = 0
+        self.deleted: set[str] = set()
+        """Ids of flow runs that it does not have."""
         self._ids: set[str] = set()
 
     def send(self, bodies: Sequence[bytes]) -> None:
@@ -81,6 +83,10 @@ class FakeServer:
     def is_listed(self, event: StateEvent) -> bool:
         """Return whether the server's list contains the event."""
         return self.unlisted is None or event.id not in self.unlisted
+
+    def deleted_flow_runs(self, ids: Sequence[str]) -> set[str]:
+        """Return those of the flow runs that it does not have."""
+        return self.deleted.intersection(ids)
 
     def transaction_size(self) -> int:
         """Return the transaction size that it reports."""

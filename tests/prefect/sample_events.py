@@ -7,7 +7,13 @@ from uuid import uuid4
 
 from prefect.client.schemas.objects import StateType
 
-from executor_adapter.prefect.mirror.state_events import FlowRunFacts, StateChange, StateEvent, state_event
+from executor_adapter.prefect.mirror.state_events import (
+    FlowRunFacts,
+    StateChange,
+    StateEvent,
+    related_resource,
+    state_event,
+)
 from executor_adapter.prefect.mirror.states import StateKind
 
 PENDING, COMPLETED = StateKind(StateType.PENDING, "Pending"), StateKind(StateType.COMPLETED, "Completed")
@@ -24,9 +30,14 @@ class Facts(NamedTuple):
     policy: str = "{}"
 
 
-def event(kind: StateKind, at: float = 1_000_000.0, task_run_id: str | None = None) -> StateEvent:
+def event(
+    kind: StateKind, at: float = 1_000_000.0, task_run_id: str | None = None, flow_run_id: str = ""
+) -> StateEvent:
     """Return an event of a new task run, or of the given one."""
-    return state_event(Facts(task_run_id or str(uuid4())), StateChange(kind, at), FlowRunFacts())
+    flow = (
+        FlowRunFacts(flow_run_id, related_resource("flow-run", flow_run_id, "name")) if flow_run_id else FlowRunFacts()
+    )
+    return state_event(Facts(task_run_id or str(uuid4())), StateChange(kind, at), flow)
 
 
 class FakeSpoolFile:
@@ -41,9 +52,9 @@ class FakeSpoolFile:
     def release(self) -> None: ...
 
 
-def spooled_event(kind: StateKind, at: float = 1_000_000.0) -> StateEvent:
+def spooled_event(kind: StateKind, at: float = 1_000_000.0, flow_run_id: str = "") -> StateEvent:
     """Return an event as it is read from a spool file of its own."""
-    spooled = StateEvent.parse(event(kind, at).line)
+    spooled = StateEvent.parse(event(kind, at, flow_run_id=flow_run_id).line)
     spooled.spool_file = FakeSpoolFile()
     return spooled
 

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from executor_adapter.prefect.mirror.event_feed import MAX_UNLISTED_EVENTS, MIN_LISTED_EVENTS
 from executor_adapter.prefect.mirror.event_sender import EventSender
@@ -27,11 +28,13 @@ from executor_adapter.prefect.mirror.pacing import (
     MIN_WINDOW,
     SendWindow,
 )
-from executor_adapter.prefect.mirror.server_api import Recorded, RejectedError
+from executor_adapter.prefect.mirror.server_api import Recorded, RejectedError, ServerApi
 from executor_adapter.prefect.mirror.state_events import FlowRunFacts, StateChange, StateEvent, quoted, state_event
 from executor_adapter.testing import FakeClock
 from tests.prefect.fake_server import FakeServer
 from tests.prefect.sample_events import COMPLETED, FAILED, PENDING, Facts, event, recorded_in_file, spooled_event
+from tests.prefect.server_proxy import answering
+from tests.servers import free_port
 
 
 class Harness:
@@ -277,8 +280,53 @@ def test_an_event_that_the_server_rejects_does_not_hold_up_others(before: int) -
     harness = Harness([*(event(COMPLETED) for _ in range(before)), bad, *(event(COMPLETED) for _ in range(after))])
     harness.server.rejects = "Failed"
     harness.run(20, per_second=500)
-    assert (harness.sender.totals.recorded, harness.sender.totals.given_up) == (99, [bad])
+    assert (harness.sender.totals.recorded, harness.sender.totals.given_up) == (99, [bad.job_id])
     assert harness.sender.is_idle
+
+
+def test_states_of_a_deleted_flow_run_are_not_sent(caplog: pytest.LogCaptureFixture) -> None:
+    """Neither new states nor those in flight are sent again; one warning names the flow run and counts them."""
+    harness = Harness([event(COMPLETED, flow_run_id="gone") for _ in range(20)])
+    harness.run(0.5)
+    harness.server.deleted.add("gone")
+    harness.server.lose()
+    harness.events.append(event(COMPLETED, flow_run_id="gone"))
+    harness.run(0.5)
+    harness.events.extend(event(COMPLETED, flow_run_id="gone") for _ in range(2_000))
+    harness.run(20)
+    assert (harness.server.requests, len(harness.sender.totals.given_up)) == ([20], 2_021)
+    assert (harness.sender.is_idle, harness.sender.unrecorded()) == (True, [])
+    (said,) = [record.getMessage() for record in caplog.records if "gone" in record.getMessage()]
+    assert said.startswith("flow run gone was deleted, or is not on this server: 21 states of its task runs")
+
+
+def test_spooled_states_of_a_deleted_flow_run_are_dropped() -> None:
+    """Their files do not keep them, and the states of other flow runs that were spooled with them are recorded."""
+    harness = Harness([])
+    harness.server.deleted.add("gone")
+    spooled = [spooled_event(COMPLETED, flow_run_id=("gone", "there", "")[n % 3]) for n in range(300)]
+    harness.sender.outbox.spooled.extend(spooled)
+    harness.run(30, per_second=100)
+    assert [recorded_in_file(each) for each in spooled] == [1] * 300
+    assert harness.server.known.keys() == {each.task_run_id for each in spooled if each.flow_run_id != "gone"}
+    assert harness.sender.is_idle
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [(s, RejectedError) for s in (400, 403, 409, 413, 422, 500)]
+    + [(s, httpx.HTTPStatusError) for s in (401, 404, 408, 429, 502, 503)],
+)
+def test_a_status_tells_whether_waiting_helps(status: int, error: type[Exception]) -> None:
+    """What a server refuses for good is a rejection; wrong credentials, a wrong address and load are not."""
+    port = free_port()
+    with (
+        answering(status, port),
+        temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{port}/api"}),
+        ServerApi.connected() as api,
+        pytest.raises(error, match=str(status)),
+    ):
+        api.send([event(COMPLETED).body])
 
 
 def test_no_event_is_given_up_while_the_server_rejects_everything() -> None:

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence, Set
 
 from executor_adapter.prefect.mirror.outbox import Outbox
 from executor_adapter.prefect.mirror.pacing import SendWindow
@@ -74,8 +74,8 @@ class DeliveryTotals:
         """Final states of this process that the server is known to have."""
         self.resent = 0
         """Final states that were sent again."""
-        self.given_up: list[StateEvent] = []
-        """Final states that the server refuses, or loses each time."""
+        self.given_up: list[str] = []
+        """The jobs of this process whose final states the server refuses, loses each time, or cannot record."""
 
     def mark_recorded(self, event: StateEvent) -> None:
         """Count a final state as recorded, here or in its spool file."""
@@ -86,9 +86,13 @@ class DeliveryTotals:
     def give_up(self, event: StateEvent, reason: object) -> None:
         """Do not send a state again. A spooled one is dropped, because each later mirror would fail with it too."""
         logger.error("the server does not accept state %s of task run %s: %s", event.name, event.task_run_id, reason)
+        self.set_aside(event)
+
+    def set_aside(self, event: StateEvent) -> None:
+        """Count a state as one that is never sent, and drop it from its file."""
         if event.is_final:
             if event.spool_file is None:
-                self.given_up.append(event)
+                self.given_up.append(event.job_id)
             self._leave_files(event)
 
     @staticmethod
@@ -138,6 +142,22 @@ class DeliveryTracker:
         """Note that the server has accepted the newest batch in flight."""
         if len(self.in_flight) == 1:
             self.progress_at = self._clock()  # Until now there was nothing that the server could have recorded.
+
+    def set_aside(self, flow_run_ids: Set[str]) -> Counter[str]:
+        """Drop all events of deleted flow runs, sent or not, and return how many they were of each."""
+        dropped: Counter[str] = Counter()
+        for queue in (*(batch.events for batch in self.unconfirmed), self._outbox.resend, self._outbox.spooled):
+            events = list(queue)
+            queue.clear()
+            for event in events:
+                if event.flow_run_id in flow_run_ids:
+                    dropped[event.flow_run_id] += 1
+                    self.totals.set_aside(event)
+                else:
+                    queue.append(event)
+        self._arrived = [batch for batch in self._arrived if batch.events]
+        self.in_flight = deque(batch for batch in self.in_flight if batch.events)
+        return dropped
 
     def on_outage(self) -> None:
         """Note that the server could not be reached."""

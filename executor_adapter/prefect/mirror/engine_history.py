@@ -128,4 +128,4 @@ class EngineHistory(TaskRunHistory[EngineChange]):
             related,
             step.task_run,
         )
-        return StateEvent(self.job_id, step.state.name, step.at, step.is_final, body, self.job_id)
+        return StateEvent(self.job_id, step.state.name, step.at, step.is_final, body, self.job_id, flow_run_id=flow.id)

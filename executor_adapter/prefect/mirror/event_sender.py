@@ -10,10 +10,11 @@
 from __future__ import annotations
 
 import functools
+import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import httpx
 
@@ -23,6 +24,8 @@ from executor_adapter.prefect.mirror.outbox import Outbox
 from executor_adapter.prefect.mirror.pacing import SendWindow
 from executor_adapter.prefect.mirror.server_api import RejectedError, RequestLock, ServerApi
 from executor_adapter.prefect.mirror.state_events import StateEvent
+
+logger = logging.getLogger("executor_adapter.prefect")
 
 MAX_FAULTS = 3
 """Times that the server rejects one state, and accepts another, until that state is given up."""
@@ -53,6 +56,8 @@ class EventSender:
         self._last_accepted: StateEvent | None = None
         """An event that the server has accepted. It accepts it again, unless the server itself is in trouble."""
         self._faults: Counter[StateEvent] = Counter()
+        self._deleted: set[str] = set()
+        """The flow runs that the server does not have any more."""
 
     @property
     def totals(self) -> DeliveryTotals:
@@ -84,6 +89,14 @@ class EventSender:
         batches = (batch.events for batch in self._tracker.unconfirmed)
         queues = (*batches, self.outbox.resend, self.outbox.spooled)
         return [event for events in queues for event in events if event.is_final]
+
+    def without_deleted(self, events: Iterable[StateEvent]) -> Iterator[StateEvent]:
+        """Yield the events that are not known to be of a deleted flow run, and count the others as given up."""
+        for event in events:
+            if event.flow_run_id in self._deleted:
+                self.totals.set_aside(event)
+            else:
+                yield event
 
     def seconds_until_check(self) -> float:
         """Return the seconds until `run_once` asks the server what it has recorded; infinite if nothing was sent."""
@@ -147,6 +160,9 @@ class EventSender:
         self._tracker.in_flight.append(batch)
         try:
             self._adapt_to_server(api, events)
+            self._set_aside_deleted(api, events)
+            if not events:
+                return
             self._call(api.send, [event.body for event in events])
         except RejectedError as error:
             self._tracker.in_flight.remove(batch)
@@ -173,6 +189,27 @@ class EventSender:
         self._knows_server = True
         if first[0].spool_file is None:  # A request holds events of this process, or spooled ones, not both.
             first += self._take(self._window.batch_size - len(first))
+
+    def _set_aside_deleted(self, api: ServerApi, events: list[StateEvent]) -> None:
+        """Drop the events of deleted flow runs, those in flight included.
+
+        Asked before each request: the server's recorder fails for all that it gets together with one of these, plain
+        tasks of others included, and tries it again and again.
+        """
+        ids = {event.flow_run_id for event in events} - {""}
+        if unknown := ids - self._deleted:
+            self._deleted |= self._call(api.deleted_flow_runs, list(unknown))
+        if not ids.isdisjoint(self._deleted):
+            if self._last_accepted is not None and self._last_accepted.flow_run_id in self._deleted:
+                self._last_accepted = None
+            for flow_run_id, count in self._tracker.set_aside(self._deleted).items():
+                if flow_run_id in unknown:
+                    logger.warning(
+                        "flow run %s was deleted, or is not on this server: %d states of its task runs, and all later"
+                        " ones, are not sent",
+                        flow_run_id,
+                        count,
+                    )
 
     def _bisect(self, api: ServerApi, events: list[StateEvent], error: RejectedError) -> None:
         """Send the events in halves, so that one that the server cannot take does not hold up the others.

@@ -42,7 +42,7 @@ def flow_run_facts() -> FlowRunFacts:
         return FlowRunFacts(tags=tags)
     run = context.flow_run
     related = related_resource("flow-run", run.id, run.name)
-    return FlowRunFacts(related=related, tags=tags, run_count=run.run_count, flow_run_id=run.id)
+    return FlowRunFacts(str(run.id), related=related, tags=tags, run_count=run.run_count)
 
 
 def announce_flow_run() -> None:

@@ -137,7 +137,7 @@ def drain(flow_run_id: UUID | None) -> None:
     if mirror is None:
         return
     report = mirror.drain()
-    if flow_run_id is not None and not (report.complete or report.unfinished):
+    if flow_run_id is not None and not report.unfinished and mirror.unrecorded():
         close(flow_run_id, timeout=0.0)  # The server was given up: this spools the rest, and says so.
         return
     with _lock:

@@ -145,7 +145,11 @@ class JobHistory(TaskRunHistory[Step]):
             return "" if step.node is None else f"on {step.node}"
         if step.status is JobStatus.RETRYING:
             return awaiting_retry_message(step.error, attempt=step.attempt, attempts=self._max_attempts)
-        return failure_message(explained(step.error, flow.flow_run_id)) if step.status in TERMINAL else ""
+        return (
+            failure_message(explained(step.error, UUID(flow.id) if flow.id else None))
+            if step.status in TERMINAL
+            else ""
+        )
 
 
 class GroupHistory(JobHistory):

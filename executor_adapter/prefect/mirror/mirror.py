@@ -204,7 +204,7 @@ class PrefectMirror:
             resent=totals.resent,
             omitted=self._unsent.omitted,
             spooled=self._thread.spooled,
-            missing=self._thread.missing + tuple(event.job_id for event in totals.given_up),
+            missing=(*self._thread.missing, *totals.given_up),
             dropped=self._thread.dropped,
             unfinished=(*self._histories, *self._engine_histories),
         )

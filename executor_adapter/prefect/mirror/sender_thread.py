@@ -153,7 +153,7 @@ class SenderThread:
             if closes:
                 self.is_closed = True
                 finals = itertools.chain(self.sender.unrecorded(), self._unsent.final_events(self._flow))
-                kept, self.missing = self._spool.keep(finals)
+                kept, self.missing = self._spool.keep(self.sender.without_deleted(finals))
                 self.spooled = (*self._own_files.job_ids(), *kept)
                 self._own_files.close()
         self._wake.set()
@@ -260,7 +260,7 @@ class SenderThread:
     def _store(self, task_runs: int) -> None:
         """Move the oldest finished task runs from memory to disk: that many, in whole files, or as many as a round."""
         for _ in range(min(MAX_FILES_A_ROUND, math.ceil(task_runs / MAX_FILE_EVENTS))):
-            events = self._unsent.take_finished(self._flow, MAX_FILE_EVENTS)
+            events = list(self.sender.without_deleted(self._unsent.take_finished(self._flow, MAX_FILE_EVENTS)))
             if events and not self._own_files.store(events):
                 self.sender.outbox.put_back(events)
                 self._drop()

@@ -31,8 +31,8 @@ PAGE_LIMIT = 200
 
 REQUEST_TIMEOUT = httpx.Timeout(20.0, connect=5.0)
 
-REJECTION_CODES = frozenset({400, 413, 422, 500})
-"""HTTP status codes with which a server rejects what it cannot read, store or process."""
+_LATER_OR_ELSEWHERE = frozenset({401, 404, 405, 407, 408, 425, 429})
+"""HTTP status codes of the 400s that do not tell of what was sent, but of credentials, address or load."""
 
 MAX_ANSWER_LENGTH = 500
 """Characters of a server's answer that an error message contains."""
@@ -103,9 +103,9 @@ class ServerApi:
                 self.client.request("POST", "/events", content=b"[" + b",".join(bodies) + b"]", headers=headers)
         except httpx.HTTPStatusError as error:
             status = error.response.status_code
-            if status in REJECTION_CODES:
-                raise RejectedError(f"HTTP {status}: {error.response.text[:MAX_ANSWER_LENGTH]}") from error
-            raise
+            if not _is_rejection(status):
+                raise
+            raise RejectedError(f"{trouble_of(error)}: {error.response.text[:MAX_ANSWER_LENGTH]}") from error
 
     def recorded(self, task_run_ids: Sequence[str]) -> dict[str, Recorded]:
         """Return the states of the task runs by their ids, without those that the server does not know."""
@@ -125,6 +125,24 @@ class ServerApi:
         wanted = {"id": {"any_": list(task_run_ids)}, "state": {"name": {"any_": names}}}
         with _readable():
             return int(self._post("/task_runs/count", {"task_runs": wanted}))
+
+    def deleted_flow_runs(self, ids: Sequence[str]) -> set[str]:
+        """Return those of the flow runs that the server does not have.
+
+        None where that need not be known: Prefect Cloud does not record task runs as a self-hosted server does.
+        """
+        if self.client.server_type == ServerType.CLOUD:
+            return set()
+        with _readable():
+            pages = (ids[start : start + PAGE_LIMIT] for start in range(0, len(ids), PAGE_LIMIT))
+            return {each for page in pages for each in self._deleted_of(page)}
+
+    def _deleted_of(self, ids: Sequence[str]) -> set[str]:
+        wanted = {"flow_runs": {"id": {"any_": list(ids)}}}
+        if self._post("/flow_runs/count", wanted) == len(ids):  # Much cheaper than the flow runs with all their fields.
+            return set()
+        found = self._post("/flow_runs/filter", wanted | {"limit": PAGE_LIMIT})
+        return set(ids) - {run["id"] for run in found}
 
     def is_listed(self, event: StateEvent) -> bool:
         """Return whether the server's list of events contains the event.
@@ -157,6 +175,11 @@ class ServerApi:
         return self.client.request("POST", path, json=body).json()
 
 
+def _is_rejection(status: int) -> bool:
+    """Return whether the server cannot read, store or process what it was sent, and so will not later either."""
+    return status == httpx.codes.INTERNAL_SERVER_ERROR or (400 <= status < 500 and status not in _LATER_OR_ELSEWHERE)
+
+
 @contextlib.contextmanager
 def _readable() -> Iterator[None]:
     """Raise httpx.DecodingError for an answer that is not a Prefect server's, as a proxy's page with status 200."""
@@ -179,7 +202,7 @@ def trouble_of(error: httpx.HTTPError) -> str:
         case None:
             return f"{type(error).__name__}: {error}"
         case _:
-            return f"it answers HTTP {status}"
+            return f"HTTP {status}"
 
 
 _CHECK_CREDENTIALS = "check PREFECT_API_KEY (Prefect Cloud) or PREFECT_API_AUTH_STRING (a server with a password)"

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from json.encoder import encode_basestring_ascii
 from typing import NamedTuple, Protocol
-from uuid import UUID
 
 from executor_adapter.job import storable, uuid7
 from executor_adapter.prefect.mirror.states import StateKind
@@ -59,6 +58,8 @@ class StateEvent:
     """The spool file of another process that the event was read from; None for an event of this process."""
     backup: EventFile | None = None
     """The file of this process that holds the event too; None if it is in memory alone."""
+    flow_run_id: str = ""
+    """The flow run of the task run; empty outside flow runs."""
 
     @property
     def id(self) -> str:
@@ -83,7 +84,8 @@ class StateEvent:
         task_run_id = resource["prefect.resource.id"].removeprefix("prefect.task-run.")
         name, at = resource["prefect.state-name"], datetime.fromisoformat(fields["occurred"]).timestamp()
         final = is_final(resource["prefect.state-type"], name)
-        return cls(task_run_id, name, at, final, body, str(json.loads(job_id) or ""))
+        flow_run_id = _flow_run_id(fields["related"])
+        return cls(task_run_id, name, at, final, body, str(json.loads(job_id) or ""), flow_run_id=flow_run_id)
 
     def renewed(self, at: float) -> StateEvent:
         """Return the same state with a new id and the time `at`: the server may have seen the old id, and lost it."""
@@ -102,16 +104,22 @@ def is_final(state_type: str, name: str) -> bool:
     return state_type in FINAL_TYPES or name == "NotReady"
 
 
+def _flow_run_id(related: list[dict[str, str]]) -> str:
+    ids = (each["prefect.resource.id"] for each in related if each["prefect.resource.role"] == "flow-run")
+    return next(ids, "").removeprefix("prefect.flow-run.")
+
+
 class FlowRunFacts(NamedTuple):
     """Facts that all events of a flow run's task runs share. The defaults stand for task runs without a flow run."""
 
+    id: str = ""
+    """The id of the flow run."""
     related: str = ""
     """The resources that each event is related to: the items of a JSON list, without its brackets."""
     tags: str = "[]"
     """Tags of the task runs, as a JSON list."""
     run_count: int = 0
     """Number of the flow run's current run, which grows when the flow run is retried."""
-    flow_run_id: UUID | None = None
 
 
 class TaskRunFacts(Protocol):
@@ -229,7 +237,7 @@ def state_event(run: TaskRunFacts, change: StateChange, flow: FlowRunFacts, job_
         f'"flow_run_run_count":{flow.run_count},{_times(change, at)}}}'
     )
     body = event_body(run.id, run.name, count, state, previous, flow.related, task_run)
-    return StateEvent(run.id, name, change.at, is_final(kind.value, name), body, job_id)
+    return StateEvent(run.id, name, change.at, is_final(kind.value, name), body, job_id, flow_run_id=flow.id)
 
 
 def _times(change: StateChange, at: str) -> str:
