@@ -305,6 +305,9 @@ class ExecutorSettings(Section):
     """Scheduling priority of worker processes, see nice(1)."""
     cpu_affinity: tuple[Count, ...] | None = None
     """Processors that worker processes may run on."""
+    output: Literal["forward", "log", "drop"] = "forward"
+    """What becomes of what functions print in worker processes outside of flows: forward (to the program's own stdout
+    and stderr, line by line), log (by the logger executor_adapter, as INFO) or drop."""
     job_task: JobTaskSettings = JobTaskSettings()
     """Defaults of job tasks alone."""
 

@@ -34,6 +34,7 @@ from executor_adapter.supervision import (
     JobFuture,
     JobScope,
     Supervisor,
+    program_output,
 )
 
 
@@ -100,6 +101,7 @@ class JobExecutor(JobCaller, Slots, QuarantinedJobs, Watching, ExecutionHooks):
             read_capacity=functools.partial(read_capacity, self.config, check_capacity(capacity)),
             kill_grace=self.config.executor.kill_grace,
             near_limit=self.config.monitoring.near_limit,
+            output=self.config.executor.output,
         )
         self._defaults = JobDefaults(self.config)
         self._driven_defaults = JobDefaults(self.config.for_job_tasks())
@@ -118,7 +120,7 @@ class JobExecutor(JobCaller, Slots, QuarantinedJobs, Watching, ExecutionHooks):
             )
         tracker, on_closed = self._supervisor.tracker, self._supervisor.thread.on_closed
         self._metrics = export_metrics(self, self.config.monitoring, observers=tracker.observers, on_closed=on_closed)
-        self._tracer = trace_jobs(tracker.observers)
+        self._tracer = trace_jobs(tracker.observers, self._supervisor.unclaimed)
         self._tokens: list[EntryToken] = []
         track(self, self._supervisor)
 
@@ -198,8 +200,8 @@ class JobExecutor(JobCaller, Slots, QuarantinedJobs, Watching, ExecutionHooks):
         driver = JobDriver(job, self._supervisor)
         around = None if self._tracer is None else self._tracer(None)
         admit = functools.partial(self._supervisor.admit, job, driver=driver, scope=around)
-        future = admit() if self._persistence is None else self._persistence.admit(job, admit, driven=True)
-        if (twin := future.job) is not job:
+        twin = (admit() if self._persistence is None else self._persistence.admit(job, admit, driven=True)).job
+        if twin is not job:
             raise InvalidJobError(f"job {twin.job_id} with dedupe_key={job.dedupe_key!r} is live: wait for that one")
         return driver
 
@@ -273,6 +275,7 @@ class JobExecutor(JobCaller, Slots, QuarantinedJobs, Watching, ExecutionHooks):
         if timeout and not self._supervisor.thread.closed.wait(min(timeout, threading.TIMEOUT_MAX)):
             self._supervisor.close(cancel_pending=True, cancel_running=True)
         self._supervisor.thread.wait()
+        program_output.wait()
         signal_watch.disarm()
 
     async def start(self) -> None:

@@ -12,7 +12,7 @@ from opentelemetry.trace import Tracer
 from executor_adapter.job import Job
 from executor_adapter.monitoring import INSIDE, JobTracer
 from executor_adapter.pools import Assignment
-from executor_adapter.supervision import JobScope, log_message
+from executor_adapter.supervision import JobScope, UnclaimedMessages
 
 IN_THIS_PROCESS = frozenset({"thread", "coroutine"})
 
@@ -31,15 +31,16 @@ def job_tracer(tracer: Tracer) -> JobTracer:
 class SpanScope:
     """A JobScope that remembers the span in which the job was submitted, around the scope `inner` if there is one."""
 
-    def __init__(self, tracer: JobTracer, inner: JobScope | None = None) -> None:
+    def __init__(self, tracer: JobTracer, unclaimed: UnclaimedMessages, inner: JobScope | None = None) -> None:
         self.parent = context.get_current()
         self._submitted_in = contextvars.copy_context()
         self._tracer = tracer
-        self._inner = inner
+        self.inner = inner
+        self._unclaimed = unclaimed
 
     def prepare(self, assignment: Assignment) -> None:
-        if self._inner is not None:
-            self._inner.prepare(assignment)
+        if self.inner is not None:
+            self.inner.prepare(assignment)
         traced = self._tracer.context_of(assignment.job)
         if assignment.job.live.pool in IN_THIS_PROCESS:
             assignment.context = assignment.context or self._submitted_in.copy()
@@ -51,9 +52,9 @@ class SpanScope:
 
     def on_message(self, assignment: Assignment, topic: str, content: Any) -> None:
         driver = assignment.job.live.driver
-        if self._inner is not None:
-            self._inner.on_message(assignment, topic, content)
-        elif driver is not None:
+        if self.inner is not None:
+            self.inner.on_message(assignment, topic, content)
+        elif driver is not None and driver.has_listeners:
             driver.receive(topic, content)
-        elif topic in ("log", "output"):
-            log_message(assignment, topic, content)
+        else:
+            self._unclaimed.receive(assignment, topic, content)

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from executor_adapter.executor.pool_factory import preload_in_workers
 from executor_adapter.job import Observer
 from executor_adapter.monitoring import tracer_in_use
-from executor_adapter.supervision import JobScope
+from executor_adapter.supervision import JobScope, UnclaimedMessages
 
 TRACE_SCOPE = "executor_adapter.monitoring.trace_scope"
 """The module's name, not an import: it needs OpenTelemetry, which is optional."""
 
 
-def trace_jobs(observers: list[Observer]) -> Callable[[JobScope | None], JobScope] | None:
+def trace_jobs(observers: list[Observer], unclaimed: UnclaimedMessages) -> Callable[[JobScope | None], JobScope] | None:
     """Return what makes a submitted job's scope one in a span of its own; None where no tracer is set up."""
     tracer = tracer_in_use()
     if tracer is None:
@@ -24,4 +24,4 @@ def trace_jobs(observers: list[Observer]) -> Callable[[JobScope | None], JobScop
     preload_in_workers(TRACE_SCOPE)
     spans = job_tracer(tracer)
     observers.append(spans.on_transition)
-    return functools.partial(SpanScope, spans)
+    return functools.partial(SpanScope, spans, unclaimed)

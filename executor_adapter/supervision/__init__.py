@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from executor_adapter.supervision.driver import JobDriver
     from executor_adapter.supervision.futures import JobFuture
     from executor_adapter.supervision.hooks import HookedExecution
-    from executor_adapter.supervision.job_scope import JobScope, log_message
+    from executor_adapter.supervision.job_scope import JobScope, UnclaimedMessages
+    from executor_adapter.supervision.output_forwarding import program_output, write_line
     from executor_adapter.supervision.resources.machine import Capacity
     from executor_adapter.supervision.stats import (
         DEFAULT_WINDOW_SECONDS,
@@ -38,14 +39,16 @@ _HOMES = {
     "JobScope": "executor_adapter.supervision.job_scope",
     "QUEUE_SECONDS": "executor_adapter.supervision.stats",
     "SharedLimits": "executor_adapter.supervision.tools.demand",
-    "Supervisor": "executor_adapter.supervision.supervisor",
     "SlotLimits": "executor_adapter.supervision.dispatcher",
+    "Supervisor": "executor_adapter.supervision.supervisor",
     "SupervisorThread": "executor_adapter.supervision.thread",
     "ToolDemand": "executor_adapter.supervision.tools.demand",
+    "UnclaimedMessages": "executor_adapter.supervision.job_scope",
     "figures": "executor_adapter.supervision.stats",
-    "log_message": "executor_adapter.supervision.job_scope",
     "mean": "executor_adapter.supervision.stats",
     "percentile": "executor_adapter.supervision.stats",
+    "program_output": "executor_adapter.supervision.output_forwarding",
+    "write_line": "executor_adapter.supervision.output_forwarding",
 }
 
 __all__ = [
@@ -62,10 +65,12 @@ __all__ = [
     "Supervisor",
     "SupervisorThread",
     "ToolDemand",
+    "UnclaimedMessages",
     "figures",
-    "log_message",
     "mean",
     "percentile",
+    "program_output",
+    "write_line",
 ]
 
 __getattr__, __dir__ = lazy_attributes(__name__, _HOMES)

@@ -202,6 +202,11 @@ class JobDriver:
     def expect_end(self, error: BaseException) -> None:
         """Note that the attempt is being ended, because the job is to end with `error`."""
 
+    @property
+    def has_listeners(self) -> bool:
+        """Whether anybody wants the messages of the function."""
+        return bool(self._listeners)
+
     def receive(self, topic: str, content: Any) -> None:
         """Pass a message of the function to the listeners."""
         for listener in self._listeners:

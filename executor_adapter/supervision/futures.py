@@ -16,6 +16,7 @@ from typing import Any
 from typing_extensions import TypeVar
 
 from executor_adapter.job import Job, JobStatus
+from executor_adapter.supervision.output_forwarding import program_output
 
 logger = logging.getLogger("executor_adapter")
 
@@ -176,6 +177,7 @@ class JobFuture(Future[R]):
     def result(self, timeout: float | None = None) -> R:
         """Return what the function returned; raises its exception, or the executor's error for it."""
         self._wait(timeout)
+        _wait_for_output(timeout)
         error = self._exception
         if error is None:
             return self._result  # type: ignore[no-any-return]  # As `settle` was given it.
@@ -187,6 +189,7 @@ class JobFuture(Future[R]):
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what `result` would raise; None where the job completed."""
         self._wait(timeout)
+        _wait_for_output(timeout)
         return self._exception
 
     def __await__(self) -> Generator[Any, None, R]:
@@ -253,6 +256,12 @@ class JobFuture(Future[R]):
         if not self.done():
             self._hub.expect_callback()
         super().add_done_callback(functools.partial(self._hub.deliver, fn))
+
+
+def _wait_for_output(timeout: float | None) -> None:
+    """Let what the job printed come before what its caller prints next. A caller that must not block gives 0."""
+    if program_output.pending and timeout != 0:
+        program_output.wait()
 
 
 class _Waiter:

@@ -1,11 +1,12 @@
-"""Defines what a caller may set up around a job when it submits it, and logs the messages of a job without that."""
+"""Defines what a caller may set up around a job, and what becomes of the messages of a job without that."""
 
 from __future__ import annotations
 
 import logging
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from executor_adapter.pools import Assignment
+from executor_adapter.supervision.output_forwarding import program_output
 
 logger = logging.getLogger("executor_adapter")
 
@@ -20,12 +21,33 @@ class JobScope(Protocol):
         """Receive a message of the function: topics and contents are those of `PoolSupervisor.on_message`."""
 
 
-def log_message(assignment: Assignment, topic: str, content: Any) -> None:
-    """Log what a function in a worker process logged or printed; topics and contents are those of `on_message`."""
-    extra = {"job_id": assignment.job.job_id, "attempt": assignment.number}
-    if topic == "log":
-        log_as = logging.getLogger(content["name"])
-        if log_as.isEnabledFor(content["level"]):
-            log_as.log(content["level"], "%s", content["message"], extra=extra)
-    else:
-        logger.info("%s: %s", content[0], content[1], extra=extra)
+OutputMode = Literal["forward", "log", "drop"]
+"""What becomes of the lines that a function prints in a worker process, where nobody else receives them."""
+
+
+class UnclaimedMessages:
+    """Receives what functions in worker processes log and print, where their job has no scope that does so."""
+
+    def __init__(self, output: OutputMode) -> None:
+        self._output = output
+
+    def receive(self, assignment: Assignment | None, topic: str, content: Any) -> None:
+        """Log a log record. Write a line of output to this program's own, log it or drop it.
+
+        Topics and contents are those of `PoolSupervisor.on_message`; other topics are ignored. `assignment`: None for
+        output that belongs to no job.
+        """
+        if topic == "output" and self._output == "forward":
+            program_output.write(*content)
+        elif assignment is None:
+            return
+        elif topic == "log":
+            log_as = logging.getLogger(content["name"])
+            if log_as.isEnabledFor(content["level"]):
+                log_as.log(content["level"], "%s", content["message"], extra=_extra(assignment))
+        elif topic == "output" and self._output == "log":
+            logger.info("%s: %s", content[0], content[1], extra=_extra(assignment))
+
+
+def _extra(assignment: Assignment) -> dict[str, Any]:
+    return {"job_id": assignment.job.job_id, "attempt": assignment.number}

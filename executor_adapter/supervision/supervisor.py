@@ -37,7 +37,7 @@ from executor_adapter.supervision.dispatcher import Dispatcher, SlotLimits
 from executor_adapter.supervision.follow_up import FollowUp
 from executor_adapter.supervision.futures import FutureHub, JobFuture
 from executor_adapter.supervision.intake import JobIntake
-from executor_adapter.supervision.job_scope import JobScope, log_message
+from executor_adapter.supervision.job_scope import JobScope, OutputMode, UnclaimedMessages
 from executor_adapter.supervision.outcome import stop_error
 from executor_adapter.supervision.pool_set import PoolSet
 from executor_adapter.supervision.resources.machine import Capacity
@@ -75,12 +75,14 @@ class Supervisor:
         read_capacity: Callable[[], Capacity] = Capacity,
         kill_grace: float = 5.0,
         near_limit: float | None = None,
+        output: OutputMode = "forward",
         clock: Callable[[], float] = time.monotonic,
         make_thread: Callable[..., SupervisorThread] = SupervisorThread,
     ) -> None:
         self.now = clock
         self.on_worker_message: Callable[[Assignment, str, Any], object] | None = None
         """Receives what functions in worker processes log and print."""
+        self.unclaimed = UnclaimedMessages(output)
         self._kind_of = kind_of
         self._loop = loop = SupervisorLoop(clock)
         self.watch, self.watch_writable, self.unwatch = loop.watch, loop.watch_writable, loop.unwatch
@@ -309,6 +311,7 @@ class Supervisor:
         """Receive a message of a running function."""
         if assignment is None:
             return
+            self.unclaimed.receive(None, topic, content)
         live = assignment.job.live
         if topic == "progress":
             assignment.job.report_progress(Progress(*content))
@@ -322,10 +325,10 @@ class Supervisor:
             self.on_worker_message(assignment, topic, content)
         if live.scope is not None:
             live.scope.on_message(assignment, topic, content)
-        elif live.driver is not None:
+        elif live.driver is not None and live.driver.has_listeners:
             live.driver.receive(topic, content)
-        elif topic in ("log", "output"):
-            log_message(assignment, topic, content)
+        else:
+            self.unclaimed.receive(assignment, topic, content)
 
     def _discard(self, assignment: Assignment) -> StopReason | None:
         """Drop a finished assignment; return why it was stopped, if it was."""

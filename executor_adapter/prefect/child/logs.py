@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import builtins
-import contextlib
 import logging
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +16,7 @@ from executor_adapter.error_facts import is_a
 from executor_adapter.exceptions import JobTimeoutError, WorkerCrashedError
 from executor_adapter.exceptions.display import repr_of
 from executor_adapter.job import storable
+from executor_adapter.supervision import write_line
 from executor_adapter.worker import traceback_of, wire
 
 RunLogger = logging.Logger | logging.LoggerAdapter[logging.Logger]
@@ -72,21 +71,13 @@ def log_message(logger: RunLogger, topic: str, content: Any, *, log_prints: bool
         if log_prints:
             logger.log(_STREAM_LEVELS[stream], "%s", text)
         else:
-            _write_output(stream, text)
+            write_line(stream, text)
 
 
 def _is_for_run_log(name: str) -> bool:
     """Return whether records of that logger are sent to the server."""
     names = (*_RUN_LOGGERS, *(get_current_settings().logging.extra_loggers or ()))
     return any(name == each or each == "root" or name.startswith(f"{each}.") for each in names)
-
-
-def _write_output(stream: str, text: str) -> None:
-    """Write a line to this process's stdout or stderr."""
-    target = getattr(sys, stream)
-    if target is not None:
-        with contextlib.suppress(OSError, ValueError):  # It is closed, or nobody reads it.
-            target.write(f"{text}\n")
 
 
 def _log_record(logger: RunLogger, fields: Mapping[str, Any]) -> None:

@@ -1,0 +1,88 @@
+"""Writes what functions print in worker processes to this program's own stdout and stderr, on a thread of its own.
+
+A terminal, a pipe that nobody reads or a stream of the user's may hold up a writer for any time. So the supervisor's
+thread only queues lines, up to MAX_LINES, and further ones are left out and counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+
+logger = logging.getLogger("executor_adapter")
+
+MAX_LINES = 20_000
+"""Lines that wait to be written."""
+MAX_WAIT_SECONDS = 1.0
+"""Seconds that a caller waits at most until the lines of its job are written."""
+
+
+class ProgramOutput:
+    """Holds the lines that are not written yet. Any thread may use it."""
+
+    def __init__(self) -> None:
+        self.pending = False
+        """Whether any line is not written."""
+        self._changed = threading.Condition()
+        self._lines: list[tuple[str, str]] = []
+        self._omitted = 0
+        self._is_stuck = False
+        """Whether a caller has waited in vain; none waits again until all is written."""
+        self._thread: threading.Thread | None = None
+
+    def write(self, stream: str, text: str) -> None:
+        """Let a line be written to `stream`, which is "stdout" or "stderr"; never wait for that."""
+        with self._changed:
+            if len(self._lines) >= MAX_LINES:
+                self._omitted += 1
+                return
+            self._lines.append((stream, text))
+            self.pending = True
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="executor-output", daemon=True)
+                try:
+                    self._thread.start()
+                except RuntimeError:  # No thread can be started now: the next line tries again.
+                    self._thread = None
+            self._changed.notify_all()
+
+    def wait(self) -> None:
+        """Wait until all lines are written, for at most MAX_WAIT_SECONDS."""
+        with self._changed:
+            if not self._is_stuck and self._thread is not threading.current_thread():
+                self._is_stuck = not self._changed.wait_for(lambda: not self.pending, MAX_WAIT_SECONDS)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                if not self._lines:
+                    self.pending = self._is_stuck = False
+                    self._changed.notify_all()
+                    self._changed.wait_for(lambda: self._lines)
+                lines, self._lines = self._lines, []
+                omitted, self._omitted = self._omitted, 0
+            for stream, text in lines:
+                write_line(stream, text)
+            if omitted:
+                logger.warning("%d lines that jobs printed were left out: this program's stdout is too slow", omitted)
+
+
+def write_line(stream: str, text: str) -> None:
+    """Write a line to this program's stdout or stderr, as they are now: replaced, captured, closed or None."""
+    target = getattr(sys, stream)
+    if target is None:
+        return
+    with contextlib.suppress(Exception):  # It is closed, nobody reads it, or it is of another's class.
+        try:
+            target.write(f"{text}\n")
+        except UnicodeEncodeError as error:
+            target.write(f"{text}\n".encode(error.encoding, "backslashreplace").decode(error.encoding))
+
+
+program_output = ProgramOutput()
+
+if hasattr(os, "register_at_fork"):  # The thread stays in the parent, and may have held the lock.
+    os.register_at_fork(after_in_child=program_output.__init__)  # type: ignore[misc]

@@ -1,0 +1,136 @@
+"""Tests what becomes of what functions print in worker processes, where no flow run's log receives it."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from executor_adapter import Job, JobExecutor
+from executor_adapter.config import ExecutorSettings, Settings
+from executor_adapter.supervision import program_output
+from tests.contract.conftest import wait_for
+
+PROGRAM = """
+import os, sys
+from executor_adapter import Job, JobExecutor
+
+def talk():
+    print("from a job")
+    os.system("echo from its child")
+    print("to stderr", file=sys.stderr)
+
+if __name__ == "__main__":
+    print("before")
+    with JobExecutor(2) as executor:
+        executor.run(Job(function=talk, pool="process"))
+        print("between")
+        executor.submit(Job(function=print, args=("late",), pool="process"))
+    print("after")
+"""
+
+
+def talk() -> None:
+    print("from a job")
+    os.system("echo from its child")
+    print("to stderr", file=sys.stderr)
+
+
+def executor_with(output: Any = "forward", kind: type[JobExecutor] = JobExecutor) -> JobExecutor:
+    return kind(2, config=Settings(executor=ExecutorSettings(output=output)))
+
+
+def test_a_program_shows_what_its_jobs_print(tmp_path: Path) -> None:
+    """What a job and its children print is on the program's own streams, before what the program prints later."""
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=200, check=True)
+    assert done.stdout.split("\n") == ["before", "from a job", "from its child", "between", "late", "after", ""]
+    assert done.stderr.split("\n") == ["to stderr", ""]
+
+
+def test_output_goes_to_a_stream_that_replaces_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where sys.stdout is replaced, as by pytest or in a notebook, the replacement gets the lines."""
+    with executor_with() as executor:
+        executor.run(Job(function=talk, pool="process"))
+        captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("from a job\nfrom its child\n", "to stderr\n")
+
+
+class WithHook(JobExecutor):
+    """An executor that runs each attempt through a hook."""
+
+    async def pre_execution_hook(self, job: Job) -> None: ...
+
+
+def test_output_under_a_hook_is_forwarded(capsys: pytest.CaptureFixture[str]) -> None:
+    """An executor with hooks forwards what its jobs print, too."""
+    with executor_with(kind=WithHook) as executor:
+        executor.run(Job(function=print, args=("heard",), pool="process"))
+    assert capsys.readouterr().out == "heard\n"
+
+
+@pytest.mark.parametrize("stdout", [None, "closed", "ascii"])
+def test_a_stream_that_cannot_be_written_to_is_no_error(monkeypatch: pytest.MonkeyPatch, stdout: Any) -> None:
+    """A stdout that is None or closed takes no lines, and one of another encoding gets escapes; no job fails."""
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="ascii", write_through=True)
+    if stdout == "closed":
+        stream.close()
+    monkeypatch.setattr(sys, "stdout", None if stdout is None else stream)
+    with executor_with() as executor:
+        assert executor.run(Job(function=print, args=("gr\u00fcn",), pool="process")) is None
+    if stdout == "ascii":
+        assert raw.getvalue() == b"gr\\xfcn\n"
+
+
+def test_output_may_be_logged_or_dropped(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    """With `executor.output: log` a line is a log record of the job, and with `drop` it is nowhere."""
+    caplog.set_level(logging.INFO, "executor_adapter")
+    for output in ("log", "drop"):
+        with executor_with(output) as executor:
+            job = Job(function=print, args=(output,), pool="process")
+            executor.run(job)
+    assert [record.getMessage() for record in caplog.records if hasattr(record, "attempt")] == ["stdout: log"]
+    assert capsys.readouterr().out == ""
+
+
+class Stuck(io.StringIO):
+    """A stream that takes nothing until it is released, like a pipe that nobody reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.released = threading.Event()
+
+    def write(self, text: str) -> int:
+        self.released.wait(200)
+        return super().write(text)
+
+
+def test_a_stdout_that_takes_nothing_holds_up_no_job(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Jobs go on while nobody reads stdout; lines beyond a limit are left out, and then counted in one log line."""
+    stuck = Stuck()
+    monkeypatch.setattr(sys, "stdout", stuck)
+    monkeypatch.setattr("executor_adapter.supervision.output_forwarding.MAX_LINES", 10)
+    try:
+        with executor_with() as executor:
+            for number in range(30):
+                executor.run(Job(function=print, args=(f"line {number}",), pool="process"))
+            assert stuck.getvalue() == ""
+    finally:
+        stuck.released.set()
+    wait_for(lambda: not program_output.pending)
+    lines = stuck.getvalue().split()
+    assert lines[:4] == ["line", "0", "line", "1"]
+    omitted = 30 - len(lines) // 2
+    assert omitted > 0
+    assert caplog.messages == [f"{omitted} lines that jobs printed were left out: this program's stdout is too slow"]
