@@ -200,9 +200,10 @@ class JobExecutor(JobCaller, Slots, QuarantinedJobs, Watching, ExecutionHooks):
         driver = JobDriver(job, self._supervisor)
         around = None if self._tracer is None else self._tracer(None)
         admit = functools.partial(self._supervisor.admit, job, driver=driver, scope=around)
-        twin = (admit() if self._persistence is None else self._persistence.admit(job, admit, driven=True)).job
-        if twin is not job:
+        future = admit() if self._persistence is None else self._persistence.admit(job, admit, driven=True)
+        if (twin := future.job) is not job:
             raise InvalidJobError(f"job {twin.job_id} with dedupe_key={job.dedupe_key!r} is live: wait for that one")
+        future.note_read()  # The caller ends the job itself.
         return driver
 
     def cancel(self, job_id: str) -> bool:

@@ -264,7 +264,9 @@ class BaseScheduler:
     def _submit(self, job: Job, executor: JobExecutor) -> Job:
         executor.fill_in_defaults(job)  # A pool that the settings name wins over the scheduler's choice.
         self._choose_pool(job)
-        return executor.submit(job).job
+        future = executor.submit(job)
+        future.note_read()  # Its status says how it ended.
+        return future.job
 
     def _waiting_twin(self, job: Job) -> Job | None:
         if job.dedupe_key is None:

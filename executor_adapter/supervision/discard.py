@@ -49,6 +49,11 @@ class Discard:
         self.flush()
         self._batches.put(None)
 
+    def wait(self, seconds: float) -> None:
+        """Wait after `close` until all is dropped, for at most so many seconds: a `__del__` may hang."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+
     def _is_thread_there(self) -> bool:
         if self._thread is None:
             thread = threading.Thread(target=self._run, name="executor-discard", daemon=True)

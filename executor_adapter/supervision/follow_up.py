@@ -17,6 +17,7 @@ from executor_adapter.pools import Assignment, Ending, SupervisorLoop
 from executor_adapter.supervision.discard import PLAIN_TYPES, Discard
 from executor_adapter.supervision.dispatcher import Dispatcher
 from executor_adapter.supervision.intake import JobIntake
+from executor_adapter.supervision.job_scope import has_receiver
 from executor_adapter.supervision.outcome import (
     code_and_message,
     failed_as,
@@ -134,6 +135,8 @@ class FollowUp:
             live.memory_limit = decision.memory_limit(live.memory_limit)
         self._free_unused_slot(job)
         self._tracker.advance(job, JobStatus.RETRYING, error, retry_at=time.time() + decision.delay)
+        if not has_receiver(job):
+            _report_retry(job, decision.delay)
         self.schedule_retry(job, self._loop.now() + decision.delay, when_due)
 
     def schedule_retry(self, job: Job, due: float, when_due: Callable[[Job], None]) -> None:
@@ -189,3 +192,12 @@ class FollowUp:
         driver = job.live.driver
         if driver is not None and driver.release_slot():
             self._dispatcher.take_back_slot(job)
+
+
+def _report_retry(job: Job, delay: float) -> None:
+    logger.warning(
+        "job %s: attempt %d of %d failed (%s: %s), next in %s s",
+        *(job.job_id, job.state.attempt, job.policy.retry_attempts + 1, job.error_code, job.error_message),
+        f"{delay:.2f}".rstrip("0").removesuffix("."),
+        extra={"job_id": job.job_id},
+    )

@@ -17,6 +17,7 @@ from typing_extensions import TypeVar
 
 from executor_adapter.job import Job, JobStatus
 from executor_adapter.supervision.output_forwarding import program_output
+from executor_adapter.supervision.unread_failures import UnreadFailures
 
 logger = logging.getLogger("executor_adapter")
 
@@ -99,6 +100,7 @@ class FutureHub:
         """The condition of all futures, see JobFuture. Its lock is also kept alone, since that is faster to take."""
         self.is_supervisor_thread: Callable[[], bool] = lambda: False
         self.is_started: Callable[[], bool] = lambda: False
+        self.unread = UnreadFailures()
 
     def expect_callback(self) -> None:
         """Prepare for a future's first callback."""
@@ -133,6 +135,9 @@ class JobFuture(Future[R]):
     most futures are done before anyone waits, and these would be half of the memory of a queued job. So no thread waits
     on the condition itself: each waits as a waiter of the future, like those of `concurrent.futures.wait`.
     """
+
+    _is_read = False
+    _unread: int | None = None
 
     def __init__(self, job: Job, hub: FutureHub) -> None:
         # Instead of Future's own __init__, which would make all of it at once.
@@ -171,12 +176,27 @@ class JobFuture(Future[R]):
             if self._made_waiters:
                 for waiter in self._made_waiters:
                     waiter.add_exception(self) if error is not None else waiter.add_result(self)
+            elif error is not None and not (self._made_callbacks or self._is_read):
+                self._note_failure()
         if self._made_callbacks:
             self._invoke_callbacks()  # type: ignore[attr-defined]
+
+    def _note_failure(self) -> None:
+        job = self.job
+        if job.status is JobStatus.FAILED:
+            self._unread = self._hub.unread.add(self, f"{job.job_id}: {job.error_code}: {job.error_message}")
+
+    def note_read(self) -> None:
+        """Note that somebody knows how the job ends, whether or not it has ended."""
+        self._is_read = True
+        if self._unread is not None:
+            self._hub.unread.remove(self._unread)
+            self._unread = None
 
     def result(self, timeout: float | None = None) -> R:
         """Return what the function returned; raises its exception, or the executor's error for it."""
         self._wait(timeout)
+        self.note_read()
         _wait_for_output(timeout)
         error = self._exception
         if error is None:
@@ -189,6 +209,7 @@ class JobFuture(Future[R]):
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what `result` would raise; None where the job completed."""
         self._wait(timeout)
+        self.note_read()
         _wait_for_output(timeout)
         return self._exception
 
@@ -253,6 +274,7 @@ class JobFuture(Future[R]):
 
     def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
         """Call `fn(future)` when the job has ended, on a thread for callbacks; at once if it has ended already."""
+        self.note_read()
         if not self.done():
             self._hub.expect_callback()
         super().add_done_callback(functools.partial(self._hub.deliver, fn))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any, Literal, Protocol
 
+from executor_adapter.job import Job
 from executor_adapter.pools import Assignment
 from executor_adapter.supervision.output_forwarding import program_output
 
@@ -19,6 +20,14 @@ class JobScope(Protocol):
 
     def on_message(self, assignment: Assignment, topic: str, content: Any) -> None:
         """Receive a message of the function: topics and contents are those of `PoolSupervisor.on_message`."""
+
+
+def has_receiver(job: Job) -> bool:
+    """Return whether somebody receives the job's messages, as a flow run does, and shows how its attempts end."""
+    scope, driver = job.live.scope, job.live.driver
+    if scope is not None and getattr(scope, "inner", scope) is not None:
+        return True
+    return driver is not None and driver.has_listeners
 
 
 OutputMode = Literal["forward", "log", "drop"]

@@ -113,7 +113,8 @@ class Supervisor:
         self.futures = FutureHub(self.cancel, self.check_not_forked)
         self.thread = make_thread(loop, self.futures.callbacks, self.stopping.fail_all)
         self.call_soon: Callable[..., None] = self.thread.call_soon
-        self.thread.on_closed.append(self.discard.close)
+        self.thread.on_closed += [self.discard.close, self._report_unread]
+        self.futures.unread.is_off = bool(observers)  # They are told of each failure.
         self.thread.count_jobs = self.intake.jobs.__len__
         self.futures.is_supervisor_thread = self.thread.is_current
         self.futures.is_started = self.thread.is_started
@@ -310,8 +311,8 @@ class Supervisor:
     def on_message(self, assignment: Assignment | None, topic: str, content: Any) -> None:
         """Receive a message of a running function."""
         if assignment is None:
-            return
             self.unclaimed.receive(None, topic, content)
+            return
         live = assignment.job.live
         if topic == "progress":
             assignment.job.report_progress(Progress(*content))
@@ -329,6 +330,12 @@ class Supervisor:
             live.driver.receive(topic, content)
         else:
             self.unclaimed.receive(assignment, topic, content)
+
+    def _report_unread(self) -> None:
+        unread = self.futures.unread
+        if len(unread):
+            self.discard.wait(1.0)  # It may hold the last reference to a future that the program has dropped.
+            unread.report()
 
     def _discard(self, assignment: Assignment) -> StopReason | None:
         """Drop a finished assignment; return why it was stopped, if it was."""

@@ -183,6 +183,7 @@ class _BulkRun:
         scope = self._scopes[job] = self._scope_of(job, index)
         try:
             future = self._executor.submit(job, scope=scope)
+            future.note_read()
         except (InvalidJobError, JobSerializationError) as error:
             del self._scopes[job]
             self._record_refusal(index, job, scope, error)

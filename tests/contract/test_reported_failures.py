@@ -1,0 +1,102 @@
+"""Tests that retries, and failures of which nobody asks, are in the log."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from executor_adapter import Job, JobExecutor, RetryPolicy, Transition
+from executor_adapter.config import Settings
+from executor_adapter.testing import InlineExecutor
+
+HELD = """
+from executor_adapter import Job, JobExecutor
+
+def fail(name):
+    raise ValueError(name)
+
+with JobExecutor(2) as executor:
+    held, read_later = [
+        executor.submit(Job(function=fail, args=(name,), job_id=name, retry_attempts=0)) for name in ("held", "read")
+    ]
+read_later.exception()
+print("closed", flush=True)
+"""
+
+
+class Plain(JobExecutor):
+    """An executor without hooks."""
+
+
+class WithHook(JobExecutor):
+    """An executor that runs each attempt through a hook."""
+
+    async def pre_execution_hook(self, job: Job) -> None: ...
+
+
+def fail(name: str) -> None:
+    raise ValueError(name)
+
+
+def failing(name: str, **fields: object) -> Job:
+    return Job(function=fail, args=(name,), job_id=name, **({"retry_attempts": 0} | fields))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [Plain, WithHook])
+def test_each_retry_is_logged_once(kind: type[JobExecutor], caplog: pytest.LogCaptureFixture) -> None:
+    """Each attempt that is retried is one line: which attempt of how many, why it failed, and when the next one is."""
+    with kind(2, config=Settings()) as executor:
+        policy = RetryPolicy(retry_attempts=2, delays=(0.0,))
+        assert executor.submit(failing("no", retry_attempts=2, retry=policy)).exception(60) is not None
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
+        "job no: attempt 1 of 3 failed (EXECUTION_ERROR: ValueError: no), next in 0 s",
+        "job no: attempt 2 of 3 failed (EXECUTION_ERROR: ValueError: no), next in 0 s",
+    ]
+
+
+def test_a_retry_says_its_delay(caplog: pytest.LogCaptureFixture) -> None:
+    """The delay is in seconds, with the job's default of a minute as it is."""
+    with InlineExecutor() as executor:
+        future = executor.submit(failing("no", retry=RetryPolicy(jitter=0)))
+        assert caplog.messages == ["job no: attempt 1 of 4 failed (EXECUTION_ERROR: ValueError: no), next in 60 s"]
+        future.cancel()
+
+
+def test_failures_that_nobody_read_are_reported_when_the_executor_closes(caplog: pytest.LogCaptureFixture) -> None:
+    """Futures that were dropped unread are one line with their number, and with the first jobs and their errors."""
+    with JobExecutor(2, config=Settings()) as executor:
+        for number in range(5):
+            executor.submit(failing(f"job-{number}"))
+        executor.submit(failing("read")).exception(60)
+        executor.submit(failing("called back")).add_done_callback(lambda _: None)
+        executor.submit(Job(function=len, args=((),)))
+        list(executor.map(fail, ["mapped"], retry_attempts=0))
+    (message,) = caplog.messages
+    head, *named, more = message.split("; ")
+    assert head.startswith("jobs that failed without anybody reading their future: 5: job-")
+    assert "EXECUTION_ERROR: ValueError: job-" in head
+    assert (len(named), more) == (2, "and 2 more")
+
+
+def test_failures_of_an_executor_with_observers_are_theirs(caplog: pytest.LogCaptureFixture) -> None:
+    """Where an observer is told of each transition, an unread future is not reported."""
+    told: list[Transition] = []
+    with JobExecutor(2, config=Settings(), observers=[told.append]) as executor:
+        executor.submit(failing("observed"))
+    assert told[-1].error is not None
+    assert caplog.messages == []
+
+
+def test_a_future_that_is_still_held_is_reported_at_the_exit(tmp_path: Path) -> None:
+    """A future that is held when its executor closes may be read afterwards; if it was not, the exit says so."""
+    program = tmp_path / "program.py"
+    program.write_text(HELD)
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=200, check=True)
+    assert done.stdout == "closed\n"
+    assert done.stderr == (
+        "jobs that failed without anybody reading their future: 1: held: EXECUTION_ERROR: ValueError: held\n"
+    )
