@@ -79,7 +79,10 @@ class ConfigSources:
         except ValidationError as error:
             message = describe(error, str(self.file or "defaults"), self.written, self.given)
             raise ConfigurationError(message + self._hint(error)) from None
-        return settings.relative_to(Path.cwd() if self.file is None else self.file.resolve().parent)
+        try:
+            return settings.relative_to(Path.cwd() if self.file is None else self.file.resolve().parent)
+        except FileNotFoundError:  # The working directory is gone, and with it what a relative path could mean.
+            return settings
 
     def _hint(self, error: ValidationError) -> str:
         """Return what to do where the file may belong to another program."""

@@ -37,6 +37,7 @@ REPORTS = """
 import sys
 def report():
     flags = [sys.flags.isolated, sys.flags.no_user_site, sys.flags.int_max_str_digits]
+    flags += [sys.flags.optimize, sys.flags.dev_mode, sys.flags.utf8_mode, __debug__]
     return [flags, sys._xoptions, sys.warnoptions, sys.path]
 """
 
@@ -65,7 +66,14 @@ def run_program(tmp_path: Path, *flags: str) -> dict[str, Any]:
     return reported
 
 
-@pytest.mark.parametrize("flags", [(), ("-I", "-X", "int_max_str_digits=5000", "-W", "ignore::UserWarning")])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        ("-I", "-X", "int_max_str_digits=5000", "-W", "ignore::UserWarning"),
+        ("-O", "-X", "dev", "-X", "utf8", "-W", "error::UserWarning"),
+    ],
+)
 def test_workers_run_no_file_of_the_working_directory(tmp_path: Path, flags: tuple[str, ...]) -> None:
     """Guardian and workers run no file of the working directory, and have the program's flags and sys.path."""
     reported = run_program(tmp_path, *flags)
@@ -107,3 +115,30 @@ def test_a_module_of_the_working_directory_is_found_where_the_program_finds_it(t
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=200
     )
     assert (done.stdout, done.stderr) == ("beside\n", "")
+
+
+IN_A_GONE_DIRECTORY = """
+import os
+from executor_adapter import Job, JobExecutor
+os.rmdir(os.getcwd())
+def here():
+    return "done"
+for pool, method in (("thread", "guardian"), ("process", "guardian"), ("process", "spawn")):
+    os.environ["EXECUTOR_ADAPTER_EXECUTOR__START_METHOD"] = method
+    with JobExecutor(1) as executor:
+        print(executor.run(Job(function=here, pool=pool, retry_attempts=0)))
+"""
+
+
+def test_a_working_directory_that_is_gone_keeps_no_job_from_running(tmp_path: Path) -> None:
+    """A program whose working directory was removed starts executors and workers all the same."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    program = tmp_path / "program.py"
+    program.write_text(IN_A_GONE_DIRECTORY)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("EXECUTOR_ADAPTER")}
+    environment |= {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, str(program)], capture_output=True, text=True, cwd=gone, env=environment, timeout=200
+    )
+    assert (done.stdout.split(), done.returncode) == (["done"] * 3, 0), done.stderr
