@@ -29,7 +29,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run ui server-ha test quick durations check lint coverage lowest lock docs docs-serve hooks bench chaos clean
+.PHONY: help run ui server-ha test quick durations check lint coverage lowest lock docs docs-serve hooks nightly bench chaos clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,13 +45,13 @@ server-ha: $(DEV) ## run Prefect's server as several processes on PostgreSQL and
 
 # Four processes on two cores, because many tests wait: for a server, a limit, a process that ends.
 # Nothing that computes for minutes runs beside the tests: they would take longer, each time by another factor.
-DAILY := -m "not chaos and not bench"
+DAILY := -m "not nightly and not chaos and not bench"
 ALL := $(DAILY) --ignore tests/benchmarks -n $(PROCESSES)
-test: check ## check everything, and run all tests except chaos and bench
+test: check ## check everything, and run all tests except nightly, chaos and bench
 	@$(BIN)/python -m tests.run $(ALL) $(ARGS)
 
 quick: $(DEV) ## run the tests of the parts and the main ways through them, in two minutes
-	@$(BIN)/python -m tests.run $(ALL) $(QUICK) $(ARGS)
+	@$(BIN)/python -m tests.run --group tests $(ALL) $(QUICK) $(ARGS)
 QUICK := tests/unit tests/contract tests/prefect/test_states.py tests/prefect/test_job_task.py tests/prefect/test_run_jobs.py
 
 durations: $(DEV) ## run all tests, and record how long each file takes, by which they are started
@@ -104,6 +104,9 @@ docs-serve: $(DEV) ## show the documentation on 127.0.0.1:8000, and build it aga
 
 hooks: $(DEV) ## check each commit before it is made (pre-commit)
 	@$(BIN)/pre-commit install
+
+nightly: $(DEV) ## run what takes long and is proved by less in `make test`; each night, with chaos
+	@$(BIN)/python -m tests.run --group tests -m nightly -n 2 $(ARGS)
 
 bench: $(DEV) ## compare the speed with other pools, as ratios
 	@$(PYTEST) -q -s -m bench --timeout=1800 $(ARGS)

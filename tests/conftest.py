@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -13,6 +14,9 @@ import pytest
 from executor_adapter.config.sources import CONFIG_VARIABLE
 
 pytest_plugins = ["tests.scheduling"]
+
+
+LOG_BYTES = 4_000
 
 
 def pytest_configure() -> None:
@@ -34,6 +38,19 @@ def pytest_collection_finish() -> None:
     gc.enable()
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[Any]:
+    """Show beside a failure how busy the machine was, and what the processes of the test have logged into files."""
+    report: pytest.TestReport = yield
+    if report.failed:
+        report.sections.append(("Load of the machine", " ".join(f"{load:.1f}" for load in os.getloadavg())))
+        folder = getattr(item, "funcargs", {}).get("tmp_path")
+        for log in sorted(folder.rglob("*.log")) if folder else ():
+            with contextlib.suppress(OSError):
+                report.sections.append((f"End of {log.name}", log.read_bytes()[-LOG_BYTES:].decode(errors="replace")))
+    return report
 
 
 @pytest.hookimpl(wrapper=True)

@@ -139,6 +139,7 @@ def test_no_schedule_repeats_the_work_of_another(deployed: dict[str, dict[str, A
     assert {"flights", "prefect", "maintenance"} == set(scheduled)
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("worker")
 def test_a_worker_completes_scheduled_and_requested_runs(server: Server, deployed: dict[str, dict[str, Any]]) -> None:
     """A worker completes a run that its schedule created, and the end of a requested collection starts the processing.

@@ -22,8 +22,48 @@ from tests.acceptance.browser import new_page
 from tests.api_server import serving
 from tests.servers import ROOT, Server, create_database, poll, running
 
-FLIGHTS = 336_776
-TABLES = {"flights": FLIGHTS, "weather": 26_115, "planes": 3_322, "airports": 1_458, "airlines": 16}
+OTHER_TABLES = {"weather": 26_115, "planes": 3_322, "airports": 1_458, "airlines": 16}
+OTHER_REJECTED = {"weather": 1, "airports": 3}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Period:
+    """The flights that a run collects: which months, how many good rows of the first, in all, and rejected."""
+
+    months: tuple[str, ...]
+    first_month: int
+    flights: int
+    rejected: int
+
+    @property
+    def tables(self) -> dict[str, int]:
+        """The rows of each table."""
+        return {"flights": self.flights} | OTHER_TABLES
+
+    @property
+    def rejects(self) -> dict[str, int]:
+        """The rejected rows of each table that has some."""
+        return {"flights": self.rejected} | OTHER_REJECTED
+
+    @property
+    def rows(self) -> int:
+        return sum(self.tables.values())
+
+    @property
+    def windows(self) -> int:
+        return len(self.months) + len(OTHER_TABLES)
+
+    @property
+    def summed(self) -> str:
+        """What becomes of all rows, as the output says it."""
+        rejected = sum(self.rejects.values())
+        return f"flights: {self.rows:,} collected = {self.rows - rejected:,} processed + {rejected} rejected"
+
+
+MONTH = Period(months=("2013-02",), first_month=24_950, flights=24_951, rejected=1)
+YEAR = Period(
+    months=tuple(f"2013-{month:02}" for month in range(1, 13)), first_month=27_004, flights=336_776, rejected=4
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +71,7 @@ class Home:
     """A user's directory: configuration, lake, and Prefect's home with the embedded server's database."""
 
     directory: Path
+    period: Period = MONTH
 
     @property
     def lake(self) -> Path:
@@ -74,19 +115,29 @@ def project_settings() -> dict[str, Any]:
     return settings
 
 
+def flights_of(period: Period, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the table `flights`, reduced to the months of the period."""
+    table: dict[str, Any] = settings["tools"]["flights"]["tables"]["flights"]
+    return table | {"windows": list(period.months)}
+
+
 def one_month(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the tool `flights`, reduced to one month."""
-    tool: dict[str, Any] = settings["tools"]["flights"]
-    return tool | {"tables": {"flights": tool["tables"]["flights"] | {"windows": ["2013-02"]}}}
+    """Return the tool `flights`, reduced to one month of one table."""
+    return settings["tools"]["flights"] | {"tables": {"flights": flights_of(MONTH, settings)}}
 
 
 # --- every job completes ---
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    home = Home(directory=tmp_path_factory.mktemp("home"))
-    home.configure(project_settings())
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(MONTH, id="a month"), pytest.param(YEAR, id="a year", marks=pytest.mark.nightly)],
+)
+def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Home:
+    home = Home(directory=tmp_path_factory.mktemp("home"), period=request.param)
+    settings = project_settings()
+    settings["tools"]["flights"]["tables"]["flights"] = flights_of(home.period, settings)
+    home.configure(settings)
     return home
 
 
@@ -113,23 +164,23 @@ def second(home: Home, first: str) -> str:
 
 def test_every_row_of_every_table_is_collected(home: Home, first: str) -> None:
     """The lake holds every row of every table, in its windows."""
-    for table, rows in TABLES.items():
+    for table, rows in home.period.tables.items():
         assert home.rows("raw", "flights", table) == rows
-    assert len(list((home.lake / "raw/flights/flights").iterdir())) == 12
+    assert len(list((home.lake / "raw/flights/flights").iterdir())) == len(home.period.months)
     types = ds.dataset(home.lake / "raw/flights/flights", partitioning="hive").schema
     assert (str(types.field("dep_delay").type), str(types.field("time_hour").type)) == (
         "int64",
         "timestamp[us, tz=UTC]",
     )
-    assert f"flights: {sum(TABLES.values()):,} new rows" in first
+    assert f"flights: {home.period.rows:,} new rows" in first
 
 
 def test_rows_are_conserved_and_reported(home: Home, first: str) -> None:
-    """All rows are processed or rejected; the data has eight impossible ones: tail numbers, a wind, airports."""
-    for table, rows in TABLES.items():
+    """All rows are processed or rejected; the year has eight impossible ones: tail numbers, a wind, airports."""
+    for table, rows in home.period.tables.items():
         kept, rejected = home.rows("processed", "flights", table), home.rows("rejects", "flights", table)
-        assert (kept + rejected, rejected) == (rows, {"flights": 4, "weather": 1, "airports": 3}.get(table, 0))
-    assert "flights: 367,687 collected = 367,679 processed + 8 rejected" in first
+        assert (kept + rejected, rejected) == (rows, home.period.rejects.get(table, 0))
+    assert home.period.summed in first
     assert "rejected: 1 row of flights/weather: wind_speed" in first
     history = json.loads((home.lake / "last_run.json").read_text())
     assert history["name"].startswith("pipeline ")
@@ -137,22 +188,23 @@ def test_rows_are_conserved_and_reported(home: Home, first: str) -> None:
 
 def test_the_summary_names_jobs_data_and_ui(home: Home, first: str) -> None:
     """The output names the jobs, the lake, the UI and the summary of the flights."""
-    assert "collect flights flights flights.csv.zip: completed, 336,776 rows" in first
-    assert "process flights flights 2013-01: completed, 27,004 rows" in first
+    period = home.period
+    assert f"collect flights flights flights.csv.zip: completed, {period.flights:,} rows" in first
+    assert f"process flights flights {period.months[0]}: completed, {period.first_month:,} rows" in first
     assert f"data: {home.lake}" in first
     assert "make ui" in first
-    assert "336,772" in first  # the number of valid flights, in the summary
+    assert f"{period.flights - period.rejected:,}" in first  # the number of valid flights, in the summary
     assert (home.lake / "reports/flights/summary.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_second_run_collects_nothing_twice(home: Home, second: str) -> None:
     """A second run collects no row again and reports it."""
-    for table, rows in TABLES.items():
+    for table, rows in home.period.tables.items():
         assert home.rows("raw", "flights", table) == rows
-    assert "flights: 0 new rows; 367,687 were already collected, and not collected again" in second
-    assert "flights: 367,687 collected = 367,679 processed + 8 rejected" in second
-    assert second.count("completed (already_collected)") >= len(TABLES)
-    assert second.count("completed (already_processed)") >= 16
+    assert f"flights: 0 new rows; {home.period.rows:,} were already collected, and not collected again" in second
+    assert home.period.summed in second
+    assert second.count("completed (already_collected)") >= len(home.period.tables)
+    assert second.count("completed (already_processed)") >= home.period.windows
 
 
 def test_the_second_run_summarises_the_first(home: Home, second: str) -> None:
@@ -171,8 +223,8 @@ def test_the_embedded_server_records_every_final_state(home: Home) -> None:
     assert home.query("select state_name, count(*) from flow_run group by 1") == [("Completed", 2)]
     states = home.query("select flow_run_id, state_type, count(*) from task_run group by 1, 2")
     assert {state for _, state, _ in states} == {"COMPLETED"}
-    # Five tables searched, 5 files and 4 resources of 2 days collected, 16 windows and those of the history processed.
-    assert all(count >= 5 + 5 + 4 * 2 + 16 + 2 for _, _, count in states)
+    # Five tables searched, 5 files and 4 resources of 2 days collected, all windows and those of the history processed.
+    assert all(count >= 5 + 5 + 4 * 2 + home.period.windows + 2 for _, _, count in states)
 
 
 @pytest.mark.usefixtures("second")
@@ -200,7 +252,9 @@ def test_prefect_shows_progress_jobs_report_and_plot(home: Home) -> None:
     assert "| success rate | average duration |" in text
     assert "| 100.0% |" in text
     rejected = text.partition("## Rejected rows, by reason")[2].partition("\n## ")[0]
-    assert sum(int(line.split("|")[-2]) for line in rejected.splitlines() if line.startswith("| flights")) == 8
+    assert sum(int(line.split("|")[-2]) for line in rejected.splitlines() if line.startswith("| flights")) == sum(
+        home.period.rejects.values()
+    )
     assert "## Slowest jobs" in text
     kind, plot = latest["pipeline-plot-flights"]
     assert kind == "markdown"

@@ -279,6 +279,7 @@ def test_a_line_that_was_cut_off_is_skipped(tmp_path: Path) -> None:
     file.release()
 
 
+@pytest.mark.nightly
 def test_a_server_that_demands_a_password_records_all_jobs(tmp_path: Path) -> None:
     """The mirror takes the server's password from Prefect's settings."""
     with prefect_server("tuned", tmp_path, PREFECT_SERVER_API_AUTH_STRING="user:secret") as server:
@@ -286,6 +287,7 @@ def test_a_server_that_demands_a_password_records_all_jobs(tmp_path: Path) -> No
             assert apart(run_many_jobs, 40)["complete"]
 
 
+@pytest.mark.nightly
 def test_the_embedded_server_records_all_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The embedded server has written all jobs into its database before it ends with the flow."""
     create_database(tmp_path)

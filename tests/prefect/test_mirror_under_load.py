@@ -100,6 +100,7 @@ def test_states_that_a_killed_server_lost_are_sent_again(tmp_path: Path) -> None
     run_with_killed_server(tmp_path, MANY)
 
 
+@pytest.mark.nightly
 def test_states_of_a_few_jobs_that_a_killed_server_lost_are_sent_again(tmp_path: Path) -> None:
     """States of 120 jobs that a killed server lost are sent again."""
     run_with_killed_server(tmp_path, 120, away=1.0)
