@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from prefect import flow
+from prefect.runtime import flow_run
 
 from executor_adapter import JobExecutor, RetryPolicy
 from executor_adapter.prefect import job_task
@@ -92,7 +93,7 @@ def every_state(folder: str) -> None:
         for name, each in UNFINISHED.items():
             unfinished.append(each.submit(folder))
             _wait_for(unfinished[-1], name)
-        Path(folder, "there").touch()
+        Path(folder, "there").write_text(str(flow_run.id))
         waits(folder)
         _cancel(executor, str(unfinished[0].task_run_id))
         for future in unfinished:

@@ -11,9 +11,17 @@ from playwright.sync_api import Browser, expect
 
 from tests.acceptance.browser import new_page
 from tests.acceptance.every_state import FINISHED, UNFINISHED
-from tests.servers import ROOT, Server, poll, running
+from tests.servers import ROOT, Server, new_user_env, poll, running
+from tests.shared_server import shared_server
 
 STATES = [*FINISHED, *UNFINISHED]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """The server of all tests, with a home of this test."""
+    with shared_server() as url:
+        yield Server(url=url.removesuffix("/api"), env=new_user_env(tmp_path, PREFECT_API_URL=url))
 
 
 @pytest.fixture
@@ -21,9 +29,8 @@ def flow_run(server: Server, tmp_path: Path) -> Iterator[str]:
     """Start a flow run with a task run in each state, which stays so during the test."""
     command = [sys.executable, str(ROOT / "tests" / "acceptance" / "every_state.py"), str(tmp_path)]
     with running(command, env=server.env, cwd=tmp_path, log=tmp_path / "flow.log"):
-        poll((tmp_path / "there").exists, within=300, what="a task run in every state")
-        (found,) = server.call("POST", "/flow_runs/filter", {})
-        flow_run_id = found["id"]
+        there = tmp_path / "there"
+        flow_run_id = poll(lambda: there.exists() and there.read_text(), within=300, what="a task run in every state")
         poll(lambda: set(_states(server, flow_run_id)) == set(STATES), within=300, what="all states on the server")
         yield flow_run_id
         (tmp_path / "seen").touch()

@@ -6,6 +6,7 @@ import gc
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -19,6 +20,7 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, Settings
 from executor_adapter import JobExecutor
 from executor_adapter.prefect.crashes import closing
 from tests.servers import WITHOUT_SCHEDULES, new_user_env, prefect_server
+from tests.shared_server import shared_server
 
 PREFECTS_OWN_LEAKS = (
     "ignore:unclosed:ResourceWarning",
@@ -65,19 +67,33 @@ def _no_heartbeats(without_heartbeats: Callable[[Settings], Settings]) -> Iterat
 
 @pytest.fixture(scope="session")
 def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a server that ends with the session; Prefect's settings in this process point to it."""
+    """The URL of the server of all tests of this machine; Prefect's settings in this process point to it."""
+    with shared_server() as url, used(url, tmp_path_factory.mktemp("prefect")):
+        yield url
+
+
+@pytest.fixture(scope="module")
+def server_of_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a server for one file of tests, for what would disturb tests of other files."""
     home = tmp_path_factory.mktemp("prefect")
     with prefect_server(home, new_user_env(home, **WITHOUT_SCHEDULES)) as server:
         url = f"{server.url}/api"
-        settings = {
-            "PREFECT_API_URL": url,
-            "PREFECT_HOME": str(home),
-            "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "0.2",
-            "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",  # tasks outside a flow have no log at the server
-        }
-        with _PrefectSettings(settings):
+        with used(url, home):
             yield url
-            APILogHandler().flush()  # Otherwise Prefect tries for a minute at the exit to reach a server that is gone.
+
+
+@contextmanager
+def used(url: str, home: Path) -> Iterator[None]:
+    """Let Prefect's settings in this process point to a server, whose tests have a home of their own."""
+    settings = {
+        "PREFECT_API_URL": url,
+        "PREFECT_HOME": str(home),
+        "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "0.2",
+        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",  # tasks outside a flow have no log at the server
+    }
+    with _PrefectSettings(settings):
+        yield
+        APILogHandler().flush()  # Otherwise Prefect tries for a minute at the exit to reach a server that is gone.
 
 
 class _PrefectSettings:

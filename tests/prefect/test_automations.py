@@ -35,6 +35,12 @@ Created = dict[str, UUID]
 
 
 @pytest.fixture(scope="module")
+def prefect_api(server_of_file: str) -> str:
+    """The automations fire at jobs and flow runs of others too."""
+    return server_of_file
+
+
+@pytest.fixture(scope="module")
 def webhook() -> Iterator[tuple[str, list[tuple[str, Any]]]]:
     """The URL of a server for messages, and the list of the messages that it gets."""
     with serving(lambda path, body: as_json({})) as (url, requests):

@@ -32,6 +32,12 @@ from tests.servers import ROOT
 pytestmark = pytest.mark.usefixtures("quick_sweeps")
 
 
+@pytest.fixture(scope="module")
+def prefect_api(server_of_file: str) -> str:
+    """A sweep ends flow runs of others, as soon as they can be ended."""
+    return server_of_file
+
+
 def test_the_task_runs_of_a_killed_flow_are_crashed(prefect_api: str, api: Api, wait_for: Wait, tmp_path: Path) -> None:
     """After a SIGKILL flow runs and live task runs become Crashed, however the jobs ran; those that ended stay so."""
     file = tmp_path / "ids"

@@ -26,6 +26,12 @@ from tests.prefect.conftest import Api, Wait
 DAY = 86_400.0
 
 
+@pytest.fixture(scope="module")
+def prefect_api(server_of_file: str) -> str:
+    """Maintenance ends flow runs of others, as soon as they can be ended."""
+    return server_of_file
+
+
 def age(path: Path, days: float) -> Path:
     """Let a file look as if it was last written so many days ago."""
     path.parent.mkdir(parents=True, exist_ok=True)

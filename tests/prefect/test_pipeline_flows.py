@@ -17,6 +17,12 @@ from tests.prefect.conftest import Api, Wait
 STAGE = {"stage": "deduplicate", "key": "id"}
 
 
+@pytest.fixture(scope="module")
+def prefect_api(server_of_file: str) -> str:
+    """Maintenance ends flow runs of others, as soon as they can be ended."""
+    return server_of_file
+
+
 def configure(folder: Path, tools: dict[str, Any]) -> str:
     file = folder / "config.yaml"
     file.write_text(yaml.safe_dump({"lake": "lake", "job": {"retry_attempts": 0}, "tools": tools}))

@@ -1,0 +1,86 @@
+"""One Prefect server for all tests of a clone that do not break, restart or configure one.
+
+    with shared_server() as url:  # of the API, as in PREFECT_API_URL
+
+The first that needs it starts it, and it ends with the last process that uses it, however that ends: the kernel
+releases its lock. Flows, pools and tags of a test have names of its own, since other tests use the same server at the
+same time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from tests.servers import ROOT, WITHOUT_SCHEDULES, new_user_env, poll, prefect_server
+
+FOLDER = ROOT / ".pytest_cache" / "prefect" / "shared"
+USERS = FOLDER / "users"
+"""Each process that uses the server has a shared lock of this file; the keeper waits for an exclusive one."""
+KEEPER = FOLDER / "keeper"
+"""Holds the server's URL while the process that keeps it holds a lock of this file."""
+STARTING = FOLDER / "starting"
+"""Locked by a process that looks whether there is a server, and starts one if there is none."""
+LOG = FOLDER / "keeper.log"
+
+
+@contextmanager
+def shared_server() -> Iterator[str]:
+    """Yield the URL of the server's API; it answers until the caller leaves."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with USERS.open("a") as users:
+        with STARTING.open("a") as starting:
+            fcntl.flock(starting, fcntl.LOCK_EX)
+            fcntl.flock(users, fcntl.LOCK_SH)  # Waits for a server to end that nobody uses any more.
+            if not _is_kept():
+                command = [sys.executable, "-m", "tests.shared_server"]
+                with LOG.open("wb") as log:
+                    subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, check=True)
+            url = poll(_url, what=f"a Prefect server for all tests ({LOG})", within=300)
+        yield f"{url}/api"
+
+
+def _is_kept() -> bool:
+    """Return whether a process keeps the server, or starts it."""
+    with KEEPER.open("a") as file:
+        return not _try_lock(file)
+
+
+def _url() -> str:
+    """Return the server's URL once it answers."""
+    assert _is_kept(), LOG.read_text(errors="replace")
+    return KEEPER.read_text()
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def keep() -> None:
+    """Run a server, in a process of its own, until nobody uses it; return as soon as no second one can start."""
+    with USERS.open("a") as users, KEEPER.open("w") as keeper:  # Users come in once it is over, and find no keeper.
+        fcntl.flock(keeper, fcntl.LOCK_EX)
+        if os.fork():
+            return  # The lock is the child's as well.
+        os.setsid()
+        with tempfile.TemporaryDirectory(prefix="prefect-of-tests-") as folder:
+            home = Path(folder)
+            with prefect_server(home, new_user_env(home, **WITHOUT_SCHEDULES)) as server:
+                keeper.write(server.url)
+                keeper.flush()
+                fcntl.flock(users, fcntl.LOCK_EX)
+
+
+if __name__ == "__main__":
+    keep()
