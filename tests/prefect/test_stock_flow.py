@@ -1,0 +1,94 @@
+"""A flow whose tasks become job tasks has the states, the results and the output that it had before."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.prefect.conftest import Api
+from tests.servers import ROOT, new_user_env, poll
+
+PROGRAM = Path(__file__).with_name("stock_flow.py")
+KINDS = ("task", "thread", "process")
+TASK_RUNS = 19  # Twelve tasks, some of them more than once, and the subflow.
+ENDED = {"Completed", "Failed", "Cached", "TimedOut", "Crashed"}
+
+Shown = tuple[list[str], Counter[str], Counter[str]]
+"""What a flow shows: its lines on stdout in their order, those of its log, and its task runs with their states."""
+
+
+@pytest.fixture(scope="module")
+def shown(prefect_api: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Shown]:
+    """What the flow shows with plain tasks, and with job tasks in either pool; the three run side by side."""
+    running = {kind: start_flow(kind, tmp_path_factory.mktemp(kind), prefect_api) for kind in KINDS}
+    return {kind: end_flow(process, Api(prefect_api)) for kind, process in running.items()}
+
+
+def start_flow(kind: str, home: Path, url: str) -> subprocess.Popen[str]:
+    env = new_user_env(home, PREFECT_API_URL=url, PREFECT_LOCAL_STORAGE_PATH=str(home), PYTHONPATH=str(ROOT))
+    command = [sys.executable, str(PROGRAM), kind, str(home)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=env, cwd=home, text=True, **pipes)
+
+
+def end_flow(process: subprocess.Popen[str], api: Api) -> Shown:
+    stdout, stderr = process.communicate(timeout=500)
+    assert process.returncode == 0, stdout + stderr
+    *lines, flow_run_id = stdout.splitlines()
+    flow_runs = [flow_run_id, *(run["id"] for run in children_of(api, flow_run_id))]
+
+    def task_runs() -> list[dict[str, object]]:
+        found: list[dict[str, object]] = api.post("/task_runs/filter", {"flow_runs": {"id": {"any_": flow_runs}}})
+        return found
+
+    poll(lambda: {run["state_name"] for run in task_runs()} <= ENDED, within=60, what="task runs that have ended")
+    states = Counter(
+        f"{without_suffix(str(run['name']))} {run['tags']} {run['run_count']}: {api.state_names(str(run['id']))}"
+        for run in task_runs()
+    )
+    return lines, Counter(log_lines(stderr)), states
+
+
+def children_of(api: Api, flow_run_id: str) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = api.post(
+        "/flow_runs/filter", {"flow_runs": {"parent_flow_run_id": {"any_": [flow_run_id]}}}
+    )
+    return found
+
+
+def without_suffix(text: str) -> str:
+    """Return the text without what Prefect adds at random: names and ids of flow runs, and the ends of task runs'."""
+    text = re.sub(r"\b([a-z_]+|within a subflow)-[0-9a-f]{3}\b", r"\1", text)
+    return re.sub(r"(Flow run|flow run) '[a-z-]+'|http://\S+", "Flow run", text)
+
+
+def log_lines(stderr: str) -> list[str]:
+    """Return the lines without their times, and tracebacks without their frames, which name each program's own files.
+
+    How an attempt failed is in other words, since what follows is decided by other rules.
+    """
+    lines = [re.sub(r"^\d\d:\d\d:\d\d\.\d+ ", "", line) for line in stderr.splitlines()]
+    failed = r".*(Task run '.*') - (?:Task run failed with exception|Attempt failed|Job failed): (\w+\(.*?\)).*"
+    lines = [re.sub(failed, r"\1 failed: \2", line) for line in lines]
+    shown = [line for line in lines if not line.startswith((" ", "Traceback"))]
+    # A slow machine may be told that the worker processes are still being prepared.
+    return [without_suffix(line) for line in shown if "is not ready after" not in line]
+
+
+@pytest.mark.parametrize("pool", ["thread", "process"])
+def test_job_tasks_have_the_states_of_tasks(pool: str, shown: dict[str, Shown]) -> None:
+    """Retries, caching, mapping, subflows, hooks, results, tags, coroutines and data frames end as they did before."""
+    assert shown[pool][2] == shown["task"][2]
+    assert shown["task"][2].total() == TASK_RUNS
+
+
+@pytest.mark.parametrize("pool", ["thread", "process"])
+def test_job_tasks_show_on_the_terminal_what_tasks_show(pool: str, shown: dict[str, Shown]) -> None:
+    """What the flow and its tasks print and log is on the same stream, the lines of stdout in the same order."""
+    assert shown[pool][0] == shown["task"][0]
+    assert shown[pool][1] == shown["task"][1]
