@@ -32,6 +32,7 @@ from executor_adapter.cli.stores import (
     find_jobs,
     opened,
 )
+from executor_adapter.cli.waits import reason_of
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.job import Attempt, JobStatus
 from executor_adapter.monitoring import SafeText
@@ -138,13 +139,15 @@ def first_line(text: str | None) -> str:
 def show(
     job_id: JobId, store: StoreOption = None, config_file: ConfigOption = None, as_json: JsonOption = False
 ) -> None:
-    """Show everything the store knows about one job."""
+    """Show everything the store knows about one job, and what it waits for."""
     with opened(store, config_file) as opened_store:
         record = find_job(opened_store, job_id)
+        waits_for = reason_of(opened_store, record)
     if as_json:
-        print_json(record.to_json() | {"arguments": record.arguments})
+        print_json(record.to_json() | {"arguments": record.arguments, "waits_for": waits_for})
         return
-    print_pairs({name: value for name, value in _facts(record).items() if value not in (None, "", {})})
+    facts = _facts(record) | {"waits for": waits_for}
+    print_pairs({name: value for name, value in facts.items() if value not in (None, "", {})})
     if record.attempts:
         console().print()
         _print_attempts(record.attempts)

@@ -13,6 +13,7 @@ import typer
 
 from executor_adapter.cli.output import JsonOption, clock_time, console, print_json, print_rows
 from executor_adapter.cli.stores import ConfigOption, StoreOption, opened
+from executor_adapter.cli.waits import reason_of_tool
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.job import JobStatus, ToolLimit
 from executor_adapter.monitoring import SafeText
@@ -22,7 +23,7 @@ app = typer.Typer(
     help="Show and change the limits of tools, which hold over all executors of a store.", no_args_is_help=True
 )
 
-COLUMNS = ("TOOL", "LIMIT", "RATE", "RUNNING", "WAITING", "PAUSED", "SET BY")
+COLUMNS = ("TOOL", "LIMIT", "RATE", "RUNNING", "WAITING", "WAITS FOR", "PAUSED", "SET BY")
 
 Tools = Annotated[list[str], typer.Argument(metavar="TOOL...", help="Names of tools, as in `tool_name` of a job.")]
 Tool = Annotated[str, typer.Argument(metavar="TOOL", help="The name of a tool, as in `tool_name` of a job.")]
@@ -41,6 +42,8 @@ class ToolStatus:
     limited_by: str | None
     running: int
     waiting: int
+    waits_for: str | None
+    """What those that wait, wait for; None if none waits."""
     executors: int
     """Executors that hold slots of it or wait for some."""
     paused: bool
@@ -127,18 +130,18 @@ def opened_for_tools(store: Any, config: Any) -> Iterator[JobStore]:
 
 def statuses(store: JobStore) -> list[ToolStatus]:
     """Return what is known of each tool, by name."""
-    controls, _ = store.tool_controls()
+    controls, now = store.tool_controls()
     live = store.live_by_tool()
     uses: dict[str, list[ToolUse]] = {}
     for use in store.tool_uses():
         uses.setdefault(use.tool_name, []).append(use)
     set_for = {name for name, control in controls.items() if not control.is_empty}
     names = sorted({name for name, _ in live} | set(uses) | set_for)
-    return [_status(name, controls.get(name), uses.get(name, []), live) for name in names]
+    return [_status(name, controls.get(name), uses.get(name, []), live, now) for name in names]
 
 
 def _status(
-    name: str, control: ToolControl | None, uses: Sequence[ToolUse], live: dict[tuple[str, JobStatus], int]
+    name: str, control: ToolControl | None, uses: Sequence[ToolUse], live: dict[tuple[str, JobStatus], int], now: float
 ) -> ToolStatus:
     control = control or ToolControl(tool_name=name)
     own_limits = sorted({use.max_concurrent for use in uses if use.max_concurrent is not None})
@@ -147,6 +150,8 @@ def _status(
         max_concurrent=own_limits[0] if len(own_limits) == 1 else None, rate=own_rates[0] if own_rates else None
     )
     limit = control.limit or only
+    waiting = sum(live.get((name, status), 0) for status in (JobStatus.PENDING, JobStatus.RETRYING))
+    reason = reason_of_tool(control, uses, now) or "free workers of its hosts, or the time of a retry"
     return ToolStatus(
         tool=name,
         max_concurrent=limit.max_concurrent,
@@ -154,7 +159,8 @@ def _status(
         own_limits=own_limits,
         limited_by=control.limited_by,
         running=live.get((name, JobStatus.RUNNING), 0),
-        waiting=sum(live.get((name, status), 0) for status in (JobStatus.PENDING, JobStatus.RETRYING)),
+        waiting=waiting,
+        waits_for=reason if waiting else None,
         executors=len(uses),
         paused=control.paused_by is not None,
         paused_by=control.paused_by,
@@ -171,6 +177,7 @@ def _row(tool: ToolStatus) -> list[Any]:
         "" if tool.rate is None else f"{tool.rate:g}/s",
         tool.running,
         tool.waiting,
+        tool.waits_for,
         SafeText(paused, style="yellow"),
         tool.limited_by,
     ]

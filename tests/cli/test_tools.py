@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from executor_adapter import Job, JobExecutor, JobStatus, ToolLimit
+from executor_adapter.cli.waits import reason_of_tool
 from executor_adapter.config import Settings
-from executor_adapter.store import JobStore
+from executor_adapter.store import JobStore, ToolControl, ToolUse
 from tests.cli.conftest import Command, fill, record
 from tests.contract import functions
 from tests.contract.conftest import wait_for
@@ -71,3 +74,44 @@ def test_a_paused_tool_starts_nothing_until_it_is_resumed(command: Command, stor
         assert not future.done()
         command("tools", "resume", "radar")
         assert future.result(200) == 2
+
+
+def test_what_a_job_waits_for_is_shown(command: Command, store: JobStore) -> None:
+    """`jobs show` and `tools list` say what a waiting job waits for, whatever it is, and nothing of one that runs."""
+    waiting = {"tool_name": "radar", "age": 20, "host": "a-host"}
+    fill(
+        store,
+        record("running-0001", JobStatus.RUNNING, tool_name="camera", age=30),
+        record("waiting-0002", JobStatus.PENDING, **waiting),
+        record("retried-0003", JobStatus.RETRYING, retry_at=4e9, **waiting),
+    )
+    store.enqueue(record("unowned-0004", JobStatus.PENDING, queue="nightly", age=5))
+
+    def shown(part: str) -> str:
+        return str(command("jobs", "show", part, "--json").json["waits_for"])
+
+    assert shown("running") == "None"
+    assert "a free worker of its host" in shown("waiting")
+    assert "its next try" in shown("retried")
+    assert "a running host of queue 'nightly'" in shown("unowned")
+    command("tools", "pause", "radar")
+    assert "`tools resume radar`" in shown("waiting")
+    assert "waits for" in command("jobs", "show", "waiting").out
+    camera, radar = command("tools", "list", "--json").json
+    assert (camera["waits_for"], radar["waits_for"].startswith("`tools resume radar`")) == (None, True)
+
+
+@pytest.mark.parametrize(
+    ("control", "use", "reason"),
+    [
+        ({"closed_until": 200.0}, {}, "the end of the pause that api asked for"),
+        ({"limit": ToolLimit(max_concurrent=2)}, {"held": 2}, "a slot of api: 2 of 2 are taken"),
+        ({}, {"held": 1, "max_concurrent": 1}, "a slot of api: 1 of 1 are taken"),
+        ({"limit": ToolLimit(rate=0.5)}, {"waits_since": 99.0}, "its turn: api starts 0.5 jobs a second"),
+        ({}, {"held": 1, "max_concurrent": 2}, "None"),
+    ],
+)
+def test_a_tool_says_why_it_holds_jobs_back(control: dict[str, Any], use: dict[str, Any], reason: str) -> None:
+    """A pause that the remote side asked for, a full limit and a rate are each named."""
+    uses = [ToolUse(tool_name="api", host_id="a-host", **use)]
+    assert str(reason_of_tool(ToolControl(tool_name="api", **control), uses, 100.0)).startswith(reason)

@@ -1,0 +1,48 @@
+"""Says why jobs of a store wait."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from executor_adapter.cli.output import clock_time
+from executor_adapter.job import JobStatus
+from executor_adapter.store import JobRecord, JobStore, ToolControl, ToolUse
+
+
+def reason_of(store: JobStore, record: JobRecord) -> str | None:
+    """Return what a job waits for; None if it does not wait."""
+    if record.status not in (JobStatus.PENDING, JobStatus.RETRYING):
+        return None
+    controls, now = store.tool_controls()
+    if record.retry_at is not None and record.retry_at > now:
+        return f"the time of its next try, {clock_time(record.retry_at)}"
+    if record.host is None:
+        return f"a running host of queue {record.queue!r} that can run it"
+    tool = record.tool_name
+    if tool is not None:
+        uses = [use for use in store.tool_uses() if use.tool_name == tool]
+        if (reason := reason_of_tool(controls.get(tool) or ToolControl(tool_name=tool), uses, now)) is not None:
+            return reason
+    return f"a free worker of its host, or what else it needs there (host {record.host})"
+
+
+def reason_of_tool(control: ToolControl, uses: Sequence[ToolUse], now: float) -> str | None:
+    """Return why a tool lets no further job start; None if it does not hold jobs back.
+
+    `uses`: what executors hold of it. `now`: the time by the store's clock.
+    """
+    name = control.tool_name
+    if control.paused_by is not None:
+        return f"`tools resume {name}`: it is paused by {control.paused_by}"
+    if control.closed_until > now:
+        return f"the end of the pause that {name} asked for, {clock_time(control.closed_until)}"
+    held, waits = sum(use.held for use in uses), any(use.waits_since is not None for use in uses)
+    own = [use.max_concurrent for use in uses if use.max_concurrent is not None]
+    most = control.limit.max_concurrent if control.limit is not None else min(own, default=None)
+    if most is not None and held >= most:
+        return f"a slot of {name}: {held} of {most} are taken"
+    rates = [use.rate for use in uses if use.rate is not None]
+    rate = control.limit.rate if control.limit is not None else min(rates, default=None)
+    if rate is not None and waits:
+        return f"its turn: {name} starts {rate:g} jobs a second"
+    return None
