@@ -120,6 +120,9 @@ class InlineThread(SupervisorThread):
     def is_inline(self) -> bool:
         return True
 
+    def may_wait(self) -> bool:
+        return not self._turning
+
     def turn(self) -> None:
         """Do all that is due. Does nothing when it is called from within itself."""
         if self._turning or self.closed.is_set():

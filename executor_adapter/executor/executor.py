@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Self
 
 from executor_adapter.config import Settings, load_config
-from executor_adapter.exceptions import InvalidJobError
+from executor_adapter.exceptions import ConfigurationError, InvalidJobError
 from executor_adapter.executor.calling import JobCaller, MapRequest
 from executor_adapter.executor.capacity import check_capacity, read_capacity, slot_limits
 from executor_adapter.executor.current import EntryToken, enter_executor, leave_executor
@@ -25,7 +26,16 @@ from executor_adapter.executor.slots import Slots
 from executor_adapter.executor.tracing import trace_jobs
 from executor_adapter.executor.watching import Watching
 from executor_adapter.executor.wrong_calls import explain_executor_calls
-from executor_adapter.job import Job, JobResult, Observer, ToolLimit, check_count, check_is_job, check_max_workers
+from executor_adapter.job import (
+    Job,
+    JobResult,
+    Observer,
+    ToolLimit,
+    check_count,
+    check_is_job,
+    check_max_workers,
+    check_timeout,
+)
 from executor_adapter.monitoring import export_metrics
 from executor_adapter.persistence import JobPersistence, QueueHistory
 from executor_adapter.store import JobStore
@@ -85,6 +95,7 @@ class JobExecutor(JobCaller, Slots, QuarantinedJobs, Watching, ExecutionHooks):
         requeue_on_shutdown: bool = False,
         address: str | None = None,
     ) -> None:
+        _refuse_gevent()
         check_max_workers(max_workers, or_none=", or None for the defaults")
         check_count("max_pending", max_pending, "leaves no place", or_none=", or None for no bound")
         self.config = config if config is not None else load_config()
@@ -123,6 +134,17 @@ class JobExecutor(JobCaller, Slots, QuarantinedJobs, Watching, ExecutionHooks):
         self._tracer = trace_jobs(tracker.observers, self._supervisor.unclaimed)
         self._tokens: list[EntryToken] = []
         track(self, self._supervisor)
+
+    def __reduce__(self) -> Any:
+        """Refuse to be sent to another process, where a function cannot submit to it.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            "a JobExecutor cannot be sent to another process: run a job that submits jobs with pool='thread' or "
+            "'coroutine', or let it return what is to be submitted"
+        )
 
     def _make_supervisor(self, **options: Any) -> Supervisor:
         return Supervisor(**options)
@@ -266,8 +288,17 @@ class JobExecutor(JobCaller, Slots, QuarantinedJobs, Watching, ExecutionHooks):
         By default every submitted job runs to its end. `cancel_futures=True` cancels jobs that have not started.
         `timeout` cancels what is not finished after so many seconds, running or not; 0 cancels all at once.
         `wait=False` returns immediately, whatever the mode; otherwise it also waits for callbacks of futures, unless
-        one takes longer than ten seconds. Another call can only make it end sooner.
+        one takes longer than ten seconds. Another call can only make it end sooner. An observer, which runs on the
+        thread that ends jobs, never waits.
+
+        Raises:
+            ValueError: `timeout` is not a number of seconds.
+            RuntimeError: A job of this executor asks to wait for its own end; nothing is shut down.
         """
+        check_timeout("timeout", timeout)
+        wait = wait and self._supervisor.thread.may_wait()
+        if wait and self._supervisor.futures.loan_of_caller() is not None:
+            raise RuntimeError("a job cannot wait until its own executor has ended: give shutdown(wait=False)")
         self._supervisor.close(cancel_pending=cancel_futures, cancel_running=timeout == 0)
         if timeout and not wait:
             self._supervisor.close_within(timeout)
@@ -309,3 +340,20 @@ class JobExecutor(JobCaller, Slots, QuarantinedJobs, Watching, ExecutionHooks):
         self._supervisor.check_not_forked()
         self._tokens.append(enter_executor(lambda: self))
         signal_watch.arm()
+
+
+def _refuse_gevent() -> None:
+    """Check that gevent has not replaced the threads, queues, descriptors and signals of this program.
+
+    Raises:
+        ConfigurationError: It has, and an executor would wait for ever.
+    """
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is not None and any(map(monkey.is_module_patched, _PATCHED_BY_GEVENT)):
+        raise ConfigurationError(
+            "gevent.monkey has patched this program, and an executor needs real threads, queues and sockets: "
+            "make the executor in a program that gevent has not patched, and let this one send it what to run"
+        )
+
+
+_PATCHED_BY_GEVENT = ("threading", "queue", "select", "socket", "os", "signal", "subprocess", "time")

@@ -1,18 +1,16 @@
-"""The slots of an executor: how many there are, which may change while it runs, and how an attempt lends its own."""
+"""The slots of an executor: how many there are, which may change while it runs."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from executor_adapter.executor.capacity import slot_limits
 from executor_adapter.job import check_max_workers
-from executor_adapter.pools import Assignment
 from executor_adapter.supervision import Supervisor
 
 
 class Slots:
-    """Gives an executor the attribute `max_workers`, and lends the slots of its attempts."""
+    """Gives an executor the attribute `max_workers`."""
 
     _supervisor: Supervisor
 
@@ -37,13 +35,3 @@ class Slots:
         # Set at once, so that no further attempt starts when this has returned.
         self._supervisor.dispatcher.limits = limits = slot_limits(slots)
         self._supervisor.call_soon(self._supervisor.pools.resize, limits)
-
-    @contextlib.contextmanager
-    def lent_slot(self, assignment: Assignment) -> Iterator[None]:
-        """Free the slot of a running attempt while the block waits for another job. Any thread may call it."""
-        starting = self._supervisor.starting
-        self._supervisor.call_soon(starting.lend_slot_of, assignment)
-        try:
-            yield
-        finally:
-            self._supervisor.call_soon(starting.take_slot_back_of, assignment)

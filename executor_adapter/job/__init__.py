@@ -60,7 +60,15 @@ from executor_adapter.job.status import TERMINAL, ErrorCode, JobStatus
 from executor_adapter.job.text import size_text, storable
 from executor_adapter.job.tool_limit import ToolLimit
 from executor_adapter.job.transition import LimitObserver, NearLimit, Observer, Transition
-from executor_adapter.job.validation import Count, Number, Seconds, check_age, check_count, check_max_workers
+from executor_adapter.job.validation import (
+    Count,
+    Number,
+    Seconds,
+    check_age,
+    check_count,
+    check_max_workers,
+    check_timeout,
+)
 
 __all__ = [
     "CPU",
@@ -121,6 +129,7 @@ __all__ = [
     "check_is_new",
     "check_max_workers",
     "check_start_method",
+    "check_timeout",
     "checked_capacity",
     "checked_resources",
     "decide",

@@ -100,6 +100,16 @@ def check_rate(name: str, value: Any) -> None:
         raise ValueError(f"{name}={value} lets no job start: use more than 0, or None")
 
 
+def check_timeout(name: str, value: Any) -> None:
+    """Check that `value` is a number of seconds, or None.
+
+    Raises:
+        ValueError: it is not; the message starts with `name`.
+    """
+    if value is not None and (isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value)):
+        raise ValueError(f"{name}={value!r} is not a number of seconds: give one, or None for no limit")
+
+
 def check_age(name: str, value: Any) -> None:
     """Check that `value` is a finite number of at least 0.
 

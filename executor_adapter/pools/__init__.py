@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from executor_adapter.pools.gpus import GpuShares, gpu_environment, gpu_ids, visible_gpus
     from executor_adapter.pools.in_process.call import bind, call_in_job
     from executor_adapter.pools.in_process.event_loop import COROUTINE_STOP_TIMEOUT, EventLoopThread
+    from executor_adapter.pools.in_process.slot_loan import SlotLoan, current_slot_loan, lend_slot
     from executor_adapter.pools.kinds import PoolKinds, pool_kinds
     from executor_adapter.pools.loop import SupervisorLoop
     from executor_adapter.pools.memory.available import AvailableMemory
@@ -55,7 +56,10 @@ _HOMES = {
     "SupervisorLoop": "executor_adapter.pools.loop",
     "WorkerPool": "executor_adapter.pools.base",
     "bind": "executor_adapter.pools.in_process.call",
+    "SlotLoan": "executor_adapter.pools.in_process.slot_loan",
     "call_in_job": "executor_adapter.pools.in_process.call",
+    "current_slot_loan": "executor_adapter.pools.in_process.slot_loan",
+    "lend_slot": "executor_adapter.pools.in_process.slot_loan",
     "check_job": "executor_adapter.pools.selection",
     "check_limits": "executor_adapter.pools.selection",
     "current_path": "executor_adapter.pools.transport.importable",
@@ -84,6 +88,7 @@ __all__ = [
     "PoolKinds",
     "PoolSupervisor",
     "Recall",
+    "SlotLoan",
     "SshHost",
     "SupervisorLoop",
     "WorkerPool",
@@ -93,6 +98,7 @@ __all__ = [
     "check_job",
     "check_limits",
     "current_path",
+    "current_slot_loan",
     "describe_ssh_host",
     "differences",
     "dump_by_value",
@@ -100,6 +106,7 @@ __all__ = [
     "gpu_ids",
     "importable_reference",
     "is_in_library",
+    "lend_slot",
     "pool_kinds",
     "processor_quota",
     "unavailable",

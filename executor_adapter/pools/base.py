@@ -139,6 +139,15 @@ class PoolSupervisor(Protocol):
         "event"       (kind, content): anything that a scope's code sends with `current_job().send(kind, content)`
         """
 
+    def lend_slot(self, assignment: Assignment, blocks: bool) -> None:
+        """Free the slot of an attempt that waits for another job, unless it has ended.
+
+        `blocks`: the wait blocks the thread that runs the attempt, so nothing else may wait for that thread.
+        """
+
+    def take_slot_back(self, assignment: Assignment) -> None:
+        """Take back a slot that was lent. For a moment one attempt more than `max_workers` may run."""
+
     def watch(self, fd: int, on_readable: Callable[[], None]) -> None:
         """Call `on_readable()` whenever `fd` is readable or at its end, until `unwatch(fd)`."""
 
@@ -265,8 +274,12 @@ class WorkerPool(ABC):
         stopped already, the shorter grace counts.
         """
 
-    def interrupt(self, assignment: Assignment) -> None:  # noqa: B027
-        """Raise SoftTimeoutError inside the function, and log the stack it interrupts."""
+    def interrupt(self, assignment: Assignment) -> bool:
+        """Raise SoftTimeoutError inside the function, and log the stack it interrupts.
+
+        Return False if its worker has not begun the function: then it must be asked again.
+        """
+        return True
 
     def largest_attempt(self) -> tuple[Assignment, int] | None:
         """Return the running attempt that holds the most memory, of those that `end_for_memory` can end, and its bytes.

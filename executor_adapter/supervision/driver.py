@@ -10,10 +10,9 @@ supervisor for something and returns a Future. Only one such future may be outst
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Protocol
 
@@ -109,15 +108,6 @@ class JobDriver:
     def cancel(self) -> bool:
         """Cancel the job; the outstanding future raises JobCancelledError once its attempt is dead."""
         return self._host.cancel(self.job)
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Free the slot of the running attempt while it waits for another job."""
-        self._host.call_soon(self._host.starting.lend_slot, self.job)
-        try:
-            yield
-        finally:
-            self._host.call_soon(self._host.starting.take_slot_back, self.job)
 
     def stop_attempt(self, reason: StopReason) -> None:
         """End the running attempt; its future resolves once nothing of it is alive."""

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import logging
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from concurrent.futures._base import FINISHED, PENDING  # The states that Future's own methods know.
 from queue import SimpleQueue
@@ -16,6 +16,7 @@ from typing import Any
 from typing_extensions import TypeVar
 
 from executor_adapter.job import Job, JobStatus
+from executor_adapter.pools import SlotLoan, current_slot_loan
 from executor_adapter.supervision.output_forwarding import program_output
 from executor_adapter.supervision.unread_failures import UnreadFailures
 
@@ -88,19 +89,43 @@ class Callbacks:
 class FutureHub:
     """Holds what all futures of one executor share: the lock and condition, the callbacks, and the way to cancel a job.
 
-    `cancel` ends a job; `check_usable` raises where this process was forked from the one that runs the executor.
+    `cancel` ends a job; `check_usable` raises where this process was forked from the one that runs the executor;
+    `supervisor` is that of the executor.
     """
 
-    def __init__(self, cancel: Callable[[Job], bool], check_usable: Callable[[], None]) -> None:
+    def __init__(
+        self, cancel: Callable[[Job], bool], check_usable: Callable[[], None], supervisor: object = None
+    ) -> None:
         self.cancel = cancel
         self.check_usable = check_usable
+        self._supervisor = supervisor
         self.callbacks = Callbacks()
         self.settling_lock = threading.RLock()
         self.settling = threading.Condition(self.settling_lock)
         """The condition of all futures, see JobFuture. Its lock is also kept alone, since that is faster to take."""
         self.is_supervisor_thread: Callable[[], bool] = lambda: False
+        self.may_wait: Callable[[], bool] = lambda: True
+        """Returns whether the caller may wait for a job: it does not run on the thread that ends jobs."""
         self.is_started: Callable[[], bool] = lambda: False
         self.unread = UnreadFailures()
+
+    def loan_of_caller(self) -> SlotLoan | None:
+        """Return what lends the slot of the job that calls this, where it is a job of the same executor."""
+        loan = current_slot_loan.get()
+        return loan if loan is not None and loan.supervisor is self._supervisor else None
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Lend the slot of the job that calls this, if it is one of the executor's, while the block waits for jobs."""
+        loan = self.loan_of_caller()
+        if loan is None:
+            yield
+            return
+        loan.begin()
+        try:
+            yield
+        finally:
+            loan.end()
 
     def expect_callback(self) -> None:
         """Prepare for a future's first callback."""
@@ -131,6 +156,9 @@ class JobFuture(Future[R]):
     process they raise ExecutorClosedError if the job had not ended when the process was forked. Cancelling the task
     that awaits a future cancels the job; `asyncio.shield(future)` prevents that.
 
+    A job that waits for a future of its own executor, in a thread or a coroutine, lends its slot until that is done:
+    otherwise the job that it waits for might never get one.
+
     All futures of an executor share one condition, and the lists of waiters and callbacks are made when first needed:
     most futures are done before anyone waits, and these would be half of the memory of a queued job. So no thread waits
     on the condition itself: each waits as a waiter of the future, like those of `concurrent.futures.wait`.
@@ -146,7 +174,7 @@ class JobFuture(Future[R]):
         self._state = PENDING
         self._result: Any = None
         self._exception: BaseException | None = None
-        self._made_waiters: list[Any] | None = None
+        self._made_waiters: _Waiters | None = None
         self._made_callbacks: list[Any] | None = None
 
     @property
@@ -157,7 +185,7 @@ class JobFuture(Future[R]):
     def _waiters(self) -> list[Any]:  # type: ignore[override]
         made = self._made_waiters
         if made is None:
-            made = self._made_waiters = []
+            made = self._made_waiters = _Waiters(None if self.done() else self._hub)
         return made
 
     @property
@@ -176,6 +204,7 @@ class JobFuture(Future[R]):
             if self._made_waiters:
                 for waiter in self._made_waiters:
                     waiter.add_exception(self) if error is not None else waiter.add_result(self)
+                self._made_waiters.end_loans()
             elif error is not None and not (self._made_callbacks or self._is_read):
                 self._note_failure()
         if self._made_callbacks:
@@ -227,6 +256,7 @@ class JobFuture(Future[R]):
                 loop.call_soon_threadsafe(ended.set)
 
         self.add_done_callback(wake)
+        self._lend_until_done()
         try:
             await ended.wait()
         except asyncio.CancelledError:
@@ -237,13 +267,15 @@ class JobFuture(Future[R]):
         if self._state == FINISHED:
             return
         self._hub.check_usable()  # In a forked process nothing would ever settle it.
+        if timeout is not None and timeout <= 0:
+            raise TimeoutError
         waiter = _Waiter()
         with self._hub.settling_lock:
             if self._state == FINISHED:
                 return
             self._waiters.append(waiter)
         try:
-            within = -1 if timeout is None else min(max(0.0, timeout), threading.TIMEOUT_MAX)
+            within = -1 if timeout is None else min(timeout, threading.TIMEOUT_MAX)
             if not waiter.lock.acquire(timeout=within):
                 raise TimeoutError
         finally:
@@ -277,7 +309,69 @@ class JobFuture(Future[R]):
         self.note_read()
         if not self.done():
             self._hub.expect_callback()
+        if getattr(fn, "__module__", None) == "asyncio.futures":  # `asyncio.wrap_future`: a coroutine is to wait.
+            self._lend_until_done()
         super().add_done_callback(functools.partial(self._hub.deliver, fn))
+
+    def _lend_until_done(self) -> None:
+        """Lend the slot of the coroutine that calls this until the future is done."""
+        loan = self._hub.loan_of_caller()
+        if loan is not None and not self.done():
+            loan.begin(blocks=False)
+            super().add_done_callback(lambda _: loan.end(on_supervisor=self._hub.is_supervisor_thread()))
+
+    def __reduce__(self) -> Any:
+        """Refuse to be sent to another process.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            "a JobFuture cannot be sent to another process, which cannot wait for its job: send its result, or wait "
+            "for it in a job with pool='thread' or 'coroutine'"
+        )
+
+
+class _Waiters(list[Any]):
+    """The waiters of one future: of `result` and `exception`, and of `wait` and `as_completed` of concurrent.futures.
+
+    A job of the same executor that adds one lends its slot until it removes that, or the future is done. All methods
+    are called with the lock of the future's condition.
+    """
+
+    __slots__ = ("_hub", "_loans")
+
+    def __init__(self, hub: FutureHub | None) -> None:
+        super().__init__()
+        self._hub = hub
+        self._loans: dict[int, SlotLoan] | None = None
+
+    def append(self, waiter: Any) -> None:
+        hub = self._hub
+        if hub is not None:
+            if not hub.may_wait():
+                raise RuntimeError(
+                    "an observer cannot wait for a job, since it runs on the thread that ends jobs: wait in another "
+                    "thread, or use add_done_callback"
+                )
+            loan = hub.loan_of_caller()
+            if loan is not None:
+                self._loans = self._loans or {}
+                self._loans[id(waiter)] = loan
+                loan.begin()
+        super().append(waiter)
+
+    def remove(self, waiter: Any) -> None:
+        super().remove(waiter)
+        if self._loans and (loan := self._loans.pop(id(waiter), None)) is not None:
+            loan.end()
+
+    def end_loans(self) -> None:
+        """Take back what the jobs that waited have lent, on the supervisor's thread: the future is done."""
+        self._hub = None
+        loans, self._loans = self._loans, None
+        for loan in (loans or {}).values():
+            loan.end(on_supervisor=True)
 
 
 def _wait_for_output(timeout: float | None) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from executor_adapter.exceptions import ExecutorClosedError, InvalidJobError, QueueFullError
@@ -27,6 +29,10 @@ class JobIntake:
         """Jobs that were admitted and that no store has yet, with what it needs of each."""
         self.submitted: deque[Job] = deque()
         """Jobs that the supervisor has not accepted yet."""
+        self.may_wait: Callable[[], bool] = lambda: True
+        """Returns whether the caller may wait for a place."""
+        self.waiting: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+        """Makes a context manager for the wait: a job that waits for a place must not keep the slot that frees it."""
         self.quarantined = Quarantine()
         """Jobs that killed more workers than their policy allows, by id. They are admitted again only once released."""
         self._refusal = "the executor is shut down: submit before that, or make another executor"
@@ -61,14 +67,15 @@ class JobIntake:
         supervisor, and is called only where the job is not live. `stored` is what the store needs, None for nothing.
 
         Raises:
-            QueueFullError: no place was free in time.
+            QueueFullError: no place was free in time; at once in an observer, which runs on the thread that frees them.
             ExecutorClosedError: the executor is shut down.
             InvalidJobError: the job is quarantined, was submitted before, or its id is taken.
         """
         with self._lock:
             takes_place = needs_place and self._places is not None
             if takes_place and not self._has_place():
-                self._wait_for_place(job, timeout)
+                with self.waiting():
+                    self._wait_for_place(job, timeout)
             if job.dedupe_key is not None and (twin := self.twin(job)) is not None:
                 return twin
             if self.quarantined:
@@ -165,6 +172,11 @@ class JobIntake:
         ends = time.monotonic() + (float("inf") if timeout is None else timeout)
         while not (self._has_place() or self._needs_none(job)):
             left = ends - time.monotonic()
+            if not self.may_wait():
+                raise QueueFullError(
+                    f"the queue holds {self._max_pending} of {self._max_pending} jobs, and an observer cannot wait for "
+                    "a place: raise max_pending, or submit in another thread"
+                )
             if left <= 0:
                 held = self._max_pending
                 raise QueueFullError(

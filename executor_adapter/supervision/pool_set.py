@@ -97,9 +97,9 @@ class PoolSet:
         """Take back an attempt that has not begun."""
         return self.of(assignment.job).recall(assignment)
 
-    def interrupt(self, assignment: Assignment) -> None:
-        """Raise SoftTimeoutError inside the function of an attempt."""
-        self.of(assignment.job).interrupt(assignment)
+    def interrupt(self, assignment: Assignment) -> bool:
+        """Raise SoftTimeoutError inside the function of an attempt; return False if it has not begun."""
+        return self.of(assignment.job).interrupt(assignment)
 
     def close(self, on_closed: Callable[[], None]) -> None:
         """End all workers, and call `on_closed` when none is left. Calling it again meanwhile does nothing."""

@@ -14,6 +14,9 @@ logger = logging.getLogger("executor_adapter")
 
 NEVER = float("inf")
 
+BEGIN_INTERVAL = 0.01
+"""Seconds after which a worker that had not begun a function at its soft_timeout is looked at again."""
+
 MIN_NOTED = 64
 """Jobs near a limit that are kept before those that have ended are dropped."""
 
@@ -120,7 +123,7 @@ class RunningAttempts:
             assignment.stop_reason = reason
 
     def apply(
-        self, now: float, interrupt: Callable[[Assignment], None], stop: Callable[[Assignment, StopReason], None]
+        self, now: float, interrupt: Callable[[Assignment], bool], stop: Callable[[Assignment, StopReason], None]
     ) -> None:
         """Interrupt and stop all attempts that are past a limit, and find the next time to look."""
         self.due = NEVER
@@ -135,8 +138,8 @@ class RunningAttempts:
                 stop(assignment, StopReason.LIMIT if assignment.hard_limit <= now else StopReason.STALL)
                 continue
             if assignment.soft_limit <= now:
-                assignment.soft_limit = NEVER
-                interrupt(assignment)
+                # A worker begins a moment after it was given the attempt, which may be later than this limit.
+                assignment.soft_limit = NEVER if interrupt(assignment) else now + BEGIN_INTERVAL
             if assignment.near_limit <= now:
                 assignment.near_limit = NEVER
                 self._note_near(assignment, now)

@@ -116,26 +116,3 @@ class Starting:
             logger.exception("a pool cannot start a job", extra={"job_id": assignment.job.job_id})
             failure = WorkerUnavailableError(f"no worker could be started: {repr_of(error)}")
             self._on_failed_start(assignment, Ending.CRASHED, None, failure)
-
-    def lend_slot(self, job: Job) -> None:
-        """Free the slot of a driven job whose attempt waits for another job."""
-        assignment: Assignment | None = job.live.assignment
-        if assignment is not None:
-            self._dispatcher.lent.add(job)
-            self._dispatcher.resources.machine.lend(job)
-            self._pools.of(job).on_blocked(assignment)
-
-    def take_slot_back(self, job: Job) -> None:
-        """Take back a slot that was lent. For a moment one attempt more than `max_workers` may run."""
-        self._dispatcher.lent.discard(job)
-        self._dispatcher.resources.machine.take_back(job)
-
-    def lend_slot_of(self, assignment: Assignment) -> None:
-        """Free the slot of an attempt that waits for another job, unless it has ended."""
-        if assignment.job.live.assignment is assignment:
-            self.lend_slot(assignment.job)
-
-    def take_slot_back_of(self, assignment: Assignment) -> None:
-        """Take back the slot that `lend_slot_of` lent, unless the attempt has ended."""
-        if assignment.job.live.assignment is assignment:
-            self.take_slot_back(assignment.job)

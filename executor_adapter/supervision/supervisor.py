@@ -110,13 +110,15 @@ class Supervisor:
         self.starting = Starting(
             self.intake, self.tracker, self.pools, self.dispatcher, self.follow_up, on_failed_start=self.ended
         )
-        self.futures = FutureHub(self.cancel, self.check_not_forked)
+        self.futures = FutureHub(self.cancel, self.check_not_forked, self)
         self.thread = make_thread(loop, self.futures.callbacks, self.stopping.fail_all)
         self.call_soon: Callable[..., None] = self.thread.call_soon
         self.thread.on_closed += [self.discard.close, self._report_unread]
         self.futures.unread.is_off = bool(observers)  # They are told of each failure.
         self.thread.count_jobs = self.intake.jobs.__len__
         self.futures.is_supervisor_thread = self.thread.is_current
+        self.futures.may_wait = self.thread.may_wait
+        self.intake.may_wait, self.intake.waiting = self.thread.may_wait, self.futures.waiting
         self.futures.is_started = self.thread.is_started
 
     # ------------------------------------------------------------------ from any thread
@@ -307,6 +309,22 @@ class Supervisor:
             if job.state.status is JobStatus.RUNNING:
                 self.tracker.advance(job, JobStatus.PENDING)
             self.dispatcher.push_front(job)
+
+    def lend_slot(self, assignment: Assignment, blocks: bool) -> None:
+        """Free the slot of an attempt that waits for another job, unless it has ended."""
+        job = assignment.job
+        if job.live.assignment is assignment:
+            self.dispatcher.lent.add(job)
+            self.dispatcher.resources.machine.lend(job)
+            if blocks:
+                self.pools.of(job).on_blocked(assignment)
+
+    def take_slot_back(self, assignment: Assignment) -> None:
+        """Take back a slot that was lent. For a moment one attempt more than `max_workers` may run."""
+        job = assignment.job
+        if job.live.assignment is assignment:
+            self.dispatcher.lent.discard(job)
+            self.dispatcher.resources.machine.take_back(job)
 
     def on_message(self, assignment: Assignment | None, topic: str, content: Any) -> None:
         """Receive a message of a running function."""

@@ -59,6 +59,10 @@ class SupervisorThread:
         """Return whether the caller runs on this thread."""
         return threading.current_thread() is self._thread
 
+    def may_wait(self) -> bool:
+        """Return whether the caller may wait for what the loop does: it does not run on it, as observers do."""
+        return not self.is_current()
+
     def call_soon(self, callback: Callable[..., None], *args: Any) -> None:
         """Call `callback(*args)` on the thread."""
         self._loop.call_soon(callback, *args)
@@ -98,7 +102,12 @@ class SupervisorThread:
             self.end()
 
     def wait(self) -> None:
-        """Wait until the thread has ended and all callbacks were called, but for none that hangs or calls this."""
+        """Wait until the thread has ended and all callbacks were called, but for none that hangs or calls this.
+
+        On the thread itself, where observers run, it returns at once.
+        """
+        if not self.may_wait():
+            return
         pause = FIRST_WORD
         while not self.closed.wait(pause):
             logger.info("waiting for unfinished jobs: %d", self.count_jobs())

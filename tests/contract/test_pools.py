@@ -248,6 +248,16 @@ def test_a_function_that_lets_soft_timeout_pass_is_timed_out(executor: JobExecut
 
 
 @pytest.mark.parametrize("pool", ["thread", "process"])
+def test_a_soft_timeout_below_a_microsecond_ends_the_function(make_executor: MakeExecutor, pool: str) -> None:
+    """A soft_timeout that passes before the function has begun is raised in it all the same."""
+    executor = make_executor(1)
+    executor.submit(Job(function=functions.add, args=(1, 2), pool=pool)).result(timeout=200)
+    job = Job(function=functions.spin, args=(300.0,), pool=pool, soft_timeout=1e-9, retry_attempts=0)
+    with pytest.raises(JobTimeoutError, match="soft_timeout=1e-09"):
+        executor.submit(job).result(timeout=200)
+
+
+@pytest.mark.parametrize("pool", ["thread", "process"])
 def test_no_job_waits_behind_one_that_was_taken_for_short(
     make_executor: MakeExecutor, pool: str, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from executor_adapter.config import Settings
 from executor_adapter.exceptions import InvalidJobError
 from tests.contract import functions
 from tests.contract.conftest import MakeExecutor, MakeJob, wait_for
+from tests.insides import supervisor_of
 
 CLUSTERS = ("ssh", "dask", "ray")
 
@@ -112,12 +113,14 @@ def test_a_cancelled_job_that_waits_to_run_alone_gives_its_resources_back(
     fails.touch()
     granted.result(200)
     held = holder.attempt()
-    with holder.waiting():
-        wait_for(lambda: executor.stats().waiting_for_resources == 1)
-        other = executor.submit(make_job(functions.wait_for_file, str(runs)))
-        wait_for(lambda: other.job.status is JobStatus.RUNNING)
-        holds.touch()
-        held.result(200)
+    supervisor = supervisor_of(executor)
+    wait_for(lambda: holder.job.live.assignment is not None)
+    supervisor.call_soon(supervisor.lend_slot, holder.job.live.assignment, True)
+    wait_for(lambda: executor.stats().waiting_for_resources == 1)
+    other = executor.submit(make_job(functions.wait_for_file, str(runs)))
+    wait_for(lambda: other.job.status is JobStatus.RUNNING)
+    holds.touch()
+    held.result(200)
     holder.complete()
     wait_for(lambda: executor.stats().waiting_for_resources == 0)
     assert (retried.job.attempt, retried.done()) == (1, False)

@@ -86,8 +86,9 @@ class SimulatedPool(WorkerPool):
         assert assignment.worker.assigned[0] is assignment
         assignment.worker.stopping = True
 
-    def interrupt(self, assignment: Assignment) -> None:
+    def interrupt(self, assignment: Assignment) -> bool:
         self.interrupted.append(assignment)
+        return True
 
     def close(self, on_closed: Callable[[], None]) -> None:
         assert not self.workers

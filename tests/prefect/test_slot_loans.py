@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,8 +12,8 @@ from prefect import flow
 from prefect.futures import as_completed, wait
 
 from executor_adapter import Job, JobExecutor
+from executor_adapter.pools import Assignment, SlotLoan
 from executor_adapter.prefect import arun_jobs, job_task, run_jobs
-from executor_adapter.prefect.engine.waiting import SlotLoan
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
@@ -139,21 +138,29 @@ def test_a_job_that_has_waited_has_its_slot_again() -> None:
 
 def test_a_closed_loan_ignores_the_waits_that_remain() -> None:
     """Waits that outlast their attempt do not lend the slot of the next attempt."""
-    calls: list[str] = []
-
-    @contextlib.contextmanager
-    def lend() -> Iterator[None]:
-        calls.append("lent")
-        yield
-        calls.append("taken back")
-
-    loan = SlotLoan(lend)
-    loan.begin()
-    loan.begin()
+    lender = Lender()
+    loan = SlotLoan(lender, Assignment(Job(function=print), 1, None))  # type: ignore[arg-type]
+    loan.begin(blocks=False)
+    loan.begin(blocks=False)
     loan.end()
-    assert calls == ["lent"]
+    assert lender.calls == ["lent"]
     loan.close()
-    assert calls == ["lent", "taken back"]
     loan.end()
     loan.begin()
-    assert calls == ["lent", "taken back"]
+    assert lender.calls == ["lent"]
+
+
+class Lender:
+    """Records what a loan asks of a supervisor."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def call_soon(self, callback: Callable[..., None], *args: Any) -> None:
+        callback(*args)
+
+    def lend_slot(self, _: Assignment, blocks: bool) -> None:
+        self.calls.append("lent")
+
+    def take_slot_back(self, _: Assignment) -> None:
+        self.calls.append("taken back")

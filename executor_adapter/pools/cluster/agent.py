@@ -316,6 +316,12 @@ class Agent:
             self._started_on_lease.discard(assignment.seq)
             self._queue_of(assignment).appendleft(assignment)
 
+    def lend_slot(self, assignment: Assignment, blocks: bool) -> None:
+        raise AssertionError("a process cannot wait for a job of its program")
+
+    def take_slot_back(self, assignment: Assignment) -> None:
+        raise AssertionError("no slot was lent")
+
     def _hand_back(self, assignment: RemoteAttempt) -> None:
         seq = self._forget(assignment)
         self.link.send(wire.pack_frame(frames.HANDED_BACK, seq=seq))

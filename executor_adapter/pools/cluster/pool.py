@@ -194,10 +194,11 @@ class RemotePool(LeasingPool):
         else:
             self._decoder.stop(assignment, grace)
 
-    def interrupt(self, assignment: Assignment) -> None:
+    def interrupt(self, assignment: Assignment) -> bool:
         if assignment.worker is not None:
             agent, seq = assignment.worker
             agent.interrupt(seq)
+        return True
 
     def resize(self, max_workers: int) -> None:
         super().resize(max_workers)

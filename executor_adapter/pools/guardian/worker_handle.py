@@ -196,12 +196,13 @@ class ForkedWorkerHandle(WorkerHandle):
         self.worn = True
         return self.take_back(self.queue[0])[1] if self.queue else []
 
-    def interrupt(self, assignment: Assignment) -> None:
-        started = self.take_tickets()
-        if self.queue.index(assignment) == started - 1:
+    def interrupt(self, assignment: Assignment) -> bool:
+        started, index = self.take_tickets(), self.queue.index(assignment)
+        if index == started - 1:
             # Without tickets, no other call can start before the signal is pending.
             self._signal(INTERRUPT)
         self._return_tickets(self.sent - started)
+        return index < started
 
     def take_tickets(self) -> int:
         """Take all tickets, so that no further call starts.

@@ -13,6 +13,7 @@ from typing import Any
 from executor_adapter.exceptions.display import read_once
 from executor_adapter.job import Job, resolve
 from executor_adapter.pools.base import Assignment, PoolSupervisor
+from executor_adapter.pools.in_process.slot_loan import SlotLoan, current_slot_loan
 from executor_adapter.worker import BoundCall, JobContext, enter_job, leave_job
 
 
@@ -60,6 +61,8 @@ def call_in_job(
     A coroutine is run to its end, on an event loop of its own.
     """
     token = enter_job(functools.partial(job_context, assignment, supervisor, cancelled))
+    loan = SlotLoan(supervisor, assignment)
+    loan_token = current_slot_loan.set(loan)
     try:
         if assignment.scope is None:
             return _run_coroutine(assignment, call())
@@ -69,6 +72,8 @@ def call_in_job(
         read_once(error)
         raise
     finally:
+        loan.close()
+        current_slot_loan.reset(loan_token)
         leave_job(token)
 
 

@@ -22,6 +22,7 @@ from executor_adapter.job import Job, is_coroutine_function
 from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, Recall, WorkerPool
 from executor_adapter.pools.in_process.call import bind, job_context, open_scope
 from executor_adapter.pools.in_process.event_loop import COROUTINE_STOP_TIMEOUT, EventLoopThread
+from executor_adapter.pools.in_process.slot_loan import SlotLoan, current_slot_loan
 from executor_adapter.pools.patience import Patience
 from executor_adapter.pools.refused_starts import RefusedStarts
 from executor_adapter.worker import enter_job, position_text
@@ -161,6 +162,8 @@ class _Loop(EventLoopThread[Assignment]):
         run.started_at = time.monotonic()
         # A task has a context of its own, so there is no need for `leave_job`.
         enter_job(job_context(run, self._pool.supervisor, lambda: run in self.stopping))
+        loan = SlotLoan(self._pool.supervisor, run)
+        current_slot_loan.set(loan)
         coroutine: Coroutine[Any, Any, Any] = run.payload()
         try:
             if run.scope is None:
@@ -170,6 +173,8 @@ class _Loop(EventLoopThread[Assignment]):
         except BaseException as error:
             read_once(error)
             raise
+        finally:
+            loan.close()
 
     def on_cancel(self, run: Assignment, coroutine: Any) -> None:
         run.position = position_text(None, coroutine)

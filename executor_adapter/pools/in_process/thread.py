@@ -100,7 +100,7 @@ class ThreadPool(WorkerPool):
         self.supervisor.handed_back(assignment)
         return Recall.TAKEN_BACK
 
-    def interrupt(self, assignment: Assignment) -> None:
+    def interrupt(self, assignment: Assignment) -> bool:
         worker: WorkerThread = assignment.worker
         logger.warning(
             "the function passed its soft_timeout here:\n%s",
@@ -108,7 +108,9 @@ class ThreadPool(WorkerPool):
             extra={"job_id": assignment.job.job_id},
         )
         self.hand_back_behind(worker, assignment)
+        worker.interrupted = assignment
         worker.raise_in(assignment, SoftTimeoutError)
+        return True
 
     def stop(self, assignment: Assignment, *, grace: float) -> None:
         worker: WorkerThread | None = assignment.worker
@@ -129,6 +131,9 @@ class ThreadPool(WorkerPool):
             worker.raise_in(assignment, _Stop)
             seconds = min(grace, THREAD_STOP_TIMEOUT)
             Patience(self.supervisor, seconds, functools.partial(self.abandon, worker, assignment))
+
+    def on_blocked(self, assignment: Assignment) -> None:
+        self.hand_back_behind(assignment.worker, assignment)
 
     def hand_back_behind(self, worker: WorkerThread, running: Assignment) -> None:
         """Hand back what has not started, and queue nothing more behind `running`.
@@ -207,6 +212,8 @@ class WorkerThread:
         """Assignments that are not reported as ended; the first one runs."""
         self.stopping: Assignment | None = None
         """The assignment that was asked to stop while it ran, always the last of `assigned`."""
+        self.interrupted: Assignment | None = None
+        """The assignment that passed its soft_timeout last."""
         self.asleep = False
         self.wake_ups: SimpleQueue[bool] = SimpleQueue()
         """True when there is something to do, False when the thread should end."""
@@ -281,6 +288,8 @@ class WorkerThread:
         try:
             if self.stopping is assignment:  # `raise_in` was called before `_running` was set
                 raise _Stop
+            if self.interrupted is assignment:
+                raise SoftTimeoutError
             # Without a context of its own it gets a copy of the thread's: the next function does not see what it sets.
             context = contextvars.copy_context() if assignment.context is None else assignment.context
             supervisor, call = self._pool.supervisor, assignment.payload

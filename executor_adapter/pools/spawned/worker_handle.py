@@ -100,9 +100,10 @@ class SpawnedWorkerHandle(WorkerHandle):
 
     # --- stopping ---
 
-    def interrupt(self, assignment: Assignment) -> None:
+    def interrupt(self, assignment: Assignment) -> bool:
         if self._process.returncode is None:  # Until then no other process can have its pid.
             os.kill(self.pid, INTERRUPT)
+        return True
 
     def kill(self) -> None:
         """Send SIGKILL to the process group. The listener is notified of the exit."""

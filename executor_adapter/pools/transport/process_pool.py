@@ -81,10 +81,9 @@ class WorkerProcessPool(WorkerPool, Generic[W]):
         super().resize(max_workers)
         self.workers.resize(max_workers)
 
-    def interrupt(self, assignment: Assignment) -> None:
+    def interrupt(self, assignment: Assignment) -> bool:
         worker: W | None = assignment.worker
-        if worker is not None and worker.stopping is None:
-            worker.interrupt(assignment)
+        return worker is None or worker.stopping is not None or worker.interrupt(assignment)
 
     # --- frames ---
 

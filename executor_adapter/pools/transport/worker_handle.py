@@ -76,8 +76,8 @@ class WorkerHandle(ABC):
         """Send SIGTERM to the worker's process group."""
 
     @abstractmethod
-    def interrupt(self, assignment: Assignment) -> None:
-        """Raise SoftTimeoutError in the function of `assignment`, if it runs."""
+    def interrupt(self, assignment: Assignment) -> bool:
+        """Raise SoftTimeoutError in the function of `assignment`, if it runs; return False if it has not begun."""
 
     def terminate(self, assignment: Assignment, grace: float) -> None:
         """Ask the worker to end, to stop `assignment`, and kill it after `grace` seconds."""

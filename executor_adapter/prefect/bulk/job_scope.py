@@ -17,7 +17,6 @@ from executor_adapter.prefect.bulk.run_log import RunLog
 from executor_adapter.prefect.child.logs import patch_print
 from executor_adapter.prefect.child.payload import compact, flow_run_payload
 from executor_adapter.prefect.child.task_run_context import TASK_RUN_SCOPE, TASK_RUN_SCOPE_HERE
-from executor_adapter.prefect.engine.waiting import SlotLoan, current_slot_loan
 from executor_adapter.prefect.mirror.job_history import JobHistory
 from executor_adapter.prefect.mirror.mirror import PrefectMirror
 from executor_adapter.prefect.mirror.state_events import iso
@@ -67,10 +66,7 @@ class BulkJobScope:
         """Put the task run around the function: with the flow run in a worker, in the flow run's own context here."""
         payload = self._payload(assignment)
         if assignment.job.live.pool in IN_PROCESS_POOLS:
-            # The function may call a job task, whose job needs a slot while this one waits for it.
             assignment.context = self.flow.context.copy()
-            lend = functools.partial(self.flow.executor.lent_slot, assignment)
-            assignment.context.run(current_slot_loan.set, SlotLoan(lend))
             assignment.scope = (TASK_RUN_SCOPE_HERE, payload)
         else:
             assignment.scope = (TASK_RUN_SCOPE, payload)

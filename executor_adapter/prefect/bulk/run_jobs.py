@@ -37,12 +37,12 @@ from executor_adapter.job import (
     check_are_jobs,
     check_count,
 )
+from executor_adapter.pools import lend_slot
 from executor_adapter.prefect.bulk.bulk_counts import BulkCounts
 from executor_adapter.prefect.bulk.groups import GroupedJobScope, JobGroup
 from executor_adapter.prefect.bulk.job_ids import ids_of, with_unique_ids
 from executor_adapter.prefect.bulk.job_scope import BulkJobScope, FlowRunScope
 from executor_adapter.prefect.bulk.run_log import RunLog
-from executor_adapter.prefect.engine.waiting import lend_slot
 from executor_adapter.prefect.mirror.mirror import PrefectMirror
 from executor_adapter.prefect.mirror.timeouts import remaining_close_seconds
 from executor_adapter.prefect.runners.companion import watch_for_cancel

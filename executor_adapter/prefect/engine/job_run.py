@@ -20,7 +20,6 @@ from executor_adapter.executor import JobExecutor, current_executor, signal_watc
 from executor_adapter.job import TERMINAL, Job, JobStatus, RetryDecision
 from executor_adapter.prefect.child.payload import task_run_payload
 from executor_adapter.prefect.child.task_run_context import TASK_RUN_SCOPE
-from executor_adapter.prefect.engine.waiting import SlotLoan, current_slot_loan
 from executor_adapter.prefect.mirror.cancelled_runs import explained
 from executor_adapter.prefect.mirror.flow_run_mirrors import TaskRunReporter
 from executor_adapter.prefect.mirror.states import awaiting_retry, failure_kind, failure_message
@@ -147,10 +146,7 @@ class JobRun:
             return self._original.copy_result()
         assert self.driver is not None, "an attempt needs a slot, and a slot a driver"
         if self.driver.job.pool in IN_PROCESS_POOLS:
-            context, loan = contextvars.copy_context(), SlotLoan(self.driver.waiting)
-            context.run(current_slot_loan.set, loan)
-            self._running = self.driver.attempt(context=context)
-            self._running.add_done_callback(lambda _: loan.close())
+            self._running = self.driver.attempt(context=contextvars.copy_context())
         else:
             scope = (TASK_RUN_SCOPE, task_run_payload(self.task, task_run))
             self._running = self.driver.attempt(scope=scope)

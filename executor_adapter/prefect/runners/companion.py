@@ -19,11 +19,11 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import PrefectTaskRunner, TaskRunner
 
 from executor_adapter.exceptions import InvalidJobError
+from executor_adapter.pools import lend_slot
 from executor_adapter.prefect.cancellation.watcher import watch_flow_run
 from executor_adapter.prefect.child.contexts import NoTaskRunner
 from executor_adapter.prefect.child.task_run_context import is_worker
 from executor_adapter.prefect.engine.job_run import JobRun
-from executor_adapter.prefect.engine.waiting import lend_slot
 from executor_adapter.prefect.mirror import flow_run_mirrors
 from executor_adapter.prefect.mirror.timeouts import remaining_close_seconds
 from executor_adapter.prefect.options.plain_task import is_job_task

@@ -26,12 +26,12 @@ from prefect.states import Pending
 
 from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.executor import JobExecutor, current_executor
+from executor_adapter.pools import current_slot_loan, lend_slot
 from executor_adapter.prefect.cancellation.watcher import FlowRunWatch, watch_flow_run
 from executor_adapter.prefect.engine.base import raise_if_suspended
 from executor_adapter.prefect.engine.job_run import JobRun
 from executor_adapter.prefect.engine.run import run_sync
 from executor_adapter.prefect.engine.task_runs import create_task_run
-from executor_adapter.prefect.engine.waiting import current_slot_loan, lend_slot
 from executor_adapter.prefect.mirror import flow_run_mirrors
 from executor_adapter.prefect.mirror.timeouts import remaining_close_seconds
 from executor_adapter.prefect.reporting.events import current_flow_run, flush_events

@@ -65,6 +65,12 @@ class Harness:
         self.starts[assignment] = 0
         self.pending.append(assignment)
 
+    def lend_slot(self, assignment: Assignment, blocks: bool) -> None:
+        raise AssertionError("a process lends no slot")
+
+    def take_slot_back(self, assignment: Assignment) -> None:
+        raise AssertionError("no slot was lent")
+
     def on_message(self, assignment: Assignment | None, topic: str, content: Any) -> None:
         self.messages.append((assignment, topic, content))
 

@@ -1,0 +1,69 @@
+"""Lends the slot of a job that waits for other jobs, which might otherwise never get one."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import threading
+from collections.abc import Iterator
+
+from executor_adapter.pools.base import Assignment, PoolSupervisor
+
+
+class SlotLoan:
+    """Lends the slot of one attempt to other jobs while anything in the attempt waits for them. Thread-safe."""
+
+    __slots__ = ("_assignment", "_is_closed", "_waits", "supervisor")
+
+    def __init__(self, supervisor: PoolSupervisor, assignment: Assignment) -> None:
+        self.supervisor = supervisor
+        """The supervisor of the executor whose slot it is."""
+        self._assignment = assignment
+        self._waits = 0
+        self._is_closed = False
+
+    def begin(self, *, blocks: bool = True) -> None:
+        """Count one more wait; the first one lends the slot. `blocks`: it blocks the thread that runs the attempt."""
+        with _lock:
+            self._waits += 1
+            if not self._is_closed and (blocks or self._waits == 1):
+                self.supervisor.call_soon(self.supervisor.lend_slot, self._assignment, blocks)
+
+    def end(self, *, on_supervisor: bool = False) -> None:
+        """Count one wait less; after the last one the attempt has its slot again.
+
+        `on_supervisor`: the caller is the supervisor's thread, so the slot is taken back before any job can get it.
+        """
+        with _lock:
+            self._waits -= 1
+            if self._waits or self._is_closed:
+                return
+        if on_supervisor:
+            self.supervisor.take_slot_back(self._assignment)
+        else:
+            self.supervisor.call_soon(self.supervisor.take_slot_back, self._assignment)
+
+    def close(self) -> None:
+        """End the loan with the attempt: waits that remain must not lend the slot of the next attempt."""
+        self._is_closed = True
+
+
+_lock = threading.Lock()
+"""Of all loans: few jobs wait, and each holds it for a moment."""
+
+current_slot_loan: contextvars.ContextVar[SlotLoan | None] = contextvars.ContextVar("current_slot_loan", default=None)
+"""The loan of the attempt whose function is the caller, in a pool of this process."""
+
+
+@contextlib.contextmanager
+def lend_slot() -> Iterator[None]:
+    """Lend the slot of the job around the caller, if there is one, while the block waits for other jobs."""
+    loan = current_slot_loan.get()
+    if loan is None:
+        yield
+        return
+    loan.begin()
+    try:
+        yield
+    finally:
+        loan.end()
