@@ -62,6 +62,8 @@ class FlowRunEnding:
         self._had_full_watch = False
         self._jobs_finished = False
         self._context = _context_of(flow_run_id)
+        self._made_in = copy_context()
+        """With the settings of the flow run, so that its own server is told: others may hold where it is ended."""
         self._in_main_thread = threading.current_thread() is threading.main_thread()
         self._loop, self._task = _asyncio_task()
 
@@ -89,7 +91,7 @@ class FlowRunEnding:
             flow_run = self._context.flow_run
             # The server has refused the engine's final state: it accepts only Cancelled now.
             if flow_run is not None and flow_run.state is not None and flow_run.state.is_cancelling():
-                set_cancelled(self.flow_run_id)
+                self._made_in.copy().run(set_cancelled, self.flow_run_id)
 
     def _has_ended(self) -> bool:
         return not self._full_watches if self._had_full_watch else not self._open_watches
@@ -103,7 +105,7 @@ class FlowRunEnding:
         """
         if not self._has_no_runner(lineage):
             return
-        context = copy_context()
+        context = self._made_in.copy()
         # Not a daemon thread: the interpreter must not exit before the server knows.
         threading.Thread(target=context.run, args=(self._end, lineage), name="cancelled-flow-run").start()
 

@@ -5,8 +5,8 @@
     watch.close()
 
 A runner or a worker signals a cancel to a flow's process. A flow run that was started by hand gets no such signal, and
-would stay Cancelling. So one thread of the process asks the server every two seconds, with one request for all watched
-flow runs. While the server cannot be reached, no cancel is known, and it is asked again.
+would stay Cancelling. So one thread of the process for each server asks it every two seconds, with one request for all
+flow runs that are watched there. While a server cannot be reached, no cancel is known, and it is asked again.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from executor_adapter.executor import ending_handlers, sentinel_client, signal_w
 from executor_adapter.prefect.cancellation.flow_end import OWN_CLIENT_SETTINGS, FlowRunEnding
 from executor_adapter.prefect.crashes.sweep import sweep_earlier_runs
 from executor_adapter.prefect.mirror.cancelled_runs import cancelled_runs
+from executor_adapter.prefect.mirror.server_api import server_name
 
 logger = logging.getLogger("executor_adapter.prefect")
 
@@ -36,7 +37,7 @@ POLL_INTERVAL = 2.0
 """Seconds between two requests."""
 
 MAX_IDLE_POLLS = 5
-"""Polls without a watched flow run after which the thread ends."""
+"""Polls without a watched flow run after which a thread ends."""
 
 PAGE_LIMIT = 200
 """Flow runs in one answer: the server's own limit."""
@@ -101,6 +102,7 @@ class _WatchedRun:
     """A watched flow run, with the flow runs that it is a subflow run of, as far as they are known."""
 
     def __init__(self, flow_run_id: UUID) -> None:
+        self.server = server_name()
         self.lineage = [flow_run_id]
         """This flow run, its parent, and so on."""
         self.is_lineage_complete = False
@@ -134,14 +136,14 @@ class _WatchedRun:
 
 
 class _Watcher:
-    """The polling thread, which runs while flow runs are watched."""
+    """The polling threads, one for each server, which run while flow runs are watched."""
 
     def __init__(self) -> None:
         self.lock = cancelled_runs.changed
         self._runs: dict[UUID, _WatchedRun] = {}
 
     def add(self, flow_run_id: UUID, on_cancel: Callable[[], object], *, until_flow_ends: bool) -> FlowRunWatch:
-        """Register a watch, and start the thread if it is not running."""
+        """Register a watch, and start the thread of its server if that is not running."""
         with self.lock:
             run = self._runs.get(flow_run_id)
             if run is None:
@@ -151,10 +153,11 @@ class _Watcher:
             watch = FlowRunWatch(run, on_cancel, until_flow_ends=until_flow_ends)
             run.watches.append(watch)
             run.end.on_watch_opened(until_flow_ends=until_flow_ends)
-            if not cancelled_runs.is_polled:
-                cancelled_runs.is_polled = True
-                context = copy_context()  # The thread uses the caller's settings.
-                threading.Thread(target=context.run, args=(self._run,), name="cancel-watch", daemon=True).start()
+            if run.server not in cancelled_runs.answers:
+                cancelled_runs.answers[run.server] = cancelled_runs.questions
+                # The thread uses the caller's settings.
+                arguments = (self._run, run.server)
+                threading.Thread(target=copy_context().run, args=arguments, name="cancel-watch", daemon=True).start()
         if run.cancelled:
             watch.notify()
         return watch
@@ -170,40 +173,42 @@ class _Watcher:
                 del self._runs[run.lineage[0]]
         run.end.on_watch_closed(until_flow_ends=watch.until_flow_ends)
 
-    def _run(self) -> None:
+    def _run(self, server: str) -> None:
         is_done = False
         while not is_done:
             try:
                 # The client is kept while the server answers: making one takes longer than a request.
                 with get_client(sync_client=True, httpx_settings=OWN_CLIENT_SETTINGS) as client:
-                    is_done = self._poll(client)
+                    is_done = self._poll(client, server)
             except Exception as error:
                 logger.debug("cannot ask the server for flow runs: %r", error)
-                cancelled_runs.answer(cancelled_runs.questions)
-                self._wait_for_runs()
+                cancelled_runs.answer(server, cancelled_runs.questions)
+                self._wait_for_runs(server)
 
-    def _poll(self, client: SyncPrefectClient) -> bool:
-        """Poll until no flow run is watched any more, and return True then."""
+    def _poll(self, client: SyncPrefectClient, server: str) -> bool:
+        """Poll until no flow run of the server is watched any more, and return True then."""
         idle = 0
-        while idle < MAX_IDLE_POLLS or not self._stop_if_idle():
-            runs = self._wait_for_runs()
+        while idle < MAX_IDLE_POLLS or not self._stop_if_idle(server):
+            runs = self._wait_for_runs(server)
             questions = cancelled_runs.questions
             idle = 0 if runs else idle + 1
             self._check(client, runs)
-            cancelled_runs.answer(questions)
+            cancelled_runs.answer(server, questions)
         return True
 
-    def _wait_for_runs(self) -> list[_WatchedRun]:
+    def _wait_for_runs(self, server: str) -> list[_WatchedRun]:
         sentinel_client.ensure_alive()
         with self.lock:
-            self.lock.wait_for(lambda: cancelled_runs.is_asked, POLL_INTERVAL)
-            return [run for run in self._runs.values() if not run.cancelled]
+            self.lock.wait_for(lambda: cancelled_runs.is_asked(server), POLL_INTERVAL)
+            return [run for run in self._runs.values() if run.server == server and not run.cancelled]
 
-    def _stop_if_idle(self) -> bool:
-        """Mark the thread as ended if no flow run is watched, and return whether that is so."""
+    def _stop_if_idle(self, server: str) -> bool:
+        """Mark the server's thread as ended if no flow run is watched there, and return whether that is so."""
         with self.lock:
-            cancelled_runs.is_polled = bool(self._runs)
-            return not cancelled_runs.is_polled
+            is_idle = all(run.server != server for run in self._runs.values())
+            if is_idle:
+                del cancelled_runs.answers[server]
+            return is_idle
 
     def _check(self, client: SyncPrefectClient, runs: list[_WatchedRun]) -> None:
         known = _read(client, {each for run in runs for each in run.lineage})

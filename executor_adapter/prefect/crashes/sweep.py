@@ -134,19 +134,20 @@ def _sweep_flow_run(closing: Closing, run: FlowRunRecord, *, dry_run: bool = Fal
 
 # --- at the start of a flow ---
 
-_started = threading.Event()
+_swept: set[str] = set()
+"""The servers for which this process has done it, by name."""
 
 
 def sweep_earlier_runs(flow_run: FlowRun) -> None:
-    """End what earlier processes have left of this flow, once in this process and in the background.
+    """End what earlier processes have left of this flow, once in this process for each server and in the background.
 
     These are the unfinished task runs of its earlier runs that crashed, and of earlier starts of this run, which was
     scheduled again. Which machine they ran on does not matter: a new container has another name, and any other end of a
     task run wins.
     """
-    if _started.is_set() or get_current_settings().testing.test_mode:
+    if server_name() in _swept or get_current_settings().testing.test_mode:
         return
-    _started.set()
+    _swept.add(server_name())
     context = copy_context()  # The thread uses the caller's settings.
     arguments = (str(flow_run.flow_id), str(flow_run.id), flow_run.run_count)
     threading.Thread(

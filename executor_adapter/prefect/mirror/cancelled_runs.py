@@ -23,34 +23,34 @@ class CancelledRuns:
     def __init__(self) -> None:
         self.changed = threading.Condition()
         self.ids: set[UUID] = set()
-        self.is_polled = False
-        """Whether the watcher's thread runs, which answers questions."""
         self.questions = 0
         """How often the watcher was asked to poll at once."""
-        self._answers = 0
+        self.answers: dict[str, int] = {}
+        """How many questions it has answered, by the name of each server that a thread of it polls."""
         self._asked_after: signal.Signals | None = None
         """The signal after which the watcher was asked, whether or not it answered."""
 
-    @property
-    def is_asked(self) -> bool:
-        """Whether the watcher has a question to answer."""
-        return self.questions > self._answers
+    def is_asked(self, server: str) -> bool:
+        """Return whether the watcher has a question to answer for the server."""
+        return self.questions > self.answers[server]
 
-    def answer(self, questions: int) -> None:
-        """Note that the watcher has polled, or cannot, after so many questions."""
+    def answer(self, server: str, questions: int) -> None:
+        """Note that the watcher has polled the server, or cannot, after so many questions."""
         with self.changed:
-            self._answers = questions
+            self.answers[server] = questions
             self.changed.notify_all()
 
     def was_cancelled(self, flow_run_id: UUID) -> bool:
         """Return whether the flow run is known to be cancelled, by another poll if a signal ends the program."""
         with self.changed:
             ended_by = signal_watch.ended_by
-            if ended_by is not None and ended_by is not self._asked_after and self.is_polled:
+            if ended_by is not None and ended_by is not self._asked_after and self.answers:
                 self.questions += 1
                 number = self.questions
                 self.changed.notify_all()
-                self.changed.wait_for(lambda: flow_run_id in self.ids or self._answers >= number, ASK_TIMEOUT)
+                self.changed.wait_for(
+                    lambda: flow_run_id in self.ids or min(self.answers.values(), default=number) >= number, ASK_TIMEOUT
+                )
             self._asked_after = ended_by
             return flow_run_id in self.ids
 

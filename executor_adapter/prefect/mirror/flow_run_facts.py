@@ -14,7 +14,7 @@ from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext, TagsContext
 from prefect.events.related import related_resources_from_run_context
 from prefect.exceptions import ObjectNotFound
-from prefect.settings import get_current_settings
+from prefect.settings import Settings, get_current_settings
 
 from executor_adapter.error_codes import error_code_of
 from executor_adapter.executor import sentinel_client
@@ -58,13 +58,19 @@ def announce_flow_run() -> None:
         sentinel_client.announce(str(context.flow_run.id), context.flow_run.run_count, _settings_of_context())
 
 
-def _settings_of_context() -> dict[str, str]:
-    """Return the environment variables that give a new process the server that is in force here.
+_inherited: list[Settings] = []
+"""The settings of this process when it announced its first flow run: the sentinel has inherited them."""
 
-    None where the environment and the profile do, unless the program changed its settings, for example with
-    `temporary_settings`.
+
+def _settings_of_context() -> dict[str, str]:
+    """Return the environment variables that give the reporter the server that is in force here.
+
+    None where the environment that the sentinel has inherited, and the profile, do that: unless the program changed its
+    settings, with `temporary_settings` or for the whole process.
     """
-    ours, inherited = get_current_settings(), prefect.context.GLOBAL_SETTINGS_CONTEXT.settings
+    if not _inherited:
+        _inherited.append(prefect.context.GLOBAL_SETTINGS_CONTEXT.settings)
+    ours, inherited = get_current_settings(), _inherited[0]
     if ours is inherited or all(
         getattr(ours, section) == getattr(inherited, section) for section in ("api", "home", "server", "client")
     ):

@@ -32,7 +32,6 @@ from executor_adapter.prefect.mirror.flow_run_facts import current_flow_run_id
 from executor_adapter.prefect.mirror.job_history import JobHistory, Step, step_of, task_run_id
 from executor_adapter.prefect.mirror.report import MirrorReport, WaitNotice
 from executor_adapter.prefect.mirror.sender_thread import SenderThread
-from executor_adapter.prefect.mirror.server_api import server_name
 from executor_adapter.prefect.mirror.spool import Spool
 from executor_adapter.prefect.mirror.timeouts import HURRIED_CLOSE_SECONDS
 from executor_adapter.prefect.mirror.unsent import History, UnsentChanges
@@ -56,7 +55,7 @@ class PrefectMirror:
         self.flow_run_id = current_flow_run_id()
         self._stall_timeout = stall_timeout
         self._unsent = UnsentChanges(history)
-        self._thread = SenderThread(self._unsent, spool or Spool(server_name()))
+        self._thread = SenderThread(self._unsent, spool)
         self._histories: dict[str, JobHistory] = {}
         """The histories of unfinished jobs, by job id."""
         self._engine_histories: dict[str, EngineHistory] = {}

@@ -16,7 +16,7 @@ from executor_adapter.prefect.mirror.event_sender import EventSender
 from executor_adapter.prefect.mirror.flow_run_facts import announce_flow_run, flow_run_facts, read_flow_run_facts
 from executor_adapter.prefect.mirror.own_files import OwnFiles
 from executor_adapter.prefect.mirror.pacing import MAX_BATCH_SIZE
-from executor_adapter.prefect.mirror.server_api import ServerApi, server_address, trouble_of
+from executor_adapter.prefect.mirror.server_api import ServerApi, server_address, server_name, trouble_of
 from executor_adapter.prefect.mirror.spool import MAX_FILE_EVENTS, Spool, SpoolFile
 from executor_adapter.prefect.mirror.state_events import FlowRunFacts, StateEvent
 from executor_adapter.prefect.mirror.unsent import UnsentChanges
@@ -52,10 +52,11 @@ MAX_FILES_A_ROUND = 20
 class SenderThread:
     """Sends unsent changes, then spooled events, to the server of the Prefect settings in force.
 
-    Make it, or call `adopt_flow_run`, in the context whose Prefect settings and flow run it should use.
+    Without a `spool` it is the one for that server. Make it, or call `adopt_flow_run`, in the context whose Prefect
+    settings and flow run it should use.
     """
 
-    def __init__(self, unsent: UnsentChanges, spool: Spool) -> None:
+    def __init__(self, unsent: UnsentChanges, spool: Spool | None) -> None:
         self.is_closed = False
         self.gathers = True
         """Whether it waits a little for further changes before it sends some."""
@@ -65,9 +66,7 @@ class SenderThread:
         """The jobs whose final states could not be written to the spool at the end."""
         self._dropped = 0
         self._unsent = unsent
-        self._spool = spool
-        self._own_files = OwnFiles(spool)
-        self._is_spool_sent = spool.is_empty
+        self._given_spool = spool
         self._lock = threading.Lock()
         """Held by the thread except while it waits; guards the sender and the unsent changes."""
         self.sender = EventSender(self._next_events, self._lock)
@@ -85,6 +84,9 @@ class SenderThread:
         """Relate the events to the flow run around the caller. Only before the first event."""
         self._flow: FlowRunFacts = flow_run_facts()
         self._context = contextvars.copy_context()
+        self._spool = self._given_spool or Spool(server_name())
+        self._own_files = OwnFiles(self._spool)
+        self._is_spool_sent = self._spool.is_empty
         announce_flow_run()  # Before the server can know of any task run.
 
     # --- called by any thread ---
