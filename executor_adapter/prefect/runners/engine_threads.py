@@ -20,6 +20,7 @@ from uuid import UUID
 from weakref import WeakKeyDictionary
 
 from prefect.client.schemas.objects import RunInput, State, TaskRun
+from prefect.context import FlowRunContext
 from prefect.futures import PrefectConcurrentFuture, PrefectFuture, PrefectWrappedFuture
 from prefect.results import ResultRecord  # type: ignore[attr-defined]  # Prefect exports it from there on purpose.
 from prefect.states import Pending
@@ -35,6 +36,7 @@ from executor_adapter.prefect.engine.task_runs import create_task_run
 from executor_adapter.prefect.mirror import flow_run_mirrors
 from executor_adapter.prefect.mirror.timeouts import remaining_close_seconds
 from executor_adapter.prefect.reporting.events import current_flow_run, flush_events
+from executor_adapter.prefect.runners.async_end import await_at_flow_end
 from executor_adapter.prefect.runners.gate import Gate
 
 MAX_THREADS = 32_768
@@ -110,6 +112,11 @@ def waits_only_for_slot(options: Mapping[str, Any], task_run: TaskRun) -> bool:
     )
 
 
+def _is_async_flow() -> bool:
+    context = FlowRunContext.get()
+    return context is not None and context.flow is not None and context.flow.isasync
+
+
 class EngineThreads:
     """Runs the submitted tasks of one flow run, each in an engine's thread."""
 
@@ -121,6 +128,8 @@ class EngineThreads:
         self._closed = False
         self._watch: FlowRunWatch | None = None
         self._flow_run_id: UUID | None = None
+        self._is_async = False
+        """Whether the flow is async, so that its end must not block its event loop."""
         self._cancelled_at: float | None = None
 
     def watch(self) -> None:
@@ -129,7 +138,7 @@ class EngineThreads:
         with self._lock:
             if self._watch is not None or self._closed or flow_run is None:
                 return
-            self._flow_run_id = flow_run.id
+            self._flow_run_id, self._is_async = flow_run.id, _is_async_flow()
             self._watch = watch_flow_run(flow_run.id, self.cancel, until_flow_ends=True)
 
     def cancel(self) -> None:
@@ -228,7 +237,7 @@ class EngineThreads:
         """Wait until every task run has ended, call `between()`, and wait until the server has recorded their ends.
 
         `interrupted`: the process is about to end, so the server gets only seconds. An exception during the wait, as of
-        a signal, cancels all jobs and counts as an interruption.
+        a signal, cancels all jobs and counts as an interruption. Else an async flow awaits the server, after this call.
         """
         try:
             self._wait_for_all()
@@ -244,7 +253,27 @@ class EngineThreads:
                     self._watch.report_jobs_finished()
                     last.callback(self._watch.close)
                 between()
-                self._finish_mirror(interrupted)
+                if interrupted or not self._is_async or not self._await_mirror(last):
+                    self._finish_mirror(interrupted)
+
+    def _await_mirror(self, last: contextlib.ExitStack) -> bool:
+        """Let the async flow await the end of its mirror, and then of `last`; return whether it does."""
+        mirror = None if self._flow_run_id is None else flow_run_mirrors.find(self._flow_run_id)
+        if mirror is None:
+            return False
+        rest = last.pop_all()
+
+        def wait() -> None:
+            with rest:
+                self._finish_mirror(interrupted=False)
+
+        def give_up() -> None:
+            mirror.close(remaining_close_seconds(time.monotonic()))
+
+        if await_at_flow_end(wait, give_up):
+            return True
+        last.push(rest)
+        return False
 
     def _finish_mirror(self, interrupted: bool) -> None:
         if interrupted:
