@@ -141,6 +141,7 @@ def test_output_and_other_loggers_are_not_sent_by_default(
 ) -> None:
     """As in any Prefect task, output goes to the program's own, and only chosen loggers to the task run's log."""
     monkeypatch.setenv("PREFECT_LOGGING_EXTRA_LOGGERS", "chosen")
+    caplog.set_level(logging.INFO, "chosen")
 
     @flow
     def run() -> str:
@@ -161,6 +162,34 @@ def test_output_and_other_loggers_are_not_sent_by_default(
     assert {"printed", "from a program"} <= set(out.splitlines())
     assert "to stderr" in err.splitlines()
     assert ("other.library", logging.WARNING, "of another library") in caplog.record_tuples
+
+
+def log_at_each_level() -> None:
+    """Write a line at each level by an extra logger, and one by the run logger."""
+    for level in (logging.DEBUG, logging.INFO, logging.WARNING):
+        logging.getLogger("levelled.library").log(level, logging.getLevelName(level))
+    get_run_logger().info("logged")
+
+
+def test_extra_loggers_have_in_a_worker_the_level_that_they_have_in_the_flow(
+    api: Api, wait_for: Wait, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker's extra loggers follow the level in the flow, also when the flow changes it between two tasks."""
+    task = job_task(log_at_each_level, pool="process")
+
+    @flow
+    def run() -> list[Any]:
+        ids = []
+        with JobExecutor(1), temporary_settings({PREFECT_LOGGING_EXTRA_LOGGERS: "levelled"}):
+            for level in (logging.DEBUG, logging.WARNING):
+                caplog.set_level(level, "levelled")
+                ids.append((future := task.submit()).task_run_id)
+                future.result()
+        return ids
+
+    for task_run_id, expected in zip(run(), (["DEBUG", "INFO", "WARNING"], ["WARNING"]), strict=True):
+        wait_for(lambda task_run_id=task_run_id: "logged" in api.messages(task_run_id))
+        assert [line for line in api.messages(task_run_id) if line.isupper()] == expected
 
 
 def _all_messages(api: Api, task_run_id: Any) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from prefect.context import TaskRunContext
@@ -62,10 +62,13 @@ def log_message(logger: RunLogger, topic: str, content: Any, *, log_prints: bool
     ignored.
     """
     if topic == "log":
-        if _is_for_run_log(content["name"]):
+        own = logging.getLogger(content["name"])
+        if _is_below(content["name"], _RUN_LOGGERS):
             _log_record(logger, content)
-        else:
-            _log_record(logging.getLogger(content["name"]), content)
+        elif not _is_below(content["name"], get_current_settings().logging.extra_loggers or ()):
+            _log_record(own, content)
+        elif own.isEnabledFor(content["level"]):  # Its own level decides, and not that of the task run's logger.
+            _handle_record(logger, content)
     elif topic == "output":
         stream, text = content
         if log_prints:
@@ -74,16 +77,18 @@ def log_message(logger: RunLogger, topic: str, content: Any, *, log_prints: bool
             write_line(stream, text)
 
 
-def _is_for_run_log(name: str) -> bool:
-    """Return whether records of that logger are sent to the server."""
-    names = (*_RUN_LOGGERS, *(get_current_settings().logging.extra_loggers or ()))
+def _is_below(name: str, names: Iterable[str]) -> bool:
+    """Return whether the logger is one of `names`, or below one."""
     return any(name == each or each == "root" or name.startswith(f"{each}.") for each in names)
 
 
 def _log_record(logger: RunLogger, fields: Mapping[str, Any]) -> None:
+    if logger.isEnabledFor(fields["level"]):
+        _handle_record(logger, fields)
+
+
+def _handle_record(logger: RunLogger, fields: Mapping[str, Any]) -> None:
     """Handle a record of another process with its original time, level, name and place in the source."""
-    if not logger.isEnabledFor(fields["level"]):
-        return
     target, run = (logger.logger, logger.extra) if isinstance(logger, logging.LoggerAdapter) else (logger, None)
     extra = {name: value for name, value in fields.items() if name not in _RESERVED}
     record = logging.LogRecord(

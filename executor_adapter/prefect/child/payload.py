@@ -11,6 +11,7 @@ import base64
 import functools
 import inspect
 import json
+import logging
 import threading
 import weakref
 from collections.abc import Mapping
@@ -183,26 +184,32 @@ def _is_plain(value: Any) -> bool:
 def flow_run_payload(context: FlowRunContext | None) -> str:
     """Return, as JSON, the settings and the part of the flow run that the worker needs, if there is one.
 
-    It is the same for all task runs of the flow run.
+    It is the same for all task runs of the flow run, unless the program changes the level of a logger.
     """
     settings = get_current_settings()
+    process = {"log_levels": _log_levels(settings)}
     if context is None or context.flow_run is None:
-        return compact({"settings": _settings_variables(settings)})
+        return compact(process | {"settings": _settings_variables(settings)})
     with _packing:
         last = _last_flow_run
-        if not last or last[0]() is not context.flow_run or last[1] is not settings:
-            last[:] = weakref.ref(context.flow_run), settings, _flow_run_payload(context, settings)
-        payload: str = last[2]
-    return payload
+        if not last or last[0]() is not context.flow_run or last[1] is not settings or last[2] != process:
+            payload = compact(process | _flow_run_payload(context, settings))
+            last[:] = weakref.ref(context.flow_run), settings, process, payload
+        return str(last[3])
+
+
+def _log_levels(settings: Settings) -> dict[str, int]:
+    """Return the levels that hold here for the loggers whose records Prefect sends to the server."""
+    return {name: logging.getLogger(name).getEffectiveLevel() for name in settings.logging.extra_loggers or ()}
 
 
 _last_flow_run: list[Any] = []
-"""The flow run packed last, its settings and its payload; the next call nearly always packs the same one."""
+"""The flow run packed last, its settings, levels and payload; the next call nearly always packs the same one."""
 _packing = threading.Lock()
 """The first task runs of a flow run come together, and packing it takes far longer than all else of a task run."""
 
 
-def _flow_run_payload(context: FlowRunContext, settings: Settings) -> str:
+def _flow_run_payload(context: FlowRunContext, settings: Settings) -> dict[str, Any]:
     flow_run = context.flow_run
     assert flow_run is not None, "only a flow run is packed"
     fields = json.loads(flow_run.model_dump_json(exclude=_FLOW_RUN_FIELDS_LEFT_OUT, exclude_defaults=True))
@@ -213,14 +220,12 @@ def _flow_run_payload(context: FlowRunContext, settings: Settings) -> str:
         "input_keyset": context.input_keyset,
         "result_store": _result_store(context),
     }
-    return compact(
-        {
-            "flow": _flow_facts(context.flow),
-            "flow_run": {name: value for name, value in fields.items() if value},
-            **{name: value for name, value in optional.items() if value},
-            "settings": _settings_variables(settings),
-        }
-    )
+    return {
+        "flow": _flow_facts(context.flow),
+        "flow_run": {name: value for name, value in fields.items() if value},
+        **{name: value for name, value in optional.items() if value},
+        "settings": _settings_variables(settings),
+    }
 
 
 def _flow_facts(flow: Flow[..., Any] | None) -> dict[str, Any]:

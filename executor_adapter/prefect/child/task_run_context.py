@@ -96,13 +96,16 @@ def _client_context() -> WorkerClientContext:
 
 @functools.lru_cache(maxsize=1)  # There is nothing to do if the previous job belonged to the same flow run.
 def _use_settings(flow: str) -> None:
-    """Apply the flow run's Prefect settings to this process and to programs that the function starts.
+    """Apply the flow run's Prefect settings and levels to this process, and the settings to programs that it starts.
 
     They may come from `temporary_settings` or another profile, or from an environment that has changed since the worker
     was started.
     """
     _client_context.cache_clear()
-    wanted = _own_variables() | json.loads(flow)["settings"]
+    received = json.loads(flow)
+    for name, level in received["log_levels"].items():
+        logging.getLogger(name).setLevel(level)
+    wanted = _own_variables() | received["settings"]
     now = _prefect_variables()
     if wanted == now:
         return
