@@ -67,6 +67,23 @@ for number in range(2):
 executor.shutdown(wait=False, timeout=0.5)
 """
 
+HOOKS_AFTER_THE_END = """
+import asyncio, threading
+from executor_adapter import Job, JobExecutor
+
+class Hooked(JobExecutor):
+    async def pre_execution_hook(self, job):
+        while threading.main_thread().is_alive():
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        print(await asyncio.to_thread(str.upper, "in a thread"), flush=True)
+
+def report(transition):
+    print(transition.job.job_id, transition.status, transition.error, flush=True)
+
+Hooked(1, observers=[report]).submit(Job(job_id="1", function=len, args=("abc",)))
+"""
+
 CLOSE_CALLBACK = """
 import threading, time
 from executor_adapter import Job, JobExecutor
@@ -175,3 +192,9 @@ def test_a_callback_that_hangs_is_logged_and_not_waited_for_beyond_its_limit(tmp
     ended = run(HANGING_CALLBACK, tmp_path)
     assert ended.returncode == 0
     assert ended.stderr == "a callback of a future takes longer than 0.5 s: not waiting for it\n"
+
+
+def test_a_hook_has_threads_while_the_interpreter_exits(tmp_path: Path) -> None:
+    """A hook of a job that runs after the program's end may use `asyncio.to_thread`; then the program exits."""
+    ended = run(HOOKS_AFTER_THE_END, tmp_path)
+    assert ended.stdout.splitlines() == ["1 pending None", "1 running None", "IN A THREAD", "1 completed None"]

@@ -19,6 +19,8 @@ import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures.thread import ThreadPoolExecutor  # Now: once the interpreter exits, this cannot be imported.
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from executor_adapter.exceptions import WorkerCrashedError
@@ -56,6 +58,33 @@ def _check_descriptors() -> None:
             undo.callback(os.close, fd)
 
 
+class LoopThreads(ThreadPoolExecutor):
+    """The threads of a loop for `asyncio.to_thread` and name look-ups, also while the interpreter exits.
+
+    Jobs run to their end then, but the threads of the standard library take nothing more: a hook that needs one would
+    fail again and again, and the program would wait for all of the delays between its retries.
+    """
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Run a call in a thread of the pool, or in one of its own once the pool takes nothing more."""
+        try:
+            return super().submit(fn, *args, **kwargs)
+        except RuntimeError:
+            if threading.main_thread().is_alive():
+                raise
+        future: Future[Any] = Future()
+        threading.Thread(target=_run_into, args=(future, fn, args, kwargs), name="executor-loop", daemon=True).start()
+        return future
+
+
+def _run_into(future: Future[Any], fn: Callable[..., Any], args: Any, kwargs: Any) -> None:
+    if future.set_running_or_notify_cancel():
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except BaseException as error:
+            future.set_exception(error)
+
+
 class EventLoopThread(ABC, Generic[R]):
     """An event loop in a daemon thread, and what was submitted to it.
 
@@ -76,6 +105,7 @@ class EventLoopThread(ABC, Generic[R]):
         self._tasks: dict[R, asyncio.Task[None]] = {}
         _check_descriptors()
         self._loop = asyncio.new_event_loop()
+        self._loop.set_default_executor(LoopThreads())
         self._loop.set_task_factory(task_of_current_owner)  # type: ignore[arg-type]
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         try:
