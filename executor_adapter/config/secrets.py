@@ -28,25 +28,32 @@ _SECRET_NAMES = (
 _NAMED_SECRET = f"(?:{'|'.join(_SECRET_NAMES)})"
 SECRET = re.compile(_NAMED_SECRET + r"|\b(?:params|body)\.key$", re.I)
 """Keys whose values are not shown."""
+_IS_SECRET = re.compile(_NAMED_SECRET + r"|(?<=[?&])key(?==)", re.I)
 ENV_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
 BLOCK_NAME = r"^[a-z0-9]+(-[a-z0-9]+)*$"
 _PLACES = {"env": ENV_NAME, "file": r"^[^\r\n]+$", "secret_block": BLOCK_NAME}
 """The keys that say where a secret is, and what their values look like. Other values there may be the secret itself."""
-_SECRET_IN_QUERY = re.compile(rf"([^=&?]*{_NAMED_SECRET}[^=&?]*|(?<=[?&])key)=[^&]*", re.I)
 _PASSWORD = re.compile(r"^([^:]*://[^:]*|[^:]*(?!://)):.*@", re.S)
 """Matches up to the last @, because a password in a URL may hold special characters that are not escaped."""
-_SCHEME = r"[a-z][a-z0-9+.-]*://"
+# From here on a pattern takes whole names and schemes and gives nothing back (`++`): the time is linear in the text.
+_SCHEME = r"(?<![a-z0-9+.-])[a-z0-9+.-]++://"
 _URL = re.compile(
     # A password may hold spaces and quotes: it ends at the last @ of the line. What is a port begins no password.
     rf"""{_SCHEME}(?:[^\s:@/'"]*:(?!\d+(?:[^\d\w]|$))(?:(?!{_SCHEME})[^\n])*@)?[^\s'"<>]*""",
     re.I,
 )
-_PAIR = re.compile(
-    rf"""([\w.-]*{_NAMED_SECRET}[\w.-]*)(["']?\s*(?:=|:\s*(?=["']))\s*)(?!\(hidden\))"""
-    r"""(?:\{(?:[^}]|\}\})*\}|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^\s;&,'")\]}]+)""",
+_NAME = re.compile(
+    r"""(?<![\w.-])[\w.-]++(?:\ (?:key|string|connect)\b)?+["']?\s*+(?:=|:\s*+(?=["']))\s*+""",
     re.I,
 )
-"""A name and its value, as in `PWD={a b};` of ODBC, `AccountKey=...;` of Azure, and the `repr` of a dict."""
+_VALUE = re.compile(
+    r"""(?!\(hidden\))(?:\{(?:[^}]|\}\})*\}|\{[^}]*+|"(?:[^"\\]|\\.)*+"?|'(?:[^'\\]|\\.)*+'?|[^\s;&,'")\]}]+)""", re.S
+)
+"""The value after a name, as in `PWD={a b};` of ODBC, `AccountKey=...;` of Azure, and the `repr` of a dict.
+
+A bracket or a quote that does not end, as in a text that was cut, hides the rest."""
+_NAME_IN_QUERY = re.compile(r"(?<![^=&?])[^=&?]++=")
+_VALUE_IN_QUERY = re.compile(r"[^&]*")
 
 
 def hidden(key: str, value: Any) -> Any:
@@ -76,11 +83,22 @@ def _without_secrets(text: str) -> str:
     place, _, query = text.partition("?")
     if "@" in query:  # It may end a password that contains a "?", or belong to the query.
         return f"{place.partition('://')[0]}://(hidden)" if "://" in place else "(hidden)"
-    return _SECRET_IN_QUERY.sub(r"\1=(hidden)", _PASSWORD.sub(r"\1:(hidden)@", text))
+    return _without_values(_PASSWORD.sub(r"\1:(hidden)@", text), _NAME_IN_QUERY, _VALUE_IN_QUERY)
 
 
 def _without_pairs(text: str) -> str:
-    return _PAIR.sub(r"\1\2(hidden)", text)
+    return _without_values(text, _NAME, _VALUE)
+
+
+def _without_values(text: str, names: re.Pattern[str], values: re.Pattern[str]) -> str:
+    """Return the text with "(hidden)" for each value that follows a name of a secret."""
+    parts, shown = [], 0
+    for name in names.finditer(text):
+        is_secret = name.start() >= shown and _IS_SECRET.search(text, name.start(), name.end())
+        if is_secret and (value := values.match(text, name.end())):
+            parts += [text[shown : name.end()], "(hidden)"]
+            shown = value.end()
+    return "".join((*parts, text[shown:]))
 
 
 _known: dict[str, None] = {}
