@@ -57,7 +57,7 @@ Event: {{ event.event }}
 
 
 def automations(plan: BootstrapPlan, notify: UUID | None = None) -> list[AutomationCore]:
-    """Return all automations of a plan; each also sends a message to the notification block with the id `notify`."""
+    """Return all automations of a plan; all but `_lost` also send a message to the notification block `notify`."""
     return [*_watching(plan, notify), *_scheduling_again(plan, notify)]
 
 
@@ -88,7 +88,7 @@ def _watching(plan: BootstrapPlan, notify: UUID | None) -> Iterator[AutomationCo
         f"{FLOW_RUNS}Late",
         notify,
     )
-    yield _lost(plan, notify)
+    yield _lost(plan)
 
 
 def _scheduling_again(plan: BootstrapPlan, notify: UUID | None) -> Iterator[AutomationCore]:
@@ -166,8 +166,12 @@ def _unstarted(plan: BootstrapPlan, notify: UUID | None) -> AutomationCore:
     return _automation("restart an unstarted run", description, trigger, [again], notify)
 
 
-def _lost(plan: BootstrapPlan, notify: UUID | None) -> AutomationCore:
-    """Return the automation on flow runs whose heartbeats have stopped although they have not ended."""
+def _lost(plan: BootstrapPlan) -> AutomationCore:
+    """Return the automation on flow runs whose heartbeats have stopped although they have not ended.
+
+    It sends no message. The server may learn late that a flow run has ended, and this then fires, but crashes nothing.
+    The message on a flow run that it has crashed is that of "crashed flow run".
+    """
     seconds = MISSED_HEARTBEATS * plan.heartbeat_seconds
     trigger = EventTrigger(
         posture=Posture.Proactive,
@@ -185,11 +189,11 @@ def _lost(plan: BootstrapPlan, notify: UUID | None) -> AutomationCore:
         f"A flow run of the work pool {plan.work_pool} has sent no heartbeat for {seconds} s, four times the longest "
         "interval of the pool, and has not ended. It becomes Crashed."
     )
-    return _automation("flow run without heartbeat", description, trigger, [crash], notify)
+    return _automation("flow run without heartbeat", description, trigger, [crash])
 
 
 def _automation(
-    name: str, description: str, trigger: EventTrigger | CompoundTrigger, actions: list[Any], notify: UUID | None
+    name: str, description: str, trigger: EventTrigger | CompoundTrigger, actions: list[Any], notify: UUID | None = None
 ) -> AutomationCore:
     if notify is not None:
         actions = [*actions, SendNotification(block_document_id=notify, subject=SUBJECT, body=BODY)]
