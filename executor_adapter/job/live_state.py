@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import Any
 
@@ -10,10 +11,8 @@ from executor_adapter.job.status import JobStatus
 
 _BOOT_TIME = getattr(time, "CLOCK_BOOTTIME", None)
 
-
-def running_clock() -> float:
-    """Return seconds on a clock that nobody sets; on Linux it counts while the machine is suspended."""
-    return time.monotonic() if _BOOT_TIME is None else time.clock_gettime(_BOOT_TIME)
+running_clock = time.monotonic if _BOOT_TIME is None else functools.partial(time.clock_gettime, _BOOT_TIME)
+"""Returns seconds on a clock that nobody sets; on Linux it counts while the machine is suspended."""
 
 
 class JobState:

@@ -225,11 +225,12 @@ class JobFuture(Future[R]):
     def result(self, timeout: float | None = None) -> R:
         """Return what the function returned; raises its exception, or the executor's error for it."""
         self._wait(timeout)
-        self.note_read()
-        _wait_for_output(timeout)
+        if program_output.pending:
+            _wait_for_output(timeout)
         error = self._exception
         if error is None:
             return self._result  # type: ignore[no-any-return]  # As `settle` was given it.
+        self.note_read()
         try:
             raise error
         finally:
@@ -239,7 +240,8 @@ class JobFuture(Future[R]):
         """Return what `result` would raise; None where the job completed."""
         self._wait(timeout)
         self.note_read()
-        _wait_for_output(timeout)
+        if program_output.pending:
+            _wait_for_output(timeout)
         return self._exception
 
     def __await__(self) -> Generator[Any, None, R]:
@@ -376,7 +378,7 @@ class _Waiters(list[Any]):
 
 def _wait_for_output(timeout: float | None) -> None:
     """Let what the job printed come before what its caller prints next. A caller that must not block gives 0."""
-    if program_output.pending and timeout != 0:
+    if timeout != 0:
         program_output.wait()
 
 

@@ -23,69 +23,58 @@ class ReadyQueue:
 
     def push(self, job: Job) -> None:
         """Add a job behind all others of its priority."""
-        self._queue_of(job).append(job)
+        name = job.live.pool
+        (self.pools.get(name) or self._add_pool(name))[job.priority].append(job)
 
     def push_front(self, job: Job) -> None:
         """Put back a job that was taken too early: before all others of its priority."""
-        self._queue_of(job).appendleft(job)
+        name = job.live.pool
+        (self.pools.get(name) or self._add_pool(name))[job.priority].appendleft(job)
 
     def peek(self, full: Container[str] = ()) -> Job | None:
         """Return the next job without taking it; None where there is none but for pools that are `full`."""
-        pools = self.pools
-        if len(pools) == 1 and not full:
-            (queue,) = pools.values()
-            return queue.head()
-        heads = [queue.head() for name, queue in pools.items() if name not in full]
-        return min(heads, key=_turn) if heads else None
+        first: Job | None = None
+        for name, queue in self.pools.items():
+            if name not in full:
+                job = queue[queue.priorities[-1]][0]
+                if first is None or _turn(job) < _turn(first):
+                    first = job
+        return first
 
     def pop(self, job: Job) -> None:
         """Take the job that `peek` returned."""
-        name = job.live.pool
-        queue = self.pools[name]
-        queue.popleft()
-        if not queue.priorities:
-            del self.pools[name]
+        queue = self.pools[job.live.pool]
+        jobs = queue[job.priority]
+        jobs.popleft()
+        if not jobs:
+            self._drop_priority(job)
 
     def count(self, pool: str | None) -> int:
         """Return how many jobs of a pool are queued; None: of all."""
-        return sum(len(queue) for name, queue in self.pools.items() if pool in (None, name))
+        return sum(sum(map(len, queue.values())) for name, queue in self.pools.items() if pool in (None, name))
 
-    def _queue_of(self, job: Job) -> deque[Job]:
-        name = job.live.pool
-        queue = self.pools.get(name)
-        if queue is None:
-            queue = self.pools[name] = _PoolQueue()
-        return queue.of_priority(job.priority)
+    def _add_pool(self, name: str) -> _PoolQueue:
+        return self.pools.setdefault(name, _PoolQueue())
+
+    def _drop_priority(self, job: Job) -> None:
+        queue = self.pools[job.live.pool]
+        del queue[queue.priorities.pop()]
+        if not queue:
+            del self.pools[job.live.pool]
 
 
-class _PoolQueue:
-    """The jobs of one pool."""
+class _PoolQueue(dict[int, deque[Job]]):
+    """The jobs of one pool, by their priority."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.priorities: list[int] = []
         """The priorities of the jobs that it holds, lowest first."""
-        self._by_priority: dict[int, deque[Job]] = {}
 
-    def __len__(self) -> int:
-        return sum(len(queue) for queue in self._by_priority.values())
-
-    def head(self) -> Job:
-        return self._by_priority[self.priorities[-1]][0]
-
-    def popleft(self) -> None:
-        priority = self.priorities[-1]
-        queue = self._by_priority[priority]
-        queue.popleft()
-        if not queue:
-            del self._by_priority[priority]
-            self.priorities.pop()
-
-    def of_priority(self, priority: int) -> deque[Job]:
-        queue = self._by_priority.get(priority)
-        if queue is None:
-            queue = self._by_priority[priority] = deque()
-            bisect.insort(self.priorities, priority)
-        return queue
+    def __missing__(self, priority: int) -> deque[Job]:
+        bisect.insort(self.priorities, priority)
+        self[priority] = deque()
+        return self[priority]
 
 
 def _turn(job: Job) -> tuple[int, float]:
