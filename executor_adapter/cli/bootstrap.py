@@ -13,7 +13,7 @@ from executor_adapter.cli.output import JsonOption, print_json, print_note, prin
 from executor_adapter.cli.prefect import reaching_server
 from executor_adapter.cli.stores import ConfigOption
 from executor_adapter.config import load_config
-from executor_adapter.monitoring import SafeText
+from executor_adapter.terminal import SafeText
 
 SETUP = "executor_adapter.prefect.setup"
 """The package's name, not an import, because only `executor_adapter.prefect` may import Prefect."""

@@ -17,7 +17,8 @@ from executor_adapter.cli.stores import ConfigOption
 from executor_adapter.config import ConfigSources, Settings, hidden, read_sources
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.job import size_text
-from executor_adapter.monitoring import Level, SafeText
+from executor_adapter.monitoring import Level
+from executor_adapter.terminal import SafeText
 
 app = typer.Typer(help="Check, show and describe the configuration.", no_args_is_help=True)
 

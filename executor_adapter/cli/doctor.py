@@ -11,7 +11,8 @@ import typer
 from executor_adapter.cli.checks import core_checks
 from executor_adapter.cli.output import JsonOption, console, new_table, print_json, without_secrets
 from executor_adapter.cli.stores import ConfigOption, StoreOption
-from executor_adapter.monitoring import Finding, Level, ProgressBar, ProgressCounts, SafeText
+from executor_adapter.monitoring import Finding, Level, ProgressBar, ProgressCounts
+from executor_adapter.terminal import SafeText
 
 PREFECT_CHECKS = "executor_adapter.prefect.doctor"
 """The module's name, not an import, because only `executor_adapter.prefect` may import Prefect."""

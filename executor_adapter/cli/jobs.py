@@ -35,8 +35,8 @@ from executor_adapter.cli.stores import (
 from executor_adapter.cli.waits import reason_of
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.job import Attempt, JobStatus
-from executor_adapter.monitoring import SafeText
 from executor_adapter.store import MAX_LOG_LINES, JobFilter, JobRecord, Page
+from executor_adapter.terminal import SafeText
 
 app = typer.Typer(help="Show the jobs of a store, cancel them, or run them again.", no_args_is_help=True)
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from executor_adapter.cli.output import clock_time
 from executor_adapter.job import TERMINAL
-from executor_adapter.monitoring import SafeText
 from executor_adapter.store import MAX_LOG_LINES, JobRecord, JobStore, LogLine
+from executor_adapter.terminal import SafeText
 
 POLL_SECONDS = 0.5
 """Seconds between reads of the store."""

@@ -20,7 +20,8 @@ from rich.table import Table
 
 from executor_adapter.config import redacted
 from executor_adapter.job import JobStatus
-from executor_adapter.monitoring import Finding, SafeConsole, SafeText, escaped
+from executor_adapter.monitoring import Finding
+from executor_adapter.terminal import SafeConsole, SafeText, escaped
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from executor_adapter.cli.output import JsonOption, print_error, print_json, print_note, print_rows
-from executor_adapter.monitoring import SafeText
+from executor_adapter.terminal import SafeText
 
 SWEEP = "executor_adapter.prefect.crashes.sweep"
 """The module's name, not an import, because only `executor_adapter.prefect` may import Prefect."""

@@ -44,8 +44,9 @@ from executor_adapter.cli.stores import ConfigOption, StoreOption
 from executor_adapter.config import Settings, load_config
 from executor_adapter.executor import JobExecutor
 from executor_adapter.job import Job, JobStatus, Transition, resolve
-from executor_adapter.monitoring import ProgressBar, ProgressCounts, SafeText, escaped_lines
+from executor_adapter.monitoring import ProgressBar, ProgressCounts
 from executor_adapter.pools import Assignment
+from executor_adapter.terminal import SafeText, escaped_lines
 from executor_adapter.worker import traceback_of
 
 EXIT_CODES = {

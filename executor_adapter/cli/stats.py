@@ -12,9 +12,9 @@ from executor_adapter.cli.jobs import QueueOption, ToolOption, TypeOption
 from executor_adapter.cli.output import STYLES, JsonOption, print_json, print_pairs, seconds, share
 from executor_adapter.cli.stores import ConfigOption, StoreOption, duration_seconds, opened
 from executor_adapter.job import JobStatus
-from executor_adapter.monitoring import SafeText
 from executor_adapter.store import JobFilter, JobStore
 from executor_adapter.supervision import mean, percentile
+from executor_adapter.terminal import SafeText
 
 
 def stats(

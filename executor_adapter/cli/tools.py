@@ -16,8 +16,8 @@ from executor_adapter.cli.stores import ConfigOption, StoreOption, opened
 from executor_adapter.cli.waits import reason_of_tool
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.job import JobStatus, ToolLimit
-from executor_adapter.monitoring import SafeText
 from executor_adapter.store import JobStore, ToolControl, ToolUse, wake_hosts
+from executor_adapter.terminal import SafeText
 
 app = typer.Typer(
     help="Show and change the limits of tools, which hold over all executors of a store.", no_args_is_help=True

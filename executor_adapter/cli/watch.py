@@ -17,8 +17,8 @@ from executor_adapter.cli.output import STYLES, JsonOption, console, new_table, 
 from executor_adapter.cli.stores import ConfigOption, StoreOption, opened
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.job import TERMINAL, JobStatus
-from executor_adapter.monitoring import SafeText, escaped
 from executor_adapter.store import JobFilter, JobRecord, JobStore, StoreUnavailableError
+from executor_adapter.terminal import SafeText, escaped
 
 LIVE_STATUSES = frozenset(JobStatus) - TERMINAL
 COLUMNS = ("ID", "STATUS", "TYPE", "TOOL", "TRY", "FOR", "PROGRESS")

@@ -9,7 +9,6 @@ gauges.py, job_counter.py  what both show and count
 tracing.py                 a span for each job and attempt, for OpenTelemetry
 trace_scope.py             puts a function in a worker process into its job's span
 progress.py                progress bars on the terminal, and plain lines in a pipe
-terminal.py                a console that escapes what others wrote
 findings.py                what a check of `executor-adapter doctor` found, and what to do about it
 
 Names are loaded when first used: worker processes import trace_scope.py and need nothing else of this package.
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from executor_adapter.monitoring.progress import ProgressBar, ProgressCounts
     from executor_adapter.monitoring.prometheus import MetricsPort
     from executor_adapter.monitoring.telemetry import tracer_in_use
-    from executor_adapter.monitoring.terminal import SafeConsole, SafeText, escaped, escaped_lines
     from executor_adapter.monitoring.trace_scope import INSIDE
     from executor_adapter.monitoring.tracing import JobTracer
     from executor_adapter.supervision import ExecutorStats
@@ -47,10 +45,6 @@ _HOMES = {
     "NearLimit": "executor_adapter.job",
     "ProgressBar": "executor_adapter.monitoring.progress",
     "ProgressCounts": "executor_adapter.monitoring.progress",
-    "SafeConsole": "executor_adapter.monitoring.terminal",
-    "SafeText": "executor_adapter.monitoring.terminal",
-    "escaped": "executor_adapter.monitoring.terminal",
-    "escaped_lines": "executor_adapter.monitoring.terminal",
     "export_metrics": "executor_adapter.monitoring.exporters",
     "fine": "executor_adapter.monitoring.findings",
     "tracer_in_use": "executor_adapter.monitoring.telemetry",
@@ -71,10 +65,6 @@ __all__ = [
     "NearLimit",
     "ProgressBar",
     "ProgressCounts",
-    "SafeConsole",
-    "SafeText",
-    "escaped",
-    "escaped_lines",
     "export_metrics",
     "fine",
     "tracer_in_use",

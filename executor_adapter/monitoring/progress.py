@@ -20,7 +20,7 @@ from rich.console import Console, Group
 from rich.file_proxy import FileProxy
 from rich.live import Live
 
-from executor_adapter.monitoring.terminal import SafeConsole, SafeText, escaped
+from executor_adapter.terminal import SafeConsole, SafeText, escaped
 
 FIRST_WORD = 2.0
 """Seconds after which a plain line says what is waited for."""

@@ -14,9 +14,9 @@ from executor_adapter import Job, Transition
 from executor_adapter.cli import output
 from executor_adapter.cli.watch import View, render
 from executor_adapter.job.status import JobStatus
-from executor_adapter.monitoring import SafeConsole
 from executor_adapter.pipeline.flows.progress_table import ProgressTable
 from executor_adapter.store import JobFilter, JobStore, LogLine
+from executor_adapter.terminal import SafeConsole
 from tests.cli.conftest import Command, fill, progress, record
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31mgone\x08\x7f"

@@ -34,6 +34,7 @@ PARTS = (
     "config",
     "worker",
     "job",
+    "terminal",
     "exceptions",
     "error_codes",
     "error_facts",

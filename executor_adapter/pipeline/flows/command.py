@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 from executor_adapter.config import load_config, redacted
 from executor_adapter.exceptions import ConfigurationError, JobError
-from executor_adapter.monitoring import ProgressBar, ProgressCounts, escaped
+from executor_adapter.monitoring import ProgressBar, ProgressCounts
 from executor_adapter.pipeline.tables import select_tools
+from executor_adapter.terminal import escaped
 
 EMBEDDED_SERVER = {
     # Write many events in one transaction. The default of one falls behind, and the server ends with the flow.

@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 
 from executor_adapter.job import Job, JobStatus, Transition
-from executor_adapter.monitoring import SafeConsole, SafeText, escaped
+from executor_adapter.terminal import SafeConsole, SafeText, escaped
 
 WIDE = 100
 """Columns of a terminal from which on the table also has the pool and the attempts of each job."""
