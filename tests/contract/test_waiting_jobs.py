@@ -14,7 +14,9 @@ import pytest
 
 from executor_adapter import Job, JobExecutor, JobStatus, Transition
 from executor_adapter.exceptions import ConfigurationError, JobSerializationError, QueueFullError
+from executor_adapter.pools import current_slot_loan
 from tests.contract import functions
+from tests.insides import supervisor_of
 
 TIMEOUT = 60
 
@@ -121,6 +123,16 @@ def test_a_job_has_its_slot_again_once_the_other_one_has_ended(one_worker: JobEx
     submitted.set()
     assert waits.result(TIMEOUT) is JobStatus.PENDING
     assert others[0].result(TIMEOUT) == 3
+
+
+def test_a_wait_that_outlasts_its_job_lends_no_slot(one_worker: JobExecutor) -> None:
+    """What a job has left waiting for others, such as a callback, lends nothing once the job has ended."""
+    loan = one_worker.call(current_slot_loan.get).result(TIMEOUT)
+    assert loan is not None
+    loan.begin()
+    supervisor = supervisor_of(one_worker)
+    supervisor.thread.catch_up(TIMEOUT)
+    assert not supervisor.dispatcher.lent
 
 
 def test_a_job_that_waits_for_a_place_lends_its_slot() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -136,31 +137,42 @@ def test_a_job_that_has_waited_has_its_slot_again() -> None:
     assert too_early == [False]
 
 
-def test_a_closed_loan_ignores_the_waits_that_remain() -> None:
-    """Waits that outlast their attempt do not lend the slot of the next attempt."""
+def test_a_wait_that_ends_before_its_beginning_is_seen_lends_nothing() -> None:
+    """A slot is never lent for a wait that has ended meanwhile, in whatever order the supervisor learns of both."""
     lender = Lender()
     loan = SlotLoan(lender, Assignment(Job(function=print), 1, None))  # type: ignore[arg-type]
-    loan.begin(blocks=False)
-    loan.begin(blocks=False)
-    loan.end()
-    assert lender.calls == ["lent"]
-    loan.close()
+    loan.begin()
+    loan.end(on_supervisor=True)
+    lender.run_calls()
+    assert not lender.is_lent
+    loan.begin()
+    lender.run_calls()
     loan.end()
     loan.begin()
-    assert lender.calls == ["lent"]
+    lender.queued.reverse()
+    lender.run_calls()
+    assert lender.is_lent
+    loan.end()
+    lender.run_calls()
+    assert not lender.is_lent
 
 
 class Lender:
-    """Records what a loan asks of a supervisor."""
+    """Does what a loan asks of a supervisor once `run_calls` is called."""
 
     def __init__(self) -> None:
-        self.calls: list[str] = []
+        self.queued: list[Callable[[], None]] = []
+        self.is_lent = False
 
     def call_soon(self, callback: Callable[..., None], *args: Any) -> None:
-        callback(*args)
+        self.queued.append(functools.partial(callback, *args))
+
+    def run_calls(self) -> None:
+        while self.queued:
+            self.queued.pop(0)()
 
     def lend_slot(self, _: Assignment, blocks: bool) -> None:
-        self.calls.append("lent")
+        self.is_lent = True
 
     def take_slot_back(self, _: Assignment) -> None:
-        self.calls.append("taken back")
+        self.is_lent = False

@@ -61,8 +61,7 @@ def call_in_job(
     A coroutine is run to its end, on an event loop of its own.
     """
     token = enter_job(functools.partial(job_context, assignment, supervisor, cancelled))
-    loan = SlotLoan(supervisor, assignment)
-    loan_token = current_slot_loan.set(loan)
+    loan_token = current_slot_loan.set(SlotLoan(supervisor, assignment))
     try:
         if assignment.scope is None:
             return _run_coroutine(assignment, call())
@@ -72,7 +71,6 @@ def call_in_job(
         read_once(error)
         raise
     finally:
-        loan.close()
         current_slot_loan.reset(loan_token)
         leave_job(token)
 

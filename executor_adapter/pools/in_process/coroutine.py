@@ -162,8 +162,7 @@ class _Loop(EventLoopThread[Assignment]):
         run.started_at = time.monotonic()
         # A task has a context of its own, so there is no need for `leave_job`.
         enter_job(job_context(run, self._pool.supervisor, lambda: run in self.stopping))
-        loan = SlotLoan(self._pool.supervisor, run)
-        current_slot_loan.set(loan)
+        current_slot_loan.set(SlotLoan(self._pool.supervisor, run))
         coroutine: Coroutine[Any, Any, Any] = run.payload()
         try:
             if run.scope is None:
@@ -173,8 +172,6 @@ class _Loop(EventLoopThread[Assignment]):
         except BaseException as error:
             read_once(error)
             raise
-        finally:
-            loan.close()
 
     def on_cancel(self, run: Assignment, coroutine: Any) -> None:
         run.position = position_text(None, coroutine)

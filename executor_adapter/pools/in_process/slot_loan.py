@@ -13,21 +13,21 @@ from executor_adapter.pools.base import Assignment, PoolSupervisor
 class SlotLoan:
     """Lends the slot of one attempt to other jobs while anything in the attempt waits for them. Thread-safe."""
 
-    __slots__ = ("_assignment", "_is_closed", "_waits", "supervisor")
+    __slots__ = ("_assignment", "_waits", "supervisor")
 
     def __init__(self, supervisor: PoolSupervisor, assignment: Assignment) -> None:
         self.supervisor = supervisor
         """The supervisor of the executor whose slot it is."""
         self._assignment = assignment
         self._waits = 0
-        self._is_closed = False
 
     def begin(self, *, blocks: bool = True) -> None:
         """Count one more wait; the first one lends the slot. `blocks`: it blocks the thread that runs the attempt."""
         with _lock:
             self._waits += 1
-            if not self._is_closed and (blocks or self._waits == 1):
-                self.supervisor.call_soon(self.supervisor.lend_slot, self._assignment, blocks)
+            is_news = blocks or self._waits == 1
+        if is_news:
+            self.supervisor.call_soon(self._lend_or_take_back, blocks)
 
     def end(self, *, on_supervisor: bool = False) -> None:
         """Count one wait less; after the last one the attempt has its slot again.
@@ -36,16 +36,18 @@ class SlotLoan:
         """
         with _lock:
             self._waits -= 1
-            if self._waits or self._is_closed:
-                return
-        if on_supervisor:
-            self.supervisor.take_slot_back(self._assignment)
-        else:
-            self.supervisor.call_soon(self.supervisor.take_slot_back, self._assignment)
+            is_news = not self._waits
+        if is_news and on_supervisor:
+            self._lend_or_take_back()
+        elif is_news:
+            self.supervisor.call_soon(self._lend_or_take_back)
 
-    def close(self) -> None:
-        """End the loan with the attempt: waits that remain must not lend the slot of the next attempt."""
-        self._is_closed = True
+    def _lend_or_take_back(self, blocks: bool = False) -> None:
+        # By what holds now: a wait may have ended, on the supervisor's thread too, before its beginning is seen here.
+        if self._waits:
+            self.supervisor.lend_slot(self._assignment, blocks)
+        else:
+            self.supervisor.take_slot_back(self._assignment)
 
 
 _lock = threading.Lock()
