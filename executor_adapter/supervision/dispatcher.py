@@ -92,6 +92,9 @@ class Dispatcher:
 
     def run(self, start: Callable[[Job], None], queue_behind: Callable[[Job], bool]) -> None:
         """Start jobs while there are slots; queue short jobs in workers behind short ones."""
+        if self._is_lease_over:
+            self._note_shortage(())  # What waits now waits for the store.
+            return
         full = self._run(start, queue_behind)
         if full or self._full_since:
             self._note_shortage(full)
@@ -240,7 +243,7 @@ class Dispatcher:
         return min(max(0, limits.total - busy), of_pools if limits.of_pool else UNLIMITED)
 
     @property
-    def is_lease_over(self) -> bool:
+    def _is_lease_over(self) -> bool:
         """Whether other hosts may run the jobs of this one. The recorder is about to find out if they do."""
         return self.lease_until != NEVER and lease_time() >= self.lease_until
 

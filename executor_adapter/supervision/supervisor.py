@@ -231,8 +231,7 @@ class Supervisor:
         self._accept_submitted()
         self.pools.hand_back_if_due()
         self._check_memory_if_due()
-        if not self.dispatcher.is_lease_over:
-            self.dispatcher.run(self.starting.start, self.starting.queue_behind)
+        self.dispatcher.run(self.starting.start, self.starting.queue_behind)
         self.pools.flush()
         self.stopping.apply_limits(self._loop.read_until)
         self.discard.flush()

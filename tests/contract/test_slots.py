@@ -158,6 +158,17 @@ def test_jobs_that_wait_for_slots_are_reported_once(
     assert message.startswith(told)
 
 
+def test_no_shortage_of_slots_is_due_while_the_lease_is_over(caplog: pytest.LogCaptureFixture) -> None:
+    """A host whose lease is over, as in an outage of its store, waits for that alone: it does not wake for slots."""
+    slots = Slots(SlotLimits(1))
+    assert slots.turn(5.0) == 15.0
+    slots.dispatcher.lease_until = 0.0
+    assert slots.turn(16.0) == math.inf
+    assert caplog.messages == []
+    slots.dispatcher.lease_until = math.inf
+    assert slots.turn(20.0) == 30.0
+
+
 def test_the_supervisor_wakes_to_report_that_jobs_wait(caplog: pytest.LogCaptureFixture) -> None:
     """The line is written when it is due, though nothing else happens; and not where a slot became free before."""
     caplog.set_level(logging.WARNING, "executor_adapter")
