@@ -8,7 +8,7 @@ import os
 import weakref
 
 from executor_adapter.executor.signals import signal_watch
-from executor_adapter.supervision import Supervisor
+from executor_adapter.supervision import Supervisor, program_output
 
 _open: set[Supervisor] = set()
 """Kept here because an executor may be garbage-collected before its jobs are finished."""
@@ -36,6 +36,7 @@ def _drain_all() -> None:
         supervisor.close(cancel_pending=False, cancel_running=False)
     for supervisor in list(_open):
         supervisor.thread.wait()
+    program_output.finish()
 
 
 def _leave_to_parent() -> None:

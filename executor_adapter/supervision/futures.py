@@ -226,7 +226,7 @@ class JobFuture(Future[R]):
         """Return what the function returned; raises its exception, or the executor's error for it."""
         self._wait(timeout)
         if program_output.pending:
-            _wait_for_output(timeout)
+            self._wait_for_output(timeout)
         error = self._exception
         if error is None:
             return self._result  # type: ignore[no-any-return]  # As `settle` was given it.
@@ -241,8 +241,13 @@ class JobFuture(Future[R]):
         self._wait(timeout)
         self.note_read()
         if program_output.pending:
-            _wait_for_output(timeout)
+            self._wait_for_output(timeout)
         return self._exception
+
+    def _wait_for_output(self, timeout: float | None) -> None:
+        """Let what the job printed come before what its caller prints next, unless the caller must not block."""
+        if timeout != 0 and self._hub.may_wait() and not _is_on_event_loop():
+            program_output.wait()
 
     def __await__(self) -> Generator[Any, None, R]:
         if not self.done():
@@ -376,10 +381,10 @@ class _Waiters(list[Any]):
             loan.end(on_supervisor=True)
 
 
-def _wait_for_output(timeout: float | None) -> None:
-    """Let what the job printed come before what its caller prints next. A caller that must not block gives 0."""
-    if timeout != 0:
-        program_output.wait()
+def _is_on_event_loop() -> bool:
+    with contextlib.suppress(RuntimeError):
+        return asyncio.get_running_loop() is not None
+    return False
 
 
 class _Waiter:

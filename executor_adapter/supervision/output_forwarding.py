@@ -55,6 +55,16 @@ class ProgramOutput:
             if not self._is_stuck and self._thread is not threading.current_thread():
                 self._is_stuck = not self._changed.wait_for(lambda: not self.pending, MAX_WAIT_SECONDS)
 
+    def finish(self) -> None:
+        """Wait until all lines are written, however long that takes, since the interpreter ends: as for its own."""
+        with self._changed:
+            if not self._changed.wait_for(self._is_all_written, MAX_WAIT_SECONDS):
+                logger.warning("the program ends once its stdout and stderr are read: jobs have printed")
+                self._changed.wait_for(self._is_all_written)
+
+    def _is_all_written(self) -> bool:
+        return not self.pending or self._thread is None
+
     def _run(self) -> None:
         while True:
             with self._changed:

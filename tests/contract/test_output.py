@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import logging
 import os
@@ -62,6 +63,51 @@ def test_output_goes_to_a_stream_that_replaces_stdout(capsys: pytest.CaptureFixt
         executor.run(Job(function=talk, pool="process"))
         captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("from a job\nfrom its child\n", "to stderr\n")
+
+
+TALKATIVE = """
+from executor_adapter import Job, JobExecutor
+
+def talk():
+    for number in range(1000):
+        print(f"{number:300}")
+
+if __name__ == "__main__":
+    with JobExecutor(1) as executor:
+        executor.run(Job(function=talk, pool="process"))
+"""
+
+
+def test_a_program_does_not_end_before_its_output_is_read(tmp_path: Path) -> None:
+    """What a slow reader has not read yet is not lost at the end of the program, which says what it waits for."""
+    program = tmp_path / "program.py"
+    program.write_text(TALKATIVE)
+    with subprocess.Popen(
+        [sys.executable, str(program)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        assert running.stderr.readline() == "the program ends once its stdout and stderr are read: jobs have printed\n"
+        assert [int(line) for line in running.stdout] == list(range(1000))
+    assert running.returncode == 0
+
+
+def test_a_coroutine_does_not_wait_for_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stdout that takes nothing holds up no event loop, on which `asyncio.wrap_future` reads the future."""
+    stuck, waits = Stuck(), []
+    monkeypatch.setattr(sys, "stdout", stuck)
+
+    async def run(executor: JobExecutor) -> None:
+        await asyncio.wrap_future(executor.submit(Job(function=print, args=("line",), pool="process")))
+
+    with executor_with() as executor:
+        try:
+            with monkeypatch.context() as patch:
+                patch.setattr(program_output, "wait", lambda: waits.append("waited"))
+                asyncio.run(run(executor))
+        finally:
+            stuck.released.set()
+    assert waits == []
 
 
 class WithHook(JobExecutor):
