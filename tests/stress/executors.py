@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -88,6 +89,14 @@ class Cancelling(JobExecutor):
             await asyncio.sleep(0.01)
 
 
+class InThread(JobExecutor):
+    async def pre_execution_hook(self, job: Job) -> None:
+        await asyncio.to_thread(time.sleep, 0.001)
+
+    async def post_execution_hook(self, job: Job, result: Any) -> None:
+        await asyncio.to_thread(time.sleep, 0.001)
+
+
 KINDS: Mapping[str | None, type[JobExecutor]] = {
     None: JobExecutor,
     "awaiting": Awaiting,
@@ -97,5 +106,6 @@ KINDS: Mapping[str | None, type[JobExecutor]] = {
     "twice": Twice,
     "own result": OwnResult,
     "cancelling": Cancelling,
+    "in a thread": InThread,
 }
 """By the name of its hooks in a plan."""

@@ -10,19 +10,22 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from executor_adapter import current_job
-from executor_adapter.exceptions import DataCollectionException
+from executor_adapter.exceptions import DataCollectionException, JobError
 
 LINGERING = "86398"
 """Seconds that a process sleeps that a job leaves: far longer than any run, so that one that is left is found."""
 
 
-def submit_nothing(name: str) -> None: ...
+def submit_nothing(name: str) -> Any:
+    return None
 
 
-submit_child: Callable[[str], None] = submit_nothing
-"""Submits one more job for the job of this name; the program sets it, so that jobs in its own process can."""
+submit_child: Callable[[str], Any] = submit_nothing
+"""Submits one more job for the job of this name, and returns its future, or None where it is refused; the program sets
+it, so that jobs in its own process can."""
 
 
 def note(journal: str, *words: object) -> None:
@@ -170,6 +173,13 @@ def submit_one_more(journal: str, name: str) -> str:
         return value_of(name)
 
 
+def wait_for_one_more(journal: str, name: str) -> str:
+    with noted(journal, name):
+        if (future := submit_child(name)) is not None:
+            future.exception()
+        return value_of(name)
+
+
 def log_much(journal: str, name: str) -> str:
     with noted(journal, name):
         for line in range(50):
@@ -225,6 +235,14 @@ async def report_on_loop(journal: str, name: str, steps: int) -> str:
         for step in range(steps):
             current_job().progress(step, steps, name)
             await asyncio.sleep(0.002)
+        return value_of(name)
+
+
+async def wait_for_one_more_on_loop(journal: str, name: str) -> str:
+    with noted(journal, name):
+        if (future := submit_child(name)) is not None:
+            with contextlib.suppress(JobError):
+                await future
         return value_of(name)
 
 

@@ -40,7 +40,7 @@ ENDS = (
 CANCELLING = frozenset(end for end in ENDS if any(word in end for word in ("exception", "cancel", "timeout", "stop")))
 """Ends that cancel jobs."""
 
-HOOKS = ("awaiting", "slow", "raising before", "raising after", "twice", "own result", "cancelling")
+HOOKS = ("awaiting", "slow", "raising before", "raising after", "twice", "own result", "cancelling", "in a thread")
 
 DEATHS = ("os._exit", "SIGKILL", "SIGTERM", "SIGINT", "sys.exit", "exception")
 
@@ -228,7 +228,12 @@ def _executor(dice: Dice, name: str, store: str, lease: float | None) -> Executo
     spawns = dice.happens("spawn", 0.08)
     jobs = _jobs(dice.part("jobs"), name, pools, tools, capacity, spawns=spawns)
     options: dict[str, Any] = {
-        "max_workers": dice.of("max_workers").choice((1, 2, 2, 4, 6)),
+        "max_workers": dice.pick(
+            "max_workers by pool",
+            dice.of("max_workers").choice((1, 2, 2, 4, 6)),
+            (None, {"thread": 1, "process": 2, "coroutine": 3}, {"process": 1}),
+            0.15,
+        ),
         "max_pending": dice.pick("max_pending", None, (1, 2, 5, 20), 0.25),
         "capacity": capacity,
         "tool_limits": _tool_limits(dice, tools) if dice.happens("tool limits", 0.35) else None,
@@ -245,12 +250,14 @@ def _executor(dice: Dice, name: str, store: str, lease: float | None) -> Executo
         "lease": lease,
         "metrics_port": 0 if dice.happens("metrics", 0.05) else None,
     }
-    observers = ("quiet", "slow", "raising", "cancelling", "submitting")
+    observers = ("quiet", "slow", "raising", "cancelling", "submitting", "waiting", "closing")
     return ExecutorPlan(
         options=options,
         settings=settings,
         hooks=hooks,
-        observers=tuple(each for each in observers if dice.happens(f"observer {each}", 0.1)),
+        observers=tuple(
+            each for each in observers if dice.happens(f"observer {each}", 0.03 if each == "closing" else 0.1)
+        ),
         store=dice.pick("store by", "its url", ("an object of its own", "a shared object"), 0.4),
         jobs=jobs,
         steps=_steps(dice.part("steps"), jobs, pools, tools, durable),
@@ -284,9 +291,9 @@ _ODD_CALLS = (
     *("raise_local_class", "exit_as_program", "interrupt", "log_much", "give_much", "take_much"),
 )
 _ODD = {
-    "thread": (*_ODD_CALLS, "submit_one_more"),
+    "thread": (*_ODD_CALLS, "submit_one_more", "wait_for_one_more"),
     "process": (*_ODD_CALLS, "crash", "crash", "leave_process"),
-    "coroutine": ("refuse", "hang", "be_stubborn", "submit_one_more"),
+    "coroutine": ("refuse", "hang", "be_stubborn", "submit_one_more", "wait_for_one_more"),
 }
 
 

@@ -73,10 +73,9 @@ class Program:
         except BaseException as error:
             raised.append(error)
 
-    def _submit_child(self, name: str) -> None:
+    def _submit_child(self, name: str) -> Any:
         run = next((run for run in self._runs if name in {plan.name for plan in run.plan.jobs}), None)
-        if run is not None:
-            run.add_job("child")
+        return None if run is None else run.add_job("child")
 
     # --- at exit, after the executors' own ---
 

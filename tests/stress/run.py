@@ -177,7 +177,7 @@ class Run:
                 raise
             return None
         except QueueFullError:
-            if self.plan.options["max_pending"] is None or timeout is None:
+            if self.plan.options["max_pending"] is None:
                 raise
             return None
         if future.job is job:
@@ -300,9 +300,10 @@ class Run:
             case "slow":
                 time.sleep(0.05)
 
-    def add_job(self, word: str) -> None:
+    def add_job(self, word: str, timeout: float | None = None) -> Any:
+        """Submit one more job; return its future, or None where it is refused."""
         fields = {"pool": "thread", "retry_delay": 0.01}
-        self.accept(self.job(JobPlan(name=self._name(word), kind="answer", args=(), fields=fields)), timeout=0)
+        return self.accept(self.job(JobPlan(name=self._name(word), kind="answer", args=(), fields=fields)), timeout)
 
     def flush(self) -> None:
         assert self.executor is not None
@@ -459,6 +460,20 @@ class Run:
         if transition.status in TERMINAL and len(seen) < 5 and transition.job.job_id not in seen:
             seen.add(transition.job.job_id)
             self.add_job("observer")
+
+    def _be_waiting(self, seen: set[str], transition: Transition) -> None:
+        """Wait for another job, which is refused on this thread."""
+        for future in [] if seen else [each for each in self.futures if not each.done()]:
+            seen.add(future.job.job_id)
+            try:
+                future.result()
+            except Exception as error:
+                seen.add(repr(error))
+
+    def _be_closing(self, seen: set[str], transition: Transition) -> None:
+        seen.add(transition.job.job_id)
+        if self.executor is not None and len(seen) == 5:
+            self.executor.shutdown()
 
     # --- at the end ---
 
