@@ -112,6 +112,7 @@ class Program:
 
 _OURS: Mapping[str, Callable[[Any], bool]] = {
     "shared": lambda name: "memfd" in name,  # The names in /dev/shm are of all programs, and the executor makes none.
+    "threads": lambda name: not name.startswith("executor-output "),  # A process has one, once a job has printed.
     "descriptors": lambda found: not found[1].endswith("/journal"),  # A thread may be stopped while it has it open.
 }
 
