@@ -120,15 +120,19 @@ class JobExecutor(JobCaller, Slots, QuarantinedJobs, Watching, ExecutionHooks):
         self._admit: Callable[..., JobFuture] = self._supervisor.admit if self._hooked is None else self._admit_hooked
         self._persistence: JobPersistence | None = None
         if store is not None:
-            self._persistence = JobPersistence(
-                store,
-                self._supervisor,
-                self.config.store,
-                queue=queue,
-                requeue_on_shutdown=requeue_on_shutdown,
-                readmit=lambda job, waited: self._admit(job, waited=waited),
-                lack_of_pool=functools.partial(lack_of_pool, self.config),
-            )
+            try:
+                self._persistence = JobPersistence(
+                    store,
+                    self._supervisor,
+                    self.config.store,
+                    queue=queue,
+                    requeue_on_shutdown=requeue_on_shutdown,
+                    readmit=lambda job, waited: self._admit(job, waited=waited),
+                    lack_of_pool=functools.partial(lack_of_pool, self.config),
+                )
+            except BaseException:
+                self._supervisor.close(cancel_pending=False, cancel_running=False)  # Nobody else can.
+                raise
         tracker, on_closed = self._supervisor.tracker, self._supervisor.thread.on_closed
         self._metrics = export_metrics(self, self.config.monitoring, observers=tracker.observers, on_closed=on_closed)
         self._tracer = trace_jobs(tracker.observers, self._supervisor.unclaimed)

@@ -58,7 +58,12 @@ class JobPersistence:
     ) -> None:
         self.store = open_store(store) if isinstance(store, str) else store
         self.store.pickle_arguments |= settings.pickle_arguments
-        pickles = self._pickles(settings)
+        try:
+            pickles = self._pickles(settings)
+        except BaseException:
+            if isinstance(store, str):
+                self.store.close()
+            raise
         self._functions = StoredFunctions(settings.functions, pickles)
         self.recorder = Recorder(self.store, supervisor, queue=queue, lease=settings.lease)
         self.recorder.pickles = pickles

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import socket
@@ -13,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from pydantic import SecretStr
 
 from executor_adapter import Job, JobExecutor, JobStatus
 from executor_adapter.config import Settings, StoreSettings
@@ -22,6 +24,7 @@ from tests.contract.conftest import wait_for
 from tests.contract.stores import store_jobs
 
 JOBS = 300
+UNREACHABLE = "postgresql://postgres@127.0.0.1:1/test"
 
 
 def run_through(url: str, outage: Callable[[], contextlib.AbstractContextManager[None]], expected: str) -> list[str]:
@@ -63,6 +66,19 @@ def assert_logged_once(messages: list[str]) -> None:
     assert len([message for message in messages if "cannot be written: " in message]) == 1, messages
     assert len([message for message in messages if "can be written again" in message]) == 1, messages
     assert all("give" not in message for message in messages)
+
+
+@pytest.mark.parametrize("url", [UNREACHABLE, "sqlite:///{tmp_path}/jobs.db"])
+def test_an_executor_that_cannot_be_made_leaves_no_descriptor(url: str, tmp_path: Path) -> None:
+    """A program that makes an executor again, until its store and its key can be used, runs out of no descriptors."""
+    config = Settings(store=StoreSettings(pickle_arguments=True, pickle_key=SecretStr("too-short")))
+    numbers = []
+    for _ in range(4):
+        with pytest.raises((StoreUnavailableError, ConfigurationError)):
+            JobExecutor(1, config=config, store=url.format(tmp_path=tmp_path))
+        gc.collect()
+        numbers.append(len(os.listdir("/proc/self/fd")))
+    assert numbers[1:] == numbers[:1] * 3
 
 
 def test_jobs_survive_a_locked_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
