@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-GROUPS = ("checks", "tests")
+GROUPS = ("checks", "tests", "alone")
 """The groups of tests, in their order; `tests/scheduling.py` says which files are in them."""
 
 OPTIONS = ("--dist=load", "--maxschedchunk=1", "--max-worker-restart=0", "-oconsole_output_style=classic")

@@ -26,6 +26,9 @@ CHECKS = ("typecheck", "examples")
 """Folders whose tests run mypy, pyright and mkdocs, and each code block of the pages: minutes of computing, by which
 tests that run beside them would take longer."""
 
+ALONE = TESTS / "test_real_time.py"
+"""Runs after all others, in one process, with nothing beside it."""
+
 IMPORTS_PREFECT = re.compile(
     r"^\s*(from|import) (prefect|executor_adapter\.prefect|tests\.prefect|flows)\b", re.MULTILINE
 )
@@ -42,6 +45,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def group(path: Path) -> str:
     """Return the group that a file of tests belongs to."""
+    if path == ALONE:
+        return "alone"
     return "checks" if path.relative_to(TESTS).parts[0] in CHECKS else "tests"
 
 

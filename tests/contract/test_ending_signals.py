@@ -25,7 +25,7 @@ folder, doing = Path(sys.argv[1]), sys.argv[2]
 
 def slow(number):
     Path(folder, f"pid-{number}-{os.getpid()}").touch()
-    time.sleep(60)
+    time.sleep(3600)
 
 def quit(*_):
     raise SystemExit(3)
@@ -45,7 +45,7 @@ if __name__ == "__main__":
             with ThreadPoolExecutor(4) as threads:
                 for job in jobs:
                     threads.submit(executor.run, job)
-                time.sleep(60)
+                time.sleep(3600)
         elif doing == "waiting in the block":
             with executor:
                 for future in [executor.submit(job) for job in jobs]:
@@ -53,7 +53,7 @@ if __name__ == "__main__":
         else:
             for job in jobs:
                 executor.submit(job)
-            time.sleep(60)
+            time.sleep(3600)
     finally:
         if doing == "deciding for itself":
             time.sleep(1)
@@ -103,9 +103,7 @@ def _send_signal(folder: Path, number: signal.Signals, doing: str) -> tuple[list
     try:
         _poll(lambda: len(_pids(folder)) == 2, 200)
         process.send_signal(number)
-        sent_at = time.monotonic()
         process.wait(timeout=200)
-        assert time.monotonic() - sent_at < 15
     finally:
         process.kill()
         process.wait()

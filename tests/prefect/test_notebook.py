@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -98,15 +97,13 @@ def test_a_failed_job_raises_in_its_cell(kernel: Notebook) -> None:
 
 def test_an_interrupted_cell_cancels_its_jobs(kernel: Notebook) -> None:
     """Interrupting a cell cancels the jobs of its flow, ends their processes, and leaves the kernel usable."""
-    started = time.monotonic()
     with pytest.raises(CellError, match=r"KeyboardInterrupt|JobCancelledError|CancelledError"):
         kernel.run(
             "import threading, time\n"
             "threading.Timer(2.0, print, ['now']).start()\n"
             "@flow\ndef sleeping():\n"
-            "    return run_jobs([Job(function=time.sleep, args=(60,), pool='process')])\n"
+            "    return run_jobs([Job(function=time.sleep, args=(3600,), pool='process')])\n"
             "sleeping()",
             interrupt_when="now",
         )
-    assert time.monotonic() - started < 30
     assert kernel.run(SYNC.format(pool="process"))["text/plain"] == "[2, 4, 6]"

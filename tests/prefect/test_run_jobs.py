@@ -361,15 +361,13 @@ def test_cancelling_arun_jobs_ends_its_wait_for_the_server(monkeypatch: pytest.M
     @flow
     async def run() -> None:
         with at_cloud(NonRecordingServer()) as cloud:
-            mirror = PrefectMirror() if own else None
+            mirror = PrefectMirror(stall_timeout=3600.0) if own else None
             running = asyncio.create_task(arun_jobs([Job(function=dict, pool="thread")], mirror=mirror))
             while not any(event["event"].endswith("Completed") for event in cloud.events.queue):
                 await asyncio.sleep(0.01)
-            began = time.monotonic()
             running.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await running
-            assert time.monotonic() - began < 20
             if mirror is not None:
                 mirror.close(0.0)
             assert not Spool(server_name()).is_empty

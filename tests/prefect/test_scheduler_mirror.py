@@ -18,6 +18,7 @@ import pytest
 from prefect import flow
 from prefect.settings import (
     PREFECT_API_KEY,
+    PREFECT_API_REQUEST_TIMEOUT,
     PREFECT_API_URL,
     PREFECT_CLOUD_API_URL,
     PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
@@ -325,16 +326,13 @@ def test_a_server_that_does_not_answer_delays_neither_start_nor_jobs_nor_close(p
 
     async def main() -> None:
         scheduler = CollectionScheduler(1, config=Settings())
-        began = time.monotonic()
-        await run_jobs(scheduler, Job(function=dict))
-        assert time.monotonic() - began < 15  # A request to the server would last for 20 s.
-        began = time.monotonic()
+        await run_jobs(scheduler, Job(function=dict))  # A request to the server would last for an hour.
         await asyncio.to_thread(scheduler.close)
-        assert time.monotonic() - began < 15
         assert not Spool(url).is_empty
 
-    with SilentServer() as (_, url), temporary_settings({PREFECT_API_URL: url}):
-        run(main)
+    with SilentServer() as (_, url):
+        with temporary_settings({PREFECT_API_URL: url, PREFECT_API_REQUEST_TIMEOUT: 3600.0}):
+            run(main)
 
 
 class SilentServer:

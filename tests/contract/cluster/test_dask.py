@@ -72,7 +72,7 @@ def test_leases_are_asked_for_and_given_back(cluster: DaskCluster, tmp_path: Pat
 
 def test_the_jobs_of_a_killed_worker_run_again_and_once_each(cluster: DaskCluster, runs: Runs, tmp_path: Path) -> None:
     """A killed Dask worker's running job is NODE_LOST and retried once nothing of it is alive; the others complete."""
-    with executor_of(cluster, 2) as executor:
+    with executor_of(cluster, 2, lost_after=3600.0) as executor:  # Silence is not what tells it.
         run_on_both_workers(executor, tmp_path)
         fields = {"args": (str(runs.folder), 1.5), "pool": "dask", "retry": AT_ONCE}
         jobs = [Job(function=functions.note_times, **fields) for _ in range(3)]
@@ -81,11 +81,9 @@ def test_the_jobs_of_a_killed_worker_run_again_and_once_each(cluster: DaskCluste
         lost = executor.running()[0]
         node = lost.live.assignment.node
         victim = next(each for each in cluster.workers if _listens_at(each, node))
-        killed_at = time.monotonic()
         victim.kill()
         victim.wait()
         wait_for(lambda: lost.attempts)
-        assert time.monotonic() - killed_at < 10  # Silence alone would be noticed after 15 s.
         for future in futures:
             future.result(timeout=200)
     codes = {job.job_id: [attempt.error_code for attempt in job.attempts] for job in jobs}

@@ -72,7 +72,7 @@ def test_a_lost_agent_s_job_is_retried_once_nothing_of_it_is_alive(
     make_ssh_executor: MakeSshExecutor, runs: Runs, tmp_path: Path
 ) -> None:
     """The job of an agent that is killed is NODE_LOST, which is no crash, and its retry overlaps with nothing of it."""
-    executor = make_ssh_executor()
+    executor = make_ssh_executor(lost_after=3600.0)  # Silence is not what tells it.
     run_on_both_hosts(executor, tmp_path)
     job = Job(function=functions.note_times, args=(str(runs.folder), 2.0), pool="ssh", retry=AT_ONCE)
     future = executor.submit(job)
@@ -84,16 +84,13 @@ def test_a_lost_agent_s_job_is_retried_once_nothing_of_it_is_alive(
     time.sleep(0.3)
     assert not job.attempts, "its loss was reported while what it had started was alive"
     os.kill(guardian, signal.SIGCONT)
-    continued_at = time.monotonic()
     wait_for(lambda: job.attempts)
-    known_at = time.monotonic()
     future.result(timeout=200)
     assert [attempt.error_code for attempt in job.attempts] == ["NODE_LOST", None]
     assert job.state.crashes == 0
     (_, ended), (begun, _) = runs.spans()
     assert ended < begun
     assert runs.last_sign_of_child(0) < time.time() - (time.monotonic() - begun)
-    assert known_at - continued_at < 10  # Silence alone would be noticed after 15 s.
 
 
 def test_the_trees_of_a_stopped_agent_are_killed_before_their_retry(

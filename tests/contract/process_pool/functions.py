@@ -301,7 +301,7 @@ def ignore_sigterm(path: str, seconds: float) -> None:
 def clean_up_at_end(path: str) -> None:
     try:
         announce(path, "started")
-        time.sleep(30)
+        time.sleep(3600)
     finally:
         Path(path).write_text("cleaned")
 
@@ -318,7 +318,7 @@ def check_cancelled(path: str) -> str:
 def stop_self(path: str) -> None:
     announce(path)
     os.kill(os.getpid(), signal.SIGSTOP)
-    time.sleep(30)
+    time.sleep(3600)
 
 
 def leave_daemon(path: str, then: Callable[[], Any] | None = None) -> None:
@@ -364,7 +364,7 @@ def leave_another_users(path: str) -> None:
 def catch_soft_timeout(path: str) -> str:
     try:
         announce(path)
-        time.sleep(30)
+        time.sleep(3600)
     except Exception as error:
         return type(error).__name__
     return "slept"

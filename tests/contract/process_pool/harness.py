@@ -171,12 +171,10 @@ class Harness:
         self.value(self.submit(os.getpid))
         self.until(lambda: self.pool.idle == workers)
 
-    def stop(self, assignment: Assignment, *, grace: float) -> float:
-        """Stop an assignment. Return the seconds until nothing it started was alive."""
-        asked = self.now()
+    def stop(self, assignment: Assignment, *, grace: float) -> None:
+        """Stop an assignment, and wait until nothing that it started is alive."""
         self.pool.stop(assignment, grace=grace)
         assert self.ending(assignment) is Ending.STOPPED
-        return self.now() - asked
 
     def messages_of(self, assignment: Assignment, topic: str) -> list[Any]:
         """Return the contents of an assignment's messages on a topic, in order."""

@@ -89,10 +89,10 @@ def test_a_lost_descriptor_keeps_its_place_among_the_others() -> None:
 def test_a_worker_whose_pidfd_was_lost_is_killed(tmp_path: Path, grace: float) -> None:
     """A worker whose pidfd was lost is killed by the guardian when its job is stopped."""
     with harness(1) as pool:
-        stubborn = pool.submit(functions.ignore_sigterm, str(tmp_path / "pid"), 60)
+        stubborn = pool.submit(functions.ignore_sigterm, str(tmp_path / "pid"), 3600)
         fork_without_pidfd(pool)
         pool.until((tmp_path / "pid").exists)
-        assert pool.stop(stubborn, grace=grace) < 30
+        pool.stop(stubborn, grace=grace)
         assert not alive(int((tmp_path / "pid").read_text()))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,9 +22,9 @@ from tests.contract.process_pool.harness import Harness, alive, harness, text_of
 
 def test_a_call_that_holds_the_gil_is_stopped_at_once(pool: Harness, tmp_path: Path) -> None:
     """A function that holds the GIL is killed long before it lets go."""
-    assignment = pool.submit(functions.hold_gil, 60, str(tmp_path / "pid"))
+    assignment = pool.submit(functions.hold_gil, 3600, str(tmp_path / "pid"))
     pool.until((tmp_path / "pid").exists)
-    assert pool.stop(assignment, grace=0) < 20
+    pool.stop(assignment, grace=0)
     assert not alive(int((tmp_path / "pid").read_text()))
 
 
@@ -34,7 +33,7 @@ def test_a_function_is_asked_to_end_and_cleans_up(pool: Harness, tmp_path: Path)
     path = tmp_path / "note"
     assignment = pool.submit(functions.clean_up_at_end, str(path))
     pool.until(lambda: text_of(path) == "started")
-    assert pool.stop(assignment, grace=60) < 30
+    pool.stop(assignment, grace=3600)
     assert path.read_text() == "cleaned"
 
 
@@ -43,7 +42,7 @@ def test_a_function_that_checks_cancelled_ends_by_itself(pool: Harness, tmp_path
     path = tmp_path / "note"
     assignment = pool.submit(functions.check_cancelled, str(path))
     pool.until(lambda: text_of(path) == "started")
-    assert pool.stop(assignment, grace=60) < 30
+    pool.stop(assignment, grace=3600)
     assert path.read_text() == "saw it"
 
 
@@ -51,25 +50,23 @@ def test_functions_that_ignore_sigterm_are_killed_side_by_side(tmp_path: Path) -
     """Several functions that ignore SIGTERM are killed after one grace period, not one after another."""
     with harness(3) as pool:
         paths = [tmp_path / str(number) for number in range(3)]
-        assignments = [pool.submit(functions.ignore_sigterm, str(path), 30) for path in paths]
+        assignments = [pool.submit(functions.ignore_sigterm, str(path), 3600) for path in paths]
         pool.until(lambda: all(text_of(path) for path in paths))
-        asked = time.monotonic()
         for assignment in assignments:
             pool.pool.stop(assignment, grace=2.0)
         pool.until_ended(*assignments)
-        took = time.monotonic() - asked
-    print(f"killed {took - 2.0:.4f} s after their grace")
-    assert 2.0 <= took < 5.9
+    ends = [assignment.ended_at for assignment in assignments]
+    assert max(ends) - min(ends) < 2.0
     assert not any(alive(int(path.read_text())) for path in paths)
 
 
 def test_the_shorter_grace_counts(pool: Harness, tmp_path: Path) -> None:
     """A second stop with a shorter grace period ends the job earlier."""
     path = tmp_path / "pid"
-    assignment = pool.submit(functions.ignore_sigterm, str(path), 30)
+    assignment = pool.submit(functions.ignore_sigterm, str(path), 3600)
     pool.until(lambda: text_of(path))
-    pool.pool.stop(assignment, grace=20)
-    assert pool.stop(assignment, grace=0.05) < 15
+    pool.pool.stop(assignment, grace=3600)
+    pool.stop(assignment, grace=0.05)
 
 
 def test_a_stopped_worker_is_killed(pool: Harness, tmp_path: Path) -> None:
@@ -77,17 +74,17 @@ def test_a_stopped_worker_is_killed(pool: Harness, tmp_path: Path) -> None:
     path = tmp_path / "pid"
     assignment = pool.submit(functions.stop_self, str(path))
     pool.until(lambda: text_of(path))
-    assert pool.stop(assignment, grace=0.05) < 15
+    pool.stop(assignment, grace=0.05)
     assert not alive(int(path.read_text()))
 
 
-@pytest.mark.parametrize("grace", [0.0, 60.0])
+@pytest.mark.parametrize("grace", [0.0, 3600.0])
 def test_a_descendant_in_a_session_of_its_own_is_killed_too(pool: Harness, tmp_path: Path, grace: float) -> None:
     """Stopping a job also kills a daemon that it forked into a session of its own."""
     path = tmp_path / "pid"
     assignment = pool.submit(functions.leave_daemon, str(path))
     pool.until(path.exists)
-    assert pool.stop(assignment, grace=grace) < 30
+    pool.stop(assignment, grace=grace)
     assert not alive(int(path.read_text()))
 
 
@@ -189,15 +186,12 @@ def test_stopping_an_ended_job_is_harmless(pool: Harness) -> None:
 
 def test_capacity_is_back_at_once_after_a_kill(pool: Harness, tmp_path: Path) -> None:
     """After a kill the spare worker runs the next job."""
-    first = pool.submit(functions.nap, 30, str(tmp_path / "pid"))
+    first = pool.submit(functions.nap, 3600, str(tmp_path / "pid"))
     pool.until((tmp_path / "pid").exists)
     pool.until(lambda: len(pool.pool.pids) == 2)
+    (spare,) = set(pool.pool.pids) - {int((tmp_path / "pid").read_text())}
     pool.stop(first, grace=0)
-    asked = time.monotonic()
-    assert pool.value(pool.submit(functions.add, 1, 1)) == 2
-    took = time.monotonic() - asked
-    print(f"next job ended {took:.4f} s after the kill")
-    assert took < 20
+    assert pool.value(pool.submit(functions.pid)) == spare
 
 
 # --- soft timeout ---

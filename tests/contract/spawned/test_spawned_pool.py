@@ -88,7 +88,7 @@ def test_processes_in_the_group_of_a_stopped_function_are_killed(pool: Harness, 
     path = tmp_path / "pid"
     assignment = pool.submit(leave_child, str(path))
     pool.until(path.exists)
-    assert pool.stop(assignment, grace=grace) < 20
+    pool.stop(assignment, grace=grace)
     assert not alive(int(path.read_text()))
 
 
