@@ -17,7 +17,9 @@ from prefect.tasks import exponential_backoff
 
 from executor_adapter import RetryPolicy
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.prefect import JobTask, JobTaskRunner, job_task
+from executor_adapter.prefect import JobTask, JobTaskRunner, job_options, job_task
+from executor_adapter.prefect.options.job_options import job_of_call
+from executor_adapter.prefect.options.plain_task import options_of
 from executor_adapter.prefect.options.retries import policy_of_task
 
 
@@ -46,6 +48,13 @@ def test_a_job_task_has_the_defaults_of_a_task() -> None:
     assert differing == {"job_options"}
     job_of_call = job_task(double).make_job("id", {"x": 1})
     assert (job_of_call.policy.retry_attempts, job_of_call.max_runtime) == (0, None)
+
+
+def test_a_retry_delay_of_job_options_is_for_the_retries_of_the_task() -> None:
+    """A plain task keeps its own retries where `job_options` gives only their delay."""
+    task = job_options(retry_delay=5)(plain_task(retries=4)(double))
+    policy = job_of_call(task, options_of(task, {}), "id", {"x": 1}).policy
+    assert (policy.retry_attempts, policy.retry_delay) == (4, 5.0)
 
 
 def test_fields_of_a_job_and_options_of_a_task_go_together() -> None:

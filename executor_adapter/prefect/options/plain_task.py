@@ -106,6 +106,8 @@ def options_of(task: Task[..., Any], defaults: Mapping[str, Any]) -> Mapping[str
     options = {"max_runtime": None, **defaults}
     if task.timeout_seconds is not None:
         options["max_runtime"] = task.timeout_seconds
-    if not own.keys() & RETRY_FIELDS:
+    if own.keys() & RETRY_FIELDS:
+        options["retry_attempts"] = task.retries  # A retry_delay alone is that of the task's own retries.
+    else:
         options["retry"] = policy_of_task(task)
     return options | own
