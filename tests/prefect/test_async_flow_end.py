@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -10,10 +11,12 @@ from uuid import UUID
 
 import pytest
 from prefect import flow
+from prefect.context import AsyncClientContext
 
 from executor_adapter.prefect import JobTaskRunner, MirrorReport, PrefectMirror, job_task
 from executor_adapter.prefect.mirror import flow_run_mirrors
 from executor_adapter.prefect.mirror.server_api import ServerApi
+from executor_adapter.prefect.runners.async_end import await_at_flow_end
 from executor_adapter.prefect.runners.engine_threads import EngineThreads
 from tests.prefect.conftest import Api
 
@@ -122,3 +125,17 @@ def test_an_async_flow_that_is_cancelled_while_it_waits_ends_soon(
     assert not server.is_back.is_set()
     assert len(reports[0].spooled) == 1
     server.is_back.set()
+
+
+def test_a_flow_can_have_more_subflows_than_calls_can_nest() -> None:
+    """An async flow that had thousands of subflows, whose ends its client awaits too, ends."""
+    subflows = sys.getrecursionlimit() + 100
+
+    async def main() -> int:
+        waits: list[None] = []
+        async with AsyncClientContext.get_or_create():
+            for _ in range(subflows):
+                assert await_at_flow_end(lambda: waits.append(None), lambda: None)
+        return len(waits)
+
+    assert asyncio.run(main()) == subflows

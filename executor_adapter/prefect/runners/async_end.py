@@ -11,9 +11,22 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextvars import copy_context
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
+from prefect.client.orchestration import PrefectClient
 from prefect.context import AsyncClientContext
+
+
+class _FlowEnd(NamedTuple):
+    """The end of one flow run that its client awaits."""
+
+    waited: Future[None]
+    give_up: Callable[[], object]
+
+
+_ends: WeakKeyDictionary[PrefectClient, set[_FlowEnd]] = WeakKeyDictionary()
+"""What each client awaits. One of a flow with subflows awaits theirs too, and there can be thousands."""
 
 
 def await_at_flow_end(wait: Callable[[], object], give_up: Callable[[], object]) -> bool:
@@ -24,34 +37,51 @@ def await_at_flow_end(wait: Callable[[], object], give_up: Callable[[], object])
     context = AsyncClientContext.get()
     if context is None or context.client.loop is not _running_loop():
         return False
-    waited: Future[None] = Future()
+    ends = _ends.get(context.client)
+    if ends is None:
+        ends = _ends[context.client] = set()
+        _await_before_leaving(context.client, ends)
+    end = _FlowEnd(Future(), give_up)
+    ends.add(end)
 
     def run() -> None:
         try:
             wait()
-            waited.set_result(None)
+            end.waited.set_result(None)
+            ends.discard(end)
         except BaseException as error:
-            waited.set_exception(error)
+            end.waited.set_exception(error)
 
-    leave = context.client.__aexit__
+    # Not a daemon thread: the interpreter must not exit before the server had its time.
+    threading.Thread(target=copy_context().run, args=(run,), name="flow-end").start()
+    return True
+
+
+def _await_before_leaving(client: PrefectClient, ends: set[_FlowEnd]) -> None:
+    leave = client.__aexit__
 
     async def leave_later(*exc_info: Any) -> bool | None:
         kind = exc_info[0] if exc_info else None
+        awaited = list(ends)
         try:
             if kind is not None and not issubclass(kind, Exception):
-                give_up()
-            await asyncio.shield(asyncio.wrap_future(waited))
+                _give_up(awaited)
+            waits = asyncio.gather(*(asyncio.wrap_future(end.waited) for end in awaited), return_exceptions=True)
+            for error in filter(None, await asyncio.shield(waits)):
+                raise error
         except BaseException:
-            give_up()
+            _give_up(awaited)
             raise
         finally:
             left = await leave(*exc_info)
         return left
 
-    context.client.__aexit__ = leave_later  # type: ignore[method-assign]
-    # Not a daemon thread: the interpreter must not exit before the server had its time.
-    threading.Thread(target=copy_context().run, args=(run,), name="flow-end").start()
-    return True
+    client.__aexit__ = leave_later  # type: ignore[method-assign]
+
+
+def _give_up(ends: list[_FlowEnd]) -> None:
+    for end in ends:
+        end.give_up()
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
