@@ -99,7 +99,7 @@ class Dispatcher:
         if full or self._full_since:
             self._note_shortage(full)
         if self.resources.has_leased:
-            self.resources.report_demand(self._free_workers())
+            self.resources.report_demand(self._free_workers)
         if self.rate_limiter is not None:
             self.rate_limiter.report(self._free_workers)
 
@@ -234,13 +234,13 @@ class Dispatcher:
             self.resources.end(job)
         return False
 
-    def _free_workers(self) -> int:
-        """Return how many further attempts might start now."""
-        busy, limits = self.reserved - len(self.lent) + sum(pool.busy for pool in self._pools.values()), self.limits
+    def _free_workers(self, pool: str = ALL_POOLS) -> int:
+        """Return how many further attempts might start now, in one pool or in all of them."""
+        busy, limits = self.reserved - len(self.lent) + sum(each.busy for each in self._pools.values()), self.limits
         if self._is_held_up(busy):
             return 0
-        of_pools = sum(max(0, limit - self._busy_in(name)) for name, limit in limits.of_pool.items())
-        return min(max(0, limits.total - busy), of_pools if limits.of_pool else UNLIMITED)
+        free, pools = max(0, limits.total - busy), (pool,) if pool else limits.of_pool
+        return min(free, sum(max(0, limits.of(name) - self._busy_in(name)) for name in pools)) if pools else free
 
     @property
     def _is_lease_over(self) -> bool:

@@ -10,12 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from pytest_mock import MockerFixture
 
 from executor_adapter import Job, JobExecutor
 from executor_adapter.config import Settings, load_config
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.executor.capacity import read_capacity
 from executor_adapter.job import UNITS
+from executor_adapter.pools import LeasingPool
+from executor_adapter.supervision.dispatcher import Dispatcher, SlotLimits
 from executor_adapter.supervision.resources.ledger import ResourceLedger
 from executor_adapter.supervision.resources.machine import Capacity
 
@@ -24,6 +27,11 @@ CAPACITY = Capacity({"CPU": 4, "GPU": 2, "memory": 1 << 30, "license": 3}, ("0",
 
 def nothing() -> None:
     """Do nothing."""
+
+
+def has_slot(_: Job) -> bool:
+    """Say that each job's pool has a free slot."""
+    return True
 
 
 def make_ledger(capacity: Capacity = CAPACITY) -> ResourceLedger:
@@ -36,7 +44,7 @@ _queued_at = itertools.count()
 def enter(ledger: ResourceLedger, priority: int = 0, **resources: Any) -> Job:
     """Return a job that the ledger has checked, as the supervisor admits one."""
     job = Job(function=nothing, resources=resources, priority=priority)
-    job.live.resources = ledger.check(job)
+    job.live.resources = ledger.check(job, job.pool)
     job.live.queued_at = float(next(_queued_at))
     return job
 
@@ -102,13 +110,13 @@ def test_the_first_in_line_is_not_overtaken() -> None:
     assert not ledger.start(small)
     assert ledger.start(other)  # `large` was not short of a license.
     ledger.end(running)
-    assert ledger.take_next(None) is None  # Now it is, so that no further one is given away.
+    assert ledger.take_next(None, has_slot) is None  # Now it is, so that no further one is given away.
     assert not ledger.start(later := enter(ledger, license=1))
     ledger.end(other)
-    assert ledger.take_next(None) is large
-    assert ledger.take_next(None) is later
+    assert ledger.take_next(None, has_slot) is large
+    assert ledger.take_next(None, has_slot) is later
     ledger.end(large)
-    assert ledger.take_next(None) is small
+    assert ledger.take_next(None, has_slot) is small
     assert not ledger.waiting
 
 
@@ -121,10 +129,10 @@ def test_a_higher_priority_comes_first() -> None:
     assert not ledger.start(low)
     assert not ledger.start(high)
     ledger.end(running)
-    assert ledger.take_next(Job(function=nothing, priority=9)) is None
-    assert ledger.take_next(Job(function=nothing, priority=1)) is high
+    assert ledger.take_next(Job(function=nothing, priority=9), has_slot) is None
+    assert ledger.take_next(Job(function=nothing, priority=1), has_slot) is high
     ledger.end(high)
-    assert ledger.take_next(Job(function=nothing)) is low
+    assert ledger.take_next(Job(function=nothing), has_slot) is low
 
 
 def test_gpus_are_shared_and_told() -> None:
@@ -139,10 +147,23 @@ def test_gpus_are_shared_and_told() -> None:
     assert not ledger.start(two)
     for job in (whole, half):
         ledger.end(job)
-    assert ledger.take_next(None) is None
+    assert ledger.take_next(None, has_slot) is None
     ledger.end(quarter)
-    assert ledger.take_next(None) is two
+    assert ledger.take_next(None, has_slot) is two
     assert ledger.machine.gpus_of(two) == ("0", "7")
+
+
+def test_no_more_leases_are_wanted_than_their_pool_has_slots(mocker: MockerFixture) -> None:
+    """A cluster is asked for as many leases as attempts could start on it, however many could start elsewhere."""
+    pool = mocker.create_autospec(LeasingPool, instance=True)
+    pool.shapes = mocker.Mock(**{"has_lease.return_value": False})
+    dispatcher = Dispatcher(SlotLimits(of_pool={"dask": 2, "thread": 64}), {}, pool_of=lambda _: pool)
+    for _ in range(3):
+        job = Job(function=nothing, pool="dask", resources={"GPU": 1})
+        job.live.pool, job.live.resources = "dask", dispatcher.resources.check(job, "dask")
+        dispatcher.push(job)
+    dispatcher.run(dispatcher.reserve, lambda job: False)
+    assert [call.args[1] for call in pool.shapes.set_demand.call_args_list] == [2]
 
 
 def test_processors_are_lent() -> None:
@@ -153,12 +174,12 @@ def test_processors_are_lent() -> None:
     assert ledger.start(parent)
     assert not ledger.start(child)
     ledger.machine.lend(parent)
-    assert ledger.take_next(None) is child
+    assert ledger.take_next(None, has_slot) is child
     assert not ledger.start(greedy)
     ledger.machine.take_back(parent)
     ledger.end(child)
     ledger.end(parent)
-    assert ledger.take_next(None) is greedy
+    assert ledger.take_next(None, has_slot) is greedy
 
 
 amounts = st.dictionaries(
@@ -189,7 +210,7 @@ def test_never_oversubscribed_and_all_are_served(
         elif queue:
             continue_with = queue.pop(0)
             running += [continue_with] if ledger.start(continue_with) else []
-        while (waiting := ledger.take_next(None)) is not None:
+        while (waiting := ledger.take_next(None, has_slot)) is not None:
             running.append(waiting)
         for name, amount in CAPACITY.amounts.items():
             assert sum((job.resources or {}).get(name, 0) for job in running) <= amount + 1e-9

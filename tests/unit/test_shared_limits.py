@@ -9,6 +9,7 @@ import pytest
 from executor_adapter import Job, ToolLimit
 from executor_adapter.store import ToolControl
 from executor_adapter.supervision import ToolDemand
+from executor_adapter.supervision.dispatcher import Dispatcher, SlotLimits
 from executor_adapter.supervision.tools.rate_limiter import RateLimiter
 
 KNOWN = 1.5
@@ -43,7 +44,7 @@ class SharedTools:
 
     def turn(self, free_workers: int = 10) -> ToolDemand | None:
         """End a turn; return what the limiter asks for now."""
-        self.limiter.report(lambda: free_workers)
+        self.limiter.report(lambda _: free_workers)
         return self.asked[-1] if self.asked else None
 
     def learn(self, *controls: ToolControl) -> None:
@@ -112,6 +113,23 @@ def test_a_slot_that_must_be_given_up_starts_nothing_more(tools: SharedTools) ->
     demand = tools.turn()
     assert demand is not None
     assert (demand.keep, demand.want) == (0, 2)
+
+
+def test_slots_for_which_their_pool_has_no_worker_are_given_back(tools: SharedTools) -> None:
+    """Where a tool's jobs wait for a slot of their own pool, free slots of other pools keep none of its share."""
+
+    def in_processes(*queued: Job) -> None:
+        for job in queued:
+            job.live.pool = "process"
+            dispatcher.push(job)
+        dispatcher.run(dispatcher.reserve, lambda job: False)
+
+    dispatcher = Dispatcher(SlotLimits(of_pool={"process": 1, "thread": 64}), {})
+    dispatcher.rate_limiter = tools.limiter
+    in_processes(*jobs(2))
+    assert tools.asked[-1].want == 1
+    in_processes(Job(function=print))
+    assert tools.asked[-1].want == 0
 
 
 def test_slots_are_given_back_though_an_answer_crosses_the_last_demand(tools: SharedTools) -> None:

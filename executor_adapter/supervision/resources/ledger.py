@@ -125,17 +125,16 @@ class ResourceLedger:
         jobs = (turns[0][-1] for (pool, _), turns in self._in_turn() if pool)
         return next((job for job in jobs if not self._leases.are_short(job, _line_of(job)[1])), None)
 
-    def report_demand(self, free_slots: int) -> None:
+    def report_demand(self, free_slots: Callable[[str], int]) -> None:
         """Tell the pools of clusters how many of the waiting jobs could start if they had leases.
 
-        `free_slots`: attempts that the executor could start now. One lease is obtained ahead where there are none.
+        `free_slots`: returns how many attempts could start now in a pool. One lease is obtained ahead where it is none.
         """
         leased = [line for line in self._lines if line[0]]
         if leased or self._has_demand:
-            most = max(1, free_slots)
             waiting = {}
             for line in leased:
-                job, count = self._count(line, most)
+                job, count = self._count(line, max(1, free_slots(line[0])))
                 if job is not None:
                     waiting[job, line[1]] = count
             self._leases.report_demand(waiting)

@@ -131,13 +131,18 @@ class RateLimiter:
 
     # --- shared limits ---
 
-    def report(self, free_workers: Callable[[], int]) -> None:
-        """Ask for what is needed of shared limits, and give back what is not; called at the end of each turn."""
+    def report(self, free_workers: Callable[[str], int]) -> None:
+        """Ask for what is needed of shared limits, and give back what is not; called at the end of each turn.
+
+        `free_workers`: returns how many attempts might start now in a pool. The jobs of a tool start in order, so it is
+        asked for the pool of the first one.
+        """
         if self.shared is None or not self._active:
             return
-        now, free = self._now(), free_workers()
+        now = self._now()
         for name, tool in list(self._active.items()):
-            demand = tool.demand(now, free)
+            first = tool.first()
+            demand = tool.demand(now, 0 if first is None else free_workers(first.live.pool))
             if demand is not None:
                 self.shared.ask(demand)
             if tool.is_idle:

@@ -45,6 +45,11 @@ class ToolState:
         """Whether jobs of the tool may be held back."""
         return True
 
+    def first(self) -> Job | None:
+        """Return the job that starts next of those that are held back or released."""
+        turn = min((*self.waiting[:1], *self.released.values()), default=None)
+        return None if turn is None else turn[-1]
+
     def opens_at(self, now: float) -> float:
         """Return when the next job may start: `now` or earlier, or later; infinite where that is not known."""
         if self.closed_until > now:
