@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import json
 import os
@@ -85,6 +86,19 @@ def poll(probe: Callable[[], Any], *, within: float, what: str) -> Any:
     raise AssertionError(f"{what}: not within {within:.0f} s")
 
 
+_prctl = ctypes.CDLL(None).prctl
+PR_SET_PDEATHSIG = 1
+
+
+def _prepare() -> None:
+    """Let a new process end with these tests, also when they are killed, and let SIGINT interrupt it.
+
+    The tests may be a background job of a shell, which ignores SIGINT and passes that on.
+    """
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def running(
     command: list[str], *, env: dict[str, str], cwd: Path, log: Path, patience: float = 15.0
@@ -101,8 +115,7 @@ def running(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            # The tests may be a background job of a shell, which ignores SIGINT and passes that on.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=_prepare,
         )
     try:
         yield process

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
 
 from tests import docstrings
-from tests.servers import ROOT
+from tests.servers import ROOT, poll, processes_of
 
 
 def test_every_test_has_a_docstring() -> None:
@@ -26,3 +31,31 @@ def test_the_last_line_of_a_run_adds_its_groups_up() -> None:
     checks, tests, both = map(int, re.findall(r"=== (\d+) passed in", done.stdout))
     assert checks == len(re.findall(r"^def test_", (ROOT / files[1]).read_text(), re.MULTILINE))
     assert 0 < checks < tests < both == checks + tests
+
+
+PROGRAM = """
+import sys, time
+from pathlib import Path
+from tests.servers import new_user_env, running
+folder = Path(sys.argv[1])
+command = [sys.executable, "-c", "import time; print('runs', flush=True); time.sleep(3600)"]
+with running(command, env=new_user_env(folder, MARK=sys.argv[2]), cwd=folder, log=folder / "log"):
+    time.sleep(3600)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_tests_that_are_ended_leave_no_process(tmp_path: Path, number: signal.Signals) -> None:
+    """A server, or another process that a test runs, ends with the tests, however these end."""
+    mark, log = uuid4().hex, tmp_path / "log"
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path), mark]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, preexec_fn=reset_sigint) as tests:
+        poll(lambda: log.exists() and log.read_text(), what="a process of the tests", within=200)
+        assert processes_of(mark)
+        tests.send_signal(number)
+    poll(lambda: not processes_of(mark), what="the end of its process", within=200)
+
+
+def reset_sigint() -> None:
+    """Let SIGINT interrupt a program, which a background job of a shell would ignore."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
