@@ -24,6 +24,7 @@ from deployments.server_ha import SETTINGS as SERVER_SETTINGS
 from executor_adapter.config import Settings
 from executor_adapter.prefect import BootstrapPlan
 from executor_adapter.prefect.setup.automations import automations
+from executor_adapter.prefect.setup.plan import heartbeat_seconds
 
 ROOT = Path(__file__).parents[2]
 KIT = ROOT / "deployments"
@@ -379,6 +380,17 @@ def test_a_worker_s_unit_ends_in_order_and_outlives_a_job_that_is_killed() -> No
 def test_the_validators_are_there() -> None:
     """What these tests import is installed with the extra dev."""
     assert all(find_spec(name) for name in ("botocore", "prefect_redis", "prometheus_client"))
+
+
+def test_the_interval_of_heartbeats_is_that_of_prefect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interval is known from each variable that Prefect takes it from, the old name too, and in the same order."""
+    names = ("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "PREFECT_RUNNER_HEARTBEAT_FREQUENCY")
+    for given in ({names[1]: "900"}, {names[0]: "60"}, {names[1]: "900", names[0]: "60"}):
+        for name in names:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+        assert heartbeat_seconds(given) == PrefectSettings().flows.heartbeat_frequency
 
 
 def test_every_automation_has_a_line_in_the_runbooks() -> None:

@@ -13,6 +13,8 @@ from executor_adapter.exceptions import ConfigurationError
 
 DEFAULT_HEARTBEAT_SECONDS = 180
 """Seconds between two heartbeats of a flow run, where PREFECT_FLOWS_HEARTBEAT_FREQUENCY is not set."""
+HEARTBEAT_VARIABLES = ("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "PREFECT_RUNNER_HEARTBEAT_FREQUENCY")
+"""The variables that set it, the old name last: Prefect takes the first one."""
 
 RateOrLimit = tuple[str, int, float]
 
@@ -75,7 +77,8 @@ def heartbeat_seconds(environment: Mapping[str, Any]) -> int:
 
     One that is off counts as 0. One that only the process can resolve counts as Prefect's default.
     """
-    value = environment.get("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", DEFAULT_HEARTBEAT_SECONDS)
+    given = (environment[name] for name in HEARTBEAT_VARIABLES if name in environment)
+    value = next(given, DEFAULT_HEARTBEAT_SECONDS)
     try:
         return int(value or 0)
     except ValueError:
