@@ -222,7 +222,8 @@ class JobExecutor(JobCaller, Slots, QuarantinedJobs, Watching, ExecutionHooks):
             JobSerializationError, QueueFullError, ExecutorClosedError: As `submit`.
         """
         self._supervisor.intake.refuse_if_closed()
-        self._driven_defaults.fill_in(job)
+        if job.live.future is None:  # Otherwise it is refused, and stays as it is.
+            self._driven_defaults.fill_in(job)
         driver = JobDriver(job, self._supervisor)
         around = None if self._tracer is None else self._tracer(None)
         admit = functools.partial(self._supervisor.admit, job, driver=driver, scope=around)

@@ -168,6 +168,17 @@ def test_a_live_id_is_refused_until_a_copy_has_its_own(executor: JobExecutor) ->
         held.shutdown(timeout=0)
 
 
+def test_a_live_job_that_is_refused_as_driven_keeps_its_options() -> None:
+    """`drive` refuses a job that was submitted, and leaves its retries and its limit as they are."""
+    job = Job(function=asyncio.sleep, args=(60,))
+    with JobExecutor(1, config=Settings()) as executor:
+        executor.submit(job)
+        with pytest.raises(InvalidJobError, match="was submitted already"):
+            executor.drive(job)
+        assert (job.max_runtime, job.retry_attempts) == (3600.0, 3)
+        executor.shutdown(timeout=0)
+
+
 COUNTS = [
     (0, "=0 {}: use at least 1"),
     (-1, "=-1 {}: use at least 1"),
