@@ -26,8 +26,8 @@ def read_threads_from(setting: Callable[[], int | None]) -> None:
 
 def slot_limits(max_workers: int | Mapping[str, int] | None) -> SlotLimits:
     """Return the slots that `max_workers` means: see JobExecutor. Names and numbers were checked before."""
-    if isinstance(max_workers, int):
-        return SlotLimits(total=max_workers)
+    if max_workers is not None and not isinstance(max_workers, Mapping):
+        return SlotLimits(total=int(max_workers))  # It may be a number of NumPy's.
     slots = dict.fromkeys(get_args(PoolWithSlots), DEFAULT_SLOTS)
     slots["process"] = math.ceil(_processors())
     slots["thread"] = next((number for read in _thread_settings if (number := read())), DEFAULT_THREADS)

@@ -9,6 +9,7 @@ import os
 import threading
 from typing import Any
 
+import numpy as np
 import pytest
 
 from executor_adapter import Job, JobExecutor
@@ -38,6 +39,12 @@ def test_by_default_a_pool_has_as_many_slots_as_with_the_standard_library_and_pr
         assert executor.max_workers == 5
     with executor_with(2, max_workers=5) as executor:
         assert executor.max_workers == 2
+
+
+def test_the_number_of_slots_may_be_one_of_numpy() -> None:
+    """Any integer is a number of slots, as for other counts."""
+    with executor_with(np.int64(3)) as executor:
+        assert executor.max_workers == 3
 
 
 def test_forty_threads_and_forty_coroutines_run_at_once() -> None:
