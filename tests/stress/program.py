@@ -22,7 +22,7 @@ from tests.stress.plan import ProgramPlan
 from tests.stress.run import Run
 from tests.stress.scene import Common, Scene, Watch
 
-LEFTOVER_SECONDS = 10.0
+LEFTOVER_SECONDS = 60.0
 """Seconds in which what a program has used must be gone: abandoned threads and the kernel need some time."""
 
 EXPECTED_LOG: tuple[str, ...] = (
