@@ -61,7 +61,7 @@ def test_run_goes_on_when_its_reader_leaves(home: Path, pool: str, unbuffered: b
         process.stdout.close()
         error = process.stderr.read()
     assert process.returncode == 0
-    assert re.fullmatch(r"completed in .*\n", error)
+    assert re.fullmatch(r"(.*waiting for a worker.*\n)*completed in .*\n", error)
 
 
 @pytest.mark.parametrize("with_stderr", [False, True])

@@ -20,6 +20,9 @@ from tests.contract.conftest import wait_for
 
 # --- logs ---
 
+QUIET = Settings.model_validate({"executor": {"output": "drop"}})
+"""Settings of an executor beside the command, whose captured output is not to hold what a job prints."""
+
 
 def test_a_job_s_log_is_printed(command: Command, home: Path) -> None:
     """`jobs logs` prints output as text and log records with their logger; --tail limits the lines."""
@@ -36,7 +39,7 @@ def test_a_job_s_log_is_printed(command: Command, home: Path) -> None:
 
 def test_a_log_is_followed_until_the_job_is_over(command: Command, home: Path) -> None:
     """`jobs logs --follow` prints new lines until the job ends."""
-    with JobExecutor(1, config=Settings(), store=f"sqlite:///{home / 'jobs.db'}") as executor:
+    with JobExecutor(1, config=QUIET, store=f"sqlite:///{home / 'jobs.db'}") as executor:
         job = Job(function="work_of_a_user:talk", kwargs={"pause": 1.5}, pool="process", job_id="talker")
         executor.submit(job)
         wait_for(lambda: command("jobs", "list", "--json").json["total"] == 1)

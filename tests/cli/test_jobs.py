@@ -21,6 +21,9 @@ from tests.contract.conftest import wait_for
 
 FAILED, RUNNING, PENDING = JobStatus.FAILED, JobStatus.RUNNING, JobStatus.PENDING
 
+QUIET = Settings.model_validate({"executor": {"output": "drop"}})
+"""Settings of an executor beside the command, whose captured output is not to hold what a job prints."""
+
 
 @pytest.fixture
 def filled(store: JobStore) -> JobStore:
@@ -198,7 +201,7 @@ def test_a_job_is_queued_again_with_changes_and_a_host_runs_it(command: Command,
     assert "broken-0002 is queued again as " in result.out
     (queued,) = command("jobs", "list", "--search", "work_of_a_user", "-s", "pending", "-n", "1", "--json").json["jobs"]
     assert (queued["retry_of"], queued["priority"], queued["max_runtime"]) == ("broken-0002", 3, 7.0)
-    with JobExecutor(1, config=Settings(), store=f"sqlite:///{home / 'jobs.db'}") as executor:
+    with JobExecutor(1, config=QUIET, store=f"sqlite:///{home / 'jobs.db'}") as executor:
         wait_for(lambda: executor.stats().jobs_completed, seconds=200)
     shown = command("jobs", "show", queued["job_id"], "--json").json
     assert (shown["status"], shown["records_processed"]) == ("completed", 3)

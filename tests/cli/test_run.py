@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def test_the_value_goes_to_stdout_and_all_else_to_stderr(command: Command) -> No
     result = command("run", f"{MODULE}:collect", "--arg", "flights", "--arg", "year=2014")
     assert result.code == 0
     assert result.out == 'collecting flights\n{"records_collected": 3, "year": 2014}\n'
-    assert result.err.startswith("completed in ")
+    assert re.search(r"^completed in ", result.err, re.MULTILINE)  # After "waiting for a worker" on a slow machine.
 
 
 @pytest.mark.parametrize(
@@ -171,7 +172,7 @@ def test_where_stdout_is_closed_nothing_is_printed(home: Path) -> None:
     """`run` works with a closed stdout."""
     done = in_shell(home, "run", "math:sqrt", "-a", "4", stdout=None, preexec_fn=lambda: os.close(1))
     assert done.returncode == 0
-    assert re.fullmatch(r"completed in .*\n", done.stderr)
+    assert re.fullmatch(r"(.*waiting for a worker.*\n)*completed in .*\n", done.stderr)
 
 
 def in_shell(home: Path, *words: str, **how: Any) -> subprocess.CompletedProcess[str]:
@@ -251,7 +252,7 @@ def test_a_failed_job_is_understood_from_the_shell(command: Command, home: Path)
     assert ran.code == 1
     traceback = "Traceback (most recent call last):\n"
     traceback += f"  File \"{home}/broken.py\", line 3, in look_up\n    return {{}}['nope']\n"
-    assert ran.err.startswith(traceback)
+    assert traceback in ran.err
     assert re.search(r"^failed in [\d.]+ s EXECUTION_ERROR: KeyError: 'nope'$", ran.err, re.MULTILINE)
     listed = command("jobs", "list")
     assert re.search(r"^ID +STATUS +FUNCTION .*\n.* failed +look_up .* EXECUTION_ERROR: KeyError: 'nope'", listed.out)
@@ -261,7 +262,8 @@ def test_a_failed_job_is_understood_from_the_shell(command: Command, home: Path)
     assert traceback in shown.out
     assert command("jobs", "show", job_id, "--json").json["traceback"].endswith("\nKeyError: 'nope'")
     logs = command("jobs", "logs", job_id).out
-    assert logs.index("looking") < logs.index("EXECUTION_ERROR: KeyError: 'nope'") < logs.index(traceback)
+    shown = textwrap.indent(traceback, "    ")  # So that no line of it passes for one of the log.
+    assert logs.index("looking") < logs.index("EXECUTION_ERROR: KeyError: 'nope'") < logs.index(shown)
     last = json.loads(command("jobs", "logs", job_id, "--json").out.splitlines()[-1])
     assert (last["source"], last["text"].splitlines()[-1]) == ("traceback", "KeyError: 'nope'")
     answer = command("run", "broken:look_up", "--retries", "0", "--json").json

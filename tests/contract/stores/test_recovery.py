@@ -257,7 +257,8 @@ def test_jobs_not_taken_with_the_lease_run_again_once_they_have_ended(
     make_stored: MakeStored, store: JobStore, url: str, tmp_path: Path, recover_every: float | None
 ) -> None:
     """Jobs that no host took with the lease run again here, once their attempts have ended."""
-    executor = make_stored(2, settings={"lease": 0.4, "recover_every": recover_every})
+    # Long enough for a slow machine to renew it: the guardian ends the workers of a host that does not.
+    executor = make_stored(2, settings={"lease": 4, "recover_every": recover_every})
     began, go = tmp_path / "began", tmp_path / "go"
     job = executor.submit(Job(function=store_jobs.end_slowly, args=(str(began), str(go)), pool="process")).job
     wait_for(began.exists)
