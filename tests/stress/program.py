@@ -76,7 +76,7 @@ class Program:
 
     def _submit_child(self, name: str) -> Any:
         run = next((run for run in self._runs if name in {plan.name for plan in run.plan.jobs}), None)
-        return None if run is None else run.add_job("child")
+        return None if run is None else run.add_child()
 
     # --- at exit, after the executors' own ---
 

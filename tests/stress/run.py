@@ -305,6 +305,15 @@ class Run:
         fields = {"pool": "thread", "retry_delay": 0.01}
         return self.accept(self.job(JobPlan(name=self._name(word), kind="answer", args=(), fields=fields)), timeout)
 
+    def add_child(self) -> Any:
+        """Submit one more job for one that runs.
+
+        That lends its slot while it waits for a place, but keeps its resources and its start of a tool: others that
+        need them may hold all places until it ends, so it does not wait for long then.
+        """
+        keeps = any({"resources", "tool_name"} & plan.fields.keys() for plan in self.plan.jobs)
+        return self.add_job("child", timeout=0.5 if keeps else None)
+
     def flush(self) -> None:
         assert self.executor is not None
         accepted = [future.job.job_id for future in self.futures]
