@@ -157,13 +157,15 @@ class Dispatcher:
         return busy - sum(job.live.pool == name for job in self.lent) if self.lent else busy
 
     def _note_shortage(self, full: Collection[str]) -> None:
-        """Say once, for each pool, that its jobs have waited for a slot for SHORTAGE_SECONDS, and what to raise."""
-        now = self._now()
+        """Say once, for each pool, that its next job has waited for a slot for SHORTAGE_SECONDS, and what to raise."""
+        now, pools = self._now(), self._ready.pools.keys()
         self._full_since = {name: self._full_since.get(name, now) for name in full}
         self.shortage_due = NEVER
         for name, since in self._full_since.items():
             if name in self._reported:
                 continue
+            if (first := self._ready.peek(pools - {name} if name else ())) is not None:
+                since = max(since, first.live.queued_at)  # Jobs that follow one another quickly do not wait.
             if now < since + SHORTAGE_SECONDS:
                 self.shortage_due = min(self.shortage_due, since + SHORTAGE_SECONDS)
                 continue
@@ -171,8 +173,8 @@ class Dispatcher:
             waiting, slots = self._ready.count(name or None), self.limits.of(name)
             of_pool, way_out = (f" of pool={name!r}", f"max_workers={{{name!r}: ...}}") if name else ("", "max_workers")
             logger.warning(
-                "%d jobs%s have waited for a slot for %.0f s, since all %d are in use: raise %s of the executor if the "
-                "machine can run more at once",
+                "%d jobs%s wait for a slot, the next one for %.0f s, since all %d are in use: raise %s of the executor "
+                "if the machine can run more at once",
                 *(waiting, of_pool, SHORTAGE_SECONDS, slots, way_out),
             )
 

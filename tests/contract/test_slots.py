@@ -130,8 +130,8 @@ class Slots:
     def __init__(self, limits: SlotLimits) -> None:
         self.time = 0.0
         self.dispatcher = Dispatcher(limits, {}, now=lambda: self.time)
-        for _ in range(3):
-            job = Job(function=len)
+        self.jobs = [Job(function=len) for _ in range(3)]
+        for job in self.jobs:
             job.live.pool = "thread"
             self.dispatcher.push(job)
 
@@ -144,10 +144,10 @@ class Slots:
 @pytest.mark.parametrize(
     ("limits", "told"),
     [
-        (SlotLimits(1), "2 jobs have waited for a slot for 10 s, since all 1 are in use: raise max_workers of"),
+        (SlotLimits(1), "2 jobs wait for a slot, the next one for 10 s, since all 1 are in use: raise max_workers of"),
         (
             SlotLimits(of_pool={"thread": 2}),
-            "1 jobs of pool='thread' have waited for a slot for 10 s, since all 2 are in use: raise max_workers={'thr",
+            "1 jobs of pool='thread' wait for a slot, the next one for 10 s, since all 2 are in use: raise max_work",
         ),
     ],
 )
@@ -163,6 +163,15 @@ def test_jobs_that_wait_for_slots_are_reported_once(
     slots.turn(60.0)
     (message,) = caplog.messages
     assert message.startswith(told)
+
+
+def test_jobs_that_follow_one_another_quickly_do_not_wait_for_slots(caplog: pytest.LogCaptureFixture) -> None:
+    """Where all slots are in use for long, but the next job has been queued just now, nothing is said."""
+    slots = Slots(SlotLimits(of_pool={"thread": 2}))
+    assert slots.turn(5.0) == 15.0
+    slots.jobs[2].live.queued_at = 14.0
+    assert slots.turn(15.0) == 24.0
+    assert caplog.messages == []
 
 
 def test_no_shortage_of_slots_is_due_while_the_lease_is_over(caplog: pytest.LogCaptureFixture) -> None:
