@@ -116,7 +116,8 @@ class Dispatcher:
             if self._one_runs_alone() or (busy and (memory_is_short or job.live.alone)):
                 return ()
             if busy < limits.total and (not limits.of_pool or self._has_slot(job)):
-                if resources.waiting and self._queue_fitting(job):
+                # One that holds its resources starts before another one is given some: the slot may be its last.
+                if resources.waiting and not resources.holds(job) and self._queue_fitting(job):
                     continue
                 ready.pop(job)
                 if self._may_start(job):

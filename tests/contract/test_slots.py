@@ -16,6 +16,7 @@ from executor_adapter import Job, JobExecutor
 from executor_adapter.config import ExecutorSettings, Settings
 from executor_adapter.pools import processor_quota
 from executor_adapter.supervision.dispatcher import Dispatcher, SlotLimits
+from executor_adapter.supervision.resources.machine import Capacity
 from executor_adapter.testing import InlineExecutor
 
 MANY = 40
@@ -202,3 +203,39 @@ def test_the_supervisor_wakes_to_report_that_jobs_wait(caplog: pytest.LogCapture
         assert len(caplog.messages) == 1
         for driver in drivers:
             driver.complete()
+
+
+def test_a_job_is_given_resources_only_where_it_has_a_slot() -> None:
+    """Jobs that waited for a resource start in their order, and none takes it from others without a slot."""
+    dispatcher = Dispatcher(
+        SlotLimits(of_pool={"process": 1, "coroutine": 9}), {}, lambda: Capacity({"license": 2, "seat": 1}, ())
+    )
+    started: list[str] = []
+
+    def push(pool: str, name: str, **resources: float) -> Job:
+        job = Job(function=len, job_id=name, resources=resources)
+        job.live.pool, job.live.queued_at = pool, float(len(jobs))
+        job.live.resources = dispatcher.resources.check(job, pool)
+        jobs.append(job)
+        dispatcher.push(job)
+        return job
+
+    def run() -> None:
+        def start(job: Job) -> None:
+            started.append(job.job_id)
+            dispatcher.reserve(job)
+
+        dispatcher.run(start, lambda job: False)
+
+    jobs: list[Job] = []
+    holder = push("coroutine", "holder", license=2)
+    run()
+    push("process", "first", license=1)
+    push("process", "second", license=1)
+    push("coroutine", "other", license=1, seat=1)
+    run()
+    assert started == ["holder"]
+    dispatcher.unreserve(holder)
+    dispatcher.attempt_ended(holder)
+    run()
+    assert started == ["holder", "first", "other"]

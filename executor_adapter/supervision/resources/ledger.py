@@ -63,7 +63,7 @@ class ResourceLedger:
 
     def start(self, job: Job) -> bool:
         """Return whether the job may start; it then holds its resources until `end`. Otherwise it waits."""
-        if self.machine.holds(job) or self._leases.holds(job):
+        if self.holds(job):
             return True
         line = _line_of(job)
         turn: Turn = (-job.priority, job.live.queued_at, next(self._numbers), job)
@@ -84,6 +84,10 @@ class ResourceLedger:
         self.has_leased = True
         self._join(line, (-job.priority, job.live.queued_at, next(self._numbers), job))
         return True
+
+    def holds(self, job: Job) -> bool:
+        """Return whether a job has what it needs."""
+        return self.machine.holds(job) or self._leases.holds(job)
 
     def holds_lease(self, job: Job) -> bool:
         """Return whether a lease is kept for a job."""
