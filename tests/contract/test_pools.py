@@ -643,7 +643,7 @@ def test_a_hooked_job_is_cancelled(make_job: MakeJob) -> None:
 
 def test_a_driver_decides_what_follows(executor: JobExecutor, make_job: MakeJob, tmp_path: Path) -> None:
     """A driver runs attempts, decides on a retry, and completes the job."""
-    driver = executor.drive(make_job(functions.fail_until, str(tmp_path / "calls"), 2))
+    driver = executor.drive(make_job(functions.fail_until, str(tmp_path / "calls"), 2, retry_attempts=3))
     driver.acquire().result(timeout=200)
     assert (driver.job.status, driver.job.attempt) == ("running", 1)
     error = driver.attempt().exception(timeout=200)
