@@ -328,8 +328,8 @@ def test_json_is_one_line_for_programs(command: Command, filled: JobStore) -> No
 
 def test_a_job_is_queued_again_once_at_a_time(command: Command, filled: JobStore) -> None:
     """A second `jobs retry` says that the job is queued again already, and queues nothing."""
-    queued = command("jobs", "retry", "0002", "--json").json[0]
-    again = command("jobs", "retry", "0002")
+    queued = command("jobs", "retry", "broken-0002", "--json").json[0]
+    again = command("jobs", "retry", "broken-0002")
     assert again.code == 1
     expected = f"broken-0002 is queued again already, as {queued['job_id']}: wait for it, or `jobs cancel"
     assert again.out.startswith(expected)
