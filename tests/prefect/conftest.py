@@ -14,6 +14,7 @@ from uuid import UUID
 import httpx
 import prefect.context
 import pytest
+from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogHandler
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, Settings
 
@@ -106,7 +107,7 @@ class _PrefectSettings:
     def __enter__(self) -> None:
         self._before = {name: os.environ.get(name) for name in self._settings}
         os.environ.update(self._settings)
-        prefect.context.refresh_global_settings_context()
+        self._refresh()
 
     def __exit__(self, *_: object) -> None:
         for name, value in self._before.items():
@@ -114,7 +115,12 @@ class _PrefectSettings:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+        self._refresh()
+
+    @staticmethod
+    def _refresh() -> None:
         prefect.context.refresh_global_settings_context()
+        EventsWorker.drain_all(timeout=10)  # One that goes on sends what follows to the server before.
 
 
 class Api:
