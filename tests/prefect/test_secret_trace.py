@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import pytest
 import yaml
 
 from tests.api_server import Answer, Headers, as_json, recording_headers
@@ -81,6 +82,12 @@ def files_with(text: str, *folders: Path) -> list[Path]:
     """Return the files that hold the text, databases and their logs included."""
     files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
     return [file for file in files if text.encode() in file.read_bytes()]
+
+
+@pytest.fixture(scope="module")
+def prefect_api(server_of_file: str) -> str:
+    """A server whose database is in this file's PREFECT_HOME, where it is searched."""
+    return server_of_file
 
 
 def test_a_secret_is_in_no_output(prefect_api: str, tmp_path: Path) -> None:
