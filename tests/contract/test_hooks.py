@@ -334,11 +334,14 @@ def test_a_driven_job_cancelled_before_its_worker_is_ready_never_starts(tmp_path
                 short_job(pool="process", function=functions.append_line, args=(str(tmp_path / f"{n}"), "ran"))
             )
             driver.acquire().result(timeout=200)
+            both_asked = threading.Event()
+            supervisor_of(executor).call_soon(lambda both_asked=both_asked: both_asked.wait(200))
             attempt = driver.attempt()
             driver.cancel()
+            both_asked.set()
             error = attempt.exception(timeout=200)
+            driver.fail(error or LookupError("it ran"))  # Else the executor would wait for the driver.
             assert isinstance(error, JobCancelledError)
-            driver.fail(error)
         executor.run(short_job(pool="process"))
         assert list(tmp_path.iterdir()) == []
 
