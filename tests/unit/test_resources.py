@@ -135,6 +135,20 @@ def test_a_higher_priority_comes_first() -> None:
     assert ledger.take_next(Job(function=nothing), has_slot) is low
 
 
+def test_a_pool_without_a_slot_holds_up_no_other_pool() -> None:
+    """Where a waiting job's pool has no free slot, a later one of the same resources in another pool starts."""
+    ledger = make_ledger()
+    running, first, later = enter(ledger, CPU=4), enter(ledger, CPU=4), enter(ledger, CPU=4)
+    first.live.pool, later.live.pool = "process", "thread"
+    assert ledger.start(running)
+    assert not ledger.start(first)
+    assert not ledger.start(later)
+    ledger.end(running)
+    assert ledger.take_next(None, lambda job: job.live.pool == "thread") is later
+    ledger.end(later)
+    assert ledger.take_next(None, has_slot) is first
+
+
 def test_gpus_are_shared_and_told() -> None:
     """Whole GPUs are given to one job each; a share goes where the least is free; ids are those of the machine."""
     ledger = make_ledger()

@@ -14,7 +14,7 @@ from executor_adapter.supervision.resources.machine import Capacity, Machine
 from executor_adapter.supervision.tools.rate_limiter import needs_no_slot
 
 Line = tuple[str, Shape]
-"""The pool of a cluster, or "" for this machine, and a shape: jobs of the same wait in one line."""
+"""A pool and a shape: jobs of the same wait in one line."""
 
 Turn = tuple[int, float, int, Job]
 """A job that waits, and what it is sorted by: priority (highest first), when it was queued, and a number."""
@@ -79,7 +79,7 @@ class ResourceLedger:
         It does so before its turn has come, so that what its cluster has for it is not kept from it by other jobs.
         """
         line = _line_of(job)
-        if not line[0] or self._leases.holds(job):
+        if line[0] not in LEASING_POOLS or self._leases.holds(job):
             return False
         self.has_leased = True
         self._join(line, (-job.priority, job.live.queued_at, next(self._numbers), job))
@@ -113,7 +113,8 @@ class ResourceLedger:
                 return None
             if not has_slot(job):
                 continue
-            if before is not None and line[0] and turns[0][:2] > (-before.priority, before.live.queued_at):
+            came_later = before is not None and turns[0][:2] > (-before.priority, before.live.queued_at)
+            if came_later and line[0] in LEASING_POOLS:
                 continue
             short = self._short_of(line, job)
             if not short and kept.isdisjoint(_taken_by(line)):
@@ -126,7 +127,7 @@ class ResourceLedger:
 
     def first_with_lease(self) -> Job | None:
         """Return the first waiting job for which its cluster has a lease."""
-        jobs = (turns[0][-1] for (pool, _), turns in self._in_turn() if pool)
+        jobs = (turns[0][-1] for (pool, _), turns in self._in_turn() if pool in LEASING_POOLS)
         return next((job for job in jobs if not self._leases.are_short(job, _line_of(job)[1])), None)
 
     def report_demand(self, free_slots: Callable[[str], int]) -> None:
@@ -134,7 +135,7 @@ class ResourceLedger:
 
         `free_slots`: returns how many attempts could start now in a pool. One lease is obtained ahead where it is none.
         """
-        leased = [line for line in self._lines if line[0]]
+        leased = [line for line in self._lines if line[0] in LEASING_POOLS]
         if leased or self._has_demand:
             waiting = {}
             for line in leased:
@@ -197,24 +198,23 @@ class ResourceLedger:
 
     def _short_of(self, line: Line, job: Job) -> set[Hashable]:
         pool, shape = line
-        if not pool:
+        if pool not in LEASING_POOLS:
             return set(self.machine.short_of(shape))
         return {line} if self._leases.are_short(job, shape) else set()
 
     def _give(self, line: Line, job: Job) -> None:
         pool, shape = line
-        (self._leases if pool else self.machine).give(job, shape)
+        (self._leases if pool in LEASING_POOLS else self.machine).give(job, shape)
 
 
 def _line_of(job: Job) -> Line:
-    live = job.live
-    return live.pool if live.pool in LEASING_POOLS else "", shape_of(live.resources)
+    return job.live.pool, shape_of(job.live.resources)
 
 
 def _taken_by(line: Line) -> set[Hashable]:
     """Return what the jobs of a line take: those of this machine by name, and a lease of their shape elsewhere."""
     pool, shape = line
-    return {line} if pool else {name for name, _ in shape}
+    return {line} if pool in LEASING_POOLS else {name for name, _ in shape}
 
 
 def _no_pool(job: Job) -> WorkerPool:
