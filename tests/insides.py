@@ -9,3 +9,8 @@ from executor_adapter.supervision import Supervisor
 def supervisor_of(executor: JobExecutor) -> Supervisor:
     """Return the supervisor of an executor: tests block its thread, and look at its pools and its state."""
     return executor._supervisor
+
+
+def is_asleep(executor: JobExecutor) -> bool:
+    """Return whether the supervisor of an executor waits for something to do."""
+    return bool(executor._supervisor._loop._asleep)

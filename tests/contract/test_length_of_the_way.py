@@ -1,0 +1,153 @@
+"""Holds how long the way of a job through the package is: files entered, changes of file, calls of functions.
+
+The figures are counts, so they say the same on every machine. A bound is only ever lowered: what shortens the way
+lowers it. `pytest -s` prints what was counted.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from executor_adapter import Job, JobExecutor
+from executor_adapter.config import Settings
+from tests.contract.conftest import wait_for
+from tests.insides import is_asleep, supervisor_of
+
+PACKAGE = "/executor_adapter/"
+BOUNDS = {
+    "process": {"files": 38, "changes": 120, "caller": 32, "supervisor": 58, "worker": 34},
+    "thread": {"files": 30, "changes": 100, "caller": 31, "supervisor": 44},
+}
+"""Of one job, on an idle executor: files of the package that its threads enter, and changes from one to another.
+Of each job in a burst: calls of functions written in Python, those of other packages included."""
+
+ROUNDS = 8
+"""The smallest figure of so many rounds counts: what is not of every job falls into some of them only."""
+BURST = 400
+
+calls_here = 0
+
+
+class Trace:
+    """Records, while it is on, the files of the functions that each thread calls, by the name of the thread."""
+
+    def __init__(self) -> None:
+        self.is_on = False
+        self.caller = threading.current_thread().name
+        self.entered: defaultdict[str, list[str]] = defaultdict(list)
+
+    def __call__(self, frame: FrameType, event: str, _: Any) -> None:
+        if event == "call" and self.is_on:
+            self.entered[threading.current_thread().name].append(frame.f_code.co_filename)
+
+    def start(self) -> None:
+        self.entered.clear()
+        self.is_on = True
+
+    def of_package(self) -> Iterator[list[str]]:
+        """Yield the files of the package that each thread of the host has entered, in order."""
+        for name in (self.caller, "executor-supervisor"):
+            yield [file for file in self.entered[name] if PACKAGE in file]
+
+
+@pytest.fixture
+def trace() -> Iterator[Trace]:
+    """A trace of this thread, and of the threads that are started from now on."""
+    made, own, of_threads = Trace(), sys.getprofile(), threading.getprofile()
+    threading.setprofile(made)
+    sys.setprofile(made)
+    yield made
+    sys.setprofile(own)
+    threading.setprofile(of_threads)
+
+
+def nothing() -> None:
+    pass
+
+
+def rest() -> None:
+    """Run until the caller and the supervisor wait: otherwise the way would depend on who is first."""
+    time.sleep(0.02)
+
+
+def count_calls() -> None:
+    """Count the calls of this worker process from now on."""
+
+    def count(_: FrameType, event: str, __: Any) -> None:
+        global calls_here
+        calls_here += event == "call"
+
+    sys.setprofile(count)
+
+
+def calls_so_far() -> tuple[int, int]:
+    """Return the number of calls, and the process that has counted them."""
+    return calls_here, os.getpid()
+
+
+@pytest.mark.parametrize("pool", list(BOUNDS))
+def test_one_job_enters_few_files(pool: str, trace: Trace) -> None:
+    """A job on an idle executor passes no more files of the package, and changes them no more often, than it may."""
+    files, changes = [], []
+    with JobExecutor(1, config=Settings()) as executor:
+        executor.run(Job(function=rest, pool=pool))
+        for _ in range(ROUNDS):
+            wait_for(lambda: is_asleep(executor))
+            trace.start()
+            executor.run(Job(function=rest, pool=pool))
+            wait_for(lambda: is_asleep(executor))
+            trace.is_on = False
+            ways = list(trace.of_package())
+            files.append(len({file for way in ways for file in way}))
+            changes.append(sum(a != b for way in ways for a, b in itertools.pairwise(["", *way])))
+    hold(pool, {"files": min(files), "changes": min(changes)})
+
+
+@pytest.mark.parametrize("pool", list(BOUNDS))
+def test_jobs_of_a_burst_make_few_calls(pool: str, trace: Trace) -> None:
+    """A job of a burst costs its caller and the supervisor no more calls of functions than it may."""
+    counted: list[Counter[str]] = []
+    with JobExecutor(1, config=Settings()) as executor:
+        for _ in range(ROUNDS):
+            executor.run(Job(function=nothing, pool=pool))
+            wait_for(lambda: is_asleep(executor))
+            go = threading.Event()
+            supervisor_of(executor).call_soon(go.wait)
+            trace.start()
+            futures = [executor.submit(Job(function=nothing, pool=pool)) for _ in range(BURST)]
+            caller = len(trace.entered[trace.caller])
+            go.set()
+            futures[-1].result()  # One worker runs them in order.
+            trace.is_on = False
+            counted.append(Counter(caller=caller, supervisor=len(trace.entered["executor-supervisor"])))
+    hold(pool, {name: min(each[name] for each in counted) / BURST for name in counted[0]})
+
+
+def test_a_worker_makes_few_calls_a_job() -> None:
+    """A job of a burst costs its worker process no more calls of functions than it may."""
+    with JobExecutor(1, config=Settings(), initializer=count_calls) as executor:
+        counts = []
+        for _ in range(ROUNDS):
+            before, counted_in = executor.run(Job(function=calls_so_far, pool="process"))
+            for future in [executor.submit(Job(function=nothing, pool="process")) for _ in range(BURST)]:
+                future.result()
+            after, pid = executor.run(Job(function=calls_so_far, pool="process"))
+            if pid == counted_in:
+                counts.append(after - before)
+    hold("process", {"worker": min(counts) / BURST})
+
+
+def hold(pool: str, figures: dict[str, float]) -> None:
+    """Print figures, and hold each to its bound."""
+    print(f"{pool}: " + ", ".join(f"{name} {figure:g} of {BOUNDS[pool][name]}" for name, figure in figures.items()))
+    assert {name: figure for name, figure in figures.items() if figure > BOUNDS[pool][name]} == {}
