@@ -40,19 +40,9 @@ def main(arguments: list[str]) -> int:
     started = time.monotonic()
     totals = Totals()
     worst = 0
-    options = [
-        "--dist",
-        "load",
-        "--maxschedchunk",
-        "1",
-        "--max-worker-restart",
-        "0",
-        "-o",
-        "console_output_style=classic",
-    ]
     only = arguments[arguments.index("--group") + 1 :][:1] if "--group" in arguments else GROUPS
     for group in only:
-        code = pytest.main([*options, "--group", group, *arguments], plugins=[totals])
+        code = pytest.main([*OPTIONS, "--group", group, *arguments], plugins=[totals])
         if code != pytest.ExitCode.NO_TESTS_COLLECTED:
             worst = max(worst, int(code))
         if code == pytest.ExitCode.INTERRUPTED or (worst and totals.stops_early):

@@ -94,6 +94,8 @@ class FileOfTests(pytest.Item):
             hook.pytest_runtest_protocol(item=test, nextitem=after)
             if session.shouldfail or session.shouldstop:
                 break
+        if not tests:  # What the tests before it have kept for it goes.
+            session._setupstate.teardown_exact(following)  # noqa: SLF001 - pytest has no public way
         del session.items[files:]
 
     def runtest(self) -> None:

@@ -12,15 +12,16 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from tests.waiting import PATIENCE, wait_for
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -70,20 +71,6 @@ def _migrate(file: Path) -> None:
         env = new_user_env(Path(directory))
         subprocess.run(prefect("server", "database", "upgrade", "--yes"), env=env, capture_output=True, check=True)
         shutil.move(Path(directory) / "prefect.db", file)
-
-
-def poll(probe: Callable[[], Any], *, within: float, what: str) -> Any:
-    """Call `probe()` five times a second until it returns a true value, and return that.
-
-    Raises:
-        AssertionError: `probe()` returned no true value within so many seconds.
-    """
-    deadline = time.monotonic() + within
-    while time.monotonic() < deadline:
-        if value := probe():
-            return value
-        time.sleep(0.2)
-    raise AssertionError(f"{what}: not within {within:.0f} s")
 
 
 _prctl = ctypes.CDLL(None).prctl
@@ -162,7 +149,7 @@ def prefect(*words: str) -> list[str]:
 
 def _answer(request: urllib.request.Request) -> tuple[bytes] | None:
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             return (answer.read(),)
     except urllib.error.HTTPError as error:
         if error.code != 503:
@@ -185,12 +172,12 @@ class Server:
             data=None if body is None else json.dumps(body).encode(),
             headers={"content-type": "application/json"},
         )
-        (text,) = poll(lambda: _answer(request), within=300, what=f"an answer to {method} {path}")
+        (text,) = wait_for(lambda: _answer(request), what=f"an answer to {method} {path}")
         return json.loads(text) if text else None
 
     def run(self, *command: str) -> str:
         """Run a command in the clone that uses this server and must succeed; return its output."""
-        done = subprocess.run(command, env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=200)
+        done = subprocess.run(command, env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -230,5 +217,5 @@ def prefect_server(directory: Path, env: dict[str, str]) -> Iterator[Server]:
     server = Server(url=url, env=env | api)
     command = prefect("server", "start", "--host", "127.0.0.1", "--port", str(port))
     with running(command, env=server.env, cwd=directory, log=directory / "server.log", patience=0.0):
-        poll(server.healthy, within=300, what=f"a Prefect server on {url}")
+        wait_for(server.healthy, what=f"a Prefect server on {url}")
         yield server

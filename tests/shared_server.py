@@ -19,7 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from tests.servers import ROOT, WITHOUT_SCHEDULES, new_user_env, poll, prefect_server
+from tests.servers import ROOT, WITHOUT_SCHEDULES, new_user_env, prefect_server
+from tests.waiting import wait_for
 
 FOLDER = ROOT / ".pytest_cache" / "prefect" / "shared"
 USERS = FOLDER / "users"
@@ -43,7 +44,7 @@ def shared_server() -> Iterator[str]:
                 command = [sys.executable, "-m", "tests.shared_server"]
                 with LOG.open("wb") as log:
                     subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, check=True)
-            url = poll(_url, what=f"a Prefect server for all tests ({LOG})", within=300)
+            url = wait_for(_url, what=f"a Prefect server for all tests ({LOG})")
         yield f"{url}/api"
 
 

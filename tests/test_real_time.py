@@ -20,8 +20,8 @@ import pytest
 from executor_adapter import Job, JobExecutor, RetryPolicy, RetryRule
 from executor_adapter.config import Settings
 from executor_adapter.exceptions import JobCancelledError, JobTimeoutError, SoftTimeoutError
-from tests.contract.conftest import wait_for
 from tests.servers import ROOT
+from tests.waiting import PATIENCE, wait_for
 
 SOON = 5.0
 """Seconds that may pass between a limit and the end: a hundred times what they take on a machine without other work."""
@@ -102,7 +102,7 @@ def test_jobs_that_ignore_sigterm_are_killed_side_by_side(executor: JobExecutor,
         assert executor.cancel(future.job.job_id)
     for future in futures:
         with pytest.raises(JobCancelledError):
-            future.result(timeout=60)
+            future.result(timeout=PATIENCE)
     assert time.monotonic() - began < 5.0 + SOON  # One grace period is 5 s; four would be 20.
 
 
@@ -138,7 +138,7 @@ def test_a_cancelled_job_is_over_soon(executor: JobExecutor, tmp_path: Path, poo
     began = time.monotonic()
     assert executor.cancel(future.job.job_id)
     with pytest.raises(JobCancelledError):
-        future.result(timeout=60)
+        future.result(timeout=PATIENCE)
     assert executor.run(Job(function=os.getpid, pool="process"))
     assert time.monotonic() - began < SOON
 

@@ -30,6 +30,7 @@ from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.prefect import PRELOAD, arun_jobs
 from executor_adapter.scheduler import CollectionScheduler
 from executor_adapter.store import open_store
+from tests.waiting import PATIENCE
 
 HOURS = 24
 TICKS_PER_HOUR = 12
@@ -55,7 +56,7 @@ def collect(url: str, folder: str, tool: int, tick: int, fault: str) -> dict[str
     if fault == "broken data":
         raise DataCollectionException("not what was agreed", error_code="DATA_ERROR")
     path = "/broken" if fault == "server error" and first else f"/rows/{tool}/{tick}"
-    rows = httpx.get(url + path, timeout=60).raise_for_status().json()
+    rows = httpx.get(url + path, timeout=PATIENCE).raise_for_status().json()
     file = Path(folder, f"tool-{tool}.json")
     known = json.loads(file.read_text()) if file.exists() else {}
     known[str(tick % (HOURS * TICKS_PER_HOUR))] = len(rows)

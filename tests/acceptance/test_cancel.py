@@ -22,7 +22,8 @@ import pytest
 from playwright.sync_api import Browser
 
 from tests.acceptance.browser import new_page
-from tests.servers import ROOT, Server, poll, prefect, running
+from tests.servers import ROOT, Server, prefect, running
+from tests.waiting import wait_for
 
 SCRIPT = ROOT / "tests" / "acceptance" / "cancellable.py"
 WORKERS = 2
@@ -105,9 +106,7 @@ def start(server: Server, script: Path, tmp_path: Path) -> Iterator[Callable[...
             log = tmp_path / f"{place}.log"
             host = stack.enter_context(running(command, env=server.env, cwd=tmp_path, log=log))
             if place != "hand":
-                poll(
-                    lambda: "being served" in log.read_text() or "started!" in log.read_text(), within=300, what="host"
-                )
+                wait_for(lambda: "being served" in log.read_text() or "started!" in log.read_text(), what="host")
                 server.run_deployment(f"{name}/{name}", folder=str(folder), jobs=jobs)
             return _begun(server, folder, host, jobs, by_hand=place == "hand")
 
@@ -126,10 +125,10 @@ def _begun(server: Server, folder: Path, host: Popen[bytes], jobs: int, *, by_ha
         found = server.call("POST", "/flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})
         return found[0]["id"] if found and found[0]["state_name"] == "Running" else None
 
-    poll(lambda: len(list(folder.glob("child-*"))) >= WORKERS and list(folder.glob("flow-*")), within=300, what="jobs")
-    flow_run_id = poll(newest, within=300, what="a flow run")
+    wait_for(lambda: len(list(folder.glob("child-*"))) >= WORKERS and list(folder.glob("flow-*")), what="jobs")
+    flow_run_id = wait_for(newest, what="a flow run")
     run = FlowRun(id=flow_run_id, folder=folder, server=server, host=host, by_hand=by_hand)
-    poll(lambda: run.task_states() == {"Running": WORKERS, "Pending": jobs - WORKERS}, within=300, what="their states")
+    wait_for(lambda: run.task_states() == {"Running": WORKERS, "Pending": jobs - WORKERS}, what="their states")
     return run
 
 
@@ -176,17 +175,17 @@ def _assert_ended(
     run: FlowRun, cancelled_at: float, how: str, place: str, *, jobs: int = JOBS, is_alone: bool = True
 ) -> None:
     limit = END_SECONDS[how] * (1 if is_alone else BUSY_MACHINE_FACTOR)
-    poll(lambda: not run.anything_alive(), within=limit + 20, what="the end of all processes")
+    wait_for(lambda: not run.anything_alive(), what="the end of all processes")
     took = time.monotonic() - cancelled_at
     assert took < limit, f"the last process lived for {took:.1f} s"
     assert len(run.pids("job")) == WORKERS, "a job started after the flow run was cancelled"
     if (how, place) == ("shutdown", "worker"):  # The worker kills the flow's process, which cannot report anything.
-        poll(lambda: run.task_states() == {"Crashed": jobs}, within=300, what=f"{jobs} Crashed, {run.task_states()}")
+        wait_for(lambda: run.task_states() == {"Crashed": jobs}, what=f"{jobs} Crashed, {run.task_states()}")
         return
-    poll(lambda: run.task_states() == {"Cancelled": jobs}, within=300, what=f"{jobs} Cancelled, {run.task_states()}")
+    wait_for(lambda: run.task_states() == {"Cancelled": jobs}, what=f"{jobs} Cancelled, {run.task_states()}")
     # Prefect marks a flow as Crashed if a signal ends its process and its run was not cancelled.
     expected = "Crashed" if how.startswith("SIG") else "Cancelled"
-    poll(lambda: run.state() == expected, within=300, what=f"a flow run that is {expected}, not {run.state()}")
+    wait_for(lambda: run.state() == expected, what=f"a flow run that is {expected}, not {run.state()}")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from tests.examples.pages import DOCS, blocks_of
-from tests.servers import ROOT, Server, poll, prefect, running
+from tests.servers import ROOT, Server, prefect, running
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.chaos
 
@@ -45,5 +46,5 @@ def test_a_worker_clones_the_flows_by_git(server: Server, tmp_path: Path) -> Non
         run = server.call("POST", f"/deployments/{flights['id']}/create_flow_run", {})
         ends = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
         path = f"/flow_runs/{run['id']}"
-        poll(lambda: server.call("GET", path)["state_type"] in ends, within=300, what="the end of the run")
+        wait_for(lambda: server.call("GET", path)["state_type"] in ends, what="the end of the run")
     assert server.call("GET", path)["state"]["name"] == "Completed"

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.servers import ROOT, Server, poll, prefect, running
+from tests.servers import ROOT, Server, prefect, running
+from tests.waiting import PATIENCE, wait_for
 
 FILE = "deployments/prefect.yaml"
 """`prefect.yaml` in the root is a link to it."""
@@ -67,7 +68,7 @@ def final_state(server: Server, deployment: dict[str, Any], *, by_schedule: bool
         mine = (run for run in runs_of(server, deployment) if run["auto_scheduled"] == by_schedule)
         return next((run for run in mine if run["state_type"] in over), None)
 
-    run = poll(ended, within=RUN_TIMEOUT, what=f"a finished run of {deployment['name']}")
+    run = wait_for(ended, what=f"a finished run of {deployment['name']}")
     return run["state"]["name"], run["state"]["message"]
 
 
@@ -156,7 +157,7 @@ def test_a_worker_completes_scheduled_and_requested_runs(server: Server, deploye
         ended = (run for run in runs_of(server, deployed["processing"]) if run["state_type"] == "COMPLETED")
         return [run for run in ended if run["parameters"]["tools"] == ["flights"]]
 
-    (first, *_) = poll(processed, within=RUN_TIMEOUT, what="the processing of the collected flights")
+    (first, *_) = wait_for(processed, what="the processing of the collected flights")
     assert first["created_by"]["type"] == "AUTOMATION"
 
 
@@ -164,7 +165,7 @@ def test_serve_refuses_to_repeat_the_work_of_a_work_pool(server: Server, deploye
     """`serve.py` refuses in words while a work pool has active schedules of the same work, and changes nothing."""
     before = server.call("POST", "/deployments/filter", {})
     command = [sys.executable, str(ROOT / "deployments" / "serve.py")]
-    refused = subprocess.run(command, env=server.env, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    refused = subprocess.run(command, env=server.env, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert refused.returncode == 1
     assert "collection/prefect, maintenance/maintenance: active schedules of the work pool local" in refused.stderr
     assert server.call("POST", "/deployments/filter", {}) == before
@@ -182,7 +183,7 @@ def test_serve_runs_beside_the_deployments_of_a_work_pool(
     log = tmp_path / "serve.log"
     with running(command, env=server.env, cwd=tmp_path, log=log):
         # Before it says so it still registers deployments, whose schedules then get other ids.
-        poll(lambda: "are being served" in log.read_text(), within=300, what="the deployments of serve.py")
+        wait_for(lambda: "are being served" in log.read_text(), what="the deployments of serve.py")
         known = deployments(server)
         assert known.keys() == ENTRIES.keys() | {f"{name}-served" for name in ENTRIES}
         served = known["processing-served"]

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from tests.acceptance.evicted import JOBS, QUICK, WORKERS
-from tests.servers import ROOT, Server, poll, prefect, running
+from tests.servers import ROOT, Server, prefect, running
+from tests.waiting import PATIENCE, wait_for
 
 pytestmark = pytest.mark.chaos
 
@@ -46,7 +47,7 @@ def evict(process: Popen[bytes]) -> float:
     """Send SIGTERM, as an eviction does, and return the seconds until the process has ended."""
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    process.wait(timeout=200)
+    process.wait(timeout=PATIENCE)
     return time.monotonic() - began
 
 
@@ -66,21 +67,22 @@ def test_an_evicted_flow_run_goes_on_in_its_next_execution(name: str, server: Se
     execute = prefect("flow-run", "execute", flow_run_id)
 
     with running(execute, env=env, cwd=ROOT, log=tmp_path / "first.log") as process:
-        poll(lambda: len(starts(tmp_path, 1)) >= QUICK + WORKERS, within=300, what="the first jobs")
+        wait_for(lambda: len(starts(tmp_path, 1)) >= QUICK + WORKERS, what="the first jobs")
         seconds = evict(process)
     assert seconds < END_SECONDS, f"the evicted process took {seconds:.1f} s"
-    poll(lambda: not any(map(is_alive, starts(tmp_path, 1).values())), within=5, what="the end of the jobs' processes")
+    wait_for(
+        lambda: not any(map(is_alive, starts(tmp_path, 1).values())), within=5, what="the end of the jobs' processes"
+    )
     flow_run = server.call("GET", f"/flow_runs/{flow_run_id}")
     assert (flow_run["state_type"], flow_run["state"]["name"]) == ("SCHEDULED", "AwaitingRetry")
-    poll(
+    wait_for(
         lambda: {run["state_type"] for run in task_runs(server, flow_run_id)} <= FINAL,
-        within=30,
         what="the final states of the first execution",
     )
     assert any(run["state_type"] == "COMPLETED" for run in task_runs(server, flow_run_id))
 
     with running(execute, env=env, cwd=ROOT, log=tmp_path / "second.log") as process:
-        assert process.wait(timeout=200) == 0, (tmp_path / "second.log").read_text()
+        assert process.wait(timeout=PATIENCE) == 0, (tmp_path / "second.log").read_text()
     assert server.call("GET", f"/flow_runs/{flow_run_id}")["state"]["name"] == "Completed"
     last = {run["dynamic_key"]: run["state_type"] for run in task_runs(server, flow_run_id)}
     assert list(last.values()).count("COMPLETED") >= JOBS

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -24,7 +24,8 @@ from typing import Any
 import pytest
 
 from tests.benchmarks.prefect_server import Kind, MeasuredServer, prefect_server
-from tests.servers import ROOT, poll, prefect, running
+from tests.servers import ROOT, prefect, running
+from tests.waiting import PATIENCE, wait_for
 
 SCRIPT = ROOT / "tests" / "acceptance" / "killable.py"
 NAMES = ("ours", "stock", "bulk")
@@ -66,11 +67,11 @@ class Place:
                 self.run(*prefect("--no-prompt", "deploy", entrypoint, "--name", name, "--pool", "local"))
         log = self.folder / f"{self.kind}.log"
         with running(commands[self.kind], env=dict(os.environ), cwd=self.folder, log=log):
-            poll(lambda: len(self.server.post("/deployments/filter", {})) == len(NAMES), within=300, what="deployments")
+            wait_for(lambda: len(self.server.post("/deployments/filter", {})) == len(NAMES), what="deployments")
             yield
 
     def run(self, *command: str) -> None:
-        subprocess.run(command, cwd=self.folder, check=True, capture_output=True, timeout=200)
+        subprocess.run(command, cwd=self.folder, check=True, capture_output=True, timeout=PATIENCE)
 
     def start(self, name: str, stack: ExitStack) -> tuple[str, int]:
         """Start a flow, and return the id of its flow run and its process once its jobs are submitted."""
@@ -84,7 +85,7 @@ class Place:
             (deployment,) = self.server.post("/deployments/filter", {"deployments": {"name": {"any_": [name]}}})
             parameters = {"folder": str(folder)}
             self.server.post(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})
-        file = poll(lambda: next(folder.glob("*-*-*-*-*"), None), within=300, what=f"{name} to start")
+        file = wait_for(lambda: next(folder.glob("*-*-*-*-*"), None), what=f"{name} to start")
         flow_run_id, _, pid = file.name.rpartition("-")
         return flow_run_id, int(pid)
 
@@ -173,7 +174,7 @@ def seconds_to_end(victim: Victim, place: Place, *, swept: bool) -> float:
             cwd=ROOT,
             check=True,
             capture_output=True,
-            timeout=200,
+            timeout=PATIENCE,
         )
         assert all(each["is_recorded"] for each in json.loads(done.stdout))
     return ended_for_good(victim) - killed_at
@@ -195,7 +196,7 @@ def end_flow_run(victim: Victim, place: Place) -> None:
     if place.kind == "hand":
         state = {"state": {"type": "CRASHED"}, "force": True}
         place.server.post(f"/flow_runs/{victim.flow_run_id}/set_state", state)
-    within(lambda: victim.flow_run_state() == "Crashed", 60.0, lambda: f"{victim.name}: {victim.flow_run_state()}")
+    wait_for(lambda: victim.flow_run_state() == "Crashed", what=lambda: f"{victim.name}: {victim.flow_run_state()}")
 
 
 def check(victim: Victim, before: dict[str, tuple[str, str]]) -> None:
@@ -203,13 +204,6 @@ def check(victim: Victim, before: dict[str, tuple[str, str]]) -> None:
     now = victim.ends()
     assert before.items() <= now.items(), f"{victim.name}: ends have changed"
     assert {name for _, name in now.values()} <= {"Completed", "Crashed"}, now
-
-
-def within(condition: Callable[[], bool], seconds: float, what: Callable[[], str]) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, what()
-        time.sleep(0.1)
 
 
 def kill(pid: int) -> None:

@@ -23,7 +23,8 @@ import pytest
 
 from tests.acceptance.conftest import Server
 from tests.api_server import Answer, as_json, serving
-from tests.servers import ROOT, create_database, new_user_env, poll, prefect_server, processes_of
+from tests.servers import ROOT, create_database, new_user_env, prefect_server, processes_of
+from tests.waiting import wait_for
 
 ROUNDS = int(os.environ.get("KILL_ROUNDS", "30"))
 PAIRS = int(os.environ.get("KILL_PAIRS", "10"))
@@ -90,7 +91,7 @@ class Place:
         """Wait until no process of the runs is there any more: no worker, no guardian, no server."""
         name = f"EXECUTOR_ADAPTER_CONFIG={self.folder / 'config.yaml'}"
         try:
-            poll(lambda: not processes_of(name), within=300, what="the end of all processes")
+            wait_for(lambda: not processes_of(name), what="the end of all processes")
         except AssertionError as error:
             error.add_note("\n".join(str(each) for each in processes_of(name)))
             raise

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.servers import ROOT, new_user_env
+from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.chaos  # It installs a worker and the schemas.
 
@@ -57,7 +58,9 @@ def manifest_of(python: Path, folder: Path, template: Any, **values: Any) -> dic
     """Return the job that the worker makes, after the schemas have accepted it."""
     arguments = [json.dumps(each) for each in (template, values, VERSIONS)]
     env = new_user_env(folder, PREFECT_API_URL="http://127.0.0.1:1/api")  # It asks a server for blocks alone.
-    done = subprocess.run([python, "-c", PROGRAM, *arguments], env=env, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        [python, "-c", PROGRAM, *arguments], env=env, capture_output=True, text=True, timeout=PATIENCE
+    )
     assert done.returncode == 0, done.stderr
     manifest, extra = json.loads(done.stdout)
     assert extra.keys() == PREFECT_ASKS_FOR

@@ -20,7 +20,8 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.acceptance.browser import new_page
 from tests.api_server import serving
-from tests.servers import ROOT, Server, create_database, poll, running
+from tests.servers import ROOT, Server, create_database, running
+from tests.waiting import PATIENCE, wait_for
 
 OTHER_TABLES = {"weather": 26_115, "planes": 3_322, "airports": 1_458, "airlines": 16}
 OTHER_REJECTED = {"weather": 1, "airports": 3}
@@ -96,7 +97,9 @@ class Home:
     def run(self) -> subprocess.CompletedProcess[str]:
         """Run the pipeline in this directory."""
         command = [sys.executable, str(ROOT / "flows" / "pipeline.py")]
-        return subprocess.run(command, cwd=self.directory, env=self.env, capture_output=True, text=True, timeout=240)
+        return subprocess.run(
+            command, cwd=self.directory, env=self.env, capture_output=True, text=True, timeout=PATIENCE
+        )
 
     def rows(self, layer: str, tool: str, table: str) -> int:
         return ds.dataset(self.lake / layer / tool / table, partitioning="hive").count_rows()
@@ -393,7 +396,7 @@ def url(home: Home, ran: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
     log = tmp_path_factory.mktemp("ui") / "ui.log"
     command = [sys.executable, str(ROOT / "deployments" / "ui.py")]
     with running(command, env=home.env, cwd=home.directory, log=log):
-        printed = poll(lambda: re.search(r"^http\S+$", log.read_text(), re.MULTILINE), within=300, what="an address")
+        printed = wait_for(lambda: re.search(r"^http\S+$", log.read_text(), re.MULTILINE), what="an address")
         assert printed[0].endswith(f"/runs/flow-run/{ran}")
         yield printed[0]
 

@@ -30,7 +30,8 @@ from playwright.sync_api import Browser, Page, expect
 from tests.acceptance.browser import new_page
 from tests.acceptance.shared_work import PARTS, is_whole
 from tests.acceptance.test_server_ha import children, needs_services, without_database
-from tests.servers import ROOT, Server, free_port, new_user_env, poll, prefect, running
+from tests.servers import ROOT, Server, free_port, new_user_env, prefect, running
+from tests.waiting import PATIENCE, wait_for
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1500)]
 
@@ -62,7 +63,9 @@ class Cluster:
 
     def run(self, *command: str) -> str:
         """Run a command in the clone that must succeed, and return its output."""
-        done = subprocess.run(command, env=self.server.env, cwd=self.clone, capture_output=True, text=True, timeout=240)
+        done = subprocess.run(
+            command, env=self.server.env, cwd=self.clone, capture_output=True, text=True, timeout=PATIENCE
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -104,7 +107,7 @@ class Cluster:
             run = self.flow_run(run_id)
             return run if run["state_type"] in FINAL else None
 
-        return poll(is_over, within=within, what=f"the end of {run_id}")  # type: ignore[no-any-return]
+        return wait_for(is_over, within=within, what=f"the end of {run_id}")  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +150,7 @@ def cluster(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
     command = [sys.executable, str(clone / "deployments" / "server_ha.py"), *options]
     log = folder / "server.log"
     with without_database(database), running(command, env=env, cwd=folder, log=log) as process:
-        poll(lambda: "Ctrl-C ends" in log.read_text() or process.poll() is not None, within=240, what="the servers")
+        wait_for(lambda: "Ctrl-C ends" in log.read_text() or process.poll() is not None, what="the servers")
         assert process.poll() is None, log.read_text()[-4000:]
         url = f"http://127.0.0.1:{port}"
         yield Cluster(clone=clone, server=Server(url=url, env=env | {"PREFECT_API_URL": f"{url}/api"}), folder=folder)
@@ -204,7 +207,7 @@ def test_a_scheduled_run_starts_on_its_time(working: Cluster) -> None:
         runs = [run for run in working.flow_runs("flights") if run["auto_scheduled"]]
         return next((run for run in runs if run["state_type"] == "COMPLETED"), None)
 
-    run = poll(completed, within=240, what="a scheduled run")
+    run = wait_for(completed, what="a scheduled run")
     working.server.call("DELETE", f"{path}/{created['id']}")
     late = datetime.fromisoformat(run["start_time"]) - datetime.fromisoformat(run["expected_start_time"])
     print(f"the scheduled run started {late.total_seconds():.1f} s after its time")
@@ -222,7 +225,7 @@ def test_a_run_is_started_by_the_form(working: Cluster, page: Page, tmp_path: Pa
     page.locator(".schema-form-property", has_text="folder").locator("input, textarea").first.fill(str(folder))
     page.screenshot(path=tmp_path / "form.png")
     page.get_by_role("button", name="Submit").click()
-    run = poll(lambda: next(iter(working.flow_runs("portions")), None), within=60, what="the run of the form")
+    run = wait_for(lambda: next(iter(working.flow_runs("portions")), None), what="the run of the form")
     assert run["parameters"]["folder"] == str(folder)
     assert run["created_by"] is None or run["created_by"]["type"] != "AUTOMATION"
     assert working.ended(run["id"])["state_name"] == "Completed"
@@ -242,8 +245,8 @@ def test_a_backfill_collects_what_is_missing(working: Cluster) -> None:
     write_config(working.clone, ["2013-01", "2013-02", "2013-03"])
     working.run(*prefect("deployment", "run", "collection/flights"))
     wanted = {"2013-01", "2013-02", "2013-03"}
-    poll(lambda: months(working) == wanted, within=240, what="the months")
-    poll(lambda: months(working, "processed") == wanted, within=240, what="the processed months")
+    wait_for(lambda: months(working) == wanted, what="the months")
+    wait_for(lambda: months(working, "processed") == wanted, what="the processed months")
     assert raw.stat().st_mtime_ns == before
     rows = {
         month: pq.read_metadata(working.lake / "raw/flights/flights" / f"window={month}" / "rows.parquet").num_rows
@@ -257,17 +260,16 @@ def test_a_run_is_cancelled_by_the_button(working: Cluster, page: Page, tmp_path
     folder = working.folder / "cancelled"
     folder.mkdir()
     run_id = working.start("portions", folder=str(folder), seconds=600)
-    poll(lambda: "RUNNING" in task_states(working, [run_id]), within=120, what="a running job")
+    wait_for(lambda: "RUNNING" in task_states(working, [run_id]), what="a running job")
     page.goto(f"{working.server.url}/runs/flow-run/{run_id}")
     page.get_by_role("button", name="Cancel").click()
     page.screenshot(path=tmp_path / "cancel.png")
     page.get_by_role("dialog").get_by_role("button", name="Confirm").click()
     assert working.ended(run_id, within=90)["state_name"] == "Cancelled"
-    poll(lambda: set(task_states(working, [run_id])) == {"CANCELLED"}, within=60, what="cancelled task runs")
+    wait_for(lambda: set(task_states(working, [run_id])) == {"CANCELLED"}, what="cancelled task runs")
     assert list(folder.iterdir()) == []
-    poll(
+    wait_for(
         lambda: not descendants(*(each.pid for each in working.workers)),
-        within=30,
         what="the end of all processes of the run",
     )
 
@@ -294,13 +296,13 @@ def test_a_paused_schedule_starts_nothing(working: Cluster) -> None:
     parameters = {"folder": str(working.folder)}
     schedule = {"schedule": {"interval": 3600}, "active": True, "parameters": parameters}
     (created,) = working.server.call("POST", path, [schedule])
-    poll(lambda: scheduled_by_clock(working), within=90, what="runs of the schedule")
+    wait_for(lambda: scheduled_by_clock(working), what="runs of the schedule")
     working.run(*prefect("deployment", "schedule", "pause", "portions/portions", created["id"]))
-    poll(lambda: not scheduled_by_clock(working), within=60, what="the end of the waiting runs")
+    wait_for(lambda: not scheduled_by_clock(working), what="the end of the waiting runs")
     time.sleep(10)  # Five turns of the scheduler.
     assert not scheduled_by_clock(working)
     working.run(*prefect("deployment", "schedule", "resume", "portions/portions", created["id"]))
-    poll(lambda: scheduled_by_clock(working), within=90, what="runs of the resumed schedule")
+    wait_for(lambda: scheduled_by_clock(working), what="runs of the resumed schedule")
     working.server.call("DELETE", f"{path}/{created['id']}")
 
 
@@ -332,7 +334,7 @@ def test_workers_share_runs_and_one_of_them_is_lost(working: Cluster) -> None:
             names.setdefault(run_by(working, run_id), set()).add(run_id)
         return all(len(names.get(f"worker-{number}", ())) >= RUNS_AT_ONCE + 1 for number in range(2))
 
-    poll(both_have_finished_some, within=400, what="runs of both workers")
+    wait_for(both_have_finished_some, what="runs of both workers")
 
     def of_victim(*state_types: str) -> set[str]:
         return {
@@ -345,7 +347,7 @@ def test_workers_share_runs_and_one_of_them_is_lost(working: Cluster) -> None:
         running = of_victim("RUNNING")
         return bool(running) and task_states(working, list(running))["RUNNING"] > 0
 
-    poll(has_running_jobs, within=120, what="running jobs of the worker that is to be lost")
+    wait_for(has_running_jobs, what="running jobs of the worker that is to be lost")
     killed_at = time.time()
     kill_tree(working.workers[1].pid)
     lost = of_victim("RUNNING", "PENDING")
@@ -354,7 +356,7 @@ def test_workers_share_runs_and_one_of_them_is_lost(working: Cluster) -> None:
     def rescheduled(run_id: str) -> bool:
         return "AwaitingRetry" in working.states(run_id)
 
-    poll(lambda: all(map(rescheduled, lost)), within=MAX_RESCHEDULE_SECONDS, what="the lost runs to be scheduled")
+    wait_for(lambda: all(map(rescheduled, lost)), within=MAX_RESCHEDULE_SECONDS, what="the lost runs to be scheduled")
     print(f"{len(lost)} runs of the killed worker were scheduled again within {time.time() - killed_at:.0f} s")
     for run_id in runs:
         assert working.ended(run_id, within=600)["state_name"] == "Completed"
@@ -367,7 +369,7 @@ def test_workers_share_runs_and_one_of_them_is_lost(working: Cluster) -> None:
     def all_ended() -> bool:
         return set(task_states(working, runs)) <= FINAL
 
-    poll(all_ended, within=120, what="the end of all task runs")
+    wait_for(all_ended, what="the end of all task runs")
     states = task_states(working, runs)
     print(f"{SHARED_RUNS} runs, {len(began)} of them crashed: task runs {dict(states)}")
     assert states["COMPLETED"] >= SHARED_RUNS * PARTS

@@ -15,7 +15,8 @@ import psycopg
 import pytest
 
 from tests.acceptance.test_eviction import is_alive
-from tests.servers import ROOT, Server, free_port, new_user_env, poll, running
+from tests.servers import ROOT, Server, free_port, new_user_env, running
+from tests.waiting import PATIENCE, wait_for
 
 pytestmark = pytest.mark.chaos
 
@@ -79,7 +80,7 @@ def test_two_api_servers_and_the_services_are_one_server(database: str, tmp_path
     command = [sys.executable, str(ROOT / "deployments" / "server_ha.py"), *options]
     log = tmp_path / "server.log"
     with running(command, env=env, cwd=tmp_path, log=log) as process:
-        poll(lambda: "Ctrl-C ends" in log.read_text() or process.poll() is not None, within=300, what="the servers")
+        wait_for(lambda: "Ctrl-C ends" in log.read_text() or process.poll() is not None, what="the servers")
         assert process.poll() is None, log.read_text()[-4000:]
         first, second = (
             Server(url=f"http://127.0.0.1:{each}", env=env | {"PREFECT_API_URL": f"http://127.0.0.1:{each}/api"})
@@ -87,7 +88,7 @@ def test_two_api_servers_and_the_services_are_one_server(database: str, tmp_path
         )
         first.run(sys.executable, "-c", FLOW)
         completed = {"task_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}
-        poll(lambda: second.call("POST", "/task_runs/count", completed) == 50, within=300, what="50 task runs")
+        wait_for(lambda: second.call("POST", "/task_runs/count", completed) == 50, what="50 task runs")
         (flow_run,) = second.call("POST", "/flow_runs/filter", {})
         assert flow_run["state_name"] == "Completed"
         processes = children(process.pid)
@@ -105,7 +106,7 @@ def test_two_api_servers_and_the_services_are_one_server(database: str, tmp_path
 def test_what_cannot_work_is_refused_in_words(options: list[str], message: str, tmp_path: Path) -> None:
     """The message says what to give instead, and shows no password."""
     command = [sys.executable, str(ROOT / "deployments" / "server_ha.py"), "--port", str(free_port()), *options]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 1
     assert message in done.stderr
     assert "hush" not in done.stderr
@@ -117,6 +118,6 @@ def test_a_port_that_is_in_use_is_refused(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         command = [sys.executable, str(ROOT / "deployments" / "server_ha.py"), "--port", port]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 1
     assert f"port {port} cannot be used" in done.stderr

@@ -15,7 +15,8 @@ import pytest
 
 from tests.acceptance.soak import FAILING, FAULTS, HOURS, MARK, TICKS_PER_HOUR, TOOLS, fault_of
 from tests.api_server import Answer, as_json, serving
-from tests.servers import ROOT, Server, new_user_env, poll, prefect_server
+from tests.servers import ROOT, Server, new_user_env, prefect_server
+from tests.waiting import PATIENCE, wait_for
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
 
@@ -63,7 +64,7 @@ def test_a_day_of_collection(tmp_path: Path) -> None:
         own = {"PREFECT_HOME": str(folder / "prefect"), "PREFECT_LOGGING_LEVEL": "CRITICAL", MARK: str(os.getpid())}
         env = server.env | own
         command = [sys.executable, "-m", "tests.acceptance.soak", url, str(folder), str(SECONDS)]
-        done = subprocess.run(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=1700)
+        done = subprocess.run(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=PATIENCE)
         assert done.returncode == 0, done.stdout[-4000:]
         *hours, outcome = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
         for hour in hours:
@@ -81,7 +82,7 @@ def test_a_day_of_collection(tmp_path: Path) -> None:
             "TimedOut": faults["hang"],
             "Failed": faults["broken data"],
         }
-        poll(lambda: count(server, "task_runs", {}) == expected, within=300, what=f"task runs {expected}")
+        wait_for(lambda: count(server, "task_runs", {}) == expected, what=f"task runs {expected}")
         assert count(server, "flow_runs", {}) == {"Completed": HOURS * TICKS_PER_HOUR}
 
     assert {file.name for file in folder.glob("tool-*")} == {f"tool-{tool}.json" for tool in range(TOOLS)}

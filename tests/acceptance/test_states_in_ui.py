@@ -11,8 +11,9 @@ from playwright.sync_api import Browser, expect
 
 from tests.acceptance.browser import new_page
 from tests.acceptance.every_state import FINISHED, UNFINISHED
-from tests.servers import ROOT, Server, new_user_env, poll, running
+from tests.servers import ROOT, Server, new_user_env, running
 from tests.shared_server import shared_server
+from tests.waiting import wait_for
 
 STATES = [*FINISHED, *UNFINISHED]
 
@@ -30,11 +31,11 @@ def flow_run(server: Server, tmp_path: Path) -> Iterator[str]:
     command = [sys.executable, str(ROOT / "tests" / "acceptance" / "every_state.py"), str(tmp_path)]
     with running(command, env=server.env, cwd=tmp_path, log=tmp_path / "flow.log"):
         there = tmp_path / "there"
-        flow_run_id = poll(lambda: there.exists() and there.read_text(), within=300, what="a task run in every state")
-        poll(lambda: set(_states(server, flow_run_id)) == set(STATES), within=300, what="all states on the server")
+        flow_run_id = wait_for(lambda: there.exists() and there.read_text(), what="a task run in every state")
+        wait_for(lambda: set(_states(server, flow_run_id)) == set(STATES), what="all states on the server")
         yield flow_run_id
         (tmp_path / "seen").touch()
-        poll(lambda: _state(server, flow_run_id) == "Completed", within=300, what="the flow's end")
+        wait_for(lambda: _state(server, flow_run_id) == "Completed", what="the flow's end")
 
 
 def _states(server: Server, flow_run_id: str) -> dict[str, str]:

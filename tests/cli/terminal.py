@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.servers import ROOT
+from tests.waiting import PATIENCE
 
 COMMAND = f"{shlex.quote(sys.executable)} -m executor_adapter.cli"
 
@@ -50,24 +51,24 @@ class Terminal:
         """Return all that the terminal has shown and kept, what has scrolled off the screen too."""
         return self._tmux("capture-pane", "-p", "-S", "-", "-t", "pane")
 
-    def wait_for(self, condition: str | Callable[[str], object], *, within: float = 120.0) -> str:
+    def wait_for(self, condition: str | Callable[[str], object]) -> str:
         """Wait for a screen that contains a text or fulfils a condition, and return it.
 
         A screen is captured while it is painted, so the next one is returned if it holds too.
         """
         holds = (lambda text: condition in text) if isinstance(condition, str) else condition
-        ends = time.monotonic() + within
+        ends = time.monotonic() + PATIENCE
         while time.monotonic() < ends:
             shown = self.screen()
             time.sleep(0.05)
             if holds(shown):
                 painted = self.screen()
                 return painted if holds(painted) else shown
-        raise AssertionError(f"not within {within:.0f} s: {condition}; the screen:\n{self.screen()}")
+        raise AssertionError(f"not within {PATIENCE:.0f} s: {condition}; the screen:\n{self.screen()}")
 
     def _tmux(self, *words: str) -> str:
         done = subprocess.run(
-            ["tmux", "-S", self._socket, *words], capture_output=True, text=True, check=True, timeout=200
+            ["tmux", "-S", self._socket, *words], capture_output=True, text=True, check=True, timeout=PATIENCE
         )
         return done.stdout
 
@@ -83,10 +84,10 @@ def terminal(directory: Path, *, columns: int = 150, lines: int = 40) -> Iterato
     )
     start = ["tmux", "-S", socket, "-f", "/dev/null", "new-session", "-d", "-s", "pane"]
     start += ["-x", str(columns), "-y", str(lines), f"bash --noprofile --rcfile {shlex.quote(str(directory / 'rc'))}"]
-    subprocess.run(start, check=True, cwd=directory, timeout=200, env=os.environ | {"TERM": "xterm-256color"})
+    subprocess.run(start, check=True, cwd=directory, timeout=PATIENCE, env=os.environ | {"TERM": "xterm-256color"})
     try:
         pane = Terminal(socket)
         pane.wait_for("ready>")
         yield pane
     finally:
-        subprocess.run(["tmux", "-S", socket, "kill-server"], check=False, timeout=200, capture_output=True)
+        subprocess.run(["tmux", "-S", socket, "kill-server"], check=False, timeout=PATIENCE, capture_output=True)

@@ -13,6 +13,7 @@ import pytest
 from executor_adapter.cli.output import CLOSED_OUTPUT
 from executor_adapter.store import JobStore
 from tests.cli.conftest import fill, record
+from tests.waiting import PATIENCE
 
 TALKS = """
 def f():
@@ -39,7 +40,7 @@ def run_without_reader(home: Path, *words: str, with_stderr: bool = False) -> su
             text=True,
             cwd=home,
             env=environment(unbuffered=False),
-            timeout=200,
+            timeout=PATIENCE,
             check=False,
         )
     finally:

@@ -18,6 +18,7 @@ from executor_adapter.store.sql.engines import make_engine
 from executor_adapter.store.sql.store import SqlStore
 from tests.cli.conftest import Command
 from tests.servers import ROOT
+from tests.waiting import PATIENCE
 
 
 def write(home: Path, text: str) -> None:
@@ -108,9 +109,11 @@ def test_no_file_of_the_directory_runs_in_place_of_a_package(home: Path, words: 
     write(home, json.dumps({"tools": {"shop": tool}, "executor": {"preload": ["pyarrow", "my_rules"]}}))
     (home / "wrong.yaml").write_text(json.dumps({"tools": {"shop": tool | {"summary": "my_rule:summarise"}}}))
     command = [sys.executable, "-P", "-m", "executor_adapter.cli"]
-    done = subprocess.run([*command, *words], cwd=home, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run([*command, *words], cwd=home, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert (done.returncode, (home / "has run").exists()) == (code, False), done.stderr
-    shown = subprocess.run([*command, *words[:2], "--help"], capture_output=True, text=True, timeout=200, check=True)
+    shown = subprocess.run(
+        [*command, *words[:2], "--help"], capture_output=True, text=True, timeout=PATIENCE, check=True
+    )
     assert "current directory" in shown.stdout
 
 

@@ -16,7 +16,7 @@ from executor_adapter.cli import logs, watch
 from executor_adapter.config import Settings
 from executor_adapter.store import JobStore, LogLine
 from tests.cli.conftest import Command, fill, record
-from tests.contract.conftest import wait_for
+from tests.waiting import wait_for
 
 # --- logs ---
 

@@ -17,7 +17,7 @@ from executor_adapter.cli.stores import complete_job_id
 from executor_adapter.config import Settings
 from executor_adapter.store import JobStore
 from tests.cli.conftest import Command, fill, progress, record
-from tests.contract.conftest import wait_for
+from tests.waiting import wait_for
 
 FAILED, RUNNING, PENDING = JobStatus.FAILED, JobStatus.RUNNING, JobStatus.PENDING
 
@@ -177,7 +177,7 @@ def test_a_job_is_cancelled_in_the_process_that_runs_it(command: Command, home: 
         wait_for(lambda: job.status is RUNNING)
         wait_for(lambda: command("jobs", "list", "-s", "running", "--json").json["total"] == 1)
         assert command("jobs", "cancel", "far-away").code == 0
-        wait_for(lambda: job.status is JobStatus.CANCELLED, seconds=200)
+        wait_for(lambda: job.status is JobStatus.CANCELLED)
         assert future.cancelled()
     assert command("jobs", "show", "far-away", "--json").json["error_code"] == "CANCELLED"
 
@@ -202,7 +202,7 @@ def test_a_job_is_queued_again_with_changes_and_a_host_runs_it(command: Command,
     (queued,) = command("jobs", "list", "--search", "work_of_a_user", "-s", "pending", "-n", "1", "--json").json["jobs"]
     assert (queued["retry_of"], queued["priority"], queued["max_runtime"]) == ("broken-0002", 3, 7.0)
     with JobExecutor(1, config=QUIET, store=f"sqlite:///{home / 'jobs.db'}") as executor:
-        wait_for(lambda: executor.stats().jobs_completed, seconds=200)
+        wait_for(lambda: executor.stats().jobs_completed)
     shown = command("jobs", "show", queued["job_id"], "--json").json
     assert (shown["status"], shown["records_processed"]) == ("completed", 3)
 

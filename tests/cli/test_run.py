@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from executor_adapter.config import Settings
 from executor_adapter.job.status import ErrorCode, JobStatus
 from executor_adapter.store import JobStore
 from tests.cli.conftest import Command, fill, record
-from tests.contract.conftest import wait_for
+from tests.waiting import PATIENCE, wait_for
 
 MODULE = "work_of_a_user"
 
@@ -179,7 +178,12 @@ def in_shell(home: Path, *words: str, **how: Any) -> subprocess.CompletedProcess
     """Run the command as a process of its own."""
     given: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | how
     return subprocess.run(
-        [sys.executable, "-m", "executor_adapter.cli", *words], text=True, cwd=home, timeout=200, check=False, **given
+        [sys.executable, "-m", "executor_adapter.cli", *words],
+        text=True,
+        cwd=home,
+        timeout=PATIENCE,
+        check=False,
+        **given,
     )
 
 
@@ -203,10 +207,10 @@ def test_it_is_cancelled_and_retried_as_any_job_is(command: Command, home: Path)
     """A job of `run` can be cancelled and retried from another shell."""
     words = [sys.executable, "-m", "executor_adapter.cli", "run", f"{MODULE}:slow", "-a", "60"]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=home) as process:
-        wait_for(lambda: command("jobs", "list", "-s", "running").out.startswith("ID"), seconds=200)
+        wait_for(lambda: command("jobs", "list", "-s", "running").out.startswith("ID"))
         (job,) = command("jobs", "list", "--json").json["jobs"]
         assert command("jobs", "cancel", job["job_id"]).code == 0
-        assert process.wait(200) == 130
+        assert process.wait(PATIENCE) == 130
     again = command("jobs", "retry", job["job_id"], "--set", "args=[0]", "--json").json[0]
     with JobExecutor(1, config=Settings(), store=f"sqlite:///{home / 'jobs.db'}"):
         pass  # the executor of a program, which runs the job
@@ -233,13 +237,10 @@ def test_an_interrupt_ends_the_job_and_leaves_no_process(home: Path) -> None:
         cwd=home,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    until = time.monotonic() + 30
-    while not (home / "pid").exists() or not (home / "pid").read_text():
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    wait_for(lambda: (home / "pid").exists() and (home / "pid").read_text())
     worker = int((home / "pid").read_text())
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=200)
+    _, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, error
     with pytest.raises(ProcessLookupError):
         os.kill(worker, 0)

@@ -13,7 +13,7 @@ from executor_adapter.config import Settings
 from executor_adapter.store import JobStore
 from tests.cli.conftest import fill, progress, record
 from tests.cli.terminal import Terminal, needs_tmux, terminal
-from tests.contract.conftest import wait_for
+from tests.waiting import wait_for
 
 pytestmark = needs_tmux
 
@@ -68,7 +68,7 @@ def test_ctrl_c_ends_a_job(pane: Terminal, home: Path) -> None:
     pane.run("run ready:wait; echo code $?")
     pane.wait_for("it runs")
     pane.press("C-c")
-    pane.wait_for("code 130", within=300)
+    pane.wait_for("code 130")
 
 
 def test_jobs_are_watched_live(pane: Terminal, home: Path) -> None:
@@ -114,19 +114,17 @@ def test_watching_needs_a_terminal(pane: Terminal, store: JobStore) -> None:
 def test_doctor_prints_its_findings(pane: Terminal) -> None:
     """Doctor marks each check, says what to do about problems, and exits with code 1 if one failed."""
     pane.run("doctor --no-prefect --function work_of_a_user:collect; echo code $?")
-    shown = pane.wait_for("code 0", within=300)
+    shown = pane.wait_for("code 0")
     for check in ("system", "configuration", "process pool", "store", "function work_of_a_user:collect"):
         assert re.search(rf"^ok +{check} ", shown, re.MULTILINE), check
     pane.run("doctor --no-prefect --function work_of_a_user:nothing; echo code $?")
-    assert re.search(
-        r"^FAIL +function work_of_a_user:nothing +.*has no attribute", pane.wait_for("code 1", within=300), re.M
-    )
+    assert re.search(r"^FAIL +function work_of_a_user:nothing +.*has no attribute", pane.wait_for("code 1"), re.M)
 
 
 def test_help_and_completion(pane: Terminal) -> None:
     """Help names the commands, and the shell completion can be printed."""
     pane.run("--help")
-    shown = pane.wait_for("ready>", within=300)
+    shown = pane.wait_for("ready>")
     pane.wait_for("--install-completion")
     pane.run("jobs --help")
     shown = pane.wait_for("watch")

@@ -12,7 +12,7 @@ from executor_adapter.config import Settings
 from executor_adapter.store import JobStore, ToolControl, ToolUse
 from tests.cli.conftest import Command, fill, record
 from tests.contract import functions
-from tests.contract.conftest import wait_for
+from tests.waiting import wait_for
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -100,11 +99,3 @@ def make_executor(request: pytest.FixtureRequest) -> Iterator[MakeExecutor]:
 @pytest.fixture
 def executor(make_executor: MakeExecutor) -> JobExecutor:
     return make_executor()
-
-
-def wait_for(condition: Callable[[], Any], *, seconds: float = 120.0) -> None:
-    """Poll until the condition holds; fail if it does not within `seconds`."""
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "the condition did not come true"
-        time.sleep(0.002)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.waiting import PATIENCE
+
 OTHER_INTERPRETERS = ("python3.14", "python3.13", "python3.12", "/usr/bin/python3")
 SUITE = "test_concurrent_futures"
 
@@ -31,7 +33,9 @@ def libraries() -> Iterator[Path]:
     for interpreter in OTHER_INTERPRETERS:
         command = [interpreter, "-c", "import sysconfig; print(sysconfig.get_path('stdlib'))"]
         try:
-            yield Path(subprocess.run(command, capture_output=True, text=True, check=True, timeout=200).stdout.strip())
+            yield Path(
+                subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE).stdout.strip()
+            )
         except (OSError, subprocess.SubprocessError):
             continue
 

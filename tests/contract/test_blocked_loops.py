@@ -14,8 +14,8 @@ import pytest
 from executor_adapter import Job, JobExecutor, JobFuture, JobStatus, RetryPolicy
 from executor_adapter.config import Settings
 from executor_adapter.exceptions import JobCancelledError, JobTimeoutError
-from tests.contract.conftest import wait_for
 from tests.insides import supervisor_of
+from tests.waiting import PATIENCE, wait_for
 
 
 class LoopHarness:
@@ -30,7 +30,7 @@ class LoopHarness:
 
     async def block(self) -> None:
         self.entered.set()
-        self.release.wait(60)
+        self.release.wait(PATIENCE)
 
     async def ignore_cancel(self) -> str:
         self.entered.set()
@@ -55,14 +55,14 @@ class LoopHarness:
     def submit_blocked(self, **fields: Any) -> JobFuture:
         """Submit a job that blocks the loop, and wait until it does."""
         future = self.submit(self.block, **fields)
-        assert self.entered.wait(200)
+        assert self.entered.wait(PATIENCE)
         return future
 
     @contextlib.contextmanager
     def in_one_turn(self) -> Iterator[None]:
         """Let the supervisor, and so the loop, get everything that is submitted in this block at once."""
         go_on = threading.Event()
-        supervisor_of(self.executor).call_soon(lambda: (go_on.wait(20), None)[1])
+        supervisor_of(self.executor).call_soon(lambda: (go_on.wait(PATIENCE), None)[1])
         yield
         go_on.set()
 
@@ -82,7 +82,7 @@ def loops() -> Iterator[LoopHarness]:
 def assert_timed_out_on_time(future: JobFuture) -> None:
     """Assert that a job ended by its limit while a loop was blocked, which lasts until the test has ended."""
     with pytest.raises(JobTimeoutError):
-        future.result(timeout=200)
+        future.result(timeout=PATIENCE)
     assert future.job.error_code == "TIMEOUT_ERROR"
     assert future.job.max_runtime is not None
     assert future.job.max_runtime <= future.job.attempts[0].run_seconds
@@ -96,8 +96,8 @@ def test_a_coroutine_that_blocks_its_loop_ends_on_time_and_others_continue(loops
     blocking = loops.submit_blocked(max_runtime=0.2)
     behind = [loops.submit(loops.note) for _ in range(6)]
     assert_timed_out_on_time(blocking)
-    assert [future.result(timeout=200) for future in behind] == ["ran"] * 6
-    assert loops.submit(loops.note).result(timeout=200) == "ran"
+    assert [future.result(timeout=PATIENCE) for future in behind] == ["ran"] * 6
+    assert loops.submit(loops.note).result(timeout=PATIENCE) == "ran"
     assert loops.abandoned == 1
 
 
@@ -106,24 +106,24 @@ def test_jobs_submitted_together_with_one_that_blocks_the_loop_continue(loops: L
     with loops.in_one_turn():
         blocking = loops.submit(loops.block, max_runtime=0.2)
         behind = [loops.submit(loops.note) for _ in range(3)]
-    assert [future.result(timeout=200) for future in behind] == ["ran"] * 3
+    assert [future.result(timeout=PATIENCE) for future in behind] == ["ran"] * 3
     assert_timed_out_on_time(blocking)
     assert loops.abandoned == 1
     loops.release.set()
-    assert loops.submit(loops.note).result(timeout=200) == "ran"
+    assert loops.submit(loops.note).result(timeout=PATIENCE) == "ran"
     assert len(loops.ran) == 4, "one ran on the old loop too"
 
 
 def test_a_job_that_had_started_on_a_blocked_loop_continues_when_it_can(loops: LoopHarness) -> None:
     """A coroutine that had started on a blocked loop completes when the loop is free again, whose thread then ends."""
     started = loops.submit(loops.hold)
-    assert loops.entered.wait(200)
+    assert loops.entered.wait(PATIENCE)
     loops.entered.clear()
     assert_timed_out_on_time(loops.submit_blocked(max_runtime=0.2))
     assert not started.done()
     before = threading.active_count()
     loops.release.set()
-    assert started.result(timeout=200) == "held"
+    assert started.result(timeout=PATIENCE) == "held"
     wait_for(lambda: threading.active_count() < before)  # the old loop's thread has ended
 
 
@@ -132,7 +132,7 @@ def test_a_loop_blocked_without_a_limit_is_replaced_at_the_limit_of_a_waiting_jo
     blocking = loops.submit_blocked()
     waiting = loops.submit(loops.hold, max_runtime=0.2)
     assert_timed_out_on_time(waiting)
-    assert loops.submit(loops.note).result(timeout=200) == "ran"
+    assert loops.submit(loops.note).result(timeout=PATIENCE) == "ran"
     assert not blocking.done()
     assert loops.abandoned == 0
 
@@ -144,10 +144,10 @@ def test_a_job_cancelled_behind_a_blocked_loop_never_starts(loops: LoopHarness) 
     wait_for(waiting.running)
     waiting.cancel()
     with pytest.raises(JobCancelledError):
-        waiting.result(timeout=200)
+        waiting.result(timeout=PATIENCE)
     loops.release.set()
-    blocking.result(timeout=200)
-    assert loops.submit(loops.note).result(timeout=200) == "ran"
+    blocking.result(timeout=PATIENCE)
+    assert loops.submit(loops.note).result(timeout=PATIENCE) == "ran"
     assert (len(loops.ran), loops.abandoned) == (1, 0)
 
 
@@ -165,9 +165,9 @@ def test_a_replaced_loop_ends_that_runs_no_job(loops: LoopHarness) -> None:
     async def leave_blocked() -> None:
         asyncio.get_running_loop().call_soon(loops.release.wait, 60)
 
-    loops.submit(leave_blocked).result(timeout=200)
-    assert loops.submit(loops.note, max_runtime=0.1).exception(timeout=200) is not None
-    assert loops.submit(loops.note).result(timeout=200) == "ran"
+    loops.submit(leave_blocked).result(timeout=PATIENCE)
+    assert loops.submit(loops.note, max_runtime=0.1).exception(timeout=PATIENCE) is not None
+    assert loops.submit(loops.note).result(timeout=PATIENCE) == "ran"
     loops.release.set()
     loops.executor.shutdown()
     wait_for(lambda: loop_threads() <= before)
@@ -175,15 +175,15 @@ def test_a_replaced_loop_ends_that_runs_no_job(loops: LoopHarness) -> None:
 
 def test_a_coroutine_that_ignores_its_cancellation_is_abandoned_alone(loops: LoopHarness) -> None:
     """A coroutine that ignores its cancellation is abandoned, and its loop keeps running the others."""
-    loops.submit(loops.note).result(timeout=200)
+    loops.submit(loops.note).result(timeout=PATIENCE)
     ignoring = loops.submit(loops.ignore_cancel, max_runtime=0.2)
     neighbour = loops.submit(loops.hold)
     assert_timed_out_on_time(ignoring)
     assert loops.abandoned == 1
-    loops.submit(loops.note).result(timeout=200)
+    loops.submit(loops.note).result(timeout=PATIENCE)
     assert len(set(loops.ran)) == 1
     loops.release.set()
-    assert neighbour.result(timeout=200) == "held"
+    assert neighbour.result(timeout=PATIENCE) == "held"
     assert ignoring.job.status is JobStatus.FAILED
 
 
@@ -191,13 +191,13 @@ def test_the_value_of_a_cancelled_coroutine_does_not_count(loops: LoopHarness, m
     """A coroutine that returns a value after its cancellation is cancelled all the same."""
     monkeypatch.setattr("executor_adapter.pools.in_process.coroutine.COROUTINE_STOP_TIMEOUT", 20.0)
     ignoring = loops.submit(loops.ignore_cancel)
-    assert loops.entered.wait(200)
+    assert loops.entered.wait(PATIENCE)
     pool = supervisor_of(loops.executor).pools.made["coroutine"]
     ignoring.cancel()
     wait_for(lambda: pool.loop.stopping)  # type: ignore[attr-defined]
     loops.release.set()
     with pytest.raises(JobCancelledError):
-        ignoring.result(timeout=200)
+        ignoring.result(timeout=PATIENCE)
     assert loops.abandoned == 0
 
 
@@ -228,10 +228,10 @@ def test_a_coroutine_that_stops_or_cancels_everything_harms_no_other(
     """A coroutine that stops its loop, or cancels all tasks there, is warned of; its neighbours and later jobs run."""
     neighbours = [loops.submit(loops.hold), loops.submit(functools.partial(hold_in_a_child, loops))]
     wait_for(lambda: all(neighbour.running() for neighbour in neighbours))
-    assert loops.submit(attack).result(timeout=200) in ("stopped it", "cancelled them")
-    assert loops.submit(loops.note).result(timeout=200) == "ran"
+    assert loops.submit(attack).result(timeout=PATIENCE) in ("stopped it", "cancelled them")
+    assert loops.submit(loops.note).result(timeout=PATIENCE) == "ran"
     loops.release.set()
-    assert [neighbour.result(timeout=200) for neighbour in neighbours] == ["held", "held"]
+    assert [neighbour.result(timeout=PATIENCE) for neighbour in neighbours] == ["held", "held"]
     assert "each job may cancel only its own tasks" in caplog.text or "a job stopped the event loop" in caplog.text
 
 
@@ -257,7 +257,7 @@ def test_timeouts_and_groups_of_a_coroutine_still_cancel_its_own_tasks(loops: Lo
         await asyncio.wait([child])
         return [*seen, f"cancelled: {child.cancelled()}"]
 
-    assert loops.submit(cancel_own).result(timeout=200) == ["timeout", "group", "cancelled: True"]
+    assert loops.submit(cancel_own).result(timeout=PATIENCE) == ["timeout", "group", "cancelled: True"]
 
 
 def test_a_task_that_outlives_its_job_can_be_cancelled_by_another(loops: LoopHarness) -> None:
@@ -272,8 +272,8 @@ def test_a_task_that_outlives_its_job_can_be_cancelled_by_another(loops: LoopHar
         await asyncio.wait(left)
         return left[0].cancelled()
 
-    loops.submit(leave).result(timeout=200)
-    assert loops.submit(cancel).result(timeout=200) is True
+    loops.submit(leave).result(timeout=PATIENCE)
+    assert loops.submit(cancel).result(timeout=PATIENCE) is True
 
 
 def test_a_broken_loop_fails_what_runs_there_and_is_replaced(loops: LoopHarness) -> None:
@@ -289,9 +289,9 @@ def test_a_broken_loop_fails_what_runs_there_and_is_replaced(loops: LoopHarness)
 
     once = RetryPolicy(retry_attempts=0, crash_attempts=0)
     neighbour = loops.executor.submit(Job(function=hold, retry=once))
-    assert loops.entered.wait(200)
+    assert loops.entered.wait(PATIENCE)
     breaking = loops.executor.submit(Job(function=break_loop, retry=once))
     for future in (neighbour, breaking):
-        assert "its event loop broke" in str(future.exception(timeout=200))
+        assert "its event loop broke" in str(future.exception(timeout=PATIENCE))
         assert future.job.error_code == "WORKER_CRASHED"
-    assert loops.submit(loops.note).result(timeout=200) == "ran"
+    assert loops.submit(loops.note).result(timeout=PATIENCE) == "ran"

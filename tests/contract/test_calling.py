@@ -17,7 +17,7 @@ from executor_adapter import JobExecutor, JobStatus, current_job
 from executor_adapter.config import Settings
 from executor_adapter.exceptions import ExecutorClosedError, InvalidJobError, JobCancelledError
 from executor_adapter.testing import InlineExecutor
-from tests.contract.conftest import wait_for
+from tests.waiting import wait_for
 
 ENDS_WITHIN = 200.0
 

@@ -18,10 +18,11 @@ from executor_adapter import Job, JobExecutor, RetryPolicy, RetryRule
 from executor_adapter.exceptions import InvalidJobError, MemoryLimitError, WorkerCrashedError
 from executor_adapter.worker.values import MIN_MEMORY_FILE_BYTES
 from tests.contract import functions
-from tests.contract.conftest import MakeExecutor, wait_for
+from tests.contract.conftest import MakeExecutor
 from tests.contract.process_pool.functions import large_bytes
 from tests.contract.process_pool.harness import alive
 from tests.insides import supervisor_of
+from tests.waiting import PATIENCE, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,7 +33,7 @@ def run_program(program: str, folder: Path, *args: str) -> subprocess.CompletedP
     script.write_text(program)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(script), *args]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def kill_self_until(path: str, succeed_at: int) -> int:
@@ -79,13 +80,13 @@ def test_a_result_that_is_half_written_when_its_worker_dies_is_a_crash(executor:
 
     def block() -> None:
         is_blocked.set()
-        unblock.wait(20)
+        unblock.wait(PATIENCE)
 
     job = Job(function=large_bytes, args=(size, str(path)), pool="process", retry_delay=0.01)
     future = executor.submit(job)
     wait_for(future.running)
     supervisor_of(executor).call_soon(block)
-    assert is_blocked.wait(200)
+    assert is_blocked.wait(PATIENCE)
     worker = job.live.assignment.worker
     path.touch()
     wait_for(lambda: bytes_to_read(worker.fd) > 1024)
@@ -93,7 +94,7 @@ def test_a_result_that_is_half_written_when_its_worker_dies_is_a_crash(executor:
     wait_for(lambda: not alive(worker.pid))
     assert bytes_to_read(worker.fd) < size, "the result is whole: this proves nothing"
     unblock.set()
-    assert future.result(timeout=200) == bytes(size)
+    assert future.result(timeout=PATIENCE) == bytes(size)
     assert [attempt.error_code for attempt in job.attempts] == ["WORKER_CRASHED", None]
 
 
@@ -205,7 +206,7 @@ def test_a_job_past_its_memory_limit_fails_with_its_code_and_harms_no_other(exec
     )
     assert executor.run(Job(function=functions.add, args=(1,), pool="process")) == 2
     with pytest.raises(MemoryLimitError):
-        hungry.result(timeout=200)
+        hungry.result(timeout=PATIENCE)
 
 
 @pytest.mark.parametrize("pool", ["thread", "process"])
@@ -221,7 +222,7 @@ def test_a_rule_can_have_the_next_attempt_run_alone(make_executor: MakeExecutor,
     futures = [executor.submit(lonely)]
     futures += [executor.submit(Job(function=mark_and_sleep, args=(path, 0.15), pool=pool)) for _ in range(9)]
     for future in futures:
-        future.result(timeout=200)
+        future.result(timeout=PATIENCE)
     times = [tuple(map(float, line.split())) for line in Path(path).read_text().splitlines()]
     (alone,) = (span for span in times if span[1] - span[0] > 0.28)
     others = [span for span in times if span is not alone]

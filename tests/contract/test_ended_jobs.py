@@ -16,7 +16,8 @@ from executor_adapter import Job, JobExecutor, JobFuture, JobStatus, RetryPolicy
 from executor_adapter.config import Settings
 from executor_adapter.exceptions import JobCancelledError, JobTimeoutError
 from executor_adapter.job.transition import Transition
-from tests.contract.conftest import MakeExecutor, wait_for
+from tests.contract.conftest import MakeExecutor
+from tests.waiting import PATIENCE, wait_for
 
 ANY_ERROR = RetryPolicy(retry_delay=0.01, rules=(RetryRule(codes=("*",)),))
 
@@ -62,7 +63,7 @@ def test_a_finished_job_releases_its_values(
         job = Job(
             function=make_function(captured), args=(argument,), pool=pool, retry_attempts=1, retry_delay=0, deadline=60
         )
-        executor.submit(job).exception(timeout=200)
+        executor.submit(job).exception(timeout=PATIENCE)
     del captured, argument, job
 
     def all_are_released() -> bool:
@@ -86,7 +87,7 @@ def test_an_observer_that_raises_system_exit_ends_nothing(
         raise kind
 
     executor = make_executor(1, observers=(observe, transitions.append))
-    assert executor.submit(Job(function=int)).result(timeout=200) == 0
+    assert executor.submit(Job(function=int)).result(timeout=PATIENCE) == 0
     executor.shutdown()
     assert [transition.status for transition in transitions] == ["pending", "running", "completed"]
 
@@ -118,7 +119,7 @@ def test_a_callback_may_shut_its_executor_down(make_executor: MakeExecutor) -> N
     future = executor.submit(Job(function=time.sleep, args=(0.05,)))
     future.add_done_callback(shut_down)
     future.add_done_callback(called.append)
-    assert was_shut_down.wait(200)
+    assert was_shut_down.wait(PATIENCE)
     executor.shutdown()
     assert called == [future]
 
@@ -139,7 +140,7 @@ def test_a_job_that_waited_for_a_cancelled_job_fails(kind: type[JobExecutor]) ->
         wait_for(lambda: other.running() and future.running())
         other.cancel()
         with pytest.raises(JobCancelledError, match=other.job.job_id):
-            future.result(timeout=200)
+            future.result(timeout=PATIENCE)
         assert (other.job.status, future.job.status) == (JobStatus.CANCELLED, JobStatus.FAILED)
         assert (future.job.error_code, len(future.job.attempts)) == ("CANCELLED", 1)
 
@@ -151,7 +152,7 @@ def test_no_rule_retries_a_job_that_was_cancelled(kind: type[JobExecutor]) -> No
         future = executor.submit(Job(function=time.sleep, args=(30,), pool="process", retry=ANY_ERROR))
         wait_for(executor.running)
         future.cancel()
-        assert isinstance(future.exception(timeout=200), JobCancelledError)
+        assert isinstance(future.exception(timeout=PATIENCE), JobCancelledError)
         assert (future.job.status, len(future.job.attempts)) == (JobStatus.CANCELLED, 1)
 
 
@@ -160,7 +161,7 @@ def test_no_rule_retries_a_job_past_its_deadline(make_executor: MakeExecutor) ->
     executor = make_executor(1)
     executor.run(Job(function=int, pool="process"))  # a worker is running, so the next job starts at once
     future = executor.submit(Job(function=time.sleep, args=(30,), pool="process", retry=ANY_ERROR, deadline=1))
-    error = future.exception(timeout=200)
+    error = future.exception(timeout=PATIENCE)
     assert isinstance(error, JobTimeoutError)
     assert (future.job.error_code, len(future.job.attempts)) == ("DEADLINE_EXCEEDED", 1)
 
@@ -169,10 +170,10 @@ def test_a_driver_does_not_retry_a_cancelled_job(make_executor: MakeExecutor) ->
     """A driver of a cancelled job gets the decision not to retry."""
     executor = make_executor(1)
     driver = executor.drive(Job(function=time.sleep, args=(30,), pool="process", retry=ANY_ERROR))
-    driver.acquire().result(timeout=200)
+    driver.acquire().result(timeout=PATIENCE)
     attempt = driver.attempt()
     driver.cancel()
-    error = attempt.exception(timeout=200)
+    error = attempt.exception(timeout=PATIENCE)
     assert isinstance(error, JobCancelledError)
     assert not driver.decide(error).retry
     driver.fail(error)

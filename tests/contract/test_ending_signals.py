@@ -6,10 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+
+from tests.waiting import PATIENCE, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -101,27 +102,19 @@ def _send_signal(folder: Path, number: signal.Signals, doing: str) -> tuple[list
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
-        _poll(lambda: len(_pids(folder)) == 2, 200)
+        wait_for(lambda: len(_pids(folder)) == 2)
         process.send_signal(number)
-        process.wait(timeout=200)
+        process.wait(timeout=PATIENCE)
     finally:
         process.kill()
         process.wait()
     pids = _pids(folder)
-    _poll(lambda: not any(_is_alive(pid) for pid in pids), 200)
+    wait_for(lambda: not any(_is_alive(pid) for pid in pids))
     return (folder / "states").read_text().split(), pids
 
 
 def _pids(folder: Path) -> list[int]:
     return [int(path.name.rpartition("-")[2]) for path in folder.glob("pid-*")]
-
-
-def _poll(condition: object, seconds: float) -> None:
-    assert callable(condition)
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, f"not within {seconds} s"
-        time.sleep(0.02)
 
 
 def _is_alive(pid: int) -> bool:

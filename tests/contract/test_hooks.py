@@ -24,8 +24,8 @@ from executor_adapter.exceptions import JobCancelledError, JobTimeoutError
 from executor_adapter.job.status import LEGAL_TRANSITIONS, TERMINAL
 from executor_adapter.job.transition import Transition
 from tests.contract import functions
-from tests.contract.conftest import wait_for
 from tests.insides import supervisor_of
+from tests.waiting import PATIENCE, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -104,7 +104,7 @@ def test_a_deadline_ends_a_job_whatever_hooks_do(kind: type[JobExecutor]) -> Non
     with running_executor(kind) as executor:
         future = executor.submit(short_job(deadline=0.2, tool_name="blocks"))
         with pytest.raises(JobTimeoutError, match=r"deadline=0\.2"):
-            future.result(timeout=200)
+            future.result(timeout=PATIENCE)
         assert (future.job.status, future.job.error_code) == (JobStatus.FAILED, "DEADLINE_EXCEEDED")
 
 
@@ -113,10 +113,10 @@ def test_a_cancel_ends_a_job_whatever_hooks_do(kind: type[JobExecutor]) -> None:
     """Cancelling ends a job whatever its hooks do."""
     with running_executor(kind) as executor:
         future = executor.submit(short_job(tool_name="blocks"))
-        assert executor.entered.wait(200)
+        assert executor.entered.wait(PATIENCE)
         assert future.cancel()
         with pytest.raises(JobCancelledError):
-            future.result(timeout=200)
+            future.result(timeout=PATIENCE)
         assert future.job.status is JobStatus.CANCELLED
 
 
@@ -125,7 +125,7 @@ def test_leaving_by_an_exception_ends_hooked_jobs(kind: type[JobExecutor]) -> No
     """Leaving the `with` block by an exception ends hooked jobs, which would go on for ever."""
     with running_executor(kind) as executor:
         future = executor.submit(short_job(tool_name="blocks"))
-        assert executor.entered.wait(200)
+        assert executor.entered.wait(PATIENCE)
         with pytest.raises(KeyError), executor:
             raise KeyError("out")
         assert future.job.status is JobStatus.CANCELLED
@@ -135,9 +135,9 @@ def test_a_cancelled_hook_may_clean_up() -> None:
     """A cancelled hook may run its clean-up code."""
     with running_executor(Endless) as executor:
         future = executor.submit(short_job())
-        assert executor.entered.wait(200)
+        assert executor.entered.wait(PATIENCE)
         future.cancel()
-        assert isinstance(future.exception(timeout=200), JobCancelledError)
+        assert isinstance(future.exception(timeout=PATIENCE), JobCancelledError)
         assert executor.cleaned_up
         assert executor.stats().abandoned_threads == 0
 
@@ -146,9 +146,9 @@ def test_a_job_whose_error_hook_does_not_end_is_ended() -> None:
     """A job whose error hook never returns is ended."""
     with running_executor(EndlessErrorHook) as executor:
         future = executor.submit(short_job(function=functions.fail_with_value_error, args=("no good",)))
-        assert executor.entered.wait(200)
+        assert executor.entered.wait(PATIENCE)
         future.cancel()
-        assert isinstance(future.exception(timeout=200), JobCancelledError)
+        assert isinstance(future.exception(timeout=PATIENCE), JobCancelledError)
 
 
 def test_an_error_hook_that_never_returns_is_ended_after_a_cancel() -> None:
@@ -157,8 +157,8 @@ def test_an_error_hook_that_never_returns_is_ended_after_a_cancel() -> None:
         future = executor.submit(short_job(function=time.sleep, args=(30,)))
         wait_for(lambda: executor.running())
         future.cancel()
-        assert executor.entered.wait(200)
-        assert isinstance(future.exception(timeout=200), JobCancelledError)
+        assert executor.entered.wait(PATIENCE)
+        assert isinstance(future.exception(timeout=PATIENCE), JobCancelledError)
 
 
 def test_a_value_after_the_deadline_does_not_count() -> None:
@@ -172,7 +172,7 @@ def test_a_value_after_the_deadline_does_not_count() -> None:
 
     with running_executor(Stubborn) as executor:
         future = executor.submit(short_job(deadline=0.1))
-        assert isinstance(future.exception(timeout=200), JobTimeoutError)
+        assert isinstance(future.exception(timeout=PATIENCE), JobTimeoutError)
         assert future.job.error_code == "DEADLINE_EXCEEDED"
 
 
@@ -180,7 +180,7 @@ def test_a_stuck_hook_is_abandoned(caplog: pytest.LogCaptureFixture) -> None:
     """A stuck hook is abandoned: it is counted, logged with its stack, and its slot is free."""
     with running_executor(Blocking) as executor:
         future = executor.submit(short_job(deadline=0.1, tool_name="blocks"))
-        assert isinstance(future.exception(timeout=200), JobTimeoutError)
+        assert isinstance(future.exception(timeout=PATIENCE), JobTimeoutError)
         assert executor.stats().abandoned_threads == 1
         assert "self.release.wait()" in caplog.text
         assert_slot_is_free(executor)
@@ -190,10 +190,10 @@ def test_jobs_behind_a_blocked_loop_run_once_it_is_replaced() -> None:
     """Jobs behind a blocked event loop run once the loop is replaced."""
     with running_executor(Blocking, max_workers=2) as executor:
         blocked = executor.submit(short_job(tool_name="blocks"))
-        assert executor.entered.wait(200)
+        assert executor.entered.wait(PATIENCE)
         behind = [executor.submit(short_job()) for _ in range(4)]
         blocked.cancel()
-        assert [future.result(timeout=200) for future in behind] == [2] * 4
+        assert [future.result(timeout=PATIENCE) for future in behind] == [2] * 4
 
 
 def test_jobs_with_a_slot_on_a_blocked_loop_run_on_its_replacement(
@@ -212,13 +212,13 @@ def test_jobs_with_a_slot_on_a_blocked_loop_run_on_its_replacement(
                 blocked.append(threading.current_thread())
                 return await super().execute_job(job)
             self.release.set()
-            blocked[0].join(200)
+            blocked[0].join(PATIENCE)
             return await JobExecutor.execute_job(self, job)
 
     go_on = threading.Event()
 
     def wait_for_gate() -> None:
-        go_on.wait(20)
+        go_on.wait(PATIENCE)
 
     with running_executor(BlockingOnce, max_workers=3) as executor:
         supervisor_of(executor).call_soon(wait_for_gate)
@@ -226,7 +226,7 @@ def test_jobs_with_a_slot_on_a_blocked_loop_run_on_its_replacement(
         executor.submit(short_job(tool_name="blocks", deadline=0.2))
         behind = [executor.submit(short_job()) for _ in range(2)]
         go_on.set()
-        assert [future.result(timeout=200) for future in behind] == [2, 2]
+        assert [future.result(timeout=PATIENCE) for future in behind] == [2, 2]
         assert seen == ["me", "me"]
         assert not blocked[0].is_alive()
     assert "Exception in callback" not in caplog.text
@@ -236,7 +236,7 @@ def test_an_abandoned_loop_that_goes_on_starts_nothing() -> None:
     """An abandoned loop that goes on starts nothing, and its job stays as it ended."""
     with running_executor(Blocking) as executor:
         abandoned = executor.submit(short_job(deadline=0.1, tool_name="blocks"))
-        assert isinstance(abandoned.exception(timeout=200), JobTimeoutError)
+        assert isinstance(abandoned.exception(timeout=PATIENCE), JobTimeoutError)
         before = threading.active_count()
         executor.release.set()
         wait_for(lambda: threading.active_count() < before)  # The thread of the abandoned loop has ended.
@@ -277,7 +277,9 @@ def test_the_interpreter_s_exit_does_not_wait_for_a_blocked_hook(tmp_path: Path)
     )
     run = [sys.executable, str(script)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=200, cwd=tmp_path, check=True)
+    ended = subprocess.run(
+        run, env=environment, capture_output=True, text=True, timeout=PATIENCE, cwd=tmp_path, check=True
+    )
     assert ended.stdout == "JobTimeoutError\n"
 
 
@@ -294,7 +296,7 @@ def test_a_hook_that_fails_before_its_attempt_releases_its_slot() -> None:
 
     with running_executor(FailsFirst) as executor:
         future = executor.submit(short_job(retry_attempts=1, retry_delay=0.01))
-        assert future.result(timeout=200) == 2
+        assert future.result(timeout=PATIENCE) == 2
         assert executor.run(short_job(retry_attempts=1, retry_delay=0.01)) == 2
 
 
@@ -321,7 +323,7 @@ def test_a_function_that_execute_job_runs_twice_holds_a_slot_each_time() -> None
 
     with running_executor(Twice, max_workers=2) as executor:
         futures = [executor.submit(short_job(function=counted, args=())) for _ in range(20)]
-        assert [future.result(timeout=200) for future in futures] == [2] * 20
+        assert [future.result(timeout=PATIENCE) for future in futures] == [2] * 20
         assert max_running == [2]
         assert {len(future.job.attempts) for future in futures} == {2}
 
@@ -333,13 +335,13 @@ def test_a_driven_job_cancelled_before_its_worker_is_ready_never_starts(tmp_path
             driver = executor.drive(
                 short_job(pool="process", function=functions.append_line, args=(str(tmp_path / f"{n}"), "ran"))
             )
-            driver.acquire().result(timeout=200)
+            driver.acquire().result(timeout=PATIENCE)
             both_asked = threading.Event()
-            supervisor_of(executor).call_soon(lambda both_asked=both_asked: both_asked.wait(200))
+            supervisor_of(executor).call_soon(lambda both_asked=both_asked: both_asked.wait(PATIENCE))
             attempt = driver.attempt()
             driver.cancel()
             both_asked.set()
-            error = attempt.exception(timeout=200)
+            error = attempt.exception(timeout=PATIENCE)
             driver.fail(error or LookupError("it ran"))  # Else the executor would wait for the driver.
             assert isinstance(error, JobCancelledError)
         executor.run(short_job(pool="process"))
@@ -392,7 +394,7 @@ def test_each_job_ends_once_when_its_end_and_its_cancel_race(seed: int) -> None:
             time.sleep(draw.uniform(0, 0.004))
             draw.choice(futures[-6:]).cancel()
         for future in futures:
-            future.exception(timeout=200)
+            future.exception(timeout=PATIENCE)
         stats = executor.stats()
         assert (stats.jobs_running, stats.jobs_pending, stats.jobs_retrying) == (0, 0, 0)
         dispatcher = supervisor_of(executor).dispatcher
@@ -409,12 +411,12 @@ def test_an_observer_gets_all_transitions_before_it_is_removed() -> None:
     gate = threading.Event()
 
     def wait_for_gate() -> None:
-        gate.wait(20)
+        gate.wait(PATIENCE)
 
     with running_executor(JobExecutor) as executor:
         executor.add_observer(transitions.append)
         driver = executor.drive(short_job())
-        driver.acquire().result(timeout=200)
+        driver.acquire().result(timeout=PATIENCE)
         supervisor_of(executor).call_soon(wait_for_gate)
         driver.complete(1)
         threading.Timer(0.2, gate.set).start()

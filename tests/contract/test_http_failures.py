@@ -18,23 +18,24 @@ from executor_adapter.config import Settings
 from tests.api_server import Answer, as_json, serving
 from tests.contract.conftest import MakeJob
 from tests.servers import free_port
+from tests.waiting import PATIENCE
 
 
 def with_httpx(url: str) -> Any:
-    answer = httpx.get(url, timeout=60)
+    answer = httpx.get(url, timeout=PATIENCE)
     answer.raise_for_status()
     return answer.json()
 
 
 def with_requests(url: str) -> Any:
-    with requests.get(url, timeout=60) as answer:
+    with requests.get(url, timeout=PATIENCE) as answer:
         answer.raise_for_status()
         return answer.json()
 
 
 def with_urllib(url: str) -> Any:
     try:
-        with urllib.request.urlopen(url, timeout=60) as answer:
+        with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
             return json.loads(answer.read())
     except urllib.error.HTTPError as error:
         error.close()  # The error is the response too, and holds its socket.

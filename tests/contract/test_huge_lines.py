@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.servers import ROOT
+from tests.waiting import PATIENCE
 
 LOUD = """
 import logging
@@ -78,7 +79,7 @@ def run(way: str, size: int, folder: Path) -> dict[str, Any]:
     script.write_text(HOST)
     (folder / "loud.py").write_text(LOUD)
     command = [sys.executable, str(script), way, str(size), f"sqlite:///{folder / 'jobs.db'}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import PATIENCE
+
 ROOT = Path(__file__).resolve().parents[2]
 SHADOWS = ("pickle", "signal", "socket", "select", "struct", "array")
 
@@ -58,7 +60,7 @@ def run_program(tmp_path: Path, *flags: str) -> dict[str, Any]:
         text=True,
         cwd=there,
         env=environment,
-        timeout=200,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     assert "was run" not in done.stderr
@@ -97,7 +99,7 @@ def test_a_further_interpreter_has_the_flags_of_this_one(tmp_path: Path, flags: 
     for name in SHADOWS:
         (tmp_path / f"{name}.py").write_text("raise SystemExit(f'{__file__} was run')\n")
     command = [sys.executable, "-P", *flags, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=200)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     here, there = done.stdout.splitlines()
     assert here == there
@@ -112,7 +114,7 @@ def test_a_module_of_the_working_directory_is_found_where_the_program_finds_it(t
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=200
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=PATIENCE
     )
     assert (done.stdout, done.stderr) == ("beside\n", "")
 
@@ -139,6 +141,6 @@ def test_a_working_directory_that_is_gone_keeps_no_job_from_running(tmp_path: Pa
     environment = {name: value for name, value in os.environ.items() if not name.startswith("EXECUTOR_ADAPTER")}
     environment |= {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, str(program)], capture_output=True, text=True, cwd=gone, env=environment, timeout=200
+        [sys.executable, str(program)], capture_output=True, text=True, cwd=gone, env=environment, timeout=PATIENCE
     )
     assert (done.stdout.split(), done.returncode) == (["done"] * 3, 0), done.stderr

@@ -21,9 +21,10 @@ from executor_adapter import Job, JobExecutor
 from executor_adapter.exceptions import MemoryLimitError, WorkerCrashedError
 from executor_adapter.monitoring import AlertKind, HealthMonitor
 from executor_adapter.pools import AvailableMemory, MemoryGuard, MemoryLevel
-from tests.contract.conftest import MakeExecutor, wait_for
+from tests.contract.conftest import MakeExecutor
 from tests.insides import supervisor_of
 from tests.unit.test_control_groups import V2_MOUNT, lay_out, v2_group
+from tests.waiting import PATIENCE, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 1 << 20
@@ -79,9 +80,9 @@ def test_no_further_attempt_starts_while_memory_is_short(
 ) -> None:
     """With little memory left, a job waits while another runs, which log, stats and health say, and starts later."""
     guarded.submit(job(pool, tmp_path, "first"))
-    wait_for((tmp_path / "first").exists, seconds=200)
+    wait_for((tmp_path / "first").exists)
     group.use(919)
-    wait_for(lambda: guarded.stats().waits_for_memory, seconds=200)
+    wait_for(lambda: guarded.stats().waits_for_memory)
     second = guarded.submit(job(pool, tmp_path, "second"))
     monitor = HealthMonitor(guarded)
     (alert,) = monitor.check()
@@ -90,20 +91,20 @@ def test_no_further_attempt_starts_while_memory_is_short(
     assert monitor.check() == []
     with caplog.at_level(logging.INFO, "executor_adapter.memory"):
         group.use(500)
-        wait_for((tmp_path / "second").exists, seconds=200)
+        wait_for((tmp_path / "second").exists)
     assert "memory is free again" in caplog.text
     assert "memory is short: the control group /jobs has 101 MiB of 1020 MiB left" in caplog.text
     assert not guarded.stats().waits_for_memory
     for name in ("first.end", "second.end"):
         (tmp_path / name).touch()
-    assert second.result(timeout=200) == 1
+    assert second.result(timeout=PATIENCE) == 1
 
 
 def test_one_attempt_may_always_run(guarded: JobExecutor, group: FakeGroup, tmp_path: Path) -> None:
     """Memory that others hold delays jobs, but they run, one at a time."""
     group.use(1000)
     futures = [guarded.submit(Job(function=hold, args=(n, str(tmp_path / str(n))))) for n in range(5)]
-    assert [future.result(timeout=200) for future in futures] == list(range(5))
+    assert [future.result(timeout=PATIENCE) for future in futures] == list(range(5))
 
 
 def test_the_largest_attempt_is_ended_before_memory_runs_out(
@@ -112,9 +113,9 @@ def test_the_largest_attempt_is_ended_before_memory_runs_out(
     """Of two jobs the larger one is ended as MEMORY_LIMIT with its figures; the other one completes."""
     small = guarded.submit(job("process", tmp_path, "small", 2 * MIB))
     large = guarded.submit(job("process", tmp_path, "large", 150 * MIB))
-    wait_for(lambda: (tmp_path / "small").exists() and (tmp_path / "large").exists(), seconds=200)
+    wait_for(lambda: (tmp_path / "small").exists() and (tmp_path / "large").exists())
     group.use(1000)
-    error = large.exception(timeout=200)
+    error = large.exception(timeout=PATIENCE)
     assert isinstance(error, MemoryLimitError)
     assert re.match(
         r"its process tree held 1[5-9]\d(\.\d)? MiB, more than any other attempt, when memory ran out: "
@@ -122,7 +123,7 @@ def test_the_largest_attempt_is_ended_before_memory_runs_out(
         error.message,
     )
     (tmp_path / "small.end").touch()
-    assert small.result(timeout=200) == 2 * MIB  # Ending it would not have helped.
+    assert small.result(timeout=PATIENCE) == 2 * MIB  # Ending it would not have helped.
     assert guarded.run(Job(function=hold, args=(1, str(tmp_path / "next")), pool="process")) == 1
 
 
@@ -130,22 +131,22 @@ def test_an_attempt_that_is_dying_is_waited_for(guarded: JobExecutor, group: Fak
     """While memory is critical and a killed job's end is not reported yet, no other job is ended in its place."""
     small = guarded.submit(job("process", tmp_path, "small", 150 * MIB))
     large = guarded.submit(job("process", tmp_path, "large", 250 * MIB))
-    wait_for(lambda: (tmp_path / "small").exists() and (tmp_path / "large").exists(), seconds=200)
-    wait_for(lambda: (tmp_path / "large").read_text(), seconds=200)
+    wait_for(lambda: (tmp_path / "small").exists() and (tmp_path / "large").exists())
+    wait_for(lambda: (tmp_path / "large").read_text())
     worker = int((tmp_path / "large").read_text())
     guardian = parent_of(worker)
     os.kill(guardian, signal.SIGSTOP)  # It reports the end of a worker.
     try:
         os.kill(worker, signal.SIGKILL)  # As the kernel does when memory has run out.
-        wait_for(lambda: parts_of_stat(worker)[0] == "Z", seconds=200)
+        wait_for(lambda: parts_of_stat(worker)[0] == "Z")
         group.use(1000)
         wait_for_checks(guarded, 3)
         group.use(500)
     finally:
         os.kill(guardian, signal.SIGCONT)
-    assert isinstance(large.exception(timeout=200), WorkerCrashedError)
+    assert isinstance(large.exception(timeout=PATIENCE), WorkerCrashedError)
     (tmp_path / "small.end").touch()
-    assert small.result(timeout=200) == 150 * MIB
+    assert small.result(timeout=PATIENCE) == 150 * MIB
 
 
 def test_memory_that_is_free_again_when_all_are_measured_ends_nobody(
@@ -162,11 +163,11 @@ def test_memory_that_is_free_again_when_all_are_measured_ends_nobody(
 
     supervisor_of(guarded).dispatcher.memory_guard = MemoryGuard(BriefShortage(root=group.root))
     large = guarded.submit(job("process", tmp_path, "large", 250 * MIB))
-    wait_for((tmp_path / "large").exists, seconds=200)
+    wait_for((tmp_path / "large").exists)
     group.use(1000)
     wait_for_checks(guarded, 3)
     (tmp_path / "large.end").touch()
-    assert large.result(timeout=200) == 250 * MIB
+    assert large.result(timeout=PATIENCE) == 250 * MIB
 
 
 def wait_for_checks(executor: JobExecutor, count: int) -> None:
@@ -175,7 +176,7 @@ def wait_for_checks(executor: JobExecutor, count: int) -> None:
     assert guard is not None
     for _ in range(count):
         due = guard.due
-        wait_for(lambda due=due: guard.due != due, seconds=200)  # type: ignore[misc]
+        wait_for(lambda due=due: guard.due != due)  # type: ignore[misc]
 
 
 def parts_of_stat(pid: int) -> list[str]:
@@ -194,9 +195,9 @@ def test_an_idle_worker_that_holds_much_is_ended_when_memory_is_short(
     pid = guarded.run(Job(function=leave_behind, args=(100 * MIB,), pool="process"))
     running = guarded.submit(job("thread", tmp_path, "running"))
     group.use(919)
-    wait_for(lambda: not Path(f"/proc/{pid}").exists(), seconds=200)
+    wait_for(lambda: not Path(f"/proc/{pid}").exists())
     (tmp_path / "running.end").touch()
-    running.result(timeout=200)
+    running.result(timeout=PATIENCE)
 
 
 _left: list[bytearray] = []
@@ -214,7 +215,7 @@ def test_the_guard_can_limit_the_program_with_its_workers(
     monkeypatch.setenv("EXECUTOR_ADAPTER_EXECUTOR__MEMORY", "600MiB")
     executor = make_executor(2)
     future = executor.submit(job("process", tmp_path, "large", 580 * MIB))
-    error = future.exception(timeout=200)
+    error = future.exception(timeout=PATIENCE)
     assert isinstance(error, MemoryLimitError)
     assert re.search(r"executor\.memory has -?[\d.,]+ (MiB|bytes) of 600 MiB left", error.message)
 
@@ -270,7 +271,7 @@ def test_memory_files_count_towards_the_limit(executor: JobExecutor, kind: str) 
     filling = Job(
         function=fill_memory_file, args=(kind, 150 * MIB), pool="process", memory_limit="100MiB", retry_attempts=0
     )
-    error = executor.submit(filling).exception(timeout=200)
+    error = executor.submit(filling).exception(timeout=PATIENCE)
     assert isinstance(error, MemoryLimitError)
     assert re.match(r"its process tree held 1\d\d(\.\d)? MiB", error.message)
 
@@ -290,7 +291,7 @@ def limited_group(mebibytes: int) -> Iterator[Path]:
     try:
         yield directory
     finally:
-        wait_for(lambda: not (directory / "cgroup.procs").read_text(), seconds=200)
+        wait_for(lambda: not (directory / "cgroup.procs").read_text())
         directory.rmdir()
 
 
@@ -349,7 +350,7 @@ def run_hog(folder: Path, memory: str) -> tuple[str, int, int]:
         killer = threading.Thread(target=kill_group_with_its_victim, args=(group, over))
         killer.start()
         try:
-            output, _ = host.communicate(timeout=180)
+            output, _ = host.communicate(timeout=PATIENCE)
         finally:
             host.kill()
             over.set()
@@ -402,7 +403,7 @@ def test_a_kill_by_the_kernel_is_told_from_others(tmp_path: Path) -> None:
     """Where the kernel kills a worker for memory, its error says so; another SIGKILL is not blamed on the kernel."""
     with limited_group(192) as group:
         host = run_in_group(group, WHO_KILLED, tmp_path, EXECUTOR_ADAPTER_EXECUTOR__MEMORY="null")
-        output, _ = host.communicate(timeout=180)
+        output, _ = host.communicate(timeout=PATIENCE)
     raised, first, second, third = output.splitlines()
     assert raised == "500"
     assert re.match(r"MEMORY_LIMIT worker \d+ was killed by the kernel, because memory ran out \(an OOM kill", first)
@@ -415,7 +416,7 @@ def test_a_kill_by_the_kernel_is_told_from_others(tmp_path: Path) -> None:
 def test_a_killed_worker_is_not_blamed_on_the_kernel(executor: JobExecutor) -> None:
     """A job that was killed by SIGKILL is WORKER_CRASHED, and its message does not say that memory ran out."""
     executor.run(Job(function=os.getpid, pool="process"))
-    error = executor.submit(Job(function=kill_self, pool="process", retry_attempts=0)).exception(timeout=200)
+    error = executor.submit(Job(function=kill_self, pool="process", retry_attempts=0)).exception(timeout=PATIENCE)
     assert type(error) is WorkerCrashedError
     assert "because memory ran out" not in error.message
 

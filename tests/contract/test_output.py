@@ -17,7 +17,7 @@ import pytest
 from executor_adapter import Job, JobExecutor
 from executor_adapter.config import ExecutorSettings, Settings
 from executor_adapter.supervision import program_output
-from tests.contract.conftest import wait_for
+from tests.waiting import PATIENCE, wait_for
 
 PROGRAM = """
 import os, sys
@@ -52,7 +52,7 @@ def test_a_program_shows_what_its_jobs_print(tmp_path: Path) -> None:
     """What a job and its children print is on the program's own streams, before what the program prints later."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=200, check=True)
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert done.stdout.split("\n") == ["before", "from a job", "from its child", "between", "late", "after", ""]
     assert done.stderr.split("\n") == ["to stderr", ""]
 
@@ -154,7 +154,7 @@ class Stuck(io.StringIO):
         self.released = threading.Event()
 
     def write(self, text: str) -> int:
-        self.released.wait(200)
+        self.released.wait(PATIENCE)
         return super().write(text)
 
 

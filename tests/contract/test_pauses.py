@@ -14,9 +14,10 @@ import pytest
 from executor_adapter import Job, JobExecutor, RetryPolicy
 from executor_adapter.pools.guardian import workers
 from executor_adapter.pools.guardian.pool import ProcessPool
-from tests.contract.conftest import MakeExecutor, wait_for
+from tests.contract.conftest import MakeExecutor
 from tests.contract.process_pool.functions import nap
 from tests.insides import supervisor_of
+from tests.waiting import PATIENCE, wait_for
 
 ONCE = RetryPolicy(retry_attempts=0, crash_attempts=0)
 
@@ -36,7 +37,7 @@ def pause_supervisor(executor: JobExecutor, pause: Callable[[], None]) -> None:
         over.set()
 
     supervisor_of(executor).call_soon(hold_up)
-    assert over.wait(200)
+    assert over.wait(PATIENCE)
 
 
 @pytest.mark.parametrize("is_guardian_paused_too", [False, True])
@@ -64,7 +65,7 @@ def test_a_paused_program_does_not_kill_its_guardian(
 
     pause_supervisor(executor, pause)
 
-    error = victim.exception(timeout=200)
+    error = victim.exception(timeout=PATIENCE)
     assert "was killed by SIGKILL" in str(error)
     assert process_pool_of(executor).workers.guardian is guardian
     assert (neighbour.running(), len(neighbour.job.attempts)) == (True, 0)
@@ -77,7 +78,7 @@ def test_a_result_that_arrived_during_a_pause_is_in_time(make_executor: MakeExec
     future = executor.submit(job)
     wait_for((tmp_path / "started").exists)
     pause_supervisor(executor, lambda: time.sleep(0.7))
-    future.result(timeout=200)
+    future.result(timeout=PATIENCE)
     assert len(job.attempts) == 1
     assert executor.run(Job(function=os.getpid, pool="process")) == int((tmp_path / "started").read_text())
 
@@ -90,6 +91,6 @@ def test_the_victims_of_a_guardian_are_told_of_it(make_executor: MakeExecutor, t
     guardian = process_pool_of(executor).workers.guardian
     assert guardian is not None
     os.kill(guardian.pid, signal.SIGKILL)
-    error = future.exception(timeout=200)
+    error = future.exception(timeout=PATIENCE)
     assert f"the guardian (process {guardian.pid}) ended with code -9" in str(error)
     assert "memory" not in str(error)

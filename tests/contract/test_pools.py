@@ -25,7 +25,8 @@ from executor_adapter.exceptions import (
 from executor_adapter.job.tool_limit import ToolLimit
 from executor_adapter.job.transition import Transition
 from tests.contract import functions
-from tests.contract.conftest import MakeExecutor, MakeJob, wait_for
+from tests.contract.conftest import MakeExecutor, MakeJob
+from tests.waiting import PATIENCE, wait_for
 
 
 def statuses(transitions: list[Transition], job: Job) -> list[str]:
@@ -167,11 +168,11 @@ def test_a_job_past_max_runtime_ends_and_others_continue(executor: JobExecutor, 
     neighbours = [executor.submit(make_job(functions.add, n)) for n in range(20)]
 
     with pytest.raises(JobTimeoutError, match=r"max_runtime=0\.3"):
-        stuck.result(timeout=200)
+        stuck.result(timeout=PATIENCE)
     assert stuck.job.attempts[0].run_seconds >= 0.3
     assert (stuck.job.status, stuck.job.error_code) == ("failed", "TIMEOUT_ERROR")
     assert stuck.job.attempts[0].kill_seconds is not None
-    assert [future.result(timeout=200) for future in neighbours] == list(range(1, 21))
+    assert [future.result(timeout=PATIENCE) for future in neighbours] == list(range(1, 21))
 
 
 def test_a_timed_out_attempt_is_retried(executor: JobExecutor, make_job: MakeJob) -> None:
@@ -189,7 +190,7 @@ def test_queue_timeout_counts_until_the_start(make_executor: MakeExecutor, make_
     wait_for(running.running)
     queued = executor.submit(make_job(functions.add, 1, queue_timeout=0.1))
     with pytest.raises(JobTimeoutError, match=r"queue_timeout=0\.1"):
-        queued.result(timeout=200)
+        queued.result(timeout=PATIENCE)
     assert (queued.job.status, queued.job.error_code, queued.job.attempt) == ("failed", "QUEUE_TIMEOUT", 0)
     assert running.running()
 
@@ -198,7 +199,7 @@ def test_deadline_counts_over_all_attempts_and_waits(executor: JobExecutor, make
     """The deadline ends a job that waits for a retry."""
     job = make_job(functions.fail_until, str(tmp_path / "calls"), 99, retry_delay=60.0, deadline=0.4)
     with pytest.raises(JobTimeoutError, match=r"deadline=0\.4"):
-        executor.submit(job).result(timeout=200)
+        executor.submit(job).result(timeout=PATIENCE)
     assert job.error_code == "DEADLINE_EXCEEDED"
 
 
@@ -207,7 +208,7 @@ def test_deadline_ends_a_running_attempt(executor: JobExecutor, make_job: MakeJo
     executor.run(make_job(functions.add, 1))  # a worker is up: what follows starts at once
     job = make_job(time.sleep, 30, deadline=1.0)
     with pytest.raises(JobTimeoutError, match=r"deadline=1\.0"):
-        executor.submit(job).result(timeout=200)
+        executor.submit(job).result(timeout=PATIENCE)
     assert (job.error_code, len(job.attempts)) == ("DEADLINE_EXCEEDED", 1)
 
 
@@ -216,7 +217,7 @@ def test_a_job_that_stops_making_progress_ends(executor: JobExecutor, make_job: 
     function = functions.report_then_sleep_on_loop if pool == "coroutine" else functions.report_then_sleep
     job = Job(function=function, args=(5, 0.1, 30), pool=pool, stall_timeout=0.4, retry_attempts=0)
     with pytest.raises(JobTimeoutError, match=r"stall_timeout=0\.4"):
-        executor.submit(job).result(timeout=200)
+        executor.submit(job).result(timeout=PATIENCE)
     assert job.progress is not None
     assert job.progress.done == 5
     assert job.attempts[0].run_seconds > 0.8
@@ -233,7 +234,7 @@ def test_soft_timeout_lets_a_function_clean_up(executor: JobExecutor, tmp_path: 
         function=functions.clean_up_at_soft_timeout, args=(str(path),), pool=pool, soft_timeout=0.2, max_runtime=20,
         retry_attempts=0,
     )  # fmt: skip
-    assert executor.submit(job).result(timeout=200) == "cut short"
+    assert executor.submit(job).result(timeout=PATIENCE) == "cut short"
     assert path.exists()
 
 
@@ -243,7 +244,7 @@ def test_a_function_that_lets_soft_timeout_pass_is_timed_out(executor: JobExecut
         return
     job = Job(function=functions.spin, args=(30.0,), pool=pool, soft_timeout=0.2, max_runtime=20, retry_attempts=0)
     with pytest.raises(JobTimeoutError, match=r"soft_timeout=0\.2"):
-        executor.submit(job).result(timeout=200)
+        executor.submit(job).result(timeout=PATIENCE)
     assert job.error_code == "TIMEOUT_ERROR"
 
 
@@ -251,10 +252,10 @@ def test_a_function_that_lets_soft_timeout_pass_is_timed_out(executor: JobExecut
 def test_a_soft_timeout_below_a_microsecond_ends_the_function(make_executor: MakeExecutor, pool: str) -> None:
     """A soft_timeout that passes before the function has begun is raised in it all the same."""
     executor = make_executor(1)
-    executor.submit(Job(function=functions.add, args=(1, 2), pool=pool)).result(timeout=200)
+    executor.submit(Job(function=functions.add, args=(1, 2), pool=pool)).result(timeout=PATIENCE)
     job = Job(function=functions.spin, args=(300.0,), pool=pool, soft_timeout=1e-9, retry_attempts=0)
     with pytest.raises(JobTimeoutError, match="soft_timeout=1e-09"):
-        executor.submit(job).result(timeout=200)
+        executor.submit(job).result(timeout=PATIENCE)
 
 
 @pytest.mark.parametrize("pool", ["thread", "process"])
@@ -268,7 +269,7 @@ def test_no_job_waits_behind_one_that_was_taken_for_short(
     jobs = [Job(function=functions.wait_for_file, args=(path,), pool=pool) for path in (never, *[there] * 40)]
     held, *others = [executor.submit(job) for job in jobs]
     for future in others:
-        future.result(timeout=200)
+        future.result(timeout=PATIENCE)
     assert held.running()
     assert {len(future.job.attempts) for future in others} == {1}
     held.cancel()
@@ -285,8 +286,8 @@ def test_a_retry_alone_runs_beside_no_other(make_executor: MakeExecutor, make_jo
     future = executor.submit(make_job(functions.fail_then_stay, str(tmp_path / "calls"), 0.3, retry=ALONE))
     wait_for(lambda: future.job.attempt == 2)
     other = executor.submit(make_job(functions.add, 1))
-    assert future.result(timeout=200) == 2
-    assert other.result(timeout=200) == 2
+    assert future.result(timeout=PATIENCE) == 2
+    assert other.result(timeout=PATIENCE) == 2
     assert other.job.started_at is not None
     assert future.job.completed_at is not None
     assert other.job.started_at >= future.job.completed_at - timedelta(milliseconds=5)
@@ -298,16 +299,16 @@ def test_a_driven_retry_alone_runs_beside_no_other(
     """A driven retry that must run alone does so from the grant of its slot until its attempt has ended."""
     executor = make_executor(4)
     driver = executor.drive(make_job(functions.fail_then_stay, str(tmp_path / "calls"), 0.3, retry=ALONE))
-    driver.acquire().result(timeout=200)
-    error = driver.attempt().exception(timeout=200)
+    driver.acquire().result(timeout=PATIENCE)
+    error = driver.attempt().exception(timeout=PATIENCE)
     assert error is not None
-    driver.retry(driver.decide(error)).result(timeout=200)
-    driver.acquire().result(timeout=200)
+    driver.retry(driver.decide(error)).result(timeout=PATIENCE)
+    driver.acquire().result(timeout=PATIENCE)
     other = executor.submit(make_job(functions.add, 1))
     began_at = datetime.now(UTC)
-    assert driver.attempt().result(timeout=200) == 2
+    assert driver.attempt().result(timeout=PATIENCE) == 2
     driver.complete(2)
-    assert other.result(timeout=200) == 2
+    assert other.result(timeout=PATIENCE) == 2
     assert other.job.started_at is not None
     assert (other.job.started_at - began_at).total_seconds() >= 0.29
 
@@ -324,7 +325,7 @@ def test_a_tool_s_jobs_run_at_most_so_many_at_once(make_executor: MakeExecutor, 
     assert executor.run(make_job(functions.add, 2, tool_name="other")) == 3
     assert next_one.job.status is JobStatus.PENDING
     held.cancel()
-    assert next_one.result(timeout=200) == 2
+    assert next_one.result(timeout=PATIENCE) == 2
 
 
 def test_retry_after_pauses_the_whole_tool(make_executor: MakeExecutor, make_job: MakeJob, tmp_path: Path) -> None:
@@ -334,8 +335,8 @@ def test_retry_after_pauses_the_whole_tool(make_executor: MakeExecutor, make_job
     first = executor.submit(make_job(functions.be_rate_limited_once, path, 0.5, tool_name="api"))
     wait_for(lambda: first.job.status is JobStatus.RETRYING)
     second = executor.submit(make_job(functions.add, 1, tool_name="api"))
-    assert second.result(timeout=200) == 2
-    assert first.result(timeout=200) == 2
+    assert second.result(timeout=PATIENCE) == 2
+    assert first.result(timeout=PATIENCE) == 2
     assert second.job.started_at is not None
     assert (second.job.started_at - second.job.created_at).total_seconds() > 0.3
 
@@ -346,7 +347,7 @@ def test_the_settings_buffer_leaves_a_share_of_a_tool_s_rate_unused(make_job: Ma
     with JobExecutor(4, config=config, tool_limits={"api": ToolLimit(rate=10.0)}) as executor:
         began_at = time.monotonic()
         for future in [executor.submit(make_job(functions.add, n, tool_name="api")) for n in range(5)]:
-            future.result(timeout=200)
+            future.result(timeout=PATIENCE)
         assert time.monotonic() - began_at >= 0.79
 
 
@@ -359,7 +360,7 @@ def test_a_running_job_is_cancelled(executor: JobExecutor, make_job: MakeJob) ->
     wait_for(future.running)
     assert executor.cancel(future.job.job_id)
     with pytest.raises(JobCancelledError):
-        future.result(timeout=200)
+        future.result(timeout=PATIENCE)
     assert future.cancelled()
     assert future.job.status is JobStatus.CANCELLED
     assert not future.cancel()
@@ -372,7 +373,7 @@ def test_a_queued_job_is_cancelled_without_an_attempt(make_executor: MakeExecuto
     queued = executor.submit(make_job(functions.add, 1))
     assert queued.cancel()
     with pytest.raises(JobCancelledError):
-        queued.result(timeout=200)
+        queued.result(timeout=PATIENCE)
     assert queued.job.attempt == 0
 
 
@@ -382,7 +383,7 @@ def test_a_waiting_retry_is_cancelled(executor: JobExecutor, make_job: MakeJob, 
     wait_for(lambda: future.job.status is JobStatus.RETRYING)
     future.cancel()
     with pytest.raises(JobCancelledError):
-        future.result(timeout=200)
+        future.result(timeout=PATIENCE)
 
 
 def test_a_burst_of_cancelled_submissions_ends_in_order(executor: JobExecutor, make_job: MakeJob) -> None:
@@ -391,7 +392,7 @@ def test_a_burst_of_cancelled_submissions_ends_in_order(executor: JobExecutor, m
     for future in futures[::2]:
         future.cancel()
     for future in futures:
-        future.exception(timeout=200) if not future.cancelled() else None
+        future.exception(timeout=PATIENCE) if not future.cancelled() else None
         assert future.job.status in (JobStatus.COMPLETED, JobStatus.CANCELLED)
 
 
@@ -406,7 +407,7 @@ def test_higher_priority_starts_first(make_executor: MakeExecutor, make_job: Mak
     wait_for(blocker.running)
     jobs = [make_job(functions.append_line, path, str(p), priority=p) for p in (0, 5, -3, 5, 9)]
     for future in [executor.submit(job) for job in jobs]:
-        future.result(timeout=200)
+        future.result(timeout=PATIENCE)
     assert Path(path).read_text().split() == ["9", "5", "5", "0", "-3"]
 
 
@@ -420,7 +421,7 @@ def test_a_full_queue_refuses_or_waits_as_asked(make_executor: MakeExecutor, mak
     with pytest.raises(QueueFullError, match="2 of 2 jobs"):
         executor.submit(make_job(functions.add, 3), timeout=0.05)
     threading.Timer(0.1, running.cancel).start()
-    assert executor.submit(make_job(functions.add, 4), timeout=10).result(timeout=200) == 5
+    assert executor.submit(make_job(functions.add, 4), timeout=10).result(timeout=PATIENCE) == 5
     assert [future.result() for future in queued] == [1, 2]
 
 
@@ -428,10 +429,10 @@ def test_a_live_job_with_the_same_dedupe_key_is_returned(executor: JobExecutor, 
     """A job with the dedupe_key of a live one is not run: the live one's future is returned."""
     first = executor.submit(make_job(time.sleep, 0.2, dedupe_key="once"))
     assert executor.submit(make_job(time.sleep, 0.2, dedupe_key="once")) is first
-    first.result(timeout=200)
+    first.result(timeout=PATIENCE)
     later = executor.submit(make_job(functions.add, 1, dedupe_key="once"))
     assert later is not first
-    assert later.result(timeout=200) == 2
+    assert later.result(timeout=PATIENCE) == 2
 
 
 def test_a_job_is_submitted_once(executor: JobExecutor, make_job: MakeJob) -> None:
@@ -502,12 +503,12 @@ def test_a_callback_that_blocks_does_not_hold_up_other_jobs(executor: JobExecuto
 
     def block(future: JobFuture) -> None:
         blocked.set()
-        release.wait(10)
+        release.wait(PATIENCE)
 
     first = executor.submit(make_job(time.sleep, 0.3))
     first.add_done_callback(block)
-    assert blocked.wait(200)
-    assert executor.submit(make_job(functions.add, 2)).result(timeout=200) == 3
+    assert blocked.wait(PATIENCE)
+    assert executor.submit(make_job(functions.add, 2)).result(timeout=PATIENCE) == 3
     release.set()
 
 
@@ -516,7 +517,7 @@ def test_stats_count_every_job_once(executor: JobExecutor, make_job: MakeJob) ->
     futures = [executor.submit(make_job(functions.add, n)) for n in range(10)]
     futures.append(executor.submit(make_job(functions.fail_with_code, "DATA_ERROR")))
     for future in futures:
-        future.exception(timeout=200)
+        future.exception(timeout=PATIENCE)
     stats = executor.stats()
     assert (stats.jobs_completed, stats.jobs_failed) == (10, 1)
     assert (stats.jobs_pending, stats.jobs_running, stats.workers_busy) == (0, 0, 0)
@@ -622,7 +623,7 @@ def test_max_runtime_holds_under_hooks(make_job: MakeJob) -> None:
     with HookedExecutor(2, config=Settings()) as executor:
         future = executor.submit(make_job(time.sleep, 30, max_runtime=0.2, retry_attempts=0))
         with pytest.raises(JobTimeoutError, match=r"max_runtime=0\.2"):
-            future.result(timeout=200)
+            future.result(timeout=PATIENCE)
         assert executor.calls == ["pre 1", "error JobTimeoutError"]
         assert (future.job.status, future.job.error_code) == ("failed", "TIMEOUT_ERROR")
 
@@ -634,7 +635,7 @@ def test_a_hooked_job_is_cancelled(make_job: MakeJob) -> None:
         wait_for(future.running)
         future.cancel()
         with pytest.raises(JobCancelledError):
-            future.result(timeout=200)
+            future.result(timeout=PATIENCE)
         assert future.job.status is JobStatus.CANCELLED
 
 
@@ -644,15 +645,15 @@ def test_a_hooked_job_is_cancelled(make_job: MakeJob) -> None:
 def test_a_driver_decides_what_follows(executor: JobExecutor, make_job: MakeJob, tmp_path: Path) -> None:
     """A driver runs attempts, decides on a retry, and completes the job."""
     driver = executor.drive(make_job(functions.fail_until, str(tmp_path / "calls"), 2, retry_attempts=3))
-    driver.acquire().result(timeout=200)
+    driver.acquire().result(timeout=PATIENCE)
     assert (driver.job.status, driver.job.attempt) == ("running", 1)
-    error = driver.attempt().exception(timeout=200)
+    error = driver.attempt().exception(timeout=PATIENCE)
     assert isinstance(error, ConnectionError)
     decision = driver.decide(error)
     assert decision.retry
-    driver.retry(decision).result(timeout=200)
-    driver.acquire().result(timeout=200)
-    assert driver.attempt().result(timeout=200) == 2
+    driver.retry(decision).result(timeout=PATIENCE)
+    driver.acquire().result(timeout=PATIENCE)
+    assert driver.attempt().result(timeout=PATIENCE) == 2
     driver.complete(2)
     wait_for(lambda: driver.job.status is JobStatus.COMPLETED)
     assert len(driver.job.attempts) == 2
@@ -662,10 +663,10 @@ def test_a_driver_s_slot_is_free_again_without_an_attempt(make_executor: MakeExe
     """A driver that completes its job without an attempt frees its slot."""
     executor = make_executor(1)
     driver = executor.drive(make_job(functions.add, 1))
-    driver.acquire().result(timeout=200)
+    driver.acquire().result(timeout=PATIENCE)
     other = executor.submit(make_job(functions.add, 2))
     driver.complete("cached")
-    assert other.result(timeout=200) == 3
+    assert other.result(timeout=PATIENCE) == 3
 
 
 def test_a_job_whose_twin_is_live_cannot_be_driven(executor: JobExecutor, make_job: MakeJob) -> None:
@@ -682,7 +683,7 @@ def test_a_driven_job_is_cancelled_while_it_waits_for_a_slot(make_executor: Make
     driver = executor.drive(make_job(functions.add, 1))
     waiting = driver.acquire()
     assert driver.cancel()
-    error = waiting.exception(timeout=200)
+    error = waiting.exception(timeout=PATIENCE)
     assert isinstance(error, JobCancelledError)
     driver.fail(error)
     wait_for(lambda: driver.job.status is JobStatus.CANCELLED)

@@ -16,6 +16,7 @@ from executor_adapter import Job, JobExecutor
 from executor_adapter.config import ExecutorSettings, Settings
 from executor_adapter.exceptions import JobTimeoutError, WorkerCrashedError
 from executor_adapter.exceptions.display import traceback_text
+from tests.waiting import PATIENCE
 
 OWN_FILES = os.path.dirname(executor_adapter.__file__) + os.sep
 SPAWN = Settings(executor=ExecutorSettings(start_method="spawn"))
@@ -48,7 +49,7 @@ def executor() -> Iterator[JobExecutor]:
 
 
 def _error_of(executor: JobExecutor, function: Callable[..., Any], pool: str, **options: Any) -> BaseException:
-    error = executor.submit(Job(function=function, pool=pool, retry_attempts=0, **options)).exception(timeout=200)
+    error = executor.submit(Job(function=function, pool=pool, retry_attempts=0, **options)).exception(timeout=PATIENCE)
     assert error is not None
     return error
 
@@ -149,7 +150,9 @@ def test_the_tail_of_a_crash_has_nothing_of_an_earlier_job() -> None:
     """What the previous job of the same worker logged is not in the output_tail of a crash."""
     with JobExecutor(max_workers=1, config=Settings()) as alone:
         log = logging.getLogger("collector").warning
-        assert alone.submit(Job(function=lambda: log("logged before"), pool="process")).exception(timeout=200) is None
+        assert (
+            alone.submit(Job(function=lambda: log("logged before"), pool="process")).exception(timeout=PATIENCE) is None
+        )
         error = _error_of(alone, lambda: os._exit(3), "process")
     assert isinstance(error, WorkerCrashedError)
     assert error.output_tail == ""

@@ -12,6 +12,7 @@ import pytest
 from executor_adapter import Job, JobExecutor, RetryPolicy, Transition
 from executor_adapter.config import Settings
 from executor_adapter.testing import InlineExecutor
+from tests.waiting import PATIENCE
 
 HELD = """
 from executor_adapter import Job, JobExecutor
@@ -95,7 +96,7 @@ def test_a_future_that_is_still_held_is_reported_at_the_exit(tmp_path: Path) -> 
     """A future that is held when its executor closes may be read afterwards; if it was not, the exit says so."""
     program = tmp_path / "program.py"
     program.write_text(HELD)
-    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=200, check=True)
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert done.stdout == "closed\n"
     assert done.stderr == (
         "jobs that failed without anybody reading their future: 1: held: EXECUTION_ERROR: ValueError: held\n"

@@ -10,8 +10,9 @@ import pytest
 
 from executor_adapter import JobExecutor
 from tests.contract import functions
-from tests.contract.conftest import MakeExecutor, MakeJob, wait_for
+from tests.contract.conftest import MakeExecutor, MakeJob
 from tests.insides import supervisor_of
+from tests.waiting import wait_for
 
 
 def test_the_number_of_workers_grows_and_shrinks(

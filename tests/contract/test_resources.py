@@ -13,8 +13,9 @@ from executor_adapter import Job, JobExecutor, JobStatus, RetryPolicy, RetryRule
 from executor_adapter.config import Settings
 from executor_adapter.exceptions import InvalidJobError
 from tests.contract import functions
-from tests.contract.conftest import MakeExecutor, MakeJob, wait_for
+from tests.contract.conftest import MakeExecutor, MakeJob
 from tests.insides import supervisor_of
+from tests.waiting import wait_for
 
 CLUSTERS = ("ssh", "dask", "ray")
 

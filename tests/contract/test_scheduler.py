@@ -20,6 +20,7 @@ from executor_adapter.scheduler import (
     collection_scheduler,
     processing_scheduler,
 )
+from tests.waiting import PATIENCE
 
 
 def collect(tool_name: str, collection_type: str, **kwargs: Any) -> dict[str, Any]:
@@ -46,7 +47,7 @@ async def ended_job(scheduler: CollectionScheduler | ProcessingScheduler, job_id
 
 
 def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(asyncio.wait_for(main(), 60))
+    asyncio.run(asyncio.wait_for(main(), PATIENCE))
 
 
 def test_a_manual_job_gets_what_its_function_takes() -> None:

@@ -14,11 +14,12 @@ from executor_adapter.config import ExecutorSettings, Settings
 from executor_adapter.exceptions import WorkerUnavailableError
 from executor_adapter.job.pool_names import StartMethod
 from executor_adapter.pools import refused_starts
-from tests.contract.conftest import MakeExecutor, wait_for
+from tests.contract.conftest import MakeExecutor
 from tests.contract.process_pool import functions
 from tests.contract.process_pool.harness import harness
 from tests.contract.process_pool.test_descriptors import no_descriptor_left
 from tests.contract.test_crashes import run_program
+from tests.waiting import PATIENCE, wait_for
 
 HANGS_ONCE = """
 import pathlib, time
@@ -109,7 +110,7 @@ def test_jobs_without_any_worker_wait_and_then_fail_in_words(
         waiting = executor.submit(Job(function=function, pool=pool, retry_attempts=0))
         time.sleep(0.3)
         assert not waiting.done()
-    assert waiting.result(timeout=200)
+    assert waiting.result(timeout=PATIENCE)
     executor.shutdown()
 
     monkeypatch.setattr(refused_starts, "REFUSED_TIMEOUT", 0.3)
@@ -117,11 +118,11 @@ def test_jobs_without_any_worker_wait_and_then_fail_in_words(
     executor.run(Job(function=time.sleep, args=(0,), pool="thread"))
     with no_descriptor_left():
         failing = executor.submit(Job(function=function, pool=pool, retry_attempts=0))
-        error = failing.exception(timeout=200)
+        error = failing.exception(timeout=PATIENCE)
         cancelled = executor.submit(Job(function=function, pool=pool))
         wait_for(lambda: cancelled.job.live.assignment is not None)
         cancelled.cancel()
-        cancelled.exception(timeout=200)
+        cancelled.exception(timeout=PATIENCE)
     assert isinstance(error, WorkerUnavailableError)
     assert (failing.job.error_code, failing.job.state.crashes) == ("WORKER_UNAVAILABLE", 0)
     assert "Too many open files: raise the limit (ulimit" in str(error)

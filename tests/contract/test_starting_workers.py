@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.job.pool_names import START_METHOD, StartMethod
 from executor_adapter.supervision.driver import JobDriver
 from tests.contract import functions
+from tests.waiting import PATIENCE, wait_for
 
 METHODS: list[StartMethod] = ["spawn"] if START_METHOD == "spawn" else [START_METHOD, "spawn"]
 
@@ -42,24 +42,24 @@ def test_a_driven_job_is_pending_while_its_worker_starts(executor: JobExecutor, 
     """A driven job has its slot, and is RUNNING, only when its worker can run the function."""
     with driven(executor) as driver:
         slot = driver.acquire()
-        _wait_for(tmp_path / "starting")
+        wait_for((tmp_path / "starting").exists)
         assert not slot.done()
         assert driver.job.status is JobStatus.PENDING
         (tmp_path / "go").touch()
-        slot.result(timeout=200)
+        slot.result(timeout=PATIENCE)
         assert driver.job.status is JobStatus.RUNNING
-        assert driver.attempt().result(timeout=200) == 0
+        assert driver.attempt().result(timeout=PATIENCE) == 0
 
 
 def test_a_job_cancelled_while_its_worker_starts_leaves_the_slot(executor: JobExecutor, tmp_path: Path) -> None:
     """A driven job that is cancelled while its worker starts never runs, and the next job has its slot and worker."""
     with driven(executor) as driver:
         slot = driver.acquire()
-        _wait_for(tmp_path / "starting")
+        wait_for((tmp_path / "starting").exists)
         assert driver.cancel()
-        assert isinstance(slot.exception(timeout=200), JobCancelledError)
+        assert isinstance(slot.exception(timeout=PATIENCE), JobCancelledError)
     (tmp_path / "go").touch()
-    assert executor.submit(Job(function=int, args=("3",), pool="process")).result(timeout=200) == 3
+    assert executor.submit(Job(function=int, args=("3",), pool="process")).result(timeout=PATIENCE) == 3
     assert driver.job.status is JobStatus.CANCELLED
     assert driver.job.started_at is None
 
@@ -68,9 +68,9 @@ def test_a_slot_that_is_not_used_leaves_its_worker_to_others(executor: JobExecut
     """A driven job that completes without an attempt, as with a cached result, leaves slot and worker to the next."""
     (tmp_path / "go").touch()
     with driven(executor) as driver:
-        driver.acquire().result(timeout=200)
+        driver.acquire().result(timeout=PATIENCE)
         driver.complete("cached")
-    assert executor.submit(Job(function=int, args=("3",), pool="process")).result(timeout=200) == 3
+    assert executor.submit(Job(function=int, args=("3",), pool="process")).result(timeout=PATIENCE) == 3
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -79,13 +79,6 @@ def test_a_driven_job_whose_workers_cannot_start_fails(method: StartMethod) -> N
     config = Settings(executor=ExecutorSettings(start_method=method))
     with JobExecutor(1, config=config, initializer=functions.fail_with_value_error, initargs=("no",)) as executor:
         with driven(executor) as driver:
-            driver.acquire().result(timeout=200)
-            error = driver.attempt().exception(timeout=200)
+            driver.acquire().result(timeout=PATIENCE)
+            error = driver.attempt().exception(timeout=PATIENCE)
         assert "before it was ready" in str(error)
-
-
-def _wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 60
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} is not there after 60 s"
-        time.sleep(0.02)

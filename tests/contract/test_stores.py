@@ -21,6 +21,7 @@ from executor_adapter.store.sql import SqlStore
 from executor_adapter.store.sql.engines import make_engine
 from executor_adapter.store.sql.schema import hosts, jobs
 from tests.contract.stores.databases import url_of
+from tests.waiting import PATIENCE
 
 LEASE = 60.0
 
@@ -419,6 +420,6 @@ def test_two_hosts_never_claim_the_same_job(store: JobStore) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE)
     taken = [job_id for job_ids in claimed.values() for job_id in job_ids]
     assert len(taken) == len(set(taken)) == 200

@@ -14,8 +14,8 @@ from executor_adapter import Job, JobExecutor, JobFuture, JobStatus
 from executor_adapter.config import Settings
 from executor_adapter.exceptions import ExecutorClosedError, JobCancelledError
 from executor_adapter.job.transition import Transition
-from tests.contract.conftest import wait_for
 from tests.insides import supervisor_of
+from tests.waiting import PATIENCE, wait_for
 
 
 def work() -> int:
@@ -54,7 +54,7 @@ class SlowQueue(deque[Job]):
 
     def append(self, job: Job) -> None:
         self.entered.set()
-        assert self.go_on.wait(200)
+        assert self.go_on.wait(PATIENCE)
         super().append(job)
 
 
@@ -79,14 +79,14 @@ def test_a_job_is_submitted_before_it_is_cancelled(
     submission = threading.Thread(target=lambda: futures.append(executor.submit(job)))
     ending = threading.Thread(target=ends[event])
     submission.start()
-    assert slow.entered.wait(200)
+    assert slow.entered.wait(PATIENCE)
     ending.start()
     ending.join(0.1)  # Give a wrong order time to show.
     slow.go_on.set()
-    submission.join(200)
-    ending.join(200)
+    submission.join(PATIENCE)
+    ending.join(PATIENCE)
     with pytest.raises(JobCancelledError):
-        futures[0].result(timeout=200)
+        futures[0].result(timeout=PATIENCE)
     of_job = [transition for transition in transitions if transition.job is job]
     assert [transition.previous for transition in of_job] == [None, JobStatus.PENDING]
     assert [transition.status for transition in of_job] == [JobStatus.PENDING, JobStatus.CANCELLED]

@@ -19,9 +19,10 @@ from executor_adapter.pools.base import Ending
 from executor_adapter.pools.in_process import thread
 from executor_adapter.supervision.run_times import RunTime
 from tests.contract import functions
-from tests.contract.conftest import MakeExecutor, MakeJob, wait_for
+from tests.contract.conftest import MakeExecutor, MakeJob
 from tests.contract.process_pool.harness import Harness, harness
 from tests.insides import supervisor_of
+from tests.waiting import PATIENCE, wait_for
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_a_job_cancelled_before_its_thread_wakes_never_starts(make_executor: Mak
     wait_for(future.running)
     future.cancel()
     with pytest.raises(JobCancelledError):
-        future.result(timeout=200)
+        future.result(timeout=PATIENCE)
     worker.wake_ups = asleep
     asleep.put(True)
     assert executor.run(make_job(threading.get_ident)) == first, "a usable thread was not used again"
@@ -73,19 +74,19 @@ def test_a_job_cancelled_while_its_thread_takes_it_never_starts(
 
     def wait_and_read_clock() -> float:
         takes_job.set()
-        go_on.wait(20)
+        go_on.wait(PATIENCE)
         return time.monotonic()
 
     monkeypatch.setattr(thread, "time", SimpleNamespace(monotonic=wait_and_read_clock))
     monkeypatch.setattr(thread, "THREAD_STOP_TIMEOUT", 20.0)
     future = executor.submit(make_job(started.set))
-    assert takes_job.wait(200)
+    assert takes_job.wait(PATIENCE)
     (worker,) = threads_of(executor).busy_threads
     future.cancel()
     wait_for(lambda: worker.stopping)
     go_on.set()
     with pytest.raises(JobCancelledError):
-        future.result(timeout=200)
+        future.result(timeout=PATIENCE)
     assert not started.is_set()
     assert executor.stats().abandoned_threads == 0
 
@@ -110,15 +111,15 @@ def test_a_function_in_python_ends_at_its_limit_and_so_does_its_thread(
 
     future = executor.submit(make_job(work, max_runtime=0.2, retry_attempts=0))
     with pytest.raises(JobTimeoutError):
-        future.result(timeout=200)
+        future.result(timeout=PATIENCE)
     assert cleaned_up.is_set()
-    runs_in[0].join(200)
+    runs_in[0].join(PATIENCE)
     assert not runs_in[0].is_alive()
     assert executor.stats().abandoned_threads == 0
 
 
 def hold(gate: threading.Event) -> str:
-    gate.wait(20)
+    gate.wait(PATIENCE)
     return "held"
 
 
@@ -141,7 +142,7 @@ def test_the_end_of_one_does_not_undo_the_stop_of_the_one_behind_it(threads: Har
     threads.turn(0)
     assert not threads.pending
     gate.set()
-    assert started.wait(200)
+    assert started.wait(PATIENCE)
     threads.pool.stop(second, grace=20.0)
     wait_for(lambda: second.ended_at)
     assert threads.value(first) == "held"
@@ -169,7 +170,7 @@ def test_a_job_that_has_ended_is_not_abandoned_before_its_report_arrives(kind: s
         assignment = made.submit(function, started)
         made.turn(0)
         made.pool.flush()
-        assert started.wait(200)
+        assert started.wait(PATIENCE)
         worker = assignment.worker
         made.pool.stop(assignment, grace=20.0)
         wait_for(lambda: assignment.ended_at)
@@ -209,18 +210,18 @@ def test_a_job_that_returned_in_time_is_not_timed_out_by_a_late_supervisor(
 
     def fall_behind() -> None:
         is_behind.set()
-        catch_up.wait(20)
+        catch_up.wait(PATIENCE)
 
     future = executor.submit(Job(function=function, args=(gate,), pool=kind, max_runtime=30.0, retry_attempts=0))
     wait_for(future.running)
     supervisor.call_soon(fall_behind)
-    assert is_behind.wait(200)
+    assert is_behind.wait(PATIENCE)
     assignment = future.job.live.assignment
     gate.set()
     wait_for(lambda: assignment.ended_at)
     monkeypatch.setattr(supervisor, "now", lambda: time.monotonic() + 60.0)
     catch_up.set()
-    assert future.result(timeout=200) == "held"
+    assert future.result(timeout=PATIENCE) == "held"
     assert future.job.status is JobStatus.COMPLETED
     (attempt,) = future.job.attempts
     assert (attempt.error_code, attempt.kill_seconds) == (None, None)

@@ -20,8 +20,9 @@ from opentelemetry.trace import StatusCode
 from executor_adapter import Job, JobExecutor
 from executor_adapter.config import Settings
 from executor_adapter.monitoring import tracer_in_use
-from tests.contract.conftest import MakeJob, wait_for
+from tests.contract.conftest import MakeJob
 from tests.contract.functions import collect, fail_until, fail_with_code
+from tests.waiting import PATIENCE, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +140,7 @@ class SlowError(Exception):
     may_end = threading.Event()
 
     def __str__(self) -> str:
-        self.may_end.wait(60)
+        self.may_end.wait(PATIENCE)
         return "at last"
 
 
@@ -199,5 +200,5 @@ def test_without_a_tracer_nothing_is_imported_or_traced() -> None:
         "import sys, json; from executor_adapter import Job, JobExecutor; executor = JobExecutor(1);"
         "executor.run(Job(function=list)); print(json.dumps([m for m in sys.modules if 'opentelemetry' in m]))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=200)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE)
     assert json.loads(done.stdout) == []

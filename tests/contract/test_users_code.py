@@ -11,8 +11,9 @@ import pytest
 from executor_adapter import Job, JobStatus, Transition
 from executor_adapter.exceptions import JobTimeoutError
 from executor_adapter.pools.transport.reports import refers_to_code
-from tests.contract.conftest import MakeExecutor, wait_for
+from tests.contract.conftest import MakeExecutor
 from tests.contract.slow_code import Slow, accept, raise_slow, return_slow, seen, threads_of
+from tests.waiting import PATIENCE, wait_for
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +29,7 @@ def test_no_code_of_users_runs_on_the_supervisor_s_thread(make_executor: MakeExe
     executor.submit(Job(function=accept, args=(Slow("argument"),), pool=pool))
     executor.submit(Job(function=raise_slow, args=("error",), pool=pool, retry_attempts=1, retry_delay=0.01))
     expected = ["freed value", "freed argument", "freed error"]
-    wait_for(lambda: all([what for what, _ in seen].count(one) >= 1 for one in expected), seconds=200)
+    wait_for(lambda: all([what for what, _ in seen].count(one) >= 1 for one in expected))
     wait_for(lambda: not executor.stats().jobs_running and not executor.stats().jobs_retrying)
     assert threads_of("str", "error_code", "retry_after")
     assert "executor-supervisor" not in {thread for _, thread in seen}, seen
@@ -43,10 +44,10 @@ def test_a_value_that_is_slow_to_unpickle_delays_no_limit(make_executor: MakeExe
     limited = executor.submit(Job(function=time.sleep, args=(60,), pool="process", max_runtime=0.3, retry_attempts=0))
     quick = executor.submit(Job(function=return_slow, args=("quick",), pool="process", max_runtime=30.0))
     with pytest.raises(JobTimeoutError):
-        limited.result(timeout=200)
-    assert quick.result(timeout=200).name == "quick"
+        limited.result(timeout=PATIENCE)
+    assert quick.result(timeout=PATIENCE).name == "quick"
     assert not slow.done(), "it was not slow enough: this proves nothing"
-    assert slow.result(timeout=200).name == "slow"
+    assert slow.result(timeout=PATIENCE).name == "slow"
 
 
 def test_a_value_that_never_unpickles_ends_at_the_limit(make_executor: MakeExecutor) -> None:
@@ -57,7 +58,7 @@ def test_a_value_that_never_unpickles_ends_at_the_limit(make_executor: MakeExecu
         Job(function=return_slow, args=("stuck", 60.0), pool="process", max_runtime=2.0, retry_attempts=0)
     )
     with pytest.raises(JobTimeoutError):
-        stuck.result(timeout=200)
+        stuck.result(timeout=PATIENCE)
     assert executor.stats().abandoned_threads == 1
     cancelled = executor.submit(Job(function=return_slow, args=("stuck", 60.0), pool="process"))
     wait_for(lambda: [what for what, _ in seen].count("unpickled stuck") >= 2)
@@ -77,7 +78,7 @@ def test_observers_hear_of_values_in_order(make_executor: MakeExecutor) -> None:
     executor = make_executor(2, observers=(observe,))
     jobs = [Job(job_id=f"job {n}", function=return_slow, args=(str(n),), pool="process") for n in range(20)]
     futures = [executor.submit(job) for job in jobs]
-    assert [future.result(timeout=200).name for future in futures] == [str(n) for n in range(20)]
+    assert [future.result(timeout=PATIENCE).name for future in futures] == [str(n) for n in range(20)]
     executor.shutdown()
     for job in jobs:
         states = [status for job_id, status in heard if job_id == job.job_id]

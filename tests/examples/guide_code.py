@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.waiting import PATIENCE
+
 GUIDE = Path(__file__).with_name("guide") / "blocks.md"
 
 AS_READ_HERE = {
@@ -92,9 +94,9 @@ def run(main: Callable[[LeapingLoop], Coroutine[Any, Any, None]]) -> None:
         runner.run(bounded())
 
 
-async def until(condition: Callable[[], Any], *, within: float = 120.0) -> None:
-    """Let others run until the condition holds; fail if it does not within so many real seconds."""
-    ends = time.monotonic() + within
+async def until(condition: Callable[[], Any]) -> None:
+    """Let others run until the condition holds."""
+    ends = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < ends, "the condition did not come true"
         await asyncio.sleep(0.005)

@@ -26,6 +26,7 @@ from executor_adapter.scheduler import CollectionScheduler, ProcessingScheduler
 from tests.api_server import as_json, serving
 from tests.examples.guide_code import LeapingLoop, read_blocks, run, until
 from tests.servers import free_port
+from tests.waiting import PATIENCE
 
 BLOCKS = read_blocks()
 QUICK = Settings.model_validate({"collection": {"retry_delay": 0.01}, "processing": {"retry_delay": 0.01}})
@@ -473,7 +474,7 @@ def test_network_errors_are_retried_and_data_errors_are_not(code: Any) -> None:
 
 
 def _get(port: int, path: str) -> Any:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     try:
         connection.request("GET", path)
         return json.loads(connection.getresponse().read())

@@ -41,6 +41,7 @@ from executor_adapter.config import MonitoringSettings, Settings
 from executor_adapter.prefect import JobEvents, JobExecutorBlock, JobTask, JobTaskRunner, PrefectMirror, emit_alert
 from executor_adapter.scheduler import CollectionScheduler, ProcessingScheduler
 from tests.servers import ROOT
+from tests.waiting import PATIENCE
 
 BUILDS_WITHIN = 500.0
 
@@ -264,7 +265,7 @@ def test_every_metric_is_in_the_reference(reference: Reference) -> None:
     with testing.InlineExecutor(config=settings) as executor:
         executor.submit(Job(function=int))
         assert executor.metrics_url is not None
-        with urllib.request.urlopen(executor.metrics_url, timeout=60) as answer:
+        with urllib.request.urlopen(executor.metrics_url, timeout=PATIENCE) as answer:
             families = list(prometheus_client.parser.text_string_to_metric_families(answer.read().decode()))
     names = {each.name + ("_total" if each.type == "counter" else "") for each in families}
     assert len(names) >= 9

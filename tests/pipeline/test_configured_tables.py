@@ -33,6 +33,7 @@ from executor_adapter.pipeline import (
 )
 from tests.api_server import Answer, as_json, serving
 from tests.servers import ROOT
+from tests.waiting import PATIENCE
 
 AIRPORTS = "faa,lon,tz\n" + "".join(f"A{number:02},{lon},-5\n" for number, lon in enumerate([-75, 75, -80, -90]))
 
@@ -519,7 +520,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
 
 
 def end(run: subprocess.Popen[str]) -> int:
-    run.communicate(timeout=200)
+    run.communicate(timeout=PATIENCE)
     return run.returncode
 
 

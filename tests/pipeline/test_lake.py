@@ -21,6 +21,7 @@ from executor_adapter.pipeline.lake.files import ROW_GROUP, FileWriter
 from executor_adapter.pipeline.lake.layout import remove_leftovers
 from executor_adapter.pipeline.lake.table import LakeTable
 from tests.pipeline.lakes import ROWS, all_rows, at, lake_table, write, write_rows
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -257,7 +258,7 @@ def test_a_writer_killed_at_any_point_leaves_a_whole_table(tmp_path: Path, colum
     for window in ("1", "2"):
         write(lake_table(tmp_path / "template"), window, ROWS)
     command = [sys.executable, "-c", KILLED, str(tmp_path), column]
-    done = subprocess.run(command, cwd=ROOT, timeout=200, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, timeout=PATIENCE, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     outcomes = set()
     for number in range(1, int(done.stdout)):
@@ -307,7 +308,7 @@ def test_processes_write_the_same_table(tmp_path: Path) -> None:
     writers = [
         subprocess.Popen([sys.executable, "-c", WRITER, str(number), str(tmp_path)], cwd=ROOT) for number in range(3)
     ]
-    assert [writer.wait(200) for writer in writers] == [0, 0, 0]
+    assert [writer.wait(PATIENCE) for writer in writers] == [0, 0, 0]
     table = lake_table(tmp_path)
     assert set(table.windows()) == {"w", "own 0", "own 1", "own 2"}
     assert {name for row in all_rows(table) for name in row} == {"a", "b0", "b1", "b2"}

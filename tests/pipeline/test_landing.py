@@ -17,6 +17,7 @@ from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.pipeline.disk import locked, writing
 from executor_adapter.pipeline.sources.landing import RESUME_WITHIN, Landing, find_landing, read_landing, receiving
 from executor_adapter.pipeline.sources.windows import Window
+from tests.waiting import PATIENCE
 
 MONTH = Window(name="2013-01", since="2013-01-01", until="2013-02-01")
 
@@ -167,7 +168,7 @@ with receiving(Path(sys.argv[1]), "shop", "orders", window, fingerprint="f") as 
 
 def test_a_killed_process_is_continued(tmp_path: Path) -> None:
     """After SIGKILL in the middle of a page the whole ones are kept, and nothing else counts."""
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], timeout=200)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], timeout=PATIENCE)
     assert done.returncode == -signal.SIGKILL
     assert receive(tmp_path, [b"1", b"2"]) == [1]
     assert [landing(tmp_path).path_of(file).read_bytes() for file in landing(tmp_path).files] == [b"1", b"2"]

@@ -22,6 +22,7 @@ from executor_adapter.exceptions import JobTimeoutError
 from executor_adapter.pipeline import Landing, find_landing
 from tests.pipeline.hostile_server import Answer, Api, Raw, Request, as_json, raw_json, serving
 from tests.pipeline.rest import DAY, collect, failure, land, rows, tool
+from tests.waiting import PATIENCE, wait_for
 
 ONE = [{"id": 1}]
 BODY = json.dumps(ONE).encode()
@@ -216,9 +217,7 @@ def test_slow_bytes_end_at_max_runtime(tmp_path: Path) -> None:
     with serving(lambda _: Raw(slowly())) as api:
         with pytest.raises(JobTimeoutError):
             run(tmp_path, tool(api.url), max_runtime=0.5, retry=RetryPolicy(retry_attempts=0))
-        deadline = time.monotonic() + 10
-        while list(tmp_path.rglob(".tmp-*")) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_for(lambda: not list(tmp_path.rglob(".tmp-*")))
     assert list(tmp_path.rglob("manifest.json")) == list(tmp_path.rglob(".tmp-*")) == []
 
 
@@ -341,7 +340,7 @@ def test_a_body_of_300_megabytes_needs_little_memory(tmp_path: Path) -> None:
 
     with serving(lambda _: Raw(body())) as api:
         command = [sys.executable, "-c", LARGE, str(tmp_path), api.url]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[2])
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr
     count, size, peak = map(int, done.stdout.split())
     assert count == 720_000

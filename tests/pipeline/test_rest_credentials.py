@@ -17,6 +17,7 @@ from executor_adapter.pipeline.sources.rest.authentication import Authentication
 from executor_adapter.pipeline.sources.rest.rate import RequestRate
 from tests.pipeline.hostile_server import Answer, Api, Request, as_json, serving
 from tests.pipeline.rest import collect, failure, land, tool
+from tests.waiting import PATIENCE
 
 SECRET = "hush-hush-1234"
 BASIC = "Basic " + base64.b64encode(f"me:{SECRET}".encode()).decode()
@@ -161,7 +162,7 @@ def test_the_rate_holds_over_processes(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", code, str(tmp_path / "rate")]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    moments = sorted(float(line) for process in running for line in process.communicate(timeout=200)[0].split())
+    moments = sorted(float(line) for process in running for line in process.communicate(timeout=PATIENCE)[0].split())
     assert moments == pytest.approx([number / 10 for number in range(40)])
 
 

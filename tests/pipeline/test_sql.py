@@ -23,6 +23,7 @@ from executor_adapter.exceptions import ConfigurationError, DataCollectionExcept
 from executor_adapter.pipeline import Landing, Window, land
 from executor_adapter.pipeline.sources.reading import read_rows
 from tests.pipeline.databases import POSTGRESQL, database
+from tests.waiting import PATIENCE
 
 ALL = Window()
 
@@ -275,7 +276,7 @@ def test_a_large_table_needs_little_memory(tmp_path: Path) -> None:
     peaks = []
     for count in (1000, 300_000):
         command = [sys.executable, "-c", code, str(tmp_path), str(count)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, done.stderr
         rows, peak = map(int, done.stdout.split())
         assert rows == count

@@ -15,6 +15,7 @@ from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.pipeline import write_starter
 from tests.pipeline.hostile_server import Answer, Request, as_json, serving
 from tests.servers import ROOT, create_database
+from tests.waiting import PATIENCE
 
 RULES = """
 import pandas as pd
@@ -44,7 +45,7 @@ def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         env=env,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done

@@ -30,6 +30,7 @@ from executor_adapter.pipeline import (
     store_landing,
 )
 from executor_adapter.pipeline import storing as module
+from tests.waiting import PATIENCE
 
 SCHEMA = TableSchema.model_validate({"columns": {"id": "text", "month": "text", "price": "decimal(8, 2)"}})
 
@@ -184,7 +185,7 @@ def start(root: Path) -> subprocess.Popen[str]:
 
 
 def end(run: subprocess.Popen[str]) -> int:
-    run.communicate(timeout=200)
+    run.communicate(timeout=PATIENCE)
     return run.returncode
 
 

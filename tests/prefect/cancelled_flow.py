@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from uuid import uuid4
 
 from tests.benchmarks.prefect_server import MeasuredServer
-from tests.prefect.test_mirror_under_load import wait_until
 from tests.servers import ROOT
+from tests.waiting import PATIENCE, wait_for
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def sleeping_flow(server: MeasuredServer, jobs: int) -> Iterator[SleepingFlow]:
     )
     flow = SleepingFlow(process, name, server)
     try:
-        wait_until(lambda: flow.count("Running") == 2 and flow.count("Pending") == jobs - 2, 120)
+        wait_for(lambda: flow.count("Running") == 2 and flow.count("Pending") == jobs - 2)
         yield flow
     finally:
         process.kill()
@@ -53,8 +53,8 @@ def seconds_to_cancelled(server: MeasuredServer, jobs: int) -> float:
     with server.environment(), sleeping_flow(server, jobs) as flow:
         interrupted_at = time.monotonic()
         flow.process.send_signal(signal.SIGINT)
-        wait_until(lambda: flow.count("Cancelled") == jobs, 60)
+        wait_for(lambda: flow.count("Cancelled") == jobs)
         took = time.monotonic() - interrupted_at
-        assert flow.process.wait(timeout=200) != 0
+        assert flow.process.wait(timeout=PATIENCE) != 0
         assert flow.count("Pending", "Running") == 0
     return took

@@ -22,6 +22,7 @@ from executor_adapter import JobExecutor
 from executor_adapter.prefect.crashes import closing
 from tests.servers import WITHOUT_SCHEDULES, new_user_env, prefect_server
 from tests.shared_server import shared_server
+from tests.waiting import PATIENCE
 
 PREFECTS_OWN_LEAKS = (
     "ignore:unclosed:ResourceWarning",
@@ -124,10 +125,10 @@ class _PrefectSettings:
 
 
 class Api:
-    """Reads what the server knows, and polls until a condition holds or 30 s have passed."""
+    """Reads what the server knows."""
 
     def __init__(self, url: str) -> None:
-        self._client = httpx.Client(base_url=url, timeout=60)
+        self._client = httpx.Client(base_url=url, timeout=PATIENCE)
 
     def task_runs(self, flow_run_id: UUID | str, *, offset: int = 0) -> list[dict[str, Any]]:
         """A page of the flow run's task runs, in the order of their submission."""
@@ -204,24 +205,7 @@ def own_id() -> UUID:
 def cancel(url: str, flow_run_id: UUID, state: str = "CANCELLING") -> None:
     """Cancel a flow run, as the UI does."""
     body = {"state": {"type": state}, "force": True}
-    httpx.post(f"{url}/flow_runs/{flow_run_id}/set_state", json=body, timeout=60).raise_for_status()
-
-
-Wait = Callable[..., Any]
-
-
-@pytest.fixture
-def wait_for() -> Wait:
-    """Poll until `condition()` is true, at most `seconds`; its value."""
-
-    def wait(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
-        deadline = time.monotonic() + seconds
-        while not (value := condition()):
-            assert time.monotonic() < deadline, f"not within {seconds} s: {condition}"
-            time.sleep(0.1)  # Each request costs the server 10 ms of a core that the tests share.
-        return value
-
-    return wait
+    httpx.post(f"{url}/flow_runs/{flow_run_id}/set_state", json=body, timeout=PATIENCE).raise_for_status()
 
 
 @pytest.fixture

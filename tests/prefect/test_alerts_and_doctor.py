@@ -22,7 +22,8 @@ from executor_adapter.prefect import emit_alert
 from executor_adapter.prefect.doctor import checks
 from executor_adapter.prefect.reporting.events import flush_events
 from tests.api_server import Answer, as_json, serving
-from tests.servers import Server, free_port, poll
+from tests.servers import Server, free_port
+from tests.waiting import wait_for
 
 
 def fail() -> None:
@@ -47,11 +48,11 @@ def test_alerts_become_events_of_the_server(prefect_api: str) -> None:
     emit_alert(Alert(kind=AlertKind.STUCK_JOB, message="stuck", value=7.0, limit=5.0, job=stuck))
     flush_events(10)
     stuck_job, high_rate = "executor-adapter.health.stuck-job", "executor-adapter.health.high-failure-rate"
-    (event,) = poll(lambda: events_named(server, stuck_job, began), within=300, what="the event")
+    (event,) = wait_for(lambda: events_named(server, stuck_job, began), what="the event")
     assert event["resource"]["prefect.resource.id"] == f"executor-adapter.job.{stuck.job_id}"
     assert event["resource"]["executor-adapter.tool"] == "radar"
     assert event["payload"] == {"message": "stuck", "value": 7.0, "limit": 5.0}
-    (event,) = poll(lambda: events_named(server, high_rate, began), within=300, what="the event")
+    (event,) = wait_for(lambda: events_named(server, high_rate, began), what="the event")
     assert event["payload"]["message"] == rate.message
     assert event["resource"]["prefect.resource.id"].startswith("executor-adapter.program.")
 

@@ -14,7 +14,8 @@ from prefect import flow, task
 from executor_adapter import Job, JobExecutor
 from executor_adapter.prefect import JobTaskRunner, job_report, job_task, run_jobs
 from executor_adapter.prefect.reporting.batching_thread import BatchingThread
-from tests.prefect.conftest import Api, Wait
+from tests.prefect.conftest import Api
+from tests.waiting import PATIENCE, wait_for
 
 
 def work(number: int) -> int:
@@ -72,14 +73,14 @@ def test_a_run_of_jobs_has_progress_table_and_report(prefect_api: str, run: Any)
     assert report.count("number 4 \\| is &lt;bad&gt; !\\[seen\\](http&#58;//spy.example/p.png) |") == 1
 
 
-def test_progress_moves_while_jobs_run(prefect_api: str, wait_for: Wait) -> None:
+def test_progress_moves_while_jobs_run(prefect_api: str) -> None:
     """Progress is at 50 % when one of two jobs has finished."""
     half, seen = threading.Event(), []
 
     @job_task(pool="thread", retry_attempts=0)
     def waits(number: int) -> None:
         if number:
-            assert half.wait(200)
+            assert half.wait(PATIENCE)
 
     @flow
     def run() -> None:

@@ -19,6 +19,7 @@ from executor_adapter.prefect.mirror.server_api import ServerApi
 from executor_adapter.prefect.runners.async_end import await_at_flow_end
 from executor_adapter.prefect.runners.engine_threads import EngineThreads
 from tests.prefect.conftest import Api
+from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.usefixtures("prefect_api", "executor")
 
@@ -36,7 +37,7 @@ class SlowServer:
         self.was_told = True
 
     def wait(self) -> None:
-        self.was_told = self.is_back.wait(60) and self.was_told
+        self.was_told = self.is_back.wait(PATIENCE) and self.was_told
 
 
 @pytest.fixture

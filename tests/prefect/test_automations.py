@@ -23,7 +23,8 @@ from executor_adapter.prefect import BootstrapPlan, emit_alert, job_events, run_
 from executor_adapter.prefect.reporting.events import flush_events
 from executor_adapter.prefect.setup.automations import automations
 from tests.api_server import as_json, serving
-from tests.prefect.conftest import Api, Wait, own_id
+from tests.prefect.conftest import Api, own_id
+from tests.waiting import PATIENCE, wait_for
 
 HEARTBEAT_SECONDS = 4
 PENDING_SECONDS = 10
@@ -111,9 +112,7 @@ def set_state(api: Api, flow_run_id: str, state_type: str) -> None:
     api.post(f"/flow_runs/{flow_run_id}/set_state", {"state": {"type": state_type}, "force": True})
 
 
-def test_failing_jobs_fire(
-    api: Api, created: Created, webhook: tuple[str, list[tuple[str, Any]]], wait_for: Wait
-) -> None:
+def test_failing_jobs_fire(api: Api, created: Created, webhook: tuple[str, list[tuple[str, Any]]]) -> None:
     """A job past its limit, a quarantined one and a high failure rate fire and send a message; other jobs do not."""
     names = {name: f"{name}-{uuid4().hex[:8]}" for name in ("hangs", "fails", "crashes", "dies", "fine")}
     policies = {name: RetryPolicy(retry_attempts=0, crash_attempts=0 if name == "crashes" else 2) for name in names}
@@ -152,7 +151,7 @@ def test_failing_jobs_fire(
     assert str(flow_run_id) in limit["body"]
 
 
-def test_a_job_near_its_limit_fires_before_it_ends(api: Api, created: Created, wait_for: Wait) -> None:
+def test_a_job_near_its_limit_fires_before_it_ends(api: Api, created: Created) -> None:
     """A running job that has used most of its max_runtime or deadline fires, and one that has used little does not."""
     names = {name: f"{name}-{uuid4().hex[:8]}" for name in ("runtime", "deadline", "fine")}
     limits: dict[str, dict[str, Any]] = {"runtime": {"max_runtime": 1.0}, "deadline": {"deadline": 1.0}, "fine": {}}
@@ -168,14 +167,14 @@ def test_a_job_near_its_limit_fires_before_it_ends(api: Api, created: Created, w
     with JobExecutor(3, config=Settings()) as executor, HealthMonitor(executor, on_alert=[on_alert]):
         jobs = {name: Job(function=go_on.wait, job_id=names[name], pool="thread", **limits[name]) for name in names}
         for future in [executor.submit(job) for job in jobs.values()]:
-            assert future.result(timeout=200) is True, "it has not ended at its limit"
+            assert future.result(timeout=PATIENCE) is True, "it has not ended at its limit"
     flush_events(10)
     near = {f"executor-adapter.job.{names[name]}" for name in ("runtime", "deadline")}
     wait_for(lambda: near <= set(fired(api, created["job near its limit"])), WITHIN)
     assert f"executor-adapter.job.{names['fine']}" not in fired(api, created["job near its limit"])
 
 
-def test_a_crashed_flow_run_fires(api: Api, created: Created, wait_for: Wait) -> None:
+def test_a_crashed_flow_run_fires(api: Api, created: Created) -> None:
     """A flow run that becomes Crashed fires, and one that fails or completes does not."""
     runs = {end: new_flow_run(api, {"type": "RUNNING"}) for end in ("COMPLETED", "FAILED", "CRASHED")}
     for end, run in runs.items():
@@ -185,7 +184,7 @@ def test_a_crashed_flow_run_fires(api: Api, created: Created, wait_for: Wait) ->
     assert others.isdisjoint(fired(api, created["crashed flow run"]))
 
 
-def test_a_crashed_flow_run_is_scheduled_again_but_not_for_ever(api: Api, created: Created, wait_for: Wait) -> None:
+def test_a_crashed_flow_run_is_scheduled_again_but_not_for_ever(api: Api, created: Created) -> None:
     """A run of the work pool that crashed is scheduled again as often as planned; one of another pool is not."""
     other = create_run(api, new_deployment(api, f"pool-{uuid4().hex[:8]}"))
     run = create_run(api, new_deployment(api, POOL))
@@ -203,9 +202,7 @@ def test_a_crashed_flow_run_is_scheduled_again_but_not_for_ever(api: Api, create
     assert [api.get(f"/flow_runs/{each}")["state_name"] for each in (run, other)] == ["Crashed", "Crashed"]
 
 
-def test_a_flow_run_that_crashes_before_it_starts_is_scheduled_again_twice(
-    api: Api, created: Created, wait_for: Wait
-) -> None:
+def test_a_flow_run_that_crashes_before_it_starts_is_scheduled_again_twice(api: Api, created: Created) -> None:
     """A run that its worker cannot start is scheduled again after the first two crashes; one that fails is not."""
     deployment = new_deployment(api, POOL)
     run, failed = create_run(api, deployment), create_run(api, deployment)
@@ -222,7 +219,7 @@ def test_a_flow_run_that_crashes_before_it_starts_is_scheduled_again_twice(
 
 
 @pytest.mark.chaos
-def test_a_flow_run_that_never_starts_is_scheduled_again(api: Api, created: Created, wait_for: Wait) -> None:
+def test_a_flow_run_that_never_starts_is_scheduled_again(api: Api, created: Created) -> None:
     """A run that a worker took and did not start is scheduled again; one that runs, or is of another pool, is not."""
     deployment = new_deployment(api, POOL)
     stuck, starts = create_run(api, deployment), create_run(api, deployment)
@@ -237,7 +234,7 @@ def test_a_flow_run_that_never_starts_is_scheduled_again(api: Api, created: Crea
 
 
 @pytest.mark.chaos
-def test_a_missed_schedule_fires(api: Api, created: Created, wait_for: Wait) -> None:
+def test_a_missed_schedule_fires(api: Api, created: Created) -> None:
     """A flow run that nobody has started in time fires; one that is not due yet does not."""
     runs = {}
     for name, hours in (("late", -1), ("later", 1)):
@@ -249,7 +246,7 @@ def test_a_missed_schedule_fires(api: Api, created: Created, wait_for: Wait) -> 
 
 
 @pytest.mark.chaos
-def test_a_flow_run_without_heartbeat_fires_and_becomes_crashed(api: Api, created: Created, wait_for: Wait) -> None:
+def test_a_flow_run_without_heartbeat_fires_and_becomes_crashed(api: Api, created: Created) -> None:
     """One of the pool whose heartbeats stop fires; one that ends, waits, still sends them or is of others does not."""
     new_deployment(api, POOL)  # With the pool.
     running = {"type": "RUNNING"}

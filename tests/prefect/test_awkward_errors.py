@@ -10,6 +10,7 @@ from prefect import flow, task
 from executor_adapter import Job, JobExecutor
 from executor_adapter.prefect import JobTaskRunner, job_task, run_jobs
 from tests.contract.awkward import AWKWARD, NO_EXCEPTIONS, raise_awkward, raise_no_exception
+from tests.waiting import PATIENCE
 
 KINDS = [
     "SaysNothingError",
@@ -31,7 +32,7 @@ def test_a_job_task_with_an_awkward_error_fails(prefect_api: str, pool: str) -> 
     def run() -> list[str]:
         futures = [awkward.submit(kind) for kind in KINDS] + [leaving.submit(kind) for kind in NO_EXCEPTIONS]
         for future in futures:
-            future.wait(60)
+            future.wait(PATIENCE)
         return [future.state.name for future in futures]
 
     with JobExecutor(2):
@@ -45,7 +46,7 @@ def test_a_plain_task_with_an_awkward_error_fails(prefect_api: str) -> None:
     def run() -> list[str]:
         futures = [task(raise_awkward).submit(kind) for kind in KINDS]
         for future in futures:
-            future.wait(60)
+            future.wait(PATIENCE)
         return [future.state.name for future in futures]
 
     assert run() == ["Failed"] * len(KINDS)

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from executor_adapter import Job
 from executor_adapter.prefect import JobExecutorBlock
 from tests.servers import ROOT
+from tests.waiting import PATIENCE
 
 LOGO = ROOT / "docs" / "assets" / "logo.png"
 
@@ -83,5 +84,5 @@ import {module} as blocks
 heavy = {{"executor_adapter.executor", "executor_adapter.supervision", "executor_adapter.prefect"}}
 print(blocks.JobExecutorBlock.get_block_type_slug(), sorted(heavy & sys.modules.keys()))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=200)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE)
     assert done.stdout == "job-executor []\n", done.stderr

@@ -18,7 +18,8 @@ from prefect.transactions import Transaction, transaction
 from executor_adapter import JobExecutor
 from executor_adapter.exceptions import MemoryLimitError, WorkerCrashedError
 from executor_adapter.prefect import JobTaskRunner, job_options, job_task, wait_until_recorded
-from tests.prefect.conftest import Api, Wait
+from tests.prefect.conftest import Api
+from tests.waiting import PATIENCE, wait_for
 
 pytestmark = pytest.mark.usefixtures("prefect_api", "executor")
 
@@ -70,7 +71,7 @@ async def refuse_async() -> None:
     raise LookupError("refused")
 
 
-def test_results_are_persisted_cached_and_logged(kind: TaskKind, api: Api, scratch: Path, wait_for: Wait) -> None:
+def test_results_are_persisted_cached_and_logged(kind: TaskKind, api: Api, scratch: Path) -> None:
     """A second call with the same inputs is Cached; results, names, hooks and logs are right."""
     hooked: list[str] = []
     write = kind.task(
@@ -166,7 +167,7 @@ def note_times(path: str) -> None:
 def test_a_tags_concurrency_limit_holds(name: str, prefect_api: str, scratch: Path) -> None:
     """With a limit of one for their tag, two tasks run one after the other."""
     limit = {"name": f"tag:{name.replace(' ', '-')}", "limit": 1, "active": True}
-    httpx.post(f"{prefect_api}/v2/concurrency_limits/", json=limit, timeout=60).raise_for_status()
+    httpx.post(f"{prefect_api}/v2/concurrency_limits/", json=limit, timeout=PATIENCE).raise_for_status()
     kind = TaskKind(name, "thread")
     limited = kind.task(note_times, tags=[name.replace(" ", "-")])
 
@@ -188,7 +189,7 @@ def own_pid() -> int:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_assets_are_materialized(name: str, prefect_api: str, wait_for: Wait) -> None:
+def test_assets_are_materialized(name: str, prefect_api: str) -> None:
     """A task with assets emits a materialization event for each run."""
     key = f"file:///{name.replace(' ', '-')}/{time.time_ns()}"
     made: Any = (
@@ -205,7 +206,7 @@ def test_assets_are_materialized(name: str, prefect_api: str, wait_for: Wait) ->
 
     def events() -> list[Any]:
         body = {"filter": {"resource": {"id": [key]}}}
-        answer = httpx.post(f"{prefect_api}/events/filter", json=body, timeout=60).raise_for_status()
+        answer = httpx.post(f"{prefect_api}/events/filter", json=body, timeout=PATIENCE).raise_for_status()
         return [event["event"] for event in answer.json()["events"]]
 
     wait_for(lambda: events().count("prefect.asset.materialization.succeeded") == 2)

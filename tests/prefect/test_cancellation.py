@@ -21,7 +21,8 @@ from executor_adapter.prefect import JobTaskRunner, job_task, wait_until_recorde
 from executor_adapter.prefect.cancellation import flow_end, watcher
 from executor_adapter.prefect.cancellation.watcher import watch_flow_run
 from executor_adapter.prefect.runners import engine_threads
-from tests.prefect.conftest import Api, Wait, cancel, own_id
+from tests.prefect.conftest import Api, cancel, own_id
+from tests.waiting import PATIENCE, wait_for
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +39,7 @@ def cancel_soon(url: str, flow_run_id: UUID, state: str = "CANCELLING") -> None:
 
 
 def flow_run_state(url: str, flow_run_id: UUID) -> str:
-    return str(httpx.get(f"{url}/flow_runs/{flow_run_id}", timeout=60).json()["state_name"])
+    return str(httpx.get(f"{url}/flow_runs/{flow_run_id}", timeout=PATIENCE).json()["state_name"])
 
 
 @job_task(pool="thread", retry_attempts=3)
@@ -48,11 +49,11 @@ def slow(_: int = 0) -> None:
 
 
 @pytest.fixture
-def ended(prefect_api: str, api: Api, wait_for: Wait) -> Callable[[UUID], None]:
+def ended(prefect_api: str, api: Api) -> Callable[[UUID], None]:
     """Return a function that asserts that a flow run and all its task runs are Cancelled, and these say why."""
 
     def check(flow_run_id: UUID) -> None:
-        wait_for(lambda: flow_run_state(prefect_api, flow_run_id) == "Cancelled", 20)
+        wait_for(lambda: flow_run_state(prefect_api, flow_run_id) == "Cancelled")
         assert wait_until_recorded(flow_run_id).complete
         runs = api.task_runs(flow_run_id)
         assert {run["state_name"] for run in runs} == {"Cancelled"}
@@ -151,7 +152,7 @@ def test_a_task_that_is_being_submitted_is_cancelled_too(prefect_api: str, api: 
             httpx.post(
                 f"{prefect_api}/flow_runs/{own_id()}/set_state",
                 json={"state": {"type": "CANCELLING"}, "force": True},
-                timeout=30,
+                timeout=PATIENCE,
             ).raise_for_status()
             futures[0].wait()
         return made[-1]
@@ -193,7 +194,7 @@ def test_an_async_flow_is_cancelled(prefect_api: str, ended: Callable[[UUID], No
 
 
 def test_a_subflow_run_ends_with_the_flow_run_that_is_cancelled(
-    prefect_api: str, wait_for: Wait, ended: Callable[[UUID], None]
+    prefect_api: str, ended: Callable[[UUID], None]
 ) -> None:
     """A cancelled flow run and its subflow run both become Cancelled."""
     ids: list[UUID] = []
@@ -212,7 +213,7 @@ def test_a_subflow_run_ends_with_the_flow_run_that_is_cancelled(
     with JobExecutor(2), pytest.raises(JobCancelledError):
         above()
     ended(ids[1])
-    wait_for(lambda: flow_run_state(prefect_api, ids[0]) == "Cancelled", 20)
+    wait_for(lambda: flow_run_state(prefect_api, ids[0]) == "Cancelled")
 
 
 def test_a_subflow_run_that_fails_before_it_is_known_to_be_cancelling_is_cancelled(
@@ -224,7 +225,7 @@ def test_a_subflow_run_that_fails_before_it_is_known_to_be_cancelling_is_cancell
     real = flow_end.Cancelling
 
     def late(**fields: Any) -> State[Any]:
-        assert failed.wait(200)
+        assert failed.wait(PATIENCE)
         return real(**fields)
 
     mocker.patch.object(flow_end, "Cancelling", side_effect=late)
@@ -246,7 +247,7 @@ def test_a_subflow_run_that_fails_before_it_is_known_to_be_cancelling_is_cancell
     ended(ids[0])
 
 
-def test_an_unreachable_server_is_polled_again(prefect_api: str, mocker: Any, wait_for: Wait) -> None:
+def test_an_unreachable_server_is_polled_again(prefect_api: str, mocker: Any) -> None:
     """A cancel is noticed once an unreachable server answers again."""
     heard = threading.Event()
     read = mocker.patch.object(watcher, "_read", side_effect=[OSError("away"), httpx.ConnectError("away")])
@@ -257,7 +258,7 @@ def test_an_unreachable_server_is_polled_again(prefect_api: str, mocker: Any, wa
         wait_for(lambda: read.call_count >= 2)
         mocker.stop(read)
         cancel_soon(prefect_api, own_id())
-        assert heard.wait(200)
+        assert heard.wait(PATIENCE)
         watch.close()
 
     run(return_state=True)
@@ -272,7 +273,4 @@ def test_polling_ends_some_time_after_the_last_watch_was_closed(mocker: Any) -> 
         watch_flow_run(own_id(), lambda: None).close()
 
     run()
-    until = time.monotonic() + 20
-    while any(thread.name == "cancel-watch" for thread in threading.enumerate()):
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    wait_for(lambda: all(thread.name != "cancel-watch" for thread in threading.enumerate()))

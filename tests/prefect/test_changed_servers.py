@@ -25,9 +25,10 @@ from executor_adapter.prefect.cancellation.watcher import watch_flow_run
 from executor_adapter.prefect.crashes import sweep
 from executor_adapter.prefect.mirror import flow_run_facts
 from executor_adapter.prefect.mirror.spool import Spool
-from tests.prefect.conftest import Wait, cancel, own_id
+from tests.prefect.conftest import cancel, own_id
 from tests.prefect.sample_events import COMPLETED, event
 from tests.prefect.server_proxy import ServerProxy
+from tests.waiting import PATIENCE, wait_for
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def address(proxy: ServerProxy) -> str:
 
 
 def test_a_cancel_is_seen_on_the_server_of_the_flow_run(
-    prefect_api: str, proxy: ServerProxy, monkeypatch: pytest.MonkeyPatch, wait_for: Wait
+    prefect_api: str, proxy: ServerProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While one server is away, a flow run of another one is cancelled and ended, and later one of the first."""
     monkeypatch.setattr(watcher, "POLL_INTERVAL", 0.1)
@@ -52,12 +53,12 @@ def test_a_cancel_is_seen_on_the_server_of_the_flow_run(
     def run(name: str) -> None:
         watch = watch_flow_run(own_id(), heard[name].set, until_flow_ends=True)
         ids[name] = own_id()
-        assert heard[name].wait(120)
+        assert heard[name].wait(PATIENCE)
         watch.close()
         raise InterruptedError("its jobs were cancelled")
 
     def state(name: str) -> Any:
-        return httpx.get(f"{prefect_api}/flow_runs/{ids[name]}", timeout=60).json()["state_name"]
+        return httpx.get(f"{prefect_api}/flow_runs/{ids[name]}", timeout=PATIENCE).json()["state_name"]
 
     with ThreadPoolExecutor(2) as threads:
         try:
@@ -68,12 +69,12 @@ def test_a_cancel_is_seen_on_the_server_of_the_flow_run(
             here = threads.submit(copy_context().run, run, "here", return_state=True)
             wait_for(lambda: "here" in ids)
             cancel(prefect_api, ids["here"])
-            assert heard["here"].wait(60), "the cancel is not seen"
+            assert heard["here"].wait(PATIENCE), "the cancel is not seen"
             wait_for(lambda: state("here") == "Cancelled")
             assert not heard["away"].is_set()
             proxy.open()
             cancel(prefect_api, ids["away"])
-            assert heard["away"].wait(60)
+            assert heard["away"].wait(PATIENCE)
             wait_for(lambda: state("away") == "Cancelled")
         finally:
             for each in heard.values():
@@ -81,9 +82,7 @@ def test_a_cancel_is_seen_on_the_server_of_the_flow_run(
         assert not wait([here, away], 60).not_done
 
 
-def test_a_mirror_uses_the_spool_of_the_flow_run_that_it_joins(
-    prefect_api: str, proxy: ServerProxy, wait_for: Wait
-) -> None:
+def test_a_mirror_uses_the_spool_of_the_flow_run_that_it_joins(prefect_api: str, proxy: ServerProxy) -> None:
     """A mirror that was made for one server sends what was spooled for the server of its flow run."""
     with temporary_settings({PREFECT_API_URL: address(proxy)}):
         mirror = PrefectMirror()
@@ -96,7 +95,7 @@ def test_a_mirror_uses_the_spool_of_the_flow_run_that_it_joins(
 
 
 def test_earlier_runs_are_looked_after_once_for_each_server(
-    prefect_api: str, proxy: ServerProxy, mocker: MockerFixture, wait_for: Wait
+    prefect_api: str, proxy: ServerProxy, mocker: MockerFixture
 ) -> None:
     """What earlier processes have left is ended once for each server that the process uses."""
     mocker.patch.object(sweep, "_swept", set())

@@ -14,6 +14,7 @@ from executor_adapter import Job, JobExecutor
 from executor_adapter.config import MonitoringSettings, Settings
 from executor_adapter.prefect import job_task, run_jobs
 from tests.servers import free_port
+from tests.waiting import PATIENCE
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_prefect_s_client_metrics_port_serves_the_jobs_of_a_flow(port: int) -> N
                 [Job(function=abs, args=(-n,), job_type="client-metrics-job") for n in range(3)], executor=executor
             )
             collect()
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE) as answer:
                 return str(answer.read().decode())
 
     lines = watched().splitlines()

@@ -12,7 +12,8 @@ from executor_adapter import Job
 from executor_adapter.prefect import JobTaskRunner, run_jobs
 from tests.contract.cluster.dask_cluster import dask_cluster
 from tests.contract.cluster.sshd import ssh_server
-from tests.prefect.conftest import Api, Wait, own_id
+from tests.prefect.conftest import Api, own_id
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.usefixtures("prefect_api"), pytest.mark.chaos]
 
@@ -40,7 +41,7 @@ def say(word: str) -> str:
     return word.upper()
 
 
-def test_a_flow_s_tasks_run_on_other_machines(far_pool: str, api: Api, wait_for: Wait) -> None:
+def test_a_flow_s_tasks_run_on_other_machines(far_pool: str, api: Api) -> None:
     """Tasks of a JobTaskRunner run there, what they log reaches the server, and run_jobs shows each job's node."""
     flow_run_ids: list[UUID] = []
 

@@ -20,7 +20,8 @@ from executor_adapter import Job, JobExecutor, RetryPolicy
 from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.prefect import JobTaskRunner, job_task, run_jobs, wait_until_recorded
 from executor_adapter.prefect.cancellation import flow_end, watcher
-from tests.prefect.conftest import Api, Wait, cancel, own_id
+from tests.prefect.conftest import Api, cancel, own_id
+from tests.waiting import PATIENCE, wait_for
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
@@ -64,7 +65,7 @@ def test_each_flow_run_has_the_states_of_its_own_jobs(api: Api, runner: Any) -> 
     @flow(task_runner=runner)
     def run(number: int) -> tuple[UUID, list[Any]]:
         own = 10 * number
-        together.wait(60)
+        together.wait(PATIENCE)
         futures = [*in_thread.map([own, own + 1]), in_process.submit(own + 2), in_thread.submit(-1)]
         called = in_process(own + 3)
         results = run_jobs(Job(function=work, args=(x,), pool="thread", retry=ONCE) for x in (own + 4, own + 5, -1))
@@ -95,7 +96,7 @@ class HeldJobs:
             time.sleep(0.01)
 
 
-def test_cancelling_one_flow_run_leaves_the_others(api: Api, prefect_api: str, wait_for: Wait) -> None:
+def test_cancelling_one_flow_run_leaves_the_others(api: Api, prefect_api: str) -> None:
     """The jobs of the cancelled flow run are Cancelled, those of the other one complete."""
     held, ids = HeldJobs(), dict[str, UUID]()
 
@@ -124,7 +125,7 @@ def test_cancelling_one_flow_run_leaves_the_others(api: Api, prefect_api: str, w
     assert state_counts(api, ids["other"]) == {"Completed": 3}
 
 
-def test_a_cancelled_flow_run_does_not_wait_for_a_shared_job(api: Api, prefect_api: str, wait_for: Wait) -> None:
+def test_a_cancelled_flow_run_does_not_wait_for_a_shared_job(api: Api, prefect_api: str) -> None:
     """A job with a shared dedupe_key goes on for the flow run that submitted it first."""
     held, ids, futures = HeldJobs(), dict[str, UUID](), dict[str, Any]()
 

@@ -16,7 +16,8 @@ from prefect.exceptions import ObjectNotFound
 
 from executor_adapter import Job, JobExecutor
 from executor_adapter.prefect import MirrorReport, PrefectMirror
-from tests.prefect.conftest import Api, Wait, own_id
+from tests.prefect.conftest import Api, own_id
+from tests.waiting import PATIENCE, wait_for
 
 
 @task
@@ -30,9 +31,7 @@ def plain_flow() -> UUID:
     return own_id()
 
 
-def test_a_deleted_flow_run_harms_no_other(
-    api: Api, prefect_api: str, caplog: pytest.LogCaptureFixture, wait_for: Wait
-) -> None:
+def test_a_deleted_flow_run_harms_no_other(api: Api, prefect_api: str, caplog: pytest.LogCaptureFixture) -> None:
     """While jobs of a deleted flow run end, the states of others are recorded, of plain tasks too; it is said once."""
     ids, reports = dict[str, UUID](), dict[str, MirrorReport]()
     is_deleted, over = threading.Event(), threading.Event()
@@ -52,7 +51,9 @@ def test_a_deleted_flow_run_harms_no_other(
         try:
             wait_for(lambda: all(name in ids and _names(api, ids[name]) == ["Running"] for name in runs))
             address = f"{prefect_api}/flow_runs/{ids['deleted']}"
-            wait_for(lambda: httpx.delete(address, timeout=60).status_code in (204, 404))  # 503: its database is busy.
+            wait_for(
+                lambda: httpx.delete(address, timeout=PATIENCE).status_code in (204, 404)
+            )  # 503: its database is busy.
             is_deleted.set()
             wait_for(lambda: "Completed" in _names(api, ids["other"]))
             plain_id = plain_flow()

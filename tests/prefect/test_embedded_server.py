@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.prefect.conftest import Wait
 from tests.servers import ROOT, create_database, new_user_env, processes_of
+from tests.waiting import PATIENCE, wait_for
 
 PROGRAM = """
 import sys, threading
@@ -41,7 +41,7 @@ def servers_of(home: Path) -> list[str]:
     [pytest.param(signal.SIGKILL, id="killed"), pytest.param(None, id="exits", marks=pytest.mark.chaos)],
 )
 def test_calls_outside_a_flow_share_one_server_that_ends_with_the_program(
-    tmp_path: Path, wait_for: Wait, ends_by: signal.Signals | None
+    tmp_path: Path, ends_by: signal.Signals | None
 ) -> None:
     """Calls of job tasks in several threads start one embedded server, and none outlives the program, killed or not."""
     create_database(tmp_path)
@@ -54,13 +54,13 @@ def test_calls_outside_a_flow_share_one_server_that_ends_with_the_program(
             assert len(servers_of(tmp_path)) == 1
             if ends_by is not None:
                 process.send_signal(ends_by)
-            process.communicate(timeout=200)
+            process.communicate(timeout=PATIENCE)
         finally:
             process.kill()
     wait_for(lambda: not servers_of(tmp_path))
 
 
-def test_a_server_that_starts_ends_with_its_program(tmp_path: Path, wait_for: Wait) -> None:
+def test_a_server_that_starts_ends_with_its_program(tmp_path: Path) -> None:
     """A program that is killed while its embedded server starts leaves no server."""
     create_database(tmp_path)
     program = "from executor_adapter.prefect import start_embedded_server\nstart_embedded_server()\nprint('started')"

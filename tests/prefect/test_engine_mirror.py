@@ -22,8 +22,9 @@ from executor_adapter import current_job
 from executor_adapter.prefect import JobTaskRunner, job_task
 from executor_adapter.prefect.mirror import flow_run_mirrors
 from tests.benchmarks.apart import apart
-from tests.prefect.conftest import Api, Wait
+from tests.prefect.conftest import Api
 from tests.prefect.offline_flow import TASKS, run_while_offline
+from tests.waiting import PATIENCE, wait_for
 
 
 @job_task(pool="thread", retry_attempts=0)
@@ -56,7 +57,7 @@ def test_a_server_that_was_unreachable_has_all_states_when_the_flow_ends(api: Ap
         assert api.state_names(task_run_id) == ["Pending", "Running", "Completed"]
 
 
-def test_the_mirror_sends_what_prefects_engine_sends(api: Api, prefect_api: str, wait_for: Wait) -> None:
+def test_the_mirror_sends_what_prefects_engine_sends(api: Api, prefect_api: str) -> None:
     """A task under Prefect's own runner and under ours has the same record, except for ids and times."""
 
     def run() -> UUID:
@@ -104,7 +105,7 @@ def _change(payload: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_in_a_worker_of_prefects_process_pool_prefects_engine_reports(api: Api, wait_for: Wait) -> None:
+def test_in_a_worker_of_prefects_process_pool_prefects_engine_reports(api: Api) -> None:
     """A worker of Prefect's process pool passes its events to the flow's process, before it may end."""
 
     @flow(task_runner=ProcessPoolTaskRunner(1))
@@ -130,7 +131,7 @@ def test_a_process_exits_only_once_its_states_are_recorded(api: Api, tmp_path: P
         print(alone(return_state=True).state_details.task_run_id)
         """)
     )
-    ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True, timeout=200)
+    ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True, timeout=PATIENCE)
     task_run_id = ended.stdout.split()[-1]
     assert api.task_run(task_run_id)["state_name"] == "Completed"
     assert api.state_names(task_run_id) == ["Pending", "Running", "Completed"]
@@ -175,7 +176,7 @@ def test_calls_of_one_flow_under_a_runner_without_an_end_share_a_mirror(api: Api
 
 
 def test_after_an_interrupt_at_a_prompt_later_states_are_sent_as_before(
-    api: Api, monkeypatch: pytest.MonkeyPatch, wait_for: Wait
+    api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C at a prompt, where the program continues, hurries only the states so far."""
     monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
@@ -186,12 +187,12 @@ def test_after_an_interrupt_at_a_prompt_later_states_are_sent_as_before(
     @job_task(pool="thread", retry_attempts=0)
     def interrupted() -> None:
         os.kill(os.getpid(), signal.SIGINT)
-        assert ended.wait(200)
+        assert ended.wait(PATIENCE)
 
     @job_task(pool="thread", retry_attempts=0)
     def later() -> None:
         ids.append(current_job().job_id)
-        assert ended.wait(200)
+        assert ended.wait(PATIENCE)
 
     try:
         with pytest.raises(KeyboardInterrupt):

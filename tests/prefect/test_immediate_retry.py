@@ -12,7 +12,8 @@ from prefect import flow, task
 
 from executor_adapter import JobExecutor, current_job
 from executor_adapter.prefect import JobTaskRunner, job_task, wait_until_recorded
-from tests.prefect.conftest import Api, Wait
+from tests.prefect.conftest import Api
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
@@ -31,9 +32,7 @@ async def refuse_async() -> None:
 
 @pytest.mark.parametrize("function", [refuse, refuse_async])
 @pytest.mark.parametrize("kind", ["job task", "plain task"])
-def test_a_retry_without_a_delay_is_retrying_and_gives_the_reason(
-    function: Any, kind: str, api: Api, wait_for: Wait
-) -> None:
+def test_a_retry_without_a_delay_is_retrying_and_gives_the_reason(function: Any, kind: str, api: Api) -> None:
     """The task run goes from Running to Retrying, whose message is the error of the first attempt."""
     made = task(function, retries=1) if kind == "plain task" else job_task(function, retry_attempts=1, retry_delay=0)
 
@@ -81,7 +80,7 @@ def hold_slot(released: str) -> None:
         time.sleep(0.01)
 
 
-def test_a_retry_without_a_slot_is_awaiting_retry(api: Api, scratch: Path, wait_for: Wait) -> None:
+def test_a_retry_without_a_slot_is_awaiting_retry(api: Api, scratch: Path) -> None:
     """A retry whose slot another job has taken is AwaitingRetry until the slot is free."""
     fail_once = job_task(fail_once_when_queued, retry_attempts=1, retry_delay=0)
     hold = job_task(hold_slot, retry_attempts=0)

@@ -14,7 +14,7 @@ from prefect import flow
 from executor_adapter import Job, JobExecutor, RetryPolicy
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.prefect import job_events, run_jobs
-from tests.prefect.conftest import Wait
+from tests.waiting import wait_for
 
 
 def fail_by(code: str) -> None:
@@ -41,7 +41,7 @@ def events_about(url: str, job_id: str) -> list[dict[str, Any]]:
     return sorted(found, key=lambda event: str(event["occurred"]))
 
 
-def test_failures_retries_crashes_and_quarantine_are_events(prefect_api: str, wait_for: Wait) -> None:
+def test_failures_retries_crashes_and_quarantine_are_events(prefect_api: str) -> None:
     """Failures, retries, crashes and quarantine are events with the job as resource, related to the flow run."""
     jobs = [job("broken", retries=1), job("crash", retries=3), job("late", max_runtime=0.5), job("well")]
 

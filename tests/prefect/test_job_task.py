@@ -22,7 +22,8 @@ from prefect.transactions import Transaction, transaction
 from executor_adapter import current_job
 from executor_adapter.exceptions import WorkerCrashedError
 from executor_adapter.prefect import job_task, wait_until_recorded
-from tests.prefect.conftest import Api, Wait
+from tests.prefect.conftest import Api
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.usefixtures("prefect_api", "executor")
 
@@ -128,7 +129,7 @@ def test_async_functions_run_in_sync_and_async_flows() -> None:
     assert asyncio.run(run_async()) == (6, 8, 10, [2, 4])
 
 
-def test_a_job_task_runs_outside_a_flow_like_a_task(api: Api, wait_for: Wait) -> None:
+def test_a_job_task_runs_outside_a_flow_like_a_task(api: Api) -> None:
     """Outside a flow a job task can be called and is recorded, but not submitted."""
     state = double(21, return_state=True)
     task_run_id = state.state_details.task_run_id
@@ -137,7 +138,7 @@ def test_a_job_task_runs_outside_a_flow_like_a_task(api: Api, wait_for: Wait) ->
     assert asyncio.run(double_async(2)) == 4
     with pytest.raises(LookupError, match="no"):
         fail()
-    wait_for(lambda: api.state_names(task_run_id) == ["Pending", "Running", "Completed"], 60)
+    wait_for(lambda: api.state_names(task_run_id) == ["Pending", "Running", "Completed"])
     with pytest.raises(RuntimeError, match="needs a flow run"):
         double.submit(1)
 

@@ -26,7 +26,8 @@ from executor_adapter import JobExecutor, RetryPolicy, RetryRule, current_job
 from executor_adapter.config import ExecutorSettings, Settings
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.prefect import JobTaskRunner, job_options, job_task
-from tests.prefect.conftest import Api, Wait
+from tests.prefect.conftest import Api
+from tests.waiting import PATIENCE, wait_for
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
@@ -111,7 +112,7 @@ def test_a_subclass_with_its_own_init_can_be_duplicated_and_pickled() -> None:
             assert other.submit(double, {"x": 1}).result() == 2
 
 
-def test_cancel_all_ends_running_tasks_and_starts_no_further_one(api: Api, wait_for: Wait, tmp_path: Path) -> None:
+def test_cancel_all_ends_running_tasks_and_starts_no_further_one(api: Api, tmp_path: Path) -> None:
     """After cancel_all every task run is Cancelled, with the time of its end, and no waiting one has started."""
 
     @task
@@ -123,12 +124,12 @@ def test_cancel_all_ends_running_tasks_and_starts_no_further_one(api: Api, wait_
         futures = [runner.submit(hang, {"number": number}) for number in range(3)]
         begun = wait_for(lambda: os.listdir(tmp_path))  # Any of the three may be first.
         runner.cancel_all()
-        assert {future.state.name for future in futures if not future.wait(200)} == {"Cancelled"}
+        assert {future.state.name for future in futures if not future.wait(PATIENCE)} == {"Cancelled"}
     assert os.listdir(tmp_path) == begun
     assert all(api.task_run(future.task_run_id)["end_time"] for future in futures)
 
 
-def test_a_running_future_is_an_input_and_not_a_parent(api: Api, wait_for: Wait, tmp_path: Path) -> None:
+def test_a_running_future_is_an_input_and_not_a_parent(api: Api, tmp_path: Path) -> None:
     """A running future among the arguments is recorded as an input of the task run only."""
 
     @task
@@ -318,20 +319,20 @@ def test_cancelling_the_wrapped_future_has_no_effect() -> None:
     assert run() == [2 * x for x in range(20)]
 
 
-def test_the_end_of_a_flow_waits_for_running_and_cancels_waiting_tasks(wait_for: Wait) -> None:
+def test_the_end_of_a_flow_waits_for_running_and_cancels_waiting_tasks() -> None:
     """The end of a flow waits for running tasks and cancels waiting ones, in the gate and in the queue."""
     begun, ended = threading.Event(), threading.Event()
 
     @task
     def slow() -> str:
         begun.set()
-        assert ended.wait(200)
+        assert ended.wait(PATIENCE)
         return "done"
 
     @flow(task_runner=JobTaskRunner(max_workers=1))
     def run() -> None:
         futures.append(slow.submit())
-        assert begun.wait(200)
+        assert begun.wait(PATIENCE)
         futures.extend(double.submit(x) for x in range(20))
         ending.start()
 
@@ -358,7 +359,7 @@ def test_an_interrupted_flow_ends_its_jobs_at_once() -> None:
     @flow(task_runner=JobTaskRunner(max_workers=1))
     def run() -> None:
         futures.append(endless.submit())
-        assert begun.wait(200)
+        assert begun.wait(PATIENCE)
         raise KeyboardInterrupt
 
     futures: list[Any] = []

@@ -26,8 +26,9 @@ from executor_adapter.prefect.crashes.sweep import find_earlier_runs, sweep_earl
 from executor_adapter.prefect.crashes.unreported import Death, UnreportedDeaths
 from executor_adapter.prefect.mirror.server_api import ServerApi, server_name
 from executor_adapter.prefect.mirror.state_events import iso, uuid7
-from tests.prefect.conftest import Api, Wait
+from tests.prefect.conftest import Api
 from tests.servers import ROOT
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.usefixtures("quick_sweeps")
 
@@ -38,7 +39,7 @@ def prefect_api(server_of_file: str) -> str:
     return server_of_file
 
 
-def test_the_task_runs_of_a_killed_flow_are_crashed(prefect_api: str, api: Api, wait_for: Wait, tmp_path: Path) -> None:
+def test_the_task_runs_of_a_killed_flow_are_crashed(prefect_api: str, api: Api, tmp_path: Path) -> None:
     """After a SIGKILL flow runs and live task runs become Crashed, however the jobs ran; those that ended stay so."""
     file = tmp_path / "ids"
 
@@ -48,11 +49,11 @@ def test_the_task_runs_of_a_killed_flow_are_crashed(prefect_api: str, api: Api, 
 
     with subprocess.Popen([sys.executable, "-m", "tests.prefect.killed_flows", str(file)], cwd=ROOT) as process:
         try:
-            wait_for(lambda: states() == [{"Completed": 2, "Running": 2, "Pending": 2}] * 4, 150)
+            wait_for(lambda: states() == [{"Completed": 2, "Running": 2, "Pending": 2}] * 4)
             ended = completed(api, file)
         finally:
             process.kill()
-    wait_for(lambda: states() == [{"Completed": 2, "Crashed": 4}] * 4, 150)
+    wait_for(lambda: states() == [{"Completed": 2, "Crashed": 4}] * 4)
     assert completed(api, file) == ended
     flow_run_ids = file.read_text().split()
     assert [api.get(f"/flow_runs/{each}")["state_name"] for each in flow_run_ids] == ["Crashed"] * 4
@@ -122,7 +123,7 @@ def sweep(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, int]:
 
 
 def test_a_sweep_ends_the_task_runs_of_ended_flow_runs(
-    rows: MakeRows, capsys: pytest.CaptureFixture[str], prefect_api: str, wait_for: Wait
+    rows: MakeRows, capsys: pytest.CaptureFixture[str], prefect_api: str
 ) -> None:
     """A dry run shows them and a sweep ends them; others stay as they are. An end that is recorded later wins."""
     ended, healthy = rows(CRASHED), rows({"type": "RUNNING", "name": "Running"})

@@ -17,7 +17,8 @@ from executor_adapter.exceptions import JobTimeoutError
 from executor_adapter.prefect import job_task
 from executor_adapter.prefect.child.logs import log_failed_attempt
 from executor_adapter.worker import wire
-from tests.prefect.conftest import Api, Wait
+from tests.prefect.conftest import Api
+from tests.waiting import wait_for
 
 LINES_PER_SECOND = 1_000
 
@@ -81,7 +82,7 @@ def log_of(api: Api, task_run_id: UUID | str) -> list[str]:
     ],
 )
 def test_a_thousand_lines_a_second_arrive_in_order(
-    api: Api, wait_for: Wait, executor: JobExecutor, pool: str, way: str, lines: int
+    api: Api, executor: JobExecutor, pool: str, way: str, lines: int
 ) -> None:
     """No line of a fast writer is lost or out of order, in any pool and by any way to write."""
     prints = way in ("by_turns", "by_print", "by_fd")
@@ -95,11 +96,11 @@ def test_a_thousand_lines_a_second_arrive_in_order(
 
     task_run_id = run()
     expected = [f"line {number}" for number in range(lines)]
-    wait_for(lambda: len(log_of(api, task_run_id)) >= lines + 1, 60)
+    wait_for(lambda: len(log_of(api, task_run_id)) >= lines + 1)
     assert [line for line in log_of(api, task_run_id) if line.startswith("line")] == expected
 
 
-def test_the_last_lines_before_a_crash_are_logged(api: Api, wait_for: Wait, executor: JobExecutor) -> None:
+def test_the_last_lines_before_a_crash_are_logged(api: Api, executor: JobExecutor) -> None:
     """With log_prints, the last lines of a worker that dies in C code, and a half-written one, are logged."""
 
     @job_task(pool="process", retry_attempts=0, log_prints=True)
@@ -149,7 +150,7 @@ def test_a_record_names_the_place_that_made_it(
     assert {record.funcName for record in caplog.records if record.filename == "test_logs.py"} == {"print_and_log"}
 
 
-def test_characters_that_a_server_cannot_store_are_replaced(api: Api, wait_for: Wait, executor: JobExecutor) -> None:
+def test_characters_that_a_server_cannot_store_are_replaced(api: Api, executor: JobExecutor) -> None:
     """Half a surrogate pair, as in a badly encoded file name, harms no other line or error."""
 
     @job_task(pool="process", retry_attempts=0, log_prints=True)

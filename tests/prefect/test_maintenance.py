@@ -21,7 +21,8 @@ from executor_adapter.prefect import clean_spool
 from executor_adapter.store import open_store
 from flows.maintenance import maintenance_flow
 from tests.cli.conftest import fill, record
-from tests.prefect.conftest import Api, Wait
+from tests.prefect.conftest import Api
+from tests.waiting import PATIENCE, wait_for
 
 DAY = 86_400.0
 
@@ -51,7 +52,7 @@ def ended_run(api: Api, flow: str, days: float) -> str:
     run: dict[str, Any] = api.post("/flow_runs/", {"flow_id": flow_id, "state": {"type": "COMPLETED"}})
     # The API takes no time of an end, so the database does.
     file = get_current_settings().home / "prefect.db"
-    with closing(sqlite3.connect(file, timeout=60)) as database, database:
+    with closing(sqlite3.connect(file, timeout=PATIENCE)) as database, database:
         ended = (datetime.now(UTC) - timedelta(days=days)).strftime("%Y-%m-%d %H:%M:%S.%f")
         changed = database.execute("UPDATE flow_run SET end_time = ? WHERE id = ?", (ended, run["id"]))
     assert changed.rowcount == 1
@@ -67,7 +68,7 @@ def artifacts_of(api: Api, flow_run_id: str) -> int:
 
 
 @pytest.mark.usefixtures("quick_sweeps")
-def test_the_flow_cleans_up_what_is_old(api: Api, tmp_path: Path, spool: Path, wait_for: Wait) -> None:
+def test_the_flow_cleans_up_what_is_old(api: Api, tmp_path: Path, spool: Path) -> None:
     """Old jobs, artifacts, spool and temporary files go, newer ones stay, and lost task runs become Crashed."""
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({"lake": "lake", "store": {"url": "sqlite:///jobs.db"}}))

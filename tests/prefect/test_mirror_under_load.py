@@ -28,6 +28,7 @@ from tests.prefect.many_jobs import failures_of, run_many_jobs
 from tests.prefect.orphaned_flow import TASKS
 from tests.prefect.server_proxy import ServerProxy, answering
 from tests.servers import ROOT
+from tests.waiting import PATIENCE, wait_for
 
 MANY = int(os.environ.get("MANY_JOBS", "20000"))
 TIMEOUT_SECONDS = 1_500
@@ -46,14 +47,6 @@ def count_recorded(server: MeasuredServer) -> int:
     query = "SELECT count(*) FROM task_run WHERE state_type IN ('COMPLETED', 'FAILED')"
     with contextlib.closing(sqlite3.connect(f"file:{server.home / 'prefect.db'}?mode=ro", uri=True)) as connection:
         return int(connection.execute(query).fetchone()[0])
-
-
-def wait_until(condition: Callable[[], bool], seconds: float) -> None:
-    """Poll until the condition holds."""
-    ends = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ends, f"not within {seconds} s"
-        time.sleep(0.2)
 
 
 def print_figures(what: str, ran: dict[str, Any], jobs: int) -> None:
@@ -110,7 +103,7 @@ def run_with_killed_server(directory: Path, jobs: int, away: float = 5.0) -> Non
     """Run the jobs with a server that is killed half-way, and started again `away` seconds later; check its record."""
     with prefect_server("default", directory) as server, server.environment(PREFECT_LOGGING_LEVEL="CRITICAL"):
         running = in_background(jobs)
-        wait_until(lambda: count_recorded(server) >= jobs / 3, TIMEOUT_SECONDS / 2)
+        wait_for(lambda: count_recorded(server) >= jobs / 3, TIMEOUT_SECONDS / 2)
         server.kill()
         time.sleep(away)
         server.start()
@@ -141,7 +134,7 @@ def run_through_outage(
     with prefect_server("default", directory) as server, ServerProxy(server.port) as proxy:
         with server.environment(PREFECT_API_URL=f"http://127.0.0.1:{proxy.port}/api", PREFECT_LOGGING_LEVEL="CRITICAL"):
             running = in_background(MANY)
-            wait_until(lambda: count_recorded(server) >= MANY / 4, TIMEOUT_SECONDS / 2)
+            wait_for(lambda: count_recorded(server) >= MANY / 4, TIMEOUT_SECONDS / 2)
             proxy.close()
             with answers(proxy.port):
                 time.sleep(seconds)
@@ -161,18 +154,18 @@ def test_a_server_that_is_away_for_longer_than_the_end_waits_gets_all_states_lat
             return subprocess.Popen([sys.executable, "-m", "tests.prefect.mirrored_jobs", str(jobs)], cwd=ROOT)
 
         with run(MANY) as process:
-            wait_until(lambda: count_recorded(server) >= MANY / 20, TIMEOUT_SECONDS / 2)
+            wait_for(lambda: count_recorded(server) >= MANY / 20, TIMEOUT_SECONDS / 2)
             server.kill()
             killed_at = time.monotonic()
-            assert process.wait(timeout=300) == 0
+            assert process.wait(timeout=PATIENCE) == 0
             print(f"away: it has ended {time.monotonic() - killed_at:.0f} s after its server, with {MANY:,} jobs")
         server.start()
         later = 0
         while list((server.home / "client").rglob("spool/*.jsonl")):
-            assert run(1).wait(timeout=200) == 0
+            assert run(1).wait(timeout=PATIENCE) == 0
             later += 1
         completed = {"task_runs": {"state": {"name": {"any_": ["Completed"]}}}}
-        wait_until(lambda: server.post("/task_runs/count", completed) == MANY + later, 60)
+        wait_for(lambda: server.post("/task_runs/count", completed) == MANY + later)
 
 
 @pytest.mark.chaos
@@ -182,7 +175,7 @@ def test_a_flow_whose_server_is_gone_for_good_ends_in_time(tmp_path: Path) -> No
     with prefect_server("default", tmp_path) as server, server.environment(PREFECT_CLIENT_MAX_RETRIES="0"):
         command = [sys.executable, "-m", "tests.prefect.orphaned_flow", str(tmp_path)]
         with subprocess.Popen(command, cwd=ROOT) as process:
-            wait_until((tmp_path / "begun").exists, 120)
+            wait_for((tmp_path / "begun").exists)
             server.kill()
             (tmp_path / "gone").touch()
             gone_at = time.monotonic()

@@ -12,7 +12,8 @@ import yaml
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.pipeline.flows import JobsFailedError, collection_flow, maintenance_flow, pipeline_flow
 from tests.api_server import Answer, as_json, serving
-from tests.prefect.conftest import Api, Wait
+from tests.prefect.conftest import Api
+from tests.waiting import wait_for
 
 STAGE = {"stage": "deduplicate", "key": "id"}
 
@@ -35,7 +36,7 @@ def files(folder: Path, **table: Any) -> dict[str, Any]:
     return {"source": "files", "directory": str(folder), "tables": {"orders": described}}
 
 
-def test_new_rows_are_materialisations_of_assets(prefect_api: str, api: Api, tmp_path: Path, wait_for: Wait) -> None:
+def test_new_rows_are_materialisations_of_assets(prefect_api: str, api: Api, tmp_path: Path) -> None:
     """A table with new rows is an asset whose event names its origin; without new rows there is no event."""
     config = configure(tmp_path, {"shop": files(tmp_path)})
 

@@ -20,8 +20,9 @@ from prefect.blocks.system import Secret
 from executor_adapter import Job, JobExecutor, JobResult
 from executor_adapter.config import ExecutorSettings, Settings
 from executor_adapter.prefect import JobTaskRunner, arun_jobs, job_options, job_task, run_jobs
-from tests.prefect.conftest import Wait, own_id
+from tests.prefect.conftest import own_id
 from tests.prefect.prefect_calls import FUNCTIONS
+from tests.waiting import PATIENCE, wait_for
 
 DEPLOYMENT = "called/everything"
 EVERY_POOL = ("sync_thread", "sync_process", "async_thread", "async_coroutine", "async_process")
@@ -36,7 +37,7 @@ Cases = Mapping[str, Sequence[str]]
 @pytest.fixture(scope="module")
 def server(prefect_api: str) -> Iterator[httpx.Client]:
     """The server, with what the calls need there: a deployment, a saved secret and a concurrency limit."""
-    with httpx.Client(base_url=prefect_api, timeout=60) as client:
+    with httpx.Client(base_url=prefect_api, timeout=PATIENCE) as client:
 
         def create(path: str, **body: Any) -> Any:
             return client.post(path, json=body).raise_for_status().json()
@@ -70,7 +71,7 @@ def resuming(server: httpx.Client) -> Iterator[None]:
     done = threading.Event()
 
     def resume() -> None:
-        with httpx.Client(base_url=server.base_url, timeout=60) as client:
+        with httpx.Client(base_url=server.base_url, timeout=PATIENCE) as client:
             while not done.wait(0.1):
                 body = {"flow_runs": {"state": {"type": {"any_": ["PAUSED"]}, "name": {"any_": ["Paused"]}}}}
                 for paused in client.post("/flow_runs/filter", json=body).raise_for_status().json():
@@ -85,7 +86,7 @@ def resuming(server: httpx.Client) -> Iterator[None]:
         thread.join()
 
 
-def check(server: httpx.Client, wait_for: Wait, results: Results) -> None:
+def check(server: httpx.Client, results: Results) -> None:
     """Check for each case that the calls returned what they should, and left what they should on the server."""
     names = {server.get(f"/flow_runs/{results.flow_run_id}").raise_for_status().json()["name"]}
     for case, returned in results.returned.items():
@@ -216,7 +217,7 @@ def run_in_an_async_flow(cases: Cases) -> Results:
     return results
 
 
-def test_calls_work_in_job_tasks_and_run_jobs(server: httpx.Client, executor: JobExecutor, wait_for: Wait) -> None:
+def test_calls_work_in_job_tasks_and_run_jobs(server: httpx.Client, executor: JobExecutor) -> None:
     """In a flow, in job tasks and in jobs of run_jobs, every call leaves its effect on the server."""
     cases = {
         "called": ["async_process"],
@@ -229,9 +230,7 @@ def test_calls_work_in_job_tasks_and_run_jobs(server: httpx.Client, executor: Jo
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("run", [run_in_a_flow, run_under_a_job_task_runner, run_in_an_async_flow])
-def test_calls_work_in_every_case(
-    server: httpx.Client, executor: JobExecutor, wait_for: Wait, run: Callable[[Cases], Results]
-) -> None:
+def test_calls_work_in_every_case(server: httpx.Client, executor: JobExecutor, run: Callable[[Cases], Results]) -> None:
     """Every seam, pool and kind of function leaves the effects of every call on the server."""
     seams = ("called", "submitted", "bulk", "plain", "awaited", "spawned")
     with resuming(server):

@@ -11,6 +11,7 @@ import pytest
 
 from tests.prefect.conftest import Api
 from tests.servers import ROOT, new_user_env
+from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.chaos  # It installs forty packages.
 
@@ -70,7 +71,7 @@ def test_a_flow_runs_with_prefect_client_alone(api: Api, prefect_api: str, tmp_p
     program.write_text(PROGRAM)
     env = new_user_env(tmp_path, PREFECT_API_URL=prefect_api)
     env.pop("PYTHONPATH", None)
-    done = subprocess.run([python, program], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    done = subprocess.run([python, program], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     *lines, last = done.stdout.splitlines()
     assert lines == ["no server", "[2, 4]", "[3]"]

@@ -24,9 +24,10 @@ from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.prefect import PrefectMirror, arun_jobs, job_task, run_jobs
 from executor_adapter.prefect.mirror.server_api import server_name
 from executor_adapter.prefect.mirror.spool import Spool
-from tests.prefect.conftest import Api, Wait
+from tests.prefect.conftest import Api
 from tests.prefect.fake_cloud import at_cloud
 from tests.prefect.fake_server import FakeServer
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.usefixtures("prefect_api", "executor")
 
@@ -181,7 +182,7 @@ def test_a_function_sees_its_task_run(api: Api, pool: Any) -> None:
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_the_output_of_a_job_is_in_its_log(api: Api, pool: Any, wait_for: Wait) -> None:
+def test_the_output_of_a_job_is_in_its_log(api: Api, pool: Any) -> None:
     """With log_prints on the flow, printed and logged lines are in order; a failure is there with its traceback."""
     jobs = [
         Job(function=write_output, args=(300,), job_id="writer", pool=pool),
@@ -197,7 +198,7 @@ def test_the_output_of_a_job_is_in_its_log(api: Api, pool: Any, wait_for: Wait) 
     wait_for(lambda: any("Traceback" in message and "down" in message for message in api.messages(failing)))
 
 
-def test_the_last_output_of_a_crashed_job_is_in_its_log(api: Api, wait_for: Wait) -> None:
+def test_the_last_output_of_a_crashed_job_is_in_its_log(api: Api) -> None:
     """Lines before a crash, and what it wrote to stderr last, are in the log, with log_prints on the flow."""
     jobs = [Job(function=write_output, args=(50, "crash"), job_id="crashing", pool="process", retry_attempts=0)]
     flow_run_id, _ = run_in_flow(jobs, log_prints=True)
@@ -261,7 +262,7 @@ def test_jobs_are_drawn_as_others_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert most_ahead[0] <= 12
 
 
-def test_waiting_jobs_are_pending_from_their_submission(api: Api, executor: JobExecutor, wait_for: Wait) -> None:
+def test_waiting_jobs_are_pending_from_their_submission(api: Api, executor: JobExecutor) -> None:
     """Of 20 jobs on two workers, 18 are Pending while two are Running."""
     released = threading.Event()
     ids: list[UUID] = []

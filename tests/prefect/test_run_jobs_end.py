@@ -13,7 +13,7 @@ from tests.benchmarks.prefect_server import MeasuredServer
 from tests.prefect.cancelled_flow import seconds_to_cancelled, sleeping_flow
 from tests.prefect.many_jobs import run_many_jobs
 from tests.prefect.server_proxy import ServerProxy
-from tests.prefect.test_mirror_under_load import wait_until
+from tests.waiting import wait_for
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_states_that_a_flow_could_not_report_are_sent_by_the_next_process(server
         with sleeping_flow(server, 60) as flow:
             proxy.close()
             flow.process.send_signal(signal.SIGINT)
-            wait_until(lambda: spooled() >= 60, 30)
+            wait_for(lambda: spooled() >= 60)
         proxy.open()
         assert apart(run_many_jobs, 5)["complete"]
         assert flow.count("Cancelled") == 60

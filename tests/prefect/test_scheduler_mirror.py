@@ -35,12 +35,13 @@ from executor_adapter.scheduler import (
     collection_scheduler,
     processing_scheduler,
 )
-from tests.prefect.conftest import Api, Wait
+from tests.prefect.conftest import Api
 from tests.prefect.fake_cloud import cloud_serving
 from tests.prefect.many_jobs import work
 from tests.prefect.scheduler_programs import finished, until_there
 from tests.prefect.server_proxy import ServerProxy
 from tests.servers import new_user_env, running
+from tests.waiting import PATIENCE, wait_for
 
 Scheduler = CollectionScheduler | ProcessingScheduler
 Mirrors = Callable[[], int]
@@ -51,7 +52,7 @@ ALWAYS = Settings(prefect=PrefectSettings(mirror="always"))
 
 
 def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(asyncio.wait_for(main(), 90))
+    asyncio.run(asyncio.wait_for(main(), PATIENCE))
 
 
 @pytest.fixture
@@ -178,7 +179,7 @@ def test_a_mirror_among_the_observers_is_the_only_one(prefect_api: str, observer
 
 def run_program(*words: str, env: dict[str, str], cwd: Path) -> str:
     command = [sys.executable, "-m", "tests.prefect.scheduler_programs", *words]
-    done = subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -290,7 +291,7 @@ def _short_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_short_end")
 def test_while_the_server_is_unreachable_jobs_run_and_their_final_states_are_spooled(
-    api: Api, prefect_api: str, caplog: pytest.LogCaptureFixture, wait_for: Wait
+    api: Api, prefect_api: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Without a reachable server jobs run, two warnings are logged, and the next scheduler sends the spooled states."""
     proxy = ServerProxy(int(prefect_api.split(":")[2].split("/")[0]))
@@ -366,7 +367,7 @@ def test_a_scheduler_without_jobs_makes_no_request(prefect_api: str, mirrors: Mi
             listener.accept()
 
 
-def test_a_scheduler_whose_jobs_are_recorded_makes_no_request(prefect_api: str, wait_for: Wait) -> None:
+def test_a_scheduler_whose_jobs_are_recorded_makes_no_request(prefect_api: str) -> None:
     """A scheduler whose jobs are recorded makes no request and uses almost no CPU time."""
 
     async def main() -> None:
@@ -398,9 +399,7 @@ def store(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'jobs.db'}"
 
 
-def test_a_job_that_another_host_takes_over_keeps_its_task_run(
-    api: Api, store: str, tmp_path: Path, wait_for: Wait
-) -> None:
+def test_a_job_that_another_host_takes_over_keeps_its_task_run(api: Api, store: str, tmp_path: Path) -> None:
     """A job that another host takes over keeps its task run, which is Pending in between."""
     path = tmp_path / "go"
     running_job = Job(function=until_there, args=(str(path),), job_id="handed-over")
@@ -436,7 +435,7 @@ def test_a_job_that_another_host_takes_over_keeps_its_task_run(
 
 
 def test_the_task_run_of_a_killed_program_is_finished_by_the_next_one(
-    api: Api, prefect_api: str, store: str, tmp_path: Path, wait_for: Wait
+    api: Api, prefect_api: str, store: str, tmp_path: Path
 ) -> None:
     """The task run of a killed program does not stay Running: the next program finishes it."""
     path = tmp_path / "go"

@@ -16,6 +16,7 @@ import yaml
 
 from tests.api_server import Answer, Headers, as_json, recording_headers
 from tests.servers import ROOT
+from tests.waiting import PATIENCE
 
 SECRET = "s3same-0pen-Sesame"
 PASSWORD = "h0rse/battery+staple"
@@ -120,7 +121,7 @@ def test_a_secret_is_in_no_output(prefect_api: str, tmp_path: Path) -> None:
             "XDG_CONFIG_HOME": str(data / "user"),
         }
         done = subprocess.run(
-            [sys.executable, "-c", PROGRAM], env=env, cwd=ROOT, capture_output=True, text=True, timeout=200
+            [sys.executable, "-c", PROGRAM], env=env, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE
         )
     output = done.stdout + done.stderr
     assert done.returncode == 0, output[-4000:]

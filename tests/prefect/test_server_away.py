@@ -22,11 +22,11 @@ from executor_adapter.prefect.mirror.job_history import JobHistory
 from executor_adapter.prefect.mirror.own_files import OwnFiles
 from executor_adapter.prefect.mirror.spool import Spool
 from executor_adapter.prefect.mirror.state_events import StateEvent
-from tests.prefect.conftest import Wait
 from tests.prefect.fake_cloud import FakeCloud, at_cloud
 from tests.prefect.server_proxy import ServerProxy, answering
 from tests.prefect.test_mirror import jobs, run_mirrored
 from tests.servers import ROOT, free_port
+from tests.waiting import wait_for
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ from tests.servers import ROOT, free_port
     ],
 )
 def test_a_server_that_takes_nothing_is_away(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, wait_for: Wait, status: int, message: str
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, status: int, message: str
 ) -> None:
     """All states are spooled, and one warning says what is wrong, what to do, and no password."""
     port = free_port()
@@ -84,7 +84,7 @@ def cloud_behind_proxy() -> Iterator[tuple[FakeCloud, ServerProxy]]:
                 proxy.close()
 
 
-def test_states_wait_on_disk_while_the_server_is_away(tmp_path: Path, wait_for: Wait) -> None:
+def test_states_wait_on_disk_while_the_server_is_away(tmp_path: Path) -> None:
     """While the server is away all states are on disk, few in memory; later it gets each once, and no file is left."""
     count = 3_000
     before = count_objects(JobHistory, StateEvent)
@@ -101,7 +101,7 @@ def test_states_wait_on_disk_while_the_server_is_away(tmp_path: Path, wait_for: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_intermediate_states_wait_on_disk_too(tmp_path: Path, wait_for: Wait) -> None:
+def test_intermediate_states_wait_on_disk_too(tmp_path: Path) -> None:
     """With history="full" a server that was away gets all states of all jobs."""
     with cloud_behind_proxy() as (cloud, proxy):
         mirror = PrefectMirror(history="full", spool=Spool("cloud", tmp_path))
@@ -112,13 +112,13 @@ def test_intermediate_states_wait_on_disk_too(tmp_path: Path, wait_for: Wait) ->
     assert {tuple(names) for names in cloud.events.states.values()} == {("Pending", "Running", "Completed")}
 
 
-def test_final_states_survive_a_kill_while_the_server_is_away(tmp_path: Path, wait_for: Wait) -> None:
+def test_final_states_survive_a_kill_while_the_server_is_away(tmp_path: Path) -> None:
     """A process that is killed while it waits for the server leaves the final states of all its jobs on disk."""
     spool = tmp_path / "executor-adapter" / "spool"
     env = os.environ | {"PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api"}
     process = subprocess.Popen([sys.executable, "-m", "tests.prefect.mirrored_jobs", "500"], cwd=ROOT, env=env)
     try:
-        wait_for(lambda: len(spooled_jobs(spool)) == 500, 60)
+        wait_for(lambda: len(spooled_jobs(spool)) == 500)
         assert list(Spool(env["PREFECT_API_URL"], spool).claim()) == []
     finally:
         process.kill()
@@ -128,7 +128,7 @@ def test_final_states_survive_a_kill_while_the_server_is_away(tmp_path: Path, wa
 
 
 def test_states_that_neither_server_nor_disk_takes_are_dropped_with_a_count(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, wait_for: Wait
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beyond a limit the oldest states are dropped: the log and the report say how many."""
     monkeypatch.setattr(sender_thread, "MAX_FINISHED_WITHOUT_DISK", 300)

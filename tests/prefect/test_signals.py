@@ -12,7 +12,8 @@ from uuid import UUID
 
 import pytest
 
-from tests.prefect.conftest import Api, Wait
+from tests.prefect.conftest import Api
+from tests.waiting import PATIENCE, wait_for
 
 FLOW = """
 import os, sys, time
@@ -59,7 +60,7 @@ def _names(api: Api, flow_run_id: UUID) -> list[str]:
     ],
 )
 def test_a_signal_to_the_flows_process_cancels_all_jobs(
-    api: Api, wait_for: Wait, scratch: Path, pool: str, doing: str, jobs: int, number: signal.Signals
+    api: Api, scratch: Path, pool: str, doing: str, jobs: int, number: signal.Signals
 ) -> None:
     """The process ends long before its jobs would and leaves no worker; the server has each job Cancelled."""
     script = scratch / "a_flow.py"
@@ -76,15 +77,15 @@ def test_a_signal_to_the_flows_process_cancels_all_jobs(
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     try:
-        pids = wait_for(_at_least(scratch, 2 if pool == "process" else 1), 60.0)
+        pids = wait_for(_at_least(scratch, 2 if pool == "process" else 1))
         flow_run_id = UUID((scratch / "flow-run").read_text())
         wait_for(lambda: _names(api, flow_run_id).count("Running") == 2 and len(_names(api, flow_run_id)) == jobs)
         process.send_signal(number)
-        process.wait(timeout=200)
+        process.wait(timeout=PATIENCE)
     finally:
         process.kill()
         process.wait()
-    wait_for(lambda: not any(_is_alive(pid) for pid in pids), 10.0)  # Idle workers end just after their host.
+    wait_for(lambda: not any(_is_alive(pid) for pid in pids))  # Idle workers end just after their host.
     wait_for(lambda: _names(api, flow_run_id) == ["Cancelled"] * jobs)
 
 

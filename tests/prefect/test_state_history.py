@@ -23,6 +23,7 @@ from executor_adapter.exceptions import (
 )
 from executor_adapter.prefect import job_task, wait_until_recorded
 from tests.prefect.conftest import Api
+from tests.waiting import PATIENCE
 
 POOLS = ["thread", "coroutine", "process"]
 
@@ -198,13 +199,13 @@ def test_a_job_past_its_queue_timeout_is_timed_out_without_running(api: Api) -> 
     @job_task(pool="thread")
     def hold() -> None:
         begun.set()
-        ended.wait(30)
+        ended.wait(PATIENCE)
 
     late = job_task(answer, queue_timeout=0.2, pool="thread", retry_attempts=3)
 
     def submit() -> list[PrefectFuture[Any]]:
         holding = hold.submit()
-        assert begun.wait(200)
+        assert begun.wait(PATIENCE)
         futures = [late.submit()]
         futures[0].wait()
         ended.set()

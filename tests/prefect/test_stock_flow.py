@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.prefect.conftest import Api
-from tests.servers import ROOT, new_user_env, poll
+from tests.servers import ROOT, new_user_env
+from tests.waiting import PATIENCE, wait_for
 
 PROGRAM = Path(__file__).with_name("stock_flow.py")
 KINDS = ("task", "thread", "process")
@@ -37,7 +38,7 @@ def start_flow(kind: str, home: Path, url: str) -> subprocess.Popen[str]:
 
 
 def end_flow(process: subprocess.Popen[str], api: Api) -> Shown:
-    stdout, stderr = process.communicate(timeout=500)
+    stdout, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, stdout + stderr
     *lines, flow_run_id = stdout.splitlines()
     flow_runs = [flow_run_id, *(run["id"] for run in children_of(api, flow_run_id))]
@@ -46,7 +47,7 @@ def end_flow(process: subprocess.Popen[str], api: Api) -> Shown:
         found: list[dict[str, object]] = api.post("/task_runs/filter", {"flow_runs": {"id": {"any_": flow_runs}}})
         return found
 
-    poll(lambda: {run["state_name"] for run in task_runs()} <= ENDED, within=60, what="task runs that have ended")
+    wait_for(lambda: {run["state_name"] for run in task_runs()} <= ENDED, what="task runs that have ended")
     states = Counter(
         f"{without_suffix(str(run['name']))} {run['tags']} {run['run_count']}: {api.state_names(str(run['id']))}"
         for run in task_runs()

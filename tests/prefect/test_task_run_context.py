@@ -36,7 +36,8 @@ from executor_adapter.prefect import PRELOAD, JobTask, job_task, run_jobs, wait_
 from executor_adapter.prefect.child.contexts import JobRunContext
 from executor_adapter.prefect.child.payload import task_run_payload
 from executor_adapter.worker import BoundCall
-from tests.prefect.conftest import Api, Wait, own_id
+from tests.prefect.conftest import Api, own_id
+from tests.waiting import wait_for
 
 
 def use_prefect(word: str) -> dict[str, Any]:
@@ -63,9 +64,7 @@ async def use_prefect_async(word: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("pool", ["thread", "coroutine", "process"])
-def test_logger_print_and_runtime_work_in_every_pool(
-    api: Api, executor: JobExecutor, wait_for: Wait, pool: str
-) -> None:
+def test_logger_print_and_runtime_work_in_every_pool(api: Api, executor: JobExecutor, pool: str) -> None:
     """The function sees its task run and flow run, and its lines are logged once."""
     task: Any = job_task(
         use_prefect_async if pool == "coroutine" else use_prefect, pool=pool, log_prints=True, name="say"
@@ -106,7 +105,7 @@ def write_lines(count: int) -> None:
     subprocess.run(["echo", "from a program"], check=True)
 
 
-def test_the_output_of_a_process_is_logged_in_order(api: Api, executor: JobExecutor, wait_for: Wait) -> None:
+def test_the_output_of_a_process_is_logged_in_order(api: Api, executor: JobExecutor) -> None:
     """With log_prints, all output of a worker and its child programs is in the log of the task run."""
     task = job_task(write_lines, pool="process", log_prints=True)
 
@@ -137,7 +136,7 @@ def warn_here() -> None:
 
 @pytest.mark.parametrize("seam", ["job_task", "run_jobs"])
 def test_output_and_other_loggers_are_not_sent_by_default(
-    api: Api, wait_for: Wait, capfd: Any, caplog: Any, monkeypatch: pytest.MonkeyPatch, seam: str
+    api: Api, capfd: Any, caplog: Any, monkeypatch: pytest.MonkeyPatch, seam: str
 ) -> None:
     """As in any Prefect task, output goes to the program's own, and only chosen loggers to the task run's log."""
     monkeypatch.setenv("PREFECT_LOGGING_EXTRA_LOGGERS", "chosen")
@@ -172,7 +171,7 @@ def log_at_each_level() -> None:
 
 
 def test_extra_loggers_have_in_a_worker_the_level_that_they_have_in_the_flow(
-    api: Api, wait_for: Wait, caplog: pytest.LogCaptureFixture
+    api: Api, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A worker's extra loggers follow the level in the flow, also when the flow changes it between two tasks."""
     task = job_task(log_at_each_level, pool="process")
@@ -199,7 +198,7 @@ def _all_messages(api: Api, task_run_id: Any) -> list[str]:
     return messages
 
 
-def messages_of_a_run(task: JobTask[..., Any], api: Api, wait_for: Wait) -> list[str]:
+def messages_of_a_run(task: JobTask[..., Any], api: Api) -> list[str]:
     """Run `task`, which fails, in a flow; return its whole log."""
 
     @flow
@@ -220,7 +219,7 @@ def crash_loudly() -> None:
     os.abort()
 
 
-def test_the_last_output_before_a_crash_is_in_the_log(api: Api, executor: JobExecutor, wait_for: Wait) -> None:
+def test_the_last_output_before_a_crash_is_in_the_log(api: Api, executor: JobExecutor) -> None:
     """The last printed line and the interpreter's crash report are in the message of the failure."""
     task = job_task(crash_loudly, pool="process", retry_attempts=0)
 
@@ -238,7 +237,7 @@ def fail_deep_inside() -> None:
     inside()
 
 
-def test_the_remote_traceback_is_in_the_log(api: Api, executor: JobExecutor, wait_for: Wait) -> None:
+def test_the_remote_traceback_is_in_the_log(api: Api, executor: JobExecutor) -> None:
     """The log has the line of the function that raised in the worker."""
     task = job_task(fail_deep_inside, pool="process", retry_attempts=0)
 
@@ -300,9 +299,7 @@ def call_inner(kind: str) -> Any:
 
 
 @pytest.mark.parametrize("kind", INNER)
-def test_tasks_and_flows_called_in_a_worker_run_there(
-    api: Api, executor: JobExecutor, wait_for: Wait, kind: str
-) -> None:
+def test_tasks_and_flows_called_in_a_worker_run_there(api: Api, executor: JobExecutor, kind: str) -> None:
     """A task or flow that a job calls in a worker completes, and the server records it."""
     calls = job_task(call_inner, pool="process", retry_attempts=0, max_runtime=60)
 
@@ -317,7 +314,7 @@ def test_tasks_and_flows_called_in_a_worker_run_there(
     wait_for(lambda: [each["state_name"] for each in api.task_runs(flow_run_id)] == ["Completed"] * 2)
 
 
-def test_a_task_called_by_a_job_of_run_jobs_runs_in_its_thread(api: Api, executor: JobExecutor, wait_for: Wait) -> None:
+def test_a_task_called_by_a_job_of_run_jobs_runs_in_its_thread(api: Api, executor: JobExecutor) -> None:
     """A task that a job of run_jobs calls completes, and the server records it."""
 
     @flow
@@ -587,7 +584,7 @@ def emit_events_when_stopped(name: str) -> None:
         emit_events(name)
 
 
-def check_events(api: Api, wait_for: Wait, name: str, task_run_id: str) -> None:
+def check_events(api: Api, name: str, task_run_id: str) -> None:
     """Check that all events arrive and are related to the task run and its flow run."""
     wait_for(lambda: len(api.events(f"test.{name}")) == EVENTS)
     flow_run_id = api.task_run(task_run_id)["flow_run_id"]
@@ -597,7 +594,7 @@ def check_events(api: Api, wait_for: Wait, name: str, task_run_id: str) -> None:
 
 
 @pytest.mark.parametrize("start_method", ["guardian", "spawn"])
-def test_events_of_a_worker_that_exits_are_sent(api: Api, wait_for: Wait, start_method: Any) -> None:
+def test_events_of_a_worker_that_exits_are_sent(api: Api, start_method: Any) -> None:
     """Events emitted last of all arrive, though the worker exits at once."""
     task = job_task(emit_events, pool="process")
     config = Settings(executor=ExecutorSettings(start_method=start_method))
@@ -612,7 +609,7 @@ def test_events_of_a_worker_that_exits_are_sent(api: Api, wait_for: Wait, start_
 
 
 @pytest.mark.parametrize("pool", ["thread", "process"])
-def test_events_of_run_jobs_are_sent(api: Api, wait_for: Wait, pool: Any) -> None:
+def test_events_of_run_jobs_are_sent(api: Api, pool: Any) -> None:
     """Events of a job of run_jobs arrive from a thread and from a process."""
 
     @flow
@@ -624,7 +621,7 @@ def test_events_of_run_jobs_are_sent(api: Api, wait_for: Wait, pool: Any) -> Non
     check_events(api, wait_for, pool, run())
 
 
-def test_a_job_stopped_at_its_limit_can_still_emit_events(api: Api, wait_for: Wait) -> None:
+def test_a_job_stopped_at_its_limit_can_still_emit_events(api: Api) -> None:
     """Events emitted while the job is stopped arrive."""
     task = job_task(emit_events_when_stopped, pool="process", max_runtime=3.0, retry_attempts=0)
 

@@ -21,7 +21,8 @@ from executor_adapter import JobExecutor
 from executor_adapter.config import ExecutorSettings, JobTaskSettings, Settings
 from executor_adapter.prefect import JobTask
 from tests.prefect import served_tasks
-from tests.prefect.conftest import Api, Wait
+from tests.prefect.conftest import Api
+from tests.waiting import PATIENCE, wait_for
 
 pytestmark = pytest.mark.usefixtures("prefect_api", "executor")
 
@@ -30,12 +31,12 @@ Value = Callable[[DistributedFuture], Any]
 
 
 @pytest.fixture
-def value_of(api: Api, wait_for: Wait) -> Value:
+def value_of(api: Api) -> Value:
     """Return the value of a task run, once the server has recorded its end."""
 
     def value(future: DistributedFuture) -> Any:
-        wait_for(lambda: api.state_names(future.task_run_id)[-1:] in (["Completed"], ["Failed"]), 60)
-        return future.result(timeout=200)
+        wait_for(lambda: api.state_names(future.task_run_id)[-1:] in (["Completed"], ["Failed"]))
+        return future.result(timeout=PATIENCE)
 
     return value
 
@@ -75,14 +76,14 @@ def test_the_retries_of_the_settings_count_in_a_task_worker(value_of: Value) -> 
     assert value_of(future) == 2
 
 
-def test_max_runtime_holds_in_a_task_worker(api: Api, wait_for: Wait) -> None:
+def test_max_runtime_holds_in_a_task_worker(api: Api) -> None:
     """A job task past its max_runtime ends as TimedOut in a task worker."""
     future = served_tasks.sleep_past_limit.delay()
     asyncio.run(run_in_task_worker(served_tasks.sleep_past_limit, future))
     wait_for(lambda: api.state_names(future.task_run_id) == ["Scheduled", "Pending", "Running", "TimedOut"])
 
 
-def test_a_data_error_is_not_retried_in_a_task_worker(api: Api, wait_for: Wait, scratch: Path) -> None:
+def test_a_data_error_is_not_retried_in_a_task_worker(api: Api, scratch: Path) -> None:
     """An error that the policy does not retry ends the task run after one attempt."""
     future = served_tasks.read_broken.delay(str(scratch / "unicode"))
     asyncio.run(run_in_task_worker(served_tasks.read_broken, future))
@@ -91,7 +92,7 @@ def test_a_data_error_is_not_retried_in_a_task_worker(api: Api, wait_for: Wait, 
 
 
 @pytest.mark.parametrize("is_async", [False, True])
-def test_a_retry_condition_holds_in_a_task_worker(scratch: Path, api: Api, wait_for: Wait, is_async: bool) -> None:
+def test_a_retry_condition_holds_in_a_task_worker(scratch: Path, api: Api, is_async: bool) -> None:
     """A task's own retry condition, sync or async, stops the retries in a task worker."""
 
     def once(task: object, task_run: Any, state: object) -> bool:
@@ -107,7 +108,7 @@ def test_a_retry_condition_holds_in_a_task_worker(scratch: Path, api: Api, wait_
     assert (scratch / "value").read_text() == "xx"
 
 
-def test_a_job_ends_with_the_engine_that_drove_it(executor: JobExecutor, wait_for: Wait) -> None:
+def test_a_job_ends_with_the_engine_that_drove_it(executor: JobExecutor) -> None:
     """A task worker that is stopped while a retry waits leaves no job that the executor would wait for."""
     future = served_tasks.retry_in_an_hour.delay()
 
@@ -123,7 +124,7 @@ def test_a_job_ends_with_the_engine_that_drove_it(executor: JobExecutor, wait_fo
 
 
 def test_a_task_worker_that_is_cancelled_again_and_again_ends_the_job(
-    executor: JobExecutor, scratch: Path, api: Api, wait_for: Wait
+    executor: JobExecutor, scratch: Path, api: Api
 ) -> None:
     """The task run is Crashed, and its job runs until the function has cleaned up."""
     started, cleaned_up = scratch / "started", scratch / "cleaned_up"
@@ -168,7 +169,7 @@ def test_a_job_task_is_served_by_another_process(value_of: Value) -> None:
         assert value_of(future)[1:] == (2, "hello")
     finally:
         os.kill(worker.pid, signal.SIGTERM)
-        worker.wait(timeout=200)
+        worker.wait(timeout=PATIENCE)
 
 
 def test_a_job_task_is_unchanged_within_its_own_function(value_of: Value) -> None:

@@ -12,7 +12,8 @@ from prefect import flow
 
 from executor_adapter import JobExecutor
 from executor_adapter.prefect import job_task, wait_until_recorded
-from tests.prefect.conftest import Api, Wait
+from tests.prefect.conftest import Api
+from tests.waiting import PATIENCE, wait_for
 
 pytestmark = pytest.mark.usefixtures("prefect_api", "executor")
 
@@ -34,7 +35,7 @@ def test_a_flow_called_while_an_exception_is_handled_waits_for_running_jobs() ->
     @flow
     def run() -> None:
         futures.append(slow.submit())
-        assert begun.wait(200)
+        assert begun.wait(PATIENCE)
 
     futures: list[Any] = []
     try:
@@ -44,20 +45,20 @@ def test_a_flow_called_while_an_exception_is_handled_waits_for_running_jobs() ->
     assert futures[0].state.name == "Completed"
 
 
-def test_at_the_end_of_a_flow_running_jobs_are_waited_for_and_queued_ones_cancelled(api: Api, wait_for: Wait) -> None:
+def test_at_the_end_of_a_flow_running_jobs_are_waited_for_and_queued_ones_cancelled(api: Api) -> None:
     """The end of a flow waits for running jobs and cancels queued ones, and the server records both."""
     begun, ended = threading.Event(), threading.Event()
 
     @job_task(pool="thread", retry_attempts=0)
     def slow() -> str:
         begun.set()
-        assert ended.wait(200)
+        assert ended.wait(PATIENCE)
         return "done"
 
     @flow
     def run() -> None:
         futures.append(slow.submit())
-        assert begun.wait(200)
+        assert begun.wait(PATIENCE)
         futures.append(slow.submit())
         futures.append(double.submit(futures[1]))
         ending.start()
@@ -89,7 +90,7 @@ def test_a_flow_that_is_interrupted_cancels_its_jobs(api: Api) -> None:
     @flow
     def run() -> None:
         futures.append(slow.submit())
-        assert begun.wait(200)
+        assert begun.wait(PATIENCE)
         raise KeyboardInterrupt
 
     futures: list[Any] = []

@@ -25,6 +25,7 @@ from executor_adapter.config import Settings
 from executor_adapter.prefect import BootstrapPlan
 from executor_adapter.prefect.setup.automations import automations
 from executor_adapter.prefect.setup.plan import heartbeat_seconds
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 KIT = ROOT / "deployments"
@@ -45,7 +46,7 @@ def program(name: str, package: str) -> str:
 def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> str:
     """Run a program that must succeed, and return what it wrote to both outputs."""
     env = os.environ | environment
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -209,7 +210,7 @@ def exported() -> dict[str, set[str]]:
     with InlineExecutor(config=settings) as executor:
         executor.submit(Job(function="builtins:int", args=("x",), retry_attempts=1, retry_delay=0)).exception()
         assert executor.metrics_url is not None
-        with urllib.request.urlopen(executor.metrics_url, timeout=60) as answer:
+        with urllib.request.urlopen(executor.metrics_url, timeout=PATIENCE) as answer:
             families = list(text_string_to_metric_families(answer.read().decode()))
     ours = {sample.name: set(sample.labels) for each in families for sample in each.samples}
     theirs = {name: set(labels) for name, labels in parsed(KIT / "monitoring" / "exporter_metrics.yaml").items()}

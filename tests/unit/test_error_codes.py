@@ -32,6 +32,7 @@ from executor_adapter.exceptions import (
 )
 from executor_adapter.job.retry import NEVER_RETRIED
 from executor_adapter.job.status import ErrorCode
+from tests.waiting import PATIENCE
 
 REQUEST = httpx.Request("GET", "http://127.0.0.1")
 
@@ -195,5 +196,5 @@ def test_no_library_is_imported_for_its_errors() -> None:
         "import sys; from executor_adapter.error_codes import error_code_of; error_code_of(ValueError());"
         "print({'httpx', 'requests', 'pandas', 'pandera', 'pydantic', 'yaml', 'aiohttp'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=200)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE)
     assert done.stdout.strip() == "set()"

@@ -16,6 +16,7 @@ from executor_adapter.supervision import futures as futures_module
 from executor_adapter.supervision.futures import Callbacks, JobFuture
 from executor_adapter.testing import InlineExecutor
 from tests.insides import supervisor_of
+from tests.waiting import PATIENCE
 
 
 @pytest.fixture
@@ -77,14 +78,14 @@ def test_no_wake_up_is_lost(executor: InlineExecutor) -> None:
             future.add_done_callback(lambda done: called.append(done.result()))
 
     def take_results() -> None:
-        results.extend(future.result(timeout=200) for future in futures)
+        results.extend(future.result(timeout=PATIENCE) for future in futures)
 
     threads = [threading.Thread(target=target) for target in (settle, add_callbacks, take_results)]
     for thread in threads:
         thread.start()
-    done, pending = concurrent.futures.wait(futures, timeout=200)
+    done, pending = concurrent.futures.wait(futures, timeout=PATIENCE)
     for thread in threads:
-        thread.join(200)
+        thread.join(PATIENCE)
     assert (len(done), len(pending)) == (3000, 0)
     assert results == list(range(3000))
     assert sorted(called) == list(range(3000))
@@ -97,16 +98,16 @@ def test_waiting_for_all_waits_for_all(executor: InlineExecutor) -> None:
         futures = [future_of(executor) for _ in range(20)]
         thread = threading.Thread(target=lambda: [future.settle(1, None) for future in futures])  # noqa: B023
         thread.start()
-        done, pending = concurrent.futures.wait(futures, timeout=200)
+        done, pending = concurrent.futures.wait(futures, timeout=PATIENCE)
         assert (len(done), len(pending)) == (20, 0)
-        thread.join(200)
+        thread.join(PATIENCE)
 
 
 def test_as_completed_and_asyncio_accept_it(executor: InlineExecutor) -> None:
     """`as_completed` and `asyncio.wrap_future` accept a JobFuture."""
     futures = [future_of(executor) for _ in range(3)]
     threading.Timer(0.05, lambda: [future.settle(n, None) for n, future in enumerate(futures)]).start()
-    assert {f.result() for f in concurrent.futures.as_completed(futures, timeout=200)} == {0, 1, 2}
+    assert {f.result() for f in concurrent.futures.as_completed(futures, timeout=PATIENCE)} == {0, 1, 2}
 
     async def main() -> int:
         future = future_of(executor)
@@ -167,7 +168,7 @@ def test_a_callback_may_wait_for_the_callbacks() -> None:
         waited.set()
 
     callbacks.call(wait)
-    assert waited.wait(200)
+    assert waited.wait(PATIENCE)
     callbacks.close()
 
 
@@ -183,5 +184,5 @@ def test_a_callback_thread_that_cannot_start_is_started_later(monkeypatch: pytes
         with pytest.raises(RuntimeError):
             callbacks.start()
     callbacks.call(called.set)
-    assert called.wait(200)
+    assert called.wait(PATIENCE)
     callbacks.close()

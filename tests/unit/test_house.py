@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import PATIENCE
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # The parts of the package from the top down: a part imports only the parts below it.
@@ -309,7 +311,7 @@ def test_what_a_face_exports_is_there() -> None:
     """Every name in the `__all__` of a face can be imported."""
     faces = [f"executor_adapter.{name}" for name in PARTS if name != "prefect"] + ["executor_adapter"]
     code = "".join(f"from {face} import *\n" for face in faces)
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=200)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=PATIENCE)
 
 
 def test_a_lazy_face_exports_no_name_of_its_modules() -> None:
@@ -507,7 +509,7 @@ for name in {list(names)!r}:
 print(json.dumps(sorted(set(sys.modules) - before)))
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=200
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=PATIENCE
     )
     return set(json.loads(done.stdout))
 

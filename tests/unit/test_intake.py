@@ -15,6 +15,7 @@ from executor_adapter.supervision.futures import JobFuture
 from executor_adapter.supervision.intake import JobIntake
 from executor_adapter.testing import InlineExecutor
 from tests.insides import supervisor_of
+from tests.waiting import PATIENCE, wait_for
 
 
 @pytest.fixture
@@ -52,14 +53,11 @@ class IntakeHarness:
         threads = [threading.Thread(target=enter, args=(job,)) for job in jobs]
         for thread in threads:
             thread.start()
-        give_up_at = time.monotonic() + 10
-        while self._waiting() < waiting_before + len(jobs):
-            assert time.monotonic() < give_up_at
-            time.sleep(0.001)
+        wait_for(lambda: self._waiting() >= waiting_before + len(jobs))
 
         def join() -> list[Any]:
             for thread in threads:
-                thread.join(200)
+                thread.join(PATIENCE)
             return [outcomes[job] for job in jobs]
 
         return join
@@ -153,7 +151,7 @@ def test_closing_inside_a_submission_does_not_block_the_supervisor(executor: Inl
     with harness.intake._lock:
         threading.Thread(target=start).start()
         harness.intake.close()
-        assert left.wait(200)
+        assert left.wait(PATIENCE)
 
 
 def test_a_job_that_was_admitted_and_ended_meanwhile_is_refused(executor: InlineExecutor) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from executor_adapter.pools.loop import SupervisorLoop
+from tests.waiting import PATIENCE
 
 
 class Clock:
@@ -65,7 +66,7 @@ def test_it_sleeps_until_any_time(when: float) -> None:
     time.sleep(0.05)
     assert thread.is_alive()
     loop.call_soon(loop.stop)
-    thread.join(200)
+    thread.join(PATIENCE)
     assert not thread.is_alive()
 
 
@@ -227,7 +228,7 @@ def test_an_idle_loop_sleeps_and_any_thread_wakes_it() -> None:
     time.sleep(0.2)
     assert len(turns) == 1
     loop.call_soon(loop.stop)
-    thread.join(200)
+    thread.join(PATIENCE)
     assert not thread.is_alive()
 
 

@@ -17,9 +17,9 @@ from executor_adapter.config import MonitoringSettings, Settings
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.monitoring import prometheus
 from executor_adapter.monitoring.job_counter import MAX_LABEL_VALUES
-from tests.contract.conftest import wait_for
 from tests.insides import supervisor_of
 from tests.servers import free_port
+from tests.waiting import PATIENCE, wait_for
 
 MakeExecutor = Callable[..., JobExecutor]
 
@@ -46,7 +46,7 @@ def make_executor() -> Iterator[MakeExecutor]:
 def scrape(executor: JobExecutor) -> dict[tuple[str, frozenset[str]], float]:
     """Return the value of each sample by its name and label values."""
     assert executor.metrics_url is not None
-    with urllib.request.urlopen(executor.metrics_url, timeout=60) as answer:
+    with urllib.request.urlopen(executor.metrics_url, timeout=PATIENCE) as answer:
         families = list(text_string_to_metric_families(answer.read().decode()))
     return {
         (sample.name.removeprefix("executor_adapter_"), frozenset(sample.labels.values()) - {""}): sample.value
@@ -126,7 +126,7 @@ def test_all_executors_of_a_process_share_one_port(make_executor: MakeExecutor) 
     second.shutdown()
     assert second.metrics_url is None
     with pytest.raises(urllib.error.URLError):
-        urllib.request.urlopen(url, timeout=60)
+        urllib.request.urlopen(url, timeout=PATIENCE)
     third = make_executor(port)
     assert scrape(third)["jobs_ended_total", frozenset({"completed", "job"})] == 2
 

@@ -21,7 +21,7 @@ from executor_adapter.scheduler import CollectionScheduler
 from executor_adapter.supervision.running_attempts import MIN_NOTED, NearLimits
 from executor_adapter.supervision.stats import MAX_ENDED_JOBS, ended_jobs, figures, percentile
 from executor_adapter.testing import FakeClock, InlineExecutor
-from tests.contract.conftest import wait_for
+from tests.waiting import PATIENCE, wait_for
 
 DONE, FAILED, CANCELLED = JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED
 
@@ -247,7 +247,7 @@ def test_it_checks_in_an_event_loop_until_its_block_is_left() -> None:
         scheduler.close()
         assert asyncio.all_tasks() == others
 
-    asyncio.run(asyncio.wait_for(main(), 30))
+    asyncio.run(asyncio.wait_for(main(), PATIENCE))
     assert alerts[0].kind is AlertKind.HIGH_FAILURE_RATE
 
 
@@ -375,5 +375,5 @@ def test_a_scheduler_s_job_near_its_limit_is_an_alert_in_its_event_loop() -> Non
                     await asyncio.sleep(0.005)
                 scheduler.close()
 
-    asyncio.run(asyncio.wait_for(main(), 60))
+    asyncio.run(asyncio.wait_for(main(), PATIENCE))
     assert {alert.kind for alert in alerts} == {AlertKind.NEAR_LIMIT}

@@ -16,8 +16,8 @@ from executor_adapter import Job, JobExecutor, JobStatus
 from executor_adapter.config import Settings
 from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.monitoring.telemetry import meter_in_use
-from tests.contract.conftest import wait_for
 from tests.insides import supervisor_of
+from tests.waiting import wait_for
 
 Points = dict[tuple[str, frozenset[str]], Any]
 

@@ -13,6 +13,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.waiting import PATIENCE
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -21,7 +23,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     """Build the wheel without a network: the build backend is one of the development dependencies."""
     directory = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", str(ROOT), "--no-deps", "--no-build-isolation", "--no-index"]
-    done = subprocess.run([*command, "--wheel-dir", str(directory)], capture_output=True, text=True, timeout=200)
+    done = subprocess.run([*command, "--wheel-dir", str(directory)], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     (built,) = directory.glob("*.whl")
     assert built.name.startswith("prefect_executor_adapter-")
@@ -82,6 +84,6 @@ def test_the_lock_file_is_up_to_date() -> None:
 def test_the_command_names_the_extra_that_is_missing() -> None:
     """Without what the extra `cli` installs, the command says in one line what to install."""
     code = "import sys; sys.modules['typer'] = None; from executor_adapter.cli import main; main(['version'])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     said = "the command needs typer: pip install 'prefect-executor-adapter[cli]'\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", said)

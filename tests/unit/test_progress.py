@@ -16,6 +16,7 @@ from executor_adapter import Job, JobExecutor
 from executor_adapter.config import Settings
 from executor_adapter.monitoring import ProgressBar, ProgressCounts
 from executor_adapter.scheduler import CollectionScheduler
+from tests.waiting import PATIENCE
 
 FULL = ProgressCounts(done=1_234, failed=56, total=100_000, note="waiting for the server to record the task runs")
 
@@ -82,7 +83,7 @@ def test_a_pipe_hears_what_is_waited_for(capsys: pytest.CaptureFixture[str], mon
     monkeypatch.setattr(progress_module, "FIRST_WORD", 0.01)
     go_on, heard = threading.Event(), ""
     with JobExecutor(1, config=Settings()) as executor:
-        results = executor.map(lambda _: go_on.wait(20), [1], progress=True, pool="thread")
+        results = executor.map(lambda _: go_on.wait(PATIENCE), [1], progress=True, pool="thread")
         collecting = threading.Thread(target=lambda: list(results))
         collecting.start()
         while "0 of 1 done" not in heard:

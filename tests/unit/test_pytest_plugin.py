@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import PATIENCE
+
 ROOT = Path(__file__).resolve().parents[2]
 USER_TESTS = ROOT / "tests" / "typecheck" / "scripts" / "user_tests.py"
 
@@ -22,7 +24,7 @@ def run_pytest(*arguments: str, cwd: Path, **env: str) -> str:
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", **env},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=PATIENCE,
     )
     return done.stdout + done.stderr
 

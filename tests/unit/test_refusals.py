@@ -18,6 +18,7 @@ from executor_adapter.job.tool_limit import ToolLimit
 from executor_adapter.job.transition import Transition
 from executor_adapter.scheduler import CollectionScheduler, ProcessingScheduler
 from executor_adapter.store import open_store
+from tests.waiting import PATIENCE
 
 NAN, INF = float("nan"), float("inf")
 
@@ -157,7 +158,7 @@ def test_a_live_id_is_refused_until_a_copy_has_its_own(executor: JobExecutor) ->
     job = Job(function=work, args=(1,), queue_timeout=60, tool_name="held")
     held = JobExecutor(1, config=Settings(), tool_limits={"held": ToolLimit(rate=1e-3, buffer=0)})
     try:
-        held.submit(job.model_copy(update={"job_id": "first"})).result(timeout=20)
+        held.submit(job.model_copy(update={"job_id": "first"})).result(timeout=PATIENCE)
         held.submit(job)  # it waits for its tool
         with pytest.raises(InvalidJobError, match=r"submitted already: .*job.model_copy\(update={'job_id': ...}\)"):
             held.submit(job)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import pytest
 from executor_adapter.executor.sentinel import MAX_REPLACEMENTS, SentinelClient
 from executor_adapter.prefect.crashes.reporter import wait_for_workers
 from executor_adapter.worker import sentinel
+from tests.waiting import PATIENCE, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,13 +41,6 @@ def host(how: str, file: Path) -> Iterator[subprocess.Popen[str]]:
 def pid_from(process: subprocess.Popen[str]) -> int:
     assert process.stdout is not None
     return int(process.stdout.readline().split()[0])
-
-
-def wait_until(condition: Callable[[], Any], seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.01)
 
 
 def is_alive(pid: int) -> bool:
@@ -73,7 +67,7 @@ def test_the_death_of_a_host_is_reported(tmp_path: Path) -> None:
         assert len(os.listdir(f"/proc/{pid}/fd")) <= 5
         before = time.time()
         os.killpg(process.pid, signal.SIGTERM)
-        wait_until(lambda: not is_alive(pid))
+        wait_for(lambda: not is_alive(pid))
     assert reports(file) == DEATH
     died_at = json.loads((tmp_path / "report-one").read_text())["died_at"]
     assert before <= died_at <= time.time()
@@ -89,7 +83,7 @@ def test_a_child_of_the_host_does_not_hide_its_death(tmp_path: Path) -> None:
         assert its_sentinel == "None"
         try:
             process.kill()
-            wait_until(lambda: not is_alive(pid))
+            wait_for(lambda: not is_alive(pid))
             assert reports(file) == DEATH
         finally:
             os.kill(int(child), signal.SIGKILL)
@@ -100,7 +94,7 @@ def test_an_orderly_exit_is_not_reported(tmp_path: Path) -> None:
     file = tmp_path / "report"
     with host("exit", file) as process:
         pid = pid_from(process)
-        assert process.wait(200) == 0
+        assert process.wait(PATIENCE) == 0
         assert not is_alive(pid)
     assert reports(file) == []
 
@@ -113,7 +107,7 @@ def test_a_killed_sentinel_is_replaced(tmp_path: Path, how: str, more: dict[str,
         first, second = pid_from(process), pid_from(process)
         assert first != second
         process.kill()
-        wait_until(lambda: not is_alive(second))
+        wait_for(lambda: not is_alive(second))
     assert reports(file) == [("one", {"first": 2} | more), ("two", {"second": 1})]
 
 
@@ -156,7 +150,7 @@ def test_the_report_names_the_newest_flow_runs(tmp_path: Path) -> None:
         assert process.stdin is not None
         process.stdin.write(b"".join(message(str(number)) for number in range(sentinel.MAX_FLOW_RUNS + 5)))
         process.stdin.close()  # The host has closed its end of the pipe, as at its death.
-        process.wait(20)
+        process.wait(PATIENCE)
     ((_, flow_runs),) = reports(file)
     assert list(flow_runs) == [str(number) for number in range(5, sentinel.MAX_FLOW_RUNS + 5)]
 
@@ -170,4 +164,4 @@ def test_a_reporter_waits_for_the_workers() -> None:
         wait_for_workers(name, timeout=0.2)
         assert time.monotonic() - began >= 0.2
         threading.Timer(0.1, presence.close).start()
-        wait_for_workers(name, timeout=3600.0)
+        wait_for_workers(name, timeout=PATIENCE)

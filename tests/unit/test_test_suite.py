@@ -13,7 +13,8 @@ from uuid import uuid4
 import pytest
 
 from tests import docstrings
-from tests.servers import ROOT, poll, processes_of
+from tests.servers import ROOT, processes_of
+from tests.waiting import wait_for
 
 
 def test_every_test_has_a_docstring() -> None:
@@ -22,15 +23,25 @@ def test_every_test_has_a_docstring() -> None:
     assert missing == []
 
 
+def run_tests(*arguments: str) -> str:
+    """Run tests in a process that collects files one by one; they must pass."""
+    command = [sys.executable, "-m", "tests.run", "-n", "1", *arguments]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True).stdout
+
+
 def test_the_last_line_of_a_run_adds_its_groups_up() -> None:
     """Each group runs its own files, in processes that collect them one by one; the last line counts all tests."""
     files = ["tests/unit/test_fate.py", "tests/examples/test_readme.py", "tests/unit/test_outcome.py"]
-    command = [sys.executable, "-m", "tests.run", "-n", "1", *files]
-    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
-    checks, tests, both = map(int, re.findall(r"=== (\d+) passed in", done.stdout))
+    checks, tests, both = map(int, re.findall(r"=== (\d+) passed in", run_tests(*files)))
     assert checks == len(re.findall(r"^def test_", (ROOT / files[1]).read_text(), re.MULTILINE))
     assert 0 < checks < tests < both == checks + tests
+
+
+def test_a_file_without_a_selected_test_may_stand_between_others() -> None:
+    """What a folder keeps for its tests is released after a file of which no test was selected, too."""
+    files = ["tests/unit/test_job.py", "tests/unit/test_tracebacks.py", "tests/prefect/test_unsent.py"]
+    assert "skipped" not in run_tests("--group", "tests", "--deselect", files[1], *files)
 
 
 PROGRAM = """
@@ -50,10 +61,10 @@ def test_tests_that_are_ended_leave_no_process(tmp_path: Path, number: signal.Si
     mark, log = uuid4().hex, tmp_path / "log"
     command = [sys.executable, "-c", PROGRAM, str(tmp_path), mark]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, preexec_fn=reset_sigint) as tests:
-        poll(lambda: log.exists() and log.read_text(), what="a process of the tests", within=200)
+        wait_for(lambda: log.exists() and log.read_text(), what="a process of the tests")
         assert processes_of(mark)
         tests.send_signal(number)
-    poll(lambda: not processes_of(mark), what="the end of its process", within=200)
+    wait_for(lambda: not processes_of(mark), what="the end of its process")
 
 
 def reset_sigint() -> None:

@@ -18,6 +18,7 @@ from executor_adapter.config import Settings
 from tests.contract.chaos import functions
 from tests.contract.chaos.chaos_run import ChaosRun, seconds_until
 from tests.contract.chaos.leftovers import ResourceSnapshot, left_since, lingering, marked_by
+from tests.waiting import PATIENCE
 
 
 @pytest.fixture
@@ -129,7 +130,7 @@ def test_a_chaos_run_of_a_host_that_is_paused(seed: int, tmp_path: Path) -> None
             time.sleep(4.0)
             host.send_signal(signal.SIGCONT)
             pauses += 1
-        output, _ = host.communicate(timeout=200)
+        output, _ = host.communicate(timeout=PATIENCE)
     print(f"paused {pauses} times for 4 s")
     assert pauses >= 2, "the run was over: this proves nothing"
     assert host.returncode == 0, output

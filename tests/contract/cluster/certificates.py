@@ -6,6 +6,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.waiting import PATIENCE
+
 
 class Authority:
     """A certificate authority in a folder, and one certificate of its own that serves all roles.
@@ -41,4 +43,4 @@ class Authority:
 
 
 def _openssl(*arguments: str) -> None:
-    subprocess.run(["openssl", *arguments], check=True, capture_output=True, timeout=200)
+    subprocess.run(["openssl", *arguments], check=True, capture_output=True, timeout=PATIENCE)

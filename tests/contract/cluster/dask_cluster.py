@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.waiting import PATIENCE
+
 ROOT = Path(__file__).resolve().parents[3]
 QUIET = {"DASK_DISTRIBUTED__DASHBOARD__ENABLED": "False", "DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "warning"}
 
@@ -63,7 +65,7 @@ class DaskCluster:
 
         engine: Any = distributed
         with engine.Client(self.address, set_as_default=False, security=self._security) as client:
-            client.wait_for_workers(count, timeout=200)
+            client.wait_for_workers(count, timeout=PATIENCE)
 
     def stop_scheduler(self) -> None:
         """Kill the scheduler."""
@@ -90,7 +92,7 @@ def _kill(processes: Sequence[subprocess.Popen[bytes]]) -> None:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGKILL)
     for process in processes:
-        process.wait(10)
+        process.wait(PATIENCE)
 
 
 @contextlib.contextmanager

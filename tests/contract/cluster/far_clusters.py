@@ -18,6 +18,7 @@ from tests.contract.cluster.dask_cluster import DaskCluster
 from tests.contract.cluster.hosts import CLIENT, HOSTS, inside, three_hosts
 from tests.contract.cluster.ray_cluster import ENVIRONMENT, RayCluster
 from tests.contract.cluster.sshd import ROOT, SshServer
+from tests.waiting import PATIENCE
 
 SLOTS = 3
 """Slots of each host."""
@@ -123,7 +124,7 @@ class _RayHosts(FarCluster):
     def stop(self) -> None:
         for node in self._nodes:
             node.kill()
-            node.wait(10)
+            node.wait(PATIENCE)
         self._cluster.stop()
 
 

@@ -18,7 +18,7 @@ from executor_adapter.config import Settings
 from tests.contract.cluster import functions
 from tests.contract.cluster.far_clusters import FAR_POOLS, SLOTS, FarCluster, FarPool, far_cluster
 from tests.contract.cluster.hosts import CAN_MAKE_HOSTS, HOSTS, pids_on, switch_off
-from tests.contract.conftest import wait_for
+from tests.waiting import PATIENCE, wait_for
 
 pytestmark = [pytest.mark.chaos, pytest.mark.skipif(not CAN_MAKE_HOSTS, reason="it needs root and ip")]
 
@@ -90,10 +90,10 @@ def test_all_jobs_end_once_and_nothing_is_left(pool: FarPool, tmp_path: Path) ->
             killer.start()
             try:
                 for number, future in enumerate(futures):
-                    assert future.result(timeout=300) == number
+                    assert future.result(timeout=PATIENCE) == number
             finally:
                 killer.stopped.set()
-                killer.join(200)
+                killer.join(PATIENCE)
         codes = collections.Counter(attempt.error_code for job in jobs for attempt in job.attempts)
         print(
             f"\n{pool}: {JOBS} jobs in {time.monotonic() - began:.0f} s, {killer.workers} workers and {killer.hosts} "
@@ -102,7 +102,7 @@ def test_all_jobs_end_once_and_nothing_is_left(pool: FarPool, tmp_path: Path) ->
         assert {job.status for job in jobs} == {JobStatus.COMPLETED}
         assert set(ends.values()) == {1}
         assert len(ends) == JOBS
-        wait_for(lambda: not _left(), seconds=200)
+        wait_for(lambda: not _left())
 
 
 def _left() -> list[str]:

@@ -31,9 +31,9 @@ from executor_adapter.pools.loop import SupervisorLoop
 from tests.contract.cluster import functions
 from tests.contract.cluster.conftest import Runs, guardian_of
 from tests.contract.cluster.dask_cluster import DaskCluster, dask_cluster
-from tests.contract.conftest import wait_for
 from tests.contract.functions import wait_for_file
 from tests.insides import supervisor_of
+from tests.waiting import PATIENCE, wait_for
 
 AT_ONCE = RetryPolicy(retry_delay=0.0, jitter=0.0)
 
@@ -63,7 +63,7 @@ def test_leases_are_asked_for_and_given_back(cluster: DaskCluster, tmp_path: Pat
         assert len({future.job.attempts[0].node for future in both}) == 2
         late = Job(function=time.sleep, args=(30,), pool="dask", max_runtime=0.3, retry_attempts=0)
         with pytest.raises(JobTimeoutError):
-            executor.submit(late).result(timeout=200)
+            executor.submit(late).result(timeout=PATIENCE)
         many = executor.map(functions.size_of, [bytes(size) for size in range(300)], pool="dask")
         assert [result.value for result in many] == list(range(300))
         wait_for(lambda: not agents_of(executor))
@@ -77,7 +77,7 @@ def test_the_jobs_of_a_killed_worker_run_again_and_once_each(cluster: DaskCluste
         fields = {"args": (str(runs.folder), 1.5), "pool": "dask", "retry": AT_ONCE}
         jobs = [Job(function=functions.note_times, **fields) for _ in range(3)]
         futures = [executor.submit(job) for job in jobs]
-        wait_for(lambda: len(runs.agents()) == 2, seconds=200)
+        wait_for(lambda: len(runs.agents()) == 2)
         lost = executor.running()[0]
         node = lost.live.assignment.node
         victim = next(each for each in cluster.workers if _listens_at(each, node))
@@ -85,7 +85,7 @@ def test_the_jobs_of_a_killed_worker_run_again_and_once_each(cluster: DaskCluste
         victim.wait()
         wait_for(lambda: lost.attempts)
         for future in futures:
-            future.result(timeout=200)
+            future.result(timeout=PATIENCE)
     codes = {job.job_id: [attempt.error_code for attempt in job.attempts] for job in jobs}
     assert codes.pop(lost.job_id) == ["NODE_LOST", None]
     assert list(codes.values()) == [[None], [None]]
@@ -100,14 +100,14 @@ def test_a_killed_agent_s_job_is_retried_once_nothing_of_it_is_alive(
         run_on_both_workers(executor, tmp_path)
         job = Job(function=functions.note_times, args=(str(runs.folder), 2.0), pool="dask", retry=AT_ONCE)
         future = executor.submit(job)
-        wait_for(runs.agents, seconds=200)
+        wait_for(runs.agents)
         guardian = guardian_of(runs.agents()[0])
         os.kill(guardian, signal.SIGSTOP)
         os.kill(runs.agents()[0], signal.SIGKILL)
         time.sleep(0.3)
         assert not job.attempts
         os.kill(guardian, signal.SIGCONT)
-        future.result(timeout=200)
+        future.result(timeout=PATIENCE)
     assert [attempt.error_code for attempt in job.attempts] == ["NODE_LOST", None]
     (_, _, ended), (_, begun, _) = runs.lives()
     assert ended < begun
@@ -137,7 +137,7 @@ def test_an_agent_that_cannot_be_used_is_warned_of_once_and_tried_each_second(
         with python_of_workers(cluster, tmp_path, broken):
             future = executor.submit(Job(function="os:getpid", pool="dask", retry_attempts=0))
             wait_for(lambda: starts.exists() and len(starts.read_text().splitlines()) >= 3)
-        future.result(timeout=200)
+        future.result(timeout=PATIENCE)
     times = [float(line) for line in starts.read_text().splitlines()]
     assert all(later - earlier >= 0.9 for earlier, later in itertools.pairwise(times))
     warnings = [record.message for record in caplog.records if record.name == "executor_adapter.cluster"]
@@ -157,10 +157,10 @@ def test_what_a_worker_s_python_prints_does_no_harm(tmp_path: Path) -> None:
     ):
         long = Job(function=wait_for_file, args=(str(go),), pool="dask", retry_attempts=0)
         running, other = (executor.submit(each) for each in (long, Job(function="os:getpid", pool="dask")))
-        other.result(timeout=200)
+        other.result(timeout=PATIENCE)
         wait_for(lambda: running.running() and set(client.run(count_executing).values()) == {1})
         go.touch()
-        running.result(timeout=200)
+        running.result(timeout=PATIENCE)
 
 
 def count_executing(dask_worker: distributed.Worker) -> int:
@@ -197,10 +197,10 @@ def run_on_both_workers(executor: JobExecutor, folder: Path) -> list[JobFuture]:
     """Run two jobs at once, so that both workers have an agent; return their futures."""
     go = folder / "go"
     both = [executor.submit(Job(function=wait_for_file, args=(str(go),), pool="dask")) for _ in range(2)]
-    wait_for(lambda: all(future.running() for future in both), seconds=200)
+    wait_for(lambda: all(future.running() for future in both))
     go.touch()
     for future in both:
-        future.result(timeout=200)
+        future.result(timeout=PATIENCE)
     return both
 
 
@@ -219,7 +219,7 @@ def test_an_executor_can_name_the_cluster(cluster: DaskCluster) -> None:
     """`JobExecutor(address=...)` runs its Dask jobs on that cluster; what is no address is refused."""
     with JobExecutor(1, config=Settings(), address=cluster.address) as executor:
         job = Job(function="os:getpid", pool="dask")
-        executor.submit(job).result(timeout=200)
+        executor.submit(job).result(timeout=PATIENCE)
     assert str(job.attempts[0].node).startswith("tcp://127.0.0.1:")
     with pytest.raises(
         ConfigurationError, match="address: 'scheduler' is not allowed: must be host:port of a Ray cluster"
@@ -253,14 +253,14 @@ def test_what_is_waited_for_is_said(
                 waiting.cancel()
         go.touch()
         for future in held:
-            future.result(timeout=200)
+            future.result(timeout=PATIENCE)
 
 
 def test_without_an_address_a_local_cluster_is_started() -> None:
     """pool="dask" without an address runs on a cluster that ends with the executor."""
     with JobExecutor(1, config=Settings()) as executor:
         job = Job(function="os:getpid", pool="dask")
-        executor.submit(job).result(timeout=200)
+        executor.submit(job).result(timeout=PATIENCE)
     assert job.attempts[0].pool == "dask"
 
 
@@ -280,7 +280,7 @@ def test_a_program_without_dask_jobs_imports_nothing_of_dask() -> None:
         "with JobExecutor(1) as executor: executor.run(Job(function='os:getpid', pool='process'))\n"
         "assert not {'dask', 'distributed', 'ray'} & sys.modules.keys()\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=200)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)
 
 
 def test_closing_withdraws_the_leases_that_were_not_granted(
@@ -291,10 +291,10 @@ def test_closing_withdraws_the_leases_that_were_not_granted(
         run_on_both_workers(executor, tmp_path)
         go = tmp_path / "go"
         for future in [executor.submit(Job(function=wait_for_file, args=(str(go),), pool="dask")) for _ in range(4)]:
-            future.result(timeout=200)
+            future.result(timeout=PATIENCE)
     assert not [record.message for record in caplog.records if record.name == "executor_adapter.cluster"]
     with distributed.Client(cluster.address, set_as_default=False) as client:  # type: ignore[no-untyped-call]
-        wait_for(lambda: not any(client.call_stack().values()), seconds=200)
+        wait_for(lambda: not any(client.call_stack().values()))
         assert not any(client.processing().values())
 
 

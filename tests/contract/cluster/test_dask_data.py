@@ -19,7 +19,8 @@ from tests.contract.cluster import functions
 from tests.contract.cluster.dask_cluster import DaskCluster, dask_cluster
 from tests.contract.cluster.socket_bytes import bytes_by_socket, bytes_since
 from tests.contract.cluster.sshd import SshServer
-from tests.contract.conftest import MakeExecutor, wait_for
+from tests.contract.conftest import MakeExecutor
+from tests.waiting import wait_for
 
 MOST_BYTES = 64_000
 """Bytes that may go through the program, whatever the stages pass on."""
@@ -72,7 +73,7 @@ def test_data_goes_from_stage_to_stage_on_the_cluster(cluster: DaskCluster) -> N
         assert client.submit(len, data).result() == SIZE
         assert len(data.result()) == SIZE
         del data
-        wait_for(lambda: not any(client.run(_kept_keys).values()), seconds=200)
+        wait_for(lambda: not any(client.run(_kept_keys).values()))
 
 
 def _kept_keys(dask_worker: Any) -> list[str]:

@@ -14,7 +14,7 @@ from executor_adapter.config import ClusterSettings, DaskSettings, Settings
 from tests.contract.cluster import functions
 from tests.contract.cluster.conftest import Runs
 from tests.contract.cluster.dask_cluster import dask_cluster
-from tests.contract.conftest import wait_for
+from tests.waiting import PATIENCE, wait_for
 
 pytestmark = pytest.mark.chaos
 
@@ -37,9 +37,9 @@ def test_an_adaptive_cluster_grows_with_the_jobs_and_shrinks_without_them() -> N
         with JobExecutor(2, config=config) as executor:
             futures = [executor.submit(Job(function=time.sleep, args=(1.0,), pool="dask")) for _ in range(4)]
             for future in futures:
-                future.result(timeout=200)
-            wait_for(lambda: not cluster.scheduler_info["workers"], seconds=200)
-            executor.submit(Job(function=time.sleep, args=(0.1,), pool="dask")).result(timeout=200)
+                future.result(timeout=PATIENCE)
+            wait_for(lambda: not cluster.scheduler_info["workers"])
+            executor.submit(Job(function=time.sleep, args=(0.1,), pool="dask")).result(timeout=PATIENCE)
 
 
 def test_a_retired_worker_drains(tmp_path: Path, runs: Runs) -> None:
@@ -51,12 +51,12 @@ def test_a_retired_worker_drains(tmp_path: Path, runs: Runs) -> None:
                 for number in range(12)
             ]
             futures = [executor.submit(job) for job in jobs]
-            wait_for(lambda: sum(future.done() for future in futures) >= 2, seconds=200)
+            wait_for(lambda: sum(future.done() for future in futures) >= 2)
             retired = jobs[0].attempts[0].node
             with distributed.Client(cluster.address, set_as_default=False) as client:  # type: ignore[no-untyped-call]
                 client.retire_workers([retired], close_workers=True)  # type: ignore[no-untyped-call]
             for future in futures:
-                future.result(timeout=200)
+                future.result(timeout=PATIENCE)
         assert {job.status for job in jobs} == {JobStatus.COMPLETED}
         last = max(jobs, key=lambda job: job.completed_at or 0)  # type: ignore[arg-type, return-value]
         assert last.attempts[-1].node != retired
@@ -71,11 +71,11 @@ def test_jobs_go_on_where_the_scheduler_is_replaced(tmp_path: Path) -> None:
             policy = RetryPolicy(retry_attempts=20, retry_delay=0.5)
             job = Job(function=time.sleep, args=(3.0,), pool="dask", retry=policy)
             future = executor.submit(job)
-            wait_for(future.running, seconds=200)
+            wait_for(future.running)
             cluster.stop()
-            wait_for(lambda: job.attempts, seconds=200)
+            wait_for(lambda: job.attempts)
             assert job.attempts[0].error_code == "NODE_LOST"
             cluster.workers.clear()
             cluster.start_scheduler(port=port)
             cluster.start_worker(1)
-            future.result(timeout=200)
+            future.result(timeout=PATIENCE)

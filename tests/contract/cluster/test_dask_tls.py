@@ -24,7 +24,7 @@ from executor_adapter.pools.loop import SupervisorLoop
 from tests.contract.cluster import functions
 from tests.contract.cluster.certificates import Authority
 from tests.contract.cluster.dask_cluster import DaskCluster, dask_cluster
-from tests.contract.conftest import wait_for
+from tests.waiting import PATIENCE, wait_for
 
 LARGE = 30 << 20
 
@@ -67,7 +67,7 @@ def run_jobs(cluster: DaskCluster) -> None:
         ]
         many = executor.map(functions.size_of, [bytes(size) for size in range(300)], pool="dask")
         assert [result.value for result in many] == list(range(300))
-        assert [len(future.result(timeout=200)) for future in large] == [LARGE, LARGE + 1]
+        assert [len(future.result(timeout=PATIENCE)) for future in large] == [LARGE, LARGE + 1]
 
 
 def test_the_link_uses_the_certificates_of_dask_s_configuration(
@@ -95,7 +95,7 @@ def test_a_program_without_certificates_is_told_so(cluster: DaskCluster) -> None
     with executor_of(cluster) as executor:
         future = executor.submit(Job(function="os:getpid", pool="dask", retry_attempts=0))
         with pytest.raises(WorkerUnavailableError, match=r"the Dask cluster cannot be reached: .*TLS"):
-            future.result(timeout=200)
+            future.result(timeout=PATIENCE)
 
 
 # --- who may connect ---

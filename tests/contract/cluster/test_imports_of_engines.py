@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from tests.waiting import PATIENCE
+
 PREPARE_WHILE_IMPORTING = """
 import importlib
 import sys
@@ -28,4 +30,4 @@ while importing.is_alive():
 @pytest.mark.parametrize("pool", ["dask", "ray"])
 def test_jobs_are_submitted_while_another_thread_imports_the_engine(pool: str) -> None:
     """A job is prepared before, during and after the import of its engine, and does not start that import."""
-    subprocess.run([sys.executable, "-c", PREPARE_WHILE_IMPORTING, pool], check=True, timeout=200)
+    subprocess.run([sys.executable, "-c", PREPARE_WHILE_IMPORTING, pool], check=True, timeout=PATIENCE)

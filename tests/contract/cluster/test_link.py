@@ -12,7 +12,7 @@ from executor_adapter.pools.cluster import frames
 from executor_adapter.pools.cluster.link import CHUNK_BYTES, ArrivingFiles, Link, PipeEnd, SocketEnd
 from executor_adapter.pools.loop import SupervisorLoop
 from executor_adapter.worker import wire
-from tests.contract.conftest import wait_for
+from tests.waiting import wait_for
 
 
 class Pair:

@@ -27,8 +27,8 @@ from executor_adapter.pools.cluster.remote_agent import RemoteAgent
 from tests.contract.cluster import functions
 from tests.contract.cluster.conftest import Runs
 from tests.contract.cluster.ray_cluster import RayCluster, ray_cluster
-from tests.contract.conftest import wait_for
 from tests.insides import supervisor_of
+from tests.waiting import PATIENCE, wait_for
 
 AT_ONCE = RetryPolicy(retry_delay=0.0, jitter=0.0)
 
@@ -58,10 +58,10 @@ def test_leases_are_asked_for_and_given_back(cluster: RayCluster, tmp_path: Path
         assert len({future.job.attempts[0].node for future in both}) == 2
         late = Job(function=time.sleep, args=(30,), pool="ray", max_runtime=0.3, retry_attempts=0)
         with pytest.raises(JobTimeoutError):
-            executor.submit(late).result(timeout=200)
+            executor.submit(late).result(timeout=PATIENCE)
         many = executor.map(functions.size_of, [bytes(size) for size in range(300)], pool="ray")
         assert [result.value for result in many] == list(range(300))
-        wait_for(lambda: not agents_of(executor), seconds=200)
+        wait_for(lambda: not agents_of(executor))
         assert executor.run(Job(function=functions.size_of, args=(b"again",), pool="ray")) == 5
 
 
@@ -69,10 +69,10 @@ def run_on_both_nodes(executor: JobExecutor, folder: Path) -> list[JobFuture]:
     """Run two jobs at once, so that both nodes have an agent; return their futures."""
     gate = folder / "gate"
     both = [executor.submit(Job(function=functions.wait_for_file, args=(str(gate),), pool="ray")) for _ in range(2)]
-    wait_for(lambda: all(future.job.status is JobStatus.RUNNING for future in both), seconds=200)
+    wait_for(lambda: all(future.job.status is JobStatus.RUNNING for future in both))
     gate.touch()
     for future in both:
-        future.result(timeout=200)
+        future.result(timeout=PATIENCE)
     return both
 
 
@@ -84,13 +84,13 @@ def test_the_jobs_of_a_lost_node_run_again_and_once_each(cluster: RayCluster, ru
         fields = {"args": (str(runs.folder), 2.0), "pool": "ray", "retry": AT_ONCE}
         jobs = [Job(function=functions.note_times, **fields) for _ in range(3)]
         futures = [executor.submit(job) for job in jobs]
-        wait_for(lambda: len(runs.agents()) == 2, seconds=200)
+        wait_for(lambda: len(runs.agents()) == 2)
         address = jobs[0].live.assignment.node
         victim = next(node for node in cluster.nodes if node.node_id.startswith(address.rpartition("/")[2]))
         cluster.remove_node(victim)
         cluster.add_node(1)
         for future in futures:
-            future.result(timeout=200)
+            future.result(timeout=PATIENCE)
     codes = [[attempt.error_code for attempt in job.attempts] for job in jobs]
     assert codes == [["NODE_LOST", None], [None], [None]]
     first, *_, retried = sorted(runs.spans())
@@ -105,9 +105,9 @@ def test_a_killed_agent_is_replaced(cluster: RayCluster, runs: Runs) -> None:
             seen = len(runs.agents())
             job = Job(function=functions.note_times, args=(str(runs.folder), 6.0), pool="ray", retry=AT_ONCE)
             future = executor.submit(job)
-            wait_for(lambda seen=seen: len(runs.agents()) > seen, seconds=200)  # type: ignore[misc]
+            wait_for(lambda seen=seen: len(runs.agents()) > seen)  # type: ignore[misc]
             os.kill(runs.agents()[-1], number)
-            future.result(timeout=200)
+            future.result(timeout=PATIENCE)
             assert [attempt.error_code for attempt in job.attempts] == ["NODE_LOST", None]
             lost, again = runs.spans()[-2:]
             assert again[0] > lost[1]
@@ -127,7 +127,7 @@ def test_doctor_asks_the_nodes(cluster: RayCluster, monkeypatch: pytest.MonkeyPa
     import ray
 
     # Ray holds a node that an earlier test has removed to be alive for some seconds.
-    wait_for(lambda: cluster.count_nodes() == 1 + len(cluster.nodes), seconds=200)
+    wait_for(lambda: cluster.count_nodes() == 1 + len(cluster.nodes))
     nodes = list(check_at(cluster.address))
     assert len(nodes) == 1 + len(cluster.nodes), "the head is a node too"
     assert {found.level for found in nodes} == {Level.FINE}
@@ -168,7 +168,7 @@ def test_a_connection_of_the_program_s_own_is_used_and_left_as_it_is(cluster: Ra
         with executor_at("192.0.2.1:6379") as executor:
             future = executor.submit(Job(function="os:getpid", pool="ray", retry_attempts=0))
             with pytest.raises(WorkerUnavailableError, match=f"connected to the Ray cluster at {cluster.address}"):
-                future.result(timeout=200)
+                future.result(timeout=PATIENCE)
         assert ray.is_initialized()
     assert not ray.is_initialized()
 
@@ -195,7 +195,7 @@ def test_jobs_go_on_after_the_program_has_ended_its_connection(
     monkeypatch.setattr(Client, "poll", end_the_connection)
     with connected_to(cluster), executor_of(cluster, 1) as executor:
         job = Job(function=functions.note_times, args=(str(runs.folder), 3.0), pool="ray", retry=AT_ONCE)
-        executor.submit(job).result(timeout=200)
+        executor.submit(job).result(timeout=PATIENCE)
         assert [attempt.error_code for attempt in job.attempts] == ["NODE_LOST", None]
         assert str(ray.get_runtime_context().gcs_address) == cluster.address
     assert not ray.is_initialized()
@@ -243,7 +243,7 @@ def test_without_an_address_a_local_cluster_is_started() -> None:
 
     with JobExecutor(2, config=Settings()) as executor:
         job = Job(function="os:getpid", pool="ray")
-        executor.submit(job).result(timeout=200)
+        executor.submit(job).result(timeout=PATIENCE)
         assert ray.cluster_resources()["CPU"] == 2
     assert not ray.is_initialized()
     assert job.attempts[0].pool == "ray"
@@ -256,12 +256,12 @@ def test_two_executors_share_one_connection_until_the_last_one_closes() -> None:
 
     with JobExecutor(2, config=Settings()) as second:
         with JobExecutor(1, config=Settings()) as first:
-            first.submit(Job(function="os:getpid", pool="ray")).result(timeout=200)
+            first.submit(Job(function="os:getpid", pool="ray")).result(timeout=PATIENCE)
             before = second.submit(Job(function=time.sleep, args=(2,), pool="ray"))
-            wait_for(before.running, seconds=200)
-        before.result(timeout=200)
+            wait_for(before.running)
+        before.result(timeout=PATIENCE)
         assert len(before.job.attempts) == 1
         after = [second.submit(Job(function=time.sleep, args=(0.2,), pool="ray")) for _ in range(4)]
         for future in after:
-            future.result(timeout=200)
+            future.result(timeout=PATIENCE)
     assert not ray.is_initialized()

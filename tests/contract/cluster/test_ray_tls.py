@@ -18,6 +18,7 @@ from tests.contract.cluster import functions
 from tests.contract.cluster.certificates import Authority
 from tests.contract.cluster.ray_cluster import ray_cluster
 from tests.servers import ROOT
+from tests.waiting import PATIENCE
 
 IS_APART = "IN_A_PROCESS_WITH_TLS"
 LARGE = 30 << 20
@@ -38,7 +39,7 @@ def test_the_link_uses_the_certificates_of_ray(tmp_path: Path) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=PATIENCE,
     )
     assert "1 passed" in done.stdout, done.stdout + done.stderr
 
@@ -55,6 +56,6 @@ def test_jobs_over_tls(mocker: MockerFixture) -> None:
             future = executor.submit(large)
             many = executor.map(functions.size_of, [bytes(size) for size in range(300)], pool="ray")
             assert [result.value for result in many] == list(range(300))
-            assert len(future.result(timeout=200)) == LARGE
+            assert len(future.result(timeout=PATIENCE)) == LARGE
     (sock,) = (call.args[0] for call in ends.call_args_list)
     assert isinstance(sock, ssl.SSLSocket)

@@ -21,7 +21,7 @@ from tests.contract.cluster import functions
 from tests.contract.cluster.conftest import Runs
 from tests.contract.cluster.dask_cluster import dask_cluster
 from tests.contract.cluster.ray_cluster import REDIS, RayClusterApart, control_store_in_redis, ray_cluster
-from tests.contract.conftest import wait_for
+from tests.waiting import PATIENCE, wait_for
 
 pytestmark = pytest.mark.chaos
 
@@ -77,17 +77,17 @@ def test_jobs_go_on_while_the_control_store_of_ray_restarts(runs: Runs) -> None:
         with JobExecutor(2, config=config, observers=[ends.observe]) as executor:
             jobs = jobs_of("ray", runs)
             futures = [executor.submit(job) for job in jobs]
-            wait_for(lambda: len(set(runs.agents())) == 2 and sum(map(_done, jobs)) >= 4, seconds=200)
+            wait_for(lambda: len(set(runs.agents())) == 2 and sum(map(_done, jobs)) >= 4)
             cluster.stop_head()
             before = sum(map(_done, jobs))
-            wait_for(lambda: sum(map(_done, jobs)) >= before + 4, seconds=200)
+            wait_for(lambda: sum(map(_done, jobs)) >= before + 4)
             assert not [attempt for job in jobs for attempt in job.attempts if attempt.error_code]
             os.kill(runs.agents()[-1], signal.SIGKILL)
-            wait_for(lambda: any(attempt.error_code for job in jobs for attempt in job.attempts), seconds=200)
+            wait_for(lambda: any(attempt.error_code for job in jobs for attempt in job.attempts))
             cluster.start_head()
-            wait_for(lambda: len(set(runs.agents())) == 3, seconds=200)
+            wait_for(lambda: len(set(runs.agents())) == 3)
             for future in futures:
-                future.result(timeout=200)
+                future.result(timeout=PATIENCE)
         check(jobs, ends, runs)
         lost = [attempt for job in jobs for attempt in job.attempts if attempt.error_code]
         assert len(lost) == 1
@@ -123,22 +123,22 @@ def test_the_end_of_a_ray_cluster_does_not_end_the_program(
     cluster = ray_clusters()
     config = Settings(cluster=ClusterSettings(ray=RaySettings(address=cluster.address), node_timeout=20.0))
     with JobExecutor(1, config=config) as executor:
-        executor.submit(Job(function="os:getpid", pool="ray", retry=POLICY)).result(timeout=200)
+        executor.submit(Job(function="os:getpid", pool="ray", retry=POLICY)).result(timeout=PATIENCE)
         running = executor.submit(Job(function=functions.work, args=(1, 3.0), pool="ray", retry=POLICY))
-        wait_for(running.running, seconds=200)
+        wait_for(running.running)
         cluster.stop_head()
         died_at = time.monotonic()
-        assert running.result(timeout=200) == 1
+        assert running.result(timeout=PATIENCE) == 1
         assert len(running.job.attempts) == 1
-        wait_for(lambda: not ray.is_initialized(), seconds=200)
+        wait_for(lambda: not ray.is_initialized())
         cluster.stop()
         with pytest.raises(WorkerUnavailableError, match="nothing answers at"):
-            executor.submit(Job(function="os:getpid", pool="ray", retry_attempts=0)).result(timeout=200)
+            executor.submit(Job(function="os:getpid", pool="ray", retry_attempts=0)).result(timeout=PATIENCE)
         assert executor.run(Job(function="os:getpid", pool="process"))
         time.sleep(max(0.0, died_at + RAY_LIMIT - time.monotonic()))
         ray_clusters(int(cluster.address.rpartition(":")[2]))
         late = executor.submit(Job(function=functions.work, args=(2, 0.0), pool="ray", retry=POLICY))
-        assert late.result(timeout=200) == 2
+        assert late.result(timeout=PATIENCE) == 2
 
 
 def test_nothing_is_lost_where_the_scheduler_of_dask_restarts(runs: Runs, tmp_path: Path) -> None:
@@ -150,13 +150,13 @@ def test_nothing_is_lost_where_the_scheduler_of_dask_restarts(runs: Runs, tmp_pa
         with JobExecutor(2, config=config, observers=[ends.observe]) as executor:
             jobs = jobs_of("dask", runs)
             futures = [executor.submit(job) for job in jobs]
-            wait_for(lambda: len(set(runs.agents())) == 2 and sum(map(_done, jobs)) >= 4, seconds=200)
+            wait_for(lambda: len(set(runs.agents())) == 2 and sum(map(_done, jobs)) >= 4)
             cluster.stop_scheduler()
             cluster.start_scheduler(port=port)
             for worker in cluster.workers:
-                worker.wait(60)
+                worker.wait(PATIENCE)
             for _ in range(2):
                 cluster.start_worker(1)
             for future in futures:
-                future.result(timeout=200)
+                future.result(timeout=PATIENCE)
     check(jobs, ends, runs)

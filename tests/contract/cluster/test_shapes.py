@@ -20,8 +20,8 @@ from tests.contract.cluster import functions
 from tests.contract.cluster.conftest import Runs
 from tests.contract.cluster.dask_cluster import DaskCluster, dask_cluster
 from tests.contract.cluster.ray_cluster import RayCluster, ray_cluster
-from tests.contract.conftest import wait_for
 from tests.insides import supervisor_of
+from tests.waiting import PATIENCE, wait_for
 
 GIB = 1 << 30
 AT_ONCE = RetryPolicy(retry_delay=0.0, jitter=0.0)
@@ -114,14 +114,14 @@ def test_jobs_that_need_the_one_gpu_take_turns_while_others_run(engine: OnDask |
         gate, open_gate = tmp_path / "gate", tmp_path / "open"
         open_gate.touch()
         on_gpu = [executor.submit(job_until(engine, gate, {"GPU": 1})) for _ in range(2)]
-        wait_for(lambda: any(map(is_running, on_gpu)), seconds=200)
+        wait_for(lambda: any(map(is_running, on_gpu)))
         plain = [executor.submit(job_until(engine, open_gate)) for _ in range(3)]
         for future in plain:
-            assert future.result(timeout=200)[0] in (None, "")
+            assert future.result(timeout=PATIENCE)[0] in (None, "")
         assert sum(map(is_running, on_gpu)) == 1
         assert executor.stats().waiting_for_resources == 1
         gate.touch()
-        (first, *spans), (second, *others) = (future.result(timeout=200) for future in on_gpu)
+        (first, *spans), (second, *others) = (future.result(timeout=PATIENCE) for future in on_gpu)
     assert (first, second) == ("0", "0")
     early, late = sorted([spans, others])
     assert early[1] < late[0]
@@ -134,17 +134,17 @@ def test_a_job_with_a_lease_takes_the_slot_of_one_without(engine: OnDask | OnRay
         last_gate.touch()
         kept = executor.submit(job_until(engine, gate, {"license": 1}))
         first = executor.submit(job_until(engine, gpu_gate, {"GPU": 1}))
-        wait_for(lambda: is_running(kept) and is_running(first), seconds=200)
+        wait_for(lambda: is_running(kept) and is_running(first))
         plain = [executor.submit(job_until(engine, gate)) for _ in range(8)]
-        wait_for(lambda: sum(map(is_running, plain)) == 2, seconds=200)
+        wait_for(lambda: sum(map(is_running, plain)) == 2)
         again = executor.submit(job_until(engine, last_gate, {"GPU": 1}))
         gpu_gate.touch()
-        assert again.result(timeout=200)[0] == "0"
+        assert again.result(timeout=PATIENCE)[0] == "0"
         assert sum(map(is_running, plain)) == 2
         assert not any(future.done() for future in plain)
         gate.touch()
         for future in (kept, first, *plain):
-            future.result(timeout=200)
+            future.result(timeout=PATIENCE)
 
 
 def test_an_idle_lease_leaves_its_place_to_another_shape(engine: OnDask | OnRay, tmp_path: Path) -> None:
@@ -153,18 +153,18 @@ def test_an_idle_lease_leaves_its_place_to_another_shape(engine: OnDask | OnRay,
         gate, open_gate = tmp_path / "gate", tmp_path / "open"
         # Both run at once, so that neither lease is idle while the other shape waits.
         shaped = [executor.submit(job_until(engine, open_gate, needs)) for needs in ({"GPU": 1}, {"license": 1})]
-        wait_for(lambda: all(map(is_running, shaped)), seconds=200)
+        wait_for(lambda: all(map(is_running, shaped)))
         open_gate.touch()
         for future in shaped:
-            future.result(timeout=200)
+            future.result(timeout=PATIENCE)
         assert len(leases_of(executor)) == 2
         plain = [executor.submit(job_until(engine, gate)) for _ in range(4)]
-        wait_for(lambda: all(map(is_running, plain)), seconds=200)
+        wait_for(lambda: all(map(is_running, plain)))
         on_gpu = executor.submit(job_until(engine, open_gate, {"GPU": 1}))
         gate.touch()
-        assert on_gpu.result(timeout=200)[0] == "0"
+        assert on_gpu.result(timeout=PATIENCE)[0] == "0"
         for future in plain:
-            future.result(timeout=200)
+            future.result(timeout=PATIENCE)
 
 
 class Crowd:
@@ -208,12 +208,12 @@ def test_jobs_that_never_cease_keep_nothing_from_another_shape(
     with executor_of(engine, 8) as executor, caplog.at_level(logging.INFO):
         crowd = Crowd(executor, engine, 20, others)
         try:
-            wait_for(lambda: crowd.ended > 20, seconds=200)
+            wait_for(lambda: crowd.ended > 20)
             gate = tmp_path / "gate"
             gate.touch()
-            executor.submit(job_until(engine, gate, needs)).result(timeout=200)
+            executor.submit(job_until(engine, gate, needs)).result(timeout=PATIENCE)
             so_far = crowd.ended
-            wait_for(lambda: crowd.ended > so_far + 20, seconds=200)
+            wait_for(lambda: crowd.ended > so_far + 20)
         finally:
             crowd.stop()
     assert f"jobs that need {words} get the next free places: they have waited " in caplog.text
@@ -225,12 +225,12 @@ def test_memory_is_counted_by_the_cluster(engine: OnDask | OnRay, tmp_path: Path
     with executor_of(engine, 4) as executor:
         gate = tmp_path / "gate"
         futures = [executor.submit(job_until(engine, gate, {"memory": "600MiB"})) for _ in range(2)]
-        wait_for(lambda: any(map(is_running, futures)), seconds=200)
+        wait_for(lambda: any(map(is_running, futures)))
         small = executor.submit(job_until(engine, gate, {"memory": "100MiB"}))
-        wait_for(lambda: is_running(small), seconds=200)
+        wait_for(lambda: is_running(small))
         assert sum(map(is_running, futures)) == 1
         gate.touch()
-        spans = sorted(future.result(timeout=200)[1:] for future in futures)
+        spans = sorted(future.result(timeout=PATIENCE)[1:] for future in futures)
         assert spans[0][1] < spans[1][0]
 
 
@@ -244,12 +244,12 @@ def test_what_no_node_has_is_said_and_fails(
         large = executor.submit(job_until(engine, gate, {"GPU": 8}))
         unknown = executor.submit(job_until(engine, gate, {"bananas": 1}))
         # It is retried where its agent takes longer to start.
-        executor.submit(job_until(engine, gate, retry_attempts=20, retry_delay=0.0)).result(timeout=200)
+        executor.submit(job_until(engine, gate, retry_attempts=20, retry_delay=0.0)).result(timeout=PATIENCE)
         with pytest.raises(WorkerUnavailableError, match="has GPU 8: the most that one has is GPU 1"):
-            large.result(timeout=200)
+            large.result(timeout=PATIENCE)
         with pytest.raises(WorkerUnavailableError, match="has bananas 1: none has bananas"):
-            unknown.result(timeout=200)
-        assert executor.submit(job_until(engine, gate, {"GPU": 1})).result(timeout=200)[0] == "0"
+            unknown.result(timeout=PATIENCE)
+        assert executor.submit(job_until(engine, gate, {"GPU": 1})).result(timeout=PATIENCE)[0] == "0"
     (warning,) = [record.getMessage() for record in caplog.records if "GPU 8" in record.getMessage()]
     assert "fails after 2 s (cluster.node_timeout)" in warning
 
@@ -260,10 +260,10 @@ def test_a_job_waits_for_a_node_that_can_hold_it(engine: OnDask | OnRay, tmp_pat
         gate = tmp_path / "gate"
         gate.touch()
         future = executor.submit(job_until(engine, gate, {"telescope": 1}))
-        executor.submit(job_until(engine, gate)).result(timeout=200)
+        executor.submit(job_until(engine, gate)).result(timeout=PATIENCE)
         assert not future.done()
         node = engine.add_node(telescope=1)
-        future.result(timeout=200)
+        future.result(timeout=PATIENCE)
     engine.kill_node(node)
 
 
@@ -273,9 +273,9 @@ def test_idle_leases_of_each_shape_go_back(engine: OnDask | OnRay, tmp_path: Pat
     gate.touch()
     with executor_of(engine, 2, lease_idle=0.5) as first, executor_of(engine, 2) as second:
         for needs in ({"GPU": 1}, {"license": 1}, {"GPU": 1, "license": 1}):
-            first.submit(job_until(engine, gate, needs)).result(timeout=200)
-        wait_for(lambda: not leases_of(first), seconds=200)
-        assert second.submit(job_until(engine, gate, {"GPU": 1})).result(timeout=200)[0] == "0"
+            first.submit(job_until(engine, gate, needs)).result(timeout=PATIENCE)
+        wait_for(lambda: not leases_of(first))
+        assert second.submit(job_until(engine, gate, {"GPU": 1})).result(timeout=PATIENCE)[0] == "0"
 
 
 def test_a_cancelled_job_asks_for_nothing(engine: OnDask | OnRay, tmp_path: Path) -> None:
@@ -283,12 +283,12 @@ def test_a_cancelled_job_asks_for_nothing(engine: OnDask | OnRay, tmp_path: Path
     with executor_of(engine, 4) as executor:
         gate = tmp_path / "gate"
         holder, *others = (executor.submit(job_until(engine, gate, {"GPU": 1})) for _ in range(3))
-        wait_for(lambda: is_running(holder), seconds=200)
+        wait_for(lambda: is_running(holder))
         for other in others:
             assert other.cancel()
         wait_for(lambda: executor.stats().waiting_for_resources == 0)
         gate.touch()
-        holder.result(timeout=200)
+        holder.result(timeout=PATIENCE)
         assert len(leases_of(executor)) == 1
 
 
@@ -299,10 +299,10 @@ def test_the_job_of_a_lost_gpu_runs_on_another(engine: OnDask | OnRay, runs: Run
         fields: dict[str, Any] = {"pool": engine.name, "resources": {"tpu": 1}, "retry": AT_ONCE}
         job = Job(function=functions.note_times, args=(str(runs.folder), 2.0), **fields)
         future = executor.submit(job)
-        wait_for(runs.agents, seconds=200)
+        wait_for(runs.agents)
         engine.kill_node(node)
         another = engine.add_node(tpu=1)
-        future.result(timeout=200)
+        future.result(timeout=PATIENCE)
         assert [attempt.error_code for attempt in job.attempts] == ["NODE_LOST", None]
         first, second = runs.spans()
         assert second[0] > first[1]
@@ -320,5 +320,5 @@ def test_an_adaptive_cluster_sees_the_demand_of_each_shape() -> None:
         with JobExecutor(2, config=Settings(cluster=ClusterSettings(dask=dask, lease_idle=1.0))) as executor:
             jobs = [Job(function=time.sleep, args=(1.0,), pool="dask", resources={"license": 1}) for _ in range(4)]
             for future in [executor.submit(job) for job in jobs]:
-                future.result(timeout=200)
-            wait_for(lambda: not cluster.scheduler_info["workers"], seconds=200)
+                future.result(timeout=PATIENCE)
+            wait_for(lambda: not cluster.scheduler_info["workers"])

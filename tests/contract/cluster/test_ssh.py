@@ -24,8 +24,8 @@ from executor_adapter.pools.cluster.descriptions import describe, differences
 from tests.contract.cluster import functions
 from tests.contract.cluster.conftest import MakeSshExecutor, Runs, guardian_of
 from tests.contract.cluster.sshd import SshServer
-from tests.contract.conftest import wait_for
 from tests.contract.functions import wait_for_file
+from tests.waiting import PATIENCE, wait_for
 
 AT_ONCE = RetryPolicy(retry_delay=0.0, jitter=0.0)
 
@@ -34,10 +34,10 @@ def run_on_both_hosts(executor: JobExecutor, folder: Path) -> list[JobFuture]:
     """Run two jobs at once, so that both hosts have an agent and a worker; return their futures."""
     go = folder / "go"
     both = [executor.submit(Job(function=wait_for_file, args=(str(go),), pool="ssh")) for _ in range(2)]
-    wait_for(lambda: all(future.running() for future in both), seconds=200)
+    wait_for(lambda: all(future.running() for future in both))
     go.touch()
     for future in both:
-        future.result(timeout=200)
+        future.result(timeout=PATIENCE)
     return both
 
 
@@ -50,7 +50,7 @@ def test_jobs_run_on_all_hosts_with_the_limits_of_a_process_pool(
     assert {future.job.attempts[0].node for future in both} == {"node1", "node2"}
     late = Job(function=time.sleep, args=(30,), pool="ssh", max_runtime=0.3, retry_attempts=0)
     with pytest.raises(JobTimeoutError, match=r"max_runtime=0\.3"):
-        executor.submit(late).result(timeout=200)
+        executor.submit(late).result(timeout=PATIENCE)
     assert late.attempts[0].kill_seconds is not None
     many = executor.map(functions.size_of, [bytes(size) for size in range(300)], pool="ssh")
     assert [result.value for result in many] == list(range(300))
@@ -64,8 +64,8 @@ def test_large_values_pass_in_both_directions(make_ssh_executor: MakeSshExecutor
     sent = executor.submit(Job(function=functions.size_of, args=(bytes(size + 1),), pool="ssh"))
     returned = executor.submit(Job(function=functions.zeros, args=(size,), pool="ssh"))
     cancelled.cancel()
-    assert sent.result(timeout=200) == size + 1
-    assert returned.result(timeout=200) == bytes(size)
+    assert sent.result(timeout=PATIENCE) == size + 1
+    assert returned.result(timeout=PATIENCE) == bytes(size)
 
 
 def test_a_lost_agent_s_job_is_retried_once_nothing_of_it_is_alive(
@@ -76,7 +76,7 @@ def test_a_lost_agent_s_job_is_retried_once_nothing_of_it_is_alive(
     run_on_both_hosts(executor, tmp_path)
     job = Job(function=functions.note_times, args=(str(runs.folder), 2.0), pool="ssh", retry=AT_ONCE)
     future = executor.submit(job)
-    wait_for(runs.agents, seconds=200)
+    wait_for(runs.agents)
     time.sleep(0.1)
     guardian = guardian_of(runs.agents()[0])
     os.kill(guardian, signal.SIGSTOP)
@@ -85,7 +85,7 @@ def test_a_lost_agent_s_job_is_retried_once_nothing_of_it_is_alive(
     assert not job.attempts, "its loss was reported while what it had started was alive"
     os.kill(guardian, signal.SIGCONT)
     wait_for(lambda: job.attempts)
-    future.result(timeout=200)
+    future.result(timeout=PATIENCE)
     assert [attempt.error_code for attempt in job.attempts] == ["NODE_LOST", None]
     assert job.state.crashes == 0
     (_, ended), (begun, _) = runs.spans()
@@ -102,7 +102,7 @@ def test_the_trees_of_a_stopped_agent_are_killed_before_their_retry(
     run_on_both_hosts(executor, tmp_path)
     job = Job(function=functions.note_times, args=(str(runs.folder), 3.0), pool="ssh", retry=AT_ONCE)
     future = executor.submit(job)
-    wait_for(runs.agents, seconds=200)
+    wait_for(runs.agents)
     agent = runs.agents()[0]
     stopped_at = time.monotonic()
     os.kill(agent, signal.SIGSTOP)
@@ -116,7 +116,7 @@ def test_the_trees_of_a_stopped_agent_are_killed_before_their_retry(
         assert ended < known_at < stopped_at + 10  # By default it would take 15 s.
     finally:
         os.kill(agent, signal.SIGCONT)
-    future.result(timeout=200)
+    future.result(timeout=PATIENCE)
     assert [attempt.error_code for attempt in job.attempts] == ["NODE_LOST", None]
 
 
@@ -132,7 +132,7 @@ def test_a_host_that_cannot_be_reached_leaves_its_jobs_to_others(
     with JobExecutor(2, config=Settings(cluster=ClusterSettings(ssh=ssh))) as executor:
         futures = [executor.submit(Job(function="os:getpid", pool="ssh")) for _ in range(4)]
         for future in futures:
-            future.result(timeout=200)
+            future.result(timeout=PATIENCE)
         assert {future.job.attempts[0].node for future in futures} == {"node2"}
     assert "node1: '/nowhere/python' cannot be run there: set the host's python" in caplog.text
 
@@ -159,7 +159,7 @@ def test_what_the_shell_of_a_host_prints_does_no_harm(
     with JobExecutor(1, config=Settings(cluster=ClusterSettings(ssh=ssh, node_timeout=1.0))) as executor:
         job = Job(function="os:getpid", pool="ssh", retry_attempts=0)
         with pytest.raises(WorkerUnavailableError, match=r"ended with code 0 .*: Welcome to node1\.; no line end"):
-            executor.submit(job).result(timeout=200)
+            executor.submit(job).result(timeout=PATIENCE)
 
 
 def test_without_any_host_jobs_fail_in_words(two_ssh_hosts: SshServer) -> None:
@@ -168,7 +168,7 @@ def test_without_any_host_jobs_fail_in_words(two_ssh_hosts: SshServer) -> None:
     with JobExecutor(1, config=Settings(cluster=ClusterSettings(ssh=ssh, node_timeout=1.0))) as executor:
         job = Job(function="os:getpid", pool="ssh", retry_attempts=0)
         with pytest.raises(WorkerUnavailableError, match=r"no node of pool='ssh'.*nowhere.invalid: ssh cannot connect"):
-            executor.submit(job).result(timeout=200)
+            executor.submit(job).result(timeout=PATIENCE)
     assert job.state.crashes == 0
 
 
@@ -184,7 +184,7 @@ def test_a_host_that_does_not_answer_is_named(
     with JobExecutor(1, config=Settings(cluster=ClusterSettings(ssh=ssh, node_timeout=1.0))) as executor:
         job = Job(function="os:getpid", pool="ssh", retry_attempts=0)
         with pytest.raises(WorkerUnavailableError, match="no agent has started yet on node2"):
-            executor.submit(job).result(timeout=200)
+            executor.submit(job).result(timeout=PATIENCE)
     assert "no job of pool='ssh' can start yet: no agent has started yet on node2" in caplog.messages
 
 
@@ -245,7 +245,9 @@ def test_functions_that_a_node_lacks_are_sent_by_value(
 ) -> None:
     """A function whose module is not on the node runs there with the globals that it uses."""
     executor = make_ssh_executor(1)
-    assert executor.submit(Job(function=module_of_program.double, args=(21,), pool="ssh")).result(timeout=200) == 42
+    assert (
+        executor.submit(Job(function=module_of_program.double, args=(21,), pool="ssh")).result(timeout=PATIENCE) == 42
+    )
 
 
 def test_another_version_of_a_module_on_a_node_is_not_run(
@@ -256,4 +258,4 @@ def test_another_version_of_a_module_on_a_node_is_not_run(
     executor = make_ssh_executor(1)
     job = Job(function=module_of_program.double, args=(21,), pool="ssh")
     with pytest.raises(JobSerializationError, match="the module only_here is not on this node, and only_here:double"):
-        executor.submit(job).result(timeout=200)
+        executor.submit(job).result(timeout=PATIENCE)

@@ -17,7 +17,7 @@ from tests.contract.cluster import functions
 from tests.contract.cluster.conftest import Runs
 from tests.contract.cluster.far_clusters import FAR_POOLS, SLOTS, FarPool, far_cluster, host_of
 from tests.contract.cluster.hosts import CAN_MAKE_HOSTS, HOSTS, cut_off, pids_on, switch_off
-from tests.contract.conftest import wait_for
+from tests.waiting import PATIENCE, wait_for
 
 pytestmark = [pytest.mark.chaos, pytest.mark.skipif(not CAN_MAKE_HOSTS, reason="it needs root and ip")]
 
@@ -64,8 +64,8 @@ def test_three_faults_lose_nothing_and_run_nothing_twice(pool: FarPool, runs: Ru
         arguments = [(str(runs.folder), RUN_SECONDS, number) for number in range(120)]
         jobs = [Job(function=functions.note_times, args=each, pool=pool, retry=AT_ONCE) for each in arguments]
         futures = [executor.submit(job) for job in jobs]
-        wait_for(lambda: sum(future.done() for future in futures) >= 20, seconds=200)
-        wait_for(lambda: len(set(runs.agents())) == len(HOSTS), seconds=200)
+        wait_for(lambda: sum(future.done() for future in futures) >= 20)
+        wait_for(lambda: len(set(runs.agents())) == len(HOSTS))
 
         cut_at = time.monotonic()
         cut_off("far3")
@@ -75,7 +75,7 @@ def test_three_faults_lose_nothing_and_run_nothing_twice(pool: FarPool, runs: Ru
         os.kill(_agent_on(runs, "far1"), signal.SIGSTOP)
 
         for future in futures:
-            future.result(timeout=200)
+            future.result(timeout=PATIENCE)
     assert {job.status for job in jobs} == {JobStatus.COMPLETED}
     assert all(faults.ends[job.job_id] == [JobStatus.COMPLETED] for job in jobs)
     assert max(job.state.crashes for job in jobs) == 0

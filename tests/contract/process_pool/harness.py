@@ -18,6 +18,7 @@ from executor_adapter.job.model import Job
 from executor_adapter.job.pool_names import START_METHOD, StartMethod
 from executor_adapter.pools.base import Assignment, Ending
 from executor_adapter.pools.kinds import pool_kinds
+from tests.waiting import PATIENCE
 
 
 class DueCall:
@@ -114,9 +115,9 @@ class Harness:
         self.pending.append(assignment)
         return assignment
 
-    def until(self, condition: Callable[[], Any], *, seconds: float = 120.0) -> None:
-        """Do turns until the condition holds; fail if it does not within `seconds`."""
-        end = self.now() + seconds
+    def until(self, condition: Callable[[], Any]) -> None:
+        """Do turns until the condition holds."""
+        end = self.now() + PATIENCE
         while not condition():
             assert self.now() < end, "the condition did not come true"
             self.turn()
@@ -146,8 +147,8 @@ class Harness:
             else:
                 return
 
-    def until_ended(self, *assignments: Assignment, seconds: float = 120.0) -> None:
-        self.until(lambda: all(each in self.endings for each in assignments), seconds=seconds)
+    def until_ended(self, *assignments: Assignment) -> None:
+        self.until(lambda: all(each in self.endings for each in assignments))
 
     def until_running(self, assignment: Assignment) -> None:
         self.until(lambda: self.starts[assignment])
@@ -232,11 +233,3 @@ def open_descriptors() -> int:
     """Return how many file descriptors this process has open."""
     gc.collect()
     return len(os.listdir("/proc/self/fd"))
-
-
-def wait_for(condition: Callable[[], Any], *, seconds: float = 120.0) -> None:
-    """Poll until the condition holds; fail if it does not within `seconds`."""
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "the condition did not come true"
-        time.sleep(0.002)

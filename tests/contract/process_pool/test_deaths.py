@@ -20,7 +20,8 @@ from executor_adapter.exceptions import (
 )
 from executor_adapter.pools.base import Ending
 from tests.contract.process_pool import functions
-from tests.contract.process_pool.harness import Harness, alive, harness, marked, wait_for
+from tests.contract.process_pool.harness import Harness, alive, harness, marked
+from tests.waiting import wait_for
 
 # --- each way to fail at each place ---
 
@@ -241,14 +242,14 @@ def test_sigkill_of_the_host_leaves_nothing(tmp_path: Path) -> None:
         "pool = Harness(2)\n"
         "pool.submit(functions.leave_daemon, sys.argv[1])\n"
         "pool.submit(functions.hold_gil, 60)\n"
-        "pool.until(lambda: False, seconds=200)\n"
+        "pool.until(lambda: False)\n"
     )
     environment = os.environ | {"PYTHONPATH": os.getcwd(), "PROCESS_POOL_TEST_HOST": str(tmp_path)}
     with subprocess.Popen([sys.executable, str(script), str(path)], env=environment) as host:
         wait_for(path.exists)
         wait_for(lambda: len(marked(f"PROCESS_POOL_TEST_HOST={tmp_path}")) >= 5)
         host.kill()
-    wait_for(lambda: not marked(f"PROCESS_POOL_TEST_HOST={tmp_path}"), seconds=8.0)
+    wait_for(lambda: not marked(f"PROCESS_POOL_TEST_HOST={tmp_path}"))
     assert not alive(int(path.read_text()))
 
 
@@ -262,7 +263,7 @@ guardian = pool.value(pool.submit(os.getppid))
 running = [pool.submit(functions.hold_gil, 60) for _ in range(2)]
 pool.until(lambda: all(pool.starts[each] for each in running))
 print(guardian, *pool.pool.pids, flush=True)
-pool.until(lambda: False, seconds=200)
+pool.until(lambda: False)
 """
 
 
@@ -276,7 +277,7 @@ def test_sigkill_of_host_and_guardian_together_ends_the_workers() -> None:
         host.send_signal(signal.SIGSTOP)  # else it might handle the guardian's death before its own
         os.kill(guardian, signal.SIGKILL)
         host.kill()
-    wait_for(lambda: not any(map(alive, (guardian, *workers))), seconds=8.0)
+    wait_for(lambda: not any(map(alive, (guardian, *workers))))
 
 
 def test_workers_that_cannot_start_fail_their_jobs() -> None:

@@ -19,9 +19,10 @@ from executor_adapter.exceptions import InvalidJobError, JobTimeoutError, Worker
 from executor_adapter.job.pool_names import StartMethod
 from executor_adapter.pools.base import Ending, Recall
 from tests.contract.process_pool import functions
-from tests.contract.process_pool.harness import Harness, alive, harness, open_descriptors, wait_for
+from tests.contract.process_pool.harness import Harness, alive, harness, open_descriptors
 from tests.contract.spawned.functions import leave_child
 from tests.insides import supervisor_of
+from tests.waiting import PATIENCE, wait_for
 
 SPAWN = Settings(executor=ExecutorSettings(start_method="spawn"))
 
@@ -113,7 +114,7 @@ if sys.argv[1] == "which forked":
         time.sleep(20)
         os._exit(0)
 print(*pool.pool.pids, flush=True)
-pool.until(lambda: False, seconds=200)
+pool.until(lambda: False)
 """
 
 
@@ -127,7 +128,7 @@ def test_sigkill_of_the_host_ends_its_workers(host: str) -> None:
         pids = [int(pid) for pid in process.stdout.readline().split()]
         assert len(pids) >= 2
         process.kill()
-        wait_for(lambda: not any(map(alive, pids)), seconds=8.0)
+        wait_for(lambda: not any(map(alive, pids)))
 
 
 # --- workers stopped by a signal ---
@@ -142,7 +143,7 @@ def test_a_job_whose_worker_is_stopped_ends_at_its_limit(tmp_path: Path) -> None
     job = Job(function=functions.stop_self, args=(str(path),), pool="process", max_runtime=0.3, retry_attempts=0)
     with JobExecutor(1, config=SHORT_GRACE) as executor:
         with pytest.raises(JobTimeoutError):
-            executor.submit(job).result(timeout=200)
+            executor.submit(job).result(timeout=PATIENCE)
     assert not alive(int(path.read_text()))
 
 
@@ -155,7 +156,7 @@ def test_a_job_whose_worker_was_stopped_before_ends_at_its_limit() -> None:
         os.kill(executor.run(Job(function=functions.pid, pool="process")), signal.SIGSTOP)
         job = Job(function=functions.pid, pool="process", max_runtime=0.3, retry_attempts=0)
         with pytest.raises(JobTimeoutError):
-            executor.submit(job).result(timeout=200)
+            executor.submit(job).result(timeout=PATIENCE)
         assert executor.run(Job(function=functions.add, args=(1, 1), pool="process")) == 2
 
 
@@ -197,7 +198,7 @@ def test_a_job_whose_workers_cannot_start_has_an_attempt_and_fails(start_method:
     with JobExecutor(1, config=config, initializer=functions.fail_to_initialize) as executor:
         job = Job(function=functions.pid, pool="process", retry_attempts=1, retry_delay=0.01)
         with pytest.raises(WorkerCrashedError, match="set-up failed"):
-            executor.submit(job).result(timeout=200)
+            executor.submit(job).result(timeout=PATIENCE)
     assert [attempt.error_code for attempt in job.attempts] == ["WORKER_CRASHED", "WORKER_CRASHED"]
 
 
@@ -208,7 +209,7 @@ def test_an_interpreter_that_cannot_run_fails_the_jobs(
     """A `sys.executable` that is not an interpreter crashes the jobs with a clear error."""
     monkeypatch.setattr(sys, "executable", program)
     with pytest.raises(WorkerCrashedError, match=text):
-        executor.submit(Job(function=functions.pid, pool="process", retry_attempts=0)).result(timeout=200)
+        executor.submit(Job(function=functions.pid, pool="process", retry_attempts=0)).result(timeout=PATIENCE)
 
 
 def test_a_worker_is_replaced_after_its_number_of_jobs() -> None:
@@ -258,7 +259,7 @@ def test_the_program_is_not_imported_again(tmp_path: Path) -> None:
     )
     environment = os.environ | {"PYTHONPATH": os.getcwd(), "EXECUTOR_ADAPTER_EXECUTOR__START_METHOD": "spawn"}
     done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=200
+        [sys.executable, str(script)], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=PATIENCE
     )
     assert (done.stdout, done.stderr) == ("imported\nRow(value=2)\n", "")
 

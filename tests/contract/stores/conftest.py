@@ -16,8 +16,8 @@ from executor_adapter.store import Host, JobRecord, JobStore, open_store
 from executor_adapter.store.host import this_machine
 from executor_adapter.store.sql.engines import make_engine
 from executor_adapter.store.sql.schema import hosts
-from tests.contract.conftest import wait_for
 from tests.contract.stores.databases import url_of
+from tests.waiting import wait_for
 
 
 class MakeStored(Protocol):
@@ -80,9 +80,9 @@ def record_in(store: JobStore, job_id: str) -> JobRecord:
     return record
 
 
-def wait_for_end(store: JobStore, job_id: str, *, seconds: float = 120.0) -> JobRecord:
+def wait_for_end(store: JobStore, job_id: str) -> JobRecord:
     """Wait until the job is recorded as finished; return its record."""
-    wait_for(lambda: (record := store.get(job_id)) is not None and record.status.is_terminal, seconds=seconds)
+    wait_for(lambda: (record := store.get(job_id)) is not None and record.status.is_terminal)
     return record_in(store, job_id)
 
 

@@ -20,8 +20,8 @@ from executor_adapter.job.status import JobStatus
 from executor_adapter.store import Host, JobFilter, JobRecord, JobStore
 from executor_adapter.store.sql.engines import make_engine
 from executor_adapter.store.sql.schema import jobs
-from tests.contract.conftest import wait_for
 from tests.contract.stores.host_forker import HostOrder
+from tests.waiting import PATIENCE, wait_for
 
 JOBS = 50
 
@@ -59,7 +59,7 @@ class HostForker:
         """End the program; its hosts are killed by those who ordered them."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        assert self._process.wait(200) == 0
+        assert self._process.wait(PATIENCE) == 0
         assert self._process.stdout is not None
         self._process.stdout.close()
 
@@ -94,10 +94,10 @@ class CrashRound:
                 self._write_broken_rows()
             finished = self._kill(victim)
             others += [self._host() for _ in range(2 - len(others))]
-            wait_for(self._all_are_finished, seconds=200)
+            wait_for(self._all_are_finished)
             self._check(finished)
             if self._with_broken:
-                wait_for(self._are_broken_set_aside, seconds=200)
+                wait_for(self._are_broken_set_aside)
         finally:
             for other in others:
                 os.kill(other, signal.SIGKILL)

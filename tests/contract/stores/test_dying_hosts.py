@@ -20,9 +20,9 @@ from executor_adapter.store import Host, JobRecord, JobStore
 from executor_adapter.store.host import close_host, new_host, this_machine
 from executor_adapter.store.sql import leases
 from executor_adapter.store.sql.engines import make_engine
-from tests.contract.conftest import wait_for
 from tests.contract.stores import killed_host
 from tests.contract.stores.conftest import MakeStored, wait_for_end
+from tests.waiting import PATIENCE, wait_for
 
 Start = Callable[[str], subprocess.Popen[bytes]]
 
@@ -41,9 +41,7 @@ def start(url: str, run_log: Path) -> Iterator[Start]:
         host = killed_host.start_host(url, run_log, function)
         started.append(host)
         sleepers = 1 + (function == "outlive_guardian")
-        wait_for(
-            lambda: killed_host.runs_of(run_log) and len(killed_host.sleepers_of(run_log)) == sleepers, seconds=200
-        )
+        wait_for(lambda: killed_host.runs_of(run_log) and len(killed_host.sleepers_of(run_log)) == sleepers)
         return host
 
     yield start_host
@@ -152,7 +150,9 @@ print(store.any_host_is_dying())
 
 def test_a_program_replaced_by_exec_waits_for_its_former_workers(url: str, store: JobStore) -> None:
     """After exec, a process keeps its id and start time, but its former host counts as dying and not as alive."""
-    done = subprocess.run([sys.executable, "-c", EXEC, url], capture_output=True, text=True, timeout=200, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", EXEC, url], capture_output=True, text=True, timeout=PATIENCE, check=True
+    )
     assert done.stdout == "True False\n"
 
 

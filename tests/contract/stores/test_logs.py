@@ -19,8 +19,8 @@ from executor_adapter.job.ids import uuid7
 from executor_adapter.job.status import JobStatus
 from executor_adapter.store import MAX_LOG_LINES, JobRecord, JobStore, LogLine, open_store
 from executor_adapter.store.host import new_host
-from tests.contract.conftest import wait_for
 from tests.contract.stores.databases import url_of
+from tests.waiting import wait_for
 
 
 @pytest.fixture(params=["memory", "sqlite", "postgresql"])
@@ -123,7 +123,7 @@ def test_lines_are_stored_while_the_job_runs(any_store: JobStore, tmp_path: Path
     with JobExecutor(1, config=Settings(), store=any_store) as executor:
         job = Job(function=log_and_wait, args=(str(tmp_path / "end"),), pool="thread")
         future = executor.submit(job)
-        wait_for(lambda: texts(any_store.lines(job.job_id)) == ["begun"], seconds=200)
+        wait_for(lambda: texts(any_store.lines(job.job_id)) == ["begun"])
         assert not future.done()
         (tmp_path / "end").touch()
 

@@ -20,8 +20,8 @@ from executor_adapter import Job, JobExecutor, JobStatus
 from executor_adapter.config import Settings, StoreSettings
 from executor_adapter.exceptions import ConfigurationError, QueueFullError
 from executor_adapter.store import JobFilter, StoreUnavailableError, open_store
-from tests.contract.conftest import wait_for
 from tests.contract.stores import store_jobs
+from tests.waiting import PATIENCE, wait_for
 
 JOBS = 300
 UNREACHABLE = "postgresql://postgres@127.0.0.1:1/test"
@@ -43,7 +43,7 @@ def run_through(url: str, outage: Callable[[], contextlib.AbstractContextManager
             with outage():
                 jobs = [executor.submit(Job(function=store_jobs.give, args=(n,))) for n in range(JOBS)]
                 assert [future.result(200) for future in jobs] == list(range(JOBS))
-                wait_for(lambda: any(expected in message for message in messages), seconds=200)
+                wait_for(lambda: any(expected in message for message in messages))
                 assert not executor.flush(0.2)
                 with pytest.raises(StoreUnavailableError):
                     executor.release("no such job")
@@ -196,7 +196,7 @@ class PrivatePostgreSQL:
         command = [str(self._bin / program), *args]
         if os.geteuid() == 0:  # PostgreSQL refuses to run as root
             command = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", *command]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd="/", timeout=200)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd="/", timeout=PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +233,7 @@ def run_through_a_lease(url: str, outage: Callable[[], contextlib.AbstractContex
         assert executor.flush(10)
         with outage():
             wait_for(lambda: job.status is JobStatus.CANCELLED)
-        wait_for(lambda: file.stat().st_size == 2, seconds=200)
+        wait_for(lambda: file.stat().st_size == 2)
         assert executor.cancel(job.job_id)
         assert executor.flush(10)
 

@@ -15,9 +15,9 @@ from executor_adapter.exceptions import InvalidJobError, JobSerializationError
 from executor_adapter.job import Progress
 from executor_adapter.store import JobStore, SignedPickles
 from executor_adapter.store.sql.row_mapping import MAX_ERROR_LENGTH, MAX_INTEGER
-from tests.contract.conftest import wait_for
 from tests.contract.stores import store_jobs
 from tests.contract.stores.conftest import MakeStored, record_in, wait_for_end
+from tests.waiting import wait_for
 
 ENDLESS: list[Any] = []
 ENDLESS += [{"a": 1}, ENDLESS, ENDLESS]

@@ -19,9 +19,9 @@ from executor_adapter.config import StoreSettings
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job.ids import uuid7
 from executor_adapter.store import Host, JobRecord, JobStore
-from tests.contract.conftest import wait_for
 from tests.contract.stores import store_jobs
 from tests.contract.stores.conftest import MakeStored, leases_here, record_in, wait_for_end
+from tests.waiting import wait_for
 
 Orphan = Callable[..., JobRecord]
 
@@ -360,14 +360,14 @@ def test_jobs_of_a_killed_program_run_in_the_next_one_at_once(
         try:
             assert host.stdout is not None
             assert host.stdout.readline() == b"there\n"
-            wait_for(file.exists, seconds=200)
-            wait_for(lambda: record_in(store, "long").attempt == 1, seconds=200)  # A start is written soon, not first.
+            wait_for(file.exists)
+            wait_for(lambda: record_in(store, "long").attempt == 1)  # A start is written soon, not first.
             assert make_stored().recover() == []
         finally:
             host.kill()
     began = time.monotonic()
     (job,) = make_stored().recover()
-    wait_for(lambda: file.stat().st_size == 2, seconds=200)
+    wait_for(lambda: file.stat().st_size == 2)
     assert time.monotonic() - began < 50  # far less than a lease
     assert (job.job_id, job.attempt) == ("long", 2)
 

@@ -18,6 +18,7 @@ from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.store import JobRecord, open_store
 from executor_adapter.store.sql.engines import make_engine
 from executor_adapter.store.sql.schema import REVISION, VERSIONS, metadata
+from tests.waiting import PATIENCE
 
 
 def test_the_migrations_create_the_schema(url: str) -> None:
@@ -60,7 +61,7 @@ def test_many_programs_can_open_a_new_store_at_once(url: str) -> None:
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(4)
     ]
     for program in opening:
-        output, errors = program.communicate(timeout=200)
+        output, errors = program.communicate(timeout=PATIENCE)
         assert (output, program.returncode) == (b"0\n", 0), errors
 
 

@@ -14,10 +14,10 @@ import pytest
 
 from executor_adapter.job.ids import uuid7
 from executor_adapter.store import Host, open_store
-from tests.contract.conftest import wait_for
 from tests.contract.process_pool.harness import alive
 from tests.contract.stores.conftest import leases_here, record_in
 from tests.contract.stores.databases import url_of
+from tests.waiting import PATIENCE, wait_for
 
 LEASE = 2.0
 
@@ -46,7 +46,7 @@ class StoppedHost:
 
     def run_and_stop(self) -> int:
         """Wait until the job runs and is in the store, then stop the program. Return the worker's pid."""
-        wait_for(lambda: self.pids() and leases_here(self.url), seconds=200)
+        wait_for(lambda: self.pids() and leases_here(self.url))
         os.kill(self._process.pid, signal.SIGSTOP)
         return self.pids()[-1]
 
@@ -60,7 +60,7 @@ class StoppedHost:
 
     def output(self) -> tuple[str, str]:
         """Wait for the program to end; return its stdout and stderr."""
-        return self._process.communicate(timeout=200)
+        return self._process.communicate(timeout=PATIENCE)
 
     def close(self) -> None:
         """Kill the program."""
@@ -87,7 +87,7 @@ def test_jobs_of_a_stopped_host_end_with_its_lease(tmp_path: Path) -> None:
         contextlib.closing(open_store(other_url)) as store,
     ):
         pid, taken_pid = kept.run_and_stop(), taken.run_and_stop()
-        wait_for(lambda: not alive(pid) and not alive(taken_pid), seconds=200)
+        wait_for(lambda: not alive(pid) and not alive(taken_pid))
 
         rival = Host(host_id=uuid7(), machine="elsewhere", pid=1, process_started=1)
         store.register(rival, lease=60)
@@ -97,7 +97,7 @@ def test_jobs_of_a_stopped_host_end_with_its_lease(tmp_path: Path) -> None:
 
         for host in (kept, taken):
             host.continue_()
-        wait_for(lambda: len(kept.pids()) == 2, seconds=200)
+        wait_for(lambda: len(kept.pids()) == 2)
         kept.go()
         result, log = kept.output()
         assert result == "went 1\n"
@@ -118,5 +118,5 @@ def test_jobs_of_a_stopped_host_run_nowhere_else_before_its_workers_are_dead(
         monkeypatch.setattr("executor_adapter.store.host.this_machine", lambda: "another container")
         rival = Host(host_id=uuid7(), machine="another container", pid=1, process_started=1)
         store.register(rival, lease=600)
-        wait_for(lambda: store.claim(rival, queue=""), seconds=200)
+        wait_for(lambda: store.claim(rival, queue=""))
         assert not alive(pid)

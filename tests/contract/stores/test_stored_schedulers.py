@@ -16,10 +16,11 @@ from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.scheduler import CollectionScheduler, ProcessingScheduler
 from executor_adapter.store import open_store
 from tests.contract.stores import store_jobs
+from tests.waiting import PATIENCE
 
 
 def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(asyncio.wait_for(main(), 60))
+    asyncio.run(asyncio.wait_for(main(), PATIENCE))
 
 
 async def wait_for_end(scheduler: CollectionScheduler, job_id: str) -> Job:

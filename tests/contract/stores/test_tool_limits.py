@@ -23,10 +23,10 @@ from executor_adapter.exceptions import JobTimeoutError
 from executor_adapter.persistence import tool_shares
 from executor_adapter.store import JobStore, open_store, wake_hosts
 from tests.contract import functions
-from tests.contract.conftest import wait_for
 from tests.contract.stores import limited_host
 from tests.contract.stores.conftest import MakeStored, leases_here
 from tests.contract.stores.limited_host import TOOL, most_at_once, runs_in
+from tests.waiting import PATIENCE, wait_for
 
 ONE = {TOOL: ToolLimit(max_concurrent=1)}
 TWO = {TOOL: ToolLimit(max_concurrent=2)}
@@ -110,7 +110,7 @@ def test_processes_share_a_limit_and_a_killed_one_frees_its_slots(url: str, tmp_
     with programs(url, tmp_path, number=40, seconds=0.02) as started:
         time.sleep(0.3)
         started[0].kill()
-        assert [program.wait(200) for program in started] == [-signal.SIGKILL, 0]
+        assert [program.wait(PATIENCE) for program in started] == [-signal.SIGKILL, 0]
     runs = runs_in(tmp_path)
     assert most_at_once(runs) == 2
     assert 40 <= len(runs) < 80
@@ -120,7 +120,7 @@ def test_processes_share_a_limit_and_a_killed_one_frees_its_slots(url: str, tmp_
 def test_three_processes_with_a_thousand_jobs(url: str, tmp_path: Path) -> None:
     """Three programs, a limit of two, 1,000 jobs: never three at once, and a free slot is taken within 100 ms."""
     with programs(url, tmp_path, number=334, seconds=0.01, count=3) as started:
-        assert [program.wait(300) for program in started] == [0, 0, 0]
+        assert [program.wait(PATIENCE) for program in started] == [0, 0, 0]
     runs = runs_in(tmp_path)
     assert len(runs) == 3 * 334
     assert most_at_once(runs) == 2
@@ -267,7 +267,7 @@ def test_a_store_that_is_down_lets_no_further_job_start(
     wait_for(lambda: held[1].job.status is JobStatus.RUNNING)
     assert waiting.job.status is JobStatus.PENDING
     away.rename(file)
-    wait_for(lambda: "jobs of tools start again" in caplog.text, seconds=200)
+    wait_for(lambda: "jobs of tools start again" in caplog.text)
     assert waiting.job.status is JobStatus.PENDING
     gates[1].touch()
     waiting.result(200)
@@ -314,7 +314,7 @@ def test_no_job_waits_for_ever_after_a_slow_store(
         futures = [submit(executor, 0.004) for _ in range(40) for executor in executors]
         time.sleep(delays.uniform(0.2, 6.0))
         is_slow.clear()
-        wait_for(lambda: all(future.done() for future in futures), seconds=200)
+        wait_for(lambda: all(future.done() for future in futures))
         for executor in executors:
             executor.shutdown()
 
