@@ -12,7 +12,7 @@ from executor_adapter.config import Settings
 from executor_adapter.store import JobStore, ToolControl, ToolUse
 from tests.cli.conftest import Command, fill, record
 from tests.contract import functions
-from tests.waiting import wait_for
+from tests.waiting import PATIENCE, wait_for
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_a_paused_tool_starts_nothing_until_it_is_resumed(command: Command, stor
         wait_for(lambda: [tool["waiting"] for tool in command("tools", "list", "--json").json] == [1])
         assert not future.done()
         command("tools", "resume", "radar")
-        assert future.result(200) == 2
+        assert future.result(PATIENCE) == 2
 
 
 def test_what_a_job_waits_for_is_shown(command: Command, store: JobStore) -> None:

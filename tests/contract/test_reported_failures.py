@@ -52,7 +52,7 @@ def test_each_retry_is_logged_once(kind: type[JobExecutor], caplog: pytest.LogCa
     """Each attempt that is retried is one line: which attempt of how many, why it failed, and when the next one is."""
     with kind(2, config=Settings()) as executor:
         policy = RetryPolicy(retry_attempts=2, delays=(0.0,))
-        assert executor.submit(failing("no", retry_attempts=2, retry=policy)).exception(60) is not None
+        assert executor.submit(failing("no", retry_attempts=2, retry=policy)).exception(PATIENCE) is not None
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
         "job no: attempt 1 of 3 failed (EXECUTION_ERROR: ValueError: no), next in 0 s",
         "job no: attempt 2 of 3 failed (EXECUTION_ERROR: ValueError: no), next in 0 s",
@@ -72,7 +72,7 @@ def test_failures_that_nobody_read_are_reported_when_the_executor_closes(caplog:
     with JobExecutor(2, config=Settings()) as executor:
         for number in range(5):
             executor.submit(failing(f"job-{number}"))
-        executor.submit(failing("read")).exception(60)
+        executor.submit(failing("read")).exception(PATIENCE)
         executor.submit(failing("called back")).add_done_callback(lambda _: None)
         executor.submit(Job(function=len, args=((),)))
         list(executor.map(fail, ["mapped"], retry_attempts=0))

@@ -12,7 +12,7 @@ from executor_adapter import JobExecutor
 from tests.contract import functions
 from tests.contract.conftest import MakeExecutor, MakeJob
 from tests.insides import supervisor_of
-from tests.waiting import wait_for
+from tests.waiting import PATIENCE, wait_for
 
 
 def test_the_number_of_workers_grows_and_shrinks(
@@ -31,25 +31,25 @@ def test_the_number_of_workers_grows_and_shrinks(
     executor.max_workers = 1
     for number in range(2):
         gates[number].touch()
-        futures[number].result(200)
+        futures[number].result(PATIENCE)
     executor.remove_observer(print)  # Returns when the supervisor has done all that follows.
     assert [job.job_id for job in executor.running()] == [futures[2].job.job_id]
 
     gates[2].touch()
     wait_for(lambda: [job.job_id for job in executor.running()] == [futures[3].job.job_id])
     gates[3].touch()
-    assert futures[3].result(200) is None
+    assert futures[3].result(PATIENCE) is None
 
 
 def test_jobs_queued_in_workers_are_taken_back(make_executor: MakeExecutor, make_job: MakeJob) -> None:
     """After max_workers was lowered, short jobs that were queued in other workers run one at a time too."""
     executor = make_executor(3)
     futures = [executor.submit(make_job(functions.times_of_a_sleep, 0.002)) for _ in range(300)]
-    futures[60].result(200)
+    futures[60].result(PATIENCE)
 
     executor.max_workers = 1
     lowered = time.monotonic() + 0.02  # What runs now takes so long to end.
-    runs = sorted(future.result(200) for future in futures)
+    runs = sorted(future.result(PATIENCE) for future in futures)
 
     late = [(began, ended) for began, ended in runs if began > lowered]
     assert len(late) > 50
@@ -72,7 +72,7 @@ def test_idle_workers_beyond_the_number_end(make_job: MakeJob, make_executor: Ma
         pytest.skip("coroutines have no workers")
     executor: JobExecutor = make_executor(4)
     for future in [executor.submit(make_job(functions.times_of_a_sleep, 0.2)) for _ in range(4)]:
-        future.result(200)
+        future.result(PATIENCE)
     executor.max_workers = 1
     made = supervisor_of(executor).pools.made[pool]
     wait_for(lambda: len(getattr(made, "pids", ())) <= 2 and len(getattr(made, "idle_threads", ())) <= 1)

@@ -15,7 +15,7 @@ from executor_adapter.exceptions import InvalidJobError
 from tests.contract import functions
 from tests.contract.conftest import MakeExecutor, MakeJob
 from tests.insides import supervisor_of
-from tests.waiting import wait_for
+from tests.waiting import PATIENCE, wait_for
 
 CLUSTERS = ("ssh", "dask", "ray")
 
@@ -41,7 +41,7 @@ def test_what_runs_at_once_never_exceeds_the_capacity(make_executor: MakeExecuto
         for each in range(60)
     ]
     futures = [executor.submit(job) for job in jobs]
-    runs = [(*future.result(200), future.job.resources or {}) for future in futures]
+    runs = [(*future.result(PATIENCE), future.job.resources or {}) for future in futures]
     assert executor.stats().waiting_for_resources == 0
     for moment, _, _ in runs:
         for name, most in (("CPU", 4), ("license", 2)):
@@ -58,13 +58,13 @@ def test_a_job_that_waits_holds_up_no_other_shape(
     wait_for(lambda: holder.job.status is JobStatus.RUNNING)
     large = executor.submit(make_job(functions.add, 1, 2, resources={"license": 2}))
     small = executor.submit(make_job(functions.add, 2, 2, resources={"license": 1}))
-    assert executor.submit(make_job(functions.add, 3, 2)).result(200) == 5
-    assert executor.submit(make_job(functions.add, 4, 2, resources={"CPU": 4})).result(200) == 6
+    assert executor.submit(make_job(functions.add, 3, 2)).result(PATIENCE) == 5
+    assert executor.submit(make_job(functions.add, 4, 2, resources={"CPU": 4})).result(PATIENCE) == 6
     assert executor.stats().waiting_for_resources == 2
     assert large.cancel()
-    assert small.result(200) == 4  # It waited for `large` only, so it starts while the holder still runs.
+    assert small.result(PATIENCE) == 4  # It waited for `large` only, so it starts while the holder still runs.
     gate.touch()
-    holder.result(200)
+    holder.result(PATIENCE)
 
 
 def test_each_attempt_takes_its_resources_anew(make_executor: MakeExecutor, make_job: MakeJob, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_each_attempt_takes_its_resources_anew(make_executor: MakeExecutor, make
     fields = {"resources": {"license": 1}, "tool_name": "api"}
     failing = executor.submit(make_job(functions.fail_until, path, 2, retry_attempts=1, retry_delay=60.0, **fields))
     wait_for(lambda: failing.job.status is JobStatus.RETRYING)
-    assert executor.submit(make_job(functions.add, 1, 2, **fields)).result(200) == 3
+    assert executor.submit(make_job(functions.add, 1, 2, **fields)).result(PATIENCE) == 3
     assert failing.cancel()
 
 
@@ -89,9 +89,9 @@ def test_a_tool_at_its_limit_holds_no_resources(make_executor: MakeExecutor, mak
         executor.submit(make_job(functions.add, each, tool_name="api", resources={"license": 2})) for each in range(3)
     ]
     others = [executor.submit(make_job(functions.add, each, resources={"license": 2})) for each in range(3)]
-    assert [other.result(200) for other in others] == [1, 2, 3]
+    assert [other.result(PATIENCE) for other in others] == [1, 2, 3]
     gate.touch()
-    assert [future.result(200) for future in held_back] == [1, 2, 3]
+    assert [future.result(PATIENCE) for future in held_back] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("pool", ["thread"], indirect=True)
@@ -112,7 +112,7 @@ def test_a_cancelled_job_that_waits_to_run_alone_gives_its_resources_back(
     granted = holder.acquire()
     wait_for(lambda: executor.stats().waiting_for_resources == 1)
     fails.touch()
-    granted.result(200)
+    granted.result(PATIENCE)
     held = holder.attempt()
     supervisor = supervisor_of(executor)
     wait_for(lambda: holder.job.live.assignment is not None)
@@ -121,15 +121,15 @@ def test_a_cancelled_job_that_waits_to_run_alone_gives_its_resources_back(
     other = executor.submit(make_job(functions.wait_for_file, str(runs)))
     wait_for(lambda: other.job.status is JobStatus.RUNNING)
     holds.touch()
-    held.result(200)
+    held.result(PATIENCE)
     holder.complete()
     wait_for(lambda: executor.stats().waiting_for_resources == 0)
     assert (retried.job.attempt, retried.done()) == (1, False)
     assert retried.cancel()
-    assert executor.submit(make_job(functions.add, 1, 2, **needs)).result(200) == 3
+    assert executor.submit(make_job(functions.add, 1, 2, **needs)).result(PATIENCE) == 3
     assert other.running()
     runs.touch()
-    other.result(200)
+    other.result(PATIENCE)
 
 
 def test_more_than_the_capacity_is_refused_at_submit(executor: JobExecutor, make_job: MakeJob) -> None:
@@ -161,18 +161,18 @@ def test_each_job_sees_its_own_gpus(processes: JobExecutor, tmp_path: Path) -> N
     third = processes.submit(gpu_job("gpu_and_process", str(gates[0])))
     wait_for(lambda: len(processes.running()) == 2)
     gates[0].touch()
-    gpu, pid = first.result(200)
-    third_gpu, third_pid = third.result(200)
+    gpu, pid = first.result(PATIENCE)
+    third_gpu, third_pid = third.result(PATIENCE)
     gates[1].touch()
-    other_gpu, other_pid = second.result(200)
+    other_gpu, other_pid = second.result(PATIENCE)
     assert third_gpu == gpu
     assert {gpu, other_gpu} == {"3", "5"}
     assert len({pid, third_pid, other_pid}) == 3
     plain = processes.submit(Job(function=functions.gpu_and_process, args=(str(gates[0]),), pool="process"))
-    plain_gpu, plain_pid = plain.result(200)
+    plain_gpu, plain_pid = plain.result(PATIENCE)
     assert plain_gpu == "3,5"
     assert plain_pid not in {pid, third_pid, other_pid}
-    assert processes.submit(gpu_job("gpu_and_process", str(gates[0]), amount=2)).result(200)[0] == "3,5"
+    assert processes.submit(gpu_job("gpu_and_process", str(gates[0]), amount=2)).result(PATIENCE)[0] == "3,5"
 
 
 def test_a_killed_worker_gives_its_gpu_back(processes: JobExecutor, tmp_path: Path) -> None:
@@ -183,9 +183,9 @@ def test_a_killed_worker_gives_its_gpu_back(processes: JobExecutor, tmp_path: Pa
     wait_for(lambda: written.exists() and written.read_text())
     os.kill(int(written.read_text()), signal.SIGKILL)
     gate.touch()
-    assert killed.result(200)[0] == "3,5"
+    assert killed.result(PATIENCE)[0] == "3,5"
     assert killed.job.attempt == 2
-    assert processes.submit(gpu_job("gpu_and_process", str(gate))).result(200)[0] in {"3", "5"}
+    assert processes.submit(gpu_job("gpu_and_process", str(gate))).result(PATIENCE)[0] in {"3", "5"}
 
 
 @pytest.mark.parametrize("pool", ["thread", "coroutine"])

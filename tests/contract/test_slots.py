@@ -18,6 +18,7 @@ from executor_adapter.pools import processor_quota
 from executor_adapter.supervision.dispatcher import Dispatcher, SlotLimits
 from executor_adapter.supervision.resources.machine import Capacity
 from executor_adapter.testing import InlineExecutor
+from tests.waiting import PATIENCE
 
 MANY = 40
 
@@ -61,7 +62,7 @@ def test_forty_threads_and_forty_coroutines_run_at_once() -> None:
     with executor_with() as executor:
         futures = [executor.submit(Job(function=threads.wait, args=(60,))) for _ in range(MANY)]
         futures += [executor.submit(Job(function=meet, max_runtime=60)) for _ in range(MANY)]
-        assert {future.exception(100) for future in futures} == {None}
+        assert {future.exception(PATIENCE) for future in futures} == {None}
 
 
 def test_a_pool_without_a_free_slot_holds_up_no_other() -> None:
@@ -69,11 +70,11 @@ def test_a_pool_without_a_free_slot_holds_up_no_other() -> None:
     gate = threading.Event()
     with executor_with({"thread": 2}) as executor:
         waiting = [executor.submit(Job(function=gate.wait, args=(60,))) for _ in range(5)]
-        assert executor.submit(Job(function=asyncio.sleep, args=(0, "passed"))).result(60) == "passed"
-        assert executor.submit(Job(function=len, args=((),), pool="process")).result(60) == 0
+        assert executor.submit(Job(function=asyncio.sleep, args=(0, "passed"))).result(PATIENCE) == "passed"
+        assert executor.submit(Job(function=len, args=((),), pool="process")).result(PATIENCE) == 0
         assert len(executor.running()) == 2
         gate.set()
-        assert [future.result(60) for future in waiting] == [True] * 5
+        assert [future.result(PATIENCE) for future in waiting] == [True] * 5
 
 
 def test_a_number_counts_over_all_pools_in_the_order_of_priority_and_arrival() -> None:
@@ -93,7 +94,7 @@ def test_a_number_counts_over_all_pools_in_the_order_of_priority_and_arrival() -
         executor.submit(Job(function=note, args=("second thread",)))
         executor.submit(Job(function=note_async, args=("urgent",), priority=1))
         gate.set()
-        first.result(60)
+        first.result(PATIENCE)
     assert order == ["urgent", "thread", "coroutine", "second thread"]
 
 
@@ -106,7 +107,7 @@ def test_slots_may_change_between_a_number_and_a_mapping() -> None:
         barrier = threading.Barrier(2)
         executor.max_workers = {"thread": 5}
         futures += [executor.submit(Job(function=barrier.wait, args=(60,))) for _ in range(2)]
-        assert sorted(future.result(60) for future in futures[3:]) == [0, 1]
+        assert sorted(future.result(PATIENCE) for future in futures[3:]) == [0, 1]
         gate.set()
 
 

@@ -19,6 +19,7 @@ from executor_adapter import Job, JobExecutor, RetryPolicy
 from executor_adapter.exceptions import DataProcessingException
 from executor_adapter.pipeline import LakeTable, Published, compact_windows, publish_to_delta, remove_windows
 from tests.pipeline.lakes import lake_table, write, write_rows
+from tests.waiting import PATIENCE
 
 S3_SERVER = """
 from moto.server import DomainDispatcherApplication, create_backend_app
@@ -113,7 +114,7 @@ def test_two_jobs_publish_at_once(tmp_path: Path, exists: bool) -> None:
     fields["retry"] = RetryPolicy(retry_delay=0.1)
     with JobExecutor(2) as executor:
         for job in [executor.submit(Job(**fields)) for _ in range(2)]:
-            job.result(200)  # An attempt that was overtaken may have written windows that the next one need not.
+            job.result(PATIENCE)  # An attempt that was overtaken may have written windows that the next one need not.
     assert published(table, uri).written == ()
 
 

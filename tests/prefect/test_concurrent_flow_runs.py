@@ -75,7 +75,8 @@ def test_each_flow_run_has_the_states_of_its_own_jobs(api: Api, runner: Any) -> 
 
     with JobExecutor(max_workers=3):
         ended = [
-            each.result(120) for each in run_at_once(*(lambda number=number: run(number) for number in range(FLOWS)))
+            each.result(PATIENCE)
+            for each in run_at_once(*(lambda number=number: run(number) for number in range(FLOWS)))
         ]
     assert len({flow_run_id for flow_run_id, _ in ended}) == FLOWS
     for number, (flow_run_id, values) in enumerate(ended):
@@ -116,11 +117,11 @@ def test_cancelling_one_flow_run_leaves_the_others(api: Api, prefect_api: str) -
         wait_for(lambda: len(held.begun) == 6)
         cancel(prefect_api, ids["cancelled"])
         with pytest.raises(JobCancelledError):
-            cancelled.result(200)
+            cancelled.result(PATIENCE)
         assert wait_until_recorded(ids["cancelled"]).complete
         wait_for(lambda: state_counts(api, ids["other"]) == {"Running": 3})
         held.released.set()
-        other.result(200)
+        other.result(PATIENCE)
     assert state_counts(api, ids["cancelled"]) == {"Cancelled": 3}
     assert state_counts(api, ids["other"]) == {"Completed": 3}
 
@@ -151,7 +152,7 @@ def test_a_cancelled_flow_run_does_not_wait_for_a_shared_job(api: Api, prefect_a
         assert second.result() == "Cancelled"
         assert not first.done()
         held.released.set()
-        assert first.result(200) == "Completed"
+        assert first.result(PATIENCE) == "Completed"
     assert held.begun == ["first"]
     assert state_counts(api, ids["second"]) == {"Cancelled": 1}
     assert state_counts(api, ids["first"]) == {"Completed": 1}

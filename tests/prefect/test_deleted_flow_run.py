@@ -61,9 +61,9 @@ def test_a_deleted_flow_run_harms_no_other(api: Api, prefect_api: str, caplog: p
         finally:
             is_deleted.set()
             over.set()
-        runs["other"].result(120)
+        runs["other"].result(PATIENCE)
         with contextlib.suppress(ObjectNotFound):  # Prefect cannot set its final state.
-            runs["deleted"].result(120)
+            runs["deleted"].result(PATIENCE)
     assert (reports["other"].complete, set(_names(api, ids["other"]))) == (True, {"Completed"})
     set_aside = reports["deleted"]
     assert (set_aside.recorded, set_aside.spooled, len(set_aside.missing)) == (0, (), set_aside.jobs)

@@ -163,7 +163,7 @@ def test_a_connection_of_the_program_s_own_is_used_and_left_as_it_is(cluster: Ra
     with connected_to(cluster):
         for address in (None, cluster.address, "auto"):
             with executor_at(address) as executor:
-                assert executor.submit(Job(function=functions.size_of, args=(b"1",), pool="ray")).result(200) == 1
+                assert executor.submit(Job(function=functions.size_of, args=(b"1",), pool="ray")).result(PATIENCE) == 1
             assert ray.is_initialized()
         with executor_at("192.0.2.1:6379") as executor:
             future = executor.submit(Job(function="os:getpid", pool="ray", retry_attempts=0))

@@ -75,7 +75,7 @@ def assert_taken_over_after(release: Callable[[], None], store: JobStore, make: 
             recovering.result(0.3)
         assert store.claim(rival, queue="") == []
         release()
-        (job,) = recovering.result(200)
+        (job,) = recovering.result(PATIENCE)
     close_host(rival)
     assert wait_for_end(store, job.job_id).status is JobStatus.COMPLETED
     assert len(killed_host.runs_of(run_log)) == 2
@@ -168,7 +168,7 @@ def test_a_host_cut_off_within_a_transaction_blocks_no_claim(url: str, store: Jo
         assert leases.renew(connection, cut_off.host_id, 60)
         close_host(cut_off)
         with ThreadPoolExecutor(1) as thread:
-            assert thread.submit(store.claim, rival, queue="").result(200) == []
+            assert thread.submit(store.claim, rival, queue="").result(PATIENCE) == []
         assert connection.execute(text("SHOW idle_in_transaction_session_timeout")).scalar() == "30s"
     engine.dispose()
     close_host(rival)

@@ -42,7 +42,7 @@ def run_through(url: str, outage: Callable[[], contextlib.AbstractContextManager
             assert executor.flush(10)
             with outage():
                 jobs = [executor.submit(Job(function=store_jobs.give, args=(n,))) for n in range(JOBS)]
-                assert [future.result(200) for future in jobs] == list(range(JOBS))
+                assert [future.result(PATIENCE) for future in jobs] == list(range(JOBS))
                 wait_for(lambda: any(expected in message for message in messages))
                 assert not executor.flush(0.2)
                 with pytest.raises(StoreUnavailableError):

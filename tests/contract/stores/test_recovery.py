@@ -21,7 +21,7 @@ from executor_adapter.job.ids import uuid7
 from executor_adapter.store import Host, JobRecord, JobStore
 from tests.contract.stores import store_jobs
 from tests.contract.stores.conftest import MakeStored, leases_here, record_in, wait_for_end
-from tests.waiting import wait_for
+from tests.waiting import PATIENCE, wait_for
 
 Orphan = Callable[..., JobRecord]
 
@@ -257,16 +257,15 @@ def test_jobs_not_taken_with_the_lease_run_again_once_they_have_ended(
     make_stored: MakeStored, store: JobStore, url: str, tmp_path: Path, recover_every: float | None
 ) -> None:
     """Jobs that no host took with the lease run again here, once their attempts have ended."""
-    # Long enough for a slow machine to renew it: the guardian ends the workers of a host that does not.
-    executor = make_stored(2, settings={"lease": 4, "recover_every": recover_every})
+    executor = make_stored(2, settings={"recover_every": recover_every})
     began, go = tmp_path / "began", tmp_path / "go"
     job = executor.submit(Job(function=store_jobs.end_slowly, args=(str(began), str(go)), pool="process")).job
     wait_for(began.exists)
     assert executor.flush()
     take_lease(store, url)
+    later = executor.submit(Job(function=store_jobs.give, args=(1,)))  # Its row is refused, by which the host knows.
     wait_for(lambda: job.live.assignment is not None and job.live.assignment.stop_reason is not None)
-    later = executor.submit(Job(function=store_jobs.give, args=(1,)))
-    later.result(200)
+    later.result(PATIENCE)
     assert executor.flush()  # it has been a host again meanwhile, and has looked around
     assert not record_in(store, job.job_id).status.is_terminal
     go.touch()
@@ -318,7 +317,7 @@ def test_recover_works_after_an_idle_host_lost_its_lease(
     take_lease(store, url)
     record = orphan(call=GIVE)
     with ThreadPoolExecutor(1) as thread:
-        (job,) = thread.submit(executor.recover).result(200)
+        (job,) = thread.submit(executor.recover).result(PATIENCE)
     assert job.job_id == record.job_id
 
 

@@ -62,19 +62,19 @@ def test_a_limit_holds_over_all_executors(make_stored: MakeStored) -> None:
     """Three executors with many jobs never run more of them at once than the limit."""
     executors = [make_stored(4, queue=name, tool_limits=TWO) for name in "abc"]
     futures = [submit(executor, 0.004) for _ in range(40) for executor in executors]
-    assert most_at_once(sorted(future.result(90) for future in futures)) == 2
+    assert most_at_once(sorted(future.result(PATIENCE) for future in futures)) == 2
 
 
 def test_each_executor_gets_its_turn(make_stored: MakeStored) -> None:
     """An executor that never runs out of jobs gives up its slots for others."""
     busy, *others = (make_stored(4, queue=name, tool_limits=TWO) for name in "abc")
     futures = [submit(busy, 0.004)]
-    futures[0].result(200)
+    futures[0].result(PATIENCE)
     waiting = [submit(executor, 0.004) for executor in others for _ in range(2)]
     while not all(future.done() for future in waiting):
         futures += [submit(busy, 0.004) for _ in range(20 - len(busy.jobs()))]
         time.sleep(0.002)
-    assert most_at_once(sorted(future.result(90) for future in [*futures, *waiting])) == 2
+    assert most_at_once(sorted(future.result(PATIENCE) for future in [*futures, *waiting])) == 2
 
 
 def test_a_slot_that_is_freed_is_taken_by_another_executor(make_stored: MakeStored, tmp_path: Path) -> None:
@@ -94,8 +94,8 @@ def seconds_to_take_over(holder: JobExecutor, waiter: JobExecutor, gate: Path) -
     time.sleep(0.02)
     assert waiting.job.status is JobStatus.PENDING
     gate.touch()
-    held.result(200)
-    return float(waiting.result(200)[0]) - began_of(held) - held.job.attempts[0].run_seconds
+    held.result(PATIENCE)
+    return float(waiting.result(PATIENCE)[0]) - began_of(held) - held.job.attempts[0].run_seconds
 
 
 def began_of(future: JobFuture) -> float:
@@ -157,7 +157,7 @@ def programs(
 def test_idle_slots_are_given_back(make_stored: MakeStored, store: JobStore) -> None:
     """An executor without jobs of the tool holds nothing of it."""
     executor = make_stored(2, tool_limits=TWO)
-    submit(executor).result(200)
+    submit(executor).result(PATIENCE)
     wait_for(lambda: store.tool_uses() == [])
 
 
@@ -169,7 +169,7 @@ def test_a_rate_holds_over_all_executors(make_stored: MakeStored) -> None:
     limits = {TOOL: ToolLimit(rate=50.0)}
     executors = [make_stored(4, queue=name, tool_limits=limits) for name in "ab"]
     futures = [submit(executor) for _ in range(10) for executor in executors]
-    began = sorted(future.result(90)[0] for future in futures)
+    began = sorted(future.result(PATIENCE)[0] for future in futures)
     assert began[-1] - began[0] > (len(began) - 3) / 50
     assert all(later - earlier > 0.05 for earlier, later in zip(began, began[5:], strict=False))
 
@@ -177,16 +177,16 @@ def test_a_rate_holds_over_all_executors(make_stored: MakeStored) -> None:
 def test_a_tool_that_asks_to_wait_is_left_alone_by_all(make_stored: MakeStored, tmp_path: Path) -> None:
     """After RATE_LIMITED with a retry_after, no executor starts a job of the tool before that."""
     limited, other = (make_stored(2, queue=name, tool_limits=TWO) for name in "ab")
-    submit(other).result(200)
+    submit(other).result(PATIENCE)
     arguments = (str(tmp_path / "calls"), 0.5)
     job = Job(function=functions.be_rate_limited_once, args=arguments, tool_name=TOOL, pool="thread", retry_delay=0.01)
     future = limited.submit(job)
     wait_for(lambda: job.status is JobStatus.RETRYING)
     asked = time.monotonic()
     time.sleep(0.1)  # The other executor may start jobs until the store has it.
-    began, _ = submit(other).result(200)
+    began, _ = submit(other).result(PATIENCE)
     assert began > asked + 0.4
-    future.result(200)
+    future.result(PATIENCE)
 
 
 # --- pauses and limits that were set ---
@@ -202,16 +202,16 @@ def test_nothing_of_a_paused_tool_starts(
     store.pause_tool(TOOL, "somebody")
     time.sleep(0.3)
     (tmp_path / "gate").touch()
-    running.result(200)
+    running.result(PATIENCE)
 
     waiting = [submit(executor) for executor in (first, second)]
     for executor in (first, second):
-        submit(executor, tool="other").result(200)
+        submit(executor, tool="other").result(PATIENCE)
     assert [future.job.status for future in waiting] == [JobStatus.PENDING] * 2
 
     store.pause_tool(TOOL, None)
     for future in waiting:
-        future.result(200)
+        future.result(PATIENCE)
 
 
 def test_a_job_of_a_paused_tool_keeps_its_queue_timeout(make_stored: MakeStored, store: JobStore) -> None:
@@ -219,7 +219,7 @@ def test_a_job_of_a_paused_tool_keeps_its_queue_timeout(make_stored: MakeStored,
     store.pause_tool(TOOL, "somebody")
     future = submit(make_stored(), queue_timeout=0.2)
     with pytest.raises(JobTimeoutError):
-        future.result(200)
+        future.result(PATIENCE)
     assert future.job.error_code == "QUEUE_TIMEOUT"
 
 
@@ -235,11 +235,11 @@ def test_a_limit_that_was_set_wins(make_stored: MakeStored, store: JobStore, tmp
     time.sleep(0.2)
     assert third.job.status is JobStatus.PENDING
     gates[0].touch()
-    assert third.result(200)
+    assert third.result(PATIENCE)
     store.limit_tool(TOOL, None, "somebody")
     gates[1].touch()
     for future in running:
-        future.result(200)
+        future.result(PATIENCE)
 
 
 # --- trouble ---
@@ -263,14 +263,14 @@ def test_a_store_that_is_down_lets_no_further_job_start(
     waiting = submit(waiter)
     wait_for(lambda: "no more jobs start" in caplog.text)
     gates[0].touch()
-    held[0].result(200)
+    held[0].result(PATIENCE)
     wait_for(lambda: held[1].job.status is JobStatus.RUNNING)
     assert waiting.job.status is JobStatus.PENDING
     away.rename(file)
     wait_for(lambda: "jobs of tools start again" in caplog.text)
     assert waiting.job.status is JobStatus.PENDING
     gates[1].touch()
-    waiting.result(200)
+    waiting.result(PATIENCE)
     assert held[1].done()
 
 
@@ -334,7 +334,7 @@ def test_a_flood_of_wake_ups_is_not_acted_on(
     number = looks.call_count
     allowed = seconds / tool_shares.MIN_WAKE_INTERVAL + seconds / tool_shares.CONTROLS_INTERVAL + 2
     (tmp_path / "gate").touch()
-    held.result(200)
+    held.result(PATIENCE)
     assert 0 < number <= allowed
 
 
@@ -344,7 +344,7 @@ def test_a_lost_lease_is_replaced(make_stored: MakeStored, store: JobStore, tmp_
     running = hold(executor, tmp_path / "gate")
     (use,) = store.tool_uses()
     store.leave(use.host_id)
-    running.exception(200)  # It is stopped, because another host may run it.
+    running.exception(PATIENCE)  # It is stopped, because another host may run it.
     wait_for(lambda: executor.running())
     (again,) = store.tool_uses()
     assert (again.held, again.host_id == use.host_id) == (1, False)
@@ -352,4 +352,4 @@ def test_a_lost_lease_is_replaced(make_stored: MakeStored, store: JobStore, tmp_
     time.sleep(0.2)
     assert waiting.job.status is JobStatus.PENDING
     (tmp_path / "gate").touch()
-    assert waiting.result(200)
+    assert waiting.result(PATIENCE)
