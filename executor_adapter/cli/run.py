@@ -46,6 +46,7 @@ from executor_adapter.executor import JobExecutor
 from executor_adapter.job import Job, JobStatus, Transition, resolve
 from executor_adapter.monitoring import ProgressBar, ProgressCounts
 from executor_adapter.pools import Assignment
+from executor_adapter.supervision import JobScope
 from executor_adapter.terminal import SafeText, escaped_lines
 from executor_adapter.worker import traceback_of
 
@@ -193,7 +194,7 @@ def _print_retry(transition: Transition) -> None:
         print_note(SafeText(note, style="yellow"))
 
 
-class _PrintedOutput:
+class _PrintedOutput(JobScope):
     """Prints the function's output and log where they would go if it ran in this process."""
 
     def prepare(self, assignment: Assignment) -> None:
@@ -203,8 +204,7 @@ class _PrintedOutput:
         """Print a message. A failure to print, as on a full disk, does not end the job."""
         with contextlib.suppress(OSError):
             if topic == "output":
-                name, text = content
-                print(text, file=sys.stderr if name == "stderr" else sys.stdout, flush=True)
+                print(content[1], file=getattr(sys, content[0]), flush=True)
             elif topic == "log":
                 print(escaped_lines(f"{content['name']}: {content['message']}"), file=sys.stderr, flush=True)
 

@@ -39,13 +39,7 @@ from executor_adapter.job import (
 from executor_adapter.monitoring import export_metrics
 from executor_adapter.persistence import JobPersistence, QueueHistory
 from executor_adapter.store import JobStore
-from executor_adapter.supervision import (
-    JobDriver,
-    JobFuture,
-    JobScope,
-    Supervisor,
-    program_output,
-)
+from executor_adapter.supervision import JobDriver, JobFuture, JobScope, Supervisor, program_output
 
 
 @explain_executor_calls

@@ -59,6 +59,8 @@ class SignalWatch:
     def __init__(self) -> None:
         self.ended_by: signal.Signals | None = None
         """The signal that is ending the program; None again once the program continues anyway."""
+        self.first: list[Listener] = []
+        """Called before all other listeners, for good: they find out why the signal came, and may take a second."""
         self._lock = threading.RLock()  # Re-entrant: a signal handler may close an executor while its thread holds it.
         self._listeners: list[Listener] = []
         self._pipe: tuple[int, int] | None = None
@@ -135,7 +137,7 @@ class SignalWatch:
     def _notify(self, number: signal.Signals) -> None:
         with self._lock:
             self.ended_by = number
-            listeners = list(self._listeners)
+            listeners = [*self.first, *self._listeners]
         for listener in listeners:
             listener(number)
 

@@ -58,3 +58,6 @@ class SpanScope:
             driver.receive(topic, content)
         else:
             self._unclaimed.receive(assignment, topic, content)
+
+    def why_cancelled(self) -> str | None:
+        return None if self.inner is None else self.inner.why_cancelled()

@@ -123,8 +123,7 @@ class Dispatcher:
                 if self._may_start(job):
                     start(job)
             elif self._may_queue_behind(job) and queue_behind(job):
-                ready.pop(job)
-                self._start_behind(job)
+                self._skip(job)
             elif resources.has_leased and self._make_room(job):
                 continue
             elif busy >= limits.total:
@@ -142,7 +141,6 @@ class Dispatcher:
                 if not (resources.waiting and self._queue_waiting()):
                     return None
             elif needs_no_slot(job):
-                ready.pop(job)
                 self._skip(job)
             else:
                 return job
@@ -204,14 +202,11 @@ class Dispatcher:
     def _one_runs_alone(self) -> bool:
         return self.exclusive is not None and self.exclusive not in self.lent
 
-    def _start_behind(self, job: Job) -> None:
-        """Let the next job of the tool follow one that was queued in a worker: it does not ask to start."""
-        if self.rate_limiter is not None:
-            self.rate_limiter.skip(job)
-
     def _skip(self, job: Job) -> None:
-        """Drop a queued job that needs no slot any more."""
-        self.resources.end(job)
+        """Drop a queued job that does not ask for a slot, or not any more: the next one of its tool follows."""
+        self._ready.pop(job)
+        if job.live.resources is not None:
+            self.resources.end(job)
         if self.rate_limiter is not None:
             self.rate_limiter.skip(job)
 

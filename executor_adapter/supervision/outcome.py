@@ -42,6 +42,7 @@ def record_attempt(assignment: Assignment, error: BaseException | None, now: flo
 
 def stop_error(job: Job, reason: StopReason | None) -> JobTimeoutError | JobCancelledError:
     """Return the error of a job that was ended for `reason`."""
+    why_cancelled = None if job.live.scope is None else job.live.scope.why_cancelled()
     match reason:
         case StopReason.QUEUE_TIMEOUT:
             message = f"not started within queue_timeout={job.queue_timeout} s: raise it, or max_workers"
@@ -54,10 +55,10 @@ def stop_error(job: Job, reason: StopReason | None) -> JobTimeoutError | JobCanc
             message = f"not finished within deadline={job.deadline} s of its submission"
             return JobTimeoutError(message, error_code="DEADLINE_EXCEEDED", ends=job.job_id)
         case StopReason.SHUTDOWN:
-            message = f"job {job.job_id} was cancelled: its executor was shut down"
+            message = why_cancelled or f"job {job.job_id} was cancelled: its executor was shut down"
             return JobCancelledError(message, shutdown=True, ends=job.job_id)
         case StopReason.CANCEL | None:
-            return JobCancelledError(f"job {job.job_id} was cancelled", ends=job.job_id)
+            return JobCancelledError(why_cancelled or f"job {job.job_id} was cancelled", ends=job.job_id)
 
 
 def show_position(error: JobTimeoutError | JobCancelledError, assignment: Assignment) -> None:

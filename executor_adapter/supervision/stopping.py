@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from executor_adapter.exceptions import JobCancelledError, JobError, JobTimeoutError
 from executor_adapter.exceptions.display import repr_of
@@ -88,11 +88,6 @@ class Stopping:
             driver.abort(error)
         else:
             self._follow_up.fail(job, error)
-
-    def end_all(self, jobs: Iterable[Job], reason: StopReason) -> None:
-        """End several live jobs."""
-        for job in jobs:
-            self.end(job, reason)
 
     def set_timers(self, job: Job) -> None:
         """Enforce the job's `queue_timeout` and `deadline`."""

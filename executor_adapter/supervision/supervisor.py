@@ -204,7 +204,8 @@ class Supervisor:
         if self.intake.jobs:
             logger.warning("%s ends %d jobs", number.name, len(self.intake.jobs))
         if hasattr(sys, "ps1"):
-            self.call_soon(self.stopping.end_all, self.intake.all_held(), StopReason.CANCEL)
+            for job in self.intake.all_held():
+                self.cancel(job)
         else:
             self.close(cancel_pending=True, cancel_running=True)
 

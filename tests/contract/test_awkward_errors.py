@@ -11,6 +11,7 @@ from executor_adapter import Job, JobExecutor, JobStatus, RetryPolicy
 from executor_adapter.config import Settings
 from executor_adapter.exceptions import JobError, JobTimeoutError
 from executor_adapter.pools.base import Assignment, Ending
+from executor_adapter.supervision import JobScope
 from tests.contract import awkward, functions
 from tests.contract.conftest import MakeExecutor, MakeJob
 from tests.contract.test_supervisor_machine import SimulatedExecutor, SimulatedPool, work
@@ -74,7 +75,7 @@ def test_an_exit_in_a_coroutine_s_task_ends_no_other_job(make_executor: MakeExec
     assert neighbour.result(timeout=PATIENCE) == "slept"
 
 
-class FailingScope:
+class FailingScope(JobScope):
     """A scope whose preparation fails, at the first attempt or when the function is known to be short."""
 
     def prepare(self, assignment: Assignment) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -15,11 +16,12 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.exceptions import CancelledRun
 
-from executor_adapter import JobExecutor
+from executor_adapter import Job, JobExecutor
 from executor_adapter.exceptions import JobCancelledError
-from executor_adapter.prefect import JobTaskRunner, job_task, wait_until_recorded
+from executor_adapter.prefect import JobTaskRunner, job_task, run_jobs, wait_until_recorded
 from executor_adapter.prefect.cancellation import flow_end, watcher
 from executor_adapter.prefect.cancellation.watcher import watch_flow_run
+from executor_adapter.prefect.mirror.cancelled_runs import cancelled_runs
 from executor_adapter.prefect.runners import engine_threads
 from tests.prefect.conftest import Api, cancel, own_id
 from tests.waiting import PATIENCE, wait_for
@@ -85,6 +87,35 @@ def test_a_job_that_is_called_directly_is_cancelled_and_the_flow_with_it(
     if asked == "CANCELLING":
         assert hooks == ["Cancelling"]
         ended(ids[0])
+
+
+@pytest.mark.parametrize("by_signal", [False, True], ids=["by hand", "by a signal"])
+def test_the_jobs_of_run_jobs_say_that_their_flow_run_was_cancelled(
+    prefect_api: str, api: Api, mocker: Any, by_signal: bool
+) -> None:
+    """Each job's own message and that of its task run name the flow run's cancel, which a signal may have brought."""
+    jobs = [Job(function=slow.fn, pool="thread") for _ in range(3)]
+    ids: list[UUID] = []
+
+    def cancel_it() -> None:
+        cancel(prefect_api, ids[0], "CANCELLING")
+        if by_signal:  # As a runner does; the server is asked only because of it.
+            signal.raise_signal(signal.SIGINT)
+
+    @flow
+    def run() -> None:
+        ids.append(own_id())
+        threading.Timer(1.0, cancel_it).start()
+        run_jobs(jobs, executor=executor)
+
+    mocker.patch.object(watcher, "POLL_INTERVAL", 60 if by_signal else 0.2)
+    with JobExecutor(2) as executor, pytest.raises(KeyboardInterrupt if by_signal else JobCancelledError):
+        run()
+    mocker.stopall()
+    cancelled_runs.ask()  # From now on the watcher polls as before.
+    assert {job.error_message for job in jobs} == {"its flow run was cancelled"}
+    messages = {run["state"]["message"] for run in api.task_runs(ids[0])}
+    assert messages == {"CANCELLED: its flow run was cancelled"}
 
 
 def test_a_flow_that_goes_on_is_interrupted_and_the_program_goes_on(

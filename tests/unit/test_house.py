@@ -101,7 +101,7 @@ BUDGETS = {
     "cli": 1_876,
     "config": 1_157,
     "exceptions": 176,
-    "executor": 1_176,
+    "executor": 1_173,
     "job": 1_299,
     "modules": 505,
     "monitoring": 827,
@@ -117,7 +117,7 @@ BUDGETS = {
     "prefect": 7_182,
     "scheduler": 462,
     "store": 1_995,
-    "supervision": 3_015,
+    "supervision": 3_013,
     "worker": 2_039,
 }
 """Lines of code that each part may have. A number is only ever lowered: what takes lines away lowers it."""

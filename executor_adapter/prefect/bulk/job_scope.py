@@ -17,6 +17,7 @@ from executor_adapter.prefect.bulk.run_log import RunLog
 from executor_adapter.prefect.child.logs import patch_print
 from executor_adapter.prefect.child.payload import compact, flow_run_payload
 from executor_adapter.prefect.child.task_run_context import TASK_RUN_SCOPE, TASK_RUN_SCOPE_HERE
+from executor_adapter.prefect.mirror.cancelled_runs import FLOW_RUN_CANCELLED, cancelled_runs
 from executor_adapter.prefect.mirror.job_history import JobHistory
 from executor_adapter.prefect.mirror.mirror import PrefectMirror
 from executor_adapter.prefect.mirror.state_events import iso
@@ -36,6 +37,7 @@ class FlowRunScope:
         assert context.flow_run is not None, "run_jobs is called in a flow run"
         self.log = log
         self.executor = executor
+        self.flow_run_id = context.flow_run.id
         self.context = contextvars.copy_context()
         self.shared = json.dumps(
             {
@@ -88,6 +90,10 @@ class BulkJobScope:
         retry_at = job.state.retry_at
         delay = None if retry_at is None else max(0.0, retry_at - transition.at)
         self.flow.log.write_failure(self.history.id, self.history.shown_name, error, delay)
+
+    def why_cancelled(self) -> str | None:
+        """Return that the flow run was cancelled, where this process knows it."""
+        return FLOW_RUN_CANCELLED if self.flow.flow_run_id in cancelled_runs.ids else None
 
     def _payload(self, assignment: Assignment) -> str:
         """Return the JSON for `task_run_scope`, formatted by hand because every attempt needs its own."""

@@ -43,6 +43,7 @@ from executor_adapter.prefect.bulk.groups import GroupedJobScope, JobGroup
 from executor_adapter.prefect.bulk.job_ids import ids_of, with_unique_ids
 from executor_adapter.prefect.bulk.job_scope import BulkJobScope, FlowRunScope
 from executor_adapter.prefect.bulk.run_log import RunLog
+from executor_adapter.prefect.mirror.cancelled_runs import FLOW_RUN_CANCELLED, cancelled_runs
 from executor_adapter.prefect.mirror.mirror import PrefectMirror
 from executor_adapter.prefect.mirror.timeouts import remaining_close_seconds
 from executor_adapter.prefect.runners.companion import watch_for_cancel
@@ -273,7 +274,7 @@ class _BulkRun:
 
     def _check_not_stopped(self) -> None:
         if self._stopped:
-            raise JobCancelledError("its flow run was cancelled")
+            raise JobCancelledError(FLOW_RUN_CANCELLED)
 
     # --- on the supervisor's thread ---
 
@@ -314,6 +315,7 @@ class _BulkRun:
         for _, group in self._shared.values():
             if group is not None:
                 group.remove()  # The job is another call's, and may go on.
+        cancelled_runs.ask()  # The jobs say why they end.
         live = [future for future in self._live.values() if not future.done()]
         for future in live:
             future.cancel()

@@ -60,11 +60,6 @@ class FlowRunWatch:
         self.until_flow_ends = until_flow_ends
         self._on_cancel = on_cancel
 
-    @property
-    def cancelled(self) -> bool:
-        """Whether the flow run is known to be cancelled."""
-        return self.run.cancelled
-
     def notify(self) -> None:
         """Call `on_cancel`; an exception of it is logged."""
         try:
@@ -107,7 +102,6 @@ class _WatchedRun:
         """This flow run, its parent, and so on."""
         self.is_lineage_complete = False
         """Whether the last flow run of the lineage is not a subflow run."""
-        self.cancelled = False
         self.watches: list[FlowRunWatch] = []
         self.end = FlowRunEnding(flow_run_id)
 
@@ -126,7 +120,7 @@ class _WatchedRun:
     def cancel(self, cancelled: UUID) -> None:
         """Notify the watches. `cancelled` is the flow run that was cancelled: this one, or one of its lineage."""
         with _watcher.lock:
-            self.cancelled = True
+            cancelled_runs.ids.add(self.lineage[0])
             watches = list(self.watches)
         logger.warning("flow run %s was cancelled: cancelling its jobs", cancelled)
         # Before the jobs end, so that the flow runs are Cancelling, if possible, when waiting for the jobs raises.
@@ -149,7 +143,6 @@ class _Watcher:
             if run is None:
                 signal_watch.arm()
                 run = self._runs[flow_run_id] = _WatchedRun(flow_run_id)
-                run.cancelled = flow_run_id in cancelled_runs.ids
             watch = FlowRunWatch(run, on_cancel, until_flow_ends=until_flow_ends)
             run.watches.append(watch)
             run.end.on_watch_opened(until_flow_ends=until_flow_ends)
@@ -158,7 +151,7 @@ class _Watcher:
                 # The thread uses the caller's settings.
                 arguments = (self._run, run.server)
                 threading.Thread(target=copy_context().run, args=arguments, name="cancel-watch", daemon=True).start()
-        if run.cancelled:
+        if flow_run_id in cancelled_runs.ids:
             watch.notify()
         return watch
 
@@ -200,7 +193,8 @@ class _Watcher:
         sentinel_client.ensure_alive()
         with self.lock:
             self.lock.wait_for(lambda: cancelled_runs.is_asked(server), POLL_INTERVAL)
-            return [run for run in self._runs.values() if run.server == server and not run.cancelled]
+            runs = [run for flow_run_id, run in self._runs.items() if flow_run_id not in cancelled_runs.ids]
+            return [run for run in runs if run.server == server]
 
     def _stop_if_idle(self, server: str) -> bool:
         """Mark the server's thread as ended if no flow run is watched there, and return whether that is so."""
@@ -220,7 +214,6 @@ class _Watcher:
     def _cancel_if_asked(self, run: _WatchedRun, known: dict[UUID, _FlowRunRecord]) -> None:
         for each in run.lineage:
             if each in known and known[each].state_type in CANCEL_TYPES:
-                cancelled_runs.ids.update(run.lineage[:1])
                 run.cancel(each)
                 return
 

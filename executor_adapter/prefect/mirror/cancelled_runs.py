@@ -40,22 +40,28 @@ class CancelledRuns:
             self.answers[server] = questions
             self.changed.notify_all()
 
+    def ask(self) -> None:
+        """Have the watcher poll at once, and wait for its answer, for ASK_TIMEOUT at most."""
+        with self.changed:
+            self.questions += 1
+            number = self.questions
+            self.changed.notify_all()
+            self.changed.wait_for(lambda: min(self.answers.values(), default=number) >= number, ASK_TIMEOUT)
+
     def was_cancelled(self, flow_run_id: UUID) -> bool:
         """Return whether the flow run is known to be cancelled, by another poll if a signal ends the program."""
         with self.changed:
             ended_by = signal_watch.ended_by
-            if ended_by is not None and ended_by is not self._asked_after and self.answers:
-                self.questions += 1
-                number = self.questions
-                self.changed.notify_all()
-                self.changed.wait_for(
-                    lambda: flow_run_id in self.ids or min(self.answers.values(), default=number) >= number, ASK_TIMEOUT
-                )
+            if ended_by is not None and ended_by is not self._asked_after:
+                self.ask()
             self._asked_after = ended_by
             return flow_run_id in self.ids
 
 
 cancelled_runs = CancelledRuns()
+signal_watch.first.append(lambda _: cancelled_runs.ask())  # What the executors end because of it shall say why.
+
+FLOW_RUN_CANCELLED = "its flow run was cancelled"
 
 
 def explained(error: E, flow_run_id: UUID | None) -> E | JobCancelledError:
@@ -66,4 +72,4 @@ def explained(error: E, flow_run_id: UUID | None) -> E | JobCancelledError:
     """
     if flow_run_id is None or not is_a(error, JobCancelledError) or not cancelled_runs.was_cancelled(flow_run_id):
         return error
-    return JobCancelledError("its flow run was cancelled", **error.context)
+    return JobCancelledError(FLOW_RUN_CANCELLED, **error.context)

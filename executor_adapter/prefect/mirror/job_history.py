@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from executor_adapter.job import TERMINAL, Job, JobStatus, RetryPolicy, Transition, function_reference
-from executor_adapter.prefect.mirror.cancelled_runs import explained
 from executor_adapter.prefect.mirror.history import TaskRunHistory
 from executor_adapter.prefect.mirror.state_events import (
     CLOCK_RESOLUTION_SECONDS,
@@ -124,7 +123,7 @@ class JobHistory(TaskRunHistory[Step]):
             self._kind,
             at,
             previous=previous,
-            message=self.message_of(step, flow),
+            message=self.message_of(step),
             retry_at=step.retry_at if step.status is JobStatus.RETRYING else None,
             run_count=step.attempt,
             expected_at=self.created_at,
@@ -139,17 +138,13 @@ class JobHistory(TaskRunHistory[Step]):
             return failure_kind(step.error)
         return state_kind(step.status, attempt=step.attempt)
 
-    def message_of(self, step: Step, flow: FlowRunFacts) -> str:
+    def message_of(self, step: Step) -> str:
         """Return the message of the state that a step leads to."""
         if step.error is None:
             return "" if step.node is None else f"on {step.node}"
         if step.status is JobStatus.RETRYING:
             return awaiting_retry_message(step.error, attempt=step.attempt, attempts=self._max_attempts)
-        return (
-            failure_message(explained(step.error, UUID(flow.id) if flow.id else None))
-            if step.status in TERMINAL
-            else ""
-        )
+        return failure_message(step.error) if step.status in TERMINAL else ""
 
 
 class GroupHistory(JobHistory):
@@ -167,7 +162,7 @@ class GroupHistory(JobHistory):
         self.summary = ""
         """How its jobs have ended: the message of its final state."""
 
-    def message_of(self, step: Step, flow: FlowRunFacts) -> str:
+    def message_of(self, step: Step) -> str:
         return self.summary if step.status in TERMINAL else ""
 
 

@@ -34,6 +34,7 @@ from executor_adapter.prefect.engine.job_run import JobRun
 from executor_adapter.prefect.engine.run import run_sync
 from executor_adapter.prefect.engine.task_runs import create_task_run
 from executor_adapter.prefect.mirror import flow_run_mirrors
+from executor_adapter.prefect.mirror.cancelled_runs import cancelled_runs
 from executor_adapter.prefect.mirror.timeouts import remaining_close_seconds
 from executor_adapter.prefect.reporting.events import current_flow_run, flush_events
 from executor_adapter.prefect.runners.async_end import await_at_flow_end
@@ -212,7 +213,7 @@ class EngineThreads:
             self._unregister(job_run)
 
     def _refuse(self, name: str) -> NoReturn:
-        if self._watch is not None and self._watch.cancelled:
+        if self._flow_run_id in cancelled_runs.ids:
             raise JobCancelledError(f"task {name!r} was submitted after its flow run was cancelled")
         raise RuntimeError(f"task {name!r} was submitted after its flow run had ended: submit it in the flow")
 
