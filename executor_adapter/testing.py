@@ -102,7 +102,6 @@ def inline_supervisor(clock: FakeClock, **options: Any) -> Supervisor:
     """Return a supervisor that runs on its callers' thread, by `clock`; `options` are those of `Supervisor`."""
     supervisor = Supervisor(**(options | {"clock": clock, "make_thread": InlineThread}))
     assert isinstance(supervisor.thread, InlineThread)
-    supervisor.discard.is_off = True
     clock.on_advance.append(supervisor.thread.turn)
     return supervisor
 

@@ -230,7 +230,7 @@ class JobExecutor(JobCaller, Slots, QuarantinedJobs, Watching, ExecutionHooks):
     def cancel(self, job_id: str) -> bool:
         """End a job that is queued, waiting for a retry or running. Return False where no live job has this id."""
         job = self._supervisor.intake.jobs.get(job_id)
-        return job is not None and self._supervisor.cancel(job)
+        return job is not None and self._supervisor.cancel_job(job)
 
     def jobs(self) -> list[Job]:
         """Return the jobs that are not finished."""

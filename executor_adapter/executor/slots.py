@@ -32,6 +32,4 @@ class Slots:
     def max_workers(self, slots: int | Mapping[str, int]) -> None:
         check_max_workers(slots)
         self._supervisor.check_not_forked()
-        # Set at once, so that no further attempt starts when this has returned.
-        self._supervisor.dispatcher.limits = limits = slot_limits(slots)
-        self._supervisor.call_soon(self._supervisor.pools.resize, limits)
+        self._supervisor.resize(slot_limits(slots))

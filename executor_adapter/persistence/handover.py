@@ -66,4 +66,4 @@ class Handover:
     def _stop(self, jobs: list[Job]) -> None:
         self._stopping += jobs
         for job in jobs:
-            self._supervisor.release(job)
+            self._supervisor.release_job(job)

@@ -70,8 +70,7 @@ class JobPersistence:
         self.recorder.pending.requeue_on_shutdown = requeue_on_shutdown and self.store.durable
         if self.store.shares_tools and not supervisor.thread.is_inline:
             shares = ToolShares(self.store, self.recorder, supervisor)
-            supervisor.rate_limiter.share(shares)
-            supervisor.dispatcher.rate_limiter = supervisor.rate_limiter
+            supervisor.dispatcher.rate_limiter.share(shares)
             supervisor.thread.on_closed.insert(0, shares.close)  # Before the recorder ends the lease.
         self._live_jobs = supervisor.intake.jobs
         self._recovery = Recovery(

@@ -89,7 +89,7 @@ class Recorder:
         self._checked_at = 0.0
         self._recovered_at = time.monotonic()
         self._lines = LogLines(supervisor.intake.jobs)
-        supervisor.on_worker_message = self._lines.on_message
+        supervisor.message_listeners.append(self._lines.on_message)
         start_capturing(self._lines)
         supervisor.tracker.observers.insert(0, self.on_transition)
         supervisor.thread.on_closed.append(self.close)
@@ -333,7 +333,7 @@ class Recorder:
             self.pending.collect_progress()
             for job_id in self.store.cancel_requests(self.host().host_id):
                 if (job := live.get(job_id)) is not None:
-                    self._supervisor.cancel(job)
+                    self._supervisor.cancel_job(job)
 
     def _recover_if_due(self) -> None:
         if self._is_recovery_due():

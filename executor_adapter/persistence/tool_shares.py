@@ -97,7 +97,7 @@ class ToolShares:
         self._store = store
         self._recorder = recorder
         self._supervisor = supervisor
-        self._limiter = supervisor.rate_limiter
+        self._limiter = supervisor.dispatcher.rate_limiter
         self._lock = threading.Lock()
         self._new: dict[str, ToolDemand] = {}
         self._refresh_asked = False

@@ -36,16 +36,11 @@ RECOVERY_SECONDS = 0.1
 class LoopTimer:
     """A call at a set time. Cancelled timers stay in the heap until they are due or outnumber the rest."""
 
-    __slots__ = ("callback", "loop", "order", "when")
+    __slots__ = ("callback", "loop")
 
-    def __init__(self, loop: SupervisorLoop, when: float, order: int, callback: Callable[[], None]) -> None:
+    def __init__(self, loop: SupervisorLoop, callback: Callable[[], None]) -> None:
         self.loop = loop
-        self.when = when
-        self.order = order
         self.callback: Callable[[], None] | None = callback
-
-    def __lt__(self, other: LoopTimer) -> bool:
-        return (self.when, self.order) < (other.when, other.order)
 
     def cancel(self) -> None:
         """Cancel the call."""
@@ -63,17 +58,25 @@ class _Watched:
 
 
 class SupervisorLoop:
-    """A selector, a heap of timers and an inbox. All but `call_soon` and `wake` are for the thread in `run` only."""
+    """A selector, a heap of timers and an inbox. All but `call_soon` and `wake` are for the thread in `run` only.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    Once a turn, `before_calls` is called before the calls of other threads that have arrived by then, and
+    `before_sleep` after all that was due; it returns the time at which it must be called again.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        before_calls: Callable[[], None] = lambda: None,
+        before_sleep: Callable[[], float] = lambda: float("inf"),
+    ) -> None:
         self.now = clock
-        self.before_sleep: Callable[[], float] = lambda: float("inf")
-        """Called once a turn, after all that was due; returns the time at which it must be called again."""
-        self.before_calls: Callable[[], None] = lambda: None
-        """Called once a turn, before the calls of other threads that have arrived by then."""
+        self._before_calls, self._before_sleep = before_calls, before_sleep
         self._selector = selectors.DefaultSelector()
         self._watched: dict[int, _Watched] = {}
-        self._timers: list[LoopTimer] = []
+        self._timers: list[tuple[float, int, LoopTimer]] = []
+        """A heap, by time and then by age."""
         self._cancelled_timers = 0
         self._order = itertools.count()
         self._inbox: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
@@ -131,15 +134,15 @@ class SupervisorLoop:
 
     def call_at(self, when: float, callback: Callable[[], None]) -> LoopTimer:
         """Call `callback` at the time `when` of the clock."""
-        timer = LoopTimer(self, when, next(self._order), callback)
-        heapq.heappush(self._timers, timer)
+        timer = LoopTimer(self, callback)
+        heapq.heappush(self._timers, (when, next(self._order), timer))
         return timer
 
     def timer_cancelled(self) -> None:
         """Count a cancelled timer, and drop such timers once they outnumber the rest."""
         self._cancelled_timers += 1
         if self._cancelled_timers > 64 and self._cancelled_timers * 2 > len(self._timers):
-            self._timers = [timer for timer in self._timers if timer.callback is not None]
+            self._timers = [due for due in self._timers if due[2].callback is not None]
             heapq.heapify(self._timers)
             self._cancelled_timers = 0
 
@@ -180,7 +183,7 @@ class SupervisorLoop:
         due = True
         while due and not self.stopped:
             self._turn(may_sleep=False)
-            due = self._woken or bool(self._inbox) or bool(self._timers and self._timers[0].when <= self.now())
+            due = self._woken or bool(self._inbox) or bool(self._timers and self._timers[0][0] <= self.now())
 
     def _turn(self, *, may_sleep: bool = True) -> None:
         self._woken = False
@@ -190,7 +193,8 @@ class SupervisorLoop:
         self._run_inbox()
         self._run_timers()
         self._wanted_at = self._end_turn()
-        timeout = self._time_to_sleep()
+        due = self._next_due()
+        timeout = None if due == float("inf") else min(max(0.0, due - self.now()), MAX_SLEEP_SECONDS)
         self._sleeps += 1
         self._asleep = self._sleeps
         # Checked after _asleep is set, so that no wake-up is missed.
@@ -207,7 +211,7 @@ class SupervisorLoop:
 
     def _end_turn(self) -> float:
         try:
-            return self.before_sleep()
+            return self._before_sleep()
         except Exception:
             logger.exception("the end of a turn of the supervisor's loop failed")
             return self.now() + RECOVERY_SECONDS
@@ -223,15 +227,15 @@ class SupervisorLoop:
     def _run_inbox(self) -> None:
         inbox = self._inbox
         arrived = min(len(inbox), MAX_CALLS_PER_TURN)
-        self._call(self.before_calls)
+        self._call(self._before_calls)
         for _ in range(arrived):
             callback, args = inbox.popleft()
             self._call(callback, *args)
 
     def _run_timers(self) -> None:
         now = self.read_until
-        while self._timers and (self._timers[0].when <= now or self._timers[0].callback is None):
-            timer = heapq.heappop(self._timers)
+        while self._timers and (self._timers[0][0] <= now or self._timers[0][2].callback is None):
+            timer = heapq.heappop(self._timers)[2]
             if timer.callback is None:
                 self._cancelled_timers -= 1
                 continue
@@ -239,11 +243,7 @@ class SupervisorLoop:
             self._call(callback)
 
     def _next_due(self) -> float:
-        return min(self._timers[0].when, self._wanted_at) if self._timers else self._wanted_at
-
-    def _time_to_sleep(self) -> float | None:
-        due = self._next_due()
-        return None if due == float("inf") else min(max(0.0, due - self.now()), MAX_SLEEP_SECONDS)
+        return min(self._timers[0][0], self._wanted_at) if self._timers else self._wanted_at
 
     def _drain_wake_pipe(self) -> None:
         with contextlib.suppress(BlockingIOError):

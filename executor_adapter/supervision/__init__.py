@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from executor_adapter.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from executor_adapter.supervision.dispatcher import SlotLimits
     from executor_adapter.supervision.driver import JobDriver
     from executor_adapter.supervision.futures import JobFuture
     from executor_adapter.supervision.hooks import HookedExecution
     from executor_adapter.supervision.job_scope import JobScope, UnclaimedMessages
     from executor_adapter.supervision.output_forwarding import program_output, write_line
     from executor_adapter.supervision.resources.machine import Capacity
+    from executor_adapter.supervision.scheduling import SlotLimits
     from executor_adapter.supervision.stats import (
         DEFAULT_WINDOW_SECONDS,
         QUEUE_SECONDS,
@@ -39,7 +39,7 @@ _HOMES = {
     "JobScope": "executor_adapter.supervision.job_scope",
     "QUEUE_SECONDS": "executor_adapter.supervision.stats",
     "SharedLimits": "executor_adapter.supervision.tools.demand",
-    "SlotLimits": "executor_adapter.supervision.dispatcher",
+    "SlotLimits": "executor_adapter.supervision.scheduling",
     "Supervisor": "executor_adapter.supervision.supervisor",
     "SupervisorThread": "executor_adapter.supervision.thread",
     "ToolDemand": "executor_adapter.supervision.tools.demand",

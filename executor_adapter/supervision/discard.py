@@ -24,18 +24,20 @@ PLAIN_TYPES = frozenset({type(None), bool, int, float, complex, str, bytes})
 
 
 class Discard:
-    """Collects what the supervisor is done with. Supervisor thread only."""
+    """Collects what the supervisor is done with. Supervisor thread only.
 
-    def __init__(self) -> None:
-        self.is_off = False
-        """Whether there is no other thread to drop things on: in a forked process, and where jobs run inline."""
+    `is_off`: there is no other thread to drop things on, since jobs run inline.
+    """
+
+    def __init__(self, *, is_off: bool = False) -> None:
+        self._is_off = is_off
         self._collected: list[Any] = []
         self._batches: SimpleQueue[list[Any] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def add(self, *things: Any) -> None:
         """Drop these after the turn."""
-        if not self.is_off:
+        if not self._is_off:
             self._collected.append(things)
 
     def flush(self) -> None:
@@ -48,6 +50,10 @@ class Discard:
         """Hand over the rest, and let the thread end."""
         self.flush()
         self._batches.put(None)
+
+    def detach_after_fork(self) -> None:
+        """Drop nothing on a thread in a forked process, which has none."""
+        self._is_off = True
 
     def wait(self, seconds: float) -> None:
         """Wait after `close` until all is dropped, for at most so many seconds: a `__del__` may hang."""

@@ -20,11 +20,9 @@ from executor_adapter.exceptions import JobCancelledError
 from executor_adapter.exceptions.display import read_once
 from executor_adapter.job import TERMINAL, Job, JobStatus, RetryDecision
 from executor_adapter.pools import Assignment
-from executor_adapter.supervision.dispatcher import Dispatcher
-from executor_adapter.supervision.follow_up import FollowUp
-from executor_adapter.supervision.starting import Starting
-from executor_adapter.supervision.stop_reason import StopReason
-from executor_adapter.supervision.stopping import Stopping
+from executor_adapter.supervision.limits import Stopping
+from executor_adapter.supervision.outcome import FollowUp, StopReason
+from executor_adapter.supervision.scheduling import Dispatcher
 
 logger = logging.getLogger("executor_adapter")
 
@@ -33,15 +31,17 @@ class DriverHost(Protocol):
     """The parts of a supervisor that a driver uses."""
 
     dispatcher: Dispatcher
-    starting: Starting
     follow_up: FollowUp
     stopping: Stopping
 
     def call_soon(self, callback: Callable[..., None], *args: Any) -> None:
         """Call `callback(*args)` on the supervisor's thread."""
 
-    def cancel(self, job: Job) -> bool:
+    def cancel_job(self, job: Job) -> bool:
         """Cancel the job; return False if it has finished."""
+
+    def start_driven(self, job: Job, prepare: Callable[[Assignment], None]) -> None:
+        """Run one attempt of the job in the slot that it holds; `prepare` gets the attempt first."""
 
 
 class JobDriver:
@@ -107,7 +107,7 @@ class JobDriver:
 
     def cancel(self) -> bool:
         """Cancel the job; the outstanding future raises JobCancelledError once its attempt is dead."""
-        return self._host.cancel(self.job)
+        return self._host.cancel_job(self.job)
 
     def stop_attempt(self, reason: StopReason) -> None:
         """End the running attempt; its future resolves once nothing of it is alive."""
@@ -141,7 +141,7 @@ class JobDriver:
         self._host.dispatcher.push(self.job)
 
     def _attempt(self, prepare: Callable[[Assignment], None]) -> None:
-        self._host.starting.start_driven(self.job, prepare)
+        self._host.start_driven(self.job, prepare)
 
     def _retry(self, decision: RetryDecision) -> None:
         self._host.follow_up.retry_later(self.job, decision, lambda job: self.resolve(None), self._last_error)

@@ -1,16 +1,19 @@
-"""JobFuture, which `submit` returns; what the futures of one executor share; and the thread that runs callbacks."""
+"""JobFuture, which `submit` returns; what the futures of one executor share; and the failures that nobody has read."""
 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import functools
+import itertools
 import logging
+import os
 import threading
+import weakref
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from concurrent.futures._base import FINISHED, PENDING  # The states that Future's own methods know.
-from queue import SimpleQueue
 from typing import Any
 
 from typing_extensions import TypeVar
@@ -18,96 +21,47 @@ from typing_extensions import TypeVar
 from executor_adapter.job import Job, JobStatus
 from executor_adapter.pools import SlotLoan, current_slot_loan
 from executor_adapter.supervision.output_forwarding import program_output
-from executor_adapter.supervision.unread_failures import UnreadFailures
+from executor_adapter.supervision.thread import SupervisorThread
 
 logger = logging.getLogger("executor_adapter")
 
 R = TypeVar("R", default=Any)
 
-MAX_CALLBACK_SECONDS = 10.0
-"""Max seconds that one callback may delay the end of an executor."""
+MAX_KEPT = 1000
+"""Unread failures of one executor that are kept; further ones are not reported."""
+MAX_NAMED = 3
+"""Jobs that the line names."""
+MAX_MESSAGE_LENGTH = 200
 
-
-class Callbacks:
-    """Runs users' callbacks on a thread of their own, since a slow one must not delay the supervisor."""
-
-    def __init__(self) -> None:
-        self._calls: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
-        self._called = 0
-        self._lock = threading.RLock()  # Re-entrant: a signal handler may add a callback while its thread holds it.
-        self._thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        """Start the thread in time: at the interpreter's exit, when callbacks still run, no thread can be started.
-
-        Raises:
-            RuntimeError: the system cannot start a thread.
-        """
-        with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="executor-callbacks", daemon=True)
-                try:
-                    self._thread.start()
-                except RuntimeError:
-                    self._thread = None
-                    raise
-
-    def call(self, callback: Callable[[], object]) -> None:
-        """Run `callback` on the thread, after those before it."""
-        self.start()
-        self._calls.put(callback)
-
-    def close(self) -> None:
-        """Let the thread end once it has called what it was given."""
-        self._calls.put(None)
-
-    def is_calling_here(self) -> bool:
-        """Return whether the caller is a callback on this thread."""
-        return threading.current_thread() is self._thread
-
-    def wait(self) -> None:
-        """Wait, once closed, until all are called or one takes longer than MAX_CALLBACK_SECONDS."""
-        thread, seen = self._thread, -1
-        if thread is None or self.is_calling_here():
-            return
-        while thread.is_alive() and seen != self._called:
-            seen = self._called
-            thread.join(MAX_CALLBACK_SECONDS)
-        if thread.is_alive():
-            logger.warning("a callback of a future takes longer than %s s: not waiting for it", MAX_CALLBACK_SECONDS)
-
-    def _run(self) -> None:
-        while (callback := self._calls.get()) is not None:
-            try:
-                callback()
-            except BaseException:  # SystemExit too: the callbacks after it are called all the same.
-                logger.exception("a callback of a job's future failed")
-            callback = None  # Otherwise it would keep its job alive until the next call.
-            self._called += 1
+_at_exit: list[UnreadFailures] = []
 
 
 class FutureHub:
-    """Holds what all futures of one executor share: the lock and condition, the callbacks, and the way to cancel a job.
+    """Holds what all futures of one executor share: the lock and condition, the thread, and the way to cancel a job.
 
-    `cancel` ends a job; `check_usable` raises where this process was forked from the one that runs the executor;
-    `supervisor` is that of the executor.
+    `cancel_job` ends a job; `check_usable` raises where this process was forked from the one that runs the executor;
+    `supervisor` is that of the executor. `reports_failures`: whether the program is told of failures that nobody read.
     """
 
     def __init__(
-        self, cancel: Callable[[Job], bool], check_usable: Callable[[], None], supervisor: object = None
+        self,
+        thread: SupervisorThread,
+        cancel_job: Callable[[Job], bool],
+        check_usable: Callable[[], None],
+        supervisor: object,
+        *,
+        reports_failures: bool,
     ) -> None:
-        self.cancel = cancel
+        self.cancel_job = cancel_job
         self.check_usable = check_usable
-        self._supervisor = supervisor
-        self.callbacks = Callbacks()
+        self.may_wait = thread.may_wait
+        self.is_supervisor_thread = thread.is_current
         self.settling_lock = threading.RLock()
         self.settling = threading.Condition(self.settling_lock)
         """The condition of all futures, see JobFuture. Its lock is also kept alone, since that is faster to take."""
-        self.is_supervisor_thread: Callable[[], bool] = lambda: False
-        self.may_wait: Callable[[], bool] = lambda: True
-        """Returns whether the caller may wait for a job: it does not run on the thread that ends jobs."""
-        self.is_started: Callable[[], bool] = lambda: False
-        self.unread = UnreadFailures()
+        self.unread = UnreadFailures(MAX_KEPT if reports_failures else 0)
+        self._thread = thread
+        self._supervisor = supervisor
 
     def loan_of_caller(self) -> SlotLoan | None:
         """Return what lends the slot of the job that calls this, where it is a job of the same executor."""
@@ -129,16 +83,16 @@ class FutureHub:
 
     def expect_callback(self) -> None:
         """Prepare for a future's first callback."""
-        if self.is_started():
+        if self._thread.is_started():
             try:
-                self.callbacks.start()
+                self._thread.callbacks.start()
             except RuntimeError:
                 logger.debug("cannot start the thread for callbacks now; retried when the job finishes")
 
     def deliver(self, callback: Callable[[Future[Any]], object], future: Future[Any]) -> None:
         """Run a future's callback: on the thread for callbacks, if this is the supervisor's thread."""
         if self.is_supervisor_thread():
-            self.callbacks.call(functools.partial(callback, future))
+            self._thread.callbacks.call(functools.partial(callback, future))
         else:
             callback(future)
 
@@ -297,7 +251,7 @@ class JobFuture(Future[R]):
 
         Returns at once. The future is done when nothing of the job is alive any more.
         """
-        return self._hub.cancel(self.job)
+        return self._hub.cancel_job(self.job)
 
     def done(self) -> bool:
         """Return whether the job has ended."""
@@ -400,3 +354,60 @@ class _Waiter:
         self.lock.release()
 
     add_exception = add_result
+
+
+class UnreadFailures:
+    """Holds the futures of failed jobs that nobody has read, so that no failure goes unnoticed. Any thread may use it.
+
+    A future that the program still holds when its executor closes may be read afterwards: it is looked at again when
+    the interpreter exits. `max_kept` are kept, and further ones are not reported.
+    """
+
+    def __init__(self, max_kept: int) -> None:
+        self._max_kept = max_kept
+        self._keys = itertools.count()
+        self._failures: dict[int, tuple[weakref.ref[Future[Any]], str]] = {}
+
+    def __len__(self) -> int:
+        return len(self._failures)
+
+    def add(self, future: Future[Any], failure: str) -> int | None:
+        """Note a failed job's future; return the key to `remove` it with when it is read."""
+        if len(self._failures) >= self._max_kept:
+            return None
+        key = next(self._keys)
+        self._failures[key] = weakref.ref(future), failure[:MAX_MESSAGE_LENGTH]
+        return key
+
+    def remove(self, key: int) -> None:
+        """Note that a future was read."""
+        self._failures.pop(key, None)
+
+    def report(self) -> None:
+        """Report the futures that nobody holds any more, as the executor closes, and the others at the exit."""
+        dropped = {key: failure for key, (future, failure) in list(self._failures.items()) if future() is None}
+        for key in dropped:
+            del self._failures[key]
+        _log_failures(list(dropped.values()))
+        _at_exit[:] = [unread for unread in (*_at_exit, self) if len(unread)]
+
+    def report_all(self) -> None:
+        """Report every future that nobody has read."""
+        _log_failures([failure for _, failure in self._failures.values()])
+
+
+def _log_failures(failures: list[str]) -> None:
+    if failures:
+        more = f"; and {len(failures) - MAX_NAMED} more" if len(failures) > MAX_NAMED else ""
+        named = "; ".join(failures[:MAX_NAMED])
+        logger.error("jobs that failed without anybody reading their future: %d: %s%s", len(failures), named, more)
+
+
+if hasattr(os, "register_at_fork"):  # The parent reports them.
+    os.register_at_fork(after_in_child=_at_exit.clear)
+
+
+@atexit.register
+def _report_at_exit() -> None:
+    for unread in _at_exit:
+        unread.report_all()

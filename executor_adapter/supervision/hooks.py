@@ -26,8 +26,7 @@ from executor_adapter.job import TERMINAL, Job, JobStatus
 from executor_adapter.pools import COROUTINE_STOP_TIMEOUT, Assignment, EventLoopThread, Patience, unavailable
 from executor_adapter.supervision.driver import JobDriver
 from executor_adapter.supervision.futures import JobFuture
-from executor_adapter.supervision.outcome import code_and_message, failed_as
-from executor_adapter.supervision.stop_reason import StopReason
+from executor_adapter.supervision.outcome import StopReason, code_and_message, failed_as
 from executor_adapter.supervision.supervisor import Supervisor
 
 logger = logging.getLogger("executor_adapter.hooks")

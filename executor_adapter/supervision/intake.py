@@ -19,9 +19,18 @@ RECHECK_INTERVAL = 0.1
 
 
 class JobIntake:
-    """Admits jobs while there is a place, one for each id and dedupe key. Any thread may call it."""
+    """Admits jobs while there is a place, one for each id and dedupe key. Any thread may call it.
 
-    def __init__(self, max_pending: int | None) -> None:
+    `may_wait` returns whether the caller may wait for a place. `waiting` makes a context manager for the wait: a job
+    that waits for a place must not keep the slot that frees it.
+    """
+
+    def __init__(
+        self,
+        max_pending: int | None,
+        may_wait: Callable[[], bool] = lambda: True,
+        waiting: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
         self.closed = False
         self.jobs: dict[str, Job] = {}
         """The live jobs, by id."""
@@ -29,13 +38,11 @@ class JobIntake:
         """Jobs that were admitted and that no store has yet, with what it needs of each."""
         self.submitted: deque[Job] = deque()
         """Jobs that the supervisor has not accepted yet."""
-        self.may_wait: Callable[[], bool] = lambda: True
-        """Returns whether the caller may wait for a place."""
-        self.waiting: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
-        """Makes a context manager for the wait: a job that waits for a place must not keep the slot that frees it."""
         self.quarantined = Quarantine()
         """Jobs that killed more workers than their policy allows, by id. They are admitted again only once released."""
         self._refusal = "the executor is shut down: submit before that, or make another executor"
+        self._may_wait = may_wait
+        self._waiting = waiting
         self._max_pending = max_pending
         self._places = max_pending
         self._by_dedupe_key: dict[str, Job] = {}
@@ -74,7 +81,7 @@ class JobIntake:
         with self._lock:
             takes_place = needs_place and self._places is not None
             if takes_place and not self._has_place():
-                with self.waiting():
+                with self._waiting():
                     self._wait_for_place(job, timeout)
             if job.dedupe_key is not None and (twin := self.twin(job)) is not None:
                 return twin
@@ -172,7 +179,7 @@ class JobIntake:
         ends = time.monotonic() + (float("inf") if timeout is None else timeout)
         while not (self._has_place() or self._needs_none(job)):
             left = ends - time.monotonic()
-            if not self.may_wait():
+            if not self._may_wait():
                 raise QueueFullError(
                     f"the queue holds {self._max_pending} of {self._max_pending} jobs, and an observer cannot wait for "
                     "a place: raise max_pending, or submit in another thread"

@@ -6,18 +6,7 @@
 
 Pools report to it, and callers talk to it through its inbox, so its state needs no locks. The retries of a job with a
 driver are decided elsewhere (by Prefect's engine, or an overridden `execute_job`): the supervisor grants it slots and
-runs its attempts.
-
-| part | does |
-| --- | --- |
-| `intake` | admits jobs: places, ids, dedupe keys, quarantine |
-| `tracker` | writes and counts states, notifies observers |
-| `dispatcher` | picks the job that starts next |
-| `pools` | holds the pools that run attempts |
-| `starting` | hands attempts to the pools |
-| `follow_up` | completes, retries or fails a job after an attempt |
-| `stopping` | enforces limits, cancels jobs, shuts down |
-| `thread`, `futures` | runs the loop in a thread; holds what the futures share |
+runs its attempts. `docs/explanation/supervision.md` says which part does what.
 """
 
 from __future__ import annotations
@@ -30,29 +19,35 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from executor_adapter.exceptions import WorkerUnavailableError
+from executor_adapter.exceptions.display import repr_of
 from executor_adapter.job import TERMINAL, Job, JobStatus, Observer, Progress, ToolLimit, check_arguments
-from executor_adapter.pools import Assignment, Ending, MemoryGuard, PoolKinds, SupervisorLoop, WorkerPool, check_job
+from executor_adapter.pools import (
+    Assignment,
+    Ending,
+    MemoryGuard,
+    PoolKinds,
+    SupervisorLoop,
+    WorkerPool,
+    check_job,
+    gpu_environment,
+)
 from executor_adapter.supervision.discard import Discard, is_plain_job
-from executor_adapter.supervision.dispatcher import Dispatcher, SlotLimits
-from executor_adapter.supervision.follow_up import FollowUp
 from executor_adapter.supervision.futures import FutureHub, JobFuture
 from executor_adapter.supervision.intake import JobIntake
 from executor_adapter.supervision.job_scope import JobScope, OutputMode, UnclaimedMessages
-from executor_adapter.supervision.outcome import stop_error
-from executor_adapter.supervision.pool_set import PoolSet
+from executor_adapter.supervision.limits import NearLimits, RunningAttempts, Stopping
+from executor_adapter.supervision.outcome import FollowUp, StateTracker, StopReason, stop_error
 from executor_adapter.supervision.resources.machine import Capacity
-from executor_adapter.supervision.running_attempts import NEVER, NearLimits, RunningAttempts
-from executor_adapter.supervision.starting import Starting
-from executor_adapter.supervision.state_tracker import StateTracker
-from executor_adapter.supervision.stop_reason import StopReason
-from executor_adapter.supervision.stopping import Stopping
+from executor_adapter.supervision.scheduling import NEVER, SHORT_RUN_SECONDS, Dispatcher, PoolSet, RunTimes, SlotLimits
 from executor_adapter.supervision.thread import SupervisorThread
-from executor_adapter.supervision.tools.rate_limiter import RateLimiter
 
 if TYPE_CHECKING:
     from executor_adapter.supervision.driver import JobDriver
 
 logger = logging.getLogger("executor_adapter")
+
+MessageListener = Callable[[Assignment, str, Any], object]
 
 
 class Supervisor:
@@ -80,46 +75,39 @@ class Supervisor:
         make_thread: Callable[..., SupervisorThread] = SupervisorThread,
     ) -> None:
         self.now = clock
-        self.on_worker_message: Callable[[Assignment, str, Any], object] | None = None
-        """Receives what functions in worker processes log and print."""
-        self.unclaimed = UnclaimedMessages(output)
         self._kind_of = kind_of
-        self._loop = loop = SupervisorLoop(clock)
+        self._loop = loop = SupervisorLoop(clock, before_calls=self._accept_submitted, before_sleep=self._end_turn)
         self.watch, self.watch_writable, self.unwatch = loop.watch, loop.watch_writable, loop.unwatch
         self.call_at = loop.call_at
-        loop.before_calls = self._accept_submitted
-        loop.before_sleep = self._end_turn
-        self.intake = JobIntake(max_pending)
-        self.tracker = StateTracker(observers)
-        self.pools = PoolSet(lambda name: make_pool(name, self), clock)
-        self.dispatcher = Dispatcher(limits, self.pools.made, read_capacity, self.pools.of, clock)
-        self.dispatcher.memory_guard = memory_guard
-        release, running_of = self.dispatcher.push_front, self.intake.running_of
-        self.rate_limiter = RateLimiter(
-            tool_limits or {}, now=clock, call_at=loop.call_at, release=release, running_of=running_of
+        self.thread = make_thread(loop, self._fail_all, self.count_jobs)
+        self.call_soon: Callable[..., None] = self.thread.call_soon
+        self.futures = FutureHub(
+            self.thread, self.cancel_job, self.check_not_forked, self, reports_failures=not observers
         )
-        if tool_limits:
-            self.dispatcher.rate_limiter = self.rate_limiter
+        self.intake = JobIntake(max_pending, self.thread.may_wait, self.futures.waiting)
+        self.tracker = StateTracker(observers)
+        self.pools = PoolSet(lambda name: make_pool(name, self), clock, loop.stop)
+        self.dispatcher = Dispatcher(
+            limits,
+            self.pools.made,
+            read_capacity,
+            self.pools.of,
+            clock,
+            memory_guard=memory_guard,
+            tool_limits=tool_limits,
+            call_at=loop.call_at,
+            running_of=self.intake.running_of,
+        )
+        self.discard = Discard(is_off=self.thread.is_inline)
+        self.follow_up = FollowUp(loop, self.intake, self.tracker, self.dispatcher, self.pools, self.discard)
         self.near_limits = NearLimits(near_limit)
         self._running = RunningAttempts(self.near_limits)
-        close_pools = functools.partial(self.pools.close, loop.stop)
-        self.discard = Discard()
-        self.follow_up = FollowUp(loop, self.intake, self.tracker, self.dispatcher, self.discard, close_pools)
-        parts = (loop, self.intake, self.pools, self._running, self.follow_up)
-        self.stopping = Stopping(*parts, kill_grace=kill_grace, close_pools=close_pools)
-        self.starting = Starting(
-            self.intake, self.tracker, self.pools, self.dispatcher, self.follow_up, on_failed_start=self.ended
-        )
-        self.futures = FutureHub(self.cancel, self.check_not_forked, self)
-        self.thread = make_thread(loop, self.futures.callbacks, self.stopping.fail_all)
-        self.call_soon: Callable[..., None] = self.thread.call_soon
+        self.stopping = Stopping(loop, self.intake, self.pools, self._running, self.follow_up, kill_grace=kill_grace)
+        self._run_times = RunTimes()
+        self.unclaimed = UnclaimedMessages(output)
+        self.message_listeners: list[MessageListener] = []
+        """Called with what functions in worker processes log and print, for example by a store."""
         self.thread.on_closed += [self.discard.close, self._report_unread]
-        self.futures.unread.is_off = bool(observers)  # They are told of each failure.
-        self.thread.count_jobs = self.intake.jobs.__len__
-        self.futures.is_supervisor_thread = self.thread.is_current
-        self.futures.may_wait = self.thread.may_wait
-        self.intake.may_wait, self.intake.waiting = self.thread.may_wait, self.futures.waiting
-        self.futures.is_started = self.thread.is_started
 
     # ------------------------------------------------------------------ from any thread
 
@@ -158,11 +146,11 @@ class Supervisor:
         self.thread.wake()
         return future
 
-    def cancel(self, job: Job) -> bool:
+    def cancel_job(self, job: Job) -> bool:
         """Cancel the job; return False if it has ended or belongs to another executor."""
         return self._request_end(job, StopReason.CANCEL)
 
-    def release(self, job: Job) -> None:
+    def release_job(self, job: Job) -> None:
         """End a live job here, because another host is to run it."""
         self._request_end(job, StopReason.SHUTDOWN)
 
@@ -178,6 +166,15 @@ class Supervisor:
             return False
         self.call_soon(self.stopping.end, job, reason)
         return True
+
+    def resize(self, limits: SlotLimits) -> None:
+        """Let so many attempts run at once from now on: no further one starts beyond that once this has returned."""
+        self.dispatcher.set_limits(limits)
+        self.call_soon(self.pools.resize, limits)
+
+    def count_jobs(self) -> int:
+        """Return how many jobs have not ended."""
+        return len(self.intake.jobs)
 
     def running(self) -> list[Assignment]:
         """Return the attempts that run now."""
@@ -205,14 +202,14 @@ class Supervisor:
             logger.warning("%s ends %d jobs", number.name, len(self.intake.jobs))
         if hasattr(sys, "ps1"):
             for job in self.intake.all_held():
-                self.cancel(job)
+                self.cancel_job(job)
         else:
             self.close(cancel_pending=True, cancel_running=True)
 
     def detach_after_fork(self) -> None:
         """Accept no jobs in a forked process, which has none of the threads, and leave the parent's resources alone."""
         self.intake.detach_after_fork()
-        self.discard.is_off = True
+        self.discard.detach_after_fork()
         self.thread.detach_after_fork()
         self.futures.detach_after_fork()
 
@@ -232,7 +229,7 @@ class Supervisor:
         self._accept_submitted()
         self.pools.hand_back_if_due()
         self._check_memory_if_due()
-        self.dispatcher.run(self.starting.start, self.starting.queue_behind)
+        self.dispatcher.run(self._start, self._queue_behind)
         self.pools.flush()
         self.stopping.apply_limits(self._loop.read_until)
         self.discard.flush()
@@ -241,7 +238,7 @@ class Supervisor:
         return min(due, guard.due) if guard is not None and self._running else due
 
     def _set_lease(self, until: float) -> None:
-        self.dispatcher.lease_until = until
+        self.dispatcher.set_lease(until)
         self.pools.set_lease(until)
 
     def _check_memory_if_due(self) -> None:
@@ -266,6 +263,87 @@ class Supervisor:
             self.dispatcher.push(job)
         else:  # It was waiting for a retry when its host died.
             self.follow_up.schedule_retry(job, self.now() + retry_at - time.time(), self.dispatcher.push)
+
+    # --- starts ---
+
+    def _start(self, job: Job) -> None:
+        """Start the next attempt of a job, or grant its driver a slot."""
+        if job.live.driver is not None:
+            self._grant_slot(job)
+            return
+        try:
+            assignment = self._assign(job, job.state.attempt + 1)
+        except Exception as fault:
+            self.dispatcher.attempt_ended(job)
+            self.follow_up.fail_undecided(job, fault)
+        else:
+            self._give_to_pool(assignment)
+
+    def _grant_slot(self, job: Job) -> None:
+        self.dispatcher.reserve(job)
+        driver = job.live.driver
+        driver.take_slot()
+        begin = functools.partial(self._begin_driven, job)
+        if not driver.waits_for_worker:
+            begin()
+            return
+        try:
+            pool = self.pools.of(job)
+        except Exception:
+            begin()  # The attempt fails for the same reason, in the usual way.
+        else:
+            pool.reserve_worker(job, begin)
+
+    def _begin_driven(self, job: Job) -> None:
+        if not job.live.driver.may_begin:
+            return  # The job was ended while its worker started.
+        if job.state.status is not JobStatus.RUNNING:  # Otherwise it needs another slot within the same attempt.
+            self.intake.leave_queue(job)
+            self.tracker.advance(job, JobStatus.RUNNING, attempt=job.state.attempt + 1)
+        job.live.driver.slot_granted()
+
+    def _queue_behind(self, job: Job) -> bool:
+        """Queue the job in a worker behind a short one, if it is short itself; return whether nothing is left to do."""
+        try:
+            assignment = self._assign(job, job.state.attempt + 1)
+            if assignment.short and self.pools.queue_behind(assignment):
+                return True
+        except Exception as fault:
+            self.follow_up.fail_undecided(job, fault)
+            return True
+        job.live.assignment = None
+        return False
+
+    def start_driven(self, job: Job, prepare: Callable[[Assignment], None]) -> None:
+        """Run one attempt of a driven job in the slot that it holds."""
+        assignment = self._assign(job, job.state.attempt)
+        prepare(assignment)
+        if job.live.driver.release_slot():  # The pool's worker takes the slot now.
+            self.dispatcher.unreserve(job)
+        self._give_to_pool(assignment)
+
+    def _assign(self, job: Job, number: int) -> Assignment:
+        """Make attempt `number` of the job."""
+        live = job.live
+        live.assignment = assignment = Assignment(job, number, live.payload)
+        assignment.checkpoint = live.checkpoint
+        assignment.memory_limit = live.memory_limit
+        assignment.run_time = run_time = self._run_times.of(job.function)
+        assignment.short = run_time.seconds <= SHORT_RUN_SECONDS and live.resources is None
+        if live.resources is not None and (gpus := self.dispatcher.resources.machine.gpus_of(job)):
+            assignment.environment = gpu_environment(gpus)
+        if live.scope is not None:
+            live.scope.prepare(assignment)
+        return assignment
+
+    def _give_to_pool(self, assignment: Assignment) -> None:
+        """Let the pool run an attempt; if it cannot, the attempt fails as WORKER_UNAVAILABLE."""
+        try:
+            self.pools.of(assignment.job).start(assignment)
+        except Exception as error:
+            logger.exception("a pool cannot start a job", extra={"job_id": assignment.job.job_id})
+            failure = WorkerUnavailableError(f"no worker could be started: {repr_of(error)}")
+            self.ended(assignment, Ending.CRASHED, error=failure)
 
     # --- reports of the pools (pools.base.PoolSupervisor) ---
 
@@ -302,9 +380,9 @@ class Supervisor:
         if reason is not None:
             self.stopping.end_unstarted(job, stop_error(job, reason))
         elif driver is not None:  # It still holds its slot: try another worker.
-            next_try = self.starting.assign(job, assignment.number)
+            next_try = self._assign(job, assignment.number)
             next_try.context, next_try.scope = assignment.context, assignment.scope
-            self.starting.give_to_pool(next_try)
+            self._give_to_pool(next_try)
         else:
             if job.state.status is JobStatus.RUNNING:
                 self.tracker.advance(job, JobStatus.PENDING)
@@ -340,14 +418,18 @@ class Supervisor:
         elif topic == "position":
             assignment.position = content
             return
-        elif self.on_worker_message is not None:
-            self.on_worker_message(assignment, topic, content)
+        else:
+            for listener in self.message_listeners:
+                listener(assignment, topic, content)
         if live.scope is not None:
             live.scope.on_message(assignment, topic, content)
         elif live.driver is not None and live.driver.has_listeners:
             live.driver.receive(topic, content)
         else:
             self.unclaimed.receive(assignment, topic, content)
+
+    def _fail_all(self, error: BaseException) -> None:
+        self.stopping.fail_all(error)
 
     def _report_unread(self) -> None:
         unread = self.futures.unread

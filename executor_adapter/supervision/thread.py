@@ -1,4 +1,4 @@
-"""The supervisor's thread: it starts once, when it is first needed, and can be waited for."""
+"""The supervisor's thread, which starts when it is first needed and can be waited for; and the thread of callbacks."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from queue import SimpleQueue
 from typing import Any
 
 from executor_adapter.pools import SupervisorLoop
-from executor_adapter.supervision.futures import Callbacks
 
 logger = logging.getLogger("executor_adapter")
 
@@ -19,26 +19,93 @@ FIRST_WORD, WORD_INTERVAL = 2.0, 10.0
 """Seconds after which the log says what a shutdown waits for, and between two such lines."""
 
 
+MAX_CALLBACK_SECONDS = 10.0
+"""Max seconds that one callback may delay the end of an executor."""
+
+
+class Callbacks:
+    """Runs users' callbacks on a thread of their own, since a slow one must not delay the supervisor."""
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._called = 0
+        self._lock = threading.RLock()  # Re-entrant: a signal handler may add a callback while its thread holds it.
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the thread in time: at the interpreter's exit, when callbacks still run, no thread can be started.
+
+        Raises:
+            RuntimeError: the system cannot start a thread.
+        """
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="executor-callbacks", daemon=True)
+                try:
+                    self._thread.start()
+                except RuntimeError:
+                    self._thread = None
+                    raise
+
+    def call(self, callback: Callable[[], object]) -> None:
+        """Run `callback` on the thread, after those before it."""
+        self.start()
+        self._calls.put(callback)
+
+    def close(self) -> None:
+        """Let the thread end once it has called what it was given."""
+        self._calls.put(None)
+
+    def is_calling_here(self) -> bool:
+        """Return whether the caller is a callback on this thread."""
+        return threading.current_thread() is self._thread
+
+    def wait(self) -> None:
+        """Wait, once closed, until all are called or one takes longer than MAX_CALLBACK_SECONDS."""
+        thread, seen = self._thread, -1
+        if thread is None or self.is_calling_here():
+            return
+        while thread.is_alive() and seen != self._called:
+            seen = self._called
+            thread.join(MAX_CALLBACK_SECONDS)
+        if thread.is_alive():
+            logger.warning("a callback of a future takes longer than %s s: not waiting for it", MAX_CALLBACK_SECONDS)
+
+    def _run(self) -> None:
+        while (callback := self._calls.get()) is not None:
+            try:
+                callback()
+            except BaseException:  # SystemExit too: the callbacks after it are called all the same.
+                logger.exception("a callback of a job's future failed")
+            callback = None  # Otherwise it would keep its job alive until the next call.
+            self._called += 1
+
+
 class SupervisorThread:
     """Runs the supervisor's loop in a thread. Starts no thread before there is something to do.
 
-    `fail_all` is called if the loop itself fails, so that no caller waits forever.
+    `fail_all` is called if the loop itself fails, so that no caller waits forever. `count_jobs` returns how many jobs
+    are not finished, for whoever waits.
     """
 
-    def __init__(self, loop: SupervisorLoop, callbacks: Callbacks, fail_all: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self,
+        loop: SupervisorLoop,
+        fail_all: Callable[[BaseException], None],
+        count_jobs: Callable[[], int],
+    ) -> None:
+        self.callbacks = Callbacks()
         self.closed = threading.Event()
         """Set once nothing runs any more."""
         self.on_closed: list[Callable[[], object]] = []
         """Called in order once nothing runs any more."""
-        self.on_released: Callable[[], object] = lambda: None
+        self.on_released: list[Callable[[], object]] = []
         """Called after those, and after all callbacks of futures."""
-        self.count_jobs: Callable[[], int] = lambda: 0
-        """Returns how many jobs are not finished, for whoever waits."""
         self.belongs_to_parent = False
         """It was made by the process that this one was forked from, and runs there."""
         self._loop = loop
-        self._callbacks = callbacks
         self._fail_all = fail_all
+        self._count_jobs = count_jobs
         self._released = threading.Event()
         self._thread: threading.Thread | None = None
         self._started = False
@@ -110,9 +177,9 @@ class SupervisorThread:
             return
         pause = FIRST_WORD
         while not self.closed.wait(pause):
-            logger.info("waiting for unfinished jobs: %d", self.count_jobs())
+            logger.info("waiting for unfinished jobs: %d", self._count_jobs())
             pause = WORD_INTERVAL
-        if not self._callbacks.is_calling_here():
+        if not self.callbacks.is_calling_here():
             self._released.wait()
 
     def catch_up(self, timeout: float) -> None:
@@ -135,15 +202,16 @@ class SupervisorThread:
 
     def end(self) -> None:
         """Notify everybody that nothing runs any more."""
-        self._callbacks.close()
+        self.callbacks.close()
         for callback in self.on_closed:
             try:
                 callback()
             except BaseException:  # Otherwise a caller that waits for the end would wait forever.
                 logger.exception("a callback at the end of an executor failed")
         self.closed.set()
-        self._callbacks.wait()
-        self.on_released()
+        self.callbacks.wait()
+        for callback in self.on_released:
+            callback()
         self._released.set()
 
     def _launch(self) -> None:

@@ -125,9 +125,9 @@ print("the program is over", flush=True)
 HANGING_CALLBACK = """
 import threading, time
 from executor_adapter import Job, JobExecutor
-from executor_adapter.supervision import futures
+from executor_adapter.supervision import thread
 
-futures.MAX_CALLBACK_SECONDS = 0.5
+thread.MAX_CALLBACK_SECONDS = 0.5
 executor = JobExecutor(1)
 executor.submit(Job(function=time.sleep, args=(0.2,))).add_done_callback(lambda _: threading.Event().wait())
 """

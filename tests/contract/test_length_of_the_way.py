@@ -20,8 +20,8 @@ import pytest
 
 from executor_adapter import Job, JobExecutor
 from executor_adapter.config import Settings
-from tests.contract.conftest import wait_for
 from tests.insides import is_asleep, supervisor_of
+from tests.waiting import wait_for
 
 PACKAGE = "/executor_adapter/"
 BOUNDS = {

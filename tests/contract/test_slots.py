@@ -15,8 +15,8 @@ import pytest
 from executor_adapter import Job, JobExecutor
 from executor_adapter.config import ExecutorSettings, Settings
 from executor_adapter.pools import processor_quota
-from executor_adapter.supervision.dispatcher import Dispatcher, SlotLimits
 from executor_adapter.supervision.resources.machine import Capacity
+from executor_adapter.supervision.scheduling import Dispatcher, SlotLimits
 from executor_adapter.testing import InlineExecutor
 from tests.waiting import PATIENCE
 
@@ -180,10 +180,10 @@ def test_no_shortage_of_slots_is_due_while_the_lease_is_over(caplog: pytest.LogC
     """A host whose lease is over, as in an outage of its store, waits for that alone: it does not wake for slots."""
     slots = Slots(SlotLimits(1))
     assert slots.turn(5.0) == 15.0
-    slots.dispatcher.lease_until = 0.0
+    slots.dispatcher.set_lease(0.0)
     assert slots.turn(16.0) == math.inf
     assert caplog.messages == []
-    slots.dispatcher.lease_until = math.inf
+    slots.dispatcher.set_lease(math.inf)
     assert slots.turn(20.0) == 30.0
 
 

@@ -72,7 +72,7 @@ def test_a_job_is_submitted_before_it_is_cancelled(
         monkeypatch.setattr("sys.ps1", ">>> ", raising=False)
     ends = {
         "cancel": lambda: executor.cancel(job.job_id),
-        "release": lambda: supervisor.release(job),
+        "release": lambda: supervisor.release_job(job),
         "signal at a prompt": lambda: supervisor.on_signal(signal.SIGINT),
     }
     futures: list[JobFuture] = []

@@ -89,8 +89,7 @@ class SharingHost:
         self.executor = SimulatedExecutor(2, clock=store.clock, tool_limits=limits)
         supervisor = supervisor_of(self.executor)
         self.shares = InlineToolShares(store, self.executor, host_id)  # type: ignore[arg-type]
-        supervisor.rate_limiter.share(self.shares)
-        supervisor.dispatcher.rate_limiter = supervisor.rate_limiter
+        supervisor.dispatcher.rate_limiter.share(self.shares)
         self.jobs: list[Job] = []
 
     def submit(self, **fields: Any) -> None:

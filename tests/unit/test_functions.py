@@ -14,8 +14,8 @@ import pytest
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job.functions import check_arguments, resolve
-from executor_adapter.supervision.run_times import RunTimes
-from executor_adapter.supervision.running_attempts import NEVER
+from executor_adapter.supervision.limits import NEVER
+from executor_adapter.supervision.scheduling import RunTimes
 
 
 class Argument:

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 import pytest
 
 from executor_adapter import Job
-from executor_adapter.supervision import futures as futures_module
-from executor_adapter.supervision.futures import Callbacks, JobFuture
+from executor_adapter.supervision import thread as thread_module
+from executor_adapter.supervision.futures import JobFuture
+from executor_adapter.supervision.thread import Callbacks
 from executor_adapter.testing import InlineExecutor
 from tests.insides import supervisor_of
 from tests.waiting import PATIENCE
@@ -143,7 +144,7 @@ def test_a_shutdown_waits_for_callbacks_for_a_limited_time(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A shutdown waits for all callbacks, and only for a limited time for one that hangs."""
-    monkeypatch.setattr(futures_module, "MAX_CALLBACK_SECONDS", 0.5)
+    monkeypatch.setattr(thread_module, "MAX_CALLBACK_SECONDS", 0.5)
     callbacks, called, release = Callbacks(), [], threading.Event()
     for number in range(4):
         callbacks.call(lambda number=number: called.append(number) or release.wait(0.2))  # type: ignore[misc]

@@ -35,7 +35,7 @@ def loop(clock: Clock) -> Iterator[SupervisorLoop]:
 
 
 def turn(loop: SupervisorLoop) -> None:
-    loop.before_sleep = lambda: 0.0  # The next time is in the past, so the loop does not sleep.
+    loop._before_sleep = lambda: 0.0  # The next time is in the past, so the loop does not sleep.
     loop._turn()
 
 
@@ -60,7 +60,7 @@ def test_it_sleeps_until_any_time(when: float) -> None:
     """The loop can sleep until any time, however far away."""
     loop = SupervisorLoop()
     due = loop.now() + when
-    loop.before_sleep = lambda: due
+    loop._before_sleep = lambda: due
     thread = threading.Thread(target=loop.run)
     thread.start()
     time.sleep(0.05)
@@ -97,7 +97,7 @@ def test_a_failing_end_of_turn_does_not_end_the_loop(loop: SupervisorLoop, caplo
     def fail() -> float:
         raise KeyError(-1)
 
-    loop.before_sleep = fail
+    loop._before_sleep = fail
     loop._turn()
     assert "the end of a turn of the supervisor's loop failed" in caplog.text
 
@@ -105,7 +105,7 @@ def test_a_failing_end_of_turn_does_not_end_the_loop(loop: SupervisorLoop, caplo
 def test_submissions_are_accepted_before_calls_run(loop: SupervisorLoop) -> None:
     """`before_calls` runs before the calls of a turn, so submissions are accepted first."""
     order: list[str] = []
-    loop.before_calls = lambda: order.append("accept")
+    loop._before_calls = lambda: order.append("accept")
     loop.call_soon(order.append, "call")
     turn(loop)
     assert order == ["accept", "call"]
@@ -222,7 +222,7 @@ def test_an_idle_loop_sleeps_and_any_thread_wakes_it() -> None:
         turns.append(time.monotonic())
         return float("inf")
 
-    loop.before_sleep = count
+    loop._before_sleep = count
     thread = threading.Thread(target=loop.run)
     thread.start()
     time.sleep(0.2)

@@ -18,7 +18,7 @@ from executor_adapter.exceptions import DataCollectionException
 from executor_adapter.job import LimitObserver, NearLimit
 from executor_adapter.monitoring import Alert, AlertKind, HealthMonitor
 from executor_adapter.scheduler import CollectionScheduler
-from executor_adapter.supervision.running_attempts import MIN_NOTED, NearLimits
+from executor_adapter.supervision.limits import MIN_NOTED, NearLimits
 from executor_adapter.supervision.stats import MAX_ENDED_JOBS, ended_jobs, figures, percentile
 from executor_adapter.testing import FakeClock, InlineExecutor
 from tests.waiting import PATIENCE, wait_for

@@ -5,8 +5,8 @@ from __future__ import annotations
 from executor_adapter import Job
 from executor_adapter.job import NearLimit
 from executor_adapter.pools import Assignment
-from executor_adapter.supervision.running_attempts import NearLimits, RunningAttempts
-from executor_adapter.supervision.stop_reason import StopReason
+from executor_adapter.supervision.limits import NearLimits, RunningAttempts
+from executor_adapter.supervision.outcome import StopReason
 
 
 def test_a_function_that_began_late_has_all_of_max_runtime() -> None:

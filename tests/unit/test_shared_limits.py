@@ -9,7 +9,7 @@ import pytest
 from executor_adapter import Job, ToolLimit
 from executor_adapter.store import ToolControl
 from executor_adapter.supervision import ToolDemand
-from executor_adapter.supervision.dispatcher import Dispatcher, SlotLimits
+from executor_adapter.supervision.scheduling import Dispatcher, SlotLimits
 from executor_adapter.supervision.tools.rate_limiter import RateLimiter
 
 KNOWN = 1.5

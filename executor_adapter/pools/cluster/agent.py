@@ -41,8 +41,7 @@ class Agent:
     """Implements `base.PoolSupervisor` for the pool of this node, and `ResultSink` for its results."""
 
     def __init__(self, end: LinkEnd, held_fds: tuple[int, ...] = (), node: str = "") -> None:
-        self.loop = loop = SupervisorLoop()
-        loop.before_sleep = self._end_turn
+        self.loop = loop = SupervisorLoop(before_sleep=self._end_turn)
         self.watch, self.watch_writable, self.unwatch = loop.watch, loop.watch_writable, loop.unwatch
         self.call_at, self.call_soon, self.now = loop.call_at, loop.call_soon, loop.now
         self.slots = 0

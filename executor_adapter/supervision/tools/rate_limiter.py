@@ -39,6 +39,8 @@ class RateLimiter:
         release: Callable[[Job], None],
         running_of: Callable[[str], Iterable[Job]] = lambda _: (),
     ) -> None:
+        self.is_used = bool(limits)
+        """Whether anything can hold a job back."""
         self.shared: SharedLimits | None = None
         """Gets this executor's shares of limits that hold for other executors too."""
         self.used_at = -math.inf
@@ -59,7 +61,7 @@ class RateLimiter:
 
     def share(self, limits: SharedLimits) -> None:
         """Let the limits hold over all executors of a store. Called once, before the first job."""
-        self.shared = limits
+        self.shared, self.is_used = limits, True
         self._tools = {name: self._shared_state(name) for name in self._own_limits}
 
     def limits(self, job: Job) -> bool:

@@ -1,30 +1,42 @@
-"""Decides which job starts next, and whether there is a slot for it."""
+"""Decides which job starts next, and whether there is a slot for it: the queue, the slots, the pools, the run times."""
 
 from __future__ import annotations
 
+import bisect
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+import types
+import weakref
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from executor_adapter.job import Job
-from executor_adapter.pools import LeasingPool, MemoryGuard, WorkerPool
-from executor_adapter.supervision.ready_queue import ReadyQueue
+from executor_adapter.job import Job, ToolLimit, function_key
+from executor_adapter.pools import Assignment, LeasingPool, MemoryGuard, WorkerPool
 from executor_adapter.supervision.resources.ledger import ResourceLedger
 from executor_adapter.supervision.resources.machine import Capacity
-from executor_adapter.supervision.running_attempts import NEVER
 from executor_adapter.supervision.tools.rate_limiter import RateLimiter, needs_no_slot
 from executor_adapter.worker import lease_time
 
 logger = logging.getLogger("executor_adapter")
 
+NEVER = float("inf")
 UNLIMITED = 1 << 30
 """More slots than any program uses."""
 SHORTAGE_SECONDS = 10.0
 """Seconds for which jobs wait for a slot before the log says so."""
 ALL_POOLS = ""
 """Stands for all pools together, where a name of a pool is expected."""
+MAX_QUEUED_BEHIND_SECONDS = 0.05
+"""Max seconds that a job waits in a worker behind a running one; then it is taken back for another worker."""
+SHORT_RUN_SECONDS = 0.002
+"""Functions that take less than this on average may have other jobs queued behind them in their worker."""
+
+MAX_FUNCTIONS = 1024
+"""Functions whose run time is remembered."""
+
+_UNKNOWN = float("inf")
+_NEW_SHARE = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +49,200 @@ class SlotLimits:
     def of(self, pool: str) -> int:
         """Return how many attempts may run in a pool."""
         return self.of_pool.get(pool, self.total)
+
+
+class RunTime:
+    """The moving average of how long one function takes."""
+
+    __slots__ = ("seconds",)
+
+    def __init__(self) -> None:
+        self.seconds = _UNKNOWN
+
+    def learn(self, took: float) -> None:
+        """Take the seconds of one more run into account."""
+        self.seconds = took if self.seconds == _UNKNOWN else self.seconds + _NEW_SHARE * (took - self.seconds)
+
+
+class RunTimes:
+    """The run time of each function. A function that has never run does not count as short."""
+
+    def __init__(self) -> None:
+        self._by_function: dict[object, RunTime] = {}
+
+    def of(self, function: object) -> RunTime:
+        """Return the run time of `function`, a new one if it has not run yet."""
+        # `function_key` inlined for the common case: calling it would take as long as all the rest.
+        key = weakref.ref(function) if type(function) is types.FunctionType else function_key(function)
+        known = self._by_function.get(key)
+        if known is None:
+            if len(self._by_function) >= MAX_FUNCTIONS:
+                self._by_function.clear()  # So many functions are made dynamically and never called again.
+            known = self._by_function[key] = RunTime()
+        return known
+
+
+class ReadyQueue:
+    """Holds jobs that are ready to start: higher priority first, then in order of arrival. Supervisor thread only.
+
+    Each pool has a queue of its own, so that jobs of a pool without a free slot hold up those of no other. A job that
+    ends while it is queued stays here until its turn, when the dispatcher skips it: removing it earlier would mean a
+    search.
+    """
+
+    def __init__(self) -> None:
+        self.pools: dict[str, _PoolQueue] = {}
+        """The queues that hold jobs, by the name of their pool."""
+
+    def push(self, job: Job) -> None:
+        """Add a job behind all others of its priority."""
+        name = job.live.pool
+        (self.pools.get(name) or self._add_pool(name))[job.priority].append(job)
+
+    def push_front(self, job: Job) -> None:
+        """Put back a job that was taken too early: before all others of its priority."""
+        name = job.live.pool
+        (self.pools.get(name) or self._add_pool(name))[job.priority].appendleft(job)
+
+    def peek(self, full: Container[str] = ()) -> Job | None:
+        """Return the next job without taking it; None where there is none but for pools that are `full`."""
+        first: Job | None = None
+        for name, queue in self.pools.items():
+            if name not in full:
+                job = queue[queue.priorities[-1]][0]
+                if first is None or _turn(job) < _turn(first):
+                    first = job
+        return first
+
+    def pop(self, job: Job) -> None:
+        """Take the job that `peek` returned."""
+        queue = self.pools[job.live.pool]
+        jobs = queue[job.priority]
+        jobs.popleft()
+        if not jobs:
+            self._drop_priority(job)
+
+    def count(self, pool: str | None) -> int:
+        """Return how many jobs of a pool are queued; None: of all."""
+        return sum(sum(map(len, queue.values())) for name, queue in self.pools.items() if pool in (None, name))
+
+    def _add_pool(self, name: str) -> _PoolQueue:
+        return self.pools.setdefault(name, _PoolQueue())
+
+    def _drop_priority(self, job: Job) -> None:
+        queue = self.pools[job.live.pool]
+        del queue[queue.priorities.pop()]
+        if not queue:
+            del self.pools[job.live.pool]
+
+
+class _PoolQueue(dict[int, deque[Job]]):
+    """The jobs of one pool, by their priority."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.priorities: list[int] = []
+        """The priorities of the jobs that it holds, lowest first."""
+
+    def __missing__(self, priority: int) -> deque[Job]:
+        bisect.insort(self.priorities, priority)
+        self[priority] = deque()
+        return self[priority]
+
+
+def _turn(job: Job) -> tuple[int, float]:
+    return -job.priority, job.live.queued_at
+
+
+class PoolSet:
+    """The pools of one executor: each is made when the first job asks for it. Supervisor thread only.
+
+    `on_closed` is called when `close` has ended all workers.
+    """
+
+    def __init__(
+        self, make_pool: Callable[[str], WorkerPool], now: Callable[[], float], on_closed: Callable[[], None]
+    ) -> None:
+        self.made: dict[str, WorkerPool] = {}
+        self.next_check_at = NEVER
+        """The next time to check for jobs that wait behind a job that takes longer than expected."""
+        self._make_pool = make_pool
+        self._now = now
+        self._on_closed = on_closed
+        self._to_close = 0
+        self._lease_until = NEVER
+
+    def of(self, job: Job) -> WorkerPool:
+        """Return the pool that the job runs in."""
+        name = job.live.pool
+        pool = self.made.get(name)
+        if pool is None:
+            pool = self.made[name] = self._make_pool(name)
+            pool.set_lease(self._lease_until)
+        return pool
+
+    def queue_behind(self, assignment: Assignment) -> bool:
+        """Queue an attempt in a worker behind a short one; False where no worker has room."""
+        if not self.made[assignment.job.live.pool].queue_behind(assignment):
+            return False
+        if self.next_check_at == NEVER:
+            self.next_check_at = self._now() + MAX_QUEUED_BEHIND_SECONDS
+        return True
+
+    def hand_back_if_due(self) -> None:
+        """Take back jobs that wait behind a job that takes longer than expected."""
+        now = self._now()
+        if self.next_check_at <= now:
+            waiting = [pool.hand_back_queued(now - MAX_QUEUED_BEHIND_SECONDS) for pool in self.made.values()]
+            self.next_check_at = now + MAX_QUEUED_BEHIND_SECONDS if any(waiting) else NEVER
+
+    def resize(self, limits: SlotLimits) -> None:
+        """Keep workers for so many attempts at once, and take back what would start beyond that."""
+        pools = dict(self.made)
+        for name, pool in pools.items():
+            pool.resize(limits.of(name))
+
+        def is_over(name: str) -> bool:
+            return pools[name].busy > limits.of(name) or sum(pool.busy for pool in pools.values()) > limits.total
+
+        for name, pool in pools.items():
+            if is_over(name):
+                pool.hand_back_queued(NEVER)
+                for assignment in pool.unstarted():
+                    if assignment.job.live.driver is None and is_over(name):
+                        pool.recall(assignment)
+
+    def set_lease(self, until: float) -> None:
+        """Let the pools end their attempts at this `lease_time`, unless a later one is set by then."""
+        self._lease_until = until
+        for pool in self.made.values():
+            pool.set_lease(until)
+
+    def flush(self) -> None:
+        """Send what the pools have gathered for their workers in this turn."""
+        for pool in self.made.values():
+            pool.flush()
+
+    def close(self) -> None:
+        """End all workers. Calling it again meanwhile does nothing."""
+        if not self._to_close:
+            self._to_close = len(self.made) + 1
+            for pool in self.made.values():
+                pool.close(self._one_closed)
+            self._one_closed()
+
+    def _one_closed(self) -> None:
+        self._to_close -= 1
+        if not self._to_close:
+            self._on_closed()
+
+    def stats(self) -> Mapping[str, int]:
+        """Return the busy workers and the abandoned attempts over all pools. Any thread may call it."""
+        pools = list(self.made.values())
+        return {
+            "workers_busy": sum(pool.busy for pool in pools),
+            "abandoned_threads": sum(getattr(pool, "abandoned", 0) for pool in pools),
+        }
 
 
 class Dispatcher:
@@ -52,11 +258,18 @@ class Dispatcher:
         read_capacity: Callable[[], Capacity] = Capacity,
         pool_of: Callable[[Job], WorkerPool] | None = None,
         now: Callable[[], float] = time.monotonic,
+        *,
+        memory_guard: MemoryGuard | None = None,
+        tool_limits: Mapping[str, ToolLimit] | None = None,
+        call_at: Callable[[float, Callable[[], None]], object] = lambda when, call: None,
+        running_of: Callable[[str], Iterable[Job]] = lambda tool: (),
     ) -> None:
         self.limits = limits
         self.resources = ResourceLedger(read_capacity, pool_of)
-        self.rate_limiter: RateLimiter | None = None
-        self.memory_guard: MemoryGuard | None = None
+        self.rate_limiter = RateLimiter(
+            tool_limits or {}, now=now, call_at=call_at, release=self.push_front, running_of=running_of
+        )
+        self.memory_guard = memory_guard
         self.reserved = 0
         """Slots granted to drivers that have not begun their attempt."""
         self.shortage_due = NEVER
@@ -65,7 +278,7 @@ class Dispatcher:
         """Jobs whose attempt waits for another job. Their slots are free meanwhile, or that job might never get one."""
         self.exclusive: Job | None = None
         """The job that runs alone: no other attempt may start while it runs."""
-        self.lease_until = NEVER
+        self._lease_until = NEVER
         """The `lease_time` from which other hosts may run the jobs of this one, so that nothing may start."""
         self._pools = pools
         self._ready = ReadyQueue()
@@ -74,6 +287,14 @@ class Dispatcher:
         self._full_since: dict[str, float] = {}
         """Since when jobs of a pool wait for a slot, or, for ALL_POOLS, jobs of any pool."""
         self._reported: set[str] = set()
+
+    def set_limits(self, limits: SlotLimits) -> None:
+        """Start no attempt beyond these slots. Any thread may call it."""
+        self.limits = limits
+
+    def set_lease(self, until: float) -> None:
+        """Start nothing from this `lease_time` on, unless a later one is set by then."""
+        self._lease_until = until
 
     def push(self, job: Job) -> None:
         """Add a job behind all others of its priority."""
@@ -100,7 +321,7 @@ class Dispatcher:
             self._note_shortage(full)
         if self.resources.has_leased:
             self.resources.report_demand(self._free_workers)
-        if self.rate_limiter is not None:
+        if self.rate_limiter.is_used:
             self.rate_limiter.report(self._free_workers)
 
     def _run(self, start: Callable[[Job], None], queue_behind: Callable[[Job], bool]) -> Collection[str]:
@@ -207,7 +428,7 @@ class Dispatcher:
         self._ready.pop(job)
         if job.live.resources is not None:
             self.resources.end(job)
-        if self.rate_limiter is not None:
+        if self.rate_limiter.is_used:
             self.rate_limiter.skip(job)
 
     def _queue_fitting(self, before: Job | None) -> bool:
@@ -221,10 +442,10 @@ class Dispatcher:
         """Return whether neither its resources nor its tool hold the job back; it then takes its share of both."""
         needs_resources = job.live.resources is not None
         if needs_resources and not self.resources.start(job):
-            if self.rate_limiter is not None:
+            if self.rate_limiter.is_used:
                 self.rate_limiter.skip(job)
             return False
-        if self.rate_limiter is None or self.rate_limiter.start(job):
+        if not self.rate_limiter.is_used or self.rate_limiter.start(job):
             if job.live.alone:
                 self.exclusive = job
             return True
@@ -243,12 +464,12 @@ class Dispatcher:
     @property
     def _is_lease_over(self) -> bool:
         """Whether other hosts may run the jobs of this one. The recorder is about to find out if they do."""
-        return self.lease_until != NEVER and lease_time() >= self.lease_until
+        return self._lease_until != NEVER and lease_time() >= self._lease_until
 
     def _may_queue_behind(self, job: Job) -> bool:
         """Return whether the job may wait in a worker: not if anything else may still hold it back."""
         live = job.live
-        limited = self.rate_limiter is not None and self.rate_limiter.limits(job)
+        limited = self.rate_limiter.is_used and self.rate_limiter.limits(job)
         is_plain = live.driver is None and live.resources is None and not live.alone
         return live.pool in self._pools and is_plain and not limited
 
@@ -275,5 +496,5 @@ class Dispatcher:
             self.exclusive = None
         if job.live.resources is not None:
             self.resources.end(job)
-        if self.rate_limiter is not None:
+        if self.rate_limiter.is_used:
             self.rate_limiter.end(job)
