@@ -22,14 +22,13 @@ class Handover:
         self._stopping: list[Job] = []
         """Jobs that others may run, and of which an attempt may still run here."""
 
-    def before_expiry(self, store_url: str) -> None:
-        """Stop all stored jobs in time: once the lease has expired another host may run them."""
+    def before_expiry(self, store_url: str, seconds: float) -> None:
+        """Stop all stored jobs in time: the store was not written for `seconds`, and another host may soon run them."""
         known = self._known_jobs()
         if known and not self.recovery_is_due:
             self.recovery_is_due = True
-            logger.error(
-                "the lease on %s is about to expire: %d jobs are stopped here and will run again", store_url, len(known)
-            )
+            text = "%s could not be written for %.0f s, so the lease on it ends: %d jobs are stopped here and run again"
+            logger.error(text, store_url, seconds, len(known))
             self._pending.requeue(known)
             self._stop(known)
 

@@ -48,7 +48,7 @@ class HostLease:
         self.seconds = seconds
         self._store = store
         self._host: Host | None = None
-        self._renewed_at = 0.0
+        self.renewed_at = 0.0
         self._announce = announce
         self._announced: float | None = None
 
@@ -66,7 +66,7 @@ class HostLease:
             except BaseException:
                 close_host(host)
                 raise
-            self._host, self._renewed_at = host, began
+            self._host, self.renewed_at = host, began
         return self._host
 
     @property
@@ -77,7 +77,7 @@ class HostLease:
     @property
     def due_at(self) -> float:
         """The monotonic time from which the lease is to be renewed."""
-        return time.monotonic() + self._renewed_at + self.seconds * RENEWAL_SHARE - lease_time()
+        return time.monotonic() + self.renewed_at + self.seconds * RENEWAL_SHARE - lease_time()
 
     @property
     def is_due(self) -> bool:
@@ -86,7 +86,7 @@ class HostLease:
 
     def renewed(self, at: float) -> None:
         """Note that a write which began at the `lease_time` `at` has renewed the lease."""
-        self._renewed_at = at
+        self.renewed_at = at
 
     def is_about_to_expire(self) -> bool:
         """Return whether other hosts may soon take this host for dead, although it is alive.
@@ -95,7 +95,7 @@ class HostLease:
         """
         if self._host is None or not self._store.durable:
             return False
-        return lease_time() > self._renewed_at + self.seconds * GIVE_UP_SHARE
+        return lease_time() > self.renewed_at + self.seconds * GIVE_UP_SHARE
 
     def announce(self, *, is_needed: bool) -> None:
         """Announce until when jobs may run. `is_needed`: whether there are any."""
@@ -103,7 +103,7 @@ class HostLease:
         if not is_needed or not expires or self.is_about_to_expire():
             until = None
         else:
-            until = self._renewed_at + self.seconds * _ANNOUNCED_SHARE
+            until = self.renewed_at + self.seconds * _ANNOUNCED_SHARE
         before = self._announced
         if until is None or before is None:
             is_news = until is not before

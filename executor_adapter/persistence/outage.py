@@ -25,10 +25,10 @@ class Outage:
         """Whether the store could not be written when that was last tried."""
         return self._since is not None
 
-    def failed(self, error: Exception) -> None:
-        """Note that a write failed."""
+    def failed(self, error: Exception, began: float) -> None:
+        """Note that a write that began at the monotonic time `began` failed."""
         if self._since is None:
-            self._since = time.monotonic()
+            self._since = began
             logger.error(
                 "%s cannot be written: %s: jobs continue, and their changes are kept in memory until it can",
                 self._url,

@@ -243,7 +243,7 @@ class Recorder:
 
     def _turn(self) -> bool:
         """Write and answer all that is due; return whether that has succeeded."""
-        requests = self._requests.take()
+        requests, began = self._requests.take(), time.monotonic()
         try:
             self.pending.collect()
             # Before the collected transitions, so that a reader who sees a job's end finds its whole log.
@@ -255,7 +255,7 @@ class Recorder:
                 self._requests.answer(requests.pop(0))
             return True
         except StoreUnavailableError as error:
-            self._on_outage(error)
+            self._on_outage(error, began)
         except LeaseLostError:
             self._lease.lose()
             self._handover.after_loss()
@@ -316,11 +316,11 @@ class Recorder:
         self._outage.succeeded()
         self._written.resolve(jobs)
 
-    def _on_outage(self, error: StoreUnavailableError) -> None:
-        self._outage.failed(error)
+    def _on_outage(self, error: StoreUnavailableError, began: float) -> None:
+        self._outage.failed(error, began)
         self._written.resolve_all()
         if self._lease.is_about_to_expire():
-            self._handover.before_expiry(self.store.url)
+            self._handover.before_expiry(self.store.url, self._lease.now() - self._lease.renewed_at)
 
     # --- checks ---
 

@@ -197,7 +197,7 @@ class Stopping:
         self._running.mark_stopping(assignment, reason)
         if assignment.stop_asked_at is None:
             assignment.stop_asked_at = self._loop.now()
-        grace = min(self.kill_grace, MAX_CANCEL_GRACE) if reason >= StopReason.SHUTDOWN else self.kill_grace
+        grace = min(self.kill_grace, MAX_CANCEL_GRACE) if reason >= StopReason.HANDOVER else self.kill_grace
         self._pools.of(assignment.job).stop(assignment, grace=grace)
 
     # --- jobs ---

@@ -40,8 +40,10 @@ class StopReason(enum.IntEnum):
     """No progress within stall_timeout."""
     DEADLINE = enum.auto()
     """Past the deadline over all attempts."""
+    HANDOVER = enum.auto()
+    """Another host may run the job."""
     SHUTDOWN = enum.auto()
-    """The executor is shut down, or another host is to run the job."""
+    """The executor is shut down."""
     CANCEL = enum.auto()
     """Cancelled."""
 
@@ -309,8 +311,10 @@ def stop_error(job: Job, reason: StopReason | None) -> JobTimeoutError | JobCanc
         case StopReason.DEADLINE:
             message = f"not finished within deadline={job.deadline} s of its submission"
             return JobTimeoutError(message, error_code="DEADLINE_EXCEEDED", ends=job.job_id)
-        case StopReason.SHUTDOWN:
-            message = why_cancelled or f"job {job.job_id} was cancelled: its executor was shut down"
+        case StopReason.HANDOVER | StopReason.SHUTDOWN:
+            is_handover = reason is StopReason.HANDOVER
+            why = "another host may run it, since the lease ended" if is_handover else "its executor was shut down"
+            message = why_cancelled or f"job {job.job_id} was cancelled: {why}"
             return JobCancelledError(message, shutdown=True, ends=job.job_id)
         case StopReason.CANCEL | None:
             return JobCancelledError(why_cancelled or f"job {job.job_id} was cancelled", ends=job.job_id)

@@ -313,7 +313,8 @@ class Dispatcher:
 
     def run(self, start: Callable[[Job], None], queue_behind: Callable[[Job], bool]) -> None:
         """Start jobs while there are slots; queue short jobs in workers behind short ones."""
-        if self._is_lease_over:
+        if self._lease_until != NEVER and lease_time() >= self._lease_until:
+            # Other hosts may run the jobs of this one. The recorder is about to find out if they do.
             self._note_shortage(())  # What waits now waits for the store.
             return
         full = self._run(start, queue_behind)
@@ -460,11 +461,6 @@ class Dispatcher:
             return 0
         free, pools = max(0, limits.total - busy), (pool,) if pool else limits.of_pool
         return min(free, sum(max(0, limits.of(name) - self._busy_in(name)) for name in pools)) if pools else free
-
-    @property
-    def _is_lease_over(self) -> bool:
-        """Whether other hosts may run the jobs of this one. The recorder is about to find out if they do."""
-        return self._lease_until != NEVER and lease_time() >= self._lease_until
 
     def _may_queue_behind(self, job: Job) -> bool:
         """Return whether the job may wait in a worker: not if anything else may still hold it back."""

@@ -152,7 +152,7 @@ class Supervisor:
 
     def release_job(self, job: Job) -> None:
         """End a live job here, because another host is to run it."""
-        self._request_end(job, StopReason.SHUTDOWN)
+        self._request_end(job, StopReason.HANDOVER)
 
     def set_lease(self, until: float | None) -> None:
         """Start no attempt after this `lease_time`, and let guardians end those that run; None for no such time.

@@ -105,7 +105,7 @@ BUDGETS = {
     "job": 1_299,
     "modules": 504,
     "monitoring": 827,
-    "persistence": 1_451,
+    "persistence": 1_450,
     "pipeline": 5_806,
     "pools": 696,
     "pools/cluster": 3_710,

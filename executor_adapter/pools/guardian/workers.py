@@ -290,8 +290,8 @@ class WorkerSet:
             worker.lease_expired = worker.exit_expected = True
             self.retire(worker)
         logger.warning(
-            "the guardian has ended %d workers, whose jobs start again: this program was stopped, or its machine "
-            "suspended, for longer than its lease on the store lasts, so that others may run its jobs",
+            "the guardian has ended %d workers, whose jobs start again: the lease on the store was not renewed, since "
+            "that could not be written in time, or this program was stopped, or its machine suspended",
             len(ended),
         )
 

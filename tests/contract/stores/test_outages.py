@@ -218,11 +218,14 @@ def test_jobs_stop_before_a_lease_expires_that_cannot_be_renewed(postgresql: Pri
     run_through_a_lease(postgresql.url, postgresql.stopped, tmp_path / "runs")
 
 
-def test_jobs_stop_before_a_lease_on_a_file_expires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_stop_before_a_lease_on_a_file_expires(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """A host on one machine also stops its jobs in time: programs in other containers see nothing but its lease."""
     monkeypatch.setattr("executor_adapter.store.sql.engines.BUSY_TIMEOUT", 0.2)
     file = tmp_path / "jobs.db"
     run_through_a_lease(f"sqlite:///{file}", lambda: locked(file), tmp_path / "runs")
+    assert " s, so the lease on it ends: 1 jobs are stopped here and run again" in caplog.text
 
 
 def run_through_a_lease(url: str, outage: Callable[[], contextlib.AbstractContextManager[None]], file: Path) -> None:
@@ -233,6 +236,7 @@ def run_through_a_lease(url: str, outage: Callable[[], contextlib.AbstractContex
         assert executor.flush(10)
         with outage():
             wait_for(lambda: job.status is JobStatus.CANCELLED)
+        assert job.error_message == f"job {job.job_id} was cancelled: another host may run it, since the lease ended"
         wait_for(lambda: file.stat().st_size == 2)
         assert executor.cancel(job.job_id)
         assert executor.flush(10)
