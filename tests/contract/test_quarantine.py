@@ -14,6 +14,7 @@ from executor_adapter.store import JobFilter
 from executor_adapter.store.memory import MemoryStore
 from tests.contract.test_supervisor_machine import SimulatedExecutor, SimulatedPool
 from tests.insides import supervisor_of
+from tests.waiting import PATIENCE
 
 WITHOUT_CRASH_RETRIES = RetryPolicy(retry_attempts=3, crash_attempts=0)
 
@@ -62,8 +63,8 @@ def test_a_store_in_memory_evicts_them_too() -> None:
     for job_id in ids:
         kill_workers(executor, job_id)
         if len(ids) - int(job_id) <= 2 or int(job_id) % 50 == 0:
-            executor.flush(10)
-    executor.flush(10)
+            executor.flush(PATIENCE)
+    executor.flush(PATIENCE)
     held = store.find(JobFilter(quarantined=True), limit=None, newest_first=False)
     assert [record.job_id for record in held.records] == ids[20:]
     executor.shutdown(timeout=0)

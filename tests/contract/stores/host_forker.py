@@ -18,6 +18,7 @@ from executor_adapter import Job, JobExecutor, RetryPolicy
 from executor_adapter.config import Settings, StoreSettings
 from executor_adapter.store import sql  # imported before the fork, because each host needs it
 from tests.contract.stores import crash_jobs
+from tests.waiting import PATIENCE
 
 __all__ = ["HostOrder", "sql"]
 
@@ -43,7 +44,7 @@ class HostOrder:
                 burst = self.names[at : at + BURST_SIZE]
                 for name in burst:
                     executor.submit(self._job(name, draw))
-                assert executor.flush(30)
+                assert executor.flush(PATIENCE)
                 crash_jobs.note(self.run_log, "acknowledged", "\n".join(burst))
             time.sleep(600)
 

@@ -39,7 +39,7 @@ def run_through(url: str, outage: Callable[[], contextlib.AbstractContextManager
     try:
         with JobExecutor(4, config=Settings(), store=url) as executor:
             executor.run(Job(function=store_jobs.give, args=(0,)))
-            assert executor.flush(10)
+            assert executor.flush()
             with outage():
                 jobs = [executor.submit(Job(function=store_jobs.give, args=(n,))) for n in range(JOBS)]
                 assert [future.result(PATIENCE) for future in jobs] == list(range(JOBS))
@@ -48,7 +48,7 @@ def run_through(url: str, outage: Callable[[], contextlib.AbstractContextManager
                 with pytest.raises(StoreUnavailableError):
                     executor.release("no such job")
             executor.run(Job(function=store_jobs.give, args=(0,)))
-            assert executor.flush(30)
+            assert executor.flush(PATIENCE)
             store = open_store(url)
             try:
                 assert store.counts()[JobStatus.COMPLETED] == JOBS + 2
@@ -233,13 +233,12 @@ def run_through_a_lease(url: str, outage: Callable[[], contextlib.AbstractContex
     with JobExecutor(1, config=config, store=url) as executor:
         job = executor.submit(Job(function=store_jobs.count_run, args=(str(file), 600), pool="process")).job
         wait_for(file.exists)
-        assert executor.flush(10)
+        assert executor.flush()
         with outage():
             wait_for(lambda: job.status is JobStatus.CANCELLED)
         assert job.error_message == f"job {job.job_id} was cancelled: another host may run it, since the lease ended"
-        wait_for(lambda: file.stat().st_size == 2)
-        assert executor.cancel(job.job_id)
-        assert executor.flush(10)
+        wait_for(lambda: file.stat().st_size > 1)
+        executor.shutdown(timeout=0)
 
 
 def run_without_end(executor: JobExecutor) -> None:
@@ -254,13 +253,13 @@ def test_new_jobs_are_refused_when_too_many_writes_wait(tmp_path: Path, monkeypa
     file = tmp_path / "jobs.db"
     with JobExecutor(2, config=Settings(), store=f"sqlite:///{file}") as executor, contextlib.ExitStack() as stack:
         executor.run(Job(function=store_jobs.give, args=(0,)))
-        assert executor.flush(10)
+        assert executor.flush()
         connection = stack.enter_context(contextlib.closing(sqlite3.connect(file, isolation_level=None)))
         connection.execute("BEGIN EXCLUSIVE")
         with pytest.raises(QueueFullError, match=r"sqlite:.* cannot be written, and 20 job changes wait for it"):
             run_without_end(executor)
         connection.close()
-        assert executor.flush(10)
+        assert executor.flush()
         executor.run(Job(function=store_jobs.give, args=(0,)))
 
 

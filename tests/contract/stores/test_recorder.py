@@ -17,7 +17,7 @@ from executor_adapter.store import JobStore, SignedPickles
 from executor_adapter.store.sql.row_mapping import MAX_ERROR_LENGTH, MAX_INTEGER
 from tests.contract.stores import store_jobs
 from tests.contract.stores.conftest import MakeStored, record_in, wait_for_end
-from tests.waiting import wait_for
+from tests.waiting import PATIENCE, wait_for
 
 ENDLESS: list[Any] = []
 ENDLESS += [{"a": 1}, ENDLESS, ENDLESS]
@@ -86,7 +86,7 @@ def test_jobs_that_another_process_could_not_run_are_refused(
     with pytest.raises(InvalidJobError, match=message):
         executor.submit(Job(**fields))
     assert executor.jobs() == []
-    assert executor.flush(5)
+    assert executor.flush(PATIENCE)
 
 
 def test_arguments_are_not_pickled_unless_asked(make_stored: MakeStored, store: JobStore) -> None:
@@ -189,7 +189,7 @@ def test_the_end_of_a_job_is_stored_whatever_it_made(
         executor.submit(job)
     for job in jobs:
         assert wait_for_end(store, job.job_id).status is JobStatus.COMPLETED
-    assert executor.flush(10)
+    assert executor.flush(PATIENCE)
     assert record_in(store, jobs[2].job_id).progress is None
     assert record_in(store, jobs[3].job_id).records_processed == MAX_INTEGER
     odd = [record.job_id for record in caplog.records if "cannot be stored as it is" in record.message]  # type: ignore[attr-defined]
