@@ -225,7 +225,7 @@ def test_calls_work_in_job_tasks_and_run_jobs(server: httpx.Client, executor: Jo
         "bulk": ["sync_thread", "async_coroutine"],
     }
     with resuming(server):
-        check(server, wait_for, run_in_a_flow(cases))
+        check(server, run_in_a_flow(cases))
 
 
 @pytest.mark.chaos
@@ -234,4 +234,4 @@ def test_calls_work_in_every_case(server: httpx.Client, executor: JobExecutor, r
     """Every seam, pool and kind of function leaves the effects of every call on the server."""
     seams = ("called", "submitted", "bulk", "plain", "awaited", "spawned")
     with resuming(server):
-        check(server, wait_for, run(dict.fromkeys(seams, EVERY_POOL)))
+        check(server, run(dict.fromkeys(seams, EVERY_POOL)))

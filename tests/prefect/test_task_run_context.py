@@ -223,7 +223,7 @@ def test_the_last_output_before_a_crash_is_in_the_log(api: Api, executor: JobExe
     """The last printed line and the interpreter's crash report are in the message of the failure."""
     task = job_task(crash_loudly, pool="process", retry_attempts=0)
 
-    messages = messages_of_a_run(task, api, wait_for)
+    messages = messages_of_a_run(task, api)
     (failure,) = (message for message in messages if "Job failed: WorkerCrashedError" in message)
     assert "The end of its output:\nlast words\nFatal Python error: Aborted" in failure
 
@@ -241,7 +241,7 @@ def test_the_remote_traceback_is_in_the_log(api: Api, executor: JobExecutor) -> 
     """The log has the line of the function that raised in the worker."""
     task = job_task(fail_deep_inside, pool="process", retry_attempts=0)
 
-    messages = messages_of_a_run(task, api, wait_for)
+    messages = messages_of_a_run(task, api)
     assert any('raise LookupError("deep")' in message for message in messages)
 
 
@@ -605,7 +605,7 @@ def test_events_of_a_worker_that_exits_are_sent(api: Api, start_method: Any) -> 
             task_run_id: str = task.submit(name).result()
         return task_run_id
 
-    check_events(api, wait_for, start_method, run(start_method))
+    check_events(api, start_method, run(start_method))
 
 
 @pytest.mark.parametrize("pool", ["thread", "process"])
@@ -618,7 +618,7 @@ def test_events_of_run_jobs_are_sent(api: Api, pool: Any) -> None:
             (result,) = run_jobs([Job(function=emit_events, args=(pool,), pool=pool)], executor=executor)
         return result.value
 
-    check_events(api, wait_for, pool, run())
+    check_events(api, pool, run())
 
 
 def test_a_job_stopped_at_its_limit_can_still_emit_events(api: Api) -> None:
@@ -633,7 +633,7 @@ def test_a_job_stopped_at_its_limit_can_still_emit_events(api: Api) -> None:
         assert future.state.name == "TimedOut"
         return str(future.task_run_id)
 
-    check_events(api, wait_for, "ended", run())
+    check_events(api, "ended", run())
 
 
 def test_the_payload_is_small_and_takes_few_calls_to_enter() -> None:
