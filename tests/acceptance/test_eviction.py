@@ -70,9 +70,7 @@ def test_an_evicted_flow_run_goes_on_in_its_next_execution(name: str, server: Se
         wait_for(lambda: len(starts(tmp_path, 1)) >= QUICK + WORKERS, what="the first jobs")
         seconds = evict(process)
     assert seconds < END_SECONDS, f"the evicted process took {seconds:.1f} s"
-    wait_for(
-        lambda: not any(map(is_alive, starts(tmp_path, 1).values())), within=5, what="the end of the jobs' processes"
-    )
+    wait_for(lambda: not any(map(is_alive, starts(tmp_path, 1).values())), what="the end of the jobs' processes")
     flow_run = server.call("GET", f"/flow_runs/{flow_run_id}")
     assert (flow_run["state_type"], flow_run["state"]["name"]) == ("SCHEDULED", "AwaitingRetry")
     wait_for(

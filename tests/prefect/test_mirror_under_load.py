@@ -49,6 +49,12 @@ def count_recorded(server: MeasuredServer) -> int:
         return int(connection.execute(query).fetchone()[0])
 
 
+def wait_until_recorded(server: MeasuredServer, jobs: float) -> None:
+    """Wait until so many jobs are recorded, for as long as there are more and more of them."""
+    while (recorded := count_recorded(server)) < jobs:
+        wait_for(lambda recorded=recorded: count_recorded(server) > recorded)  # type: ignore[misc]
+
+
 def print_figures(what: str, ran: dict[str, Any], jobs: int) -> None:
     """Print the figures of a run. pytest shows them with -s, or if the test fails."""
     print(
@@ -103,7 +109,7 @@ def run_with_killed_server(directory: Path, jobs: int, away: float = 5.0) -> Non
     """Run the jobs with a server that is killed half-way, and started again `away` seconds later; check its record."""
     with prefect_server("default", directory) as server, server.environment(PREFECT_LOGGING_LEVEL="CRITICAL"):
         running = in_background(jobs)
-        wait_for(lambda: count_recorded(server) >= jobs / 3, TIMEOUT_SECONDS / 2)
+        wait_until_recorded(server, jobs / 3)
         server.kill()
         time.sleep(away)
         server.start()
@@ -134,7 +140,7 @@ def run_through_outage(
     with prefect_server("default", directory) as server, ServerProxy(server.port) as proxy:
         with server.environment(PREFECT_API_URL=f"http://127.0.0.1:{proxy.port}/api", PREFECT_LOGGING_LEVEL="CRITICAL"):
             running = in_background(MANY)
-            wait_for(lambda: count_recorded(server) >= MANY / 4, TIMEOUT_SECONDS / 2)
+            wait_until_recorded(server, MANY / 4)
             proxy.close()
             with answers(proxy.port):
                 time.sleep(seconds)
@@ -154,7 +160,7 @@ def test_a_server_that_is_away_for_longer_than_the_end_waits_gets_all_states_lat
             return subprocess.Popen([sys.executable, "-m", "tests.prefect.mirrored_jobs", str(jobs)], cwd=ROOT)
 
         with run(MANY) as process:
-            wait_for(lambda: count_recorded(server) >= MANY / 20, TIMEOUT_SECONDS / 2)
+            wait_until_recorded(server, MANY / 20)
             server.kill()
             killed_at = time.monotonic()
             assert process.wait(timeout=PATIENCE) == 0
