@@ -37,7 +37,6 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1500)]
 
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 SHARED_RUNS = 40
-MAX_RESCHEDULE_SECONDS = 180.0
 RUNS_AT_ONCE = 3
 """Flow runs that a worker runs at once: each is a process that imports Prefect, and the machine has other work."""
 OWN_DEPLOYMENTS = """
@@ -100,14 +99,14 @@ class Cluster:
         states = self.server.call("GET", f"/flow_run_states/?flow_run_id={run_id}")
         return [state["name"] for state in sorted(states, key=lambda state: state["timestamp"])]
 
-    def ended(self, run_id: str, *, within: float = 180.0) -> dict[str, Any]:
+    def ended(self, run_id: str) -> dict[str, Any]:
         """Return the run once it has ended."""
 
         def is_over() -> dict[str, Any] | None:
             run = self.flow_run(run_id)
             return run if run["state_type"] in FINAL else None
 
-        return wait_for(is_over, within=within, what=f"the end of {run_id}")  # type: ignore[no-any-return]
+        return wait_for(is_over, what=f"the end of {run_id}")  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")
@@ -265,7 +264,7 @@ def test_a_run_is_cancelled_by_the_button(working: Cluster, page: Page, tmp_path
     page.get_by_role("button", name="Cancel").click()
     page.screenshot(path=tmp_path / "cancel.png")
     page.get_by_role("dialog").get_by_role("button", name="Confirm").click()
-    assert working.ended(run_id, within=90)["state_name"] == "Cancelled"
+    assert working.ended(run_id)["state_name"] == "Cancelled"
     wait_for(lambda: set(task_states(working, [run_id])) == {"CANCELLED"}, what="cancelled task runs")
     assert list(folder.iterdir()) == []
     wait_for(
@@ -356,10 +355,10 @@ def test_workers_share_runs_and_one_of_them_is_lost(working: Cluster) -> None:
     def rescheduled(run_id: str) -> bool:
         return "AwaitingRetry" in working.states(run_id)
 
-    wait_for(lambda: all(map(rescheduled, lost)), within=MAX_RESCHEDULE_SECONDS, what="the lost runs to be scheduled")
+    wait_for(lambda: all(map(rescheduled, lost)), what="the lost runs to be scheduled")
     print(f"{len(lost)} runs of the killed worker were scheduled again within {time.time() - killed_at:.0f} s")
     for run_id in runs:
-        assert working.ended(run_id, within=600)["state_name"] == "Completed"
+        assert working.ended(run_id)["state_name"] == "Completed"
     assert is_whole(folder, SHARED_RUNS)
     histories = {run_id: working.states(run_id) for run_id in lost}
     began = [run_id for run_id, names in histories.items() if "Running" in names[: names.index("AwaitingRetry")]]
