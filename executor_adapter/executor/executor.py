@@ -219,8 +219,8 @@ class JobExecutor(JobCaller, Slots, QuarantinedJobs, Watching, ExecutionHooks):
         if job.live.future is None:  # Otherwise it is refused, and stays as it is.
             self._driven_defaults.fill_in(job)
         driver = JobDriver(job, self._supervisor)
-        around = None if self._tracer is None else self._tracer(None)
-        admit = functools.partial(self._supervisor.admit, job, driver=driver, scope=around)
+        scope = self._tracer and self._tracer(None)
+        admit = functools.partial(self._supervisor.admit, job, driver=driver, scope=scope)
         future = admit() if self._persistence is None else self._persistence.admit(job, admit, driven=True)
         if (twin := future.job) is not job:
             raise InvalidJobError(f"job {twin.job_id} with dedupe_key={job.dedupe_key!r} is live: wait for that one")

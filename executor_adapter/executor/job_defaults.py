@@ -27,8 +27,9 @@ class JobDefaults:
             InvalidJobError: A field of the job contradicts the settings.
         """
         defaults = self._of_tool.get(job.tool_name or "", self._general)
+        later = {"retry", "soft_timeout"}
         for field, value in defaults.items():
-            if field not in job.model_fields_set and field not in _AFTER_OTHERS and self._can_hold(job, field):
+            if field not in job.model_fields_set and field not in later and self._can_hold(job, field):
                 _set(job, field, value)
         if "soft_timeout" in defaults:
             self._fill_in_soft_timeout(job, defaults["soft_timeout"])
@@ -36,6 +37,8 @@ class JobDefaults:
             _check_own_soft_timeout(job, defaults["max_runtime"])
         if "retry" in defaults and "retry" not in job.model_fields_set:
             _set(job, "retry", retry_policy(defaults["retry"], job.retry_attempts, job.retry_delay))
+        elif (policy := job.retry) and not policy.retry_attempts and "retry_attempts" not in policy.model_fields_set:
+            _set(job, "retry", policy.model_copy(update={"retry_attempts": job.retry_attempts}))
 
     def _fill_in_soft_timeout(self, job: Job, seconds: float | None) -> None:
         """Set soft_timeout, unless the job's own max_runtime ends it before."""
@@ -48,9 +51,6 @@ class JobDefaults:
         if field == "memory_limit":
             return job.pool in PROCESS_POOLS and (job.pool != "process" or self._has_memory_limits)
         return field != "soft_timeout" or (job.pool != "coroutine" and not is_coroutine_function(job.function))
-
-
-_AFTER_OTHERS = frozenset({"retry", "soft_timeout"})
 
 
 def _check_own_soft_timeout(job: Job, max_runtime: float | None) -> None:

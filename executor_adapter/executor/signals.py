@@ -86,18 +86,17 @@ class SignalWatch:
             return
         with self._lock:
             self.ended_by = None
-            if self._pipe is None:
-                self._open()
-            assert self._pipe is not None, "_open has set the pipe"
+            pipe = self._pipe or self._open()
             with contextlib.suppress(ValueError):  # A subinterpreter has no signals.
-                previous = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
-                if previous != self._pipe[1]:
+                previous = signal.set_wakeup_fd(pipe[1], warn_on_full_buffer=False)
+                if previous != pipe[1]:
                     self._previous = previous
 
-    def _open(self) -> None:
+    def _open(self) -> tuple[int, int]:
         self._pipe = reader, writer = os.pipe()
         os.set_blocking(writer, False)
         threading.Thread(target=self._read, args=(reader,), name="executor-signals", daemon=True).start()
+        return self._pipe
 
     def disarm(self) -> None:
         """Restore the earlier fd if there is no listener left. Does nothing outside the main thread."""

@@ -7,7 +7,6 @@ from typing import Any
 
 from opentelemetry import context, propagate
 from opentelemetry.context import Context
-from opentelemetry.trace import Tracer
 
 from executor_adapter.job import Job
 from executor_adapter.monitoring import INSIDE, JobTracer
@@ -21,11 +20,6 @@ def parent_of(job: Job) -> Context | None:
     """Return the context in which a traced job was submitted; None for another job."""
     scope = job.live.scope
     return scope.parent if isinstance(scope, SpanScope) else None
-
-
-def job_tracer(tracer: Tracer) -> JobTracer:
-    """Return an observer that opens spans for jobs with a SpanScope."""
-    return JobTracer(tracer, parent_of)
 
 
 class SpanScope:

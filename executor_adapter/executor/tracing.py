@@ -19,9 +19,10 @@ def trace_jobs(observers: list[Observer], unclaimed: UnclaimedMessages) -> Calla
     tracer = tracer_in_use()
     if tracer is None:
         return None
-    from executor_adapter.executor.span_scope import SpanScope, job_tracer
+    from executor_adapter.executor.span_scope import SpanScope, parent_of
+    from executor_adapter.monitoring import JobTracer
 
     preload_in_workers(TRACE_SCOPE)
-    spans = job_tracer(tracer)
+    spans = JobTracer(tracer, parent_of)
     observers.append(spans.on_transition)
     return functools.partial(SpanScope, spans, unclaimed)

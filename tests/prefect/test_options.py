@@ -16,9 +16,11 @@ from prefect.settings import (
 from prefect.tasks import exponential_backoff
 
 from executor_adapter import RetryPolicy
+from executor_adapter.config import Settings
 from executor_adapter.exceptions import InvalidJobError
+from executor_adapter.executor.job_defaults import JobDefaults
 from executor_adapter.prefect import JobTask, JobTaskRunner, job_options, job_task
-from executor_adapter.prefect.options.job_options import job_of_call
+from executor_adapter.prefect.options.job_options import AS_A_TASK, job_of_call
 from executor_adapter.prefect.options.plain_task import options_of
 from executor_adapter.prefect.options.retries import policy_of_task
 
@@ -209,6 +211,24 @@ def test_tool_name_and_dedupe_key_take_arguments_of_the_call() -> None:
     task = job_task(tool_name="tool {x}", dedupe_key="double-{x}")(double)
     job = task.make_job("id", {"x": 3})
     assert (job.tool_name, job.dedupe_key) == ("tool 3", "double-3")
+
+
+@pytest.mark.parametrize(
+    ("options", "delays"),
+    [({"retry_delay_seconds": 5}, (5,) * 4), ({"retry_delay_seconds": exponential_backoff(2)}, (2, 4, 8, 16))],
+)
+def test_a_delay_alone_leaves_the_retries_to_the_settings(options: Any, delays: tuple[float, ...]) -> None:
+    """With retry_delay_seconds alone, the settings say how many retries; without those there is none."""
+    filled = JobDefaults(Settings.model_validate({"executor": {"job_task": {"retry_attempts": 4}}}).for_job_tasks())
+    for task in (job_task(**options)(double), job_task(double).with_options(**options)):
+        job = job_of_call(task, task.job_options, "id", {"x": 1})
+        job.model_fields_set.difference_update(AS_A_TASK)
+        assert job.policy.retry_attempts == 0
+        filled.fill_in(job)
+        assert tuple(job.policy.delay_before(retry) for retry in range(1, job.policy.retry_attempts + 1)) == delays
+    closed = job_of_call(task := job_task(retries=0, **options)(double), task.job_options, "id", {"x": 1})
+    filled.fill_in(closed)
+    assert closed.policy.retry_attempts == 0
 
 
 def test_prefects_default_retry_settings_fill_in_missing_options() -> None:

@@ -49,7 +49,7 @@ def split_options(options: Mapping[str, Any], retries: int | None = None) -> tup
     """Split `options` into fields of a Job and options of Prefect's Task; Prefect's names are translated.
 
     `retries`: the number of retries that `retry_delay_seconds` is for where the options have none; by default that of
-    Prefect's settings.
+    Prefect's settings. Where nobody has set that either, the executor's settings say how many when the task is called.
 
     Raises:
         TypeError: an option is neither.
@@ -64,8 +64,9 @@ def split_options(options: Mapping[str, Any], retries: int | None = None) -> tup
                 raise InvalidJobError(f"{theirs} and {name} mean the same: give one of them")
     job = {name: value for name, value in options.items() if name in JOB_OPTIONS}
     task = {name: value for name, value in options.items() if name in TASK_OPTIONS and name not in TRANSLATED}
-    if retries is None:
-        retries = get_current_settings().tasks.default_retries
+    settings = get_current_settings().tasks
+    if retries is None and "default_retries" in settings.model_fields_set:
+        retries = settings.default_retries
     return job | _translated(options, retries), task
 
 
@@ -76,7 +77,7 @@ def unknown_option(owner: str, name: str, known: Collection[str]) -> str:
     return f"{owner} has no option {name!r}: {neither if near is None else f'did you mean {near}?'}"
 
 
-def _translated(options: Mapping[str, Any], retries: int) -> dict[str, Any]:
+def _translated(options: Mapping[str, Any], retries: int | None) -> dict[str, Any]:
     job: dict[str, Any] = {}
     if options.get("timeout_seconds") is not None:
         job["max_runtime"] = options["timeout_seconds"]

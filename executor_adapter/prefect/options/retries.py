@@ -7,7 +7,6 @@ retry_jitter_factor   jitter: a share of the delay; Prefect's factors above 1 co
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,14 +21,16 @@ MAX_DELAYS = 50
 Delays = float | Sequence[float] | Callable[[int], Sequence[float]] | None
 
 
-def policy_from_prefect(retries: int, delays: Delays, jitter: float | None, **fields: Any) -> RetryPolicy:
+def policy_from_prefect(retries: int | None, delays: Delays, jitter: float | None, **fields: Any) -> RetryPolicy:
     """Return the policy that Prefect's options mean; `fields` are further fields of RetryPolicy.
+
+    Without `retries` it has none, and leaves `retry_attempts` unset for the executor's settings to fill in.
 
     Raises:
         InvalidJobError: the delays are neither a number, nor a list of numbers, nor a callable that returns one; or the
             jitter is negative.
     """
-    given = delays(retries) if callable(delays) else delays
+    given = delays(MAX_DELAYS if retries is None else retries) if callable(delays) else delays
     listed = given if isinstance(given, list | tuple) else (given or 0.0,)
     if not all(_is_delay(delay) for delay in listed):
         raise InvalidJobError(
@@ -37,7 +38,10 @@ def policy_from_prefect(retries: int, delays: Delays, jitter: float | None, **fi
         )
     if jitter is not None and not _is_delay(jitter):
         raise InvalidJobError(f"retry_jitter_factor={jitter!r}: give a share of the delay, 0 or more")
-    return RetryPolicy(retry_attempts=retries, delays=tuple(listed), jitter=min(1.0, jitter or 0.0), **fields)
+    policy = RetryPolicy(retry_attempts=retries or 0, delays=tuple(listed), jitter=min(1.0, jitter or 0.0), **fields)
+    if retries is None:
+        policy.model_fields_set.remove("retry_attempts")
+    return policy
 
 
 def _is_delay(value: object) -> bool:
@@ -47,14 +51,7 @@ def _is_delay(value: object) -> bool:
 def policy_of_task(task: Task[..., Any]) -> RetryPolicy:
     """Return the policy that a plain task asks for: its retries, all of which may follow crashes too."""
     retries, delays, jitter = task.retries, task.retry_delay_seconds, task.retry_jitter_factor
-    if not retries and not delays and jitter is None:
-        return _no_retries()
     return policy_from_prefect(retries, delays, jitter, crash_attempts=retries)
-
-
-@functools.cache
-def _no_retries() -> RetryPolicy:
-    return policy_from_prefect(0, None, None, crash_attempts=0)
 
 
 def prefect_retry_options(policy: RetryPolicy) -> dict[str, Any]:
