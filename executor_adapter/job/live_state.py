@@ -118,8 +118,3 @@ class LiveState:
         self.scope: Any = None
         """The `supervision.job_scope.JobScope` around each attempt."""
         self.timers: dict[str, Any] | None = None
-
-    @property
-    def needs_own_worker(self) -> bool:
-        """Whether each attempt runs in a worker process that runs nothing else: libraries keep the GPUs they found."""
-        return self.resources is not None and "GPU" in self.resources

@@ -75,6 +75,10 @@ class Job(Model):
     resources: Resources = None
     """What an attempt needs beside a slot, by name: `{"CPU": 2, "GPU": 1, "memory": "4GiB", "license": 1}`. It starts
     when the executor has so much left of its `capacity`; GPUs need pool="process"."""
+    fresh_worker: bool = False
+    """Run each attempt in a process of its own, which runs no job before or after it: certainty that it finds nothing
+    that another job left, for a fork of a millisecond. Other jobs share workers, in which most of what a function
+    changes is put back. Not in threads and coroutines."""
     keep: bool = False
     """With pool="dask" or pool="ray": leave the result on the cluster, and return a reference to it (a Dask future, an
     ObjectRef). A later job that has it among its arguments gets the value. Pools of this machine return the value."""

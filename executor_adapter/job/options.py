@@ -27,6 +27,7 @@ class SharedJobOptions(TypedDict, total=False):
     deadline: float | None
     memory_limit: int | str | None
     resources: Mapping[str, float | str] | None
+    fresh_worker: bool
     keep: bool
     priority: int
     metadata: dict[str, Any]

@@ -64,8 +64,7 @@ class Assignment:
         self.checkpoint: bytes | None = None
         """The latest checkpoint of an earlier attempt, pickled."""
         self.environment: dict[str, str] | None = None
-        """Variables of the environment that the function sees. Its worker then runs nothing before or after it, since
-        what it loads may read them once only."""
+        """Variables of the environment that the function sees."""
         self.memory_limit: int | None = None
         """Resident bytes that the attempt's process tree may hold, if its pool `can_limit_memory`."""
         self.short = False

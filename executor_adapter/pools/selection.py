@@ -46,11 +46,11 @@ def check_limits(job: Job, kind_of: PoolKinds | None = None) -> tuple[str, type[
     kind = (kind_of or pool_kinds())(name)
     if job.memory_limit is not None and not kind.can_limit_memory:
         raise InvalidJobError(_memory_refusal(name))
-    if job.resources is not None and GPU in job.resources and kind.is_here and not kind.can_set_environment:
-        raise InvalidJobError(
-            f"resources: a GPU is given to a process, by CUDA_VISIBLE_DEVICES, and pool={name!r} has none of its own: "
-            "use pool='process'"
-        )
+    need = "fresh_worker=True needs a process" if job.fresh_worker else ""
+    if job.resources is not None and GPU in job.resources:
+        need = "resources: a GPU is given to a process, by CUDA_VISIBLE_DEVICES"
+    if need and kind.is_here and not kind.can_set_environment:
+        raise InvalidJobError(f"{need}, and pool={name!r} has none of its own: use pool='process'")
     if job.resources is not None and not kind.is_here and name not in LEASING_POOLS:
         raise InvalidJobError(
             f"resources={dict(job.resources)}: nobody counts what the hosts of pool={name!r} have: leave them out, and "

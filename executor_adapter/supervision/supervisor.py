@@ -329,7 +329,7 @@ class Supervisor:
         assignment.checkpoint = live.checkpoint
         assignment.memory_limit = live.memory_limit
         assignment.run_time = run_time = self._run_times.of(job.function)
-        assignment.short = run_time.seconds <= SHORT_RUN_SECONDS and live.resources is None
+        assignment.short = run_time.seconds <= SHORT_RUN_SECONDS and live.resources is None and not job.fresh_worker
         if live.resources is not None and (gpus := self.dispatcher.resources.machine.gpus_of(job)):
             assignment.environment = gpu_environment(gpus)
         if live.scope is not None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from executor_adapter.worker.reporter import EXIT_SOCKET_LOST
     from executor_adapter.worker.spawned import BOOTSTRAP
     from executor_adapter.worker.stacks import FunctionPosition, position_text, traceback_of_function
+    from executor_adapter.worker.state import lasting_changes
     from executor_adapter.worker.tracebacks import traceback_of
     from executor_adapter.worker.values import STACK_GLOBAL, LargeBuffers, MemoryFile, adopt_memory_file
 
@@ -58,6 +59,7 @@ _HOMES = {
     "kill_marked": "executor_adapter.worker.process_tree",
     "lease_time": "executor_adapter.worker.clock",
     "leave_job": "executor_adapter.worker.context",
+    "lasting_changes": "executor_adapter.worker.state",
     "own_presence": "executor_adapter.worker.presence",
     "position_text": "executor_adapter.worker.stacks",
     "traceback_of": "executor_adapter.worker.tracebacks",
@@ -95,6 +97,7 @@ __all__ = [
     "is_held_by_process",
     "kill_below",
     "kill_marked",
+    "lasting_changes",
     "lease_time",
     "leave_job",
     "own_presence",

@@ -117,8 +117,6 @@ class CallRunner:
         self._reporter = reporter
         self._note_imports = note_imports
         self.end_requested = False
-        self.has_environment = False
-        """Whether the call sees variables of its own; the process then must run no further call."""
         self._has_checked = False
         self._stage = "function"
         self._coroutine: types.CoroutineType[Any, Any, Any] | None = None
@@ -154,7 +152,6 @@ class CallRunner:
         ends_at = time.monotonic() + call.max_runtime if call.max_runtime else None
         job_id, description, encoded, (scope, checkpoint, environment) = self._unpack()
         if environment is not None:  # Before anything is imported that may read it.
-            self.has_environment = True
             os.environ.update(environment)
         function = self._function()
         args, kwargs = self._arguments(encoded)

@@ -33,7 +33,7 @@ import time
 import traceback
 from typing import Any
 
-from executor_adapter.worker import process, watched, wire
+from executor_adapter.worker import process, wire
 from executor_adapter.worker.clock import lease_time
 from executor_adapter.worker.process_tree import become_subreaper, children, kill
 
@@ -62,7 +62,6 @@ def main(host_fd: int, setup: dict[str, Any]) -> None:
     for fd in (host_fd, *setup["presence"]):
         os.set_inheritable(fd, False)
     _ignore_signals()
-    watched.watch()
     become_subreaper("job-guardian")
     with socket.socket(fileno=host_fd) as host:
         try:
@@ -294,10 +293,9 @@ class Guardian:
         self, kind: int, number: int = 0, first: int = 0, second: int = 0, *, fd: int = -1, text: str = ""
     ) -> None:
         packet = PACKET.pack(kind, number, first, second) + text.encode()[: MAX_PACKET_SIZE - PACKET.size]
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))] if fd >= 0 else []
         # The death of the host is noticed in `run`.
         with contextlib.suppress(ConnectionError):
-            self._host.sendmsg([packet], rights, wire.NO_SIGNAL)
+            wire.send_fds(self._host, packet, [fd] if fd >= 0 else [])
 
     def _drain_wake_pipe(self) -> None:
         with contextlib.suppress(BlockingIOError):

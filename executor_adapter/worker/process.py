@@ -17,8 +17,8 @@ INTERRUPT raises SoftTimeoutError in the function and logs the stack that it int
 A process that the function forks inherits none of this: neither socket nor tickets, and default signal handlers.
 Processes that a function leaves running end with the worker, not with the call.
 
-**State.** What a function changes in the process is put back after its call (see `process_state`). A worker in which
-that is impossible says so with the result (WORN), starts no further call, and is replaced.
+**State.** What a function changes in the process is put back before a call of another one (see `state`). A worker in
+which that is impossible exits, and is replaced: its tickets show that the calls it has were not started.
 
 The worker is forked from the guardian, so it needs the standard library alone.
 """
@@ -40,11 +40,11 @@ from types import FrameType
 from typing import Any
 
 from executor_adapter.exceptions import SoftTimeoutError
-from executor_adapter.worker import watched, wire
-from executor_adapter.worker.call import EXIT_TERMINATED, CallRunner, FunctionTable, ReceivedCall, Reply
+from executor_adapter.worker import wire
+from executor_adapter.worker.call import EXIT_TERMINATED, CallRunner, FunctionTable, ReceivedCall
 from executor_adapter.worker.oom_score import become_preferred_victim
-from executor_adapter.worker.process_state import Depth, ProcessState
 from executor_adapter.worker.reporter import Channel, WorkerReporter
+from executor_adapter.worker.state import COMPARE_SECONDS, ProcessState
 from executor_adapter.worker.stdio import PeakMemory, Stdio, move_up
 
 INTERRUPT = signal.SIGRTMAX - 3 if hasattr(signal, "SIGRTMAX") else signal.SIGUSR2
@@ -52,6 +52,9 @@ INTERRUPT = signal.SIGRTMAX - 3 if hasattr(signal, "SIGRTMAX") else signal.SIGUS
 
 EXIT_SETUP_FAILED = 70
 """Exit code of a worker whose set-up or initializer failed."""
+
+_EXIT_SECONDS = 1
+"""Seconds that the exit functions of a worker may take."""
 
 _OWN_SIGNALS = frozenset({signal.SIGTERM, INTERRUPT})
 """The signals that the worker needs, whatever an initializer does with them."""
@@ -65,7 +68,6 @@ def main(fds: list[int], setup: dict[str, Any], make_worker: WorkerFactory | Non
 
     `fds`: the worker's ends of socket, tickets, stdout and stderr. `setup`: see `pools.guardian.client.GuardianClient`.
     """
-    watched.watch()
     socket_fd, ticket_fd, stdout_fd, stderr_fd = fds
     stdio = Stdio(move_up(stdout_fd), move_up(stderr_fd), move_up(os.open(os.devnull, os.O_RDONLY)))
     faulthandler.enable(file=stdio.stderr_fd)
@@ -102,7 +104,13 @@ def _apply_settings(setup: dict[str, Any]) -> None:
 
 
 def _run_exit_handlers() -> None:
-    """Do what the interpreter does at its end that the functions of this worker may rely on; `os._exit` skips it."""
+    """Do what the interpreter does at its end that the functions of this worker may rely on; `os._exit` skips it.
+
+    The calls that a worn worker has start elsewhere only when it has ended, so this may take no longer than it may in a
+    worker that the host has asked to exit.
+    """
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(_EXIT_SECONDS)
     atexit._run_exitfuncs()  # noqa: SLF001  no public function runs them
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -124,7 +132,7 @@ class Worker:
         self._end_requested = False
         self._runner: CallRunner | None = None
         self._output_unread = False
-        self._is_worn = False
+        self._last_function = 0
         self._install_handlers()
         os.register_at_fork(after_in_child=self._detach)
 
@@ -133,59 +141,58 @@ class Worker:
     def serve(self) -> None:
         """Run calls until the host closes the socket."""
         self._install_own_handlers()
-        self._state = ProcessState(_OWN_SIGNALS, self._stdio.stderr_fd)
+        self._state = ProcessState(_OWN_SIGNALS, self._stdio)
         self._channel.send(wire.HEADER.pack(0, wire.READY, 0, 0, 0, os.getpid(), time.monotonic(), 0.0))
         while (call := self._next_call()) is not None:
             self._answer(call)
 
     def _answer(self, call: ReceivedCall) -> None:
-        runner = self._runner = CallRunner(call, self._functions, self._reporter, self._state.note_imports)
+        state = self._state
+        runner = self._runner = CallRunner(call, self._functions, self._reporter, state.note_imports)
         if self._end_requested:
             runner.request_end()
+        self._last_function = call.function
+        self._state.is_compared, self._state.modules = False, len(sys.modules)
         started = time.monotonic()
-        (kind, flags, body, file), ended, depth = self._run(runner, started)
+        try:
+            kind, flags, body, file = runner.run()
+            ended = time.monotonic()
+            flags |= self._stdio.flush()
+            if ended - started >= COMPARE_SECONDS and not runner.end_requested:
+                state.restore()
+        except BaseException as error:  # A signal handler that the function left behind has raised.
+            state.restore()
+            (kind, flags, body, file), ended = runner.failure(error), time.monotonic()
+            flags |= self._stdio.flush()
         self._runner = None
         self._reporter.finish()
-        flags |= self._stdio.restore(depth)
         if runner.end_requested:
             # The host waits for this process to exit. It knows the outcome already, or would receive it too late.
             os._exit(EXIT_TERMINATED)
-        self._is_worn = self._is_worn or runner.has_environment
-        if self._is_worn:
-            flags |= wire.WORN
         peak = self._memory.take(ended - started)
         header = wire.HEADER.pack(len(body), kind, flags, 0, call.seq, peak, started, ended)
         self._channel.send(header + body, None if file is None else file.fd)
         self._output_unread = bool(flags & wire.HAS_OUTPUT)
 
-    def _run(self, runner: CallRunner, started: float) -> tuple[Reply, float, Depth]:
-        """Run a call, and restore the process. Return the reply, its time, and how much of the state was looked at."""
-        try:
-            reply = runner.run()
-            ended = time.monotonic()
-            if runner.end_requested:  # This process exits now, so nothing needs to be put back.
-                return reply, ended, Depth.VALUES
-            depth = self._state.depth_after(ended - started)
-            self._is_worn = not self._state.restore(depth)
-        except BaseException as error:  # A signal handler that the function left behind has raised.
-            depth = Depth.ALL
-            self._is_worn = not self._state.restore(depth)
-            reply, ended = runner.failure(error), time.monotonic()
-        return reply, ended, depth
-
     def _next_call(self) -> ReceivedCall | None:
-        """Return the next call that there is a ticket for; None when the host has closed the socket."""
-        calls = self._calls
+        """Return the next call that there is a ticket for.
+
+        Return None when the host has closed the socket, or no further function must run here.
+        """
+        calls, state = self._calls, self._state
         try:
-            while True:
-                if not calls or self._output_unread or self._is_worn:
+            while not state.is_worn:
+                if not calls or self._output_unread:
                     self._receive()
+                elif calls[0].function != self._last_function and not state.is_compared:
+                    state.restore()  # Before it takes the ticket: where the worker must exit then, no call is lost.
                 elif self._take_ticket():
                     return calls.popleft()
                 elif self._wait_for_frames():
                     self._receive()
         except (EOFError, ConnectionError):
-            return None
+            pass
+        return None
 
     def _take_ticket(self) -> bool:
         self._end_requested = False  # The host ends only calls whose ticket was taken, so this was for an earlier one.
@@ -210,8 +217,9 @@ class Worker:
             elif kind == wire.FUNCTION:
                 self._functions.add(word, body, forget_others=bool(flags & wire.FORGET_OTHERS))
             elif kind == wire.PATH:
+                self._state.restore()
                 sys.path[:], managers_key = pickle.loads(body)
-                self._state.note_path()
+                self._state.note()
                 if managers_key is not None:
                     _know_managers(managers_key)
             elif kind == wire.DROP:

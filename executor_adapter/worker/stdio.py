@@ -20,8 +20,8 @@ _IS_DARWIN = sys.platform == "darwin"
 """On macOS getrusage counts bytes, elsewhere KiB."""
 _MIN_MEASURED = 30e-6
 """Seconds of a call within which no system gives a process a further MiB, page by page, so nothing is measured."""
-_dup2, _set_blocking = os.dup2, os.set_blocking
-"""The functions themselves, of which calls are not noted (see `watched`)."""
+_TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "line_buffering": True}
+"""How stdout and stderr are written."""
 _MIN_FD = 512
 """The worker's own descriptors are moved to this number or above, since functions often close all low ones."""
 
@@ -52,25 +52,22 @@ class Stdio:
         self._connect()
         if self._stdin is not None and self._stdin.closed:
             self._stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), encoding="utf-8")
-        self._stdout = _Stream(1)
-        self._stderr = _Stream(2)
+        self._stdout = _open_stream(1)
+        self._stderr = _open_stream(2)
         self._install_streams()
 
     def _connect(self) -> None:
-        _dup2(self._input_fd, 0)
-        _dup2(self._stdout_fd, 1)
-        _dup2(self.stderr_fd, 2)
+        os.dup2(self._input_fd, 0)
+        os.dup2(self._stdout_fd, 1)
+        os.dup2(self.stderr_fd, 2)
 
     def _install_streams(self) -> None:
         sys.stdin = sys.__stdin__ = self._stdin  # type: ignore[misc, assignment]
         sys.stdout = sys.__stdout__ = self._stdout  # type: ignore[misc]
         sys.stderr = sys.__stderr__ = self._stderr  # type: ignore[misc]
 
-    def restore(self, depth: int) -> int:
-        """Flush, and undo what the function did to the streams. Return HAS_OUTPUT if the host has output to read.
-
-        `depth`: see `process_state.Depth`.
-        """
+    def flush(self) -> int:
+        """Flush, and use Python's streams again. Return HAS_OUTPUT if the host has output to read."""
         stdout, stderr = self._stdout, self._stderr
         if sys.stdout is not stdout or sys.stderr is not stderr or sys.stdin is not self._stdin:
             with contextlib.suppress(Exception):
@@ -80,10 +77,6 @@ class Stdio:
         try:
             stdout.flush()
             stderr.flush()
-            if depth > 1 or stdout.changed or stderr.changed:
-                self._restore_rare()
-            if depth > 0:
-                self._connect()
             if self._stdin is not None and self._stdin.closed:
                 self._reopen()
             return wire.HAS_OUTPUT if self._has_unread(self._stdout_fd) or self._has_unread(self.stderr_fd) else 0
@@ -91,12 +84,18 @@ class Stdio:
             self._repair()
             return wire.HAS_OUTPUT
 
-    def _restore_rare(self) -> None:
-        for stream in (self._stdout, self._stderr):
-            if stream.changed:
-                stream.set_up()
+    def restore(self) -> None:
+        """Undo what functions did to the descriptors and the streams.
+
+        Raises:
+            OSError: a function has closed the worker's own descriptors.
+        """
         for fd in (self._stdout_fd, self.stderr_fd):
-            _set_blocking(fd, True)
+            os.set_blocking(fd, True)
+        self._connect()
+        for stream in (self._stdout, self._stderr):
+            if not stream.closed:
+                stream.reconfigure(**_TEXT, newline=None, write_through=False)
 
     def _has_unread(self, fd: int) -> bool:
         fcntl.ioctl(fd, termios.FIONREAD, self._waiting, True)
@@ -109,27 +108,10 @@ class Stdio:
                 stream.detach().detach()  # type: ignore[attr-defined]
         with contextlib.suppress(OSError):  # The function closed our copies too, so the next send fails as well.
             self._reopen()
-            self._restore_rare()
 
 
-class _Stream(io.TextIOWrapper):
-    """A text stream that notes whether it was reconfigured."""
-
-    def __init__(self, fd: int) -> None:
-        raw = io.FileIO(fd, "w", closefd=False)
-        super().__init__(io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace", line_buffering=True)
-        self.changed = False
-
-    def reconfigure(self, **options: Any) -> None:
-        self.changed = True
-        super().reconfigure(**options)
-
-    def set_up(self) -> None:
-        """Undo all calls of `reconfigure`."""
-        super().reconfigure(
-            encoding="utf-8", errors="backslashreplace", newline=None, line_buffering=True, write_through=False
-        )
-        self.changed = False
+def _open_stream(fd: int) -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BufferedWriter(io.FileIO(fd, "w", closefd=False)), **_TEXT)
 
 
 class PeakMemory:

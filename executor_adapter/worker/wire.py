@@ -31,6 +31,7 @@ import os
 import socket
 import struct
 from collections import deque
+from collections.abc import Sequence
 
 HEADER = struct.Struct("<IBBHIIdd")
 """Size of the body, kind, flags, number, seq, word, first, second."""
@@ -55,10 +56,10 @@ FORGET_OTHERS = 16
 """Flag of a FUNCTION: forget all other functions."""
 UNTHROTTLED = 32
 """Flag of a MESSAGE: it is never left out, however many messages a job sends."""
+OWN_WORKER = 16
+"""Flag of a CALL: its worker runs nothing before or after it. It is for the host."""
 KEEP = 128
 """Flag of a CALL: its result stays where its worker is, and the host gets a reference to it."""
-WORN = 64
-"""Flag of a result: the function left something that cannot be undone, so the worker runs no further call."""
 
 MAX_WORD = 0xFFFFFFFF
 """The largest value of seq and word, which restart at 0 after it."""
@@ -169,11 +170,15 @@ class FrameReader(FrameSplitter):
         self.fds.clear()
 
 
+def send_fds(sock: socket.socket, data: bytes | memoryview, fds: Sequence[int]) -> int:
+    """Send what there is room for, with descriptors for its receiver if there are any; return how much that was."""
+    # `socket.send_fds` takes flags, and leaves them out.
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    return sock.sendmsg([data], rights, NO_SIGNAL)
+
+
 def send_all(sock: socket.socket, frame: bytes, fd: int | None = None) -> None:
     """Write a frame to a blocking socket, with a file descriptor for its receiver if one is given."""
-    sent = 0
-    if fd is not None:
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
-        sent = sock.sendmsg([frame], rights, NO_SIGNAL)
+    sent = 0 if fd is None else send_fds(sock, frame, [fd])
     if sent < len(frame):
         sock.sendall(memoryview(frame)[sent:], NO_SIGNAL)

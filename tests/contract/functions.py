@@ -156,6 +156,16 @@ def for_pool(function: Callable[..., Any], pool: str) -> Callable[..., Any]:
     return on_loop.get(function) or as_coroutine_function(function)
 
 
+def pid() -> int:
+    """Return the process that it runs in."""
+    return os.getpid()
+
+
+def fail_in_process() -> None:
+    """Raise an error that names the process."""
+    raise LookupError(os.getpid())
+
+
 def start_slowly(folder: str) -> None:
     """Let a worker start only once the file `go` exists."""
     (Path(folder) / "starting").touch()

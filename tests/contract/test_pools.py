@@ -56,6 +56,24 @@ def test_a_function_s_exception_is_raised_as_itself(executor: JobExecutor, make_
     assert (job.status, job.error_code, job.error_message) == ("failed", "EXECUTION_ERROR", "ValueError: no good")
 
 
+def test_a_fresh_worker_runs_nothing_else(executor: JobExecutor, make_job: MakeJob, pool: str) -> None:
+    """Each attempt of a job with fresh_worker has a process that runs no other job; a thread is refused."""
+    if pool in ("thread", "coroutine"):
+        with pytest.raises(InvalidJobError, match=f"fresh_worker=True needs a process, and pool='{pool}' has none"):
+            executor.submit(make_job(functions.pid, fresh_worker=True))
+        return
+    for _ in range(3):  # Calls of the third round are known to be short, and others may be queued behind them.
+        jobs = [make_job(functions.pid, fresh_worker=number % 2 == 1) for number in range(8)]
+        pids = [future.result(200) for future in [executor.submit(job) for job in jobs]]
+        fresh = pids[1::2]
+        assert len(set(fresh)) == 4
+        assert not set(fresh) & set(pids[::2])
+    failing = make_job(functions.fail_in_process, fresh_worker=True, retry_attempts=2)
+    with pytest.raises(LookupError):
+        executor.run(failing)
+    assert len({attempt.error_message for attempt in failing.attempts}) == 3
+
+
 def test_records_are_taken_from_the_result(executor: JobExecutor, make_job: MakeJob) -> None:
     """`records_collected` in a result sets the job's records_processed."""
     job = make_job(functions.collect, 7)

@@ -31,6 +31,7 @@ def test_every_default_of_a_job_is_a_key_with_the_same_default() -> None:
     of_one_job = {
         *("function", "job_id", "job_type", "tool_name", "args", "kwargs"),
         "dedupe_key",
+        "fresh_worker",
         "keep",
         "metadata",
         "resources",

@@ -50,9 +50,7 @@ SHORT = 64
 
 ON_LEASE = 32
 """Flag of a CALL: it runs on a lease of its own, and so takes none of the SLOTS."""
-OWN_WORKER = 16
-"""Flag of a CALL: its worker runs nothing before or after it."""
-OF_AGENT = SHORT | ON_LEASE | OWN_WORKER
+OF_AGENT = SHORT | ON_LEASE
 """The flags of a CALL that are for the agent alone."""
 
 CALL_PART = struct.Struct("<QI")

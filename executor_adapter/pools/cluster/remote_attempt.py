@@ -31,8 +31,6 @@ class RemoteAttempt(Assignment):
         self.short = bool(flags & frames.SHORT)
         self.is_on_lease = bool(flags & frames.ON_LEASE)
         """Whether it takes none of the agent's slots."""
-        if flags & frames.OWN_WORKER:
-            self.environment = {}  # The variables are in the part of the call that only its worker decodes.
         self.is_told = False
         """Whether the head knows that it has started."""
         self.returns = False
@@ -44,9 +42,7 @@ def pack_call(assignment: Assignment, seq: int, of_attempt: bytes, *, on_lease: 
     payload: Payload = assignment.payload
     sizes = b"" if payload.file is None else payload.file.sizes
     part = frames.CALL_PART.pack(assignment.memory_limit or 0, len(sizes)) + sizes
-    flags = payload.flags | (frames.SHORT if assignment.short else 0)
-    if on_lease:
-        flags |= frames.ON_LEASE | (frames.OWN_WORKER if assignment.environment else 0)
+    flags = payload.flags | (frames.SHORT if assignment.short else 0) | (frames.ON_LEASE if on_lease else 0)
     size, function = len(part) + len(payload.body) + len(of_attempt), payload.function.number
     header = wire.HEADER.pack(
         size, wire.CALL, flags, assignment.number & 0xFFFF, seq, function, payload.max_runtime, 0.0

@@ -83,7 +83,7 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
 
     def reserve_worker(self, job: Job, on_ready: Callable[[], None]) -> None:
         try:
-            worker = self.workers.take(job.live.memory_limit, new=job.live.needs_own_worker)
+            worker = self.workers.take(job.live.memory_limit, new=job.live.payload.own_worker)
         except OSError:
             on_ready()
             return
@@ -103,7 +103,7 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
         reserved = self._reserved.pop(assignment.job, None)
         if reserved is not None and not reserved.retired:
             return reserved
-        return self.workers.take(assignment.memory_limit, new=assignment.environment is not None)
+        return self.workers.take(assignment.memory_limit, new=assignment.payload.own_worker)
 
     def _has_workers(self) -> bool:
         return any(worker.ready for worker in self._busy_workers)
@@ -220,11 +220,9 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
         worker.head += 1
         worker.jobs_done += 1
         assignment.worker = None
-        if flags & wire.WORN:
-            self._replace(worker)
-        elif not queue:
-            self._release(worker)
+        worker.worn = assignment.payload.own_worker
         if not queue:
+            self._release(worker)
             self._sink.receive_result(assignment, kind, flags, body, fd)
             return
         self._may_have_room = True
@@ -233,12 +231,6 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
         # Its worker is another one by now where the supervisor has taken it back because of the report.
         if following is not None and following.worker is worker:
             self._report_start(worker, ended)
-
-    def _replace(self, worker: ForkedWorkerHandle) -> None:
-        """Replace a worker that starts no further call."""
-        removed = worker.take_back_all()
-        self._release(worker)
-        self._hand_back(removed)
 
     # --- taking back and stopping ---
 

@@ -52,7 +52,7 @@ class ForkedWorkerHandle(WorkerHandle):
         self.dropping = False
         """Whether the worker was asked to drop calls and has not confirmed that yet."""
         self.worn = False
-        """Whether it has reported that it starts no further call."""
+        """Whether the attempt that it has run was to be its only one."""
         self.lease_expired = False
         """Whether the guardian has ended it, because the host's lease was over; what it ran goes back to the queue."""
         self.kill_requested = False
@@ -121,8 +121,8 @@ class ForkedWorkerHandle(WorkerHandle):
     def is_worn(self, max_jobs: int, max_growth: int | None) -> bool:
         """Return whether it should be replaced.
 
-        It has reported so, or run `max_jobs` calls, or grown by more than `max_growth` bytes, or cannot be interrupted
-        since its pidfd was lost.
+        It has run an attempt that was to be its only one, or `max_jobs` calls, or has grown by over `max_growth` bytes,
+        or cannot be interrupted since its pidfd was lost.
         """
         if self.worn or self.jobs_done >= max_jobs or self._pidfd == NO_PIDFD:
             return True
@@ -190,11 +190,6 @@ class ForkedWorkerHandle(WorkerHandle):
             first = index + 1 if or_those_behind else first
         self._return_tickets(min(first, self.sent) - started)
         return state, self._remove_from(first)
-
-    def take_back_all(self) -> list[Assignment]:
-        """Take back all assignments of a worker that has reported that it starts no further call."""
-        self.worn = True
-        return self.take_back(self.queue[0])[1] if self.queue else []
 
     def interrupt(self, assignment: Assignment) -> bool:
         started, index = self.take_tickets(), self.queue.index(assignment)

@@ -100,13 +100,22 @@ class WorkerSet:
         Raises:
             OSError: no worker can be started.
         """
+        if new:
+            return self._take_new()
         worker = self._take_any()
-        while (new and worker.jobs_done) or (
-            memory_limit is not None and worker.left_behind() > _MAX_LEFT_BEHIND * memory_limit
-        ):
+        while memory_limit is not None and worker.left_behind() > _MAX_LEFT_BEHIND * memory_limit:
             self.shut_down(worker)
             worker = self._take_any()
         return worker
+
+    def _take_new(self) -> ForkedWorkerHandle:
+        for worker in self._idle:
+            if not worker.jobs_done:
+                self._idle.remove(worker)
+                return worker
+        if self._idle and self._serving > self._max_workers:
+            self.shut_down(self._idle[0])
+        return self._starting.pop(0) if self._starting else self._start()
 
     def _take_any(self) -> ForkedWorkerHandle:
         if self._idle:

@@ -98,7 +98,7 @@ class SpawnedPool(WorkerProcessPool[SpawnedWorkerHandle]):
             return
         assignment = next(iter(self._waiting), None)
         job = next(iter(self._unreserved)) if assignment is None else assignment.job
-        worker = self.workers.take_idle(new=job.live.needs_own_worker)
+        worker = self.workers.take_idle(new=job.live.payload.own_worker)
         if worker is None:
             return
         if assignment is None:
@@ -218,7 +218,7 @@ class SpawnedPool(WorkerProcessPool[SpawnedWorkerHandle]):
         worker.jobs_done += 1
         self._take_from(worker)
         if self.workers.is_serving(worker):
-            if worker.jobs_done >= self._max_jobs or flags & wire.WORN:
+            if worker.jobs_done >= self._max_jobs or assignment.payload.own_worker:
                 self.workers.shut_down(worker)
             else:
                 self._put_back(worker)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from executor_adapter.exceptions import JobSerializationError
 from executor_adapter.exceptions.display import text_of
-from executor_adapter.job import resolve
+from executor_adapter.job import GPU, resolve
 from executor_adapter.pools.transport import functions
 from executor_adapter.pools.transport.functions import EncodedFunction, encode_function
 from executor_adapter.worker import REFERENCE, values, wire
@@ -37,6 +37,11 @@ class Payload:
         """References that the node must be given beside the call, since their pickle alone is of no use there."""
         self.near: str | None = None
         """The node that has data of it; None where that does not matter."""
+
+    @property
+    def own_worker(self) -> bool:
+        """Whether each attempt needs a worker that runs nothing before or after it."""
+        return bool(self.flags & wire.OWN_WORKER)
 
     def header(self, number: int, seq: int, size_of_rest: int) -> bytes:
         """Return the frame's header for one attempt. `size_of_rest`: bytes after the body that belong to it alone."""
@@ -82,6 +87,8 @@ def make_payload(job: Job, arguments: Arguments | None = None) -> Payload:
     function = job.function
     encoded = _encode_reference(function) if isinstance(function, str) else encode_function(function)
     flags = wire.USE_ONCE if encoded.once else 0
+    if job.fresh_worker or GPU in (job.resources or ()):  # Libraries keep the GPUs that they found.
+        flags |= wire.OWN_WORKER
     args = b""
     file = None
     if job.args or job.kwargs:

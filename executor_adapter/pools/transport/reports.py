@@ -35,24 +35,6 @@ def refers_to_code(pickled: bytes) -> bool:
     return has_extensions and _EXTENSION.search(pickled) is not None
 
 
-def report_result(
-    supervisor: PoolSupervisor, decoder: Decoder, assignment: Assignment, kind: int, flags: int, body: bytes, fd: int
-) -> None:
-    """Report how an attempt ended. A result that cannot be loaded here is UNSENDABLE, whatever its loading raises."""
-    if fd >= 0 or (body and refers_to_code(body)) or (decoder.pending and decoder.is_decoding(assignment)):
-        decoder.decode(assignment, functools.partial(_decode_result, supervisor, assignment, kind, flags, body, fd))
-    elif kind == wire.RETURNED and not flags & wire.IN_FILE:
-        assignment.has_plain_value = True
-        try:
-            value = None if flags & wire.NO_VALUE else pickle.loads(body)
-        except BaseException as error:
-            supervisor.ended(assignment, Ending.UNSENDABLE, error=_unpickling_error(error))
-        else:
-            supervisor.ended(assignment, Ending.RETURNED, value)
-    else:
-        _decode_result(supervisor, assignment, kind, flags, body, fd)()
-
-
 def _decode_result(
     supervisor: PoolSupervisor, assignment: Assignment, kind: int, flags: int, body: bytes, fd: int
 ) -> Callable[[], None]:
@@ -113,24 +95,28 @@ class DecodingSink:
         self._decoder = decoder
 
     def receive_result(self, assignment: Assignment, kind: int, flags: int, body: bytes, fd: int) -> None:
-        report_result(self._supervisor, self._decoder, assignment, kind, flags, body, fd)
+        """Report how an attempt ended. A result that cannot be loaded is UNSENDABLE, whatever its loading raises."""
+        supervisor, decoder = self._supervisor, self._decoder
+        if fd >= 0 or (body and refers_to_code(body)) or (decoder.pending and decoder.is_decoding(assignment)):
+            decoder.decode(assignment, functools.partial(_decode_result, supervisor, assignment, kind, flags, body, fd))
+        elif kind == wire.RETURNED and not flags & wire.IN_FILE:
+            assignment.has_plain_value = True
+            try:
+                value = None if flags & wire.NO_VALUE else pickle.loads(body)
+            except BaseException as error:
+                supervisor.ended(assignment, Ending.UNSENDABLE, error=_unpickling_error(error))
+            else:
+                supervisor.ended(assignment, Ending.RETURNED, value)
+        else:
+            _decode_result(supervisor, assignment, kind, flags, body, fd)()
 
     def receive_message(self, assignment: Assignment | None, body: bytes, on_record: OnRecord) -> None:
-        report_message(self._supervisor, self._decoder, assignment, body, on_record)
-
-
-def report_message(
-    supervisor: PoolSupervisor, decoder: Decoder, assignment: Assignment | None, body: bytes, on_record: OnRecord
-) -> None:
-    """Report a message of a running function, a log record to `on_record` too.
-
-    A message that cannot be unpickled is logged and left out.
-    """
-    if refers_to_code(body) or decoder.is_decoding(assignment):
-        decode = functools.partial(_decode_message, supervisor, assignment, body, on_record)
-        decoder.decode(assignment, decode)
-    else:
-        _decode_message(supervisor, assignment, body, on_record)()
+        """Report a message of a running function. One that cannot be unpickled is logged and left out."""
+        decode = functools.partial(_decode_message, self._supervisor, assignment, body, on_record)
+        if refers_to_code(body) or self._decoder.is_decoding(assignment):
+            self._decoder.decode(assignment, decode)
+        else:
+            decode()()
 
 
 def _decode_message(

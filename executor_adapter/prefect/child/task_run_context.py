@@ -36,7 +36,7 @@ from executor_adapter.prefect.child.contexts import (
     default_result_store,
 )
 from executor_adapter.prefect.child.logs import job_logger
-from executor_adapter.worker import BoundCall
+from executor_adapter.worker import BoundCall, lasting_changes
 
 TASK_RUN_SCOPE = f"{__name__}:task_run_scope"
 TASK_RUN_SCOPE_HERE = f"{__name__}:task_run_scope_here"
@@ -48,7 +48,6 @@ FLUSH_TIMEOUT = 0.8
 @contextlib.contextmanager
 def task_run_scope(payload: str, call: BoundCall) -> Iterator[None]:
     """Enter the contexts of the task run and the flow run that `payload` describes, in a worker process."""
-    prepare_process()
     received = json.loads(payload)
     _use_settings(received["flow"])
     with contextlib.ExitStack() as stack:
@@ -103,15 +102,17 @@ def _use_settings(flow: str) -> None:
     """
     _client_context.cache_clear()
     received = json.loads(flow)
-    for name, level in received["log_levels"].items():
-        logging.getLogger(name).setLevel(level)
-    wanted = _own_variables() | received["settings"]
-    now = _prefect_variables()
-    if wanted == now:
-        return
-    for name in now.keys() - wanted.keys():
-        del os.environ[name]
-    os.environ.update(wanted)
+    with lasting_changes():
+        prepare_process()
+        for name, level in received["log_levels"].items():
+            logging.getLogger(name).setLevel(level)
+        wanted = _own_variables() | received["settings"]
+        now = _prefect_variables()
+        if wanted == now:
+            return
+        for name in now.keys() - wanted.keys():
+            del os.environ[name]
+        os.environ.update(wanted)
     refresh_global_settings_context()
     default_result_store.cache_clear()
     _flow_run_parts.cache_clear()
@@ -145,8 +146,7 @@ def prepare_process() -> None:
     importlib.import_module("prefect.main")  # This sets the levels of Prefect's loggers and replaces root's handlers.
     logging.root.handlers = handlers
     job_logger.filters.clear()  # The parent writes these records to the task run's log.
-    loggers = (logging.getLogger(name) for name in ("", *logging.root.manager.loggerDict))
-    for logger in loggers:
+    for logger in map(logging.getLogger, ("", *logging.root.manager.loggerDict)):
         for handler in list(logger.handlers):
             if isinstance(handler, APILogHandler | PrefectConsoleHandler):
                 logger.removeHandler(handler)

@@ -108,7 +108,8 @@ class Harness:
         """Queue one attempt of a job. `memory_limit`, `scope` and `checkpoint` are fields of the assignment."""
         of_assignment = {name: fields.pop(name) for name in ("memory_limit", "scope", "checkpoint") if name in fields}
         job = Job(function=function, args=args, pool=self._kind.name, **fields)
-        assignment = Assignment(job, 1, self._kind.prepare(job))
+        job.live.payload = self._kind.prepare(job)
+        assignment = Assignment(job, 1, job.live.payload)
         assignment.short = short
         for name, value in of_assignment.items():
             setattr(assignment, name, value)

@@ -14,12 +14,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable
 from typing import Any
-
-from executor_adapter.worker import watched
 
 
 def describe_state() -> dict[str, Any]:
@@ -92,9 +91,17 @@ def _umask() -> int:
     return now
 
 
-def what_is_noted() -> list[str]:
-    """Return the functions that the worker noted before this call."""
-    return sorted(watched.changed)
+def changing_functions() -> dict[str, Any]:
+    """Return what the functions are by which Python code changes its process, and the class of its environment."""
+    modules = (faulthandler, gc, locale, logging, os, resource, signal, socket, sys, threading)
+    named = {f"{module.__name__}.{name}": value for module in modules for name, value in vars(module).items()}
+    functions = {name: value for name, value in named.items() if callable(value) and not isinstance(value, type)}
+    functions = {name: value for name, value in functions.items() if not name.endswith("hook")}  # pytest sets its own.
+    return {name: _where_defined(value) for name, value in functions.items()} | {"class": type(os.environ).__qualname__}
+
+
+def _where_defined(function: Any) -> tuple[str, str | None]:
+    return type(function).__name__, getattr(getattr(function, "__code__", None), "co_filename", None)
 
 
 def nothing() -> None:
@@ -277,10 +284,12 @@ def _event_loop() -> None:
     asyncio.run(add_handler())
 
 
+_NOT_LEFT = ("_name", "_umask", "_raise", "_record", "_trace", "_where_defined")
+
 LEFT: dict[str, Callable[[], None]] = {
     name.removeprefix("_"): function
     for name, function in list(globals().items())
-    if name.startswith("_") and callable(function) and name not in ("_name", "_umask", "_raise", "_record", "_trace")
+    if name.startswith("_") and callable(function) and name not in _NOT_LEFT
 }
 
 
@@ -289,6 +298,19 @@ def leave(name: str) -> int:
     pid = os.getpid()
     LEFT[name]()
     return pid
+
+
+def leave_variable() -> str | None:
+    """Leave a variable behind; return what an earlier call has left."""
+    found = os.environ.get("LEFT_BEHIND")
+    os.environ["LEFT_BEHIND"] = "1"
+    return found
+
+
+def leave_variable_slowly() -> str | None:
+    """Do what `leave_variable` does in a call that takes a millisecond."""
+    time.sleep(0.001)
+    return leave_variable()
 
 
 def leave_alarm(seconds: float) -> None:
