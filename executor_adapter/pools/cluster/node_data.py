@@ -8,7 +8,6 @@ Workers import this module, so it needs nothing but `executor_adapter.worker`.
 
 from __future__ import annotations
 
-import array
 import os
 import pickle
 import socket
@@ -17,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from executor_adapter.exceptions import JobSerializationError
-from executor_adapter.worker import values
+from executor_adapter.worker import values, wire
 
 VARIABLE = "EXECUTOR_ADAPTER_NODE_DATA"
 """Names the socket of the engine's process in the environment of an agent and of its workers."""
@@ -106,9 +105,8 @@ def send(sock: socket.socket, head: Any, value: Any) -> None:
     """Send a message: a head of plain data, and a value."""
     body, file = values.dump(value, values.checked_dumps)
     head_part = pickle.dumps(head)
-    descriptors = array.array("i", [] if file is None else [file.fd])
     size = _SIZE.pack(len(head_part), file is not None) + len(body).to_bytes(8, "little")
-    sock.sendmsg([size], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)] if file is not None else [])
+    wire.send_fds(sock, size, [] if file is None else [file.fd])
     sock.sendall(head_part)
     sock.sendall(body)
 

@@ -233,9 +233,8 @@ class GuardianClient:
     def _send_unsent(self) -> None:
         while self._unsent:
             packet, fds = self._unsent[0]
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
             try:
-                self._socket.sendmsg([packet], rights, wire.NO_SIGNAL)
+                wire.send_fds(self._socket, packet, fds)
             except BlockingIOError:
                 self._supervisor.watch_writable(self.fd, self._send_unsent)
                 return

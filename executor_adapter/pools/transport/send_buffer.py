@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import array
 import pickle
 import socket
 import sys
@@ -95,9 +94,8 @@ class SendBuffer:
     def _send_unsent(self) -> None:
         while self._unsent:
             frames, file = self._unsent[0]
-            rights = [] if file is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [file.fd]))]
             try:
-                sent = self._socket.sendmsg([frames], rights, wire.NO_SIGNAL)
+                sent = wire.send_fds(self._socket, frames, () if file is None else (file.fd,))
             except BlockingIOError:
                 self._supervisor.watch_writable(self._fd, self._send_unsent)
                 return
