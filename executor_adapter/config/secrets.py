@@ -11,10 +11,9 @@ from urllib.parse import quote, quote_plus
 
 _SECRET_NAMES = (
     "header",
-    "token",
+    "(?<!max.)token(?!i[sz]e|.?count)",  # Of a language model: `max_tokens`, `tokenizer`, `token_count`.
     "secret",
-    "passw",
-    "passphrase",
+    "pass(?:w|phrase)",
     "pwd",
     "credential",
     "auth(?!or(?!i))",  # `authorization` is one, `author` is not.
@@ -38,18 +37,21 @@ _PASSWORD = re.compile(r"^([^:]*://[^:]*|[^:]*(?!://)):.*@", re.S)
 # From here on a pattern takes whole names and schemes and gives nothing back (`++`): the time is linear in the text.
 _SCHEME = r"(?<![a-z0-9+.-])[a-z0-9+.-]++://"
 _URL = re.compile(
-    # A password may hold spaces and quotes: it ends at the last @ of the line. What is a port begins no password.
-    rf"""{_SCHEME}(?:[^\s:@/'"]*:(?!\d+(?:[^\d\w]|$))(?:(?!{_SCHEME})[^\n])*@)?[^\s'"<>]*""",
+    # A password may hold spaces and quotes: it ends at the last @ of the line. What is a port begins no password, but
+    # `123 45` in `u:123 45@h` is none.
+    rf"""{_SCHEME}(?:[^\s:@/'"]*:(?!\d++(?!\ [^\s@/]*+@)(?:[^\d\w]|$))(?:(?!{_SCHEME})[^\n])*@)?[^\s'"<>]*""",
     re.I,
 )
-_NAME = re.compile(
-    r"""(?<![\w.-])[\w.-]++(?:\ (?:key|string|connect)\b)?+["']?\s*+(?:=|:\s*+(?=["']))\s*+""",
-    re.I,
+_NAME = re.compile(  # Before a colon and a bare value stands a whole name, and no class of errors such as `AuthError`.
+    r"""(?ix)(?<![\w.-])[\w.-]++(?:\ (?:key|string|connect)\b)?+(?:["']?\s*+(?:=|:\s*+(?=["']))|
+    (?:(?<=token)|(?<=secret)|(?<=word)|(?<=wd)|(?<=phrase)|(?<=ation)|(?<=key)|(?<=cookie)):[ \t]++)\s*+"""
 )
 _VALUE = re.compile(
-    r"""(?!\(hidden\))(?:\{(?:[^}]|\}\})*\}|\{[^}]*+|"(?:[^"\\]|\\.)*+"?|'(?:[^'\\]|\\.)*+'?|[^\s;&,'")\]}]+)""", re.S
+    r"""(?isx)(?!\(hidden\))(?:\{(?:[^}]|\}\})*\}|\{[^}]*+|"(?:[^"\\]|\\.)*+"?|'(?:[^'\\]|\\.)*+'?|
+    (?:(?:Basic|Bearer|Digest|Token)\ +)?[^\s;&,'")\]}]+(?:\ [^;=:&,'"\n]*+(?=;))?)"""
 )
-"""The value after a name, as in `PWD={a b};` of ODBC, `AccountKey=...;` of Azure, and the `repr` of a dict.
+"""The value after a name, as in `PWD={a b};` and `PWD=a b;` of ODBC, `Authorization: Bearer ...` of HTTP,
+`AccountKey=...;` of Azure, and the `repr` of a dict.
 
 A bracket or a quote that does not end, as in a text that was cut, hides the rest."""
 _NAME_IN_QUERY = re.compile(r"(?<![^=&?])[^=&?]++=")

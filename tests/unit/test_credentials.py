@@ -163,6 +163,14 @@ def test_a_secret_that_was_read_is_redacted_where_it_is_escaped(
         ("the token is missing: set it", "the token is missing: set it"),
         ("cut off: {'token': 'abc d", "cut off: {'token': (hidden)"),
         ("cut off: PWD={abc d", "cut off: PWD=(hidden)"),
+        ("PWD=my secret;X", "PWD=(hidden);X"),
+        ("authorization=Bearer abc", "authorization=(hidden)"),
+        ("Authorization: Bearer x, retry", "Authorization: (hidden), retry"),
+        ("password: x y", "password: (hidden) y"),
+        ("mysql://root:123 456@h", "mysql://root:(hidden)@h"),
+        ("http://h:80 is away: mail me@x", "http://h:80 is away: mail me@x"),
+        ("tokenizer=a max_tokens=500 token_count=5", "tokenizer=a max_tokens=500 token_count=5"),
+        ("AuthError: no answer", "AuthError: no answer"),
     ],
 )
 def test_what_is_named_like_a_secret_is_redacted(text: str, shown: str) -> None:
@@ -170,7 +178,9 @@ def test_what_is_named_like_a_secret_is_redacted(text: str, shown: str) -> None:
     assert redacted(text) == shown
 
 
-@pytest.mark.parametrize("part", ["a", "auth", "a.b-", "a://", "a://b:", "token={ ", "a?auth&"])
+@pytest.mark.parametrize(
+    "part", ["a", "auth", "a.b-", "a://", "a://b:", "token={ ", "a?auth&", "pwd: abcdefgh ", "token=abcdefgh b"]
+)
 def test_a_long_text_is_redacted_in_linear_time(part: str) -> None:
     """A text of half a megabyte, such as an answer of a server, takes moments, and not hours."""
     text = part * (500_000 // len(part))
