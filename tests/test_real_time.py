@@ -89,7 +89,7 @@ def test_a_job_is_over_soon_after_its_limit(
     job = Job(function=function, args=(str(tmp_path / "started"),), pool=pool, max_runtime=1.0, retry_attempts=0)
     with pytest.raises(JobTimeoutError):
         executor.run(job)
-    assert 1.0 <= job.attempts[0].run_seconds < 1.0 + SOON
+    assert 0.9 < job.attempts[0].run_seconds < 1.0 + SOON  # The host counts from when it has started the function.
 
 
 def test_jobs_that_ignore_sigterm_are_killed_side_by_side(executor: JobExecutor, tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_soft_timeout_is_raised_soon(executor: JobExecutor, tmp_path: Path, po
         function = clean_up
     job = Job(function=function, args=(started,), pool=pool, soft_timeout=1.0, retry_attempts=0)
     assert executor.run(job) == "cleaned up"
-    assert 1.0 <= job.attempts[0].run_seconds < 1.0 + SOON
+    assert 0.9 < job.attempts[0].run_seconds < 1.0 + SOON  # The host counts from when it has started the function.
 
 
 def wait_in_python(started: str) -> str:

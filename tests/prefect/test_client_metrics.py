@@ -14,7 +14,7 @@ from executor_adapter import Job, JobExecutor
 from executor_adapter.config import MonitoringSettings, Settings
 from executor_adapter.prefect import job_task, run_jobs
 from tests.servers import free_port
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, wait_for
 
 
 @pytest.fixture
@@ -24,6 +24,12 @@ def port(prefect_api: str) -> Iterator[int]:
     with temporary_settings({PREFECT_CLIENT_METRICS_ENABLED: True, PREFECT_CLIENT_METRICS_PORT: port}):
         yield port
     stop_client_metrics_server()
+
+
+def scraped(port: int) -> str:
+    """Return what a scrape of the port finds."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE) as answer:
+        return str(answer.read().decode())
 
 
 # Prefect stops its server without closing the socket.
@@ -43,8 +49,8 @@ def test_prefect_s_client_metrics_port_serves_the_jobs_of_a_flow(port: int) -> N
                 [Job(function=abs, args=(-n,), job_type="client-metrics-job") for n in range(3)], executor=executor
             )
             collect()
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE) as answer:
-                return str(answer.read().decode())
+            # A job task's value is there a moment before its end is counted.
+            return str(wait_for(lambda: "client-metrics-task" in (page := scraped(port)) and page))
 
     lines = watched().splitlines()
     ended = [
