@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import sqlite3
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
 
 from executor_adapter.job.status import JobStatus
 from executor_adapter.store import open_store
+from executor_adapter.store.sql import engines
 
 PROGRAM = """
 import sys
@@ -81,3 +86,15 @@ def test_executors_on_one_file_lose_nothing_in_any_order_of_opening_and_closing(
             recorded += started[number].order(name) + started[1 - number].order()
             with contextlib.closing(open_store(url)) as store:
                 assert store.counts()[JobStatus.COMPLETED] == recorded, (turns, opened)
+
+
+def test_a_new_file_is_opened_while_another_program_opens_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store waits to give its file a log, which SQLite refuses at once while another program begins to write."""
+    file, waits = tmp_path / "jobs.db", []
+    with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        clock = SimpleNamespace(monotonic=lambda: 0.0, sleep=lambda _: waits.append(other.execute("ROLLBACK")))
+        monkeypatch.setattr(engines, "time", clock)
+        with contextlib.closing(open_store(f"sqlite:///{file}")) as store:
+            assert not any(store.counts().values())
+    assert len(waits) == 1
