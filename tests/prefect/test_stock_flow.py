@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import subprocess
 import sys
+import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from prefect import flow, task
 
+from executor_adapter import JobExecutor
+from executor_adapter.prefect import job_task
 from tests.prefect.conftest import Api
 from tests.servers import ROOT, new_user_env
 from tests.waiting import PATIENCE, wait_for
@@ -79,6 +86,38 @@ def log_lines(stderr: str) -> list[str]:
     shown = [line for line in lines if not line.startswith((" ", "Traceback"))]
     # A slow machine may be told that the worker processes are still being prepared.
     return [without_suffix(line) for line in shown if "is not ready after" not in line]
+
+
+AT_ONCE = 40
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["functions", "coroutines"])
+@pytest.mark.parametrize("kind", [task, job_task], ids=["task", "job_task"])
+def test_as_many_run_at_once_as_of_tasks(prefect_api: str, kind: Callable[..., Any], is_async: bool) -> None:
+    """Each of forty functions, and of forty coroutines, begins before any of them ends."""
+    begun: list[int] = []
+    until = time.monotonic() + PATIENCE
+
+    def is_last(number: int) -> bool:
+        assert time.monotonic() < until, f"{len(begun)} run at once"
+        begun.extend({number}.difference(begun))
+        return len(begun) == AT_ONCE
+
+    def meet(number: int) -> None:
+        while not is_last(number):
+            time.sleep(0.01)
+
+    async def meet_async(number: int) -> None:
+        while not is_last(number):
+            await asyncio.sleep(0.01)
+
+    @flow
+    def run() -> None:
+        kind(meet_async if is_async else meet).map(range(AT_ONCE)).result()
+
+    with JobExecutor():
+        run()
+    assert len(begun) == AT_ONCE
 
 
 @pytest.mark.parametrize("pool", ["thread", "process"])
