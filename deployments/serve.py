@@ -95,11 +95,13 @@ def environment(entries: Iterable[dict[str, Any]]) -> dict[str, str]:
     """Return the variables that the job_variables of the entries set, for this process, whose children the runs are.
 
     Raises:
-        SystemExit: two entries set one variable differently, and no process can have both.
+        SystemExit: a value is not text, or two entries set one variable differently, and no process can have both.
     """
     found: dict[str, str] = {}
     for entry in entries:
         for name, value in entry.get("work_pool", {}).get("job_variables", {}).get("env", {}).items():
+            if not isinstance(value, str):
+                raise SystemExit(f"{entry['name']}: job_variables.env.{name} is {value!r}: write it in quotes")
             if found.setdefault(name, value) != value:
                 raise SystemExit(
                     f"{entry['name']}: job_variables.env.{name} is {value}, and {found[name]} in another deployment: "

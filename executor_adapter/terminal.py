@@ -32,8 +32,8 @@ def escaped(text: str) -> str:
 
 
 def escaped_lines(text: str) -> str:
-    """Return the same for a text of several lines: its line feeds and tabs stay."""
-    return text.translate(_ESCAPED_IN_LINES) if _MAY_NEED_IT.search(text) else text
+    """Return the same for a text of several lines: its line ends, as line feeds, and its tabs stay."""
+    return text.replace("\r\n", "\n").translate(_ESCAPED_IN_LINES) if _MAY_NEED_IT.search(text) else text
 
 
 class SafeText(Text):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import jsonschema
 import pytest
 import yaml
 
+from executor_adapter.cli.checks import modules_of_this_directory
 from executor_adapter.cli.config import json_schema
 from executor_adapter.store.sql.engines import make_engine
 from executor_adapter.store.sql.store import SqlStore
@@ -115,6 +117,15 @@ def test_no_file_of_the_directory_runs_in_place_of_a_package(home: Path, words: 
         [*command, *words[:2], "--help"], capture_output=True, text=True, timeout=PATIENCE, check=True
     )
     assert "current directory" in shown.stdout
+
+
+def test_an_entry_of_pythonpath_keeps_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the current directory is on `sys.path` already, what a command adds last is what it removes."""
+    monkeypatch.setattr(sys, "path", [os.getcwd(), *sys.path])
+    before = list(sys.path)
+    with modules_of_this_directory():
+        assert sys.path == [*before, os.getcwd()]
+    assert sys.path == before
 
 
 def test_a_code_of_ones_own_is_only_noted(command: Command, home: Path) -> None:

@@ -71,7 +71,7 @@ def test_a_line_is_one_line(command: Command, store: JobStore, capsys: pytest.Ca
     assert "a␊forged␍\N{REPLACEMENT CHARACTER}row" in rows[1]
     output.print_error("a\nforged line")
     assert capsys.readouterr().err == "executor-adapter: a␊forged line\n"
-    store.write_lines([LogLine("one", 1, 1, time.time(), 30, "mine", "first\n12:00:00  forged")])
+    store.write_lines([LogLine("one", 1, 1, time.time(), 30, "mine", "first\r\n12:00:00  forged")])
     assert "first\n    12:00:00  forged" in command("jobs", "logs", "one").out
 
 

@@ -20,6 +20,7 @@ import yaml
 from prefect.settings import Settings as PrefectSettings
 from pydantic import AliasChoices
 
+from deployments.serve import environment
 from deployments.server_ha import SETTINGS as SERVER_SETTINGS
 from executor_adapter.config import Settings
 from executor_adapter.prefect import BootstrapPlan
@@ -113,6 +114,13 @@ def test_every_environment_variable_is_a_setting(path: Path) -> None:
     named = set(re.findall(r"\b(?:PREFECT|EXECUTOR_ADAPTER)_[A-Z0-9_]+\b", text))
     known = prefect_variables() | own_variables() | {"PREFECT_PORT"}
     assert sorted(named - known) == []
+
+
+def test_a_variable_that_is_not_text_is_refused() -> None:
+    """A number in the `env` of a deployment, as YAML reads one without quotes, is refused with the way out."""
+    entry = {"name": "nightly", "work_pool": {"job_variables": {"env": {"DAYS": 3}}}}
+    with pytest.raises(SystemExit, match=r"nightly: job_variables\.env\.DAYS is 3: write it in quotes"):
+        environment([entry])
 
 
 @cache
