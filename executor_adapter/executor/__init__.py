@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from executor_adapter.executor.capacity import read_threads_from, slot_limits
-from executor_adapter.executor.current import enter_executor, leave_executor
-from executor_adapter.executor.default import current_executor
-from executor_adapter.executor.executor import JobExecutor
-from executor_adapter.executor.mapping import result_of
-from executor_adapter.executor.pool_factory import preload_in_workers
-from executor_adapter.executor.registry import stop_tracking
+from executor_adapter.executor.calling import result_of
+from executor_adapter.executor.defaults import preload_in_workers, read_threads_from, slot_limits
+from executor_adapter.executor.executor import JobExecutor, current_executor
+from executor_adapter.executor.of_process import (
+    ending_handlers,
+    enter_executor,
+    leave_executor,
+    signal_watch,
+    stop_tracking,
+)
 from executor_adapter.executor.sentinel import sentinel_client
-from executor_adapter.executor.signals import ending_handlers, signal_watch
 
 __all__ = [
     "JobExecutor",

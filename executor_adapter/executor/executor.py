@@ -3,47 +3,73 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Self
 
 from executor_adapter.config import Settings, load_config
-from executor_adapter.exceptions import ConfigurationError, InvalidJobError
-from executor_adapter.executor.calling import JobCaller, MapRequest
-from executor_adapter.executor.capacity import check_capacity, read_capacity, slot_limits
-from executor_adapter.executor.current import EntryToken, enter_executor, leave_executor
-from executor_adapter.executor.hooks import ExecutionHooks, hooked_execution
-from executor_adapter.executor.job_defaults import JobDefaults
-from executor_adapter.executor.job_defaults import tool_limits as limits_of_tools
-from executor_adapter.executor.mapping import as_completed, check_map, in_order, with_progress
-from executor_adapter.executor.pool_factory import kinds_of, lack_of_pool, make_memory_guard, make_pool
-from executor_adapter.executor.quarantined_jobs import QuarantinedJobs
-from executor_adapter.executor.registry import track
-from executor_adapter.executor.signals import signal_watch
-from executor_adapter.executor.slots import Slots
-from executor_adapter.executor.tracing import trace_jobs
-from executor_adapter.executor.watching import Watching
+from executor_adapter.exceptions import ConfigurationError, InvalidJobError, JobTimeoutError
+from executor_adapter.executor.calling import JobCaller, MapRequest, as_completed, check_map, in_order, with_progress
+from executor_adapter.executor.defaults import (
+    JobDefaults,
+    check_capacity,
+    kinds_of,
+    lack_of_pool,
+    limits_of_tools,
+    make_memory_guard,
+    make_pool,
+    read_capacity,
+    slot_limits,
+)
+from executor_adapter.executor.of_process import (
+    DefaultExecutor,
+    EntryToken,
+    enter_executor,
+    entered_executor,
+    leave_executor,
+    signal_watch,
+    track,
+)
 from executor_adapter.executor.wrong_calls import explain_executor_calls
 from executor_adapter.job import (
     Job,
     JobResult,
+    JobStatus,
+    LimitObserver,
     Observer,
     ToolLimit,
     check_count,
     check_is_job,
     check_max_workers,
     check_timeout,
+    html_of_jobs,
+    html_table,
 )
-from executor_adapter.monitoring import export_metrics
+from executor_adapter.monitoring import export_metrics, tracer_in_use
 from executor_adapter.persistence import JobPersistence, QueueHistory
 from executor_adapter.store import JobStore
-from executor_adapter.supervision import JobDriver, JobFuture, JobScope, Supervisor, program_output
+from executor_adapter.supervision import (
+    DEFAULT_WINDOW_SECONDS,
+    ExecutorStats,
+    HookedExecution,
+    JobDriver,
+    JobFuture,
+    JobScope,
+    Supervisor,
+    figures,
+    program_output,
+)
+
+CATCH_UP_SECONDS = 10.0
+"""Max seconds that `remove_observer` waits for a supervisor blocked by an observer."""
 
 
 @explain_executor_calls
-class JobExecutor(JobCaller, Slots, QuarantinedJobs, Watching, ExecutionHooks):
+class JobExecutor(JobCaller):
     """Runs jobs in coroutines, threads and processes, each within its limits, retried by its policy.
 
     `max_workers`: how many attempts run at once; it may be changed at any time. A number counts over all pools of the
@@ -71,6 +97,9 @@ class JobExecutor(JobCaller, Slots, QuarantinedJobs, Watching, ExecutionHooks):
     An executor belongs to the process that made it. In a process forked from that one, methods that run something or
     wait for it raise ExecutorClosedError; `cancel` returns False; `stats`, `jobs` and `running` show the state at the
     fork; `shutdown` and leaving the `with` block return at once and end nothing.
+
+    A subclass may override `execute_job` and the hooks below it. Then every attempt passes through `execute_job`, on an
+    event loop of the executor's; otherwise the supervisor runs attempts itself, without an event loop.
     """
 
     def __init__(
@@ -110,7 +139,7 @@ class JobExecutor(JobCaller, Slots, QuarantinedJobs, Watching, ExecutionHooks):
         )
         self._defaults = JobDefaults(self.config)
         self._driven_defaults = JobDefaults(self.config.for_job_tasks())
-        self._hooked = hooked_execution(type(self), self._supervisor)
+        self._hooked = self._make_hooked()
         self._admit: Callable[..., JobFuture] = self._supervisor.admit if self._hooked is None else self._admit_hooked
         self._persistence: JobPersistence | None = None
         if store is not None:
@@ -129,7 +158,7 @@ class JobExecutor(JobCaller, Slots, QuarantinedJobs, Watching, ExecutionHooks):
                 raise
         tracker, on_closed = self._supervisor.tracker, self._supervisor.thread.on_closed
         self._metrics = export_metrics(self, self.config.monitoring, observers=tracker.observers, on_closed=on_closed)
-        self._tracer = trace_jobs(tracker.observers, self._supervisor.unclaimed)
+        self._tracer = self._make_tracer()
         self._tokens: list[EntryToken] = []
         track(self, self._supervisor)
 
@@ -146,6 +175,22 @@ class JobExecutor(JobCaller, Slots, QuarantinedJobs, Watching, ExecutionHooks):
 
     def _make_supervisor(self, **options: Any) -> Supervisor:
         return Supervisor(**options)
+
+    def _make_hooked(self) -> HookedExecution | None:
+        """Return what runs attempts through the methods that a subclass overrides; None where it overrides none."""
+        kind = type(self)
+        if all(getattr(kind, name) is getattr(JobExecutor, name) for name in _OVERRIDABLE):
+            return None
+        return HookedExecution(self._supervisor, applies_max_runtime=kind.execute_job is JobExecutor.execute_job)
+
+    def _make_tracer(self) -> Callable[[JobScope | None], JobScope] | None:
+        """Return what puts a submitted job into a span of its own; None where the program has set up no tracer."""
+        tracer = tracer_in_use()
+        if tracer is None:
+            return None
+        from executor_adapter.executor.tracing import trace_jobs
+
+        return trace_jobs(tracer, self._supervisor.tracker.observers, self._supervisor.unclaimed)
 
     # --- jobs ---
 
@@ -239,6 +284,158 @@ class JobExecutor(JobCaller, Slots, QuarantinedJobs, Watching, ExecutionHooks):
     def running(self) -> list[Job]:
         """Return the jobs that have a running attempt."""
         return [assignment.job for assignment in self._supervisor.running()]
+
+    # --- slots ---
+
+    @property
+    def max_workers(self) -> int | Mapping[str, int]:
+        """How many attempts may run at once: over all pools, or in each one. May be set at any time, by any thread.
+
+        With a larger number, waiting jobs start at once. With a smaller one, the attempts that run now run to their
+        end, and no other one starts until fewer than the new number run.
+
+        Raises:
+            ValueError: A number is less than 1, or not an integer, or a name is not that of a pool.
+            ExecutorClosedError: It is set in a process that was forked from the executor's.
+        """
+        limits = self._supervisor.dispatcher.limits
+        return dict(limits.of_pool) if limits.of_pool else limits.total
+
+    @max_workers.setter
+    def max_workers(self, slots: int | Mapping[str, int]) -> None:
+        check_max_workers(slots)
+        self._supervisor.check_not_forked()
+        self._supervisor.resize(slot_limits(slots))
+
+    # --- what can be seen ---
+
+    def add_observer(self, observer: Observer) -> None:
+        """Call `observer` with each transition from now on, as one of `observers`."""
+        self._supervisor.tracker.observers.append(observer)
+
+    def remove_observer(self, observer: Observer) -> None:
+        """Stop calling `observer`, once it has got every transition up to now; it need not have been added.
+
+        A caller that has seen a job end may call this before the executor is done with the job: the engine that drives
+        a job reports its end a moment earlier.
+        """
+        self._supervisor.thread.catch_up(CATCH_UP_SECONDS)
+        with contextlib.suppress(ValueError):
+            self._supervisor.tracker.observers.remove(observer)
+
+    def add_limit_observer(self, observer: LimitObserver) -> None:
+        """Call `observer` with a NearLimit once for each limit that a job comes near to.
+
+        A limit is near when the share `monitoring.near_limit` of it is used. It counts once for each attempt, and a
+        deadline once. A HealthMonitor makes alerts of it.
+        """
+        self._supervisor.near_limits.observers.append(observer)
+
+    def remove_limit_observer(self, observer: LimitObserver) -> None:
+        """Stop calling `observer`; it need not have been added."""
+        with contextlib.suppress(ValueError):
+            self._supervisor.near_limits.observers.remove(observer)
+
+    def stats(self, *, window: float = DEFAULT_WINDOW_SECONDS) -> ExecutorStats:
+        """Return counts since the executor was made, and figures of jobs that ended in the last `window` seconds."""
+        supervisor = self._supervisor
+        counts, pools, now = supervisor.tracker.counts, supervisor.pools.stats(), supervisor.now()
+        begun = [run.started_at for run in supervisor.running() if run.started_at is not None]
+        guard = supervisor.dispatcher.memory_guard
+        level = None if guard is None else guard.read()
+        return ExecutorStats(
+            jobs_pending=counts[JobStatus.PENDING],
+            jobs_running=counts[JobStatus.RUNNING],
+            jobs_retrying=counts[JobStatus.RETRYING],
+            jobs_completed=counts[JobStatus.COMPLETED],
+            jobs_failed=counts[JobStatus.FAILED],
+            jobs_cancelled=counts[JobStatus.CANCELLED],
+            retries=supervisor.tracker.retries,
+            workers_busy=pools["workers_busy"],
+            abandoned_threads=pools["abandoned_threads"] + (0 if self._hooked is None else self._hooked.abandoned),
+            quarantined=tuple(supervisor.intake.quarantined),
+            longest_running_seconds=now - min(begun) if begun else None,
+            jobs_near_limit=supervisor.near_limits.count(),
+            waits_for_memory=guard is not None and guard.holds,
+            waiting_for_resources=supervisor.dispatcher.resources.waiting,
+            memory_limit_bytes=None if level is None else level.limit,
+            memory_left_bytes=None if level is None else level.left,
+            **figures(supervisor.tracker.ended, now=time.time(), window=window),
+        )
+
+    @property
+    def metrics_url(self) -> str | None:
+        """Where Prometheus finds the metrics; None where none are served at `monitoring.metrics_port`."""
+        return None if self._metrics is None else self._metrics.url
+
+    def _repr_html_(self) -> str:
+        stats, running = self.stats(), self.running()
+        state = "shut down" if self.is_closed else "shutting down" if self.is_shutting_down else "open"
+        counts = [getattr(stats, f"jobs_{name}") for name in _SHOWN_COUNTS]
+        shown = html_table(f"JobExecutor({self.max_workers}), {state}", _SHOWN_COUNTS, [counts])
+        return shown + (html_of_jobs("running", running) if running else "")
+
+    # --- what a subclass may override ---
+
+    async def execute_job(self, job: Job) -> Any:
+        """Run one attempt: call the hooks, apply `max_runtime`, return the value or raise the exception.
+
+        Where a subclass overrides this method, its timeout is the one that counts.
+        """
+        await self.pre_execution_hook(job)
+        try:
+            result = await self._within_max_runtime(job)
+        except Exception as error:
+            await self.error_hook(job, error)
+            raise
+        await self.post_execution_hook(job, result)
+        return result
+
+    async def _within_max_runtime(self, job: Job) -> Any:
+        try:
+            async with asyncio.timeout(job.max_runtime) as limit:
+                return await self._execute_function(job)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise JobTimeoutError(f"ran longer than max_runtime={job.max_runtime} s") from error
+
+    async def _execute_function(self, job: Job) -> Any:
+        """Run the function itself in the job's pool, without a time limit.
+
+        Cancelling it returns once the work is dead or, in a thread that cannot be stopped, abandoned.
+        """
+        if self._hooked is None:
+            raise InvalidJobError("execute_job runs inside the executor: submit the job instead of calling it")
+        return await self._hooked.attempt(job)
+
+    async def pre_execution_hook(self, job: Job) -> None:
+        """Do something before each attempt, once it has a slot."""
+
+    async def post_execution_hook(self, job: Job, result: Any) -> None:
+        """Do something after each attempt that returned."""
+
+    async def error_hook(self, job: Job, error: Exception) -> None:
+        """Do something after each attempt that failed."""
+
+    # --- quarantine ---
+
+    def quarantined(self) -> list[Job]:
+        """Return the jobs that killed more workers than their policy allows: they need `release` to be submitted again.
+
+        Holds the newest `quarantine.MAX_QUARANTINED`; with each further one the oldest is evicted.
+        """
+        return list(self._supervisor.intake.quarantined.values())
+
+    def quarantine(self, jobs: Iterable[Job]) -> None:
+        """Hold these jobs in quarantine, as an earlier executor of the same queue did."""
+        self._supervisor.intake.quarantined.update({job.job_id: job for job in jobs})
+
+    def release(self, job_id: str) -> bool:
+        """Let a quarantined job be submitted again. Return False where no quarantined job has this id."""
+        self._supervisor.check_not_forked()
+        released = self._supervisor.intake.quarantined.pop(job_id, None) is not None
+        return (self._persistence is not None and self._persistence.release(job_id)) or released
 
     # --- store ---
 
@@ -356,3 +553,19 @@ def _refuse_gevent() -> None:
 
 
 _PATCHED_BY_GEVENT = ("threading", "queue", "select", "socket", "os", "signal", "subprocess", "time")
+
+_OVERRIDABLE = ("execute_job", "_execute_function", "pre_execution_hook", "post_execution_hook", "error_hook")
+_SHOWN_COUNTS = ("pending", "running", "retrying", "completed", "failed", "cancelled")
+
+
+def current_executor() -> JobExecutor:
+    """Return the innermost `with JobExecutor(...)` around the caller, else the default executor of this process.
+
+    An executor that was entered before this process was forked does not count.
+    """
+    find = entered_executor() or _default.get
+    executor: JobExecutor = find()
+    return executor
+
+
+_default = DefaultExecutor(JobExecutor)

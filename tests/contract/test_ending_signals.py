@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from executor_adapter import Job, JobExecutor
-from executor_adapter.executor.signals import ending_handlers
+from executor_adapter.executor.of_process import ending_handlers
 
 folder, doing = Path(sys.argv[1]), sys.argv[2]
 

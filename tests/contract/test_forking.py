@@ -21,7 +21,7 @@ import asyncio, contextlib, logging, multiprocessing, os, signal, sys, threading
 from pathlib import Path
 from executor_adapter import Job, JobExecutor
 from executor_adapter.exceptions import ExecutorClosedError
-from executor_adapter.executor.default import current_executor
+from executor_adapter.executor.executor import current_executor
 
 def forked(child):
     "Run child() in a forked process, which then exits as any program does. Return its exit code."

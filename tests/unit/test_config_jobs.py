@@ -9,7 +9,7 @@ import pytest
 from executor_adapter import Job, JobExecutor, RetryPolicy
 from executor_adapter.config import JobSettings, RetrySettings, Settings, load_config
 from executor_adapter.exceptions import ConfigurationError, InvalidJobError
-from executor_adapter.executor.job_defaults import JobDefaults, tool_limits
+from executor_adapter.executor.defaults import JobDefaults, limits_of_tools
 from executor_adapter.job.tool_limit import ToolLimit
 from executor_adapter.pools.selection import check_job
 
@@ -132,11 +132,11 @@ def test_limits_of_tools_are_those_of_their_section_unless_given(tmp_path: Path)
         "tools: {radar: {max_concurrent: 2, rate: 5}, sonar: {rate: 1, burst: 3, buffer: 0}, lidar: {}}\n",
     )
     own = ToolLimit(max_concurrent=9)
-    assert tool_limits(settings, {"radar": own}) == {
+    assert limits_of_tools(settings, {"radar": own}) == {
         "radar": ToolLimit(max_concurrent=9, buffer=0.2),
         "sonar": ToolLimit(rate=1, burst=3, buffer=0),
     }
-    assert tool_limits(settings, None)["radar"] == ToolLimit(max_concurrent=2, rate=5, buffer=0.2)
+    assert limits_of_tools(settings, None)["radar"] == ToolLimit(max_concurrent=2, rate=5, buffer=0.2)
 
 
 def test_an_executor_applies_the_tool_limits_of_the_settings(tmp_path: Path) -> None:

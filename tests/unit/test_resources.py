@@ -15,7 +15,7 @@ from pytest_mock import MockerFixture
 from executor_adapter import Job, JobExecutor
 from executor_adapter.config import Settings, load_config
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.executor.capacity import read_capacity
+from executor_adapter.executor.defaults import read_capacity
 from executor_adapter.job import UNITS
 from executor_adapter.pools import LeasingPool
 from executor_adapter.supervision.resources.ledger import ResourceLedger
@@ -248,7 +248,7 @@ def test_the_machine_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_settings_and_arguments_replace_what_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`executor.capacity` wins over the machine, and the executor's own argument over both."""
+    """`executor.defaults` wins over the machine, and the executor's own argument over both."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     (tmp_path / "config.yaml").write_text("executor: {capacity: {CPU: 8, memory: 2GiB, license: 1}}")
     config = load_config(tmp_path / "config.yaml")

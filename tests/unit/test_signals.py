@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 PRELUDE = """
 import os, signal, sys, threading, time
-from executor_adapter.executor.signals import ending_handlers, signal_watch
+from executor_adapter.executor.of_process import ending_handlers, signal_watch
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 heard = []

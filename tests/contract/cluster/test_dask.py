@@ -266,7 +266,7 @@ def test_without_an_address_a_local_cluster_is_started() -> None:
 
 def test_without_dask_a_job_is_refused_with_the_command_that_installs_it(mocker: MockerFixture) -> None:
     """Where the extra is missing, a job with pool="dask" is refused at submit."""
-    mocker.patch("executor_adapter.executor.pool_factory.is_installed", return_value=False)
+    mocker.patch("executor_adapter.executor.defaults.is_installed", return_value=False)
     with JobExecutor(1, config=Settings()) as executor:
         with pytest.raises(InvalidJobError, match=r"pip install 'prefect-executor-adapter\[dask\]'"):
             executor.submit(Job(function="os:getpid", pool="dask"))

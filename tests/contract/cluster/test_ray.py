@@ -115,7 +115,7 @@ def test_a_killed_agent_is_replaced(cluster: RayCluster, runs: Runs) -> None:
 
 def test_without_ray_a_job_is_refused_with_the_command_that_installs_it(mocker: MockerFixture) -> None:
     """Where the extra is missing, a job with pool="ray" is refused at submit."""
-    mocker.patch("executor_adapter.executor.pool_factory.is_installed", return_value=False)
+    mocker.patch("executor_adapter.executor.defaults.is_installed", return_value=False)
     with JobExecutor(1, config=Settings()) as executor:
         with pytest.raises(InvalidJobError, match=r"pip install 'prefect-executor-adapter\[ray\]'"):
             executor.submit(Job(function="os:getpid", pool="ray"))

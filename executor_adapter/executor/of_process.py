@@ -1,8 +1,9 @@
-"""Notifies executors of SIGTERM and SIGINT at once, whatever the main thread is doing.
+"""What there is once for each process: the executors that are open, entered and made by default, and the signals.
 
-Python runs a signal handler in the main thread, when that thread gets to it, and an exception that the handler raises
-has to pass everything that waits there, such as a task runner that waits for running tasks. So a thread of its own
-reads the pipe that `signal.set_wakeup_fd` writes to, sleeps until there is a signal, and notifies the executors.
+**Signals are noticed at once.** Python runs a signal handler in the main thread, when that thread gets to it, and an
+exception that the handler raises has to pass everything that waits there, such as a task runner that waits for running
+tasks. So a thread of its own reads the pipe that `signal.set_wakeup_fd` writes to, sleeps until there is a signal, and
+notifies the executors.
 
 **The program decides what a signal means.** The signal ends the jobs if its handler is one that ends the program: the
 default handler of SIGINT, that of `asyncio.run`, and those that `ending_handlers` recognises. A program with a handler
@@ -17,14 +18,19 @@ fd that was set before, which is restored when the last executor is closed.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
+import contextvars
 import functools
 import os
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
+
+from executor_adapter.supervision import Supervisor, program_output
 
 ENDING = frozenset({signal.SIGTERM, signal.SIGINT})
 OWN_SIGNAL_SECONDS = 1.0
@@ -34,6 +40,44 @@ Listener = Callable[[signal.Signals], object]
 
 ending_handlers: list[Callable[[signal.Signals, Any], bool]] = []
 """Functions that return whether a handler, their second argument, is one that ends the program."""
+
+
+# --- entered executors ---
+
+FindExecutor = Callable[[], Any]
+"""Returns a JobExecutor. This module does not import that class: its module imports this one."""
+
+
+class Entry(NamedTuple):
+    """An executor that was entered, and the process in which that happened."""
+
+    pid: int
+    find: FindExecutor
+
+
+EntryToken = contextvars.Token[Entry | None]
+
+_current: contextvars.ContextVar[Entry | None] = contextvars.ContextVar("executor", default=None)
+
+
+def enter_executor(find: FindExecutor) -> EntryToken:
+    """Make `find()` the current executor from here on. It is called when a job first needs an executor."""
+    return _current.set(Entry(os.getpid(), find))
+
+
+def leave_executor(token: EntryToken) -> None:
+    """Undo `enter_executor`. Does nothing in a context other than the one that entered."""
+    with contextlib.suppress(ValueError):
+        _current.reset(token)
+
+
+def entered_executor() -> FindExecutor | None:
+    """Return how to get the executor that was entered last; None where none was, or only before this process forked."""
+    entry = _current.get()
+    return entry.find if entry is not None and entry.pid == os.getpid() else None
+
+
+# --- signals ---
 
 
 def ends_program(number: signal.Signals) -> bool:
@@ -158,3 +202,72 @@ class SignalWatch:
 
 
 signal_watch = SignalWatch()
+
+
+# --- open executors ---
+
+_open: set[Supervisor] = set()
+"""Kept here because an executor may be garbage-collected before its jobs are finished."""
+
+
+def track(executor: object, supervisor: Supervisor) -> None:
+    """Close the supervisor when its executor is garbage-collected, on a signal that ends the program, and at exit."""
+    _open.add(supervisor)
+    supervisor.thread.on_released.append(functools.partial(_open.discard, supervisor))
+    signal_watch.listen(supervisor.on_signal)
+    supervisor.thread.on_closed.append(functools.partial(signal_watch.leave, supervisor.on_signal))
+    drain = functools.partial(supervisor.close, cancel_pending=False, cancel_running=False)
+    weakref.finalize(executor, drain).atexit = False
+
+
+def stop_tracking(supervisor: Supervisor) -> None:
+    """Do not wait for this supervisor when the interpreter exits."""
+    _open.discard(supervisor)
+
+
+@atexit.register
+def _drain_all() -> None:
+    """Run all submitted jobs to their end before the interpreter exits, as concurrent.futures does."""
+    for supervisor in list(_open):
+        supervisor.close(cancel_pending=False, cancel_running=False)
+    for supervisor in list(_open):
+        supervisor.thread.wait()
+    program_output.finish()
+
+
+def _leave_to_parent() -> None:
+    """Wait for nothing in a forked process: the supervisors run in the parent."""
+    for supervisor in _open:
+        supervisor.detach_after_fork()
+    _open.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
+
+
+# --- the default executor ---
+
+
+class DefaultExecutor:
+    """Makes the executor of code that has entered none when that first needs one, and again after it was closed."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._executor: Any = None
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._leave_to_parent)
+
+    def get(self) -> Any:
+        """Return the executor."""
+        with self._lock:
+            # An executor that a signal has ended is not replaced: the program is ending, and nothing may start.
+            if self._executor is None or (self._executor.is_closed and signal_watch.ended_by is None):
+                self._executor = self._make()
+            return self._executor
+
+    def _leave_to_parent(self) -> None:
+        """Forget the executor in a forked process: its threads run in the parent, which may have held the lock."""
+        self._lock = threading.Lock()
+        self._executor = None
