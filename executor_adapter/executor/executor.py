@@ -34,7 +34,6 @@ from executor_adapter.executor.of_process import (
     signal_watch,
     track,
 )
-from executor_adapter.executor.wrong_calls import explain_executor_calls
 from executor_adapter.job import (
     Job,
     JobResult,
@@ -68,7 +67,6 @@ CATCH_UP_SECONDS = 10.0
 """Max seconds that `remove_observer` waits for a supervisor blocked by an observer."""
 
 
-@explain_executor_calls
 class JobExecutor(JobCaller):
     """Runs jobs in coroutines, threads and processes, each within its limits, retried by its policy.
 

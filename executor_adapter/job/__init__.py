@@ -18,13 +18,11 @@ from executor_adapter.job.mistakes import (
     Model,
     call_text,
     did_you_mean,
-    explain_calls,
     nearest,
-    no_way_out,
     rule_text,
     shown,
 )
-from executor_adapter.job.model import NEW_ID_HINT, Job, check_are_jobs, check_is_job, check_is_new, job_instead
+from executor_adapter.job.model import NEW_ID_HINT, Job, check_are_jobs, check_is_job, check_is_new
 from executor_adapter.job.options import JobOptions, MapOptions, RepeatedJobOptions, SharedJobOptions
 from executor_adapter.job.pool_names import (
     HAS_CPU_AFFINITY,
@@ -134,17 +132,14 @@ __all__ = [
     "checked_resources",
     "decide",
     "did_you_mean",
-    "explain_calls",
     "function_key",
     "function_reference",
     "html_of_jobs",
     "html_table",
     "is_coroutine_function",
     "is_generator_function",
-    "job_instead",
     "limit_attempts",
     "nearest",
-    "no_way_out",
     "rerun",
     "resolve",
     "rule_text",

@@ -1,17 +1,15 @@
 """Mistakes in what users give: one line that names the mistake, the nearest right thing and the way out.
 
-`Model` is the base of the models that users make: a wrong field raises InvalidJobError in one line. `explain_calls`
-does the same for functions and classes, whose wrong calls raise TypeError, as Python itself does.
+`Model` is the base of the models that users make: a wrong field raises InvalidJobError in one line.
 """
 
 from __future__ import annotations
 
 import difflib
-import functools
 import inspect
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -45,8 +43,6 @@ ELSEWHERE = {
 }
 """Names that other libraries have for our options. They win over names that are merely spelt alike."""
 
-_Class = TypeVar("_Class", bound=type)
-
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """Return the known name that `name` probably means: the one of the same meaning, or else one spelt alike."""
@@ -73,9 +69,6 @@ def shown(value: object) -> str:
     except Exception:  # The value's own code may raise anything.
         text = f"<{type(value).__name__}>"
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
-
-
-# --- models ---
 
 
 class _NamingMistakes(type(BaseModel)):  # type: ignore[misc]  # pydantic does not export its metaclass.
@@ -192,80 +185,3 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield annotation
     for inner in get_args(annotation):
         yield from _models_in(inner)
-
-
-# --- calls ---
-
-WayOut = Callable[[tuple[Any, ...], dict[str, Any]], str | None]
-"""Returns what to write instead of a call with these arguments, `self` excluded; None where that is not known."""
-
-
-def explain_calls(**methods: WayOut) -> Callable[[_Class], _Class]:
-    """Let a class say what is wrong with a call that does not fit its `__init__` or one of its `methods`, in one line.
-
-    The error is a TypeError, as Python's own. `methods` holds for each further method what a wrong call probably means.
-    """
-
-    def decorate(cls: _Class) -> _Class:
-        for method, way_out in {"__init__": no_way_out, **methods}.items():
-            name = cls.__name__ if method == "__init__" else f"{cls.__name__}.{method}"
-            setattr(cls, method, _explained(getattr(cls, method), name, way_out))
-        return cls
-
-    return decorate
-
-
-def no_way_out(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Say nothing further about a wrong call."""
-    return
-
-
-def _explained(function: Callable[..., Any], name: str, way_out: WayOut) -> Callable[..., Any]:
-    def explain(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        mistake = _wrong_call(function, name, args, kwargs, way_out)
-        if mistake is not None:
-            raise TypeError(f"{name}{mistake}") from None
-
-    if inspect.iscoroutinefunction(function):
-
-        @functools.wraps(function)
-        async def explained_on_loop(*args: Any, **kwargs: Any) -> Any:
-            try:
-                return await function(*args, **kwargs)
-            except TypeError:
-                explain(args, kwargs)
-                raise
-
-        return explained_on_loop
-
-    @functools.wraps(function)
-    def explained(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        except TypeError:
-            explain(args, kwargs)
-            raise
-
-    return explained
-
-
-def _wrong_call(
-    function: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any], way_out: WayOut
-) -> str | None:
-    """Return what is wrong with a call of a method; None if the arguments fit."""
-    signature = inspect.signature(function)
-    try:
-        signature.bind(*args, **kwargs)
-    except TypeError as error:
-        known = [each for each, one in signature.parameters.items() if one.kind in _BY_NAME][1:]
-        has_kwargs = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in signature.parameters.values())
-        if (better := way_out(args[1:], kwargs)) is not None:
-            return f": {better}"
-        unknown = None if has_kwargs else next((each for each in kwargs if each not in known), None)
-        if unknown is not None:
-            return f" has no option {unknown!r}: {did_you_mean(unknown, known)}"
-        return f": {error}: it takes {', '.join(known)}"
-    return None
-
-
-_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)

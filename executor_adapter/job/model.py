@@ -338,17 +338,6 @@ def check_is_new(job: Job) -> None:
         raise InvalidJobError(f"job {job.job_id} was submitted already: submit a copy{copy}")
 
 
-def job_instead(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
-    """Say which Job to make, where a function was given with its arguments; None where it was not."""
-    if not args or not callable(args[0]):
-        return None
-    own = {name: value for name, value in kwargs.items() if name not in Job.model_fields}
-    fields = {name: value for name, value in kwargs.items() if name in Job.model_fields}
-    call: dict[str, Any] = {"args": args[1:]} if args[1:] else {}
-    call |= {"kwargs": own} if own else {}
-    return f"it takes one Job: {call_text('Job', (), {'function': args[0], **call, **fields})}"
-
-
 def check_are_jobs(given: Any) -> None:
     """Check that `given` is an iterable of jobs; `check_is_job` checks each one when it is drawn.
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from executor_adapter.job.mistakes import explain_calls
 from executor_adapter.job.validation import check_count, check_rate
 
 
-@explain_calls()
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolLimit:
     """Limits the jobs that have the same `tool_name`.

@@ -6,12 +6,11 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from executor_adapter.config import Stage
-from executor_adapter.job import Job, explain_calls, is_coroutine_function, no_way_out
+from executor_adapter.job import Job, is_coroutine_function
 from executor_adapter.scheduler.base import BaseScheduler
 from executor_adapter.scheduler.binding import Parameters, check_order
 
 
-@explain_calls(add_manual_job=no_way_out)
 class CollectionScheduler(BaseScheduler):
     """Runs collection jobs: coroutine functions on an event loop, others in threads."""
 
@@ -39,7 +38,6 @@ class CollectionScheduler(BaseScheduler):
         return await self._add(job, kwargs)
 
 
-@explain_calls(add_processing_job=no_way_out)
 class ProcessingScheduler(BaseScheduler):
     """Runs processing jobs: synchronous functions in processes, coroutine functions on an event loop."""
 
