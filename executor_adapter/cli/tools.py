@@ -16,7 +16,7 @@ from executor_adapter.cli.stores import ConfigOption, StoreOption, opened
 from executor_adapter.cli.waits import reason_of_tool
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.job import JobStatus, ToolLimit
-from executor_adapter.store import JobStore, ToolControl, ToolUse, wake_hosts
+from executor_adapter.store import JobStore, SharedTools
 from executor_adapter.terminal import SafeText
 
 app = typer.Typer(
@@ -74,20 +74,18 @@ def pause(tools: Tools, store: StoreOption = None, config_file: ConfigOption = N
         for tool in _checked(tools):
             opened_store.pause_tool(tool, _who())
             console().print(f"{tool}: paused; resume it with `tools resume {tool}`")
-        _wake(opened_store)
 
 
 @app.command()
 def resume(tools: Tools, store: StoreOption = None, config_file: ConfigOption = None) -> None:
     """Let executors start jobs of paused tools again."""
     with opened_for_tools(store, config_file) as opened_store:
-        controls, _ = opened_store.tool_controls()
+        shared = opened_store.tools()
         for tool in _checked(tools):
-            was_paused = tool in controls and controls[tool].paused_by is not None
+            was_paused = shared.control(tool).paused_by is not None
             if was_paused:
                 opened_store.pause_tool(tool, None)
             console().print(f"{tool}: {'resumed' if was_paused else 'it was not paused'}")
-        _wake(opened_store)
 
 
 @app.command()
@@ -110,7 +108,6 @@ def limit(
     with opened_for_tools(store, config_file) as opened_store:
         for name in _checked([tool]):
             opened_store.limit_tool(name, new, _who())
-        _wake(opened_store)
     shown = "the executors' own limits hold again" if new is None else f"limited to {_limit_text(new)}"
     console().print(f"{tool}: {shown}")
 
@@ -130,20 +127,15 @@ def opened_for_tools(store: Any, config: Any) -> Iterator[JobStore]:
 
 def statuses(store: JobStore) -> list[ToolStatus]:
     """Return what is known of each tool, by name."""
-    controls, now = store.tool_controls()
-    live = store.live_by_tool()
-    uses: dict[str, list[ToolUse]] = {}
-    for use in store.tool_uses():
-        uses.setdefault(use.tool_name, []).append(use)
-    set_for = {name for name, control in controls.items() if not control.is_empty}
-    names = sorted({name for name, _ in live} | set(uses) | set_for)
-    return [_status(name, controls.get(name), uses.get(name, []), live, now) for name in names]
+    shared, live = store.tools(), store.live_by_tool()
+    set_for = {name for name, control in shared.controls.items() if not control.is_empty}
+    names = {name for name, _ in live} | {use.tool_name for use in shared.uses} | set_for
+    return [_status(name, shared, live) for name in sorted(names)]
 
 
-def _status(
-    name: str, control: ToolControl | None, uses: Sequence[ToolUse], live: dict[tuple[str, JobStatus], int], now: float
-) -> ToolStatus:
-    control = control or ToolControl(tool_name=name)
+def _status(name: str, shared: SharedTools, live: dict[tuple[str, JobStatus], int]) -> ToolStatus:
+    control = shared.control(name)
+    uses = [use for use in shared.uses if use.tool_name == name]
     own_limits = sorted({use.max_concurrent for use in uses if use.max_concurrent is not None})
     own_rates = sorted({use.rate for use in uses if use.rate is not None})
     only = ToolLimit(
@@ -151,7 +143,7 @@ def _status(
     )
     limit = control.limit or only
     waiting = sum(live.get((name, status), 0) for status in (JobStatus.PENDING, JobStatus.RETRYING))
-    reason = reason_of_tool(control, uses, now) or "free workers of its hosts, or the time of a retry"
+    reason = reason_of_tool(name, shared) or "free workers of its hosts, or the time of a retry"
     return ToolStatus(
         tool=name,
         max_concurrent=limit.max_concurrent,
@@ -201,8 +193,3 @@ def _who() -> str:
     except (OSError, KeyError):  # A container may run as a user without a name.
         user = "unknown"
     return f"{user}@{socket.gethostname()}"
-
-
-def _wake(store: JobStore) -> None:
-    """Let executors of this machine look at once; others do so a little later."""
-    wake_hosts({use.host_id for use in store.tool_uses()})

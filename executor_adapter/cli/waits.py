@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from executor_adapter.cli.output import clock_time
 from executor_adapter.job import JobStatus
-from executor_adapter.store import JobRecord, JobStore, ToolControl, ToolUse
+from executor_adapter.store import JobRecord, JobStore, SharedTools
 
 
 def reason_of(store: JobStore, record: JobRecord) -> str | None:
     """Return what a job waits for; None if it does not wait."""
     if record.status not in (JobStatus.PENDING, JobStatus.RETRYING):
         return None
-    controls, now = store.tool_controls()
-    if record.retry_at is not None and record.retry_at > now:
+    shared = store.tools()
+    if record.retry_at is not None and record.retry_at > shared.now:
         return f"the time of its next try, {clock_time(record.retry_at)}"
     if record.host is None:
         return f"a running host of queue {record.queue!r} that can run it"
-    tool = record.tool_name
-    if tool is not None:
-        uses = [use for use in store.tool_uses() if use.tool_name == tool]
-        if (reason := reason_of_tool(controls.get(tool) or ToolControl(tool_name=tool), uses, now)) is not None:
-            return reason
+    if record.tool_name is not None and (reason := reason_of_tool(record.tool_name, shared)) is not None:
+        return reason
     return f"a free worker of its host, or what else it needs there (host {record.host})"
 
 
-def reason_of_tool(control: ToolControl, uses: Sequence[ToolUse], now: float) -> str | None:
-    """Return why a tool lets no further job start; None if it does not hold jobs back.
-
-    `uses`: what executors hold of it. `now`: the time by the store's clock.
-    """
-    name = control.tool_name
+def reason_of_tool(name: str, shared: SharedTools) -> str | None:
+    """Return why a tool lets no further job start; None if it does not hold jobs back."""
+    control = shared.control(name)
+    uses = [use for use in shared.uses if use.tool_name == name]
     if control.paused_by is not None:
         return f"`tools resume {name}`: it is paused by {control.paused_by}"
-    if control.closed_until > now:
+    if control.closed_until > shared.now:
         return f"the end of the pause that {name} asked for, {clock_time(control.closed_until)}"
     held, waits = sum(use.held for use in uses), any(use.waits_since is not None for use in uses)
     own = [use.max_concurrent for use in uses if use.max_concurrent is not None]

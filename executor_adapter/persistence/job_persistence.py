@@ -4,7 +4,7 @@ JobPersistence   what the executor calls: admit, recover, release, history
 Recorder         writes transitions in batches, on a thread of its own
 PendingWrites    what is not written yet
 HostLease        this executor's claim on its jobs
-ToolShares       gets shares of the limits of tools that hold over all executors of the store
+ToolRequests     asks for shares of the limits of tools that hold over all executors of the store
 Handover         stops jobs that another host runs by now, or soon may
 Recovery         claims jobs that no host runs
 QueueHistory     reads the jobs of one queue, for event loops
@@ -22,7 +22,6 @@ from executor_adapter.persistence.history import QueueHistory
 from executor_adapter.persistence.recorder import Recorder
 from executor_adapter.persistence.recovery import Recovery
 from executor_adapter.persistence.stored_functions import StoredFunctions
-from executor_adapter.persistence.tool_shares import ToolShares
 from executor_adapter.store import JobStore, SignedPickles, open_store, signed_pickles
 from executor_adapter.supervision import JobFuture, Supervisor
 
@@ -69,9 +68,7 @@ class JobPersistence:
         self.recorder.pickles = pickles
         self.recorder.pending.requeue_on_shutdown = requeue_on_shutdown and self.store.durable
         if self.store.shares_tools and not supervisor.thread.is_inline:
-            shares = ToolShares(self.store, self.recorder, supervisor)
-            supervisor.dispatcher.rate_limiter.share(shares)
-            supervisor.thread.on_closed.insert(0, shares.close)  # Before the recorder ends the lease.
+            supervisor.dispatcher.rate_limiter.share(self.recorder.ask_for_tools)
         self._live_jobs = supervisor.intake.jobs
         self._recovery = Recovery(
             self.recorder,

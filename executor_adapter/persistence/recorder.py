@@ -18,7 +18,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
@@ -32,8 +32,17 @@ from executor_adapter.persistence.pending_writes import PendingWrites, WriteBatc
 from executor_adapter.persistence.plain_records import write_plain
 from executor_adapter.persistence.requests import Request, RequestQueue, WrittenFutures
 from executor_adapter.persistence.serialization import StoredCall, function_name, refuse_unstorable_texts, stored_call
-from executor_adapter.store import Host, JobRecord, JobStore, LeaseLostError, SignedPickles, StoreUnavailableError
-from executor_adapter.supervision import Supervisor
+from executor_adapter.persistence.tools import ToolRequests
+from executor_adapter.store import (
+    Host,
+    JobRecord,
+    JobStore,
+    LeaseLostError,
+    SignedPickles,
+    StoreUnavailableError,
+    ToolAsk,
+)
+from executor_adapter.supervision import Supervisor, ToolRequest
 
 logger = logging.getLogger("executor_adapter.store")
 
@@ -41,6 +50,9 @@ T = TypeVar("T")
 
 BATCH_INTERVAL = 0.02
 """Seconds between two batches."""
+ASK_DELAY = 0.002
+"""Seconds for which a batch waits for what the supervisor asks of tools at the end of the turn that woke the recorder.
+Without it the request mostly comes just too late, and waits for the disk twice."""
 BATCH_SIZE = 500
 """Jobs that one transaction writes at most."""
 CHECK_INTERVAL = 1.0
@@ -83,7 +95,10 @@ class Recorder:
         self._lock = threading.RLock()
         self._requests = RequestQueue(self._lock)
         self._written = WrittenFutures(self._lock)
+        self._tools = ToolRequests(store, supervisor)
         self._wake = threading.Event()
+        self._hurry = threading.Event()
+        """Cuts the pause between two batches short."""
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         self._checked_at = 0.0
@@ -179,6 +194,14 @@ class Recorder:
 
     # --- on the supervisor's thread ---
 
+    def ask_for_tools(self, request: ToolRequest) -> None:
+        """Get shares of tools for the supervisor's rate limiter."""
+        self._tools.receive(request)
+        with self._lock:
+            self._start()
+        self._hurry.set()
+        self._wake.set()
+
     def on_transition(self, transition: Transition) -> None:
         """Receive a transition from the supervisor, and wake the recorder's thread."""
         self.pending.on_transition(transition)
@@ -192,6 +215,7 @@ class Recorder:
         """Write what is pending and end the lease."""
         with self._lock:
             self._closing.set()
+        self._hurry.set()
         self._wake.set()
         stop_capturing(self._lines)
         if self._thread is not None:
@@ -222,10 +246,13 @@ class Recorder:
     def _run(self) -> None:
         while not self._closing.is_set():
             self._wake.wait(self._seconds_until_due())
+            if self._supervisor.dispatcher.rate_limiter.is_active:
+                self._hurry.wait(ASK_DELAY)
             self._wake.clear()
             self._turn()
             self._lease.announce(is_needed=bool(self._supervisor.intake.jobs))
-            self._closing.wait(self._outage.retry_delay if self._outage.is_on else BATCH_INTERVAL)
+            self._hurry.wait(self._outage.retry_delay if self._outage.is_on else BATCH_INTERVAL)
+            self._hurry.clear()
         until = time.monotonic() + SHUTDOWN_TIMEOUT
         while not self._turn() and time.monotonic() < until:
             time.sleep(self._outage.retry_delay)
@@ -258,6 +285,7 @@ class Recorder:
             self._on_outage(error, began)
         except LeaseLostError:
             self._lease.lose()
+            self._tools.on_lease_lost()
             self._handover.after_loss()
             self._wake.set()  # This executor registers as a new host, which answers the requests.
         except Exception:
@@ -275,8 +303,9 @@ class Recorder:
     # --- writing ---
 
     def _write_all(self) -> None:
-        if self._outage.is_on or self._is_renewal_due():
-            self._write(self._next_batch())
+        asks = self._tools.to_write(self.host)
+        if asks or self._outage.is_on or self._is_renewal_due():
+            self._write(self._next_batch(), asks)
         # Counted now: what becomes due meanwhile is for the next turn.
         for _ in range(-(-len(self.pending) // BATCH_SIZE)):
             self._write(self._next_batch())
@@ -288,10 +317,11 @@ class Recorder:
         # Jobs that are claimed need a lease.
         return self._is_recovery_due() or (bool(self._supervisor.intake.jobs) and self._lease.is_due)
 
-    def _write(self, batch: WriteBatch) -> None:
+    def _write(self, batch: WriteBatch, asks: Sequence[ToolAsk] = ()) -> None:
         began = self._lease.now()
         try:
-            taken = self.store.write(self.host().host_id, batch.new, batch.changed, lease=self._lease.seconds)
+            host_id, lease = self.host().host_id, self._lease.seconds
+            written = self.store.write(host_id, batch.new, batch.changed, lease=lease, asks=asks)
         except (StoreUnavailableError, LeaseLostError):
             raise
         except Exception:
@@ -299,8 +329,10 @@ class Recorder:
             return
         self._lease.renewed(began)
         self._mark_written(batch.jobs)
-        if taken:
-            self._handover.give_away([job for job in batch.jobs if job.job_id in set(taken)])
+        if written.tools is not None:
+            self._tools.answer(written.shares, written.tools)
+        if written.taken:
+            self._handover.give_away([job for job in batch.jobs if job.job_id in set(written.taken)])
 
     def _write_one_by_one(self, batch: WriteBatch) -> None:
         """Write the records one by one, and of those that no store can hold the status and the times alone."""
@@ -317,6 +349,8 @@ class Recorder:
         self._written.resolve(jobs)
 
     def _on_outage(self, error: StoreUnavailableError, began: float) -> None:
+        if not self._outage.is_on:
+            self._tools.on_outage()
         self._outage.failed(error, began)
         self._written.resolve_all()
         if self._lease.is_about_to_expire():

@@ -8,7 +8,7 @@ import re
 import sys
 
 from executor_adapter.exceptions import ConfigurationError
-from executor_adapter.store.base import JobStore, LeaseLostError, StoreUnavailableError
+from executor_adapter.store.base import JobStore, LeaseLostError, StoreUnavailableError, Written
 from executor_adapter.store.host import Host, close_host, new_host
 from executor_adapter.store.pickles import SignedPickles, signed_pickles
 from executor_adapter.store.records import (
@@ -23,8 +23,7 @@ from executor_adapter.store.records import (
     given_fields,
     restore,
 )
-from executor_adapter.store.tools import ToolAsk, ToolControl, ToolShare, ToolUse
-from executor_adapter.store.wake_ups import WakeUpReceiver, wake_hosts
+from executor_adapter.store.tools import SharedTools, ToolAsk, ToolControl, ToolShare, ToolUse
 
 __all__ = [
     "ALL",
@@ -36,6 +35,7 @@ __all__ = [
     "LeaseLostError",
     "LogLine",
     "Page",
+    "SharedTools",
     "SignedPickles",
     "StoreUnavailableError",
     "ToolAsk",
@@ -43,7 +43,7 @@ __all__ = [
     "ToolShare",
     "ToolUse",
     "Unpickle",
-    "WakeUpReceiver",
+    "Written",
     "call_fields",
     "close_host",
     "given_fields",
@@ -51,7 +51,6 @@ __all__ = [
     "open_store",
     "restore",
     "signed_pickles",
-    "wake_hosts",
 ]
 
 

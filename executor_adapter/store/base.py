@@ -15,13 +15,13 @@ and all that ran for it are gone. A host whose lease was taken writes nothing an
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, NamedTuple
 
 from executor_adapter.job import JobStatus, ToolLimit
 from executor_adapter.store.host import Host
 from executor_adapter.store.records import ALL, MAX_LOG_LINES, JobFilter, JobRecord, LogLine, Page
-from executor_adapter.store.tools import ToolAsk, ToolControl, ToolShare, ToolUse
+from executor_adapter.store.tools import SharedTools, ToolAsk, ToolShare
 
 
 class StoreUnavailableError(Exception):
@@ -30,6 +30,17 @@ class StoreUnavailableError(Exception):
 
 class LeaseLostError(Exception):
     """Another host has taken over the lease and the jobs; nothing was written."""
+
+
+class Written(NamedTuple):
+    """What `JobStore.write` has found out."""
+
+    taken: Sequence[str] = ()
+    """The ids of the jobs that belong to another host by now; their records stay as they are."""
+    shares: Mapping[str, ToolShare] = {}
+    """What the host has got of the tools that it asked for, by name."""
+    tools: SharedTools | None = None
+    """What the shares were decided from."""
 
 
 class JobStore(ABC):
@@ -123,21 +134,27 @@ class JobStore(ABC):
 
     @abstractmethod
     def write(
-        self, host_id: str, new: Sequence[JobRecord] = (), changed: Sequence[JobRecord] = (), *, lease: float
-    ) -> list[str]:
+        self,
+        host_id: str,
+        new: Sequence[JobRecord] = (),
+        changed: Sequence[JobRecord] = (),
+        *,
+        lease: float,
+        asks: Sequence[ToolAsk] = (),
+    ) -> Written:
         """Write all of the records or none, and renew the host's lease; without records, only renew it.
+
+        In the same transaction slots and starts of tools are taken and given back.
 
         Args:
             host_id: the host that writes.
             new: records that are written whole. A known id is replaced where it is of another job, which is finished.
             changed: records of known jobs, of which only the fields are written that change while a job lives.
             lease: the length of the renewed lease, in seconds.
-
-        Returns:
-            The ids of the jobs that belong to another host by now; their records stay as they are.
+            asks: what the host asks for of tools, where the store `shares_tools`.
 
         Raises:
-            LeaseLostError: another host has taken the lease.
+            LeaseLostError: another host has taken the lease, and what it held of tools is free.
         """
 
     @abstractmethod
@@ -175,22 +192,8 @@ class JobStore(ABC):
 
     # --- tools, where the store `shares_tools` ---
 
-    def share_tools(self, host_id: str, asks: Sequence[ToolAsk], *, look_first: bool = False) -> dict[str, ToolShare]:
-        """Take and give back slots and starts of tools; return by tool what the host has got.
-
-        `look_first`: whether probably nothing changes, so that it first looks without a lock.
-
-        Raises:
-            LeaseLostError: another host has taken the host's lease, and what it held is free.
-        """
-        raise NotImplementedError
-
-    def tool_controls(self) -> tuple[dict[str, ToolControl], float]:
-        """Return by tool what was set for all executors, and the time by the store's clock."""
-        raise NotImplementedError
-
-    def tool_uses(self) -> list[ToolUse]:
-        """Return what the executors hold of tools and wait for."""
+    def tools(self) -> SharedTools:
+        """Return what was set for tools, and what the executors hold of them and wait for."""
         raise NotImplementedError
 
     def pause_tool(self, tool_name: str, by: str | None) -> None:

@@ -12,9 +12,10 @@ from typing import ClassVar
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job import MAX_QUARANTINED, TERMINAL, JobStatus, check_age
-from executor_adapter.store.base import JobStore, LeaseLostError
+from executor_adapter.store.base import JobStore, LeaseLostError, Written
 from executor_adapter.store.host import Host
 from executor_adapter.store.records import ALL, MAX_LOG_LINES, JobFilter, JobRecord, LogLine, Page
+from executor_adapter.store.tools import ToolAsk
 
 
 class MemoryStore(JobStore):
@@ -111,8 +112,14 @@ class MemoryStore(JobStore):
         self._leases[host.host_id] = self._now() + lease
 
     def write(
-        self, host_id: str, new: Sequence[JobRecord] = (), changed: Sequence[JobRecord] = (), *, lease: float
-    ) -> list[str]:
+        self,
+        host_id: str,
+        new: Sequence[JobRecord] = (),
+        changed: Sequence[JobRecord] = (),
+        *,
+        lease: float,
+        asks: Sequence[ToolAsk] = (),
+    ) -> Written:
         with self._lock:
             if host_id not in self._leases:
                 raise LeaseLostError(host_id)
@@ -120,7 +127,7 @@ class MemoryStore(JobStore):
             taken = [record.job_id for record in new if not self._put(host_id, record)]
             taken += [record.job_id for record in changed if not self._change(host_id, record)]
         self._drop_surplus()
-        return taken
+        return Written(taken)
 
     def write_lines(self, lines: Sequence[LogLine]) -> None:
         with self._lock:

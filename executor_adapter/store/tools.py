@@ -8,13 +8,16 @@ to be dead, or its lease has expired.
 `share_out` decides, and nothing else does: it is called once to see whether there is anything to write, and again
 within the transaction that writes it.
 
+**Starts are shared out ahead**: those of the next AHEAD_SECONDS, each with the moment from which it may be used. So the
+rate is used up, however often executors ask.
+
 **Order.** The executor that has waited longest comes first. An executor keeps its slots for its next jobs, unless one
 that holds fewer waits: then it gives one up when an attempt ends, but not within FAIR_SECONDS.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from executor_adapter.job import ToolLimit
@@ -25,6 +28,8 @@ ASK_AGAIN_SECONDS = FRESH_SECONDS / 4
 """Seconds after which an executor that waits must show that it still does."""
 FAIR_SECONDS = 0.3
 """Seconds for which an executor may keep what it holds while others wait."""
+AHEAD_SECONDS = 0.1
+"""Seconds for which starts are shared out ahead: executors that wait ask more often."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,51 +78,78 @@ class ToolUse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolAsk:
-    """What an executor asks for. `keep` slots are its own already, unless its lease was lost meanwhile."""
+    """What an executor holds and needs of one tool. `keep` slots are its own already, unless its lease was lost."""
 
     tool_name: str
     limit: ToolLimit
     """The executor's own limit."""
     keep: int = 0
+    """Slots that it goes on to hold; it gives back all others."""
     want: int = 0
     """Slots that it can use, those that it keeps included."""
     starts: int = 0
-    """Starts that it can use now."""
+    """Starts that it can use beyond those that it has, where the tool has a rate."""
     close_for: float = 0.0
     """Seconds for which no executor may start another attempt."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether the executor needs more than it holds."""
+        return self.want > self.keep or self.starts > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolShare:
-    """What an executor has got."""
+    """What an executor gets of one tool, and what is written for it."""
 
-    tool_name: str
-    held: int
-    """Slots that it holds now."""
-    starts: int = 0
-    """Starts that it may use now, once."""
-    limit: ToolLimit
-    """The limit that holds now."""
-    retry_in: float | None = None
-    """Seconds until another start may be free; None where that does not depend on the time."""
+    use: ToolUse
+    """What it holds from now on, and whether it waits."""
+    control: ToolControl
+    """What holds for the tool from now on."""
+    granted: int = 0
+    """Slots that it gets beyond those that it keeps."""
+    starts: tuple[float, ...] = ()
+    """Starts that it gets, each as the seconds from now after which it may be used once."""
     give_up: int = 0
     """Slots that it must give up as soon as attempts end."""
-    waiting: tuple[str, ...] = ()
-    """Ids of other hosts that wait."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
-    """What `share_out` decides, and what has to be written for it."""
+class SharedTools:
+    """What a store says of all tools at one moment."""
 
-    share: ToolShare
-    use: ToolUse
-    control: ToolControl
+    now: float
+    """The time by the store's clock, in seconds since the epoch."""
+    controls: Mapping[str, ToolControl]
+    """What holds for tools, by name."""
+    uses: Sequence[ToolUse]
+    """What hosts with a lease hold and wait for."""
+    any_gone: bool = False
+    """Whether a host that holds slots is gone: they are free once its lease has been ended."""
+
+    def share(self, ask: ToolAsk, host_id: str) -> ToolShare:
+        """Return what the host gets of what it asks for."""
+        others = [use for use in self.uses if use.tool_name == ask.tool_name and use.host_id != host_id]
+        mine = self.use(ask.tool_name, host_id)
+        return share_out(ask, self.control(ask.tool_name), mine, others, host_id=host_id, now=self.now)
+
+    def is_changed_by(self, ask: ToolAsk, host_id: str) -> bool:
+        """Return whether anything has to be written for what the host asks for."""
+        share = self.share(ask, host_id)
+        return is_news(share, self.use(ask.tool_name, host_id), self.control(ask.tool_name))
+
+    def use(self, tool_name: str, host_id: str) -> ToolUse | None:
+        """Return what the host holds of the tool; None where nothing is stored."""
+        return next((use for use in self.uses if (use.tool_name, use.host_id) == (tool_name, host_id)), None)
+
+    def control(self, tool_name: str) -> ToolControl:
+        """Return what holds for the tool."""
+        return self.controls.get(tool_name) or ToolControl(tool_name=tool_name)
 
 
 def share_out(
     ask: ToolAsk, control: ToolControl, mine: ToolUse | None, others: Sequence[ToolUse], *, host_id: str, now: float
-) -> Decision:
+) -> ToolShare:
     """Return what the host `host_id` gets of what it asks for.
 
     Args:
@@ -133,9 +165,7 @@ def share_out(
     if ask.close_for:
         control = replace(control, closed_until=max(control.closed_until, now + ask.close_for))
     limit = control.limit or ask.limit
-    control, opens_in = _filled(control, limit, now)
     waiting = [other for other in others if other.waits_since is not None and now - other.asked_at < FRESH_SECONDS]
-    wants = ask.want > ask.keep or ask.starts > 0
     since = mine.waits_since if mine.waits_since is not None else now
     total = ask.keep + sum(other.held for other in others)
     ahead = sum(
@@ -146,38 +176,29 @@ def share_out(
     if limit.max_concurrent is not None:
         # One at a time where others wait, so that none gets all that is free.
         granted = min(granted, max(0, limit.max_concurrent - total - ahead), 1 if waiting else granted)
-    starts = 0
-    if limit.rate is not None and is_open:
-        starts = min(ask.starts, max(0, int((control.starts or 0.0) + 1e-9) - ahead))
-        control = replace(control, starts=(control.starts or 0.0) - starts)
+    starts: tuple[float, ...] = ()
+    if limit.rate is not None:
+        control, starts = _start_times(control, limit, ask.starts if is_open else 0, ahead, now)
     held = ask.keep + granted
-    is_served = held >= ask.want and (limit.rate is None or starts >= ask.starts)
+    is_served = held >= ask.want and (limit.rate is None or len(starts) >= ask.starts)
     use = ToolUse(
         tool_name=ask.tool_name,
         host_id=host_id,
         held=held,
         held_since=mine.held_since if held == mine.held else now,
-        waits_since=None if is_served or not wants else now if granted or starts else since,
+        waits_since=None if is_served or not ask.waits else now if granted or starts else since,
         asked_at=now,
         max_concurrent=ask.limit.max_concurrent,
         rate=ask.limit.rate,
     )
-    share = ToolShare(
-        tool_name=ask.tool_name,
-        held=held,
-        starts=starts,
-        limit=limit,
-        retry_in=_retry_in(use, control, opens_in, now),
-        give_up=_to_give_up(use, others, waiting if is_open else (), limit, now),
-        waiting=tuple(other.host_id for other in waiting),
-    )
-    return Decision(share=share, use=use, control=control)
+    give_up = _to_give_up(use, others, waiting if is_open else (), limit, now)
+    return ToolShare(use=use, control=control, granted=granted, starts=starts, give_up=give_up)
 
 
-def is_news(decision: Decision, mine: ToolUse | None, control: ToolControl) -> bool:
-    """Return whether a decision has to be written."""
-    use, starts, after = decision.use, decision.share.starts, decision.control
-    if starts or after.closed_until != control.closed_until:
+def is_news(share: ToolShare, mine: ToolUse | None, control: ToolControl) -> bool:
+    """Return whether a share has to be written."""
+    use = share.use
+    if share.starts or share.control.closed_until != control.closed_until:
         return True
     if mine is None:
         return bool(use.held or use.waits_since is not None)
@@ -186,29 +207,29 @@ def is_news(decision: Decision, mine: ToolUse | None, control: ToolControl) -> b
     return use.waits_since is not None and use.asked_at - mine.asked_at >= ASK_AGAIN_SECONDS
 
 
-def _filled(control: ToolControl, limit: ToolLimit, now: float) -> tuple[ToolControl, float]:
-    """Return the control with its bucket of starts filled up to `now`, and the seconds until it holds one."""
-    if limit.rate is None:
-        return control, 0.0
+def _start_times(
+    control: ToolControl, limit: ToolLimit, asked: int, ahead: int, now: float
+) -> tuple[ToolControl, tuple[float, ...]]:
+    """Return the control after `asked` starts were taken, as far as there are as many, and in how many seconds each is.
+
+    `ahead`: the number of hosts that come first, and get one each. The bucket may be taken below 0: by what flows into
+    it within AHEAD_SECONDS.
+    """
+    assert limit.rate is not None
     rate = limit.rate * (1 - (limit.buffer or 0.0))
     held = float(limit.burst)
     if control.starts is not None:
         held = min(held, control.starts + max(0.0, now - control.filled_at) * rate)
-    return replace(control, starts=held, filled_at=now), max(0.0, 1 - held) / rate
+    # Slightly less than one counts as one: the clock is a float.
+    got = min(asked, max(0, int(held + rate * AHEAD_SECONDS + 1e-9) - ahead))
+    times = tuple(max(0.0, number - held) / rate for number in range(1, got + 1))
+    return replace(control, starts=held - got, filled_at=now), times
 
 
 def _has_room(other: ToolUse, control: ToolControl, total: int) -> bool:
     """Return whether another host that waits could take a slot: its own limit may be smaller than this host's."""
     most = other.max_concurrent if control.limit is None else control.limit.max_concurrent
     return most is None or total < most
-
-
-def _retry_in(use: ToolUse, control: ToolControl, opens_in: float, now: float) -> float | None:
-    if use.waits_since is None or control.paused_by is not None:
-        return None
-    if control.closed_until > now:
-        return control.closed_until - now
-    return opens_in if opens_in > 0 else None
 
 
 def _to_give_up(

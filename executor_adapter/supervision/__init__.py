@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     )
     from executor_adapter.supervision.supervisor import Supervisor
     from executor_adapter.supervision.thread import SupervisorThread
-    from executor_adapter.supervision.tools.demand import SharedLimits, ToolDemand
+    from executor_adapter.supervision.tools.rate_limiter import ToolRequest
 
 _HOMES = {
     "Capacity": "executor_adapter.supervision.resources.machine",
@@ -38,11 +38,10 @@ _HOMES = {
     "JobFuture": "executor_adapter.supervision.futures",
     "JobScope": "executor_adapter.supervision.job_scope",
     "QUEUE_SECONDS": "executor_adapter.supervision.stats",
-    "SharedLimits": "executor_adapter.supervision.tools.demand",
     "SlotLimits": "executor_adapter.supervision.scheduling",
     "Supervisor": "executor_adapter.supervision.supervisor",
     "SupervisorThread": "executor_adapter.supervision.thread",
-    "ToolDemand": "executor_adapter.supervision.tools.demand",
+    "ToolRequest": "executor_adapter.supervision.tools.rate_limiter",
     "UnclaimedMessages": "executor_adapter.supervision.job_scope",
     "figures": "executor_adapter.supervision.stats",
     "mean": "executor_adapter.supervision.stats",
@@ -60,11 +59,10 @@ __all__ = [
     "JobDriver",
     "JobFuture",
     "JobScope",
-    "SharedLimits",
     "SlotLimits",
     "Supervisor",
     "SupervisorThread",
-    "ToolDemand",
+    "ToolRequest",
     "UnclaimedMessages",
     "figures",
     "mean",

@@ -9,7 +9,7 @@ import pytest
 from executor_adapter import Job, JobExecutor, JobStatus, ToolLimit
 from executor_adapter.cli.waits import reason_of_tool
 from executor_adapter.config import Settings
-from executor_adapter.store import JobStore, ToolControl, ToolUse
+from executor_adapter.store import JobStore, SharedTools, ToolControl, ToolUse
 from tests.cli.conftest import Command, fill, record
 from tests.contract import functions
 from tests.waiting import PATIENCE, wait_for
@@ -114,4 +114,5 @@ def test_what_a_job_waits_for_is_shown(command: Command, store: JobStore) -> Non
 def test_a_tool_says_why_it_holds_jobs_back(control: dict[str, Any], use: dict[str, Any], reason: str) -> None:
     """A pause that the remote side asked for, a full limit and a rate are each named."""
     uses = [ToolUse(tool_name="api", host_id="a-host", **use)]
-    assert str(reason_of_tool(ToolControl(tool_name="api", **control), uses, 100.0)).startswith(reason)
+    shared = SharedTools(now=100.0, controls={"api": ToolControl(tool_name="api", **control)}, uses=uses)
+    assert str(reason_of_tool("api", shared)).startswith(reason)

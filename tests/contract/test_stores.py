@@ -75,7 +75,7 @@ def make(host: Host | None, status: JobStatus = JobStatus.RUNNING, **fields: Any
 
 
 def put(store: JobStore, host: Host, *records: JobRecord) -> None:
-    assert store.write(host.host_id, records, lease=LEASE) == []
+    assert store.write(host.host_id, records, lease=LEASE).taken == []
 
 
 FULL = JobRecord(
@@ -133,7 +133,7 @@ def test_a_change_keeps_the_fields_that_never_change(store: JobStore, host: Host
     record = dataclasses.replace(FULL, host=host.host_id, status=JobStatus.RUNNING, completed_at=None)
     put(store, host, record)
     over = JobRecord(job_id=FULL.job_id, status=JobStatus.COMPLETED, attempt=3, completed_at=9.0, host=host.host_id)
-    assert store.write(host.host_id, changed=[over], lease=LEASE) == []
+    assert store.write(host.host_id, changed=[over], lease=LEASE).taken == []
     found = store.get(FULL.job_id)
     assert found is not None
     assert (found.status, found.attempt, found.completed_at) == (JobStatus.COMPLETED, 3, 9.0)
@@ -147,7 +147,7 @@ def test_writing_a_record_again_changes_nothing(store: JobStore, host: Host) -> 
     put(store, host, record)
     put(store, host, record)
     for _ in range(2):
-        assert store.write(host.host_id, changed=[left], lease=LEASE) == []
+        assert store.write(host.host_id, changed=[left], lease=LEASE).taken == []
     assert store.find().total == 1
 
 
@@ -158,7 +158,7 @@ def test_of_jobs_with_one_id_in_a_batch_the_last_one_counts(store: JobStore, hos
     put(store, host, make(host), first, second, make(host))
     assert store.get("daily") == second
     over = [dataclasses.replace(second, status=status) for status in (JobStatus.RETRYING, JobStatus.COMPLETED)]
-    assert store.write(host.host_id, changed=over, lease=LEASE) == []
+    assert store.write(host.host_id, changed=over, lease=LEASE).taken == []
     assert store.get("daily") == over[-1]
 
 
@@ -173,8 +173,8 @@ def test_an_id_can_be_used_again_once_its_job_is_finished(store: JobStore, host:
     assert found is not None
     assert (found.status, found.host) == (JobStatus.RUNNING, other.host_id)
     late = make(host, JobStatus.COMPLETED, job_id="daily", created_at=1.0)
-    assert store.write(host.host_id, [late], lease=LEASE) == ["daily"]
-    assert store.write(host.host_id, changed=[late], lease=LEASE) == ["daily"]
+    assert store.write(host.host_id, [late], lease=LEASE).taken == ["daily"]
+    assert store.write(host.host_id, changed=[late], lease=LEASE).taken == ["daily"]
     assert store.get("daily") == found
 
 
@@ -375,7 +375,7 @@ def test_a_host_with_an_expired_lease_loses_its_jobs_and_cannot_write(store: Job
     other = elsewhere()
     store.register(other, lease=0.05)
     record = make(other)
-    assert store.write(other.host_id, [record, make(other, JobStatus.COMPLETED)], lease=0.05) == []
+    assert store.write(other.host_id, [record, make(other, JobStatus.COMPLETED)], lease=0.05).taken == []
     time.sleep(0.1)
     assert store.claim(host, queue="") == [dataclasses.replace(record, host=host.host_id)]
     done = dataclasses.replace(record, status=JobStatus.COMPLETED)

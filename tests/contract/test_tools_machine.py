@@ -1,10 +1,11 @@
 """Hosts that share limits of tools over one store: every job starts in the end, whatever happens to slots and tools.
 
-The test moves the clock and ends the attempts, and each host asks the store when its thread would.
+The test moves the clock and ends the attempts, and answers what each host asks the store when its recorder would.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,10 +15,9 @@ from hypothesis import strategies as st
 
 from executor_adapter import Job, JobStatus, ToolLimit
 from executor_adapter.exceptions import JobError
-from executor_adapter.persistence.tool_shares import ToolShares
 from executor_adapter.pools.base import Ending
-from executor_adapter.store import StoreUnavailableError, ToolAsk, ToolControl, ToolShare, ToolUse
-from executor_adapter.store.tools import share_out
+from executor_adapter.store import SharedTools, ToolControl, ToolShare, ToolUse
+from executor_adapter.supervision import ToolRequest
 from executor_adapter.testing import FakeClock
 from tests.contract.test_supervisor_machine import SimulatedExecutor, SimulatedPool, short_work, work
 from tests.insides import supervisor_of
@@ -31,55 +31,24 @@ LIMITS = st.sampled_from([None, ToolLimit(max_concurrent=1), ToolLimit(max_concu
 class SharedStore:
     """Shares out tools among hosts as a database does, by a clock that the test moves."""
 
-    url = "test://"
-
     def __init__(self, clock: FakeClock) -> None:
         self.clock = clock
         self.controls: dict[str, ToolControl] = {}
         self.uses: dict[tuple[str, str], ToolUse] = {}
         self.is_down = False
 
-    def share_tools(self, host_id: str, asks: Sequence[ToolAsk], *, look_first: bool = False) -> dict[str, ToolShare]:
-        self.check()
-        return {ask.tool_name: self.share(host_id, ask) for ask in asks}
+    def tools(self) -> SharedTools:
+        return SharedTools(now=self.clock(), controls=dict(self.controls), uses=tuple(self.uses.values()))
 
-    def share(self, host_id: str, ask: ToolAsk) -> ToolShare:
-        name = ask.tool_name
-        others = [use for (tool, host), use in self.uses.items() if tool == name and host != host_id]
-        mine = self.uses.get((name, host_id))
-        decision = share_out(ask, self.control(name), mine, others, host_id=host_id, now=self.clock())
-        self.uses[name, host_id], self.controls[name] = decision.use, decision.control
-        return decision.share
-
-    def tool_controls(self) -> tuple[dict[str, ToolControl], float]:
-        self.check()
-        return dict(self.controls), self.clock()
-
-    def control(self, name: str) -> ToolControl:
-        return self.controls.get(name) or ToolControl(tool_name=name)
+    def share(self, host_id: str, request: ToolRequest) -> dict[str, ToolShare]:
+        shares = {}
+        for ask in request.asks:
+            shares[ask.tool_name] = share = self.tools().share(ask, host_id)
+            self.uses[ask.tool_name, host_id], self.controls[ask.tool_name] = share.use, share.control
+        return shares
 
     def set(self, name: str, **changes: Any) -> None:
-        self.controls[name] = replace(self.control(name), **changes)
-
-    def check(self) -> None:
-        if self.is_down:
-            raise StoreUnavailableError("it is down")
-
-
-class InlineToolShares(ToolShares):
-    """Asks the store on the test's thread."""
-
-    def __init__(self, store: SharedStore, executor: SimulatedExecutor, host_id: str) -> None:
-        super().__init__(store, None, supervisor_of(executor))  # type: ignore[arg-type]
-        self._host_id = host_id
-
-    def _wake(self) -> None: ...
-
-    def turn_if_due(self) -> bool:
-        due = self._due_at() <= self._supervisor.now()
-        if due:
-            self._turn()
-        return due
+        self.controls[name] = replace(self.tools().control(name), **changes)
 
 
 class SharingHost:
@@ -87,10 +56,33 @@ class SharingHost:
 
     def __init__(self, store: SharedStore, host_id: str, limits: dict[str, ToolLimit]) -> None:
         self.executor = SimulatedExecutor(2, clock=store.clock, tool_limits=limits)
+        self.store = store
+        self.host_id = host_id
+        self.requests: list[ToolRequest] = []
+        self.has_lost = False
+        """Whether it has lost its lease, and with it slots in which jobs run on."""
         supervisor = supervisor_of(self.executor)
-        self.shares = InlineToolShares(store, self.executor, host_id)  # type: ignore[arg-type]
-        supervisor.dispatcher.rate_limiter.share(self.shares)
+        self.limiter = supervisor.dispatcher.rate_limiter
+        self.limiter.share(self.requests.append)
         self.jobs: list[Job] = []
+
+    def answer(self) -> None:
+        """Answer what the host has asked the store; it asks one thing at a time."""
+        assert len(self.requests) <= 1
+        call_soon = supervisor_of(self.executor).call_soon
+        if self.store.is_down:
+            call_soon(self.limiter.on_outage)
+        elif self.requests:
+            shares = self.store.share(self.host_id, self.requests.pop())
+            call_soon(self.limiter.on_answer, shares, self.store.tools(), self.store.clock())
+
+    def lose_lease(self) -> None:
+        """Let other hosts take what this one holds."""
+        for use in [use for use in self.store.uses if use[1] == self.host_id]:
+            del self.store.uses[use]
+        self.has_lost = True
+        self.requests.clear()
+        supervisor_of(self.executor).call_soon(self.limiter.on_lease_lost)
 
     def submit(self, **fields: Any) -> None:
         self.jobs.append(Job(pool="thread", **fields))
@@ -106,6 +98,10 @@ class SharingHost:
                 supervisor.call_soon(pool.end, pool.workers[0], ending, None, error)
                 return True
         return False
+
+    def running(self, tool: str) -> int:
+        """Return how many jobs of the tool run, or are about to."""
+        return sum(job.live.assignment is not None for job in self.jobs if job.tool_name == tool)
 
     @property
     def unfinished(self) -> list[Job]:
@@ -124,35 +120,48 @@ some_job = st.fixed_dictionaries(
 @settings(deadline=None, max_examples=80, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_every_job_of_a_shared_tool_runs_in_the_end(data: st.DataObject) -> None:
-    """Whatever runs, is limited, paused, refused or unreachable in between, each job has run in the end."""
+    """Whatever runs, is limited, paused, refused, lost or unreachable in between, each job has run in the end.
+
+    While no host loses its lease, no more jobs of a tool run than its limit allows.
+    """
     clock = FakeClock(1000.0)
     store = SharedStore(clock)
     limits = {name: limit for name in ("api", "files") if (limit := data.draw(LIMITS)) is not None}
     hosts = [SharingHost(store, name, limits) for name in "ab"[: data.draw(st.integers(1, 2))]]
-    actions = st.sampled_from(["submit", "submit", "submit", "end", "end", "look", "refuse", "advance", "operate"])
+    actions = st.sampled_from([*ACTIONS, "submit", "submit", "end", "look"])
     for _ in range(data.draw(st.integers(1, 40))):
-        host = data.draw(st.sampled_from(hosts))
-        match data.draw(actions):
-            case "submit":
-                for _ in range(data.draw(st.sampled_from([1, 5, 20]))):
-                    host.submit(**data.draw(some_job))
-            case "end":
-                host.end_one()
-            case "refuse":
-                host.end_one(JobError("slow down", error_code="RATE_LIMITED", retry_after=1.0))
-            case "look":
-                host.shares.turn_if_due()
-            case "advance":
-                clock.advance(data.draw(st.sampled_from([0.001, 0.1, 0.6, 2.0])))
-            case "operate":
-                operate(
-                    store, data.draw(st.sampled_from(["api", "other"])), data.draw(st.sampled_from(sorted(OPERATIONS)))
-                )
+        act(data.draw(actions), data.draw(st.sampled_from(hosts)), data)
+        if "files" in limits and not any(host.has_lost for host in hosts):
+            assert sum(host.running("files") for host in hosts) <= (limits["files"].max_concurrent or math.inf)
     store.is_down = False
     for name in list(store.controls):
         store.set(name, paused_by=None)
     run_all(hosts, clock)
     assert {job.status for host in hosts for job in host.jobs} <= {JobStatus.COMPLETED}
+
+
+ACTIONS = ("submit", "end", "refuse", "look", "lose", "advance", "operate")
+
+
+def act(action: str, host: SharingHost, data: st.DataObject) -> None:
+    """Let one thing happen to a host, or to the store or the clock that it shares with others."""
+    match action:
+        case "submit":
+            for _ in range(data.draw(st.sampled_from([1, 5, 20]))):
+                host.submit(**data.draw(some_job))
+        case "end":
+            host.end_one()
+        case "refuse":
+            host.end_one(JobError("slow down", error_code="RATE_LIMITED", retry_after=1.0))
+        case "look":
+            host.answer()
+        case "lose":
+            host.lose_lease()
+        case "advance":
+            host.store.clock.advance(data.draw(st.sampled_from([0.001, 0.1, 0.6, 2.0])))
+        case "operate":
+            tool, operation = st.sampled_from(["api", "other"]), st.sampled_from(sorted(OPERATIONS))
+            operate(host.store, data.draw(tool), data.draw(operation))
 
 
 def test_short_jobs_of_unlimited_tools_all_run() -> None:
@@ -195,7 +204,7 @@ def run_all(hosts: Sequence[SharingHost], clock: FakeClock) -> None:
         for host in hosts:
             while host.end_one():
                 pass
-            host.shares.turn_if_due()
+            host.answer()
         if not any(host.unfinished for host in hosts):
             break
         clock.advance(0.2)

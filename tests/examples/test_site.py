@@ -166,7 +166,7 @@ PUBLIC: tuple[tuple[Any, tuple[str, ...]], ...] = (
 FOR_OTHER_PARTS = {
     "executor_adapter.store": {
         *("call_fields", "close_host", "given_fields", "new_host", "restore"),
-        *("SignedPickles", "Unpickle", "signed_pickles", "WakeUpReceiver", "wake_hosts"),
+        *("SignedPickles", "Unpickle", "signed_pickles"),
     },
     "executor_adapter.monitoring": {
         *("INSIDE", "JobTracer", "MetricsPort", "export_metrics", "tracer_in_use"),

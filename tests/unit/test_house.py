@@ -74,7 +74,7 @@ SHARED_BY_POOLS = {
     "start_watch",
     "loop",
 }
-SHARED_BY_STORES = {"base", "host", "records", "tools", "wake_ups"}
+SHARED_BY_STORES = {"base", "host", "records", "tools"}
 PUBLIC = {
     "executor_adapter",
     "executor_adapter.config",

@@ -2,54 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from executor_adapter import Job, ToolLimit
-from executor_adapter.store import ToolControl
-from executor_adapter.supervision import ToolDemand
+from executor_adapter.store import SharedTools, ToolAsk, ToolControl, ToolShare, ToolUse
+from executor_adapter.supervision import ToolRequest
 from executor_adapter.supervision.scheduling import Dispatcher, SlotLimits
+from executor_adapter.supervision.tools import rate_limiter
 from executor_adapter.supervision.tools.rate_limiter import RateLimiter
 
-KNOWN = 1.5
+KNOWN = rate_limiter.KNOWN_SECONDS
 
 
-class SharedTools:
+class SharedLimits:
     """A rate limiter whose limits are shared: records what it asks for, and lets the test answer."""
 
-    def __init__(self, **limits: ToolLimit) -> None:
+    def __init__(self, running: Sequence[Job] = (), **limits: ToolLimit) -> None:
         self.time = 0.0
         self.started: list[Job] = []
-        self.asked: list[ToolDemand] = []
-        self.refreshes = 0
+        self.requests: list[ToolRequest] = []
+        self.answered = 0
         self.timers: list[tuple[float, Callable[[], None]]] = []
+        self.controls: dict[str, ToolControl] = {}
         self.limiter = RateLimiter(
             limits,
             now=lambda: self.time,
             call_at=lambda when, call: self.timers.append((when, call)),
             release=self.start,
+            running_of=lambda _: running,
         )
-        self.limiter.share(self)
-
-    def ask(self, demand: ToolDemand) -> None:
-        self.asked.append(demand)
-
-    def refresh(self) -> None:
-        self.refreshes += 1
+        self.limiter.share(self.requests.append)
 
     def start(self, *jobs: Job) -> None:
         """Start the jobs, unless the limiter holds them back."""
         self.started += [job for job in jobs if self.limiter.start(job)]
 
-    def turn(self, free_workers: int = 10) -> ToolDemand | None:
-        """End a turn; return what the limiter asks for now."""
+    def turn(self, free_workers: int = 10) -> None:
+        """End a turn."""
         self.limiter.report(lambda _: free_workers)
-        return self.asked[-1] if self.asked else None
+
+    @property
+    def asked(self) -> ToolAsk | None:
+        """What is asked for now of the one tool; None where nothing is."""
+        asks = self.requests[-1].asks if len(self.requests) > self.answered else ()
+        return asks[0] if asks else None
+
+    def set(self, *controls: ToolControl) -> None:
+        """Set this for tools in the store, and nothing for others."""
+        self.controls = {control.tool_name: control for control in controls}
+
+    def answer(self, *, granted: int = 0, starts: tuple[float, ...] = (), give_up: int = 0) -> None:
+        """Answer the request, and give this of each tool that is asked for."""
+        assert len(self.requests) == self.answered + 1
+        shares = {}
+        for ask in self.requests[-1].asks:
+            is_served = ask.keep + granted >= ask.want and len(starts) >= ask.starts
+            use = ToolUse(
+                tool_name=ask.tool_name,
+                host_id="this",
+                held=ask.keep + granted,
+                waits_since=None if is_served else 1.0,
+            )
+            control = ToolControl(tool_name=ask.tool_name)
+            shares[ask.tool_name] = ToolShare(use=use, control=control, granted=granted, starts=starts, give_up=give_up)
+        self.answered += 1
+        self.limiter.on_answer(shares, SharedTools(now=0.0, controls=self.controls, uses=()), self.time)
 
     def learn(self, *controls: ToolControl) -> None:
-        """Let the limiter know what was set for tools."""
-        self.limiter.on_controls({control.tool_name: control for control in controls}, 0.0, KNOWN)
+        """Let the limiter look what is set for tools."""
+        self.set(*controls)
+        self.time += KNOWN + 0.1
+        self.limiter.limits(jobs(1)[0])
+        self.turn()
+        self.answer()
 
 
 def jobs(count: int, tool: str = "api") -> list[Job]:
@@ -57,65 +84,118 @@ def jobs(count: int, tool: str = "api") -> list[Job]:
 
 
 @pytest.fixture
-def tools() -> SharedTools:
-    shared = SharedTools(api=ToolLimit(max_concurrent=5))
+def tools() -> SharedLimits:
+    shared = SharedLimits(api=ToolLimit(max_concurrent=5))
     shared.learn()
     return shared
 
 
-def test_jobs_start_within_the_slots_that_are_held(tools: SharedTools) -> None:
+def test_jobs_start_within_the_slots_that_are_held(tools: SharedLimits) -> None:
     """Without slots nothing starts; each slot that is shared out starts one job."""
     tools.start(*jobs(3))
-    demand = tools.turn()
-    assert demand is not None
-    assert (demand.keep, demand.want, tools.started) == (0, 3, [])
-    tools.limiter.on_share("api", slots=2, starts=0, give_up=0)
+    tools.turn()
+    assert tools.asked is not None
+    assert (tools.asked.keep, tools.asked.want, tools.started) == (0, 3, [])
+    tools.answer(granted=2)
     assert len(tools.started) == 2
-    demand = tools.turn()
-    assert demand is not None
-    assert (demand.keep, demand.want, demand.number) == (2, 3, 1)
+    tools.turn()
+    assert tools.asked is None  # The store knows that it waits.
 
 
-def test_a_slot_is_used_again_without_a_word(tools: SharedTools) -> None:
+def test_the_store_is_asked_again_while_jobs_wait(tools: SharedLimits) -> None:
+    """While jobs wait for a slot the store is asked every WAIT_INTERVAL, otherwise only when something changes."""
+    tools.start(*jobs(2))
+    tools.turn()
+    tools.answer(granted=1)
+    tools.turn()
+    tools.time += rate_limiter.WAIT_INTERVAL
+    assert tools.time in {when for when, _ in tools.timers}
+    tools.turn()
+    assert tools.asked is not None
+    assert (tools.asked.keep, tools.asked.want, tools.requests[-1].is_news) == (1, 2, False)
+    tools.answer(granted=1)
+    tools.turn()
+    tools.time += 2 * rate_limiter.CONTROLS_INTERVAL
+    tools.turn()
+    tools.answer()
+    number = len(tools.requests)
+    tools.time += 100.0
+    tools.turn()
+    assert len(tools.requests) == number
+
+
+def test_starts_are_used_in_their_time() -> None:
+    """A start that was shared out ahead lets a job start in its time and not before."""
+    tools = SharedLimits(api=ToolLimit(rate=10.0))
+    tools.learn()
+    tools.start(*jobs(2))
+    tools.turn()
+    tools.answer(granted=2, starts=(0.0, 0.1))
+    assert len(tools.started) == 1
+    (when, call) = tools.timers[-1]
+    assert when == tools.time + 0.1
+    tools.time = when
+    call()
+    assert len(tools.started) == 2
+
+
+def test_a_slot_is_used_again_without_a_word(tools: SharedLimits) -> None:
     """While jobs wait, the slot of a job that ends starts the next one, and nothing is asked for."""
     tools.start(*jobs(9))
     tools.turn(free_workers=1)
-    tools.limiter.on_share("api", slots=1, starts=0, give_up=0)
+    tools.answer(granted=1)
     tools.turn(free_workers=0)
-    asked = len(tools.asked)
+    asked = len(tools.requests)
     for _ in range(5):
         tools.limiter.end(tools.started[-1])
         tools.turn(free_workers=0)
-    assert (len(tools.started), len(tools.asked)) == (6, asked)
+    assert (len(tools.started), len(tools.requests)) == (6, asked)
 
 
-def test_slots_that_cannot_be_used_are_given_back(tools: SharedTools) -> None:
+def test_slots_that_cannot_be_used_are_given_back(tools: SharedLimits) -> None:
     """Where no worker is free or no job waits, the executor keeps only the slots that are in use."""
     tools.start(*jobs(2))
     tools.turn()
-    tools.limiter.on_share("api", slots=2, starts=0, give_up=0)
-    tools.turn()
+    tools.answer(granted=2)
     tools.limiter.end(tools.started[0])
-    demand = tools.turn()
-    assert demand is not None
-    assert (demand.keep, demand.want) == (1, 1)
+    tools.turn()
+    assert tools.asked is not None
+    assert (tools.asked.keep, tools.asked.want) == (1, 1)
 
 
-def test_a_slot_that_must_be_given_up_starts_nothing_more(tools: SharedTools) -> None:
+def test_a_slot_that_must_be_given_up_starts_nothing_more(tools: SharedLimits) -> None:
     """When the store asks for a slot, the next attempt that ends gives it up although jobs wait."""
     tools.start(*jobs(3))
     tools.turn()
-    tools.limiter.on_share("api", slots=1, starts=0, give_up=0)
-    tools.limiter.on_share("api", slots=0, starts=0, give_up=1)
+    tools.answer(granted=1)
+    tools.time += rate_limiter.WAIT_INTERVAL
+    tools.turn()
+    tools.answer(give_up=1)
     assert len(tools.started) == 1
     tools.limiter.end(tools.started[0])
     assert len(tools.started) == 1
-    demand = tools.turn()
-    assert demand is not None
-    assert (demand.keep, demand.want) == (0, 2)
+    tools.turn()
+    assert tools.asked is not None
+    assert (tools.asked.keep, tools.asked.want) == (0, 2)
 
 
-def test_slots_for_which_their_pool_has_no_worker_are_given_back(tools: SharedTools) -> None:
+def test_a_slot_that_was_given_up_meanwhile_counts(tools: SharedLimits) -> None:
+    """An answer that asks for a slot which was given up since the request does not ask for another one."""
+    tools.start(*jobs(5))
+    tools.turn()
+    tools.answer(granted=2)
+    tools.time += rate_limiter.WAIT_INTERVAL
+    tools.turn()
+    tools.answer(give_up=1)
+    tools.time += rate_limiter.WAIT_INTERVAL
+    tools.turn()
+    tools.limiter.end(tools.started[0])
+    tools.answer(give_up=1)
+    tools.limiter.end(tools.started[1])
+    assert len(tools.started) == 3
+
+
+def test_slots_for_which_their_pool_has_no_worker_are_given_back(tools: SharedLimits) -> None:
     """Where a tool's jobs wait for a slot of their own pool, free slots of other pools keep none of its share."""
 
     def in_processes(*queued: Job) -> None:
@@ -127,51 +207,47 @@ def test_slots_for_which_their_pool_has_no_worker_are_given_back(tools: SharedTo
     dispatcher = Dispatcher(SlotLimits(of_pool={"process": 1, "thread": 64}), {})
     dispatcher.rate_limiter = tools.limiter
     in_processes(*jobs(2))
-    assert tools.asked[-1].want == 1
+    assert tools.asked is not None
+    assert tools.asked.want == 1
+    tools.answer()
     in_processes(Job(function=print))
-    assert tools.asked[-1].want == 0
+    assert tools.asked is not None
+    assert tools.asked.want == 0
 
 
-def test_slots_are_given_back_though_an_answer_crosses_the_last_demand(tools: SharedTools) -> None:
-    """An answer of the store that comes when nothing is needed any more is answered: it still counts the slots."""
-    tools.start(*jobs(1))
-    tools.turn()
-    tools.limiter.on_share("api", slots=1, starts=0, give_up=0)
-    tools.turn()
-    tools.limiter.end(tools.started[0])
-    before = tools.turn()
-    tools.limiter.on_share("api", slots=0, starts=0, give_up=1)
-    after = tools.turn()
-    assert before is not None
-    assert after is not None
-    assert [(demand.keep, demand.want, demand.number) for demand in (before, after)] == [(0, 0, 1), (0, 0, 2)]
-    asked = len(tools.asked)
-    tools.turn()
-    assert len(tools.asked) == asked
-
-
-def test_what_is_known_of_tools_becomes_too_old(tools: SharedTools) -> None:
+def test_what_is_known_of_tools_becomes_too_old(tools: SharedLimits) -> None:
     """A job of any tool waits until it is known that the tool is not paused, and this is looked up at once."""
     tools.start(*jobs(1, "other"))
-    assert (len(tools.started), tools.refreshes) == (1, 0)
-    tools.time = KNOWN + 0.1
+    assert len(tools.started) == 1
+    tools.time += KNOWN + 0.1
     tools.start(*jobs(1, "other"))
     assert len(tools.started) == 1
-    assert tools.refreshes > 0
-    tools.limiter.on_controls({}, 0.0, KNOWN)
+    tools.turn()
+    tools.answer()
     assert len(tools.started) == 2
+
+
+def test_tools_without_a_limit_go_on_while_the_store_is_down(tools: SharedLimits) -> None:
+    """In an outage jobs of tools without a limit start; of others none that has no slot, and none of a paused tool."""
+    tools.learn(ToolControl(tool_name="paused", paused_by="somebody"))
+    tools.time += KNOWN + 0.1
+    tools.start(*jobs(1), *jobs(1, "other"), *jobs(1, "paused"))
+    assert tools.started == []
+    tools.limiter.on_outage()
+    assert [job.tool_name for job in tools.started] == ["other"]
 
 
 def test_a_store_that_does_not_answer_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     """Jobs wait for a store that hangs: a warning says so again and again, and no more once it has answered."""
-    tools = SharedTools()
+    tools = SharedLimits()
     tools.start(*jobs(3))
+    tools.turn()
     assert tools.started == []
     for number in (1, 2):
         ((tools.time, call),), tools.timers = tools.timers, []
         call()
         assert caplog.text.count("3 jobs with a tool_name wait") == number
-    tools.learn()
+    tools.answer()
     ((tools.time, call),), tools.timers = tools.timers, []
     call()
     assert len(tools.started) == 3
@@ -179,39 +255,38 @@ def test_a_store_that_does_not_answer_is_warned_of(caplog: pytest.LogCaptureFixt
     assert tools.timers == []
 
 
-def test_a_paused_tool_starts_nothing_until_it_is_resumed(tools: SharedTools) -> None:
+def test_a_paused_tool_starts_nothing_until_it_is_resumed(tools: SharedLimits) -> None:
     """Jobs of a tool that was paused are held back, whether it has a limit or not, and it is looked after."""
     tools.learn(*(ToolControl(tool_name=name, paused_by="somebody") for name in ("api", "other")))
     tools.start(*jobs(1), *jobs(1, "other"), *jobs(1, "third"))
     assert [job.tool_name for job in tools.started] == ["third"]
-    assert tools.refreshes > 0
-    tools.learn()
+    tools.set()
+    tools.time += rate_limiter.CONTROLS_INTERVAL
+    tools.turn()
+    tools.answer()
     assert [job.tool_name for job in tools.started] == ["third", "other"]
     tools.turn()
-    tools.limiter.on_share("api", slots=1, starts=0, give_up=0)
+    tools.answer(granted=1)
     assert [job.tool_name for job in tools.started] == ["third", "other", "api"]
 
 
-def test_after_a_lost_lease_what_runs_is_counted_again(tools: SharedTools) -> None:
-    """After its lease was lost the executor starts nothing, and says what still runs."""
+def test_after_a_lost_lease_what_runs_is_counted_again(tools: SharedLimits) -> None:
+    """After its lease was lost the executor starts nothing, and says what still runs; no answer of before counts."""
     tools.start(*jobs(3))
     tools.turn()
-    tools.limiter.on_share("api", slots=2, starts=0, give_up=0)
+    tools.answer(granted=2)
+    tools.turn()
     tools.limiter.on_lease_lost()
-    demand = tools.turn()
-    assert demand is not None
-    assert (len(tools.started), demand.keep, demand.want, demand.number) == (2, 2, 3, 2)
+    tools.turn()
+    assert tools.asked is not None
+    assert (len(tools.started), tools.asked.keep, tools.asked.want) == (2, 2, 3)
+    assert tools.requests[-1].losses == 1
 
 
 def test_a_limit_that_is_set_counts_what_runs_already() -> None:
     """Jobs of a tool that had no limit count as soon as one is set."""
-    running = jobs(2)
-    tools = SharedTools()
-    tools.limiter = RateLimiter(
-        {}, now=lambda: tools.time, call_at=lambda *_: None, release=tools.start, running_of=lambda _: running
-    )
-    tools.limiter.share(tools)
+    tools = SharedLimits(running=jobs(2))
     tools.learn(ToolControl(tool_name="api", limit=ToolLimit(max_concurrent=1), limited_by="somebody"))
-    demand = tools.turn()
-    assert demand is not None
-    assert (demand.keep, demand.want) == (2, 2)
+    tools.turn()
+    assert tools.asked is not None
+    assert (tools.asked.keep, tools.asked.want) == (2, 2)

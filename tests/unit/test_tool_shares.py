@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from executor_adapter import ToolLimit
 from executor_adapter.store import ToolAsk, ToolControl, ToolShare, ToolUse
-from executor_adapter.store.tools import FAIR_SECONDS, FRESH_SECONDS, share_out
+from executor_adapter.store.tools import AHEAD_SECONDS, FAIR_SECONDS, FRESH_SECONDS, share_out
 
 
 class SharedTool:
@@ -26,9 +26,9 @@ class SharedTool:
         self.time += 0.001
         asked = ToolAsk(tool_name="api", limit=limit or self.limit, keep=keep, want=want, starts=starts)
         others = [use for name, use in self.uses.items() if name != host]
-        decision = share_out(asked, self.control, self.uses.get(host), others, host_id=host, now=self.time)
-        self.uses[host], self.control = decision.use, decision.control
-        return decision.share
+        share = share_out(asked, self.control, self.uses.get(host), others, host_id=host, now=self.time)
+        self.uses[host], self.control = share.use, share.control
+        return share
 
     @property
     def held(self) -> int:
@@ -38,9 +38,9 @@ class SharedTool:
 def test_a_host_gets_what_is_free() -> None:
     """A host gets as many slots as it wants, as far as they are free."""
     tool = SharedTool(max_concurrent=3)
-    assert tool.ask("a", want=2).held == 2
-    assert tool.ask("b", want=2).held == 1
-    assert tool.ask("c", want=1).held == 0
+    assert tool.ask("a", want=2).use.held == 2
+    assert tool.ask("b", want=2).use.held == 1
+    assert tool.ask("c", want=1).use.held == 0
 
 
 def test_the_host_that_waits_longest_comes_first() -> None:
@@ -48,9 +48,9 @@ def test_the_host_that_waits_longest_comes_first() -> None:
     tool = SharedTool(max_concurrent=1)
     tool.ask("a", want=1)
     for host in ("b", "c"):
-        assert tool.ask(host, want=1).held == 0
+        assert tool.ask(host, want=1).use.held == 0
     tool.ask("a", want=1, keep=0)
-    assert [tool.ask(host, want=1).held for host in ("a", "c", "b")] == [0, 0, 1]
+    assert [tool.ask(host, want=1).use.held for host in ("a", "c", "b")] == [0, 0, 1]
 
 
 def test_a_host_that_asks_no_more_is_overtaken() -> None:
@@ -61,7 +61,7 @@ def test_a_host_that_asks_no_more_is_overtaken() -> None:
     tool.ask("b", want=1)
     tool.time += FRESH_SECONDS
     tool.ask("a", want=0)
-    assert tool.ask("b", want=1).held == 1
+    assert tool.ask("b", want=1).use.held == 1
 
 
 def test_slots_are_given_up_when_others_wait() -> None:
@@ -91,18 +91,18 @@ def test_a_waiting_host_with_a_smaller_limit_holds_up_nobody() -> None:
     """A host whose own limit is reached does not keep a free slot from others that may have more."""
     tool = SharedTool(max_concurrent=2)
     tool.ask("a", want=1)
-    assert tool.ask("modest", want=1, limit=ToolLimit(max_concurrent=1)).held == 0
-    assert tool.ask("b", want=1).held == 1
+    assert tool.ask("modest", want=1, limit=ToolLimit(max_concurrent=1)).use.held == 0
+    assert tool.ask("b", want=1).use.held == 1
 
 
 def test_nothing_is_shared_out_while_the_tool_is_paused() -> None:
     """While a tool is paused no host gets a slot or a start, and those it keeps stay its own."""
     tool = SharedTool(max_concurrent=2, rate=10.0)
-    assert tool.ask("a", want=1, starts=1).starts == 1
+    assert len(tool.ask("a", want=1, starts=1).starts) == 1
     tool.control = replace(tool.control, paused_by="somebody")
     tool.time += 10
     share = tool.ask("a", want=2, keep=1, starts=1)
-    assert (share.held, share.starts, share.give_up) == (1, 0, 0)
+    assert (share.use.held, share.starts, share.give_up) == (1, (), 0)
 
 
 def test_a_limit_that_was_set_wins() -> None:
@@ -110,19 +110,31 @@ def test_a_limit_that_was_set_wins() -> None:
     tool = SharedTool(max_concurrent=5)
     tool.ask("a", want=3)
     tool.control = replace(tool.control, limit=ToolLimit(max_concurrent=1), limited_by="somebody")
-    assert tool.ask("b", want=1).held == 0
+    assert tool.ask("b", want=1).use.held == 0
     assert tool.ask("a", want=3, keep=3).give_up == 2
 
 
 def test_the_rate_holds_over_all_hosts() -> None:
     """Hosts share one bucket of starts, which is filled at the rate."""
-    tool = SharedTool(rate=10.0, burst=2)
-    assert [tool.ask(host, want=2, starts=2).starts for host in "ab"] == [2, 0]
-    tool.time += 0.1
-    assert [tool.ask(host, want=2, keep=2, starts=1).starts for host in "ab"] == [0, 1]
-    retry_in = tool.ask("a", want=2, keep=2, starts=1).retry_in
-    assert retry_in is not None
-    assert 0.09 < retry_in <= 0.1
+    tool = SharedTool(rate=2.0, burst=2)
+    assert [len(tool.ask(host, want=2, starts=2).starts) for host in "ab"] == [2, 0]
+    tool.time += 0.5
+    assert [len(tool.ask(host, want=2, keep=2, starts=1).starts) for host in "ab"] == [0, 1]
+    assert tool.ask("a", want=2, keep=2, starts=1).starts == ()
+
+
+def test_starts_are_shared_out_ahead() -> None:
+    """A host gets the starts of the next AHEAD_SECONDS, each to be used in its time; other hosts get later ones."""
+    tool = SharedTool(rate=20 / AHEAD_SECONDS, burst=1)
+    began = tool.time
+    at = []
+    for host in "abab":
+        starts = tool.ask(host, want=8, starts=8).starts
+        at += [round((tool.time - began + seconds) * 20 / AHEAD_SECONDS, 6) for seconds in starts]
+        tool.uses[host] = replace(tool.uses[host], waits_since=None)
+    first = at[0]
+    assert [round(time - first, 6) for time in at] == list(range(len(at)))
+    assert 20 <= len(at) <= 22
 
 
 @given(st.data())
@@ -149,7 +161,7 @@ def test_every_host_gets_its_turn(limit: int, hosts: int) -> None:
         tool.time += FAIR_SECONDS / 4
         for host in got:
             share = tool.ask(host, keep=kept[host], want=kept[host] + 1)
-            got[host] += share.held - kept[host]
-            kept[host] = max(0, share.held - share.give_up)
+            got[host] += share.use.held - kept[host]
+            kept[host] = max(0, share.use.held - share.give_up)
     assert min(got.values()) >= 1
     assert tool.held <= limit

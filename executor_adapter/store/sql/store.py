@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.job import JobStatus, ToolLimit, check_age
-from executor_adapter.store.base import JobStore, LeaseLostError
+from executor_adapter.store.base import JobStore, LeaseLostError, Written
 from executor_adapter.store.host import Host
 from executor_adapter.store.records import ALL, MAX_LOG_LINES, JobFilter, JobRecord, LogLine, Page
 from executor_adapter.store.sql import leases, log_lines, tools
@@ -24,7 +24,7 @@ from executor_adapter.store.sql.paging import count_of, page_of
 from executor_adapter.store.sql.row_mapping import count_of_statuses, record_of, row_of
 from executor_adapter.store.sql.schema import jobs
 from executor_adapter.store.sql.writes import JobWriter
-from executor_adapter.store.tools import ToolAsk, ToolControl, ToolShare, ToolUse
+from executor_adapter.store.tools import SharedTools, ToolAsk
 
 
 class SqlStore(JobStore):
@@ -117,12 +117,20 @@ class SqlStore(JobStore):
             leases.register(connection, host, lease)
 
     def write(
-        self, host_id: str, new: Sequence[JobRecord] = (), changed: Sequence[JobRecord] = (), *, lease: float
-    ) -> list[str]:
+        self,
+        host_id: str,
+        new: Sequence[JobRecord] = (),
+        changed: Sequence[JobRecord] = (),
+        *,
+        lease: float,
+        asks: Sequence[ToolAsk] = (),
+    ) -> Written:
         with self._changing() as connection:
             if not leases.renew(connection, host_id, lease):
                 raise LeaseLostError(host_id)
-            return self._writer.write(connection, host_id, new, changed)
+            taken = self._writer.write(connection, host_id, new, changed)
+            # Last, because others wait for the tools' rows until the transaction ends.
+            return Written(taken, *tools.share(connection, host_id, asks))
 
     def write_lines(self, lines: Sequence[LogLine]) -> None:
         with self._changing() as connection:
@@ -149,17 +157,9 @@ class SqlStore(JobStore):
 
     # --- tools ---
 
-    def share_tools(self, host_id: str, asks: Sequence[ToolAsk], *, look_first: bool = False) -> dict[str, ToolShare]:
-        return tools.share_tools(self._reading, self._changing, host_id, asks, look_first=look_first)
-
-    def tool_controls(self) -> tuple[dict[str, ToolControl], float]:
+    def tools(self) -> SharedTools:
         with self._reading() as connection:
-            return tools.read_controls(connection), leases.time_of(connection)
-
-    def tool_uses(self) -> list[ToolUse]:
-        with self._reading() as connection:
-            living = tools.read_hosts(connection)
-            return [use for use in tools.read_uses(connection) if use.host_id in living]
+            return tools.read(connection)
 
     def pause_tool(self, tool_name: str, by: str | None) -> None:
         with self._changing() as connection:

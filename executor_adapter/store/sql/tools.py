@@ -1,14 +1,12 @@
 """Shared limits of tools in the database; what each host gets is decided by `store.tools.share_out`.
 
-A transaction that changes shares locks the tool's row first, so that two hosts never take the same slot. It reads what
-others hold after that, and counts only hosts that have a row: their leases. It first looks without a lock whether there
-is anything to write, because hosts that wait ask often.
+A host's shares are written in the transaction that writes its jobs. It locks the tools' rows, so that two hosts never
+take the same slot, reads what others hold after that, and counts only hosts that have a row: their leases.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,93 +14,43 @@ from sqlalchemy import Connection, delete, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from executor_adapter.job import ToolLimit
-from executor_adapter.store.base import LeaseLostError
 from executor_adapter.store.sql import leases
 from executor_adapter.store.sql.schema import hosts, tool_uses, tools
-from executor_adapter.store.tools import Decision, ToolAsk, ToolControl, ToolShare, ToolUse, is_news, share_out
-
-Transaction = Callable[[], AbstractContextManager[Connection]]
-
-_USE = [column.name for column in tool_uses.columns]
-_CONTROL = [column.name for column in tools.columns]
+from executor_adapter.store.tools import SharedTools, ToolAsk, ToolControl, ToolShare, ToolUse
 
 
-def share_tools(
-    reading: Transaction, changing: Transaction, host_id: str, asks: Sequence[ToolAsk], *, look_first: bool
-) -> dict[str, ToolShare]:
-    """Return what the host gets of each tool that it asks for; with `look_first`, write only if that changes anything.
-
-    Raises:
-        LeaseLostError: another host has taken the host's lease, and with it what it held.
-    """
-    if look_first:
-        with reading() as connection:
-            seen = _Seen(connection, host_id, asks)
-        if not (seen.any_gone or any(seen.is_news(ask) for ask in asks)):
-            return {ask.tool_name: seen.decide(ask).share for ask in asks}
-    with changing() as connection:
-        _lock(connection, sorted(ask.tool_name for ask in asks))
-        seen = _Seen(connection, host_id, asks)
-        if seen.any_gone:
-            leases.end_leases_of_gone_hosts(connection, host_id)
-            seen = _Seen(connection, host_id, asks)
-        decisions = [seen.decide(ask) for ask in asks]
-        for decision in decisions:
-            _write(connection, decision, seen)
-        _forget_dead(connection, seen.dead)
-    return {decision.share.tool_name: decision.share for decision in decisions}
-
-
-class _Seen:
-    """What the database says of the tools that are asked for."""
-
-    def __init__(self, connection: Connection, host_id: str, asks: Sequence[ToolAsk]) -> None:
-        names = [ask.tool_name for ask in asks]
-        self.host_id = host_id
-        living = read_hosts(connection)
-        if host_id not in living:
-            raise LeaseLostError(host_id)
-        self.now: float = living[host_id]["now"]
-        self.controls = read_controls(connection, names)
-        self.uses: dict[tuple[str, str], ToolUse] = {}
-        self.dead: list[ToolUse] = []
-        for use in read_uses(connection, names):
-            if use.host_id in living:
-                self.uses[use.tool_name, use.host_id] = use
-            else:
-                self.dead.append(use)
-        holders = {use.host_id for use in self.uses.values() if use.held and use.host_id != host_id}
-        self.any_gone = any(leases.is_gone(living[holder]) for holder in holders)
-
-    def decide(self, ask: ToolAsk) -> Decision:
-        others = [u for u in self.uses.values() if u.tool_name == ask.tool_name and u.host_id != self.host_id]
-        mine = self.uses.get((ask.tool_name, self.host_id))
-        return share_out(ask, self.control(ask), mine, others, host_id=self.host_id, now=self.now)
-
-    def is_news(self, ask: ToolAsk) -> bool:
-        return is_news(self.decide(ask), self.uses.get((ask.tool_name, self.host_id)), self.control(ask))
-
-    def control(self, ask: ToolAsk) -> ToolControl:
-        return self.controls.get(ask.tool_name) or ToolControl(tool_name=ask.tool_name)
-
-
-def read_hosts(connection: Connection) -> Mapping[str, Any]:
-    """Return the rows of the hosts by id, each with the time `now`, and whether its lease has `expired`."""
+def read(connection: Connection) -> SharedTools:
+    """Return what holds for all tools, and what hosts with a lease hold of them."""
     now = leases.now(connection)
     query = select(hosts, (hosts.c.expires_at < now).label("expired"), now.label("now"))
-    return {row["host_id"]: row for row in connection.execute(query).mappings()}
+    living = {row["host_id"]: row for row in connection.execute(query).mappings()}
+    uses = [ToolUse(**row) for row in connection.execute(select(tool_uses)).mappings() if row["host_id"] in living]
+    return SharedTools(
+        now=next((row["now"] for row in living.values()), None) or leases.time_of(connection),
+        controls={row["tool_name"]: _control_of(row) for row in connection.execute(select(tools)).mappings()},
+        uses=uses,
+        any_gone=any(leases.is_gone(living[host_id]) for host_id in {use.host_id for use in uses if use.held}),
+    )
 
 
-def read_controls(connection: Connection, names: Iterable[str] | None = None) -> dict[str, ToolControl]:
-    """Return what holds for these tools, or for all of which anything is stored."""
-    query = select(tools) if names is None else select(tools).where(tools.c.tool_name.in_(list(names)))
-    return {row["tool_name"]: _control_of(row) for row in connection.execute(query).mappings()}
-
-
-def read_uses(connection: Connection, names: Iterable[str] | None = None) -> list[ToolUse]:
-    """Return what hosts hold of these tools, or of all; hosts that have died included."""
-    query = select(tool_uses) if names is None else select(tool_uses).where(tool_uses.c.tool_name.in_(list(names)))
-    return [ToolUse(**row) for row in connection.execute(query).mappings()]
+def share(
+    connection: Connection, host_id: str, asks: Sequence[ToolAsk]
+) -> tuple[dict[str, ToolShare], SharedTools | None]:
+    """Write what the host, which has a lease, gets of each tool that it asks for; return it and what it is based on."""
+    if not asks:
+        return {}, None
+    names = sorted(ask.tool_name for ask in asks)
+    _lock(connection, names)
+    seen = read(connection)
+    if seen.any_gone:
+        leases.end_leases_of_gone_hosts(connection, host_id)
+        seen = read(connection)
+    shares = {ask.tool_name: seen.share(ask, host_id) for ask in asks}
+    for decided in shares.values():
+        _write(connection, decided, seen)
+    of_dead = tool_uses.c.host_id.not_in(select(hosts.c.host_id))
+    connection.execute(delete(tool_uses).where(tool_uses.c.tool_name.in_(names), of_dead))
+    return shares, seen
 
 
 def pause(connection: Connection, tool_name: str, by: str | None) -> None:
@@ -142,22 +90,15 @@ def _lock(connection: Connection, names: Sequence[str]) -> None:
     connection.execute(query)
 
 
-def _write(connection: Connection, decision: Decision, seen: _Seen) -> None:
-    use, control = decision.use, decision.control
-    mine = seen.uses.get((use.tool_name, use.host_id))
+def _write(connection: Connection, share: ToolShare, seen: SharedTools) -> None:
+    use, control = share.use, share.control
     if control != seen.controls[control.tool_name]:
         changed = {"closed_until": control.closed_until, "starts": control.starts, "filled_at": control.filled_at}
         connection.execute(update(tools).where(tools.c.tool_name == control.tool_name).values(changed))
     this = (tool_uses.c.tool_name == use.tool_name, tool_uses.c.host_id == use.host_id)
-    if mine is None:
+    is_needed = use.held or use.waits_since is not None
+    if seen.use(use.tool_name, use.host_id) is not None:
+        statement = update(tool_uses).where(*this).values(asdict(use)) if is_needed else delete(tool_uses).where(*this)
+        connection.execute(statement)
+    elif is_needed:
         connection.execute(insert(tool_uses).values(asdict(use)))
-    elif use.held or use.waits_since is not None:
-        connection.execute(update(tool_uses).where(*this).values(asdict(use)))
-    else:
-        connection.execute(delete(tool_uses).where(*this))
-
-
-def _forget_dead(connection: Connection, dead: Sequence[ToolUse]) -> None:
-    for use in dead:
-        this = (tool_uses.c.tool_name == use.tool_name, tool_uses.c.host_id == use.host_id)
-        connection.execute(delete(tool_uses).where(*this))

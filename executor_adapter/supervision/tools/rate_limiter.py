@@ -6,17 +6,36 @@ import heapq
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from executor_adapter.job import TERMINAL, Job, ToolLimit
-from executor_adapter.store import ToolControl
-from executor_adapter.supervision.tools.demand import SharedLimits
-from executor_adapter.supervision.tools.tool_state import NO_LIMIT, SharedToolState, ToolState, Turn
+from executor_adapter.store import SharedTools, ToolAsk, ToolShare
+from executor_adapter.supervision.tools.tool_state import ToolState, Turn
 
 logger = logging.getLogger("executor_adapter")
 
+WAIT_INTERVAL = 0.02
+"""Seconds between two looks for a free slot, while jobs wait for one. A look takes 0.4 ms of CPU (SQLite) or 0.8 ms."""
+CONTROLS_INTERVAL = 0.5
+"""Seconds between two looks whether a tool was paused or limited, while jobs of any tool start or wait."""
+KNOWN_SECONDS = 1.5
+"""Seconds for which what was read of tools is taken to hold; then no job of any tool starts until it is read again."""
 SILENCE_SECONDS = 10.0
 """Seconds without an answer of a shared store after which a warning says that jobs of tools wait for it."""
+
+NO_LIMIT = ToolLimit()
+
+
+@dataclass(frozen=True, slots=True)
+class ToolRequest:
+    """Asks a store for shares of tools, and for what holds for all of them."""
+
+    asks: Sequence[ToolAsk]
+    is_news: bool
+    """Whether the store does not know yet what they say; otherwise probably nothing has to be written."""
+    losses: int
+    """How many losses of the lease the rate limiter knows of. If there were more, it is about to ask anew."""
 
 
 class RateLimiter:
@@ -26,8 +45,14 @@ class RateLimiter:
     others of its priority. So the next job is released only when the last one has been tried or skipped, unless it is
     to start before that one: otherwise they would overtake one another.
 
-    After `share`, the limits hold over all executors of a store, and a tool of any name may be paused there. Tools of
+    After `share`, the limits hold over all executors of a store, and a tool of any name may be paused there. The store
+    is asked one thing at a time: all that the executor holds and needs. It is asked when that changes, every
+    WAIT_INTERVAL while jobs wait for a slot or a start, and every CONTROLS_INTERVAL while tools are used. Tools of
     which nothing is set cost nothing but a look at the time until which that is known.
+
+    **When the store is down** what the executor holds stays its own until its lease ends, and it starts jobs within
+    that; further ones wait. Tools without a limit go on. When its lease is lost, another host may have taken over what
+    it held: then nothing more starts until the store has answered again.
     """
 
     def __init__(
@@ -41,53 +66,58 @@ class RateLimiter:
     ) -> None:
         self.is_used = bool(limits)
         """Whether anything can hold a job back."""
-        self.shared: SharedLimits | None = None
-        """Gets this executor's shares of limits that hold for other executors too."""
-        self.used_at = -math.inf
-        """When a job of any tool was last tried, where limits are shared."""
         self._now = now
         self._call_at = call_at
         self._release = release
         self._running_of = running_of
         self._numbers = itertools.count()
         self._own_limits = dict(limits)
-        self._tools: dict[str, ToolState] = {name: ToolState(name, limit, now()) for name, limit in limits.items()}
-        self._controls: Mapping[str, ToolControl] = {}
-        self._known_until = -math.inf
-        self._silent_since: float | None = None
-        """When the store was asked first what holds for tools, while that is watched."""
-        self._active: dict[str, SharedToolState] = {}
+        self._ask_store: Callable[[ToolRequest], None] | None = None
+        self._known_until = math.inf
+        """Until when it is known what was set for tools."""
+        self._tools = {name: self._new_state(name) for name in limits}
+        self._active: dict[str, ToolState] = {}
         """The tools of which this executor holds something, or needs something."""
+        self._request: ToolRequest | None = None
+        """What the store was asked and has not answered yet."""
+        self._asked_at = -math.inf
+        self._losses = 0
+        self._look_at = math.inf
+        """When the store is asked again at the latest."""
+        self._timer_at = math.inf
+        self._is_watching = False
 
-    def share(self, limits: SharedLimits) -> None:
-        """Let the limits hold over all executors of a store. Called once, before the first job."""
-        self.shared, self.is_used = limits, True
-        self._tools = {name: self._shared_state(name) for name in self._own_limits}
+    def share(self, ask_store: Callable[[ToolRequest], None]) -> None:
+        """Let the limits hold over all executors of a store. Called once, before the first job.
+
+        `ask_store` returns at once; `on_answer` or `on_lease_lost` is called later, on the supervisor's thread.
+        """
+        self._ask_store, self.is_used = ask_store, True
+        self._known_until = -math.inf
+        self._tools = {name: self._new_state(name) for name in self._own_limits}
+
+    def _new_state(self, name: str) -> ToolState:
+        limit = self._own_limits.get(name, NO_LIMIT)
+        return ToolState(name, limit, self._now(), is_shared=self._ask_store is not None)
 
     def limits(self, job: Job) -> bool:
         """Return whether the job's tool has a limit, or lets nothing start now."""
-        name = job.tool_name
-        if name is None:
+        if (tool := self._state_for(job)) is None:
             return False
-        tool = self._tools.get(name)
-        if self.shared is None:
-            return tool is not None
-        self.used_at = now = self._now()
-        return self._known_until < now or (tool is not None and (tool.is_limited or tool.opens_at(now) > now))
+        return tool.is_counted or self._opens_at(tool, now := self._now()) > now
 
     def start(self, job: Job) -> bool:
         """Return whether the job may start; it then counts as running until `end`. Otherwise it is held back."""
         tool = self._state_for(job)
         if tool is None:
             return True
+        self._active[tool.name] = tool
         turn = tool.released.pop(job, None) or (-job.priority, job.live.queued_at, next(self._numbers), job)
-        may_start = not tool.is_full() and tool.opens_at(now := self._now()) <= now and _is_first(turn, tool)
+        may_start = not tool.is_full() and self._opens_at(tool, now := self._now()) <= now and _is_first(turn, tool)
         if may_start:
             tool.started(job)
         else:
             heapq.heappush(tool.waiting, turn)
-            if self.shared is not None and tool.is_paused:
-                self.shared.refresh()  # From now on it has to look whether the tool is resumed.
         self._release_next(tool)
         return may_start
 
@@ -97,19 +127,12 @@ class RateLimiter:
         if name is None:
             return None
         tool = self._tools.get(name)
-        if self.shared is None:
-            return tool
-        self.used_at = now = self._now()
-        is_known = self._known_until >= now
-        if not is_known:
-            self.shared.refresh()
-            self._watch_silence()
-        if tool is None:
-            if is_known:
-                return None
-            tool = self._tools[name] = self._shared_state(name)
-        if isinstance(tool, SharedToolState):
-            self._active[name] = tool
+        if self._ask_store is not None:
+            now = self._now()
+            is_known = self._known_until >= now
+            self._look_at = min(self._look_at, now + CONTROLS_INTERVAL if is_known else now)
+            if tool is None and not is_known:
+                tool = self._tools[name] = self._new_state(name)
         return tool
 
     def end(self, job: Job) -> None:
@@ -139,88 +162,110 @@ class RateLimiter:
         `free_workers`: returns how many attempts might start now in a pool. The jobs of a tool start in order, so it is
         asked for the pool of the first one.
         """
-        if self.shared is None or not self._active:
+        if self._ask_store is None or self._request is not None:
             return
-        now = self._now()
-        for name, tool in list(self._active.items()):
+        now, is_news, asks = self._now(), False, []
+        for tool in self._active.values():
             first = tool.first()
-            demand = tool.demand(now, 0 if first is None else free_workers(first.live.pool))
-            if demand is not None:
-                self.shared.ask(demand)
+            ask = tool.ask(now, 0 if first is None else free_workers(first.live.pool))
+            is_news |= tool.is_news(ask)
+            if ask.keep or ask.waits or tool.is_news(ask):
+                asks.append(ask)
+        if is_news or now >= self._look_at:
+            for ask in asks:
+                self._tools[ask.tool_name].close_for = 0.0
+            self._request, self._asked_at, self._look_at = ToolRequest(asks, is_news, self._losses), now, math.inf
+            self._ask_store(self._request)
+            self._watch_silence()
+        elif self._look_at < self._timer_at:
+            self._timer_at = self._look_at
+            self._call_at(self._look_at, self._on_look)
+
+    def _on_look(self) -> None:
+        """Let the turn that begins now end with another look at the store."""
+        self._timer_at = math.inf
+
+    def on_answer(self, shares: Mapping[str, ToolShare], tools: SharedTools, at: float) -> None:
+        """Receive what the store said at the time `at` of this executor's clock, and the shares of what was asked."""
+        asks = () if self._request is None else self._request.asks
+        self._request, self._known_until = None, at + KNOWN_SECONDS
+        self._apply_controls(tools)
+        for ask in asks:
+            self._tools[ask.tool_name].receive(shares[ask.tool_name], ask, self._now())
+        for tool in list(self._tools.values()):
+            self._release_next(tool)
             if tool.is_idle:
-                del self._active[name]
-                if name not in self._own_limits and not tool.is_limited and not tool.had_share:
-                    del self._tools[name]
+                self._forget(tool, tools)
+        if any(tool.polls for tool in self._active.values()):
+            self._look_at = min(self._look_at, self._now() + WAIT_INTERVAL)
+        elif self.held_back():
+            self._look_at = min(self._look_at, self._now() + CONTROLS_INTERVAL)
 
-    def on_share(self, tool_name: str, *, slots: int, starts: int, give_up: int) -> None:
-        """Add to the share of a tool; see `SharedToolState.receive`."""
-        tool = self._tools.get(tool_name) or self._shared_state(tool_name)
-        assert isinstance(tool, SharedToolState)
-        self._tools[tool_name] = self._active[tool_name] = tool
-        tool.receive(self._now(), slots=slots, starts=starts, give_up=give_up)
-        self._release_next(tool)
-
-    def on_controls(self, controls: Mapping[str, ToolControl], at: float, known_for: float) -> None:
-        """Note what was set for tools in the store at the time `at` of its clock, and holds for so many seconds."""
+    def _apply_controls(self, tools: SharedTools) -> None:
         now = self._now()
-        self._controls, self._known_until = controls, now + known_for
-        for name in controls.keys() - self._tools.keys():
-            if not controls[name].is_empty:
-                self._tools[name] = self._shared_state(name)
-        for name, tool in list(self._tools.items()):
-            assert isinstance(tool, SharedToolState)
-            self._apply_control(tool)
-            if name in controls and controls[name].closed_until > at:
-                tool.closed_until = max(tool.closed_until, now + controls[name].closed_until - at)
+        for name, control in tools.controls.items():
+            if name not in self._tools and not control.is_empty:
+                self._tools[name] = self._new_state(name)
+        for name, tool in self._tools.items():
+            control = tools.control(name)
+            tool.apply(control, self._running_of)
+            if control.closed_until > tools.now:
+                tool.closed_until = max(tool.closed_until, now + control.closed_until - tools.now)
+            if tool.running or tool.waiting:
+                self._active[name] = tool
+
+    def _forget(self, tool: ToolState, tools: SharedTools) -> None:
+        """Drop the state of a tool that this executor uses no more, unless something is set for it."""
+        self._active.pop(tool.name, None)
+        if tool.name not in self._own_limits and tools.control(tool.name).is_empty:
+            del self._tools[tool.name]
+
+    def on_outage(self) -> None:
+        """Note that the store is down: tools without a limit go on, and a pause that was seen goes on to hold."""
+        self._known_until = math.inf
+        for tool in list(self._tools.values()):
             self._release_next(tool)
 
     def on_lease_lost(self) -> None:
         """Note that this executor's shares are lost."""
+        self._losses += 1
+        self._request, self._look_at = None, self._now()
         for tool in self._tools.values():
-            assert isinstance(tool, SharedToolState)
             tool.lose()
 
+    @property
+    def is_active(self) -> bool:
+        """Whether jobs of limited tools run or wait."""
+        return bool(self._active)
+
     def held_back(self) -> int:
-        """Return how many jobs are held back. Any thread may call it."""
-        return sum(len(tool.waiting) for tool in list(self._tools.values()))
+        """Return how many jobs are held back."""
+        return sum(len(tool.waiting) for tool in self._tools.values())
 
-    def _shared_state(self, name: str) -> SharedToolState:
-        tool = SharedToolState(name, self._own_limits.get(name, NO_LIMIT), self._now())
-        self._apply_control(tool)
-        return tool
+    def _watch_silence(self) -> None:
+        """Warn if the store does not answer: one that hangs raises nothing, and jobs wait for it."""
+        if not self._is_watching:
+            self._is_watching = True
+            asked_at = self._asked_at
+            self._call_at(self._now() + SILENCE_SECONDS, lambda: self._check_silence(asked_at))
 
-    def _apply_control(self, tool: SharedToolState) -> None:
-        control = self._controls.get(tool.name)
-        was_counted = tool.is_counted
-        tool.is_paused = control is not None and control.paused_by is not None
-        tool.limit = tool.own_limit if control is None or control.limit is None else control.limit
-        tool.known_until = self._known_until
-        if tool.is_counted and not was_counted:
-            tool.running.update(self._running_of(tool.name))
-            tool.slots = 0
-        if tool.running or tool.waiting:
-            self._active[tool.name] = tool
+    def _check_silence(self, since: float) -> None:
+        self._is_watching = False
+        if self._request is None:
+            return
+        if self._asked_at == since and (waiting := self.held_back()):
+            logger.warning(
+                "the store has not answered for %.0f s: %d jobs with a tool_name wait for it, of tools that are "
+                "limited, or of which it is not known whether they are paused",
+                self._now() - since,
+                waiting,
+            )
+        self._watch_silence()
 
     # --- inside ---
 
-    def _watch_silence(self) -> None:
-        """Warn if what holds for tools stays unknown: a store that hangs raises nothing, and their jobs wait for it."""
-        if self._silent_since is None:
-            self._silent_since = self._now()
-            self._call_at(self._silent_since + SILENCE_SECONDS, self._warn_of_silence)
-
-    def _warn_of_silence(self) -> None:
-        now, waiting, since = self._now(), self.held_back(), self._silent_since
-        if since is None or not waiting or self._known_until >= since:
-            self._silent_since = None
-            return
-        logger.warning(
-            "the store has not answered for %.0f s: %d jobs with a tool_name wait until it says which tools are paused "
-            "or limited",
-            now - since,
-            waiting,
-        )
-        self._call_at(now + SILENCE_SECONDS, self._warn_of_silence)
+    def _opens_at(self, tool: ToolState, now: float) -> float:
+        return tool.opens_at(now) if self._known_until >= now else math.inf
 
     def _release_next(self, tool: ToolState) -> None:
         """Release the first job that is held back, if it may start; else look again when the rate allows it."""
@@ -230,15 +275,12 @@ class RateLimiter:
         if not waiting or tool.is_full() or (tool.released and min(tool.released.values()) < waiting[0]):
             return
         now = self._now()
-        opens_at = tool.opens_at(now)
+        opens_at = self._opens_at(tool, now)
         if opens_at <= now:
             turn = heapq.heappop(waiting)
             tool.released[turn[-1]] = turn
             self._release(turn[-1])
-        elif opens_at == math.inf:
-            if self.shared is not None and self._known_until < now:
-                self.shared.refresh()  # What was known has become too old while the job was held back.
-        elif not tool.timer_set:
+        elif opens_at < math.inf and not tool.timer_set:
             tool.timer_set = True
             self._call_at(opens_at, lambda: self._on_timer(tool))
 

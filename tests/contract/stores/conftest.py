@@ -66,7 +66,7 @@ def orphan(store: JobStore) -> Callable[..., JobRecord]:
         defaults = {"job_id": uuid7(), "status": JobStatus.RUNNING, "attempt": 1, "created_at": time.time()}
         record = JobRecord(**defaults | {"host": host.host_id} | fields)
         store.register(host, lease=60)
-        assert store.write(host.host_id, [record], lease=60) == []
+        assert store.write(host.host_id, [record], lease=60).taken == []
         store.leave(host.host_id)
         return record
 

@@ -124,7 +124,7 @@ class CrashRound:
             JobRecord(job_id=name, status=JobStatus.RUNNING, attempt=1, call=call, created_at=1.0, host=host.host_id)
             for name in names
         ]
-        assert self._store.write(host.host_id, records, lease=60) == []
+        assert self._store.write(host.host_id, records, lease=60).taken == []
         engine = make_engine(self._url)
         with engine.begin() as connection:
             for name, columns in zip(names, BROKEN, strict=True):

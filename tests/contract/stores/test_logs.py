@@ -17,7 +17,7 @@ from executor_adapter import Job, JobExecutor, current_job
 from executor_adapter.config import Settings
 from executor_adapter.job.ids import uuid7
 from executor_adapter.job.status import JobStatus
-from executor_adapter.store import MAX_LOG_LINES, JobRecord, JobStore, LogLine, open_store
+from executor_adapter.store import MAX_LOG_LINES, JobRecord, JobStore, LogLine, Written, open_store
 from executor_adapter.store.host import new_host
 from tests.contract.stores.databases import url_of
 from tests.waiting import wait_for
@@ -133,10 +133,10 @@ def test_a_job_s_log_is_stored_before_its_end(any_store: JobStore, mocker: Mocke
     seen: dict[str, list[str]] = {}
     write = any_store.write
 
-    def look_after_writing(host_id: str, *args: Any, **kwargs: Any) -> list[str]:
-        taken = write(host_id, *args, **kwargs)
+    def look_after_writing(host_id: str, *args: Any, **kwargs: Any) -> Written:
+        written = write(host_id, *args, **kwargs)
         seen.update((job.job_id, texts(any_store.lines(job.job_id))) for job in jobs)
-        return taken
+        return written
 
     mocker.patch.object(any_store, "write", look_after_writing)
     jobs = [Job(function=log_text, args=("last words",), pool=pool) for pool in ("thread", "process")]

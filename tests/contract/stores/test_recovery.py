@@ -378,7 +378,7 @@ def test_a_closed_host_of_this_process_is_gone(make_stored: MakeStored, store: J
     host = new_host()
     store.register(host, lease=600)
     record = JobRecord(job_id=uuid7(), call=GIVE, host=host.host_id, created_at=1.0)
-    assert store.write(host.host_id, [record], lease=600) == []
+    assert store.write(host.host_id, [record], lease=600).taken == []
     executor = make_stored()
     assert executor.recover() == []
     close_host(host)
@@ -392,5 +392,5 @@ def test_a_reused_pid_does_not_keep_a_host_alive(store: JobStore, make_stored: M
     host = Host(host_id=uuid7(), machine=this_machine(), pid=os.getppid(), process_started=1, presence="held by nobody")
     store.register(host, lease=600)
     record = JobRecord(job_id=uuid7(), call=GIVE, host=host.host_id, created_at=1.0)
-    assert store.write(host.host_id, [dataclasses.replace(record)], lease=600) == []
+    assert store.write(host.host_id, [dataclasses.replace(record)], lease=600).taken == []
     assert len(make_stored().recover()) == 1

@@ -16,15 +16,14 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
-from pytest_mock import MockerFixture
 
 from executor_adapter import Job, JobExecutor, JobFuture, JobStatus, ToolLimit
 from executor_adapter.exceptions import JobTimeoutError
-from executor_adapter.persistence import tool_shares
-from executor_adapter.store import JobStore, open_store, wake_hosts
+from executor_adapter.store import JobStore, open_store
+from executor_adapter.supervision.tools import rate_limiter
 from tests.contract import functions
 from tests.contract.stores import limited_host
-from tests.contract.stores.conftest import MakeStored, leases_here
+from tests.contract.stores.conftest import MakeStored
 from tests.contract.stores.limited_host import TOOL, most_at_once, runs_in
 from tests.waiting import PATIENCE, wait_for
 
@@ -51,8 +50,8 @@ def hold(executor: JobExecutor, gate: Path, tool: str = TOOL) -> JobFuture:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let executors look at what is set for tools every 20 ms."""
-    monkeypatch.setattr(tool_shares, "CONTROLS_INTERVAL", 0.02)
-    monkeypatch.setattr(tool_shares, "KNOWN_SECONDS", 0.1)
+    monkeypatch.setattr(rate_limiter, "CONTROLS_INTERVAL", 0.02)
+    monkeypatch.setattr(rate_limiter, "KNOWN_SECONDS", 0.1)
 
 
 # --- how many at once ---
@@ -158,7 +157,7 @@ def test_idle_slots_are_given_back(make_stored: MakeStored, store: JobStore) -> 
     """An executor without jobs of the tool holds nothing of it."""
     executor = make_stored(2, tool_limits=TWO)
     submit(executor).result(PATIENCE)
-    wait_for(lambda: store.tool_uses() == [])
+    wait_for(lambda: store.tools().uses == [])
 
 
 # --- how many a second ---
@@ -249,9 +248,10 @@ def test_a_store_that_is_down_lets_no_further_job_start(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, make_stored: MakeStored, url: str
 ) -> None:
     """While the store is away an executor goes on in the slots that it holds, and others wait, which is logged."""
+    monkeypatch.setattr(rate_limiter, "SILENCE_SECONDS", 0.1)
     if not url.startswith("sqlite"):
         pytest.skip("the file of SQLite is what can be taken away here")
-    caplog.set_level(logging.WARNING, logger="executor_adapter.store")
+    caplog.set_level(logging.WARNING, logger="executor_adapter")
     holder, waiter = (make_stored(2, queue=name, tool_limits=ONE) for name in "ab")
     gates = [tmp_path / "0", tmp_path / "1"]
     held = [
@@ -261,13 +261,13 @@ def test_a_store_that_is_down_lets_no_further_job_start(
     file = Path(url.removeprefix("sqlite:///"))
     away = file.rename(file.with_suffix(".away"))
     waiting = submit(waiter)
-    wait_for(lambda: "no more jobs start" in caplog.text)
+    wait_for(lambda: "1 jobs with a tool_name wait" in caplog.text)
     gates[0].touch()
     held[0].result(PATIENCE)
     wait_for(lambda: held[1].job.status is JobStatus.RUNNING)
     assert waiting.job.status is JobStatus.PENDING
     away.rename(file)
-    wait_for(lambda: "jobs of tools start again" in caplog.text)
+    wait_for(lambda: "can be written again" in caplog.text)
     assert waiting.job.status is JobStatus.PENDING
     gates[1].touch()
     waiting.result(PATIENCE)
@@ -308,7 +308,7 @@ def test_no_job_waits_for_ever_after_a_slow_store(
         executors = []
         for name in "abc":
             store = stack.enter_context(closing(open_store(url)))
-            for method in ("share_tools", "tool_controls"):
+            for method in ("tools", "write"):
                 monkeypatch.setattr(store, method, late(getattr(store, method)))
             executors.append(make_stored(4, queue=name, tool_limits={TOOL: limit}, store=store))
         futures = [submit(executor, 0.004) for _ in range(40) for executor in executors]
@@ -319,34 +319,15 @@ def test_no_job_waits_for_ever_after_a_slow_store(
             executor.shutdown()
 
 
-def test_a_flood_of_wake_ups_is_not_acted_on(
-    url: str, make_stored: MakeStored, tmp_path: Path, mocker: MockerFixture
-) -> None:
-    """However many wake-ups others send, an executor looks into the store at most once in the least interval."""
-    executor = make_stored(2, tool_limits=ONE)
-    held = hold(executor, tmp_path / "gate")
-    assert executor.store is not None
-    (host_id,) = leases_here(url)
-    looks = mocker.spy(executor.store, "tool_controls")
-    began = time.monotonic()
-    while (seconds := time.monotonic() - began) < 0.5:
-        wake_hosts([host_id] * 100)
-    number = looks.call_count
-    allowed = seconds / tool_shares.MIN_WAKE_INTERVAL + seconds / tool_shares.CONTROLS_INTERVAL + 2
-    (tmp_path / "gate").touch()
-    held.result(PATIENCE)
-    assert 0 < number <= allowed
-
-
 def test_a_lost_lease_is_replaced(make_stored: MakeStored, store: JobStore, tmp_path: Path) -> None:
     """An executor whose lease was taken stops its job and runs it again, in a slot of its new lease."""
     executor, other = (make_stored(2, queue=name, tool_limits=ONE, settings={"recover_every": 0.1}) for name in "ab")
     running = hold(executor, tmp_path / "gate")
-    (use,) = store.tool_uses()
+    (use,) = store.tools().uses
     store.leave(use.host_id)
     running.exception(PATIENCE)  # It is stopped, because another host may run it.
     wait_for(lambda: executor.running())
-    (again,) = store.tool_uses()
+    (again,) = store.tools().uses
     assert (again.held, again.host_id == use.host_id) == (1, False)
     waiting = submit(other)
     time.sleep(0.2)
