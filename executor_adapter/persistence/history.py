@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
 from executor_adapter.job import Job
 from executor_adapter.persistence.recorder import Recorder
 from executor_adapter.persistence.stored_functions import StoredFunctions
-from executor_adapter.store import JobFilter, JobStore
+from executor_adapter.store import JobFilter, JobStore, StoreUnavailableError
 
 FLUSH_TIMEOUT = 5.0
 """Seconds that a reader waits for pending writes before it reads the store as it is."""
@@ -67,9 +68,10 @@ class QueueHistory:
         await self._flush()
         return await asyncio.to_thread(self._store.cleanup, max_age_hours, queue=self._queue)
 
-    async def wait_until_recorded(self, job: Job) -> None:
-        """Wait until the job is in the store; return at once while the store cannot be written."""
-        await asyncio.wrap_future(self._recorder.recorded(job))
+    async def wait_until_recorded(self) -> None:
+        """Wait until all that was submitted by now is in the store; return at once while that cannot be written."""
+        with contextlib.suppress(StoreUnavailableError):
+            await asyncio.wrap_future(self._recorder.written(may_wait=False))
 
     async def _flush(self) -> None:
         await asyncio.to_thread(self._recorder.flush, FLUSH_TIMEOUT)

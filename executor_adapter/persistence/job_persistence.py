@@ -1,11 +1,10 @@
 """Persistence of one executor: its store, the recorder that writes to it, and the recovery of jobs that no host runs.
 
 JobPersistence   what the executor calls: admit, recover, release, history
-Recorder         writes transitions in batches, on a thread of its own
+Recorder         writes transitions in batches and answers requests, on a thread of its own
 PendingWrites    what is not written yet
-HostLease        this executor's claim on its jobs
+Lease, Handover  this executor's claim on its jobs, and what becomes of them when it ends
 ToolRequests     asks for shares of the limits of tools that hold over all executors of the store
-Handover         stops jobs that another host runs by now, or soon may
 Recovery         claims jobs that no host runs
 QueueHistory     reads the jobs of one queue, for event loops
 """
@@ -64,12 +63,17 @@ class JobPersistence:
                 self.store.close()
             raise
         self._functions = StoredFunctions(settings.functions, pickles)
-        self.recorder = Recorder(self.store, supervisor, queue=queue, lease=settings.lease)
-        self.recorder.pickles = pickles
-        self.recorder.pending.requeue_on_shutdown = requeue_on_shutdown and self.store.durable
-        if self.store.shares_tools and not supervisor.thread.is_inline:
-            supervisor.dispatcher.rate_limiter.share(self.recorder.ask_for_tools)
         self._live_jobs = supervisor.intake.jobs
+        self.recorder = Recorder(
+            self.store,
+            supervisor,
+            queue=queue,
+            lease=settings.lease,
+            pickles=pickles,
+            requeue_on_shutdown=requeue_on_shutdown and self.store.durable,
+            recover=self._recover_lost,
+            recover_every=settings.recover_every if self.store.durable else None,
+        )
         self._recovery = Recovery(
             self.recorder,
             self._live_jobs,
@@ -79,9 +83,8 @@ class JobPersistence:
             lack_of_pool,
             supervisor.dispatcher.resources.lack_of,
         )
-        if self.store.durable:
-            self.recorder.recover = self._recovery.run
-            self.recorder.recover_every = settings.recover_every
+        if self.store.shares_tools and not supervisor.thread.is_inline:
+            supervisor.dispatcher.rate_limiter.share(self.recorder.ask_for_tools)
         if isinstance(store, str):
             supervisor.thread.on_closed.append(self.store.close)
 
@@ -122,10 +125,15 @@ class JobPersistence:
         until = time.monotonic() + DYING_HOST_TIMEOUT
         while True:
             look_again = self.store.any_host_is_dying() and time.monotonic() < until
-            recovered += self.recorder.request(self._recovery.run, may_wait=False).result()
+            recovered += self.recorder.request(self._recovery.run).result()
             if not look_again:
                 return recovered
             time.sleep(DYING_HOST_INTERVAL)
+
+    def _recover_lost(self) -> None:
+        """Take over jobs that no host runs, on the recorder's thread."""
+        if self.store.durable:
+            self._recovery.run()
 
     def history(self) -> QueueHistory | None:
         """Return what the store knows of this queue's jobs; None where the store does not outlive the program."""
@@ -140,6 +148,6 @@ class JobPersistence:
             StoreUnavailableError: the store cannot be used now.
         """
         try:
-            return self.recorder.request(lambda: self.store.release(job_id), may_wait=False).result()
+            return self.recorder.request(lambda: self.store.release(job_id)).result()
         except ExecutorClosedError:
             return self.store.release(job_id)

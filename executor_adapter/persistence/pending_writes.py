@@ -37,20 +37,26 @@ class PendingWrites:
     """Collects transitions and turns them into batches of records, one record a job.
 
     Only a job's latest transition counts: a job that started and finished since the last batch is written once.
-    Any thread may call `is_unwritten` and `on_transition`; the other methods belong to the recorder's thread.
+    Any thread may call `on_transition`; the other methods belong to the recorder's thread.
 
     Args:
         queue: the queue that the records name.
         keeps_jobs: whether records hold the job itself, for a store in the memory of this process.
+        requeue_on_shutdown: whether jobs that the executor's shutdown interrupts stay PENDING, for another host.
         quarantined: the executor's quarantined jobs by id.
         unwritten: the jobs that were admitted and never written, with what another process needs to run each.
     """
 
     def __init__(
-        self, *, queue: str, keeps_jobs: bool, quarantined: Mapping[str, Job], unwritten: dict[Job, StoredCall]
+        self,
+        *,
+        queue: str,
+        keeps_jobs: bool,
+        requeue_on_shutdown: bool,
+        quarantined: Mapping[str, Job],
+        unwritten: dict[Job, StoredCall],
     ) -> None:
-        self.requeue_on_shutdown = False
-        """Whether jobs that the executor's shutdown interrupts stay PENDING in the store, for another host."""
+        self._requeue_on_shutdown = requeue_on_shutdown
         self._queue = queue
         self._keeps_jobs = keeps_jobs
         self._quarantined = quarantined
@@ -69,12 +75,6 @@ class PendingWrites:
     def is_empty(self) -> bool:
         """Whether every job that was admitted is in the store, with its latest transition."""
         return not len(self) and not self._unwritten
-
-    # --- on any thread ---
-
-    def is_unwritten(self, job: Job) -> bool:
-        """Return whether the job was admitted and has never been written."""
-        return job in self._unwritten
 
     def on_transition(self, transition: Transition) -> None:
         """Receive a transition, on the supervisor's thread."""
@@ -169,7 +169,7 @@ class PendingWrites:
 
     def _is_requeued(self, transition: Transition) -> bool:
         cut_off = transition.status is JobStatus.CANCELLED and was_cut_off(transition.error)
-        return cut_off and (self.requeue_on_shutdown or transition.job in self._requeued)
+        return cut_off and (self._requeue_on_shutdown or transition.job in self._requeued)
 
 
 _ALREADY_STORED = StoredCall("")

@@ -4,7 +4,7 @@
     supervisor ──► PendingWrites         append the transition only
     recorder's thread ──► JobStore.write one record for each job that has changed since the last batch
 
-Only callers that ask for it wait for the store (`recorded`, `flush`). While the store cannot be written, jobs continue
+Only callers that ask for it wait for the store (`written`, `flush`). While the store cannot be written, jobs continue
 and their changes stay pending; past MAX_PENDING_WRITES no new job is accepted. A batch is written at once when the last
 one was long ago, and otherwise BATCH_INTERVAL after it, so that many jobs share one transaction.
 
@@ -18,20 +18,23 @@ import contextlib
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from executor_adapter.exceptions import ExecutorClosedError, QueueFullError
 from executor_adapter.job import TERMINAL, Job, Transition
-from executor_adapter.persistence.handover import Handover
-from executor_adapter.persistence.host_lease import LEASE_SECONDS, HostLease
+from executor_adapter.persistence.lease import LEASE_SECONDS, Handover, Lease
 from executor_adapter.persistence.log_lines import LogLines, start_capturing, stop_capturing
-from executor_adapter.persistence.outage import Outage
 from executor_adapter.persistence.pending_writes import PendingWrites, WriteBatch
-from executor_adapter.persistence.plain_records import write_plain
-from executor_adapter.persistence.requests import Request, RequestQueue, WrittenFutures
-from executor_adapter.persistence.serialization import StoredCall, function_name, refuse_unstorable_texts, stored_call
+from executor_adapter.persistence.serialization import (
+    StoredCall,
+    function_name,
+    plain,
+    refuse_unstorable_texts,
+    stored_call,
+)
 from executor_adapter.persistence.tools import ToolRequests
 from executor_adapter.store import (
     Host,
@@ -41,8 +44,11 @@ from executor_adapter.store import (
     SignedPickles,
     StoreUnavailableError,
     ToolAsk,
+    close_host,
+    new_host,
 )
 from executor_adapter.supervision import Supervisor, ToolRequest
+from executor_adapter.worker import lease_time
 
 logger = logging.getLogger("executor_adapter.store")
 
@@ -59,43 +65,72 @@ CHECK_INTERVAL = 1.0
 """Seconds between checks of the progress that running jobs report, and of requests to cancel them."""
 MAX_PENDING_WRITES = 100_000
 """Changes kept in memory while the store cannot be written; past it new jobs are refused."""
+MIN_RETRY_DELAY, MAX_RETRY_DELAY = 0.1, 5.0
+"""Seconds between tries while the store cannot be written; the delay doubles with each."""
 SHUTDOWN_TIMEOUT = 30.0
 """Seconds for which a shutdown tries to write what is pending."""
 
 
+class _Request(NamedTuple):
+    """A call for the recorder's thread, and the future of its value."""
+
+    call: Callable[[], Any]
+    done: Future[Any]
+    may_wait: bool
+    """Whether it waits while the store cannot be written; otherwise it then fails at once."""
+
+
 class Recorder:
-    """Writes jobs to a store and keeps this executor's lease on it.
+    """Writes jobs to a store, and holds this executor's lease on it.
 
     Args:
         store: the store.
         supervisor: reports transitions, and stops the jobs that another host takes over.
         queue: the queue that the jobs belong to.
         lease: the length of the lease, in seconds.
+        pickles: signs pickled functions and arguments; None: they are stored as text.
+        requeue_on_shutdown: whether jobs that a shutdown cuts off stay PENDING in the store, for the next host.
+        recover: takes over jobs that no host runs; called on the recorder's thread.
+        recover_every: seconds between two recoveries; None: only on request, and after the lease was lost.
     """
 
     def __init__(
-        self, store: JobStore, supervisor: Supervisor, *, queue: str = "", lease: float = LEASE_SECONDS
+        self,
+        store: JobStore,
+        supervisor: Supervisor,
+        *,
+        queue: str = "",
+        lease: float = LEASE_SECONDS,
+        pickles: SignedPickles | None = None,
+        requeue_on_shutdown: bool = False,
+        recover: Callable[[], object] = lambda: None,
+        recover_every: float | None = None,
     ) -> None:
         self.store = store
         self.queue = queue
-        self.pickles: SignedPickles | None = None
-        """Signs pickled functions and arguments; None: they are stored as text."""
-        intake = supervisor.intake
-        self.pending = PendingWrites(
-            queue=queue, keeps_jobs=not store.durable, quarantined=intake.quarantined, unwritten=intake.unwritten
-        )
-        self.recover: Callable[[], object] = lambda: None
-        """Takes over jobs that no host runs; called on this thread."""
-        self.recover_every: float | None = None
-        """Seconds between two recoveries; None: only on request, and after the lease was lost."""
         self._supervisor = supervisor
-        self._lease = HostLease(store, lease, supervisor.set_lease)
-        self._outage = Outage(store.url)
-        self._handover = Handover(supervisor, self.pending)
-        self._lock = threading.RLock()
-        self._requests = RequestQueue(self._lock)
-        self._written = WrittenFutures(self._lock)
+        self._pickles = pickles
+        self._recover = recover
+        self._recover_every = recover_every
+        self._host: Host | None = None
+        self._lease = Lease(lease, expires=store.durable, announce=supervisor.set_lease)
+        self._pending = PendingWrites(
+            queue=queue,
+            keeps_jobs=not store.durable,
+            requeue_on_shutdown=requeue_on_shutdown,
+            quarantined=supervisor.intake.quarantined,
+            unwritten=supervisor.intake.unwritten,
+        )
+        self._handover = Handover(supervisor, self._pending)
         self._tools = ToolRequests(store, supervisor)
+        self._lines = LogLines(supervisor.intake.jobs)
+        self._down_since: float | None = None
+        """When the store was first found to be down; None: it could be written when that was last tried."""
+        self._retry_delay = MIN_RETRY_DELAY
+        self._lock = threading.RLock()
+        self._requests: deque[_Request] = deque()
+        self._flushes: set[Future[None]] = set()
+        """Those that the supervisor has not come to yet."""
         self._wake = threading.Event()
         self._hurry = threading.Event()
         """Cuts the pause between two batches short."""
@@ -103,7 +138,6 @@ class Recorder:
         self._thread: threading.Thread | None = None
         self._checked_at = 0.0
         self._recovered_at = time.monotonic()
-        self._lines = LogLines(supervisor.intake.jobs)
         supervisor.message_listeners.append(self._lines.on_message)
         start_capturing(self._lines)
         supervisor.tracker.observers.insert(0, self.on_transition)
@@ -122,7 +156,7 @@ class Recorder:
             InvalidJobError: The job cannot be stored; the message names the reason and the fix.
             QueueFullError: too many changes wait for a store that cannot be written.
         """
-        if len(self.pending) >= MAX_PENDING_WRITES and self._outage.is_on:
+        if len(self._pending) >= MAX_PENDING_WRITES and self._is_down:
             raise QueueFullError(
                 f"{self.store.url} cannot be written, and {MAX_PENDING_WRITES} job changes wait for it: "
                 "restore the store, or submit later"
@@ -130,7 +164,7 @@ class Recorder:
         if job.job_id in self._supervisor.intake.quarantined:
             self._forget_if_released(job.job_id)
         if self.store.durable and not driven:
-            return stored_call(job, self.pickles)
+            return stored_call(job, self._pickles)
         if self.store.durable:
             refuse_unstorable_texts(job)
         return StoredCall(function_name(job))
@@ -142,50 +176,54 @@ class Recorder:
             if record is not None and record.status in TERMINAL and not record.quarantined:
                 self._supervisor.intake.quarantined.pop(job_id, None)
 
-    def recorded(self, job: Job) -> Future[None]:
-        """Return a future that resolves once the job is in the store; at once while that cannot be written."""
-        with self._lock:
-            if self.pending.is_unwritten(job) and not self._outage.is_on and not self._closing.is_set():
-                return self._written.add(job)
+    def written(self, *, may_wait: bool) -> Future[None]:
+        """Return a future that resolves once all that was submitted by now is in the store.
+
+        While the store is down it waits if it `may_wait`, or else raises StoreUnavailableError.
+        """
         done: Future[None] = Future()
-        done.set_result(None)
+        with self._lock:
+            is_done = self._closing.is_set() or self._pending.is_empty or not self._supervisor.thread.is_started()
+            if not is_done and self._is_down and not may_wait:
+                done.set_exception(self._unavailable())
+            elif is_done:
+                done.set_result(None)
+            else:
+                self._flushes.add(done)
+        if not done.done():
+            # When the supervisor makes this call, it has reported all jobs that were submitted before.
+            self._supervisor.call_soon(self._make_ready, _Request(lambda: None, done, may_wait))
         return done
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until all changes up to now are in the store; return False after `timeout` seconds."""
-        with self._lock:
-            if self._closing.is_set() or self.pending.is_empty or not self._supervisor.thread.is_started():
-                return self.pending.is_empty
-            request = self._requests.add_flush()
-        # When the supervisor makes this call, it has reported all jobs that were submitted before.
-        self._supervisor.call_soon(self._release_flush, request)
         try:
-            request.done.result(timeout)
+            self.written(may_wait=True).result(timeout)
         except TimeoutError:
             return False
-        return True
+        return not self._closing.is_set() or self._pending.is_empty
 
-    def _release_flush(self, request: Request) -> None:
-        with self._lock:
-            self._requests.release_flush(request)
-            self._start()
-        self._wake.set()
-
-    def request(self, call: Callable[[], T], *, may_wait: bool) -> Future[T]:
+    def request(self, call: Callable[[], T]) -> Future[T]:
         """Call `call` on the recorder's thread, once everything reported by now is in the store.
 
-        Where the store cannot be written, the future raises StoreUnavailableError, or waits for it if it `may_wait`.
+        While the store is down the future raises StoreUnavailableError.
 
         Raises:
             ExecutorClosedError: the executor is shut down.
         """
+        request = _Request(call, Future(), may_wait=False)
         with self._lock:
             if self._closing.is_set():
                 raise ExecutorClosedError("the executor is shut down: make another executor")
-            done = self._requests.add(call, may_wait=may_wait)
+            self._make_ready(request)
+        return request.done
+
+    def _make_ready(self, request: _Request) -> None:
+        with self._lock:
+            self._flushes.discard(request.done)
+            self._requests.append(request)
             self._start()
         self._wake.set()
-        return done
 
     def _start(self) -> None:
         if self._thread is None:
@@ -204,7 +242,7 @@ class Recorder:
 
     def on_transition(self, transition: Transition) -> None:
         """Receive a transition from the supervisor, and wake the recorder's thread."""
-        self.pending.on_transition(transition)
+        self._pending.on_transition(transition)
         if not self._wake.is_set():
             self._wake.set()
             if self._thread is None:
@@ -229,7 +267,15 @@ class Recorder:
         Raises:
             StoreUnavailableError: it cannot be registered now.
         """
-        return self._lease.host()
+        if self._host is None:
+            began, host = lease_time(), new_host()
+            try:
+                self.store.register(host, lease=self._lease.seconds)
+            except BaseException:
+                close_host(host)
+                raise
+            self._host, self._lease.renewed_at = host, began
+        return self._host
 
     def end(self, record: JobRecord) -> None:
         """Record the end of a job that this host has claimed and cannot run.
@@ -239,95 +285,148 @@ class Recorder:
         """
         self.store.write(self.host().host_id, changed=[record], lease=self._lease.seconds)
 
-    def renew(self) -> None:
-        """Write what is pending, and with it renew the lease; this raises what `JobStore.write` raises."""
-        self._write(self._next_batch())
-
     def _run(self) -> None:
         while not self._closing.is_set():
             self._wake.wait(self._seconds_until_due())
-            if self._supervisor.dispatcher.rate_limiter.is_active:
+            if self._supervisor.dispatcher.rate_limiter.is_active and not self._tools.is_waiting:
                 self._hurry.wait(ASK_DELAY)
             self._wake.clear()
+            self._hurry.clear()
             self._turn()
             self._lease.announce(is_needed=bool(self._supervisor.intake.jobs))
-            self._hurry.wait(self._outage.retry_delay if self._outage.is_on else BATCH_INTERVAL)
-            self._hurry.clear()
+            self._hurry.wait(self._retry_delay if self._is_down else BATCH_INTERVAL)
         until = time.monotonic() + SHUTDOWN_TIMEOUT
         while not self._turn() and time.monotonic() < until:
-            time.sleep(self._outage.retry_delay)
+            time.sleep(self._retry_delay)
         self._finish()
 
     def _seconds_until_due(self) -> float | None:
-        if self._outage.is_on:
+        if self._is_down:
             return 0.0
         due = []
         if self._supervisor.intake.jobs:
             due += [self._checked_at + CHECK_INTERVAL, self._lease.due_at]
-        if self.recover_every is not None:
-            due.append(self._recovered_at + self.recover_every)
+        if self._recover_every is not None:
+            due.append(self._recovered_at + self._recover_every)
         return max(0.0, min(due) - time.monotonic()) if due else None
 
     def _turn(self) -> bool:
         """Write and answer all that is due; return whether that has succeeded."""
-        requests, began = self._requests.take(), time.monotonic()
+        number, began = len(self._requests), time.monotonic()
         try:
-            self.pending.collect()
+            self._pending.collect()
             # Before the collected transitions, so that a reader who sees a job's end finds its whole log.
             self._lines.write_to(self.store)
             self._write_all()
             self._check_live_jobs()
             self._recover_if_due()
-            while requests:
-                self._requests.answer(requests.pop(0))
+            self._answer(number)
             return True
         except StoreUnavailableError as error:
             self._on_outage(error, began)
         except LeaseLostError:
-            self._lease.lose()
-            self._tools.on_lease_lost()
-            self._handover.after_loss()
-            self._wake.set()  # This executor registers as a new host, which answers the requests.
+            self._on_lease_lost()
         except Exception:
             logger.exception("the recorder failed in one turn and continues")
-        unavailable = f"{self.store.url} cannot be written now" if self._outage.is_on else None
-        self._requests.put_back(requests, unavailable=unavailable)
         return False
 
+    def _answer(self, number: int) -> None:
+        """Make the calls of so many requests: what was reported before them is in the store."""
+        for _ in range(number):
+            request = self._requests[0]
+            try:
+                value = request.call()
+            except LeaseLostError:
+                raise  # The request is answered with the next lease.
+            except Exception as error:
+                self._requests.popleft().done.set_exception(error)
+            else:
+                self._requests.popleft().done.set_result(value)
+
     def _finish(self) -> None:
-        if len(self.pending):
-            logger.error("%d jobs could not be recorded: %s cannot be written", len(self.pending), self.store.url)
-        self._requests.close()
-        self._lease.end()
+        if len(self._pending):
+            logger.error("%d jobs could not be recorded: %s cannot be written", len(self._pending), self.store.url)
+        for done in self._flushes:
+            done.set_result(None)
+        for request in self._requests:
+            request.done.set_exception(ExecutorClosedError("the executor is shut down: make another executor"))
+        if self._host is not None:
+            close_host(self._host)
+            # Other hosts may take over at once what is left.
+            with contextlib.suppress(StoreUnavailableError):
+                self.store.leave(self._host.host_id)
+
+    # --- trouble ---
+
+    @property
+    def _is_down(self) -> bool:
+        """Whether the store could not be written when that was last tried."""
+        return self._down_since is not None
+
+    def _unavailable(self) -> StoreUnavailableError:
+        return StoreUnavailableError(f"{self.store.url} cannot be written now")
+
+    def _on_outage(self, error: StoreUnavailableError, began: float) -> None:
+        """Note that what began at the monotonic time `began` has failed."""
+        if self._down_since is None:
+            self._down_since = began
+            self._tools.on_outage()
+            logger.error(
+                "%s cannot be written: %s: jobs continue, and their changes are kept in memory until it can",
+                self.store.url,
+                error,
+            )
+        self._retry_delay = min(2 * self._retry_delay, MAX_RETRY_DELAY)
+        with self._lock:
+            failed = [request for request in self._requests if not request.may_wait]
+            self._requests = deque(request for request in self._requests if request.may_wait)
+        for request in failed:
+            request.done.set_exception(self._unavailable())
+        if self._lease.is_about_to_expire():
+            self._handover.before_expiry(self.store.url, self._lease.age)
+
+    def _on_lease_lost(self) -> None:
+        """Stop all stored jobs; the next turn registers this executor as a new host, which answers the requests."""
+        if self._host is not None:
+            close_host(self._host)
+            self._host = self._lease.renewed_at = None
+        self._tools.on_lease_lost()
+        self._handover.after_loss()
+        self._wake.set()
 
     # --- writing ---
 
     def _write_all(self) -> None:
         asks = self._tools.to_write(self.host)
-        if asks or self._outage.is_on or self._is_renewal_due():
+        if asks or self._is_down or self._is_renewal_due():
             self._write(self._next_batch(), asks)
         # Counted now: what becomes due meanwhile is for the next turn.
-        for _ in range(-(-len(self.pending) // BATCH_SIZE)):
+        for _ in range(-(-len(self._pending) // BATCH_SIZE)):
             self._write(self._next_batch())
 
     def _next_batch(self, size: int = BATCH_SIZE) -> WriteBatch:
-        return self.pending.batch(size, self.host().host_id)
+        return self._pending.batch(size, self.host().host_id)
 
     def _is_renewal_due(self) -> bool:
         # Jobs that are claimed need a lease.
-        return self._is_recovery_due() or (bool(self._supervisor.intake.jobs) and self._lease.is_due)
+        return self._is_recovery_due() or (
+            bool(self._supervisor.intake.jobs) and time.monotonic() >= self._lease.due_at
+        )
 
     def _write(self, batch: WriteBatch, asks: Sequence[ToolAsk] = ()) -> None:
-        began = self._lease.now()
+        began = lease_time()
         try:
             host_id, lease = self.host().host_id, self._lease.seconds
             written = self.store.write(host_id, batch.new, batch.changed, lease=lease, asks=asks)
         except (StoreUnavailableError, LeaseLostError):
             raise
         except Exception:
+            if not batch.jobs:
+                raise
             self._write_one_by_one(batch)
+            self._wake.set()  # What was asked of tools has no answer yet.
             return
-        self._lease.renewed(began)
+        self._lease.renewed_at = began
         self._mark_written(batch.jobs)
         if written.tools is not None:
             self._tools.answer(written.shares, written.tools)
@@ -340,21 +439,27 @@ class Recorder:
             for _ in batch.jobs:
                 self._write(self._next_batch(1))
         else:
-            write_plain(self.store, self.host().host_id, batch, lease=self._lease.seconds)
+            self._write_plain(batch)
             self._mark_written(batch.jobs)
 
-    def _mark_written(self, jobs: list[Job]) -> None:
-        self.pending.mark_written(jobs)
-        self._outage.succeeded()
-        self._written.resolve(jobs)
+    def _write_plain(self, batch: WriteBatch) -> None:
+        """Write the one record of `batch` in a form that each store holds: without it, a job that ended runs again."""
+        job_id = batch.jobs[0].job_id
+        logger.exception("the record of job %r cannot be stored as it is", job_id, extra={"job_id": job_id})
+        try:
+            new, changed = (list(map(plain, records)) for records in (batch.new, batch.changed))
+            self.store.write(self.host().host_id, new, changed, lease=self._lease.seconds)
+        except (StoreUnavailableError, LeaseLostError):
+            raise
+        except Exception:
+            logger.exception("a change of job %r is not in the store: it may run again", job_id)
 
-    def _on_outage(self, error: StoreUnavailableError, began: float) -> None:
-        if not self._outage.is_on:
-            self._tools.on_outage()
-        self._outage.failed(error, began)
-        self._written.resolve_all()
-        if self._lease.is_about_to_expire():
-            self._handover.before_expiry(self.store.url, self._lease.now() - self._lease.renewed_at)
+    def _mark_written(self, jobs: list[Job]) -> None:
+        self._pending.mark_written(jobs)
+        if self._down_since is not None:
+            seconds = time.monotonic() - self._down_since
+            logger.warning("%s can be written again after %.1f s: nothing was lost", self.store.url, seconds)
+            self._down_since, self._retry_delay = None, MIN_RETRY_DELAY
 
     # --- checks ---
 
@@ -362,21 +467,22 @@ class Recorder:
         """Collect the progress of running jobs and cancel those that another process asked to cancel."""
         live = self._supervisor.intake.jobs
         now = time.monotonic()
-        if live and self._lease.is_registered and now >= self._checked_at + CHECK_INTERVAL:
+        if live and self._host is not None and now >= self._checked_at + CHECK_INTERVAL:
             self._checked_at = now
-            self.pending.collect_progress()
-            for job_id in self.store.cancel_requests(self.host().host_id):
+            self._pending.collect_progress()
+            for job_id in self.store.cancel_requests(self._host.host_id):
                 if (job := live.get(job_id)) is not None:
                     self._supervisor.cancel_job(job)
 
     def _recover_if_due(self) -> None:
         if self._is_recovery_due():
             self._recovered_at = time.monotonic()
-            self._handover.recovery_is_due = False
-            self.recover()
+            self._handover.recovery_begins()
+            self._recover()
 
     def _is_recovery_due(self) -> bool:
         if self._supervisor.intake.closed or self._handover.is_stopping():
             return False
-        is_time = self.recover_every is not None and time.monotonic() >= self._recovered_at + self.recover_every
+        every = self._recover_every
+        is_time = every is not None and time.monotonic() >= self._recovered_at + every
         return is_time or self._handover.recovery_is_due

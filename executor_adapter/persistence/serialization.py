@@ -7,6 +7,7 @@ where that is not enough.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
@@ -156,6 +157,20 @@ def _not_json(value: Any) -> str | None:
         else:
             nested.pop()
     return None
+
+
+def plain(record: JobRecord) -> JobRecord:
+    """Return the record with nothing that its function made or its caller gave, in a form that each store holds."""
+    note = None if record.error_code is None else "the error cannot be stored: the log of its program has it"
+    return dataclasses.replace(
+        record,
+        error_message=note,
+        traceback=None,
+        records_processed=None,
+        progress=None,
+        attempt_fields=(),
+        metadata={},
+    )
 
 
 def record_of(

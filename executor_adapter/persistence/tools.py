@@ -23,6 +23,11 @@ class ToolRequests:
         self._losses = 0
         self._tried_at = 0.0
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether there is a request."""
+        return self._request is not None
+
     def receive(self, request: ToolRequest) -> None:
         """Receive a request, on the supervisor's thread."""
         self._request = request

@@ -59,7 +59,7 @@ class JobQueue:
             self.forget(job)
         self._forget_surplus()
         if history is not None:
-            await history.wait_until_recorded(taken)
+            await history.wait_until_recorded()
         return taken.job_id
 
     async def is_quarantined(self, job_id: str) -> bool | None:

@@ -1,0 +1,137 @@
+"""The lease of this executor on its store: when it ends, and what becomes of the jobs then."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from executor_adapter.job import TERMINAL, Job
+from executor_adapter.persistence.pending_writes import PendingWrites
+from executor_adapter.supervision import Supervisor
+from executor_adapter.worker import lease_time
+
+logger = logging.getLogger("executor_adapter.store")
+
+LEASE_SECONDS = 60.0
+"""Seconds without a renewal after which a host on another machine counts as dead."""
+RENEWAL_SHARE = 1 / 4
+"""Share of the lease after which it is renewed."""
+GIVE_UP_SHARE = 5 / 6
+"""Share of the lease after which this host stops its jobs: what is left of it is the time to end them."""
+_ANNOUNCED_SHARE = 11 / 12
+"""Share of the lease after which guardians end the jobs of a host that is stopped. It is more than GIVE_UP_SHARE, since
+a host that runs ends its jobs itself."""
+_ANNOUNCE_STEP = 1 / 24
+"""Share of the lease by which it must have been extended to be announced again."""
+
+
+class Lease:
+    """Knows when a lease is due for renewal, and when it is about to expire. Each write to the store renews it.
+
+    Args:
+        seconds: its length.
+        expires: whether other hosts may take the jobs once it is over; in the memory of one process none may.
+        announce: called with the `lease_time` by which jobs must have ended in any case; None for no such time.
+    """
+
+    def __init__(self, seconds: float, *, expires: bool, announce: Callable[[float | None], object]) -> None:
+        self.seconds = seconds
+        self.renewed_at: float | None = None
+        """The `lease_time` at which it was last renewed; None: there is none."""
+        self._expires = expires
+        self._announce = announce
+        self._announced: float | None = None
+
+    @property
+    def due_at(self) -> float:
+        """The monotonic time from which the lease is to be renewed."""
+        return time.monotonic() + (self.renewed_at or 0.0) + self.seconds * RENEWAL_SHARE - lease_time()
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was renewed."""
+        return 0.0 if self.renewed_at is None else lease_time() - self.renewed_at
+
+    def is_about_to_expire(self) -> bool:
+        """Return whether other hosts may soon take this host for dead, although it is alive.
+
+        Hosts of the same machine see that it lives. Others, in other containers too, see nothing but its lease.
+        """
+        return self._expires and self.age > self.seconds * GIVE_UP_SHARE
+
+    def announce(self, *, is_needed: bool) -> None:
+        """Announce until when jobs may run. `is_needed`: whether there are any."""
+        if not is_needed or not self._expires or self.renewed_at is None or self.is_about_to_expire():
+            until = None
+        else:
+            until = self.renewed_at + self.seconds * _ANNOUNCED_SHARE
+        before = self._announced
+        if until is None or before is None:
+            is_news = until is not before
+        else:
+            is_news = until - before >= self.seconds * _ANNOUNCE_STEP
+        if is_news:
+            self._announced = until
+            self._announce(until)
+
+
+class Handover:
+    """Stops jobs here that another host runs now, or may run soon. For the recorder's thread only."""
+
+    def __init__(self, supervisor: Supervisor, pending: PendingWrites) -> None:
+        self.recovery_is_due = False
+        """Whether to look for jobs that were handed over but that perhaps no host took."""
+        self._supervisor = supervisor
+        self._pending = pending
+        self._stopping: list[Job] = []
+        """Jobs that others may run, and of which an attempt may still run here."""
+
+    def before_expiry(self, store_url: str, seconds: float) -> None:
+        """Stop all stored jobs in time: the store was not written for `seconds`, and another host may soon run them."""
+        known = self._known_jobs()
+        if known and not self.recovery_is_due:
+            self.recovery_is_due = True
+            text = "%s could not be written for %.0f s, so the lease on it ends: %d jobs are stopped here and run again"
+            logger.error(text, store_url, seconds, len(known))
+            self._pending.requeue(known)
+            self._stop(known)
+
+    def after_loss(self) -> None:
+        """Stop all stored jobs: another host has taken the lease, and perhaps the jobs."""
+        if known := self._known_jobs():
+            self.recovery_is_due = True
+            self.give_away(known)
+
+    def give_away(self, jobs: list[Job]) -> None:
+        """Stop jobs that another host has taken over, and record nothing more of them."""
+        ended = self._pending.disown(jobs)
+        live = [job for job in jobs if job.status not in TERMINAL]
+        logger.warning(
+            "another host has taken over %d jobs: %d are stopped here, %d had finished here and may run twice",
+            len(jobs),
+            len(live),
+            ended,
+        )
+        self._stop(live)
+
+    def is_stopping(self) -> bool:
+        """Return whether a job that was handed over still runs here.
+
+        If it were claimed now, it would be ignored as a job that is live here, and then be lost.
+        """
+        live = self._supervisor.intake.jobs
+        self._stopping = [job for job in self._stopping if live.get(job.job_id) is job]
+        return bool(self._stopping)
+
+    def recovery_begins(self) -> None:
+        """Note that jobs are looked for now."""
+        self.recovery_is_due = False
+
+    def _known_jobs(self) -> list[Job]:
+        return self._pending.known_to_store(list(self._supervisor.intake.jobs.values()))
+
+    def _stop(self, jobs: list[Job]) -> None:
+        self._stopping += jobs
+        for job in jobs:
+            self._supervisor.release_job(job)
