@@ -15,8 +15,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, delete, func, not_, select
 
 from executor_adapter.job import TERMINAL
-from executor_adapter.store.sql import log_lines
-from executor_adapter.store.sql.schema import jobs
+from executor_adapter.store.sql.schema import jobs, lines
 
 MAX_STEP_SECONDS = 0.01
 """Seconds for which a step may hold the lock of writers."""
@@ -65,7 +64,7 @@ def _delete(connection: Connection, job_ids: list[str], before: float) -> int:
     step = delete(jobs).where(jobs.c.job_id.in_(job_ids), still_old, *_deletable()).returning(jobs.c.job_id)
     deleted = connection.execute(step).scalars().all()
     if deleted:
-        log_lines.delete_of(connection, deleted)
+        connection.execute(delete(lines).where(lines.c.job_id.in_(deleted)))
     return len(deleted)
 
 

@@ -12,6 +12,7 @@ import itertools
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, fields
 from typing import Any
 
 from sqlalchemy import (
@@ -34,8 +35,8 @@ from sqlalchemy import (
 from executor_adapter.store.base import LeaseLostError
 from executor_adapter.store.host import Host, this_machine
 from executor_adapter.store.records import JobRecord
-from executor_adapter.store.sql.filters import has_no_host, is_live
-from executor_adapter.store.sql.row_mapping import record_of
+from executor_adapter.store.sql.queries import has_no_host, is_live
+from executor_adapter.store.sql.rows import record_of
 from executor_adapter.store.sql.schema import hosts, jobs
 
 Refuse = Callable[[JobRecord], str | None]
@@ -44,14 +45,7 @@ Refuse = Callable[[JobRecord], str | None]
 
 def register(connection: Connection, host: Host, lease: float) -> None:
     """Insert the host, with a lease of so many seconds."""
-    row = {
-        "host_id": host.host_id,
-        "machine": host.machine,
-        "pid": host.pid,
-        "process_started": host.process_started,
-        "presence": host.presence,
-    }
-    connection.execute(insert(hosts).values(row | {"expires_at": now(connection) + lease}))
+    connection.execute(insert(hosts).values(asdict(host) | {"expires_at": now(connection) + lease}))
 
 
 def renew(connection: Connection, host_id: str, lease: float) -> bool:
@@ -145,7 +139,7 @@ def is_gone(row: Any) -> bool:
 
 
 def _host(row: Any) -> Host:
-    return Host(**{name: row[name] for name in ("host_id", "machine", "pid", "process_started", "presence")})
+    return Host(**{field.name: row[field.name] for field in fields(Host)})
 
 
 def now(connection: Connection) -> ColumnElement[float]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
-from sqlalchemy import Connection, Engine, Select, func, insert, select, update
+from sqlalchemy import Connection, Engine, Select, bindparam, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from executor_adapter.exceptions import InvalidJobError
@@ -16,15 +17,26 @@ from executor_adapter.job import JobStatus, ToolLimit, check_age
 from executor_adapter.store.base import JobStore, LeaseLostError, Written
 from executor_adapter.store.host import Host
 from executor_adapter.store.records import ALL, MAX_LOG_LINES, JobFilter, JobRecord, LogLine, Page
-from executor_adapter.store.sql import leases, log_lines, tools
+from executor_adapter.store.sql import leases, tools
 from executor_adapter.store.sql.cleanup import delete_finished
 from executor_adapter.store.sql.engines import CHECKPOINT_PAGES, SECRET_PARAMETERS, translate_errors
-from executor_adapter.store.sql.filters import conditions, is_live, is_waiting
-from executor_adapter.store.sql.paging import count_of, page_of
-from executor_adapter.store.sql.row_mapping import count_of_statuses, record_of, row_of
+from executor_adapter.store.sql.queries import conditions, count_of, is_live, is_waiting, page_of
+from executor_adapter.store.sql.rows import count_of_statuses, record_of, row_of
 from executor_adapter.store.sql.schema import jobs
+from executor_adapter.store.sql.schema import lines as logged
 from executor_adapter.store.sql.writes import JobWriter
 from executor_adapter.store.tools import SharedTools, ToolAsk
+
+_newest_dropped = (
+    select(logged.c.seq)
+    .where(logged.c.job_id == bindparam("its_id"))
+    .order_by(logged.c.seq.desc())
+    .offset(MAX_LOG_LINES)
+    .limit(1)
+    .scalar_subquery()
+)
+_drop_old_lines = delete(logged).where(logged.c.job_id == bindparam("its_id"), logged.c.seq <= _newest_dropped)
+"""Drops all but the newest MAX_LOG_LINES of a job."""
 
 
 class SqlStore(JobStore):
@@ -107,8 +119,11 @@ class SqlStore(JobStore):
         return delete_finished(self._reading, changing, before=before, queue=queue)
 
     def lines(self, job_id: str, *, after: int = 0, limit: int = MAX_LOG_LINES) -> list[LogLine]:
+        columns = [logged.c[field.name] for field in dataclasses.fields(LogLine)]
+        query = select(*columns).where(logged.c.job_id == job_id, logged.c.seq > after)
         with self._reading() as connection:
-            return log_lines.read(connection, job_id, after, limit)
+            newest = connection.execute(query.order_by(logged.c.seq.desc()).limit(limit)).all()
+        return [LogLine(*row) for row in reversed(newest)]
 
     # --- for hosts ---
 
@@ -134,7 +149,8 @@ class SqlStore(JobStore):
 
     def write_lines(self, lines: Sequence[LogLine]) -> None:
         with self._changing() as connection:
-            log_lines.add(connection, lines)
+            connection.execute(insert(logged), [dataclasses.asdict(line) for line in lines])
+            connection.execute(_drop_old_lines, [{"its_id": job_id} for job_id in {line.job_id for line in lines}])
 
     def leave(self, host_id: str) -> None:
         with self._changing() as connection:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Dialect, bindparam, false, or_, select, update
+from sqlalchemy import JSON, Connection, Dialect, Text, bindparam, column, false, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from executor_adapter.store.records import JobRecord
-from executor_adapter.store.sql.row_mapping import FIXED, changing_row_of, row_of
+from executor_adapter.store.sql.rows import FIXED, changing_row_of, row_of
 from executor_adapter.store.sql.schema import jobs
-from executor_adapter.store.sql.set_statements import SetStatements, have_unique_ids
 
 _WRITTEN = [column.name for column in jobs.columns if column.name != "cancel_requested"]
 ROWS_PER_STATEMENT = 50
@@ -50,7 +50,7 @@ class JobWriter:
         positional = make(paramstyle="qmark" if self._is_sqlite else "format")
         self._new = _Statement(new, positional)
         self._known = _Statement(known, positional)
-        self._sets = None if self._is_sqlite else SetStatements(_WRITTEN, ["job_id", *_CHANGING], on_conflict)
+        self._sets = None if self._is_sqlite else _SetStatements(_WRITTEN, ["job_id", *_CHANGING], on_conflict)
 
     def write(
         self, connection: Connection, host_id: str, new: Sequence[JobRecord], changed: Sequence[JobRecord]
@@ -61,12 +61,12 @@ class JobWriter:
         return [] if written == len(new) + len(changed) else _ids_of_other_hosts(connection, (*new, *changed))
 
     def _insert(self, connection: Connection, rows: Sequence[dict[str, Any]], me: str) -> int:
-        if self._sets is not None and have_unique_ids(rows):
+        if self._sets is not None and _have_unique_ids(rows):
             return self._sets.insert(connection, rows, me)
         return self._new.run(connection, rows, me, several=self._sets is None)
 
     def _update(self, connection: Connection, rows: Sequence[dict[str, Any]], me: str) -> int:
-        if self._sets is not None and have_unique_ids(rows):
+        if self._sets is not None and _have_unique_ids(rows):
             return self._sets.update(connection, rows, me)
         return self._known.run(connection, [row | {"its_id": row["job_id"]} for row in rows], me)
 
@@ -75,7 +75,7 @@ class _Statement:
     """Holds a statement as its driver takes it, for one row and for ROWS_PER_STATEMENT; its last parameter is `me`.
 
     SQLite's driver releases the GIL for each execution, and may have to wait to get it back while jobs run, so it gets
-    many rows at a time. PostgreSQL is slow with many parameters, see `SetStatements`.
+    many rows at a time. PostgreSQL is slow with many parameters, see `_SetStatements`.
     """
 
     def __init__(self, statement: Any, dialect: Dialect) -> None:
@@ -95,6 +95,63 @@ class _Statement:
         if picked:
             written += connection.exec_driver_sql(self._one, [(*row, me) for row in picked]).rowcount
         return written
+
+
+class _SetStatements:
+    """Writes many rows with one statement of PostgreSQL, which takes them as one JSON document and expands it.
+
+    One execution for each row would cost both sides about twice as much, however the executions are sent. There are two
+    statements, for new jobs and for changed ones.
+
+    Args:
+        written: the columns of new jobs.
+        changing: the columns that change of known jobs, and the id.
+        on_conflict: what to do with a new job whose id is known.
+    """
+
+    def __init__(self, written: Sequence[str], changing: Sequence[str], on_conflict: dict[str, Any]) -> None:
+        given = _given(written)
+        self._new = postgresql.insert(jobs).from_select(written, select(*(_value(given, name) for name in written)))
+        self._new = self._new.on_conflict_do_update(**on_conflict)
+        given = _given(changing)
+        mine = (jobs.c.job_id == given.c.job_id, jobs.c.host == bindparam("me"))
+        changes = {name: given.c[name] for name in changing if name != "job_id"}
+        self._known = update(jobs).where(*mine).values(changes)
+
+    def insert(self, connection: Connection, rows: Sequence[dict[str, Any]], me: str) -> int:
+        """Insert new jobs; return how many rows were written."""
+        return _run(connection, self._new, [_as_json(row) for row in rows], me)
+
+    def update(self, connection: Connection, rows: Sequence[dict[str, Any]], me: str) -> int:
+        """Update known jobs; return how many rows were written."""
+        return _run(connection, self._known, rows, me)
+
+
+def _have_unique_ids(rows: Sequence[dict[str, Any]]) -> bool:
+    """Return whether no id occurs twice; one statement can change a row only once."""
+    return len({row["job_id"] for row in rows}) == len(rows)
+
+
+def _given(names: Sequence[str]) -> Any:
+    columns = [column(name, Text() if name == "pickled" else jobs.c[name].type) for name in names]
+    rows = func.json_to_recordset(bindparam("given", type_=JSON))
+    return rows.table_valued(*columns).render_derived("given", with_types=True)
+
+
+def _value(given: Any, name: str) -> Any:
+    return func.decode(given.c.pickled, "base64") if name == "pickled" else given.c[name]
+
+
+def _as_json(row: dict[str, Any]) -> dict[str, Any]:
+    pickled = row["pickled"]
+    return row if pickled is None else row | {"pickled": base64.b64encode(pickled).decode()}
+
+
+def _run(connection: Connection, statement: Any, rows: Sequence[dict[str, Any]], me: str) -> int:
+    if not rows:
+        return 0
+    given = {"given": rows, "me": me}
+    return connection.execute(statement, given, execution_options={"preserve_rowcount": True}).rowcount
 
 
 def _ids_of_other_hosts(connection: Connection, records: Iterable[JobRecord]) -> list[str]:

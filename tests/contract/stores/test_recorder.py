@@ -14,7 +14,7 @@ from executor_adapter.config import Settings
 from executor_adapter.exceptions import InvalidJobError, JobSerializationError
 from executor_adapter.job import Progress
 from executor_adapter.store import JobStore, SignedPickles
-from executor_adapter.store.sql.row_mapping import MAX_ERROR_LENGTH, MAX_INTEGER
+from executor_adapter.store.sql.rows import MAX_ERROR_LENGTH, MAX_INTEGER
 from tests.contract.stores import store_jobs
 from tests.contract.stores.conftest import MakeStored, record_in, wait_for_end
 from tests.waiting import PATIENCE, wait_for

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import RowMapping
@@ -71,19 +71,17 @@ def changing_row_of(record: JobRecord) -> dict[str, Any]:
 
 
 def record_of(row: RowMapping) -> JobRecord:
-    """Return the record of a row with all columns; an unreadable one where a column makes no sense."""
+    """Return the record of a row with all columns; one that is unreadable where a column makes no sense."""
     fields: dict[str, Any] = {str(name): value for name, value in row.items() if name != "cancel_requested"}
-    try:
-        fields["attempt_fields"] = _attempts(fields["attempts"])
-        fields["progress"] = _progress(fields["progress"])
-        fields["status"] = JobStatus(fields["status"])
-        fields["metadata"] = _object(fields["metadata"])
-        fields["quarantined"] = bool(fields["quarantined"])
-        _check_numbers(fields)
-    except Exception:  # Whatever another program wrote there.
-        return _unreadable(row)
-    del fields["attempts"]
-    return JobRecord(**fields)
+    faults = []
+    for name, (read, fallback) in _READ.items():
+        try:
+            fields[name] = read(fields[name])
+        except Exception:  # Whatever another program wrote there.
+            faults.append(f"{name} is {str(fields[name])[:MAX_SHOWN]!r}")
+            fields[name] = fallback
+    fields["attempt_fields"] = fields.pop("attempts")
+    return JobRecord(**fields) if not faults else _unreadable(fields, faults)
 
 
 def _attempts(text: str) -> tuple[tuple[Any, ...], ...]:
@@ -101,72 +99,45 @@ def _object(text: str) -> dict[str, Any]:
     return found
 
 
-_INTEGERS = ("attempt", "crashes", "priority")
-_TIMES = ("created_at", "started_at", "completed_at", "retry_at", "max_runtime")
-
-
-def _check_numbers(fields: Mapping[str, Any]) -> None:
-    """Check the numbers, which SQLite keeps as whatever was written.
-
-    Raises:
-        ValueError: one is none, or no finite one.
-    """
-    for name in _INTEGERS:
-        _integer(fields[name])
-    for name in _TIMES:
-        _number(fields[name])
-
-
 def _integer(value: Any) -> int:
     if type(value) is not int:
         raise ValueError("it is no whole number")
     return value
 
 
-def _number(value: Any) -> float | None:
-    if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+def _time(value: Any) -> float:
+    if not (isinstance(value, int | float) and math.isfinite(value)):
         raise ValueError("it is no number")
     return value
 
 
+def _time_or_none(value: Any) -> float | None:
+    return None if value is None else _time(value)
+
+
 _READ: dict[str, tuple[Callable[[Any], Any], Any]] = {
-    "status": (JobStatus, None),
+    "status": (JobStatus, JobStatus.FAILED),
     "attempts": (_attempts, ()),
     "progress": (_progress, None),
     "metadata": (_object, {}),
-    **dict.fromkeys(_INTEGERS, (_integer, 0)),
-    **dict.fromkeys(_TIMES, (_number, None)),
+    "quarantined": (bool, False),
+    "created_at": (_time, 0.0),
+    **dict.fromkeys(("attempt", "crashes", "priority"), (_integer, 0)),
+    **dict.fromkeys(("started_at", "completed_at", "retry_at", "max_runtime"), (_time_or_none, None)),
 }
-"""How each column is read that may not make sense, and what stands for it then."""
+"""How each column is read that may not make sense, and what stands for it then. SQLite keeps whatever was written."""
 
 
-def _unreadable(row: RowMapping) -> JobRecord:
+def _unreadable(fields: dict[str, Any], faults: Sequence[str]) -> JobRecord:
     """Return a record for a row that makes no sense: it keeps what can be read, and says what cannot."""
-    fields: dict[str, Any] = {str(name): value for name, value in row.items() if name != "cancel_requested"}
-    faults = []
-    for name, (read, fallback) in _READ.items():
-        try:
-            fields[name] = read(fields[name])
-        except Exception:
-            faults.append(f"{name} is {str(fields[name])[:MAX_SHOWN]!r}")
-            fields[name] = fallback
+    job_id = fields["job_id"]
     message = f"its row in the store cannot be read: {', '.join(faults)}: it is set aside, and never runs"
-    if fields["job_id"] not in _reported:
+    if job_id not in _reported:
         if len(_reported) < MAX_REPORTED:
-            _reported.add(fields["job_id"])
-        logger.error("job %s: %s", fields["job_id"], message, extra={"job_id": fields["job_id"]})
-    fields["attempt_fields"] = fields.pop("attempts")
-    return JobRecord(
-        **fields
-        | {
-            "status": JobStatus.FAILED,
-            "created_at": fields["created_at"] or 0.0,
-            "error_code": "DATA_ERROR",
-            "error_message": message,
-            "quarantined": bool(fields["quarantined"]),
-            "unreadable": message,
-        }
-    )
+            _reported.add(job_id)
+        logger.error("job %s: %s", job_id, message, extra={"job_id": job_id})
+    shown = {"status": JobStatus.FAILED, "error_code": "DATA_ERROR", "error_message": message, "unreadable": message}
+    return JobRecord(**fields | shown)
 
 
 def count_of_statuses(counted: Iterable[tuple[str, int]]) -> dict[JobStatus, int]:
