@@ -98,14 +98,14 @@ MAY_IMPORT = {
     "deployments": {"executor_adapter", "tasks", "flows", "deployments"},
 }
 BUDGETS = {
-    "cli": 1_876,
+    "cli": 1_863,
     "config": 1_157,
     "exceptions": 176,
     "executor": 1_111,
     "job": 1_232,
     "modules": 504,
     "monitoring": 827,
-    "persistence": 1_450,
+    "persistence": 1_191,
     "pipeline": 5_806,
     "pools": 695,
     "pools/cluster": 3_703,
@@ -116,8 +116,8 @@ BUDGETS = {
     "pools/transport": 1_056,
     "prefect": 7_180,
     "scheduler": 460,
-    "store": 1_995,
-    "supervision": 2_956,
+    "store": 1_837,
+    "supervision": 2_948,
     "worker": 1_902,
 }
 """Lines of code that each part may have. A number is only ever lowered: what takes lines away lowers it."""
