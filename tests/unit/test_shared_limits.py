@@ -260,10 +260,12 @@ def test_a_paused_tool_starts_nothing_until_it_is_resumed(tools: SharedLimits) -
     tools.learn(*(ToolControl(tool_name=name, paused_by="somebody") for name in ("api", "other")))
     tools.start(*jobs(1), *jobs(1, "other"), *jobs(1, "third"))
     assert [job.tool_name for job in tools.started] == ["third"]
-    tools.set()
-    tools.time += rate_limiter.CONTROLS_INTERVAL
-    tools.turn()
-    tools.answer()
+    for is_resumed in (False, False, True):
+        if is_resumed:
+            tools.set()
+        tools.time += rate_limiter.CONTROLS_INTERVAL
+        tools.turn()
+        tools.answer()
     assert [job.tool_name for job in tools.started] == ["third", "other"]
     tools.turn()
     tools.answer(granted=1)
