@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from executor_adapter.worker import guardian, sentinel, values, wire
     from executor_adapter.worker.bond import end_with_this_process
     from executor_adapter.worker.call import PICKLE, REFERENCE
-    from executor_adapter.worker.clock import lease_time
     from executor_adapter.worker.context import BoundCall, JobContext, current_job, enter_job, leave_job, running_job
     from executor_adapter.worker.interpreter import interpreter_command
     from executor_adapter.worker.presence import is_held, is_held_by_process, own_presence
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from executor_adapter.worker.stacks import FunctionPosition, position_text, traceback_of_function
     from executor_adapter.worker.state import lasting_changes
     from executor_adapter.worker.tracebacks import traceback_of
-    from executor_adapter.worker.values import STACK_GLOBAL, LargeBuffers, MemoryFile, adopt_memory_file
+    from executor_adapter.worker.wire import lease_time
 
 _HOMES = {
     "BOOTSTRAP": "executor_adapter.worker.spawned",
@@ -41,13 +40,9 @@ _HOMES = {
     "FunctionPosition": "executor_adapter.worker.stacks",
     "INTERRUPT": "executor_adapter.worker.process",
     "JobContext": "executor_adapter.worker.context",
-    "LargeBuffers": "executor_adapter.worker.values",
-    "MemoryFile": "executor_adapter.worker.values",
     "PICKLE": "executor_adapter.worker.call",
     "REFERENCE": "executor_adapter.worker.call",
-    "STACK_GLOBAL": "executor_adapter.worker.values",
     "TREE_VARIABLE": "executor_adapter.worker.process_tree",
-    "adopt_memory_file": "executor_adapter.worker.values",
     "current_job": "executor_adapter.worker.context",
     "end_with_this_process": "executor_adapter.worker.bond",
     "enter_job": "executor_adapter.worker.context",
@@ -57,7 +52,7 @@ _HOMES = {
     "is_held_by_process": "executor_adapter.worker.presence",
     "kill_below": "executor_adapter.worker.process_tree",
     "kill_marked": "executor_adapter.worker.process_tree",
-    "lease_time": "executor_adapter.worker.clock",
+    "lease_time": "executor_adapter.worker.wire",
     "leave_job": "executor_adapter.worker.context",
     "lasting_changes": "executor_adapter.worker.state",
     "own_presence": "executor_adapter.worker.presence",
@@ -80,14 +75,10 @@ __all__ = [
     "INTERRUPT",
     "PICKLE",
     "REFERENCE",
-    "STACK_GLOBAL",
     "TREE_VARIABLE",
     "BoundCall",
     "FunctionPosition",
     "JobContext",
-    "LargeBuffers",
-    "MemoryFile",
-    "adopt_memory_file",
     "current_job",
     "end_with_this_process",
     "enter_job",

@@ -93,6 +93,9 @@ def import_reference(reference: str) -> Any:
     return found
 
 
+_NO_SCOPE = nullcontext()
+
+
 def _open_scope(scope: tuple[str, Any], call: BoundCall) -> AbstractContextManager[Any]:
     reference, argument = scope
     return import_reference(reference)(argument, call)  # type: ignore[no-any-return]
@@ -170,7 +173,7 @@ class CallRunner:
         )
         if self.end_requested:
             raise SystemExit(EXIT_TERMINATED)  # The signal came too early to be raised in the function.
-        with nullcontext() if scope is None else _open_scope(scope, BoundCall(function, args, kwargs)):
+        with _NO_SCOPE if scope is None else _open_scope(scope, BoundCall(function, args, kwargs)):
             self._note_imports()
             value = function(*args, **kwargs)
             if type(value) is types.CoroutineType:

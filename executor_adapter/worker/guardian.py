@@ -34,8 +34,8 @@ import traceback
 from typing import Any
 
 from executor_adapter.worker import process, wire
-from executor_adapter.worker.clock import lease_time
 from executor_adapter.worker.process_tree import become_subreaper, children, kill
+from executor_adapter.worker.wire import lease_time
 
 PACKET = struct.Struct("<BIii")
 """Kind, number of the worker, and two numbers: the pid for FORKED, si_code and si_status for EXITED, the errno for

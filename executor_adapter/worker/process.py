@@ -26,6 +26,7 @@ The worker is forked from the guardian, so it needs the standard library alone.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import faulthandler
 import os
 import pickle
@@ -42,7 +43,6 @@ from typing import Any
 from executor_adapter.exceptions import SoftTimeoutError
 from executor_adapter.worker import wire
 from executor_adapter.worker.call import EXIT_TERMINATED, CallRunner, FunctionTable, ReceivedCall
-from executor_adapter.worker.oom_score import become_preferred_victim
 from executor_adapter.worker.reporter import Channel, WorkerReporter
 from executor_adapter.worker.state import COMPARE_SECONDS, ProcessState
 from executor_adapter.worker.stdio import PeakMemory, Stdio, move_up
@@ -52,6 +52,9 @@ INTERRUPT = signal.SIGRTMAX - 3 if hasattr(signal, "SIGRTMAX") else signal.SIGUS
 
 EXIT_SETUP_FAILED = 70
 """Exit code of a worker whose set-up or initializer failed."""
+
+_OOM_SCORE_RAISE, _MAX_OOM_SCORE = 500, 1000
+"""Half of the memory counts as used by the process in addition, see proc_pid_oom_score_adj(5)."""
 
 _EXIT_SECONDS = 1
 """Seconds that the exit functions of a worker may take."""
@@ -77,7 +80,7 @@ def main(fds: list[int], setup: dict[str, Any], make_worker: WorkerFactory | Non
     worker = (make_worker or Worker)(sock, move_up(ticket_fd), stdio, setup["log_level"])
     for fd in setup["presence"]:
         _hold_presence(fd)
-    become_preferred_victim()
+    _become_preferred_victim()
     _apply_settings(setup)
     worker.serve()
     _run_exit_handlers()
@@ -88,6 +91,15 @@ def _hold_presence(fd: int) -> None:
     """Keep the host's presence while this process lives, but not in processes that a function forks."""
     held = move_up(fd)
     os.register_at_fork(after_in_child=lambda: os.close(held))
+
+
+def _become_preferred_victim() -> None:
+    """Let the kernel prefer this process, and what it starts, to its host when it kills for lack of memory."""
+    # Other systems have no such file; in a sandbox it may be read-only.
+    with contextlib.suppress(OSError, ValueError), open("/proc/self/oom_score_adj", "r+") as file:
+        raised = min(int(file.read()) + _OOM_SCORE_RAISE, _MAX_OOM_SCORE)
+        file.seek(0)
+        file.write(str(raised))
 
 
 def _apply_settings(setup: dict[str, Any]) -> None:

@@ -75,7 +75,9 @@ class Channel:
                 # A function may have closed the socket, and opened a file of its own under the same number.
                 if self._identity_of(self._socket) != self._identity:
                     os._exit(EXIT_SOCKET_LOST)
-                wire.send_all(self._socket, frame, fd)
+                sent = 0 if fd is None else wire.send_fds(self._socket, frame, [fd])
+                if sent < len(frame):
+                    self._socket.sendall(memoryview(frame)[sent:], wire.NO_SIGNAL)
             except OSError:
                 os._exit(EXIT_SOCKET_LOST)
             finally:

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 from executor_adapter.worker.stdio import Stdio
 
 COMPARE_SECONDS = 0.001
-"""Seconds of a call after which the state is compared at once: it takes a fiftieth of that."""
+"""Seconds of a call after which the state is compared at once: it takes a thirtieth of that."""
 
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 _SIGNALS = tuple(map(int, sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})))

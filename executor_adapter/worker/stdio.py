@@ -79,7 +79,7 @@ class Stdio:
             stderr.flush()
             if self._stdin is not None and self._stdin.closed:
                 self._reopen()
-            return wire.HAS_OUTPUT if self._has_unread(self._stdout_fd) or self._has_unread(self.stderr_fd) else 0
+            return wire.HAS_OUTPUT if self._has_unread() else 0
         except (OSError, ValueError):  # The function closed a stream, or its own file behind it is full.
             self._repair()
             return wire.HAS_OUTPUT
@@ -97,9 +97,13 @@ class Stdio:
             if not stream.closed:
                 stream.reconfigure(**_TEXT, newline=None, write_through=False)
 
-    def _has_unread(self, fd: int) -> bool:
-        fcntl.ioctl(fd, termios.FIONREAD, self._waiting, True)
-        return any(self._waiting)
+    def _has_unread(self) -> bool:
+        """Return whether the host has not read all that is in the pipes."""
+        for fd in (self._stdout_fd, self.stderr_fd):
+            fcntl.ioctl(fd, termios.FIONREAD, self._waiting, True)
+            if any(self._waiting):
+                return True
+        return False
 
     def _repair(self) -> None:
         for stream in (self._stdout, self._stderr):

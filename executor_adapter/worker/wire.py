@@ -19,7 +19,7 @@ its writer did not live to finish is seen as the end of the stream, and no part 
         DROPPED
         STARTED     a call starts: sent where there are no tickets (`spawned`)
 
-Times are of CLOCK_MONOTONIC, which all processes of a machine share.
+Times are of CLOCK_MONOTONIC, which all processes of a machine share; those of leases are `lease_time`.
 
 Every worker imports this module, so it needs the standard library alone.
 """
@@ -30,6 +30,7 @@ import array
 import os
 import socket
 import struct
+import time
 from collections import deque
 from collections.abc import Sequence
 
@@ -67,10 +68,12 @@ MAX_WORD = 0xFFFFFFFF
 _FD_SPACE = socket.CMSG_SPACE(8 * 4)
 # Systems without this flag have no memory files either, so no descriptor travels there.
 _CLOSED_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
-_FD_LOST = socket.MSG_CTRUNC
+_FD_LOST = int(socket.MSG_CTRUNC)  # An enum member would make another one of it with each read.
 
 NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
 """For every send: a receiver that has died is an error, also where the program has SIGPIPE end it."""
+
+_BOOT_TIME = getattr(time, "CLOCK_BOOTTIME", None)
 
 Frame = tuple[int, int, int, int, int, float, float, bytes]
 """Kind, flags, number, seq, word, first, second, body. A bare tuple, since thousands are made a second."""
@@ -81,6 +84,14 @@ def pack_frame(
 ) -> bytes:
     """Return a frame that is neither a call nor a result: those are packed where they are made, for speed."""
     return HEADER.pack(len(body), kind, flags, 0, seq & MAX_WORD, word, first, 0.0) + body
+
+
+def lease_time() -> float:
+    """Return seconds on the clock of leases, which all processes of the machine share.
+
+    On Linux it counts while the machine is suspended, as the clock of a database on another machine does.
+    """
+    return time.monotonic() if _BOOT_TIME is None else time.clock_gettime(_BOOT_TIME)
 
 
 class RemoteTraceback(Exception):  # noqa: N818  named as in concurrent.futures and multiprocessing
@@ -175,10 +186,3 @@ def send_fds(sock: socket.socket, data: bytes | memoryview, fds: Sequence[int]) 
     # `socket.send_fds` takes flags, and leaves them out.
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     return sock.sendmsg([data], rights, NO_SIGNAL)
-
-
-def send_all(sock: socket.socket, frame: bytes, fd: int | None = None) -> None:
-    """Write a frame to a blocking socket, with a file descriptor for its receiver if one is given."""
-    sent = 0 if fd is None else send_fds(sock, frame, [fd])
-    if sent < len(frame):
-        sock.sendall(memoryview(frame)[sent:], NO_SIGNAL)

@@ -118,7 +118,7 @@ BUDGETS = {
     "scheduler": 460,
     "store": 1_837,
     "supervision": 2_948,
-    "worker": 1_902,
+    "worker": 1_890,
 }
 """Lines of code that each part may have. A number is only ever lowered: what takes lines away lowers it."""
 NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}

@@ -27,7 +27,7 @@ from executor_adapter.pools.memory.available import AvailableMemory
 from executor_adapter.pools.memory.guard import MemoryGuard
 from executor_adapter.pools.transport.functions import EncodedFunction
 from executor_adapter.pools.transport.reports import OnRecord, refers_to_code
-from executor_adapter.worker import adopt_memory_file, lease_time, wire
+from executor_adapter.worker import lease_time, values, wire
 
 logger = logging.getLogger("executor_adapter.cluster")
 
@@ -156,7 +156,7 @@ class Agent:
         if refusal:
             self._report_end(seq, Ending.UNSENDABLE, JobSerializationError(refusal))
             return
-        file = adopt_memory_file(fd, body[frames.CALL_PART.size : at]) if fd >= 0 else None
+        file = values.adopt_memory_file(fd, body[frames.CALL_PART.size : at]) if fd >= 0 else None
         found = self._functions.pop(function) if flags & wire.USE_ONCE else self._functions[function]
         assignment = unpack_call(seq, number, flags, found, body[at:], file, max_runtime)
         assignment.memory_limit = limit or None

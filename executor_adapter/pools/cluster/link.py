@@ -15,7 +15,7 @@ from typing import Protocol
 
 from executor_adapter.pools.base import PoolSupervisor
 from executor_adapter.pools.cluster import frames
-from executor_adapter.worker import MemoryFile, wire
+from executor_adapter.worker import values, wire
 
 CHUNK_BYTES = 1 << 20
 """Bytes of a large value that are sent at once."""
@@ -84,7 +84,7 @@ class _Sending:
 
     __slots__ = ("at", "fd", "owner", "seq", "size", "then")
 
-    def __init__(self, seq: int, fd: int, owner: MemoryFile | None, then: bytes) -> None:
+    def __init__(self, seq: int, fd: int, owner: values.MemoryFile | None, then: bytes) -> None:
         self.seq = seq
         self.fd = fd
         self.owner = owner
@@ -137,7 +137,7 @@ class Link:
         if self.is_open:
             self._unsent.append(frame)
 
-    def send_file(self, seq: int, fd: int, then: bytes, owner: MemoryFile | None = None) -> None:
+    def send_file(self, seq: int, fd: int, then: bytes, owner: values.MemoryFile | None = None) -> None:
         """Send a memory file in chunks, and after the last one the frame `then`."""
         sending = _Sending(seq, fd, owner, then)
         if self.is_open:

@@ -8,7 +8,7 @@ from executor_adapter.pools.base import Assignment, Ending
 from executor_adapter.pools.cluster import frames
 from executor_adapter.pools.transport.functions import EncodedFunction
 from executor_adapter.pools.transport.payload import Payload
-from executor_adapter.worker import MemoryFile, wire
+from executor_adapter.worker import values, wire
 
 
 class _Named:
@@ -51,12 +51,12 @@ def pack_call(assignment: Assignment, seq: int, of_attempt: bytes, *, on_lease: 
 
 
 def unpack_call(
-    seq: int, number: int, flags: int, function: EncodedFunction, body: bytes, file: MemoryFile | None, limit: float
+    seq: int, number: int, flags: int, code: EncodedFunction, body: bytes, file: values.MemoryFile | None, limit: float
 ) -> RemoteAttempt:
     """Return the attempt of a call. `body`: without the part for the agent. `limit`: its `max_runtime`, or 0."""
     id_size, _, _ = wire.CALL_SIZES.unpack_from(body)
     job_id = body[wire.CALL_SIZES.size : wire.CALL_SIZES.size + id_size].decode()
-    payload = Payload(function, flags & ~frames.OF_AGENT, body, file, limit)
+    payload = Payload(code, flags & ~frames.OF_AGENT, body, file, limit)
     return RemoteAttempt(seq, number, job_id, payload, flags)
 
 

@@ -26,7 +26,7 @@ import cloudpickle
 from executor_adapter.exceptions import JobSerializationError
 from executor_adapter.exceptions.display import text_of
 from executor_adapter.pools.transport import importable
-from executor_adapter.worker import PICKLE, REFERENCE, STACK_GLOBAL, LargeBuffers
+from executor_adapter.worker import PICKLE, REFERENCE, values
 
 MAX_CACHED = 4096
 """Functions whose encoding is cached. When there are so many, the cache is emptied."""
@@ -148,18 +148,18 @@ def _names(code: types.CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
-def dumps(value: Any, buffers: LargeBuffers | None = None) -> bytes:
+def dumps(value: Any, buffers: values.LargeBuffers | None = None) -> bytes:
     """Pickle `value` so that a child process can load it, from whichever module it comes."""
     try:
         stream = pickle.dumps(value, 5, buffer_callback=buffers)
     except Exception:
         return _dumps_by_value(value, buffers)
-    if STACK_GLOBAL not in stream or not any(name in stream for name in importable.names_not_importable()):
+    if values.STACK_GLOBAL not in stream or not any(name in stream for name in importable.names_not_importable()):
         return stream
     return _dumps_by_value(value, buffers)
 
 
-def _dumps_by_value(value: Any, buffers: LargeBuffers | None) -> bytes:
+def _dumps_by_value(value: Any, buffers: values.LargeBuffers | None) -> bytes:
     if buffers is not None:
         buffers.clear()
     with io.BytesIO() as file, _ByValuePickler(file, protocol=5, buffer_callback=buffers) as pickler:

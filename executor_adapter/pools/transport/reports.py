@@ -15,11 +15,11 @@ from executor_adapter.exceptions import JobError, JobSerializationError
 from executor_adapter.exceptions.display import as_exception, read_once, set_cause, text_of
 from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor
 from executor_adapter.pools.transport.decoder import Decoder
-from executor_adapter.worker import STACK_GLOBAL, values, wire
+from executor_adapter.worker import values, wire
 
 logger = logging.getLogger("executor_adapter.process")
 
-_CODE = re.compile(rb"(?:\x94|h.|j.{4}|\x95.{8})" + STACK_GLOBAL, re.DOTALL)
+_CODE = re.compile(rb"(?:\x94|h.|j.{4}|\x95.{8})" + values.STACK_GLOBAL, re.DOTALL)
 """STACK_GLOBAL after one of the opcodes that may precede it: MEMOIZE, BINGET, LONG_BINGET or FRAME. In a float or a
 text the byte of STACK_GLOBAL alone is frequent."""
 
@@ -29,7 +29,7 @@ _EXTENSION = re.compile(rb"[\x82-\x84]")
 
 def refers_to_code(pickled: bytes) -> bool:
     """Return whether unpickling may run anybody's code; rarely True for plain data, never False for anything else."""
-    if STACK_GLOBAL in pickled and _CODE.search(pickled) is not None:
+    if values.STACK_GLOBAL in pickled and _CODE.search(pickled) is not None:
         return True
     has_extensions = bool(copyreg._extension_registry)  # type: ignore[attr-defined]  # noqa: SLF001  no public name
     return has_extensions and _EXTENSION.search(pickled) is not None

@@ -10,7 +10,7 @@ from collections import deque
 from executor_adapter.pools.base import PoolSupervisor
 from executor_adapter.pools.transport.functions import EncodedFunction
 from executor_adapter.pools.transport.importable import current_path
-from executor_adapter.worker import MemoryFile, wire
+from executor_adapter.worker import values, wire
 
 MAX_FUNCTIONS = 512
 """Functions that a worker keeps. When it has so many, it forgets all, and is sent again what it needs."""
@@ -51,7 +51,7 @@ class SendBuffer:
         self._fd = sock.fileno()
         self._known: set[int] = set()
         self._path_version = 0
-        self._unsent: deque[tuple[memoryview, MemoryFile | None]] = deque()
+        self._unsent: deque[tuple[memoryview, values.MemoryFile | None]] = deque()
 
     def path_frame(self, path: SharedPath) -> bytes:
         """Return the frame that updates the worker's sys.path; empty if it is up to date."""
@@ -75,7 +75,7 @@ class SendBuffer:
             self._known.add(function.number)
         return wire.pack_frame(wire.FUNCTION, flags, word=function.number, body=function.encoded)
 
-    def send(self, frames: bytes, file: MemoryFile | None = None) -> None:
+    def send(self, frames: bytes, file: values.MemoryFile | None = None) -> None:
         """Send frames now or as soon as there is room, with a memory file for the receiver if one is given."""
         if not self._unsent and file is None:
             try:

@@ -68,11 +68,11 @@ def test_a_lost_descriptor_keeps_its_place_among_the_others() -> None:
     with ours, theirs, open(os.devnull) as file:
         reader = wire.FrameReader(ours, bytearray(1 << 16))
         first, second = (wire.pack_frame(wire.RETURNED, wire.IN_FILE, body=bytes(size)) for size in (100, 10))
-        wire.send_all(theirs, first[:50], file.fileno())
+        wire.send_fds(theirs, first[:50], [file.fileno()])
         with no_descriptor_left():
             assert reader.read() == []
-        wire.send_all(theirs, first[50:])
-        wire.send_all(theirs, second, file.fileno())
+        wire.send_fds(theirs, first[50:], [])
+        wire.send_fds(theirs, second, [file.fileno()])
         assert len(reader.read()) == 2
         lost, taken = reader.fds
         assert lost == -1
