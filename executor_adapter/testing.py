@@ -131,7 +131,7 @@ class InlineThread(SupervisorThread):
             self._inline_loop.run_due()
             if self._inline_loop.stopped:
                 self._inline_loop.close()
-                self.end()
+                self.notify_end()
         finally:
             self._turning = False
 

@@ -148,7 +148,7 @@ class JobDriver:
 
     def _finish(self, value: Any) -> None:
         if self.job.status not in TERMINAL:
-            self._host.follow_up.finish(self.job, JobStatus.COMPLETED, value)
+            self._host.follow_up.finish_job(self.job, JobStatus.COMPLETED, value)
 
     def _fail(self, error: BaseException) -> None:
         if self.job.status not in TERMINAL:

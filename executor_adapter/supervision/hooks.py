@@ -185,9 +185,9 @@ class HookedDriver(JobDriver):
             return  # It was abandoned.
         self._discard_call()
         if self._abort_error is not None:  # The job was being ended, so the outcome of the call does not count.
-            self._end(functools.partial(self._supervisor.follow_up.fail, self.job, self._abort_error))
+            self._end(functools.partial(self._supervisor.follow_up.fail_job, self.job, self._abort_error))
         elif error is None:
-            self._end(functools.partial(self._supervisor.follow_up.finish, self.job, JobStatus.COMPLETED, value))
+            self._end(functools.partial(self._supervisor.follow_up.finish_job, self.job, JobStatus.COMPLETED, value))
         else:
             self._failed(error)
 
@@ -248,7 +248,7 @@ class HookedDriver(JobDriver):
     def _end_aborted(self) -> None:
         if self.job.status not in TERMINAL:
             assert self._abort_error is not None, "the job is to end"
-            self._end(functools.partial(self._supervisor.follow_up.fail, self.job, self._abort_error))
+            self._end(functools.partial(self._supervisor.follow_up.fail_job, self.job, self._abort_error))
 
     def _end(self, end: Callable[[], None]) -> None:
         end()

@@ -182,8 +182,7 @@ class Stopping:
 
     def apply_limits(self, now: float) -> None:
         """Interrupt and stop the attempts that were past their limits at the monotonic time `now`."""
-        if self._running.due <= now:
-            self._running.apply(now, self._interrupt, self._stop)
+        self._running.apply(now, self._interrupt, self._stop)
 
     def _interrupt(self, assignment: Assignment) -> bool:
         return self._pools.of(assignment.job).interrupt(assignment)
@@ -202,7 +201,7 @@ class Stopping:
 
     # --- jobs ---
 
-    def end(self, job: Job, reason: StopReason) -> None:
+    def end_job(self, job: Job, reason: StopReason) -> None:
         """End a live job: at once if no attempt runs, else once its attempt is dead."""
         live = job.live
         if job.state.status in TERMINAL:
@@ -214,7 +213,7 @@ class Stopping:
         elif assignment is not None and not self._is_taken_back(assignment):
             self._stop(assignment, reason)
         else:
-            self.end_unstarted(job, stop_error(job, reason))
+            self.end_unstarted_job(job, stop_error(job, reason))
 
     def _is_taken_back(self, assignment: Assignment) -> bool:
         return assignment not in self._running and self._recall(assignment) is Recall.TAKEN_BACK
@@ -222,13 +221,13 @@ class Stopping:
     def _recall(self, assignment: Assignment) -> Recall:
         return self._pools.of(assignment.job).recall(assignment)
 
-    def end_unstarted(self, job: Job, error: JobTimeoutError | JobCancelledError) -> None:
+    def end_unstarted_job(self, job: Job, error: JobTimeoutError | JobCancelledError) -> None:
         """End a job without a running attempt."""
         driver = job.live.driver
         if driver is not None:
             driver.abort(error)
         else:
-            self._follow_up.fail(job, error)
+            self._follow_up.fail_job(job, error)
 
     def set_timers(self, job: Job) -> None:
         """Enforce the job's `queue_timeout` and `deadline`."""
@@ -249,14 +248,14 @@ class Stopping:
             if answer is Recall.ASKED:  # `handed_back` ends the job if it was not begun.
                 assignment.stop_reason = StopReason.QUEUE_TIMEOUT
             return
-        self.end_unstarted(job, stop_error(job, StopReason.QUEUE_TIMEOUT))
+        self.end_unstarted_job(job, stop_error(job, StopReason.QUEUE_TIMEOUT))
 
     def _on_near_deadline(self, job: Job) -> None:
         used, deadline = self._loop.now() - job.live.queued_at, job.deadline or 0.0
         self._running.near_limits.note(job, "deadline", used, deadline)
 
     def _on_deadline(self, job: Job) -> None:
-        self.end(job, StopReason.DEADLINE)
+        self.end_job(job, StopReason.DEADLINE)
 
     # --- the executor ---
 
@@ -267,7 +266,7 @@ class Stopping:
         for job in list(self._intake.jobs.values()):
             running = job.state.status is JobStatus.RUNNING
             if cancel_running or (cancel_pending and not running):
-                self.end(job, StopReason.SHUTDOWN)
+                self.end_job(job, StopReason.SHUTDOWN)
         if not self._intake.jobs:
             self._pools.close()
 

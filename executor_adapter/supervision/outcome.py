@@ -141,7 +141,7 @@ class FollowUp:
                 if job.live.driver is not None:
                     job.live.driver.resolve(value)
                 else:
-                    self.finish(job, JobStatus.COMPLETED, value)
+                    self.finish_job(job, JobStatus.COMPLETED, value)
                 return
             if reason is not None or ending is Ending.STOPPED or ending is Ending.ABANDONED:
                 error = stop_error(job, reason)
@@ -165,7 +165,7 @@ class FollowUp:
         if job.live.driver is not None:
             job.live.driver.attempt_failed(failure)
         else:
-            self.fail(job, failure)
+            self.fail_job(job, failure)
 
     def _fail_attempt(self, job: Job, error: BaseException) -> None:
         if job.state.error_code == "RATE_LIMITED":
@@ -217,20 +217,20 @@ class FollowUp:
         when_due(job)
 
     def give_up(self, job: Job, decision: RetryDecision, error: BaseException, status: JobStatus | None = None) -> None:
-        """End a job that is not retried, as `fail` does; quarantine it if the decision asks for that."""
+        """End a job that is not retried, as `fail_job` does; quarantine it if the decision asks for that."""
         if decision.quarantine:
             self._intake.quarantined[job.job_id] = job
-        self.fail(job, error, status)
+        self.fail_job(job, error, status)
 
-    def fail(self, job: Job, error: BaseException, status: JobStatus | None = None) -> None:
+    def fail_job(self, job: Job, error: BaseException, status: JobStatus | None = None) -> None:
         """End the job in `status`; by default FAILED, or CANCELLED if the error is a cancellation."""
         error = as_exception(error)
         job.record_error(*code_and_message(error))
         if status is None:
             status = JobStatus.CANCELLED if is_a(error, JobCancelledError) else JobStatus.FAILED
-        self.finish(job, status, error=error)
+        self.finish_job(job, status, error=error)
 
-    def finish(self, job: Job, status: JobStatus, value: Any = None, error: BaseException | None = None) -> None:
+    def finish_job(self, job: Job, status: JobStatus, value: Any = None, error: BaseException | None = None) -> None:
         """Bring the job to a terminal state. Nothing else does this."""
         live = job.live
         if live.timers:

@@ -189,12 +189,10 @@ class PoolSet:
             self.next_check_at = self._now() + MAX_QUEUED_BEHIND_SECONDS
         return True
 
-    def hand_back_if_due(self) -> None:
+    def hand_back_overdue(self, now: float) -> None:
         """Take back jobs that wait behind a job that takes longer than expected."""
-        now = self._now()
-        if self.next_check_at <= now:
-            waiting = [pool.hand_back_queued(now - MAX_QUEUED_BEHIND_SECONDS) for pool in self.made.values()]
-            self.next_check_at = now + MAX_QUEUED_BEHIND_SECONDS if any(waiting) else NEVER
+        waiting = [pool.hand_back_queued(now - MAX_QUEUED_BEHIND_SECONDS) for pool in self.made.values()]
+        self.next_check_at = now + MAX_QUEUED_BEHIND_SECONDS if any(waiting) else NEVER
 
     def resize(self, limits: SlotLimits) -> None:
         """Keep workers for so many attempts at once, and take back what would start beyond that."""
@@ -428,7 +426,7 @@ class Dispatcher:
         """Drop a queued job that does not ask for a slot, or not any more: the next one of its tool follows."""
         self._ready.pop(job)
         if job.live.resources is not None:
-            self.resources.end(job)
+            self.resources.release(job)
         if self.rate_limiter.is_used:
             self.rate_limiter.skip(job)
 
@@ -451,7 +449,7 @@ class Dispatcher:
                 self.exclusive = job
             return True
         if needs_resources:
-            self.resources.end(job)
+            self.resources.release(job)
         return False
 
     def _free_workers(self, pool: str = ALL_POOLS) -> int:
@@ -491,6 +489,6 @@ class Dispatcher:
         if self.exclusive is job:
             self.exclusive = None
         if job.live.resources is not None:
-            self.resources.end(job)
+            self.resources.release(job)
         if self.rate_limiter.is_used:
             self.rate_limiter.end(job)

@@ -132,7 +132,7 @@ class Supervisor:
         if driver is None:  # A driver may call the function with other arguments.
             check_arguments(job.function, job.args, job.kwargs)
         pool, payload = check_job(job, self._kind_of)
-        resources = self.dispatcher.resources.check(job, pool)
+        resources = None if job.resources is None else self.dispatcher.resources.needs_of(job, pool)
         queued_at = self.now() - (waited or 0.0)
 
         def prepare() -> None:
@@ -164,7 +164,7 @@ class Supervisor:
     def _request_end(self, job: Job, reason: StopReason) -> bool:
         if job.state.status in TERMINAL or self.thread.belongs_to_parent or not self.intake.holds(job):
             return False
-        self.call_soon(self.stopping.end, job, reason)
+        self.call_soon(self.stopping.end_job, job, reason)
         return True
 
     def resize(self, limits: SlotLimits) -> None:
@@ -226,25 +226,24 @@ class Supervisor:
 
     def _end_turn(self) -> float:
         """Finish a turn: start jobs and apply limits. Return the time by which the next turn is needed."""
-        self._accept_submitted()
-        self.pools.hand_back_if_due()
-        self._check_memory_if_due()
+        if self.intake.submitted:
+            self._accept_submitted()
+        if self.pools.next_check_at <= (now := self.now()):
+            self.pools.hand_back_overdue(now)
+        guard = self.dispatcher.memory_guard
+        if guard is not None and guard.due <= now and (self._running or self.dispatcher.has_ready):
+            guard.check(now, list(self.pools.made.values()))
         self.dispatcher.run(self._start, self._queue_behind)
         self.pools.flush()
-        self.stopping.apply_limits(self._loop.read_until)
+        if self._running.due <= self._loop.read_until:
+            self.stopping.apply_limits(self._loop.read_until)
         self.discard.flush()
         due = min(self._running.due, self.pools.next_check_at, self.dispatcher.shortage_due)
-        guard = self.dispatcher.memory_guard
         return min(due, guard.due) if guard is not None and self._running else due
 
     def _set_lease(self, until: float) -> None:
         self.dispatcher.set_lease(until)
         self.pools.set_lease(until)
-
-    def _check_memory_if_due(self) -> None:
-        guard = self.dispatcher.memory_guard
-        if guard is not None and (self._running or self.dispatcher.has_ready) and guard.due <= (now := self.now()):
-            guard.check(now, list(self.pools.made.values()))
 
     def _accept_submitted(self) -> None:
         submitted = self.intake.submitted
@@ -378,7 +377,7 @@ class Supervisor:
         if job.state.status in TERMINAL:
             return
         if reason is not None:
-            self.stopping.end_unstarted(job, stop_error(job, reason))
+            self.stopping.end_unstarted_job(job, stop_error(job, reason))
         elif driver is not None:  # It still holds its slot: try another worker.
             next_try = self._assign(job, assignment.number)
             next_try.context, next_try.scope = assignment.context, assignment.scope

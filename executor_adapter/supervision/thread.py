@@ -166,7 +166,7 @@ class SupervisorThread:
                 self._launch()  # This is a signal handler in the middle of `start`, and will wait for the end.
         elif self._take_right_to_run():
             self._loop.close()
-            self.end()
+            self.notify_end()
 
     def wait(self) -> None:
         """Wait until the thread has ended and all callbacks were called, but for none that hangs or calls this.
@@ -200,7 +200,7 @@ class SupervisorThread:
         self.closed.set()
         self._released.set()
 
-    def end(self) -> None:
+    def notify_end(self) -> None:
         """Notify everybody that nothing runs any more."""
         self.callbacks.close()
         for callback in self.on_closed:
@@ -234,4 +234,4 @@ class SupervisorThread:
             self._fail_all(error)
             raise
         finally:
-            self.end()
+            self.notify_end()

@@ -216,7 +216,7 @@ def test_a_job_is_given_resources_only_where_it_has_a_slot() -> None:
     def push(pool: str, name: str, **resources: float) -> Job:
         job = Job(function=len, job_id=name, resources=resources)
         job.live.pool, job.live.queued_at = pool, float(len(jobs))
-        job.live.resources = dispatcher.resources.check(job, pool)
+        job.live.resources = dispatcher.resources.needs_of(job, pool)
         jobs.append(job)
         dispatcher.push(job)
         return job

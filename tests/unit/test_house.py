@@ -117,7 +117,7 @@ BUDGETS = {
     "prefect": 7_180,
     "scheduler": 460,
     "store": 1_837,
-    "supervision": 2_948,
+    "supervision": 2_944,
     "worker": 1_890,
 }
 """Lines of code that each part may have. A number is only ever lowered: what takes lines away lowers it."""

@@ -44,7 +44,7 @@ _queued_at = itertools.count()
 def enter(ledger: ResourceLedger, priority: int = 0, **resources: Any) -> Job:
     """Return a job that the ledger has checked, as the supervisor admits one."""
     job = Job(function=nothing, resources=resources, priority=priority)
-    job.live.resources = ledger.check(job, job.pool)
+    job.live.resources = ledger.needs_of(job, job.pool)
     job.live.queued_at = float(next(_queued_at))
     return job
 
@@ -109,13 +109,13 @@ def test_the_first_in_line_is_not_overtaken() -> None:
     assert not ledger.start(large)
     assert not ledger.start(small)
     assert ledger.start(other)  # `large` was not short of a license.
-    ledger.end(running)
+    ledger.release(running)
     assert ledger.take_next(None, has_slot) is None  # Now it is, so that no further one is given away.
     assert not ledger.start(later := enter(ledger, license=1))
-    ledger.end(other)
+    ledger.release(other)
     assert ledger.take_next(None, has_slot) is large
     assert ledger.take_next(None, has_slot) is later
-    ledger.end(large)
+    ledger.release(large)
     assert ledger.take_next(None, has_slot) is small
     assert not ledger.waiting
 
@@ -128,10 +128,10 @@ def test_a_higher_priority_comes_first() -> None:
     assert ledger.start(running)
     assert not ledger.start(low)
     assert not ledger.start(high)
-    ledger.end(running)
+    ledger.release(running)
     assert ledger.take_next(Job(function=nothing, priority=9), has_slot) is None
     assert ledger.take_next(Job(function=nothing, priority=1), has_slot) is high
-    ledger.end(high)
+    ledger.release(high)
     assert ledger.take_next(Job(function=nothing), has_slot) is low
 
 
@@ -143,9 +143,9 @@ def test_a_pool_without_a_slot_holds_up_no_other_pool() -> None:
     assert ledger.start(running)
     assert not ledger.start(first)
     assert not ledger.start(later)
-    ledger.end(running)
+    ledger.release(running)
     assert ledger.take_next(None, lambda job: job.live.pool == "thread") is later
-    ledger.end(later)
+    ledger.release(later)
     assert ledger.take_next(None, has_slot) is first
 
 
@@ -160,9 +160,9 @@ def test_gpus_are_shared_and_told() -> None:
     assert ledger.machine.gpus_of(whole) == ("7",)
     assert not ledger.start(two)
     for job in (whole, half):
-        ledger.end(job)
+        ledger.release(job)
     assert ledger.take_next(None, has_slot) is None
-    ledger.end(quarter)
+    ledger.release(quarter)
     assert ledger.take_next(None, has_slot) is two
     assert ledger.machine.gpus_of(two) == ("0", "7")
 
@@ -174,7 +174,7 @@ def test_no_more_leases_are_wanted_than_their_pool_has_slots(mocker: MockerFixtu
     dispatcher = Dispatcher(SlotLimits(of_pool={"dask": 2, "thread": 64}), {}, pool_of=lambda _: pool)
     for _ in range(3):
         job = Job(function=nothing, pool="dask", resources={"GPU": 1})
-        job.live.pool, job.live.resources = "dask", dispatcher.resources.check(job, "dask")
+        job.live.pool, job.live.resources = "dask", dispatcher.resources.needs_of(job, "dask")
         dispatcher.push(job)
     dispatcher.run(dispatcher.reserve, lambda job: False)
     assert [call.args[1] for call in pool.shapes.set_demand.call_args_list] == [2]
@@ -191,8 +191,8 @@ def test_processors_are_lent() -> None:
     assert ledger.take_next(None, has_slot) is child
     assert not ledger.start(greedy)
     ledger.machine.take_back(parent)
-    ledger.end(child)
-    ledger.end(parent)
+    ledger.release(child)
+    ledger.release(parent)
     assert ledger.take_next(None, has_slot) is greedy
 
 
@@ -219,7 +219,7 @@ def test_never_oversubscribed_and_all_are_served(
             job = queue.pop(0)
             running += [job] if ledger.start(job) else []
         elif running:
-            ledger.end(running.pop(choice % len(running)))
+            ledger.release(running.pop(choice % len(running)))
             served += 1
         elif queue:
             continue_with = queue.pop(0)

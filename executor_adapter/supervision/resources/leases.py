@@ -33,7 +33,7 @@ class Leases:
             pool.shapes.reserve(job, shape)
             self._held[job] = pool
 
-    def end(self, job: Job) -> None:
+    def release(self, job: Job) -> None:
         """Keep no lease for the job any more, if any was kept."""
         pool = self._held.pop(job, None)
         if pool is not None:

@@ -47,17 +47,16 @@ class ResourceLedger:
 
     # --- from any thread ---
 
-    def check(self, job: Job, pool: str) -> dict[str, int] | None:
-        """Return what each attempt of the job takes in this pool, in UNITS; None where it takes nothing.
+    def needs_of(self, job: Job, pool: str) -> dict[str, int]:
+        """Return what each attempt of a job with `resources` takes in this pool, in UNITS.
 
         Raises:
             InvalidJobError: this machine never has so much. What a cluster may have is known to its pool.
         """
-        if job.resources is None:
-            return None
-        if pool not in LEASING_POOLS and (lack := self.lack_of(job.resources)) is not None:
+        resources = job.resources or {}
+        if pool not in LEASING_POOLS and (lack := self.lack_of(resources)) is not None:
             raise InvalidJobError(lack)
-        return {name: units_of(amount) for name, amount in job.resources.items()}
+        return {name: units_of(amount) for name, amount in resources.items()}
 
     # --- on the supervisor's thread ---
 
@@ -157,10 +156,10 @@ class ResourceLedger:
             found = turns[:most]
         return (found[0][-1] if found else None), len(found)
 
-    def end(self, job: Job) -> None:
+    def release(self, job: Job) -> None:
         """Take back what the job holds, if anything."""
-        self.machine.end(job)
-        self._leases.end(job)
+        self.machine.release(job)
+        self._leases.release(job)
 
     # --- inside ---
 

@@ -75,7 +75,7 @@ class Machine:
         self._gpus.take(gpus)
         self._held[job] = Allotment(shape, gpus)
 
-    def end(self, job: Job) -> None:
+    def release(self, job: Job) -> None:
         """Take back what the job holds, if anything."""
         allotment = self._held.pop(job, None)
         if allotment is not None:
