@@ -55,7 +55,6 @@ class JobPersistence:
         lack_of_pool: Callable[[str], str | None],
     ) -> None:
         self.store = open_store(store) if isinstance(store, str) else store
-        self.store.pickle_arguments |= settings.pickle_arguments
         try:
             pickles = self._pickles(settings)
         except BaseException:
@@ -71,7 +70,7 @@ class JobPersistence:
             lease=settings.lease,
             pickles=pickles,
             requeue_on_shutdown=requeue_on_shutdown and self.store.durable,
-            recover=self._recover_lost,
+            recover=lambda: self._recovery.run() if self.store.durable else None,
             recover_every=settings.recover_every if self.store.durable else None,
         )
         self._recovery = Recovery(
@@ -94,7 +93,7 @@ class JobPersistence:
         Raises:
             ConfigurationError: the key cannot be used; the message says why.
         """
-        if not (self.store.durable and self.store.pickle_arguments):
+        if not (self.store.durable and settings.pickle_arguments):
             return None
         return signed_pickles(None if settings.pickle_key is None else settings.pickle_key.get_secret_value())
 
@@ -129,11 +128,6 @@ class JobPersistence:
             if not look_again:
                 return recovered
             time.sleep(DYING_HOST_INTERVAL)
-
-    def _recover_lost(self) -> None:
-        """Take over jobs that no host runs, on the recorder's thread."""
-        if self.store.durable:
-            self._recovery.run()
 
     def history(self) -> QueueHistory | None:
         """Return what the store knows of this queue's jobs; None where the store does not outlive the program."""

@@ -13,8 +13,6 @@ from executor_adapter.worker import lease_time
 
 logger = logging.getLogger("executor_adapter.store")
 
-LEASE_SECONDS = 60.0
-"""Seconds without a renewal after which a host on another machine counts as dead."""
 RENEWAL_SHARE = 1 / 4
 """Share of the lease after which it is renewed."""
 GIVE_UP_SHARE = 5 / 6
@@ -37,21 +35,25 @@ class Lease:
 
     def __init__(self, seconds: float, *, expires: bool, announce: Callable[[float | None], object]) -> None:
         self.seconds = seconds
-        self.renewed_at: float | None = None
+        self._renewed_at: float | None = None
         """The `lease_time` at which it was last renewed; None: there is none."""
         self._expires = expires
         self._announce = announce
         self._announced: float | None = None
 
+    def renew(self, at: float | None) -> None:
+        """Note that a write which began at the `lease_time` `at` has renewed it; None: another host has taken it."""
+        self._renewed_at = at
+
     @property
     def due_at(self) -> float:
         """The monotonic time from which the lease is to be renewed."""
-        return time.monotonic() + (self.renewed_at or 0.0) + self.seconds * RENEWAL_SHARE - lease_time()
+        return time.monotonic() + (self._renewed_at or 0.0) + self.seconds * RENEWAL_SHARE - lease_time()
 
     @property
     def age(self) -> float:
         """Seconds since it was renewed."""
-        return 0.0 if self.renewed_at is None else lease_time() - self.renewed_at
+        return 0.0 if self._renewed_at is None else lease_time() - self._renewed_at
 
     def is_about_to_expire(self) -> bool:
         """Return whether other hosts may soon take this host for dead, although it is alive.
@@ -62,10 +64,10 @@ class Lease:
 
     def announce(self, *, is_needed: bool) -> None:
         """Announce until when jobs may run. `is_needed`: whether there are any."""
-        if not is_needed or not self._expires or self.renewed_at is None or self.is_about_to_expire():
+        if not is_needed or not self._expires or self._renewed_at is None or self.is_about_to_expire():
             until = None
         else:
-            until = self.renewed_at + self.seconds * _ANNOUNCED_SHARE
+            until = self._renewed_at + self.seconds * _ANNOUNCED_SHARE
         before = self._announced
         if until is None or before is None:
             is_news = until is not before

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from executor_adapter.exceptions import ExecutorClosedError, QueueFullError
 from executor_adapter.job import TERMINAL, Job, Transition
-from executor_adapter.persistence.lease import LEASE_SECONDS, Handover, Lease
+from executor_adapter.persistence.lease import Handover, Lease
 from executor_adapter.persistence.log_lines import LogLines, start_capturing, stop_capturing
 from executor_adapter.persistence.pending_writes import PendingWrites, WriteBatch
 from executor_adapter.persistence.serialization import (
@@ -100,7 +100,7 @@ class Recorder:
         supervisor: Supervisor,
         *,
         queue: str = "",
-        lease: float = LEASE_SECONDS,
+        lease: float,
         pickles: SignedPickles | None = None,
         requeue_on_shutdown: bool = False,
         recover: Callable[[], object] = lambda: None,
@@ -274,7 +274,8 @@ class Recorder:
             except BaseException:
                 close_host(host)
                 raise
-            self._host, self._lease.renewed_at = host, began
+            self._host = host
+            self._lease.renew(began)
         return self._host
 
     def end(self, record: JobRecord) -> None:
@@ -389,7 +390,8 @@ class Recorder:
         """Stop all stored jobs; the next turn registers this executor as a new host, which answers the requests."""
         if self._host is not None:
             close_host(self._host)
-            self._host = self._lease.renewed_at = None
+            self._host = None
+            self._lease.renew(None)
         self._tools.on_lease_lost()
         self._handover.after_loss()
         self._wake.set()
@@ -426,7 +428,7 @@ class Recorder:
             self._write_one_by_one(batch)
             self._wake.set()  # What was asked of tools has no answer yet.
             return
-        self._lease.renewed_at = began
+        self._lease.renew(began)
         self._mark_written(batch.jobs)
         if written.tools is not None:
             self._tools.answer(written.shares, written.tools)

@@ -49,8 +49,6 @@ class JobStore(ABC):
     durable: ClassVar[bool]
     """Whether the store outlives this process: another one must be able to run its jobs, and may do so once the lease
     is over. So a host that cannot renew its lease stops its jobs in time."""
-    pickle_arguments: bool = False
-    """Whether jobs may be stored pickled: functions that cannot be imported, arguments that are not JSON."""
     counts_up_to: int = 10_000
     """`find` need not count more matching jobs than this."""
     shares_tools: ClassVar[bool] = False

@@ -105,7 +105,7 @@ BUDGETS = {
     "job": 1_232,
     "modules": 504,
     "monitoring": 827,
-    "persistence": 1_191,
+    "persistence": 1_190,
     "pipeline": 5_806,
     "pools": 695,
     "pools/cluster": 3_703,
@@ -116,7 +116,7 @@ BUDGETS = {
     "pools/transport": 1_056,
     "prefect": 7_180,
     "scheduler": 460,
-    "store": 1_837,
+    "store": 1_836,
     "supervision": 2_944,
     "worker": 1_890,
 }
