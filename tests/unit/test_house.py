@@ -112,7 +112,7 @@ BUDGETS = {
     "pools/guardian": 1_002,
     "pools/in_process": 685,
     "pools/memory": 416,
-    "pools/spawned": 482,
+    "pools/spawned": 481,
     "pools/transport": 1_056,
     "prefect": 7_180,
     "scheduler": 460,

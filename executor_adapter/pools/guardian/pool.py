@@ -60,7 +60,7 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
         settings = worker_settings(preload=preload, initializer=initializer, nice=nice, cpu_affinity=cpu_affinity)
         settings["held_fds"] = held_fds
         self.workers = WorkerSet(
-            supervisor, max_workers, settings, start_timeout, on_frames=self._read, on_exit=self._on_exit
+            supervisor, max_workers, settings, start_timeout, on_frames=self.read_frames, on_exit=self._on_exit
         )
         self._starts = RefusedStarts(supervisor, self._take_worker, self._use, self._has_workers, self.free_slot)
         self._max_jobs = max_jobs_per_worker or sys.maxsize

@@ -171,9 +171,6 @@ class SpawnedPool(WorkerProcessPool[SpawnedWorkerHandle]):
 
     # --- frames ---
 
-    def on_frames(self, worker: SpawnedWorkerHandle) -> None:
-        self._read(worker)
-
     def _on_disconnect(self, worker: SpawnedWorkerHandle) -> None:
         self.workers.retire(worker)
         worker.on_disconnect()

@@ -29,7 +29,7 @@ _GROUP_EXIT_TIMEOUT = 1.0
 class WorkerListener(Protocol):
     """Is notified of a worker's events, on the supervisor's thread."""
 
-    def on_frames(self, worker: SpawnedWorkerHandle) -> None:
+    def read_frames(self, worker: SpawnedWorkerHandle) -> Any:
         """Read the worker's socket."""
 
     def on_exit(self, worker: SpawnedWorkerHandle, returncode: int) -> None:
@@ -71,7 +71,7 @@ class SpawnedWorkerHandle(WorkerHandle):
             self._process = _start_process(fds, setup)
             undo.pop_all()
         self._connect(ours, stdout, stderr)
-        self._supervisor.watch(self.fd, lambda: self._listener.on_frames(self))
+        self._supervisor.watch(self.fd, lambda: self._listener.read_frames(self))
 
     @property
     def pid(self) -> int:

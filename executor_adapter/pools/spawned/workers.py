@@ -73,8 +73,9 @@ class SpawnedWorkerSet:
         return None
 
     def put_back(self, worker: SpawnedWorkerHandle) -> None:
-        """Keep a worker that has no assignment for later."""
+        """Keep a worker that has no assignment for later, unless `max_workers` was lowered meanwhile."""
         self._idle.append(worker)
+        self.resize(self._max_workers)
 
     def start_enough(self, waiting: int) -> None:
         """Start a worker for each of the `waiting` assignments, and one to spare.

@@ -87,7 +87,7 @@ class WorkerProcessPool(WorkerPool, Generic[W]):
 
     # --- frames ---
 
-    def _read(self, worker: W) -> bool:
+    def read_frames(self, worker: W) -> bool:
         """Read once from the worker's socket, and handle the frames. Return False if there was nothing to read."""
         try:
             frames = worker.reader.read()
@@ -135,7 +135,7 @@ class WorkerProcessPool(WorkerPool, Generic[W]):
 
     def _read_rest(self, worker: W) -> str:
         """Read everything that a dead worker had sent. Return the end of its output."""
-        while worker.listening and self._read(worker):
+        while worker.listening and self.read_frames(worker):
             pass
         return worker.output.finish_dead()
 

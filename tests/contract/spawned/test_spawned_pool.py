@@ -230,6 +230,17 @@ def test_a_spare_worker_takes_over_after_a_kill() -> None:
         assert pool.value(pool.submit(functions.pid)) in before - {running.pid}
 
 
+def test_workers_that_are_ready_after_their_number_was_lowered_end() -> None:
+    """Workers that start while `max_workers` is lowered get no place among the idle ones."""
+    with harness(4, start_method="spawn") as pool:
+        jobs = [pool.submit(functions.add, 1, number) for number in range(4)]
+        pool.turn()
+        assert len(pool.pool.pids) >= 4
+        pool.pool.resize(1)
+        pool.until_ended(*jobs)
+        pool.until(lambda: len(pool.pool.pids) <= 2)
+
+
 def test_a_job_without_a_worker_is_stopped_or_recalled_at_once() -> None:
     """A job that waits for a worker can be stopped or recalled at once."""
     with harness(2, start_method="spawn") as pool:
