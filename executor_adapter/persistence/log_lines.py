@@ -27,7 +27,8 @@ MAX_WAITING_LINES = 20_000
 BATCH_SIZE = 1000
 """Lines that are written in one transaction."""
 MAX_LINE_LENGTH = 16_384
-"""Characters; the rest of a longer line is cut off."""
+"""Characters; the rest of a longer line is cut off. While more than a batch waits, a 32nd of it remains of a printed
+line: a job may print far more than a store can take."""
 
 
 class LogLines:
@@ -70,7 +71,8 @@ class LogLines:
     def _add(self, job_id: str, attempt: int, level: int, source: str, text: str) -> None:
         # Unique, and in order also across hosts as far as their clocks agree.
         self._last_seq = seq = max(time.time_ns(), self._last_seq + 1)
-        line = LogLine(job_id, attempt, seq, time.time(), level, source, storable(text[:MAX_LINE_LENGTH]))
+        longest = MAX_LINE_LENGTH if level or len(self._lines) < BATCH_SIZE else MAX_LINE_LENGTH // 32
+        line = LogLine(job_id, attempt, seq, time.time(), level, source, storable(text[:longest]))
         self._lines.append(line)
 
 

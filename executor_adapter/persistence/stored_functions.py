@@ -44,7 +44,8 @@ class StoredFunctions:
         """Allow the module of a function that the program submits; of the standard library, that function alone."""
         reference = function if isinstance(function, str) else function_reference(function)
         module = reference.partition(":")[0]
-        self._submitted.add(reference if _is_standard(module) else module)
+        is_standard = module.partition(".")[0] in sys.stdlib_module_names
+        self._submitted.add(reference if is_standard else module)
 
     def refusal(self, record: JobRecord, *, may_import: bool = True) -> str | None:
         """Return in words why the job of this record must not run here; None if it may.
@@ -113,10 +114,6 @@ def _stored_reference(record: JobRecord) -> str | None:
     except (ValueError, AttributeError):
         return None
     return function if isinstance(function, str) else None
-
-
-def _is_standard(module: str) -> bool:
-    return module.partition(".")[0] in sys.stdlib_module_names
 
 
 @functools.lru_cache(maxsize=256)

@@ -138,6 +138,12 @@ class PoolSupervisor(Protocol):
         "event"       (kind, content): anything that a scope's code sends with `current_job().send(kind, content)`
         """
 
+    def is_output_full(self, assignment: Assignment | None) -> bool | None:
+        """Return whether the program's own streams, where the output of an attempt goes, take no more: then it waits.
+
+        None if it goes elsewhere: then its writer never waits, and lines beyond a limit are left out.
+        """
+
     def lend_slot(self, assignment: Assignment, blocks: bool) -> None:
         """Free the slot of an attempt that waits for another job, unless it has ended.
 
@@ -147,7 +153,7 @@ class PoolSupervisor(Protocol):
     def take_slot_back(self, assignment: Assignment) -> None:
         """Take back a slot that was lent. For a moment one attempt more than `max_workers` may run."""
 
-    def watch(self, fd: int, on_readable: Callable[[], None]) -> None:
+    def watch(self, fd: int, on_readable: Callable[[], object]) -> None:
         """Call `on_readable()` whenever `fd` is readable or at its end, until `unwatch(fd)`."""
 
     def watch_writable(self, fd: int, on_writable: Callable[[], None] | None) -> None:

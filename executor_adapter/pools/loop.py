@@ -52,7 +52,7 @@ class LoopTimer:
 class _Watched:
     __slots__ = ("on_readable", "on_writable")
 
-    def __init__(self, on_readable: Callable[[], None]) -> None:
+    def __init__(self, on_readable: Callable[[], object]) -> None:
         self.on_readable = on_readable
         self.on_writable: Callable[[], None] | None = None
 
@@ -114,7 +114,7 @@ class SupervisorLoop:
 
     # --- from the loop's own thread ---
 
-    def watch(self, fd: int, on_readable: Callable[[], None]) -> None:
+    def watch(self, fd: int, on_readable: Callable[[], object]) -> None:
         """Call `on_readable` while the descriptor is readable."""
         watched = _Watched(on_readable)
         self._selector.register(fd, selectors.EVENT_READ, watched)
@@ -250,7 +250,7 @@ class SupervisorLoop:
             os.read(self._wake_reader, 4096)
 
     @staticmethod
-    def _call(callback: Callable[..., None], *args: Any) -> None:
+    def _call(callback: Callable[..., object], *args: Any) -> None:
         try:
             callback(*args)
         except Exception:

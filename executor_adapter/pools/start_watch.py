@@ -64,9 +64,5 @@ class StartWatch:
     def _on_limit(self, who: Hashable, give_up: GiveUp) -> None:
         _, what, _ = self._starting[who]
         self.remove(who)
-        give_up(
-            WorkerUnavailableError(
-                f"{what}, and was not ready within start_timeout={self._limit} s: mend that, or raise "
-                "executor.start_timeout"
-            )
-        )
+        limit = f"start_timeout={self._limit} s: mend that, or raise executor.start_timeout"
+        give_up(WorkerUnavailableError(f"{what}, and was not ready within {limit}"))

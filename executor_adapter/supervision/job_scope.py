@@ -44,6 +44,11 @@ class UnclaimedMessages:
     def __init__(self, output: OutputMode) -> None:
         self._output = output
 
+    def is_output_full(self, assignment: Assignment | None) -> bool | None:
+        """Return whether the output of an attempt waits for this program's own streams; None if it goes elsewhere."""
+        is_forwarded = self._output == "forward" and (assignment is None or not has_receiver(assignment.job))
+        return program_output.is_full if is_forwarded else None
+
     def receive(self, assignment: Assignment | None, topic: str, content: Any) -> None:
         """Log a log record. Write a line of output to this program's own, log it or drop it.
 
@@ -51,7 +56,8 @@ class UnclaimedMessages:
         output that belongs to no job.
         """
         if topic == "output" and self._output == "forward":
-            program_output.write(*content)
+            # A worker of this machine waits before it has written too much, see `is_output_full`.
+            program_output.write(*content, may_omit=assignment is not None and assignment.node is not None)
         elif assignment is None:
             return
         elif topic == "log":

@@ -238,7 +238,8 @@ class Stopping:
             near = self._running.near_limits.time_of(queued_at, job.deadline)
             if near != NEVER:
                 self._follow_up.set_timer(job, "near deadline", near, self._on_near_deadline)
-            self._follow_up.set_timer(job, "deadline", queued_at + job.deadline, self._on_deadline)
+            end = functools.partial(self.end_job, reason=StopReason.DEADLINE)
+            self._follow_up.set_timer(job, "deadline", queued_at + job.deadline, end)
 
     def _on_queue_timeout(self, job: Job) -> None:
         assignment: Assignment | None = job.live.assignment
@@ -253,9 +254,6 @@ class Stopping:
     def _on_near_deadline(self, job: Job) -> None:
         used, deadline = self._loop.now() - job.live.queued_at, job.deadline or 0.0
         self._running.near_limits.note(job, "deadline", used, deadline)
-
-    def _on_deadline(self, job: Job) -> None:
-        self.end_job(job, StopReason.DEADLINE)
 
     # --- the executor ---
 

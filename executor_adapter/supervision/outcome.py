@@ -183,7 +183,7 @@ class FollowUp:
         """Decide whether an attempt that ended with `error` is retried."""
         if not self._allows_retries:
             return RetryDecision(retry=False, reason="the executor is shut down")
-        if is_end_of(job, error):
+        if _ended_by(error) == job.job_id:  # It ends the job, whatever its policy, and not only the attempt.
             return RetryDecision(retry=False, reason="the job was cancelled or is past its deadline")
         state = job.state
         return decide(
@@ -324,11 +324,6 @@ def show_position(error: JobTimeoutError | JobCancelledError, assignment: Assign
     """Let the error of a timeout show where the function was, as its cause."""
     if assignment.position and isinstance(error, JobTimeoutError):
         error.__cause__ = FunctionPosition(assignment.position)
-
-
-def is_end_of(job: Job, error: BaseException) -> bool:
-    """Return whether `error` ends this job, whatever its policy, and not only its attempt."""
-    return _ended_by(error) == job.job_id
 
 
 def failed_as(job: Job, error: BaseException) -> JobStatus:

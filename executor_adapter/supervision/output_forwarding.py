@@ -1,7 +1,9 @@
 """Writes what functions print in worker processes to this program's own stdout and stderr, on a thread of its own.
 
 A terminal, a pipe that nobody reads or a stream of the user's may hold up a writer for any time. So the supervisor's
-thread only queues lines, up to MAX_LINES, and further ones are left out and counted.
+thread only queues lines. While MAX_WAITING characters wait, nothing more is read of what workers print: a job that
+prints more waits in its write, as a child that shares the program's streams does. A node of a cluster cannot be made to
+wait: its lines are left out then, and counted.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ import threading
 
 logger = logging.getLogger("executor_adapter")
 
-MAX_LINES = 20_000
-"""Lines that wait to be written."""
+MAX_WAITING = 1 << 20
+"""Characters that wait to be written."""
 MAX_WAIT_SECONDS = 1.0
 """Seconds that a caller waits at most until the lines of its job are written."""
 
@@ -29,17 +31,23 @@ class ProgramOutput:
         self._changed = threading.Condition()
         self._lines: list[tuple[str, str]] = []
         self._omitted = 0
+        self._waiting = 0
+        """The characters of these lines."""
         self._is_stuck = False
         """Whether a caller has waited in vain; none waits again until all is written."""
         self._thread: threading.Thread | None = None
 
-    def write(self, stream: str, text: str) -> None:
-        """Let a line be written to `stream`, which is "stdout" or "stderr"; never wait for that."""
+    def write(self, stream: str, text: str, *, may_omit: bool = False) -> None:
+        """Let a line be written to `stream`, which is "stdout" or "stderr"; never wait for that.
+
+        `may_omit`: leave it out if too much waits, since its writer cannot be held up.
+        """
         with self._changed:
-            if len(self._lines) >= MAX_LINES:
+            if may_omit and self.is_full:
                 self._omitted += 1
                 return
             self._lines.append((stream, text))
+            self._waiting += len(text) + 1
             self.pending = True
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="executor-output", daemon=True)
@@ -48,6 +56,11 @@ class ProgramOutput:
                 except RuntimeError:  # No thread can be started now: the next line tries again.
                     self._thread = None
             self._changed.notify_all()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so much waits to be written that its writers are to wait."""
+        return self._waiting >= MAX_WAITING and self._thread is not None
 
     def wait(self) -> None:
         """Wait until all lines are written, for at most MAX_WAIT_SECONDS."""
@@ -72,12 +85,12 @@ class ProgramOutput:
                     self.pending = self._is_stuck = False
                     self._changed.notify_all()
                     self._changed.wait_for(lambda: self._lines)
-                lines, self._lines = self._lines, []
+                lines, self._lines, self._waiting = self._lines, [], 0
                 omitted, self._omitted = self._omitted, 0
             for stream, text in lines:
                 write_line(stream, text)
             if omitted:
-                logger.warning("%d lines that jobs printed were left out: this program's stdout is too slow", omitted)
+                logger.warning("%d lines from other machines were left out: this program's stdout is too slow", omitted)
 
 
 def write_line(stream: str, text: str) -> None:

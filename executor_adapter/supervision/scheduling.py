@@ -263,7 +263,7 @@ class Dispatcher:
         running_of: Callable[[str], Iterable[Job]] = lambda tool: (),
     ) -> None:
         self.limits = limits
-        self.resources = ResourceLedger(read_capacity, pool_of)
+        self.resources = ResourceLedger(read_capacity, pool_of or (lambda job: pools[job.live.pool]))
         self.rate_limiter = RateLimiter(
             tool_limits or {}, now=now, call_at=call_at, release=self.push_front, running_of=running_of
         )

@@ -91,11 +91,6 @@ class EndedJob(NamedTuple):
     queue_seconds: float | None
     """Seconds from submit to the first start."""
 
-    @property
-    def job_seconds(self) -> float | None:
-        """Seconds from the first start to the end; None where the job never started."""
-        return None if self.started_at is None else max(0.0, self.at - self.started_at)
-
 
 QUEUE_SECONDS = [field.name for field in dataclasses.fields(Attempt)].index("queue_seconds")
 """The index of `queue_seconds` in the fields of an attempt, see JobState.attempts."""
@@ -114,7 +109,7 @@ def figures(ended: EndedJobs, *, now: float, window: float) -> dict[str, Any]:
     jobs = [job for job in map(EndedJob._make, tuple(ended)) if job.at >= now - window]
     failed = sum(job.status is JobStatus.FAILED for job in jobs)
     counted = failed + sum(job.status is JobStatus.COMPLETED for job in jobs)
-    took = sorted(seconds for job in jobs if (seconds := job.job_seconds) is not None)
+    took = sorted(max(0.0, job.at - job.started_at) for job in jobs if job.started_at is not None)
     waited = sorted(job.queue_seconds for job in jobs if job.queue_seconds is not None)
     return {
         "window": window,

@@ -105,6 +105,7 @@ class Supervisor:
         self.stopping = Stopping(loop, self.intake, self.pools, self._running, self.follow_up, kill_grace=kill_grace)
         self._run_times = RunTimes()
         self.unclaimed = UnclaimedMessages(output)
+        self.is_output_full = self.unclaimed.is_output_full
         self.message_listeners: list[MessageListener] = []
         """Called with what functions in worker processes log and print, for example by a store."""
         self.thread.on_closed += [self.discard.close, self._report_unread]

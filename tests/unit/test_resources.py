@@ -17,7 +17,7 @@ from executor_adapter.config import Settings, load_config
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.executor.defaults import read_capacity
 from executor_adapter.job import UNITS
-from executor_adapter.pools import LeasingPool
+from executor_adapter.pools import LeasingPool, WorkerPool
 from executor_adapter.supervision.resources.ledger import ResourceLedger
 from executor_adapter.supervision.resources.machine import Capacity
 from executor_adapter.supervision.scheduling import Dispatcher, SlotLimits
@@ -34,8 +34,13 @@ def has_slot(_: Job) -> bool:
     return True
 
 
+def no_pool(job: Job) -> WorkerPool:
+    """Know no pool: nothing here is leased."""
+    raise LookupError(f"there is no pool for {job.job_id}")
+
+
 def make_ledger(capacity: Capacity = CAPACITY) -> ResourceLedger:
-    return ResourceLedger(lambda: capacity)
+    return ResourceLedger(lambda: capacity, no_pool)
 
 
 _queued_at = itertools.count()

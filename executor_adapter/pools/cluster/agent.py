@@ -281,6 +281,9 @@ class Agent:
     def on_message(self, assignment: Assignment | None, topic: str, content: Any) -> None:
         self._pass_on(assignment, pickle.dumps((topic, content), 5))
 
+    def is_output_full(self, assignment: Assignment | None) -> None:
+        """Hold up no output: the program's streams are on another machine."""
+
     def receive_message(self, assignment: Assignment | None, body: bytes, on_record: OnRecord) -> None:
         if b"log" in body[:_MESSAGE_HEAD] and not refers_to_code(body):
             topic, content = pickle.loads(body)

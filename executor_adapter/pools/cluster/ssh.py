@@ -274,11 +274,8 @@ class _Connection:
             theirs.close()
             os.close(writer)
         self._stderr = reader
-        supervisor.watch(reader, functools.partial(self._on_stderr, supervisor))
+        supervisor.watch(reader, functools.partial(self._read_stderr, supervisor))
         return ours
-
-    def _on_stderr(self, supervisor: PoolSupervisor) -> None:
-        self._read_stderr(supervisor)
 
     def _read_stderr(self, supervisor: PoolSupervisor) -> bool:
         """Read once. Return False if there was nothing to read, or nothing more can come."""

@@ -18,7 +18,7 @@ from executor_adapter.pools.memory.oom_kills import oom_kills
 from executor_adapter.pools.refused_starts import RefusedStarts
 from executor_adapter.pools.transport.exit_errors import kernel_kill_error, memory_error, record_exit
 from executor_adapter.pools.transport.payload import Initializer, worker_settings
-from executor_adapter.pools.transport.process_pool import OUTPUT_READ_FRAME, WorkerProcessPool
+from executor_adapter.pools.transport.process_pool import WorkerProcessPool
 from executor_adapter.pools.transport.reports import ResultSink, discard_file
 from executor_adapter.pools.transport.send_buffer import SharedPath
 from executor_adapter.worker import wire
@@ -203,9 +203,8 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
         queue = worker.queue
         fd = worker.reader.fds.popleft() if flags & wire.IN_FILE else -1
         if flags & wire.HAS_OUTPUT:
-            worker.output.drain()
-            worker.send_buffer.send(OUTPUT_READ_FRAME)
-        worker.output.finish(ended)
+            worker.read_output()
+        worker.output.finish()
         assignment = queue[0]
         if assignment.memory_limit is not None:
             self._memory.remove(worker)

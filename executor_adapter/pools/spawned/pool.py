@@ -15,7 +15,7 @@ from executor_adapter.pools.spawned.worker_handle import SpawnedWorkerHandle
 from executor_adapter.pools.spawned.workers import MAX_START_FAILURES, SpawnedWorkerSet
 from executor_adapter.pools.transport.exit_errors import crash_error, record_returncode
 from executor_adapter.pools.transport.payload import attempt_part, worker_settings
-from executor_adapter.pools.transport.process_pool import OUTPUT_READ_FRAME, WorkerProcessPool
+from executor_adapter.pools.transport.process_pool import WorkerProcessPool
 from executor_adapter.pools.transport.reports import discard_file
 from executor_adapter.pools.transport.send_buffer import SharedPath
 from executor_adapter.worker import wire
@@ -202,9 +202,8 @@ class SpawnedPool(WorkerProcessPool[SpawnedWorkerHandle]):
     ) -> None:
         fd = worker.reader.fds.popleft() if flags & wire.IN_FILE else -1
         if flags & wire.HAS_OUTPUT:
-            worker.output.drain()
-            worker.send_buffer.send(OUTPUT_READ_FRAME)
-        worker.output.finish(ended)
+            worker.read_output()
+        worker.output.finish()
         assignment = worker.queue[0]
         assignment.started_at = started
         assignment.ended_at = ended

@@ -1,14 +1,14 @@
 """Reads what a worker's functions write to stdout and stderr, and reports it line by line, up to a limit.
 
-A job may write LINE_BURST lines at once and then LINES_PER_SECOND. Further lines are left out and counted, and the
-count is reported when the job ends. Log records count as lines, and long lines as several. Progress, checkpoints and
-events are never left out. A writer is never held up for long: the pipes are always read.
+Output that goes to the program's own streams is reported whole: while they take no more, the pipes are not read, and a
+writer waits. Of other output a job may write LINE_BURST lines at once and then LINES_PER_SECOND. Further lines are left
+out and counted, and the count is reported when the job ends. Then a writer is never held up for long. Log records count
+as such lines in any case, and long lines as several. Progress, checkpoints and events are never left out.
 
 **Which job a line belongs to.** A worker reports with the result whether the function wrote anything that is not read
 yet (HAS_OUTPUT), and then waits until the host has read it (OUTPUT_READ): all of it belongs to that function. A worker
-with further calls queued may be ahead of the results that have arrived. So its pipes are not read at once, but with
-such a result, or after READ_DELAY seconds. What is read then is held until the next result, whose times show whose it
-is: it belongs to the first function that ended after it was read.
+with further calls queued may be ahead of the results that have arrived. So its pipes are read with such a result alone,
+or once nothing is queued behind: what is queued behind a call that goes on for long is taken back.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MAX_REFUSED_KEPT = 20
 """The last log records of a job that are kept for that end, though too many to be reported."""
 
 READ_DELAY = 0.05
-"""Seconds before the pipes of a worker with further calls queued are read."""
+"""Seconds before the pipes of a worker with further calls queued, or without room for output, are looked at again."""
 
 _READ_SIZE = 1 << 16
 _MAX_LINE_BYTES = 1 << 14
@@ -75,8 +75,6 @@ class WorkerOutput:
         self.allowance = LineAllowance()
         self._supervisor = supervisor
         self._queue = queue
-        self._held: deque[tuple[float, _Pipe, bytes]] = deque()
-        """Output whose assignment is not known yet: when it was read, from which pipe, and what."""
         self._tail = bytearray()
         self._held_records: deque[bytes | dict[str, Any]] = deque(maxlen=MAX_REFUSED_KEPT)
         """The last records of the first assignment since one was left out; those that were left out are pickled."""
@@ -93,12 +91,9 @@ class WorkerOutput:
             for _ in range(4):
                 if not pipe.read():
                     break
-        self._release(time.monotonic())
 
-    def finish(self, ended: float) -> None:
-        """Report the rest of the first assignment's output: it ended at `ended`, and leaves the queue now."""
-        if self._held:
-            self._release(ended)
+    def finish(self) -> None:
+        """Report the rest of the first assignment's output: it has ended, and leaves the queue now."""
         if not self._has_output and not self.allowance.refused:
             return
         for pipe in self._pipes:
@@ -116,21 +111,11 @@ class WorkerOutput:
         for held in self._held_records:
             self._add_line(held if isinstance(held, dict) else pickle.loads(held)[1])
         tail = self._tail.decode(errors="replace")
-        self.finish(time.monotonic())
+        self.finish()
         return tail
 
     def _writer(self) -> Assignment | None:
         return self._queue[0] if self._queue else None
-
-    def _release(self, until: float) -> None:
-        """Report the held output that was read before `until`."""
-        while self._held and self._held[0][0] <= until:
-            _, pipe, chunk = self._held.popleft()
-            self._accept(pipe, chunk)
-
-    def _accept(self, pipe: _Pipe, chunk: bytes) -> None:
-        self._add_to_tail(chunk)
-        pipe.split(chunk)
 
     def add_record(self, fields: dict[str, Any]) -> None:
         """Add a log record of the first assignment to the end of its output: it may be on no stream."""
@@ -143,36 +128,35 @@ class WorkerOutput:
         text = f"{logging.getLevelName(fields['level'])} {fields['name']}: {fields['message']}\n"
         if fields["exc_text"]:
             text += f"{fields['exc_text']}\n"
-        self._add_to_tail(text[-MAX_TAIL_BYTES:].encode(errors="backslashreplace"))
+        self.add_to_tail(text[-MAX_TAIL_BYTES:].encode(errors="backslashreplace"))
 
     def keep_refused(self, body: bytes) -> None:
         """Keep a log record that is left out, in case the worker dies next: it may say why."""
         if len(body) <= MAX_TAIL_BYTES:
             self._held_records.append(body)
 
-    def _add_to_tail(self, chunk: bytes) -> None:
+    def add_to_tail(self, chunk: bytes) -> None:
+        """Keep the end of what the first assignment has written and logged, in case its worker dies."""
         self._has_output = True
         self._tail += chunk
         del self._tail[:-MAX_TAIL_BYTES]
 
-    def on_chunk(self, pipe: _Pipe, chunk: bytes, at: float) -> None:
-        """Report or hold a chunk that was read from `pipe` at the time `at`."""
-        if self.may_be_ahead:
-            self._held.append((at, pipe, chunk))
-        else:
-            self._release(at)
-            self._accept(pipe, chunk)
-
     def report_line(self, stream: str, line: bytes) -> None:
         """Report a line of the first assignment, unless it wrote too many."""
-        if self.allowance.take(len(line)):
+        writer = self._writer()
+        if self._supervisor.is_output_full(writer) is not None or self.allowance.take(len(line)):
             text = line.decode(errors="replace")
-            self._supervisor.on_message(self._writer(), "output", (stream, text))
+            self._supervisor.on_message(writer, "output", (stream, text))
 
     @property
-    def may_be_ahead(self) -> bool:
-        """Whether the worker may be running a later call than the first in its queue."""
-        return len(self._queue) > 1
+    def must_wait(self) -> bool:
+        """Whether the worker may be running a later call than the first in its queue, or its output has no room."""
+        return len(self._queue) > 1 or self.is_full
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the streams that its output goes to take no more now."""
+        return bool(self._supervisor.is_output_full(self._writer()))
 
     def close(self) -> None:
         """Close both pipes."""
@@ -195,24 +179,20 @@ class _Pipe:
         self._supervisor.watch(self.fd, self._on_readable)
 
     def _on_readable(self) -> None:
-        if self._output.may_be_ahead:
+        if self._output.must_wait:
             self._supervisor.unwatch(self.fd)
-            self._delayed = self._supervisor.call_at(self._supervisor.now() + READ_DELAY, self._resume)
+            self._delayed = self._supervisor.call_at(self._supervisor.now() + READ_DELAY, self._look_again)
         else:
             self.read()
 
-    def _resume(self) -> None:
+    def _look_again(self) -> None:
         self._delayed = None
-        if self.fd >= 0:
-            self.watch()
-            self.read()
+        self.watch()
 
     def read(self) -> bool:
         """Read once. Return False if there was nothing to read."""
         if self.fd < 0:
             return False
-        # The time is taken first: after the read this thread may wait for the GIL, while the worker ends its function.
-        at = time.monotonic()
         try:
             chunk = os.read(self.fd, _READ_SIZE)
         except BlockingIOError:
@@ -220,10 +200,11 @@ class _Pipe:
         if not chunk:
             self.close()
             return False
-        self._output.on_chunk(self, chunk, at)
+        self._output.add_to_tail(chunk)
+        self._split(chunk)
         return True
 
-    def split(self, chunk: bytes) -> None:
+    def _split(self, chunk: bytes) -> None:
         *lines, self._partial = (self._partial + chunk).split(b"\n")
         for line in lines:
             self._output.report_line(self._stream, line.removesuffix(b"\r"))

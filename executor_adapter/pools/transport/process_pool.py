@@ -18,8 +18,6 @@ from executor_adapter.worker import wire
 if TYPE_CHECKING:
     from executor_adapter.job import Job
 
-OUTPUT_READ_FRAME = wire.pack_frame(wire.OUTPUT_READ)
-
 W = TypeVar("W", bound=WorkerHandle)
 
 

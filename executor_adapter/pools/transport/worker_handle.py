@@ -9,12 +9,14 @@ from abc import ABC, abstractmethod
 from collections import deque
 
 from executor_adapter.pools.base import Assignment, PoolSupervisor, Timer
-from executor_adapter.pools.transport.output import WorkerOutput
+from executor_adapter.pools.transport.output import READ_DELAY, WorkerOutput
 from executor_adapter.pools.transport.send_buffer import SendBuffer
 from executor_adapter.worker import wire
 
 _RECEIVE_SIZE = 1 << 18
 """Bytes that are received at once."""
+
+_OUTPUT_READ_FRAME = wire.pack_frame(wire.OUTPUT_READ)
 
 _EXIT_TIMEOUT = 1.0
 """Seconds after which a worker that was asked to exit is killed."""
@@ -60,6 +62,17 @@ class WorkerHandle(ABC):
         self.send_buffer = SendBuffer(self._supervisor, sock)
         self.reader = wire.FrameReader(sock, self._buffer)
         self.output = WorkerOutput(self._supervisor, stdout_fd, stderr_fd, self.queue)
+
+    def read_output(self) -> None:
+        """Read what the first assignment wrote; its worker begins nothing more before the output has room again."""
+        self.output.drain()
+        self._confirm_output()
+
+    def _confirm_output(self) -> None:
+        if self.output.is_full and self.listening:
+            self._supervisor.call_at(self._supervisor.now() + READ_DELAY, self._confirm_output)
+        elif self.listening:
+            self.send_buffer.send(_OUTPUT_READ_FRAME)
 
     @abstractmethod
     def assignment_of(self, seq: int) -> Assignment | None:

@@ -28,14 +28,12 @@ class ResourceLedger:
     does not need it. On a cluster, whose engine knows what is free where, each shape is a resource of its own.
     """
 
-    def __init__(
-        self, read_capacity: Callable[[], Capacity], pool_of: Callable[[Job], WorkerPool] | None = None
-    ) -> None:
+    def __init__(self, read_capacity: Callable[[], Capacity], pool_of: Callable[[Job], WorkerPool]) -> None:
         self.waiting = 0
         """How many jobs wait, those that have ended meanwhile included."""
         self.machine = Machine(read_capacity)
         self.lack_of = self.machine.lack_of
-        self._leases = Leases(pool_of or _no_pool)
+        self._leases = Leases(pool_of)
         self._lines: dict[Line, list[Turn]] = {}
         """The jobs that wait; each line is a heap."""
         self._wanted: dict[Line, set[Hashable]] = {}
@@ -214,7 +212,3 @@ def _taken_by(line: Line) -> set[Hashable]:
     """Return what the jobs of a line take: those of this machine by name, and a lease of their shape elsewhere."""
     pool, shape = line
     return {line} if pool in LEASING_POOLS else {name for name, _ in shape}
-
-
-def _no_pool(job: Job) -> WorkerPool:
-    raise LookupError(f"there is no pool for {job.job_id}")

@@ -41,9 +41,10 @@ class Harness:
         self.starts: dict[Assignment, int] = defaultdict(int)
         self.hand_backs: list[Assignment] = []
         self.messages: list[tuple[Assignment | None, str, Any]] = []
+        self.output_full: bool | None = None
         self.pending: deque[Assignment] = deque()
         self._selector = selectors.DefaultSelector()
-        self._callbacks: dict[int, list[Callable[[], None] | None]] = {}
+        self._callbacks: dict[int, list[Callable[[], object] | None]] = {}
         self._due: list[tuple[float, int, DueCall]] = []
         self._order = itertools.count()
         self._kind: Any = pool_kinds(start_method)(kind)
@@ -75,9 +76,12 @@ class Harness:
     def on_message(self, assignment: Assignment | None, topic: str, content: Any) -> None:
         self.messages.append((assignment, topic, content))
 
+    def is_output_full(self, assignment: Assignment | None) -> bool | None:
+        return self.output_full
+
     # --- services for the pool ---
 
-    def watch(self, fd: int, on_readable: Callable[[], None]) -> None:
+    def watch(self, fd: int, on_readable: Callable[[], object]) -> None:
         self._callbacks[fd] = [on_readable, None]
         self._selector.register(fd, selectors.EVENT_READ, self._callbacks[fd])
 

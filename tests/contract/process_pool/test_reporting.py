@@ -63,6 +63,21 @@ def test_a_flood_of_lines_is_cut_and_the_rest_counted(pool: Harness) -> None:
     assert record["message"].startswith(f"{40_000 - reported} lines of output and log were left out")
 
 
+def test_output_without_room_waits_in_its_pipe_and_is_not_lost() -> None:
+    """While there is no room a worker waits, in its write or for its next call; then every line is reported."""
+    with harness(1) as pool:
+        pool.output_full = True
+        short, after = pool.submit(print, "short"), pool.submit(functions.print_lines, 40_000)
+        pool.value(short)
+        for _ in range(10):
+            pool.turn()
+        assert (pool.messages_of(short, "output"), after in pool.endings) == ([("stdout", "short")], False)
+        pool.output_full = False
+        pool.value(after)
+        assert len(pool.messages_of(after, "output")) == 40_000
+        assert not pool.messages_of(after, "log")
+
+
 def test_a_thousand_lines_a_second_are_all_reported(pool: Harness) -> None:
     """Output below the limit is reported completely."""
     assignment = pool.submit(functions.print_lines, 5_000)
