@@ -13,7 +13,7 @@ from executor_adapter.pools.cluster import frames
 from executor_adapter.pools.cluster.leasing.shaped_lease import ShapedLease
 from executor_adapter.pools.cluster.link import ArrivingFiles, Link, LinkEnd
 from executor_adapter.pools.cluster.remote_attempt import pack_call, unpack_end
-from executor_adapter.pools.cluster.sent_functions import SentFunctions
+from executor_adapter.pools.transport.functions import EncodedFunction
 from executor_adapter.pools.transport.payload import Payload, attempt_part
 from executor_adapter.pools.transport.reports import ResultSink
 from executor_adapter.worker import wire
@@ -22,6 +22,8 @@ logger = logging.getLogger("executor_adapter.cluster")
 
 MAX_QUEUED_PER_SLOT = 24
 """Short calls that may wait at an agent behind each running one: more than in a worker, since the way is longer."""
+MAX_FUNCTIONS = 4096
+"""Functions that an agent keeps. When it has so many, it forgets all, and is sent again what it needs."""
 
 
 class AgentOwner(Protocol):
@@ -348,3 +350,27 @@ class RemoteAgent:
 
 def _ignore_record(_: dict[str, Any]) -> None:
     """Keep no log record for the end of the output: the agent does."""
+
+
+class SentFunctions:
+    """Knows which functions an agent has, so that each is sent once."""
+
+    def __init__(self) -> None:
+        self._known: set[int] = set()
+
+    def frame(self, function: EncodedFunction, *, may_forget: bool) -> bytes:
+        """Return the frame that must precede a call of `function`; empty if the agent has the function.
+
+        `may_forget`: no call is still to be sent that refers to a function which the agent has.
+        """
+        if function.number in self._known:
+            return b""
+        flags = wire.USE_ONCE if function.once else 0
+        if len(self._known) >= MAX_FUNCTIONS and may_forget:
+            self._known.clear()
+            flags |= wire.FORGET_OTHERS
+        if not function.once:
+            self._known.add(function.number)
+        if function.portable:
+            flags |= frames.PORTABLE
+        return wire.pack_frame(wire.FUNCTION, flags, word=function.number, body=function.portable or function.encoded)

@@ -7,6 +7,7 @@ import operator
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import distributed
@@ -15,6 +16,7 @@ import pytest
 from executor_adapter import Job, JobExecutor
 from executor_adapter.config import Settings
 from executor_adapter.exceptions import InvalidJobError, JobSerializationError
+from executor_adapter.pools.cluster.engines import dask
 from tests.contract.cluster import functions
 from tests.contract.cluster.dask_cluster import DaskCluster, dask_cluster
 from tests.contract.cluster.socket_bytes import bytes_by_socket, bytes_since
@@ -95,6 +97,20 @@ def test_a_reference_to_nothing_is_named_in_one_line(cluster: DaskCluster) -> No
         client.run(_drop_kept, workers=[holder])
         with pytest.raises(JobSerializationError, match=r"argument 1, the Dask future executor-adapter-.*cannot be"):
             executor.run(Job(function=len, args=(result,), pool="dask", retry_attempts=0))
+
+
+def test_an_answer_that_was_lost_with_its_worker_is_not_waited_for(cluster: DaskCluster) -> None:
+    """Where the result of a lease is gone, the lease ends without a reason, and the engine's thread goes on."""
+    ended: dict[int, str] = {}
+    ends: Any = SimpleNamespace(lease_ended=lambda lease, why, is_final: ended.update({lease: why}))
+    engine = dask.DaskCluster(ends, cluster.address, None, 1)
+    with client_of(cluster) as client:
+        answer = client.submit(str, "it was asked to end", key="executor-adapter-lease")
+        distributed.wait(answer)  # type: ignore[no-untyped-call]
+        engine.note_end(1, answer)
+        client.run(_drop_kept)
+        engine.note_end(2, answer)
+    assert ended == {1: "it was asked to end", 2: ""}
 
 
 def _drop_kept(dask_worker: Any) -> None:

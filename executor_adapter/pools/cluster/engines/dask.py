@@ -6,6 +6,7 @@ No attempt is a task of Dask's. So neither its retries nor its work stealing con
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -60,6 +61,10 @@ def _node_value(future: Any, shown: str) -> NodeValue:
             f"{shown} is a Dask future that is {future.status}, not finished: wait for it first (distributed.wait)"
         )
     return NodeValue(future.key, f"{shown}, the Dask future {future.key},")
+
+
+ANSWER_TIMEOUT = 2.0
+"""Seconds in which a worker must say why an agent on it has ended."""
 
 
 class DaskCluster(Engine):
@@ -128,7 +133,7 @@ class DaskCluster(Engine):
             retries=0,
             resources=self._counted(needs) or None,
         )
-        future.add_done_callback(lambda done: self._ends.call(lambda: self._note_end(lease, done)))
+        future.add_done_callback(lambda done: self._ends.call(lambda: self.note_end(lease, done)))
 
     def _counted(self, needs: Amounts) -> dict[str, float]:
         """Return what Dask counts of a lease. One thread is a processor, where no worker says how many it has."""
@@ -157,16 +162,18 @@ class DaskCluster(Engine):
         amounts = " ".join(f"{name}={amount:.10g}" for name, amount in counted.items())
         return [], f"{lack} (dask worker --resources {amounts!r})"
 
-    def _note_end(self, lease: int, future: Any) -> None:
+    def note_end(self, lease: int, future: Any) -> None:
         if self._futures.get(lease) is future:
             del self._futures[lease]
+        is_final, why = False, ""
         if future.status == "error":
             error = future.exception()
             is_final = isinstance(error, ImportError)
             hint = ": install prefect-executor-adapter on the workers" if is_final else ""
             why = f"{type(error).__name__}: {text_of(error)}{hint}"
-        else:
-            is_final, why = False, future.result() if future.status == "finished" else ""
+        elif future.status == "finished":
+            with contextlib.suppress(TimeoutError):  # Dask waits without end for what has gone with its worker.
+                why = future.result(timeout=ANSWER_TIMEOUT)
         self._ends.lease_ended(lease, why, is_final=is_final)
 
     def drop(self, lease: int) -> None:
