@@ -101,9 +101,9 @@ class SpawnedWorkerHandle(WorkerHandle):
     # --- stopping ---
 
     def interrupt(self, assignment: Assignment) -> bool:
-        if self._process.returncode is None:  # Until then no other process can have its pid.
+        if self.call_started and self._process.returncode is None:  # Until then no other process can have its pid.
             os.kill(self.pid, INTERRUPT)
-        return True
+        return self.call_started
 
     def kill(self) -> None:
         """Send SIGKILL to the process group. The listener is notified of the exit."""

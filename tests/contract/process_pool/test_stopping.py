@@ -201,7 +201,7 @@ def test_interrupt_raises_in_the_function_and_logs_where(pool: Harness, tmp_path
     """`interrupt` raises SoftTimeoutError in the function, and logs the stack it interrupts."""
     assignment = pool.submit(functions.catch_soft_timeout, str(tmp_path / "pid"))
     pool.until((tmp_path / "pid").exists)
-    pool.pool.interrupt(assignment)
+    pool.until(lambda: pool.pool.interrupt(assignment))
     assert pool.value(assignment) == "SoftTimeoutError"
     (record,) = pool.messages_of(assignment, "log")
     assert "in catch_soft_timeout" in record["message"]
@@ -211,7 +211,7 @@ def test_a_soft_timeout_that_is_not_caught_is_the_error(pool: Harness, tmp_path:
     """A SoftTimeoutError that the function does not catch is its error, and the worker stays usable."""
     assignment = pool.submit(functions.nap, 30, str(tmp_path / "pid"))
     pool.until((tmp_path / "pid").exists)
-    pool.pool.interrupt(assignment)
+    pool.until(lambda: pool.pool.interrupt(assignment))
     assert isinstance(pool.error(assignment), SoftTimeoutError)
     assert pool.value(pool.submit(functions.add, 1, 1)) == 2
 

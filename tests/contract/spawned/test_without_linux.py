@@ -59,8 +59,7 @@ CHOSEN = "max_runtime or deadline or stall or soft_timeout or checkpoint or canc
 
 def test_the_contract_holds() -> None:
     """The contract of the process pool holds without Linux's features."""
-    # A soft_timeout that is over before the function has begun is lost on a spawned worker.
-    chosen = f"process and not spawn and not microsecond and ({CHOSEN})"
+    chosen = f"process and not spawn and ({CHOSEN})"
     command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen, "tests/contract/test_pools.py")
     done = run_without_linux(*command, cwd=ROOT, seconds=200)
     assert done.returncode == 0, done.stdout[-5000:]
