@@ -266,7 +266,7 @@ def test_a_function_that_lets_soft_timeout_pass_is_timed_out(executor: JobExecut
     assert job.error_code == "TIMEOUT_ERROR"
 
 
-@pytest.mark.parametrize("pool", ["thread", "process", "process by spawn"], indirect=True)
+@pytest.mark.parametrize("pool", ["thread", "process", "process by spawn", "ssh"], indirect=True)
 def test_a_soft_timeout_below_a_microsecond_ends_the_function(make_executor: MakeExecutor, pool: str) -> None:
     """A soft_timeout that passes before the function has begun is raised in it all the same."""
     executor = make_executor(1)

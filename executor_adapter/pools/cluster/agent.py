@@ -97,8 +97,7 @@ class Agent:
         if kind == frames.RECALL:
             self._recall(seq)
         elif kind == frames.INTERRUPT:
-            if (assignment := self.live.get(seq)) is not None:
-                self._pool.interrupt(assignment)
+            self._interrupt(seq)
         elif kind == frames.GIVE_BACK:
             self._hand_back_queue()
         elif kind == frames.DROP_FILE:
@@ -113,6 +112,11 @@ class Agent:
         elif kind == frames.CLOSE:
             self.refusal = body.decode()
             self.end()
+
+    def _interrupt(self, seq: int) -> None:
+        """Interrupt an attempt as soon as its function has begun."""
+        if (assignment := self.live.get(seq)) is not None and not self._pool.interrupt(assignment):
+            self.call_at(self.now() + 0.005, lambda: self._interrupt(seq))
 
     def _hand_back_queue(self) -> None:
         while queue := self.queue or self.on_lease:
@@ -325,8 +329,7 @@ class Agent:
         raise AssertionError("no slot was lent")
 
     def _hand_back(self, assignment: RemoteAttempt) -> None:
-        seq = self._forget(assignment)
-        self.link.send(wire.pack_frame(frames.HANDED_BACK, seq=seq))
+        self.link.send(wire.pack_frame(frames.HANDED_BACK, seq=self._forget(assignment)))
 
     def _forget(self, assignment: RemoteAttempt) -> int:
         self._begun.pop(assignment.seq, None)

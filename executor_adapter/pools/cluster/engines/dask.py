@@ -163,8 +163,7 @@ class DaskCluster(Engine):
         return [], f"{lack} (dask worker --resources {amounts!r})"
 
     def note_end(self, lease: int, future: Any) -> None:
-        if self._futures.get(lease) is future:
-            del self._futures[lease]
+        self._futures.pop(lease, None)
         is_final, why = False, ""
         if future.status == "error":
             error = future.exception()
