@@ -43,7 +43,9 @@ def _count(plan: JobPlan, cancelled: bool) -> set[str]:
 
 def _crash(plan: JobPlan, cancelled: bool) -> set[str]:
     crashes = plan.fields.get("retry", {}).get("crash_attempts", 2)
-    return _after(plan, min(_retries(plan), crashes), "WORKER_CRASHED", cancelled)
+    outcomes = _after(plan, min(_retries(plan), crashes), "WORKER_CRASHED", cancelled)
+    cut_short = _CUT_SHORT & plan.fields.keys()  # An attempt that ends before it has crashed counts as no crash.
+    return outcomes | (_after(plan, _retries(plan), "WORKER_CRASHED", cancelled) if cut_short else set())
 
 
 def _retries(plan: JobPlan) -> int:
