@@ -51,7 +51,7 @@ test: check ## check everything, and run all tests except nightly, chaos and ben
 	@$(BIN)/python -m tests.run $(ALL) $(ARGS)
 
 quick: $(DEV) ## run the tests of the parts and the main ways through them, in two minutes
-	@$(BIN)/python -m tests.run --group tests $(ALL) $(QUICK) $(ARGS)
+	@$(BIN)/python -m tests.run $(ALL) $(QUICK) $(ARGS)
 QUICK := tests/unit tests/contract --ignore tests/contract/cluster \
     tests/prefect/test_states.py tests/prefect/test_job_task.py tests/prefect/test_run_jobs.py
 
@@ -107,7 +107,7 @@ hooks: $(DEV) ## check each commit before it is made (pre-commit)
 	@$(BIN)/pre-commit install
 
 nightly: $(DEV) ## run what takes long and is proved by less in `make test`; each night, with chaos
-	@$(BIN)/python -m tests.run --group tests -m nightly -n 2 $(ARGS)
+	@$(BIN)/python -m tests.run -m nightly -n 2 $(ARGS)
 
 bench: $(DEV) ## compare the speed with other pools, as ratios
 	@$(PYTEST) -q -s -m bench --timeout=1800 $(ARGS)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-GROUPS = ("checks", "tests", "alone")
+GROUPS = ("checks", "tests", "prefect", "alone")
 """The groups of tests, in their order; `tests/scheduling.py` says which files are in them."""
 
 OPTIONS = ("--dist=load", "--maxschedchunk=1", "--max-worker-restart=0", "-oconsole_output_style=classic")
@@ -40,8 +40,7 @@ def main(arguments: list[str]) -> int:
     started = time.monotonic()
     totals = Totals()
     worst = 0
-    only = arguments[arguments.index("--group") + 1 :][:1] if "--group" in arguments else GROUPS
-    for group in only:
+    for group in arguments[arguments.index("--group") + 1 :][:1] if "--group" in arguments else GROUPS:
         code = pytest.main([*OPTIONS, "--group", group, *arguments], plugins=[totals])
         if code != pytest.ExitCode.NO_TESTS_COLLECTED:
             worst = max(worst, int(code))

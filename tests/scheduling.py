@@ -6,6 +6,7 @@ to the next process that is free; the longest come first.
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import re
@@ -32,6 +33,7 @@ ALONE = TESTS / "test_real_time.py"
 IMPORTS_PREFECT = re.compile(
     r"^\s*(from|import) (prefect|executor_adapter\.prefect|tests\.prefect|flows)\b", re.MULTILINE
 )
+IMPORTS_OF_TESTS = re.compile(r"^from (tests\.[\w.]+) import (\w+)", re.MULTILINE)
 
 LAST = TESTS / "contract" / "cluster" / "test_ray.py"
 """Runs when its process runs nothing more: in a program that has used Ray, what is forked later may crash in Ray's own
@@ -47,21 +49,31 @@ def group(path: Path) -> str:
     """Return the group that a file of tests belongs to."""
     if path == ALONE:
         return "alone"
-    return "checks" if path.relative_to(TESTS).parts[0] in CHECKS else "tests"
+    if path.relative_to(TESTS).parts[0] in CHECKS:
+        return "checks"
+    return "prefect" if uses_prefect(path) else "tests"
 
 
+@functools.cache
 def uses_prefect(path: Path) -> bool:
-    """Return whether a process that has collected and run this file has imported Prefect."""
-    return path.relative_to(TESTS).parts[0] == "prefect" or bool(IMPORTS_PREFECT.search(path.read_text()))
+    """Return whether a file imports Prefect, or a module of the tests that does."""
+    files, seen = [path], {path}
+    for file in files:  # What it imports of the tests is added meanwhile.
+        text = file.read_text()
+        if file.relative_to(TESTS).parts[0] == "prefect" or IMPORTS_PREFECT.search(text):
+            return True
+        for module, name in IMPORTS_OF_TESTS.findall(text):
+            for each in (module, f"{module}.{name}"):
+                imported = TESTS.parent / f"{each.replace('.', '/')}.py"
+                if imported not in seen and imported.exists():
+                    seen.add(imported)
+                    files.append(imported)
+    return False
 
 
-def rank(path: Path, durations: dict[str, float]) -> tuple[int, float]:
-    """Return the place of a file: those without Prefect are first, then the unknown, then the longest.
-
-    From the import of Prefect on, each new process pool preloads it, as in a program that uses Prefect.
-    """
-    part = 2 if path == LAST else int(uses_prefect(path))
-    return part, -durations.get(str(path.relative_to(TESTS)), float("inf"))
+def rank(path: Path, durations: dict[str, float]) -> tuple[bool, float]:
+    """Return the place of a file: the unknown are first, then the longest."""
+    return path == LAST, -durations.get(str(path.relative_to(TESTS)), float("inf"))
 
 
 def known_durations() -> dict[str, float]:
@@ -109,6 +121,20 @@ class _File(pytest.File):
 
     def collect(self) -> Iterator[pytest.Item]:
         yield FileOfTests.from_parent(self, name=self.name, nodeid=self.nodeid, module=self.module)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave folders out in which no file is of the group, unless a file in them was named.
+
+    The conftest.py of `prefect` imports Prefect. From then on each new process pool preloads it, as in a program that
+    uses Prefect, which takes three seconds of a processor.
+    """
+    wanted = config.getoption("group")
+    if wanted is None or collection_path.parent != TESTS or not collection_path.is_dir():
+        return None
+    if any(collection_path in Path(argument).absolute().parents for argument in config.args):
+        return None
+    return True if all(group(path) != wanted for path in collection_path.rglob("test_*.py")) else None
 
 
 @pytest.hookimpl(wrapper=True)

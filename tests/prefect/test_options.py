@@ -18,7 +18,7 @@ from prefect.tasks import exponential_backoff
 from executor_adapter import RetryPolicy
 from executor_adapter.config import Settings
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.executor.job_defaults import JobDefaults
+from executor_adapter.executor.defaults import JobDefaults
 from executor_adapter.prefect import JobTask, JobTaskRunner, job_options, job_task
 from executor_adapter.prefect.options.job_options import AS_A_TASK, job_of_call
 from executor_adapter.prefect.options.plain_task import options_of
