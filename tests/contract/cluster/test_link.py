@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -12,7 +13,7 @@ from executor_adapter.pools.cluster import frames
 from executor_adapter.pools.cluster.link import CHUNK_BYTES, ArrivingFiles, Link, PipeEnd, SocketEnd
 from executor_adapter.pools.loop import SupervisorLoop
 from executor_adapter.worker import wire
-from tests.waiting import wait_for
+from tests.waiting import PATIENCE
 
 
 class Pair:
@@ -32,7 +33,11 @@ class Pair:
         return Link(loop, end, self.received.extend, lambda: self.lost.append(name))  # type: ignore[arg-type]
 
     def until(self, condition: Callable[[], object]) -> None:
-        wait_for(lambda: self.loop.run_due() or condition())
+        ends = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < ends
+            self.loop.run_due()
+            time.sleep(0.002)
 
     def kinds(self) -> list[tuple[int, int]]:
         return [(kind, seq) for kind, _, _, seq, *_ in self.received]
