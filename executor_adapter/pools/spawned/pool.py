@@ -113,8 +113,10 @@ class SpawnedPool(WorkerProcessPool[SpawnedWorkerHandle]):
         self.supervisor.started(assignment, assignment.started_at)
 
     def _put_back(self, worker: SpawnedWorkerHandle) -> None:
+        """Give a worker without an assignment what waits, or keep it, unless `max_workers` was lowered meanwhile."""
         self.workers.put_back(worker)
         self._assign_next()
+        self.workers.resize(self.max_workers)
 
     def _start_workers(self) -> None:
         """Start as many workers as are needed now."""

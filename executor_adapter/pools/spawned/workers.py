@@ -73,9 +73,8 @@ class SpawnedWorkerSet:
         return None
 
     def put_back(self, worker: SpawnedWorkerHandle) -> None:
-        """Keep a worker that has no assignment for later, unless `max_workers` was lowered meanwhile."""
+        """Keep a worker that has no assignment for the next one."""
         self._idle.append(worker)
-        self.resize(self._max_workers)
 
     def start_enough(self, waiting: int) -> None:
         """Start a worker for each of the `waiting` assignments, and one to spare.

@@ -231,13 +231,18 @@ def test_a_spare_worker_takes_over_after_a_kill() -> None:
 
 
 def test_workers_that_are_ready_after_their_number_was_lowered_end() -> None:
-    """Workers that start while `max_workers` is lowered get no place among the idle ones."""
+    """A worker that starts while `max_workers` is lowered does a job that waits; then it ends, as those without."""
     with harness(4, start_method="spawn") as pool:
         jobs = [pool.submit(functions.add, 1, number) for number in range(4)]
         pool.turn()
         assert len(pool.pool.pids) >= 4
+        late = pool.pool.pids[1:]
+        for pid in late:
+            os.kill(pid, signal.SIGSTOP)
         pool.pool.resize(1)
         pool.until_ended(*jobs)
+        for pid in late:
+            os.kill(pid, signal.SIGCONT)
         pool.until(lambda: len(pool.pool.pids) <= 2)
 
 
