@@ -48,7 +48,7 @@ _NAME = re.compile(  # Before a colon and a bare value stands a whole name, and 
 )
 _VALUE = re.compile(
     r"""(?isx)(?!\(hidden\))(?:\{(?:[^}]|\}\})*\}|\{[^}]*+|"(?:[^"\\]|\\.)*+"?|'(?:[^'\\]|\\.)*+'?|
-    (?:(?:Basic|Bearer|Digest|Token)\ +)?[^\s;&,'")\]}]+(?:\ [^;=:&,'"\n]*+(?=;))?)"""
+    (?<=cookie:[ \t])[^"'\n]++|(?:(?:Basic|Bearer|Digest|Token)\ +)?[^\s;&,'")\]}]+(?:\ [^;=:&,'"\n]*+(?=;))?)"""
 )
 """The value after a name, as in `PWD={a b};` and `PWD=a b;` of ODBC, `Authorization: Bearer ...` of HTTP,
 `AccountKey=...;` of Azure, and the `repr` of a dict.

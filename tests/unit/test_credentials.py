@@ -166,6 +166,7 @@ def test_a_secret_that_was_read_is_redacted_where_it_is_escaped(
         ("PWD=my secret;X", "PWD=(hidden);X"),
         ("authorization=Bearer abc", "authorization=(hidden)"),
         ("Authorization: Bearer x, retry", "Authorization: (hidden), retry"),
+        ("Cookie: a=b; c=d\nnext: 1", "Cookie: (hidden)\nnext: 1"),
         ("password: x y", "password: (hidden) y"),
         ("mysql://root:123 456@h", "mysql://root:(hidden)@h"),
         ("http://h:80 is away: mail me@x", "http://h:80 is away: mail me@x"),
