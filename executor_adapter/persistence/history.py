@@ -41,8 +41,7 @@ class QueueHistory:
 
     async def get(self, job_id: str) -> Job | None:
         """Return the job with this id; None where this queue has none."""
-        job = self._live.get(job_id)
-        if job is not None:
+        if (job := self._live.get(job_id)) is not None:
             return job
         await self._flush()
         record = await asyncio.to_thread(self._store.get, job_id)

@@ -126,10 +126,6 @@ class Handover:
         self._stopping = [job for job in self._stopping if live.get(job.job_id) is job]
         return bool(self._stopping)
 
-    def recovery_begins(self) -> None:
-        """Note that jobs are looked for now."""
-        self.recovery_is_due = False
-
     def _known_jobs(self) -> list[Job]:
         return self._pending.known_to_store(list(self._supervisor.intake.jobs.values()))
 

@@ -72,8 +72,7 @@ class LogLines:
         # Unique, and in order also across hosts as far as their clocks agree.
         self._last_seq = seq = max(time.time_ns(), self._last_seq + 1)
         longest = MAX_LINE_LENGTH if level or len(self._lines) < BATCH_SIZE else MAX_LINE_LENGTH // 32
-        line = LogLine(job_id, attempt, seq, time.time(), level, source, storable(text[:longest]))
-        self._lines.append(line)
+        self._lines.append(LogLine(job_id, attempt, seq, time.time(), level, source, storable(text[:longest])))
 
 
 _capturing: list[LogLines] = []

@@ -234,7 +234,7 @@ class Recorder:
 
     def ask_for_tools(self, request: ToolRequest) -> None:
         """Get shares of tools for the supervisor's rate limiter."""
-        self._tools.receive(request)
+        self._tools.request = request
         with self._lock:
             self._start()
         self._hurry.set()
@@ -289,7 +289,7 @@ class Recorder:
     def _run(self) -> None:
         while not self._closing.is_set():
             self._wake.wait(self._seconds_until_due())
-            if self._supervisor.dispatcher.rate_limiter.is_active and not self._tools.is_waiting:
+            if self._supervisor.dispatcher.rate_limiter.is_active and self._tools.request is None:
                 self._hurry.wait(ASK_DELAY)
             self._wake.clear()
             self._hurry.clear()
@@ -410,10 +410,8 @@ class Recorder:
         return self._pending.batch(size, self.host().host_id)
 
     def _is_renewal_due(self) -> bool:
-        # Jobs that are claimed need a lease.
-        return self._is_recovery_due() or (
-            bool(self._supervisor.intake.jobs) and time.monotonic() >= self._lease.due_at
-        )
+        is_due = time.monotonic() >= self._lease.due_at and bool(self._supervisor.intake.jobs)
+        return is_due or self._is_recovery_due()  # Jobs that are claimed need a lease.
 
     def _write(self, batch: WriteBatch, asks: Sequence[ToolAsk] = ()) -> None:
         began = lease_time()
@@ -423,10 +421,19 @@ class Recorder:
         except (StoreUnavailableError, LeaseLostError):
             raise
         except Exception:
-            if not batch.jobs:
+            if asks and batch.jobs:  # Each by itself shows which of them it is.
+                self._write(batch)
+                self._write(self._next_batch(0), asks)
+            elif asks:
+                self._tools.on_failure()
+                self._write(batch)
+            elif len(batch.jobs) > 1:
+                for _ in batch.jobs:
+                    self._write(self._next_batch(1))
+            elif batch.jobs:
+                self._write_plain(batch)
+            else:
                 raise
-            self._write_one_by_one(batch)
-            self._wake.set()  # What was asked of tools has no answer yet.
             return
         self._lease.renew(began)
         self._mark_written(batch.jobs)
@@ -435,17 +442,8 @@ class Recorder:
         if written.taken:
             self._handover.give_away([job for job in batch.jobs if job.job_id in set(written.taken)])
 
-    def _write_one_by_one(self, batch: WriteBatch) -> None:
-        """Write the records one by one, and of those that no store can hold the status and the times alone."""
-        if len(batch.jobs) > 1:
-            for _ in batch.jobs:
-                self._write(self._next_batch(1))
-        else:
-            self._write_plain(batch)
-            self._mark_written(batch.jobs)
-
     def _write_plain(self, batch: WriteBatch) -> None:
-        """Write the one record of `batch` in a form that each store holds: without it, a job that ended runs again."""
+        """Write the status and the times of the one record of `batch`: without it, a job that ended runs again."""
         job_id = batch.jobs[0].job_id
         logger.exception("the record of job %r cannot be stored as it is", job_id, extra={"job_id": job_id})
         try:
@@ -455,6 +453,7 @@ class Recorder:
             raise
         except Exception:
             logger.exception("a change of job %r is not in the store: it may run again", job_id)
+        self._mark_written(batch.jobs)
 
     def _mark_written(self, jobs: list[Job]) -> None:
         self._pending.mark_written(jobs)
@@ -479,12 +478,11 @@ class Recorder:
     def _recover_if_due(self) -> None:
         if self._is_recovery_due():
             self._recovered_at = time.monotonic()
-            self._handover.recovery_begins()
+            self._handover.recovery_is_due = False
             self._recover()
 
     def _is_recovery_due(self) -> bool:
         if self._supervisor.intake.closed or self._handover.is_stopping():
             return False
-        every = self._recover_every
-        is_time = every is not None and time.monotonic() >= self._recovered_at + every
+        is_time = self._recover_every is not None and time.monotonic() >= self._recovered_at + self._recover_every
         return is_time or self._handover.recovery_is_due

@@ -7,11 +7,10 @@ have killed the host: such a death counts as a crash of the job, and past `crash
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from executor_adapter.exceptions import ExecutorClosedError, InvalidJobError, JobSerializationError
 from executor_adapter.exceptions.display import repr_of, text_of
@@ -181,9 +180,9 @@ def _with_attempt_cut_off(record: JobRecord) -> JobRecord:
         error_code="WORKER_CRASHED",
         error_message="its host died",
     )
-    fields = tuple(getattr(attempt, field.name) for field in dataclasses.fields(attempt))
+    values = tuple(getattr(attempt, field.name) for field in fields(attempt))
     crashes = record.crashes + (pool not in PROCESS_POOLS)
-    return replace(record, attempt_fields=(*record.attempt_fields, fields), crashes=crashes)
+    return replace(record, attempt_fields=(*record.attempt_fields, values), crashes=crashes)
 
 
 def _pending_job(record: JobRecord, unpickle: Unpickle | None) -> Job:

@@ -107,8 +107,6 @@ def refuse_unstorable_texts(job: Job) -> None:
 
 
 def _is_text(text: str) -> bool:
-    if text.isascii():
-        return "\0" not in text
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -27,7 +27,8 @@ def read(connection: Connection) -> SharedTools:
     uses = [ToolUse(**row) for row in connection.execute(select(tool_uses)).mappings() if row["host_id"] in living]
     return SharedTools(
         now=next((row["now"] for row in living.values()), None) or leases.time_of(connection),
-        controls={row["tool_name"]: _control_of(row) for row in connection.execute(select(tools)).mappings()},
+        # All rows first: the traceback of one that makes no sense would keep the statement and its transaction open.
+        controls={row["tool_name"]: _control_of(row) for row in connection.execute(select(tools)).mappings().all()},
         uses=uses,
         any_gone=any(leases.is_gone(living[host_id]) for host_id in {use.host_id for use in uses if use.held}),
     )

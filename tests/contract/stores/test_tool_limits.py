@@ -6,6 +6,7 @@ import logging
 import os
 import random
 import signal
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from executor_adapter.store import JobStore, open_store
 from executor_adapter.supervision.tools import rate_limiter
 from tests.contract import functions
 from tests.contract.stores import limited_host
-from tests.contract.stores.conftest import MakeStored
+from tests.contract.stores.conftest import MakeStored, wait_for_end
 from tests.contract.stores.limited_host import TOOL, most_at_once, runs_in
 from tests.waiting import PATIENCE, wait_for
 
@@ -242,6 +243,33 @@ def test_a_limit_that_was_set_wins(make_stored: MakeStored, store: JobStore, tmp
 
 
 # --- trouble ---
+
+
+@pytest.mark.parametrize("limits", [{}, ONE])
+def test_a_row_of_a_tool_that_makes_no_sense_harms_no_record(
+    limits: dict[str, ToolLimit], make_stored: MakeStored, url: str, store: JobStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Jobs of tools wait until such a row is mended, which is logged once; all other jobs are recorded whole."""
+    if not url.startswith("sqlite"):
+        pytest.skip("other databases hold nothing but numbers there")
+    store.limit_tool("other", ToolLimit(rate=1.0), "somebody")
+    with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection, connection:
+        connection.execute("UPDATE executor_adapter_tools SET rate = 'fast'")
+    executor = make_stored(tool_limits=limits)
+    waiting = submit(executor)
+    for number in range(3):
+        job = Job(function=functions.fail_with_code, args=("DATA_ERROR",), metadata={"page": number}, pool="thread")
+        executor.submit(job).exception(PATIENCE)
+        record = wait_for_end(store, job.job_id)
+        assert (record.error_code, record.metadata, len(record.attempt_fields)) == ("DATA_ERROR", job.metadata, 1)
+        assert "fail_with_code" in (record.traceback or "")
+    assert waiting.job.status is JobStatus.PENDING
+    wait_for(lambda: "does not say what tools may start" in caplog.text)
+
+    store.limit_tool("other", None, "me")
+    waiting.result(PATIENCE)
+    logged = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    assert logged == ["the store does not say what tools may start: jobs with a tool_name wait for it"]
 
 
 def test_a_store_that_is_down_lets_no_further_job_start(
