@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
-import json
 import os
 import shutil
 import signal
@@ -12,14 +11,14 @@ import socket
 import subprocess
 import sys
 import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 from tests.waiting import PATIENCE, wait_for
 
@@ -147,14 +146,25 @@ def prefect(*words: str) -> list[str]:
     return [sys.executable, "-m", "prefect", *words]
 
 
-def _answer(request: urllib.request.Request) -> tuple[bytes] | None:
-    try:
-        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
-            return (answer.read(),)
-    except urllib.error.HTTPError as error:
-        if error.code != 503:
-            raise
+class RetryingTransport(httpx.HTTPTransport):
+    """Sends a request again while the answer is 503, which Prefect's server gives while its database is busy."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        answer: httpx.Response = wait_for(lambda: self._answer(request), what=f"{request.method} {request.url}")
+        return answer
+
+    def _answer(self, request: httpx.Request) -> httpx.Response | None:
+        answer = super().handle_request(request)
+        if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+            return answer
+        answer.close()
         return None
+
+
+def api_client(url: str) -> httpx.Client:
+    """Return a client of the API of a Prefect server at `url`, which waits while the server is busy."""
+    transport = RetryingTransport(verify=False)  # To load certificates takes 50 ms, and the servers speak plain HTTP.
+    return httpx.Client(base_url=url, timeout=PATIENCE, transport=transport)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,15 +175,10 @@ class Server:
     env: dict[str, str]
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
-        """Call the API; return the decoded JSON, or None if it is empty. Retries while the database is busy (503)."""
-        request = urllib.request.Request(
-            f"{self.url}/api{path}",
-            method=method,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"content-type": "application/json"},
-        )
-        (text,) = wait_for(lambda: _answer(request), what=f"an answer to {method} {path}")
-        return json.loads(text) if text else None
+        """Call the API; return the decoded JSON, or None if it is empty."""
+        with api_client(f"{self.url}/api") as client:
+            answer = client.request(method, path, json=body).raise_for_status()
+        return answer.json() if answer.content else None
 
     def run(self, *command: str) -> str:
         """Run a command in the clone that uses this server and must succeed; return its output."""
@@ -190,7 +195,7 @@ class Server:
         """Return whether the server answers."""
         try:
             return bool(self.call("GET", "/health"))
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
+        except httpx.HTTPError:
             return False
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import httpx
 import prefect.context
 import pytest
 from prefect.events.worker import EventsWorker
@@ -20,9 +18,8 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, Settings
 
 from executor_adapter import JobExecutor
 from executor_adapter.prefect.crashes import closing
-from tests.servers import WITHOUT_SCHEDULES, new_user_env, prefect_server
+from tests.servers import WITHOUT_SCHEDULES, api_client, new_user_env, prefect_server
 from tests.shared_server import shared_server
-from tests.waiting import PATIENCE
 
 PREFECTS_OWN_LEAKS = (
     "ignore:unclosed:ResourceWarning",
@@ -128,7 +125,7 @@ class Api:
     """Reads what the server knows."""
 
     def __init__(self, url: str) -> None:
-        self._client = httpx.Client(base_url=url, timeout=PATIENCE)
+        self._client = api_client(url)
 
     def task_runs(self, flow_run_id: UUID | str, *, offset: int = 0) -> list[dict[str, Any]]:
         """A page of the flow run's task runs, in the order of their submission."""
@@ -170,9 +167,6 @@ class Api:
 
     def post(self, path: str, body: Any) -> Any:
         answer = self._client.post(path, json=body)
-        while answer.status_code == httpx.codes.SERVICE_UNAVAILABLE:  # Its database is busy.
-            time.sleep(0.1)
-            answer = self._client.post(path, json=body)
         answer.raise_for_status()
         return answer.json() if answer.content else None
 
@@ -205,7 +199,8 @@ def own_id() -> UUID:
 def cancel(url: str, flow_run_id: UUID, state: str = "CANCELLING") -> None:
     """Cancel a flow run, as the UI does."""
     body = {"state": {"type": state}, "force": True}
-    httpx.post(f"{url}/flow_runs/{flow_run_id}/set_state", json=body, timeout=PATIENCE).raise_for_status()
+    with api_client(url) as client:
+        client.post(f"/flow_runs/{flow_run_id}/set_state", json=body).raise_for_status()
 
 
 @pytest.fixture

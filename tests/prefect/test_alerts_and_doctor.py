@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.settings.models.server.services import ServerServicesTaskRunRecorderSettings as RecorderSettings
@@ -22,6 +21,7 @@ from executor_adapter.prefect import emit_alert
 from executor_adapter.prefect.doctor import checks
 from executor_adapter.prefect.reporting.events import flush_events
 from tests.api_server import Answer, as_json, serving
+from tests.prefect.conftest import Api
 from tests.servers import Server, free_port
 from tests.waiting import wait_for
 
@@ -61,11 +61,11 @@ def by_name(findings: Iterator[Finding]) -> dict[str, Finding]:
     return {finding.check: finding for finding in findings}
 
 
-def test_doctor_warns_of_a_recorder_with_default_settings(prefect_api: str) -> None:
+def test_doctor_warns_of_a_recorder_with_default_settings(api: Api) -> None:
     """Doctor warns of a recorder with default settings, and shows how to start the server instead."""
 
     def with_default_recorder(path: str, _: Any) -> Answer:
-        answer = httpx.get(f"{prefect_api.removesuffix('/api')}{path}").json()
+        answer = api.get(path.removeprefix("/api"))
         if path.endswith("/admin/settings"):
             recorder = answer["server"]["services"]["task_run_recorder"]
             assert recorder["batch_size"] == 500

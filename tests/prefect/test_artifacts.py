@@ -7,7 +7,6 @@ import threading
 from typing import Any
 from uuid import UUID
 
-import httpx
 import pytest
 from prefect import flow, task
 
@@ -50,18 +49,17 @@ def with_jobs_in_bulk() -> None:
         run_jobs(jobs, executor=executor)
 
 
-def artifacts_of(url: str, flow_run_id: UUID | str) -> dict[str, Any]:
+def artifacts_of(api: Api, flow_run_id: UUID | str) -> dict[str, Any]:
     """Return the data of the flow run's artifacts on the server, by key."""
     body = {"artifacts": {"flow_run_id": {"any_": [str(flow_run_id)]}}}
-    found = httpx.post(f"{url}/artifacts/filter", json=body).raise_for_status().json()
-    return {artifact["key"]: artifact["data"] for artifact in found}
+    return {artifact["key"]: artifact["data"] for artifact in api.post("/artifacts/filter", body)}
 
 
 @pytest.mark.parametrize("run", [with_job_tasks, with_plain_tasks, with_jobs_in_bulk], ids=lambda run: run.name)
-def test_a_run_of_jobs_has_progress_table_and_report(prefect_api: str, run: Any) -> None:
+def test_a_run_of_jobs_has_progress_table_and_report(api: Api, run: Any) -> None:
     """Job tasks, plain tasks and run_jobs get progress, table and report, with errors that are no markup."""
     state = run(return_state=True)
-    found = artifacts_of(prefect_api, state.state_details.flow_run_id)
+    found = artifacts_of(api, state.state_details.flow_run_id)
     assert found.keys() == {"a-collection-progress", "a-collection-jobs", "a-collection-report"}
     assert found["a-collection-progress"] == 100.0
     table = found["a-collection-jobs"]
@@ -73,7 +71,7 @@ def test_a_run_of_jobs_has_progress_table_and_report(prefect_api: str, run: Any)
     assert report.count("number 4 \\| is &lt;bad&gt; !\\[seen\\](http&#58;//spy.example/p.png) |") == 1
 
 
-def test_progress_moves_while_jobs_run(prefect_api: str) -> None:
+def test_progress_moves_while_jobs_run(api: Api) -> None:
     """Progress is at 50 % when one of two jobs has finished."""
     half, seen = threading.Event(), []
 
@@ -87,8 +85,8 @@ def test_progress_moves_while_jobs_run(prefect_api: str) -> None:
         with JobExecutor(max_workers=2), job_report("halves"):
             futures = [waits.submit(number) for number in range(2)]
             flow_run_id = futures[0].state.state_details.flow_run_id
-            seen.append(wait_for(lambda: artifacts_of(prefect_api, flow_run_id).get("halves-progress")))
-            wait_for(lambda: artifacts_of(prefect_api, flow_run_id)["halves-progress"] == 50.0)
+            seen.append(wait_for(lambda: artifacts_of(api, flow_run_id).get("halves-progress")))
+            wait_for(lambda: artifacts_of(api, flow_run_id)["halves-progress"] == 50.0)
             half.set()
             for future in futures:
                 future.wait()
@@ -116,7 +114,7 @@ def test_many_items_are_consumed_in_few_batches_and_none_is_lost() -> None:
     assert len(batches) <= 5
 
 
-def test_an_interrupted_flow_makes_no_table(api: Api, prefect_api: str) -> None:
+def test_an_interrupted_flow_makes_no_table(api: Api) -> None:
     """An interrupted flow has only seconds left, so it makes no table."""
     ids: list[UUID] = []
 
@@ -130,4 +128,4 @@ def test_an_interrupted_flow_makes_no_table(api: Api, prefect_api: str) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         run()
-    assert artifacts_of(prefect_api, ids[0]).keys() <= {"ended-progress"}
+    assert artifacts_of(api, ids[0]).keys() <= {"ended-progress"}

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from prefect import flow, get_run_logger, task
 from prefect.assets import materialize
@@ -19,7 +18,7 @@ from executor_adapter import JobExecutor
 from executor_adapter.exceptions import MemoryLimitError, WorkerCrashedError
 from executor_adapter.prefect import JobTaskRunner, job_options, job_task, wait_until_recorded
 from tests.prefect.conftest import Api
-from tests.waiting import PATIENCE, wait_for
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.usefixtures("prefect_api", "executor")
 
@@ -164,10 +163,10 @@ def note_times(path: str) -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_tags_concurrency_limit_holds(name: str, prefect_api: str, scratch: Path) -> None:
+def test_a_tags_concurrency_limit_holds(name: str, api: Api, scratch: Path) -> None:
     """With a limit of one for their tag, two tasks run one after the other."""
     limit = {"name": f"tag:{name.replace(' ', '-')}", "limit": 1, "active": True}
-    httpx.post(f"{prefect_api}/v2/concurrency_limits/", json=limit, timeout=PATIENCE).raise_for_status()
+    api.post("/v2/concurrency_limits/", limit)
     kind = TaskKind(name, "thread")
     limited = kind.task(note_times, tags=[name.replace(" ", "-")])
 
@@ -189,7 +188,7 @@ def own_pid() -> int:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_assets_are_materialized(name: str, prefect_api: str) -> None:
+def test_assets_are_materialized(name: str, api: Api) -> None:
     """A task with assets emits a materialization event for each run."""
     key = f"file:///{name.replace(' ', '-')}/{time.time_ns()}"
     made: Any = (
@@ -206,8 +205,7 @@ def test_assets_are_materialized(name: str, prefect_api: str) -> None:
 
     def events() -> list[Any]:
         body = {"filter": {"resource": {"id": [key]}}}
-        answer = httpx.post(f"{prefect_api}/events/filter", json=body, timeout=PATIENCE).raise_for_status()
-        return [event["event"] for event in answer.json()["events"]]
+        return [event["event"] for event in api.post("/events/filter", body)["events"]]
 
     wait_for(lambda: events().count("prefect.asset.materialization.succeeded") == 2)
 

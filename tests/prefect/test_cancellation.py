@@ -40,8 +40,8 @@ def cancel_soon(url: str, flow_run_id: UUID, state: str = "CANCELLING") -> None:
     threading.Timer(0.5, cancel, (url, flow_run_id, state)).start()
 
 
-def flow_run_state(url: str, flow_run_id: UUID) -> str:
-    return str(httpx.get(f"{url}/flow_runs/{flow_run_id}", timeout=PATIENCE).json()["state_name"])
+def flow_run_state(api: Api, flow_run_id: UUID) -> str:
+    return str(api.get(f"/flow_runs/{flow_run_id}")["state_name"])
 
 
 @job_task(pool="thread", retry_attempts=3)
@@ -55,7 +55,7 @@ def ended(prefect_api: str, api: Api) -> Callable[[UUID], None]:
     """Return a function that asserts that a flow run and all its task runs are Cancelled, and these say why."""
 
     def check(flow_run_id: UUID) -> None:
-        wait_for(lambda: flow_run_state(prefect_api, flow_run_id) == "Cancelled")
+        wait_for(lambda: flow_run_state(api, flow_run_id) == "Cancelled")
         assert wait_until_recorded(flow_run_id).complete
         runs = api.task_runs(flow_run_id)
         assert {run["state_name"] for run in runs} == {"Cancelled"}
@@ -180,11 +180,7 @@ def test_a_task_that_is_being_submitted_is_cancelled_too(prefect_api: str, api: 
     def make(*args: Any) -> Any:
         made.append(real(*args))
         if len(made) == 2:
-            httpx.post(
-                f"{prefect_api}/flow_runs/{own_id()}/set_state",
-                json={"state": {"type": "CANCELLING"}, "force": True},
-                timeout=PATIENCE,
-            ).raise_for_status()
+            cancel(prefect_api, own_id())
             futures[0].wait()
         return made[-1]
 
@@ -225,7 +221,7 @@ def test_an_async_flow_is_cancelled(prefect_api: str, ended: Callable[[UUID], No
 
 
 def test_a_subflow_run_ends_with_the_flow_run_that_is_cancelled(
-    prefect_api: str, ended: Callable[[UUID], None]
+    prefect_api: str, api: Api, ended: Callable[[UUID], None]
 ) -> None:
     """A cancelled flow run and its subflow run both become Cancelled."""
     ids: list[UUID] = []
@@ -244,7 +240,7 @@ def test_a_subflow_run_ends_with_the_flow_run_that_is_cancelled(
     with JobExecutor(2), pytest.raises(JobCancelledError):
         above()
     ended(ids[1])
-    wait_for(lambda: flow_run_state(prefect_api, ids[0]) == "Cancelled")
+    wait_for(lambda: flow_run_state(api, ids[0]) == "Cancelled")
 
 
 def test_a_subflow_run_that_fails_before_it_is_known_to_be_cancelling_is_cancelled(

@@ -25,7 +25,7 @@ from executor_adapter.prefect.cancellation.watcher import watch_flow_run
 from executor_adapter.prefect.crashes import sweep
 from executor_adapter.prefect.mirror import flow_run_facts
 from executor_adapter.prefect.mirror.spool import Spool
-from tests.prefect.conftest import cancel, own_id
+from tests.prefect.conftest import Api, cancel, own_id
 from tests.prefect.sample_events import COMPLETED, event
 from tests.prefect.server_proxy import ServerProxy
 from tests.waiting import PATIENCE, wait_for
@@ -43,7 +43,7 @@ def address(proxy: ServerProxy) -> str:
 
 
 def test_a_cancel_is_seen_on_the_server_of_the_flow_run(
-    prefect_api: str, proxy: ServerProxy, monkeypatch: pytest.MonkeyPatch
+    api: Api, prefect_api: str, proxy: ServerProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While one server is away, a flow run of another one is cancelled and ended, and later one of the first."""
     monkeypatch.setattr(watcher, "POLL_INTERVAL", 0.1)
@@ -58,7 +58,7 @@ def test_a_cancel_is_seen_on_the_server_of_the_flow_run(
         raise InterruptedError("its jobs were cancelled")
 
     def state(name: str) -> Any:
-        return httpx.get(f"{prefect_api}/flow_runs/{ids[name]}", timeout=PATIENCE).json()["state_name"]
+        return api.get(f"/flow_runs/{ids[name]}")["state_name"]
 
     with ThreadPoolExecutor(2) as threads:
         try:
@@ -112,7 +112,7 @@ def test_earlier_runs_are_looked_after_once_for_each_server(
 
 
 def test_a_death_is_reported_to_the_server_of_the_flow_run(
-    prefect_api: str, proxy: ServerProxy, monkeypatch: pytest.MonkeyPatch, mocker: MockerFixture
+    api: Api, prefect_api: str, proxy: ServerProxy, monkeypatch: pytest.MonkeyPatch, mocker: MockerFixture
 ) -> None:
     """A process that changes its settings for all its threads announces its flow runs with their own server."""
     monkeypatch.setattr(flow_run_facts, "_inherited", [])

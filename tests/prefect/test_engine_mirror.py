@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import httpx
 import pytest
 from prefect import flow, tags, task
 from prefect.task_runners import PrefectTaskRunner, ProcessPoolTaskRunner
@@ -57,7 +56,7 @@ def test_a_server_that_was_unreachable_has_all_states_when_the_flow_ends(api: Ap
         assert api.state_names(task_run_id) == ["Pending", "Running", "Completed"]
 
 
-def test_the_mirror_sends_what_prefects_engine_sends(api: Api, prefect_api: str) -> None:
+def test_the_mirror_sends_what_prefects_engine_sends(api: Api) -> None:
     """A task under Prefect's own runner and under ours has the same record, except for ids and times."""
 
     def run() -> UUID:
@@ -72,8 +71,8 @@ def test_the_mirror_sends_what_prefects_engine_sends(api: Api, prefect_api: str)
     wait_for(lambda: api.task_run(theirs)["state_name"] == "Completed")
     assert _without_ids(api.task_run(ours)) == _without_ids(api.task_run(theirs))
     for each in (theirs, ours):  # The server records events and task runs separately.
-        wait_for(lambda each=each: len(_events(prefect_api, each)) == 3)
-    assert _events(prefect_api, ours) == _events(prefect_api, theirs)
+        wait_for(lambda each=each: len(_events(api, each)) == 3)
+    assert _events(api, ours) == _events(api, theirs)
 
 
 _DIFFER = {
@@ -88,10 +87,10 @@ def _without_ids(run: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in run.items() if name not in _DIFFER} | {"task_inputs": inputs}
 
 
-def _events(url: str, task_run_id: UUID) -> list[tuple[str, list[str], dict[str, Any]]]:
+def _events(api: Api, task_run_id: UUID) -> list[tuple[str, list[str], dict[str, Any]]]:
     """Return each event's name, its related resources and its state change."""
     wanted = {"filter": {"resource": {"id": [f"prefect.task-run.{task_run_id}"]}, "order": "ASC"}}
-    found = httpx.post(f"{url}/events/filter", json=wanted).raise_for_status().json()["events"]
+    found = api.post("/events/filter", wanted)["events"]
     return [(each["event"], sorted(map(_related, each["related"])), _change(each["payload"])) for each in found]
 
 

@@ -7,13 +7,13 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import httpx
 import pytest
 from prefect import flow
 
 from executor_adapter import Job, JobExecutor, RetryPolicy
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.prefect import job_events, run_jobs
+from tests.prefect.conftest import Api
 from tests.waiting import wait_for
 
 
@@ -32,16 +32,16 @@ def job(what: str, **fields: Any) -> Job:
     return Job(job_id=f"{what}-{time.time_ns()}", function=fail_by, args=(what,), pool=pool, retry=policy, **fields)
 
 
-def events_about(url: str, job_id: str) -> list[dict[str, Any]]:
+def events_about(api: Api, job_id: str) -> list[dict[str, Any]]:
     """Return the server's events about a job, the oldest first."""
     since = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
     resource = {"id": [f"executor-adapter.job.{job_id}"]}
     body = {"filter": {"occurred": {"since": since}, "resource": resource}, "limit": 50}
-    found = httpx.post(f"{url}/events/filter", json=body).raise_for_status().json()["events"]
+    found = api.post("/events/filter", body)["events"]
     return sorted(found, key=lambda event: str(event["occurred"]))
 
 
-def test_failures_retries_crashes_and_quarantine_are_events(prefect_api: str) -> None:
+def test_failures_retries_crashes_and_quarantine_are_events(api: Api) -> None:
     """Failures, retries, crashes and quarantine are events with the job as resource, related to the flow run."""
     jobs = [job("broken", retries=1), job("crash", retries=3), job("late", max_runtime=0.5), job("well")]
 
@@ -58,10 +58,10 @@ def test_failures_retries_crashes_and_quarantine_are_events(prefect_api: str) ->
     }
     for job_id, kinds in expected.items():
         names = [f"executor-adapter.job.{kind}" for kind in kinds]
-        wait_for(lambda names=names, job_id=job_id: [e["event"] for e in events_about(prefect_api, job_id)] == names)
-    assert events_about(prefect_api, jobs[3].job_id) == []  # Completed jobs have events only if asked for.
+        wait_for(lambda names=names, job_id=job_id: [e["event"] for e in events_about(api, job_id)] == names)
+    assert events_about(api, jobs[3].job_id) == []  # Completed jobs have events only if asked for.
 
-    last = events_about(prefect_api, jobs[0].job_id)[-1]
+    last = events_about(api, jobs[0].job_id)[-1]
     assert last["resource"]["executor-adapter.error-code"] == "EXECUTION_ERROR"
     assert last["payload"]["attempts"] == 2
     related = [(each["prefect.resource.role"], each["prefect.resource.id"]) for each in last["related"]]

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import httpx
 import pytest
 
 from executor_adapter.cli import main
@@ -122,9 +121,7 @@ def sweep(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, int]:
     return {each["flow_run_id"]: each["task_runs"] for each in json.loads(capsys.readouterr().out)}
 
 
-def test_a_sweep_ends_the_task_runs_of_ended_flow_runs(
-    rows: MakeRows, capsys: pytest.CaptureFixture[str], prefect_api: str
-) -> None:
+def test_a_sweep_ends_the_task_runs_of_ended_flow_runs(rows: MakeRows, capsys: pytest.CaptureFixture[str]) -> None:
     """A dry run shows them and a sweep ends them; others stay as they are. An end that is recorded later wins."""
     ended, healthy = rows(CRASHED), rows({"type": "RUNNING", "name": "Running"})
     assert sweep(capsys, "--dry-run")[ended.flow_run_id] == 1
@@ -140,7 +137,7 @@ def test_a_sweep_ends_the_task_runs_of_ended_flow_runs(
     assert exited.value.code == 0
     assert "nothing to end" in "".join(capsys.readouterr())
 
-    httpx.post(f"{prefect_api}/events", json=[true_end(ended)]).raise_for_status()
+    ended.api.post("/events", [true_end(ended)])
     wait_for(lambda: ended.states()["Running"] == "Completed")
 
 

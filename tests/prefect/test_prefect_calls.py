@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,7 +22,8 @@ from executor_adapter.config import ExecutorSettings, Settings
 from executor_adapter.prefect import JobTaskRunner, arun_jobs, job_options, job_task, run_jobs
 from tests.prefect.conftest import own_id
 from tests.prefect.prefect_calls import FUNCTIONS
-from tests.waiting import PATIENCE, wait_for
+from tests.servers import api_client
+from tests.waiting import wait_for
 
 DEPLOYMENT = "called/everything"
 EVERY_POOL = ("sync_thread", "sync_process", "async_thread", "async_coroutine", "async_process")
@@ -38,12 +38,10 @@ Cases = Mapping[str, Sequence[str]]
 @pytest.fixture(scope="module")
 def server(prefect_api: str) -> Iterator[httpx.Client]:
     """The server, with what the calls need there: a deployment, a saved secret and a concurrency limit."""
-    with httpx.Client(base_url=prefect_api, timeout=PATIENCE) as client:
+    with api_client(prefect_api) as client:
 
         def create(path: str, **body: Any) -> Any:
-            while (answer := client.post(path, json=body)).status_code == httpx.codes.SERVICE_UNAVAILABLE:
-                time.sleep(0.1)  # Its database is busy.
-            return answer.raise_for_status().json()
+            return client.post(path, json=body).raise_for_status().json()
 
         called = create("/flows/", name="called")
         create("/deployments/", name="everything", flow_id=called["id"], enforce_parameter_schema=False)
@@ -74,12 +72,10 @@ def resuming(server: httpx.Client) -> Iterator[None]:
     done = threading.Event()
 
     def resume() -> None:
-        with httpx.Client(base_url=server.base_url, timeout=PATIENCE) as client:
-            while not done.wait(0.1):
-                body = {"flow_runs": {"state": {"type": {"any_": ["PAUSED"]}, "name": {"any_": ["Paused"]}}}}
-                answer = client.post("/flow_runs/filter", json=body)
-                for paused in answer.json() if answer.is_success else ():  # 503: its database is busy.
-                    client.post(f"/flow_runs/{paused['id']}/resume", json={})
+        while not done.wait(0.1):
+            body = {"flow_runs": {"state": {"type": {"any_": ["PAUSED"]}, "name": {"any_": ["Paused"]}}}}
+            for paused in server.post("/flow_runs/filter", json=body).raise_for_status().json():
+                server.post(f"/flow_runs/{paused['id']}/resume", json={})
 
     thread = threading.Thread(target=resume)
     thread.start()

@@ -13,7 +13,8 @@ from uuid import uuid4
 import pytest
 
 from tests import docstrings
-from tests.servers import ROOT, processes_of
+from tests.api_server import as_json, serving
+from tests.servers import ROOT, api_client, processes_of
 from tests.waiting import wait_for
 
 
@@ -71,3 +72,11 @@ def test_tests_that_are_ended_leave_no_process(tmp_path: Path, number: signal.Si
 def reset_sigint() -> None:
     """Let SIGINT interrupt a program, which a background job of a shell would ignore."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def test_the_client_of_tests_asks_a_busy_server_again() -> None:
+    """A request that a server answers with 503 is sent again, with its body, until it is answered."""
+    answers = iter([(503, {}, b"busy"), (503, {}, b"busy"), as_json([1])])
+    with serving(lambda *_: next(answers)) as (url, requests), api_client(url) as client:
+        assert client.post("/flows/filter", json={"limit": 1}).json() == [1]
+    assert requests == [("/flows/filter", {"limit": 1})] * 3
