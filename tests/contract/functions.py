@@ -109,6 +109,12 @@ def wait_for_file(path: str) -> None:
         time.sleep(0.01)
 
 
+def exit_at(path: str) -> None:
+    """End the process when the file exists."""
+    wait_for_file(path)
+    os._exit(3)
+
+
 def lose_connection_at(path: str) -> None:
     """Raise ConnectionError when the file exists."""
     wait_for_file(path)

@@ -292,7 +292,7 @@ class Agent:
         if b"log" in body[:_MESSAGE_HEAD] and not refers_to_code(body):
             topic, content = pickle.loads(body)
             if topic == "log":  # For the end of the output, which is shown where its worker dies.
-                on_record(content)
+                on_record(assignment, content)
         self._pass_on(assignment, body)
 
     def _pass_on(self, assignment: Assignment | None, body: bytes) -> None:

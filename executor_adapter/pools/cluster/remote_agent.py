@@ -348,7 +348,7 @@ class RemoteAgent:
         self._supervisor.ended(assignment, Ending.CRASHED, error=error)
 
 
-def _ignore_record(_: dict[str, Any]) -> None:
+def _ignore_record(assignment: Assignment | None, fields: dict[str, Any]) -> None:
     """Keep no log record for the end of the output: the agent does."""
 
 

@@ -101,8 +101,7 @@ class WorkerOutput:
         self._tail.clear()
         self._held_records.clear()
         self._has_output = False
-        refused = self.allowance.reset()
-        if refused:
+        if refused := self.allowance.reset():
             self._supervisor.on_message(self._writer(), "log", _omission_record(refused))
 
     def finish_dead(self) -> str:
@@ -117,8 +116,13 @@ class WorkerOutput:
     def _writer(self) -> Assignment | None:
         return self._queue[0] if self._queue else None
 
-    def add_record(self, fields: dict[str, Any]) -> None:
-        """Add a log record of the first assignment to the end of its output: it may be on no stream."""
+    def add_record(self, writer: Assignment | None, fields: dict[str, Any]) -> None:
+        """Add a log record of the first assignment to the end of its output: it may be on no stream.
+
+        A record of another `writer` is left out: it was decoded late, or its sender is not known.
+        """
+        if writer is None or writer is not self._writer():
+            return
         if self._held_records:
             self._held_records.append(fields)  # Those before it come first.
         else:
@@ -145,8 +149,7 @@ class WorkerOutput:
         """Report a line of the first assignment, unless it wrote too many."""
         writer = self._writer()
         if self._supervisor.is_output_full(writer) is not None or self.allowance.take(len(line)):
-            text = line.decode(errors="replace")
-            self._supervisor.on_message(writer, "output", (stream, text))
+            self._supervisor.on_message(writer, "output", (stream, line.decode(errors="replace")))
 
     @property
     def must_wait(self) -> bool:

@@ -74,7 +74,7 @@ def _unpickling_error(error: BaseException) -> JobSerializationError:
     return failure
 
 
-OnRecord = Callable[[dict[str, Any]], None]
+OnRecord = Callable[[Assignment | None, dict[str, Any]], None]
 
 
 class ResultSink(Protocol):
@@ -84,7 +84,7 @@ class ResultSink(Protocol):
         """Receive the result of an attempt: the kind and flags of its frame, its body, and its memory file or -1."""
 
     def receive_message(self, assignment: Assignment | None, body: bytes, on_record: OnRecord) -> None:
-        """Receive a message of a running function; `on_record` is to be called with it if it is a log record."""
+        """Receive a message of a running function; `on_record` is to be called with both if it is a log record."""
 
 
 class DecodingSink:
@@ -129,8 +129,8 @@ def _decode_message(
         return lambda: None
 
     def report() -> None:
-        if topic == "log" and assignment is not None:
-            on_record(content)
+        if topic == "log":
+            on_record(assignment, content)
         supervisor.on_message(assignment, topic, content)
 
     return report

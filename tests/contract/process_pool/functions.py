@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import logging
 import os
 import signal
@@ -229,6 +230,18 @@ def save_checkpoint(value: Any) -> None:
 
 def send_event(kind: str, content: Any) -> None:
     current_job().send(kind, content)
+
+
+def send_and_log(path: str, text: str) -> None:
+    """Log the text behind a message that the host has not unpickled before the file exists."""
+    current_job().send("page", FailsOnUnpickling(functools.partial(wait_elsewhere, os.getpid(), path)))
+    logging.getLogger("collector").info(text)
+
+
+def wait_elsewhere(pid: int, path: str) -> None:
+    """Wait for the file, but not in the process of this pid: a worker unpickles what it sends, to check it."""
+    while os.getpid() != pid and not Path(path).exists():
+        time.sleep(0.002)
 
 
 def print_lines(lines: int) -> None:

@@ -19,6 +19,7 @@ from executor_adapter.exceptions import (
     WorkerCrashedError,
 )
 from executor_adapter.pools.base import Ending
+from tests.contract.functions import exit_at
 from tests.contract.process_pool import functions
 from tests.contract.process_pool.harness import Harness, alive, harness, marked
 from tests.waiting import wait_for
@@ -78,6 +79,23 @@ def test_a_crash_is_described(pool: Harness) -> None:
     assert "in crash" in error.output_tail
     second = pool.submit(functions.exit_at_once)
     assert (pool.error(second).exit_code, second.exit_code) == (3, 3)
+
+
+def test_the_end_of_the_output_of_a_crashed_job_is_its_own(tmp_path: Path) -> None:
+    """A log record of the job before that is decoded late is no part of the output of the job that crashes."""
+    decoded, crashes = tmp_path / "decoded", tmp_path / "crashes"
+    with harness(1) as pool:
+        pool.warm_up(2)
+        first = pool.submit(functions.send_and_log, str(decoded), "words of the first")
+        pool.until(lambda: first.ended_at)
+        second = pool.submit(exit_at, str(crashes))
+        pool.until(lambda: pool.starts[second])
+        decoded.touch()
+        pool.until_ended(first)
+        assert [each["message"] for each in pool.messages_of(first, "log")] == ["words of the first"]
+        crashes.touch()
+        assert pool.error(second).output_tail == ""
+        assert second.pid == first.pid
 
 
 def test_jobs_queued_behind_a_crash_are_handed_back_without_an_attempt(tmp_path: Path) -> None:
