@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -98,6 +99,7 @@ def test_the_jobs_of_run_jobs_say_that_their_flow_run_was_cancelled(
     ids: list[UUID] = []
 
     def cancel_it() -> None:
+        cancelled_runs.ask()  # So that no poll of before falls between the cancel and the signal.
         cancel(prefect_api, ids[0], "CANCELLING")
         if by_signal:  # As a runner does; the server is asked only because of it.
             signal.raise_signal(signal.SIGINT)
@@ -108,7 +110,9 @@ def test_the_jobs_of_run_jobs_say_that_their_flow_run_was_cancelled(
         threading.Timer(1.0, cancel_it).start()
         run_jobs(jobs, executor=executor)
 
-    mocker.patch.object(watcher, "POLL_INTERVAL", 60 if by_signal else 0.2)
+    mocker.patch.object(watcher, "POLL_INTERVAL", PATIENCE if by_signal else 0.2)
+    mocker.patch.object(flow_end, "INTERRUPT_TIMEOUT", PATIENCE)  # The flow ends by itself, by the jobs or the signal.
+    mocker.patch.object(sys.modules[type(cancelled_runs).__module__], "ASK_TIMEOUT", PATIENCE)
     with JobExecutor(2) as executor, pytest.raises(KeyboardInterrupt if by_signal else JobCancelledError):
         run()
     mocker.stopall()
