@@ -146,7 +146,8 @@ class JobStore(ABC):
 
         Args:
             host_id: the host that writes.
-            new: records that are written whole. A known id is replaced where it is of another job, which is finished.
+            new: records that are written whole. A known id is replaced where it is of another job, which is finished,
+                also by what `changed` says of it.
             changed: records of known jobs, of which only the fields are written that change while a job lives.
             lease: the length of the renewed lease, in seconds.
             asks: what the host asks for of tools, where the store `shares_tools`.

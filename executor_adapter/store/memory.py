@@ -124,8 +124,8 @@ class MemoryStore(JobStore):
             if host_id not in self._leases:
                 raise LeaseLostError(host_id)
             self._leases[host_id] = self._now() + lease
-            taken = [record.job_id for record in new if not self._put(host_id, record)]
-            taken += [record.job_id for record in changed if not self._change(host_id, record)]
+            taken = [record.job_id for record in changed if not self._change(host_id, record)]
+            taken += [record.job_id for record in new if not self._put(host_id, record)]
         self._drop_surplus()
         return Written(taken)
 

@@ -140,6 +140,16 @@ def test_a_change_keeps_the_fields_that_never_change(store: JobStore, host: Host
     assert (found.call, found.pickled, found.function) == (record.call, record.pickled, record.function)
 
 
+def test_the_end_of_a_job_and_another_with_its_id_are_written_together(store: JobStore, host: Host) -> None:
+    """Where a job takes the id of one that has just ended, its row is its own, however both come into one batch."""
+    first = make(host)
+    put(store, host, first)
+    over = dataclasses.replace(first, status=JobStatus.CANCELLED, completed_at=9.0)
+    second = dataclasses.replace(first, created_at=first.created_at + 1, priority=7)
+    assert store.write(host.host_id, new=[second], changed=[over], lease=LEASE).taken == []
+    assert store.get(first.job_id) == second
+
+
 def test_writing_a_record_again_changes_nothing(store: JobStore, host: Host) -> None:
     """A host that does not know whether a write succeeded can repeat it."""
     record = make(host)

@@ -56,8 +56,8 @@ class JobWriter:
         self, connection: Connection, host_id: str, new: Sequence[JobRecord], changed: Sequence[JobRecord]
     ) -> list[str]:
         """Write the records; return the ids of jobs that belong to another host by now, which stay as they are."""
-        written = self._insert(connection, [row_of(record) for record in new], host_id)
-        written += self._update(connection, [changing_row_of(record) for record in changed], host_id)
+        written = self._update(connection, [changing_row_of(record) for record in changed], host_id)
+        written += self._insert(connection, [row_of(record) for record in new], host_id)
         return [] if written == len(new) + len(changed) else _ids_of_other_hosts(connection, (*new, *changed))
 
     def _insert(self, connection: Connection, rows: Sequence[dict[str, Any]], me: str) -> int:
