@@ -194,6 +194,27 @@ def test_a_soft_timeout_that_comes_too_late_does_not_lose_the_result(
     assert threads.value(threads.submit(functions.add, 1)) == 2
 
 
+def work_within(condition: threading.Condition) -> None:
+    with condition:
+        while True:
+            time.sleep(0.001)
+
+
+def test_an_exception_does_not_come_between_a_lock_and_who_gives_it_back(threads: Harness) -> None:
+    """What is raised in a thread that waits for a lock comes when the function has it, so that it gives it back."""
+    lock = threading.Lock()
+    lock.acquire()
+    assignment = threads.submit(work_within, threading.Condition(lock))
+    threads.until_running(assignment)
+    wait_for(lambda: "with condition" in assignment.worker.position(assignment))
+    threads.pool.interrupt(assignment)
+    lock.release()
+    threads.until_ended(assignment)
+    ending, _, error = threads.endings[assignment]
+    assert (ending, type(error)) == (Ending.RAISED, SoftTimeoutError)
+    assert lock.acquire(blocking=False)
+
+
 async def hold_on_loop(gate: threading.Event) -> str:
     while not gate.is_set():
         await asyncio.sleep(0.001)

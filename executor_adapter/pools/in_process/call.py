@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
+import logging
 import types
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -12,7 +12,7 @@ from typing import Any
 
 from executor_adapter.exceptions.display import read_once
 from executor_adapter.job import Job, resolve
-from executor_adapter.pools.base import Assignment, PoolSupervisor
+from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, WorkerPool
 from executor_adapter.pools.in_process.slot_loan import SlotLoan, current_slot_loan
 from executor_adapter.worker import BoundCall, JobContext, enter_job, leave_job
 
@@ -32,13 +32,19 @@ def job_context(assignment: Assignment, supervisor: PoolSupervisor, cancelled: C
     )
 
 
-def open_scope(assignment: Assignment) -> AbstractContextManager[Any]:
+def open_scope(job: Job, scope: tuple[str, Any]) -> AbstractContextManager[Any]:
     """Return the context manager to enter around the function."""
-    if assignment.scope is None:
-        return contextlib.nullcontext()
-    reference, argument = assignment.scope
-    job = assignment.job
+    reference, argument = scope
     return resolve(reference)(argument, BoundCall(resolve(job.function), job.args, job.kwargs))  # type: ignore[no-any-return]
+
+
+def report_abandoned(assignment: Assignment, pool: WorkerPool, position: str) -> None:
+    """End an attempt that cannot be stopped, and say where it is."""
+    log = logging.getLogger(f"executor_adapter.{pool.name}")
+    text = "a %s cannot be stopped and is abandoned; it is stuck here:\n%s"
+    log.error(text, pool.name, position, extra={"job_id": assignment.job.job_id})
+    assignment.ended_at = pool.supervisor.now()
+    pool.supervisor.ended(assignment, Ending.ABANDONED)
 
 
 def bind(job: Job) -> Callable[[], Any]:
@@ -48,8 +54,6 @@ def bind(job: Job) -> Callable[[], Any]:
         InvalidJobError: the function cannot be imported.
     """
     function = resolve(job.function)
-    if not job.args and not job.kwargs:
-        return function
     return functools.partial(function, *job.args, **job.kwargs)
 
 
@@ -65,7 +69,7 @@ def call_in_job(
     try:
         if assignment.scope is None:
             return _run_coroutine(assignment, call())
-        with open_scope(assignment):
+        with open_scope(assignment.job, assignment.scope):
             return _run_coroutine(assignment, call())
     except BaseException as error:
         read_once(error)

@@ -10,7 +10,6 @@ when it can, or ends at its own limit.
 from __future__ import annotations
 
 import functools
-import logging
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -20,14 +19,12 @@ from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.exceptions.display import read_once
 from executor_adapter.job import Job, is_coroutine_function
 from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, Recall, WorkerPool
-from executor_adapter.pools.in_process.call import bind, job_context, open_scope
+from executor_adapter.pools.in_process.call import bind, job_context, open_scope, report_abandoned
 from executor_adapter.pools.in_process.event_loop import COROUTINE_STOP_TIMEOUT, EventLoopThread
 from executor_adapter.pools.in_process.slot_loan import SlotLoan, current_slot_loan
 from executor_adapter.pools.patience import Patience
 from executor_adapter.pools.refused_starts import RefusedStarts
 from executor_adapter.worker import enter_job, position_text
-
-logger = logging.getLogger("executor_adapter.coroutine")
 
 
 class CoroutinePool(WorkerPool):
@@ -139,16 +136,10 @@ class CoroutinePool(WorkerPool):
     def abandon(self, loop: _Loop, assignment: Assignment) -> None:
         if assignment not in loop.live or assignment.ended_at is not None:
             return  # It has ended, although its report may not have arrived yet.
-        self.abandoned += 1
-        logger.error(
-            "a coroutine cannot be stopped and is abandoned; it is here:\n%s",
-            assignment.position or loop.position(),
-            extra={"job_id": assignment.job.job_id},
-        )
         assignment.position = assignment.position or loop.position()
         self._discard(loop, assignment)
-        assignment.ended_at = self.supervisor.now()
-        self.supervisor.ended(assignment, Ending.ABANDONED)
+        self.abandoned += 1
+        report_abandoned(assignment, self, assignment.position)
 
 
 class _Loop(EventLoopThread[Assignment]):
@@ -167,7 +158,7 @@ class _Loop(EventLoopThread[Assignment]):
         try:
             if run.scope is None:
                 return await coroutine
-            with open_scope(run):
+            with open_scope(run.job, run.scope):
                 return await coroutine
         except BaseException as error:
             read_once(error)

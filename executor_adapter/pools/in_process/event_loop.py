@@ -25,7 +25,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 from executor_adapter.exceptions import WorkerCrashedError
 from executor_adapter.exceptions.display import repr_of
-from executor_adapter.pools.in_process.job_tasks import JobTask, TaskOwner, own_tasks, task_of_current_owner
+from executor_adapter.pools.in_process.job_tasks import JobTask, TaskOwner, current_owner, task_of_current_owner
 from executor_adapter.pools.in_process.stacks import position_in, with_own_frames
 
 logger = logging.getLogger("executor_adapter.coroutine")
@@ -244,7 +244,7 @@ class EventLoopThread(ABC, Generic[R]):
             del self._tasks[run]
             return
         value, error = None, None
-        own_tasks(owner)
+        current_owner.set(owner)
         try:
             value = await self.call(run)
         except BaseException as raised:

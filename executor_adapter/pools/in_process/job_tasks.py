@@ -21,7 +21,8 @@ class TaskOwner:
         self.is_running = True
 
 
-_current: ContextVar[TaskOwner | None] = ContextVar("task_owner", default=None)
+current_owner: ContextVar[TaskOwner | None] = ContextVar("task_owner", default=None)
+"""Owns the tasks that the code of this context makes."""
 
 
 class JobTask(asyncio.Task[Any]):
@@ -33,11 +34,11 @@ class JobTask(asyncio.Task[Any]):
     __slots__ = ("owner",)
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any], *, owner: TaskOwner | None = None, **options: Any) -> None:
-        self.owner = owner or _current.get()
+        self.owner = owner or current_owner.get()
         super().__init__(coroutine, **options)
 
     def cancel(self, msg: Any | None = None) -> bool:
-        caller = _current.get()
+        caller = current_owner.get()
         if caller is None or caller is self.owner or self.owner is None or not self.owner.is_running:
             return super().cancel(msg)
         logger.warning(
@@ -54,8 +55,3 @@ def task_of_current_owner(
 ) -> JobTask:
     """Make a task of the call whose code asks for it: the task factory of a shared loop."""
     return JobTask(coroutine, loop=loop, **options)
-
-
-def own_tasks(owner: TaskOwner) -> None:
-    """Let what the current context starts from now on belong to `owner`."""
-    _current.set(owner)

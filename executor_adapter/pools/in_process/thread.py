@@ -23,8 +23,8 @@ from typing import Any, ClassVar
 from executor_adapter.exceptions import SoftTimeoutError
 from executor_adapter.job import Job
 from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, Recall, WorkerPool
-from executor_adapter.pools.in_process.call import bind, call_in_job
-from executor_adapter.pools.in_process.stacks import position_in, with_own_frames
+from executor_adapter.pools.in_process.call import bind, call_in_job, report_abandoned
+from executor_adapter.pools.in_process.stacks import is_acquiring, position_in, with_own_frames
 from executor_adapter.pools.patience import Patience
 from executor_adapter.pools.refused_starts import RefusedStarts
 
@@ -35,6 +35,8 @@ MAX_JOBS_BEHIND = 32
 MAX_SECONDS_BEHIND = 0.016
 """Seconds that the jobs of one thread may take together, for another to be queued behind them."""
 
+RAISE_INTERVAL = 0.02
+"""Seconds after which a thread that took a lock is looked at again, to raise an exception in it."""
 THREAD_STOP_TIMEOUT = 0.2
 """Seconds after which a thread that was asked to stop, and has not, is abandoned; a shorter grace period wins."""
 
@@ -186,16 +188,10 @@ class ThreadPool(WorkerPool):
         """Give up on a thread that was asked to stop, unless its function has ended."""
         if assignment.ended_at is not None:
             return  # Its report may not have arrived yet.
-        self.abandoned += 1
-        logger.error(
-            "a thread cannot be stopped and is abandoned; it is stuck here:\n%s",
-            worker.position(assignment),
-            extra={"job_id": assignment.job.job_id},
-        )
         worker.assigned.remove(assignment)
         self._discard(worker)
-        assignment.ended_at = self.supervisor.now()
-        self.supervisor.ended(assignment, Ending.ABANDONED)
+        self.abandoned += 1
+        report_abandoned(assignment, self, worker.position(assignment))
 
     def _discard(self, worker: WorkerThread) -> None:
         """Free the slot of a thread, and give it no further assignment."""
@@ -257,8 +253,13 @@ class WorkerThread:
         self.wake_ups.put(False)
 
     def raise_in(self, assignment: Assignment, kind: type[BaseException]) -> None:
-        """Raise an exception in the thread, if it runs the assignment's function."""
-        if self._running is assignment and self._thread.ident is not None:
+        """Raise an exception in the thread, if it runs the assignment's function, and as soon as it takes no lock."""
+        if self._running is not assignment or self._thread.ident is None:
+            return
+        if is_acquiring(self._thread):
+            again = functools.partial(self.raise_in, assignment, kind)
+            self._pool.supervisor.call_at(self._pool.supervisor.now() + RAISE_INTERVAL, again)
+        else:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread.ident), ctypes.py_object(kind))
 
     def position(self, assignment: Assignment) -> str:
