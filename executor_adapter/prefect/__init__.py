@@ -6,7 +6,7 @@ from prefect.settings import get_current_settings
 from executor_adapter.blocks import JobExecutorBlock
 from executor_adapter.executor import preload_in_workers, read_threads_from
 from executor_adapter.prefect.bulk.run_jobs import arun_jobs, run_jobs
-from executor_adapter.prefect.crashes.spool_cleanup import SpoolCleanUp, clean_spool
+from executor_adapter.prefect.crashes.outbox_cleanup import OutboxCleanUp, clean_outbox
 from executor_adapter.prefect.crashes.sweep import SweptFlowRun, sweep
 from executor_adapter.prefect.job_task import JobTask, job_task
 from executor_adapter.prefect.mirror.mirror import PrefectMirror
@@ -38,13 +38,13 @@ __all__ = [
     "JobTaskOptions",
     "JobTaskRunner",
     "MirrorReport",
+    "OutboxCleanUp",
     "PrefectMirror",
     "ReconcileReport",
-    "SpoolCleanUp",
     "SweptFlowRun",
     "arun_jobs",
     "bootstrap",
-    "clean_spool",
+    "clean_outbox",
     "emit_alert",
     "job_events",
     "job_options",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
+from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
 
@@ -15,6 +18,7 @@ from executor_adapter.prefect.mirror.state_events import (
     state_event,
 )
 from executor_adapter.prefect.mirror.states import StateKind
+from tests.waiting import PATIENCE
 
 PENDING, COMPLETED = StateKind(StateType.PENDING, "Pending"), StateKind(StateType.COMPLETED, "Completed")
 FAILED = StateKind(StateType.FAILED, "Failed")
@@ -40,26 +44,18 @@ def event(
     return state_event(Facts(task_run_id or str(uuid4())), StateChange(kind, at), flow)
 
 
-class FakeSpoolFile:
-    """A spool file that counts its recorded events."""
-
-    def __init__(self) -> None:
-        self.recorded = 0
-
-    def mark_recorded(self) -> None:
-        self.recorded += 1
-
-    def release(self) -> None: ...
-
-
-def spooled_event(kind: StateKind, at: float = 1_000_000.0, flow_run_id: str = "") -> StateEvent:
-    """Return an event as it is read from a spool file of its own."""
-    spooled = StateEvent.parse(event(kind, at, flow_run_id=flow_run_id).line)
-    spooled.spool_file = FakeSpoolFile()
-    return spooled
+def jobs_in(outbox: Path) -> list[str]:
+    """Return the jobs whose final states are in the file of an outbox, whoever holds them."""
+    if not outbox.exists():
+        return []
+    with closing(sqlite3.connect(outbox, timeout=PATIENCE)) as database:
+        try:
+            found = database.execute("SELECT job_id FROM event WHERE is_final").fetchall()
+        except sqlite3.OperationalError:  # It is being made.
+            return []
+    return [job_id.decode() for (job_id,) in found]
 
 
-def recorded_in_file(spooled: StateEvent) -> int:
-    """Return how many events of the event's spool file are recorded."""
-    assert isinstance(spooled.spool_file, FakeSpoolFile)
-    return spooled.spool_file.recorded
+def outbox_of(home: Path) -> Path:
+    """Return the outbox of a PREFECT_HOME."""
+    return home / "executor-adapter" / "outbox.db"

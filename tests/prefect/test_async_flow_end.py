@@ -100,7 +100,7 @@ def test_an_async_flow_does_not_block_its_event_loop(
 def test_an_async_flow_that_is_cancelled_while_it_waits_ends_soon(
     server: SlowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Cancelling an async flow that waits for the server ends it; states that are not recorded are spooled."""
+    """Cancelling an async flow that waits for the server ends it; states that are not recorded are kept."""
     reports: list[MirrorReport] = []
     close = PrefectMirror.close
 
@@ -124,7 +124,7 @@ def test_an_async_flow_that_is_cancelled_while_it_waits_ends_soon(
 
     asyncio.run(main())
     assert not server.is_back.is_set()
-    assert len(reports[0].spooled) == 1
+    assert len(reports[0].kept) == 1
     server.is_back.set()
 
 

@@ -24,7 +24,7 @@ from executor_adapter.prefect.cancellation import watcher
 from executor_adapter.prefect.cancellation.watcher import watch_flow_run
 from executor_adapter.prefect.crashes import sweep
 from executor_adapter.prefect.mirror import flow_run_facts
-from executor_adapter.prefect.mirror.spool import Spool
+from executor_adapter.prefect.mirror.outbox import OutboxFile
 from tests.prefect.conftest import Api, cancel, own_id
 from tests.prefect.sample_events import COMPLETED, event
 from tests.prefect.server_proxy import ServerProxy
@@ -82,15 +82,16 @@ def test_a_cancel_is_seen_on_the_server_of_the_flow_run(
         assert not wait([here, away], 60).not_done
 
 
-def test_a_mirror_uses_the_spool_of_the_flow_run_that_it_joins(prefect_api: str, proxy: ServerProxy) -> None:
-    """A mirror that was made for one server sends what was spooled for the server of its flow run."""
+def test_a_mirror_sends_for_the_flow_run_that_it_joins(prefect_api: str, proxy: ServerProxy) -> None:
+    """A mirror that was made for one server sends what was left for the server of its flow run."""
     with temporary_settings({PREFECT_API_URL: address(proxy)}):
         mirror = PrefectMirror()
-    spool = Spool(prefect_api)
-    spool.keep([event(COMPLETED)])
+    left = OutboxFile(prefect_api)
+    left.write([event(COMPLETED)], is_held=False)
+    left.release()
     with JobExecutor(1):
         flow(lambda: len(run_jobs([Job(function=dict, pool="thread")], mirror=mirror)))()
-    wait_for(lambda: mirror.drain().complete and spool.is_empty)
+    wait_for(lambda: mirror.drain().complete and not left.count())
     mirror.close()
 
 

@@ -65,7 +65,7 @@ def test_a_deleted_flow_run_harms_no_other(api: Api, prefect_api: str, caplog: p
             runs["deleted"].result(PATIENCE)
     assert (reports["other"].complete, set(_names(api, ids["other"]))) == (True, {"Completed"})
     set_aside = reports["deleted"]
-    assert (set_aside.recorded, set_aside.spooled, len(set_aside.missing)) == (0, (), set_aside.jobs)
+    assert (set_aside.recorded, set_aside.kept, len(set_aside.missing)) == (0, (), set_aside.jobs)
     ours = [record for record in caplog.records if record.name == "executor_adapter.prefect"]
     (said,) = [record for record in ours if str(ids["deleted"]) in record.getMessage()]
     assert "was deleted" in said.getMessage()

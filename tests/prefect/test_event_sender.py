@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import threading
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 from uuid import uuid4
 
 import httpx
@@ -15,6 +15,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from executor_adapter.prefect.mirror.event_feed import MAX_UNLISTED_EVENTS, MIN_LISTED_EVENTS
 from executor_adapter.prefect.mirror.event_sender import EventSender
+from executor_adapter.prefect.mirror.outbox import OutboxFile
 from executor_adapter.prefect.mirror.pacing import (
     CHECKS_PER_DELIVERY,
     FEW_EVENTS,
@@ -32,7 +33,7 @@ from executor_adapter.prefect.mirror.server_api import Recorded, RejectedError, 
 from executor_adapter.prefect.mirror.state_events import FlowRunFacts, StateChange, StateEvent, quoted, state_event
 from executor_adapter.testing import FakeClock
 from tests.prefect.fake_server import FakeServer
-from tests.prefect.sample_events import COMPLETED, FAILED, PENDING, Facts, event, recorded_in_file, spooled_event
+from tests.prefect.sample_events import COMPLETED, FAILED, PENDING, Facts, event
 from tests.prefect.server_proxy import answering
 from tests.servers import free_port
 
@@ -58,6 +59,21 @@ class Harness:
             if per_second:
                 self.server.record(int(per_second * step))
             self.clock.advance(step)
+
+    def inherit(self, path: Path, events: list[StateEvent]) -> None:
+        """Write events to an outbox as another mirror, and take them over from it."""
+        file = OutboxFile("server", path)
+        file.write(events, is_held=False)
+        file.release()
+        outbox = self.sender.outbox
+        outbox.file = OutboxFile("server", path)
+        with self.lock:
+            self.sender.send_inherited(self.server, outbox.take_over(len(events)))  # type: ignore[arg-type]
+
+    def count_in_file(self) -> int:
+        """Return how many events the outbox's file still has."""
+        self.sender.outbox.delete_ended()
+        return self.sender.outbox.file.count()
 
 
 def test_all_events_are_sent_and_known_to_be_recorded() -> None:
@@ -206,40 +222,37 @@ def test_a_newer_state_set_by_the_server_is_corrected_with_a_newer_time() -> Non
         Recorded("Cancelled", 1_500_000.0, "CANCELLED: by its user"),
     ],
 )
-def test_a_spooled_event_does_not_replace_a_newer_state(newer: Recorded) -> None:
-    """A spooled event does not replace the state of a newer run of the same job id."""
-    old = spooled_event(FAILED)
-    harness = Harness([])
-    harness.sender.outbox.spooled.append(old)
+def test_an_inherited_event_does_not_replace_a_newer_state(tmp_path: Path, newer: Recorded) -> None:
+    """An inherited event does not replace the state of a newer run of the same job id."""
+    old, harness = event(FAILED), Harness([])
     harness.server.known[old.task_run_id] = newer
+    harness.inherit(tmp_path / "outbox.db", [old])
     harness.run(30, per_second=100)
     assert harness.server.known[old.task_run_id] == newer
-    assert (harness.sender.is_idle, harness.sender.totals.resent, recorded_in_file(old)) == (True, 0, 1)
+    assert (harness.sender.is_idle, harness.sender.totals.resent, harness.count_in_file()) == (True, 0, 0)
 
 
-def test_a_spooled_event_replaces_the_state_of_a_clean_up() -> None:
-    """A spooled event replaces the Cancelled state that the server's clean-up set."""
-    old = spooled_event(FAILED)
-    harness = Harness([])
-    harness.sender.outbox.spooled.append(old)
+def test_an_inherited_event_replaces_the_state_of_a_clean_up(tmp_path: Path) -> None:
+    """An inherited event replaces the Cancelled state that the server's clean-up set."""
+    old, harness = event(FAILED), Harness([])
     harness.server.known[old.task_run_id] = Recorded("Cancelled", 1_500_000.0, "The parent flow run was cancelled.")
+    harness.inherit(tmp_path / "outbox.db", [old])
     harness.run(30, per_second=100)
     assert harness.server.known[old.task_run_id] == Recorded("Failed", 2_000_000.0)
-    assert recorded_in_file(old) == 1
+    assert harness.count_in_file() == 0
 
 
-def test_new_events_do_not_wait_for_the_spool() -> None:
-    """A new event is recorded behind at most one request of spooled ones.
+def test_new_events_do_not_wait_for_inherited_ones(tmp_path: Path) -> None:
+    """A new event is recorded behind at most one request of inherited ones.
 
-    Spooled events that the server has already are not sent again: they would keep it busy, and make it seem fast.
+    Inherited events that the server has already are not sent again: they would keep it busy, and make it seem fast.
     """
     harness = Harness([])
-    spooled = [spooled_event(COMPLETED) for _ in range(2_000)]
-    for known in spooled[:1_000]:
+    inherited = [event(COMPLETED) for _ in range(2_000)]
+    for known in inherited[:1_000]:
         harness.server.known[known.task_run_id] = Recorded("Completed", known.at)
-    with harness.lock:
-        harness.sender.send_spooled(harness.server, spooled)  # type: ignore[arg-type]
-    assert sum(recorded_in_file(each) for each in spooled) == 1_000
+    harness.inherit(tmp_path / "outbox.db", inherited)
+    assert harness.count_in_file() == 1_000
     harness.run(10, per_second=60)
     harness.events.append(event(COMPLETED))
     harness.run(4, per_second=60)
@@ -251,13 +264,13 @@ def test_new_events_do_not_wait_for_the_spool() -> None:
     assert harness.sender.is_idle
 
 
-def test_in_a_hurry_spooled_events_are_not_sent() -> None:
-    """In a hurry, spooled events stay in their files for the next process."""
+def test_in_a_hurry_inherited_events_are_not_sent(tmp_path: Path) -> None:
+    """In a hurry, inherited events stay in the file for the next process."""
     harness = Harness([])
-    harness.sender.outbox.spooled.extend(spooled_event(COMPLETED) for _ in range(10))
+    harness.inherit(tmp_path / "outbox.db", [event(COMPLETED) for _ in range(10)])
     harness.sender.hurry()
     harness.run(5, per_second=60)
-    assert (harness.server.known, len(harness.sender.unrecorded())) == ({}, 10)
+    assert (harness.server.known, harness.count_in_file()) == ({}, 10)
 
 
 def test_attempts_to_reach_a_server_are_not_progress() -> None:
@@ -300,16 +313,29 @@ def test_states_of_a_deleted_flow_run_are_not_sent(caplog: pytest.LogCaptureFixt
     assert said.startswith("flow run gone was deleted, or is not on this server: 21 states of its task runs")
 
 
-def test_spooled_states_of_a_deleted_flow_run_are_dropped() -> None:
-    """Their files do not keep them, and the states of other flow runs that were spooled with them are recorded."""
+def test_inherited_states_of_a_deleted_flow_run_are_dropped(tmp_path: Path) -> None:
+    """The file does not keep them, and the states of other flow runs that were left with them are recorded."""
     harness = Harness([])
     harness.server.deleted.add("gone")
-    spooled = [spooled_event(COMPLETED, flow_run_id=("gone", "there", "")[n % 3]) for n in range(300)]
-    harness.sender.outbox.spooled.extend(spooled)
+    inherited = [event(COMPLETED, flow_run_id=("gone", "there", "")[n % 3]) for n in range(300)]
+    harness.inherit(tmp_path / "outbox.db", inherited)
     harness.run(30, per_second=100)
-    assert [recorded_in_file(each) for each in spooled] == [1] * 300
-    assert harness.server.known.keys() == {each.task_run_id for each in spooled if each.flow_run_id != "gone"}
+    assert harness.count_in_file() == 0
+    assert harness.server.known.keys() == {each.task_run_id for each in inherited if each.flow_run_id != "gone"}
     assert harness.sender.is_idle
+
+
+def test_an_inherited_event_that_was_lost_is_kept_as_it_is_sent_again(tmp_path: Path) -> None:
+    """A process that is killed after it has sent a lost state again leaves that one, and so none is recorded twice."""
+    old, harness = event(COMPLETED), Harness([])
+    harness.inherit(tmp_path / "outbox.db", [old])
+    harness.run(0.5)
+    harness.server.lose()
+    harness.run(30)
+    (sent,) = harness.server.queue
+    harness.sender.outbox.file.release()  # As the end of its process does.
+    (left,) = OutboxFile("server", tmp_path / "outbox.db").take_over(10)
+    assert left.id == sent["id"] != old.id
 
 
 @pytest.mark.parametrize(
@@ -404,12 +430,3 @@ def test_a_state_that_the_server_loses_each_time_is_given_up() -> None:
         harness.server.lose()
     assert len(harness.sender.totals.given_up) == 1
     assert harness.sender.is_idle
-
-
-def test_an_event_can_be_read_back_from_its_line() -> None:
-    """All fields of an event are in its line of a file."""
-    made = dataclasses.replace(event(FAILED), job_id="caf\udce9\t")
-    read = StateEvent.parse(made.line)
-    assert (read.task_run_id, read.name, read.at, read.is_final) == (made.task_run_id, "Failed", made.at, True)
-    assert (read.job_id, read.body) == (made.job_id, made.body)
-    assert made.renewed(made.at + 1).at == made.at + 1

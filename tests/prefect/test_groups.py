@@ -16,7 +16,7 @@ from prefect.runtime import flow_run, task_run
 
 from executor_adapter import Job, JobExecutor, JobStatus
 from executor_adapter.prefect import PrefectMirror, run_jobs
-from executor_adapter.prefect.mirror.spool import Spool
+from executor_adapter.prefect.mirror.outbox import OutboxFile
 from tests.prefect.conftest import Api
 from tests.prefect.fake_cloud import at_cloud
 from tests.prefect.fake_server import FakeServer
@@ -99,11 +99,11 @@ def test_cancelled_jobs_are_counted(api: Api) -> None:
     assert counted(group) == {"completed": 1, "cancelled": 5, "jobs": 6}
 
 
-def test_a_group_that_the_server_does_not_get_is_spooled(
+def test_a_group_that_the_server_does_not_get_is_kept(
     api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A group whose end the server cannot get is spooled like a job, and sent by the next mirror."""
-    spool = Spool("server", tmp_path)
+    """A group whose end the server cannot get is kept like that of a job, and sent by the next mirror."""
+    outbox = tmp_path / "outbox.db"
     ids: list[UUID] = []
 
     @flow
@@ -111,13 +111,13 @@ def test_a_group_that_the_server_does_not_get_is_spooled(
         ids.append(UUID(str(flow_run.id)))
         with at_cloud(FakeServer()) as cloud:
             cloud.events.is_unreachable = True
-            mirror = PrefectMirror(spool=spool, stall_timeout=0.5)
+            mirror = PrefectMirror(outbox=OutboxFile("server", outbox), stall_timeout=0.5)
             run_jobs([Job(function=dict, pool="thread") for _ in range(5)], mirror=mirror, group=5)
-            (spooled,) = mirror.close(0.0).spooled
-            assert spooled.startswith("group 1 of ")
+            (kept,) = mirror.close(0.0).kept
+            assert kept.startswith("group 1 of ")
 
     run()
-    with PrefectMirror(spool=spool) as later:
+    with PrefectMirror(outbox=OutboxFile("server", outbox)) as later:
         later.drain()
     (group,) = api.task_runs(ids[0])
     assert counted(group) == {"completed": 5, "jobs": 5}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sqlite3
 import time
@@ -17,11 +16,12 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate
 from prefect.settings import get_current_settings
 
-from executor_adapter.prefect import clean_spool
+from executor_adapter.prefect.mirror.outbox import OutboxFile
 from executor_adapter.store import open_store
 from flows.maintenance import maintenance_flow
 from tests.cli.conftest import fill, record
 from tests.prefect.conftest import Api
+from tests.prefect.sample_events import COMPLETED, event
 from tests.waiting import PATIENCE, wait_for
 
 DAY = 86_400.0
@@ -39,11 +39,6 @@ def age(path: Path, days: float) -> Path:
     path.touch()
     os.utime(path, (time.time() - days * DAY,) * 2)
     return path
-
-
-@pytest.fixture
-def spool() -> Path:
-    return get_current_settings().home / "executor-adapter" / "spool"
 
 
 def ended_run(api: Api, flow: str, days: float) -> str:
@@ -68,8 +63,8 @@ def artifacts_of(api: Api, flow_run_id: str) -> int:
 
 
 @pytest.mark.usefixtures("quick_sweeps")
-def test_the_flow_cleans_up_what_is_old(api: Api, tmp_path: Path, spool: Path) -> None:
-    """Old jobs, artifacts, spool and temporary files go, newer ones stay, and lost task runs become Crashed."""
+def test_the_flow_cleans_up_what_is_old(api: Api, tmp_path: Path) -> None:
+    """Old jobs, artifacts, unsent states and temporary files go, newer ones stay, and lost task runs become Crashed."""
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({"lake": "lake", "store": {"url": "sqlite:///jobs.db"}}))
     store = open_store(f"sqlite:///{tmp_path / 'jobs.db'}")
@@ -77,7 +72,10 @@ def test_the_flow_cleans_up_what_is_old(api: Api, tmp_path: Path, spool: Path) -
     old_file = age(tmp_path / "lake" / "raw" / ".tmp-1.parquet", 40)
     new_file = age(tmp_path / "lake" / "raw" / ".tmp-2.parquet", 1)
     part = age(tmp_path / "lake" / "raw" / "part.parquet", 400)
-    old_spool, new_spool = age(spool / "dead-server.jsonl", 40), age(spool / "other-server.jsonl", 1)
+    dead, other = (OutboxFile(f"http://{name}/api") for name in ("dead", "other"))
+    for outbox, days in ((dead, 40), (other, 1)):
+        outbox.write([event(COMPLETED, time.time() - days * DAY)], is_held=False)
+        outbox.release()
     old, new, foreign = ended_run(api, "collection", 100), ended_run(api, "collection", 80), ended_run(api, "mine", 100)
 
     maintenance_flow(config=str(config))
@@ -85,19 +83,7 @@ def test_the_flow_cleans_up_what_is_old(api: Api, tmp_path: Path, spool: Path) -
     assert (store.get("old"), getattr(store.get("new"), "job_id", None)) == (None, "new")
     store.close()
     assert (old_file.exists(), new_file.exists(), part.exists()) == (False, True, True)
-    assert (old_spool.exists(), new_spool.exists()) == (False, True)
+    assert (dead.count(), other.count()) == (0, 1)
     assert [artifacts_of(api, run) for run in (old, new, foreign)] == [0, 1, 1]
     for run in (old, new, foreign):
         wait_for(lambda run=run: {each["state_name"] for each in api.task_runs(run)} == {"Crashed"})
-    new_spool.unlink()
-
-
-def test_a_spool_file_in_use_is_not_removed(prefect_api: str, spool: Path) -> None:
-    """A file that a living process holds stays, however old it is."""
-    held, free = age(spool / "held.jsonl", 99), age(spool / "free.new", 99)
-    with held.open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        cleaned = clean_spool(max_age_days=30)
-    assert (cleaned.sent, cleaned.removed) == (0, 1)
-    assert (held.exists(), free.exists()) == (True, False)
-    held.unlink()

@@ -6,7 +6,6 @@ import _thread
 import os
 import socket
 import sqlite3
-import stat
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -30,14 +29,14 @@ from executor_adapter import Job, JobExecutor, RetryPolicy
 from executor_adapter.prefect import MirrorReport, PrefectMirror, job_task, run_jobs
 from executor_adapter.prefect.mirror.flow_run_facts import flow_run_facts, read_flow_run_facts
 from executor_adapter.prefect.mirror.job_history import uuid5_text
-from executor_adapter.prefect.mirror.spool import Spool
+from executor_adapter.prefect.mirror.outbox import OutboxFile
 from tests.benchmarks.apart import apart
 from tests.benchmarks.prefect_server import prefect_server
 from tests.prefect.conftest import Api
 from tests.prefect.fake_cloud import at_cloud
 from tests.prefect.fake_server import FakeServer
 from tests.prefect.many_jobs import failures_of, run_many_jobs, work
-from tests.prefect.sample_events import COMPLETED, FAILED, event
+from tests.prefect.sample_events import FAILED, event, jobs_in
 from tests.prefect.server_proxy import ServerProxy
 from tests.servers import create_database
 
@@ -101,26 +100,6 @@ def test_a_mirror_refuses_the_jobs_of_a_second_flow_run(prefect_api: str) -> Non
     mirror.close()
 
 
-def test_spooled_final_states_are_sent_by_the_next_mirror(api: Api, tmp_path: Path) -> None:
-    """The next mirror sends spooled final states, whose files only their owner can read, and removes them."""
-    spool = tmp_path / "spool"
-    with _unreachable() as (proxy, url), temporary_settings({PREFECT_API_URL: url}):
-        first = PrefectMirror(spool=Spool(url, spool))
-        run_mirrored(first, jobs(30, "kept"))
-        report = first.close(timeout=1.0)
-        assert set(report.spooled) == {f"kept-{number}" for number in range(30)}
-        assert (report.complete, report.recorded, report.missing) == (False, 0, ())
-        (file,) = spool.iterdir()
-        assert (stat.S_IMODE(file.stat().st_mode), stat.S_IMODE(spool.stat().st_mode)) == (0o600, 0o700)
-        proxy.open()
-        with PrefectMirror(spool=Spool(url, spool)) as second:
-            second.drain()
-        assert list(spool.iterdir()) == []
-    (run,) = api.named("dict-kept-7")
-    assert (run["state_name"], run["run_count"], run["start_time"] <= run["end_time"]) == ("Completed", 1, True)
-    assert second.report().jobs == 0
-
-
 def test_a_server_that_cannot_be_reached_for_a_while_gets_all_states(api: Api) -> None:
     """Closing the mirror waits for a server that cannot be reached for a while."""
     with _unreachable() as (proxy, url), temporary_settings({PREFECT_API_URL: url}):
@@ -138,47 +117,49 @@ def test_a_server_that_stays_unreachable_is_given_up_in_time(
     """A server that stays unreachable is given up in time: neither attempts nor earlier records count as progress."""
     monkeypatch.setattr("executor_adapter.prefect.mirror.sender_thread.RECONNECT_INTERVAL", 0.1)
     with _unreachable() as (proxy, url), temporary_settings({PREFECT_API_URL: url}):
-        mirror = PrefectMirror(stall_timeout=3.0, spool=Spool(url, tmp_path))  # Each attempt takes half of it.
+        mirror = PrefectMirror(
+            stall_timeout=3.0, outbox=OutboxFile(url, tmp_path / "outbox.db")
+        )  # Each attempt takes half of it.
         if was_reachable:
             proxy.open()
             run_mirrored(mirror, jobs(1, "told"))
             assert mirror.drain(30.0).complete
             proxy.close()
         run_mirrored(mirror, jobs(3, "given-up"))
-        assert len(mirror.close().spooled) == 3
+        assert len(mirror.close().kept) == 3
 
 
-def test_an_interrupted_close_spools_the_unrecorded_states(tmp_path: Path, prefect_api: str) -> None:
-    """An interrupted close spools the unrecorded states, and the interrupt reaches the caller."""
+def test_an_interrupted_close_keeps_the_unrecorded_states(tmp_path: Path, prefect_api: str) -> None:
+    """An interrupted close keeps the unrecorded states, and the interrupt reaches the caller."""
     with _unreachable() as (_, url), temporary_settings({PREFECT_API_URL: url}):
-        mirror = PrefectMirror(spool=Spool(url, tmp_path))
+        mirror = PrefectMirror(outbox=OutboxFile(url, tmp_path / "outbox.db"))
         run_mirrored(mirror, jobs(3, "interrupted"))
         threading.Timer(0.3, _thread.interrupt_main).start()
         with pytest.raises(KeyboardInterrupt):
             mirror.close()
-    assert len(mirror.report().spooled) == 3
+    assert len(mirror.report().kept) == 3
 
 
-def test_a_spooled_state_does_not_replace_that_of_a_later_run(api: Api, tmp_path: Path) -> None:
-    """A spooled state does not replace that of a retried flow run with the same task runs."""
+def test_a_state_that_was_left_does_not_replace_that_of_a_later_run(api: Api, tmp_path: Path) -> None:
+    """A state that was left does not replace that of a retried flow run with the same task runs."""
     job = {"args": (1,), "pool": "thread", "retry_attempts": 0, "job_id": "again"}
     task_runs: list[str] = []
 
     @flow(retries=1)
     def twice() -> None:
         task_runs.append(uuid5_text(FlowRunContext.get().flow_run.id, "again"))  # type: ignore[union-attr]
-        mirror = PrefectMirror(spool=Spool("server", tmp_path), stall_timeout=0.5)
+        mirror = PrefectMirror(outbox=OutboxFile("server", tmp_path / "outbox.db"), stall_timeout=0.5)
         if len(task_runs) == 1:
             with _unreachable() as (_, url), temporary_settings({PREFECT_API_URL: url}):
                 run_jobs([Job(function=work, **job)], mirror=mirror)
-            assert mirror.close(0.0).spooled == ("again",)
+            assert mirror.close(0.0).kept == ("again",)
             raise ConnectionError("down")
-        mirror = PrefectMirror(spool=Spool("server", tmp_path))
+        mirror = PrefectMirror(outbox=OutboxFile("server", tmp_path / "outbox.db"))
         run_jobs([Job(function=str, **job)], mirror=mirror)
         assert mirror.close().complete
 
     twice()
-    assert list(tmp_path.iterdir()) == []
+    assert jobs_in(tmp_path / "outbox.db") == []
     assert api.task_run(task_runs[1])["state_name"] == "Completed"
 
 
@@ -197,82 +178,39 @@ def test_a_flow_run_whose_deployment_was_deleted_is_mirrored(api: Api, caplog: p
 
 
 def test_a_server_that_does_not_answer_does_not_delay_the_end(tmp_path: Path, prefect_api: str) -> None:
-    """With a server that accepts connections but never answers, the mirror closes in time and spools the states."""
+    """With a server that accepts connections but never answers, the mirror closes in time and keeps the states."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
         with temporary_settings({PREFECT_API_URL: url, PREFECT_API_REQUEST_TIMEOUT: 3600.0}):
-            mirror = PrefectMirror(spool=Spool(url, tmp_path))
+            mirror = PrefectMirror(outbox=OutboxFile(url, tmp_path / "outbox.db"))
             run_mirrored(mirror, jobs(3, "unheard"))
-            assert len(mirror.close(timeout=1.0).spooled) == 3
+            assert len(mirror.close(timeout=1.0).kept) == 3
 
 
-def test_states_beyond_the_limit_of_the_spool_are_reported_missing(
-    tmp_path: Path, prefect_api: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The report counts and names the jobs whose states exceed the limit of the spool."""
-    with _unreachable() as (_, url), temporary_settings({PREFECT_API_URL: url}):
-        mirror = PrefectMirror(spool=Spool(url, tmp_path, max_bytes=3_000))
-        run_mirrored(mirror, jobs(10, "too-many"))
-        report = mirror.close(timeout=0.5)
-    assert 0 < len(report.spooled) < 4
-    assert len(report.spooled) + len(report.missing) == 10
-    assert "missing: too-many-" in str(report)
-    assert "not all jobs are recorded" in caplog.text
-
-
-def test_a_small_flow_does_not_wait_for_the_spool_of_others(
+def test_a_small_flow_does_not_wait_for_the_states_of_others(
     tmp_path: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A flow gives spooled states of others a few seconds; the rest stays for another process."""
+    """A flow gives states that others have left a few seconds; the rest stays for another process."""
 
     class RecordsNoFailures(FakeServer):
         def record(self, limit: int | None = None) -> None:
             self.queue.extend([each for each in _popped(self.queue) if not each["event"].endswith("Failed")])
             super().record(limit)
 
-    monkeypatch.setattr("executor_adapter.prefect.mirror.sender_thread.SPOOL_SECONDS", 0.5)
-    spool = Spool("server", tmp_path)
-    spool.keep(event(FAILED) for _ in range(500))
-    before = set(tmp_path.iterdir())
-    with at_cloud(RecordsNoFailures()), PrefectMirror(spool=spool, stall_timeout=3600.0) as mirror:
+    monkeypatch.setattr("executor_adapter.prefect.mirror.sender_thread.INHERITED_SECONDS", 0.5)
+    left = OutboxFile("server", tmp_path / "outbox.db")
+    left.write([event(FAILED) for _ in range(500)], is_held=False)
+    left.release()
+    own = OutboxFile("server", left.path)
+    with at_cloud(RecordsNoFailures()), PrefectMirror(outbox=own, stall_timeout=3600.0) as mirror:
         run_mirrored(mirror, jobs(1, "small"))
         assert mirror.close() == MirrorReport(jobs=1, recorded=1)
-    assert set(tmp_path.iterdir()) == before
-    for file in (left := list(spool.claim())):
-        file.release()
-    assert len(left) == len(before)
+    assert len(left.take_over(1_000)) == 500
 
 
 def _popped(queue: deque[Any]) -> Iterator[Any]:
     for _ in range(len(queue)):
         yield queue.popleft()
-
-
-def test_two_processes_do_not_send_the_same_file(tmp_path: Path) -> None:
-    """A locked file is skipped, until its sender releases it."""
-    spool = Spool("server", tmp_path)
-    spool.keep([event(COMPLETED), event(COMPLETED)])
-    (file,) = spool.claim()
-    assert list(Spool("server", tmp_path).claim()) == []
-    assert list(Spool("another", tmp_path).claim()) == []
-    events = file.events()
-    events[0].spool_file.mark_recorded()
-    file.release()
-    (again,) = Spool("server", tmp_path).claim()
-    assert len(again.events()) == 2
-    again.mark_recorded()
-    again.mark_recorded()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_line_that_was_cut_off_is_skipped(tmp_path: Path) -> None:
-    """A line that was cut off is skipped, and the states before it are sent."""
-    Spool("server", tmp_path).keep([event(COMPLETED)])
-    (path,) = tmp_path.iterdir()
-    path.write_bytes(path.read_bytes() + b'{"id": "half')
-    (file,) = Spool("server", tmp_path).claim()
-    assert len(file.events()) == 1
-    file.release()
 
 
 @pytest.mark.nightly

@@ -26,6 +26,7 @@ from tests.benchmarks.apart import apart
 from tests.benchmarks.prefect_server import Kind, MeasuredServer, prefect_server
 from tests.prefect.many_jobs import failures_of, run_many_jobs
 from tests.prefect.orphaned_flow import TASKS
+from tests.prefect.sample_events import jobs_in, outbox_of
 from tests.prefect.server_proxy import ServerProxy, answering
 from tests.servers import ROOT
 from tests.waiting import PATIENCE, wait_for
@@ -167,7 +168,7 @@ def test_a_server_that_is_away_for_longer_than_the_end_waits_gets_all_states_lat
             print(f"away: it has ended {time.monotonic() - killed_at:.0f} s after its server, with {MANY:,} jobs")
         server.start()
         later = 0
-        while list((server.home / "client").rglob("spool/*.jsonl")):
+        while jobs_in(outbox_of(server.home / "client")):
             assert run(1).wait(timeout=PATIENCE) == 0
             later += 1
         completed = {"task_runs": {"state": {"name": {"any_": ["Completed"]}}}}
@@ -187,10 +188,4 @@ def test_a_flow_whose_server_is_gone_for_good_ends_in_time(tmp_path: Path) -> No
             gone_at = time.monotonic()
             process.wait(timeout=FLOW_END_STALL_TIMEOUT + 60)
             print(f"gone for good: the flow's program has ended after {time.monotonic() - gone_at:.0f} s")
-        lines = [
-            line
-            for file in (server.home / "client").rglob("spool/*.jsonl")
-            for line in file.read_bytes().splitlines()
-            if not line.startswith(b"null")
-        ]
-        assert len(lines) == TASKS
+        assert len(jobs_in(outbox_of(server.home / "client"))) == TASKS

@@ -96,7 +96,7 @@ def test_recorded_states_are_not_sent_again(api: Api) -> None:
 
 
 def test_the_wait_ends_in_time_and_reports_the_missing_task_runs(api: Api, mocker: MockerFixture) -> None:
-    """The wait ends in time and reports the missing task runs, whose spooled states another flow sends."""
+    """The wait ends in time and reports the missing task runs, whose states another flow sends."""
 
     @flow
     def run() -> Any:
@@ -108,7 +108,7 @@ def test_the_wait_ends_in_time_and_reports_the_missing_task_runs(api: Api, mocke
         report, task_run_id = run()
     assert (report.complete, report.recorded, report.missing) == (False, 0, (task_run_id,))
     assert str(task_run_id) in str(report)
-    # The state was spooled; the next flow with a job task sends it.
+    # The state was left in the outbox; the next flow with a job task sends it.
     flow(lambda: double.submit(2).result(), name="other")()
     found = api.task_run(task_run_id)
     assert (found["flow_run_id"], found["state_name"]) == (str(report.flow_run_id), "Completed")

@@ -22,8 +22,8 @@ from prefect.runtime import flow_run, task_run
 from executor_adapter import Job, JobExecutor, JobResult, JobStatus, RetryPolicy, current_job
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.prefect import PrefectMirror, arun_jobs, job_task, run_jobs
+from executor_adapter.prefect.mirror.outbox import OutboxFile
 from executor_adapter.prefect.mirror.server_api import server_name
-from executor_adapter.prefect.mirror.spool import Spool
 from tests.prefect.conftest import Api
 from tests.prefect.fake_cloud import at_cloud
 from tests.prefect.fake_server import FakeServer
@@ -351,7 +351,7 @@ def test_cancelling_arun_jobs_ends_the_jobs(api: Api, executor: JobExecutor) -> 
 
 @pytest.mark.parametrize("own", [False, True])
 def test_cancelling_arun_jobs_ends_its_wait_for_the_server(monkeypatch: pytest.MonkeyPatch, own: bool) -> None:
-    """Cancelling arun_jobs after the last job spools what the server does not record in time."""
+    """Cancelling arun_jobs after the last job keeps what the server does not record in time."""
 
     class NonRecordingServer(FakeServer):
         def record(self, limit: int | None = None) -> None: ...
@@ -371,7 +371,7 @@ def test_cancelling_arun_jobs_ends_its_wait_for_the_server(monkeypatch: pytest.M
                 await running
             if mirror is not None:
                 mirror.close(0.0)
-            assert not Spool(server_name()).is_empty
+            assert OutboxFile(server_name()).count()
 
     asyncio.run(run())  # type: ignore[arg-type]
 

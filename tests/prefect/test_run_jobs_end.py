@@ -12,6 +12,7 @@ from tests.benchmarks.apart import apart
 from tests.benchmarks.prefect_server import MeasuredServer
 from tests.prefect.cancelled_flow import seconds_to_cancelled, sleeping_flow
 from tests.prefect.many_jobs import run_many_jobs
+from tests.prefect.sample_events import jobs_in, outbox_of
 from tests.prefect.server_proxy import ServerProxy
 from tests.waiting import wait_for
 
@@ -32,16 +33,13 @@ def test_jobs_of_an_interrupted_flow_are_recorded_as_cancelled(server: MeasuredS
 def test_states_that_a_flow_could_not_report_are_sent_by_the_next_process(server: MeasuredServer) -> None:
     """The next process sends the final states of a flow that was interrupted while the server was away."""
 
-    def spooled() -> int:
-        files = (server.home / "client").rglob("spool/*.jsonl")
-        return sum(len(file.read_bytes().splitlines()) for file in files)
-
+    outbox = outbox_of(server.home / "client")
     with ServerProxy(server.port) as proxy, server.environment(PREFECT_API_URL=f"http://127.0.0.1:{proxy.port}/api"):
         with sleeping_flow(server, 60) as flow:
             proxy.close()
             flow.process.send_signal(signal.SIGINT)
-            wait_for(lambda: spooled() >= 60)
+            wait_for(lambda: len(jobs_in(outbox)) >= 60)
         proxy.open()
         assert apart(run_many_jobs, 5)["complete"]
         assert flow.count("Cancelled") == 60
-        assert not spooled()
+        assert not jobs_in(outbox)

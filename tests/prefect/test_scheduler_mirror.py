@@ -28,7 +28,7 @@ from prefect.settings import (
 from executor_adapter import Job, JobStatus, RetryPolicy
 from executor_adapter.config import PrefectSettings, Settings
 from executor_adapter.prefect import PrefectMirror
-from executor_adapter.prefect.mirror.spool import Spool
+from executor_adapter.prefect.mirror.outbox import OutboxFile
 from executor_adapter.scheduler import (
     CollectionScheduler,
     ProcessingScheduler,
@@ -290,10 +290,10 @@ def _short_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_short_end")
-def test_while_the_server_is_unreachable_jobs_run_and_their_final_states_are_spooled(
+def test_while_the_server_is_unreachable_jobs_run_and_their_final_states_are_kept(
     api: Api, prefect_api: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without a reachable server jobs run, two warnings are logged, and the next scheduler sends the spooled states."""
+    """Without a reachable server jobs run, two warnings are logged, and the next scheduler sends the states."""
     proxy = ServerProxy(int(prefect_api.split(":")[2].split("/")[0]))
     url = f"http://127.0.0.1:{proxy.port}/api"
 
@@ -306,7 +306,7 @@ def test_while_the_server_is_unreachable_jobs_run_and_their_final_states_are_spo
     async def there() -> None:
         scheduler = CollectionScheduler(1, config=Settings())
         await scheduler.start()
-        await asyncio.to_thread(wait_for, lambda: Spool(url).is_empty)
+        await asyncio.to_thread(wait_for, lambda: not OutboxFile(url).count())
         await scheduler.stop()
 
     with temporary_settings({PREFECT_API_URL: url}):
@@ -314,7 +314,7 @@ def test_while_the_server_is_unreachable_jobs_run_and_their_final_states_are_spo
         warnings = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
         assert len(warnings) == 2
         assert f"cannot send job states to the Prefect server at {url}; retrying" in warnings[0]
-        assert "3 spooled on disk for the next start: away-0, away-1, away-2" in warnings[1]
+        assert "3 kept on disk for the next start: away-0, away-1, away-2" in warnings[1]
         with proxy:
             run(there)
     for number in range(3):
@@ -323,13 +323,13 @@ def test_while_the_server_is_unreachable_jobs_run_and_their_final_states_are_spo
 
 
 def test_a_server_that_does_not_answer_delays_neither_start_nor_jobs_nor_close(prefect_api: str) -> None:
-    """A server that does not answer delays neither start, jobs nor close, and the final state is spooled."""
+    """A server that does not answer delays neither start, jobs nor close, and the final state is kept."""
 
     async def main() -> None:
         scheduler = CollectionScheduler(1, config=Settings())
         await run_jobs(scheduler, Job(function=dict))  # A request to the server would last for an hour.
         await asyncio.to_thread(scheduler.close)
-        assert not Spool(url).is_empty
+        assert OutboxFile(url).count()
 
     with SilentServer() as (_, url):
         with temporary_settings({PREFECT_API_URL: url, PREFECT_API_REQUEST_TIMEOUT: 3600.0}):

@@ -92,7 +92,7 @@ def prefect_api(server_of_file: str) -> str:
 
 
 def test_a_secret_is_in_no_output(prefect_api: str, tmp_path: Path) -> None:
-    """It is in no log, state, artifact, event, spool, stored job, pickle, partition, output or argument of a process.
+    """It is in no log, state, artifact, event, outbox, stored job, pickle, partition, output or argument of a process.
 
     An API repeats it in its answers. One secret comes from the environment, the other from a file.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,10 +20,11 @@ from executor_adapter.prefect import MirrorReport, PrefectMirror
 from executor_adapter.prefect.mirror import report as report_module
 from executor_adapter.prefect.mirror import sender_thread
 from executor_adapter.prefect.mirror.job_history import JobHistory
-from executor_adapter.prefect.mirror.own_files import OwnFiles
-from executor_adapter.prefect.mirror.spool import Spool
+from executor_adapter.prefect.mirror.outbox import Outbox, OutboxFile
 from executor_adapter.prefect.mirror.state_events import StateEvent
+from tests.prefect.conftest import Api
 from tests.prefect.fake_cloud import FakeCloud, at_cloud
+from tests.prefect.sample_events import jobs_in, outbox_of
 from tests.prefect.server_proxy import ServerProxy, answering
 from tests.prefect.test_mirror import jobs, run_mirrored
 from tests.servers import ROOT, free_port
@@ -43,24 +45,18 @@ from tests.waiting import wait_for
 def test_a_server_that_takes_nothing_is_away(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, status: int, message: str
 ) -> None:
-    """All states are spooled, and one warning says what is wrong, what to do, and no password."""
+    """All states are kept, and one warning says what is wrong, what to do, and no password."""
     port = free_port()
     url = f"http://user:secret@127.0.0.1:{port}/api"
     with answering(status, port), temporary_settings({PREFECT_API_URL: url}):
-        mirror = PrefectMirror(spool=Spool(url, tmp_path))
+        mirror = PrefectMirror(outbox=OutboxFile(url, tmp_path / "outbox.db"))
         run_mirrored(mirror, jobs(20, "away"))
         wait_for(lambda: message in caplog.text)
         report = mirror.close(timeout=0.1)
-    assert (len(report.spooled), report.missing, report.recorded) == (20, (), 0)
+    assert (len(report.kept), report.missing, report.recorded) == (20, (), 0)
     said = [record.getMessage() for record in caplog.records if "cannot send job states" in record.getMessage()]
     assert len(said) == 1
     assert "secret" not in said[0]
-
-
-def spooled_jobs(directory: Path) -> list[str]:
-    """Return the jobs whose final states are in the files of a spool, whoever holds them and may be writing a line."""
-    lines = [line for file in directory.rglob("*.jsonl") for line in file.read_bytes().split(b"\n")[:-1]]
-    return [event.job_id for event in map(StateEvent.parse, lines) if event.is_final]
 
 
 def count_objects(*kinds: type) -> int:
@@ -85,61 +81,82 @@ def cloud_behind_proxy() -> Iterator[tuple[FakeCloud, ServerProxy]]:
 
 
 def test_states_wait_on_disk_while_the_server_is_away(tmp_path: Path) -> None:
-    """While the server is away all states are on disk, few in memory; later it gets each once, and no file is left."""
+    """While the server is away all states are on disk, few in memory; later it gets each once, and no row is left."""
     count = 3_000
     before = count_objects(JobHistory, StateEvent)
     with cloud_behind_proxy() as (cloud, proxy):
-        mirror = PrefectMirror(spool=Spool("cloud", tmp_path))
+        mirror = PrefectMirror(outbox=OutboxFile("cloud", tmp_path / "outbox.db"))
         run_mirrored(mirror, jobs(count, "disk"))
-        wait_for(lambda: len(spooled_jobs(tmp_path)) >= count)
+        wait_for(lambda: len(jobs_in(tmp_path / "outbox.db")) >= count)
         assert count_objects(JobHistory, StateEvent) - before < count / 2
-        assert list(Spool("cloud", tmp_path).claim()) == []
+        assert OutboxFile("cloud", tmp_path / "outbox.db").take_over(count) == []
         assert len(mirror.unrecorded()) == count
         proxy.open()
         assert mirror.close() == MirrorReport(jobs=count, recorded=count, omitted=mirror.report().omitted)
     assert sorted(names.count("Completed") for names in cloud.events.states.values()) == [1] * count
-    assert list(tmp_path.iterdir()) == []
+    assert jobs_in(tmp_path / "outbox.db") == []
 
 
 def test_intermediate_states_wait_on_disk_too(tmp_path: Path) -> None:
     """With history="full" a server that was away gets all states of all jobs."""
     with cloud_behind_proxy() as (cloud, proxy):
-        mirror = PrefectMirror(history="full", spool=Spool("cloud", tmp_path))
+        mirror = PrefectMirror(history="full", outbox=OutboxFile("cloud", tmp_path / "outbox.db"))
         run_mirrored(mirror, jobs(300, "all"))
-        wait_for(lambda: len(spooled_jobs(tmp_path)) >= 300)
+        wait_for(lambda: len(jobs_in(tmp_path / "outbox.db")) >= 300)
         proxy.open()
         assert mirror.close() == MirrorReport(jobs=300, recorded=300)
     assert {tuple(names) for names in cloud.events.states.values()} == {("Pending", "Running", "Completed")}
 
 
-def test_final_states_survive_a_kill_while_the_server_is_away(tmp_path: Path) -> None:
-    """A process that is killed while it waits for the server leaves the final states of all its jobs on disk."""
-    spool = tmp_path / "executor-adapter" / "spool"
-    env = os.environ | {"PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api"}
-    process = subprocess.Popen([sys.executable, "-m", "tests.prefect.mirrored_jobs", "500"], cwd=ROOT, env=env)
-    try:
-        wait_for(lambda: len(spooled_jobs(spool)) == 500)
-        assert list(Spool(env["PREFECT_API_URL"], spool).claim()) == []
-    finally:
-        process.kill()
-        process.wait()
-    events = [event for file in Spool(env["PREFECT_API_URL"], spool).claim() for event in file.events()]
-    assert {event.job_id for event in events if event.is_final} == {f"killed-{number}" for number in range(500)}
+def test_a_killed_programs_states_are_recorded_by_the_next(api: Api, prefect_api: str, tmp_path: Path) -> None:
+    """A program that is killed while its server is away has left all its states; the next one sends each once."""
+    proxy, outbox, count = ServerProxy(int(prefect_api.split(":")[2].split("/")[0])), outbox_of(tmp_path), 100
+    url = f"http://127.0.0.1:{proxy.port}/api"
+    env = os.environ | {"PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": url}
+    command = [sys.executable, "-m", "tests.prefect.mirrored_jobs", str(count)]
+    with proxy, temporary_settings({PREFECT_API_URL: url}):
+        proxy.close()
+        with subprocess.Popen(command, cwd=ROOT, env=env) as process:
+            try:
+                wait_for(lambda: len(jobs_in(outbox)) == count)
+                assert OutboxFile(url, outbox).take_over(count) == []
+            finally:
+                process.kill()
+        proxy.open()
+        with PrefectMirror(outbox=OutboxFile(url, outbox)) as later:
+            wait_for(lambda: later.drain() and not jobs_in(outbox))
+    for number in (0, count - 1):
+        (found,) = api.named(f"dict-killed-{number}")
+        assert api.state_names(found["id"]).count("Completed") == 1
+
+
+def test_memory_is_bounded_while_a_request_gets_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a server keeps a request waiting, what exceeds a number of task runs goes to disk."""
+    monkeypatch.setattr(sender_thread, "MAX_IN_MEMORY", 200)
+    before = count_objects(JobHistory, StateEvent)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
+        with temporary_settings({PREFECT_API_URL: url}):
+            mirror = PrefectMirror(outbox=OutboxFile(url, tmp_path / "outbox.db"))
+            run_mirrored(mirror, jobs(3_000, "unheard"))
+            wait_for(lambda: len(jobs_in(tmp_path / "outbox.db")) >= 2_000)
+            assert count_objects(JobHistory, StateEvent) - before < 1_000
+            assert len(mirror.close(timeout=0.1).kept) == 3_000
 
 
 def test_states_that_neither_server_nor_disk_takes_are_dropped_with_a_count(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beyond a limit the oldest states are dropped: the log and the report say how many."""
-    monkeypatch.setattr(sender_thread, "MAX_FINISHED_WITHOUT_DISK", 300)
+    monkeypatch.setattr(sender_thread, "MAX_WITHOUT_FILE", 300)
     url = f"http://127.0.0.1:{free_port()}/api"
     with temporary_settings({PREFECT_API_URL: url}):
-        mirror = PrefectMirror(spool=Spool(url, tmp_path, max_bytes=1_000))
+        mirror = PrefectMirror(outbox=OutboxFile(url, tmp_path / "outbox.db", max_bytes=8_192))
         run_mirrored(mirror, jobs(1_000, "dropped"))
         wait_for(lambda: mirror.report().dropped)
         report = mirror.close(timeout=0.1)
     assert 300 <= 1_000 - report.dropped <= 700
-    assert report.dropped + len(report.missing) + len(report.spooled) == 1_000
+    assert report.dropped + len(report.missing) + len(report.kept) == 1_000
     assert not report.complete
     assert "cannot write final states" in caplog.text
     assert f"dropped {report.dropped} final states" in caplog.text
@@ -148,15 +165,15 @@ def test_states_that_neither_server_nor_disk_takes_are_dropped_with_a_count(
 
 def test_a_server_that_is_far_behind_gets_all_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits in memory for a slow server is bounded: the rest waits on disk, and none is lost or sent twice."""
-    monkeypatch.setattr(sender_thread, "MAX_FINISHED", 100)
+    monkeypatch.setattr(sender_thread, "MAX_IN_MEMORY", 100)
     stored: list[int] = []
-    store = OwnFiles.store
-    monkeypatch.setattr(OwnFiles, "store", lambda self, events: stored.append(len(events)) or store(self, events))
-    with at_cloud() as cloud, PrefectMirror(spool=Spool("cloud", tmp_path)) as mirror:
+    store = Outbox.store
+    monkeypatch.setattr(Outbox, "store", lambda self, events: stored.append(len(events)) or store(self, events))
+    with at_cloud() as cloud, PrefectMirror(outbox=OutboxFile("cloud", tmp_path / "outbox.db")) as mirror:
         run_mirrored(mirror, jobs(3_000, "behind"))
     assert (mirror.report().recorded, sum(stored) > 0) == (3_000, True)
     assert sorted(names.count("Completed") for names in cloud.events.states.values()) == [1] * 3_000
-    assert list(tmp_path.iterdir()) == []
+    assert jobs_in(tmp_path / "outbox.db") == []
 
 
 def test_a_wait_for_the_server_says_how_far_it_is(
@@ -167,7 +184,7 @@ def test_a_wait_for_the_server_says_how_far_it_is(
     monkeypatch.setattr(logging.getLogger("prefect"), "propagate", True)
     url = f"http://127.0.0.1:{free_port()}/api"
     with temporary_settings({PREFECT_API_URL: url}):
-        mirror = PrefectMirror(spool=Spool(url, tmp_path), stall_timeout=1.5)
+        mirror = PrefectMirror(outbox=OutboxFile(url, tmp_path / "outbox.db"), stall_timeout=1.5)
         run_mirrored(mirror, jobs(20, "told"))
         mirror.close()
     told = [record.getMessage() for record in caplog.records if "waiting for" in record.getMessage()]

@@ -87,7 +87,7 @@ def pipeline_flow(tools: list[ToolName] | None = None, config: str | None = None
 
 @flow(name="maintenance", flow_run_name=run_name)
 def maintenance_flow(keep_days: Days = 30, keep_artifacts_days: Days = 90, config: str | None = None) -> None:
-    """Clean up the store, the spool, the lake and old artifacts, and end task runs that outlived their flow run.
+    """Clean up the store, the outbox, the lake and old artifacts, and end task runs that outlived their flow run.
 
     Args:
         keep_days: Days for which finished jobs, unsent states, unfinished files and replaced landings are kept. Windows
@@ -106,7 +106,7 @@ def maintenance_flow(keep_days: Days = 30, keep_artifacts_days: Days = 90, confi
     with JobExecutor(settings.executor.max_workers, config=settings):
         parts = [
             maintenance.clean_store.submit(settings.store.url, keep_days),
-            maintenance.clean_spool_files.submit(keep_days),
+            maintenance.clean_the_outbox.submit(keep_days),
             maintenance.end_lost_task_runs.submit(),
             maintenance.delete_artifacts.submit(FLOWS, keep_artifacts_days),
             maintenance.clean_lake_files.submit(settings.lake, keep_days),

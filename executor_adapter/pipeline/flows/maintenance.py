@@ -14,7 +14,7 @@ from prefect.exceptions import ObjectNotFound
 from executor_adapter.exceptions import JobError
 from executor_adapter.pipeline.tables import ConfiguredTable
 from executor_adapter.pipeline.upkeep import clean_lake, keep_table
-from executor_adapter.prefect import clean_spool, job_task, sweep
+from executor_adapter.prefect import clean_outbox, job_task, sweep
 from executor_adapter.store import open_store
 from executor_adapter.worker import current_job
 
@@ -39,11 +39,11 @@ def clean_store(url: str | None, keep_days: int) -> str:
         store.close()
 
 
-@job_task(pool="thread", job_type="maintenance", name="clean spool", cache_policy=NO_CACHE, persist_result=False)
-def clean_spool_files(keep_days: int) -> str:
-    """Send the states that lie in the spool of this machine, and remove files that are too old to be sent."""
-    done = clean_spool(max_age_days=keep_days)
-    return f"{done.sent} spool files sent, {done.removed} removed, {done.left} left"
+@job_task(pool="thread", job_type="maintenance", name="clean outbox", cache_policy=NO_CACHE, persist_result=False)
+def clean_the_outbox(keep_days: int) -> str:
+    """Send the states that lie in the outbox of this machine, and remove those that are too old."""
+    done = clean_outbox(max_age_days=keep_days)
+    return f"{done.sent} states sent, {done.removed} removed, {done.left} left"
 
 
 @job_task(pool="thread", job_type="maintenance", name="end lost task runs", cache_policy=NO_CACHE, persist_result=False)

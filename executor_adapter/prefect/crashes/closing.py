@@ -2,7 +2,7 @@
 
 A task run ends as Crashed by an event, as in its own process, a microsecond after its newest recorded state. So every
 other end of it is newer, and wins, whenever it is recorded: one that still waits in the server's queue, one that is in
-the spool, or one of a process that was taken for dead. The end time is that of the death.
+the outbox, or one of a process that was taken for dead. The end time is that of the death.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The reporter: the program that the sentinel starts when its host has died, see `executor_adapter.worker.sentinel`.
 
-It ends what the host has left unfinished: first what the host had spooled is sent, then its flow runs end, unless a
+It ends what the host has left unfinished: first what is in the outbox is sent, then its flow runs end, unless a
 runner, a worker or another process takes care of them, then their task runs.
 
 A runner (`flow.serve`) or a worker marks the flow run of its process as Crashed or Cancelled, or it was rescheduled.
@@ -27,7 +27,6 @@ from executor_adapter.prefect.crashes.records import FlowRunRecord
 from executor_adapter.prefect.crashes.unreported import Death, UnreportedDeaths
 from executor_adapter.prefect.mirror.mirror import PrefectMirror
 from executor_adapter.prefect.mirror.server_api import RejectedError, ServerApi, server_name
-from executor_adapter.prefect.mirror.spool import Spool
 from executor_adapter.worker import is_held
 
 TIMEOUT = 60.0
@@ -102,7 +101,7 @@ def report(death: Death, *, runner: int, timeout: float = TIMEOUT) -> bool:
     while time.monotonic() < deadline:
         try:
             with ServerApi.connected() as api:
-                if Report(Closing(api, deadline), death, runner).run(before_ends=send_spooled):
+                if Report(Closing(api, deadline), death, runner).run(before_ends=send_inherited):
                     return True
         except (httpx.HTTPError, RejectedError):
             pass
@@ -164,8 +163,7 @@ class Report:
             self._closing.set_flow_run_state(run, "CANCELLED", f"Flow run was cancelled. {DIED}")
 
 
-def send_spooled() -> None:
-    """Send the final states that the dead process had written to disk."""
-    if not Spool(server_name()).is_empty:
-        with PrefectMirror() as mirror:
-            mirror.drain()
+def send_inherited() -> None:
+    """Send the states that the dead process has left in the outbox."""
+    with PrefectMirror() as mirror:
+        mirror.send_inherited()

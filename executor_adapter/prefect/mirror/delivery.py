@@ -62,44 +62,38 @@ class EventBatch:
 
     @property
     def is_own(self) -> bool:
-        """Whether the events are of this process, not of the spool."""
-        return self.events[0].spool_file is None
+        """Whether the events are of this mirror, not inherited."""
+        return not self.events[0].is_inherited
 
 
 class DeliveryTotals:
-    """Counts the final states by their delivery."""
+    """Counts the final states by their delivery. `end` takes each event that is over."""
 
-    def __init__(self) -> None:
+    def __init__(self, end: Callable[[StateEvent], object]) -> None:
         self.recorded = 0
-        """Final states of this process that the server is known to have."""
+        """Final states of this mirror that the server is known to have."""
         self.resent = 0
         """Final states that were sent again."""
         self.given_up: list[str] = []
-        """The jobs of this process whose final states the server refuses, loses each time, or cannot record."""
+        """The jobs of this mirror whose final states the server refuses, loses each time, or cannot record."""
+
+        self._end = end
 
     def mark_recorded(self, event: StateEvent) -> None:
-        """Count a final state as recorded, here or in its spool file."""
-        if event.spool_file is None:
-            self.recorded += 1
-        self._leave_files(event)
+        """Count a state as recorded."""
+        self.recorded += event.is_final and not event.is_inherited
+        self._end(event)
 
     def give_up(self, event: StateEvent, reason: object) -> None:
-        """Do not send a state again. A spooled one is dropped, because each later mirror would fail with it too."""
+        """Do not send a state again, nor keep it: each later mirror would fail with it too."""
         logger.error("the server does not accept state %s of task run %s: %s", event.name, event.task_run_id, reason)
         self.set_aside(event)
 
     def set_aside(self, event: StateEvent) -> None:
-        """Count a state as one that is never sent, and drop it from its file."""
-        if event.is_final:
-            if event.spool_file is None:
-                self.given_up.append(event.job_id)
-            self._leave_files(event)
-
-    @staticmethod
-    def _leave_files(event: StateEvent) -> None:
-        for file in (event.spool_file, event.backup):
-            if file is not None:
-                file.mark_recorded()
+        """Count a state as one that is never sent."""
+        if event.is_final and not event.is_inherited:
+            self.given_up.append(event.job_id)
+        self._end(event)
 
 
 class DeliveryTracker:
@@ -114,7 +108,7 @@ class DeliveryTracker:
         clock: Callable[[], float],
         wall: Callable[[], float],
     ) -> None:
-        self.totals = DeliveryTotals()
+        self.totals = DeliveryTotals(outbox.end)
         self.in_flight: deque[EventBatch] = deque()
         self.progress_at = clock()
         """The monotonic time at which the server last recorded something."""
@@ -146,7 +140,7 @@ class DeliveryTracker:
     def set_aside(self, flow_run_ids: Set[str]) -> Counter[str]:
         """Drop all events of deleted flow runs, sent or not, and return how many they were of each."""
         dropped: Counter[str] = Counter()
-        for queue in (*(batch.events for batch in self.unconfirmed), self._outbox.resend, self._outbox.spooled):
+        for queue in (*(batch.events for batch in self.unconfirmed), self._outbox.resend, self._outbox.inherited):
             events = list(queue)
             queue.clear()
             for event in events:
@@ -219,7 +213,7 @@ class DeliveryTracker:
 
     def _confirm(self, batches: Iterable[EventBatch]) -> None:
         for batch in batches:
-            for event in batch.finals:
+            for event in batch.events:
                 self.totals.mark_recorded(event)
 
     def _look_up_overdue(self, api: ServerApi) -> None:
@@ -242,7 +236,7 @@ class DeliveryTracker:
             for event in batch.events:
                 if not _is_recorded(event, known):
                     lost.append(event)
-                elif event.is_final:
+                else:
                     self.totals.mark_recorded(event)
         self.progress_at = self._clock()
         if lost:
@@ -259,6 +253,7 @@ class DeliveryTracker:
             else:
                 self.totals.resent += 1
                 events.append(event.renewed(self._resend_time(event, known.get(event.task_run_id))))
+        self._outbox.back_up(event for event in events if event.row is not None)  # As they are now.
         self._outbox.put_back(events)
 
     def _resend_time(self, event: StateEvent, recorded: Recorded | None) -> float:

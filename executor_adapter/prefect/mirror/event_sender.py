@@ -71,13 +71,13 @@ class EventSender:
 
     @property
     def is_idle(self) -> bool:
-        """Whether all events are recorded, those of the spool included; these are ignored in a hurry."""
-        queued = self.outbox.resend or (self.outbox.spooled and not self._window.is_hurried)
+        """Whether all events in memory are recorded, inherited ones included; these are ignored in a hurry."""
+        queued = self.outbox.resend or (self.outbox.inherited and not self._window.is_hurried)
         return not (queued or self._tracker.unconfirmed)
 
     @property
     def has_own_events(self) -> bool:
-        """Whether events of this process are queued for resending or unconfirmed."""
+        """Whether events of this mirror are queued for resending or unconfirmed."""
         return bool(self.outbox.resend) or any(batch.is_own for batch in self._tracker.unconfirmed)
 
     def hurry(self) -> None:
@@ -85,9 +85,9 @@ class EventSender:
         self._window.is_hurried = True
 
     def unrecorded(self) -> list[StateEvent]:
-        """Return the final states taken from the source or the spool that the server may not have."""
+        """Return the final states in memory that the server may not have, without those not taken from the source."""
         batches = (batch.events for batch in self._tracker.unconfirmed)
-        queues = (*batches, self.outbox.resend, self.outbox.spooled)
+        queues = (*batches, self.outbox.resend, self.outbox.inherited)
         return [event for events in queues for event in events if event.is_final]
 
     def without_deleted(self, events: Iterable[StateEvent]) -> Iterator[StateEvent]:
@@ -102,19 +102,18 @@ class EventSender:
         """Return the seconds until `run_once` asks the server what it has recorded; infinite if nothing was sent."""
         return self._tracker.seconds_until_check(nothing_queued=self._nothing_queued)
 
-    def send_spooled(self, api: ServerApi, events: list[StateEvent]) -> None:
-        """Queue spooled events, except those that the server has already: sending these would only keep it busy.
+    def send_inherited(self, api: ServerApi, events: list[StateEvent]) -> None:
+        """Queue inherited events, except those that the server has already: sending these would only keep it busy.
 
         Raises:
             httpx.HTTPError: the server cannot be reached; no event is lost by that.
         """
-        self.outbox.spooled.extend(events)
+        self.outbox.inherited.extend(events)
         known = self._call(api.recorded, [event.task_run_id for event in events])
         for event in events:
             if event.task_run_id in known and known[event.task_run_id].shows(event):
-                self.outbox.spooled.remove(event)
-                if event.is_final:
-                    self.totals.mark_recorded(event)
+                self.outbox.remove(event)
+                self.totals.mark_recorded(event)
 
     def run_once(self, api: ServerApi) -> bool:
         """Check what the server has recorded, if that is due, and send what the window has room for.
@@ -145,15 +144,15 @@ class EventSender:
             self._post(api, events, filled_window=room - len(events) < self._window.batch_size)
 
     def _take(self, limit: int) -> list[StateEvent]:
-        """Return the next events, all of this process or all spooled.
+        """Return the next events, all of this mirror or all inherited.
 
-        Spooled events are sent one request at a time and only while nothing else is in flight, so that new events
+        Inherited events are sent one request at a time and only while nothing else is in flight, so that new events
         never wait behind more than one request of them.
         """
         events = self.outbox.take(limit)
         if events or self._tracker.in_flight or self._window.is_hurried:
             return events
-        return self.outbox.take_spooled(limit)
+        return self.outbox.take_inherited(limit)
 
     def _post(self, api: ServerApi, events: list[StateEvent], filled_window: bool) -> None:
         batch = EventBatch(events, self._clock(), filled_window)
@@ -187,7 +186,7 @@ class EventSender:
             return
         self._window.set_transaction_size(self._call(api.transaction_size))
         self._knows_server = True
-        if first[0].spool_file is None:  # A request holds events of this process, or spooled ones, not both.
+        if not first[0].is_inherited:  # A request holds events of this mirror, or inherited ones, not both.
             first += self._take(self._window.batch_size - len(first))
 
     def _set_aside_deleted(self, api: ServerApi, events: list[StateEvent]) -> None:

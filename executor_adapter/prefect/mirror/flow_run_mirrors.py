@@ -1,7 +1,8 @@
 """The mirrors of task runs that Prefect's engines drive: one for each flow run, and one for all outside flow runs.
 
 A flow run's mirror lasts until its task runner calls `close`, when all its tasks have finished: so the server has
-recorded them before the flow ends. A mirror that is left when the process exits gets a few seconds, and then spools.
+recorded them before the flow ends. A mirror that is left when the process exits gets a few seconds, and then leaves
+the rest in the outbox.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ def drain(flow_run_id: UUID | None) -> None:
         return
     report = mirror.drain()
     if flow_run_id is not None and not report.unfinished and mirror.unrecorded():
-        close(flow_run_id, timeout=0.0)  # The server was given up: this spools the rest, and says so.
+        close(flow_run_id, timeout=0.0)  # The server was given up: this leaves the rest in the outbox, and says so.
         return
     with _lock:
         _kept.pop(key, None)

@@ -1,8 +1,8 @@
 """PrefectMirror shows an executor's jobs as task runs in Prefect, with every state of them.
 
     executor ──transition──► mirror ──event──► sender ──paced──► server
-                                                  │ what cannot be sent in time
-                                                  └──► spool ──► the next mirror
+                                                  │ what cannot be sent now
+                                                  └──► outbox ──► later, or the next mirror
 
 Attach it to an executor, and close it at the end:
 
@@ -30,14 +30,14 @@ from executor_adapter.job import TERMINAL, Job, Transition
 from executor_adapter.prefect.mirror.engine_history import EngineChange, EngineHistory
 from executor_adapter.prefect.mirror.flow_run_facts import current_flow_run_id
 from executor_adapter.prefect.mirror.job_history import JobHistory, Step, step_of, task_run_id
+from executor_adapter.prefect.mirror.outbox import OutboxFile
 from executor_adapter.prefect.mirror.report import MirrorReport, WaitNotice
 from executor_adapter.prefect.mirror.sender_thread import SenderThread
-from executor_adapter.prefect.mirror.spool import Spool
 from executor_adapter.prefect.mirror.timeouts import HURRIED_CLOSE_SECONDS
 from executor_adapter.prefect.mirror.unsent import History, UnsentChanges
 
 STALL_TIMEOUT = 90.0
-"""Seconds without any progress of the server after which the unrecorded states are given up, and spooled."""
+"""Seconds without any progress of the server after which the unrecorded states are given up, and left in the outbox."""
 
 
 class PrefectMirror:
@@ -45,17 +45,17 @@ class PrefectMirror:
 
     `history` decides about the intermediate states of finished jobs: "auto" skips them while many changes are
     unsent, "full" sends them all, however long that takes, and "final" skips them always. `stall_timeout` is how many
-    seconds `drain` and `close` wait without any progress of the server before they give up. `spool` keeps the final
-    states that the server did not get; by default it is a directory below PREFECT_HOME.
+    seconds `drain` and `close` wait without any progress of the server before they give up. `outbox` keeps the final
+    states that the server did not get; by default it is a file below PREFECT_HOME.
     """
 
     def __init__(
-        self, *, history: History = "auto", stall_timeout: float = STALL_TIMEOUT, spool: Spool | None = None
+        self, *, history: History = "auto", stall_timeout: float = STALL_TIMEOUT, outbox: OutboxFile | None = None
     ) -> None:
         self.flow_run_id = current_flow_run_id()
         self._stall_timeout = stall_timeout
         self._unsent = UnsentChanges(history)
-        self._thread = SenderThread(self._unsent, spool)
+        self._thread = SenderThread(self._unsent, outbox)
         self._histories: dict[str, JobHistory] = {}
         """The histories of unfinished jobs, by job id."""
         self._engine_histories: dict[str, EngineHistory] = {}
@@ -151,8 +151,8 @@ class PrefectMirror:
         """Wait until the server has recorded all states so far.
 
         It waits for at most `timeout` seconds, or without one until the server has made no progress for
-        `stall_timeout`. Spooled events of earlier processes get a few seconds more. A notice in the log says every few
-        seconds how far the server is. `check()` is called ten times a second meanwhile; an exception of it ends the
+        `stall_timeout`. Events that earlier processes have left get a few seconds more. A notice in the log says every
+        few seconds how far the server is. `check()` is called ten times a second meanwhile; an exception of it ends the
         wait.
         """
         started_at = time.monotonic()
@@ -171,15 +171,20 @@ class PrefectMirror:
             self._thread.wait_for_round()
         return self.report()
 
+    def send_inherited(self, timeout: float | None = None) -> None:
+        """Send what earlier processes have left in the outbox, if they have left something; see `drain`."""
+        if self._thread.is_heir:
+            self.drain(timeout)
+
     def hurry(self) -> None:
         """Send only final states from now on, at once: the process is about to end."""
         self._thread.hurry()
 
     def close(self, timeout: float | None = None) -> MirrorReport:
-        """Drain, spool the final states that the server did not get, and end.
+        """Drain, leave the final states that the server did not get in the outbox, and end.
 
         With a `timeout` in seconds it hurries: only final states are sent, within that time. When another thread calls
-        it meanwhile, that makes this call hurry. After an interrupt, all unrecorded final states are spooled.
+        it meanwhile, that makes this call hurry. After an interrupt, all unrecorded final states are left there.
         """
         if timeout is not None:
             self._deadline = time.monotonic() + timeout
@@ -202,7 +207,7 @@ class PrefectMirror:
             recorded=totals.recorded,
             resent=totals.resent,
             omitted=self._unsent.omitted,
-            spooled=self._thread.spooled,
+            kept=self._thread.kept,
             missing=(*self._thread.missing, *totals.given_up),
             dropped=self._thread.dropped,
             unfinished=(*self._histories, *self._engine_histories),

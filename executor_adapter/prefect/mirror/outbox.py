@@ -1,36 +1,287 @@
-"""The events that are to be sent next, in their order."""
+"""The outbox: the events that wait to be sent, in memory, and beyond a bound in a file that outlives the process.
+
+The file is an SQLite database in PREFECT_HOME/executor-adapter, one for all processes and servers. Only its owner can
+read it, because states contain error messages. It has a row for each event until the server has recorded the event, so
+a process that is killed at any moment leaves what it has not seen recorded. An event that is sent twice does no harm:
+the server inserts a state once by its id.
+
+Each row belongs to the mirror that has written it or taken it over. Such a mirror has a lock file, whose lock ends with
+its process. Rows of a mirror that has been closed, or is dead, are taken over by the next one that asks.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import functools
+import hashlib
+import itertools
+import logging
+import os
+import sqlite3
+import threading
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
 
+from prefect.settings import get_current_settings
+
+from executor_adapter.job import uuid7
 from executor_adapter.prefect.mirror.state_events import StateEvent
+
+logger = logging.getLogger("executor_adapter.prefect")
+
+MAX_FILE_BYTES = 256 * 1024 * 1024
+"""Size of the file: some 150,000 states."""
+
+PAGE_BYTES = 4096
+"""SQLite's own default."""
+
+MAX_TRANSACTION_EVENTS = 1_000
+"""Events that are written at once: about a megabyte, and for so long a caller waits who closes the mirror."""
+
+BUSY_TIMEOUT = 2.0
+"""Seconds to wait for the transaction of another process."""
+BUSY_INTERVAL = 0.01
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS event (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, server TEXT, owner TEXT, is_held INTEGER, task_run_id TEXT, name BLOB,
+    at REAL, is_final INTEGER, body BLOB, job_id BLOB, flow_run_id TEXT
+)
+"""
+_INDEX = "CREATE INDEX IF NOT EXISTS event_of_owner ON event (server, owner, is_held)"
+_INSERT = "INSERT OR REPLACE INTO event VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_HOLD = """
+UPDATE event SET owner = ?, is_held = 1 WHERE number IN (
+    SELECT number FROM event WHERE server = ? AND owner = ? AND is_held = 0 ORDER BY number LIMIT ?
+) RETURNING number, task_run_id, name, at, is_final, body, job_id, flow_run_id
+"""
+
+_file_lock = threading.Lock()
+"""Held while the file is open. No process is forked then: connections, and locks of files, must not be inherited."""
+
+os.register_at_fork(before=_file_lock.acquire, after_in_parent=_file_lock.release, after_in_child=_file_lock.release)
+
+
+class OutboxFile:
+    """One mirror's view of the file: its own rows, and those that nobody owns, for one server.
+
+    `server` is the server's name; `path` is by default below PREFECT_HOME.
+
+    Raises, from each of its methods:
+        OSError, sqlite3.Error: the disk is full, or the file cannot be used.
+    """
+
+    def __init__(self, server: str, path: Path | None = None, max_bytes: int = MAX_FILE_BYTES) -> None:
+        self.path = path or get_current_settings().home / "executor-adapter" / "outbox.db"
+        self._server = hashlib.sha256(server.encode()).hexdigest()[:16]
+        self._max_pages = max_bytes // PAGE_BYTES
+        self._owner = uuid7()
+        self._lock: BinaryIO | None = None
+        """Held from the first row on; open until `release`, or until the process ends."""
+
+    def count(self) -> int:
+        """Return the number of events for this server, whoever owns them."""
+        if not self.path.exists():
+            return 0
+        with self._transaction() as database:
+            (found,) = database.execute("SELECT count(*) FROM event WHERE server = ?", (self._server,)).fetchone()
+        return int(found)
+
+    def write(self, events: list[StateEvent], *, is_held: bool) -> int:
+        """Write events, or write them anew where they have changed; return how many. `is_held`: memory has them too."""
+        self._hold_lock()
+        numbers = []
+        with self._transaction() as database:
+            for each in events:
+                place = each.row, self._server, self._owner, is_held
+                name, job_id = _encoded(each.name), _encoded(each.job_id)
+                facts = each.task_run_id, name, each.at, each.is_final, each.body, job_id, each.flow_run_id
+                numbers.append(database.execute(_INSERT, (*place, *facts)).lastrowid)
+        for each, number in zip(events, numbers, strict=True):
+            each.row = number
+        return len(numbers)
+
+    def take(self, limit: int) -> list[StateEvent]:
+        """Return own events that are in the file alone, the oldest first. They stay in the file too."""
+        with self._transaction() as database:
+            return self._held(database, self._owner, limit)
+
+    def take_over(self, limit: int) -> list[StateEvent]:
+        """Return events that no living mirror owns, the oldest first. They are this mirror's from now on."""
+        if not self.path.exists():
+            return []
+        self._hold_lock()
+        with self._transaction() as database:
+            self._free_dead(database)
+            found = self._held(database, "", limit)
+        for each in found:
+            each.is_inherited = True
+        return found
+
+    def delete(self, rows: Iterable[int]) -> int:
+        """Delete events, because the server has recorded them or never will; return how many there were."""
+        with self._transaction() as database:
+            return database.executemany("DELETE FROM event WHERE number = ?", ((row,) for row in rows)).rowcount
+
+    def job_ids(self) -> list[str]:
+        """Return the jobs whose final states are in the file alone, and are this mirror's."""
+        with self._transaction() as database:
+            query = "SELECT job_id FROM event WHERE owner = ? AND NOT is_held AND is_final ORDER BY number"
+            return [_decoded(job_id) for (job_id,) in database.execute(query, (self._owner,))]
+
+    def release(self) -> None:
+        """Leave all rows to the next mirror."""
+        if self._lock is not None:
+            try:
+                with self._transaction() as database:
+                    _free(database, self._owner)
+                self._lock_path(self._owner).unlink(missing_ok=True)
+            finally:
+                self._lock.close()
+                self._lock = None
+
+    def delete_old(self, oldest: float) -> int:
+        """Delete the events of before the time `oldest` that no living mirror owns, for all servers; return how many.
+
+        `oldest` is in seconds since the epoch.
+        """
+        if not self.path.exists():
+            return 0
+        with self._transaction() as database:
+            self._free_dead(database)
+            deleted = database.execute("DELETE FROM event WHERE owner = '' AND at < ?", (oldest,)).rowcount
+        for lock in self.path.parent.glob(f"{self.path.stem}-*.lock"):
+            with contextlib.suppress(OSError):
+                if lock.stat().st_mtime < oldest and _is_free(lock):
+                    lock.unlink()
+        return deleted
+
+    def _held(self, database: sqlite3.Connection, owner: str, limit: int) -> list[StateEvent]:
+        rows = sorted(database.execute(_HOLD, (self._owner, self._server, owner, limit)).fetchall())
+        return [
+            StateEvent(run, _decoded(name), at, bool(final), body, _decoded(job), row=number, flow_run_id=flow_run)
+            for number, run, name, at, final, body, job, flow_run in rows
+        ]
+
+    def _free_dead(self, database: sqlite3.Connection) -> None:
+        query = "SELECT DISTINCT owner FROM event WHERE owner NOT IN ('', ?)"
+        for (owner,) in database.execute(query, (self._owner,)).fetchall():
+            if _is_free(self._lock_path(owner)):
+                _free(database, owner)
+                self._lock_path(owner).unlink(missing_ok=True)
+
+    def _hold_lock(self) -> None:
+        # Nobody looks for a lock before there are rows of its owner.
+        if self._lock is None:
+            self._create_directory()
+            path = self._lock_path(self._owner)
+            file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "wb")
+            fcntl.flock(file, fcntl.LOCK_EX)
+            self._lock = file
+
+    def _lock_path(self, owner: str) -> Path:
+        return self.path.with_name(f"{self.path.stem}-{owner}.lock")
+
+    def _create_directory(self) -> None:
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """Open the file for one transaction. So no connection is shared, with a thread or a forked process."""
+        with _file_lock:
+            self._create_directory()
+            with contextlib.suppress(FileExistsError):  # Not opened then: closing it would drop SQLite's own locks.
+                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+            database = sqlite3.connect(self.path, isolation_level=None)
+            try:
+                _execute_when_free(database, "PRAGMA journal_mode = WAL")
+                database.execute(f"PRAGMA max_page_count = {self._max_pages}")
+                _execute_when_free(database, "BEGIN IMMEDIATE")
+                database.execute(_SCHEMA)
+                database.execute(_INDEX)
+                yield database
+                database.execute("COMMIT")
+            finally:
+                database.close()
+
+
+def _execute_when_free(database: sqlite3.Connection, statement: str) -> None:
+    """Wait for the locks of others. SQLite itself does not wait to give a new file its log."""
+    until = time.monotonic() + BUSY_TIMEOUT
+    while True:
+        try:
+            database.execute(statement)
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+        time.sleep(BUSY_INTERVAL)
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode(errors="surrogatepass")  # It may have half a surrogate pair, which SQLite refuses.
+
+
+def _decoded(stored: bytes) -> str:
+    return stored.decode(errors="surrogatepass")
+
+
+def _free(database: sqlite3.Connection, owner: str) -> None:
+    database.execute("UPDATE event SET owner = '', is_held = 0 WHERE owner = ?", (owner,))
+
+
+def _is_free(lock: Path) -> bool:
+    """Return whether the mirror with this lock file is dead."""
+    try:
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return True
+    except OSError:  # It is locked, or cannot be looked into.
+        return False
+    return True
 
 
 class Outbox:
-    """Gives out the events to be sent: those sent in vain first, then new ones, and spooled ones apart.
+    """Gives out the events to be sent: those sent in vain first, then those in the file, then new ones.
 
-    `source(limit)` returns new events, at most `limit`.
+    `source(limit)` returns new events, at most `limit`. Events that another mirror has left are given out apart. A file
+    that cannot be used is logged once, and leaves the events in memory.
     """
 
     def __init__(self, source: Callable[[int], list[StateEvent]]) -> None:
+        self.file: OutboxFile
+        """Set before the first event."""
         self.resend: deque[StateEvent] = deque()
-        """Events of this process that the server has not taken, or has lost."""
-        self.spooled: deque[StateEvent] = deque()
-        """Events that an earlier process wrote to the spool."""
+        """Events of this mirror that the server has not taken, or has lost."""
+        self.inherited: deque[StateEvent] = deque()
+        """Events that another mirror has left in the file."""
+        self.stored = 0
+        """Final states of this mirror that are in the file alone. Each is behind those that its job passed through."""
+        self.lost = 0
+        """Final states that were in the file alone, and are not there any more."""
+        self.has_failed = False
+        """Whether the file could not be used last time."""
         self._source = source
+        self._over: list[int] = []
+        """Rows of events that are over, and still to be deleted."""
 
     def take(self, limit: int) -> list[StateEvent]:
-        """Remove and return events of this process, at most `limit`."""
+        """Remove and return events of this mirror, at most `limit`."""
+        if self.stored and len(self.resend) < limit:
+            self.resend.extend(self._read(limit))
         events = _take_first(self.resend, limit)
         if len(events) < limit:
             events += self._source(limit - len(events))
         return events
 
-    def take_spooled(self, limit: int) -> list[StateEvent]:
-        """Remove and return spooled events, at most `limit`."""
-        return _take_first(self.spooled, limit)
+    def take_inherited(self, limit: int) -> list[StateEvent]:
+        """Remove and return events of others, at most `limit`."""
+        return _take_first(self.inherited, limit)
 
     def put_back(self, events: list[StateEvent]) -> None:
         """Return events to the front of their queue."""
@@ -46,7 +297,97 @@ class Outbox:
         self._queue_of(event).remove(event)
 
     def _queue_of(self, event: StateEvent) -> deque[StateEvent]:
-        return self.resend if event.spool_file is None else self.spooled
+        return self.inherited if event.is_inherited else self.resend
+
+    def take_unwritten(self, limit: int) -> list[StateEvent]:
+        """Remove and return the oldest events of this mirror that are in memory alone, at most `limit`."""
+        taken = list(itertools.islice((event for event in self.resend if event.row is None), limit))
+        for event in taken:
+            self.resend.remove(event)
+        return taken
+
+    # --- the file ---
+
+    def has_inheritance(self) -> bool:
+        """Return whether another mirror may have left events in the file."""
+        return bool(self._tries(self.file.count) != 0)
+
+    def back_up(self, events: Iterable[StateEvent]) -> bool:
+        """Write events that stay in memory too; return whether they are in the file."""
+        return self._write(events, is_held=True)
+
+    def store(self, events: list[StateEvent]) -> bool:
+        """Write events that then need not stay in memory; return whether they are in the file."""
+        is_stored = self._write(events, is_held=False)
+        if is_stored:
+            self.stored += _finals(events)
+        return is_stored
+
+    def end(self, event: StateEvent) -> None:
+        """Have an event that is recorded, or never will be, deleted from the file."""
+        if event.row is not None:
+            self._over.append(event.row)
+
+    def delete_ended(self) -> None:
+        """Delete the events that are over."""
+        if self._over and self._tries(self.file.delete, self._over) is not None:
+            self._over = []
+
+    def take_over(self, limit: int) -> list[StateEvent]:
+        """Return events that another mirror has left in the file."""
+        return self._tries(self.file.take_over, limit) or []
+
+    def job_ids(self) -> list[str]:
+        """Return the jobs of this mirror whose final states are in the file alone."""
+        return self._tries(self.file.job_ids) or [] if self.stored else []
+
+    def close(self, finals: Iterable[StateEvent]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Leave final states, and what is in the file already, to the next mirror.
+
+        Returns the ids of the jobs of this mirror that are kept so, and of those that are not.
+        """
+        self.delete_ended()
+        ids: dict[bool, list[str]] = {True: self.job_ids(), False: []}
+        self.lost += max(0, self.stored - len(ids[True]))
+        left, is_writable = iter(finals), True
+        while part := list(itertools.islice(left, MAX_TRANSACTION_EVENTS)):
+            is_writable = is_writable and self._write([each for each in part if each.row is None], is_held=False)
+            for each in part:
+                if not each.is_inherited:
+                    ids[each.row is not None].append(each.job_id)
+        self._tries(self.file.release)
+        self.stored = 0
+        return tuple(ids[True]), tuple(ids[False])
+
+    def _write(self, events: Iterable[StateEvent], *, is_held: bool) -> bool:
+        left = iter(events)
+        while part := list(itertools.islice(left, MAX_TRANSACTION_EVENTS)):
+            if self._tries(functools.partial(self.file.write, is_held=is_held), part) is None:
+                return False
+            self.has_failed = False
+        return True
+
+    def _read(self, limit: int) -> list[StateEvent]:
+        events: list[StateEvent] | None = self._tries(self.file.take, limit)
+        if events == []:
+            logger.error("%s has lost %d final states: it was changed", self.file.path, self.stored)
+            self.lost, self.stored = self.lost + self.stored, 0
+        self.stored -= _finals(events or [])
+        return events or []
+
+    def _tries(self, work: Callable[..., Any], *args: Any) -> Any:
+        """Return `work(*args)`; None if the file cannot be used, which is logged once."""
+        try:
+            return work(*args)
+        except (OSError, sqlite3.Error) as error:
+            if not self.has_failed:
+                logger.error("cannot write final states to %s, so they stay in memory: %s", self.file.path, error)
+            self.has_failed = True
+            return None
+
+
+def _finals(events: Iterable[StateEvent]) -> int:
+    return sum(event.is_final for event in events)
 
 
 def _take_first(queue: deque[StateEvent], limit: int) -> list[StateEvent]:

@@ -33,8 +33,8 @@ class MirrorReport:
     """Final states that were sent again, because the server had lost them."""
     omitted: int = 0
     """Intermediate states that were not sent, because their jobs had finished: see `history` of PrefectMirror."""
-    spooled: tuple[str, ...] = ()
-    """Jobs whose final state is on disk: the next mirror for this server sends it."""
+    kept: tuple[str, ...] = ()
+    """Jobs whose final state is in the outbox on disk: the next mirror for this server sends it."""
     missing: tuple[str, ...] = ()
     """Jobs whose final state the server does not have, and will not get."""
     dropped: int = 0
@@ -45,7 +45,7 @@ class MirrorReport:
     @property
     def complete(self) -> bool:
         """Whether the server has the true final state of every job."""
-        return not (self.spooled or self.missing or self.dropped or self.unfinished) and self.recorded >= self.jobs
+        return not (self.kept or self.missing or self.dropped or self.unfinished) and self.recorded >= self.jobs
 
     def log(self) -> None:
         """Log a warning if final states are not recorded, and a note if intermediate states were omitted."""
@@ -57,7 +57,7 @@ class MirrorReport:
     def __str__(self) -> str:
         parts = [f"the server has the final state of {self.recorded} of {self.jobs} jobs"]
         for what, ids in (
-            ("spooled on disk for the next start", self.spooled),
+            ("kept on disk for the next start", self.kept),
             ("missing", self.missing),
             ("unfinished", self.unfinished),
         ):

@@ -14,8 +14,6 @@ from executor_adapter.executor import JobExecutor
 from executor_adapter.job import JobStatus, Observer, Transition
 from executor_adapter.persistence import was_cut_off
 from executor_adapter.prefect.mirror.mirror import PrefectMirror
-from executor_adapter.prefect.mirror.server_api import server_name
-from executor_adapter.prefect.mirror.spool import Spool
 from executor_adapter.prefect.mirror.timeouts import HURRIED_CLOSE_SECONDS
 
 logger = logging.getLogger("executor_adapter.prefect")
@@ -46,19 +44,17 @@ class PrefectSchedulerMirror:
     """
 
     def __init__(self) -> None:
-        self._spool = Spool(server_name())
-        self._mirror = PrefectMirror(spool=self._spool)
+        self._mirror = PrefectMirror()
         self._executor: JobExecutor | None = None
         self._requeues = self._is_hurried = False
 
     def attach(self, executor: JobExecutor) -> None:
-        """Mirror each job of this executor until it is closed, and send what an earlier process spooled."""
+        """Mirror each job of this executor until it is closed, and send what an earlier process has left."""
         self._executor = executor
         self._requeues = executor.history() is not None
         executor.add_observer(self)
         executor.add_close_callback(self._close)
-        if not self._spool.is_empty:
-            self._mirror.drain(timeout=0)  # Starts sending, and does not wait.
+        self._mirror.send_inherited(timeout=0)  # Starts sending, and does not wait.
 
     def hurry(self) -> None:
         """Send only final states when the executor is closed, within HURRIED_CLOSE_SECONDS."""

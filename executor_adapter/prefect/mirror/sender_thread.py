@@ -5,19 +5,15 @@ from __future__ import annotations
 import contextvars
 import itertools
 import logging
-import math
 import threading
 import time
-from collections.abc import Iterator
 
 import httpx
 
 from executor_adapter.prefect.mirror.event_sender import EventSender
 from executor_adapter.prefect.mirror.flow_run_facts import announce_flow_run, flow_run_facts, read_flow_run_facts
-from executor_adapter.prefect.mirror.own_files import OwnFiles
-from executor_adapter.prefect.mirror.pacing import MAX_BATCH_SIZE
+from executor_adapter.prefect.mirror.outbox import MAX_TRANSACTION_EVENTS, OutboxFile
 from executor_adapter.prefect.mirror.server_api import ServerApi, server_address, server_name, trouble_of
-from executor_adapter.prefect.mirror.spool import MAX_FILE_EVENTS, Spool, SpoolFile
 from executor_adapter.prefect.mirror.state_events import FlowRunFacts, StateEvent
 from executor_adapter.prefect.mirror.unsent import UnsentChanges
 
@@ -32,41 +28,40 @@ ROUND_INTERVAL = 0.1
 RECONNECT_INTERVAL = 1.0
 """Seconds between two attempts to reach a server that does not answer."""
 
-SPOOL_SECONDS = 5.0
-"""Time for spooled events after the last event of this process is recorded; what is left stays on disk."""
+INHERITED_SECONDS = 5.0
+"""Time for inherited events after the last event of this mirror is recorded; the rest stays in the file."""
+
+MAX_TAKEN_OVER = 200
+"""Inherited events that are taken over at once: as many as a slow server records in INHERITED_SECONDS."""
 
 THREAD_EXIT_TIMEOUT = 0.5
 """Seconds for the thread to end. The interpreter may be about to exit, and cannot stop a thread in a request."""
 
+MAX_IN_MEMORY = 20_000
+"""Finished task runs that wait in memory for a server, about 20 MB; older ones wait in the file."""
 
-MAX_FINISHED = 20_000
-"""Finished task runs that wait in memory for a server that is slow, about 20 MB; older ones wait on disk."""
-
-MAX_FINISHED_WITHOUT_DISK = 100_000
-"""The same where they cannot be written to disk; older ones are dropped, and reported as missing."""
-
-MAX_FILES_A_ROUND = 20
-"""Files that are written at once, so that a caller who closes the mirror does not wait for more."""
+MAX_WITHOUT_FILE = 100_000
+"""The same where the file cannot be written; older ones are dropped, and counted."""
 
 
 class SenderThread:
-    """Sends unsent changes, then spooled events, to the server of the Prefect settings in force.
+    """Sends unsent changes, then inherited events, to the server of the Prefect settings in force.
 
-    Without a `spool` it is the one for that server. Make it, or call `adopt_flow_run`, in the context whose Prefect
+    Without a `file` it is the one below PREFECT_HOME. Make it, or call `adopt_flow_run`, in the context whose Prefect
     settings and flow run it should use.
     """
 
-    def __init__(self, unsent: UnsentChanges, spool: Spool | None) -> None:
+    def __init__(self, unsent: UnsentChanges, file: OutboxFile | None) -> None:
         self.is_closed = False
         self.gathers = True
         """Whether it waits a little for further changes before it sends some."""
-        self.spooled: tuple[str, ...] = ()
-        """The jobs whose final states were written to the spool at the end."""
+        self.kept: tuple[str, ...] = ()
+        """The jobs whose final states were in the outbox's file at the end."""
         self.missing: tuple[str, ...] = ()
-        """The jobs whose final states could not be written to the spool at the end."""
+        """The jobs whose final states could not be written to it at the end."""
         self._dropped = 0
         self._unsent = unsent
-        self._given_spool = spool
+        self._given_file = file
         self._lock = threading.Lock()
         """Held by the thread except while it waits; guards the sender and the unsent changes."""
         self.sender = EventSender(self._next_events, self._lock)
@@ -77,6 +72,8 @@ class SenderThread:
         self._troubles: set[int | str] = set()
         """What has kept the server from answering since it last did: each is logged once."""
         self._thread: threading.Thread | None = None
+        self._is_storing = False
+        """Whether a thread of its own stores changes, because this one waits for an answer of the server."""
         self._start_lock = threading.Lock()
         self.adopt_flow_run()
 
@@ -84,9 +81,10 @@ class SenderThread:
         """Relate the events to the flow run around the caller. Only before the first event."""
         self._flow: FlowRunFacts = flow_run_facts()
         self._context = contextvars.copy_context()
-        self._spool = self._given_spool or Spool(server_name())
-        self._own_files = OwnFiles(self._spool)
-        self._is_spool_sent = self._spool.is_empty
+        self._outbox = self.sender.outbox
+        self._outbox.file = self._given_file or OutboxFile(server_name())
+        self.is_heir = self._outbox.has_inheritance()
+        """Whether the file may hold events that others have left."""
         announce_flow_run()  # Before the server can know of any task run.
 
     # --- called by any thread ---
@@ -102,6 +100,9 @@ class SenderThread:
             self._wake.set()
             if self._thread is None:
                 self.start()
+        if self._unsent.inbox_size > MAX_IN_MEMORY and not self._is_storing:
+            self._is_storing = True
+            threading.Thread(target=self._store_inbox, name="prefect-outbox", daemon=True).start()
 
     def start(self) -> None:
         """Start the thread, unless it has started or is closed."""
@@ -126,7 +127,7 @@ class SenderThread:
     @property
     def dropped(self) -> int:
         """The number of final states that neither the server nor the disk took, or that the disk has lost."""
-        return self._dropped + self._own_files.lost
+        return self._dropped + self._outbox.lost
 
     @property
     def is_server_away(self) -> bool:
@@ -134,30 +135,28 @@ class SenderThread:
         return bool(self._troubles)
 
     def is_done(self) -> bool:
-        """Whether the server has recorded all events of this process, and had SPOOL_SECONDS for spooled ones."""
+        """Whether the server has recorded all events of this mirror, and had INHERITED_SECONDS for those of others."""
         with self._lock:
             if self.is_closed or not self._is_busy:
                 return True
-            is_late = self._unsent.is_hurried or time.monotonic() - self._had_own_events_at > SPOOL_SECONDS
+            is_late = self._unsent.is_hurried or time.monotonic() - self._had_own_events_at > INHERITED_SECONDS
             return is_late and not self._has_own_events
 
     def unrecorded(self) -> tuple[str, ...]:
         """Return the finished jobs whose final state the server is not known to have."""
         with self._lock:
-            in_flight = (event.job_id for event in self.sender.unrecorded() if event.spool_file is None)
+            in_flight = (event.job_id for event in self.sender.unrecorded() if not event.is_inherited)
             unsent = (history.job_id for history in self._unsent.finished())
-            return (*in_flight, *self._own_files.job_ids(), *unsent)
+            return (*in_flight, *self._outbox.job_ids(), *unsent)
 
     def close(self) -> bool:
-        """Write the final states that the server may not have to the spool, and end; False if it was closed before."""
+        """Leave the final states that the server may not have in the file, and end; False if it was closed before."""
         with self._lock:
             closes = not self.is_closed
             if closes:
                 self.is_closed = True
                 finals = itertools.chain(self.sender.unrecorded(), self._unsent.final_events(self._flow))
-                kept, self.missing = self._spool.keep(self.sender.without_deleted(finals))
-                self.spooled = (*self._own_files.job_ids(), *kept)
-                self._own_files.close()
+                self.kept, self.missing = self._outbox.close(self.sender.without_deleted(finals))
         self._wake.set()
         return closes
 
@@ -170,12 +169,12 @@ class SenderThread:
 
     @property
     def _has_own_events(self) -> bool:
-        return bool(self._unsent or self._own_files) or self.sender.has_own_events
+        return bool(self._unsent or self._outbox.stored) or self.sender.has_own_events
 
     @property
     def _is_busy(self) -> bool:
-        sends_spool = not self._is_spool_sent and not self._unsent.is_hurried
-        return bool(self._unsent or self._own_files) or not self.sender.is_idle or sends_spool
+        is_heir = self.is_heir and not self._unsent.is_hurried
+        return is_heir or bool(self._unsent or self._outbox.stored) or not self.sender.is_idle
 
     def _next_events(self, limit: int) -> list[StateEvent]:
         return self._unsent.next_events(limit, self._flow)
@@ -195,42 +194,37 @@ class SenderThread:
 
     def _send_until_closed(self, api: ServerApi) -> None:
         self._flow = read_flow_run_facts(self._flow)
-        spool_files = self._spool.claim()
         while not self.is_closed:
             self._wake.clear()
+            self._store(keep=MAX_IN_MEMORY)
             try:
                 with self._lock:
-                    self._send_once(api, spool_files)
+                    self._send_once(api)
                 self._round_done.set()
             except httpx.HTTPError as error:
                 self._on_unreachable(error)
                 self._wake.wait(RECONNECT_INTERVAL)
             self._wait_for_work()
 
-    def _send_once(self, api: ServerApi, spool_files: Iterator[SpoolFile]) -> None:
+    def _send_once(self, api: ServerApi) -> None:
+        if self.is_closed:
+            return
         self._unsent.take_in()
-        if self._unsent.finished_count > MAX_FINISHED:
-            if self._own_files.has_failed:
-                self._drop()
-            else:
-                self._store(self._unsent.finished_count - MAX_FINISHED)
-        while self._own_files and len(self.sender.outbox.resend) < MAX_BATCH_SIZE:
-            self.sender.outbox.resend.extend(self._own_files.take())
         if self._has_own_events:
             self._had_own_events_at = time.monotonic()
         if self.sender.run_once(api) and self._troubles:
             logger.info("the Prefect server at %s answers again", server_address())
             self._troubles.clear()
-        if not (self._is_spool_sent or self._unsent.is_hurried or self.sender.outbox.spooled):
-            self._send_next_file(api, spool_files)
+        if self.is_heir and not (self._unsent.is_hurried or self._outbox.inherited or self.is_closed):
+            self._send_inherited(api)
+        self._outbox.delete_ended()
 
-    def _send_next_file(self, api: ServerApi, spool_files: Iterator[SpoolFile]) -> None:
-        file = next(spool_files, None)
-        self._is_spool_sent = file is None
-        if file is not None:
-            events = file.events()
-            logger.info("sending %d final states that an earlier process spooled", len(events))
-            self.sender.send_spooled(api, events)
+    def _send_inherited(self, api: ServerApi) -> None:
+        events = self._outbox.take_over(MAX_TAKEN_OVER)
+        self.is_heir = bool(events)
+        if events:
+            logger.info("sending %d states that an earlier process has left", len(events))
+            self.sender.send_inherited(api, events)
 
     def _wait_for_work(self) -> None:
         """Wait until there is something to do, and then a little longer for more."""
@@ -247,31 +241,46 @@ class SenderThread:
         self._save()
 
     def _save(self) -> None:
-        """Write the final states of this process to disk, because the server is away: the process may be killed."""
+        """Write the final states of this mirror to the file, because the server is away: the process may be killed."""
         with self._lock:
-            if self.is_closed:
-                return
-            events = self.sender.unrecorded()
-            events = [event for event in events if event.spool_file is None and event.backup is None]
-            self._unsent.take_in()
-            if self._own_files.back_up(events):
-                self._store(self._unsent.finished_count)
-            else:
-                self._drop()
+            if not self.is_closed:
+                self._outbox.back_up(event for event in self.sender.unrecorded() if event.row is None)
+        self._store(keep=0)
 
-    def _store(self, task_runs: int) -> None:
-        """Move the oldest finished task runs from memory to disk: that many, in whole files, or as many as a round."""
-        for _ in range(min(MAX_FILES_A_ROUND, math.ceil(task_runs / MAX_FILE_EVENTS))):
-            events = list(self.sender.without_deleted(self._unsent.take_finished(self._flow, MAX_FILE_EVENTS)))
-            if events and not self._own_files.store(events):
-                self.sender.outbox.put_back(events)
-                self._drop()
-                break
+    def _store_inbox(self) -> None:
+        self._store(keep=MAX_IN_MEMORY)
+        self._is_storing = False
+
+    def _store(self, keep: int) -> None:
+        """Move the oldest finished task runs from memory to the file, but for the newest `keep`.
+
+        The lock is released now and then, since a caller who closes the mirror waits for it.
+        """
+        is_more = True
+        while is_more:
+            with self._lock:
+                is_more = not self.is_closed and self._store_some(keep)
+
+    def _store_some(self, keep: int) -> bool:
+        """Return whether there may be more to store."""
+        self._unsent.take_in()
+        excess = min(self._unsent.finished_count - keep, MAX_TRANSACTION_EVENTS)
+        if excess <= 0:
+            return False
+        events = list(self.sender.without_deleted(self._unsent.take_finished(self._flow, excess)))
         self._unsent.release_sent()
+        if not self._outbox.store(events):
+            self._outbox.resend.extend(events)
+            self._drop()
+            return False
+        return True
 
     def _drop(self) -> None:
-        excess = self._unsent.finished_count - MAX_FINISHED_WITHOUT_DISK
+        """Drop the oldest final states of those that can be neither sent nor written."""
+        excess = len(self._outbox.resend) + self._unsent.finished_count - MAX_WITHOUT_FILE
         if excess > 0:
-            dropped = sum(event.is_final for event in self._unsent.take_finished(self._flow, excess))
+            oldest = self._outbox.take_unwritten(excess)
+            oldest += self._unsent.take_finished(self._flow, excess - len(oldest))
+            dropped = sum(event.is_final for event in oldest)
             self._dropped += dropped
             logger.error("dropped %d final states: neither the Prefect server nor the disk takes them", dropped)

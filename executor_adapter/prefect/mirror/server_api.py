@@ -55,13 +55,13 @@ class Recorded(NamedTuple):
         """Return whether the task run has entered the event's state, as its newest state or before a newer one.
 
         A final state must be the newest one, with two exceptions. A transaction may have rolled a completed task run
-        back since. And a spooled event may be of an earlier run of the job, in a flow run that was retried since: then
-        any newer state that is the job's own is the true one.
+        back since. And an inherited event may be of an earlier run of the job, in a flow run that was retried since:
+        then any newer state that is the job's own is the true one.
         """
         if self.at < event.at - CLOCK_RESOLUTION_SECONDS / 2:
             return False
         is_newest = self.name in {event.name, "RolledBack"}
-        return is_newest or not event.is_final or (event.spool_file is not None and not self._is_of_clean_up)
+        return is_newest or not event.is_final or (event.is_inherited and not self._is_of_clean_up)
 
     def shows(self, event: StateEvent) -> bool:
         """Return whether this is the event's own state, and not another one of the same name."""

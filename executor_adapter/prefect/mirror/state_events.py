@@ -28,16 +28,6 @@ MAX_MESSAGE_LENGTH = 10_000
 """Characters of a state's message. The server drops an event that is too large without telling the sender."""
 
 
-class EventFile(Protocol):
-    """A spool file that holds events until the server has recorded them."""
-
-    def mark_recorded(self) -> None:
-        """Count one event of the file as recorded."""
-
-    def release(self) -> None:
-        """Leave the file, with all its events, to another process."""
-
-
 @dataclass(slots=True, eq=False)
 class StateEvent:
     """One state event of one task run.
@@ -51,13 +41,13 @@ class StateEvent:
     is_final: bool
     body: bytes
     job_id: str = ""
-    """The job that the task run shows; empty for a state that is not final and was read from a file."""
+    """The job that the task run shows."""
     send_count: int = 1
     """The number of times that the state is sent, this time included."""
-    spool_file: EventFile | None = None
-    """The spool file of another process that the event was read from; None for an event of this process."""
-    backup: EventFile | None = None
-    """The file of this process that holds the event too; None if it is in memory alone."""
+    row: int | None = None
+    """Its number in the outbox's file; None if it is in memory alone."""
+    is_inherited: bool = False
+    """Whether another mirror has left it in the outbox's file."""
     flow_run_id: str = ""
     """The flow run of the task run; empty outside flow runs."""
 
@@ -65,27 +55,6 @@ class StateEvent:
     def id(self) -> str:
         """The id of the event, which is the state's id too."""
         return str(json.loads(self.body)["id"])
-
-    @property
-    def line(self) -> bytes:
-        """The event in a file: its job's id as JSON, null if the state is not final; a tab; the JSON that is sent."""
-        return b"%s\t%s\n" % (json.dumps(self.job_id if self.is_final else None).encode(), self.body)
-
-    @classmethod
-    def parse(cls, line: bytes) -> StateEvent:
-        """Read an event back from its line in a file.
-
-        Raises:
-            ValueError, KeyError: `line` is not a state event.
-        """
-        job_id, _, body = line.strip().partition(b"\t")
-        fields = json.loads(body)
-        resource = fields["resource"]
-        task_run_id = resource["prefect.resource.id"].removeprefix("prefect.task-run.")
-        name, at = resource["prefect.state-name"], datetime.fromisoformat(fields["occurred"]).timestamp()
-        final = is_final(resource["prefect.state-type"], name)
-        flow_run_id = _flow_run_id(fields["related"])
-        return cls(task_run_id, name, at, final, body, str(json.loads(job_id) or ""), flow_run_id=flow_run_id)
 
     def renewed(self, at: float) -> StateEvent:
         """Return the same state with a new id and the time `at`: the server may have seen the old id, and lost it."""
@@ -102,11 +71,6 @@ FINAL_TYPES = frozenset({"COMPLETED", "FAILED", "CANCELLED", "CRASHED"})
 def is_final(state_type: str, name: str) -> bool:
     """Return whether no state follows this one. NotReady is final too: an upstream task failed."""
     return state_type in FINAL_TYPES or name == "NotReady"
-
-
-def _flow_run_id(related: list[dict[str, str]]) -> str:
-    ids = (each["prefect.resource.id"] for each in related if each["prefect.resource.role"] == "flow-run")
-    return next(ids, "").removeprefix("prefect.flow-run.")
 
 
 class FlowRunFacts(NamedTuple):

@@ -1,7 +1,7 @@
 """The time limits of a process that is about to end and waits for the Prefect server.
 
 A signal, a cancelled flow run or an exception leaves only seconds: then only final states are sent, and what the server
-has not recorded in time is spooled to disk.
+has not recorded in time is left in the outbox.
 """
 
 from __future__ import annotations

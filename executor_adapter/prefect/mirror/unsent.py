@@ -102,6 +102,11 @@ class UnsentChanges:
         return events
 
     @property
+    def inbox_size(self) -> int:
+        """The number of changes that are not sorted in yet."""
+        return len(self._inbox)
+
+    @property
     def finished_count(self) -> int:
         """The number of task runs that have finished, at most a few more than those that are not sent."""
         return len(self._finished)

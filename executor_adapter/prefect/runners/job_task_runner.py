@@ -43,7 +43,7 @@ class JobTaskRunner(TaskRunner[PrefectFuture[Any]]):
 
     When the flow ends, running jobs are waited for and waiting jobs are cancelled, as in Prefect's
     ThreadPoolTaskRunner. Then the runner waits until the server has recorded how each task ended, as long as the server
-    makes progress; after 30 s without any it is given up. What it has not recorded by then is spooled (see
+    makes progress; after 30 s without any it is given up. What it has not recorded by then is left in the outbox (see
     PrefectMirror), and a warning is logged. When the flow is interrupted, as by a signal, all jobs end at once, and the
     server gets only seconds.
 
