@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version as version_of
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -55,6 +55,21 @@ def version(as_json: JsonOption = False) -> None:
         print_json(versions)
     else:
         print_pairs(versions)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        version()
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the versions, and exit.")
+    ] = False,
+) -> None:
+    """Hold the options that need no command."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -150,9 +150,8 @@ def check_process_pool(settings: Settings) -> Finding:
             way_out = "pool='process' does not work here: see the log"
             return wrong("process pool", f"{type(error).__name__}: {error}", way_out)
     if late.job.error_code != "TIMEOUT_ERROR":
-        return wrong(
-            "process pool", f"a job that exceeded its limit ended as {late.job.error_code}", "report this as a bug"
-        )
+        found = f"a job that exceeded its limit ended as {late.job.error_code}"
+        return wrong("process pool", found, "report this as a bug")
     overdue = max(0.0, late.job.attempts[0].run_seconds - 0.2)
     return fine(
         "process pool", f"first job after {started:.2f} s; a job past its limit was dead {overdue * 1000:.0f} ms later"
@@ -201,11 +200,8 @@ def _check_directory(directory: Path, url: str) -> Finding:
         with tempfile.TemporaryFile(dir=directory):
             return fine("store", f"{url}: the first program that stores jobs will create it")
     except OSError as error:
-        return wrong(
-            "store",
-            f"cannot create {url}: {directory}: {error.strerror}",
-            "create the directory, or set store.url to another",
-        )
+        way_out = "create the directory, or set store.url to another"
+        return wrong("store", f"cannot create {url}: {directory}: {error.strerror}", way_out)
 
 
 @contextlib.contextmanager

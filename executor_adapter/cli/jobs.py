@@ -278,15 +278,8 @@ def release(
     job_ids: JobIds, store: StoreOption = None, config_file: ConfigOption = None, as_json: JsonOption = False
 ) -> None:
     """Release quarantined jobs, which killed more workers than their policy allows, so that they can be retried."""
-    _ask(
-        "release",
-        job_ids,
-        store,
-        config_file,
-        as_json,
-        "released: run it again with `jobs retry`",
-        "it is not quarantined",
-    )
+    released = "released: run it again with `jobs retry`"
+    _ask("release", job_ids, store, config_file, as_json, released, "it is not quarantined")
 
 
 def _ask(method: str, job_ids: list[str], store: Any, config: Any, as_json: bool, done: str, not_done: str) -> None:

@@ -335,3 +335,10 @@ def test_a_job_is_queued_again_once_at_a_time(command: Command, filled: JobStore
     assert again.out.startswith(expected)
     assert command("jobs", "list", "--json").json["total"] == 6
     assert command("jobs", "cancel", queued["job_id"]).code == 0
+
+
+def test_the_version_is_printed_by_an_option_as_by_the_command(command: Command) -> None:
+    """`--version` prints what `version` does."""
+    shown = command("--version")
+    assert shown == command("version")
+    assert re.search(r"^prefect-executor-adapter +\d", shown.out)
