@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,7 +123,9 @@ def sweep(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, int]:
     return {each["flow_run_id"]: each["task_runs"] for each in json.loads(capsys.readouterr().out)}
 
 
-def test_a_sweep_ends_the_task_runs_of_ended_flow_runs(rows: MakeRows, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_ends_the_task_runs_of_ended_flow_runs(
+    rows: MakeRows, capsys: pytest.CaptureFixture[str], api: Api
+) -> None:
     """A dry run shows them and a sweep ends them; others stay as they are. An end that is recorded later wins."""
     ended, healthy = rows(CRASHED), rows({"type": "RUNNING", "name": "Running"})
     assert sweep(capsys, "--dry-run")[ended.flow_run_id] == 1
@@ -130,6 +134,11 @@ def test_a_sweep_ends_the_task_runs_of_ended_flow_runs(rows: MakeRows, capsys: p
     assert swept[ended.flow_run_id] == 1
     assert healthy.flow_run_id not in swept
     assert ended.states() == {"flow run": "Crashed", **AS_MADE, "Running": "Crashed"}
+    left = api.task_run(ended.task_runs["Running"])
+    found = re.search("found at .*, ended not later than (.*)", left["state"]["message"])
+    assert found is not None
+    assert datetime.fromisoformat(left["end_time"]) == datetime.fromisoformat(found[1])
+    assert left["end_time"] >= api.get(f"/flow_runs/{ended.flow_run_id}")["end_time"]
     assert healthy.states() == {"flow run": "Running", **AS_MADE}
     assert ended.flow_run_id not in sweep(capsys)
     with pytest.raises(SystemExit) as exited:
@@ -235,11 +244,14 @@ def test_a_flow_looks_after_its_earlier_runs(rows: MakeRows) -> None:
             assert find_earlier_runs(records, healthy.flow_id, now + later) == []
 
 
-def test_a_flow_run_that_starts_again_looks_after_its_earlier_starts(rows: MakeRows) -> None:
-    """What a flow run left at an earlier start becomes Crashed, and what this start has begun stays."""
+def test_a_flow_run_that_starts_again_looks_after_its_earlier_starts(rows: MakeRows, api: Api) -> None:
+    """What a flow run left at an earlier start becomes Crashed, not at its own start; what this one has begun stays."""
     made = rows({"type": "RUNNING", "name": "Running"})  # The server counts no start of these: their number is 0.
+    found_at = time.time()
     with ServerApi.connected() as server:
         closing = Closing(server, time.monotonic() + 30.0)
         assert list(closing.unfinished([made.flow_run_id], before=0)) == []
         sweep_earlier_starts(Closing(server, time.monotonic() + 30.0), made.flow_run_id, 1)
     assert made.states() == {"flow run": "Running", **AS_MADE, "Running": "Crashed"}
+    left = api.task_run(made.task_runs["Running"])
+    assert datetime.fromisoformat(left["end_time"]).timestamp() >= found_at

@@ -2,7 +2,8 @@
 
 A task run ends as Crashed by an event, as in its own process, a microsecond after its newest recorded state. So every
 other end of it is newer, and wins, whenever it is recorded: one that still waits in the server's queue, one that is in
-the outbox, or one of a process that was taken for dead. The end time is that of the death.
+the outbox, or one of a process that was taken for dead. The end time is that of the death. Where nobody has seen the
+death, it is the latest that it can be: the end of the flow run, or the moment at which this was found.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from executor_adapter.prefect.crashes.fate import Fate
 from executor_adapter.prefect.crashes.records import FlowRunRecord, Records, Row, seconds
 from executor_adapter.prefect.mirror.server_api import PAGE_LIMIT, ServerApi
 from executor_adapter.prefect.mirror.state_events import (
@@ -57,6 +59,7 @@ class Closing:
         """How often an end was sent, by the id of the task run."""
         self._api = api
         self._deadline = deadline
+        self._found_at = time.time()
         self._others: set[str] = set()
         """The ids of unfinished task runs that are left as they are."""
 
@@ -65,8 +68,15 @@ class Closing:
         """Whether its time is over."""
         return time.monotonic() >= self._deadline
 
-    def set_flow_run_state(self, run: FlowRunRecord, state_type: str, message: str) -> None:
-        """Propose a final state for a flow run. The server refuses it where its rules forbid it."""
+    def end_flow_run(self, run: FlowRunRecord, fate: Fate, died_at: float | None) -> None:
+        """Propose the final state that a flow run has not. The server refuses it where its rules forbid it."""
+        message = f"{DIED}; {self._when(died_at, died_at or self._found_at)}"
+        if fate is Fate.CRASH:
+            self._set_state(run, "CRASHED", message)
+        elif fate is Fate.CANCEL:
+            self._set_state(run, "CANCELLED", f"Flow run was cancelled. {message}")
+
+    def _set_state(self, run: FlowRunRecord, state_type: str, message: str) -> None:
         state = {"type": state_type, "name": state_type.capitalize(), "message": message}
         path: Any = "/flow_runs/{id}/set_state"
         self._api.client.request("POST", path, path_params={"id": run.id}, json={"state": state, "force": False})
@@ -76,7 +86,7 @@ class Closing:
     ) -> bool:
         """End the unfinished task runs of the flow runs, and return whether the server has recorded all of it.
 
-        `died_at` is when the process died, in seconds since the epoch; None if only the end of the flow run is known.
+        `died_at` is when the process died, in seconds since the epoch; None if nobody has seen that.
         With `before`, only task runs that the flow run left at a start of a lower number are ended.
         """
         settled_at = time.monotonic()
@@ -118,28 +128,30 @@ class Closing:
     def _crashed(self, run: Row, flow_run: FlowRunRecord, died_at: float | None) -> bytes:
         """Return the event by which the task run ends as Crashed."""
         self.ended[run["id"]] += 1
-        return _crashed(run, flow_run, died_at, attempt=self.ended[run["id"]])
+        # The server forgets no event, and no two states of a task run may have the same time: so each has its own.
+        state = run["state"] or {"type": "PENDING", "name": "Pending", "timestamp": run["created"]}
+        at = seconds(state["timestamp"]) + self.ended[run["id"]] * CLOCK_RESOLUTION_SECONDS
+        ended_at = max(died_at or flow_run.ended_at or self._found_at, at)
+        return _crashed(run, state, flow_run, at, ended_at, f"{DIED}; {self._when(died_at, ended_at)}")
+
+    def _when(self, died_at: float | None, ended_at: float) -> str:
+        if died_at is not None:
+            return f"seen at {iso(ended_at)}"
+        return f"found at {iso(self._found_at)}, ended not later than {iso(ended_at)}"
 
 
-def _crashed(run: Row, flow_run: FlowRunRecord, died_at: float | None, *, attempt: int) -> bytes:
-    # The server forgets no event, and no two states of a task run may have the same time: so each attempt has its own.
-    state = run["state"] or {"type": "PENDING", "name": "Pending", "timestamp": run["created"]}
-    entered_at = seconds(state["timestamp"])
-    at = entered_at + attempt * CLOCK_RESOLUTION_SECONDS
-    ended_at = max(died_at or flow_run.ended_at or at, at)
-    seen = "seen at" if died_at is not None else "its flow run ended at"
+def _crashed(run: Row, state: Row, flow_run: FlowRunRecord, at: float, ended_at: float, message: str) -> bytes:
     event_id = uuid.uuid5(_EVENT_IDS, f"{run['id']} {iso(at)}")
-    message = quoted(f"{DIED}; {seen} {iso(ended_at)}")
     task_run = {
         **{field: run[field] for field in ("name", "task_key", "dynamic_key", "run_count", "flow_run_run_count")},
         "end_time": iso(ended_at),
-        "total_run_time": run["total_run_time"] + (ended_at - entered_at if state["type"] == "RUNNING" else 0.0),
+        "total_run_time": run["total_run_time"] + (ended_at - at if state["type"] == "RUNNING" else 0.0),
     }
     return event_body(
         run["id"],
         quoted(run["name"]),
         run["run_count"],
-        StateFields(str(event_id), iso(at), "CRASHED", "Crashed", message, "{}"),
+        StateFields(str(event_id), iso(at), "CRASHED", "Crashed", quoted(message), "{}"),
         previous_state(state["type"], state["name"]),
         related_resource("flow-run", flow_run.id, flow_run.name),
         json.dumps(task_run),

@@ -10,23 +10,20 @@ terminal, so it writes to nobody: a death that it cannot report it keeps on disk
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-import httpx
 from prefect.settings import get_current_settings
 
-from executor_adapter.prefect.crashes.closing import DIED, Closing
-from executor_adapter.prefect.crashes.fate import Fate, fate_of
-from executor_adapter.prefect.crashes.records import FlowRunRecord
+from executor_adapter.prefect.crashes.closing import Closing
+from executor_adapter.prefect.crashes.fate import Fate
+from executor_adapter.prefect.crashes.sweep import UNREACHABLE_ERRORS, end_dead
 from executor_adapter.prefect.crashes.unreported import Death, UnreportedDeaths
 from executor_adapter.prefect.mirror.mirror import PrefectMirror
-from executor_adapter.prefect.mirror.server_api import RejectedError, ServerApi, server_name
+from executor_adapter.prefect.mirror.server_api import ServerApi, server_name
 from executor_adapter.worker import is_held
 
 TIMEOUT = 60.0
@@ -101,66 +98,27 @@ def report(death: Death, *, runner: int, timeout: float = TIMEOUT) -> bool:
     while time.monotonic() < deadline:
         try:
             with ServerApi.connected() as api:
-                if Report(Closing(api, deadline), death, runner).run(before_ends=send_inherited):
+                closing = Closing(api, deadline)
+                _wait_for_runner(closing, death, runner)
+                send_inherited()
+                if end_dead(closing, death).is_recorded:
                     return True
-        except (httpx.HTTPError, RejectedError):
+        except UNREACHABLE_ERRORS:
             pass
         time.sleep(RECONNECT_INTERVAL)
     return False
 
 
-class Report:
-    """One attempt to end what a dead process has left.
-
-    `runner` is the pid of the runner or worker that had started it; None if that is not known to be alive either.
-    """
-
-    def __init__(self, closing: Closing, death: Death, runner: int | None) -> None:
-        self._death = death
-        self._runner = runner
-        self._closing = closing
-
-    def run(self, before_ends: Callable[[], None] = lambda: None) -> bool:
-        """End everything, but call `before_ends` first; return whether the server has recorded it."""
-        runs = self.find()
-        if self._death.managed in runs and self._wait_for_runner(self._death.managed) is Fate.CONTINUES:
-            return True
-        fates = {run.id: self.fate(run) for run in runs.values()}
-        before_ends()
-        for run_id, fate in fates.items():
-            self._end(runs[run_id], fate)
-        ended = {run_id: run for run_id, run in runs.items() if fates[run_id] is not Fate.CONTINUES}
-        return self._closing.end_task_runs(ended, self._death.died_at)
-
-    def find(self) -> dict[str, FlowRunRecord]:
-        """Return the flow runs of the dead process, by id."""
-        return self._closing.records.in_same_process(self._death.run_counts, callers=True)
-
-    def fate(self, run: FlowRunRecord) -> Fate:
-        """Return what becomes of a flow run of the dead process."""
-        if run.id == self._death.managed:
-            run = dataclasses.replace(run, is_deployed=True)
-        return fate_of(run, self._death.run_counts.get(run.id))
-
-    def _wait_for_runner(self, run_id: str) -> Fate:
-        """Wait until the runner has ended the flow run of its dead process, and return what becomes of it."""
-        began = time.monotonic()
-        while True:
-            run = self._closing.records.flow_runs([run_id]).get(run_id)
-            if run is None:  # It was deleted.
-                return Fate.ENDED
-            fate = self.fate(run)
-            is_runner_alive = self._runner is not None and is_alive(self._runner)
-            limit = RUNNER_TIMEOUT if is_runner_alive else DEAD_RUNNER_TIMEOUT
-            if fate in (Fate.ENDED, Fate.CONTINUES) or time.monotonic() >= began + limit or self._closing.is_late:
-                return fate
-            time.sleep(POLL_INTERVAL)
-
-    def _end(self, run: FlowRunRecord, fate: Fate) -> None:
-        if fate is Fate.CRASH:
-            self._closing.set_flow_run_state(run, "CRASHED", DIED)
-        elif fate is Fate.CANCEL:
-            self._closing.set_flow_run_state(run, "CANCELLED", f"Flow run was cancelled. {DIED}")
+def _wait_for_runner(closing: Closing, death: Death, runner: int) -> None:
+    """Wait until the runner has ended the flow run of its dead process, or has died too."""
+    began = time.monotonic()
+    while death.managed is not None and not closing.is_late:
+        run = closing.records.flow_runs([death.managed]).get(death.managed)
+        limit = RUNNER_TIMEOUT if is_alive(runner) else DEAD_RUNNER_TIMEOUT
+        is_over = run is None or death.fate_of(run) in (Fate.ENDED, Fate.CONTINUES)
+        if is_over or time.monotonic() >= began + limit:
+            return
+        time.sleep(POLL_INTERVAL)
 
 
 def send_inherited() -> None:

@@ -1,9 +1,9 @@
-"""Ends the unfinished task runs of flow runs that have ended: nothing runs them any more.
+"""Ends what dead processes have left on the server: `end_dead`, which may be repeated, whoever calls it.
 
 The reporter does so a moment after a death. Where it could not, because the whole container or machine ended,
-`executor-adapter prefect sweep` does it for all flow runs of a server. Each process that runs a flow with jobs does it
-once for the earlier runs of that flow that crashed, and for earlier starts of its own run. All leave flow runs alone
-that have not ended, but for those of the deaths that a reporter left on disk, because it reached no server.
+`executor-adapter prefect sweep` does it for all flow runs of a server, and so does the maintenance flow. Each process
+that runs a flow with jobs does it once for the earlier runs of that flow that crashed, and for earlier starts of its
+own run. A flow run that has not ended is left alone, unless the death of its process was seen.
 """
 
 from __future__ import annotations
@@ -11,21 +11,20 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import copy_context
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import get_current_settings
 
-from executor_adapter.prefect.crashes.closing import DIED, Closing
-from executor_adapter.prefect.crashes.fate import Fate, fate_of
+from executor_adapter.prefect.crashes.closing import Closing
+from executor_adapter.prefect.crashes.fate import Fate
 from executor_adapter.prefect.crashes.records import UNFINISHED_TYPES, FlowRunRecord, Records
-from executor_adapter.prefect.crashes.reporter import Report
-from executor_adapter.prefect.crashes.unreported import UnreportedDeaths
+from executor_adapter.prefect.crashes.unreported import Death, UnreportedDeaths
 from executor_adapter.prefect.mirror.server_api import (
     DAY_SECONDS,
     PAGE_LIMIT,
@@ -59,19 +58,61 @@ MIN_AGE_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweptFlowRun:
-    """A flow run whose task runs had not ended with it."""
+    """A flow run that had not ended, or whose task runs had not."""
 
     flow_run_id: str
     name: str
     state: str
     task_runs: int
-    """Its unfinished task runs, with those of its subflow runs in the same process."""
+    """Its unfinished task runs."""
     is_recorded: bool
     """Whether the server has recorded their ends; False in a dry run."""
 
 
+class Ends(NamedTuple):
+    """What became of the flow runs of one dead process."""
+
+    swept: list[SweptFlowRun]
+    """Those of which something had not ended."""
+    is_recorded: bool
+    """Whether the server has recorded everything; False in a dry run."""
+
+
+def end_dead(closing: Closing, death: Death, *, dry_run: bool = False) -> Ends:
+    """End the flow runs of a dead process that nobody continues, and their task runs.
+
+    What has ended stays as it is, so this may be repeated, and done by several processes at once.
+    """
+    records, has_seen = closing.records, death.died_at is not None
+    # Who calls a flow run that has ended may be alive, unless the death of its process was seen.
+    runs = records.in_same_process(death.run_counts, callers=has_seen)
+    fates = {run.id: death.fate_of(run) for run in runs.values()}
+    if death.managed is not None and fates.get(death.managed) is Fate.CONTINUES:
+        return Ends([], not dry_run)
+    left = {run.id: run for run in runs.values() if fates[run.id] is not Fate.CONTINUES}
+    counts = {run_id: sum(1 for _ in closing.unfinished([run_id])) for run_id in left}
+    is_recorded = False
+    if not dry_run:
+        for run in left.values():
+            closing.end_flow_run(run, fates[run.id], death.died_at)
+        is_recorded = closing.end_task_runs(left, death.died_at)
+    after = records.flow_runs(left)
+    swept = [
+        SweptFlowRun(
+            flow_run_id=run.id,
+            name=run.name,
+            state=after.get(run.id, run).state_name,
+            task_runs=counts[run.id],
+            is_recorded=is_recorded,
+        )
+        for run in left.values()
+        if counts[run.id] or not run.is_final
+    ]
+    return Ends(swept, is_recorded)
+
+
 def sweep(*, dry_run: bool = False, timeout: float = SWEEP_TIMEOUT) -> Iterator[SweptFlowRun]:
-    """End the unfinished task runs of all ended flow runs of the server; with `dry_run` only find them.
+    """End what dead processes have left on the server; with `dry_run` only find it.
 
     Raises:
         httpx.HTTPError: the server cannot be reached.
@@ -79,57 +120,31 @@ def sweep(*, dry_run: bool = False, timeout: float = SWEEP_TIMEOUT) -> Iterator[
     # Prefect's client repeats requests while the server's database is busy, and takes its time.
     with get_client(httpx_settings={"timeout": REQUEST_TIMEOUT}, sync_client=True) as client:
         closing = Closing(ServerApi(client), time.monotonic() + timeout)
-        yield from _report_deaths(closing, dry_run=dry_run)
-        for run in _with_unfinished_task_runs(closing.records, {"state": {"type": {"any_": sorted(FINAL_TYPES)}}}):
-            swept = _sweep_flow_run(closing, run, dry_run=dry_run)
-            if swept.task_runs:
-                yield swept
+        yield from _end_all(closing, find_ended_runs, dry_run=dry_run)
 
 
-def _report_deaths(closing: Closing, *, dry_run: bool = False) -> Iterator[SweptFlowRun]:
-    """Report the deaths that no reporter could report, and yield the flow runs of which something had not ended."""
+def _end_all(
+    closing: Closing, find: Callable[[Records], Iterable[FlowRunRecord]], *, dry_run: bool = False
+) -> Iterator[SweptFlowRun]:
+    """End what is left of the deaths that no reporter could report, then of the flow runs that `find` returns."""
     for path, death in UnreportedDeaths(server_name()).read():
-        report = Report(closing, death, runner=None)
-        found = {run.id: run for run in report.find().values() if report.fate(run) is not Fate.CONTINUES}
-        task_runs = {run_id: sum(1 for _ in closing.unfinished([run_id])) for run_id in found}
-        is_recorded = not dry_run and report.run()
-        if is_recorded:
+        ends = end_dead(closing, death, dry_run=dry_run)
+        if ends.is_recorded:
             path.unlink(missing_ok=True)
-        after = closing.records.flow_runs(found)
-        for run in found.values():
-            if task_runs[run.id] or not run.is_final:
-                yield SweptFlowRun(
-                    flow_run_id=run.id,
-                    name=run.name,
-                    state=after.get(run.id, run).state_name,
-                    task_runs=task_runs[run.id],
-                    is_recorded=is_recorded,
-                )
+        yield from ends.swept
+    for run in find(closing.records):
+        yield from end_dead(closing, Death({run.id: None}), dry_run=dry_run).swept
 
 
-def _with_unfinished_task_runs(records: Records, flow_runs: dict[str, Any]) -> Iterator[FlowRunRecord]:
-    body = {"flow_runs": flow_runs, "task_runs": {"state": {"type": {"any_": UNFINISHED_TYPES}}}, "sort": "ID_DESC"}
+def find_ended_runs(records: Records) -> list[FlowRunRecord]:
+    """Return the flow runs that have ended, and have unfinished task runs."""
+    ended = {"state": {"type": {"any_": sorted(FINAL_TYPES)}}}
+    body = {"flow_runs": ended, "task_runs": {"state": {"type": {"any_": UNFINISHED_TYPES}}}, "sort": "ID_DESC"}
     page = found = records.find_flow_runs(body)  # All of it before the first change, which would move the pages.
     while len(page) == PAGE_LIMIT:
         page = records.find_flow_runs(body | {"offset": len(found)})
         found = found + page
-    return iter(found)
-
-
-def _sweep_flow_run(closing: Closing, run: FlowRunRecord, *, dry_run: bool = False) -> SweptFlowRun:
-    runs = closing.records.in_same_process([run.id], callers=False)
-    if dry_run:
-        count, is_recorded = sum(1 for _ in closing.unfinished(runs)), False
-    else:
-        before = len(closing.ended)
-        for each in runs.values():
-            if fate_of(each, None) is Fate.CRASH:  # A subflow run, since the flow run has ended.
-                closing.set_flow_run_state(each, "CRASHED", DIED)
-        is_recorded = closing.end_task_runs(runs, None)
-        count = len(closing.ended) - before
-    return SweptFlowRun(
-        flow_run_id=run.id, name=run.name, state=run.state_name, task_runs=count, is_recorded=is_recorded
-    )
+    return found
 
 
 # --- at the start of a flow ---
@@ -159,12 +174,10 @@ def _sweep_earlier_runs(flow_id: str, run_id: str, run_count: int, wall: Callabl
     try:
         with ServerApi.connected() as api:
             closing = Closing(api, time.monotonic() + EARLIER_RUNS_TIMEOUT)
-            for swept in _report_deaths(closing):
-                _log(swept)
             if run_count > 1:
                 sweep_earlier_starts(closing, run_id, run_count)
-            for run in find_earlier_runs(closing.records, flow_id, wall()):
-                _log(_sweep_flow_run(closing, run))
+            for swept in _end_all(closing, lambda records: find_earlier_runs(records, flow_id, wall())):
+                logger.info("ended %d task runs of the crashed flow run %s", swept.task_runs, swept.name)
     except UNREACHABLE_ERRORS as error:  # The process may be exiting, and its server with it. The next one tries again.
         logger.info("cannot look for flow runs that crashed earlier: %r", error)
     except Exception:
@@ -179,11 +192,6 @@ def sweep_earlier_starts(closing: Closing, run_id: str, run_count: int) -> None:
     closing.end_task_runs(closing.records.flow_runs([run_id]), None, before=run_count)
     if ended := len(closing.ended) - before:
         logger.info("ended %d task runs of an earlier start of this flow run", ended)
-
-
-def _log(swept: SweptFlowRun) -> None:
-    if swept.task_runs:
-        logger.info("ended %d task runs of the crashed flow run %s", swept.task_runs, swept.name)
 
 
 def find_earlier_runs(records: Records, flow_id: str, now: float) -> list[FlowRunRecord]:

@@ -1,4 +1,4 @@
-"""Keeps on disk the deaths that a reporter could not report, because no server answered in time.
+"""Describes the death of a process, and keeps on disk those that no reporter could report: no server answered in time.
 
 A sweep reports them later. The files are in PREFECT_HOME/executor-adapter/unreported. They hold the ids of flow runs,
 and neither addresses nor credentials.
@@ -6,16 +6,19 @@ and neither addresses nor credentials.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from prefect.settings import get_current_settings
 
 from executor_adapter.job import uuid7
+from executor_adapter.prefect.crashes.fate import Fate, fate_of
+from executor_adapter.prefect.crashes.records import FlowRunRecord
 
 logger = logging.getLogger("executor_adapter.prefect")
 
@@ -23,12 +26,18 @@ logger = logging.getLogger("executor_adapter.prefect")
 class Death(NamedTuple):
     """The death of a process that ran flows."""
 
-    run_counts: dict[str, int]
-    """The number of the current run of each of its flow runs, by the flow run's id."""
-    died_at: float
-    """In seconds since the epoch."""
-    managed: str | None
+    run_counts: Mapping[str, int | None]
+    """The number of the current run of each of its flow runs, by the flow run's id; None if it is not known."""
+    died_at: float | None = None
+    """In seconds since the epoch; None if nobody has seen it."""
+    managed: str | None = None
     """The id of the flow run that a runner or worker had started the process for."""
+
+    def fate_of(self, run: FlowRunRecord) -> Fate:
+        """Return what becomes of a flow run of the dead process."""
+        if run.id == self.managed:
+            run = dataclasses.replace(run, is_deployed=True)
+        return fate_of(run, self.run_counts.get(run.id))
 
 
 class UnreportedDeaths:
