@@ -5,43 +5,26 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
 from uuid import uuid4
 
-from prefect.client.schemas.objects import StateType
-
-from executor_adapter.prefect.mirror.state_events import (
-    FlowRunFacts,
-    StateChange,
-    StateEvent,
-    related_resource,
-    state_event,
-)
-from executor_adapter.prefect.mirror.states import StateKind
+from executor_adapter import Job, JobStatus
+from executor_adapter.prefect.mirror.job_history import JobHistory, Step
+from executor_adapter.prefect.mirror.state_events import FlowRunFacts, StateEvent, related_resource
 from tests.waiting import PATIENCE
 
-PENDING, COMPLETED = StateKind(StateType.PENDING, "Pending"), StateKind(StateType.COMPLETED, "Completed")
-FAILED = StateKind(StateType.FAILED, "Failed")
-
-
-class Facts(NamedTuple):
-    """Facts of a task run. All but the id are JSON."""
-
-    id: str
-    name: str = '"name"'
-    task_key: str = '"key"'
-    dynamic_key: str = '"job"'
-    policy: str = "{}"
+PENDING, COMPLETED, FAILED = JobStatus.PENDING, JobStatus.COMPLETED, JobStatus.FAILED
 
 
 def event(
-    kind: StateKind, at: float = 1_000_000.0, task_run_id: str | None = None, flow_run_id: str = ""
+    status: JobStatus, at: float = 1_000_000.0, task_run_id: str | None = None, flow_run_id: str = "", error: str = ""
 ) -> StateEvent:
     """Return an event of a new task run, or of the given one."""
     flow = (
         FlowRunFacts(flow_run_id, related_resource("flow-run", flow_run_id, "name")) if flow_run_id else FlowRunFacts()
     )
-    return state_event(Facts(task_run_id or str(uuid4())), StateChange(kind, at), flow)
+    history = JobHistory(Job(function=dict), task_run_id or str(uuid4()))
+    history.add(Step(status, at, 1, OSError(error) if error else None, None))
+    return history.next_event(flow)
 
 
 def jobs_in(outbox: Path) -> list[str]:

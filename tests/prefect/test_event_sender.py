@@ -7,7 +7,6 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from uuid import uuid4
 
 import httpx
 import pytest
@@ -30,10 +29,10 @@ from executor_adapter.prefect.mirror.pacing import (
     SendWindow,
 )
 from executor_adapter.prefect.mirror.server_api import Recorded, RejectedError, ServerApi
-from executor_adapter.prefect.mirror.state_events import FlowRunFacts, StateChange, StateEvent, quoted, state_event
+from executor_adapter.prefect.mirror.state_events import StateEvent
 from executor_adapter.testing import FakeClock
 from tests.prefect.fake_server import FakeServer
-from tests.prefect.sample_events import COMPLETED, FAILED, PENDING, Facts, event
+from tests.prefect.sample_events import COMPLETED, FAILED, PENDING, event
 from tests.prefect.server_proxy import answering
 from tests.servers import free_port
 
@@ -411,13 +410,8 @@ def test_a_server_that_fails_and_then_cannot_be_reached_loses_no_event() -> None
 
 def test_characters_that_a_server_cannot_store_are_replaced() -> None:
     """Null characters and half surrogate pairs, which a server cannot store, are replaced."""
-    made = state_event(
-        Facts(str(uuid4()), quoted("caf\udce9"), dynamic_key=quoted("a\0b")),
-        StateChange(FAILED, 1_000_000.0, message="no such file: caf\udce9.csv"),
-        FlowRunFacts(),
-    )
-    text = made.body.decode()
-    assert '"no such file: caf?.csv"' in text
+    text = event(FAILED, error="a\0b: no such file: caf\udce9.csv").body.decode()
+    assert "no such file: caf?.csv" in text
     assert "\\udce9" not in text
     assert "\\u0000" not in text
 

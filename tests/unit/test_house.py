@@ -114,7 +114,7 @@ BUDGETS = {
     "pools/memory": 416,
     "pools/spawned": 480,
     "pools/transport": 1_049,
-    "prefect": 7_119,
+    "prefect": 7_080,
     "scheduler": 460,
     "store": 1_836,
     "supervision": 2_943,

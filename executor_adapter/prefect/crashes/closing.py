@@ -21,6 +21,7 @@ from executor_adapter.prefect.crashes.records import FlowRunRecord, Records, Row
 from executor_adapter.prefect.mirror.server_api import PAGE_LIMIT, ServerApi
 from executor_adapter.prefect.mirror.state_events import (
     CLOCK_RESOLUTION_SECONDS,
+    Change,
     StateFields,
     event_body,
     iso,
@@ -147,12 +148,12 @@ def _crashed(run: Row, state: Row, flow_run: FlowRunRecord, at: float, ended_at:
         "end_time": iso(ended_at),
         "total_run_time": run["total_run_time"] + (ended_at - at if state["type"] == "RUNNING" else 0.0),
     }
-    return event_body(
-        run["id"],
-        quoted(run["name"]),
-        run["run_count"],
+    change = Change(
+        at,
         StateFields(str(event_id), iso(at), "CRASHED", "Crashed", quoted(message), "{}"),
         previous_state(state["type"], state["name"]),
-        related_resource("flow-run", flow_run.id, flow_run.name),
+        run["run_count"],
+        quoted(run["name"]),
         json.dumps(task_run),
     )
+    return event_body(run["id"], change, related_resource("flow-run", flow_run.id, flow_run.name))

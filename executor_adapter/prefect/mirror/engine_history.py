@@ -6,7 +6,7 @@ The event is the one of `prefect.utilities.engine.emit_task_run_state_change_eve
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple
+from typing import Any
 
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.results import ResultRecord, should_persist_result  # type: ignore[attr-defined]  # meant to be used
@@ -16,11 +16,9 @@ from executor_adapter.prefect.mirror.history import TaskRunHistory
 from executor_adapter.prefect.mirror.state_events import (
     MAX_MESSAGE_LENGTH,
     NO_PREVIOUS_STATE,
+    Change,
     FlowRunFacts,
-    StateEvent,
     StateFields,
-    event_body,
-    is_final,
     previous_state,
     quoted,
 )
@@ -32,23 +30,7 @@ _UNSENT_FIELDS = {
 _ID_FIELDS = {"flow_run_id", "task_run_id"}
 
 
-class EngineChange(NamedTuple):
-    """A task run's entry into a state, with the task run as it was then. The last two fields are JSON."""
-
-    at: float
-    state: StateFields
-    previous: tuple[str, str]
-    run_count: int
-    run_name: str
-    task_run: str
-
-    @property
-    def is_final(self) -> bool:
-        """Whether no state follows this one."""
-        return is_final(self.state.type, self.state.name)
-
-
-def engine_change(task_run: TaskRun, state: State[Any], previous: State[Any] | None) -> EngineChange:
+def engine_change(task_run: TaskRun, state: State[Any], previous: State[Any] | None) -> Change:
     """Record that `task_run`, as it is now, enters `state`.
 
     Call it in the task run's context, which decides whether results are persisted.
@@ -62,7 +44,7 @@ def engine_change(task_run: TaskRun, state: State[Any], previous: State[Any] | N
         _details(state),
         _data(state),
     )
-    return EngineChange(
+    return Change(
         at=state.timestamp.timestamp(),
         state=fields,
         previous=NO_PREVIOUS_STATE if previous is None else _previous(previous),
@@ -95,37 +77,31 @@ def _data(state: State[Any]) -> str:
     return data.metadata.model_dump_json() if isinstance(data, ResultRecord) and should_persist_result() else "null"
 
 
-class EngineHistory(TaskRunHistory[EngineChange]):
+class EngineHistory(TaskRunHistory[Change]):
     """The unsent state changes of a task run that an engine drives."""
 
     __slots__ = ("_tags",)
 
     def __init__(self, task_run: TaskRun) -> None:
-        super().__init__(str(task_run.id))  # The job's id is the task run's.
+        super().__init__(str(task_run.id), str(task_run.id))  # The job's id is the task run's.
         self._tags = [
             json.dumps({"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"})
             for tag in sorted(task_run.tags)
         ]
 
-    def add(self, step: EngineChange) -> None:
+    def add(self, step: Change) -> None:
         """Append a state change. A finished task run stays finished when a transaction rolls it back."""
         self.unsent += (step,)
         self.is_finished = self.is_finished or step.is_final
 
-    def skip(self, step: EngineChange) -> None:
+    def skip(self, step: Change) -> None:
         """Do nothing: each change is complete by itself."""
 
-    def event_of(self, step: EngineChange, flow: FlowRunFacts) -> StateEvent:
-        """Return the event of a state change."""
+    def change_of(self, step: Change, flow: FlowRunFacts) -> Change:
+        """Return the change itself."""
+        return step
+
+    def related(self, flow: FlowRunFacts) -> str:
+        """Return what all of the flow run are related to, and the task run's own tags."""
         own = [tag for tag in self._tags if tag not in flow.related]
-        related = ",".join([flow.related, *own] if flow.related else own)
-        body = event_body(
-            self.job_id,
-            step.run_name,
-            step.run_count,
-            step.state,
-            step.previous,
-            related,
-            step.task_run,
-        )
-        return StateEvent(self.job_id, step.state.name, step.at, step.is_final, body, self.job_id, flow_run_id=flow.id)
+        return ",".join([flow.related, *own] if flow.related else own)

@@ -9,15 +9,18 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from executor_adapter.job import TERMINAL, Job, JobStatus, RetryPolicy, Transition, function_reference
+from executor_adapter.job import TERMINAL, Job, JobStatus, RetryPolicy, Transition, function_reference, uuid7
 from executor_adapter.prefect.mirror.history import TaskRunHistory
 from executor_adapter.prefect.mirror.state_events import (
     CLOCK_RESOLUTION_SECONDS,
+    MAX_MESSAGE_LENGTH,
+    NO_PREVIOUS_STATE,
+    Change,
     FlowRunFacts,
-    StateChange,
-    StateEvent,
+    StateFields,
+    iso,
+    previous_state,
     quoted,
-    state_event,
 )
 from executor_adapter.prefect.mirror.states import (
     StateKind,
@@ -66,16 +69,15 @@ class JobHistory(TaskRunHistory[Step]):
     """One job's task run: its facts, its unsent transitions, and its times up to the last event."""
 
     __slots__ = (
-        *("id", "name", "task_key", "dynamic_key", "policy", "created_at"),
+        *("name", "task_key", "dynamic_key", "policy", "created_at"),
         *("_max_attempts", "_kind", "_last_at", "_running_since", "_started_at", "_run_seconds"),
     )
 
     def __init__(self, job: Job, task_run_id: str) -> None:
         job_id = job.job_id
-        super().__init__(job_id)
+        super().__init__(task_run_id, job_id)
         label, self.task_key = _function_facts(job.function)
         shown_id = job_id if len(job_id) <= MAX_NAMED_ID_LENGTH else job_id[-SHORT_ID_LENGTH:]
-        self.id = task_run_id
         self.name = quoted(f"{label}-{shown_id}")
         self.dynamic_key = quoted(job_id)
         self.policy = _policy_json(job.policy)
@@ -89,7 +91,7 @@ class JobHistory(TaskRunHistory[Step]):
 
     @property
     def shown_name(self) -> str:
-        """The task run's name as plain text; `name` is the same as JSON, as `TaskRunFacts` demands."""
+        """The task run's name as plain text; `name` is the same as JSON."""
         name: str = json.loads(self.name)
         return name
 
@@ -113,25 +115,35 @@ class JobHistory(TaskRunHistory[Step]):
             self._started_at = self._started_at or at
         self._kind = self._kind_of(step)
 
-    def event_of(self, step: Step, flow: FlowRunFacts) -> StateEvent:
-        """Return the event of the step, with the task run's times up to it."""
-        previous = self._kind
+    def change_of(self, step: Step, flow: FlowRunFacts) -> Change:
+        """Return the change that a step is, with the task run's times up to it."""
+        left = self._kind
         self._advance(step)
         assert self._kind is not None
-        at = self._last_at
-        change = StateChange(
-            self._kind,
-            at,
-            previous=previous,
-            message=self.message_of(step),
-            retry_at=step.retry_at if step.status is JobStatus.RETRYING else None,
-            run_count=step.attempt,
-            expected_at=self.created_at,
-            started_at=self._started_at,
-            ended_at=at if step.status in TERMINAL else None,
-            run_seconds=self._run_seconds,
+        (kind, name), at, message = self._kind, iso(self._last_at), quoted(self.message_of(step)[:MAX_MESSAGE_LENGTH])
+        due_at = step.retry_at if step.status is JobStatus.RETRYING else None
+        details = "{}" if due_at is None else f'{{"scheduled_time":"{iso(due_at)}"}}'
+        return Change(
+            self._last_at,
+            StateFields(uuid7(), at, kind.value, name, message, details),
+            NO_PREVIOUS_STATE if left is None else previous_state(left.type.value, left.name),
+            step.attempt,
+            self.name,
+            self._task_run(step, at, flow),
         )
-        return state_event(self, change, flow, self.job_id)
+
+    def _task_run(self, step: Step, at: str, flow: FlowRunFacts) -> str:
+        """Return the task run as JSON; `at` is the time of the step in the server's format."""
+        times = f'"expected_start_time":"{iso(self.created_at)}","total_run_time":{self._run_seconds:.6f}'
+        if (started := self._started_at) is not None:
+            times += f',"start_time":"{at if started == self._last_at else iso(started)}"'
+        if step.status in TERMINAL:
+            times += f',"end_time":"{at}"'
+        return (
+            f'{{"name":{self.name},"task_key":{self.task_key},"dynamic_key":{self.dynamic_key},'
+            f'"empirical_policy":{self.policy},"tags":{flow.tags},"labels":{{}},"task_inputs":{{}},'
+            f'"run_count":{step.attempt},"flow_run_run_count":{flow.run_count},{times}}}'
+        )
 
     def _kind_of(self, step: Step) -> StateKind:
         if step.error is not None and step.status in TERMINAL:

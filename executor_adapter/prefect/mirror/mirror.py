@@ -27,12 +27,13 @@ from types import TracebackType
 from typing import Self
 
 from executor_adapter.job import TERMINAL, Job, Transition
-from executor_adapter.prefect.mirror.engine_history import EngineChange, EngineHistory
+from executor_adapter.prefect.mirror.engine_history import EngineHistory
 from executor_adapter.prefect.mirror.flow_run_facts import current_flow_run_id
 from executor_adapter.prefect.mirror.job_history import JobHistory, Step, step_of, task_run_id
 from executor_adapter.prefect.mirror.outbox import OutboxFile
 from executor_adapter.prefect.mirror.report import MirrorReport, WaitNotice
 from executor_adapter.prefect.mirror.sender_thread import SenderThread
+from executor_adapter.prefect.mirror.state_events import Change
 from executor_adapter.prefect.mirror.timeouts import HURRIED_CLOSE_SECONDS
 from executor_adapter.prefect.mirror.unsent import History, UnsentChanges
 
@@ -135,7 +136,7 @@ class PrefectMirror:
             self._jobs += 1
         self._engine_histories[history.job_id] = history
 
-    def enqueue_change(self, history: EngineHistory, change: EngineChange) -> bool:
+    def enqueue_change(self, history: EngineHistory, change: Change) -> bool:
         """Queue a state change to be sent; False if the mirror is closed."""
         if self._thread.is_closed:
             return False

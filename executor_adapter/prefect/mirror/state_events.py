@@ -16,10 +16,9 @@ import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from json.encoder import encode_basestring_ascii
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from executor_adapter.job import storable, uuid7
-from executor_adapter.prefect.mirror.states import StateKind
 
 CLOCK_RESOLUTION_SECONDS = 1e-6
 """Resolution of the server's timestamps: two states of one task run are at least this far apart."""
@@ -86,39 +85,6 @@ class FlowRunFacts(NamedTuple):
     """Number of the flow run's current run, which grows when the flow run is retried."""
 
 
-class TaskRunFacts(Protocol):
-    """Facts of a task run that do not change. All but the id are JSON."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def task_key(self) -> str: ...
-    @property
-    def dynamic_key(self) -> str: ...
-    @property
-    def policy(self) -> str: ...
-
-
-class StateChange(NamedTuple):
-    """A task run's entry into a state, with its times until then. Times are in seconds since the epoch."""
-
-    kind: StateKind
-    at: float
-    previous: StateKind | None = None
-    message: str = ""
-    retry_at: float | None = None
-    """The time when the next attempt is due."""
-    run_count: int = 0
-    expected_at: float = 0.0
-    """The task run's expected start: the time of submission."""
-    started_at: float | None = None
-    ended_at: float | None = None
-    run_seconds: float = 0.0
-    """Seconds that the attempts have run, all together."""
-
-
 def iso(at: float) -> str:
     """Return seconds since the epoch in the server's format for times."""
     second, microsecond = divmod(round(at * 1_000_000), 1_000_000)
@@ -162,55 +128,40 @@ def previous_state(state_type: str, name: str, message: str = '""', details: str
     return kind, f'{{"type":{kind},"name":{quoted(name)},"message":{message},"state_details":{details}}}'
 
 
-def event_body(
-    run_id: str,
-    run_name: str,
-    run_count: int,
-    state: StateFields,
-    previous: tuple[str, str],
-    related: str,
-    task_run: str,
-) -> bytes:
-    """Return the event as it is sent.
+class Change(NamedTuple):
+    """A task run's entry into a state, with the task run as it was then: what an event is made of."""
 
-    `run_name`, `previous` and `task_run` are JSON; `related` holds the items of a JSON list, without its brackets.
-    """
-    name, (came_from, initial) = quoted(state.name), previous
+    at: float
+    """In seconds since the epoch."""
+    state: StateFields
+    previous: tuple[str, str]
+    """What `previous_state` returns."""
+    run_count: int
+    run_name: str
+    """JSON, like the task run itself."""
+    task_run: str
+
+    @property
+    def is_final(self) -> bool:
+        """Whether no state follows this one."""
+        return is_final(self.state.type, self.state.name)
+
+
+def event_body(run_id: str, change: Change, related: str) -> bytes:
+    """Return the event as it is sent; `related` holds the items of a JSON list, without its brackets."""
+    state = change.state
+    name, (came_from, initial) = quoted(state.name), change.previous
     text = (
         f'{{"id":"{state.id}","occurred":"{state.at}","event":{quoted("prefect.task-run." + state.name)},"resource":{{'
-        f'"prefect.resource.id":"prefect.task-run.{run_id}","prefect.resource.name":{run_name},'
-        f'"prefect.run-count":"{run_count}","prefect.state-message":{state.message},"prefect.state-name":{name},'
-        f'"prefect.state-timestamp":"{state.at}","prefect.state-type":"{state.type}","prefect.orchestration":"client"}},'
-        f'"related":[{related}],"payload":{{"intended":{{"from":{came_from},"to":"{state.type}"}},'
-        f'"initial_state":{initial},"validated_state":{{"type":"{state.type}","name":{name},"message":{state.message},'
-        f'"state_details":{state.details},"data":{state.data}}},"task_run":{task_run}}}}}'
+        f'"prefect.resource.id":"prefect.task-run.{run_id}","prefect.resource.name":{change.run_name},'
+        f'"prefect.run-count":"{change.run_count}","prefect.state-message":{state.message},'
+        f'"prefect.state-name":{name},"prefect.state-timestamp":"{state.at}","prefect.state-type":"{state.type}",'
+        f'"prefect.orchestration":"client"}},"related":[{related}],"payload":{{"intended":{{"from":{came_from},'
+        f'"to":"{state.type}"}},"initial_state":{initial},"validated_state":{{"type":"{state.type}","name":{name},'
+        f'"message":{state.message},"state_details":{state.details},"data":{state.data}}},'
+        f'"task_run":{change.task_run}}}}}'
     )
     return text.encode()
-
-
-def state_event(run: TaskRunFacts, change: StateChange, flow: FlowRunFacts, job_id: str = "") -> StateEvent:
-    """Return the event of a task run's entry into a state."""
-    (kind, name), at, count = change.kind, iso(change.at), change.run_count
-    details = "{}" if change.retry_at is None else f'{{"scheduled_time":"{iso(change.retry_at)}"}}'
-    state = StateFields(uuid7(), at, kind.value, name, quoted(change.message[:MAX_MESSAGE_LENGTH]), details)
-    left = change.previous
-    previous = NO_PREVIOUS_STATE if left is None else previous_state(left.type.value, left.name)
-    task_run = (
-        f'{{"name":{run.name},"task_key":{run.task_key},"dynamic_key":{run.dynamic_key},'
-        f'"empirical_policy":{run.policy},"tags":{flow.tags},"labels":{{}},"task_inputs":{{}},"run_count":{count},'
-        f'"flow_run_run_count":{flow.run_count},{_times(change, at)}}}'
-    )
-    body = event_body(run.id, run.name, count, state, previous, flow.related, task_run)
-    return StateEvent(run.id, name, change.at, is_final(kind.value, name), body, job_id, flow_run_id=flow.id)
-
-
-def _times(change: StateChange, at: str) -> str:
-    """Return the task run's times, as fields of a JSON object; `at` is `change.at` in the server's format."""
-    fields = f'"expected_start_time":"{iso(change.expected_at)}","total_run_time":{change.run_seconds:.6f}'
-    for name, time in (("start_time", change.started_at), ("end_time", change.ended_at)):
-        if time is not None:
-            fields += f',"{name}":"{at if time == change.at else iso(time)}"'
-    return fields
 
 
 def related_resource(kind: str, object_id: object, name: str) -> str:
