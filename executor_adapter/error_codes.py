@@ -18,21 +18,19 @@ The code of an exception is given by the first of these that applies:
 
 An ExceptionGroup has the code of its first error that is never retried, else that of its first error.
 
-Workers use this module for errors that cannot be pickled, so it uses the standard library alone.
+Workers use this module, so it uses the standard library alone, and no module of that which takes long to import.
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import logging
-import ssl
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
-from executor_adapter.error_facts import facts_of
+from executor_adapter.error_facts import kept_facts, kinds_of
 
 logger = logging.getLogger("executor_adapter")
 
@@ -58,6 +56,8 @@ CODE_BY_CLASS_NAME: Final[dict[str, str]] = {
     "aiohttp.client_exceptions.ClientPayloadError": "NETWORK_ERROR",
     "aiohttp.client_exceptions.InvalidURL": "CONFIGURATION_ERROR",
     "aiohttp.client_exceptions.ClientError": "API_ERROR",
+    "ssl.SSLCertVerificationError": "CONFIGURATION_ERROR",
+    "json.decoder.JSONDecodeError": "DATA_ERROR",
     "urllib.error.URLError": "NETWORK_ERROR",
     "http.client.HTTPException": "NETWORK_ERROR",
     "botocore.exceptions.ConnectionError": "NETWORK_ERROR",
@@ -89,16 +89,15 @@ CODE_BY_CLASS_NAME: Final[dict[str, str]] = {
     "zipfile.BadZipFile": "DATA_ERROR",
     "gzip.BadGzipFile": "DATA_ERROR",
     "xml.etree.ElementTree.ParseError": "DATA_ERROR",
-}
-
-CODE_BY_BUILTIN: Final[tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str], ...]] = (
-    (TimeoutError, "TIMEOUT_ERROR"),
-    (ConnectionError, "NETWORK_ERROR"),
-    (ssl.SSLCertVerificationError, "CONFIGURATION_ERROR"),
-    ((json.JSONDecodeError, UnicodeError), "DATA_ERROR"),
+    "builtins.TimeoutError": "TIMEOUT_ERROR",
+    "builtins.ConnectionError": "NETWORK_ERROR",
+    "builtins.UnicodeError": "DATA_ERROR",
     # The set-up of the file system or the program is wrong. FileNotFoundError is not here: the file may still come.
-    ((PermissionError, IsADirectoryError, NotADirectoryError, ImportError), "CONFIGURATION_ERROR"),
-)
+    "builtins.PermissionError": "CONFIGURATION_ERROR",
+    "builtins.IsADirectoryError": "CONFIGURATION_ERROR",
+    "builtins.NotADirectoryError": "CONFIGURATION_ERROR",
+    "builtins.ImportError": "CONFIGURATION_ERROR",
+}
 
 _NETWORK_ERRNOS: Final = frozenset(
     {
@@ -128,15 +127,15 @@ def register_error_code(kind: type[BaseException], code: str | Classify) -> None
 
 def error_code_of(error: BaseException) -> str:
     """Return the error code of an exception; never raises, whatever a property or a registered function does."""
-    if (facts := facts_of(error)) is not None:
-        return facts[2]
+    if (facts := kept_facts(error)) is not None:
+        return facts.code
     try:
         own = getattr(error, "error_code", None)
         if isinstance(own, str) and own:
             return str(own)
         if isinstance(error, BaseExceptionGroup):
             return _of_group(error)
-        return _registered(error) or _http_code(error) or _named(error) or _builtin(error)
+        return _registered(error) or _http_code(error) or _named(error) or _of_system(error)
     except Exception:
         logger.warning(
             "cannot determine the error code of %s: EXECUTION_ERROR is used",
@@ -152,12 +151,12 @@ def retry_after_of(error: BaseException) -> float | None:
     They are the exception's `retry_after`, or its response's Retry-After header (RFC 9110, 10.2.3: seconds or an HTTP
     date); infinite where they are too many for a float.
     """
-    if (facts := facts_of(error)) is not None:
-        return facts[3]
+    if (facts := kept_facts(error)) is not None:
+        return facts.retry_after
     try:
         own = getattr(error, "retry_after", None)
         if isinstance(own, int | float):
-            return max(0.0, _as_float(own))
+            return float("inf") if own > sys.float_info.max else float(max(0, own))
         header = _header(error, "retry-after")
         return None if header is None else _retry_after(header.strip())
     except Exception:
@@ -165,14 +164,9 @@ def retry_after_of(error: BaseException) -> float | None:
         return None
 
 
-def _as_float(number: float) -> float:
-    try:
-        return float(number)
-    except OverflowError:
-        return float("inf") if number > 0 else 0.0
-
-
 def _retry_after(header: str) -> float | None:
+    from email.utils import parsedate_to_datetime  # Few errors name a date.
+
     if header.isascii() and header.isdigit():
         return float(header)
     try:
@@ -225,9 +219,9 @@ def _header(error: BaseException, name: str) -> str | None:
 
 
 def _named(error: BaseException) -> str | None:
-    for kind in type(error).__mro__:
+    for kind in kinds_of(error):
         # The module is the one that a class names: "httpx" for those of httpx, "requests.exceptions" for requests.
-        code = CODE_BY_CLASS_NAME.get(f"{kind.__module__}.{kind.__qualname__}")
+        code = CODE_BY_CLASS_NAME.get(kind)
         if code is not None:
             return "CONFIGURATION_ERROR" if code == "NETWORK_ERROR" and _is_caused_by_certificate(error) else code
     return None
@@ -237,16 +231,13 @@ def _is_caused_by_certificate(error: BaseException) -> bool:
     """Return whether a certificate that could not be verified is its cause: libraries wrap that in their own errors."""
     cause: BaseException | None = error
     for _ in range(MAX_CAUSES):
-        if cause is None or isinstance(cause, ssl.SSLCertVerificationError):
+        if cause is None or "ssl.SSLCertVerificationError" in kinds_of(cause):
             return cause is not None
         cause = cause.__cause__ or cause.__context__
     return False
 
 
-def _builtin(error: BaseException) -> str:
-    for kinds, code in CODE_BY_BUILTIN:
-        if isinstance(error, kinds):
-            return code
+def _of_system(error: BaseException) -> str:
     if isinstance(error, OSError):
         if error.errno in _NETWORK_ERRNOS or type(error).__module__ in {"socket", "ssl"}:
             return "NETWORK_ERROR"

@@ -23,7 +23,8 @@ from typing import Any, ClassVar, Self
 from executor_adapter.config import Settings
 from executor_adapter.executor import JobExecutor, stop_tracking
 from executor_adapter.job import limit_attempts
-from executor_adapter.pools import Assignment, Ending, PoolSupervisor, SupervisorLoop, WorkerPool, bind, call_in_job
+from executor_adapter.pools import Assignment, PoolSupervisor, SupervisorLoop, WorkerPool, bind, call_in_job
+from executor_adapter.pools.transport.envelope import STOPPED
 from executor_adapter.supervision import Supervisor, SupervisorThread
 
 __all__ = ["FakeClock", "InlineExecutor", "set_testing"]
@@ -175,21 +176,14 @@ class InlinePool(WorkerPool):
         on_closed()
 
     def _run(self, assignment: Assignment) -> None:
-        ending, value, error = self._outcome(assignment)
+        is_stopped = functools.partial(self._stopped.__contains__, assignment)
+        call = bind(assignment.job)
+        outcome = STOPPED if is_stopped() else call_in_job(assignment, self.supervisor, is_stopped, call)
         assignment.ended_at = self.supervisor.now()
         assert isinstance(self.supervisor, Supervisor)
         self.supervisor.stopping.apply_limits(assignment.ended_at)  # The function may have moved the clock.
         if assignment in self._stopped:
-            ending = Ending.STOPPED
+            outcome = STOPPED
         self.busy -= 1
         self._stopped.discard(assignment)
-        self.supervisor.ended(assignment, ending, value, error)
-
-    def _outcome(self, assignment: Assignment) -> tuple[Ending, Any, BaseException | None]:
-        if assignment in self._stopped:
-            return Ending.STOPPED, None, None
-        try:
-            is_stopped = functools.partial(self._stopped.__contains__, assignment)
-            return Ending.RETURNED, call_in_job(assignment, self.supervisor, is_stopped, bind(assignment.job)), None
-        except BaseException as raised:
-            return Ending.RAISED, None, raised
+        self.supervisor.ended(assignment, outcome)

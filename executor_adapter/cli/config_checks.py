@@ -37,7 +37,7 @@ def check_codes(settings: Settings) -> Iterator[Finding]:
     for section, job in sections.items():
         for at, rule in enumerate(job.retry.rules):
             for code in rule.codes:
-                if code != "*" and code not in set(ErrorCode):
+                if code != "*" and "." not in code and code not in set(ErrorCode):  # "module.Class" is a class.
                     yield _unknown_code(f"{section}.retry.rules.{at}.codes", code)
 
 

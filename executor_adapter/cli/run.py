@@ -23,7 +23,6 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import CancelledError
 from typing import Annotated, Any
 
 import typer
@@ -42,13 +41,14 @@ from executor_adapter.cli.output import (
 from executor_adapter.cli.rerun import value_of
 from executor_adapter.cli.stores import ConfigOption, StoreOption
 from executor_adapter.config import Settings, load_config
+from executor_adapter.error_facts import ErrorFacts
 from executor_adapter.executor import JobExecutor
 from executor_adapter.job import Job, JobStatus, Transition, resolve
 from executor_adapter.monitoring import ProgressBar, ProgressCounts
 from executor_adapter.pools import Assignment
 from executor_adapter.supervision import JobScope
 from executor_adapter.terminal import SafeText, escaped_lines
-from executor_adapter.worker import traceback_of
+from executor_adapter.worker.facts import facts_of
 
 EXIT_CODES = {
     "DATA_ERROR": 65,
@@ -115,13 +115,13 @@ def run(
             1, config=config, store=store or config.store.url, observers=[_print_retry]
         ) as executor:
             value, error = _wait(executor, job)
-    where = None if error is None else traceback_of(error, error.__traceback__)
-    _print_result(job, value, where, as_json=as_json)
+    facts = None if error is None else facts_of(error)
+    _print_result(job, value, facts, as_json=as_json)
     if not as_json:
-        if where is not None:
-            print_note(SafeText(where, style="dim"))
-        print_note(_summary(job, error))
-    raise typer.Exit(exit_code(job))
+        if facts is not None and facts.traceback is not None:
+            print_note(SafeText(facts.traceback, style="dim"))
+        print_note(_summary(job, facts))
+    raise typer.Exit(exit_code(job) or int(facts is not None))
 
 
 class _SingleJobExecutor(JobExecutor):
@@ -214,8 +214,6 @@ def _wait(executor: JobExecutor, job: Job) -> tuple[Any, BaseException | None]:
         future = executor.submit(job, scope=_PrintedOutput())
         try:
             error = future.exception()
-        except CancelledError as cancelled:
-            return None, cancelled
         except KeyboardInterrupt:
             print_note(SafeText("interrupted: ending the job", style="yellow"))
             executor.shutdown(timeout=0)
@@ -245,16 +243,16 @@ def _progress(job: Job) -> ProgressCounts:
     return ProgressCounts(done=round(progress.done), total=total, note=progress.message or note)
 
 
-def _print_result(job: Job, value: Any, where: str | None, *, as_json: bool) -> None:
+def _print_result(job: Job, value: Any, facts: ErrorFacts | None, *, as_json: bool) -> None:
     if as_json:
         print_json(
             {
                 "job_id": job.job_id,
                 "status": job.status,
                 "value": plain(value),
-                "error_code": job.error_code,
-                "error_message": job.error_message,
-                "traceback": where,
+                "error_code": job.error_code or (facts and facts.code),
+                "error_message": job.error_message or (facts and facts.text),
+                "traceback": facts and facts.traceback,
                 "attempts": len(job.attempts),
                 "duration": job.duration,
                 "records_processed": job.records_processed,
@@ -271,10 +269,10 @@ def _value_text(value: Any) -> str:
         return safe_repr(value)
 
 
-def _summary(job: Job, error: BaseException | None) -> SafeText:
+def _summary(job: Job, error: ErrorFacts | None) -> SafeText:
     took = seconds(job.duration) or "no time"
     tries = f", {len(job.attempts)} attempts" if len(job.attempts) > 1 else ""
-    why = "" if error is None else f" {job.error_code}: {job.error_message}"
+    why = "" if error is None else f" {job.error_code or error.code}: {job.error_message or error.text}"
     return SafeText(f"{job.status} in {took}{tries}{why}", style="green" if error is None else "red")
 
 

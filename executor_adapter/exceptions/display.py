@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Final
 
 import executor_adapter.exceptions as own
-from executor_adapter.error_facts import facts_of, is_a, keep_facts
+from executor_adapter.error_facts import is_a, kept_facts
 from executor_adapter.exceptions import InvalidJobError, JobError
 
 MAX_CHAIN_LENGTH = 1000
@@ -27,8 +27,6 @@ _TRACEBACK: Final[Any] = BaseException.__dict__["__traceback__"]
 
 def text_of(error: BaseException) -> str:
     """Return its message, which may be empty. Never raises an Exception, whatever its `__str__` does."""
-    if (facts := facts_of(error)) is not None:
-        return facts[0]
     try:
         return str.__str__(str(error))
     except Exception:
@@ -37,8 +35,6 @@ def text_of(error: BaseException) -> str:
 
 def repr_of(error: BaseException) -> str:
     """Return its repr, or its class and message where the repr fails or does not name the class."""
-    if (facts := facts_of(error)) is not None:
-        return facts[1]
     name = type(error).__name__
     try:
         shown = str.__str__(repr(error))
@@ -52,6 +48,8 @@ def message_of(error: BaseException) -> str:
 
     A class that users derive from ours is named: only the error codes of our own classes say what they are.
     """
+    if (facts := kept_facts(error)) is not None:
+        return facts.text
     text, name = text_of(error), type(error).__name__
     if any(type(error) is kind for kind in _DESCRIBED_BY_CODE):
         return text or name
@@ -140,11 +138,3 @@ def as_job_error(error: BaseException, message: str) -> JobError:
     job_error = JobError(message, error_code=error_code_of(error), retry_after=retry_after_of(error))
     job_error.__cause__ = error
     return job_error
-
-
-def read_once(error: BaseException) -> None:
-    """Run the error's code here, since it may take long or never end, and keep the answers for all other threads."""
-    from executor_adapter.error_codes import error_code_of, retry_after_of
-
-    keep_facts(error, None)
-    keep_facts(error, (text_of(error), repr_of(error), error_code_of(error), retry_after_of(error)))

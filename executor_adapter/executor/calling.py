@@ -316,13 +316,13 @@ class _CountedJobs:
 
     def __call__(self, job: Job) -> JobFuture:
         future = self._submit(job)
-        future.add_done_callback(self._count)
+        future.add_done_callback(lambda _: self._count(job))
         return future
 
-    def _count(self, future: Future[Any]) -> None:
+    def _count(self, job: Job) -> None:
         with self._lock:
             self.done += 1
-            self.failed += future.cancelled() or future.exception() is not None
+            self.failed += job.error_code is not None
 
 
 @contextlib.contextmanager
@@ -346,7 +346,7 @@ def result_of(future: Future[Any]) -> JobResult:
         status=job.status,
         value=future.result() if error is None else None,
         error=error,
-        error_code=job.error_code if error is not None else None,
+        error_code=job.error_code or getattr(error, "error_code", None),  # Of a result that cannot be loaded.
         attempts=len(job.state.attempts or ()),
         duration=job.duration,
     )

@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
+from executor_adapter.error_facts import ErrorFacts
 from executor_adapter.job.mistakes import Model
 from executor_adapter.job.validation import Delay, Factor, Number, Retries
 
@@ -37,7 +38,8 @@ class RetryRule(Model):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     codes: tuple[str, ...] = Field(min_length=1)
-    """The error codes that it applies to; "*" is every code."""
+    """The error codes that it applies to, or the names of exception classes, such as "httpx.ReadTimeout" and
+    "builtins.ConnectionError", which include their subclasses. "*" is every error."""
     action: Literal["retry", "fail"] = "retry"
     """Whether such an error is retried or fails the job."""
     retry_delay: Delay | None = None
@@ -49,9 +51,9 @@ class RetryRule(Model):
     alone: bool = False
     """Whether the next attempt runs while nothing else runs in its executor."""
 
-    def matches(self, code: str) -> bool:
-        """Return whether the rule applies to an error code."""
-        return code in self.codes or "*" in self.codes
+    def matches(self, error: ErrorFacts) -> bool:
+        """Return whether the rule applies to an error."""
+        return not {"*", error.code, *error.kinds}.isdisjoint(self.codes)
 
 
 class RetryPolicy(Model):
@@ -142,21 +144,15 @@ class RetryDecision:
 
 
 def decide(
-    policy: RetryPolicy,
-    *,
-    code: str,
-    attempt: int,
-    crashes: int,
-    retry_after: float | None = None,
-    draw: Callable[[], float] = random.random,
+    policy: RetryPolicy, *, error: ErrorFacts, attempt: int, crashes: int, draw: Callable[[], float] = random.random
 ) -> RetryDecision:
-    """Decide what follows attempt number `attempt` (from 1), which ended with the error code `code`.
+    """Decide what follows attempt number `attempt` (from 1), which ended with `error`.
 
-    `crashes` counts the job's crashes, this one included. `retry_after` is the pause that the remote side asked for,
-    in seconds: the delay is at least what the policy allows of it. `draw` returns the jitter's random number in
-    [0, 1).
+    `crashes` counts the job's crashes, this one included. The delay is at least what the policy allows of the pause
+    that the remote side asked for. `draw` returns the jitter's random number in [0, 1).
     """
-    rule = next((rule for rule in policy.rules if rule.matches(code)), None)
+    code = error.code
+    rule = next((rule for rule in policy.rules if rule.matches(error)), None)
     crash_budget_spent = code in CRASHES and crashes > policy.crash_attempts
     if rule is not None and rule.action == "fail":
         return RetryDecision(retry=False, reason=f"a rule makes {code} fail")
@@ -177,7 +173,7 @@ def decide(
     delay = policy.delay_before(attempt, rule) * (1.0 + policy.jitter * (2.0 * draw() - 1.0))
     return RetryDecision(
         retry=True,
-        delay=min(max(delay, policy.limit_retry_after(retry_after)), MAX_DELAY_SECONDS),
+        delay=min(max(delay, policy.limit_retry_after(error.retry_after)), MAX_DELAY_SECONDS),
         reason=f"retry {attempt} of {policy.retry_attempts}",
         memory_factor=1.0 if rule is None else rule.memory_factor,
         alone=rule is not None and rule.alone,

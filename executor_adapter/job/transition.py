@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+from executor_adapter.error_facts import ErrorFacts
 from executor_adapter.job.status import JobStatus
 
 if TYPE_CHECKING:
@@ -24,8 +25,9 @@ class Transition(NamedTuple):
     """Seconds since the epoch."""
     attempt: int
     """The number of the attempt that runs or ran last, from 1; 0 before the first."""
-    error: BaseException | None = None
-    """Why, where an attempt failed."""
+    error: ErrorFacts | None = None
+    """What is known of the error, where an attempt failed: its code, class, text and traceback. The exception itself is
+    for whoever asks the job's future."""
 
 
 Observer = Callable[[Transition], None]

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from executor_adapter.error_facts import ErrorFacts
 from executor_adapter.job import TERMINAL, Job, JobStatus, Transition, storable
-from executor_adapter.worker import traceback_of
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -85,17 +85,16 @@ class JobTracer:
         span.end(end_time=_nanoseconds(transition.at))
 
 
-def _record(error: BaseException, span: Span, transition: Transition) -> None:
-    """Let the span say how it failed. Nothing here runs code of the exception's class, which may hang."""
+def _record(error: ErrorFacts, span: Span, transition: Transition) -> None:
+    """Let the span say how it failed."""
     from opentelemetry.trace import StatusCode
 
-    job, kind = transition.job, type(error)
-    module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+    job = transition.job
     code, message = storable(job.error_code or "_OTHER"), storable(job.error_message or "")
     attributes = {
-        "exception.type": f"{module}{kind.__qualname__}",
+        "exception.type": error.kinds[0].removeprefix("builtins."),
         "exception.message": message,
-        "exception.stacktrace": storable(traceback_of(error, error.__traceback__) or ""),
+        "exception.stacktrace": storable(error.traceback or ""),
     }
     span.set_attribute("error.type", code)
     span.add_event("exception", attributes, timestamp=_nanoseconds(transition.at))

@@ -6,15 +6,11 @@ import itertools
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from types import TracebackType
-from typing import NamedTuple
 
-from executor_adapter.error_facts import is_a
-from executor_adapter.exceptions import JobCancelledError
+from executor_adapter.error_facts import ErrorFacts
 from executor_adapter.job import TERMINAL, Job, JobStatus, Progress, Transition
 from executor_adapter.persistence.serialization import StoredCall, function_name, record_of
 from executor_adapter.store import JobRecord
-from executor_adapter.worker import traceback_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +20,6 @@ class WriteBatch:
     new: list[JobRecord]
     changed: list[JobRecord]
     jobs: list[Job]
-
-
-class _Received(NamedTuple):
-    """A transition, and its error's traceback at that time."""
-
-    transition: Transition
-    traceback: TracebackType | None
 
 
 class PendingWrites:
@@ -61,8 +50,8 @@ class PendingWrites:
         self._keeps_jobs = keeps_jobs
         self._quarantined = quarantined
         self._unwritten = unwritten
-        self._received: deque[_Received] = deque()
-        self._due: dict[Job, _Received] = {}
+        self._received: deque[Transition] = deque()
+        self._due: dict[Job, Transition] = {}
         self._running: dict[Job, Progress | None] = {}
         """Running jobs, with their progress as last recorded."""
         self._requeued: set[Job] = set()
@@ -78,16 +67,14 @@ class PendingWrites:
 
     def on_transition(self, transition: Transition) -> None:
         """Receive a transition, on the supervisor's thread."""
-        error = transition.error
-        self._received.append(_Received(transition, None if error is None else error.__traceback__))
+        self._received.append(transition)
 
     # --- on the recorder's thread ---
 
     def collect(self) -> None:
         """Make the transitions received by now due; a job moves behind those that changed before it."""
         for _ in range(len(self._received)):
-            received = self._received.popleft()
-            transition = received.transition
+            transition = self._received.popleft()
             job = transition.job
             if transition.status is JobStatus.RUNNING:
                 self._running[job] = None
@@ -98,7 +85,7 @@ class PendingWrites:
                     self._disowned.discard(job)
                 continue
             self._due.pop(job, None)
-            self._due[job] = received
+            self._due[job] = transition
 
     def collect_progress(self) -> None:
         """Make running jobs due that have reported new progress since it was last recorded."""
@@ -107,14 +94,14 @@ class PendingWrites:
             if progress is not recorded and job not in self._disowned:
                 self._running[job] = progress
                 unchanged = Transition(job, JobStatus.RUNNING, JobStatus.RUNNING, 0.0, job.state.attempt)
-                self._due.setdefault(job, _Received(unchanged, None))
+                self._due.setdefault(job, unchanged)
 
     def batch(self, size: int, host_id: str) -> WriteBatch:
         """Return the first `size` due records; they stay due until `mark_written`."""
         batch = WriteBatch([], [], [])
-        for job, received in itertools.islice(self._due.items(), size):
+        for job, transition in itertools.islice(self._due.items(), size):
             call = self._unwritten.get(job)
-            record = self._record(received, call, host_id)
+            record = self._record(transition, call, host_id)
             (batch.changed if call is None else batch.new).append(record)
             batch.jobs.append(job)
         return batch
@@ -122,7 +109,7 @@ class PendingWrites:
     def mark_written(self, jobs: Iterable[Job]) -> None:
         """Remove the jobs of a batch that is in the store now."""
         for job in jobs:
-            transition = self._due.pop(job).transition
+            transition = self._due.pop(job)
             self._unwritten.pop(job, None)
             if transition.status in TERMINAL:
                 self._requeued.discard(job)
@@ -146,14 +133,13 @@ class PendingWrites:
         """Return which of `jobs` and of the due jobs have been written before."""
         return [job for job in {*jobs, *self._due} if job not in self._unwritten]
 
-    def _record(self, received: _Received, call: StoredCall | None, host_id: str) -> JobRecord:
-        transition = received.transition
+    def _record(self, transition: Transition, call: StoredCall | None, host_id: str) -> JobRecord:
         if self._is_requeued(transition):
             return _for_next_host(self._record_of(transition, call, host_id))
         record = self._record_of(transition, call, host_id)
         if transition.error is None:
             return record
-        return replace(record, traceback=traceback_of(transition.error, received.traceback))
+        return replace(record, traceback=transition.error.traceback)
 
     def _record_of(self, transition: Transition, call: StoredCall | None, host_id: str) -> JobRecord:
         job = transition.job
@@ -180,6 +166,6 @@ def _for_next_host(record: JobRecord) -> JobRecord:
     return replace(record, status=JobStatus.PENDING, host=None, completed_at=None, error_code=None, error_message=None)
 
 
-def was_cut_off(error: BaseException | None) -> bool:
+def was_cut_off(error: ErrorFacts | None) -> bool:
     """Return whether a job ended because its executor had to stop it, and not because a user cancelled it."""
-    return error is not None and is_a(error, JobCancelledError) and bool(error.context.get("shutdown"))
+    return error is not None and error.shutdown

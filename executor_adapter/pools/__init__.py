@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from executor_adapter.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from executor_adapter.pools.base import Assignment, Ending, LeasingPool, PoolSupervisor, Recall, WorkerPool
+    from executor_adapter.pools.base import Assignment, LeasingPool, PoolSupervisor, Recall, WorkerPool
     from executor_adapter.pools.cluster.descriptions import describe_ssh_host, differences
     from executor_adapter.pools.cluster.engines.descriptions import EngineName, NodeAnswer, ask_nodes
     from executor_adapter.pools.cluster.hosts import SshHost
@@ -42,7 +42,6 @@ _HOMES = {
     "Assignment": "executor_adapter.pools.base",
     "AvailableMemory": "executor_adapter.pools.memory.available",
     "COROUTINE_STOP_TIMEOUT": "executor_adapter.pools.in_process.event_loop",
-    "Ending": "executor_adapter.pools.base",
     "EventLoopThread": "executor_adapter.pools.in_process.event_loop",
     "GpuShares": "executor_adapter.pools.gpus",
     "LeasingPool": "executor_adapter.pools.base",
@@ -76,7 +75,6 @@ __all__ = [
     "COROUTINE_STOP_TIMEOUT",
     "Assignment",
     "AvailableMemory",
-    "Ending",
     "EngineName",
     "EventLoopThread",
     "GpuShares",

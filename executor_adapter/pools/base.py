@@ -19,17 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 if TYPE_CHECKING:
     from executor_adapter.exceptions import MemoryLimitError
     from executor_adapter.job import Job, Shape
-
-
-class Ending(Enum):
-    """Names how an attempt ended, as its pool observed it."""
-
-    RETURNED = "the function returned; `value` is the value it returned"
-    RAISED = "the function raised `error`"
-    UNSENDABLE = "function, argument or result could not be sent; `error` is a JobSerializationError"
-    CRASHED = "its worker died without being stopped; `error` is a WorkerCrashedError"
-    STOPPED = "it ended because `stop` was called, and nothing it started is alive"
-    ABANDONED = "`stop` was called but it cannot be ended (a thread stuck in C code): the pool gave up on it"
+    from executor_adapter.pools.transport.envelope import Outcome
 
 
 class Recall(Enum):
@@ -45,7 +35,7 @@ class Assignment:
 
     __slots__ = (
         "checkpoint", "context", "coroutine", "ended_at", "environment", "exit_code", "exit_signal", "hard_limit",
-        "has_plain_value", "job", "memory_limit", "near_limit", "node", "number", "payload", "peak_rss", "pid",
+        "job", "memory_limit", "near_limit", "node", "number", "payload", "peak_rss", "pid",
         "position", "run_time", "scope", "short", "soft_limit", "stall_limit", "started_at", "stop_asked_at",
         "stop_reason", "worker",
     )  # fmt: skip
@@ -85,8 +75,6 @@ class Assignment:
         self.peak_rss: int | None = None
         self.exit_code: int | None = None
         self.exit_signal: int | None = None
-        self.has_plain_value = False
-        """Whether the pool knows that the value consists of plain data, so that freeing it runs nobody's code."""
         # These five belong to the supervisor.
         self.run_time: Any = None
         self.hard_limit = self.soft_limit = self.stall_limit = self.near_limit = float("inf")
@@ -109,9 +97,7 @@ class PoolSupervisor(Protocol):
         Called once for each assignment.
         """
 
-    def ended(
-        self, assignment: Assignment, ending: Ending, value: Any = None, error: BaseException | None = None
-    ) -> None:
+    def ended(self, assignment: Assignment, outcome: Outcome) -> None:
         """Record how the attempt ended. Nothing it started is alive, except after ABANDONED.
 
         Called once for each assignment, unless `handed_back` is called.
@@ -135,7 +121,9 @@ class PoolSupervisor(Protocol):
                       and anything passed as extra
         "output"      (stream, text): stream is "stdout" or "stderr", text one line without its line ending
         "position"    where the function is, in the form of a traceback, because it is being ended
-        "event"       (kind, content): anything that a scope's code sends with `current_job().send(kind, content)`
+        "event"       (kind, content): what was sent with `current_job().send(kind, content)`, the content pickled
+
+        They are plain data: nobody's code runs when they are read or freed.
         """
 
     def is_output_full(self, assignment: Assignment | None) -> bool | None:

@@ -9,7 +9,8 @@ from typing import Generic, TypeVar
 
 from executor_adapter.exceptions import WorkerUnavailableError
 from executor_adapter.exceptions.display import repr_of, text_of
-from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, Timer
+from executor_adapter.pools.base import Assignment, PoolSupervisor, Timer
+from executor_adapter.pools.transport.envelope import crashed
 
 logger = logging.getLogger("executor_adapter")
 
@@ -117,7 +118,7 @@ class RefusedStarts(Generic[W]):
             self._try_later()
 
     def _fail(self, assignment: Assignment, error: WorkerUnavailableError) -> None:
-        self._supervisor.ended(assignment, Ending.CRASHED, error=error)
+        self._supervisor.ended(assignment, crashed(error))
 
 
 def unavailable(refusal: BaseException | str, when: str) -> WorkerUnavailableError:

@@ -4,23 +4,20 @@ Whoever drops the last reference to an object runs its `__del__`, which may be s
 values and errors of jobs, and often is the last to do so. What it is done with is collected here during a turn, while
 functions of that turn may still refer to it, and is dropped by the thread afterwards.
 
-Objects of plain types have no code of users, so a job that has nothing else costs nothing here. Objects in reference
-cycles are beyond control: Python's garbage collector frees them on whichever thread it happens to run.
+What a worker process returned or raised is bytes here, and objects of plain types have no code of users, so a job that
+has nothing else costs nothing. Objects in reference cycles are beyond control: Python's garbage collector frees them on
+whichever thread it happens to run.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
 from queue import SimpleQueue
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 from executor_adapter.job import Job
-
-logger = logging.getLogger("executor_adapter")
-
-PLAIN_TYPES = frozenset({type(None), bool, int, float, complex, str, bytes})
+from executor_adapter.pools.transport.envelope import PLAIN_TYPES
 
 
 class Discard:

@@ -16,13 +16,15 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Protocol
 
+from executor_adapter.error_facts import ErrorFacts
 from executor_adapter.exceptions import JobCancelledError
-from executor_adapter.exceptions.display import read_once
 from executor_adapter.job import TERMINAL, Job, JobStatus, RetryDecision
 from executor_adapter.pools import Assignment
+from executor_adapter.pools.transport.envelope import Body, Outcome, failed, returned
 from executor_adapter.supervision.limits import Stopping
 from executor_adapter.supervision.outcome import FollowUp, StopReason
 from executor_adapter.supervision.scheduling import Dispatcher
+from executor_adapter.worker.facts import facts_of
 
 logger = logging.getLogger("executor_adapter")
 
@@ -44,6 +46,23 @@ class DriverHost(Protocol):
         """Run one attempt of the job in the slot that it holds; `prepare` gets the attempt first."""
 
 
+class DriverFuture(Future[Any]):
+    """The future of a request. The thread that asks it opens what the function returned or raised."""
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Return the value, or raise the error."""
+        body: Body = super().result(timeout)
+        try:
+            return body.open()
+        finally:
+            del body, self  # The error's traceback holds this frame: it would be a cycle.
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return what `result` raises; None where it returns a value."""
+        body: Body = super().result(timeout)
+        return body.exception()
+
+
 class JobDriver:
     """Drives one job through its executor. Must not be used by two threads at once.
 
@@ -59,8 +78,9 @@ class JobDriver:
         self._host = host
         self._holds_slot = False
         self._outstanding: Future[Any] | None = None
-        self._abort_error: BaseException | None = None
-        self._last_error: BaseException | None = None
+        self._aborted: Outcome | None = None
+        """How the job is to end, if it is being ended."""
+        self._last_error: ErrorFacts | None = None
         self._listeners: list[Callable[[str, Any], None]] = []
 
     # --- from any thread ---
@@ -90,7 +110,7 @@ class JobDriver:
 
     def decide(self, error: BaseException) -> RetryDecision:
         """Decide by the job's policy whether an attempt that ended with `error` is retried."""
-        return self._host.follow_up.decide(self.job, error)
+        return self._host.follow_up.decide(self.job, facts_of(error))
 
     def retry(self, decision: RetryDecision) -> Future[None]:
         """Let the job be RETRYING, without a slot; the future resolves after the delay."""
@@ -98,12 +118,11 @@ class JobDriver:
 
     def complete(self, value: Any = None) -> None:
         """End the job COMPLETED, and free a slot that is still held (a cached result needs no attempt)."""
-        self._host.call_soon(self._finish, value)
+        self._host.call_soon(self._finish, returned(value))
 
     def fail(self, error: BaseException) -> None:
         """End the job FAILED, or CANCELLED if `error` is a cancellation."""
-        read_once(error)
-        self._host.call_soon(self._fail, error)
+        self._host.call_soon(self._fail, failed(error))
 
     def cancel(self) -> bool:
         """Cancel the job; the outstanding future raises JobCancelledError once its attempt is dead."""
@@ -121,17 +140,17 @@ class JobDriver:
         self._listeners.append(callback)
 
     def _ask(self, request: Callable[..., None], *args: Any) -> Future[Any]:
-        future: Future[Any] = Future()
+        future = DriverFuture()
         self._host.call_soon(self._begin, future, request, args)
         return future
 
     # --- on the supervisor's thread ---
 
     def _begin(self, future: Future[Any], request: Callable[..., None], args: tuple[Any, ...]) -> None:
-        if self._abort_error is not None:
-            future.set_exception(self._abort_error)
+        if self._aborted is not None:
+            future.set_result(self._aborted.body)
         elif self.job.status in TERMINAL:
-            future.set_exception(JobCancelledError(f"job {self.job.job_id} has ended: {self.job.status}"))
+            future.set_result(Body(error=JobCancelledError(f"job {self.job.job_id} has ended: {self.job.status}")))
         else:
             self._outstanding = future
             request(*args)
@@ -144,15 +163,17 @@ class JobDriver:
         self._host.start_driven(self.job, prepare)
 
     def _retry(self, decision: RetryDecision) -> None:
-        self._host.follow_up.retry_later(self.job, decision, lambda job: self.resolve(None), self._last_error)
+        self._host.follow_up.retry_later(self.job, decision, lambda job: self.resolve(Body()), self._last_error)
 
-    def _finish(self, value: Any) -> None:
+    def _finish(self, outcome: Outcome) -> None:
         if self.job.status not in TERMINAL:
-            self._host.follow_up.finish_job(self.job, JobStatus.COMPLETED, value)
+            self._host.follow_up.finish_job(self.job, JobStatus.COMPLETED, outcome)
 
-    def _fail(self, error: BaseException) -> None:
+    def _fail(self, outcome: Outcome) -> None:
         if self.job.status not in TERMINAL:
-            self._host.follow_up.give_up(self.job, self.decide(error), error)
+            assert outcome.error is not None, "what has failed has an error"
+            decision = self._host.follow_up.decide(self.job, outcome.error)
+            self._host.follow_up.give_up(self.job, decision, outcome)
 
     def accepted(self) -> None:
         """Note that the supervisor has accepted the job."""
@@ -165,32 +186,31 @@ class JobDriver:
     @property
     def may_begin(self) -> bool:
         """Whether the slot that was taken is still held, for a job that is not being ended."""
-        return self._holds_slot and self._abort_error is None
+        return self._holds_slot and self._aborted is None
 
     def slot_granted(self) -> None:
         """Let the attempt begin, in the slot that is held."""
-        self.resolve(None)
+        self.resolve(Body())
 
     def release_slot(self) -> bool:
         """Give up the slot; return whether one was held that no attempt used."""
         held, self._holds_slot = self._holds_slot, False
         return held
 
-    def attempt_failed(self, error: BaseException) -> None:
-        """Let the outstanding future raise `error`, with which the attempt ended."""
-        self._last_error = error
-        if (future := self._take_outstanding()) is not None:
-            future.set_exception(error)
+    def attempt_failed(self, outcome: Outcome) -> None:
+        """Let the outstanding future raise the error with which the attempt ended."""
+        self._last_error = outcome.error
+        self.resolve(outcome.body)
 
-    def abort(self, error: BaseException) -> None:
-        """End the job while no attempt runs: the outstanding or next request of its driver raises `error`."""
-        if self._abort_error is None:
-            self._abort_error = error
+    def abort(self, outcome: Outcome) -> None:
+        """End the job while no attempt runs: the outstanding or next request of its driver raises this error."""
+        if self._aborted is None:
+            self._aborted = outcome
             self.wants_slot = False
-            self.attempt_failed(error)
+            self.attempt_failed(outcome)
 
-    def expect_end(self, error: BaseException) -> None:
-        """Note that the attempt is being ended, because the job is to end with `error`."""
+    def expect_end(self, outcome: Outcome) -> None:
+        """Note that the attempt is being ended, because the job is to end like this."""
 
     @property
     def has_listeners(self) -> bool:
@@ -205,11 +225,8 @@ class JobDriver:
             except Exception:
                 logger.exception("a listener of a job failed", extra={"job_id": self.job.job_id})
 
-    def resolve(self, value: Any) -> None:
-        """Resolve the outstanding future: with a slot, a function's value, or the end of a delay."""
-        if (future := self._take_outstanding()) is not None:
-            future.set_result(value)
-
-    def _take_outstanding(self) -> Future[Any] | None:
+    def resolve(self, body: Body) -> None:
+        """Resolve the outstanding future: with a slot, what a function returned or raised, or the end of a delay."""
         future, self._outstanding = self._outstanding, None
-        return future
+        if future is not None:
+            future.set_result(body)

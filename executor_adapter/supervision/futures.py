@@ -20,6 +20,7 @@ from typing_extensions import TypeVar
 
 from executor_adapter.job import Job, JobStatus
 from executor_adapter.pools import SlotLoan, current_slot_loan
+from executor_adapter.pools.transport.envelope import Body, Outcome
 from executor_adapter.supervision.output_forwarding import program_output
 from executor_adapter.supervision.thread import SupervisorThread
 
@@ -34,6 +35,8 @@ MAX_NAMED = 3
 MAX_MESSAGE_LENGTH = 200
 
 _at_exit: list[UnreadFailures] = []
+_PENDING = Body()
+"""What a future has before its job has ended."""
 
 
 class FutureHub:
@@ -110,6 +113,9 @@ class JobFuture(Future[R]):
     process they raise ExecutorClosedError if the job had not ended when the process was forked. Cancelling the task
     that awaits a future cancels the job; `asyncio.shield(future)` prevents that.
 
+    What a worker process has sent is unpickled by the thread that first asks for it, which gets the same object each
+    time. Where that fails, JobSerializationError is raised each time, though the job has COMPLETED.
+
     A job that waits for a future of its own executor, in a thread or a coroutine, lends its slot until that is done:
     otherwise the job that it waits for might never get one.
 
@@ -126,8 +132,7 @@ class JobFuture(Future[R]):
         self.job = job
         self._hub = hub
         self._state = PENDING
-        self._result: Any = None
-        self._exception: BaseException | None = None
+        self._body = _PENDING
         self._made_waiters: _Waiters | None = None
         self._made_callbacks: list[Any] | None = None
 
@@ -149,11 +154,11 @@ class JobFuture(Future[R]):
             made = self._made_callbacks = []
         return made
 
-    def settle(self, value: Any, error: BaseException | None) -> None:
-        """Set the value or the error. Called once, on the supervisor's thread."""
+    def settle(self, outcome: Outcome) -> None:
+        """Set what the function returned or raised. Called once, on the supervisor's thread."""
+        error = outcome.error
         with self._hub.settling_lock:
-            self._result = value
-            self._exception = error
+            self._body = outcome.body
             self._state = FINISHED
             if self._made_waiters:
                 for waiter in self._made_waiters:
@@ -181,14 +186,15 @@ class JobFuture(Future[R]):
         self._wait(timeout)
         if program_output.pending:
             self._wait_for_output(timeout)
-        error = self._exception
-        if error is None:
-            return self._result  # type: ignore[no-any-return]  # As `settle` was given it.
-        self.note_read()
+        if self._unread is not None:
+            self.note_read()
+        body = self._body
+        if body.frame is None and body.error is None:
+            return body.value  # type: ignore[no-any-return]  # As the function returned it.
         try:
-            raise error
+            return body.open()  # type: ignore[no-any-return]
         finally:
-            del error, self  # Otherwise the error's traceback would keep this frame alive, and with it the error.
+            del self, body  # The error's traceback holds this frame: it would be a cycle.
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what `result` would raise; None where the job completed."""
@@ -196,7 +202,7 @@ class JobFuture(Future[R]):
         self.note_read()
         if program_output.pending:
             self._wait_for_output(timeout)
-        return self._exception
+        return self._body.exception()
 
     def _wait_for_output(self, timeout: float | None) -> None:
         """Let what the job printed come before what its caller prints next, unless the caller must not block."""
@@ -242,6 +248,9 @@ class JobFuture(Future[R]):
         finally:
             with self._hub.settling_lock:
                 self._waiters.remove(waiter)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of job {self.job.job_id}: {self.job.status}>"
 
     def _repr_html_(self) -> str:
         return self.job._repr_html_()

@@ -19,14 +19,14 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from executor_adapter.error_facts import is_a
+from executor_adapter.error_facts import ErrorFacts
 from executor_adapter.exceptions import InvalidJobError, JobCancelledError
-from executor_adapter.exceptions.display import read_once
 from executor_adapter.job import TERMINAL, Job, JobStatus
 from executor_adapter.pools import COROUTINE_STOP_TIMEOUT, Assignment, EventLoopThread, Patience, unavailable
+from executor_adapter.pools.transport.envelope import Body, Outcome, crashed
 from executor_adapter.supervision.driver import JobDriver
 from executor_adapter.supervision.futures import JobFuture
-from executor_adapter.supervision.outcome import StopReason, code_and_message, failed_as
+from executor_adapter.supervision.outcome import StopReason, failed_as
 from executor_adapter.supervision.supervisor import Supervisor
 
 logger = logging.getLogger("executor_adapter.hooks")
@@ -90,7 +90,8 @@ class HookedExecution:
             try:
                 self._loop = _HookLoop(self._supervisor)
             except (OSError, RuntimeError) as error:  # No descriptor or thread is left.
-                self._supervisor.call_soon(call.driver.returned, call, None, unavailable(error, "for execute_job"))
+                refusal = crashed(unavailable(error, "for execute_job"))
+                self._supervisor.call_soon(call.driver.ended, call, refusal)
                 return
         self._loop.submit(call)
         self._loop.start_submitted()
@@ -161,7 +162,7 @@ class HookedDriver(JobDriver):
         self._acquire()
 
     def _acquire(self) -> None:
-        if self._abort_error is None:
+        if self._aborted is None:
             super()._acquire()
 
     def slot_granted(self) -> None:
@@ -179,31 +180,31 @@ class HookedDriver(JobDriver):
             self._prepare = prepare
             self._acquire()
 
-    def returned(self, call: HookCall, value: Any, error: BaseException | None) -> None:
+    def ended(self, call: HookCall, outcome: Outcome) -> None:
         """Note that `execute_job` has ended."""
         if not call.is_live:
             return  # It was abandoned.
         self._discard_call()
-        if self._abort_error is not None:  # The job was being ended, so the outcome of the call does not count.
-            self._end(functools.partial(self._supervisor.follow_up.fail_job, self.job, self._abort_error))
-        elif error is None:
-            self._end(functools.partial(self._supervisor.follow_up.finish_job, self.job, JobStatus.COMPLETED, value))
+        if self._aborted is not None:  # The job was being ended, so the outcome of the call does not count.
+            self._end(functools.partial(self._supervisor.follow_up.fail_job, self.job, self._aborted))
+        elif outcome.error is None:
+            self._end(functools.partial(self._supervisor.follow_up.finish_job, self.job, JobStatus.COMPLETED, outcome))
         else:
-            self._failed(error)
+            self._failed(outcome, outcome.error)
 
-    def _failed(self, error: BaseException) -> None:
-        decision = self.decide(error)
-        if decision.retry and is_a(error, Exception):
-            self.job.record_error(*code_and_message(error))  # A hook's error leaves no attempt that records it.
+    def _failed(self, outcome: Outcome, error: ErrorFacts) -> None:
+        decision = self._supervisor.follow_up.decide(self.job, error)
+        if decision.retry:
+            self.job.record_error(error.code, error.text)  # A hook's error leaves no attempt that records it.
             self._supervisor.follow_up.retry_later(self.job, decision, lambda _: self.accepted(), error)
         else:
             status = failed_as(self.job, error)
-            self._end(functools.partial(self._supervisor.follow_up.give_up, self.job, decision, error, status))
+            self._end(functools.partial(self._supervisor.follow_up.give_up, self.job, decision, outcome, status))
 
     # --- ending early ---
 
-    def abort(self, error: BaseException) -> None:
-        self.expect_end(error)
+    def abort(self, outcome: Outcome) -> None:
+        self.expect_end(outcome)
         self.wants_slot = False
         if self._call is None:
             # Later, not now: a supervisor that has failed aborts its jobs too, and ends them itself.
@@ -211,23 +212,19 @@ class HookedDriver(JobDriver):
         elif self._outstanding is None:
             self._cancel_call(self._call)
         else:
-            self.attempt_failed(error)
+            self.attempt_failed(outcome)
 
-    def expect_end(self, error: BaseException) -> None:
-        if self._abort_error is None or _weight(error) > _weight(self._abort_error):
-            self._abort_error = error
+    def expect_end(self, outcome: Outcome) -> None:
+        if self._aborted is None or _weight(outcome) > _weight(self._aborted):
+            self._aborted = outcome
 
-    def attempt_failed(self, error: BaseException) -> None:
-        super().attempt_failed(error)
-        self._on_attempt_ended()
-
-    def resolve(self, value: Any) -> None:
-        super().resolve(value)
+    def resolve(self, body: Body) -> None:
+        super().resolve(body)
         self._on_attempt_ended()
 
     def _on_attempt_ended(self) -> None:
         """Let a call react to its end, for example in `error_hook`, and cancel it after a grace period."""
-        if self._abort_error is not None and self._call is not None:
+        if self._aborted is not None and self._call is not None:
             when = self._supervisor.now() + self._grace
             self._supervisor.call_at(when, functools.partial(self._cancel_call, self._call))
 
@@ -247,8 +244,8 @@ class HookedDriver(JobDriver):
 
     def _end_aborted(self) -> None:
         if self.job.status not in TERMINAL:
-            assert self._abort_error is not None, "the job is to end"
-            self._end(functools.partial(self._supervisor.follow_up.fail_job, self.job, self._abort_error))
+            assert self._aborted is not None, "the job is to end"
+            self._end(functools.partial(self._supervisor.follow_up.fail_job, self.job, self._aborted))
 
     def _end(self, end: Callable[[], None]) -> None:
         end()
@@ -282,21 +279,17 @@ class _HookLoop(EventLoopThread[HookCall]):
         super().__init__("executor-hooks")
 
     async def call(self, run: HookCall) -> Any:
-        try:
-            return await run.execute_job(run.driver.job)
-        except BaseException as error:
-            read_once(error)
-            raise
+        return await run.execute_job(run.driver.job)
 
     def job_id_of(self, run: HookCall) -> str:
         return run.driver.job.job_id
 
-    def on_end(self, run: HookCall, value: Any, error: BaseException | None) -> None:
-        self._supervisor.call_soon(run.driver.returned, run, value, error)
+    def on_end(self, run: HookCall, outcome: Outcome) -> None:
+        self._supervisor.call_soon(run.driver.ended, run, outcome)
 
 
-def _weight(error: BaseException) -> int:
-    """Rank errors as StopReason does: a cancel outweighs a shutdown, and a shutdown outweighs a deadline."""
-    if not is_a(error, JobCancelledError):
+def _weight(outcome: Outcome) -> int:
+    """Rank ends as StopReason does: a cancel outweighs a shutdown, and a shutdown outweighs a deadline."""
+    if outcome.error is None or not outcome.error.is_a(JobCancelledError):
         return 0
-    return 1 if error.context.get("shutdown") else 2
+    return 1 if outcome.error.shutdown else 2

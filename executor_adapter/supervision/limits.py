@@ -7,12 +7,13 @@ import logging
 import weakref
 from collections.abc import Callable
 
-from executor_adapter.exceptions import JobCancelledError, JobError, JobTimeoutError
+from executor_adapter.exceptions import JobError
 from executor_adapter.exceptions.display import repr_of
 from executor_adapter.job import TERMINAL, Job, JobStatus, LimitObserver, NearLimit
 from executor_adapter.pools import Assignment, Recall, SupervisorLoop
+from executor_adapter.pools.transport.envelope import Outcome, failed
 from executor_adapter.supervision.intake import JobIntake
-from executor_adapter.supervision.outcome import FollowUp, StopReason, stop_error
+from executor_adapter.supervision.outcome import FollowUp, StopReason, stopped
 from executor_adapter.supervision.scheduling import NEVER, PoolSet
 
 logger = logging.getLogger("executor_adapter")
@@ -208,12 +209,12 @@ class Stopping:
             return
         assignment: Assignment | None = live.assignment
         if assignment is not None and live.driver is not None:  # A recalled attempt would be started again.
-            live.driver.expect_end(stop_error(job, reason))
+            live.driver.expect_end(stopped(job, reason))
             self._stop(assignment, reason)
         elif assignment is not None and not self._is_taken_back(assignment):
             self._stop(assignment, reason)
         else:
-            self.end_unstarted_job(job, stop_error(job, reason))
+            self.end_unstarted_job(job, stopped(job, reason))
 
     def _is_taken_back(self, assignment: Assignment) -> bool:
         return assignment not in self._running and self._recall(assignment) is Recall.TAKEN_BACK
@@ -221,13 +222,13 @@ class Stopping:
     def _recall(self, assignment: Assignment) -> Recall:
         return self._pools.of(assignment.job).recall(assignment)
 
-    def end_unstarted_job(self, job: Job, error: JobTimeoutError | JobCancelledError) -> None:
+    def end_unstarted_job(self, job: Job, outcome: Outcome) -> None:
         """End a job without a running attempt."""
         driver = job.live.driver
         if driver is not None:
-            driver.abort(error)
+            driver.abort(outcome)
         else:
-            self._follow_up.fail_job(job, error)
+            self._follow_up.fail_job(job, outcome)
 
     def set_timers(self, job: Job) -> None:
         """Enforce the job's `queue_timeout` and `deadline`."""
@@ -249,7 +250,7 @@ class Stopping:
             if answer is Recall.ASKED:  # `handed_back` ends the job if it was not begun.
                 assignment.stop_reason = StopReason.QUEUE_TIMEOUT
             return
-        self.end_unstarted_job(job, stop_error(job, StopReason.QUEUE_TIMEOUT))
+        self.end_unstarted_job(job, stopped(job, StopReason.QUEUE_TIMEOUT))
 
     def _on_near_deadline(self, job: Job) -> None:
         used, deadline = self._loop.now() - job.live.queued_at, job.deadline or 0.0
@@ -276,9 +277,9 @@ class Stopping:
         """Fail every job, because the supervisor failed: otherwise callers would wait forever."""
         self._intake.close()
         for job in list(self._intake.jobs.values()):
-            failure = JobError(f"the executor has failed: {repr_of(error)}")
+            failure = failed(JobError(f"the executor has failed: {repr_of(error)}"))
             driver, future = job.live.driver, job.live.future
             if driver is not None:
                 driver.abort(failure)
             if future is not None:
-                future.settle(None, failure)
+                future.settle(failure)

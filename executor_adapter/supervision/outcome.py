@@ -7,21 +7,19 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Iterable
-from numbers import Integral
-from typing import Any
 
-from executor_adapter.error_codes import error_code_of, retry_after_of
-from executor_adapter.error_facts import is_a
+from executor_adapter.error_facts import ErrorFacts
 from executor_adapter.exceptions import JobCancelledError, JobError, JobTimeoutError, SoftTimeoutError
-from executor_adapter.exceptions.display import as_exception, message_of, repr_of, traceback_text
+from executor_adapter.exceptions.display import repr_of, traceback_text
 from executor_adapter.job import TERMINAL, Job, JobStatus, Observer, RetryDecision, Transition, decide
-from executor_adapter.pools import Assignment, Ending, SupervisorLoop
-from executor_adapter.supervision.discard import PLAIN_TYPES, Discard
+from executor_adapter.pools import Assignment, SupervisorLoop
+from executor_adapter.pools.transport.envelope import Ending, Outcome, failed
+from executor_adapter.supervision.discard import Discard
 from executor_adapter.supervision.intake import JobIntake
 from executor_adapter.supervision.job_scope import has_receiver
 from executor_adapter.supervision.scheduling import Dispatcher, PoolSet
 from executor_adapter.supervision.stats import QUEUE_SECONDS, ended_jobs
-from executor_adapter.worker import FunctionPosition
+from executor_adapter.worker import FunctionPosition, wire
 
 logger = logging.getLogger("executor_adapter")
 
@@ -67,7 +65,7 @@ class StateTracker:
         self,
         job: Job,
         status: JobStatus,
-        error: BaseException | None = None,
+        error: ErrorFacts | None = None,
         *,
         attempt: int | None = None,
         retry_at: float | None = None,
@@ -91,7 +89,7 @@ class StateTracker:
         if self.observers:
             self._notify(job, previous, status, error)
 
-    def _notify(self, job: Job, previous: JobStatus | None, status: JobStatus, error: BaseException | None) -> None:
+    def _notify(self, job: Job, previous: JobStatus | None, status: JobStatus, error: ErrorFacts | None) -> None:
         transition = Transition(job, previous, status, time.time(), job.state.attempt, error)
         for observer in tuple(self.observers):
             try:
@@ -127,39 +125,33 @@ class FollowUp:
         """Retry nothing from now on, because a shutdown cancels jobs."""
         self._allows_retries = False
 
-    def follow(
-        self, assignment: Assignment, ending: Ending, reason: StopReason | None, value: Any, error: BaseException | None
-    ) -> None:
+    def follow(self, assignment: Assignment, outcome: Outcome, reason: StopReason | None) -> None:
         """Record a finished attempt, and complete, retry or fail its job; `reason` is why it was stopped, if it was."""
         job = assignment.job
-        is_plain = assignment.has_plain_value or type(value) in PLAIN_TYPES
-        if error is not None or not (is_plain and job.live.is_plain):
-            self._discard.add(assignment, value, error)
+        if not (outcome.body.is_plain and job.live.is_plain):
+            self._discard.add(assignment, outcome)
         try:
-            if ending is Ending.RETURNED:
+            if outcome.ending is Ending.RETURNED:
                 record_attempt(assignment, None, self._loop.now())
                 if job.live.driver is not None:
-                    job.live.driver.resolve(value)
+                    job.live.driver.resolve(outcome.body)
                 else:
-                    self.finish_job(job, JobStatus.COMPLETED, value)
+                    self.finish_job(job, JobStatus.COMPLETED, outcome)
                 return
-            if reason is not None or ending is Ending.STOPPED or ending is Ending.ABANDONED:
-                error = stop_error(job, reason)
-                show_position(error, assignment)
-            assert error is not None
-            error = as_exception(error)
-            if is_a(error, SoftTimeoutError):
-                error = soft_timeout_error(job, error)
-            record_attempt(assignment, error, self._loop.now())
-            self._fail_attempt(job, error)
-        except BaseException as fault:  # The error's own code may run here, and may raise anything.
+            if reason is not None or outcome.error is None:
+                outcome = stopped(job, reason, assignment.position)
+            elif outcome.error.is_a(SoftTimeoutError):
+                outcome = _past_soft_timeout(job, outcome.error)
+            record_attempt(assignment, outcome.error, self._loop.now())
+            self._fail_attempt(job, outcome)
+        except BaseException as fault:  # Otherwise nothing would end the job.
             self.fail_undecided(job, fault)
 
     def fail_undecided(self, job: Job, fault: BaseException) -> None:
         """Fail a job whose follow-up could not be decided: nothing else would end it."""
         text = traceback_text(fault, fault.__traceback__)
         logger.error("cannot decide what follows an attempt: the job fails\n%s", text, extra={"job_id": job.job_id})
-        failure = JobError(f"cannot decide what follows the attempt: {repr_of(fault)}")
+        failure = failed(JobError(f"cannot decide what follows the attempt: {repr_of(fault)}"))
         if job.state.status in TERMINAL:
             return
         if job.live.driver is not None:
@@ -167,35 +159,31 @@ class FollowUp:
         else:
             self.fail_job(job, failure)
 
-    def _fail_attempt(self, job: Job, error: BaseException) -> None:
-        if job.state.error_code == "RATE_LIMITED":
-            self._dispatcher.rate_limiter.pause(job, job.policy.limit_retry_after(retry_after_of(error)))
+    def _fail_attempt(self, job: Job, outcome: Outcome) -> None:
+        error = outcome.error
+        assert error is not None, "an attempt that failed has an error"
+        if error.code == "RATE_LIMITED":
+            self._dispatcher.rate_limiter.pause(job, job.policy.limit_retry_after(error.retry_after))
         if job.live.driver is not None:
-            job.live.driver.attempt_failed(error)
+            job.live.driver.attempt_failed(outcome)
             return
         decision = self.decide(job, error)
         if decision.retry:
             self.retry_later(job, decision, self._dispatcher.push, error)
         else:
-            self.give_up(job, decision, error, failed_as(job, error))
+            self.give_up(job, decision, outcome, failed_as(job, error))
 
-    def decide(self, job: Job, error: BaseException) -> RetryDecision:
+    def decide(self, job: Job, error: ErrorFacts) -> RetryDecision:
         """Decide whether an attempt that ended with `error` is retried."""
         if not self._allows_retries:
             return RetryDecision(retry=False, reason="the executor is shut down")
-        if _ended_by(error) == job.job_id:  # It ends the job, whatever its policy, and not only the attempt.
+        if error.ends == job.job_id:  # It ends the job, whatever its policy, and not only the attempt.
             return RetryDecision(retry=False, reason="the job was cancelled or is past its deadline")
         state = job.state
-        return decide(
-            job.policy,
-            code=error_code_of(error),
-            attempt=state.attempt,
-            crashes=state.crashes,
-            retry_after=retry_after_of(error),
-        )
+        return decide(job.policy, error=error, attempt=state.attempt, crashes=state.crashes)
 
     def retry_later(
-        self, job: Job, decision: RetryDecision, when_due: Callable[[Job], None], error: BaseException | None
+        self, job: Job, decision: RetryDecision, when_due: Callable[[Job], None], error: ErrorFacts | None
     ) -> None:
         """Let the job be RETRYING, without a slot, and call `when_due(job)` after the delay."""
         live = job.live
@@ -216,21 +204,22 @@ class FollowUp:
         job.live.queued_at = self._loop.now()
         when_due(job)
 
-    def give_up(self, job: Job, decision: RetryDecision, error: BaseException, status: JobStatus | None = None) -> None:
+    def give_up(self, job: Job, decision: RetryDecision, outcome: Outcome, status: JobStatus | None = None) -> None:
         """End a job that is not retried, as `fail_job` does; quarantine it if the decision asks for that."""
         if decision.quarantine:
             self._intake.quarantined[job.job_id] = job
-        self.fail_job(job, error, status)
+        self.fail_job(job, outcome, status)
 
-    def fail_job(self, job: Job, error: BaseException, status: JobStatus | None = None) -> None:
+    def fail_job(self, job: Job, outcome: Outcome, status: JobStatus | None = None) -> None:
         """End the job in `status`; by default FAILED, or CANCELLED if the error is a cancellation."""
-        error = as_exception(error)
-        job.record_error(*code_and_message(error))
+        error = outcome.error
+        assert error is not None, "a job that failed has an error"
+        job.record_error(error.code, error.text)
         if status is None:
-            status = JobStatus.CANCELLED if is_a(error, JobCancelledError) else JobStatus.FAILED
-        self.finish_job(job, status, error=error)
+            status = JobStatus.CANCELLED if error.is_a(JobCancelledError) else JobStatus.FAILED
+        self.finish_job(job, status, outcome)
 
-    def finish_job(self, job: Job, status: JobStatus, value: Any = None, error: BaseException | None = None) -> None:
+    def finish_job(self, job: Job, status: JobStatus, outcome: Outcome) -> None:
         """Bring the job to a terminal state. Nothing else does this."""
         live = job.live
         if live.timers:
@@ -238,15 +227,14 @@ class FollowUp:
                 timer.cancel()
         if live.driver is not None:
             self._free_unused_slot(job)
-        records = records_in(value) if type(value) is dict else None
-        self._tracker.advance(job, status, error, records_processed=records)
+        self._tracker.advance(job, status, outcome.error, records_processed=outcome.records)
         self._intake.leave(job)
         # Release what only a live job needs. The future holds the job, so the job must not hold the future.
         future, live.future = live.future, None
-        if error is not None or live.driver is not None or not live.is_plain:
-            self._discard.add(future, live.payload, live.scope, live.driver, value, error)
+        if live.driver is not None or not (live.is_plain and outcome.body.is_plain):
+            self._discard.add(future, live.payload, live.scope, live.driver, outcome)
         live.payload = live.assignment = live.timers = live.checkpoint = live.scope = None
-        future.settle(value, error)
+        future.settle(outcome)
         if self._intake.closed and not self._intake.jobs:
             self._pools.close()
 
@@ -272,14 +260,13 @@ def _report_retry(job: Job, delay: float) -> None:
     )
 
 
-def record_attempt(assignment: Assignment, error: BaseException | None, now: float) -> None:
+def record_attempt(assignment: Assignment, error: ErrorFacts | None, now: float) -> None:
     """Record a finished attempt in its job; `now` counts as its end if the pool did not report one."""
     job, live = assignment.job, assignment.job.live
     ended_at = assignment.ended_at or now
     started_at = assignment.started_at or ended_at
     assignment.run_time.learn(ended_at - started_at)
     asked_at = assignment.stop_asked_at
-    code, message = (None, None) if error is None else code_and_message(error)
     record = (  # In the order of Attempt's fields.
         assignment.number,
         live.pool,
@@ -290,15 +277,22 @@ def record_attempt(assignment: Assignment, error: BaseException | None, now: flo
         assignment.peak_rss,
         assignment.exit_code,
         assignment.exit_signal,
-        code,
-        message,
+        None if error is None else error.code,
+        None if error is None else error.text,
         assignment.node,
     )
     job.record_attempt(record)
 
 
-def stop_error(job: Job, reason: StopReason | None) -> JobTimeoutError | JobCancelledError:
-    """Return the error of a job that was ended for `reason`."""
+def stopped(job: Job, reason: StopReason | None, position: str | None = None) -> Outcome:
+    """Return the outcome of a job that was ended for `reason`. `position`: where its function was, as a traceback."""
+    error = _stop_error(job, reason)
+    if position and isinstance(error, JobTimeoutError):
+        error.__cause__ = FunctionPosition(position)
+    return failed(error)
+
+
+def _stop_error(job: Job, reason: StopReason | None) -> JobTimeoutError | JobCancelledError:
     why_cancelled = None if job.live.scope is None else job.live.scope.why_cancelled()
     match reason:
         case StopReason.QUEUE_TIMEOUT:
@@ -320,42 +314,16 @@ def stop_error(job: Job, reason: StopReason | None) -> JobTimeoutError | JobCanc
             return JobCancelledError(why_cancelled or f"job {job.job_id} was cancelled", ends=job.job_id)
 
 
-def show_position(error: JobTimeoutError | JobCancelledError, assignment: Assignment) -> None:
-    """Let the error of a timeout show where the function was, as its cause."""
-    if assignment.position and isinstance(error, JobTimeoutError):
-        error.__cause__ = FunctionPosition(assignment.position)
-
-
-def failed_as(job: Job, error: BaseException) -> JobStatus:
+def failed_as(job: Job, error: ErrorFacts) -> JobStatus:
     """Return the final status of a job that failed with `error`: FAILED if the error is another job's cancellation."""
-    cancelled = is_a(error, JobCancelledError) and _ended_by(error) in (None, job.job_id)
+    cancelled = error.is_a(JobCancelledError) and error.ends in (None, job.job_id)
     return JobStatus.CANCELLED if cancelled else JobStatus.FAILED
 
 
-def _ended_by(error: BaseException) -> str | None:
-    """Return the id of the job that `stop_error` made the error for, if it did."""
-    if type(error) is JobCancelledError or type(error) is JobTimeoutError:  # Not subclasses, whose own code may fail.
-        return error.context.get("ends")
-    return None
-
-
-def soft_timeout_error(job: Job, cause: SoftTimeoutError) -> JobTimeoutError:
-    """Return the error of an attempt that let SoftTimeoutError pass."""
+def _past_soft_timeout(job: Job, cause: ErrorFacts) -> Outcome:
+    """Return the outcome of an attempt that let SoftTimeoutError pass."""
     error = JobTimeoutError(f"ran longer than soft_timeout={job.soft_timeout} s")
-    error.__cause__ = cause
-    return error
-
-
-def code_and_message(error: BaseException) -> tuple[str, str]:
-    """Return the error code and the text that a job shows for `error`."""
-    return error_code_of(error), message_of(error)
-
-
-def records_in(value: dict[Any, Any]) -> int | None:
-    """Return the number of collected or processed records that a function's result states."""
-    for key in ("records_collected", "records_processed"):
-        count: Any = value.get(key)
-        # NumPy's integers are not ints. No other class is asked whether it is a number: that would run its code here.
-        if type(count) is int or (type(count).__module__ == "numpy" and issubclass(type(count), Integral)):
-            return int(count)
-    return None
+    error.__cause__ = SoftTimeoutError("soft_timeout passed")
+    if cause.traceback:
+        error.__cause__.__cause__ = wire.RemoteTraceback(cause.traceback)
+    return failed(error)

@@ -24,7 +24,6 @@ from executor_adapter.exceptions.display import repr_of
 from executor_adapter.job import TERMINAL, Job, JobStatus, Observer, Progress, ToolLimit, check_arguments
 from executor_adapter.pools import (
     Assignment,
-    Ending,
     MemoryGuard,
     PoolKinds,
     SupervisorLoop,
@@ -32,12 +31,13 @@ from executor_adapter.pools import (
     check_job,
     gpu_environment,
 )
+from executor_adapter.pools.transport.envelope import Ending, Outcome, crashed
 from executor_adapter.supervision.discard import Discard, is_plain_job
 from executor_adapter.supervision.futures import FutureHub, JobFuture
 from executor_adapter.supervision.intake import JobIntake
 from executor_adapter.supervision.job_scope import JobScope, OutputMode, UnclaimedMessages
 from executor_adapter.supervision.limits import NearLimits, RunningAttempts, Stopping
-from executor_adapter.supervision.outcome import FollowUp, StateTracker, StopReason, stop_error
+from executor_adapter.supervision.outcome import FollowUp, StateTracker, StopReason, stopped
 from executor_adapter.supervision.resources.machine import Capacity
 from executor_adapter.supervision.scheduling import NEVER, SHORT_RUN_SECONDS, Dispatcher, PoolSet, RunTimes, SlotLimits
 from executor_adapter.supervision.thread import SupervisorThread
@@ -343,7 +343,7 @@ class Supervisor:
         except Exception as error:
             logger.exception("a pool cannot start a job", extra={"job_id": assignment.job.job_id})
             failure = WorkerUnavailableError(f"no worker could be started: {repr_of(error)}")
-            self.ended(assignment, Ending.CRASHED, error=failure)
+            self.ended(assignment, crashed(failure))
 
     # --- reports of the pools (pools.base.PoolSupervisor) ---
 
@@ -358,15 +358,15 @@ class Supervisor:
                 self.intake.leave_queue(job)
             self.tracker.advance(job, JobStatus.RUNNING, attempt=assignment.number)
 
-    def ended(
-        self, assignment: Assignment, ending: Ending, value: Any = None, error: BaseException | None = None
-    ) -> None:
+    def ended(self, assignment: Assignment, outcome: Outcome) -> None:
         """Note that an attempt has ended, and complete, retry or fail its job."""
-        if ending is Ending.CRASHED and assignment not in self._running:
+        if outcome.body.file is not None:
+            outcome.body.hold()
+        if outcome.ending is Ending.CRASHED and assignment not in self._running:
             self.started(assignment, self.now())  # It counts as an attempt, though its worker died before it was ready.
         reason = self._discard(assignment)
         self.dispatcher.attempt_ended(assignment.job)
-        self.follow_up.follow(assignment, ending, reason, value, error)
+        self.follow_up.follow(assignment, outcome, reason)
 
     def handed_back(self, assignment: Assignment) -> None:
         """Queue a job again whose attempt its worker did not begin."""
@@ -378,7 +378,7 @@ class Supervisor:
         if job.state.status in TERMINAL:
             return
         if reason is not None:
-            self.stopping.end_unstarted_job(job, stop_error(job, reason))
+            self.stopping.end_unstarted_job(job, stopped(job, reason))
         elif driver is not None:  # It still holds its slot: try another worker.
             next_try = self._assign(job, assignment.number)
             next_try.context, next_try.scope = assignment.context, assignment.scope

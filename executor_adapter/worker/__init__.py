@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from executor_adapter.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from executor_adapter.worker import guardian, sentinel, values, wire
     from executor_adapter.worker.bond import end_with_this_process
     from executor_adapter.worker.call import PICKLE, REFERENCE
     from executor_adapter.worker.context import BoundCall, JobContext, current_job, enter_job, leave_job, running_job
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from executor_adapter.worker.spawned import BOOTSTRAP
     from executor_adapter.worker.stacks import FunctionPosition, position_text, traceback_of_function
     from executor_adapter.worker.state import lasting_changes
-    from executor_adapter.worker.tracebacks import traceback_of
     from executor_adapter.worker.wire import lease_time
 
 _HOMES = {
@@ -46,7 +44,6 @@ _HOMES = {
     "current_job": "executor_adapter.worker.context",
     "end_with_this_process": "executor_adapter.worker.bond",
     "enter_job": "executor_adapter.worker.context",
-    "guardian": "executor_adapter.worker.guardian",
     "interpreter_command": "executor_adapter.worker.interpreter",
     "is_held": "executor_adapter.worker.presence",
     "is_held_by_process": "executor_adapter.worker.presence",
@@ -57,15 +54,11 @@ _HOMES = {
     "lasting_changes": "executor_adapter.worker.state",
     "own_presence": "executor_adapter.worker.presence",
     "position_text": "executor_adapter.worker.stacks",
-    "traceback_of": "executor_adapter.worker.tracebacks",
     "resident": "executor_adapter.worker.process_tree",
     "running_job": "executor_adapter.worker.context",
-    "sentinel": "executor_adapter.worker.sentinel",
     "traceback_of_function": "executor_adapter.worker.stacks",
     "tree": "executor_adapter.worker.process_tree",
     "tree_resident": "executor_adapter.worker.process_tree",
-    "values": "executor_adapter.worker.values",
-    "wire": "executor_adapter.worker.wire",
 }
 
 __all__ = [
@@ -82,7 +75,6 @@ __all__ = [
     "current_job",
     "end_with_this_process",
     "enter_job",
-    "guardian",
     "interpreter_command",
     "is_held",
     "is_held_by_process",
@@ -95,13 +87,9 @@ __all__ = [
     "position_text",
     "resident",
     "running_job",
-    "sentinel",
-    "traceback_of",
     "traceback_of_function",
     "tree",
     "tree_resident",
-    "values",
-    "wire",
 ]
 
 __getattr__, __dir__ = lazy_attributes(__name__, _HOMES)

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
-from executor_adapter.exceptions import JobError, SoftTimeoutError
-from executor_adapter.exceptions.display import as_exception, as_job_error, repr_of, text_of, traceback_text
+from executor_adapter.exceptions import JobError, JobSerializationError, SoftTimeoutError
+from executor_adapter.exceptions.display import as_exception, as_job_error, text_of, traceback_text
 from executor_adapter.worker import values, wire
 from executor_adapter.worker.context import BoundCall, JobContext, enter_job
 from executor_adapter.worker.reporter import WorkerReporter
@@ -210,14 +210,17 @@ class CallRunner:
         if self._call.flags & wire.NO_VALUE:
             return (), {}
         if self._call.flags & wire.IN_FILE:
-            return values.load_memory_file(self._call.fd, bytes(encoded))  # type: ignore[no-any-return]
+            return values.MemoryFile(self._call.fd, bytes(encoded)).load()  # type: ignore[no-any-return]
         return pickle.loads(encoded)  # type: ignore[no-any-return]
 
     def _success(self, value: Any) -> Reply:
         if value is None:
             return wire.RETURNED, wire.NO_VALUE, b"", None
         body, file = values.dump(value, values.checked_dumps)
-        return wire.RETURNED, 0 if file is None else wire.IN_FILE, body, file
+        flags = 0 if file is None else wire.IN_FILE
+        if type(value) is dict and (records := values.records_in(value)) is not None:
+            return wire.RETURNED, flags | wire.FACTS, pickle.dumps(records, 5) + body, file
+        return wire.RETURNED, flags, body, file
 
     # --- failures ---
 
@@ -229,21 +232,25 @@ class CallRunner:
             text = traceback_text(error, traceback_of_function(error.__traceback__))
             # The frames of the traceback keep alive what the function's variables refer to.
             BaseException.with_traceback(error, None)
-            return self._error_reply(error, text)
+            if self._stage != "run" and not isinstance(error, SoftTimeoutError | SystemExit):
+                message = f"the {_STAGES[self._stage]}: {type(error).__name__}: {text_of(error)}"
+                return _error_reply(wire.UNSENDABLE, JobSerializationError(message), text)
+            return _error_reply(wire.RAISED, as_exception(error), text)
         except BaseException as fault:
-            message = f"the function raised {type(error).__name__}, which cannot be read: {repr_of(fault)}"
-            return wire.RAISED, 0, pickle.dumps((JobError(message), ""), 5), None
+            message = f"the function raised {type(error).__name__}, which cannot be read: {type(fault).__name__}"
+            return _error_reply(wire.RAISED, JobError(message), "")
 
-    def _error_reply(self, error: BaseException, text: str) -> Reply:
-        if self._stage != "run" and not isinstance(error, SoftTimeoutError | SystemExit):
-            message = f"the {_STAGES[self._stage]}: {type(error).__name__}: {text_of(error)}"
-            return wire.UNSENDABLE, 0, pickle.dumps((message, text), 5), None
-        try:
-            body = values.checked_dumps((as_exception(error), text))
-        except BaseException:
-            # The exception cannot be pickled: send its message, traceback and error code instead.
-            body = pickle.dumps((as_job_error(error, f"{type(error).__name__}: {text_of(error)}"), text), 5)
-        return wire.RAISED, 0, body, None
+
+def _error_reply(kind: int, error: Exception, trace: str) -> Reply:
+    """Return a frame with the facts of an error and the exception, or one like it where that cannot be pickled."""
+    from executor_adapter.worker.facts import read_facts  # A worker whose jobs never fail does not need it.
+
+    facts = read_facts(error, trace)
+    try:
+        body = values.checked_dumps(error)
+    except BaseException:
+        body = pickle.dumps(as_job_error(error, f"{type(error).__name__}: {text_of(error)}"), 5)
+    return kind, wire.FACTS, pickle.dumps(tuple(facts), 5) + body, None
 
 
 _STAGES = {

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from executor_adapter.worker import values
+
 _current: contextvars.ContextVar[JobContext | Callable[[], JobContext] | None] = contextvars.ContextVar(
     "executor_adapter_job", default=None
 )
@@ -83,8 +85,12 @@ class JobContext:
         return None if self._checkpoint is None else pickle.loads(self._checkpoint)
 
     def send(self, kind: str, content: Any) -> None:
-        """Send an event of any `kind` to the host's observers; `content` must be picklable."""
-        self._emit("event", (kind, content))
+        """Send an event of any `kind` to the host, where `content` arrives pickled.
+
+        Raises:
+            Exception: the content cannot be pickled, or its pickle cannot be loaded.
+        """
+        self._emit("event", (str.__str__(kind), values.checked_dumps(content)))
 
 
 def current_job() -> JobContext:

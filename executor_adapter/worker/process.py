@@ -273,7 +273,7 @@ class Worker:
 
     def _end_function(self, position: str, *, raises: bool) -> None:
         if self._runner is not None and self._runner.interruptible:
-            self._reporter.report_position(position)
+            self._reporter.emit("position", position)
             if raises:
                 raise SystemExit(EXIT_TERMINATED)
 

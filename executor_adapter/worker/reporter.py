@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from executor_adapter.worker import values, wire
+from executor_adapter.worker import wire
 
 EXIT_SOCKET_LOST = 71
 """Exit code of a worker whose socket the function closed, so that it cannot report the outcome."""
@@ -27,7 +27,7 @@ PROGRESS_INTERVAL = 0.05
 MAX_TEXT = 64 * 1024
 """Characters that are kept of each text in a log record or a report of progress; the host holds it in memory."""
 
-_PLAIN = (str, int, float, bool, type(None))
+_PLAIN = (int, float, bool, type(None))
 _STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
@@ -113,11 +113,7 @@ class WorkerReporter:
         root.setLevel(level)
 
     def emit(self, topic: str, content: Any) -> None:
-        """Act as the `emit` of a JobContext.
-
-        Raises:
-            Exception: the content of an event cannot be pickled, or its pickle cannot be loaded.
-        """
+        """Act as the `emit` of a JobContext."""
         if topic == "progress":
             self._emit_progress(content)
             return
@@ -126,10 +122,6 @@ class WorkerReporter:
     def log(self, message: str, level: int = logging.WARNING) -> None:
         """Add a record of this package to the job's log."""
         logging.getLogger("executor_adapter.job").log(level, message)
-
-    def report_position(self, position: str) -> None:
-        """Send where the function is, because it is being ended."""
-        self._send_message(wire.UNTHROTTLED, pickle.dumps(("position", position), 5))
 
     def finish(self) -> None:
         """Send the progress report that was held back, once the function has ended."""
@@ -149,7 +141,7 @@ class WorkerReporter:
             self._send("progress", progress)
 
     def _send(self, topic: str, content: Any) -> None:
-        self._send_message(wire.UNTHROTTLED, values.checked_dumps((topic, content)))
+        self._send_message(wire.UNTHROTTLED, pickle.dumps((topic, content), 5))
 
     def send_record(self, fields: dict[str, Any]) -> None:
         """Send a log record. The host may leave it out if the job logs too much."""
@@ -165,7 +157,8 @@ class WorkerReporter:
 
 
 def _cut(text: str) -> str:
-    """Return the text, or its beginning and how much was left out."""
+    """Return the text, or its beginning and how much was left out, as a plain str."""
+    text = str.__str__(text)
     left_out = len(text) - MAX_TEXT
     return text if left_out <= 0 else f"{text[:MAX_TEXT]} ... ({left_out:,} characters left out)"
 
@@ -193,10 +186,10 @@ class _Handler(logging.Handler):
 
     def _fields(self, record: logging.LogRecord) -> dict[str, Any]:
         exc_text = self._formatter.formatException(record.exc_info) if record.exc_info else record.exc_text
-        extra = {name: _plain(value) for name, value in vars(record).items() if name not in _STANDARD_FIELDS}
-        return extra | {
-            "name": record.name,
-            "level": record.levelno,
+        extra = {name: value for name, value in vars(record).items() if name not in _STANDARD_FIELDS}
+        return {str.__str__(name): _plain(value) for name, value in extra.items()} | {
+            "name": _cut(record.name),
+            "level": int.__int__(record.levelno),
             "message": _cut(record.getMessage()),
             "created": record.created,
             "pathname": record.pathname,
@@ -210,4 +203,4 @@ def _plain(value: Any) -> Any:
     """Return a value that the host can read without the modules of the function."""
     if isinstance(value, str):
         return _cut(value)
-    return value if isinstance(value, _PLAIN) else _cut(repr(value))
+    return value if type(value) in _PLAIN else _cut(repr(value))

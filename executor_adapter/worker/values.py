@@ -12,6 +12,8 @@ plain pickle cannot write.
 from __future__ import annotations
 
 import errno
+import io
+import itertools
 import mmap
 import os
 import pickle
@@ -20,6 +22,7 @@ import struct
 import sys
 import weakref
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 MIN_MEMORY_FILE_BYTES = 1 << 19
@@ -37,13 +40,30 @@ _ALIGNMENT = 64
 class MemoryFile:
     """Holds a value's pickle and buffers in a file without a name. It is closed when this object is collected."""
 
-    __slots__ = ("__weakref__", "fd", "sizes")
+    __slots__ = ("__weakref__", "_close", "_content", "fd", "sizes")
 
     def __init__(self, fd: int, sizes: bytes) -> None:
         self.fd = fd
         self.sizes = sizes
         """The packed sizes of the parts, for the receiver: the body of the frame."""
-        weakref.finalize(self, _close_file, fd)
+        global _open_files
+        _open_files += 1
+        self._close = weakref.finalize(self, _close_file, fd)
+        self._content: memoryview | None = None
+
+    def spare_descriptor(self) -> None:
+        """Read the file into memory and close it, if so many are open that the program may need the descriptor."""
+        if _open_files > MAX_OPEN_FILES:
+            self._content = _read(self.fd, os.fstat(self.fd).st_size)
+            self._close()
+
+    def load(self) -> Any:
+        """Load the value. The buffers stay mapped while the value views them."""
+        lengths = struct.unpack(f"<{len(self.sizes) // 8}Q", self.sizes)
+        starts = [0, *itertools.accumulate(length + -length % _ALIGNMENT for length in lengths)]
+        content = self._content or _map(self.fd, starts[-2] + lengths[-1])
+        stream, *buffers = (content[at : at + length] for at, length in zip(starts, lengths, strict=False))
+        return pickle.loads(stream, buffers=buffers)
 
 
 _open_files = 0
@@ -57,16 +77,8 @@ def _close_file(fd: int) -> None:
     os.close(fd)
 
 
-def adopt_memory_file(fd: int, sizes: bytes) -> MemoryFile:
-    """Return the value in the memory file `fd`, which another machine has sent; `sizes` are those of its parts."""
-    global _open_files
-    _open_files += 1
-    return MemoryFile(fd, sizes)
-
-
 def write_memory_file(stream: bytes, buffers: list[pickle.PickleBuffer]) -> MemoryFile | None:
     """Write a value to a memory file. Return None if no further one can be made: the frame then holds the pickle."""
-    global _open_files
     if _open_files >= MAX_OPEN_FILES:
         # A queue of large jobs must not use up the descriptors that the program needs. Only Linux has memory files.
         return None
@@ -81,7 +93,6 @@ def write_memory_file(stream: bytes, buffers: list[pickle.PickleBuffer]) -> Memo
         if error.errno in (errno.ENOSPC, errno.ENOMEM):
             return None
         raise
-    _open_files += 1
     return MemoryFile(fd, struct.pack(f"<{len(sizes)}Q", *sizes))
 
 
@@ -92,20 +103,6 @@ def _append(fd: int, content: memoryview) -> int:
     # An array can be viewed only at an aligned address.
     os.lseek(fd, -content.nbytes % _ALIGNMENT, os.SEEK_CUR)
     return content.nbytes
-
-
-def load_memory_file(fd: int, sizes: bytes) -> Any:
-    """Load the value in the memory file `fd` and close it. The buffers stay mapped while the value views them."""
-    lengths = struct.unpack(f"<{len(sizes) // 8}Q", sizes)
-    offsets = [0]
-    for length in lengths:
-        offsets.append(offsets[-1] + length + -length % _ALIGNMENT)
-    try:
-        content = _map(fd, offsets[-2] + lengths[-1])
-    finally:
-        os.close(fd)
-    stream, *buffers = (content[at : at + length] for at, length in zip(offsets, lengths, strict=False))
-    return pickle.loads(stream, buffers=buffers)
 
 
 _mappings = 0
@@ -193,6 +190,33 @@ def checked_dumps(value: Any, buffers: LargeBuffers | None = None) -> bytes:
     if STACK_GLOBAL in stream:
         pickle.loads(stream, buffers=() if buffers is None else buffers.kept)
     return stream
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"it refers to {module}.{name}")
+
+
+def load_plain(pickled: bytes) -> tuple[Any, bytes]:
+    """Load plain data: texts, numbers and bytes, in tuples, lists and dicts. No code of anybody runs.
+
+    Return it, and what follows its pickle.
+
+    Raises:
+        pickle.UnpicklingError: it is something else.
+    """
+    stream = io.BytesIO(pickled)
+    return _PlainUnpickler(stream).load(), stream.read()
+
+
+def records_in(value: dict[Any, Any]) -> int | None:
+    """Return the number of collected or processed records that a function's result states."""
+    for key in ("records_collected", "records_processed"):
+        count: Any = value.get(key)
+        # NumPy's integers are not ints. No other class is asked whether it is a number: it may not be sent as one.
+        if type(count) is int or (type(count).__module__ == "numpy" and issubclass(type(count), Integral)):
+            return int(count)
+    return None
 
 
 def _dumps_by_value(value: Any, buffers: LargeBuffers | None) -> bytes:

@@ -13,9 +13,9 @@ its writer did not live to finish is seen as the end of the stream, and no part 
     worker -> host
         READY       word: its pid, first: the time; it runs calls from now on
         RETURNED    seq, word: peak RSS in KiB, first and second: start and end of the call; body: the value
-        RAISED      like RETURNED; body: exception and traceback text
-        UNSENDABLE  like RETURNED; body: message and traceback text
-        MESSAGE     seq, or 0; body: topic and content
+        RAISED      like RETURNED; body: the facts of the error, the exception
+        UNSENDABLE  like RAISED; the exception is a JobSerializationError
+        MESSAGE     seq, or 0; body: topic and content, plain data
         DROPPED
         STARTED     a call starts: sent where there are no tickets (`spawned`)
 
@@ -51,6 +51,9 @@ IN_FILE = 2
 HAS_OUTPUT = 4
 """Flag: the function wrote to its stdout or stderr. The host reads that before it reports the result, and the worker
 starts nothing before OUTPUT_READ."""
+FACTS = 8
+"""Flag of a result: its body begins with plain data, pickled: the fields of the error's `ErrorFacts`, or the number of
+records that a value states."""
 USE_ONCE = 8
 """Flag: the function of this CALL is not kept for another one."""
 FORGET_OTHERS = 16

@@ -60,7 +60,7 @@ def test_a_wrong_configuration_is_refused_in_one_line(command: Command, home: Pa
 
 def test_what_will_not_work_is_found(command: Command, home: Path) -> None:
     """`config check` finds unknown error codes, modules that cannot be imported and stores that cannot be opened."""
-    rules = "retry: {rules: [{codes: [NETWROK_ERROR, '*', API_ERROR]}]}"
+    rules = "retry: {rules: [{codes: [NETWROK_ERROR, '*', API_ERROR, httpx.ReadTimeout]}]}"
     write(home, f"executor: {{preload: [json, jsn]}}\nstore: {{url: 'sqlite:///none/jobs.db'}}\njob: {{{rules}}}\n")
     result = command("config", "check")
     assert (result.code, result.out) == (2, "")

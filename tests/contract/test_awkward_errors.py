@@ -9,8 +9,10 @@ import pytest
 
 from executor_adapter import Job, JobExecutor, JobStatus, RetryPolicy
 from executor_adapter.config import Settings
+from executor_adapter.error_facts import ErrorFacts
 from executor_adapter.exceptions import JobError, JobTimeoutError
-from executor_adapter.pools.base import Assignment, Ending
+from executor_adapter.pools.base import Assignment
+from executor_adapter.pools.transport.envelope import Ending, Outcome
 from executor_adapter.supervision import JobScope
 from tests.contract import awkward, functions
 from tests.contract.conftest import MakeExecutor, MakeJob
@@ -95,11 +97,11 @@ def test_a_fault_before_an_attempt_fails_its_own_job_only(executor: JobExecutor,
 
 
 def test_a_fault_in_deciding_fails_the_job(caplog: pytest.LogCaptureFixture) -> None:
-    """An error whose text ends the program fails the job while its retry is decided."""
+    """Facts of an error that make no sense fail the job while its retry is decided."""
     executor = SimulatedExecutor(1)
     future = executor.submit(Job(function=work, pool="thread", retry=RetryPolicy(retry_attempts=3)))
     (pool,) = (pool for pool in supervisor_of(executor).pools.made.values() if isinstance(pool, SimulatedPool))
-    supervisor_of(executor).call_soon(pool.end, pool.workers[0], Ending.RAISED, None, awkward.SaysExitError())
+    supervisor_of(executor).call_soon(pool.end, pool.workers[0], Outcome(Ending.RAISED, ErrorFacts("X", None, "x")))  # type: ignore[arg-type]
     assert isinstance(future.exception(timeout=0), JobError)
     assert future.job.status is JobStatus.FAILED
     assert "cannot decide what follows an attempt: the job fails" in caplog.text

@@ -9,7 +9,7 @@ import pytest
 from executor_adapter import Job, JobStatus, RetryPolicy
 from executor_adapter.exceptions import InvalidJobError, WorkerCrashedError
 from executor_adapter.job.quarantine import MAX_QUARANTINED
-from executor_adapter.pools.base import Ending
+from executor_adapter.pools.transport.envelope import crashed
 from executor_adapter.store import JobFilter
 from executor_adapter.store.memory import MemoryStore
 from tests.contract.test_supervisor_machine import SimulatedExecutor, SimulatedPool
@@ -32,7 +32,7 @@ def kill_workers(executor: SimulatedExecutor, job_id: str) -> weakref.ref[Argume
     job = Job(job_id=job_id, function=kill, args=(argument,), pool="thread", retry=WITHOUT_CRASH_RETRIES)
     future = executor.submit(job)
     (pool,) = (pool for pool in supervisor_of(executor).pools.made.values() if isinstance(pool, SimulatedPool))
-    supervisor_of(executor).call_soon(pool.end, pool.workers[0], Ending.CRASHED, None, WorkerCrashedError("gone"))
+    supervisor_of(executor).call_soon(pool.end, pool.workers[0], crashed(WorkerCrashedError("gone")))
     assert future.job.status is JobStatus.FAILED
     return weakref.ref(argument)
 

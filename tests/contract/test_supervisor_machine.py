@@ -23,7 +23,8 @@ from executor_adapter.exceptions import ExecutorClosedError, JobError, WorkerCra
 from executor_adapter.job.status import LEGAL_TRANSITIONS, TERMINAL
 from executor_adapter.job.tool_limit import ToolLimit
 from executor_adapter.job.transition import Transition
-from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, Recall, WorkerPool
+from executor_adapter.pools.base import Assignment, PoolSupervisor, Recall, WorkerPool
+from executor_adapter.pools.transport.envelope import STOPPED, Ending, Outcome, crashed, raised, returned
 from executor_adapter.supervision.driver import JobDriver
 from executor_adapter.supervision.futures import JobFuture
 from executor_adapter.supervision.supervisor import Supervisor
@@ -97,22 +98,20 @@ class SimulatedPool(WorkerPool):
 
     # --- called by the state machine ---
 
-    def end(
-        self, worker: SimulatedWorker, ending: Ending, value: Any = None, error: BaseException | None = None
-    ) -> None:
+    def end(self, worker: SimulatedWorker, outcome: Outcome) -> None:
         """End the worker's running attempt.
 
         A worker that stays alive starts the assignment queued behind it.
         """
         assignment = worker.assigned.popleft()
         assignment.ended_at = self.supervisor.now()
-        dies = worker.stopping or ending in (Ending.CRASHED, Ending.ABANDONED)
+        dies = worker.stopping or outcome.ending in (Ending.CRASHED, Ending.ABANDONED)
         if dies or not worker.assigned:
             self.workers.remove(worker)
             self.busy -= 1
         if dies:
             self.hand_back_behind(worker, 0)
-        self.supervisor.ended(assignment, Ending.STOPPED if worker.stopping else ending, value, error)
+        self.supervisor.ended(assignment, STOPPED if worker.stopping else outcome)
         if not dies and worker.assigned:
             self.supervisor.started(worker.assigned[0], self.supervisor.now())
 
@@ -156,8 +155,7 @@ def short_work() -> None: ...
 NO_EXCEPTIONS_MADE: dict[str, Callable[[], BaseException]] = {
     kind: functools.partial(type(error), *error.args) for kind, error in NO_EXCEPTIONS.items()
 }
-HOSTILE = sorted((AWKWARD.keys() | NO_EXCEPTIONS_MADE.keys()) - {"SaysExitError"})
-"""All kinds except the one that the supervisor logs as a fault of its own."""
+HOSTILE = sorted(AWKWARD.keys() | NO_EXCEPTIONS_MADE.keys())
 
 limits = st.sampled_from([None, None, None, 0.5, 2.0, 30.0])
 
@@ -280,26 +278,26 @@ class SupervisorMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def return_value(self, data: st.DataObject) -> None:
         pool, worker = data.draw(st.sampled_from(self.workers))
-        self._act(pool.end, worker, Ending.RETURNED, "value")
+        self._act(pool.end, worker, returned("value"))
 
     @precondition(lambda self: self.workers)
     @rule(data=st.data(), code=st.sampled_from(["API_ERROR", "DATA_ERROR", "RATE_LIMITED"]))
     def raise_error(self, data: st.DataObject, code: str) -> None:
         pool, worker = data.draw(st.sampled_from(self.workers))
         error = JobError("no", error_code=code, retry_after=5.0 if code == "RATE_LIMITED" else None)
-        self._act(pool.end, worker, Ending.RAISED, None, error)
+        self._act(pool.end, worker, raised(error))
 
     @precondition(lambda self: self.workers)
     @rule(data=st.data(), kind=st.sampled_from(HOSTILE))
     def raise_hostile_error(self, data: st.DataObject, kind: str) -> None:
         pool, worker = data.draw(st.sampled_from(self.workers))
-        self._act(pool.end, worker, Ending.RAISED, None, (AWKWARD | NO_EXCEPTIONS_MADE)[kind]())
+        self._act(pool.end, worker, raised((AWKWARD | NO_EXCEPTIONS_MADE)[kind]()))
 
     @precondition(lambda self: self.workers)
     @rule(data=st.data())
     def crash(self, data: st.DataObject) -> None:
         pool, worker = data.draw(st.sampled_from(self.workers))
-        self._act(pool.end, worker, Ending.CRASHED, None, WorkerCrashedError("gone"))
+        self._act(pool.end, worker, crashed(WorkerCrashedError("gone")))
 
     @precondition(lambda self: self.workers)
     @rule(data=st.data())
@@ -392,7 +390,7 @@ class SupervisorMachine(RuleBasedStateMachine):
         self.executor.shutdown(wait=False, timeout=0)
         for _ in range(20):
             for pool, worker in self.workers:
-                self._act(pool.end, worker, Ending.STOPPED)
+                self._act(pool.end, worker, STOPPED)
             for driver in list(self.pending_calls):
                 self.go_on(driver)
         assert {job.status for job in self.transitions} <= TERMINAL
@@ -426,5 +424,5 @@ def test_a_job_cancelled_while_it_is_ended_at_its_limit_is_not_retried() -> None
     executor.clock.advance(2.0)
     assert pool.workers[0].stopping
     future.cancel()
-    supervisor_of(executor).call_soon(pool.end, pool.workers[0], Ending.STOPPED)
+    supervisor_of(executor).call_soon(pool.end, pool.workers[0], STOPPED)
     assert future.job.status is JobStatus.CANCELLED

@@ -15,8 +15,8 @@ import pytest
 
 from executor_adapter import Job, JobExecutor, JobStatus
 from executor_adapter.exceptions import JobCancelledError, JobTimeoutError, SoftTimeoutError
-from executor_adapter.pools.base import Ending
 from executor_adapter.pools.in_process import thread
+from executor_adapter.pools.transport.envelope import Ending
 from executor_adapter.supervision.scheduling import RunTime
 from tests.contract import functions
 from tests.contract.conftest import MakeExecutor, MakeJob
@@ -209,9 +209,7 @@ def test_an_exception_does_not_come_between_a_lock_and_who_gives_it_back(threads
     wait_for(lambda: "with condition" in assignment.worker.position(assignment))
     threads.pool.interrupt(assignment)
     lock.release()
-    threads.until_ended(assignment)
-    ending, _, error = threads.endings[assignment]
-    assert (ending, type(error)) == (Ending.RAISED, SoftTimeoutError)
+    assert (threads.ending(assignment), type(threads.error(assignment))) == (Ending.RAISED, SoftTimeoutError)
     assert lock.acquire(blocking=False)
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from executor_adapter import Job, JobStatus, ToolLimit
 from executor_adapter.exceptions import JobError
-from executor_adapter.pools.base import Ending
+from executor_adapter.pools.transport.envelope import raised, returned
 from executor_adapter.store import SharedTools, ToolControl, ToolShare, ToolUse
 from executor_adapter.supervision import ToolRequest
 from executor_adapter.testing import FakeClock
@@ -94,8 +94,8 @@ class SharingHost:
         for pool in supervisor.pools.made.values():
             assert isinstance(pool, SimulatedPool)
             if pool.workers:
-                ending = Ending.RETURNED if error is None else Ending.RAISED
-                supervisor.call_soon(pool.end, pool.workers[0], ending, None, error)
+                outcome = returned(None) if error is None else raised(error)
+                supervisor.call_soon(pool.end, pool.workers[0], outcome)
                 return True
         return False
 

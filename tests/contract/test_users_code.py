@@ -1,82 +1,203 @@
-"""Tests users' code that is slow wherever Python calls it: none of it runs on the thread that enforces all limits."""
+"""Tests users' code that Python calls: it runs where the function ran, or on the thread that asks for the result."""
 
 from __future__ import annotations
 
-import copyreg
+import asyncio
+import logging
 import pickle
+import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
-from executor_adapter import Job, JobStatus, Transition
-from executor_adapter.exceptions import JobTimeoutError
-from executor_adapter.pools.transport.reports import refers_to_code
+from executor_adapter import Job, JobFuture, JobStatus, RetryPolicy, RetryRule, Transition
+from executor_adapter.exceptions import JobSerializationError, JobTimeoutError
+from executor_adapter.worker import values
+from tests.contract import slow_code
 from tests.contract.conftest import MakeExecutor
-from tests.contract.slow_code import Slow, accept, raise_slow, return_slow, seen, threads_of
+from tests.contract.functions import add
+from tests.contract.process_pool.harness import open_descriptors
+from tests.contract.slow_code import (
+    OF_WORKER,
+    Noting,
+    accept,
+    gate,
+    large,
+    raise_hanging,
+    raise_noting,
+    raise_of_worker,
+    return_gated,
+    return_noting,
+    return_only_there,
+    return_only_there_for,
+    seen,
+    threads_of,
+)
 from tests.waiting import PATIENCE, wait_for
 
 
 @pytest.fixture(autouse=True)
 def nothing_seen() -> None:
     seen.clear()
+    gate.clear()
 
 
-@pytest.mark.parametrize("pool", ["process", "thread"])
-def test_no_code_of_users_runs_on_the_supervisor_s_thread(make_executor: MakeExecutor, pool: str) -> None:
-    """Values, arguments and errors that nobody else holds are unpickled, read and freed on other threads."""
+def test_no_code_of_users_runs_on_the_supervisor_s_thread(make_executor: MakeExecutor) -> None:
+    """Values, arguments and errors of threads that nobody else holds are read and freed on other threads."""
     executor = make_executor(2)
-    executor.submit(Job(function=return_slow, args=("value",), pool=pool))
-    executor.submit(Job(function=accept, args=(Slow("argument"),), pool=pool))
-    executor.submit(Job(function=raise_slow, args=("error",), pool=pool, retry_attempts=1, retry_delay=0.01))
-    expected = ["freed value", "freed argument", "freed error"]
-    wait_for(lambda: all([what for what, _ in seen].count(one) >= 1 for one in expected))
+    executor.submit(Job(function=return_noting, args=("value",), pool="thread"))
+    executor.submit(Job(function=accept, args=(Noting("argument"),), pool="thread"))
+    executor.submit(Job(function=raise_noting, args=("error",), pool="thread", retry_attempts=1, retry_delay=0.01))
+    wait_for(lambda: all(threads_of(f"freed {what}") for what in ("value", "argument", "error")))
     wait_for(lambda: not executor.stats().jobs_running and not executor.stats().jobs_retrying)
     assert threads_of("str", "error_code", "retry_after")
     assert "executor-supervisor" not in {thread for _, thread in seen}, seen
 
 
-def test_a_value_that_is_slow_to_unpickle_delays_no_limit(make_executor: MakeExecutor) -> None:
-    """A value that is unpickled slowly delays neither the limits of other jobs nor other values."""
-    executor = make_executor(3)
-    executor.run(Job(function=accept, args=(1,), pool="process"))
-    slow = executor.submit(Job(function=return_slow, args=("slow", 2.0), pool="process", max_runtime=30.0))
-    wait_for(lambda: threads_of("unpickled slow"))
-    limited = executor.submit(Job(function=time.sleep, args=(60,), pool="process", max_runtime=0.3, retry_attempts=0))
-    quick = executor.submit(Job(function=return_slow, args=("quick",), pool="process", max_runtime=30.0))
-    with pytest.raises(JobTimeoutError):
-        limited.result(timeout=PATIENCE)
-    assert quick.result(timeout=PATIENCE).name == "quick"
-    assert not slow.done(), "it was not slow enough: this proves nothing"
-    assert slow.result(timeout=PATIENCE).name == "slow"
+def test_what_nobody_asks_for_is_never_unpickled(make_executor: MakeExecutor) -> None:
+    """Of a result or an exception of a process that nobody asks for, no code runs here, also where it is retried."""
+    executor = make_executor(2)
+    executor.submit(Job(function=return_noting, args=("value",), pool="process"))
+    policy = RetryPolicy(retry_attempts=1, retry_delay=0.0)
+    failed = Job(function=raise_noting, args=("error",), pool="process", retry=policy)
+    executor.submit(failed)
+    executor.shutdown()
+    assert (failed.error_code, failed.error_message, len(failed.attempts)) == ("SLOW_ERROR", "NotingError: slow", 2)
+    assert seen == []
 
 
-def test_a_value_that_never_unpickles_ends_at_the_limit(make_executor: MakeExecutor) -> None:
-    """A value that is not unpickled within its attempt's limit fails the job, and others follow."""
+@pytest.mark.parametrize("awaits", [False, True])
+def test_a_value_is_unpickled_once_by_whoever_asks_first(make_executor: MakeExecutor, awaits: bool) -> None:
+    """The thread that asks for a result unpickles it; all others get the same object."""
+    executor = make_executor(2)
+    future = executor.submit(Job(function=return_noting, args=("value",), pool="process"))
+    wait_for(future.done)
+    assert seen == []
+    with ThreadPoolExecutor(1, thread_name_prefix="asker") as asker:
+        first = asker.submit(lambda: asyncio.run(_awaited(future)) if awaits else future.result()).result()
+    assert first.name == "value"
+    assert future.result() is first
+    assert future.exception() is None
+    assert threads_of("unpickled value") == ["asker_0"]
+
+
+async def _awaited(future: JobFuture) -> Any:
+    return await asyncio.wait_for(asyncio.wrap_future(future), PATIENCE)
+
+
+def test_an_exception_is_unpickled_once_by_whoever_asks_first(make_executor: MakeExecutor) -> None:
+    """Each that asks for a failed job's error gets the same exception."""
     executor = make_executor(1)
-    executor.run(Job(function=return_slow, args=("warm",), pool="process"))  # Its worker has imported this module.
-    stuck = executor.submit(
-        Job(function=return_slow, args=("stuck", 60.0), pool="process", max_runtime=2.0, retry_attempts=0)
+    future = executor.submit(Job(function=raise_noting, args=("error",), pool="process", retry_attempts=0))
+    error = future.exception(timeout=PATIENCE)
+    assert future.exception() is error
+    with pytest.raises(slow_code.NotingError) as raised:
+        future.result()
+    assert raised.value is error
+
+
+def test_a_value_that_is_slow_to_unpickle_delays_its_reader_alone(make_executor: MakeExecutor) -> None:
+    """While a value is unpickled, its job has completed, limits hold, and other results are read."""
+    executor = make_executor(3)
+    slow = executor.submit(Job(function=return_gated, pool="process"))
+    reader = threading.Thread(target=slow.result)
+    reader.start()
+    try:
+        wait_for(lambda: threads_of("waits"))
+        assert slow.job.status is JobStatus.COMPLETED
+        limited = Job(function=time.sleep, args=(60,), pool="process", max_runtime=0.3, retry_attempts=0)
+        with pytest.raises(JobTimeoutError):
+            executor.submit(limited).result(timeout=PATIENCE)
+        assert executor.submit(Job(function=return_noting, args=("quick",), pool="process")).result().name == "quick"
+        assert reader.is_alive()
+    finally:
+        gate.set()
+        reader.join()
+
+
+def test_a_result_that_cannot_be_loaded_raises_where_it_is_asked_for(
+    make_executor: MakeExecutor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A job whose result cannot be unpickled here is COMPLETED; each that asks for it gets the same error."""
+    ends: list[JobStatus] = []
+    executor = make_executor(1, observers=(lambda transition: ends.append(transition.status),))
+    future = executor.submit(Job(job_id="there", function=return_only_there, pool="process"))
+    for _ in range(2):
+        with pytest.raises(
+            JobSerializationError, match="the result cannot be unpickled: LookupError: it is only there"
+        ):
+            future.result(timeout=PATIENCE)
+    assert isinstance(future.exception(), JobSerializationError)
+    assert ends == [JobStatus.PENDING, JobStatus.RUNNING, JobStatus.COMPLETED]
+    (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert record.getMessage().startswith("job there: the result cannot be unpickled")
+    (result,) = executor.options(pool="process").map(return_only_there_for, [1])
+    assert (result.status, result.value, result.error_code) == (JobStatus.COMPLETED, None, "SERIALIZATION_ERROR")
+
+
+@pytest.mark.parametrize("method", ["__str__", "error_code", "__reduce__", "__setstate__"])
+def test_an_error_that_hangs_ends_at_the_limit_of_its_attempt(make_executor: MakeExecutor, method: str) -> None:
+    """An exception whose own code never returns runs into max_runtime in its worker, and harms no other job."""
+    executor = make_executor(2)
+    hanging = executor.submit(
+        Job(function=raise_hanging, args=(method,), pool="process", max_runtime=0.5, retry_attempts=0)
     )
-    with pytest.raises(JobTimeoutError):
-        stuck.result(timeout=PATIENCE)
-    assert executor.stats().abandoned_threads == 1
-    cancelled = executor.submit(Job(function=return_slow, args=("stuck", 60.0), pool="process"))
-    wait_for(lambda: [what for what, _ in seen].count("unpickled stuck") >= 2)
-    cancelled.cancel()
-    wait_for(cancelled.done)
-    assert cancelled.job.status is JobStatus.CANCELLED
-    assert executor.run(Job(function=return_slow, args=("next",), pool="process")).name == "next"
+    assert executor.run(Job(function=add, args=(1,), pool="process")) == 2
+    with pytest.raises(JobTimeoutError, match=r"max_runtime=0\.5"):
+        hanging.result(timeout=PATIENCE)
+    assert executor.run(Job(function=add, args=(2,), pool="process")) == 3
+
+
+def test_a_rule_names_a_class_that_this_process_cannot_import(make_executor: MakeExecutor) -> None:
+    """A rule for a base class applies by its name; the exception itself cannot be loaded, and its text is known."""
+    rule = RetryRule(codes=(f"{OF_WORKER}.BusyError",), retry_delay=0.0)
+    failing = RetryRule(codes=("*",), action="fail")
+    executor = make_executor(1)
+    job = Job(function=raise_of_worker, pool="process", retry=RetryPolicy(retry_attempts=1, rules=(rule, failing)))
+    error = executor.submit(job).exception(timeout=PATIENCE)
+    assert OF_WORKER not in sys.modules
+    assert [attempt.error_message for attempt in job.attempts] == ["PageError: page 13"] * 2
+    assert isinstance(error, JobSerializationError)
+    assert "it was PageError: page 13" in str(error)
+
+
+def test_results_that_nobody_asks_for_hold_no_descriptors(make_executor: MakeExecutor) -> None:
+    """The memory files of large results that are dropped unread are closed."""
+    executor = make_executor(1)
+    executor.run(Job(function=large, args=(0,), pool="process"))
+    before = open_descriptors()
+    for number in range(20):
+        executor.submit(Job(function=large, args=(number,), pool="process"))
+    wait_for(lambda: executor.stats().jobs_completed == 21)
+    wait_for(lambda: open_descriptors() <= before)
+
+
+def test_many_large_results_that_wait_hold_few_descriptors(
+    make_executor: MakeExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond a limit large results wait in memory instead of in files, so that the program has descriptors left."""
+    executor = make_executor(1)
+    executor.run(Job(function=large, args=(0,), pool="process"))
+    before = open_descriptors()
+    monkeypatch.setattr(values, "MAX_OPEN_FILES", 4)
+    futures = [executor.submit(Job(function=large, args=(number,), pool="process")) for number in range(20)]
+    wait_for(lambda: all(future.done() for future in futures))
+    assert open_descriptors() <= before + 5
+    assert [future.result()[0] for future in futures] == list(range(20))
 
 
 def test_observers_hear_of_values_in_order(make_executor: MakeExecutor) -> None:
-    """A job is COMPLETED only when its value was unpickled, and its observers hear of each state once and in order."""
+    """Observers hear of each state of a job once and in order."""
     heard: list[tuple[str, JobStatus]] = []
 
     def observe(transition: Transition) -> None:
         heard.append((transition.job.job_id, transition.status))
 
     executor = make_executor(2, observers=(observe,))
-    jobs = [Job(job_id=f"job {n}", function=return_slow, args=(str(n),), pool="process") for n in range(20)]
+    jobs = [Job(job_id=f"job {n}", function=return_noting, args=(str(n),), pool="process") for n in range(20)]
     futures = [executor.submit(job) for job in jobs]
     assert [future.result(timeout=PATIENCE).name for future in futures] == [str(n) for n in range(20)]
     executor.shutdown()
@@ -85,31 +206,15 @@ def test_observers_hear_of_values_in_order(make_executor: MakeExecutor) -> None:
         assert states == [JobStatus.PENDING, JobStatus.RUNNING, JobStatus.COMPLETED]
 
 
-@pytest.mark.parametrize(
-    "value",
-    [ValueError, ["builtins", "ValueError", ValueError], [bytes(70_000), ValueError], [*map(str, range(300)), Slow]],
-)
-def test_a_pickle_that_refers_to_code_is_recognised(value: object) -> None:
-    """A class is found in a pickle, whatever opcode its names come from."""
-    assert refers_to_code(pickle.dumps(value, 5))
+@pytest.mark.parametrize("value", [{"a": [1, 2.5, None, True]}, ("text", b"bytes"), ("log", {"level": 20})])
+def test_plain_data_is_loaded(value: object) -> None:
+    """What a supervisor reads of a message is data of Python's own types."""
+    assert values.load_plain(pickle.dumps(value, 5) + b"rest") == (value, b"rest")
 
 
-@pytest.mark.parametrize("code", [7, 700, 70_000])
-def test_a_pickle_with_an_extension_code_is_recognised(code: int) -> None:
-    """A class that `copyreg` knows by a number has no name in the pickle."""
-    copyreg.add_extension(Slow.__module__, "Slow", code)
-    try:
-        pickled = pickle.dumps(Slow, 5)
-        assert b"Slow" not in pickled
-        assert refers_to_code(pickled)
-    finally:
-        copyreg.remove_extension(Slow.__module__, "Slow", code)
-        copyreg.clear_extension_cache()
-    assert not refers_to_code(pickled)
-
-
-def test_plain_data_is_rarely_taken_for_code() -> None:
-    """Numbers and texts are plain, though they contain the byte that stands for code."""
-    pickles = [pickle.dumps([number * 0.37, "\u0093", number], 5) for number in range(10_000)]
-    assert sum(b"\x93" in pickled for pickled in pickles) > 5_000
-    assert sum(map(refers_to_code, pickles)) < 100
+@pytest.mark.parametrize("value", [ValueError("x"), Noting, ["in a list", Noting("x")], JobStatus.RUNNING])
+def test_what_refers_to_code_is_not_loaded(value: object) -> None:
+    """A pickle that names a class is refused before any code of it runs."""
+    with pytest.raises(pickle.UnpicklingError, match="it refers to"):
+        values.load_plain(pickle.dumps(value, 5))
+    assert not threads_of("unpickled x")

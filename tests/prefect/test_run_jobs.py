@@ -24,6 +24,7 @@ from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.prefect import PrefectMirror, arun_jobs, job_task, run_jobs
 from executor_adapter.prefect.mirror.outbox import OutboxFile
 from executor_adapter.prefect.mirror.server_api import server_name
+from tests.contract.slow_code import return_only_there
 from tests.prefect.conftest import Api
 from tests.prefect.fake_cloud import at_cloud
 from tests.prefect.fake_server import FakeServer
@@ -126,12 +127,16 @@ def _seconds(timestamp: str) -> float:
 
 
 def test_each_kind_of_failure_has_its_state(api: Api) -> None:
-    """A job past a limit, a crashed job and a refused job each give a result and do not raise."""
+    """A job past a limit, a crashed job and a refused job each give a result and do not raise.
+
+    A job whose result cannot be loaded is Completed: its function has returned.
+    """
     jobs = [
         Job(function=time.sleep, args=(60,), max_runtime=0.2, job_id="slow", pool="process", retry_attempts=0),
         Job(function=os.abort, job_id="crashed", pool="process", retry_attempts=0),
         Job(function=print, args=(threading.Lock(),), job_id="refused", pool="process"),
         Job(function="nowhere:at_all", job_id="absent", pool="process"),
+        Job(function=return_only_there, job_id="unloadable", pool="process"),
     ]
     flow_run_id, results = run_in_flow(jobs)
     assert [result.error_code for result in results] == [
@@ -139,9 +144,11 @@ def test_each_kind_of_failure_has_its_state(api: Api) -> None:
         "WORKER_CRASHED",
         "SERIALIZATION_ERROR",
         "CONFIGURATION_ERROR",
+        "SERIALIZATION_ERROR",
     ]
     names = {key: run["state_name"] for key, run in task_runs_by_key(api, flow_run_id).items()}
-    assert names == {"slow": "TimedOut", "crashed": "Crashed", "refused": "Failed", "absent": "Failed"}
+    ended = {"slow": "TimedOut", "crashed": "Crashed", "refused": "Failed", "absent": "Failed"}
+    assert names == ended | {"unloadable": "Completed"}
 
 
 def test_many_jobs_with_failures_are_all_accounted_for(api: Api) -> None:

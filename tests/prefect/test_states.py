@@ -17,6 +17,7 @@ from executor_adapter.exceptions import (
 )
 from executor_adapter.job.status import ErrorCode, JobStatus
 from executor_adapter.prefect.mirror.states import awaiting_retry, failure_kind, failure_message, retrying, state_kind
+from executor_adapter.worker.facts import facts_of
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def test_a_failed_job_has_its_state_by_error_code(code: str | None) -> None:
 )
 def test_an_exception_decides_the_final_state(error: Exception, name: str) -> None:
     """Exceptions without an error code get one by their class."""
-    assert failure_kind(error).name == name
+    assert failure_kind(facts_of(error)).name == name
 
 
 class OddError(Exception):
@@ -78,21 +79,23 @@ class OddCollectionError(DataCollectionException):
 
 def test_a_failure_message_is_prefects_unless_the_code_says_more() -> None:
     """A failure message has the class and text as Prefect's has, and the code where that says more."""
-    assert failure_message(ConnectionError("refused")) == "NETWORK_ERROR: ConnectionError: refused"
-    assert failure_message(ValueError("b")) == "Task run encountered an exception ValueError: b"
-    assert failure_message(OddError("b")) == "Task run encountered an exception OddError: b"
+    assert failure_message(facts_of(ConnectionError("refused"))) == "NETWORK_ERROR: ConnectionError: refused"
+    assert failure_message(facts_of(ValueError("b"))) == "Task run encountered an exception ValueError: b"
+    assert failure_message(facts_of(OddError("b"))) == "Task run encountered an exception OddError: b"
     for error in (ValueError("b"), OddError("b"), KeyError("b"), OddError()):
         stock = asyncio.run(exception_to_failed_state(error, message="Task run encountered an exception"))
-        assert failure_message(error) == stock.message
-    assert failure_message(WorkerCrashedError("worker 3 died")) == "WORKER_CRASHED: worker 3 died"
-    assert failure_message(DataCollectionException("bad row", error_code="DATA_ERROR")) == "DATA_ERROR: bad row"
-    assert failure_message(OddCollectionError("bad row")) == "COLLECTION_ERROR: OddCollectionError: bad row"
+        assert failure_message(facts_of(error)) == stock.message
+    assert failure_message(facts_of(WorkerCrashedError("worker 3 died"))) == "WORKER_CRASHED: worker 3 died"
+    assert (
+        failure_message(facts_of(DataCollectionException("bad row", error_code="DATA_ERROR"))) == "DATA_ERROR: bad row"
+    )
+    assert failure_message(facts_of(OddCollectionError("bad row"))) == "COLLECTION_ERROR: OddCollectionError: bad row"
 
 
 def test_awaiting_retry_has_the_failed_attempt_and_the_time_of_the_next() -> None:
     """AwaitingRetry has the error in its message and the time of the next attempt in its details."""
     due = datetime(2026, 1, 2, tzinfo=UTC)
-    state = awaiting_retry(ConnectionError("refused"), attempt=1, attempts=4, scheduled_time=due)
+    state = awaiting_retry(facts_of(ConnectionError("refused")), attempt=1, attempts=4, scheduled_time=due)
     assert (state.type, state.name) == ("SCHEDULED", "AwaitingRetry")
     assert state.message == "attempt 1 of 4: NETWORK_ERROR: ConnectionError: refused"
     assert state.state_details.scheduled_time == due

@@ -31,7 +31,6 @@ EXPECTED_LOG: tuple[str, ...] = (
     "exception calling callback",
     "execute_job, or a hook, cannot be ended and is abandoned",
     "cannot be stopped and is abandoned",
-    "takes too long to unpickle",  # Of a stopped attempt, on a machine that is busy.
     "times while it ran",  # Of a job in a thread whose program died, which is quarantined.
 )
 """What the log may say at level ERROR, since a plan has drawn the reason."""

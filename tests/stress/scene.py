@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from executor_adapter import Job, JobStatus
-from executor_adapter.exceptions import JobCancelledError
+from executor_adapter.error_facts import ErrorFacts
 from executor_adapter.job.status import LEGAL_TRANSITIONS, TERMINAL
 from executor_adapter.job.transition import Transition
 from executor_adapter.store import JobStore, open_store
@@ -86,7 +86,7 @@ class Watch:
     def __init__(self, journal: str) -> None:
         self.faults: list[str] = []
         self.jobs: list[Job] = []
-        self.errors: dict[Job, BaseException | None] = {}
+        self.errors: dict[Job, ErrorFacts | None] = {}
         self._last: dict[Job, JobStatus] = {}
         self._journal = journal
 
@@ -114,7 +114,7 @@ class Watch:
 
     def _final(self, job: Job, requeues: bool) -> dict[str, Any]:
         error = self.errors[job]
-        cut_off = isinstance(error, JobCancelledError) and bool(error.context.get("shutdown"))
+        cut_off = error is not None and error.shutdown
         return {
             "id": job.job_id,
             "status": str(job.status),

@@ -61,7 +61,13 @@ PREFECT_ROOMS = (
 )
 STANDARD_LIBRARY_ALONE = ("worker", "exceptions", "error_codes", "error_facts", "lazy")
 # `exceptions/__init__` is the tree of errors alone, since display.py imports it.
-FACES = {"executor_adapter.exceptions.display", "executor_adapter.pipeline.flows"}
+# All names of the modules below are for other parts, which import them there.
+FACES = {
+    "executor_adapter.exceptions.display",
+    "executor_adapter.pipeline.flows",
+    "executor_adapter.pools.transport.envelope",
+    *(f"executor_adapter.worker.{name}" for name in ("facts", "guardian", "sentinel", "values", "wire")),
+}
 SHARED_BY_POOLS = {
     "base",
     "transport",
@@ -98,27 +104,27 @@ MAY_IMPORT = {
     "deployments": {"executor_adapter", "tasks", "flows", "deployments"},
 }
 BUDGETS = {
-    "cli": 1_862,
+    "cli": 1_860,
     "config": 1_157,
-    "exceptions": 176,
+    "exceptions": 170,
     "executor": 1_111,
-    "job": 1_232,
-    "modules": 504,
-    "monitoring": 827,
-    "persistence": 1_190,
+    "job": 1_229,
+    "modules": 503,
+    "monitoring": 826,
+    "persistence": 1_180,
     "pipeline": 5_806,
-    "pools": 692,
-    "pools/cluster": 3_702,
-    "pools/guardian": 1_001,
-    "pools/in_process": 685,
+    "pools": 682,
+    "pools/cluster": 3_689,
+    "pools/guardian": 999,
+    "pools/in_process": 675,
     "pools/memory": 416,
-    "pools/spawned": 480,
-    "pools/transport": 1_049,
+    "pools/spawned": 479,
+    "pools/transport": 1_009,
     "prefect": 7_080,
     "scheduler": 460,
     "store": 1_836,
-    "supervision": 2_943,
-    "worker": 1_890,
+    "supervision": 2_929,
+    "worker": 1_889,
 }
 """Lines of code that each part may have. A number is only ever lowered: what takes lines away lowers it."""
 NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}

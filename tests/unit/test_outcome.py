@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from executor_adapter.supervision.outcome import records_in
+from executor_adapter.worker.values import records_in
 
 
 @pytest.mark.parametrize(

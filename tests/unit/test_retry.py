@@ -10,13 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from executor_adapter import RetryDecision, RetryPolicy, RetryRule
-from executor_adapter.exceptions import InvalidJobError
+from executor_adapter.error_facts import ErrorFacts, kinds_of
+from executor_adapter.exceptions import InvalidJobError, JobTimeoutError
 from executor_adapter.job.retry import MAX_GROWN_MEMORY, MAX_RETRY_AFTER_SECONDS, NEVER_RETRIED, decide
+
+
+def facts(code: str, retry_after: float | None = None) -> ErrorFacts:
+    return ErrorFacts(code, ("builtins.Exception",), "no", retry_after=retry_after)
 
 
 def decide_with(policy: RetryPolicy, code: str = "API_ERROR", attempt: int = 1, crashes: int = 0) -> RetryDecision:
     """Return the decision about an attempt, without random jitter."""
-    return decide(policy, code=code, attempt=attempt, crashes=crashes, draw=lambda: 0.5)
+    return decide(policy, error=facts(code), attempt=attempt, crashes=crashes, draw=lambda: 0.5)
 
 
 def test_delays_grow_up_to_max_delay() -> None:
@@ -51,6 +56,19 @@ def test_the_first_rule_that_matches_wins() -> None:
     assert not decide_with(policy, code="NETWORK_ERROR").retry
 
 
+class OddError(JobTimeoutError):
+    """An exception of a user's own."""
+
+
+@pytest.mark.parametrize("named", [f"{__name__}.OddError", "executor_adapter.exceptions.JobError", "builtins.OSError"])
+def test_a_rule_names_classes_of_errors_and_their_bases(named: str) -> None:
+    """A rule that names a class applies to its errors and those of its subclasses, whatever their code."""
+    policy = RetryPolicy(rules=(RetryRule(codes=(named,), action="fail"),))
+    odd = ErrorFacts("TIMEOUT_ERROR", kinds_of(OddError()), "odd")
+    assert not decide(policy, error=odd, attempt=1, crashes=0).retry
+    assert decide(policy, error=facts("TIMEOUT_ERROR"), attempt=1, crashes=0).retry
+
+
 def test_crashes_have_a_budget_of_their_own_and_end_in_quarantine() -> None:
     """Crashes are retried up to crash_attempts times; the next one quarantines the job."""
     policy = RetryPolicy(retry_attempts=9, crash_attempts=1)
@@ -70,8 +88,8 @@ def test_a_rule_can_grow_the_memory_limit_and_run_alone() -> None:
 def test_retry_after_is_a_lower_bound() -> None:
     """A retry waits at least as long as the server's Retry-After asks."""
     policy = RetryPolicy(retry_delay=1.0, jitter=0.0)
-    assert decide(policy, code="RATE_LIMITED", attempt=1, crashes=0, retry_after=30.0).delay == 30.0
-    assert decide(policy, code="RATE_LIMITED", attempt=1, crashes=0, retry_after=0.1).delay == 1.0
+    assert decide(policy, error=facts("RATE_LIMITED", 30.0), attempt=1, crashes=0).delay == 30.0
+    assert decide(policy, error=facts("RATE_LIMITED", 0.1), attempt=1, crashes=0).delay == 1.0
 
 
 def test_retry_after_is_limited_to_a_day_or_max_delay() -> None:
@@ -81,14 +99,14 @@ def test_retry_after_is_limited_to_a_day_or_max_delay() -> None:
     assert RetryPolicy(max_delay=asked).limit_retry_after(asked) == asked
     assert RetryPolicy(max_delay=10.0).limit_retry_after(3600.0) == 3600.0
     assert RetryPolicy().limit_retry_after(None) == 0.0
-    assert decide(RetryPolicy(), code="RATE_LIMITED", attempt=1, crashes=0, retry_after=float("inf")).delay <= 86_400.0
+    assert decide(RetryPolicy(), error=facts("RATE_LIMITED", float("inf")), attempt=1, crashes=0).delay <= 86_400.0
 
 
 @given(st.floats(0, allow_nan=False, allow_infinity=False), st.floats(0, 1))
 def test_the_largest_delay_has_a_date(seconds: float, jitter: float) -> None:
     """The largest possible delay still gives a valid date."""
     policy = RetryPolicy(retry_delay=seconds, max_delay=seconds, jitter=jitter)
-    delay = decide(policy, code="API_ERROR", attempt=1, crashes=0, retry_after=seconds, draw=lambda: 0.999).delay
+    delay = decide(policy, error=facts("API_ERROR", seconds), attempt=1, crashes=0, draw=lambda: 0.999).delay
     assert datetime.fromtimestamp(time.time() + delay, UTC)
 
 
@@ -121,7 +139,7 @@ def test_a_delay_is_never_negative_nor_beyond_max_delay_and_its_jitter(
     policy = RetryPolicy(
         retry_attempts=10_000, retry_delay=retry_delay, backoff_coefficient=coefficient, jitter=jitter, max_delay=900
     )
-    decision = decide(policy, code="API_ERROR", attempt=attempt, crashes=0, draw=lambda: draw)
+    decision = decide(policy, error=facts("API_ERROR"), attempt=attempt, crashes=0, draw=lambda: draw)
     assert 0 <= decision.delay <= 900 * (1 + jitter)
 
 

@@ -1,12 +1,9 @@
-"""Tests of the traceback text that a store keeps."""
+"""Tests of the facts of an error, above all of the text of its traceback."""
 
 from __future__ import annotations
 
-from concurrent.futures import Future
-
 import pytest
 
-from executor_adapter import Job
 from executor_adapter.exceptions import (
     DataCollectionException,
     JobCancelledError,
@@ -14,8 +11,7 @@ from executor_adapter.exceptions import (
     WorkerCrashedError,
 )
 from executor_adapter.exceptions.display import message_of, repr_of
-from executor_adapter.pools.in_process.call import bind
-from executor_adapter.worker.tracebacks import MAX_TRACEBACK, traceback_of
+from executor_adapter.worker.facts import MAX_TRACEBACK, read_facts
 
 
 def raised(call: object) -> BaseException:
@@ -43,15 +39,30 @@ class NamelessError(DataCollectionException):
         return "no rows"
 
 
-class HangingError(Exception):
+class FailingError(Exception):
     def __str__(self) -> str:
-        raise AssertionError("its code runs")
+        raise RuntimeError("no text")
+
+
+class OddText(str):
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return self
+
+
+class OddTextsError(Exception):
+    error_code = OddText("ODD")
+    retry_after = True
+
+    def __str__(self) -> str:
+        return OddText("odd")
 
 
 def test_a_traceback_ends_with_class_and_text() -> None:
     """A traceback shows the lines of the function, and ends as Python's does."""
     error = raised(look_up)
-    text = traceback_of(error, error.__traceback__)
+    text = read_facts(error).traceback
     assert text is not None
     assert text.startswith("Traceback (most recent call last):\n")
     assert '{}["nope"]' in text
@@ -69,36 +80,32 @@ def test_what_is_shown_of_an_error_names_its_class() -> None:
 def test_the_cause_is_shown_too() -> None:
     """The error that another one was raised from comes first."""
     error = raised(look_up_for_another)
-    text = traceback_of(error, error.__traceback__)
+    text = read_facts(error).traceback
     assert text is not None
-    assert text.index("KeyError: 'nope'") < text.index("The error above led to this one:")
+    assert text.index("KeyError: 'nope'") < text.index("direct cause of the following exception")
     assert text.endswith("\nValueError: no such thing")
 
 
 def test_a_long_traceback_loses_its_beginning() -> None:
     """Of a long text the end is kept, which shows where it failed."""
     error = ValueError("x" * 100 + "y" * MAX_TRACEBACK)
-    text = traceback_of(error, None)
+    text = read_facts(error).traceback
     assert text is not None
     assert text.startswith("... (112 characters)\nyyy")
     assert len(text) < MAX_TRACEBACK + 50
 
 
-def test_the_error_s_own_code_does_not_run() -> None:
-    """Text that only the error's own code could give is left out: it may never return, and the store would wait."""
-    assert traceback_of(HangingError(), None) == "HangingError"
-    assert traceback_of(ValueError(HangingError()), None) == "ValueError"
+def test_an_error_without_text_has_its_class_alone() -> None:
+    """Where the text is empty, or the code that makes it fails, the class is shown."""
+    assert read_facts(ValueError()).traceback == "ValueError"
+    assert read_facts(FailingError()).traceback == "FailingError: (no text: its __str__ fails)"
 
 
-def test_frames_through_which_an_error_came_are_left_out() -> None:
-    """Who asks a future adds frames of the standard library and of this package, which say nothing of the function."""
-    future: Future[None] = Future()
-    future.set_exception(raised(look_up))
-    error = raised(lambda: bind(Job(function=future.result))())
-    text = traceback_of(error, error.__traceback__)
-    assert text is not None
-    assert "concurrent" not in text
-    assert "in look_up" in text
+def test_facts_are_plain_data() -> None:
+    """A code and a text of a class of their own are made plain: no process needs that class to read them."""
+    found = read_facts(OddTextsError())
+    assert [type(part) for part in (found.code, found.text, found.retry_after)] == [str, str, float]
+    assert found.kinds[1:] == ("builtins.Exception", "builtins.BaseException")
 
 
 @pytest.mark.parametrize(
@@ -112,7 +119,7 @@ def test_frames_through_which_an_error_came_are_left_out() -> None:
 )
 def test_an_end_from_outside_has_no_frames_of_the_program(error: BaseException, text: str | None) -> None:
     """A crash has the end of its output, and a limit or a cancel nothing of the executor's own code."""
-    assert traceback_of(error, None) == text
+    assert read_facts(error).traceback == text
 
 
 def test_sentences_of_the_package_stand_alone() -> None:

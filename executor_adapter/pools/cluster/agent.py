@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from executor_adapter.exceptions import JobSerializationError
-from executor_adapter.pools.base import Assignment, Ending, Recall
+from executor_adapter.pools.base import Assignment, Recall
 from executor_adapter.pools.cluster import frames, portable
 from executor_adapter.pools.cluster.hello import hello
 from executor_adapter.pools.cluster.link import ArrivingFiles, Link, LinkEnd
@@ -25,20 +25,18 @@ from executor_adapter.pools.kinds import pool_kinds
 from executor_adapter.pools.loop import SupervisorLoop
 from executor_adapter.pools.memory.available import AvailableMemory
 from executor_adapter.pools.memory.guard import MemoryGuard
+from executor_adapter.pools.transport.envelope import Ending, Outcome, failed, packed
 from executor_adapter.pools.transport.functions import EncodedFunction
-from executor_adapter.pools.transport.reports import OnRecord, refers_to_code
 from executor_adapter.worker import lease_time, values, wire
 
 logger = logging.getLogger("executor_adapter.cluster")
 
 MAX_QUEUED_BEHIND_SECONDS = 0.05
 """Max seconds that a call waits in a worker behind a running one; then it is taken back for another worker."""
-_MESSAGE_HEAD = 64
-"""Bytes of a message in which its topic is."""
 
 
 class Agent:
-    """Implements `base.PoolSupervisor` for the pool of this node, and `ResultSink` for its results."""
+    """Implements `base.PoolSupervisor` for the pool of this node."""
 
     def __init__(self, end: LinkEnd, held_fds: tuple[int, ...] = (), node: str = "") -> None:
         self.loop = loop = SupervisorLoop(before_sleep=self._end_turn)
@@ -135,7 +133,7 @@ class Agent:
         memory = options.pop("memory")
         self._guard = None if memory is None else MemoryGuard(AvailableMemory(memory))
         make_pool: Any = pool_kinds("guardian")("process")
-        self._pool = make_pool(self, 1, sink=self, held_fds=self._held_fds, **options)
+        self._pool = make_pool(self, 1, held_fds=self._held_fds, **options)
         self._on_beat(lease_time(), math.inf)
         self._beat()
 
@@ -158,9 +156,9 @@ class Agent:
         if not refusal and flags & wire.IN_FILE and fd < 0:
             refusal = "the node has no room for the job's large arguments (memory, or file descriptors)"
         if refusal:
-            self._report_end(seq, Ending.UNSENDABLE, JobSerializationError(refusal))
+            self._report_end(seq, failed(JobSerializationError(refusal), Ending.UNSENDABLE))
             return
-        file = values.adopt_memory_file(fd, body[frames.CALL_PART.size : at]) if fd >= 0 else None
+        file = values.MemoryFile(fd, body[frames.CALL_PART.size : at]) if fd >= 0 else None
         found = self._functions.pop(function) if flags & wire.USE_ONCE else self._functions[function]
         assignment = unpack_call(seq, number, flags, found, body[at:], file, max_runtime)
         assignment.memory_limit = limit or None
@@ -269,49 +267,39 @@ class Agent:
         assignment.started_at = at
         self._begun[assignment.seq] = assignment
 
-    def receive_result(self, assignment: Assignment, kind: int, flags: int, body: bytes, fd: int) -> None:
-        assert isinstance(assignment, RemoteAttempt)
-        seq, now = self._forget(assignment), self.now()
-        start, end = assignment.started_at or now, assignment.ended_at or now
-        kept = flags & (wire.NO_VALUE | wire.IN_FILE)
-        size, peak = frames.PID.size + len(body), (assignment.peak_rss or 0) >> 10
-        header = wire.HEADER.pack(size, kind, kept, 0, seq, peak, now - start, now - end)
-        frame = b"".join((header, frames.PID.pack(assignment.pid or 0), body))
-        if fd >= 0:
-            self.link.send_file(seq, fd, frame)
-        else:
-            self.link.send(frame)
-
     def on_message(self, assignment: Assignment | None, topic: str, content: Any) -> None:
-        self._pass_on(assignment, pickle.dumps((topic, content), 5))
+        if isinstance(assignment, RemoteAttempt):
+            body = pickle.dumps((topic, content), 5)
+            self.link.send(wire.pack_frame(wire.MESSAGE, seq=assignment.seq, body=body))
 
     def is_output_full(self, assignment: Assignment | None) -> None:
         """Hold up no output: the program's streams are on another machine."""
 
-    def receive_message(self, assignment: Assignment | None, body: bytes, on_record: OnRecord) -> None:
-        if b"log" in body[:_MESSAGE_HEAD] and not refers_to_code(body):
-            topic, content = pickle.loads(body)
-            if topic == "log":  # For the end of the output, which is shown where its worker dies.
-                on_record(assignment, content)
-        self._pass_on(assignment, body)
-
-    def _pass_on(self, assignment: Assignment | None, body: bytes) -> None:
-        if isinstance(assignment, RemoteAttempt):
-            self.link.send(wire.pack_frame(wire.MESSAGE, seq=assignment.seq, body=body))
-
-    def ended(
-        self, assignment: Assignment, ending: Ending, value: Any = None, error: BaseException | None = None
-    ) -> None:
+    def ended(self, assignment: Assignment, outcome: Outcome) -> None:
         assert isinstance(assignment, RemoteAttempt)
         seq = self._forget(assignment)
         if self._ending:
             return  # The head knows that this agent is gone, and so is what it ran.
-        self._report_end(seq, ending, error, assignment)
+        if outcome.ending is Ending.RETURNED or outcome.body.frame is not None:
+            self._pass_on(seq, assignment, outcome)
+        else:
+            self._report_end(seq, outcome, assignment)
 
-    def _report_end(
-        self, seq: int, ending: Ending, error: BaseException | None, assignment: RemoteAttempt | None = None
-    ) -> None:
-        self.link.send(wire.pack_frame(frames.ENDED, seq=seq, body=pack_end(ending, error, assignment)))
+    def _pass_on(self, seq: int, assignment: RemoteAttempt, outcome: Outcome) -> None:
+        """Send what a worker has written, unopened."""
+        kind, flags, body = packed(outcome)
+        now = self.now()
+        start, end = assignment.started_at or now, assignment.ended_at or now
+        size, peak = frames.PID.size + len(body), (assignment.peak_rss or 0) >> 10
+        header = wire.HEADER.pack(size, kind, flags, 0, seq, peak, now - start, now - end)
+        frame = b"".join((header, frames.PID.pack(assignment.pid or 0), body))
+        if (file := outcome.body.file) is not None:
+            self.link.send_file(seq, file.fd, frame, file)
+        else:
+            self.link.send(frame)
+
+    def _report_end(self, seq: int, outcome: Outcome, assignment: RemoteAttempt | None = None) -> None:
+        self.link.send(wire.pack_frame(frames.ENDED, seq=seq, body=pack_end(outcome, assignment)))
 
     def handed_back(self, assignment: Assignment) -> None:
         assert isinstance(assignment, RemoteAttempt)

@@ -22,9 +22,10 @@
         GIVEN       body: the seq of each call that a worker is about to get
         STARTED     seq, word: pid, first: the age of the start in seconds
         RETURNED, RAISED, UNSENDABLE
-                    seq, word: peak RSS in KiB, first and second: the ages of start and end; body: PID, the value
+                    seq, word: peak RSS in KiB, first and second: the ages of start and end; body: PID, and the
+                    body of the worker's frame
         MESSAGE     seq; body: topic and content, as the worker wrote them
-        ENDED       seq; body: how it ended otherwise, pickled
+        ENDED       seq; body: how it ended otherwise, plain data, pickled
         HANDED_BACK seq: it has not started
         FILE        seq; body: the next chunk of the memory file of that result
         BEAT        first: the time on the agent's clock

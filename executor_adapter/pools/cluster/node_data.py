@@ -129,7 +129,7 @@ def receive(sock: socket.socket) -> tuple[Any, Any]:
         raise
     if in_file and not descriptors:
         raise JobSerializationError("no file descriptor is left for a large value: raise the limit (ulimit -n)")
-    return head, values.load_memory_file(descriptors[0], bytes(body)) if in_file else pickle.loads(body)
+    return head, values.MemoryFile(descriptors[0], bytes(body)).load() if in_file else pickle.loads(body)
 
 
 def _exactly(sock: socket.socket, size: int) -> bytearray:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from executor_adapter.pools.base import Assignment, Ending, LeasingPool, PoolSupervisor, Recall, Timer
+from executor_adapter.pools.base import Assignment, LeasingPool, PoolSupervisor, Recall, Timer
 from executor_adapter.pools.cluster.hello import refusal
 from executor_adapter.pools.cluster.leases import LeaseSource
 from executor_adapter.pools.cluster.leasing.placement import SlotQueue, agent_with_free_slot, agent_with_room
@@ -17,9 +17,8 @@ from executor_adapter.pools.cluster.leasing.turns import LeaseWatch
 from executor_adapter.pools.cluster.link import LinkEnd
 from executor_adapter.pools.cluster.references import remote_payload
 from executor_adapter.pools.cluster.remote_agent import RemoteAgent
-from executor_adapter.pools.transport.decoder import Decoder
+from executor_adapter.pools.transport.envelope import STOPPED
 from executor_adapter.pools.transport.payload import Initializer, Payload, encode_initializer
-from executor_adapter.pools.transport.reports import DecodingSink, ResultSink
 from executor_adapter.worker import lease_time
 
 if TYPE_CHECKING:
@@ -62,8 +61,6 @@ class RemotePool(LeasingPool):
         **worker_options: Any,
     ) -> None:
         super().__init__(supervisor, max_workers)
-        self._decoder = Decoder(supervisor)
-        self.sink: ResultSink = DecodingSink(supervisor, self._decoder)
         self.agents: list[RemoteAgent] = []
         """The agents that are connected, ready or not."""
         self._setup: dict[str, Any] = {
@@ -83,11 +80,6 @@ class RemotePool(LeasingPool):
     @classmethod
     def prepare(cls, job: Job) -> Payload:
         return remote_payload(job)
-
-    @property
-    def abandoned(self) -> int:
-        """Results that could not be unpickled in time."""
-        return self._decoder.abandoned
 
     @property
     def is_closing(self) -> bool:
@@ -190,9 +182,7 @@ class RemotePool(LeasingPool):
             agent, seq = assignment.worker
             agent.stop(seq, grace)
         elif self._take_waiting(assignment):
-            self.supervisor.ended(assignment, Ending.STOPPED)
-        else:
-            self._decoder.stop(assignment, grace)
+            self.supervisor.ended(assignment, STOPPED)
 
     def interrupt(self, assignment: Assignment) -> bool:
         if assignment.worker is not None:
@@ -332,7 +322,6 @@ class RemotePool(LeasingPool):
         self._on_closed = on_closed
         self.shapes.close()
         self.queue.close()
-        self._decoder.close()
         self._watch.cancel()
         for agent in list(self.agents):
             agent.close()

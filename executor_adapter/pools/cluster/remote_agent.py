@@ -8,15 +8,15 @@ import pickle
 from typing import Any, Protocol
 
 from executor_adapter.exceptions import NodeLostError
-from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, Timer
+from executor_adapter.pools.base import Assignment, PoolSupervisor, Timer
 from executor_adapter.pools.cluster import frames
 from executor_adapter.pools.cluster.leasing.shaped_lease import ShapedLease
 from executor_adapter.pools.cluster.link import ArrivingFiles, Link, LinkEnd
 from executor_adapter.pools.cluster.remote_attempt import pack_call, unpack_end
+from executor_adapter.pools.transport.envelope import STOPPED, crashed, received
 from executor_adapter.pools.transport.functions import EncodedFunction
 from executor_adapter.pools.transport.payload import Payload, attempt_part
-from executor_adapter.pools.transport.reports import ResultSink
-from executor_adapter.worker import wire
+from executor_adapter.worker import values, wire
 
 logger = logging.getLogger("executor_adapter.cluster")
 
@@ -30,7 +30,6 @@ class AgentOwner(Protocol):
     """Receives what an agent reports: the pool. Supervisor thread only."""
 
     supervisor: PoolSupervisor
-    sink: ResultSink
 
     def on_hello(self, agent: RemoteAgent, hello: dict[str, Any]) -> None:
         """Take note of what the agent says of itself, and send it its set-up, or refuse it."""
@@ -232,7 +231,7 @@ class RemoteAgent:
             elif kind == frames.GIVEN:
                 self._given.update(number for (number,) in frames.SEQ.iter_unpack(body))
             elif kind == wire.MESSAGE:
-                self._owner.sink.receive_message(self.live.get(seq), body, _ignore_record)
+                self._supervisor.on_message(self.live.get(seq), *values.load_plain(body)[0])
             elif kind == frames.BEAT:
                 echo = wire.HEADER.pack(0, frames.BEAT, 0, 0, 0, 0, first, self._owner.lease_seconds())
                 self._send_now(echo)
@@ -282,15 +281,15 @@ class RemoteAgent:
         assignment.peak_rss = peak << 10
         if assignment.stop_asked_at is not None and assignment.ended_at <= assignment.stop_asked_at:
             assignment.stop_asked_at = None
-        self._owner.sink.receive_result(assignment, kind, flags, body[frames.PID.size :], fd)
+        outcome = received(kind, flags, body[frames.PID.size :], fd, assignment.job.job_id)
+        self._supervisor.ended(assignment, outcome)
 
     def _on_ended(self, seq: int, body: bytes) -> None:
         assignment = self._forget(seq)
         if assignment is None:
             return
-        ending, error = unpack_end(assignment, body)
         assignment.ended_at = self._supervisor.now()
-        self._supervisor.ended(assignment, ending, error=error)
+        self._supervisor.ended(assignment, unpack_end(assignment, body))
 
     def _hand_back(self, seq: int) -> None:
         assignment = self._forget(seq)
@@ -342,14 +341,10 @@ class RemoteAgent:
     def _report_lost(self, assignment: Assignment, why: str) -> None:
         assignment.ended_at = self._supervisor.now()
         if assignment.stop_asked_at is not None:
-            self._supervisor.ended(assignment, Ending.STOPPED)
+            self._supervisor.ended(assignment, STOPPED)
             return
         error = NodeLostError(f"node {self.node} was lost while it ran the function: {why}")
-        self._supervisor.ended(assignment, Ending.CRASHED, error=error)
-
-
-def _ignore_record(assignment: Assignment | None, fields: dict[str, Any]) -> None:
-    """Keep no log record for the end of the output: the agent does."""
+        self._supervisor.ended(assignment, crashed(error))
 
 
 class SentFunctions:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pickle
 
-from executor_adapter.pools.base import Assignment, Ending
+from executor_adapter.error_facts import ErrorFacts
+from executor_adapter.pools.base import Assignment
 from executor_adapter.pools.cluster import frames
+from executor_adapter.pools.transport.envelope import Body, Ending, Outcome
 from executor_adapter.pools.transport.functions import EncodedFunction
 from executor_adapter.pools.transport.payload import Payload
 from executor_adapter.worker import values, wire
@@ -60,17 +62,21 @@ def unpack_call(
     return RemoteAttempt(seq, number, job_id, payload, flags)
 
 
-def pack_end(ending: Ending, error: BaseException | None, attempt: RemoteAttempt | None) -> bytes:
-    """Return the body of an ENDED."""
-    facts: tuple[int | None, ...] = (None,) * 4
+def pack_end(outcome: Outcome, attempt: RemoteAttempt | None) -> bytes:
+    """Return the body of an ENDED: plain data, in which the exception of this package is pickled by itself."""
+    of_worker: tuple[int | None, ...] = (None,) * 4
     if attempt is not None:
-        facts = (attempt.exit_code, attempt.exit_signal, attempt.pid, attempt.peak_rss)
-    return pickle.dumps((ending.name, error, *facts))
+        of_worker = (attempt.exit_code, attempt.exit_signal, attempt.pid, attempt.peak_rss)
+    error = None if outcome.error is None else (tuple(outcome.error), pickle.dumps(outcome.body.exception(), 5))
+    return pickle.dumps((outcome.ending.name, error, *of_worker), 5)
 
 
-def unpack_end(assignment: Assignment, body: bytes) -> tuple[Ending, BaseException | None]:
+def unpack_end(assignment: Assignment, body: bytes) -> Outcome:
     """Return how an attempt ended, and note what its node knows of its worker."""
-    name, error, exit_code, exit_signal, pid, peak = pickle.loads(body)
+    name, error, exit_code, exit_signal, pid, peak = values.load_plain(body)[0]
     assignment.exit_code, assignment.exit_signal = exit_code, exit_signal
     assignment.pid, assignment.peak_rss = pid, peak
-    return Ending[name], error
+    if error is None:
+        return Outcome(Ending[name])
+    facts = ErrorFacts(*error[0])
+    return Outcome(Ending[name], facts, None, Body(frame=error[1], facts=facts, job_id=assignment.job.job_id))

@@ -10,16 +10,16 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from executor_adapter.exceptions import MemoryLimitError, WorkerUnavailableError
-from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, Recall
+from executor_adapter.pools.base import Assignment, PoolSupervisor, Recall
 from executor_adapter.pools.guardian.memory_watch import MemoryWatch, largest_attempt
 from executor_adapter.pools.guardian.worker_handle import CallState, ForkedWorkerHandle
 from executor_adapter.pools.guardian.workers import MAX_START_FAILURES, WorkerSet
 from executor_adapter.pools.memory.oom_kills import oom_kills
 from executor_adapter.pools.refused_starts import RefusedStarts
+from executor_adapter.pools.transport.envelope import STOPPED, received
 from executor_adapter.pools.transport.exit_errors import kernel_kill_error, memory_error, record_exit
 from executor_adapter.pools.transport.payload import Initializer, worker_settings
 from executor_adapter.pools.transport.process_pool import WorkerProcessPool
-from executor_adapter.pools.transport.reports import ResultSink, discard_file
 from executor_adapter.pools.transport.send_buffer import SharedPath
 from executor_adapter.worker import wire
 
@@ -34,8 +34,8 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
     arguments, called in each worker before its first job. `max_jobs_per_worker`: a worker is replaced after so many
     jobs. `max_rss_growth`: a worker is replaced when it has grown by so many bytes since it was ready. `nice`,
     `cpu_affinity`: apply to every worker. `start_timeout`: seconds that the preload may take, and then each worker
-    until it is ready. `sink`: receives the results; by default they are decoded for the supervisor. `held_fds`:
-    descriptors that guardian and workers hold, so that the kernel closes them when nothing of the pool is alive.
+    until it is ready. `held_fds`: descriptors that guardian and workers hold, so that the kernel closes them when
+    nothing of the pool is alive.
     """
 
     can_limit_memory: ClassVar[bool] = True
@@ -53,10 +53,9 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
         max_rss_growth: int | None = None,
         nice: int | None = None,
         cpu_affinity: tuple[int, ...] | None = None,
-        sink: ResultSink | None = None,
         held_fds: tuple[int, ...] = (),
     ) -> None:
-        super().__init__(supervisor, max_workers, sink)
+        super().__init__(supervisor, max_workers)
         settings = worker_settings(preload=preload, initializer=initializer, nice=nice, cpu_affinity=cpu_affinity)
         settings["held_fds"] = held_fds
         self.workers = WorkerSet(
@@ -213,7 +212,8 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
         assignment.ended_at = ended
         assignment.peak_rss = max(peak << 10, assignment.peak_rss or 0)
         if worker.stopping is not None and not worker.ended_before_stop(ended):
-            discard_file(fd)
+            if fd >= 0:
+                os.close(fd)
             return  # `_on_exit` reports the end
         queue.popleft()
         worker.head += 1
@@ -222,11 +222,11 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
         worker.worn = assignment.payload.own_worker
         if not queue:
             self._release(worker)
-            self._sink.receive_result(assignment, kind, flags, body, fd)
+            self.supervisor.ended(assignment, received(kind, flags, body, fd, assignment.job.job_id))
             return
         self._may_have_room = True
         following = queue[0] if worker.sent else None
-        self._sink.receive_result(assignment, kind, flags, body, fd)
+        self.supervisor.ended(assignment, received(kind, flags, body, fd, assignment.job.job_id))
         # Its worker is another one by now where the supervisor has taken it back because of the report.
         if following is not None and following.worker is worker:
             self._report_start(worker, ended)
@@ -258,9 +258,7 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
         worker: ForkedWorkerHandle | None = assignment.worker
         if worker is None:
             if self._starts.take_back(assignment):
-                self.supervisor.ended(assignment, Ending.STOPPED)
-            else:
-                self._decoder.stop(assignment, grace)
+                self.supervisor.ended(assignment, STOPPED)
             return
         if worker.stopping is assignment:
             worker.shorten_grace(grace)
@@ -268,7 +266,7 @@ class ProcessPool(WorkerProcessPool[ForkedWorkerHandle]):
         state, removed = worker.take_back(assignment, or_those_behind=True)
         self._release_if_empty(worker, removed)
         if state is CallState.WAITING:
-            self.supervisor.ended(removed.pop(0), Ending.STOPPED)
+            self.supervisor.ended(removed.pop(0), STOPPED)
         elif state is CallState.RUNNING:
             self.workers.retire(worker)
             worker.terminate(assignment, grace)

@@ -10,11 +10,16 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-from executor_adapter.exceptions.display import read_once
 from executor_adapter.job import Job, resolve
-from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, WorkerPool
+from executor_adapter.pools.base import Assignment, PoolSupervisor, WorkerPool
 from executor_adapter.pools.in_process.slot_loan import SlotLoan, current_slot_loan
+from executor_adapter.pools.in_process.stacks import with_own_frames
+from executor_adapter.pools.transport.envelope import ABANDONED, Outcome, raised, returned
 from executor_adapter.worker import BoundCall, JobContext, enter_job, leave_job
+
+
+class Stop(BaseException):
+    """Raised in a thread to end its function. A BaseException, so that `except Exception` does not catch it."""
 
 
 def job_context(assignment: Assignment, supervisor: PoolSupervisor, cancelled: Callable[[], bool]) -> JobContext:
@@ -44,7 +49,7 @@ def report_abandoned(assignment: Assignment, pool: WorkerPool, position: str) ->
     text = "a %s cannot be stopped and is abandoned; it is stuck here:\n%s"
     log.error(text, pool.name, position, extra={"job_id": assignment.job.job_id})
     assignment.ended_at = pool.supervisor.now()
-    pool.supervisor.ended(assignment, Ending.ABANDONED)
+    pool.supervisor.ended(assignment, ABANDONED)
 
 
 def bind(job: Job) -> Callable[[], Any]:
@@ -59,21 +64,25 @@ def bind(job: Job) -> Callable[[], Any]:
 
 def call_in_job(
     assignment: Assignment, supervisor: PoolSupervisor, cancelled: Callable[[], bool], call: Callable[[], Any]
-) -> Any:
-    """Call the function on this thread, within its job context and scope, and return its value.
+) -> Outcome:
+    """Call the function on this thread, within its job context and scope, and return how it ended.
 
     A coroutine is run to its end, on an event loop of its own.
+
+    Raises:
+        Stop: the attempt was asked to end.
     """
     token = enter_job(functools.partial(job_context, assignment, supervisor, cancelled))
     loan_token = current_slot_loan.set(SlotLoan(supervisor, assignment))
     try:
         if assignment.scope is None:
-            return _run_coroutine(assignment, call())
+            return returned(_run_coroutine(assignment, call()))
         with open_scope(assignment.job, assignment.scope):
-            return _run_coroutine(assignment, call())
-    except BaseException as error:
-        read_once(error)
+            return returned(_run_coroutine(assignment, call()))
+    except Stop:
         raise
+    except BaseException as error:
+        return raised(with_own_frames(error))
     finally:
         current_slot_loan.reset(loan_token)
         leave_job(token)

@@ -16,14 +16,14 @@ from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar
 
 from executor_adapter.exceptions import InvalidJobError
-from executor_adapter.exceptions.display import read_once
 from executor_adapter.job import Job, is_coroutine_function
-from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, Recall, WorkerPool
+from executor_adapter.pools.base import Assignment, PoolSupervisor, Recall, WorkerPool
 from executor_adapter.pools.in_process.call import bind, job_context, open_scope, report_abandoned
 from executor_adapter.pools.in_process.event_loop import COROUTINE_STOP_TIMEOUT, EventLoopThread
 from executor_adapter.pools.in_process.slot_loan import SlotLoan, current_slot_loan
 from executor_adapter.pools.patience import Patience
 from executor_adapter.pools.refused_starts import RefusedStarts
+from executor_adapter.pools.transport.envelope import STOPPED, Outcome
 from executor_adapter.worker import enter_job, position_text
 
 
@@ -87,14 +87,14 @@ class CoroutinePool(WorkerPool):
         loop: _Loop | None = assignment.worker
         if loop is None:
             if self._starts.take_back(assignment):
-                self.supervisor.ended(assignment, Ending.STOPPED)
+                self.supervisor.ended(assignment, STOPPED)
         elif assignment.ended_at is not None:
             assignment.stop_asked_at = None  # It ended before, and its report is on its way.
         elif assignment not in loop.stopping:
             self._cancel(loop, assignment, min(grace, COROUTINE_STOP_TIMEOUT))
             if loop.claim(assignment):
                 self._discard(loop, assignment)
-                self.supervisor.ended(assignment, Ending.STOPPED)
+                self.supervisor.ended(assignment, STOPPED)
 
     def _cancel(self, loop: _Loop, assignment: Assignment, seconds: float) -> None:
         answered = threading.Event()
@@ -115,16 +115,14 @@ class CoroutinePool(WorkerPool):
 
     # --- reports of the loop, on the supervisor's thread ---
 
-    def on_finished(
-        self, loop: _Loop, assignment: Assignment, ending: Ending, value: Any, error: BaseException | None
-    ) -> None:
+    def on_finished(self, loop: _Loop, assignment: Assignment, outcome: Outcome) -> None:
         """Report the end of a coroutine, unless it was abandoned."""
         if assignment not in loop.live:
             return
         if assignment in loop.stopping:
-            ending = Ending.STOPPED
+            outcome = STOPPED
         self._discard(loop, assignment)
-        self.supervisor.ended(assignment, ending, value, error)
+        self.supervisor.ended(assignment, outcome)
 
     def _discard(self, loop: _Loop, assignment: Assignment) -> None:
         """Free the slot of an assignment, and stop its loop if that is an old one without others."""
@@ -155,14 +153,10 @@ class _Loop(EventLoopThread[Assignment]):
         enter_job(job_context(run, self._pool.supervisor, lambda: run in self.stopping))
         current_slot_loan.set(SlotLoan(self._pool.supervisor, run))
         coroutine: Coroutine[Any, Any, Any] = run.payload()
-        try:
-            if run.scope is None:
-                return await coroutine
-            with open_scope(run.job, run.scope):
-                return await coroutine
-        except BaseException as error:
-            read_once(error)
-            raise
+        if run.scope is None:
+            return await coroutine
+        with open_scope(run.job, run.scope):
+            return await coroutine
 
     def on_cancel(self, run: Assignment, coroutine: Any) -> None:
         run.position = position_text(None, coroutine)
@@ -170,8 +164,7 @@ class _Loop(EventLoopThread[Assignment]):
     def job_id_of(self, run: Assignment) -> str:
         return run.job.job_id
 
-    def on_end(self, run: Assignment, value: Any, error: BaseException | None) -> None:
+    def on_end(self, run: Assignment, outcome: Outcome) -> None:
         run.ended_at = time.monotonic()
-        # This includes a CancelledError: if the pool did not cancel the coroutine, it is an error like any other.
-        ending = Ending.RETURNED if error is None else Ending.RAISED
-        self._pool.supervisor.call_soon(self._pool.on_finished, self, run, ending, value, error)
+        # A CancelledError is an error like any other, if the pool did not cancel the coroutine.
+        self._pool.supervisor.call_soon(self._pool.on_finished, self, run, outcome)

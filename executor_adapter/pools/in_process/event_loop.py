@@ -27,6 +27,7 @@ from executor_adapter.exceptions import WorkerCrashedError
 from executor_adapter.exceptions.display import repr_of
 from executor_adapter.pools.in_process.job_tasks import JobTask, TaskOwner, current_owner, task_of_current_owner
 from executor_adapter.pools.in_process.stacks import position_in, with_own_frames
+from executor_adapter.pools.transport.envelope import Outcome, failed, raised, returned
 
 logger = logging.getLogger("executor_adapter.coroutine")
 
@@ -123,8 +124,8 @@ class EventLoopThread(ABC, Generic[R]):
         """Return the id of the job that it belongs to."""
 
     @abstractmethod
-    def on_end(self, run: R, value: Any, error: BaseException | None) -> None:
-        """Report to the owner how it ended, on the loop. `error` may be a CancelledError."""
+    def on_end(self, run: R, outcome: Outcome) -> None:
+        """Report to the owner how it ended, on the loop; an error may be a CancelledError."""
 
     def on_cancel(self, run: R, coroutine: Any) -> None:
         """Note where `coroutine`, which runs it, is: it is cancelled next. Called on the loop."""
@@ -214,13 +215,13 @@ class EventLoopThread(ABC, Generic[R]):
         self.has_failed = True
         for run in list(self._tasks):
             if self._tasks.pop(run, None) is not None and run not in self._unstarted:
-                self.on_end(run, None, WorkerCrashedError(f"its event loop broke: {repr_of(error)}"))
+                self.on_end(run, failed(WorkerCrashedError(f"its event loop broke: {repr_of(error)}")))
         self._fail_unstarted()
 
     def _fail_unstarted(self) -> None:
         for run in list(self._unstarted):
             if self.claim(run):
-                self.on_end(run, None, WorkerCrashedError("the event loop broke before it was started there"))
+                self.on_end(run, failed(WorkerCrashedError("the event loop broke before it was started there")))
 
     def _cancel_leftovers(self) -> None:
         """Cancel abandoned coroutines, and tasks that functions left running, before the loop is closed."""
@@ -243,21 +244,20 @@ class EventLoopThread(ABC, Generic[R]):
         if not self.claim(run):
             del self._tasks[run]
             return
-        value, error = None, None
         current_owner.set(owner)
         try:
-            value = await self.call(run)
-        except BaseException as raised:
-            error = with_own_frames(raised)
+            outcome = returned(await self.call(run))
+        except BaseException as error:
+            outcome = raised(with_own_frames(error))
         owner.is_running = False
         self._tasks.pop(run, None)
-        self.on_end(run, value, error)
-        value = error = None  # The error's traceback holds this frame: it would be a cycle.
+        self.on_end(run, outcome)
+        del outcome  # The error's traceback may hold this frame: it would be a cycle.
 
     def _cancel(self, run: R, answered: threading.Event) -> None:
         answered.set()
         if self.claim(run):  # It never starts, so nothing else would report its end.
-            self.on_end(run, None, asyncio.CancelledError())
+            self.on_end(run, raised(asyncio.CancelledError()))
         elif (task := self._tasks.get(run)) is not None:
             self.on_cancel(run, task.get_coro())
             task.cancel()

@@ -22,11 +22,12 @@ from typing import Any, ClassVar
 
 from executor_adapter.exceptions import SoftTimeoutError
 from executor_adapter.job import Job
-from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, Recall, WorkerPool
-from executor_adapter.pools.in_process.call import bind, call_in_job, report_abandoned
-from executor_adapter.pools.in_process.stacks import is_acquiring, position_in, with_own_frames
+from executor_adapter.pools.base import Assignment, PoolSupervisor, Recall, WorkerPool
+from executor_adapter.pools.in_process.call import Stop, bind, call_in_job, report_abandoned
+from executor_adapter.pools.in_process.stacks import is_acquiring, position_in
 from executor_adapter.pools.patience import Patience
 from executor_adapter.pools.refused_starts import RefusedStarts
+from executor_adapter.pools.transport.envelope import STOPPED, Outcome, raised
 
 logger = logging.getLogger("executor_adapter.thread")
 
@@ -39,10 +40,6 @@ RAISE_INTERVAL = 0.02
 """Seconds after which a thread that took a lock is looked at again, to raise an exception in it."""
 THREAD_STOP_TIMEOUT = 0.2
 """Seconds after which a thread that was asked to stop, and has not, is abandoned; a shorter grace period wins."""
-
-
-class _Stop(BaseException):
-    """Raised in a thread to end its function. A BaseException, so that `except Exception` does not catch it."""
 
 
 class ThreadPool(WorkerPool):
@@ -118,19 +115,19 @@ class ThreadPool(WorkerPool):
         worker: WorkerThread | None = assignment.worker
         if worker is None:
             if self._starts.take_back(assignment):
-                self.supervisor.ended(assignment, Ending.STOPPED)
+                self.supervisor.ended(assignment, STOPPED)
             return
         self.hand_back_behind(worker, assignment)
         if worker.take_back(assignment):
             if not worker.assigned:
                 self._release(worker)
-            self.supervisor.ended(assignment, Ending.STOPPED)
+            self.supervisor.ended(assignment, STOPPED)
         elif assignment.ended_at is not None:
             assignment.stop_asked_at = None  # It ended before, and its report is on its way.
         elif worker.stopping is not assignment:
             worker.stopping = assignment
             assignment.position = worker.position(assignment)
-            worker.raise_in(assignment, _Stop)
+            worker.raise_in(assignment, Stop)
             seconds = min(grace, THREAD_STOP_TIMEOUT)
             Patience(self.supervisor, seconds, functools.partial(self.abandon, worker, assignment))
 
@@ -156,23 +153,21 @@ class ThreadPool(WorkerPool):
 
     # --- reports of threads, on the supervisor's thread ---
 
-    def on_finished(
-        self, worker: WorkerThread, assignment: Assignment, ending: Ending, value: Any, error: BaseException | None
-    ) -> None:
+    def on_finished(self, worker: WorkerThread, assignment: Assignment, outcome: Outcome) -> None:
         """Report the end of a function, unless it was abandoned or reported before."""
         if assignment not in worker.assigned:
             return
         worker.assigned.remove(assignment)
         if worker.stopping is assignment:
-            # The _Stop may still be on its way to this thread, so it gets no other function.
+            # The Stop may still be on its way to this thread, so it gets no other function.
             self._discard(worker)
-            self.supervisor.ended(assignment, Ending.STOPPED)
+            self.supervisor.ended(assignment, STOPPED)
         elif worker.assigned:
-            self.supervisor.ended(assignment, ending, value, error)
+            self.supervisor.ended(assignment, outcome)
             self.supervisor.started(worker.assigned[0], assignment.ended_at or self.supervisor.now())
         else:
             self._release(worker)
-            self.supervisor.ended(assignment, ending, value, error)
+            self.supervisor.ended(assignment, outcome)
 
     def _release(self, worker: WorkerThread) -> None:
         """Free the slot of a thread that has no assignments left, and keep it for others."""
@@ -269,8 +264,8 @@ class WorkerThread:
     # --- on its own thread ---
 
     def _run(self) -> None:
-        # A _Stop that arrives late, outside its function, ends the thread, which is not used again anyway.
-        with contextlib.suppress(_Stop):
+        # A Stop that arrives late, outside its function, ends the thread, which is not used again anyway.
+        with contextlib.suppress(Stop):
             while True:
                 try:
                     while self._todo:
@@ -285,28 +280,27 @@ class WorkerThread:
     def _execute(self, assignment: Assignment) -> None:
         assignment.started_at = time.monotonic()
         self._running = assignment
-        ending, value, error = Ending.RETURNED, None, None
         try:
             if self.stopping is assignment:  # `raise_in` was called before `_running` was set
-                raise _Stop
+                raise Stop
             if self.interrupted is assignment:
                 raise SoftTimeoutError
             # Without a context of its own it gets a copy of the thread's: the next function does not see what it sets.
             context = contextvars.copy_context() if assignment.context is None else assignment.context
             supervisor, call = self._pool.supervisor, assignment.payload
-            value = context.run(call_in_job, assignment, supervisor, self.is_stopping, call)
-        except _Stop:
-            ending = Ending.STOPPED
-        except BaseException as raised:
-            ending, error = Ending.RAISED, with_own_frames(raised)
+            outcome = context.run(call_in_job, assignment, supervisor, self.is_stopping, call)
+        except Stop:
+            outcome = STOPPED
+        except BaseException as error:  # SoftTimeoutError, which came while the outcome was made.
+            outcome = raised(error)
         self._running = None
         while True:
             try:
                 assignment.ended_at = time.monotonic()
-                self._pool.supervisor.call_soon(self._pool.on_finished, self, assignment, ending, value, error)
-                value = error = None  # The error's traceback holds this frame: it would be a cycle.
+                self._pool.supervisor.call_soon(self._pool.on_finished, self, assignment, outcome)
+                outcome = STOPPED  # The frames of an error's traceback lead to this one: it would be a cycle.
                 return
-            except (_Stop, SoftTimeoutError):
+            except (Stop, SoftTimeoutError):
                 continue  # It came too late for the function, and must not prevent the report.
 
     def is_stopping(self) -> bool:

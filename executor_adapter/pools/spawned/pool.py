@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import logging
-import pickle
+import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from executor_adapter.exceptions import WorkerCrashedError, WorkerUnavailableError
-from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, Recall, Timer
+from executor_adapter.pools.base import Assignment, PoolSupervisor, Recall, Timer
 from executor_adapter.pools.refused_starts import REFUSED_TIMEOUT, RETRY_INTERVAL, unavailable
 from executor_adapter.pools.spawned.worker_handle import SpawnedWorkerHandle
 from executor_adapter.pools.spawned.workers import MAX_START_FAILURES, SpawnedWorkerSet
+from executor_adapter.pools.transport.envelope import STOPPED, crashed, received
 from executor_adapter.pools.transport.exit_errors import crash_error, record_returncode
 from executor_adapter.pools.transport.payload import attempt_part, worker_settings
 from executor_adapter.pools.transport.process_pool import WorkerProcessPool
-from executor_adapter.pools.transport.reports import discard_file
 from executor_adapter.pools.transport.send_buffer import SharedPath
-from executor_adapter.worker import wire
+from executor_adapter.worker import values, wire
 
 if TYPE_CHECKING:
     from executor_adapter.job import Job
@@ -156,7 +156,7 @@ class SpawnedPool(WorkerProcessPool[SpawnedWorkerHandle]):
 
     def _crash_waiting(self, assignment: Assignment, error: WorkerCrashedError) -> None:
         self._remove_waiting(assignment)
-        self.supervisor.ended(assignment, Ending.CRASHED, error=error)
+        self.supervisor.ended(assignment, crashed(error))
 
     def _remove_waiting(self, assignment: Assignment) -> None:
         del self._waiting[assignment]
@@ -194,7 +194,7 @@ class SpawnedPool(WorkerProcessPool[SpawnedWorkerHandle]):
 
     def _log_warning(self, body: bytes) -> None:
         """Log a warning of a worker that is starting, which belongs to no job; only once, as each worker sends it."""
-        topic, content = pickle.loads(body)
+        (topic, content), _ = values.load_plain(body)
         if topic == "log" and content["level"] >= logging.WARNING and content["message"] not in self._logged:
             self._logged.add(content["message"])
             logger.warning("%s", content["message"])
@@ -211,7 +211,8 @@ class SpawnedPool(WorkerProcessPool[SpawnedWorkerHandle]):
         assignment.ended_at = ended
         assignment.peak_rss = peak << 10
         if worker.stopping is not None and not worker.ended_before_stop(ended):
-            discard_file(fd)
+            if fd >= 0:
+                os.close(fd)
             return  # `on_exit` reports the end
         worker.jobs_done += 1
         self._take_from(worker)
@@ -220,7 +221,7 @@ class SpawnedPool(WorkerProcessPool[SpawnedWorkerHandle]):
                 self.workers.shut_down(worker)
             else:
                 self._put_back(worker)
-        self._sink.receive_result(assignment, kind, flags, body, fd)
+        self.supervisor.ended(assignment, received(kind, flags, body, fd, assignment.job.job_id))
 
     # --- taking back and stopping ---
 
@@ -235,14 +236,12 @@ class SpawnedPool(WorkerProcessPool[SpawnedWorkerHandle]):
         worker: SpawnedWorkerHandle | None = assignment.worker
         if assignment in self._waiting:
             self._remove_waiting(assignment)
-            self.supervisor.ended(assignment, Ending.STOPPED)
+            self.supervisor.ended(assignment, STOPPED)
         elif worker is not None and worker.stopping is assignment:
             worker.shorten_grace(grace)
         elif worker is not None:
             self.workers.retire(worker)
             worker.terminate(assignment, grace)
-        else:
-            self._decoder.stop(assignment, grace)
 
     # --- deaths ---
 

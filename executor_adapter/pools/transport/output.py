@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import time
 from collections import deque
 from typing import Any
 
 from executor_adapter.pools.base import Assignment, PoolSupervisor, Timer
+from executor_adapter.worker import values
 
 LINE_BURST = 10_000.0
 LINES_PER_SECOND = 2_000.0
@@ -108,7 +108,7 @@ class WorkerOutput:
         """Report the rest of the output of a worker that has died. Return the end of it."""
         self.drain()
         for held in self._held_records:
-            self._add_line(held if isinstance(held, dict) else pickle.loads(held)[1])
+            self._add_line(held if isinstance(held, dict) else values.load_plain(held)[0][1])
         tail = self._tail.decode(errors="replace")
         self.finish()
         return tail
@@ -116,13 +116,8 @@ class WorkerOutput:
     def _writer(self) -> Assignment | None:
         return self._queue[0] if self._queue else None
 
-    def add_record(self, writer: Assignment | None, fields: dict[str, Any]) -> None:
-        """Add a log record of the first assignment to the end of its output: it may be on no stream.
-
-        A record of another `writer` is left out: it was decoded late, or its sender is not known.
-        """
-        if writer is None or writer is not self._writer():
-            return
+    def add_record(self, fields: dict[str, Any]) -> None:
+        """Add a log record of the first assignment to the end of its output: it may be on no stream."""
         if self._held_records:
             self._held_records.append(fields)  # Those before it come first.
         else:

@@ -7,13 +7,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, TypeVar
 
 from executor_adapter.exceptions import WorkerCrashedError
-from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, WorkerPool
-from executor_adapter.pools.transport.decoder import Decoder
+from executor_adapter.pools.base import Assignment, WorkerPool
+from executor_adapter.pools.transport.envelope import STOPPED, crashed
 from executor_adapter.pools.transport.exit_errors import crash_error
 from executor_adapter.pools.transport.payload import Payload, make_payload
-from executor_adapter.pools.transport.reports import DecodingSink, ResultSink
 from executor_adapter.pools.transport.worker_handle import WorkerHandle
-from executor_adapter.worker import wire
+from executor_adapter.worker import values, wire
 
 if TYPE_CHECKING:
     from executor_adapter.job import Job
@@ -47,16 +46,6 @@ class WorkerProcessPool(WorkerPool, Generic[W]):
     can_set_environment: ClassVar[bool] = True
     workers: ProcessSet
 
-    def __init__(self, supervisor: PoolSupervisor, max_workers: int, sink: ResultSink | None = None) -> None:
-        super().__init__(supervisor, max_workers)
-        self._decoder = Decoder(supervisor)
-        self._sink: ResultSink = sink or DecodingSink(supervisor, self._decoder)
-
-    @property
-    def abandoned(self) -> int:
-        """Results that could not be unpickled in time."""
-        return self._decoder.abandoned
-
     @property
     def pids(self) -> list[int]:
         """The pids of all living workers, the spare one included."""
@@ -68,7 +57,6 @@ class WorkerProcessPool(WorkerPool, Generic[W]):
         return self.workers.idle_count
 
     def close(self, on_closed: Callable[[], None]) -> None:
-        self._decoder.close()
         self.workers.close(on_closed)
 
     @classmethod
@@ -124,10 +112,14 @@ class WorkerProcessPool(WorkerPool, Generic[W]):
         """Handle a DROPPED or STARTED frame."""
 
     def _on_message(self, worker: W, flags: int, seq: int, body: bytes) -> None:
-        if flags & wire.UNTHROTTLED or worker.output.allowance.take(len(body)):
-            self._sink.receive_message(worker.assignment_of(seq), body, worker.output.add_record)
-        else:
+        if not (flags & wire.UNTHROTTLED or worker.output.allowance.take(len(body))):
             worker.output.keep_refused(body)
+            return
+        assignment = worker.assignment_of(seq)
+        (topic, content), _ = values.load_plain(body)
+        if topic == "log" and assignment is not None:
+            worker.output.add_record(content)
+        self.supervisor.on_message(assignment, topic, content)
 
     # --- deaths ---
 
@@ -144,7 +136,7 @@ class WorkerProcessPool(WorkerPool, Generic[W]):
         if assignment is worker.stopping:
             # When everything it started was seen dead, not when the function returned.
             assignment.ended_at = self.supervisor.now()
-            self.supervisor.ended(assignment, Ending.STOPPED)
+            self.supervisor.ended(assignment, STOPPED)
         else:
             error = crash_error(assignment, output_tail, was_ready=worker.ready, cause=cause)
-            self.supervisor.ended(assignment, Ending.CRASHED, error=error)
+            self.supervisor.ended(assignment, crashed(error))

@@ -48,6 +48,7 @@ from executor_adapter.prefect.mirror.mirror import PrefectMirror
 from executor_adapter.prefect.mirror.timeouts import remaining_close_seconds
 from executor_adapter.prefect.runners.companion import watch_for_cancel
 from executor_adapter.supervision import JobFuture
+from executor_adapter.worker.facts import facts_of
 
 MAX_LIVE_JOBS = 2_000
 """Jobs in progress at once, and so the most that are Pending; further jobs are drawn as these end."""
@@ -229,7 +230,7 @@ class _BulkRun:
         if self._counts is not None:
             self._counts.add(failed=True)
         scope.mirror(self._mirror, Transition(job, None, JobStatus.PENDING, now, 0))
-        scope.mirror(self._mirror, Transition(job, JobStatus.PENDING, JobStatus.FAILED, now, 0, error))
+        scope.mirror(self._mirror, Transition(job, JobStatus.PENDING, JobStatus.FAILED, now, 0, facts_of(error)))
         self._results[index] = JobResult(
             job_id=job.job_id, status=JobStatus.FAILED, error=error, error_code=error_code_of(error)
         )

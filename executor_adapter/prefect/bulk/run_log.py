@@ -15,6 +15,7 @@ from typing import Any
 from prefect.context import FlowRunContext
 from prefect.logging.loggers import PrefectLogAdapter, get_logger
 
+from executor_adapter.error_facts import ErrorFacts
 from executor_adapter.prefect.child.logs import RunLogger, log_failed_attempt, log_message
 
 Entry = tuple[Callable[..., None], str, str, tuple[Any, ...]]
@@ -34,7 +35,7 @@ class RunLog:
         """Write a message of a job: topics and contents are those of `pools.base.PoolSupervisor.on_message`."""
         self._put((self._log_message, task_run_id, name, (topic, content)))
 
-    def write_failure(self, task_run_id: str, name: str, error: BaseException, delay: float | None) -> None:
+    def write_failure(self, task_run_id: str, name: str, error: ErrorFacts, delay: float | None) -> None:
         """Write that an attempt failed; the next one follows in `delay` seconds, or none if it is None."""
         self._put((log_failed_attempt, task_run_id, name, (error, delay)))
 

@@ -12,12 +12,10 @@ from prefect.context import TaskRunContext
 from prefect.logging.loggers import get_run_logger, print_as_log
 from prefect.settings import get_current_settings
 
-from executor_adapter.error_facts import is_a
+from executor_adapter.error_facts import ErrorFacts
 from executor_adapter.exceptions import JobTimeoutError, WorkerCrashedError
-from executor_adapter.exceptions.display import repr_of
 from executor_adapter.job import storable
 from executor_adapter.supervision import write_line
-from executor_adapter.worker import traceback_of, wire
 
 RunLogger = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
@@ -113,35 +111,32 @@ def _handle_record(logger: RunLogger, fields: Mapping[str, Any]) -> None:
     target.handle(record)
 
 
-def log_failed_attempt(logger: RunLogger, error: BaseException, delay: float | None) -> None:
+def log_failed_attempt(logger: RunLogger, error: ErrorFacts, delay: float | None) -> None:
     """Log how an attempt failed: with the seconds until the next one, or, if none follows, with the traceback."""
     if delay is not None:
-        logger.warning("Attempt failed: %s. Next attempt in %.1f s%s", repr_of(error), delay, details_of(error))
+        logger.warning("Attempt failed: %s. Next attempt in %.1f s%s", error.text, delay, details_of(error))
         return
-    log_failure(logger, f"Job failed: {repr_of(error)}", error)
+    log_failure(logger, f"Job failed: {error.text}", error)
 
 
-def details_of(error: object) -> str:
+def details_of(error: ErrorFacts) -> str:
     """Return, on further lines, where the function was when its time was over, or what it wrote before a crash."""
-    if is_a(error, WorkerCrashedError) and (tail := error.output_tail.strip()):
-        return f"\nThe end of its output:\n{storable(tail)}"
-    cause = error.__cause__ if is_a(error, JobTimeoutError) else None
-    return f"\n{cause.text}" if cause is not None and is_a(cause, wire.RemoteTraceback) else ""
+    shows = error.traceback and (error.is_a(WorkerCrashedError) or error.is_a(JobTimeoutError))
+    return f"\n{storable(error.traceback or '')}" if shows else ""
 
 
-def log_failure(logger: RunLogger, message: str, error: BaseException | None) -> None:
+def log_failure(logger: RunLogger, message: str, error: ErrorFacts | None) -> None:
     """Log an error with where the function failed, or what a worker wrote last before it crashed.
 
     The text is made here and not by the handlers: so it holds only characters that a server can store, and no frames of
     the engine, which say nothing about the function.
     """
-    trace = None if error is None else traceback_of(error, error.__traceback__)
     fields = {
         "name": logger.name,
         "level": logging.ERROR,
         "message": message,
         "created": time.time(),
-        "exc_text": trace,
+        "exc_text": None if error is None else error.traceback,
     }
     _log_record(logger, fields)
 

@@ -45,6 +45,7 @@ from executor_adapter.prefect.engine.results import as_record, is_surely_absent,
 from executor_adapter.prefect.mirror.flow_run_mirrors import TaskRunReporter
 from executor_adapter.prefect.mirror.state_events import is_final
 from executor_adapter.prefect.reporting.events import flush_events
+from executor_adapter.worker.facts import facts_of
 
 TIMESTAMP_STEP = timedelta(microseconds=1)
 
@@ -215,6 +216,7 @@ class JobEngine(BaseTaskRunEngine[..., Any]):
 
     def log_failure(self, failure: BaseException | State[Any], decision: RetryDecision) -> None:
         """Log how the attempt ended and what follows; if nothing follows, with the traceback."""
+        error = facts_of(failure) if isinstance(failure, BaseException) else None
         shown = repr_of(failure) if isinstance(failure, BaseException) else repr(failure)
         if decision.retry:
             self.logger.warning(
@@ -222,13 +224,12 @@ class JobEngine(BaseTaskRunEngine[..., Any]):
                 shown,
                 decision.delay,
                 decision.reason,
-                details_of(failure),
+                "" if error is None else details_of(error),
             )
             return
         if isinstance(failure, JobCancelledError):
             self.logger.warning("Job cancelled: %s", failure)
             return
-        error = failure if isinstance(failure, BaseException) else None
         # The words are those of Prefect's own logs.
         last = "Retries are exhausted: " if 0 < self.task.retries <= self.retries else ""
         log_failure(self.logger, f"Job failed: {shown} ({last}{decision.reason})", error)

@@ -25,6 +25,7 @@ from executor_adapter.prefect.mirror.flow_run_mirrors import TaskRunReporter
 from executor_adapter.prefect.mirror.states import awaiting_retry, failure_kind, failure_message
 from executor_adapter.prefect.options.job_options import AS_A_TASK, job_of_call
 from executor_adapter.prefect.reporting.events import current_flow_run
+from executor_adapter.worker.facts import facts_of
 
 if TYPE_CHECKING:
     from executor_adapter.supervision import JobDriver
@@ -171,7 +172,7 @@ class JobRun:
         job = self.driver.job
         self._retry_due = self.driver.retry(decision)
         awaiting = awaiting_retry(
-            self._last_error,
+            facts_of(self._last_error),
             attempt=job.attempt,
             attempts=job.policy.retry_attempts + 1,
             scheduled_time=datetime.now(UTC) + timedelta(seconds=decision.delay),
@@ -247,8 +248,9 @@ class JobRun:
         if self.failure is None or state.type not in {StateType.FAILED, StateType.CRASHED}:
             return state
         # Changed in place, because State.model_copy drops the timestamp.
-        state.type, state.name = failure_kind(self.failure)
-        state.message = failure_message(self.failure)
+        facts = facts_of(self.failure)
+        state.type, state.name = failure_kind(facts)
+        state.message = failure_message(facts)
         return state
 
     def settle(self, state: State[Any]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from executor_adapter.error_facts import ErrorFacts
 from executor_adapter.job import TERMINAL, Job, JobStatus, RetryPolicy, Transition, function_reference, uuid7
 from executor_adapter.prefect.mirror.history import TaskRunHistory
 from executor_adapter.prefect.mirror.state_events import (
@@ -46,7 +47,7 @@ class Step(NamedTuple):
     status: JobStatus
     at: float
     attempt: int
-    error: BaseException | None
+    error: ErrorFacts | None
     retry_at: float | None
     node: str | None = None
     """The host on which the attempt begins, if that is another one."""

@@ -20,9 +20,8 @@ from typing import Any, NamedTuple
 
 from prefect.client.schemas.objects import State, StateDetails, StateType
 
-from executor_adapter.error_codes import error_code_of
+from executor_adapter.error_facts import ErrorFacts
 from executor_adapter.exceptions import JobError
-from executor_adapter.exceptions.display import message_of, text_of
 from executor_adapter.job import ErrorCode, JobStatus
 
 
@@ -67,40 +66,37 @@ def state_kind(status: JobStatus, *, attempt: int = 1, error_code: str | None = 
     return _KINDS[status]
 
 
-def failure_status(error: BaseException) -> JobStatus:
-    """Return CANCELLED if `error` is a cancellation, else FAILED."""
-    return JobStatus.CANCELLED if error_code_of(error) == ErrorCode.CANCELLED else JobStatus.FAILED
-
-
-def failure_kind(error: BaseException) -> StateKind:
+def failure_kind(error: ErrorFacts) -> StateKind:
     """Return the final state of a job that ended with `error`."""
-    return state_kind(failure_status(error), error_code=error_code_of(error))
+    status = JobStatus.CANCELLED if error.code == ErrorCode.CANCELLED else JobStatus.FAILED
+    return state_kind(status, error_code=error.code)
 
 
-def failure_message(error: BaseException) -> str:
+def failure_message(error: ErrorFacts) -> str:
     """Return the message of a failed state: Prefect's own words, or `CODE: ...` where the code says more than those."""
     described = _described(error)
     return f"Task run encountered an exception {described}" if _is_unclassified(error) else described
 
 
-def _described(error: BaseException) -> str:
+def _described(error: ErrorFacts) -> str:
     """Return the class and text of an exception, as Prefect shows them, after its code if it has one of its own."""
-    if _is_unclassified(error):
-        return f"{type(error).__name__}: {text_of(error)}"
-    return f"{error_code_of(error)}: {message_of(error)}"
+    if not _is_unclassified(error):
+        return f"{error.code}: {error.text}"
+    name = error.kinds[0].rpartition(".")[2]
+    return f"{name}: " if error.text == name else error.text
 
 
-def _is_unclassified(error: BaseException) -> bool:
+def _is_unclassified(error: ErrorFacts) -> bool:
     """Return whether it is an exception of the function's of which the code says nothing."""
-    return error_code_of(error) == ErrorCode.EXECUTION_ERROR and not issubclass(type(error), JobError)
+    return error.code == ErrorCode.EXECUTION_ERROR and not error.is_a(JobError)
 
 
-def awaiting_retry_message(error: BaseException, *, attempt: int, attempts: int) -> str:
+def awaiting_retry_message(error: ErrorFacts, *, attempt: int, attempts: int) -> str:
     """Return the message of an AwaitingRetry state: which attempt failed, and why."""
     return f"attempt {attempt} of {attempts}: {_described(error)}"
 
 
-def awaiting_retry(error: BaseException, *, attempt: int, attempts: int, scheduled_time: datetime) -> State[Any]:
+def awaiting_retry(error: ErrorFacts, *, attempt: int, attempts: int, scheduled_time: datetime) -> State[Any]:
     """Return the state of a job whose `attempt` of `attempts` failed with `error`, until the next one starts."""
     return State(
         **state_kind(JobStatus.RETRYING)._asdict(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import enum
 import functools
 import logging
 import os
@@ -90,6 +91,20 @@ class UnloadableError(Exception):
 
     def __init__(self, first: str, second: str) -> None:
         super().__init__(f"{first} {second}")
+
+
+class OddText(str):
+    __slots__ = ()
+
+
+class OddNumber(enum.IntEnum):
+    TWENTY = 20
+
+
+def log_odd_values() -> None:
+    extra = {"text": OddText("a"), "number": OddNumber.TWENTY, "flag": True}
+    logging.getLogger("collector").log(OddNumber.TWENTY, OddText("odd"), extra=extra)
+    current_job().progress(OddNumber.TWENTY, 30, OddText("half"))
 
 
 def raise_unloadable() -> None:
@@ -233,7 +248,7 @@ def send_event(kind: str, content: Any) -> None:
 
 
 def send_and_log(path: str, text: str) -> None:
-    """Log the text behind a message that the host has not unpickled before the file exists."""
+    """Log the text behind an event that hangs where another process unpickles it, before the file exists."""
     current_job().send("page", FailsOnUnpickling(functools.partial(wait_elsewhere, os.getpid(), path)))
     logging.getLogger("collector").info(text)
 

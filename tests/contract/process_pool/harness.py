@@ -16,8 +16,9 @@ from typing import Any
 
 from executor_adapter.job.model import Job
 from executor_adapter.job.pool_names import START_METHOD, StartMethod
-from executor_adapter.pools.base import Assignment, Ending
+from executor_adapter.pools.base import Assignment
 from executor_adapter.pools.kinds import pool_kinds
+from executor_adapter.pools.transport.envelope import Ending, Outcome
 from tests.waiting import PATIENCE
 
 
@@ -37,7 +38,7 @@ class Harness:
     def __init__(
         self, max_workers: int = 2, *, kind: str = "process", start_method: StartMethod = START_METHOD, **options: Any
     ) -> None:
-        self.endings: dict[Assignment, tuple[Ending, Any, BaseException | None]] = {}
+        self.endings: dict[Assignment, Outcome] = {}
         self.starts: dict[Assignment, int] = defaultdict(int)
         self.hand_backs: list[Assignment] = []
         self.messages: list[tuple[Assignment | None, str, Any]] = []
@@ -55,11 +56,9 @@ class Harness:
     def started(self, assignment: Assignment, at: float) -> None:
         self.starts[assignment] += 1
 
-    def ended(
-        self, assignment: Assignment, ending: Ending, value: Any = None, error: BaseException | None = None
-    ) -> None:
+    def ended(self, assignment: Assignment, outcome: Outcome) -> None:
         assert assignment not in self.endings, "ended twice"
-        self.endings[assignment] = (ending, value, error)
+        self.endings[assignment] = outcome
 
     def handed_back(self, assignment: Assignment) -> None:
         assert assignment not in self.endings, "handed back after its end"
@@ -160,17 +159,17 @@ class Harness:
 
     def ending(self, assignment: Assignment) -> Ending:
         self.until_ended(assignment)
-        return self.endings[assignment][0]
+        return self.endings[assignment].ending
 
     def value(self, assignment: Assignment) -> Any:
         self.until_ended(assignment)
-        ending, value, error = self.endings[assignment]
-        assert ending is Ending.RETURNED, (ending, error)
-        return value
+        outcome = self.endings[assignment]
+        assert outcome.ending is Ending.RETURNED, outcome
+        return outcome.body.open()
 
     def error(self, assignment: Assignment) -> Any:
         self.until_ended(assignment)
-        return self.endings[assignment][2]
+        return self.endings[assignment].body.exception()
 
     def warm_up(self, workers: int) -> None:
         """Wait until so many workers are ready and idle, so that the one used last is the one used next."""

@@ -18,7 +18,7 @@ from executor_adapter.exceptions import (
     JobSerializationError,
     WorkerCrashedError,
 )
-from executor_adapter.pools.base import Ending
+from executor_adapter.pools.transport.envelope import Ending
 from tests.contract.functions import exit_at
 from tests.contract.process_pool import functions
 from tests.contract.process_pool.harness import Harness, alive, harness, marked
@@ -82,18 +82,14 @@ def test_a_crash_is_described(pool: Harness) -> None:
 
 
 def test_the_end_of_the_output_of_a_crashed_job_is_its_own(tmp_path: Path) -> None:
-    """A log record of the job before that is decoded late is no part of the output of the job that crashes."""
-    decoded, crashes = tmp_path / "decoded", tmp_path / "crashes"
+    """A log record of the job before, behind an event that nobody opens, is no part of a crashed job's output."""
     with harness(1) as pool:
         pool.warm_up(2)
-        first = pool.submit(functions.send_and_log, str(decoded), "words of the first")
-        pool.until(lambda: first.ended_at)
-        second = pool.submit(exit_at, str(crashes))
+        first = pool.submit(functions.send_and_log, str(tmp_path / "never"), "words of the first")
+        second = pool.submit(exit_at, str(tmp_path / "crashes"))
         pool.until(lambda: pool.starts[second])
-        decoded.touch()
-        pool.until_ended(first)
         assert [each["message"] for each in pool.messages_of(first, "log")] == ["words of the first"]
-        crashes.touch()
+        (tmp_path / "crashes").touch()
         assert pool.error(second).output_tail == ""
         assert second.pid == first.pid
 

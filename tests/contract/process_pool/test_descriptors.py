@@ -15,7 +15,7 @@ import pytest
 
 from executor_adapter.exceptions import JobSerializationError
 from executor_adapter.job.pool_names import StartMethod
-from executor_adapter.pools.base import Ending
+from executor_adapter.pools.transport.envelope import Ending
 from executor_adapter.worker import wire
 from tests.contract.process_pool import functions
 from tests.contract.process_pool.harness import Harness, alive, harness

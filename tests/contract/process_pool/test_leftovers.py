@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from executor_adapter.job.pool_names import StartMethod
-from executor_adapter.pools.base import Ending
+from executor_adapter.pools.transport.envelope import Ending
 from tests.contract.process_pool import functions, leftovers
 from tests.contract.process_pool.harness import Harness, harness
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 from executor_adapter.worker.context import current_job
 from tests.contract.process_pool import functions
 from tests.contract.process_pool.harness import Harness, harness
@@ -49,8 +51,18 @@ def test_checkpoints_and_events_are_reported(pool: Harness) -> None:
     saved, sent = pool.submit(functions.save_checkpoint, [1, 2]), pool.submit(functions.send_event, "rows", {"n": 3})
     pool.until_ended(saved, sent)
     (checkpoint,) = pool.messages_of(saved, "checkpoint")
-    assert pool.messages_of(sent, "event") == [("rows", {"n": 3})]
+    ((kind, content),) = pool.messages_of(sent, "event")
+    assert (kind, pickle.loads(content)) == ("rows", {"n": 3})
     assert pool.value(pool.submit(lambda: current_job().checkpoint_value, checkpoint=checkpoint)) == [1, 2]
+
+
+def test_what_is_reported_is_plain_data(pool: Harness) -> None:
+    """Texts and numbers of classes of their own arrive as Python's: nobody's code runs where they are read."""
+    assignment = pool.submit(functions.log_odd_values)
+    pool.value(assignment)
+    (record,) = pool.messages_of(assignment, "log")
+    assert [type(record[name]) for name in ("message", "level", "text", "number", "flag")] == [str, int, str, str, bool]
+    assert [type(each) for each in pool.messages_of(assignment, "progress")[-1]] == [float, int, str]
 
 
 def test_a_flood_of_lines_is_cut_and_the_rest_counted(pool: Harness) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from executor_adapter.pools.base import Ending
+from executor_adapter.pools.transport.envelope import Ending
 from executor_adapter.worker.process_tree import TREE_VARIABLE
 from tests.contract.process_pool import functions
 from tests.contract.process_pool.harness import Harness, alive, harness, marked, open_descriptors

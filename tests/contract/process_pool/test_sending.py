@@ -18,7 +18,8 @@ from executor_adapter.exceptions import (
     JobError,
     JobSerializationError,
 )
-from executor_adapter.pools.base import Assignment, Ending
+from executor_adapter.pools.base import Assignment
+from executor_adapter.pools.transport.envelope import Ending
 from executor_adapter.worker import values
 from tests.contract.process_pool import functions
 from tests.contract.process_pool.harness import Harness, harness, open_descriptors
@@ -223,7 +224,7 @@ def test_a_value_that_the_system_reads_in_pieces_arrives_whole(monkeypatch: pyte
     value = os.urandom(values.MIN_MEMORY_FILE_BYTES)
     body, file = values.dump(value, values.checked_dumps)
     assert file is not None
-    assert values.load_memory_file(os.dup(file.fd), body) == value
+    assert values.MemoryFile(os.dup(file.fd), body).load() == value
 
 
 @pytest.mark.parametrize("mapped", [True, False])
@@ -235,4 +236,4 @@ def test_a_value_whose_file_was_cut_off_is_refused(monkeypatch: pytest.MonkeyPat
     assert file is not None
     os.ftruncate(file.fd, values.MIN_MEMORY_FILE_BYTES // 2)
     with pytest.raises(ValueError, match=r"size|shorter"):
-        values.load_memory_file(os.dup(file.fd), body)
+        values.MemoryFile(os.dup(file.fd), body).load()

@@ -13,7 +13,8 @@ from executor_adapter.exceptions import (
     MemoryLimitError,
     SoftTimeoutError,
 )
-from executor_adapter.pools.base import Ending, Recall
+from executor_adapter.pools.base import Recall
+from executor_adapter.pools.transport.envelope import Ending
 from tests.contract.process_pool import functions
 from tests.contract.process_pool.harness import Harness, alive, harness, text_of
 
@@ -104,7 +105,7 @@ def test_a_job_that_has_not_started_is_stopped_without_harm() -> None:
         behind = [pool.submit(functions.add, number, 1, short=True) for number in range(4)]
         pool.until(lambda: not pool.pending)
         pool.pool.stop(behind[1], grace=0)
-        assert pool.endings[behind[1]][0] is Ending.STOPPED
+        assert pool.endings[behind[1]].ending is Ending.STOPPED
         pool.until_ended(running, *behind)
         assert pool.ending(running) is Ending.RETURNED
         assert [pool.value(behind[index]) for index in (0, 2, 3)] == [1, 3, 4]
@@ -167,7 +168,7 @@ def test_jobs_that_were_never_sent_are_stopped_and_recalled(pool: Harness) -> No
     pool.pool.start(stopped)
     pool.pool.start(recalled)
     pool.pool.stop(stopped, grace=5)
-    assert pool.endings[stopped][0] is Ending.STOPPED
+    assert pool.endings[stopped].ending is Ending.STOPPED
     assert pool.pool.recall(recalled) is Recall.TAKEN_BACK
     assert pool.hand_backs == [recalled]
     assert pool.pool.busy == 0

@@ -17,7 +17,8 @@ from executor_adapter import Job, JobExecutor
 from executor_adapter.config import ExecutorSettings, JobSettings, Settings
 from executor_adapter.exceptions import InvalidJobError, JobTimeoutError, WorkerCrashedError
 from executor_adapter.job.pool_names import StartMethod
-from executor_adapter.pools.base import Ending, Recall
+from executor_adapter.pools.base import Recall
+from executor_adapter.pools.transport.envelope import Ending
 from tests.contract.process_pool import functions
 from tests.contract.process_pool.harness import Harness, alive, harness, open_descriptors
 from tests.contract.spawned.functions import leave_child
@@ -254,7 +255,7 @@ def test_a_job_without_a_worker_is_stopped_or_recalled_at_once() -> None:
         pool.pool.start(stopped)
         pool.pool.start(recalled)
         pool.pool.stop(stopped, grace=5)
-        assert pool.endings[stopped][0] is Ending.STOPPED
+        assert pool.endings[stopped].ending is Ending.STOPPED
         assert pool.pool.recall(recalled) is Recall.TAKEN_BACK
         assert pool.pool.busy == 0
         assert pool.value(recalled) > 0

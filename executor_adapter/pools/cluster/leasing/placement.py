@@ -12,8 +12,9 @@ from typing import ClassVar, Protocol
 
 from executor_adapter.exceptions import WorkerUnavailableError
 from executor_adapter.job import Shape
-from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, Timer
+from executor_adapter.pools.base import Assignment, PoolSupervisor, Timer
 from executor_adapter.pools.cluster.remote_agent import RemoteAgent
+from executor_adapter.pools.transport.envelope import crashed
 
 logger = logging.getLogger("executor_adapter.cluster")
 
@@ -99,7 +100,7 @@ class SlotQueue:
             except Exception as error:
                 logger.exception("a pool cannot start a job", extra={"job_id": assignment.job.job_id})
                 failure = WorkerUnavailableError(f"the attempt cannot be sent to a node: {error}")
-                self._pool.supervisor.ended(assignment, Ending.CRASHED, error=failure)
+                self._pool.supervisor.ended(assignment, crashed(failure))
         self._watch_starving()
 
     @property
@@ -195,7 +196,7 @@ class SlotQueue:
         self.withdraw()
         for assignment in waiting:
             error = WorkerUnavailableError(f"no node of pool={self._pool.name!r} can run the job: {why}")
-            self._pool.supervisor.ended(assignment, Ending.CRASHED, error=error)
+            self._pool.supervisor.ended(assignment, crashed(error))
 
 
 def agent_with_free_slot(agents: Sequence[RemoteAgent], assignment: Assignment) -> RemoteAgent | None:

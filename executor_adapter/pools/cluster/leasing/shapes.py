@@ -9,9 +9,10 @@ from typing import ClassVar, Protocol
 
 from executor_adapter.exceptions import WorkerUnavailableError
 from executor_adapter.job import Job, Shape, shape_of, shape_text
-from executor_adapter.pools.base import Assignment, Ending, PoolSupervisor, Timer
+from executor_adapter.pools.base import Assignment, PoolSupervisor, Timer
 from executor_adapter.pools.cluster.leasing.shaped_lease import ShapedLease, Starving
 from executor_adapter.pools.cluster.remote_agent import RemoteAgent
+from executor_adapter.pools.transport.envelope import crashed
 
 logger = logging.getLogger("executor_adapter.cluster")
 
@@ -241,7 +242,7 @@ class ShapedLeases:
                 if not isinstance(error, WorkerUnavailableError):
                     logger.exception("a pool cannot start a job", extra={"job_id": assignment.job.job_id})
                     failure = WorkerUnavailableError(f"the attempt cannot be sent to a node: {error}")
-                self._pool.supervisor.ended(assignment, Ending.CRASHED, error=failure)
+                self._pool.supervisor.ended(assignment, crashed(failure))
         self._balance(books)
 
     def _balance(self, books: _Books) -> None:
