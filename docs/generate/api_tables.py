@@ -20,6 +20,7 @@ from pydantic_core import PydanticUndefined
 from executor_adapter import ErrorCode, Job, RetryPolicy, RetryRule
 from executor_adapter.config import JobSettings
 from executor_adapter.error_codes import error_code_of
+from executor_adapter.error_facts import ErrorFacts
 from executor_adapter.prefect import JobExecutorBlock
 
 OF_ONE_CALL = ("function", "args", "kwargs", "job_id")
@@ -103,9 +104,10 @@ def _retried(error_code: ErrorCode) -> str:
         return "no"  # the job ends before any attempt, so there is nothing to follow
     decide = importlib.import_module(RetryPolicy.__module__).decide
     policy = RetryPolicy()
-    if not decide(policy, code=error_code, attempt=1, crashes=0).retry:
+    error = ErrorFacts(error_code, (), "")
+    if not decide(policy, error=error, attempt=1, crashes=0).retry:
         return "no"
-    if decide(policy, code=error_code, attempt=1, crashes=policy.crash_attempts + 1).retry:
+    if decide(policy, error=error, attempt=1, crashes=policy.crash_attempts + 1).retry:
         return "yes"
     return "yes, at most `crash_attempts` times"
 
