@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -46,14 +47,14 @@ def test_prefect_and_the_shell_find_the_package(wheel: zipfile.ZipFile) -> None:
     assert "[prefect.collections]" in lines
 
 
-def test_the_wheel_names_the_places_of_the_project(wheel: zipfile.ZipFile) -> None:
-    """An index shows where source, documentation and changes are, in the repository that the block names too."""
-    (metadata,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
-    lines = wheel.read(metadata).decode().splitlines()
-    places = dict(line.removeprefix("Project-URL: ").split(", ") for line in lines if line.startswith("Project-URL: "))
-    assert places.keys() == {"Source", "Documentation", "Changelog", "Issues"}
-    assert all(url.startswith(places["Source"]) for url in places.values())
-    assert f'"{places["Source"]}/' in (ROOT / "executor_adapter" / "blocks.py").read_text()
+def test_the_pythons_that_are_named_are_those_that_are_tested() -> None:
+    """The classifiers name exactly the versions of Python with which CI runs the tests."""
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    tested = workflow["jobs"]["test"]["strategy"]["matrix"]["python"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = [each.rpartition(" ")[2] for each in project["classifiers"] if ":: Python :: 3." in each]
+    assert named == tested
+    assert project["requires-python"] == f">={tested[0]}"
 
 
 def test_the_wheel_is_typed_and_licensed(wheel: zipfile.ZipFile) -> None:
