@@ -21,8 +21,7 @@ SETUP = "executor_adapter.prefect.setup"
 
 def bootstrap(
     file: Annotated[
-        Path | None,
-        typer.Option("--file", "-f", metavar="FILE", help="What to create, as YAML; default: everything."),
+        Path | None, typer.Option("--file", "-f", metavar="FILE", help="What to create, as YAML; default: everything.")
     ] = None,
     config: ConfigOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be done.")] = False,

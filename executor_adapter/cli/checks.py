@@ -229,9 +229,6 @@ def check_function(reference: str) -> Finding:
             check_job(Job(function=found, pool="process"))
     except (InvalidJobError, JobSerializationError) as error:
         return wrong(check, str(error), "define it at the top of a module that workers can import")
-    kind = (
-        "a coroutine function: pool='auto' runs it on an event loop"
-        if is_coroutine_function(found)
-        else "can be sent to a worker"
-    )
-    return fine(check, kind)
+    if is_coroutine_function(found):
+        return fine(check, "a coroutine function: pool='auto' runs it on an event loop")
+    return fine(check, "can be sent to a worker")

@@ -90,12 +90,9 @@ def flat(settings: BaseModel | Mapping[str, Any], prefix: str = "") -> Iterator[
         if isinstance(value, BaseModel) or (isinstance(value, Mapping) and value):
             yield from flat(value, f"{prefix}{name}.")
         else:
-            plain = (
-                [v.model_dump(mode="json") if isinstance(v, BaseModel) else v for v in value]
-                if isinstance(value, tuple)
-                else value
-            )
-            yield prefix + name, str(plain) if isinstance(plain, Path) else plain
+            if isinstance(value, tuple):
+                value = [v.model_dump(mode="json") if isinstance(v, BaseModel) else v for v in value]
+            yield prefix + name, str(value) if isinstance(value, Path) else value
 
 
 def has_key(given: Any, path: list[str]) -> bool:

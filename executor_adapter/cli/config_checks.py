@@ -53,13 +53,8 @@ def check_preload(module: str) -> Iterator[Finding]:
     key = "executor.preload"
     try:
         with ProgressBar("config check", lambda: ProgressCounts(note=f"importing {module}"), summary=False):
-            done = subprocess.run(
-                interpreter_command(code, module),
-                capture_output=True,
-                text=True,
-                timeout=IMPORT_TIMEOUT,
-                check=False,
-            )
+            command = interpreter_command(code, module)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_TIMEOUT, check=False)
     except subprocess.TimeoutExpired:
         yield wrong(key, f"importing {module} takes more than {IMPORT_TIMEOUT:.0f} s", "leave it out")
         return

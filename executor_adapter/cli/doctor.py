@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import textwrap
 from collections.abc import Callable, Iterator
 from typing import Annotated
 
 import typer
+from rich.table import Table
 
 from executor_adapter.cli.checks import core_checks
-from executor_adapter.cli.output import JsonOption, console, new_table, print_json, without_secrets
+from executor_adapter.cli.output import JsonOption, console, print_json, without_secrets
 from executor_adapter.cli.stores import ConfigOption, StoreOption
 from executor_adapter.monitoring import Finding, Level, ProgressBar, ProgressCounts
 from executor_adapter.terminal import SafeText
@@ -22,8 +24,7 @@ MARKS = {Level.FINE: ("ok", "green"), Level.WARNING: ("warn", "yellow"), Level.W
 
 def doctor(
     function: Annotated[
-        str | None,
-        typer.Option("--function", metavar="MODULE:FUNCTION", help="Also check that a worker can run it."),
+        str | None, typer.Option("--function", metavar="MODULE:FUNCTION", help="Also check that a worker can run it.")
     ] = None,
     prefect: Annotated[bool, typer.Option("--prefect/--no-prefect", help="Also check the Prefect server.")] = True,
     store: StoreOption = None,
@@ -51,12 +52,13 @@ def _prefect_checks() -> Iterator[Finding]:
 
 
 def _print(findings: list[Finding]) -> None:
-    table = new_table("", "CHECK", "FOUND")
-    table.columns[2].no_wrap = False
+    screen, width = console(), max(len(finding.check) for finding in findings)
     for finding in findings:
         mark, style = MARKS[finding.level]
-        text = SafeText(finding.found)
-        if finding.way_out:
-            text.append(f"\n{finding.way_out}", style="dim")
-        table.add_row(SafeText(mark, style=style), SafeText(finding.check), text)
-    console().print(table)
+        found = finding.found if finding.level is Level.FINE else ""
+        line = Table.grid(padding=(0, 2))
+        line.add_row(SafeText(f"{mark:4}", style=style), SafeText(f"{finding.check:{width}}"), SafeText(found))
+        screen.print(line)
+        if not found:  # The terminal breaks these lines, not the command: what is copied from them is whole.
+            text = textwrap.indent(f"{finding.found}\n{finding.way_out}", " " * 6)
+            screen.print(SafeText(text), soft_wrap=True)

@@ -84,9 +84,7 @@ def list_jobs(
         quarantined=True if quarantined else None,
     )
     if page * limit > MAX_OFFSET:
-        raise ConfigurationError(
-            f"--page {page} of --limit {limit} is beyond the end of any list: give smaller numbers"
-        )
+        raise ConfigurationError(f"--page {page} of --limit {limit} is beyond any list: give smaller numbers")
     with opened(store, config_file) as opened_store:
         found = opened_store.find(wanted, offset=(page - 1) * limit, limit=limit, newest_first=not oldest_first)
     if as_json:
@@ -98,7 +96,7 @@ def list_jobs(
 
 def _print_page(found: Page, page: int, limit: int) -> None:
     if found.records:
-        print_rows(COLUMNS, [row(record) for record in found.records])
+        print_rows(COLUMNS, [row(record) for record in found.records], by_end=True)
     console().print(SafeText(_position(found, page, (page - 1) * limit + 1), style="dim"))
 
 
@@ -190,11 +188,13 @@ def _arguments(record: JobRecord) -> str:
 
 def _print_attempts(attempts: Sequence[Attempt]) -> None:
     table = new_table("TRY", "POOL", "PID", "WAITED", "RAN", "KILLED IN", "PEAK", "ENDED")
+    for column in table.columns:
+        column.overflow = "fold"
+    table.columns[-1].no_wrap = False
     for attempt in attempts:
         peak = "" if attempt.peak_rss is None else f"{attempt.peak_rss / (1 << 20):.0f} MiB"
-        how = (
-            "completed" if attempt.error_code is None else f"{attempt.error_code}: {first_line(attempt.error_message)}"
-        )
+        failed = f"{attempt.error_code}: {first_line(attempt.error_message)}"
+        how = "completed" if attempt.error_code is None else failed
         pool = attempt.pool if attempt.node is None else f"{attempt.pool} on {attempt.node}"
         cells = [attempt.number, pool, attempt.pid or "", seconds(attempt.queue_seconds)]
         cells += [seconds(attempt.run_seconds), seconds(attempt.kill_seconds), peak, how]

@@ -20,9 +20,8 @@ def log_of(store: JobStore, job_id: str, *, tail: int, follow: bool) -> Iterator
     after, limit = 0, min(tail, MAX_LOG_LINES)
     while True:
         record = store.get(job_id)
-        has_ended = (
-            record is None or record.status in TERMINAL
-        )  # Read before the lines, so that the last lines are included.
+        # Read before the lines, so that the last lines are included.
+        has_ended = record is None or record.status in TERMINAL
         for line in store.lines(job_id, after=after, limit=limit):
             after = line.seq
             yield line

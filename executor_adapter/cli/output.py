@@ -31,6 +31,15 @@ PIPE_WIDTH = 200
 MIN_LAST_COLUMN = 16
 """Columns of the screen that the last column of a table keeps; others are left out for it."""
 
+ESSENTIAL_COLUMNS = 3
+"""The first columns of a table, which are not left out."""
+
+CUT = "…"
+"""Stands for what is left out of an id."""
+
+MIN_ID_END = 8
+"""Letters of an id that are shown at least: the last six are a counter, see `executor_adapter.job.ids`."""
+
 CLOSED_OUTPUT = 141
 """Exit code of a command whose reader left, as in `jobs list | head -1`: what a shell reports for SIGPIPE."""
 
@@ -129,30 +138,54 @@ def new_table(*columns: str) -> Table:
     return table
 
 
-def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, by_end: bool = False) -> None:
     """Print a table of one line per row, without the columns that are empty; nothing if there is no row.
 
-    On a narrow terminal columns before the last are left out from the right, but never the first two, and the last one
-    is cut.
+    On a narrow terminal the first column is cut to the ends that tell its texts apart, if `by_end`. Then columns before
+    the last are left out from the right. Where the essential ones have no room either, each of their cells is a line.
     """
     if not rows:
         return
     screen = console()
+    table = fitting_table(columns, rows, screen.width, essential=len(columns) if by_end else ESSENTIAL_COLUMNS)
+    if table is None and by_end:
+        rows = [(end, *row[1:]) for end, row in zip(ends_of([row[0] for row in rows]), rows, strict=True)]
+        table = fitting_table(columns, rows, screen.width)
+    if table is not None:
+        screen.print(table)
+        return
+    for row in rows:
+        texts = [_text(cell) for cell in (*row[:ESSENTIAL_COLUMNS], *row[ESSENTIAL_COLUMNS:][-1:])]
+        screen.print(SafeText("\n  ").join(text for text in texts if text.plain), soft_wrap=True)
+
+
+def fitting_table(
+    columns: Sequence[str], rows: Sequence[Sequence[Any]], width: int, *, essential: int = ESSENTIAL_COLUMNS
+) -> Table | None:
+    """Return a table of these rows whose last column is cut, and others left out, to fit the `width` of the screen.
+
+    None where the first `essential` columns and the last one do not fit.
+    """
     texts = [[_text(cell) for cell in row] for row in rows]
     widths = [max([len(name), *(row[at].cell_len for row in texts)]) for at, name in enumerate(columns)]
     kept = [at for at in range(len(columns)) if any(row[at].plain for row in texts)]
-    while (
-        len(kept) > 3
-        and sum(widths[at] + 2 for at in kept[:-1]) + min(MIN_LAST_COLUMN, widths[kept[-1]]) > screen.width
-    ):
+    while (room := width - sum(widths[at] + 2 for at in kept[:-1])) < min(MIN_LAST_COLUMN, widths[kept[-1]]):
+        if len(kept) <= essential + 1:
+            return None
         del kept[-2]
     table = new_table(*(columns[at] for at in kept))
-    for at, column in zip(kept[:-1], table.columns[:-1], strict=True):
-        column.min_width = widths[at]
-    table.columns[-1].max_width = max(1, screen.width - sum(widths[at] + 2 for at in kept[:-1]))
+    table.columns[-1].max_width = room
     for row in texts:
         table.add_row(*(row[at] for at in kept))
-    screen.print(table)
+    return table
+
+
+def ends_of(ids: Sequence[str]) -> list[str]:
+    """Return the shortest ends that tell these ids apart: ids begin with a time, so those of one hour begin alike."""
+    length = MIN_ID_END
+    while len({each[-length:] for each in ids}) < len(set(ids)):
+        length += 1
+    return [each if len(each) <= length + 1 else f"{CUT}{each[-length:]}" for each in ids]
 
 
 def _text(cell: Any) -> SafeText:

@@ -18,9 +18,7 @@ app = typer.Typer(help="Collect and process the tables that the configuration de
 
 
 @app.command()
-def init(
-    folder: Annotated[Path, typer.Argument(help="The folder; it is made where it is missing.")] = Path(),
-) -> None:
+def init(folder: Annotated[Path, typer.Argument(help="The folder; it is made where it is missing.")] = Path()) -> None:
     """Write a configuration, a module, a flow and a file to collect, from which your own pipeline can begin."""
     with _explained():
         from executor_adapter.pipeline import write_starter

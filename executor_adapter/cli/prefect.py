@@ -33,11 +33,6 @@ def reaching_server(errors: tuple[type[Exception], ...]) -> Iterator[None]:
 app = typer.Typer(help="Look after the records of the Prefect server.", no_args_is_help=True)
 
 
-@app.callback()
-def _group() -> None:
-    """Look after the records of the Prefect server."""
-
-
 @app.command("sweep")
 def sweep(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be ended.")] = False,

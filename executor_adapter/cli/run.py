@@ -111,9 +111,8 @@ def run(
     with modules_of_this_directory(), stdout_to_stderr() if as_json else contextlib.nullcontext():
         check_call(function, args, kwargs)
         job = Job(function=function, args=args, kwargs=kwargs, **given)
-        with _SingleJobExecutor(
-            1, config=config, store=store or config.store.url, observers=[_print_retry]
-        ) as executor:
+        url = store or config.store.url
+        with _SingleJobExecutor(1, config=config, store=url, observers=[_print_retry]) as executor:
             value, error = _wait(executor, job)
     facts = None if error is None else facts_of(error)
     _print_result(job, value, facts, as_json=as_json)
@@ -245,19 +244,11 @@ def _progress(job: Job) -> ProgressCounts:
 
 def _print_result(job: Job, value: Any, facts: ErrorFacts | None, *, as_json: bool) -> None:
     if as_json:
-        print_json(
-            {
-                "job_id": job.job_id,
-                "status": job.status,
-                "value": plain(value),
-                "error_code": job.error_code or (facts and facts.code),
-                "error_message": job.error_message or (facts and facts.text),
-                "traceback": facts and facts.traceback,
-                "attempts": len(job.attempts),
-                "duration": job.duration,
-                "records_processed": job.records_processed,
-            }
-        )
+        names = ("job_id", "status", "duration", "records_processed")
+        shown = {name: getattr(job, name) for name in names} | {"value": plain(value), "attempts": len(job.attempts)}
+        shown["error_code"] = job.error_code or (facts and facts.code)
+        shown["error_message"] = job.error_message or (facts and facts.text)
+        print_json(shown | {"traceback": facts and facts.traceback})
     elif value is not None:
         typer.echo(_value_text(value))
 

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from executor_adapter.cli.output import CUT
 from executor_adapter.config import load_config
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.store import JobFilter, JobRecord, JobStore, StoreUnavailableError, open_store
@@ -81,7 +82,7 @@ def find_job(store: JobStore, job_id: str) -> JobRecord:
     record = store.get(job_id)
     if record is not None:
         return record
-    found = list(itertools.islice(with_in_id(store, job_id), MAX_NAMED + 1))
+    found = list(itertools.islice(with_in_id(store, job_id.removeprefix(CUT)), MAX_NAMED + 1))
     if len(found) == 1:
         return found[0]
     if not found:

@@ -138,10 +138,8 @@ def _status(name: str, shared: SharedTools, live: dict[tuple[str, JobStatus], in
     uses = [use for use in shared.uses if use.tool_name == name]
     own_limits = sorted({use.max_concurrent for use in uses if use.max_concurrent is not None})
     own_rates = sorted({use.rate for use in uses if use.rate is not None})
-    only = ToolLimit(
-        max_concurrent=own_limits[0] if len(own_limits) == 1 else None, rate=own_rates[0] if own_rates else None
-    )
-    limit = control.limit or only
+    most = own_limits[0] if len(own_limits) == 1 else None
+    limit = control.limit or ToolLimit(max_concurrent=most, rate=own_rates[0] if own_rates else None)
     waiting = sum(live.get((name, status), 0) for status in (JobStatus.PENDING, JobStatus.RETRYING))
     reason = reason_of_tool(name, shared) or "free workers of its hosts, or the time of a retry"
     return ToolStatus(

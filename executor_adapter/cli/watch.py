@@ -10,10 +10,18 @@ from typing import Annotated, Any
 import typer
 from rich.console import Group
 from rich.live import Live
-from rich.table import Table
 
 from executor_adapter.cli.jobs import QueueOption, ToolOption, TypeOption, first_line
-from executor_adapter.cli.output import STYLES, JsonOption, console, new_table, print_json, seconds, status_text
+from executor_adapter.cli.output import (
+    STYLES,
+    JsonOption,
+    console,
+    ends_of,
+    fitting_table,
+    print_json,
+    seconds,
+    status_text,
+)
 from executor_adapter.cli.stores import ConfigOption, StoreOption, opened
 from executor_adapter.exceptions import ConfigurationError
 from executor_adapter.job import TERMINAL, JobStatus
@@ -63,27 +71,27 @@ class View:
         return Frame(counts=counts, live=tuple(live), total_live=total, recent=recent, at=self._clock())
 
 
-def render(frame: Frame) -> Group:
-    """Draw a frame: counts, live jobs, and those that ended last."""
+def render(frame: Frame, width: int) -> Group:
+    """Draw a frame for a screen of `width` columns: counts, live jobs, and those that ended last."""
     head = SafeText()
     for status, count in frame.counts.items():
         head.append(f"{count:,} {status}   ", style=STYLES[status] if count else "dim")
+    ids = [record.job_id for record in (*frame.live, *frame.recent)]
+    ends = dict(zip(ids, ends_of(ids), strict=True))
     parts: list[Any] = [head, SafeText()]
     if frame.live:
-        parts.append(_live_table(frame))
+        rows = [_live_row(record, ends[record.job_id], frame.at) for record in frame.live]
+        parts.append(fitting_table(COLUMNS, rows, width, essential=1) or SafeText("the terminal is too narrow"))
     hidden = frame.total_live - len(frame.live)
     parts.append(SafeText(f"and {hidden:,} more" if hidden > 0 else "", style="dim"))
-    parts += [_ended_line(record) for record in frame.recent]
+    parts += [_ended_line(record, ends[record.job_id]) for record in frame.recent]
     return Group(*parts)
 
 
-def _live_table(frame: Frame) -> Table:
-    table = new_table(*COLUMNS)
-    for record in frame.live:
-        since = record.started_at or record.created_at
-        cells = [record.job_type, record.tool_name or "", str(record.attempt or ""), seconds(frame.at - since)]
-        table.add_row(record.job_id, status_text(record.status), *cells, _progress(record))
-    return table
+def _live_row(record: JobRecord, name: str, now: float) -> list[Any]:
+    lasts = seconds(now - (record.started_at or record.created_at))
+    cells = [record.job_type, record.tool_name, record.attempt or "", lasts]
+    return [name, status_text(record.status), *cells, _progress(record)]
 
 
 def _progress(record: JobRecord) -> SafeText:
@@ -96,17 +104,12 @@ def _progress(record: JobRecord) -> SafeText:
         return SafeText(f"{progress.done:g} {progress.message}".strip())
     done = max(0.0, min(1.0, progress.done / progress.total))
     bar = "━" * round(20 * done)
-    return (
-        SafeText(bar, style="cyan")
-        .append("━" * (20 - len(bar)), style="dim")
-        .append(f" {done:4.0%} {progress.message}")
-    )
+    line = SafeText(f"{done:4.0%} ").append(bar, style="cyan").append("━" * (20 - len(bar)), style="dim")
+    return line.append(f" {progress.message}")
 
 
-def _ended_line(record: JobRecord) -> SafeText:
-    line = SafeText(f"{record.job_id}  ", style="dim", no_wrap=True, overflow="ellipsis").append(
-        status_text(record.status)
-    )
+def _ended_line(record: JobRecord, name: str) -> SafeText:
+    line = SafeText(f"{name}  ", style="dim", no_wrap=True, overflow="ellipsis").append(status_text(record.status))
     line.append(f"  {escaped(record.job_type)} {escaped(record.tool_name or '')} {seconds(record.duration)}")
     if record.error_code is not None:
         line.append(f"  {record.error_code}: {first_line(record.error_message)}", style="red")
@@ -153,7 +156,7 @@ def _show(view: View, interval: float, until_done: bool) -> None:
         while frame is None or frame.total_live or not until_done:
             try:
                 frame = view.frame(max(1, screen.height - RESERVED_LINES))
-                live.update(render(frame), refresh=True)
+                live.update(render(frame, screen.width), refresh=True)
             except StoreUnavailableError as error:
                 live.update(SafeText(f"{error}\nretrying", style="red"), refresh=True)
             due = max(due + interval, time.monotonic())  # A late frame is skipped, not caught up with.

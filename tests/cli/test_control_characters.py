@@ -47,7 +47,7 @@ def test_the_live_view_keeps_its_own_sequences_only(evil: str, store: JobStore) 
     """The live view of a terminal has the colours of its own and none of a job's control characters."""
     file = io.StringIO()
     screen = SafeConsole(file=file, force_terminal=True, width=200, color_system="standard")
-    screen.print(render(View(store, JobFilter()).frame(10)))
+    screen.print(render(View(store, JobFilter()).frame(10), 200))
     shown = file.getvalue()
     assert SEEN in shown
     assert "\x1b[3" in shown  # Colours.

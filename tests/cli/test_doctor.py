@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from executor_adapter.cli import checks, doctor
+from executor_adapter.cli import checks, doctor, output
 from executor_adapter.cli.checks import check_memory, check_memory_files, check_start_method, check_store, check_system
-from executor_adapter.monitoring.findings import Finding, Level, wrong
+from executor_adapter.monitoring.findings import Finding, Level, fine, wrong
 from executor_adapter.store import JobStore
 from tests.cli.conftest import Command
 
@@ -36,6 +36,21 @@ def test_no_finding_shows_a_password(monkeypatch: pytest.MonkeyPatch, command: C
         shown = command("doctor", "--no-prefect", *words).out
         assert "s3same" not in shown
         assert shown.count("http://me:(hidden)@127.0.0.1:4200/api") == 3
+
+
+def test_what_doctor_asks_one_to_copy_is_whole(monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
+    """On a narrow screen no command or URL of a finding that needs action is broken by a line end."""
+    monkeypatch.setattr(output, "PIPE_WIDTH", 40)
+    url, words = f"http://{'long.' * 9}example.org/api", "prefect config set PREFECT_API_URL=http://127.0.0.1:4200/api"
+    findings = [fine("system", "Linux"), wrong("prefect server", f"{url} does not answer", f"run {words}")]
+    monkeypatch.setattr(doctor, "core_checks", lambda *_: findings)
+    lines = [line.rstrip() for line in command("doctor", "--no-prefect").out.splitlines()]
+    assert lines == [
+        "ok    system          Linux",
+        "FAIL  prefect server",
+        f"      {url} does not answer",
+        f"      run {words}",
+    ]
 
 
 def test_the_memory_that_is_left_is_shown() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from executor_adapter.cli import stores
+from executor_adapter.cli import output, stores
+from executor_adapter.job import JobStatus
 from executor_adapter.store import JobStore
 from tests.cli.conftest import Command, fill, record
 
@@ -17,6 +18,30 @@ def test_a_job_is_found_by_part_of_its_id_however_many_others_have_that_elsewher
     elsewhere = [record(f"job-{n:02}", age=60, error_message="needle") for n in range(50)]
     fill(store, record("needle-in-1", age=90), *elsewhere)
     assert command("jobs", "show", "needle", "--json").json["job_id"] == "needle-in-1"
+
+
+def test_the_ends_of_ids_that_are_shown_differ() -> None:
+    """Ids that are cut are still different; short ones are whole."""
+    assert output.ends_of([f"{number:020}" for number in (1, 1, 2)]) == ["…00000001", "…00000001", "…00000002"]
+    assert output.ends_of([f"{letter}0123456789" for letter in "ab"] * 2) == ["a0123456789", "b0123456789"] * 2
+    assert output.ends_of(["x" * 15 + f"{letter}0123456789" for letter in "ab"]) == ["…a0123456789", "…b0123456789"]
+    assert output.ends_of(["short", "123456789"]) == ["short", "123456789"]
+
+
+def test_where_there_is_no_room_each_cell_is_a_line(
+    command: Command, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a very narrow screen id, status, function and error are below one another, and none is cut."""
+    monkeypatch.setattr(output, "PIPE_WIDTH", 30)
+    error = {"error_code": "DATA_ERROR", "error_message": "row 17 of flights.csv has no date"}
+    fill(store, record("0123-4567-89ab", JobStatus.FAILED, **error))
+    listed = command("jobs", "list").out.splitlines()
+    assert [line.rstrip() for line in listed[:4]] == [
+        "…567-89ab",
+        "  failed",
+        "  collect",
+        "  DATA_ERROR: row 17 of flights.csv has no date",
+    ]
 
 
 @pytest.mark.parametrize("part", ["a%b", "a_b", "%", "_"])

@@ -152,7 +152,7 @@ def test_a_page_that_no_list_has_is_refused_in_one_line(
     result = command("jobs", "list", *words)
     assert result.code == 2
     assert words[1] in result.err
-    assert result.err.endswith("is beyond the end of any list: give smaller numbers\n")
+    assert result.err.endswith("is beyond any list: give smaller numbers\n")
 
 
 # --- cancel, retry, release, cleanup ---
