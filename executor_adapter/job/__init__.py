@@ -14,14 +14,7 @@ from executor_adapter.job.functions import (
 from executor_adapter.job.html import html_of_jobs, html_table
 from executor_adapter.job.ids import uuid7
 from executor_adapter.job.live_state import JobState
-from executor_adapter.job.mistakes import (
-    Model,
-    call_text,
-    did_you_mean,
-    nearest,
-    rule_text,
-    shown,
-)
+from executor_adapter.job.mistakes import Model, call_text, did_you_mean, nearest, rule_text, shown
 from executor_adapter.job.model import NEW_ID_HINT, Job, check_are_jobs, check_is_job, check_is_new
 from executor_adapter.job.options import JobOptions, MapOptions, RepeatedJobOptions, SharedJobOptions
 from executor_adapter.job.pool_names import (

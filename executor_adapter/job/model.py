@@ -30,14 +30,17 @@ class Job(Model):
     """Describes one call of a function, with its limits and its retry policy, and shows its current state.
 
     The fields are what the caller asks for. The read-only properties are live: they show the job's state while it runs.
-    All durations are seconds; all times are aware and in UTC. Two jobs are equal only if they are the same object.
+    All durations are seconds; all times are aware and in UTC. A number may be given as text, as the environment has it:
+    "60" is 60; type checkers ask for a number. Two jobs are equal only if they are the same object.
 
     Raises:
         InvalidJobError: a field is unknown, or its value could never work; also where a field is set later, or by
             `model_copy(update=...)`. The message is one line. Pydantic's own `model_validate` raises ValidationError.
     """
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, validate_assignment=True)
+    model_config = ConfigDict(
+        extra="forbid", arbitrary_types_allowed=True, validate_assignment=True, use_attribute_docstrings=True
+    )
 
     function: FunctionField
     """The function to call, or its reference `"package.module:function"`. The only required field."""
@@ -300,6 +303,12 @@ class Job(Model):
     def report_progress(self, progress: Progress) -> None:
         """Note the progress that the running function reported."""
         self.state.progress = progress
+
+
+# `help(Job)` shows no docstrings of fields.
+Job.__doc__ = f"{Job.__doc__}\n    Fields:\n" + "".join(
+    f"        {name}: {' '.join((field.description or '').split())}\n" for name, field in Job.model_fields.items()
+)
 
 
 def _begin(job: Job, state: JobState) -> None:

@@ -275,7 +275,21 @@ def job_task(function: Callable[P, R], /) -> JobTask[P, R]: ...
 @overload
 def job_task(**options: Unpack[JobTaskOptions]) -> JobTaskDecorator: ...
 def job_task(function: Any = None, /, **options: Any) -> Any:
-    """Make a function a job task, with or without options: see JobTask. With `assets`, its runs materialize them."""
+    """Make a function a job task: write `@job_task`, or `@job_task(option=...)`, or `job_task(function)`.
+
+    Options of a job, which `help(Job)` explains:
+        where: pool, fresh_worker, keep, memory_limit, resources
+        limits in seconds: max_runtime, soft_timeout, queue_timeout, stall_timeout, deadline
+        retries: retry_attempts, retry_delay (seconds), retry (a RetryPolicy)
+        names: job_type, tool_name, dedupe_key (the last two may hold `{parameter}`), metadata, priority
+
+    All options of `prefect.task` too, such as name, tags, cache_policy, persist_result, retries, retry_delay_seconds
+    and timeout_seconds (the same as max_runtime); with `assets` (and `materialized_by`), its runs materialize them.
+
+    Raises:
+        TypeError: an option is unknown, or the function is none, or a task already.
+        InvalidJobError: a value can never work, or the function is a generator.
+    """
     if not (function is None or callable(function) or isinstance(function, classmethod | staticmethod)):
         option = f"pool={function!r}" if function in get_args(PoolName) else "..."
         raise TypeError(f"job_task: {function!r} is not a function: write @job_task({option}), with options by name")

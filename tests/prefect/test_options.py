@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,7 +21,7 @@ from executor_adapter.config import Settings
 from executor_adapter.exceptions import InvalidJobError
 from executor_adapter.executor.defaults import JobDefaults
 from executor_adapter.prefect import JobTask, JobTaskRunner, job_options, job_task
-from executor_adapter.prefect.options.job_options import AS_A_TASK, job_of_call
+from executor_adapter.prefect.options.job_options import AS_A_TASK, JOB_OPTIONS, job_of_call
 from executor_adapter.prefect.options.plain_task import options_of
 from executor_adapter.prefect.options.retries import policy_of_task
 
@@ -350,3 +351,9 @@ def test_a_mistake_is_named_in_one_line(decorate: Callable[[], Any], kind: type[
 def test_a_limit_may_wait_for_the_settings_pool() -> None:
     """A memory limit without a pool is accepted when decorated, because the settings may name the pool."""
     assert job_task(memory_limit="200MiB")(double).job_options == {"memory_limit": "200MiB"}
+
+
+def test_help_names_the_options_of_a_job_task() -> None:
+    """The docstring of `job_task` names every option of a job."""
+    words = set(re.findall(r"\w+", job_task.__doc__ or ""))
+    assert words >= JOB_OPTIONS

@@ -108,7 +108,7 @@ BUDGETS = {
     "config": 1_157,
     "exceptions": 170,
     "executor": 1_111,
-    "job": 1_229,
+    "job": 1_227,
     "modules": 500,
     "monitoring": 826,
     "persistence": 1_180,

@@ -6,6 +6,7 @@ import copy
 import functools
 import json
 import pickle
+import pydoc
 import time
 from typing import Any
 from uuid import RFC_4122, UUID
@@ -227,3 +228,17 @@ def test_the_public_names_are_exported() -> None:
     assert all(getattr(executor_adapter, name) is not None for name in executor_adapter.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Jobb'"):
         executor_adapter.Jobb  # noqa: B018
+
+
+def test_each_field_is_described_where_people_look() -> None:
+    """The JSON schema describes each field, and `help(Job)` does so too."""
+    properties = Job.model_json_schema()["properties"]
+    assert [name for name in Job.model_fields if not properties[name].get("description")] == []
+    shown = pydoc.render_doc(Job, renderer=pydoc.plaintext)
+    assert "max_runtime: Seconds that one attempt may run. A hard limit" in shown
+
+
+def test_a_number_may_be_text() -> None:
+    """Numbers come as text from the environment; a job takes it as the number."""
+    job = Job(function=work, max_runtime="60", retry_attempts="2")  # type: ignore[arg-type]
+    assert (job.max_runtime, job.retry_attempts) == (60.0, 2)
