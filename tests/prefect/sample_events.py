@@ -10,6 +10,7 @@ from uuid import uuid4
 from executor_adapter import Job, JobStatus
 from executor_adapter.prefect.mirror.job_history import JobHistory, Step
 from executor_adapter.prefect.mirror.state_events import FlowRunFacts, StateEvent, related_resource
+from executor_adapter.worker.facts import facts_of
 from tests.waiting import PATIENCE
 
 PENDING, COMPLETED, FAILED = JobStatus.PENDING, JobStatus.COMPLETED, JobStatus.FAILED
@@ -23,7 +24,7 @@ def event(
         FlowRunFacts(flow_run_id, related_resource("flow-run", flow_run_id, "name")) if flow_run_id else FlowRunFacts()
     )
     history = JobHistory(Job(function=dict), task_run_id or str(uuid4()))
-    history.add(Step(status, at, 1, OSError(error) if error else None, None))
+    history.add(Step(status, at, 1, facts_of(OSError(error)) if error else None, None))
     return history.next_event(flow)
 
 
