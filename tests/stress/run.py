@@ -129,7 +129,7 @@ class Run:
             executor.shutdown()
             called.set()
 
-        plan = JobPlan(name=self._name("last"), kind="answer", args=(), fields={"pool": "thread"})
+        plan = JobPlan(name=self._name("last"), kind="answer", args=(), fields={"pool": "thread", "retry_delay": 0.01})
         if (future := self.accept(self.job(plan))) is not None:
             future.add_done_callback(shut_down)
             called.wait()
